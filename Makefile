@@ -1,0 +1,56 @@
+# Every target makes the environment it needs, in .venv, with the versions of constraints.txt.
+#
+#   make quickstart   a pretrained model learns arithmetic: numbers before and after, a figure, its chains
+#   make test         the tests (no torch, no network)
+#   make parity       our model against transformers on torch
+#   make lint         ruff
+#   make bench        timed comparisons
+#   make clean        takes all of this away again
+#
+# Python 3.11 or 3.12 is looked for; `make test PYTHON=/path/to/python3.11` takes the one you say.
+
+SHELL := /bin/bash
+VENV := .venv
+RUN := $(VENV)/bin/python
+PYTHON ?=
+
+.PHONY: quickstart test parity lint bench clean
+.DEFAULT_GOAL := test
+
+quickstart: $(VENV)/.test
+	$(RUN) experiments/quickstart.py
+
+test: $(VENV)/.test
+	$(RUN) -m pytest -q tests -m 'not slow' --ignore=tests/parity
+
+parity: $(VENV)/.parity
+	$(RUN) -m pytest -q tests/parity
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+
+bench: $(VENV)/.test
+	@set -e; for script in bench/*.py; do echo "== $$script"; $(RUN) "$$script"; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An empty file says that the environment is complete; a changed setup.py or constraints.txt renews it.
+$(VENV)/.test: setup.py constraints.txt
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3); do \
+	  if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "make: needs Python 3.11 or 3.12 and found none (tried $(or $(PYTHON),python3.11 python3.12 python3)): install it, or say make PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$($$found --version), once, some minutes and 2 GB"; \
+	if ! $$found -m venv $(VENV); then \
+	  echo "make: $$found cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)" >&2; exit 1; \
+	fi
+	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.test
+	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+	@touch $@

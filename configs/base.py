@@ -1,0 +1,113 @@
+"""Every field there is, with its default. Other configs start from here and override; nothing else adds fields.
+
+    python -m rl_likelihood.train --config=configs/base.py --workdir=DIR --config.model.path=... --print_config
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The defaults. Takes no arguments."""
+    del arg
+    c = ConfigDict()
+    c.seed = 0  # of sampling, data order and random initial weights
+
+    c.model = ConfigDict()
+    c.model.path = ""  # Hugging Face folder, .gguf file, workdir of another run, or "smollm2-135m-instruct"
+    c.model.preset = ""  # instead of a path: random weights of this size ("tiny", 1.6 M parameters) over bytes
+    c.model.compute_dtype = "float32"  # float32 | bfloat16; parameters, log-probs and losses are always float32
+    c.model.scan_layers = True  # compile one layer and loop; False compiles all (some per cent faster on CPU)
+    c.model.remat = "none"  # none | dots | full: what the backward pass computes again to save memory
+
+    c.mesh = ConfigDict()  # devices = data x fsdp x tensor
+    c.mesh.data = 1
+    c.mesh.fsdp = 0  # 0: all devices that the others leave
+    c.mesh.tensor = 1
+
+    c.data = ConfigDict()
+    c.data.source = "reasoning_gym"  # reasoning_gym | jsonl
+    c.data.tasks = ("basic_arithmetic",)  # reasoning_gym: basic_arithmetic, chain_sum
+    c.data.train_path = ""  # jsonl: lines {"prompt", "answer", optional "chain", "id", "task"} or {"messages", "answer"}
+    c.data.heldout_path = ""  # jsonl; without it heldout_size rows of train_path, by a hash of the question
+    c.data.train_size = 2000  # questions; for jsonl 0 means all
+    c.data.heldout_size = 100
+    c.data.seed = 0
+    c.data.skip_bad_rows = False  # count and name bad rows instead of refusing the file
+
+    c.prompt = ConfigDict()
+    c.prompt.instruction = ""  # how to answer; empty: the standard one (data/prompts.py)
+    c.prompt.use_system = True  # instruction as system message; False puts it before the question
+    c.prompt.examples = 0  # worked examples before the question
+    c.prompt.score_delims = "close"  # what counts besides the answer: none | close (the "</" after it) | both
+    c.prompt.max_prompt = 128  # tokens
+    c.prompt.max_answer = 16  # tokens, delimiters included
+
+    c.sampler = ConfigDict()
+    c.sampler.group_size = 8  # chains per prompt (G)
+    c.sampler.max_chain = 64  # sampled tokens of a chain at most, its closing tags included
+    c.sampler.max_sampled_answer = 0  # further tokens for a sampled answer; 0 stops at the answer tag
+    c.sampler.temperature = 1.0  # the policy is the distribution at this temperature
+    c.sampler.width_multiple = 0  # rows padded to a multiple of this (each width compiles once); 0: to the longest
+    c.sampler.max_staleness = 0  # updates a rollout may be behind; 0 is strictly on-policy and reproducible
+    c.sampler.queue_depth = 2  # rollouts waiting at most
+    c.sampler.devices = "shared"  # sampler and learner take turns on the same devices
+
+    c.reward = ConfigDict()
+    c.reward.name = "log_prob"  # log_prob avg_log_prob prob avg_prob geo_mean_prob jepo | base_rl | sft
+    c.reward.truncated = "force_close"  # chain without answer tag: force_close | floor | drop
+    c.reward.floor = -50.0  # log-prob of the answer after a truncated chain, for truncated="floor"
+    c.reward.base_rl = (1.0, 0.1, 0.0)  # right, wrong but in the format, not in the format (ratio 100:10:0 of KW)
+
+    c.loss = ConfigDict()
+    c.loss.answer_term = 1.0  # coefficient of the reward's own gradient; 1 is exact, 0 leaves it out
+    c.loss.advantage = "loo"  # loo | mean | std
+    c.loss.aggregation = "seq_sum"  # seq_sum | seq_mean | token_mean | const
+    c.loss.ratio = "none"  # none | token | sequence: truncated importance weights for stale rollouts
+    c.loss.ratio_cap = 2.0
+    c.loss.clip_low = 0.0  # PPO clip of the ratio to [1 - low, 1 + high]; both 0: no clip
+    c.loss.clip_high = 0.0
+    c.loss.kl = "none"  # none | k1 | k2 | k3: KL to the initial model, in the loss
+    c.loss.kl_coef = 0.0
+
+    c.optim = ConfigDict()
+    c.optim.lr = 1e-5
+    c.optim.schedule = "cosine"  # cosine | constant
+    c.optim.warmup_steps = 20
+    c.optim.final_lr_fraction = 0.0
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.999
+    c.optim.weight_decay = 0.0
+    c.optim.clip_norm = 1.0
+
+    c.train = ConfigDict()
+    c.train.steps = 200
+    c.train.prompts_per_step = 8  # P; a step sees P x group_size chains
+    c.train.micro_batch_prompts = 0  # prompts per forward; 0: all at once. The result is the same
+    c.train.head_chunk = 512  # tokens whose logits exist at one time
+    c.train.eval_every = 0  # steps between evaluations; 0: before and after only
+    c.train.checkpoint_every = 50
+    c.train.keep_checkpoints = 2  # the last ones
+    c.train.keep_every = 0  # and every so many steps one for good; 0: none
+
+    # Before the first RL step, optionally: supervised steps on chains, to teach a format or a start policy.
+    c.warm_start = ConfigDict()
+    c.warm_start.steps = 0
+    c.warm_start.chains = "own"  # own: the model's own, greedy with worked examples | given: the data's "chain"
+    c.warm_start.examples = 2  # worked examples in the prompt with which own chains are sampled
+    c.warm_start.prompts = 128  # training questions whose own chains are sampled
+    c.warm_start.prompts_per_step = 32
+    c.warm_start.lr = 1e-5
+
+    c.eval = ConfigDict()
+    c.eval.prompts = 100  # held-out questions used
+    c.eval.samples = 1  # chains sampled at temperature 1 per question, beside the greedy one
+    c.eval.max_sampled_answer = 12  # tokens of the sampled answer
+    c.eval.batch_prompts = 50  # questions decoded at one time
+
+    c.report = ConfigDict()
+    c.report.samples_every = 1  # steps between entries in samples.jsonl; 0: none
+    c.report.sample_prompts = 1  # prompts written each time, with all their chains
+    c.report.console_samples = 20  # steps between chains shown on the console; 0: none
+    c.report.wandb = "off"  # off | offline | online
+    c.report.wandb_project = "rl_likelihood"
+    return c

@@ -1,0 +1,234 @@
+"""Tokenizers of Hugging Face folders and GGUF files, and the exact bytes of every id."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from rl_likelihood.shapes import UserError
+
+# transformers announces on import that torch is absent. Here it always may be: only its tokenizers are used.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+from transformers import PreTrainedTokenizerFast  # noqa: E402
+
+# tokenizer.ggml.token_type
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+
+
+def _words(digits: str) -> str:
+    """Splitting rule of GPT-4-like vocabularies; `digits` says how many digits a token may hold."""
+    contraction, letters = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+"
+    return "|".join([contraction, letters, digits, r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
+
+
+def _split(pattern: str) -> list:
+    return [
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+# tokenizer.ggml.pre -> (how text is normalised, how it is cut before the merges, whole words before merges).
+PRE_TOKENIZERS = {
+    "smollm": (
+        None,
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+        False,
+    ),
+    "qwen2": (normalizers.NFC(), _split(_words(r"\p{N}")), False),
+    "llama-bpe": (None, _split(_words(r"\p{N}{1,3}")), True),
+}
+
+
+def load_tokenizer(path: str | os.PathLike, require_template: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of a Hugging Face folder, a .gguf file, or a folder with exactly one .gguf; no network.
+
+    With its chat template, eos, bos and pad as the model has them (None where it has none). UserError for
+    missing or broken files, for a GGUF vocabulary of unknown kind, and, if `require_template`, for a
+    tokenizer without chat template.
+    """
+    path = Path(path)
+    gguf = _gguf(path)
+    tokenizer = _from_gguf(gguf) if gguf else _from_folder(path)
+    if require_template and not tokenizer.chat_template:
+        raise UserError(
+            f"{path}: its tokenizer has no chat template; add chat_template to tokenizer_config.json "
+            "or take the instruct version of the model"
+        )
+    return tokenizer
+
+
+def _gguf(path: Path) -> Path | None:
+    """As for weights: the .gguf that `path` is, or the only one of a folder without config.json."""
+    if path.suffix == ".gguf":
+        return path
+    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else []
+    if len(files) > 1:
+        raise UserError(f"{path}: holds {len(files)} .gguf files ({files[0].name}, {files[1].name}, ...); name one")
+    return files[0] if files else None
+
+
+def _from_folder(path: Path) -> PreTrainedTokenizerFast:
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(
+            f"{file}: no such file; a model folder needs it beside its weights "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it)"
+        )
+    try:
+        # This class takes tokenizer.json as it is, whatever class tokenizer_config.json names.
+        return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    except Exception as e:  # tokenizers raises bare Exception for a file that it cannot parse
+        raise UserError(f"{file}: cannot be read as a tokenizer ({e}); download the model again") from e
+
+
+def _from_gguf(file: Path) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer from the metadata tokenizer.ggml.*."""
+    meta = _metadata(file)
+    kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
+        raise UserError(
+            f"{file}: tokenizer.ggml.model = {kind!r} with tokenizer.ggml.pre = {pre!r} is not supported, only 'gpt2' "
+            f"with {', '.join(map(repr, PRE_TOKENIZERS))}; take the Hugging Face folder of this model"
+        )
+    for key in ("tokens", "merges", "token_type"):
+        if not isinstance(meta.get(f"tokenizer.ggml.{key}"), list):
+            raise UserError(f"{file}: metadata tokenizer.ggml.{key} is missing; download the file again")
+    tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
+    normalizer, cut, whole_words = PRE_TOKENIZERS[pre]
+    backend = Tokenizer(
+        models.BPE(
+            # Unused ids only pad the vocabulary to a round size.
+            vocab={token: i for i, (token, t) in enumerate(zip(tokens, types, strict=True)) if t != UNUSED},
+            merges=[tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]],
+            ignore_merges=whole_words,
+        )
+    )
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(cut)
+    backend.decoder = decoders.ByteLevel()
+    for token, t in zip(tokens, types, strict=True):
+        if t in (CONTROL, USER_DEFINED):
+            backend.add_tokens([AddedToken(token, special=t == CONTROL, normalized=False)])
+
+    def token(key: str) -> str | None:
+        i = meta.get(f"tokenizer.ggml.{key}_token_id")
+        return None if i is None else tokens[i]
+
+    bos = token("bos")
+    if bos and meta.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokens.index(bos))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=bos,
+        eos_token=token("eos"),
+        pad_token=token("padding"),
+        chat_template=meta.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _metadata(file: Path) -> dict[str, Any]:
+    """Every field of a GGUF file whose name begins with "tokenizer."."""
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give a .gguf file or a model folder")
+    try:
+        fields = GGUFReader(file).fields
+    except (ValueError, IndexError, KeyError, OverflowError) as e:  # what slicing past the end of the map raises
+        raise UserError(f"{file}: truncated, or not a GGUF file ({e}); download it again") from None
+    return {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: str | os.PathLike) -> None:
+    """Write tokenizer.json, tokenizer_config.json and the chat template to a folder, for transformers 4 and 5."""
+    tokenizer.save_pretrained(path)
+    file = Path(path) / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name in both; only 5 knows the one it writes
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def eos_ids(tokenizer: PreTrainedTokenizerFast, model_path: str | os.PathLike) -> tuple[int, ...]:
+    """Ids that end a text: the tokenizer's eos, then those of generation_config.json, or else config.json.
+
+    Chat models often have several (Llama 3: end of turn and end of text). Empty when none is known.
+    """
+    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for name in ("generation_config.json", "config.json"):
+        file = Path(model_path) / name
+        if not file.is_file():
+            continue
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        except ValueError as e:
+            raise UserError(f"{file}: not valid JSON ({e}); download the model again") from None
+        if found is not None:
+            ids += found if isinstance(found, list) else [found]
+            break
+    return tuple(dict.fromkeys(int(i) for i in ids))
+
+
+def vocab_bytes(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> tuple[bytes, ...]:
+    """The exact bytes of every id [vocab_size]: joined over the ids of a text they are its UTF-8.
+
+    b"" for special tokens and for ids that the tokenizer does not use (models round their vocabulary up).
+    Sentencepiece vocabularies begin a text with a space of their own. UserError for a tokenizer that is
+    neither byte-level nor sentencepiece with byte fallback, or that has ids the model does not.
+    """
+    vocab = tokenizer.get_vocab()
+    top = max(vocab.values())
+    if top >= vocab_size:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path or '(from GGUF)'}: has ids up to {top}, but the model's vocabulary is "
+            f"{vocab_size}; take tokenizer and weights of the same model"
+        )
+    to_bytes = _inverse(tokenizer)
+    added = tokenizer.added_tokens_decoder
+    out = [b""] * vocab_size
+    for text, i in vocab.items():
+        if i not in added:
+            out[i] = to_bytes(text)
+        elif not added[i].special:
+            out[i] = added[i].content.encode()  # added tokens are matched in plain text, outside the alphabet
+    return tuple(out)
+
+
+def _inverse(tokenizer: PreTrainedTokenizerFast):
+    """Vocabulary entry -> bytes, by the kind of decoder."""
+    decoder = tokenizer.backend_tokenizer.decoder
+    kinds = json.loads(decoder.__getstate__()) if decoder is not None else {}
+    steps = kinds.get("decoders", [kinds])
+    names = {step.get("type") for step in steps}
+    if "ByteLevel" in names:
+        alphabet = _byte_alphabet()
+        # An entry outside the alphabet decodes to its own text.
+        return lambda text: bytes(alphabet[c] for c in text) if alphabet.keys() >= set(text) else text.encode()
+    spaces = "Metaspace" in names or any(s.get("pattern") == {"String": "\u2581"} for s in steps)
+    if "ByteFallback" in names and spaces:
+        byte = re.compile(r"<0x([0-9A-F]{2})>")
+
+        def sentencepiece(text: str) -> bytes:
+            match = byte.fullmatch(text)
+            return bytes([int(match[1], 16)]) if match else text.replace("\u2581", " ").encode()
+
+        return sentencepiece
+    raise UserError(
+        f"tokenizer {tokenizer.name_or_path}: decoder {sorted(map(str, names))} is neither byte-level nor "
+        "sentencepiece with byte fallback, so the bytes of its ids are not known; take a model of another family"
+    )
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Character -> byte of byte-level BPE: printable Latin-1 bytes are themselves, the rest follow from U+0100 on."""
+    keep = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in keep]
+    return {chr(b): b for b in keep} | {chr(0x100 + i): b for i, b in enumerate(rest)}

@@ -1,0 +1,1 @@
+"""The learner: the surrogate, the optimizer, and the one jitted step."""

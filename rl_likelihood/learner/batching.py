@@ -1,0 +1,49 @@
+"""Rollouts into batches, and supervised examples into batches of the same shape. Numpy, on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from rl_likelihood.shapes import REFERENCE, Batch, Prompts, Rollout
+
+
+def scored_mask(segment: Int[np.ndarray, "P G T"], prompts: Prompts) -> Bool[np.ndarray, "P G T"]:
+    """`prompts.answer_scored`, moved to where the reference answer stands in each row."""
+    is_reference = segment == REFERENCE
+    rank = np.clip(np.cumsum(is_reference, -1) - 1, 0, prompts.answer.shape[1] - 1)
+    answer_scored = np.broadcast_to(prompts.answer_scored[:, None], (*segment.shape[:2], prompts.answer.shape[1]))
+    return is_reference & np.take_along_axis(answer_scored, rank, -1)
+
+
+def to_batch(
+    rollout: Rollout,
+    outside_reward: Float[np.ndarray, "P G"] | None = None,
+    keep: Bool[np.ndarray, "P G"] | None = None,
+) -> Batch:
+    """The learner's view of a rollout. Without `outside_reward` it is 0, without `keep` every row is kept."""
+    shape = rollout.segment.shape[:2]
+    prompts = rollout.prompts
+    return Batch(
+        prompt=prompts.tokens,
+        prompt_length=prompts.length,
+        completion=rollout.completion,
+        segment=rollout.segment,
+        scored=scored_mask(rollout.segment, prompts),
+        sampler_logp=rollout.sampler_logp,
+        outside_reward=np.zeros(shape, np.float32) if outside_reward is None else outside_reward.astype(np.float32),
+        truncated=rollout.truncated,
+        keep=np.ones(shape, bool) if keep is None else keep,
+    )
+
+
+def given_rollout(
+    prompts: Prompts, rows: list[tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]], pad_id: int, width: int
+) -> Rollout:
+    """Rows (ids, segments) that nobody sampled, one a prompt, as a rollout of group size 1 and width `width`."""
+    completion = np.full((len(rows), 1, width), pad_id, np.int32)
+    segment = np.zeros((len(rows), 1, width), np.int32)
+    for i, (ids, kinds) in enumerate(rows):
+        completion[i, 0, : len(ids)], segment[i, 0, : len(ids)] = ids, kinds
+    none = np.zeros((len(rows), 1), bool)
+    return Rollout(prompts, completion, segment, np.zeros(segment.shape, np.float32), none)

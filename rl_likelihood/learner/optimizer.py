@@ -1,0 +1,45 @@
+"""AdamW with warm-up, a schedule and a global-norm clip."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    lr: float = 1e-5
+    schedule: str = "cosine"  # cosine | constant
+    warmup_steps: int = 20
+    total_steps: int = 1000
+    final_lr_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+def schedule(cfg: OptimizerConfig) -> optax.Schedule:
+    """Learning rate against step: linear warm-up to `lr`, then cosine to `final_lr_fraction * lr`, or constant."""
+    warmup = min(cfg.warmup_steps, cfg.total_steps)
+    if cfg.schedule == "constant":
+        after = optax.constant_schedule(cfg.lr)
+    else:
+        after = optax.cosine_decay_schedule(cfg.lr, max(1, cfg.total_steps - warmup), cfg.final_lr_fraction)
+    # The first step is 1/(warmup+1) of the way up, not 0: no step is spent on nothing.
+    ramp = optax.linear_schedule(cfg.lr / (warmup + 1), cfg.lr, max(1, warmup))
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
+    """clip by global norm, then AdamW. Norms and biases (arrays of one layer axis and one other) do not decay."""
+    decay = lambda params: {  # noqa: E731
+        **{k: v.ndim > 1 for k, v in params.items() if k != "layers"},
+        "layers": {k: v.ndim > 2 and not k.endswith("bias") for k, v in params["layers"].items()},
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.clip_norm),
+        optax.adamw(schedule(cfg), cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decay),
+    )

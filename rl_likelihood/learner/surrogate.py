@@ -1,0 +1,148 @@
+"""The one equation: any reward of the family becomes a loss here.
+
+For a group objective f (rewards/likelihood.py), with `without i` meaning row i removed from `keep`,
+
+    surrogate = sum_i stop_gradient(f(group) - f(group without i)) log pi(z_i | p)  +  f(group)
+
+and the loss is minus its mean over prompts, plus beta KL. For a mean, f(group) - f(group without i) is
+RLOO's (R_i - mean of the others)/G; for jepo it is Tang et al.'s difference (2503.19618, sec. 4), which
+takes no further 1/G. The second term differentiates to the exact weights of the answer's tokens; no
+baseline enters it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rl_likelihood.rewards.likelihood import Objective
+
+# exp() of a log-ratio beyond this says nothing more; it would only overflow.
+MAX_LOG_RATIO = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Switches of the policy term. The answer term has only its coefficient."""
+
+    answer_term: float = 1.0  # coefficient of f(group); 1 is the exact gradient, 0 leaves it out
+    policy_term: float = 1.0  # coefficient of the log pi(z) term; 0 is supervised training
+    aggregation: str = "seq_sum"  # seq_sum | seq_mean | token_mean | const
+    max_tokens: int = 1  # the constant of aggregation "const" (Dr.GRPO)
+    advantage: str = "loo"  # loo | mean (Dr.GRPO) | std (GRPO)
+    ratio: str = "none"  # none | token | sequence: truncated importance weights against the sampler
+    ratio_cap: float = 2.0
+    clip_low: float | None = None  # PPO clip of the token ratio; None means no clipped ratio
+    clip_high: float | None = None
+    kl: str = "none"  # none | k1 | k2 | k3, in the loss
+    kl_coef: float = 0.0
+
+
+class Counts(NamedTuple):
+    """Denominators over the whole batch, so that micro-batches and devices add up to one loss."""
+
+    prompts: Float[Array, ""]
+    policy_tokens: Float[Array, ""]
+
+
+def leave_one_out(
+    f: Objective, logp: Float[Array, "P G A"], mask: Bool[Array, "P G A"], keep: Bool[Array, "P G"]
+) -> Float[Array, "P G"]:
+    """f(group) - f(group without i). 0 for a dropped row and for a group with fewer than two kept."""
+    g = keep.shape[-1]
+    group = f(logp, mask, keep)
+    without = jax.vmap(lambda i: f(logp, mask, keep & (jnp.arange(g) != i)), out_axes=-1)(jnp.arange(g))
+    return jnp.where(keep & (keep.sum(-1, keepdims=True) > 1), group[:, None] - without, 0.0)
+
+
+def advantages(
+    difference: Float[Array, "P G"], keep: Bool[Array, "P G"], kind: str, eps: float = 1e-4
+) -> Float[Array, "P G"]:
+    """Leave-one-out differences in the field's units: `loo` is R_i - mean of the others (for means),
+    `mean` is R_i - mean R (Dr.GRPO), `std` is that over the group's standard deviation (GRPO, ddof 1)."""
+    n = keep.sum(-1, keepdims=True).astype(jnp.float32)
+    if kind == "loo":
+        return difference * n
+    centred = difference * (n - 1)
+    if kind == "mean":
+        return centred
+    variance = (centred**2).sum(-1, keepdims=True) / jnp.maximum(n - 1, 1)
+    return centred / (jnp.sqrt(variance) + eps)
+
+
+def aggregate(
+    values: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+    keep: Bool[Array, "P G"],
+    cfg: LossConfig,
+    counts: Counts,
+) -> Float[Array, ""]:
+    """Sum over tokens, mean over the kept rows of a group, mean over prompts; or what `aggregation` says instead.
+
+    seq_mean divides each row by its length, const by max_tokens; token_mean is one mean over all tokens.
+    """
+    values = jnp.where(mask & keep[..., None], values, 0.0)
+    if cfg.aggregation == "token_mean":
+        return values.sum() / jnp.maximum(counts.policy_tokens, 1)
+    rows = values.sum(-1)
+    if cfg.aggregation == "seq_mean":
+        rows = rows / jnp.maximum(mask.sum(-1), 1)
+    elif cfg.aggregation == "const":
+        rows = rows / cfg.max_tokens
+    groups = rows.sum(-1) / jnp.maximum(keep.sum(-1), 1)
+    return groups.sum() / counts.prompts
+
+
+def importance(
+    logp: Float[Array, "P G T"], sampler_logp: Float[Array, "P G T"], mask: Bool[Array, "P G T"], per: str
+) -> Float[Array, "P G T"]:
+    """pi(now) / pi(when sampled), per token or for the whole row; 1 outside the mask. Not truncated."""
+    d = jnp.where(mask, logp - sampler_logp, 0.0)
+    if per == "sequence":
+        d = jnp.broadcast_to(d.sum(-1, keepdims=True), d.shape)
+    return jnp.exp(jnp.clip(d, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def policy_loss(
+    logp: Float[Array, "P G T"],
+    sampler_logp: Float[Array, "P G T"],
+    advantage: Float[Array, "P G"],
+    mask: Bool[Array, "P G T"],
+    keep: Bool[Array, "P G"],
+    cfg: LossConfig,
+    counts: Counts,
+) -> Float[Array, ""]:
+    """Minus the policy term. `advantage` is constant (stop-gradient is applied here).
+
+    Without clipping the gradient is that of weight * A * logp, with weight 1 on-policy and a truncated
+    importance ratio for stale rollouts. With clipping it is PPO's min(ratio A, clip(ratio) A).
+    """
+    a = jax.lax.stop_gradient(advantage)[..., None]
+    if cfg.clip_low is not None or cfg.clip_high is not None:
+        ratio = importance(logp, sampler_logp, mask, "token")
+        low = 0.0 if cfg.clip_low is None else 1 - cfg.clip_low
+        high = jnp.inf if cfg.clip_high is None else 1 + cfg.clip_high
+        gain = jnp.minimum(ratio * a, jnp.clip(ratio, low, high) * a)
+    elif cfg.ratio != "none":
+        weight = jnp.minimum(importance(logp, sampler_logp, mask, cfg.ratio), cfg.ratio_cap)
+        gain = jax.lax.stop_gradient(weight) * a * logp
+    else:
+        gain = a * logp
+    return -aggregate(gain, mask, keep, cfg, counts)
+
+
+def kl_estimate(kind: str, logp: Float[Array, "..."], ref_logp: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Per-token estimate of KL(pi || ref) at sampled tokens, with d = logp - ref_logp (Schulman's k1, k2, k3):
+    k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. In a loss, k2 has the right gradient, k1 none in expectation."""
+    d = logp - ref_logp
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return 0.5 * d * d
+    if kind == "k3":
+        return jnp.expm1(jnp.clip(-d, -MAX_LOG_RATIO, MAX_LOG_RATIO)) + d
+    raise ValueError(f"kl kind is {kind!r}; it must be k1, k2 or k3")

@@ -1,0 +1,1 @@
+"""The decoder: specs, forward, attention, the fused head, and weights on disk."""

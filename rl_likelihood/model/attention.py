@@ -1,0 +1,93 @@
+"""Attention over (the prompt's keys, shared by the group; the completion's own keys).
+
+One function serves the learner, scoring, prefill (no prompt part, G = 1) and decode (T = 1). The two
+parts are computed apart, each as one batched product, and joined by their softmax statistics, so the
+prompt's keys and values are read once per group and never repeated.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED
+
+# Finite, so that a fully masked part gives weight 0 instead of NaN.
+MASKED = -1e30
+
+
+def attention(
+    q: Float[Array, "P G T H Dh"],
+    own: tuple[Float[Array, "P G K U Dh"], Float[Array, "P G K U Dh"]],
+    own_mask: Bool[Array, "P #G T U"],
+    prompt: tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"]] | None = None,
+    prompt_mask: Bool[Array, "P S"] | None = None,
+) -> Float[Array, "P G T H Dh"]:
+    """softmax(q k / sqrt(Dh)) v over the prompt's and the row's own keys together.
+
+    Query heads h serve key head h // (H/K). Logits and softmax in float32. A query that sees no own
+    key is fine as long as it sees one prompt key.
+    """
+    p, g, t, h, d = q.shape
+    k = own[0].shape[2]
+    r = h // k
+    q = (q * d**-0.5).reshape(p, g, t, k, r, d)
+    q_own = q.transpose(0, 1, 3, 2, 4, 5).reshape(p, g, k, t * r, d)
+    row_mask = jnp.broadcast_to(own_mask[:, :, None, :, None], (p, own_mask.shape[1], 1, t, r, own_mask.shape[-1]))
+    top, total, out = _part(q_own, *own, row_mask.reshape(p, own_mask.shape[1], 1, t * r, -1))
+    if prompt is not None:
+        q_prompt = q.transpose(0, 3, 1, 2, 4, 5).reshape(p, k, g * t * r, d)
+        parts = _part(q_prompt, *prompt, prompt_mask[:, None, None, :])
+        # [P, K, G*T*R, x] -> [P, G, K, T*R, x]
+        parts = [x.reshape(p, k, g, t * r, -1).transpose(0, 2, 1, 3, 4) for x in parts]
+        top2, total2, out2 = parts
+        joint = jnp.maximum(top, top2)
+        a, b = jnp.exp(top - joint), jnp.exp(top2 - joint)
+        total = a * total + b * total2
+        out = a * out + b * out2
+    out = (out / total).astype(q.dtype)
+    return out.reshape(p, g, k, t, r, d).transpose(0, 1, 3, 2, 4, 5).reshape(p, g, t, h, d)
+
+
+def _part(q, k, v, mask):
+    """Row maximum, sum of exponentials and unnormalised output of one set of keys, in float32."""
+    logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask, logits, MASKED)
+    top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp(logits - top)
+    total = weights.sum(-1, keepdims=True)
+    out = jnp.einsum("...qk,...kd->...qd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return top, total, out
+
+
+def branch_mask(segment: Int[Array, "P G T"]) -> Bool[Array, "P G T T"]:
+    """Who sees whom in a completion row: causal, no padding, and the reference answer does not see the sampled one.
+
+    The sampled answer comes before the reference answer in the row, so causality hides the other way.
+    """
+    t = segment.shape[-1]
+    causal = jnp.tril(jnp.ones((t, t), bool))
+    query, key = segment[..., :, None], segment[..., None, :]
+    return causal & (key != PAD) & ~((query == REFERENCE) & (key == SAMPLED))
+
+
+def branch_positions(segment: Int[Array, "P G T"], prompt_length: Int[Array, "P"]) -> Int[Array, "P G T"]:
+    """Rotary positions: both answers continue the chain, so both start at its end."""
+    index = jnp.arange(segment.shape[-1])
+    is_reference = segment == REFERENCE
+    sampled = (segment == SAMPLED).sum(-1, keepdims=True)
+    return prompt_length[:, None, None] + jnp.where(is_reference, index - sampled, index)
+
+
+def predecessor(segment: Int[Array, "P G T"]) -> Int[Array, "P G T"]:
+    """Index, in the row [last prompt token; completion], of the token whose state predicts each token.
+
+    Token t is predicted by its neighbour on the left (index t in that row), except the first token of
+    the reference answer, which is predicted by the end of the chain, not by the sampled answer.
+    """
+    index = jnp.arange(segment.shape[-1])
+    is_reference = segment == REFERENCE
+    first = is_reference & (jnp.cumsum(is_reference, -1) == 1)
+    sampled = (segment == SAMPLED).sum(-1, keepdims=True)
+    return jnp.where(first, index - sampled, index)

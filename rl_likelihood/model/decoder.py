@@ -1,0 +1,341 @@
+"""One decoder for Llama 2/3, Qwen2/2.5, Qwen3 and SmolLM2: specs, init, forward, and the decode step.
+
+Parameters are a nested dict of layer-stacked arrays; everything here is a function of them. The head
+(vocabulary) lives in `head.py`: `forward` returns hidden states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rl_likelihood.model.attention import attention, branch_mask, branch_positions
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's frequency scaling: long wavelengths are stretched by `factor`, short ones left alone."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture (first block) and how to run it (second block)."""
+
+    family: str  # llama | qwen2 | qwen3
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tied: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    max_position: int = 8192
+
+    compute_dtype: str = "float32"
+    scan_layers: bool = True  # compile one layer, or all of them (faster on CPU, slower to compile)
+    remat: str = "none"  # none | dots (keep matrix products) | full (keep layer inputs)
+
+
+class Spec(NamedTuple):
+    """Shape of a parameter, the logical axis of each dimension (`mesh.RULES`), and its initial scale."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: str  # normal | ones | zeros
+
+
+def param_specs(cfg: ModelConfig) -> dict[str, Any]:
+    """The parameter tree: one Spec a leaf. Shapes, initial values, shardings and file names all follow it."""
+    n, d, h, k, dh, f = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
+    layer = {
+        "attn_norm": Spec((n, d), (None, None), "ones"),
+        "q": Spec((n, d, h, dh), (None, "width", "heads", None), "normal"),
+        "k": Spec((n, d, k, dh), (None, "width", "kv_heads", None), "normal"),
+        "v": Spec((n, d, k, dh), (None, "width", "kv_heads", None), "normal"),
+        "o": Spec((n, h, dh, d), (None, "heads", None, "width"), "normal"),
+        "mlp_norm": Spec((n, d), (None, None), "ones"),
+        "gate": Spec((n, d, f), (None, "width", "mlp"), "normal"),
+        "up": Spec((n, d, f), (None, "width", "mlp"), "normal"),
+        "down": Spec((n, f, d), (None, "mlp", "width"), "normal"),
+    }
+    if cfg.qkv_bias:
+        layer["q_bias"] = Spec((n, h, dh), (None, "heads", None), "zeros")
+        layer["k_bias"] = Spec((n, k, dh), (None, "kv_heads", None), "zeros")
+        layer["v_bias"] = Spec((n, k, dh), (None, "kv_heads", None), "zeros")
+    if cfg.qk_norm:
+        layer["q_norm"] = Spec((n, dh), (None, None), "ones")
+        layer["k_norm"] = Spec((n, dh), (None, None), "ones")
+    specs = {
+        "embed": Spec((cfg.vocab_size, d), ("vocab", "width"), "normal"),
+        "layers": layer,
+        "final_norm": Spec((d,), (None,), "ones"),
+    }
+    if not cfg.tied:
+        specs["head"] = Spec((cfg.vocab_size, d), ("vocab", "width"), "normal")
+    return specs
+
+
+def _is_spec(x) -> bool:
+    return isinstance(x, Spec)
+
+
+def init(key: Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
+    """Random parameters: normal(0.02), residual outputs scaled by 1/sqrt(2 L), norms 1, biases 0."""
+    specs = param_specs(cfg)
+    leaves, tree = jax.tree.flatten_with_path(specs, is_leaf=_is_spec)
+
+    def draw(i, path, spec):
+        if spec.init == "normal":
+            residual = path[-1].key in ("o", "down")
+            scale = 0.02 / math.sqrt(2 * cfg.layers) if residual else 0.02
+            return scale * jax.random.normal(jax.random.fold_in(key, i), spec.shape, dtype)
+        return (jnp.ones if spec.init == "ones" else jnp.zeros)(spec.shape, dtype)
+
+    return jax.tree.unflatten(tree, [draw(i, path, spec) for i, (path, spec) in enumerate(leaves)])
+
+
+def count(params: Params) -> int:
+    """Number of parameters."""
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def head_matrix(params: Params) -> Float[Array, "V D"]:
+    """The output matrix: the embedding when tied."""
+    return params.get("head", params["embed"])
+
+
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "... D"]:
+    """x / rms(x) * scale, the mean square in float32."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+    return y.astype(x.dtype) * scale
+
+
+def rope_tables(cfg: ModelConfig, position: Int[Array, "*N"]) -> tuple[Float[Array, "*N half"], Float[Array, "*N half"]]:
+    """cos and sin of position * frequency, in float32."""
+    half = cfg.head_dim // 2
+    freq = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    s = cfg.rope_scaling
+    if s is not None:
+        turns = s.original_max_position * freq / (2 * math.pi)  # turns over the original context
+        smooth = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
+        freq = freq * (smooth + (1 - smooth) / s.factor)
+    angle = position[..., None].astype(jnp.float32) * freq
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Float[Array, "*N H Dh"], rope) -> Float[Array, "*N H Dh"]:
+    """Rotary embedding on (first half, second half) pairs, the layout of Hugging Face files."""
+    cos, sin = (t[..., None, :].astype(x.dtype) for t in rope)
+    a, b = jnp.split(x, 2, -1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def qkv(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope):
+    """Queries [*N, H, Dh] and keys, values [*N, K, Dh], biased, normalised and rotated as the family asks."""
+    lead, d = x.shape[:-1], x.shape[-1]
+    h, k, dh = cfg.heads, cfg.kv_heads, cfg.head_dim
+    if "qkv" in w:  # fused by `unstack` for decoding
+        parts = jnp.split(x @ w["qkv"], [h * dh, (h + k) * dh], -1)
+    else:
+        parts = [x @ w[name].reshape(d, -1) for name in "qkv"]
+    if cfg.qkv_bias:
+        parts = [y + w[f"{name}_bias"].reshape(-1) for name, y in zip("qkv", parts, strict=True)]
+    q, key, v = (y.reshape(*lead, n, dh) for y, n in zip(parts, (h, k, k), strict=True))
+    if cfg.qk_norm:
+        q, key = rms_norm(q, w["q_norm"], cfg.norm_eps), rms_norm(key, w["k_norm"], cfg.norm_eps)
+    return rotate(q, rope), rotate(key, rope), v
+
+
+def mlp(x: Float[Array, "*N D"], w: Params) -> Float[Array, "*N D"]:
+    """(silu(x gate) * x up) down."""
+    if "gate_up" in w:
+        gate, up = jnp.split(x @ w["gate_up"], 2, -1)
+    else:
+        gate, up = x @ w["gate"], x @ w["up"]
+    return (jax.nn.silu(gate) * up) @ w["down"]
+
+
+def block(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], tuple]:
+    """One layer. `attend(q, k, v)` sees k, v as [..., K, T, Dh] and returns ([*N, H, Dh], k, v to keep)."""
+    q, k, v = qkv(rms_norm(x, w["attn_norm"], cfg.norm_eps), w, cfg, rope)
+    out, keep = attend(q, jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2))
+    x = x + out.reshape(*x.shape[:-1], -1) @ w["o"].reshape(-1, x.shape[-1])
+    return x + mlp(rms_norm(x, w["mlp_norm"], cfg.norm_eps), w), keep
+
+
+class Hidden(NamedTuple):
+    """Final hidden states of the prompt [P, S, D] and of the completions [P, G, T, D] (None without them)."""
+
+    prompt: Float[Array, "P S D"]
+    completion: Float[Array, "P G T D"] | None
+    cache: tuple | None  # prompt keys, values, each [L, P, K, S, Dh], when asked for
+
+
+_REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def forward(
+    params: Params,
+    cfg: ModelConfig,
+    prompt: Int[Array, "P S"],
+    prompt_length: Int[Array, "P"],
+    completion: Int[Array, "P G T"] | None = None,
+    segment: Int[Array, "P G T"] | None = None,
+    keep_cache: bool = False,
+) -> Hidden:
+    """Hidden states of P right-padded prompts, each computed once, and of their G completions.
+
+    Log-probs [B, T-1] of plain right-padded ids [B, T] (each token given those before it):
+
+        hidden = forward(params, cfg, ids, lengths).prompt
+        stats = token_stats(hidden[:, :-1], head_matrix(params), ids[:, 1:], chunk=512)
+        logp = jnp.where(jnp.arange(1, ids.shape[1]) < lengths[:, None], stats.log_prob, 0.0)
+
+    With completions, `segment` (shapes.py) says which tokens are chain, tag and answers; it sets
+    masks and positions, so that both answers continue the chain and do not see each other.
+    """
+    dtype = jnp.dtype(cfg.compute_dtype)
+    s = prompt.shape[1]
+    in_prompt = jnp.arange(s) < prompt_length[:, None]
+    prompt_rope = rope_tables(cfg, jnp.arange(s))
+    prompt_mask = jnp.tril(jnp.ones((s, s), bool)) & in_prompt[:, None, None, :]
+    x = params["embed"][prompt].astype(dtype)
+    y = None
+    if completion is not None:
+        y = params["embed"][completion].astype(dtype)
+        own_rope = rope_tables(cfg, branch_positions(segment, prompt_length))
+        own_mask = branch_mask(segment)
+
+    def layer(carry, w):
+        x, y = carry
+        w = jax.tree.map(lambda a: a.astype(dtype), w)
+
+        def attend_prompt(q, k, v):  # a group of one, with no prompt before it
+            out = attention(q[:, None], (k[:, None], v[:, None]), prompt_mask)
+            return out[:, 0], (k, v)
+
+        x, cache = block(x, w, cfg, prompt_rope, attend_prompt)
+        if y is not None:
+
+            def attend_own(q, k, v):
+                return attention(q, (k, v), own_mask, cache, in_prompt), None
+
+            y, _ = block(y, w, cfg, own_rope, attend_own)
+        return (x, y), (cache if keep_cache else None)
+
+    if cfg.remat != "none":
+        layer = jax.checkpoint(layer, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
+    unroll = 1 if cfg.scan_layers else cfg.layers
+    (x, y), cache = jax.lax.scan(layer, (x, y), params["layers"], unroll=unroll)
+    scale = params["final_norm"].astype(dtype)
+    norm = lambda z: None if z is None else rms_norm(z, scale, cfg.norm_eps)  # noqa: E731
+    return Hidden(norm(x), norm(y), cache)
+
+
+def unstack(params: Params, cfg: ModelConfig) -> Params:
+    """Decoding layout, made once per weight version: layers as a tuple, qkv and gate-up products fused.
+
+    A decode step then copies no weight and makes four large products a layer instead of seven.
+    """
+    dtype = jnp.dtype(cfg.compute_dtype)
+    n, d = cfg.layers, cfg.width
+
+    def one(i):
+        w = {k: v[i].astype(dtype) for k, v in params["layers"].items()}
+        w["qkv"] = jnp.concatenate([w.pop(name).reshape(d, -1) for name in "qkv"], -1)
+        w["gate_up"] = jnp.concatenate([w.pop("gate"), w.pop("up")], -1)
+        return w
+
+    rest = {k: v.astype(dtype) for k, v in params.items() if k != "layers"}
+    return {**rest, "layers": tuple(one(i) for i in range(n))}
+
+
+def prefill(
+    weights: Params, cfg: ModelConfig, prompt: Int[Array, "P S"], prompt_length: Int[Array, "P"]
+) -> tuple[Float[Array, "P D"], tuple]:
+    """Hidden state of each prompt's last token, and the prompts' keys and values, one pair a layer.
+
+    `weights` are `unstack(params, cfg)`. A prompt is computed once, whatever the group size.
+    """
+    s = prompt.shape[1]
+    mask = jnp.tril(jnp.ones((s, s), bool)) & (jnp.arange(s) < prompt_length[:, None])[:, None, None, :]
+    rope = rope_tables(cfg, jnp.arange(s))
+    x = weights["embed"][prompt]
+    cache = []
+
+    def attend(q, k, v):
+        return attention(q[:, None], (k[:, None], v[:, None]), mask)[:, 0], (k, v)
+
+    for w in weights["layers"]:
+        x, kept = block(x, w, cfg, rope, attend)
+        cache.append(kept)
+    x = jnp.take_along_axis(x, (prompt_length - 1)[:, None, None], 1)[:, 0]
+    return rms_norm(x, weights["final_norm"], cfg.norm_eps), tuple(cache)
+
+
+def empty_cache(cfg: ModelConfig, p: int, g: int, length: int) -> tuple:
+    """Own keys and values of P x G rows of at most `length` completion tokens, zero."""
+    zero = jnp.zeros((p, g, cfg.kv_heads, length, cfg.head_dim), cfg.compute_dtype)
+    return tuple((zero, zero) for _ in range(cfg.layers))
+
+
+class Cache(NamedTuple):
+    """Keys and values while decoding, one array a layer: the prompt's [P, K, S, Dh], the rows' own [P, G, K, T, Dh]."""
+
+    prompt: tuple[tuple[Array, Array], ...]
+    own: tuple[tuple[Array, Array], ...]
+
+
+def decode_step(
+    weights: Params,
+    cfg: ModelConfig,
+    token: Int[Array, "P G"],
+    index: Int[Array, ""],
+    prompt_length: Int[Array, "P"],
+    in_prompt: Bool[Array, "P S"],
+    cache: Cache,
+) -> tuple[Float[Array, "P G D"], Cache]:
+    """Hidden state after completion token number `index` (the same for every row), and the cache with it.
+
+    `weights` are `unstack(params, cfg)`. Own keys beyond `index` are not seen.
+    """
+    p, g = token.shape
+    length = cache.own[0][0].shape[3]
+    position = jnp.broadcast_to((prompt_length + index)[:, None, None], (p, g, 1))
+    rope = rope_tables(cfg, position)
+    own_mask = jnp.broadcast_to(jnp.arange(length) <= index, (p, 1, 1, length))
+    x = weights["embed"][token][:, :, None]  # [P, G, 1, D]
+    own = []
+    for w, shared, (keys, values) in zip(weights["layers"], cache.prompt, cache.own, strict=True):
+
+        def attend(q, k, v, shared=shared, keys=keys, values=values):
+            keys = jax.lax.dynamic_update_slice_in_dim(keys, k, index, 3)
+            values = jax.lax.dynamic_update_slice_in_dim(values, v, index, 3)
+            return attention(q, (keys, values), own_mask, shared, in_prompt), (keys, values)
+
+        x, kept = block(x, w, cfg, rope, attend)
+        own.append(kept)
+    x = rms_norm(x, weights["final_norm"], cfg.norm_eps)
+    return x[:, :, 0], Cache(cache.prompt, tuple(own))

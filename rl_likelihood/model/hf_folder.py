@@ -1,0 +1,214 @@
+"""Hugging Face folders: config.json <-> ModelConfig, and safetensors opened for reading by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from rl_likelihood.model.decoder import ModelConfig, RopeScaling
+from rl_likelihood.shapes import UserError
+
+# model_type -> (its class, what the family adds to a plain Llama). GGUF files use the same names.
+FAMILIES: dict[str, tuple[str, dict[str, bool]]] = {
+    "llama": ("LlamaForCausalLM", {}),
+    "qwen2": ("Qwen2ForCausalLM", {"qkv_bias": True}),
+    "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True}),
+}
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class Source(NamedTuple):
+    """An opened checkpoint: architecture, file and shape of every tensor by name, and a reader of one tensor."""
+
+    cfg: ModelConfig
+    files: dict[str, Path]
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`; UserError when it is missing or broken."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; a model is a folder with {CONFIG} and {WEIGHTS}, or a .gguf") from None
+    except ValueError as e:
+        raise UserError(f"{file}: not valid JSON ({e}); download or export the model again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: holds a {type(value).__name__}, not a JSON object; download the model again")
+    return value
+
+
+def open_folder(path: Path) -> Source:
+    """Open config.json and one or many safetensors files; they stay memory-mapped while the Source lives."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such model folder or .gguf file")
+    cfg = config_from_hf(read_json(path / CONFIG), path / CONFIG)
+    index = read_json(path / INDEX).get("weight_map", {}) if (path / INDEX).exists() else {}
+    handles, files, shapes = {}, {}, {}
+    for name in sorted(set(index.values())) or [WEIGHTS]:
+        file = path / name
+        handle = _open(file)
+        for tensor in handle.keys():  # noqa: SIM118  (a safe_open is not a dict)
+            part = handle.get_slice(tensor)
+            if part.get_dtype() not in ("F32", "F16", "BF16"):
+                raise UserError(
+                    f"{file}: tensor {tensor} has type {part.get_dtype()}, but only F32, F16 and BF16 can be read; "
+                    "take the checkpoint that is not quantised"
+                )
+            handles[tensor], files[tensor], shapes[tensor] = handle, file, tuple(part.get_shape())
+    for tensor, name in index.items():
+        if tensor not in shapes:
+            raise UserError(f"{path / name}: tensor {tensor} is listed in {INDEX} but not there; download it again")
+
+    def read(tensor: str) -> np.ndarray:
+        return handles[tensor].get_tensor(tensor)
+
+    # A configuration that says "tied" beside an output matrix of its own: believe the weights, as transformers does.
+    if cfg.tied and HEAD in shapes:
+        if shapes[HEAD] == shapes.get(EMBED) and np.array_equal(read(HEAD), read(EMBED)):
+            del shapes[HEAD]
+        else:
+            cfg = dataclasses.replace(cfg, tied=False)
+    return Source(cfg, files, shapes, read)
+
+
+def _open(file: Path):
+    if not file.exists():
+        advice = "convert the .bin files to safetensors" if list(file.parent.glob("*.bin")) else "download it again"
+        raise UserError(f"{file}: no such weight file, the model folder is incomplete; {advice}")
+    try:
+        return safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{file}: truncated, or not a safetensors file ({e}); download it again") from None
+
+
+def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
+    """Architecture from a config.json; UserError naming the field for what this decoder does not compute."""
+
+    def need(field: str) -> Any:
+        if config.get(field) is None:
+            raise UserError(f"{file}: field {field} is missing; take the {CONFIG} that came with the weights")
+        return config[field]
+
+    def refuse(field: str, value: Any, supported: str) -> None:
+        raise UserError(f"{file}: {field} = {value!r} is not supported, only {supported}; take another model")
+
+    family = need("model_type")
+    if family not in FAMILIES:
+        refuse("model_type", family, ", ".join(FAMILIES))
+    extras = FAMILIES[family][1]
+    if config.get("hidden_act", "silu") != "silu":
+        refuse("hidden_act", config["hidden_act"], "'silu'")
+    if config.get("attention_bias") and not extras.get("qkv_bias"):
+        refuse("attention_bias", True, "false")
+    if config.get("mlp_bias"):
+        refuse("mlp_bias", True, "false")
+    if config.get("quantization_config"):
+        refuse("quantization_config", config["quantization_config"], "weights in F32, F16 or BF16 (or a .gguf)")
+    layers = need("num_hidden_layers")
+    kinds = config.get("layer_types") or []
+    slides = any(kind != "full_attention" for kind in kinds)
+    if not kinds and config.get("use_sliding_window") and config.get("sliding_window"):
+        slides = layers > config.get("max_window_layers", 28)
+    if slides:
+        refuse("sliding_window", config.get("sliding_window"), "full attention in every layer")
+
+    heads, width = need("num_attention_heads"), need("hidden_size")
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or (128 if family == "qwen3" else width // heads)
+    if heads % kv_heads or head_dim % 2:
+        raise UserError(
+            f"{file}: num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv_heads}, "
+            f"and head_dim = {head_dim} must be even; take the {CONFIG} that came with the weights"
+        )
+    theta, scaling = _rope(config, file, refuse)
+    return ModelConfig(
+        family=family,
+        vocab_size=need("vocab_size"),
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        mlp=need("intermediate_size"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=float(need("rms_norm_eps")),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        max_position=need("max_position_embeddings"),
+        **extras,
+    )
+
+
+def _rope(config: dict[str, Any], file: Path, refuse) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling: under rope_parameters (transformers 5), or rope_theta beside rope_scaling (before)."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if any(isinstance(value, dict) for value in rope.values()):
+        refuse("rope_parameters", rope, "one set of rotary parameters for all layers")
+    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
+    if partial != 1.0:
+        refuse("partial_rotary_factor", partial, "1.0")
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        refuse("rope_type", kind, "'default' and 'llama3'")
+    for field in ("factor", "low_freq_factor", "high_freq_factor"):
+        if rope.get(field) is None:
+            raise UserError(f"{file}: rope type llama3 needs field {field}; take the {CONFIG} of the model")
+    original = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+    return theta, RopeScaling(
+        float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]), int(original)
+    )
+
+
+def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
+    """config.json of `cfg`, for transformers 5 (rope_parameters) and 4 (rope_theta, rope_scaling) alike."""
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if cfg.rope_scaling is not None:
+        rope = {
+            "rope_type": "llama3",
+            "factor": cfg.rope_scaling.factor,
+            "low_freq_factor": cfg.rope_scaling.low_freq_factor,
+            "high_freq_factor": cfg.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": cfg.rope_scaling.original_max_position,
+        }
+    config = {
+        "architectures": [FAMILIES[cfg.family][0]],
+        "model_type": cfg.family,
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.width,
+        "intermediate_size": cfg.mlp,
+        "num_hidden_layers": cfg.layers,
+        "num_attention_heads": cfg.heads,
+        "num_key_value_heads": cfg.kv_heads,
+        "head_dim": cfg.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": cfg.max_position,
+        "rms_norm_eps": cfg.norm_eps,
+        "rope_theta": cfg.rope_theta,
+        "rope_scaling": None if cfg.rope_scaling is None else rope,
+        "rope_parameters": {**rope, "rope_theta": cfg.rope_theta},
+        "tie_word_embeddings": cfg.tied,
+        "attention_dropout": 0.0,
+        "torch_dtype": dtype,
+        # Which ids end a text is the tokenizer's knowledge; unset, a class would put in its own.
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    if cfg.family == "llama":
+        config |= {"attention_bias": False, "mlp_bias": False}
+    else:
+        config |= {"use_sliding_window": False}
+    return config

@@ -1,0 +1,194 @@
+"""Curves of one or several runs, drawn from their files: PNG and SVG.
+
+    python -m rl_likelihood.report.plots RUN_DIR... --out=DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from rl_likelihood.report import metrics
+from rl_likelihood.shapes import UserError
+
+# Okabe and Ito's colours, told apart with every common kind of colour blindness; yellow is too pale for a line.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")  # when there are more runs than colours
+INK, GRID = "#333333", "#E5E5E5"
+FAINT_UP_TO = 3  # runs; the single steps of more than that hide the means
+
+
+class Panel(NamedTuple):
+    """What one panel shows: its title, and the metrics of training (a line) and of evaluation (points)."""
+
+    title: str
+    train: str
+    heldout: str
+
+
+PANELS = (
+    Panel("Reward in training", "reward/mean", ""),
+    Panel("Greedy success on held-out questions", "", "greedy_success"),
+    Panel("Perplexity of the reference answer", "answer/perplexity", "perplexity"),
+    Panel("Length of the chain of thought, tokens", "chain/length", "chain_length"),
+)
+
+
+def series(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of the rows that have `key`; null becomes nan (a gap), a step's last row counts."""
+    found = {row["step"]: row[key] for row in rows if key in row}
+    steps = sorted(found)
+    values = [np.nan if found[s] is None else found[s] for s in steps]
+    return np.asarray(steps, int), np.asarray(values, float)
+
+
+def window(points: int) -> int:
+    """Steps that the bold line averages over: none for short runs, a twentieth of long ones; always odd."""
+    return 1 if points < 40 else points // 20 // 2 * 2 + 1
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred mean over `width` values (fewer at the ends), leaving nan out."""
+    finite = np.isfinite(values)
+    kernel = np.ones(min(width, len(values)))  # a short run beside a long one: its own mean
+    total = np.convolve(np.where(finite, values, 0.0), kernel, "same")
+    count = np.convolve(finite, kernel, "same")
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def load(workdir: str | Path) -> dict[str, list[dict]]:
+    """The rows of a run: {"train": metrics.jsonl, "heldout": eval.jsonl or nothing}."""
+    workdir = Path(workdir)
+    if not (workdir / metrics.METRICS).exists():
+        raise UserError(f"{workdir}: no {metrics.METRICS} here; give the --workdir of a run")
+    evals = workdir / metrics.EVAL
+    return {"train": metrics.read(workdir / metrics.METRICS), "heldout": metrics.read(evals) if evals.exists() else []}
+
+
+def _style(ax: Axes, title: str) -> None:
+    ax.set_title(title, loc="left", fontsize=12, color=INK, pad=8)
+    ax.grid(True, color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=10, colors=INK, length=0)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for side, spine in ax.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color("#999999")
+
+
+def _look(i: int) -> dict:
+    """Colour, dash and marker of run number i."""
+    n = len(COLOURS)
+    return {"color": COLOURS[i % n], "linestyle": DASHES[i // n % len(DASHES)], "marker": MARKERS[i % n]}
+
+
+def _draw(ax: Axes, panel: Panel, rows: dict[str, list[dict]], look: dict, width: int, faint: bool) -> None:
+    steps, values = series(rows["train"], panel.train)
+    if len(values):
+        if faint:
+            ax.plot(steps, values, color=look["color"], linewidth=0.8, alpha=0.3, gid="each step")
+        ax.plot(steps, smooth(values, width), **(look | {"marker": ""}), linewidth=2, gid="mean")
+    steps, values = series(rows["heldout"], panel.heldout)
+    if len(values):
+        # White edges keep a point readable where it lies on its run's line; without a line the points are joined.
+        style = look | {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 1.0, "linewidth": 1.5}
+        ax.plot(steps, values, **(style | ({"linestyle": ""} if panel.train else {})), gid="held-out", zorder=3)
+
+
+def _scale(ax: Axes, panel: Panel) -> None:
+    """Percentages from 0; perplexity on a logarithmic axis when it spans more than a factor of ten."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines] or [np.empty(0)])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        where = {"transform": ax.transAxes, "ha": "center", "va": "center"}
+        ax.text(0.5, 0.5, "not measured", color="#777777", fontsize=11, **where)
+        ax.set_yticks([])
+    elif panel.heldout == "greedy_success":
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        ax.set_ylim(0, min(1.0, max(0.1, 1.15 * values.max())) + 0.01)
+    elif panel.heldout == "perplexity" and values.min() > 0 and values.max() > 10 * values.min():
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.yaxis.set_minor_locator(NullLocator())
+
+
+def figure(runs: dict[str, str | Path]) -> Figure:
+    """The figure of `curves`: four panels against step, one colour a run (name -> workdir)."""
+    if not runs:
+        raise UserError("plots: no run to draw; give at least one RUN_DIR")
+    rows = {name: load(workdir) for name, workdir in runs.items()}
+    width = window(max(len(series(r["train"], PANELS[0].train)[0]) for r in rows.values()))
+    faint = width > 1 and len(rows) <= FAINT_UP_TO
+    fig = Figure(figsize=(10.5, 7.2), layout="constrained")
+    grid = fig.subplots(2, 2, sharex=True)
+    for ax, panel in zip(grid.flat, PANELS, strict=True):
+        _style(ax, panel.title)
+        for i, name in enumerate(rows):
+            _draw(ax, panel, rows[name], _look(i), width, faint)
+        _scale(ax, panel)
+    for ax in grid[-1]:
+        ax.set_xlabel("step (updates)", fontsize=11, color=INK)
+    if len(rows) == 1:
+        fig.suptitle(next(iter(rows)), fontsize=13, color=INK, x=0.01, ha="left")
+    else:
+        handles = [Line2D([], [], linewidth=2, **_look(i)) for i in range(len(rows))]
+        style = {"frameon": False, "fontsize": 11, "labelcolor": INK}
+        fig.legend(handles, list(rows), loc="outside upper left", ncols=min(len(rows), 6), **style)
+    lines = "Lines: training" + (f", mean of {width} steps" if width > 1 else "") + (" (faint: each)" if faint else "")
+    fig.supxlabel(f"{lines}.  Points: held-out questions.", fontsize=10, color="#666666")
+    return fig
+
+
+def curves(runs: dict[str, str | Path], out: str | Path) -> list[Path]:
+    """Writes curves.png and curves.svg of `runs` (name -> workdir) into the folder `out`; returns the two paths.
+
+    Four panels against step: reward, held-out greedy success, perplexity of the reference answer, chain length.
+    Raises UserError for a folder without metrics, or an `out` that cannot be written.
+    """
+    fig, out = figure(runs), Path(out)
+    paths = [out / "curves.png", out / "curves.svg"]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            fig.savefig(path, dpi=150, facecolor="white")
+    except OSError as e:
+        raise UserError(f"{out}: figures cannot be written ({e.strerror or e}); choose another --out") from e
+    return paths
+
+
+def names_of(workdirs: list[str]) -> dict[str, Path]:
+    """Name -> workdir: the last folders of each path, as many as it takes to tell them apart."""
+    paths = list(dict.fromkeys(Path(w).resolve() for w in workdirs))
+    for depth in range(1, max((len(p.parts) for p in paths), default=0) + 1):
+        names = ["/".join(p.parts[-depth:]) for p in paths]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, paths, strict=True)) if paths else {}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="rl_likelihood.report.plots", description="Curves of one or several runs.")
+    parser.add_argument("run_dir", nargs="+", help="the --workdir of a run")
+    parser.add_argument("--out", required=True, help="folder for curves.png and curves.svg")
+    args = parser.parse_args(argv)
+    try:
+        for path in curves(names_of(args.run_dir), args.out):
+            print(path)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Sampling: prefill once per prompt, decode G rows of each, stop, and splice tags and reference answers as ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from rl_likelihood.model.decoder import (
+    Cache,
+    ModelConfig,
+    Params,
+    decode_step,
+    empty_cache,
+    head_matrix,
+    prefill,
+    unstack,
+)
+from rl_likelihood.model.head import logits
+from rl_likelihood.sampler.stop import first_match, stop_table
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
+
+# Vocabulary block of the two-level draw.
+BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How chains are sampled. `temperature` has one value for all rows, or one per row of a group; 0 is greedy."""
+
+    model: ModelConfig
+    chain_format: ChainFormat
+    group_size: int = 8
+    max_chain: int = 64  # ids sampled for the chain, at most
+    max_sampled_answer: int = 0  # further ids for the sampled answer; 0 stops at the answer tag
+    temperature: float | tuple[float, ...] = 1.0
+    width_multiple: int = 0  # completions are padded to a multiple of this; 0 pads to the largest possible
+
+    @property
+    def max_sampled(self) -> int:
+        return self.max_chain + self.max_sampled_answer
+
+
+def sample(params: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, version: int = 0) -> Rollout:
+    """G completions of each prompt, with tags and reference answers appended as ids.
+
+    `params` may be layer-stacked, or `unstack`ed once per weight version. A row's ids depend on the
+    weights, the prompt, `key`, its prompt's uid and its place in the group, not on its neighbours.
+    """
+    weights = params if isinstance(params["layers"], tuple) else prepare(params, cfg.model)
+    fmt = cfg.chain_format
+    stop = stop_table(fmt.vocab_bytes, (fmt.answer_close if cfg.max_sampled_answer else fmt.answer_open,))
+    t = cfg.temperature
+    temperature = jnp.asarray(t if isinstance(t, tuple) else (t,) * cfg.group_size, jnp.float32)
+    ids, logp, length = generate(
+        weights, cfg.model, prompts.tokens, prompts.length, prompts.uid, key, temperature,
+        stop, jnp.asarray(fmt.eos_ids, jnp.int32), max_tokens=cfg.max_sampled, pad_id=fmt.pad_id,
+    )  # fmt: skip
+    return splice(prompts, np.asarray(ids), np.asarray(logp), np.asarray(length), cfg, version)
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def prepare(params: Params, cfg: ModelConfig) -> Params:
+    """The sampler's copy of the weights, made once per version."""
+    return unstack(params, cfg)
+
+
+def draw(z: Float[Array, "... V"], u: Float[Array, "... 2"]) -> Int[Array, "..."]:
+    """Exact draw from softmax(z) by inverting the cumulative sum, first over blocks of ids, then inside one.
+
+    `u` holds two uniforms in [0, 1) a row. A token of probability 0 is never drawn.
+    """
+    v = z.shape[-1]
+    e = jnp.exp(z - z.max(-1, keepdims=True))
+    e = jnp.pad(e, [(0, 0)] * (z.ndim - 1) + [(0, -v % BLOCK)]).reshape(*z.shape[:-1], -1, BLOCK)
+
+    def invert(mass, u):
+        total = jnp.cumsum(mass, -1)
+        return (total <= u[..., None] * total[..., -1:]).sum(-1)
+
+    block = invert(e.sum(-1), u[..., 0])
+    inside = jnp.take_along_axis(e, block[..., None, None], -2)[..., 0, :]
+    return block * BLOCK + invert(inside, u[..., 1])
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "pad_id"))
+def generate(
+    weights: Params,
+    cfg: ModelConfig,
+    prompt: Int[Array, "P S"],
+    prompt_length: Int[Array, "P"],
+    uid: Int[Array, "P"],
+    key: Array,
+    temperature: Float[Array, "G"],
+    stop: Int[Array, "V states"],
+    eos: Int[Array, "E"],
+    max_tokens: int,
+    pad_id: int,
+) -> tuple[Int[Array, "P G N"], Float[Array, "P G N"], Int[Array, "P G"]]:
+    """Sampled ids, their log-probs (at the row's temperature; 1 for greedy rows), and how many there are.
+
+    A row ends after the id that completes a stop string or is an end-of-sequence id; the loop ends when
+    all rows have.
+    """
+    p, g = prompt.shape[0], temperature.shape[0]
+    in_prompt = jnp.arange(prompt.shape[1]) < prompt_length[:, None]
+    greedy = temperature == 0
+    scale = jnp.where(greedy, 1.0, temperature)[:, None]
+    matched = stop.shape[1] - 1
+    row_keys = jax.vmap(lambda i: jax.vmap(lambda j: jax.random.fold_in(jax.random.fold_in(key, i), j))(jnp.arange(g)))
+    row_keys = row_keys(uid)
+    head = head_matrix(weights)
+
+    def choose(hidden, i):
+        """One id for each row from its hidden state [P, G, D]."""
+        z = logits(hidden, head) / scale
+        step_keys = jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, i)))(row_keys)
+        u = jax.vmap(jax.vmap(lambda k: jax.random.uniform(k, (2,))))(step_keys)
+        token = jnp.where(greedy, z.argmax(-1), draw(z, u)).astype(jnp.int32)
+        logp = jnp.take_along_axis(z, token[..., None], -1)[..., 0] - jax.nn.logsumexp(z, -1)
+        return token, logp
+
+    def keep(i, hidden, state, done, ids, logps, length):
+        token, logp = choose(hidden, i)
+        ids = jax.lax.dynamic_update_slice_in_dim(ids, jnp.where(done, pad_id, token)[..., None], i, 2)
+        logps = jax.lax.dynamic_update_slice_in_dim(logps, jnp.where(done, 0.0, logp)[..., None], i, 2)
+        length = length + ~done
+        state = stop[token, state]
+        done = done | (state == matched) | (token[..., None] == eos).any(-1)
+        return token, state, done, ids, logps, length
+
+    hidden, shared = prefill(weights, cfg, prompt, prompt_length)
+    ids = jnp.full((p, g, max_tokens), pad_id, jnp.int32)
+    logps = jnp.zeros((p, g, max_tokens), jnp.float32)
+    zero = jnp.zeros((p, g), jnp.int32)
+    hidden = jnp.broadcast_to(hidden[:, None], (p, g, hidden.shape[-1]))
+    first = keep(0, hidden, zero.astype(stop.dtype), zero.astype(bool), ids, logps, zero)
+
+    def running(carry):
+        i, _, (_, _, done, *_) = carry
+        return (i < max_tokens) & ~done.all()
+
+    def body(carry):
+        i, own, (token, *rest) = carry
+        hidden, cache = decode_step(weights, cfg, token, i - 1, prompt_length, in_prompt, Cache(shared, own))
+        return i + 1, cache.own, keep(i, hidden, *rest)
+
+    own = empty_cache(cfg, p, g, max_tokens)
+    _, _, (_, _, _, ids, logps, length) = jax.lax.while_loop(running, body, (jnp.int32(1), own, first))
+    return ids, logps, length
+
+
+def splice(
+    prompts: Prompts, ids: np.ndarray, logp: np.ndarray, length: np.ndarray, cfg: SamplerConfig, version: int = 0
+) -> Rollout:
+    """Rows [chain, tag, sampled answer, reference answer] from sampled ids [P, G, N]; nothing is re-encoded.
+
+    A chain ends with the id that completes the opening answer tag. One that has none is `truncated`:
+    the closing tags are appended as forced ids, so that its reference answer can still be scored.
+    """
+    fmt = cfg.chain_format
+    p, g, _ = ids.shape
+    opened = first_match(stop_table(fmt.vocab_bytes, (fmt.answer_open,)), ids, length)
+    closed = first_match(stop_table(fmt.vocab_bytes, (fmt.think_close,)), ids, length)
+    # With a sampled answer to come, a tag that opens after max_chain ids leaves it too little room.
+    truncated = (opened < 0) | (opened > cfg.max_chain)
+    longest_tag = max(len(fmt.close_think_ids), len(fmt.open_answer_ids))
+    full = cfg.max_sampled + longest_tag + prompts.answer.shape[1]
+
+    completion = np.full((p, g, full), fmt.pad_id, np.int32)
+    segment = np.zeros((p, g, full), np.int32)
+    sampler_logp = np.zeros((p, g, full), np.float32)
+    width = 0
+    for i in range(p):
+        answer = prompts.answer[i, : prompts.answer_length[i]]
+        for j in range(g):
+            n = length[i, j]
+            if truncated[i, j]:
+                n = min(n, cfg.max_chain)
+                tag = fmt.close_think_ids if not 0 < closed[i, j] <= n else fmt.open_answer_ids
+                chain, sampled = ids[i, j, :n], ids[i, j, :0]
+            else:
+                tag = ()
+                chain, sampled = ids[i, j, : opened[i, j]], ids[i, j, opened[i, j] : n]
+            parts = ((chain, CHAIN), (tag, TAG), (sampled, SAMPLED), (answer, REFERENCE))
+            row = np.concatenate([np.asarray(x, np.int32) for x, _ in parts])
+            completion[i, j, : len(row)] = row
+            segment[i, j, : len(row)] = np.concatenate([np.full(len(x), s, np.int32) for x, s in parts])
+            kept = segment[i, j]
+            sampler_logp[i, j, (kept == CHAIN) | (kept == SAMPLED)] = logp[i, j, : len(chain) + len(sampled)]
+            width = max(width, len(row))
+    if cfg.width_multiple:
+        full = min(full, -(-width // cfg.width_multiple) * cfg.width_multiple)
+    cut = lambda x: x[..., :full]  # noqa: E731
+    return Rollout(prompts, cut(completion), cut(segment), cut(sampler_logp), truncated, version)

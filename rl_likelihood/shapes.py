@@ -1,0 +1,112 @@
+"""The dimension table and the values that travel between rooms.
+
+    P  prompts per step            S  prompt tokens
+    G  chains per prompt           T  completion tokens (chain + tag + answers)
+    A  reference-answer tokens     V  vocabulary
+    D  model width                 H  query heads       K  key/value heads
+    Dh head width                  F  MLP width         L  layers
+
+Rollouts are numpy on the host; a `Batch` is what one optimizer step eats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+# Segment of a completion token (DESIGN section 3).
+PAD, CHAIN, TAG, REFERENCE, SAMPLED = 0, 1, 2, 3, 4
+
+
+class UserError(ValueError):
+    """Bad input, said in the user's words. The mains print it on one line and exit with 2."""
+
+
+@struct.dataclass
+class Prompts:
+    """P prompts with their reference answers, right-padded with the tokenizer's pad id.
+
+    `answer` holds the ids that follow the opening answer tag: closing bracket of the tag, the
+    reference answer, the closing tag. `answer_scored` marks those whose log-probs count.
+    `uid` is the row's position in the run's data stream: it names the row's random keys.
+    """
+
+    tokens: Int[np.ndarray, "P S"]
+    length: Int[np.ndarray, "P"]
+    answer: Int[np.ndarray, "P A"]
+    answer_length: Int[np.ndarray, "P"]
+    answer_scored: Bool[np.ndarray, "P A"]
+    uid: Int[np.ndarray, "P"]
+
+
+@struct.dataclass
+class Rollout:
+    """What a sampler hands over: prompts, G completions of each, and how they were sampled.
+
+    `completion` is chain ids, tag ids, sampled-answer ids, reference-answer ids, right-padded;
+    `segment` says which is which; `sampler_logp` is the log-prob (nats, at the sampling
+    temperature) of each sampled id under policy `version`, 0 for ids that were not sampled.
+    `truncated` marks chains that did not open the answer tag by themselves.
+    """
+
+    prompts: Prompts
+    completion: Int[np.ndarray, "P G T"]
+    segment: Int[np.ndarray, "P G T"]
+    sampler_logp: Float[np.ndarray, "P G T"]
+    truncated: Bool[np.ndarray, "P G"]
+    version: int = struct.field(pytree_node=False, default=0)
+    seconds: float = struct.field(pytree_node=False, default=0.0)  # spent sampling
+
+
+@struct.dataclass
+class Batch:
+    """One optimizer step's input. Rows of one prompt are a group and stay together.
+
+    `scored` marks the reference-answer tokens whose log-probs count; `outside_reward` is a reward
+    computed outside the graph (rules, votes); `keep` is the one mask that baseline, scale and loss
+    all obey.
+    """
+
+    prompt: Int[Array, "P S"]
+    prompt_length: Int[Array, "P"]
+    completion: Int[Array, "P G T"]
+    segment: Int[Array, "P G T"]
+    scored: Bool[Array, "P G T"]
+    sampler_logp: Float[Array, "P G T"]
+    outside_reward: Float[Array, "P G"]
+    truncated: Bool[Array, "P G"]
+    keep: Bool[Array, "P G"]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a step changes. Random keys are folded from (root, purpose, step), never stored."""
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainFormat:
+    """The chain-of-thought format in one tokenizer's ids (made by `data.prompts.chain_format`).
+
+    A completion reads  chain  </think> <answer  > reference answer </answer>.
+    The policy samples up to and including `<answer`; `close_think_ids` is the forced tag for a
+    chain that never closed its thinking, `open_answer_ids` for one that closed it but did not
+    open the answer. `vocab_bytes[i]` is the text of id i as bytes (empty for special ids), from
+    which stop strings are matched exactly, whatever token boundaries the model chooses.
+    """
+
+    think_close: str
+    answer_open: str
+    answer_close: str
+    close_think_ids: tuple[int, ...]
+    open_answer_ids: tuple[int, ...]
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    vocab_bytes: tuple[bytes, ...] = dataclasses.field(repr=False)

@@ -1,0 +1,96 @@
+"""Supervised steps before RL: the model's own chains in the wanted format, or chains that the data gives.
+
+`own` teaches the format only: greedy chains and answers of the untouched model, right or wrong, sampled
+with worked examples in the prompt, become targets for the prompt without them. No reference answer is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rl_likelihood.data import grading, prompts, sources
+from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.learner.batching import given_rollout, to_batch
+from rl_likelihood.learner.optimizer import make_optimizer
+from rl_likelihood.learner.step import init_state, make_step
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.sampler import decode
+from rl_likelihood.shapes import CHAIN, TAG, UserError
+from rl_likelihood.world import WARM_START, World
+
+FILE = "warm_start.jsonl"
+
+
+def with_worked_examples(world: World, rows: list[EncodedExample], examples: int) -> tuple[list[EncodedExample], int]:
+    """The same questions with worked examples before them, and the prompt width they need."""
+    cfg = dataclasses.replace(world.settings.prompt, examples=examples, max_prompt=world.model.max_position)
+    encoded = prompts.encode_all([r.example for r in rows], world.tokenizer, cfg, world.fmt)
+    return encoded, max(len(r.prompt_ids) for r in encoded)
+
+
+def own_chains(world: World, params: Params, say: Callable[[str], None]) -> list[dict[str, str]]:
+    """Greedy chains and answers of `params` on training questions: rows {id, prompt, chain, answer, task}."""
+    c = world.config
+    rows = world.train[: c.warm_start.prompts]
+    encoded, width = with_worked_examples(world, rows, c.warm_start.examples)
+    size = min(c.eval.batch_prompts, len(rows))
+    sampler = world.sampler(
+        group_size=1, temperature=(0.0,), max_sampled_answer=c.eval.max_sampled_answer, width_multiple=0
+    )
+    weights = decode.prepare(params, world.model)
+    out = []
+    for at in range(0, len(rows), size):
+        part = encoded[at : at + size]
+        part = part + part[-1:] * (size - len(part))
+        rollout = decode.sample(weights, world.collate(part, np.arange(at, at + size), width), world.key(WARM_START), sampler)
+        for row, (text,) in list(zip(rows[at : at + size], world.sampled_text(rollout), strict=False)):
+            answer = grading.extract_answer(text, world.fmt)
+            chain = text.split(world.fmt.answer_open)[0].split(world.fmt.think_close)[0].strip()
+            if answer and answer.strip() and chain and "<" not in chain + answer:
+                example = row.example
+                out.append({"id": example.id, "prompt": example.prompt, "chain": chain, "answer": answer.strip(), "task": example.task})  # fmt: skip
+    say(f"warm start: {len(out)} of {len(rows)} own chains are in the format")
+    return out
+
+
+def warm_start(world: World, params: Params, mesh: jax.sharding.Mesh, workdir: Path, say: Callable[[str], None]) -> Params:
+    """Parameters after `warm_start.steps` supervised steps on chain, closing tags and answer."""
+    c = world.config
+    w = c.warm_start
+    if w.chains == "own":
+        chains = own_chains(world, params, say)
+        examples = [sources.Example(**row) for row in chains]
+        (workdir / FILE).write_text("".join(json.dumps(row) + "\n" for row in chains))
+        encoded = prompts.encode_all(examples, world.tokenizer, world.settings.prompt, world.fmt)
+    else:
+        encoded = [row for row in world.train if row.example.chain]
+    if len(encoded) < w.prompts_per_step:
+        raise UserError(
+            f"warm_start.prompts_per_step is {w.prompts_per_step} but only {len(encoded)} chains are there "
+            f"(warm_start.chains={w.chains!r}); lower it or give more"
+        )
+    targets = [prompts.completion_ids(row, row.example.chain, world.tokenizer, world.fmt) for row in encoded]
+    # The closing tags are part of what is taught: they count as chain.
+    targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
+    width = max(len(ids) for ids, _ in targets)
+    order = sources.order(len(encoded), w.prompts_per_step, c.seed)
+
+    def batch_of(i: int):
+        index = order(i)
+        collated = world.collate([encoded[j] for j in index], index)
+        return to_batch(given_rollout(collated, [targets[j] for j in index], world.fmt.pad_id, width))
+
+    optimizer = make_optimizer(world.settings.warm_optimizer)
+    state = jax.jit(lambda p: init_state(p, optimizer))(params)
+    step = make_step(world.model, world.settings.warm_step, optimizer, mesh, batch_of(0))
+    for i in range(w.steps):
+        state, out, _ = step(state, None, batch_of(i))
+        if i == 0 or (i + 1) % 10 == 0 or i + 1 == w.steps:
+            say(f"warm start: step {i + 1}/{w.steps}  loss {float(out['loss/answer']):.3f} nats per token")
+    return state.params

@@ -1,0 +1,54 @@
+"""Install with the tested versions: pip install -c constraints.txt -e '.[test]' (what `make test` does)."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "rl_likelihood" / "__init__.py").read_text(), re.M).group(1)
+
+setup(
+    name="rl_likelihood",
+    version=VERSION,
+    description="Reinforcement learning of language-model reasoning with rewards from the model's own likelihoods",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["rl_likelihood", "rl_likelihood.*"]),
+    python_requires=">=3.11,<3.13",
+    install_requires=[
+        # Mathematics.
+        "jax>=0.10,<0.11",  # 0.11 wants Python 3.12
+        "flax>=0.12,<0.13",
+        "optax>=0.2.5,<0.3",
+        "jaxtyping>=0.3,<0.4",
+        "numpy>=2,<3",
+        # Weights, tokenizers.
+        "transformers>=5,<6",
+        "jinja2>=3.1,<4",  # chat templates: transformers needs it and does not install it
+        "tokenizers>=0.22,<0.24",
+        "safetensors>=0.6,<0.9",
+        "gguf>=0.17,<0.20",
+        "ml-dtypes>=0.5,<0.7",
+        # Data.
+        "grain>=0.2.12,<0.3",
+        "reasoning-gym>=0.1.20,<0.2",
+        "tensorflow-datasets>=4.9.9,<5",
+        # Runs.
+        "absl-py>=2,<3",
+        "ml-collections>=1.1,<2",
+        "orbax-checkpoint>=0.12,<0.13",  # moves fast; pod/checkpoint.py is the only file that knows it
+        "tensorstore>=0.1.74,<0.2",
+        "etils>=1.12,<2",
+        "wandb>=0.20,<1",
+        "matplotlib>=3.9,<4",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "beartype>=0.20,<0.24", "ruff>=0.12,<0.18"],
+        "parity": ["torch==2.13.0"],  # golden outputs are compared with this version's
+        "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "math": ["math-verify[antlr4_13_2]>=0.9,<0.10"],
+        "ray": ["ray>=2.40,<3"],
+    },
+)

@@ -1,0 +1,141 @@
+"""Answers are found, compared and never cost time or an exception."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl_likelihood.data.grading import GRADERS, exact_match, extract_answer, numeric_match, parse_number
+from rl_likelihood.data.prompts import PromptConfig
+
+TAGS = PromptConfig()
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("7 + 4 = 11.</think>\n<answer>11</answer>", "11"),
+        ("7 + 4 = 11.</think>\n<answer>11</answer", "11"),  # sampling stops before the last >
+        ("no thinking tag <answer> 11 </answer>", " 11 "),
+        ("write <answer>x</answer> they say</think><answer>11</answer>", "11"),  # a tag inside the chain is chain
+        ("a</think><answer>1</answer><answer>2</answer>", "1"),
+        ("a</think><answer>1</think>2</answer>", "1</think>2"),
+        ("a</think><answer></answer>", ""),
+        ("<answer>11</answer></think> and nothing after the chain", None),
+        ("a</think><answer>11", None),
+        ("a</think><answer>11</answe", None),
+        ("a</think>11</answer>", None),
+        ("a</think><answers>11</answer>", None),
+        ("a</think><answers>1</answers><answer>2</answer>", "2"),
+        ("", None),
+        ("<answer>é\x00\n2</answer>", "é\x00\n2"),
+    ],
+)
+def test_extract_answer(text, answer):
+    assert extract_answer(text, TAGS) == answer
+
+
+def test_extract_answer_obeys_the_tags_of_the_settings():
+    tags = PromptConfig(think_close="[/t]", answer_open="[a", answer_close="[/a")
+    assert extract_answer("x[/t][a>5[/a>", tags) == "5"
+    assert extract_answer("x</think><answer>5</answer>", tags) is None
+
+
+def test_exact_match_strips_white_space_and_nothing_else():
+    assert exact_match("-12", " -12\n")
+    assert not exact_match("-12", None)
+    assert not exact_match("12", "12.")
+    assert not exact_match("Paris", "paris")
+    assert not exact_match("12", "1 2")
+    assert not exact_match("0", "")
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("42", 42),
+        (" +42 ", 42),
+        ("-3.50", Fraction(-7, 2)),
+        ("\u22123", -3),
+        (".5", Fraction(1, 2)),
+        ("1,200", 1200),
+        ("12,345,678.9", Fraction(123456789, 10)),
+        ("$1,200", 1200),
+        ("-$5", -5),
+        ("$-5", -5),
+        ("3/4", Fraction(3, 4)),
+        ("-6 / 8", Fraction(-3, 4)),
+        ("1.5/3", Fraction(1, 2)),
+        ("15%", Fraction(3, 20)),
+        ("12.5 %", Fraction(1, 8)),
+        ("7.", 7),
+        ("1/0", None),
+        ("1,20", None),
+        ("1200,000", None),
+        ("--5", None),
+        ("-$-5", None),
+        ("", None),
+        (".", None),
+        ("$", None),
+        ("%", None),
+        ("1e5", None),
+        ("1 1/2", None),
+        ("5 apples", None),
+        ("1.2.3", None),
+        ("\u0663", None),  # a digit, but not one of ours
+        ("9" * 201, None),
+    ],
+)
+def test_parse_number(text, value):
+    assert parse_number(text) == value
+
+
+def test_numeric_match():
+    assert numeric_match("0.5", "1/2")
+    assert numeric_match("1200", "$1,200.00")
+    assert numeric_match("50%", "0.5")
+    assert not numeric_match("50%", "50")
+    assert not numeric_match("0.333", "1/3")  # exact, no tolerance
+    assert not numeric_match("0.1", "0.1000000000000000001")
+    assert not numeric_match("5", "five")
+    assert not numeric_match("5", None)
+    assert numeric_match("x + 1", " x + 1 ")  # not a number: compared as text
+    assert not numeric_match("x + 1", "1 + x")
+
+
+@given(st.fractions(max_denominator=10**6))
+def test_numbers_survive_writing(value):
+    assert parse_number(f"{value.numerator}/{value.denominator}") == value
+    assert parse_number(f"{value.numerator:,}") == value.numerator
+
+
+@given(st.text(), st.one_of(st.none(), st.text()))
+def test_graders_are_total(reference, answer):
+    for grade in GRADERS.values():
+        assert grade(reference, answer) in (True, False)
+    extract_answer(reference + "</think><answer>" + (answer or ""), TAGS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer" * 150_000,
+        "</think>" * 150_000,
+        "</think><answer>" + "<" * 1_000_000,
+        "\x00" * 1_000_000,
+        "</think><answer>" + "9" * 1_000_000 + "</answer>",
+        "</think><answer>" + "1," * 500_000 + "</answer>",
+        "</think><answer>" + " " * 1_000_000 + "/</answer>",
+        "</think><answer>" + "$" * 1_000_000 + "</answer>",
+        "\ud800</think><answer>\udfff</answer>",
+    ],
+)
+def test_hostile_text_is_only_wrong(text):
+    """A linear scan of these takes milliseconds; a quadratic one would not come back."""
+    answer = extract_answer(text, TAGS)
+    assert not exact_match("5", answer)
+    assert not numeric_match("5", answer)
+    numeric_match(answer or text, answer)

@@ -1,0 +1,156 @@
+"""What a prompt, an answer, a tokenizer or a setting is refused for, and in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from rl_likelihood.data.examples import Example
+from rl_likelihood.data.prompts import PromptConfig, chain_format, encode, encode_all, render
+from rl_likelihood.shapes import UserError
+
+CFG = PromptConfig(max_prompt=1024, max_answer=64)
+EOS = (256,)
+SUM = Example("a-1", "Calculate 3 + 4.", "7", task="basic_arithmetic")
+
+
+def replace(**changes) -> PromptConfig:
+    return dataclasses.replace(CFG, **changes)
+
+
+@pytest.fixture(scope="module")
+def tok(make_tokenizer):
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def fmt(tok):
+    return chain_format(*tok, EOS, CFG)
+
+
+def refusal(call) -> str:
+    with pytest.raises(UserError) as e:
+        call()
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+def test_long_prompts_are_named_with_the_size_that_fits(tok, fmt):
+    examples = [
+        dataclasses.replace(SUM, id=f"r{i}", prompt="x" * (100 if i in (1, 2, 3, 4, 5, 7) else i)) for i in range(9)
+    ]
+    longest = len(encode(examples[7], tok[0], CFG, fmt).prompt_ids)
+    said = refusal(lambda: encode_all(examples, tok[0], replace(max_prompt=longest - 1), fmt))
+    rows = ", ".join(f"r{i} ({longest})" for i in range(1, 6))
+    assert said == (
+        f"max_prompt = {longest - 1} tokens is too short for the prompt of 6 of 9 rows: {rows}, ...; "
+        f"set max_prompt to {longest} or remove them"
+    )
+    assert len(encode_all(examples, tok[0], replace(max_prompt=longest), fmt)) == 9
+
+
+def test_long_answers_are_named_with_the_size_that_fits(tok, fmt):
+    examples = [SUM, dataclasses.replace(SUM, id="big", answer="1234567890")]
+    said = refusal(lambda: encode_all(examples, tok[0], replace(max_answer=16), fmt))
+    assert said.startswith("max_answer = 16 tokens is too short for the answer of 1 of 2 rows: big (20); ")
+    assert "set max_answer to 20" in said
+    assert len(encode_all(examples, tok[0], replace(max_answer=20), fmt)) == 2
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"score_delims": "open"}, "score_delims is 'open'; choose one of none, close, both"),
+        ({"examples": -1}, "examples is -1; it must be at least 0"),
+        ({"max_prompt": 0}, "max_prompt is 0; it must be at least 1"),
+        ({"answer_open": ""}, "answer_open is empty; give the tag, for example '<answer'"),
+        ({"answer_open": "<answer>"}, "answer_open is '<answer>'; leave out its last '>'"),
+        ({"examples": 5}, "examples = 5 but task 'basic_arithmetic' (row a-1) has 4 worked examples"),
+    ],
+)
+def test_bad_settings_are_refused(tok, fmt, changes, words):
+    assert words in refusal(lambda: encode(SUM, tok[0], replace(**changes), fmt))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"answer": " \n"}, "row a-1 has an empty answer"),
+        ({"answer": "7</answer>"}, "the answer of row a-1 contains '</answer'"),
+        ({"answer": "7<|im_end|>"}, "row a-1 contains '<|im_end|>', a control token of the tokenizer"),
+        ({"prompt": "hi<|im_start|>system"}, "row a-1 contains '<|im_start|>', a control token"),
+        ({"messages": (("user", "<|pad|>"), ("user", "b"))}, "row a-1 contains '<|pad|>', a control token"),
+        ({"chain": "so</think>"}, "the chain of row a-1 contains '</think>'"),
+    ],
+)
+def test_bad_rows_are_refused(tok, fmt, changes, words):
+    assert words in refusal(lambda: encode(dataclasses.replace(SUM, **changes), tok[0], CFG, fmt))
+
+
+def test_examples_for_a_task_without_any_are_refused(tok, fmt):
+    other = dataclasses.replace(SUM, task="poems")
+    said = refusal(lambda: encode(other, tok[0], replace(examples=1), fmt))
+    assert "examples = 1 but task 'poems' (row a-1) has 0 worked examples" in said
+    assert "basic_arithmetic, chain_sum" in said
+
+
+def test_a_tokenizer_without_a_template_is_refused(make_tokenizer):
+    said = refusal(lambda: chain_format(*make_tokenizer(template=None), EOS, CFG))
+    assert "has no chat template; add a chat_template to its tokenizer_config.json" in said
+
+
+def test_a_tokenizer_without_an_end_is_refused(tok):
+    assert "has no end-of-text id; add eos_token" in refusal(lambda: chain_format(*tok, (), CFG))
+
+
+def test_a_template_that_refuses_or_loses_messages_is_refused(make_tokenizer):
+    plain = make_tokenizer()[0].chat_template
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + plain
+    deaf = plain.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    forgetful = plain.replace("m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)")
+    for template, cfg, words in (
+        (
+            strict,
+            CFG,
+            "refuses the conversation of row a-1 (no system role); if it has no system role set use_system=False",
+        ),
+        (deaf, CFG, "leaves out part of the system message"),
+        (forgetful, replace(examples=1, use_system=False), "leaves out part of the assistant message"),
+    ):
+        tokenizer, _ = make_tokenizer(template=template)
+        assert words in refusal(lambda t=tokenizer, c=cfg: render(SUM, t, c))
+    assert render(SUM, make_tokenizer(template=strict)[0], replace(use_system=False)).endswith("<think>")
+
+
+def test_a_tag_that_is_a_control_token_is_refused(make_tokenizer):
+    tokenizer, vocab = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
+    said = refusal(lambda: chain_format(tokenizer, (*vocab, b""), EOS, CFG))
+    assert "does not keep the tag" in said
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tok):
+    tokenizer, vocab = tok
+    cut = chain_format(tokenizer, vocab, EOS, CFG)
+    cut = dataclasses.replace(cut, vocab_bytes=vocab[:-2])
+    said = refusal(lambda: encode(SUM, tokenizer, CFG, cut))
+    assert f"gives id {len(vocab) - 1} but the model has {len(vocab) - 2} tokens" in said
+
+
+def test_an_answer_without_tokens_is_refused(make_tokenizer):
+    """A vocabulary of words gives the unknown token for the rest."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    chars = ["<unk>", *(chr(c) for c in range(32, 127)), "\n"]
+    core = Tokenizer(models.WordLevel({c: i for i, c in enumerate(chars)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", chat_template=make_tokenizer()[0].chat_template
+    )
+    vocab = (b"", *(c.encode() for c in chars[1:]))
+    fmt = chain_format(tokenizer, vocab, (0,), CFG)
+    assert tokenizer.decode(encode(SUM, tokenizer, CFG, fmt).answer_ids).replace(" ", "") == ">7</answer>"
+    said = refusal(lambda: encode(dataclasses.replace(SUM, answer="7€"), tokenizer, CFG, fmt))
+    assert "has no token for some character of the answer '7€' of row a-1" in said

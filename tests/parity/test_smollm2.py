@@ -1,0 +1,112 @@
+"""The real SmolLM2-135M-Instruct: GGUF -> ours -> Hugging Face folder -> transformers on torch. About half a minute."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import jax
+import jax.numpy as jnp
+from transformers import AutoTokenizer
+
+from rl_likelihood.data.tokenizer import load_tokenizer
+from rl_likelihood.export import export
+from rl_likelihood.model import assets, weights
+from rl_likelihood.model.decoder import (
+    Cache,
+    decode_step,
+    empty_cache,
+    forward,
+    head_matrix,
+    prefill,
+    unstack,
+)
+from rl_likelihood.model.head import logits, token_stats
+from rl_likelihood.shapes import UserError
+from tests.parity.make_golden import (
+    GOLDEN,
+    GREEDY_TOKENS,
+    TEXTS,
+    chat_ids,
+    log_probs,
+    smollm2,
+    torch_logits,
+    torch_model,
+)
+
+CHAT = (
+    "<|im_start|>system\nAnswer with a number.<|im_end|>\n<|im_start|>user\nTom has 12 apples and eats 5. Ann gives "
+    "him twice as many as he has left. How many apples has Tom now?<|im_end|>\n<|im_start|>assistant\n12 - 5 = 7 and "
+    "2 * 7 = 14, so 7 + 14 = 21.<|im_end|>\n"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """(cfg, params, our tokenizer, exported folder, torch model of that folder)."""
+    try:
+        path = assets.resolve("smollm2-135m-instruct")
+    except UserError as e:
+        pytest.skip(str(e))
+    cfg, params = weights.load(path)
+    folder = tmp_path_factory.mktemp("smollm2")
+    export(cfg, params, path, folder)
+    return cfg, params, load_tokenizer(path), folder, torch_model(folder)
+
+
+def test_logits_and_log_probs(model):
+    cfg, params, tokenizer, folder, reference = model
+    ids = np.array([tokenizer(CHAT).input_ids])
+    lengths = np.array([ids.shape[1]])
+    assert lengths[0] > 60
+    theirs = torch_logits(reference, ids, lengths)
+    hidden = jax.jit(functools.partial(forward, cfg=cfg))(params, prompt=ids, prompt_length=lengths).prompt
+    np.testing.assert_allclose(logits(hidden, head_matrix(params)), theirs, atol=1e-3)
+    stats = token_stats(hidden[:, :-1], head_matrix(params), ids[:, 1:])
+    np.testing.assert_allclose(stats.log_prob, log_probs(theirs, ids), atol=1e-4)
+
+
+def test_greedy_text(model):
+    cfg, params, tokenizer, folder, reference = model
+    golden = json.loads((GOLDEN / "smollm2.json").read_text())
+    now = smollm2(reference, tokenizer)
+    assert now["greedy"] == golden["greedy"]
+    for text, committed in zip(now["texts"], golden["texts"], strict=True):
+        assert text["ids"] == committed["ids"]
+        np.testing.assert_allclose(text["log_probs"], committed["log_probs"], atol=1e-4)
+
+    prompt = np.array([chat_ids(tokenizer)])
+    length, in_prompt = np.array([prompt.shape[1]]), np.ones_like(prompt, bool)
+
+    @jax.jit
+    def ours(params):
+        w = unstack(params, cfg)
+        head = head_matrix(w)
+        hidden, shared = prefill(w, cfg, prompt, length)
+        first = logits(hidden, head).argmax(-1)[:, None]
+
+        def step(carry, i):
+            token, own = carry
+            hidden, cache = decode_step(w, cfg, token, i, length, in_prompt, Cache(shared, own))
+            following = logits(hidden, head).argmax(-1)
+            return (following, cache.own), token[0, 0]
+
+        own = empty_cache(cfg, 1, 1, GREEDY_TOKENS)
+        return jax.lax.scan(step, (first, own), jnp.arange(GREEDY_TOKENS))[1]
+
+    greedy = np.asarray(ours(params)).tolist()
+    assert tokenizer.decode(greedy) == tokenizer.decode(golden["greedy"])
+    assert greedy == golden["greedy"]
+
+
+def test_tokenizer(model):
+    _, _, tokenizer, folder, _ = model
+    theirs = AutoTokenizer.from_pretrained(folder)
+    for text in [*TEXTS, CHAT, "    4  naïve\n\n12345 🙂"]:
+        assert theirs(text).input_ids == tokenizer(text).input_ids
+    chat = [{"role": "user", "content": "hi"}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert text == theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -1,0 +1,174 @@
+import json
+import math
+import resource
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_likelihood.report import metrics
+from rl_likelihood.shapes import UserError
+
+
+def lines(path):
+    return path.read_text().splitlines()
+
+
+def test_a_row_is_one_line_of_json_whatever_its_numbers_are(tmp_path):
+    path = tmp_path / "m.jsonl"
+    row = {"step": 3, "a": jnp.float32(0.1), "b": np.int64(4), "c": np.ones((2, 2)), "d": "x\ny", "e": True}
+    metrics.append(path, row)
+    assert lines(path) == ['{"step": 3, "a": 0.1, "b": 4, "c": [[1.0, 1.0], [1.0, 1.0]], "d": "x\\ny", "e": true}']
+
+
+def test_float32_comes_back_bit_for_bit(tmp_path):
+    values = np.random.default_rng(0).normal(size=200).astype(np.float32) * np.float32(10.0) ** np.arange(-30, 30, 0.3)
+    values = values.astype(np.float32)
+    metrics.append(tmp_path / "m.jsonl", {"step": 0, "v": values, "w": jnp.bfloat16(0.1)})
+    row = metrics.read(tmp_path / "m.jsonl")[0]
+    np.testing.assert_array_equal(np.asarray(row["v"], np.float32), values)
+    assert jnp.bfloat16(row["w"]) == jnp.bfloat16(0.1)
+
+
+def test_non_finite_numbers_become_null_and_are_counted(tmp_path):
+    path = tmp_path / "m.jsonl"
+    metrics.append(path, {"step": 1, "a": math.nan, "b": jnp.float32(-math.inf), "c": [1.0, math.inf], "d": 2.0})
+    metrics.append(path, {"step": 2, "a": 1.0})
+    first, second = metrics.read(path)
+    assert first == {"step": 1, "a": None, "b": None, "c": [1.0, None], "d": 2.0, "metrics/non_finite": 3}
+    assert "metrics/non_finite" not in second
+
+
+def test_a_row_without_a_step_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="integer step"):
+        metrics.append(tmp_path / "m.jsonl", {"loss": 1.0})
+
+
+def test_resume_leaves_every_step_once(tmp_path):
+    with metrics.MetricsWriter(tmp_path, steps=9) as writer:
+        for step in range(1, 8):
+            writer.metrics(step, {"reward/mean": float(step)})
+            writer.sample(step, {"prompt": f"question {step}"})
+        writer.eval(4, {"greedy_success": 0.5})
+        writer.eval(6, {"greedy_success": 0.6})
+    with open(tmp_path / metrics.METRICS, "a") as f:
+        f.write('{"step": 8, "rewa')  # the process was killed here
+    with metrics.MetricsWriter(tmp_path, steps=9, resume_step=5) as writer:
+        for step in range(6, 10):
+            writer.metrics(step, {"reward/mean": float(step)})
+            writer.sample(step, {"prompt": f"question {step}"})
+    rows = metrics.read(tmp_path / metrics.METRICS)
+    assert rows == [{"step": s, "reward/mean": float(s)} for s in range(1, 10)]
+    assert [r["step"] for r in metrics.read(tmp_path / metrics.SAMPLES)] == list(range(1, 10))
+    assert [r["step"] for r in metrics.read(tmp_path / metrics.EVAL)] == [4]
+
+
+def test_a_run_that_falls_back_to_an_older_checkpoint_rewinds_further(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path, steps=9)
+    for step in range(1, 8):
+        writer.metrics(step, {"loss": 1.0})
+    writer = metrics.MetricsWriter(tmp_path, steps=9, resume_step=6)
+    writer.rewind(4)
+    assert [r["step"] for r in metrics.read(tmp_path / metrics.METRICS)] == [1, 2, 3, 4]
+
+
+def test_a_new_run_in_a_folder_whose_run_never_saved_starts_its_files_anew(tmp_path):
+    metrics.append(tmp_path / metrics.METRICS, {"step": 0, "loss": 1.0})
+    metrics.append(tmp_path / metrics.METRICS, {"step": 1, "loss": 1.0})
+    metrics.MetricsWriter(tmp_path, steps=5)
+    assert [r["step"] for r in metrics.read(tmp_path / metrics.METRICS)] == [0]
+
+
+@pytest.mark.parametrize("half", [b'{"step": 2, "a', b"\x00\x00\x00", b'{"step": 2}'])
+def test_appending_after_a_crash_never_joins_two_rows(tmp_path, half):
+    path = tmp_path / "eval.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + half)
+    complete = [{"step": 2}] if half.endswith(b"}") else []
+    assert metrics.read(path) == [{"step": 1}, *complete]
+    metrics.append(path, {"step": 3})
+    assert metrics.read(path) == [{"step": 1}, *complete, {"step": 3}]
+    assert path.read_bytes().count(b"\n") == 2 + len(complete)
+
+
+def test_a_bad_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"m\.jsonl:2: not a JSON object"):
+        metrics.read(path)
+    with pytest.raises(UserError, match=r"m\.jsonl:2: not a JSON object"):
+        metrics.truncate(path, 1)
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
+        metrics.read(tmp_path / "none.jsonl")
+
+
+def test_status_is_replaced_whole(tmp_path):
+    assert metrics.read_status(tmp_path) is None
+    writer = metrics.MetricsWriter(tmp_path, steps=7)
+    writer.status("running", 0)
+    writer.status("failed", 3, error='a "quoted"\nsentence')
+    assert metrics.read_status(tmp_path) == {"state": "failed", "step": 3, "steps": 7, "error": 'a "quoted"\nsentence'}
+    assert len(lines(tmp_path / "STATUS")) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["STATUS"]
+    with pytest.raises(ValueError, match="state is one of"):
+        writer.status("finished", 3)
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written .* choose another --workdir"):
+        metrics.MetricsWriter(tmp_path / "file", steps=1)
+    writer = metrics.MetricsWriter(tmp_path / "run", steps=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # the nearest a test gets to a full disk
+    try:
+        with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written"):
+            writer.metrics(1, {"a long enough name": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_wandb_is_refused_by_name_and_not_imported_when_off(tmp_path):
+    with pytest.raises(UserError, match="wandb: 'on' is not one of off, offline, online"):
+        metrics.MetricsWriter(tmp_path, steps=1, wandb_mode="on")
+    code = (
+        "import sys\nfrom rl_likelihood.report.metrics import MetricsWriter\n"
+        f"w = MetricsWriter({str(tmp_path)!r}, 1)\nw.metrics(1, {{'a': 1}})\nw.close()\nprint('wandb' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_one_run_id_over_a_resume(tmp_path):
+    ids = []
+    for resume in (0, 1):
+        with metrics.MetricsWriter(tmp_path, steps=2, resume_step=resume, wandb_mode="offline") as writer:
+            writer.metrics(resume + 1, {"reward/mean": 1.0})
+        ids.append((tmp_path / "wandb_id").read_text())
+    assert ids[0] == ids[1]
+    assert [r["step"] for r in metrics.read(tmp_path / metrics.METRICS)] == [1, 2]
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) >= 1
+
+
+def test_console_lines_are_aligned_and_in_order():
+    first = {"reward/mean": jnp.float32(-12.5), "answer/perplexity": 31.5, "chain/length": 9, "tokens_per_second": 85.2}
+    later = {"reward/mean": -0.031, "answer/perplexity": 1.0274, "chain/length": 148.25, "tokens_per_second": 1.23e6}
+    a = metrics.line(1, 500, first | {"greedy_success": 0.07}, 4000)
+    b = metrics.line(250, 500, later | {"greedy_success": 0.412}, 59.6)
+    assert a == "step   1/500  reward   -12.50  success   7%  ppl  31.50  chain    9.0     85 tok/s   1h06m left"
+    assert b == "step 250/500  reward   -0.031  success  41%  ppl   1.03  chain  148.2  1.23M tok/s   1m00s left"
+    assert "success" not in metrics.line(1, 500, first, 1)
+    assert "ppl    nan" in metrics.line(1, 500, {"answer/perplexity": math.inf}, 1)
+
+
+def test_durations():
+    assert [metrics.duration(s) for s in (0.4, 59, 60, 3599.6, 3 * 86400 + 4 * 3600, -5)] == [
+        "0s", "59s", "1m00s", "1h00m", "3d04h", "0s",
+    ]  # fmt: skip
+
+
+def test_json_files_hold_no_nan_word(tmp_path):
+    metrics.append(tmp_path / "m.jsonl", {"step": 1, "x": [math.nan]})
+    json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name))

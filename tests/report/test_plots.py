@@ -1,0 +1,117 @@
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rl_likelihood.report import metrics, plots
+from rl_likelihood.shapes import UserError
+
+
+def write_run(workdir, steps, offset=0.0, evals=(0, 5, 10)):
+    """A run whose every number is known; step 3's perplexity was not finite."""
+    with metrics.MetricsWriter(workdir, steps) as writer:
+        for step in range(1, steps + 1):
+            ppl = np.nan if step == 3 else 5.0 - 0.1 * step
+            row = {"reward/mean": step + offset, "answer/perplexity": ppl, "chain/length": 2.0 * step}
+            writer.metrics(step, row)
+        for step in evals:
+            writer.eval(step, {"greedy_success": 0.05 * step, "perplexity": 4.0, "chain_length": 9.0})
+    return workdir
+
+
+def drawn(ax, gid):
+    return [line.get_xydata() for line in ax.lines if line.get_gid() == gid]
+
+
+def test_the_numbers_drawn_are_those_of_the_files(tmp_path):
+    fig = plots.figure({"a": write_run(tmp_path / "a", 10), "b": write_run(tmp_path / "b", 10, offset=5.0)})
+    reward, success, perplexity, length = fig.axes
+    steps = np.arange(1, 11)
+    for line, offset in zip(drawn(reward, "mean"), (0.0, 5.0), strict=True):
+        np.testing.assert_array_equal(line, np.stack([steps, steps + offset], 1))
+    np.testing.assert_allclose(drawn(success, "held-out")[0], [[0, 0.0], [5, 0.25], [10, 0.5]])
+    values = 5.0 - 0.1 * steps
+    values[2] = np.nan  # a gap, not a zero
+    np.testing.assert_allclose(drawn(perplexity, "mean")[0], np.stack([steps, values], 1))
+    np.testing.assert_array_equal(drawn(perplexity, "held-out")[0], [[0, 4.0], [5, 4.0], [10, 4.0]])
+    np.testing.assert_array_equal(drawn(length, "mean")[0], np.stack([steps, 2 * steps], 1))
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_long_runs_show_each_step_faintly_and_the_mean_of_a_window(tmp_path):
+    reward = plots.figure({"a": write_run(tmp_path / "a", 100)}).axes[0]
+    steps = np.arange(1.0, 101.0)
+    np.testing.assert_array_equal(drawn(reward, "each step")[0], np.stack([steps, steps], 1))
+    assert plots.window(100) == 5
+    np.testing.assert_allclose(drawn(reward, "mean")[0][2:-2, 1], steps[2:-2])  # a straight line is its own mean
+    assert drawn(reward, "mean")[0][0, 1] == 2.0  # the mean of 1, 2, 3
+
+
+def test_a_short_run_can_stand_beside_a_long_one(tmp_path):
+    runs = {"long": write_run(tmp_path / "a", 200), "short": write_run(tmp_path / "b", 2, evals=())}
+    assert [len(xy) for xy in drawn(plots.figure(runs).axes[0], "mean")] == [200, 2]
+
+
+def test_means_leave_gaps_out():
+    np.testing.assert_allclose(plots.smooth(np.array([1.0, np.nan, 3.0, 5.0]), 3), [1.0, 2.0, 4.0, 4.0])
+    assert np.isnan(plots.smooth(np.full(4, np.nan), 3)).all()
+
+
+def test_a_step_evaluated_twice_counts_once():
+    rows = [{"step": 2, "x": 1.0}, {"step": 1, "x": None}, {"step": 2, "x": 3.0}, {"step": 4, "y": 0.0}]
+    steps, values = plots.series(rows, "x")
+    np.testing.assert_array_equal(steps, [1, 2])
+    np.testing.assert_array_equal(values, [np.nan, 3.0])
+
+
+def test_files_are_a_png_and_an_svg_of_sensible_size(tmp_path):
+    png, svg = plots.curves({"a": write_run(tmp_path / "a", 10)}, tmp_path / "out" / "deep")
+    content = png.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    assert 1200 <= width <= 2400 and 800 <= height <= 1600
+    assert 20_000 < len(content) < 500_000
+    assert "<svg" in svg.read_text()
+
+
+def test_a_run_without_evaluations_says_what_was_not_measured(tmp_path):
+    fig = plots.figure({"a": write_run(tmp_path / "a", 3, evals=())})
+    assert [t.get_text() for t in fig.axes[1].texts] == ["not measured"]
+    assert not fig.axes[0].texts
+
+
+def test_names_tell_folders_apart(tmp_path):
+    paths = [str(tmp_path / p) for p in ("s1/jepo", "s2/jepo", "s2/prob", "s2/prob")]
+    assert list(plots.names_of(paths)) == ["s1/jepo", "s2/jepo", "s2/prob"]
+    assert list(plots.names_of(paths[1:])) == ["jepo", "prob"]
+
+
+@pytest.mark.parametrize(
+    "prepare, message",
+    [
+        (lambda d: d.mkdir(), "no metrics.jsonl here"),
+        (lambda d: (d.mkdir(), (d / "metrics.jsonl").write_text('{"step": 1}\nx\n')), "metrics.jsonl:2: not a JSON"),
+    ],
+)
+def test_bad_folders_are_one_sentence(tmp_path, capsys, prepare, message):
+    prepare(tmp_path / "run")
+    assert plots.main([str(tmp_path / "run"), f"--out={tmp_path}"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_an_out_that_is_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match="choose another --out"):
+        plots.curves({"a": write_run(tmp_path / "a", 2)}, tmp_path / "out")
+    with pytest.raises(UserError, match="no run to draw"):
+        plots.figure({})
+
+
+def test_the_command(tmp_path):
+    write_run(tmp_path / "a", 3)
+    args = [sys.executable, "-m", "rl_likelihood.report.plots", str(tmp_path / "a"), f"--out={tmp_path / 'out'}"]
+    out = subprocess.run(args, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == [str(tmp_path / "out" / f"curves.{x}") for x in ("png", "svg")]
