@@ -1,6 +1,6 @@
 """Every field there is, with its default. Other configs start from here and override; nothing else adds fields.
 
-    python -m rl_likelihood.train --config=configs/base.py --workdir=DIR --config.model.path=... --print_config
+python -m rl_likelihood.train --config=configs/base.py --workdir=DIR --config.model.path=... --print_config
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data = ConfigDict()
     c.data.source = "reasoning_gym"  # reasoning_gym | jsonl
     c.data.tasks = ("basic_arithmetic",)  # reasoning_gym: basic_arithmetic, chain_sum
-    c.data.train_path = ""  # jsonl: lines {"prompt", "answer", optional "chain", "id", "task"} or {"messages", "answer"}
+    c.data.train_path = ""  # jsonl, lines {"prompt", "answer"[, "chain", "id", "task"]} or {"messages", "answer"}
     c.data.heldout_path = ""  # jsonl; without it heldout_size rows of train_path, by a hash of the question
     c.data.train_size = 2000  # questions; for jsonl 0 means all
     c.data.heldout_size = 100
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler.max_chain = 64  # sampled tokens of a chain at most, its closing tags included
     c.sampler.max_sampled_answer = 0  # further tokens for a sampled answer; 0 stops at the answer tag
     c.sampler.temperature = 1.0  # the policy is the distribution at this temperature
-    c.sampler.width_multiple = 0  # rows padded to a multiple of this (each width compiles once); 0: to the longest
+    c.sampler.width_multiple = 0  # rows padded to a multiple of this (each width compiles once); 0: as wide as can be
     c.sampler.max_staleness = 0  # updates a rollout may be behind; 0 is strictly on-policy and reproducible
     c.sampler.queue_depth = 2  # rollouts waiting at most
     c.sampler.devices = "shared"  # sampler and learner take turns on the same devices

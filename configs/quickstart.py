@@ -1,6 +1,6 @@
 """Ten minutes on two CPU cores: SmolLM2-135M-Instruct learns arithmetic from the likelihood of reference answers.
 
-    make quickstart
+make quickstart
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""From a ConfigDict to the rooms' frozen settings, once; and every refusal that can be made before a model is loaded."""
+"""From a ConfigDict to the rooms' frozen settings, once, and every refusal that needs neither data nor model."""
 
 from __future__ import annotations
 
@@ -253,16 +253,24 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
         # Config files import one another as configs.NAME, from wherever the command is run.
         for argument in argv:
             if argument.startswith("--config="):
-                folder = Path(argument.removeprefix("--config=").partition(":")[0]).resolve().parent
-                sys.path.insert(0, str(folder.parent))
+                file = Path(argument.removeprefix("--config=").partition(":")[0]).resolve()
+                if not file.is_file():
+                    near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
+                    refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+                sys.path.insert(0, str(file.parent.parent))
         try:
             rest = flags.FLAGS(argv)
         except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError, UserError) as error:
             refuse(" ".join(str(error.args[0] if error.args else error).split()))
         if len(rest) > 1:
             refuse(f"unknown argument {rest[1]!r}; flags start with --")
-        if config_file and flags.FLAGS["config"].value is None:
-            refuse("--config is missing; for example --config=configs/quickstart.py")
+        if config_file:
+            try:
+                if flags.FLAGS["config"].value is None:
+                    refuse("--config is missing; for example --config=configs/quickstart.py")
+                flags.FLAGS["config"].value["seed"]  # a config that could not be loaded says so when it is read
+            except OSError as error:
+                refuse(" ".join(str(error).split()))
         return rest
 
     def guarded(_: list[str]) -> None:

@@ -2,21 +2,23 @@
 
     python -m rl_likelihood.export --workdir=DIR --out=HF_DIR [--step=N] [--dtype=float32]
 
-The folder holds config.json, model.safetensors (float32 or bfloat16), the tokenizer with its chat
-template, and generation_config.json with the ids that end a text.
+The folder holds config.json, model.safetensors, the tokenizer with its chat template, and
+generation_config.json with the ids that end a text.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from rl_likelihood import config as configs
 from rl_likelihood.data import tokenizer as tokenizers
-from rl_likelihood.model import assets, weights
+from rl_likelihood.model import weights
 from rl_likelihood.model.decoder import ModelConfig, Params, count
+from rl_likelihood.pod import checkpoint
+from rl_likelihood.run import world
 from rl_likelihood.shapes import UserError
 
 
@@ -27,17 +29,15 @@ def export(
     out: str | os.PathLike,
     dtype: str = "float32",
 ) -> None:
-    """Write `params` with the tokenizer of `model_path` (path or known name) to the folder `out`.
+    """Write `params` to the folder `out`, with the tokenizer that `run.world` found at `model_path`.
 
-    UserError when the tokenizer does not fit the vocabulary or `out` holds other weights.
+    UserError when that tokenizer does not fit the vocabulary, or when `out` holds other weights.
     """
-    source = assets.resolve(model_path)
-    tokenizer = tokenizers.load_tokenizer(source)
+    tokenizer, stop = world.load_tokenizer(str(model_path))
     tokenizers.vocab_bytes(tokenizer, cfg.vocab_size)  # refuses a tokenizer of another model
-    stop = tokenizers.eos_ids(tokenizer, source)
     generation = {
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": list(stop) if len(stop) > 1 else stop[0] if stop else None,
+        "eos_token_id": stop[0] if len(stop) == 1 else list(stop) or None,
         "pad_token_id": tokenizer.pad_token_id,
     }
     # The weights last: until they are complete the folder does not load.
@@ -46,27 +46,19 @@ def export(
     weights.save(out, cfg, params, dtype, generation)
 
 
-def main(argv: list[str]) -> None:
-    from rl_likelihood.pod.checkpoint import restore_params  # orbax: seconds, not needed for --help
-
+def main() -> None:
     flag = flags.FLAGS
-    try:
-        if len(argv) > 1:
-            raise UserError(f"argument {argv[1]!r} is not understood; write --workdir=DIR --out=HF_DIR")
-        for name in ("workdir", "out"):
-            if not flag[name].value:
-                raise UserError(f"--{name} is missing; write --workdir=DIR --out=HF_DIR")
-        cfg, params, step, model_path = restore_params(flag.workdir, flag.step)
-        export(cfg, params, model_path, flag.out, flag.dtype)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    for name in ("workdir", "out"):
+        if not flag[name].value:
+            raise UserError(f"--{name} is missing; write --workdir=DIR --out=HF_DIR")
+    cfg, params, step, model_path = checkpoint.restore_params(flag.workdir, flag.step)
+    export(cfg, params, model_path, flag.out, flag.dtype)
     print(f"{flag.out}: step {step}, {count(params) / 1e6:.1f} M parameters, {flag.dtype}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of the training run.")
-    flags.DEFINE_string("out", None, "Folder to write.")
-    flags.DEFINE_integer("step", None, "Checkpoint to take; the last one by default.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the written weights.")
-    app.run(main)
+    flags.DEFINE_string("workdir", None, "folder of the training run")
+    flags.DEFINE_string("out", None, "folder to write")
+    flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of the written weights")
+    configs.run_main(main, config_file=False)

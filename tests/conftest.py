@@ -1,7 +1,18 @@
-"""Eight CPU devices for every test, set before anything imports jax."""
+"""Eight CPU devices for every test, set before anything imports jax, and one cache of compiled programs for all."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 FLAG = "--xla_force_host_platform_device_count"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8".strip()
+
+# Small runs compile the same programs again and again, also in subprocesses: keep them for the session.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = tempfile.mkdtemp(prefix="rl_likelihood_compiled_")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -24,6 +24,7 @@ ROOMS = {
     "pod": {"learner", "sampler", "model"} | GROUND,
 }
 ROOMS["config"] = set(ROOMS)  # every room's settings
+ROOMS["run"] = set(ROOMS)  # what several mains share
 EVERYTHING = set(ROOMS)  # nobody -> the mains, not even a main
 DOORS = ROOMS | dict.fromkeys(MAINS, EVERYTHING)
 

@@ -26,8 +26,8 @@ class Example:
 # keeps these questions out of its sets, so that no prompt contains the answer it asks for.
 WORKED_EXAMPLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "basic_arithmetic": (
-        ("Calculate 7 + 4 - 5.", "7 + 4 = 11. Then 11 - 5 = 6.", "6"),
         ("Calculate 8 * 3.", "8 * 3 = 24.", "24"),
+        ("Calculate 7 + 4 - 5.", "7 + 4 = 11. Then 11 - 5 = 6.", "6"),
         ("Calculate 9 - 2 * 4.", "The product comes first: 2 * 4 = 8. Then 9 - 8 = 1.", "1"),
         ("Calculate 3 - 9.", "9 is 6 more than 3, so 3 - 9 = -6.", "-6"),
     ),

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -64,6 +65,7 @@ class Preset(NamedTuple):
     dataset: str
     kwargs: dict
     wording: str
+    fault_rate: float | None = None  # with a number: chains are given, and so often a step of one is wrong
 
 
 PRESETS: dict[str, Preset] = {
@@ -86,6 +88,13 @@ PRESETS: dict[str, Preset] = {
         "chain_sum",
         {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2, "allow_negation": False},
         "State the final answer to the following arithmetic problem: {}.",
+    ),
+    # For models with random weights: 3 terms of one digit, chains given, a quarter of their steps wrong.
+    "faulty_sums": Preset(
+        "chain_sum",
+        {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1, "allow_negation": False},
+        "{}",
+        fault_rate=0.25,
     ),
 }
 
@@ -222,6 +231,7 @@ def _generate(task: str, seed: int, split: str) -> Iterator[Example]:
             id=f"{task}-{split}-{i}",
             prompt=preset.wording.format(expression),
             answer=str(evaluate_expression(expression)),
+            chain="" if preset.fault_rate is None else worked_chain(expression, preset.fault_rate),
             task=task,
         )
 
@@ -231,6 +241,23 @@ def evaluate_expression(expression: str) -> int:
     terms = re.split(r" ([+-]) ", expression)
     signs = [1] + [1 if op == "+" else -1 for op in terms[1::2]]
     return sum(s * math.prod(map(int, t.split(" * "))) for s, t in zip(signs, terms[::2], strict=True))
+
+
+def worked_chain(expression: str, fault_rate: float) -> str:
+    """A sum step by step from left to right, "3+4=7 7-2=5"; with `fault_rate` a step is off by 1 to 3 and goes on.
+
+    The faults of an expression are always the same.
+    """
+    rng = random.Random(expression)
+    first, *rest = re.split(r" ([+-]) ", expression)
+    total, steps = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        right = total + int(term) if sign == "+" else total - int(term)
+        wrong = right + rng.choice((-3, -2, -1, 1, 2, 3))
+        result = wrong if rng.random() < fault_rate else right
+        steps.append(f"{total}{sign}{term}={result}")
+        total = result
+    return " ".join(steps)
 
 
 # ---------------------------------------------------------------------------------------- JSON lines

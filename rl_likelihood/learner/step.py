@@ -248,7 +248,7 @@ def make_step(
         grads, sums, per_row = gradients(state.params, ref_params, batch, model, cfg)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        out = metrics(sums, per_row, batch) | {"grad/norm": optax.global_norm(grads)}
+        out = metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), out, per_row
 
     state_at = state_shardings(mesh, model, optimizer)

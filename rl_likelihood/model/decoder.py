@@ -129,7 +129,7 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> 
     return y.astype(x.dtype) * scale
 
 
-def rope_tables(cfg: ModelConfig, position: Int[Array, "*N"]) -> tuple[Float[Array, "*N half"], Float[Array, "*N half"]]:
+def rope_tables(cfg: ModelConfig, position: Int[Array, "*N"]) -> tuple[Float[Array, "*N i"], Float[Array, "*N i"]]:
     """cos and sin of position * frequency, in float32."""
     half = cfg.head_dim // 2
     freq = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)

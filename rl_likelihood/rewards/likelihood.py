@@ -92,7 +92,7 @@ def mean_of(score: Score) -> Objective:
 def jepo(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
     """log mean_i exp(l_i), by logsumexp over the kept rows."""
     l = sequence_log_prob(logp, mask)  # noqa: E741 (the paper's letter)
-    top = jax.lax.stop_gradient(jnp.where(keep, l, 2 * _LOWEST).max(-1, keepdims=True))
+    top = jax.lax.stop_gradient(jnp.where(keep, l, -jnp.inf).max(-1, keepdims=True))
     top = jnp.where(keep.any(-1, keepdims=True), top, 0.0)
     total = jnp.where(keep, jnp.exp(jnp.where(keep, l - top, 0.0)), 0.0).sum(-1)
     some = keep.any(-1)

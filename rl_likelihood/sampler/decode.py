@@ -69,6 +69,16 @@ def prepare(params: Params, cfg: ModelConfig) -> Params:
     return unstack(params, cfg)
 
 
+def invert_cumulative(mass: Float[Array, "... N"], u: Float[Array, "..."]) -> Int[Array, "..."]:
+    """First index whose cumulative mass exceeds u (in [0, 1)) times the total; never one of mass 0.
+
+    A cumulative sum computed in parallel is not monotone to the last bit: it can step at an index of mass
+    0, hence the mask, and end below an earlier value, hence the maximum for the total.
+    """
+    total = jnp.where(mass > 0, jnp.cumsum(mass, -1), 0.0)
+    return (total > u[..., None] * total.max(-1, keepdims=True)).argmax(-1)
+
+
 def draw(z: Float[Array, "... V"], u: Float[Array, "... 2"]) -> Int[Array, "..."]:
     """Exact draw from softmax(z) by inverting the cumulative sum, first over blocks of ids, then inside one.
 
@@ -77,14 +87,9 @@ def draw(z: Float[Array, "... V"], u: Float[Array, "... 2"]) -> Int[Array, "..."
     v = z.shape[-1]
     e = jnp.exp(z - z.max(-1, keepdims=True))
     e = jnp.pad(e, [(0, 0)] * (z.ndim - 1) + [(0, -v % BLOCK)]).reshape(*z.shape[:-1], -1, BLOCK)
-
-    def invert(mass, u):
-        total = jnp.cumsum(mass, -1)
-        return (total <= u[..., None] * total[..., -1:]).sum(-1)
-
-    block = invert(e.sum(-1), u[..., 0])
+    block = invert_cumulative(e.sum(-1), u[..., 0])
     inside = jnp.take_along_axis(e, block[..., None, None], -2)[..., 0, :]
-    return block * BLOCK + invert(inside, u[..., 1])
+    return block * BLOCK + invert_cumulative(inside, u[..., 1])
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "pad_id"))

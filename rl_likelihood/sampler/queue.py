@@ -40,7 +40,7 @@ class WeightBox:
     def wait(self, at_least: int) -> tuple[int, Any]:
         """(version, weights) once the version is `at_least`; raises Closed when the learner has stopped."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._version >= at_least)
+            self._changed.wait_for(lambda: self._closed or self._version >= max(at_least, 0))
             if self._closed:
                 raise Closed
             return self._version, self._weights
@@ -98,6 +98,12 @@ class RolloutQueue:
                     return rollout, time.perf_counter() - start
                 self.dropped += 1
 
+    def wait_for_drop(self, dropped: int) -> bool:
+        """True once more than `dropped` rollouts were too old, False once all were taken without that."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._items or self.dropped > dropped)
+            return self.dropped > dropped
+
     def close(self, error: BaseException | None = None) -> None:
         """Wake everybody. With `error`, the learner's next get raises it."""
         with self._changed:
@@ -122,7 +128,7 @@ def start_sampler(
     def run() -> None:
         try:
             number = start
-            while number < stop + queue.dropped:
+            while number < stop + queue.dropped or queue.wait_for_drop(number - stop):
                 version, value = weights.wait(number - queue.dropped - max_staleness)
                 queue.put(produce(number, value, version))
                 number += 1

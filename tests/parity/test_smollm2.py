@@ -82,8 +82,7 @@ def test_greedy_text(model):
     length, in_prompt = np.array([prompt.shape[1]]), np.ones_like(prompt, bool)
 
     @jax.jit
-    def ours(params):
-        w = unstack(params, cfg)
+    def ours(w):
         head = head_matrix(w)
         hidden, shared = prefill(w, cfg, prompt, length)
         first = logits(hidden, head).argmax(-1)[:, None]
@@ -97,7 +96,7 @@ def test_greedy_text(model):
         own = empty_cache(cfg, 1, 1, GREEDY_TOKENS)
         return jax.lax.scan(step, (first, own), jnp.arange(GREEDY_TOKENS))[1]
 
-    greedy = np.asarray(ours(params)).tolist()
+    greedy = np.asarray(ours(unstack(jax.tree.map(jnp.asarray, params), cfg))).tolist()
     assert tokenizer.decode(greedy) == tokenizer.decode(golden["greedy"])
     assert greedy == golden["greedy"]
 

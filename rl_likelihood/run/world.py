@@ -29,7 +29,7 @@ INIT, SAMPLE, EVALUATE, WARM_START = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Fixed for a run. `train` and `heldout` are questions in ids, `model_path` where weights and tokenizer came from."""
+    """Fixed for a run. `train`, `heldout`: questions in ids; `model_path`: where weights and tokenizer came from."""
 
     settings: Settings
     model: ModelConfig

@@ -18,11 +18,11 @@ from rl_likelihood.data import grading, prompts, sources
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_state, make_step
+from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.run.world import WARM_START, World
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, TAG, UserError
-from rl_likelihood.world import WARM_START, World
 
 FILE = "warm_start.jsonl"
 
@@ -48,19 +48,30 @@ def own_chains(world: World, params: Params, say: Callable[[str], None]) -> list
     for at in range(0, len(rows), size):
         part = encoded[at : at + size]
         part = part + part[-1:] * (size - len(part))
-        rollout = decode.sample(weights, world.collate(part, np.arange(at, at + size), width), world.key(WARM_START), sampler)
-        for row, (text,) in list(zip(rows[at : at + size], world.sampled_text(rollout), strict=False)):
-            answer = grading.extract_answer(text, world.fmt)
+        collated = world.collate(part, np.arange(at, at + size), width)
+        rollout = decode.sample(weights, collated, world.key(WARM_START), sampler)
+        for row, (text,) in zip(rows[at : at + size], world.sampled_text(rollout), strict=False):
+            answer = (grading.extract_answer(text, world.fmt) or "").strip()
             chain = text.split(world.fmt.answer_open)[0].split(world.fmt.think_close)[0].strip()
-            if answer and answer.strip() and chain and "<" not in chain + answer:
-                example = row.example
-                out.append({"id": example.id, "prompt": example.prompt, "chain": chain, "answer": answer.strip(), "task": example.task})  # fmt: skip
+            if answer and chain and "<" not in chain + answer:
+                e = row.example
+                out.append({"id": e.id, "prompt": e.prompt, "chain": chain, "answer": answer, "task": e.task})
     say(f"warm start: {len(out)} of {len(rows)} own chains are in the format")
     return out
 
 
-def warm_start(world: World, params: Params, mesh: jax.sharding.Mesh, workdir: Path, say: Callable[[str], None]) -> Params:
-    """Parameters after `warm_start.steps` supervised steps on chain, closing tags and answer."""
+def warm_start(
+    world: World,
+    params: Params,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    say: Callable[[str], None],
+    between: Callable[[], None],
+) -> Params:
+    """Parameters after `warm_start.steps` supervised steps on chain, closing tags and answer.
+
+    `between` is called between steps; it may raise to break off.
+    """
     c = world.config
     w = c.warm_start
     if w.chains == "own":
@@ -87,9 +98,11 @@ def warm_start(world: World, params: Params, mesh: jax.sharding.Mesh, workdir: P
         return to_batch(given_rollout(collated, [targets[j] for j in index], world.fmt.pad_id, width))
 
     optimizer = make_optimizer(world.settings.warm_optimizer)
-    state = jax.jit(lambda p: init_state(p, optimizer))(params)
+    placed = state_shardings(mesh, world.model, optimizer)
+    state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=placed)(params)
     step = make_step(world.model, world.settings.warm_step, optimizer, mesh, batch_of(0))
     for i in range(w.steps):
+        between()
         state, out, _ = step(state, None, batch_of(i))
         if i == 0 or (i + 1) % 10 == 0 or i + 1 == w.steps:
             say(f"warm start: step {i + 1}/{w.steps}  loss {float(out['loss/answer']):.3f} nats per token")

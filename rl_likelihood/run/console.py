@@ -1,0 +1,111 @@
+"""What a person sees of a run: what starts, what came out, and how to stop it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rl_likelihood import __version__
+from rl_likelihood.model import decoder
+from rl_likelihood.report import metrics as reports
+from rl_likelihood.report.plots import curves
+from rl_likelihood.report.table import side_by_side
+from rl_likelihood.run.world import World
+
+
+def say(text: str) -> None:
+    """One line to the console, at once."""
+    print(text, flush=True)
+
+
+def announce(world: World, mesh: jax.sharding.Mesh, workdir: Path | None, resume: int | None) -> None:
+    """What runs, on what, with which reward, in words."""
+    c, m = world.config, world.model
+    specs = jax.tree.leaves(decoder.param_specs(m), is_leaf=lambda x: isinstance(x, decoder.Spec))
+    n = sum(int(np.prod(spec.shape)) for spec in specs)
+    p, g = c.train.prompts_per_step, 1 if c.reward.name == "sft" else c.sampler.group_size
+    shape = " x ".join(f"{k} {v}" for k, v in mesh.shape.items())
+    reward = {
+        "base_rl": "exact match of the sampled answer",
+        "sft": "none: supervised on the reference answer, without chain",
+    }.get(c.reward.name, f"{c.reward.name} of the reference answer after the chain")
+    terms = [f"advantage {c.loss.advantage}"]
+    if c.reward.name == "sft":
+        terms = []
+    elif c.reward.name != "base_rl":
+        terms.append(f"answer term x {c.loss.answer_term:g}")
+    terms.append(f"KL {c.loss.kl} x {c.loss.kl_coef:g}" if c.loss.kl != "none" else "no KL")
+    devices = f"{jax.device_count()} {jax.default_backend()} device(s)"
+    say(f"rl_likelihood {__version__}, jax {jax.__version__}, {devices}: {shape}")
+    say(f"model    {c.model.path or c.model.preset}: {m.family}, {n / 1e6:.1f} M parameters, compute {m.compute_dtype}")
+    say(f"data     {world.data_line}")
+    say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
+    say(f"reward   {reward}; {', '.join(terms)}")
+    say(
+        f"scored   answer tokens and delimiters {c.prompt.score_delims}; no answer tag: {c.reward.truncated}"
+    )
+    schedule = f"{c.train.steps} steps, lr {c.optim.lr:g} {c.optim.schedule}"
+    say(f"batch    {p} prompts x {g} chains = {p * g} rows a step, {schedule}")
+    say(f"memory   {4 * 4 * n / 2**30:.1f} GiB for parameters, gradient and two moments, over {mesh.size} device(s)")
+    if workdir is not None:
+        where = f"goes on after step {resume}" if resume is not None else "new run"
+        say(f"workdir  {workdir} ({where}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
+
+
+def summary(workdir: Path) -> None:
+    """Before and after side by side, the same questions answered by each, and the figure."""
+    if not (workdir / reports.EVAL).exists():
+        return
+    rows = {row["stage"]: row for row in reports.read(workdir / reports.EVAL) if "stage" in row}
+    rows = {stage: row for stage, row in rows.items() if not stage.startswith("step ")}
+    if not rows:
+        return
+    say("\n" + side_by_side(rows))
+    n = next(iter(rows.values()))["questions"]
+    say(f"\n{n:.0f} held-out questions; a success rate has a standard error of at most {50 / n**0.5:.1f} points")
+    say("\nGreedy answers to the first of them")
+    columns = [row.get("examples", []) for row in rows.values()]
+    for shown in zip(*columns, strict=False):
+        say(f"  {shown[0]['prompt']}  [{shown[0]['reference']}]")
+        for stage, example in zip(rows, shown, strict=True):
+            mark = "right" if example["right"] else "wrong"
+            say(f"    {stage:<{max(map(len, rows))}}  {mark}  {' '.join(example['text'].split())}")
+    if (workdir / reports.METRICS).exists():
+        say(f"\nfigure   {curves({workdir.name: workdir}, workdir)[0]}")
+    say(f"chains   {workdir / reports.SAMPLES}")
+
+
+class Stopped(Exception):
+    """The user asked to stop, and what was going on need not be finished."""
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM finish the step and save; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._old = {}
+        if threading.current_thread() is threading.main_thread():
+            self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _ask(self, *_: Any) -> None:
+        if self.requested:
+            self.restore()
+            raise KeyboardInterrupt
+        self.requested = True
+        say("stopping after this step (again to stop at once)")
+
+    def check(self) -> None:
+        """Raise Stopped if asked to stop: called where nothing is lost by it."""
+        if self.requested:
+            raise Stopped
+
+    def restore(self) -> None:
+        """The handlers from before."""
+        for s, handler in self._old.items():
+            signal.signal(s, handler)

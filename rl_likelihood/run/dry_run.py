@@ -1,0 +1,60 @@
+"""`train --dry_run`: load everything, compile the step, report; allocate and train nothing."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from rl_likelihood.config import Settings
+from rl_likelihood.learner.optimizer import make_optimizer
+from rl_likelihood.learner.step import init_state, make_step
+from rl_likelihood.run.console import announce, say
+from rl_likelihood.run.world import World, load, make_mesh
+from rl_likelihood.shapes import Batch
+
+
+def abstract_batch(world: World) -> Batch:
+    """The largest batch of the config, as shapes."""
+    c = world.config
+    p, g = c.train.prompts_per_step, c.sampler.group_size
+    tags = max(len(world.fmt.close_think_ids), len(world.fmt.open_answer_ids))
+    t = c.sampler.max_chain + c.sampler.max_sampled_answer + tags + c.prompt.max_answer
+    if c.reward.name == "sft":
+        g, t = 1, tags + c.prompt.max_answer
+    shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)  # noqa: E731
+    i, f, b = jnp.int32, jnp.float32, jnp.bool_
+    return Batch(
+        prompt=shape(i, p, c.prompt.max_prompt),
+        prompt_length=shape(i, p),
+        completion=shape(i, p, g, t),
+        segment=shape(i, p, g, t),
+        scored=shape(b, p, g, t),
+        sampler_logp=shape(f, p, g, t),
+        outside_reward=shape(f, p, g),
+        truncated=shape(b, p, g),
+        keep=shape(b, p, g),
+    )
+
+
+def dry_run(settings: Settings) -> None:
+    """Print what a run would be, and what its compiled step needs on each device."""
+    c = settings.config
+    world, params = load(settings)
+    mesh = make_mesh(c)
+    announce(world, mesh, None, None)
+    optimizer = make_optimizer(settings.optimizer)
+    batch = abstract_batch(world)
+    with_reference = c.loss.kl != "none"
+    state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    step = make_step(world.model, settings.step, optimizer, mesh, batch, with_reference)
+    start = time.perf_counter()
+    memory = step.lower(state, state.params if with_reference else None, batch).compile().memory_analysis()
+    say(
+        f"step     compiled in {time.perf_counter() - start:.1f} s; on each device "
+        f"{memory.argument_size_in_bytes / 2**30:.2f} GiB of state and batch, "
+        f"{memory.temp_size_in_bytes / 2**30:.2f} GiB of intermediate values"
+    )
+    p, g, t = batch.completion.shape
+    say(f"tokens   at most {p * (c.prompt.max_prompt + g * t):,} a step; a prompt is computed once for its {g} chains")

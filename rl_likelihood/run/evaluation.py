@@ -1,0 +1,119 @@
+"""Evaluation on held-out questions: what a model answers, and how likely it finds the reference answers.
+
+One pass samples, for every question, a greedy chain with its answer and `eval.samples` chains with theirs
+at temperature 1; a second scores the reference answer after each of the latter and after no chain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rl_likelihood.data import grading
+from rl_likelihood.data.prompts import EncodedExample, completion_ids
+from rl_likelihood.learner.batching import given_rollout, to_batch
+from rl_likelihood.learner.step import make_score
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.run.world import EVALUATE, World
+from rl_likelihood.sampler import decode
+from rl_likelihood.shapes import CHAIN, TAG, Rollout
+
+# Held-out questions whose greedy answers are kept with the numbers.
+EXAMPLES = 4
+
+
+def evaluate(
+    world: World, params: Params, rows: list[EncodedExample], between: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """The metrics of DESIGN section 6 over `rows`. The same parameters give the same numbers.
+
+    `between` is called between batches; it may raise to break off.
+
+    greedy_success and sampled_success are shares of exact matches, with their standard errors;
+    perplexity = exp(-mean over questions of log p(answer | chain) / tokens), chains at temperature 1, and
+    log_prob_mcN its logarithm's negative with the answer's likelihood averaged over N chains first.
+    """
+    c = world.config
+    rows = rows[: c.eval.prompts]
+    m, n = c.eval.samples, len(rows)
+    size = min(c.eval.batch_prompts, n)
+    width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in rows))
+    sampler = world.sampler(
+        group_size=1 + m, temperature=(0.0, *(1.0,) * m), max_sampled_answer=c.eval.max_sampled_answer, width_multiple=0
+    )
+    step = dataclasses.replace(
+        world.settings.step, two_branches=True, temperature=1.0,
+        micro_batch_prompts=max(k for k in range(1, 9) if size % k == 0),
+    )  # fmt: skip
+    score = make_score(world.model, step)
+    weights = decode.prepare(params, world.model)
+    key = world.key(EVALUATE)
+
+    start = time.perf_counter()
+    parts: list[dict[str, np.ndarray]] = []
+    examples: list[dict[str, Any]] = []
+    for at in range(0, n, size):
+        between()
+        real = rows[at : at + size]
+        part = real + real[-1:] * (size - len(real))  # one shape, one program
+        rollout = decode.sample(weights, world.collate(part, np.arange(at, at + size), width), key, sampler)
+        texts = world.sampled_text(rollout)
+        answers = [[grading.extract_answer(text, world.fmt) for text in group] for group in texts]
+        right = [[grading.exact_match(r.example.answer, a) for a in g] for r, g in zip(part, answers, strict=True)]
+        batch = to_batch(_with_no_chain(world, part, rollout))
+        logp = score(params, batch).stats.log_prob
+        parts.append({
+            "right": np.asarray(right, np.float64),
+            "logp": np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64),
+            "tokens": np.maximum(batch.scored.sum(-1), 1),
+            "length": ((rollout.segment == CHAIN) | (rollout.segment == TAG)).sum(-1)[:, 1:],
+            "truncated": rollout.truncated[:, 1:],
+        })  # fmt: skip
+        for i, row in enumerate(real[: EXAMPLES - len(examples)]):
+            e = row.example
+            examples.append({"prompt": e.prompt, "reference": e.answer, "text": texts[i][0], "right": right[i][0]})
+    all_rows = {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
+    greedy, sampled = all_rows["right"][:, 0], all_rows["right"][:, 1:]
+    per_token = all_rows["logp"] / all_rows["tokens"]
+    no_chain, chain = per_token[:, 0], per_token[:, 1:]
+    marginal = (np.logaddexp.reduce(all_rows["logp"][:, 1:], axis=1) - math.log(m)) / all_rows["tokens"][:, 1]
+    out = {
+        "greedy_success": greedy.mean(),
+        "greedy_success_se": _standard_error(greedy),
+        "sampled_success": sampled.mean(),
+        "sampled_success_se": _standard_error(sampled.mean(1)),
+        **{f"pass@{k}": _pass_at(sampled, k).mean() for k in (2**i for i in range(1, 11)) if k <= m},
+        "log_prob_mc1": chain.mean(),
+        "log_prob_mc1_se": _standard_error(chain.mean(1)),
+        **({f"log_prob_mc{m}": marginal.mean()} if m > 1 else {}),
+        "perplexity": np.exp(-chain.mean()),
+        "perplexity_no_chain": np.exp(-no_chain.mean()),
+        "chain_length": all_rows["length"].mean(),
+        "truncated": all_rows["truncated"].mean(),
+        "seconds": time.perf_counter() - start,
+    }
+    return {k: round(float(v), 6) for k, v in out.items()} | {"questions": n, "examples": examples}
+
+
+def _with_no_chain(world: World, rows: list[EncodedExample], rollout: Rollout) -> Rollout:
+    """The rows to score: first the empty scaffold, then the sampled chains (without the greedy one)."""
+    width = rollout.completion.shape[-1]
+    scaffold = [completion_ids(row, None, world.tokenizer, world.fmt) for row in rows]
+    empty = given_rollout(rollout.prompts, scaffold, world.fmt.pad_id, width)
+    names = ("completion", "segment", "sampler_logp", "truncated")
+    return rollout.replace(**{k: np.concatenate([getattr(empty, k), getattr(rollout, k)[:, 1:]], 1) for k in names})
+
+
+def _standard_error(x: np.ndarray) -> float:
+    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else 0.0
+
+
+def _pass_at(right: np.ndarray, k: int) -> np.ndarray:
+    """Unbiased pass@k of each question from n samples with c right: 1 - C(n-c, k) / C(n, k)."""
+    n = right.shape[1]
+    return np.asarray([1 - math.comb(n - int(c), k) / math.comb(n, k) for c in right.sum(1)])

@@ -1,0 +1,402 @@
+"""The jitted step: every mode's loss against plain sequences, micro-batches, devices, metrics, one golden run."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
+from rl_likelihood.learner.step import (
+    StepConfig,
+    gradients,
+    init_state,
+    make_score,
+    make_step,
+    row_stats,
+    state_shardings,
+)
+from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.mesh import make_mesh
+from rl_likelihood.model.decoder import forward
+from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
+from tests.small import (
+    TINY,
+    branches,
+    one_device,
+    random_batch,
+    random_params,
+    reference_log_distributions,
+    reference_log_probs,
+    tiny,
+)
+
+P, G, S, T = 4, 3, 5, 10
+MODEL = tiny(layers=1)
+PARAMS, REF = (random_params(MODEL, seed) for seed in (0, 1))
+BATCH = random_batch(8, P, G, S, T, sampled=True)
+# Rows behind mask: a group whole, one row out, one left, none.
+KEEP = np.array([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
+STALE = BATCH.replace(
+    keep=KEEP,
+    sampler_logp=(reference_log_probs(PARAMS, MODEL, BATCH, 0.7)
+    + np.random.default_rng(0).normal(size=BATCH.segment.shape)).astype(np.float32),
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------ every mode against plain sequences
+
+
+def plain_log_probs(params, batch, temperature=1.0):
+    """Log-probs [P, G, T] for autodiff: every branch of every row as a right-padded sequence of its own."""
+    ids, length = np.zeros((P * G * 2, S + T), np.int32), []
+    row, column = np.zeros((2, P, G, T), int)
+    for i, j in np.ndindex(P, G):
+        for branch, (plain, at) in enumerate(branches(batch, i, j)):
+            own = batch.segment[i, j, at] == SAMPLED if branch else np.full(len(at), True)
+            row[i, j, at[own]] = len(length)
+            column[i, j, at[own]] = (np.arange(len(at)) + batch.prompt_length[i] - 1)[own]
+            ids[len(length), : len(plain)] = plain
+            length.append(len(plain))
+    hidden = forward(params, MODEL, ids, np.array(length)).prompt[row, column]
+    scale = np.where(np.isin(batch.segment, (CHAIN, SAMPLED)), temperature, 1.0)[..., None]
+    table = jax.nn.log_softmax(hidden @ params["embed"].T / scale)
+    logp = jnp.take_along_axis(table, batch.completion[..., None], -1)[..., 0]
+    return jnp.where(batch.segment == PAD, 0, logp)
+
+
+def of(batch, logp, kind):
+    """Sum over the row's tokens of one segment."""
+    return jnp.where(batch.segment == kind, logp, 0).sum(-1)
+
+
+def rloo(reward, chain, answer, keep=BATCH.keep):
+    """Loss of the textbook estimator: rows against the mean of the others, and the mean reward, over prompts."""
+    total = 0.0
+    for i in range(P):
+        rows = np.flatnonzero(keep[i])
+        for r in rows:
+            others = rows[rows != r]
+            a = reward[i, r] - reward[i, others].mean() if len(others) else 0.0
+            total += (jax.lax.stop_gradient(a) * chain[i, r] + answer[i, r]) / len(rows)
+    return -total / P
+
+
+def expect_log_prob(params):
+    logp = plain_log_probs(params, BATCH)
+    reward = jnp.where(BATCH.scored, logp, 0).sum(-1)
+    return rloo(reward, of(BATCH, logp, CHAIN), reward)
+
+
+def expect_base_rl(params):
+    logp = plain_log_probs(params, BATCH)
+    # f(group) is the mean reward here too: a constant, without gradient.
+    return rloo(BATCH.outside_reward, of(BATCH, logp, CHAIN) + of(BATCH, logp, SAMPLED), BATCH.outside_reward)
+
+
+def expect_drop(params):
+    logp = plain_log_probs(params, BATCH)
+    reward = jnp.exp(jnp.where(BATCH.scored, logp, 0).sum(-1))
+    return rloo(reward, of(BATCH, logp, CHAIN), reward, keep=~BATCH.truncated)
+
+
+def expect_floor(params):
+    logp = plain_log_probs(params, BATCH)
+    n = BATCH.scored.sum(-1)
+    reward = jnp.where(BATCH.truncated, -7.0 / n, jnp.where(BATCH.scored, logp, 0).sum(-1) / n)
+    return rloo(reward, of(BATCH, logp, CHAIN), reward)
+
+
+def expect_kl(params):
+    """jepo, rows divided by their length, 0.3 k3 against another model."""
+    logp, ref = plain_log_probs(params, BATCH), plain_log_probs(REF, BATCH)
+    total = jnp.where(BATCH.scored, logp, 0).sum(-1)
+    chain, length = BATCH.segment == CHAIN, (BATCH.segment == CHAIN).sum(-1)
+    bound = jax.nn.logsumexp(total, -1) - np.log(G)
+    policy = 0
+    for i in range(G):
+        without = jax.nn.logsumexp(jnp.delete(total, i, axis=1), -1) - np.log(G - 1)
+        policy += jax.lax.stop_gradient(bound - without) * jnp.where(chain, logp, 0).sum(-1)[:, i] / length[:, i]
+    k3 = jnp.where(chain, jnp.exp(ref - logp) - 1 - (ref - logp), 0).sum(-1) / length
+    return -(policy + bound).mean() + 0.3 * k3.mean()
+
+
+def expect_stale(params):
+    """avg_prob, sampled at 0.7 by older weights, ratios cut at 2, one mean over all tokens, no answer term."""
+    logp = plain_log_probs(params, STALE, 0.7)
+    reward = jnp.where(STALE.scored, jnp.exp(logp), 0).sum(-1) / STALE.scored.sum(-1)
+    chain = STALE.segment == CHAIN
+    weight = jax.lax.stop_gradient(jnp.minimum(jnp.exp(logp - STALE.sampler_logp), 2.0))
+    rows = jnp.where(chain, weight * logp, 0).sum(-1)
+    total = 0
+    for i, j in zip(*np.nonzero(KEEP & (KEEP.sum(-1, keepdims=True) > 1)), strict=True):
+        others = KEEP[i] & (np.arange(G) != j)
+        total += jax.lax.stop_gradient(reward[i, j] - reward[i, others].mean()) * rows[i, j]
+    return -total / (chain & KEEP[..., None]).sum()
+
+
+def expect_sft(params):
+    """The first row of each group as given: log-prob of chain and answer together, per token."""
+    logp = plain_log_probs(params, BATCH)[:, 0]
+    given = BATCH.scored[:, 0] | (BATCH.segment[:, 0] == CHAIN)
+    return -(jnp.where(given, logp, 0).sum(-1) / given.sum(-1)).mean()
+
+
+FIRST = jax.tree.map(lambda x: x[:, :1] if x.ndim > 1 and x.shape[1] == G else x, BATCH)
+MODES = {
+    "log_prob": (expect_log_prob, BATCH, StepConfig()),
+    "base_rl": (expect_base_rl, BATCH, StepConfig("outside", policy_span="response")),
+    "drop": (expect_drop, BATCH, StepConfig("prob", truncated="drop")),
+    "floor": (expect_floor, BATCH, StepConfig("avg_log_prob", truncated="floor", floor=-7.0)),
+    "kl": (expect_kl, BATCH, StepConfig("jepo", LossConfig(aggregation="seq_mean", kl="k3", kl_coef=0.3))),
+    "stale": (
+        expect_stale,
+        STALE,
+        StepConfig("avg_prob", LossConfig(0.0, aggregation="token_mean", ratio="token"), temperature=0.7),
+    ),
+    "sft": (expect_sft, FIRST, StepConfig("avg_log_prob", LossConfig(policy_term=0.0), supervise_chain=True)),
+}
+
+
+@functools.cache
+def expected():
+    """Loss and gradient of each mode, in one program."""
+    losses = lambda params: jnp.stack([f(params) for f, *_ in MODES.values()])  # noqa: E731
+    value, grads = jax.jit(lambda params: (losses(params), jax.jacrev(losses)(params)))(PARAMS)
+    return {name: (float(value[i]), jax.tree.map(lambda x, i=i: x[i], grads)) for i, name in enumerate(MODES)}
+
+
+step_gradients = jax.jit(gradients, static_argnums=(3, 4))
+
+
+def cfg_of(name, **changes):
+    cfg = MODES[name][2]
+    return StepConfig(**{**cfg.__dict__, "two_branches": True, "head_chunk": 20, **changes})
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_loss_and_gradient_are_those_of_plain_sequences(name):
+    _, batch, _ = MODES[name]
+    cfg = cfg_of(name)
+    grads, sums, per_row = step_gradients(PARAMS, REF if name == "kl" else None, batch, MODEL, cfg)
+    terms = cfg.loss.policy_term * sums["loss/policy"] + cfg.loss.answer_term * sums["loss/answer"]
+    loss, slope = expected()[name]
+    assert float(terms + cfg.loss.kl_coef * sums["loss/kl"]) == pytest.approx(loss, rel=2e-5, abs=1e-6)
+    size = max(float(np.abs(x).max()) for x in jax.tree.leaves(slope))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * size), grads, slope)
+
+
+def test_the_batch_of_these_tests_holds_every_case():
+    assert all((BATCH.segment == kind).any() for kind in (PAD, CHAIN, TAG, REFERENCE, SAMPLED))
+    kept = (~BATCH.truncated).sum(-1)
+    assert set(kept) >= {1, 2}, "drop leaves a row alone, and some rows, in a group"
+    assert (BATCH.prompt_length < S).any() and not np.array_equal(BATCH.scored, BATCH.segment == REFERENCE)
+
+
+def test_what_a_dropped_row_holds_changes_nothing():
+    cfg = cfg_of("stale")
+    out = (~KEEP)[..., None]
+    other = STALE.replace(
+        completion=np.where(out, (STALE.completion + 3) % 24, STALE.completion),
+        sampler_logp=np.where(out, -99.0, STALE.sampler_logp),
+        outside_reward=np.where(KEEP, STALE.outside_reward, 1e6).astype(np.float32),
+    )
+    a, b = (step_gradients(PARAMS, None, batch, MODEL, cfg) for batch in (STALE, other))
+    jax.tree.map(np.testing.assert_array_equal, a[0], b[0])
+    assert (np.asarray(a[2]["advantage"])[~KEEP] == 0).all()
+
+
+def test_kl_of_a_model_with_itself_is_zero():
+    _, batch, _ = MODES["kl"]
+    grads, sums, _ = step_gradients(PARAMS, PARAMS, batch, MODEL, cfg_of("kl"))
+    assert abs(float(sums["loss/kl"])) < 1e-6
+    without = cfg_of("kl", loss=LossConfig(aggregation="seq_mean"))
+    grads2, sums2, _ = step_gradients(PARAMS, None, batch, MODEL, without)
+    assert sums2["loss/kl"] == 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, grads2)
+
+
+def test_micro_batches_are_one_batch():
+    # Dropped and truncated rows, token counts and a reference model: every global count is at stake.
+    batch = STALE.replace(keep=KEEP[[0, 0, 1, 2]])
+    loss = LossConfig(aggregation="token_mean", ratio="token", kl="k3", kl_coef=0.1)
+    one, two = (
+        step_gradients(PARAMS, REF, batch, MODEL, cfg_of("drop", loss=loss, micro_batch_prompts=n)) for n in (0, 2)
+    )
+    for part in (1, 2):
+        assert one[part].keys() == two[part].keys()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
+
+
+def test_everything_but_the_network_is_float32():
+    half = tiny(layers=1, compute_dtype="bfloat16")
+    shapes = jax.eval_shape(lambda p: gradients(p, p, BATCH, half, cfg_of("kl")), PARAMS)
+    for path, leaf in jax.tree.leaves_with_path(shapes):
+        assert leaf.dtype in (jnp.float32, jnp.int32, jnp.bool_), (path, leaf.dtype)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes[0]))
+
+
+def test_score_gives_the_rows_of_one_forward_however_it_is_split():
+    for name in ("log_prob", "stale"):
+        cfg, batch = cfg_of(name), MODES[name][1]
+        one, two = (make_score(MODEL, cfg_of(name, micro_batch_prompts=n))(PARAMS, batch) for n in (0, 2))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
+        own = batch.segment != PAD
+        exact = reference_log_probs(PARAMS, MODEL, batch, cfg.temperature)
+        np.testing.assert_allclose(np.asarray(one.stats.log_prob)[own], exact[own], atol=1e-4)
+    assert jax.tree.map(jnp.shape, one) == jax.tree.map(
+        jnp.shape, jax.eval_shape(lambda p: row_stats(p, MODEL, BATCH, cfg), PARAMS)
+    )
+
+
+# ------------------------------------------------------------------ the whole step: devices, metrics, golden numbers
+
+# eps keeps AdamW smooth where a gradient is almost 0: without it rounding decides the sign of an update.
+OPTIMIZER = make_optimizer(OptimizerConfig(lr=1e-2, warmup_steps=2, total_steps=10, eps=1e-3, weight_decay=0.1))
+CFG = StepConfig("jepo", LossConfig(kl="k2", kl_coef=0.1), two_branches=True, micro_batch_prompts=4, head_chunk=32)
+BATCHES = [random_batch(20 + i, p=8, g=2, s=S, t=T, sampled=True) for i in range(3)]
+
+
+@functools.cache
+def trained(shape):
+    """Three steps on a mesh of this shape: metrics of each, per-row values of the last, parameters after each."""
+    mesh = one_device() if shape is None else make_mesh(shape)
+    placed = state_shardings(mesh, TINY, OPTIMIZER)
+    # Made by a program, and copied before numpy looks at it: a buffer that numpy shares cannot be donated.
+    state = jax.jit(lambda params: init_state(params, OPTIMIZER), out_shardings=placed)(random_params(TINY))
+    ref = jax.device_put(random_params(TINY, 1), placed.params)
+    step = make_step(TINY, CFG, OPTIMIZER, mesh, BATCHES[0], with_reference=True)
+    history, params = [], []
+    for batch in BATCHES:
+        before = state
+        state, out, per_row = step(state, ref, batch)
+        assert all(x.is_deleted() for x in jax.tree.leaves(before.params)), "the old state is donated"
+        jax.tree.map(lambda x, at: x.sharding.is_equivalent_to(at, x.ndim) or pytest.fail(str(at)), state, placed)
+        history.append(jax.device_get(out))
+        params.append(jax.device_get(jax.tree.map(jnp.copy, state.params)))
+    assert int(state.step) == 3
+    return history, jax.device_get(per_row), params
+
+
+MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
+
+
+@pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
+def test_eight_devices_are_one(shape):
+    one, eight = trained(None), trained(shape)
+    # Metrics to float32 rounding; parameters of order 1 after three updates of 1e-2.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5), one[:2], eight[:2])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5), one[2], eight[2])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one[2][-1], random_params(TINY))
+    assert min(jax.tree.leaves(moved)) > 1e-3, "every parameter learned"
+
+
+@pytest.mark.parametrize(
+    "name, local", [("data", (2, 16, 16)), ("fsdp", (2, 2, 16)), ("tensor", (2, 16, 2)), ("mixed", (2, 8, 8))]
+)
+def test_a_mesh_splits_parameters_and_moments_alike(name, local):
+    placed = state_shardings(make_mesh(MESHES[name]), TINY, OPTIMIZER)
+    arrays = [placed.params["layers"]["gate"]]  # [L, D, F]: width over fsdp, mlp over tensor
+    arrays += [x["layers"]["gate"] for x in jax.tree.leaves(placed.opt_state, is_leaf=lambda x: isinstance(x, dict))
+               if isinstance(x, dict)]  # fmt: skip
+    assert len(arrays) == 3 and {x.shard_shape((2, 16, 16)) for x in arrays} == {local}
+
+
+def test_metrics_mean_what_their_names_say():
+    batch, params = BATCHES[0], random_params(TINY)
+    out, names = trained(None)[0][0], set(trained(None)[0][0])
+    assert names >= {
+        "reward/mean", "reward/std", "advantage/abs_mean", "chain/length", "chain/truncated", "answer/log_prob",
+        "answer/perplexity", "loss/policy", "loss/answer", "loss/kl", "grad/norm", "policy/entropy",
+        "policy/self_certainty", "ratio/mean", "ratio/max", *(f"reward/{name}" for name in OBJECTIVES),
+    }  # fmt: skip
+    assert all(np.ndim(x) == 0 and np.isfinite(x) for x in out.values())
+
+    table = reference_log_distributions(params, TINY, batch)
+    logp = np.take_along_axis(table, batch.completion[..., None], -1)[..., 0]
+    total, n = np.where(batch.scored, logp, 0).sum(-1), batch.scored.sum(-1)
+    bound = np.log(np.exp(total).mean(-1))
+    difference = bound[:, None] - total[:, ::-1]  # of two rows, without i is the other's
+    chain, sampled = batch.segment == CHAIN, np.isin(batch.segment, (CHAIN, SAMPLED))
+    ratio = np.exp(logp - batch.sampler_logp)[chain]
+    kl = reference_log_probs(random_params(TINY, 1), TINY, batch)
+    kl = np.where(chain, (logp - kl) ** 2 / 2, 0).sum(-1).mean()
+    expected = {
+        "reward/log_prob": total.mean(),
+        "reward/avg_log_prob": (total / n).mean(),
+        "reward/prob": np.exp(total).mean(),
+        "reward/avg_prob": (np.where(batch.scored, np.exp(logp), 0).sum(-1) / n).mean(),
+        "reward/geo_mean_prob": np.exp(total / n).mean(),
+        "reward/jepo": bound.mean(),
+        "reward/mean": total.mean(),
+        "reward/std": total.std(-1, ddof=1).mean(),
+        "advantage/abs_mean": np.abs(2 * difference).mean(),
+        "answer/log_prob": total.mean(),
+        "answer/perplexity": np.exp(-(total / n).mean()),
+        "chain/length": (chain | (batch.segment == TAG)).sum(-1).mean(),
+        "chain/truncated": batch.truncated.mean(),
+        "loss/policy": -(difference * np.where(chain, logp, 0).sum(-1)).sum(-1).mean(),
+        "loss/answer": -bound.mean(),
+        "loss/kl": kl,
+        "policy/entropy": -(np.exp(table) * table).sum(-1)[sampled].mean(),
+        "policy/self_certainty": (-table.mean(-1) - np.log(24))[sampled].mean(),
+        "ratio/mean": ratio.mean(),
+        "ratio/max": ratio.max(),
+    }
+    for name, x in expected.items():
+        assert out[name] == pytest.approx(x, rel=3e-4, abs=1e-5), name
+
+
+def test_the_step_applies_the_optimizer_to_the_gradient_and_reports_its_norm():
+    cfg = cfg_of("log_prob")
+    grads, *_ = step_gradients(PARAMS, None, BATCH, MODEL, cfg)
+    updates, _ = jax.jit(OPTIMIZER.update)(grads, OPTIMIZER.init(PARAMS), PARAMS)
+    state = jax.tree.map(jnp.array, init_state(PARAMS, OPTIMIZER))
+    after, out, _ = make_step(MODEL, cfg, OPTIMIZER, one_device(), BATCH)(state, None, BATCH)
+    norm = float(optax.tree.norm(grads))
+    assert norm > 1.0, "clipping acts, and the norm is the one before it"
+    assert float(out["grad/norm"]) == pytest.approx(norm, rel=1e-5)
+    expected = optax.apply_updates(PARAMS, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, expected)
+
+
+GOLDEN = Path(__file__).with_name("golden_step.json")
+RENEW = "python -m tests.learner.test_step"
+
+
+def golden():
+    """Losses of three steps, and the root mean square of some parameters' changes over each."""
+    history, _, params = trained(None)
+    params = [random_params(TINY), *params]
+    picks = {
+        "embed": lambda p: p["embed"],
+        "final_norm": lambda p: p["final_norm"],
+        "layers/q": lambda p: p["layers"]["q"],
+        "layers/down": lambda p: p["layers"]["down"],
+    }
+    steps = []
+    for out, before, after in zip(history, params, params[1:], strict=False):
+        row = {name: float(out[name]) for name in ("loss/policy", "loss/answer", "loss/kl", "grad/norm", "reward/mean")}
+        row |= {f"update_rms/{name}": float(np.sqrt(((f(after) - f(before)) ** 2).mean())) for name, f in picks.items()}
+        steps.append(row)
+    return steps
+
+
+def test_golden_step():
+    for i, (got, kept) in enumerate(zip(golden(), json.loads(GOLDEN.read_text()), strict=True)):
+        assert got.keys() == kept.keys()
+        for name, x in kept.items():
+            assert got[name] == pytest.approx(x, rel=1e-3, abs=1e-6), (
+                f"step {i}: {name} was {x} and is {got[name]}: the same parameters, batch and settings train "
+                f"differently now. If that is what your change is for, renew the numbers with `{RENEW}`, "
+                "and say why in the commit."
+            )
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")

@@ -1,0 +1,399 @@
+"""The one equation: leave-one-out differences, exact gradients on an enumerable policy, and the loss's switches."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl_likelihood.learner import surrogate
+from rl_likelihood.learner.surrogate import Counts, LossConfig, aggregate, kl_estimate, leave_one_out, policy_loss
+from rl_likelihood.rewards.likelihood import OBJECTIVES, SCORES, kept_mean
+
+PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+advantages = jax.jit(surrogate.advantages, static_argnames=("kind", "eps"))
+difference = jax.jit(lambda name, *args: leave_one_out(OBJECTIVES[name], *args), static_argnums=0)
+
+
+def group(values):
+    """One prompt whose answers have one token each: log-probs, mask, keep."""
+    logp = np.float32(values).reshape(1, -1, 1)
+    return logp, np.ones_like(logp, bool), np.ones(logp.shape[:2], bool)
+
+
+@jax.jit
+def outside_difference(rewards, keep):
+    """Differences of an objective that is the mean of rewards [1, G] scored outside the graph."""
+    f = lambda logp, mask, keep: kept_mean(rewards, keep)  # noqa: E731
+    return leave_one_out(f, jnp.zeros((*rewards.shape, 1)), jnp.ones((*rewards.shape, 1), bool), keep)
+
+
+# ------------------------------------------------------------------ leave-one-out differences and advantages
+
+
+def test_means_give_rloo_over_g():
+    rng = np.random.default_rng(0)
+    logp = -rng.exponential(1.0, (3, 5, 4)).astype(np.float32)
+    mask = rng.random(logp.shape) < 0.8
+    keep = np.array([[True] * 5, [True, False, True, True, False], [False, False, True, True, False]])
+    for name, score in SCORES.items():
+        reward = np.asarray(score(logp, mask), np.float64)
+        got = np.asarray(difference(name, logp, mask, keep))
+        for p in range(3):
+            kept = np.flatnonzero(keep[p])
+            for i in kept:
+                others = reward[p, kept[kept != i]].mean()
+                assert got[p, i] == pytest.approx((reward[p, i] - others) / len(kept), abs=1e-6)
+            mean = reward[p, kept].mean()
+            np.testing.assert_allclose(got[p, kept], (reward[p, kept] - mean) / (len(kept) - 1), atol=1e-6)
+            assert got[p].sum() == pytest.approx(0, abs=1e-6)
+        assert (got[~keep] == 0).all()
+
+
+def test_jepo_closed_form():
+    rng = np.random.default_rng(1)
+    logp = -rng.exponential(3.0, (6, 4)).astype(np.float32)
+    got = difference("jepo", logp[..., None], np.ones((6, 4, 1), bool), np.ones((6, 4), bool))
+    w = np.exp(logp.astype(np.float64))
+    w /= w.sum(-1, keepdims=True)
+    np.testing.assert_allclose(got, -np.log1p(-w) - math.log(4 / 3), atol=2e-6)
+    assert (np.asarray(got) >= -math.log(4 / 3) - 1e-6).all() and abs(np.asarray(got).sum()) > 0.1
+
+
+@pytest.mark.parametrize("g, bound", [(2, -0.6931), (4, -0.2877), (32, -0.0317)])
+def test_jepo_lower_bound_and_dominating_chain(g, bound):
+    got = np.asarray(difference("jepo", *group([-5.0] + [-500.0] * (g - 1))))[0]
+    assert got[0] == pytest.approx((-5 - math.log(g)) - (-500), abs=1e-3)
+    np.testing.assert_allclose(got[1:], bound, atol=5e-5)
+    if g == 4:
+        assert got[0] == pytest.approx(493.6137, abs=1e-3)
+
+
+def test_jepo_is_log_prob_to_first_order():
+    near = [-2.0, -2.001, -1.999, -2.0005]
+    a, b = (np.asarray(difference(name, *group(near))) for name in ("jepo", "log_prob"))
+    np.testing.assert_allclose(a, b, atol=2e-6)
+    assert np.abs(b).max() > 1e-4
+
+
+def test_advantages_of_the_fixture():
+    # Rewards (.5, .1, .1, .1).
+    p, (logp, mask, keep) = [0.5, 0.1, 0.1, 0.1], group(np.log([0.5, 0.1, 0.1, 0.1]))
+    d = outside_difference(np.float32([p]), keep)
+    np.testing.assert_allclose(advantages(d, keep, "loo")[0], [0.4, -0.1333, -0.1333, -0.1333], atol=1e-4)
+    np.testing.assert_allclose(advantages(d, keep, "mean")[0], [0.3, -0.1, -0.1, -0.1], atol=1e-6)
+    # (R - mean) / (std + 1e-4), std = 0.2: 1.5 less a part in 2000.
+    np.testing.assert_allclose(advantages(d, keep, "std")[0], [1.5, -0.5, -0.5, -0.5], atol=1e-3)
+    np.testing.assert_allclose(advantages(d, keep, "std", eps=0.0)[0], [1.5, -0.5, -0.5, -0.5], atol=1e-5)
+    on_log = advantages(difference("log_prob", logp, mask, keep), keep, "loo")[0]
+    np.testing.assert_allclose(on_log, [1.6094, -0.5365, -0.5365, -0.5365], atol=1e-4)
+    jepo = difference("jepo", logp, mask, keep)[0]
+    np.testing.assert_allclose(jepo, [0.693147, -0.154151, -0.154151, -0.154151], atol=1e-6)
+    assert OBJECTIVES["jepo"](logp, mask, keep)[0] == pytest.approx(-1.609438, abs=1e-6)
+
+
+def test_equal_chains_have_no_advantage_of_any_kind():
+    args = group([-1.7] * 4)
+    for name in OBJECTIVES:
+        d = difference(name, *args)
+        for kind in ("loo", "mean", "std"):
+            # 1e-6: rounding of equal numbers, over the std's 1e-4.
+            np.testing.assert_allclose(advantages(d, args[2], kind), 0, atol=1e-6 if kind != "std" else 5e-3)
+
+
+numbers = st.lists(st.floats(-20, 0, width=32), min_size=5, max_size=5)
+masks = st.lists(st.booleans(), min_size=5, max_size=5)
+
+
+@PROPERTY
+@given(numbers, masks)
+def test_a_dropped_row_is_an_absent_row(values, kept):
+    logp, mask, _ = group(values)
+    keep = np.array([kept])
+    n = sum(kept)
+    for name in OBJECTIVES:
+        got = np.asarray(difference(name, logp, mask, keep))[0]
+        assert (got[~keep[0]] == 0).all()
+        if n < 2:
+            assert (got == 0).all()
+        else:
+            absent = leave_one_out_numpy(name, logp[0, keep[0], 0].astype(np.float64))
+            np.testing.assert_allclose(got[keep[0]], absent, rtol=1e-4, atol=2e-5)
+
+
+def leave_one_out_numpy(name, x):
+    """f(all) - f(all but one) for answers of one token."""
+    f = {"log_prob": np.mean, "avg_log_prob": np.mean, "jepo": lambda x: np.log(np.mean(np.exp(x)))}
+    f = f.get(name, lambda x: np.mean(np.exp(x)))
+    return [f(x) - f(np.delete(x, i)) for i in range(len(x))]
+
+
+@PROPERTY
+@given(numbers, st.floats(-5, 5, width=32), st.floats(0.125, 4, width=32))
+def test_shift_and_scale(values, shift, scale):
+    keep, values = np.ones((1, 5), bool), np.float32([values])
+    d, shifted, scaled = (
+        np.asarray(outside_difference(np.float32(x), keep)) for x in (values, values + shift, values * scale)
+    )
+    np.testing.assert_allclose(shifted, d, atol=2e-5)
+    np.testing.assert_allclose(scaled, d * scale, atol=2e-5)
+
+
+# ------------------------------------------------------------------ exact gradients on the tabular policy
+
+# Three chains, two answers, the reference answer is number 0.
+TH = np.array([0.2, -0.1, 0.4])
+PH = np.array([[0.5, 0.0], [-0.3, 0.2], [0.0, 1.0]])
+# objective, group size: J, dJ/dth, dJ/dph[:, 0] (dph[:, 1] is its negative)
+TABLE = {
+    ("log_prob", 2): (-0.945140, (0.159023, -0.007237, -0.151787), (0.127452, 0.155670, 0.301435)),
+    ("log_prob", 3): (-0.945140, (0.159023, -0.007237, -0.151787), (0.127452, 0.155670, 0.301435)),
+    ("prob", 2): (0.415443, (0.069885, -0.009479, -0.060407), (0.079334, 0.058772, 0.081068)),
+    ("prob", 4): (0.415443, (0.069885, -0.009479, -0.060407), (0.079334, 0.058772, 0.081068)),
+    ("jepo", 2): (-0.913146, (0.166464, -0.015065, -0.151399), (0.156100, 0.153582, 0.248415)),
+    ("jepo", 3): (-0.901643, (0.167911, -0.017830, -0.150080), (0.167420, 0.150669, 0.229915)),
+    ("jepo", 4): (-0.895815, (0.168328, -0.019176, -0.149152), (0.173295, 0.148746, 0.220798)),
+}
+
+
+def expected_gradient(name, g, wrong=None):
+    """(E f, E of minus the loss's gradient) over all G-tuples of chains, through the package's functions.
+
+    `wrong` names a mistake to make on purpose.
+    """
+    f, one = OBJECTIVES[name], Counts(jnp.float32(1), jnp.float32(g))
+    mask, keep = np.ones((1, g, 1), bool), np.ones((1, g), bool)
+
+    def loss(th, ph, chains):
+        chain_logp = jax.nn.log_softmax(th)[chains][None, :, None]
+        answer_logp = jax.nn.log_softmax(ph)[chains, 0][None, :, None]
+        d = leave_one_out(f, jax.lax.stop_gradient(answer_logp), mask, keep)
+        a = advantages(d, keep, "loo")
+        if wrong == "jepo over g":
+            a = a / g
+        policy = policy_loss(chain_logp, jnp.zeros_like(chain_logp), a, mask, keep, LossConfig(), one)
+        if wrong == "detached answer":
+            answer_logp = jax.lax.stop_gradient(answer_logp)
+        answer = f(answer_logp, mask, keep).sum()
+        if wrong == "baseline in the answer":
+            # Weight each answer by its advantage where its reward belongs.
+            answer = (jax.lax.stop_gradient(a) * answer_logp[..., 0]).mean()
+        return policy - answer, answer
+
+    def total(params):
+        tuples = jnp.array(list(itertools.product(range(3), repeat=g)))
+        weight = jax.lax.stop_gradient(jnp.exp(jax.nn.log_softmax(params[0])[tuples].sum(-1)))
+        losses, values = jax.vmap(lambda z: loss(*params, z))(tuples)
+        return -(weight * losses).sum(), (weight * values).sum()
+
+    with jax.enable_x64(True):
+        grads, value = jax.jit(jax.grad(total, has_aux=True))((jnp.asarray(TH), jnp.asarray(PH)))
+        return float(value), *map(np.asarray, grads)
+
+
+@pytest.mark.parametrize("name, g", TABLE)
+def test_the_expected_estimate_is_the_exact_gradient(name, g):
+    j, d_th, d_ph = expected_gradient(name, g)
+    expected_j, expected_th, expected_ph = TABLE[name, g]
+    assert j == pytest.approx(expected_j, abs=1e-6)
+    np.testing.assert_allclose(d_th, expected_th, atol=1e-6)
+    np.testing.assert_allclose(d_ph, np.stack([expected_ph, np.negative(expected_ph)], -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_expected_estimate_is_autodiff_of_the_expectation(name):
+    _, d_th, d_ph = expected_gradient(name, 3)
+    score = {"jepo": lambda x: jax.nn.logsumexp(x, -1) - math.log(3)}
+    score = score.get(name, lambda x: x.mean(-1) if "log" in name else jnp.exp(x).mean(-1))
+
+    def exact(params):
+        tuples = jnp.array(list(itertools.product(range(3), repeat=3)))
+        weight = jnp.exp(jax.nn.log_softmax(params[0])[tuples].sum(-1))
+        return (weight * score(jax.nn.log_softmax(params[1])[tuples, 0])).sum()
+
+    with jax.enable_x64(True):
+        th, ph = jax.jit(jax.grad(exact))((jnp.asarray(TH), jnp.asarray(PH)))
+        np.testing.assert_allclose(d_th, th, atol=1e-9)
+        np.testing.assert_allclose(d_ph, ph, atol=1e-9)
+
+
+def test_the_known_mistakes_fail_the_same_check():
+    _, d_th, _ = expected_gradient("jepo", 4, "jepo over g")
+    np.testing.assert_allclose(d_th, [0.042082, -0.004794, -0.037288], atol=1e-6)  # four times too small
+    for name in ("log_prob", "prob", "jepo"):
+        for wrong in ("baseline in the answer", "detached answer"):
+            _, d_th, d_ph = expected_gradient(name, 2, wrong)
+            _, right_th, right_ph = TABLE[name, 2]
+            np.testing.assert_allclose(d_th, right_th, atol=1e-6)
+            assert np.abs(d_ph[:, 0] - right_ph).max() > 0.03, (name, wrong)
+
+
+def test_a_verifier_on_sampled_answers_has_the_gradient_of_the_probability():
+    # Over chains and sampled answers both, RLOO on the 0/1 reward, no answer term.
+    pairs = list(itertools.product(range(3), range(2)))
+    one = Counts(jnp.float32(1), jnp.float32(4))
+
+    def loss(th, ph, rows):
+        z, y = rows[:, 0], rows[:, 1]
+        logp = jnp.stack([jax.nn.log_softmax(th)[z], jax.nn.log_softmax(ph)[z, y]], -1)[None]
+        keep = jnp.ones((1, 2), bool)
+        d = leave_one_out(lambda logp, mask, keep: kept_mean((y == 0)[None] * 1.0, keep), logp, logp < 1, keep)
+        return policy_loss(logp, logp, advantages(d, keep, "loo"), logp < 1, keep, LossConfig(), one)
+
+    def total(params):
+        tuples = jnp.array(list(itertools.product(pairs, repeat=2)))
+        z, y = tuples[..., 0], tuples[..., 1]
+        weight = jnp.exp((jax.nn.log_softmax(params[0])[z] + jax.nn.log_softmax(params[1])[z, y]).sum(-1))
+        return -(jax.lax.stop_gradient(weight) * jax.vmap(lambda rows: loss(*params, rows))(tuples)).sum()
+
+    with jax.enable_x64(True):
+        d_th, d_ph = jax.jit(jax.grad(total))((jnp.asarray(TH), jnp.asarray(PH)))
+        np.testing.assert_allclose(d_th, TABLE["prob", 2][1], atol=1e-6)
+        np.testing.assert_allclose(d_ph[:, 0], TABLE["prob", 2][2], atol=1e-6)
+
+
+# ------------------------------------------------------------------ the switches of the policy term
+
+ROW = np.arange(4) < np.array([[[2], [4]]])  # one prompt, rows of 2 and 4 tokens
+BOTH = np.ones((1, 2), bool)
+SIGN = np.array([[1.0, -1.0]], np.float32)
+COUNTS = Counts(jnp.float32(1), jnp.float32(6))
+
+
+@pytest.mark.parametrize(
+    "aggregation, expected", [("seq_mean", 0.0), ("token_mean", 1 / 3), ("const", 0.125), ("seq_sum", 1.0)]
+)
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_length_aggregation_of_the_loss(aggregation, expected, clip):
+    # GRPO, DAPO, Dr.GRPO with L = 8, and the sequence sum's mean: -sum A ratio on lengths (2, 4), A = (1, -1).
+    cfg = LossConfig(aggregation=aggregation, max_tokens=8, clip_low=clip, clip_high=clip)
+    logp = np.ones((1, 2, 4), np.float32)  # A * 1 a token; with clipping the ratio is 1
+    assert float(policy_loss(logp, logp, SIGN, ROW, BOTH, cfg, COUNTS)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["seq_sum", "seq_mean", "const", "token_mean"])
+def test_global_counts_make_parts_add_up_and_dropped_rows_vanish(aggregation):
+    rng = np.random.default_rng(2)
+    values, mask = rng.normal(size=(4, 3, 5)).astype(np.float32), rng.random((4, 3, 5)) < 0.7
+    keep = rng.random((4, 3)) < 0.7
+    cfg = LossConfig(aggregation=aggregation, max_tokens=7)
+    counts = Counts(jnp.float32(4), jnp.float32((mask & keep[..., None]).sum()))
+    whole = float(aggregate(values, mask, keep, cfg, counts))
+    parts = [float(aggregate(values[i : i + 1], mask[i : i + 1], keep[i : i + 1], cfg, counts)) for i in range(4)]
+    assert sum(parts) == pytest.approx(whole, abs=1e-6)
+    sums = np.where(mask, values, 0).sum(-1)
+    if aggregation == "token_mean":
+        expected = sums[keep].sum() / (mask & keep[..., None]).sum()
+    else:
+        divide = {"seq_sum": 1, "const": 7, "seq_mean": np.maximum(mask.sum(-1), 1)}[aggregation]
+        rows = np.where(keep, sums / divide, 0)
+        expected = (rows.sum(-1) / np.maximum(keep.sum(-1), 1)).mean()
+    assert whole == pytest.approx(expected, abs=1e-5)
+    garbage = np.where(mask & keep[..., None], values, np.nan)
+    assert float(aggregate(garbage, mask, keep, cfg, counts)) == whole
+
+
+def policy_gradient(cfg, logp, sampler_logp, advantage=SIGN):
+    gradient = jax.jit(jax.grad(policy_loss), static_argnames="cfg")
+    return np.asarray(gradient(logp, sampler_logp, advantage, ROW, BOTH, cfg=cfg, counts=COUNTS))
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        LossConfig(),
+        LossConfig(clip_low=0.2, clip_high=0.28),
+        LossConfig(clip_high=0.2),
+        LossConfig(ratio="token"),
+        LossConfig(ratio="sequence"),
+    ],
+)
+def test_on_policy_every_switch_is_reinforce(cfg):
+    logp = -np.random.default_rng(3).exponential(1.0, (1, 2, 4)).astype(np.float32)
+    expected = -np.where(ROW, SIGN[..., None], 0) / 2  # mean over the two rows of A grad logp
+    np.testing.assert_allclose(policy_gradient(cfg, logp, logp), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "low, high, ratio, advantage, acts",
+    [
+        (0.2, 0.28, 1.27, 1, False),
+        (0.2, 0.28, 1.29, 1, True),
+        (0.2, 0.28, 1.29, -1, False),
+        (0.2, 0.28, 0.81, -1, False),
+        (0.2, 0.28, 0.79, -1, True),
+        (0.2, 0.28, 0.79, 1, False),
+        (None, 0.28, 0.01, -1, False),
+        (0.2, None, 50.0, 1, False),
+        (0.2, None, 0.5, -1, True),
+    ],
+)
+def test_the_clip_acts_only_where_it_must(low, high, ratio, advantage, acts):
+    logp = np.full((1, 2, 4), -1.0, np.float32)
+    got = policy_gradient(LossConfig(clip_low=low, clip_high=high), logp, logp - math.log(ratio), SIGN * 0 + advantage)
+    expected = 0 if acts else -advantage * ratio / 2
+    np.testing.assert_allclose(got, np.where(ROW, expected, 0), rtol=1e-5)
+
+
+def test_importance_ratios_are_truncated_and_constant():
+    logp = np.full((1, 2, 4), -1.0, np.float32)
+    stale = logp - np.log(np.float32([[[1.5, 3.0, 9.0, 9.0], [0.5, 1.0, 0.5, 8.0]]]))
+    token = policy_gradient(LossConfig(ratio="token", ratio_cap=2.0), logp, stale)
+    np.testing.assert_allclose(token, -np.float32([[[1.5, 2.0, 0, 0], [-0.5, -1.0, -0.5, -2.0]]]) / 2, rtol=1e-5)
+    # The row's product: 4.5 cut at 4, and .5 x 1 x .5 x 8 = 2; tokens beyond the row do not count.
+    row = policy_gradient(LossConfig(ratio="sequence", ratio_cap=4.0), logp, stale)
+    np.testing.assert_allclose(row, -np.float32([[[4, 4, 0, 0], [-2, -2, -2, -2]]]) / 2, rtol=1e-5)
+    for cfg in (LossConfig(ratio="token"), LossConfig(ratio="sequence"), LossConfig(clip_low=0.2)):
+        assert np.isfinite(policy_gradient(cfg, logp, logp - 1e4)).all()
+
+
+@pytest.mark.parametrize("cfg", [LossConfig(), LossConfig(ratio="token"), LossConfig(clip_low=0.2, clip_high=0.2)])
+def test_nothing_flows_through_the_advantage(cfg):
+    logp = -np.ones((1, 2, 4), np.float32)
+
+    def loss(advantage):
+        return policy_loss(logp, logp - 0.1, advantage, ROW, BOTH, cfg, COUNTS)
+
+    assert float(loss(jnp.asarray(2 * SIGN))) != pytest.approx(float(loss(jnp.asarray(SIGN))))
+    assert (jax.grad(loss)(jnp.asarray(SIGN)) == 0).all()
+
+
+# ------------------------------------------------------------------ KL estimates
+
+PI, REF = np.array([0.6, 0.3, 0.1]), np.array([0.5, 0.25, 0.25])
+
+
+def test_kl_estimates_in_expectation():
+    expected = {"k1": 0.072460, "k2": 0.056938, "k3": 0.072460}
+    for kind, x in expected.items():
+        per_token = np.asarray(kl_estimate(kind, np.log(PI), np.log(REF)))
+        assert PI @ per_token == pytest.approx(x, abs=1e-6)
+    assert (np.asarray(kl_estimate("k3", np.log(PI), np.log(REF))) > 0).all()
+
+
+def test_kl_gradients_in_expectation():
+    logits = jnp.asarray(np.log(PI))
+
+    def expectation(kind):  # sampled from pi, the sampling not differentiated: what a loss does
+        return lambda z: PI @ kl_estimate(kind, jax.nn.log_softmax(z), np.log(REF))
+
+    forward = lambda z: jax.nn.softmax(z) @ (jax.nn.log_softmax(z) - np.log(REF))  # noqa: E731
+    backward = lambda z: REF @ (np.log(REF) - jax.nn.log_softmax(z))  # noqa: E731
+    grads = {kind: jax.grad(expectation(kind))(logits) for kind in ("k1", "k2", "k3")}
+    np.testing.assert_allclose(grads["k1"], 0, atol=1e-6)
+    np.testing.assert_allclose(grads["k2"], jax.grad(forward)(logits), atol=1e-6)
+    np.testing.assert_allclose(grads["k3"], jax.grad(backward)(logits), atol=1e-6)
+    assert np.abs(grads["k2"] - grads["k3"]).max() > 0.01
+
+
+def test_kl_edges():
+    same = jnp.float32([-1.0, -50.0])
+    for kind in ("k1", "k2", "k3"):
+        assert (kl_estimate(kind, same, same) == 0).all()
+        assert np.isfinite(kl_estimate(kind, same, same + 1000.0)).all()
+    with pytest.raises(ValueError, match="k1, k2 or k3"):
+        kl_estimate("k4", same, same)

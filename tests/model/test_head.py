@@ -1,0 +1,159 @@
+"""The fused head against a dense softmax, and the proof that [tokens, V] never exists."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_likelihood.model.head import TokenStats, logits, token_stats
+
+N, D, V = 24, 8, 41
+
+
+def inputs(lead=(N,), scale=1.0, v=V, seed=0):
+    rng = np.random.default_rng(seed)
+    hidden = (scale * rng.normal(size=(*lead, D))).astype(np.float32)
+    head = rng.normal(size=(v, D)).astype(np.float32)
+    return hidden, head, rng.integers(0, v, lead)
+
+
+def exact(hidden, head, targets):
+    """The four statistics from their definitions, in float64."""
+    z = hidden.astype(np.float64) @ head.T.astype(np.float64)
+    top = z.max(-1)
+    lse = top + np.log(np.exp(z - top[..., None]).sum(-1))
+    log_p = z - lse[..., None]
+    p = np.exp(log_p)
+    certainty = (-np.log(z.shape[-1]) - log_p).mean(-1)  # KL(uniform || p)
+    return TokenStats(
+        np.take_along_axis(log_p, targets[..., None], -1)[..., 0], lse, -(p * log_p).sum(-1), certainty
+    )
+
+
+def dense(hidden, head, targets):
+    """The same for autodiff, in float32."""
+    z = hidden @ head.T
+    log_p = jax.nn.log_softmax(z)
+    return TokenStats(
+        jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0],
+        jax.nn.logsumexp(z, -1),
+        -(jnp.exp(log_p) * log_p).sum(-1),
+        -log_p.mean(-1) - math.log(z.shape[-1]),
+    )
+
+
+run = jax.jit(token_stats, static_argnames="chunk")
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 8, N, 1000])
+def test_any_chunk_gives_the_dense_statistics(chunk):
+    args = inputs()
+    for got, expected in zip(run(*args, chunk=chunk), exact(*args), strict=True):
+        assert got.shape == (N,) and got.dtype == jnp.float32
+        np.testing.assert_allclose(got, expected, atol=5e-6, rtol=1e-6)
+
+
+def test_leading_axes_are_kept():
+    args = inputs((2, 3, 7))
+    for chunk in (1, 13):
+        for got, expected in zip(run(*args, chunk=chunk), exact(*args), strict=True):
+            assert got.shape == (2, 3, 7)
+            np.testing.assert_allclose(got, expected, atol=5e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lead, chunk", [((N,), 5), ((2, 3, 4), 12)])
+def test_gradients_of_each_statistic_equal_dense_autodiff(lead, chunk):
+    hidden, head, targets = inputs(lead, seed=1)
+    # One random cotangent for each statistic alone.
+    weights = np.random.default_rng(2).normal(size=(4, *lead)).astype(np.float32)
+    cotangents = TokenStats(*(np.zeros_like(weights) for _ in range(4)))
+    for i in range(4):
+        cotangents[i][i] = weights[i]
+
+    def gradients(stats):
+        def both(hidden, head):
+            _, pull = jax.vjp(stats, hidden, head)
+            return jax.vmap(pull)(cotangents)
+
+        return jax.jit(both)(hidden, head)
+
+    got = gradients(lambda h, w: token_stats(h, w, targets, chunk))
+    expected = gradients(lambda h, w: dense(h, w, targets))
+    for a, b in zip(got, expected, strict=True):
+        # Sums of at most V or N float32 products of order 1.
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
+        assert all(np.abs(x).max() > 0.1 for x in b), "every statistic has a gradient worth comparing"
+
+
+def test_large_logits_stay_finite():
+    hidden, head, targets = inputs(scale=5e3)
+    assert np.abs(hidden @ head.T).max() > 1e4
+
+    def total(hidden, head):
+        stats = token_stats(hidden, head, targets, chunk=7)
+        return sum(x.sum() for x in stats), stats
+
+    (_, stats), grads = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, head)
+    for got, expected in zip(stats, exact(hidden, head, targets), strict=True):
+        assert np.isfinite(got).all()
+        # Logits are spaced 2^-23 of their size: 5e4 * 1.2e-7, over a few operations.
+        np.testing.assert_allclose(got, expected, atol=0.05)
+    assert all(np.isfinite(g).all() for g in grads)
+    assert np.all(stats.log_prob <= 0) and np.all(stats.entropy >= 0)
+
+
+def test_bfloat16_states_give_float32_statistics():
+    hidden, head, targets = inputs()
+    half = hidden.astype(jnp.bfloat16)
+    rounded = np.asarray(half, np.float32), np.asarray(head.astype(jnp.bfloat16), np.float32)
+    for got, expected in zip(run(half, head, targets, chunk=5), exact(*rounded, targets), strict=True):
+        assert got.dtype == jnp.float32
+        # The mean row of the head is taken before it is rounded, hence not 1e-6.
+        np.testing.assert_allclose(got, expected, atol=0.02)
+
+
+def test_logits_are_float32_products():
+    hidden, head, _ = inputs()
+    np.testing.assert_allclose(logits(hidden, head), hidden.astype(np.float64) @ head.T, atol=1e-5)
+    assert logits(hidden.astype(jnp.bfloat16), head).dtype == jnp.float32
+
+
+# Sizes that cannot be mistaken for one another: [tokens, V] has 6464 values, a chunk's logits 808.
+TOKENS, VOCAB, CHUNK = 64, 101, 8
+
+
+def training_loss(chunk):
+    def loss(hidden, head, targets):
+        return sum(x.sum() for x in token_stats(hidden, head, targets, chunk))
+
+    hidden, head, targets = inputs((TOKENS,), v=VOCAB)
+    return jax.value_and_grad(loss, (0, 1)), (hidden, head, targets)
+
+
+def traced_sizes(jaxpr):
+    """Number of elements of every value that a program computes, in its inner programs too."""
+    for equation in jaxpr.eqns:
+        yield from (math.prod(v.aval.shape) for v in equation.outvars)
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from traced_sizes(inner)
+
+
+@pytest.mark.parametrize("chunk, exists", [(CHUNK, False), (TOKENS, True)])
+def test_no_array_of_tokens_by_vocabulary_is_traced(chunk, exists):
+    f, args = training_loss(chunk)
+    largest = max(traced_sizes(jax.make_jaxpr(f)(*args).jaxpr))
+    assert (largest >= TOKENS * VOCAB) == exists
+    assert exists or largest <= VOCAB * max(CHUNK, D)
+
+
+def test_no_array_of_tokens_by_vocabulary_is_compiled():
+    f, args = training_loss(CHUNK)
+    text = jax.jit(f).lower(*args).compile().as_text()
+    shapes = [[int(n) for n in dims.split(",")] for dims in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
+    assert [CHUNK, VOCAB] in shapes, "the chunk's logits are there, so the text is understood"
+    assert max(map(math.prod, shapes)) <= VOCAB * max(CHUNK, D)

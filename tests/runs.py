@@ -1,0 +1,58 @@
+"""Small runs for the tests of the mains: a two-layer model over bytes, sums of one-digit numbers."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs.base import get_config
+
+SMALL = {
+    "model.preset": "nano",
+    "data.tasks": ("faulty_sums",),
+    "data.train_size": 40,
+    "data.heldout_size": 6,
+    "prompt.instruction": "Add.",
+    "prompt.use_system": False,
+    "prompt.max_prompt": 32,
+    "prompt.max_answer": 10,
+    "mesh.data": 1,
+    "mesh.fsdp": 2,
+    "mesh.tensor": 4,
+    "sampler.group_size": 3,
+    "sampler.max_chain": 12,
+    "train.steps": 4,
+    "train.prompts_per_step": 2,
+    "train.checkpoint_every": 1,
+    "train.keep_checkpoints": 10,
+    "optim.lr": 1e-3,
+    "eval.prompts": 5,
+    "eval.samples": 2,
+    "eval.batch_prompts": 4,
+    "eval.max_sampled_answer": 6,
+    "report.console_samples": 2,
+}
+
+
+def small_config(**overrides) -> ConfigDict:
+    """The small run's config; names with `__` for dots, as sampler__group_size=2."""
+    c = get_config()
+    for name, value in {**SMALL, **{k.replace("__", "."): v for k, v in overrides.items()}}.items():
+        room, _, field = name.partition(".")
+        if field:
+            c[room][field] = value
+        else:
+            c[room] = value
+    return c
+
+
+def config_file(folder: Path, **overrides) -> Path:
+    """A config file of the small run, for subprocesses."""
+    values = {**SMALL, **{k.replace("__", "."): v for k, v in overrides.items()}}
+    path = folder / "small.py"
+    path.write_text(
+        "from configs.base import get_config as base\n\n\n"
+        "def get_config(arg=''):\n    c = base(arg)\n"
+        + "".join(f"    c.{name} = {value!r}\n" for name, value in values.items())
+        + "    return c\n"
+    )
+    return path

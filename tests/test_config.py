@@ -1,0 +1,81 @@
+"""Configs: what is refused, in which words; what is printed; what the settings become."""
+
+import pytest
+
+from configs import base
+from rl_likelihood import config as configs
+from rl_likelihood.shapes import UserError
+from tests.runs import small_config
+
+REFUSED = [
+    ({"reward__name": "logprob"}, ["reward.name", "'logprob'", "did you mean 'log_prob'?"]),
+    ({"reward__truncated": "skip"}, ["reward.truncated", "force_close, floor, drop"]),
+    ({"sampler__group_size": 1}, ["sampler.group_size is 1", "leave-one-out", "at least 2"]),
+    ({"sampler__group_size": 0}, ["sampler.group_size is 0", "at least 1"]),
+    ({"sampler__temperature": 0.0}, ["sampler.temperature", "above 0"]),
+    ({"train__prompts_per_step": 6, "train__micro_batch_prompts": 4}, ["micro_batch_prompts is 4", "= 6", "is 3"]),
+    ({"reward__name": "base_rl"}, ["'base_rl'", "sampler.max_sampled_answer is 0"]),
+    ({"model__path": "x"}, ["model.path", "model.preset", "exactly one"]),
+    ({"model__preset": ""}, ["model.path", "model.preset", "exactly one"]),
+    ({"model__preset": "huge"}, ["model.preset is 'huge'", "tiny"]),
+    ({"eval__prompts": 7}, ["eval.prompts is 7", "data.heldout_size is 6"]),
+    ({"loss__kl_coef": 0.1}, ["loss.kl_coef is 0.1", "k1, k2 or k3"]),
+    ({"reward__base_rl": (1.0, 0.0)}, ["reward.base_rl", "three numbers"]),
+    ({"warm_start__steps": 1, "warm_start__prompts": 8}, ["warm_start.prompts is 8", "prompts_per_step"]),
+    ({"optim__lr": -1.0}, ["optim.lr is -1.0", "at least 0"]),
+]
+
+
+@pytest.mark.parametrize("overrides, words", REFUSED, ids=[next(iter(o)) + str(i) for i, (o, _) in enumerate(REFUSED)])
+def test_refusals_name_field_value_and_cure(overrides, words):
+    with pytest.raises(UserError) as error:
+        configs.build(small_config(**overrides))
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_sft_needs_no_group():
+    settings = configs.build(small_config(reward__name="sft", sampler__group_size=1))
+    assert settings.step.loss.policy_term == 0 and settings.step.objective == "log_prob"
+
+
+def test_base_rl_has_no_answer_term_and_trains_on_the_response():
+    step = configs.build(small_config(reward__name="base_rl", sampler__max_sampled_answer=8)).step
+    assert step.loss.answer_term == 0 and step.policy_span == "response" and step.objective == "outside"
+
+
+def test_staleness_switches_importance_ratios_on():
+    assert configs.build(small_config()).step.loss.ratio == "none"
+    assert configs.build(small_config(sampler__max_staleness=1)).step.loss.ratio == "token"
+
+
+def test_every_field_of_base_is_printed_and_marked():
+    c = small_config(optim__lr=0.5)
+    text = configs.describe(c, ["optim.lr"], base.get_config())
+    lines = text.splitlines()
+    assert "* optim.lr = 0.5" in lines
+    assert '+ model.preset = "nano"' in lines
+    assert "  loss.answer_term = 1.0" in lines
+    assert {line[2:].split(" = ")[0] for line in lines if " = " in line} == set(configs.flatten(base.get_config()))
+
+
+def test_every_checked_name_is_a_field():
+    fields = set(configs.flatten(base.get_config()))
+    assert set(configs.CHOICES) <= fields and set(configs.AT_LEAST) <= fields
+
+
+def test_arguments_of_a_config_file():
+    a = configs.parse_arg("reward=prob,group=4,own=true,lr=2", reward="log_prob", group=8, own=False, lr=1e-5)
+    assert (a.reward, a.group, a.own, a.lr) == ("prob", 4, True, 2.0)
+    with pytest.raises(UserError, match="'gruop' is unknown.*group"):
+        configs.parse_arg("gruop=4", group=8)
+    with pytest.raises(UserError, match="not of type int"):
+        configs.parse_arg("group=many", group=8)
+    with pytest.raises(UserError, match="no value"):
+        configs.parse_arg("group", group=8)
+
+
+def test_differences_see_through_lists_and_tuples():
+    assert configs.differences({"a": [1, 2], "b": 1}, {"a": (1, 2), "b": 2, "c": 3}) == ["b", "c"]

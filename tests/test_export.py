@@ -1,0 +1,71 @@
+"""The export command, from a run's checkpoint to a folder that loads. That transformers reads it: tests/parity."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
+from rl_likelihood.data.tokenizer import load_tokenizer
+from rl_likelihood.export import export
+from rl_likelihood.model import weights
+from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.pod import checkpoint
+from rl_likelihood.shapes import TrainState, UserError
+from tests.model.make_checkpoints import BASE, random_params, write
+
+
+def run(*args):
+    command = [sys.executable, "-m", "rl_likelihood.export", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+
+
+def test_command(tmp_path):
+    cfg, _ = write("qwen3", tmp_path / "base")
+    params = random_params(cfg, 11)
+    state = TrainState(step=jnp.int32(3), params=jax.tree.map(jnp.asarray, params), opt_state={})
+    meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(tmp_path / "base")}
+    checkpoint.save_initial(tmp_path / "run", state, meta)
+
+    done = run(f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert "step 3" in done.stdout
+    loaded_cfg, loaded = weights.load(tmp_path / "out")
+    assert loaded_cfg == cfg
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    ours, base = load_tokenizer(tmp_path / "out", require_template=True), load_tokenizer(tmp_path / "base")
+    assert ours.get_vocab() == base.get_vocab() and ours.chat_template == base.chat_template
+    stop = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert stop == {"bos_token_id": None, "eos_token_id": base.eos_token_id, "pad_token_id": base.pad_token_id}
+
+
+def test_refusal_is_one_line_and_exit_code_2(tmp_path):
+    failed = run(f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}")
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1 and "no checkpoint here" in failed.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_with_the_byte_tokenizer(tmp_path):
+    tokenizer = byte_tokenizer()
+    cfg = ModelConfig(family="llama", kv_heads=2, **{**BASE, "vocab_size": len(tokenizer)})
+    params = random_params(cfg, 1)
+    export(cfg, params, BYTES, tmp_path)
+    loaded = load_tokenizer(tmp_path, require_template=True)
+    text = "<think>1 + 1 = 2</think>\n<answer>2</answer>"
+    assert loaded(text).input_ids == tokenizer(text).input_ids
+    jax.tree.map(np.testing.assert_array_equal, weights.load(tmp_path)[1], params)
+
+
+def test_tokenizer_of_another_model(tmp_path):
+    write("llama", tmp_path / "base")
+    cfg = ModelConfig(family="llama", kv_heads=2, **{**BASE, "vocab_size": 100})
+    with pytest.raises(UserError, match="ids up to"):
+        export(cfg, random_params(cfg, 1), tmp_path / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
