@@ -18,7 +18,7 @@ PYTHON ?=
 .DEFAULT_GOAL := test
 
 quickstart: $(VENV)/.test
-	$(RUN) experiments/quickstart.py
+	$(RUN) -m rl_likelihood.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.test
 	$(RUN) -m pytest -q tests -m 'not slow' --ignore=tests/parity

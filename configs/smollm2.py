@@ -27,6 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler.max_sampled_answer = 12 if a.reward == "base_rl" else 0
     c.sampler.width_multiple = 16
     c.reward.name = a.reward
+    # With force_close a chain that never closes costs nothing, and this model soon stops closing them.
+    c.reward.truncated = "floor"
+    c.reward.floor = -20.0
     c.optim.lr = 3e-5
     c.optim.warmup_steps = 5
     c.train.steps = a.steps

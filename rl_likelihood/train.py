@@ -115,7 +115,7 @@ def learn(
     del params, initial
 
     step, steps = int(state.step), c.train.steps
-    rows_of = sources.order(len(world.train), c.train.prompts_per_step, s.data.seed)
+    rows_of = sources.order(len(world.train), c.train.prompts_per_step, c.seed)
     source = Source(world, rows_of, step, steps)
     compiled: dict[tuple, Any] = {}  # one step function for each width of the rows
     start, began, latest = step, time.perf_counter(), {}

@@ -47,7 +47,7 @@ def one_device():
 def random_batch(seed, p=4, g=3, s=5, t=10, vocab=24, sampled=False):
     """Ragged prompts, chains of 1 to 4 ids, tags after truncated ones, 1 to 3 answer ids, garbage as padding.
 
-    The first id of a reference answer stands for a delimiter: it is not scored, unless it is the only one.
+    The first id of every other prompt's reference answer stands for a delimiter, which is not scored.
     """
     rng = np.random.default_rng(seed)
     completion = rng.integers(0, vocab, (p, g, t))
@@ -62,7 +62,7 @@ def random_batch(seed, p=4, g=3, s=5, t=10, vocab=24, sampled=False):
             n = len(parts)
             segment[i, j, : n + len(answer)] = parts + [REFERENCE] * len(answer)
             completion[i, j, n : n + len(answer)] = answer
-            scored[i, j, n + (len(answer) > 1) : n + len(answer)] = True
+            scored[i, j, n + (i % 2 and len(answer) > 1) : n + len(answer)] = True
     return Batch(
         prompt=rng.integers(0, vocab, (p, s)).astype(np.int32),
         prompt_length=rng.integers(1, s + 1, p).astype(np.int32),

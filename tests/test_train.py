@@ -22,13 +22,20 @@ from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[1]
 
-METRICS = """
-reward/mean reward/std reward/log_prob reward/avg_log_prob reward/prob reward/avg_prob reward/geo_mean_prob
-reward/jepo advantage/abs_mean chain/length chain/truncated answer/log_prob answer/perplexity loss/policy loss/answer
-loss/kl grad/norm policy/entropy policy/self_certainty ratio/mean ratio/max queue/lag queue/depth time/sample time/learn
-time/wait tokens_per_second""".split()
-EVAL = "greedy_success sampled_success pass@2 log_prob_mc1 log_prob_mc2 perplexity perplexity_no_chain chain_length".split()
-SAMPLE = """prompt chain reference_answer answer_logp reward reward/log_prob reward/prob advantage version""".split()
+METRICS = [
+    *(f"reward/{name}" for name in ("mean", "std", *OBJECTIVES)),
+    "advantage/abs_mean", "chain/length", "chain/truncated", "answer/log_prob", "answer/perplexity", "loss/policy",
+    "loss/answer", "loss/kl", "grad/norm", "policy/entropy", "policy/self_certainty", "ratio/mean", "ratio/max",
+    "queue/lag", "queue/depth", "time/sample", "time/learn", "time/wait", "tokens_per_second",
+]  # fmt: skip
+EVAL = [
+    "greedy_success", "sampled_success", "pass@2", "log_prob_mc1", "log_prob_mc2", "perplexity", "perplexity_no_chain",
+    "chain_length",
+]  # fmt: skip
+SAMPLE = [
+    "prompt", "chain", "reference_answer", "answer_logp", "reward", "reward/log_prob", "reward/prob", "advantage",
+    "version",
+]  # fmt: skip
 
 
 def run(workdir: Path, **overrides) -> Path:
@@ -107,7 +114,7 @@ def test_a_workdir_of_another_config_is_refused(unbroken):
 def test_every_reward_trains(reward, tmp_path):
     overrides = {"sampler__max_sampled_answer": 6} if reward == "base_rl" else {}
     run(tmp_path / "run", reward__name=reward, train__steps=2, eval__prompts=0, **overrides)
-    (one, two) = reports.read(tmp_path / "run" / "metrics.jsonl")
+    one, two = reports.read(tmp_path / "run" / "metrics.jsonl")
     assert np.isfinite([one["grad/norm"], two["grad/norm"]]).all()
     if reward != "base_rl":  # an untrained model never writes an answer, so its 0/1 reward has no gradient
         assert one["grad/norm"] > 0

@@ -70,7 +70,7 @@ def test_put_waits_for_room():
 
 def test_too_old_is_dropped_and_counted_and_the_next_is_taken():
     queue = RolloutQueue(depth=4, max_staleness=1)
-    for number, version in enumerate([0, 1, 3, 4]):
+    for number, version in enumerate([0, 2, 3, 4]):
         queue.put(rollout(number, version))
     got, _ = queue.get(4)
     assert (got.prompts, got.version, queue.dropped) == (2, 3, 2)
