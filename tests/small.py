@@ -16,7 +16,7 @@ from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch
 
 # Programs here are tiny and run a few times: their time is compilation, and these two switches save 4/5 of it.
-# XLA reads its flags at the first use of a device, which no test module makes while it is imported.
+# XLA reads its flags once, at the first use of a device: a module that uses one while imported imports this first.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 jax.config.update("jax_disable_most_optimizations", True)
 

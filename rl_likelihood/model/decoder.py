@@ -268,7 +268,8 @@ def unstack(params: Params, cfg: ModelConfig) -> Params:
         w["gate_up"] = jnp.concatenate([w.pop("gate"), w.pop("up")], -1)
         return w
 
-    rest = {k: v.astype(dtype) for k, v in params.items() if k != "layers"}
+    # Copies even where nothing changes: the learner donates its parameters while the sampler still reads these.
+    rest = {k: jnp.array(v, dtype, copy=True) for k, v in params.items() if k != "layers"}
     return {**rest, "layers": tuple(one(i) for i in range(n))}
 
 

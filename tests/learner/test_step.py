@@ -17,7 +17,6 @@ from rl_likelihood.learner.step import (
     init_state,
     make_score,
     make_step,
-    row_stats,
     state_shardings,
 )
 from rl_likelihood.learner.surrogate import LossConfig
@@ -237,16 +236,14 @@ def test_everything_but_the_network_is_float32():
 
 
 def test_score_gives_the_rows_of_one_forward_however_it_is_split():
-    for name in ("log_prob", "stale"):
-        cfg, batch = cfg_of(name), MODES[name][1]
-        one, two = (make_score(MODEL, cfg_of(name, micro_batch_prompts=n))(PARAMS, batch) for n in (0, 2))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
-        own = batch.segment != PAD
-        exact = reference_log_probs(PARAMS, MODEL, batch, cfg.temperature)
-        np.testing.assert_allclose(np.asarray(one.stats.log_prob)[own], exact[own], atol=1e-4)
-    assert jax.tree.map(jnp.shape, one) == jax.tree.map(
-        jnp.shape, jax.eval_shape(lambda p: row_stats(p, MODEL, BATCH, cfg), PARAMS)
-    )
+    one, two = (make_score(MODEL, cfg_of("stale", micro_batch_prompts=n))(PARAMS, STALE) for n in (0, 2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
+    own = STALE.segment != PAD
+    exact = reference_log_probs(PARAMS, MODEL, STALE, 0.7)
+    np.testing.assert_allclose(np.asarray(one.stats.log_prob)[own], exact[own], atol=1e-4)
+    np.testing.assert_array_equal(one.chain, STALE.segment == CHAIN)
+    np.testing.assert_array_equal(one.sampled, np.isin(STALE.segment, (CHAIN, SAMPLED)))
+    np.testing.assert_array_equal(one.scored, STALE.scored)
 
 
 # ------------------------------------------------------------------ the whole step: devices, metrics, golden numbers
