@@ -7,7 +7,10 @@ import tempfile
 
 FLAG = "--xla_force_host_platform_device_count"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8".strip()
+    # Programs here are tiny and run a few times: their time is compilation, and the second flag and
+    # jax_disable_most_optimizations save four fifths of it.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8 --xla_cpu_use_fusion_emitters=false".strip()
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Small runs compile the same programs again and again, also in subprocesses: keep them for the session.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

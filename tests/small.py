@@ -6,7 +6,6 @@ the package computes for a group must be what it computes for each branch as a s
 
 import dataclasses
 import math
-import os
 
 import jax
 import numpy as np
@@ -14,11 +13,6 @@ import numpy as np
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch
-
-# Programs here are tiny and run a few times: their time is compilation, and these two switches save 4/5 of it.
-# XLA reads its flags once, at the first use of a device: a module that uses one while imported imports this first.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
-jax.config.update("jax_disable_most_optimizations", True)
 
 TINY = ModelConfig(
     family="llama", vocab_size=24, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=16, rope_theta=100.0

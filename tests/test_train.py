@@ -147,7 +147,7 @@ def test_warm_start_on_given_chains_then_rl_with_the_warm_model_as_reference(tmp
 def test_a_sampler_that_runs_ahead_stays_within_its_bound(tmp_path):
     run(tmp_path / "run", sampler__max_staleness=2, train__steps=6, eval__prompts=0)
     lags = [row["queue/lag"] for row in reports.read(tmp_path / "run" / "metrics.jsonl")]
-    assert len(lags) == 6 and 0 <= min(lags) and 1 <= max(lags) <= 2
+    assert len(lags) == 6 and min(lags) >= 0 and 1 <= max(lags) <= 2
 
 
 def test_micro_batches_and_meshes_do_not_change_a_run(unbroken, tmp_path):

@@ -34,9 +34,9 @@ def token_stats(
 ) -> TokenStats:
     """Statistics of the distribution that each hidden state gives, and the log-prob of its target.
 
-    `chunk` is the number of tokens whose logits exist at one time (all devices together). The scan
-    runs along the last token axis, so leading axes may be sharded. Differentiable in hidden and head;
-    log-probs are computed in float32 whatever the inputs' type.
+    `chunk` is the number of tokens whose logits exist at one time (all devices together; at least one
+    of each row). The scan runs along the last token axis, so leading axes may be sharded. Differentiable
+    in hidden and head; log-probs are computed in float32 whatever the inputs' type.
     """
     *lead, n = targets.shape
     step = min(n, max(1, chunk // max(1, math.prod(lead))))
@@ -76,9 +76,9 @@ def _forward(hidden, head, targets):
         # sum_v p_v z_v, relative to the maximum so that large logits cancel exactly
         mean_z = (e * (z - top)).sum(-1) / total
         entropy = jnp.log(total) - mean_z
-        target = jnp.take_along_axis(z, t[..., None], -1)[..., 0]
+        target = jnp.take_along_axis(z, t[..., None], -1) - top  # before the log: large logits cancel exactly
         certainty = lse - h.astype(jnp.float32) @ mean_row - log_v
-        return None, TokenStats(target - lse, lse, entropy, certainty)
+        return None, TokenStats(target[..., 0] - jnp.log(total), lse, entropy, certainty)
 
     return jax.lax.scan(one, None, (hidden, targets))[1]
 
