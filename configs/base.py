@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.reward = ConfigDict()
     c.reward.name = "log_prob"  # log_prob avg_log_prob prob avg_prob geo_mean_prob jepo | base_rl | sft
     c.reward.truncated = "force_close"  # chain without answer tag: force_close | floor | drop
-    c.reward.floor = -50.0  # log-prob of the answer after a truncated chain, for truncated="floor"
+    c.reward.floor = -10.0  # log-prob of each answer token after a truncated chain, for truncated="floor"
     c.reward.base_rl = (1.0, 0.1, 0.0)  # right, wrong but in the format, not in the format (ratio 100:10:0 of KW)
 
     c.loss = ConfigDict()
@@ -64,9 +64,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.loss.aggregation = "seq_sum"  # seq_sum | seq_mean | token_mean | const
     c.loss.ratio = "none"  # none | token | sequence: truncated importance weights for stale rollouts
     c.loss.ratio_cap = 2.0
-    c.loss.clip_low = 0.0  # PPO clip of the ratio to [1 - low, 1 + high]; both 0: no clip
+    c.loss.clip_low = 0.0  # PPO clip of the ratio to [1 - low, 1 + high]; 0 leaves that side open
     c.loss.clip_high = 0.0
-    c.loss.kl = "none"  # none | k1 | k2 | k3: KL to the initial model, in the loss
+    c.loss.kl = "none"  # none | k2 | k3: KL to the initial model, in the loss
     c.loss.kl_coef = 0.0
 
     c.optim = ConfigDict()
@@ -77,7 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.b1 = 0.9
     c.optim.b2 = 0.999
     c.optim.weight_decay = 0.0
-    c.optim.clip_norm = 1.0
+    c.optim.clip_norm = 1.0  # of the global gradient norm; 0: no clip
 
     c.train = ConfigDict()
     c.train.steps = 200
@@ -101,7 +101,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.prompts = 100  # held-out questions used
     c.eval.samples = 1  # chains sampled at temperature 1 per question, beside the greedy one
-    c.eval.max_sampled_answer = 12  # tokens of the sampled answer
+    c.eval.max_sampled_answer = 0  # tokens of the sampled answer; 0: prompt.max_answer
     c.eval.batch_prompts = 50  # questions decoded at one time
 
     c.report = ConfigDict()
@@ -110,4 +110,4 @@ def get_config(arg: str = "") -> ConfigDict:
     c.report.console_samples = 20  # steps between chains shown on the console; 0: none
     c.report.wandb = "off"  # off | offline | online
     c.report.wandb_project = "rl_likelihood"
-    return c
+    return c.lock()  # a field that is not here is a misspelling

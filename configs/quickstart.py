@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler.width_multiple = 16
     # A chain that does not open the answer tag is worth less than any that does.
     c.reward.truncated = "floor"
-    c.reward.floor = -20.0
+    c.reward.floor = -7.0
     # The policy term alone. Most first chains are wrong, and after a wrong chain the reward's own gradient
     # teaches the model to distrust its chain: perplexity falls at once, success too (README.md, "The answer term").
     c.loss.answer_term = 0.0
@@ -34,8 +34,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.warmup_steps = 4
     c.train.steps = 24
     c.train.prompts_per_step = 4
-    c.train.micro_batch_prompts = 2
-    c.train.checkpoint_every = 12
+    c.train.micro_batch_prompts = 1
+    c.train.checkpoint_every = 6
+    c.train.keep_checkpoints = 1
     c.eval.prompts = 128
     c.eval.batch_prompts = 64
     c.report.console_samples = 4

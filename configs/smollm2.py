@@ -14,7 +14,7 @@ from rl_likelihood.config import parse_arg
 def get_config(arg: str = "") -> ConfigDict:
     a = parse_arg(arg, task="basic_arithmetic", reward="log_prob", group=8, prompts=4, steps=200, seed=0)
     c = base()
-    c.seed = c.data.seed = a.seed
+    c.seed = a.seed
     c.model.path = "smollm2-135m-instruct"
     c.model.scan_layers = False
     c.data.tasks = (a.task,)
@@ -24,12 +24,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.max_answer = 9
     c.sampler.group_size = a.group
     c.sampler.max_chain = 48
-    c.sampler.max_sampled_answer = 12 if a.reward == "base_rl" else 0
+    c.sampler.max_sampled_answer = 9 if a.reward == "base_rl" else 0
     c.sampler.width_multiple = 16
     c.reward.name = a.reward
     # With force_close a chain that never closes costs nothing, and this model soon stops closing them.
     c.reward.truncated = "floor"
-    c.reward.floor = -20.0
+    c.reward.floor = -7.0
     c.optim.lr = 3e-5
     c.optim.warmup_steps = 5
     c.train.steps = a.steps

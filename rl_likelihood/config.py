@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ CHOICES = {
     "loss.advantage": ("loo", "mean", "std"),
     "loss.aggregation": ("seq_sum", "seq_mean", "token_mean", "const"),
     "loss.ratio": ("none", "token", "sequence"),
-    "loss.kl": ("none", "k1", "k2", "k3"),
+    "loss.kl": ("none", "k2", "k3"),  # k1 in a loss has no gradient in expectation
     "optim.schedule": ("cosine", "constant"),
     "prompt.score_delims": ("none", "close", "both"),
     "model.compute_dtype": ("float32", "bfloat16"),
@@ -47,7 +48,7 @@ AT_LEAST = {
     "train.micro_batch_prompts": 0, "train.head_chunk": 1, "train.eval_every": 0, "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1, "train.keep_every": 0, "warm_start.steps": 0, "warm_start.examples": 0,
     "warm_start.prompts": 1, "warm_start.prompts_per_step": 1, "eval.prompts": 0, "eval.samples": 1,
-    "eval.max_sampled_answer": 1, "eval.batch_prompts": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
+    "eval.max_sampled_answer": 0, "eval.batch_prompts": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
     "optim.lr": 0, "warm_start.lr": 0, "loss.ratio_cap": 0, "loss.clip_low": 0, "loss.clip_high": 0,
     "loss.kl_coef": 0, "report.samples_every": 0, "report.sample_prompts": 0, "report.console_samples": 0,
     "mesh.data": 1, "mesh.fsdp": 0, "mesh.tensor": 1, "prompt.examples": 0, "prompt.max_prompt": 1,
@@ -122,10 +123,25 @@ def validate(c: ConfigDict) -> None:
         )
     if c.sampler.temperature <= 0:
         raise UserError(f"sampler.temperature is {c.sampler.temperature}; it must be above 0 (evaluation has its own)")
+    for name in ("eval.max_sampled_answer", "sampler.max_sampled_answer"):
+        if 0 < get(c, name) < c.prompt.max_answer:
+            raise UserError(
+                f"{name} is {get(c, name)}, too short to write every answer of prompt.max_answer = "
+                f"{c.prompt.max_answer} tokens; set it to at least that"
+            )
+    for name in ("optim.b1", "optim.b2", "optim.final_lr_fraction"):
+        if not 0 <= get(c, name) <= 1 or (get(c, name) == 1 and name != "optim.final_lr_fraction"):
+            raise UserError(f"{name} is {get(c, name)}; it must be from 0 to below 1")
+    if c.reward.floor >= 0:
+        raise UserError(f"reward.floor is {c.reward.floor}, a log-prob; it must be below 0, for example -10")
+    if c.reward.name == "sft" and c.loss.answer_term != 1:
+        raise UserError(
+            f"loss.answer_term is {c.loss.answer_term}, but with reward.name='sft' it is the only term; set it to 1"
+        )
     if len(c.reward.base_rl) != 3:
         raise UserError(f"reward.base_rl is {c.reward.base_rl}; it must be three numbers: right, wrong, unreadable")
     if c.loss.kl == "none" and c.loss.kl_coef:
-        raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k1, k2 or k3")
+        raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2 or k3")
     if c.warm_start.steps and c.warm_start.prompts < c.warm_start.prompts_per_step:
         raise UserError(
             f"warm_start.prompts is {c.warm_start.prompts}, fewer than warm_start.prompts_per_step = "
@@ -161,7 +177,6 @@ def build(c: ConfigDict) -> Settings:
     validate(c)
     is_sft, is_rule = c.reward.name == "sft", c.reward.name == "base_rl"
     stale = c.sampler.max_staleness > 0
-    clip = bool(c.loss.clip_low or c.loss.clip_high)
     loss = LossConfig(
         answer_term=0.0 if is_rule else c.loss.answer_term,
         policy_term=0.0 if is_sft else 1.0,
@@ -170,8 +185,8 @@ def build(c: ConfigDict) -> Settings:
         advantage=c.loss.advantage,
         ratio="token" if stale and c.loss.ratio == "none" else c.loss.ratio,
         ratio_cap=c.loss.ratio_cap,
-        clip_low=c.loss.clip_low if clip else None,
-        clip_high=c.loss.clip_high if clip else None,
+        clip_low=c.loss.clip_low or None,
+        clip_high=c.loss.clip_high or None,
         kl=c.loss.kl,
         kl_coef=c.loss.kl_coef,
     )
@@ -248,8 +263,9 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
         config_flags.DEFINE_config_file("config", None, "path of a config, as configs/NAME.py[:key=value,...]")
 
     def parse(argv: list[str]) -> list[str]:
-        # jax's own noise; a refusal must be the only line.
+        # What jax tries and does not find is no news; a refusal must be the only line.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
         # Config files import one another as configs.NAME, from wherever the command is run.
         for argument in argv:
             if argument.startswith("--config="):

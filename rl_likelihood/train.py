@@ -66,8 +66,7 @@ def run(settings: configs.Settings, workdir: Path) -> None:
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
-            world, params = load(settings)
-            step, finished = learn(world, params, workdir, writer, stop)
+            step, finished = learn(*load(settings), workdir, writer, stop)
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             writer.status(state, checkpoint.latest_step(workdir) or 0, " ".join(str(error).split()) or repr(error))

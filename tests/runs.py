@@ -28,7 +28,6 @@ SMALL = {
     "eval.prompts": 5,
     "eval.samples": 2,
     "eval.batch_prompts": 4,
-    "eval.max_sampled_answer": 6,
     "report.console_samples": 2,
 }
 

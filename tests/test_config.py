@@ -1,5 +1,8 @@
 """Configs: what is refused, in which words; what is printed; what the settings become."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 
 from configs import base
@@ -19,10 +22,15 @@ REFUSED = [
     ({"model__preset": ""}, ["model.path", "model.preset", "exactly one"]),
     ({"model__preset": "huge"}, ["model.preset is 'huge'", "tiny"]),
     ({"eval__prompts": 7}, ["eval.prompts is 7", "data.heldout_size is 6"]),
-    ({"loss__kl_coef": 0.1}, ["loss.kl_coef is 0.1", "k1, k2 or k3"]),
+    ({"loss__kl_coef": 0.1}, ["loss.kl_coef is 0.1", "k2 or k3"]),
     ({"reward__base_rl": (1.0, 0.0)}, ["reward.base_rl", "three numbers"]),
     ({"warm_start__steps": 1, "warm_start__prompts": 8}, ["warm_start.prompts is 8", "prompts_per_step"]),
     ({"optim__lr": -1.0}, ["optim.lr is -1.0", "at least 0"]),
+    ({"optim__b2": 1.5}, ["optim.b2 is 1.5", "below 1"]),
+    ({"reward__floor": 5.0}, ["reward.floor is 5.0", "below 0"]),
+    ({"reward__name": "sft", "loss__answer_term": 0.0}, ["loss.answer_term is 0.0", "only term"]),
+    ({"eval__max_sampled_answer": 3}, ["eval.max_sampled_answer is 3", "prompt.max_answer = 10"]),
+    ({"loss__kl": "k1"}, ["loss.kl is 'k1'", "k2, k3"]),
 ]
 
 
@@ -42,7 +50,7 @@ def test_sft_needs_no_group():
 
 
 def test_base_rl_has_no_answer_term_and_trains_on_the_response():
-    step = configs.build(small_config(reward__name="base_rl", sampler__max_sampled_answer=8)).step
+    step = configs.build(small_config(reward__name="base_rl", sampler__max_sampled_answer=10)).step
     assert step.loss.answer_term == 0 and step.policy_span == "response" and step.objective == "outside"
 
 
@@ -59,6 +67,22 @@ def test_every_field_of_base_is_printed_and_marked():
     assert '+ model.preset = "nano"' in lines
     assert "  loss.answer_term = 1.0" in lines
     assert {line[2:].split(" = ")[0] for line in lines if " = " in line} == set(configs.flatten(base.get_config()))
+
+
+def test_a_misspelt_field_in_a_config_file_is_refused():
+    c = small_config()
+    with pytest.raises(AttributeError, match="temperature"):
+        c.sampler.temprature = 0.5
+
+
+@pytest.mark.parametrize("name", [p.stem for p in Path(base.__file__).parent.glob("*.py") if p.stem != "base"])
+def test_every_config_of_the_repository_is_valid(name):
+    configs.build(importlib.import_module(f"configs.{name}").get_config(""))
+
+
+def test_one_sided_clips_stay_one_sided():
+    loss = configs.build(small_config(loss__clip_high=0.28)).step.loss
+    assert loss.clip_low is None and loss.clip_high == 0.28
 
 
 def test_every_checked_name_is_a_field():

@@ -40,6 +40,6 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
         "layers": {k: v.ndim > 2 and not k.endswith("bias") for k, v in params["layers"].items()},
     }
     return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm),
+        optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
         optax.adamw(schedule(cfg), cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decay),
     )

@@ -36,7 +36,7 @@ class StepConfig:
     two_branches: bool = False  # rows may hold a sampled answer before the reference answer
     temperature: float = 1.0  # of the sampler: chain log-probs are those of the distribution sampled from
     truncated: str = "force_close"  # force_close | floor | drop
-    floor: float = -50.0  # log-prob of the answer after a truncated chain, with truncated="floor"
+    floor: float = -10.0  # log-prob of each answer token after a truncated chain, with truncated="floor"
     micro_batch_prompts: int = 0  # prompts per forward; 0 is all
     head_chunk: int = 512
 
@@ -69,11 +69,14 @@ def row_stats(params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig)
 
 
 def answer_log_probs(rows: RowStats, batch: Batch, cfg: StepConfig) -> Float[Array, "P G T"]:
-    """Log-probs that the rewards see: those of the reference answer, or the stated floor after a truncated chain."""
+    """Log-probs that the reward sees: those of the reference answer, or the stated floor after a truncated chain.
+
+    The floor is per token, so that under every reward and at every answer length it lies below a chain
+    after which the answer's tokens are likelier than that.
+    """
     logp = rows.stats.log_prob
     if cfg.truncated == "floor":
-        n = likelihood.answer_tokens(batch.scored)[..., None]
-        logp = jnp.where(batch.truncated[..., None], cfg.floor / n, logp)
+        logp = jnp.where(batch.truncated[..., None], cfg.floor, logp)
     return logp
 
 
@@ -125,13 +128,14 @@ def _loss(params, ref_params, batch: Batch, model: ModelConfig, cfg: StepConfig,
         "advantage": advantage,
         "keep": keep,
         "answer_logp": stats.log_prob,
-        **{f"reward/{name}": score(frozen, batch.scored) for name, score in likelihood.SCORES.items()},
+        # Every reward is logged as the model has it: the floor is an agreement of the trained one.
+        **{f"reward/{name}": score(stats.log_prob, batch.scored) for name, score in likelihood.SCORES.items()},
     }
     sums = {
         "loss/policy": policy,
         "loss/answer": answer,
         "loss/kl": kl,
-        "sum/jepo": likelihood.jepo(frozen, batch.scored, keep).sum(),
+        "sum/jepo": likelihood.jepo(stats.log_prob, batch.scored, keep).sum(),
         "sum/chain_tokens": rows.chain.sum(),
         "sum/policy_tokens": policy_mask.sum(),
         "sum/tag_tokens": (batch.segment == TAG).sum(),

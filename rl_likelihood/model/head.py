@@ -39,9 +39,10 @@ def token_stats(
     in hidden and head; log-probs are computed in float32 whatever the inputs' type.
     """
     *lead, n = targets.shape
-    step = min(n, max(1, chunk // max(1, math.prod(lead))))
-    pad = -n % step
-    chunks = (n + pad) // step
+    most = min(n, max(1, chunk // max(1, math.prod(lead))))
+    chunks = -(-n // most)
+    step = -(-n // chunks)  # even chunks, so that little of the last one is padding
+    pad = chunks * step - n
 
     def split(x):  # [*lead, n, ...] -> [chunks, *lead, step, ...]
         rest = x.shape[len(lead) + 1 :]

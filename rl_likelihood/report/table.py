@@ -10,9 +10,11 @@ Row = tuple[str, str, str]  # metric name, label for people, format specificatio
 EVAL_ROWS: tuple[Row, ...] = (
     ("greedy_success", "greedy success", ".1%"),
     ("sampled_success", "sampled success", ".1%"),
+    ("greedy_success_no_chain", "greedy success without a chain", ".1%"),
     ("perplexity", "perplexity of the answer, after a chain", ".3f"),
     ("perplexity_no_chain", "perplexity of the answer, no chain", ".3f"),
     ("chain_length", "chain length, tokens", ".1f"),
+    ("truncated", "chains that never open the answer", ".1%"),
 )
 
 MISSING = "-"

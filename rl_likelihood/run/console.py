@@ -46,12 +46,12 @@ def announce(world: World, mesh: jax.sharding.Mesh, workdir: Path | None, resume
     say(f"data     {world.data_line}")
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
     say(f"reward   {reward}; {', '.join(terms)}")
-    say(
-        f"scored   answer tokens and delimiters {c.prompt.score_delims}; no answer tag: {c.reward.truncated}"
-    )
+    say(f"scored   answer tokens, delimiters: {c.prompt.score_delims}; no answer tag: {c.reward.truncated}")
     schedule = f"{c.train.steps} steps, lr {c.optim.lr:g} {c.optim.schedule}"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step, {schedule}")
-    say(f"memory   {4 * 4 * n / 2**30:.1f} GiB for parameters, gradient and two moments, over {mesh.size} device(s)")
+    copies = 6 if c.train.micro_batch_prompts else 5
+    held = "parameters, gradient, two moments and the sampler's copy"
+    say(f"memory   {copies * 4 * n / 2**30:.1f} GiB for {held}, over {mesh.size} device(s); activations come on top")
     if workdir is not None:
         where = f"goes on after step {resume}" if resume is not None else "new run"
         say(f"workdir  {workdir} ({where}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")

@@ -1,7 +1,8 @@
 """Evaluation on held-out questions: what a model answers, and how likely it finds the reference answers.
 
 One pass samples, for every question, a greedy chain with its answer and `eval.samples` chains with theirs
-at temperature 1; a second scores the reference answer after each of the latter and after no chain.
+at temperature 1; a second samples the greedy answer after no chain; a third scores the reference answer
+after each sampled chain and after no chain.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rl_likelihood.data import grading
-from rl_likelihood.data.prompts import EncodedExample, completion_ids
+from rl_likelihood.data.prompts import EncodedExample, completion_ids, no_chain_ids
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
@@ -34,7 +35,8 @@ def evaluate(
 
     `between` is called between batches; it may raise to break off.
 
-    greedy_success and sampled_success are shares of exact matches, with their standard errors;
+    greedy_success and sampled_success are shares of exact matches, with their standard errors; the names
+    ending in _no_chain are of the answer straight after the question (what `sft` trains);
     perplexity = exp(-mean over questions of log p(answer | chain) / tokens), chains at temperature 1, and
     log_prob_mcN its logarithm's negative with the answer's likelihood averaged over N chains first.
     """
@@ -44,7 +46,7 @@ def evaluate(
     size = min(c.eval.batch_prompts, n)
     width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in rows))
     sampler = world.sampler(
-        group_size=1 + m, temperature=(0.0, *(1.0,) * m), max_sampled_answer=c.eval.max_sampled_answer, width_multiple=0
+        group_size=1 + m, temperature=(0.0, *(1.0,) * m), max_sampled_answer=world.answer_room, width_multiple=0
     )
     step = dataclasses.replace(
         world.settings.step, two_branches=True, temperature=1.0,
@@ -65,10 +67,13 @@ def evaluate(
         texts = world.sampled_text(rollout)
         answers = [[grading.extract_answer(text, world.fmt) for text in group] for group in texts]
         right = [[grading.exact_match(r.example.answer, a) for a in g] for r, g in zip(part, answers, strict=True)]
+        direct = _answers_without_chain(world, weights, part, np.arange(at, at + size), width, key)
+        direct_right = [grading.exact_match(r.example.answer, a) for r, a in zip(part, direct, strict=True)]
         batch = to_batch(_with_no_chain(world, part, rollout))
         logp = score(params, batch).stats.log_prob
         parts.append({
             "right": np.asarray(right, np.float64),
+            "direct": np.asarray(direct_right, np.float64),
             "logp": np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64),
             "tokens": np.maximum(batch.scored.sum(-1), 1),
             "length": ((rollout.segment == CHAIN) | (rollout.segment == TAG)).sum(-1)[:, 1:],
@@ -88,6 +93,7 @@ def evaluate(
         "sampled_success": sampled.mean(),
         "sampled_success_se": _standard_error(sampled.mean(1)),
         **{f"pass@{k}": _pass_at(sampled, k).mean() for k in (2**i for i in range(1, 11)) if k <= m},
+        "greedy_success_no_chain": all_rows["direct"].mean(),
         "log_prob_mc1": chain.mean(),
         "log_prob_mc1_se": _standard_error(chain.mean(1)),
         **({f"log_prob_mc{m}": marginal.mean()} if m > 1 else {}),
@@ -107,6 +113,19 @@ def _with_no_chain(world: World, rows: list[EncodedExample], rollout: Rollout) -
     empty = given_rollout(rollout.prompts, scaffold, world.fmt.pad_id, width)
     names = ("completion", "segment", "sampler_logp", "truncated")
     return rollout.replace(**{k: np.concatenate([getattr(empty, k), getattr(rollout, k)[:, 1:]], 1) for k in names})
+
+
+def _answers_without_chain(world: World, weights: Params, rows, uid, width: int, key) -> list[str | None]:
+    """Greedy answers after the empty scaffold `</think> <answer`."""
+    scaffold = no_chain_ids(world.fmt)
+    opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in rows]
+    prompts = world.collate(opened, uid, width + len(scaffold))
+    cfg = world.sampler(group_size=1, temperature=(0.0,))
+    ids, _, length = decode.sample_ids(weights, prompts, key, cfg, world.fmt.answer_close, world.answer_room)
+    texts = [
+        world.tokenizer.decode(row[0][: n[0]], skip_special_tokens=True) for row, n in zip(ids, length, strict=True)
+    ]
+    return [grading.extract_answer(world.fmt.answer_open + text, world.fmt) for text in texts]
 
 
 def _standard_error(x: np.ndarray) -> float:

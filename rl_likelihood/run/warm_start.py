@@ -22,7 +22,7 @@ from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.run.world import WARM_START, World
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import CHAIN, TAG, UserError
+from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, UserError
 
 FILE = "warm_start.jsonl"
 
@@ -40,9 +40,7 @@ def own_chains(world: World, params: Params, say: Callable[[str], None]) -> list
     rows = world.train[: c.warm_start.prompts]
     encoded, width = with_worked_examples(world, rows, c.warm_start.examples)
     size = min(c.eval.batch_prompts, len(rows))
-    sampler = world.sampler(
-        group_size=1, temperature=(0.0,), max_sampled_answer=c.eval.max_sampled_answer, width_multiple=0
-    )
+    sampler = world.sampler(group_size=1, temperature=(0.0,), max_sampled_answer=world.answer_room, width_multiple=0)
     weights = decode.prepare(params, world.model)
     out = []
     for at in range(0, len(rows), size):
@@ -95,7 +93,9 @@ def warm_start(
     def batch_of(i: int):
         index = order(i)
         collated = world.collate([encoded[j] for j in index], index)
-        return to_batch(given_rollout(collated, [targets[j] for j in index], world.fmt.pad_id, width))
+        batch = to_batch(given_rollout(collated, [targets[j] for j in index], world.fmt.pad_id, width))
+        # Whatever `score_delims` counts as reward, a format is learned whole: brackets and closing tag too.
+        return batch.replace(scored=batch.segment == REFERENCE)
 
     optimizer = make_optimizer(world.settings.warm_optimizer)
     placed = state_shardings(mesh, world.model, optimizer)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from rl_likelihood import mesh as meshes
 from rl_likelihood.config import PRESETS, Settings
@@ -22,6 +21,9 @@ from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.shapes import CHAIN, SAMPLED, ChainFormat, Prompts, Rollout, UserError
+
+if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come before
+    from transformers import PreTrainedTokenizerBase
 
 # Purposes of random keys: key = fold_in(fold_in(key(seed), purpose), step).
 INIT, SAMPLE, EVALUATE, WARM_START = range(4)
@@ -43,6 +45,11 @@ class World:
     @property
     def config(self) -> ConfigDict:
         return self.settings.config
+
+    @property
+    def answer_room(self) -> int:
+        """Tokens that evaluation lets a sampled answer have."""
+        return self.config.eval.max_sampled_answer or self.config.prompt.max_answer
 
     def key(self, purpose: int, step: int = 0) -> jax.Array:
         """The random key of one purpose at one step."""
@@ -117,10 +124,11 @@ def load(settings: Settings) -> tuple[World, Params]:
     tokenizer, eos_ids = load_tokenizer(path)
     vocab_bytes = tokenizers.vocab_bytes(tokenizer, model.vocab_size)
     fmt = prompts.chain_format(tokenizer, vocab_bytes, eos_ids, settings.prompt)
-    room = c.prompt.max_prompt + c.sampler.max_chain + c.sampler.max_sampled_answer + c.prompt.max_answer
+    sampled_answer = max(c.sampler.max_sampled_answer, c.eval.max_sampled_answer, c.prompt.max_answer)
+    room = c.prompt.max_prompt + c.sampler.max_chain + len(fmt.close_think_ids) + sampled_answer
     if room > model.max_position:
         raise UserError(
-            f"prompt.max_prompt + sampler.max_chain + sampler.max_sampled_answer + prompt.max_answer = {room}, "
+            f"prompt.max_prompt + sampler.max_chain + tags + answer = {room}, "
             f"more than the {model.max_position} positions of the model; lower one of them"
         )
     world = World(

@@ -53,14 +53,23 @@ def sample(params: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, ver
     """
     weights = params if isinstance(params["layers"], tuple) else prepare(params, cfg.model)
     fmt = cfg.chain_format
-    stop = stop_table(fmt.vocab_bytes, (fmt.answer_close if cfg.max_sampled_answer else fmt.answer_open,))
-    t = cfg.temperature
+    until = fmt.answer_close if cfg.max_sampled_answer else fmt.answer_open
+    ids, logp, length = sample_ids(weights, prompts, key, cfg, until, cfg.max_sampled)
+    return splice(prompts, ids, logp, length, cfg, version)
+
+
+def sample_ids(
+    weights: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, until: str, max_tokens: int
+) -> tuple[Int[np.ndarray, "P G N"], Float[np.ndarray, "P G N"], Int[np.ndarray, "P G"]]:
+    """What follows the prompts, up to the id that completes `until`: ids, log-probs, and how many, on the host."""
+    fmt, t = cfg.chain_format, cfg.temperature
     temperature = jnp.asarray(t if isinstance(t, tuple) else (t,) * cfg.group_size, jnp.float32)
-    ids, logp, length = generate(
-        weights, cfg.model, prompts.tokens, prompts.length, prompts.uid, key, temperature,
-        stop, jnp.asarray(fmt.eos_ids, jnp.int32), max_tokens=cfg.max_sampled, pad_id=fmt.pad_id,
+    stop, eos = stop_table(fmt.vocab_bytes, (until,)), jnp.asarray(fmt.eos_ids, jnp.int32)
+    out = generate(
+        weights, cfg.model, prompts.tokens, prompts.length, prompts.uid, key, temperature, stop, eos,
+        max_tokens=max_tokens, pad_id=fmt.pad_id,
     )  # fmt: skip
-    return splice(prompts, np.asarray(ids), np.asarray(logp), np.asarray(length), cfg, version)
+    return tuple(np.asarray(x) for x in out)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
