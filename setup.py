@@ -42,7 +42,6 @@ setup(
         "etils>=1.12,<2",
         "wandb>=0.20,<1",
         "matplotlib>=3.9,<4",
-        "tqdm>=4.66,<5",
     ],
     extras_require={
         "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "beartype>=0.20,<0.24", "ruff>=0.12,<0.18"],

@@ -1,6 +1,7 @@
-"""Evaluate: python -m rl_likelihood.evaluate --config=... --workdir=DIR [--step=N].
+"""Evaluate: python -m rl_likelihood.evaluate --config=... [--workdir=DIR] [--step=N].
 
-Prints one JSON object (run/evaluation.py says what is in it) and appends it to DIR/eval.jsonl.
+Prints one JSON object (run/evaluation.py says what is in it) and appends it to DIR/eval.jsonl. Without
+--workdir, the model that the config starts from.
 """
 
 from __future__ import annotations
@@ -11,35 +12,59 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 
 from rl_likelihood import config as configs
+from rl_likelihood.learner.optimizer import make_optimizer
+from rl_likelihood.learner.step import state_shardings
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics
 from rl_likelihood.run.evaluation import evaluate
-from rl_likelihood.run.world import load, model_settings
+from rl_likelihood.run.world import load, make_mesh, model_settings
 from rl_likelihood.shapes import UserError
+
+# What a checkpoint was trained with and an evaluation of it must share.
+SAME = ("model.path", "model.preset", "prompt.")
 
 
 def main() -> None:
     c, _ = configs.from_flags()
     settings = configs.build(c)
     workdir, step = flags.FLAGS.workdir, flags.FLAGS.step
+    if not c.eval.prompts:
+        raise UserError("eval.prompts is 0; set it to the number of held-out questions to use")
+    if workdir is None and step is not None:
+        raise UserError(f"--step={step} needs the --workdir of a run")
+    if workdir is not None:
+        check_workdir(Path(workdir), configs.flatten(c))
     world, params = load(settings)
-    if workdir is not None and checkpoint.latest_step(workdir) is not None:
+    if workdir is not None:
         model, params, step, _ = checkpoint.restore_params(workdir, step)
         world = dataclasses.replace(world, model=dataclasses.replace(model, **model_settings(c)))
-    elif step is not None:
-        raise UserError(f"--step={step}, but {workdir} holds no checkpoint; give the --workdir of a run that saved one")
-    row: dict[str, Any] = {"step": step or 0, **evaluate(world, jax.tree.map(jnp.asarray, params), world.heldout)}
+    placed = state_shardings(make_mesh(c), world.model, make_optimizer(settings.optimizer)).params
+    out = evaluate(world, jax.device_put(params, placed), world.heldout)
+    row: dict[str, Any] = {"step": step or 0, **out}
     if workdir is not None:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
         metrics.append(Path(workdir) / metrics.EVAL, row)
     print(json.dumps(row))
 
 
+def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
+    """Refuse a folder without checkpoints, or one whose run asked its questions in another way."""
+    if checkpoint.latest_step(workdir) is None:
+        raise UserError(f"{workdir} holds no checkpoint; leave --workdir out to evaluate the untouched model")
+    path = workdir / "config.json"
+    old = json.loads(path.read_text()) if path.exists() else config
+    names = [k for k in configs.differences(old, config) if k.startswith(SAME)]
+    if names:
+        first = names[0]
+        raise UserError(
+            f"{workdir} was trained with {first} = {old.get(first)!r}, this config has {config.get(first)!r}; "
+            "evaluate with the config of the run"
+        )
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of a run; without a checkpoint in it the untouched model is evaluated")
+    flags.DEFINE_string("workdir", None, "folder of a run; without it, the model that the config starts from")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
     configs.run_main(main)

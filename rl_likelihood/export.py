@@ -33,6 +33,8 @@ def export(
 
     UserError when that tokenizer does not fit the vocabulary, or when `out` holds other weights.
     """
+    if Path(out).resolve() == Path(model_path).resolve():
+        raise UserError(f"--out={out} is the folder that the run started from; choose another")
     tokenizer, stop = world.load_tokenizer(str(model_path))
     tokenizers.vocab_bytes(tokenizer, cfg.vocab_size)  # refuses a tokenizer of another model
     generation = {
@@ -40,10 +42,9 @@ def export(
         "eos_token_id": stop[0] if len(stop) == 1 else list(stop) or None,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    # The weights last: until they are complete the folder does not load.
-    Path(out).mkdir(parents=True, exist_ok=True)
-    tokenizers.save_tokenizer(tokenizer, out)
+    # The weights first: they refuse a folder of other weights before anything in it is touched.
     weights.save(out, cfg, params, dtype, generation)
+    tokenizers.save_tokenizer(tokenizer, out)
 
 
 def main() -> None:

@@ -104,8 +104,11 @@ def learn(
         state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=placed)(initial)
         if c.warm_start.steps:
             checkpoint.save(manager, state, meta_of(world))
+        if with_reference:  # the same reference model for every resume, whatever becomes of model.path
+            alone = TrainState(step=jnp.int32(0), params=initial, opt_state=())
+            checkpoint.save_initial(workdir / INITIAL, alone, meta_of(world))
     else:
-        initial = checkpoint.restore_params(workdir / INITIAL)[1] if with_reference and c.warm_start.steps else params
+        initial = checkpoint.restore_params(workdir / INITIAL)[1] if with_reference else params
         abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
         abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, placed)
         state, _ = checkpoint.restore(manager, abstract)
@@ -117,7 +120,7 @@ def learn(
     rows_of = sources.order(len(world.train), c.train.prompts_per_step, c.seed)
     source = Source(world, rows_of, step, steps)
     compiled: dict[tuple, Any] = {}  # one step function for each width of the rows
-    start, began, latest = step, time.perf_counter(), {}
+    start, began, latest, warned = step, time.perf_counter(), {}, False
     try:
         while True:
             latest = evaluate_if_due(world, state.params, step, writer, stop) or latest
@@ -128,7 +131,8 @@ def learn(
 
             t0 = time.perf_counter()
             rollout, waited = source.get(step)
-            batch = to_batch(rollout, outside_reward(world, rollout, rows_of))
+            graded = outside_reward(world, rollout, rows_of)
+            batch = to_batch(rollout, graded)
             shape = batch.completion.shape
             if shape not in compiled:
                 compiled[shape] = make_step(world.model, s.step, optimizer, mesh, batch, with_reference)
@@ -148,6 +152,9 @@ def learn(
                 "time/wait": waited,
                 "tokens_per_second": int((rollout.segment != 0).sum()) / (t2 - t0),
             }
+            if graded is not None:  # a sampled answer is there to be graded, whichever reward trains
+                out["reward/base_rl"] = float(graded.mean())
+            warned = warned or warn_of_open_chains(c, out["chain/truncated"])
             writer.metrics(step, out)
             write_samples(world, writer, step, rollout, batch, per_row, rows_of)
             left = (time.perf_counter() - began) / (step - start) * (steps - step)
@@ -173,11 +180,7 @@ def prepare_start(world: World, params: Params, mesh, workdir: Path, writer, sto
         rows, _ = with_worked_examples(world, rows[: c.eval.prompts], c.warm_start.examples)
         stage = f"untouched ({c.warm_start.examples} examples)"
     evaluation(world, params, 0, stage, writer, stop, rows)
-    params = warm_start(world, params, mesh, workdir, say, stop.check)
-    if c.loss.kl != "none":  # the reference model of every later resume
-        alone = TrainState(step=jnp.int32(0), params=params, opt_state=())
-        checkpoint.save_initial(workdir / INITIAL, alone, meta_of(world))
-    return params
+    return warm_start(world, params, mesh, workdir, say, stop.check)
 
 
 def evaluate_if_due(world: World, params: Params, step: int, writer: reports.MetricsWriter, stop: StopRequest) -> dict:
@@ -223,13 +226,35 @@ def refuse_nan(step: int, out: dict[str, float]) -> None:
         )
 
 
+def warn_of_open_chains(c: ConfigDict, share: float) -> bool:
+    """Says, once, that most chains never open the answer tag, and what to do."""
+    if share <= 0.5 or c.reward.name == "sft":
+        return False
+    cure = {
+        "force_close": "closed by force they cost the policy nothing: set reward.truncated=floor",
+        "drop": "they are dropped, so little is learned",
+        "floor": "",
+    }[c.reward.truncated]
+    say(
+        f"warning: {share:.0%} of the chains never open the answer tag; raise sampler.max_chain or show worked examples"
+    )
+    if cure:
+        say(f"         {cure}")
+    return True
+
+
+# Fields that may change between the runs of one workdir: they decide what is shown and kept, not what is computed.
+FREE = ("report.", "train.keep_checkpoints", "train.keep_every")
+
+
 def claim(workdir: Path, c: ConfigDict) -> None:
-    """The workdir belongs to one config: write it, or refuse another."""
+    """The workdir belongs to one config: write it, or refuse another. A field newer than it has its default."""
     path, new = workdir / CONFIG, configs.flatten(c)
     try:
         if path.exists():
-            old = json.loads(path.read_text())
-            names = configs.differences(old, new)
+            base = configs.base()
+            old = ({} if base is None else configs.flatten(base)) | json.loads(path.read_text())
+            names = [name for name in configs.differences(old, new) if not name.startswith(FREE)]
             if names:
                 both = [f"{k} ({old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} here)" for k in names[:5]]
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -145,6 +145,7 @@ def _loss(params, ref_params, batch: Batch, model: ModelConfig, cfg: StepConfig,
         "sum/self_certainty": jnp.where(rows.sampled, stats.self_certainty, 0).sum(),
         "sum/sampled_tokens": rows.sampled.sum(),
         "sum/ratio": jnp.where(policy_mask, ratio, 0).sum(),
+        "sum/ratio_squared": jnp.where(policy_mask, ratio**2, 0).sum(),
         "max/ratio": jnp.where(policy_mask, ratio, 0).max(),
     }
     return total, (sums, per_row)
@@ -209,6 +210,8 @@ def metrics(sums, per_row, batch: Batch) -> dict[str, Array]:
         "policy/self_certainty": sums["sum/self_certainty"] / sampled,
         "ratio/mean": sums["sum/ratio"] / policy_tokens,
         "ratio/max": sums["max/ratio"],
+        # Effective sample size of the importance weights, as a share of the tokens.
+        "ratio/ess": sums["sum/ratio"] ** 2 / jnp.maximum(policy_tokens * sums["sum/ratio_squared"], 1e-30),
         "keep/fraction": keep.mean(),
     }
 

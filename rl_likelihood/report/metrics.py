@@ -249,7 +249,7 @@ def _start_wandb(workdir: Path, mode: str, config: dict[str, Any]):
         path.write_text(uuid.uuid4().hex[:12] + "\n")
     try:
         return wandb.init(
-            project="rl_likelihood",
+            project=config.get("report.wandb_project", "rl_likelihood"),
             name=workdir.name,
             id=path.read_text().strip(),
             resume="allow" if mode == "online" else None,

@@ -24,11 +24,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-LogProbs = Float[Array, "P G A"]
-TokenMask = Bool[Array, "P G A"]
-Keep = Bool[Array, "P G"]
+AnyArray = Array | np.ndarray
+LogProbs = Float[AnyArray, "P G A"]
+TokenMask = Bool[AnyArray, "P G A"]
+Keep = Bool[AnyArray, "P G"]
 Objective = Callable[[LogProbs, TokenMask, Keep], Float[Array, "P"]]
 Score = Callable[[LogProbs, TokenMask], Float[Array, "P G"]]
 
@@ -75,7 +77,7 @@ def geo_mean_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
     return _exp(avg_log_prob(logp, mask))
 
 
-def kept_mean(values: Float[Array, "P G"], keep: Keep) -> Float[Array, "P"]:
+def kept_mean(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P"]:
     """Mean over the kept rows of each group, 0 where none is."""
     return jnp.where(keep, values, 0.0).sum(-1) / jnp.maximum(keep.sum(-1), 1)
 

@@ -71,8 +71,8 @@ def rows_behind(world: World, rollout: Rollout, rows_of: Callable[[int], np.ndar
 
 
 def outside_reward(world: World, rollout: Rollout, rows_of: Callable[[int], np.ndarray]) -> np.ndarray | None:
-    """base_rl: the score of each sampled answer by exact match; None for rewards computed in the graph."""
-    if world.settings.step.objective != "outside":
+    """base_rl: the score of each sampled answer by exact match; None where no answer was sampled."""
+    if not world.config.sampler.max_sampled_answer or world.config.reward.name == "sft":
         return None
     right, wrong, unreadable = world.config.reward.base_rl
     groups = zip(rows_behind(world, rollout, rows_of), world.sampled_answers(rollout), strict=True)
@@ -88,9 +88,11 @@ def outside_reward(world: World, rollout: Rollout, rows_of: Callable[[int], np.n
 def write_samples(world: World, writer, step: int, rollout: Rollout, batch: Batch, per_row, rows_of) -> None:
     """samples.jsonl: every chain of the first few prompts, with all that it scored; now and then one to the console."""
     c = world.config.report
-    if not c.samples_every or step % c.samples_every:
+    to_file = bool(c.samples_every) and step % c.samples_every == 0
+    to_console = bool(c.console_samples) and step % c.console_samples == 0
+    if not to_file and not to_console:
         return
-    rows = rows_behind(world, rollout, rows_of)[: c.sample_prompts]
+    rows = rows_behind(world, rollout, rows_of)[: max(c.sample_prompts if to_file else 0, int(to_console))]
     values = {k: np.asarray(v[: len(rows)]) for k, v in per_row.items()}
     text = world.tokenizer.decode
     for i, row in enumerate(rows):
@@ -112,7 +114,9 @@ def write_samples(world: World, writer, step: int, rollout: Rollout, batch: Batc
                 "truncated": bool(rollout.truncated[i, j]),
                 "version": rollout.version,
             }
-            writer.sample(step, sample)
-            if j == 0 and c.console_samples and step % c.console_samples == 0:
-                chain = " ".join((sample["chain"] + sample["forced"]).split())
+            if to_file and i < c.sample_prompts:
+                writer.sample(step, sample)
+            if to_console and i == j == 0:
+                chain = " ".join(sample["chain"].removesuffix(world.fmt.answer_open).split())
+                chain = chain.removesuffix(world.fmt.think_close)
                 say(f"    {row.example.prompt}  {chain}  [{row.example.answer}]  reward {sample['reward']:.2f}")

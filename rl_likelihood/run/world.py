@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rl_likelihood import config as configs
 from rl_likelihood import mesh as meshes
 from rl_likelihood.config import PRESETS, Settings
 from rl_likelihood.data import grading, prompts, sources
@@ -99,7 +100,7 @@ def load_model(c: ConfigDict) -> tuple[ModelConfig, Params, str]:
     elif (Path(c.model.path) / checkpoint.FOLDER).is_dir():
         cfg, params, _, path = checkpoint.restore_params(c.model.path)
     else:
-        path = str(assets.resolve(c.model.path))
+        path = str(Path(assets.resolve(c.model.path)).resolve())
         cfg, params = weights.load(path)
     return dataclasses.replace(cfg, **model_settings(c)), params, path
 
@@ -144,4 +145,12 @@ def make_mesh(c: ConfigDict) -> jax.sharding.Mesh:
     """The config's mesh over all devices."""
     n = jax.device_count()
     fsdp = c.mesh.fsdp or max(1, n // (c.mesh.data * c.mesh.tensor))
-    return meshes.make_mesh((c.mesh.data, fsdp, c.mesh.tensor))
+    mesh = meshes.make_mesh((c.mesh.data, fsdp, c.mesh.tensor))
+    name = "train.micro_batch_prompts" if c.train.micro_batch_prompts else "train.prompts_per_step"
+    prompts, parts = configs.get(c, name), c.mesh.data * fsdp
+    if prompts % parts:
+        raise UserError(
+            f"{name} is {prompts}, which mesh.data x mesh.fsdp = {parts} does not divide; "
+            f"the nearest that it does is {max(1, round(prompts / parts)) * parts}"
+        )
+    return mesh

@@ -104,7 +104,7 @@ def expect_drop(params):
 def expect_floor(params):
     logp = plain_log_probs(params, BATCH)
     n = BATCH.scored.sum(-1)
-    reward = jnp.where(BATCH.truncated, -7.0 / n, jnp.where(BATCH.scored, logp, 0).sum(-1) / n)
+    reward = jnp.where(BATCH.truncated, -7.0, jnp.where(BATCH.scored, logp, 0).sum(-1) / n)
     return rloo(reward, of(BATCH, logp, CHAIN), reward)
 
 
