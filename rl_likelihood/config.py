@@ -207,7 +207,7 @@ def build(c: ConfigDict) -> Settings:
         objective="avg_log_prob",
         loss=LossConfig(policy_term=0.0),
         supervise_chain=True,
-        micro_batch_prompts=max(k for k in range(1, 9) if warm_rows % k == 0),
+        micro_batch_prompts=max(k for k in range(1, 9) if warm_rows % k == 0) if c.train.micro_batch_prompts else 0,
         head_chunk=c.train.head_chunk,
     )
     optimizer = OptimizerConfig(
