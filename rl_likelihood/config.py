@@ -88,6 +88,11 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def largest_divisor(n: int, most: int) -> int:
+    """The largest number up to `most` that divides n."""
+    return max(k for k in range(1, most + 1) if n % k == 0)
+
+
 def validate(c: ConfigDict) -> None:
     """Refuse, in one sentence, whatever can be seen to be wrong without data and model."""
     for name, options in CHOICES.items():
@@ -111,7 +116,7 @@ def validate(c: ConfigDict) -> None:
             "(leave-one-out); it must be at least 2"
         )
     if m and p % m:
-        near = max(k for k in range(1, m + 1) if p % k == 0)
+        near = largest_divisor(p, m)
         raise UserError(
             f"train.micro_batch_prompts is {m}, which does not divide train.prompts_per_step = {p}; "
             f"the nearest below that does is {near}"
@@ -207,7 +212,7 @@ def build(c: ConfigDict) -> Settings:
         objective="avg_log_prob",
         loss=LossConfig(policy_term=0.0),
         supervise_chain=True,
-        micro_batch_prompts=max(k for k in range(1, 9) if warm_rows % k == 0) if c.train.micro_batch_prompts else 0,
+        micro_batch_prompts=largest_divisor(warm_rows, 8) if c.train.micro_batch_prompts else 0,
         head_chunk=c.train.head_chunk,
     )
     optimizer = OptimizerConfig(

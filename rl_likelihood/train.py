@@ -66,7 +66,7 @@ def run(settings: configs.Settings, workdir: Path) -> None:
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
-            step, finished = learn(*load(settings), workdir, writer, stop)
+            step, finished = learn(settings, workdir, writer, stop)
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             writer.status(state, checkpoint.latest_step(workdir) or 0, " ".join(str(error).split()) or repr(error))
@@ -81,10 +81,12 @@ def run(settings: configs.Settings, workdir: Path) -> None:
 
 
 def learn(
-    world: World, params: Params, workdir: Path, writer: reports.MetricsWriter, stop: StopRequest
+    settings: configs.Settings, workdir: Path, writer: reports.MetricsWriter, stop: StopRequest
 ) -> tuple[int, bool]:
     """The loop: weights to the sampler -> rollout -> batch -> step -> metrics. Returns (step, finished)."""
-    c, s = world.config, world.settings
+    c, s = settings.config, settings
+    # Loaded here and not passed in: a caller's reference would keep the host's copy for the whole run.
+    world, params = load(settings)
     mesh = make_mesh(c)
     optimizer = make_optimizer(s.optimizer)
     placed = state_shardings(mesh, world.model, optimizer)

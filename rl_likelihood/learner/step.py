@@ -22,7 +22,7 @@ from rl_likelihood.model import attention
 from rl_likelihood.model.decoder import ModelConfig, Params, forward, head_matrix, param_specs
 from rl_likelihood.model.head import TokenStats, token_stats
 from rl_likelihood.rewards import likelihood
-from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch, TrainState
+from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, Batch, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +80,15 @@ def answer_log_probs(rows: RowStats, batch: Batch, cfg: StepConfig) -> Float[Arr
     return logp
 
 
+def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[Array, "P G T"], Bool[Array, "P G"]]:
+    """Which tokens the policy term covers, and which rows baseline, scale and loss obey."""
+    tokens = batch.segment == CHAIN
+    if cfg.policy_span == "response":
+        tokens |= batch.segment == SAMPLED
+    keep = batch.keep & ~batch.truncated if cfg.truncated == "drop" else batch.keep
+    return tokens, keep
+
+
 def _group_objective(batch: Batch, cfg: StepConfig) -> likelihood.Objective:
     if cfg.objective == "outside":
         return lambda logp, mask, keep: likelihood.kept_mean(batch.outside_reward, keep)
@@ -97,9 +106,8 @@ def _loss(params, ref_params, batch: Batch, model: ModelConfig, cfg: StepConfig,
     """Loss contribution of one micro-batch, its metric sums, and its per-row values."""
     loss = cfg.loss
     rows = row_stats(params, model, batch, cfg)
-    keep = batch.keep & ~batch.truncated if cfg.truncated == "drop" else batch.keep
+    policy_mask, keep = policy_masks(batch, cfg)
     logp = answer_log_probs(rows, batch, cfg)
-    policy_mask = rows.chain if cfg.policy_span == "chain" else rows.sampled
 
     f = _group_objective(batch, cfg)
     frozen = jax.lax.stop_gradient(logp)
@@ -139,8 +147,6 @@ def _loss(params, ref_params, batch: Batch, model: ModelConfig, cfg: StepConfig,
         "sum/chain_tokens": rows.chain.sum(),
         "sum/policy_tokens": policy_mask.sum(),
         "sum/tag_tokens": (batch.segment == TAG).sum(),
-        "sum/scored_tokens": batch.scored.sum(),
-        "sum/reference_tokens": (batch.segment == REFERENCE).sum(),
         "sum/entropy": jnp.where(rows.sampled, stats.entropy, 0).sum(),
         "sum/self_certainty": jnp.where(rows.sampled, stats.self_certainty, 0).sum(),
         "sum/sampled_tokens": rows.sampled.sum(),
@@ -155,12 +161,10 @@ def gradients(params, ref_params, batch: Batch, model: ModelConfig, cfg: StepCon
     """Gradient of the loss over the whole batch, metric sums, per-row values; micro-batched."""
     p = batch.prompt.shape[0]
     size = cfg.micro_batch_prompts or p
-    policy_mask = (batch.segment == CHAIN) | ((batch.segment == SAMPLED) & (cfg.policy_span == "response"))
-    keep = batch.keep & ~batch.truncated if cfg.truncated == "drop" else batch.keep
+    policy_mask, keep = policy_masks(batch, cfg)
     counts = Counts(jnp.float32(p), (policy_mask & keep[..., None]).sum().astype(jnp.float32))
 
     def one(batch):
-        # The differentiated copy is float32: log-probs, losses and gradients never see less.
         (_, aux), grads = jax.value_and_grad(_loss, has_aux=True)(params, ref_params, batch, model, cfg, counts)
         return grads, aux
 

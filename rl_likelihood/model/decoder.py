@@ -187,7 +187,6 @@ class Hidden(NamedTuple):
 
     prompt: Float[Array, "P S D"]
     completion: Float[Array, "P G T D"] | None
-    cache: tuple | None  # prompt keys, values, each [L, P, K, S, Dh], when asked for
 
 
 _REMAT = {
@@ -203,7 +202,6 @@ def forward(
     prompt_length: Int[Array, "P"],
     completion: Int[Array, "P G T"] | None = None,
     segment: Int[Array, "P G T"] | None = None,
-    keep_cache: bool = False,
 ) -> Hidden:
     """Hidden states of P right-padded prompts, each computed once, and of their G completions.
 
@@ -243,15 +241,15 @@ def forward(
                 return attention(q, (k, v), own_mask, cache, in_prompt), None
 
             y, _ = block(y, w, cfg, own_rope, attend_own)
-        return (x, y), (cache if keep_cache else None)
+        return (x, y), None
 
     if cfg.remat != "none":
         layer = jax.checkpoint(layer, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
     unroll = 1 if cfg.scan_layers else cfg.layers
-    (x, y), cache = jax.lax.scan(layer, (x, y), params["layers"], unroll=unroll)
+    (x, y), _ = jax.lax.scan(layer, (x, y), params["layers"], unroll=unroll)
     scale = params["final_norm"].astype(dtype)
     norm = lambda z: None if z is None else rms_norm(z, scale, cfg.norm_eps)  # noqa: E731
-    return Hidden(norm(x), norm(y), cache)
+    return Hidden(norm(x), norm(y))
 
 
 def unstack(params: Params, cfg: ModelConfig) -> Params:

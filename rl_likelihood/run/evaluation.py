@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from rl_likelihood.config import largest_divisor
 from rl_likelihood.data import grading
 from rl_likelihood.data.prompts import EncodedExample, completion_ids, no_chain_ids
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.run.world import EVALUATE, World
+from rl_likelihood.run.world import EVALUATE, World, in_batches
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, TAG, Rollout
 
@@ -50,7 +51,7 @@ def evaluate(
     )
     step = dataclasses.replace(
         world.settings.step, two_branches=True, temperature=1.0,
-        micro_batch_prompts=max(k for k in range(1, 9) if size % k == 0),
+        micro_batch_prompts=largest_divisor(size, 8),
     )  # fmt: skip
     score = make_score(world.model, step)
     weights = decode.prepare(params, world.model)
@@ -59,10 +60,8 @@ def evaluate(
     start = time.perf_counter()
     parts: list[dict[str, np.ndarray]] = []
     examples: list[dict[str, Any]] = []
-    for at in range(0, n, size):
+    for at, part in in_batches(rows, size):
         between()
-        real = rows[at : at + size]
-        part = real + real[-1:] * (size - len(real))  # one shape, one program
         rollout = decode.sample(weights, world.collate(part, np.arange(at, at + size), width), key, sampler)
         texts = world.sampled_text(rollout)
         answers = [[grading.extract_answer(text, world.fmt) for text in group] for group in texts]
@@ -79,7 +78,7 @@ def evaluate(
             "length": ((rollout.segment == CHAIN) | (rollout.segment == TAG)).sum(-1)[:, 1:],
             "truncated": rollout.truncated[:, 1:],
         })  # fmt: skip
-        for i, row in enumerate(real[: EXAMPLES - len(examples)]):
+        for i, row in enumerate(rows[at : at + min(size, EXAMPLES - len(examples))]):
             e = row.example
             examples.append({"prompt": e.prompt, "reference": e.answer, "text": texts[i][0], "right": right[i][0]})
     all_rows = {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}

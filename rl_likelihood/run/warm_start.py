@@ -20,7 +20,7 @@ from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.run.world import WARM_START, World
+from rl_likelihood.run.world import WARM_START, World, in_batches
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, UserError
 
@@ -43,9 +43,7 @@ def own_chains(world: World, params: Params, say: Callable[[str], None]) -> list
     sampler = world.sampler(group_size=1, temperature=(0.0,), max_sampled_answer=world.answer_room, width_multiple=0)
     weights = decode.prepare(params, world.model)
     out = []
-    for at in range(0, len(rows), size):
-        part = encoded[at : at + size]
-        part = part + part[-1:] * (size - len(part))
+    for at, part in in_batches(encoded, size):
         collated = world.collate(part, np.arange(at, at + size), width)
         rollout = decode.sample(weights, collated, world.key(WARM_START), sampler)
         for row, (text,) in zip(rows[at : at + size], world.sampled_text(rollout), strict=False):

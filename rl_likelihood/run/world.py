@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,13 @@ def load(settings: Settings) -> tuple[World, Params]:
         sources.describe(settings.data, train, heldout, report),
     )  # fmt: skip
     return world, params
+
+
+def in_batches(rows: list, size: int) -> Iterator[tuple[int, list]]:
+    """(where it starts, rows) of batches of exactly `size`: one shape, one program. The last row fills up the last."""
+    for at in range(0, len(rows), size):
+        part = rows[at : at + size]
+        yield at, part + part[-1:] * (size - len(part))
 
 
 def make_mesh(c: ConfigDict) -> jax.sharding.Mesh:
