@@ -1,11 +1,33 @@
-"""Answers out of text, and whether they are right. Total functions: any text, in linear time, never an error."""
+"""Answers out of text, and whether they are right: `extract_answer`, and the table `GRADERS`.
+
+A grader takes (reference, answer) and says whether the answer is right; an answer of None (there was none) is wrong.
+Graders take any text. Those of `ISOLATED` can still hang, or end the process, on a text made for that: runs call
+all graders through `grading_pool.Pool`.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from fractions import Fraction
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from rl_likelihood.data.grading_code import (
+    code_output,
+    code_output_outcome,
+    code_output_quick,
+    code_tests,
+    code_tests_outcome,
+    code_tests_quick,
+    tool_call,
+)
+from rl_likelihood.data.grading_countdown import countdown, countdown_outcome
+from rl_likelihood.data.grading_math import math_match, math_outcome, math_quick, telemath
+from rl_likelihood.data.grading_text import exact_match, multiple_choice, numeric_match, parse_number
+
+__all__ = [
+    "GRADERS", "ISOLATED", "Grader", "Isolated", "Tags", "code_output", "code_tests", "countdown",
+    "countdown_outcome", "exact_match", "extract_answer", "math_match", "multiple_choice", "numeric_match",
+    "parse_number", "telemath", "tool_call",
+]  # fmt: skip
 
 
 class Tags(Protocol):
@@ -31,52 +53,31 @@ def extract_answer(text: str, tags: Tags) -> str | None:
     return None if end < 0 else text[start:end]
 
 
-def exact_match(reference: str, answer: str | None) -> bool:
-    """Equal but for white space at the ends."""
-    return answer is not None and answer.strip() == reference.strip()
+Grader = Callable[[str, str | None], bool]
+Outcome = Callable[[str, str | None], bool | None]
 
 
-# [sign] [$] [sign] digits, with thousands commas or not, [.digits] [/ digits] [%] [.]
-_NUMBER = re.compile(
-    r"(?P<sign>[-+\u2212]?)\$?(?P<sign2>[-+\u2212]?)\s*"
-    r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?P<decimals>\.[0-9]+)?"
-    r"(?:\s*/\s*(?P<denominator>[0-9]+))?\s*(?P<percent>%)?\.?"
-)
-_LONGEST_NUMBER = 200  # characters; longer ones are compared as text
+class Isolated(NamedTuple):
+    """A grader that needs a process of its own. None from `quick` is undecided; from `outcome`, the grader failed."""
+
+    quick: Outcome  # what is decided at once, safely, in any process
+    outcome: Outcome  # all of it; a function at the top of its module
 
 
-def parse_number(text: str) -> Fraction | None:
-    """The exact value of 1,200  -3.50  3/4  $12  15% (= 3/20)  or None for anything else.
-
-    Not numbers here: exponents, mixed numbers, units, division by zero.
-    """
-    text = text.strip()
-    if len(text) > _LONGEST_NUMBER:
-        return None
-    m = _NUMBER.fullmatch(text)
-    if m is None or not (m["whole"] or m["decimals"]) or (m["sign"] and m["sign2"]):
-        return None
-    value = Fraction((m["whole"] or "0").replace(",", "") + (m["decimals"] or ""))
-    if m["denominator"] is not None:
-        if int(m["denominator"]) == 0:
-            return None
-        value /= int(m["denominator"])
-    if m["percent"]:
-        value /= 100
-    return value if (m["sign"] or m["sign2"]) in ("", "+") else -value
-
-
-def numeric_match(reference: str, answer: str | None) -> bool:
-    """Equal as exact rationals; as text (`exact_match`) where the reference is not a number."""
-    if answer is None:
-        return False
-    value = parse_number(reference)
-    if value is None:
-        return exact_match(reference, answer)
-    return parse_number(answer) == value
-
-
-GRADERS: dict[str, Callable[[str, str | None], bool]] = {
+GRADERS: dict[str, Grader] = {
     "exact_match": exact_match,
     "numeric": numeric_match,
+    "math": math_match,
+    "countdown": countdown,
+    "multiple_choice": multiple_choice,
+    "telemath": telemath,
+    "tool_call": tool_call,
+    "code_output": code_output,
+    "code_tests": code_tests,
+}
+
+ISOLATED: dict[str, Isolated] = {
+    "math": Isolated(math_quick, math_outcome),
+    "code_output": Isolated(code_output_quick, code_output_outcome),
+    "code_tests": Isolated(code_tests_quick, code_tests_outcome),
 }

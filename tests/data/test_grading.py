@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_likelihood.data.grading import GRADERS, exact_match, extract_answer, numeric_match, parse_number
+from rl_likelihood.data.grading import GRADERS, ISOLATED, exact_match, extract_answer, numeric_match, parse_number
+from rl_likelihood.data.grading_text import choice, multiple_choice
 from rl_likelihood.data.prompts import PromptConfig
 
 TAGS = PromptConfig()
@@ -112,11 +113,76 @@ def test_numbers_survive_writing(value):
     assert parse_number(f"{value.numerator:,}") == value.numerator
 
 
+# What may be called in any process: the graders, and of those that need a process of their own the safe part.
+SAFE = GRADERS | {name: isolated.quick for name, isolated in ISOLATED.items()}
+
+
 @given(st.text(), st.one_of(st.none(), st.text()))
 def test_graders_are_total(reference, answer):
-    for grade in GRADERS.values():
-        assert grade(reference, answer) in (True, False)
+    for name, grade in SAFE.items():
+        assert grade(reference, answer) in ((True, False, None) if name in ISOLATED else (True, False))
+        assert grade(reference, None) is False
     extract_answer(reference + "</think><answer>" + (answer or ""), TAGS)
+
+
+REFERENCES = {
+    "exact_match": "5", "numeric": "5", "math": "5", "countdown": "(1+2)*3", "multiple_choice": "option 2: five",
+    "telemath": "5.0", "tool_call": '{"name": "f", "arguments": {"x": 5}}', "code_output": "[5]",
+    "code_tests": '{"prompt": "def f():\\n", "test": "def check(f):\\n    assert f() == 5", "entry_point": "f"}',
+}  # fmt: skip
+HOSTILE = [
+    "(" * 1_000_000, "[" * 1_000_000, '{"a":' * 200_000, "-" * 1_000_000, "9" * 1_000_000, " " * 1_000_000,
+    "\x00" * 1_000_000, "9**9**9", "9" * 150 + "/" + "9" * 149, "\\boxed{" * 150_000, "\\boxed" + " " * 1_000_000,
+    "\\boxed{5" + "}" * 1_000_000 + "\\boxed{", "\\frac{" * 150_000, "$" * 1_000_000, "<tool_call>" * 100_000,
+    "```" * 300_000, "```python\n" * 100_000, "answer " * 150_000, "answer" + " " * 1_000_000 + ":", "**" * 500_000,
+    "(1+2)*3" + "+0" * 500_000, "\u0663", "\ud800", "\udfff\x00", "1e999999999", "nan", "inf", "NaN",
+    "__import__('os')", "option " + "9" * 1_000_000, "", " ", "\n" * 1_000_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_answers_are_not_right_and_cost_nothing(answer):
+    """A linear scan of these takes milliseconds; a quadratic one would not come back."""
+    assert set(REFERENCES) == set(GRADERS)
+    for name, grade in SAFE.items():
+        verdict = grade(REFERENCES[name], answer)
+        assert verdict is False or (verdict is None and name in ISOLATED and len(answer) <= 100_000)
+
+
+@pytest.mark.parametrize("name", set(SAFE) - set(ISOLATED))
+def test_a_hostile_reference_is_only_compared(name):
+    for text in HOSTILE:
+        assert SAFE[name](text, "4") is False
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("B", 2), ("b", 2), ("(B)", 2), ("(b) text", 2), ("[C]", 3), ("B.", 2), ("B. 5G core", 2), ("B) 5G core", 2),
+        ("B: 5G core", 2), ("B - 5G core", 2), ("**B**", 2), ("**B.** text", 2), ("`B`", 2), ("\\boxed{B}", 2),
+        ("$\\boxed{\\text{B}}$", 2), ("\\text{(B)}.", 2), ("option 2", 2), ("Option 2: 5G core", 2), ("OPTION 2.", 2),
+        ("(option 2)", 2), ("option B", 2), ("choice c", 3), ("option 12", 12), ("Answer: B", 2), ("answer is (D)", 4),
+        ("The correct answer is B.", 2), ("The answer is: option 3", 3), ("  J \n", 10), ("A\nbecause", 1),
+        ("I say A, so \\boxed{C}", 3),
+        ("B or C", None), ("A cat", None), ("I think B", None), ("Beta", None), ("2", None), ("", None), ("BB", None),
+        ("option", None), ("option 0", None), ("option 123", None), ("optional", None), ("(B", None), ("B, C", None),
+        ("\u0412", None), ("B2", None), ("the answer is", None), ("\\boxed{A} \\boxed{B", None),
+    ],
+)  # fmt: skip
+def test_choice(text, number):
+    assert choice(text) == number
+
+
+def test_multiple_choice():
+    assert multiple_choice("option 2: 5G core", "B")
+    assert multiple_choice("B", "option 2")
+    assert multiple_choice("C", "(c) 7")
+    assert not multiple_choice("option 2: 5G core", "C")
+    assert not multiple_choice("option 2: 5G core", "5G core")  # the choice is asked for, not the text
+    assert not multiple_choice("B", "not B")
+    assert not multiple_choice("B", None)
+    assert multiple_choice("Paris", " Paris ")  # the reference is no choice: compared as text
+    assert not multiple_choice("Paris", "B")
 
 
 @pytest.mark.parametrize(
