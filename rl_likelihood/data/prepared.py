@@ -1,0 +1,89 @@
+"""Reading what `prepare` wrote: array_record files of tensorflow-datasets, no TensorFlow needed.
+
+A split's rows stand in a fixed order that mixes the source's (tensorflow-datasets orders by a hash of the id), so
+the first n rows are a fair sample of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from rl_likelihood.data.examples import Example
+from rl_likelihood.shapes import UserError
+
+REPORT = "prepare_report.json"
+FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON
+HELDOUT = ("validation", "test")  # what is held out by default: the first of these that is there
+
+
+def folder(path: str) -> Path:
+    """The folder of the one prepared data set in `path`, which is that folder or one above it."""
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{path} is no folder; name one that python -m rl_likelihood.data.prepare wrote")
+    found = [root] if (root / "dataset_info.json").is_file() else sorted(p.parent for p in root.glob(f"*/*/{REPORT}"))
+    found = found or sorted(p.parent for p in root.glob(f"*/{REPORT}"))
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(str(p) for p in found[:5])
+    raise UserError(
+        f"{path} holds {len(found)} prepared data sets ({names}); name one of them"
+        if found
+        else f"{path} holds no prepared data set; write one with python -m rl_likelihood.data.prepare"
+    )
+
+
+def splits(path: str) -> dict[str, int]:
+    """Rows of every split."""
+    return {name: int(split.num_examples) for name, split in _builder(path).info.splits.items()}
+
+
+def read(path: str, split: str) -> list[Example]:
+    """Every example of a split, in the stored order. UserError names the splits there are."""
+    return [Example(row["id"], row["prompt"], row["answer"], row["chain"], row["task"]) for row in _rows(path, split)]
+
+
+def read_extra(path: str, split: str) -> dict[str, dict]:
+    """id -> what graders need beyond the example: tests and entry point of HumanEval, options, categories."""
+    return {row["id"]: json.loads(row["extra"]) for row in _rows(path, split)}
+
+
+def load(path: str, train_split: str = "", heldout_split: str = "") -> tuple[list[Example], list[Example]]:
+    """(train, heldout): the splits by name; by default train, and the first of validation and test.
+
+    A set without training rows gives an empty list for them, unless `train_split` names a split.
+    """
+    there = splits(path)
+    train_split = train_split or ("train" if "train" in there else "")
+    heldout_split = heldout_split or next((s for s in HELDOUT if s in there and s != train_split), "")
+    if not heldout_split:
+        raise UserError(f"{path} has no split {' or '.join(HELDOUT)}; name one of {', '.join(there)} as held-out split")
+    if train_split == heldout_split:
+        raise UserError(f"split {train_split!r} of {path} is named for training and as held out; name two")
+    return read(path, train_split) if train_split else [], read(path, heldout_split)
+
+
+def _builder(path: str):
+    import tensorflow_datasets as tfds  # here because it takes half a second
+
+    where = folder(path)
+    try:
+        return tfds.builder_from_directory(where)
+    except Exception as e:  # its own JSON and protocol errors
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{where} cannot be read as a prepared data set ({reason}); prepare it again") from e
+
+
+def _rows(path: str, split: str) -> Iterator[dict[str, str]]:
+    builder = _builder(path)
+    if split not in builder.info.splits:
+        raise UserError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    source = builder.as_data_source(split=split)
+    for start in range(0, len(source), 1000):
+        for row in source.__getitems__(range(start, min(start + 1000, len(source)))):
+            missing = [f for f in FIELDS if f not in row]
+            if missing:
+                raise UserError(f"{path} has no field {missing[0]!r}; it was not written by prepare")
+            yield {f: row[f].decode() for f in FIELDS}
