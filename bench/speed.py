@@ -21,7 +21,8 @@ import numpy as np
 
 from rl_likelihood import mesh as meshes
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.step import StepConfig, init_state, make_step
+from rl_likelihood.learner.rows import StepConfig
+from rl_likelihood.learner.step import init_state, make_step
 from rl_likelihood.model.decoder import ModelConfig, init
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, REFERENCE, Batch
@@ -99,13 +100,14 @@ def bench_step(cfg: ModelConfig, params, p: int, g: int, s: int, t: int, micro: 
     batch = Batch(
         prompt=rng.integers(3, cfg.vocab_size, (p, s)), prompt_length=np.full(p, s),
         completion=rng.integers(3, cfg.vocab_size, (p, g, t)), segment=segment, scored=segment == REFERENCE,
-        sampler_logp=np.zeros((p, g, t), np.float32), outside_reward=np.zeros((p, g), np.float32),
+        sampler_logp=np.zeros((p, g, t), np.float32), outside={},
         truncated=np.zeros((p, g), bool), keep=np.ones((p, g), bool),
     )  # fmt: skip
     optimizer = make_optimizer(OptimizerConfig())
     mesh = meshes.make_mesh((1, 1, 1), jax.devices()[:1])
-    step = make_step(cfg, StepConfig(micro_batch_prompts=micro), optimizer, mesh, batch)
-    state = jax.jit(lambda p: init_state(p, optimizer))(params)
+    cfg_step = StepConfig(micro_batch_prompts=micro)
+    step = make_step(cfg, cfg_step, optimizer, mesh, batch)
+    state = jax.jit(lambda p: init_state(p, optimizer, cfg_step))(params)
     tokens, scored = micro * (s + g * t), micro * g * t
 
     def loss(w, x, h):

@@ -25,9 +25,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh.tensor = 1
 
     c.data = ConfigDict()
-    c.data.source = "reasoning_gym"  # reasoning_gym | jsonl
-    c.data.tasks = ("basic_arithmetic",)  # reasoning_gym: basic_arithmetic, chain_sum
+    c.data.source = "reasoning_gym"  # reasoning_gym | jsonl | prepared (by rl_likelihood.data.prepare)
+    c.data.tasks = ("basic_arithmetic",)  # reasoning_gym: one_operation, basic_arithmetic, chain_sum
     c.data.train_path = ""  # jsonl, lines {"prompt", "answer"[, "chain", "id", "task"]} or {"messages", "answer"}
+    # prepared: train_path is the folder; its splits are train, and validation or test, unless named here
+    c.data.train_split = ""
+    c.data.heldout_split = ""
     c.data.heldout_path = ""  # jsonl; without it heldout_size rows of train_path, by a hash of the question
     c.data.train_size = 2000  # questions; for jsonl 0 means all
     c.data.heldout_size = 100
@@ -45,28 +48,56 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler = ConfigDict()
     c.sampler.group_size = 8  # chains per prompt (G)
     c.sampler.max_chain = 64  # sampled tokens of a chain at most, its closing tags included
-    c.sampler.max_sampled_answer = 0  # further tokens for a sampled answer; 0 stops at the answer tag
+    c.sampler.max_sampled_answer = -1  # tokens; 0: no answer is sampled, -1: prompt.max_answer if the reward reads it
     c.sampler.temperature = 1.0  # the policy is the distribution at this temperature
     c.sampler.width_multiple = 0  # rows padded to a multiple of this (each width compiles once); 0: as wide as can be
     c.sampler.max_staleness = 0  # updates a rollout may be behind; 0 is strictly on-policy and reproducible
     c.sampler.queue_depth = 2  # rollouts waiting at most
     c.sampler.devices = "shared"  # sampler and learner take turns on the same devices
 
+    # A published method by name, which sets what its paper sets in reward, loss, filter and sampler
+    # (rl_likelihood/presets.py lists them); the command line overrides it.
+    c.preset = "none"
+
     c.reward = ConfigDict()
-    c.reward.name = "log_prob"  # log_prob avg_log_prob prob avg_prob geo_mean_prob jepo | base_rl | sft
+    # A term, or a weighted sum as "0.9*rlpr + 0.1*format" or "self_certainty/std + exact_match/std", of
+    #   likelihood of the reference answer: log_prob avg_log_prob prob avg_prob geo_mean_prob jepo | rlpr
+    #   no reference: self_certainty[_raw] token_entropy[_sum] trajectory[_sum] majority_vote random
+    #   rules: exact_match numeric math countdown[_tinyzero] multiple_choice telemath tool_call code_output code_tests
+    #     base_rl format format_open_r1 tag_count
+    #   NOVER: nover_rank nover_efficiency; shaping: length overlong repetition
+    # or sft alone: supervised on the reference answer.
+    c.reward.name = "log_prob"
     c.reward.truncated = "force_close"  # chain without answer tag: force_close | floor | drop
     c.reward.floor = -10.0  # log-prob of each answer token after a truncated chain, for truncated="floor"
     c.reward.base_rl = (1.0, 0.1, 0.0)  # right, wrong but in the format, not in the format (ratio 100:10:0 of KW)
+    c.reward.baseline = "none"  # taken off by rlpr: none | frozen (initial model, no chain) | live (current model)
+    c.reward.length_min = 100.0  # tokens below which `length` = min(tokens - this, 0) is negative
+    c.reward.overlong_max = 1024.0  # `overlong` is -1 beyond so many sampled tokens,
+    c.reward.overlong_cache = 256.0  # and falls to that from so many fewer
+    c.reward.entropy_base = "e"  # e | 2: unit of entropy and trajectory rewards
+    c.reward.vote_train = 0  # rows of each group trained on; majority_vote counts all of them. 0: all
+    c.reward.sft_chain = "none"  # sft: none (the answer alone) | answer (after the data's chain) | both (on it too)
+
+    c.filter = ConfigDict()  # groups left out of baseline, scale and loss
+    c.filter.mode = "none"  # none | std_zero | std_below (of threshold) | ema (RLPR: beta times its running mean)
+    c.filter.threshold = 0.0
+    c.filter.beta = 0.5
+
+    c.proxy = ConfigDict()  # NOVER's scoring model
+    c.proxy.every = 100  # steps between its moves towards the policy
+    c.proxy.decay = 0.9  # what it keeps of itself
 
     c.loss = ConfigDict()
     c.loss.answer_term = 1.0  # coefficient of the reward's own gradient; 1 is exact, 0 leaves it out
-    c.loss.advantage = "loo"  # loo | mean | std
+    c.loss.span = "auto"  # what the policy term covers: chain | response (and the sampled answer) | auto, by the reward
+    c.loss.advantage = "loo"  # loo | mean | std | std_clip
     c.loss.aggregation = "seq_sum"  # seq_sum | seq_mean | token_mean | const
     c.loss.ratio = "none"  # none | token | sequence: truncated importance weights for stale rollouts
     c.loss.ratio_cap = 2.0
     c.loss.clip_low = 0.0  # PPO clip of the ratio to [1 - low, 1 + high]; 0 leaves that side open
     c.loss.clip_high = 0.0
-    c.loss.kl = "none"  # none | k2 | k3: KL to the initial model, in the loss
+    c.loss.kl = "none"  # to the initial model: none | k1 | k2 | k3 in the loss | reward_k1, in the reward
     c.loss.kl_coef = 0.0
 
     c.optim = ConfigDict()
@@ -105,6 +136,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.batch_prompts = 50  # questions decoded at one time
 
     c.report = ConfigDict()
+    c.report.no_chain = True  # score each answer without a chain too, every step: one more row in each group
+    # Counted in the chains, per hundred words.
+    c.report.transition_words = ("wait", "but", "however", "let me check", "hmm", "alternatively", "actually")
     c.report.samples_every = 1  # steps between entries in samples.jsonl; 0: none
     c.report.sample_prompts = 1  # prompts written each time, with all their chains
     c.report.console_samples = 20  # steps between chains shown on the console; 0: none

@@ -24,7 +24,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.max_answer = 9
     c.sampler.group_size = a.group
     c.sampler.max_chain = 48
-    c.sampler.max_sampled_answer = 9 if a.reward == "base_rl" else 0
     c.sampler.width_multiple = 16
     c.reward.name = a.reward
     # With force_close a chain that never closes costs nothing, and this model soon stops closing them.

@@ -29,7 +29,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.max_answer = 10
     c.sampler.group_size = a.group
     c.sampler.max_chain = 32
-    c.sampler.max_sampled_answer = 10 if a.reward == "base_rl" else 0
     c.reward.name = a.reward
     c.optim.lr = 3e-4
     c.optim.warmup_steps = 5

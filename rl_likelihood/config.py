@@ -4,46 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.util
 import json
-import logging
-import os
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from rl_likelihood.data.prompts import INSTRUCTION, PromptConfig
 from rl_likelihood.data.sources import DataConfig
 from rl_likelihood.learner.optimizer import OptimizerConfig
-from rl_likelihood.learner.step import StepConfig
+from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.pod.checkpoint import CheckpointConfig
+from rl_likelihood.presets import PRESETS
+from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.rewards.mixture import RewardConfig
+from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import UserError
 
-REWARDS = (*OBJECTIVES, "base_rl", "sft")
 CHOICES = {
-    "reward.name": REWARDS,
+    "preset": ("none", *PRESETS),
     "reward.truncated": ("force_close", "floor", "drop"),
-    "loss.advantage": ("loo", "mean", "std"),
+    "reward.baseline": ("none", "frozen", "live"),
+    "reward.entropy_base": ("e", "2"),
+    "reward.sft_chain": ("none", "answer", "both"),
+    "filter.mode": ("none", "std_zero", "std_below", "ema"),
+    "loss.span": ("auto", "chain", "response"),
+    "loss.advantage": ("loo", "mean", "std", "std_clip"),
     "loss.aggregation": ("seq_sum", "seq_mean", "token_mean", "const"),
     "loss.ratio": ("none", "token", "sequence"),
-    "loss.kl": ("none", "k2", "k3"),  # k1 in a loss has no gradient in expectation
+    "loss.kl": ("none", "k1", "k2", "k3", "reward_k1"),
     "optim.schedule": ("cosine", "constant"),
     "prompt.score_delims": ("none", "close", "both"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "sampler.devices": ("shared",),
-    "data.source": ("reasoning_gym", "jsonl"),
+    "data.source": ("reasoning_gym", "jsonl", "prepared"),
     "warm_start.chains": ("own", "given"),
     "report.wandb": ("off", "offline", "online"),
 }
 AT_LEAST = {
-    "sampler.group_size": 1, "sampler.max_chain": 1, "sampler.max_sampled_answer": 0, "sampler.max_staleness": 0,
+    "sampler.group_size": 1, "sampler.max_chain": 1, "sampler.max_sampled_answer": -1, "sampler.max_staleness": 0,
     "sampler.queue_depth": 1, "sampler.width_multiple": 0, "train.steps": 0, "train.prompts_per_step": 1,
     "train.micro_batch_prompts": 0, "train.head_chunk": 1, "train.eval_every": 0, "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1, "train.keep_every": 0, "warm_start.steps": 0, "warm_start.examples": 0,
@@ -52,7 +54,8 @@ AT_LEAST = {
     "optim.lr": 0, "warm_start.lr": 0, "loss.ratio_cap": 0, "loss.clip_low": 0, "loss.clip_high": 0,
     "loss.kl_coef": 0, "report.samples_every": 0, "report.sample_prompts": 0, "report.console_samples": 0,
     "mesh.data": 1, "mesh.fsdp": 0, "mesh.tensor": 1, "prompt.examples": 0, "prompt.max_prompt": 1,
-    "prompt.max_answer": 1,
+    "prompt.max_answer": 1, "reward.vote_train": 0, "reward.length_min": 0, "reward.overlong_max": 1,
+    "reward.overlong_cache": 1, "filter.threshold": 0, "filter.beta": 0, "proxy.every": 1,
 }  # fmt: skip
 
 
@@ -107,8 +110,8 @@ def validate(c: ConfigDict) -> None:
     if bool(c.model.path) == bool(c.model.preset):
         both = "both are set" if c.model.path else "neither is set"
         raise UserError(f"model.path (weights) or model.preset (random weights): {both}; set exactly one of them")
-    if c.model.preset and c.model.preset not in PRESETS:
-        raise UserError(f"model.preset is {c.model.preset!r}; it must be one of {', '.join(PRESETS)}")
+    if c.model.preset and c.model.preset not in SIZES:
+        raise UserError(f"model.preset is {c.model.preset!r}; it must be one of {', '.join(SIZES)}")
     g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
     if g < 2 and c.reward.name != "sft":
         raise UserError(
@@ -121,11 +124,7 @@ def validate(c: ConfigDict) -> None:
             f"train.micro_batch_prompts is {m}, which does not divide train.prompts_per_step = {p}; "
             f"the nearest below that does is {near}"
         )
-    if c.reward.name == "base_rl" and not c.sampler.max_sampled_answer:
-        raise UserError(
-            "reward.name is 'base_rl', which grades a sampled answer, but sampler.max_sampled_answer is 0; "
-            f"set it to at least prompt.max_answer = {c.prompt.max_answer}"
-        )
+    validate_reward(c)
     if c.sampler.temperature <= 0:
         raise UserError(f"sampler.temperature is {c.sampler.temperature}; it must be above 0 (evaluation has its own)")
     for name in ("eval.max_sampled_answer", "sampler.max_sampled_answer"):
@@ -134,19 +133,11 @@ def validate(c: ConfigDict) -> None:
                 f"{name} is {get(c, name)}, too short to write every answer of prompt.max_answer = "
                 f"{c.prompt.max_answer} tokens; set it to at least that"
             )
-    for name in ("optim.b1", "optim.b2", "optim.final_lr_fraction"):
+    for name in ("optim.b1", "optim.b2", "optim.final_lr_fraction", "proxy.decay"):
         if not 0 <= get(c, name) <= 1 or (get(c, name) == 1 and name != "optim.final_lr_fraction"):
             raise UserError(f"{name} is {get(c, name)}; it must be from 0 to below 1")
-    if c.reward.floor >= 0:
-        raise UserError(f"reward.floor is {c.reward.floor}, a log-prob; it must be below 0, for example -10")
-    if c.reward.name == "sft" and c.loss.answer_term != 1:
-        raise UserError(
-            f"loss.answer_term is {c.loss.answer_term}, but with reward.name='sft' it is the only term; set it to 1"
-        )
-    if len(c.reward.base_rl) != 3:
-        raise UserError(f"reward.base_rl is {c.reward.base_rl}; it must be three numbers: right, wrong, unreadable")
     if c.loss.kl == "none" and c.loss.kl_coef:
-        raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2 or k3")
+        raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2, k3 or reward_k1")
     if c.warm_start.steps and c.warm_start.prompts < c.warm_start.prompts_per_step:
         raise UserError(
             f"warm_start.prompts is {c.warm_start.prompts}, fewer than warm_start.prompts_per_step = "
@@ -159,8 +150,78 @@ def validate(c: ConfigDict) -> None:
         )
 
 
+def validate_reward(c: ConfigDict) -> None:
+    """Refuse rewards that cannot be read, or that ask for what the other fields do not give."""
+    r, name = c.reward, c.reward.name
+    if r.floor >= 0:
+        raise UserError(f"reward.floor is {r.floor}, a log-prob; it must be below 0, for example -10")
+    if len(r.base_rl) != 3:
+        raise UserError(f"reward.base_rl is {r.base_rl}; it must be three numbers: right, wrong, unreadable")
+    if r.overlong_cache > r.overlong_max:
+        raise UserError(
+            f"reward.overlong_cache is {r.overlong_cache}, more than reward.overlong_max = {r.overlong_max}; "
+            f"set it to at most that"
+        )
+    if r.vote_train > c.sampler.group_size or r.vote_train == 1:
+        raise UserError(
+            f"reward.vote_train is {r.vote_train}; it must be 0, or from 2 to sampler.group_size = "
+            f"{c.sampler.group_size}"
+        )
+    if name == "sft":
+        if c.loss.answer_term != 1:
+            raise UserError(
+                f"loss.answer_term is {c.loss.answer_term}, but with reward.name='sft' it is the only term; set it to 1"
+            )
+        return
+    if r.sft_chain != "none":
+        raise UserError(f"reward.sft_chain is {r.sft_chain!r}, which goes with reward.name='sft', not {name!r}")
+    names = [t.name for t in mixture.parse(name)]
+    if c.loss.span == "response" and sampled_answer(c) == 0:
+        raise UserError(
+            "loss.span is 'response', chain and sampled answer, but sampler.max_sampled_answer is 0; set it to -1"
+        )
+    if reads_answer(c) and sampled_answer(c) == 0:
+        raise UserError(
+            f"reward.name is {name!r}, which reads a sampled answer, but sampler.max_sampled_answer is 0; "
+            f"set it to -1, or to at least prompt.max_answer = {c.prompt.max_answer}"
+        )
+    if r.baseline != "none" and "rlpr" not in names:
+        raise UserError(
+            f"reward.baseline is {r.baseline!r}, which is taken off by the term rlpr, but reward.name is {name!r}; "
+            "set it to none"
+        )
+    if any(n.startswith("nover") for n in names) and "format" not in names:
+        raise UserError(
+            f"reward.name is {name!r}; the terms of NOVER are gated by the term format: write 'format + {name}'"
+        )
+    if r.vote_train and "majority_vote" not in names:
+        raise UserError(f"reward.vote_train is {r.vote_train}, which goes with the term majority_vote; set it to 0")
+    if c.filter.mode == "std_below" and not c.filter.threshold:
+        raise UserError("filter.mode is 'std_below' but filter.threshold is 0; set the least standard deviation kept")
+
+
+# Rewards that by default credit the chain alone; all others credit the whole response.
+_OF_CHAIN = {*OBJECTIVES, "length", "overlong", "repetition", "format", "format_open_r1", "tag_count"}
+
+
+def reads_answer(c: ConfigDict) -> bool:
+    """Whether the reward, or the span of the policy term, asks for answers that the policy samples itself."""
+    if c.reward.name == "sft":
+        return False
+    names = {t.name for t in mixture.parse(c.reward.name)}
+    if names & set(mixture.FROM_ANSWER) or c.loss.span == "response":
+        return True
+    return c.loss.span == "auto" and not names <= _OF_CHAIN
+
+
+def sampled_answer(c: ConfigDict) -> int:
+    """Tokens that a sampled answer may have in training; 0: none is sampled."""
+    n = c.sampler.max_sampled_answer
+    return n if n >= 0 else c.prompt.max_answer if reads_answer(c) else 0
+
+
 # Sizes with random weights, over bytes: width, layers, heads, key/value heads, MLP width.
-PRESETS: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512), "nano": (32, 2, 2, 1, 64)}
+SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512), "nano": (32, 2, 2, 1, 64)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,13 +241,15 @@ class Settings:
 def build(c: ConfigDict) -> Settings:
     """Settings of a validated config."""
     validate(c)
-    is_sft, is_rule = c.reward.name == "sft", c.reward.name == "base_rl"
+    is_sft = c.reward.name == "sft"
     stale = c.sampler.max_staleness > 0
+    answer = sampled_answer(c)
+    span = "chain" if is_sft or not reads_answer(c) else "response"
     loss = LossConfig(
-        answer_term=0.0 if is_rule else c.loss.answer_term,
+        answer_term=c.loss.answer_term,
         policy_term=0.0 if is_sft else 1.0,
         aggregation=c.loss.aggregation,
-        max_tokens=c.sampler.max_chain + c.sampler.max_sampled_answer,
+        max_tokens=c.sampler.max_chain + answer,
         advantage=c.loss.advantage,
         ratio="token" if stale and c.loss.ratio == "none" else c.loss.ratio,
         ratio_cap=c.loss.ratio_cap,
@@ -195,21 +258,34 @@ def build(c: ConfigDict) -> Settings:
         kl=c.loss.kl,
         kl_coef=c.loss.kl_coef,
     )
+    reward = RewardConfig(
+        terms=mixture.parse("log_prob" if is_sft else c.reward.name),
+        length_min=c.reward.length_min,
+        overlong_max=c.reward.overlong_max,
+        overlong_cache=c.reward.overlong_cache,
+        entropy_base=c.reward.entropy_base,
+    )
     step = StepConfig(
-        objective="outside" if is_rule else "log_prob" if is_sft else c.reward.name,
+        reward=reward,
         loss=loss,
-        policy_span="response" if is_rule else "chain",
-        two_branches=c.sampler.max_sampled_answer > 0,
+        filter=FilterConfig(mode=c.filter.mode, threshold=c.filter.threshold, beta=c.filter.beta),
+        policy_span=c.loss.span if c.loss.span != "auto" else span,
+        supervise_chain=c.reward.sft_chain == "both",
+        two_branches=answer > 0,
+        no_chain_row=not is_sft and (c.report.no_chain or c.reward.baseline == "live"),
+        baseline=c.reward.baseline,
         temperature=c.sampler.temperature,
         truncated=c.reward.truncated,
         floor=c.reward.floor,
+        proxy_every=c.proxy.every,
+        proxy_decay=c.proxy.decay,
         micro_batch_prompts=c.train.micro_batch_prompts,
         head_chunk=c.train.head_chunk,
     )
     warm_rows = c.warm_start.prompts_per_step
     warm_step = StepConfig(
         # A mean over tokens per row: chains of every length count alike.
-        objective="avg_log_prob",
+        reward=RewardConfig(terms=mixture.parse("avg_log_prob")),
         loss=LossConfig(policy_term=0.0),
         supervise_chain=True,
         micro_batch_prompts=largest_divisor(warm_rows, 8) if c.train.micro_batch_prompts else 0,
@@ -243,79 +319,33 @@ def build(c: ConfigDict) -> Settings:
     )
 
 
+def apply_preset(c: ConfigDict, overridden: Sequence[str] = ()) -> None:
+    """Set the fields of `c.preset`, but those that the command line set. Fields are known, names may not be."""
+    if c.preset not in ("none", *PRESETS):
+        near = difflib.get_close_matches(str(c.preset), PRESETS, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"preset is {c.preset!r}; {hint}it must be none or one of {', '.join(PRESETS)}")
+    for name, value in PRESETS.get(c.preset, {}).items():
+        if name not in overridden:
+            c.update_from_flattened_dict({name: value})
+
+
 def describe(c: ConfigDict, overridden: Sequence[str], base: ConfigDict | None = None) -> str:
-    """Every field; `*` marks what the command line set, `+` what the config file set against configs/base.py."""
+    """Every field, with a mark: * set on the command line, p by the preset, + by the config file."""
     base_values = flatten(base) if base is not None else {}
+    preset = PRESETS.get(c.preset, {})
     lines = []
     for name, value in flatten(c).items():
-        mark = "*" if name in overridden else "+" if base_values.get(name, value) != value else " "
-        lines.append(f"{mark} {name} = {json.dumps(value)}")
-    return "\n".join([*lines, "", "* set on the command line   + set by the config file   the rest: configs/base.py"])
+        mark = "*" if name in overridden else "p" if name in preset else " "
+        if mark == " " and base_values.get(name, value) != value:
+            mark = "+"
+        against = f"   (preset: {json.dumps(preset[name])})" if mark == "*" and name in preset else ""
+        lines.append(f"{mark} {name} = {json.dumps(value)}{against}")
+    legend = "* set on the command line   p by the preset   + by the config file   the rest: configs/base.py"
+    return "\n".join([*lines, "", legend])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Names of flattened fields that differ; lists and tuples are alike."""
     plain = lambda v: list(v) if isinstance(v, tuple) else v  # noqa: E731
     return [k for k in {**old, **new} if plain(old.get(k)) != plain(new.get(k))]
-
-
-# ------------------------------------------------------------------------------------------- mains
-
-
-def run_main(main: Callable[[], None], config_file: bool = True) -> None:
-    """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2."""
-    if config_file:
-        config_flags.DEFINE_config_file("config", None, "path of a config, as configs/NAME.py[:key=value,...]")
-
-    def parse(argv: list[str]) -> list[str]:
-        # What jax tries and does not find is no news; a refusal must be the only line.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-        # Config files import one another as configs.NAME, from wherever the command is run.
-        for argument in argv:
-            if argument.startswith("--config="):
-                file = Path(argument.removeprefix("--config=").partition(":")[0]).resolve()
-                if not file.is_file():
-                    near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
-                    refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
-                sys.path.insert(0, str(file.parent.parent))
-        try:
-            rest = flags.FLAGS(argv)
-        except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError, UserError) as error:
-            refuse(" ".join(str(error.args[0] if error.args else error).split()))
-        if len(rest) > 1:
-            refuse(f"unknown argument {rest[1]!r}; flags start with --")
-        if config_file:
-            try:
-                if flags.FLAGS["config"].value is None:
-                    refuse("--config is missing; for example --config=configs/quickstart.py")
-                flags.FLAGS["config"].value["seed"]  # a config that could not be loaded says so when it is read
-            except OSError as error:
-                refuse(" ".join(str(error).split()))
-        return rest
-
-    def guarded(_: list[str]) -> None:
-        try:
-            main()
-        except UserError as error:
-            refuse(str(error))
-
-    app.run(guarded, flags_parser=parse)
-
-
-def refuse(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def base() -> ConfigDict | None:
-    """configs/base.py, if the config in use has one beside it."""
-    spec = importlib.util.find_spec("configs")
-    found = spec is not None and importlib.util.find_spec("configs.base") is not None
-    return importlib.import_module("configs.base").get_config() if found else None
-
-
-def from_flags() -> tuple[ConfigDict, list[str]]:
-    """The config of --config with the command line's overrides, and the names overridden."""
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    return flags.FLAGS["config"].value, list(overrides)

@@ -19,6 +19,7 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import state_shardings
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics
+from rl_likelihood.run.command import from_flags, run_main
 from rl_likelihood.run.evaluation import evaluate
 from rl_likelihood.run.world import load, make_mesh, model_settings
 from rl_likelihood.shapes import UserError
@@ -28,7 +29,7 @@ SAME = ("model.path", "model.preset", "prompt.")
 
 
 def main() -> None:
-    c, _ = configs.from_flags()
+    c, _ = from_flags()
     settings = configs.build(c)
     workdir, step = flags.FLAGS.workdir, flags.FLAGS.step
     if not c.eval.prompts:
@@ -41,7 +42,7 @@ def main() -> None:
     if workdir is not None:
         model, params, step, _ = checkpoint.restore_params(workdir, step)
         world = dataclasses.replace(world, model=dataclasses.replace(model, **model_settings(c)))
-    placed = state_shardings(make_mesh(c), world.model, make_optimizer(settings.optimizer)).params
+    placed = state_shardings(make_mesh(c), world.model, make_optimizer(settings.optimizer), settings.step).params
     out = evaluate(world, jax.device_put(params, placed), world.heldout)
     row: dict[str, Any] = {"step": step or 0, **out}
     if workdir is not None:
@@ -67,4 +68,4 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of a run; without it, the model that the config starts from")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
-    configs.run_main(main)
+    run_main(main)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from absl import flags
 
-from rl_likelihood import config as configs
 from rl_likelihood.data import tokenizer as tokenizers
 from rl_likelihood.model import weights
 from rl_likelihood.model.decoder import ModelConfig, Params, count
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.run import world
+from rl_likelihood.run.command import run_main
 from rl_likelihood.shapes import UserError
 
 
@@ -62,4 +62,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "folder to write")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of the written weights")
-    configs.run_main(main, config_file=False)
+    run_main(main, config_file=False)

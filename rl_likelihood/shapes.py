@@ -66,9 +66,12 @@ class Rollout:
 class Batch:
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 
-    `scored` marks the reference-answer tokens whose log-probs count; `outside_reward` is a reward
-    computed outside the graph (rules, votes); `keep` is the one mask that baseline, scale and loss
-    all obey.
+    `scored` marks the reference-answer tokens whose log-probs count; `outside` holds rewards computed
+    outside the graph (rules, votes) by name; `keep` is the one mask that baseline, scale and loss all obey.
+    `baseline` is each prompt's reward without a chain under the initial model, for RLPR.
+
+    Where the answer's score without a chain is asked for, each group has one more row, the last: the
+    reference answer after empty thoughts, never kept.
     """
 
     prompt: Int[Array, "P S"]
@@ -77,18 +80,25 @@ class Batch:
     segment: Int[Array, "P G T"]
     scored: Bool[Array, "P G T"]
     sampler_logp: Float[Array, "P G T"]
-    outside_reward: Float[Array, "P G"]
+    outside: dict[str, Float[Array, "P G"]]
     truncated: Bool[Array, "P G"]
     keep: Bool[Array, "P G"]
+    baseline: Float[Array, "P"] | None = None
 
 
 @struct.dataclass
 class TrainState:
-    """Everything a step changes. Random keys are folded from (root, purpose, step), never stored."""
+    """Everything a step changes. Random keys are folded from (root, purpose, step), never stored.
+
+    `filter` is the running threshold of the group filter (`rewards.shaping.FilterState`); `proxy` is NOVER's
+    slow copy of the policy, None unless it is asked for.
+    """
 
     step: Int[Array, ""]
     params: Any
     opt_state: Any
+    filter: Any = None
+    proxy: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

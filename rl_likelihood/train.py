@@ -22,16 +22,18 @@ from ml_collections import ConfigDict
 from rl_likelihood import config as configs
 from rl_likelihood.data import sources
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.learner.batching import to_batch
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
+from rl_likelihood.report.alarms import Alarms
+from rl_likelihood.run.baseline import write_baseline
+from rl_likelihood.run.command import base, from_flags, run_main
 from rl_likelihood.run.console import Stopped, StopRequest, announce, say, summary
 from rl_likelihood.run.dry_run import dry_run
 from rl_likelihood.run.evaluation import evaluate
-from rl_likelihood.run.source import Source, outside_reward, write_samples
+from rl_likelihood.run.source import Source, write_samples
 from rl_likelihood.run.warm_start import warm_start, with_worked_examples
 from rl_likelihood.run.world import World, load, make_mesh
 from rl_likelihood.shapes import TrainState, UserError
@@ -40,9 +42,9 @@ CONFIG, INITIAL = "config.json", "initial"
 
 
 def main() -> None:
-    c, overridden = configs.from_flags()
+    c, overridden = from_flags()
     if flags.FLAGS.print_config:
-        print(configs.describe(c, overridden, configs.base()))
+        print(configs.describe(c, overridden, base()))
     settings = configs.build(c)
     if flags.FLAGS.print_config:
         return
@@ -89,40 +91,21 @@ def learn(
     world, params = load(settings)
     mesh = make_mesh(c)
     optimizer = make_optimizer(s.optimizer)
-    placed = state_shardings(mesh, world.model, optimizer)
-    with_reference = c.loss.kl != "none"
     announce(world, mesh, workdir, checkpoint.latest_step(workdir))
-
-    # State: from the checkpoint, or step 0, which a warm start may come before.
     manager = checkpoint.open_manager(workdir, s.checkpoint)
-    params = jax.device_put(params, placed.params)
-    if checkpoint.latest_step(workdir) is None:
-        try:
-            initial = prepare_start(world, params, mesh, workdir, writer, stop)
-        except Stopped:
-            checkpoint.close(manager)
-            return 0, False
-        initial = jax.device_put(initial, placed.params)
-        state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=placed)(initial)
-        if c.warm_start.steps:
-            checkpoint.save(manager, state, meta_of(world))
-        if with_reference:  # the same reference model for every resume, whatever becomes of model.path
-            alone = TrainState(step=jnp.int32(0), params=initial, opt_state=())
-            checkpoint.save_initial(workdir / INITIAL, alone, meta_of(world))
-    else:
-        initial = checkpoint.restore_params(workdir / INITIAL)[1] if with_reference else params
-        abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-        abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, placed)
-        state, _ = checkpoint.restore(manager, abstract)
-        writer.rewind(int(state.step))
-    ref_params = jax.device_put(initial, placed.params) if with_reference else None
-    del params, initial
+    try:
+        state, ref_params = start(world, params, mesh, optimizer, manager, workdir, writer, stop)
+    except Stopped:
+        checkpoint.close(manager)
+        return 0, False
+    del params
 
     step, steps = int(state.step), c.train.steps
     rows_of = sources.order(len(world.train), c.train.prompts_per_step, c.seed)
-    source = Source(world, rows_of, step, steps)
+    source = Source(world, rows_of, step, steps, workdir)
+    alarms = Alarms(c.reward.name, c.reward.truncated)
     compiled: dict[tuple, Any] = {}  # one step function for each width of the rows
-    start, began, latest, warned = step, time.perf_counter(), {}, False
+    first, began, latest = step, time.perf_counter(), {}
     try:
         while True:
             latest = evaluate_if_due(world, state.params, step, writer, stop) or latest
@@ -133,11 +116,10 @@ def learn(
 
             t0 = time.perf_counter()
             rollout, waited = source.get(step)
-            graded = outside_reward(world, rollout, rows_of)
-            batch = to_batch(rollout, graded)
+            batch, rollout, graded = source.batch(rollout)
             shape = batch.completion.shape
             if shape not in compiled:
-                compiled[shape] = make_step(world.model, s.step, optimizer, mesh, batch, with_reference)
+                compiled[shape] = make_step(world.model, s.step, optimizer, mesh, batch)
             t1 = time.perf_counter()
             state, out, per_row = compiled[shape](state, ref_params, batch)
             out = {k: float(v) for k, v in out.items()}
@@ -145,7 +127,7 @@ def learn(
             step += 1
 
             refuse_nan(step, out)
-            out |= {
+            out |= graded | {
                 "queue/lag": step - 1 - rollout.version,
                 "queue/depth": len(source.queue),
                 "queue/dropped": source.queue.dropped,
@@ -154,13 +136,12 @@ def learn(
                 "time/wait": waited,
                 "tokens_per_second": int((rollout.segment != 0).sum()) / (t2 - t0),
             }
-            if graded is not None:  # a sampled answer is there to be graded, whichever reward trains
-                out["reward/base_rl"] = float(graded.mean())
-            warned = warned or warn_of_open_chains(c, out["chain/truncated"])
             writer.metrics(step, out)
             write_samples(world, writer, step, rollout, batch, per_row, rows_of)
-            left = (time.perf_counter() - began) / (step - start) * (steps - step)
+            left = (time.perf_counter() - began) / (step - first) * (steps - step)
             say(reports.line(step, steps, out | latest, left))
+            for sentence in alarms.check(step, out):
+                say(f"warning: {sentence}")
             if checkpoint.due(s.checkpoint, step, steps):
                 checkpoint.save(manager, state, meta_of(world))
     except Stopped:
@@ -169,6 +150,39 @@ def learn(
         source.close()
         checkpoint.close(manager)
     return step, step >= steps
+
+
+def start(
+    world: World, params: Params, mesh, optimizer, manager, workdir: Path, writer: reports.MetricsWriter,
+    stop: StopRequest,
+) -> tuple[TrainState, Params | None]:  # fmt: skip
+    """The state to go on from, the last checkpoint's or that of step 0, and the reference model if one is asked for.
+
+    A warm start comes before step 0. The reference is the model of step 0, kept in the workdir: the same for
+    every resume, whatever becomes of model.path.
+    """
+    cfg = world.settings.step
+    placed = state_shardings(mesh, world.model, optimizer, cfg)
+    params = jax.device_put(params, placed.params)
+    if checkpoint.latest_step(workdir) is None:
+        initial = prepare_start(world, params, mesh, workdir, writer, stop)
+        initial = jax.device_put(initial, placed.params)
+        state = jax.jit(lambda p: init_state(p, optimizer, cfg), out_shardings=placed)(initial)
+        if world.config.warm_start.steps:
+            checkpoint.save(manager, state, meta_of(world))
+        if cfg.with_reference:
+            alone = TrainState(step=jnp.int32(0), params=initial, opt_state=())
+            checkpoint.save_initial(workdir / INITIAL, alone, meta_of(world))
+        if cfg.baseline == "frozen":
+            write_baseline(world, initial, workdir, stop.check)
+        return state, initial if cfg.with_reference else None
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), params)
+    abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, placed)
+    state, _ = checkpoint.restore(manager, abstract)
+    writer.rewind(int(state.step))
+    if not cfg.with_reference:
+        return state, None
+    return state, jax.device_put(checkpoint.restore_params(workdir / INITIAL)[1], placed.params)
 
 
 def prepare_start(world: World, params: Params, mesh, workdir: Path, writer, stop: StopRequest) -> Params:
@@ -228,23 +242,6 @@ def refuse_nan(step: int, out: dict[str, float]) -> None:
         )
 
 
-def warn_of_open_chains(c: ConfigDict, share: float) -> bool:
-    """Says, once, that most chains never open the answer tag, and what to do."""
-    if share <= 0.5 or c.reward.name == "sft":
-        return False
-    cure = {
-        "force_close": "closed by force they cost the policy nothing: set reward.truncated=floor",
-        "drop": "they are dropped, so little is learned",
-        "floor": "",
-    }[c.reward.truncated]
-    say(
-        f"warning: {share:.0%} of the chains never open the answer tag; raise sampler.max_chain or show worked examples"
-    )
-    if cure:
-        say(f"         {cure}")
-    return True
-
-
 # Fields that may change between the runs of one workdir: they decide what is shown and kept, not what is computed.
 FREE = ("report.", "train.keep_checkpoints", "train.keep_every")
 
@@ -254,8 +251,8 @@ def claim(workdir: Path, c: ConfigDict) -> None:
     path, new = workdir / CONFIG, configs.flatten(c)
     try:
         if path.exists():
-            base = configs.base()
-            old = ({} if base is None else configs.flatten(base)) | json.loads(path.read_text())
+            defaults = base()
+            old = ({} if defaults is None else configs.flatten(defaults)) | json.loads(path.read_text())
             names = [name for name in configs.differences(old, new) if not name.startswith(FREE)]
             if names:
                 both = [f"{k} ({old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} here)" for k in names[:5]]
@@ -283,4 +280,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run; the same folder again resumes")
     flags.DEFINE_bool("print_config", False, "print every field, with what was overridden, and exit")
     flags.DEFINE_bool("dry_run", False, "load, compile and report; train nothing")
-    configs.run_main(main)
+    run_main(main)

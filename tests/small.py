@@ -10,8 +10,10 @@ import math
 import jax
 import numpy as np
 
+from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
+from rl_likelihood.rewards.mixture import RewardConfig, parse
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch
 
 TINY = ModelConfig(
@@ -64,10 +66,15 @@ def random_batch(seed, p=4, g=3, s=5, t=10, vocab=24, sampled=False):
         segment=segment,
         scored=scored,
         sampler_logp=-rng.exponential(2.0, (p, g, t)).astype(np.float32),
-        outside_reward=rng.normal(size=(p, g)).astype(np.float32),
+        outside={"math": rng.normal(size=(p, g)).astype(np.float32)},
         truncated=truncated,
         keep=np.ones((p, g), bool),
     )
+
+
+def rewarded(name, **changes):
+    """A StepConfig whose reward is `name`, as reward.name in a config."""
+    return StepConfig(reward=RewardConfig(parse(name)), **changes)
 
 
 def branches(batch, i, j):

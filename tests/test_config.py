@@ -17,12 +17,12 @@ REFUSED = [
     ({"sampler__group_size": 0}, ["sampler.group_size is 0", "at least 1"]),
     ({"sampler__temperature": 0.0}, ["sampler.temperature", "above 0"]),
     ({"train__prompts_per_step": 6, "train__micro_batch_prompts": 4}, ["micro_batch_prompts is 4", "= 6", "is 3"]),
-    ({"reward__name": "base_rl"}, ["'base_rl'", "sampler.max_sampled_answer is 0"]),
+    ({"reward__name": "base_rl", "sampler__max_sampled_answer": 0}, ["'base_rl'", "sampler.max_sampled_answer is 0"]),
     ({"model__path": "x"}, ["model.path", "model.preset", "exactly one"]),
     ({"model__preset": ""}, ["model.path", "model.preset", "exactly one"]),
     ({"model__preset": "huge"}, ["model.preset is 'huge'", "tiny"]),
     ({"eval__prompts": 7}, ["eval.prompts is 7", "data.heldout_size is 6"]),
-    ({"loss__kl_coef": 0.1}, ["loss.kl_coef is 0.1", "k2 or k3"]),
+    ({"loss__kl_coef": 0.1}, ["loss.kl_coef is 0.1", "k2, k3 or reward_k1"]),
     ({"reward__base_rl": (1.0, 0.0)}, ["reward.base_rl", "three numbers"]),
     ({"warm_start__steps": 1, "warm_start__prompts": 8}, ["warm_start.prompts is 8", "prompts_per_step"]),
     ({"optim__lr": -1.0}, ["optim.lr is -1.0", "at least 0"]),
@@ -30,7 +30,18 @@ REFUSED = [
     ({"reward__floor": 5.0}, ["reward.floor is 5.0", "below 0"]),
     ({"reward__name": "sft", "loss__answer_term": 0.0}, ["loss.answer_term is 0.0", "only term"]),
     ({"eval__max_sampled_answer": 3}, ["eval.max_sampled_answer is 3", "prompt.max_answer = 10"]),
-    ({"loss__kl": "k1"}, ["loss.kl is 'k1'", "k2, k3"]),
+    ({"loss__kl": "k4"}, ["loss.kl is 'k4'", "k2, k3"]),
+    ({"reward__name": "log_prob + 0.1*fromat"}, ["reward.name has 'fromat'", "did you mean 'format'?"]),
+    ({"reward__name": "log_prob - format"}, ["cannot be read from 'log_prob - format' on", "NAME/std with + between"]),
+    ({"reward__name": "format + format"}, ["names a term twice"]),
+    ({"reward__name": "rlpr", "reward__sft_chain": "both"}, ["reward.sft_chain is 'both'", "'sft'"]),
+    ({"reward__baseline": "live"}, ["reward.baseline is 'live'", "rlpr"]),
+    ({"reward__name": "nover_rank"}, ["gated by the term format"]),
+    ({"reward__vote_train": 2}, ["reward.vote_train is 2", "majority_vote"]),
+    ({"reward__name": "majority_vote", "reward__vote_train": 9}, ["vote_train is 9", "group_size = 3"]),
+    ({"reward__overlong_max": 100.0}, ["overlong_cache is 256.0", "overlong_max = 100.0"]),
+    ({"filter__mode": "std_below"}, ["filter.threshold is 0"]),
+    ({"loss__span": "response", "sampler__max_sampled_answer": 0}, ["loss.span is 'response'", "set it to -1"]),
 ]
 
 
@@ -46,12 +57,20 @@ def test_refusals_name_field_value_and_cure(overrides, words):
 
 def test_sft_needs_no_group():
     settings = configs.build(small_config(reward__name="sft", sampler__group_size=1))
-    assert settings.step.loss.policy_term == 0 and settings.step.objective == "log_prob"
+    assert settings.step.loss.policy_term == 0 and settings.step.reward.uses("log_prob")
 
 
-def test_base_rl_has_no_answer_term_and_trains_on_the_response():
-    step = configs.build(small_config(reward__name="base_rl", sampler__max_sampled_answer=10)).step
-    assert step.loss.answer_term == 0 and step.policy_span == "response" and step.objective == "outside"
+@pytest.mark.parametrize("name", ["base_rl", "self_certainty", "0.9*rlpr + 0.1*format", "exact_match + log_prob"])
+def test_rewards_of_an_answer_of_its_own_train_on_the_response(name):
+    step = configs.build(small_config(reward__name=name)).step
+    assert step.policy_span == "response" and step.two_branches
+    assert configs.sampled_answer(small_config(reward__name=name)) == 10, "prompt.max_answer"
+
+
+@pytest.mark.parametrize("name", ["log_prob", "jepo", "avg_prob + 0.1*format + 0.01*length"])
+def test_rewards_of_the_reference_answer_train_on_the_chain(name):
+    step = configs.build(small_config(reward__name=name)).step
+    assert step.policy_span == "chain" and not step.two_branches
 
 
 def test_staleness_switches_importance_ratios_on():

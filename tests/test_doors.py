@@ -23,6 +23,7 @@ ROOMS = {
     "learner": {"model", "rewards"} | GROUND,
     "pod": {"learner", "sampler", "model"} | GROUND,
 }
+ROOMS["presets"] = set()  # data: the papers' settings
 ROOMS["config"] = set(ROOMS)  # every room's settings
 ROOMS["run"] = set(ROOMS)  # what several mains share
 EVERYTHING = set(ROOMS)  # nobody -> the mains, not even a main

@@ -17,6 +17,7 @@ from rl_likelihood import train
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.rewards.mixture import OUTSIDE
 from rl_likelihood.shapes import UserError
 from tests.runs import config_file, small_config
 
@@ -26,7 +27,9 @@ METRICS = [
     *(f"reward/{name}" for name in ("mean", "std", *OBJECTIVES)),
     "advantage/abs_mean", "chain/length", "chain/truncated", "answer/log_prob", "answer/perplexity", "loss/policy",
     "loss/answer", "loss/kl", "grad/norm", "policy/entropy", "policy/self_certainty", "ratio/mean", "ratio/max",
-    "queue/lag", "queue/depth", "time/sample", "time/learn", "time/wait", "tokens_per_second",
+    "reward/zero_std_groups", "reward/underflow", "grad/answer_share", "answer/chain_gain", "chain/transition_words",
+    *(f"corr/{name}" for name in ("log_prob", "avg_prob", "chain_length")), "queue/lag", "queue/depth", "time/sample",
+    "time/learn", "time/wait", "tokens_per_second",
 ]  # fmt: skip
 EVAL = [
     "greedy_success", "sampled_success", "pass@2", "log_prob_mc1", "log_prob_mc2", "perplexity", "perplexity_no_chain",
@@ -112,14 +115,76 @@ def test_a_workdir_of_another_config_is_refused(unbroken):
 
 @pytest.mark.parametrize("reward", [*OBJECTIVES, "base_rl", "sft"])
 def test_every_reward_trains(reward, tmp_path):
-    overrides = {"sampler__max_sampled_answer": 10} if reward == "base_rl" else {}
-    run(tmp_path / "run", reward__name=reward, train__steps=2, eval__prompts=0, **overrides)
+    run(tmp_path / "run", reward__name=reward, train__steps=2, eval__prompts=0)
     one, two = reports.read(tmp_path / "run" / "metrics.jsonl")
     assert np.isfinite([one["grad/norm"], two["grad/norm"]]).all()
     if reward != "base_rl":  # an untrained model never writes an answer, so its 0/1 reward has no gradient
         assert one["grad/norm"] > 0
     if reward == "sft":
         assert one["loss/answer"] == pytest.approx(-one["answer/log_prob"], rel=1e-5)
+
+
+def preset_config(name, **overrides):
+    c = small_config(train__steps=2, eval__prompts=0, **overrides)
+    c.preset = name
+    configs.apply_preset(c, [key.replace("__", ".") for key in overrides])
+    return c
+
+
+@pytest.mark.parametrize("name", ["rlpr", "nover", "intuitor", "ttrl", "dapo", "jepo_tang"])
+def test_presets_train(name, tmp_path):
+    few = {"ttrl": {"sampler__group_size": 4, "reward__vote_train": 2}}.get(name, {"sampler__group_size": 3})
+    train.run(configs.build(preset_config(name, **few)), tmp_path / "run")
+    last = reports.read(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert np.isfinite(last["grad/norm"]) and np.isfinite(last["reward/mean"])
+    sample = reports.read(tmp_path / "run" / "samples.jsonl")[-1]
+    terms = {"rlpr": ["rlpr", "format", "repetition"], "nover": ["format", "nover_rank"], "ttrl": ["majority_vote"]}
+    assert all(f"reward/{term}" in sample for term in terms.get(name, []))
+    if name == "ttrl":  # four vote, two are trained on
+        assert len(reports.read(tmp_path / "run" / "samples.jsonl")) == 2 * 2
+
+
+def test_rewards_from_text_are_computed_side_by_side(tmp_path):
+    run(tmp_path / "run", reward__name=" + ".join(OUTSIDE), train__steps=1, eval__prompts=0)
+    (row,) = reports.read(tmp_path / "run" / "metrics.jsonl")
+    assert all(np.isfinite(row[f"reward/{name}"]) for name in OUTSIDE) and row["grader/failures"] == 0
+    assert row["reward/mean"] == pytest.approx(sum(row[f"reward/{name}"] for name in OUTSIDE), abs=1e-5)
+    assert {"vote/label_accuracy", "chain/transition_words"} <= set(row)
+
+
+def test_a_run_with_state_of_its_own_resumes_bit_for_bit(tmp_path):
+    """RLPR's threshold and base scores, NOVER's proxy."""
+    extra = {"reward__name": "0.5*rlpr + format + nover_rank + log_prob", "reward__baseline": "frozen"}
+    extra |= {"filter__mode": "ema", "proxy__every": 2, "train__steps": 4, "eval__prompts": 0}
+    one = run(tmp_path / "one", **extra)
+    two = tmp_path / "two"
+    shutil.copytree(one, two)
+    for step in ("3", "4"):
+        shutil.rmtree(two / "checkpoints" / step)
+    run(two, **extra)
+    assert rows(two, "metrics.jsonl") == rows(one, "metrics.jsonl")
+    assert rows(two, "samples.jsonl") == rows(one, "samples.jsonl")
+
+
+def test_base_scores_are_of_the_initial_model_and_kept_by_question(tmp_path):
+    one = run(tmp_path / "one", reward__name="rlpr", reward__baseline="frozen", train__steps=3, eval__prompts=0)
+    kept = reports.read(one / "baseline.jsonl")
+    assert len(kept) == len({row["key"] for row in kept}) == 6 and all(0 < row["avg_prob"] < 1 for row in kept)
+    samples = reports.read(one / "samples.jsonl")
+    base = {row["id"]: row["avg_prob"] for row in kept}
+    for s in samples:
+        assert s["reward"] == pytest.approx(min(max(s["reward/avg_prob"] - base[s["id"]], 0), 1), abs=1e-5)
+
+
+@pytest.mark.parametrize("on", ["answer", "both"])
+def test_sft_on_given_chains(on, tmp_path):
+    run(tmp_path / "run", reward__name="sft", reward__sft_chain=on, train__steps=3, eval__prompts=0, optim__lr=1e-2)
+    one, *_, last = reports.read(tmp_path / "run" / "metrics.jsonl")
+    assert last["loss/answer"] < one["loss/answer"]
+    tokens = -one["answer/log_prob"] < one["loss/answer"]
+    assert tokens == (on == "both"), "the chain's tokens are in the loss, or not"
+    sample = reports.read(tmp_path / "run" / "samples.jsonl")[0]
+    assert "=" in sample["chain"]
 
 
 def test_kl_to_the_initial_model_starts_at_zero_and_grows(tmp_path):
@@ -195,6 +260,31 @@ def test_the_command_line_refuses_in_one_line(arguments, words):
     assert len(lines) == 1 and lines[0].startswith("error: "), err
     for word in words:
         assert word in lines[0]
+
+
+def test_print_config_shows_who_set_what():
+    process = command(
+        "train", "--config=configs/tiny.py", "--config.preset=rlpr", "--config.filter.beta=0.9", "--print_config"
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    for line in (
+        '* preset = "rlpr"',
+        "* filter.beta = 0.9   (preset: 0.5)",
+        'p reward.baseline = "frozen"',
+        "p loss.clip_high = 0.27",
+        "+ optim.lr = 0.0003",
+        "  optim.b1 = 0.9",
+    ):
+        assert line in out.splitlines(), line
+
+
+def test_dry_run_reports_memory_and_writes_nothing(tmp_path):
+    process = command("train", f"--config={config_file(tmp_path)}", "--dry_run")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "GiB of state and batch" in out and "tokens   at most" in out
+    assert [p.name for p in tmp_path.iterdir()] == ["small.py"]
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):

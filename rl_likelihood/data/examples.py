@@ -25,6 +25,11 @@ class Example:
 # Task -> (question, chain of thought, answer), hand-written in the wording of `sources.PRESETS`. `sources.load`
 # keeps these questions out of its sets, so that no prompt contains the answer it asks for.
 WORKED_EXAMPLES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "one_operation": (
+        ("Calculate 8 * 3.", "8 * 3 = 24.", "24"),
+        ("Calculate 7 + 4 - 5.", "7 + 4 = 11. Then 11 - 5 = 6.", "6"),
+        ("Calculate 3 - 9.", "9 is 6 more than 3, so 3 - 9 = -6.", "-6"),
+    ),
     "basic_arithmetic": (
         ("Calculate 8 * 3.", "8 * 3 = 24.", "24"),
         ("Calculate 7 + 4 - 5.", "7 + 4 = 11. Then 11 - 5 = 6.", "6"),

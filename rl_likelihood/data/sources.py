@@ -13,15 +13,17 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from rl_likelihood.data import prepared
 from rl_likelihood.data.examples import WORKED_EXAMPLES, Example
 from rl_likelihood.data.jsonl import read_jsonl
 from rl_likelihood.shapes import UserError
 
-SOURCES = ("reasoning_gym", "jsonl")
+SOURCES = ("reasoning_gym", "jsonl", "prepared")
 
 # A procedural task is used up when this many draws in a row bring no new question.
 DRY_DRAWS = 3000
@@ -35,10 +37,12 @@ class DataConfig:
     the smallest sha256: shuffling the file or changing the seed moves none of them.
     """
 
-    source: str  # reasoning_gym | jsonl
+    source: str  # reasoning_gym | jsonl | prepared
     tasks: tuple[str, ...] = ()  # reasoning_gym: names from PRESETS, mixed evenly
-    train_path: str = ""  # jsonl
+    train_path: str = ""  # jsonl; prepared: the folder that data/prepare.py wrote
     heldout_path: str = ""  # jsonl
+    train_split: str = ""  # prepared; empty: train
+    heldout_split: str = ""  # prepared; empty: the first of validation and test
     train_size: int = 0
     heldout_size: int = 0
     seed: int = 0
@@ -83,6 +87,20 @@ PRESETS: dict[str, Preset] = {
         },
         "Calculate {}.",
     ),
+    # The two-term questions of basic_arithmetic: 363 distinct ones.
+    "one_operation": Preset(
+        "basic_arithmetic",
+        {
+            "min_terms": 2,
+            "max_terms": 2,
+            "min_digits": 1,
+            "max_digits": 1,
+            "operators": ["+", "-", "*"],
+            "allow_parentheses": False,
+            "allow_negation": False,
+        },
+        "Calculate {}.",
+    ),
     # 2 or 3 terms, all of one digit or all of two: about 3 million distinct questions.
     "chain_sum": Preset(
         "chain_sum",
@@ -111,12 +129,14 @@ def load(cfg: DataConfig) -> tuple[list[Example], list[Example], LoadReport]:
         return _load_procedural(cfg)
     if cfg.source == "jsonl":
         return _load_jsonl(cfg)
+    if cfg.source == "prepared":
+        return _load_prepared(cfg)
     raise UserError(f"data.source is {cfg.source!r}; {_options(cfg.source, SOURCES)}")
 
 
 def describe(cfg: DataConfig, train: list[Example], heldout: list[Example], report: LoadReport) -> str:
     """The data line of the start message."""
-    name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else cfg.train_path
+    name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
     return (
         f"{name}: {len(train)} training and {len(heldout)} held-out questions; removed {report.duplicates} duplicates, "
         f"{report.overlap_removed} that overlap held-out or worked questions, {len(report.bad_rows)} bad rows"
@@ -301,6 +321,22 @@ def _load_jsonl(cfg: DataConfig) -> tuple[list[Example], list[Example], LoadRepo
         )
     train = _first(train, cfg.train_size, "train", cfg.train_path)
     return train, held, LoadReport(rows=read, duplicates=dup_r + dup_h, overlap_removed=overlap, bad_rows=tuple(bad))
+
+
+def _load_prepared(cfg: DataConfig) -> tuple[list[Example], list[Example], LoadReport]:
+    """Splits that `prepare` made and cleaned; only questions of the worked examples are left to remove."""
+    if not cfg.train_path:
+        raise UserError("data.train_path is empty; name a folder that python -m rl_likelihood.data.prepare wrote")
+    rows, held = prepared.load(cfg.train_path, cfg.train_split, cfg.heldout_split)
+    if not rows:
+        there = ", ".join(prepared.splits(cfg.train_path))
+        raise UserError(f"{cfg.train_path} has no training split; name one of {there} in data.train_split")
+    worked = _worked_keys()
+    kept_rows, kept_held = ([e for e in part if example_key(e) not in worked] for part in (rows, held))
+    removed = len(rows) + len(held) - len(kept_rows) - len(kept_held)
+    train = _first(kept_rows, cfg.train_size, "train", cfg.train_path)
+    heldout = _first(kept_held, cfg.heldout_size, "heldout", cfg.train_path)
+    return train, heldout, LoadReport(rows=len(rows) + len(held), duplicates=0, overlap_removed=removed)
 
 
 def _distinct(rows: list[Example], taken: set[str]) -> tuple[list[Example], int, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rl_likelihood.shapes import REFERENCE, Batch, Prompts, Rollout
+from rl_likelihood.shapes import REFERENCE, TAG, Batch, Prompts, Rollout
 
 
 def scored_mask(segment: Int[np.ndarray, "P G T"], prompts: Prompts) -> Bool[np.ndarray, "P G T"]:
@@ -18,11 +19,11 @@ def scored_mask(segment: Int[np.ndarray, "P G T"], prompts: Prompts) -> Bool[np.
 
 def to_batch(
     rollout: Rollout,
-    outside_reward: Float[np.ndarray, "P G"] | None = None,
+    outside: dict[str, Float[np.ndarray, "P G"]] | None = None,
     keep: Bool[np.ndarray, "P G"] | None = None,
+    baseline: Float[np.ndarray, "P"] | None = None,
 ) -> Batch:
-    """The learner's view of a rollout. Without `outside_reward` it is 0, without `keep` every row is kept."""
-    shape = rollout.segment.shape[:2]
+    """The learner's view of a rollout. Without `keep` every row is kept."""
     prompts = rollout.prompts
     return Batch(
         prompt=prompts.tokens,
@@ -31,10 +32,38 @@ def to_batch(
         segment=rollout.segment,
         scored=scored_mask(rollout.segment, prompts),
         sampler_logp=rollout.sampler_logp,
-        outside_reward=np.zeros(shape, np.float32) if outside_reward is None else outside_reward.astype(np.float32),
+        outside={k: v.astype(np.float32) for k, v in (outside or {}).items()},
         truncated=rollout.truncated,
-        keep=np.ones(shape, bool) if keep is None else keep,
+        keep=np.ones(rollout.segment.shape[:2], bool) if keep is None else keep,
+        baseline=baseline,
     )
+
+
+def with_no_chain(batch: Batch, answers: Prompts, scaffold: tuple[int, ...], pad_id: int) -> Batch:
+    """The batch with one more row in each group, the last, never kept: the reference answer after `scaffold`,
+    the ids of empty thoughts. `answers` are the prompts of the batch."""
+    p, _, t = batch.completion.shape
+    ids, kinds = np.full((p, 1, t), pad_id, np.int32), np.zeros((p, 1, t), np.int32)
+    n = len(scaffold)
+    for i in range(p):
+        length = int(answers.answer_length[i])
+        ids[i, 0, : n + length] = [*scaffold, *answers.answer[i, :length]]
+        kinds[i, 0, : n + length] = [TAG] * n + [REFERENCE] * length
+    return batch.replace(
+        completion=np.concatenate([batch.completion, ids], 1),
+        segment=np.concatenate([batch.segment, kinds], 1),
+        scored=np.concatenate([batch.scored, scored_mask(kinds, answers)], 1),
+        **{
+            name: jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:, :1])], 1), getattr(batch, name))
+            for name in ("sampler_logp", "outside", "truncated", "keep")
+        },
+    )
+
+
+def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:
+    """Rows start to stop of each group."""
+    names = ("completion", "segment", "sampler_logp", "truncated")
+    return rollout.replace(**{k: getattr(rollout, k)[:, start:stop] for k in names})
 
 
 def given_rollout(

@@ -1,231 +1,144 @@
 """The one jitted step: forward -> rewards -> leave-one-out differences -> surrogate -> update.
 
 Micro-batches hold whole groups, so one forward with gradients yields the rewards, the differences and
-both gradient terms. `score` is the same forward without the gradient, for evaluation.
+both gradient terms. A group filter needs every group's rewards first: only then is there a forward before it.
 """
 
 from __future__ import annotations
-
-import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from rl_likelihood import mesh as meshes
-from rl_likelihood.learner import surrogate
-from rl_likelihood.learner.surrogate import Counts, LossConfig
-from rl_likelihood.model import attention
-from rl_likelihood.model.decoder import ModelConfig, Params, forward, head_matrix, param_specs
-from rl_likelihood.model.head import TokenStats, token_stats
-from rl_likelihood.rewards import likelihood
-from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, Batch, TrainState
+from rl_likelihood.learner import measures, surrogate
+from rl_likelihood.learner.rows import RowStats, StepConfig, chain_rows, chain_rows_of, policy_masks, row_stats, see
+from rl_likelihood.learner.surrogate import Counts
+from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
+from rl_likelihood.rewards import mixture, shaping
+from rl_likelihood.shapes import Batch, TrainState
+
+Models = tuple[Params | None, Params | None]  # reference and proxy, None where nothing asks for them
 
 
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """What the step computes. Frozen and hashable: it is static under jit."""
-
-    objective: str = "log_prob"  # a name of likelihood.OBJECTIVES, or "outside": mean of batch.outside_reward
-    loss: LossConfig = LossConfig()
-    policy_span: str = "chain"  # chain | response (chain and sampled answer)
-    supervise_chain: bool = False  # the answer term also covers the chain (SFT on given chains)
-    two_branches: bool = False  # rows may hold a sampled answer before the reference answer
-    temperature: float = 1.0  # of the sampler: chain log-probs are those of the distribution sampled from
-    truncated: str = "force_close"  # force_close | floor | drop
-    floor: float = -10.0  # log-prob of each answer token after a truncated chain, with truncated="floor"
-    micro_batch_prompts: int = 0  # prompts per forward; 0 is all
-    head_chunk: int = 512
+def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, "P G"]:
+    """-beta sum_t (log pi - log ref): RLOO's KL, constant for the gradient."""
+    d = jnp.where(mask, params_logp - ref_logp, 0.0).sum(-1)
+    return -cfg.loss.kl_coef * jax.lax.stop_gradient(d)
 
 
-class RowStats(NamedTuple):
-    """Per-token statistics of the tokens of each completion row, [P, G, T]; PAD positions are meaningless."""
-
-    stats: TokenStats
-    chain: Bool[Array, "P G T"]
-    sampled: Bool[Array, "P G T"]
-    scored: Bool[Array, "P G T"]
-
-
-def row_stats(params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig) -> RowStats:
-    """One forward: the token statistics of every completion token, given what precedes it on its branch."""
-    hidden = forward(params, model, batch.prompt, batch.prompt_length, batch.completion, batch.segment)
-    last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)  # [P, 1, D]
-    g, t = batch.completion.shape[1:]
-    row = jnp.concatenate([jnp.broadcast_to(last[:, :, None], (*last.shape[:1], g, 1, last.shape[-1])),
-                           hidden.completion], 2)  # fmt: skip
-    if cfg.two_branches:
-        predicts = jnp.take_along_axis(row, attention.predecessor(batch.segment)[..., None], 2)
-    else:
-        predicts = row[:, :, :t]
-    sampled = (batch.segment == CHAIN) | (batch.segment == SAMPLED)
-    if cfg.temperature != 1.0:
-        predicts = jnp.where(sampled[..., None], predicts / cfg.temperature, predicts)
-    stats = token_stats(predicts, head_matrix(params), batch.completion, cfg.head_chunk)
-    return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored)
+def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
+    """What was seen of the rows, the reference's log-probs, and mixture.objective of it."""
+    ref_params, proxy = models
+    seen = see(params, proxy, model, batch, cfg, probe)
+    ref, extra = None, 0.0
+    if ref_params is not None:
+        ref = jax.lax.stop_gradient(chain_rows_of(row_stats(ref_params, model, batch, cfg), cfg).stats.log_prob)
+        if cfg.loss.kl == "reward_k1":
+            extra = _k1_in_reward(seen.rows.stats.log_prob, ref, seen.evidence.sampled.mask, cfg)
+    return seen, ref, mixture.objective(seen.evidence, cfg.reward, extra)
 
 
-def answer_log_probs(rows: RowStats, batch: Batch, cfg: StepConfig) -> Float[Array, "P G T"]:
-    """Log-probs that the reward sees: those of the reference answer, or the stated floor after a truncated chain.
-
-    The floor is per token, so that under every reward and at every answer length it lies below a chain
-    after which the answer's tokens are likelier than that.
-    """
-    logp = rows.stats.log_prob
-    if cfg.truncated == "floor":
-        logp = jnp.where(batch.truncated[..., None], cfg.floor, logp)
-    return logp
-
-
-def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[Array, "P G T"], Bool[Array, "P G"]]:
-    """Which tokens the policy term covers, and which rows baseline, scale and loss obey."""
-    tokens = batch.segment == CHAIN
-    if cfg.policy_span == "response":
-        tokens |= batch.segment == SAMPLED
-    keep = batch.keep & ~batch.truncated if cfg.truncated == "drop" else batch.keep
-    return tokens, keep
-
-
-def _group_objective(batch: Batch, cfg: StepConfig) -> likelihood.Objective:
-    if cfg.objective == "outside":
-        return lambda logp, mask, keep: likelihood.kept_mean(batch.outside_reward, keep)
-    return likelihood.OBJECTIVES[cfg.objective]
-
-
-def _row_reward(logp, batch: Batch, cfg: StepConfig) -> Float[Array, "P G"]:
-    """The trained reward of each row, for logs; jepo belongs to the group, its rows show their l_i."""
-    if cfg.objective == "outside":
-        return batch.outside_reward
-    return likelihood.SCORES.get(cfg.objective, likelihood.log_prob)(logp, batch.scored)
-
-
-def _loss(params, ref_params, batch: Batch, model: ModelConfig, cfg: StepConfig, counts: Counts):
+def _loss(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, counts: Counts):
     """Loss contribution of one micro-batch, its metric sums, and its per-row values."""
     loss = cfg.loss
-    rows = row_stats(params, model, batch, cfg)
-    policy_mask, keep = policy_masks(batch, cfg)
-    logp = answer_log_probs(rows, batch, cfg)
+    seen, ref, (f, reward, terms) = _rewards(params, probe, models, batch, model, cfg)
+    chains, rows, keep = chain_rows(batch, cfg), seen.rows, seen.evidence.keep
+    logp, mask = seen.evidence.logp, seen.evidence.sampled.mask
 
-    f = _group_objective(batch, cfg)
-    frozen = jax.lax.stop_gradient(logp)
-    difference = surrogate.leave_one_out(f, frozen, batch.scored, keep)
+    difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), chains.scored, keep)
     advantage = surrogate.advantages(difference, keep, loss.advantage)
-
-    policy = surrogate.policy_loss(
-        rows.stats.log_prob, batch.sampler_logp, advantage, policy_mask, keep, loss, counts
-    )  # fmt: skip
+    policy = surrogate.policy_loss(rows.stats.log_prob, chains.sampler_logp, advantage, mask, keep, loss, counts)
     # Supervision of a given chain is the same objective with the chain among the scored tokens.
-    answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
+    answer_mask = chains.scored | rows.chain if cfg.supervise_chain else chains.scored
     answer = -f(logp, answer_mask, keep).sum() / counts.prompts
     kl = jnp.float32(0)
-    if ref_params is not None:
-        ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch, cfg).stats.log_prob)
-        kind = "k3" if loss.kl == "none" else loss.kl
+    if ref is not None:
+        kind = loss.kl if loss.kl in ("k1", "k2", "k3") else "k3"
         per_token = surrogate.kl_estimate(kind, rows.stats.log_prob, ref)
-        kl = surrogate.aggregate(per_token, policy_mask, keep, loss, counts)
-    total = loss.policy_term * policy + loss.answer_term * answer + loss.kl_coef * kl
+        kl = surrogate.aggregate(per_token, mask, keep, loss, counts)
+    in_loss = 0.0 if loss.kl == "reward_k1" else loss.kl_coef
+    total = loss.policy_term * policy + loss.answer_term * answer + in_loss * kl
 
-    stats = jax.lax.stop_gradient(rows.stats)
-    reward = _row_reward(frozen, batch, cfg)
-    ratio = surrogate.importance(stats.log_prob, batch.sampler_logp, policy_mask, "token")
-    per_row = {
-        "reward": reward,
-        "advantage": advantage,
-        "keep": keep,
-        "answer_logp": stats.log_prob,
-        # Every reward is logged as the model has it: the floor is an agreement of the trained one.
-        **{f"reward/{name}": score(stats.log_prob, batch.scored) for name, score in likelihood.SCORES.items()},
-    }
-    sums = {
-        "loss/policy": policy,
-        "loss/answer": answer,
-        "loss/kl": kl,
-        "sum/jepo": likelihood.jepo(stats.log_prob, batch.scored, keep).sum(),
-        "sum/chain_tokens": rows.chain.sum(),
-        "sum/policy_tokens": policy_mask.sum(),
-        "sum/tag_tokens": (batch.segment == TAG).sum(),
-        "sum/entropy": jnp.where(rows.sampled, stats.entropy, 0).sum(),
-        "sum/self_certainty": jnp.where(rows.sampled, stats.self_certainty, 0).sum(),
-        "sum/sampled_tokens": rows.sampled.sum(),
-        "sum/ratio": jnp.where(policy_mask, ratio, 0).sum(),
-        "sum/ratio_squared": jnp.where(policy_mask, ratio**2, 0).sum(),
-        "max/ratio": jnp.where(policy_mask, ratio, 0).max(),
-    }
-    return total, (sums, per_row)
+    per_row = {"reward": reward, "advantage": advantage, **{f"reward/{k}": v for k, v in terms.items()}}
+    sums, more = measures.of_rows(seen, chains, cfg)
+    sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl}
+    return total, (sums, more | per_row)
 
 
-def gradients(params, ref_params, batch: Batch, model: ModelConfig, cfg: StepConfig):
+def filtered(params, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, filter_state, step):
+    """The batch with the groups dropped whose rewards the filter refuses, and the filter's next state."""
+    if cfg.filter.mode == "none":
+        return batch, filter_state
+
+    def rewards(batch):
+        seen, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
+        return shaping.group_std(reward, seen.evidence.keep)
+
+    size = cfg.micro_batch_prompts or batch.prompt.shape[0]
+    std = whole(jax.lax.map(rewards, split(batch, size)))
+    counts = shaping.filter_groups(std, cfg.filter, filter_state, step)
+    state = shaping.update(filter_state, step, std.mean(), cfg.filter)
+    return batch.replace(keep=batch.keep & counts[:, None]), state
+
+
+def split(batch, size: int):
+    """Micro-batches of `size` prompts on a new leading axis. Prompt i goes to number i mod k: each holds a share
+    of every device's prompts."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(size, -1, *x.shape[1:]), 0, 1), batch)
+
+
+def whole(parts):
+    """The inverse of `split`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
     """Gradient of the loss over the whole batch, metric sums, per-row values; micro-batched."""
     p = batch.prompt.shape[0]
     size = cfg.micro_batch_prompts or p
-    policy_mask, keep = policy_masks(batch, cfg)
-    counts = Counts(jnp.float32(p), (policy_mask & keep[..., None]).sum().astype(jnp.float32))
+    policy_mask, keep = policy_masks(chain_rows(batch, cfg), cfg)
+    counts = Counts(
+        prompts=jnp.maximum(keep.any(-1).sum(), 1).astype(jnp.float32),
+        policy_tokens=(policy_mask & keep[..., None]).sum().astype(jnp.float32),
+    )
 
     def one(batch):
-        (_, aux), grads = jax.value_and_grad(_loss, has_aux=True)(params, ref_params, batch, model, cfg, counts)
-        return grads, aux
+        probe = jnp.zeros((*batch.completion.shape, model.width), model.compute_dtype)
+        grad = jax.value_and_grad(_loss, argnums=(0, 1), has_aux=True)
+        (_, (sums, per_row)), (grads, pull) = grad(params, probe, models, batch, model, cfg, counts)
+        return grads, sums | measures.pulls(pull, batch, cfg), per_row
 
     if size >= p:
-        grads, (sums, per_row) = one(batch)
-        return grads, sums, per_row
-
-    # Prompt i goes to micro-batch i mod k: each holds a share of every device's prompts.
-    micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(size, p // size, *x.shape[1:]), 0, 1), batch)
+        return one(batch)
 
     def body(total, batch):
-        grads, (sums, per_row) = one(batch)
+        grads, sums, per_row = one(batch)
         return jax.tree.map(jnp.add, total, grads), (sums, per_row)
 
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
-    grads, (sums, per_row) = jax.lax.scan(body, zero, micro)
+    grads, (sums, per_row) = jax.lax.scan(body, zero, split(batch, size))
     sums = {k: v.max(0) if k.startswith("max/") else v.sum(0) for k, v in sums.items()}
-    per_row = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(p, *x.shape[2:]), per_row)
-    return grads, sums, per_row
+    return grads, sums, whole(per_row)
 
 
-def metrics(sums, per_row, batch: Batch) -> dict[str, Array]:
-    """Means from sums and counts, under the names of DESIGN section 6."""
-    keep = per_row["keep"]
-    n_rows = jnp.maximum(keep.sum(), 1)
-    mean = lambda x: jnp.where(keep, x, 0).sum() / n_rows  # noqa: E731
-    reward = per_row["reward"]
-    centred = jnp.where(keep, reward - likelihood.kept_mean(reward, keep)[:, None], 0)
-    variance = (centred**2).sum(-1) / jnp.maximum(keep.sum(-1) - 1, 1)
-    sampled = jnp.maximum(sums["sum/sampled_tokens"], 1)
-    policy_tokens = jnp.maximum(sums["sum/policy_tokens"], 1)
-    rows = reward.size
-    return {
-        "reward/mean": mean(reward),
-        "reward/std": jnp.sqrt(variance).mean(),
-        **{k: mean(v) for k, v in per_row.items() if k.startswith("reward/")},
-        "reward/jepo": sums["sum/jepo"] / reward.shape[0],
-        "advantage/abs_mean": mean(jnp.abs(per_row["advantage"])),
-        "chain/length": (sums["sum/chain_tokens"] + sums["sum/tag_tokens"]) / rows,
-        "chain/truncated": batch.truncated.mean(),
-        "answer/log_prob": mean(per_row["reward/log_prob"]),
-        "answer/perplexity": jnp.exp(-mean(per_row["reward/avg_log_prob"])),
-        "loss/policy": sums["loss/policy"],
-        "loss/answer": sums["loss/answer"],
-        "loss/kl": sums["loss/kl"],
-        "policy/entropy": sums["sum/entropy"] / sampled,
-        "policy/self_certainty": sums["sum/self_certainty"] / sampled,
-        "ratio/mean": sums["sum/ratio"] / policy_tokens,
-        "ratio/max": sums["max/ratio"],
-        # Effective sample size of the importance weights, as a share of the tokens.
-        "ratio/ess": sums["sum/ratio"] ** 2 / jnp.maximum(policy_tokens * sums["sum/ratio_squared"], 1e-30),
-        "keep/fraction": keep.mean(),
-    }
-
-
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: StepConfig) -> TrainState:
     """Step 0."""
-    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        filter=shaping.init_filter(),
+        # A copy: the state is donated, and one buffer cannot be given away twice.
+        proxy=jax.tree.map(jnp.copy, params) if cfg.with_proxy else None,
+    )
 
 
-def state_shardings(mesh: Mesh, model: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
+def state_shardings(
+    mesh: Mesh, model: ModelConfig, optimizer: optax.GradientTransformation, cfg: StepConfig
+) -> TrainState:
     """Where each array of the state lives: parameters and their moments by the table, the rest everywhere."""
     specs, everywhere = param_specs(model), meshes.replicated(mesh)
     is_spec = lambda x: hasattr(x, "axes")  # noqa: E731
@@ -238,7 +151,13 @@ def state_shardings(mesh: Mesh, model: ModelConfig, optimizer: optax.GradientTra
         params,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(step=everywhere, params=params, opt_state=opt_state)
+    return TrainState(
+        step=everywhere,
+        params=params,
+        opt_state=opt_state,
+        filter=jax.tree.map(lambda _: everywhere, jax.eval_shape(shaping.init_filter)),
+        proxy=params if cfg.with_proxy else None,
+    )
 
 
 def make_step(
@@ -247,29 +166,45 @@ def make_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     batch: Batch,
-    with_reference: bool = False,
 ):
     """The jitted step(state, ref_params, batch) -> (state, metrics, per-row values [P, G, ...]).
 
-    `state` is donated. `ref_params` is None without a reference model, whose forward then does not
-    exist in the program. `batch` gives the shapes by which groups are split over the mesh.
+    `state` is donated. `ref_params` is None unless `cfg.with_reference`; without it the reference's forward
+    does not exist in the program. `batch` gives the shapes by which groups are split over the mesh.
     """
 
     def step(state: TrainState, ref_params: Params | None, batch: Batch):
-        grads, sums, per_row = gradients(state.params, ref_params, batch, model, cfg)
+        models = (ref_params, state.proxy)
+        batch, filter_state = filtered(state.params, models, batch, model, cfg, state.filter, state.step)
+        grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        out = metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)}
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), out, per_row
+        out = measures.metrics(sums, per_row, chain_rows(batch, cfg)) | {"grad/norm": optax.tree.norm(grads)}
+        next_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            filter=filter_state,
+            proxy=_moved(state.proxy, params, state.step + 1, cfg),
+        )
+        return next_state, out, per_row
 
-    state_at = state_shardings(mesh, model, optimizer)
+    state_at = state_shardings(mesh, model, optimizer, cfg)
     everywhere = meshes.replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(state_at, state_at.params if with_reference else None, meshes.by_prompt(mesh, batch)),
+        in_shardings=(state_at, state_at.params if cfg.with_reference else None, meshes.by_prompt(mesh, batch)),
         out_shardings=(state_at, everywhere, everywhere),
         donate_argnums=0,
     )
+
+
+def _moved(proxy: Params | None, params: Params, step, cfg: StepConfig) -> Params | None:
+    """NOVER's synchronisation: the proxy a step towards the policy, every `proxy_every` steps."""
+    if proxy is None:
+        return None
+    towards = jnp.where(step % cfg.proxy_every == 0, 1 - cfg.proxy_decay, 0.0)
+    return jax.tree.map(lambda old, new: old + towards * (new - old), proxy, params)
 
 
 def make_score(model: ModelConfig, cfg: StepConfig):
@@ -279,12 +214,7 @@ def make_score(model: ModelConfig, cfg: StepConfig):
     """
 
     def score(params: Params, batch: Batch) -> RowStats:
-        p = batch.prompt.shape[0]
-        size = cfg.micro_batch_prompts or p
-        one = lambda b: row_stats(params, model, b, cfg)  # noqa: E731
-        if size >= p:
-            return one(batch)
-        micro = jax.tree.map(lambda x: x.reshape(p // size, size, *x.shape[1:]), batch)
-        return jax.tree.map(lambda x: x.reshape(p, *x.shape[2:]), jax.lax.map(one, micro))
+        size = cfg.micro_batch_prompts or batch.prompt.shape[0]
+        return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), split(batch, size)))
 
     return jax.jit(score)

@@ -23,6 +23,8 @@ from rl_likelihood.rewards.likelihood import Objective
 
 # exp() of a log-ratio beyond this says nothing more; it would only overflow.
 MAX_LOG_RATIO = 20.0
+# A group whose standard deviation is below this has no spread but rounding.
+MIN_STD = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +35,12 @@ class LossConfig:
     policy_term: float = 1.0  # coefficient of the log pi(z) term; 0 is supervised training
     aggregation: str = "seq_sum"  # seq_sum | seq_mean | token_mean | const
     max_tokens: int = 1  # the constant of aggregation "const" (Dr.GRPO)
-    advantage: str = "loo"  # loo | mean (Dr.GRPO) | std (GRPO)
+    advantage: str = "loo"  # loo | mean (Dr.GRPO) | std (GRPO) | std_clip (Tang et al.)
     ratio: str = "none"  # none | token | sequence: truncated importance weights against the sampler
     ratio_cap: float = 2.0
     clip_low: float | None = None  # PPO clip of the token ratio; None means no clipped ratio
     clip_high: float | None = None
-    kl: str = "none"  # none | k1 | k2 | k3, in the loss
+    kl: str = "none"  # none | k1 | k2 | k3 in the loss | reward_k1, in the reward (RLOO)
     kl_coef: float = 0.0
 
 
@@ -62,16 +64,23 @@ def leave_one_out(
 def advantages(
     difference: Float[Array, "P G"], keep: Bool[Array, "P G"], kind: str, eps: float = 1e-4
 ) -> Float[Array, "P G"]:
-    """Leave-one-out differences in the field's units: `loo` is R_i - mean of the others (for means),
-    `mean` is R_i - mean R (Dr.GRPO), `std` is that over the group's standard deviation (GRPO, ddof 1)."""
+    """Leave-one-out differences in the field's units.
+
+    loo: R_i - mean of the others (for means); mean: R_i - mean R (Dr.GRPO, 2503.20783); std: that over the
+    group's standard deviation (GRPO, ddof 1); std_clip: the difference over its standard deviation (ddof 1),
+    clipped to [-1, 1] (Tang et al. 2503.19618, app. B.2, which subtract no mean). A group without spread gets 0.
+    """
     n = keep.sum(-1, keepdims=True).astype(jnp.float32)
     if kind == "loo":
         return difference * n
-    centred = difference * (n - 1)
     if kind == "mean":
-        return centred
-    variance = (centred**2).sum(-1, keepdims=True) / jnp.maximum(n - 1, 1)
-    return centred / (jnp.sqrt(variance) + eps)
+        return difference * (n - 1)
+    values = difference if kind == "std_clip" else difference * (n - 1)
+    centred = jnp.where(keep, values - values.sum(-1, keepdims=True) / jnp.maximum(n, 1), 0.0)
+    std = jnp.sqrt((centred**2).sum(-1, keepdims=True) / jnp.maximum(n - 1, 1))
+    clipped = kind == "std_clip"
+    scaled = jnp.clip(values / jnp.maximum(std, MIN_STD), -1, 1) if clipped else values / (std + eps)
+    return jnp.where(std > MIN_STD, scaled, 0.0)
 
 
 def aggregate(

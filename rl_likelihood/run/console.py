@@ -15,6 +15,7 @@ from rl_likelihood.model import decoder
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report.plots import curves
 from rl_likelihood.report.table import side_by_side
+from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.run.world import World
 
 
@@ -30,22 +31,27 @@ def announce(world: World, mesh: jax.sharding.Mesh, workdir: Path | None, resume
     n = sum(int(np.prod(spec.shape)) for spec in specs)
     p, g = c.train.prompts_per_step, 1 if c.reward.name == "sft" else c.sampler.group_size
     shape = " x ".join(f"{k} {v}" for k, v in mesh.shape.items())
-    reward = {
-        "base_rl": "exact match of the sampled answer",
-        "sft": "none: supervised on the reference answer, without chain",
-    }.get(c.reward.name, f"{c.reward.name} of the reference answer after the chain")
-    terms = [f"advantage {c.loss.advantage}"]
+    reward, terms = (
+        c.reward.name,
+        [f"advantage {c.loss.advantage}", f"policy term on the {world.settings.step.policy_span}"],
+    )
     if c.reward.name == "sft":
-        terms = []
-    elif c.reward.name != "base_rl":
+        chain = {"none": "without chain", "answer": "after the given chain", "both": "and the given chain before it"}
+        reward, terms = f"none: supervised on the reference answer, {chain[c.reward.sft_chain]}", []
+    elif any(t.name in OBJECTIVES for t in world.settings.step.reward.terms):
+        reward += " of the reference answer after the chain" if c.reward.name in OBJECTIVES else ""
         terms.append(f"answer term x {c.loss.answer_term:g}")
     terms.append(f"KL {c.loss.kl} x {c.loss.kl_coef:g}" if c.loss.kl != "none" else "no KL")
+    if c.filter.mode != "none":
+        terms.append(f"groups filtered by {c.filter.mode}")
     devices = f"{jax.device_count()} {jax.default_backend()} device(s)"
     say(f"rl_likelihood {__version__}, jax {jax.__version__}, {devices}: {shape}")
     say(f"model    {c.model.path or c.model.preset}: {m.family}, {n / 1e6:.1f} M parameters, compute {m.compute_dtype}")
     say(f"data     {world.data_line}")
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
     say(f"reward   {reward}; {', '.join(terms)}")
+    if c.loss.kl == "k1":
+        say("warning: loss.kl=k1 has no gradient in expectation; k2, or reward_k1, pulls to the initial model")
     say(f"scored   answer tokens, delimiters: {c.prompt.score_delims}; no answer tag: {c.reward.truncated}")
     schedule = f"{c.train.steps} steps, lr {c.optim.lr:g} {c.optim.schedule}"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step, {schedule}")

@@ -7,9 +7,11 @@ import time
 import jax
 import jax.numpy as jnp
 
+from rl_likelihood import config as configs
 from rl_likelihood.config import Settings
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step
+from rl_likelihood.rewards.mixture import OUTSIDE
 from rl_likelihood.run.console import announce, say
 from rl_likelihood.run.world import World, load, make_mesh
 from rl_likelihood.shapes import Batch
@@ -18,9 +20,10 @@ from rl_likelihood.shapes import Batch
 def abstract_batch(world: World) -> Batch:
     """The largest batch of the config, as shapes."""
     c = world.config
-    p, g = c.train.prompts_per_step, c.sampler.group_size
+    step = world.settings.step
+    p, g = c.train.prompts_per_step, (c.reward.vote_train or c.sampler.group_size) + step.no_chain_row
     tags = max(len(world.fmt.close_think_ids), len(world.fmt.open_answer_ids))
-    t = c.sampler.max_chain + c.sampler.max_sampled_answer + tags + c.prompt.max_answer
+    t = c.sampler.max_chain + configs.sampled_answer(c) + tags + c.prompt.max_answer
     if c.reward.name == "sft":
         g, t = 1, tags + c.prompt.max_answer
     shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)  # noqa: E731
@@ -32,9 +35,10 @@ def abstract_batch(world: World) -> Batch:
         segment=shape(i, p, g, t),
         scored=shape(b, p, g, t),
         sampler_logp=shape(f, p, g, t),
-        outside_reward=shape(f, p, g),
+        outside={t.name: shape(f, p, g) for t in step.reward.terms if t.name in OUTSIDE},
         truncated=shape(b, p, g),
         keep=shape(b, p, g),
+        baseline=shape(f, p) if step.baseline == "frozen" else None,
     )
 
 
@@ -46,11 +50,12 @@ def dry_run(settings: Settings) -> None:
     announce(world, mesh, None, None)
     optimizer = make_optimizer(settings.optimizer)
     batch = abstract_batch(world)
-    with_reference = c.loss.kl != "none"
-    state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-    step = make_step(world.model, settings.step, optimizer, mesh, batch, with_reference)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, settings.step), params)
+    step = make_step(world.model, settings.step, optimizer, mesh, batch)
     start = time.perf_counter()
-    memory = step.lower(state, state.params if with_reference else None, batch).compile().memory_analysis()
+    memory = (
+        step.lower(state, state.params if settings.step.with_reference else None, batch).compile().memory_analysis()
+    )
     say(
         f"step     compiled in {time.perf_counter() - start:.1f} s; on each device "
         f"{memory.argument_size_in_bytes / 2**30:.2f} GiB of state and batch, "

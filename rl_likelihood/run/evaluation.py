@@ -17,13 +17,13 @@ import numpy as np
 
 from rl_likelihood.config import largest_divisor
 from rl_likelihood.data import grading
-from rl_likelihood.data.prompts import EncodedExample, completion_ids, no_chain_ids
-from rl_likelihood.learner.batching import given_rollout, to_batch
+from rl_likelihood.data.prompts import EncodedExample, no_chain_ids
+from rl_likelihood.learner.batching import slice_rows, to_batch, with_no_chain
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.run.world import EVALUATE, World, in_batches
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import CHAIN, TAG, Rollout
+from rl_likelihood.shapes import CHAIN, TAG
 
 # Held-out questions whose greedy answers are kept with the numbers.
 EXAMPLES = 4
@@ -50,7 +50,7 @@ def evaluate(
         group_size=1 + m, temperature=(0.0, *(1.0,) * m), max_sampled_answer=world.answer_room, width_multiple=0
     )
     step = dataclasses.replace(
-        world.settings.step, two_branches=True, temperature=1.0,
+        world.settings.step, two_branches=True, no_chain_row=False, temperature=1.0,
         micro_batch_prompts=largest_divisor(size, 8),
     )  # fmt: skip
     score = make_score(world.model, step)
@@ -68,7 +68,9 @@ def evaluate(
         right = [[grading.exact_match(r.example.answer, a) for a in g] for r, g in zip(part, answers, strict=True)]
         direct = _answers_without_chain(world, weights, part, np.arange(at, at + size), width, key)
         direct_right = [grading.exact_match(r.example.answer, a) for r, a in zip(part, direct, strict=True)]
-        batch = to_batch(_with_no_chain(world, part, rollout))
+        # Sampled chains without the greedy one, then the row without a chain.
+        sampled_rows = to_batch(slice_rows(rollout, 1, None))
+        batch = with_no_chain(sampled_rows, rollout.prompts, world.fmt.close_think_ids, world.fmt.pad_id)
         logp = score(params, batch).stats.log_prob
         parts.append({
             "right": np.asarray(right, np.float64),
@@ -84,8 +86,8 @@ def evaluate(
     all_rows = {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
     greedy, sampled = all_rows["right"][:, 0], all_rows["right"][:, 1:]
     per_token = all_rows["logp"] / all_rows["tokens"]
-    no_chain, chain = per_token[:, 0], per_token[:, 1:]
-    marginal = (np.logaddexp.reduce(all_rows["logp"][:, 1:], axis=1) - math.log(m)) / all_rows["tokens"][:, 1]
+    chain, no_chain = per_token[:, :-1], per_token[:, -1]
+    marginal = (np.logaddexp.reduce(all_rows["logp"][:, :-1], axis=1) - math.log(m)) / all_rows["tokens"][:, 0]
     out = {
         "greedy_success": greedy.mean(),
         "greedy_success_se": _standard_error(greedy),
@@ -103,15 +105,6 @@ def evaluate(
         "seconds": time.perf_counter() - start,
     }
     return {k: round(float(v), 6) for k, v in out.items()} | {"questions": n, "examples": examples}
-
-
-def _with_no_chain(world: World, rows: list[EncodedExample], rollout: Rollout) -> Rollout:
-    """The rows to score: first the empty scaffold, then the sampled chains (without the greedy one)."""
-    width = rollout.completion.shape[-1]
-    scaffold = [completion_ids(row, None, world.tokenizer, world.fmt) for row in rows]
-    empty = given_rollout(rollout.prompts, scaffold, world.fmt.pad_id, width)
-    names = ("completion", "segment", "sampler_logp", "truncated")
-    return rollout.replace(**{k: np.concatenate([getattr(empty, k), getattr(rollout, k)[:, 1:]], 1) for k in names})
 
 
 def _answers_without_chain(world: World, weights: Params, rows, uid, width: int, key) -> list[str | None]:

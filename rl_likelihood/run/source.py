@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from rl_likelihood.data import grading
+from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.data.prompts import EncodedExample, completion_ids
-from rl_likelihood.learner.batching import given_rollout
+from rl_likelihood.learner.batching import given_rollout, slice_rows, to_batch, with_no_chain
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.rewards import rules
+from rl_likelihood.run.baseline import read_baseline
 from rl_likelihood.run.console import say
+from rl_likelihood.run.outside import outside_rewards
 from rl_likelihood.run.world import SAMPLE, World
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.queue import RolloutQueue, WeightBox, start_sampler
-from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch, Prompts, Rollout
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch, Prompts, Rollout, UserError
 
 
 class Source:
     """Where batches come from: the sampler's thread and queue, or the reference answers themselves (sft)."""
 
-    def __init__(self, world: World, rows_of: Callable[[int], np.ndarray], start: int, steps: int) -> None:
+    def __init__(
+        self, world: World, rows_of: Callable[[int], np.ndarray], start: int, steps: int, workdir: Path
+    ) -> None:
         c = world.config
         self.world, self.rows_of = world, rows_of
         self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness)
         self.box = WeightBox()
+        self.pool = Pool()
+        self.baseline = read_baseline(workdir) if world.settings.step.baseline == "frozen" else None
         self.thread = None
+        self.sft_width = len(world.fmt.close_think_ids) + c.prompt.max_answer
+        if c.reward.sft_chain != "none":
+            self.sft_width += refuse_missing_chains(world)
         if c.reward.name != "sft":
             self.thread = start_sampler(self.produce, self.box, self.queue, c.sampler.max_staleness, start, steps)
 
@@ -51,38 +62,55 @@ class Source:
         if self.thread is not None:
             return self.queue.get(step)
         w = self.world
+        chains = w.config.reward.sft_chain != "none"
         rows = [w.train[i] for i in self.rows_of(step)]
-        targets = [completion_ids(row, None, w.tokenizer, w.fmt) for row in rows]
-        width = len(w.fmt.close_think_ids) + w.config.prompt.max_answer
-        return given_rollout(self.collate(step), targets, w.fmt.pad_id, width).replace(version=step), 0.0
+        targets = [completion_ids(r, r.example.chain if chains else None, w.tokenizer, w.fmt) for r in rows]
+        if w.settings.step.supervise_chain:  # the closing tags are learned with the chain
+            targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
+        return given_rollout(self.collate(step), targets, w.fmt.pad_id, self.sft_width).replace(version=step), 0.0
+
+    def batch(self, rollout: Rollout) -> tuple[Batch, Rollout, dict[str, float]]:
+        """The learner's batch of a rollout with its outside rewards, the rows trained on, what to log of grading."""
+        world, c = self.world, self.world.config
+        rows = rows_behind(world, rollout, self.rows_of)
+        outside, logged = outside_rewards(world, self.pool, rollout, rows)
+        n = c.reward.vote_train or rollout.segment.shape[1]  # all of a group vote, the first n of it are trained on
+        rollout = slice_rows(rollout, 0, n)
+        used = {t.name for t in world.settings.step.reward.terms}
+        outside = {k: v[:, :n] for k, v in outside.items() if k in used}
+        batch = to_batch(rollout, outside, baseline=self.baseline(rows) if self.baseline else None)
+        if world.settings.step.no_chain_row:
+            batch = with_no_chain(batch, rollout.prompts, world.fmt.close_think_ids, world.fmt.pad_id)
+        if self.thread is not None:
+            texts = [text for group in world.sampled_text(rollout) for text in group]
+            logged["chain/transition_words"] = rules.transition_rate(texts, c.report.transition_words)
+        return batch, rollout, logged
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread and the graders."""
+        self.pool.close()
         self.box.close()
         self.queue.close()
         if self.thread is not None:
             self.thread.join(timeout=60)
 
 
+def refuse_missing_chains(world: World) -> int:
+    """Tokens of the longest given chain (sft on chains); every training row must have one."""
+    missing = [row.example.id for row in world.train if not row.example.chain]
+    if missing:
+        raise UserError(
+            f"reward.sft_chain is {world.config.reward.sft_chain!r}, but {len(missing)} of {len(world.train)} training "
+            f"rows have no chain (the first is {missing[0]}); give them one or set reward.sft_chain=none"
+        )
+    tokens = world.tokenizer([row.example.chain for row in world.train], add_special_tokens=False)["input_ids"]
+    return max(map(len, tokens)) + 2  # white space at its ends may take a token each
+
+
 def rows_behind(world: World, rollout: Rollout, rows_of: Callable[[int], np.ndarray]) -> list[EncodedExample]:
     """The questions of a rollout, found by its uids."""
     uid = rollout.prompts.uid
     return [world.train[i] for i in rows_of(int(uid[0]) // len(uid))]
-
-
-def outside_reward(world: World, rollout: Rollout, rows_of: Callable[[int], np.ndarray]) -> np.ndarray | None:
-    """base_rl: the score of each sampled answer by exact match; None where no answer was sampled."""
-    if not world.config.sampler.max_sampled_answer or world.config.reward.name == "sft":
-        return None
-    right, wrong, unreadable = world.config.reward.base_rl
-    groups = zip(rows_behind(world, rollout, rows_of), world.sampled_answers(rollout), strict=True)
-
-    def score(reference: str, answer: str | None) -> float:
-        if answer is None:
-            return unreadable
-        return right if grading.exact_match(reference, answer) else wrong
-
-    return np.asarray([[score(row.example.answer, a) for a in answers] for row, answers in groups], np.float32)
 
 
 def write_samples(world: World, writer, step: int, rollout: Rollout, batch: Batch, per_row, rows_of) -> None:

@@ -95,10 +95,10 @@ def warm_start(
         # Whatever `score_delims` counts as reward, a format is learned whole: brackets and closing tag too.
         return batch.replace(scored=batch.segment == REFERENCE)
 
-    optimizer = make_optimizer(world.settings.warm_optimizer)
-    placed = state_shardings(mesh, world.model, optimizer)
-    state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=placed)(params)
-    step = make_step(world.model, world.settings.warm_step, optimizer, mesh, batch_of(0))
+    optimizer, cfg = make_optimizer(world.settings.warm_optimizer), world.settings.warm_step
+    placed = state_shardings(mesh, world.model, optimizer, cfg)
+    state = jax.jit(lambda p: init_state(p, optimizer, cfg), out_shardings=placed)(params)
+    step = make_step(world.model, cfg, optimizer, mesh, batch_of(0))
     for i in range(w.steps):
         between()
         state, out, _ = step(state, None, batch_of(i))

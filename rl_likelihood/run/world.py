@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
 from rl_likelihood import mesh as meshes
-from rl_likelihood.config import PRESETS, Settings
+from rl_likelihood.config import SIZES, Settings
 from rl_likelihood.data import grading, prompts, sources
 from rl_likelihood.data import tokenizer as tokenizers
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
@@ -67,7 +67,7 @@ class World:
         c = self.config.sampler
         return SamplerConfig(**{
             "model": self.model, "chain_format": self.fmt, "group_size": c.group_size, "max_chain": c.max_chain,
-            "max_sampled_answer": c.max_sampled_answer, "temperature": c.temperature,
+            "max_sampled_answer": configs.sampled_answer(self.config), "temperature": c.temperature,
             "width_multiple": c.width_multiple, **changes,
         })  # fmt: skip
 
@@ -92,7 +92,7 @@ def model_settings(c: ConfigDict) -> dict[str, Any]:
 def load_model(c: ConfigDict) -> tuple[ModelConfig, Params, str]:
     """(ModelConfig, parameters on the host, where the tokenizer is), from weights, a workdir, or at random."""
     if c.model.preset:
-        width, layers, heads, kv_heads, mlp = PRESETS[c.model.preset]
+        width, layers, heads, kv_heads, mlp = SIZES[c.model.preset]
         vocab = len(byte_tokenizer())
         cfg = ModelConfig("llama", vocab, width, layers, heads, kv_heads, width // heads, mlp, max_position=2048)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(c.seed), INIT), 0)
@@ -126,7 +126,7 @@ def load(settings: Settings) -> tuple[World, Params]:
     tokenizer, eos_ids = load_tokenizer(path)
     vocab_bytes = tokenizers.vocab_bytes(tokenizer, model.vocab_size)
     fmt = prompts.chain_format(tokenizer, vocab_bytes, eos_ids, settings.prompt)
-    sampled_answer = max(c.sampler.max_sampled_answer, c.eval.max_sampled_answer, c.prompt.max_answer)
+    sampled_answer = max(configs.sampled_answer(c), c.eval.max_sampled_answer, c.prompt.max_answer)
     room = c.prompt.max_prompt + c.sampler.max_chain + len(fmt.close_think_ids) + sampled_answer
     if room > model.max_position:
         raise UserError(

@@ -188,7 +188,8 @@ def splice(
     completion = np.full((p, g, full), fmt.pad_id, np.int32)
     segment = np.zeros((p, g, full), np.int32)
     sampler_logp = np.zeros((p, g, full), np.float32)
-    width = 0
+    # Never narrower than the reference answer after an empty chain: the learner scores that too.
+    width = longest_tag + int(prompts.answer_length.max())
     for i in range(p):
         answer = prompts.answer[i, : prompts.answer_length[i]]
         for j in range(g):

@@ -129,7 +129,7 @@ def test_question_key_sees_through_wording_and_spacing():
         (DataConfig("reasoning_gym", (), train_size=5), "data.tasks is empty"),
         (
             DataConfig("reasoning_gym", ("chainsum",), train_size=5),
-            "data.tasks has 'chainsum'; choose one of basic_arithmetic, chain_sum, faulty_sums "
+            "data.tasks has 'chainsum'; choose one of basic_arithmetic, one_operation, chain_sum, faulty_sums "
             "(did you mean 'chain_sum'?)",
         ),
         (DataConfig("reasoning_gym", ("chain_sum",) * 2, train_size=5), "names a task twice"),

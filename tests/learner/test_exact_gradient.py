@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_likelihood.learner.step import StepConfig, gradients
+from rl_likelihood.learner.step import gradients
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, TAG, Batch
-from tests.small import random_params, tiny
+from tests.small import random_params, rewarded, tiny
 
 V, G, S = 5, 2, 4
 MODEL = tiny(vocab_size=V, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp=8)
@@ -55,7 +55,7 @@ def batch_of(chains):
         segment=rows(SEGMENT),
         scored=rows(IS_SCORED),
         sampler_logp=jnp.zeros(completion.shape),
-        outside_reward=jnp.zeros((2, G)),
+        outside={},
         truncated=jnp.zeros((2, G), bool),
         keep=jnp.ones((2, G), bool),
     )
@@ -112,7 +112,7 @@ def expected_step_gradient(cfg):
 
     @jax.jit
     def total(params):
-        each = jax.vmap(lambda chains: gradients(params, None, batch_of(chains), MODEL, cfg)[0])(CHAINS[pairs])
+        each = jax.vmap(lambda chains: gradients(params, (None, None), batch_of(chains), MODEL, cfg)[0])(CHAINS[pairs])
         return jax.tree.map(lambda g: -jnp.tensordot(weight, g, 1), each)
 
     return total(PARAMS)
@@ -128,12 +128,12 @@ def check(objective, cfg):
 @pytest.mark.parametrize("objective", FORMULAS)
 def test_the_expected_step_is_the_exact_gradient(objective):
     # Micro-batches of one prompt, and a head scan of several chunks.
-    worst, size = check(objective, StepConfig(objective=objective, micro_batch_prompts=1, head_chunk=6))
+    worst, size = check(objective, rewarded(objective, micro_batch_prompts=1, head_chunk=6))
     # Sums of 1251 float32 gradients of order 1.
     assert size > 0.02 and worst < 1e-5
 
 
 def test_a_switch_that_breaks_exactness_is_noticed():
     # The baseline that includes the row itself shrinks the policy term by (G-1)/G.
-    worst, _ = check("log_prob", StepConfig(objective="log_prob", loss=LossConfig(advantage="mean"), head_chunk=6))
+    worst, _ = check("log_prob", rewarded("log_prob", loss=LossConfig(advantage="mean"), head_chunk=6))
     assert worst > 0.01

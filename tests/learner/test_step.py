@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
+from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import (
-    StepConfig,
     gradients,
     init_state,
     make_score,
@@ -32,6 +32,7 @@ from tests.small import (
     random_params,
     reference_log_distributions,
     reference_log_probs,
+    rewarded,
     tiny,
 )
 
@@ -39,6 +40,7 @@ P, G, S, T = 4, 3, 5, 10
 MODEL = tiny(layers=1)
 PARAMS, REF = (random_params(MODEL, seed) for seed in (0, 1))
 BATCH = random_batch(8, P, G, S, T, sampled=True)
+OUTSIDE = BATCH.outside["math"]
 # Rows behind mask: a group whole, one row out, one left, none.
 KEEP = np.array([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
 OLDER = reference_log_probs(PARAMS, MODEL, BATCH, 0.7) + np.random.default_rng(0).normal(size=BATCH.segment.shape)
@@ -92,7 +94,7 @@ def expect_log_prob(params):
 def expect_base_rl(params):
     logp = plain_log_probs(params, BATCH)
     # f(group) is the mean reward here too: a constant, without gradient.
-    return rloo(BATCH.outside_reward, of(BATCH, logp, CHAIN) + of(BATCH, logp, SAMPLED), BATCH.outside_reward)
+    return rloo(OUTSIDE, of(BATCH, logp, CHAIN) + of(BATCH, logp, SAMPLED), OUTSIDE)
 
 
 def expect_drop(params):
@@ -146,16 +148,16 @@ def expect_sft(params):
 FIRST = jax.tree.map(lambda x: x[:, :1] if x.ndim > 1 and x.shape[1] == G else x, BATCH)
 MODES = {
     "log_prob": (expect_log_prob, BATCH, StepConfig()),
-    "base_rl": (expect_base_rl, BATCH, StepConfig("outside", policy_span="response")),
-    "drop": (expect_drop, BATCH, StepConfig("prob", truncated="drop")),
-    "floor": (expect_floor, BATCH, StepConfig("avg_log_prob", truncated="floor", floor=-7.0)),
-    "kl": (expect_kl, BATCH, StepConfig("jepo", LossConfig(aggregation="seq_mean", kl="k3", kl_coef=0.3))),
+    "base_rl": (expect_base_rl, BATCH, rewarded("math", policy_span="response")),
+    "drop": (expect_drop, BATCH, rewarded("prob", truncated="drop")),
+    "floor": (expect_floor, BATCH, rewarded("avg_log_prob", truncated="floor", floor=-7.0)),
+    "kl": (expect_kl, BATCH, rewarded("jepo", loss=LossConfig(aggregation="seq_mean", kl="k3", kl_coef=0.3))),
     "stale": (
         expect_stale,
         STALE,
-        StepConfig("avg_prob", LossConfig(0.0, aggregation="token_mean", ratio="token"), temperature=0.7),
+        rewarded("avg_prob", loss=LossConfig(0.0, aggregation="token_mean", ratio="token"), temperature=0.7),
     ),
-    "sft": (expect_sft, FIRST, StepConfig("avg_log_prob", LossConfig(policy_term=0.0), supervise_chain=True)),
+    "sft": (expect_sft, FIRST, rewarded("avg_log_prob", loss=LossConfig(policy_term=0.0), supervise_chain=True)),
 }
 
 
@@ -179,7 +181,7 @@ def cfg_of(name, **changes):
 def test_loss_and_gradient_are_those_of_plain_sequences(name):
     _, batch, _ = MODES[name]
     cfg = cfg_of(name)
-    grads, sums, per_row = step_gradients(PARAMS, REF if name == "kl" else None, batch, MODEL, cfg)
+    grads, sums, per_row = step_gradients(PARAMS, (REF if name == "kl" else None, None), batch, MODEL, cfg)
     terms = cfg.loss.policy_term * sums["loss/policy"] + cfg.loss.answer_term * sums["loss/answer"]
     loss, slope = expected()[name]
     assert float(terms + cfg.loss.kl_coef * sums["loss/kl"]) == pytest.approx(loss, rel=2e-5, abs=1e-6)
@@ -200,19 +202,19 @@ def test_what_a_dropped_row_holds_changes_nothing():
     other = STALE.replace(
         completion=np.where(out, (STALE.completion + 3) % 24, STALE.completion),
         sampler_logp=np.where(out, -99.0, STALE.sampler_logp),
-        outside_reward=np.where(KEEP, STALE.outside_reward, 1e6).astype(np.float32),
+        outside={"math": np.where(KEEP, OUTSIDE, 1e6).astype(np.float32)},
     )
-    a, b = (step_gradients(PARAMS, None, batch, MODEL, cfg) for batch in (STALE, other))
+    a, b = (step_gradients(PARAMS, (None, None), batch, MODEL, cfg) for batch in (STALE, other))
     jax.tree.map(np.testing.assert_array_equal, a[0], b[0])
     assert (np.asarray(a[2]["advantage"])[~KEEP] == 0).all()
 
 
 def test_kl_of_a_model_with_itself_is_zero():
     _, batch, _ = MODES["kl"]
-    grads, sums, _ = step_gradients(PARAMS, PARAMS, batch, MODEL, cfg_of("kl"))
+    grads, sums, _ = step_gradients(PARAMS, (PARAMS, None), batch, MODEL, cfg_of("kl"))
     assert abs(float(sums["loss/kl"])) < 1e-6
     without = cfg_of("kl", loss=LossConfig(aggregation="seq_mean"))
-    grads2, sums2, _ = step_gradients(PARAMS, None, batch, MODEL, without)
+    grads2, sums2, _ = step_gradients(PARAMS, (None, None), batch, MODEL, without)
     assert sums2["loss/kl"] == 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, grads2)
 
@@ -222,14 +224,15 @@ def test_micro_batches_are_one_batch():
     batch = STALE.replace(keep=KEEP[[0, 0, 1, 2]])
     loss = LossConfig(aggregation="token_mean", ratio="token", kl="k3", kl_coef=0.1)
     one, two = (
-        step_gradients(PARAMS, REF, batch, MODEL, cfg_of("drop", loss=loss, micro_batch_prompts=n)) for n in (0, 2)
+        step_gradients(PARAMS, (REF, None), batch, MODEL, cfg_of("drop", loss=loss, micro_batch_prompts=n))
+        for n in (0, 2)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
 
 
 def test_everything_but_the_network_is_float32():
     half = tiny(layers=1, compute_dtype="bfloat16")
-    shapes = jax.eval_shape(lambda p: gradients(p, p, BATCH, half, cfg_of("kl")), PARAMS)
+    shapes = jax.eval_shape(lambda p: gradients(p, (p, None), BATCH, half, cfg_of("kl")), PARAMS)
     for path, leaf in jax.tree.leaves_with_path(shapes):
         assert leaf.dtype in (jnp.float32, jnp.int32, jnp.bool_), (path, leaf.dtype)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes[0]))
@@ -250,7 +253,8 @@ def test_score_gives_the_rows_of_one_forward_however_it_is_split():
 
 # eps keeps AdamW smooth where a gradient is almost 0: without it rounding decides the sign of an update.
 OPTIMIZER = make_optimizer(OptimizerConfig(lr=1e-2, warmup_steps=2, total_steps=10, eps=1e-3, weight_decay=0.1))
-CFG = StepConfig("jepo", LossConfig(kl="k2", kl_coef=0.1), two_branches=True, micro_batch_prompts=4, head_chunk=32)
+LOSS = LossConfig(kl="k2", kl_coef=0.1)
+CFG = rewarded("jepo", loss=LOSS, two_branches=True, micro_batch_prompts=4, head_chunk=32)
 BATCHES = [random_batch(20 + i, p=8, g=2, s=S, t=T, sampled=True) for i in range(3)]
 
 
@@ -258,11 +262,11 @@ BATCHES = [random_batch(20 + i, p=8, g=2, s=S, t=T, sampled=True) for i in range
 def trained(shape):
     """Three steps on a mesh of this shape: metrics of each, per-row values of the last, parameters after each."""
     mesh = one_device() if shape is None else make_mesh(shape)
-    placed = state_shardings(mesh, TINY, OPTIMIZER)
+    placed = state_shardings(mesh, TINY, OPTIMIZER, CFG)
     # Made by a program, and copied before numpy looks at it: a buffer that numpy shares cannot be donated.
-    state = jax.jit(lambda params: init_state(params, OPTIMIZER), out_shardings=placed)(random_params(TINY))
+    state = jax.jit(lambda params: init_state(params, OPTIMIZER, CFG), out_shardings=placed)(random_params(TINY))
     ref = jax.device_put(random_params(TINY, 1), placed.params)
-    step = make_step(TINY, CFG, OPTIMIZER, mesh, BATCHES[0], with_reference=True)
+    step = make_step(TINY, CFG, OPTIMIZER, mesh, BATCHES[0])
     history, params = [], []
     for batch in BATCHES:
         before = state
@@ -292,7 +296,7 @@ def test_eight_devices_are_one(shape):
     "name, local", [("data", (2, 16, 16)), ("fsdp", (2, 2, 16)), ("tensor", (2, 16, 2)), ("mixed", (2, 8, 8))]
 )
 def test_a_mesh_splits_parameters_and_moments_alike(name, local):
-    placed = state_shardings(make_mesh(MESHES[name]), TINY, OPTIMIZER)
+    placed = state_shardings(make_mesh(MESHES[name]), TINY, OPTIMIZER, CFG)
     arrays = [placed.params["layers"]["gate"]]  # [L, D, F]: width over fsdp, mlp over tensor
     arrays += [x["layers"]["gate"] for x in jax.tree.leaves(placed.opt_state, is_leaf=lambda x: isinstance(x, dict))
                if isinstance(x, dict)]  # fmt: skip
@@ -346,9 +350,9 @@ def test_metrics_mean_what_their_names_say():
 
 def test_the_step_applies_the_optimizer_to_the_gradient_and_reports_its_norm():
     cfg = cfg_of("log_prob")
-    grads, *_ = step_gradients(PARAMS, None, BATCH, MODEL, cfg)
+    grads, *_ = step_gradients(PARAMS, (None, None), BATCH, MODEL, cfg)
     updates, _ = jax.jit(OPTIMIZER.update)(grads, OPTIMIZER.init(PARAMS), PARAMS)
-    state = jax.tree.map(jnp.array, init_state(PARAMS, OPTIMIZER))
+    state = jax.tree.map(jnp.array, init_state(PARAMS, OPTIMIZER, cfg))
     after, out, _ = make_step(MODEL, cfg, OPTIMIZER, one_device(), BATCH)(state, None, BATCH)
     norm = float(optax.tree.norm(grads))
     assert norm > 1.0, "clipping acts, and the norm is the one before it"

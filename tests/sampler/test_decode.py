@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import chi2
 
 from rl_likelihood.learner.batching import to_batch
-from rl_likelihood.learner.step import StepConfig, make_score
+from rl_likelihood.learner.rows import StepConfig
+from rl_likelihood.learner.step import make_score
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.decode import SamplerConfig, draw, invert_cumulative, sample, splice
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts

@@ -1,0 +1,116 @@
+"""What a step measures beside its loss: sums over micro-batches, values of rows, and the metrics made of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rl_likelihood.learner import surrogate
+from rl_likelihood.learner.rows import Seen, StepConfig, chain_rows, policy_masks
+from rl_likelihood.rewards import likelihood, shaping
+from rl_likelihood.shapes import Batch
+
+# Below this a group's rewards are the same: its rows tell the policy nothing.
+_NO_SPREAD = 1e-6
+
+
+def of_rows(seen: Seen, chains: Batch, cfg: StepConfig) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(sums and maxima over the rows, values of each row [P, G, ...] and of each prompt [P])."""
+    rows, evidence = jax.lax.stop_gradient((seen.rows, seen.evidence))
+    stats, mask, keep = rows.stats, evidence.sampled.mask, evidence.keep
+    ratio = surrogate.importance(stats.log_prob, chains.sampler_logp, mask, "token")
+    per_row = {
+        "keep": keep,
+        "chain_tokens": evidence.chain_tokens,
+        "answer_logp": stats.log_prob,
+        # Every reward is logged as the model has it: the floor is an agreement of the trained one.
+        **{f"reward/{name}": score(stats.log_prob, chains.scored) for name, score in likelihood.SCORES.items()},
+    }
+    if cfg.no_chain_row:
+        per_row["no_chain_log_prob"] = seen.no_chain_log_prob
+    sampled = lambda x: jnp.where(rows.sampled, x, 0).sum()  # noqa: E731
+    sums = {
+        "sum/jepo": likelihood.jepo(stats.log_prob, chains.scored, keep).sum(),
+        "sum/policy_tokens": mask.sum(),
+        "sum/entropy": sampled(stats.entropy),
+        "sum/self_certainty": sampled(stats.self_certainty),
+        "sum/sampled_tokens": rows.sampled.sum(),
+        "sum/ratio": jnp.where(mask, ratio, 0).sum(),
+        "sum/ratio_squared": jnp.where(mask, ratio**2, 0).sum(),
+        "max/ratio": jnp.where(mask, ratio, 0).max(),
+    }
+    return sums, per_row
+
+
+def pulls(pull: Float[Array, "P G T D"], batch: Batch, cfg: StepConfig) -> dict[str, Array]:
+    """Squared gradients at the last hidden state, of the tokens of the policy term and of the answer term.
+
+    No token is in both (but where a given chain is supervised), so one backward pass tells the terms apart.
+    """
+    squared = (pull.astype(jnp.float32) ** 2).sum(-1)
+    squared = squared[:, :-1] if cfg.no_chain_row else squared
+    chains = chain_rows(batch, cfg)
+    mask, _ = policy_masks(chains, cfg)
+    return {
+        "sum/policy_pull": jnp.where(mask, squared, 0).sum(),
+        "sum/answer_pull": jnp.where(chains.scored, squared, 0).sum(),
+    }
+
+
+def metrics(sums: dict[str, Array], per_row: dict[str, Array], chains: Batch) -> dict[str, Array]:
+    """Means from sums and counts, under the names of DESIGN section 6.
+
+    corr/NAME is the correlation of a reward with the trained one within groups (over the whole batch, each
+    value less its group's mean): what group-relative advantages see. corr/chain_length likewise.
+    """
+    keep = per_row["keep"]
+    mean = lambda x: jnp.where(keep, x, 0).sum() / jnp.maximum(keep.sum(), 1)  # noqa: E731
+    reward = per_row["reward"]
+    rewards = {k: v for k, v in per_row.items() if k.startswith("reward/")}
+    std = shaping.group_std(reward, keep)
+    groups = jnp.maximum(keep.any(-1).sum(), 1)
+    sampled = jnp.maximum(sums["sum/sampled_tokens"], 1)
+    policy_tokens = jnp.maximum(sums["sum/policy_tokens"], 1)
+    policy_pull, answer_pull = jnp.sqrt(sums["sum/policy_pull"]), jnp.sqrt(sums["sum/answer_pull"])
+    out = {
+        "reward/mean": mean(reward),
+        "reward/std": std.sum() / groups,
+        **{k: mean(v) for k, v in rewards.items()},
+        "reward/jepo": sums["sum/jepo"] / groups,
+        "reward/zero_std_groups": jnp.where(keep.any(-1), std <= _NO_SPREAD, False).sum() / groups,
+        # exp of the answer's log-prob is 0 in float32: the reward `prob` sees nothing of these rows.
+        "reward/underflow": mean((rewards["reward/prob"] == 0) & chains.scored.any(-1)),
+        "advantage/abs_mean": mean(jnp.abs(per_row["advantage"])),
+        "chain/length": per_row["chain_tokens"].mean(),
+        "chain/truncated": chains.truncated.mean(),
+        "answer/log_prob": mean(rewards["reward/log_prob"]),
+        "answer/perplexity": jnp.exp(-mean(rewards["reward/avg_log_prob"])),
+        "loss/policy": sums["loss/policy"],
+        "loss/answer": sums["loss/answer"],
+        "loss/kl": sums["loss/kl"],
+        "grad/answer_share": answer_pull / jnp.maximum(policy_pull + answer_pull, 1e-30),
+        "policy/entropy": sums["sum/entropy"] / sampled,
+        "policy/self_certainty": sums["sum/self_certainty"] / sampled,
+        "ratio/mean": sums["sum/ratio"] / policy_tokens,
+        "ratio/max": sums["max/ratio"],
+        # Effective sample size of the importance weights, as a share of the tokens.
+        "ratio/ess": sums["sum/ratio"] ** 2 / jnp.maximum(policy_tokens * sums["sum/ratio_squared"], 1e-30),
+        "keep/fraction": keep.mean(),
+        **{f"corr/{k.removeprefix('reward/')}": within_groups(reward, v, keep) for k, v in rewards.items()},
+        "corr/chain_length": within_groups(reward, per_row["chain_tokens"], keep),
+    }
+    if "no_chain_log_prob" in per_row:
+        gain = rewards["reward/log_prob"] - per_row["no_chain_log_prob"][:, None]
+        out |= {"answer/no_chain_log_prob": per_row["no_chain_log_prob"].mean(), "answer/chain_gain": mean(gain)}
+    return out
+
+
+def within_groups(a: Float[Array, "P G"], b: Float[Array, "P G"], keep) -> Float[Array, ""]:
+    """Pearson correlation of the kept rows' deviations from their groups' means; 0 where one has no spread."""
+    centre = lambda x: jnp.where(keep, x - likelihood.kept_mean(x, keep)[:, None], 0.0)  # noqa: E731
+    # Scaled first: squares of rewards near 1e-30 or 1e30 leave float32.
+    unit = lambda x: x / jnp.maximum(jnp.abs(x).max(), 1e-37)  # noqa: E731
+    a, b = unit(centre(a)), unit(centre(b))
+    size = jnp.sqrt((a * a).sum() * (b * b).sum())
+    return jnp.where(size > 0, (a * b).sum() / jnp.maximum(size, 1e-37), 0.0)

@@ -1,0 +1,166 @@
+"""What a person should be told about a run while it goes on: in words, with the remedy, once each.
+
+    alarms = Alarms(reward="log_prob", truncated="force_close")
+    for sentence in alarms.check(step, metrics): say(sentence)
+
+Metrics that are missing are not judged. After a resume an alarm may be heard again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import re
+from collections.abc import Callable
+
+# The run's own start is what two alarms compare with: the mean of its first values, before any judgement.
+FIRST_STEPS = 5
+FIRST = ("policy/entropy", "chain/length")
+
+# Entropy falls in every run that learns; collapsed is both far below the start and near 0 in itself, where
+# the likeliest token has a probability of about 0.99 and the chains of a group are copies of each other.
+ENTROPY_SHARE, ENTROPY_NATS = 0.1, 0.05
+# The dip of the log-prob rewards that recovers keeps more than this; the one that stays ends near ten tokens
+# (Kwiatkowski et al. 2602.03979, sec. 3.4).
+LENGTH_SHARE = 1 / 3
+# Shares of chains, groups and rows above which most of a step, or a part that biases it, is lost.
+OPEN_SHARE, SAME_REWARD_SHARE, UNDERFLOW_SHARE = 0.5, 0.5, 0.1
+# On-policy ratios are 1; an effective sample size of 0.5 means that half the tokens' weight is gone.
+RATIO_MAX, RATIO_ESS = 10.0, 0.5
+
+# Terms of a reward that reward.floor acts on, and those that are exp of a whole sequence's log-prob. jepo is a
+# logsumexp: it does not underflow.
+FLOORED = {"log_prob", "avg_log_prob", "prob", "avg_prob", "geo_mean_prob", "jepo", "rlpr"}
+UNDERFLOWING = {"prob"}
+
+
+@dataclasses.dataclass
+class Alarms:
+    """The alarms of one run: `reward` is reward.name, a sum of terms at that, `truncated` is reward.truncated.
+
+    `raised` names those that have been said, `first` holds the first values of the metrics in FIRST.
+    """
+
+    reward: str
+    truncated: str
+    raised: set[str] = dataclasses.field(default_factory=set)
+    first: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    def check(self, step: int, metrics: dict[str, float]) -> list[str]:
+        """Sentences about the metrics of `step` that have not been said before, in the order of ALARMS."""
+        values = {k: v for k, v in metrics.items() if isinstance(v, numbers.Real) and not math.isnan(v)}
+        # Supervision samples no chains: what its steps report of chains is the data's.
+        alarms = {"grader failures": _grader_failures} if self.reward == "sft" else ALARMS
+        new = []
+        for name, alarm in alarms.items():
+            if name not in self.raised and (sentence := alarm(self, values)):
+                self.raised.add(name)
+                new.append(f"step {step}: {sentence}")
+        for metric in FIRST:
+            seen = self.first.setdefault(metric, [])
+            if metric in values and len(seen) < FIRST_STEPS:
+                seen.append(values[metric])
+        return new
+
+    def trains_on(self, terms: set[str]) -> bool:
+        """Whether the reward has one of these terms, in a sum such as "0.9*prob + 0.1*format" too."""
+        return not terms.isdisjoint(re.findall(r"[A-Za-z_]\w*", self.reward))
+
+    def start(self, metric: str) -> float | None:
+        """Mean of the metric's first values; None until they are there."""
+        seen = self.first.get(metric, [])
+        return sum(seen) / FIRST_STEPS if len(seen) == FIRST_STEPS else None
+
+
+Values = dict[str, float]
+
+
+def _entropy_collapse(run: Alarms, values: Values) -> str | None:
+    entropy, start = values.get("policy/entropy", math.inf), run.start("policy/entropy")
+    if start is None or entropy >= ENTROPY_SHARE * start or entropy >= ENTROPY_NATS:
+        return None
+    return (
+        f"policy/entropy is {entropy:.2g} nats, {start:.2g} in the first {FIRST_STEPS} steps: the chains of a group "
+        "become copies and nothing is left to compare; lower optim.lr, or hold the policy near the initial model "
+        "with loss.kl=k3 and loss.kl_coef=0.001 or more"
+    )
+
+
+def _chain_collapse(run: Alarms, values: Values) -> str | None:
+    length, start = values.get("chain/length", math.inf), run.start("chain/length")
+    if start is None or length >= LENGTH_SHARE * start:
+        return None
+    return (
+        f"chain/length is {length:.1f} tokens, {start:.1f} in the first {FIRST_STEPS} steps: the policy stops "
+        "reasoning and answers at once; hold it near the initial model with loss.kl=k3 and loss.kl_coef=0.001 or more, "
+        "add a WEIGHT*length term to reward.name (reward.length_min), or start from given chains (warm_start.steps)"
+    )
+
+
+def _open_chains(run: Alarms, values: Values) -> str | None:
+    share = values.get("chain/truncated", 0.0)
+    if share <= OPEN_SHARE:
+        return None
+    cure = "raise sampler.max_chain, show worked examples (prompt.examples) or teach the format (warm_start.steps)"
+    if run.truncated == "force_close" and run.trains_on(FLOORED):
+        cure += "; closed by force such chains cost the policy nothing: set reward.truncated=floor"
+    if run.truncated == "drop":
+        cure += "; with reward.truncated=drop they are left out, so little is learned"
+    return f"chain/truncated is {share:.0%}: most chains never open the answer tag; {cure}"
+
+
+def _same_reward(run: Alarms, values: Values) -> str | None:
+    share = values.get("reward/zero_std_groups", 0.0)
+    if share <= SAME_REWARD_SHARE:
+        return None
+    return (
+        f"reward/zero_std_groups is {share:.0%}: in most groups every chain has the same reward and none is "
+        "preferred; raise sampler.group_size or sampler.temperature, or ask questions that are neither too easy "
+        "nor too hard (data.tasks, data.train_path)"
+    )
+
+
+def _ratio_tails(run: Alarms, values: Values) -> str | None:
+    largest, ess = values.get("ratio/max", 1.0), values.get("ratio/ess", 1.0)
+    if largest <= RATIO_MAX and ess >= RATIO_ESS:
+        return None
+    parts = [f"ratio/max is {largest:.3g}"] * (largest > RATIO_MAX) + [f"ratio/ess is {ess:.2f}"] * (ess < RATIO_ESS)
+    return (
+        f"{' and '.join(parts)}: the learner's policy has left the one that was sampled from; lower "
+        "sampler.max_staleness or optim.lr, or cap the weights with loss.ratio=token and loss.ratio_cap; if "
+        "sampler.max_staleness is 0, rounding parts the two: set model.compute_dtype=float32"
+    )
+
+
+def _underflow(run: Alarms, values: Values) -> str | None:
+    share = values.get("reward/underflow", 0.0)
+    if share <= UNDERFLOW_SHARE or not run.trains_on(UNDERFLOWING):
+        return None
+    return (
+        f"reward/underflow is {share:.0%}: so many answers have a probability that is 0 in float32 (below about "
+        "-87 nats), and with it no gradient; set reward.name=avg_log_prob, avg_prob or geo_mean_prob, which do not "
+        "shrink with the answer's length"
+    )
+
+
+def _grader_failures(run: Alarms, values: Values) -> str | None:
+    failures = values.get("grader/failures", 0.0)
+    if failures <= 0:
+        return None
+    return (
+        f"grader/failures is {failures:g}: answers that could not be graded, which is not the same as wrong; "
+        "to read them in samples.jsonl set report.samples_every=1 and report.sample_prompts to train.prompts_per_step"
+    )
+
+
+# Adding an alarm is adding a function and its row here.
+ALARMS: dict[str, Callable[[Alarms, Values], str | None]] = {
+    "entropy collapse": _entropy_collapse,
+    "chain collapse": _chain_collapse,
+    "open chains": _open_chains,
+    "same reward": _same_reward,
+    "ratio tails": _ratio_tails,
+    "underflow": _underflow,
+    "grader failures": _grader_failures,
+}

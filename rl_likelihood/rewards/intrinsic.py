@@ -1,0 +1,120 @@
+"""Rewards without a reference answer, from the policy's own distributions over the tokens it sampled.
+
+Each reward maps the statistics of a group's sampled tokens to one number per row,
+
+    f(SampledStats) -> [P, G],
+
+which the surrogate takes as R_i, constant for the gradient (the caller stops it). With p_t the
+distribution that token t was drawn from, n_i the number of sampled tokens of row i, V the vocabulary:
+
+    self_certainty      mean_t KL(uniform || p_t)            Intuitor, 2505.19590, eq. 1
+    self_certainty_raw  mean_t KL(uniform || p_t) + log V    the same as its released code computes it
+    token_entropy       -mean_t H(p_t)                       RLIF, 2506.17219
+    token_entropy_sum   -sum_t H(p_t)                        EM-RL-token, 2505.15134
+    trajectory          mean_t log p_t(y_t)                  RLIF
+    trajectory_sum      sum_t log p_t(y_t)                   EM-RL-sequence, 2505.15134
+
+A sum prefers short rows, a mean of log-probs long ones. A row without tokens scores 0.
+No finite input gives NaN or inf, and what is masked may hold anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rl_likelihood.rewards.likelihood import AnyArray
+from rl_likelihood.shapes import UserError
+
+# Bound far outside any statistic of a token: sums of clipped values stay finite in float32.
+_LARGEST = 1e30
+
+
+class SampledStats(NamedTuple):
+    """Per-token statistics of what was sampled, float32.
+
+    Everything at token t belongs to the distribution that produced token t (the model's output one
+    position earlier), so `mask`, which marks the sampled tokens that count, fits all three one to one.
+    log_prob: log p_t(y_t), nats; entropy: H(p_t), nats; self_certainty: KL(uniform || p_t) =
+    logsumexp - mean logit - log V, nats. `in_base` gives the first two in bits.
+    """
+
+    log_prob: Float[AnyArray, "P G T"]
+    entropy: Float[AnyArray, "P G T"]
+    self_certainty: Float[AnyArray, "P G T"]
+    mask: Bool[AnyArray, "P G T"]
+    vocab_size: int
+
+
+def _bounded(values: Float[AnyArray, "P G T"]) -> Float[Array, "P G T"]:
+    return jnp.clip(jnp.asarray(values, jnp.float32), -_LARGEST, _LARGEST)
+
+
+def _sum(values: Float[AnyArray, "P G T"], mask: Bool[AnyArray, "P G T"]) -> Float[Array, "P G"]:
+    return jnp.where(mask, _bounded(values), 0.0).sum(-1)
+
+
+def _mean(values: Float[AnyArray, "P G T"], mask: Bool[AnyArray, "P G T"]) -> Float[Array, "P G"]:
+    return _sum(values, mask) / jnp.maximum(mask.sum(-1), 1).astype(jnp.float32)
+
+
+def in_base(stats: SampledStats, base: int | str) -> SampledStats:
+    """H / log(base), log p / log(base): entropies and log-probs in nats (base "e") or bits (base 2 or "2").
+
+    RLIF writes its entropies in bits. Self-certainty is left in nats. UserError for any other base.
+    """
+    if base not in ("e", "2", 2):
+        raise UserError(f'reward.entropy_base is {base!r}; it must be "e" (nats) or 2 (bits)')
+    scale = 1.0 if base == "e" else math.log(2)
+    return stats._replace(log_prob=_bounded(stats.log_prob) / scale, entropy=_bounded(stats.entropy) / scale)
+
+
+def self_certainty(stats: SampledStats) -> Float[Array, "P G"]:
+    """(1/n) sum_t KL(uniform || p_t) = mean_t [-log V - (1/V) sum_v log p_t(v)], nats; 0 for uniform
+    distributions, otherwise positive, without bound where any token becomes impossible. Intuitor eq. 1."""
+    return _mean(stats.self_certainty, stats.mask)
+
+
+def self_certainty_raw(stats: SampledStats) -> Float[Array, "P G"]:
+    """(1/n) sum_t -(1/V) sum_v log p_t(v): self_certainty + log V, nats, as Intuitor's released code has it.
+
+    The constant cancels in every advantage within a group and is seen only in logs (and in a mixture
+    with an ungrouped reward).
+    """
+    raw = self_certainty(stats) + jnp.log(jnp.float32(stats.vocab_size))
+    return jnp.where(stats.mask.any(-1), raw, 0.0)
+
+
+def token_entropy(stats: SampledStats) -> Float[Array, "P G"]:
+    """-(1/n) sum_t H(p_t), RLIF."""
+    return _mean(-stats.entropy, stats.mask)
+
+
+def token_entropy_sum(stats: SampledStats) -> Float[Array, "P G"]:
+    """-sum_t H(p_t), EM-RL-token: prefers short rows."""
+    return _sum(-stats.entropy, stats.mask)
+
+
+def trajectory(stats: SampledStats) -> Float[Array, "P G"]:
+    """(1/n) sum_t log p_t(y_t), RLIF: a long row of easy tokens raises it."""
+    return _mean(stats.log_prob, stats.mask)
+
+
+def trajectory_sum(stats: SampledStats) -> Float[Array, "P G"]:
+    """sum_t log p_t(y_t) = log pi(y | x), EM-RL-sequence: prefers short rows."""
+    return _sum(stats.log_prob, stats.mask)
+
+
+# Adding a reward is adding a function and its row here.
+INTRINSIC: dict[str, Callable[[SampledStats], Float[Array, "P G"]]] = {
+    "self_certainty": self_certainty,
+    "self_certainty_raw": self_certainty_raw,
+    "token_entropy": token_entropy,
+    "token_entropy_sum": token_entropy_sum,
+    "trajectory": trajectory,
+    "trajectory_sum": trajectory_sum,
+}

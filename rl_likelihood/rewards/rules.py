@@ -1,0 +1,224 @@
+"""Rewards from the text of a response: its format, its repetitions, votes among answers, and a coin.
+
+Host side, outside the graph. Total functions: any text, in linear time, never an error. `text` is a whole
+response, the prompt's prefilled `<think>` included: "<think>chain</think>\\n<answer>42</answer>". Sampling
+stops at `</answer`, so a text that ends there counts as ending in `</answer>`, here as in grading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from itertools import islice
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+Answers = Sequence[str | None]  # of one group, None where no answer could be extracted
+Same = Callable[[str, str | None], bool]  # (reference, answer): a grader
+Key = Callable[[str], Hashable]  # answers with equal keys are one candidate of a vote
+
+
+@dataclasses.dataclass(frozen=True)
+class Tags:
+    """The tags of a response, as in `prompts.PromptConfig`: "<think>", "</think>", "<answer", "</answer".
+
+    Those of the answer leave out their `>`.
+    """
+
+    think_open: str
+    think_close: str
+    answer_open: str
+    answer_close: str
+
+
+# ---------------------------------------------------------------------------------------- format
+
+
+def _closed(text: str, answer_close: str) -> str:
+    return text + ">" if text.endswith(answer_close) else text
+
+
+def _four(tags: Tags) -> tuple[str, str, str, str]:
+    return tags.think_open, tags.think_close, tags.answer_open + ">", tags.answer_close + ">"
+
+
+def format(text: str, tags: Tags) -> float:
+    """1 iff the response is one think block and one answer block with white space around and between, else 0.
+
+    Each of the four tags occurs exactly once, in order (DeepSeek-R1-Zero; RLPR; NOVER's format gate).
+    """
+    text = _closed(text.strip(), tags.answer_close)
+    four = think_open, think_close, answer_open, answer_close = _four(tags)
+    if any(text.count(tag) != 1 for tag in four):
+        return 0.0
+    think, _, answer = text.partition(think_close)
+    answer = answer.lstrip()
+    blocks = (think, think_open), (answer, answer_open)
+    if not all(block.startswith(tag) for block, tag in blocks):
+        return 0.0
+    return float(answer.removeprefix(answer_open).endswith(answer_close))
+
+
+def format_open_r1(text: str) -> float:
+    """open-r1's stricter rule, whose tags stand on lines of their own: 1 where a match starts the text, else 0,
+
+        ^<think>\\n.*?\\n</think>\\n<answer>\\n.*?\\n</answer>$        (. any character, $ the end of any line)
+
+    As published it does not mind further tags inside the blocks, nor further lines after the match.
+    """
+    start, middle, end = "<think>\n", "\n</think>\n<answer>\n", "\n</answer>\n"
+    if not text.startswith(start):
+        return 0.0
+    # The first middle leaves the most room for an end: no other one need be tried.
+    split = text.find(middle, len(start))
+    closed = _closed(text, "\n</answer") + "\n"
+    return float(split >= 0 and closed.find(end, split + len(middle)) >= 0)
+
+
+def tag_count(text: str, tags: Tags) -> float:
+    """0.25 for each of the four tags that occurs exactly once, wherever (open-r1)."""
+    text = _closed(text.rstrip(), tags.answer_close)
+    return 0.25 * sum(text.count(tag) == 1 for tag in _four(tags))
+
+
+TINYZERO = (1.0, 0.1, 0.0)  # its countdown: right, an equation that is wrong or against the rules, no equation
+
+
+def scaled(right: bool | None, scale: Sequence[float | int] = (1.0, 0.1, 0.0)) -> float:
+    """`scale` is (right, wrong, unreadable), by default in KW's ratio 100 : 10 : 0; None is no readable answer."""
+    at_right, wrong, unreadable = scale
+    if right is None:
+        return float(unreadable)
+    return float(at_right if right else wrong)
+
+
+# ---------------------------------------------------------------------------------------- words
+
+
+def repetition(text: str, n: int = 10, times: int = 10) -> float:
+    """-1 if some n words in a row occur at least `times` times (they may overlap), else 0.
+
+    Words are what white space and `_` leave (RLPR). It is added to whatever the reward is; RLPR's own code
+    spares a reward of exactly 0.
+    """
+    words = text.replace("_", " ").split()
+    counts = Counter(zip(*(islice(words, i, None) for i in range(n)), strict=False))
+    return -1.0 if max(counts.values(), default=0) >= times else 0.0
+
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")  # letters and digits, apostrophes inside
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold().replace("\u2019", "'"))
+
+
+def transition_rate(texts: Sequence[str], words: Sequence[str]) -> float:
+    """How often the listed words or phrases ("but", "let me check") occur per 100 words of all texts together.
+
+    Whole words, in any case, whatever punctuation or white space stands between those of a phrase. Where
+    several phrases begin at a word the longest counts, alone: "but wait" is not also a "but" and a "wait".
+    """
+    by_first: dict[str, list[tuple[str, ...]]] = {}
+    for phrase in sorted({tuple(_words(w)) for w in words} - {()}, key=len, reverse=True):
+        by_first.setdefault(phrase[0], []).append(phrase)
+    found = total = 0
+    for text in texts:
+        spoken = _words(text)
+        total += len(spoken)
+        i = 0
+        while i < len(spoken):
+            here = (p for p in by_first.get(spoken[i], ()) if tuple(spoken[i : i + len(p)]) == p)
+            phrase = next(here, None)
+            found += phrase is not None
+            i += len(phrase) if phrase else 1
+    return 100.0 * found / max(total, 1)
+
+
+# ---------------------------------------------------------------------------------------- votes and chance
+
+
+def _vote(answers: Answers, key: Key) -> tuple[str | None, int]:
+    """The winning answer, as it was first written, and its votes."""
+    votes: Counter[Hashable] = Counter()
+    first: dict[Hashable, str] = {}
+    for answer in answers:
+        if answer is not None:
+            k = key(answer)
+            votes[k] += 1
+            first.setdefault(k, answer)
+    if not votes:
+        return None, 0
+    winner = max(votes, key=votes.__getitem__)  # of equals the first in the order of insertion
+    return first[winner], votes[winner]
+
+
+def plurality(answers: Answers, key: Key = str.strip) -> str | None:
+    """The most frequent answer, without need of a majority; of equally frequent ones the first seen.
+
+    None never counts, and is the result if nobody answered. `key` says which answers are one: by default
+    those equal but for white space at the ends.
+    """
+    return _vote(answers, key)[0]
+
+
+def majority_vote(groups: Sequence[Answers], same: Same, key: Key = str.strip) -> Float32[np.ndarray, "P G"]:
+    """R_i = 1 where answer i is, by `same`, the plurality of its group, else 0 (TTRL, 2504.16084).
+
+    `groups` holds P groups of G answers. A group in which nobody answered is all 0. To vote with more
+    samples than are trained on, pass them all and keep the first columns.
+    """
+    labels = [plurality(answers, key) for answers in groups]
+    return _agreement(groups, labels, same)
+
+
+def _agreement(groups: Sequence[Answers], labels: Answers, same: Same) -> Float32[np.ndarray, "P G"]:
+    out = np.zeros((len(groups), max(map(len, groups), default=0)), np.float32)
+    for row, answers, label in zip(out, groups, labels, strict=True):
+        if label is not None:
+            row[:] = [answer is not None and same(label, answer) for answer in answers]
+    return out
+
+
+def vote_diagnostics(
+    groups: Sequence[Answers], references: Sequence[str], same: Same, key: Key = str.strip
+) -> dict[str, float]:
+    """What TTRL logs of a vote, given the references that the vote did not see; means over the P groups.
+
+        label_accuracy      share of groups whose plurality is right; a group in which nobody answered is wrong
+        reward_accuracy     share of samples whose reward by vote equals the reward by reference
+        majority_ratio      votes for the plurality over all samples, unanswered ones among them
+        ground_truth_ratio  share of samples that are right
+
+    reward_accuracy can be high with a low label_accuracy: a sample that is wrong in another way than the
+    label earns its 0 either way.
+    """
+    elected = [_vote(answers, key) for answers in groups]
+    labels = [label for label, _ in elected]
+    by_vote, by_reference = _agreement(groups, labels, same), _agreement(groups, references, same)
+    right = [label is not None and same(ref, label) for ref, label in zip(references, labels, strict=True)]
+    size = max(by_vote.size, 1)
+    return {
+        "label_accuracy": float(sum(right)) / max(len(right), 1),
+        "reward_accuracy": float((by_vote == by_reference).sum()) / size,
+        "majority_ratio": float(sum(votes for _, votes in elected)) / size,
+        "ground_truth_ratio": float(by_reference.sum()) / size,
+    }
+
+
+_COIN = 0x636F696E  # sets this stream apart from others of the same seed
+
+
+def random_reward(
+    uid: Int[np.ndarray, "P"], group_size: int, seed: int, p: float = 0.5
+) -> Float32[np.ndarray, "P {group_size}"]:
+    """R_i = 1 with probability p, else 0, whatever the response: the control that must teach nothing.
+
+    A function of (seed, uid, row) alone: a resumed run draws the same, and a row its own whatever the size
+    of its group.
+    """
+    draws = [np.random.default_rng((_COIN, seed % 2**32, int(u) % 2**32)).random(group_size) for u in uid]
+    return (np.asarray(draws).reshape(len(uid), group_size) < p).astype(np.float32)

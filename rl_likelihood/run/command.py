@@ -1,0 +1,78 @@
+"""The command line of the mains: config file, overrides, preset; every refusal in one line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from rl_likelihood.config import apply_preset
+from rl_likelihood.shapes import UserError
+
+
+def run_main(main: Callable[[], None], config_file: bool = True) -> None:
+    """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2."""
+    if config_file:
+        config_flags.DEFINE_config_file("config", None, "path of a config, as configs/NAME.py[:key=value,...]")
+
+    def parse(argv: list[str]) -> list[str]:
+        # What jax tries and does not find is no news; a refusal must be the only line.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+        # Config files import one another as configs.NAME, from wherever the command is run.
+        for argument in argv:
+            if argument.startswith("--config="):
+                file = Path(argument.removeprefix("--config=").partition(":")[0]).resolve()
+                if not file.is_file():
+                    near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
+                    refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+                sys.path.insert(0, str(file.parent.parent))
+        try:
+            rest = flags.FLAGS(argv)
+        except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError, UserError) as error:
+            refuse(" ".join(str(error.args[0] if error.args else error).split()))
+        if len(rest) > 1:
+            refuse(f"unknown argument {rest[1]!r}; flags start with --")
+        if config_file:
+            try:
+                if flags.FLAGS["config"].value is None:
+                    refuse("--config is missing; for example --config=configs/quickstart.py")
+                flags.FLAGS["config"].value["seed"]  # a config that could not be loaded says so when it is read
+            except OSError as error:
+                refuse(" ".join(str(error).split()))
+        return rest
+
+    def guarded(_: list[str]) -> None:
+        try:
+            main()
+        except UserError as error:
+            refuse(str(error))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def base() -> ConfigDict | None:
+    """configs/base.py, if the config in use has one beside it."""
+    spec = importlib.util.find_spec("configs")
+    found = spec is not None and importlib.util.find_spec("configs.base") is not None
+    return importlib.import_module("configs.base").get_config() if found else None
+
+
+def from_flags() -> tuple[ConfigDict, list[str]]:
+    """The config of --config with its preset and the command line's overrides, and the names overridden."""
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    c = flags.FLAGS["config"].value
+    apply_preset(c, list(overrides))
+    return c, list(overrides)

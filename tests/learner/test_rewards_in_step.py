@@ -1,0 +1,306 @@
+"""Terms, mixtures, filters, NOVER's proxy and the row without a chain, inside the jitted step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
+from rl_likelihood.learner.rows import chain_rows, row_stats, see
+from rl_likelihood.learner.step import gradients, init_state, make_step
+from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.rewards import likelihood, shaping
+from rl_likelihood.rewards.intrinsic import INTRINSIC
+from rl_likelihood.rewards.mixture import OUTSIDE, TERMS, Evidence, RewardConfig, objective, parse
+from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG
+from tests.small import one_device, random_batch, random_params, reference_log_distributions, rewarded, tiny
+
+P, G, S, T = 4, 3, 5, 10
+MODEL = tiny(layers=1)
+PARAMS = random_params(MODEL)
+RNG = np.random.default_rng(0)
+BATCH = random_batch(8, P, G, S, T, sampled=True).replace(
+    outside={name: RNG.integers(0, 2, (P, G)).astype(np.float32) for name in OUTSIDE}
+)
+BATCH.outside["math"][0] = 1.0  # a group without spread
+run = jax.jit(gradients, static_argnums=(3, 4))
+
+
+def of(name, batch=BATCH, models=(None, None), **changes):
+    cfg = rewarded(name, **{"two_branches": True, "policy_span": "response", "head_chunk": 40, **changes})
+    return run(PARAMS, models, batch, MODEL, cfg)
+
+
+def largest(tree):
+    return max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
+
+
+def close(a, b, tolerance=2e-5):
+    """Trees equal up to rounding of their own size."""
+    size = largest(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance * size + 1e-9), a, b)
+
+
+def combined(a, x, b, y):
+    return jax.tree.map(lambda p, q: a * p + b * q, x, y)
+
+
+# ------------------------------------------------------------------ terms
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_term_gives_a_finite_gradient_and_a_row_number(name):
+    text = f"format + {name}" if name.startswith("nover") else name
+    reference = jax.tree.map(lambda x: x * 1.1, PARAMS)
+    grads, _, per_row = of(text, models=(None, reference if name.startswith("nover") else None))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    assert np.isfinite(per_row["reward"]).all() and per_row[f"reward/{name}"].shape == (P, G)
+    spread = np.ptp(np.asarray(per_row["reward"]), -1).max()
+    assert (largest(grads) > 0) == (spread > 0 or name in likelihood.OBJECTIVES)
+
+
+def test_a_mixture_has_the_gradients_of_its_terms_in_proportion():
+    mixed, *_ = of("2*log_prob + -0.5*math + 0.1*token_entropy")
+    parts = [of(name)[0] for name in ("log_prob", "math", "token_entropy")]
+    expected = jax.tree.map(lambda a, b, c: 2 * a - 0.5 * b + 0.1 * c, *parts)
+    close(mixed, expected)
+
+
+def test_a_term_over_its_standard_deviation_is_scaled_in_each_group():
+    _, _, rows = of("math")
+    reward = np.asarray(rows["reward"])
+    std = reward.std(-1, ddof=1)
+    assert (std == 0).any() and (std > 0).any(), "a group without spread is among them"
+    _, _, scaled = of("3*math/std")
+    expected = np.where(std[:, None] > 0, 3 * reward / np.where(std > 0, std, 1)[:, None], 0)
+    np.testing.assert_allclose(scaled["reward"], expected, rtol=1e-5)
+    centred = reward - reward.mean(-1, keepdims=True)
+    np.testing.assert_allclose(scaled["reward/math"], reward, err_msg="logged as it is")
+    np.testing.assert_allclose(
+        scaled["advantage"], expected - (expected.sum(-1, keepdims=True) - expected) / (G - 1), atol=1e-5
+    )
+    assert np.abs(centred).max() > 0
+
+
+def test_a_constant_reward_has_no_answer_term():
+    with_term, *_ = of("self_certainty")
+    without, *_ = of("self_certainty", loss=LossConfig(answer_term=0.0))
+    jax.tree.map(np.testing.assert_array_equal, with_term, without)
+
+
+@pytest.mark.parametrize("name", INTRINSIC)
+def test_rewards_without_a_reference_read_the_distribution_that_gave_the_token(name):
+    table = reference_log_distributions(PARAMS, MODEL, BATCH)
+    mask = np.isin(BATCH.segment, (CHAIN, SAMPLED))
+    logp = np.take_along_axis(table, BATCH.completion[..., None], -1)[..., 0]
+    per_token = {
+        "self_certainty": -table.mean(-1) - np.log(24),
+        "self_certainty_raw": -table.mean(-1),
+        "token_entropy": (np.exp(table) * table).sum(-1),
+        "trajectory": logp,
+    }[name.removesuffix("_sum")]
+    total = np.where(mask, per_token, 0).sum(-1)
+    expected = total if name.endswith("_sum") else total / mask.sum(-1)
+    _, _, rows = of(name)
+    np.testing.assert_allclose(rows["reward"], expected, rtol=2e-4, atol=1e-5)
+
+
+def test_an_entropy_in_bits_is_one_in_nats_over_log_two():
+    nats, bits = (
+        see(PARAMS, None, MODEL, BATCH, rewarded("token_entropy", two_branches=True)).evidence for _ in range(2)
+    )
+    rows = [
+        objective(e, RewardConfig(parse("token_entropy"), entropy_base=b))[1] for e, b in ((nats, "e"), (bits, "2"))
+    ]
+    np.testing.assert_allclose(rows[1], np.asarray(rows[0]) / np.log(2), rtol=1e-6)
+
+
+# ------------------------------------------------------------------ the row without a chain, RLPR, NOVER
+
+
+def with_bare_rows(batch):
+    """The batch with a last row in each group: a tag, then the answer of the group's first row."""
+    width = batch.completion.shape[-1]
+    ids, kinds, scored = (np.zeros((P, 1, width), x) for x in (np.int32, np.int32, bool))
+    for i in range(P):
+        at = np.flatnonzero(batch.segment[i, 0] == REFERENCE)
+        n = len(at)
+        ids[i, 0, : n + 1] = [7, *batch.completion[i, 0, at]]
+        kinds[i, 0, : n + 1] = [TAG] + [REFERENCE] * n
+        scored[i, 0, 1 : n + 1] = batch.scored[i, 0, at]
+    grow = lambda x: np.concatenate([x, np.zeros_like(x[:, :1])], 1)  # noqa: E731
+    return batch.replace(
+        completion=np.concatenate([batch.completion, ids], 1),
+        segment=np.concatenate([batch.segment, kinds], 1),
+        scored=np.concatenate([batch.scored, scored], 1),
+        **{k: jax.tree.map(grow, getattr(batch, k)) for k in ("sampler_logp", "outside", "truncated", "keep")},
+    )
+
+
+BARE = with_bare_rows(BATCH)
+
+
+def test_a_row_without_a_chain_is_scored_and_changes_nothing_else():
+    a, b = of("jepo"), of("jepo", BARE, no_chain_row=True)
+    close(b[0], a[0])
+    for name in a[2]:
+        np.testing.assert_allclose(b[2][name], a[2][name], atol=1e-5, err_msg=name)
+    logp = row_stats(PARAMS, MODEL, BARE, rewarded("jepo")).stats.log_prob[:, -1]
+    np.testing.assert_allclose(b[2]["no_chain_log_prob"], np.where(BARE.scored[:, -1], logp, 0).sum(-1), atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, chain_rows(BARE, rewarded("jepo", no_chain_row=True)), BATCH)
+
+
+def test_rlpr_takes_off_the_score_without_a_chain_and_clips():
+    _, _, plain = of("rlpr", BARE, no_chain_row=True)
+    score = np.asarray(plain["reward"])
+    np.testing.assert_allclose(score, plain["reward/avg_prob"], rtol=1e-6)
+    _, _, live = of("rlpr", BARE, no_chain_row=True, baseline="live")
+    logp = np.asarray(row_stats(PARAMS, MODEL, BARE, rewarded("rlpr")).stats.log_prob)[:, -1]
+    base = np.where(BARE.scored[:, -1], np.exp(logp), 0).sum(-1) / BARE.scored[:, -1].sum(-1)
+    np.testing.assert_allclose(live["reward"], np.clip(score - base[:, None], 0, 1), atol=1e-6)
+    assert (np.asarray(live["reward"]) == 0).any() and (np.asarray(live["reward"]) > 0).any()
+    frozen = np.array([0.0, 0.5, 1.0, 0.01], np.float32)
+    _, _, rows = of("rlpr", BATCH.replace(baseline=frozen), baseline="frozen")
+    np.testing.assert_allclose(rows["reward"], np.clip(score - frozen[:, None], 0, 1), atol=1e-6)
+
+
+def test_rlpr_has_no_gradient_through_the_reward():
+    # Groups whose rewards are alike leave the policy term nothing; what is left could only be the reward's own.
+    same = jax.tree.map(lambda x: np.repeat(x[:, :1], G, 1) if np.ndim(x) > 1 and x.shape[1] == G else x, BATCH)
+    assert largest(of("rlpr", same)[0]) < 1e-6 * largest(of("avg_prob", same)[0])
+
+
+def test_nover_ranks_by_the_proxy_and_gates_by_the_format():
+    proxy = random_params(MODEL, 5)
+    _, _, rows = of("format + nover_rank + nover_efficiency", models=(None, proxy))
+    logp = np.asarray(row_stats(proxy, MODEL, BATCH, rewarded("log_prob", two_branches=True)).stats.log_prob)
+    nll = -np.where(BATCH.scored, logp, 0).sum(-1) / BATCH.scored.sum(-1)
+    length = np.isin(BATCH.segment, (CHAIN, TAG)).sum(-1)
+    ppl = np.exp(nll / np.maximum(1, 1 + np.log10(length)))
+    valid = BATCH.outside["format"] > 0
+    for i in range(P):
+        m = valid[i].sum()
+        for j in range(G):
+            better = sum(valid[i, k] and ppl[i, k] < ppl[i, j] for k in range(G))
+            rank = (m - better) / m if valid[i, j] else 0
+            beaten = sum(valid[i, k] and length[i, j] < length[i, k] and ppl[i, j] < ppl[i, k] for k in range(G))
+            gain = beaten / (m - 1) if valid[i, j] and m > 1 else 0
+            assert float(rows["reward/nover_rank"][i, j]) == pytest.approx(rank)
+            assert float(rows["reward/nover_efficiency"][i, j]) == pytest.approx(gain)
+            assert float(rows["reward"][i, j]) == pytest.approx(valid[i, j] + rank + gain)
+
+
+OPTIMIZER = make_optimizer(OptimizerConfig(lr=1e-2, warmup_steps=0, total_steps=10))
+
+
+def steps_of(cfg, n, batch=BATCH, ref=None):
+    state = jax.jit(lambda p: init_state(p, OPTIMIZER, cfg))(PARAMS)
+    step = make_step(MODEL, cfg, OPTIMIZER, one_device(), batch)
+    out = []
+    for _ in range(n):
+        state, metrics, per_row = step(state, ref, batch)
+        out.append((jax.device_get(jax.tree.map(jnp.copy, state)), jax.device_get(metrics), jax.device_get(per_row)))
+    return out
+
+
+def test_the_proxy_follows_the_policy_at_its_own_pace():
+    cfg = rewarded("format + nover_rank", two_branches=True, proxy_every=2, proxy_decay=0.75)
+    first, second, third = (state for state, *_ in steps_of(cfg, 3))
+    jax.tree.map(np.testing.assert_array_equal, first.proxy, PARAMS)
+    expected = combined(0.75, PARAMS, 0.25, second.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), second.proxy, expected)
+    jax.tree.map(np.testing.assert_array_equal, third.proxy, second.proxy)
+    assert largest(combined(1, second.params, -1, PARAMS)) > 1e-3
+
+
+def test_a_step_without_a_proxy_carries_none():
+    assert steps_of(rewarded("log_prob", two_branches=True), 1)[0][0].proxy is None
+
+
+# ------------------------------------------------------------------ filters
+
+
+@pytest.mark.parametrize("micro", [0, 2])
+def test_filtered_groups_are_as_if_they_were_not_there(micro):
+    """DAPO's filter: groups all right or all wrong leave loss, counts and baseline."""
+    reward = np.array([[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]], np.float32)
+    batch = BATCH.replace(outside={"math": reward})
+    loss = LossConfig(advantage="std", aggregation="token_mean")
+    cfg = rewarded("math", two_branches=True, policy_span="response", loss=loss, micro_batch_prompts=micro)
+    filtered = dataclasses.replace(cfg, filter=FilterConfig(mode="std_zero"))
+    state, metrics, per_row = steps_of(filtered, 1, batch)[0]
+    assert per_row["keep"].tolist() == [[False] * 3, [True] * 3, [True] * 3, [False] * 3]
+    assert metrics["keep/fraction"] == 0.5
+    two = jax.tree.map(lambda x: x[1:3], batch)
+    alone, _, _ = steps_of(dataclasses.replace(cfg, micro_batch_prompts=0), 1, two)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), state.params, alone.params)
+
+
+def test_the_ema_filter_lives_in_the_state_and_drops_groups_once_it_has_started():
+    cfg = rewarded(
+        "log_prob", two_branches=True, filter=FilterConfig(mode="ema", beta=1.0, start=2, record_from=1, decay=0.5)
+    )
+    out = steps_of(cfg, 4)
+    assert [m["keep/fraction"] for _, m, _ in out[:2]] == [1, 1]
+    assert out[2][1]["keep/fraction"] < 1
+    seen = [float(shaping.group_std(r["reward"], np.ones((P, G), bool)).mean()) for _, _, r in out]
+    ema = np.mean(seen[:2])
+    for i in (2, 3):
+        kept = np.asarray(shaping.group_std(out[i][2]["reward"], np.ones((P, G), bool))) >= ema
+        assert out[i][2]["keep"][:, 0].tolist() == kept.tolist()
+        ema = 0.5 * ema + 0.5 * seen[i]
+        assert float(out[i][0].filter.ema) == pytest.approx(ema, rel=1e-5)
+
+
+# ------------------------------------------------------------------ KL in the reward, measures
+
+
+def test_kl_in_the_reward_is_the_sequence_log_ratio_and_stays_out_of_the_loss():
+    ref = random_params(MODEL, 3)
+    loss = LossConfig(kl="reward_k1", kl_coef=0.2)
+    _, sums, rows = of("math", models=(ref, None), loss=loss)
+    ours, theirs = (
+        np.take_along_axis(reference_log_distributions(p, MODEL, BATCH), BATCH.completion[..., None], -1)[..., 0]
+        for p in (PARAMS, ref)
+    )
+    d = np.where(np.isin(BATCH.segment, (CHAIN, SAMPLED)), ours - theirs, 0).sum(-1)
+    np.testing.assert_allclose(rows["reward"], BATCH.outside["math"] - 0.2 * d, rtol=1e-4, atol=1e-4)
+    constant = BATCH.replace(outside={"math": np.asarray(rows["reward"])})
+    close(of("math", models=(ref, None), loss=loss)[0], of("math", constant)[0])
+
+
+def test_the_pulls_of_the_two_terms_are_told_apart():
+    (_, both, _), (_, policy, _) = of("log_prob"), of("log_prob", loss=LossConfig(answer_term=0.0))
+    assert both["sum/answer_pull"] > 0 and policy["sum/answer_pull"] == 0
+    assert float(both["sum/policy_pull"]) == pytest.approx(float(policy["sum/policy_pull"]), rel=1e-5)
+    _, half, _ = of("log_prob", loss=LossConfig(answer_term=0.5))
+    assert float(half["sum/answer_pull"]) == pytest.approx(float(both["sum/answer_pull"]) / 4, rel=1e-4)
+
+
+def test_correlations_are_those_within_groups():
+    _, metrics, rows = steps_of(rewarded("log_prob", two_branches=True), 1)[0]
+    centre = lambda x: (x - x.mean(-1, keepdims=True)).ravel()  # noqa: E731
+    for name, value in (("prob", rows["reward/prob"]), ("chain_length", rows["chain_tokens"])):
+        expected = np.corrcoef(centre(rows["reward"]), centre(value))[0, 1]
+        assert float(metrics[f"corr/{name}"]) == pytest.approx(expected, abs=1e-4)
+    assert float(metrics["corr/log_prob"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_underflow_is_the_share_of_rows_whose_probability_is_zero_in_float32():
+    sharp = jax.tree.map(lambda x: x * 30, PARAMS)
+    cfg = rewarded("prob", two_branches=True)
+    step = make_step(MODEL, cfg, OPTIMIZER, one_device(), BATCH)
+    _, metrics, rows = step(jax.jit(lambda p: init_state(p, OPTIMIZER, cfg))(sharp), None, BATCH)
+    share = float((np.asarray(rows["reward/prob"]) == 0).mean())
+    assert share > 0 and float(metrics["reward/underflow"]) == pytest.approx(share)
+
+
+def test_evidence_of_a_group_with_nothing_kept_gives_zero():
+    e = see(PARAMS, None, MODEL, BATCH, rewarded("log_prob", two_branches=True)).evidence
+    nothing = Evidence(*e)._replace(keep=jnp.zeros((P, G), bool))
+    f, reward, _ = objective(nothing, RewardConfig(parse("log_prob + math/std")))
+    assert np.isfinite(reward).all()
+    np.testing.assert_array_equal(f(nothing.logp, nothing.scored, nothing.keep), np.zeros(P))

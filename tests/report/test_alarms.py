@@ -1,0 +1,193 @@
+"""Each alarm is raised once, at its threshold and not before it, and names remedies that exist."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.base import get_config
+from rl_likelihood import config as configs
+from rl_likelihood.report.alarms import ALARMS, FIRST_STEPS, FLOORED, Alarms
+from rl_likelihood.rewards.likelihood import OBJECTIVES
+
+HEALTHY = {
+    "policy/entropy": 0.8,
+    "chain/length": 90.0,
+    "chain/truncated": 0.1,
+    "reward/zero_std_groups": 0.2,
+    "reward/underflow": 0.0,
+    "reward/mean": -3.0,
+    "ratio/mean": 1.0,
+    "ratio/max": 1.2,
+    "ratio/ess": 0.99,
+    "grader/failures": 0.0,
+}
+
+
+def started(reward="log_prob", truncated="force_close"):
+    """Alarms that have seen a healthy start."""
+    alarms = Alarms(reward=reward, truncated=truncated)
+    for step in range(1, FIRST_STEPS + 1):
+        assert alarms.check(step, HEALTHY) == []
+    return alarms
+
+
+# What is wrong, what the trained reward is, and what the sentence must hold.
+WRONG = [
+    ({"policy/entropy": 0.04}, "log_prob", ["policy/entropy is 0.04 nats", "0.8 in", "loss.kl=k3", "optim.lr"]),
+    ({"chain/length": 29.9}, "log_prob", ["chain/length is 29.9 tokens", "90.0 in", "length term"]),
+    ({"chain/truncated": 0.51}, "log_prob", ["chain/truncated is 51%", "sampler.max_chain"]),
+    ({"reward/zero_std_groups": 0.625}, "base_rl", ["reward/zero_std_groups is 62%", "sampler.group_size"]),
+    ({"ratio/max": 10.5}, "log_prob", ["ratio/max is 10.5:", "sampler.max_staleness"]),
+    ({"ratio/ess": 0.49}, "log_prob", ["ratio/ess is 0.49:", "loss.ratio=token"]),
+    ({"ratio/max": 1e9, "ratio/ess": 0.01}, "prob", ["ratio/max is 1e+09 and ratio/ess is 0.01:"]),
+    ({"ratio/max": math.inf}, "prob", ["ratio/max is inf:"]),
+    ({"reward/underflow": 0.11}, "prob", ["reward/underflow is 11%", "reward.name=avg_log_prob"]),
+    ({"grader/failures": 3}, "base_rl", ["grader/failures is 3:", "report.sample_prompts"]),
+]
+
+
+@pytest.mark.parametrize("wrong, reward, parts", WRONG, ids=lambda x: " ".join(x) if isinstance(x, dict) else "")
+def test_an_alarm_is_raised_once(wrong, reward, parts):
+    alarms = started(reward)
+    (sentence,) = alarms.check(17, HEALTHY | wrong)
+    assert sentence.startswith("step 17: ") and "\n" not in sentence
+    for part in parts:
+        assert part in sentence
+    assert alarms.check(18, HEALTHY | wrong) == []
+    assert alarms.check(19, HEALTHY) == []
+    assert alarms.check(20, HEALTHY | wrong) == [], "it does not come back"
+    assert len(alarms.raised) == 1 and alarms.raised < set(ALARMS)
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [
+        {"policy/entropy": 0.051},  # far below the start, not near 0 in itself
+        {"chain/length": 30.0},
+        {"chain/truncated": 0.5},
+        {"reward/zero_std_groups": 0.5},
+        {"ratio/max": 10.0},
+        {"ratio/ess": 0.5},
+        {"reward/underflow": 0.1},
+        {"grader/failures": 0},
+        {"policy/entropy": math.nan, "chain/length": math.nan, "ratio/max": math.nan, "ratio/ess": math.nan},
+    ],
+)
+def test_nothing_is_said_at_the_threshold(edge):
+    assert started("prob").check(6, HEALTHY | edge) == []
+
+
+def test_a_policy_of_low_entropy_from_the_start_has_not_collapsed():
+    alarms = Alarms("log_prob", "floor")
+    for step in range(1, 50):
+        assert alarms.check(step, {"policy/entropy": 0.02}) == []
+    assert len(alarms.check(50, {"policy/entropy": 0.0019})) == 1
+
+
+def test_the_start_is_the_first_five_values_and_is_never_judged():
+    alarms = Alarms("log_prob", "floor")
+    for step, entropy in enumerate([2.0, 0.001, 0.001, 0.001, 0.001], 1):
+        assert alarms.check(step, {"policy/entropy": entropy}) == []
+    assert alarms.start("policy/entropy") == pytest.approx(0.4008) and alarms.start("chain/length") is None
+    assert len(alarms.check(6, {"policy/entropy": 0.04})) == 1
+    assert alarms.start("policy/entropy") == pytest.approx(0.4008)
+
+
+def test_missing_metrics_are_not_judged_and_do_not_count_as_seen():
+    alarms = Alarms("prob", "floor")
+    for step in range(20):
+        assert alarms.check(step, {}) == []
+        assert alarms.check(step, {"policy/entropy": None, "stage": "warm-up"}) == []
+    for step in range(FIRST_STEPS):
+        assert alarms.check(step, HEALTHY | {"policy/entropy": math.nan}) == []
+    assert alarms.start("policy/entropy") is None and alarms.start("chain/length") == 90
+    assert alarms.check(30, {"policy/entropy": 0.0}) == []
+
+
+def test_numpy_numbers_are_numbers():
+    assert len(started().check(6, {"chain/truncated": np.float32(0.9), "grader/failures": np.int64(1)})) == 2
+
+
+def test_several_alarms_at_once_each_in_its_sentence():
+    everything = {k: v for wrong, _, _ in WRONG for k, v in wrong.items()}
+    sentences = started("prob").check(9, HEALTHY | everything)
+    assert len(sentences) == len(ALARMS) == 7 and len(set(sentences)) == 7
+
+
+@pytest.mark.parametrize(
+    "reward, truncated, says, says_not",
+    [
+        ("log_prob", "force_close", "set reward.truncated=floor", "drop"),
+        ("jepo", "force_close", "set reward.truncated=floor", "drop"),
+        ("log_prob", "drop", "reward.truncated=drop they are left out", "floor"),
+        ("log_prob", "floor", "prompt.examples", "reward.truncated"),
+        ("0.9*rlpr + 0.1*format", "force_close", "set reward.truncated=floor", "drop"),
+        ("base_rl", "force_close", "prompt.examples", "reward.truncated"),  # the floor is for log-probs
+        ("format + nover_rank", "force_close", "prompt.examples", "reward.truncated"),
+    ],
+)
+def test_the_remedy_for_open_chains_depends_on_the_policy_in_force(reward, truncated, says, says_not):
+    (sentence,) = started(reward, truncated).check(6, HEALTHY | {"chain/truncated": 1.0})
+    assert "chain/truncated is 100%" in sentence and "sampler.max_chain" in sentence
+    assert says in sentence and says_not not in sentence
+
+
+def test_underflow_concerns_only_the_reward_that_underflows():
+    for reward in ("prob", "0.9*prob + 0.1*format", "format + prob/std"):
+        assert len(started(reward).check(6, HEALTHY | {"reward/underflow": 1.0})) == 1, reward
+    for reward in ("log_prob", "avg_log_prob", "avg_prob", "geo_mean_prob", "jepo", "base_rl", "0.5*avg_prob + format"):
+        assert started(reward).check(6, HEALTHY | {"reward/underflow": 1.0}) == [], reward
+
+
+def test_supervision_samples_no_chains():
+    alarms = Alarms("sft", "force_close")
+    everything = {k: v for wrong, _, _ in WRONG for k, v in wrong.items()}
+    for step in range(10):
+        assert alarms.check(step, HEALTHY | {"grader/failures": 0}) == []
+    (sentence,) = alarms.check(11, HEALTHY | everything)
+    assert "grader/failures" in sentence
+
+
+def test_a_new_alarms_object_says_it_again():
+    for _ in range(2):
+        assert len(started().check(6, HEALTHY | {"chain/truncated": 0.9})) == 1
+
+
+def test_every_remedy_is_a_field_and_a_value_that_exist():
+    named = set()
+    for wrong, reward, _ in WRONG:
+        for truncated in ("force_close", "floor", "drop"):
+            (sentence,) = started(reward, truncated).check(6, HEALTHY | wrong)
+            here = re.findall(r"\b([a-z_]+)\.([a-z_]+)(?:=([\w.]+))?", sentence.replace("samples.jsonl", ""))
+            assert here, sentence
+            named.update(here)
+    c = get_config()
+    for section, field, value in named:
+        assert section in c and field in c[section], f"{section}.{field}"
+        choices = configs.CHOICES.get(f"{section}.{field}", (value,))
+        assert not value or value in choices, f"{section}.{field}={value}"
+    values = {f"{section}.{field}": value for section, field, value in named if value}
+    assert {"reward.name", "reward.truncated", "loss.kl", "loss.ratio", "model.compute_dtype"} <= set(values)
+    assert values["reward.name"] in OBJECTIVES
+
+
+def test_the_rewards_with_a_floor_are_those_from_log_probs_of_the_answer():
+    assert {*OBJECTIVES, "rlpr"} == FLOORED
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(st.dictionaries(st.sampled_from(sorted(HEALTHY)), st.floats(), max_size=10), max_size=12),
+    st.sampled_from(["prob", "base_rl", "sft", "anything"]),
+    st.sampled_from(["force_close", "floor", "drop"]),
+)
+def test_any_numbers_at_all_raise_each_alarm_at_most_once(steps, reward, truncated):
+    alarms = Alarms(reward, truncated)
+    said = [s for step, metrics in enumerate(steps) for s in alarms.check(step, metrics)]
+    assert len(said) == len(alarms.raised) <= len(ALARMS)

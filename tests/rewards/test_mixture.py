@@ -1,0 +1,78 @@
+"""Rewards as text: what is read, what is refused; names that everybody agrees on."""
+
+import pytest
+
+from rl_likelihood.config import apply_preset, build
+from rl_likelihood.data.grading import GRADERS
+from rl_likelihood.presets import PRESETS
+from rl_likelihood.rewards.mixture import OUTSIDE, Term, parse
+from rl_likelihood.run.outside import TEXT_RULES
+from rl_likelihood.shapes import UserError
+from tests.runs import small_config
+
+
+@pytest.mark.parametrize(
+    "text, terms",
+    [
+        ("log_prob", [Term("log_prob")]),
+        ("0.9*rlpr + 0.1*format + repetition", [Term("rlpr", 0.9), Term("format", 0.1), Term("repetition")]),
+        ("0.9*rlpr+0.1*format", [Term("rlpr", 0.9), Term("format", 0.1)]),
+        ("base_rl+trajectory+nover_rank", [Term("base_rl"), Term("trajectory"), Term("nover_rank")]),
+        (" self_certainty/std + 2 * math / std ", [Term("self_certainty", 1.0, True), Term("math", 2.0, True)]),
+        ("log_prob + -1e-3*length", [Term("log_prob"), Term("length", -1e-3)]),
+        ("1e+2*exact_match", [Term("exact_match", 100.0)]),
+        (".5*prob", [Term("prob", 0.5)]),
+    ],
+)
+def test_a_weighted_sum_is_read(text, terms):
+    assert parse(text) == tuple(terms)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "cannot be read"),
+        ("log_prob +", "cannot be read from ''"),
+        ("log_prob format", "cannot be read from 'log_prob format'"),
+        ("log_prob * 2", "cannot be read"),
+        ("2*log_prob - 1*format", "cannot be read from"),
+        ("log_prob/mean", "cannot be read"),
+        ("selfcertainty", "did you mean 'self_certainty'"),
+        ("prob + 0.5*prob", "names a term twice"),
+        ("sft + format", "reward.name has 'sft'"),
+    ],
+)
+def test_what_is_no_sum_of_terms_is_refused(text, words):
+    with pytest.raises(UserError) as error:
+        parse(text)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_host_knows_how_to_compute_every_term_that_is_left_to_it():
+    special = {"majority_vote", "random", "base_rl", "countdown_tinyzero"}
+    assert set(TEXT_RULES) | set(GRADERS) | special >= set(OUTSIDE)
+
+
+def applied(name, overridden=()):
+    c = small_config()
+    c.preset = name
+    apply_preset(c, overridden)
+    return c
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_valid_config(name):
+    step = build(applied(name)).step
+    assert step.loss.kl == PRESETS[name]["loss.kl"]
+    assert step.loss.advantage == PRESETS[name]["loss.advantage"]
+
+
+def test_the_command_line_wins_over_the_preset():
+    c = applied("rlpr", ["filter.beta", "loss.clip_high"])
+    assert (c.filter.beta, c.loss.clip_high, c.loss.clip_low) == (0.5, 0.0, 0.2)
+    assert applied("intuitor", ["loss.kl_coef"]).loss.kl_coef == 0.0
+
+
+def test_an_unknown_preset_is_refused_before_it_sets_anything():
+    with pytest.raises(UserError, match="preset is 'rplr'; did you mean 'rlpr'"):
+        applied("rplr")

@@ -1,0 +1,391 @@
+"""Rules accept and reject what their definitions say, votes are counted right, coins fall the same after a resume."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl_likelihood.data.grading import exact_match, numeric_match, parse_number
+from rl_likelihood.rewards import rules
+
+TAGS = rules.Tags("<think>", "</think>", "<answer", "</answer")
+PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+
+GOOD = [
+    "<think>chain</think>\n<answer>42</answer>",
+    "<think></think><answer></answer>",
+    "  \n<think>\na\nb\n</think> \t\n\n<answer>\n42\n</answer>\n ",
+    "<think>é\x00 < > </ <b></think><answer>x</answer>",
+    "<think>chain</think>\n<answer>42</answer",  # where the sampler stops
+    "<think>an <answer without its bracket</think><answer>42</answer>",
+]
+BAD = [
+    "",
+    "42",
+    "<think>chain</think>",
+    "<answer>42</answer>",
+    "chain</think>\n<answer>42</answer>",  # the prefilled tag forgotten
+    "<think>chain<answer>42</answer>",
+    "<think>chain</think>\n<answer>42",
+    "<think>chain</think>\n<answer>42</answe",
+    "<think>chain</think>\n42</answer>",
+    "<think>chain</think>\n<answer>42</answers>",
+    "<think>chain</think>\n<answers>42</answer>",
+    "<think>chain</think> so <answer>42</answer>",
+    "so <think>chain</think><answer>42</answer>",
+    "<think>chain</think><answer>42</answer>.",
+    "<think>chain</think><answer>42</answer><answer>43</answer>",
+    "<think>a</think><think>b</think><answer>42</answer>",
+    "<think><think>chain</think><answer>42</answer>",
+    "<think>chain</think></think><answer>42</answer>",
+    "<think>chain</think><answer><answer>42</answer>",
+    "<think>chain</think><answer>42</answer></answer>",
+    "<answer>42</answer><think>chain</think>",
+    "</think><think>chain<answer>42</answer>",
+    "<think>chain</think></answer>42<answer>",
+    "<think>chain<answer>42</answer></think>",
+    "<think>chain<answer>42</think></answer>",
+    "<THINK>chain</THINK><ANSWER>42</ANSWER>",
+    "<think>" * 3 + "chain" + "</think>" * 3 + "<answer>42</answer>",
+]
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_format_accepts(text):
+    assert rules.format(text, TAGS) == 1.0
+    assert rules.tag_count(text, TAGS) == 1.0
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_format_rejects(text):
+    assert rules.format(text, TAGS) == 0.0
+
+
+def test_format_obeys_the_tags_of_the_settings():
+    tags = rules.Tags("[t]", "[/t]", "[a", "[/a")
+    assert rules.format("[t]x[/t] [a>5[/a>", tags) == 1.0
+    assert rules.format("[t]x[/t] [a>5[/a", tags) == 1.0
+    assert rules.format(GOOD[0], tags) == 0.0
+    assert rules.tag_count("[t]x[/t] [a>5", tags) == 0.75
+    assert rules.tag_count(GOOD[0], tags) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ("", 0),
+        ("<think>chain", 0.25),
+        ("chain</think>\n<answer>42</answer>", 0.75),
+        ("</answer><answer></think><think>", 1),  # it counts, it does not order
+        ("<think><think>a</think><answer>1</answer>", 0.75),
+        ("<think>a</think><answer>1</answer><answer>2</answer>", 0.5),
+        ("<think>a</think><answer>1</answer", 1),
+        ("<think>a</think><answer>1</answer>2</answer", 0.75),
+        ("<think>a</think><answer", 0.5),
+    ],
+)
+def test_tag_count(text, count):
+    assert rules.tag_count(text, TAGS) == count
+
+
+OPEN_R1 = [
+    ("<think>\nchain\n</think>\n<answer>\n42\n</answer>", 1),
+    ("<think>\nchain\n</think>\n<answer>\n42\n</answer", 1),  # where the sampler stops
+    ("<think>\n\n</think>\n<answer>\n\n</answer>", 1),
+    ("<think>\n</think>\n<answer>\n\n</answer>", 0),  # each block holds a line, be it empty
+    ("<think>\n\n</think>\n<answer>\n</answer>", 0),
+    ("<think>chain</think>\n<answer>42</answer>", 0),
+    ("<think>\nchain\n</think><answer>\n42\n</answer>", 0),
+    ("<think>\nchain\n</think>\n\n<answer>\n42\n</answer>", 0),
+    (" <think>\nchain\n</think>\n<answer>\n42\n</answer>", 0),
+    ("<think>\nchain\n</think>\n<answer>\n42\n</answer>.", 0),
+    ("<think>\nchain\n</think>\n<answer>\n42\n</answer>\nmore", 1),  # $ is the end of any line, as published
+    ("<think>\na\n</think>\n<answer>\n1\n</answer>.\n</answer>", 1),
+    ("<think>\n<think>\na\n</think>\n<answer>\n1\n</answer>", 1),  # and further tags do not matter to it
+    ("", 0),
+]
+
+
+@pytest.mark.parametrize("text, reward", OPEN_R1)
+def test_format_open_r1(text, reward):
+    assert rules.format_open_r1(text) == reward
+
+
+PIECES = ["<think>", "</think>", "<answer>", "</answer>", "<answer", "</answer", "\n", " ", "x", ">"]
+tagged = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
+open_r1_like = st.lists(
+    st.sampled_from(["<think>\n", "\n</think>\n<answer>\n", "\n</answer>", "\n", "x", *PIECES]), max_size=8
+).map(lambda pieces: "<think>\n" + "".join(pieces))
+
+
+@PROPERTY
+@given(st.one_of(tagged, open_r1_like))
+def test_open_r1_is_the_published_pattern(text):
+    pattern = re.compile("^<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>$", re.DOTALL | re.MULTILINE)
+    completed = text + ">" if text.endswith("\n</answer") else text
+    assert rules.format_open_r1(text) == float(pattern.match(completed) is not None)
+
+
+@PROPERTY
+@given(tagged)
+def test_format_is_two_blocks_without_tags_inside(text):
+    """Against the definition as a regular expression, which is fine for short texts."""
+    closed = text.strip() + (">" if text.strip().endswith("</answer") else "")
+    match = re.fullmatch(r"<think>(.*)</think>\s*<answer>(.*)</answer>", closed, re.DOTALL)
+    inside = "".join(match.groups()) if match else ""
+    alone = match is not None and not re.search("</?think>|</?answer>", inside)
+    assert rules.format(text, TAGS) == float(alone)
+    if alone:
+        assert rules.tag_count(text, TAGS) == 1.0
+
+
+def test_scaled_is_right_wrong_unreadable():
+    assert [rules.scaled(x) for x in (True, False, None)] == [1.0, 0.1, 0.0]
+    assert [rules.scaled(x, (100, 10, 0)) for x in (True, False, None)] == [100.0, 10.0, 0.0]
+    assert [rules.scaled(x, rules.TINYZERO) for x in (True, False, None)] == [1.0, 0.1, 0.0]
+    assert [rules.scaled(x, (0.0, -1.0, -2.0)) for x in (True, False, None)] == [0.0, -1.0, -2.0]
+
+
+DISTINCT = [f"w{i}" for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    "text, reward",
+    [
+        ("", 0),
+        ("one two three", 0),
+        ("a " * 18, 0),  # nine overlapping runs of ten
+        ("a " * 19, -1),
+        (" ".join(DISTINCT * 9), 0),
+        (" ".join(DISTINCT * 10), -1),
+        ("_".join(DISTINCT * 10), -1),  # split on underscores too
+        ("\n\t".join(DISTINCT * 10), -1),
+        (" ".join(" ".join(DISTINCT) + f" sep{i}" for i in range(10)), -1),  # need not follow one another
+        (" ".join(" ".join(DISTINCT) + f" sep{i}" for i in range(9)), 0),
+        (" ".join(" ".join(DISTINCT[:9]) + f" sep{i}" for i in range(50)), 0),  # nine words are not ten
+        ("a" * 5000, 0),
+    ],
+)
+def test_repetition(text, reward):
+    assert rules.repetition(text) == reward
+
+
+def test_repetition_of_other_lengths():
+    assert rules.repetition("a b a b", n=2, times=2) == -1
+    assert rules.repetition("a b a b", n=2, times=3) == 0
+    assert rules.repetition("a b", n=3, times=1) == 0
+
+
+WORDS = ("but", "wait", "let me check")
+
+
+@pytest.mark.parametrize(
+    "texts, rate",
+    [
+        ([], 0),
+        ([""], 0),
+        (["... 1 + 1"], 0),
+        (["But no"], 50),
+        (["WAIT, but wait!"], 100),
+        (["butter await waiting rebut"], 0),  # whole words
+        (["so let me\n check it"], 20),
+        (["Let me, check"], 100 / 3),
+        (["let me go and check"], 0),
+        (["wait" + " x" * 9, "y " * 10], 5),  # of all texts together, not the mean of their rates
+        (["but_wait"], 100),
+        (["it's but 3.5"], 25),  # it's, but, 3, 5
+    ],
+)
+def test_transition_rate(texts, rate):
+    assert rules.transition_rate(texts, WORDS) == pytest.approx(rate)
+
+
+def test_transition_rate_counts_the_longest_phrase_alone():
+    text = ["but wait and wait but"]
+    assert rules.transition_rate(text, ("but", "wait", "But Wait")) == pytest.approx(60)
+    assert rules.transition_rate(text, ("but", "but wait", "but wait and wait for me")) == pytest.approx(40)
+    assert rules.transition_rate(text, ("", " ?! ", "but", "BUT")) == pytest.approx(40)
+    assert rules.transition_rate(["I don\u2019t, I don't"], ("don't",)) == pytest.approx(50)
+    assert rules.transition_rate(text, ()) == 0
+
+
+@pytest.mark.parametrize(
+    "answers, winner",
+    [
+        (["1", "2", "2"], "2"),
+        (["1", "2", "3", "2"], "2"),  # no majority needed
+        (["2", "1", "1", "2"], "2"),  # of equals the first seen
+        (["3", "1", "2"], "3"),
+        ([None, None, None, "7"], "7"),  # silence never wins
+        ([None, None, "7", "8", "8"], "8"),
+        ([None, None], None),
+        ([], None),
+        ([" 5", "4", "5\n"], " 5"),  # as first written
+        (["", "", "1"], ""),  # an empty answer is an answer
+    ],
+)
+def test_plurality(answers, winner):
+    assert rules.plurality(answers) == winner
+
+
+def test_plurality_by_another_key():
+    assert rules.plurality(["1", "0.5", "1/2"]) == "1"
+    assert rules.plurality(["1", "0.5", "1/2"], key=parse_number) == "0.5"
+
+
+def test_majority_vote_by_hand():
+    groups = [
+        ["4", "4", "4", "4"],
+        ["1", "2", "3", "4"],
+        [None, None, None, None],
+        [None, "5", None, " 5 "],
+        ["6", "7", "7", "6"],
+    ]
+    rewards = rules.majority_vote(groups, exact_match)
+    assert rewards.dtype == np.float32
+    np.testing.assert_array_equal(rewards, [[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1], [1, 0, 0, 1]])
+
+
+def test_majority_vote_grades_and_groups_by_value_if_told_to():
+    groups = [["1", "0.5", "1/2", "50%"]]
+    np.testing.assert_array_equal(rules.majority_vote(groups, numeric_match), [[1, 0, 0, 0]])
+    np.testing.assert_array_equal(rules.majority_vote(groups, numeric_match, parse_number), [[0, 1, 1, 1]])
+
+
+def test_all_equal_answers_have_no_advantage():
+    rewards = rules.majority_vote([["x"] * 8], exact_match)
+    np.testing.assert_array_equal(rewards - rewards.mean(-1, keepdims=True), 0)
+
+
+def test_all_sixty_four_vote_and_the_first_thirty_two_train():
+    answers = ["1"] * 20 + ["2"] * 12 + ["2"] * 32
+    np.testing.assert_array_equal(rules.majority_vote([answers], exact_match)[:, :32], [[0] * 20 + [1] * 12])
+    np.testing.assert_array_equal(rules.majority_vote([answers[:32]], exact_match), [[1] * 20 + [0] * 12])
+
+
+def test_no_group_and_no_sample():
+    assert rules.majority_vote([], exact_match).shape == (0, 0)
+    assert rules.majority_vote([[], []], exact_match).shape == (2, 0)
+    assert set(rules.vote_diagnostics([], [], exact_match).values()) == {0.0}
+
+
+def test_vote_diagnostics_by_hand():
+    groups = [
+        ["1", "1", "2", None],  # elects 1, rightly: every reward agrees
+        ["3", "3", "5", "4"],  # elects 3, 4 is right: rewards 1100 instead of 0001
+        [None, None, None, None],  # elects nobody
+        ["7", "8", "9", "6"],  # elects 7, 0 is right: 1000 instead of 0000
+    ]
+    d = rules.vote_diagnostics(groups, ["1", "4", "2", "0"], exact_match)
+    assert d == {
+        "label_accuracy": 1 / 4,
+        "reward_accuracy": (4 + 1 + 4 + 3) / 16,
+        "majority_ratio": (2 + 2 + 0 + 1) / 16,
+        "ground_truth_ratio": (2 + 1 + 0 + 0) / 16,
+    }
+
+
+def test_a_lucky_hit_has_a_wrong_label_and_mostly_right_rewards():
+    # Ten samples that err in ten ways: the label is wrong, and nine wrong samples still get their 0.
+    d = rules.vote_diagnostics([[str(i) for i in range(10)]], ["right"], exact_match)
+    assert d["label_accuracy"] == 0 and d["reward_accuracy"] == 0.9
+
+
+answers = st.lists(st.sampled_from([None, "1", "2", "3", " 2"]), min_size=6, max_size=6)
+
+
+@PROPERTY
+@given(st.lists(answers, min_size=1, max_size=4))
+def test_votes_obey_their_definition(groups):
+    rewards = rules.majority_vote(groups, exact_match)
+    assert rewards.shape == (len(groups), 6)
+    for group, row in zip(groups, rewards, strict=True):
+        stripped = [a and a.strip() for a in group]
+        assert not any(r for r, a in zip(row, stripped, strict=True) if a is None)
+        if any(stripped):
+            most = max(stripped.count(a) for a in stripped if a is not None)
+            winner = next(a for a in stripped if a is not None and stripped.count(a) == most)
+            np.testing.assert_array_equal(row, [a == winner for a in stripped])
+        else:
+            assert not row.any()
+
+
+@PROPERTY
+@given(st.lists(answers, min_size=1, max_size=4), st.sampled_from(["1", "2", "4"]))
+def test_diagnostics_are_shares_and_consistent(groups, reference):
+    d = rules.vote_diagnostics(groups, [reference] * len(groups), exact_match)
+    assert all(0 <= x <= 1 for x in d.values())
+    assert d["majority_ratio"] == pytest.approx(rules.majority_vote(groups, exact_match).mean())
+    if d["label_accuracy"] == 1:
+        assert d["reward_accuracy"] == 1 and d["majority_ratio"] == pytest.approx(d["ground_truth_ratio"])
+
+UID = np.arange(1000, dtype=np.int32)
+
+
+def test_random_reward_is_a_fair_coin():
+    draws = rules.random_reward(UID, 8, seed=0)
+    assert draws.shape == (1000, 8) and draws.dtype == np.float32 and set(np.unique(draws)) == {0.0, 1.0}
+    # 8000 throws have a standard deviation of 0.0056; 1000 of one row 0.016; 8 of one group 0.18.
+    assert abs(draws.mean() - 0.5) < 0.02
+    assert np.abs(draws.mean(0) - 0.5).max() < 0.06
+    assert draws.mean(1).std() == pytest.approx(np.sqrt(0.25 / 8), rel=0.1), "rows are independent"
+
+
+def test_random_reward_obeys_p():
+    assert abs(rules.random_reward(UID, 8, seed=1, p=0.1).mean() - 0.1) < 0.015
+    assert (rules.random_reward(UID[:50], 8, seed=1, p=1.0) == 1).all()
+    assert (rules.random_reward(UID[:50], 8, seed=1, p=0.0) == 0).all()
+
+
+def test_a_resumed_run_draws_the_same():
+    whole = rules.random_reward(UID[:64], 8, seed=3)
+    np.testing.assert_array_equal(rules.random_reward(UID[40:64], 8, seed=3), whole[40:])
+    np.testing.assert_array_equal(rules.random_reward(UID[:64][::-1].copy(), 8, seed=3), whole[::-1])
+    np.testing.assert_array_equal(rules.random_reward(UID[:64], 3, seed=3), whole[:, :3])
+    np.testing.assert_array_equal(rules.random_reward(UID[:64].astype(np.int64), 8, seed=3), whole)
+
+
+def test_other_seeds_and_prompts_draw_other_numbers():
+    one, other = rules.random_reward(UID, 8, seed=0), rules.random_reward(UID, 8, seed=1)
+    assert abs((one == other).mean() - 0.5) < 0.02
+    assert abs((one[:-1] == one[1:]).mean() - 0.5) < 0.02
+    assert (rules.random_reward(UID, 8, seed=-1) != one).any(), "a negative seed is a seed"
+    assert rules.random_reward(UID[:0], 8, seed=0).shape == (0, 8)
+
+
+def judge(text):
+    """Every rule on one text; each in its range."""
+    assert rules.format(text, TAGS) in (0.0, 1.0)
+    assert rules.format_open_r1(text) in (0.0, 1.0)
+    assert rules.tag_count(text, TAGS) in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert rules.repetition(text) in (0.0, -1.0)
+    assert 0 <= rules.transition_rate([text], WORDS) <= 100
+    rewards = rules.majority_vote([[text, None, text[::-1], text]], exact_match)
+    assert rewards[0, 0] == rewards[0, 3] == 1 and rewards[0, 1] == 0
+
+
+@PROPERTY
+@given(st.one_of(st.text(), tagged, open_r1_like))
+def test_rules_are_total(text):
+    judge(text)
+
+
+HOSTILE = [
+    "\x00" * 1_000_000, "_" * 1_000_000, "a'" * 500_000, "a " * 500_000, "a_" * 500_000, "\u0130\u2019" * 500_000,
+    "<think>" * 150_000, "</think>" * 125_000, "<answer" * 150_000, "<think>" * 75_000 + "</think>" * 60_000,
+    "<think>\n" + "\n</think>\n<answer>\n" * 50_000,
+    "<think>\n" + "\n</think>\n<answer>\n" * 25_000 + "\n</answer" * 50_000,
+    "<think>" + " " * 1_000_000 + "</think>", "<think></think>" + " \n" * 500_000 + "<answe",
+    " ".join(map(str, range(150_000))), "let me " * 140_000, "let me check " * 75_000,
+    "\ud800</think><answer>\udfff</answer>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:24]))
+def test_hostile_text_is_only_judged(text):
+    """A linear pass over these takes milliseconds to a second; a quadratic one would not come back."""
+    judge(text)
