@@ -44,10 +44,14 @@ setup(
         "matplotlib>=3.9,<4",
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "beartype>=0.20,<0.24", "ruff>=0.12,<0.18"],
+        "test": [
+            "pytest>=8,<10", "hypothesis>=6.100,<7", "beartype>=0.20,<0.24", "ruff>=0.12,<0.18",
+            "math-verify[antlr4_13_2]>=0.9,<0.10", "pyzipper>=0.3.6,<0.5",
+        ],
         "parity": ["torch==2.13.0"],  # golden outputs are compared with this version's
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "math": ["math-verify[antlr4_13_2]>=0.9,<0.10"],
+        "data": ["pyzipper>=0.3.6,<0.5"],  # TeleQnA's encrypted zip
         "ray": ["ray>=2.40,<3"],
     },
 )

@@ -131,6 +131,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.prompts = 100  # held-out questions used
+    # exact_match numeric math countdown multiple_choice telemath tool_call code_output code_tests
+    c.eval.grader = "exact_match"
     c.eval.samples = 1  # chains sampled at temperature 1 per question, beside the greedy one
     c.eval.max_sampled_answer = 0  # tokens of the sampled answer; 0: prompt.max_answer
     c.eval.batch_prompts = 50  # questions decoded at one time

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rl_likelihood.data.grading import GRADERS
 from rl_likelihood.data.prompts import INSTRUCTION, PromptConfig
 from rl_likelihood.data.sources import DataConfig
 from rl_likelihood.learner.optimizer import OptimizerConfig
@@ -42,6 +43,7 @@ CHOICES = {
     "sampler.devices": ("shared",),
     "data.source": ("reasoning_gym", "jsonl", "prepared"),
     "warm_start.chains": ("own", "given"),
+    "eval.grader": tuple(GRADERS),
     "report.wandb": ("off", "offline", "online"),
 }
 AT_LEAST = {

@@ -187,6 +187,41 @@ def test_sft_on_given_chains(on, tmp_path):
     assert "=" in sample["chain"]
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"reward__truncated": "drop"},
+        {"reward__truncated": "floor", "reward__floor": -3.0},
+        {"model__compute_dtype": "bfloat16", "sampler__temperature": 0.8},
+        {"report__no_chain": False, "model__remat": "full"},
+    ],
+    ids=["drop", "floor", "bfloat16", "remat"],
+)
+def test_policies_and_precisions_train(extra, tmp_path):
+    run(tmp_path / "run", train__steps=2, eval__prompts=0, **extra)
+    last = reports.read(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert np.isfinite(last["loss/policy"]) and np.isfinite(last["grad/norm"])
+    # A model that never learned the tags leaves every chain open: all dropped, or all at the floor.
+    assert last["chain/truncated"] == 1
+    if extra.get("reward__truncated") == "drop":
+        assert last["keep/fraction"] == 0 and last["grad/norm"] == 0
+    if extra.get("reward__truncated") == "floor":
+        assert last["reward/std"] == 0 and last["reward/mean"] < -3
+    assert ("answer/chain_gain" in last) == extra.get("report__no_chain", True)
+
+
+def test_a_warm_start_on_own_chains_says_when_there_are_none(tmp_path):
+    with pytest.raises(UserError, match="only 0 chains are there .warm_start.chains='own'."):
+        run(tmp_path / "run", warm_start__steps=2, warm_start__prompts=8, warm_start__prompts_per_step=4,
+            warm_start__examples=0)  # fmt: skip
+
+
+def test_answers_are_graded_by_the_grader_of_the_config(tmp_path):
+    run(tmp_path / "run", eval__grader="math", train__steps=0)
+    (row,) = reports.read(tmp_path / "run" / "eval.jsonl")
+    assert row["grader_failures"] == 0 and row["greedy_success"] == 0
+
+
 def test_kl_to_the_initial_model_starts_at_zero_and_grows(tmp_path):
     run(tmp_path / "run", loss__kl="k3", loss__kl_coef=0.1, train__steps=3, eval__prompts=0)
     kl = [row["loss/kl"] for row in reports.read(tmp_path / "run" / "metrics.jsonl")]

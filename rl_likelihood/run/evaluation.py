@@ -17,6 +17,7 @@ import numpy as np
 
 from rl_likelihood.config import largest_divisor
 from rl_likelihood.data import grading
+from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.data.prompts import EncodedExample, no_chain_ids
 from rl_likelihood.learner.batching import slice_rows, to_batch, with_no_chain
 from rl_likelihood.learner.step import make_score
@@ -36,13 +37,19 @@ def evaluate(
 
     `between` is called between batches; it may raise to break off.
 
-    greedy_success and sampled_success are shares of exact matches, with their standard errors; the names
-    ending in _no_chain are of the answer straight after the question (what `sft` trains);
+    greedy_success and sampled_success are shares that `eval.grader` finds right, with standard errors; the
+    names ending in _no_chain are of the answer straight after the question (what `sft` trains);
     perplexity = exp(-mean over questions of log p(answer | chain) / tokens), chains at temperature 1, and
     log_prob_mcN its logarithm's negative with the answer's likelihood averaged over N chains first.
     """
+    with Pool() as pool:
+        return _evaluate(world, params, rows[: world.config.eval.prompts], between, pool)
+
+
+def _evaluate(
+    world: World, params: Params, rows: list[EncodedExample], between: Callable[[], None], pool: Pool
+) -> dict[str, Any]:
     c = world.config
-    rows = rows[: c.eval.prompts]
     m, n = c.eval.samples, len(rows)
     size = min(c.eval.batch_prompts, n)
     width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in rows))
@@ -65,16 +72,19 @@ def evaluate(
         rollout = decode.sample(weights, world.collate(part, np.arange(at, at + size), width), key, sampler)
         texts = world.sampled_text(rollout)
         answers = [[grading.extract_answer(text, world.fmt) for text in group] for group in texts]
-        right = [[grading.exact_match(r.example.answer, a) for a in g] for r, g in zip(part, answers, strict=True)]
         direct = _answers_without_chain(world, weights, part, np.arange(at, at + size), width, key)
-        direct_right = [grading.exact_match(r.example.answer, a) for r, a in zip(part, direct, strict=True)]
+        # The greedy answer, the sampled ones, and the one without a chain.
+        every = [[*group, a] for group, a in zip(answers, direct, strict=True)]
+        references = [r.example.answer for r, group in zip(part, every, strict=True) for _ in group]
+        marks = pool.grade(c.eval.grader, references, [a for group in every for a in group])
+        right = np.asarray([mark is True for mark in marks]).reshape(size, m + 2)
         # Sampled chains without the greedy one, then the row without a chain.
         sampled_rows = to_batch(slice_rows(rollout, 1, None))
         batch = with_no_chain(sampled_rows, rollout.prompts, world.fmt.close_think_ids, world.fmt.pad_id)
         logp = score(params, batch).stats.log_prob
         parts.append({
-            "right": np.asarray(right, np.float64),
-            "direct": np.asarray(direct_right, np.float64),
+            "right": right[:, :-1].astype(np.float64),
+            "direct": right[:, -1].astype(np.float64),
             "logp": np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64),
             "tokens": np.maximum(batch.scored.sum(-1), 1),
             "length": ((rollout.segment == CHAIN) | (rollout.segment == TAG)).sum(-1)[:, 1:],
@@ -82,7 +92,8 @@ def evaluate(
         })  # fmt: skip
         for i, row in enumerate(rows[at : at + min(size, EXAMPLES - len(examples))]):
             e = row.example
-            examples.append({"prompt": e.prompt, "reference": e.answer, "text": texts[i][0], "right": right[i][0]})
+            shown = {"prompt": e.prompt, "reference": e.answer, "text": texts[i][0], "right": bool(right[i, 0])}
+            examples.append(shown)
     all_rows = {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
     greedy, sampled = all_rows["right"][:, 0], all_rows["right"][:, 1:]
     per_token = all_rows["logp"] / all_rows["tokens"]
@@ -102,6 +113,7 @@ def evaluate(
         "perplexity_no_chain": np.exp(-no_chain.mean()),
         "chain_length": all_rows["length"].mean(),
         "truncated": all_rows["truncated"].mean(),
+        "grader_failures": pool.failures,  # counted as wrong: a grader that hung or crashed
         "seconds": time.perf_counter() - start,
     }
     return {k: round(float(v), 6) for k, v in out.items()} | {"questions": n, "examples": examples}

@@ -256,7 +256,8 @@ def state(workdir: Path) -> State:
     else:
         kind = "new" if not last else "failed" if last == "failed" else "preempted"
     step, steps = max(last_step(workdir), int(status.get("step", 0))), int(status.get("steps", 0))
-    return State(kind, step, steps, len(failures), preemptions, failures[-1] if failures else "", why)
+    error = failures[-1] if failures else status.get("error", "")
+    return State(kind, step, steps, len(failures), preemptions, error, why)
 
 
 def history(attempts: Sequence[Mapping[str, Any]]) -> tuple[list[str], int, str]:
