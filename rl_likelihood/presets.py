@@ -2,7 +2,8 @@
 
 A preset sets what defines its method: reward, shaping, advantage, loss, filter, group size, temperature. Model,
 data, lengths, batch and learning rate are the experiment's; the papers' values are beside each name.
-Sections are those of the papers named; a value that a paper leaves open is marked "inferred".
+A value that a paper leaves open is marked "inferred". Groups that a filter refuses are left out of the step; no
+other prompts are sampled in their place, as RLPR and DAPO do.
 """
 
 from __future__ import annotations

@@ -46,6 +46,14 @@ def prompts(p, s=5, seed=0):
     )
 
 
+def test_the_sampler_s_weights_share_no_buffer_with_the_learner_s():
+    # The learner donates its own while the sampler still reads these.
+    params = jax.tree.map(jnp.array, PARAMS)
+    own = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)}
+    copies = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(decode.prepare(params, TINY))}
+    assert len(own) == len(jax.tree.leaves(params)) and not own & copies
+
+
 def rows_of(p, index):
     return jax.tree.map(lambda x: x[index], p)
 
