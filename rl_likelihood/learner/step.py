@@ -63,9 +63,9 @@ def _loss(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: 
     total = loss.policy_term * policy + loss.answer_term * answer + in_loss * kl
 
     per_row = {"reward": reward, "advantage": advantage, **{f"reward/{k}": v for k, v in terms.items()}}
-    sums, more = measures.of_rows(seen, chains, cfg)
+    sums, measured = measures.of_rows(seen, chains, cfg)
     sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl}
-    return total, (sums, more | per_row)
+    return total, (sums, per_row | measured)
 
 
 def filtered(params, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, filter_state, step):

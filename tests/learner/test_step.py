@@ -209,6 +209,14 @@ def test_what_a_dropped_row_holds_changes_nothing():
     assert (np.asarray(a[2]["advantage"])[~KEEP] == 0).all()
 
 
+def test_the_floor_is_in_the_trained_reward_and_nowhere_else():
+    _, _, rows = step_gradients(PARAMS, (None, None), BATCH, MODEL, cfg_of("floor"))
+    _, _, plain = step_gradients(PARAMS, (None, None), BATCH, MODEL, cfg_of("floor", truncated="force_close"))
+    assert BATCH.truncated.any() and (np.asarray(rows["reward"])[BATCH.truncated] == -7).all()
+    np.testing.assert_array_equal(rows["reward/avg_log_prob"], plain["reward/avg_log_prob"])
+    np.testing.assert_array_equal(rows["reward/log_prob"], plain["reward/log_prob"])
+
+
 def test_kl_of_a_model_with_itself_is_zero():
     _, batch, _ = MODES["kl"]
     grads, sums, _ = step_gradients(PARAMS, (PARAMS, None), batch, MODEL, cfg_of("kl"))
