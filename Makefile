@@ -14,7 +14,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PYTHON ?=
 
-.PHONY: quickstart test parity lint bench clean
+.PHONY: quickstart test learn parity lint bench clean
 .DEFAULT_GOAL := test
 
 quickstart: $(VENV)/.test
@@ -22,6 +22,9 @@ quickstart: $(VENV)/.test
 
 test: $(VENV)/.test
 	$(RUN) -m pytest -q tests -m 'not slow' --ignore=tests/parity
+
+learn: $(VENV)/.test
+	$(RUN) -m pytest -q tests/test_learns.py -m slow
 
 parity: $(VENV)/.parity
 	$(RUN) -m pytest -q tests/parity

@@ -5,10 +5,12 @@ python -m rl_likelihood.train --config=configs/base.py --workdir=DIR --config.mo
 
 from ml_collections import ConfigDict
 
+from rl_likelihood.config import parse_arg
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The defaults. Takes no arguments."""
-    del arg
+    """The defaults. Takes no arguments: what comes after the colon is refused."""
+    parse_arg(arg)
     c = ConfigDict()
     c.seed = 0  # of sampling, data order and random initial weights
 
@@ -42,6 +44,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.use_system = True  # instruction as system message; False puts it before the question
     c.prompt.examples = 0  # worked examples before the question
     c.prompt.score_delims = "close"  # what counts besides the answer: none | close (the "</" after it) | both
+    c.prompt.think_open = "<think>"  # the prompt ends in it
+    c.prompt.think_close = "</think>"
+    c.prompt.answer_open = "<answer"  # without its ">": the seam where the reference answer is spliced in
+    c.prompt.answer_close = "</answer"
     c.prompt.max_prompt = 128  # tokens
     c.prompt.max_answer = 16  # tokens, delimiters included
 
@@ -132,10 +138,15 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.prompts = 100  # held-out questions used
     # exact_match numeric math countdown multiple_choice telemath tool_call code_output code_tests
-    c.eval.grader = "exact_match"
-    c.eval.samples = 1  # chains sampled at temperature 1 per question, beside the greedy one
+    c.eval.grader = "exact_match"  # none: no answers are sampled or graded, reference answers are only scored
+    # Chains at temperature 1 per question, beside the greedy one; N give log_prob_mcN, pass@k and majority@k up to N.
+    # 0: greedy answers alone, nothing is scored.
+    c.eval.samples = 1
     c.eval.max_sampled_answer = 0  # tokens of the sampled answer; 0: prompt.max_answer
-    c.eval.batch_prompts = 50  # questions decoded at one time
+    c.eval.batch_prompts = 50  # questions decoded at one time; changes no number
+    # Between the first and the last evaluation of a run, every train.eval_every steps:
+    c.eval.fast_prompts = 0  # the first so many of the questions; 0: eval.prompts
+    c.eval.fast_samples = -1  # chains sampled for each; -1: eval.samples
 
     c.report = ConfigDict()
     c.report.no_chain = True  # score each answer without a chain too, every step: one more row in each group

@@ -2,18 +2,24 @@
 
     make quickstart
 
-Sums, differences and products of two numbers up to 10, with two worked examples before each question. The
-untouched model is right on two thirds of them when it answers greedily and on four in ten when it samples.
-README.md has the numbers of three seeds.
+Sums, differences and products of two numbers up to 10. Two worked examples stand before each question, the second
+of two steps, and the untouched model copies that shape where one step is the answer: it is right on 19 % greedily,
+on 13 % when it samples. README.md has the numbers of three seeds, and of the untouched model under better examples.
+
+Arguments: reward, group, steps, seed, as configs/quickstart.py:reward=jepo,seed=1.
 """
 
 from ml_collections import ConfigDict
 
 from configs.base import get_config as base
+from rl_likelihood.config import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = base(arg)
+    a = parse_arg(arg, reward="log_prob", group=8, steps=24, seed=0)
+    c = base()
+    c.seed = a.seed
+    c.reward.name = a.reward
     c.model.path = "smollm2-135m-instruct"
     # Not the three-term questions of basic_arithmetic: this model's chains on those are wrong 94 times in 100, and
     # after a wrong chain every likelihood reward teaches to distrust chains (README.md, "The answer term").
@@ -23,16 +29,16 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.examples = 2
     c.prompt.max_prompt = 160
     c.prompt.max_answer = 8
-    c.sampler.group_size = 8
+    c.sampler.group_size = a.group
     c.sampler.max_chain = 32
     c.sampler.width_multiple = 16
-    # A chain that does not open the answer tag is worth less than any that does.
+    # A chain that does not open the answer tag is worth less than most that do.
     c.reward.truncated = "floor"
     c.reward.floor = -5.0
     c.loss.answer_term = 0.0  # the policy term alone; README.md says what the other does to so small a model
     c.optim.lr = 2e-5
     c.optim.warmup_steps = 4
-    c.train.steps = 24
+    c.train.steps = a.steps
     c.train.prompts_per_step = 8
     c.train.micro_batch_prompts = 2
     c.train.checkpoint_every = 8

@@ -1,10 +1,11 @@
-"""Some minutes on a CPU, no download: 1.5 M random weights learn sums of three digits.
+"""Two minutes on two CPU cores, no download: 1.6 M random weights on sums of three digits.
 
     python -m rl_likelihood.train --config=configs/tiny.py --workdir=runs/tiny
 
-A supervised warm start on chains whose steps are wrong a quarter of the time, then RL on the likelihood of
-the right answer. Seen once (seed 0, stopped after step 51, 7 minutes beside another run): 18 % greedy success
-after the warm start; training reward -2.66 at step 10 and -1.90 at step 50, perplexity 2.9 and 2.3.
+A supervised warm start on chains whose steps are wrong a quarter of the time, then RL on the likelihood of the right
+answer. Seen (seed 0, 2 min 8 s): perplexity of the held-out answers after a chain 7.96 -> 4.06, reward -6.2 -> -3.2,
+and greedy success 6 % -> 0 %: so small a model learns which answers are likely, not to add, and with
+`reward.truncated=force_close` its chains dissolve. It is for watching the machinery, and for tests.
 
 Arguments: reward, group, steps, seed, as configs/tiny.py:reward=jepo,steps=50.
 """
@@ -16,7 +17,7 @@ from rl_likelihood.config import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    a = parse_arg(arg, reward="log_prob", group=8, steps=60, seed=0)
+    a = parse_arg(arg, reward="log_prob", group=8, steps=40, seed=0)
     c = base()
     c.seed = a.seed
     c.model.preset = "tiny"
@@ -30,16 +31,16 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler.group_size = a.group
     c.sampler.max_chain = 32
     c.reward.name = a.reward
-    c.optim.lr = 3e-4
+    c.optim.lr = 5e-4
     c.optim.warmup_steps = 5
     c.train.steps = a.steps
-    c.train.prompts_per_step = 16
-    c.train.eval_every = 30
-    c.warm_start.steps = 300
+    c.train.prompts_per_step = 8
+    c.train.eval_every = 20
+    c.warm_start.steps = 150
     c.warm_start.chains = "given"
     c.warm_start.prompts = 1500
-    c.warm_start.prompts_per_step = 64
-    c.warm_start.lr = 2e-3
+    c.warm_start.prompts_per_step = 32
+    c.warm_start.lr = 3e-3
     c.eval.prompts = 128
     c.eval.batch_prompts = 128
     return c

@@ -43,7 +43,7 @@ CHOICES = {
     "sampler.devices": ("shared",),
     "data.source": ("reasoning_gym", "jsonl", "prepared"),
     "warm_start.chains": ("own", "given"),
-    "eval.grader": tuple(GRADERS),
+    "eval.grader": ("none", *GRADERS),
     "report.wandb": ("off", "offline", "online"),
 }
 AT_LEAST = {
@@ -51,9 +51,10 @@ AT_LEAST = {
     "sampler.queue_depth": 1, "sampler.width_multiple": 0, "train.steps": 0, "train.prompts_per_step": 1,
     "train.micro_batch_prompts": 0, "train.head_chunk": 1, "train.eval_every": 0, "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1, "train.keep_every": 0, "warm_start.steps": 0, "warm_start.examples": 0,
-    "warm_start.prompts": 1, "warm_start.prompts_per_step": 1, "eval.prompts": 0, "eval.samples": 1,
-    "eval.max_sampled_answer": 0, "eval.batch_prompts": 1, "optim.warmup_steps": 0, "optim.clip_norm": 0,
-    "optim.lr": 0, "warm_start.lr": 0, "loss.ratio_cap": 0, "loss.clip_low": 0, "loss.clip_high": 0,
+    "warm_start.prompts": 1, "warm_start.prompts_per_step": 1, "eval.prompts": 0, "eval.samples": 0,
+    "eval.max_sampled_answer": 0, "eval.batch_prompts": 1, "eval.fast_prompts": 0, "eval.fast_samples": -1,
+    "optim.warmup_steps": 0, "optim.clip_norm": 0, "optim.lr": 0, "warm_start.lr": 0, "loss.ratio_cap": 0,
+    "loss.clip_low": 0, "loss.clip_high": 0,
     "loss.kl_coef": 0, "report.samples_every": 0, "report.sample_prompts": 0, "report.console_samples": 0,
     "mesh.data": 1, "mesh.fsdp": 0, "mesh.tensor": 1, "prompt.examples": 0, "prompt.max_prompt": 1,
     "prompt.max_answer": 1, "reward.vote_train": 0, "reward.length_min": 0, "reward.overlong_max": 1,
@@ -67,7 +68,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     for item in filter(None, (arg or "").split(",")):
         key, equals, text = item.partition("=")
         if key not in defaults:
-            raise UserError(f"config argument {key!r} is unknown; this config takes {', '.join(defaults)}")
+            takes = ", ".join(defaults) or "no arguments"
+            raise UserError(f"config argument {key!r} is unknown; this config takes {takes}")
         if not equals:
             raise UserError(f"config argument {key!r} has no value; write {key}=VALUE")
         kind = type(defaults[key])

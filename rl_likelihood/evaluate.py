@@ -1,13 +1,19 @@
-"""Evaluate: python -m rl_likelihood.evaluate --config=... [--workdir=DIR] [--step=N].
+"""Evaluate: python -m rl_likelihood.evaluate --config=... [--workdir=DIR] [--step=N] [--out=DIR].
 
-Prints one JSON object (run/evaluation.py says what is in it) and appends it to DIR/eval.jsonl. Without
---workdir, the model that the config starts from.
+Prints one JSON object (report/statistics.py says what is in it) and appends it to DIR/eval.jsonl. The records of
+the questions it is made of are in DIR/evaluations; Ctrl-C, or a kill, and the same command again goes on from
+there. Without --workdir, the model that the config starts from, whose files --out keeps.
+
+Chains are sampled to fill `eval.samples`; the mean over 32 of the answer's likelihood (log_prob_mc32) takes
+
+    --config.eval.samples=32 --config.eval.prompts=N --config.eval.batch_prompts=FEW
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +37,7 @@ SAME = ("model.path", "model.preset", "prompt.")
 def main() -> None:
     c, _ = from_flags()
     settings = configs.build(c)
-    workdir, step = flags.FLAGS.workdir, flags.FLAGS.step
+    workdir, step, out = flags.FLAGS.workdir, flags.FLAGS.step, flags.FLAGS.out
     if not c.eval.prompts:
         raise UserError("eval.prompts is 0; set it to the number of held-out questions to use")
     if workdir is None and step is not None:
@@ -43,11 +49,23 @@ def main() -> None:
         model, params, step, _ = checkpoint.restore_params(workdir, step)
         world = dataclasses.replace(world, model=dataclasses.replace(model, **model_settings(c)))
     placed = state_shardings(make_mesh(c), world.model, make_optimizer(settings.optimizer), settings.step).params
-    out = evaluate(world, jax.device_put(params, placed), world.heldout)
-    row: dict[str, Any] = {"step": step or 0, **out}
-    if workdir is not None:
-        metrics.append(Path(workdir) / metrics.EVAL, row)
+    params = jax.device_put(params, placed)
+    folder = out or workdir
+    tell(f"{min(c.eval.prompts, len(world.heldout))} held-out questions, {c.eval.samples} sampled chains each")
+    try:
+        numbers = evaluate(world, params, world.heldout, step=step or 0, folder=folder, say=tell)
+    except KeyboardInterrupt:
+        tell("stopped; " + ("the same command goes on from here" if folder else "nothing is kept without --out=DIR"))
+        sys.exit(130)
+    row: dict[str, Any] = {"step": step or 0, **numbers}
+    if folder is not None:
+        metrics.append(Path(folder) / metrics.EVAL, row)
     print(json.dumps(row))
+
+
+def tell(text: str) -> None:
+    """Progress, where it does not disturb the one JSON object."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
@@ -68,4 +86,5 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of a run; without it, the model that the config starts from")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
+    flags.DEFINE_string("out", None, "folder for eval.jsonl and the records; the workdir by default")
     run_main(main)

@@ -28,6 +28,7 @@ from rl_likelihood.model.decoder import Params
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report.alarms import Alarms
+from rl_likelihood.run.baseline import FILE as FILE_OF_BASELINE
 from rl_likelihood.run.baseline import write_baseline
 from rl_likelihood.run.command import base, from_flags, run_main
 from rl_likelihood.run.console import Stopped, StopRequest, announce, say, summary
@@ -138,7 +139,10 @@ def learn(
             }
             writer.metrics(step, out)
             write_samples(world, writer, step, rollout, batch, per_row, rows_of)
-            left = (time.perf_counter() - began) / (step - first) * (steps - step)
+            # The first step also compiles, and an evaluation may come before it: neither says how long steps take.
+            began = time.perf_counter() if step == first + 1 else began
+            each = (time.perf_counter() - began) / (step - first - 1) if step > first + 1 else t2 - t1
+            left = each * (steps - step)
             say(reports.line(step, steps, out | latest, left))
             for sentence in alarms.check(step, out):
                 say(f"warning: {sentence}")
@@ -200,7 +204,7 @@ def prepare_start(world: World, params: Params, mesh, workdir: Path, writer, sto
 
 
 def evaluate_if_due(world: World, params: Params, step: int, writer: reports.MetricsWriter, stop: StopRequest) -> dict:
-    """At the start, the end and every `train.eval_every` steps, unless eval.jsonl has it already (a resumed run)."""
+    """At the start, the end and, the fast one, every `train.eval_every` steps, unless eval.jsonl has it already."""
     t, reward = world.config.train, world.config.reward.name
     if 0 < step < t.steps and not (t.eval_every and step % t.eval_every == 0):
         return {}
@@ -214,22 +218,31 @@ def evaluate_if_due(world: World, params: Params, step: int, writer: reports.Met
     path = writer.workdir / reports.EVAL
     done = {row.get("stage"): row for row in reports.read(path)} if path.exists() else {}
     if stage in done:
-        return {"greedy_success": done[stage]["greedy_success"]}
-    return evaluation(world, params, step, stage, writer, stop, world.heldout)
+        return {k: done[stage][k] for k in ("greedy_success",) if k in done[stage]}
+    return evaluation(world, params, step, stage, writer, stop, world.heldout, fast=0 < step < t.steps)
 
 
-def evaluation(world, params, step: int, stage: str, writer, stop: StopRequest, rows: list[EncodedExample]) -> dict:
-    """Evaluate, write eval.jsonl, say it in one line; returns what the step lines show."""
+# What is said of an evaluation, as far as it was asked for.
+_SAID = (
+    ("greedy_success", "greedy success {:.1%}"),
+    ("sampled_success", "sampled {:.1%}"),
+    ("perplexity", "perplexity {:.3f}"),
+    ("perplexity_no_chain", "{:.3f} without chain"),
+    ("chain_length", "chain {:.1f} tokens"),
+)
+
+
+def evaluation(
+    world, params, step: int, stage: str, writer, stop: StopRequest, rows: list[EncodedExample], fast: bool = False
+) -> dict:
+    """Evaluate, write eval.jsonl and the records behind it, say it in one line; returns what the step lines show."""
     if not world.config.eval.prompts:
         return {}
-    out = evaluate(world, params, rows, stop.check)
+    out = evaluate(world, params, rows, stop.check, fast=fast, step=step, folder=writer.workdir, say=say)
     writer.eval(step, {"stage": stage, **out})
-    say(
-        f"{stage}: greedy success {out['greedy_success']:.1%}, sampled {out['sampled_success']:.1%}, perplexity "
-        f"{out['perplexity']:.3f} ({out['perplexity_no_chain']:.3f} without chain), chain {out['chain_length']:.1f} "
-        f"tokens, {out['questions']} questions in {out['seconds']:.0f} s"
-    )
-    return {"greedy_success": out["greedy_success"]}
+    numbers = ", ".join(words.format(out[k]) for k, words in _SAID if k in out)
+    say(f"{stage}: {numbers}, {out['questions']} questions in {out['seconds']:.0f} s")
+    return {k: out[k] for k in ("greedy_success",) if k in out}
 
 
 def refuse_nan(step: int, out: dict[str, float]) -> None:
@@ -250,7 +263,7 @@ def claim(workdir: Path, c: ConfigDict) -> None:
     """The workdir belongs to one config: write it, or refuse another. A field newer than it has its default."""
     path, new = workdir / CONFIG, configs.flatten(c)
     try:
-        if path.exists():
+        if path.exists() and begun(workdir):
             defaults = base()
             old = ({} if defaults is None else configs.flatten(defaults)) | json.loads(path.read_text())
             names = [name for name in configs.differences(old, new) if not name.startswith(FREE)]
@@ -269,6 +282,16 @@ def claim(workdir: Path, c: ConfigDict) -> None:
         raise UserError(f"{path}: not JSON; delete it, or choose another --workdir") from None
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror}); choose another --workdir") from None
+
+
+def begun(workdir: Path) -> bool:
+    """Whether there is something in the workdir to go on from: not where its run was refused at the start."""
+    written = (reports.METRICS, reports.EVAL, FILE_OF_BASELINE)
+    return (
+        checkpoint.latest_step(workdir) is not None
+        or (workdir / INITIAL).exists()
+        or any((workdir / name).exists() and (workdir / name).stat().st_size for name in written)
+    )
 
 
 def meta_of(world: World) -> dict[str, Any]:

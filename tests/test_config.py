@@ -118,6 +118,8 @@ def test_arguments_of_a_config_file():
         configs.parse_arg("group=many", group=8)
     with pytest.raises(UserError, match="no value"):
         configs.parse_arg("group", group=8)
+    with pytest.raises(UserError, match="'reward' is unknown; this config takes no arguments"):
+        base.get_config("reward=prob")
 
 
 def test_differences_see_through_lists_and_tuples():

@@ -1,4 +1,4 @@
-"""Does it learn? configs/tiny.py to its end: minutes, so `make test` leaves it out (`pytest -m slow`)."""
+"""Does it learn? configs/tiny.py to its end: two minutes, so `make test` leaves it out and `make learn` runs it."""
 
 import pytest
 
@@ -9,11 +9,12 @@ from rl_likelihood.report import metrics as reports
 
 
 @pytest.mark.slow
-def test_rl_on_the_likelihood_of_the_answer_makes_chains_right(tmp_path):
+def test_rl_makes_the_held_out_answers_likelier(tmp_path):
     train.run(configs.build(get_config()), tmp_path / "run")
     before, after = (
         next(row for row in reports.read(tmp_path / "run" / "eval.jsonl") if row["stage"].startswith(stage))
-        for stage in ("after warm start", "after 60 steps")
+        for stage in ("after warm start", "after 40 steps")
     )
-    assert after["perplexity"] < 0.8 * before["perplexity"]
-    assert after["sampled_success"] > before["sampled_success"] + 2 * before["sampled_success_se"]
+    # Nats per token, on questions that were never trained on: several standard errors.
+    gain = after["log_prob_mc1"] - before["log_prob_mc1"]
+    assert gain > 0.3 and gain > 3 * before["log_prob_mc1_se"]

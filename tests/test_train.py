@@ -28,6 +28,7 @@ METRICS = [
     "advantage/abs_mean", "chain/length", "chain/truncated", "answer/log_prob", "answer/perplexity", "loss/policy",
     "loss/answer", "loss/kl", "grad/norm", "policy/entropy", "policy/self_certainty", "ratio/mean", "ratio/max",
     "reward/zero_std_groups", "reward/underflow", "grad/answer_share", "answer/chain_gain", "chain/transition_words",
+    "chain/closed",
     *(f"corr/{name}" for name in ("log_prob", "avg_prob", "chain_length")), "queue/lag", "queue/depth", "time/sample",
     "time/learn", "time/wait", "tokens_per_second",
 ]  # fmt: skip
@@ -264,6 +265,15 @@ def test_a_failed_run_says_so_in_status(tmp_path):
     assert status["state"] == "failed" and "max_prompt" in status["error"]
 
 
+def test_a_workdir_whose_start_was_refused_may_be_used_with_the_mended_config(tmp_path):
+    with pytest.raises(UserError, match="max_prompt"):
+        run(tmp_path / "run", prompt__max_prompt=5)
+    run(tmp_path / "run", train__steps=1, eval__prompts=0)
+    assert reports.read_status(tmp_path / "run")["state"] == "done"
+    with pytest.raises(UserError, match="another config"):
+        run(tmp_path / "run", train__steps=2, eval__prompts=0)
+
+
 # -------------------------------------------------------------------------------- as a user runs it
 
 
@@ -280,6 +290,10 @@ def command(module: str, *arguments: str, **kwargs) -> subprocess.Popen:
     [
         (["--config=configs/tiny.py", "--config.reward.nam=prob"], ["nam", "name"]),
         (["--config=configs/tiny.py", "--config.train.steps=many"], ["train.steps", "many"]),
+        (["--config=configs/tiny.py", "--config.learning_rate=1e-4"], ["no field learning_rate"]),
+        (["--config=configs/tiny.py", "--config.train.batch_size=8"], ["no field train.batch_size"]),
+        (["--config=configs/tiny.py", "--config.reward=prob"], ["reward is a group", "--config.reward.name=VALUE"]),
+        (["--config", "configs/tinny.py"], ["configs/tinny.py does not exist", "did you mean tiny.py?"]),
         (["--config=configs/tiny.py:gruop=4"], ["'gruop' is unknown", "group"]),
         (["--config=configs/tinny.py"], ["configs/tinny.py does not exist", "did you mean tiny.py?"]),
         (["--config=configs/tiny.py", "--wrkdir=x"], ["wrkdir"]),

@@ -93,7 +93,7 @@ def chain_format(
                 raise UserError(
                     f"{name} has a token {token.decode(errors='replace')!r} (id {i}) across the seam of "
                     f"{cfg.answer_open!r} and '>', so a reference answer cannot be spliced there; "
-                    f"use another answer_open or another tokenizer"
+                    f"use another prompt.answer_open or another tokenizer"
                 )
             at = token.find(last, at + 1)
 
@@ -103,7 +103,7 @@ def chain_format(
         if _bytes(vocab_bytes, ids) != text.encode():
             raise UserError(
                 f"{name} does not keep the tag {text!r} (it reads back as {_bytes(vocab_bytes, ids)!r})"
-                "; choose tags of plain characters for think_close and answer_open"
+                "; choose tags of plain characters for prompt.think_close and prompt.answer_open"
             )
     return ChainFormat(
         think_close=cfg.think_close,
@@ -199,7 +199,7 @@ def encode_all(
         if opening + answer != whole:
             raise UserError(
                 f"{_name(tokenizer)} does not cut between {cfg.answer_open!r} and '>' before the answer "
-                f"{example.answer[:60]!r} of row {example.id}; use another answer_open or another tokenizer"
+                f"{example.answer[:60]!r} of row {example.id}; use another prompt.answer_open or another tokenizer"
             )
         if not all(fmt.vocab_bytes[i] for i in answer):
             raise UserError(
@@ -270,15 +270,15 @@ def _validate(cfg: PromptConfig) -> None:
         raise UserError(f"score_delims is {cfg.score_delims!r}; choose one of {', '.join(SCORE_DELIMS)}")
     for field in ("think_open", "think_close", "answer_open", "answer_close"):
         if not getattr(cfg, field):
-            raise UserError(f"{field} is empty; give the tag, for example {getattr(PromptConfig, field)!r}")
+            raise UserError(f"prompt.{field} is empty; give the tag, for example {getattr(PromptConfig, field)!r}")
     for field in ("answer_open", "answer_close"):
         if getattr(cfg, field).endswith(">"):
             raise UserError(
-                f"{field} is {getattr(cfg, field)!r}; leave out its last '>', which is added after the seam"
+                f"prompt.{field} is {getattr(cfg, field)!r}; leave out its last '>', which is added after the seam"
             )
     for field, least in (("examples", 0), ("max_prompt", 1), ("max_answer", 1)):
         if getattr(cfg, field) < least:
-            raise UserError(f"{field} is {getattr(cfg, field)}; it must be at least {least}")
+            raise UserError(f"prompt.{field} is {getattr(cfg, field)}; it must be at least {least}")
 
 
 def _worked(example: Example, cfg: PromptConfig) -> Shots:
@@ -345,7 +345,7 @@ def _refuse_texts(examples: list[Example], tokenizer: PreTrainedTokenizerBase, c
         if cfg.answer_close in e.answer:
             raise UserError(
                 f"the answer of row {e.id} contains {cfg.answer_close!r}, which ends an answer; "
-                "remove the row or choose another answer_close"
+                "remove the row or choose another prompt.answer_close"
             )
         for tag in (cfg.think_close, cfg.answer_open):
             if tag in e.chain:
@@ -366,6 +366,7 @@ def _refuse_longer(what: str, field: str, limit: int, examples: list[Example], i
     if long:
         rows = ", ".join(f"{uid} ({n})" for uid, n in long[:5]) + (", ..." if len(long) > 5 else "")
         raise UserError(
-            f"{field} = {limit} tokens is too short for the {what} of {len(long)} of {len(examples)} rows: {rows}; "
-            f"set {field} to {max(n for _, n in long)} or remove them"
+            f"prompt.{field} = {limit} tokens is too short for the {what} of {len(long)} of {len(examples)} rows: "
+            f"{rows}; "
+            f"set prompt.{field} to {max(n for _, n in long)} or remove them"
         )

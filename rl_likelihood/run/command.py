@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from rl_likelihood.config import apply_preset
+from rl_likelihood.config import apply_preset, flatten
 from rl_likelihood.shapes import UserError
 
 
@@ -27,9 +27,10 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
         # Config files import one another as configs.NAME, from wherever the command is run.
-        for argument in argv:
-            if argument.startswith("--config="):
-                file = Path(argument.removeprefix("--config=").partition(":")[0]).resolve()
+        for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+            if argument == "--config" or argument.startswith("--config="):
+                given = following if argument == "--config" else argument.removeprefix("--config=")
+                file = Path(given.partition(":")[0]).resolve()
                 if not file.is_file():
                     near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
                     refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
@@ -37,7 +38,7 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
         try:
             rest = flags.FLAGS(argv)
         except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError, UserError) as error:
-            refuse(" ".join(str(error.args[0] if error.args else error).split()))
+            refuse(explained(error, argv))
         if len(rest) > 1:
             refuse(f"unknown argument {rest[1]!r}; flags start with --")
         if config_file:
@@ -56,6 +57,24 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
             refuse(str(error))
 
     app.run(guarded, flags_parser=parse)
+
+
+def explained(error: BaseException, argv: list[str]) -> str:
+    """What is wrong with the command line, where ml_collections says it in its own terms."""
+    message = " ".join(str(error.args[0] if error.args else error).split())
+    defaults = base()
+    fields = {} if defaults is None else flatten(defaults)
+    for argument in argv:
+        name = argument.removeprefix("--config.").partition("=")[0]
+        if not argument.startswith("--config.") or not fields or name in fields:
+            continue
+        inside = [field for field in fields if field.startswith(f"{name}.")]
+        if inside:
+            return f"{name} is a group of fields; set one of them, as --config.{inside[0]}=VALUE"
+        near = difflib.get_close_matches(name, fields, 1) or [f for f in fields if f.endswith(name.rpartition(".")[2])]
+        hint = f"; did you mean {near[0]}?" if near else "; configs/base.py lists all fields"
+        return f"the config has no field {name}{hint}"
+    return message
 
 
 def refuse(message: str) -> None:

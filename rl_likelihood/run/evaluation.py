@@ -1,142 +1,334 @@
 """Evaluation on held-out questions: what a model answers, and how likely it finds the reference answers.
 
-One pass samples, for every question, a greedy chain with its answer and `eval.samples` chains with theirs
-at temperature 1; a second samples the greedy answer after no chain; a third scores the reference answer
-after each sampled chain and after no chain.
+For every question: a greedy chain with its answer, `eval.samples` chains with theirs at temperature 1, the greedy
+answer after no chain, and the log-probs of the reference answer after each of these chains, after a chain of
+another question, and after none. All of it is one record of a file; report/statistics.py makes the numbers of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
+import hashlib
+import json
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from rl_likelihood import __version__
 from rl_likelihood.config import largest_divisor
 from rl_likelihood.data import grading
 from rl_likelihood.data.grading_pool import Pool
-from rl_likelihood.data.prompts import EncodedExample, no_chain_ids
-from rl_likelihood.learner.batching import slice_rows, to_batch, with_no_chain
+from rl_likelihood.data.prompts import EncodedExample, completion_ids, no_chain_ids
+from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.report import metrics as reports
+from rl_likelihood.report import statistics
+from rl_likelihood.rewards import rules
+from rl_likelihood.run.outside import candidate
 from rl_likelihood.run.world import EVALUATE, World, in_batches
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import CHAIN, TAG
+from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout, UserError
 
-# Held-out questions whose greedy answers are kept with the numbers.
-EXAMPLES = 4
+FOLDER = "evaluations"  # of a workdir: the records
+FORMAT = 1  # of the records: raise it when they change meaning
+EXAMPLES = 4  # questions whose greedy answers are kept with the numbers
+ROWS_AT_ONCE = 32  # scored in one forward, about: more does not fit the caches of a CPU
+EVERY = 15.0  # seconds between words of progress
+
+Record = dict[str, Any]
+# One compiled scorer for all evaluations of a run.
+_score_of = functools.lru_cache(maxsize=4)(make_score)
 
 
 def evaluate(
-    world: World, params: Params, rows: list[EncodedExample], between: Callable[[], None] = lambda: None
+    world: World,
+    params: Params,
+    rows: list[EncodedExample],
+    between: Callable[[], None] = lambda: None,
+    *,
+    fast: bool = False,
+    step: int = 0,
+    folder: str | Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The metrics of DESIGN section 6 over `rows`. The same parameters give the same numbers.
+    """The metrics of `statistics.summary` over the first `eval.prompts` of `rows`, and seconds, examples, records.
 
-    `between` is called between batches; it may raise to break off.
+    The same parameters give the same chains, whatever eval.batch_prompts, eval.prompts and eval.samples are: a row's
+    random key is made of its question's place and its own in the group. Numbers differ by float rounding at most.
 
-    greedy_success and sampled_success are shares that `eval.grader` finds right, with standard errors; the
-    names ending in _no_chain are of the answer straight after the question (what `sft` trains);
-    perplexity = exp(-mean over questions of log p(answer | chain) / tokens), chains at temperature 1, and
-    log_prob_mcN its logarithm's negative with the answer's likelihood averaged over N chains first.
+    fast:     eval.fast_prompts and eval.fast_samples instead
+    folder:   records are kept in `folder`/evaluations, under a name for these weights, questions and settings; those
+              that are there already are not made again
+    between:  called between batches; it may raise to break off
+    say:      progress, now and then
     """
+    c, start = world.config.eval, time.perf_counter()
+    n = min(len(rows), (c.fast_prompts if fast else 0) or c.prompts)
+    samples = c.fast_samples if fast and c.fast_samples >= 0 else c.samples
+    path, records = None, []
+    if folder is not None:
+        identity = identity_of(world, params, rows, samples)
+        path = records_path(folder, step, identity)
+        records = _kept(path, step, identity)[:n]
+        if records:
+            say(f"{len(records)} of {n} questions have been evaluated already ({path})")
+    done, told = len(records), time.perf_counter()
     with Pool() as pool:
-        return _evaluate(world, params, rows[: world.config.eval.prompts], between, pool)
+        for made in _records(world, params, rows[:n], records, samples, pool, between):
+            if path is not None:
+                for record in made:
+                    reports.append(path, {"step": step, **record})
+            records += made
+            now = time.perf_counter()
+            if now - told > EVERY and len(records) < n:
+                told = now
+                left = (now - start) / (len(records) - done) * (n - len(records))
+                say(f"evaluated {len(records)} of {n} questions, {reports.duration(left)} left")
+    out = statistics.summary(records) | {"samples": samples, "seconds": round(time.perf_counter() - start, 3)}
+    if path is not None:
+        out["records"] = f"{FOLDER}/{path.name}"
+    return out | {"examples": [_example(r) for r in records[:EXAMPLES] if "right" in r["greedy"]]}
 
 
-def _evaluate(
-    world: World, params: Params, rows: list[EncodedExample], between: Callable[[], None], pool: Pool
-) -> dict[str, Any]:
+def _example(record: Record) -> dict[str, Any]:
+    greedy = record["greedy"]
+    shown = {"text": greedy["text"], "right": greedy["right"] is True}
+    return {"prompt": record["prompt"], "reference": record["reference"], **shown}
+
+
+# ------------------------------------------------------------------------------------------- records
+
+
+def identity_of(world: World, params: Params, rows: list[EncodedExample], samples: int) -> dict[str, Any]:
+    """All that decides what a record says: weights, questions, settings. Not how many are made, or how many at once."""
     c = world.config
-    m, n = c.eval.samples, len(rows)
-    size = min(c.eval.batch_prompts, n)
-    width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in rows))
-    sampler = world.sampler(
-        group_size=1 + m, temperature=(0.0, *(1.0,) * m), max_sampled_answer=world.answer_room, width_multiple=0
-    )
-    step = dataclasses.replace(
-        world.settings.step, two_branches=True, no_chain_row=False, temperature=1.0,
-        micro_batch_prompts=largest_divisor(size, 8),
-    )  # fmt: skip
-    score = make_score(world.model, step)
-    weights = decode.prepare(params, world.model)
-    key = world.key(EVALUATE)
-
-    start = time.perf_counter()
-    parts: list[dict[str, np.ndarray]] = []
-    examples: list[dict[str, Any]] = []
-    for at, part in in_batches(rows, size):
-        between()
-        rollout = decode.sample(weights, world.collate(part, np.arange(at, at + size), width), key, sampler)
-        texts = world.sampled_text(rollout)
-        answers = [[grading.extract_answer(text, world.fmt) for text in group] for group in texts]
-        direct = _answers_without_chain(world, weights, part, np.arange(at, at + size), width, key)
-        # The greedy answer, the sampled ones, and the one without a chain.
-        every = [[*group, a] for group, a in zip(answers, direct, strict=True)]
-        references = [r.example.answer for r, group in zip(part, every, strict=True) for _ in group]
-        marks = pool.grade(c.eval.grader, references, [a for group in every for a in group])
-        right = np.asarray([mark is True for mark in marks]).reshape(size, m + 2)
-        # Sampled chains without the greedy one, then the row without a chain.
-        sampled_rows = to_batch(slice_rows(rollout, 1, None))
-        batch = with_no_chain(sampled_rows, rollout.prompts, world.fmt.close_think_ids, world.fmt.pad_id)
-        logp = score(params, batch).stats.log_prob
-        parts.append({
-            "right": right[:, :-1].astype(np.float64),
-            "direct": right[:, -1].astype(np.float64),
-            "logp": np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64),
-            "tokens": np.maximum(batch.scored.sum(-1), 1),
-            "length": ((rollout.segment == CHAIN) | (rollout.segment == TAG)).sum(-1)[:, 1:],
-            "truncated": rollout.truncated[:, 1:],
-        })  # fmt: skip
-        for i, row in enumerate(rows[at : at + min(size, EXAMPLES - len(examples))]):
-            e = row.example
-            shown = {"prompt": e.prompt, "reference": e.answer, "text": texts[i][0], "right": bool(right[i, 0])}
-            examples.append(shown)
-    all_rows = {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
-    greedy, sampled = all_rows["right"][:, 0], all_rows["right"][:, 1:]
-    per_token = all_rows["logp"] / all_rows["tokens"]
-    chain, no_chain = per_token[:, :-1], per_token[:, -1]
-    marginal = (np.logaddexp.reduce(all_rows["logp"][:, :-1], axis=1) - math.log(m)) / all_rows["tokens"][:, 0]
-    out = {
-        "greedy_success": greedy.mean(),
-        "greedy_success_se": _standard_error(greedy),
-        "sampled_success": sampled.mean(),
-        "sampled_success_se": _standard_error(sampled.mean(1)),
-        **{f"pass@{k}": _pass_at(sampled, k).mean() for k in (2**i for i in range(1, 11)) if k <= m},
-        "greedy_success_no_chain": all_rows["direct"].mean(),
-        "log_prob_mc1": chain.mean(),
-        "log_prob_mc1_se": _standard_error(chain.mean(1)),
-        **({f"log_prob_mc{m}": marginal.mean()} if m > 1 else {}),
-        "perplexity": np.exp(-chain.mean()),
-        "perplexity_no_chain": np.exp(-no_chain.mean()),
-        "chain_length": all_rows["length"].mean(),
-        "truncated": all_rows["truncated"].mean(),
-        "grader_failures": pool.failures,  # counted as wrong: a grader that hung or crashed
-        "seconds": time.perf_counter() - start,
+    bits = lambda x: jnp.sum(jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32)  # noqa: E731
+    sums = jax.jit(lambda p: [bits(x) for x in jax.tree.leaves(p)])(params)  # whole numbers: sharding changes nothing
+    questions = hashlib.sha256()
+    for row in rows:
+        for part in (row.prompt_ids, row.answer_ids, row.answer_scored):
+            questions.update(np.asarray(part, np.int32).tobytes() + b"|")
+        questions.update(row.example.answer.encode(errors="replace") + b"\n")
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "weights": hashlib.sha256(repr([int(x) for x in sums]).encode()).hexdigest()[:16],
+        "questions": questions.hexdigest()[:16],
+        "samples": samples,
+        "seed": c.seed,
+        "tags": [world.fmt.think_close, world.fmt.answer_open, world.fmt.answer_close],
+        "max_chain": c.sampler.max_chain,
+        "max_answer": world.answer_room,
+        "grader": c.eval.grader,
+        "compute_dtype": c.model.compute_dtype,
+        "transition_words": list(c.report.transition_words),
     }
-    return {k: round(float(v), 6) for k, v in out.items()} | {"questions": n, "examples": examples}
 
 
-def _answers_without_chain(world: World, weights: Params, rows, uid, width: int, key) -> list[str | None]:
+def records_path(folder: str | Path, step: int, identity: dict[str, Any]) -> Path:
+    """The file of one checkpoint step, evaluated in one way."""
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return Path(folder) / FOLDER / f"step_{step}-{name}.jsonl"
+
+
+def _kept(path: Path, step: int, identity: dict[str, Any]) -> list[Record]:
+    """The records that are there; a new file says first what it is of."""
+    if path.exists() and reports.read(path):
+        return statistics.read_records(str(path))[1]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{path.parent}: cannot be made ({e.strerror or e}); choose another folder") from e
+    reports.append(path, {"step": step, "identity": identity})
+    return []
+
+
+class Lent(NamedTuple):
+    """A sampled chain in ids, with the tags that were forced on it, for another question's answer."""
+
+    chain: list[int]
+    tag: list[int]
+
+
+def _records(
+    world: World,
+    params: Params,
+    rows: list[EncodedExample],
+    before: list[Record],
+    samples: int,
+    pool: Pool,
+    between: Callable[[], None],
+) -> Iterator[list[Record]]:
+    """The records of the rows that come after those in `before`, a batch at a time."""
+    first = len(before)
+    if first >= len(rows):
+        return
+    c = world.config
+    size = min(c.eval.batch_prompts, len(rows) - first)
+    width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in rows))
+    graded = c.eval.grader != "none"
+    sampler = world.sampler(
+        group_size=1 + samples, temperature=(0.0, *(1.0,) * samples), width_multiple=0,
+        max_sampled_answer=world.answer_room if graded else 0,
+    )  # fmt: skip
+    weights = decode.prepare(params, world.model)
+    lent = Lent(**before[-1]["lent"]) if before and samples else None
+    for at, part in in_batches(rows[first:], size):
+        between()
+        uid = np.arange(first + at, first + at + size)
+        rollout = decode.sample(weights, world.collate(part, uid, width), world.key(EVALUATE), sampler)
+        texts = world.sampled_text(rollout)
+        answers = marks = logp = None
+        if graded:
+            direct = _answers_without_chain(world, weights, part, uid, width) if samples else [None] * size
+            answers = [
+                [*(grading.extract_answer(text, world.fmt) for text in group), a]
+                for group, a in zip(texts, direct, strict=True)
+            ]
+            marks = _marks(world, pool, part, answers)
+        if samples:
+            own = [lent_chain(rollout, i) for i in range(size)]
+            lenders, lent = [lent, *own[:-1]], own[-1]
+            logp = _scores(world, params, part, rollout, lenders)
+        made = []
+        for i, row in enumerate(part[: len(rows) - first - at]):
+            # One entry for each chain, the greedy one first, and one for no chain.
+            entries: list[Record] = [*(_tokens(world, rollout, i, j) for j in range(1 + samples)), {}]
+            if logp is not None:
+                for entry, value in zip(entries, (*logp[i, :-2], logp[i, -1]), strict=True):
+                    entry["log_prob"] = float(value)
+            if answers is not None and marks is not None:
+                for entry, answer, mark in zip(entries, answers[i], marks[i], strict=True):
+                    entry |= {"answer": answer, "right": mark}
+                for entry, vote in zip(entries[1:-1], votes(answers[i][1:-1]), strict=True):
+                    entry["vote"] = vote
+            greedy, *sampled, no_chain = entries
+            record = {
+                "index": int(uid[i]),
+                "id": row.example.id,
+                "prompt": row.example.prompt,
+                "reference": row.example.answer,
+                "answer_tokens": max(int(row.answer_scored.sum()), 1),
+                "greedy": {"text": texts[i][0], **greedy},
+                "samples": sampled,
+            }
+            if samples:
+                sampled[0] = {"text": texts[i][1], **sampled[0]}
+                chains = [_chain_text(text, world.fmt) for text in texts[i][1:]]
+                record |= {
+                    "no_chain": no_chain,
+                    "swapped": None if lenders[i] is None else float(logp[i, -2]),
+                    "transition_words": rules.transition_rate(chains, c.report.transition_words),
+                    "lent": own[i]._asdict(),
+                }
+            made.append(record)
+        yield made
+
+
+def _tokens(world: World, rollout: Rollout, i: int, j: int) -> Record:
+    """What a chain's ids say: tokens with all tags, tokens before any tag, whether it opened the answer itself."""
+    kinds, ids = rollout.segment[i, j], rollout.completion[i, j]
+    return {
+        "chain_tokens": int(((kinds == CHAIN) | (kinds == TAG)).sum()),
+        "own_tokens": tokens_before_tags(ids[kinds == CHAIN], world.fmt),
+        "truncated": bool(rollout.truncated[i, j]),
+    }
+
+
+def tokens_before_tags(ids: np.ndarray, fmt: ChainFormat) -> int:
+    """Ids of a chain that begin before its first closing tag, or before its answer tag if it has none."""
+    pieces = [fmt.vocab_bytes[i] for i in ids]
+    text = b"".join(pieces)
+    ends = [at for tag in (fmt.think_close, fmt.answer_open) if (at := text.find(tag.encode())) >= 0]
+    end = ends[0] if ends else len(text)
+    starts = np.cumsum([0, *map(len, pieces)])[:-1]
+    return int((starts < end).sum())
+
+
+def _chain_text(text: str, fmt: ChainFormat) -> str:
+    return text.split(fmt.think_close)[0].split(fmt.answer_open)[0]
+
+
+def votes(answers: list[str | None]) -> list[int | None]:
+    """For each answer the number of the first that is the same candidate; None where there is no answer."""
+    first: dict[object, int] = {}
+    return [None if a is None else first.setdefault(candidate(a), i) for i, a in enumerate(answers)]
+
+
+# ------------------------------------------------------------------------------------------- answers
+
+
+def _marks(
+    world: World, pool: Pool, rows: list[EncodedExample], answers: list[list[str | None]]
+) -> list[list[bool | None]]:
+    """What the grader says of the answers to each question."""
+    size = len(answers[0])
+    references = [row.example.answer for row in rows for _ in range(size)]
+    marks = pool.grade(world.config.eval.grader, references, [a for group in answers for a in group])
+    return [marks[i * size : (i + 1) * size] for i in range(len(rows))]
+
+
+def _answers_without_chain(world: World, weights: Params, rows, uid: np.ndarray, width: int) -> list[str | None]:
     """Greedy answers after the empty scaffold `</think> <answer`."""
     scaffold = no_chain_ids(world.fmt)
     opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in rows]
     prompts = world.collate(opened, uid, width + len(scaffold))
     cfg = world.sampler(group_size=1, temperature=(0.0,))
-    ids, _, length = decode.sample_ids(weights, prompts, key, cfg, world.fmt.answer_close, world.answer_room)
+    ids, _, length = decode.sample_ids(
+        weights, prompts, world.key(EVALUATE), cfg, world.fmt.answer_close, world.answer_room
+    )
     texts = [
         world.tokenizer.decode(row[0][: n[0]], skip_special_tokens=True) for row, n in zip(ids, length, strict=True)
     ]
     return [grading.extract_answer(world.fmt.answer_open + text, world.fmt) for text in texts]
 
 
-def _standard_error(x: np.ndarray) -> float:
-    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else 0.0
+# ------------------------------------------------------------------------------------------- log-probs
 
 
-def _pass_at(right: np.ndarray, k: int) -> np.ndarray:
-    """Unbiased pass@k of each question from n samples with c right: 1 - C(n-c, k) / C(n, k)."""
-    n = right.shape[1]
-    return np.asarray([1 - math.comb(n - int(c), k) / math.comb(n, k) for c in right.sum(1)])
+def lent_chain(rollout: Rollout, i: int) -> Lent:
+    """The first sampled chain of question i."""
+    kinds, ids = rollout.segment[i, 1], rollout.completion[i, 1]
+    return Lent(ids[kinds == CHAIN].tolist(), ids[kinds == TAG].tolist())
+
+
+def _scores(
+    world: World, params: Params, rows: list[EncodedExample], rollout: Rollout, lenders: list[Lent | None]
+) -> np.ndarray:
+    """Log-probs of the reference answer [P, 1 + samples + 2]: after each chain, the lender's chain, and no chain.
+
+    Where there is no lender the last but one means nothing.
+    """
+    answers = rollout.prompts
+    bare = [completion_ids(row, None, world.tokenizer, world.fmt) for row in rows]
+    swapped = [_after(lent, row) if lent is not None else b for lent, row, b in zip(lenders, rows, bare, strict=True)]
+    pad, width = world.fmt.pad_id, rollout.completion.shape[-1]
+    batch = to_batch(_beside(
+        rollout, given_rollout(answers, swapped, pad, width), given_rollout(answers, bare, pad, width)
+    ))  # fmt: skip
+    step = dataclasses.replace(
+        world.settings.step, two_branches=True, no_chain_row=False, temperature=1.0,
+        micro_batch_prompts=largest_divisor(len(rows), max(1, ROWS_AT_ONCE // batch.completion.shape[1])),
+    )  # fmt: skip
+    logp = _score_of(world.model, step)(params, batch).stats.log_prob
+    return np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64)
+
+
+def _after(lent: Lent, row: EncodedExample) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, segments) of a lent chain and this row's reference answer."""
+    parts = ((CHAIN, lent.chain), (TAG, lent.tag), (REFERENCE, row.answer_ids))
+    ids = np.concatenate([np.asarray(part, np.int32) for _, part in parts])
+    return ids, np.repeat(np.asarray([kind for kind, _ in parts], np.int32), [len(part) for _, part in parts])
+
+
+def _beside(*rollouts: Rollout) -> Rollout:
+    """The rows of all of them in one group for each prompt."""
+    names = ("completion", "segment", "sampler_logp", "truncated")
+    return rollouts[0].replace(**{k: np.concatenate([getattr(r, k) for r in rollouts], 1) for k in names})

@@ -83,6 +83,8 @@ class Source:
             batch = with_no_chain(batch, rollout.prompts, world.fmt.close_think_ids, world.fmt.pad_id)
         if self.thread is not None:
             texts = [text for group in world.sampled_text(rollout) for text in group]
+            closed = [world.fmt.think_close in text for text in texts]
+            logged["chain/closed"] = sum(closed) / len(closed)  # by the tag itself: "</thought>" is none
             logged["chain/transition_words"] = rules.transition_rate(texts, c.report.transition_words)
         return batch, rollout, logged
 
