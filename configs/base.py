@@ -79,8 +79,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.reward.base_rl = (1.0, 0.1, 0.0)  # right, wrong but in the format, not in the format (ratio 100:10:0 of KW)
     c.reward.baseline = "none"  # taken off by rlpr: none | frozen (initial model, no chain) | live (current model)
     c.reward.length_min = 100.0  # tokens below which `length` = min(tokens - this, 0) is negative
-    c.reward.overlong_max = 1024.0  # `overlong` is -1 beyond so many sampled tokens,
-    c.reward.overlong_cache = 256.0  # and falls to that from so many fewer
+    c.reward.overlong_max = 0.0  # `overlong` is -1 beyond so many sampled tokens; 0: as many as there is room for,
+    c.reward.overlong_cache = 0.0  # and falls to that from so many fewer; 0: a quarter of them
     c.reward.entropy_base = "e"  # e | 2: unit of entropy and trajectory rewards
     c.reward.vote_train = 0  # rows of each group trained on; majority_vote counts all of them. 0: all
     c.reward.sft_chain = "none"  # sft: none (the answer alone) | answer (after the data's chain) | both (on it too)
@@ -99,7 +99,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.loss.span = "auto"  # what the policy term covers: chain | response (and the sampled answer) | auto, by the reward
     c.loss.advantage = "loo"  # loo | mean | std | std_clip
     c.loss.aggregation = "seq_sum"  # seq_sum | seq_mean | token_mean | const
-    c.loss.ratio = "none"  # none | token | sequence: truncated importance weights for stale rollouts
+    # Truncated importance weights for stale rollouts: none | token | sequence. They correct the policy term; the
+    # answer term of a stale chain stays as it is.
+    c.loss.ratio = "none"
     c.loss.ratio_cap = 2.0
     c.loss.clip_low = 0.0  # PPO clip of the ratio to [1 - low, 1 + high]; 0 leaves that side open
     c.loss.clip_high = 0.0

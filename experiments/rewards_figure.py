@@ -59,9 +59,10 @@ def main() -> None:
     for axis in axes[-1]:
         axis.set_xlabel("step", fontsize=8)
     task = ", ".join(config["data.tasks"])
+    floored = " (unfinished chains at its floor)" if config["reward.truncated"] == "floor" else ""
     figure.suptitle(
-        f"All likelihood rewards along a run that trains {config['reward.name']} ({task}); r: correlation with it "
-        "within groups",
+        f"All likelihood rewards along one run on {task} that trains {config['reward.name']}{floored};\n"
+        "r: correlation within groups with the trained reward (jepo has no value of its own for a row)",
         fontsize=10,
     )
     Path(a.out).parent.mkdir(exist_ok=True)

@@ -57,8 +57,8 @@ AT_LEAST = {
     "loss.clip_low": 0, "loss.clip_high": 0,
     "loss.kl_coef": 0, "report.samples_every": 0, "report.sample_prompts": 0, "report.console_samples": 0,
     "mesh.data": 1, "mesh.fsdp": 0, "mesh.tensor": 1, "prompt.examples": 0, "prompt.max_prompt": 1,
-    "prompt.max_answer": 1, "reward.vote_train": 0, "reward.length_min": 0, "reward.overlong_max": 1,
-    "reward.overlong_cache": 1, "filter.threshold": 0, "filter.beta": 0, "proxy.every": 1,
+    "prompt.max_answer": 1, "reward.vote_train": 0, "reward.length_min": 0, "reward.overlong_max": 0,
+    "reward.overlong_cache": 0, "filter.threshold": 0, "filter.beta": 0, "proxy.every": 1,
 }  # fmt: skip
 
 
@@ -140,6 +140,11 @@ def validate(c: ConfigDict) -> None:
     for name in ("optim.b1", "optim.b2", "optim.final_lr_fraction", "proxy.decay"):
         if not 0 <= get(c, name) <= 1 or (get(c, name) == 1 and name != "optim.final_lr_fraction"):
             raise UserError(f"{name} is {get(c, name)}; it must be from 0 to below 1")
+    if c.loss.ratio != "none" and (c.loss.clip_low or c.loss.clip_high):
+        raise UserError(
+            f"loss.ratio is {c.loss.ratio!r}, but loss.clip_low or loss.clip_high clips the ratio already; "
+            "set one of them off"
+        )
     if c.loss.kl == "none" and c.loss.kl_coef:
         raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2, k3 or reward_k1")
     if c.warm_start.steps and c.warm_start.prompts < c.warm_start.prompts_per_step:
@@ -161,7 +166,7 @@ def validate_reward(c: ConfigDict) -> None:
         raise UserError(f"reward.floor is {r.floor}, a log-prob; it must be below 0, for example -10")
     if len(r.base_rl) != 3:
         raise UserError(f"reward.base_rl is {r.base_rl}; it must be three numbers: right, wrong, unreadable")
-    if r.overlong_cache > r.overlong_max:
+    if r.overlong_max and r.overlong_cache > r.overlong_max:
         raise UserError(
             f"reward.overlong_cache is {r.overlong_cache}, more than reward.overlong_max = {r.overlong_max}; "
             f"set it to at most that"
@@ -193,6 +198,11 @@ def validate_reward(c: ConfigDict) -> None:
         raise UserError(
             f"reward.baseline is {r.baseline!r}, which is taken off by the term rlpr, but reward.name is {name!r}; "
             "set it to none"
+        )
+    if r.baseline == "frozen" and c.prompt.score_delims != "none":
+        raise UserError(
+            f"reward.baseline is 'frozen', a score of the answer alone, but prompt.score_delims is "
+            f"{c.prompt.score_delims!r}; set it to none, so that both scores cover the same tokens"
         )
     if any(n.startswith("nover") for n in names) and "format" not in names:
         raise UserError(
@@ -248,12 +258,13 @@ def build(c: ConfigDict) -> Settings:
     is_sft = c.reward.name == "sft"
     stale = c.sampler.max_staleness > 0
     answer = sampled_answer(c)
+    room = c.sampler.max_chain + answer
     span = "chain" if is_sft or not reads_answer(c) else "response"
     loss = LossConfig(
         answer_term=c.loss.answer_term,
         policy_term=0.0 if is_sft else 1.0,
         aggregation=c.loss.aggregation,
-        max_tokens=c.sampler.max_chain + answer,
+        max_tokens=room,
         advantage=c.loss.advantage,
         ratio="token" if stale and c.loss.ratio == "none" else c.loss.ratio,
         ratio_cap=c.loss.ratio_cap,
@@ -265,8 +276,8 @@ def build(c: ConfigDict) -> Settings:
     reward = RewardConfig(
         terms=mixture.parse("log_prob" if is_sft else c.reward.name),
         length_min=c.reward.length_min,
-        overlong_max=c.reward.overlong_max,
-        overlong_cache=c.reward.overlong_cache,
+        overlong_max=c.reward.overlong_max or float(room),
+        overlong_cache=c.reward.overlong_cache or (c.reward.overlong_max or float(room)) / 4,
         entropy_base=c.reward.entropy_base,
     )
     step = StepConfig(

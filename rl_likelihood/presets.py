@@ -10,6 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+# What no paper below asks for unless it says so: a preset is the whole method, whatever the config file had.
+_NEUTRAL = {
+    "prompt.score_delims": "close", "reward.baseline": "none", "reward.vote_train": 0, "reward.sft_chain": "none",
+    "reward.truncated": "force_close", "filter.mode": "none", "loss.ratio": "none", "loss.clip_low": 0.0,
+    "loss.clip_high": 0.0, "loss.kl": "none", "loss.kl_coef": 0.0, "sampler.temperature": 1.0,
+}  # fmt: skip
 # Kwiatkowski et al. 2602.03979, app. B: RLOO, exact answer term, G 32 (4 on non-verifiable data and for jepo),
 # 8 prompts, 1024 tokens, lr 1e-5 cosine, clip 1.0. KL k3 x 0.001 on verifiable data, none otherwise.
 _KW = {
@@ -29,7 +35,7 @@ _EM_RL = {
     "loss.aggregation": "seq_sum", "loss.kl": "k3", "loss.kl_coef": 0.001,
 }  # fmt: skip
 
-PRESETS: dict[str, dict[str, Any]] = {
+_METHODS: dict[str, dict[str, Any]] = {
     "kw_log_prob": {**_KW, "reward.name": "log_prob"},
     "kw_avg_log_prob": {**_KW, "reward.name": "avg_log_prob"},
     "kw_prob": {**_KW, "reward.name": "prob"},
@@ -46,23 +52,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss.aggregation": "seq_sum", "loss.kl": "none", "loss.kl_coef": 0.0,
     },
     # Tang et al. 2503.19618, app. B.2: n 4, 64 prompts, KL 1e-3 (k3 is inferred), answer term 1 on proofs; a missing
-    # answer costs 10 there in a loss of its own, here such chains are left out.
+    # answer costs 10 there in a loss of its own, here such chains are left out. Clipped advantages are averaged over
+    # the group (inferred: the paper sums the unclipped ones).
     "jepo_tang": {
         "reward.name": "jepo", "reward.truncated": "drop", "sampler.group_size": 4, "sampler.temperature": 1.0,
         "loss.answer_term": 1.0, "loss.span": "chain", "loss.advantage": "std_clip", "loss.aggregation": "seq_sum",
         "loss.kl": "k3", "loss.kl_coef": 0.001,
     },
     # Yu et al. 2506.18254: G 8, 768 prompts, lr 1e-6, 3072 tokens; baseline of the initial policy; filter beta 0.5
-    # (Qwen; 0.9 Llama, 1.0 Gemma).
+    # (Qwen; 0.9 Llama, 1.0 Gemma). `format` is stricter than theirs: nothing may stand around the two blocks.
     "rlpr": {
+        "prompt.score_delims": "none",  # both scores of the difference cover the answer alone
         "reward.name": "0.9*rlpr + 0.1*format + repetition", "reward.baseline": "frozen", "reward.truncated": "floor",
         "reward.floor": -100.0, "sampler.group_size": 8, "sampler.temperature": 1.0, "filter.mode": "ema",
         "filter.beta": 0.5, "loss.answer_term": 0.0, "loss.span": "response", "loss.advantage": "std",
         "loss.aggregation": "token_mean", "loss.clip_low": 0.2, "loss.clip_high": 0.27, "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
-    # Liu et al. 2505.16022 and its code: n 8, lr 1e-5, T 0.6, beta 0.1; the gate is in the two rewards.
+    # Liu et al. 2505.16022 and its code: n 8, lr 1e-5, T 0.6, beta 0.1; the gate is in the two rewards, and the
+    # perplexity covers the answer's tags.
     "nover": {
+        "prompt.score_delims": "both",
         "reward.name": "format + nover_rank + nover_efficiency", "reward.truncated": "force_close",
         "sampler.group_size": 8, "sampler.temperature": 0.6, "proxy.every": 100, "proxy.decay": 0.9,
         "loss.answer_term": 0.0, "loss.span": "response", "loss.advantage": "mean", "loss.aggregation": "token_mean",
@@ -96,3 +106,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "em_rl_token": {**_EM_RL, "reward.name": "token_entropy_sum"},
     "em_rl_sequence": {**_EM_RL, "reward.name": "trajectory_sum"},
 }  # fmt: skip
+
+PRESETS = {name: {**_NEUTRAL, **values} for name, values in _METHODS.items()}

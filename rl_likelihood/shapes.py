@@ -68,7 +68,8 @@ class Batch:
 
     `scored` marks the reference-answer tokens whose log-probs count; `outside` holds rewards computed
     outside the graph (rules, votes) by name; `keep` is the one mask that baseline, scale and loss all obey.
-    `baseline` is each prompt's reward without a chain under the initial model, for RLPR.
+    `baseline` is each prompt's reward without a chain under the initial model, for RLPR; `counted` are the groups
+    that a filter lets count, None where there is none.
 
     Where the answer's score without a chain is asked for, each group has one more row, the last: the
     reference answer after empty thoughts, never kept.
@@ -84,6 +85,7 @@ class Batch:
     truncated: Bool[Array, "P G"]
     keep: Bool[Array, "P G"]
     baseline: Float[Array, "P"] | None = None
+    counted: Bool[Array, "P"] | None = None
 
 
 @struct.dataclass

@@ -27,7 +27,7 @@ from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
-from rl_likelihood.report.alarms import Alarms
+from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.run.baseline import FILE as FILE_OF_BASELINE
 from rl_likelihood.run.baseline import write_baseline
 from rl_likelihood.run.command import base, from_flags, run_main
@@ -105,6 +105,9 @@ def learn(
     rows_of = sources.order(len(world.train), c.train.prompts_per_step, c.seed)
     source = Source(world, rows_of, step, steps, workdir)
     alarms = Alarms(c.reward.name, c.reward.truncated)
+    if step:  # they compare with the run's own beginning
+        for row in reports.read(workdir / reports.METRICS)[:FIRST_STEPS]:
+            alarms.check(row["step"], row)
     compiled: dict[tuple, Any] = {}  # one step function for each width of the rows
     first, began, latest = step, time.perf_counter(), {}
     try:
@@ -172,13 +175,14 @@ def start(
         initial = prepare_start(world, params, mesh, workdir, writer, stop)
         initial = jax.device_put(initial, placed.params)
         state = jax.jit(lambda p: init_state(p, optimizer, cfg), out_shardings=placed)(initial)
-        if world.config.warm_start.steps:
-            checkpoint.save(manager, state, meta_of(world))
         if cfg.with_reference:
             alone = TrainState(step=jnp.int32(0), params=initial, opt_state=())
             checkpoint.save_initial(workdir / INITIAL, alone, meta_of(world))
         if cfg.baseline == "frozen":
             write_baseline(world, initial, workdir, stop.check)
+        # Last: a checkpoint says that all that a run starts from is there.
+        if world.config.warm_start.steps:
+            checkpoint.save(manager, state, meta_of(world))
         return state, initial if cfg.with_reference else None
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), params)
     abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, placed)

@@ -39,7 +39,9 @@ REFUSED = [
     ({"reward__name": "nover_rank"}, ["gated by the term format"]),
     ({"reward__vote_train": 2}, ["reward.vote_train is 2", "majority_vote"]),
     ({"reward__name": "majority_vote", "reward__vote_train": 9}, ["vote_train is 9", "group_size = 3"]),
-    ({"reward__overlong_max": 100.0}, ["overlong_cache is 256.0", "overlong_max = 100.0"]),
+    ({"reward__overlong_max": 100.0, "reward__overlong_cache": 256.0}, ["overlong_cache is 256.0", "max = 100.0"]),
+    ({"reward__name": "rlpr", "reward__baseline": "frozen"}, ["prompt.score_delims is 'close'", "set it to none"]),
+    ({"loss__ratio": "token", "loss__clip_high": 0.2}, ["loss.ratio is 'token'", "clips the ratio already"]),
     ({"filter__mode": "std_below"}, ["filter.threshold is 0"]),
     ({"loss__span": "response", "sampler__max_sampled_answer": 0}, ["loss.span is 'response'", "set it to -1"]),
 ]

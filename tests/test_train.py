@@ -18,6 +18,7 @@ from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rewards.mixture import OUTSIDE
+from rl_likelihood.run.console import Stopped
 from rl_likelihood.shapes import UserError
 from tests.runs import config_file, small_config
 
@@ -156,7 +157,13 @@ def test_rewards_from_text_are_computed_side_by_side(tmp_path):
 def test_a_run_with_state_of_its_own_resumes_bit_for_bit(tmp_path):
     """RLPR's threshold and base scores, NOVER's proxy."""
     extra = {"reward__name": "0.5*rlpr + format + nover_rank + log_prob", "reward__baseline": "frozen"}
-    extra |= {"filter__mode": "ema", "proxy__every": 2, "train__steps": 4, "eval__prompts": 0}
+    extra |= {
+        "prompt__score_delims": "none",
+        "filter__mode": "ema",
+        "proxy__every": 2,
+        "train__steps": 4,
+        "eval__prompts": 0,
+    }
     one = run(tmp_path / "one", **extra)
     two = tmp_path / "two"
     shutil.copytree(one, two)
@@ -167,8 +174,23 @@ def test_a_run_with_state_of_its_own_resumes_bit_for_bit(tmp_path):
     assert rows(two, "samples.jsonl") == rows(one, "samples.jsonl")
 
 
+def test_a_start_that_is_interrupted_is_made_again(tmp_path, monkeypatch):
+    """Ctrl-C while base scores are computed, after a warm start: nothing half-made is gone on from."""
+    extra = {"reward__name": "rlpr", "reward__baseline": "frozen", "prompt__score_delims": "none"}
+    extra |= {"warm_start__steps": 1, "warm_start__chains": "given", "warm_start__prompts": 8}
+    extra |= {"warm_start__prompts_per_step": 8, "eval__prompts": 0, "train__steps": 2}
+    monkeypatch.setattr(train, "write_baseline", lambda *_: (_ for _ in ()).throw(Stopped()))
+    run(tmp_path / "run", **extra)
+    assert reports.read_status(tmp_path / "run")["state"] == "interrupted"
+    assert checkpoint.latest_step(tmp_path / "run") is None
+    monkeypatch.undo()
+    run(tmp_path / "run", **extra)
+    assert reports.read_status(tmp_path / "run")["state"] == "done"
+
+
 def test_base_scores_are_of_the_initial_model_and_kept_by_question(tmp_path):
-    one = run(tmp_path / "one", reward__name="rlpr", reward__baseline="frozen", train__steps=3, eval__prompts=0)
+    extra = {"reward__name": "rlpr", "reward__baseline": "frozen", "prompt__score_delims": "none"}
+    one = run(tmp_path / "one", **extra, train__steps=3, eval__prompts=0)
     kept = reports.read(one / "baseline.jsonl")
     assert len(kept) == len({row["key"] for row in kept}) == 6 and all(0 < row["avg_prob"] < 1 for row in kept)
     samples = reports.read(one / "samples.jsonl")
@@ -322,7 +344,7 @@ def test_print_config_shows_who_set_what():
         "* filter.beta = 0.9   (preset: 0.5)",
         'p reward.baseline = "frozen"',
         "p loss.clip_high = 0.27",
-        "+ optim.lr = 0.0003",
+        "+ optim.lr = 0.0005",
         "  optim.b1 = 0.9",
     ):
         assert line in out.splitlines(), line

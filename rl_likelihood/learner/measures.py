@@ -8,9 +8,11 @@ from jaxtyping import Array, Float
 
 from rl_likelihood.learner import surrogate
 from rl_likelihood.learner.rows import Seen, StepConfig, chain_rows, policy_masks
-from rl_likelihood.rewards import likelihood, shaping
+from rl_likelihood.rewards import intrinsic, likelihood, shaping
 from rl_likelihood.shapes import Batch
 
+# Rewards without a reference that every step logs.
+ALWAYS = ("self_certainty", "token_entropy")
 # Below this a group's rewards are the same: its rows tell the policy nothing.
 _NO_SPREAD = 1e-6
 
@@ -18,14 +20,17 @@ _NO_SPREAD = 1e-6
 def of_rows(seen: Seen, chains: Batch, cfg: StepConfig) -> tuple[dict[str, Array], dict[str, Array]]:
     """(sums and maxima over the rows, values of each row [P, G, ...] and of each prompt [P])."""
     rows, evidence = jax.lax.stop_gradient((seen.rows, seen.evidence))
-    stats, mask, keep = rows.stats, evidence.sampled.mask, evidence.keep
+    stats, mask = rows.stats, evidence.sampled.mask
+    _, keep = policy_masks(chains.replace(counted=None), cfg)  # logs show filtered groups too
     ratio = surrogate.importance(stats.log_prob, chains.sampler_logp, mask, "token")
     per_row = {
-        "keep": keep,
+        "keep": evidence.keep,
+        "logged": keep,
         "chain_tokens": evidence.chain_tokens,
         "answer_logp": stats.log_prob,
         # Every reward is logged as the model has it: the floor is an agreement of the trained one.
         **{f"reward/{name}": score(stats.log_prob, chains.scored) for name, score in likelihood.SCORES.items()},
+        **{f"reward/{name}": intrinsic.INTRINSIC[name](evidence.sampled) for name in ALWAYS},
     }
     if cfg.no_chain_row:
         per_row["no_chain_log_prob"] = seen.no_chain_log_prob
@@ -64,7 +69,7 @@ def metrics(sums: dict[str, Array], per_row: dict[str, Array], chains: Batch) ->
     corr/NAME is the correlation of a reward with the trained one within groups (over the whole batch, each
     value less its group's mean): what group-relative advantages see. corr/chain_length likewise.
     """
-    keep = per_row["keep"]
+    keep = per_row["logged"]
     mean = lambda x: jnp.where(keep, x, 0).sum() / jnp.maximum(keep.sum(), 1)  # noqa: E731
     reward = per_row["reward"]
     rewards = {k: v for k, v in per_row.items() if k.startswith("reward/")}
@@ -96,7 +101,7 @@ def metrics(sums: dict[str, Array], per_row: dict[str, Array], chains: Batch) ->
         "ratio/max": sums["max/ratio"],
         # Effective sample size of the importance weights, as a share of the tokens.
         "ratio/ess": sums["sum/ratio"] ** 2 / jnp.maximum(policy_tokens * sums["sum/ratio_squared"], 1e-30),
-        "keep/fraction": keep.mean(),
+        "keep/fraction": per_row["keep"].mean(),
         **{f"corr/{k.removeprefix('reward/')}": within_groups(reward, v, keep) for k, v in rewards.items()},
         "corr/chain_length": within_groups(reward, per_row["chain_tokens"], keep),
     }

@@ -98,6 +98,8 @@ def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[Array, "P G T"], B
     if cfg.policy_span == "response":
         tokens |= batch.segment == SAMPLED
     keep = batch.keep & ~batch.truncated if cfg.truncated == "drop" else batch.keep
+    if batch.counted is not None:
+        keep = keep & batch.counted[:, None]
     return tokens, keep
 
 

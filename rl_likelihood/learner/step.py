@@ -81,7 +81,7 @@ def filtered(params, models: Models, batch: Batch, model: ModelConfig, cfg: Step
     std = whole(jax.lax.map(rewards, split(batch, size)))
     counts = shaping.filter_groups(std, cfg.filter, filter_state, step)
     state = shaping.update(filter_state, step, std.mean(), cfg.filter)
-    return batch.replace(keep=batch.keep & counts[:, None]), state
+    return batch.replace(counted=counts), state
 
 
 def split(batch, size: int):

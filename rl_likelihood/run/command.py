@@ -68,7 +68,7 @@ def explained(error: BaseException, argv: list[str]) -> str:
         name = argument.removeprefix("--config.").partition("=")[0]
         if not argument.startswith("--config.") or not fields or name in fields:
             continue
-        inside = [field for field in fields if field.startswith(f"{name}.")]
+        inside = sorted((f for f in fields if f.startswith(f"{name}.")), key=lambda f: not f.endswith(".name"))
         if inside:
             return f"{name} is a group of fields; set one of them, as --config.{inside[0]}=VALUE"
         near = difflib.get_close_matches(name, fields, 1) or [f for f in fields if f.endswith(name.rpartition(".")[2])]

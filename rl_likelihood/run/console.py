@@ -57,6 +57,9 @@ def announce(world: World, mesh: jax.sharding.Mesh, workdir: Path | None, resume
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step, {schedule}")
     copies = 6 if c.train.micro_batch_prompts else 5
     held = "parameters, gradient, two moments and the sampler's copy"
+    step = world.settings.step
+    for asked, name in ((step.with_reference, "the reference model"), (step.with_proxy, "the proxy model")):
+        copies, held = copies + asked, held + (f", {name}" if asked else "")
     say(f"memory   {copies * 4 * n / 2**30:.1f} GiB for {held}, over {mesh.size} device(s); activations come on top")
     if workdir is not None:
         where = f"goes on after step {resume}" if resume is not None else "new run"

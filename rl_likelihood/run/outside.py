@@ -50,15 +50,15 @@ def response_texts(world: World, rollout: Rollout, rows: list[EncodedExample]) -
 
 def outside_rewards(
     world: World, pool: Pool, rollout: Rollout, rows: list[EncodedExample]
-) -> tuple[Rewards, dict[str, float]]:
-    """The terms of the reward that are computed from text, each [P, G], and what to log of the grading.
+) -> tuple[Rewards, np.ndarray, dict[str, float]]:
+    """The terms of the reward that are computed from text, each [P, G]; the rows to keep [P, G]; what to log.
 
-    With sampled answers `exact_match` is there whichever reward trains. An answer that a grader failed on (it
-    hung, it crashed) counts as wrong for the reward and is counted in grader/failures.
+    With sampled answers `exact_match` is there whichever reward trains. A row that a grader failed on (it hung, it
+    crashed) is neither right nor wrong: it is not kept, and counted in grader/failures.
     """
     c, settings = world.config, world.settings
     if c.reward.name == "sft":
-        return {}, {}
+        return {}, np.ones(rollout.segment.shape[:2], bool), {}
     names = [t.name for t in settings.step.reward.terms if t.name in OUTSIDE]
     answers = world.sampled_answers(rollout) if settings.step.two_branches else None
     if answers is not None and "exact_match" not in names:
@@ -66,12 +66,14 @@ def outside_rewards(
     references = [row.example.answer for row in rows]
     groups, size = rollout.segment.shape[:2]
     metrics: dict[str, float] = {}
+    failed = np.zeros((groups, size), bool)
     p = settings.prompt
     tags = rules.Tags(p.think_open, p.think_close, p.answer_open, p.answer_close)
 
     def graded(name: str) -> list[list[bool | None]]:
         flat = [a for group in answers for a in group]
         marks = pool.grade(name, [r for r in references for _ in range(size)], flat)
+        failed[:] |= np.asarray([mark is None for mark in marks]).reshape(failed.shape)
         return [marks[i * size : (i + 1) * size] for i in range(groups)]
 
     @functools.cache
@@ -105,4 +107,4 @@ def outside_rewards(
     metrics["grader/failures"] = float(pool.failures - failures)
     if "exact_match" in out:  # its numbers are logged with the terms when it is one
         metrics["reward/exact_match"] = float(out["exact_match"].mean())
-    return out, metrics
+    return out, ~failed, metrics

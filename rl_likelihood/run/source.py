@@ -73,12 +73,12 @@ class Source:
         """The learner's batch of a rollout with its outside rewards, the rows trained on, what to log of grading."""
         world, c = self.world, self.world.config
         rows = rows_behind(world, rollout, self.rows_of)
-        outside, logged = outside_rewards(world, self.pool, rollout, rows)
+        outside, keep, logged = outside_rewards(world, self.pool, rollout, rows)
         n = c.reward.vote_train or rollout.segment.shape[1]  # all of a group vote, the first n of it are trained on
         rollout = slice_rows(rollout, 0, n)
         used = {t.name for t in world.settings.step.reward.terms}
         outside = {k: v[:, :n] for k, v in outside.items() if k in used}
-        batch = to_batch(rollout, outside, baseline=self.baseline(rows) if self.baseline else None)
+        batch = to_batch(rollout, outside, keep[:, :n], baseline=self.baseline(rows) if self.baseline else None)
         if world.settings.step.no_chain_row:
             batch = with_no_chain(batch, rollout.prompts, world.fmt.close_think_ids, world.fmt.pad_id)
         if self.thread is not None:

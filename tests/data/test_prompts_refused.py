@@ -44,8 +44,8 @@ def test_long_prompts_are_named_with_the_size_that_fits(tok, fmt):
     said = refusal(lambda: encode_all(examples, tok[0], replace(max_prompt=longest - 1), fmt))
     rows = ", ".join(f"r{i} ({longest})" for i in range(1, 6))
     assert said == (
-        f"max_prompt = {longest - 1} tokens is too short for the prompt of 6 of 9 rows: {rows}, ...; "
-        f"set max_prompt to {longest} or remove them"
+        f"prompt.max_prompt = {longest - 1} tokens is too short for the prompt of 6 of 9 rows: {rows}, ...; "
+        f"set prompt.max_prompt to {longest} or remove them"
     )
     assert len(encode_all(examples, tok[0], replace(max_prompt=longest), fmt)) == 9
 
@@ -53,8 +53,8 @@ def test_long_prompts_are_named_with_the_size_that_fits(tok, fmt):
 def test_long_answers_are_named_with_the_size_that_fits(tok, fmt):
     examples = [SUM, dataclasses.replace(SUM, id="big", answer="1234567890")]
     said = refusal(lambda: encode_all(examples, tok[0], replace(max_answer=16), fmt))
-    assert said.startswith("max_answer = 16 tokens is too short for the answer of 1 of 2 rows: big (20); ")
-    assert "set max_answer to 20" in said
+    assert said.startswith("prompt.max_answer = 16 tokens is too short for the answer of 1 of 2 rows: big (20); ")
+    assert "set prompt.max_answer to 20" in said
     assert len(encode_all(examples, tok[0], replace(max_answer=20), fmt)) == 2
 
 

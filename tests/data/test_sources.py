@@ -124,7 +124,7 @@ def test_question_key_sees_through_wording_and_spacing():
     [
         (
             DataConfig("jsonlines"),
-            "data.source is 'jsonlines'; choose one of reasoning_gym, jsonl (did you mean 'jsonl'?)",
+            "data.source is 'jsonlines'; choose one of reasoning_gym, jsonl, prepared (did you mean 'jsonl'?)",
         ),
         (DataConfig("reasoning_gym", (), train_size=5), "data.tasks is empty"),
         (

@@ -234,6 +234,8 @@ def test_filtered_groups_are_as_if_they_were_not_there(micro):
     state, metrics, per_row = steps_of(filtered, 1, batch)[0]
     assert per_row["keep"].tolist() == [[False] * 3, [True] * 3, [True] * 3, [False] * 3]
     assert metrics["keep/fraction"] == 0.5
+    # Logs show what was sampled, filtered or not; a run that filters everything can be seen to.
+    assert metrics["reward/zero_std_groups"] == 0.5 and metrics["reward/mean"] == pytest.approx(reward.mean())
     two = jax.tree.map(lambda x: x[1:3], batch)
     alone, _, _ = steps_of(dataclasses.replace(cfg, micro_batch_prompts=0), 1, two)[0]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), state.params, alone.params)

@@ -144,8 +144,7 @@ def test_log_probs_are_those_of_the_plain_sequences(tmp_path):
 
     def score(row, chain):
         ids = np.concatenate([row.prompt_ids, chain, row.answer_ids]).astype(np.int32)[None]
-        hidden = forward(params, world.model, ids, np.asarray([ids.shape[1]]), np.zeros((1, 1, 0), np.int32),
-                         np.zeros((1, 1, 0), np.int32)).prompt  # fmt: skip
+        hidden = forward(params, world.model, ids, np.asarray([ids.shape[1]])).prompt
         z = jax.nn.log_softmax(hidden @ head_matrix(params).T)
         token = np.take_along_axis(np.asarray(z)[0, :-1], ids[0, 1:, None], 1)[:, 0]
         return token[-len(row.answer_ids) :][row.answer_scored].sum()
