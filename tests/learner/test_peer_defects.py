@@ -1,0 +1,204 @@
+"""Defects found in other implementations of these methods, each as a test here.
+
+Those that other tests prove already: an answer term without a gradient (test_surrogate.py: the known mistakes;
+test_exact_gradient.py), self-certainty read one position late (test_rewards_in_step.py: the distribution that gave
+the token), chains tokenised again (test_prompts.py, test_decode.py, test_batching.py), filter and sampler state
+lost on resume (test_train.py), padding attended to (test_decoder.py, test_proofs_properties.py), an end of text as
+the first id that is missed (test_decode.py: the loop ends when all rows have).
+"""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_likelihood.config import AT_LEAST, CHOICES, build, flatten, get, validate
+from rl_likelihood.learner.rows import see
+from rl_likelihood.learner.step import filtered, gradients
+from rl_likelihood.learner.surrogate import advantages, leave_one_out
+from rl_likelihood.rewards import mixture, shaping
+from rl_likelihood.rewards.intrinsic import INTRINSIC
+from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, UserError
+from tests.runs import small_config
+from tests.small import random_batch, random_params, reference_log_distributions, rewarded, tiny
+
+P, G, S, T = 4, 3, 5, 10
+MODEL = tiny(layers=1)
+PARAMS = random_params(MODEL)
+BATCH = random_batch(8, P, G, S, T, sampled=True)
+
+# ------------------------------------------------------------------ -inf rewards poison their group
+
+TRUNCATED = np.array([[True, False, False], [False, False, False], [True, True, False], [True, True, True]])
+OPEN = random_batch(8, P, G, S, T).replace(truncated=TRUNCATED)
+_evidence = jax.jit(lambda params, batch, cfg: see(params, None, MODEL, batch, cfg), static_argnums=2)
+
+
+@pytest.mark.parametrize("name", ["log_prob", "prob"])
+@pytest.mark.parametrize("truncated", ["force_close", "floor", "drop"])
+def test_an_unusable_chain_poisons_nobody(truncated, name):
+    """VeriFree's code gives a chain without an answer tag the log-prob -inf: its neighbours become inf and nan."""
+    cfg = rewarded(name, truncated=truncated, floor=-6.0)
+    # Answers of log-probs near -100: what a chain that makes no sense may lead to.
+    seen = jax.device_get(_evidence(PARAMS | {"final_norm": PARAMS["final_norm"] * 20}, OPEN, cfg))
+    evidence, logp = seen.evidence, seen.rows.stats.log_prob
+    f, _, _ = mixture.objective(evidence, cfg.reward)
+    d = leave_one_out(f, evidence.logp, evidence.scored, evidence.keep)
+    got = np.asarray(advantages(d, evidence.keep, "loo"))
+    per_token = np.where(TRUNCATED[..., None], -6.0, logp) if truncated == "floor" else logp
+    reward = np.where(OPEN.scored, per_token, 0).sum(-1, dtype=np.float64)
+    assert reward.min() < -20
+    reward = np.exp(reward) if name == "prob" else reward
+    kept = ~TRUNCATED if truncated == "drop" else np.ones((P, G), bool)
+    np.testing.assert_array_equal(evidence.keep, kept)
+    for i, j in np.ndindex(P, G):
+        others = kept[i] & (np.arange(G) != j)
+        expected = reward[i, j] - reward[i, others].mean() if kept[i, j] and others.any() else 0.0
+        assert got[i, j] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_even_an_infinite_log_prob_stays_in_its_dropped_row(name):
+    """The group on which RLOO of (-3, -2, -inf, -4) gave (inf, inf, nan, inf)."""
+    logp = np.float32([-3, -2, -np.inf, -4]).reshape(1, 4, 1)
+    keep, mask = np.array([[True, True, False, True]]), np.ones((1, 4, 1), bool)
+    three = [np.delete(x, 2, axis=1) for x in (logp, mask, keep)]
+
+    @jax.jit
+    def both(logp):
+        d, without = (leave_one_out(OBJECTIVES[name], *args) for args in ((logp, mask, keep), three))
+        return d, without, jax.grad(lambda x: OBJECTIVES[name](x, mask, keep).sum())(logp)
+
+    d, without, slope = both(logp)
+    np.testing.assert_allclose(np.delete(d, 2, axis=1), without, atol=1e-6)
+    assert np.isfinite(slope).all() and slope[0, 2, 0] == 0 and d[0, 2] == 0
+
+
+def test_verifrees_truncated_chain_is_worth_nothing_and_supervises_nothing():
+    """Reward 0: -LOO in the policy term, and no gradient from the answer after it."""
+    cfg = rewarded("prob", truncated="floor", floor=-100.0)
+    step = jax.jit(lambda batch: gradients(PARAMS, (None, None), batch, MODEL, cfg))
+    after_open = (OPEN.segment == REFERENCE) & TRUNCATED[..., None]
+    other = OPEN.replace(completion=np.where(after_open, (OPEN.completion + 5) % 24, OPEN.completion))
+    (grads, _, rows), (grads2, _, rows2) = jax.device_get((step(OPEN), step(other)))
+    jax.tree.map(np.testing.assert_array_equal, grads, grads2)
+    assert (rows["answer_logp"] != rows2["answer_logp"])[after_open].any(), "other answers, of other likelihoods"
+    assert (rows["reward"][TRUNCATED] < 1e-40).all() and (rows["reward"][~TRUNCATED] > 0).all()
+    for i, j in zip(*np.nonzero(TRUNCATED), strict=True):
+        loo = np.delete(rows["reward"][i], j).mean()
+        assert rows["advantage"][i, j] == pytest.approx(-loo, rel=1e-5, abs=1e-30)
+
+
+# ------------------------------------------------------------------ self-certainty of another distribution
+
+
+def test_statistics_and_log_probs_are_of_the_same_tempered_distribution():
+    """Intuitor's variants take self-certainty from logits that are not divided by the temperature of sampling."""
+    temperature = 0.6
+    evidence = jax.device_get(
+        _evidence(PARAMS, BATCH, rewarded("log_prob", two_branches=True, temperature=temperature)).evidence
+    )
+    table = reference_log_distributions(PARAMS, MODEL, BATCH, temperature)
+    mask = np.isin(BATCH.segment, (CHAIN, SAMPLED))
+    expected = {
+        "log_prob": np.take_along_axis(table, BATCH.completion[..., None], -1)[..., 0],
+        "entropy": -(np.exp(table) * table).sum(-1),
+        "self_certainty": -table.mean(-1) - np.log(MODEL.vocab_size),
+    }
+    for name, x in expected.items():
+        np.testing.assert_allclose(getattr(evidence.sampled, name)[mask], x[mask], rtol=2e-4, atol=2e-5, err_msg=name)
+    raw, less = (np.asarray(INTRINSIC[k](evidence.sampled)) for k in ("self_certainty_raw", "self_certainty"))
+    np.testing.assert_allclose(raw - less, np.log(MODEL.vocab_size), rtol=1e-4)
+    # The reference answer was not sampled: its likelihood is that of the model itself.
+    at_one = reference_log_distributions(PARAMS, MODEL, BATCH)
+    answer = np.take_along_axis(at_one, BATCH.completion[..., None], -1)[..., 0]
+    np.testing.assert_allclose(evidence.logp[BATCH.scored], answer[BATCH.scored], rtol=2e-4, atol=2e-5)
+
+
+# ------------------------------------------------------------------ rewards rounded to bfloat16
+
+
+def test_rewards_closer_than_a_bfloat16_step_keep_their_group():
+    """RLPR casts each score to bfloat16, steps of 0.4 per cent, before the deviations that decide what is kept."""
+    reward = np.float32([[0.5, 0.5005, 0.501], [0.5, 0.5, 0.5], [0.25, 0.2502, 0.2501], [1.0, 1.001, 1.0]])
+    assert all(len(set(row)) == 1 for row in np.asarray(jnp.asarray(reward, jnp.bfloat16)).tolist())
+    cfg = rewarded("math", two_branches=True, filter=FilterConfig(mode="std_below", threshold=5e-5))
+    state = shaping.init_filter()
+    run = jax.jit(lambda params, batch: filtered(params, (None, None), batch, MODEL, cfg, state, 0)[0].counted)
+    kept = np.asarray(run(PARAMS, BATCH.replace(outside={"math": reward})))
+    assert kept.tolist() == [True, False, True, True]
+
+
+# ------------------------------------------------------------------ settings checked by nobody, or read by nobody
+
+
+def test_every_choice_and_every_bound_of_the_config_is_enforced():
+    """Tunix lists its estimators in a check that its subclasses never call."""
+    for name in CHOICES:
+        with pytest.raises(UserError, match=name):
+            validate(small_config(**{name.replace(".", "__"): "nonsense"}))
+    for name, least in AT_LEAST.items():
+        with pytest.raises(UserError, match=f"{name} is .* must be at least {least}"):
+            validate(small_config(**{name.replace(".", "__"): type(get(small_config(), name))(least - 1)}))
+
+
+# One other value for each field, with what it needs beside it.
+RLPR, K3, SFT = {"reward__name": "rlpr"}, {"loss__kl": "k3"}, {"reward__name": "sft"}
+OTHER = {
+    "reward.name": ({}, "prob"),
+    "reward.truncated": ({}, "drop"),
+    "reward.floor": ({}, -3.0),
+    "reward.baseline": (RLPR, "live"),
+    "reward.length_min": ({}, 7.0),
+    "reward.overlong_max": ({}, 2000.0),
+    "reward.overlong_cache": ({}, 7.0),
+    "reward.entropy_base": ({}, "2"),
+    "reward.sft_chain": (SFT, "both"),
+    "filter.mode": ({}, "std_zero"),
+    "filter.threshold": ({}, 0.5),
+    "filter.beta": ({}, 0.75),
+    "proxy.every": ({}, 7),
+    "proxy.decay": ({}, 0.5),
+    "loss.answer_term": ({}, 0.5),
+    "loss.span": ({}, "response"),
+    "loss.advantage": ({}, "std"),
+    "loss.aggregation": ({}, "const"),
+    "loss.ratio": ({}, "token"),
+    "loss.ratio_cap": ({}, 3.0),
+    "loss.clip_low": ({}, 0.25),
+    "loss.clip_high": ({}, 0.25),
+    "loss.kl": ({}, "k2"),
+    "loss.kl_coef": (K3, 0.5),
+}
+ON_THE_HOST = {"reward.base_rl", "reward.vote_train"}  # read where rewards are made from text
+
+
+def test_no_field_of_reward_loss_filter_or_proxy_is_dead():
+    """lmpo has a kl_coef that is read nowhere."""
+    c = small_config()
+    fields = {k for k in flatten(c) if k.split(".")[0] in ("reward", "loss", "filter", "proxy")}
+    assert fields == set(OTHER) | ON_THE_HOST
+    for name, (beside, value) in OTHER.items():
+        before, after = (build(small_config(**beside, **x)).step for x in ({}, {name.replace(".", "__"): value}))
+        assert before != after, name
+
+
+# ------------------------------------------------------------------ a mesh made at import
+
+
+def test_importing_the_package_asks_for_no_device():
+    """lmpo's model file builds a mesh when it is imported."""
+    rooms = (
+        "config mesh presets model.decoder learner.step sampler.decode pod.checkpoint run.world train evaluate export"
+    )
+    imports = "; ".join(f"import rl_likelihood.{room}" for room in rooms.split())
+    env = os.environ | {"JAX_PLATFORMS": "no_such_platform"}
+    subprocess.run([sys.executable, "-c", imports], env=env, check=True)
+    probe = [sys.executable, "-c", "import jax; jax.devices()"]
+    assert subprocess.run(probe, env=env, stderr=subprocess.DEVNULL).returncode != 0, "where asking is an error"

@@ -1,0 +1,373 @@
+"""What may not matter to a step, and what may not break it: through the whole gradient of a small model.
+
+Order, padding, dropped rows and what masks hide; groups that are empty, alone, equal or impossible. Then
+properties of advantages and mixtures that need no model.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl_likelihood.learner import measures
+from rl_likelihood.learner.rows import chain_rows
+from rl_likelihood.learner.step import gradients
+from rl_likelihood.learner.surrogate import LossConfig, advantages, leave_one_out
+from rl_likelihood.report.alarms import Alarms
+from rl_likelihood.rewards import mixture, shaping
+from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.rewards.likelihood import OBJECTIVES, kept_mean
+from rl_likelihood.rewards.mixture import Evidence, RewardConfig, parse
+from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
+from tests.small import random_batch, random_params, rewarded, tiny
+
+P, G, S, T, V = 4, 3, 5, 10, 24
+MODEL = tiny(layers=1)
+PARAMS, REF, PROXY = (random_params(MODEL, seed) for seed in (0, 1, 2))
+PROPERTY = settings(max_examples=8, deadline=None, derandomize=True, database=None)
+
+# Together these have every likelihood reward, every kind of term, every switch of the loss.
+CONFIGS = {
+    "exact": ("log_prob + avg_log_prob + prob + avg_prob + geo_mean_prob + jepo + math", LossConfig(), {}),
+    "grpo": (
+        "log_prob/std + math/std + self_certainty/std + 0.9*rlpr",
+        LossConfig(advantage="std", aggregation="token_mean", clip_low=0.2, clip_high=0.3, kl="k3", kl_coef=0.1),
+        {"baseline": "frozen"},
+    ),
+    "jepo_tang": (
+        "jepo + token_entropy_sum + 0.01*length + overlong",
+        LossConfig(advantage="std_clip", aggregation="seq_mean", ratio="sequence", kl="reward_k1", kl_coef=0.1),
+        {"truncated": "drop"},
+    ),
+    "nover": (
+        "format + nover_rank + nover_efficiency + trajectory_sum + geo_mean_prob",
+        LossConfig(advantage="mean", aggregation="const", max_tokens=20, ratio="token", kl="k2", kl_coef=0.1),
+        {"truncated": "floor"},
+    ),
+}
+
+
+def cfg_of(name):
+    text, loss, changes = CONFIGS[name]
+    return rewarded(text, loss=loss, two_branches=True, policy_span="response", head_chunk=60, **changes)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _run(params, models, batch, cfg):
+    grads, sums, rows = gradients(params, models, batch, MODEL, cfg)
+    return grads, measures.metrics(sums, rows, chain_rows(batch, cfg)), rows
+
+
+def run(batch, cfg, params=PARAMS):
+    """(gradients, metrics, values of rows), as numpy."""
+    models = (REF if cfg.with_reference else None, PROXY if cfg.with_proxy else None)
+    return jax.device_get(_run(params, models, batch, cfg))
+
+
+def batch_of(seed, p=P, g=G, t=T):
+    rng = np.random.default_rng(seed)
+    batch = random_batch(seed, p, g, S, t, sampled=True)
+    form = rng.integers(0, 2, (p, g)).astype(np.float32)
+    return batch.replace(outside={**batch.outside, "format": form}, baseline=rng.uniform(0, 0.1, p).astype(np.float32))
+
+
+def rows_of(batch, change):
+    """The batch with `change` made to every array that has an axis of rows."""
+    fields = ("completion", "segment", "scored", "sampler_logp", "outside", "truncated", "keep")
+    return batch.replace(**{k: jax.tree.map(change, getattr(batch, k)) for k in fields})
+
+
+def close(a, b, tolerance=1e-4):
+    """Trees equal up to rounding of their own size."""
+    size = max(float(np.abs(x).max()) for x in jax.tree.leaves(b))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance * size + 1e-7), a, b)
+
+
+seeds, masks = st.integers(0, 10**6), st.lists(st.booleans(), min_size=P * G, max_size=P * G)
+keeps = masks.map(lambda x: np.array(x).reshape(P, G))
+
+# ------------------------------------------------------------------ order, padding, masks, dropped rows
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@PROPERTY
+@given(seed=seeds, keep=keeps, order=st.permutations(range(G)), prompts=st.permutations(range(P)))
+def test_the_order_of_rows_and_of_prompts_does_not_matter(name, seed, keep, order, prompts):
+    batch, cfg = batch_of(seed).replace(keep=keep), cfg_of(name)
+    grads, _, rows = run(batch, cfg)
+    moved, _, moved_rows = run(rows_of(batch, lambda x: x[:, order]), cfg)
+    close(moved, grads)
+    for k in ("reward", "advantage", "keep"):
+        close(moved_rows[k], np.asarray(rows[k])[:, order])
+    moved, _, _ = run(jax.tree.map(lambda x: x[prompts,], batch), cfg)
+    close(moved, grads)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@PROPERTY
+@given(seed=seeds, keep=keeps, garbage=st.sampled_from([0.0, 50.0, -1e4]))
+def test_what_padding_masks_and_dropped_rows_hold_does_not_matter(name, seed, keep, garbage):
+    """Bit for bit: ids of padding, log-probs of what was not sampled, everything in a dropped row."""
+    batch, cfg = batch_of(seed).replace(keep=keep), cfg_of(name)
+    junk = np.random.default_rng(seed + 1).integers(0, V, batch.completion.shape).astype(np.int32)
+    kept = keep & ~batch.truncated if cfg.truncated == "drop" else keep
+    hidden = (batch.segment == PAD) | ~kept[..., None]
+    sampled = np.isin(batch.segment, (CHAIN, SAMPLED)) & kept[..., None]
+    beyond = np.arange(S) >= batch.prompt_length[:, None]
+    other = batch.replace(
+        prompt=np.where(beyond, junk[:, 0, :S], batch.prompt),
+        completion=np.where(hidden, junk, batch.completion),
+        sampler_logp=np.where(sampled, batch.sampler_logp, np.float32(garbage)),
+        outside={k: np.where(kept, x, np.float32(garbage)) for k, x in batch.outside.items()},
+    )
+    (grads, metrics, rows), (grads2, metrics2, rows2) = run(batch, cfg), run(other, cfg)
+    jax.tree.map(np.testing.assert_array_equal, grads, grads2)
+    for k in ("reward/mean", "reward/std", "advantage/abs_mean", "loss/policy", "loss/answer", "loss/kl", "ratio/ess"):
+        assert metrics[k] == metrics2[k] or k == "ratio/ess", k
+    np.testing.assert_array_equal(rows["advantage"], rows2["advantage"])
+    assert (rows["advantage"][~kept] == 0).all()
+
+
+def test_wider_padding_changes_nothing():
+    batch, cfg = batch_of(3), cfg_of("exact")
+    grow = lambda x: np.pad(x, [(0, 0), (0, 0), (0, 3)]) if np.ndim(x) == 3 else x  # noqa: E731
+    wide = rows_of(batch, grow).replace(prompt=np.pad(batch.prompt, [(0, 0), (0, 2)], constant_values=7))
+    (grads, metrics, _), (grads2, metrics2, _) = run(batch, cfg), run(wide, cfg)
+    close(grads2, grads, 1e-5)
+    close(metrics2, metrics, 1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_dropped_row_is_an_absent_row(seed):
+    """With the standard deviations of /std and of GRPO, a mean over tokens, and a KL in the loss."""
+    batch, cfg = batch_of(seed), cfg_of("grpo")
+    dropped = batch.replace(keep=np.arange(G) != np.full((P, 1), 1))
+    grads, metrics, rows = run(dropped, cfg)
+    without = lambda x: np.delete(x, 1, axis=1)  # noqa: E731
+    grads2, metrics2, rows2 = run(rows_of(batch, without), cfg)
+    close(grads2, grads)
+    for k in ("reward/mean", "reward/std", "advantage/abs_mean", "loss/policy", "loss/answer", "loss/kl"):
+        assert float(metrics2[k]) == pytest.approx(float(metrics[k]), rel=1e-4, abs=1e-6), k
+    close(rows2["advantage"], without(rows["advantage"]))
+
+
+# ------------------------------------------------------------------ shift, scale, sums
+
+
+@PROPERTY
+@given(
+    seed=seeds,
+    keep=keeps,
+    shift=st.lists(st.floats(-8, 8, width=32), min_size=P, max_size=P),
+    scale=st.floats(0.25, 4, width=32),
+)
+def test_rloo_is_blind_to_shifts_linear_in_scale_and_sums_to_zero(seed, keep, shift, scale):
+    batch, cfg = batch_of(seed).replace(keep=keep), rewarded("math", two_branches=True, policy_span="response")
+    reward = batch.outside["math"]
+    outside = {
+        "reward": reward,
+        "shifted": reward + np.float32(shift)[:, None],
+        "scaled": reward * np.float32(scale),
+    }
+    got = {k: run(batch.replace(outside={"math": x.astype(np.float32)}), cfg) for k, x in outside.items()}
+    grads, _, rows = got["reward"]
+    close(got["shifted"][0], grads)
+    close(got["scaled"][0], jax.tree.map(lambda x: scale * x, grads))
+    np.testing.assert_allclose(rows["advantage"].sum(-1), 0, atol=1e-5)
+    assert (rows["advantage"][keep.sum(-1) < 2] == 0).all()
+
+
+def test_log_prob_sums_to_zero_and_jepo_does_not():
+    batch = batch_of(5)
+    for name in ("log_prob", "jepo"):
+        logp, mask = np.float32([[-1], [-3], [-7]]).reshape(1, 3, 1), np.ones((1, 3, 1), bool)
+        d = leave_one_out(OBJECTIVES[name], logp, mask, np.ones((1, 3), bool))
+        assert (abs(float(d.sum())) < 1e-6) == (name == "log_prob")
+    assert batch.keep.all()
+
+
+# ------------------------------------------------------------------ what must not break it
+
+
+def unlikely(batch):
+    """Weights so sharp that tokens of the answers have log-probs beyond -1e4."""
+    return PARAMS | {"final_norm": PARAMS["final_norm"] * 3e3}, batch
+
+
+def alone(batch):
+    return PARAMS, batch.replace(keep=np.arange(G) == np.arange(P)[:, None] % G)
+
+
+def alike(batch):
+    same = lambda x: np.repeat(x[:, :1], G, 1)  # noqa: E731
+    return PARAMS, rows_of(batch, same)
+
+
+def no_chain(batch):
+    """Rows that begin with their answer."""
+    segment = np.where(np.isin(batch.segment, (CHAIN, SAMPLED)), TAG, batch.segment)
+    return PARAMS, batch.replace(segment=segment.astype(np.int32))
+
+
+CASES = {
+    "unlikely": unlikely,
+    "unlikely when sampled": lambda b: (PARAMS, b.replace(sampler_logp=np.full_like(b.sampler_logp, -1e4))),
+    "certain when sampled": lambda b: (unlikely(b)[0], b.replace(sampler_logp=np.zeros_like(b.sampler_logp))),
+    "empty answers": lambda b: (PARAMS, b.replace(scored=np.zeros_like(b.scored))),
+    "no chains": no_chain,
+    "all dropped": lambda b: (PARAMS, b.replace(keep=np.zeros_like(b.keep))),
+    "all truncated": lambda b: (PARAMS, b.replace(truncated=np.ones_like(b.truncated))),
+    "one valid row": alone,
+    "rows alike": alike,
+    "huge rewards": lambda b: (PARAMS, b.replace(outside={k: x * 1e6 for k, x in b.outside.items()})),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_degenerate_batch_gives_nan_or_infinity(name, case):
+    params, batch = CASES[case](batch_of(8))
+    cfg = cfg_of(name)
+    grads, metrics, rows = run(batch, cfg, params)
+    # A perplexity beyond float32 is infinite; metrics.jsonl has null for it.
+    if (rows["reward/avg_log_prob"] < -88).any():
+        metrics["answer/perplexity"] = 1.0
+    for kind, tree in (("gradient", grads), ("metric", metrics), ("row", rows)):
+        for path, x in jax.tree.leaves_with_path(tree):
+            assert np.isfinite(x).all(), (kind, jax.tree_util.keystr(path))
+    if case.startswith("unlikely") and params is not PARAMS:
+        assert rows["answer_logp"][batch.scored].min() < -1e4
+    if case == "all dropped" or (case == "all truncated" and cfg.truncated == "drop"):
+        assert all((x == 0).all() for x in jax.tree.leaves(grads))
+    if case == "one valid row":
+        assert (rows["advantage"] == 0).all()
+    if case == "rows alike":
+        # Sums of equal numbers round; over a standard deviation they are cut off.
+        np.testing.assert_allclose(rows["advantage"], 0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["exact", "grpo"])
+def test_a_group_of_one_has_its_answer_term_and_nothing_else(name):
+    batch, cfg = batch_of(9, g=1), cfg_of(name)
+    grads, metrics, rows = run(batch, cfg)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((grads, metrics, rows)))
+    assert (rows["advantage"] == 0).all() and metrics["loss/policy"] == 0
+    assert (metrics["grad/answer_share"] == 1) == (name == "exact")  # the other has its KL, on the chain
+
+
+def test_prob_of_a_hundred_tokens_underflows_and_the_run_is_told_once():
+    n, t = 100, 104
+    segment = np.tile(np.repeat([CHAIN, REFERENCE, PAD], [2, n, t - n - 2]).astype(np.int32), (2, 2, 1))
+    completion = np.random.default_rng(0).integers(0, V, segment.shape).astype(np.int32)
+    scored = segment == REFERENCE
+    scored[1, :, 4:] = False  # the other prompt's answer has two tokens
+    batch = rows_of(batch_of(0, p=2, g=2), lambda x: x).replace(
+        completion=completion, segment=segment, scored=scored, sampler_logp=np.zeros(segment.shape, np.float32),
+        truncated=np.zeros((2, 2), bool),
+    )  # fmt: skip
+    cfg = rewarded("prob", head_chunk=120)
+    grads, metrics, rows = run(batch, cfg)
+    assert (rows["reward"][0] == 0).all() and (rows["reward"][1] > 0).all()
+    assert np.isfinite(rows["reward/log_prob"]).all() and (rows["reward/geo_mean_prob"] > 0).all()
+    assert metrics["reward/underflow"] == 0.5
+    alarms, values = Alarms("prob", "force_close"), {"reward/underflow": float(metrics["reward/underflow"])}
+    (sentence,) = alarms.check(1, values)
+    assert "underflow is 50%" in sentence and "geo_mean_prob" in sentence
+    assert alarms.check(2, values) == [] == Alarms("log_prob", "force_close").check(1, values)
+
+
+# ------------------------------------------------------------------ advantages and mixtures by themselves
+
+values = st.lists(st.floats(-20, 0, width=32), min_size=5, max_size=5).map(lambda x: np.float32([x]))
+FIVE = np.ones((1, 5), bool)
+
+
+@jax.jit
+def outside_advantages(reward, keep):
+    """Of rewards [1, G] from outside, of each kind; the standard deviation without its eps."""
+    f = lambda logp, mask, keep: kept_mean(reward, keep)  # noqa: E731
+    d = leave_one_out(f, jnp.zeros((*reward.shape, 1)), jnp.ones((*reward.shape, 1), bool), keep)
+    return {kind: advantages(d, keep, kind, eps=0.0) for kind in ("loo", "mean", "std", "std_clip")}
+
+
+@settings(PROPERTY, max_examples=40)
+@given(values)
+def test_the_weights_of_jepo_are_a_softmax_and_the_best_chain_has_its_share(l):  # noqa: E741
+    slope = jax.grad(lambda x: OBJECTIVES["jepo"](x, FIVE[..., None], FIVE).sum())(l[..., None])[0, :, 0]
+    assert float(slope.sum()) == pytest.approx(1, abs=1e-5)
+    assert float(slope[l[0].argmax()]) >= 1 / 5 - 1e-6
+
+
+@settings(PROPERTY, max_examples=40)
+@given(values, st.integers(1, 12), st.floats(0, 0.5, width=32))
+def test_what_a_standard_deviation_cancels_and_what_it_does_not(reward, tokens, baseline):
+    """1/T_a and a baseline vanish in GRPO's advantage; under RLOO the first stays, behind the clip the second."""
+    reward = np.exp(reward)  # mean token probabilities
+    if np.ptp(reward) < 0.05:
+        return
+    per_token, shifted = reward / tokens, reward - baseline
+    a, b, c = (outside_advantages(x, FIVE) for x in (reward, per_token, shifted))
+    np.testing.assert_allclose(a["std"], b["std"], atol=2e-3)
+    np.testing.assert_allclose(a["std"], c["std"], atol=2e-3)
+    np.testing.assert_allclose(np.asarray(a["loo"]) / tokens, b["loo"], atol=1e-5)
+    np.testing.assert_allclose(a["loo"], c["loo"], atol=1e-5)
+    clipped = np.asarray(shaping.improvement(reward, np.float32([baseline])))
+    if (shifted < -0.05).any() and np.ptp(clipped) > 0.05:
+        assert np.abs(np.asarray(outside_advantages(clipped, FIVE)["loo"]) - a["loo"]).max() > 1e-3
+
+
+def test_tangs_clip_of_the_fixture():
+    logp = np.log(np.float32([0.5, 0.1, 0.1, 0.1])).reshape(1, 4, 1)
+    keep = np.ones((1, 4), bool)
+    d = leave_one_out(OBJECTIVES["jepo"], logp, logp < 0, keep)
+    np.testing.assert_allclose(advantages(d, keep, "std_clip"), [[1, -0.3639, -0.3639, -0.3639]], atol=5e-5)
+    both = outside_advantages(np.float32([[0.5, 0.1, 0.1, 0.1]]), keep)
+    np.testing.assert_allclose(both["mean"], 0.75 * np.asarray(both["loo"]), rtol=1e-5)  # (G-1)/G
+
+
+def test_the_published_group_of_rlpr_by_its_preset():
+    """Scores .8 .6 .5 .3, baseline .45, formats 1 1 0 1, the last row repeats itself in a second group."""
+    score = np.log(np.float32([[0.8, 0.6, 0.5, 0.3]] * 2))[..., None]
+    ones = np.ones((2, 4), bool)
+    evidence = Evidence(
+        logp=score,
+        scored=ones[..., None],
+        keep=ones,
+        sampled=SampledStats(score, score, score, ones[..., None], V),
+        chain_tokens=np.ones((2, 4), np.float32),
+        outside={
+            "format": np.float32([[1, 1, 0, 1]] * 2),
+            "repetition": np.float32([[0, 0, 0, 0], [0, 0, -1, -1]]),
+        },
+        baseline=np.float32([0.45, 0.45]),
+    )
+    cfg = RewardConfig(parse("0.9*rlpr + 0.1*format + repetition"))
+    f, reward, rows = mixture.objective(evidence, cfg)
+    np.testing.assert_allclose(rows["rlpr"][0], [0.35, 0.15, 0.05, 0], atol=1e-6)
+    np.testing.assert_allclose(reward[0], [0.415, 0.235, 0.045, 0.100], atol=1e-6)
+    assert float(shaping.group_std(reward, ones)[0]) == pytest.approx(0.16479, abs=5e-6)
+    # A penalty lands on every row that earned it, also where the reward would have been 0.
+    np.testing.assert_allclose(reward[1] - reward[0], [0, 0, -1, -1], atol=1e-6)
+    slope = jax.grad(lambda x: f(x, evidence.scored, ones).sum())(jnp.asarray(score))
+    assert (slope == 0).all(), "no gradient through the reward"
+
+
+def test_the_switches_here_are_all_there_are():
+    """A new kind of advantage, ratio, aggregation or KL must come into CONFIGS."""
+    used = [loss for _, loss, _ in CONFIGS.values()]
+    from rl_likelihood.config import CHOICES
+
+    for field in ("advantage", "aggregation", "ratio"):
+        assert {getattr(loss, field) for loss in used} == set(CHOICES[f"loss.{field}"]), field
+    assert {loss.kl for loss in used} | {"k1"} == set(CHOICES["loss.kl"])
+    names = {t.name for text, _, _ in CONFIGS.values() for t in parse(text)}
+    assert names >= set(OBJECTIVES) | set(mixture.INSIDE)
+    assert {f.name for f in dataclasses.fields(LossConfig)} == {
+        "answer_term", "policy_term", "aggregation", "max_tokens", "advantage", "ratio", "ratio_cap", "clip_low",
+        "clip_high", "kl", "kl_coef",
+    }  # fmt: skip
