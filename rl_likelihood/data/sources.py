@@ -72,35 +72,19 @@ class Preset(NamedTuple):
     fault_rate: float | None = None  # with a number: chains are given, and so often a step of one is wrong
 
 
+# Numbers from 0 to 10: the generator counts 10 as one digit.
+_EASY = {
+    "min_digits": 1,
+    "max_digits": 1,
+    "operators": ["+", "-", "*"],
+    "allow_parentheses": False,
+    "allow_negation": False,
+}
 PRESETS: dict[str, Preset] = {
-    # 2 or 3 terms from 0 to 10 (the generator counts 10 as one digit): about 12,000 distinct questions.
-    "basic_arithmetic": Preset(
-        "basic_arithmetic",
-        {
-            "min_terms": 2,
-            "max_terms": 3,
-            "min_digits": 1,
-            "max_digits": 1,
-            "operators": ["+", "-", "*"],
-            "allow_parentheses": False,
-            "allow_negation": False,
-        },
-        "Calculate {}.",
-    ),
-    # The two-term questions of basic_arithmetic: 363 distinct ones.
-    "one_operation": Preset(
-        "basic_arithmetic",
-        {
-            "min_terms": 2,
-            "max_terms": 2,
-            "min_digits": 1,
-            "max_digits": 1,
-            "operators": ["+", "-", "*"],
-            "allow_parentheses": False,
-            "allow_negation": False,
-        },
-        "Calculate {}.",
-    ),
+    # 2 or 3 terms: about 12,000 distinct questions.
+    "basic_arithmetic": Preset("basic_arithmetic", {"min_terms": 2, "max_terms": 3, **_EASY}, "Calculate {}."),
+    # Those of 2 terms: 363 distinct questions.
+    "one_operation": Preset("basic_arithmetic", {"min_terms": 2, "max_terms": 2, **_EASY}, "Calculate {}."),
     # 2 or 3 terms, all of one digit or all of two: about 3 million distinct questions.
     "chain_sum": Preset(
         "chain_sum",
