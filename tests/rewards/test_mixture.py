@@ -76,3 +76,31 @@ def test_the_command_line_wins_over_the_preset():
 def test_an_unknown_preset_is_refused_before_it_sets_anything():
     with pytest.raises(UserError, match="preset is 'rplr'; did you mean 'rlpr'"):
         applied("rplr")
+
+
+# advantage, aggregation, clip (low, high), KL, group size, temperature: methods.md sections 1.4, 2.4, 3.2, 4.3, 5, 6, 10.
+AS_PUBLISHED = {
+    "kw_log_prob": ("loo", "seq_sum", (0, 0), ("k3", 0.001), 32, 1.0),
+    "kw_jepo": ("loo", "seq_sum", (0, 0), ("k3", 0.001), 4, 1.0),
+    "verifree": ("loo", "seq_sum", (0, 0), ("none", 0), 8, 1.0),
+    "jepo_tang": ("std_clip", "seq_sum", (0, 0), ("k3", 0.001), 4, 1.0),
+    "rlpr": ("std", "token_mean", (0.2, 0.27), ("none", 0), 8, 1.0),
+    "nover": ("mean", "token_mean", (0.1, 0.2), ("k3", 0.1), 8, 0.6),
+    "intuitor": ("std", "seq_mean", (0.2, 0.2), ("k3", 0.005), 7, 0.9),
+    "ttrl": ("std", "seq_mean", (0.2, 0.2), ("none", 0), 64, 1.0),
+    "rloo": ("loo", "seq_sum", (0, 0), ("reward_k1", 0.001), 3, 1.0),
+    "dr_grpo": ("mean", "const", (0.2, 0.2), ("none", 0), 3, 1.0),
+    "dapo": ("std", "token_mean", (0.2, 0.28), ("none", 0), 16, 1.0),
+    "em_rl_sequence": ("loo", "seq_sum", (0, 0), ("k3", 0.001), 4, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", AS_PUBLISHED)
+def test_a_preset_is_the_published_method_whatever_the_config_had(name):
+    c = small_config(loss__clip_low=0.5, filter__mode="std_zero", loss__kl="k2", loss__kl_coef=9.0)
+    c.preset = name
+    apply_preset(c)
+    got = (c.loss.advantage, c.loss.aggregation, (c.loss.clip_low, c.loss.clip_high), (c.loss.kl, c.loss.kl_coef))
+    assert (*got, c.sampler.group_size, c.sampler.temperature) == AS_PUBLISHED[name]
+    assert c.filter.mode == {"rlpr": "ema", "dapo": "std_zero"}.get(name, "none")
+    assert c.loss.answer_term == (1.0 if name in ("kw_log_prob", "kw_jepo", "verifree", "jepo_tang") else 0.0)
