@@ -1,4 +1,4 @@
-"""Curves of one or several runs, drawn from their files: PNG and SVG.
+"""Curves of one or several runs, drawn from the runs' files: PNG and SVG.
 
     python -m rl_likelihood.report.plots RUN_DIR... --out=DIR
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullL
 from rl_likelihood.report import metrics
 from rl_likelihood.shapes import UserError
 
-# Okabe and Ito's colours, told apart with every common kind of colour blindness; yellow is too pale for a line.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Okabe and Ito's colours, told apart with every common kind of colour blindness; yellow is too pale for a line. The
+# last is for an eighth name, and differs from the others in its marker too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8B5A2B")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")  # when there are more runs than colours
 INK, GRID = "#333333", "#E5E5E5"
 FAINT_UP_TO = 3  # runs; the single steps of more than that hide the means
@@ -74,7 +76,7 @@ def load(workdir: str | Path) -> dict[str, list[dict]]:
     return {"train": metrics.read(workdir / metrics.METRICS), "heldout": metrics.read(evals) if evals.exists() else []}
 
 
-def _style(ax: Axes, title: str) -> None:
+def panel_style(ax: Axes, title: str) -> None:
     ax.set_title(title, loc="left", fontsize=12, color=INK, pad=8)
     ax.grid(True, color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
@@ -85,7 +87,7 @@ def _style(ax: Axes, title: str) -> None:
         spine.set_color("#999999")
 
 
-def _look(i: int) -> dict:
+def look_of(i: int) -> dict:
     """Colour, dash and marker of run number i."""
     n = len(COLOURS)
     return {"color": COLOURS[i % n], "linestyle": DASHES[i // n % len(DASHES)], "marker": MARKERS[i % n]}
@@ -104,7 +106,7 @@ def _draw(ax: Axes, panel: Panel, rows: dict[str, list[dict]], look: dict, width
         ax.plot(steps, values, **(style | ({"linestyle": ""} if panel.train else {})), gid="held-out", zorder=3)
 
 
-def _scale(ax: Axes, panel: Panel) -> None:
+def fit_scale(ax: Axes, panel: Panel) -> None:
     """Percentages from 0; perplexity on a logarithmic axis when it spans more than a factor of ten."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines] or [np.empty(0)])
     values = values[np.isfinite(values)]
@@ -122,6 +124,13 @@ def _scale(ax: Axes, panel: Panel) -> None:
         ax.yaxis.set_minor_locator(NullLocator())
 
 
+def legend(fig: Figure, names: list[str]) -> None:
+    """The colour, dash and marker of each name, above the panels."""
+    handles = [Line2D([], [], linewidth=2, **look_of(i)) for i in range(len(names))]
+    style = {"frameon": False, "fontsize": 11, "labelcolor": INK}
+    fig.legend(handles, names, loc="outside upper left", ncols=min(len(names), 6), **style)
+
+
 def figure(runs: dict[str, str | Path]) -> Figure:
     """The figure of `curves`: four panels against step, one colour a run (name -> workdir)."""
     if not runs:
@@ -132,18 +141,16 @@ def figure(runs: dict[str, str | Path]) -> Figure:
     fig = Figure(figsize=(10.5, 7.2), layout="constrained")
     grid = fig.subplots(2, 2, sharex=True)
     for ax, panel in zip(grid.flat, PANELS, strict=True):
-        _style(ax, panel.title)
+        panel_style(ax, panel.title)
         for i, name in enumerate(rows):
-            _draw(ax, panel, rows[name], _look(i), width, faint)
-        _scale(ax, panel)
+            _draw(ax, panel, rows[name], look_of(i), width, faint)
+        fit_scale(ax, panel)
     for ax in grid[-1]:
         ax.set_xlabel("step (updates)", fontsize=11, color=INK)
     if len(rows) == 1:
         fig.suptitle(next(iter(rows)), fontsize=13, color=INK, x=0.01, ha="left")
     else:
-        handles = [Line2D([], [], linewidth=2, **_look(i)) for i in range(len(rows))]
-        style = {"frameon": False, "fontsize": 11, "labelcolor": INK}
-        fig.legend(handles, list(rows), loc="outside upper left", ncols=min(len(rows), 6), **style)
+        legend(fig, list(rows))
     lines = "Lines: training" + (f", mean of {width} steps" if width > 1 else "") + (" (faint: each)" if faint else "")
     fig.supxlabel(f"{lines}.  Points: held-out questions.", fontsize=10, color="#666666")
     return fig
@@ -155,12 +162,17 @@ def curves(runs: dict[str, str | Path], out: str | Path) -> list[Path]:
     Four panels against step: reward, held-out greedy success, perplexity of the reference answer, chain length.
     Raises UserError for a folder without metrics, or an `out` that cannot be written.
     """
-    fig, out = figure(runs), Path(out)
-    paths = [out / "curves.png", out / "curves.svg"]
+    return save({"curves": figure(runs)}, out)
+
+
+def save(figures: Mapping[str, Figure], out: str | Path) -> list[Path]:
+    """Writes every figure (name -> figure) as PNG and SVG into the folder `out`; returns the paths."""
+    out = Path(out)
+    paths = [out / f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path in paths:
-            fig.savefig(path, dpi=150, facecolor="white")
+            figures[path.stem].savefig(path, dpi=150, facecolor="white")
     except OSError as e:
         raise UserError(f"{out}: figures cannot be written ({e.strerror or e}); choose another --out") from e
     return paths

@@ -55,10 +55,12 @@ def summary(records: Sequence[Record], resamples: int = RESAMPLES) -> dict[str, 
         length_correlation, _in_prompt       Pearson, of chain_length and log_prob: over all chains, and within a
                                              question (3 samples or more), mean over questions
 
-    Names with greedy_ or _no_chain are of the greedy chain, and of no chain. A metric that no record has is left out;
-    `questions_of` says of metrics that not all have, how many have. Intervals are percentiles over `resamples`
-    bootstrap samples of the questions. A share that is 0 or 1 in all n questions has an empty interval: the
-    bootstrap sees no spread there, but 0 of n still leaves up to about 3 / n.
+    truncated are chains that never open the answer. Names with greedy_ or _no_chain are of the greedy chain, and of
+    the answer straight after the question; all others of chains sampled at temperature 1. A metric that no record
+    has is left out; `questions_of` says of metrics that not all have, how many have.
+
+    Intervals are percentiles over `resamples` bootstrap samples of the questions. A share that is 0 or 1 in all n
+    questions has an empty interval: the bootstrap sees no spread there, but 0 of n still leaves up to about 3 / n.
     """
     if not records:
         raise ValueError("no records")

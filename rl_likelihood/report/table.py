@@ -1,8 +1,18 @@
-"""Before and after, side by side: the same few numbers of several evaluations as text."""
+"""Tables: evaluations side by side, and the runs of a grid, reward by metric, over their seeds."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl_likelihood.report import metrics
+from rl_likelihood.shapes import UserError
 
 Row = tuple[str, str, str]  # metric name, label for people, format specification such as ".1%"
 
@@ -38,7 +48,11 @@ def side_by_side(columns: dict[str, dict[str, float]], rows: list[Row] | tuple[R
 
     A number that one column lacks is shown as "-", a non-finite one by its name.
     """
-    cells = _cells(columns, rows)
+    return _aligned(_cells(columns, rows))
+
+
+def _aligned(cells: list[list[str]]) -> str:
+    """Header and lines in columns: the first to the left, the others to the right."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join([label.ljust(widths[0]), *(text.rjust(w) for text, w in zip(numbers, widths[1:], strict=True))])
@@ -50,6 +64,250 @@ def side_by_side(columns: dict[str, dict[str, float]], rows: list[Row] | tuple[R
 
 def side_by_side_markdown(columns: dict[str, dict[str, float]], rows: list[Row] | tuple[Row, ...] = EVAL_ROWS) -> str:
     """The same table in Markdown."""
-    cells = [[text.replace("|", "\\|") for text in line] for line in _cells(columns, rows)]
-    cells.insert(1, ["---"] + ["---:"] * len(columns))
+    return _markdown(_cells(columns, rows))
+
+
+def _markdown(cells: list[list[str]]) -> str:
+    cells = [[text.replace("|", "\\|") for text in line] for line in cells]
+    cells.insert(1, ["---"] + ["---:"] * (len(cells[0]) - 1))
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+# ------------------------------------------------------------------------------------------- a grid of runs
+
+
+class Run(NamedTuple):
+    """A run as a report sees it: what was chosen for it (label -> value) and its folder."""
+
+    labels: Mapping[str, str]
+    workdir: Path
+
+
+class Column(NamedTuple):
+    """A metric of eval.jsonl, its heading, what it is multiplied by, and its decimals."""
+
+    key: str
+    label: str
+    scale: float
+    digits: int
+
+
+# Published tables have these; a column that no run measured is left out.
+GRID_COLUMNS = (
+    Column("greedy_success", "greedy success %", 100, 1),
+    Column("sampled_success", "success at T=1 %", 100, 1),
+    Column("greedy_success_no_chain", "greedy, no chain %", 100, 1),
+    Column("perplexity", "perplexity", 1, 2),
+    Column("perplexity_no_chain", "perplexity, no chain", 1, 2),
+    Column("log_prob_mc32", "log-prob MC32", 1, 2),
+    Column("chain_length", "chain, tokens", 1, 1),
+)
+SEED = "seed"
+
+
+class Cell(NamedTuple):
+    """A metric over seeds: mean, standard deviation (None for one seed), and, of a success rate, the mean standard
+    error over questions that each run states. The questions are the same for all seeds, so that does not shrink."""
+
+    mean: float
+    sd: float | None
+    se: float | None
+    runs: int
+
+
+class Line(NamedTuple):
+    """One row of a grid's table: `done` of `runs` are finished and in the cells."""
+
+    name: str
+    cells: dict[str, Cell]
+    done: int
+    runs: int
+
+
+class Block(NamedTuple):
+    """One table of a grid: what all its lines share, the heading of its first column, its lines."""
+
+    labels: dict[str, str]
+    rows: str
+    lines: list[Line]
+
+    @property
+    def title(self) -> str:
+        return title_of(self.labels)
+
+
+def title_of(labels: Mapping[str, str]) -> str:
+    """ "model llama, data math": what a table's runs share."""
+    return ", ".join(f"{k} {v}" for k, v in labels.items())
+
+
+def evaluations(workdir: str | Path) -> list[dict[str, Any]]:
+    """The rows of eval.jsonl that the run itself wrote, in order; none without the file."""
+    path = Path(workdir) / metrics.EVAL
+    return [row for row in metrics.read(path) if "stage" in row] if path.exists() else []
+
+
+def final(workdir: str | Path) -> dict[str, Any] | None:
+    """The evaluation after the last step of a finished run; None for any other."""
+    status = metrics.read_status(workdir)
+    if status is None or status["state"] != "done":
+        return None
+    return next((row for row in reversed(evaluations(workdir)) if row["step"] == status["steps"]), None)
+
+
+def row_label(runs: Sequence[Run], wanted: str) -> str:
+    """The label that names rows: `wanted`, or a field of that name as reward.name, or refused."""
+    names = {name for run in runs for name in run.labels}
+    for name in (wanted, f"{wanted}.name"):
+        if name in names:
+            return name
+    raise UserError(f"table: no point says its {wanted!r}; the rows must be one of {', '.join(sorted(names))}")
+
+
+def grouped(runs: Iterable[Run], rows: str) -> dict[tuple[tuple[str, str], ...], dict[str, list[Run]]]:
+    """{what a table shares: {row: its runs, one a seed}}, in the order of the runs."""
+    runs = list(runs)
+    varying = [k for k in dict.fromkeys(k for r in runs for k in r.labels) if k not in (rows, SEED)]
+    varying = [k for k in varying if len({run.labels.get(k) for run in runs}) > 1]
+    groups: dict[tuple[tuple[str, str], ...], dict[str, list[Run]]] = {}
+    for run in runs:
+        shared = tuple((k, run.labels[k]) for k in varying if k in run.labels)
+        groups.setdefault(shared, {}).setdefault(run.labels.get(rows, MISSING), []).append(run)
+    return groups
+
+
+def cell(rows: Sequence[Mapping[str, Any]], column: Column) -> Cell | None:
+    """A metric of several evaluations in the column's unit; None if one of them lacks it."""
+    values = [row.get(column.key) for row in rows]
+    if not values or any(v is None for v in values):
+        return None
+    errors = [row.get(f"{column.key}_se") for row in rows] if column.scale == 100 else [None]
+    se = None if None in errors else column.scale * statistics.fmean(errors)
+    sd = column.scale * statistics.stdev(values) if len(values) > 1 else None
+    return Cell(column.scale * statistics.fmean(values), sd, se, len(values))
+
+
+def _line(name: str, rows: list[dict[str, Any]], runs: int) -> Line:
+    cells = {c.key: found for c in GRID_COLUMNS if (found := cell(rows, c)) is not None}
+    return Line(name, cells, len(rows), runs)
+
+
+def blocks(runs: Iterable[Run], rows: str = "reward") -> list[Block]:
+    """The tables of a grid: one for each combination of the labels that are neither `rows` nor the seed.
+
+    The first line is the untouched model, once for each seed; the others are finished runs. A line without any
+    is shown without numbers.
+    """
+    runs = list(runs)
+    rows = row_label(runs, rows)
+    out = []
+    for shared, lines in grouped(runs, rows).items():
+        first: dict[str, dict[str, Any]] = {}  # the same for every reward of a seed
+        for run in (run for group in lines.values() for run in group):
+            at_start = evaluations(run.workdir)[:1]
+            if at_start:
+                first.setdefault(run.labels.get(SEED, ""), at_start[0])
+        made = [_line("untouched", list(first.values()), len(first))] if first else []
+        for name, group in lines.items():
+            ended = [row for run in group if (row := final(run.workdir)) is not None]
+            made.append(_line(name, ended, len(group)))
+        out.append(Block(dict(shared), rows, made))
+    return out
+
+
+def stages(run: Run) -> Block:
+    """The table of one run: a line for each of its evaluations."""
+    lines = [_line(row["stage"], [row], 1) for row in evaluations(run.workdir)]
+    return Block(dict(run.labels), "stage", lines)
+
+
+def cell_text(found: Cell | None, column: Column) -> str:
+    """ "34.9 ± 2.4 (4.2)": mean, standard deviation over seeds, standard error over questions."""
+    if found is None:
+        return MISSING
+    number = lambda x: f"{x:.{column.digits}f}"  # noqa: E731
+    sd = f" ± {number(found.sd)}" if found.sd is not None else ""
+    se = f" ({number(found.se)})" if found.se is not None else ""
+    return number(found.mean) + sd + se
+
+
+def matrix(block: Block, paper: Sequence[Mapping[str, Any]] = ()) -> list[list[str]]:
+    """Heading and lines of a block as text; `paper`: published numbers, set beside in brackets."""
+    columns = [c for c in GRID_COLUMNS if any(c.key in line.cells for line in block.lines)]
+    out = [[block.rows, *(c.label for c in columns), "runs"]]
+    for line in block.lines:
+        theirs = published(block, line.name, paper)
+        beside = lambda c: f" [{_published_text(theirs[c.key])}]" if c.key in theirs else ""  # noqa: E731,B023
+        cells = [cell_text(line.cells.get(c.key), c) + beside(c) for c in columns]
+        out.append([line.name, *cells, f"{line.done}/{line.runs}"])
+    return out
+
+
+def published(block: Block, name: str, paper: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first published row whose labels are all of this line's; nothing if there is none."""
+    labels = {**block.labels, block.rows: name}
+    return next((p for p in paper if all(labels.get(k) == v for k, v in p["labels"].items())), {})
+
+
+def _published_text(value: Any) -> str:
+    return f"{value[0]} ± {value[1]}" if isinstance(value, tuple | list) else str(value)
+
+
+CAPTION = (
+    "Mean ± standard deviation over seeds (standard error over held-out questions); "
+    "runs: finished of planned; -: not measured."
+)
+
+
+def grid_text(found: Sequence[Block], paper: Sequence[Mapping[str, Any]] = ()) -> str:
+    """For the console."""
+    parts = [(f"{b.title}\n" if b.title else "") + _aligned(matrix(b, paper)) for b in found]
+    return "\n\n".join([*parts, _caption(paper)])
+
+
+def grid_markdown(found: Sequence[Block], paper: Sequence[Mapping[str, Any]] = ()) -> str:
+    parts = [(f"### {b.title}\n\n" if b.title else "") + _markdown(matrix(b, paper)) for b in found]
+    return "\n\n".join([*parts, _caption(paper)])
+
+
+def _caption(paper: Sequence[Mapping[str, Any]]) -> str:
+    return CAPTION + (" [ ]: as published." if paper else "")
+
+
+_LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+                       "^": r"\textasciicircum{}", "±": r"$\pm$"})  # fmt: skip
+
+
+def grid_latex(found: Sequence[Block], paper: Sequence[Mapping[str, Any]] = ()) -> str:
+    """One tabular a block, with no package but LaTeX itself."""
+    out = []
+    for block in found:
+        head, *lines = [[text.translate(_LATEX) for text in line] for line in matrix(block, paper)]
+        body = [" & ".join(line) + r" \\" for line in lines]
+        out += [f"% {block.title}", rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\hline"]
+        out += [" & ".join(head) + r" \\", r"\hline", *body, r"\hline", r"\end{tabular}", ""]
+    return "\n".join([*out, f"% {_caption(paper).translate(_LATEX)}"])
+
+
+def grid_csv(found: Sequence[Block], paper: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Long form, one line a cell: the labels, metric, mean, sd, se, finished runs, planned runs, as published."""
+    names = list(dict.fromkeys(k for b in found for k in b.labels))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    rows = found[0].rows if found else "row"
+    writer.writerow([*names, rows, "metric", "mean", "sd", "se", "done", "runs", "published"])
+    for block in found:
+        for line in block.lines:
+            theirs = published(block, line.name, paper)
+            for column in GRID_COLUMNS:
+                c = line.cells.get(column.key)
+                values = ["" if x is None else repr(round(x, 6)) for x in (c[:3] if c else (None,) * 3)]
+                beside = re.sub(r"[()]", "", str(theirs.get(column.key, "")))
+                shared = [block.labels.get(name, "") for name in names]
+                writer.writerow([*shared, line.name, column.key, *values, line.done, line.runs, beside])
+    return file.getvalue().rstrip("\n")
+
+
+FORMATS: dict[str, Callable[..., str]] = {
+    "text": grid_text, "markdown": grid_markdown, "latex": grid_latex, "csv": grid_csv,
+}  # fmt: skip

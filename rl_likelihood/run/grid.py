@@ -216,7 +216,7 @@ def load(path: str) -> Experiment:
     doc = (module.__doc__ or "").strip()
     named_rows = getattr(module, "ROWS", "reward")
     return Experiment(
-        file, points, named_rows, tuple(getattr(module, "PAPER", ())), dict(getattr(module, "RESOURCES", {})),
+        Path(path), points, named_rows, tuple(getattr(module, "PAPER", ())), dict(getattr(module, "RESOURCES", {})),
         getattr(module, "prepare", None), doc.splitlines()[0] if doc else "",
     )  # fmt: skip
 

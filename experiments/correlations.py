@@ -1,0 +1,86 @@
+"""Does a longer chain make the reference answer likelier? (Kwiatkowski et al. 2602.03979, app. D.)
+
+    python -m rl_likelihood.sweep experiments/correlations.py --run --only model=smollm2      # here
+    python -m rl_likelihood.sweep experiments/correlations.py --run --only model=llama --runner=ray
+    python experiments/correlations.py                    # the correlations of the runs that are there
+
+Chains of the untouched model (the learning rate is 0), the answer's likelihood after each, and the Pearson correlation
+of a chain's length with its log-prob or probability: over all chains (global), and within each question, then averaged
+(local). Local is what group-relative advantages see. (For log_prob, rl_likelihood.evaluate has both too: its
+length_correlation and length_correlation_in_prompt, with --config.eval.samples=1000.)
+
+llama: 100 problems x 1,000 chains of MATH and NuminaProof on a v5p-8 slice, expected some 2 hours each (not measured).
+smollm2: 20 problems x 64 chains of the CPU grid's two tasks on two cores, expected 10 to 20 minutes each.
+
+What to expect (signs; values in figures only): log_prob on NuminaProof global slightly positive, local clearly
+negative; log_prob on MATH both negative; prob on MATH global slightly negative, local slightly positive.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a script
+
+from experiments import cpu_grid, paper_nonverifiable, paper_verifiable  # noqa: E402
+from rl_likelihood.report import figures  # noqa: E402
+from rl_likelihood.run.grid import Overrides, chain, named, point, product  # noqa: E402
+
+ROWS = "data"
+ROOT = Path("runs/correlations")
+# Nothing is learned, every chain is written down; 1.7: temperature 1, the initial model.
+STUDY: Overrides = {
+    "optim.lr": 0.0, "reward.name": "log_prob", "sampler.temperature": 1.0, "reward.truncated": "force_close",
+    "eval.prompts": 0, "train.eval_every": 0, "report.samples_every": 1, "report.console_samples": 0, "seed": 0,
+}  # fmt: skip
+
+
+def get_sweep() -> list[Overrides]:
+    # 1.7: 100 problems, 1,000 chains each: ten passes of 100 chains.
+    passes = {
+        "data.train_size": 100, "train.prompts_per_step": 4, "report.sample_prompts": 4, "sampler.group_size": 100,
+        "train.steps": 250,
+    }  # fmt: skip
+    sets = {
+        "math": paper_verifiable.SETS["math"] | STUDY | passes,
+        "numina_proof": paper_nonverifiable.SETS["numina_proof"] | STUDY | passes,
+    }
+    small = {
+        "train.prompts_per_step": 2, "train.micro_batch_prompts": 1, "report.sample_prompts": 2,
+        "sampler.group_size": 16, "train.steps": 40,
+    }  # fmt: skip
+    ours = {
+        name: {"config": f"configs/cpu_grid.py:task={name}", "data.train_size": 20, **STUDY, **small}
+        for name in ("short", "long")
+    }
+    return chain(
+        product(named("model", {"llama": paper_verifiable.MODELS["llama"]}), named("data", sets)),
+        product(named("model", {"smollm2": {}}), named("data", ours)),
+    )
+
+
+def prepare() -> None:
+    cpu_grid.prepare()  # for data=long
+
+
+def main() -> None:
+    print(f"{'run':<34} {'chains':>7} {'reward':>9} {'global':>7} {'local':>7}")
+    for overrides in get_sweep():
+        p = point(overrides)
+        samples = figures.samples_of(ROOT / p.name)
+        if not samples:
+            continue
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(s["id"] for s in samples))}
+        question = np.asarray([numbers[s["id"]] for s in samples])
+        for reward in ("log_prob", "prob"):
+            columns = np.asarray([[figures.chain_length(s), s[f"reward/{reward}"]] for s in samples])
+            overall, local = (figures.correlation(columns, group)[0, 1] for group in (None, question))
+            name = ", ".join(f"{k} {v}" for k, v in p.labels.items())
+            print(f"{name:<34} {len(samples):>7} {reward:>9} {overall:>7.3f} {local:>7.3f}")
+
+
+if __name__ == "__main__":
+    main()

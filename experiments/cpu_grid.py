@@ -1,0 +1,125 @@
+"""Eight rewards on two tasks with SmolLM2-135M-Instruct, two seeds: 32 runs of 20 to 24 steps.
+
+    python -m rl_likelihood.sweep experiments/cpu_grid.py --run
+    python -m rl_likelihood.sweep experiments/cpu_grid.py --status
+    python -m rl_likelihood.sweep experiments/cpu_grid.py --report
+
+Hardware: two x86-64 CPU cores, 8 GB. Time (estimate from single steps, not measured): 8 to 9 minutes a run of the short
+task, 10 to 13 of the long one, sft about 4; five hours in all. It may be interrupted at any time and goes on with the
+same command. --runner=print gives the commands.
+
+short: one operation on two numbers, exact match verifies it. long: word problems whose reference is a worked solution
+of 51 to 95 tokens (reasoning-gym's gsm_symbolic), which no rule verifies; --prepare writes them. Held-out questions of
+`long` have other names and numbers, but come from the same 100 templates as those trained on.
+
+What to expect (Kwiatkowski et al. 2602.03979, 3B models, hundreds of steps; tables 1 to 3 and methods.md 1.8; none of
+it was tuned for here): greedy success of all RL rewards close; at temperature 1 base_rl and prob ahead of avg_prob and
+jepo, those ahead of log_prob and avg_log_prob; perplexity in the opposite order; on long answers log_prob = sft, prob
+no better than the untouched model, and chains that shrink for all but prob. A model of 135 M whose chains are often
+wrong may differ: after a wrong chain the answer term teaches to distrust chains (README, "The answer term").
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from configs.cpu_grid import DATA
+from rl_likelihood.run.grid import Overrides, chain, named, product, sweep
+from rl_likelihood.shapes import UserError
+
+TRAIN, HELDOUT = 512, 96
+RESOURCES = {"CPU": 2}
+
+# Published settings by preset (rl_likelihood/presets.py); methods 1.1, 1.2, 6.1.
+KW = {
+    name: {"preset": f"kw_{name}"} for name in ("base_rl", "log_prob", "avg_log_prob", "prob", "avg_prob", "jepo")
+}  # fmt: skip
+OTHERS = {"self_certainty": {"preset": "intuitor"}, "sft": {"reward.name": "sft"}}
+# G of 1.4 is 32 (4 for jepo) and 4 on long answers; one G for all rewards of a task, so that they are compared at equal
+# work. Chains that never open the answer: open in the paper (1.3). Closed by force, as inferred there, they cost
+# nothing and a model this small stops closing them, so the short task gives them a floor; on the long task a floor
+# would itself teach short chains, which is what is to be measured.
+SHORT: Overrides = {
+    "config": "configs/cpu_grid.py:task=short", "sampler.group_size": 8, "reward.truncated": "floor",
+    "reward.floor": -5.0,
+}  # fmt: skip
+LONG: Overrides = {
+    "config": "configs/cpu_grid.py:task=long", "sampler.group_size": 4, "reward.truncated": "force_close",
+}  # fmt: skip
+NO_KL = {"loss.kl": "none", "loss.kl_coef": 0.0}  # 1.4: k3 x 0.001 where answers can be verified, none elsewhere
+
+
+def get_sweep() -> list[Overrides]:
+    short, long = named("task", {"short": SHORT}), named("task", {"long": LONG})
+    kw, others = named("reward", KW), named("reward", OTHERS)
+    points = chain(product(short, kw), product(short, others), product(long, [NO_KL], kw), product(long, others))
+    return product(sweep("seed", (0, 1)), points)  # 1.4: two seeds; one whole seed comes first
+
+
+# ------------------------------------------------------------------------------------------- the long task
+
+# Worked examples (question, chain, answer) as earlier turns of each conversation: without any the model does not know
+# the tags, and with one it closes 5 of 100 chains sampled at temperature 1 within 64 tokens, with three 27.
+SHOWN = (
+    (
+        "A ticket costs 12 euros and children pay half. What do 2 adults and 3 children pay together?",
+        "I need the price of a child's ticket, then both sums, then the total.",
+        "A child's ticket costs 12 / 2 = 6 euros.\n"
+        "The adults pay 2 * 12 = 24 euros and the children 3 * 6 = 18 euros.\n"
+        "Together they pay 24 + 18 = 42 euros.",
+    ),
+    (
+        "Tom reads 8 pages a day from Monday to Friday and 20 pages on Saturday. The book has 90 pages. How many pages "
+        "are left?",
+        "First the pages of five days, then Saturday's, then what is left of 90.",
+        "In five days Tom reads 8 * 5 = 40 pages.\nWith Saturday he has read 40 + 20 = 60 pages.\n"
+        "So 90 - 60 = 30 pages are left.",
+    ),
+    (
+        "A box holds 6 red pens and twice as many blue pens. Ana takes out 5 pens. How many pens are left in the box?",
+        "I need the blue pens, then all pens, then I take away 5.",
+        "There are 6 * 2 = 12 blue pens in the box.\nAltogether there are 6 + 12 = 18 pens.\n"
+        "After Ana takes out 5 pens, 18 - 5 = 13 pens are left.",
+    ),
+)
+_ASK = " Give the result as your final answer. Do not include units."
+
+
+def prepare() -> None:
+    """Write DATA/train.jsonl and DATA/heldout.jsonl, if they are not there; always the same rows."""
+    folder = Path(DATA)
+    paths = {folder / "train.jsonl": TRAIN, folder / "heldout.jsonl": HELDOUT}
+    if all(path.exists() for path in paths):
+        return
+    rows = word_problems(TRAIN + HELDOUT)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, size in paths.items():
+        part, rows = rows[:size], rows[size:]
+        path.write_text("".join(json.dumps(row) + "\n" for row in part))
+        print(f"{path}: {size} word problems with worked solutions")
+
+
+def word_problems(n: int) -> list[dict]:
+    """n distinct problems in the form of data/jsonl.py, with solutions of 51 to 95 tokens of SmolLM2."""
+    try:
+        import reasoning_gym  # seconds to import, and only --prepare needs it
+    except ImportError as error:
+        raise UserError("experiments/cpu_grid.py needs reasoning-gym; run pip install reasoning-gym") from error
+    items = reasoning_gym.create_dataset("gsm_symbolic", size=20 * n, seed=20260203)
+    shown = []
+    for question, plan, solution in SHOWN:
+        reply = f"<think>{plan}</think>\n<answer>{solution}</answer>"
+        shown += [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    rows: dict[str, dict] = {}
+    for i in range(20 * n):
+        asked = items[i]["question"].removesuffix(_ASK)
+        solved = items[i]["metadata"]["answer_cot"].partition("\n####")[0].strip()
+        if len(rows) < n and asked not in rows and len(asked) <= 300 and 160 <= len(solved) <= 230:
+            if sum(c.isdigit() for c in solved) > 45:  # a token each
+                continue
+            messages = [*shown, {"role": "user", "content": asked}]
+            rows[asked] = {"id": f"gsm_symbolic-{i}", "messages": messages, "answer": solved}
+    if len(rows) < n:
+        raise UserError(f"gsm_symbolic of this reasoning-gym gives {len(rows)} of {n} problems; install version 0.1.25")
+    return list(rows.values())

@@ -1,0 +1,155 @@
+"""Why chains collapse on long answers, and what keeps them (Kwiatkowski et al. 2602.03979, sec. 3.4, app. D and F).
+
+    python -m rl_likelihood.data.prepare --dataset=numina_proof --source=PATH --out=data --max_chars=3000
+    python -m rl_likelihood.sweep experiments/length_study.py --run --only study=plain
+    python experiments/length_study.py rates        # r = dR/dL of each plain run: results/length_rates.json
+    python -m rl_likelihood.sweep experiments/length_study.py --run --only study=length
+    python -m rl_likelihood.sweep experiments/length_study.py --run --only study=kl
+    python -m rl_likelihood.sweep experiments/length_study.py --run --only study=chains
+    python experiments/length_study.py chains       # data/numina_proof_chains.jsonl
+    python -m rl_likelihood.sweep experiments/length_study.py --run --only study=warm
+    python -m rl_likelihood.sweep experiments/length_study.py --run --only study=from_warm
+
+Llama-3.2-3B-Instruct on NuminaProof, G = 4. plain: log_prob and avg_log_prob. length: both with r * min(|z| - l0, 0)
+added, l0 in 100, 150, 300, 500 (these points appear once the rates are there). kl: k3 with five coefficients. chains:
+the model's own chains, nothing learned; warm: supervised on the answer after them; from_warm: log_prob and sft from
+there.
+
+Hardware: one v5p-8 slice (4 chips) a run. Time: not measured; 1 to 2 hours a run by the arithmetic of
+paper_verifiable.py, 19 runs.
+
+What to expect: plain chains fall from about 470 tokens to about 10 and stay, perplexity as sft's (3.04; table 2). The
+length reward and KL keep chains at a cost in log-prob. From the warm start chains settle at 100 to 200 tokens,
+perplexity at sft's (values in figures only).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # when run as a script
+
+from experiments.paper_nonverifiable import LONG, SETS  # noqa: E402
+from experiments.paper_verifiable import MODELS, SFT  # noqa: E402
+from rl_likelihood.report import metrics  # noqa: E402
+from rl_likelihood.run.grid import Overrides, chain, named, point, product, sweep, zipped  # noqa: E402
+from rl_likelihood.shapes import UserError  # noqa: E402
+
+RESOURCES = {"TPU": 4}
+ROWS = "method"
+ROOT = Path("runs/length_study")
+RATES = HERE / "results" / "length_rates.json"
+OWN_CHAINS = "data/numina_proof_chains.jsonl"
+DROP = 40  # 1.7: r is measured over the first 40 steps of the run without it
+
+BASE: Overrides = SETS["numina_proof"] | LONG | MODELS["llama"] | {"seed": 0}
+NO_KL: Overrides = {"loss.kl": "none", "loss.kl_coef": 0.0}
+REWARDS = ("log_prob", "avg_log_prob")
+LENGTHS = (100, 150, 300, 500)  # 1.7
+COEFFICIENTS = (0.001, 0.003, 0.01, 0.03, 0.1)  # 1.7: larger than 0.001; values in figures only
+
+
+def plain() -> list[Overrides]:
+    methods = {name: {"preset": f"kw_{name}"} for name in REWARDS}
+    return product([BASE], [NO_KL], named("study", {"plain": {}}), named("method", methods))
+
+
+def length(rates: dict[str, float]) -> list[Overrides]:
+    methods = {
+        f"{name}, l0 {l0}": {
+            "preset": f"kw_{name}", "reward.name": f"{name} + {rates[name]}*length", "reward.length_min": float(l0),
+        }
+        for name in REWARDS if name in rates for l0 in LENGTHS
+    }  # fmt: skip
+    return product([BASE], [NO_KL], named("study", {"length": {}}), named("method", methods))
+
+
+def kl() -> list[Overrides]:
+    labels = named("method", {f"log_prob, kl {beta:g}": {"preset": "kw_log_prob"} for beta in COEFFICIENTS})
+    methods = zipped(labels, sweep("loss.kl_coef", COEFFICIENTS))
+    return product([BASE], named("study", {"kl": {"loss.kl": "k3"}}), methods)
+
+
+def own_chains() -> list[Overrides]:
+    """4,000 questions, two chains each, all of them written down; the learning rate is 0."""
+    nothing = {"optim.lr": 0.0, "sampler.group_size": 2, "train.steps": 500, "train.eval_every": 0, "eval.prompts": 0}
+    written = {"report.samples_every": 1, "report.sample_prompts": 8}
+    methods = named("method", {"untouched": {"reward.name": "log_prob"}})
+    return product([BASE | NO_KL | nothing | written], named("study", {"chains": {}}), methods)
+
+
+def warm() -> list[Overrides]:
+    """1.7: (question, chain, answer), loss on the answer only."""
+    rows = {"data.source": "jsonl", "data.train_path": OWN_CHAINS, "data.heldout_size": 1000}
+    fields = rows | SFT["sft"] | {"reward.sft_chain": "answer", "train.steps": 400}
+    return product([BASE | fields], named("study", {"warm": {}}), named("method", {"warm start": {}}))
+
+
+def from_warm() -> list[Overrides]:
+    start = {"model.path": str(ROOT / point(warm()[0]).name)}
+    methods = {
+        "log_prob, warm": {"preset": "kw_log_prob", **NO_KL},
+        "sft, warm": SFT["sft"],  # 1.7: the same start and as many steps
+    }
+    return product([BASE | start], named("study", {"from_warm": {}}), named("method", methods))
+
+
+def get_sweep() -> list[Overrides]:
+    rates = json.loads(RATES.read_text()) if RATES.exists() else {}
+    return chain(plain(), length(rates), kl(), own_chains(), warm(), from_warm())
+
+
+def rate(workdir: Path, reward: str) -> float:
+    """r = dR / dL (1.7): what the reward gained, over what the chain lost in tokens, from the first to the 40th step.
+
+    On training questions, which are new at every step of the first epoch, means of five steps at each end.
+    """
+    rows = [row for row in metrics.read(workdir / metrics.METRICS) if row["step"] <= DROP]
+    if len(rows) < DROP:
+        raise UserError(f"{workdir} has {len(rows)} of the {DROP} steps that the rate is measured over; run it further")
+    end = lambda key, part: statistics.fmean(row[key] for row in part)  # noqa: E731
+    gained = end(f"reward/{reward}", rows[-5:]) - end(f"reward/{reward}", rows[:5])
+    lost = end("chain/length", rows[:5]) - end("chain/length", rows[-5:])
+    if gained <= 0 or lost <= 0:
+        raise UserError(
+            f"{workdir}: over {DROP} steps the reward changed by {gained:.3g} and the chain by {-lost:.3g} tokens; "
+            "there is no drop to measure a rate on"
+        )
+    return float(f"{gained / lost:.2g}")
+
+
+def rates() -> None:
+    found = {}
+    for overrides in plain():
+        p = point(overrides)
+        found[p.labels["method"]] = rate(ROOT / p.name, p.labels["method"])
+    RATES.parent.mkdir(exist_ok=True)
+    RATES.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{RATES}: {found}")
+
+
+def chains() -> None:
+    """The first closed chain of each question that the study=chains run sampled, as JSON lines with "chain"."""
+    samples = metrics.read(ROOT / point(own_chains()[0]).name / metrics.SAMPLES)
+    rows: dict[str, dict[str, str]] = {}
+    for s in samples:
+        if not s["truncated"] and s["id"] not in rows:
+            text = s["chain"].rpartition("</think>")[0].strip()
+            if text:
+                rows[s["id"]] = {"id": s["id"], "prompt": s["prompt"], "answer": s["reference_answer"], "chain": text}
+    Path(OWN_CHAINS).write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    print(f"{OWN_CHAINS}: {len(rows)} questions with a chain of the untouched model")
+
+
+if __name__ == "__main__":
+    actions = {"rates": rates, "chains": chains}
+    if sys.argv[1:] not in ([name] for name in actions):
+        sys.exit(f"usage: python experiments/length_study.py {'|'.join(actions)}")
+    try:
+        actions[sys.argv[1]]()
+    except UserError as error:
+        sys.exit(f"error: {error}")

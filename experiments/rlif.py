@@ -1,0 +1,46 @@
+"""Internal feedback without any reference (Zhang et al. 2506.17219): token entropy, trajectory and self-certainty.
+
+    python -m rl_likelihood.data.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
+    python -m rl_likelihood.sweep experiments/rlif.py --run --runner=ray
+
+12 runs: {Qwen2.5-3B, Qwen2.5-3B-Instruct, Qwen3-1.7B-Base, Qwen3-4B-Base} on MATH x three rewards, 80 steps.
+chain/transition_words in metrics.jsonl is the number of "but", "wait", "let me check" and the like per hundred words.
+
+Hardware: one v5p-8 slice (4 chips) a run. Time: not measured; 1,024 sequences of up to 3,072 tokens a step, 80 steps:
+about 5 hours for the 4B model by the arithmetic of paper_verifiable.py.
+
+What to expect (second-hand numbers of the paper, MATH-500 at steps 0, 20, 80): Qwen2.5-3B .524, .583, .454; Qwen3-1.7B
+.587, .621, .532; Qwen3-4B .591, .571, .522: a gain for about 20 steps, then below the start. Transition words get rarer
+(Qwen3-1.7B .054 to .034); instruct models, whose entropy is low at the start, gain nothing.
+"""
+
+from __future__ import annotations
+
+from experiments.intuitor import TRAINING
+from rl_likelihood.run.grid import Overrides, named, product, sweep
+
+RESOURCES = {"TPU": 4}
+# 6.2: base models, and one instruct model whose entropy is low.
+MODELS = {
+    name.lower(): {"model.path": f"models/{name}"}
+    for name in ("Qwen2.5-3B", "Qwen2.5-3B-Instruct", "Qwen3-1.7B-Base", "Qwen3-4B-Base")
+}
+# 6.2: 128 prompts, G 8, completions from 3,072 tokens on. lr and KL are not known second-hand: inferred.
+SETTINGS: Overrides = TRAINING | {
+    "preset": "grpo",
+    "sampler.group_size": 8,
+    "sampler.temperature": 1.0,
+    "optim.lr": 1e-6,
+    "optim.warmup_steps": 0,
+    "optim.schedule": "constant",
+    "train.steps": 80,
+    "train.eval_every": 20,
+    "train.checkpoint_every": 20,
+    "reward.entropy_base": "2",  # the note's; immaterial once divided by the group's standard deviation
+}
+# 6.2: means over tokens of -H and of log pi; 6.1: self-certainty.
+REWARDS = {name: {"reward.name": name} for name in ("token_entropy", "trajectory", "self_certainty")}
+
+
+def get_sweep() -> list[Overrides]:
+    return product([SETTINGS], named("model", MODELS), named("reward", REWARDS), sweep("seed", (0,)))

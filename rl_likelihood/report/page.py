@@ -1,0 +1,191 @@
+"""One self-contained page of a run or a grid: tables, curves, figures, and the sampled chains, to read in any browser.
+
+    python -m rl_likelihood.report.page RUN_DIR... --out=report.html
+
+No server, no network: the page forbids itself both. What models wrote is data in it, never markup.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import io
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from rl_likelihood.report import figures as grids
+from rl_likelihood.report import metrics, plots, table
+from rl_likelihood.report.page_parts import SCRIPT, STYLE, TEMPLATE
+from rl_likelihood.shapes import UserError
+
+# Title, metric of training, metric of evaluation, and how its axis runs.
+PANELS: tuple[dict[str, Any], ...] = (
+    {"title": "Reward in training", "train": "reward/mean", "heldout": ""},
+    {"title": "Greedy success, held-out questions", "train": "", "heldout": "greedy_success", "percent": True},
+    {"title": "Sampled success, held-out questions", "train": "", "heldout": "sampled_success", "percent": True},
+    {"title": "Perplexity of the answer", "train": "answer/perplexity", "heldout": "perplexity", "log": True},
+    {"title": "Perplexity of the answer, no chain", "train": "", "heldout": "perplexity_no_chain", "log": True},
+    {"title": "Chain length, tokens", "train": "chain/length", "heldout": "chain_length"},
+    {"title": "Chains that never open the answer", "train": "chain/truncated", "heldout": "truncated", "percent": True},
+    {"title": "What the chain adds to the answer, nats", "train": "answer/chain_gain", "heldout": ""},
+    {"title": "Entropy of the policy, nats", "train": "policy/entropy", "heldout": ""},
+    {"title": "Answer term's share of the gradient", "train": "grad/answer_share", "heldout": "", "percent": True},
+)
+POINTS = 240  # of a curve at most; a longer one is shown as means over equal stretches
+
+
+def write(
+    path: str | Path,
+    title: str,
+    doc: str,
+    runs: Sequence[table.Run],
+    rows: str,
+    blocks: Sequence[table.Block],
+    figures: Mapping[str, Figure],
+    paper: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Writes the page of `runs` to `path`, with these tables and figures in it; `rows` is the label with a colour."""
+    seen = []
+    for shared, lines in table.grouped(runs, rows).items():
+        seen += [run_data(run, rows, table.title_of(dict(shared))) for group in lines.values() for run in group]
+    text = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE).render(
+        title=title,
+        doc=doc,
+        runs=[{k: r[k] for k in ("name", "state", "step", "chains")} for r in seen],
+        done=sum(r["state"] == "done" for r in seen),
+        chains=sum(r["chains"] for r in seen),
+        blocks=[block_data(block, seen, paper) for block in blocks],
+        caption=table.CAPTION + (" [ ]: as published." if paper else ""),
+        figures=[{"name": name.replace("_", " "), "alt": name, "png": _png(f)} for name, f in figures.items()],
+        data=_as_data({"runs": seen, "panels": [p for p in PANELS if any(_has(r, p) for r in seen)]}),
+        style=Markup(STYLE),
+        script=Markup(SCRIPT),
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+    )  # fmt: skip
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+        part.replace(path)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose another --out") from e
+
+
+def _has(run: Mapping[str, Any], panel: Mapping[str, Any]) -> bool:
+    """Whether the run has something to show in a panel."""
+    return any(run[kind].get(panel[kind], ((),))[0] for kind in ("train", "heldout"))
+
+
+def _as_data(value: Any) -> Markup:
+    """JSON that stays data inside a page, whatever its strings hold: no < and no & is left in it."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII: odd characters are escapes
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _png(figure: Figure) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, facecolor="white")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def block_data(block: table.Block, seen: Sequence[Mapping[str, Any]], paper: Sequence[Mapping[str, Any]]) -> dict:
+    """A table as text, each line with the number of its first run that has chains to read."""
+    head, *body = table.matrix(block, paper)
+    lines = []
+    for cells in body:
+        mine = (i for i, r in enumerate(seen) if r["row"] == cells[0] and r["block"] == block.title and r["chains"])
+        lines.append({"cells": cells, "run": next(mine, None)})
+    return {"title": block.title, "head": head, "body": lines}
+
+
+def run_data(run: table.Run, rows: str, block: str) -> dict[str, Any]:
+    """What the page knows of a run: its place in the tables, its curves, its sampled chains."""
+    workdir = Path(run.workdir)
+    status = metrics.read_status(workdir) or {"state": "new", "step": 0, "steps": 0}
+    train = metrics.read(workdir / metrics.METRICS) if (workdir / metrics.METRICS).exists() else []
+    heldout = table.evaluations(workdir)
+    step = max([int(status["step"]), *(row["step"] for row in train[-1:])])
+    groups = groups_of(grids.samples_of(workdir))
+    labels = dict(run.labels)
+    name = ", ".join(f"{k} {v}" for k, v in labels.items()) or workdir.name
+    here = {k: labels[k] for k in (rows, table.SEED) if k in labels}
+    return {
+        "name": name,
+        "short": ", ".join(v if k == rows else f"{k} {v}" for k, v in here.items()) or name,
+        "row": labels.get(rows, name),
+        "seed": labels.get(table.SEED, ""),
+        "block": block,
+        "state": status["state"],
+        "step": f"{step}/{status['steps']}" if status["steps"] else "-",
+        "train": {p["train"]: curve(train, p["train"]) for p in PANELS if p["train"]},
+        "heldout": {p["heldout"]: curve(heldout, p["heldout"]) for p in PANELS if p["heldout"]},
+        "groups": groups,
+        "chains": sum(len(g["chains"]) for g in groups),
+    }
+
+
+def curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[list]:
+    """[steps, values] of a metric; a gap is null, and more than POINTS steps become means over stretches."""
+    steps, values = plots.series(list(rows), key)
+    size = math.ceil(len(steps) / POINTS) if len(steps) else 1
+    out: list[list] = [[], []]
+    for at in range(0, len(steps), size):
+        part = [float(v) for v in values[at : at + size] if math.isfinite(v)]
+        out[0].append(int(steps[min(at + size // 2, len(steps) - 1)]))
+        out[1].append(float(f"{sum(part) / len(part):.6g}") if part else None)
+    return out
+
+
+def groups_of(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sampled chains by step and prompt, each prompt once with its chains: what all share is said once."""
+    groups: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in samples:
+        key = (row["step"], row["id"])
+        if key not in groups:
+            groups[key] = {
+                "step": row["step"], "id": row["id"], "prompt": row["prompt"], "tokens": row["answer_tokens"],
+                "scored": row["scored"], "bare": _rounded(row.get("answer_logp_no_chain")), "chains": [],
+            }  # fmt: skip
+        rewards = {k.removeprefix("reward/"): row[k] for k in row if k.startswith("reward/")}
+        groups[key]["chains"].append({
+            "chain": row["chain"], "forced": row["forced"], "sampled": row["sampled_answer"],
+            "logp": _rounded(row["answer_logp"]), "reward": row["reward"], "rewards": rewards,
+            "advantage": row["advantage"], "truncated": row["truncated"],
+        })  # fmt: skip
+    return list(groups.values())
+
+
+def _rounded(values: Sequence[float] | None) -> list[float] | None:
+    """Three decimals are what is shown; a log-prob that is not finite has been written as null: -1000."""
+    return None if values is None else [-1000.0 if v is None else round(v, 3) for v in values]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="rl_likelihood.report.page", description="A page of one or several runs.")
+    parser.add_argument("run_dir", nargs="+", help="the --workdir of a run")
+    parser.add_argument("--out", required=True, help="the page, as report.html")
+    args = parser.parse_args(argv)
+    try:
+        runs = [table.Run({"run": name}, workdir) for name, workdir in plots.names_of(args.run_dir).items()]
+        for run in runs:
+            plots.load(run.workdir)  # refuses a folder that holds no run
+        blocks = [table.stages(run) for run in runs if table.evaluations(run.workdir)]
+        write(args.out, ", ".join(run.labels["run"] for run in runs), "", runs, "run", blocks, {})
+        print(args.out)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""Sweeps: python -m rl_likelihood.sweep experiments/NAME.py ACTION [--only KEY=VALUE ...]
+
+    --list            the points, by number
+    --run[=WHICH]     run all of them, or some ("3", "0-7,12"); what is finished is never run again
+    --status          how far each is
+    --table           rewards by metrics, over seeds: --format=text|markdown|latex|csv, --paper for published numbers
+    --report          tables, figures and one page to read, into --out
+
+Runs go to runs/NAME, or to --root. --runner=local (--jobs at a time), ray (--resources), print. An interrupted
+sweep goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ml_collections import ConfigDict
+
+from rl_likelihood import config as configs
+from rl_likelihood.report import figures, page, plots, table
+from rl_likelihood.run import grid, runners
+from rl_likelihood.run.grid import Experiment, Point
+from rl_likelihood.shapes import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    # What jax tries and does not find is no news.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    try:
+        return act(parser().parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = _Parser(prog="rl_likelihood.sweep", description="Runs and reports the points of an experiments file.")
+    p.add_argument("file", help="experiments/NAME.py, with get_sweep()")
+    actions = p.add_mutually_exclusive_group(required=True)
+    actions.add_argument("--list", action="store_true", help="the points, by number")
+    actions.add_argument("--run", nargs="?", const="all", metavar="WHICH", help='all points, or some: "3", "0-7,12"')
+    actions.add_argument("--status", action="store_true", help="how far each point is")
+    actions.add_argument("--table", action="store_true", help="rewards by metrics, over seeds")
+    actions.add_argument("--report", action="store_true", help="tables, figures and a page to read")
+    actions.add_argument("--prepare", action="store_true", help="make the files that points read; --run does it too")
+    p.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help="only points that have it")
+    p.add_argument("--root", default="", help="folder of the runs; runs/NAME by default")
+    p.add_argument("--runner", default="local", choices=("local", "ray", "print"))
+    p.add_argument("--jobs", type=int, default=1, help="local: runs at a time, each on its share of the cores")
+    p.add_argument("--resources", default="", metavar="CPU=2,TPU=4", help="ray: what each point needs")
+    p.add_argument("--retry", action="store_true", help="run points that were stopped once more")
+    p.add_argument("--format", default="text", choices=table.FORMATS, help="of --table")
+    p.add_argument("--paper", action="store_true", help="published numbers beside those of the table")
+    p.add_argument("--out", default="", help="folder of --report; that of the runs by default")
+    return p
+
+
+def act(a: argparse.Namespace) -> int:
+    if a.jobs < 1:
+        raise UserError(f"--jobs is {a.jobs}; it must be at least 1")
+    experiment = grid.load(a.file)
+    root = Path(a.root) if a.root else Path("runs") / experiment.name
+    points = {i: p for i, p in enumerate(experiment.points)}
+    kept = grid.only(experiment.points, a.only)
+    points = {i: p for i, p in points.items() if p in kept}
+    if a.prepare or (a.run and a.runner != "print"):
+        prepare(experiment)
+    if a.prepare:
+        return 0
+    if a.list:
+        return show_list(experiment, points, root)
+    if a.status:
+        return show_status(points, root)
+    if a.run:
+        points = chosen(points, a.run)
+        return run(experiment, points, root, a)
+    runs = [table.Run(p.labels, root / p.name) for p in current(points, root).values()]
+    paper = experiment.paper if a.paper else ()
+    if a.table:
+        print(table.FORMATS[a.format](table.blocks(runs, experiment.rows), paper))
+        return 0
+    return report(experiment, runs, Path(a.out or root), paper)
+
+
+# ------------------------------------------------------------------------------------------- points and configs
+
+
+@functools.cache
+def _config_module(file: str):
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"config file {file} does not exist; run from the folder that it is named from")
+    sys.path.insert(0, str(path.resolve().parent.parent))
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def resolve(p: Point) -> ConfigDict:
+    """The whole config of a point, as its run will read it. Refuses what the run would refuse before it loads data."""
+    file, _, argument = p.config.partition(":")
+    c = _config_module(file).get_config(argument)
+    for name, value in p.overrides.items():
+        try:
+            c.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{p.name}: {name} = {value!r}: {' '.join(str(error.args[0]).split())}") from None
+    try:
+        configs.apply_preset(c, list(p.overrides))
+        configs.build(c)
+    except UserError as error:
+        raise UserError(f"{p.name}: {error}") from None
+    return c
+
+
+# Fields that may change between the runs of one folder (train.claim).
+_FREE = ("report.", "train.keep_checkpoints", "train.keep_every")
+
+
+def differing(p: Point, workdir: Path) -> list[str]:
+    """Fields in which the run that the folder holds has another value than the point; a newer field counts not."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return []
+    new = configs.flatten(resolve(p))
+    try:
+        old = new | json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path}: not JSON; delete the folder, or choose another --root") from None
+    return [name for name in configs.differences(old, new) if not name.startswith(_FREE)]
+
+
+def current(points: dict[int, Point], root: Path) -> dict[int, Point]:
+    """The points without those whose folder holds a run of another config, which are named."""
+    kept = {}
+    for i, p in points.items():
+        names = differing(p, root / p.name)
+        if names:
+            print(f"left out: {root / p.name} was run with another {', '.join(names[:3])}", file=sys.stderr)
+        else:
+            kept[i] = p
+    return kept
+
+
+def chosen(points: dict[int, Point], which: str) -> dict[int, Point]:
+    """The points named by numbers, as "3" or "0-7,12"."""
+    if which == "all":
+        return points
+    wanted: list[int] = []
+    for part in which.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdigit() and (last.isdigit() or not dash)):
+            raise UserError(f'--run={which}: {part!r} is no number; write numbers and ranges, as "0-7,12"')
+        wanted += range(int(first), int(last or first) + 1)
+    missing = [i for i in wanted if i not in points]
+    if missing:
+        raise UserError(f"--run={which}: there is no point {missing[0]} (--list shows them, under --only too)")
+    return {i: points[i] for i in wanted}
+
+
+# ------------------------------------------------------------------------------------------- actions
+
+
+def prepare(experiment: Experiment) -> None:
+    if experiment.prepare is not None:
+        experiment.prepare()
+
+
+def show_list(experiment: Experiment, points: dict[int, Point], root: Path) -> int:
+    """Every point's number and name. All of them are checked: a field that is misspelt is refused here."""
+    if experiment.doc:
+        print(experiment.doc)
+    for i, p in points.items():
+        resolve(p)
+        print(f"{i:>4}  {p.name}")
+    print(f"{len(points)} points; runs go to {root}")
+    return 0
+
+
+def show_status(points: dict[int, Point], root: Path) -> int:
+    states = {i: grid.state(root / p.name) for i, p in points.items()}
+    for i, p in points.items():
+        s = states[i]
+        step = f"{s.step}/{s.steps or '?'}" if s.kind != "new" else "-"
+        counts = [f"{n} {what}" for n, what in ((s.failures, "failed"), (s.preemptions, "preempted")) if n]
+        words = f"  ({', '.join(counts)})" if counts else ""
+        error = f"  {s.why or s.error}" if s.kind in ("failed", "stopped") else ""
+        print(f"{i:>4}  {s.kind:<9} {step:>9}  {p.name}{words}{error}")
+    kinds = [s.kind for s in states.values()]
+    print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) + f" of {len(kinds)}; in {root}")
+    return 0
+
+
+def run(experiment: Experiment, points: dict[int, Point], root: Path, a: argparse.Namespace) -> int:
+    """Run what is not finished; says first what it leaves alone and why."""
+    jobs, stopped = [], 0
+    for p in points.values():
+        workdir = root / p.name
+        names = differing(p, workdir)
+        if names:
+            raise UserError(
+                f"{workdir} holds a run with another {', '.join(names[:3])}: its config file has changed since; "
+                "choose another --root, or delete the folder"
+            )
+        state = grid.state(workdir)
+        if state.kind == "stopped" and a.retry and a.runner != "print":
+            grid.note(workdir, "retry")
+        elif state.kind == "stopped":
+            say(f"stopped    {p.name}: {state.why}; mend it, then --retry")
+            stopped += 1
+            continue
+        if state.kind == "done":
+            continue
+        command = (sys.executable, "-m", "rl_likelihood.train", *p.arguments(), f"--workdir={workdir}")
+        jobs.append(runners.Job(p.name, workdir, command))
+    if a.runner == "print":
+        if experiment.prepare is not None:
+            say(f"python -m rl_likelihood.sweep {experiment.path} --prepare")
+        return runners.print_commands(jobs, say)
+    done = len(points) - len(jobs) - stopped
+    say(f"{len(points)} points in {root}: {done} done, {stopped} stopped, {len(jobs)} to run")
+    if not jobs:
+        return int(stopped > 0)
+    if a.runner == "ray":
+        return runners.run_ray(jobs, resources(a.resources) or experiment.resources, say) or int(stopped > 0)
+    return runners.run_local(jobs, a.jobs, say) or int(stopped > 0)
+
+
+def resources(text: str) -> dict[str, float]:
+    """{"CPU": 2.0, "TPU": 4.0} of "CPU=2,TPU=4"."""
+    try:
+        return {k: float(v) for k, v in (item.split("=") for item in filter(None, text.split(",")))}
+    except ValueError:
+        raise UserError(f"--resources is {text!r}; write NAME=NUMBER with commas between, as CPU=2,TPU=4") from None
+
+
+def report(experiment: Experiment, runs: list[table.Run], out: Path, paper: Sequence[dict]) -> int:
+    """table.md, table.tex, table.csv, the figures and report.html, and where they are."""
+    found = table.blocks(runs, experiment.rows)
+    out.mkdir(parents=True, exist_ok=True)
+    for kind, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):
+        path = out / f"table.{suffix}"
+        path.write_text(table.FORMATS[kind](found, paper) + "\n")
+        say(str(path))
+    drawn = figures.grid_figures(runs, experiment.rows)
+    for path in plots.save(drawn, out):
+        say(str(path))
+    page.write(out / "report.html", experiment.name, experiment.doc, runs, found[0].rows, found, drawn, paper)
+    say(str(out / "report.html"))
+    return 0
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

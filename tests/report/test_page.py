@@ -1,0 +1,174 @@
+"""The page: one file that asks for nothing, shows whatever models wrote, and runs none of it."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from rl_likelihood.report import metrics, page, table
+from rl_likelihood.report.table import Run
+from tests.report.test_figures import evaluation, sample, write_run
+
+NASTY = (
+    "</script><script>document.title='owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "<!-- <script>",
+    "]]> &amp; & \u2028 \u2029 \x00 {{ 7*7 }} {% raw %} ${1} `",
+    "\ud83d half of an emoji, \ufffd, \U0001f600, \u202e right to left",
+)
+
+
+class Seen(HTMLParser):
+    """Tags, addresses and the texts of script elements."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.scripts, self.ids, self._inside = [], [], [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.links += [values[k] for k in ("src", "href", "action", "data") if k in values]
+        self.ids += [values["id"]] if "id" in values else []
+        self._inside = tag == "script"
+        if self._inside:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = self._inside and tag != "script"
+
+    def handle_data(self, data):
+        if self._inside:
+            self.scripts[-1] += data
+
+
+def nasty_run(workdir):
+    """A run in which everything that a model or a data set writes is nasty."""
+    with metrics.MetricsWriter(workdir, 2) as writer:
+        for step in (1, 2):
+            writer.metrics(step, {"reward/mean": float(step), "answer/perplexity": float("nan"), "chain/length": 3.0})
+            for i, text in enumerate(NASTY):
+                text = text.encode("utf-8", "replace").decode()  # what reaches a file is UTF-8
+                row = sample(f"id {text}", -1.0 - i, 1, text)
+                row |= {"prompt": text, "answer_tokens": [text], "sampled_answer": text, "forced": text}
+                writer.sample(step, row)
+        writer.eval(2, {"stage": NASTY[0], **evaluation(0.5, 2.0)})
+        writer.status("done", 2)
+    return workdir
+
+
+def data_of(text):
+    return json.loads(Seen(text).scripts[0])
+
+
+def write(tmp_path, runs, **kwargs):
+    path = tmp_path / "report.html"
+    page.write(path, kwargs.pop("title", "a grid"), "what it is", runs, "reward", table.blocks(runs), {}, **kwargs)
+    return path.read_text()
+
+
+def test_what_models_write_is_data_and_nothing_else(tmp_path):
+    runs = [Run({"reward": NASTY[1], "seed": "0"}, nasty_run(tmp_path / "run"))]
+    text = write(tmp_path, runs, title=NASTY[0])
+    seen = Seen(text)
+    assert seen.tags.count("script") == 2 and "img" not in seen.tags
+    groups = data_of(text)["runs"][0]["groups"]
+    assert len(groups) == 2 * len(NASTY)
+    expected = [t.encode("utf-8", "replace").decode() for t in NASTY]
+    assert [g["prompt"] for g in groups[: len(NASTY)]] == expected
+    assert [g["chains"][0]["chain"] for g in groups[: len(NASTY)]] == expected
+    assert "owned" not in seen.scripts[1]
+
+
+def test_nothing_is_fetched_and_only_the_page_s_own_script_may_run(tmp_path):
+    text = write(tmp_path, [Run({"reward": "prob", "seed": "0"}, write_run(tmp_path / "a", evaluation(0.5, 2.0)))])
+    seen = Seen(text)
+    assert all(link.startswith(("#", "data:")) for link in seen.links)
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
+    allowed = re.search(r"script-src '(sha256-[^']+)'", text).group(1)
+    assert allowed == "sha256-" + base64.b64encode(hashlib.sha256(seen.scripts[1].encode()).digest()).decode()
+    assert "default-src 'none'" in text
+    assert len(seen.ids) == len(set(seen.ids))
+    used = set(re.findall(r'\$\("([a-z-]+)"\)', seen.scripts[1]))
+    assert used <= set(seen.ids), "the script looks for what the page has"
+
+
+def test_numbers_of_the_page_are_those_of_the_files(tmp_path):
+    runs = []
+    for reward, seed in (("prob", 0), ("prob", 1), ("jepo", 0), ("jepo", 1)):
+        workdir = write_run(tmp_path / f"{reward}{seed}", evaluation(0.5, 2.0), samples=3)
+        runs.append(Run({"reward": reward, "seed": str(seed)}, workdir))
+    text = write(tmp_path, runs)
+    data = data_of(text)
+    assert [r["row"] for r in data["runs"]] == ["prob", "prob", "jepo", "jepo"]
+    first = data["runs"][0]
+    assert first["train"]["reward/mean"] == [[1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0]]
+    assert first["heldout"]["greedy_success"] == [[0, 4], [0.25, 0.5]]
+    assert (first["state"], first["step"], first["chains"]) == ("done", "4/4", 12)
+    rows = metrics.read(tmp_path / "prob0" / "samples.jsonl")
+    chain = first["groups"][0]["chains"][0]
+    assert chain["reward"] == rows[0]["reward"] and chain["rewards"]["prob"] == rows[0]["reward/prob"]
+    assert chain["logp"] == [round(rows[0]["answer_logp"][0], 3)]
+    assert "50.0 ± 0.0 (2.0)" in text and 'href="#run=2"' in text
+    assert {p["title"] for p in data["panels"]} <= {p["title"] for p in page.PANELS}
+    assert all(p["train"] != "policy/entropy" for p in data["panels"]), "a panel that no run fills is left out"
+
+
+def test_long_curves_are_means_over_stretches():
+    rows = [{"step": s, "x": float(s)} for s in range(1, 1001)]
+    steps, values = page.curve(rows, "x")
+    assert len(steps) <= page.POINTS and steps == sorted(steps)
+    assert values[0] == 3.0 and steps[0] == 3, "the mean of 1 to 5"
+    assert page.curve([{"step": 1, "x": None}, {"step": 2, "x": 4.0}], "x") == [[1, 2], [None, 4.0]]
+
+
+def test_chains_are_grouped_and_what_they_share_is_said_once():
+    rows = [sample("a", -1.0, 2, "x") | {"step": 1}, sample("a", -2.0, 2, "y") | {"step": 1}]
+    rows += [sample("a", -3.0, 2, "z") | {"step": 2, "answer_logp_no_chain": [-0.1234, None]}]
+    one, two = page.groups_of(rows)
+    assert [c["chain"] for c in one["chains"]] == ["x", "y"] and one["bare"] is None
+    assert (two["step"], two["bare"]) == (2, [-0.123, -1000.0])
+
+
+def test_a_grid_that_has_not_begun_is_a_page_too(tmp_path):
+    runs = [Run({"reward": "prob", "seed": "0"}, tmp_path / "none")]
+    text = write(tmp_path, runs)
+    assert data_of(text)["runs"][0]["state"] == "new" and data_of(text)["panels"] == []
+
+
+def test_the_command(tmp_path, capsys):
+    write_run(tmp_path / "a", evaluation(0.5, 2.0), samples=2)
+    out = tmp_path / "page.html"
+    assert page.main([str(tmp_path / "a"), f"--out={out}"]) == 0
+    assert "after 4 steps" in out.read_text() and capsys.readouterr().out.strip() == str(out)
+    assert page.main([str(tmp_path / "none"), f"--out={out}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+def test_a_browser_shows_ten_thousand_chains_and_runs_none_of_them(tmp_path):
+    run = nasty_run(tmp_path / "run")
+    with (run / metrics.SAMPLES).open("a") as f:
+        for i in range(10_000):
+            row = {"step": 3 + i // 16, **sample(f"q{i // 8}", -1.0, 30, f"chain number {i} " * 20)}
+            f.write(json.dumps(row) + "\n")
+    write(tmp_path, [Run({"reward": "prob", "seed": "0"}, run)], title="the title")
+    address = f"file://{tmp_path / 'report.html'}#run=0&step=1"
+    command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", address]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    body = dom.split('id="rollouts"')[1]
+    assert "<title>the title</title>" in dom, "nothing changed it"
+    assert "&lt;/script&gt;&lt;script&gt;document.title='owned'" in body
+    assert "<article" in body and body.count("<script") == 2
+    assert "<svg" in dom.split('id="charts"')[1].split('id="runs"')[0], "curves are drawn"
