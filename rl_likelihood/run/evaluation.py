@@ -58,19 +58,19 @@ def evaluate(
     folder: str | Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The metrics of `statistics.summary` over the first `eval.prompts` of `rows`, and seconds, examples, records.
+    """The metrics of `statistics.summary` over the first `eval.prompts` of `rows`, and samples, seconds, examples.
 
     The same parameters give the same chains, whatever eval.batch_prompts, eval.prompts and eval.samples are: a row's
-    random key is made of its question's place and its own in the group. Numbers differ by float rounding at most.
+    random key is made of its question's place and its own in the group. Log-probs differ by float rounding at most.
 
     fast:     eval.fast_prompts and eval.fast_samples instead
-    folder:   records are kept in `folder`/evaluations, under a name for these weights, questions and settings; those
-              that are there already are not made again
+    folder:   records are kept in `folder`/evaluations, under a name (`records`) for these weights, questions and
+              settings; those that are there already are not made again
     between:  called between batches; it may raise to break off
     say:      progress, now and then
     """
     c, start = world.config.eval, time.perf_counter()
-    n = min(len(rows), (c.fast_prompts if fast else 0) or c.prompts)
+    n = min(len(rows), c.prompts, (c.fast_prompts if fast else 0) or c.prompts)
     samples = c.fast_samples if fast and c.fast_samples >= 0 else c.samples
     path, records = None, []
     if folder is not None:

@@ -141,20 +141,24 @@ def test_log_probs_are_those_of_the_plain_sequences(tmp_path):
     out = evaluate(world, params, world.heldout, folder=tmp_path)
     records = records_of(tmp_path, out)
     scaffold = list(world.fmt.close_think_ids)
-
-    def score(row, chain):
-        ids = np.concatenate([row.prompt_ids, chain, row.answer_ids]).astype(np.int32)[None]
-        hidden = forward(params, world.model, ids, np.asarray([ids.shape[1]])).prompt
-        z = jax.nn.log_softmax(hidden @ head_matrix(params).T)
-        token = np.take_along_axis(np.asarray(z)[0, :-1], ids[0, 1:, None], 1)[:, 0]
-        return token[-len(row.answer_ids) :][row.answer_scored].sum()
-
     lent = [r["lent"]["chain"] + r["lent"]["tag"] for r in records]
-    for i, (row, r) in enumerate(zip(world.heldout, records, strict=False)):
-        assert r["samples"][0]["log_prob"] == pytest.approx(score(row, lent[i]), abs=1e-3)
-        assert r["no_chain"]["log_prob"] == pytest.approx(score(row, scaffold), abs=1e-3)
-        if i:
-            assert r["swapped"] == pytest.approx(score(row, lent[i - 1]), abs=1e-3)
+
+    def scores(chains):
+        """Of each question's answer after its prompt and one of these chains."""
+        rows = world.heldout[: len(chains)]
+        parts = [np.concatenate([r.prompt_ids, c, r.answer_ids]) for r, c in zip(rows, chains, strict=True)]
+        lengths = np.asarray([len(ids) for ids in parts])
+        ids = np.stack([np.pad(ids, (0, 64 - len(ids))) for ids in parts]).astype(np.int32)
+        hidden = jax.jit(forward, static_argnums=1)(params, world.model, ids, lengths).prompt
+        logp = np.asarray(jax.nn.log_softmax(hidden[:, :-1] @ head_matrix(params).T))
+        token = np.take_along_axis(logp, ids[:, 1:, None], 2)[..., 0]
+        return [x[n - 1 - len(r.answer_ids) : n - 1][r.answer_scored].sum()
+                for x, n, r in zip(token, lengths, rows, strict=True)]  # fmt: skip
+
+    near = lambda values: pytest.approx(np.asarray(values), abs=1e-3)  # noqa: E731
+    assert [r["samples"][0]["log_prob"] for r in records] == near(scores(lent))
+    assert [r["no_chain"]["log_prob"] for r in records] == near(scores([scaffold] * 5))
+    assert [r["swapped"] for r in records[1:]] == near(scores([scaffold, *lent[:-1]])[1:])
     assert abs(out["chain_swap_drop"]) > 0.1, "these answers depend on their chains, or the test shows nothing"
 
 
