@@ -1,0 +1,398 @@
+"""Plan: python -m rl_likelihood.plan --config=configs/NAME.py --topology=v5e:4x4 [--model=llama-3.2-3b] [--json].
+
+    [--slices=N] [--memory_gib=X] [--search=False]
+
+Compiles, here and without weights, the very programs that `train` would run on a described TPU (or on cpu:N),
+and says what they need. Nothing runs: memory is the compiler's number, time is only a floor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rl_likelihood import config as configs
+from rl_likelihood import mesh as meshes
+from rl_likelihood.config import SIZES, Settings
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.learner.optimizer import make_optimizer
+from rl_likelihood.learner.step import init_state, make_step, state_shardings
+from rl_likelihood.model import gguf_file, hf_folder
+from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
+from rl_likelihood.pod import aot, checkpoint
+from rl_likelihood.pod.aot import GIB, Program, Target
+from rl_likelihood.run.command import from_flags, run_main
+from rl_likelihood.run.console import say
+from rl_likelihood.run.dry_run import abstract_batch
+from rl_likelihood.run.world import World, model_settings
+from rl_likelihood.sampler import decode
+from rl_likelihood.shapes import Batch, ChainFormat, UserError
+
+# Published shapes: family, vocabulary, width, layers, heads, key/value heads, head width, MLP width, tied.
+PUBLISHED: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
+    "llama-3.2-1b": ("llama", 128256, 2048, 16, 32, 8, 64, 8192, True),
+    "llama-3.2-3b": ("llama", 128256, 3072, 28, 24, 8, 128, 8192, True),
+    "llama-3.1-8b": ("llama", 128256, 4096, 32, 32, 8, 128, 14336, False),
+    "qwen2.5-0.5b": ("qwen2", 151936, 896, 24, 14, 2, 64, 4864, True),
+    "qwen2.5-1.5b": ("qwen2", 151936, 1536, 28, 12, 2, 128, 8960, True),
+    "qwen2.5-3b": ("qwen2", 151936, 2048, 36, 16, 2, 128, 11008, True),
+    "qwen2.5-7b": ("qwen2", 152064, 3584, 28, 28, 4, 128, 18944, False),
+    "qwen2.5-14b": ("qwen2", 152064, 5120, 48, 40, 8, 128, 13824, False),
+    "qwen3-0.6b": ("qwen3", 151936, 1024, 28, 16, 8, 128, 3072, True),
+    "qwen3-1.7b": ("qwen3", 151936, 2048, 28, 16, 8, 128, 6144, True),
+    "qwen3-4b": ("qwen3", 151936, 2560, 36, 32, 8, 128, 9728, True),
+    "qwen3-8b": ("qwen3", 151936, 4096, 36, 32, 8, 128, 12288, False),
+    "smollm2-135m": ("llama", 49152, 576, 30, 9, 3, 64, 1536, True),
+    "smollm2-360m": ("llama", 49152, 960, 32, 15, 5, 64, 2560, True),
+    "smollm2-1.7b": ("llama", 49152, 2048, 24, 32, 32, 64, 8192, True),
+}
+
+
+def published(name: str) -> ModelConfig:
+    """Shapes of a model by its name, with or without `-Instruct` and the publisher before it."""
+    short = name.rstrip("/").rpartition("/")[2].lower().removesuffix("-instruct")
+    if short not in PUBLISHED:
+        near = difflib.get_close_matches(short, PUBLISHED, 1, 0.0)[0]
+        raise UserError(
+            f"model {name!r} is neither a folder or file here nor a name whose shapes are known; "
+            f"the nearest is {near} (of {', '.join(PUBLISHED)})"
+        )
+    *sizes, tied = PUBLISHED[short]
+    return ModelConfig(*sizes, tied=tied, **hf_folder.FAMILIES[sizes[0]][1])
+
+
+def model_shapes(c: ConfigDict) -> ModelConfig:
+    """The config's model, from a folder's config.json, a .gguf file's header, a run's config, or a name."""
+    path = Path(c.model.path)
+    if c.model.preset:
+        width, layers, heads, kv_heads, mlp = SIZES[c.model.preset]
+        model = ModelConfig("llama", len(byte_tokenizer()), width, layers, heads, kv_heads, width // heads, mlp)
+    elif (path / checkpoint.FOLDER).is_dir():  # the workdir of a run
+        c, old = c.copy_and_resolve_references(), hf_folder.read_json(path / "config.json")
+        c.model.path, c.model.preset = old["model.path"], old["model.preset"]
+        return model_shapes(c)
+    elif path.exists() and gguf_file.find(path):
+        model = gguf_file.open_gguf(gguf_file.find(path)).cfg
+    elif path.is_dir():
+        model = hf_folder.config_from_hf(hf_folder.read_json(path / hf_folder.CONFIG), path / hf_folder.CONFIG)
+    else:
+        model = published(c.model.path)
+    return dataclasses.replace(model, **model_settings(c))
+
+
+def shape_world(settings: Settings, model: ModelConfig) -> World:
+    """The world of a config as far as shapes need it: no tokenizer, no questions.
+
+    Tags are taken to be as many ids as they have bytes, the most that a tokenizer over bytes can make of them.
+    """
+    p = settings.prompt
+    close, opened = (text.encode() for text in (f"{p.think_close}\n{p.answer_open}", f"\n{p.answer_open}"))
+    fmt = ChainFormat(
+        p.think_close, p.answer_open, p.answer_close, (0,) * len(close), (0,) * len(opened), (0,), 0, ()
+    )  # fmt: skip
+    return World(settings, model, "", None, fmt, [], [], "")
+
+
+def plan_mesh(c: ConfigDict, where: Target) -> Mesh:
+    """The config's mesh over the target's devices; what does not divide is refused as `train` refuses it."""
+    n, m = len(where.devices), c.mesh
+    shape = (m.data, m.fsdp or max(1, n // (m.data * m.tensor)), m.tensor)
+    mesh = aot.make_mesh(where, shape)
+    name = "train.micro_batch_prompts" if c.train.micro_batch_prompts else "train.prompts_per_step"
+    prompts, parts = configs.get(c, name), shape[0] * shape[1]
+    if prompts % parts:
+        near = max(1, round(prompts / parts)) * parts
+        raise UserError(
+            f"{name} is {prompts}, which mesh.data x mesh.fsdp = {parts} on {where.name} does not divide; "
+            f"set it to {near}, or mesh.fsdp={math.gcd(prompts, n)} with mesh.tensor={n // math.gcd(prompts, n)}"
+        )
+    return mesh
+
+
+# ------------------------------------------------------------------------------------------ the programs
+
+
+def abstract_params(model: ModelConfig, mesh: Mesh | None = None) -> Any:
+    """The parameters as shapes, on the learner's mesh if one is given."""
+    return jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32, sharding=mesh and meshes.sharding(mesh, s.axes, s.shape)),
+        param_specs(model),
+        is_leaf=lambda x: isinstance(x, Spec),
+    )
+
+
+def trace_step(settings: Settings, model: ModelConfig, mesh: Mesh, batch: Batch) -> Any:
+    """The learner's step, traced."""
+    cfg, optimizer = settings.step, make_optimizer(settings.optimizer)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
+    reference = state.params if cfg.with_reference else None
+    return make_step(model, cfg, optimizer, mesh, batch).trace(state, reference, batch)
+
+
+def held_bytes(settings: Settings, model: ModelConfig, mesh: Mesh) -> dict[str, int]:
+    """Bytes a device of what a run keeps there all the time."""
+    cfg, optimizer = settings.step, make_optimizer(settings.optimizer)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
+    placed = state_shardings(mesh, model, optimizer, cfg)
+
+    def size(tree: Any, at: Any) -> int:
+        local = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, at)
+        return sum(jax.tree.leaves(local))
+
+    params = size(state.params, placed.params)
+    reference = params if cfg.with_reference else 0
+    return {"parameters": params, "optimizer": size(state, placed) - params, "reference": reference}
+
+
+def trace_generate(world: World, mesh: Mesh, prepared: Any) -> Any:
+    """Prefill and the decode loop, traced for the weights that `prepared`, the compiled `decode.prepare`, makes."""
+    model, cfg, c = world.model, world.sampler(), world.config
+    everywhere = meshes.replicated(mesh)
+    weights = jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+        jax.eval_shape(lambda p: decode.unstack(p, model), abstract_params(model)),
+        prepared.output_shardings,
+    )
+    shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind, sharding=everywhere)  # noqa: E731
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    until = world.fmt.answer_close if cfg.max_sampled_answer else world.fmt.answer_open
+    p, i = c.train.prompts_per_step, jnp.int32
+    return decode.generate.trace(
+        weights, model, shape(i, p, c.prompt.max_prompt), shape(i, p), shape(i, p), shape(key.dtype),
+        shape(jnp.float32, cfg.group_size), shape(jnp.int8, model.vocab_size, len(until.encode()) + 1), shape(i, 1),
+        max_tokens=cfg.max_sampled, pad_id=0,
+    )  # fmt: skip
+
+
+def compile_step(settings: Settings, model: ModelConfig, mesh: Mesh, room: float | None) -> Program:
+    """The learner's step, compiled to make do with `room` bytes a device."""
+    batch = abstract_batch(shape_world(settings, model))
+    return compiling("learner step", trace_step(settings, model, mesh, batch), mesh, room)[0]
+
+
+def compile_all(settings: Settings, model: ModelConfig, mesh: Mesh, memory: float | None) -> list[tuple]:
+    """(program, bytes a device that others' arrays take meanwhile, room that leaves) for each of a run's loop."""
+    if settings.config.reward.name == "sft":
+        return [(compile_step(settings, model, mesh, memory), 0, memory)]
+    world, sizes = shape_world(settings, model), held_bytes(settings, model, mesh)
+    left = lambda others: None if memory is None else max(0.0, memory - others)  # noqa: E731
+    held = sum(sizes.values())
+    traced = decode.prepare.trace(abstract_params(model, mesh), model)
+    prepare, prepared = compiling("sampler weights", traced, mesh, left(held - sizes["parameters"]))
+    weights = 0 if prepared is None else prepared.memory_analysis().output_size_in_bytes
+    step = compile_step(settings, model, mesh, left(weights))
+    # While new weights are made for the sampler, the old ones are still there.
+    others = held - sizes["parameters"] + weights
+    programs = [(step, weights, left(weights)), (prepare, others, left(others))]
+    if prepared is not None:
+        traced, tokens = trace_generate(world, mesh, prepared), world.sampler().max_sampled
+        programs.append((compiling("sampling", traced, mesh, left(held), tokens - 1)[0], held, left(held)))
+    return programs
+
+
+def compiling(name: str, traced: Any, mesh: Mesh, room: float | None, trips: int = 1) -> tuple[Program, Any]:
+    """aot.compile_program, announced on stderr: it takes minutes."""
+    print(f"compiling {name} ...", file=sys.stderr, flush=True)
+    return aot.compile_program(name, traced, mesh, room, trips)
+
+
+# ------------------------------------------------------------------------------------------ the report
+
+
+def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: float | None, search: bool) -> dict:
+    """What --json prints. `memory`: bytes a device that may be used; None: no limit is known, nothing is judged."""
+    c, mesh = settings.config, plan_mesh(settings.config, where)
+    rows = []
+    for program, others, room in compile_all(settings, model, mesh, memory):
+        fits = None if room is None else not program.refused and program.peak <= room
+        rows.append(dataclasses.asdict(program) | {"others": others, "total": program.peak + others, "fits": fits})
+    batch = abstract_batch(shape_world(settings, model))
+    lean = dataclasses.replace(model, remat="none")  # what must be computed, whatever is computed twice
+    flops = aot.count_flops(trace_step(settings, lean, mesh, batch).jaxpr.jaxpr)
+    p, g, t = batch.completion.shape
+    plan = {
+        "topology": where.name,
+        "slices": where.slices,
+        "devices": len(where.devices),
+        "memory": memory,
+        "mesh": dict(mesh.shape),
+        "model": c.model.preset or c.model.path,
+        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(model))),
+        "compute_dtype": model.compute_dtype,
+        "remat": model.remat,
+        "batch": {"prompts": p, "rows": g, "prompt_tokens": batch.prompt.shape[1], "row_tokens": t,
+                  "micro_batch_prompts": c.train.micro_batch_prompts or p},
+        "held": held_bytes(settings, model, mesh),
+        "programs": rows,
+        "model_flops": flops,
+        "floors": floors(rows, flops, where, c),
+        "fits": None if memory is None else all(row["fits"] for row in rows),
+        "short": 0 if memory is None else max(0, *(int(row["total"] - memory) for row in rows)),
+    }  # fmt: skip
+    if plan["fits"] is False:
+        plan["advice"] = advice(settings, model, where, plan, search)
+    return plan
+
+
+def floors(rows: list[dict], flops: float, where: Target, c: ConfigDict) -> dict[str, float] | None:
+    """Seconds that no run can go below, from the data sheet: the step's arithmetic, its traffic, and decoding."""
+    if where.chip is None:
+        return None
+    peak, chip = where.chip.flops * len(where.devices), where.chip
+    traffic = lambda row: sum(x["sent"] for x in row["collectives"]) / chip.links  # noqa: E731
+    by_name = {row["name"]: row for row in rows}
+    step, sampling = by_name["learner step"], by_name.get("sampling")
+    out = {"step_arithmetic": flops / peak}
+    if not step["refused"]:
+        out["step_traffic"] = traffic(step)
+    if sampling is not None:
+        out["sampling_arithmetic"] = sampling["flops"] / peak
+        if not sampling["refused"]:
+            tokens = c.sampler.max_chain + configs.sampled_answer(c)
+            out["sampling_weight_reads"] = sampling["arguments"] * tokens / chip.bandwidth
+            out["sampling_traffic"] = traffic(sampling)
+    return out
+
+
+def changes(c: ConfigDict, where: Target) -> list[dict[str, Any]]:
+    """Settings that make the learner's step smaller, the cheapest first: what they cost is weights gathered more
+    often, then layers computed twice, then more traffic between devices."""
+    n, m = len(where.devices), c.mesh
+    parts = m.data * (m.fsdp or max(1, n // (m.data * m.tensor)))
+    p = c.train.prompts_per_step
+    size = c.train.micro_batch_prompts or p
+    smaller = [k for k in range(size - 1, 0, -1) if p % k == 0 and k % parts == 0]
+    micro = [{"train.micro_batch_prompts": k} for k in smaller]
+    remat = [{"model.remat": "full"}] if c.model.remat != "full" else []
+    both = [remat[0] | micro[-1]] if remat and micro else []
+    out = [*micro, *remat, *both]
+    if m.data > 1 and where.slices == 1:  # parameters and optimizer over more devices
+        wide = {"mesh.data": 1, "mesh.fsdp": m.data * m.fsdp if m.fsdp else 0}
+        out += [wide | change for change in [{}, *both[-1:]]]
+    return out
+
+
+def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, search: bool) -> str:
+    """One sentence: the cheapest change that makes it fit, found by compiling; or what to turn to."""
+    rows = {row["name"]: row for row in plan["programs"]}
+    step, memory = rows["learner step"], plan["memory"]
+    bad = [name for name, row in rows.items() if not row["fits"]]
+    if bad != ["learner step"]:
+        half = "" if model.compute_dtype == "bfloat16" else "set model.compute_dtype=bfloat16, "
+        return (
+            f"too large: {', '.join(bad)}; for the sampler lower train.prompts_per_step, sampler.group_size or "
+            f"sampler.max_chain, {half}raise mesh.tensor, or take more chips"
+        )
+    tries = changes(settings.config, where)
+    if search:
+        for change in tries:
+            c = settings.config.copy_and_resolve_references()
+            c.update_from_flattened_dict(change)
+            print(f"trying {shown(change)} ...", file=sys.stderr, flush=True)
+            smaller = dataclasses.replace(model, **model_settings(c))
+            mesh = plan_mesh(c, where)
+            program = compile_step(configs.build(c), smaller, mesh, memory - step["others"])
+            if not program.refused:
+                return f"it fits with {shown(change)}"
+        tried = f"; tried: {'; '.join(map(shown, tries))}" if tries else ""
+        return f"no change of micro-batch, remat or fsdp makes it fit{tried}: raise mesh.tensor, or take more chips"
+    named = dict.fromkeys(name for change in tries for name in change)
+    return (
+        f"turn to {', '.join([*named, 'mesh.tensor'])}, or take more chips (--search finds the cheapest by compiling)"
+    )
+
+
+def shown(change: dict[str, Any]) -> str:
+    """A change as on the command line."""
+    return " ".join(f"--config.{name}={value}" for name, value in change.items())
+
+
+def table(plan: dict) -> str:
+    """The plan for people."""
+    gib = lambda n: f"{n / GIB:.2f}"  # noqa: E731
+    b, limit = plan["batch"], f" of {gib(plan['memory'])} GiB" if plan["memory"] else ""
+    slices = f" x {plan['slices']} slices" if plan["slices"] > 1 else ""
+    held = ", ".join(f"{name} {gib(n)}" for name, n in plan["held"].items())
+    lines = [
+        f"model    {plan['model']}: {plan['parameters'] / 1e6:.1f} M parameters, compute {plan['compute_dtype']}, "
+        f"remat {plan['remat']}",
+        f"devices  {plan['topology']}{slices}: {plan['devices']}{limit}, mesh "
+        + " x ".join(f"{k} {v}" for k, v in plan["mesh"].items()),
+        f"batch    {b['prompts']} prompts x {b['rows']} rows, {b['prompt_tokens']} + {b['row_tokens']} tokens at most, "
+        f"{b['micro_batch_prompts']} prompts at a time",
+        f"held     {held} GiB on each device",
+        "",
+        f"{'GiB on each device':<20}{'arguments':>10}{'temporary':>10}{'code':>7}{'peak':>8}{'others':>8}{'total':>8}"
+        f"{'compiled':>10}  fits",
+    ]
+    for row in plan["programs"]:
+        verdict = {True: "yes", False: "NO", None: "-"}[row["fits"]]
+        lines.append(
+            f"{row['name']:<20}{gib(row['arguments']):>10}{gib(row['temporaries']):>10}{gib(row['code']):>7}"
+            f"{gib(row['peak']):>8}{gib(row['others']):>8}{gib(row['total']):>8}{row['seconds']:>8.0f} s  {verdict}"
+        )
+        if row["refused"]:
+            lines.append(f"    the compiler: {row['refused']}")
+    lines += ["", f"{'collectives, each run':<28}{'axes':<14}{'times':>8}{'GiB sent by a device':>23}"]
+    for row in plan["programs"]:
+        for x in row["collectives"]:
+            if x["sent"] > 0.001 * sum(y["sent"] for y in row["collectives"]):
+                lines.append(f"{row['name'] + ': ' + x['kind']:<28}{x['axes']:<14}{x['count']:>8}{gib(x['sent']):>23}")
+    step = plan["programs"][0]
+    again = step["flops"] / plan["model_flops"] - 1
+    lines += [
+        "",
+        f"flops    {plan['model_flops']:.3e} a step, and {again:.0%} of that again for what is computed twice",
+    ]
+    if plan["floors"]:
+        seconds = ", ".join(f"{k.replace('_', ' ')} {v:.3g} s" for k, v in plan["floors"].items())
+        lines.append(f"floors   {seconds} (data-sheet peaks; no run is that fast)")
+    lines.append("sources  memory is the compiler's number, traffic is counted in the program, as rings; nothing ran")
+    if plan["fits"] is None:
+        lines.append("verdict  no limit is known of these devices; --memory_gib=X judges against X")
+    elif plan["fits"]:
+        spare = plan["memory"] - max(row["total"] for row in plan["programs"])
+        lines.append(f"verdict  fits, {gib(spare)} GiB to spare")
+    else:
+        lines.append(f"verdict  does not fit, {gib(plan['short'])} GiB short; {plan['advice']}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    f = flags.FLAGS
+    # Whatever this machine has, nothing runs on it: its CPU only traces, and stands in for cpu:N.
+    jax.config.update("jax_platforms", "cpu")
+    count = f.topology.removeprefix("cpu:")
+    if count.isdigit() and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", max(1, int(count)))
+    c, _ = from_flags()
+    if f.model:
+        c.model.path, c.model.preset = f.model, ""
+    settings = configs.build(c)
+    model = model_shapes(c)
+    where = aot.target(f.topology, f.slices)
+    memory = f.memory_gib * GIB if f.memory_gib else where.chip.memory if where.chip else None
+    plan = make_plan(settings, model, where, memory, f.search)
+    say(json.dumps(plan) if f.json else table(plan))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("topology", "cpu:8", "a TPU such as v5e:4x4 or v5p:2x2x1, or cpu:N")
+    flags.DEFINE_integer("slices", 1, "slices of that topology, mesh.data across them", lower_bound=1)
+    flags.DEFINE_string("model", "", "instead of the config's model: a name such as llama-3.2-3b, a folder or a file")
+    flags.DEFINE_float("memory_gib", 0, "judge against so many GiB a device instead of the chip's", lower_bound=0)
+    flags.DEFINE_bool("search", True, "if it does not fit, compile changes of the config until one does")
+    flags.DEFINE_bool("json", False, "print one JSON object")
+    run_main(main)

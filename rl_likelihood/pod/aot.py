@@ -1,0 +1,368 @@
+"""Compile the learner's step and the sampler ahead of time, for devices that need not be here.
+
+libtpu compiles for a TPU that is described by name, on any x86 machine, from shapes alone. What comes
+out is what would run there: its memory is the compiler's own number, its collectives are read from its text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import Mesh
+
+from rl_likelihood import mesh as meshes
+from rl_likelihood.shapes import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as jax counts them (v4, v3 and tpu7x list two cores a chip), by the vendor's data sheet."""
+
+    memory: float  # bytes a program may use: what the compiler itself refuses to exceed
+    flops: float  # dense bf16 a second at peak
+    bandwidth: float  # bytes a second to its memory
+    links: float  # bytes a second to its neighbours, all links together, one way
+    dims: int  # of the torus
+    devices_per_chip: int = 1
+
+
+CHIPS = {
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, 2),
+    "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 448e9, 2),
+    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, 3),
+    "v4": Chip(15.25 * GIB, 137.5e12, 614e9, 150e9, 3, 2),
+    "tpu7x": Chip(94.75 * GIB, 1153e12, 3690e9, 600e9, 3, 2),
+}
+SHAPES = {
+    2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16"),
+}
+KNOWN = tuple(f"{kind}:{shape}" for kind, chip in CHIPS.items() for shape in SHAPES[chip.dims])
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to compile for. `chip` is None for those of this machine (cpu:N), of which no limit is known."""
+
+    name: str
+    devices: tuple[Any, ...] = dataclasses.field(repr=False)
+    chip: Chip | None
+    slices: int = 1
+
+
+def chips_of(topology: str) -> int:
+    """Number of chips in a name such as v5e:4x4."""
+    return math.prod(int(n) for n in topology.partition(":")[2].split("x"))
+
+
+def canonical(topology: str) -> str:
+    """The topology of a name, v5e:4x4 or the vendor's v5litepod-16; UserError with the nearest known one."""
+    name = topology.strip().lower().replace("v5litepod", "v5e")
+    if name in KNOWN:
+        return name
+    kind, dash, count = name.partition("-")
+    if dash and count.isdigit() and kind in CHIPS:  # v5p-8 and v4-8 count cores, two a chip; the others count chips
+        wanted = int(count) / (2 if CHIPS[kind].dims == 3 else 1)
+        of_kind = [t for t in KNOWN if t.startswith(kind + ":")]
+        near = min(of_kind, key=lambda t: abs(chips_of(t) - wanted))
+        if chips_of(near) == wanted:
+            return near
+    else:
+        near = (difflib.get_close_matches(name, KNOWN, 1, 0.0))[0]
+    raise UserError(
+        f"--topology is {topology!r}, which is not known; the nearest is {near} ({', '.join(CHIPS)} with a shape, "
+        "or cpu:N for N devices of this machine)"
+    )
+
+
+def target(topology: str, slices: int = 1) -> Target:
+    """The devices of a topology, several slices of it if asked for. Nothing runs on them: they only exist by name."""
+    if topology.startswith("cpu:"):
+        return _cpu_target(topology)
+    name = canonical(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"--topology={name} is compiled by libtpu, which is not installed: pip install '.[tpu]', "
+            "or plan for --topology=cpu:8"
+        )
+    # A machine without a TPU has no metadata server to ask, and two plans may run at one time.
+    for key, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }.items():
+        os.environ.setdefault(key, value)
+    options: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if name.endswith(":1x1") else {}
+    if slices > 1:
+        options["num_slices"] = slices
+    described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    return Target(name, tuple(described.devices), CHIPS[name.partition(":")[0]], slices)
+
+
+def _cpu_target(topology: str) -> Target:
+    count = topology.removeprefix("cpu:")
+    here = jax.devices("cpu")
+    if not count.isdigit() or not 1 <= int(count) <= len(here):
+        raise UserError(
+            f"--topology is {topology!r}, but there are {len(here)} CPU devices here; "
+            f"the nearest is cpu:{len(here)} (XLA_FLAGS=--xla_force_host_platform_device_count=N makes N)"
+        )
+    return Target(topology, tuple(here[: int(count)]), None)
+
+
+def make_mesh(where: Target, shape: tuple[int, int, int]) -> Mesh:
+    """The mesh (data, fsdp, tensor), neighbours on the torus next to each other, slices along data."""
+    if math.prod(shape) != len(where.devices):
+        return meshes.make_mesh(shape, list(where.devices))  # which refuses, in words
+    if where.chip is None:
+        return meshes.make_mesh(shape, list(where.devices))
+    if where.slices > 1:
+        if shape[0] % where.slices:
+            raise UserError(
+                f"mesh.data is {shape[0]}, which --slices={where.slices} does not divide: only data runs across "
+                f"slices; the nearest that it does is {max(1, round(shape[0] / where.slices)) * where.slices}"
+            )
+        inner = (shape[0] // where.slices, *shape[1:])
+        placed = mesh_utils.create_hybrid_device_mesh(
+            inner, (where.slices, 1, 1), where.devices, allow_split_physical_axes=True
+        )
+    else:
+        placed = mesh_utils.create_device_mesh(shape, where.devices, allow_split_physical_axes=True)
+    return meshes.make_mesh(shape, list(placed.flat))
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind over the same axes of the mesh. `sent`: bytes a device sends, by ring algorithms."""
+
+    kind: str
+    axes: str
+    count: int
+    sent: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program; bytes are per device, `flops` are those of all devices together.
+
+    `peak` includes the arguments. When the compiler refused for want of memory, `refused` is its sentence, `peak`
+    what it says it would need (0 if it does not say), and the other sizes are 0.
+    """
+
+    name: str
+    seconds: float
+    arguments: int
+    temporaries: int
+    code: int
+    peak: int
+    flops: float
+    collectives: tuple[Collective, ...] = ()
+    refused: str = ""
+
+
+_OUT_OF_MEMORY = re.compile(r"([\d.]+)([KMGT])\)? (?:of|exceeds)")
+_UNIT = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def compile_program(name: str, traced: Any, mesh: Mesh, room: float | None = None, trips: int = 1):
+    """(report, executable) of a `jitted.trace(...)`; the executable is None when it needs more than `room` bytes.
+
+    A TPU's compiler is told to make do with `room` a device: where it can, it computes things twice or orders them
+    otherwise to keep within it. `trips`: how often a loop runs at most whose end depends on data (decoding).
+    Raises UserError when the compiler itself fails.
+    """
+    flops = count_flops(traced.jaxpr.jaxpr, trips)
+    lowered = traced.lower()
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    limit = {"xla_tpu_max_hbm_size_mib": str(max(1, int(room // 2**20)))} if on_tpu and room is not None else None
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=limit)
+    except jax.errors.JaxRuntimeError as error:
+        text = " ".join(str(error).split())
+        if not text.startswith("RESOURCE_EXHAUSTED"):
+            raise UserError(
+                f"{name}: the compiler of this topology failed, which is its fault and not the config's; another "
+                f"mesh, train.micro_batch_prompts or report.no_chain may get past it ({text[:300]})"
+            ) from error
+        found = _OUT_OF_MEMORY.search(text)
+        needs = int(float(found[1]) * _UNIT[found[2]]) if found else 0
+        return Program(name, time.perf_counter() - start, 0, 0, 0, needs, flops, refused=text[:300]), None
+    seconds = time.perf_counter() - start
+    m = compiled.memory_analysis()
+    peak = m.peak_memory_in_bytes
+    if not on_tpu:  # the CPU's compiler knows no peak
+        peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    report = Program(
+        name, seconds, m.argument_size_in_bytes, m.temp_size_in_bytes, m.generated_code_size_in_bytes, peak, flops,
+        collectives(compiled.as_text(), mesh),
+    )  # fmt: skip
+    if room is not None and peak > room and not on_tpu:
+        return dataclasses.replace(report, refused=f"needs {peak} of {int(room)} bytes"), None
+    return report, compiled
+
+
+def count_flops(jaxpr, trips: int = 1) -> float:
+    """Floating-point operations of the matrix products in a jaxpr, a multiplication and an addition being two.
+
+    Loops count as often as they run; `trips` for a while loop. Of a conditional's branches the largest counts.
+    """
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            depth = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
+            total += 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
+            continue
+        inner = [count_flops(j, trips) for v in eqn.params.values() for j in _jaxprs(v)]
+        if eqn.primitive.name == "cond":
+            total += max(inner)
+        elif eqn.primitive.name == "scan":
+            total += eqn.params["length"] * sum(inner)
+        elif eqn.primitive.name == "while":
+            total += trips * sum(inner)
+        elif eqn.primitive.name == "pallas_call":
+            total += math.prod(eqn.params["grid_mapping"].grid) * sum(inner)
+        else:
+            total += sum(inner)
+    return total
+
+
+def _jaxprs(value: Any) -> list:
+    """The jaxprs in a parameter of an equation."""
+    if hasattr(value, "eqns"):
+        return [value]
+    if hasattr(value, "jaxpr"):
+        return [value.jaxpr]
+    return [j for v in value for j in _jaxprs(v)] if isinstance(value, (tuple, list)) else []
+
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
+_COLLECTIVE = re.compile(rf"= (.*?) ({_KINDS})(-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=\{?([^}\s]+(?:, %[\w.\-]+)*)\}?")
+
+
+def collectives(hlo: str, mesh: Mesh) -> tuple[Collective, ...]:
+    """The collectives that a device takes part in when the compiled program `hlo` runs once.
+
+    A loop's body counts as often as it runs at most. The parts into which the TPU's compiler cuts one collective,
+    to hide it behind arithmetic, carry one channel id and count once.
+    """
+    bodies, entry = _computations(hlo)
+    found: dict[tuple[str, str], list[int]] = {}
+
+    def walk(name: str, times: int, seen: set[str], scatter: bool) -> None:
+        for line in bodies.get(name, ()):
+            if " while(" in line:
+                body = re.search(r"body=%?([\w.\-]+)", line)[1]
+                walk(body, times * _trips(line, bodies), set(), False)
+                continue
+            match = _COLLECTIVE.search(line)
+            if match:
+                channel = re.search(r"channel_id=(\d+)", line)
+                label = channel[1] if channel else line
+                if label not in seen:
+                    seen.add(label)
+                    kind = "reduce-scatter" if scatter and match[2] == "all-reduce" else match[2]
+                    axes, n = _group(line, mesh)
+                    size = _bytes(match[1], started=bool(match[3]))
+                    if scatter and match[2] == "all-reduce":  # the whole operand; the fusion keeps a part of it
+                        size //= n
+                    row = found.setdefault((kind, axes), [0, 0])
+                    row[0] += times
+                    row[1] += times * _sent(kind, size, n)
+                continue
+            for called in _CALLED.findall(line):
+                for callee in re.findall(r"[\w.\-]+", called):
+                    walk(callee, times, seen, "all-reduce-scatter" in callee)
+
+    walk(entry, 1, set(), False)
+    rows = (Collective(kind, axes, count, sent) for (kind, axes), (count, sent) in found.items())
+    return tuple(sorted(rows, key=lambda c: -c.sent))
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs: as the compiler says, or by the bound in its condition (jax's loops count from 0)."""
+    known = re.search(r"known_trip_count[^\d]*(\d+)", line)
+    if known:
+        return int(known[1])
+    condition = bodies.get(re.search(r"condition=%?([\w.\-]+)", line)[1], [])
+    fused = [name for text in condition for name in re.findall(r"calls=%?([\w.\-]+)", text)]
+    lines = condition + [text for name in fused for text in bodies.get(name, ())]
+    return max((int(n) for text in lines for n in re.findall(r"constant\((\d+)\)", text)), default=1)
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of each computation by name, and the name of the one that runs first."""
+    bodies: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in hlo.splitlines():
+        head = _COMPUTATION.match(line)
+        if head:
+            current = bodies.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif line.rstrip() == "}":  # not startswith: the text of a Pallas kernel has lines that begin with it
+            current = None
+        elif current is not None:
+            current.append(line)
+    return bodies, entry
+
+
+def _bytes(types: str, started: bool) -> int:
+    """Bytes of the result of a collective; the started ones show their operands too."""
+    sizes = []
+    for kind, dims in _ARRAY.findall(re.sub(r"\{[^{}]*\}", "", types)):  # without the layouts
+        width = re.match(r"[a-z]+(\d+)", kind)  # pred has none, and is a byte
+        sizes.append(math.prod(int(n) for n in dims.split(",") if n) * (int(width[1]) if width else 8) // 8)
+    return max(sizes, default=0) if started else sum(sizes)
+
+
+def _sent(kind: str, size: int, n: int) -> int:
+    """Bytes that each of n devices sends in a ring, for a result of `size` bytes on each."""
+    share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1}
+    return int(size * share.get(kind, (n - 1) / n))
+
+
+def _group(line: str, mesh: Mesh) -> tuple[str, int]:
+    """Axes of the mesh along which a collective talks, joined by +, and how many devices are in a group."""
+    shape = mesh.devices.shape
+    pairs = re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", line)
+    mesh_groups = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*)\))? ?\{([^}]*)\}", line)
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", line)
+    numbers = lambda text: [int(n) for n in text.split(",") if n.strip()]  # noqa: E731
+    if pairs:
+        groups = [numbers(g) for g in re.findall(r"\{([\d, ]*)\}", pairs[1])]
+        groups = [g for g in groups if g[0] != g[1]] or groups
+    elif mesh_groups:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh_groups[1]))
+        names, inside = list(sizes), re.findall(r"'([^']+)'", mesh_groups[3])
+        ids = np.arange(math.prod(map(int, sizes.values()))).reshape([int(n) for n in sizes.values()])
+        groups = [ids[tuple(slice(None) if n in inside else 0 for n in names)].ravel().tolist()]
+    elif iota:
+        ids = np.arange(math.prod(numbers(iota[2]))).reshape(numbers(iota[2]))
+        ids = ids.transpose(numbers(iota[3])) if iota[3] else ids
+        groups = ids.reshape(numbers(iota[1])).tolist()
+    else:
+        groups = [numbers(g) for g in re.findall(r"\{([\d, ]*)\}", listed[1])] if listed else []
+    groups = [g for g in groups if g] or [list(range(mesh.size))]
+    axes: set[int] = set()
+    for group in groups if pairs else groups[:1]:
+        places = np.array(np.unravel_index(group, shape))
+        axes |= set(np.flatnonzero((places != places[:, :1]).any(1)).tolist())
+    return "+".join(mesh.axis_names[i] for i in sorted(axes)) or "none", len(groups[0])

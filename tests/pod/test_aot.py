@@ -1,0 +1,207 @@
+"""Counting what a program does: its arithmetic in the jaxpr, its collectives in the compiled text; and the devices."""
+
+import importlib.util
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rl_likelihood import mesh as meshes
+from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.head import token_stats
+from rl_likelihood.pod import aot
+from rl_likelihood.pod.aot import Collective
+from rl_likelihood.shapes import UserError
+from tests.small import random_params, tiny
+
+WITH_LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+
+def flops(f, *args, trips=1):
+    return aot.count_flops(jax.make_jaxpr(f)(*args).jaxpr, trips)
+
+
+def test_flops_of_products_loops_and_branches():
+    a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
+    one = 2 * 3 * 5 * 7
+    assert flops(lambda a, b: a @ b, a, b) == one
+    assert flops(lambda a, b: jnp.einsum("gij,gjk->gik", a[None] * jnp.ones((4, 1, 1)), b[None]), a, b) >= one
+    assert flops(lambda a, b: jax.lax.scan(lambda c, _: (c, a @ b), 0.0, None, length=6)[1], a, b) == 6 * one
+    square = jnp.ones((3, 3))
+    loop = lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ square, x)  # noqa: E731
+    assert flops(loop, square, trips=11) == 11 * 2 * 27
+    branches = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ square @ square, lambda x: x @ square, x)  # noqa: E731
+    assert flops(branches, square) == 2 * 2 * 27
+    assert flops(jax.jit(jax.checkpoint(lambda a, b: a @ b)), a, b) == one
+
+
+def test_flops_of_a_forward_are_those_of_the_formula():
+    """2 per weight and token, and 4 D per pair of query and key: each layer's own, and the prompt's for every row."""
+    cfg = tiny()
+    params = random_params(cfg)
+    p, g, s, t = 2, 3, 5, 7
+    prompt, length = jnp.zeros((p, s), jnp.int32), jnp.full((p,), s)
+    completion = jnp.zeros((p, g, t), jnp.int32)
+
+    def score(params):
+        hidden = forward(params, cfg, prompt, length, completion, completion + 1).completion
+        return token_stats(hidden, head_matrix(params), completion, chunk=p * g * t).log_prob
+
+    weights = sum(math.prod(x.shape) for name, x in params["layers"].items() if not name.endswith("norm"))
+    tokens = p * (s + g * t)
+    pairs = p * (s * s + g * t * (t + s))
+    expected = 2 * weights * tokens + cfg.layers * 4 * cfg.heads * cfg.head_dim * pairs
+    expected += 2 * p * g * t * cfg.width * cfg.vocab_size  # the head
+    expected += 2 * p * g * t * cfg.width  # the mean logit, for self-certainty
+    assert flops(score, params) == expected
+
+
+def mesh8(shape=(1, 4, 2)):
+    return meshes.make_mesh(shape, jax.devices()[:8])
+
+
+def test_collectives_of_a_compiled_loop_are_counted_as_often_as_they_run():
+    mesh = mesh8()
+    weights = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp")))
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def body(x, w):
+        whole = jax.lax.all_gather(w, "fsdp", tiled=True)
+        return jnp.sin(x @ whole), None
+
+    def run(x, weights):
+        return jax.lax.scan(body, x, weights)[0]
+
+    mapped = jax.shard_map(
+        run, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(None, "fsdp")), out_specs=PartitionSpec(),
+        check_vma=False,
+    )  # fmt: skip
+    text = jax.jit(mapped).lower(x, weights).compile().as_text()
+    (found,) = aot.collectives(text, mesh)
+    assert found == Collective("all-gather", "fsdp", 5, 5 * (64 * 64 * 4) * 3 // 4)
+
+
+# What the TPU's compiler writes: a loop without a stated trip count, one gather in two parts, a reduction whose
+# result is scattered, and groups of devices in each of its notations.
+HLO = """HloModule step
+%part.1 (p: bf16[2,8]) -> bf16[8,8] {
+  %all-gather.1 = bf16[8,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=5, replica_groups=mesh['a'=4,'b'=2] {'a'}
+}
+%part.2 (p: bf16[2,8]) -> bf16[8,8] {
+  %all-gather.2 = bf16[8,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=5, replica_groups=mesh['a'=4,'b'=2] {'a'}
+}
+%all-reduce-scatter.1 (p: f32[16]) -> f32[4] {
+  %all-reduce.1 = f32[16]{0} all-reduce(%p), channel_id=6, replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+}
+%condition (arg: (s32[], f32[4])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(30)
+  ROOT %lt = pred[] compare(%i, %bound), direction=LT
+}
+%body (arg: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %f1 = bf16[8,8]{1,0} fusion(%x), kind=kCustom, calls=%part.1
+  %f2 = bf16[8,8]{1,0} fusion(%f1), kind=kCustom, calls=%part.2
+  %f3 = f32[4]{0} fusion(%f2), kind=kCustom, calls=%all-reduce-scatter.1
+}
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %while.1 = (s32[], f32[4]) while(%t), condition=%condition, body=%body
+  %all-reduce.2 = (f32[2]{0}, pred[4]{0}) all-reduce(%a, %b), channel_id=7, replica_groups=[4,2]<=[8], to_apply=%add
+  %all-reduce.3 = f32[2]{0} all-reduce(%a), channel_id=8, replica_groups=[1,8]<=[8], to_apply=%add
+  %all-reduce.4 = f32[2]{0} all-reduce(%a), channel_id=9, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
+  %start = (f32[6]{0}, f32[6]{0}) collective-permute-start(%a), channel_id=10, source_target_pairs={{0,2},{2,4},{4,0}}
+  %done = f32[6]{0} collective-permute-done(%start)
+}
+"""
+
+
+def test_collectives_of_a_tpu_s_program():
+    found = {(c.kind, c.axes): (c.count, c.sent) for c in aot.collectives(HLO, mesh8())}
+    assert found == {
+        ("all-gather", "fsdp"): (30, 30 * 128 * 3 // 4),  # two parts of one
+        ("reduce-scatter", "fsdp"): (30, 30 * 64 * 3 // 4),
+        ("all-reduce", "tensor"): (1, 2 * 12 // 2),
+        ("all-reduce", "fsdp+tensor"): (1, 2 * 8 * 7 // 8),
+        ("all-reduce", "fsdp"): (1, 2 * 8 * 3 // 4),
+        ("collective-permute", "fsdp"): (1, 24),
+    }
+
+
+def test_a_program_larger_than_its_room_is_refused():
+    mesh = mesh8()
+    everywhere = meshes.replicated(mesh)
+    x = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=everywhere)
+    traced = jax.jit(lambda x: x @ x).trace(x)
+    report, compiled = aot.compile_program("square", traced, mesh, room=12 * 2**20)
+    assert compiled is not None and not report.refused
+    assert report.arguments == 4 * 2**20 and report.peak >= 8 * 2**20 and report.flops == 2 * 1024**3
+    report, compiled = aot.compile_program("square", traced, mesh, room=7 * 2**20)
+    assert compiled is None and report.refused and report.peak > 7 * 2**20
+
+
+@pytest.mark.parametrize(
+    "name, topology",
+    [("v5e:4x4", "v5e:4x4"), ("V5E-16", "v5e:4x4"), ("v5litepod-64", "v5e:8x8"), ("v5p-8", "v5p:2x2x1"),
+     ("v6e-16", "v6e:4x4"), ("v4-8", "v4:2x2x1")],
+)  # fmt: skip
+def test_names_of_topologies(name, topology):
+    assert aot.canonical(name) == topology
+
+
+@pytest.mark.parametrize(
+    "name, nearest",
+    [("v5e:4x5", "v5e:4x"), ("v5e-15", "v5e:4x4"), ("v5p-9", "v5p:2x2x1"), ("h100", ""), ("v6e", "v6e:")],
+)  # fmt: skip
+def test_an_unknown_topology_is_refused_with_the_nearest(name, nearest):
+    with pytest.raises(UserError, match=f"--topology is '{name}'.*the nearest is {nearest}"):
+        aot.canonical(name)
+
+
+def test_cpu_devices_stand_in_and_no_more_than_there_are():
+    where = aot.target("cpu:4")
+    assert len(where.devices) == 4 and where.chip is None
+    assert dict(aot.make_mesh(where, (1, 2, 2)).shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    for bad in ("cpu:999", "cpu:0", "cpu:many"):
+        with pytest.raises(UserError, match=f"--topology is '{bad}'"):
+            aot.target(bad)
+    with pytest.raises(UserError, match="8 devices, but there are 4"):
+        aot.make_mesh(where, (1, 4, 2))
+
+
+@pytest.mark.skipif(WITH_LIBTPU, reason="libtpu is installed")
+def test_without_libtpu_the_extra_is_named():
+    with pytest.raises(UserError, match=r"not installed: pip install '\.\[tpu\]'.*cpu:8"):
+        aot.target("v5e:4x4")
+
+
+def test_a_described_tpu_compiles_and_refuses_for_want_of_memory():
+    pytest.importorskip("libtpu")
+    where = aot.target("v5e:2x2")
+    mesh = aot.make_mesh(where, (1, 2, 2))
+    assert len(where.devices) == 4 and where.chip.memory == 15.75 * 2**30
+    at = NamedSharding(mesh, PartitionSpec("fsdp"))
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=at)
+    traced = jax.jit(lambda x: (x @ x.T).sum(0)).trace(x)
+    report, compiled = aot.compile_program("gram", traced, mesh, room=where.chip.memory)
+    assert compiled is not None and report.arguments == 4096 * 4096 * 4 // 2
+    assert any("fsdp" in c.axes for c in report.collectives)
+    report, compiled = aot.compile_program("gram", traced, mesh, room=20 * 2**20)
+    assert compiled is None and report.peak > 20 * 2**20 and "memory" in report.refused
+
+
+def test_slices_lie_along_data():
+    pytest.importorskip("libtpu")
+    where = aot.target("v5e:2x2", slices=2)
+    mesh = aot.make_mesh(where, (2, 2, 2))
+    slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+    assert (slices[0] == 0).all() and (slices[1] == 1).all()
+    with pytest.raises(UserError, match="mesh.data is 1, which --slices=2 does not divide"):
+        aot.make_mesh(where, (1, 4, 2))
+
+
+def test_every_known_topology_has_the_chips_of_its_name():
+    pytest.importorskip("libtpu")
+    for name in aot.KNOWN:
+        where = aot.target(name)
+        assert len(where.devices) == aot.chips_of(name) * where.chip.devices_per_chip, name

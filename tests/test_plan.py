@@ -1,0 +1,183 @@
+"""`plan`: the shapes it takes, that they are the run's, what it reports on cpu:8, what it says if it won't fit."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from rl_likelihood import config as configs
+from rl_likelihood import plan
+from rl_likelihood.model import hf_folder
+from rl_likelihood.model.decoder import Spec, param_specs
+from rl_likelihood.pod import aot
+from rl_likelihood.run.dry_run import abstract_batch
+from rl_likelihood.run.world import load
+from rl_likelihood.shapes import UserError
+from tests.runs import config_file, small_config
+
+# Parameters in thousands, as the publishers' cards and files have them.
+COUNTS = {
+    "llama-3.2-1b": 1_235_814, "llama-3.2-3b": 3_212_750, "llama-3.1-8b": 8_030_261,
+    "qwen2.5-0.5b": 494_033, "qwen2.5-1.5b": 1_543_714, "qwen2.5-3b": 3_085_939, "qwen2.5-7b": 7_615_617,
+    "qwen2.5-14b": 14_770_034, "qwen3-0.6b": 596_050, "qwen3-1.7b": 1_720_575, "qwen3-4b": 4_022_468,
+    "qwen3-8b": 8_190_735, "smollm2-135m": 134_515, "smollm2-360m": 361_821, "smollm2-1.7b": 1_711_376,
+}  # fmt: skip
+
+
+def small_plan(memory=None, search=False, topology="cpu:8", **overrides):
+    settings = configs.build(small_config(**overrides))
+    model = plan.model_shapes(settings.config)
+    return plan.make_plan(settings, model, aot.target(topology), memory, search)
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return small_plan()
+
+
+def test_published_shapes_have_the_published_numbers_of_parameters():
+    leaves = lambda m: jax.tree.leaves(param_specs(m), is_leaf=lambda x: isinstance(x, Spec))  # noqa: E731
+    count = lambda name: sum(math.prod(s.shape) for s in leaves(plan.published(name)))  # noqa: E731
+    assert {name: round(count(name) / 1000) for name in plan.PUBLISHED} == COUNTS
+
+
+def test_names_may_have_a_publisher_and_instruct():
+    assert plan.published("HuggingFaceTB/SmolLM2-135M-Instruct") == plan.published("smollm2-135m")
+    with pytest.raises(UserError, match=r"model 'org/Qwen2.5-4B-Instruct'.*nearest is qwen2.5-(3b|14b)"):
+        plan.published("org/Qwen2.5-4B-Instruct")
+
+
+def test_shapes_of_a_folder_need_only_its_config(tmp_path):
+    model = plan.published("qwen2.5-0.5b")
+    (tmp_path / "config.json").write_text(json.dumps(hf_folder.config_to_hf(model, "bfloat16")))
+    found = plan.model_shapes(small_config(model__preset="", model__path=str(tmp_path), model__remat="full"))
+    assert found == dataclasses.replace(model, remat="full")
+
+
+def test_a_run_s_workdir_stands_for_the_model_it_started_from(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(configs.flatten(small_config())))
+    found = plan.model_shapes(small_config(model__preset="", model__path=str(tmp_path)))
+    assert found == plan.model_shapes(small_config())
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"reward__name": "sft"}, {"reward__name": "exact_match"}, {"report__no_chain": False}]
+)
+def test_the_planned_batch_is_the_run_s(changes):
+    """But for the tags, whose ids only a tokenizer knows: as many as their bytes are enough."""
+    settings = configs.build(small_config(**changes))
+    world, params = load(settings)
+    shapes = plan.shape_world(settings, plan.model_shapes(settings.config))
+    for name in ("close_think_ids", "open_answer_ids"):
+        assert len(getattr(shapes.fmt, name)) >= len(getattr(world.fmt, name)) > 0
+    assert abstract_batch(dataclasses.replace(shapes, fmt=world.fmt)) == abstract_batch(world)
+    assert dataclasses.replace(shapes.model, max_position=world.model.max_position) == world.model
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(
+        lambda x: x.shape, plan.abstract_params(shapes.model)
+    )
+
+
+def test_every_program_is_compiled_and_accounted_for(planned):
+    assert [row["name"] for row in planned["programs"]] == ["learner step", "sampler weights", "sampling"]
+    assert planned["mesh"] == {"data": 1, "fsdp": 2, "tensor": 4} and planned["devices"] == 8
+    step, prepare, sampling = planned["programs"]
+    held = planned["held"]
+    # Two moments, and some counters; the batch on top.
+    assert 2 * held["parameters"] < held["optimizer"] < 2 * held["parameters"] + 1000
+    assert step["arguments"] > held["parameters"] + held["optimizer"]
+    assert step["peak"] > step["arguments"] and step["collectives"] and step["flops"] > 0
+    assert step["others"] == prepare["others"] - held["optimizer"] > 0
+    assert sampling["others"] == held["parameters"] + held["optimizer"] and sampling["arguments"] >= step["others"]
+    assert planned["fits"] is None and planned["floors"] is None
+
+
+def test_flops_follow_what_is_asked_for(planned):
+    one = planned["model_flops"]
+    settings = configs.build(small_config(loss__kl="k3", loss__kl_coef=0.1))
+    with_reference = plan.model_shapes(settings.config)
+    mesh = plan.plan_mesh(settings.config, aot.target("cpu:8"))
+    batch = abstract_batch(plan.shape_world(settings, with_reference))
+    more = aot.count_flops(plan.trace_step(settings, with_reference, mesh, batch).jaxpr.jaxpr)
+    # A reference is one more forward; forward and backward are three, the head's being computed again one more.
+    assert 1.2 < more / one < 1.4
+
+
+def test_the_table_says_it_all(planned):
+    text = plan.table(planned)
+    for words in ("learner step", "sampling", "fsdp 2", "no limit is known", "nothing ran", "flops"):
+        assert words in text
+    assert "learner step: all-" in text
+
+
+def test_memory_is_judged_to_the_byte(planned):
+    total = max(row["total"] for row in planned["programs"])
+    fits = small_plan(memory=total)
+    assert fits["fits"] is True and fits["short"] == 0 and "advice" not in fits
+    assert "verdict  fits, 0.00 GiB to spare" in plan.table(fits)
+    short = small_plan(memory=total - 1)
+    assert short["fits"] is False and short["short"] == 1
+    assert f"verdict  does not fit, 0.00 GiB short; {short['advice']}" in plan.table(short)
+
+
+def test_a_step_that_does_not_fit_is_made_to_by_the_cheapest_change():
+    overrides = {"train__prompts_per_step": 16, "sampler__group_size": 16, "sampler__max_chain": 4}
+    settings = configs.build(small_config(**overrides, train__head_chunk=4096))
+    model, where = plan.model_shapes(settings.config), aot.target("cpu:8")
+    whole = plan.make_plan(settings, model, where, None, search=False)
+    step, _, sampling = whole["programs"]
+    memory = sampling["total"] + (step["total"] - sampling["total"]) // 2
+    assert step["total"] > memory > sampling["total"]
+    judged = [{**row, "fits": row["total"] <= memory} for row in whole["programs"]]
+    short = {**whole, "memory": memory, "programs": judged}
+    named = plan.advice(settings, model, where, short, search=False)
+    for name in ("train.micro_batch_prompts", "model.remat", "mesh.tensor"):
+        assert name in named
+    tried = plan.advice(settings, model, where, short, search=True)
+    assert tried.startswith("it fits with --config.train.micro_batch_prompts=")
+    size = int(tried.rpartition("=")[2])
+    c = small_config(**overrides, train__head_chunk=4096, train__micro_batch_prompts=size)
+    room = memory - step["others"]
+    program = plan.compile_step(configs.build(c), model, plan.plan_mesh(c, where), room)
+    assert 0 < program.peak <= room < step["peak"]
+
+
+def test_a_sampler_that_does_not_fit_names_its_own_settings():
+    short = small_plan(memory=1000)
+    assert short["fits"] is False and "sampler.group_size" in short["advice"]
+
+
+def test_the_order_of_changes_is_micro_batches_then_remat_then_the_mesh():
+    c = small_config(train__prompts_per_step=8, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    found = plan.changes(c, aot.target("cpu:8"))
+    assert found == [
+        {"train.micro_batch_prompts": 4},
+        {"model.remat": "full"},
+        {"model.remat": "full", "train.micro_batch_prompts": 4},
+        {"mesh.data": 1, "mesh.fsdp": 4},
+        {"mesh.data": 1, "mesh.fsdp": 4, "model.remat": "full", "train.micro_batch_prompts": 4},
+    ]
+
+
+def test_prompts_that_the_mesh_does_not_divide_are_refused():
+    with pytest.raises(UserError, match=r"train.prompts_per_step is 2, which .* = 8 on cpu:8 does not divide"):
+        small_plan(mesh__fsdp=8, mesh__tensor=1)
+
+
+def test_the_command_prints_one_object_and_refuses_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "rl_likelihood.plan", f"--config={config_file(tmp_path)}"]
+    run = lambda *more: subprocess.run(  # noqa: E731
+        [*command, *more], capture_output=True, text=True, cwd=Path(plan.__file__).parent.parent
+    )
+    done = run("--topology=cpu:8", "--json", "--memory_gib=4")
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    assert out["topology"] == "cpu:8" and out["fits"] is True and out["memory"] == 4 * 2**30
+    done = run("--topology=v5e:4x5")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "the nearest is v5e:4x" in done.stderr

@@ -1,0 +1,294 @@
+"""The scripts of tpu_setup: what each would do (DRY_RUN=1), refusals, and babysitting and worker's runs for real."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "tpu_setup"
+CLOUD = {"PROJECT": "p", "ZONE": "z-a", "DRY_RUN": "1"}
+WHERE = ["--project=p", "--zone=z-a"]
+
+
+def script(name, *arguments, check=0, **values):
+    """Output of a script, run from another folder with these environment variables and no others of its own."""
+    clean = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ}
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / name), *arguments],
+        env={**clean, **values}, capture_output=True, text=True, timeout=100, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == check, (done.returncode, done.stdout, done.stderr)
+    return done
+
+
+def commands(done):
+    """The printed commands as lists of words, as a shell would read them."""
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def gcloud(words):
+    return ["gcloud", "compute", "tpus", *words.split()]
+
+
+def test_every_script_is_executable_but_the_shared_values():
+    assert {p.name for p in SCRIPTS.glob("*.sh") if not os.access(p, os.X_OK)} == {"common.sh"}
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    files = sorted(map(str, SCRIPTS.glob("*.sh")))
+    done = subprocess.run(["shellcheck", "-x", *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "topology, accelerator, runtime",
+    [
+        ("v5e:4x4", "v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v6e:2x2", "v6e-4", "v2-alpha-tpuv6e"),
+        ("v5p:2x2x1", "v5p-8", "v2-alpha-tpuv5"),
+        ("v4:2x2x2", "v4-16", "tpu-ubuntu2204-base"),
+    ],
+)
+def test_create_asks_for_the_chips_of_the_topology(topology, accelerator, runtime):
+    out = commands(script("create.sh", **CLOUD, TOPOLOGY=topology))
+    options = [*WHERE, f"--accelerator-type={accelerator}", f"--runtime-version={runtime}", "--spot"]
+    assert out == [[*gcloud("queued-resources create rl-likelihood --node-id=rl-likelihood"), *options]]
+
+
+def test_create_without_queue_at_full_price():
+    out = commands(script("create.sh", **CLOUD, QUEUED="0", PRICING="on-demand", TPU_NAME="mine", RUNTIME="r"))
+    options = [*WHERE, "--accelerator-type=v5litepod-16", "--runtime-version=r"]
+    assert out == [[*gcloud("tpu-vm create mine"), *options]]
+
+
+def test_delete():
+    (out,) = commands(script("delete.sh", **CLOUD))
+    assert out == [*gcloud("queued-resources delete rl-likelihood"), *WHERE, "--quiet", "--force"]
+    (out,) = commands(script("delete.sh", **CLOUD, QUEUED="0"))
+    assert out == [*gcloud("tpu-vm delete rl-likelihood"), *WHERE, "--quiet"]
+
+
+def test_setup_sends_the_commit_and_makes_the_environment_on_all_workers(tmp_path):
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    if not commit:
+        pytest.skip("not a git checkout")
+    archive, send, make, check = commands(script("setup.sh", **CLOUD, TMPDIR=str(tmp_path), NFS="10.0.0.2:/share"))
+    file = f"{tmp_path}/rl_likelihood-{commit[:12]}.tar.gz"
+    assert archive == [*git, "archive", "--format=tar.gz", "--prefix=rl_likelihood/", f"--output={file}", commit]
+    assert send == [*gcloud("tpu-vm scp"), file, "rl-likelihood:code.tar.gz", *WHERE, "--worker=all"]
+    ssh = [*gcloud("tpu-vm ssh rl-likelihood"), *WHERE, "--worker=all"]
+    assert make[:-1] == check[:-1] == ssh
+    assert make[-1].startswith("--command=tar -xzf code.tar.gz && ") and commit in make[-1]
+    assert make[-1].endswith("NFS='10.0.0.2:/share' bash rl_likelihood/tpu_setup/worker.sh setup")
+    assert "jax.device_count()" in check[-1]
+    assert not list(tmp_path.iterdir())  # nothing was done
+
+
+def test_run_sends_one_command_to_all_workers_word_for_word():
+    words = ["python", "-m", "x", "--config=configs/tiny.py:reward=jepo", "--name=two words"]
+    (out,) = commands(script("run.sh", *words, **CLOUD, RUN_NAME="first"))
+    assert out[:-1] == [*gcloud("tpu-vm ssh rl-likelihood"), *WHERE, "--worker=all"]
+    remote = shlex.split(out[-1].removeprefix("--command="))
+    assert remote == ["bash", "rl_likelihood/tpu_setup/worker.sh", "run", "first", *words]
+    (again,) = commands(script("run.sh", *words, **CLOUD, RESTART="1"))
+    assert " restart run " in again[-1]
+
+
+def test_logs():
+    (out,) = commands(script("logs.sh", **CLOUD, RUN_NAME="first", TAIL="5"))
+    assert out[-1].startswith("--command=tail -n 5 runs/first/log")
+
+
+def test_babysit_makes_the_slice_sets_it_up_and_runs():
+    out = commands(script("babysit.sh", "python", "-m", "x", **CLOUD))
+    assert [" ".join(line[3:5]) for line in out] == [
+        "queued-resources create", "archive --format=tar.gz", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh", "tpu-vm ssh",
+    ]  # fmt: skip
+    assert out[-1][-1].endswith("worker.sh run run python -m x")
+
+
+def test_jobset_speaks_of_the_same_slice():
+    values = {"IMAGE": "r/i:t", "CLAIM": "disk", "SLICES": "2", "TOPOLOGY": "v5e:4x8", "TPU_NAME": "mine"}
+    text = script("jobset.sh", "python", "-c", 'print("a\\b")', **values).stdout
+    for line in (
+        "name: mine", "replicas: 2", "parallelism: 8", "completions: 8", "google.com/tpu: 4", "claimName: disk",
+        "gke-tpu-topology: 4x8", "gke-tpu-accelerator: tpu-v5-lite-podslice", 'gke-spot: "true"', 'image: "r/i:t"',
+        '- "python"', '- "print(\\"a\\\\b\\")"',
+    ):  # fmt: skip
+        assert line in text, line
+    assert "spot" not in script("jobset.sh", "x", **values, PRICING="reserved").stdout
+
+
+@pytest.mark.parametrize(
+    "name, arguments, values, words",
+    [
+        ("create.sh", [], {}, ["PROJECT", "ZONE"]),
+        ("run.sh", ["x"], {"PROJECT": "p"}, ["not set: ZONE"]),
+        ("run.sh", [], CLOUD, ["no command"]),
+        ("babysit.sh", [], {"LOCAL": "1"}, ["no command"]),
+        ("babysit.sh", ["x"], {}, ["PROJECT", "ZONE"]),
+        ("create.sh", [], {**CLOUD, "TOPOLOGY": "v5litepod-16"}, ["v5litepod-16", "v5e:4x4"]),
+        ("create.sh", [], {**CLOUD, "PRICING": "cheap"}, ["cheap", "spot, on-demand or reserved"]),
+        ("setup.sh", [], {**CLOUD, "COMMIT": "nowhere"}, ["nowhere", "no commit"]),
+        ("jobset.sh", ["x"], {}, ["IMAGE", "CLAIM"]),
+    ],
+)
+def test_refusals_are_one_line_that_names_what_is_missing(name, arguments, values, words):
+    done = script(name, *arguments, check=2, **values)
+    assert len(done.stderr.splitlines()) == 1 and all(word in done.stderr for word in words), done.stderr
+    assert done.stdout == ""
+
+
+# --------------------------------------------------------------------------------------- babysit, for real
+
+
+def babysit(command, check=0, **values):
+    """Babysit a line of shell here, waiting no time between runs unless told to."""
+    values = {"LOCAL": "1", "BACKOFF": "0", **values}
+    return script("babysit.sh", "bash", "-c", command, check=check, **values).stderr
+
+
+# Appends a line to FILE at each run and sets n to the number of this one.
+COUNTED = 'echo run >> "$FILE"; n=$(wc -l < "$FILE"); '
+
+
+def test_a_killed_command_runs_again_until_it_is_done(tmp_path):
+    file = tmp_path / "runs"
+    said = babysit(COUNTED + "((n > 4)) || kill -9 $$", FILE=str(file), MAX_FAILURES="1")
+    assert file.read_text() == "run\n" * 5  # preemptions have no limit
+    assert said.splitlines()[-1] == "babysit: done after 5 runs, 4 preemptions, 0 failures"
+    assert said.count("preempted (exit 137)") == 4
+
+
+def test_failures_in_a_row_have_a_limit_and_the_waits_double(tmp_path):
+    file = tmp_path / "runs"
+    said = babysit(COUNTED + "exit 7", check=1, FILE=str(file), BACKOFF="1", MAX_FAILURES="3")
+    assert file.read_text() == "run\n" * 3
+    assert "failed (exit 7), 1 in a row" in said and "again in 1 s" in said and "again in 2 s" in said
+    assert said.splitlines()[-1].endswith("failed (exit 7), 3 in a row: giving up; 0 preemptions, 3 failures")
+
+
+def test_the_wait_has_a_greatest_value(tmp_path):
+    said = babysit("exit 1", check=1, BACKOFF="1", BACKOFF_MAX="1", MAX_FAILURES="3")
+    assert said.count("again in 1 s") == 2
+
+
+def test_a_crash_is_a_failure_and_preemptions_are_counted_apart(tmp_path):
+    said = babysit(
+        COUNTED + "case $n in 1) kill -TERM $$ ;; 2) kill -ABRT $$ ;; 3) kill -9 $$ ;; esac",
+        FILE=str(tmp_path / "runs"), MAX_FAILURES="2",
+    )  # fmt: skip
+    assert "preempted (exit 143)" in said and "failed (exit 134)" in said and "preempted (exit 137)" in said
+    assert said.splitlines()[-1] == "babysit: done after 4 runs, 2 preemptions, 1 failures"
+
+
+def test_a_long_run_begins_the_counting_anew(tmp_path):
+    values = {"FILE": str(tmp_path / "runs"), "MAX_FAILURES": "2", "HEALTHY": "1"}
+    said = babysit(COUNTED + "((n > 3)) && exit 0; sleep 1.2; exit 5", **values)
+    assert said.count("failed (exit 5), 1 in a row") == 3
+
+
+def test_a_refusal_is_not_tried_again(tmp_path):
+    said = babysit(COUNTED + "exit 2", check=2, FILE=str(tmp_path / "runs"))
+    assert (tmp_path / "runs").read_text() == "run\n" and "refused" in said
+
+
+def test_a_run_that_saved_and_stopped_goes_on_and_a_done_one_does_not(tmp_path):
+    (tmp_path / "STATUS").write_text('{"state": "interrupted", "step": 3}\n')
+    finish = """((n > 1)) && echo '{"state": "done"}' > "$WORKDIR/STATUS"; true"""
+    said = babysit(COUNTED + finish, FILE=str(tmp_path / "runs"), WORKDIR=str(tmp_path))
+    assert said.splitlines()[-1] == "babysit: done after 2 runs, 1 preemptions, 0 failures"
+
+
+def test_one_process_killed_ends_the_others_and_all_start_again(tmp_path):
+    # Process 1 is killed in the first run; process 0 would go on for ever, as in a collective.
+    command = (
+        'echo "$PROCESS_ID" >> "$FILE"; n=$(wc -l < "$FILE"); '
+        "((n > 2)) && exit 0; [[ $PROCESS_ID == 1 ]] && { sleep 0.3; kill -9 $$; }; sleep 60"
+    )
+    began = time.monotonic()
+    said = babysit(command, FILE=str(tmp_path / "who"), PROCESSES="2", GRACE="1")
+    assert time.monotonic() - began < 30
+    assert sorted((tmp_path / "who").read_text().split()) == ["0", "0", "1", "1"]
+    assert said.splitlines()[-1] == "babysit: done after 2 runs, 1 preemptions, 0 failures"
+
+
+def test_the_first_to_end_badly_says_how():
+    # The failure of process 0 brings process 1 down by a signal: a failure, not a preemption.
+    said = babysit(
+        '[[ $PROCESS_ID == 0 ]] && exit 3; sleep 0.5; kill -9 $$', check=1, PROCESSES="2", MAX_FAILURES="1"
+    )  # fmt: skip
+    assert "failed (exit 3)" in said and "0 preemptions, 1 failures" in said
+
+
+def test_braces_in_arguments_become_the_number_of_the_process(tmp_path):
+    script("babysit.sh", "touch", f"{tmp_path}/process_{{i}}", LOCAL="1", PROCESSES="3")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["process_0", "process_1", "process_2"]
+
+
+def test_a_signal_to_babysit_reaches_the_command_which_saves(tmp_path):
+    command = f"trap 'touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/up; while true; do sleep 0.1; done"
+    process = subprocess.Popen(
+        ["bash", str(SCRIPTS / "babysit.sh"), "bash", "-c", command],
+        env={**os.environ, "LOCAL": "1"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "up")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and (tmp_path / "saved").exists()
+    assert said.splitlines()[-1] == "babysit: stopped by TERM; 0 preemptions, 0 failures"
+
+
+# --------------------------------------------------------------------------------------- worker.sh, for real
+
+
+def wait_for(path, seconds=60):
+    """Until a file is there."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.05)
+
+
+def test_a_worker_runs_follows_and_reports_the_exit_code(tmp_path):
+    done = script("worker.sh", "run", "one", "bash", "-c", "echo hello; exit 5", check=5, RUNS=str(tmp_path))
+    first, last = done.stdout.splitlines()
+    assert first.endswith("] hello") and last.endswith("] exit 5")
+    assert (tmp_path / "one" / "log").read_text() == "hello\n"
+
+
+def test_a_worker_s_command_outlives_the_connection_and_is_followed_not_started_again(tmp_path):
+    values = {"RUNS": str(tmp_path), "GO": str(tmp_path / "go")}
+    command = ["bash", "-c", 'echo began; until [[ -e "$GO" ]]; do sleep 0.1; done; echo ended']
+    ssh = subprocess.Popen(
+        ["bash", str(SCRIPTS / "worker.sh"), "run", "long", *command],
+        env={**os.environ, **values}, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert ssh.stdout.readline().endswith("] began\n")
+    os.killpg(ssh.pid, signal.SIGKILL)  # the connection is cut
+    ssh.communicate()
+    (tmp_path / "go").touch()
+    done = script("worker.sh", "run", "long", "false", **values)
+    assert [line.partition("] ")[2] for line in done.stdout.splitlines()][-3:] == ["began", "ended", "exit 0"]
+    assert (tmp_path / "long" / "log").read_text() == "began\nended\n"
+
+
+def test_a_worker_stops_what_runs_before_it_restarts(tmp_path):
+    values = {"RUNS": str(tmp_path), "UP": str(tmp_path / "up")}
+    command = ["bash", "-c", 'trap "echo saved; exit 0" TERM; touch "$UP"; while true; do sleep 0.1; done']
+    first = subprocess.Popen(
+        ["bash", str(SCRIPTS / "worker.sh"), "run", "it", *command],
+        env={**os.environ, **values}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "up")
+    done = script("worker.sh", "restart", "it", "echo", "second", **values)
+    assert done.stdout.splitlines()[0].endswith("] second")
+    assert "saved" in first.communicate(timeout=60)[0]

@@ -1,0 +1,177 @@
+#!/usr/bin/env bash
+# Keeps one command running until it is done: runs it, and when it ends otherwise runs it again after a wait. The
+# command must resume by itself, as `train` does with the same --workdir.
+#
+#   PROJECT=p ZONE=z tpu_setup/babysit.sh python -m rl_likelihood.train --config=... --workdir=../share/first
+#       on the slice of common.sh, which is made anew (create.sh, setup.sh) when it is preempted
+#   LOCAL=1 [PROCESSES=2] tpu_setup/babysit.sh python -m rl_likelihood.train ... [--process_id={i}]
+#       here, as so many processes; {i} in an argument, and PROCESS_ID, is the number of each
+#
+# How it ended    exit 0: done.  2: refused (a bad config), so again would change nothing: ends with 2.
+#                 preemption: the slice is gone, or the process ended by KILL, TERM, INT or HUP: again, without limit.
+#                 failure: anything else, a crash (ABRT, SEGV) too: again, MAX_FAILURES in a row end with 1.
+# Of several processes the first to end badly says how; the others get GRACE seconds, then TERM, then KILL.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+LOCAL="${LOCAL:-0}"
+PROCESSES="${PROCESSES:-1}"       # with LOCAL=1
+GRACE="${GRACE:-60}"              # seconds; above the heartbeat of the run
+WORKDIR="${WORKDIR:-}"            # with LOCAL=1: the run's, whose STATUS tells a run that saved and stopped from a done one
+MAX_FAILURES="${MAX_FAILURES:-3}" # in a row
+BACKOFF="${BACKOFF:-5}"           # seconds before the first restart; doubles
+BACKOFF_MAX="${BACKOFF_MAX:-300}"
+HEALTHY="${HEALTHY:-600}"         # a run this long, in seconds, begins the counting anew
+
+(($# > 0)) || refuse "no command; for example tpu_setup/babysit.sh python -m rl_likelihood.train --config=... --workdir=..."
+[[ "$LOCAL" == 1 ]] || need PROJECT ZONE
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || refuse "this is bash $BASH_VERSION; babysit.sh needs 5.1 or later"
+
+pids=()
+stopping=""
+killer=""
+
+# To every process, its children too.
+signal_all() {
+  local pid
+  for pid in "${pids[@]}"; do kill "-$1" -- "-$pid" 2>/dev/null || true; done
+}
+
+on_signal() {
+  stopping="$1"
+  signal_all "$1"
+  [[ -z "$killer" ]] || kill "$killer" 2>/dev/null || true
+}
+trap 'on_signal TERM' TERM
+trap 'on_signal INT' INT
+
+# Runs PROCESSES of the command; code: that of the first which ended badly, 0 if none did.
+run_here() {
+  local i ended status arguments
+  pids=()
+  code=0
+  for ((i = 0; i < PROCESSES; i++)); do
+    arguments=("${@//\{i\}/$i}")
+    PROCESS_ID="$i" setsid "${arguments[@]}" &
+    pids+=("$!")
+  done
+  while ((${#pids[@]} > 0)); do
+    ended="" status=0
+    wait -n -p ended "${pids[@]}" || status=$?
+    [[ -n "${ended:-}" ]] || continue # a signal to us interrupted the wait, and has been passed on
+    for i in "${!pids[@]}"; do [[ "${pids[i]}" != "$ended" ]] || unset "pids[i]"; done
+    pids=("${pids[@]}")
+    if ((status != 0 && code == 0)); then
+      code="$status"
+      if ((${#pids[@]} > 0)); then
+        (
+          trap - TERM INT
+          sleep "$GRACE"
+          signal_all TERM
+          sleep "$GRACE"
+          signal_all KILL
+        ) > /dev/null 2>&1 &
+        killer="$!"
+      fi
+    fi
+  done
+  [[ -z "$killer" ]] || kill "$killer" 2>/dev/null || true
+  killer=""
+  # A run that was asked to stop saves and ends with 0.
+  if ((code == 0)) && [[ -n "$WORKDIR" ]] && grep -qs '"state": "interrupted"' "$WORKDIR/STATUS"; then code=143; fi
+}
+
+# Runs the command on the slice, made first if need be; code as above, or 143 if the slice was lost.
+run_on_slice() {
+  local state
+  state="$(slice_state)"
+  code=0
+  if [[ "$state" == LOST ]]; then
+    bash "$HERE/delete.sh" || say "babysit: the lost slice could not be deleted"
+    state=ABSENT
+  fi
+  if [[ "$state" == UNKNOWN ]]; then
+    code=143
+    return
+  fi
+  if [[ "$state" != READY || "$runs" == 1 ]]; then
+    # Code and environment are as good as lost with a slice; put there again they do no harm.
+    bash "$HERE/create.sh" && bash "$HERE/setup.sh" || code=$?
+  fi
+  ((code == 0)) && { RESTART="$restart" bash "$HERE/run.sh" "$@" || code=$?; }
+  state="$(slice_state)"
+  [[ "$state" == READY || "$code" == 2 ]] || code=143
+  # 255: the connection broke, and the run may be going on: follow it again.
+  restart=1
+  if ((code == 255)); then
+    restart=0
+    code=143
+  fi
+}
+
+if [[ "$DRY_RUN" == 1 ]]; then
+  if [[ "$LOCAL" == 1 ]]; then
+    for ((i = 0; i < PROCESSES; i++)); do run env "PROCESS_ID=$i" "${@//\{i\}/$i}"; done
+  else
+    bash "$HERE/create.sh"
+    bash "$HERE/setup.sh"
+    bash "$HERE/run.sh" "$@"
+  fi
+  exit 0
+fi
+
+runs=0
+preemptions=0
+failures=0
+in_a_row=0
+wait_for="$BACKOFF"
+restart=0
+while true; do
+  runs=$((runs + 1))
+  began=$SECONDS
+  say "babysit: run $runs"
+  if [[ "$LOCAL" == 1 ]]; then run_here "$@"; else run_on_slice "$@"; fi
+  lasted=$((SECONDS - began))
+  if [[ -n "$stopping" ]]; then
+    say "babysit: stopped by $stopping; $preemptions preemptions, $failures failures"
+    [[ "$stopping" == TERM ]] && exit 143
+    exit 130
+  fi
+  if ((lasted >= HEALTHY)); then
+    in_a_row=0
+    wait_for="$BACKOFF"
+  fi
+  case "$code" in
+    0)
+      say "babysit: done after $runs runs, $preemptions preemptions, $failures failures"
+      exit 0
+      ;;
+    2)
+      say "babysit: the command refused its input (exit 2), so it is not run again"
+      exit 2
+      ;;
+    129 | 130 | 137 | 143)
+      preemptions=$((preemptions + 1))
+      what="preempted (exit $code)"
+      ;;
+    *)
+      failures=$((failures + 1))
+      in_a_row=$((in_a_row + 1))
+      what="failed (exit $code), $in_a_row in a row"
+      ;;
+  esac
+  if ((in_a_row >= MAX_FAILURES)); then
+    say "babysit: run $runs $what: giving up; $preemptions preemptions, $failures failures"
+    exit 1
+  fi
+  say "babysit: run $runs $what after $lasted s; $preemptions preemptions, $failures failures; again in $wait_for s"
+  sleep "$wait_for" > /dev/null 2>&1 & # in the foreground it would keep a signal waiting
+  wait "$!" || kill "$!" 2>/dev/null || true
+  if [[ -n "$stopping" ]]; then
+    say "babysit: stopped by $stopping; $preemptions preemptions, $failures failures"
+    [[ "$stopping" == TERM ]] && exit 143
+    exit 130
+  fi
+  wait_for=$((wait_for * 2 < BACKOFF_MAX ? wait_for * 2 : BACKOFF_MAX))
+done

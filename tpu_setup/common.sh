@@ -1,0 +1,111 @@
+# shellcheck shell=bash
+# What the scripts share: every value with its default, and how a command is run or, under DRY_RUN=1, printed.
+# A value is changed by an environment variable of its name: ZONE=us-west4-a tpu_setup/create.sh
+
+PROJECT="${PROJECT:-}"                    # the cloud project; has no default
+ZONE="${ZONE:-}"                          # a zone that has the chips; has no default
+TPU_NAME="${TPU_NAME:-rl-likelihood}"     # of the slice, and of its queued resource
+TOPOLOGY="${TOPOLOGY:-v5e:4x4}"           # as for `python -m rl_likelihood.plan --topology=`
+RUNTIME="${RUNTIME:-}"                    # image of the workers; by default the one for these chips
+PRICING="${PRICING:-spot}"                # spot | on-demand | reserved
+QUEUED="${QUEUED:-1}"                     # 1: wait in the queue for the slice; 0: take it now or fail
+POLL="${POLL:-30}"                        # seconds between looks at the slice
+COMMIT="${COMMIT:-HEAD}"                  # what of this repository the workers get
+REMOTE_DIR="${REMOTE_DIR:-rl_likelihood}" # folder on the workers, under the home folder
+NFS="${NFS:-}"                            # HOST:/SHARE mounted on all workers as ~/share, for workdirs; or nothing
+RUN_NAME="${RUN_NAME:-run}"               # of a command's logs, here and on the workers
+LOGS="${LOGS:-logs}"                      # folder here for gathered logs
+DRY_RUN="${DRY_RUN:-0}"                   # 1: print what would be done, and do nothing
+
+export HERE # for the scripts that source this
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+say() { printf '%s\n' "$*" >&2; }
+
+refuse() {
+  say "error: $*"
+  exit 2
+}
+
+# The named variables must have values; the missing ones are named together.
+need() {
+  local name missing=()
+  for name in "$@"; do [[ -n "${!name}" ]] || missing+=("$name"); done
+  ((${#missing[@]} == 0)) || refuse "not set: ${missing[*]}; for example $1=... ${0##*/} (tpu_setup/common.sh lists all)"
+}
+
+# A command, run; or under DRY_RUN=1 printed so that a shell would read it back.
+run() {
+  if [[ "$DRY_RUN" == 1 ]]; then
+    printf '%q ' "$@" | sed 's/ $//'
+    printf '\n'
+  else
+    "$@"
+  fi
+}
+
+# CHIPS, ACCELERATOR_TYPE, RUNTIME (here), HOSTS, CHIPS_PER_HOST, GKE_CHIP of the TOPOLOGY.
+hardware() {
+  local kind="${TOPOLOGY%%:*}" shape="${TOPOLOGY#*:}" size
+  [[ "$TOPOLOGY" =~ ^(v4|v5e|v5p|v6e):[0-9]+(x[0-9]+){1,2}$ ]] ||
+    refuse "TOPOLOGY is '$TOPOLOGY'; it is a chip (v4, v5e, v5p, v6e) and a shape, such as v5e:4x4 or v5p:2x2x1"
+  CHIPS=1
+  for size in ${shape//x/ }; do CHIPS=$((CHIPS * size)); done
+  case "$kind" in
+    v5e) ACCELERATOR_TYPE="v5litepod-$CHIPS" RUNTIME="${RUNTIME:-v2-alpha-tpuv5-lite}" GKE_CHIP=tpu-v5-lite-podslice ;;
+    v6e) ACCELERATOR_TYPE="v6e-$CHIPS" RUNTIME="${RUNTIME:-v2-alpha-tpuv6e}" GKE_CHIP=tpu-v6e-slice ;;
+    v5p) ACCELERATOR_TYPE="v5p-$((2 * CHIPS))" RUNTIME="${RUNTIME:-v2-alpha-tpuv5}" GKE_CHIP=tpu-v5p-slice ;;
+    v4) ACCELERATOR_TYPE="v4-$((2 * CHIPS))" RUNTIME="${RUNTIME:-tpu-ubuntu2204-base}" GKE_CHIP=tpu-v4-podslice ;;
+  esac
+  CHIPS_PER_HOST=$((CHIPS < 4 ? CHIPS : 4))
+  HOSTS=$((CHIPS / CHIPS_PER_HOST))
+  export CHIPS ACCELERATOR_TYPE RUNTIME GKE_CHIP CHIPS_PER_HOST HOSTS
+}
+
+# The word for PRICING on the command line; nothing for on-demand.
+pricing_flag() {
+  case "$PRICING" in
+    spot | reserved) printf -- '--%s' "$PRICING" ;;
+    on-demand) ;;
+    *) refuse "PRICING is '$PRICING'; it must be spot, on-demand or reserved" ;;
+  esac
+}
+
+# A command line, the same on every worker of the slice.
+on_workers() {
+  run gcloud compute tpus tpu-vm ssh "$TPU_NAME" --project="$PROJECT" --zone="$ZONE" --worker=all --command="$1"
+}
+
+# READY, WAITING (it will come), LOST (it will not come back), ABSENT, or UNKNOWN (the cloud did not say).
+slice_state() {
+  local state
+  if [[ "$QUEUED" == 1 ]]; then
+    state="$(described queued-resources 'value(state.state)')"
+    case "$state" in
+      ACTIVE) ;; # then its node says more
+      SUSPENDING | SUSPENDED | FAILED | DELETING) printf LOST && return ;;
+      ABSENT | UNKNOWN) printf '%s' "$state" && return ;;
+      *) printf WAITING && return ;;
+    esac
+  fi
+  state="$(described tpu-vm 'value(state)')"
+  case "$state" in
+    READY | UNKNOWN) printf '%s' "$state" ;;
+    CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING) printf WAITING ;;
+    ABSENT) if [[ "$QUEUED" == 1 ]]; then printf LOST; else printf ABSENT; fi ;; # a queue that lost its node
+    *) printf LOST ;;
+  esac
+}
+
+# A field of the slice ($1: queued-resources or tpu-vm); ABSENT where the cloud knows of none.
+described() {
+  local out
+  if out="$(gcloud compute tpus "$1" describe "$TPU_NAME" --project="$PROJECT" --zone="$ZONE" --format="$2" 2>&1)"; then
+    printf '%s' "${out##*$'\n'}"
+  elif [[ "$out" == *NOT_FOUND* || "$out" == *"not found"* ]]; then
+    printf ABSENT
+  else
+    say "gcloud: $out"
+    printf UNKNOWN
+  fi
+}

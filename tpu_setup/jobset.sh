@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Prints a JobSet manifest for GKE from the values of common.sh: one Job a slice, one pod a host. Runs nothing.
+#   IMAGE=registry/image:tag CLAIM=shared-disk SLICES=1 tpu_setup/jobset.sh python -m rl_likelihood.train ... | kubectl apply -f -
+# IMAGE holds this repository, installed with its extra tpu; CLAIM is a volume claim that all pods may write,
+# mounted at /share for workdirs.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+IMAGE="${IMAGE:-}"
+CLAIM="${CLAIM:-}"
+SLICES="${SLICES:-1}"
+RESTARTS="${RESTARTS:-100}" # of all pods together, preemptions included: the run resumes each time
+
+need IMAGE CLAIM
+(($# > 0)) || refuse "no command; for example tpu_setup/jobset.sh python -m rl_likelihood.train --config=... --workdir=/share/..."
+hardware
+[[ "$SLICES" =~ ^[1-9][0-9]*$ ]] || refuse "SLICES is '$SLICES'; it must be a number from 1"
+flag="$(pricing_flag)"
+
+quoted() { # a JSON string is a YAML string
+  local text="${1//\\/\\\\}"
+  printf '"%s"' "${text//\"/\\\"}"
+}
+
+cat <<YAML
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $TPU_NAME
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: $RESTARTS
+  replicatedJobs:
+  - name: slice
+    replicas: $SLICES
+    template:
+      spec:
+        parallelism: $HOSTS
+        completions: $HOSTS
+        completionMode: Indexed
+        backoffLimit: 0
+        template:
+          spec:
+            restartPolicy: Never
+            terminationGracePeriodSeconds: 120
+            nodeSelector:
+              cloud.google.com/gke-tpu-accelerator: $GKE_CHIP
+              cloud.google.com/gke-tpu-topology: ${TOPOLOGY#*:}
+YAML
+[[ "$flag" != --spot ]] || printf '              cloud.google.com/gke-spot: "true"\n'
+cat <<YAML
+            containers:
+            - name: run
+              image: $(quoted "$IMAGE")
+              ports:
+              - containerPort: 8471
+              - containerPort: 8080
+              resources:
+                limits:
+                  google.com/tpu: $CHIPS_PER_HOST
+              volumeMounts:
+              - name: share
+                mountPath: /share
+              command:
+YAML
+for argument in "$@"; do printf '              - %s\n' "$(quoted "$argument")"; done
+cat <<YAML
+            volumes:
+            - name: share
+              persistentVolumeClaim:
+                claimName: $CLAIM
+YAML

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Prints what every worker has logged of RUN_NAME so far, or the last TAIL lines of each. Values: common.sh.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+need PROJECT ZONE
+on_workers "tail -n ${TAIL:-+1} runs/$RUN_NAME/log | sed \"s/^/[\$(hostname)] /\""

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Puts COMMIT of this repository on every worker, with a Python environment. Uncommitted changes stay here.
+# Nothing is fetched from a repository host, so no key is needed. Values: common.sh (COMMIT, REMOTE_DIR, NFS, ...).
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+need PROJECT ZONE
+root="$(cd "$HERE/.." && pwd)"
+commit="$(git -C "$root" rev-parse --verify --quiet "$COMMIT^{commit}")" ||
+  refuse "COMMIT is '$COMMIT', which is no commit of this repository; git log shows them"
+archive="${TMPDIR:-/tmp}/rl_likelihood-${commit:0:12}.tar.gz"
+[[ "$DRY_RUN" == 1 ]] || trap 'rm -f "$archive"' EXIT
+
+run git -C "$root" archive --format=tar.gz --prefix="$REMOTE_DIR/" --output="$archive" "$commit"
+run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:code.tar.gz" --project="$PROJECT" --zone="$ZONE" --worker=all
+on_workers "tar -xzf code.tar.gz && echo $commit > $REMOTE_DIR/COMMIT && NFS='$NFS' bash $REMOTE_DIR/tpu_setup/worker.sh setup"
+# jax counts the devices of all workers: they must start together, and all must say the same.
+on_workers "cd $REMOTE_DIR && .venv/bin/python -c 'import jax; jax.distributed.initialize(); print(jax.process_index(), jax.device_count())'"
+[[ "$DRY_RUN" == 1 ]] || say "$TPU_NAME runs commit ${commit:0:12}; next: tpu_setup/run.sh python -m rl_likelihood.train ..."

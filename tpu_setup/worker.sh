@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Runs on a worker; setup.sh and run.sh call it there.
+#   worker.sh setup              Python environment, and the share if NFS is set
+#   worker.sh run NAME COMMAND   start COMMAND under NAME, or follow it if it runs already; its exit code at the end
+#   worker.sh restart NAME COMMAND   the same, but end first what runs under NAME
+#   worker.sh stop NAME          ask it to stop (it saves), then make it
+# A command outlives the connection that started it.
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+RUNS="${RUNS:-$HOME/runs}"              # a folder for each NAME: log, pid, exit
+STOP_SECONDS="${STOP_SECONDS:-120}"     # for a step to end and be saved
+
+setup() {
+  local python
+  if ! python="$(command -v python3.12 || command -v python3.11)"; then
+    sudo apt-get -q update
+    sudo apt-get -qy install python3.11 python3.11-venv
+    python="$(command -v python3.11)"
+  fi
+  if [[ -n "${NFS:-}" ]] && ! mountpoint -q "$HOME/share"; then
+    sudo apt-get -qy install nfs-common
+    mkdir -p "$HOME/share"
+    sudo mount -t nfs "$NFS" "$HOME/share"
+  fi
+  cd "$root"
+  "$python" -m venv .venv
+  .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt '.[tpu]'
+}
+
+alive() { [[ -f "$1/pid" ]] && kill -0 -- "-$(<"$1/pid")" 2>/dev/null; }
+
+stop() {
+  local dir="$RUNS/$1" i
+  alive "$dir" || return 0
+  kill -TERM -- "-$(<"$dir/pid")" || true
+  for ((i = 0; i < STOP_SECONDS * 5; i++)); do
+    alive "$dir" || return 0
+    sleep 0.2
+  done
+  kill -KILL -- "-$(<"$dir/pid")" || true
+}
+
+# A session of its own, so that neither a hang-up nor our end reaches it, and one signal reaches all of it.
+start() {
+  local dir="$1"
+  shift
+  mkdir -p "$dir"
+  rm -f "$dir/exit"
+  : > "$dir/log"
+  # shellcheck disable=SC2016 # it is the inner shell that reads them
+  PATH="$root/.venv/bin:$PATH" setsid nohup bash -c \
+    'dir="$1"; shift; code=0; "$@" || code=$?; echo "$code" > "$dir/exit.part"; mv "$dir/exit.part" "$dir/exit"' \
+    worker "$dir" "$@" >> "$dir/log" 2>&1 < /dev/null &
+  echo "$!" > "$dir/pid"
+}
+
+follow() {
+  local dir="$1" code=255
+  tail -n +1 -F -s 0.2 --pid="$(<"$dir/pid")" "$dir/log" 2>/dev/null | sed -u "s/^/[$(hostname)] /" || true
+  [[ -f "$dir/exit" ]] && code="$(<"$dir/exit")" || code=137 # it could not even say: killed
+  echo "[$(hostname)] exit $code"
+  return "$code"
+}
+
+cd "$root"
+verb="${1:-}"
+name="${2:-}"
+case "$verb" in
+  setup) setup ;;
+  stop) stop "$name" ;;
+  run | restart)
+    shift 2
+    [[ "$verb" == run ]] || stop "$name"
+    if alive "$RUNS/$name"; then
+      echo "[$(hostname)] $name is running already; following it"
+    else
+      start "$RUNS/$name" "$@"
+    fi
+    follow "$RUNS/$name"
+    ;;
+  *)
+    echo "error: worker.sh setup | run NAME COMMAND | restart NAME COMMAND | stop NAME" >&2
+    exit 2
+    ;;
+esac
