@@ -247,6 +247,48 @@ def test_a_signal_to_babysit_reaches_the_command_which_saves(tmp_path):
     assert said.splitlines()[-1] == "babysit: stopped by TERM; 0 preemptions, 0 failures"
 
 
+# A cloud with one slice: its state is in $CLOUD/state. The first run of the command is preempted, the second loses
+# its connection, the third fails, the fourth is done.
+GCLOUD = r"""#!/usr/bin/env bash
+echo "${*:3:2}" >> "$CLOUD/asked"
+case "$3 $4" in
+  "queued-resources describe") cat "$CLOUD/state" 2>/dev/null || { echo "NOT_FOUND" >&2; exit 1; } ;;
+  "tpu-vm describe") echo READY ;;
+  "queued-resources create") echo ACTIVE > "$CLOUD/state" ;;
+  "queued-resources delete") rm "$CLOUD/state" ;;
+  "tpu-vm ssh")
+    verb="$(sed -n 's/.*worker.sh \(run\|restart\) .*/\1/p' <<< "${*: -1}")"
+    [[ -n "$verb" ]] || exit 0
+    echo "$verb" >> "$CLOUD/runs"
+    case "$(wc -l < "$CLOUD/runs")" in
+      1) echo "[w-0] exit 143"; echo SUSPENDED > "$CLOUD/state"; exit 1 ;;
+      2) exit 1 ;;
+      3) echo "[w-1] exit 5"; exit 1 ;;
+      4) echo "[w-0] exit 0" ;;
+    esac ;;
+esac
+"""
+
+
+def test_babysit_makes_a_preempted_slice_anew_and_counts_failures_apart(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    gcloud, cloud = tmp_path / "bin" / "gcloud", tmp_path / "cloud"
+    gcloud.parent.mkdir()
+    cloud.mkdir()
+    gcloud.write_text(GCLOUD)
+    gcloud.chmod(0o755)
+    values = {"PATH": f"{gcloud.parent}:{os.environ['PATH']}", "CLOUD": str(cloud), "LOGS": str(tmp_path / "logs")}
+    done = script("babysit.sh", "train", **{**CLOUD, "DRY_RUN": "0"}, **values, BACKOFF="0", POLL="0", MAX_FAILURES="2")
+    said = [line for line in done.stderr.splitlines() if line.startswith("babysit")]
+    assert said[-1] == "babysit: done after 4 runs, 2 preemptions, 1 failures"
+    # Followed, not started again, after the lost connection; started anew after the failure.
+    assert (cloud / "runs").read_text().split() == ["run", "restart", "run", "restart"]
+    asked = (cloud / "asked").read_text()
+    assert asked.count("queued-resources create") == 2 and asked.count("queued-resources delete") == 1
+    assert asked.count("tpu-vm scp") == 2
+
+
 # --------------------------------------------------------------------------------------- worker.sh, for real
 
 

@@ -9,8 +9,12 @@ need PROJECT ZONE
 root="$(cd "$HERE/.." && pwd)"
 commit="$(git -C "$root" rev-parse --verify --quiet "$COMMIT^{commit}")" ||
   refuse "COMMIT is '$COMMIT', which is no commit of this repository; git log shows them"
-archive="${TMPDIR:-/tmp}/rl_likelihood-${commit:0:12}.tar.gz"
-[[ "$DRY_RUN" == 1 ]] || trap 'rm -f "$archive"' EXIT
+folder="${TMPDIR:-.}"
+if [[ "$DRY_RUN" != 1 ]]; then
+  folder="$(mktemp -d)"
+  trap 'rm -rf "$folder"' EXIT
+fi
+archive="$folder/rl_likelihood-${commit:0:12}.tar.gz"
 
 run git -C "$root" archive --format=tar.gz --prefix="$REMOTE_DIR/" --output="$archive" "$commit"
 run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:code.tar.gz" --project="$PROJECT" --zone="$ZONE" --worker=all
