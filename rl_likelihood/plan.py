@@ -345,11 +345,11 @@ def table(plan: dict) -> str:
         )
         if row["refused"]:
             lines.append(f"    the compiler: {row['refused']}")
-    lines += ["", f"{'collectives, each run':<28}{'axes':<14}{'times':>8}{'GiB sent by a device':>23}"]
+    lines += ["", f"{'collectives, each run':<36}{'axes':<14}{'times':>8}{'GiB sent by a device':>23}"]
     for row in plan["programs"]:
         for x in row["collectives"]:
             if x["sent"] > 0.001 * sum(y["sent"] for y in row["collectives"]):
-                lines.append(f"{row['name'] + ': ' + x['kind']:<28}{x['axes']:<14}{x['count']:>8}{gib(x['sent']):>23}")
+                lines.append(f"{row['name'] + ': ' + x['kind']:<36}{x['axes']:<14}{x['count']:>8}{gib(x['sent']):>23}")
     step = plan["programs"][0]
     again = step["flops"] / plan["model_flops"] - 1
     lines += [
