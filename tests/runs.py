@@ -29,6 +29,7 @@ SMALL = {
     "eval.samples": 2,
     "eval.batch_prompts": 4,
     "report.console_samples": 2,
+    "report.sample_prompts": 2,
 }
 
 

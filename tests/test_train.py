@@ -74,7 +74,7 @@ def test_a_run_leaves_what_the_design_says(unbroken):
     assert [(row["step"], row["stage"]) for row in evals] == [(0, "untouched"), (4, "after 4 steps of log_prob")]
     assert not [name for name in EVAL if name not in evals[0]]
     samples = reports.read(unbroken / "samples.jsonl")
-    assert len(samples) == 4 * 3 and not [name for name in SAMPLE if name not in samples[0]]
+    assert len(samples) == 4 * 2 * 3 and not [name for name in SAMPLE if name not in samples[0]]
     assert reports.read_status(unbroken) == {"state": "done", "step": 4, "steps": 4, "error": ""}
     assert (unbroken / "curves.png").stat().st_size > 10_000
     assert json.loads((unbroken / "config.json").read_text())["model.preset"] == "nano"
@@ -86,6 +86,16 @@ def test_the_reward_can_be_recomputed_from_samples(unbroken):
         assert row["reward"] == pytest.approx(logp.sum(), abs=1e-3)
         assert row["reward/avg_prob"] == pytest.approx(np.exp(logp).mean(), abs=1e-3)
         assert "".join(row["answer_tokens"]) == f">{row['reference_answer']}</answer>"
+        assert len(row["answer_logp_no_chain"]) == len(row["answer_logp"])
+
+
+def test_samples_say_what_the_answer_scores_without_a_chain(unbroken):
+    metrics = {row["step"]: row for row in reports.read(unbroken / "metrics.jsonl")}
+    for step in metrics:
+        samples = [row for row in reports.read(unbroken / "samples.jsonl") if row["step"] == step]
+        bare = [sum(np.asarray(row["answer_logp_no_chain"])[np.asarray(row["scored"], bool)]) for row in samples]
+        assert len(samples) == 2 * 3 and len(set(bare)) <= 2, "the same for all chains of a prompt"
+        assert np.mean(bare) == pytest.approx(metrics[step]["answer/no_chain_log_prob"], abs=1e-3)
 
 
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(unbroken, tmp_path):

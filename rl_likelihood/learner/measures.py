@@ -34,6 +34,7 @@ def of_rows(seen: Seen, chains: Batch, cfg: StepConfig) -> tuple[dict[str, Array
     }
     if cfg.no_chain_row:
         per_row["no_chain_log_prob"] = seen.no_chain_log_prob
+        per_row["no_chain_answer_logp"] = seen.no_chain_answer_logp
     sampled = lambda x: jnp.where(rows.sampled, x, 0).sum()  # noqa: E731
     sums = {
         "sum/jepo": likelihood.jepo(stats.log_prob, chains.scored, keep).sum(),

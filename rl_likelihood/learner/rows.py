@@ -116,11 +116,13 @@ def answer_log_probs(rows: RowStats, batch: Batch, cfg: StepConfig) -> Float[Arr
 
 
 class Seen(NamedTuple):
-    """One forward's rows, split: those with a chain, and per prompt the answer's score without one (0 if not asked)."""
+    """One forward's rows, split: those with a chain, and per prompt the row without one, the reference answer's score
+    and its log-prob token by token (0 if not asked)."""
 
     rows: RowStats
     evidence: Evidence
     no_chain_log_prob: Float[Array, "P"]
+    no_chain_answer_logp: Float[Array, "P T"]
 
 
 def see(
@@ -134,10 +136,12 @@ def see(
     """Forward, and everything a reward may look at. `batch` has the rows without a chain, if they are asked for."""
     rows = row_stats(params, model, batch, cfg, probe)
     chains = chain_rows(batch, cfg)
-    no_chain, baseline = jnp.zeros(batch.prompt.shape[0]), batch.baseline
+    p, _, t = batch.completion.shape
+    no_chain, bare_logp, baseline = jnp.zeros(p), jnp.zeros((p, t)), batch.baseline
     if cfg.no_chain_row:
         bare = rows.stats.log_prob[:, -1:], batch.scored[:, -1:]
         no_chain = jax.lax.stop_gradient(likelihood.log_prob(*bare)[:, 0])
+        bare_logp = jax.lax.stop_gradient(bare[0][:, 0])
         if cfg.baseline == "live":
             baseline = jax.lax.stop_gradient(likelihood.avg_prob(*bare)[:, 0])
         rows = jax.tree.map(lambda x: x[:, :-1], rows)
@@ -157,7 +161,7 @@ def see(
         baseline=None if cfg.baseline == "none" else baseline,
         proxy_nll=proxy_nll,
     )
-    return Seen(rows, evidence, no_chain)
+    return Seen(rows, evidence, no_chain, bare_logp)
 
 
 def chain_rows_of(rows: RowStats, cfg: StepConfig) -> RowStats:

@@ -126,6 +126,10 @@ def write_samples(world: World, writer, step: int, rollout: Rollout, batch: Batc
     values = {k: np.asarray(v[: len(rows)]) for k, v in per_row.items()}
     text = world.tokenizer.decode
     for i, row in enumerate(rows):
+        bare = {}
+        if "no_chain_answer_logp" in values:  # of the group's last row, the reference answer after no chain
+            logp = values["no_chain_answer_logp"][i][batch.segment[i, -1] == REFERENCE]
+            bare["answer_logp_no_chain"] = [round(float(x), 5) for x in logp]
         for j in range(rollout.segment.shape[1]):
             kinds, ids = rollout.segment[i, j], rollout.completion[i, j]
             answer = kinds == REFERENCE
@@ -133,11 +137,13 @@ def write_samples(world: World, writer, step: int, rollout: Rollout, batch: Batc
                 "id": row.example.id,
                 "prompt": row.example.prompt,
                 "chain": text(ids[kinds == CHAIN]),
+                "chain_tokens": int((kinds == CHAIN).sum()),
                 "forced": text(ids[kinds == TAG]),
                 "sampled_answer": text(ids[kinds == SAMPLED]),
                 "reference_answer": row.example.answer,
                 "answer_tokens": [text([t]) for t in ids[answer]],
                 "answer_logp": [round(float(x), 5) for x in values["answer_logp"][i, j][answer]],
+                **bare,
                 "scored": batch.scored[i, j][answer].astype(int),
                 **{k: round(float(values[k][i, j]), 6) for k in values if k.startswith("reward")},
                 "advantage": round(float(values["advantage"][i, j]), 6),
