@@ -52,6 +52,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def settled(tree):
+    """`tree`, on CPU once it is all there: what a thread hands over its turn with (`run.source.Source.turn`).
+
+    An accelerator's devices run programs in the order of their launches. CPU devices share one pool of threads, in
+    which the programs of two threads may each wait for the other's for ever.
+    """
+    leaves = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+    if leaves and next(iter(leaves[0].devices())).platform == "cpu":
+        jax.block_until_ready(leaves)
+    return tree
+
+
 def by_prompt(mesh: Mesh, tree):
     """Shardings for a pytree whose arrays all lead with P (a Batch): groups are split over data and fsdp."""
     return jax.tree.map(lambda x: sharding(mesh, ("prompts",) + (None,) * (np.ndim(x) - 1), np.shape(x)), tree)

@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
+from rl_likelihood import mesh as meshes
 from rl_likelihood.data import sources
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.learner.optimizer import make_optimizer
@@ -112,11 +113,12 @@ def learn(
     first, began, latest = step, time.perf_counter(), {}
     try:
         while True:
-            latest = evaluate_if_due(world, state.params, step, writer, stop) or latest
-            if step >= steps:
-                break
-            stop.check()
-            source.publish(step, state.params)
+            with source.turn:
+                latest = evaluate_if_due(world, state.params, step, writer, stop) or latest
+                if step >= steps:
+                    break
+                stop.check()
+                source.publish(step, state.params)
 
             t0 = time.perf_counter()
             rollout, waited = source.get(step)
@@ -125,8 +127,9 @@ def learn(
             if shape not in compiled:
                 compiled[shape] = make_step(world.model, s.step, optimizer, mesh, batch)
             t1 = time.perf_counter()
-            state, out, per_row = compiled[shape](state, ref_params, batch)
-            out = {k: float(v) for k, v in out.items()}
+            with source.turn:
+                state, out, per_row = meshes.settled(compiled[shape](state, ref_params, batch))
+                out, per_row = {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)
             t2 = time.perf_counter()
             step += 1
 
@@ -150,9 +153,11 @@ def learn(
             for sentence in alarms.check(step, out):
                 say(f"warning: {sentence}")
             if checkpoint.due(s.checkpoint, step, steps):
-                checkpoint.save(manager, state, meta_of(world))
+                with source.turn:
+                    checkpoint.save(manager, state, meta_of(world))
     except Stopped:
-        checkpoint.save(manager, state, meta_of(world))
+        with source.turn:
+            checkpoint.save(manager, state, meta_of(world))
     finally:
         source.close()
         checkpoint.close(manager)

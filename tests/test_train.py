@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,11 +15,16 @@ import pytest
 
 from rl_likelihood import config as configs
 from rl_likelihood import train
+from rl_likelihood.data import sources
+from rl_likelihood.learner.optimizer import make_optimizer
+from rl_likelihood.learner.step import state_shardings
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rewards.mixture import OUTSIDE
 from rl_likelihood.run.console import Stopped
+from rl_likelihood.run.source import Source
+from rl_likelihood.run.world import load, make_mesh
 from rl_likelihood.shapes import UserError
 from tests.runs import config_file, small_config
 
@@ -281,6 +287,24 @@ def test_a_sampler_that_runs_ahead_stays_within_its_bound(tmp_path):
     run(tmp_path / "run", sampler__max_staleness=2, train__steps=6, eval__prompts=0)
     lags = [row["queue/lag"] for row in reports.read(tmp_path / "run" / "metrics.jsonl")]
     assert len(lags) == 6 and min(lags) >= 0 and 1 <= max(lags) <= 2
+
+
+def test_the_sampler_computes_only_in_its_turn(tmp_path):
+    """Two programs with collectives, started by two threads on the same devices, would wait for each other."""
+    settings = configs.build(small_config(sampler__max_staleness=2))
+    world, params = load(settings)
+    mesh = make_mesh(settings.config)
+    placed = state_shardings(mesh, world.model, make_optimizer(settings.optimizer), settings.step).params
+    source = Source(world, sources.order(len(world.train), 2, 0), 0, 2, tmp_path)
+    try:
+        with source.turn:
+            source.publish(0, jax.device_put(params, placed))
+            time.sleep(0.5)
+            assert len(source.queue) == 0
+        assert source.get(0)[0].version == 0
+    finally:
+        source.close()
+    assert not source.thread.is_alive()
 
 
 def test_micro_batches_and_meshes_do_not_change_a_run(unbroken, tmp_path):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from rl_likelihood import mesh as meshes
 from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.data.prompts import EncodedExample, completion_ids
 from rl_likelihood.learner.batching import given_rollout, slice_rows, to_batch, with_no_chain
@@ -23,13 +27,19 @@ from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch, Prompts,
 
 
 class Source:
-    """Where batches come from: the sampler's thread and queue, or the reference answers themselves (sft)."""
+    """Where batches come from: the sampler's thread and queue, or the reference answers themselves (sft).
+
+    `turn` is held by whoever starts programs on devices that both threads use. Programs that talk between devices
+    must start in one order on all of these, or each waits for ever for the other's: so the learner's thread holds it
+    around all that it computes, and the sampler's around each rollout.
+    """
 
     def __init__(
         self, world: World, rows_of: Callable[[int], np.ndarray], start: int, steps: int, workdir: Path
     ) -> None:
         c = world.config
         self.world, self.rows_of = world, rows_of
+        self.turn = threading.Lock() if jax.local_device_count() > 1 else contextlib.nullcontext()
         self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness)
         self.box = WeightBox()
         self.pool = Pool()
@@ -49,13 +59,15 @@ class Source:
     def produce(self, number: int, weights: Params, version: int) -> Rollout:
         """Rollout `number`, on the sampler's thread. One key for all: the uid makes each row's own."""
         start = time.perf_counter()
-        rollout = decode.sample(weights, self.collate(number), self.world.key(SAMPLE), self.world.sampler(), version)
+        prompts = self.collate(number)
+        with self.turn:
+            rollout = decode.sample(weights, prompts, self.world.key(SAMPLE), self.world.sampler(), version)
         return rollout.replace(seconds=time.perf_counter() - start)
 
     def publish(self, version: int, params: Params) -> None:
-        """The sampler's copy of new weights."""
+        """The sampler's copy of new weights; with the turn held."""
         if self.thread is not None:
-            self.box.publish(version, decode.prepare(params, self.world.model))
+            self.box.publish(version, meshes.settled(decode.prepare(params, self.world.model)))
 
     def get(self, step: int) -> tuple[Rollout, float]:
         """The rollout for the update from version `step`, and the seconds waited for it."""
