@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import uuid
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from rl_likelihood.report.tracking import Tracker
 from rl_likelihood.shapes import UserError
 
 METRICS, SAMPLES, EVAL, STATUS = "metrics.jsonl", "samples.jsonl", "eval.jsonl", "STATUS"
 STATES = ("running", "done", "failed", "interrupted")
-WANDB_MODES = ("off", "offline", "online")
 
 
 def _number(x: float) -> tuple[float | None, int]:
@@ -190,8 +189,6 @@ class MetricsWriter:
         wandb_mode: str = "off",
         config: dict[str, Any] | None = None,
     ):
-        if wandb_mode not in WANDB_MODES:
-            raise UserError(f"wandb: {wandb_mode!r} is not one of {', '.join(WANDB_MODES)}; use off to do without")
         self.workdir = Path(workdir)
         self.steps = steps
         try:
@@ -199,7 +196,7 @@ class MetricsWriter:
         except OSError as e:
             raise _cannot_write(self.workdir, e) from e
         self.rewind(resume_step)
-        self._wandb = None if wandb_mode == "off" else _start_wandb(self.workdir, wandb_mode, config or {})
+        self._tracker = Tracker(self.workdir, wandb_mode, config or {})
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -230,35 +227,11 @@ class MetricsWriter:
 
     def close(self, failed: bool = False) -> None:
         """Ends the wandb run, if there is one; the files need no closing."""
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=int(failed))
-            self._wandb = None
+        self._tracker.close(failed)
 
     def _copy(self, step: int, row: dict[str, Any], prefix: str) -> None:
-        if self._wandb is not None:
-            numbers = {prefix + k: v for k, v in row.items() if k != "step" and isinstance(v, (int, float))}
-            self._wandb.log(numbers, step=int(step))
-
-
-def _start_wandb(workdir: Path, mode: str, config: dict[str, Any]):
-    """A wandb run that a resumed workdir goes on with: its id is kept in the workdir."""
-    import wandb  # only here: it takes over a second to import and most runs do without
-
-    path = workdir / "wandb_id"
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex[:12] + "\n")
-    try:
-        return wandb.init(
-            project=config.get("report.wandb_project", "rl_likelihood"),
-            name=workdir.name,
-            id=path.read_text().strip(),
-            resume="allow" if mode == "online" else None,
-            dir=str(workdir),
-            mode=mode,
-            config=config,
-        )
-    except wandb.Error as e:
-        raise UserError(f"wandb: {mode} did not start ({e}); run `wandb login`, or use offline or off") from e
+        numbers = {prefix + k: v for k, v in row.items() if k != "step" and isinstance(v, (int, float))}
+        self._tracker.log(step, numbers)
 
 
 def duration(seconds: float) -> str:
@@ -290,6 +263,7 @@ _LINE = (
     ("answer/perplexity", "ppl {}", 6, _short),
     ("chain/length", "chain {}", 6, "{:.1f}".format),
     ("tokens_per_second", "{} tok/s", 5, lambda x: f"{x:.0f}" if x < 1e4 else _short(x)),
+    ("queue/lag", "lag {}", 1, "{:.0f}".format),
 )
 
 

@@ -130,7 +130,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path):
 
 
 def test_wandb_is_refused_by_name_and_not_imported_when_off(tmp_path):
-    with pytest.raises(UserError, match="wandb: 'on' is not one of off, offline, online"):
+    with pytest.raises(UserError, match="report.wandb is 'on', which is not one of off, offline, online"):
         metrics.MetricsWriter(tmp_path, steps=1, wandb_mode="on")
     code = (
         "import sys\nfrom rl_likelihood.report.metrics import MetricsWriter\n"
@@ -140,25 +140,58 @@ def test_wandb_is_refused_by_name_and_not_imported_when_off(tmp_path):
     assert out.stdout.strip() == "False"
 
 
-@pytest.mark.slow
-def test_wandb_offline_keeps_one_run_id_over_a_resume(tmp_path):
+# A package of that name that does what the real one may do on a bad day, in front of the real one.
+BROKEN = {
+    "missing": "raise ImportError('no module named wandb')",
+    "refuses": "def init(**kw): raise RuntimeError('api_key not configured\\n(no-tty)')",
+    "breaks": "class R:\n    def log(self, *a, **k): raise OSError('disk')\n    finish = log\ninit = lambda **kw: R()",
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("missing", "did not start (no module"), ("refuses", "(api_key not configured (no-tty))"), ("breaks", "(disk)")],
+)
+def test_a_tracker_that_is_missing_or_breaks_never_stops_a_run(tmp_path, monkeypatch, capsys, how, said):
+    (tmp_path / "wandb.py").write_text(BROKEN[how])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with metrics.MetricsWriter(tmp_path / "run", steps=2, wandb_mode="online") as writer:
+        writer.metrics(1, {"a": 1.0})
+        writer.metrics(2, {"a": 2.0})
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    out = capsys.readouterr().out
+    assert out.count("warning: wandb") == 1 and said in out
+    assert [row["a"] for row in metrics.read(tmp_path / "run" / metrics.METRICS)] == [1.0, 2.0]
+
+
+def test_wandb_offline_writes_a_folder_of_the_same_run_over_a_resume(tmp_path):
+    """In a process of its own: wandb leaves a service running, and threads."""
+    code = (
+        "import sys\nfrom rl_likelihood.report.metrics import MetricsWriter\n"
+        "with MetricsWriter(sys.argv[1], 2, int(sys.argv[2]), 'offline', {'optim.lr': 0.25}) as writer:\n"
+        "    writer.metrics(int(sys.argv[2]) + 1, {'reward/mean': 0.75})\n"
+    )
     ids = []
-    for resume in (0, 1):
-        with metrics.MetricsWriter(tmp_path, steps=2, resume_step=resume, wandb_mode="offline") as writer:
-            writer.metrics(resume + 1, {"reward/mean": 1.0})
-        ids.append((tmp_path / "wandb_id").read_text())
+    for resume in ("0", "1"):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path), resume], capture_output=True, text=True)
+        assert done.returncode == 0 and "warning: wandb" not in done.stdout, done.stdout + done.stderr
+        ids.append((tmp_path / "wandb_id").read_text().strip())
     assert ids[0] == ids[1]
     assert [r["step"] for r in metrics.read(tmp_path / metrics.METRICS)] == [1, 2]
-    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) >= 1
+    kept = list((tmp_path / "wandb").glob(f"offline-run-*-{ids[0]}/run-{ids[0]}.wandb"))
+    assert kept and all(b"reward/mean" in path.read_bytes() and b"optim.lr" in path.read_bytes() for path in kept)
 
 
 def test_console_lines_are_aligned_and_in_order():
     first = {"reward/mean": jnp.float32(-12.5), "answer/perplexity": 31.5, "chain/length": 9, "tokens_per_second": 85.2}
+    first["queue/lag"] = 0
     later = {"reward/mean": -0.031, "answer/perplexity": 1.0274, "chain/length": 148.25, "tokens_per_second": 1.23e6}
+    later["queue/lag"] = 2
     a = metrics.line(1, 500, first | {"greedy_success": 0.07}, 4000)
     b = metrics.line(250, 500, later | {"greedy_success": 0.412}, 59.6)
-    assert a == "step   1/500  reward   -12.50  success   7%  ppl  31.50  chain    9.0     85 tok/s   1h06m left"
-    assert b == "step 250/500  reward   -0.031  success  41%  ppl   1.03  chain  148.2  1.23M tok/s   1m00s left"
+    assert a == "step   1/500  reward   -12.50  success   7%  ppl  31.50  chain    9.0     85 tok/s  lag 0   1h06m left"
+    assert b == "step 250/500  reward   -0.031  success  41%  ppl   1.03  chain  148.2  1.23M tok/s  lag 2   1m00s left"
     assert "success" not in metrics.line(1, 500, first, 1)
     assert "ppl    nan" in metrics.line(1, 500, {"answer/perplexity": math.inf}, 1)
 

@@ -1,0 +1,64 @@
+"""The copy of a run that wandb keeps, when asked for. The files of the workdir are the record: a tracker that is
+missing, refuses or breaks is said once, in a line, and the run goes on without it."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from rl_likelihood.shapes import UserError
+
+MODES = ("off", "offline", "online")
+ID = "wandb_id"
+
+
+class Tracker:
+    """One run in wandb, which a resumed workdir goes on with: its id is kept in the workdir.
+
+    `mode` is off, offline (a folder wandb/ in the workdir, for `wandb sync`) or online; `config` is what wandb
+    shows as the run's settings, and names its project (`report.wandb_project`).
+    """
+
+    def __init__(self, workdir: Path, mode: str, config: dict[str, Any]):
+        if mode not in MODES:
+            raise UserError(f"report.wandb is {mode!r}, which is not one of {', '.join(MODES)}; use off to do without")
+        self._run = None
+        if mode != "off":
+            self._run = self._tried("did not start", lambda: _start(workdir, mode, config))
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        """Numbers by name, after `step` updates."""
+        if self._run is not None:
+            self._tried("failed", lambda: self._run.log(numbers, step=int(step)))
+
+    def close(self, failed: bool = False) -> None:
+        """Ends the run, if there is one."""
+        if self._run is not None:
+            self._tried("did not end", lambda: self._run.finish(exit_code=int(failed)))
+            self._run = None
+
+    def _tried(self, what: str, act):
+        try:
+            return act()
+        except Exception as error:  # noqa: BLE001 (whatever it is: a copy never stops the run it copies)
+            said = " ".join(str(error).split()) or type(error).__name__
+            print(f"warning: wandb {what} ({said}); the run goes on without it, its files have everything", flush=True)
+            self._run = None
+
+
+def _start(workdir: Path, mode: str, config: dict[str, Any]):
+    import wandb  # only here: it takes over a second to import and most runs do without
+
+    path = workdir / ID
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:12] + "\n")
+    return wandb.init(
+        project=config.get("report.wandb_project", "rl_likelihood"),
+        name=workdir.name,
+        id=path.read_text().strip(),
+        resume="allow" if mode == "online" else None,
+        dir=str(workdir),
+        mode=mode,
+        config=config,
+    )
