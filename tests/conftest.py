@@ -25,3 +25,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402 (after the settings above)
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_module():
+    """Compiled programs go with their module: thousands of them in one process are gigabytes, and memory maps of
+    which Linux gives a process 65,530 before it aborts."""
+    yield
+    jax.clear_caches()

@@ -158,8 +158,8 @@ def test_presets_train(name, tmp_path):
     sample = reports.read(tmp_path / "run" / "samples.jsonl")[-1]
     terms = {"rlpr": ["rlpr", "format", "repetition"], "nover": ["format", "nover_rank"], "ttrl": ["majority_vote"]}
     assert all(f"reward/{term}" in sample for term in terms.get(name, []))
-    if name == "ttrl":  # four vote, two are trained on
-        assert len(reports.read(tmp_path / "run" / "samples.jsonl")) == 2 * 2
+    if name == "ttrl":  # four vote, two are trained on: two steps of two questions
+        assert len(reports.read(tmp_path / "run" / "samples.jsonl")) == 2 * 2 * 2
 
 
 def test_rewards_from_text_are_computed_side_by_side(tmp_path):
