@@ -44,7 +44,7 @@ def main() -> None:
         raise UserError(f"--step={step} needs the --workdir of a run")
     if workdir is not None:
         check_workdir(Path(workdir), configs.flatten(c))
-    world, params = load(settings)
+    world, params = load(settings, training=False)
     if workdir is not None:
         model, params, step, _ = checkpoint.restore_params(workdir, step)
         world = dataclasses.replace(world, model=dataclasses.replace(model, **model_settings(c)))

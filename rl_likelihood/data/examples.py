@@ -11,7 +11,8 @@ class Example:
 
     `chain` is a reference chain of thought (for fine-tuning only), `task` names the worked examples that
     fit it. `messages` is the whole conversation as (role, content) pairs when there is more than one turn;
-    `prompt` is then its last user turn.
+    `prompt` is then its last user turn. `check` is what a grader needs where it is more than the answer: the tests
+    of a program, an item of reasoning_gym (`grading.reference_of`).
     """
 
     id: str
@@ -20,9 +21,10 @@ class Example:
     chain: str = ""
     task: str = ""
     messages: tuple[tuple[str, str], ...] = ()
+    check: str = ""
 
 
-# Task -> (question, chain of thought, answer), hand-written in the wording of `sources.PRESETS`. `sources.load`
+# Task -> (question, chain of thought, answer), hand-written in the wording of `procedural.PRESETS`. `sources.load`
 # keeps these questions out of its sets, so that no prompt contains the answer it asks for.
 WORKED_EXAMPLES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "one_operation": (

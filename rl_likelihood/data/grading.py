@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from rl_likelihood.data.examples import Example
 from rl_likelihood.data.grading_code import (
     code_output,
     code_output_outcome,
@@ -20,13 +21,14 @@ from rl_likelihood.data.grading_code import (
     tool_call,
 )
 from rl_likelihood.data.grading_countdown import countdown, countdown_outcome
+from rl_likelihood.data.grading_gym import gym_match, gym_outcome, gym_quick
 from rl_likelihood.data.grading_math import math_match, math_outcome, math_quick, telemath
 from rl_likelihood.data.grading_text import exact_match, multiple_choice, numeric_match, parse_number
 
 __all__ = [
     "GRADERS", "ISOLATED", "Grader", "Isolated", "Tags", "code_output", "code_tests", "countdown",
-    "countdown_outcome", "exact_match", "extract_answer", "math_match", "multiple_choice", "numeric_match",
-    "parse_number", "telemath", "tool_call",
+    "countdown_outcome", "exact_match", "extract_answer", "gym_match", "math_match", "multiple_choice",
+    "numeric_match", "parse_number", "reference_of", "telemath", "tool_call",
 ]  # fmt: skip
 
 
@@ -74,10 +76,20 @@ GRADERS: dict[str, Grader] = {
     "tool_call": tool_call,
     "code_output": code_output,
     "code_tests": code_tests,
+    "reasoning_gym": gym_match,
 }
 
 ISOLATED: dict[str, Isolated] = {
     "math": Isolated(math_quick, math_outcome),
     "code_output": Isolated(code_output_quick, code_output_outcome),
     "code_tests": Isolated(code_tests_quick, code_tests_outcome),
+    "reasoning_gym": Isolated(gym_quick, gym_outcome),
 }
+
+# Those that compare with more than the answer: the example's `check`, if it has one.
+OF_CHECK = ("code_tests", "reasoning_gym")
+
+
+def reference_of(name: str, example: Example) -> str:
+    """What the grader `name` compares answers to this question with."""
+    return example.check or example.answer if name in OF_CHECK else example.answer

@@ -3,9 +3,10 @@
     python -m rl_likelihood.data.prepare --dataset=gsm8k --source=PATH[,PATH] --out=DIR
         [--max_chars=N] [--heldout=N] [--skip_bad_rows]
 
-PATH is a file (.json, .jsonl, .parquet, each also .gz; .zip, .tar), a folder of such files, or hf:owner/name. Without
---source the public files are fetched. Written are DIR/NAME/1.0.0 with array_record files that tensorflow-datasets
-reads (`rl_likelihood.data.prepared.read`), and beside them prepare_report.json, which is also printed.
+PATH is a file (.json, .jsonl, .parquet, each also .gz; .zip, .tar), a folder of such files, or a data set of the
+Hugging Face hub, hf:owner/name or hf:owner/name/folder (extra hub). Without --source the public files are fetched.
+Written are DIR/NAME/1.0.0 with array_record files that tensorflow-datasets reads (`rl_likelihood.data.prepared.read`),
+and beside them prepare_report.json, which is also printed.
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ def prepare(
     unless `skip_bad_rows`.
     """
     if name not in DATASETS:
+        if name == "reasoning_gym":
+            raise UserError(
+                "--dataset is 'reasoning_gym', which has no files to prepare; train with data.source=reasoning_gym and "
+                "the names of its tasks in data.tasks"
+            )
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(f"--dataset is {name!r}; choose one of {', '.join(DATASETS)}{hint}")
@@ -333,7 +339,7 @@ def main(argv: Sequence[str]) -> int:
     parser = _Parser(prog="python -m rl_likelihood.data.prepare", allow_abbrev=False, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--dataset", default="", help=", ".join(DATASETS))
-    parser.add_argument("--source", default="", help="files or folders, with commas, or hf:owner/name")
+    parser.add_argument("--source", default="", help="files or folders, with commas, or hf:owner/name[/folder]")
     parser.add_argument("--out", default="", help="folder to write")
     parser.add_argument("--max_chars", type=int, default=0, help="leave out rows with more characters; 0 for no limit")
     parser.add_argument("--heldout", type=float, default=None, help="number or share of questions to hold out")

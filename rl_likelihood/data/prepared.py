@@ -15,6 +15,7 @@ from rl_likelihood.shapes import UserError
 
 REPORT = "prepare_report.json"
 FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON
+CHECKED = ("humaneval",)  # tasks whose grader reads `extra`: the tests and the name of the function
 HELDOUT = ("validation", "test")  # what is held out by default: the first of these that is there
 
 
@@ -42,11 +43,17 @@ def splits(path: str) -> dict[str, int]:
 
 def read(path: str, split: str) -> list[Example]:
     """Every example of a split, in the stored order. UserError names the splits there are."""
-    return [Example(row["id"], row["prompt"], row["answer"], row["chain"], row["task"]) for row in _rows(path, split)]
+    return [
+        Example(
+            row["id"], row["prompt"], row["answer"], row["chain"], row["task"],
+            check=row["extra"] if row["task"] in CHECKED else "",
+        )
+        for row in _rows(path, split)
+    ]  # fmt: skip
 
 
 def read_extra(path: str, split: str) -> dict[str, dict]:
-    """id -> what graders need beyond the example: tests and entry point of HumanEval, options, categories."""
+    """id -> what the source says beyond the example: options, categories, tests."""
     return {row["id"]: json.loads(row["extra"]) for row in _rows(path, split)}
 
 
@@ -67,13 +74,17 @@ def load(path: str, train_split: str = "", heldout_split: str = "") -> tuple[lis
 
 def _builder(path: str):
     import tensorflow_datasets as tfds  # here because it takes half a second
+    from absl import logging
 
-    where = folder(path)
+    where, verbosity = folder(path), logging.get_verbosity()
     try:
+        logging.set_verbosity(logging.WARNING)  # it announces every look into a folder
         return tfds.builder_from_directory(where)
     except Exception as e:  # its own JSON and protocol errors
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UserError(f"{where} cannot be read as a prepared data set ({reason}); prepare it again") from e
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _rows(path: str, split: str) -> Iterator[dict[str, str]]:

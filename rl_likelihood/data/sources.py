@@ -8,19 +8,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import math
-import random
-import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from rl_likelihood.data import prepared
+from rl_likelihood.data import prepared, procedural
 from rl_likelihood.data.examples import WORKED_EXAMPLES, Example
 from rl_likelihood.data.jsonl import read_jsonl
+from rl_likelihood.data.procedural import PRESETS
 from rl_likelihood.shapes import UserError
 
 SOURCES = ("reasoning_gym", "jsonl", "prepared")
@@ -38,7 +35,7 @@ class DataConfig:
     """
 
     source: str  # reasoning_gym | jsonl | prepared
-    tasks: tuple[str, ...] = ()  # reasoning_gym: names from PRESETS, mixed evenly
+    tasks: tuple[str, ...] = ()  # reasoning_gym: presets or any of its data sets (`procedural`), mixed evenly
     train_path: str = ""  # jsonl; prepared: the folder that data/prepare.py wrote
     heldout_path: str = ""  # jsonl
     train_split: str = ""  # prepared; empty: train
@@ -59,62 +56,21 @@ class LoadReport:
     bad_rows: tuple[str, ...] = ()  # "file:line: reason"
 
 
-class Preset(NamedTuple):
-    """A reasoning-gym data set, its arguments, and the wording of its arithmetic questions.
-
-    The wording is the generator's own, ended with a full stop. The reference answer is computed here: the
-    generator's bracket-free mode works from left to right and says 0 for 6 + 10 * 0.
-    """
-
-    dataset: str
-    kwargs: dict
-    wording: str
-    fault_rate: float | None = None  # with a number: chains are given, and so often a step of one is wrong
-
-
-# Numbers from 0 to 10: the generator counts 10 as one digit.
-_EASY = {
-    "min_digits": 1,
-    "max_digits": 1,
-    "operators": ["+", "-", "*"],
-    "allow_parentheses": False,
-    "allow_negation": False,
-}
-PRESETS: dict[str, Preset] = {
-    # 2 or 3 terms: about 12,000 distinct questions.
-    "basic_arithmetic": Preset("basic_arithmetic", {"min_terms": 2, "max_terms": 3, **_EASY}, "Calculate {}."),
-    # Those of 2 terms: 363 distinct questions.
-    "one_operation": Preset("basic_arithmetic", {"min_terms": 2, "max_terms": 2, **_EASY}, "Calculate {}."),
-    # 2 or 3 terms, all of one digit or all of two: about 3 million distinct questions.
-    "chain_sum": Preset(
-        "chain_sum",
-        {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2, "allow_negation": False},
-        "State the final answer to the following arithmetic problem: {}.",
-    ),
-    # For models with random weights: 3 terms of one digit, chains given, a quarter of their steps wrong.
-    "faulty_sums": Preset(
-        "chain_sum",
-        {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1, "allow_negation": False},
-        "{}",
-        fault_rate=0.25,
-    ),
-}
-
-
-def load(cfg: DataConfig) -> tuple[list[Example], list[Example], LoadReport]:
+def load(cfg: DataConfig, training: bool = True) -> tuple[list[Example], list[Example], LoadReport]:
     """(train, heldout, report) by the settings; the same settings give the same rows in the same order.
 
-    Raises UserError for anything that is not there, not readable or not enough.
+    Raises UserError for anything that is not there, not readable or not enough. An evaluation (`training` False) gets
+    no training rows, and needs none: a set may be for evaluation alone, or a file be named for both.
     """
     for field, value in (("train_size", cfg.train_size), ("heldout_size", cfg.heldout_size)):
         if value < 0:
             raise UserError(f"data.{field} is {value}; it must be 0 or more")
     if cfg.source == "reasoning_gym":
-        return _load_procedural(cfg)
+        return _load_procedural(cfg, training)
     if cfg.source == "jsonl":
-        return _load_jsonl(cfg)
+        return _load_jsonl(cfg, training)
     if cfg.source == "prepared":
-        return _load_prepared(cfg)
+        return _load_prepared(cfg, training)
     raise UserError(f"data.source is {cfg.source!r}; {_options(cfg.source, SOURCES)}")
 
 
@@ -140,17 +96,30 @@ def example_key(example: Example) -> str:
     return "\n".join(question_key(content) for _, content in example.messages) or question_key(example.prompt)
 
 
-def order(n: int, batch: int, seed: int) -> Callable[[int], np.ndarray]:
-    """step -> row indices [batch] (int64) into n rows: every row once an epoch, each epoch in a new order.
+def order(n: int, batch: int, seed: int, host: int = 0, hosts: int = 1) -> Callable[[int], np.ndarray]:
+    """step -> row indices [batch / hosts] (int64) into n rows: every row once an epoch, each epoch in a new order.
 
-    Random access by step, so a resumed run needs no state but its step. A step may span two epochs.
+    Random access by step: the step is all the state there is, and a resumed run goes on with the very row. A step may
+    span two epochs. Of `hosts` processes each takes its own part of every step's rows; the parts of all, in the order
+    of their numbers, are the rows of one process alone.
     """
     if n < 1 or batch < 1:
         raise UserError(f"{batch} prompts a step from {n} training questions is not possible; both must be at least 1")
+    if batch % hosts or not 0 <= host < hosts:
+        raise UserError(
+            f"train.prompts_per_step = {batch} cannot be shared evenly by {hosts} processes (this is number {host}); "
+            f"set it to a multiple of {hosts}"
+        )
     import grain  # here because it takes over a second to import
 
     stream = grain.MapDataset.range(n).shuffle(seed=seed).repeat()  # repeat() gives each epoch its own seed
-    return lambda step: np.asarray([stream[step * batch + j] for j in range(batch)], dtype=np.int64)
+    part = batch // hosts
+
+    def rows_of(step: int) -> np.ndarray:
+        first = step * batch + host * part
+        return np.asarray([stream[first + j] for j in range(part)], dtype=np.int64)
+
+    return rows_of
 
 
 def _options(value: str, known: Iterable[str]) -> str:
@@ -165,35 +134,38 @@ def _worked_keys() -> set[str]:
 # ---------------------------------------------------------------------------------------- procedural
 
 
-def _load_procedural(cfg: DataConfig) -> tuple[list[Example], list[Example], LoadReport]:
+def _load_procedural(cfg: DataConfig, training: bool) -> tuple[list[Example], list[Example], LoadReport]:
     if not cfg.tasks:
-        raise UserError(f"data.tasks is empty; name at least one of {', '.join(PRESETS)}")
+        raise UserError(
+            f"data.tasks is empty; name at least one of {', '.join(PRESETS)}, or of reasoning_gym's data sets"
+        )
     if len(set(cfg.tasks)) < len(cfg.tasks):
         raise UserError(f"data.tasks names a task twice: {', '.join(cfg.tasks)}; name each once")
     for task in cfg.tasks:
-        if task not in PRESETS:
-            raise UserError(f"data.tasks has {task!r}; {_options(task, PRESETS)}")
-    if cfg.train_size < 1:
+        procedural.parse(task)
+    if training and cfg.train_size < 1:
         raise UserError("data.train_size is 0; a procedural source has no end, so say how many questions to draw")
 
     # Held-out first: it takes its questions, training gets what is left. One set of keys for all tasks,
     # because two wordings of one sum are one question.
     worked = _worked_keys()
-    heldout, counts_h = _draw_split(cfg, "heldout", cfg.heldout_size, worked)
-    train, counts_t = _draw_split(cfg, "train", cfg.train_size, worked | {question_key(e.prompt) for e in heldout})
-    rows, duplicates, overlap = (a + b for a, b in zip(counts_h, counts_t, strict=True))
-    return train, heldout, LoadReport(rows=rows, duplicates=duplicates, overlap_removed=overlap)
+    heldout, of_heldout = _draw_split(cfg, "heldout", cfg.heldout_size, worked)
+    taken = worked | {question_key(e.prompt) for e in heldout}
+    train, of_train = _draw_split(cfg, "train", cfg.train_size if training else 0, taken)
+    both = zip(dataclasses.astuple(of_heldout), dataclasses.astuple(of_train), strict=True)
+    return train, heldout, LoadReport(*(a + b for a, b in both))
 
 
-def _draw_split(cfg: DataConfig, split: str, size: int, taken: set[str]) -> tuple[list[Example], tuple[int, int, int]]:
-    """`size` distinct examples, evenly from every task and interleaved; counts (drawn, duplicates, in `taken`)."""
+def _draw_split(cfg: DataConfig, split: str, size: int, taken: set[str]) -> tuple[list[Example], LoadReport]:
+    """`size` distinct examples, none of them in `taken`, evenly from every task and interleaved."""
     seen: set[str] = set()
     drawn = duplicates = overlap = 0
+    bad: list[str] = []
     by_task: list[list[Example]] = []
     for position, task in enumerate(cfg.tasks):
         want = size // len(cfg.tasks) + (position < size % len(cfg.tasks))
         kept: list[Example] = []
-        stream = _generate(task, cfg.seed, split)
+        stream = procedural.generate(task, cfg.seed, split)
         dry = 0
         while len(kept) < want:
             example = next(stream)
@@ -204,6 +176,8 @@ def _draw_split(cfg: DataConfig, split: str, size: int, taken: set[str]) -> tupl
                 overlap += 1
             elif key in seen:
                 duplicates += 1
+            elif not example.answer:  # the right answer to a few string tasks is nothing
+                bad.append(f"{example.id}: the answer is empty")
             else:
                 seen.add(key)
                 kept.append(example)
@@ -215,59 +189,14 @@ def _draw_split(cfg: DataConfig, split: str, size: int, taken: set[str]) -> tupl
                 )
         by_task.append(kept)
     longest = max(map(len, by_task))
-    return [rows[i] for i in range(longest) for rows in by_task if i < len(rows)], (drawn, duplicates, overlap)
-
-
-def _generate(task: str, seed: int, split: str) -> Iterator[Example]:
-    """Endless examples of a preset. Draw i is the generator's item with seed `start + i`, so starts are hashed
-    far apart: neighbouring seeds would share all items but one."""
-    try:
-        import reasoning_gym  # here because it takes seconds to import, and only this source needs it
-    except ImportError as e:
-        raise UserError("data.source = 'reasoning_gym' needs that package; run pip install reasoning-gym") from e
-
-    preset = PRESETS[task]
-    start = int.from_bytes(hashlib.sha256(f"{seed}/{split}/{task}".encode()).digest()[:6], "big")
-    items = reasoning_gym.create_dataset(preset.dataset, size=2**31, seed=start, **preset.kwargs)
-    for i in range(2**31):
-        expression = items[i]["metadata"]["expression"]
-        yield Example(
-            id=f"{task}-{split}-{i}",
-            prompt=preset.wording.format(expression),
-            answer=str(evaluate_expression(expression)),
-            chain="" if preset.fault_rate is None else worked_chain(expression, preset.fault_rate),
-            task=task,
-        )
-
-
-def evaluate_expression(expression: str) -> int:
-    """Value of integers joined by " + ", " - ", " * " (products first)."""
-    terms = re.split(r" ([+-]) ", expression)
-    signs = [1] + [1 if op == "+" else -1 for op in terms[1::2]]
-    return sum(s * math.prod(map(int, t.split(" * "))) for s, t in zip(signs, terms[::2], strict=True))
-
-
-def worked_chain(expression: str, fault_rate: float) -> str:
-    """A sum step by step from left to right, "3+4=7 7-2=5"; with `fault_rate` a step is off by 1 to 3 and goes on.
-
-    The faults of an expression are always the same.
-    """
-    rng = random.Random(expression)
-    first, *rest = re.split(r" ([+-]) ", expression)
-    total, steps = int(first), []
-    for sign, term in zip(rest[::2], rest[1::2], strict=True):
-        right = total + int(term) if sign == "+" else total - int(term)
-        wrong = right + rng.choice((-3, -2, -1, 1, 2, 3))
-        result = wrong if rng.random() < fault_rate else right
-        steps.append(f"{total}{sign}{term}={result}")
-        total = result
-    return " ".join(steps)
+    rows = [rows[i] for i in range(longest) for rows in by_task if i < len(rows)]
+    return rows, LoadReport(drawn, duplicates, overlap, tuple(bad))
 
 
 # ---------------------------------------------------------------------------------------- JSON lines
 
 
-def _load_jsonl(cfg: DataConfig) -> tuple[list[Example], list[Example], LoadReport]:
+def _load_jsonl(cfg: DataConfig, training: bool) -> tuple[list[Example], list[Example], LoadReport]:
     if not cfg.train_path:
         raise UserError("data.train_path is empty; name a file of JSON lines with fields prompt and answer")
     rows, bad = read_jsonl(cfg.train_path, "data.train_path", cfg.skip_bad_rows)
@@ -298,27 +227,33 @@ def _load_jsonl(cfg: DataConfig) -> tuple[list[Example], list[Example], LoadRepo
     overlap = worked_r + worked_h + len(rows) - len(train)
     if not rows:
         raise UserError(f"{cfg.train_path} has no usable row; give it lines with fields prompt and answer")
-    if not train:
+    if not training:
+        train = []
+    elif not train:
         raise UserError(
             f"all {len(rows)} questions of {cfg.train_path} are in data.heldout_path = {cfg.heldout_path}; "
             f"give training questions of their own"
         )
-    train = _first(train, cfg.train_size, "train", cfg.train_path)
+    train = _first(train, cfg.train_size if training else 0, "train", cfg.train_path)
     return train, held, LoadReport(rows=read, duplicates=dup_r + dup_h, overlap_removed=overlap, bad_rows=tuple(bad))
 
 
-def _load_prepared(cfg: DataConfig) -> tuple[list[Example], list[Example], LoadReport]:
+def _load_prepared(cfg: DataConfig, training: bool) -> tuple[list[Example], list[Example], LoadReport]:
     """Splits that `prepare` made and cleaned; only questions of the worked examples are left to remove."""
     if not cfg.train_path:
         raise UserError("data.train_path is empty; name a folder that python -m rl_likelihood.data.prepare wrote")
     rows, held = prepared.load(cfg.train_path, cfg.train_split, cfg.heldout_split)
-    if not rows:
+    if training and not rows:
         there = ", ".join(prepared.splits(cfg.train_path))
-        raise UserError(f"{cfg.train_path} has no training split; name one of {there} in data.train_split")
+        raise UserError(
+            f"{cfg.train_path} is for evaluation: its splits are {there}; evaluate with it, or train on one of several "
+            "by naming two of them in data.train_split and data.heldout_split"
+        )
     worked = _worked_keys()
+    rows = rows if training else []
     kept_rows, kept_held = ([e for e in part if example_key(e) not in worked] for part in (rows, held))
     removed = len(rows) + len(held) - len(kept_rows) - len(kept_held)
-    train = _first(kept_rows, cfg.train_size, "train", cfg.train_path)
+    train = _first(kept_rows, cfg.train_size if training else 0, "train", cfg.train_path)
     heldout = _first(kept_held, cfg.heldout_size, "heldout", cfg.train_path)
     return train, heldout, LoadReport(rows=len(rows) + len(held), duplicates=0, overlap_removed=removed)
 

@@ -28,7 +28,7 @@ from rl_likelihood.shapes import UserError
 # Computed on the host from text: `run/outside.py` says how. Those that read a sampled answer need one.
 FROM_ANSWER = (
     "exact_match", "numeric", "math", "countdown", "multiple_choice", "telemath", "base_rl", "countdown_tinyzero",
-    "majority_vote", "tool_call", "code_output", "code_tests",
+    "majority_vote", "tool_call", "code_output", "code_tests", "reasoning_gym",
 )  # fmt: skip
 FROM_TEXT = ("format", "format_open_r1", "tag_count", "repetition", "random")
 OUTSIDE = FROM_ANSWER + FROM_TEXT

@@ -72,7 +72,8 @@ def outside_rewards(
 
     def graded(name: str) -> list[list[bool | None]]:
         flat = [a for group in answers for a in group]
-        marks = pool.grade(name, [r for r in references for _ in range(size)], flat)
+        goals = [grading.reference_of(name, row.example) for row in rows for _ in range(size)]
+        marks = pool.grade(name, goals, flat)
         failed[:] |= np.asarray([mark is None for mark in marks]).reshape(failed.shape)
         return [marks[i * size : (i + 1) * size] for i in range(groups)]
 

@@ -115,11 +115,14 @@ def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]
     return tokenizer, tokenizers.eos_ids(tokenizer, path)
 
 
-def load(settings: Settings) -> tuple[World, Params]:
-    """The world of a config, and the parameters it starts from. Every refusal about files is made here."""
+def load(settings: Settings, training: bool = True) -> tuple[World, Params]:
+    """The world of a config, and the parameters it starts from. Every refusal about files is made here.
+
+    An evaluation (`training` False) loads no training questions.
+    """
     c = settings.config
     # Questions first: they are quick to refuse, weights are not.
-    train, heldout, report = sources.load(settings.data)
+    train, heldout, report = sources.load(settings.data, training)
     if not heldout and c.eval.prompts:
         raise UserError("data.heldout_size is 0 but eval.prompts is not; hold some questions out or set eval.prompts=0")
     model, params, path = load_model(c)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rl_likelihood.data.builders import DATASETS, countdown
-from rl_likelihood.data.builders.common import split_in
+from rl_likelihood.data import grading, prepare, prepared
+from rl_likelihood.data.builders import DATASETS, countdown, files
+from rl_likelihood.data.builders.common import Row, split_in
+from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.shapes import UserError
 from tests.data.test_builders import lines, rows
 
@@ -133,14 +135,55 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name, folder", REAL)
-def test_the_real_files_have_the_rows_that_their_authors_say(name, folder):
+def copy_of(folder: str) -> Path:
     root = os.environ.get("RL_LIKELIHOOD_DATA")
     if not root or not (Path(root) / folder).is_dir():
         pytest.skip(f"RL_LIKELIHOOD_DATA names no folder with a copy of {folder}")
+    return Path(root) / folder
+
+
+# What the records say that the answer is, those that say it in so many words, and of how many it is compared.
+SAID = {
+    ("gsm8k", "gsm8k"): (lambda r: r["answer"].split("\n#### ")[1], 8792),
+    ("math", "math"): (lambda r: r.get("answer"), 7998),  # the 5,000 of the test set have no such field
+    ("deepscaler", "deepscaler_parts"): (lambda r: r["answer"] if isinstance(r["answer"], str) else None, 8475),
+    ("mawps", "easy_word_problems"): (lambda r: r["target"], 2065),
+    ("cruxeval_o", "cruxeval"): (lambda r: r["output"], 800),
+    ("humaneval", "humaneval"): (lambda r: r["canonical_solution"], 164),
+    ("mmlu_pro", "mmlu_pro"): (lambda r: r["answer"], 12032),
+    ("minif2f", "proofs"): (lambda r: r["informal_proof"], 244),
+}
+
+
+@pytest.mark.parametrize("name, folder", SAID)
+def test_the_real_answers_are_those_that_the_records_say(name, folder):
+    said, expected = SAID[name, folder]
+    compared = 0
+    for file, below in files.locate([str(copy_of(folder))], DATASETS[name]):
+        for place, record in files.read(file, below, DATASETS[name]):
+            row, answer = DATASETS[name].parse(record, place), said(record)
+            if isinstance(row, Row) and row.example.answer and answer is not None:
+                ours = row.example.answer.strip()
+                assert ours == answer.strip() if isinstance(answer, str) else float(ours) == answer, place
+                compared += 1
+    assert compared == expected
+
+
+@pytest.mark.slow
+def test_the_real_references_of_humaneval_pass_their_tests(tmp_path):
+    prepare.prepare("humaneval", str(copy_of("humaneval")), str(tmp_path))
+    rows = prepared.read(str(tmp_path), "test")
+    goals = [grading.reference_of("code_tests", e) for e in rows]
+    with Pool() as pool:
+        assert pool.grade("code_tests", goals, [e.answer for e in rows]) == [True] * 164
+        assert pool.grade("code_tests", goals, ["    return None"] * 164) == [False] * 164
+
+
+@pytest.mark.parametrize("name, folder", REAL)
+def test_the_real_files_have_the_rows_that_their_authors_say(name, folder):
     if name.startswith("teleqna"):
         pytest.importorskip("pyzipper")
-    read = rows(name, Path(root) / folder)
+    read = rows(name, copy_of(folder))
     kept: dict[str, int] = {}
     for row in read.rows:
         kept[row.split] = kept.get(row.split, 0) + 1

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_likelihood.data.grading import GRADERS, ISOLATED, exact_match, extract_answer, numeric_match, parse_number
+from rl_likelihood.data.grading_gym import pack
 from rl_likelihood.data.grading_text import choice, multiple_choice
 from rl_likelihood.data.prompts import PromptConfig
 
@@ -129,6 +130,7 @@ REFERENCES = {
     "exact_match": "5", "numeric": "5", "math": "5", "countdown": "(1+2)*3", "multiple_choice": "option 2: five",
     "telemath": "5.0", "tool_call": '{"name": "f", "arguments": {"x": 5}}', "code_output": "[5]",
     "code_tests": '{"prompt": "def f():\\n", "test": "def check(f):\\n    assert f() == 5", "entry_point": "f"}',
+    "reasoning_gym": pack("countdown", {}, {"answer": "19 + 3 - 9", "metadata": {"numbers": [19, 9, 3], "target": 13}}),
 }  # fmt: skip
 HOSTILE = [
     "(" * 1_000_000, "[" * 1_000_000, '{"a":' * 200_000, "-" * 1_000_000, "9" * 1_000_000, " " * 1_000_000,

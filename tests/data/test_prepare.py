@@ -10,14 +10,16 @@ import random
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
 
-from rl_likelihood.data import prepare, prepared
+from rl_likelihood.data import grading, prepare, prepared, sources
 from rl_likelihood.data.builders import DATASETS, files
 from rl_likelihood.data.builders.common import Row
 from rl_likelihood.data.examples import Example
+from rl_likelihood.data.sources import DataConfig
 from rl_likelihood.shapes import UserError
 
 ALPACA = DATASETS["alpaca"]
@@ -115,6 +117,22 @@ def test_extras_come_back_by_id(tmp_path):
     assert prepared.read_extra(str(tmp_path / "out"), "test") == {"T/0": extra}
     train, heldout = prepared.load(str(tmp_path / "out"))
     assert train == [] and [e.id for e in heldout] == ["T/0"]
+    # The reference is scored, the tests grade.
+    reference = grading.reference_of("code_tests", heldout[0])
+    assert heldout[0].answer == "    return 1" and json.loads(reference) == extra
+    assert grading.code_tests(reference, heldout[0].answer) and not grading.code_tests(reference, "    return 0")
+    assert grading.reference_of("exact_match", heldout[0]) == "    return 1"
+
+
+def test_a_set_for_evaluation_alone_is_evaluated_and_not_trained_on(tmp_path):
+    rows = [{"code": "def f(x):\n    return x", "input": str(i), "output": str(i), "id": f"s{i}"} for i in range(3)]
+    (tmp_path / "cruxeval.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    prepare.prepare("cruxeval_o", str(tmp_path / "cruxeval.jsonl"), str(tmp_path / "out"))
+    cfg = DataConfig("prepared", train_path=str(tmp_path / "out"), train_size=99, heldout_size=2)
+    train, heldout, _ = sources.load(cfg, training=False)
+    assert train == [] and len(heldout) == 2
+    with pytest.raises(UserError, match="out is for evaluation: its splits are test; evaluate with it, or"):
+        sources.load(cfg)
 
 
 def test_no_tensorflow_and_no_warning_is_needed(tmp_path):
@@ -124,7 +142,7 @@ from importlib.machinery import PathFinder
 
 ABSENT, found = ("tensorflow", "importlib_resources"), PathFinder.find_spec  # not there, installed or not
 PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] in ABSENT else found(name, *where)
-from rl_likelihood.data import prepare, prepared
+from rl_likelihood.data import grading, prepare, prepared, sources
 assert prepare.main(["--dataset=gsm8k", f"--source={sys.argv[1]}", f"--out={sys.argv[2]}"]) == 0
 train, heldout = prepared.load(sys.argv[2])
 assert (len(train), len(heldout)) == (20, 5)
@@ -200,6 +218,7 @@ def test_the_report_accounts_for_every_row(tmp_path, capsys):
     [
         (["--dataset=gsm8"], "--dataset is 'gsm8'; choose one of gsm8k, math"),
         (["--dataset=gsm8"], "(did you mean 'gsm8k'?)"),
+        (["--dataset=reasoning_gym"], "no files to prepare; train with data.source=reasoning_gym"),
         (["--dataset=gsm8k", "--source=SOURCE", "--max_chars=-1"], "--max_chars is -1"),
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=1.5"], "--heldout is 1.5"),
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=many"], "argument --heldout: invalid float value: 'many'"),
@@ -268,5 +287,34 @@ def test_public_files_are_fetched_once(tmp_path):
 
 def test_a_missing_hub_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match="hf:a/b needs the package huggingface_hub; run pip install huggingface_hub"):
-        files.from_hub("hf:a/b", "")
+    with pytest.raises(UserError, match=r"hf:a/b needs the extra hub, .* pip install -e '\.\[hub\]', or give FILE"):
+        files.from_hub("hf:a/b", "give FILE")
+
+
+def test_a_data_set_of_the_hub_is_a_source(tmp_path, monkeypatch):
+    """What their library is asked for, and what becomes of the folder that it answers with."""
+    main, other = (gsm8k(tmp_path / "snapshot" / name) for name in ("main", "socratic"))
+    assert main != other
+    asked = []
+
+    def snapshot_download(repository, repo_type, allow_patterns):
+        if repository == "owner/absent":
+            raise OSError("404\nnot found")
+        asked.append((repository, repo_type, allow_patterns))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    report = prepare.prepare("gsm8k", "hf:owner/name/main", str(tmp_path / "out"))
+    assert report.splits == {"train": 20, "test": 5} and report.duplicates == report.repeats == 0
+    whole = prepare.prepare("gsm8k", "hf:owner/name", str(tmp_path / "whole"))
+    assert whole.duplicates == 20 and whole.repeats == 5, "both folders were read"
+    assert [(name, kind) for name, kind, _ in asked] == [("owner/name", "dataset")] * 2
+    assert "main/*.parquet*" in asked[0][2] and "*.parquet*" in asked[1][2]
+    for source, words in (
+        ("hf:owner/absent", r"hf:owner/absent cannot be fetched \(404\); give train\.jsonl"),
+        ("hf:owner/name/none", "owner/name has no folder 'none' with data"),
+        ("hf:name", "'hf:name' names no data set of the hub; write hf:owner/name"),
+        ("hf:owner/../x", "names no data set of the hub"),
+    ):
+        with pytest.raises(UserError, match=words):
+            prepare.prepare("gsm8k", source, str(tmp_path / "elsewhere"))

@@ -7,20 +7,10 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rl_likelihood.data.examples import WORKED_EXAMPLES, Example
-from rl_likelihood.data.sources import (
-    PRESETS,
-    DataConfig,
-    describe,
-    evaluate_expression,
-    example_key,
-    load,
-    order,
-    question_key,
-)
+from rl_likelihood.data.procedural import PRESETS
+from rl_likelihood.data.sources import DataConfig, describe, example_key, load, order, question_key
 from rl_likelihood.shapes import UserError
 
 BOTH = DataConfig("reasoning_gym", ("basic_arithmetic", "chain_sum"), train_size=301, heldout_size=101)
@@ -95,12 +85,6 @@ def test_a_used_up_task_is_refused_with_what_there_is():
     assert 11_500 < int(str(e.value).rsplit(" ", 1)[1]) <= 11**2 * 3 + 11**3 * 9
 
 
-@given(st.lists(st.integers(0, 99), min_size=1, max_size=5), st.lists(st.sampled_from("+-*"), min_size=4, max_size=4))
-def test_expressions_have_python_s_value(numbers, operators):
-    text = str(numbers[0]) + "".join(f" {o} {n}" for o, n in zip(operators, numbers[1:], strict=False))
-    assert evaluate_expression(text) == eval(text)  # noqa: S307
-
-
 def test_worked_examples_are_right_and_in_the_wording_of_their_task():
     # Tasks that give chains have no need of worked examples.
     assert set(WORKED_EXAMPLES) == {task for task, preset in PRESETS.items() if preset.fault_rate is None}
@@ -129,8 +113,8 @@ def test_question_key_sees_through_wording_and_spacing():
         (DataConfig("reasoning_gym", (), train_size=5), "data.tasks is empty"),
         (
             DataConfig("reasoning_gym", ("chainsum",), train_size=5),
-            "data.tasks has 'chainsum'; choose one of basic_arithmetic, one_operation, chain_sum, faulty_sums "
-            "(did you mean 'chain_sum'?)",
+            "data.tasks has 'chainsum'; did you mean 'chain_sum'? It must be basic_arithmetic, one_operation, "
+            "chain_sum, faulty_sums, or one of the ",
         ),
         (DataConfig("reasoning_gym", ("chain_sum",) * 2, train_size=5), "names a task twice"),
         (DataConfig("reasoning_gym", ("chain_sum",)), "data.train_size is 0"),
@@ -307,6 +291,15 @@ def test_a_file_that_is_not_there_is_refused_with_its_nearest_sibling(tmp_path):
         load(cfg)
 
 
+def test_an_evaluation_needs_no_training_questions(tmp_path):
+    path = write(tmp_path / "test.jsonl", questions(5))
+    both = DataConfig("jsonl", train_path=path, heldout_path=path, train_size=99)
+    train, heldout, _ = load(both, training=False)
+    assert train == [] and len(heldout) == 5
+    procedural = DataConfig("reasoning_gym", ("chain_sum",), train_size=9, heldout_size=20)
+    assert load(procedural, training=False)[:2] == ([], load(procedural)[1]), "the same questions as in training"
+
+
 def test_an_empty_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no usable row"):
         load(DataConfig("jsonl", train_path=write(tmp_path / "a.jsonl", ["\n\n"])))
@@ -337,6 +330,32 @@ def test_order_needs_only_the_step():
     assert later.shape == (7,) and later.dtype == np.int64
     np.testing.assert_array_equal(later, order(100, 7, seed=1)(500))
     assert not np.array_equal(later, order(100, 7, seed=2)(500))
+
+
+@pytest.mark.parametrize("n, batch, hosts", [(12, 4, 2), (10, 6, 3), (7, 8, 8), (5, 4, 1)])
+def test_hosts_share_the_order_of_one(n, batch, hosts):
+    """Disjoint places of the stream, together all of it, and each host's part known from its number and the step."""
+    alone = order(n, batch, seed=2)
+    parts = [order(n, batch, 2, host, hosts) for host in range(hosts)]
+    for step in (0, 1, 17, 500):
+        shares = [rows_of(step) for rows_of in parts]
+        assert {len(share) for share in shares} == {batch // hosts}
+        np.testing.assert_array_equal(np.concatenate(shares), alone(step))
+    epoch = [rows_of(step) for step in range(n * 3) for rows_of in parts]
+    assert sorted(np.concatenate(epoch)) == sorted(list(range(n)) * (3 * batch)), "whole epochs, whoever reads them"
+
+
+def test_a_resumed_order_is_the_unbroken_one():
+    unbroken = [order(11, 4, seed=5, host=1, hosts=2)(step) for step in range(9)]
+    resumed = order(11, 4, seed=5, host=1, hosts=2)  # another process, which knows nothing but its step
+    np.testing.assert_array_equal([resumed(step) for step in range(5, 9)], unbroken[5:])
+
+
+def test_hosts_that_do_not_divide_a_step_are_refused():
+    with pytest.raises(UserError, match="prompts_per_step = 6 cannot be shared evenly by 4 processes .* multiple of 4"):
+        order(10, 6, 0, 1, 4)
+    with pytest.raises(UserError, match="number 2"):
+        order(10, 6, 0, 2, 2)
 
 
 def test_order_of_nothing_is_refused():

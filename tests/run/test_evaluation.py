@@ -17,9 +17,11 @@ import pytest
 
 from rl_likelihood import config as configs
 from rl_likelihood import train
+from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.model.decoder import forward, head_matrix, param_specs
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report import statistics
+from rl_likelihood.run import evaluation
 from rl_likelihood.run.evaluation import evaluate, tokens_before_tags, votes
 from rl_likelihood.run.world import EVALUATE, INIT, SAMPLE, WARM_START, load
 from rl_likelihood.sampler import decode
@@ -173,6 +175,17 @@ def test_tokens_before_the_tags():
 
 def test_votes_join_equal_numbers_and_equal_texts():
     assert votes(["0.5", None, "1/2", "x", " x ", "", None]) == [0, None, 0, 3, 3, 5, None]
+
+
+def test_a_grader_that_needs_more_than_the_answer_gets_it():
+    """HumanEval's reference is scored, its tests grade."""
+    world, _ = world_of(eval__grader="code_tests")
+    program = {"prompt": "def f():\n", "test": "def check(f):\n    assert f() == 5", "entry_point": "f"}
+    row = world.heldout[0]
+    row = dataclasses.replace(row, example=dataclasses.replace(row.example, check=json.dumps(program)))
+    with Pool() as pool:
+        answers = ["    return 5", row.example.answer, None]
+        assert evaluation._marks(world, pool, [row], [answers]) == [[True, False, False]]
 
 
 # ------------------------------------------------------------------------------------------- the same numbers

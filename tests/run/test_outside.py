@@ -1,9 +1,13 @@
 """Rewards from text: which text, and what a grader's failure does to a row."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
 from rl_likelihood import config as configs
+from rl_likelihood.data.grading_gym import pack
 from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.run.outside import outside_rewards, response_texts
 from rl_likelihood.run.world import load
@@ -44,6 +48,20 @@ def test_a_row_whose_grader_fails_is_neither_right_nor_wrong():
         rewards, keep, logged = outside_rewards(world, pool, rollout, rows)
     assert rewards["math"][0, 0] == 1 and rewards["math"][0, 2] == 0
     assert keep.tolist() == [[True, False, True]] and logged["grader/failures"] == 1
+
+
+def test_a_grader_that_needs_more_than_the_answer_gets_it():
+    world = world_of("code_tests + reasoning_gym")
+    program = {"prompt": "def f():\n", "test": "def check(f):\n    assert f() == 5", "entry_point": "f"}
+    opened = "1+1</think>\n<answer"
+    rollout, rows = rollout_of(world, [(opened, f">{body}</answer") for body in (" return 5", " return 4", "9")])
+    for check, name, marks in (
+        (json.dumps(program), "code_tests", [1, 0, 0]),
+        (pack("count_bits", {}, {"question": "?", "answer": "9", "metadata": {}}), "reasoning_gym", [0, 0, 1]),
+    ):
+        asked = [dataclasses.replace(rows[0], example=dataclasses.replace(rows[0].example, check=check))]
+        with Pool(deadline=60.0) as pool:
+            assert outside_rewards(world, pool, rollout, asked)[0][name].tolist() == [marks]
 
 
 def test_the_text_of_a_row_without_a_sampled_answer_ends_in_the_reference():

@@ -248,14 +248,25 @@ def download(dataset: DataSet, folder: Path) -> list[str]:
 
 
 def from_hub(address: str, by_hand: str) -> str:
-    """The folder of a Hugging Face data set hf:owner/name, downloaded to that library's own cache."""
+    """The folder of a Hugging Face data set hf:owner/name, or of one folder in it, hf:owner/name/folder.
+
+    Only files of data are downloaded, to that library's own cache.
+    """
+    parts = address.removeprefix("hf:").strip("/").split("/")
+    if len(parts) < 2 or not all(parts) or ".." in parts:
+        raise UserError(f"{address!r} names no data set of the hub; write hf:owner/name or hf:owner/name/folder")
     try:
         import huggingface_hub
     except ImportError as e:
-        raise UserError(f"{address} needs the package huggingface_hub; run pip install huggingface_hub") from e
+        raise UserError(
+            f"{address} needs the extra hub, the package huggingface_hub; run pip install -e '.[hub]', or {by_hand}"
+        ) from e
+    repository, below = "/".join(parts[:2]), "/".join(parts[2:])
+    patterns = [f"{below}/*{suffix}*" if below else f"*{suffix}*" for suffix in (*DATA, *ARCHIVES)]
     try:
-        return huggingface_hub.snapshot_download(
-            address.removeprefix("hf:"), repo_type="dataset", allow_patterns=[f"*{suffix}*" for suffix in DATA]
-        )
+        folder = huggingface_hub.snapshot_download(repository, repo_type="dataset", allow_patterns=patterns)
     except Exception as e:  # whatever its HTTP library of the day raises: no connection, no such set, no access
         raise UserError(f"{address} cannot be fetched ({_reason(e)}); {by_hand}") from e
+    if below and not Path(folder, below).is_dir():
+        raise UserError(f"{address}: the data set {repository} has no folder {below!r} with data; look on its page")
+    return str(Path(folder, below))

@@ -27,6 +27,6 @@ def parse(record: dict, place: Place) -> Row | Left:
 DATASET = DataSet(
     name="gsm8k",
     parse=parse,
-    fetch="train.jsonl and test.jsonl of openai/grade-school-math (grade_school_math/data)",
+    fetch="train.jsonl and test.jsonl of openai/grade-school-math (grade_school_math/data), or hf:openai/gsm8k/main",
     addresses=(_FOLDER + "train.jsonl", _FOLDER + "test.jsonl"),
 )
