@@ -52,6 +52,10 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "math": ["math-verify[antlr4_13_2]>=0.9,<0.10"],
         "data": ["pyzipper>=0.3.6,<0.5"],  # TeleQnA's encrypted zip
+        "hub": ["huggingface_hub>=1.31,<3"],  # data.prepare --source=hf:owner/name
+        # experiments/lm_eval_task.py, in an environment of its own and without constraints.txt: it brings torch and 40
+        # packages, one of which wants an older python-dateutil.
+        "harness": ["lm-eval[hf]>=0.4.13,<0.5"],
         "ray": ["ray>=2.40,<3"],
     },
 )

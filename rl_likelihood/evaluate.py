@@ -25,7 +25,7 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import state_shardings
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics
-from rl_likelihood.run.command import from_flags, run_main
+from rl_likelihood.run.command import base, from_flags, run_main
 from rl_likelihood.run.evaluation import evaluate
 from rl_likelihood.run.world import load, make_mesh, model_settings
 from rl_likelihood.shapes import UserError
@@ -73,7 +73,9 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
     if checkpoint.latest_step(workdir) is None:
         raise UserError(f"{workdir} holds no checkpoint; leave --workdir out to evaluate the untouched model")
     path = workdir / "config.json"
-    old = json.loads(path.read_text()) if path.exists() else config
+    defaults = base()  # a field newer than the run had its default
+    known = {} if defaults is None else configs.flatten(defaults)
+    old = known | json.loads(path.read_text()) if path.exists() else config
     names = [k for k in configs.differences(old, config) if k.startswith(SAME)]
     if names:
         first = names[0]

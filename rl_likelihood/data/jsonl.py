@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import gzip
 import json
+import zlib
 from pathlib import Path
 
 from rl_likelihood.data.examples import Example
@@ -17,7 +19,7 @@ def read_jsonl(path: str, field: str, skip_bad_rows: bool) -> tuple[list[Example
 
     A line is {"prompt", "answer"} or {"messages": [{"role", "content"}, ...], "answer"}, each with optional
     "id", "task" and "chain"; other fields are ignored, blank lines skipped, and white space around an answer
-    is dropped. The first bad row is refused unless `skip_bad_rows`.
+    is dropped. A file named .gz is unpacked. The first bad row is refused unless `skip_bad_rows`.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -29,6 +31,10 @@ def read_jsonl(path: str, field: str, skip_bad_rows: bool) -> tuple[list[Example
         raise UserError(f"{field} = {path} does not exist; {hint}")
     try:
         data = file.read_bytes()
+        if file.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as e:
+        raise UserError(f"{field} = {path} cannot be unpacked ({e}); fetch or compress it again") from e
     except OSError as e:
         raise UserError(f"{field} = {path} cannot be read ({e.strerror}); check its permissions") from e
     examples, bad = [], []

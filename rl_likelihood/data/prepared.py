@@ -57,13 +57,16 @@ def read_extra(path: str, split: str) -> dict[str, dict]:
     return {row["id"]: json.loads(row["extra"]) for row in _rows(path, split)}
 
 
-def load(path: str, train_split: str = "", heldout_split: str = "") -> tuple[list[Example], list[Example]]:
+def load(
+    path: str, train_split: str = "", heldout_split: str = "", training: bool = True
+) -> tuple[list[Example], list[Example]]:
     """(train, heldout): the splits by name; by default train, and the first of validation and test.
 
-    A set without training rows gives an empty list for them, unless `train_split` names a split.
+    A set without training rows gives an empty list for them, unless `train_split` names a split. So does one that is
+    only evaluated (`training` False): its training split is not looked at.
     """
     there = splits(path)
-    train_split = train_split or ("train" if "train" in there else "")
+    train_split = (train_split or ("train" if "train" in there else "")) if training else ""
     heldout_split = heldout_split or next((s for s in HELDOUT if s in there and s != train_split), "")
     if not heldout_split:
         raise UserError(f"{path} has no split {' or '.join(HELDOUT)}; name one of {', '.join(there)} as held-out split")

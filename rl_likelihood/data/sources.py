@@ -242,7 +242,7 @@ def _load_prepared(cfg: DataConfig, training: bool) -> tuple[list[Example], list
     """Splits that `prepare` made and cleaned; only questions of the worked examples are left to remove."""
     if not cfg.train_path:
         raise UserError("data.train_path is empty; name a folder that python -m rl_likelihood.data.prepare wrote")
-    rows, held = prepared.load(cfg.train_path, cfg.train_split, cfg.heldout_split)
+    rows, held = prepared.load(cfg.train_path, cfg.train_split, cfg.heldout_split, training)
     if training and not rows:
         there = ", ".join(prepared.splits(cfg.train_path))
         raise UserError(
@@ -250,7 +250,6 @@ def _load_prepared(cfg: DataConfig, training: bool) -> tuple[list[Example], list
             "by naming two of them in data.train_split and data.heldout_split"
         )
     worked = _worked_keys()
-    rows = rows if training else []
     kept_rows, kept_held = ([e for e in part if example_key(e) not in worked] for part in (rows, held))
     removed = len(rows) + len(held) - len(kept_rows) - len(kept_held)
     train = _first(kept_rows, cfg.train_size if training else 0, "train", cfg.train_path)

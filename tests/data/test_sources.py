@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 
@@ -173,6 +174,16 @@ def test_a_file_from_windows_is_read(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "a", "answer": "b"}\r\n{"prompt": "c", "answer": "d"}\r\n')
     assert [e.prompt for e in load(DataConfig("jsonl", train_path=str(path)))[0]] == ["a", "c"]
+
+
+def test_a_compressed_file_is_read_and_a_broken_one_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in questions(3)).encode()))
+    assert [e.answer for e in load(DataConfig("jsonl", train_path=str(path)))[0]] == ["0", "1", "2"]
+    for data in (b"plain text", path.read_bytes()[:-9], path.read_bytes()[:10] + b"\xff" * 9):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="data.train_path = .*rows.jsonl.gz cannot be unpacked"):
+            load(DataConfig("jsonl", train_path=str(path)))
 
 
 def test_split_by_hash_does_not_move(tmp_path):

@@ -1,0 +1,118 @@
+"""The held-out questions of a config as a task of lm-eval, so that an outside harness scores an exported model.
+
+    python -m rl_likelihood.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m rl_likelihood.export   --workdir=runs/quickstart --out=runs/exported
+    python experiments/lm_eval_task.py --config=configs/quickstart.py --out=runs/task
+
+    python3 -m venv .harness && .harness/bin/pip install -e '.[harness]'
+    .harness/bin/lm_eval --model hf --model_args pretrained=runs/exported,dtype=float32 --tasks rl_likelihood \
+        --include_path runs/task --batch_size 32 --device cpu --output_path runs/task/results --log_samples
+
+Written are OUT/rl_likelihood.yaml and OUT/questions.jsonl: each question's prompt is the very text that this library
+gives the model, chat template, worked examples and the opened <think> included, so lm-eval must not apply a template
+of its own. Its exact_match is to be compared with greedy_success of eval.grader=exact_match: the same questions,
+greedy, the same stop, the answer between the tags compared as text. Two rules differ, in favour of lm-eval: it has one
+limit for chain and answer together, and it grades an answer that this limit cuts off.
+
+Numbers seen: docs/data.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from rl_likelihood import config as configs  # noqa: E402
+from rl_likelihood.data import prompts, sources  # noqa: E402
+from rl_likelihood.data.prompts import PromptConfig  # noqa: E402
+from rl_likelihood.model import assets  # noqa: E402
+from rl_likelihood.run import world  # noqa: E402
+from rl_likelihood.run.command import from_flags, run_main  # noqa: E402
+from rl_likelihood.shapes import UserError  # noqa: E402
+
+NAME = "rl_likelihood"
+
+
+def answer_pattern(cfg: PromptConfig) -> str:
+    r"""What finds the answer in a text that ends before its closing tag: `grading.extract_answer` as one expression.
+
+    Searched is what follows the first </think>, or everything where there is none.
+    """
+    close, opening = (re.escape(tag) for tag in (cfg.think_close, cfg.answer_open + ">"))
+    chain = rf"(?:(?:(?!{close}).)*{close}|(?!.*{close}))"
+    return rf"(?s)\A{chain}.*?{opening}\s*(.*?)\s*\Z"
+
+
+def task(data: Path, cfg: PromptConfig, tokens: int) -> str:
+    """The task file, YAML."""
+    lines = [
+        f"task: {NAME}",
+        "dataset_path: json",
+        f"dataset_kwargs: {json.dumps({'data_files': {'test': str(data)}})}",
+        "test_split: test",
+        "output_type: generate_until",
+        'doc_to_text: "{{prompt}}"',
+        'doc_to_target: "{{answer}}"',
+        'target_delimiter: ""',
+        "generation_kwargs:",
+        f"  until: {json.dumps([cfg.answer_close])}",
+        "  do_sample: false",
+        f"  max_gen_toks: {tokens}",
+        "filter_list:",
+        "  - name: answer",
+        "    filter:",
+        f"      - {json.dumps({'function': 'regex', 'regex_pattern': answer_pattern(cfg)})}",
+        '      - {"function": "take_first"}',
+        "metric_list:",
+        "  - metric: exact_match",
+        "    aggregation: mean",
+        "    higher_is_better: true",
+        "metadata:",
+        "  version: 1.0",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    c, _ = from_flags()
+    settings, out = configs.build(c), flags.FLAGS.out
+    if not out:
+        raise UserError("--out is missing; name a folder for the task")
+    if c.eval.grader != "exact_match":
+        raise UserError(
+            f"eval.grader is {c.eval.grader!r}, but lm-eval will compare answers as text; evaluate with "
+            "--config.eval.grader=exact_match, and give the same here"
+        )
+    _, heldout, _ = sources.load(settings.data, training=False)
+    if not heldout or not c.eval.prompts:
+        raise UserError("there are no held-out questions; set data.heldout_size and eval.prompts")
+    tokenizer, _ = world.load_tokenizer(model_folder(c.model.path))
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = (folder / "questions.jsonl").resolve()
+    rows = [
+        {"id": e.id, "prompt": prompts.render(e, tokenizer, settings.prompt), "answer": e.answer}
+        for e in heldout[: c.eval.prompts]
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokens = c.sampler.max_chain + (c.eval.max_sampled_answer or c.prompt.max_answer)
+    (folder / f"{NAME}.yaml").write_text(task(data, settings.prompt, tokens))
+    print(f"{len(rows)} questions, up to {tokens} tokens each: {folder / NAME}.yaml")
+
+
+def model_folder(path: str) -> str:
+    """Where the tokenizer of model.path is."""
+    if not path:
+        raise UserError("model.path is empty; lm-eval scores a model with a tokenizer of its own, from a folder")
+    return str(assets.resolve(path))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", "", "folder to write the task to")
+    run_main(main)
