@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_likelihood.data import grading, procedural
+from rl_likelihood.data import grading, grading_gym, procedural
 from rl_likelihood.data.procedural import CHUNK, evaluate_expression, generate, parse
 from rl_likelihood.data.sources import DataConfig, load
 from rl_likelihood.shapes import UserError
 
 # Their items have None for an answer: what is right is found by trying it out.
 WITHOUT_ANSWER = ("boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour")
-SLOW = ("arc_agi", "futoshiki", "knight_swap", "intermediate_integration", "zebra_puzzles", "rearc")
 
 
 def first(text: str, n: int, seed: int = 0, split: str = "train"):
@@ -114,6 +113,7 @@ def test_expressions_have_python_s_value(numbers, operators):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the package's own: files left open
 def test_every_data_set_of_the_package_gives_questions_and_takes_its_own_answers():
     from reasoning_gym.factory import DATASETS
 
@@ -125,9 +125,7 @@ def test_every_data_set_of_the_package_gives_questions_and_takes_its_own_answers
         for e in first(f"{name}()", 2):
             assert e.prompt and e.task == name and e.check
             assert grading.gym_match(e.check, e.answer), name
-            # As text too: its rule alone, without the short cut for equal text.
-            from rl_likelihood.data import grading_gym
-
+            # Its rule alone too, without the short cut for equal text.
             asked = grading_gym.unpack(e.check)
             rules = grading_gym._rules(asked.dataset, asked.parameters)
             assert grading_gym._right(rules, str(asked.item["answer"]), asked.item), name
