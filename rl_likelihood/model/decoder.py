@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.model.attention import attention, branch_mask, branch_positions
+from rl_likelihood.model.attention import attention, branch_mask, branch_positions, decode_attention
 
 Params = dict[str, Any]
 
@@ -274,7 +274,7 @@ def unstack(params: Params, cfg: ModelConfig) -> Params:
 def prefill(
     weights: Params, cfg: ModelConfig, prompt: Int[Array, "P S"], prompt_length: Int[Array, "P"]
 ) -> tuple[Float[Array, "P D"], tuple]:
-    """Hidden state of each prompt's last token, and the prompts' keys and values, one pair a layer.
+    """Hidden state of each prompt's last token, and the prompts' keys and values, one pair a layer as in `Cache`.
 
     `weights` are `unstack(params, cfg)`. A prompt is computed once, whatever the group size.
     """
@@ -285,7 +285,7 @@ def prefill(
     cache = []
 
     def attend(q, k, v):
-        return attention(q[:, None], (k[:, None], v[:, None]), mask)[:, 0], (k, v)
+        return attention(q[:, None], (k[:, None], v[:, None]), mask)[:, 0], (k.swapaxes(2, 3), v)
 
     for w in weights["layers"]:
         x, kept = block(x, w, cfg, rope, attend)
@@ -294,14 +294,15 @@ def prefill(
     return rms_norm(x, weights["final_norm"], cfg.norm_eps), tuple(cache)
 
 
-def empty_cache(cfg: ModelConfig, p: int, g: int, length: int) -> tuple:
-    """Own keys and values of P x G rows of at most `length` completion tokens, zero."""
-    zero = jnp.zeros((p, g, cfg.kv_heads, length, cfg.head_dim), cfg.compute_dtype)
-    return tuple((zero, zero) for _ in range(cfg.layers))
+def empty_cache(cfg: ModelConfig, rows: int, length: int) -> tuple:
+    """Own keys and values of `rows` rows of at most `length` completion tokens, zero."""
+    keys = jnp.zeros((rows, cfg.kv_heads, cfg.head_dim, length), cfg.compute_dtype)
+    return tuple((keys, keys.swapaxes(2, 3)) for _ in range(cfg.layers))
 
 
 class Cache(NamedTuple):
-    """Keys and values while decoding, one array a layer: the prompt's [P, K, S, Dh], the rows' own [P, G, K, T, Dh]."""
+    """Keys [.., K, Dh, positions] and values [.., K, positions, Dh] while decoding, one pair a layer: those of the
+    prompts, leading with P, and the rows' own, leading with P x G."""
 
     prompt: tuple[tuple[Array, Array], ...]
     own: tuple[tuple[Array, Array], ...]
@@ -320,21 +321,40 @@ def decode_step(
 
     `weights` are `unstack(params, cfg)`. Own keys beyond `index` are not seen.
     """
+    length = cache.own[0][0].shape[-1]
+    own_mask = jnp.broadcast_to(jnp.arange(length) <= index, (*token.shape, length))
+    return decode_rows(weights, cfg, token, index, (prompt_length + index)[:, None], own_mask, in_prompt, cache)
+
+
+def decode_rows(
+    weights: Params,
+    cfg: ModelConfig,
+    token: Int[Array, "P G"],
+    write: Int[Array, ""],
+    position: Int[Array, "P #G"],
+    own_mask: Bool[Array, "P G T"],
+    in_prompt: Bool[Array, "P S"],
+    cache: Cache,
+) -> tuple[Float[Array, "P G D"], Cache]:
+    """`decode_step` for rows of different ages: all write at place `write` of their own caches, wherever they are.
+
+    Keys are rotated by `position` before they are kept, so their order in the cache means nothing: `own_mask` says
+    which of them (that of this token included) a row sees.
+    """
     p, g = token.shape
-    length = cache.own[0][0].shape[3]
-    position = jnp.broadcast_to((prompt_length + index)[:, None, None], (p, g, 1))
-    rope = rope_tables(cfg, position)
-    own_mask = jnp.broadcast_to(jnp.arange(length) <= index, (p, 1, 1, length))
-    x = weights["embed"][token][:, :, None]  # [P, G, 1, D]
+    rope = rope_tables(cfg, jnp.broadcast_to(position, (p, g)).reshape(-1, 1))
+    own_mask = own_mask.reshape(p * g, -1)
+    x = weights["embed"][token.reshape(-1)][:, None]  # [P x G, 1, D]
     own = []
     for w, shared, (keys, values) in zip(weights["layers"], cache.prompt, cache.own, strict=True):
 
         def attend(q, k, v, shared=shared, keys=keys, values=values):
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, k, index, 3)
-            values = jax.lax.dynamic_update_slice_in_dim(values, v, index, 3)
-            return attention(q, (keys, values), own_mask, shared, in_prompt), (keys, values)
+            keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(2, 3), write, 3)
+            values = jax.lax.dynamic_update_slice_in_dim(values, v, write, 2)
+            out = decode_attention(q[:, 0], (keys, values), own_mask, shared, in_prompt)
+            return out[:, None], (keys, values)
 
         x, kept = block(x, w, cfg, rope, attend)
         own.append(kept)
     x = rms_norm(x, weights["final_norm"], cfg.norm_eps)
-    return x[:, :, 0], Cache(cache.prompt, tuple(own))
+    return x.reshape(p, g, -1), Cache(cache.prompt, tuple(own))

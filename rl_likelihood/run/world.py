@@ -68,7 +68,7 @@ class World:
         return SamplerConfig(**{
             "model": self.model, "chain_format": self.fmt, "group_size": c.group_size, "max_chain": c.max_chain,
             "max_sampled_answer": configs.sampled_answer(self.config), "temperature": c.temperature,
-            "width_multiple": c.width_multiple, **changes,
+            "width_multiple": c.width_multiple, "slots": c.slots, **changes,
         })  # fmt: skip
 
     def sampled_text(self, rollout: Rollout) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Sampling: prefill once per prompt, decode G rows of each, stop, and splice tags and reference answers as ids."""
+"""Sampling: G rows of each prompt until they stop, with tags and reference answers spliced in as ids."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ from rl_likelihood.model.decoder import (
     prefill,
     unstack,
 )
-from rl_likelihood.model.head import logits
+from rl_likelihood.sampler import engine
+from rl_likelihood.sampler.draw import choose, row_keys
 from rl_likelihood.sampler.stop import first_match, stop_table
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
-
-# Vocabulary block of the two-level draw.
-BLOCK = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +37,7 @@ class SamplerConfig:
     max_sampled_answer: int = 0  # further ids for the sampled answer; 0 stops at the answer tag
     temperature: float | tuple[float, ...] = 1.0
     width_multiple: int = 0  # completions are padded to a multiple of this; 0 pads to the largest possible
+    slots: int = 0  # rows decoded at one time; 0: all of them
 
     @property
     def max_sampled(self) -> int:
@@ -63,42 +62,17 @@ def sample_ids(
 ) -> tuple[Int[np.ndarray, "P G N"], Float[np.ndarray, "P G N"], Int[np.ndarray, "P G"]]:
     """What follows the prompts, up to the id that completes `until`: ids, log-probs, and how many, on the host."""
     fmt, t = cfg.chain_format, cfg.temperature
-    temperature = jnp.asarray(t if isinstance(t, tuple) else (t,) * cfg.group_size, jnp.float32)
-    stop, eos = stop_table(fmt.vocab_bytes, (until,)), jnp.asarray(fmt.eos_ids, jnp.int32)
-    out = generate(
-        weights, cfg.model, prompts.tokens, prompts.length, prompts.uid, key, temperature, stop, eos,
-        max_tokens=max_tokens, pad_id=fmt.pad_id,
-    )  # fmt: skip
-    return tuple(np.asarray(x) for x in out)
+    temperature = t if isinstance(t, tuple) else (t,) * cfg.group_size
+    stop = stop_table(fmt.vocab_bytes, (until,))
+    return engine.sample_rows(
+        weights, cfg.model, prompts, key, temperature, stop, fmt.eos_ids, max_tokens, fmt.pad_id, cfg.slots
+    )
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def prepare(params: Params, cfg: ModelConfig) -> Params:
     """The sampler's copy of the weights, made once per version."""
     return unstack(params, cfg)
-
-
-def invert_cumulative(mass: Float[Array, "... N"], u: Float[Array, "..."]) -> Int[Array, "..."]:
-    """First index whose cumulative mass exceeds u (in [0, 1)) times the total; never one of mass 0.
-
-    A cumulative sum computed in parallel is not monotone to the last bit: it can step at an index of mass
-    0, hence the mask, and end below an earlier value, hence the maximum for the total.
-    """
-    total = jnp.where(mass > 0, jnp.cumsum(mass, -1), 0.0)
-    return (total > u[..., None] * total.max(-1, keepdims=True)).argmax(-1)
-
-
-def draw(z: Float[Array, "... V"], u: Float[Array, "... 2"]) -> Int[Array, "..."]:
-    """Exact draw from softmax(z) by inverting the cumulative sum, first over blocks of ids, then inside one.
-
-    `u` holds two uniforms in [0, 1) a row. A token of probability 0 is never drawn.
-    """
-    v = z.shape[-1]
-    e = jnp.exp(z - z.max(-1, keepdims=True))
-    e = jnp.pad(e, [(0, 0)] * (z.ndim - 1) + [(0, -v % BLOCK)]).reshape(*z.shape[:-1], -1, BLOCK)
-    block = invert_cumulative(e.sum(-1), u[..., 0])
-    inside = jnp.take_along_axis(e, block[..., None, None], -2)[..., 0, :]
-    return block * BLOCK + invert_cumulative(inside, u[..., 1])
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "pad_id"))
@@ -117,29 +91,18 @@ def generate(
 ) -> tuple[Int[Array, "P G N"], Float[Array, "P G N"], Int[Array, "P G"]]:
     """Sampled ids, their log-probs (at the row's temperature; 1 for greedy rows), and how many there are.
 
+    The plain way, one program for all rows: `engine.sample_rows` gives the same, faster, and is tested against it.
     A row ends after the id that completes a stop string or is an end-of-sequence id; the loop ends when
     all rows have.
     """
     p, g = prompt.shape[0], temperature.shape[0]
     in_prompt = jnp.arange(prompt.shape[1]) < prompt_length[:, None]
-    greedy = temperature == 0
-    scale = jnp.where(greedy, 1.0, temperature)[:, None]
     matched = stop.shape[1] - 1
-    row_keys = jax.vmap(lambda i: jax.vmap(lambda j: jax.random.fold_in(jax.random.fold_in(key, i), j))(jnp.arange(g)))
-    row_keys = row_keys(uid)
+    keys = row_keys(key, uid, jnp.zeros_like(uid), g)
     head = head_matrix(weights)
 
-    def choose(hidden, i):
-        """One id for each row from its hidden state [P, G, D]."""
-        z = logits(hidden, head) / scale
-        step_keys = jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, i)))(row_keys)
-        u = jax.vmap(jax.vmap(lambda k: jax.random.uniform(k, (2,))))(step_keys)
-        token = jnp.where(greedy, z.argmax(-1), draw(z, u)).astype(jnp.int32)
-        logp = jnp.take_along_axis(z, token[..., None], -1)[..., 0] - jax.nn.logsumexp(z, -1)
-        return token, logp
-
     def keep(i, hidden, state, done, ids, logps, length):
-        token, logp = choose(hidden, i)
+        token, logp = choose(hidden, head, keys, jnp.full((p, 1), i), temperature[None])
         ids = jax.lax.dynamic_update_slice_in_dim(ids, jnp.where(done, pad_id, token)[..., None], i, 2)
         logps = jax.lax.dynamic_update_slice_in_dim(logps, jnp.where(done, 0.0, logp)[..., None], i, 2)
         length = length + ~done
@@ -163,7 +126,7 @@ def generate(
         hidden, cache = decode_step(weights, cfg, token, i - 1, prompt_length, in_prompt, Cache(shared, own))
         return i + 1, cache.own, keep(i, hidden, *rest)
 
-    own = empty_cache(cfg, p, g, max_tokens)
+    own = empty_cache(cfg, p * g, max_tokens)
     _, _, (_, _, _, ids, logps, length) = jax.lax.while_loop(running, body, (jnp.int32(1), own, first))
     return ids, logps, length
 

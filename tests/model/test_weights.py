@@ -78,7 +78,7 @@ def test_decoding_equals_one_forward(name):
     prompt, length = ids[:1, :cut], np.array([cut])
     last, shared = jax.jit(prefill, static_argnums=1)(stacked, cfg, prompt, length)
     np.testing.assert_allclose(last[0], hidden[cut - 1], atol=1e-4)
-    cache = Cache(shared, empty_cache(cfg, 1, 1, 8))
+    cache = Cache(shared, empty_cache(cfg, 1, 8))
     step = jax.jit(decode_step, static_argnums=1)
     for i in range(8):
         token = ids[:1, cut + i : cut + i + 1]

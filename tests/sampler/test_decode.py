@@ -12,7 +12,8 @@ from rl_likelihood.learner.batching import to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.sampler import decode
-from rl_likelihood.sampler.decode import SamplerConfig, draw, invert_cumulative, sample, splice
+from rl_likelihood.sampler.decode import SamplerConfig, sample, splice
+from rl_likelihood.sampler.draw import draw, invert_cumulative
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts
 from tests.small import TINY, log_softmax, random_params, reference_logits, tiny
 
@@ -342,11 +343,7 @@ def test_a_sampled_answer_stands_between_chain_and_reference():
 def test_every_sampled_id_is_in_the_rollout_as_it_was_sampled():
     p = prompts(6, seed=1)
     cfg = SamplerConfig(TINY, FORMAT, group_size=8, max_chain=12, temperature=1.6)
-    stop = decode.stop_table(VOCAB, (FORMAT.answer_open,))
-    ids, logp, length = map(np.asarray, decode.generate(
-        decode.prepare(PARAMS, TINY), TINY, p.tokens, p.length, p.uid, KEY, jnp.full(8, 1.6), stop, jnp.array([EOS]),
-        max_tokens=12, pad_id=PAD_ID,
-    ))  # fmt: skip
+    ids, logp, length = decode.sample_ids(decode.prepare(PARAMS, TINY), p, KEY, cfg, FORMAT.answer_open, 12)
     rollout = sample(PARAMS, p, KEY, cfg)
     for i, j in np.ndindex(6, 8):
         n = length[i, j]

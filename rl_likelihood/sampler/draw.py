@@ -1,0 +1,69 @@
+"""One id for each row from its hidden state: exact, reproducible row by row, and cheap beside the head's product."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rl_likelihood.model.head import logits
+
+# Vocabulary block of the two-level draw.
+BLOCK = 256
+
+
+def row_keys(key: Array, uid: Int[Array, "P"], first: Int[Array, "P"], g: int) -> Array:
+    """Random keys [P, g] of rows first, first + 1, ... of the prompts named `uid`."""
+    of_row = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(lambda i, j: of_row(jax.random.fold_in(key, i), j + jnp.arange(g)))(uid, first)
+
+
+def choose(
+    hidden: Float[Array, "P G D"],
+    head: Float[Array, "V D"],
+    keys: Array,
+    index: Int[Array, "P #G"],
+    temperature: Float[Array, "#P G"],
+) -> tuple[Int[Array, "P G"], Float[Array, "P G"]]:
+    """Token number `index` of each row, and its log-prob at the row's temperature (1 for greedy rows, temperature 0).
+
+    `keys` are the rows' own; a token's uniforms depend on its row's key and its index alone.
+    """
+    greedy = temperature == 0
+    scaled = hidden / jnp.where(greedy, 1.0, temperature)[..., None].astype(hidden.dtype)
+    z = logits(scaled, head)
+    top = z.max(-1, keepdims=True)
+    e = jnp.exp(z - top)
+    index = jnp.broadcast_to(index, hidden.shape[:2])
+    u = jax.vmap(jax.vmap(lambda k, i: jax.random.uniform(jax.random.fold_in(k, i), (2,))))(keys, index)
+    token, total = draw_mass(e, u)
+    # A pass over the vocabulary that most batches need not make.
+    best = jax.lax.cond(greedy.any(), lambda: z.argmax(-1), lambda: jnp.zeros_like(token))
+    token = jnp.where(greedy, best, token).astype(jnp.int32)
+    return token, (jnp.take_along_axis(z, token[..., None], -1) - top)[..., 0] - jnp.log(total)
+
+
+def invert_cumulative(mass: Float[Array, "... N"], u: Float[Array, "..."]) -> Int[Array, "..."]:
+    """First index whose cumulative mass exceeds u (in [0, 1)) times the total; never one of mass 0.
+
+    A cumulative sum computed in parallel is not monotone to the last bit: it can step at an index of mass
+    0, hence the mask, and end below an earlier value, hence the maximum for the total.
+    """
+    total = jnp.where(mass > 0, jnp.cumsum(mass, -1), 0.0)
+    return (total > u[..., None] * total.max(-1, keepdims=True)).argmax(-1)
+
+
+def draw(z: Float[Array, "... V"], u: Float[Array, "... 2"]) -> Int[Array, "..."]:
+    """Exact draw from softmax(z). `u` holds two uniforms in [0, 1) a row. A token of probability 0 is never drawn."""
+    return draw_mass(jnp.exp(z - z.max(-1, keepdims=True)), u)[0]
+
+
+def draw_mass(e: Float[Array, "... V"], u: Float[Array, "... 2"]) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+    """Exact draw in proportion to e, by inverting the cumulative sum, first over blocks of ids, then inside one;
+    and the sum of e."""
+    v = e.shape[-1]
+    e = jnp.pad(e, [(0, 0)] * (e.ndim - 1) + [(0, -v % BLOCK)]).reshape(*e.shape[:-1], -1, BLOCK)
+    blocks = e.sum(-1)
+    block = invert_cumulative(blocks, u[..., 0])
+    inside = jnp.take_along_axis(e, block[..., None, None], -2)[..., 0, :]
+    return block * BLOCK + invert_cumulative(inside, u[..., 1]), blocks.sum(-1)

@@ -1,0 +1,127 @@
+"""The engine gives what the plain loop gives, whatever runs beside what; and its programs update caches in place."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
+from rl_likelihood.learner.rows import StepConfig
+from rl_likelihood.learner.step import state_shardings
+from rl_likelihood.mesh import make_mesh
+from rl_likelihood.sampler import decode, engine
+from rl_likelihood.sampler.stop import stop_table
+from tests.sampler.test_decode import EOS, KEY, PAD_ID, PARAMS, VOCAB, prompts
+from tests.small import TINY, random_params, tiny
+
+TEMPERATURE = (0.0, 1.0, 0.7, 1.5)
+TOKENS = 20
+STOP, ENDS = stop_table(VOCAB, ("a",)), np.array([EOS])
+P = prompts(7)
+
+
+def plain(weights, cfg=TINY, p=P):
+    out = decode.generate(
+        weights, cfg, p.tokens, p.length, p.uid, KEY, jnp.asarray(TEMPERATURE), STOP, ENDS,
+        max_tokens=TOKENS, pad_id=PAD_ID,
+    )  # fmt: skip
+    return tuple(map(np.asarray, out))
+
+
+def by_engine(weights, cfg=TINY, p=P, **how):
+    return engine.sample_rows(weights, cfg, p, KEY, TEMPERATURE, STOP, ENDS, TOKENS, PAD_ID, **how)
+
+
+def same(got, wanted):
+    np.testing.assert_array_equal(got[0], wanted[0])
+    np.testing.assert_allclose(got[1], wanted[1], atol=2e-5)
+    np.testing.assert_array_equal(got[2], wanted[2])
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return decode.prepare(PARAMS, TINY)
+
+
+@pytest.fixture(scope="module")
+def wanted(weights):
+    out = plain(weights)
+    assert out[2].min() <= 2 and out[2].max() > 15, "rows of all ages"
+    return out
+
+
+@pytest.fixture
+def short_ring(monkeypatch):
+    monkeypatch.setattr(engine, "FIRST_PLACES", 4)  # so that it grows, and goes round
+
+
+@pytest.mark.parametrize("slots, streams", [(0, 1), (0, 2), (1, 1), (3, 1), (8, 2), (27, 1), (40, 3)])
+def test_the_same_samples_in_the_same_order_whatever_the_slots(weights, wanted, short_ring, slots, streams):
+    same(by_engine(weights, slots=slots, streams=streams), wanted)
+
+
+def test_a_ring_that_goes_round_many_times(weights, wanted, short_ring):
+    p = prompts(7, seed=3)
+    same(by_engine(weights, p=p, slots=2, streams=1), plain(weights, p=p))
+
+
+def test_grouped_heads_biases_and_norms_too(short_ring):
+    cfg = tiny(family="qwen3", qkv_bias=True, qk_norm=True, kv_heads=1)
+    weights = decode.prepare(random_params(cfg, 5), cfg)
+    same(by_engine(weights, cfg, slots=5), plain(weights, cfg))
+
+
+def test_weights_spread_over_a_mesh(wanted, short_ring):
+    mesh = make_mesh((1, 4, 2))
+    at = state_shardings(mesh, TINY, make_optimizer(OptimizerConfig()), StepConfig()).params
+    spread = decode.prepare(jax.device_put(PARAMS, at), TINY)
+    assert len(spread["embed"].devices()) == 8
+    same(by_engine(spread, slots=6), wanted)
+
+
+def test_each_prompt_is_prefilled_once_and_its_rows_start_together_or_one_after_the_other(weights, monkeypatch):
+    made = []
+    real = engine.prefill_jit
+
+    def counted(weights, model, tokens, length):
+        made.append(len(length))
+        return real(weights, model, tokens, length)
+
+    monkeypatch.setattr(engine, "prefill_jit", counted)
+    by_engine(weights, slots=0, streams=1)
+    assert made == [7]
+    made.clear()
+    by_engine(weights, slots=6, streams=1)
+    assert sum(made) == 7 and made[0] == 2
+
+
+def test_an_error_in_a_stream_is_the_caller_s(weights):
+    with pytest.raises(TypeError):
+        by_engine(weights, p=P.replace(uid=None), streams=2)
+
+
+# ------------------------------------------------------------------ the compiled program
+
+
+@pytest.mark.parametrize("g", [1, 4])
+def test_no_step_copies_a_cache(g):
+    cfg = tiny(layers=2, head_dim=8)
+    lanes = jax.eval_shape(lambda: engine.empty_lanes(cfg, 8, g, 12, 40, 40))
+    params = jax.eval_shape(lambda p: decode.unstack(p, cfg), random_params(cfg))
+    traced = engine.segment.trace(params, cfg, lanes, jnp.asarray(STOP), jnp.asarray(ENDS), jnp.int32(1), jnp.int32(1))
+    # The suite turns optimizations off to save time; what users run has them.
+    options = {"xla_llvm_disable_expensive_passes": False, "xla_backend_optimization_level": 2}
+    compiled = traced.lower().compile(compiler_options=options)
+    of_cache = {x.size for x in jax.tree.leaves(lanes.cache)}
+    found = []
+    for line in compiled.as_text().splitlines():
+        match = re.search(r"= f32\[([\d,]+)\]\S* (copy|transpose|concatenate|pad)\(", line)
+        if match and np.prod([int(n) for n in match[1].split(",")]) in of_cache:
+            found.append(line.strip()[:120])
+    assert not found
+    memory = compiled.memory_analysis()
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lanes.cache))
+    assert memory.alias_size_in_bytes >= held, "all caches are donated"
+    assert memory.temp_size_in_bytes < held, "and no second one is made"
