@@ -17,19 +17,24 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face folder, .gguf file, workdir of another run, or "smollm2-135m-instruct"
     c.model.preset = ""  # instead of a path: random weights of this size ("tiny", 1.6 M parameters) over bytes
-    c.model.compute_dtype = "float32"  # float32 | bfloat16; parameters, log-probs and losses are always float32
+    # auto (bfloat16 on accelerators, float32 on CPU) | float32 | bfloat16; parameters, log-probs and losses are
+    # always float32
+    c.model.compute_dtype = "auto"
     c.model.scan_layers = True  # compile one layer and loop; False compiles all (some per cent faster on CPU)
     c.model.remat = "none"  # none | dots | full: what the backward pass computes again to save memory
 
-    c.mesh = ConfigDict()  # devices = data x fsdp x tensor
-    c.mesh.data = 1
-    c.mesh.fsdp = 0  # 0: all devices that the others leave
-    c.mesh.tensor = 1
+    c.mesh = ConfigDict()  # the learner's devices = data x fsdp x tensor
+    c.mesh.data = 1  # copies of everything; of several TPU slices only data runs from one to the next
+    c.mesh.fsdp = 0  # parameters and optimizer split; 0: all devices that the others leave
+    c.mesh.tensor = 1  # heads, MLP and vocabulary split, within a host
+
+    c.pod = ConfigDict()
+    c.pod.heartbeat = 30.0  # seconds in which the death of another process is noticed
 
     c.data = ConfigDict()
     c.data.source = "reasoning_gym"  # reasoning_gym | jsonl | prepared (by rl_likelihood.data.prepare)
     # reasoning_gym: presets (one_operation, basic_arithmetic, chain_sum) and any of its data sets, as "leg_counting" or
-    # "leg_counting(max_animals=2)"; rl_likelihood/data/procedural.py says more
+    # "leg_counting(min_animals=1, max_animals=2)"; rl_likelihood/data/procedural.py says more
     c.data.tasks = ("basic_arithmetic",)
     c.data.train_path = ""  # jsonl, lines {"prompt", "answer"[, "chain", "id", "task"]} or {"messages", "answer"}
     # prepared: train_path is the folder; its splits are train, and validation or test, unless named here
@@ -64,7 +69,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler.width_multiple = 0  # rows padded to a multiple of this (each width compiles once); 0: as wide as can be
     c.sampler.max_staleness = 0  # updates a rollout may be behind; 0 is strictly on-policy and reproducible
     c.sampler.queue_depth = 2  # rollouts waiting at most
-    c.sampler.devices = "shared"  # sampler and learner take turns on the same devices
+    # shared (sampler and learner take turns on the same devices), or "4": the last 4 of each process's are the sampler's
+    c.sampler.devices = "shared"
+    c.sampler.tensor = 1  # devices that hold the sampler's weights together: 1, or mesh.tensor where one is too small
 
     # A published method by name, which sets what its paper sets in reward, loss, filter and sampler
     # (rl_likelihood/presets.py lists them); the command line overrides it.
@@ -122,6 +129,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.b2 = 0.999
     c.optim.weight_decay = 0.0
     c.optim.clip_norm = 1.0  # of the global gradient norm; 0: no clip
+    c.optim.momentum_dtype = "float32"  # float32 | bfloat16, which saves two bytes a parameter
 
     c.train = ConfigDict()
     c.train.steps = 200

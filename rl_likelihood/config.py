@@ -38,9 +38,9 @@ CHOICES = {
     "loss.kl": ("none", "k1", "k2", "k3", "reward_k1"),
     "optim.schedule": ("cosine", "constant"),
     "prompt.score_delims": ("none", "close", "both"),
-    "model.compute_dtype": ("float32", "bfloat16"),
+    "model.compute_dtype": ("auto", "float32", "bfloat16"),
+    "optim.momentum_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
-    "sampler.devices": ("shared",),
     "data.source": ("reasoning_gym", "jsonl", "prepared"),
     "warm_start.chains": ("own", "given"),
     "eval.grader": ("none", *GRADERS),
@@ -48,7 +48,8 @@ CHOICES = {
 }
 AT_LEAST = {
     "sampler.group_size": 1, "sampler.max_chain": 1, "sampler.max_sampled_answer": -1, "sampler.max_staleness": 0,
-    "sampler.queue_depth": 1, "sampler.width_multiple": 0, "sampler.slots": 0, "train.steps": 0, "train.prompts_per_step": 1,
+    "sampler.queue_depth": 1, "sampler.width_multiple": 0, "sampler.slots": 0,
+    "train.steps": 0, "train.prompts_per_step": 1,
     "train.micro_batch_prompts": 0, "train.head_chunk": 1, "train.eval_every": 0, "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1, "train.keep_every": 0, "warm_start.steps": 0, "warm_start.examples": 0,
     "warm_start.prompts": 1, "warm_start.prompts_per_step": 1, "eval.prompts": 0, "eval.samples": 0,
@@ -58,6 +59,7 @@ AT_LEAST = {
     "loss.kl_coef": 0, "report.samples_every": 0, "report.sample_prompts": 0, "report.console_samples": 0,
     "mesh.data": 1, "mesh.fsdp": 0, "mesh.tensor": 1, "prompt.examples": 0, "prompt.max_prompt": 1,
     "prompt.max_answer": 1, "reward.vote_train": 0, "reward.length_min": 0, "reward.overlong_max": 0,
+    "sampler.tensor": 1, "pod.heartbeat": 1,
     "reward.overlong_cache": 0, "filter.threshold": 0, "filter.beta": 0, "proxy.every": 1,
 }  # fmt: skip
 
@@ -114,6 +116,12 @@ def validate(c: ConfigDict) -> None:
     if bool(c.model.path) == bool(c.model.preset):
         both = "both are set" if c.model.path else "neither is set"
         raise UserError(f"model.path (weights) or model.preset (random weights): {both}; set exactly one of them")
+    devices = str(c.sampler.devices)
+    if devices != "shared" and (not devices.isdigit() or int(devices) < 1):
+        raise UserError(
+            f"sampler.devices is {c.sampler.devices!r}; it must be shared, or how many of each process's devices are "
+            "the sampler's alone"
+        )
     if c.model.preset and c.model.preset not in SIZES:
         raise UserError(f"model.preset is {c.model.preset!r}; it must be one of {', '.join(SIZES)}")
     g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
@@ -316,6 +324,7 @@ def build(c: ConfigDict) -> Settings:
         b2=c.optim.b2,
         weight_decay=c.optim.weight_decay,
         clip_norm=c.optim.clip_norm,
+        momentum_dtype=c.optim.momentum_dtype,
     )
     warm_optimizer = dataclasses.replace(
         optimizer, lr=c.warm_start.lr, schedule="constant", warmup_steps=2, total_steps=max(1, c.warm_start.steps)

@@ -12,6 +12,7 @@ Chains are sampled to fill `eval.samples`; the mean over 32 of the answer's like
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -21,13 +22,11 @@ import jax
 from absl import flags
 
 from rl_likelihood import config as configs
-from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import state_shardings
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics
 from rl_likelihood.run.command import base, from_flags, run_main
 from rl_likelihood.run.evaluation import evaluate
-from rl_likelihood.run.world import load, make_mesh, model_settings
+from rl_likelihood.run.world import load, make_places, model_settings, param_shardings
 from rl_likelihood.shapes import UserError
 
 # What a checkpoint was trained with and an evaluation of it must share.
@@ -44,12 +43,13 @@ def main() -> None:
         raise UserError(f"--step={step} needs the --workdir of a run")
     if workdir is not None:
         check_workdir(Path(workdir), configs.flatten(c))
-    world, params = load(settings, training=False)
+    places = make_places(c)
+    world, params = load(settings, training=False, places=places)
     if workdir is not None:
-        model, params, step, _ = checkpoint.restore_params(workdir, step)
-        world = dataclasses.replace(world, model=dataclasses.replace(model, **model_settings(c)))
-    placed = state_shardings(make_mesh(c), world.model, make_optimizer(settings.optimizer), settings.step).params
-    params = jax.device_put(params, placed)
+        at = functools.partial(param_shardings, places.learner)
+        model, params, step, _ = checkpoint.restore_params(workdir, step, at)
+        settings_of_model = model_settings(c, jax.default_backend())
+        world = dataclasses.replace(world, model=dataclasses.replace(model, **settings_of_model))
     folder = out or workdir
     tell(f"{min(c.eval.prompts, len(world.heldout))} held-out questions, {c.eval.samples} sampled chains each")
     try:

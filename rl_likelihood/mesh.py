@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rl_likelihood.shapes import UserError
@@ -13,6 +16,8 @@ AXES = ("data", "fsdp", "tensor")
 # Logical axis of a parameter or batch array -> mesh axes. Names not listed are replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "prompts": ("data", "fsdp"),
+    "data": ("data",),  # prompts and the rows of their groups, where there are too few prompts for both axes
+    "rows": ("fsdp",),
     "width": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
@@ -24,8 +29,9 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = None) -> Mesh:
     """Mesh with axes (data, fsdp, tensor) over `devices`; by default all of them on fsdp.
 
-    `Mesh` makes Auto axes: the compiler propagates shardings, a mismatch is not an error
-    (`jax.make_mesh` would make Explicit ones).
+    Neighbours in the mesh are neighbours on a TPU's torus; of several slices only data runs from one to the next.
+    `Mesh` makes Auto axes: the compiler propagates shardings, a mismatch is not an error (`jax.make_mesh` would make
+    Explicit ones).
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = (1, len(devices), 1) if shape is None else tuple(shape)
@@ -34,7 +40,26 @@ def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = 
             f"mesh: data x fsdp x tensor = {' x '.join(map(str, shape))} = {int(np.prod(shape))} devices, "
             f"but there are {len(devices)}; the nearest that fits is fsdp = {len(devices)} with the others 1"
         )
-    return Mesh(np.asarray(devices).reshape(shape), AXES)
+    on_tpu = devices[0].platform == "tpu"
+    slices = len({d.slice_index for d in devices}) if on_tpu else 1
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh.data is {shape[0]}, which the {slices} slices do not divide: only data runs across "
+            f"slices; the nearest that they do is {max(1, round(shape[0] / slices)) * slices}"
+        )
+    if not on_tpu or len(devices) == 1:
+        return Mesh(np.asarray(devices).reshape(shape), AXES)
+    if slices > 1:
+        inner = (shape[0] // slices, *shape[1:])
+        placed = mesh_utils.create_hybrid_device_mesh(
+            inner, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        try:
+            placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        except (AssertionError, NotImplementedError, ValueError):  # a part of a slice is no torus
+            placed = np.asarray(devices).reshape(shape)
+    return Mesh(placed, AXES)
 
 
 def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
@@ -64,6 +89,99 @@ def settled(tree):
     return tree
 
 
-def by_prompt(mesh: Mesh, tree):
-    """Shardings for a pytree whose arrays all lead with P (a Batch): groups are split over data and fsdp."""
-    return jax.tree.map(lambda x: sharding(mesh, ("prompts",) + (None,) * (np.ndim(x) - 1), np.shape(x)), tree)
+# Fields of a Batch that have no row for each chain.
+_OF_PROMPTS = ("prompt", "prompt_length", "baseline", "counted")
+
+
+def divides(mesh_shape, prompts: int, rows: int) -> bool:
+    """Whether P prompts of so many rows can be split: prompts over data and fsdp, or else each group over fsdp."""
+    data, fsdp = mesh_shape["data"], mesh_shape["fsdp"]
+    return prompts % (data * fsdp) == 0 or (prompts % data == 0 and rows % fsdp == 0)
+
+
+def by_prompt(mesh: Mesh, batch):
+    """Shardings for a Batch: prompts are split over data and fsdp; where there are too few of them, prompts over data
+    and the rows of each group over fsdp."""
+    p, g = batch.completion.shape[:2]
+    grouped = p % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+
+    def one(path, x):
+        axes = ("prompts",)
+        if not grouped:
+            axes = ("data", "rows" if np.ndim(x) > 1 and path[0].name not in _OF_PROMPTS else None)
+        axes = axes[: np.ndim(x)]
+        return sharding(mesh, axes + (None,) * (np.ndim(x) - len(axes)), np.shape(x))
+
+    return jax.tree.map_with_path(one, batch)
+
+
+def put(tree, shardings):
+    """Arrays of the host, the same on every host, onto the mesh; each host copies what its devices hold."""
+
+    def one(x, at):
+        if isinstance(x, jax.Array) and (at.is_fully_addressable or not x.is_fully_addressable):
+            return jax.device_put(x, at)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, at, lambda index: x[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def own_rows(mesh: Mesh, prompts: int, rows: int, process: int) -> tuple[np.ndarray, slice]:
+    """What of P prompts with G rows each lies on the devices of one process: which prompts, and of each which rows."""
+    if len({d.process_index for d in mesh.devices.flat}) == 1:
+        return np.arange(prompts), slice(0, rows)
+    grouped = prompts % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+    at = sharding(mesh, ("prompts", None) if grouped else ("data", "rows"), (prompts, rows))
+    owner = np.full((prompts, rows), -1)
+    for device, index in at.devices_indices_map((prompts, rows)).items():
+        part = owner[index]
+        if ((part >= 0) & (part != device.process_index)).any():
+            raise UserError(
+                "mesh: the same chains would lie on the devices of two processes; mesh.tensor must divide the devices "
+                "of a process, mesh.data the prompts, and mesh.fsdp the rest of them or the chains of a prompt"
+            )
+        part[...] = device.process_index
+    mine = owner == process
+    own, columns = np.flatnonzero(mine.any(1)), np.flatnonzero(mine.any(0))
+    if mine.sum() != len(own) * len(columns) or columns[-1] - columns[0] + 1 != len(columns):
+        raise UserError("mesh: a process would hold different chains of different prompts; choose other sizes")
+    return own, slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def from_own_prompts(mesh: Mesh, batch, own: np.ndarray, prompts: int):
+    """A Batch of global arrays [P, ...] from one of the prompts `own`, whose rows on this process's devices it has."""
+    row = {int(p): i for i, p in enumerate(own)}
+
+    def one(x, at, shape):
+        def part(index):
+            return x[[row[p] for p in range(prompts)[index[0]]]][(slice(None), *index[1:])]
+
+        return jax.make_array_from_callback(shape, at, part)
+
+    batch = jax.tree.map(np.asarray, batch)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((prompts, *x.shape[1:]), x.dtype), batch)
+    return jax.tree.map(lambda x, at, s: one(x, at, s.shape), batch, by_prompt(mesh, shapes), shapes)
+
+
+def rows_mesh(devices: list, prompts: int, group: int, tensor: int = 1) -> Mesh:
+    """A sampler's mesh: prompts over data, the rows of a group over fsdp, weights over tensor or on each device."""
+    n = len(devices) // tensor
+    parts = math.gcd(prompts, n)
+    return Mesh(np.asarray(devices).reshape(parts, n // parts, tensor), AXES)
+
+
+def beside(weights, prompts: tuple, rows: tuple) -> tuple[tuple, tuple]:
+    """Arrays [P, ...] and [G] of a call with `weights`, put where these are: split over data and over fsdp.
+
+    So a program that is otherwise told nothing computes each row on one device (or on those of one tensor group).
+    """
+    at = getattr(jax.tree.leaves(weights)[0], "sharding", None)
+    if not isinstance(at, NamedSharding) or at.mesh.size == 1:
+        return prompts, rows
+
+    def split(x, axis):
+        fits = x.shape[0] % at.mesh.shape[axis] == 0
+        return jax.device_put(x, NamedSharding(at.mesh, PartitionSpec(axis if fits else None)))
+
+    return tuple(split(x, "data") for x in prompts), tuple(split(x, "fsdp") for x in rows)

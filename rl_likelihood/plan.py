@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
@@ -36,8 +36,8 @@ from rl_likelihood.pod.aot import GIB, Program, Target
 from rl_likelihood.run.command import from_flags, run_main
 from rl_likelihood.run.console import say
 from rl_likelihood.run.dry_run import abstract_batch
-from rl_likelihood.run.world import World, model_settings
-from rl_likelihood.sampler import decode
+from rl_likelihood.run.world import Places, World, make_places, model_settings
+from rl_likelihood.sampler import decode, handover
 from rl_likelihood.shapes import Batch, ChainFormat, UserError
 
 # Published shapes: family, vocabulary, width, layers, heads, key/value heads, head width, MLP width, tied.
@@ -73,7 +73,7 @@ def published(name: str) -> ModelConfig:
     return ModelConfig(*sizes, tied=tied, **hf_folder.FAMILIES[sizes[0]][1])
 
 
-def model_shapes(c: ConfigDict) -> ModelConfig:
+def model_shapes(c: ConfigDict, platform: str = "cpu") -> ModelConfig:
     """The config's model, from a folder's config.json, a .gguf file's header, a run's config, or a name."""
     path = Path(c.model.path)
     if c.model.preset:
@@ -82,14 +82,14 @@ def model_shapes(c: ConfigDict) -> ModelConfig:
     elif (path / checkpoint.FOLDER).is_dir():  # the workdir of a run
         c, old = c.copy_and_resolve_references(), hf_folder.read_json(path / "config.json")
         c.model.path, c.model.preset = old["model.path"], old["model.preset"]
-        return model_shapes(c)
+        return model_shapes(c, platform)
     elif path.exists() and gguf_file.find(path):
         model = gguf_file.open_gguf(gguf_file.find(path)).cfg
     elif path.is_dir():
         model = hf_folder.config_from_hf(hf_folder.read_json(path / hf_folder.CONFIG), path / hf_folder.CONFIG)
     else:
         model = published(c.model.path)
-    return dataclasses.replace(model, **model_settings(c))
+    return dataclasses.replace(model, **model_settings(c, platform))
 
 
 def shape_world(settings: Settings, model: ModelConfig) -> World:
@@ -105,20 +105,14 @@ def shape_world(settings: Settings, model: ModelConfig) -> World:
     return World(settings, model, "", None, fmt, [], [], "")
 
 
+def plan_places(c: ConfigDict, where: Target) -> Places:
+    """The config's meshes over the target's devices; what does not divide is refused as `train` refuses it."""
+    return make_places(c, where.devices, where.devices[0].process_index)
+
+
 def plan_mesh(c: ConfigDict, where: Target) -> Mesh:
-    """The config's mesh over the target's devices; what does not divide is refused as `train` refuses it."""
-    n, m = len(where.devices), c.mesh
-    shape = (m.data, m.fsdp or max(1, n // (m.data * m.tensor)), m.tensor)
-    mesh = aot.make_mesh(where, shape)
-    name = "train.micro_batch_prompts" if c.train.micro_batch_prompts else "train.prompts_per_step"
-    prompts, parts = configs.get(c, name), shape[0] * shape[1]
-    if prompts % parts:
-        near = max(1, round(prompts / parts)) * parts
-        raise UserError(
-            f"{name} is {prompts}, which mesh.data x mesh.fsdp = {parts} on {where.name} does not divide; "
-            f"set it to {near}, or mesh.fsdp={math.gcd(prompts, n)} with mesh.tensor={n // math.gcd(prompts, n)}"
-        )
-    return mesh
+    """The learner's."""
+    return plan_places(c, where).learner
 
 
 # ------------------------------------------------------------------------------------------ the programs
@@ -156,22 +150,28 @@ def held_bytes(settings: Settings, model: ModelConfig, mesh: Mesh) -> dict[str, 
     return {"parameters": params, "optimizer": size(state, placed) - params, "reference": reference}
 
 
-def trace_generate(world: World, mesh: Mesh, prepared: Any) -> Any:
-    """Prefill and the decode loop, traced for the weights that `prepared`, the compiled `decode.prepare`, makes."""
-    model, cfg, c = world.model, world.sampler(), world.config
-    everywhere = meshes.replicated(mesh)
+def trace_generate(world: World, places: Places, prepared: Any) -> Any:
+    """Prefill and the decode loop of one process's sampler, traced for the weights that `prepared`, the compiled
+    `handover.gather`, makes."""
+    model, cfg, c, mesh = world.model, world.sampler(), world.config, places.sampler
+    spec = lambda at: at.spec if isinstance(at, NamedSharding) else PartitionSpec()  # noqa: E731
     weights = jax.tree.map(
-        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec(at))),
         jax.eval_shape(lambda p: decode.unstack(p, model), abstract_params(model)),
         prepared.output_shardings,
     )
-    shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind, sharding=everywhere)  # noqa: E731
+    p, g, i = len(places.own), places.chains.stop - places.chains.start, jnp.int32
+
+    def shape(kind, *dims, over=None):
+        at = meshes.sharding(mesh, (over, *[None] * (len(dims) - 1)) if dims else (), dims)
+        return jax.ShapeDtypeStruct(dims, kind, sharding=at)
+
     key = jax.eval_shape(lambda: jax.random.key(0))
     until = world.fmt.answer_close if cfg.max_sampled_answer else world.fmt.answer_open
-    p, i = c.train.prompts_per_step, jnp.int32
     return decode.generate.trace(
-        weights, model, shape(i, p, c.prompt.max_prompt), shape(i, p), shape(i, p), shape(key.dtype),
-        shape(jnp.float32, cfg.group_size), shape(jnp.int8, model.vocab_size, len(until.encode()) + 1), shape(i, 1),
+        weights, model, shape(i, p, c.prompt.max_prompt, over="data"), shape(i, p, over="data"),
+        shape(i, p, over="data"), shape(key.dtype), shape(jnp.float32, g, over="rows"),
+        shape(jnp.int8, model.vocab_size, len(until.encode()) + 1), shape(i, 1),
         max_tokens=cfg.max_sampled, pad_id=0,
     )  # fmt: skip
 
@@ -182,23 +182,29 @@ def compile_step(settings: Settings, model: ModelConfig, mesh: Mesh, room: float
     return compiling("learner step", trace_step(settings, model, mesh, batch), mesh, room)[0]
 
 
-def compile_all(settings: Settings, model: ModelConfig, mesh: Mesh, memory: float | None) -> list[tuple]:
+def compile_all(settings: Settings, model: ModelConfig, places: Places, memory: float | None) -> list[tuple]:
     """(program, bytes a device that others' arrays take meanwhile, room that leaves) for each of a run's loop."""
+    mesh = places.learner
     if settings.config.reward.name == "sft":
         return [(compile_step(settings, model, mesh, memory), 0, memory)]
     world, sizes = shape_world(settings, model), held_bytes(settings, model, mesh)
     left = lambda others: None if memory is None else max(0.0, memory - others)  # noqa: E731
     held = sum(sizes.values())
-    traced = decode.prepare.trace(abstract_params(model, mesh), model)
+    traced = handover.gather(model, mesh, places.sampler.shape["tensor"]).trace(abstract_params(model, mesh))
     prepare, prepared = compiling("sampler weights", traced, mesh, left(held - sizes["parameters"]))
     weights = 0 if prepared is None else prepared.memory_analysis().output_size_in_bytes
+    if places.apart:  # each on devices of its own
+        weights, beside = 0, 0
+    else:
+        beside = held
     step = compile_step(settings, model, mesh, left(weights))
     # While new weights are made for the sampler, the old ones are still there.
     others = held - sizes["parameters"] + weights
     programs = [(step, weights, left(weights)), (prepare, others, left(others))]
     if prepared is not None:
-        traced, tokens = trace_generate(world, mesh, prepared), world.sampler().max_sampled
-        programs.append((compiling("sampling", traced, mesh, left(held), tokens - 1)[0], held, left(held)))
+        traced, tokens = trace_generate(world, places, prepared), world.sampler().max_sampled
+        sampling = compiling("sampling", traced, places.sampler, left(beside), tokens - 1)[0]
+        programs.append((sampling, beside, left(beside)))
     return programs
 
 
@@ -213,9 +219,9 @@ def compiling(name: str, traced: Any, mesh: Mesh, room: float | None, trips: int
 
 def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: float | None, search: bool) -> dict:
     """What --json prints. `memory`: bytes a device that may be used; None: no limit is known, nothing is judged."""
-    c, mesh = settings.config, plan_mesh(settings.config, where)
-    rows = []
-    for program, others, room in compile_all(settings, model, mesh, memory):
+    c, places = settings.config, plan_places(settings.config, where)
+    mesh, rows = places.learner, []
+    for program, others, room in compile_all(settings, model, places, memory):
         fits = None if room is None else not program.refused and program.peak <= room
         rows.append(dataclasses.asdict(program) | {"others": others, "total": program.peak + others, "fits": fits})
     batch = abstract_batch(shape_world(settings, model))
@@ -228,6 +234,7 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
         "devices": len(where.devices),
         "memory": memory,
         "mesh": dict(mesh.shape),
+        "sampler_mesh": dict(places.sampler.shape),
         "model": c.model.preset or c.model.path,
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(model))),
         "compute_dtype": model.compute_dtype,
@@ -237,7 +244,7 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
         "held": held_bytes(settings, model, mesh),
         "programs": rows,
         "model_flops": flops,
-        "floors": floors(rows, flops, where, c),
+        "floors": floors(rows, flops, where, places, c),
         "fits": None if memory is None else all(row["fits"] for row in rows),
         "short": 0 if memory is None else max(0, *(int(row["total"] - memory) for row in rows)),
     }  # fmt: skip
@@ -246,19 +253,19 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
     return plan
 
 
-def floors(rows: list[dict], flops: float, where: Target, c: ConfigDict) -> dict[str, float] | None:
+def floors(rows: list[dict], flops: float, where: Target, places: Places, c: ConfigDict) -> dict[str, float] | None:
     """Seconds that no run can go below, from the data sheet: the step's arithmetic, its traffic, and decoding."""
     if where.chip is None:
         return None
-    peak, chip = where.chip.flops * len(where.devices), where.chip
+    chip = where.chip
     traffic = lambda row: sum(x["sent"] for x in row["collectives"]) / chip.links  # noqa: E731
     by_name = {row["name"]: row for row in rows}
     step, sampling = by_name["learner step"], by_name.get("sampling")
-    out = {"step_arithmetic": flops / peak}
+    out = {"step_arithmetic": flops / (chip.flops * places.learner.size)}
     if not step["refused"]:
         out["step_traffic"] = traffic(step)
     if sampling is not None:
-        out["sampling_arithmetic"] = sampling["flops"] / peak
+        out["sampling_arithmetic"] = sampling["flops"] / (chip.flops * places.sampler.size)
         if not sampling["refused"]:
             tokens = c.sampler.max_chain + configs.sampled_answer(c)
             out["sampling_weight_reads"] = sampling["arguments"] * tokens / chip.bandwidth
@@ -301,7 +308,7 @@ def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, se
             c = settings.config.copy_and_resolve_references()
             c.update_from_flattened_dict(change)
             print(f"trying {shown(change)} ...", file=sys.stderr, flush=True)
-            smaller = dataclasses.replace(model, **model_settings(c))
+            smaller = dataclasses.replace(model, **{k: v for k, v in model_settings(c, "").items() if k == "remat"})
             mesh = plan_mesh(c, where)
             program = compile_step(configs.build(c), smaller, mesh, memory - step["others"])
             if not program.refused:
@@ -329,7 +336,8 @@ def table(plan: dict) -> str:
         f"model    {plan['model']}: {plan['parameters'] / 1e6:.1f} M parameters, compute {plan['compute_dtype']}, "
         f"remat {plan['remat']}",
         f"devices  {plan['topology']}{slices}: {plan['devices']}{limit}, mesh "
-        + " x ".join(f"{k} {v}" for k, v in plan["mesh"].items()),
+        + " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
+        + ", sampler " + " x ".join(map(str, plan["sampler_mesh"].values())) + " on each host",
         f"batch    {b['prompts']} prompts x {b['rows']} rows, {b['prompt_tokens']} + {b['row_tokens']} tokens at most, "
         f"{b['micro_batch_prompts']} prompts at a time",
         f"held     {held} GiB on each device",
@@ -381,8 +389,8 @@ def main() -> None:
     if f.model:
         c.model.path, c.model.preset = f.model, ""
     settings = configs.build(c)
-    model = model_shapes(c)
     where = aot.target(f.topology, f.slices)
+    model = model_shapes(c, "cpu" if where.chip is None else "tpu")
     memory = f.memory_gib * GIB if f.memory_gib else where.chip.memory if where.chip else None
     plan = make_plan(settings, model, where, memory, f.search)
     say(json.dumps(plan) if f.json else table(plan))

@@ -7,14 +7,15 @@ Same workdir = resume. Read `learn` first: it is the whole loop.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -26,18 +27,20 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.pod import checkpoint
+from rl_likelihood.pod import checkpoint, distributed
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
+from rl_likelihood.report.tracking import ID as TRACKING_ID
 from rl_likelihood.run.baseline import FILE as FILE_OF_BASELINE
 from rl_likelihood.run.baseline import write_baseline
-from rl_likelihood.run.command import base, from_flags, run_main
+from rl_likelihood.run.command import base, define_processes, from_flags, run_main
 from rl_likelihood.run.console import Stopped, StopRequest, announce, say, summary
 from rl_likelihood.run.dry_run import dry_run
 from rl_likelihood.run.evaluation import evaluate
+from rl_likelihood.run.lock import lock
 from rl_likelihood.run.source import Source, write_samples
 from rl_likelihood.run.warm_start import warm_start, with_worked_examples
-from rl_likelihood.run.world import World, load, make_mesh
+from rl_likelihood.run.world import World, load, make_places
 from rl_likelihood.shapes import TrainState, UserError
 
 CONFIG, INITIAL = "config.json", "initial"
@@ -55,18 +58,27 @@ def main() -> None:
         return
     if flags.FLAGS.workdir is None:
         raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/first")
-    run(settings, Path(flags.FLAGS.workdir))
+    run(settings, Path(flags.FLAGS.workdir), flags.FLAGS.force)
 
 
-def run(settings: configs.Settings, workdir: Path) -> None:
-    """One run, from its workdir's last checkpoint or from the start, to its last step; STATUS says how it went."""
+def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
+    """One run, from its workdir's last checkpoint or from the start, to its last step; STATUS says how it went.
+
+    `force`: go on in the workdir of another config.
+    """
     c = settings.config
-    claim(workdir, c)
-    resume = checkpoint.latest_step(workdir)
-    finished = False
-    with reports.MetricsWriter(
-        workdir, c.train.steps, -1 if resume is None else resume, c.report.wandb, configs.flatten(c)
-    ) as writer:
+    resume, finished = checkpoint.latest_step(workdir), False
+    with contextlib.ExitStack() as stack:
+        folder = workdir
+        if distributed.first():
+            stack.enter_context(lock(workdir))
+        else:  # what it writes is the same, and nobody reads it
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        distributed.by_first(lambda: claim(workdir, c, force))
+        writer = stack.enter_context(reports.MetricsWriter(
+            folder, c.train.steps, -1 if resume is None else resume, c.report.wandb if folder == workdir else "off",
+            configs.flatten(c),
+        ))  # fmt: skip
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
@@ -78,9 +90,9 @@ def run(settings: configs.Settings, workdir: Path) -> None:
         finally:
             stop.restore()
         writer.status("done" if finished else "interrupted", step)
-    if finished:
+    if finished and distributed.first():
         summary(workdir)
-    else:
+    elif not finished:
         say(f"stopped after step {step}, saved; the same command goes on from there")
 
 
@@ -89,14 +101,15 @@ def learn(
 ) -> tuple[int, bool]:
     """The loop: weights to the sampler -> rollout -> batch -> step -> metrics. Returns (step, finished)."""
     c, s = settings.config, settings
-    # Loaded here and not passed in: a caller's reference would keep the host's copy for the whole run.
-    world, params = load(settings)
-    mesh = make_mesh(c)
+    # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
+    places = make_places(c)
+    world, params = load(settings, places=places)
+    mesh = places.learner
     optimizer = make_optimizer(s.optimizer)
-    announce(world, mesh, workdir, checkpoint.latest_step(workdir))
+    announce(world, workdir, checkpoint.latest_step(workdir))
     manager = checkpoint.open_manager(workdir, s.checkpoint)
     try:
-        state, ref_params = start(world, params, mesh, optimizer, manager, workdir, writer, stop)
+        state, ref_params, kept = start(world, params, optimizer, manager, workdir, writer, stop)
     except Stopped:
         checkpoint.close(manager)
         return 0, False
@@ -104,9 +117,10 @@ def learn(
 
     step, steps = int(state.step), c.train.steps
     rows_of = sources.order(len(world.train), c.train.prompts_per_step, c.seed)
-    source = Source(world, rows_of, step, steps, workdir)
+    source = Source(world, rows_of, step, steps, workdir, kept)
+    save = lambda: checkpoint.save(manager, state, meta_of(world, writer) | {"queue": source.state()})  # noqa: E731
     alarms = Alarms(c.reward.name, c.reward.truncated)
-    if step:  # they compare with the run's own beginning
+    if step and distributed.first():  # they compare with the run's own beginning
         for row in reports.read(workdir / reports.METRICS)[:FIRST_STEPS]:
             alarms.check(row["step"], row)
     compiled: dict[tuple, Any] = {}  # one step function for each width of the rows
@@ -121,14 +135,20 @@ def learn(
                 source.publish(step, state.params)
 
             t0 = time.perf_counter()
-            rollout, waited = source.get(step)
+            try:
+                rollout, waited = source.get(step)
+            except Exception:  # the sampler's own: what was learned is whole, and this ends the run
+                if jax.process_count() == 1:  # else the others do not come to this point
+                    save()
+                raise
             batch, rollout, graded = source.batch(rollout)
+            whole = meshes.from_own_prompts(mesh, batch, places.own, c.train.prompts_per_step)
             shape = batch.completion.shape
             if shape not in compiled:
-                compiled[shape] = make_step(world.model, s.step, optimizer, mesh, batch)
+                compiled[shape] = make_step(world.model, s.step, optimizer, mesh, whole)
             t1 = time.perf_counter()
             with source.turn:
-                state, out, per_row = meshes.settled(compiled[shape](state, ref_params, batch))
+                state, out, per_row = meshes.settled(compiled[shape](state, ref_params, whole))
                 out, per_row = {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)
             t2 = time.perf_counter()
             step += 1
@@ -141,7 +161,7 @@ def learn(
                 "time/sample": rollout.seconds,
                 "time/learn": t2 - t1,
                 "time/wait": waited,
-                "tokens_per_second": int((rollout.segment != 0).sum()) / (t2 - t0),
+                "tokens_per_second": int((rollout.segment != 0).sum()) * jax.process_count() / (t2 - t0),
             }
             writer.metrics(step, out)
             write_samples(world, writer, step, rollout, batch, per_row, rows_of)
@@ -154,10 +174,10 @@ def learn(
                 say(f"warning: {sentence}")
             if checkpoint.due(s.checkpoint, step, steps):
                 with source.turn:
-                    checkpoint.save(manager, state, meta_of(world))
+                    save()
     except Stopped:
         with source.turn:
-            checkpoint.save(manager, state, meta_of(world))
+            save()
     finally:
         source.close()
         checkpoint.close(manager)
@@ -165,40 +185,39 @@ def learn(
 
 
 def start(
-    world: World, params: Params, mesh, optimizer, manager, workdir: Path, writer: reports.MetricsWriter,
-    stop: StopRequest,
-) -> tuple[TrainState, Params | None]:  # fmt: skip
-    """The state to go on from, the last checkpoint's or that of step 0, and the reference model if one is asked for.
+    world: World, params: Params, optimizer, manager, workdir: Path, writer: reports.MetricsWriter, stop: StopRequest
+) -> tuple[TrainState, Params | None, dict | None]:
+    """The state to go on from, the last checkpoint's or that of step 0; the reference model if one is asked for; the
+    queue that the checkpoint kept.
 
     A warm start comes before step 0. The reference is the model of step 0, kept in the workdir: the same for
     every resume, whatever becomes of model.path.
     """
-    cfg = world.settings.step
+    cfg, mesh = world.settings.step, world.places.learner
     placed = state_shardings(mesh, world.model, optimizer, cfg)
-    params = jax.device_put(params, placed.params)
     if checkpoint.latest_step(workdir) is None:
-        initial = prepare_start(world, params, mesh, workdir, writer, stop)
-        initial = jax.device_put(initial, placed.params)
+        initial = prepare_start(world, params, mesh, writer, stop)
         state = jax.jit(lambda p: init_state(p, optimizer, cfg), out_shardings=placed)(initial)
         if cfg.with_reference:
-            alone = TrainState(step=jnp.int32(0), params=initial, opt_state=())
-            checkpoint.save_initial(workdir / INITIAL, alone, meta_of(world))
+            alone = TrainState(step=meshes.put(np.int32(0), placed.step), params=initial, opt_state=())
+            checkpoint.save_initial(workdir / INITIAL, alone, meta_of(world, writer))
         if cfg.baseline == "frozen":
             write_baseline(world, initial, workdir, stop.check)
         # Last: a checkpoint says that all that a run starts from is there.
         if world.config.warm_start.steps:
-            checkpoint.save(manager, state, meta_of(world))
-        return state, initial if cfg.with_reference else None
+            checkpoint.save(manager, state, meta_of(world, writer))
+        return state, initial if cfg.with_reference else None, None
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), params)
     abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, placed)
-    state, _ = checkpoint.restore(manager, abstract)
+    state, meta = checkpoint.restore(manager, abstract)
     writer.rewind(int(state.step))
-    if not cfg.with_reference:
-        return state, None
-    return state, jax.device_put(checkpoint.restore_params(workdir / INITIAL)[1], placed.params)
+    reference = None
+    if cfg.with_reference:
+        reference = checkpoint.restore_params(workdir / INITIAL, at=lambda _: placed.params)[1]
+    return state, reference, meta.get("queue")
 
 
-def prepare_start(world: World, params: Params, mesh, workdir: Path, writer, stop: StopRequest) -> Params:
+def prepare_start(world: World, params: Params, mesh, writer, stop: StopRequest) -> Params:
     """Parameters of step 0: those given, or those after the warm start, with an evaluation on each side of it."""
     c = world.config
     if not c.warm_start.steps:
@@ -209,7 +228,7 @@ def prepare_start(world: World, params: Params, mesh, workdir: Path, writer, sto
         rows, _ = with_worked_examples(world, rows[: c.eval.prompts], c.warm_start.examples)
         stage = f"untouched ({c.warm_start.examples} examples)"
     evaluation(world, params, 0, stage, writer, stop, rows)
-    return warm_start(world, params, mesh, workdir, say, stop.check)
+    return warm_start(world, params, mesh, writer.workdir, say, stop.check)
 
 
 def evaluate_if_due(world: World, params: Params, step: int, writer: reports.MetricsWriter, stop: StopRequest) -> dict:
@@ -225,9 +244,10 @@ def evaluate_if_due(world: World, params: Params, step: int, writer: reports.Met
     elif step == t.steps:
         stage = f"after {step} steps of {reward}"
     path = writer.workdir / reports.EVAL
-    done = {row.get("stage"): row for row in reports.read(path)} if path.exists() else {}
-    if stage in done:
-        return {k: done[stage][k] for k in ("greedy_success",) if k in done[stage]}
+    rows = [row for row in reports.read(path) if row.get("stage") == stage] if path.exists() else []
+    done = distributed.share(rows[-1] if rows else None)
+    if done is not None:
+        return {k: done[k] for k in ("greedy_success",) if k in done}
     return evaluation(world, params, step, stage, writer, stop, world.heldout, fast=0 < step < t.steps)
 
 
@@ -268,21 +288,25 @@ def refuse_nan(step: int, out: dict[str, float]) -> None:
 FREE = ("report.", "train.keep_checkpoints", "train.keep_every")
 
 
-def claim(workdir: Path, c: ConfigDict) -> None:
-    """The workdir belongs to one config: write it, or refuse another. A field newer than it has its default."""
+def claim(workdir: Path, c: ConfigDict, force: bool = False) -> None:
+    """The workdir belongs to one config: write it, or refuse another, unless forced, when the workdir becomes this
+    one's. A field newer than the workdir has its default."""
     path, new = workdir / CONFIG, configs.flatten(c)
     try:
         if path.exists() and begun(workdir):
             defaults = base()
             old = ({} if defaults is None else configs.flatten(defaults)) | json.loads(path.read_text())
             names = [name for name in configs.differences(old, new) if not name.startswith(FREE)]
-            if names:
+            if names and not force:
                 both = [f"{k} ({old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} here)" for k in names[:5]]
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""
                 raise UserError(
-                    f"{workdir} belongs to a run with another config: {', '.join(both)}{more}; choose another --workdir"
+                    f"{workdir} belongs to a run with another config: {', '.join(both)}{more}; choose another "
+                    "--workdir, or go on all the same with --force"
                 )
-            return
+            if not names:
+                return
+            say(f"warning: {workdir} goes on with another config (--force): {', '.join(names)}")
         workdir.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(new, indent=1) + "\n")
@@ -303,13 +327,26 @@ def begun(workdir: Path) -> bool:
     )
 
 
-def meta_of(world: World) -> dict[str, Any]:
-    """What a checkpoint says beside its arrays."""
-    return {"model_config": dataclasses.asdict(world.model), "model_path": world.model_path}
+def meta_of(world: World, writer: reports.MetricsWriter) -> dict[str, Any]:
+    """What a checkpoint says beside its arrays and queue. The data's position follows from the step and the queue,
+    the random keys from the seed and the step; the files are cut back to the step."""
+    tracking = writer.workdir / TRACKING_ID
+    files = (reports.METRICS, reports.SAMPLES, reports.EVAL)
+    sizes = {name: (writer.workdir / name).stat().st_size for name in files if (writer.workdir / name).exists()}
+    return {
+        "model_config": dataclasses.asdict(world.model),
+        "model_path": world.model_path,
+        "config": configs.flatten(world.config),
+        "seed": world.config.seed,
+        "file_bytes": sizes,
+        "tracking_id": tracking.read_text().strip() if tracking.exists() else None,
+    }
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run; the same folder again resumes")
     flags.DEFINE_bool("print_config", False, "print every field, with what was overridden, and exit")
     flags.DEFINE_bool("dry_run", False, "load, compile and report; train nothing")
+    flags.DEFINE_bool("force", False, "go on in the workdir of another config")
+    define_processes()
     run_main(main)

@@ -165,7 +165,7 @@ def test_the_order_of_changes_is_micro_batches_then_remat_then_the_mesh():
 
 
 def test_prompts_that_the_mesh_does_not_divide_are_refused():
-    with pytest.raises(UserError, match=r"train.prompts_per_step is 2, which .* = 8 on cpu:8 does not divide"):
+    with pytest.raises(UserError, match=r"train.prompts_per_step is 2, which .* = 8 does not divide"):
         small_plan(mesh__fsdp=8, mesh__tensor=1)
 
 

@@ -16,15 +16,13 @@ import pytest
 from rl_likelihood import config as configs
 from rl_likelihood import train
 from rl_likelihood.data import sources
-from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import state_shardings
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rewards.mixture import OUTSIDE
 from rl_likelihood.run.console import Stopped
 from rl_likelihood.run.source import Source
-from rl_likelihood.run.world import load, make_mesh
+from rl_likelihood.run.world import load, make_places
 from rl_likelihood.shapes import UserError
 from tests.runs import config_file, small_config
 
@@ -292,13 +290,11 @@ def test_a_sampler_that_runs_ahead_stays_within_its_bound(tmp_path):
 def test_the_sampler_computes_only_in_its_turn(tmp_path):
     """Two programs with collectives, started by two threads on the same devices, would wait for each other."""
     settings = configs.build(small_config(sampler__max_staleness=2))
-    world, params = load(settings)
-    mesh = make_mesh(settings.config)
-    placed = state_shardings(mesh, world.model, make_optimizer(settings.optimizer), settings.step).params
+    world, params = load(settings, places=make_places(settings.config))
     source = Source(world, sources.order(len(world.train), 2, 0), 0, 2, tmp_path)
     try:
         with source.turn:
-            source.publish(0, jax.device_put(params, placed))
+            source.publish(0, params)
             time.sleep(0.5)
             assert len(source.queue) == 0
         assert source.get(0)[0].version == 0

@@ -19,6 +19,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    momentum_dtype: str = "float32"  # of the first moment
 
 
 def schedule(cfg: OptimizerConfig) -> optax.Schedule:
@@ -41,5 +42,8 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
     }
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
-        optax.adamw(schedule(cfg), cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decay),
+        optax.adamw(
+            schedule(cfg), cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.momentum_dtype,
+            weight_decay=cfg.weight_decay, mask=decay,
+        ),
     )

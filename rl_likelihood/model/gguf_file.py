@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from gguf import GGUFReader, dequantize
 
 from rl_likelihood.model.decoder import ModelConfig, RopeScaling
-from rl_likelihood.model.hf_folder import CONFIG, FAMILIES, Source
+from rl_likelihood.model.hf_folder import ALL, CONFIG, FAMILIES, Source
 from rl_likelihood.shapes import UserError
 
 ROPE_FREQS = "rope_freqs.weight"  # Llama 3's frequency divisors; the scaling itself is not in the metadata
@@ -45,12 +46,17 @@ def open_gguf(file: Path) -> Source:
     # Llama-architecture files interleave the two halves of every query and key head.
     heads = {"attn_q.weight": cfg.heads, "attn_k.weight": cfg.kv_heads} if cfg.family == "llama" else {}
 
-    def read(name: str) -> np.ndarray:
+    @functools.lru_cache(maxsize=1)  # the parts of one tensor are asked for one after the other
+    def whole(name: str) -> np.ndarray:
         x = _float(found[name], file)
         n = heads.get(name.split(".", 2)[-1])
         if n is not None:
             x = x.reshape(n, -1, 2, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
         return x
+
+    def read(name: str, rows: slice = ALL, columns: slice = ALL) -> np.ndarray:
+        x = whole(name)
+        return x[rows, columns] if x.ndim > 1 else x[rows]
 
     if ROPE_FREQS in found:
         scaling = _llama3_scaling(cfg, _float(found[ROPE_FREQS], file), file)

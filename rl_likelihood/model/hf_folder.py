@@ -22,16 +22,17 @@ FAMILIES: dict[str, tuple[str, dict[str, bool]]] = {
 }
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ALL = slice(None)
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Source(NamedTuple):
-    """An opened checkpoint: architecture, file and shape of every tensor by name, and a reader of one tensor."""
+    """An opened checkpoint: architecture, file and shape of every tensor by name, and a reader of (part of) one."""
 
     cfg: ModelConfig
     files: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
+    read: Callable[..., np.ndarray]  # (name, rows of it, columns of it); both are optional
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -69,8 +70,11 @@ def open_folder(path: Path) -> Source:
         if tensor not in shapes:
             raise UserError(f"{path / name}: tensor {tensor} is listed in {INDEX} but not there; download it again")
 
-    def read(tensor: str) -> np.ndarray:
-        return handles[tensor].get_tensor(tensor)
+    def read(tensor: str, rows: slice = ALL, columns: slice = ALL) -> np.ndarray:
+        if rows == columns == ALL:
+            return handles[tensor].get_tensor(tensor)
+        part = handles[tensor].get_slice(tensor)
+        return part[rows, columns] if len(shapes[tensor]) > 1 else part[rows]
 
     # A configuration that says "tied" beside an output matrix of its own: believe the weights, as transformers does.
     if cfg.tied and HEAD in shapes:

@@ -1,7 +1,7 @@
 """Model weights on disk <-> parameter tree: Hugging Face folders (read, write) and GGUF files (read).
 
 `NAMES` is the one table between our names and theirs. Everything here runs on the host in numpy, one
-tensor at a time: loading takes the memory of the model and of its largest tensor.
+tensor at a time: loading takes the memory of the model and of its largest tensor, or onto a mesh that of one shard.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,8 +88,13 @@ def tensors(cfg: ModelConfig, style: str = "hf") -> Iterator[Tensor]:
         yield from (tensor(key, spec, layer) for key, spec in specs["layers"].items())
 
 
-def load(path: str | os.PathLike, dtype: Any = np.float32) -> tuple[ModelConfig, Params]:
-    """Architecture and parameters (numpy arrays on the host, in `dtype`) of a Hugging Face folder or GGUF file.
+def load(
+    path: str | os.PathLike, dtype: Any = np.float32, at: Callable[[ModelConfig], Any] | None = None
+) -> tuple[ModelConfig, Params]:
+    """Architecture and parameters (in `dtype`) of a Hugging Face folder or GGUF file.
+
+    Numpy arrays on the host, or, with `at` (the shardings of a model's parameters), arrays on devices, of which each
+    host reads only what its devices hold, one shard at a time (of GGUF files: one tensor).
 
     `path`: a folder with config.json and safetensors (one file or sharded; bf16, f16 or f32), a .gguf
     file, or a folder with exactly one .gguf. UserError for a file or tensor that is missing, truncated,
@@ -102,6 +107,8 @@ def load(path: str | os.PathLike, dtype: Any = np.float32) -> tuple[ModelConfig,
     _check(path, source, wanted)
 
     specs = param_specs(source.cfg)
+    if at is not None:
+        return source.cfg, _load_onto(source, specs, wanted, at(source.cfg), np.dtype(dtype))
     params = jax.tree.map(lambda spec: np.empty(spec.shape, dtype), specs, is_leaf=lambda x: isinstance(x, Spec))
     for t in wanted:
         x = source.read(t.name)
@@ -111,6 +118,60 @@ def load(path: str | os.PathLike, dtype: Any = np.float32) -> tuple[ModelConfig,
         else:
             params["layers"][t.key][t.layer] = x
     return source.cfg, params
+
+
+def _load_onto(source: Source, specs: Any, wanted: list[Tensor], at: Any, dtype: np.dtype) -> Params:
+    """The parameters on devices, each shard read from the files by itself."""
+    of: dict[str, list[Tensor]] = {}
+    for t in wanted:
+        of.setdefault(t.key, []).append(t)  # layer by layer
+
+    def one(path, spec: Spec, where: jax.sharding.Sharding) -> jax.Array:
+        parts = of[path[-1].key]
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            if parts[0].layer is None:
+                return _read_part(source, parts[0], index).astype(dtype, copy=False)
+            layers = [_read_part(source, t, index[1:]) for t in parts[index[0]]]
+            return np.stack(layers).astype(dtype, copy=False)
+
+        known: dict[str, np.ndarray] = {}
+
+        def once(index: tuple[slice, ...]) -> np.ndarray:  # a shard that several devices hold
+            if str(index) not in known:
+                known.clear()
+                known[str(index)] = shard(index)
+            return known[str(index)]
+
+        out = jax.make_array_from_callback(spec.shape, where, once)
+        return jax.block_until_ready(out)  # before the next one is read: then this one's copy on the host can go
+
+    return jax.tree.map_with_path(one, specs, at, is_leaf=lambda x: isinstance(x, Spec))
+
+
+def _read_part(source: Source, t: Tensor, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of one tensor in our layout; of the file only the rows and columns that hold it."""
+    n = t.inputs
+
+    def together(x: tuple) -> tuple[tuple, ...]:
+        """Split by axes of the file: out and in, all of a vector's, or one by one."""
+        if n:
+            return x[n:], x[:n]
+        return (x,) if len(t.file_shape) == 1 else tuple((i,) for i in x)
+
+    groups, cuts = together(t.shape), together(index)
+    ranges, shapes, rest = [], [], []
+    for shape, cut in zip(groups, cuts, strict=True):
+        # Only the first axis of those joined in the file is ever cut there; a cut of a later one follows in memory.
+        start, stop, _ = cut[0].indices(shape[0])
+        inner = math.prod(shape[1:])
+        ranges.append(slice(start * inner, stop * inner))
+        shapes.append((stop - start, *shape[1:]))
+        rest.append((slice(None), *cut[1:]))
+    x = source.read(t.name, *ranges)
+    if n:
+        return x.T.reshape(*shapes[1], *shapes[0])[(*rest[1], *rest[0])]
+    return x.reshape([s for shape in shapes for s in shape])[tuple(c for cut in rest for c in cut)]
 
 
 def _check(path: Path, source: Source, wanted: list[Tensor]) -> None:

@@ -17,10 +17,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, topologies
+from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from rl_likelihood import mesh as meshes
 from rl_likelihood.shapes import UserError
 
 GIB = 2**30
@@ -121,27 +120,6 @@ def _cpu_target(topology: str) -> Target:
             f"the nearest is cpu:{len(here)} (XLA_FLAGS=--xla_force_host_platform_device_count=N makes N)"
         )
     return Target(topology, tuple(here[: int(count)]), None)
-
-
-def make_mesh(where: Target, shape: tuple[int, int, int]) -> Mesh:
-    """The mesh (data, fsdp, tensor), neighbours on the torus next to each other, slices along data."""
-    if math.prod(shape) != len(where.devices):
-        return meshes.make_mesh(shape, list(where.devices))  # which refuses, in words
-    if where.chip is None:
-        return meshes.make_mesh(shape, list(where.devices))
-    if where.slices > 1:
-        if shape[0] % where.slices:
-            raise UserError(
-                f"mesh.data is {shape[0]}, which --slices={where.slices} does not divide: only data runs across "
-                f"slices; the nearest that it does is {max(1, round(shape[0] / where.slices)) * where.slices}"
-            )
-        inner = (shape[0] // where.slices, *shape[1:])
-        placed = mesh_utils.create_hybrid_device_mesh(
-            inner, (where.slices, 1, 1), where.devices, allow_split_physical_axes=True
-        )
-    else:
-        placed = mesh_utils.create_device_mesh(shape, where.devices, allow_split_physical_axes=True)
-    return meshes.make_mesh(shape, list(placed.flat))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +178,13 @@ def restore(
     return found
 
 
-def restore_params(workdir: str | Path, step: int | None = None) -> tuple[ModelConfig, dict, int, str]:
-    """(model settings, parameters as numpy, step, model path) of `step`, by default the newest readable one.
+def restore_params(
+    workdir: str | Path, step: int | None = None, at: Callable[[ModelConfig], Any] | None = None
+) -> tuple[ModelConfig, dict, int, str]:
+    """(model settings, parameters, step, model path) of `step`, by default the newest readable one.
 
-    Needs neither the mesh nor the optimizer of the run, and changes nothing on disk. Raises UserError as
-    `restore` does.
+    Needs neither the mesh nor the optimizer of the run, and changes nothing on disk. The parameters are numpy arrays,
+    or lie where `at` says (the shardings of a model's parameters). Raises UserError as `restore` does.
     """
     directory = epath.Path(workdir).absolute() / FOLDER
     if latest_step(workdir) is None:
@@ -202,7 +204,10 @@ def restore_params(workdir: str | Path, step: int | None = None) -> tuple[ModelC
             is_spec = lambda x: isinstance(x, Spec)  # noqa: E731
             target = {"params": jax.tree.map_with_path(abstract, param_specs(cfg), is_leaf=is_spec)}
             _check_shapes(directory / str(candidate), _named(target), leaves)
-            out = _read_arrays(manager, candidate, target, host=True)
+            if at is not None:
+                put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+                target = {"params": jax.tree.map(put, target["params"], at(cfg))}
+            out = _read_arrays(manager, candidate, target, host=at is None)
             _check_sums(_checksums(_named(out)), leaves)
             return cfg, out["params"], model_path
 

@@ -19,6 +19,7 @@ from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.pod import distributed
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.rewards import likelihood
 from rl_likelihood.run.console import say
@@ -47,7 +48,7 @@ def write_baseline(world: World, params: Params, workdir: Path, between: Callabl
     """avg_prob of every answer that the run will train on, into `workdir`/baseline.jsonl."""
     c, path = world.config, workdir / FILE
     rows_of = sources.order(len(world.train), c.train.prompts_per_step, c.seed)
-    known = {row["key"] for row in reports.read(path)} if path.exists() else set()
+    known = {row["key"] for row in _kept(path)}
     wanted = sorted({int(i) for step in range(c.train.steps) for i in rows_of(step)})
     rows = [world.train[i] for i in wanted if key_of(world.train[i]) not in known]
     if not rows:
@@ -63,11 +64,17 @@ def write_baseline(world: World, params: Params, workdir: Path, between: Callabl
         batch = to_batch(given_rollout(asked, targets, world.fmt.pad_id, a))
         values = np.asarray(likelihood.avg_prob(score(params, batch).stats.log_prob, batch.scored))[:, 0]
         for row, value in zip(rows[at : at + size], values, strict=False):
-            reports.append(path, {"step": 0, "key": key_of(row), "id": row.example.id, "avg_prob": value})
+            if distributed.first():
+                reports.append(path, {"step": 0, "key": key_of(row), "id": row.example.id, "avg_prob": value})
     say(f"baseline: {len(rows)} answers scored without a chain, once, under the model of step 0")
+
+
+def _kept(path: Path) -> list[dict]:
+    """The rows that are there, as process 0 sees the file."""
+    return distributed.share(reports.read(path) if path.exists() else [])
 
 
 def read_baseline(workdir: Path) -> Callable[[list[EncodedExample]], np.ndarray]:
     """rows -> [P] float32, from the file that `write_baseline` made."""
-    known = {row["key"]: row["avg_prob"] for row in reports.read(workdir / FILE)}
+    known = {row["key"]: row["avg_prob"] for row in _kept(workdir / FILE)}
     return lambda rows: np.asarray([known[key_of(row)] for row in rows], np.float32)

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from rl_likelihood.config import apply_preset, flatten
+from rl_likelihood.pod import distributed
 from rl_likelihood.shapes import UserError
 
 
@@ -52,11 +54,37 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
 
     def guarded(_: list[str]) -> None:
         try:
+            if "coordinator" in flags.FLAGS:
+                join(flags.FLAGS)
             main()
         except UserError as error:
-            refuse(str(error))
+            shared = isinstance(error, distributed.SharedRefusal)
+            if distributed.first() or not shared:
+                print(f"error: {error}", file=sys.stderr)
+            distributed.finish(2, together=shared)
+            sys.exit(2)
+        except BaseException as error:
+            code = error.code if isinstance(error, SystemExit) else 1
+            if code == 1:
+                traceback.print_exc()
+            distributed.finish(code if isinstance(code, int) else 1, together=False)
+            raise
+        distributed.finish()
 
     app.run(guarded, flags_parser=parse)
+
+
+def define_processes() -> None:
+    """The flags of a run of several processes."""
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, or JAX_COORDINATOR_ADDRESS; a Cloud TPU knows")
+    flags.DEFINE_integer("num_processes", 0, "how many there are, or JAX_NUM_PROCESSES")
+    flags.DEFINE_integer("process_id", -1, "which of them this is, or JAX_PROCESS_ID")
+
+
+def join(values: flags.FlagValues) -> None:
+    """Finds the other processes, as flags and environment say."""
+    heartbeat = values["config"].value.pod.heartbeat
+    distributed.start(values.coordinator, values.num_processes, values.process_id, heartbeat)
 
 
 def explained(error: BaseException, argv: list[str]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from rl_likelihood import __version__
 from rl_likelihood.model import decoder
+from rl_likelihood.pod import distributed
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report.plots import curves
 from rl_likelihood.report.table import side_by_side
@@ -20,13 +21,15 @@ from rl_likelihood.run.world import World
 
 
 def say(text: str) -> None:
-    """One line to the console, at once."""
-    print(text, flush=True)
+    """One line to the console, at once, from the first of several processes."""
+    if distributed.first():
+        print(text, flush=True)
 
 
-def announce(world: World, mesh: jax.sharding.Mesh, workdir: Path | None, resume: int | None) -> None:
+def announce(world: World, workdir: Path | None, resume: int | None) -> None:
     """What runs, on what, with which reward, in words."""
-    c, m = world.config, world.model
+    c, m, places = world.config, world.model, world.places
+    mesh = places.learner
     specs = jax.tree.leaves(decoder.param_specs(m), is_leaf=lambda x: isinstance(x, decoder.Spec))
     n = sum(int(np.prod(spec.shape)) for spec in specs)
     p, g = c.train.prompts_per_step, 1 if c.reward.name == "sft" else c.sampler.group_size
@@ -45,6 +48,10 @@ def announce(world: World, mesh: jax.sharding.Mesh, workdir: Path | None, resume
     if c.filter.mode != "none":
         terms.append(f"groups filtered by {c.filter.mode}")
     devices = f"{jax.device_count()} {jax.default_backend()} device(s)"
+    if jax.process_count() > 1:
+        devices += f" of {jax.process_count()} processes"
+    if places.apart:
+        devices += f", {places.sampler.size} of each process for sampling"
     say(f"rl_likelihood {__version__}, jax {jax.__version__}, {devices}: {shape}")
     say(f"model    {c.model.path or c.model.preset}: {m.family}, {n / 1e6:.1f} M parameters, compute {m.compute_dtype}")
     say(f"data     {world.data_line}")
@@ -110,8 +117,8 @@ class StopRequest:
         say("stopping after this step (again to stop at once)")
 
     def check(self) -> None:
-        """Raise Stopped if asked to stop: called where nothing is lost by it."""
-        if self.requested:
+        """Raise Stopped if asked to stop: called where nothing is lost by it, by all processes at the same point."""
+        if distributed.any_of(self.requested):
             raise Stopped
 
     def restore(self) -> None:

@@ -13,7 +13,7 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step
 from rl_likelihood.rewards.mixture import OUTSIDE
 from rl_likelihood.run.console import announce, say
-from rl_likelihood.run.world import World, load, make_mesh
+from rl_likelihood.run.world import World, load, make_places
 from rl_likelihood.shapes import Batch
 
 
@@ -44,10 +44,10 @@ def abstract_batch(world: World) -> Batch:
 
 def dry_run(settings: Settings) -> None:
     """Print what a run would be, and what its compiled step needs on each device."""
-    c = settings.config
-    world, params = load(settings)
-    mesh = make_mesh(c)
-    announce(world, mesh, None, None)
+    places = make_places(settings.config)
+    world, params = load(settings, places=places)
+    c, mesh = settings.config, places.learner
+    announce(world, None, None)
     optimizer = make_optimizer(settings.optimizer)
     batch = abstract_batch(world)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, settings.step), params)

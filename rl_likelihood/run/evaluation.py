@@ -28,11 +28,12 @@ from rl_likelihood.data.prompts import EncodedExample, completion_ids, no_chain_
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.pod import distributed
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report import statistics
 from rl_likelihood.rewards import rules
 from rl_likelihood.run.outside import candidate
-from rl_likelihood.run.world import EVALUATE, World, in_batches
+from rl_likelihood.run.world import EVALUATE, World, in_batches, share_of
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout, UserError
 
@@ -76,7 +77,7 @@ def evaluate(
     if folder is not None:
         identity = identity_of(world, params, rows, samples)
         path = records_path(folder, step, identity)
-        records = _kept(path, step, identity)[:n]
+        records = distributed.share(_kept(path, step, identity)[:n])
         if records:
             say(f"{len(records)} of {n} questions have been evaluated already ({path})")
     done, told = len(records), time.perf_counter()
@@ -127,7 +128,7 @@ def identity_of(world: World, params: Params, rows: list[EncodedExample], sample
         "max_chain": c.sampler.max_chain,
         "max_answer": world.answer_room,
         "grader": c.eval.grader,
-        "compute_dtype": c.model.compute_dtype,
+        "compute_dtype": world.model.compute_dtype,
         "transition_words": list(c.report.transition_words),
     }
 
@@ -171,19 +172,19 @@ def _records(
     if first >= len(rows):
         return
     c = world.config
-    size = min(c.eval.batch_prompts, len(rows) - first)
+    size = world.batch_size(min(c.eval.batch_prompts, len(rows) - first))
     width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in rows))
     graded = c.eval.grader != "none"
     sampler = world.sampler(
         group_size=1 + samples, temperature=(0.0, *(1.0,) * samples), width_multiple=0,
         max_sampled_answer=world.answer_room if graded else 0,
     )  # fmt: skip
-    weights = decode.prepare(params, world.model)
+    weights = world.weights(params)
     lent = Lent(**before[-1]["lent"]) if before and samples else None
     for at, part in in_batches(rows[first:], size):
         between()
         uid = np.arange(first + at, first + at + size)
-        rollout = decode.sample(weights, world.collate(part, uid, width), world.key(EVALUATE), sampler)
+        rollout = world.sample(weights, world.collate(part, uid, width), world.key(EVALUATE), sampler)
         texts = world.sampled_text(rollout)
         answers = marks = logp = None
         if graded:
@@ -282,9 +283,9 @@ def _answers_without_chain(world: World, weights: Params, rows, uid: np.ndarray,
     opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in rows]
     prompts = world.collate(opened, uid, width + len(scaffold))
     cfg = world.sampler(group_size=1, temperature=(0.0,))
-    ids, _, length = decode.sample_ids(
-        weights, prompts, world.key(EVALUATE), cfg, world.fmt.answer_close, world.answer_room
-    )
+    ids, _, length = distributed.gather(decode.sample_ids(
+        weights, share_of(prompts), world.key(EVALUATE), cfg, world.fmt.answer_close, world.answer_room
+    ))  # fmt: skip
     texts = [
         world.tokenizer.decode(row[0][: n[0]], skip_special_tokens=True) for row, n in zip(ids, length, strict=True)
     ]

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from rl_likelihood import mesh as meshes
 from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.data.prompts import EncodedExample, completion_ids
 from rl_likelihood.learner.batching import given_rollout, slice_rows, to_batch, with_no_chain
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.pod import distributed
 from rl_likelihood.rewards import rules
 from rl_likelihood.run.baseline import read_baseline
 from rl_likelihood.run.console import say
 from rl_likelihood.run.outside import outside_rewards
 from rl_likelihood.run.world import SAMPLE, World
 from rl_likelihood.sampler import decode
-from rl_likelihood.sampler.queue import RolloutQueue, WeightBox, start_sampler
+from rl_likelihood.sampler.queue import RolloutQueue, WeightBox, from_bytes, start_sampler, to_bytes
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch, Prompts, Rollout, UserError
 
 
@@ -35,12 +37,17 @@ class Source:
     """
 
     def __init__(
-        self, world: World, rows_of: Callable[[int], np.ndarray], start: int, steps: int, workdir: Path
-    ) -> None:
+        self, world: World, rows_of: Callable[[int], np.ndarray], start: int, steps: int, workdir: Path,
+        kept: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """From update `start` to `steps`; `kept`: what `state` gave to the checkpoint that the run goes on from."""
         c = world.config
         self.world, self.rows_of = world, rows_of
-        self.turn = threading.Lock() if jax.local_device_count() > 1 else contextlib.nullcontext()
-        self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness)
+        together = jax.local_device_count() > 1 and not world.places.apart
+        self.turn = threading.Lock() if together else contextlib.nullcontext()
+        self.own, self.chains = world.places.own, world.places.chains
+        waiting, dropped = restored(kept)
+        self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness, waiting, dropped)
         self.box = WeightBox()
         self.pool = Pool()
         self.baseline = read_baseline(workdir) if world.settings.step.baseline == "frozen" else None
@@ -49,25 +56,31 @@ class Source:
         if c.reward.sft_chain != "none":
             self.sft_width += refuse_missing_chains(world)
         if c.reward.name != "sft":
-            self.thread = start_sampler(self.produce, self.box, self.queue, c.sampler.max_staleness, start, steps)
+            begin = start + dropped + len(waiting)
+            self.thread = start_sampler(self.produce, self.box, self.queue, c.sampler.max_staleness, begin, steps)
 
     def collate(self, number: int) -> Prompts:
-        """The prompts of rollout `number`; a row's uid is its place in the stream of prompts."""
+        """This process's prompts of rollout `number`; a row's uid is its place in the stream of prompts."""
         index = self.rows_of(number)
-        return self.world.collate([self.world.train[i] for i in index], number * len(index) + np.arange(len(index)))
+        uid = number * len(index) + self.own
+        return self.world.collate([self.world.train[i] for i in index[self.own]], uid)
 
     def produce(self, number: int, weights: Params, version: int) -> Rollout:
         """Rollout `number`, on the sampler's thread. One key for all: the uid makes each row's own."""
         start = time.perf_counter()
-        prompts = self.collate(number)
+        prompts, at = self.collate(number), self.chains
+        cfg = self.world.sampler(group_size=at.stop - at.start)
         with self.turn:
-            rollout = decode.sample(weights, prompts, self.world.key(SAMPLE), self.world.sampler(), version)
+            key = self.world.key(SAMPLE)
+            if at.start:  # the rest of a group whose first chains another process samples
+                key = jax.random.fold_in(key, at.start)
+            rollout = decode.sample(weights, prompts, key, cfg, version)
         return rollout.replace(seconds=time.perf_counter() - start)
 
     def publish(self, version: int, params: Params) -> None:
         """The sampler's copy of new weights; with the turn held."""
         if self.thread is not None:
-            self.box.publish(version, meshes.settled(decode.prepare(params, self.world.model)))
+            self.box.publish(version, self.world.weights(params))
 
     def get(self, step: int) -> tuple[Rollout, float]:
         """The rollout for the update from version `step`, and the seconds waited for it."""
@@ -75,7 +88,7 @@ class Source:
             return self.queue.get(step)
         w = self.world
         chains = w.config.reward.sft_chain != "none"
-        rows = [w.train[i] for i in self.rows_of(step)]
+        rows = [w.train[i] for i in self.rows_of(step)[self.own]]
         targets = [completion_ids(r, r.example.chain if chains else None, w.tokenizer, w.fmt) for r in rows]
         if w.settings.step.supervise_chain:  # the closing tags are learned with the chain
             targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
@@ -84,6 +97,9 @@ class Source:
     def batch(self, rollout: Rollout) -> tuple[Batch, Rollout, dict[str, float]]:
         """The learner's batch of a rollout with its outside rewards, the rows trained on, what to log of grading."""
         world, c = self.world, self.world.config
+        if jax.process_count() > 1:
+            with self.turn:
+                rollout = self.aligned(rollout)
         rows = rows_behind(world, rollout, self.rows_of)
         outside, keep, logged = outside_rewards(world, self.pool, rollout, rows)
         n = c.reward.vote_train or rollout.segment.shape[1]  # all of a group vote, the first n of it are trained on
@@ -98,7 +114,34 @@ class Source:
             closed = [world.fmt.think_close in text for text in texts]
             logged["chain/closed"] = sum(closed) / len(closed)  # by the tag itself: "</thought>" is none
             logged["chain/transition_words"] = rules.transition_rate(texts, c.report.transition_words)
+        if jax.process_count() > 1:
+            with self.turn:
+                logged = means(logged)
         return batch, rollout, logged
+
+    def aligned(self, rollout: Rollout) -> Rollout:
+        """The rollout as wide as the widest of all processes, with the chains of its groups that others sampled."""
+        width = int(distributed.gather(np.asarray([rollout.segment.shape[-1]])).max())
+        rollout = widened(rollout, width, self.world.fmt.pad_id)
+        if self.chains == slice(0, self.world.config.sampler.group_size):
+            return rollout
+        parts = distributed.gather({
+            "uid": rollout.prompts.uid, "start": np.full(len(self.own), self.chains.start),
+            **{k: getattr(rollout, k) for k in _ROWS},
+        })  # fmt: skip
+        mine = [np.flatnonzero(parts["uid"] == uid) for uid in rollout.prompts.uid]
+        mine = [found[np.argsort(parts["start"][found])] for found in mine]  # in the order of their chains
+        return rollout.replace(**{k: np.stack([np.concatenate(parts[k][found]) for found in mine]) for k in _ROWS})
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the learner's state: the queue of every process, as JSON."""
+        waiting, dropped = self.queue.contents()
+        kept = distributed.gather_bytes(to_bytes(waiting))
+        numbers = distributed.gather(np.asarray([[dropped, len(waiting)]]))
+        return {
+            "dropped": numbers[:, 0].tolist(),
+            "waiting": [base64.b64encode(x).decode() if n else "" for x, (_, n) in zip(kept, numbers, strict=True)],
+        }
 
     def close(self) -> None:
         """Ends the thread and the graders."""
@@ -107,6 +150,35 @@ class Source:
         self.queue.close()
         if self.thread is not None:
             self.thread.join(timeout=60)
+
+
+_ROWS = ("completion", "segment", "sampler_logp", "truncated")  # of a rollout: [P, G, ...]
+
+
+def means(logged: dict[str, float]) -> dict[str, float]:
+    """The means over all processes, of counts the sums."""
+    values = distributed.gather(np.asarray([[logged[k] for k in sorted(logged)]], np.float32)).mean(0)
+    counts = {"grader/failures": jax.process_count()}
+    return {k: float(v) * counts.get(k, 1) for k, v in zip(sorted(logged), values, strict=True)}
+
+
+def restored(kept: dict[str, Any] | None) -> tuple[list[Rollout], int]:
+    """(rollouts that wait, how many have been dropped) of this process. With another number of processes than saved
+    them none waits: they are sampled anew."""
+    if not kept:
+        return [], 0
+    if len(kept["waiting"]) != jax.process_count():
+        return [], max(kept["dropped"])
+    me = jax.process_index()
+    data = base64.b64decode(kept["waiting"][me])
+    return from_bytes(data) if data else [], kept["dropped"][me]
+
+
+def widened(rollout: Rollout, width: int, pad_id: int) -> Rollout:
+    """Its rows padded to `width`."""
+    more = [(0, 0), (0, 0), (0, width - rollout.segment.shape[-1])]
+    values = {"completion": pad_id, "segment": 0, "sampler_logp": 0}
+    return rollout.replace(**{k: np.pad(getattr(rollout, k), more, constant_values=v) for k, v in values.items()})
 
 
 def refuse_missing_chains(world: World) -> int:
@@ -122,20 +194,24 @@ def refuse_missing_chains(world: World) -> int:
 
 
 def rows_behind(world: World, rollout: Rollout, rows_of: Callable[[int], np.ndarray]) -> list[EncodedExample]:
-    """The questions of a rollout, found by its uids."""
-    uid = rollout.prompts.uid
-    return [world.train[i] for i in rows_of(int(uid[0]) // len(uid))]
+    """The questions of a rollout, found by its uids: place number uid % P among the P of step uid // P."""
+    p = world.config.train.prompts_per_step
+    step, at = int(rollout.prompts.uid[0]) // p, rollout.prompts.uid % p
+    return [world.train[i] for i in rows_of(step)[at]]
 
 
 def write_samples(world: World, writer, step: int, rollout: Rollout, batch: Batch, per_row, rows_of) -> None:
-    """samples.jsonl: every chain of the first few prompts, with all that it scored; now and then one to the console."""
+    """samples.jsonl: every chain of the first few prompts, with all that it scored; now and then one to the console.
+
+    With several processes: of the prompts of the first.
+    """
     c = world.config.report
     to_file = bool(c.samples_every) and step % c.samples_every == 0
     to_console = bool(c.console_samples) and step % c.console_samples == 0
-    if not to_file and not to_console:
+    if not to_file and not to_console or not distributed.first():
         return
     rows = rows_behind(world, rollout, rows_of)[: max(c.sample_prompts if to_file else 0, int(to_console))]
-    values = {k: np.asarray(v[: len(rows)]) for k, v in per_row.items()}
+    values = {k: v[world.places.own[: len(rows)]] for k, v in per_row.items()}
     text = world.tokenizer.decode
     for i, row in enumerate(rows):
         bare = {}

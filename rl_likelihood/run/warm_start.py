@@ -14,14 +14,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from rl_likelihood import mesh as meshes
 from rl_likelihood.data import grading, prompts, sources
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.pod import distributed
 from rl_likelihood.run.world import WARM_START, World, in_batches
-from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, UserError
 
 FILE = "warm_start.jsonl"
@@ -39,13 +40,13 @@ def own_chains(world: World, params: Params, say: Callable[[str], None]) -> list
     c = world.config
     rows = world.train[: c.warm_start.prompts]
     encoded, width = with_worked_examples(world, rows, c.warm_start.examples)
-    size = min(c.eval.batch_prompts, len(rows))
+    size = world.batch_size(min(c.eval.batch_prompts, len(rows)))
     sampler = world.sampler(group_size=1, temperature=(0.0,), max_sampled_answer=world.answer_room, width_multiple=0)
-    weights = decode.prepare(params, world.model)
+    weights = world.weights(params)
     out = []
     for at, part in in_batches(encoded, size):
         collated = world.collate(part, np.arange(at, at + size), width)
-        rollout = decode.sample(weights, collated, world.key(WARM_START), sampler)
+        rollout = world.sample(weights, collated, world.key(WARM_START), sampler)
         for row, (text,) in zip(rows[at : at + size], world.sampled_text(rollout), strict=False):
             answer = (grading.extract_answer(text, world.fmt) or "").strip()
             chain = text.split(world.fmt.answer_open)[0].split(world.fmt.think_close)[0].strip()
@@ -73,7 +74,8 @@ def warm_start(
     if w.chains == "own":
         chains = own_chains(world, params, say)
         examples = [sources.Example(**row) for row in chains]
-        (workdir / FILE).write_text("".join(json.dumps(row) + "\n" for row in chains))
+        if distributed.first():
+            (workdir / FILE).write_text("".join(json.dumps(row) + "\n" for row in chains))
         encoded = prompts.encode_all(examples, world.tokenizer, world.settings.prompt, world.fmt)
     else:
         encoded = [row for row in world.train if row.example.chain]
@@ -88,12 +90,14 @@ def warm_start(
     width = max(len(ids) for ids, _ in targets)
     order = sources.order(len(encoded), w.prompts_per_step, c.seed)
 
+    put = lambda batch: meshes.put(batch, meshes.by_prompt(mesh, batch))  # noqa: E731
+
     def batch_of(i: int):
         index = order(i)
         collated = world.collate([encoded[j] for j in index], index)
         batch = to_batch(given_rollout(collated, [targets[j] for j in index], world.fmt.pad_id, width))
         # Whatever `score_delims` counts as reward, a format is learned whole: brackets and closing tag too.
-        return batch.replace(scored=batch.segment == REFERENCE)
+        return put(batch.replace(scored=batch.segment == REFERENCE))
 
     optimizer, cfg = make_optimizer(world.settings.warm_optimizer), world.settings.warm_step
     placed = state_shardings(mesh, world.model, optimizer, cfg)

@@ -1,14 +1,16 @@
-"""What every main needs once its config is read: model, tokenizer, chain format, questions as ids, mesh."""
+"""What every main needs once its config is read: model, tokenizer, chain format, questions as ids, devices."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
@@ -19,8 +21,9 @@ from rl_likelihood.data import tokenizer as tokenizers
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.model import assets, decoder, weights
-from rl_likelihood.model.decoder import ModelConfig, Params
-from rl_likelihood.pod import checkpoint
+from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
+from rl_likelihood.pod import checkpoint, distributed
+from rl_likelihood.sampler import decode, handover
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.shapes import CHAIN, SAMPLED, ChainFormat, Prompts, Rollout, UserError
 
@@ -32,8 +35,25 @@ INIT, SAMPLE, EVALUATE, WARM_START = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
+class Places:
+    """Who computes where: the learner's mesh, over all processes; the mesh of this process's sampler; and `own`,
+    which of a step's prompts are this process's to sample, and `chains`, which of their chains."""
+
+    learner: Mesh
+    sampler: Mesh
+    own: np.ndarray
+    chains: slice
+
+    @property
+    def apart(self) -> bool:
+        """Whether sampler and learner share no device."""
+        return not set(self.learner.devices.flat) & set(self.sampler.devices.flat)
+
+
+@dataclasses.dataclass(frozen=True)
 class World:
-    """Fixed for a run. `train`, `heldout`: questions in ids; `model_path`: where weights and tokenizer came from."""
+    """Fixed for a run. `train`, `heldout`: questions in ids; `model_path`: where weights and tokenizer came from;
+    `places`: the devices, None where all is computed on the first."""
 
     settings: Settings
     model: ModelConfig
@@ -43,6 +63,7 @@ class World:
     train: list[EncodedExample]
     heldout: list[EncodedExample]
     data_line: str
+    places: Places | None = None
 
     @property
     def config(self) -> ConfigDict:
@@ -71,6 +92,21 @@ class World:
             "width_multiple": c.width_multiple, "slots": c.slots, **changes,
         })  # fmt: skip
 
+    def weights(self, params: Params) -> Params:
+        """The sampler's copy of parameters, on its devices. Every process calls it at the same point."""
+        if self.places is None:
+            return decode.prepare(params, self.model)
+        return handover.hand_over(params, self.model, self.places.learner, self.places.sampler)
+
+    def batch_size(self, wanted: int) -> int:
+        """`wanted` prompts, or as few more as every process and every part of its sampler's mesh get alike."""
+        parts = 1 if self.places is None else jax.process_count() * self.places.sampler.shape["data"]
+        return -(-wanted // parts) * parts
+
+    def sample(self, weights: Params, prompts: Prompts, key: jax.Array, cfg: SamplerConfig) -> Rollout:
+        """`decode.sample`, each process doing its share of the prompts; all of them get the whole."""
+        return distributed.gather(decode.sample(weights, share_of(prompts), key, cfg))
+
     def sampled_text(self, rollout: Rollout) -> list[list[str]]:
         """Text of what was sampled, [P][G]: chain, tags the policy wrote itself, sampled answer."""
         kept = (rollout.segment == CHAIN) | (rollout.segment == SAMPLED)
@@ -84,26 +120,47 @@ class World:
         return [[grading.extract_answer(t, self.fmt) for t in group] for group in self.sampled_text(rollout)]
 
 
-def model_settings(c: ConfigDict) -> dict[str, Any]:
+def model_settings(c: ConfigDict, platform: str) -> dict[str, Any]:
     """How to run the model: the part of ModelConfig that the config decides."""
-    return {name: c.model[name] for name in ("compute_dtype", "scan_layers", "remat")}
+    dtype = c.model.compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    return {"compute_dtype": dtype, "scan_layers": c.model.scan_layers, "remat": c.model.remat}
 
 
-def load_model(c: ConfigDict) -> tuple[ModelConfig, Params, str]:
-    """(ModelConfig, parameters on the host, where the tokenizer is), from weights, a workdir, or at random."""
+def share_of(prompts: Prompts) -> Prompts:
+    """This process's part of prompts whose number all processes divide."""
+    n, i = jax.process_count(), jax.process_index()
+    size = len(prompts.length) // n
+    return jax.tree.map(lambda x: x[i * size : (i + 1) * size], prompts)
+
+
+def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
+    """Where each parameter lies on the learner's mesh."""
+    specs = param_specs(model)
+    return jax.tree.map(lambda s: meshes.sharding(mesh, s.axes, s.shape), specs, is_leaf=lambda x: hasattr(x, "axes"))
+
+
+def load_model(c: ConfigDict, mesh: Mesh | None = None) -> tuple[ModelConfig, Params, str]:
+    """(ModelConfig, parameters, where the tokenizer is), from weights, a workdir, or at random.
+
+    The parameters are made or read shard by shard onto `mesh`; without one they are numpy arrays of this host.
+    """
+    at = None if mesh is None else functools.partial(param_shardings, mesh)
     if c.model.preset:
         width, layers, heads, kv_heads, mlp = SIZES[c.model.preset]
         vocab = len(byte_tokenizer())
         cfg = ModelConfig("llama", vocab, width, layers, heads, kv_heads, width // heads, mlp, max_position=2048)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(c.seed), INIT), 0)
-        params = jax.tree.map(np.asarray, decoder.init(key, cfg))
+        init = jax.jit(decoder.init, static_argnums=1, out_shardings=at and at(cfg))
+        params = init(key, cfg) if at else jax.tree.map(np.asarray, init(key, cfg))
         path = BYTES
     elif (Path(c.model.path) / checkpoint.FOLDER).is_dir():
-        cfg, params, _, path = checkpoint.restore_params(c.model.path)
+        cfg, params, _, path = checkpoint.restore_params(c.model.path, at=at)
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())
-        cfg, params = weights.load(path)
-    return dataclasses.replace(cfg, **model_settings(c)), params, path
+        cfg, params = weights.load(path, at=at)
+    return dataclasses.replace(cfg, **model_settings(c, jax.default_backend())), params, path
 
 
 def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
@@ -115,17 +172,18 @@ def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]
     return tokenizer, tokenizers.eos_ids(tokenizer, path)
 
 
-def load(settings: Settings, training: bool = True) -> tuple[World, Params]:
+def load(settings: Settings, training: bool = True, places: Places | None = None) -> tuple[World, Params]:
     """The world of a config, and the parameters it starts from. Every refusal about files is made here.
 
-    An evaluation (`training` False) loads no training questions.
+    An evaluation (`training` False) loads no training questions. With `places` the parameters come onto the
+    learner's mesh shard by shard, without it as numpy arrays of this host.
     """
     c = settings.config
     # Questions first: they are quick to refuse, weights are not.
     train, heldout, report = sources.load(settings.data, training)
     if not heldout and c.eval.prompts:
         raise UserError("data.heldout_size is 0 but eval.prompts is not; hold some questions out or set eval.prompts=0")
-    model, params, path = load_model(c)
+    model, params, path = load_model(c, places and places.learner)
     tokenizer, eos_ids = load_tokenizer(path)
     vocab_bytes = tokenizers.vocab_bytes(tokenizer, model.vocab_size)
     fmt = prompts.chain_format(tokenizer, vocab_bytes, eos_ids, settings.prompt)
@@ -141,6 +199,7 @@ def load(settings: Settings, training: bool = True) -> tuple[World, Params]:
         prompts.encode_all(train, tokenizer, settings.prompt, fmt),
         prompts.encode_all(heldout, tokenizer, settings.prompt, fmt),
         sources.describe(settings.data, train, heldout, report),
+        places,
     )  # fmt: skip
     return world, params
 
@@ -152,16 +211,38 @@ def in_batches(rows: list, size: int) -> Iterator[tuple[int, list]]:
         yield at, part + part[-1:] * (size - len(part))
 
 
-def make_mesh(c: ConfigDict) -> jax.sharding.Mesh:
-    """The config's mesh over all devices."""
-    n = jax.device_count()
-    fsdp = c.mesh.fsdp or max(1, n // (c.mesh.data * c.mesh.tensor))
-    mesh = meshes.make_mesh((c.mesh.data, fsdp, c.mesh.tensor))
-    name = "train.micro_batch_prompts" if c.train.micro_batch_prompts else "train.prompts_per_step"
-    prompts, parts = configs.get(c, name), c.mesh.data * fsdp
-    if prompts % parts:
+def make_places(c: ConfigDict, devices: Sequence[Any] | None = None, process: int | None = None) -> Places:
+    """The config's devices: the learner's mesh over all processes, and a process's sampler; by default this one's."""
+    devices = list(devices or jax.devices())
+    process = jax.process_index() if process is None else process
+    n = 0 if c.sampler.devices == "shared" else int(c.sampler.devices)
+    of_process: dict[int, list] = {}
+    for d in devices:
+        of_process.setdefault(d.process_index, []).append(d)
+    local = len(of_process[process])
+    if n >= local:
+        most = f"at most {local - 1}, or to shared" if local > 1 else "shared"
         raise UserError(
-            f"{name} is {prompts}, which mesh.data x mesh.fsdp = {parts} does not divide; "
-            f"the nearest that it does is {max(1, round(prompts / parts)) * parts}"
+            f"sampler.devices is {n} of the {local} devices of a process and leaves the learner none; set it to {most}"
         )
-    return mesh
+    apart = {d for group in of_process.values() for d in group[len(group) - n :]}
+    devices = [d for d in devices if d not in apart]
+    m = c.mesh
+    fsdp = m.fsdp or max(1, len(devices) // (m.data * m.tensor))
+    learner = meshes.make_mesh((m.data, fsdp, m.tensor), devices)
+    name = "train.micro_batch_prompts" if c.train.micro_batch_prompts else "train.prompts_per_step"
+    prompts, parts, step = configs.get(c, name), m.data * fsdp, c.train.prompts_per_step
+    rows = 1 if c.reward.name == "sft" else c.reward.vote_train or c.sampler.group_size
+    rows += c.reward.name != "sft" and (c.report.no_chain or c.reward.baseline == "live")
+    if not meshes.divides(learner.shape, prompts, rows):
+        raise UserError(
+            f"{name} is {prompts}, which mesh.data x mesh.fsdp = {parts} does not divide; the nearest that it does "
+            f"is {max(1, round(prompts / parts)) * parts} (or mesh.data divides it, and mesh.fsdp its {rows} rows)"
+        )
+    whole = step % parts == 0
+    own, chains = meshes.own_rows(learner, step, 1 if whole else c.sampler.group_size, process)
+    chains = slice(0, c.sampler.group_size) if whole else chains
+    here = sorted(apart & set(of_process[process]), key=lambda d: d.id)
+    here = here or [d for d in learner.devices.flat if d.process_index == process]
+    sampler = handover.sampler_mesh(here, len(own), chains.stop - chains.start, c.sampler.tensor)
+    return Places(learner, sampler, own, chains)

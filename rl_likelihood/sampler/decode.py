@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from rl_likelihood import mesh as meshes
 from rl_likelihood.model.decoder import (
     Cache,
     ModelConfig,
@@ -64,6 +65,15 @@ def sample_ids(
     fmt, t = cfg.chain_format, cfg.temperature
     temperature = t if isinstance(t, tuple) else (t,) * cfg.group_size
     stop = stop_table(fmt.vocab_bytes, (until,))
+    if engine.devices_of(weights) > 1 and not cfg.slots:  # each row on one of them, all at once
+        (tokens, lengths, uid), (temperature,) = meshes.beside(
+            weights, (prompts.tokens, prompts.length, prompts.uid), (jnp.asarray(temperature, jnp.float32),)
+        )
+        out = generate(
+            weights, cfg.model, tokens, lengths, uid, key, temperature, stop, jnp.asarray(fmt.eos_ids, jnp.int32),
+            max_tokens=max_tokens, pad_id=fmt.pad_id,
+        )  # fmt: skip
+        return tuple(np.asarray(x) for x in out)
     return engine.sample_rows(
         weights, cfg.model, prompts, key, temperature, stop, fmt.eos_ids, max_tokens, fmt.pad_id, cfg.slots
     )

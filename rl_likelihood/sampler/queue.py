@@ -10,12 +10,16 @@ take turns and a run is deterministic; with more the sampler runs ahead.
 from __future__ import annotations
 
 import collections
+import dataclasses
+import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl_likelihood.shapes import Rollout
+import numpy as np
+
+from rl_likelihood.shapes import Prompts, Rollout
 
 
 class Closed(Exception):
@@ -52,17 +56,25 @@ class WeightBox:
 
 
 class RolloutQueue:
-    """A bounded first-in first-out queue of rollouts that enforces the staleness rule."""
+    """A bounded first-in first-out queue of rollouts that enforces the staleness rule.
 
-    def __init__(self, depth: int, max_staleness: int) -> None:
-        self._items: collections.deque[Rollout] = collections.deque()
+    `waiting` and `dropped` are those of a checkpoint (`contents`) to go on from.
+    """
+
+    def __init__(self, depth: int, max_staleness: int, waiting: Sequence[Rollout] = (), dropped: int = 0) -> None:
+        self._items: collections.deque[Rollout] = collections.deque(waiting)
         self._changed = threading.Condition()
         self._depth, self._max_staleness = depth, max_staleness
         self._closed, self._error = False, None
-        self.dropped = 0  # rollouts too old to use
+        self.dropped = dropped  # rollouts too old to use
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def contents(self) -> tuple[list[Rollout], int]:
+        """What waits, the oldest first, and how many have been dropped so far."""
+        with self._changed:
+            return list(self._items), self.dropped
 
     def put(self, rollout: Rollout) -> None:
         """Append, waiting for room; raises Closed when the learner has stopped."""
@@ -140,3 +152,29 @@ def start_sampler(
     thread = threading.Thread(target=run, name="sampler", daemon=True)
     thread.start()
     return thread
+
+
+def to_bytes(rollouts: Sequence[Rollout]) -> bytes:
+    """Rollouts as a checkpoint keeps them."""
+    arrays: dict[str, np.ndarray] = {}
+    for i, rollout in enumerate(rollouts):
+        for f in dataclasses.fields(rollout):
+            if f.name != "prompts":
+                arrays[f"{i}.{f.name}"] = np.asarray(getattr(rollout, f.name))
+        for f in dataclasses.fields(Prompts):
+            arrays[f"{i}.prompts.{f.name}"] = np.asarray(getattr(rollout.prompts, f.name))
+    file = io.BytesIO()
+    np.savez_compressed(file, count=len(rollouts), **arrays)
+    return file.getvalue()
+
+
+def from_bytes(data: bytes) -> list[Rollout]:
+    """The inverse of `to_bytes`."""
+    with np.load(io.BytesIO(data)) as kept:
+        out = []
+        for i in range(int(kept["count"])):
+            prompts = Prompts(**{f.name: kept[f"{i}.prompts.{f.name}"] for f in dataclasses.fields(Prompts)})
+            rest = {f.name: kept[f"{i}.{f.name}"] for f in dataclasses.fields(Rollout) if f.name != "prompts"}
+            rest |= {"version": int(rest["version"]), "seconds": float(rest["seconds"])}
+            out.append(Rollout(prompts, **rest))
+    return out

@@ -161,12 +161,12 @@ def test_an_unknown_topology_is_refused_with_the_nearest(name, nearest):
 def test_cpu_devices_stand_in_and_no_more_than_there_are():
     where = aot.target("cpu:4")
     assert len(where.devices) == 4 and where.chip is None
-    assert dict(aot.make_mesh(where, (1, 2, 2)).shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert dict(meshes.make_mesh((1, 2, 2), list(where.devices)).shape) == {"data": 1, "fsdp": 2, "tensor": 2}
     for bad in ("cpu:999", "cpu:0", "cpu:many"):
         with pytest.raises(UserError, match=f"--topology is '{bad}'"):
             aot.target(bad)
     with pytest.raises(UserError, match="8 devices, but there are 4"):
-        aot.make_mesh(where, (1, 4, 2))
+        meshes.make_mesh((1, 4, 2), list(where.devices))
 
 
 @pytest.mark.skipif(WITH_LIBTPU, reason="libtpu is installed")
@@ -178,7 +178,7 @@ def test_without_libtpu_the_extra_is_named():
 def test_a_described_tpu_compiles_and_refuses_for_want_of_memory():
     pytest.importorskip("libtpu")
     where = aot.target("v5e:2x2")
-    mesh = aot.make_mesh(where, (1, 2, 2))
+    mesh = meshes.make_mesh((1, 2, 2), list(where.devices))
     assert len(where.devices) == 4 and where.chip.memory == 15.75 * 2**30
     at = NamedSharding(mesh, PartitionSpec("fsdp"))
     x = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=at)
@@ -193,11 +193,11 @@ def test_a_described_tpu_compiles_and_refuses_for_want_of_memory():
 def test_slices_lie_along_data():
     pytest.importorskip("libtpu")
     where = aot.target("v5e:2x2", slices=2)
-    mesh = aot.make_mesh(where, (2, 2, 2))
+    mesh = meshes.make_mesh((2, 2, 2), list(where.devices))
     slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)
     assert (slices[0] == 0).all() and (slices[1] == 1).all()
-    with pytest.raises(UserError, match="mesh.data is 1, which --slices=2 does not divide"):
-        aot.make_mesh(where, (1, 4, 2))
+    with pytest.raises(UserError, match="mesh.data is 1, which the 2 slices do not divide"):
+        meshes.make_mesh((1, 4, 2), list(where.devices))
 
 
 def test_every_known_topology_has_the_chips_of_its_name():

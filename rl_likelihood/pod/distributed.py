@@ -1,0 +1,240 @@
+"""The processes of a run: how they find each other, what they tell each other, and what happens when one dies.
+
+One process drives the devices of one host. All of them run the same program; process 0 alone writes files and talks.
+The collectives here run on all devices, so every process must call them at the same point, and never on the
+sampler's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import distributed as runtime  # the coordinator's address as found on a TPU is nowhere else
+from jax.experimental import multihost_utils
+
+from rl_likelihood.shapes import UserError
+
+ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+FLAGS = ("--coordinator", "--num_processes", "--process_id")
+LOST = 1  # exit code of a process that has lost another
+_watching: list[Watch] = []  # the one of this process, if there are several
+
+
+class SharedRefusal(UserError):
+    """A refusal that every process makes, and the first has said."""
+
+
+def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, heartbeat: float = 30.0) -> None:
+    """Joins the other processes, if there are any; before anything else of jax.
+
+    What the arguments leave open the environment says (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID);
+    with neither, a Cloud TPU's own metadata, where there are chips. A process that dies is noticed by the others
+    within `heartbeat` seconds: each says so in one line and ends with exit code 1.
+    """
+    given = (coordinator, str(num_processes or ""), "" if process_id < 0 else str(process_id))
+    values = [value or os.environ.get(name, "") for value, name in zip(given, ENVIRONMENT, strict=True)]
+    chips = any(Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0"))
+    if not any(values):
+        if not chips or jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS", "") == "cpu":
+            return
+        arguments: dict[str, Any] = {}
+    else:
+        arguments = _checked(values)
+        if arguments["num_processes"] == 1:
+            return
+    timeout = max(1, int(heartbeat))
+    try:
+        # Ours is quicker, and says it in a line; jax's own, which aborts, is behind it.
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=timeout + 30, shutdown_timeout_seconds=60)
+    except (RuntimeError, ValueError) as e:
+        raise UserError(f"--coordinator: the processes of this run did not find each other ({_line(e)})") from e
+    if jax.process_count() > 1:
+        host = runtime.global_state.coordinator_address.rpartition(":")[0].strip("[]")
+        _watching.append(Watch(host, heartbeat))
+        _watching[0].begin()
+
+
+def finish(code: int = 0, together: bool = True) -> None:
+    """Before the end of a process of several: `together` with the others, or by itself, which ends them too.
+
+    With a code other than 0 it ends here: nothing that waits for other processes may be waited for.
+    """
+    if not _watching:
+        return
+    if together:
+        _watching[0].leave()
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _checked(values: list[str]) -> dict[str, Any]:
+    missing = [f"{flag} ({name})" for v, flag, name in zip(values, FLAGS, ENVIRONMENT, strict=True) if not v]
+    if missing:
+        raise UserError(f"{', '.join(missing)} missing; give all three: {', '.join(FLAGS)}")
+    if ":" not in values[0]:
+        raise UserError(f"--coordinator is {values[0]!r}; it is HOST:PORT of process 0, such as 10.0.0.2:8476")
+    for flag, value in zip(FLAGS[1:], values[1:], strict=True):
+        if not value.isdigit():
+            raise UserError(f"{flag} is {value!r}; it must be a whole number")
+    n, i = int(values[1]), int(values[2])
+    if not 0 <= i < n:
+        raise UserError(f"--process_id is {i}, but --num_processes is {n}; it must be from 0 to {n - 1}")
+    return {"coordinator_address": values[0], "num_processes": n, "process_id": i}
+
+
+def first() -> bool:
+    """Whether this process writes files and talks."""
+    return runtime.global_state.process_id == 0
+
+
+# ------------------------------------------------------------------------------------------ what they tell each other
+
+
+def share(value: Any) -> Any:
+    """Process 0's `value`, JSON, in every process."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value).encode() if first() else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    data = np.zeros(size, np.uint8)
+    data[: len(text)] = np.frombuffer(text, np.uint8)
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(data), np.uint8)).decode())
+
+
+def gather(tree: Any) -> Any:
+    """The processes' numpy arrays [N, ...], of one shape, one after the other [processes * N, ...]."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+
+def gather_bytes(data: bytes) -> list[bytes]:
+    """Every process's bytes, by process."""
+    if jax.process_count() == 1:
+        return [data]
+    sizes = gather(np.asarray([len(data)], np.int64))
+    padded = np.zeros((1, max(1, int(sizes.max()))), np.uint8)
+    padded[0, : len(data)] = np.frombuffer(data, np.uint8)
+    return [bytes(row[:n]) for row, n in zip(gather(padded), sizes, strict=True)]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is so in any process."""
+    return bool(gather(np.asarray([flag])).any())
+
+
+def by_first(act: Callable[[], Any]) -> Any:
+    """What `act()` gives in process 0, JSON, in every process; its UserError is everybody's."""
+    if jax.process_count() == 1:
+        return act()
+    value, refused = None, ""
+    if first():
+        try:
+            value = act()
+        except UserError as e:
+            refused = str(e)
+    value, refused = share([value, refused])
+    if refused:
+        raise SharedRefusal(refused)
+    return value
+
+
+# ------------------------------------------------------------------------------------------ who is alive
+
+
+class Watch:
+    """A connection of every process with process 0, over which each says now and then that it lives.
+
+    jax's own service notices a dead process too, and aborts the others with a page of C++. A dead process's
+    connections are closed by its kernel at once, a silent host's are quiet: either is said here in one line first.
+    """
+
+    def __init__(self, host: str, heartbeat: float) -> None:
+        self.heartbeat = heartbeat
+        self.over = False
+        count, me = jax.process_count(), jax.process_index()
+        server = None
+        port = np.int32(0)
+        if me == 0:
+            server = socket.create_server(("", 0), backlog=count)
+            port = np.int32(server.getsockname()[1])
+        port = int(multihost_utils.broadcast_one_to_all(port))
+        self.peers: dict[int, socket.socket] = {}
+        if me == 0:
+            server.settimeout(60)
+            for _ in range(count - 1):
+                connection, _ = server.accept()
+                self.peers[int.from_bytes(connection.recv(4), "big")] = connection
+            server.close()
+        else:
+            self.peers[0] = socket.create_connection((host, port), timeout=60)
+            self.peers[0].sendall(me.to_bytes(4, "big"))
+
+    def begin(self) -> None:
+        """Watch from now to the end of the process."""
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def leave(self) -> None:
+        """No more: this process is about to end as it should."""
+        self.over = True
+        for peer in self.peers.values():
+            with contextlib.suppress(OSError):
+                peer.sendall(b"q")  # so that the closing of the connection is no death
+
+    def _watch(self) -> None:
+        heard = dict.fromkeys(self.peers, time.monotonic())
+        said = 0.0
+        with selectors.DefaultSelector() as ready:
+            for number, peer in self.peers.items():
+                peer.settimeout(self.heartbeat)
+                ready.register(peer, selectors.EVENT_READ, number)
+            while heard and not self.over:
+                for key, _ in ready.select(min(1.0, self.heartbeat / 4)):
+                    try:
+                        got = key.fileobj.recv(64)
+                    except OSError:
+                        got = b""
+                    if b"q" in got:
+                        ready.unregister(key.fileobj)
+                        heard.pop(key.data)
+                    elif got:
+                        heard[key.data] = time.monotonic()
+                    else:
+                        self._lost(key.data, "is gone")
+                now = time.monotonic()
+                for number, when in heard.items():
+                    if now - when > self.heartbeat:
+                        self._lost(number, f"has not been heard of for {self.heartbeat:g} s (pod.heartbeat)")
+                if now - said > self.heartbeat / 4:
+                    said = now
+                    for number in heard:
+                        try:
+                            self.peers[number].sendall(b".")
+                        except OSError:
+                            self._lost(number, "is gone")
+
+    def _lost(self, number: int, how: str) -> None:
+        if self.over:
+            return
+        me = runtime.global_state.process_id
+        line = f"error: process {number} {how}; process {me} ends; start all again to resume from the last checkpoint"
+        os.write(sys.stderr.fileno(), (line + "\n").encode())
+        os._exit(LOST)  # nothing that waits for the lost one may be waited for
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,114 @@
+"""Sampler and learner on devices of their own: the same run, weights that never pass through the host, clean ends."""
+
+import os
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rl_likelihood import config as configs
+from rl_likelihood import train
+from rl_likelihood.pod import checkpoint
+from rl_likelihood.report import metrics as reports
+from rl_likelihood.run.source import Source
+from rl_likelihood.run.world import load, make_places
+from rl_likelihood.sampler import decode
+from rl_likelihood.shapes import UserError
+from tests.runs import small_config
+
+SPLIT = {"sampler__devices": "4", "mesh__fsdp": 2, "mesh__tensor": 2}
+
+
+def run(workdir, **overrides):
+    train.run(configs.build(small_config(**{"eval__prompts": 0, **overrides})), workdir)
+    return reports.read(workdir / "metrics.jsonl")
+
+
+def test_a_split_run_is_the_shared_run(tmp_path):
+    """But for the order of sums over other meshes. The same chains are sampled: two thirds of the numbers are theirs."""
+    shared = run(tmp_path / "shared")
+    apart = run(tmp_path / "apart", **SPLIT)
+    for a, b in zip(shared, apart, strict=True):
+        assert b["queue/lag"] == b["queue/dropped"] == 0
+        for name in a:
+            if not name.startswith(("time/", "queue/", "grad/", "ratio/")) and name != "tokens_per_second":
+                assert a[name] == pytest.approx(b[name], rel=2e-3, abs=2e-4), (a["step"], name, a[name], b[name])
+    one, two = (reports.read(tmp_path / name / "samples.jsonl") for name in ("shared", "apart"))
+    assert [row["chain"] for row in one] == [row["chain"] for row in two]
+
+
+@pytest.mark.parametrize("bound", [1, 2])
+def test_a_split_sampler_runs_ahead_within_its_bound(bound, tmp_path):
+    rows = run(tmp_path / "run", **SPLIT, sampler__max_staleness=bound, train__steps=6)
+    lags = [row["queue/lag"] for row in rows]
+    assert len(lags) == 6 and 0 <= min(lags) and 1 <= max(lags) <= bound
+
+
+@pytest.mark.parametrize(
+    "changes", [SPLIT, {**SPLIT, "sampler__tensor": 2}, {}, {"sampler__tensor": 4}], ids=["split", "tp", "shared", "tp4"]
+)
+def test_weights_go_from_device_to_device_bit_for_bit(changes):
+    settings = configs.build(small_config(**changes))
+    places = make_places(settings.config)
+    world, params = load(settings, places=places)
+    with jax.transfer_guard("disallow_explicit"), jax.transfer_guard_device_to_device("allow"):
+        weights = world.weights(params)
+    for x in jax.tree.leaves(weights):
+        assert x.sharding.device_set == set(places.sampler.devices.flat)
+    assert places.apart == bool("sampler__devices" in changes)
+    wanted = decode.prepare(jax.tree.map(np.asarray, params), world.model)
+    jax.tree.map(np.testing.assert_array_equal, weights, wanted)
+    part = weights["layers"][0]["gate_up"].addressable_shards[0].data.shape[1]
+    assert part == wanted["layers"][0]["gate_up"].shape[1] // settings.config.sampler.tensor
+
+
+def test_a_sampler_that_raises_ends_the_run_with_its_own_words_and_a_checkpoint(tmp_path, monkeypatch):
+    collate = Source.collate
+
+    def dragon(self, number):
+        if number == 2:
+            raise RuntimeError("here be dragons")
+        return collate(self, number)
+
+    monkeypatch.setattr(Source, "collate", dragon)
+    with pytest.raises(RuntimeError, match="here be dragons"):
+        run(tmp_path / "run", **SPLIT, train__checkpoint_every=50)
+    assert checkpoint.latest_step(tmp_path / "run") == 2
+    status = reports.read_status(tmp_path / "run")
+    assert status["state"] == "failed" and "here be dragons" in status["error"]
+    assert not [t for t in threading.enumerate() if t.name == "sampler"]
+
+
+def test_sigterm_finishes_the_step_saves_and_the_run_goes_on_with_its_queue(tmp_path):
+    extra = {**SPLIT, "sampler__max_staleness": 2, "train__steps": 30, "train__checkpoint_every": 50}
+
+    def ask():
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    first = run(tmp_path / "run", **extra)
+    thread.join()
+    assert reports.read_status(tmp_path / "run")["state"] == "interrupted" and 1 <= len(first) < 30
+    assert checkpoint.latest_step(tmp_path / "run") == len(first)
+    assert [row["step"] for row in run(tmp_path / "run", **extra)] == list(range(1, 31))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"sampler__devices": "8"}, "sampler.devices is 8 of the 8 devices .* at most 7"),
+        ({"sampler__devices": "half"}, "sampler.devices is 'half'; it must be shared, or how many"),
+        ({"sampler__devices": "2"}, "data x fsdp x tensor = .* = 8 devices, but there are 6"),
+        ({"sampler__tensor": 3}, "sampler.tensor is 3, which does not divide the 8 devices"),
+        ({"sampler__tensor": 2}, "sampler.tensor is 2; it must be 1, or mesh.tensor = 4"),
+    ],
+)
+def test_devices_that_do_not_add_up_are_refused(changes, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        run(tmp_path / "run", **changes)
