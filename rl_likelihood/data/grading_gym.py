@@ -2,9 +2,9 @@
 
 Not more than that: the default rule gives len(reference) / len(answer) to any answer that contains the reference.
 
-Some data sets hand the model's answer to Python's eval, or to sympy, which does. Those see only answers that can do
-nothing but be wrong: literals, or formulas of numbers, single letters and functions; any other is wrong. The rest runs
-in `grading_pool.Pool`'s workers, because a formula such as 9**9**9 still takes for ever.
+Some data sets hand the model's answer to Python's eval, or to sympy, which does. Those see only answers that do nothing
+when they are evaluated: literals, or formulas of numbers, single letters and functions; any other is wrong. All of it
+runs in `grading_pool.Pool`'s workers, because a formula such as 9**9**9 still takes for ever.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ def unpack(check: str) -> Asked | None:
     """What `pack` was given; None for any other text."""
     try:
         value = json.loads(check)
-        return Asked(value["reasoning_gym"], json.dumps(value["parameters"]), _untagged(value["item"]))
+        asked = Asked(value["reasoning_gym"], json.dumps(value["parameters"]), _untagged(value["item"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return asked if isinstance(asked.dataset, str) and isinstance(asked.item, dict) else None
 
 
 def _tagged(value: Any) -> Any:

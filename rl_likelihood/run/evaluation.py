@@ -33,13 +33,14 @@ from rl_likelihood.report import metrics as reports
 from rl_likelihood.report import statistics
 from rl_likelihood.rewards import rules
 from rl_likelihood.run.outside import candidate
-from rl_likelihood.run.world import EVALUATE, World, in_batches, share_of
-from rl_likelihood.sampler import decode
+from rl_likelihood.run.world import EVALUATE, World, share_of
+from rl_likelihood.sampler import decode, engine
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout, UserError
 
 FOLDER = "evaluations"  # of a workdir: the records
 FORMAT = 1  # of the records: raise it when they change meaning
 EXAMPLES = 4  # questions whose greedy answers are kept with the numbers
+AHEAD = 4  # batches of greedy answers that the sampler gets together
 ROWS_AT_ONCE = 32  # scored in one forward, about: more does not fit the caches of a CPU
 EVERY = 15.0  # seconds between words of progress
 
@@ -181,14 +182,11 @@ def _records(
     )  # fmt: skip
     weights = world.weights(params)
     lent = Lent(**before[-1]["lent"]) if before and samples else None
-    for at, part in in_batches(rows[first:], size):
-        between()
-        uid = np.arange(first + at, first + at + size)
-        rollout = world.sample(weights, world.collate(part, uid, width), world.key(EVALUATE), sampler)
+    for at, part, uid, rollout in _sampled(world, weights, rows, first, size, width, sampler, between):
         texts = world.sampled_text(rollout)
         answers = marks = logp = None
         if graded:
-            direct = _answers_without_chain(world, weights, part, uid, width) if samples else [None] * size
+            direct = _answers_without_chain(world, weights, part, uid, width) if samples else [None] * len(part)
             answers = [
                 [*(grading.extract_answer(text, world.fmt) for text in group), a]
                 for group, a in zip(texts, direct, strict=True)
@@ -199,7 +197,7 @@ def _records(
             lenders, lent = [lent, *own[:-1]], own[-1]
             logp = _scores(world, params, part, rollout, lenders)
         made = []
-        for i, row in enumerate(part[: len(rows) - first - at]):
+        for i, row in enumerate(part[: len(rows) - at]):
             # One entry for each chain, the greedy one first, and one for no chain.
             entries: list[Record] = [*(_tokens(world, rollout, i, j) for j in range(1 + samples)), {}]
             if logp is not None:
@@ -231,6 +229,38 @@ def _records(
                 }
             made.append(record)
         yield made
+
+
+def _sampled(
+    world: World,
+    weights: Params,
+    rows: list[EncodedExample],
+    first: int,
+    size: int,
+    width: int,
+    sampler: decode.SamplerConfig,
+    between: Callable[[], None],
+) -> Iterator[tuple[int, list[EncodedExample], np.ndarray, Rollout]]:
+    """(place of its first row, rows, their uids, what was sampled) of every batch of `size` rows, from row `first` on.
+
+    Of single rows several batches are sampled together, still `size` rows at a time: those that stop make room, and
+    only the last ones wait for the longest. Groups are not, because the rows of one share its prompt while all go on.
+    """
+    together, whole = size, size  # groups are scored too: one shape, one program
+    if sampler.group_size == 1 and engine.devices_of(weights) == 1:
+        together, whole = AHEAD * size, world.batch_size(1)
+        sampler = dataclasses.replace(sampler, slots=sampler.slots or size)
+    for start in range(first, len(rows), together):
+        between()
+        part = rows[start : start + together]
+        part = part + part[-1:] * (-len(part) % whole)
+        uid = np.arange(start, start + len(part))
+        rollout = world.sample(weights, world.collate(part, uid, width), world.key(EVALUATE), sampler)
+        for at in range(0, len(part), size):
+            if at:
+                between()
+            here = slice(at, at + size)
+            yield start + at, part[here], uid[here], jax.tree.map(lambda x, here=here: x[here], rollout)
 
 
 def _tokens(world: World, rollout: Rollout, i: int, j: int) -> Record:

@@ -63,7 +63,17 @@ def test_an_item_comes_back_as_it_was():
     item = {"answer": "a", "metadata": {"grid": ((1, 2), (3,)), "rows": [1, (2, [3])], "none": None, "é": "\u2028"}}
     found = unpack(pack("x", {"pair": (1, 2)}, item))
     assert (found.dataset, found.item) == ("x", item)
-    for text in ("", "5", "[]", "{}", "null", "{" * 10_000, '{"reasoning_gym": 1}'):
+    for text in (
+        "",
+        "5",
+        "[]",
+        "{}",
+        "null",
+        "{" * 10_000,
+        '{"reasoning_gym": 1}',
+        '{"reasoning_gym": "x", "parameters": {}, "item": 5}',
+        '{"reasoning_gym": [], "parameters": {}, "item": {}}',
+    ):
         assert unpack(text) is None
 
 

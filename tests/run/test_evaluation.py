@@ -374,3 +374,36 @@ def test_the_command_goes_on_with_records_that_are_there(tmp_path):
     row = json.loads(process.stdout)
     assert numbers(row) == {"step": 0, **numbers(out)} and row["records"] == out["records"]
     assert reports.read(tmp_path / "out" / "eval.jsonl") == [row]
+
+
+def test_greedy_answers_are_sampled_ahead_and_are_the_same(tmp_path):
+    """Several batches in the sampler at one time, on one device: rows that stop make room."""
+    program = """
+import json, sys
+import jax, numpy as np
+from rl_likelihood import config as configs
+from rl_likelihood.run import evaluation
+from rl_likelihood.run.world import load
+from tests.runs import small_config
+
+assert jax.device_count() == 1
+c = small_config(eval__samples=0, eval__batch_prompts=1, mesh__fsdp=1, mesh__tensor=1, data__heldout_size=9)
+c.eval.prompts = 9
+world, params = load(configs.build(c), training=False)
+params = jax.tree.map(lambda x: np.asarray(x) * 12, params)
+texts = []
+for ahead in (1, 2, 4, 100):
+    evaluation.AHEAD, calls, batches = ahead, [], []
+    folder = f"{sys.argv[1]}/{ahead}"
+    out = evaluation.evaluate(world, params, world.heldout, lambda: batches.append(1), folder=folder)
+    records = evaluation.statistics.read_records(f"{folder}/{out['records']}")[1]
+    texts.append([(r["index"], r["id"], r["greedy"]) for r in records])
+    assert len(batches) == 9 and len(records) == 9
+assert texts[0] == texts[1] == texts[2] == texts[3]
+assert len({json.dumps(t[2]["text"]) for t in texts[0]}) > 1, "answers differ, or the test shows nothing"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
