@@ -41,7 +41,7 @@ def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = 
             f"but there are {len(devices)}; the nearest that fits is fsdp = {len(devices)} with the others 1"
         )
     on_tpu = devices[0].platform == "tpu"
-    slices = len({d.slice_index for d in devices}) if on_tpu else 1
+    slices = len({getattr(d, "slice_index", 0) for d in devices}) if on_tpu else 1
     if shape[0] % slices:
         raise UserError(
             f"mesh.data is {shape[0]}, which the {slices} slices do not divide: only data runs across "
@@ -169,19 +169,3 @@ def rows_mesh(devices: list, prompts: int, group: int, tensor: int = 1) -> Mesh:
     n = len(devices) // tensor
     parts = math.gcd(prompts, n)
     return Mesh(np.asarray(devices).reshape(parts, n // parts, tensor), AXES)
-
-
-def beside(weights, prompts: tuple, rows: tuple) -> tuple[tuple, tuple]:
-    """Arrays [P, ...] and [G] of a call with `weights`, put where these are: split over data and over fsdp.
-
-    So a program that is otherwise told nothing computes each row on one device (or on those of one tensor group).
-    """
-    at = getattr(jax.tree.leaves(weights)[0], "sharding", None)
-    if not isinstance(at, NamedSharding) or at.mesh.size == 1:
-        return prompts, rows
-
-    def split(x, axis):
-        fits = x.shape[0] % at.mesh.shape[axis] == 0
-        return jax.device_put(x, NamedSharding(at.mesh, PartitionSpec(axis if fits else None)))
-
-    return tuple(split(x, "data") for x in prompts), tuple(split(x, "fsdp") for x in rows)

@@ -168,11 +168,11 @@ def trace_generate(world: World, places: Places, prepared: Any) -> Any:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     until = world.fmt.answer_close if cfg.max_sampled_answer else world.fmt.answer_open
-    return decode.generate.trace(
+    return decode.generate_spread.trace(
         weights, model, shape(i, p, c.prompt.max_prompt, over="data"), shape(i, p, over="data"),
         shape(i, p, over="data"), shape(key.dtype), shape(jnp.float32, g, over="rows"),
-        shape(jnp.int8, model.vocab_size, len(until.encode()) + 1), shape(i, 1),
-        max_tokens=cfg.max_sampled, pad_id=0,
+        shape(jnp.int8, model.vocab_size, len(until.encode()) + 1), shape(i, 1), shape(i),
+        max_tokens=cfg.max_sampled, pad_id=0, mesh=mesh,
     )  # fmt: skip
 
 

@@ -101,6 +101,11 @@ def first() -> bool:
     return runtime.global_state.process_id == 0
 
 
+def several() -> bool:
+    """Whether this run has more than one process."""
+    return bool(_watching)
+
+
 # ------------------------------------------------------------------------------------------ what they tell each other
 
 

@@ -64,10 +64,11 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
             distributed.finish(2, together=shared)
             sys.exit(2)
         except BaseException as error:
-            code = error.code if isinstance(error, SystemExit) else 1
-            if code == 1:
-                traceback.print_exc()
-            distributed.finish(code if isinstance(code, int) else 1, together=False)
+            if distributed.several():  # no waiting for the others on the way out
+                if not isinstance(error, SystemExit):
+                    traceback.print_exc()
+                code = getattr(error, "code", 1)
+                distributed.finish(code if isinstance(code, int) else 1, together=False)
             raise
         distributed.finish()
 

@@ -69,12 +69,9 @@ class Source:
         """Rollout `number`, on the sampler's thread. One key for all: the uid makes each row's own."""
         start = time.perf_counter()
         prompts, at = self.collate(number), self.chains
-        cfg = self.world.sampler(group_size=at.stop - at.start)
+        cfg = self.world.sampler(group_size=at.stop - at.start, first_chain=at.start)
         with self.turn:
-            key = self.world.key(SAMPLE)
-            if at.start:  # the rest of a group whose first chains another process samples
-                key = jax.random.fold_in(key, at.start)
-            rollout = decode.sample(weights, prompts, key, cfg, version)
+            rollout = decode.sample(weights, prompts, self.world.key(SAMPLE), cfg, version)
         return rollout.replace(seconds=time.perf_counter() - start)
 
     def publish(self, version: int, params: Params) -> None:

@@ -8,9 +8,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from rl_likelihood import mesh as meshes
 from rl_likelihood.model.decoder import (
     Cache,
     ModelConfig,
@@ -39,6 +39,7 @@ class SamplerConfig:
     temperature: float | tuple[float, ...] = 1.0
     width_multiple: int = 0  # completions are padded to a multiple of this; 0 pads to the largest possible
     slots: int = 0  # rows decoded at one time; 0: all of them
+    first_chain: int = 0  # place in its group of the first chain, where another process samples those before
 
     @property
     def max_sampled(self) -> int:
@@ -65,13 +66,12 @@ def sample_ids(
     fmt, t = cfg.chain_format, cfg.temperature
     temperature = t if isinstance(t, tuple) else (t,) * cfg.group_size
     stop = stop_table(fmt.vocab_bytes, (until,))
-    if engine.devices_of(weights) > 1 and not cfg.slots:  # each row on one of them, all at once
-        (tokens, lengths, uid), (temperature,) = meshes.beside(
-            weights, (prompts.tokens, prompts.length, prompts.uid), (jnp.asarray(temperature, jnp.float32),)
-        )
-        out = generate(
-            weights, cfg.model, tokens, lengths, uid, key, temperature, stop, jnp.asarray(fmt.eos_ids, jnp.int32),
-            max_tokens=max_tokens, pad_id=fmt.pad_id,
+    if (engine.devices_of(weights) > 1 and not cfg.slots) or cfg.first_chain:  # all rows at once
+        mesh = getattr(weights["embed"].sharding, "mesh", None)
+        out = generate_spread(
+            weights, cfg.model, prompts.tokens, prompts.length, prompts.uid, key, jnp.asarray(temperature, jnp.float32),
+            stop, jnp.asarray(fmt.eos_ids, jnp.int32), jnp.int32(cfg.first_chain), max_tokens=max_tokens,
+            pad_id=fmt.pad_id, mesh=mesh,
         )  # fmt: skip
         return tuple(np.asarray(x) for x in out)
     return engine.sample_rows(
@@ -98,6 +98,7 @@ def generate(
     eos: Int[Array, "E"],
     max_tokens: int,
     pad_id: int,
+    first_chain: Int[Array, ""] | int = 0,
 ) -> tuple[Int[Array, "P G N"], Float[Array, "P G N"], Int[Array, "P G"]]:
     """Sampled ids, their log-probs (at the row's temperature; 1 for greedy rows), and how many there are.
 
@@ -108,7 +109,7 @@ def generate(
     p, g = prompt.shape[0], temperature.shape[0]
     in_prompt = jnp.arange(prompt.shape[1]) < prompt_length[:, None]
     matched = stop.shape[1] - 1
-    keys = row_keys(key, uid, jnp.zeros_like(uid), g)
+    keys = row_keys(key, uid, jnp.full_like(uid, first_chain), g)
     head = head_matrix(weights)
 
     def keep(i, hidden, state, done, ids, logps, length):
@@ -139,6 +140,42 @@ def generate(
     own = empty_cache(cfg, p * g, max_tokens)
     _, _, (_, _, _, ids, logps, length) = jax.lax.while_loop(running, body, (jnp.int32(1), own, first))
     return ids, logps, length
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "pad_id", "mesh"))
+def generate_spread(
+    weights: Params, cfg: ModelConfig, prompt, prompt_length, uid, key, temperature, stop, eos, first_chain,
+    max_tokens: int, pad_id: int, mesh: Mesh | None,
+):  # fmt: skip
+    """`generate` on the devices of `mesh`: prompts over its data, the rows of a group over its fsdp.
+
+    Each device does its rows by itself, until these have stopped: there is no collective in the program, which the
+    compiler of some TPUs takes from part of a slice only so. Weights that are split over tensor need some.
+    """
+    rest = dict(max_tokens=max_tokens, pad_id=pad_id)
+    arguments = (weights, prompt, prompt_length, uid, key, temperature, stop, eos, first_chain)
+    if mesh is None or mesh.size == 1:
+        return generate(weights, cfg, *arguments[1:-1], first_chain=first_chain, **rest)
+    over = lambda n, axis: axis if n % mesh.shape[axis] == 0 else None  # noqa: E731
+    p, g = over(len(uid), "data"), over(len(temperature), "fsdp")
+    if mesh.shape["tensor"] > 1:
+        at = tuple(NamedSharding(mesh, PartitionSpec(axis)) for axis in (p, p, p, g))
+        prompt, prompt_length, uid, temperature = jax.lax.with_sharding_constraint(
+            (prompt, prompt_length, uid, temperature), at
+        )
+        return generate(
+            weights, cfg, prompt, prompt_length, uid, key, temperature, stop, eos, first_chain=first_chain, **rest
+        )
+
+    def part(weights, *arguments):
+        *arguments, first = arguments
+        mine = first + jax.lax.axis_index("fsdp") * len(arguments[4]) if g else first
+        return generate(weights, cfg, *arguments, first_chain=mine, **rest)
+
+    whole, rows = PartitionSpec(), PartitionSpec(p, g)
+    prompts = PartitionSpec(p)
+    specs = (whole, prompts, prompts, prompts, whole, PartitionSpec(g), whole, whole, whole)
+    return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=(rows, rows, rows), check_vma=False)(*arguments)
 
 
 def splice(

@@ -28,7 +28,7 @@ def run(workdir, **overrides):
 
 
 def test_a_split_run_is_the_shared_run(tmp_path):
-    """But for the order of sums over other meshes. The same chains are sampled: two thirds of the numbers are theirs."""
+    """But for the order of sums over other meshes. The chains are the same."""
     shared = run(tmp_path / "shared")
     apart = run(tmp_path / "apart", **SPLIT)
     for a, b in zip(shared, apart, strict=True):
@@ -44,12 +44,10 @@ def test_a_split_run_is_the_shared_run(tmp_path):
 def test_a_split_sampler_runs_ahead_within_its_bound(bound, tmp_path):
     rows = run(tmp_path / "run", **SPLIT, sampler__max_staleness=bound, train__steps=6)
     lags = [row["queue/lag"] for row in rows]
-    assert len(lags) == 6 and 0 <= min(lags) and 1 <= max(lags) <= bound
+    assert len(lags) == 6 and min(lags) >= 0 and 1 <= max(lags) <= bound
 
 
-@pytest.mark.parametrize(
-    "changes", [SPLIT, {**SPLIT, "sampler__tensor": 2}, {}, {"sampler__tensor": 4}], ids=["split", "tp", "shared", "tp4"]
-)
+@pytest.mark.parametrize("changes", [SPLIT, {**SPLIT, "sampler__tensor": 2}, {}, {"sampler__tensor": 4}])
 def test_weights_go_from_device_to_device_bit_for_bit(changes):
     settings = configs.build(small_config(**changes))
     places = make_places(settings.config)
