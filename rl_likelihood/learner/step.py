@@ -16,7 +16,7 @@ from rl_likelihood import mesh as meshes
 from rl_likelihood.learner import measures, surrogate
 from rl_likelihood.learner.rows import RowStats, StepConfig, chain_rows, chain_rows_of, policy_masks, row_stats, see
 from rl_likelihood.learner.surrogate import Counts
-from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
+from rl_likelihood.model.decoder import ModelConfig, Params, apart, param_specs, stacked
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.shapes import Batch, TrainState
 
@@ -105,7 +105,7 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         policy_tokens=(policy_mask & keep[..., None]).sum().astype(jnp.float32),
     )
 
-    def one(batch):
+    def one(batch):  # with params and models as they are when it is called
         probe = jnp.zeros((*batch.completion.shape, model.width), model.compute_dtype)
         grad = jax.value_and_grad(_loss, argnums=(0, 1), has_aux=True)
         (_, (sums, per_row)), (grads, pull) = grad(params, probe, models, batch, model, cfg, counts)
@@ -118,8 +118,12 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         grads, sums, per_row = one(batch)
         return jax.tree.map(jnp.add, total, grads), (sums, per_row)
 
+    if not model.scan_layers:  # once, not in every micro-batch
+        params = apart(params, model)
+        models = tuple(m if m is None else apart(m, model) for m in models)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     grads, (sums, per_row) = jax.lax.scan(body, zero, split(batch, size))
+    grads = grads if model.scan_layers else stacked(grads)
     sums = {k: v.max(0) if k.startswith("max/") else v.sum(0) for k, v in sums.items()}
     return grads, sums, whole(per_row)
 

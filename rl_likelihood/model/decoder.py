@@ -51,6 +51,7 @@ class ModelConfig:
 
     compute_dtype: str = "float32"
     scan_layers: bool = True  # compile one layer, or all of them (faster on CPU, slower to compile)
+    attention: str = "dense"  # dense | splash (the TPU's kernel, model/splash.py)
     remat: str = "none"  # none | dots (keep matrix products) | full (keep layer inputs)
 
 
@@ -224,7 +225,7 @@ def forward(
     if completion is not None:
         y = params["embed"][completion].astype(dtype)
         own_rope = rope_tables(cfg, branch_positions(segment, prompt_length))
-        own_mask = branch_mask(segment)
+        own_mask, of_kernel = branch_mask(segment), segment if cfg.attention == "splash" else None
 
     def layer(carry, w):
         x, y = carry
@@ -238,18 +239,34 @@ def forward(
         if y is not None:
 
             def attend_own(q, k, v):
-                return attention(q, (k, v), own_mask, cache, in_prompt), None
+                return attention(q, (k, v), own_mask, cache, in_prompt, of_kernel), None
 
             y, _ = block(y, w, cfg, own_rope, attend_own)
         return (x, y), None
 
     if cfg.remat != "none":
         layer = jax.checkpoint(layer, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
-    unroll = 1 if cfg.scan_layers else cfg.layers
-    (x, y), _ = jax.lax.scan(layer, (x, y), params["layers"], unroll=unroll)
+    if cfg.scan_layers:
+        (x, y), _ = jax.lax.scan(layer, (x, y), params["layers"])
+    else:
+        for w in apart(params, cfg)["layers"]:
+            (x, y), _ = layer((x, y), w)
     scale = params["final_norm"].astype(dtype)
     norm = lambda z: None if z is None else rms_norm(z, scale, cfg.norm_eps)  # noqa: E731
     return Hidden(norm(x), norm(y))
+
+
+def apart(params: Params, cfg: ModelConfig) -> Params:
+    """Layers as a tuple. Cutting a layer out of the stack copies it, so a loop that runs `forward` does it before."""
+    if isinstance(params["layers"], tuple):
+        return params
+    layers = tuple({k: v[i] for k, v in params["layers"].items()} for i in range(cfg.layers))
+    return params | {"layers": layers}
+
+
+def stacked(params: Params) -> Params:
+    """The inverse of `apart`."""
+    return params | {"layers": jax.tree.map(lambda *x: jnp.stack(x), *params["layers"])}
 
 
 def unstack(params: Params, cfg: ModelConfig) -> Params:

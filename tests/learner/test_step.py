@@ -404,3 +404,11 @@ def test_golden_step():
 
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
+
+
+def test_layers_apart_give_the_gradients_of_layers_in_a_stack():
+    """scan_layers=False cuts the stack before the loop over micro-batches, and puts gradients together after it."""
+    cfg, looped = rewarded("log_prob", micro_batch_prompts=2, two_branches=True), tiny(layers=3)
+    params = random_params(looped, 4)
+    both = [gradients(params, (None, None), BATCH, tiny(layers=3, scan_layers=scan), cfg)[0] for scan in (True, False)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *both)

@@ -1,0 +1,100 @@
+"""Continuous batching against waiting for the longest, on real lengths: GSM8K, SmolLM2, 256 tokens at most.
+
+    python bench/batching.py --questions=FILE.jsonl [--model=NAME] [--rows=96] [--slots=32] [--rounds=3]
+
+Lines {"question": ...}, asked as a chat, one chain each at temperature 1 until the model ends it. Waiting: batches of
+`slots` rows, each until its last row has stopped; continuous: `slots` rows, the next question as soon as one stops.
+Both with the same programs on the same number of threads, and to the same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer  # noqa: E402
+from rl_likelihood.model import assets, weights  # noqa: E402
+from rl_likelihood.sampler import decode, engine  # noqa: E402
+from rl_likelihood.shapes import Prompts  # noqa: E402
+
+LONGEST = 256
+PROMPT = 192  # tokens; longer questions are left out
+
+
+def asked(path: Path, model: str, rows: int) -> tuple[Prompts, tuple[int, ...]]:
+    """The first `rows` questions as prompts, and the ids that end an answer."""
+    tokenizer = load_tokenizer(model, require_template=True)
+    ids = []
+    for line in path.read_text().splitlines():
+        chat = [{"role": "user", "content": json.loads(line)["question"]}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        one = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids += [one] if len(one) <= PROMPT else []
+        if len(ids) == rows:
+            break
+    tokens = np.zeros((len(ids), PROMPT), np.int32)
+    for i, one in enumerate(ids):
+        tokens[i, : len(one)] = one
+    none = np.zeros((len(ids), 1), np.int32)
+    lengths = np.array([len(one) for one in ids], np.int32)
+    return Prompts(tokens, lengths, none, none[:, 0], none.astype(bool), np.arange(len(ids))), eos_ids(tokenizer, model)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--questions", type=Path, required=True)
+    arguments.add_argument("--model", default="smollm2-135m-instruct")
+    arguments.add_argument("--rows", type=int, default=96)
+    arguments.add_argument("--slots", type=int, default=32)
+    arguments.add_argument("--rounds", type=int, default=3)
+    a = arguments.parse_args()
+    path = str(Path(assets.resolve(a.model)).resolve())
+    cfg, params = weights.load(path)
+    held = decode.prepare(params, cfg)
+    del params
+    prompts, eos = asked(a.questions, path, a.rows)
+    never, key = np.zeros((cfg.vocab_size, 2), np.int8), jax.random.key(0)
+
+    def run(part: Prompts, slots: int):
+        return engine.sample_rows(held, cfg, part, key, (1.0,), never, eos, LONGEST, 0, slots)
+
+    def waiting():
+        starts = range(0, len(prompts.length), a.slots)
+        parts = [jax.tree.map(lambda x, at=i: x[at : at + a.slots], prompts) for i in starts]
+        return tuple(np.concatenate(x) for x in zip(*(run(p, 0) for p in parts), strict=True))
+
+    ways = {"waiting": waiting, "continuous": lambda: run(prompts, a.slots)}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(a.rounds + 1):
+        out = {}
+        for name, way in ways.items():
+            start = time.perf_counter()
+            out[name] = way()
+            if number:  # the first compiles
+                times[name].append(time.perf_counter() - start)
+        print(json.dumps({k: [round(t, 2) for t in v] for k, v in times.items()}), flush=True)
+    length = out["waiting"][2]
+    alike = float(np.mean([(x == y).all() for x, y in zip(out["waiting"][0], out["continuous"][0], strict=True)]))
+    batches = [length[i : i + a.slots].max() * len(length[i : i + a.slots]) for i in range(0, len(length), a.slots)]
+    rate = {k: length.sum() / statistics.median(v) for k, v in times.items()}
+    print(json.dumps({
+        "rows": len(length), "slots": a.slots, "mean_length": round(float(length.mean()), 1),
+        "at_the_limit": round(float((length == LONGEST).mean()), 3), "rows_with_the_same_ids": round(alike, 3),
+        "rows_decoding_while_waiting": round(float(length.sum() / sum(batches)), 3),
+        "tokens_per_s": {k: round(v, 1) for k, v in rate.items()},
+        "ratio": round(rate["continuous"] / rate["waiting"], 3),
+        "ratio_of_fastest": round(min(times["waiting"]) / min(times["continuous"]), 3),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

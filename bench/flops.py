@@ -1,0 +1,81 @@
+"""Useful floating-point operations of the workloads, written out: what must be computed, a multiplication and an
+addition being two, and nothing that an implementation may do beside it.
+
+Matrix products and attention count; norms, rotations, softmax and the optimizer do not. Attention is causal: a token
+at place n reads n keys and n values. The vocabulary counts where a logit is used, which is at no prompt token but the
+last. A prompt counts once for its group, in every pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rl_likelihood.model.decoder import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """P prompts of S tokens, G completions of T tokens each."""
+
+    prompts: int
+    group: int
+    prompt: int
+    completion: int
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.group
+
+
+def body_parameters(m: ModelConfig) -> int:
+    """Entries of the matrices that each token is multiplied with, without the vocabulary's."""
+    width = m.heads * m.head_dim
+    return m.layers * (2 * m.width * width + 2 * m.width * m.kv_heads * m.head_dim + 3 * m.width * m.mlp)
+
+
+def head_parameters(m: ModelConfig) -> int:
+    return m.width * m.vocab_size
+
+
+def attention(m: ModelConfig, first: int, last: int) -> int:
+    """One sequence's tokens first + 1 to last, each against itself and all before it: scores, and mixed values."""
+    keys = (last * (last + 1) - first * (first + 1)) // 2
+    return m.layers * 2 * 2 * m.heads * m.head_dim * keys
+
+
+def forward(m: ModelConfig, w: Shape) -> int:
+    """All prompts and completions, with the log-probs of the completions."""
+    prompt = w.prompt * 2 * body_parameters(m) + attention(m, 0, w.prompt)
+    row = w.completion * 2 * (body_parameters(m) + head_parameters(m))
+    row += attention(m, w.prompt, w.prompt + w.completion)
+    return w.prompts * prompt + w.rows * row
+
+
+def prefill(m: ModelConfig, w: Shape) -> int:
+    """Prompts, up to the first tokens' distributions."""
+    return w.prompts * (w.prompt * 2 * body_parameters(m) + attention(m, 0, w.prompt) + 2 * head_parameters(m))
+
+
+def decode(m: ModelConfig, w: Shape) -> int:
+    """The completions' tokens but the first of each group, which the prefill gives; the last one is not fed back."""
+    fed = w.completion - 1
+    row = fed * 2 * (body_parameters(m) + head_parameters(m)) + attention(m, w.prompt, w.prompt + fed)
+    return w.rows * row
+
+
+def sampling(m: ModelConfig, w: Shape) -> int:
+    return prefill(m, w) + decode(m, w)
+
+
+def learner(m: ModelConfig, w: Shape, reference: bool) -> int:
+    """Forward, twice as much backward, and the reference model's forward where there is one."""
+    return (3 + reference) * forward(m, w)
+
+
+def decode_bytes(m: ModelConfig, w: Shape, width: int = 4) -> int:
+    """Least traffic of `decode`: every weight once a step, each prompt's keys and values once for its group, each row's
+    own once."""
+    fed, per_token = w.completion - 1, m.layers * 2 * m.kv_heads * m.head_dim
+    own = w.rows * fed * (fed + 1) // 2
+    weights = fed * (body_parameters(m) + head_parameters(m))
+    return width * (weights + per_token * (fed * w.prompts * w.prompt + own))

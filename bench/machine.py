@@ -1,0 +1,44 @@
+"""What this machine can do, measured in the run that it is compared with: matrix products and memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+SIDE, TIMES = 2048, 2  # of the square product; how often a call does its work
+BYTES = 2**28  # of the array that is scaled: far more than the caches hold
+
+
+def limits() -> dict[str, Callable[[], Any]]:
+    """Calls to time beside the workloads: `matrix` makes products of squares, `memory` reads and writes an array."""
+    a = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
+
+    @jax.jit
+    def products(a):
+        return jax.lax.fori_loop(0, TIMES, lambda _, x: (x @ a) * 1e-2, a)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def scaled(x):  # in place: new pages would cost more than the traffic
+        return jax.lax.fori_loop(0, TIMES, lambda _, x: x * 1.0001, x)
+
+    held = [jnp.ones(BYTES // 4)]
+
+    def memory():
+        held[0] = scaled(held[0])
+        return held[0]
+
+    return {"matrix": lambda: products(a), "memory": memory}
+
+
+def matrix_rate(seconds: float) -> float:
+    """FLOP/s of the call `matrix`."""
+    return TIMES * 2 * SIDE**3 / seconds
+
+
+def memory_rate(seconds: float) -> float:
+    """Bytes/s of the call `memory`, read and written."""
+    return TIMES * 2 * BYTES / seconds
