@@ -21,6 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # always float32
     c.model.compute_dtype = "auto"
     c.model.scan_layers = True  # compile one layer and loop; False compiles all (some per cent faster on CPU)
+    c.model.attention = "auto"  # auto (splash on a TPU whose kernel takes the heads) | dense | splash
     c.model.remat = "none"  # none | dots | full: what the backward pass computes again to save memory
 
     c.mesh = ConfigDict()  # the learner's devices = data x fsdp x tensor

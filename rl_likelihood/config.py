@@ -39,6 +39,7 @@ CHOICES = {
     "optim.schedule": ("cosine", "constant"),
     "prompt.score_delims": ("none", "close", "both"),
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.attention": ("auto", "dense", "splash"),
     "optim.momentum_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "data.source": ("reasoning_gym", "jsonl", "prepared"),

@@ -26,7 +26,7 @@ from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics
 from rl_likelihood.run.command import base, from_flags, run_main
 from rl_likelihood.run.evaluation import evaluate
-from rl_likelihood.run.world import load, make_places, model_settings, param_shardings
+from rl_likelihood.run.world import load, make_places, param_shardings, run_on
 from rl_likelihood.shapes import UserError
 
 # What a checkpoint was trained with and an evaluation of it must share.
@@ -48,8 +48,7 @@ def main() -> None:
     if workdir is not None:
         at = functools.partial(param_shardings, places.learner)
         model, params, step, _ = checkpoint.restore_params(workdir, step, at)
-        settings_of_model = model_settings(c, jax.default_backend())
-        world = dataclasses.replace(world, model=dataclasses.replace(model, **settings_of_model))
+        world = dataclasses.replace(world, model=run_on(model, c, jax.default_backend()))
     folder = out or workdir
     tell(f"{min(c.eval.prompts, len(world.heldout))} held-out questions, {c.eval.samples} sampled chains each")
     try:

@@ -36,7 +36,7 @@ from rl_likelihood.pod.aot import GIB, Program, Target
 from rl_likelihood.run.command import from_flags, run_main
 from rl_likelihood.run.console import say
 from rl_likelihood.run.dry_run import abstract_batch
-from rl_likelihood.run.world import Places, World, make_places, model_settings
+from rl_likelihood.run.world import Places, World, make_places, run_on, using
 from rl_likelihood.sampler import decode, handover
 from rl_likelihood.shapes import Batch, ChainFormat, UserError
 
@@ -89,7 +89,7 @@ def model_shapes(c: ConfigDict, platform: str = "cpu") -> ModelConfig:
         model = hf_folder.config_from_hf(hf_folder.read_json(path / hf_folder.CONFIG), path / hf_folder.CONFIG)
     else:
         model = published(c.model.path)
-    return dataclasses.replace(model, **model_settings(c, platform))
+    return run_on(model, c, platform)
 
 
 def shape_world(settings: Settings, model: ModelConfig) -> World:
@@ -132,7 +132,8 @@ def trace_step(settings: Settings, model: ModelConfig, mesh: Mesh, batch: Batch)
     cfg, optimizer = settings.step, make_optimizer(settings.optimizer)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
     reference = state.params if cfg.with_reference else None
-    return make_step(model, cfg, optimizer, mesh, batch).trace(state, reference, batch)
+    with using(mesh, model):
+        return make_step(model, cfg, optimizer, mesh, batch).trace(state, reference, batch)
 
 
 def held_bytes(settings: Settings, model: ModelConfig, mesh: Mesh) -> dict[str, int]:
@@ -239,6 +240,7 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(model))),
         "compute_dtype": model.compute_dtype,
         "remat": model.remat,
+        "attention": model.attention,
         "batch": {"prompts": p, "rows": g, "prompt_tokens": batch.prompt.shape[1], "row_tokens": t,
                   "micro_batch_prompts": c.train.micro_batch_prompts or p},
         "held": held_bytes(settings, model, mesh),
@@ -308,7 +310,7 @@ def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, se
             c = settings.config.copy_and_resolve_references()
             c.update_from_flattened_dict(change)
             print(f"trying {shown(change)} ...", file=sys.stderr, flush=True)
-            smaller = dataclasses.replace(model, **{k: v for k, v in model_settings(c, "").items() if k == "remat"})
+            smaller = dataclasses.replace(model, remat=c.model.remat)
             mesh = plan_mesh(c, where)
             program = compile_step(configs.build(c), smaller, mesh, memory - step["others"])
             if not program.refused:
@@ -334,7 +336,7 @@ def table(plan: dict) -> str:
     held = ", ".join(f"{name} {gib(n)}" for name, n in plan["held"].items())
     lines = [
         f"model    {plan['model']}: {plan['parameters'] / 1e6:.1f} M parameters, compute {plan['compute_dtype']}, "
-        f"remat {plan['remat']}",
+        f"remat {plan['remat']}, attention {plan['attention']}",
         f"devices  {plan['topology']}{slices}: {plan['devices']}{limit}, mesh "
         + " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
         + ", sampler " + " x ".join(map(str, plan["sampler_mesh"].values())) + " on each host",

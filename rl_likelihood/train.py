@@ -40,7 +40,7 @@ from rl_likelihood.run.evaluation import evaluate
 from rl_likelihood.run.lock import lock
 from rl_likelihood.run.source import Source, write_samples
 from rl_likelihood.run.warm_start import warm_start, with_worked_examples
-from rl_likelihood.run.world import World, load, make_places
+from rl_likelihood.run.world import World, load, make_places, using
 from rl_likelihood.shapes import TrainState, UserError
 
 CONFIG, INITIAL = "config.json", "initial"
@@ -147,7 +147,7 @@ def learn(
             if shape not in compiled:
                 compiled[shape] = make_step(world.model, s.step, optimizer, mesh, whole)
             t1 = time.perf_counter()
-            with source.turn:
+            with source.turn, using(mesh, world.model):
                 state, out, per_row = meshes.settled(compiled[shape](state, ref_params, whole))
                 out, per_row = {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)
             t2 = time.perf_counter()

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rl_likelihood.model import splash
 from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED
 
 # Finite, so that a fully masked part gives weight 0 instead of NaN.
@@ -23,12 +24,16 @@ def attention(
     own_mask: Bool[Array, "P #G T U"],
     prompt: tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"]] | None = None,
     prompt_mask: Bool[Array, "P S"] | None = None,
+    segment: Int[Array, "P G T"] | None = None,
 ) -> Float[Array, "P G T H Dh"]:
     """softmax(q k / sqrt(Dh)) v over the prompt's and the row's own keys together.
 
     Query heads h serve key head h // (H/K). Logits and softmax in float32. A query that sees no own
-    key is fine as long as it sees one prompt key.
+    key is fine as long as it sees one prompt key. With `segment`, of which `own_mask` is then made, the TPU's
+    splash kernel does it.
     """
+    if segment is not None:
+        return splash.attention(q, own, segment, prompt, prompt_mask)
     p, g, t, h, d = q.shape
     k = own[0].shape[2]
     r = h // k

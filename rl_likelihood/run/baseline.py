@@ -23,7 +23,7 @@ from rl_likelihood.pod import distributed
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.rewards import likelihood
 from rl_likelihood.run.console import say
-from rl_likelihood.run.world import World, in_batches
+from rl_likelihood.run.world import World, in_batches, using
 from rl_likelihood.shapes import REFERENCE
 
 FILE = "baseline.jsonl"
@@ -62,7 +62,8 @@ def write_baseline(world: World, params: Params, workdir: Path, between: Callabl
         asked = prompts.collate(part, np.arange(at, at + size), s, a, world.fmt.pad_id)
         targets = [(row.answer_ids, np.full(len(row.answer_ids), REFERENCE)) for row in part]
         batch = to_batch(given_rollout(asked, targets, world.fmt.pad_id, a))
-        values = np.asarray(likelihood.avg_prob(score(params, batch).stats.log_prob, batch.scored))[:, 0]
+        with using(world.places.learner, world.model):
+            values = np.asarray(likelihood.avg_prob(score(params, batch).stats.log_prob, batch.scored))[:, 0]
         for row, value in zip(rows[at : at + size], values, strict=False):
             if distributed.first():
                 reports.append(path, {"step": 0, "key": key_of(row), "id": row.example.id, "avg_prob": value})

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,7 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
             sys.exit(2)
         except BaseException as error:
             if distributed.several():  # no waiting for the others on the way out
+                time.sleep(2)  # if one of them has died, the watch says that and ends here
                 if not isinstance(error, SystemExit):
                     traceback.print_exc()
                 code = getattr(error, "code", 1)

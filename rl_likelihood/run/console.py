@@ -53,7 +53,8 @@ def announce(world: World, workdir: Path | None, resume: int | None) -> None:
     if places.apart:
         devices += f", {places.sampler.size} of each process for sampling"
     say(f"rl_likelihood {__version__}, jax {jax.__version__}, {devices}: {shape}")
-    say(f"model    {c.model.path or c.model.preset}: {m.family}, {n / 1e6:.1f} M parameters, compute {m.compute_dtype}")
+    computed = f"compute {m.compute_dtype}, attention {m.attention}"
+    say(f"model    {c.model.path or c.model.preset}: {m.family}, {n / 1e6:.1f} M parameters, {computed}")
     say(f"data     {world.data_line}")
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
     say(f"reward   {reward}; {', '.join(terms)}")

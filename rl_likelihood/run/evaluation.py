@@ -33,7 +33,7 @@ from rl_likelihood.report import metrics as reports
 from rl_likelihood.report import statistics
 from rl_likelihood.rewards import rules
 from rl_likelihood.run.outside import candidate
-from rl_likelihood.run.world import EVALUATE, World, share_of
+from rl_likelihood.run.world import EVALUATE, World, share_of, using
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout, UserError
 
@@ -349,7 +349,8 @@ def _scores(
         world.settings.step, two_branches=True, no_chain_row=False, temperature=1.0,
         micro_batch_prompts=largest_divisor(len(rows), max(1, ROWS_AT_ONCE // batch.completion.shape[1])),
     )  # fmt: skip
-    logp = _score_of(world.model, step)(params, batch).stats.log_prob
+    with using(world.places and world.places.learner, world.model):
+        logp = _score_of(world.model, step)(params, batch).stats.log_prob
     return np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64)
 
 

@@ -22,7 +22,7 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.pod import distributed
-from rl_likelihood.run.world import WARM_START, World, in_batches
+from rl_likelihood.run.world import WARM_START, World, in_batches, using
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, UserError
 
 FILE = "warm_start.jsonl"
@@ -105,7 +105,8 @@ def warm_start(
     step = make_step(world.model, cfg, optimizer, mesh, batch_of(0))
     for i in range(w.steps):
         between()
-        state, out, _ = step(state, None, batch_of(i))
+        with using(mesh, world.model):
+            state, out, _ = step(state, None, batch_of(i))
         if i == 0 or (i + 1) % 10 == 0 or i + 1 == w.steps:
             say(f"warm start: step {i + 1}/{w.steps}  loss {float(out['loss/answer']):.3f} nats per token")
     return state.params

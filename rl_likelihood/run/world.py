@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from rl_likelihood.data import grading, prompts, sources
 from rl_likelihood.data import tokenizer as tokenizers
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.model import assets, decoder, weights
+from rl_likelihood.model import assets, decoder, splash, weights
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
 from rl_likelihood.pod import checkpoint, distributed
 from rl_likelihood.sampler import decode, handover
@@ -120,12 +122,22 @@ class World:
         return [[grading.extract_answer(t, self.fmt) for t in group] for group in self.sampled_text(rollout)]
 
 
-def model_settings(c: ConfigDict, platform: str) -> dict[str, Any]:
-    """How to run the model: the part of ModelConfig that the config decides."""
-    dtype = c.model.compute_dtype
+def run_on(model: ModelConfig, c: ConfigDict, platform: str) -> ModelConfig:
+    """The model with how to run it, the part of ModelConfig that the config decides, on a platform."""
+    dtype, attention = c.model.compute_dtype, c.model.attention
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
-    return {"compute_dtype": dtype, "scan_layers": c.model.scan_layers, "remat": c.model.remat}
+    why = splash.refused(model.head_dim)
+    if attention == "splash" and (why or platform != "tpu"):
+        why = why or f"it is for TPUs, and this is {platform}"
+        raise UserError(f"model.attention is 'splash', but {why}; set it to auto or dense")
+    if attention == "auto":
+        attention = "splash" if platform == "tpu" and not why else "dense"
+        if platform == "tpu" and why:
+            print(f"attention dense, without the splash kernel: {why}", file=sys.stderr, flush=True)
+    return dataclasses.replace(
+        model, compute_dtype=dtype, scan_layers=c.model.scan_layers, remat=c.model.remat, attention=attention
+    )
 
 
 def share_of(prompts: Prompts) -> Prompts:
@@ -160,7 +172,14 @@ def load_model(c: ConfigDict, mesh: Mesh | None = None) -> tuple[ModelConfig, Pa
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())
         cfg, params = weights.load(path, at=at)
-    return dataclasses.replace(cfg, **model_settings(c, jax.default_backend())), params, path
+    return run_on(cfg, c, jax.default_backend()), params, path
+
+
+def using(mesh: Mesh, model: ModelConfig):
+    """A context in which `model` is traced over `mesh`: the splash kernel has to know it."""
+    if model.attention != "splash":
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:

@@ -1,0 +1,99 @@
+"""Attention by the Pallas splash kernel for TPUs: what `attention.attention` computes, without a matrix of logits.
+
+A row's keys are the prompt's and its own in one sequence, in which its queries stand behind the prompt: a causal mask
+with an offset. Padding of the prompt, and the sampled answer that the reference answer must not see, are masked by
+segment ids, which are data; so a row with two branches takes two passes, one for each branch's queries.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from rl_likelihood.shapes import REFERENCE, SAMPLED
+
+LANES = 128  # of the hardware: sequences are padded to a multiple, and a head has this width, or half of it
+BLOCK = 512  # rows of a tile at most
+
+
+def refused(head_dim: int) -> str:
+    """Why the kernel does not take heads of this width; nothing if it does."""
+    return "" if head_dim % (LANES // 2) == 0 else f"heads are {head_dim} wide, which {LANES // 2} does not divide"
+
+
+def attention(
+    q: Float[Array, "P G T H Dh"],
+    own: tuple[Float[Array, "P G K T Dh"], Float[Array, "P G K T Dh"]],
+    segment: Int[Array, "P G T"],
+    prompt: tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"]],
+    prompt_mask: Bool[Array, "P S"],
+    interpret: bool = False,
+) -> Float[Array, "P G T H Dh"]:
+    """softmax(q k / sqrt(Dh)) v over the prompt's and the row's own keys, each query after the prompt and causal.
+
+    Where jax has a mesh in use (`jax.set_mesh`), prompts are split over data and fsdp, or the rows of a group over
+    fsdp, and heads over tensor, as far as they divide: every device runs the kernel on what it has.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return _local(q, *own, segment, *prompt, prompt_mask, interpret)
+    size = dict(mesh.shape)
+    p, g, k = q.shape[0], q.shape[1], own[0].shape[2]
+    whole = p % (size["data"] * size["fsdp"]) == 0
+    prompts = ("data", "fsdp") if whole else ("data" if p % size["data"] == 0 else None)
+    rows = "fsdp" if not whole and g % size["fsdp"] == 0 else None
+    heads = "tensor" if k % size["tensor"] == 0 else None
+    by_row, by_prompt = PartitionSpec(prompts, rows, heads), PartitionSpec(prompts, heads)
+    run = jax.shard_map(
+        lambda *x: _local(*x, interpret),
+        in_specs=(
+            PartitionSpec(prompts, rows, None, heads), by_row, by_row, PartitionSpec(prompts, rows), by_prompt,
+            by_prompt, PartitionSpec(prompts),
+        ),
+        out_specs=PartitionSpec(prompts, rows, None, heads), check_vma=False,
+    )  # fmt: skip
+    return run(q, *own, segment, *prompt, prompt_mask)
+
+
+def _local(q, own_k, own_v, segment, prompt_k, prompt_v, prompt_mask, interpret: bool):
+    """On one device."""
+    p, g, t, h, d = q.shape
+    s = prompt_k.shape[2]
+    s_pad, t_pad = -s % LANES, -t % LANES
+    behind = lambda x, n, axis: jnp.pad(x, [(0, n if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
+    many = lambda x: jnp.broadcast_to(behind(x, s_pad, 2)[:, None], (p, g, x.shape[1], s + s_pad, d))  # noqa: E731
+    keys = jnp.concatenate([many(prompt_k), behind(own_k, t_pad, 3)], 3)
+    values = jnp.concatenate([many(prompt_v), behind(own_v, t_pad, 3)], 3)
+    queries = behind(q * d**-0.5, t_pad, 2).swapaxes(2, 3)
+    in_prompt = jnp.broadcast_to(behind(prompt_mask, s_pad, 1)[:, None], (p, g, s + s_pad))
+    segment = behind(segment, t_pad, 2)
+    run = jax.vmap(jax.vmap(_kernel(h, t + t_pad, s + s_pad, interpret)))
+
+    def passed(sees: Bool[Array, "P G T"]):
+        kept = jnp.concatenate([in_prompt, sees], 2).astype(jnp.int32)
+        ones = jnp.ones(segment.shape, jnp.int32)
+        return run(queries, keys, values, kernels.SegmentIds(ones, kept))
+
+    def both():
+        # A key that no pass may see is seen by itself, or a row would have none: its own pass does not use it.
+        other = (segment == REFERENCE)[:, :, None, :, None]
+        return jnp.where(other, passed(segment != SAMPLED), passed(jnp.ones(segment.shape, bool)))
+
+    out = jax.lax.cond((segment == SAMPLED).any(), both, lambda: passed(jnp.ones(segment.shape, bool)))
+    return out.swapaxes(2, 3)[:, :, :t].astype(q.dtype)
+
+
+def _kernel(heads: int, t: int, s: int, interpret: bool):
+    """kernel(q [H, T, Dh], k, v [K, S + T, Dh], segment ids)."""
+    block = lambda n: max(b for b in range(LANES, BLOCK + 1, LANES) if n % b == 0)  # noqa: E731
+    bq, bk = block(t), block(s + t)
+    sizes = kernels.BlockSizes(
+        block_q=bq, block_kv=bk, block_kv_compute=bk, block_q_dkv=bq, block_kv_dkv=bk, block_kv_dkv_compute=bk,
+        block_q_dq=bq, block_kv_dq=bk,
+    )  # fmt: skip
+    mask = masks.MultiHeadMask([masks.CausalMask((t, s + t), offset=s)] * heads)
+    return kernels.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)

@@ -1,0 +1,56 @@
+"""The splash kernel, interpreted on CPU, against the dense attention: values and gradients, prompt and branches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_likelihood.mesh import make_mesh
+from rl_likelihood.model import attention as dense
+from rl_likelihood.model import splash
+from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
+
+P, G, S, T, H, K, D = 2, 2, 5, 9, 4, 2, 64
+LENGTHS = np.array([5, 3])
+CHAINS = [[CHAIN] * 5 + [TAG] + [REFERENCE] * 3, [CHAIN] * 2 + [REFERENCE] * 4 + [PAD] * 3]
+BRANCHES = [[CHAIN] * 3 + [SAMPLED] * 2 + [REFERENCE] * 4, [CHAIN] * 2 + [SAMPLED] * 4 + [REFERENCE] * 2 + [PAD]]
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    shapes = ((P, G, T, H, D), (P, G, K, T, D), (P, G, K, T, D), (P, K, S, D), (P, K, S, D))
+    return [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
+
+
+def both(segment):
+    """The two ways, as functions of the arrays; queries of padding mean nothing and are left out."""
+    segment = jnp.asarray([segment, segment[::-1]])
+    in_prompt = jnp.arange(S) < LENGTHS[:, None]
+    real = (segment != PAD)[..., None, None]
+    own_mask = dense.branch_mask(segment)
+    one = lambda q, k, v, pk, pv: real * dense.attention(q, (k, v), own_mask, (pk, pv), in_prompt)  # noqa: E731
+    two = lambda q, k, v, pk, pv: real * splash.attention(  # noqa: E731
+        q, (k, v), segment, (pk, pv), in_prompt, interpret=True
+    )
+    return one, two
+
+
+@pytest.mark.parametrize("segment", [CHAINS, BRANCHES], ids=["chain", "branches"])
+def test_the_kernel_is_the_dense_attention_with_its_gradients(segment):
+    one, two = both(segment)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(P, G, T, H, D)), jnp.float32)
+    x = arrays()
+    np.testing.assert_allclose(one(*x), two(*x), atol=2e-5)
+    grads = [jax.grad(lambda *x, f=f: (f(*x) * weights).sum(), argnums=range(5))(*x) for f in (one, two)]
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_on_a_mesh_every_device_runs_it_on_its_part():
+    one, two = both(BRANCHES)
+    with jax.set_mesh(make_mesh((2, 2, 2))):  # prompts over data, rows over fsdp, heads over tensor
+        np.testing.assert_allclose(one(*arrays()), jax.jit(two)(*arrays()), atol=2e-5)
+
+
+def test_heads_of_odd_width_are_refused_with_the_reason():
+    assert splash.refused(128) == splash.refused(64) == "" and "80 wide" in splash.refused(80)

@@ -1,0 +1,146 @@
+"""Two processes of four CPU devices: the same run as one process, its checkpoint for one, and the death of either."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rl_likelihood import config as configs
+from rl_likelihood import train
+from rl_likelihood.pod import checkpoint
+from rl_likelihood.report import metrics as reports
+from tests.runs import config_file, small_config
+
+ROOT = Path(__file__).parents[2]
+# Prompts over data, the chains of each over fsdp: the groups are split between the processes of the first mesh.
+MESHES = {
+    "groups split": {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "report.no_chain": False},
+    "prompts split": {"mesh.data": 2, "mesh.fsdp": 1, "mesh.tensor": 4},
+}
+TIMED = ("time/", "queue/", "tokens_per_second")
+
+
+def environment() -> dict[str, str]:
+    flags = re.sub(r"(device_count=)\d+", r"\g<1>4", os.environ["XLA_FLAGS"])
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def command(config, workdir, *more: str) -> list[str]:
+    """One process's, but for its number."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    flags = [f"--config={config}", f"--workdir={workdir}", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    return [sys.executable, "-m", "rl_likelihood.train", *flags, *more]
+
+
+def start(config, workdir, *more: str) -> list[subprocess.Popen]:
+    one = command(config, workdir, *more)
+    return [
+        subprocess.Popen(
+            [*one, f"--process_id={i}"], cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def said(process: subprocess.Popen, seconds: float = 240) -> list[str]:
+    """What it printed to its end, without what gloo does."""
+    out, _ = process.communicate(timeout=seconds)
+    return [line for line in out.splitlines() if line and "[Gloo]" not in line and "is connected to" not in line]
+
+
+@pytest.mark.parametrize("mesh", [pytest.param("groups split", marks=pytest.mark.slow), "prompts split"])
+def test_two_processes_make_the_run_of_one_and_one_goes_on_with_theirs(mesh, tmp_path):
+    overrides = {**MESHES[mesh], "sampler.group_size": 4, "train.steps": 2, "eval.prompts": 3, "eval.samples": 1}
+    overrides |= {"report.sample_prompts": 1}
+    both = start(config_file(tmp_path, **overrides), tmp_path / "two")
+    lines = [said(p) for p in both]
+    assert [p.returncode for p in both] == [0, 0], lines
+    assert not [line for line in lines[1] if "reward" in line or "step" in line], "only the first talks"
+    assert any(line.startswith("step 2/2") for line in lines[0])
+    train.run(configs.build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), tmp_path / "one")
+    for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
+        one, two = (reports.read(tmp_path / run / name) for run in ("one", "two"))
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert a.keys() == b.keys()
+            for k, value in a.items():
+                if isinstance(value, str) or k == "step":
+                    assert value == b[k] or k == "records", k
+                elif isinstance(value, float) and not k.startswith((*TIMED, "grad/", "corr/", "seconds")):
+                    assert b[k] == pytest.approx(value, rel=2e-3, abs=2e-4), (name, a["step"], k)
+    one, two = (checkpoint.restore_params(tmp_path / run)[1] for run in ("one", "two"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-5), one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_death_of_a_process_is_said_in_a_line_and_ends_the_other_within_the_heartbeat(victim, tmp_path):
+    overrides = {"train.steps": 400, "eval.prompts": 0, "pod.heartbeat": 10.0}
+    both = start(config_file(tmp_path, **overrides), tmp_path / "run")
+    wait_for_step(tmp_path / "run", 3)
+    began = time.monotonic()
+    both[victim].send_signal(signal.SIGKILL)
+    lines = said(both[1 - victim], 60)
+    assert time.monotonic() - began < 15
+    assert both[1 - victim].returncode == 1, lines
+    errors = [line for line in lines if "error" in line.lower() or "Traceback" in line]
+    assert errors == [
+        f"error: process {victim} is gone; process {1 - victim} ends; "
+        "start all again to resume from the last checkpoint"
+    ]
+    said(both[victim])
+
+
+@pytest.mark.slow
+def test_babysit_starts_both_again_after_a_death_and_the_run_is_done(tmp_path):
+    overrides = {"train.steps": 12, "eval.prompts": 0, "train.checkpoint_every": 2}
+    one = command(config_file(tmp_path, **overrides), tmp_path / "run", "--process_id={i}")
+    values = {"LOCAL": "1", "PROCESSES": "2", "BACKOFF": "1", "GRACE": "40", "WORKDIR": str(tmp_path / "run")}
+    babysit = subprocess.Popen(
+        [str(ROOT / "tpu_setup" / "babysit.sh"), *one], cwd=ROOT, env={**environment(), **values}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    for step, number in ((3, 1), (7, 0)):
+        wait_for_step(tmp_path / "run", step)
+        subprocess.run(["pkill", "-9", "-f", f"--workdir={tmp_path / 'run'} .*--process_id={number}$"], check=True)
+        time.sleep(2)
+    lines = said(babysit, 400)
+    assert babysit.returncode == 0, lines[-20:]
+    assert lines[-1] == "babysit: done after 3 runs, 2 preemptions, 0 failures"
+    assert [row["step"] for row in reports.read(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 13))
+
+
+def wait_for_step(workdir: Path, step: int, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    path = workdir / "metrics.jsonl"
+    while not (path.exists() and any(row["step"] >= step for row in reports.read(path))):
+        assert time.monotonic() < end, f"step {step} never came"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--coordinator=127.0.0.1:1"], "--num_processes (JAX_NUM_PROCESSES), --process_id (JAX_PROCESS_ID) missing"),
+        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "--coordinator is 'here'; it is HOST:PORT"),
+        (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "--process_id is 2, but --num_processes is 2"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused(flags, words, tmp_path):
+    arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'run'}", *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "rl_likelihood.train", *arguments], cwd=ROOT, env=environment(), text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
