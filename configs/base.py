@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler.width_multiple = 0  # rows padded to a multiple of this (each width compiles once); 0: as wide as can be
     c.sampler.max_staleness = 0  # updates a rollout may be behind; 0 is strictly on-policy and reproducible
     c.sampler.queue_depth = 2  # rollouts waiting at most
-    # shared (sampler and learner take turns on the same devices), or "4": the last 4 of each process's are the sampler's
+    # shared (sampler and learner take turns on the same devices), or "4": the last 4 of each process are its own
     c.sampler.devices = "shared"
     c.sampler.tensor = 1  # devices that hold the sampler's weights together: 1, or mesh.tensor where one is too small
 

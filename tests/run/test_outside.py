@@ -44,7 +44,7 @@ def test_a_row_whose_grader_fails_is_neither_right_nor_wrong():
     rollout, rows = rollout_of(
         world, [(opened, f">{reference}</answer"), (opened, ">9^{9^{9^9}}</answer"), (opened, ">none</answer")]
     )
-    with Pool(deadline=1.0) as pool:
+    with Pool(deadline=4.0) as pool:  # a busy machine takes a second for what does not hang
         rewards, keep, logged = outside_rewards(world, pool, rollout, rows)
     assert rewards["math"][0, 0] == 1 and rewards["math"][0, 2] == 0
     assert keep.tolist() == [[True, False, True]] and logged["grader/failures"] == 1
