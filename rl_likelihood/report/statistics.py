@@ -32,6 +32,7 @@ Record = Mapping[str, Any]
 Columns = dict[str, np.ndarray]  # name -> [n], NaN where a question has no value
 
 RESAMPLES = 2000
+SHARES = ("greedy_success", "sampled_success", "pass@", "majority@", "greedy_truncated", "truncated", "chain_helps")
 WITH_STANDARD_ERROR = ("greedy_success", "sampled_success", "log_prob_mc1")
 _CHUNK = 4_000_000  # question counts held at one time
 
@@ -59,8 +60,8 @@ def summary(records: Sequence[Record], resamples: int = RESAMPLES) -> dict[str, 
     the answer straight after the question; all others of chains sampled at temperature 1. A metric that no record
     has is left out; `questions_of` says of metrics that not all have, how many have.
 
-    Intervals are percentiles over `resamples` bootstrap samples of the questions. A share that is 0 or 1 in all n
-    questions has an empty interval: the bootstrap sees no spread there, but 0 of n still leaves up to about 3 / n.
+    Intervals are percentiles over `resamples` bootstrap samples of the questions. Where a share is 0, or 1, in every
+    question these see no spread, and the interval is that of Clopper and Pearson: 0 of n leaves 0 to 1 - 0.025^(1/n).
     """
     if not records:
         raise ValueError("no records")
@@ -171,7 +172,23 @@ def _intervals(q: Columns, names: list[str], n: int, resamples: int) -> dict[str
             parts.append(_metrics(q, weights))
     drawn = {k: np.concatenate([part[k] for part in parts]) for k in names}
     drawn = {k: v[np.isfinite(v)] for k, v in drawn.items()}  # a resample without any question that has it
-    return {k: [round(float(x), 6) for x in np.percentile(v, (2.5, 97.5))] for k, v in drawn.items() if len(v)}
+    found = {k: np.percentile(v, (2.5, 97.5)) for k, v in drawn.items() if len(v)} | _of_one_mind(q, names)
+    return {k: [round(float(x), 6) for x in found[k]] for k in names if k in found}
+
+
+def _of_one_mind(q: Columns, names: list[str]) -> dict[str, tuple[float, float]]:
+    """The exact (Clopper-Pearson) intervals of shares that are 0 in all questions, or 1 in all."""
+    out = {}
+    for name in names:
+        if not name.startswith(SHARES):
+            continue
+        values = q[name][np.isfinite(q[name])]
+        rest = 0.025 ** (1 / len(values))
+        if not values.any():
+            out[name] = (0.0, 1 - rest)
+        elif (values == 1).all():
+            out[name] = (rest, 1.0)
+    return out
 
 
 # ------------------------------------------------------------------------------------------- one question

@@ -200,7 +200,7 @@ def test_intervals_are_percentiles_of_the_numbers_of_resampled_questions():
     out = summary(records, resamples)
     drawn = np.random.default_rng(0).multinomial(9, np.full(9, 1 / 9), size=resamples)
     again = [summary([r for r, n in zip(records, counts, strict=True) for _ in range(n)], 1) for counts in drawn]
-    names = [k for k in out["ci95"] if not k.startswith("length_correlation")]
+    names = [k for k in out["ci95"] if not k.startswith("length_correlation") and out[k] not in (0, 1)]
     assert {"greedy_success", "pass@4", "majority@4", "perplexity", "log_prob_mc4_per_token"} <= set(names)
     for name in [*names, "length_correlation"]:
         low, high = np.percentile([row[name] for row in again], (2.5, 97.5))
@@ -217,6 +217,20 @@ def test_an_interval_of_a_mean_is_about_two_standard_errors_wide():
     assert out["questions"] == 400
     values = np.asarray([r["greedy"]["right"] for r in records], float)
     assert out["greedy_success_se"] == pytest.approx(values.std(ddof=1) / 20, abs=1e-6)
+
+
+def test_a_share_of_0_or_1_in_all_questions_has_an_exact_interval():
+    """Clopper-Pearson: a rate at the end of it gives n such questions with a probability of 2.5 %."""
+    n = 24
+    out = summary([record([-1.0] * 2, right=[False] * 2, votes=[0, 0], greedy=True) for _ in range(n)])
+    for name in ("sampled_success", "pass@2", "majority@2", "greedy_success_no_chain", "truncated"):
+        low, high = out["ci95"][name]
+        assert out[name] == low == 0 and (1 - high) ** n == pytest.approx(0.025, abs=1e-4)
+    low, high = out["ci95"]["greedy_success"]
+    assert high == 1 and low**n == pytest.approx(0.025, abs=1e-4)
+    assert out["ci95"]["chain_length"] == [10, 10], "no share"
+    graded = [record([-1.0], right=[None if i < 20 else False]) for i in range(n)]
+    assert summary(graded)["ci95"]["sampled_success"] == [0, pytest.approx(1 - 0.025**0.25, abs=1e-5)]
 
 
 def test_the_same_records_give_the_same_numbers_and_their_order_does_not_matter():
