@@ -45,7 +45,7 @@ class PrepareReport:
     rows: int
     splits: dict[str, int]
     left_out: dict[str, int]  # rows that are no rows of this set, by reason
-    too_long: tuple[str, ...]  # ids
+    too_long: tuple[str, ...]  # ids, none of a given test or validation set
     max_chars: int  # 0: no limit
     duplicates: int  # the same question again within the training rows
     overlap: int  # training rows that ask a question of a given test or validation set
@@ -84,7 +84,8 @@ def prepare(
 ) -> PrepareReport:
     """Read, split and write the data set `name`; `source` is one or more paths with commas, or "" to fetch it.
 
-    `max_chars` limits prompt, chain and answer together. `heldout` overrides the set's own share (below 1) or number
+    `max_chars` limits prompt, chain and answer together, of all rows but those of given test and validation sets; who
+    is held out does not depend on it. `heldout` overrides the set's own share (below 1) or number
     of held-out training questions. UserError for anything unknown, unreadable or empty, and for the first bad row
     unless `skip_bad_rows`.
     """
@@ -108,8 +109,10 @@ def prepare(
 
     found = locate(dataset, source, out)
     size, sha256 = files.digest(found)
-    read = read_rows(dataset, found, max_chars, skip_bad_rows)
+    read = read_rows(dataset, found, skip_bad_rows)
     splits, counts = split_rows(dataset, read.rows, dataset.heldout if heldout is None else heldout)
+    given = {row.split for row in read.rows} - {"train"}
+    splits, too_long = leave_out_long(dataset, splits, given, max_chars)
     report = PrepareReport(
         dataset=name,
         folder=str(folder),
@@ -119,7 +122,7 @@ def prepare(
         rows=read.count,
         splits={split: len(rows) for split, rows in splits.items()},
         left_out=dict(sorted(read.left_out.items())),
-        too_long=tuple(read.too_long),
+        too_long=too_long,
         max_chars=max_chars,
         **counts,
         bad_rows=tuple(read.bad),
@@ -149,11 +152,10 @@ class _Read:
     rows: list[Row] = dataclasses.field(default_factory=list)
     count: int = 0
     left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    too_long: list[str] = dataclasses.field(default_factory=list)
     bad: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_rows(dataset: DataSet, found: Iterable[tuple[Path, Path]], max_chars: int, skip_bad_rows: bool) -> _Read:
+def read_rows(dataset: DataSet, found: Iterable[tuple[Path, Path]], skip_bad_rows: bool) -> _Read:
     """Every record of the files as a row with its split, and a count of those that are none."""
     read = _Read()
     ids: dict[tuple[str, str], str] = {}
@@ -179,13 +181,11 @@ def read_rows(dataset: DataSet, found: Iterable[tuple[Path, Path]], max_chars: i
                 continue
             if isinstance(row, Left):
                 read.left_out[row.reason] += 1
-            elif max_chars and len(row.example.prompt + row.example.chain + row.example.answer) > max_chars:
-                read.too_long.append(row.example.id)
             else:
                 read.rows.append(row)
     if not read.rows:
         why = "; ".join([f"{n} {reason}" for reason, n in read.left_out.items()]) or "the files are empty"
-        more = f"; {len(read.too_long)} too long, {len(read.bad)} bad" if read.too_long or read.bad else ""
+        more = f"; {len(read.bad)} bad" if read.bad else ""
         raise UserError(f"no row of {dataset.name} is left of {read.count} ({why}{more}); give {dataset.fetch}")
     return read
 
@@ -204,7 +204,8 @@ def _checked(row: Row, split: str) -> Row | Left:
         return Left("no question")
     if not example.answer.strip():
         return Left("no answer")
-    return dataclasses.replace(row, split=split, key=row.key or example_key(example))
+    key = row.key or example_key(example)
+    return dataclasses.replace(row, split=split, key=key, group=row.group or key)
 
 
 # ---------------------------------------------------------------------------------------- splits
@@ -221,8 +222,8 @@ def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[d
     train = given.pop("train", [])
     first = {row.key: row for row in reversed(train)}
     distinct = [row for row in train if first[row.key] is row]
-    taken = {row.key for split in given.values() for row in split}
-    free = [row for row in distinct if row.key not in taken]
+    taken = {row.group for split in given.values() for row in split}
+    free = [row for row in distinct if row.group not in taken]
     counts = {
         "duplicates": len(train) - len(distinct),
         "overlap": len(distinct) - len(free),
@@ -231,8 +232,8 @@ def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[d
     held: list[Row] = []
     if heldout and free and dataset.heldout_split not in given:
         chosen = _held_out(free, heldout, dataset)
-        held = [row for row in free if row.key in chosen]
-        free = [row for row in free if row.key not in chosen]
+        held = [row for row in free if row.group in chosen]
+        free = [row for row in free if row.group not in chosen]
     if train and not free:
         raise UserError(f"nothing of {dataset.name} is left to train on; the held-out sets have all its questions")
     splits = {"train": free, dataset.heldout_split: held} if held else {"train": free}
@@ -241,21 +242,22 @@ def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[d
 
 
 def _held_out(rows: list[Row], heldout: float, dataset: DataSet) -> set[str]:
-    """Keys of the held-out questions, by the sha256 of each.
+    """Groups of the held-out questions, by the sha256 of each.
 
     A share is a threshold for the hash, so a question's side depends on nothing else. A count takes the smallest
-    hashes. With strata a share is a count in each stratum, rounded so that the sum is exact.
+    hashes, so it moves with the questions there are. With strata a share is a count in each stratum, rounded so that
+    the sum is exact.
     """
-    ranked = sorted(rows, key=lambda row: _hash(row.key))
+    ranked = sorted(rows, key=lambda row: _hash(row.group))
     if heldout >= 1:
         if heldout >= len(rows):
             raise UserError(
                 f"--heldout = {heldout:g} leaves nothing of {dataset.name} to train on: it has {len(rows)} distinct "
                 f"questions; set it to at most {len(rows) - 1}, or to a share such as 0.1"
             )
-        return {row.key for row in ranked[: int(heldout)]}
+        return {row.group for row in ranked[: int(heldout)]}
     if not dataset.strata:
-        return {row.key for row in rows if int.from_bytes(_hash(row.key)[:8], "big") < heldout * 2**64}
+        return {row.group for row in rows if int.from_bytes(_hash(row.group)[:8], "big") < heldout * 2**64}
     strata: dict[str, list[Row]] = collections.defaultdict(list)
     for row in ranked:
         strata[json.dumps([str(row.extra.get(name)) for name in dataset.strata])].append(row)
@@ -264,12 +266,36 @@ def _held_out(rows: list[Row], heldout: float, dataset: DataSet) -> set[str]:
     for _, stratum in sorted(strata.items()):
         take = round((seen + len(stratum)) * heldout) - round(seen * heldout)
         seen += len(stratum)
-        chosen |= {row.key for row in stratum[:take]}
+        chosen |= {row.group for row in stratum[:take]}
     return chosen
 
 
 def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
+
+
+def leave_out_long(
+    dataset: DataSet, splits: dict[str, list[Row]], given: set[str], max_chars: int
+) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
+    """Splits without rows of over `max_chars` characters (0: no limit), and the ids of those; `given` stay whole.
+
+    It comes after holding out: a long question that is held out is left out of both sides, and moves no other.
+    """
+    long: list[str] = []
+    kept: dict[str, list[Row]] = {}
+    for name, rows in splits.items():
+        kept[name] = rows if name in given or not max_chars else [row for row in rows if _length(row) <= max_chars]
+        long += [row.example.id for row in rows if name not in given and 0 < max_chars < _length(row)]
+        if rows and not kept[name]:
+            raise UserError(
+                f"--max_chars = {max_chars} leaves none of the {len(rows)} rows of {dataset.name} for {name}; the "
+                f"shortest has {min(map(_length, rows))} characters: set it to more, or to 0 for no limit"
+            )
+    return kept, tuple(long)
+
+
+def _length(row: Row) -> int:
+    return len(row.example.prompt + row.example.chain + row.example.answer)
 
 
 # ---------------------------------------------------------------------------------------- storage

@@ -31,7 +31,7 @@ class DataConfig:
     """The room's settings. For JSON lines a size of 0 means every row there is.
 
     Without `heldout_path` the held-out rows are the `heldout_size` rows of `train_path` whose questions have
-    the smallest sha256: shuffling the file or changing the seed moves none of them.
+    the smallest sha256: shuffling the file or changing the seed moves none of them, adding or taking rows may.
     """
 
     source: str  # reasoning_gym | jsonl | prepared

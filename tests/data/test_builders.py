@@ -25,9 +25,9 @@ def parsed(name: str, record: dict, place: Place = HERE) -> Row:
     return row
 
 
-def rows(name: str, *sources: Path, max_chars: int = 0, skip: bool = False):
+def rows(name: str, *sources: Path, skip: bool = False):
     found = files.locate([str(s) for s in sources], DATASETS[name])
-    return prepare.read_rows(DATASETS[name], found, max_chars, skip)
+    return prepare.read_rows(DATASETS[name], found, skip)
 
 
 def lines(path: Path, *records: dict) -> Path:
@@ -134,7 +134,9 @@ def test_numina_proof_keeps_proofs_without_links():
 @pytest.mark.parametrize(
     "text, clean",
     [
-        ("## Task 3 - 010\nProve it.", "Task 3 - 010\nProve it."),
+        ("## Task 3 - 010523\nProve it.", "Prove it."),
+        ("**Problem 2.1-3.** 5 points lie", "5 points lie"),
+        ("Problem 3. 5 points lie", "5 points lie"),
         ("### Problem 12.\r\n\r\n\r\n\r\nProve\u200b it.", "Prove it."),
         ("**Solution.** It is so...", "It is so."),
         ("Proof: By (1).", "By (1)."),
@@ -269,7 +271,10 @@ def test_teleqna_choice_and_free_form():
     choice, free = parsed("teleqna", TELE).example, parsed("teleqna_free", TELE).example
     assert choice.answer == "B" and choice.prompt.startswith("What does A stand for?\n\nA. One\nB. Two\nC. All")
     assert (free.prompt, free.answer, free.chain) == ("What does A stand for?", "Two", "Because.")
-    assert parsed("teleqna", TELE).key == parsed("teleqna_free", TELE).key
+    shuffled = parsed("teleqna", TELE | {"option 1": "two", "option 2": "One"})
+    other = parsed("teleqna", TELE | {"option 1": "Three"})
+    assert parsed("teleqna", TELE).key == shuffled.key != other.key  # another question, on the same side
+    assert parsed("teleqna", TELE).group == other.group == parsed("teleqna_free", TELE).key
     # The number decides where the repeated text differs from the option in a letter.
     assert parsed("teleqna_free", {**TELE, "answer": "option 1: Ona"}).example.answer == "One"
     with pytest.raises(ValueError, match="n from 1 to 3"):

@@ -27,7 +27,8 @@ ALPACA = DATASETS["alpaca"]
 
 def row(i: int, split: str = "train", key: str = "", **extra) -> Row:
     example = Example(f"{split}-{i}", f"What is {i}?", str(i))
-    return Row(example, split, key or f"what is {i}", extra)
+    key = key or f"what is {i}"
+    return Row(example, split, key, key, extra)
 
 
 def prompts(rows) -> set[str]:
@@ -79,6 +80,26 @@ def test_training_loses_duplicates_and_questions_of_given_sets_which_stay_whole(
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 4, "validation": 5, "test": 3}
     with pytest.raises(UserError, match="nothing of alpaca is left to train on"):
         prepare.split_rows(ALPACA, [row(0), *test], 0)
+
+
+def test_a_limit_of_length_moves_no_question_and_cuts_no_given_set(tmp_path):
+    """A row may be short enough or not; who is held out is decided before, and a given set stays whole."""
+    records = [{"instruction": f"Say {i}.", "input": "", "output": "x" * (i % 100)} for i in range(1000)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(records))
+    kept = {}
+    for limit in (0, 60):
+        prepare.prepare("alpaca", str(tmp_path / "alpaca.json"), str(tmp_path / f"{limit}"), limit, heldout=100)
+        kept[limit] = [set(rows) for rows in prepared.load(str(tmp_path / f"{limit}"))]
+    assert len(kept[0][1]) == 100
+    for all_rows, short in zip(kept[0], kept[60], strict=True):
+        assert short == {e for e in all_rows if len(e.prompt + e.answer) <= 60} and 0 < len(short) < len(all_rows)
+    splits = {"train": [row(1)], "test": [row(2, "test")]}
+    with pytest.raises(UserError, match="--max_chars = 3 leaves none of the 1 rows of alpaca for train; .* has 11 "):
+        prepare.leave_out_long(ALPACA, splits, {"test"}, 3)
+    splits["train"].append(row(12345))
+    kept, long = prepare.leave_out_long(ALPACA, splits, {"test"}, 11)
+    assert (len(kept["train"]), len(kept["test"]), long) == (1, 1, ("train-12345",))
+    assert prepare.leave_out_long(ALPACA, splits, {"test"}, 11)[0]["test"] == splits["test"]
 
 
 def test_without_training_rows_nothing_is_held_out():
@@ -223,7 +244,7 @@ def test_the_report_accounts_for_every_row(tmp_path, capsys):
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=1.5"], "--heldout is 1.5"),
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=many"], "argument --heldout: invalid float value: 'many'"),
         (["--dataset=gsm8k", "--source=SOURCE", "--max_char=5"], "unrecognized arguments: --max_char=5"),
-        (["--dataset=gsm8k", "--source=SOURCE", "--max_chars=5"], "no row of gsm8k is left of 25"),
+        (["--dataset=gsm8k", "--source=SOURCE", "--max_chars=5"], "--max_chars = 5 leaves none of the 20 rows of gsm8k for train"),
         (["--dataset=gsm8k", "--source=SOURCE/none"], "none does not exist; give train.jsonl"),
         (["--dataset=teleqna", "--source=SOURCE"], "test.jsonl:1: field 'answer' is"),
         (["--dataset=minif2f", "--source=SOURCE"], "holds no file of minif2f; it needs the folder informal"),

@@ -36,11 +36,13 @@ class Place(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A record as an example. `split` overrides what the file's name says. Rows with the same `key` ask the
-    same question ("" = `sources.example_key`). `extra` is what a grader needs beyond the example (JSON)."""
+    same question ("" = `sources.example_key`); rows of one `group` are never on two sides of a split ("" = `key`).
+    `extra` is what a grader needs beyond the example (JSON)."""
 
     example: Example
     split: str = ""
     key: str = ""
+    group: str = ""
     extra: Mapping = dataclasses.field(default_factory=dict)
 
 

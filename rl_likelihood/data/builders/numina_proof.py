@@ -19,7 +19,7 @@ from rl_likelihood.data.examples import Example
 _LINK = re.compile(r"https?:|\bwww\.|!\[[^\]]*\]\(|<img\b|<a\b|\\href\b|\\includegraphics\b", re.I)
 _HEAD = re.compile(r"^[ \t]*#{1,6}[ \t]+", re.M)  # "#A = 5" is a cardinality
 _LABELS = "problem|task|exercise|question|example|solution|proof"
-_NUMBERED = r"(?:[ \t]+(?:no\.?[ \t]*)?(?:\d+(?:[.\-]\d+)*|[ivx]+)\b)?"
+_NUMBERED = r"(?:[ \t]+(?:no\.?[ \t]*)?(?:\d+(?:\.\d+|[ \t]*[-–][ \t]*\d+)*|[ivx]+)\b)?"  # "3", "2.1", "3 - 010523"
 # Only what cannot be the beginning of a sentence: "A1." and "(ROU)" are codes, "ABC is a triangle" is not.
 _OPENINGS = (
     re.compile(rf"\**(?:{_LABELS}){_NUMBERED}\**[ \t]*(?:[.:)]\**[ \t]*|\n)\**\s*", re.I),

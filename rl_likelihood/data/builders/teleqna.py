@@ -3,7 +3,7 @@
 Two data sets of one file. `teleqna` is multiple choice, its answer a letter. `teleqna_free` has no options in the
 prompt and the text of the right option as answer; left out are questions whose answer refers to other options or
 whose stem needs them, and those whose question is only "Research Papers". The chain is the explanation. Both sets
-hold out the same questions.
+hold out the same questions: the stem decides. One stem with other options is another multiple-choice question.
 
 The authors' archive is encrypted (AES) with the password that their README prints.
 """
@@ -39,7 +39,9 @@ def parse(record: dict, place: Place) -> Row | Left:
     example = Example(
         place.id, multiple_choice(question, options), LETTERS[right - 1], text(record, "explanation"), "teleqna"
     )
-    return Row(example, key=_key(question), extra=extra)
+    stem = _stem(question)
+    key = "\n".join([stem, *sorted(_stem(option) for option in options)])
+    return Row(example, key=key, group=stem, extra=extra)
 
 
 def parse_free(record: dict, place: Place) -> Row | Left:
@@ -51,10 +53,10 @@ def parse_free(record: dict, place: Place) -> Row | Left:
         return Left("question cannot be asked without its options")
     extra = {"category": text(record, "category"), "options": options}
     example = Example(place.id, question, answer, text(record, "explanation"), "teleqna_free")
-    return Row(example, key=_key(question), extra=extra)
+    return Row(example, key=_stem(question), extra=extra)
 
 
-def _key(question: str) -> str:
+def _stem(question: str) -> str:
     """The same in both sets, so that both hold out the same questions."""
     return "teleqna " + " ".join(question.casefold().split())
 
