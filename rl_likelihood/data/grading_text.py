@@ -21,11 +21,12 @@ _LONGEST_NUMBER = 200  # characters; longer ones are compared as text
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The exact value of 1,200  -3.50  3/4  $12  15% (= 3/20)  or None for anything else.
+    r"""The exact value of 1,200  -3.50  3/4  $12  15% (= 3/20)  or None for anything else.
 
+    The last \boxed{} counts, or all of it without one; $...$, \(...\) and a leading "=" around it are dropped.
     Not numbers here: exponents, mixed numbers, units, division by zero.
     """
-    text = text.strip()
+    text = _unwrapped(text)
     if len(text) > _LONGEST_NUMBER:
         return None
     m = _NUMBER.fullmatch(text)
@@ -41,14 +42,48 @@ def parse_number(text: str) -> Fraction | None:
     return value if (m["sign"] or m["sign2"]) in ("", "+") else -value
 
 
+def _unwrapped(text: str) -> str:
+    boxed = last_boxed(text)
+    text = (text if boxed is None else boxed).strip()
+    for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
+        if text.startswith(opening) and text.endswith(closing):
+            text = text[2:-2]
+    text = text.strip("$ ").removeprefix("=").lstrip("$ ")
+    return text.replace(r"\$", "$").replace(r"\%", "%").removesuffix(".").rstrip("$ ")
+
+
+def has_percent(text: str) -> bool:
+    """Is there a per cent sign in the answer itself (the last box, or everything)?"""
+    boxed = last_boxed(text)
+    return "%" in (text if boxed is None else boxed)
+
+
+def same_value(goal: Fraction, found: Fraction, goal_percent: bool, found_percent: bool) -> bool:
+    """Equality of numbers without their per cent signs: of 50% with 50%, with 50 and with 0.5; never of 50 with 0.5.
+
+    The data sets write a share either way, and mean the same by it.
+    """
+    if goal == found or goal_percent == found_percent:
+        return goal == found
+    return goal / 100 == found if goal_percent else goal == found / 100
+
+
 def numeric_match(reference: str, answer: str | None) -> bool:
-    """Equal as exact rationals; as text (`exact_match`) where the reference is not a number."""
+    r"""Equal as exact rationals; as text (`exact_match`) where the reference is not a number.
+
+    Box, dollars and a leading "=" are dropped (`parse_number`); 50% is 50 as well as 0.5 (`same_value`).
+    """
     if answer is None:
         return False
     value = parse_number(reference)
     if value is None:
         return exact_match(reference, answer)
-    return parse_number(answer) == value
+    number = parse_number(answer)
+    if number is None:
+        return False
+    signs = has_percent(reference), has_percent(answer)
+    value, number = (100 * x if sign else x for x, sign in zip((value, number), signs, strict=True))
+    return same_value(value, number, *signs)
 
 
 _SPACE = re.compile(r"\s*")
@@ -80,32 +115,50 @@ _CHOICE = re.compile(
     _LEAD + r"(?:"
     r"[(\[]?(?:option|choice)\s*[(\[]?(?P<number>[0-9]{1,2}|[a-z])(?![0-9a-z])"  # option 2, Option 2: text, choice B
     r"|[(\[](?P<bracketed>[a-z])[)\]]"  # (B), (B) text
-    r"|(?P<letter>[a-z])\**(?:\s*$|\s*\n|[.:)\]]|\s+[-\u2013\u2014]\s)"  # B, B., B: text, B - text, not "B text"
+    r"|(?P<letter>[a-z])(?:\s*$|\s*\n|[.:)\]]|\s+[-\u2013\u2014]\s"  # B, B., B: text, B - text, not "B text"
+    r"|,?\s+(?:because|since)\b|\s+is\s+(?:the\s+)?(?:right|correct|true|best|answer)\b)"  # B because, B is right
     r")",
     re.IGNORECASE | re.ASCII,
 )
+# An option after the first: (C), option C, answer: C, and C), C. or C: after a stop, a comma, "or" or "and".
+_ANOTHER = re.compile(
+    r"(?:(?<![0-9A-Za-z])[(\[](?P<bracketed>[A-Za-z])[)\]]"
+    r"|(?i:\b(?:option|choice)\s*)[(\[]?(?P<number>[0-9]{1,2}|[A-Z])(?![0-9A-Za-z])"
+    r"|(?i:\banswer\s*(?:is\b|:)\s*)(?P<lead>[A-Z])(?![0-9A-Za-z])"
+    r"|(?:[:;,/&)\]\n]|\.\s|(?<!\s[A-Z])\.|(?i:\bor\b|\band\b))\s*(?P<letter>[A-Z])(?:[.:)\]](?![0-9A-Za-z])|\s*$|\s*\n))",
+    re.ASCII,
+)
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm)\s*\{([^{}]*)\}")
+_EMPHASIS = re.compile(r"[*_`]+")
 _CHOICE_HEAD = 200  # characters; the choice comes first
 
 
 def choice(text: str) -> int | None:
     r"""The number (from 1; A = 1) of the option that a text names in its last \boxed{}, or else at its start; or None.
 
-    Known: B, b, (B), [B], B., B) text, B: text, **B**, \text{B}, option 2, Option 2: text, choice B, each with
-    "the (correct) answer is" before it or not. Not a choice: a bare number, or a letter that begins a sentence
-    ("A cat"). A text that goes on to name another option has chosen the first.
+    Known: B, b, (B), [B], B., B) text, B: text, **B**, \text{B}, option 2, Option 2: text, choice B, B because,
+    B is right, each with "the (correct) answer is" before it or not. Not a choice: a bare number, a letter that begins
+    a sentence ("A cat"), or a text that goes on to name another option within its first 200 characters.
     """
     boxed = last_boxed(text)
-    head = (text if boxed is None else boxed).strip()[:_CHOICE_HEAD].strip("*_$`\"' \n")
+    head = (text if boxed is None else boxed).strip()[:_CHOICE_HEAD]
+    head = _EMPHASIS.sub("", head).strip("$\"' \n")
     words = _WORDS.fullmatch(head.rstrip("."))
     if words is not None:
         head = words[1].strip()
     m = _CHOICE.match(head)
     if m is None:
         return None
-    name = m["number"] or m["bracketed"] or m["letter"]
-    number = int(name) if name.isdigit() else ord(name.lower()) - ord("a") + 1
+    number = _place(m["number"] or m["bracketed"] or m["letter"])
+    start = max(m.end(name) for name in ("number", "bracketed", "letter"))
+    for other in _ANOTHER.finditer(head, start):
+        if _place(other["bracketed"] or other["number"] or other["lead"] or other["letter"]) != number:
+            return None
     return number or None  # option 0 is none
+
+
+def _place(name: str) -> int:
+    return int(name) if name.isdigit() else ord(name.lower()) - ord("a") + 1
 
 
 def multiple_choice(reference: str, answer: str | None) -> bool:

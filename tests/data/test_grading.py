@@ -98,14 +98,30 @@ def test_parse_number(text, value):
 def test_numeric_match():
     assert numeric_match("0.5", "1/2")
     assert numeric_match("1200", "$1,200.00")
-    assert numeric_match("50%", "0.5")
-    assert not numeric_match("50%", "50")
     assert not numeric_match("0.333", "1/3")  # exact, no tolerance
     assert not numeric_match("0.1", "0.1000000000000000001")
     assert not numeric_match("5", "five")
     assert not numeric_match("5", None)
     assert numeric_match("x + 1", " x + 1 ")  # not a number: compared as text
     assert not numeric_match("x + 1", "1 + x")
+
+
+@pytest.mark.parametrize(
+    "reference, answer, right",
+    [
+        ("72", r"\boxed{72}", True), ("72", r"It is $\boxed{72}$.", True), ("72", "$72$", True), ("72", "$$72$$", True),
+        ("72", "72$", True), ("72", "= 72", True), ("72", "$= 72$", True), ("72", r"\( 72 \)", True),
+        ("72", r"\[72\]", True), ("72", r"\$72", True), ("72", r"$\$72$", True), ("72", "$72$.", True),
+        (r"\boxed{72}", "72", True), ("72", r"\boxed{72} or \boxed{73}", False), ("72", r"\boxed{72", False),
+        ("72", "x = 72", False), ("72", "71 = 72", False), ("72", "$7$2$", False), ("72", "-72", False),
+        ("50", "50%", True), ("50%", "50", True), ("50%", "0.5", True), ("0.5", "50%", True), ("0.5", r"50\%", True),
+        ("50%", "50 %", True), (r"\boxed{50\%}", "1/2", True),
+        ("50", "0.5", False), ("0.5", "50", False), ("50%", "5000%", False), ("50%", "0.5%", False),
+        ("50%", "5000", False), ("50", "50%%", False),
+    ],
+)  # fmt: skip
+def test_numeric_in_boxes_and_dollars_and_per_cent(reference, answer, right):
+    assert numeric_match(reference, answer) is right
 
 
 @given(st.fractions(max_denominator=10**6))
@@ -165,7 +181,13 @@ def test_a_hostile_reference_is_only_compared(name):
         ("$\\boxed{\\text{B}}$", 2), ("\\text{(B)}.", 2), ("option 2", 2), ("Option 2: 5G core", 2), ("OPTION 2.", 2),
         ("(option 2)", 2), ("option B", 2), ("choice c", 3), ("option 12", 12), ("Answer: B", 2), ("answer is (D)", 4),
         ("The correct answer is B.", 2), ("The answer is: option 3", 3), ("  J \n", 10), ("A\nbecause", 1),
-        ("I say A, so \\boxed{C}", 3),
+        ("I say A, so \\boxed{C}", 3), ("Answer: **B**", 2), ("**Answer:** B", 2), ("The answer is **(B)**.", 2),
+        ("**B** is right", 2), ("B because it is", 2), ("B, since it is", 2), ("B is the answer.", 2), ("__B__", 2),
+        ("B. USB type C.", 2), ("B: packet(s) of f(x), U.S. rules", 2), ("(B) is right, so (B)", 2), ("b. i.e. this", 2),
+        ("A.B.C.D.", None), ("Answer: A. B. C. D.", None), ("Answer: A.B.C.", None),
+        ("(A) or (B)", None), ("A. B. C. D.", None), ("(A)(B)(C)(D)", None), ("B) and C)", None), ("A\nB\nC\nD", None),
+        ("option 1, option 2", None), ("Answer: A. Answer: B", None), ("(A), (B), (C)", None), ("**A** **B**", None),
+        ("\\boxed{(A) or (B)}", None), ("A) or B", None), ("A: x; B: y", None), ("option A or option B", None),
         ("B or C", None), ("A cat", None), ("I think B", None), ("Beta", None), ("2", None), ("", None), ("BB", None),
         ("option", None), ("option 0", None), ("option 123", None), ("optional", None), ("(B", None), ("B, C", None),
         ("\u0412", None), ("B2", None), ("the answer is", None), ("\\boxed{A} \\boxed{B", None),
