@@ -5,7 +5,7 @@
     python -m rl_likelihood.train --config=configs/teleqna.py:model=PATH,reward=prob --workdir=runs/teleqna
     python -m rl_likelihood.train --config=configs/teleqna.py:model=PATH,free=true --workdir=runs/teleqna_free
 
-8,908 training and 1,036 held-out questions as choices, 8,095 and 950 free-form (counted on the real file). Of a choice
+8,958 training and 1,039 held-out questions as choices, 8,095 and 950 free-form (counted on the real file). Of a choice
 a letter is scored, and the token that ends it: with --config.prompt.score_delims=none the letter alone, and then prob
 and avg_prob are one reward. Free-form answers are the text of the right option, which no string comparison does
 justice: read their perplexity.

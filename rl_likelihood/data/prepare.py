@@ -4,7 +4,7 @@
         [--max_chars=N] [--heldout=N] [--skip_bad_rows]
 
 PATH is a file (.json, .jsonl, .parquet, each also .gz; .zip, .tar), a folder of such files, or a data set of the
-Hugging Face hub, hf:owner/name or hf:owner/name/folder (extra hub). Without --source the public files are fetched.
+Hugging Face hub, hf:owner/name[@revision][/folder] (extra hub). Without --source the public files are fetched.
 Written are DIR/NAME/1.0.0 with array_record files that tensorflow-datasets reads (`rl_likelihood.data.prepared.read`),
 and beside them prepare_report.json, which is also printed.
 """
@@ -16,18 +16,18 @@ import collections
 import contextlib
 import dataclasses
 import difflib
-import hashlib
 import io
 import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rl_likelihood.data.builders import DATASETS, files
 from rl_likelihood.data.builders.common import BadRow, DataSet, Left, Row
 from rl_likelihood.data.prepared import FIELDS, REPORT
 from rl_likelihood.data.sources import example_key
+from rl_likelihood.data.splitting import leave_out_long, split_rows
 from rl_likelihood.shapes import UserError
 
 VERSION = "1.0.0"  # of the stored form: raise it when FIELDS change
@@ -110,6 +110,7 @@ def prepare(
     found = locate(dataset, source, out)
     size, sha256 = files.digest(found)
     read = read_rows(dataset, found, skip_bad_rows)
+    _refuse_copies(read.given, source)
     splits, counts = split_rows(dataset, read.rows, dataset.heldout if heldout is None else heldout)
     given = {row.split for row in read.rows} - {"train"}
     splits, too_long = leave_out_long(dataset, splits, given, max_chars)
@@ -150,6 +151,7 @@ def locate(dataset: DataSet, source: str, out: str) -> list[tuple[Path, Path]]:
 @dataclasses.dataclass
 class _Read:
     rows: list[Row] = dataclasses.field(default_factory=list)
+    given: dict[tuple[str, str], set[str]] = dataclasses.field(default_factory=dict)  # (split, file) -> keys, no train
     count: int = 0
     left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     bad: list[str] = dataclasses.field(default_factory=list)
@@ -183,11 +185,31 @@ def read_rows(dataset: DataSet, found: Iterable[tuple[Path, Path]], skip_bad_row
                 read.left_out[row.reason] += 1
             else:
                 read.rows.append(row)
+                if row.split != "train":
+                    read.given.setdefault((row.split, place.file), set()).add(row.key)
     if not read.rows:
         why = "; ".join([f"{n} {reason}" for reason, n in read.left_out.items()]) or "the files are empty"
         more = f"; {len(read.bad)} bad" if read.bad else ""
         raise UserError(f"no row of {dataset.name} is left of {read.count} ({why}{more}); give {dataset.fetch}")
     return read
+
+
+def _refuse_copies(given: dict[tuple[str, str], set[str]], source: str) -> None:
+    """A test set is kept as it is given, so a second copy of its file would count every question twice."""
+    seen: dict[tuple[str, frozenset[str]], str] = {}
+    for (split, file), keys in given.items():
+        first = seen.setdefault((split, frozenset(keys)), file)
+        if first == file or len(keys) == 1:  # a file may be one question
+            continue
+        names = [str(PurePosixPath(f).parent) for f in (first, file)]
+        if names[0] == names[1]:
+            names = [first, file]
+        if source.startswith("hf:") or Path(source).is_dir():
+            names = [f"{source.rstrip('/')}/{name}" for name in names]
+        raise UserError(
+            f"{file} asks the {len(keys)} {split} questions of {first} again, which would count twice; name one of "
+            f"them with --source: {' or '.join(names)}"
+        )
 
 
 def _checked(row: Row, split: str) -> Row | Left:
@@ -206,96 +228,6 @@ def _checked(row: Row, split: str) -> Row | Left:
         return Left("no answer")
     key = row.key or example_key(example)
     return dataclasses.replace(row, split=split, key=key, group=row.group or key)
-
-
-# ---------------------------------------------------------------------------------------- splits
-
-
-def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[dict[str, list[Row]], dict[str, int]]:
-    """Splits by name (train first), and counts of duplicates, overlap and repeats.
-
-    Given test and validation sets stay whole. Training rows lose repeated questions, then those that are held out.
-    """
-    given: dict[str, list[Row]] = collections.defaultdict(list)
-    for row in rows:
-        given[row.split].append(row)
-    train = given.pop("train", [])
-    first = {row.key: row for row in reversed(train)}
-    distinct = [row for row in train if first[row.key] is row]
-    taken = {row.group for split in given.values() for row in split}
-    free = [row for row in distinct if row.group not in taken]
-    counts = {
-        "duplicates": len(train) - len(distinct),
-        "overlap": len(distinct) - len(free),
-        "repeats": sum(len(split) - len({row.key for row in split}) for split in given.values()),
-    }
-    held: list[Row] = []
-    if heldout and free and dataset.heldout_split not in given:
-        chosen = _held_out(free, heldout, dataset)
-        held = [row for row in free if row.group in chosen]
-        free = [row for row in free if row.group not in chosen]
-    if train and not free:
-        raise UserError(f"nothing of {dataset.name} is left to train on; the held-out sets have all its questions")
-    splits = {"train": free, dataset.heldout_split: held} if held else {"train": free}
-    splits |= {name: given[name] for name in sorted(given)}
-    return {name: split for name, split in splits.items() if split}, counts
-
-
-def _held_out(rows: list[Row], heldout: float, dataset: DataSet) -> set[str]:
-    """Groups of the held-out questions, by the sha256 of each.
-
-    A share is a threshold for the hash, so a question's side depends on nothing else. A count takes the smallest
-    hashes, so it moves with the questions there are. With strata a share is a count in each stratum, rounded so that
-    the sum is exact.
-    """
-    ranked = sorted(rows, key=lambda row: _hash(row.group))
-    if heldout >= 1:
-        if heldout >= len(rows):
-            raise UserError(
-                f"--heldout = {heldout:g} leaves nothing of {dataset.name} to train on: it has {len(rows)} distinct "
-                f"questions; set it to at most {len(rows) - 1}, or to a share such as 0.1"
-            )
-        return {row.group for row in ranked[: int(heldout)]}
-    if not dataset.strata:
-        return {row.group for row in rows if int.from_bytes(_hash(row.group)[:8], "big") < heldout * 2**64}
-    strata: dict[str, list[Row]] = collections.defaultdict(list)
-    for row in ranked:
-        strata[json.dumps([str(row.extra.get(name)) for name in dataset.strata])].append(row)
-    chosen: set[str] = set()
-    seen = 0
-    for _, stratum in sorted(strata.items()):
-        take = round((seen + len(stratum)) * heldout) - round(seen * heldout)
-        seen += len(stratum)
-        chosen |= {row.group for row in stratum[:take]}
-    return chosen
-
-
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
-
-
-def leave_out_long(
-    dataset: DataSet, splits: dict[str, list[Row]], given: set[str], max_chars: int
-) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
-    """Splits without rows of over `max_chars` characters (0: no limit), and the ids of those; `given` stay whole.
-
-    It comes after holding out: a long question that is held out is left out of both sides, and moves no other.
-    """
-    long: list[str] = []
-    kept: dict[str, list[Row]] = {}
-    for name, rows in splits.items():
-        kept[name] = rows if name in given or not max_chars else [row for row in rows if _length(row) <= max_chars]
-        long += [row.example.id for row in rows if name not in given and 0 < max_chars < _length(row)]
-        if rows and not kept[name]:
-            raise UserError(
-                f"--max_chars = {max_chars} leaves none of the {len(rows)} rows of {dataset.name} for {name}; the "
-                f"shortest has {min(map(_length, rows))} characters: set it to more, or to 0 for no limit"
-            )
-    return kept, tuple(long)
-
-
-def _length(row: Row) -> int:
-    return len(row.example.prompt + row.example.chain + row.example.answer)
 
 
 # ---------------------------------------------------------------------------------------- storage

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_likelihood.data import grading, prepare
+from rl_likelihood.data import grading, prepare, splitting
 from rl_likelihood.data.builders import DATASETS, countdown, files, numina_proof
 from rl_likelihood.data.builders.common import Left, Place, Row
 from rl_likelihood.shapes import UserError
@@ -356,7 +356,7 @@ def test_telemath_holds_out_the_same_share_of_every_kind(tmp_path):
     lines(tmp_path / "test.jsonl", *map(record, range(150)))
     read = rows("telemath", tmp_path / "test.jsonl")
     assert [r.example.answer for r in read.rows[:6]] == ["0", "0.25", "0.5", "0.75", "1", "1.25"]
-    splits, _ = prepare.split_rows(DATASETS["telemath"], read.rows, DATASETS["telemath"].heldout)
+    splits, _ = splitting.split_rows(DATASETS["telemath"], read.rows, DATASETS["telemath"].heldout)
     assert {name: len(split) for name, split in splits.items()} == {"train": 120, "test": 30}
     for category in range(5):
         held = [r for r in splits["test"] if r.extra["category"] == f"c{category}"]

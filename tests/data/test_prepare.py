@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_likelihood.data import grading, prepare, prepared, sources
+from rl_likelihood.data import grading, prepare, prepared, sources, splitting
 from rl_likelihood.data.builders import DATASETS, files
 from rl_likelihood.data.builders.common import Row
 from rl_likelihood.data.examples import Example
@@ -48,38 +48,38 @@ def gsm8k(folder: Path, train: int = 20, test: int = 5) -> Path:
 
 def test_a_share_is_held_out_by_each_question_alone():
     rows = [row(i) for i in range(2000)]
-    splits, _ = prepare.split_rows(ALPACA, rows, 0.1)
+    splits, _ = splitting.split_rows(ALPACA, rows, 0.1)
     held = prompts(splits["validation"])
     assert 150 < len(held) < 250  # 200 with a deviation of 13
     some = rows[::3] + [row(i) for i in range(5000, 5400)]
     random.Random(0).shuffle(some)
-    again, _ = prepare.split_rows(ALPACA, some, 0.1)
+    again, _ = splitting.split_rows(ALPACA, some, 0.1)
     assert prompts(again["validation"]) & prompts(rows) == held & prompts(some)  # others came and went: none moved
 
 
 def test_a_count_is_held_out_exactly_and_does_not_move_with_the_order():
     rows = [row(i) for i in range(300)]
-    splits, counts = prepare.split_rows(ALPACA, rows, 50)
+    splits, counts = splitting.split_rows(ALPACA, rows, 50)
     assert [len(splits[s]) for s in ("train", "validation")] == [250, 50]
-    assert prepare.split_rows(ALPACA, rows[::-1], 50)[0]["validation"][::-1] == splits["validation"]
-    larger = prompts(prepare.split_rows(ALPACA, rows, 80)[0]["validation"])
+    assert splitting.split_rows(ALPACA, rows[::-1], 50)[0]["validation"][::-1] == splits["validation"]
+    larger = prompts(splitting.split_rows(ALPACA, rows, 80)[0]["validation"])
     assert prompts(splits["validation"]) < larger
     assert counts == {"duplicates": 0, "overlap": 0, "repeats": 0}
     with pytest.raises(UserError, match=r"--heldout = 300 leaves nothing .* has 300 distinct questions; .* most 299"):
-        prepare.split_rows(ALPACA, rows, 300)
+        splitting.split_rows(ALPACA, rows, 300)
 
 
 def test_training_loses_duplicates_and_questions_of_given_sets_which_stay_whole():
     train = [row(i) for i in range(10)] + [row(20, key="what is 3"), row(21, key="what is 3")]
     test = [row(0, "test"), row(30, "test"), row(31, "test", key="what is 30")]
-    splits, counts = prepare.split_rows(dataclasses.replace(ALPACA, heldout_split="test"), train + test, 5)
+    splits, counts = splitting.split_rows(dataclasses.replace(ALPACA, heldout_split="test"), train + test, 5)
     assert counts == {"duplicates": 2, "overlap": 1, "repeats": 1}
     assert [r.example.id for r in splits["train"]] == [f"train-{i}" for i in range(1, 10)]  # the first of each
     assert splits["test"] == test  # given, so nothing is held out for it
-    splits, _ = prepare.split_rows(ALPACA, train + test, 5)
+    splits, _ = splitting.split_rows(ALPACA, train + test, 5)
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 4, "validation": 5, "test": 3}
     with pytest.raises(UserError, match="nothing of alpaca is left to train on"):
-        prepare.split_rows(ALPACA, [row(0), *test], 0)
+        splitting.split_rows(ALPACA, [row(0), *test], 0)
 
 
 def test_a_limit_of_length_moves_no_question_and_cuts_no_given_set(tmp_path):
@@ -95,15 +95,15 @@ def test_a_limit_of_length_moves_no_question_and_cuts_no_given_set(tmp_path):
         assert short == {e for e in all_rows if len(e.prompt + e.answer) <= 60} and 0 < len(short) < len(all_rows)
     splits = {"train": [row(1)], "test": [row(2, "test")]}
     with pytest.raises(UserError, match="--max_chars = 3 leaves none of the 1 rows of alpaca for train; .* has 11 "):
-        prepare.leave_out_long(ALPACA, splits, {"test"}, 3)
+        splitting.leave_out_long(ALPACA, splits, {"test"}, 3)
     splits["train"].append(row(12345))
-    kept, long = prepare.leave_out_long(ALPACA, splits, {"test"}, 11)
+    kept, long = splitting.leave_out_long(ALPACA, splits, {"test"}, 11)
     assert (len(kept["train"]), len(kept["test"]), long) == (1, 1, ("train-12345",))
-    assert prepare.leave_out_long(ALPACA, splits, {"test"}, 11)[0]["test"] == splits["test"]
+    assert splitting.leave_out_long(ALPACA, splits, {"test"}, 11)[0]["test"] == splits["test"]
 
 
 def test_without_training_rows_nothing_is_held_out():
-    splits, _ = prepare.split_rows(ALPACA, [row(i, "test") for i in range(5)], 2)
+    splits, _ = splitting.split_rows(ALPACA, [row(i, "test") for i in range(5)], 2)
     assert {name: len(rows) for name, rows in splits.items()} == {"test": 5}
 
 
@@ -163,7 +163,7 @@ from importlib.machinery import PathFinder
 
 ABSENT, found = ("tensorflow", "importlib_resources"), PathFinder.find_spec  # not there, installed or not
 PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] in ABSENT else found(name, *where)
-from rl_likelihood.data import grading, prepare, prepared, sources
+from rl_likelihood.data import grading, prepare, prepared, sources, splitting
 assert prepare.main(["--dataset=gsm8k", f"--source={sys.argv[1]}", f"--out={sys.argv[2]}"]) == 0
 train, heldout = prepared.load(sys.argv[2])
 assert (len(train), len(heldout)) == (20, 5)
@@ -244,7 +244,10 @@ def test_the_report_accounts_for_every_row(tmp_path, capsys):
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=1.5"], "--heldout is 1.5"),
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=many"], "argument --heldout: invalid float value: 'many'"),
         (["--dataset=gsm8k", "--source=SOURCE", "--max_char=5"], "unrecognized arguments: --max_char=5"),
-        (["--dataset=gsm8k", "--source=SOURCE", "--max_chars=5"], "--max_chars = 5 leaves none of the 20 rows of gsm8k for train"),
+        (
+            ["--dataset=gsm8k", "--source=SOURCE", "--max_chars=5"],
+            "--max_chars = 5 leaves none of the 20 rows of gsm8k for train",
+        ),
         (["--dataset=gsm8k", "--source=SOURCE/none"], "none does not exist; give train.jsonl"),
         (["--dataset=teleqna", "--source=SOURCE"], "test.jsonl:1: field 'answer' is"),
         (["--dataset=minif2f", "--source=SOURCE"], "holds no file of minif2f; it needs the folder informal"),
@@ -318,20 +321,20 @@ def test_a_data_set_of_the_hub_is_a_source(tmp_path, monkeypatch):
     assert main != other
     asked = []
 
-    def snapshot_download(repository, repo_type, allow_patterns):
+    def snapshot_download(repository, repo_type, revision, allow_patterns):
         if repository == "owner/absent":
             raise OSError("404\nnot found")
-        asked.append((repository, repo_type, allow_patterns))
+        asked.append((repository, repo_type, revision, allow_patterns))
         return str(tmp_path / "snapshot")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
     report = prepare.prepare("gsm8k", "hf:owner/name/main", str(tmp_path / "out"))
     assert report.splits == {"train": 20, "test": 5} and report.duplicates == report.repeats == 0
-    whole = prepare.prepare("gsm8k", "hf:owner/name", str(tmp_path / "whole"))
-    assert whole.duplicates == 20 and whole.repeats == 5, "both folders were read"
-    assert [(name, kind) for name, kind, _ in asked] == [("owner/name", "dataset")] * 2
-    assert "main/*.parquet*" in asked[0][2] and "*.parquet*" in asked[1][2]
+    prepare.prepare("gsm8k", "hf:owner/name@v1/main", str(tmp_path / "pinned"))
+    assert [a[:3] for a in asked] == [("owner/name", "dataset", None), ("owner/name", "dataset", "v1")]
+    assert "main/*.parquet*" in asked[0][3]
     for source, words in (
+        ("hf:owner/name", "asks the 5 test questions of main/test.jsonl again, .*: hf:owner/name/main or hf:.*/s"),
         ("hf:owner/absent", r"hf:owner/absent cannot be fetched \(404\); give train\.jsonl"),
         ("hf:owner/name/none", "owner/name has no folder 'none' with data"),
         ("hf:name", "'hf:name' names no data set of the hub; write hf:owner/name"),

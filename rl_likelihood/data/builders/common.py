@@ -68,7 +68,7 @@ class DataSet:
     name: str
     parse: Callable[[dict, Place], Row | Left]
     fetch: str  # which file to fetch by hand
-    addresses: tuple[str, ...] = ()  # https://... files, or hf:owner/name, read when no source is given
+    addresses: tuple[str, ...] = ()  # https://... files, or hf:owner/name@revision, read when no source is given
     patterns: tuple[str, ...] = ("*",)  # paths of a folder or archive that belong to the set
     split: str = ""
     heldout: float = 0

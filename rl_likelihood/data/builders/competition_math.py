@@ -27,7 +27,10 @@ DATASET = DataSet(
     parse=parse,
     fetch="MATH.tar of hendrycks/math (or a folder or files of its problems, with train or test in their path), and "
     "test.jsonl of MATH-500",
-    addresses=("hf:EleutherAI/hendrycks_math", "hf:HuggingFaceH4/MATH-500"),
+    addresses=(
+        "hf:EleutherAI/hendrycks_math@21a5633873b6a120296cce3e2df9d5550074f4a3",
+        "hf:HuggingFaceH4/MATH-500@6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+    ),
     heldout=0.1,
     heldout_split="validation",
 )

@@ -248,9 +248,9 @@ def download(dataset: DataSet, folder: Path) -> list[str]:
 
 
 def from_hub(address: str, by_hand: str) -> str:
-    """The folder of a Hugging Face data set hf:owner/name, or of one folder in it, hf:owner/name/folder.
+    """The folder of a Hugging Face data set hf:owner/name[@revision], or of one folder in it, hf:owner/name/folder.
 
-    Only files of data are downloaded, to that library's own cache.
+    Without a revision (a commit, say) it is the newest. Only files of data are downloaded, to that library's own cache.
     """
     parts = address.removeprefix("hf:").strip("/").split("/")
     if len(parts) < 2 or not all(parts) or ".." in parts:
@@ -261,10 +261,13 @@ def from_hub(address: str, by_hand: str) -> str:
         raise UserError(
             f"{address} needs the extra hub, the package huggingface_hub; run pip install -e '.[hub]', or {by_hand}"
         ) from e
-    repository, below = "/".join(parts[:2]), "/".join(parts[2:])
+    name, _, revision = parts[1].partition("@")
+    repository, below = f"{parts[0]}/{name}", "/".join(parts[2:])
     patterns = [f"{below}/*{suffix}*" if below else f"*{suffix}*" for suffix in (*DATA, *ARCHIVES)]
     try:
-        folder = huggingface_hub.snapshot_download(repository, repo_type="dataset", allow_patterns=patterns)
+        folder = huggingface_hub.snapshot_download(
+            repository, repo_type="dataset", revision=revision or None, allow_patterns=patterns
+        )
     except Exception as e:  # whatever its HTTP library of the day raises: no connection, no such set, no access
         raise UserError(f"{address} cannot be fetched ({_reason(e)}); {by_hand}") from e
     if below and not Path(folder, below).is_dir():

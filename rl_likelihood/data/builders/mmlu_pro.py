@@ -27,6 +27,6 @@ DATASET = DataSet(
     name="mmlu_pro",
     parse=parse,
     fetch="the parquet files of MMLU-Pro",
-    addresses=("hf:TIGER-Lab/MMLU-Pro",),
+    addresses=("hf:TIGER-Lab/MMLU-Pro@b189ec765aa7ed75c8acfea42df31fdae71f97be",),
     split="test",
 )

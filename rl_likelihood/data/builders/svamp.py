@@ -26,6 +26,8 @@ DATASET = DataSet(
     name="svamp",
     parse=parse,
     fetch="SVAMP.json of arkilpatel/SVAMP",
-    addresses=("https://raw.githubusercontent.com/arkilpatel/SVAMP/main/SVAMP.json",),
+    addresses=(
+        "https://raw.githubusercontent.com/arkilpatel/SVAMP/689d7ccac74b9983a2ac7cc3b264f441b99e7c53/SVAMP.json",
+    ),
     split="test",
 )

@@ -1,8 +1,8 @@
 """TeleMath: 500 numeric problems of telecommunications. There is no official training split: 100 are held out,
 the same share of every category and difficulty, and the other 400 are for training.
 
-Not run on the real file, which its authors give out on the hub after a log-in; its fields (question, answer,
-category, tags, difficulty) are theirs.
+Not run on the real file, which its authors give out on the hub after a log-in (so its address names no revision);
+its fields (question, answer, category, tags, difficulty) are theirs.
 """
 
 from __future__ import annotations
