@@ -33,7 +33,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 
 bench: $(VENV)/.test
-	@set -e; for script in bench/*.py; do echo "== $$script"; $(RUN) "$$script"; done
+	@set -e; for script in speed evaluation; do echo "== bench/$$script.py"; $(RUN) bench/$$script.py; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

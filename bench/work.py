@@ -18,7 +18,7 @@ from rl_likelihood import mesh as meshes
 from rl_likelihood.learner.batching import to_batch, with_no_chain
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
-from rl_likelihood.learner.step import init_state, make_score, make_step
+from rl_likelihood.learner.step import init_state, make_score, make_step, state_shardings
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.decoder import ModelConfig, init
 from rl_likelihood.rewards.mixture import RewardConfig, parse
@@ -77,7 +77,9 @@ def workload(
         batch = to_batch(rollout, {"math": (ids % 7 == 0).sum(-1)})
         return with_no_chain(batch, prompts, (), 0) if no_chain else batch
 
-    params = jax.jit(init, static_argnums=1)(jax.random.key(0), model)
+    mesh, optimizer = meshes.make_mesh((1, 1, 1), jax.devices()[:1]), make_optimizer(OptimizerConfig())
+    placed = state_shardings(mesh, model, optimizer, cfg)  # as in training: other placements compile anew
+    params = jax.jit(init, static_argnums=1, out_shardings=placed.params)(jax.random.key(0), model)
     weights = decode.prepare(params, model)
     some = rng.integers(3, model.vocab_size, (w.prompts, w.group, w.completion)).astype(np.int32)
     given = batch_of(some, np.zeros(some.shape, np.float32))
@@ -90,10 +92,9 @@ def workload(
         score = make_score(model, dataclasses.replace(cfg, no_chain_row=False))
         calls["scoring"] = lambda: score(params, given)
     if {"learner", "iteration"} & set(wanted):
-        optimizer = make_optimizer(OptimizerConfig())
-        step = make_step(model, cfg, optimizer, meshes.make_mesh((1, 1, 1), jax.devices()[:1]), given)
+        step = make_step(model, cfg, optimizer, mesh, given)
         ref = jax.tree.map(jnp.copy, params) if reference else None
-        held = {"state": jax.jit(lambda p: init_state(p, optimizer, cfg))(params), "number": 0}
+        held = {"state": jax.jit(lambda p: init_state(p, optimizer, cfg), out_shardings=placed)(params), "number": 0}
 
         def learn(batch):
             held["state"], out, _ = step(held["state"], ref, batch)

@@ -22,6 +22,7 @@ from rl_likelihood.learner.step import (
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import forward
+from rl_likelihood.pod.aot import count_flops
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
 from tests.small import (
@@ -412,3 +413,30 @@ def test_layers_apart_give_the_gradients_of_layers_in_a_stack():
     params = random_params(looped, 4)
     both = [gradients(params, (None, None), BATCH, tiny(layers=3, scan_layers=scan), cfg)[0] for scan in (True, False)]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *both)
+
+
+# ------------------------------------------------------------------ what the programs cost
+
+
+def test_the_state_is_given_away_and_not_held_twice():
+    cfg, optimizer, mesh = rewarded("log_prob"), make_optimizer(OptimizerConfig()), one_device()
+    big = tiny(layers=2, width=64, mlp=256)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), random_params(big))
+    compiled = make_step(big, cfg, optimizer, mesh, BATCH).lower(state, None, BATCH).compile()
+    memory = compiled.memory_analysis()
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert memory.alias_size_in_bytes >= 0.99 * held
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 0.1 * held
+
+
+def test_no_prompt_token_meets_the_vocabulary():
+    def operations(vocab, s):
+        cfg, batch = tiny(vocab_size=vocab), random_batch(1, P, G, s, T)
+        traced = make_score(cfg, StepConfig(head_chunk=P * G * T)).trace(random_params(cfg), batch)
+        return count_flops(traced.jaxpr.jaxpr)
+
+    width = tiny().width
+    scored = 2 * width * P * G * T
+    for s in (5, 40):
+        # The mean row of the head is one more row a token, whatever the vocabulary.
+        assert operations(48, s) - operations(24, s) == 24 * scored
