@@ -13,12 +13,12 @@ import math
 import re
 from fractions import Fraction
 
-from rl_likelihood.data.grading_text import exact_match, last_boxed, parse_number
+from rl_likelihood.data.grading_text import exact_match, has_percent, last_boxed, parse_number, same_value
 
 _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 _DEEPEST = 20  # brackets inside brackets, in what math-verify may see
 
-# Spellings that mean the same. Dollars, degrees and per cent are units: MATH's own convention.
+# Spellings that mean the same. Dollars, degrees and per cent are units: MATH's own convention. (`same_value` has more.)
 _SPELLINGS = [
     (r"\!", ""), (r"\,", " "), (r"\;", " "), (r"\:", " "), (r"\ ", " "), ("~", " "), ("{,}", ","),
     ("dfrac", "frac"), ("tfrac", "frac"), (r"\left", ""), (r"\right", ""),
@@ -87,8 +87,60 @@ def math_quick(reference: str, answer: str | None) -> bool | None:
         return goal == found
     value = latex_number(goal)
     if value is not None and (number := latex_number(found)) is not None:
-        return value == number
+        return same_value(value, number, has_percent(reference), has_percent(answer))
+    if _says_more(goal, found):
+        return False
     return None if has_math_verify() and not _too_deep(found) else False
+
+
+# Between two answers: a comma that is not of thousands, ; or and.
+_BETWEEN = re.compile(r"(?<![0-9]),|,(?![0-9]{3}(?![0-9]))|;|\bor\b|\band\b")
+_BRACKETED = re.compile(r"\\[{]|\\[}]|[(\[{]|[)\]}]")
+_EQUALS = re.compile(r"(?<![<>!:])=")
+# x  x_1  f(x)  f'(x)  f^{-1}(x)  (x,y)  \text{Area}  \angle ABC: letters and no arithmetic.
+_NAME = re.compile(r"(?=.*[A-Za-z])(?:[A-Za-z\\{}()|'., ]|_[0-9A-Za-z]|_\{[0-9A-Za-z,]*\}|\^\{-1\})+", re.DOTALL)
+_ONWARDS = re.compile(r"\\implies|\\Rightarrow|\\Leftrightarrow|\\iff|&|=>")
+
+
+def _says_more(goal: str, found: str) -> bool:
+    """Does a text say more than one answer, of which math-verify would take the one that fits?
+
+    That is: more formulas than the reference has parts (7; $5$), or an equality whose left side is not a name (4=5,
+    x=4=5, and true ones like 2+3=5) where the reference has none such, or an implication.
+    """
+    if _parts(found, inside=False) > _parts(goal, inside=True):
+        return True
+    if _named(goal) and not _named(found):
+        return True
+    odd = found.count("|") % 2 > goal.count("|") % 2
+    return odd or (_ONWARDS.search(found) is not None and _ONWARDS.search(goal) is None)
+
+
+def _parts(text: str, inside: bool) -> int:
+    """How many answers a text may hold; those in brackets too, or only what stands outside of all."""
+    if "$" in text:  # words around formulas: these count, and a number among the words
+        pieces = text.split("$")
+        words = " ".join(pieces[::2])
+        return sum(_parts(p, inside) for p in pieces[1::2] if p.strip()) + any(c in "0123456789" for c in words)
+    if not inside:
+        text = _outside(text)
+    return 1 + len(_BETWEEN.findall(text)) + text.count(r"\pm")
+
+
+def _outside(text: str) -> str:
+    kept, depth, at = [], 0, 0
+    for m in _BRACKETED.finditer(text):
+        if depth == 0:
+            kept.append(text[at : m.start()])
+        depth = max(depth + (1 if m[0][-1] in "([{" else -1), 0)
+        at = m.end()
+    return " ".join([*kept, text[at:] if depth == 0 else ""])
+
+
+def _named(text: str) -> bool:
+    """Is every = after a name? Of x=1, y=2 each has its own."""
+    left = _EQUALS.split(text.replace("$", ","))[:-1]
+    return all(_NAME.fullmatch(_BETWEEN.split(side)[-1].strip() if i else side) for i, side in enumerate(left))
 
 
 def _too_deep(text: str) -> bool:
@@ -129,8 +181,9 @@ def math_match(reference: str, answer: str | None) -> bool:
     r"""Equal in value. Reference and answer may each hold a last \boxed{}; without one the whole text counts.
 
     In turn: equal text in one spelling (\dfrac = \frac, units $ % and degrees dropped, \text{} opened); both plain
-    numbers or simple fractions: equal as exact rationals or not at all; then math-verify, where installed, on
-    answers up to 2,000 characters. Without math-verify the rest is wrong, as is everything that makes it fail.
+    numbers or simple fractions: equal as exact rationals or not at all, 50% being 50 as well as 0.5; then
+    math-verify, where installed, on answers up to 2,000 characters that say one thing (`_says_more`): 4=5 is not 5.
+    Without math-verify the rest is wrong, as is everything that makes it fail; a run that uses it is refused.
     """
     return math_outcome(reference, answer) is True
 
