@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import json
+import math
 import zlib
 from pathlib import Path
 
@@ -18,8 +19,10 @@ def read_jsonl(path: str, field: str, skip_bad_rows: bool) -> tuple[list[Example
     """Rows of a file of JSON lines, and what is wrong with the others ("file:line: reason").
 
     A line is {"prompt", "answer"} or {"messages": [{"role", "content"}, ...], "answer"}, each with optional
-    "id", "task" and "chain"; other fields are ignored, blank lines skipped, and white space around an answer
-    is dropped. A file named .gz is unpacked. The first bad row is refused unless `skip_bad_rows`.
+    "id", "task" and "chain"; a field that is null is not there, other fields are ignored, blank lines skipped, and
+    white space around an answer is dropped. Without "answer" it is the last message, if that is the assistant's; a
+    number is its JSON text. An id belongs to one row. A file named .gz is unpacked. The first bad row is refused
+    unless `skip_bad_rows`.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -38,14 +41,18 @@ def read_jsonl(path: str, field: str, skip_bad_rows: bool) -> tuple[list[Example
     except OSError as e:
         raise UserError(f"{field} = {path} cannot be read ({e.strerror}); check its permissions") from e
     examples, bad = [], []
+    lines: dict[str, int] = {}  # id -> its line
     # Bytes are split on \n alone: U+2028 and friends are legal inside a JSON string.
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
         row = _parse_row(line, f"{file.name}:{number}")
         if isinstance(row, Example):
-            examples.append(row)
-            continue
+            first = lines.setdefault(row.id, number)
+            if first == number:
+                examples.append(row)
+                continue
+            row = f"id {row.id!r} is also that of line {first}"
         bad.append(f"{path}:{number}: {row}")
         if not skip_bad_rows:
             raise UserError(f"{bad[0]}; mend the line, or set data.skip_bad_rows=True to leave such lines out")
@@ -63,13 +70,16 @@ def _parse_row(line: bytes, name: str) -> Example | str:
     if not isinstance(row, dict):
         return f"not a JSON object but {_kind(row)}"
 
+    row = {field: value for field, value in row.items() if value is not None}
     messages: tuple[tuple[str, str], ...] = ()
     if "messages" in row:
         if "prompt" in row:
             return "both 'prompt' and 'messages' are given; keep one"
-        parsed = _parse_messages(row["messages"])
+        parsed = _parse_messages(row["messages"], "answer" in row)
         if isinstance(parsed, str):
             return parsed
+        if "answer" not in row and parsed[-1][0] == "assistant":
+            row["answer"], parsed = parsed[-1][1], parsed[:-1]
         messages, prompt = parsed, parsed[-1][1]
     elif "prompt" not in row:
         return "field 'prompt' is missing"
@@ -77,7 +87,10 @@ def _parse_row(line: bytes, name: str) -> Example | str:
         prompt = row["prompt"]
     if "answer" not in row:
         return "field 'answer' is missing"
-    texts = {"prompt": prompt, "answer": row["answer"], "task": row.get("task", ""), "chain": row.get("chain", "")}
+    answer = row["answer"]
+    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
+        answer = json.dumps(answer)
+    texts = {"prompt": prompt, "answer": answer, "task": row.get("task", ""), "chain": row.get("chain", "")}
     for field, value in texts.items():
         if not isinstance(value, str):
             return f"field {field!r} must be a string, not {_kind(value)}"
@@ -99,7 +112,8 @@ def _parse_row(line: bytes, name: str) -> Example | str:
     )
 
 
-def _parse_messages(value) -> tuple[tuple[str, str], ...] | str:
+def _parse_messages(value, answered: bool) -> tuple[tuple[str, str], ...] | str:
+    """(role, content) of every turn; the last is the user's, or the assistant's answer where there is no other."""
     if not isinstance(value, list) or not value:
         return "field 'messages' must be a list with at least one message"
     turns = []
@@ -111,8 +125,13 @@ def _parse_messages(value) -> tuple[tuple[str, str], ...] | str:
         if not _encodable(message["content"]):
             return f"field 'messages[{i}].content' holds half of a surrogate pair, which is not text"
         turns.append((message["role"], message["content"]))
-    if turns[-1][0] != "user":
-        return f"the last of 'messages' must be from the user, not the {turns[-1][0]}; the reference goes to 'answer'"
+    last = turns[-1][0]
+    if last == "assistant" and not answered:
+        if [role for role, _ in turns[-2:-1]] != ["user"]:
+            return "the last of 'messages' is taken for the answer, and the one before it must be from the user"
+    elif last != "user":
+        also = ", as the reference is in 'answer'" if answered else ""
+        return f"the last of 'messages' must be from the user, not the {last}{also}"
     return tuple(turns)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +74,22 @@ def load(cfg: DataConfig, training: bool = True) -> tuple[list[Example], list[Ex
     raise UserError(f"data.source is {cfg.source!r}; {_options(cfg.source, SOURCES)}")
 
 
-def describe(cfg: DataConfig, train: list[Example], heldout: list[Example], report: LoadReport) -> str:
-    """The data line of the start message."""
+def describe(
+    cfg: DataConfig, train: Sequence, heldout: Sequence, report: LoadReport, too_long: Sequence[str] = ()
+) -> str:
+    """The data line of the start message. `train` is what is left without the rows that are `too_long` (in words)."""
     name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
     return (
         f"{name}: {len(train)} training and {len(heldout)} held-out questions; removed {report.duplicates} duplicates, "
-        f"{report.overlap_removed} that overlap held-out or worked questions, {len(report.bad_rows)} bad rows"
+        f"{report.overlap_removed} that overlap held-out or worked questions, "
+        f"{_counted(report.bad_rows, 'bad row')}, {_counted(too_long, 'too long training row')}"
     )
+
+
+def _counted(rows: Sequence[str], what: str) -> str:
+    """How many, and the first few of them by name."""
+    named = f" ({'; '.join(rows[:5])}{'; ...' if len(rows) > 5 else ''})" if rows else ""
+    return f"{len(rows)} {what}{'' if len(rows) == 1 else 's'}{named}"
 
 
 def question_key(text: str) -> str:

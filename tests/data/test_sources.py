@@ -1,4 +1,4 @@
-"""Splits do not leak and do not move; every row is seen once an epoch; bad input is named."""
+"""Splits do not leak and do not move; bad input is named."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import gzip
 import json
 import random
 
-import numpy as np
 import pytest
 
 from rl_likelihood.data.examples import WORKED_EXAMPLES, Example
 from rl_likelihood.data.procedural import PRESETS
-from rl_likelihood.data.sources import DataConfig, describe, example_key, load, order, question_key
+from rl_likelihood.data.sources import DataConfig, describe, example_key, load, question_key
 from rl_likelihood.shapes import UserError
 
 BOTH = DataConfig("reasoning_gym", ("basic_arithmetic", "chain_sum"), train_size=301, heldout_size=101)
@@ -170,6 +169,33 @@ def test_jsonl_rows_and_all_their_fields(tmp_path):
     assert train[3] == Example("rows.jsonl:5", "Capital of Spain?", "Madrid")
 
 
+def test_numbers_nulls_and_a_last_turn_of_the_assistant_are_as_other_tools_write_them(tmp_path):
+    turns = [{"role": "user", "content": "Capital of France?"}, {"role": "assistant", "content": "Paris "}]
+    nothing = {"chain": None, "task": None, "id": None}
+    rows = [{"prompt": "6 * 7?", "answer": 42, "messages": None} | nothing, {"prompt": "1 / 4?", "answer": 0.25}]
+    rows += [{"messages": turns, "prompt": None, "answer": None} | nothing, {"messages": turns[:1] * 2 + turns[1:]}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    train, _, report = load(DataConfig("jsonl", train_path=path))
+    assert train[:3] == [
+        Example("rows.jsonl:1", "6 * 7?", "42"),
+        Example("rows.jsonl:2", "1 / 4?", "0.25"),
+        Example("rows.jsonl:3", "Capital of France?", "Paris"),
+    ]
+    assert (train[3].answer, train[3].messages) == ("Paris", (("user", "Capital of France?"),) * 2)
+    assert report.bad_rows == ()
+
+
+def test_an_id_belongs_to_one_line(tmp_path):
+    rows = [row | {"id": i} for row, i in zip(questions(4), (1, 2, "1", 3), strict=True)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r"rows.jsonl:3: id '1' is also that of line 1; mend the line"):
+        load(DataConfig("jsonl", train_path=path))
+    cfg = DataConfig("jsonl", train_path=path, skip_bad_rows=True)
+    train, heldout, report = load(cfg)
+    assert [e.id for e in train] == ["1", "2", "3"] and len(report.bad_rows) == 1
+    assert f"1 bad row ({path}:3: id '1' is also that of line 1)" in describe(cfg, train, heldout, report)
+
+
 def test_a_file_from_windows_is_read(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "a", "answer": "b"}\r\n{"prompt": "c", "answer": "d"}\r\n')
@@ -248,9 +274,11 @@ BAD_LINES = [
     ("null\n", "not a JSON object but null"),
     ({"answer": "b"}, "field 'prompt' is missing"),
     ({"prompt": "a"}, "field 'answer' is missing"),
-    ({"prompt": "a", "answer": 42}, "field 'answer' must be a string, not a number"),
+    ('{"prompt": "a", "answer": NaN}\n', "field 'answer' must be a string, not a number"),
+    ({"prompt": "a", "answer": True}, "field 'answer' must be a string, not true/false"),
+    ({"prompt": 7, "answer": "b"}, "field 'prompt' must be a string, not a number"),
     ({"prompt": ["a"], "answer": "b"}, "field 'prompt' must be a string, not a list"),
-    ({"prompt": "a", "answer": None}, "field 'answer' must be a string, not null"),
+    ({"prompt": "a", "answer": None}, "field 'answer' is missing"),
     ({"prompt": "a", "answer": "b", "chain": {}}, "field 'chain' must be a string, not an object"),
     ({"prompt": "a", "answer": "b", "task": False}, "field 'task' must be a string, not true/false"),
     ({"prompt": "a", "answer": "b", "id": 1.5}, "field 'id' must be text or an integer"),
@@ -263,6 +291,9 @@ BAD_LINES = [
     ({"messages": [{"role": "user", "content": None}], "answer": "b"}, "field 'messages[0]' must be an object"),
     ({"messages": [{"role": "human", "content": "a"}], "answer": "b"}, "role' is 'human'; use one of system, user"),
     ({"messages": [{"role": "assistant", "content": "a"}], "answer": "b"}, "must be from the user, not the assistant"),
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "the one before it must be from the user"),
+    ({"messages": [{"role": "system", "content": "a"}]}, "must be from the user, not the system"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "field 'answer' is missing"),
     ({"messages": [{"role": "user", "content": "\udc00"}], "answer": "b"}, "content' holds half of a surrogate"),
     ({"messages": [{"role": "user", "content": " "}], "answer": "b"}, "field 'prompt' is empty"),
 ]
@@ -314,61 +345,3 @@ def test_an_evaluation_needs_no_training_questions(tmp_path):
 def test_an_empty_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no usable row"):
         load(DataConfig("jsonl", train_path=write(tmp_path / "a.jsonl", ["\n\n"])))
-
-
-# ---------------------------------------------------------------------------------------- order
-
-
-def test_every_row_once_an_epoch_and_each_epoch_in_a_new_order():
-    rows_of = order(12, 4, seed=3)
-    epochs = [np.concatenate([rows_of(3 * e + i) for i in range(3)]) for e in range(4)]
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(12))
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert not any(list(epoch) == list(range(12)) for epoch in epochs)
-
-
-def test_epochs_are_whole_when_steps_span_them():
-    rows_of = order(10, 4, seed=0)
-    stream = np.concatenate([rows_of(i) for i in range(15)])
-    for e in range(6):
-        assert sorted(stream[10 * e : 10 * e + 10]) == list(range(10))
-
-
-def test_order_needs_only_the_step():
-    rows_of = order(100, 7, seed=1)
-    later = rows_of(500)
-    assert later.shape == (7,) and later.dtype == np.int64
-    np.testing.assert_array_equal(later, order(100, 7, seed=1)(500))
-    assert not np.array_equal(later, order(100, 7, seed=2)(500))
-
-
-@pytest.mark.parametrize("n, batch, hosts", [(12, 4, 2), (10, 6, 3), (7, 8, 8), (5, 4, 1)])
-def test_hosts_share_the_order_of_one(n, batch, hosts):
-    """Disjoint places of the stream, together all of it, and each host's part known from its number and the step."""
-    alone = order(n, batch, seed=2)
-    parts = [order(n, batch, 2, host, hosts) for host in range(hosts)]
-    for step in (0, 1, 17, 500):
-        shares = [rows_of(step) for rows_of in parts]
-        assert {len(share) for share in shares} == {batch // hosts}
-        np.testing.assert_array_equal(np.concatenate(shares), alone(step))
-    epoch = [rows_of(step) for step in range(n * 3) for rows_of in parts]
-    assert sorted(np.concatenate(epoch)) == sorted(list(range(n)) * (3 * batch)), "whole epochs, whoever reads them"
-
-
-def test_a_resumed_order_is_the_unbroken_one():
-    unbroken = [order(11, 4, seed=5, host=1, hosts=2)(step) for step in range(9)]
-    resumed = order(11, 4, seed=5, host=1, hosts=2)  # another process, which knows nothing but its step
-    np.testing.assert_array_equal([resumed(step) for step in range(5, 9)], unbroken[5:])
-
-
-def test_hosts_that_do_not_divide_a_step_are_refused():
-    with pytest.raises(UserError, match="prompts_per_step = 6 cannot be shared evenly by 4 processes .* multiple of 4"):
-        order(10, 6, 0, 1, 4)
-    with pytest.raises(UserError, match="number 2"):
-        order(10, 6, 0, 2, 2)
-
-
-def test_order_of_nothing_is_refused():
-    with pytest.raises(UserError, match="8 prompts a step from 0 training questions"):
-        order(0, 8, seed=0)
