@@ -115,6 +115,19 @@ def by_prompt(mesh: Mesh, batch):
     return jax.tree.map_with_path(one, batch)
 
 
+def gathered(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """A parameter with these logical axes, no longer split over fsdp, where a mesh is in use (`run.world.using`).
+
+    Left to itself the compiler may rather multiply with the parts and add up the products: for the output matrix
+    these are logits, a hundred times its size.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    kept = tuple(None if axis == "width" else axis for axis in axes)
+    return jax.lax.with_sharding_constraint(x, sharding(mesh, kept, x.shape))
+
+
 def put(tree, shardings):
     """Arrays of the host, the same on every host, onto the mesh; each host copies what its devices hold."""
 

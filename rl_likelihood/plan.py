@@ -132,7 +132,7 @@ def trace_step(settings: Settings, model: ModelConfig, mesh: Mesh, batch: Batch)
     cfg, optimizer = settings.step, make_optimizer(settings.optimizer)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
     reference = state.params if cfg.with_reference else None
-    with using(mesh, model):
+    with using(mesh):
         return make_step(model, cfg, optimizer, mesh, batch).trace(state, reference, batch)
 
 

@@ -147,7 +147,7 @@ def learn(
             if shape not in compiled:
                 compiled[shape] = make_step(world.model, s.step, optimizer, mesh, whole)
             t1 = time.perf_counter()
-            with source.turn, using(mesh, world.model):
+            with source.turn, using(mesh):
                 state, out, per_row = meshes.settled(compiled[shape](state, ref_params, whole))
                 out, per_row = {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)
             t2 = time.perf_counter()
@@ -248,7 +248,9 @@ def evaluate_if_due(world: World, params: Params, step: int, writer: reports.Met
     done = distributed.share(rows[-1] if rows else None)
     if done is not None:
         return {k: done[k] for k in ("greedy_success",) if k in done}
-    return evaluation(world, params, step, stage, writer, stop, world.heldout, fast=0 < step < t.steps)
+    fast = 0 < step < t.steps
+    rows = world.fast if fast and world.fast else world.heldout
+    return evaluation(world, params, step, stage, writer, stop, rows, fast)
 
 
 # What is said of an evaluation, as far as it was asked for.

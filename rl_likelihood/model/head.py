@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rl_likelihood import mesh as meshes
+
 
 class TokenStats(NamedTuple):
     """Float32, in nats, each with the shape of `targets`.
@@ -49,7 +51,7 @@ def token_stats(
         x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, pad)] + [(0, 0)] * len(rest))
         return jnp.moveaxis(x.reshape(*lead, chunks, step, *rest), len(lead), 0)
 
-    stats = _stats(split(hidden), head, split(targets))
+    stats = _stats(split(hidden), meshes.gathered(head, ("vocab", "width")), split(targets))
     return TokenStats(*(jnp.moveaxis(x, 0, len(lead)).reshape(*lead, n + pad)[..., :n] for x in stats))
 
 

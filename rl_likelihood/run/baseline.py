@@ -62,7 +62,7 @@ def write_baseline(world: World, params: Params, workdir: Path, between: Callabl
         asked = prompts.collate(part, np.arange(at, at + size), s, a, world.fmt.pad_id)
         targets = [(row.answer_ids, np.full(len(row.answer_ids), REFERENCE)) for row in part]
         batch = to_batch(given_rollout(asked, targets, world.fmt.pad_id, a))
-        with using(world.places.learner, world.model):
+        with using(world.places.learner):
             values = np.asarray(likelihood.avg_prob(score(params, batch).stats.log_prob, batch.scored))[:, 0]
         for row, value in zip(rows[at : at + size], values, strict=False):
             if distributed.first():

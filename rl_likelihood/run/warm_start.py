@@ -105,7 +105,7 @@ def warm_start(
     step = make_step(world.model, cfg, optimizer, mesh, batch_of(0))
     for i in range(w.steps):
         between()
-        with using(mesh, world.model):
+        with using(mesh):
             state, out, _ = step(state, None, batch_of(i))
         if i == 0 or (i + 1) % 10 == 0 or i + 1 == w.steps:
             say(f"warm start: step {i + 1}/{w.steps}  loss {float(out['loss/answer']):.3f} nats per token")

@@ -175,11 +175,9 @@ def load_model(c: ConfigDict, mesh: Mesh | None = None) -> tuple[ModelConfig, Pa
     return run_on(cfg, c, jax.default_backend()), params, path
 
 
-def using(mesh: Mesh, model: ModelConfig):
-    """A context in which `model` is traced over `mesh`: the splash kernel has to know it."""
-    if model.attention != "splash":
-        return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+def using(mesh: Mesh | None):
+    """A context in which programs are traced over `mesh`: the splash kernel and `mesh.gathered` have to know it."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:

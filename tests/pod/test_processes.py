@@ -86,7 +86,8 @@ def test_two_processes_make_the_run_of_one_and_one_goes_on_with_theirs(mesh, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_a_process_is_said_in_a_line_and_ends_the_other_within_the_heartbeat(victim, tmp_path):
-    overrides = {"train.steps": 400, "eval.prompts": 0, "pod.heartbeat": 10.0}
+    # No checkpoint meanwhile: orbax would say something too.
+    overrides = {"train.steps": 400, "train.checkpoint_every": 400, "eval.prompts": 0, "pod.heartbeat": 10.0}
     both = start(config_file(tmp_path, **overrides), tmp_path / "run")
     wait_for_step(tmp_path / "run", 3)
     began = time.monotonic()
@@ -113,12 +114,24 @@ def test_babysit_starts_both_again_after_a_death_and_the_run_is_done(tmp_path):
     )  # fmt: skip
     for step, number in ((3, 1), (7, 0)):
         wait_for_step(tmp_path / "run", step)
-        subprocess.run(["pkill", "-9", "-f", f"--workdir={tmp_path / 'run'} .*--process_id={number}$"], check=True)
+        os.kill(pid_of(tmp_path / "run", number), signal.SIGKILL)
         time.sleep(2)
     lines = said(babysit, 400)
     assert babysit.returncode == 0, lines[-20:]
     assert lines[-1] == "babysit: done after 3 runs, 2 preemptions, 0 failures"
     assert [row["step"] for row in reports.read(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 13))
+
+
+def pid_of(workdir: Path, number: int) -> int:
+    """The process with this number of the run in `workdir`."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if f"--workdir={workdir}" in words and f"--process_id={number}" in words and "babysit" not in words[1]:
+            return int(path.parent.name)
+    raise AssertionError(f"no process {number}")
 
 
 def wait_for_step(workdir: Path, step: int, seconds: float = 240) -> None:

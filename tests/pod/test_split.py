@@ -40,6 +40,16 @@ def test_a_split_run_is_the_shared_run(tmp_path):
     assert [row["chain"] for row in one] == [row["chain"] for row in two]
 
 
+def test_groups_split_over_devices_are_whole_groups(tmp_path):
+    """Two prompts on eight devices: prompts over data, the four chains of each over fsdp."""
+    common = {"sampler__group_size": 4, "report__no_chain": False, "train__steps": 3}
+    whole = run(tmp_path / "whole", **common, mesh__fsdp=1, mesh__tensor=1, sampler__devices="7")
+    parts = run(tmp_path / "parts", **common, mesh__data=2, mesh__fsdp=4, mesh__tensor=1)
+    for a, b in zip(whole, parts, strict=True):
+        for name in ("reward/mean", "reward/std", "loss/answer", "advantage/abs_mean", "grad/norm", "answer/log_prob"):
+            assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)
+
+
 @pytest.mark.parametrize("bound", [1, 2])
 def test_a_split_sampler_runs_ahead_within_its_bound(bound, tmp_path):
     rows = run(tmp_path / "run", **SPLIT, sampler__max_staleness=bound, train__steps=6)
