@@ -155,6 +155,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.prompts = 100  # held-out questions used
     # exact_match numeric math countdown multiple_choice telemath tool_call code_output code_tests reasoning_gym
     c.eval.grader = "exact_match"  # none: no answers are sampled or graded, reference answers are only scored
+    c.eval.grader_workers = 2  # processes that grade what may hang or crash, here and in rewards; 0: one a core
+    c.eval.grader_seconds = 10.0  # for one answer; then the process is ended, and the answer a counted failure
     # Chains at temperature 1 per question, beside the greedy one; N give log_prob_mcN, pass@k and majority@k up to N.
     # 0: greedy answers alone, nothing is scored.
     c.eval.samples = 1

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rl_likelihood.data.grading import GRADERS
+from rl_likelihood.data.grading_math import has_math_verify
 from rl_likelihood.data.prompts import INSTRUCTION, PromptConfig
 from rl_likelihood.data.sources import DataConfig
 from rl_likelihood.learner.optimizer import OptimizerConfig
@@ -54,6 +55,7 @@ AT_LEAST = {
     "train.micro_batch_prompts": 0, "train.head_chunk": 1, "train.eval_every": 0, "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1, "train.keep_every": 0, "warm_start.steps": 0, "warm_start.examples": 0,
     "warm_start.prompts": 1, "warm_start.prompts_per_step": 1, "eval.prompts": 0, "eval.samples": 0,
+    "eval.grader_workers": 0, "eval.grader_seconds": 1,
     "eval.max_sampled_answer": 0, "eval.batch_prompts": 1, "eval.fast_prompts": 0, "eval.fast_samples": -1,
     "optim.warmup_steps": 0, "optim.clip_norm": 0, "optim.lr": 0, "warm_start.lr": 0, "loss.ratio_cap": 0,
     "loss.clip_low": 0, "loss.clip_high": 0,
@@ -138,6 +140,12 @@ def validate(c: ConfigDict) -> None:
             f"the nearest below that does is {near}"
         )
     validate_reward(c)
+    math = "eval.grader" if c.eval.grader == "math" else "reward.name"
+    if "math" in (c.eval.grader, *(t.name for t in _terms(c))) and not has_math_verify():
+        raise UserError(
+            f"{math} is {get(c, math)!r}, but math-verify is not installed, and without it every answer that takes "
+            "algebra would be wrong; run: pip install -e '.[math]'"
+        )
     if c.sampler.temperature <= 0:
         raise UserError(f"sampler.temperature is {c.sampler.temperature}; it must be above 0 (evaluation has its own)")
     for name in ("eval.max_sampled_answer", "sampler.max_sampled_answer"):
@@ -227,11 +235,15 @@ def validate_reward(c: ConfigDict) -> None:
 _OF_CHAIN = {*OBJECTIVES, "length", "overlong", "repetition", "format", "format_open_r1", "tag_count"}
 
 
+def _terms(c: ConfigDict) -> tuple[mixture.Term, ...]:
+    return () if c.reward.name == "sft" else mixture.parse(c.reward.name)
+
+
 def reads_answer(c: ConfigDict) -> bool:
     """Whether the reward, or the span of the policy term, asks for answers that the policy samples itself."""
     if c.reward.name == "sft":
         return False
-    names = {t.name for t in mixture.parse(c.reward.name)}
+    names = {t.name for t in _terms(c)}
     if names & set(mixture.FROM_ANSWER) or c.loss.span == "response":
         return True
     return c.loss.span == "auto" and not names <= _OF_CHAIN

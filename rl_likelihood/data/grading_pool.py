@@ -50,6 +50,9 @@ class _Worker:
                 ],
                 stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env={**os.environ, "PYTHONPATH": path},
             )  # fmt: skip
+        except OSError as error:
+            self.connection.close()
+            raise UserError(f"a grading process could not start: {error}; make room, or set fewer grading workers") from None
         except BaseException:
             self.connection.close()
             raise
@@ -78,10 +81,14 @@ class _Worker:
             self.process.wait()
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Pool:
     """Grades batches with any of `GRADERS`; one call at a time, whichever thread makes it.
 
-    workers:   processes at most; none is started before an item needs one
+    workers:   processes at most; 0: one a core. None is started before an item needs one
     deadline:  seconds for one item, after which its worker is killed
     recycle:   items after which a worker is replaced (algebra leaks)
     graders, isolated: the tables of `grading`; functions in `isolated` must be found at the top of their modules
@@ -98,10 +105,12 @@ class Pool:
         graders: dict[str, Grader] | None = None,
         isolated: dict[str, Isolated] | None = None,
     ):
-        for name, value in (("workers", workers), ("deadline", deadline), ("recycle", recycle)):
+        for name, value in (("deadline", deadline), ("recycle", recycle)):
             if value <= 0:
                 raise UserError(f"grading {name} is {value}; it must be more than 0")
-        self.workers, self.deadline, self.recycle = workers, deadline, recycle
+        if workers < 0:
+            raise UserError(f"grading workers is {workers}; it must be 0 (one a core) or more")
+        self.workers, self.deadline, self.recycle = workers or _cores(), deadline, recycle
         self._graders = GRADERS if graders is None else graders
         self._isolated = ISOLATED if isolated is None else isolated
         self._running: list[_Worker] = []
@@ -130,7 +139,7 @@ class Pool:
     def grade(self, name: str, references: Sequence[str], answers: Sequence[str | None]) -> list[bool | None]:
         """Is each answer right? In the order given; None where the grader failed. Equal pairs are graded once.
 
-        Raises UserError for an unknown grader, ValueError for unequal lengths, RuntimeError if no worker can start.
+        Raises UserError for an unknown grader or if a worker cannot start, ValueError for unequal lengths.
         """
         pairs = list(zip(references, answers, strict=True))
         if name not in self._isolated:
@@ -199,8 +208,11 @@ class Pool:
         if worker.pair is None:  # it was to get ready
             if said != grading_worker.READY.encode():
                 self._discard(worker, kill=said is None)
-                code = worker.process.returncode
-                raise RuntimeError(f"a grading process could not start (exit code {code}); its own words are above")
+                raise UserError(
+                    f"a grading process could not get ready (exit code {worker.process.returncode}): its own words are "
+                    f"above; {grading_worker.__name__} and {worker.function.partition(':')[0]} must import in a fresh "
+                    f"{sys.executable}, in less than {_START:g} s"
+                )
             worker.due = None
             return
         pair, worker.pair, worker.due = worker.pair, None, None

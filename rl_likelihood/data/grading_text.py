@@ -125,7 +125,8 @@ _ANOTHER = re.compile(
     r"(?:(?<![0-9A-Za-z])[(\[](?P<bracketed>[A-Za-z])[)\]]"
     r"|(?i:\b(?:option|choice)\s*)[(\[]?(?P<number>[0-9]{1,2}|[A-Z])(?![0-9A-Za-z])"
     r"|(?i:\banswer\s*(?:is\b|:)\s*)(?P<lead>[A-Z])(?![0-9A-Za-z])"
-    r"|(?:[:;,/&)\]\n]|\.\s|(?<!\s[A-Z])\.|(?i:\bor\b|\band\b))\s*(?P<letter>[A-Z])(?:[.:)\]](?![0-9A-Za-z])|\s*$|\s*\n))",
+    r"|(?:[:;,/&)\]\n]|\.\s|(?<!\s[A-Z])\.|(?i:\bor\b|\band\b))\s*"
+    r"(?P<letter>[A-Z])(?:[.:)\]](?![0-9A-Za-z])|\s*$|\s*\n))",
     re.ASCII,
 )
 _WORDS = re.compile(r"\\(?:text|textbf|mathrm)\s*\{([^{}]*)\}")

@@ -82,7 +82,7 @@ def evaluate(
         if records:
             say(f"{len(records)} of {n} questions have been evaluated already ({path})")
     done, told = len(records), time.perf_counter()
-    with Pool() as pool:
+    with Pool(c.grader_workers, c.grader_seconds) as pool:
         for made in _records(world, params, rows[:n], records, samples, pool, between):
             if path is not None:
                 for record in made:

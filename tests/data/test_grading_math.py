@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 
 import pytest
 
+from rl_likelihood import config as configs
 from rl_likelihood.data import grading_math
 from rl_likelihood.data.grading import math_match, telemath
 from rl_likelihood.data.grading_math import last_boxed, latex_number, math_outcome, math_quick
+from rl_likelihood.shapes import UserError
+from tests.runs import small_config
 
 
 @pytest.mark.parametrize(
@@ -89,8 +93,8 @@ PLAIN = [
     (r"10\%", r"0.1\%", False),
     *[("5", text, False) for text in (
         "4=5", "6=5", "5=5", "2+3=5", "x+1=5", "x=4=5", "1=2=3=4=5", "7; $5$", "$1$ $2$ $3$ $4$ $5$", "5,5", "4,5",
-        "5; 5", "$6$ and $5$", r"6 \implies 5", r"6 \Rightarrow 5", "5 & 6", "5|6", "x=6, x=5", "x=5 or x=6", r"$x=4=5$",
-        "$4=5$", r"\boxed{4=5}", r"\boxed{5,5}", "6, or $5$",
+        "5; 5", "$6$ and $5$", r"$x=4=5$", r"6 \implies 5", r"6 \Rightarrow 5", "5 & 6", "5|6", "x=6, x=5",
+        "x=5 or x=6", "$4=5$", r"\boxed{4=5}", r"\boxed{5,5}", "6, or $5$",
     )],
     ("5", None, False),
     ("5", "", False),
@@ -160,6 +164,21 @@ def test_with_math_verify(reference, answer, right):
 def test_algebra_is_left_to_a_worker(reference, answer, right):
     pytest.importorskip("math_verify")
     assert math_quick(reference, answer) is None
+
+
+@pytest.mark.parametrize("field, values", [
+    ("eval.grader", {"eval__grader": "math"}),
+    ("reward.name", {"reward__name": "0.5*math + prob"}),
+])  # fmt: skip
+def test_a_config_that_needs_math_verify_is_refused_without_it(field, values, monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)  # as if it were not installed
+    grading_math.has_math_verify.cache_clear()
+    try:
+        with pytest.raises(UserError, match=rf"{field} is .*pip install -e '\.\[math\]'"):
+            configs.validate(small_config(**values))
+        configs.validate(small_config(eval__grader="numeric"))
+    finally:
+        grading_math.has_math_verify.cache_clear()
 
 
 def test_what_math_verify_never_sees():

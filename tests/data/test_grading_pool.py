@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 
 import pytest
@@ -122,7 +123,7 @@ def test_threads_may_share_a_pool():
 def test_a_worker_that_cannot_start_is_said(monkeypatch, tmp_path, capfd):
     (tmp_path / "json.py").write_text("raise ImportError('broken installation')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with Pool(isolated=TABLE) as pool, pytest.raises(RuntimeError, match="could not start"):
+    with Pool(isolated=TABLE) as pool, pytest.raises(UserError, match="could not get ready .*must import"):
         pool.grade("bad", ["5"], ["5"])
     assert "broken installation" in capfd.readouterr().err
 
@@ -133,9 +134,19 @@ def test_refusals():
             pool.grade("maths", ["5"], ["5"])
         with pytest.raises(ValueError):
             pool.grade("math", ["5"], [])
-    for field in ("workers", "deadline", "recycle"):
-        with pytest.raises(UserError, match=f"{field} is 0"):
-            Pool(**{field: 0})
+    for field, value in (("workers", -1), ("deadline", 0), ("recycle", 0)):
+        with pytest.raises(UserError, match=f"{field} is {value}"):
+            Pool(**{field: value})
+
+
+def test_no_number_of_workers_is_one_a_core():
+    assert Pool(workers=0).workers >= 1 and Pool(workers=3).workers == 3
+
+
+def test_a_machine_without_room_for_a_process_is_said(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with Pool(isolated=TABLE) as pool, pytest.raises(UserError, match="a grading process could not start: .*no/such"):
+        pool.grade("bad", ["5"], ["5"])
 
 
 def test_a_formula_that_hangs_math_verify():
