@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.train_size = 2000  # questions; for jsonl 0 means all
     c.data.heldout_size = 100
     c.data.seed = 0
-    c.data.skip_bad_rows = False  # count and name bad rows instead of refusing the file
+    c.data.skip_bad_rows = False  # leave out, count and name bad rows, and training rows that are too long
 
     c.prompt = ConfigDict()
     c.prompt.instruction = ""  # how to answer; empty: the standard one (data/prompts.py)

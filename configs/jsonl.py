@@ -10,8 +10,9 @@
 No prepare command: the file is read as it is (fields id, task, chain, or messages in place of prompt, may be there
 too). Without `heldout`, 100 of its questions are held out, chosen by a hash of each. Bad lines are refused by file and
 line; --config.data.skip_bad_rows=True counts them and goes on. A prompt or answer that is too long is refused with the
-length it needs: --config.prompt.max_prompt, --config.prompt.max_answer. grader says how evaluation compares answers:
-exact_match, numeric, math, multiple_choice, countdown, ...; none for texts, whose perplexity is what counts.
+length it needs (--config.prompt.max_prompt, --config.prompt.max_answer), or with skip_bad_rows left out of training.
+grader says how evaluation compares answers: exact_match, numeric, math, multiple_choice, countdown, ...; none for
+texts, whose perplexity is what counts.
 
 Hardware and time: whatever holds the model; --dry_run compiles the step and says what memory it takes. On two CPU
 cores (estimate, not measured) a step of the default, 4 prompts x 8 chains of at most 128 tokens, takes about a minute.

@@ -183,13 +183,48 @@ def encode_all(
     Raises UserError naming the rows that have an empty answer, hold a control token or the closing tag,
     break the seam, or are longer than `max_prompt` or `max_answer`.
     """
+    rows = _encode_any_length(examples, tokenizer, cfg, fmt, shots)
+    for field in ("max_prompt", "max_answer"):
+        _refuse_longer(field, cfg, rows)
+    return rows
+
+
+def encode_fitting(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, fmt: ChainFormat
+) -> tuple[list[EncodedExample], list[str]]:
+    """(rows, left out): `encode_all` of the examples within `max_prompt` and `max_answer`, and the others in words.
+
+    UserError if there are examples and none of them fits.
+    """
+    rows = _encode_any_length(examples, tokenizer, cfg, fmt, None)
+    kept = [row for row in rows if not _longer(row, cfg)]
+    left_out = [
+        f"{row.example.id}: "
+        + " and ".join(f"{n} tokens over prompt.{field} = {getattr(cfg, field)}" for field, n in over.items())
+        for row in rows
+        if (over := _longer(row, cfg))
+    ]
+    if rows and not kept:
+        raise UserError(
+            f"none of the {len(rows)} training rows fits prompt.max_prompt = {cfg.max_prompt} and prompt.max_answer = "
+            f"{cfg.max_answer} ({left_out[0]}); raise them"
+        )
+    return kept, left_out
+
+
+def _encode_any_length(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    cfg: PromptConfig,
+    fmt: ChainFormat,
+    shots: Shots | None,
+) -> list[EncodedExample]:
     _validate(cfg)
     examples = list(examples)
     if not examples:
         return []
     _refuse_texts(examples, tokenizer, cfg)
     prompts = _plain(tokenizer, fmt.vocab_bytes, [render(e, tokenizer, cfg, shots) for e in examples])
-    _refuse_longer("prompt", "max_prompt", cfg.max_prompt, examples, prompts)
 
     tails = [f">{e.answer}{cfg.answer_close}>" for e in examples]
     answers = _encode(tokenizer, fmt.vocab_bytes, tails)
@@ -206,7 +241,6 @@ def encode_all(
                 f"{_name(tokenizer)} has no token for some character of the answer {example.answer[:60]!r} "
                 f"of row {example.id}; remove the row or use another tokenizer"
             )
-    _refuse_longer("answer", "max_answer", cfg.max_answer, examples, answers)
     return [
         EncodedExample(e, np.asarray(p, np.int32), np.asarray(a, np.int32), _scored(a, fmt.vocab_bytes, cfg))
         for e, p, a in zip(examples, prompts, answers, strict=True)
@@ -361,12 +395,18 @@ def _refuse_texts(examples: list[Example], tokenizer: PreTrainedTokenizerBase, c
                 )
 
 
-def _refuse_longer(what: str, field: str, limit: int, examples: list[Example], ids: list[list[int]]) -> None:
-    long = [(e.id, len(row)) for e, row in zip(examples, ids, strict=True) if len(row) > limit]
+def _longer(row: EncodedExample, cfg: PromptConfig) -> dict[str, int]:
+    """Settings that the row has more tokens than, and how many it has."""
+    sizes = {"max_prompt": len(row.prompt_ids), "max_answer": len(row.answer_ids)}
+    return {field: n for field, n in sizes.items() if n > getattr(cfg, field)}
+
+
+def _refuse_longer(field: str, cfg: PromptConfig, rows: list[EncodedExample]) -> None:
+    long = [(row.example.id, n) for row in rows if (n := _longer(row, cfg).get(field))]
     if long:
-        rows = ", ".join(f"{uid} ({n})" for uid, n in long[:5]) + (", ..." if len(long) > 5 else "")
+        named = ", ".join(f"{uid} ({n})" for uid, n in long[:5]) + (", ..." if len(long) > 5 else "")
         raise UserError(
-            f"prompt.{field} = {limit} tokens is too short for the {what} of {len(long)} of {len(examples)} rows: "
-            f"{rows}; "
-            f"set prompt.{field} to {max(n for _, n in long)} or remove them"
+            f"prompt.{field} = {getattr(cfg, field)} tokens is too short for the {field.removeprefix('max_')} of "
+            f"{len(long)} of {len(rows)} rows: {named}; set prompt.{field} to {max(n for _, n in long)} or remove them "
+            f"(data.skip_bad_rows=True leaves such training rows out, held-out rows never)"
         )

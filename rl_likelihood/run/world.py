@@ -211,11 +211,15 @@ def load(settings: Settings, training: bool = True, places: Places | None = None
             f"prompt.max_prompt + sampler.max_chain + tags + answer = {room}, "
             f"more than the {model.max_position} positions of the model; lower one of them"
         )
+    rows, too_long = (
+        prompts.encode_fitting(train, tokenizer, settings.prompt, fmt)
+        if settings.data.skip_bad_rows
+        else (prompts.encode_all(train, tokenizer, settings.prompt, fmt), [])
+    )
     world = World(
-        settings, model, path, tokenizer, fmt,
-        prompts.encode_all(train, tokenizer, settings.prompt, fmt),
+        settings, model, path, tokenizer, fmt, rows,
         prompts.encode_all(heldout, tokenizer, settings.prompt, fmt),
-        sources.describe(settings.data, train, heldout, report),
+        sources.describe(settings.data, rows, heldout, report, too_long),
         places,
     )  # fmt: skip
     return world, params

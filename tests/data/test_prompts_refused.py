@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from rl_likelihood.data.examples import Example
-from rl_likelihood.data.prompts import PromptConfig, chain_format, encode, encode_all, render
+from rl_likelihood.data.prompts import PromptConfig, chain_format, encode, encode_all, encode_fitting, render
 from rl_likelihood.shapes import UserError
 
 CFG = PromptConfig(max_prompt=1024, max_answer=64)
@@ -45,7 +45,8 @@ def test_long_prompts_are_named_with_the_size_that_fits(tok, fmt):
     rows = ", ".join(f"r{i} ({longest})" for i in range(1, 6))
     assert said == (
         f"prompt.max_prompt = {longest - 1} tokens is too short for the prompt of 6 of 9 rows: {rows}, ...; "
-        f"set prompt.max_prompt to {longest} or remove them"
+        f"set prompt.max_prompt to {longest} or remove them (data.skip_bad_rows=True leaves such training rows out, "
+        "held-out rows never)"
     )
     assert len(encode_all(examples, tok[0], replace(max_prompt=longest), fmt)) == 9
 
@@ -56,6 +57,25 @@ def test_long_answers_are_named_with_the_size_that_fits(tok, fmt):
     assert said.startswith("prompt.max_answer = 16 tokens is too short for the answer of 1 of 2 rows: big (20); ")
     assert "set prompt.max_answer to 20" in said
     assert len(encode_all(examples, tok[0], replace(max_answer=20), fmt)) == 2
+
+
+def test_long_rows_are_left_out_and_named_when_that_is_wanted(tok, fmt):
+    long = dataclasses.replace(SUM, id="long", prompt="x" * 500)
+    both = dataclasses.replace(long, id="both", answer="1234567890")
+    full = len(encode(long, tok[0], CFG, fmt).prompt_ids)
+    cfg = replace(max_prompt=full - 1, max_answer=19)
+    rows, left_out = encode_fitting([long, SUM, both], tok[0], cfg, fmt)
+    assert [row.example for row in rows] == [SUM]
+    assert left_out == [
+        f"long: {full} tokens over prompt.max_prompt = {full - 1}",
+        f"both: {full} tokens over prompt.max_prompt = {full - 1} and 20 tokens over prompt.max_answer = 19",
+    ]
+    assert encode_fitting([], tok[0], cfg, fmt) == ([], [])
+    assert len(encode_fitting([long, both], tok[0], replace(max_prompt=full, max_answer=20), fmt)[0]) == 2
+    said = refusal(lambda: encode_fitting([long, both], tok[0], cfg, fmt))
+    assert said.startswith(
+        f"none of the 2 training rows fits prompt.max_prompt = {full - 1} and prompt.max_answer = 19 ("
+    )
 
 
 @pytest.mark.parametrize(
