@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # prepared: train_path is the folder; its splits are train, and validation or test, unless named here
     c.data.train_split = ""
     c.data.heldout_split = ""
+    c.data.fast_split = ""  # prepared: another split for the fast evaluations during training; empty: the held-out one
     c.data.heldout_path = ""  # jsonl; without it heldout_size rows of train_path, by a hash of the question
     c.data.train_size = 2000  # questions; for jsonl 0 means all
     c.data.heldout_size = 100
@@ -157,11 +158,16 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.grader = "exact_match"  # none: no answers are sampled or graded, reference answers are only scored
     c.eval.grader_workers = 2  # processes that grade what may hang or crash, here and in rewards; 0: one a core
     c.eval.grader_seconds = 10.0  # for one answer; then the process is ended, and the answer a counted failure
+    c.eval.unsafe_code = False  # run programs (code_tests) even where Linux keeps neither network nor files from them
     # Chains at temperature 1 per question, beside the greedy one; N give log_prob_mcN, pass@k and majority@k up to N.
     # 0: greedy answers alone, nothing is scored.
     c.eval.samples = 1
     c.eval.max_sampled_answer = 0  # tokens of the sampled answer; 0: prompt.max_answer
     c.eval.batch_prompts = 50  # questions decoded at one time; changes no number
+    # Full evaluations also give what only many chains give (log_prob_mc32, pass@32, majority@32 for 32), from so many
+    # chains of each of the first mc_prompts questions (0: of all). 0: what eval.samples gives.
+    c.eval.mc_samples = 0
+    c.eval.mc_prompts = 0
     # Between the first and the last evaluation of a run, every train.eval_every steps:
     c.eval.fast_prompts = 0  # the first so many of the questions; 0: eval.prompts
     c.eval.fast_samples = -1  # chains sampled for each; -1: eval.samples

@@ -4,9 +4,9 @@ Prints one JSON object (report/statistics.py says what is in it) and appends it 
 the questions it is made of are in DIR/evaluations; Ctrl-C, or a kill, and the same command again goes on from
 there. Without --workdir, the model that the config starts from, whose files --out keeps.
 
-Chains are sampled to fill `eval.samples`; the mean over 32 of the answer's likelihood (log_prob_mc32) takes
-
-    --config.eval.samples=32 --config.eval.prompts=N --config.eval.batch_prompts=FEW
+`eval.samples` chains are sampled of each question. The papers' configs also take eval.mc_samples = 32 of the first
+eval.mc_prompts questions: log_prob_mc32, pass@k, majority@k. A run may be evaluated with the config of another data
+set, if tags and scoring are the same.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ from rl_likelihood.run.evaluation import evaluate
 from rl_likelihood.run.world import load, make_places, param_shardings, run_on
 from rl_likelihood.shapes import UserError
 
-# What a checkpoint was trained with and an evaluation of it must share.
-SAME = ("model.path", "model.preset", "prompt.")
+# What a checkpoint was trained with and an evaluation of it must share: where it comes from, how it is to answer, and
+# what of that is scored. Other questions, in their lengths and with their instruction, it may be asked.
+SAME = (
+    "model.path", "model.preset", "prompt.use_system", "prompt.examples", "prompt.score_delims",
+    "prompt.think_open", "prompt.think_close", "prompt.answer_open", "prompt.answer_close",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -50,7 +54,6 @@ def main() -> None:
         model, params, step, _ = checkpoint.restore_params(workdir, step, at)
         world = dataclasses.replace(world, model=run_on(model, c, jax.default_backend()))
     folder = out or workdir
-    tell(f"{min(c.eval.prompts, len(world.heldout))} held-out questions, {c.eval.samples} sampled chains each")
     try:
         numbers = evaluate(world, params, world.heldout, step=step or 0, folder=folder, say=tell)
     except KeyboardInterrupt:
@@ -75,7 +78,7 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
     defaults = base()  # a field newer than the run had its default
     known = {} if defaults is None else configs.flatten(defaults)
     old = known | json.loads(path.read_text()) if path.exists() else config
-    names = [k for k in configs.differences(old, config) if k.startswith(SAME)]
+    names = [k for k in configs.differences(old, config) if k in SAME]
     if names:
         first = names[0]
         raise UserError(

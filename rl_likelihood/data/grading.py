@@ -25,8 +25,10 @@ from rl_likelihood.data.grading_gym import gym_match, gym_outcome, gym_quick
 from rl_likelihood.data.grading_math import math_match, math_outcome, math_quick, telemath
 from rl_likelihood.data.grading_text import exact_match, multiple_choice, numeric_match, parse_number
 
+VERSION = 1  # of all the rules: raise it when one changes, so that no evaluation keeps marks of the old one
+
 __all__ = [
-    "GRADERS", "ISOLATED", "Grader", "Isolated", "Tags", "code_output", "code_tests", "countdown",
+    "GRADERS", "ISOLATED", "VERSION", "Grader", "Isolated", "Tags", "code_output", "code_tests", "countdown",
     "countdown_outcome", "exact_match", "extract_answer", "gym_match", "math_match", "multiple_choice",
     "numeric_match", "parse_number", "reference_of", "telemath", "tool_call",
 ]  # fmt: skip

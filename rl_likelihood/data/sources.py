@@ -40,6 +40,7 @@ class DataConfig:
     heldout_path: str = ""  # jsonl
     train_split: str = ""  # prepared; empty: train
     heldout_split: str = ""  # prepared; empty: the first of validation and test
+    fast_split: str = ""  # prepared; what `load_fast` gives
     train_size: int = 0
     heldout_size: int = 0
     seed: int = 0
@@ -72,6 +73,20 @@ def load(cfg: DataConfig, training: bool = True) -> tuple[list[Example], list[Ex
     if cfg.source == "prepared":
         return _load_prepared(cfg, training)
     raise UserError(f"data.source is {cfg.source!r}; {_options(cfg.source, SOURCES)}")
+
+
+def load_fast(cfg: DataConfig) -> list[Example]:
+    """The questions of `fast_split`, for evaluations during training; none if it is not named."""
+    if not cfg.fast_split:
+        return []
+    if cfg.source != "prepared":
+        raise UserError(
+            f"data.fast_split is {cfg.fast_split!r}, but data.source {cfg.source!r} has no splits; leave it empty"
+        )
+    if cfg.fast_split == (cfg.train_split or "train"):
+        raise UserError(f"data.fast_split is {cfg.fast_split!r}, which is trained on; name another split")
+    worked = _worked_keys()
+    return [e for e in prepared.read(cfg.train_path, cfg.fast_split) if example_key(e) not in worked]
 
 
 def describe(

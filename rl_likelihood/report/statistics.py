@@ -8,7 +8,9 @@ A question's record holds (`run.evaluation` writes it)
     greedy             the greedy chain: right, chain_tokens, own_tokens, truncated
     samples            a list of chains at temperature 1, each so and with log_prob (of the whole reference answer after
                        it, nats) and vote (number of the first sample with the same answer; null without an answer)
-    no_chain, swapped  right (greedy) and log_prob after no chain; log_prob after another question's chain, or null
+    no_chain           after no chain: right (greedy), log_prob, chain_tokens (of the empty scaffold), and samples, a
+                       list of answers at temperature 1, each with right
+    swapped            log_prob after another question's chain, or null
     transition_words   per hundred words of its chains
 
 `right` is null where a grader failed, which counts as neither right nor wrong.
@@ -56,9 +58,10 @@ def summary(records: Sequence[Record], resamples: int = RESAMPLES) -> dict[str, 
         length_correlation, _in_prompt       Pearson, of chain_length and log_prob: over all chains, and within a
                                              question (3 samples or more), mean over questions
 
-    truncated are chains that never open the answer. Names with greedy_ or _no_chain are of the greedy chain, and of
-    the answer straight after the question; all others of chains sampled at temperature 1. A metric that no record
-    has is left out; `questions_of` says of metrics that not all have, how many have.
+    truncated are chains that never open the answer. Names with greedy_ are of the greedy chain or answer, all others of
+    those sampled at temperature 1; names with _no_chain of the answer after the empty chain, which is how a model is
+    asked that was fine-tuned on answers alone (chain_length_no_chain: the tokens of that scaffold). A metric that no
+    record has is left out; `questions_of` says of metrics that not all have, how many have.
 
     Intervals are percentiles over `resamples` bootstrap samples of the questions. Where a share is 0, or 1, in every
     question these see no spread, and the interval is that of Clopper and Pearson: 0 of n leaves 0 to 1 - 0.025^(1/n).
@@ -80,6 +83,19 @@ def summary(records: Sequence[Record], resamples: int = RESAMPLES) -> dict[str, 
     }
 
 
+def with_more(out: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`out`, a summary, and the metrics that only `more` has, one of other samples: with intervals, and how many
+    questions they rest on where these are fewer."""
+    names = [k for k in more if k not in out]
+    of = {k: more["questions_of"].get(k, more["questions"]) for k in names if not k.endswith("_se")}
+    return {
+        **out,
+        **{k: more[k] for k in names},
+        "ci95": out["ci95"] | {k: more["ci95"][k] for k in names if k in more["ci95"]},
+        "questions_of": out["questions_of"] | {k: n for k, n in of.items() if n < out["questions"]},
+    }
+
+
 def _columns(records: Sequence[Record]) -> Columns:
     """What each question adds: a metric is a mean of a column, or (names with _) made of means."""
     m = len(records[0]["samples"])
@@ -91,6 +107,9 @@ def _columns(records: Sequence[Record]) -> Columns:
         q |= _of_samples(records, m)
     q |= {
         "greedy_success_no_chain": _array([(r.get("no_chain") or {}).get("right") for r in records]),
+        "sampled_success_no_chain": _mean(_array([
+            [s.get("right") for s in (r.get("no_chain") or {}).get("samples", ())] or [None] for r in records
+        ])),
         "greedy_chain_length": of_greedy("chain_tokens"),
         "greedy_truncated": of_greedy("truncated"),
     }
@@ -131,6 +150,7 @@ def _of_samples(records: Sequence[Record], m: int) -> Columns:
         "answer_tokens": tokens,
         "chain_length": length.mean(1),
         "chain_length_no_tags": of("own_tokens").mean(1),
+        "chain_length_no_chain": _array([r["no_chain"].get("chain_tokens") for r in records]),
         "truncated": of("truncated").mean(1),
         "transition_words": _array([r["transition_words"] for r in records]),
         "length_correlation_in_prompt": _correlation_in_rows(length, logp),
@@ -248,8 +268,11 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 def _failures(records: Sequence[Record]) -> int:
-    marks = [x for r in records for x in (r["greedy"], *r["samples"], r.get("no_chain") or {}) if "right" in x]
-    return sum(mark["right"] is None for mark in marks)
+    marks = []
+    for r in records:
+        direct = r.get("no_chain") or {}
+        marks += [r["greedy"], *r["samples"], direct, *direct.get("samples", ())]
+    return sum("right" in mark and mark["right"] is None for mark in marks)
 
 
 # ------------------------------------------------------------------------------------------- file

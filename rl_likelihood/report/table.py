@@ -97,10 +97,13 @@ GRID_COLUMNS = (
     Column("greedy_success", "greedy success %", 100, 1),
     Column("sampled_success", "success at T=1 %", 100, 1),
     Column("greedy_success_no_chain", "greedy, no chain %", 100, 1),
+    Column("sampled_success_no_chain", "T=1, no chain %", 100, 1),
     Column("perplexity", "perplexity", 1, 2),
     Column("perplexity_no_chain", "perplexity, no chain", 1, 2),
     Column("log_prob_mc32", "log-prob MC32", 1, 2),
+    Column("log_prob_no_chain", "log-prob, no chain", 1, 2),
     Column("chain_length", "chain, tokens", 1, 1),
+    Column("chain_length_no_chain", "no chain, tokens", 1, 1),
 )
 SEED = "seed"
 

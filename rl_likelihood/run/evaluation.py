@@ -1,16 +1,19 @@
 """Evaluation on held-out questions: what a model answers, and how likely it finds the reference answers.
 
-For every question: a greedy chain with its answer, `eval.samples` chains with theirs at temperature 1, the greedy
-answer after no chain, and the log-probs of the reference answer after each of these chains, after a chain of
-another question, and after none. All of it is one record of a file; report/statistics.py makes the numbers of it.
+For every question: a greedy chain with its answer, `eval.samples` chains with theirs at temperature 1, as many
+answers of both kinds after no chain, and the log-probs of the reference answer after each of these chains, after a
+chain of another question, and after none. All of it is one record of a file; report/statistics.py makes the numbers
+of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,13 +35,14 @@ from rl_likelihood.pod import distributed
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report import statistics
 from rl_likelihood.rewards import rules
+from rl_likelihood.run.lock import lock
 from rl_likelihood.run.outside import candidate
 from rl_likelihood.run.world import EVALUATE, World, share_of, using
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout, UserError
 
 FOLDER = "evaluations"  # of a workdir: the records
-FORMAT = 1  # of the records: raise it when they change meaning
+FORMAT = 2  # of the records: raise it when they change meaning
 EXAMPLES = 4  # questions whose greedy answers are kept with the numbers
 AHEAD = 4  # batches of greedy answers that the sampler gets together
 ROWS_AT_ONCE = 32  # scored in one forward, about: more does not fit the caches of a CPU
@@ -65,38 +69,88 @@ def evaluate(
     The same parameters give the same chains, whatever eval.batch_prompts, eval.prompts and eval.samples are: a row's
     random key is made of its question's place and its own in the group. Log-probs differ by float rounding at most.
 
-    fast:     eval.fast_prompts and eval.fast_samples instead
+    fast:     eval.fast_prompts and eval.fast_samples instead; else, with eval.mc_samples, also what only so many
+              chains give, from the first eval.mc_prompts of the rows and a file of their own (`records_mc`)
     folder:   records are kept in `folder`/evaluations, under a name (`records`) for these weights, questions and
               settings; those that are there already are not made again
     between:  called between batches; it may raise to break off
-    say:      progress, now and then
+    say:      progress, at the start and every 15 s
     """
-    c, start = world.config.eval, time.perf_counter()
+    c = world.config.eval
     n = min(len(rows), c.prompts, (c.fast_prompts if fast else 0) or c.prompts)
     samples = c.fast_samples if fast and c.fast_samples >= 0 else c.samples
-    path, records = None, []
-    if folder is not None:
-        identity = identity_of(world, params, rows, samples)
-        path = records_path(folder, step, identity)
-        records = distributed.share(_kept(path, step, identity)[:n])
-        if records:
-            say(f"{len(records)} of {n} questions have been evaluated already ({path})")
-    done, told = len(records), time.perf_counter()
-    with Pool(c.grader_workers, c.grader_seconds) as pool:
+    out = _evaluated(world, params, rows, n, samples, between, step, folder, say)
+    if fast or c.mc_samples <= samples:
+        return out
+    more = _evaluated(world, params, rows, min(n, c.mc_prompts or n), c.mc_samples, between, step, folder, say)
+    of_more = {"mc_samples": "samples", "mc_grader_failures": "grader_failures", "records_mc": "records"}
+    of_more = {name: more[k] for name, k in of_more.items() if k in more}
+    return statistics.with_more(out, more) | of_more | {"seconds": round(out["seconds"] + more["seconds"], 3)}
+
+
+def _evaluated(
+    world: World,
+    params: Params,
+    rows: list[EncodedExample],
+    n: int,
+    samples: int,
+    between: Callable[[], None],
+    step: int,
+    folder: str | Path | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The metrics over the first `n` rows with so many samples each."""
+    start, path, records = time.perf_counter(), None, []
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            identity = identity_of(world, params, rows, samples)
+            path = records_path(folder, step, identity)
+            _make_folder(path.parent)
+            if distributed.first():  # two commands would both append
+                stack.enter_context(lock(path.parent, path.with_suffix(".lock").name, say))
+            records = distributed.share(_kept(path, step, identity)[:n])
+            if records:
+                say(f"{len(records)} of {n} questions have been evaluated already ({path})")
+        done = len(records)
+        if done < n:
+            say(f"evaluating {n - done} questions, {samples} sampled chains each")
+
+        def progress() -> str:
+            made = len(records) - done
+            left = (time.perf_counter() - start) / made * (n - len(records)) if made else None
+            words = "" if left is None else f", {reports.duration(left)} left"
+            return f"evaluated {len(records)} of {n} questions{words}"
+
+        stack.enter_context(_telling(say, progress))
+        of = world.config.eval
+        pool = stack.enter_context(Pool(of.grader_workers, of.grader_seconds))
         for made in _records(world, params, rows[:n], records, samples, pool, between):
             if path is not None:
                 for record in made:
                     reports.append(path, {"step": step, **record})
             records += made
-            now = time.perf_counter()
-            if now - told > EVERY and len(records) < n:
-                told = now
-                left = (now - start) / (len(records) - done) * (n - len(records))
-                say(f"evaluated {len(records)} of {n} questions, {reports.duration(left)} left")
     out = statistics.summary(records) | {"samples": samples, "seconds": round(time.perf_counter() - start, 3)}
     if path is not None:
         out["records"] = f"{FOLDER}/{path.name}"
     return out | {"examples": [_example(r) for r in records[:EXAMPLES] if "right" in r["greedy"]]}
+
+
+@contextlib.contextmanager
+def _telling(say: Callable[[str], None], words: Callable[[], str]) -> Iterator[None]:
+    """Says `words()` every EVERY seconds, whatever goes on meanwhile: one batch may take minutes."""
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(EVERY):
+            say(words())
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _example(record: Record) -> dict[str, Any]:
@@ -128,7 +182,7 @@ def identity_of(world: World, params: Params, rows: list[EncodedExample], sample
         "tags": [world.fmt.think_close, world.fmt.answer_open, world.fmt.answer_close],
         "max_chain": c.sampler.max_chain,
         "max_answer": world.answer_room,
-        "grader": c.eval.grader,
+        "grader": [c.eval.grader, grading.VERSION],
         "compute_dtype": world.model.compute_dtype,
         "transition_words": list(c.report.transition_words),
     }
@@ -144,12 +198,15 @@ def _kept(path: Path, step: int, identity: dict[str, Any]) -> list[Record]:
     """The records that are there; a new file says first what it is of."""
     if path.exists() and reports.read(path):
         return statistics.read_records(str(path))[1]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"{path.parent}: cannot be made ({e.strerror or e}); choose another folder") from e
     reports.append(path, {"step": step, "identity": identity})
     return []
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be made ({e.strerror or e}); choose another folder") from e
 
 
 class Lent(NamedTuple):
@@ -173,7 +230,8 @@ def _records(
     if first >= len(rows):
         return
     c = world.config
-    size = world.batch_size(min(c.eval.batch_prompts, len(rows) - first))
+    at_once = min(c.eval.batch_prompts, c.eval.batch_prompts * (1 + c.eval.samples) // (1 + samples))
+    size = world.batch_size(min(max(at_once, 1), len(rows) - first))
     width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in rows))
     graded = c.eval.grader != "none"
     sampler = world.sampler(
@@ -186,10 +244,10 @@ def _records(
         texts = world.sampled_text(rollout)
         answers = marks = logp = None
         if graded:
-            direct = _answers_without_chain(world, weights, part, uid, width) if samples else [None] * len(part)
+            bare = _answers_without_chain(world, weights, part, uid, width, samples) if samples else [[]] * len(part)
             answers = [
-                [*(grading.extract_answer(text, world.fmt) for text in group), a]
-                for group, a in zip(texts, direct, strict=True)
+                [*(grading.extract_answer(text, world.fmt) for text in group), *without]
+                for group, without in zip(texts, bare, strict=True)
             ]
             marks = _marks(world, pool, part, answers)
         if samples:
@@ -198,17 +256,18 @@ def _records(
             logp = _scores(world, params, part, rollout, lenders)
         made = []
         for i, row in enumerate(part[: len(rows) - at]):
-            # One entry for each chain, the greedy one first, and one for no chain.
-            entries: list[Record] = [*(_tokens(world, rollout, i, j) for j in range(1 + samples)), {}]
+            # One entry for each chain, the greedy one first, and as many for no chain.
+            entries: list[Record] = [_tokens(world, rollout, i, j) for j in range(1 + samples)]
+            direct: list[Record] = [{} for _ in entries] if samples else []
             if logp is not None:
-                for entry, value in zip(entries, (*logp[i, :-2], logp[i, -1]), strict=True):
+                for entry, value in zip((*entries, direct[0]), (*logp[i, :-2], logp[i, -1]), strict=True):
                     entry["log_prob"] = float(value)
             if answers is not None and marks is not None:
-                for entry, answer, mark in zip(entries, answers[i], marks[i], strict=True):
+                for entry, answer, mark in zip((*entries, *direct), answers[i], marks[i], strict=True):
                     entry |= {"answer": answer, "right": mark}
-                for entry, vote in zip(entries[1:-1], votes(answers[i][1:-1]), strict=True):
+                for entry, vote in zip(entries[1:], votes(answers[i][1 : len(entries)]), strict=True):
                     entry["vote"] = vote
-            greedy, *sampled, no_chain = entries
+            greedy, *sampled = entries
             record = {
                 "index": int(uid[i]),
                 "id": row.example.id,
@@ -222,7 +281,7 @@ def _records(
                 sampled[0] = {"text": texts[i][1], **sampled[0]}
                 chains = [_chain_text(text, world.fmt) for text in texts[i][1:]]
                 record |= {
-                    "no_chain": no_chain,
+                    "no_chain": {**direct[0], "chain_tokens": len(no_chain_ids(world.fmt)), "samples": direct[1:]},
                     "swapped": None if lenders[i] is None else float(logp[i, -2]),
                     "transition_words": rules.transition_rate(chains, c.report.transition_words),
                     "lent": own[i]._asdict(),
@@ -307,19 +366,25 @@ def _marks(
     return [marks[i * size : (i + 1) * size] for i in range(len(rows))]
 
 
-def _answers_without_chain(world: World, weights: Params, rows, uid: np.ndarray, width: int) -> list[str | None]:
-    """Greedy answers after the empty scaffold `</think> <answer`."""
+def _answers_without_chain(
+    world: World, weights: Params, rows: list[EncodedExample], uid: np.ndarray, width: int, samples: int
+) -> list[list[str | None]]:
+    """A greedy answer and `samples` at temperature 1 after the empty scaffold `</think> <answer`, of each row.
+
+    Their random keys are not those of the chains.
+    """
     scaffold = no_chain_ids(world.fmt)
     opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in rows]
     prompts = world.collate(opened, uid, width + len(scaffold))
-    cfg = world.sampler(group_size=1, temperature=(0.0,))
+    cfg = world.sampler(group_size=1 + samples, temperature=(0.0, *(1.0,) * samples))
     ids, _, length = distributed.gather(decode.sample_ids(
-        weights, share_of(prompts), world.key(EVALUATE), cfg, world.fmt.answer_close, world.answer_room
+        weights, share_of(prompts), world.key(EVALUATE, 1), cfg, world.fmt.answer_close, world.answer_room
     ))  # fmt: skip
-    texts = [
-        world.tokenizer.decode(row[0][: n[0]], skip_special_tokens=True) for row, n in zip(ids, length, strict=True)
+    text_of = lambda row, n: world.tokenizer.decode(row[:n], skip_special_tokens=True)  # noqa: E731
+    return [
+        [grading.extract_answer(world.fmt.answer_open + text_of(*row), world.fmt) for row in zip(*group, strict=True)]
+        for group in zip(ids, length, strict=True)
     ]
-    return [grading.extract_answer(world.fmt.answer_open + text, world.fmt) for text in texts]
 
 
 # ------------------------------------------------------------------------------------------- log-probs

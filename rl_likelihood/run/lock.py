@@ -1,4 +1,4 @@
-"""One run at a time in a workdir."""
+"""One run at a time in a workdir, one evaluation at a time on a file of records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rl_likelihood.run.console import say
@@ -19,13 +19,13 @@ TOUCHED = 10.0  # seconds between touches
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-    """Holds `workdir`/LOCK, which says which process of which host runs there; UserError when another does.
+def lock(workdir: Path, name: str = FILE, say: Callable[[str], None] = say) -> Iterator[None]:
+    """Holds `workdir`/`name`, which says which process of which host runs there; UserError when another does.
 
     The lock of a process that is no more is taken over, with a line: of this host, if there is no such process; of
     another, if nobody touches the file any more.
     """
-    path = workdir / FILE
+    path = workdir / name
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid())}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def lock(workdir: Path) -> Iterator[None]:
                     file.write(json.dumps(mine) + "\n")
                 break
             except FileExistsError:
-                _take_over(path, mine)
+                _take_over(path, mine, say)
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror}); choose another --workdir") from None
     over = threading.Event()
@@ -53,8 +53,9 @@ def _keep_touching(path: Path, over: threading.Event) -> None:
             os.utime(path)
 
 
-def _take_over(path: Path, mine: dict) -> None:
+def _take_over(path: Path, mine: dict, say: Callable[[str], None]) -> None:
     """Removes a stale lock, or refuses."""
+    held = path.parent if path.name == FILE else path
     try:
         other = json.loads(path.read_text())
         host, pid, began = other["host"], int(other["pid"]), other["began"]
@@ -63,15 +64,15 @@ def _take_over(path: Path, mine: dict) -> None:
     except (ValueError, KeyError, TypeError):
         host, pid, began = mine["host"], 0, None  # half-written by a process that was killed
     if host != mine["host"]:
-        if _touched(path):
-            raise UserError(f"{path.parent} is in use by process {pid} on {host}; end it, or choose another --workdir")
+        if _touched(path, say):
+            raise UserError(f"{held} is in use by process {pid} on {host}; end it, or choose another --workdir")
     elif pid and _began(pid) == began:
-        raise UserError(f"{path.parent} is in use by process {pid} on this host; end it, or choose another --workdir")
-    say(f"{path.parent}: taken over from process {pid} on {host}, which is no more")
+        raise UserError(f"{held} is in use by process {pid} on this host; end it, or choose another --workdir")
+    say(f"{held}: taken over from process {pid} on {host}, which is no more")
     path.unlink(missing_ok=True)
 
 
-def _touched(path: Path) -> bool:
+def _touched(path: Path, say: Callable[[str], None]) -> bool:
     """Whether its owner lives: it touches the file while we wait for three times as long as that takes at most."""
     with contextlib.suppress(FileNotFoundError):
         before = path.stat().st_mtime_ns

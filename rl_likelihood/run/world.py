@@ -55,7 +55,8 @@ class Places:
 @dataclasses.dataclass(frozen=True)
 class World:
     """Fixed for a run. `train`, `heldout`: questions in ids; `model_path`: where weights and tokenizer came from;
-    `places`: the devices, None where all is computed on the first."""
+    `places`: the devices, None where all is computed on the first; `fast`: questions of the evaluations during
+    training, none where they are the held-out ones."""
 
     settings: Settings
     model: ModelConfig
@@ -66,6 +67,7 @@ class World:
     heldout: list[EncodedExample]
     data_line: str
     places: Places | None = None
+    fast: list[EncodedExample] = dataclasses.field(default_factory=list)
 
     @property
     def config(self) -> ConfigDict:
@@ -198,6 +200,7 @@ def load(settings: Settings, training: bool = True, places: Places | None = None
     c = settings.config
     # Questions first: they are quick to refuse, weights are not.
     train, heldout, report = sources.load(settings.data, training)
+    fast = sources.load_fast(settings.data) if training else []
     if not heldout and c.eval.prompts:
         raise UserError("data.heldout_size is 0 but eval.prompts is not; hold some questions out or set eval.prompts=0")
     model, params, path = load_model(c, places and places.learner)
@@ -221,6 +224,7 @@ def load(settings: Settings, training: bool = True, places: Places | None = None
         prompts.encode_all(heldout, tokenizer, settings.prompt, fmt),
         sources.describe(settings.data, rows, heldout, report, too_long),
         places,
+        prompts.encode_all(fast, tokenizer, settings.prompt, fmt),
     )  # fmt: skip
     return world, params
 

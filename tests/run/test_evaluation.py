@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -17,12 +18,17 @@ import pytest
 
 from rl_likelihood import config as configs
 from rl_likelihood import train
+from rl_likelihood.data import prepare, sources
 from rl_likelihood.data.grading_pool import Pool
+from rl_likelihood.data.sources import DataConfig
+from rl_likelihood.evaluate import check_workdir
 from rl_likelihood.model.decoder import forward, head_matrix, param_specs
+from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report import statistics
 from rl_likelihood.run import evaluation
 from rl_likelihood.run.evaluation import evaluate, tokens_before_tags, votes
+from rl_likelihood.run.lock import lock
 from rl_likelihood.run.world import EVALUATE, INIT, SAMPLE, WARM_START, load
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, UserError
@@ -116,6 +122,9 @@ def test_every_number_of_a_model_whose_probabilities_are_known(questions, tmp_pa
         assert r["greedy"]["text"] == "5</answer" and r["greedy"]["truncated"]
         assert r["greedy"]["answer"] is None and r["greedy"]["right"] is False
         assert r["no_chain"]["answer"] == "5" and r["no_chain"]["right"] == (r["reference"] == "5")
+        assert r["no_chain"]["chain_tokens"] == len(world.fmt.close_think_ids) and len(r["no_chain"]["samples"]) == 8
+        for s in r["no_chain"]["samples"]:
+            assert s["right"] == (s["answer"] == r["reference"])
         for s in r["samples"]:
             assert s["right"] == (s["answer"] == r["reference"])
             assert (s["vote"] is None) == (s["answer"] is None)
@@ -123,6 +132,12 @@ def test_every_number_of_a_model_whose_probabilities_are_known(questions, tmp_pa
             assert first is None or r["samples"].index(first) == s["vote"]
             assert s["chain_tokens"] >= s["own_tokens"] + 2 * (not s["truncated"])
     assert out["greedy_success"] == 0 and out["greedy_success_no_chain"] == 0.5
+    # After no chain "<answer" is open: 5 and 7 as the bigrams say, and what follows until "</answer", in its own draws.
+    direct = [s["answer"] for r in records for s in r["no_chain"]["samples"]]
+    assert direct.count("5") / len(direct) == pytest.approx(0.5 * 0.9 * 0.55 * 0.7, abs=0.25) and "7" in direct
+    share = np.mean([s["right"] for r in records for s in r["no_chain"]["samples"]])
+    assert out["sampled_success_no_chain"] == pytest.approx(share, abs=1e-6) and share > 0
+    assert out["chain_length_no_chain"] == len(world.fmt.close_think_ids)
     assert out["sampled_success"] > 0
     # It does not look at its chain: nothing is gained by one, nothing lost by another's.
     for name in ("chain_gain", "chain_swap_drop"):
@@ -316,6 +331,63 @@ def test_records_belong_to_one_step_one_set_of_weights_and_one_way_to_ask(tmp_pa
     assert all(new for _, new in files) and len({path for path, _ in files} | {first}) == 8
 
 
+def test_marks_of_older_rules_are_not_kept(tmp_path, monkeypatch):
+    world, params = world_of()
+    first = evaluation.identity_of(world, params, world.heldout, 1)
+    assert first == evaluation.identity_of(world, params, world.heldout, 1)
+    monkeypatch.setattr(evaluation.grading, "VERSION", evaluation.grading.VERSION + 1)
+    again = evaluation.identity_of(world, params, world.heldout, 1)
+    assert evaluation.records_path(tmp_path, 0, again) != evaluation.records_path(tmp_path, 0, first)
+
+
+def test_many_chains_of_the_first_questions_beside_one_of_all(questions, tmp_path):
+    world, params = letters(world_of(**questions, eval__samples=1)[0])
+    settings = configs.build(small_config(**questions, eval__samples=1, eval__mc_samples=4, eval__mc_prompts=3))
+    few = evaluate(world, params, world.heldout, folder=tmp_path)
+    both = evaluate(dataclasses.replace(world, settings=settings), params, world.heldout, folder=tmp_path)
+    assert {k: v for k, v in numbers(both).items() if k in few and k not in ("ci95", "questions_of")} == {
+        k: v for k, v in numbers(few).items() if k not in ("ci95", "questions_of")
+    }
+    more = statistics.summary(statistics.read_records(str(tmp_path / both["records_mc"]))[1])
+    assert (both["questions"], more["questions"], both["mc_samples"], both["samples"]) == (6, 3, 4, 1)
+    for name in ("log_prob_mc4", "log_prob_mc4_per_token", "pass@4", "majority@2"):
+        assert name not in few and both[name] == more[name] and both["ci95"][name] == more["ci95"][name]
+        assert both["questions_of"][name] == 3
+    assert few["ci95"].items() <= both["ci95"].items() and few["questions_of"].items() <= both["questions_of"].items()
+    first, second = (records_of(tmp_path, {"records": both[k]}) for k in ("records", "records_mc"))
+    assert [r["lent"] for r in first[:3]] == [r["lent"] for r in second], "the same chains, and more of them"
+    fast = evaluate(dataclasses.replace(world, settings=settings), params, world.heldout, fast=True)
+    assert "log_prob_mc4" not in fast
+
+
+def test_one_evaluation_at_a_time_writes_a_file_and_says_how_far_it_is(tmp_path, monkeypatch):
+    world, params = world_of(eval__prompts=2)
+    monkeypatch.setattr(evaluation, "EVERY", 0.01)
+    said = []
+    out = evaluate(world, params, world.heldout, lambda: time.sleep(0.1), folder=tmp_path, say=said.append)
+    assert said[0] == "evaluating 2 questions, 2 sampled chains each"
+    assert said[1] == "evaluated 0 of 2 questions"
+    path = tmp_path / out["records"]
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "the lock is gone"
+    with lock(path.parent, path.with_suffix(".lock").name):
+        with pytest.raises(UserError, match=f"{path.stem}.lock is in use by process {os.getpid()} on this host; end"):
+            evaluate(world, params, world.heldout, folder=tmp_path)
+        moved = jax.tree.map(lambda x: np.asarray(x) * 2, params)
+        assert evaluate(world, moved, world.heldout, folder=tmp_path)["records"] != out["records"], "another file"
+
+
+def test_a_run_is_evaluated_on_other_questions_but_not_in_another_format(tmp_path, monkeypatch):
+    old = configs.flatten(small_config())
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    monkeypatch.setattr(checkpoint, "latest_step", lambda _: 3)
+    monkeypatch.setattr("rl_likelihood.evaluate.base", lambda: None)  # that of the command line's --config
+    other = {"prompt.max_prompt": 99, "prompt.max_answer": 9, "prompt.instruction": "Subtract.", "data.heldout_size": 7}
+    check_workdir(tmp_path, {**old, **other})
+    for name, value in {"prompt.answer_open": "<a", "prompt.score_delims": "both", "prompt.examples": 1}.items():
+        with pytest.raises(UserError, match=f"was trained with {name} = "):
+            check_workdir(tmp_path, {**old, name: value})
+
+
 def test_damaged_records_and_folders_are_refused(tmp_path):
     world, params = world_of(eval__prompts=2)
     path = tmp_path / evaluate(world, params, world.heldout, folder=tmp_path)["records"]
@@ -358,6 +430,33 @@ def test_a_run_evaluates_a_fixed_part_fast_between_the_full_ones(tmp_path):
         assert again == {k: row[k] for k in again}
     first, fast, _ = (statistics.read_records(str(tmp_path / r["records"]))[1] for r in rows)
     assert [r["id"] for r in fast] == [r["id"] for r in first[:2]]
+
+
+def test_training_watches_a_split_of_its_own_and_leaves_the_test_set_alone(tmp_path):
+    for split, n in (("train", 20), ("test", 3)):
+        rows = [{"problem": f"{split} {i}?", "solution": f"So $\\boxed{{{i}}}$."} for i in range(n)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = ",".join(str(tmp_path / f"{split}.jsonl") for split in ("train", "test"))
+    prepare.prepare("math", source, str(tmp_path / "data"), heldout=4)
+    wanted = {
+        "data__source": "prepared", "data__train_path": str(tmp_path / "data"), "data__heldout_split": "test",
+        "data__fast_split": "validation", "data__train_size": 0, "data__heldout_size": 0,
+    }  # fmt: skip
+    c = small_config(**wanted, train__steps=2, train__eval_every=1, eval__prompts=3, eval__samples=0)
+    train.run(configs.build(c), tmp_path / "run")
+    rows = reports.read(tmp_path / "run" / "eval.jsonl")
+    asked = [[x["prompt"] for x in statistics.read_records(str(tmp_path / "run" / r["records"]))[1]] for r in rows]
+    assert [row["step"] for row in rows] == [0, 1, 2] and [len(prompts) for prompts in asked] == [3, 3, 3]
+    assert [{p.split()[0] for p in prompts} for prompts in asked] == [{"test"}, {"train"}, {"test"}]
+    data = DataConfig("prepared", train_path=str(tmp_path / "data"), fast_split="validation")
+    trained = {e.prompt for e in sources.load(data)[0]}
+    assert not trained & set(asked[1]) and len(trained) == 16
+    for changes, words in (
+        ({"fast_split": "train"}, "which is trained on"), ({"source": "jsonl"}, "has no splits"),
+        ({"fast_split": "dev"}, "has no split 'dev'; it has"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            sources.load_fast(dataclasses.replace(data, **changes))
 
 
 def test_the_command_goes_on_with_records_that_are_there(tmp_path):
