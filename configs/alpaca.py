@@ -18,7 +18,7 @@ Arguments: model, reward, group (0: 4), data, steps, seed, as in configs/math.py
 
 from ml_collections import ConfigDict
 
-from configs.math import DEFAULTS
+from configs.math import DEFAULTS, GRADERS
 from configs.math import settings as checkable
 from rl_likelihood.config import parse_arg
 
@@ -41,6 +41,6 @@ def settings(a: ConfigDict) -> ConfigDict:
     c.sampler.group_size = a.group or 4
     c.loss.kl, c.loss.kl_coef = "none", 0.0
     c.eval.prompts = 1000
-    c.eval.grader = "none"
+    c.eval.grader = GRADERS["alpaca"]  # of numina_proof too
     c.eval.batch_prompts = 25
     return c

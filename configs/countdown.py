@@ -20,7 +20,7 @@ Arguments: model, reward, group, data, steps, seed, as in configs/math.py.
 
 from ml_collections import ConfigDict
 
-from configs.math import DEFAULTS, settings
+from configs.math import DEFAULTS, GRADERS, settings
 from rl_likelihood.config import parse_arg
 
 
@@ -32,5 +32,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.max_answer = 32
     c.sampler.max_chain = 480
     c.eval.prompts = 1024
-    c.eval.grader = "countdown"
+    c.eval.grader = GRADERS["countdown"]
     return c

@@ -18,7 +18,7 @@ Arguments: model, reward, group, data, steps, seed, as in configs/math.py.
 
 from ml_collections import ConfigDict
 
-from configs.math import DEFAULTS, settings
+from configs.math import DEFAULTS, GRADERS, settings
 from rl_likelihood.config import parse_arg
 
 
@@ -30,4 +30,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.max_answer = 128
     c.sampler.max_chain = 896
     c.eval.prompts = 5000  # all there are, about 4,000
+    c.eval.grader = GRADERS["deepscaler"]
+    c.eval.mc_samples, c.eval.mc_prompts = 32, 500
     return c

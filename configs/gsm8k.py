@@ -18,7 +18,7 @@ Arguments: model, reward, group, data, steps, seed, as in configs/math.py.
 
 from ml_collections import ConfigDict
 
-from configs.math import DEFAULTS, settings
+from configs.math import DEFAULTS, GRADERS, settings
 from rl_likelihood.config import parse_arg
 
 
@@ -30,5 +30,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.max_answer = 24
     c.sampler.max_chain = 488
     c.eval.prompts = 1319
-    c.eval.grader = "numeric"
+    c.eval.grader = GRADERS["gsm8k"]
     return c

@@ -2,12 +2,12 @@
 
     python -m rl_likelihood.data.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
     python -m rl_likelihood.train --config=configs/math.py:model=PATH,reward=log_prob,group=32 --workdir=runs/math
-    python -m rl_likelihood.evaluate --config=configs/math.py:model=PATH,reward=log_prob,group=32 --workdir=runs/math \
-        --config.eval.samples=32 --config.eval.prompts=500 --config.eval.batch_prompts=8      # log_prob_mc32
 
-Trains on 6,726 problems (a tenth of the 7,500 is held out) and evaluates on the official 5,000; answers are compared
-as strings, as in the paper. RLOO, 8 prompts a step, 1,024 tokens for chain and answer, AdamW 1e-5 with a cosine and 20
-steps of warm-up, clip 1.0, KL k3 x 0.001. The paper does not say how many steps it trained, nor in which precision.
+Trains on 6,726 problems, watches itself on the tenth of the 7,500 that is held out, and is evaluated first and last on
+the official 5,000, with 32 chains of 500 of them (log_prob_mc32, pass@k). Answers are compared as strings, as in the
+paper; --config.eval.grader=math takes equal forms too. RLOO, 8 prompts a step, 1,024 tokens for chain and answer, AdamW
+1e-5 with a cosine and 20 steps of warm-up, clip 1.0, KL k3 x 0.001. The paper does not say how many steps it trained,
+nor in which precision.
 
 Hardware: one v5p-8 slice (4 chips) for a model of 3 B parameters. Other sizes: train.micro_batch_prompts must be a
 multiple of the chips. Time (estimate, not measured): 4 hours for 1,000 steps at G = 32, half of that at G = 4.
@@ -26,6 +26,26 @@ from configs.base import get_config as base
 from rl_likelihood.config import parse_arg
 from rl_likelihood.presets import PRESETS
 
+# How answers to each prepared set compare: the default of every config, and --config.eval.grader is another. none:
+# written text, which nobody can check.
+GRADERS = {
+    "alpaca": "none",
+    "countdown": "countdown",
+    "cruxeval_o": "code_output",
+    "deepscaler": "exact_match",  # of both sets, as in the paper
+    "gsm8k": "numeric",
+    "humaneval": "code_tests",
+    "math": "exact_match",
+    "mawps": "numeric",
+    "minif2f": "none",
+    "mmlu_pro": "multiple_choice",
+    "numina_proof": "none",
+    "proofnet": "none",
+    "svamp": "numeric",
+    "telemath": "telemath",
+    "teleqna": "multiple_choice",
+    "teleqna_free": "none",
+}
 DEFAULTS = {"model": "models/Llama-3.2-3B-Instruct", "reward": "log_prob", "group": 0, "steps": 1000, "seed": 0}
 
 
@@ -33,10 +53,13 @@ def get_config(arg: str = "") -> ConfigDict:
     a = parse_arg(arg, data="data/math", **DEFAULTS)
     c = settings(a)
     c.data.heldout_split = "test"
+    c.data.fast_split = "validation"
     c.prompt.max_prompt = 2304  # the longest problem, with its figure's source, has about 2,000 tokens
     c.prompt.max_answer = 128
     c.sampler.max_chain = 896
     c.eval.prompts = 5000
+    c.eval.grader = GRADERS["math"]
+    c.eval.mc_samples, c.eval.mc_prompts = 32, 500
     return c
 
 

@@ -1,4 +1,4 @@
-"""Any prepared data set by its name, with any reward: lengths, grader and splits are looked up here.
+"""Any prepared data set by its name, with any reward: lengths and splits are looked up here.
 
     python -m rl_likelihood.data.prepare --dataset=mawps --source=FOLDER --out=data
     python -m rl_likelihood.train    --config=configs/prepared.py:name=mawps,model=PATH,reward=prob --workdir=runs/mawps
@@ -7,7 +7,8 @@
 For the sets without a config of their own: mawps (easy word problems), proofnet and minif2f (proofs in words, whose
 perplexity is what counts), telemath, and four for evaluation alone: svamp, cruxeval_o, humaneval, mmlu_pro. The
 others (gsm8k, math, deepscaler, alpaca, numina_proof, countdown, teleqna) are taken too, but their own configs have
-the papers' settings. proofnet and minif2f have no training split: here their validation half is trained on.
+the papers' settings. Graders are those of the table in configs/math.py. proofnet and minif2f have no training split:
+here their validation half is trained on.
 
 All but lengths and grader is as in configs/math.py, chains of 384 tokens. Hardware: whatever holds the model; one
 v5p-8 slice (4 chips) for 3 B parameters, or two CPU cores for SmolLM2-135M-Instruct with small groups. Time (estimate,
@@ -25,38 +26,38 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.math import DEFAULTS, settings
+from configs.math import DEFAULTS, GRADERS, settings
 from rl_likelihood.config import parse_arg
 from rl_likelihood.shapes import UserError
 
 
 class Set(NamedTuple):
-    """Tokens of the longest prompt and answer that are taken, with SmolLM2's tokenizer, and how answers compare."""
+    """Tokens of the longest prompt and answer that are taken, with SmolLM2's tokenizer, and the splits."""
 
     max_prompt: int
     max_answer: int
-    grader: str
     heldout: str = "test"
     train: str = ""  # "": the split train
+    fast: str = ""  # for evaluations during training; "": the held-out one
 
 
 SETS = {
-    "alpaca": Set(1024, 1024, "none", "validation"),
-    "countdown": Set(160, 32, "countdown"),
-    "cruxeval_o": Set(256, 64, "code_output"),
-    "deepscaler": Set(2560, 128, "math", "validation"),
-    "gsm8k": Set(320, 24, "numeric"),
-    "humaneval": Set(512, 288, "code_tests"),
-    "math": Set(2304, 128, "math"),
-    "mawps": Set(192, 24, "numeric"),
-    "minif2f": Set(384, 1536, "none", "test", "validation"),
-    "mmlu_pro": Set(1792, 8, "multiple_choice"),
-    "numina_proof": Set(1536, 1536, "none", "validation"),
-    "proofnet": Set(256, 1920, "none", "test", "validation"),
-    "svamp": Set(192, 24, "numeric"),
-    "telemath": Set(1024, 32, "telemath"),
-    "teleqna": Set(512, 16, "multiple_choice"),
-    "teleqna_free": Set(512, 96, "none"),
+    "alpaca": Set(1024, 1024, "validation"),
+    "countdown": Set(160, 32),
+    "cruxeval_o": Set(256, 64),
+    "deepscaler": Set(2560, 128, "validation"),
+    "gsm8k": Set(320, 24),
+    "humaneval": Set(512, 288),
+    "math": Set(2304, 128, fast="validation"),
+    "mawps": Set(192, 24),
+    "minif2f": Set(384, 1536, "test", "validation"),
+    "mmlu_pro": Set(1792, 8),
+    "numina_proof": Set(1536, 1536, "validation"),
+    "proofnet": Set(256, 1920, "test", "validation"),
+    "svamp": Set(192, 24),
+    "telemath": Set(1024, 32),
+    "teleqna": Set(512, 16),
+    "teleqna_free": Set(512, 96),
 }
 
 
@@ -70,9 +71,10 @@ def get_config(arg: str = "") -> ConfigDict:
     one = SETS[a.name]
     c = settings(a)
     c.data.train_split, c.data.heldout_split = one.train, a.split or one.heldout
+    c.data.fast_split = one.fast
     c.prompt.max_prompt, c.prompt.max_answer = one.max_prompt, one.max_answer
     c.sampler.max_chain = 384
     c.eval.prompts = 100_000  # all there are
-    c.eval.grader = one.grader
+    c.eval.grader = GRADERS[a.name]
     c.eval.batch_prompts = 25
     return c

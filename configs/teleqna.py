@@ -8,7 +8,7 @@
 8,958 training and 1,039 held-out questions as choices, 8,095 and 950 free-form (counted on the real file). Of a choice
 a letter is scored, and the token that ends it: with --config.prompt.score_delims=none the letter alone, and then prob
 and avg_prob are one reward. Free-form answers are the text of the right option, which no string comparison does
-justice: read their perplexity.
+justice: none is made, and their perplexity is what counts.
 
 All but lengths and grader is as in configs/math.py. Hardware: one v5p-8 slice (4 chips) for 3 B parameters. Time
 (estimate, not measured): 2 hours for 1,000 steps at G = 32.
@@ -22,7 +22,7 @@ configs/math.py.
 
 from ml_collections import ConfigDict
 
-from configs.math import DEFAULTS, settings
+from configs.math import DEFAULTS, GRADERS, settings
 from rl_likelihood.config import parse_arg
 
 
@@ -35,5 +35,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.max_answer = 96 if a.free else 16
     c.sampler.max_chain = 416 if a.free else 496
     c.eval.prompts = 1036
-    c.eval.grader = "exact_match" if a.free else "multiple_choice"
+    c.eval.grader = GRADERS["teleqna_free" if a.free else "teleqna"]
     return c

@@ -51,8 +51,9 @@ _CELLS = {
 PAPER = [
     {
         "labels": {"model": model, "data": dataset, "reward": name} | ({} if name == "sft" else {"kl": "none"}),
-        "perplexity": perplexity,
-        "chain_length": length,
+        # 1.6: sft answers after the empty chain.
+        ("perplexity_no_chain" if name == "sft" else "perplexity"): perplexity,
+        ("chain_length_no_chain" if name == "sft" else "chain_length"): length,
     }
     for (model, dataset), cells in _CELLS.items()
     for name, perplexity, length in zip(_NAMES, *cells, strict=True)

@@ -41,7 +41,7 @@ TRAINING: Overrides = {
     "optim.clip_norm": 1.0,
     "train.prompts_per_step": 8,
     "train.steps": 1000,  # not stated; MATH has 841 steps an epoch
-    "eval.samples": 1,  # 1.6: MC1. MC32: rl_likelihood.evaluate with --config.eval.samples=32
+    "eval.samples": 1,  # 1.6: MC1
 }
 # The presets hold what defines the methods (1.1, 1.2): RLOO, the exact answer term, k3 x 0.001, base_rl of 100, 10, 0.
 AT_32 = {name: {"preset": f"kw_{name}"} for name in ("base_rl", "log_prob", "avg_log_prob", "prob", "avg_prob")}
@@ -109,6 +109,12 @@ _METRICS = {
     "greedy": "greedy_success", "T1": "sampled_success", "mc32": "log_prob_mc32", "ppl": "perplexity",
     "length": "chain_length",
 }  # fmt: skip
+# The paper asks sft models for an answer after the empty chain (their length is 5.00: the tags). That chain is one, so
+# its MC32 is the log-prob itself.
+_METRICS_SFT = {
+    "greedy": "greedy_success_no_chain", "T1": "sampled_success_no_chain", "mc32": "log_prob_no_chain",
+    "ppl": "perplexity_no_chain", "length": "chain_length_no_chain",
+}  # fmt: skip
 
 
 def published() -> list[dict]:
@@ -124,7 +130,8 @@ def published() -> list[dict]:
                 labels["group"] = group
             row = rows.setdefault(tuple(labels.values()), {"labels": labels})
             mean, _, spread = cell.rpartition("+")
-            row.setdefault(_METRICS[metric], (float(mean), float(spread)) if mean else float(spread))
+            metrics = _METRICS_SFT if reward == "sft" else _METRICS
+            row.setdefault(metrics[metric], (float(mean), float(spread)) if mean else float(spread))
     return list(rows.values())
 
 

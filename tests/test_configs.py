@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+from configs.math import GRADERS
 from configs.prepared import SETS
 from experiments import base_rates
 from rl_likelihood import config as configs
@@ -74,6 +75,23 @@ def test_every_data_set_has_a_config_by_its_name():
         assert c.data.train_path == f"data/{name}" and c.data.source == "prepared"
         assert c.data.heldout_split in ("test", "validation")
     assert config("prepared", "name=math,split=math500,data=x").data.heldout_split == "math500"
+    assert set(GRADERS) == set(SETS)
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math", "deepscaler", "alpaca", "numina_proof", "countdown", "teleqna"])
+def test_one_set_has_one_grader_and_its_test_split_is_not_watched(name):
+    own, looked_up = config(name), config("prepared", f"name={name}")
+    assert own.eval.grader == looked_up.eval.grader == GRADERS[name]
+    assert own.data.fast_split == looked_up.data.fast_split
+    assert own.data.heldout_split == looked_up.data.heldout_split
+    if name == "math":
+        assert (own.data.fast_split, own.data.heldout_split) == ("validation", "test")
+    paper = name in ("math", "deepscaler")
+    assert (own.eval.mc_samples, own.eval.mc_prompts) == ((32, 500) if paper else (0, 0))
+    assert config("teleqna", "free=true").eval.grader == GRADERS["teleqna_free"]
+
+
+def test_other_names_are_refused():
     with pytest.raises(UserError, match="name is 'mmlu'; did you mean 'mmlu_pro'"):
         config("prepared", "name=mmlu")
 

@@ -12,6 +12,7 @@ import pytest
 
 from rl_likelihood import sweep
 from rl_likelihood.report import metrics as reports
+from rl_likelihood.report import table
 from rl_likelihood.run import grid
 from tests.runs import config_file
 
@@ -86,6 +87,17 @@ def test_the_verifiable_grid_is_that_of_the_paper(monkeypatch):
     assert cell[tuple(sorted(labels.items()))]["log_prob_mc32"] == (-0.68, 0.0)
     labels = {"model": "qwen", "data": "deepscaler", "group": "4", "reward": "jepo"}
     assert cell[tuple(sorted(labels.items()))]["perplexity"] == (2.62, 0.01)
+    # sft's cells are of answers after the empty chain, and every cell has a column of the table.
+    sft = next(row for row in e.paper if row["labels"] == {"model": "llama", "data": "math", "reward": "sft"})
+    assert {k: v for k, v in sft.items() if k != "labels"} == {
+        "greedy_success_no_chain": 14.43, "sampled_success_no_chain": 10.0, "log_prob_no_chain": -0.97,
+        "perplexity_no_chain": 2.63, "chain_length_no_chain": 5.0,
+    }  # fmt: skip
+    columns = {column.key for column in table.GRID_COLUMNS}
+    written = grid.load("experiments/paper_nonverifiable.py").paper
+    for row in (*e.paper, *written):
+        assert set(row) - {"labels"} <= columns
+        assert all(name.endswith("_no_chain") == (row["labels"]["reward"] == "sft") for name in set(row) - {"labels"})
 
 
 # ------------------------------------------------------------------------------------------- without running
