@@ -277,6 +277,7 @@ def test_teleqna_choice_and_free_form():
     assert parsed("teleqna", TELE).group == other.group == parsed("teleqna_free", TELE).key
     # The number decides where the repeated text differs from the option in a letter.
     assert parsed("teleqna_free", {**TELE, "answer": "option 1: Ona"}).example.answer == "One"
+    assert parsed("teleqna", {**TELE, "answer": "option 3: Two"}).example.answer == "B"  # and the text where it is one
     with pytest.raises(ValueError, match="n from 1 to 3"):
         parsed("teleqna", {**TELE, "answer": "option 4: Two"})
 

@@ -62,8 +62,10 @@ def _stem(question: str) -> str:
 
 
 def _fields(record: dict) -> tuple[str, list[str], int]:
-    """(question, options, number of the right one from 1). The number decides: five answers differ from their
-    option in a letter or a word."""
+    """(question, options, number of the right one from 1).
+
+    An answer is a number and the option's text. Where they disagree (question 6783) a text that is word for word one
+    option is right; four texts are none, by a letter or a word, and there the number is."""
     question, answer = text(record, "question"), text(record, "answer")
     options = []
     while f"option {len(options) + 1}" in record:
@@ -71,7 +73,8 @@ def _fields(record: dict) -> tuple[str, list[str], int]:
     number = re.match(r"option (\d+)\s*:", answer)
     if number is None or not 1 <= int(number[1]) <= len(options):
         raise BadRow(f"field 'answer' is {answer[:40]!r}; it must be 'option n: ...' with n from 1 to {len(options)}")
-    return question, options, int(number[1])
+    same = [n for n, option in enumerate(options, start=1) if option == answer[number.end() :].strip()]
+    return question, options, same[0] if len(same) == 1 else int(number[1])
 
 
 DATASET = DataSet(
