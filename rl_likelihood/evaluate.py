@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
 from rl_likelihood.pod import checkpoint
@@ -59,10 +60,17 @@ def main() -> None:
     except KeyboardInterrupt:
         tell("stopped; " + ("the same command goes on from here" if folder else "nothing is kept without --out=DIR"))
         sys.exit(130)
-    row: dict[str, Any] = {"step": step or 0, **numbers}
+    row: dict[str, Any] = {"step": step or 0, "data": asked(c.data), **numbers}
     if folder is not None:
         metrics.append(Path(folder) / metrics.EVAL, row)
     print(json.dumps(row))
+
+
+def asked(data: ConfigDict) -> str:
+    """Where the questions come from: one run may be evaluated on several sets."""
+    if data.source == "reasoning_gym":
+        return ", ".join(data.tasks)
+    return (data.heldout_path or data.train_path) + (f", {data.heldout_split}" if data.heldout_split else "")
 
 
 def tell(text: str) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rl_likelihood import __version__
 from rl_likelihood.config import largest_divisor
 from rl_likelihood.data import grading
 from rl_likelihood.data.grading_pool import Pool
@@ -37,12 +33,11 @@ from rl_likelihood.report import statistics
 from rl_likelihood.rewards import rules
 from rl_likelihood.run.lock import lock
 from rl_likelihood.run.outside import candidate
+from rl_likelihood.run.records import FOLDER, identity_of, kept, make_folder, records_path
 from rl_likelihood.run.world import EVALUATE, World, share_of, using
 from rl_likelihood.sampler import decode, engine
-from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout, UserError
+from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout
 
-FOLDER = "evaluations"  # of a workdir: the records
-FORMAT = 2  # of the records: raise it when they change meaning
 EXAMPLES = 4  # questions whose greedy answers are kept with the numbers
 AHEAD = 4  # batches of greedy answers that the sampler gets together
 ROWS_AT_ONCE = 32  # scored in one forward, about: more does not fit the caches of a CPU
@@ -105,10 +100,10 @@ def _evaluated(
         if folder is not None:
             identity = identity_of(world, params, rows, samples)
             path = records_path(folder, step, identity)
-            _make_folder(path.parent)
+            make_folder(path.parent)
             if distributed.first():  # two commands would both append
                 stack.enter_context(lock(path.parent, path.with_suffix(".lock").name, say))
-            records = distributed.share(_kept(path, step, identity)[:n])
+            records = distributed.share(kept(path, step, identity)[:n])
             if records:
                 say(f"{len(records)} of {n} questions have been evaluated already ({path})")
         done = len(records)
@@ -123,7 +118,7 @@ def _evaluated(
 
         stack.enter_context(_telling(say, progress))
         of = world.config.eval
-        pool = stack.enter_context(Pool(of.grader_workers, of.grader_seconds))
+        pool = stack.enter_context(Pool(of.grader_workers, of.grader_seconds, unsafe_code=of.unsafe_code))
         for made in _records(world, params, rows[:n], records, samples, pool, between):
             if path is not None:
                 for record in made:
@@ -160,53 +155,6 @@ def _example(record: Record) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------- records
-
-
-def identity_of(world: World, params: Params, rows: list[EncodedExample], samples: int) -> dict[str, Any]:
-    """All that decides what a record says: weights, questions, settings. Not how many are made, or how many at once."""
-    c = world.config
-    bits = lambda x: jnp.sum(jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32)  # noqa: E731
-    sums = jax.jit(lambda p: [bits(x) for x in jax.tree.leaves(p)])(params)  # whole numbers: sharding changes nothing
-    questions = hashlib.sha256()
-    for row in rows:
-        for part in (row.prompt_ids, row.answer_ids, row.answer_scored):
-            questions.update(np.asarray(part, np.int32).tobytes() + b"|")
-        questions.update((row.example.answer + row.example.check).encode(errors="replace") + b"\n")
-    return {
-        "format": FORMAT,
-        "version": __version__,
-        "weights": hashlib.sha256(repr([int(x) for x in sums]).encode()).hexdigest()[:16],
-        "questions": questions.hexdigest()[:16],
-        "samples": samples,
-        "seed": c.seed,
-        "tags": [world.fmt.think_close, world.fmt.answer_open, world.fmt.answer_close],
-        "max_chain": c.sampler.max_chain,
-        "max_answer": world.answer_room,
-        "grader": [c.eval.grader, grading.VERSION],
-        "compute_dtype": world.model.compute_dtype,
-        "transition_words": list(c.report.transition_words),
-    }
-
-
-def records_path(folder: str | Path, step: int, identity: dict[str, Any]) -> Path:
-    """The file of one checkpoint step, evaluated in one way."""
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return Path(folder) / FOLDER / f"step_{step}-{name}.jsonl"
-
-
-def _kept(path: Path, step: int, identity: dict[str, Any]) -> list[Record]:
-    """The records that are there; a new file says first what it is of."""
-    if path.exists() and reports.read(path):
-        return statistics.read_records(str(path))[1]
-    reports.append(path, {"step": step, "identity": identity})
-    return []
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be made ({e.strerror or e}); choose another folder") from e
 
 
 class Lent(NamedTuple):

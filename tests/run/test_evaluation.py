@@ -27,6 +27,7 @@ from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report import statistics
 from rl_likelihood.run import evaluation
+from rl_likelihood.run import records as files
 from rl_likelihood.run.evaluation import evaluate, tokens_before_tags, votes
 from rl_likelihood.run.lock import lock
 from rl_likelihood.run.world import EVALUATE, INIT, SAMPLE, WARM_START, load
@@ -333,11 +334,11 @@ def test_records_belong_to_one_step_one_set_of_weights_and_one_way_to_ask(tmp_pa
 
 def test_marks_of_older_rules_are_not_kept(tmp_path, monkeypatch):
     world, params = world_of()
-    first = evaluation.identity_of(world, params, world.heldout, 1)
-    assert first == evaluation.identity_of(world, params, world.heldout, 1)
-    monkeypatch.setattr(evaluation.grading, "VERSION", evaluation.grading.VERSION + 1)
-    again = evaluation.identity_of(world, params, world.heldout, 1)
-    assert evaluation.records_path(tmp_path, 0, again) != evaluation.records_path(tmp_path, 0, first)
+    first = files.identity_of(world, params, world.heldout, 1)
+    assert first == files.identity_of(world, params, world.heldout, 1)
+    monkeypatch.setattr(files.grading, "VERSION", files.grading.VERSION + 1)
+    again = files.identity_of(world, params, world.heldout, 1)
+    assert files.records_path(tmp_path, 0, again) != files.records_path(tmp_path, 0, first)
 
 
 def test_many_chains_of_the_first_questions_beside_one_of_all(questions, tmp_path):
@@ -471,7 +472,7 @@ def test_the_command_goes_on_with_records_that_are_there(tmp_path):
     assert process.returncode == 0, process.stderr
     assert "5 of 5 questions have been evaluated already" in process.stderr
     row = json.loads(process.stdout)
-    assert numbers(row) == {"step": 0, **numbers(out)} and row["records"] == out["records"]
+    assert numbers(row) == {"step": 0, "data": "faulty_sums", **numbers(out)} and row["records"] == out["records"]
     assert reports.read(tmp_path / "out" / "eval.jsonl") == [row]
 
 
@@ -482,6 +483,7 @@ import json, sys
 import jax, numpy as np
 from rl_likelihood import config as configs
 from rl_likelihood.run import evaluation
+from rl_likelihood.run import records as files
 from rl_likelihood.run.world import load
 from tests.runs import small_config
 
