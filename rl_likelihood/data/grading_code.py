@@ -16,7 +16,7 @@ import warnings
 from typing import Any
 
 from rl_likelihood.data.grading_text import exact_match
-from rl_likelihood.data.run_code import Limits, Outcome, run_program
+from rl_likelihood.data.run_code import Check, Limits, Outcome, run_program
 
 _LONGEST_JSON = 100_000  # characters
 _LONGEST_LITERAL = 10_000
@@ -147,7 +147,7 @@ def code_tests_quick(reference: str, answer: str | None) -> bool | None:
 
 
 def code_tests_outcome(reference: str, answer: str | None, limits: Limits | None = None) -> bool | None:
-    """`code_tests`, with None where the reference cannot be read or the machine cannot run programs."""
+    """`code_tests`, with None where the reference cannot be read or the machine cannot run or isolate programs."""
     quick = code_tests_quick(reference, answer)
     if quick is not None:
         return quick
@@ -160,13 +160,20 @@ def code_tests_outcome(reference: str, answer: str | None, limits: Limits | None
     if not all(isinstance(part, str) for part in parts):
         return None
     try:
-        return run_program(assembled_program(*parts, answer), limits or Limits()).outcome is Outcome.PASSED
+        check = Check(*parts)
+        program = assembled_program(check.setup, check.entry_point, answer)
+        return run_program(program, limits, check).outcome is Outcome.PASSED
     except OSError:  # no process, no file: nobody's wrong answer
         return None
 
 
-def assembled_program(prompt: str, test: str, entry_point: str, answer: str) -> str:
-    """The program that is run: the prompt, the answer, the tests, and check(entry_point).
+def code_tests_unsafe_outcome(reference: str, answer: str | None) -> bool | None:
+    """`code_tests_outcome` where the machine need not keep network and files from the program."""
+    return code_tests_outcome(reference, answer, Limits(namespaces=None))
+
+
+def assembled_program(prompt: str, entry_point: str, answer: str) -> str:
+    """The program whose function is called: the prompt and the answer.
 
     The answer goes on after the prompt, as a body or as a whole new definition. Of an answer with code fences, the
     first fence that defines the entry point counts, or else the first.
@@ -174,12 +181,13 @@ def assembled_program(prompt: str, test: str, entry_point: str, answer: str) -> 
     fences = [m[1] for m in _FENCE.finditer(answer)]
     if fences:
         answer = next((code for code in fences if f"def {entry_point}" in code), fences[0])
-    return f"{prompt}{answer}\n\n{test}\n\ncheck({entry_point})\n"
+    return f"{prompt}{answer}\n"
 
 
 def code_tests(reference: str, answer: str | None) -> bool:
-    """HumanEval: the program of prompt, answer and tests runs to its end (`run_code.run_program`, default limits).
+    """HumanEval: check(entry_point) does not raise (`run_code.run_program`, default limits).
 
-    Python's standard library only. Time over, memory over, an early exit are wrong answers.
+    The tests run in a process of their own and call the program's function: values are plain data. Python's standard
+    library only. Time over, memory over, an early exit are wrong answers.
     """
     return code_tests_outcome(reference, answer) is True

@@ -27,6 +27,8 @@ from types import TracebackType
 
 from rl_likelihood.data import grading_worker
 from rl_likelihood.data.grading import GRADERS, ISOLATED, Grader, Isolated
+from rl_likelihood.data.grading_code import code_tests_quick, code_tests_unsafe_outcome
+from rl_likelihood.data.run_code import isolation
 from rl_likelihood.shapes import UserError
 
 Pair = tuple[str, str | None]  # reference, answer
@@ -52,7 +54,7 @@ class _Worker:
             )  # fmt: skip
         except OSError as error:
             self.connection.close()
-            raise UserError(f"a grading process could not start: {error}; make room, or set fewer grading workers") from None
+            raise UserError(f"a grading process could not start: {error}; make room or set fewer workers") from None
         except BaseException:
             self.connection.close()
             raise
@@ -81,6 +83,18 @@ class _Worker:
             self.process.wait()
 
 
+def _refuse_without_isolation(unsafe: bool) -> tuple[str, ...]:
+    """What this machine keeps from programs; UserError if that is not all, unless `unsafe`."""
+    kept = isolation()
+    if len(kept) < 3 and not unsafe:
+        raise UserError(
+            f"grader code_tests runs programs of a model, but this machine keeps {' and '.join(kept) or 'nothing'} from "
+            "them, not network, processes and files (its kernel or container refuses user namespaces); allow these, or "
+            "set eval.unsafe_code=True where nothing can be lost"
+        )
+    return kept
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -91,6 +105,7 @@ class Pool:
     workers:   processes at most; 0: one a core. None is started before an item needs one
     deadline:  seconds for one item, after which its worker is killed
     recycle:   items after which a worker is replaced (algebra leaks)
+    unsafe_code: run programs even where the machine keeps neither network nor files from them
     graders, isolated: the tables of `grading`; functions in `isolated` must be found at the top of their modules
 
     counts: "graded" items, "hangs", "crashes" and "errors" among them, "workers" started. `failures` is the sum of
@@ -104,6 +119,7 @@ class Pool:
         recycle: int = 500,
         graders: dict[str, Grader] | None = None,
         isolated: dict[str, Isolated] | None = None,
+        unsafe_code: bool = False,
     ):
         for name, value in (("deadline", deadline), ("recycle", recycle)):
             if value <= 0:
@@ -112,7 +128,11 @@ class Pool:
             raise UserError(f"grading workers is {workers}; it must be 0 (one a core) or more")
         self.workers, self.deadline, self.recycle = workers or _cores(), deadline, recycle
         self._graders = GRADERS if graders is None else graders
-        self._isolated = ISOLATED if isolated is None else isolated
+        self._isolated = dict(ISOLATED if isolated is None else isolated)
+        self._unsafe = unsafe_code
+        if unsafe_code:
+            self._isolated["code_tests"] = Isolated(code_tests_quick, code_tests_unsafe_outcome)
+        self.kept_from_code: tuple[str, ...] | None = None  # see `grade`
         self._running: list[_Worker] = []
         self._lock = threading.Lock()
         self.counts: collections.Counter[str] = collections.Counter()
@@ -139,7 +159,8 @@ class Pool:
     def grade(self, name: str, references: Sequence[str], answers: Sequence[str | None]) -> list[bool | None]:
         """Is each answer right? In the order given; None where the grader failed. Equal pairs are graded once.
 
-        Raises UserError for an unknown grader or if a worker cannot start, ValueError for unequal lengths.
+        Raises ValueError for unequal lengths, UserError for an unknown grader, if no worker can start, or for
+        code_tests where programs cannot be isolated. What is kept from programs is said on standard error.
         """
         pairs = list(zip(references, answers, strict=True))
         if name not in self._isolated:
@@ -148,6 +169,10 @@ class Pool:
                 raise UserError(f"grader {name!r} is unknown; choose one of: {known}")
             self.counts["graded"] += len(pairs)
             return [self._graders[name](*pair) for pair in pairs]
+        if name == "code_tests" and self.kept_from_code is None:
+            self.kept_from_code = _refuse_without_isolation(self._unsafe)
+            kept = ", ".join(self.kept_from_code) or "nothing"
+            print(f"programs are graded in a sandbox that keeps from them: {kept}", file=sys.stderr)
         quick, outcome = self._isolated[name]
         with self._lock:
             self.counts["graded"] += len(pairs)

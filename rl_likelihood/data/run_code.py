@@ -8,12 +8,15 @@ Guaranteed where Linux gives unprivileged users namespaces (`Result.isolation` s
     network    there is none, not even the loopback interface of the machine
     processes  it sees and signals only its own, and all of them end with it, whatever group they moved to
     files      everything is read-only but its directory, which is in memory and goes with it
-Elsewhere, and there too, Python's audit hook refuses sockets, new processes, signals and ctypes. That stops programs
-that try, not an attacker of the interpreter. Never guaranteed: that it cannot read what our user can read (without
-the network it has nobody to tell), or, run as root, a limit on the number of its processes (only their end).
+Where it does not (an ordinary container often refuses), no program is run: OSError, unless Limits.namespaces allows it.
+Everywhere Python's audit hook refuses sockets, new processes, signals and ctypes, and without `files` what would change
+a file outside of its directory. That stops programs that try, not an attacker of the interpreter. Never guaranteed:
+that it cannot read what our user can read (without the network it has nobody to tell), or, run as root, a limit on the
+number of its processes (only their end).
 
-A pass means that the text ran to its last line. Leaving early, by sys.exit() or os._exit(0), is no pass. But the
-verdict is formed in the program's own process: one that hunts through the interpreter's frames can forge it.
+With a `Check` the verdict is formed in another process, which calls the program's function and gets plain data back:
+the program cannot forge it, but where there are no namespaces a hostile one may still find a way. Without a `Check` a
+pass means that the program says it ran to its last line. Leaving early, by sys.exit() or os._exit(0), is no pass.
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ import dataclasses
 import enum
 import json
 import os
-import secrets
 import selectors
 import signal
 import subprocess
@@ -50,7 +52,8 @@ class Outcome(enum.Enum):
 class Limits:
     """What a program may use. `seconds`: wall time; `processes` includes threads, and is not enforced for root.
 
-    namespaces: keep network, processes and files from it where Linux can; see the module.
+    namespaces: keep network, processes and files from it. True: or do not run it; None: as far as this machine can;
+    False: not at all. See the module.
     """
 
     seconds: float = 5.0
@@ -58,7 +61,15 @@ class Limits:
     file_bytes: int = 16 << 20  # of each file, and of its directory where that is in memory
     processes: int = 16
     output_bytes: int = 65_536  # standard output and error together; what comes after is read and dropped
-    namespaces: bool = True
+    namespaces: bool | None = True
+
+
+class Check(NamedTuple):
+    """Tests: after `setup` and `tests` (Python source, trusted), check(entry_point) must not raise."""
+
+    setup: str
+    tests: str
+    entry_point: str
 
 
 class Result(NamedTuple):
@@ -70,25 +81,35 @@ class Result(NamedTuple):
     isolation: tuple[str, ...]
 
 
-def run_program(program: str, limits: Limits | None = None) -> Result:
+def run_program(program: str, limits: Limits | None = None, check: Check | None = None) -> Result:
     """Runs Python source with the standard library of this interpreter, in a fresh process. Takes about 50 ms.
 
-    Raises OSError where the machine cannot start it (no process, no file): that is not the program's failure.
+    With a check the program's function is then called by its tests, in a process beside it; arguments and values are
+    copies of plain data (numbers, strings, lists, tuples, sets, dicts, bytes, None), anything else is an error.
+    Raises OSError where the machine cannot start or isolate it, or the check cannot be read: not the program's failure.
     """
     limits = limits or Limits()
-    key = secrets.token_hex(16)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         source = stack.enter_context(tempfile.TemporaryFile())
         source.write(program.encode("utf-8", "surrogatepass"))
         source.seek(0)
+        tests = -1
+        if check is not None:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            file.write(json.dumps(check._asdict()).encode())
+            file.seek(0)
+            tests = file.fileno()
         status, status_end = os.pipe()
         stack.callback(os.close, status)
         try:
-            settings = json.dumps({**dataclasses.asdict(limits), "key": key, "status": status_end})
+            entry_point = check.entry_point if check else ""
+            ours = {"status": status_end, "check": tests, "entry_point": entry_point}
+            settings = json.dumps({**dataclasses.asdict(limits), **ours})
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-u", "-X", "utf8", _SANDBOX, settings],
-                cwd=folder, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(status_end,),
+                cwd=folder, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                pass_fds=(status_end,) if check is None else (status_end, tests),
                 start_new_session=True, env={k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"},
             )  # fmt: skip
         finally:
@@ -96,15 +117,15 @@ def run_program(program: str, limits: Limits | None = None) -> Result:
         assert process.stdout is not None
         stack.callback(process.stdout.close)
         try:
-            said, output, in_time = _listen(process.stdout.fileno(), status, key, limits)
+            said, output, in_time = _listen(process.stdout.fileno(), status, limits)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # before wait(): until then the number is nobody else's
             process.wait()
-    return _judge(said, output.decode("utf-8", "replace"), in_time, key)
+    return _judge(said, output.decode("utf-8", "replace"), in_time)
 
 
-def _listen(stdout: int, status: int, key: str, limits: Limits) -> tuple[list[str], bytes, bool]:
+def _listen(stdout: int, status: int, limits: Limits) -> tuple[list[str], bytes, bool]:
     """(status lines, output, whether the program came to an end by itself before the deadline)."""
     deadline = time.monotonic() + limits.seconds
     said, output = b"", b""
@@ -133,22 +154,26 @@ def _readable(fd: int) -> bool:
         return bool(selector.select(0))
 
 
-def _judge(said: list[str], output: str, in_time: bool, key: str) -> Result:
-    ready = next((line.split()[1:] for line in said if line.split()[:1] == ["ready"]), None)
-    if ready is None:
+def _judge(said: list[str], output: str, in_time: bool) -> Result:
+    words = [line.partition(" ") for line in said]
+    by_name = {name: rest for name, _, rest in words}
+    if "refused" in by_name:
+        raise OSError(f"this machine keeps {by_name['refused']} from a program, not network, processes and files")
+    if "ready" not in by_name:
         why = output[-500:].strip() or ("it said nothing" if in_time else "there was no time")
         raise OSError(f"the child process for a program could not be set up: {why}")
-    isolation = tuple(ready)
-    verdict = next((line[len(key) + 1 :] for line in said if line.startswith(key + " ")), None)
-    if verdict == "passed":
+    isolation = tuple(by_name["ready"].split())
+    if "unreadable" in by_name:
+        raise OSError(f"the tests of a program cannot be read: {by_name['unreadable']}")
+    if "passed" in by_name:
         return Result(Outcome.PASSED, output, "", isolation)
-    if verdict == "memory":
+    if "memory" in by_name:
         return Result(Outcome.CRASHED, output, "MemoryError", isolation)
-    if verdict is not None:
-        return Result(Outcome.FAILED, output, verdict.removeprefix("failed "), isolation)
+    if "failed" in by_name:
+        return Result(Outcome.FAILED, output, by_name["failed"], isolation)
     if not in_time:
         return Result(Outcome.TIMEOUT, output, "", isolation)
-    code = next((line.split()[1] for line in reversed(said) if line.startswith("ended ")), "")
+    code = by_name.get("ended", "")
     if code.startswith("-"):
         return Result(Outcome.CRASHED, output, f"signal {code[1:]}", isolation)
     return Result(Outcome.FAILED, output, f"left before its end with exit code {code}", isolation)
@@ -156,4 +181,4 @@ def _judge(said: list[str], output: str, in_time: bool, key: str) -> Result:
 
 def isolation() -> tuple[str, ...]:
     """Which of network, processes and files this machine can keep from a program: see the module."""
-    return run_program("", Limits(seconds=30.0)).isolation
+    return run_program("", Limits(seconds=30.0, namespaces=None)).isolation

@@ -49,7 +49,7 @@ class Source:
         waiting, dropped = restored(kept)
         self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness, waiting, dropped)
         self.box = WeightBox()
-        self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds)
+        self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code)
         self.baseline = read_baseline(workdir) if world.settings.step.baseline == "frozen" else None
         self.thread = None
         self.sft_width = len(world.fmt.close_think_ids) + c.prompt.max_answer

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+from rl_likelihood.data import grading_code, run_code
 from rl_likelihood.data.grading import GRADERS, ISOLATED, Isolated, countdown
 from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.shapes import UserError
@@ -172,3 +174,19 @@ def test_other_tables_may_be_given():
         assert pool.grade("mine", ["1+2"], ["2+1"]) == [True]
         with pytest.raises(UserError):
             pool.grade("math", ["1"], ["1"])
+
+
+def test_code_is_refused_where_it_cannot_be_isolated_unless_that_is_allowed(monkeypatch, tmp_path, capfd):
+    """As in an ordinary container: the kernel refuses namespaces."""
+    refused = tmp_path / "sandbox.py"
+    refused.write_text(Path(run_code._SANDBOX).read_text().replace("libc.unshare(", "int.bit_count("))
+    monkeypatch.setattr(run_code, "_SANDBOX", str(refused))
+    task = json.dumps({"prompt": "def f(x):\n", "test": "def check(f):\n    assert f(2) == 4", "entry_point": "f"})
+    with Pool() as pool, pytest.raises(UserError, match="keeps nothing from them.* set eval.unsafe_code=True") as error:
+        pool.grade("code_tests", [task], ["    return x * x"])
+    assert "\n" not in str(error.value) and pool.counts["workers"] == 0
+    assert grading_code.code_tests_outcome(task, "    return x * x") is None  # not run, and nobody's wrong answer
+    with Pool(unsafe_code=True) as pool:
+        assert pool.grade("code_tests", [task] * 2, ["    return x * x", "    return x"]) == [True, False]
+        assert pool.kept_from_code == ()
+    assert "a sandbox that keeps from them: nothing" in capfd.readouterr().err

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rl_likelihood.data.run_code import Limits, Outcome, isolation, run_program
+from rl_likelihood.data import run_code
+from rl_likelihood.data.run_code import Check, Limits, Outcome, isolation, run_program
 
 QUICK = Limits(seconds=20.0)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux keeps them")
@@ -102,6 +103,9 @@ def test_a_signal_is_a_crash():
         "import os; os.killpg(0, 9)",
         "import ctypes; ctypes.CDLL(None).getpid()",
         "import multiprocessing as m; m.Process(target=print).start()",
+        "import _posixsubprocess as p; p.fork_exec()",
+        "import subprocess as s; s._fork_exec()",
+        "import sys; del sys.modules['_posixsubprocess']; import _posixsubprocess",
         "open('big', 'wb').write(b'x' * 2**25)",
     ],
 )
@@ -141,20 +145,7 @@ def test_files_are_read_only(guaranteed, tmp_path):
 def test_processes_and_network_are_its_own(guaranteed):
     if "processes" not in guaranteed:
         pytest.skip("this machine gives no user namespaces")
-    # Straight to C, where no audit hook looks.
-    escape = (
-        "import os, sys, _posixsubprocess\n"
-        "assert os.getpid() == 1\n"
-        "r, w = os.pipe()\n"
-        "_posixsubprocess.fork_exec([b'sleep', b'31.4159'], [b'/bin/sleep'],"
-        " True, (), None, None, -1, -1, -1, -1, -1, -1, r, w,"
-        " False, True, *([-1] if sys.version_info >= (3, 11) else []), None, None, None, -1, None,"
-        " *([False] if sys.version_info >= (3, 11) else []))\n"
-    )
-    result = run_program(escape, QUICK)
-    assert result.outcome is Outcome.PASSED, result
-    alive = [p for p in Path("/proc").glob("[0-9]*/cmdline") if p.read_bytes() == b"sleep\x0031.4159\x00"]
-    assert alive == []
+    assert run_program("import os\nassert os.getpid() == 1", QUICK).outcome is Outcome.PASSED
     devices = run_program("print(open('/proc/self/net/dev').read())", QUICK)
     assert [line.split(":")[0].strip() for line in devices.output.splitlines() if ":" in line] == ["lo"]
 
@@ -172,3 +163,115 @@ def test_a_program_cannot_say_that_it_passed():
         "    try: os.write(fd, b'x passed\\n passed\\nended 0\\n')\n    except OSError: pass\nos._exit(0)"
     )
     assert run_program(program, QUICK).outcome is Outcome.FAILED
+
+
+BESIDE = (
+    "open({0!r}, 'w')", "open({0!r}, 'a')", "open({0!r}, 'r+')", "import os; os.open({0!r}, os.O_RDWR)",
+    "import os; os.remove({0!r})", "import os; os.rename({0!r}, 'x')", "import os; os.truncate({0!r}, 0)",
+    "import os; os.mkdir({0!r} + 'x')", "import os; os.chmod({0!r}, 0)", "import os; os.link({0!r}, 'x')",
+    "import os; os.symlink({0!r}, 'x'); open('x', 'w')", "import shutil; shutil.rmtree({1!r})",
+    "import os; os.remove('mine', dir_fd=os.open({1!r}, 0))", "import sqlite3; sqlite3.connect({0!r})",
+    "import pathlib; pathlib.Path({0!r}).write_text('')", "open('/x_of_a_program', 'w')",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("program", BESIDE)
+def test_the_audit_hook_keeps_files_where_there_are_no_namespaces(program, tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("safe")
+    result = run_program(program.format(str(mine), str(tmp_path)), Limits(20.0, namespaces=False))
+    assert result.outcome is Outcome.FAILED and "not allowed here" in result.detail, result
+    assert mine.read_text() == "safe" and list(tmp_path.iterdir()) == [mine]
+
+
+def test_the_hook_leaves_a_program_its_own_directory():
+    program = (
+        "import os, tempfile, sqlite3\nos.mkdir('a'); open('a/b', 'w').close(); os.rename('a/b', 'a/c')\n"
+        "os.remove('a/c'); os.rmdir('a'); open('/dev/null', 'w').close(); sqlite3.connect(':memory:')\n"
+        "open(__import__('json').__file__).read()"
+    )
+    result = run_program(program, Limits(20.0, namespaces=False))
+    assert result.outcome is Outcome.PASSED, result
+
+
+def test_without_isolation_nothing_is_run(monkeypatch, tmp_path):
+    """As in an ordinary container: the kernel refuses namespaces."""
+    text = Path(run_code._SANDBOX).read_text()
+    assert "libc.unshare(" in text
+    refused = tmp_path / "sandbox.py"
+    refused.write_text(text.replace("libc.unshare(", "int.bit_count("))
+    monkeypatch.setattr(run_code, "_SANDBOX", str(refused))
+    assert isolation() == ()
+    with pytest.raises(OSError, match="keeps nothing from a program, not network, processes and files"):
+        run_program("open('/x_of_a_program', 'w')", QUICK)
+    assert run_program("", Limits(20.0, namespaces=None)).outcome is Outcome.PASSED
+
+
+CHECK = Check("def f(x):\n", "def check(candidate):\n    assert candidate(2) == 4\n    assert f(3) == 9\n", "f")
+ABOVE = "import os\nabove = open('/proc/self/stat').read().split()[3]\n"  # the parent, as /proc numbers it
+SAY_PASSED = (
+    "for fd in os.listdir(f'/proc/{above}/fd'):\n"
+    "    try: os.write(os.open(f'/proc/{above}/fd/{fd}', os.O_WRONLY), b'passed\\n'); print('opened')\n"
+    "    except OSError: pass\ndef f(x): return 0"
+)
+# Programs that would pass if the verdict were formed, or could be said, in their own process.
+ATTACKS = {
+    "the key": (
+        "import os, re\nkey = re.findall('[0-9a-f]{32}', open('/proc/self/cmdline').read() + ' ' + '0' * 32)[0]\n"
+        "for fd in range(3, 64):\n"
+        "    for line in (f'{key} passed', 'passed', 'ready', 'ended 0'):\n"
+        "        try: os.write(fd, (line + chr(10)).encode())\n        except OSError: pass\n"
+        "os._exit(0)"
+    ),
+    "a reply": (
+        "import os\nfor fd in range(3, 64):\n"
+        "    try: os.write(fd, b'[\"reached\"]\\n[\"passed\"]\\npassed\\n')\n    except OSError: pass\nos._exit(0)"
+    ),
+    "frames": (
+        "import sys\nframe = sys._getframe()\nwhile frame:\n"
+        "    for d in (frame.f_globals, frame.f_locals):\n"
+        "        for send in (d.get('send'), d.get('say')):\n"
+        "            if send: send('reached'); send('passed')\n"
+        "    frame = frame.f_back\ndef f(x): return 0"
+    ),
+    "equality": "class A:\n    def __eq__(self, other): return True\ndef f(x): return A()",
+    "an int's equality": "class A(int):\n    def __eq__(self, other): return True\ndef f(x): return A(0)",
+    "a list's equality": "class A(list):\n    def __eq__(self, other): return True\ndef f(x): return A()",
+    "the tests by name": "import builtins\nbuiltins.AssertionError = KeyError\ndef check(f): pass\ndef f(x): return 0",
+    "an exit": "import os\ndef f(x): os._exit(0)",
+    "an early exit": "import sys\ndef f(x): sys.exit(0)",
+    "the judge's memory": f"{ABOVE}assert int(above) > 1\nopen(f'/proc/{{above}}/mem', 'r+b')\ndef f(x): return x * x",
+    "the judge's files": f"{ABOVE}{SAY_PASSED}",
+    "the caller's files": f"{ABOVE}above = open(f'/proc/{{above}}/stat').read().split()[3]\n{SAY_PASSED}",
+    "what is in memory": (
+        "import gc\ntexts = [x for x in gc.get_objects() if isinstance(x, (dict, list))]\n"
+        "seen = 'candidate(2) == ' + '4' in repr(texts)\ndef f(x): return x * x if seen else 0"
+    ),
+}  # fmt: skip
+
+
+@linux
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_program_cannot_forge_its_pass(attack, guaranteed):
+    if len(guaranteed) < 3:
+        pytest.skip("this machine gives no namespaces")
+    result = run_program(ATTACKS[attack], QUICK, CHECK)
+    assert result.outcome is Outcome.FAILED and "opened" not in result.output, result
+
+
+def test_tests_call_the_program_and_see_plain_data():
+    values = "[1, -2.5, 1e400, 'a\\ud800', b'\\x00', None, True, (1, [2]), {1: (2,)}, {3}, {(4, 5)}, 1j, 10**50]"
+    tests = f"def check(f):\n    for x in {values}:\n        y = f(x)\n        assert y == x and type(y) is type(x)\n"
+    assert run_program("def f(x): return x", QUICK, Check("def f(x):\n", tests, "f")).outcome is Outcome.PASSED
+    raises = "def check(f):\n    try: f(1)\n    except ZeroDivisionError: return\n    assert False"
+    assert run_program("def f(x): return x / 0", QUICK, Check("", raises, "f")).outcome is Outcome.PASSED
+    assert run_program("def f(x): return x", QUICK, Check("", raises, "f")).outcome is Outcome.FAILED
+    endless = "def f(x):\n    x = [x]; x.append(x)\n    return x"
+    for program in ("def f(x): return iter([])", "f = 5", "def g(x): pass", endless):
+        result = run_program(program, QUICK, CHECK)
+        assert result.outcome is Outcome.FAILED, result
+    hungry = "def f(x):\n    while True: x = [x, 'a' * 10**6]"
+    assert run_program(hungry, Limits(20.0, memory_bytes=1 << 28), CHECK).outcome is Outcome.CRASHED
+    assert run_program("def f(x):\n    while True: pass", Limits(0.7), CHECK).outcome is Outcome.TIMEOUT
+    with pytest.raises(OSError, match="tests of a program cannot be read: SyntaxError"):
+        run_program("def f(x): return x", QUICK, Check("", "def check(", "f"))
