@@ -88,9 +88,9 @@ def _refuse_without_isolation(unsafe: bool) -> tuple[str, ...]:
     kept = isolation()
     if len(kept) < 3 and not unsafe:
         raise UserError(
-            f"grader code_tests runs programs of a model, but this machine keeps {' and '.join(kept) or 'nothing'} from "
-            "them, not network, processes and files (its kernel or container refuses user namespaces); allow these, or "
-            "set eval.unsafe_code=True where nothing can be lost"
+            f"grader code_tests runs programs of a model, but this machine keeps {' and '.join(kept) or 'nothing'} "
+            "from them, not network, processes and files (its kernel or container refuses user namespaces); allow "
+            "these, or set eval.unsafe_code=True where nothing can be lost"
         )
     return kept
 
