@@ -15,6 +15,7 @@ from rl_likelihood.data import grading, prepare, splitting
 from rl_likelihood.data.builders import DATASETS, countdown, files, numina_proof
 from rl_likelihood.data.builders.common import Left, Place, Row
 from rl_likelihood.shapes import UserError
+from tests.programs import isolated
 
 HERE = Place("train.jsonl", 1, "line", split="train")
 
@@ -230,6 +231,7 @@ def test_cruxeval_asks_for_the_output():
     assert grading.code_output(row.example.answer, '["a"]')
 
 
+@isolated
 def test_humaneval_reference_is_a_body_that_passes_its_own_tests():
     record = {
         "task_id": "HumanEval/0",

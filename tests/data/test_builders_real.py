@@ -19,6 +19,7 @@ from rl_likelihood.data.builders.common import Row
 from rl_likelihood.data.grading_math import math_quick
 from rl_likelihood.data.grading_pool import Pool
 from tests.data.test_builders import rows
+from tests.programs import isolated
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -176,6 +177,7 @@ def test_the_solutions_of_math_500_are_graded_as_their_answers():
 
 
 @pytest.mark.slow
+@isolated
 def test_the_real_references_of_humaneval_pass_their_tests(tmp_path):
     prepare.prepare("humaneval", str(copy_of("humaneval")), str(tmp_path))
     rows = prepared.read(str(tmp_path), "test")

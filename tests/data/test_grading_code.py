@@ -9,6 +9,7 @@ import pytest
 from rl_likelihood.data.grading import code_output, code_tests, tool_call
 from rl_likelihood.data.grading_code import code_output_outcome, code_tests_outcome
 from rl_likelihood.data.run_code import Limits
+from tests.programs import isolated
 
 CALL = '{"name": "set_plan", "arguments": {"line": "L1", "gb": 2, "auto": true, "tags": [1, 2]}}'
 
@@ -141,13 +142,14 @@ WHOLE = "def total(numbers):\n    return sum(numbers)\n"
     ],
 )
 def test_code_tests(answer, right):
-    assert code_tests_outcome(TASK, answer, Limits(seconds=20.0)) is right
+    assert code_tests_outcome(TASK, answer, Limits(seconds=20.0, namespaces=None)) is right
 
 
 def test_time_over_is_a_wrong_answer():
-    assert code_tests_outcome(TASK, "    return 9**9**9", Limits(seconds=0.7)) is False
+    assert code_tests_outcome(TASK, "    return 9**9**9", Limits(seconds=0.7, namespaces=None)) is False
 
 
+@isolated
 def test_code_tests_is_the_outcome_with_default_limits():
     assert code_tests(TASK, WHOLE)
     assert not code_tests(TASK, "    return 3")

@@ -14,6 +14,7 @@ from rl_likelihood.data.grading import GRADERS, ISOLATED, Isolated, countdown
 from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.shapes import UserError
 from tests.data import test_grading_worker as bad
+from tests.programs import isolated
 
 TABLE = {"bad": Isolated(bad.undecided, bad.misbehave)}
 
@@ -27,9 +28,8 @@ def test_cheap_graders_start_no_process():
         # What needs no algebra, no parsing and no running is decided here too.
         assert pool.grade("math", ["1/2", "5", "5"], [r"\boxed{\frac12}", "6", None]) == [True, False, False]
         assert pool.grade("code_output", ["[1]", "[1]"], ["[1]", None]) == [True, False]
-        assert pool.grade("code_tests", ["{}"], [None]) == [False]
         assert pool.grade("math", [], []) == []
-        assert pool.counts == {"graded": 3 * len(cheap) + 6}
+        assert pool.counts == {"graded": 3 * len(cheap) + 5}
         assert pool.failures == 0 and pool.last_failure == ""
 
 
@@ -159,6 +159,7 @@ def test_a_formula_that_hangs_math_verify():
         assert pool.counts["hangs"] == 1 and pool.failures == 1
 
 
+@isolated
 def test_code_in_the_pool():
     task = json.dumps({"prompt": "def f(x):\n", "test": "def check(f):\n    assert f(2) == 4", "entry_point": "f"})
     with Pool() as pool:

@@ -21,6 +21,7 @@ from rl_likelihood.data.builders.common import Row
 from rl_likelihood.data.examples import Example
 from rl_likelihood.data.sources import DataConfig
 from rl_likelihood.shapes import UserError
+from tests.programs import isolated
 
 ALPACA = DATASETS["alpaca"]
 
@@ -130,6 +131,7 @@ def test_what_is_prepared_is_read_back(tmp_path):
     assert not (tmp_path / "out" / "downloads").exists()
 
 
+@isolated
 def test_extras_come_back_by_id(tmp_path):
     record = {"task_id": "T/0", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n"}
     (tmp_path / "HumanEval.jsonl").write_text(json.dumps({**record, "test": "def check(c):\n    assert c()\n"}))

@@ -40,6 +40,7 @@ def test_a_split_run_is_the_shared_run(tmp_path):
     assert [row["chain"] for row in one] == [row["chain"] for row in two]
 
 
+@pytest.mark.slow
 def test_groups_split_over_devices_are_whole_groups(tmp_path):
     """Two prompts on eight devices: prompts over data, the four chains of each over fsdp."""
     common = {"sampler__group_size": 4, "report__no_chain": False, "train__steps": 3}

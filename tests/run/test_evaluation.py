@@ -33,6 +33,7 @@ from rl_likelihood.run.lock import lock
 from rl_likelihood.run.world import EVALUATE, INIT, SAMPLE, WARM_START, load
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, UserError
+from tests.programs import isolated
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +194,7 @@ def test_votes_join_equal_numbers_and_equal_texts():
     assert votes(["0.5", None, "1/2", "x", " x ", "", None]) == [0, None, 0, 3, 3, 5, None]
 
 
+@isolated
 def test_a_grader_that_needs_more_than_the_answer_gets_it():
     """HumanEval's reference is scored, its tests grade."""
     world, _ = world_of(eval__grader="code_tests")

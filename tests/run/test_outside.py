@@ -12,6 +12,7 @@ from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.run.outside import outside_rewards, response_texts
 from rl_likelihood.run.world import load
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, Rollout
+from tests.programs import isolated
 from tests.runs import small_config
 
 
@@ -50,6 +51,7 @@ def test_a_row_whose_grader_fails_is_neither_right_nor_wrong():
     assert keep.tolist() == [[True, False, True]] and logged["grader/failures"] == 1
 
 
+@isolated
 def test_a_grader_that_needs_more_than_the_answer_gets_it():
     world = world_of("code_tests + reasoning_gym")
     program = {"prompt": "def f():\n", "test": "def check(f):\n    assert f() == 5", "entry_point": "f"}
