@@ -34,6 +34,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.max_prompt = 512
     c.prompt.max_answer = 96 if a.free else 16
     c.sampler.max_chain = 416 if a.free else 496
-    c.eval.prompts = 1036
+    c.eval.prompts = 1039
     c.eval.grader = GRADERS["teleqna_free" if a.free else "teleqna"]
     return c

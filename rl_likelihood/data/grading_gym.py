@@ -23,8 +23,11 @@ from rl_likelihood.data.grading_text import exact_match
 
 RIGHT = 0.99
 _LONGEST = 10_000  # characters of an answer; longer ones are compared as text
-# Its rule takes any text for True, as Python's bool does, and so calls every answer right.
-_AS_TEXT = ("game_of_life_halting",)
+# Rules that call one answer right whatever was asked: the first takes any text for True, as Python's bool does, the
+# second compares as many digits as the shorter text has.
+_AS_TEXT = ("game_of_life_halting", "coin_flip")
+# No number compares as unequal, or far, to these.
+_NOT_FINITE = re.compile(r"(?i)\b(?:nan|inf|infinity)")
 
 _EVALUATES = re.compile(r"\b(?:eval|exec|parse_expr|sympify|literal_eval)\s*\(")
 _SYMPY = re.compile(r"^\s*(?:import|from)\s+sympy\b", re.M)
@@ -87,7 +90,7 @@ def gym_quick(reference: str, answer: str | None) -> bool | None:
         return exact_match(reference, answer)
     if exact_match(str(asked.item.get("answer")), answer):
         return True
-    return False if len(answer) > _LONGEST or asked.dataset in _AS_TEXT else None
+    return False if len(answer) > _LONGEST or asked.dataset in _AS_TEXT or _NOT_FINITE.search(answer) else None
 
 
 def gym_outcome(reference: str, answer: str | None) -> bool | None:

@@ -134,9 +134,13 @@ def test_a_rule_that_cannot_read_the_answer_says_wrong_and_one_that_breaks_down_
     assert gym_outcome(pack("leg_counting", {"bad": 1}, {"answer": "1"}), "2") is None
 
 
-def test_the_set_whose_rule_accepts_everything_is_compared_as_text():
-    e = asked("game_of_life_halting")
-    assert gym_match(e.check, e.answer) and not gym_match(e.check, "hello")
+@pytest.mark.parametrize(
+    "dataset, junk",
+    [("game_of_life_halting", "hello"), ("coin_flip", "0"), ("complex_arithmetic", "nan"), ("chain_sum()", "inf")],
+)
+def test_no_answer_is_right_whatever_was_asked(dataset, junk):
+    e = asked(dataset)
+    assert gym_match(e.check, e.answer) and not gym_match(e.check, junk)
 
 
 def test_in_the_pool_a_formula_without_end_is_a_counted_failure():
