@@ -7,8 +7,9 @@ The program runs in a child of this process. The tests run in this one, which th
 where namespaces are in force; they call the program's function over two pipes, arguments and values as plain data.
 So nothing that the program does in its own process makes a wrong value right.
 
-Status lines, of this process alone: "refused NAME..." instead of all others, "ready NAME..." with the namespaces in
-force, "passed", "memory", "failed REASON" or "unreadable REASON", "ended EXITCODE" (minus the signal, if one ended it).
+Status lines, of this process alone: "refused NAME..." instead of all others, "child PID", "ready NAME..." with the
+namespaces in force, "passed", "memory", "failed REASON" or "unreadable REASON", "ended EXITCODE" (minus the signal, if
+one ended it).
 """
 
 import builtins
@@ -49,17 +50,19 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 def refusal(folder):
     """The audit hook: no sockets, no processes, no C functions; with a folder, no changes outside of it."""
+    # Its own copies: the program can change this module's.
+    refused, changes, at, writing = REFUSED, frozenset(CHANGES), dict(AT), WRITING
 
     def refuse(event, arguments):
-        if event.startswith(REFUSED):
+        if event.startswith(refused):
             raise PermissionError(f"{event} is not allowed here")
         if event == "import" and arguments[0].rpartition(".")[2] == "_posixsubprocess":
             raise PermissionError("_posixsubprocess is not allowed here")
         if folder is None:
             return
-        if event == "open" and arguments[2] & WRITING:
+        if event == "open" and arguments[2] & writing:
             paths = arguments[:1]
-        elif event in CHANGES:
+        elif event in changes:
             paths = arguments[: 2 if event in ("os.rename", "os.link", "os.symlink") else 1]
         else:
             return
@@ -69,7 +72,7 @@ def refusal(folder):
             place = realpath(fsdecode(path))
             if place != folder and not place.startswith(folder + "/") and place != os.devnull:
                 raise PermissionError(f"{event} of {place} is not allowed here")
-        if event in AT and any(isinstance(x, int) and x >= 0 for x in arguments[AT[event] :]):
+        if event in at and any(isinstance(x, int) and x >= 0 for x in arguments[at[event] :]):
             raise PermissionError(f"{event} in another directory is not allowed here")
 
     realpath, fsdecode = os.path.realpath, os.fsdecode
@@ -271,6 +274,7 @@ def main():
         del libc
         os.write(back, b"\n")
         run(program, settings["entry_point"], theirs, back, None if "files" in in_force else folder)
+    say(f"child {child}")
     os.close(theirs)
     os.close(back)
     if os.read(replies, 1) == b"\n":

@@ -5,13 +5,14 @@ starts in: it is killed, with its group, at the deadline; its address space, fil
 are limited; it gets none of our environment, files or standard input; its output is cut.
 
 Guaranteed where Linux gives unprivileged users namespaces (`Result.isolation` says, and `isolation()` asks):
-    network    there is none, not even the loopback interface of the machine
+    network    there is none, not even the loopback interface of the machine; sockets that other programs of our user
+               keep in the file system are refused by the audit hook only
     processes  it sees and signals only its own, and all of them end with it, whatever group they moved to
     files      everything is read-only but its directory, which is in memory and goes with it
 Where it does not (an ordinary container often refuses), no program is run: OSError, unless Limits.namespaces allows it.
 Everywhere Python's audit hook refuses sockets, new processes, signals and ctypes, and without `files` what would change
 a file outside of its directory. That stops programs that try, not an attacker of the interpreter. Never guaranteed:
-that it cannot read what our user can read (without the network it has nobody to tell), or, run as root, a limit on the
+that it cannot read what our user can read (without a network it has few to tell), or, run as root, a limit on the
 number of its processes (only their end).
 
 With a `Check` the verdict is formed in another process, which calls the program's function and gets plain data back:
@@ -116,13 +117,23 @@ def run_program(program: str, limits: Limits | None = None, check: Check | None 
             os.close(status_end)
         assert process.stdout is not None
         stack.callback(process.stdout.close)
+        said: list[str] = []
         try:
             said, output, in_time = _listen(process.stdout.fileno(), status, limits)
         finally:
+            _kill_child(said)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # before wait(): until then the number is nobody else's
             process.wait()
     return _judge(said, output.decode("utf-8", "replace"), in_time)
+
+
+def _kill_child(said: list[str]) -> None:
+    """The program by its own number, and with it its namespace: it may have left the group and its parent's fate."""
+    by_name = dict(line.partition(" ")[::2] for line in said)
+    if by_name.get("child", "").isdigit() and "ended" not in by_name:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(by_name["child"]), signal.SIGKILL)
 
 
 def _listen(stdout: int, status: int, limits: Limits) -> tuple[list[str], bytes, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -259,6 +260,41 @@ def test_a_program_cannot_forge_its_pass(attack, guaranteed):
         pytest.skip("this machine gives no namespaces")
     result = run_program(ATTACKS[attack], QUICK, CHECK)
     assert result.outcome is Outcome.FAILED and "opened" not in result.output, result
+
+
+# It leaves its group, and asks not to die with its parent.
+STAYS = "import ctypes, os, time\nos.setsid()\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\nprint('free')\ntime.sleep(60)"
+
+
+def test_a_program_cannot_change_what_the_hook_refuses():
+    change = "import __main__\n__main__.REFUSED = ('nothing',)\n__main__.CHANGES.clear()\nimport os\n"
+    assert run_program(f"{change}os.fork()", QUICK).detail.startswith("PermissionError")
+
+
+@linux
+def test_a_program_that_leaves_its_group_ends_at_the_deadline_too(monkeypatch, tmp_path):
+    """Also one that has found its way around the audit hook."""
+    text = Path(run_code._SANDBOX).read_text()
+    assert "if event.startswith(refused):" in text
+    open_door = tmp_path / "grading_sandbox.py"
+    open_door.write_text(text.replace("if event.startswith(refused):", "if False:"))
+    monkeypatch.setattr(run_code, "_SANDBOX", str(open_door))
+
+    def running():
+        found = set()
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if b"grading_sandbox.py" in (path / "cmdline").read_bytes():
+                    found.add(path.name)
+        return found
+
+    before = running()
+    result = run_program(STAYS, dataclasses.replace(QUICK, seconds=2.0))
+    assert result.outcome is Outcome.TIMEOUT and result.output == "free\n"
+    end = time.monotonic() + 10
+    while running() - before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not running() - before
 
 
 def test_tests_call_the_program_and_see_plain_data():
