@@ -99,16 +99,20 @@ _BRACKETED = re.compile(r"\\[{]|\\[}]|[(\[{]|[)\]}]")
 _EQUALS = re.compile(r"(?<![<>!:])=")
 # x  x_1  f(x)  f'(x)  f^{-1}(x)  (x,y)  \text{Area}  \angle ABC: letters and no arithmetic.
 _NAME = re.compile(r"(?=.*[A-Za-z])(?:[A-Za-z\\{}()|'., ]|_[0-9A-Za-z]|_\{[0-9A-Za-z,]*\}|\^\{-1\})+", re.DOTALL)
-_ONWARDS = re.compile(r"\\implies|\\Rightarrow|\\Leftrightarrow|\\iff|&|=>")
+# What leads from one text to the next, where the reference has none of it.
+_ONWARDS = re.compile(
+    r"\\(?:implies|iff|mapsto|therefore|equiv|approx|colon|hspace|mbox|\\|(?:[Ll]ong)?[Rr]ightarrow|Leftrightarrow)|&|=>|[、，?#]"
+)
+_BASE = re.compile(r"\d_\{?(\d+)\}?")  # 2516_8: math-verify reads the digits alone
 
 
 def _says_more(goal: str, found: str) -> bool:
     """Does a text say more than one answer, of which math-verify would take the one that fits?
 
-    That is: more formulas than the reference has parts (7; $5$), or an equality whose left side is not a name (4=5,
-    x=4=5, and true ones like 2+3=5) where the reference has none such, or an implication.
+    That is: more formulas than the reference has parts (7; $5$), another base (2516_7), an equality whose left side is
+    not a name (4=5, x=4=5, and true ones like 2+3=5) where the reference has none such, or an implication.
     """
-    if _parts(found, inside=False) > _parts(goal, inside=True):
+    if _parts(found, inside=False) > _parts(goal, inside=True) or _BASE.findall(found) != _BASE.findall(goal):
         return True
     if _named(goal) and not _named(found):
         return True
@@ -118,6 +122,7 @@ def _says_more(goal: str, found: str) -> bool:
 
 def _parts(text: str, inside: bool) -> int:
     """How many answers a text may hold; those in brackets too, or only what stands outside of all."""
+    text = text.replace(r"\(", "$").replace(r"\)", "$")
     if "$" in text:  # words around formulas: these count, and a number among the words
         pieces = text.split("$")
         words = " ".join(pieces[::2])

@@ -227,3 +227,16 @@ def test_a_breakdown_of_math_verify_is_no_verdict(monkeypatch):
 )
 def test_telemath(reference, answer, right):
     assert telemath(reference, answer) is right
+
+
+@pytest.mark.parametrize(
+    "reference, answer, right",
+    [
+        ("2516_8", "2516_7", False), ("2516_8", "2516_{8}", True), ("2516_8", "2516", False),
+        ("5", r"6 \equiv 5", False),
+        ("5", r"5 \approx 6", False), ("5", r"6 \Longrightarrow 5", False), ("5", r"\(6\) \(5\)", False),
+        ("5", "5? 6", False), ("5", r"\(5\)", True),
+    ],
+)  # fmt: skip
+def test_another_base_or_step_is_another_answer(reference, answer, right):
+    assert math_match(reference, answer) is right
