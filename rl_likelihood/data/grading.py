@@ -25,7 +25,7 @@ from rl_likelihood.data.grading_gym import gym_match, gym_outcome, gym_quick
 from rl_likelihood.data.grading_math import math_match, math_outcome, math_quick, telemath
 from rl_likelihood.data.grading_text import exact_match, multiple_choice, numeric_match, parse_number
 
-VERSION = 1  # of all the rules: raise it when one changes, so that no evaluation keeps marks of the old one
+VERSION = 2
 
 __all__ = [
     "GRADERS", "ISOLATED", "VERSION", "Grader", "Isolated", "Tags", "code_output", "code_tests", "countdown",

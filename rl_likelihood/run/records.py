@@ -44,7 +44,8 @@ def identity_of(world: World, params: Params, rows: list[EncodedExample], sample
         "tags": [world.fmt.think_close, world.fmt.answer_open, world.fmt.answer_close],
         "max_chain": c.sampler.max_chain,
         "max_answer": world.answer_room,
-        "grader": [c.eval.grader, grading.VERSION],
+        # With the deadline: answers that were lost to one are graded again with another.
+        "grader": [c.eval.grader, grading.VERSION, c.eval.grader_seconds, c.eval.unsafe_code],
         "compute_dtype": world.model.compute_dtype,
         "transition_words": list(c.report.transition_words),
     }
