@@ -125,6 +125,7 @@ def test_memory_is_judged_to_the_byte(planned):
     assert f"verdict  does not fit, 0.00 GiB short; {short['advice']}" in plan.table(short)
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_is_made_to_by_the_cheapest_change():
     overrides = {"train__prompts_per_step": 16, "sampler__group_size": 16, "sampler__max_chain": 4}
     settings = configs.build(small_config(**overrides, train__head_chunk=4096))

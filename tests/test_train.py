@@ -265,6 +265,7 @@ def test_kl_to_the_initial_model_starts_at_zero_and_grows(tmp_path):
     assert kl[0] == pytest.approx(0, abs=1e-6) and kl[2] > 1e-5
 
 
+@pytest.mark.slow
 def test_warm_start_on_given_chains_then_rl_with_the_warm_model_as_reference(tmp_path):
     extra = {"warm_start__steps": 3, "warm_start__chains": "given", "warm_start__prompts": 40}
     extra |= {"warm_start__prompts_per_step": 8, "warm_start__lr": 1e-2}
@@ -303,6 +304,7 @@ def test_the_sampler_computes_only_in_its_turn(tmp_path):
     assert not source.thread.is_alive()
 
 
+@pytest.mark.slow
 def test_micro_batches_and_meshes_do_not_change_a_run(unbroken, tmp_path):
     other = run(tmp_path / "run", train__micro_batch_prompts=1, mesh__fsdp=1, mesh__tensor=8)
     for a, b in zip(rows(unbroken, "metrics.jsonl"), rows(other, "metrics.jsonl"), strict=True):

@@ -59,7 +59,8 @@ def said(process: subprocess.Popen, seconds: float = 240) -> list[str]:
     return [line for line in out.splitlines() if line and "[Gloo]" not in line and "is connected to" not in line]
 
 
-@pytest.mark.parametrize("mesh", [pytest.param("groups split", marks=pytest.mark.slow), "prompts split"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["groups split", "prompts split"])
 def test_two_processes_make_the_run_of_one_and_one_goes_on_with_theirs(mesh, tmp_path):
     overrides = {**MESHES[mesh], "sampler.group_size": 4, "train.steps": 2, "eval.prompts": 3, "eval.samples": 1}
     overrides |= {"report.sample_prompts": 1}

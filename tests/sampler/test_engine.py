@@ -73,6 +73,7 @@ def test_grouped_heads_biases_and_norms_too(short_ring):
     same(by_engine(weights, cfg, slots=5), plain(weights, cfg))
 
 
+@pytest.mark.slow
 def test_weights_spread_over_a_mesh(wanted, short_ring):
     mesh = make_mesh((1, 4, 2))
     at = state_shardings(mesh, TINY, make_optimizer(OptimizerConfig()), StepConfig()).params
