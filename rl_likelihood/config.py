@@ -387,3 +387,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Names of flattened fields that differ; lists and tuples are alike."""
     plain = lambda v: list(v) if isinstance(v, tuple) else v  # noqa: E731
     return [k for k in {**old, **new} if plain(old.get(k)) != plain(new.get(k))]
+
+
+# Fields that may change between the runs of one workdir: they decide what is shown and kept, not what is computed.
+_FREE = ("report.", "train.keep_checkpoints", "train.keep_every")
+
+
+def binding_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`differences` in fields that decide what is computed: those that make it another run."""
+    return [name for name in differences(old, new) if not name.startswith(_FREE)]

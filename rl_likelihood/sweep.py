@@ -129,10 +129,6 @@ def resolve(p: Point) -> ConfigDict:
     return c
 
 
-# Fields that may change between the runs of one folder (train.claim).
-_FREE = ("report.", "train.keep_checkpoints", "train.keep_every")
-
-
 def differing(p: Point, workdir: Path) -> list[str]:
     """Fields in which the run that the folder holds has another value than the point; a newer field counts not."""
     path = workdir / "config.json"
@@ -143,7 +139,7 @@ def differing(p: Point, workdir: Path) -> list[str]:
         old = new | json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path}: not JSON; delete the folder, or choose another --root") from None
-    return [name for name in configs.differences(old, new) if not name.startswith(_FREE)]
+    return configs.binding_differences(old, new)
 
 
 def current(points: dict[int, Point], root: Path) -> dict[int, Point]:

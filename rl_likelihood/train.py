@@ -286,10 +286,6 @@ def refuse_nan(step: int, out: dict[str, float]) -> None:
         )
 
 
-# Fields that may change between the runs of one workdir: they decide what is shown and kept, not what is computed.
-FREE = ("report.", "train.keep_checkpoints", "train.keep_every")
-
-
 def claim(workdir: Path, c: ConfigDict, force: bool = False) -> None:
     """The workdir belongs to one config: write it, or refuse another, unless forced, when the workdir becomes this
     one's. A field newer than the workdir has its default."""
@@ -298,7 +294,7 @@ def claim(workdir: Path, c: ConfigDict, force: bool = False) -> None:
         if path.exists() and begun(workdir):
             defaults = base()
             old = ({} if defaults is None else configs.flatten(defaults)) | json.loads(path.read_text())
-            names = [name for name in configs.differences(old, new) if not name.startswith(FREE)]
+            names = configs.binding_differences(old, new)
             if names and not force:
                 both = [f"{k} ({old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} here)" for k in names[:5]]
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""
