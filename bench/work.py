@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.flops import Shape
 from rl_likelihood import mesh as meshes
-from rl_likelihood.learner.batching import to_batch, with_no_chain
+from rl_likelihood.learner.batching import bare_rows, to_batch
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import init_state, make_score, make_step, state_shardings
@@ -52,7 +52,7 @@ def workload(
 ) -> Work:
     """The calls `wanted` (all: empty). The reward is given from outside, on every sampled token, KL to a reference.
 
-    `no_chain`: with the row that a user's groups have by default, the reference answer without a chain.
+    `no_chain`: with the reference answer without a chain beside each group, as a user has by default.
     """
     rng = np.random.default_rng(0)
     prompts = Prompts(
@@ -64,7 +64,7 @@ def workload(
     )  # fmt: skip
     cfg = StepConfig(
         reward=RewardConfig(parse("math")), loss=LossConfig(kl="k3", kl_coef=0.04) if reference else LossConfig(),
-        micro_batch_prompts=micro, no_chain_row=no_chain,
+        micro_batch_prompts=micro,
     )  # fmt: skip
     never = np.zeros((model.vocab_size, 2), np.int8)
 
@@ -75,7 +75,7 @@ def workload(
         segment = np.full(ids.shape, CHAIN)
         rollout = Rollout(prompts, ids, segment, logp, np.zeros(ids.shape[:2], bool))
         batch = to_batch(rollout, {"math": (ids % 7 == 0).sum(-1)})
-        return with_no_chain(batch, prompts, (), 0) if no_chain else batch
+        return batch.replace(bare=bare_rows(prompts, (), 0)) if no_chain else batch
 
     mesh, optimizer = meshes.make_mesh((1, 1, 1), jax.devices()[:1]), make_optimizer(OptimizerConfig())
     placed = state_shardings(mesh, model, optimizer, cfg)  # as in training: other placements compile anew
@@ -89,8 +89,8 @@ def workload(
     }
     wanted = wanted or ("prefill", "sampling", "scoring", "learner", "iteration")
     if "scoring" in wanted:
-        score = make_score(model, dataclasses.replace(cfg, no_chain_row=False))
-        calls["scoring"] = lambda: score(params, given)
+        score = make_score(model, cfg)
+        calls["scoring"] = lambda: score(params, given.replace(bare=None))
     if {"learner", "iteration"} & set(wanted):
         step = make_step(model, cfg, optimizer, mesh, given)
         ref = jax.tree.map(jnp.copy, params) if reference else None

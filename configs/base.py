@@ -139,6 +139,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.micro_batch_prompts = 0  # prompts per forward; 0: all at once. The result is the same
     c.train.head_chunk = 512  # tokens whose logits exist at one time
     c.train.eval_every = 0  # steps between evaluations; 0: before and after only
+    c.train.eval_first = True  # evaluate before the first step; the runs of a sweep that start alike need it once
     c.train.checkpoint_every = 50
     c.train.keep_checkpoints = 2  # the last ones
     c.train.keep_every = 0  # and every so many steps one for good; 0: none
@@ -173,7 +174,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.fast_samples = -1  # chains sampled for each; -1: eval.samples
 
     c.report = ConfigDict()
-    c.report.no_chain = True  # score each answer without a chain too, every step: one more row in each group
+    c.report.no_chain = True  # score each answer without a chain too, every step; no gradient runs through it
     # Counted in the chains, per hundred words.
     c.report.transition_words = ("wait", "but", "however", "let me check", "hmm", "alternatively", "actually")
     c.report.samples_every = 1  # steps between entries in samples.jsonl; 0: none

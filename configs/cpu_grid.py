@@ -27,8 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.warmup_steps = 4  # 1.4: 20, of more steps
     c.optim.schedule = "cosine"  # 1.4
     c.optim.clip_norm = 1.0  # 1.4
-    c.train.steps = 24 if a.task == "short" else 20
-    c.train.checkpoint_every = 6
+    c.train.steps = 20
+    c.train.checkpoint_every = 5
     c.train.keep_checkpoints = 1
     c.sampler.width_multiple = 16
     c.report.console_samples = 6
@@ -36,17 +36,17 @@ def get_config(arg: str = "") -> ConfigDict:
         # One operation on two numbers up to 10, as in the quickstart: what this model can do in a short chain.
         c.data.tasks = ("one_operation",)
         c.data.train_size = 230
-        c.data.heldout_size = 128
+        c.data.heldout_size = 96
         c.prompt.examples = 2
         c.prompt.max_prompt = 160
         c.prompt.max_answer = 8
         c.sampler.max_chain = 32
-        c.train.prompts_per_step = 8  # 1.4
+        c.train.prompts_per_step = 6  # 1.4: 8
         c.train.micro_batch_prompts = 2
-        c.train.eval_every = 8
+        c.train.eval_every = 10
         c.eval.fast_prompts = 48
-        c.eval.prompts = 128
-        c.eval.batch_prompts = 64
+        c.eval.prompts = 96
+        c.eval.batch_prompts = 48
     else:
         c.data.source = "jsonl"
         c.data.train_path = f"{DATA}/train.jsonl"

@@ -1,4 +1,4 @@
-"""Eight rewards on two tasks with SmolLM2-135M-Instruct, two seeds: 32 runs of 20 to 24 steps.
+"""Eight rewards on two tasks with SmolLM2-135M-Instruct, two seeds: 32 runs of 20 steps.
 
     python -m rl_likelihood.sweep experiments/cpu_grid.py --run
     python -m rl_likelihood.sweep experiments/cpu_grid.py --status
@@ -31,11 +31,13 @@ from rl_likelihood.shapes import UserError
 TRAIN, HELDOUT = 512, 96
 RESOURCES = {"CPU": 2}
 
+# All runs of a task and seed start from the same model: the first one evaluates it.
+NOT_FIRST = {"train.eval_first": False}
 # Published settings by preset (rl_likelihood/presets.py); methods 1.1, 1.2, 6.1.
-KW = {
-    name: {"preset": f"kw_{name}"} for name in ("base_rl", "log_prob", "avg_log_prob", "prob", "avg_prob", "jepo")
-}  # fmt: skip
-OTHERS = {"self_certainty": {"preset": "intuitor"}, "sft": {"reward.name": "sft"}}
+KW = {"base_rl": {"preset": "kw_base_rl"}} | {
+    name: {"preset": f"kw_{name}", **NOT_FIRST} for name in ("log_prob", "avg_log_prob", "prob", "avg_prob", "jepo")
+}
+OTHERS = {"self_certainty": {"preset": "intuitor", **NOT_FIRST}, "sft": {"reward.name": "sft", **NOT_FIRST}}
 # G of 1.4 is 32 (4 for jepo) and 4 on long answers; one G for all rewards of a task, so that they are compared at equal
 # work. Chains that never open the answer: open in the paper (1.3). Closed by force, as inferred there, they cost
 # nothing and a model this small stops closing them, so the short task gives them a floor; on the long task a floor

@@ -274,6 +274,11 @@ class Settings:
     checkpoint: CheckpointConfig
 
 
+def scores_bare(c: ConfigDict) -> bool:
+    """Whether each step also scores the reference answers without a chain."""
+    return c.reward.name != "sft" and (c.report.no_chain or c.reward.baseline == "live")
+
+
 def build(c: ConfigDict) -> Settings:
     """Settings of a validated config."""
     validate(c)
@@ -309,7 +314,6 @@ def build(c: ConfigDict) -> Settings:
         policy_span=c.loss.span if c.loss.span != "auto" else span,
         supervise_chain=c.reward.sft_chain == "both",
         two_branches=answer > 0,
-        no_chain_row=not is_sft and (c.report.no_chain or c.reward.baseline == "live"),
         baseline=c.reward.baseline,
         temperature=c.sampler.temperature,
         truncated=c.reward.truncated,

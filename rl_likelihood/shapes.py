@@ -63,16 +63,23 @@ class Rollout:
 
 
 @struct.dataclass
+class Bare:
+    """Each prompt's reference answer after empty thoughts, of width W: scored beside the chains, never trained on."""
+
+    completion: Int[Array, "P 1 W"]
+    segment: Int[Array, "P 1 W"]
+    scored: Bool[Array, "P 1 W"]
+
+
+@struct.dataclass
 class Batch:
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 
     `scored` marks the reference-answer tokens whose log-probs count; `outside` holds rewards computed
     outside the graph (rules, votes) by name; `keep` is the one mask that baseline, scale and loss all obey.
     `baseline` is each prompt's reward without a chain under the initial model, for RLPR; `counted` are the groups
-    that a filter lets count, None where there is none.
-
-    Where the answer's score without a chain is asked for, each group has one more row, the last: the
-    reference answer after empty thoughts, never kept.
+    that a filter lets count, None where there is none. `bare` is there where the answer's score without a chain is
+    asked for.
     """
 
     prompt: Int[Array, "P S"]
@@ -86,6 +93,7 @@ class Batch:
     keep: Bool[Array, "P G"]
     baseline: Float[Array, "P"] | None = None
     counted: Bool[Array, "P"] | None = None
+    bare: Bare | None = None
 
 
 @struct.dataclass

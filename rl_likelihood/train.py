@@ -232,9 +232,12 @@ def prepare_start(world: World, params: Params, mesh, writer, stop: StopRequest)
 
 
 def evaluate_if_due(world: World, params: Params, step: int, writer: reports.MetricsWriter, stop: StopRequest) -> dict:
-    """At the start, the end and, the fast one, every `train.eval_every` steps, unless eval.jsonl has it already."""
+    """Before the first step (`train.eval_first`), after the last and, the fast one, every `train.eval_every`, unless
+    eval.jsonl has it already."""
     t, reward = world.config.train, world.config.reward.name
     if 0 < step < t.steps and not (t.eval_every and step % t.eval_every == 0):
+        return {}
+    if step == 0 and not t.eval_first:
         return {}
     stage = f"step {step}"
     if step == 0:

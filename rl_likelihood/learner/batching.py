@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rl_likelihood.shapes import REFERENCE, TAG, Batch, Prompts, Rollout
+from rl_likelihood.shapes import REFERENCE, TAG, Bare, Batch, Prompts, Rollout
 
 
 def scored_mask(segment: Int[np.ndarray, "P G T"], prompts: Prompts) -> Bool[np.ndarray, "P G T"]:
@@ -39,25 +38,15 @@ def to_batch(
     )
 
 
-def with_no_chain(batch: Batch, answers: Prompts, scaffold: tuple[int, ...], pad_id: int) -> Batch:
-    """The batch with one more row in each group, the last, never kept: the reference answer after `scaffold`,
-    the ids of empty thoughts. `answers` are the prompts of the batch."""
-    p, _, t = batch.completion.shape
-    ids, kinds = np.full((p, 1, t), pad_id, np.int32), np.zeros((p, 1, t), np.int32)
+def bare_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> Bare:
+    """Each prompt's reference answer after `scaffold`, the ids of empty thoughts."""
+    p, a = prompts.answer.shape
     n = len(scaffold)
-    for i in range(p):
-        length = int(answers.answer_length[i])
-        ids[i, 0, : n + length] = [*scaffold, *answers.answer[i, :length]]
-        kinds[i, 0, : n + length] = [TAG] * n + [REFERENCE] * length
-    return batch.replace(
-        completion=np.concatenate([batch.completion, ids], 1),
-        segment=np.concatenate([batch.segment, kinds], 1),
-        scored=np.concatenate([batch.scored, scored_mask(kinds, answers)], 1),
-        **{
-            name: jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:, :1])], 1), getattr(batch, name))
-            for name in ("sampler_logp", "outside", "truncated", "keep")
-        },
-    )
+    ids, kinds = np.full((p, 1, n + a), pad_id, np.int32), np.zeros((p, 1, n + a), np.int32)
+    for i, length in enumerate(prompts.answer_length):
+        ids[i, 0, : n + length] = [*scaffold, *prompts.answer[i, :length]]
+        kinds[i, 0, : n + length] = [TAG] * n + [REFERENCE] * int(length)
+    return Bare(ids, kinds, scored_mask(kinds, prompts))
 
 
 def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rl_likelihood.learner import surrogate
-from rl_likelihood.learner.rows import Seen, StepConfig, chain_rows, policy_masks
+from rl_likelihood.learner.rows import Seen, StepConfig, policy_masks
 from rl_likelihood.rewards import intrinsic, likelihood, shaping
 from rl_likelihood.shapes import Batch
 
@@ -17,27 +17,27 @@ ALWAYS = ("self_certainty", "token_entropy")
 _NO_SPREAD = 1e-6
 
 
-def of_rows(seen: Seen, chains: Batch, cfg: StepConfig) -> tuple[dict[str, Array], dict[str, Array]]:
+def of_rows(seen: Seen, batch: Batch, cfg: StepConfig) -> tuple[dict[str, Array], dict[str, Array]]:
     """(sums and maxima over the rows, values of each row [P, G, ...] and of each prompt [P])."""
     rows, evidence = jax.lax.stop_gradient((seen.rows, seen.evidence))
     stats, mask = rows.stats, evidence.sampled.mask
-    _, keep = policy_masks(chains.replace(counted=None), cfg)  # logs show filtered groups too
-    ratio = surrogate.importance(stats.log_prob, chains.sampler_logp, mask, "token")
+    _, keep = policy_masks(batch.replace(counted=None), cfg)  # logs show filtered groups too
+    ratio = surrogate.importance(stats.log_prob, batch.sampler_logp, mask, "token")
     per_row = {
         "keep": evidence.keep,
         "logged": keep,
         "chain_tokens": evidence.chain_tokens,
         "answer_logp": stats.log_prob,
         # Every reward is logged as the model has it: the floor is an agreement of the trained one.
-        **{f"reward/{name}": score(stats.log_prob, chains.scored) for name, score in likelihood.SCORES.items()},
+        **{f"reward/{name}": score(stats.log_prob, batch.scored) for name, score in likelihood.SCORES.items()},
         **{f"reward/{name}": intrinsic.INTRINSIC[name](evidence.sampled) for name in ALWAYS},
     }
-    if cfg.no_chain_row:
+    if batch.bare is not None:
         per_row["no_chain_log_prob"] = seen.no_chain_log_prob
-        per_row["no_chain_answer_logp"] = seen.no_chain_answer_logp
+        per_row["no_chain_answer_logp"] = rows.bare_logp[:, 0]
     sampled = lambda x: jnp.where(rows.sampled, x, 0).sum()  # noqa: E731
     sums = {
-        "sum/jepo": likelihood.jepo(stats.log_prob, chains.scored, keep).sum(),
+        "sum/jepo": likelihood.jepo(stats.log_prob, batch.scored, keep).sum(),
         "sum/policy_tokens": mask.sum(),
         "sum/entropy": sampled(stats.entropy),
         "sum/self_certainty": sampled(stats.self_certainty),
@@ -55,16 +55,14 @@ def pulls(pull: Float[Array, "P G T D"], batch: Batch, cfg: StepConfig) -> dict[
     No token is in both (but where a given chain is supervised), so one backward pass tells the terms apart.
     """
     squared = (pull.astype(jnp.float32) ** 2).sum(-1)
-    squared = squared[:, :-1] if cfg.no_chain_row else squared
-    chains = chain_rows(batch, cfg)
-    mask, _ = policy_masks(chains, cfg)
+    mask, _ = policy_masks(batch, cfg)
     return {
         "sum/policy_pull": jnp.where(mask, squared, 0).sum(),
-        "sum/answer_pull": jnp.where(chains.scored, squared, 0).sum(),
+        "sum/answer_pull": jnp.where(batch.scored, squared, 0).sum(),
     }
 
 
-def metrics(sums: dict[str, Array], per_row: dict[str, Array], chains: Batch) -> dict[str, Array]:
+def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> dict[str, Array]:
     """Means from sums and counts, under the names of DESIGN section 6.
 
     corr/NAME is the correlation of a reward with the trained one within groups (over the whole batch, each
@@ -86,10 +84,10 @@ def metrics(sums: dict[str, Array], per_row: dict[str, Array], chains: Batch) ->
         "reward/jepo": sums["sum/jepo"] / groups,
         "reward/zero_std_groups": jnp.where(keep.any(-1), std <= _NO_SPREAD, False).sum() / groups,
         # exp of the answer's log-prob is 0 in float32: the reward `prob` sees nothing of these rows.
-        "reward/underflow": mean((rewards["reward/prob"] == 0) & chains.scored.any(-1)),
+        "reward/underflow": mean((rewards["reward/prob"] == 0) & batch.scored.any(-1)),
         "advantage/abs_mean": mean(jnp.abs(per_row["advantage"])),
         "chain/length": per_row["chain_tokens"].mean(),
-        "chain/truncated": chains.truncated.mean(),
+        "chain/truncated": batch.truncated.mean(),
         "answer/log_prob": mean(rewards["reward/log_prob"]),
         "answer/perplexity": jnp.exp(-mean(rewards["reward/avg_log_prob"])),
         "loss/policy": sums["loss/policy"],

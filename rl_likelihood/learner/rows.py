@@ -30,8 +30,7 @@ class StepConfig:
     policy_span: str = "chain"  # chain | response (chain and sampled answer)
     supervise_chain: bool = False  # the answer term also covers the chain (SFT on given chains)
     two_branches: bool = False  # rows may hold a sampled answer before the reference answer
-    no_chain_row: bool = False  # the last row of each group is the reference answer with no chain: scored, not trained
-    baseline: str = "none"  # of the term rlpr: none | frozen (batch.baseline) | live (the row without a chain)
+    baseline: str = "none"  # of the term rlpr: none | frozen (batch.baseline) | live (batch.bare)
     temperature: float = 1.0  # of the sampler: chain log-probs are those of the distribution sampled from
     truncated: str = "force_close"  # force_close | floor | drop
     floor: float = -10.0  # log-prob of each answer token after a truncated chain, with truncated="floor"
@@ -52,12 +51,14 @@ class StepConfig:
 
 
 class RowStats(NamedTuple):
-    """Per-token statistics of the tokens of each completion row, [P, G, T]; PAD positions are meaningless."""
+    """Per-token statistics of the tokens of each completion row, [P, G, T]; PAD positions are meaningless. `bare_logp`:
+    those of `batch.bare`, without a gradient."""
 
     stats: TokenStats
     chain: Bool[Array, "P G T"]
     sampled: Bool[Array, "P G T"]
     scored: Bool[Array, "P G T"]
+    bare_logp: Float[Array, "P 1 W"] | None = None
 
 
 def row_stats(
@@ -67,29 +68,27 @@ def row_stats(
 
     `probe`, zeros, is added to the state that predicts each token: its gradient says how hard each token pulls.
     """
-    hidden = forward(params, model, batch.prompt, batch.prompt_length, batch.completion, batch.segment)
-    last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)  # [P, 1, D]
-    g, t = batch.completion.shape[1:]
-    row = jnp.concatenate([jnp.broadcast_to(last[:, :, None], (*last.shape[:1], g, 1, last.shape[-1])),
-                           hidden.completion], 2)  # fmt: skip
-    if cfg.two_branches:
-        predicts = jnp.take_along_axis(row, attention.predecessor(batch.segment)[..., None], 2)
-    else:
-        predicts = row[:, :, :t]
-    predicts = predicts + probe
+    bare = batch.bare and (batch.bare.completion, batch.bare.segment)
+    hidden = forward(params, model, batch.prompt, batch.prompt_length, batch.completion, batch.segment, bare)
+    last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)[:, None]  # [P, 1, 1, D]
+
+    def before(rows, segment):  # the state that predicts each token
+        first = jnp.broadcast_to(last, (*rows.shape[:2], 1, last.shape[-1]))
+        row = jnp.concatenate([first, rows], 2)
+        if cfg.two_branches:
+            return jnp.take_along_axis(row, attention.predecessor(segment)[..., None], 2)
+        return row[:, :, :-1]
+
+    predicts = before(hidden.completion, batch.segment) + probe
     sampled = (batch.segment == CHAIN) | (batch.segment == SAMPLED)
     if cfg.temperature != 1.0:
         predicts = jnp.where(sampled[..., None], predicts / cfg.temperature, predicts)
     stats = token_stats(predicts, head_matrix(params), batch.completion, cfg.head_chunk)
-    return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored)
-
-
-def chain_rows(batch: Batch, cfg: StepConfig) -> Batch:
-    """The batch without its rows that have no chain."""
-    if not cfg.no_chain_row:
-        return batch
-    rows = ("completion", "segment", "scored", "sampler_logp", "outside", "truncated", "keep")
-    return batch.replace(**{name: jax.tree.map(lambda x: x[:, :-1], getattr(batch, name)) for name in rows})
+    bare_logp = None
+    if batch.bare is not None:
+        states, head = jax.lax.stop_gradient((before(hidden.bare, batch.bare.segment), head_matrix(params)))
+        bare_logp = token_stats(states, head, batch.bare.completion, cfg.head_chunk).log_prob
+    return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, bare_logp)
 
 
 def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[Array, "P G T"], Bool[Array, "P G"]]:
@@ -116,13 +115,11 @@ def answer_log_probs(rows: RowStats, batch: Batch, cfg: StepConfig) -> Float[Arr
 
 
 class Seen(NamedTuple):
-    """One forward's rows, split: those with a chain, and per prompt the row without one, the reference answer's score
-    and its log-prob token by token (0 if not asked)."""
+    """One forward's rows, what rewards may look at, and the log-prob of each prompt's answer without a chain."""
 
     rows: RowStats
     evidence: Evidence
-    no_chain_log_prob: Float[Array, "P"]
-    no_chain_answer_logp: Float[Array, "P T"]
+    no_chain_log_prob: Float[Array, "P"] | None
 
 
 def see(
@@ -133,37 +130,28 @@ def see(
     cfg: StepConfig,
     probe: Float[Array, "P G T D"] | float = 0.0,
 ) -> Seen:
-    """Forward, and everything a reward may look at. `batch` has the rows without a chain, if they are asked for."""
+    """Forward, and everything a reward may look at."""
     rows = row_stats(params, model, batch, cfg, probe)
-    chains = chain_rows(batch, cfg)
-    p, _, t = batch.completion.shape
-    no_chain, bare_logp, baseline = jnp.zeros(p), jnp.zeros((p, t)), batch.baseline
-    if cfg.no_chain_row:
-        bare = rows.stats.log_prob[:, -1:], batch.scored[:, -1:]
-        no_chain = jax.lax.stop_gradient(likelihood.log_prob(*bare)[:, 0])
-        bare_logp = jax.lax.stop_gradient(bare[0][:, 0])
+    no_chain, baseline = None, batch.baseline
+    if batch.bare is not None:
+        bare = rows.bare_logp, batch.bare.scored
+        no_chain = likelihood.log_prob(*bare)[:, 0]
         if cfg.baseline == "live":
-            baseline = jax.lax.stop_gradient(likelihood.avg_prob(*bare)[:, 0])
-        rows = jax.tree.map(lambda x: x[:, :-1], rows)
-    mask, keep = policy_masks(chains, cfg)
+            baseline = likelihood.avg_prob(*bare)[:, 0]
+    mask, keep = policy_masks(batch, cfg)
     proxy_nll = None
     if cfg.with_proxy:
-        by_proxy = chain_rows_of(row_stats(proxy, model, batch, cfg), cfg)
-        proxy_nll = -likelihood.avg_log_prob(jax.lax.stop_gradient(by_proxy.stats.log_prob), chains.scored)
+        by_proxy = row_stats(proxy, model, batch.replace(bare=None), cfg)
+        proxy_nll = -likelihood.avg_log_prob(jax.lax.stop_gradient(by_proxy.stats.log_prob), batch.scored)
     stats = rows.stats
     evidence = Evidence(
-        logp=answer_log_probs(rows, chains, cfg),
-        scored=chains.scored,
+        logp=answer_log_probs(rows, batch, cfg),
+        scored=batch.scored,
         keep=keep,
         sampled=SampledStats(stats.log_prob, stats.entropy, stats.self_certainty, mask, model.vocab_size),
-        chain_tokens=((chains.segment == CHAIN) | (chains.segment == TAG)).sum(-1).astype(jnp.float32),
-        outside=chains.outside,
+        chain_tokens=((batch.segment == CHAIN) | (batch.segment == TAG)).sum(-1).astype(jnp.float32),
+        outside=batch.outside,
         baseline=None if cfg.baseline == "none" else baseline,
         proxy_nll=proxy_nll,
     )
-    return Seen(rows, evidence, no_chain, bare_logp)
-
-
-def chain_rows_of(rows: RowStats, cfg: StepConfig) -> RowStats:
-    """The statistics without those of rows that have no chain."""
-    return jax.tree.map(lambda x: x[:, :-1], rows) if cfg.no_chain_row else rows
+    return Seen(rows, evidence, no_chain)

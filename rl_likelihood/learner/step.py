@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from rl_likelihood import mesh as meshes
 from rl_likelihood.learner import measures, surrogate
-from rl_likelihood.learner.rows import RowStats, StepConfig, chain_rows, chain_rows_of, policy_masks, row_stats, see
+from rl_likelihood.learner.rows import RowStats, StepConfig, policy_masks, row_stats, see
 from rl_likelihood.learner.surrogate import Counts
 from rl_likelihood.model.decoder import ModelConfig, Params, apart, param_specs, stacked
 from rl_likelihood.rewards import mixture, shaping
@@ -35,7 +35,7 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
     seen = see(params, proxy, model, batch, cfg, probe)
     ref, extra = None, 0.0
     if ref_params is not None:
-        ref = jax.lax.stop_gradient(chain_rows_of(row_stats(ref_params, model, batch, cfg), cfg).stats.log_prob)
+        ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.replace(bare=None), cfg).stats.log_prob)
         if cfg.loss.kl == "reward_k1":
             extra = _k1_in_reward(seen.rows.stats.log_prob, ref, seen.evidence.sampled.mask, cfg)
     return seen, ref, mixture.objective(seen.evidence, cfg.reward, extra)
@@ -45,14 +45,14 @@ def _loss(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: 
     """Loss contribution of one micro-batch, its metric sums, and its per-row values."""
     loss = cfg.loss
     seen, ref, (f, reward, terms) = _rewards(params, probe, models, batch, model, cfg)
-    chains, rows, keep = chain_rows(batch, cfg), seen.rows, seen.evidence.keep
+    rows, keep = seen.rows, seen.evidence.keep
     logp, mask = seen.evidence.logp, seen.evidence.sampled.mask
 
-    difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), chains.scored, keep)
+    difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
     advantage = surrogate.advantages(difference, keep, loss.advantage)
-    policy = surrogate.policy_loss(rows.stats.log_prob, chains.sampler_logp, advantage, mask, keep, loss, counts)
+    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, advantage, mask, keep, loss, counts)
     # Supervision of a given chain is the same objective with the chain among the scored tokens.
-    answer_mask = chains.scored | rows.chain if cfg.supervise_chain else chains.scored
+    answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
     answer = -f(logp, answer_mask, keep).sum() / counts.prompts
     kl = jnp.float32(0)
     if ref is not None:
@@ -63,7 +63,7 @@ def _loss(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: 
     total = loss.policy_term * policy + loss.answer_term * answer + in_loss * kl
 
     per_row = {"reward": reward, "advantage": advantage, **{f"reward/{k}": v for k, v in terms.items()}}
-    sums, measured = measures.of_rows(seen, chains, cfg)
+    sums, measured = measures.of_rows(seen, batch, cfg)
     sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl}
     return total, (sums, per_row | measured)
 
@@ -99,7 +99,7 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
     """Gradient of the loss over the whole batch, metric sums, per-row values; micro-batched."""
     p = batch.prompt.shape[0]
     size = cfg.micro_batch_prompts or p
-    policy_mask, keep = policy_masks(chain_rows(batch, cfg), cfg)
+    policy_mask, keep = policy_masks(batch, cfg)
     counts = Counts(
         prompts=jnp.maximum(keep.any(-1).sum(), 1).astype(jnp.float32),
         policy_tokens=(policy_mask & keep[..., None]).sum().astype(jnp.float32),
@@ -183,7 +183,7 @@ def make_step(
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        out = measures.metrics(sums, per_row, chain_rows(batch, cfg)) | {"grad/norm": optax.tree.norm(grads)}
+        out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)}
         next_state = TrainState(
             step=state.step + 1,
             params=params,

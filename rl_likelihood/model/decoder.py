@@ -184,10 +184,11 @@ def block(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope, attend) ->
 
 
 class Hidden(NamedTuple):
-    """Final hidden states of the prompt [P, S, D] and of the completions [P, G, T, D] (None without them)."""
+    """Final hidden states of the prompt, of the completions and of the bare rows (None without them)."""
 
     prompt: Float[Array, "P S D"]
     completion: Float[Array, "P G T D"] | None
+    bare: Float[Array, "P 1 W D"] | None
 
 
 _REMAT = {
@@ -203,6 +204,7 @@ def forward(
     prompt_length: Int[Array, "P"],
     completion: Int[Array, "P G T"] | None = None,
     segment: Int[Array, "P G T"] | None = None,
+    bare: tuple[Int[Array, "P 1 W"], Int[Array, "P 1 W"]] | None = None,
 ) -> Hidden:
     """Hidden states of P right-padded prompts, each computed once, and of their G completions.
 
@@ -213,7 +215,8 @@ def forward(
         logp = jnp.where(jnp.arange(1, ids.shape[1]) < lengths[:, None], stats.log_prob, 0.0)
 
     With completions, `segment` (shapes.py) says which tokens are chain, tag and answers; it sets
-    masks and positions, so that both answers continue the chain and do not see each other.
+    masks and positions, so that both answers continue the chain and do not see each other. `bare` are completions
+    (ids, segment) of another width; no gradient runs through their states.
     """
     dtype = jnp.dtype(cfg.compute_dtype)
     s = prompt.shape[1]
@@ -221,14 +224,21 @@ def forward(
     prompt_rope = rope_tables(cfg, jnp.arange(s))
     prompt_mask = jnp.tril(jnp.ones((s, s), bool)) & in_prompt[:, None, None, :]
     x = params["embed"][prompt].astype(dtype)
-    y = None
-    if completion is not None:
-        y = params["embed"][completion].astype(dtype)
-        own_rope = rope_tables(cfg, branch_positions(segment, prompt_length))
-        own_mask, of_kernel = branch_mask(segment), segment if cfg.attention == "splash" else None
+
+    def start(rows):  # embedding, positions, and who sees whom
+        if rows is None:
+            return None, None
+        ids, kinds = rows
+        rope = rope_tables(cfg, branch_positions(kinds, prompt_length))
+        return params["embed"][ids].astype(dtype), (rope, branch_mask(kinds))
+
+    y, of_own = start(None if completion is None else (completion, segment))
+    z, of_bare = start(bare)
+    z = jax.lax.stop_gradient(z)
+    of_kernel = segment if cfg.attention == "splash" else None
 
     def layer(carry, w):
-        x, y = carry
+        x, y, z = carry
         w = jax.tree.map(lambda a: a.astype(dtype), w)
 
         def attend_prompt(q, k, v):  # a group of one, with no prompt before it
@@ -236,24 +246,28 @@ def forward(
             return out[:, 0], (k, v)
 
         x, cache = block(x, w, cfg, prompt_rope, attend_prompt)
-        if y is not None:
 
-            def attend_own(q, k, v):
-                return attention(q, (k, v), own_mask, cache, in_prompt, of_kernel), None
 
-            y, _ = block(y, w, cfg, own_rope, attend_own)
-        return (x, y), None
+        def rows(y, w, cache, of_rows, of_kernel=None):
+            if y is None:
+                return None
+            rope, mask = of_rows
+            attend = lambda q, k, v: (attention(q, (k, v), mask, cache, in_prompt, of_kernel), None)  # noqa: E731
+            return block(y, w, cfg, rope, attend)[0]
+
+        # Nothing that the bare rows are made of has a tangent, so the backward pass has no trace of them.
+        return (x, rows(y, w, cache, of_own, of_kernel), rows(z, *jax.lax.stop_gradient((w, cache)), of_bare)), None
 
     if cfg.remat != "none":
         layer = jax.checkpoint(layer, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
     if cfg.scan_layers:
-        (x, y), _ = jax.lax.scan(layer, (x, y), params["layers"])
+        (x, y, z), _ = jax.lax.scan(layer, (x, y, z), params["layers"])
     else:
         for w in apart(params, cfg)["layers"]:
-            (x, y), _ = layer((x, y), w)
+            (x, y, z), _ = layer((x, y, z), w)
     scale = params["final_norm"].astype(dtype)
     norm = lambda z: None if z is None else rms_norm(z, scale, cfg.norm_eps)  # noqa: E731
-    return Hidden(norm(x), norm(y))
+    return Hidden(norm(x), norm(y), norm(z))
 
 
 def apart(params: Params, cfg: ModelConfig) -> Params:

@@ -207,9 +207,9 @@ def blocks(runs: Iterable[Run], rows: str = "reward") -> list[Block]:
     for shared, lines in grouped(runs, rows).items():
         first: dict[str, dict[str, Any]] = {}  # the same for every reward of a seed
         for run in (run for group in lines.values() for run in group):
-            at_start = evaluations(run.workdir)[:1]
+            at_start = next((row for row in evaluations(run.workdir) if row["step"] == 0), None)
             if at_start:
-                first.setdefault(run.labels.get(SEED, ""), at_start[0])
+                first.setdefault(run.labels.get(SEED, ""), at_start)
         made = [_line("untouched", list(first.values()), len(first))] if first else []
         for name, group in lines.items():
             ended = [row for run in group if (row := final(run.workdir)) is not None]

@@ -14,16 +14,17 @@ from rl_likelihood.learner.step import init_state, make_step
 from rl_likelihood.rewards.mixture import OUTSIDE
 from rl_likelihood.run.console import announce, say
 from rl_likelihood.run.world import World, load, make_places
-from rl_likelihood.shapes import Batch
+from rl_likelihood.shapes import Bare, Batch
 
 
 def abstract_batch(world: World) -> Batch:
     """The largest batch of the config, as shapes."""
     c = world.config
     step = world.settings.step
-    p, g = c.train.prompts_per_step, (c.reward.vote_train or c.sampler.group_size) + step.no_chain_row
+    p, g = c.train.prompts_per_step, c.reward.vote_train or c.sampler.group_size
     tags = max(len(world.fmt.close_think_ids), len(world.fmt.open_answer_ids))
     t = c.sampler.max_chain + configs.sampled_answer(c) + tags + c.prompt.max_answer
+    w = len(world.fmt.close_think_ids) + c.prompt.max_answer
     if c.reward.name == "sft":
         g, t = 1, tags + c.prompt.max_answer
     shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)  # noqa: E731
@@ -39,6 +40,7 @@ def abstract_batch(world: World) -> Batch:
         truncated=shape(b, p, g),
         keep=shape(b, p, g),
         baseline=shape(f, p) if step.baseline == "frozen" else None,
+        bare=Bare(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if configs.scores_bare(c) else None,
     )
 
 

@@ -359,7 +359,7 @@ def _scores(
         rollout, given_rollout(answers, swapped, pad, width), given_rollout(answers, bare, pad, width)
     ))  # fmt: skip
     step = dataclasses.replace(
-        world.settings.step, two_branches=True, no_chain_row=False, temperature=1.0,
+        world.settings.step, two_branches=True, temperature=1.0,
         micro_batch_prompts=largest_divisor(len(rows), max(1, ROWS_AT_ONCE // batch.completion.shape[1])),
     )  # fmt: skip
     with using(world.places and world.places.learner):

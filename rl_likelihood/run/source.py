@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from rl_likelihood import config as configs
 from rl_likelihood.data.grading_pool import Pool
 from rl_likelihood.data.prompts import EncodedExample, completion_ids
-from rl_likelihood.learner.batching import given_rollout, slice_rows, to_batch, with_no_chain
+from rl_likelihood.learner.batching import bare_rows, given_rollout, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.pod import distributed
 from rl_likelihood.rewards import rules
@@ -104,8 +105,8 @@ class Source:
         used = {t.name for t in world.settings.step.reward.terms}
         outside = {k: v[:, :n] for k, v in outside.items() if k in used}
         batch = to_batch(rollout, outside, keep[:, :n], baseline=self.baseline(rows) if self.baseline else None)
-        if world.settings.step.no_chain_row:
-            batch = with_no_chain(batch, rollout.prompts, world.fmt.close_think_ids, world.fmt.pad_id)
+        if configs.scores_bare(c):
+            batch = batch.replace(bare=bare_rows(rollout.prompts, world.fmt.close_think_ids, world.fmt.pad_id))
         if self.thread is not None:
             texts = [text for group in world.sampled_text(rollout) for text in group]
             closed = [world.fmt.think_close in text for text in texts]
@@ -212,8 +213,8 @@ def write_samples(world: World, writer, step: int, rollout: Rollout, batch: Batc
     text = world.tokenizer.decode
     for i, row in enumerate(rows):
         bare = {}
-        if "no_chain_answer_logp" in values:  # of the group's last row, the reference answer after no chain
-            logp = values["no_chain_answer_logp"][i][batch.segment[i, -1] == REFERENCE]
+        if batch.bare is not None:
+            logp = values["no_chain_answer_logp"][i][batch.bare.segment[i, 0] == REFERENCE]
             bare["answer_logp_no_chain"] = [round(float(x), 5) for x in logp]
         for j in range(rollout.segment.shape[1]):
             kinds, ids = rollout.segment[i, j], rollout.completion[i, j]

@@ -258,7 +258,6 @@ def make_places(c: ConfigDict, devices: Sequence[Any] | None = None, process: in
     name = "train.micro_batch_prompts" if c.train.micro_batch_prompts else "train.prompts_per_step"
     prompts, parts, step = configs.get(c, name), m.data * fsdp, c.train.prompts_per_step
     rows = 1 if c.reward.name == "sft" else c.reward.vote_train or c.sampler.group_size
-    rows += c.reward.name != "sft" and (c.report.no_chain or c.reward.baseline == "live")
     if not meshes.divides(learner.shape, prompts, rows):
         raise UserError(
             f"{name} is {prompts}, which mesh.data x mesh.fsdp = {parts} does not divide; the nearest that it does "

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_likelihood.learner import measures
-from rl_likelihood.learner.rows import chain_rows
 from rl_likelihood.learner.step import gradients
 from rl_likelihood.learner.surrogate import LossConfig, advantages, leave_one_out
 from rl_likelihood.report.alarms import Alarms
@@ -60,7 +59,7 @@ def cfg_of(name):
 @functools.partial(jax.jit, static_argnums=3)
 def _run(params, models, batch, cfg):
     grads, sums, rows = gradients(params, models, batch, MODEL, cfg)
-    return grads, measures.metrics(sums, rows, chain_rows(batch, cfg)), rows
+    return grads, measures.metrics(sums, rows, batch), rows
 
 
 def run(batch, cfg, params=PARAMS):

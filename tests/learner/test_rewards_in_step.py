@@ -1,6 +1,7 @@
 """Terms, mixtures, filters, NOVER's proxy and the row without a chain, inside the jitted step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +9,15 @@ import numpy as np
 import pytest
 
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.rows import chain_rows, row_stats, see
+from rl_likelihood.learner.rows import row_stats, see
 from rl_likelihood.learner.step import gradients, init_state, make_step
 from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.pod.aot import count_flops
 from rl_likelihood.rewards import likelihood, shaping
 from rl_likelihood.rewards.intrinsic import INTRINSIC
 from rl_likelihood.rewards.mixture import OUTSIDE, TERMS, Evidence, RewardConfig, objective, parse
 from rl_likelihood.rewards.shaping import FilterConfig
-from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Bare
 from tests.small import one_device, random_batch, random_params, reference_log_distributions, rewarded, tiny
 
 P, G, S, T = 4, 3, 5, 10
@@ -121,9 +123,8 @@ def test_an_entropy_in_bits_is_one_in_nats_over_log_two():
 # ------------------------------------------------------------------ the row without a chain, RLPR, NOVER
 
 
-def with_bare_rows(batch):
-    """The batch with a last row in each group: a tag, then the answer of the group's first row."""
-    width = batch.completion.shape[-1]
+def with_bare_rows(batch, width=T - 3):
+    """The batch with bare rows, narrower than the chains: a tag, then the answer of the group's first row."""
     ids, kinds, scored = (np.zeros((P, 1, width), x) for x in (np.int32, np.int32, bool))
     for i in range(P):
         at = np.flatnonzero(batch.segment[i, 0] == REFERENCE)
@@ -131,35 +132,54 @@ def with_bare_rows(batch):
         ids[i, 0, : n + 1] = [7, *batch.completion[i, 0, at]]
         kinds[i, 0, : n + 1] = [TAG] + [REFERENCE] * n
         scored[i, 0, 1 : n + 1] = batch.scored[i, 0, at]
-    grow = lambda x: np.concatenate([x, np.zeros_like(x[:, :1])], 1)  # noqa: E731
-    return batch.replace(
-        completion=np.concatenate([batch.completion, ids], 1),
-        segment=np.concatenate([batch.segment, kinds], 1),
-        scored=np.concatenate([batch.scored, scored], 1),
-        **{k: jax.tree.map(grow, getattr(batch, k)) for k in ("sampler_logp", "outside", "truncated", "keep")},
-    )
+    return batch.replace(bare=Bare(ids, kinds, scored))
+
+
+def bare_log_probs():
+    """Those of BARE's bare rows, as completions of their own."""
+    keys = ("completion", "segment", "scored")
+    alone = BARE.replace(bare=None, **{k: getattr(BARE.bare, k) for k in keys})
+    return np.asarray(row_stats(PARAMS, MODEL, alone, rewarded("jepo", two_branches=True)).stats.log_prob)[:, 0]
 
 
 BARE = with_bare_rows(BATCH)
 
 
-def test_a_row_without_a_chain_is_scored_and_changes_nothing_else():
-    a, b = of("jepo"), of("jepo", BARE, no_chain_row=True)
-    close(b[0], a[0])
+@pytest.mark.parametrize("changes", [{}, {"micro_batch_prompts": 2}])
+@pytest.mark.parametrize("model", [MODEL, tiny(layers=2, remat="full"), tiny(layers=2, scan_layers=False)])
+def test_a_row_without_a_chain_is_scored_and_changes_nothing_else(model, changes):
+    params = random_params(model)
+    cfg = rewarded("jepo", two_branches=True, policy_span="response", head_chunk=40, **changes)
+    a, b = (run(params, (None, None), batch, model, cfg) for batch in (BATCH, BARE))
+    close(b[0], a[0], 1e-6)
     for name in a[2]:
         np.testing.assert_allclose(b[2][name], a[2][name], atol=1e-5, err_msg=name)
-    logp = row_stats(PARAMS, MODEL, BARE, rewarded("jepo")).stats.log_prob[:, -1]
-    np.testing.assert_allclose(b[2]["no_chain_log_prob"], np.where(BARE.scored[:, -1], logp, 0).sum(-1), atol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, chain_rows(BARE, rewarded("jepo", no_chain_row=True)), BATCH)
+    if model == MODEL:
+        expected = np.where(BARE.bare.scored[:, 0], bare_log_probs(), 0)
+        np.testing.assert_allclose(b[2]["no_chain_log_prob"], expected.sum(-1), atol=1e-5)
+        found = np.where(BARE.bare.scored[:, 0], b[2]["no_chain_answer_logp"], 0)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [MODEL, tiny(layers=2, remat="full"), tiny(layers=2, scan_layers=False)])
+def test_the_backward_pass_has_no_trace_of_rows_without_a_chain(model):
+    params, cfg = random_params(model), rewarded("jepo")
+
+    def more(f):
+        with_rows, without = (jax.make_jaxpr(functools.partial(f, batch=b))(params) for b in (BARE, BATCH))
+        return count_flops(with_rows.jaxpr) - count_flops(without.jaxpr)
+
+    forward = more(lambda p, batch: row_stats(p, model, batch, cfg))
+    assert more(lambda p, batch: gradients(p, (None, None), batch, model, cfg)) == forward > 0
 
 
 def test_rlpr_takes_off_the_score_without_a_chain_and_clips():
-    _, _, plain = of("rlpr", BARE, no_chain_row=True)
+    _, _, plain = of("rlpr", BARE)
     score = np.asarray(plain["reward"])
     np.testing.assert_allclose(score, plain["reward/avg_prob"], rtol=1e-6)
-    _, _, live = of("rlpr", BARE, no_chain_row=True, baseline="live")
-    logp = np.asarray(row_stats(PARAMS, MODEL, BARE, rewarded("rlpr")).stats.log_prob)[:, -1]
-    base = np.where(BARE.scored[:, -1], np.exp(logp), 0).sum(-1) / BARE.scored[:, -1].sum(-1)
+    _, _, live = of("rlpr", BARE, baseline="live")
+    at = BARE.bare.scored[:, 0]
+    base = np.where(at, np.exp(bare_log_probs()), 0).sum(-1) / at.sum(-1)
     np.testing.assert_allclose(live["reward"], np.clip(score - base[:, None], 0, 1), atol=1e-6)
     assert (np.asarray(live["reward"]) == 0).any() and (np.asarray(live["reward"]) > 0).any()
     frozen = np.array([0.0, 0.5, 1.0, 0.01], np.float32)
