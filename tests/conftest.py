@@ -9,12 +9,14 @@ FLAG = "--xla_force_host_platform_device_count"
 # The devices of a program meet at its collectives; one that comes 40 s late has it aborted. Here eight of them share
 # one or two cores, with whatever else the machine does: then a late device is slow, not stuck.
 _TIMEOUT = "--xla_cpu_collective_call_{}_timeout_seconds={}"
-PATIENCE = f"{_TIMEOUT.format('warn_stuck', 120)} {_TIMEOUT.format('terminate', 900)}"
+PATIENCE = f"{_TIMEOUT.format('warn_stuck', 120)} {_TIMEOUT.format('terminate', 300)}"
+# As the mains have it (rl_likelihood.run.command.in_order).
+ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     # Programs here are tiny and run a few times: their time is compilation, and the second flag and
     # jax_disable_most_optimizations save four fifths of it.
     os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8 --xla_cpu_use_fusion_emitters=false {PATIENCE}".strip()
+        f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8 --xla_cpu_use_fusion_emitters=false {PATIENCE} {ORDER}".strip()
     )
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
