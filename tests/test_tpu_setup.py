@@ -201,11 +201,24 @@ def test_a_refusal_is_not_tried_again(tmp_path):
     assert (tmp_path / "runs").read_text() == "run\n" and "refused" in said
 
 
+# A training run as babysit sees it: the first is asked to stop, saves and ends with 0; the second is done.
+TRAINING = COUNTED + """
+state() { echo '{"state": "'$1'", "step": 3, "steps": 9, "error": ""}' > "$DIR/STATUS"; }
+if ((n > 1)); then state done; exit 0; fi
+state running; trap 'state interrupted; exit 0' TERM; kill -TERM $$; exit 9"""
+
+
 def test_a_run_that_saved_and_stopped_goes_on_and_a_done_one_does_not(tmp_path):
+    values = {"LOCAL": "1", "BACKOFF": "0", "FILE": str(tmp_path / "runs"), "DIR": str(tmp_path)}
+    for workdir in ([f"--workdir={tmp_path}"], ["--workdir", str(tmp_path)]):
+        (tmp_path / "runs").unlink(missing_ok=True)
+        words = ["bash", "-c", TRAINING, "rl_likelihood.train", *workdir]
+        said = script("babysit.sh", *words, **values).stderr
+        assert said.splitlines()[-1] == "babysit: done after 2 runs, 1 preemptions, 0 failures"
+    # An evaluation of a run that is not done is done itself; and so is a dry run, which leaves no STATUS.
     (tmp_path / "STATUS").write_text('{"state": "interrupted", "step": 3}\n')
-    finish = """((n > 1)) && echo '{"state": "done"}' > "$WORKDIR/STATUS"; true"""
-    said = babysit(COUNTED + finish, FILE=str(tmp_path / "runs"), WORKDIR=str(tmp_path))
-    assert said.splitlines()[-1] == "babysit: done after 2 runs, 1 preemptions, 0 failures"
+    for words in (["rl_likelihood.evaluate", *workdir], ["rl_likelihood.train", f"--workdir={tmp_path}/none"]):
+        assert "done after 1 runs" in script("babysit.sh", "bash", "-c", "exit 0", *words, **values).stderr
 
 
 def test_one_process_killed_ends_the_others_and_all_start_again(tmp_path):
@@ -289,6 +302,28 @@ def test_babysit_makes_a_preempted_slice_anew_and_counts_failures_apart(tmp_path
     assert asked.count("tpu-vm scp") == 2
 
 
+def test_babysit_goes_on_with_a_run_on_the_slice_that_was_told_to_stop_and_saved(tmp_path):
+    """The cloud's message reaches the run first: it saves and ends with 0 while the slice still says READY."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    gcloud, cloud = tmp_path / "bin" / "gcloud", tmp_path / "cloud"
+    gcloud.parent.mkdir()
+    cloud.mkdir()
+    # The one worker is this machine.
+    here = 'bash -c "${command#--command=}"; exit'
+    asked = 'command="${*: -1}"; [[ "$command" != *"worker.sh r"* ]] || {'
+    gcloud.write_text(GCLOUD.replace('"tpu-vm ssh")', f'"tpu-vm ssh") {asked} {here}; }}'))
+    gcloud.chmod(0o755)
+    values = {"PATH": f"{gcloud.parent}:{os.environ['PATH']}", "CLOUD": str(cloud), "LOGS": str(tmp_path / "logs")}
+    values |= {"REMOTE_DIR": str(ROOT), "RUNS": str(tmp_path / "runs"), "BACKOFF": "0", "POLL": "0"}
+    words = ["bash", "-c", TRAINING, "rl_likelihood.train", f"--workdir={tmp_path}"]
+    more = {"FILE": str(tmp_path / "times"), "DIR": str(tmp_path)}
+    done = script("babysit.sh", *words, **{**CLOUD, "DRY_RUN": "0"}, **values, **more)
+    said = [line for line in done.stderr.splitlines() if line.startswith("babysit")]
+    assert "preempted (exit 143)" in said[1]
+    assert said[-1] == "babysit: done after 2 runs, 1 preemptions, 0 failures"
+
+
 # --------------------------------------------------------------------------------------- worker.sh, for real
 
 
@@ -334,3 +369,28 @@ def test_a_worker_stops_what_runs_before_it_restarts(tmp_path):
     done = script("worker.sh", "restart", "it", "echo", "second", **values)
     assert done.stdout.splitlines()[0].endswith("] second")
     assert "saved" in first.communicate(timeout=60)[0]
+
+
+def test_a_stopped_command_s_own_code_is_kept_and_not_that_of_the_signal(tmp_path):
+    values = {"RUNS": str(tmp_path), "UP": str(tmp_path / "up")}
+    command = ["bash", "-c", 'trap "sleep 1; exit 5" TERM; touch "$UP"; while true; do sleep 0.1; done']
+    ssh = subprocess.Popen(
+        ["bash", str(SCRIPTS / "worker.sh"), "run", "it", *command],
+        env={**os.environ, **values}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "up")
+    script("worker.sh", "stop", "it", **values)  # all of its group is told, as by a machine that goes down
+    assert ssh.communicate(timeout=60)[0].splitlines()[-1].endswith("] exit 5")
+
+
+def test_the_first_process_of_a_pod_passes_a_signal_on(tmp_path):
+    """It alone is told. In a namespace of processes of its own, as in a pod."""
+    inside = ["unshare", "--pid", "--fork", "--kill-child", "--map-root-user", "bash", str(SCRIPTS / "worker.sh")]
+    if subprocess.run([*inside, "once", "true"], capture_output=True).returncode:
+        pytest.skip("this machine has no namespaces of processes")
+    command = f"trap 'exit 7' TERM; touch {tmp_path}/up; while true; do sleep 0.1; done"
+    pod = subprocess.Popen([*inside, "once", "bash", "-c", command])
+    wait_for(tmp_path / "up")
+    first = int(Path(f"/proc/{pod.pid}/task/{pod.pid}/children").read_text())
+    os.kill(first, signal.SIGTERM)
+    assert pod.wait(60) == 7

@@ -8,7 +8,9 @@
 #       here, as so many processes; {i} in an argument, and PROCESS_ID, is the number of each
 #
 # How it ended    exit 0: done.  2: refused (a bad config), so again would change nothing: ends with 2.
-#                 preemption: the slice is gone, or the process ended by KILL, TERM, INT or HUP: again, without limit.
+#                 preemption: the slice is gone, or the process ended by KILL, TERM, INT or HUP, or it is a training
+#                 run that was asked to stop, saved and ended with 0, the STATUS of whose --workdir does not say done:
+#                 again, without limit.
 #                 failure: anything else, a crash (ABRT, SEGV) too: again, MAX_FAILURES in a row end with 1.
 # Of several processes the first to end badly says how; the others get GRACE seconds, then TERM, then KILL.
 set -euo pipefail
@@ -18,7 +20,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 LOCAL="${LOCAL:-0}"
 PROCESSES="${PROCESSES:-1}"       # with LOCAL=1
 GRACE="${GRACE:-60}"              # seconds; above the heartbeat of the run
-WORKDIR="${WORKDIR:-}"            # with LOCAL=1: the run's, whose STATUS tells a run that saved and stopped from a done one
 MAX_FAILURES="${MAX_FAILURES:-3}" # in a row
 BACKOFF="${BACKOFF:-5}"           # seconds before the first restart; doubles
 BACKOFF_MAX="${BACKOFF_MAX:-300}"
@@ -53,7 +54,7 @@ run_here() {
   code=0
   for ((i = 0; i < PROCESSES; i++)); do
     arguments=("${@//\{i\}/$i}")
-    PROCESS_ID="$i" setsid "${arguments[@]}" &
+    PROCESS_ID="$i" setsid bash "$HERE/worker.sh" once "${arguments[@]}" &
     pids+=("$!")
   done
   while ((${#pids[@]} > 0)); do
@@ -78,8 +79,6 @@ run_here() {
   done
   [[ -z "$killer" ]] || kill "$killer" 2>/dev/null || true
   killer=""
-  # A run that was asked to stop saves and ends with 0.
-  if ((code == 0)) && [[ -n "$WORKDIR" ]] && grep -qs '"state": "interrupted"' "$WORKDIR/STATUS"; then code=143; fi
 }
 
 # Runs the command on the slice, made first if need be; code as above, or 143 if the slice was lost.
@@ -112,7 +111,7 @@ run_on_slice() {
 
 if [[ "$DRY_RUN" == 1 ]]; then
   if [[ "$LOCAL" == 1 ]]; then
-    for ((i = 0; i < PROCESSES; i++)); do run env "PROCESS_ID=$i" "${@//\{i\}/$i}"; done
+    for ((i = 0; i < PROCESSES; i++)); do run env "PROCESS_ID=$i" bash "$HERE/worker.sh" once "${@//\{i\}/$i}"; done
   else
     bash "$HERE/create.sh"
     bash "$HERE/setup.sh"

@@ -23,7 +23,7 @@ log="$LOGS/$RUN_NAME.log"
 began="$( (wc -l < "$log") 2>/dev/null || echo 0)"
 code=0
 on_workers "$remote" 2>&1 | tee -a "$log" || code="${PIPESTATUS[0]}"
-((code == 0)) && exit 0
 # gcloud's own code says little: the first worker that ended badly said why; none did if the connection was lost.
 worst="$(tail -n +"$((began + 1))" "$log" | sed -n 's/^\[[^]]*\] exit \([1-9][0-9]*\)$/\1/p' | head -n 1)"
+[[ -n "$worst" || "$code" != 0 ]] || exit 0
 exit "${worst:-255}"

@@ -4,6 +4,8 @@
 #   worker.sh run NAME COMMAND   start COMMAND under NAME, or follow it if it runs already; its exit code at the end
 #   worker.sh restart NAME COMMAND   the same, but end first what runs under NAME
 #   worker.sh stop NAME          ask it to stop (it saves), then make it
+#   worker.sh once COMMAND       COMMAND, in the folder we are in; its exit code, but 143 if it is a training run that
+#                                ended with 0 before it was done: asked to stop it saves, and only its STATUS says more
 # A command outlives the connection that started it.
 set -euo pipefail
 
@@ -41,6 +43,29 @@ stop() {
   kill -KILL -- "-$(<"$dir/pid")" || true
 }
 
+once() {
+  local child ended="" code=0 word before="" workdir="" training=0
+  # A group is told as a whole, but of a pod only its first process.
+  # shellcheck disable=SC2154 # assigned below
+  trap '(($$ != 1)) || kill -TERM "$child"' TERM INT HUP
+  "$@" &
+  child="$!"
+  until [[ -n "$ended" ]]; do # a signal to us ends the wait, not the command
+    code=0
+    wait -n -p ended "$child" || code="$?"
+    ended="${ended:-}"
+  done
+  ((code == 0)) || return "$code"
+  for word in "$@"; do
+    [[ "$word" != rl_likelihood.train ]] || training=1
+    [[ "$before" != --workdir ]] || workdir="$word"
+    [[ "$word" != --workdir=* ]] || workdir="${word#*=}"
+    before="$word"
+  done
+  ((training)) && [[ -f "$workdir/STATUS" ]] || return 0
+  grep -q '"state": "done"' "$workdir/STATUS" || return 143
+}
+
 # A session of its own, so that neither a hang-up nor our end reaches it, and one signal reaches all of it.
 start() {
   local dir="$1"
@@ -50,8 +75,8 @@ start() {
   : > "$dir/log"
   # shellcheck disable=SC2016 # it is the inner shell that reads them
   PATH="$root/.venv/bin:$PATH" setsid nohup bash -c \
-    'dir="$1"; shift; code=0; "$@" || code=$?; echo "$code" > "$dir/exit.part"; mv "$dir/exit.part" "$dir/exit"' \
-    worker "$dir" "$@" >> "$dir/log" 2>&1 < /dev/null &
+    'trap : TERM INT HUP; dir="$1"; shift; code=0; bash "$@" || code=$?; echo "$code" > "$dir/exit.part"; mv "$dir/exit.part" "$dir/exit"' \
+    worker "$dir" "$root/tpu_setup/worker.sh" once "$@" >> "$dir/log" 2>&1 < /dev/null &
   echo "$!" > "$dir/pid"
 }
 
@@ -63,9 +88,15 @@ follow() {
   return "$code"
 }
 
-cd "$root"
 verb="${1:-}"
 name="${2:-}"
+if [[ "$verb" == once ]]; then
+  shift
+  code=0
+  once "$@" || code="$?"
+  exit "$code"
+fi
+cd "$root"
 case "$verb" in
   setup) setup ;;
   stop) stop "$name" ;;
@@ -80,7 +111,7 @@ case "$verb" in
     follow "$RUNS/$name"
     ;;
   *)
-    echo "error: worker.sh setup | run NAME COMMAND | restart NAME COMMAND | stop NAME" >&2
+    echo "error: worker.sh setup | run NAME COMMAND | restart NAME COMMAND | stop NAME | once COMMAND" >&2
     exit 2
     ;;
 esac

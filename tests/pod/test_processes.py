@@ -108,7 +108,7 @@ def test_the_death_of_a_process_is_said_in_a_line_and_ends_the_other_within_the_
 def test_babysit_starts_both_again_after_a_death_and_the_run_is_done(tmp_path):
     overrides = {"train.steps": 12, "eval.prompts": 0, "train.checkpoint_every": 2}
     one = command(config_file(tmp_path, **overrides), tmp_path / "run", "--process_id={i}")
-    values = {"LOCAL": "1", "PROCESSES": "2", "BACKOFF": "1", "GRACE": "40", "WORKDIR": str(tmp_path / "run")}
+    values = {"LOCAL": "1", "PROCESSES": "2", "BACKOFF": "1", "GRACE": "40"}
     babysit = subprocess.Popen(
         [str(ROOT / "tpu_setup" / "babysit.sh"), *one], cwd=ROOT, env={**environment(), **values}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -130,7 +130,7 @@ def pid_of(workdir: Path, number: int) -> int:
             words = path.read_bytes().decode().split("\0")
         except OSError:
             continue
-        if f"--workdir={workdir}" in words and f"--process_id={number}" in words and "babysit" not in words[1]:
+        if f"--workdir={workdir}" in words and f"--process_id={number}" in words and not words[1].endswith(".sh"):
             return int(path.parent.name)
     raise AssertionError(f"no process {number}")
 
