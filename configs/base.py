@@ -25,8 +25,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.remat = "none"  # none | dots | full: what the backward pass computes again to save memory
 
     c.mesh = ConfigDict()  # the learner's devices = data x fsdp x tensor
-    c.mesh.data = 1  # copies of everything; of several TPU slices only data runs from one to the next
-    c.mesh.fsdp = 0  # parameters and optimizer split; 0: all devices that the others leave
+    # data: copies of everything; of several TPU slices only data runs from one to the next. fsdp: parameters and
+    # optimizer split. 0: what the others leave; both 0: the most fsdp that the batch divides by.
+    c.mesh.data = 0
+    c.mesh.fsdp = 0
     c.mesh.tensor = 1  # heads, MLP and vocabulary split, within a host
 
     c.pod = ConfigDict()

@@ -61,7 +61,7 @@ AT_LEAST = {
     "optim.warmup_steps": 0, "optim.clip_norm": 0, "optim.lr": 0, "warm_start.lr": 0, "loss.ratio_cap": 0,
     "loss.clip_low": 0, "loss.clip_high": 0,
     "loss.kl_coef": 0, "report.samples_every": 0, "report.sample_prompts": 0, "report.console_samples": 0,
-    "mesh.data": 1, "mesh.fsdp": 0, "mesh.tensor": 1, "prompt.examples": 0, "prompt.max_prompt": 1,
+    "mesh.data": 0, "mesh.fsdp": 0, "mesh.tensor": 1, "prompt.examples": 0, "prompt.max_prompt": 1,
     "prompt.max_answer": 1, "reward.vote_train": 0, "reward.length_min": 0, "reward.overlong_max": 0,
     "sampler.tensor": 1, "pod.heartbeat": 1,
     "reward.overlong_cache": 0, "filter.threshold": 0, "filter.beta": 0, "proxy.every": 1,

@@ -62,6 +62,16 @@ def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = 
     return Mesh(placed, AXES)
 
 
+def shapes(n: int, data: int, fsdp: int, tensor: int, slices: int = 1) -> list[tuple[int, int, int]]:
+    """Meshes of n devices for settings of which 0 is left open, those that split parameters most first."""
+    rest = max(1, n // tensor)
+    if fsdp:
+        return [(data or max(1, rest // fsdp), fsdp, tensor)]
+    if data:
+        return [(data, max(1, rest // data), tensor)]
+    return [(d, rest // d, tensor) for d in range(slices, rest + 1, slices) if rest % d == 0] or [(1, rest, tensor)]
+
+
 def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
     """NamedSharding of an array with these logical axes; a dimension that does not divide is replicated."""
     spec = []

@@ -151,6 +151,15 @@ def held_bytes(settings: Settings, model: ModelConfig, mesh: Mesh) -> dict[str, 
     return {"parameters": params, "optimizer": size(state, placed) - params, "reference": reference}
 
 
+def cache_bytes(world: World, places: Places) -> int:
+    """Bytes a device of the sampler's keys and values when its rows are full, those of the prompts included."""
+    model, mesh, c = world.model, places.sampler.shape, world.config
+    rows = len(places.own) * (places.chains.stop - places.chains.start) / (mesh["data"] * mesh["fsdp"])
+    tokens = rows * world.sampler().max_sampled + len(places.own) / mesh["data"] * c.prompt.max_prompt
+    heads = model.kv_heads / (mesh["tensor"] if model.kv_heads % mesh["tensor"] == 0 else 1)
+    return int(2 * model.layers * heads * model.head_dim * tokens * jnp.dtype(model.compute_dtype).itemsize)
+
+
 def trace_generate(world: World, places: Places, prepared: Any) -> Any:
     """Prefill and the decode loop of one process's sampler, traced for the weights that `prepared`, the compiled
     `handover.gather`, makes."""
@@ -244,6 +253,8 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
         "batch": {"prompts": p, "rows": g, "prompt_tokens": batch.prompt.shape[1], "row_tokens": t,
                   "micro_batch_prompts": c.train.micro_batch_prompts or p},
         "held": held_bytes(settings, model, mesh),
+        "activations": rows[0]["temporaries"],
+        "cache": 0 if c.reward.name == "sft" else cache_bytes(shape_world(settings, model), places),
         "programs": rows,
         "model_flops": flops,
         "floors": floors(rows, flops, where, places, c),
@@ -260,37 +271,61 @@ def floors(rows: list[dict], flops: float, where: Target, places: Places, c: Con
     if where.chip is None:
         return None
     chip = where.chip
-    traffic = lambda row: sum(x["sent"] for x in row["collectives"]) / chip.links  # noqa: E731
+    slices, data = where.slices, places.learner.shape["data"]
+
+    def sent(row: dict, between: bool) -> float:  # bytes a device, inside a slice or to the next one
+        return sum(x["sent"] for x in row["collectives"] if ("data" in x["axes"].split("+") and slices > 1) == between)
+
     by_name = {row["name"]: row for row in rows}
     step, sampling = by_name["learner step"], by_name.get("sampling")
     out = {"step_arithmetic": flops / (chip.flops * places.learner.size)}
     if not step["refused"]:
-        out["step_traffic"] = traffic(step)
+        out["step_traffic"] = sent(step, False) / chip.links
+        if slices > 1 and chip.network:  # of data's ring only every so many-th edge leaves the slice
+            out["step_traffic_between_slices"] = sent(step, True) / (data // slices) / chip.network
     if sampling is not None:
         out["sampling_arithmetic"] = sampling["flops"] / (chip.flops * places.sampler.size)
         if not sampling["refused"]:
             tokens = c.sampler.max_chain + configs.sampled_answer(c)
             out["sampling_weight_reads"] = sampling["arguments"] * tokens / chip.bandwidth
-            out["sampling_traffic"] = traffic(sampling)
+            out["sampling_traffic"] = sent(sampling, False) / chip.links
     return out
 
 
 def changes(c: ConfigDict, where: Target) -> list[dict[str, Any]]:
     """Settings that make the learner's step smaller, the cheapest first: what they cost is weights gathered more
     often, then layers computed twice, then more traffic between devices."""
-    n, m = len(where.devices), c.mesh
-    parts = m.data * (m.fsdp or max(1, n // (m.data * m.tensor)))
     p = c.train.prompts_per_step
     size = c.train.micro_batch_prompts or p
-    smaller = [k for k in range(size - 1, 0, -1) if p % k == 0 and k % parts == 0]
-    micro = [{"train.micro_batch_prompts": k} for k in smaller]
+    micro = [{"train.micro_batch_prompts": k} for k in range(size - 1, 0, -1) if p % k == 0]
     remat = [{"model.remat": "full"}] if c.model.remat != "full" else []
+    data, fsdp, tensor = plan_mesh(c, where).devices.shape
+    wider = [
+        {"mesh.data": d, "mesh.fsdp": data * fsdp // d}  # parameters and optimizer over more devices
+        for d in range(data - 1, 0, -1) if data % d == 0 and d % where.slices == 0
+    ]  # fmt: skip
+    fits = lambda change: _divides(changed(c, change), where)  # noqa: E731
+    micro, wider = [list(filter(fits, tries)) for tries in (micro, wider)]
     both = [remat[0] | micro[-1]] if remat and micro else []
-    out = [*micro, *remat, *both]
-    if m.data > 1 and where.slices == 1:  # parameters and optimizer over more devices
-        wide = {"mesh.data": 1, "mesh.fsdp": m.data * m.fsdp if m.fsdp else 0}
-        out += [wide | change for change in [{}, *both[-1:]]]
-    return out
+    smallest = [*micro, *remat, *both][-1:]
+    mixed = [wide | change for wide in wider for change in ({}, *smallest)]
+    return [*micro, *remat, *both, *filter(fits, mixed)]
+
+
+def changed(c: ConfigDict, change: dict[str, Any]) -> ConfigDict:
+    """The config with other values of some fields."""
+    c = c.copy_and_resolve_references()
+    c.update_from_flattened_dict(change)
+    return c
+
+
+def _divides(c: ConfigDict, where: Target) -> bool:
+    """Whether `train` would take this mesh for this batch."""
+    try:
+        plan_places(c, where)
+    except UserError:
+        return False
+    return True
 
 
 def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, search: bool) -> str:
@@ -307,12 +342,15 @@ def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, se
     tries = changes(settings.config, where)
     if search:
         for change in tries:
-            c = settings.config.copy_and_resolve_references()
-            c.update_from_flattened_dict(change)
+            c = changed(settings.config, change)
             print(f"trying {shown(change)} ...", file=sys.stderr, flush=True)
             smaller = dataclasses.replace(model, remat=c.model.remat)
             mesh = plan_mesh(c, where)
-            program = compile_step(configs.build(c), smaller, mesh, memory - step["others"])
+            try:
+                program = compile_step(configs.build(c), smaller, mesh, memory - step["others"])
+            except UserError as error:  # what has been found stays worth saying
+                print(error, file=sys.stderr, flush=True)
+                continue
             if not program.refused:
                 return f"it fits with {shown(change)}"
         tried = f"; tried: {'; '.join(map(shown, tries))}" if tries else ""
@@ -343,6 +381,8 @@ def table(plan: dict) -> str:
         f"batch    {b['prompts']} prompts x {b['rows']} rows, {b['prompt_tokens']} + {b['row_tokens']} tokens at most, "
         f"{b['micro_batch_prompts']} prompts at a time",
         f"held     {held} GiB on each device",
+        f"in turns activations and gradients {gib(plan['activations'])}, sampler's keys and values {gib(plan['cache'])}"
+        " GiB, parts of what the programs need below",
         "",
         f"{'GiB on each device':<20}{'arguments':>10}{'temporary':>10}{'code':>7}{'peak':>8}{'others':>8}{'total':>8}"
         f"{'compiled':>10}  fits",

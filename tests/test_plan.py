@@ -13,7 +13,7 @@ import pytest
 from rl_likelihood import config as configs
 from rl_likelihood import plan
 from rl_likelihood.model import hf_folder
-from rl_likelihood.model.decoder import Spec, param_specs
+from rl_likelihood.model.decoder import Spec, empty_cache, param_specs
 from rl_likelihood.pod import aot
 from rl_likelihood.run.dry_run import abstract_batch
 from rl_likelihood.run.world import load
@@ -113,6 +113,33 @@ def test_the_table_says_it_all(planned):
     for words in ("learner step", "sampling", "fsdp 2", "no limit is known", "nothing ran", "flops"):
         assert words in text
     assert "learner step: all-" in text
+
+
+def test_the_cache_is_counted_as_the_sampler_holds_it():
+    """Prompts on the devices that share their chains, chains on one device each."""
+    c = small_config(mesh__fsdp=1, mesh__tensor=1, train__prompts_per_step=2, sampler__group_size=4)
+    model = plan.model_shapes(c)
+    bytes_of = lambda rows, length: sum(  # noqa: E731
+        x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda: empty_cache(model, rows, length)))
+    )
+    for devices, prompts, rows in ((1, 2, 8), (2, 1, 4), (4, 1, 2)):
+        c.mesh.fsdp = devices
+        world, places = plan.shape_world(configs.build(c), model), plan.plan_places(c, aot.target(f"cpu:{devices}"))
+        expected = bytes_of(prompts, c.prompt.max_prompt) + bytes_of(rows, world.sampler().max_sampled)
+        assert plan.cache_bytes(world, places) == expected, devices
+
+
+def test_the_real_programs_compile_for_a_described_tpu():
+    """With the splash kernel, bf16 and remat: two layers of SmolLM2 on four chips."""
+    pytest.importorskip("libtpu")
+    c = small_config(mesh__fsdp=4, mesh__tensor=1, train__prompts_per_step=4, sampler__group_size=2, model__preset="")
+    c.model.path, c.model.remat = "smollm2-135m", "full"
+    where = aot.target("v5e:2x2")
+    model = dataclasses.replace(plan.model_shapes(c, "tpu"), layers=2)
+    assert model.attention == "splash" and model.compute_dtype == "bfloat16"
+    found = plan.make_plan(configs.build(c), model, where, where.chip.memory, search=False)
+    assert found["fits"] is True and [row["refused"] for row in found["programs"]] == [""] * 3
+    assert found["floors"]["step_traffic"] > 0 and "fsdp" in found["programs"][0]["collectives"][0]["axes"]
 
 
 def test_memory_is_judged_to_the_byte(planned):

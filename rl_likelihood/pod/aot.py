@@ -35,12 +35,13 @@ class Chip:
     links: float  # bytes a second to its neighbours, all links together, one way
     dims: int  # of the torus
     devices_per_chip: int = 1
+    network: float | None = None  # bytes a second to other slices; None: not on the sheet
 
 
 CHIPS = {
-    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, 2),
-    "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 448e9, 2),
-    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, 3),
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, 2, network=3.125e9),
+    "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 448e9, 2, network=12.5e9),
+    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, 3, network=6.25e9),
     "v4": Chip(15.25 * GIB, 137.5e12, 614e9, 150e9, 3, 2),
     "tpu7x": Chip(94.75 * GIB, 1153e12, 3690e9, 600e9, 3, 2),
 }

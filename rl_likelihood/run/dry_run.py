@@ -13,7 +13,7 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step
 from rl_likelihood.rewards.mixture import OUTSIDE
 from rl_likelihood.run.console import announce, say
-from rl_likelihood.run.world import World, load, make_places
+from rl_likelihood.run.world import World, load, make_places, using
 from rl_likelihood.shapes import Bare, Batch
 
 
@@ -55,9 +55,9 @@ def dry_run(settings: Settings) -> None:
     state = jax.eval_shape(lambda p: init_state(p, optimizer, settings.step), params)
     step = make_step(world.model, settings.step, optimizer, mesh, batch)
     start = time.perf_counter()
-    memory = (
-        step.lower(state, state.params if settings.step.with_reference else None, batch).compile().memory_analysis()
-    )
+    with using(mesh):
+        lowered = step.lower(state, state.params if settings.step.with_reference else None, batch)
+    memory = lowered.compile().memory_analysis()
     say(
         f"step     compiled in {time.perf_counter() - start:.1f} s; on each device "
         f"{memory.argument_size_in_bytes / 2**30:.2f} GiB of state and batch, "

@@ -251,22 +251,52 @@ def make_places(c: ConfigDict, devices: Sequence[Any] | None = None, process: in
             f"sampler.devices is {n} of the {local} devices of a process and leaves the learner none; set it to {most}"
         )
     apart = {d for group in of_process.values() for d in group[len(group) - n :]}
+    own = sorted(apart & set(of_process[process]), key=lambda d: d.id)
     devices = [d for d in devices if d not in apart]
-    m = c.mesh
-    fsdp = m.fsdp or max(1, len(devices) // (m.data * m.tensor))
-    learner = meshes.make_mesh((m.data, fsdp, m.tensor), devices)
-    name = "train.micro_batch_prompts" if c.train.micro_batch_prompts else "train.prompts_per_step"
-    prompts, parts, step = configs.get(c, name), m.data * fsdp, c.train.prompts_per_step
-    rows = 1 if c.reward.name == "sft" else c.reward.vote_train or c.sampler.group_size
-    if not meshes.divides(learner.shape, prompts, rows):
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    open_to = meshes.shapes(len(devices), c.mesh.data, c.mesh.fsdp, c.mesh.tensor, slices)
+    micro = c.train.micro_batch_prompts or c.train.prompts_per_step
+    refusals = []
+    for shape in open_to:
+        try:
+            return _places(c, shape, micro, devices, own, process)
+        except UserError as error:
+            refusals.append(error)
+    if len(open_to) == 1:
+        raise refusals[0]
+    step = c.train.prompts_per_step
+    for tensor, size in ((t, k) for t in (c.mesh.tensor, 2, 4, 8) for k in range(step, 0, -1) if step % k == 0):
+        for shape in meshes.shapes(len(devices), 0, 0, tensor, slices) if len(devices) % tensor == 0 else ():
+            try:
+                _places(c, shape, size, devices, own, process)
+            except UserError:
+                continue
+            raise UserError(
+                f"train.micro_batch_prompts is {micro}: so many prompts of {_rows(c)} chains do not divide over "
+                f"{len(devices)} devices; set mesh.tensor={tensor} and train.micro_batch_prompts={size}, which do"
+            )
+    raise refusals[0]
+
+
+def _rows(c: ConfigDict) -> int:
+    """Chains of a prompt that are trained on."""
+    return 1 if c.reward.name == "sft" else c.reward.vote_train or c.sampler.group_size
+
+
+def _places(c: ConfigDict, shape: tuple[int, int, int], micro: int, devices: list, own: list, process: int) -> Places:
+    """`make_places` with this mesh of the learner's devices, `micro` prompts at a time, and a sampler's devices."""
+    learner, rows, step = meshes.make_mesh(shape, devices), _rows(c), c.train.prompts_per_step
+    parts = shape[0] * shape[1]
+    if not meshes.divides(learner.shape, micro, rows):
+        name = "train.micro_batch_prompts" if c.train.micro_batch_prompts else "train.prompts_per_step"
         raise UserError(
-            f"{name} is {prompts}, which mesh.data x mesh.fsdp = {parts} does not divide; the nearest that it does "
-            f"is {max(1, round(prompts / parts)) * parts} (or mesh.data divides it, and mesh.fsdp its {rows} rows)"
+            f"{name} is {micro}, which mesh.data x mesh.fsdp = {parts} does not divide; the nearest that it does "
+            f"is {max(1, round(micro / parts)) * parts} (or mesh.data divides it, and mesh.fsdp its {rows} rows)"
         )
     whole = step % parts == 0
-    own, chains = meshes.own_rows(learner, step, 1 if whole else c.sampler.group_size, process)
-    chains = slice(0, c.sampler.group_size) if whole else chains
-    here = sorted(apart & set(of_process[process]), key=lambda d: d.id)
-    here = here or [d for d in learner.devices.flat if d.process_index == process]
-    sampler = handover.sampler_mesh(here, len(own), chains.stop - chains.start, c.sampler.tensor)
-    return Places(learner, sampler, own, chains)
+    group = c.sampler.group_size
+    prompts, chains = meshes.own_rows(learner, step, 1 if whole else group, process)
+    chains = slice(0, group) if whole else chains
+    here = own or [d for d in learner.devices.flat if d.process_index == process]
+    sampler = handover.sampler_mesh(here, len(prompts), chains.stop - chains.start, c.sampler.tensor)
+    return Places(learner, sampler, prompts, chains)

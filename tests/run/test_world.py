@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rl_likelihood import config as configs
-from rl_likelihood.run.world import load
+from rl_likelihood.run.world import load, make_places
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
 
@@ -33,3 +33,30 @@ def test_a_long_training_row_is_refused_or_left_out_and_named_and_a_held_out_one
     assert world.data_line.endswith(" tokens over prompt.max_prompt = 32)")
     with pytest.raises(UserError, match="the prompt of 1 of 4 rows: long "):
         loaded("train", "long_test", True)
+
+
+def open_mesh(**overrides):
+    return small_config(mesh__data=0, mesh__fsdp=0, mesh__tensor=1, reward__name="log_prob", **overrides)
+
+
+@pytest.mark.parametrize(
+    "prompts, group, mesh",
+    [(8, 3, (1, 8, 1)), (6, 8, (1, 8, 1)), (6, 4, (2, 4, 1)), (4, 2, (4, 2, 1)), (12, 2, (4, 2, 1))],
+)
+def test_a_mesh_left_open_is_the_most_fsdp_that_the_batch_divides_by(prompts, group, mesh):
+    places = make_places(open_mesh(train__prompts_per_step=prompts, sampler__group_size=group))
+    assert places.learner.devices.shape == mesh
+    assert len(places.own) == prompts and places.chains == slice(0, group)
+
+
+def test_a_batch_that_no_mesh_divides_is_refused_with_settings_that_do():
+    c = open_mesh(train__prompts_per_step=6, train__micro_batch_prompts=1, sampler__group_size=4)
+    with pytest.raises(UserError, match="micro_batch_prompts is 1.*8 devices; set mesh.tensor=1 .*prompts=6, which do"):
+        make_places(c)
+    c.train.micro_batch_prompts = 6
+    assert make_places(c).learner.devices.shape == (2, 4, 1)
+    c = open_mesh(train__prompts_per_step=3, sampler__group_size=2)
+    with pytest.raises(UserError, match="set mesh.tensor=4 and train.micro_batch_prompts=3, which do"):
+        make_places(c)
+    c.mesh.tensor = 4
+    make_places(c)
