@@ -203,12 +203,10 @@ def compile_all(settings: Settings, model: ModelConfig, places: Places, memory: 
     traced = handover.gather(model, mesh, places.sampler.shape["tensor"]).trace(abstract_params(model, mesh))
     prepare, prepared = compiling("sampler weights", traced, mesh, left(held - sizes["parameters"]))
     weights = 0 if prepared is None else prepared.memory_analysis().output_size_in_bytes
-    if places.apart:  # each on devices of its own
-        weights, beside = 0, 0
-    else:
-        beside = held
+    if places.apart or not settings.config.sampler.max_staleness:  # elsewhere, or let go before the learner's turn
+        weights = 0
+    beside = 0 if places.apart else held
     step = compile_step(settings, model, mesh, left(weights))
-    # While new weights are made for the sampler, the old ones are still there.
     others = held - sizes["parameters"] + weights
     programs = [(step, weights, left(weights)), (prepare, others, left(others))]
     if prepared is not None:

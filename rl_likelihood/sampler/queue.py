@@ -41,13 +41,18 @@ class WeightBox:
             self._version, self._weights = version, weights
             self._changed.notify_all()
 
-    def wait(self, at_least: int) -> tuple[int, Any]:
-        """(version, weights) once the version is `at_least`; raises Closed when the learner has stopped."""
+    def wait(self, at_least: int, take: bool = False) -> tuple[int, Any]:
+        """(version, weights) once the version is `at_least`; raises Closed when the learner has stopped.
+
+        With `take` the box keeps no reference, and each version can be had once.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._version >= max(at_least, 0))
             if self._closed:
                 raise Closed
-            return self._version, self._weights
+            weights = self._weights
+            self._weights = None if take else weights
+            return self._version, weights
 
     def close(self) -> None:
         with self._changed:
@@ -134,15 +139,18 @@ def start_sampler(
     """Thread that puts rollouts start..stop-1: `produce(number, weights, version)`.
 
     An exception closes the queue and reaches the learner's next `get`. Rollouts that the queue drops
-    as too old are made up for after the last.
+    as too old are made up for after the last. In turns (max_staleness=0) each version serves one rollout and is then
+    let go: the learner's step has the room.
     """
 
     def run() -> None:
         try:
             number = start
             while number < stop + queue.dropped or queue.wait_for_drop(number - stop):
-                version, value = weights.wait(number - queue.dropped - max_staleness)
-                queue.put(produce(number, value, version))
+                version, value = weights.wait(number - queue.dropped - max_staleness, take=max_staleness == 0)
+                rollout = produce(number, value, version)
+                del value  # before the learner has the rollout
+                queue.put(rollout)
                 number += 1
         except Closed:
             pass

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -109,6 +110,7 @@ def test_weights_are_the_newest_and_versions_only_grow():
     assert early.waiting()
     box.publish(2, "two")
     assert early() == (2, "two") == box.wait(0)
+    assert box.wait(2, take=True) == (2, "two") and box.wait(2) == (2, None)
     for version in (2, 1):
         with pytest.raises(ValueError, match=f"version {version} published after version 2"):
             box.publish(version, "old")
@@ -158,6 +160,21 @@ def test_staleness_zero_takes_turns(start):
     used, produced, queue = learn(0, start=start)
     assert used == [(start + i, 0) for i in range(12)]
     assert produced == [(start + i, start + i) for i in range(12)] and queue.dropped == 0
+
+
+def test_in_turns_the_sampler_has_let_its_weights_go_when_the_rollout_is_had():
+    class Weights:
+        pass
+
+    box, queue = WeightBox(), RolloutQueue(depth=1, max_staleness=0)
+    thread = start_sampler(lambda n, w, v: rollout(n, v), box, queue, 0, 0, 1)
+    weights = Weights()
+    held = weakref.ref(weights)
+    box.publish(0, weights)
+    del weights
+    in_thread(lambda: queue.get(0))()
+    assert held() is None
+    thread.join(SOON)
 
 
 def test_the_sampler_runs_ahead_but_never_further_than_allowed():
