@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.model.attention import attention, branch_mask, branch_positions, decode_attention
+from rl_likelihood.shapes import CHAIN
 
 Params = dict[str, Any]
 
@@ -235,14 +236,16 @@ def forward(
     y, of_own = start(None if completion is None else (completion, segment))
     z, of_bare = start(bare)
     z = jax.lax.stop_gradient(z)
-    of_kernel = segment if cfg.attention == "splash" else None
+    kernel = cfg.attention == "splash"
+    of_kernel = segment if kernel else None
+    of_prompt = jnp.full((len(prompt), 1, s), CHAIN) if kernel else None  # what is behind a prompt, causality hides
 
     def layer(carry, w):
         x, y, z = carry
         w = jax.tree.map(lambda a: a.astype(dtype), w)
 
         def attend_prompt(q, k, v):  # a group of one, with no prompt before it
-            out = attention(q[:, None], (k[:, None], v[:, None]), prompt_mask)
+            out = attention(q[:, None], (k[:, None], v[:, None]), prompt_mask, segment=of_prompt)
             return out[:, 0], (k, v)
 
         x, cache = block(x, w, cfg, prompt_rope, attend_prompt)

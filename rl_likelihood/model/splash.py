@@ -7,6 +7,8 @@ segment ids, which are data; so a row with two branches takes two passes, one fo
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -29,18 +31,20 @@ def attention(
     q: Float[Array, "P G T H Dh"],
     own: tuple[Float[Array, "P G K T Dh"], Float[Array, "P G K T Dh"]],
     segment: Int[Array, "P G T"],
-    prompt: tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"]],
-    prompt_mask: Bool[Array, "P S"],
+    prompt: tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"]] | None = None,
+    prompt_mask: Bool[Array, "P S"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "P G T H Dh"]:
-    """softmax(q k / sqrt(Dh)) v over the prompt's and the row's own keys, each query after the prompt and causal.
+    """softmax(q k / sqrt(Dh)) v over the prompt's keys, if there is one, and the row's own, each query causal and
+    after the prompt.
 
     Where jax has a mesh in use (`jax.set_mesh`), prompts are split over data and fsdp, or the rows of a group over
     fsdp, and heads over tensor, as far as they divide: every device runs the kernel on what it has.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    inputs = (q, *own, segment) + (() if prompt is None else (*prompt, prompt_mask))
     if mesh.empty or mesh.size == 1:
-        return _local(q, *own, segment, *prompt, prompt_mask, interpret)
+        return _local(*inputs, interpret=interpret)
     size = dict(mesh.shape)
     p, g, k = q.shape[0], q.shape[1], own[0].shape[2]
     whole = p % (size["data"] * size["fsdp"]) == 0
@@ -48,20 +52,24 @@ def attention(
     rows = "fsdp" if not whole and g % size["fsdp"] == 0 else None
     heads = "tensor" if k % size["tensor"] == 0 else None
     by_row, by_prompt = PartitionSpec(prompts, rows, heads), PartitionSpec(prompts, heads)
-    run = jax.shard_map(
-        lambda *x: _local(*x, interpret),
-        in_specs=(
-            PartitionSpec(prompts, rows, None, heads), by_row, by_row, PartitionSpec(prompts, rows), by_prompt,
-            by_prompt, PartitionSpec(prompts),
-        ),
-        out_specs=PartitionSpec(prompts, rows, None, heads), check_vma=False,
+    specs = (
+        PartitionSpec(prompts, rows, None, heads), by_row, by_row, PartitionSpec(prompts, rows), by_prompt, by_prompt,
+        PartitionSpec(prompts),
     )  # fmt: skip
-    return run(q, *own, segment, *prompt, prompt_mask)
+    run = jax.shard_map(
+        functools.partial(_local, interpret=interpret), in_specs=specs[: len(inputs)], out_specs=specs[0],
+        check_vma=False,
+    )  # fmt: skip
+    return run(*inputs)
 
 
-def _local(q, own_k, own_v, segment, prompt_k, prompt_v, prompt_mask, interpret: bool):
+def _local(q, own_k, own_v, segment, prompt_k=None, prompt_v=None, prompt_mask=None, interpret: bool = False):
     """On one device."""
     p, g, t, h, d = q.shape
+    alone = prompt_k is None
+    if alone:  # after a prompt of no tokens
+        prompt_k = prompt_v = jnp.zeros((p, own_k.shape[2], 0, d), own_k.dtype)
+        prompt_mask = jnp.zeros((p, 0), bool)
     s = prompt_k.shape[2]
     s_pad, t_pad = -s % LANES, -t % LANES
     behind = lambda x, n, axis: jnp.pad(x, [(0, n if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
@@ -83,7 +91,8 @@ def _local(q, own_k, own_v, segment, prompt_k, prompt_v, prompt_mask, interpret:
         other = (segment == REFERENCE)[:, :, None, :, None]
         return jnp.where(other, passed(segment != SAMPLED), passed(jnp.ones(segment.shape, bool)))
 
-    out = jax.lax.cond((segment == SAMPLED).any(), both, lambda: passed(jnp.ones(segment.shape, bool)))
+    one = lambda: passed(jnp.ones(segment.shape, bool))  # noqa: E731
+    out = one() if alone else jax.lax.cond((segment == SAMPLED).any(), both, one)
     return out.swapaxes(2, 3)[:, :, :t].astype(q.dtype)
 
 

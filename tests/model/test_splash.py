@@ -46,6 +46,22 @@ def test_the_kernel_is_the_dense_attention_with_its_gradients(segment):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_a_prompt_has_nothing_before_it():
+    q, k, v, *_ = arrays()
+    segment, lengths = jnp.full((P, 1, T), CHAIN), np.array([T, 4])
+    real = (jnp.arange(T) < lengths[:, None])[:, None]
+    causal = jnp.tril(jnp.ones((T, T), bool)) & real[..., None, :]
+    one = lambda q, k, v: real[..., None, None] * dense.attention(q, (k, v), causal)  # noqa: E731
+    two = lambda q, k, v: real[..., None, None] * splash.attention(q, (k, v), segment, interpret=True)  # noqa: E731
+    x = q[:, :1], k[:, :1], v[:, :1]
+    np.testing.assert_allclose(one(*x), two(*x), atol=2e-5)
+    grads = [jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), argnums=range(3))(*x) for f in (one, two)]
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    with jax.set_mesh(make_mesh((2, 2, 2))):
+        np.testing.assert_allclose(one(*x), jax.jit(two)(*x), atol=2e-5)
+
+
 def test_on_a_mesh_every_device_runs_it_on_its_part():
     one, two = both(BRANCHES)
     with jax.set_mesh(make_mesh((2, 2, 2))):  # prompts over data, rows over fsdp, heads over tensor
