@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -16,35 +19,65 @@ from rl_likelihood.shapes import UserError
 
 FILE = "LOCK"
 TOUCHED = 10.0  # seconds between touches
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)  # of a mounted bucket
 
 
 @contextlib.contextmanager
-def lock(workdir: Path, name: str = FILE, say: Callable[[str], None] = say) -> Iterator[None]:
+def lock(workdir: Path, name: str = FILE, say: Callable[[str], None] = say) -> Iterator[str]:
     """Holds `workdir`/`name`, which says which process of which host runs there; UserError when another does.
 
     The lock of a process that is no more is taken over, with a line: of this host, if there is no such process; of
-    another, if nobody touches the file any more.
+    another, if nobody touches the file any more. Gives what the file says of this process alone.
     """
-    path = workdir / name
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid())}
+    path, mine = workdir / name, _mine()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                with open(path, "x") as file:
-                    file.write(json.dumps(mine) + "\n")
-                break
-            except FileExistsError:
-                _take_over(path, mine, say)
+        while not _create(path, mine):
+            _take_over(path, say)
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror}); choose another --workdir") from None
     over = threading.Event()
     threading.Thread(target=_keep_touching, args=(path, over), name="lock", daemon=True).start()
     try:
-        yield
+        yield mine
     finally:
         over.set()
-        path.unlink(missing_ok=True)
+        _release(path, mine)
+
+
+def _mine() -> str:
+    """What a lock of this process says: one line, never written by another, nor twice by this one."""
+    pid = os.getpid()
+    row = {"host": socket.gethostname(), "pid": pid, "began": _began(pid), "token": secrets.token_hex(8)}
+    return json.dumps(row) + "\n"
+
+
+def _create(path: Path, text: str) -> bool:
+    """Makes the file, with all of `text` in it at once; False if there is one already."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    part.write_text(text)
+    try:
+        os.link(part, path)
+        return True
+    except FileExistsError:
+        return part.stat().st_nlink == 2  # a file server that was asked twice says so of the link it has made
+    except OSError as e:
+        if e.errno not in _NO_LINKS:
+            raise
+    finally:
+        part.unlink(missing_ok=True)
+    try:
+        with open(path, "x") as file:  # empty for a moment, which `_alive` allows for
+            file.write(text)
+        return True
+    except FileExistsError:
+        return False
+
+
+def _release(path: Path, text: str) -> None:
+    with contextlib.suppress(OSError):
+        if path.read_text() == text:  # not another's that found ours untouched for too long
+            path.unlink(missing_ok=True)
 
 
 def _keep_touching(path: Path, over: threading.Event) -> None:
@@ -53,35 +86,70 @@ def _keep_touching(path: Path, over: threading.Event) -> None:
             os.utime(path)
 
 
-def _take_over(path: Path, mine: dict, say: Callable[[str], None]) -> None:
+def _take_over(path: Path, say: Callable[[str], None]) -> None:
     """Removes a stale lock, or refuses."""
     held = path.parent if path.name == FILE else path
-    try:
-        other = json.loads(path.read_text())
-        host, pid, began = other["host"], int(other["pid"]), other["began"]
-    except FileNotFoundError:
+    seen = _seen(path)
+    if seen is None:
         return  # its run has just ended
-    except (ValueError, KeyError, TypeError):
-        host, pid, began = mine["host"], 0, None  # half-written by a process that was killed
-    if host != mine["host"]:
-        if _touched(path, say):
-            raise UserError(f"{held} is in use by process {pid} on {host}; end it, or choose another --workdir")
-    elif pid and _began(pid) == began:
-        raise UserError(f"{held} is in use by process {pid} on this host; end it, or choose another --workdir")
-    say(f"{held}: taken over from process {pid} on {host}, which is no more")
-    path.unlink(missing_ok=True)
+    host, pid, alive = _alive(path, seen, say)
+    if alive and pid:
+        raise UserError(f"{held} is in use by process {pid} on {host}; end it, or choose another --workdir")
+    if not alive and _remove(path, seen):
+        say(f"{held}: taken over from process {pid} on {host}, which is no more")
 
 
-def _touched(path: Path, say: Callable[[str], None]) -> bool:
+def _remove(path: Path, seen: tuple[str, int, int]) -> bool:
+    """Removes the stale lock that was `seen`; whether it was still there.
+
+    Several may find it stale, and one of them be late: it must not remove the lock of the one that was first. So who
+    removes it holds, for that moment, a lock named after this very one, and looks again.
+    """
+    claim = path.with_name(f"{path.name}.{hashlib.sha256(repr(seen).encode()).hexdigest()[:16]}")
+    mine = _mine()
+    while not _create(claim, mine):
+        other = _seen(claim)
+        if other is not None and not _alive(claim, other, lambda _: None)[2]:
+            _remove(claim, other)  # of one that died meanwhile
+        time.sleep(0.01)
+    try:
+        found = _seen(path) == seen
+        if found:
+            path.unlink()
+        return found
+    finally:
+        _release(claim, mine)
+
+
+def _seen(path: Path) -> tuple[str, int, int] | None:
+    """(text, inode, time of the last touch) of a file, by which it is known again; None if there is none."""
+    try:
+        stat = path.stat()
+        return path.read_text(), stat.st_ino, stat.st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _alive(path: Path, seen: tuple[str, int, int], say: Callable[[str], None]) -> tuple[str, int, bool]:
+    """(host, process, whether it is alive) of who made this lock."""
+    try:
+        row = json.loads(seen[0])
+        host, pid, began = row["host"], int(row["pid"]), row["began"]
+    except (ValueError, KeyError, TypeError):  # being written, where there are no links, or by one that was killed
+        host, pid, began = "an unknown host", 0, None
+    if host == socket.gethostname():
+        return "this host", pid, _began(pid) == began
+    return host, pid, _touched(path, seen, say)
+
+
+def _touched(path: Path, seen: tuple[str, int, int], say: Callable[[str], None]) -> bool:
     """Whether its owner lives: it touches the file while we wait for three times as long as that takes at most."""
-    with contextlib.suppress(FileNotFoundError):
-        before = path.stat().st_mtime_ns
-        say(f"{path.parent}: waiting up to {3 * TOUCHED:.0f} s for a sign of the process of another host that held it")
-        end = time.monotonic() + 3 * TOUCHED
-        while time.monotonic() < end:
-            time.sleep(TOUCHED / 10)
-            if path.stat().st_mtime_ns != before:
-                return True
+    say(f"{path.parent}: waiting up to {3 * TOUCHED:.0f} s for a sign of the process of another host that held it")
+    end = time.monotonic() + 3 * TOUCHED
+    while time.monotonic() < end:
+        time.sleep(TOUCHED / 10)
+        if (now := _seen(path)) != seen:
+            return now is not None
     return False
 
 
