@@ -12,10 +12,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from rl_likelihood.config import apply_preset, flatten
+from rl_likelihood.model.assets import cache_dir
 from rl_likelihood.pod import distributed
 from rl_likelihood.shapes import UserError
 
@@ -30,6 +32,7 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
         os.environ["XLA_FLAGS"] = in_order(os.environ.get("XLA_FLAGS", ""))
+        keep_programs()
         # Config files import one another as configs.NAME, from wherever the command is run.
         for argument, following in zip(argv, [*argv[1:], ""], strict=True):
             if argument == "--config" or argument.startswith("--config="):
@@ -56,6 +59,9 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
 
     def guarded(_: list[str]) -> None:
         try:
+            for name in ("workdir", "out"):
+                if name in flags.FLAGS:
+                    refuse_address(f"--{name}", flags.FLAGS[name].value or "")
             if "coordinator" in flags.FLAGS:
                 join(flags.FLAGS)
             main()
@@ -90,6 +96,22 @@ def in_order(xla_flags: str) -> str:
     return f"{xla_flags} {flag}=false" if several and flag not in xla_flags else xla_flags
 
 
+def keep_programs() -> None:
+    """Compiled programs are kept in the user's cache, 4 GiB of them: the next run of the same shapes skips minutes.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    """
+    defaults = {
+        "jax_compilation_cache_dir": str(cache_dir() / "programs"),
+        "jax_compilation_cache_max_size": 4 * 2**30,
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        for name, value in defaults.items():
+            jax.config.update(name, value)
+
+
 def define_processes() -> None:
     """The flags of a run of several processes."""
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, or JAX_COORDINATOR_ADDRESS; a Cloud TPU knows")
@@ -101,6 +123,12 @@ def join(values: flags.FlagValues) -> None:
     """Finds the other processes, as flags and environment say."""
     heartbeat = values["config"].value.pod.heartbeat
     distributed.start(values.coordinator, values.num_processes, values.process_id, heartbeat)
+
+
+def refuse_address(name: str, value: str) -> None:
+    """A run's files are appended to, renamed and linked: what a folder can, and gs://bucket cannot."""
+    if "://" in value:
+        raise UserError(f"{name} is {value}, which is no folder; mount it (a bucket with gcsfuse) and give that path")
 
 
 def explained(error: BaseException, argv: list[str]) -> str:
