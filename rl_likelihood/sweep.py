@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from rl_likelihood import config as configs
 from rl_likelihood.report import figures, page, plots, table
 from rl_likelihood.run import grid, runners
+from rl_likelihood.run.command import refuse_address
 from rl_likelihood.run.grid import Experiment, Point
 from rl_likelihood.shapes import UserError
 
@@ -73,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
 def act(a: argparse.Namespace) -> int:
     if a.jobs < 1:
         raise UserError(f"--jobs is {a.jobs}; it must be at least 1")
+    for name in ("root", "out"):
+        refuse_address(f"--{name}", getattr(a, name))
     experiment = grid.load(a.file)
     root = Path(a.root) if a.root else Path("runs") / experiment.name
     points = {i: p for i, p in enumerate(experiment.points)}

@@ -37,6 +37,7 @@ from rl_likelihood.run.command import base, define_processes, from_flags, run_ma
 from rl_likelihood.run.console import Stopped, StopRequest, announce, say, summary
 from rl_likelihood.run.dry_run import dry_run
 from rl_likelihood.run.evaluation import evaluate
+from rl_likelihood.run.lock import FILE as LOCK
 from rl_likelihood.run.lock import lock
 from rl_likelihood.run.source import Source, write_samples
 from rl_likelihood.run.warm_start import warm_start, with_worked_examples
@@ -70,9 +71,9 @@ def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
     resume, finished = checkpoint.latest_step(workdir), False
     with contextlib.ExitStack() as stack:
         folder = workdir
-        if distributed.first():
-            stack.enter_context(lock(workdir))
-        else:  # what it writes is the same, and nobody reads it
+        held = distributed.by_first(lambda: stack.enter_context(lock(workdir)))
+        distributed.refuse_unshared(workdir / LOCK, held)
+        if not distributed.first():  # what it writes is the same, and nobody reads it
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         distributed.by_first(lambda: claim(workdir, c, force))
         writer = stack.enter_context(reports.MetricsWriter(

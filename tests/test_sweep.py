@@ -128,6 +128,7 @@ def test_printed_commands_are_the_training_commands(tmp_path, capsys):
         (["--list", "--run"], "not allowed with"),
         ([], "is required"),
         (["--run", "--jobs=0"], "--jobs is 0"),
+        (["--report", "--out=gs://bucket"], "--out is gs://bucket, which is no folder"),
         (["--run", "--runner=ray", "--resources=TPU"], "write NAME=NUMBER"),
     ],
 )

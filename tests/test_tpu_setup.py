@@ -138,6 +138,10 @@ def test_jobset_speaks_of_the_same_slice():
         ("create.sh", [], {**CLOUD, "TOPOLOGY": "v5litepod-16"}, ["v5litepod-16", "v5e:4x4"]),
         ("create.sh", [], {**CLOUD, "PRICING": "cheap"}, ["cheap", "spot, on-demand or reserved"]),
         ("setup.sh", [], {**CLOUD, "COMMIT": "nowhere"}, ["nowhere", "no commit"]),
+        ("setup.sh", [], {**CLOUD, "NFS": "gs://bucket"}, ["NFS is 'gs://bucket'", "HOST:/SHARE"]),
+        ("run.sh", ["x", "--workdir=gs://b/run"], CLOUD, ["--workdir=gs://b/run is no folder", "gcsfuse"]),
+        ("babysit.sh", ["x", "--workdir", "gs://b/run"], {"LOCAL": "1"}, ["gs://b/run is no folder"]),
+        ("jobset.sh", ["x", "--workdir=gs://b"], {"IMAGE": "i", "CLAIM": "c"}, ["gs://b is no folder"]),
         ("jobset.sh", ["x"], {}, ["IMAGE", "CLAIM"]),
     ],
 )

@@ -352,6 +352,7 @@ def command(module: str, *arguments: str, **kwargs) -> subprocess.Popen:
         (["--config=configs/tinny.py"], ["configs/tinny.py does not exist", "did you mean tiny.py?"]),
         (["--config=configs/tiny.py", "--wrkdir=x"], ["wrkdir"]),
         (["--config=configs/tiny.py"], ["--workdir is missing"]),
+        (["--config=configs/tiny.py", "--workdir=gs://b/run"], ["--workdir is gs://b/run", "gcsfuse"]),
         ([], ["--config is missing"]),
     ],
 )

@@ -26,6 +26,7 @@ BACKOFF_MAX="${BACKOFF_MAX:-300}"
 HEALTHY="${HEALTHY:-600}"         # a run this long, in seconds, begins the counting anew
 
 (($# > 0)) || refuse "no command; for example tpu_setup/babysit.sh python -m rl_likelihood.train --config=... --workdir=..."
+need_folders "$@"
 [[ "$LOCAL" == 1 ]] || need PROJECT ZONE
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || refuse "this is bash $BASH_VERSION; babysit.sh needs 5.1 or later"
 

@@ -34,6 +34,17 @@ need() {
   ((${#missing[@]} == 0)) || refuse "not set: ${missing[*]}; for example $1=... ${0##*/} (tpu_setup/common.sh lists all)"
 }
 
+# A run's folder is a folder: a bucket must be mounted.
+need_folders() {
+  local word before=""
+  for word in "$@"; do
+    [[ ! "${before:+$before=}$word" =~ ^--(workdir|root|out)=[a-z0-9]+:// ]] ||
+      refuse "$word is no folder; mount it (a bucket with gcsfuse) on all workers and give that path"
+    before=""
+    [[ ! "$word" =~ ^--(workdir|root|out)$ ]] || before="$word"
+  done
+}
+
 # A command, run; or under DRY_RUN=1 printed so that a shell would read it back.
 run() {
   if [[ "$DRY_RUN" == 1 ]]; then

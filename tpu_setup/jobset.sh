@@ -14,6 +14,7 @@ RESTARTS="${RESTARTS:-100}" # of all pods together, preemptions included: the ru
 
 need IMAGE CLAIM
 (($# > 0)) || refuse "no command; for example tpu_setup/jobset.sh python -m rl_likelihood.train --config=... --workdir=/share/..."
+need_folders "$@"
 hardware
 [[ "$SLICES" =~ ^[1-9][0-9]*$ ]] || refuse "SLICES is '$SLICES'; it must be a number from 1"
 flag="$(pricing_flag)"

@@ -6,6 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 need PROJECT ZONE
+[[ -z "$NFS" || "$NFS" =~ ^[^/]+:/[^/] ]] || refuse "NFS is '$NFS'; it must be HOST:/SHARE of a file server"
 root="$(cd "$HERE/.." && pwd)"
 commit="$(git -C "$root" rev-parse --verify --quiet "$COMMIT^{commit}")" ||
   refuse "COMMIT is '$COMMIT', which is no commit of this repository; git log shows them"

@@ -158,6 +158,28 @@ def by_first(act: Callable[[], Any]) -> Any:
     return value
 
 
+def refuse_unshared(file: Path, text: str, seconds: float = 10.0) -> None:
+    """Refuses, in every process, unless all of them find `text`, process 0's, in `file`: else its folder is not shared.
+
+    A file server may take some of `seconds` until it shows to one host what another has written.
+    """
+    if jax.process_count() == 1:
+        return
+    found, end = False, time.monotonic() + seconds
+    while not found and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            os.listdir(file.parent)  # else the file's absence may be remembered
+            found = file.read_text() == text
+        time.sleep(0 if found else 0.2)
+    without = np.flatnonzero(~gather(np.asarray([found]))).tolist()
+    if without:
+        who = f"process{'es' if len(without) > 1 else ''} {', '.join(map(str, without))}"
+        raise SharedRefusal(
+            f"--workdir={file.parent} is not shared by all hosts: {who} cannot see what process 0 has written there; "
+            "give a folder that all of them mount, by the same path"
+        )
+
+
 # ------------------------------------------------------------------------------------------ who is alive
 
 

@@ -30,7 +30,8 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
     def parse(argv: list[str]) -> list[str]:
         # What jax tries and does not find is no news; a refusal must be the only line.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+        for name in ("xla_bridge", "distributed"):
+            logging.getLogger(f"jax._src.{name}").setLevel(logging.WARNING)
         os.environ["XLA_FLAGS"] = in_order(os.environ.get("XLA_FLAGS", ""))
         keep_programs()
         # Config files import one another as configs.NAME, from wherever the command is run.

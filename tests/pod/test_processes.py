@@ -17,6 +17,7 @@ from rl_likelihood import config as configs
 from rl_likelihood import train
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
+from rl_likelihood.run.lock import lock
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -43,11 +44,12 @@ def command(config, workdir, *more: str) -> list[str]:
 
 
 def start(config, workdir, *more: str) -> list[subprocess.Popen]:
-    one = command(config, workdir, *more)
+    """Both; {i} in an argument is the number of each."""
+    one = command(config, workdir, *more, "--process_id={i}")
     return [
         subprocess.Popen(
-            [*one, f"--process_id={i}"], cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            [word.replace("{i}", str(i)) for word in one], cwd=ROOT, env=environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for i in range(2)
     ]  # fmt: skip
@@ -158,3 +160,23 @@ def test_processes_that_cannot_be_are_refused(flags, words, tmp_path):
         capture_output=True,
     )  # fmt: skip
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_workdir_that_is_not_shared_or_in_use_is_refused_by_all_in_one_sentence(tmp_path):
+    config = config_file(tmp_path)
+    both = start(config, tmp_path / "disk_{i}" / "run")  # as on two hosts without a share
+    (tmp_path / "disk_1" / "run").mkdir(parents=True)
+    lines = [said(p) for p in both]
+    assert lines == [
+        [
+            f"error: --workdir={tmp_path}/disk_0/run is not shared by all hosts: process 1 cannot see what process 0 "
+            "has written there; give a folder that all of them mount, by the same path"
+        ],
+        [],
+    ]
+    assert [p.returncode for p in both] == [2, 2]
+    with lock(tmp_path / "run"):
+        both = start(config, tmp_path / "run")
+        lines = [said(p) for p in both]
+    assert [p.returncode for p in both] == [2, 2] and lines[1] == [], lines
+    assert len(lines[0]) == 1 and f"in use by process {os.getpid()} on this host" in lines[0][0]
