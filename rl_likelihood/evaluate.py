@@ -6,15 +6,17 @@ there. Without --workdir, the model that the config starts from, whose files --o
 
 `eval.samples` chains are sampled of each question. The papers' configs also take eval.mc_samples = 32 of the first
 eval.mc_prompts questions: log_prob_mc32, pass@k, majority@k. A run may be evaluated with the config of another data
-set, if tags and scoring are the same.
+set, if tags and scoring are the same. Several processes share the questions: --coordinator and so on as in `train`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
-from rl_likelihood.pod import checkpoint
+from rl_likelihood.pod import checkpoint, distributed
 from rl_likelihood.report import metrics
-from rl_likelihood.run.command import base, from_flags, run_main
+from rl_likelihood.run.command import base, define_processes, from_flags, run_main
 from rl_likelihood.run.evaluation import evaluate
 from rl_likelihood.run.world import load, make_places, param_shardings, run_on
 from rl_likelihood.shapes import UserError
@@ -55,11 +57,18 @@ def main() -> None:
         model, params, step, _ = checkpoint.restore_params(workdir, step, at)
         world = dataclasses.replace(world, model=run_on(model, c, jax.default_backend()))
     folder = out or workdir
-    try:
-        numbers = evaluate(world, params, world.heldout, step=step or 0, folder=folder, say=tell)
-    except KeyboardInterrupt:
-        tell("stopped; " + ("the same command goes on from here" if folder else "nothing is kept without --out=DIR"))
-        sys.exit(130)
+    with contextlib.ExitStack() as stack:
+        written = folder
+        if folder is not None and not distributed.first():  # what it writes is the same, and nobody reads it
+            written = stack.enter_context(tempfile.TemporaryDirectory())
+        try:
+            numbers = evaluate(world, params, world.heldout, step=step or 0, folder=written, say=tell)
+        except KeyboardInterrupt:
+            further = "the same command goes on from here" if folder else "nothing is kept without --out=DIR"
+            tell(f"stopped; {further}")
+            sys.exit(130)
+    if not distributed.first():
+        return
     row: dict[str, Any] = {"step": step or 0, "data": asked(c.data), **numbers}
     if folder is not None:
         metrics.append(Path(folder) / metrics.EVAL, row)
@@ -74,8 +83,9 @@ def asked(data: ConfigDict) -> str:
 
 
 def tell(text: str) -> None:
-    """Progress, where it does not disturb the one JSON object."""
-    print(text, file=sys.stderr, flush=True)
+    """Progress, where it does not disturb the one JSON object; by the first process."""
+    if distributed.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
@@ -99,4 +109,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of a run; without it, the model that the config starts from")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
     flags.DEFINE_string("out", None, "folder for eval.jsonl and the records; the workdir by default")
+    define_processes()
     run_main(main)
