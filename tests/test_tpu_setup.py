@@ -2,13 +2,14 @@
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
+import sysconfig
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "tpu_setup"
@@ -40,10 +41,10 @@ def test_every_script_is_executable_but_the_shared_values():
     assert {p.name for p in SCRIPTS.glob("*.sh") if not os.access(p, os.X_OK)} == {"common.sh"}
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
+    shellcheck = Path(sysconfig.get_path("scripts")) / "shellcheck"  # of the extra test
     files = sorted(map(str, SCRIPTS.glob("*.sh")))
-    done = subprocess.run(["shellcheck", "-x", *files], capture_output=True, text=True)
+    done = subprocess.run([shellcheck, "-x", *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -121,10 +122,25 @@ def test_jobset_speaks_of_the_same_slice():
     for line in (
         "name: mine", "replicas: 2", "parallelism: 8", "completions: 8", "google.com/tpu: 4", "claimName: disk",
         "gke-tpu-topology: 4x8", "gke-tpu-accelerator: tpu-v5-lite-podslice", 'gke-spot: "true"', 'image: "r/i:t"',
-        '- "python"', '- "print(\\"a\\\\b\\")"',
     ):  # fmt: skip
         assert line in text, line
     assert "spot" not in script("jobset.sh", "x", **values, PRICING="reserved").stdout
+    pod = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["command"] == [
+        "bash", "tpu_setup/worker.sh", "once", "python", "-c", 'print("a\\b")'
+    ]  # fmt: skip
+
+
+def test_jobset_does_not_try_a_refused_command_again():
+    spec = yaml.safe_load(script("jobset.sh", "x", IMAGE="i", CLAIM="c", RESTARTS="7").stdout)["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    (name,) = (container["name"] for container in job["template"]["spec"]["containers"])
+    # Exit code 2 fails the Job at once, with a reason by which the JobSet knows it; all else is run again.
+    refused = {"action": "FailJob", "onExitCodes": {"containerName": name, "operator": "In", "values": [2]}}
+    assert job["podFailurePolicy"] == {"rules": [refused]}
+    assert job["backoffLimit"] == 0 and job["template"]["spec"]["restartPolicy"] == "Never"
+    rule = {"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert spec["failurePolicy"] == {"maxRestarts": 7, "rules": [rule]}
 
 
 @pytest.mark.parametrize(

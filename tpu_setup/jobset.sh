@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Prints a JobSet manifest for GKE from the values of common.sh: one Job a slice, one pod a host. Runs nothing.
 #   IMAGE=registry/image:tag CLAIM=shared-disk SLICES=1 tpu_setup/jobset.sh python -m rl_likelihood.train ... | kubectl apply -f -
-# IMAGE holds this repository, installed with its extra tpu; CLAIM is a volume claim that all pods may write,
-# mounted at /share for workdirs.
+# IMAGE holds this repository as its working folder, installed with its extra tpu; CLAIM is a volume claim that all pods
+# may write, mounted at /share for workdirs.
+# How a pod ended    0: done.  2: refused (a bad config), so again would change nothing: the JobSet fails.
+#                    anything else, or asked to stop before it was done (143, by worker.sh once): all pods again.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -34,6 +36,10 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: $RESTARTS
+    rules:
+    - name: refused
+      action: FailJobSet
+      onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
   - name: slice
     replicas: $SLICES
@@ -43,6 +49,13 @@ spec:
         completions: $HOSTS
         completionMode: Indexed
         backoffLimit: 0
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onExitCodes:
+              containerName: run
+              operator: In
+              values: [2]
         template:
           spec:
             restartPolicy: Never
@@ -67,7 +80,7 @@ cat <<YAML
                 mountPath: /share
               command:
 YAML
-for argument in "$@"; do printf '              - %s\n' "$(quoted "$argument")"; done
+for argument in bash tpu_setup/worker.sh once "$@"; do printf '              - %s\n' "$(quoted "$argument")"; done
 cat <<YAML
             volumes:
             - name: share
