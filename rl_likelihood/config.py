@@ -393,10 +393,18 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [k for k in {**old, **new} if plain(old.get(k)) != plain(new.get(k))]
 
 
-# Fields that may change between the runs of one workdir: they decide what is shown and kept, not what is computed.
-_FREE = ("report.", "train.keep_checkpoints", "train.keep_every")
+# Fields that may change between the runs of one workdir: they decide where it is computed and in what portions, what
+# is shown and what is kept, and every number stays the same, to rounding. Not free: compute_dtype, whose rounding is
+# another; queue_depth, which decides how far behind a rollout is; train.steps, on which the learning rate depends.
+_FREE = (
+    "mesh.", "pod.", "report.", "model.scan_layers", "model.attention", "model.remat",
+    "sampler.devices", "sampler.tensor", "sampler.slots", "sampler.width_multiple",
+    "train.micro_batch_prompts", "train.head_chunk", "train.checkpoint_every", "train.keep_checkpoints",
+    "train.keep_every", "eval.batch_prompts", "eval.grader_workers",
+)  # fmt: skip
 
 
 def binding_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`differences` in fields that decide what is computed: those that make it another run."""
-    return [name for name in differences(old, new) if not name.startswith(_FREE)]
+    free = lambda name: name in _FREE or f"{name.partition('.')[0]}." in _FREE  # noqa: E731
+    return [name for name in differences(old, new) if not free(name)]
