@@ -9,7 +9,6 @@ and says what they need. Nothing runs: memory is the compiler's number, time is 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -31,46 +30,16 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.model import gguf_file, hf_folder
 from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
+from rl_likelihood.model.published import published
 from rl_likelihood.pod import aot, checkpoint
 from rl_likelihood.pod.aot import GIB, Program, Target
+from rl_likelihood.report.plan_text import table
 from rl_likelihood.run.command import from_flags, run_main
 from rl_likelihood.run.console import say
 from rl_likelihood.run.dry_run import abstract_batch
 from rl_likelihood.run.world import Places, World, make_places, run_on, using
 from rl_likelihood.sampler import decode, handover
 from rl_likelihood.shapes import Batch, ChainFormat, UserError
-
-# Published shapes: family, vocabulary, width, layers, heads, key/value heads, head width, MLP width, tied.
-PUBLISHED: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
-    "llama-3.2-1b": ("llama", 128256, 2048, 16, 32, 8, 64, 8192, True),
-    "llama-3.2-3b": ("llama", 128256, 3072, 28, 24, 8, 128, 8192, True),
-    "llama-3.1-8b": ("llama", 128256, 4096, 32, 32, 8, 128, 14336, False),
-    "qwen2.5-0.5b": ("qwen2", 151936, 896, 24, 14, 2, 64, 4864, True),
-    "qwen2.5-1.5b": ("qwen2", 151936, 1536, 28, 12, 2, 128, 8960, True),
-    "qwen2.5-3b": ("qwen2", 151936, 2048, 36, 16, 2, 128, 11008, True),
-    "qwen2.5-7b": ("qwen2", 152064, 3584, 28, 28, 4, 128, 18944, False),
-    "qwen2.5-14b": ("qwen2", 152064, 5120, 48, 40, 8, 128, 13824, False),
-    "qwen3-0.6b": ("qwen3", 151936, 1024, 28, 16, 8, 128, 3072, True),
-    "qwen3-1.7b": ("qwen3", 151936, 2048, 28, 16, 8, 128, 6144, True),
-    "qwen3-4b": ("qwen3", 151936, 2560, 36, 32, 8, 128, 9728, True),
-    "qwen3-8b": ("qwen3", 151936, 4096, 36, 32, 8, 128, 12288, False),
-    "smollm2-135m": ("llama", 49152, 576, 30, 9, 3, 64, 1536, True),
-    "smollm2-360m": ("llama", 49152, 960, 32, 15, 5, 64, 2560, True),
-    "smollm2-1.7b": ("llama", 49152, 2048, 24, 32, 32, 64, 8192, True),
-}
-
-
-def published(name: str) -> ModelConfig:
-    """Shapes of a model by its name, with or without `-Instruct` and the publisher before it."""
-    short = name.rstrip("/").rpartition("/")[2].lower().removesuffix("-instruct")
-    if short not in PUBLISHED:
-        near = difflib.get_close_matches(short, PUBLISHED, 1, 0.0)[0]
-        raise UserError(
-            f"model {name!r} is neither a folder or file here nor a name whose shapes are known; "
-            f"the nearest is {near} (of {', '.join(PUBLISHED)})"
-        )
-    *sizes, tied = PUBLISHED[short]
-    return ModelConfig(*sizes, tied=tied, **hf_folder.FAMILIES[sizes[0]][1])
 
 
 def model_shapes(c: ConfigDict, platform: str = "cpu") -> ModelConfig:
@@ -151,13 +120,14 @@ def held_bytes(settings: Settings, model: ModelConfig, mesh: Mesh) -> dict[str, 
     return {"parameters": params, "optimizer": size(state, placed) - params, "reference": reference}
 
 
-def cache_bytes(world: World, places: Places) -> int:
-    """Bytes a device of the sampler's keys and values when its rows are full, those of the prompts included."""
+def cache_bytes(world: World, places: Places) -> dict[str, int]:
+    """Bytes a device of the sampler's keys and values: those of the prompts, and those of full rows."""
     model, mesh, c = world.model, places.sampler.shape, world.config
     rows = len(places.own) * (places.chains.stop - places.chains.start) / (mesh["data"] * mesh["fsdp"])
-    tokens = rows * world.sampler().max_sampled + len(places.own) / mesh["data"] * c.prompt.max_prompt
     heads = model.kv_heads / (mesh["tensor"] if model.kv_heads % mesh["tensor"] == 0 else 1)
-    return int(2 * model.layers * heads * model.head_dim * tokens * jnp.dtype(model.compute_dtype).itemsize)
+    a_token = 2 * model.layers * heads * model.head_dim * jnp.dtype(model.compute_dtype).itemsize
+    prompts = len(places.own) / mesh["data"] * c.prompt.max_prompt
+    return {"prompts": int(a_token * prompts), "rows": int(a_token * rows * world.sampler().max_sampled)}
 
 
 def trace_generate(world: World, places: Places, prepared: Any) -> Any:
@@ -252,19 +222,20 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
                   "micro_batch_prompts": c.train.micro_batch_prompts or p},
         "held": held_bytes(settings, model, mesh),
         "activations": rows[0]["temporaries"],
-        "cache": 0 if c.reward.name == "sft" else cache_bytes(shape_world(settings, model), places),
+        "cache": {} if c.reward.name == "sft" else cache_bytes(shape_world(settings, model), places),
         "programs": rows,
         "model_flops": flops,
-        "floors": floors(rows, flops, where, places, c),
         "fits": None if memory is None else all(row["fits"] for row in rows),
         "short": 0 if memory is None else max(0, *(int(row["total"] - memory) for row in rows)),
     }  # fmt: skip
+    plan["floors"] = floors(plan, where, places, c)
+    plan["estimates"] = estimates(plan, where, places)
     if plan["fits"] is False:
         plan["advice"] = advice(settings, model, where, plan, search)
     return plan
 
 
-def floors(rows: list[dict], flops: float, where: Target, places: Places, c: ConfigDict) -> dict[str, float] | None:
+def floors(plan: dict, where: Target, places: Places, c: ConfigDict) -> dict[str, float] | None:
     """Seconds that no run can go below, from the data sheet: the step's arithmetic, its traffic, and decoding."""
     if where.chip is None:
         return None
@@ -274,9 +245,9 @@ def floors(rows: list[dict], flops: float, where: Target, places: Places, c: Con
     def sent(row: dict, between: bool) -> float:  # bytes a device, inside a slice or to the next one
         return sum(x["sent"] for x in row["collectives"] if ("data" in x["axes"].split("+") and slices > 1) == between)
 
-    by_name = {row["name"]: row for row in rows}
+    by_name = {row["name"]: row for row in plan["programs"]}
     step, sampling = by_name["learner step"], by_name.get("sampling")
-    out = {"step_arithmetic": flops / (chip.flops * places.learner.size)}
+    out = {"step_arithmetic": plan["model_flops"] / (chip.flops * places.learner.size)}
     if not step["refused"]:
         out["step_traffic"] = sent(step, False) / chip.links
         if slices > 1 and chip.network:  # of data's ring only every so many-th edge leaves the slice
@@ -285,8 +256,27 @@ def floors(rows: list[dict], flops: float, where: Target, places: Places, c: Con
         out["sampling_arithmetic"] = sampling["flops"] / (chip.flops * places.sampler.size)
         if not sampling["refused"]:
             tokens = c.sampler.max_chain + configs.sampled_answer(c)
-            out["sampling_weight_reads"] = sampling["arguments"] * tokens / chip.bandwidth
+            # Each token reads the weights and the caches, of which those of the rows are half full on average.
+            read = sampling["arguments"] + plan["cache"]["prompts"] + plan["cache"]["rows"] / 2
+            out["sampling_reads"] = read * tokens / chip.bandwidth
             out["sampling_traffic"] = sent(sampling, False) / chip.links
+    return out
+
+
+def estimates(plan: dict, where: Target, places: Places) -> dict[str, float] | None:
+    """Seconds that the step and sampling may take by the compiler's cycles, what it gives none for (Pallas kernels) at
+    peak; and how often each that is its floor, of arithmetic or of reads. Transfers between devices are not in it."""
+    if where.chip is None:
+        return None
+    unit, out = aot.seconds_per_cycle(where.name), {}
+    for row in plan["programs"]:
+        name, mesh = {"learner step": ("step", places.learner), "sampling": ("sampling", places.sampler)}.get(
+            row["name"], ("", None)
+        )
+        if name and not row["refused"]:
+            floor = plan["floors"]["step_arithmetic" if name == "step" else "sampling_reads"]
+            out[name] = row["cycles"] * unit + row["kernel_flops"] / (where.chip.flops * mesh.size)
+            out[f"{name}_over_floor"] = out[name] / floor
     return out
 
 
@@ -364,64 +354,11 @@ def shown(change: dict[str, Any]) -> str:
     return " ".join(f"--config.{name}={value}" for name, value in change.items())
 
 
-def table(plan: dict) -> str:
-    """The plan for people."""
-    gib = lambda n: f"{n / GIB:.2f}"  # noqa: E731
-    b, limit = plan["batch"], f" of {gib(plan['memory'])} GiB" if plan["memory"] else ""
-    slices = f" x {plan['slices']} slices" if plan["slices"] > 1 else ""
-    held = ", ".join(f"{name} {gib(n)}" for name, n in plan["held"].items())
-    lines = [
-        f"model    {plan['model']}: {plan['parameters'] / 1e6:.1f} M parameters, compute {plan['compute_dtype']}, "
-        f"remat {plan['remat']}, attention {plan['attention']}",
-        f"devices  {plan['topology']}{slices}: {plan['devices']}{limit}, mesh "
-        + " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
-        + ", sampler " + " x ".join(map(str, plan["sampler_mesh"].values())) + " on each host",
-        f"batch    {b['prompts']} prompts x {b['rows']} rows, {b['prompt_tokens']} + {b['row_tokens']} tokens at most, "
-        f"{b['micro_batch_prompts']} prompts at a time",
-        f"held     {held} GiB on each device",
-        f"in turns activations and gradients {gib(plan['activations'])}, sampler's keys and values {gib(plan['cache'])}"
-        " GiB, parts of what the programs need below",
-        "",
-        f"{'GiB on each device':<20}{'arguments':>10}{'temporary':>10}{'code':>7}{'peak':>8}{'others':>8}{'total':>8}"
-        f"{'compiled':>10}  fits",
-    ]
-    for row in plan["programs"]:
-        verdict = {True: "yes", False: "NO", None: "-"}[row["fits"]]
-        lines.append(
-            f"{row['name']:<20}{gib(row['arguments']):>10}{gib(row['temporaries']):>10}{gib(row['code']):>7}"
-            f"{gib(row['peak']):>8}{gib(row['others']):>8}{gib(row['total']):>8}{row['seconds']:>8.0f} s  {verdict}"
-        )
-        if row["refused"]:
-            lines.append(f"    the compiler: {row['refused']}")
-    lines += ["", f"{'collectives, each run':<36}{'axes':<14}{'times':>8}{'GiB sent by a device':>23}"]
-    for row in plan["programs"]:
-        for x in row["collectives"]:
-            if x["sent"] > 0.001 * sum(y["sent"] for y in row["collectives"]):
-                lines.append(f"{row['name'] + ': ' + x['kind']:<36}{x['axes']:<14}{x['count']:>8}{gib(x['sent']):>23}")
-    step = plan["programs"][0]
-    again = step["flops"] / plan["model_flops"] - 1
-    lines += [
-        "",
-        f"flops    {plan['model_flops']:.3e} a step, and {again:.0%} of that again for what is computed twice",
-    ]
-    if plan["floors"]:
-        seconds = ", ".join(f"{k.replace('_', ' ')} {v:.3g} s" for k, v in plan["floors"].items())
-        lines.append(f"floors   {seconds} (data-sheet peaks; no run is that fast)")
-    lines.append("sources  memory is the compiler's number, traffic is counted in the program, as rings; nothing ran")
-    if plan["fits"] is None:
-        lines.append("verdict  no limit is known of these devices; --memory_gib=X judges against X")
-    elif plan["fits"]:
-        spare = plan["memory"] - max(row["total"] for row in plan["programs"])
-        lines.append(f"verdict  fits, {gib(spare)} GiB to spare")
-    else:
-        lines.append(f"verdict  does not fit, {gib(plan['short'])} GiB short; {plan['advice']}")
-    return "\n".join(lines)
-
-
 def main() -> None:
     f = flags.FLAGS
     # Whatever this machine has, nothing runs on it: its CPU only traces, and stands in for cpu:N.
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # a program for a described TPU cannot be read back
     count = f.topology.removeprefix("cpu:")
     if count.isdigit() and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", max(1, int(count)))

@@ -14,7 +14,9 @@ from rl_likelihood import config as configs
 from rl_likelihood import plan
 from rl_likelihood.model import hf_folder
 from rl_likelihood.model.decoder import Spec, empty_cache, param_specs
+from rl_likelihood.model.published import PUBLISHED, published
 from rl_likelihood.pod import aot
+from rl_likelihood.report.plan_text import table
 from rl_likelihood.run.dry_run import abstract_batch
 from rl_likelihood.run.world import load
 from rl_likelihood.shapes import UserError
@@ -42,18 +44,18 @@ def planned():
 
 def test_published_shapes_have_the_published_numbers_of_parameters():
     leaves = lambda m: jax.tree.leaves(param_specs(m), is_leaf=lambda x: isinstance(x, Spec))  # noqa: E731
-    count = lambda name: sum(math.prod(s.shape) for s in leaves(plan.published(name)))  # noqa: E731
-    assert {name: round(count(name) / 1000) for name in plan.PUBLISHED} == COUNTS
+    count = lambda name: sum(math.prod(s.shape) for s in leaves(published(name)))  # noqa: E731
+    assert {name: round(count(name) / 1000) for name in PUBLISHED} == COUNTS
 
 
 def test_names_may_have_a_publisher_and_instruct():
-    assert plan.published("HuggingFaceTB/SmolLM2-135M-Instruct") == plan.published("smollm2-135m")
+    assert published("HuggingFaceTB/SmolLM2-135M-Instruct") == published("smollm2-135m")
     with pytest.raises(UserError, match=r"model 'org/Qwen2.5-4B-Instruct'.*nearest is qwen2.5-(3b|14b)"):
-        plan.published("org/Qwen2.5-4B-Instruct")
+        published("org/Qwen2.5-4B-Instruct")
 
 
 def test_shapes_of_a_folder_need_only_its_config(tmp_path):
-    model = plan.published("qwen2.5-0.5b")
+    model = published("qwen2.5-0.5b")
     (tmp_path / "config.json").write_text(json.dumps(hf_folder.config_to_hf(model, "bfloat16")))
     found = plan.model_shapes(small_config(model__preset="", model__path=str(tmp_path), model__remat="full"))
     assert found == dataclasses.replace(model, remat="full")
@@ -109,7 +111,7 @@ def test_flops_follow_what_is_asked_for(planned):
 
 
 def test_the_table_says_it_all(planned):
-    text = plan.table(planned)
+    text = table(planned)
     for words in ("learner step", "sampling", "fsdp 2", "no limit is known", "nothing ran", "flops"):
         assert words in text
     assert "learner step: all-" in text
@@ -125,8 +127,8 @@ def test_the_cache_is_counted_as_the_sampler_holds_it():
     for devices, prompts, rows in ((1, 2, 8), (2, 1, 4), (4, 1, 2)):
         c.mesh.fsdp = devices
         world, places = plan.shape_world(configs.build(c), model), plan.plan_places(c, aot.target(f"cpu:{devices}"))
-        expected = bytes_of(prompts, c.prompt.max_prompt) + bytes_of(rows, world.sampler().max_sampled)
-        assert plan.cache_bytes(world, places) == expected, devices
+        of_prompts, of_rows = bytes_of(prompts, c.prompt.max_prompt), bytes_of(rows, world.sampler().max_sampled)
+        assert plan.cache_bytes(world, places) == {"prompts": of_prompts, "rows": of_rows}, devices
 
 
 def test_the_real_programs_compile_for_a_described_tpu():
@@ -139,6 +141,9 @@ def test_the_real_programs_compile_for_a_described_tpu():
     assert model.attention == "splash" and model.compute_dtype == "bfloat16"
     found = plan.make_plan(configs.build(c), model, where, where.chip.memory, search=False)
     assert found["fits"] is True and [row["refused"] for row in found["programs"]] == [""] * 3
+    assert all(row["cycles"] > 0 for row in found["programs"]) and found["programs"][0]["kernel_flops"] > 0
+    assert found["estimates"]["step_over_floor"] > 1 and found["estimates"]["sampling_over_floor"] > 1
+    assert "of its floor" in table(found)
     assert found["floors"]["step_traffic"] > 0 and "fsdp" in found["programs"][0]["collectives"][0]["axes"]
 
 
@@ -146,10 +151,10 @@ def test_memory_is_judged_to_the_byte(planned):
     total = max(row["total"] for row in planned["programs"])
     fits = small_plan(memory=total)
     assert fits["fits"] is True and fits["short"] == 0 and "advice" not in fits
-    assert "verdict  fits, 0.00 GiB to spare" in plan.table(fits)
+    assert "verdict  fits, 0.00 GiB to spare" in table(fits)
     short = small_plan(memory=total - 1)
     assert short["fits"] is False and short["short"] == 1
-    assert f"verdict  does not fit, 0.00 GiB short; {short['advice']}" in plan.table(short)
+    assert f"verdict  does not fit, 0.00 GiB short; {short['advice']}" in table(short)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import math
 import os
@@ -16,10 +17,13 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
+from rl_likelihood.pod import hlo
+from rl_likelihood.pod.hlo import Collective
 from rl_likelihood.shapes import UserError
 
 GIB = 2**30
@@ -124,16 +128,6 @@ def _cpu_target(topology: str) -> Target:
 
 
 @dataclasses.dataclass(frozen=True)
-class Collective:
-    """All collectives of one kind over the same axes of the mesh. `sent`: bytes a device sends, by ring algorithms."""
-
-    kind: str
-    axes: str
-    count: int
-    sent: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Program:
     """One compiled program; bytes are per device, `flops` are those of all devices together.
 
@@ -148,7 +142,9 @@ class Program:
     code: int
     peak: int
     flops: float
+    kernel_flops: float = 0.0  # of those, in Pallas kernels
     collectives: tuple[Collective, ...] = ()
+    cycles: int = 0  # the compiler's estimate, a device
     refused: str = ""
 
 
@@ -185,36 +181,43 @@ def compile_program(name: str, traced: Any, mesh: Mesh, room: float | None = Non
     peak = m.peak_memory_in_bytes
     if not on_tpu:  # the CPU's compiler knows no peak
         peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    text = compiled.as_text()
     report = Program(
         name, seconds, m.argument_size_in_bytes, m.temp_size_in_bytes, m.generated_code_size_in_bytes, peak, flops,
-        collectives(compiled.as_text(), mesh),
+        count_flops(traced.jaxpr.jaxpr, trips, only_kernels=True), hlo.collectives(text, mesh), hlo.cycles(text, trips),
     )  # fmt: skip
     if room is not None and peak > room and not on_tpu:
         return dataclasses.replace(report, refused=f"needs {peak} of {int(room)} bytes"), None
     return report, compiled
 
 
-def count_flops(jaxpr, trips: int = 1) -> float:
+def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
     """Floating-point operations of the matrix products in a jaxpr, a multiplication and an addition being two.
 
-    Loops count as often as they run; `trips` for a while loop. Of a conditional's branches the largest counts.
+    Loops count as often as they run; `trips` for a while loop. Of a conditional's branches the largest counts. What
+    devices do each for themselves (shard_map) counts for all that have a part of the result. `only_kernels`: those
+    in Pallas kernels.
     """
     total = 0.0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        if eqn.primitive.name == "dot_general" and not only_kernels:
             (contract, _), _ = eqn.params["dimension_numbers"]
             depth = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
             total += 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
             continue
-        inner = [count_flops(j, trips) for v in eqn.params.values() for j in _jaxprs(v)]
+        kernel = eqn.primitive.name == "pallas_call"
+        inner = [count_flops(j, trips, only_kernels and not kernel) for v in eqn.params.values() for j in _jaxprs(v)]
         if eqn.primitive.name == "cond":
             total += max(inner)
         elif eqn.primitive.name == "scan":
             total += eqn.params["length"] * sum(inner)
         elif eqn.primitive.name == "while":
             total += trips * sum(inner)
-        elif eqn.primitive.name == "pallas_call":
+        elif kernel:
             total += math.prod(eqn.params["grid_mapping"].grid) * sum(inner)
+        elif eqn.primitive.name == "shard_map":
+            split = {name for part in eqn.params["out_specs"][0] for name in np.atleast_1d(part) if name}
+            total += math.prod(eqn.params["mesh"].shape[name] for name in split) * sum(inner)
         else:
             total += sum(inner)
     return total
@@ -229,119 +232,10 @@ def _jaxprs(value: Any) -> list:
     return [j for v in value for j in _jaxprs(v)] if isinstance(value, (tuple, list)) else []
 
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
-_COLLECTIVE = re.compile(rf"= (.*?) ({_KINDS})(-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=\{?([^}\s]+(?:, %[\w.\-]+)*)\}?")
-
-
-def collectives(hlo: str, mesh: Mesh) -> tuple[Collective, ...]:
-    """The collectives that a device takes part in when the compiled program `hlo` runs once.
-
-    A loop's body counts as often as it runs at most. The parts into which the TPU's compiler cuts one collective,
-    to hide it behind arithmetic, carry one channel id and count once.
-    """
-    bodies, entry = _computations(hlo)
-    found: dict[tuple[str, str], list[int]] = {}
-
-    def walk(name: str, times: int, seen: set[str], scatter: bool) -> None:
-        for line in bodies.get(name, ()):
-            if " while(" in line:
-                body = re.search(r"body=%?([\w.\-]+)", line)[1]
-                walk(body, times * _trips(line, bodies), set(), False)
-                continue
-            match = _COLLECTIVE.search(line)
-            if match:
-                channel = re.search(r"channel_id=(\d+)", line)
-                label = channel[1] if channel else line
-                if label not in seen:
-                    seen.add(label)
-                    kind = "reduce-scatter" if scatter and match[2] == "all-reduce" else match[2]
-                    axes, n = _group(line, mesh)
-                    size = _bytes(match[1], started=bool(match[3]))
-                    if scatter and match[2] == "all-reduce":  # the whole operand; the fusion keeps a part of it
-                        size //= n
-                    row = found.setdefault((kind, axes), [0, 0])
-                    row[0] += times
-                    row[1] += times * _sent(kind, size, n)
-                continue
-            for called in _CALLED.findall(line):
-                for callee in re.findall(r"[\w.\-]+", called):
-                    walk(callee, times, seen, "all-reduce-scatter" in callee)
-
-    walk(entry, 1, set(), False)
-    rows = (Collective(kind, axes, count, sent) for (kind, axes), (count, sent) in found.items())
-    return tuple(sorted(rows, key=lambda c: -c.sent))
-
-
-def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often a loop runs: as the compiler says, or by the bound in its condition (jax's loops count from 0)."""
-    known = re.search(r"known_trip_count[^\d]*(\d+)", line)
-    if known:
-        return int(known[1])
-    condition = bodies.get(re.search(r"condition=%?([\w.\-]+)", line)[1], [])
-    fused = [name for text in condition for name in re.findall(r"calls=%?([\w.\-]+)", text)]
-    lines = condition + [text for name in fused for text in bodies.get(name, ())]
-    return max((int(n) for text in lines for n in re.findall(r"constant\((\d+)\)", text)), default=1)
-
-
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of each computation by name, and the name of the one that runs first."""
-    bodies: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in hlo.splitlines():
-        head = _COMPUTATION.match(line)
-        if head:
-            current = bodies.setdefault(head[2], [])
-            entry = head[2] if head[1] else entry
-        elif line.rstrip() == "}":  # not startswith: the text of a Pallas kernel has lines that begin with it
-            current = None
-        elif current is not None:
-            current.append(line)
-    return bodies, entry
-
-
-def _bytes(types: str, started: bool) -> int:
-    """Bytes of the result of a collective; the started ones show their operands too."""
-    sizes = []
-    for kind, dims in _ARRAY.findall(re.sub(r"\{[^{}]*\}", "", types)):  # without the layouts
-        width = re.match(r"[a-z]+(\d+)", kind)  # pred has none, and is a byte
-        sizes.append(math.prod(int(n) for n in dims.split(",") if n) * (int(width[1]) if width else 8) // 8)
-    return max(sizes, default=0) if started else sum(sizes)
-
-
-def _sent(kind: str, size: int, n: int) -> int:
-    """Bytes that each of n devices sends in a ring, for a result of `size` bytes on each."""
-    share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1}
-    return int(size * share.get(kind, (n - 1) / n))
-
-
-def _group(line: str, mesh: Mesh) -> tuple[str, int]:
-    """Axes of the mesh along which a collective talks, joined by +, and how many devices are in a group."""
-    shape = mesh.devices.shape
-    pairs = re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", line)
-    mesh_groups = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*)\))? ?\{([^}]*)\}", line)
-    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", line)
-    numbers = lambda text: [int(n) for n in text.split(",") if n.strip()]  # noqa: E731
-    if pairs:
-        groups = [numbers(g) for g in re.findall(r"\{([\d, ]*)\}", pairs[1])]
-        groups = [g for g in groups if g[0] != g[1]] or groups
-    elif mesh_groups:
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh_groups[1]))
-        names, inside = list(sizes), re.findall(r"'([^']+)'", mesh_groups[3])
-        ids = np.arange(math.prod(map(int, sizes.values()))).reshape([int(n) for n in sizes.values()])
-        groups = [ids[tuple(slice(None) if n in inside else 0 for n in names)].ravel().tolist()]
-    elif iota:
-        ids = np.arange(math.prod(numbers(iota[2]))).reshape(numbers(iota[2]))
-        ids = ids.transpose(numbers(iota[3])) if iota[3] else ids
-        groups = ids.reshape(numbers(iota[1])).tolist()
-    else:
-        groups = [numbers(g) for g in re.findall(r"\{([\d, ]*)\}", listed[1])] if listed else []
-    groups = [g for g in groups if g] or [list(range(mesh.size))]
-    axes: set[int] = set()
-    for group in groups if pairs else groups[:1]:
-        places = np.array(np.unravel_index(group, shape))
-        axes |= set(np.flatnonzero((places != places[:, :1]).any(1)).tolist())
-    return "+".join(mesh.axis_names[i] for i in sorted(axes)) or "none", len(groups[0])
+@functools.cache
+def seconds_per_cycle(topology: str) -> float:
+    """What one of the compiler's cycles is worth: a large bfloat16 product is taken to run at the chip's peak."""
+    n, where = 8192, target(topology)
+    x = jax.ShapeDtypeStruct((n, n), jnp.bfloat16, sharding=SingleDeviceSharding(where.devices[0]))
+    text = jax.jit(lambda a, b: a @ b).trace(x, x).lower().compile().as_text()
+    return 2 * n**3 / where.chip.flops / hlo.cycles(text)

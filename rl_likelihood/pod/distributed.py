@@ -41,7 +41,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, h
 
     What the arguments leave open the environment says (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID);
     with neither, a Cloud TPU's own metadata, where there are chips. A process that dies is noticed by the others
-    within `heartbeat` seconds: each says so in one line and ends with exit code 1.
+    within `heartbeat` seconds: one of them says so in a line, and all end with exit code 1.
     """
     given = (coordinator, str(num_processes or ""), "" if process_id < 0 else str(process_id))
     values = [value or os.environ.get(name, "") for value, name in zip(given, ENVIRONMENT, strict=True)]
@@ -66,8 +66,9 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, h
         _watching[0].begin()
 
 
-def finish(code: int = 0, together: bool = True) -> None:
-    """Before the end of a process of several: `together` with the others, or by itself, which ends them too.
+def finish(code: int = 0, together: bool = True, why: str = "") -> None:
+    """Before the end of a process of several: `together` with the others, or by itself, which ends them too and says
+    `why`.
 
     With a code other than 0 it ends here: nothing that waits for other processes may be waited for.
     """
@@ -75,6 +76,8 @@ def finish(code: int = 0, together: bool = True) -> None:
         return
     if together:
         _watching[0].leave()
+    else:
+        _watching[0].fail(code, _line(why))
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -187,7 +190,13 @@ class Watch:
     """A connection of every process with process 0, over which each says now and then that it lives.
 
     jax's own service notices a dead process too, and aborts the others with a page of C++. A dead process's
-    connections are closed by its kernel at once, a silent host's are quiet: either is said here in one line first.
+    connections are closed by its kernel at once, a silent host's are quiet: either is said here first, in one line, by
+    process 0, which ends the others, or by process 1 if it is process 0 that died. Lines of the connection:
+
+        .                 alive
+        quit              about to end as all do, so the closing of the connection is no death
+        failed CODE WHY   to process 0: about to end by an error of its own
+        end CODE          from process 0, which has said why
     """
 
     def __init__(self, host: str, heartbeat: float) -> None:
@@ -218,12 +227,21 @@ class Watch:
     def leave(self) -> None:
         """No more: this process is about to end as it should."""
         self.over = True
+        self._send("quit")
+
+    def fail(self, code: int, why: str) -> None:
+        """This process is about to end by an error of its own, with `code`: the others end with it too."""
+        self.over = True
+        self._send(f"end {code}" if runtime.global_state.process_id == 0 else f"failed {code} {why}")
+
+    def _send(self, line: str) -> None:
         for peer in self.peers.values():
             with contextlib.suppress(OSError):
-                peer.sendall(b"q")  # so that the closing of the connection is no death
+                peer.sendall(line.encode() + b"\n")
 
     def _watch(self) -> None:
         heard = dict.fromkeys(self.peers, time.monotonic())
+        waiting = dict.fromkeys(self.peers, b"")  # the beginning of a line
         said = 0.0
         with selectors.DefaultSelector() as ready:
             for number, peer in self.peers.items():
@@ -231,17 +249,21 @@ class Watch:
                 ready.register(peer, selectors.EVENT_READ, number)
             while heard and not self.over:
                 for key, _ in ready.select(min(1.0, self.heartbeat / 4)):
+                    number = key.data
                     try:
-                        got = key.fileobj.recv(64)
+                        got = key.fileobj.recv(4096)
                     except OSError:
                         got = b""
-                    if b"q" in got:
+                    *lines, waiting[number] = (waiting[number] + got).split(b"\n")
+                    for line in lines:
+                        self._heed(number, line.decode(errors="replace"))
+                    if b"quit" in lines:
                         ready.unregister(key.fileobj)
-                        heard.pop(key.data)
+                        heard.pop(number)
                     elif got:
-                        heard[key.data] = time.monotonic()
+                        heard[number] = time.monotonic()
                     else:
-                        self._lost(key.data, "is gone")
+                        self._lost(number, "is gone")
                 now = time.monotonic()
                 for number, when in heard.items():
                     if now - when > self.heartbeat:
@@ -250,18 +272,29 @@ class Watch:
                     said = now
                     for number in heard:
                         try:
-                            self.peers[number].sendall(b".")
+                            self.peers[number].sendall(b".\n")
                         except OSError:
                             self._lost(number, "is gone")
 
-    def _lost(self, number: int, how: str) -> None:
+    def _heed(self, number: int, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        code, _, why = rest.partition(" ")
+        if word == "end" and not self.over:
+            os._exit(int(code))
+        if word == "failed":
+            self._lost(number, f"has failed ({why})", int(code))
+
+    def _lost(self, number: int, how: str, code: int = LOST) -> None:
         if self.over:
             return
         me = runtime.global_state.process_id
-        line = f"error: process {number} {how}; process {me} ends; start all again to resume from the last checkpoint"
-        os.write(sys.stderr.fileno(), (line + "\n").encode())
-        os._exit(LOST)  # nothing that waits for the lost one may be waited for
+        if me <= 1:
+            line = f"error: process {number} {how}; all end; start all again to resume from the last checkpoint\n"
+            os.write(sys.stderr.fileno(), line.encode())
+        if me == 0:
+            self._send(f"end {code}")
+        os._exit(code)  # nothing that waits for the lost one may be waited for
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException | str) -> str:
     return " ".join(str(error).split())[:200]

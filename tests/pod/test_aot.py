@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rl_likelihood import mesh as meshes
 from rl_likelihood.model.decoder import forward, head_matrix
 from rl_likelihood.model.head import token_stats
-from rl_likelihood.pod import aot
+from rl_likelihood.pod import aot, hlo
 from rl_likelihood.pod.aot import Collective
 from rl_likelihood.shapes import UserError
 from tests.small import random_params, tiny
@@ -80,7 +80,7 @@ def test_collectives_of_a_compiled_loop_are_counted_as_often_as_they_run():
         check_vma=False,
     )  # fmt: skip
     text = jax.jit(mapped).lower(x, weights).compile().as_text()
-    (found,) = aot.collectives(text, mesh)
+    (found,) = hlo.collectives(text, mesh)
     assert found == Collective("all-gather", "fsdp", 5, 5 * (64 * 64 * 4) * 3 // 4)
 
 
@@ -117,7 +117,7 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 
 
 def test_collectives_of_a_tpu_s_program():
-    found = {(c.kind, c.axes): (c.count, c.sent) for c in aot.collectives(HLO, mesh8())}
+    found = {(c.kind, c.axes): (c.count, c.sent) for c in hlo.collectives(HLO, mesh8())}
     assert found == {
         ("all-gather", "fsdp"): (30, 30 * 128 * 3 // 4),  # two parts of one
         ("reduce-scatter", "fsdp"): (30, 30 * 64 * 3 // 4),
@@ -205,3 +205,43 @@ def test_every_known_topology_has_the_chips_of_its_name():
     for name in aot.KNOWN:
         where = aot.target(name)
         assert len(where.devices) == aot.chips_of(name) * where.chip.devices_per_chip, name
+
+
+CYCLES = """HloModule jit_f
+
+%body (p: (s32[])) -> (s32[]) {
+  %f.1 = f32[8]{0} fusion(%p), kind=kLoop, calls=%inner, backend_config={"window_config":{"estimated_cycles":"10"}}
+  %c = f32[8]{0} copy(%f.1), backend_config={"window_config":{"estimated_cycles":"5"}}
+}
+
+%inner (p: f32[8]) -> f32[8] {
+  %never = f32[8]{0} negate(%p), backend_config={"window_config":{"estimated_cycles":"1000"}}
+}
+
+%short (p: f32[8]) -> f32[8] {
+  %a = f32[8]{0} negate(%p), backend_config={"window_config":{"estimated_cycles":"3"}}
+}
+
+%long (p: f32[8]) -> f32[8] {
+  %b = f32[8]{0} negate(%p), backend_config={"window_config":{"estimated_cycles":"4"}}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %w = (s32[]) while(%x), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"7"}}
+  %v = (s32[]) while(%x), condition=%cond, body=%body
+  %s = f32[8]{0} conditional(%x), branch_computations={%short, %long}
+  %k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_cycles_are_those_of_the_operations_as_often_as_they_run():
+    assert hlo.cycles(CYCLES) == 7 * 15 + 15 + 4
+    assert hlo.cycles(CYCLES, trips=100) == 7 * 15 + 100 * 15 + 4
+    assert hlo.cycles(HLO) == 0, "another compiler gives none"
+
+
+def test_a_large_product_runs_at_the_peak_by_definition():
+    pytest.importorskip("libtpu")
+    unit = aot.seconds_per_cycle("v5e:2x2")
+    assert 0.4e-9 < unit < 1.3e-9, "clocks are near 1 GHz"
