@@ -70,7 +70,7 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
             shared = isinstance(error, distributed.SharedRefusal)
             if distributed.first() or not shared:
                 print(f"error: {error}", file=sys.stderr)
-            distributed.finish(2, together=shared)
+            distributed.finish(2, together=shared, why=str(error))
             sys.exit(2)
         except BaseException as error:
             if distributed.several():  # no waiting for the others on the way out
@@ -78,7 +78,8 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
                 if not isinstance(error, SystemExit):
                     traceback.print_exc()
                 code = getattr(error, "code", 1)
-                distributed.finish(code if isinstance(code, int) else 1, together=False)
+                why = f"{type(error).__name__}: {error}"
+                distributed.finish(code if isinstance(code, int) else 1, together=False, why=why)
             raise
         distributed.finish()
 

@@ -34,12 +34,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def command(config, workdir, *more: str) -> list[str]:
-    """One process's, but for its number."""
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    flags = [f"--config={config}", f"--workdir={workdir}", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+        return s.getsockname()[1]
+
+
+def command(config, workdir, *more: str) -> list[str]:
+    """One process's, but for its number."""
+    coordinator = f"--coordinator=127.0.0.1:{free_port()}"
+    flags = [f"--config={config}", f"--workdir={workdir}", coordinator, "--num_processes=2"]
     return [sys.executable, "-m", "rl_likelihood.train", *flags, *more]
 
 
@@ -100,10 +104,70 @@ def test_the_death_of_a_process_is_said_in_a_line_and_ends_the_other_within_the_
     assert both[1 - victim].returncode == 1, lines
     errors = [line for line in lines if "error" in line.lower() or "Traceback" in line]
     assert errors == [
-        f"error: process {victim} is gone; process {1 - victim} ends; "
-        "start all again to resume from the last checkpoint"
+        f"error: process {victim} is gone; all end; start all again to resume from the last checkpoint"
     ]
     said(both[victim])
+
+
+# One of three processes, which end when the last of them has read a line.
+ONE_OF_THREE = """
+import os, sys, time
+os.environ["XLA_FLAGS"] = ""
+from rl_likelihood.pod import distributed
+distributed.start(sys.argv[1], 3, int(sys.argv[2]), heartbeat=4.0)
+print("up", flush=True)
+word = sys.stdin.readline().strip()
+distributed.any_of(False) if word == "done" else None
+distributed.finish(7 if word == "fail" else 0, together=word != "fail", why="no\\nroom")
+"""
+
+
+def three() -> list[subprocess.Popen]:
+    coordinator = f"127.0.0.1:{free_port()}"
+    out = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_THREE, coordinator, str(i)], cwd=ROOT, env=environment(), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    for process in out:
+        while (line := process.stdout.readline()) != "up\n":
+            assert line, f"process {out.index(process)} ended with {process.wait()}"
+    return out
+
+
+@pytest.mark.slow
+def test_of_three_processes_one_line_names_the_one_that_died_and_all_end():
+    """Killed, silent, failed by itself; and nothing is said where all end as they should."""
+    again = "; all end; start all again to resume from the last checkpoint"
+    killed = lambda p: p.send_signal(signal.SIGKILL)  # noqa: E731
+    stopped = lambda p: p.send_signal(signal.SIGSTOP)  # noqa: E731
+    failed = lambda p: (p.stdin.write("fail\n"), p.stdin.flush())  # noqa: E731
+    for victim, act, speaker, code, words in (
+        (2, killed, 0, 1, "is gone"),
+        (0, killed, 1, 1, "is gone"),
+        (1, stopped, 0, 1, "has not been heard of for 4 s (pod.heartbeat)"),
+        (1, failed, 0, 7, "has failed (no room)"),
+        (0, failed, None, 7, ""),
+    ):
+        processes = three()
+        began = time.monotonic()
+        act(processes[victim])
+        survivors = [i for i in range(3) if i != victim]
+        for i in survivors:
+            processes[i].wait(60)
+        assert time.monotonic() - began < 4 + 10
+        lines = {i: said(processes[i]) for i in survivors}
+        assert lines == {i: [f"error: process {victim} {words}{again}"] if i == speaker else [] for i in survivors}
+        assert [processes[i].returncode for i in survivors] == [code, code]
+        processes[victim].kill()
+        said(processes[victim])
+    processes = three()
+    for process in processes:
+        process.stdin.write("done\n")
+        process.stdin.flush()
+    assert [said(p, 60) for p in processes] == [[], [], []] and [p.returncode for p in processes] == [0, 0, 0]
 
 
 @pytest.mark.slow
