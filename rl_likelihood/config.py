@@ -52,7 +52,7 @@ AT_LEAST = {
     "sampler.group_size": 1, "sampler.max_chain": 1, "sampler.max_sampled_answer": -1, "sampler.max_staleness": 0,
     "sampler.queue_depth": 1, "sampler.width_multiple": 0, "sampler.slots": 0,
     "train.steps": 0, "train.prompts_per_step": 1,
-    "train.micro_batch_prompts": 0, "train.head_chunk": 1, "train.eval_every": 0, "train.checkpoint_every": 1,
+    "train.micro_batch_prompts": -1, "train.head_chunk": 1, "train.eval_every": 0, "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1, "train.keep_every": 0, "warm_start.steps": 0, "warm_start.examples": 0,
     "warm_start.prompts": 1, "warm_start.prompts_per_step": 1, "eval.prompts": 0, "eval.samples": 0,
     "eval.grader_workers": 0, "eval.grader_seconds": 1,
@@ -134,7 +134,7 @@ def validate(c: ConfigDict) -> None:
             f"sampler.group_size is {g}, but reward {c.reward.name!r} compares a chain with the others of its group "
             "(leave-one-out); it must be at least 2"
         )
-    if m and p % m:
+    if m > 0 and p % m:
         near = largest_divisor(p, m)
         raise UserError(
             f"train.micro_batch_prompts is {m}, which does not divide train.prompts_per_step = {p}; "
@@ -320,7 +320,7 @@ def build(c: ConfigDict) -> Settings:
         floor=c.reward.floor,
         proxy_every=c.proxy.every,
         proxy_decay=c.proxy.decay,
-        micro_batch_prompts=c.train.micro_batch_prompts,
+        micro_batch_prompts=max(0, c.train.micro_batch_prompts),  # a run that measures sets its own
         head_chunk=c.train.head_chunk,
     )
     warm_rows = c.warm_start.prompts_per_step

@@ -219,7 +219,7 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
         "remat": model.remat,
         "attention": model.attention,
         "batch": {"prompts": p, "rows": g, "prompt_tokens": batch.prompt.shape[1], "row_tokens": t,
-                  "micro_batch_prompts": c.train.micro_batch_prompts or p},
+                  "micro_batch_prompts": max(0, c.train.micro_batch_prompts) or p},
         "held": held_bytes(settings, model, mesh),
         "activations": rows[0]["temporaries"],
         "cache": {} if c.reward.name == "sft" else cache_bytes(shape_world(settings, model), places),
@@ -284,7 +284,7 @@ def changes(c: ConfigDict, where: Target) -> list[dict[str, Any]]:
     """Settings that make the learner's step smaller, the cheapest first: what they cost is weights gathered more
     often, then layers computed twice, then more traffic between devices."""
     p = c.train.prompts_per_step
-    size = c.train.micro_batch_prompts or p
+    size = max(0, c.train.micro_batch_prompts) or p
     micro = [{"train.micro_batch_prompts": k} for k in range(size - 1, 0, -1) if p % k == 0]
     remat = [{"model.remat": "full"}] if c.model.remat != "full" else []
     data, fsdp, tensor = plan_mesh(c, where).devices.shape

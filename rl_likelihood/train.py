@@ -39,6 +39,7 @@ from rl_likelihood.run.dry_run import dry_run
 from rl_likelihood.run.evaluation import evaluate
 from rl_likelihood.run.lock import FILE as LOCK
 from rl_likelihood.run.lock import lock
+from rl_likelihood.run.micro_batch import with_micro_batch
 from rl_likelihood.run.source import Source, write_samples
 from rl_likelihood.run.warm_start import warm_start, with_worked_examples
 from rl_likelihood.run.world import World, load, make_places, using
@@ -108,6 +109,9 @@ def learn(
     mesh = places.learner
     optimizer = make_optimizer(s.optimizer)
     announce(world, workdir, checkpoint.latest_step(workdir))
+    if c.train.micro_batch_prompts < 0:
+        world = with_micro_batch(world, params, workdir)
+        s = world.settings
     manager = checkpoint.open_manager(workdir, s.checkpoint)
     try:
         state, ref_params, kept = start(world, params, optimizer, manager, workdir, writer, stop)
@@ -136,12 +140,18 @@ def learn(
                 source.publish(step, state.params)
 
             t0 = time.perf_counter()
+            failure = None
             try:
                 rollout, waited = source.get(step)
-            except Exception:  # the sampler's own: what was learned is whole, and this ends the run
-                if jax.process_count() == 1:  # else the others do not come to this point
+            except Exception as error:  # the sampler's own: what was learned is whole, and this ends the run
+                failure = error
+            if distributed.several():
+                with source.turn:
+                    failure = distributed.failure_of_any(failure)
+            if failure is not None:
+                with source.turn:
                     save()
-                raise
+                raise failure
             batch, rollout, graded = source.batch(rollout)
             whole = meshes.from_own_prompts(mesh, batch, places.own, c.train.prompts_per_step)
             shape = batch.completion.shape
@@ -284,7 +294,7 @@ def refuse_nan(step: int, out: dict[str, float]) -> None:
     """A non-finite loss or gradient ends the run before it is saved."""
     bad = [k for k in ("loss/policy", "loss/answer", "loss/kl", "grad/norm") if not np.isfinite(out[k])]
     if bad:
-        raise UserError(
+        raise distributed.SharedRefusal(
             f"step {step}: {', '.join(bad)} is not finite; the checkpoints are untouched: lower optim.lr "
             "in a new workdir, with model.path set to this one"
         )

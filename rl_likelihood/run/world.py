@@ -255,7 +255,7 @@ def make_places(c: ConfigDict, devices: Sequence[Any] | None = None, process: in
     devices = [d for d in devices if d not in apart]
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     open_to = meshes.shapes(len(devices), c.mesh.data, c.mesh.fsdp, c.mesh.tensor, slices)
-    micro = c.train.micro_batch_prompts or c.train.prompts_per_step
+    micro = max(0, c.train.micro_batch_prompts) or c.train.prompts_per_step
     refusals = []
     for shape in open_to:
         try:
@@ -288,7 +288,7 @@ def _places(c: ConfigDict, shape: tuple[int, int, int], micro: int, devices: lis
     learner, rows, step = meshes.make_mesh(shape, devices), _rows(c), c.train.prompts_per_step
     parts = shape[0] * shape[1]
     if not meshes.divides(learner.shape, micro, rows):
-        name = "train.micro_batch_prompts" if c.train.micro_batch_prompts else "train.prompts_per_step"
+        name = "train.micro_batch_prompts" if c.train.micro_batch_prompts > 0 else "train.prompts_per_step"
         raise UserError(
             f"{name} is {micro}, which mesh.data x mesh.fsdp = {parts} does not divide; the nearest that it does "
             f"is {max(1, round(micro / parts)) * parts} (or mesh.data divides it, and mesh.fsdp its {rows} rows)"

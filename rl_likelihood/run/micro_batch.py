@@ -1,0 +1,96 @@
+"""train.micro_batch_prompts=-1: how many prompts at a time is fastest here, measured once and kept in the workdir.
+
+What is timed is forward and backward of one micro-batch of the longest rows, beginning with the smallest; the first
+that is slower a prompt, or does not fit, ends it. A resumed run takes what the workdir says, so it goes on bit for bit;
+two runs may choose differently, and then differ by rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rl_likelihood import mesh as meshes
+from rl_likelihood.learner.step import gradients
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.pod import distributed
+from rl_likelihood.run.console import say
+from rl_likelihood.run.dry_run import abstract_batch
+from rl_likelihood.run.world import World, using
+from rl_likelihood.shapes import CHAIN, REFERENCE, Batch
+
+FILE = "MICRO_BATCH"
+ROUNDS = 3  # timed runs, of which the fastest counts
+WORSE = 1.05  # this much slower a prompt than the best is not noise
+
+
+def with_micro_batch(world: World, params: Params, workdir: Path) -> World:
+    """The world with the micro-batch size that the workdir says, or that is fastest; every process calls it."""
+    path = workdir / FILE
+    kept = distributed.by_first(lambda: json.loads(path.read_text()) if path.exists() else None)
+    if kept is None:
+        seconds = distributed.share({str(k): t for k, t in measured(world, params).items()})
+        kept = {"prompts": int(min(seconds, key=seconds.get)), "seconds_per_prompt": seconds}
+        distributed.by_first(lambda: path.write_text(json.dumps(kept) + "\n") and None)
+        each = ", ".join(f"{k}: {t:.3g}" for k, t in seconds.items())
+        say(f"portions {kept['prompts']} prompts at a time, the fastest (seconds a prompt by size: {each})")
+    step = dataclasses.replace(world.settings.step, micro_batch_prompts=kept["prompts"])
+    return dataclasses.replace(world, settings=dataclasses.replace(world.settings, step=step))
+
+
+def measured(world: World, params: Params) -> dict[int, float]:
+    """Seconds a prompt of forward and backward, by the prompts in it."""
+    whole, mesh = longest_batch(world), world.places.learner
+    p, rows = whole.completion.shape[:2]
+    cfg = dataclasses.replace(world.settings.step, micro_batch_prompts=0)
+    models = (params if cfg.with_reference else None, params if cfg.with_proxy else None)
+    found: dict[int, float] = {}
+    for k in (k for k in range(1, p + 1) if p % k == 0 and meshes.divides(mesh.shape, k, rows)):
+        part = jax.tree.map(lambda x, k=k: x[:k], whole)
+        at = meshes.by_prompt(mesh, part)
+        run = jax.jit(gradients, static_argnums=(3, 4))
+        times = []
+        try:
+            with using(mesh):
+                for _ in range(1 + ROUNDS):  # the first one compiles
+                    start = time.perf_counter()
+                    jax.block_until_ready(run(params, models, meshes.put(part, at), world.model, cfg))
+                    times.append(time.perf_counter() - start)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error) and found:
+                break
+            raise
+        found[k] = min(times[1:]) / k
+        if found[k] > WORSE * min(found.values()):
+            break
+    return found
+
+
+def longest_batch(world: World) -> Batch:
+    """A batch of the longest rows: their last tokens are the answer's, the others chain."""
+    shapes, rng = abstract_batch(world), np.random.default_rng(0)
+    answer = world.config.prompt.max_answer
+
+    def ids(shape):
+        return rng.integers(0, world.model.vocab_size, shape.shape).astype(np.int32)
+
+    def kinds(shape):
+        out = np.full(shape.shape, CHAIN, np.int32)
+        out[..., -answer:] = REFERENCE
+        return out
+
+    rest = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
+    return rest.replace(
+        prompt=ids(shapes.prompt), prompt_length=np.full(shapes.prompt_length.shape, shapes.prompt.shape[1], np.int32),
+        completion=ids(shapes.completion), segment=kinds(shapes.segment),
+        scored=kinds(shapes.segment) == REFERENCE,
+        bare=shapes.bare and shapes.bare.replace(
+            completion=ids(shapes.bare.completion), segment=kinds(shapes.bare.segment),
+            scored=kinds(shapes.bare.segment) == REFERENCE,
+        ),
+    )  # fmt: skip

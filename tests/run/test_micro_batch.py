@@ -1,0 +1,41 @@
+"""The micro-batch size that a run measures: one that divides, kept in the workdir, taken by whoever goes on there."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rl_likelihood import config as configs
+from rl_likelihood.run import micro_batch
+from rl_likelihood.run.dry_run import abstract_batch
+from rl_likelihood.run.world import load, make_places
+from tests.runs import small_config
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    c = small_config(train__micro_batch_prompts=-1, train__prompts_per_step=4, sampler__group_size=2)
+    return load(configs.build(c), places=make_places(c))
+
+
+def test_the_measured_batch_is_the_longest_that_the_run_may_meet(loaded):
+    world, _ = loaded
+    batch, shapes = micro_batch.longest_batch(world), abstract_batch(world)
+    assert (batch.completion.shape, batch.bare.segment.shape) == (shapes.completion.shape, shapes.bare.segment.shape)
+    assert batch.scored.any(-1).all() and batch.keep.all() and (batch.prompt_length == shapes.prompt.shape[1]).all()
+    assert batch.outside.keys() == shapes.outside.keys()
+
+
+def test_it_is_measured_once_and_kept(loaded, tmp_path, capsys):
+    world, params = loaded
+    assert world.settings.step.micro_batch_prompts == 0
+    first = micro_batch.with_micro_batch(world, params, tmp_path).settings.step.micro_batch_prompts
+    kept = json.loads((tmp_path / micro_batch.FILE).read_text())
+    seconds = {int(k): t for k, t in kept["seconds_per_prompt"].items()}
+    assert first == kept["prompts"] == min(seconds, key=seconds.get)
+    assert {1} <= set(seconds) <= {1, 2, 4} and np.all(np.array(list(seconds.values())) > 0)
+    assert f"portions {first} prompts at a time" in capsys.readouterr().out
+    other = 4 if first == 2 else 2
+    (tmp_path / micro_batch.FILE).write_text(json.dumps({**kept, "prompts": other}))
+    again = micro_batch.with_micro_batch(world, params, tmp_path)
+    assert again.settings.step.micro_batch_prompts == other and "portions" not in capsys.readouterr().out
