@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ _watching: list[Watch] = []  # the one of this process, if there are several
 
 class SharedRefusal(UserError):
     """A refusal that every process makes, and the first has said."""
+
+
+class SharedFailure(Exception):
+    """An error of one process that all of them know of; it has been said."""
 
 
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, heartbeat: float = 30.0) -> None:
@@ -143,6 +148,21 @@ def gather_bytes(data: bytes) -> list[bytes]:
 def any_of(flag: bool) -> bool:
     """Whether it is so in any process."""
     return bool(gather(np.asarray([flag])).any())
+
+
+def failure_of_any(error: Exception | None) -> Exception | None:
+    """None if no process has an error; else, in every process, one that says whose, and what it is.
+
+    The process whose it is says it at once: it may be long until the others come to this point.
+    """
+    if error is not None:
+        traceback.print_exception(error)
+        line = f"error: process {jax.process_index()} has failed ({named(error)}); all end when they come to this point"
+        print(line, file=sys.stderr, flush=True)
+    if not any_of(error is not None):
+        return None
+    texts = gather_bytes(b"" if error is None else named(error).encode())
+    return SharedFailure("; ".join(f"process {i}: {text.decode()}" for i, text in enumerate(texts) if text))
 
 
 def by_first(act: Callable[[], Any]) -> Any:
@@ -294,6 +314,11 @@ class Watch:
         if me == 0:
             self._send(f"end {code}")
         os._exit(code)  # nothing that waits for the lost one may be waited for
+
+
+def named(error: BaseException) -> str:
+    """An error in one line, with its type."""
+    return f"{type(error).__name__}: {_line(error)}"
 
 
 def _line(error: BaseException | str) -> str:

@@ -72,13 +72,15 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
                 print(f"error: {error}", file=sys.stderr)
             distributed.finish(2, together=shared, why=str(error))
             sys.exit(2)
+        except distributed.SharedFailure:
+            distributed.finish(1)
         except BaseException as error:
             if distributed.several():  # no waiting for the others on the way out
                 time.sleep(2)  # if one of them has died, the watch says that and ends here
                 if not isinstance(error, SystemExit):
                     traceback.print_exc()
                 code = getattr(error, "code", 1)
-                why = f"{type(error).__name__}: {error}"
+                why = distributed.named(error)
                 distributed.finish(code if isinstance(code, int) else 1, together=False, why=why)
             raise
         distributed.finish()

@@ -40,16 +40,16 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def command(config, workdir, *more: str) -> list[str]:
+def command(config, workdir, *more: str, program=("-m", "rl_likelihood.train")) -> list[str]:
     """One process's, but for its number."""
     coordinator = f"--coordinator=127.0.0.1:{free_port()}"
     flags = [f"--config={config}", f"--workdir={workdir}", coordinator, "--num_processes=2"]
-    return [sys.executable, "-m", "rl_likelihood.train", *flags, *more]
+    return [sys.executable, *program, *flags, *more]
 
 
-def start(config, workdir, *more: str) -> list[subprocess.Popen]:
+def start(config, workdir, *more: str, **changes) -> list[subprocess.Popen]:
     """Both; {i} in an argument is the number of each."""
-    one = command(config, workdir, *more, "--process_id={i}")
+    one = command(config, workdir, *more, "--process_id={i}", **changes)
     return [
         subprocess.Popen(
             [word.replace("{i}", str(i)) for word in one], cwd=ROOT, env=environment(), text=True,
@@ -107,6 +107,42 @@ def test_the_death_of_a_process_is_said_in_a_line_and_ends_the_other_within_the_
         f"error: process {victim} is gone; all end; start all again to resume from the last checkpoint"
     ]
     said(both[victim])
+
+
+# The command, whose sampler fails in process 1 before its third rollout.
+FAILS = """
+import runpy, sys
+from rl_likelihood.run.source import Source
+collate = Source.collate
+
+def dragon(self, number):
+    if number == 2 and "--process_id=1" in sys.argv:
+        raise RuntimeError("here be dragons")
+    return collate(self, number)
+
+Source.collate = dragon
+runpy.run_module("rl_likelihood.train", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_sampler_that_raises_in_one_process_ends_all_with_its_words_and_a_checkpoint(tmp_path):
+    overrides = {"train.steps": 3, "train.checkpoint_every": 50, "eval.prompts": 0, "mesh.fsdp": 2, "mesh.tensor": 4}
+    config = config_file(tmp_path, **overrides)
+    both = start(config, tmp_path / "run", program=["-c", FAILS])
+    lines = [said(p) for p in both]
+    assert [p.returncode for p in both] == [1, 1], lines
+    assert "RuntimeError: here be dragons" in lines[1]
+    errors = [[line for line in some if line.startswith(("error", "Traceback"))] for some in lines]
+    named = "error: process 1 has failed (RuntimeError: here be dragons); all end when they come to this point"
+    assert errors == [[], ["Traceback (most recent call last):", named]], lines
+    status = reports.read_status(tmp_path / "run")
+    assert status["state"] == "failed" and status["error"] == "process 1: RuntimeError: here be dragons"
+    assert checkpoint.latest_step(tmp_path / "run") == 2  # what was learned is saved, by both
+    # One process goes on with it, on eight devices in another mesh, and is not asked for --force.
+    values = {**overrides, "mesh.fsdp": 1, "mesh.tensor": 8, "train.micro_batch_prompts": 1}
+    train.run(configs.build(small_config(**{k.replace(".", "__"): v for k, v in values.items()})), tmp_path / "run")
+    assert [row["step"] for row in reports.read(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
 
 
 # One of three processes, which end when the last of them has read a line.
