@@ -66,7 +66,7 @@ def sample_ids(
     fmt, t = cfg.chain_format, cfg.temperature
     temperature = t if isinstance(t, tuple) else (t,) * cfg.group_size
     stop = stop_table(fmt.vocab_bytes, (until,))
-    if (engine.devices_of(weights) > 1 and not cfg.slots) or cfg.first_chain:  # all rows at once
+    if (engine.devices_of(weights) > 1 or cfg.first_chain) and not cfg.slots:  # all rows at once, one program
         mesh = getattr(weights["embed"].sharding, "mesh", None)
         out = generate_spread(
             weights, cfg.model, prompts.tokens, prompts.length, prompts.uid, key, jnp.asarray(temperature, jnp.float32),
@@ -75,8 +75,9 @@ def sample_ids(
         )  # fmt: skip
         return tuple(np.asarray(x) for x in out)
     return engine.sample_rows(
-        weights, cfg.model, prompts, key, temperature, stop, fmt.eos_ids, max_tokens, fmt.pad_id, cfg.slots
-    )
+        weights, cfg.model, prompts, key, temperature, stop, fmt.eos_ids, max_tokens, fmt.pad_id, cfg.slots,
+        first_chain=cfg.first_chain,
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames="cfg")

@@ -82,23 +82,33 @@ def sample_rows(
     pad_id: int,
     slots: int = 0,
     streams: int = 0,
+    first_chain: int = 0,
 ) -> tuple[Int[np.ndarray, "P G N"], Float[np.ndarray, "P G N"], Int[np.ndarray, "P G"]]:
     """`decode.generate`, with at most `slots` rows at a time (0: all): ids, log-probs, how many, on the host.
 
     Prompts start in their order; the results are in it too, whole groups, however the rows came to an end.
-    `streams` threads decode side by side, 0: as many as pay on this machine.
+    `streams` threads decode side by side, 0: as many as pay on this machine. Where several devices hold the weights
+    whole, each has a stream of its own; where they share them, the one stream runs on all.
     """
     p, g = len(prompts.length), len(temperature)
     wide = g if slots == 0 or slots >= p * g else 1
     lanes = min(p * g, slots or p * g) // wide
-    streams = min(streams or streams_for(weights, lanes * wide), lanes, p)
+    copies = copies_of(weights)
+    streams = min(len(copies) if len(copies) > 1 else streams or streams_for(weights, lanes * wide), lanes)
+    parts = max(1, streams // p) if wide == 1 else 1  # of a group, where there are fewer prompts than streams
+    streams = min(streams, p * parts)
     out = Rows(np.zeros((p, g, max_tokens), np.int32), np.zeros((p, g, max_tokens), np.float32), np.zeros((p, g), int))
-    settings = key, *(jnp.asarray(x) for x in (np.float32(temperature), stop, np.int32(eos)))
+    settings = key, *(jnp.asarray(x) for x in (np.float32(temperature), stop, np.int32(eos))), first_chain
 
     def stream(k: int) -> None:
-        # Prompts are dealt out beforehand: which rows share a program must not hang on which thread is faster.
+        # Rows are dealt out beforehand: which of them share a program must not hang on which thread is faster.
         n = lanes // streams + (k < lanes % streams)
-        decode_stream(out, Waiting(weights, model, prompts, iter(range(k, p, streams)), wide, g, n), n, wide, settings)
+        part = k // p if parts > 1 else 0
+        rows = range(part * g // parts, (part + 1) * g // parts, wide)
+        numbers = iter([k % p] if parts > 1 else range(k, p, streams))
+        mine = copies[k % len(copies)]
+        with jax.default_device(jax.tree.leaves(mine)[0].device if len(copies) > 1 else None):
+            decode_stream(out, Waiting(mine, model, prompts, numbers, rows, n), n, wide, settings)
 
     if streams == 1:
         stream(0)
@@ -114,6 +124,14 @@ def devices_of(weights: Params) -> int:
     return len(weights["embed"].devices()) if isinstance(weights["embed"], jax.Array) else 1
 
 
+def copies_of(weights: Params) -> list[Params]:
+    """The weights once for each device that holds all of them; as they are where devices share them."""
+    if devices_of(weights) == 1 or not all(x.is_fully_replicated for x in jax.tree.leaves(weights)):
+        return [weights]
+    count = len(weights["embed"].addressable_shards)
+    return [jax.tree.map(lambda x, k=k: x.addressable_shards[k].data, weights) for k in range(count)]
+
+
 def streams_for(weights: Params, rows: int) -> int:
     """Streams that pay: on one CPU device two programs of half the rows use two cores better than one program does,
     as long as each has some rows to multiply the weights with. Weights are held once, whatever this says."""
@@ -124,7 +142,7 @@ def streams_for(weights: Params, rows: int) -> int:
 
 def decode_stream(out: Rows, waiting: Waiting, n: int, wide: int, settings) -> None:
     """One stream of n lanes: fill, decode until one is free, gather, and again, until nothing waits."""
-    key, temperature, stop, eos = settings
+    key, temperature, stop, eos, first_chain = settings
     model, prompts, most = waiting.model, waiting.prompts, out.ids.shape[-1]
     lanes = empty_lanes(model, n, wide, prompts.tokens.shape[1], min(most, FIRST_PLACES), most)
     held: list[Item | None] = [None] * n
@@ -140,7 +158,8 @@ def decode_stream(out: Rows, waiting: Waiting, n: int, wide: int, settings) -> N
         for lane_of, which, taken, prefilled in waiting.take(idle):
             for lane, item in zip(lane_of, taken, strict=True):
                 held[lane] = item
-            lanes = fill(lanes, prefilled, *waiting.described(taken, lane_of, which), key, temperature)
+            described = waiting.described(taken, lane_of, which)
+            lanes = fill(lanes, prefilled, *described, key, temperature, first_chain)
         if all(item is None for item in held):
             return
         if int(lanes.clock) >= places_of(lanes) < most:
@@ -155,9 +174,9 @@ def decode_stream(out: Rows, waiting: Waiting, n: int, wide: int, settings) -> N
 class Waiting:
     """Items of a stream not begun yet, and the prompts prefilled for them: once each, when their first rows start."""
 
-    def __init__(self, weights: Params, model: ModelConfig, prompts: Prompts, numbers, wide: int, g: int, n: int):
+    def __init__(self, weights: Params, model: ModelConfig, prompts: Prompts, numbers, rows: range, n: int):
         self.weights, self.model, self.prompts = weights, model, prompts
-        self.numbers, self.wide, self.g, self.n = numbers, wide, g, n
+        self.numbers, self.rows, self.n = numbers, rows, n  # rows: the first ones of a prompt's items
         self.items: list[Item] = []
         self.made: dict[int, tuple] = {}  # the last prompt begun, while rows of it wait: (place in the batch, batch)
 
@@ -167,7 +186,7 @@ class Waiting:
             number = next(self.numbers, None)
             if number is None:
                 return False
-            self.items += [Item(number, j) for j in range(0, self.g, self.wide)]
+            self.items += [Item(number, j) for j in self.rows]
         return True
 
     def take(self, idle: np.ndarray):
@@ -227,11 +246,12 @@ def empty_lanes(cfg: ModelConfig, n: int, g: int, s: int, places: int, most: int
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def fill(lanes: Lanes, prefilled, lane, which, length, uid, first, count, key: Array, temperature) -> Lanes:
-    """The first `count` of these items begin in their lanes, whose own keys are forgotten by their age."""
+def fill(lanes: Lanes, prefilled, lane, which, length, uid, first, count, key: Array, temperature, chain) -> Lanes:
+    """The first `count` of these items begin in their lanes, whose own keys are forgotten by their age. `chain`: the
+    place in its group of row 0."""
     hidden, shared = prefilled
     g = lanes.token.shape[1]
-    keys = row_keys(key, uid, first, g)
+    keys = row_keys(key, uid, first + chain, g)
     warmth = temperature[first[:, None] + jnp.arange(g)]
 
     def one(k, lanes):

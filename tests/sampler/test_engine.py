@@ -10,7 +10,7 @@ import pytest
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import state_shardings
-from rl_likelihood.mesh import make_mesh
+from rl_likelihood.mesh import make_mesh, replicated
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.sampler.stop import stop_table
 from tests.sampler.test_decode import EOS, KEY, PAD_ID, PARAMS, VOCAB, prompts
@@ -80,6 +80,32 @@ def test_weights_spread_over_a_mesh(wanted, short_ring):
     spread = decode.prepare(jax.device_put(PARAMS, at), TINY)
     assert len(spread["embed"].devices()) == 8
     same(by_engine(spread, slots=6), wanted)
+
+
+@pytest.mark.parametrize("slots, numbers", [(6, range(7)), (5, range(2)), (0, range(7))])
+def test_devices_that_hold_the_weights_whole_have_a_stream_each(weights, wanted, short_ring, slots, numbers):
+    """The two prompts are split: some devices have the first rows of a group, some the last ones."""
+    mesh = make_mesh((1, 4, 1), jax.devices()[:4])
+    spread = jax.device_put(weights, replicated(mesh))
+    assert len(engine.copies_of(spread)) == 4 and engine.copies_of(weights) == [weights]
+    used, real = [], engine.segment
+
+    def seen(weights, *rest):
+        used.append(next(iter(weights["embed"].devices())))
+        return real(weights, *rest)
+
+    few = P.replace(**{k: getattr(P, k)[list(numbers)] for k in ("tokens", "length", "uid")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "segment", seen)
+        same(by_engine(spread, p=few, slots=slots), [x[list(numbers)] for x in wanted])
+    assert set(used) == set(mesh.devices.flat)
+
+
+def test_the_chains_of_a_group_may_begin_at_any_place(weights, wanted, short_ring):
+    got = engine.sample_rows(
+        weights, TINY, P, KEY, TEMPERATURE[1:3], STOP, ENDS, TOKENS, PAD_ID, slots=3, first_chain=1
+    )
+    same(got, [x[:, 1:3] for x in wanted])
 
 
 def test_each_prompt_is_prefilled_once_and_its_rows_start_together_or_one_after_the_other(weights, monkeypatch):
