@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed as runtime  # the coordinator's address as found on a TPU is nowhere else
+from jax._src import distributed as runtime  # the coordinator's address on a TPU, our number before there are devices
 from jax.experimental import multihost_utils
 
 from rl_likelihood.shapes import UserError
