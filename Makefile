@@ -21,7 +21,7 @@ quickstart: $(VENV)/.test
 	$(RUN) -m rl_likelihood.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.test
-	$(RUN) -m pytest -q tests -m 'not slow' --ignore=tests/parity
+	$(RUN) -m pytest -q tests -m 'not slow' --ignore=tests/parity -n auto --maxprocesses=4 --dist=loadfile
 
 learn: $(VENV)/.test
 	$(RUN) -m pytest -q tests/test_learns.py -m slow

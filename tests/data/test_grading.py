@@ -167,7 +167,7 @@ def test_hostile_answers_are_not_right_and_cost_nothing(answer):
         assert verdict is False or (verdict is None and name in ISOLATED and len(answer) <= 100_000)
 
 
-@pytest.mark.parametrize("name", set(SAFE) - set(ISOLATED))
+@pytest.mark.parametrize("name", sorted(set(SAFE) - set(ISOLATED)))
 def test_a_hostile_reference_is_only_compared(name):
     for text in HOSTILE:
         assert SAFE[name](text, "4") is False

@@ -1,0 +1,83 @@
+"""Two choices that decoding on a CPU might make otherwise, measured: how weights lie, and the type of the cache.
+
+    python bench/products.py [--rows=32] [--rounds=30]
+
+Weights: each product of a decode step of SmolLM2-135M's shape, x [rows, in] with w kept as [in, out] (as in the code)
+and as [out, in]. Cache: a step's attention over 256 own keys and values of each row and 128 of its prompt, kept in
+float32 (as in the code), bfloat16 and float16, computed in float32. Fastest of so many rounds that alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench import work  # noqa: E402
+from rl_likelihood.model.attention import decode_attention  # noqa: E402
+
+REPEAT = 20  # inside one program: a single product is too short to time
+
+
+def repeated(step, x, *rest):
+    """A call that runs `step` REPEAT times, each on what the last one gave."""
+    run = jax.jit(lambda x, *rest: jax.lax.fori_loop(0, REPEAT, lambda _, x: step(x, *rest), x))
+    return lambda: run(x, *rest)
+
+
+def products(rows: int) -> dict:
+    """Two calls for each product's shape."""
+    m, calls = work.MODELS["W135"], {}
+    sizes = {
+        "qkv": (m.width, (m.heads + 2 * m.kv_heads) * m.head_dim), "o": (m.heads * m.head_dim, m.width),
+        "gate-up": (m.width, 2 * m.mlp), "down": (m.mlp, m.width), "head": (m.width, m.vocab_size),
+    }  # fmt: skip
+    for name, (n, k) in sizes.items():
+        x, w = jnp.ones((rows, n)), jax.random.normal(jax.random.key(0), (n, k))
+        back = lambda y, n=n: jnp.tile(y, (1, -(-n // y.shape[1])))[:, :n] * 1e-3  # noqa: E731
+        calls[f"{name} {n} x {k}, in first"] = repeated(lambda x, w, back=back: back(x @ w), x, w)
+        calls[f"{name} {n} x {k}, out first"] = repeated(
+            lambda x, w, back=back: back(jnp.einsum("rn,kn->rk", x, w)), x, jnp.array(w.T, copy=True)
+        )
+    return calls
+
+
+def caches(rows: int) -> dict:
+    """A call for each type."""
+    m, calls, prompts = work.MODELS["W135"], {}, rows // 4
+    shape = lambda n, t: ((n, m.kv_heads, m.head_dim, t), (n, m.kv_heads, t, m.head_dim))  # noqa: E731
+    q = jnp.ones((rows, m.heads, m.head_dim))
+    seen, in_prompt = jnp.ones((rows, 256), bool), jnp.ones((prompts, 128), bool)
+    for kind in ("float32", "bfloat16", "float16"):
+        make = lambda n, t, kind=kind: tuple(  # noqa: E731
+            jax.random.normal(jax.random.key(i), s).astype(kind) for i, s in enumerate(shape(n, t))
+        )
+
+        def step(q, own, prompt):
+            wide = lambda pair: tuple(x.astype(jnp.float32) for x in pair)  # noqa: E731
+            return decode_attention(q, wide(own), seen, wide(prompt), in_prompt)
+
+        # A barrier: or the conversion is done once, before the loop.
+        held = lambda q, own, prompt: step(q, *jax.lax.optimization_barrier((own, prompt)))  # noqa: E731
+        calls[f"attention, cache {kind}"] = repeated(held, q, make(rows, 256), make(prompts, 128))
+    return calls
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--rows", type=int, default=32)
+    arguments.add_argument("--rounds", type=int, default=30)
+    args = arguments.parse_args()
+    calls = products(args.rows) | caches(args.rows)
+    times = work.rounds(calls, args.rounds)
+    for name, found in times.items():
+        print(f"{name:<32}{1e6 * min(found) / REPEAT:10.0f} us", flush=True)
+
+
+if __name__ == "__main__":
+    main()
