@@ -1,5 +1,6 @@
 """The strongest one: a run killed again and again, at any moment, ends byte for byte as the run that nobody touched."""
 
+import contextlib
 import json
 import os
 import random
@@ -41,18 +42,34 @@ def text(workdir: Path, name: str) -> str:
     return TIMED.sub("", (workdir / name).read_text())
 
 
-def moment(workdir: Path, of: str, seconds: float = 120) -> None:
-    """Returns when a run is sampling, in its step or saving, as far as that is seen from outside."""
+def moment(workdir: Path, of: str, seconds: float = 240) -> None:
+    """Returns when a run that has just been started is setting out, sampling, in its step or saving, by its files.
+
+    A row of metrics.jsonl ends a step and says how long its sampling and its update took: the next ones begin now. Not
+    of the first row, which compiles, nor of one that a checkpoint follows.
+    """
     folder = workdir / "checkpoints"
     metrics = workdir / "metrics.jsonl"
-    lines = lambda: len(reports.read(metrics)) if metrics.exists() else 0  # noqa: E731
-    begun, end = lines(), time.monotonic() + seconds
+    rows = lambda: reports.read(metrics) if metrics.exists() else []  # noqa: E731
+    end, saved, cut = time.monotonic() + seconds, checkpoint.latest_step(workdir) or 0, False
+    begun = time.time()
+
+    def half_written() -> bool:
+        with contextlib.suppress(FileNotFoundError):  # it may be whole by now
+            return any("tmp" in p.name and p.stat().st_mtime >= begun for p in folder.glob("*"))
+        return False
+
     while time.monotonic() < end:
-        if of == "saving" and any("tmp" in p.name for p in folder.glob("*")):
+        if of == "saving" and half_written():
             return
-        if of == "step" and lines() > begun:  # a step has just been written: the next is sampled or computed
-            time.sleep(random.uniform(0, 0.3))
-            return
+        if of in ("sampling", "step"):
+            found = rows()
+            cut = cut or len(found) <= saved  # rows beyond the checkpoint are of the run before
+            last = found[-1] if found else {"step": 0}
+            if cut and last["step"] > saved + 1 and last["step"] % SETTINGS["train.checkpoint_every"]:
+                sample, learn = last["time/sample"], last["time/learn"]
+                time.sleep(sample * random.random() if of == "sampling" else sample + learn * random.random())
+                return
         if of == "start" and (workdir / "STATUS").exists():
             time.sleep(random.uniform(0, 2))
             return
@@ -61,13 +78,13 @@ def moment(workdir: Path, of: str, seconds: float = 120) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_is_the_unbroken_run_byte_for_byte(tmp_path):
+def test_a_run_killed_in_sampling_in_the_step_and_in_saving_is_the_unbroken_run_byte_for_byte(tmp_path):
     random.seed(0)
     config = config_file(tmp_path, **SETTINGS)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run(command(config, whole), cwd=ROOT, env=environment(), check=True, capture_output=True)
     steps = []
-    for of in ("start", "step", "saving", "step", "saving", "step", "step"):
+    for of in ("start", "sampling", "saving", "step", "saving", "sampling", "step"):
         process = subprocess.Popen(
             command(config, broken), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
