@@ -96,6 +96,20 @@ def test_two_processes_make_the_run_of_one(mesh, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_evaluate_as_one(tmp_path):
+    overrides = {**MESHES["prompts split"], "train.steps": 1, "eval.prompts": 3, "eval.samples": 1}
+    config, run, program = config_file(tmp_path, **overrides), tmp_path / "run", ("-m", "rl_likelihood.evaluate")
+    train.run(configs.build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), run)
+    both = start(config, run, f"--out={tmp_path / 'two'}", program=program)
+    lines = [said(p) for p in both]
+    assert [p.returncode for p in both] == [0, 0], lines
+    assert lines[0][-1].startswith("{") and not lines[1], "only the first talks"
+    alone = [sys.executable, *program, f"--config={config}", f"--workdir={run}", f"--out={tmp_path / 'one'}"]
+    subprocess.run(alone, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    alike(tmp_path / "one" / "eval.jsonl", tmp_path / "two" / "eval.jsonl")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_a_process_is_said_in_a_line_and_ends_the_other_within_the_heartbeat(victim, tmp_path):
     # No checkpoint meanwhile: orbax would say something too.
