@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -114,6 +115,32 @@ def test_babysit_makes_the_slice_sets_it_up_and_runs():
         "queued-resources create", "archive --format=tar.gz", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh", "tpu-vm ssh",
     ]  # fmt: skip
     assert out[-1][-1].endswith("worker.sh run run python -m x")
+
+
+def test_a_sweep_is_its_points_commands_one_after_the_other(tmp_path):
+    values = {**CLOUD, "ROOT": "../share/runs/mine", "PYTHON": sys.executable}
+    out = commands(script("sweep.sh", "experiments/cpu_grid.py", "--only", "task=short", "--only", "seed=0", **values))
+    assert [words[0] for words in out] == [str(SCRIPTS / "babysit.sh")] * 9
+    assert out[0][1:] == ["python", "-m", "rl_likelihood.sweep", "experiments/cpu_grid.py", "--prepare"]
+    assert all(words[1:4] == ["python", "-m", "rl_likelihood.train"] for words in out[1:])
+    workdirs = [words[-1] for words in out[1:]]
+    assert len(set(workdirs)) == 8 and all(w.startswith("--workdir=../share/runs/mine/reward=") for w in workdirs)
+    assert "--config.preset=kw_base_rl" in out[1]
+
+
+def test_a_sweep_goes_on_after_a_point_that_fails_and_names_it(tmp_path):
+    """With a python that prints two commands as the sweep and fails in the first of them."""
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/bash\nif [[ $2 == rl_likelihood.sweep ]]; then printf '%s\\n' "
+        f"'{python} one \"a b\" --workdir=x' '{python} two --workdir=y'; exit; fi\n"
+        f"echo \"$1,$2\" >> {tmp_path}/ran; [[ $1 == two ]]\n"
+    )
+    python.chmod(0o755)
+    values = {"LOCAL": "1", "ROOT": "runs", "PYTHON": str(python), "MAX_FAILURES": "1", "BACKOFF": "0"}
+    done = script("sweep.sh", "experiments/x.py", check=1, **values)
+    assert (tmp_path / "ran").read_text().split("\n")[:2] == ["one,a b", "two,--workdir=y"]
+    assert done.stderr.splitlines()[-2:] == ["left:", "  --workdir=x (exit 1)"]
 
 
 def test_jobset_speaks_of_the_same_slice():
