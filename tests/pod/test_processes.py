@@ -285,6 +285,7 @@ def test_processes_that_cannot_be_are_refused(flags, words, tmp_path):
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_workdir_that_is_not_shared_or_in_use_is_refused_by_all_in_one_sentence(tmp_path):
     config = config_file(tmp_path)
     both = start(config, tmp_path / "disk_{i}" / "run")  # as on two hosts without a share
