@@ -9,8 +9,8 @@ paper; --config.eval.grader=math takes equal forms too. RLOO, 8 prompts a step, 
 1e-5 with a cosine and 20 steps of warm-up, clip 1.0, KL k3 x 0.001. The paper does not say how many steps it trained,
 nor in which precision.
 
-Hardware: one v5p-8 slice (4 chips) for a model of 3 B parameters. Other sizes: train.micro_batch_prompts must be a
-multiple of the chips. Time (estimate, not measured): 4 hours for 1,000 steps at G = 32, half of that at G = 4.
+Hardware: one v5p-8 slice (4 chips) for a model of 3 B parameters; docs/pods.md has other slices, whose mesh is found
+by itself. Time (estimate, not measured): 4 hours for 1,000 steps at G = 32, half of that at G = 4.
 
 What to expect (their table 1, Llama-3.2-3B-Instruct, G = 32, two seeds; not run here): greedy success 17.1 % untouched,
 43.3 log_prob, 44.2 prob, 42.7 base_rl, 14.4 sft; at temperature 1 34.7 log_prob, 41.4 prob and base_rl; perplexity 67.3

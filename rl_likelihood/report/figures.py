@@ -34,6 +34,13 @@ TAILS = (
     Panel("Largest importance ratio of a step", "ratio/max", ""),
     Panel("Effective sample size of the ratios, share", "ratio/ess", ""),
 )
+# Of a grid, whose runs have rewards of different units: those of these that its runs have, the first four.
+CURVES = (
+    *PANELS[1:2],
+    Panel("Success of answers sampled at temperature 1", "", "sampled_success"),
+    *PANELS[2:],
+    Panel("What the chain adds to the answer's log-prob, nats", "answer/chain_gain", "chain_gain"),
+)
 GROUP = "group"  # the label of group sizes
 
 
@@ -48,10 +55,13 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
     groups, blocks, figures = table.grouped(runs, rows), table.blocks(runs, rows), {}
     for shared, lines in groups.items():
         suffix = _suffix(shared)
-        here = {name: [load(r.workdir) for r in group if _started(r)] for name, group in lines.items()}
+        first = table.starts(run for group in lines.values() for run in group)
+        here = {name: [_loaded(r, first) for r in group if _started(r)] for name, group in lines.items()}
         here = {name: loaded for name, loaded in here.items() if loaded}
         if here:
-            figures[f"curves{suffix}"] = over_seeds(here, PANELS, ", ".join(f"{k} {v}" for k, v in shared))
+            panels = [p for p in CURVES if any(_has(run, p) for loaded in here.values() for run in loaded)]
+            title = ", ".join(f"{k} {v}" for k, v in shared)
+            figures[f"curves{suffix}"] = over_seeds(here, panels[:4] or PANELS, title)
             lags = [series(run["train"], "queue/lag")[1] for loaded in here.values() for run in loaded]
             if any(len(lag) and np.nanmax(lag) > 0 for lag in lags):
                 figures[f"tails{suffix}"] = over_seeds(here, TAILS, "")
@@ -77,6 +87,20 @@ def _started(run: table.Run) -> bool:
     return (Path(run.workdir) / metrics.METRICS).exists()
 
 
+def _has(run: Mapping[str, list[dict]], panel: Panel) -> bool:
+    """Whether the run has numbers for the panel."""
+    return any(len(series(run[part], key)[0]) for part, key in (("train", panel.train), ("heldout", panel.heldout)))
+
+
+def _loaded(run: table.Run, first: Mapping[str, dict]) -> dict[str, list[dict]]:
+    """A run's rows; the evaluation of step 0 is another run's of the seed where it has none."""
+    rows = load(run.workdir)
+    start = first.get(run.labels.get(table.SEED, ""))
+    if start and not any(row["step"] == 0 for row in rows["heldout"]):
+        rows["heldout"] = [start, *rows["heldout"]]
+    return rows
+
+
 def _mean_and_range(found: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, ...]:
     """(steps, mean, smallest, largest) over several series, each smoothed; a step counts for those that have it."""
     found = [(steps, smooth(values, width)) for steps, values in found if len(steps)]
@@ -91,7 +115,7 @@ def _mean_and_range(found: Iterable[tuple[np.ndarray, np.ndarray]], width: int) 
 
 def over_seeds(groups: dict[str, list[dict[str, list[dict]]]], panels: Sequence[Panel], title: str) -> Figure:
     """Panels against step: a line is the mean of a name's runs, the band their range, points are held-out."""
-    longest = max(len(series(run["train"], panels[0].train)[0]) for runs in groups.values() for run in runs)
+    longest = max(len(run["train"]) for runs in groups.values() for run in runs)
     width, wide = window(longest), 2 if len(panels) > 3 else len(panels)
     fig = Figure(figsize=(5.25 * wide, 3.6 * -(-len(panels) // wide)), layout="constrained")
     for ax, panel in zip(fig.subplots(-(-len(panels) // wide), wide, squeeze=False).flat, panels, strict=True):

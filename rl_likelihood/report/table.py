@@ -205,17 +205,23 @@ def blocks(runs: Iterable[Run], rows: str = "reward") -> list[Block]:
     rows = row_label(runs, rows)
     out = []
     for shared, lines in grouped(runs, rows).items():
-        first: dict[str, dict[str, Any]] = {}  # the same for every reward of a seed
-        for run in (run for group in lines.values() for run in group):
-            at_start = next((row for row in evaluations(run.workdir) if row["step"] == 0), None)
-            if at_start:
-                first.setdefault(run.labels.get(SEED, ""), at_start)
+        first = starts(run for group in lines.values() for run in group)
         made = [_line("untouched", list(first.values()), len(first))] if first else []
         for name, group in lines.items():
             ended = [row for run in group if (row := final(run.workdir)) is not None]
             made.append(_line(name, ended, len(group)))
         out.append(Block(dict(shared), rows, made))
     return out
+
+
+def starts(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+    """The evaluation before the first step, by seed: it is the same for all rewards, so one run may have made it."""
+    first: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        at_start = next((row for row in evaluations(run.workdir) if row["step"] == 0), None)
+        if at_start:
+            first.setdefault(run.labels.get(SEED, ""), at_start)
+    return first
 
 
 def stages(run: Run) -> Block:

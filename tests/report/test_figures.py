@@ -17,7 +17,7 @@ def write_run(workdir, final, first=None, steps=4, done=True, samples=0, lag=0, 
     with metrics.MetricsWriter(workdir, steps) as writer:
         writer.eval(0, {"stage": "untouched", **(first or {"greedy_success": 0.25, "greedy_success_se": 0.04})})
         for step in range(1, steps + 1):
-            row = {"reward/mean": step + seed, "answer/perplexity": 4.0, "chain/length": 9.0, "queue/lag": lag}
+            row = {"reward/mean": step + seed, "answer/perplexity": 4.0, "chain/length": step + seed, "queue/lag": lag}
             writer.metrics(step, row | {"ratio/max": 1.5, "ratio/ess": 0.9})
             for i in range(samples):
                 n = 1 + i % 3
@@ -127,12 +127,25 @@ def test_one_run_is_a_line_for_each_evaluation(tmp_path):
 
 def test_curves_are_means_over_seeds(runs):
     fig = figures.grid_figures(runs)["curves_math"]
-    reward = fig.axes[0]
-    lines = [line.get_xydata() for line in reward.lines if line.get_gid() == "mean"]
+    titles = [ax.get_title("left") for ax in fig.axes if ax.get_title("left")]
+    assert [title.split()[0] for title in titles] == ["Greedy", "Perplexity", "Length"], "what the runs have"
+    length = fig.axes[titles.index("Length of the chain of thought, tokens")]
+    lines = [line.get_xydata() for line in length.lines if line.get_gid() == "mean"]
     np.testing.assert_allclose(lines[0], [[s, s + 0.5] for s in range(1, 5)])  # seeds 0 and 1
-    band = reward.collections[0].get_paths()[0].get_extents()
+    band = length.collections[0].get_paths()[0].get_extents()
     assert (band.y0, band.y1) == (1.0, 5.0)
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ["log_prob", "prob"]
+
+
+def test_the_evaluation_before_the_first_step_is_made_once_a_seed_and_begins_every_line(runs):
+    for run in runs:
+        if run.labels["reward"] == "prob":  # as with train.eval_first=False
+            path = run.workdir / metrics.EVAL
+            path.write_text("".join(line for line in path.read_text().splitlines(True) if '"step": 0' not in line))
+    greedy = figures.grid_figures(runs)["curves_math"].axes[0]
+    curves = [line.get_xydata().tolist() for line in greedy.lines if line.get_linestyle() != "None"]
+    assert len(curves) == 2 and curves[0][0] == curves[1][0] == [0.0, 0.25]
+    assert [line.runs for line in table.blocks(runs)[0].lines] == [2, 2, 2]
 
 
 def test_a_grid_has_the_figures_that_its_runs_can_give(runs, tmp_path):
