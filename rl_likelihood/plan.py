@@ -130,15 +130,15 @@ def cache_bytes(world: World, places: Places) -> dict[str, int]:
     return {"prompts": int(a_token * prompts), "rows": int(a_token * rows * world.sampler().max_sampled)}
 
 
-def trace_generate(world: World, places: Places, prepared: Any) -> Any:
-    """Prefill and the decode loop of one process's sampler, traced for the weights that `prepared`, the compiled
-    `handover.gather`, makes."""
+def trace_generate(world: World, places: Places, rest: Any, layer: Any) -> Any:
+    """Prefill and the decode loop of one process's sampler, traced for the weights that the compiled programs of
+    `handover.gather` make."""
     model, cfg, c, mesh = world.model, world.sampler(), world.config, places.sampler
     spec = lambda at: at.spec if isinstance(at, NamedSharding) else PartitionSpec()  # noqa: E731
     weights = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec(at))),
         jax.eval_shape(lambda p: decode.unstack(p, model), abstract_params(model)),
-        prepared.output_shardings,
+        {**rest.output_shardings[0], "layers": (layer.output_shardings[0],) * model.layers},
     )
     p, g, i = len(places.own), places.chains.stop - places.chains.start, jnp.int32
 
@@ -170,20 +170,25 @@ def compile_all(settings: Settings, model: ModelConfig, places: Places, memory: 
     world, sizes = shape_world(settings, model), held_bytes(settings, model, mesh)
     left = lambda others: None if memory is None else max(0.0, memory - others)  # noqa: E731
     held = sum(sizes.values())
-    traced = handover.gather(model, mesh, places.sampler.shape["tensor"]).trace(abstract_params(model, mesh))
-    prepare, prepared = compiling("sampler weights", traced, mesh, left(held - sizes["parameters"]))
-    weights = 0 if prepared is None else prepared.memory_analysis().output_size_in_bytes
-    if places.apart or not settings.config.sampler.max_staleness:  # elsewhere, or let go before the learner's turn
-        weights = 0
+    programs, params = handover.gather(model, mesh, places.sampler.shape["tensor"]), abstract_params(model, mesh)
+    layers = params.pop("layers")
+    traced = programs.rest.trace(params), programs.layer.trace(layers, jax.ShapeDtypeStruct((), jnp.int32))
+    room = left(held - sizes["parameters"])
+    (_, rest), (prepare, layer) = (compiling("sampler weights", t, mesh, room) for t in traced)
+    made = [0 if x is None else x.memory_analysis().output_size_in_bytes for x in (rest, layer)]
+    weights = made[0] + model.layers * made[1]
+    # Elsewhere, or let go before the learner's turn.
+    old = 0 if places.apart or not settings.config.sampler.max_staleness else weights
     beside = 0 if places.apart else held
-    step = compile_step(settings, model, mesh, left(weights))
-    others = held - sizes["parameters"] + weights
-    programs = [(step, weights, left(weights)), (prepare, others, left(others))]
-    if prepared is not None:
-        traced, tokens = trace_generate(world, places, prepared), world.sampler().max_sampled
+    step = compile_step(settings, model, mesh, left(old))
+    # The last layer is made beside all the others, new and old, and the parameters that belong to no layer.
+    others = held - prepare.arguments + weights - made[1] + old
+    rows = [(step, old, left(old)), (prepare, others, left(others))]
+    if rest is not None and layer is not None:
+        traced, tokens = trace_generate(world, places, rest, layer), world.sampler().max_sampled
         sampling = compiling("sampling", traced, places.sampler, left(beside), tokens - 1)[0]
-        programs.append((sampling, beside, left(beside)))
-    return programs
+        rows.append((sampling, beside, left(beside)))
+    return rows
 
 
 def compiling(name: str, traced: Any, mesh: Mesh, room: float | None, trips: int = 1) -> tuple[Program, Any]:

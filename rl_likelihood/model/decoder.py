@@ -291,18 +291,22 @@ def unstack(params: Params, cfg: ModelConfig) -> Params:
 
     A decode step then copies no weight and makes four large products a layer instead of seven.
     """
-    dtype = jnp.dtype(cfg.compute_dtype)
-    n, d = cfg.layers, cfg.width
+    layers = tuple(fused({k: v[i] for k, v in params["layers"].items()}, cfg) for i in range(cfg.layers))
+    return {**unlayered(params, cfg), "layers": layers}
 
-    def one(i):
-        w = {k: v[i].astype(dtype) for k, v in params["layers"].items()}
-        w["qkv"] = jnp.concatenate([w.pop(name).reshape(d, -1) for name in "qkv"], -1)
-        w["gate_up"] = jnp.concatenate([w.pop("gate"), w.pop("up")], -1)
-        return w
 
-    # Copies even where nothing changes: the learner donates its parameters while the sampler still reads these.
-    rest = {k: jnp.array(v, dtype, copy=True) for k, v in params.items() if k != "layers"}
-    return {**rest, "layers": tuple(one(i) for i in range(n))}
+def fused(w: Params, cfg: ModelConfig) -> Params:
+    """One layer in the decoding layout."""
+    w = {k: v.astype(cfg.compute_dtype) for k, v in w.items()}
+    w["qkv"] = jnp.concatenate([w.pop(name).reshape(cfg.width, -1) for name in "qkv"], -1)
+    w["gate_up"] = jnp.concatenate([w.pop("gate"), w.pop("up")], -1)
+    return w
+
+
+def unlayered(params: Params, cfg: ModelConfig) -> Params:
+    """What belongs to no layer, in the decoding layout: copies even where nothing changes, as the learner donates its
+    parameters while the sampler still reads these."""
+    return {k: jnp.array(v, cfg.compute_dtype, copy=True) for k, v in params.items() if k != "layers"}
 
 
 def prefill(

@@ -8,13 +8,15 @@ needs: no collective between hosts runs on the sampler's account after that.
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rl_likelihood import mesh as meshes
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, param_specs, unstack
+from rl_likelihood.model.decoder import ModelConfig, Params, Spec, fused, param_specs, unlayered
 from rl_likelihood.shapes import UserError
 
 # Which dimension of an array of the decoding layout is split over tensor; the rest is on every device.
@@ -31,25 +33,43 @@ def sampler_mesh(devices: list, prompts: int, group: int, tensor: int) -> Mesh:
     return meshes.rows_mesh(devices, prompts, group, tensor)
 
 
+class Gather(NamedTuple):
+    """Jitted programs that leave the sampler's weights on the learner's mesh, whole or split over tensor: of what
+    belongs to no layer, (params) -> (weights, 0); of one layer, (params["layers"], number) -> (weights, number + 1).
+
+    One layer at a time: a program for all of them holds what it gathers a second time. The number stays on the
+    devices, as all else does.
+    """
+
+    rest: Any
+    layer: Any
+
+
 @functools.lru_cache(maxsize=4)
-def gather(model: ModelConfig, mesh: Mesh, tensor: int):
-    """The jitted params -> the sampler's weights, still on the learner's mesh, whole or split over tensor."""
+def gather(model: ModelConfig, mesh: Mesh, tensor: int) -> Gather:
+    """The programs for a sampler of which `tensor` devices share one copy."""
     if tensor not in (1, mesh.shape["tensor"]):
         raise UserError(f"sampler.tensor is {tensor}; it must be 1, or mesh.tensor = {mesh.shape['tensor']}")
 
     def at(path, x) -> NamedSharding:
-        axis = SPLIT.get(path[-1].key) if tensor > 1 else None
+        axis = SPLIT.get(getattr(path[-1], "key", "")) if tensor > 1 else None
         if axis is None or axis >= len(x.shape) or x.shape[axis] % tensor:
             return meshes.replicated(mesh)
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "tensor"))
 
-    def prepare(params: Params) -> Params:
-        return unstack(params, model)
+    def rest(params: Params):
+        return unlayered(params, model), jnp.int32(0)
 
-    specs = jax.tree.map(
+    def layer(layers: Params, number):
+        cut = {k: jax.lax.dynamic_index_in_dim(v, number, 0, keepdims=False) for k, v in layers.items()}
+        return fused(cut, model), number + 1
+
+    shapes = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), param_specs(model), is_leaf=lambda x: isinstance(x, Spec)
     )
-    return jax.jit(prepare, out_shardings=jax.tree.map_with_path(at, jax.eval_shape(prepare, specs)))
+    unstacked = {k: v for k, v in shapes.items() if k != "layers"}
+    placed = lambda f, *of: jax.jit(f, out_shardings=jax.tree.map_with_path(at, jax.eval_shape(f, *of)))  # noqa: E731
+    return Gather(placed(rest, unstacked), placed(layer, shapes["layers"], np.int32(0)))
 
 
 def hand_over(params: Params, model: ModelConfig, learner: Mesh, sampler: Mesh) -> Params:
@@ -57,8 +77,14 @@ def hand_over(params: Params, model: ModelConfig, learner: Mesh, sampler: Mesh) 
 
     Every process calls it at the same point of its program.
     """
-    weights = gather(model, learner, sampler.shape["tensor"])(params)
-    return meshes.settled(jax.tree.map(lambda x: _local(x, learner, sampler), weights))
+    programs = gather(model, learner, sampler.shape["tensor"])
+    here = lambda tree: meshes.settled(jax.tree.map(lambda x: _local(x, learner, sampler), tree))  # noqa: E731
+    rest, number = programs.rest({k: v for k, v in params.items() if k != "layers"})
+    weights, layers = here(rest), []
+    for _ in range(model.layers):
+        layer, number = programs.layer(params["layers"], number)
+        layers.append(here(layer))
+    return {**weights, "layers": tuple(layers)}
 
 
 def _local(x: jax.Array, learner: Mesh, sampler: Mesh) -> jax.Array:
