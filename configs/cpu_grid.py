@@ -53,12 +53,12 @@ def get_config(arg: str = "") -> ConfigDict:
         c.data.heldout_path = f"{DATA}/heldout.jsonl"
         c.data.train_size = 0
         c.data.heldout_size = 0
-        c.prompt.max_prompt = 560  # three worked examples are part of each conversation
+        c.prompt.max_prompt = 512  # three worked examples are part of each conversation
         c.prompt.max_answer = 104
         c.sampler.max_chain = 64
-        c.train.prompts_per_step = 4
+        c.train.prompts_per_step = 3
         c.train.micro_batch_prompts = 1
-        c.eval.prompts = 48
+        c.eval.prompts = 32
         c.eval.grader = "none"  # answers are not sampled, references are scored
-        c.eval.batch_prompts = 24
+        c.eval.batch_prompts = 16
     return c

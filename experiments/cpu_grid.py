@@ -4,9 +4,9 @@
     python -m rl_likelihood.sweep experiments/cpu_grid.py --status
     python -m rl_likelihood.sweep experiments/cpu_grid.py --report
 
-Hardware: two x86-64 CPU cores, 8 GB. Time (estimate from single steps, not measured): 8 to 9 minutes a run of the short
-task, 10 to 13 of the long one, sft about 4; five hours in all. It may be interrupted at any time and goes on with the
-same command. --runner=print gives the commands.
+Hardware: two x86-64 CPU cores, 10 GB. Time: 7 to 11 minutes a run of the short task, beside other work; about ten of
+the long one (an estimate from single steps), sft about 4; five hours in all. It may be interrupted at any time and goes
+on with the same command. --runner=print gives the commands.
 
 short: one operation on two numbers, exact match verifies it. long: word problems whose reference is a worked solution
 of 51 to 95 tokens (reasoning-gym's gsm_symbolic), which no rule verifies; --prepare writes them. Held-out questions of
