@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -24,6 +25,13 @@ def say(text: str) -> None:
     """One line to the console, at once, from the first of several processes."""
     if distributed.first():
         print(text, flush=True)
+
+
+def say_at_once(text: str) -> None:
+    """`say` for the handler of a signal, which may come in the middle of a print: past Python's buffer, which would
+    refuse to be entered twice."""
+    if distributed.first():
+        os.write(1, f"{text}\n".encode())
 
 
 def announce(world: World, workdir: Path | None, resume: int | None) -> None:
@@ -115,7 +123,7 @@ class StopRequest:
             self.restore()
             raise KeyboardInterrupt
         self.requested = True
-        say("stopping after this step (again to stop at once)")
+        say_at_once("stopping after this step (again to stop at once)")
 
     def check(self) -> None:
         """Raise Stopped if asked to stop: called where nothing is lost by it, by all processes at the same point."""
