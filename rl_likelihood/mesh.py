@@ -138,6 +138,21 @@ def gathered(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, sharding(mesh, kept, x.shape))
 
 
+def prompt_tokens_split(mesh, prompts: int, tokens: int) -> bool:
+    """Whether P prompts of S tokens are computed with their tokens over fsdp: where there are too few prompts for that
+    axis every device of it would otherwise compute all of them."""
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    return fsdp > 1 and prompts % (data * fsdp) > 0 and prompts % data == 0 and tokens % fsdp == 0
+
+
+def along_prompt(x: jax.Array) -> jax.Array:
+    """States [P, S, ...] of prompts, split as `prompt_tokens_split` says, where a mesh is in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or not prompt_tokens_split(mesh, *x.shape[:2]):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", "fsdp")))
+
+
 def put(tree, shardings):
     """Arrays of the host, the same on every host, onto the mesh; each host copies what its devices hold."""
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rl_likelihood import mesh as meshes
 from rl_likelihood.model.attention import attention, branch_mask, branch_positions, decode_attention
 from rl_likelihood.shapes import CHAIN
 
@@ -224,7 +225,7 @@ def forward(
     in_prompt = jnp.arange(s) < prompt_length[:, None]
     prompt_rope = rope_tables(cfg, jnp.arange(s))
     prompt_mask = jnp.tril(jnp.ones((s, s), bool)) & in_prompt[:, None, None, :]
-    x = params["embed"][prompt].astype(dtype)
+    x = meshes.along_prompt(params["embed"][prompt].astype(dtype))
 
     def start(rows):  # embedding, positions, and who sees whom
         if rows is None:
@@ -249,7 +250,7 @@ def forward(
             return out[:, 0], (k, v)
 
         x, cache = block(x, w, cfg, prompt_rope, attend_prompt)
-
+        x = meshes.along_prompt(x)
 
         def rows(y, w, cache, of_rows, of_kernel=None):
             if y is None:

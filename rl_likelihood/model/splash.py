@@ -16,6 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from rl_likelihood import mesh as meshes
 from rl_likelihood.shapes import REFERENCE, SAMPLED
 
 LANES = 128  # of the hardware: sequences are padded to a multiple, and a head has this width, or half of it
@@ -39,7 +40,8 @@ def attention(
     after the prompt.
 
     Where jax has a mesh in use (`jax.set_mesh`), prompts are split over data and fsdp, or the rows of a group over
-    fsdp, and heads over tensor, as far as they divide: every device runs the kernel on what it has.
+    fsdp, and heads over tensor, as far as they divide: every device runs the kernel on what it has. Rows that are
+    prompts themselves (none before them, one a group) have their queries over fsdp where `mesh.along_prompt` does.
     """
     mesh = jax.sharding.get_abstract_mesh()
     inputs = (q, *own, segment) + (() if prompt is None else (*prompt, prompt_mask))
@@ -52,15 +54,26 @@ def attention(
     rows = "fsdp" if not whole and g % size["fsdp"] == 0 else None
     heads = "tensor" if k % size["tensor"] == 0 else None
     by_row, by_prompt = PartitionSpec(prompts, rows, heads), PartitionSpec(prompts, heads)
+    cut = prompt is None and g == 1 and meshes.prompt_tokens_split(mesh, p, q.shape[2])
     specs = (
-        PartitionSpec(prompts, rows, None, heads), by_row, by_row, PartitionSpec(prompts, rows), by_prompt, by_prompt,
-        PartitionSpec(prompts),
+        PartitionSpec(prompts, rows, "fsdp" if cut else None, heads), by_row, by_row, PartitionSpec(prompts, rows),
+        by_prompt, by_prompt, PartitionSpec(prompts),
     )  # fmt: skip
     run = jax.shard_map(
-        functools.partial(_local, interpret=interpret), in_specs=specs[: len(inputs)], out_specs=specs[0],
-        check_vma=False,
+        functools.partial(_part if cut else _local, interpret=interpret), in_specs=specs[: len(inputs)],
+        out_specs=specs[0], check_vma=False,
     )  # fmt: skip
     return run(*inputs)
+
+
+def _part(q, own_k, own_v, segment, interpret: bool = False):
+    """On one device of fsdp, which has the queries of a part of the tokens: what is before the part is its prompt."""
+    t, u = q.shape[2], own_k.shape[3]
+    start = jax.lax.axis_index("fsdp") * t
+    here = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, t, axis)  # noqa: E731
+    before = jnp.broadcast_to(jnp.arange(u) < start, (len(q), u))
+    parts = here(own_k, 3), here(own_v, 3), here(segment, 2)
+    return _local(q, *parts, own_k[:, 0], own_v[:, 0], before, interpret=interpret)
 
 
 def _local(q, own_k, own_v, segment, prompt_k=None, prompt_v=None, prompt_mask=None, interpret: bool = False):

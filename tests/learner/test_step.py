@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.pod.aot import count_flops
 from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.run.world import using
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
 from tests.small import (
     TINY,
@@ -270,7 +272,7 @@ BATCHES = [random_batch(20 + i, p=8, g=2, s=S, t=T, sampled=True) for i in range
 @functools.cache
 def trained(shape):
     """Three steps on a mesh of this shape: metrics of each, per-row values of the last, parameters after each."""
-    mesh = one_device() if shape is None else make_mesh(shape)
+    mesh = one_device() if shape is None else make_mesh(shape, jax.devices()[: math.prod(shape)])
     placed = state_shardings(mesh, TINY, OPTIMIZER, CFG)
     # Made by a program, and copied before numpy looks at it: a buffer that numpy shares cannot be donated.
     state = jax.jit(lambda params: init_state(params, OPTIMIZER, CFG), out_shardings=placed)(random_params(TINY))
@@ -279,7 +281,8 @@ def trained(shape):
     history, params = [], []
     for batch in BATCHES:
         before = state
-        state, out, per_row = step(state, ref, batch)
+        with using(None if shape is None else mesh):  # as a run does
+            state, out, per_row = step(state, ref, batch)
         assert all(x.is_deleted() for x in jax.tree.leaves(before.params)), "the old state is donated"
         jax.tree.map(lambda x, at: x.sharding.is_equivalent_to(at, x.ndim) or pytest.fail(str(at)), state, placed)
         history.append(jax.device_get(out))
@@ -288,11 +291,15 @@ def trained(shape):
     return history, jax.device_get(per_row), params
 
 
-MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
+# groups: the prompts of a micro-batch over data, the rows of each over fsdp. tokens: those of each prompt over fsdp.
+MESHES = {
+    "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2), "groups": (4, 2, 1),
+    "tokens": (1, S, 1),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
-def test_eight_devices_are_one(shape):
+def test_devices_are_one(shape):
     one, eight = trained(None), trained(shape)
     # Metrics to float32 rounding; parameters of order 1 after three updates of 1e-2.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5), one[:2], eight[:2])

@@ -62,6 +62,23 @@ def test_a_prompt_has_nothing_before_it():
         np.testing.assert_allclose(one(*x), jax.jit(two)(*x), atol=2e-5)
 
 
+def test_a_prompt_that_too_few_share_is_split_by_tokens():
+    """Three tokens on each of three devices: values and gradients as on one."""
+    q, k, v, *_ = arrays()
+    x = q[:, :1], k[:, :1], v[:, :1]
+    segment = jnp.full((P, 1, T), CHAIN)
+    run = lambda *x: splash.attention(x[0], x[1:], segment, interpret=True)  # noqa: E731
+    both = jax.value_and_grad(lambda *x: (run(*x) ** 2).sum(), argnums=range(3))
+    value, grads = both(*x)
+    with jax.set_mesh(make_mesh((2, 3, 1), jax.devices()[:6])):
+        got, got_grads = jax.jit(both)(*x)
+        text = jax.jit(run).lower(*x).as_text()
+    assert f"tensor<{P // 2}x1x{T // 3}x{H}x{D}xf32>" in text, "each device has a part of the queries"
+    np.testing.assert_allclose(got, value, rtol=1e-5)
+    for a, b in zip(got_grads, grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 def test_on_a_mesh_every_device_runs_it_on_its_part():
     one, two = both(BRANCHES)
     with jax.set_mesh(make_mesh((2, 2, 2))):  # prompts over data, rows over fsdp, heads over tensor
