@@ -17,6 +17,7 @@ from rl_likelihood.model.decoder import Spec, empty_cache, param_specs
 from rl_likelihood.model.published import PUBLISHED, published
 from rl_likelihood.pod import aot
 from rl_likelihood.report.plan_text import table
+from rl_likelihood.run import programs
 from rl_likelihood.run.dry_run import abstract_batch
 from rl_likelihood.run.world import load
 from rl_likelihood.shapes import UserError
@@ -75,13 +76,13 @@ def test_the_planned_batch_is_the_run_s(changes):
     """But for the tags, whose ids only a tokenizer knows: as many as their bytes are enough."""
     settings = configs.build(small_config(**changes))
     world, params = load(settings)
-    shapes = plan.shape_world(settings, plan.model_shapes(settings.config))
+    shapes = programs.shape_world(settings, plan.model_shapes(settings.config))
     for name in ("close_think_ids", "open_answer_ids"):
         assert len(getattr(shapes.fmt, name)) >= len(getattr(world.fmt, name)) > 0
     assert abstract_batch(dataclasses.replace(shapes, fmt=world.fmt)) == abstract_batch(world)
     assert dataclasses.replace(shapes.model, max_position=world.model.max_position) == world.model
     assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(
-        lambda x: x.shape, plan.abstract_params(shapes.model)
+        lambda x: x.shape, programs.abstract_params(shapes.model)
     )
 
 
@@ -105,8 +106,8 @@ def test_flops_follow_what_is_asked_for(planned):
     settings = configs.build(small_config(loss__kl="k3", loss__kl_coef=0.1))
     with_reference = plan.model_shapes(settings.config)
     mesh = plan.plan_mesh(settings.config, aot.target("cpu:8"))
-    batch = abstract_batch(plan.shape_world(settings, with_reference))
-    more = aot.count_flops(plan.trace_step(settings, with_reference, mesh, batch).jaxpr.jaxpr)
+    batch = abstract_batch(programs.shape_world(settings, with_reference))
+    more = aot.count_flops(programs.trace_step(settings, with_reference, mesh, batch).jaxpr.jaxpr)
     # A reference is one more forward; forward and backward are three, the head's being computed again one more.
     assert 1.2 < more / one < 1.4
 
@@ -127,9 +128,9 @@ def test_the_cache_is_counted_as_the_sampler_holds_it():
     )
     for devices, prompts, rows in ((1, 2, 8), (2, 1, 4), (4, 1, 2)):
         c.mesh.fsdp = devices
-        world, places = plan.shape_world(configs.build(c), model), plan.plan_places(c, aot.target(f"cpu:{devices}"))
+        world, places = programs.shape_world(configs.build(c), model), plan.plan_places(c, aot.target(f"cpu:{devices}"))
         of_prompts, of_rows = bytes_of(prompts, c.prompt.max_prompt), bytes_of(rows, world.sampler().max_sampled)
-        assert plan.cache_bytes(world, places) == {"prompts": of_prompts, "rows": of_rows}, devices
+        assert programs.cache_bytes(world, places) == {"prompts": of_prompts, "rows": of_rows}, devices
 
 
 def test_the_real_programs_compile_for_a_described_tpu():
@@ -177,7 +178,7 @@ def test_a_step_that_does_not_fit_is_made_to_by_the_cheapest_change():
     size = int(tried.rpartition("=")[2])
     c = small_config(**overrides, train__head_chunk=4096, train__micro_batch_prompts=size)
     room = memory - step["others"]
-    program = plan.compile_step(configs.build(c), model, plan.plan_mesh(c, where), room)
+    program = programs.compile_step(configs.build(c), model, plan.plan_mesh(c, where), room)
     assert 0 < program.peak <= room < step["peak"]
 
 
