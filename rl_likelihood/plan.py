@@ -73,11 +73,12 @@ def plan_mesh(c: ConfigDict, where: Target) -> Mesh:
 def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: float | None, search: bool) -> dict:
     """What --json prints. `memory`: bytes a device that may be used; None: no limit is known, nothing is judged."""
     c, places = settings.config, plan_places(settings.config, where)
-    mesh, rows = places.learner, []
-    for program, others, room in programs.compile_all(settings, model, places, memory):
+    mesh, rows, total = places.learner, [], len(where.devices)
+    world = programs.shape_world(settings, model)
+    for program, others, room in programs.compile_all(settings, model, places, total, memory):
         fits = None if room is None else not program.refused and program.peak <= room
         rows.append(dataclasses.asdict(program) | {"others": others, "total": program.peak + others, "fits": fits})
-    batch = abstract_batch(programs.shape_world(settings, model))
+    batch = abstract_batch(world)
     lean = dataclasses.replace(model, remat="none")  # what must be computed, whatever is computed twice
     flops = aot.count_flops(programs.trace_step(settings, lean, mesh, batch).jaxpr.jaxpr)
     p, g, t = batch.completion.shape
@@ -97,21 +98,24 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
                   "micro_batch_prompts": max(0, c.train.micro_batch_prompts) or p},
         "held": programs.held_bytes(settings, model, mesh),
         "activations": rows[0]["temporaries"],
-        "cache": {} if c.reward.name == "sft" else programs.cache_bytes(programs.shape_world(settings, model), places),
+        "cache": {} if c.reward.name == "sft" else programs.cache_bytes(world, places, total),
+        "sampler_streams": programs.in_streams(world, places, total),
         "programs": rows,
         "model_flops": flops,
         "fits": None if memory is None else all(row["fits"] for row in rows),
         "short": 0 if memory is None else max(0, *(int(row["total"] - memory) for row in rows)),
     }  # fmt: skip
-    plan["floors"] = floors(plan, where, places, c)
+    steps = 0 if c.reward.name == "sft" else programs.sampling_steps(world, places, total)
+    plan["floors"] = floors(plan, where, places, steps)
     plan["estimates"] = estimates(plan, where, places)
     if plan["fits"] is False:
         plan["advice"] = advice(settings, model, where, plan, search)
     return plan
 
 
-def floors(plan: dict, where: Target, places: Places, c: ConfigDict) -> dict[str, float] | None:
-    """Seconds that no run can go below, from the data sheet: the step's arithmetic, its traffic, and decoding."""
+def floors(plan: dict, where: Target, places: Places, steps: int) -> dict[str, float] | None:
+    """Seconds that no run can go below, from the data sheet: the step's arithmetic, its traffic, and decoding in so
+    many steps."""
     if where.chip is None:
         return None
     chip = where.chip
@@ -128,12 +132,15 @@ def floors(plan: dict, where: Target, places: Places, c: ConfigDict) -> dict[str
         if slices > 1 and chip.network:  # of data's ring only every so many-th edge leaves the slice
             out["step_traffic_between_slices"] = sent(step, True) / (data // slices) / chip.network
     if sampling is not None:
-        out["sampling_arithmetic"] = sampling["flops"] / (chip.flops * places.sampler.size)
+        on = 1 if plan["sampler_streams"] else places.sampler.size
+        out["sampling_arithmetic"] = sampling["flops"] / (chip.flops * on)
         if not sampling["refused"]:
-            tokens = c.sampler.max_chain + configs.sampled_answer(c)
-            # Each token reads the weights and the caches, of which those of the rows are half full on average.
-            read = sampling["arguments"] + plan["cache"]["prompts"] + plan["cache"]["rows"] / 2
-            out["sampling_reads"] = read * tokens / chip.bandwidth
+            # Each step reads the weights and the caches, of which those of the rows are half full on average. A
+            # stream's program is given both, one for all devices only the weights.
+            read = sampling["arguments"] - plan["cache"]["rows"] / 2
+            if not plan["sampler_streams"]:
+                read = sampling["arguments"] + plan["cache"]["prompts"] + plan["cache"]["rows"] / 2
+            out["sampling_reads"] = read * steps / chip.bandwidth
             out["sampling_traffic"] = sent(sampling, False) / chip.links
     return out
 
@@ -145,13 +152,13 @@ def estimates(plan: dict, where: Target, places: Places) -> dict[str, float] | N
         return None
     unit, out = aot.seconds_per_cycle(where.name), {}
     for row in plan["programs"]:
-        name, mesh = {"learner step": ("step", places.learner), "sampling": ("sampling", places.sampler)}.get(
-            row["name"], ("", None)
-        )
+        name = {"learner step": "step", "prefill": "sampling", "sampling": "sampling"}.get(row["name"])
         if name and not row["refused"]:
-            floor = plan["floors"]["step_arithmetic" if name == "step" else "sampling_reads"]
-            out[name] = row["cycles"] * unit + row["kernel_flops"] / (where.chip.flops * mesh.size)
-            out[f"{name}_over_floor"] = out[name] / floor
+            on = places.learner.size if name == "step" else 1  # no kernel samples
+            out[name] = out.get(name, 0) + row["cycles"] * unit + row["kernel_flops"] / (where.chip.flops * on)
+    for name, floor in (("step", "step_arithmetic"), ("sampling", "sampling_reads")):
+        if name in out and floor in plan["floors"]:
+            out[f"{name}_over_floor"] = out[name] / plan["floors"][floor]
     return out
 
 

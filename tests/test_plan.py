@@ -130,19 +130,47 @@ def test_the_cache_is_counted_as_the_sampler_holds_it():
         c.mesh.fsdp = devices
         world, places = programs.shape_world(configs.build(c), model), plan.plan_places(c, aot.target(f"cpu:{devices}"))
         of_prompts, of_rows = bytes_of(prompts, c.prompt.max_prompt), bytes_of(rows, world.sampler().max_sampled)
-        assert programs.cache_bytes(world, places) == {"prompts": of_prompts, "rows": of_rows}, devices
+        assert programs.cache_bytes(world, places, 8) == {"prompts": of_prompts, "rows": of_rows}, devices
+    c.sampler.slots = 4  # one row on each of the four devices, with its prompt
+    world = programs.shape_world(configs.build(c), model)
+    wanted = {"prompts": bytes_of(1, c.prompt.max_prompt), "rows": bytes_of(1, world.sampler().max_sampled)}
+    assert programs.cache_bytes(world, places, 8) == wanted
+    assert programs.sampling_steps(world, places, 8) == 2 * world.sampler().max_sampled
 
 
-def test_the_real_programs_compile_for_a_described_tpu():
-    """With the splash kernel, bf16 and remat: two layers of SmolLM2 on four chips."""
+def test_streams_are_planned_as_the_engine_runs_them():
+    """Slots: prefill and decoding are programs of one device, whose memory counts the caches once."""
+    found = small_plan(mesh__fsdp=4, mesh__tensor=2, train__prompts_per_step=4, sampler__slots=4)
+    names = [row["name"] for row in found["programs"]]
+    assert names == ["learner step", "sampler weights", "prefill", "sampling"] and found["sampler_streams"]
+    prefill, sampling = found["programs"][2:]
+    caches = sum(found["cache"].values())
+    assert prefill["others"] == sampling["others"] + caches
+    assert sampling["arguments"] > caches and not sampling["collectives"] and not prefill["collectives"]
+    assert sampling["temporaries"] < caches + 2**20
+    assert "sampling" in table(found)
+
+
+@pytest.mark.parametrize(
+    "topology, group, mesh",
+    [("v5e:2x2", 2, {"data": 1, "fsdp": 4, "tensor": 1}), ("v5e:8x8", 32, {"data": 4, "fsdp": 16, "tensor": 1})],
+    ids=["one host", "a host is a part of the slice"],
+)
+def test_the_real_programs_compile_for_a_described_tpu(topology, group, mesh):
+    """With the splash kernel, bf16 and remat: two layers of SmolLM2. Of the large slice each host's sampler has half
+    of a prompt's chains on four devices, for which that slice's compiler takes no program of several devices."""
     pytest.importorskip("libtpu")
-    c = small_config(mesh__fsdp=4, mesh__tensor=1, train__prompts_per_step=4, sampler__group_size=2, model__preset="")
+    c = small_config(
+        mesh__data=0, mesh__fsdp=0, mesh__tensor=1, train__prompts_per_step=4, sampler__group_size=group,
+        model__preset="",
+    )  # fmt: skip
     c.model.path, c.model.remat = "smollm2-135m", "full"
-    where = aot.target("v5e:2x2")
+    where = aot.target(topology)
     model = dataclasses.replace(plan.model_shapes(c, "tpu"), layers=2)
     assert model.attention == "splash" and model.compute_dtype == "bfloat16"
     found = plan.make_plan(configs.build(c), model, where, where.chip.memory, search=False)
-    assert found["fits"] is True and [row["refused"] for row in found["programs"]] == [""] * 3
+    assert found["fits"] is True and {row["refused"] for row in found["programs"]} == {""} and found["mesh"] == mesh
+    assert found["sampler_streams"] == (len(where.devices) > 4)
     assert all(row["cycles"] > 0 for row in found["programs"]) and found["programs"][0]["kernel_flops"] > 0
     assert found["estimates"]["step_over_floor"] > 1 and found["estimates"]["sampling_over_floor"] > 1
     assert "of its floor" in table(found)

@@ -16,7 +16,8 @@ def table(plan: dict) -> str:
         f"remat {plan['remat']}, attention {plan['attention']}",
         f"devices  {plan['topology']}{slices}: {plan['devices']}{limit}, mesh "
         + " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
-        + ", sampler " + " x ".join(map(str, plan["sampler_mesh"].values())) + " on each host",
+        + ", sampler " + " x ".join(map(str, plan["sampler_mesh"].values())) + " on each host"
+        + (", a stream on each" if plan["sampler_streams"] else ""),
         f"batch    {b['prompts']} prompts x {b['rows']} rows, {b['prompt_tokens']} + {b['row_tokens']} tokens at most, "
         f"{b['micro_batch_prompts']} prompts at a time",
         f"held     {held} GiB on each device",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,8 @@ def sample_ids(
     fmt, t = cfg.chain_format, cfg.temperature
     temperature = t if isinstance(t, tuple) else (t,) * cfg.group_size
     stop = stop_table(fmt.vocab_bytes, (until,))
-    if (engine.devices_of(weights) > 1 or cfg.first_chain) and not cfg.slots:  # all rows at once, one program
+    devices = weights["embed"].devices() if isinstance(weights["embed"], jax.Array) else ()
+    if not in_streams(devices, jax.device_count(), cfg.slots, len(engine.copies_of(weights)) > 1):
         mesh = getattr(weights["embed"].sharding, "mesh", None)
         out = generate_spread(
             weights, cfg.model, prompts.tokens, prompts.length, prompts.uid, key, jnp.asarray(temperature, jnp.float32),
@@ -78,6 +80,18 @@ def sample_ids(
         weights, cfg.model, prompts, key, temperature, stop, fmt.eos_ids, max_tokens, fmt.pad_id, cfg.slots,
         first_chain=cfg.first_chain,
     )  # fmt: skip
+
+
+def in_streams(devices: Collection, total: int, slots: int, whole: bool) -> bool:
+    """Whether rows are sampled by the engine, each device having a stream of its own, and not by `generate_spread`,
+    one program for all. `total`: devices of the run; `whole`: each of several has all the weights.
+
+    One program is compiled once, not once for each device. But it waits for the longest row, so rows that take turns
+    are the engine's; and some compilers take programs for one device of a TPU's slice or for all, and none for a part.
+    """
+    if len(devices) < 2 or slots:
+        return True
+    return whole and len(devices) < total and next(iter(devices)).platform == "tpu"
 
 
 @functools.partial(jax.jit, static_argnames="cfg")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import itertools
+import math
 import os
 import threading
 from typing import NamedTuple
@@ -91,17 +92,13 @@ def sample_rows(
     whole, each has a stream of its own; where they share them, the one stream runs on all.
     """
     p, g = len(prompts.length), len(temperature)
-    wide = g if slots == 0 or slots >= p * g else 1
-    lanes = min(p * g, slots or p * g) // wide
     copies = copies_of(weights)
-    streams = min(len(copies) if len(copies) > 1 else streams or streams_for(weights, lanes * wide), lanes)
-    parts = max(1, streams // p) if wide == 1 else 1  # of a group, where there are fewer prompts than streams
-    streams = min(streams, p * parts)
+    streams = len(copies) if len(copies) > 1 else streams or streams_for(weights, min(p * g, slots or p * g))
+    wide, lanes, streams, parts = deal(p, g, slots, streams)
     out = Rows(np.zeros((p, g, max_tokens), np.int32), np.zeros((p, g, max_tokens), np.float32), np.zeros((p, g), int))
     settings = key, *(jnp.asarray(x) for x in (np.float32(temperature), stop, np.int32(eos))), first_chain
 
     def stream(k: int) -> None:
-        # Rows are dealt out beforehand: which of them share a program must not hang on which thread is faster.
         n = lanes // streams + (k < lanes % streams)
         part = k // p if parts > 1 else 0
         rows = range(part * g // parts, (part + 1) * g // parts, wide)
@@ -117,6 +114,25 @@ def sample_rows(
             list(pool.map(stream, range(streams)))
     written = np.arange(max_tokens) < out.length[..., None]
     return np.where(written, out.ids, pad_id), np.where(written, out.logp, 0), out.length
+
+
+class Deal(NamedTuple):
+    """Who decodes what, settled beforehand: which rows share a program must not hang on which thread is faster."""
+
+    wide: int  # rows of a lane
+    lanes: int  # of all streams; the first ones have one more where they do not divide
+    streams: int
+    parts: int  # of a group, each another stream's, where there are fewer prompts than streams
+
+
+def deal(p: int, g: int, slots: int, streams: int) -> Deal:
+    """P prompts of G rows over at most so many streams, `slots` rows at a time (0: all)."""
+    whole = slots == 0 or slots >= p * g
+    wide = g // math.gcd(g, max(1, streams // p)) if whole else 1
+    lanes = min(p * g, slots or p * g) // wide
+    streams = min(streams, lanes)
+    parts = max(1, streams // p) if wide < g else 1
+    return Deal(wide, lanes, min(streams, p * parts), parts)
 
 
 def devices_of(weights: Params) -> int:
@@ -160,6 +176,7 @@ def decode_stream(out: Rows, waiting: Waiting, n: int, wide: int, settings) -> N
                 held[lane] = item
             described = waiting.described(taken, lane_of, which)
             lanes = fill(lanes, prefilled, *described, key, temperature, first_chain)
+        prefilled = None  # the lanes have their keys and values
         if all(item is None for item in held):
             return
         if int(lanes.clock) >= places_of(lanes) < most:
@@ -273,13 +290,22 @@ def fill(lanes: Lanes, prefilled, lane, which, length, uid, first, count, key: A
     return jax.lax.fori_loop(0, count, one, lanes)
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def grow(lanes: Lanes, places: int) -> Lanes:
-    """A longer ring. Only before the clock has gone round: then the places are still in the order of time."""
-    rows, more = (0, 0), (0, places - places_of(lanes))
-    longer = lambda k, v: (jnp.pad(k, (rows, rows, rows, more)), jnp.pad(v, (rows, rows, more, rows)))  # noqa: E731
-    own = tuple(longer(*pair) for pair in lanes.cache.own)
-    return lanes._replace(cache=Cache(lanes.cache.prompt, own))
+    """A longer ring, in place of the old one, which is gone. Only before the clock has gone round: then the places are
+    still in the order of time."""
+    more, own = places - places_of(lanes), []
+    for pair in lanes.cache.own:  # a layer at a time: two whole rings may be more than there is room for
+        own.append(longer(*pair, more))
+        for x in pair:
+            x.delete()
+    return lanes._replace(cache=Cache(lanes.cache.prompt, tuple(own)))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def longer(k: Float[Array, "N K Dh C"], v: Float[Array, "N K C Dh"], more: int):
+    """One layer's ring with `more` places behind the others."""
+    rows, more = (0, 0), (0, more)
+    return jnp.pad(k, (rows, rows, rows, more)), jnp.pad(v, (rows, rows, more, rows))
 
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnums=2)

@@ -82,9 +82,9 @@ def test_weights_spread_over_a_mesh(wanted, short_ring):
     same(by_engine(spread, slots=6), wanted)
 
 
-@pytest.mark.parametrize("slots, numbers", [(6, range(7)), (5, range(2)), (0, range(7))])
+@pytest.mark.parametrize("slots, numbers", [(6, range(7)), (5, range(2)), (0, range(7)), (0, range(1))])
 def test_devices_that_hold_the_weights_whole_have_a_stream_each(weights, wanted, short_ring, slots, numbers):
-    """The two prompts are split: some devices have the first rows of a group, some the last ones."""
+    """Few prompts are split: some devices have the first rows of a group, some the last ones."""
     mesh = make_mesh((1, 4, 1), jax.devices()[:4])
     spread = jax.device_put(weights, replicated(mesh))
     assert len(engine.copies_of(spread)) == 4 and engine.copies_of(weights) == [weights]
@@ -99,6 +99,39 @@ def test_devices_that_hold_the_weights_whole_have_a_stream_each(weights, wanted,
         patch.setattr(engine, "segment", seen)
         same(by_engine(spread, p=few, slots=slots), [x[list(numbers)] for x in wanted])
     assert set(used) == set(mesh.devices.flat)
+
+
+@pytest.mark.parametrize(
+    "p, g, slots, streams, dealt",
+    [(8, 4, 0, 1, (4, 8, 1, 1)), (2, 32, 0, 4, (16, 4, 4, 2)), (1, 16, 0, 4, (4, 4, 4, 4)), (3, 4, 0, 8, (2, 6, 6, 2)),
+     (1, 5, 0, 4, (5, 1, 1, 1)), (8, 4, 6, 4, (1, 6, 4, 1)), (2, 8, 5, 4, (1, 5, 4, 2))],
+)  # fmt: skip
+def test_rows_are_dealt_to_streams_beforehand(p, g, slots, streams, dealt):
+    assert engine.deal(p, g, slots, streams) == dealt
+
+
+def test_on_a_part_of_a_slice_each_device_runs_its_own_programs():
+    class Tpu:
+        platform = "tpu"
+
+    here = jax.devices()[:4]
+    assert not decode.in_streams(here, 8, 0, True) and decode.in_streams(here, 8, 6, True)
+    assert decode.in_streams(here[:1], 8, 0, False)
+    part = [Tpu()] * 4
+    assert decode.in_streams(part, 16, 0, True) and not decode.in_streams(part, 4, 0, True)
+    assert not decode.in_streams(part, 16, 0, False), "weights that several share want one program"
+
+
+def test_a_longer_ring_takes_the_place_of_the_old_one():
+    lanes = engine.empty_lanes(TINY, 3, 2, 5, 4, 9)
+    old = lanes.cache.own
+    lanes = engine.grow(lanes._replace(cache=lanes.cache._replace(own=jax.tree.map(lambda x: x + 1, old))), 9)
+    assert engine.places_of(lanes) == 9
+    for keys, values in lanes.cache.own:
+        assert (keys[..., :4] == 1).all() and (keys[..., 4:] == 0).all()
+        assert (values[..., :4, :] == 1).all() and (values[..., 4:, :] == 0).all()
+    engine.grow(lanes, 12)
+    assert all(x.is_deleted() for x in jax.tree.leaves(lanes.cache.own))
 
 
 def test_the_chains_of_a_group_may_begin_at_any_place(weights, wanted, short_ring):
