@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,7 @@ def main() -> None:
         world = dataclasses.replace(world, model=run_on(model, c, jax.default_backend()))
     folder = out or workdir
     with contextlib.ExitStack() as stack:
-        written = folder
-        if folder is not None and not distributed.first():  # what it writes is the same, and nobody reads it
-            written = stack.enter_context(tempfile.TemporaryDirectory())
+        written = folder and stack.enter_context(distributed.folder_of_first(Path(folder)))
         try:
             numbers = evaluate(world, params, world.heldout, step=step or 0, folder=written, say=tell)
         except KeyboardInterrupt:

@@ -138,6 +138,19 @@ def gathered(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, sharding(mesh, kept, x.shape))
 
 
+def spread() -> int:
+    """Devices over which rows are split, where a mesh is in use (`run.world.using`); else 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def parts(axis: str, size: int) -> int:
+    """In how many parts a dimension of this logical axis is split, where a mesh is in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES.get(axis, ()))
+    return count if size % count == 0 else 1
+
+
 def prompt_tokens_split(mesh, prompts: int, tokens: int) -> bool:
     """Whether P prompts of S tokens are computed with their tokens over fsdp: where there are too few prompts for that
     axis every device of it would otherwise compute all of them."""

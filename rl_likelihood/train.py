@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -71,11 +70,9 @@ def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
     c = settings.config
     resume, finished = checkpoint.latest_step(workdir), False
     with contextlib.ExitStack() as stack:
-        folder = workdir
         held = distributed.by_first(lambda: stack.enter_context(lock(workdir)))
         distributed.refuse_unshared(workdir / LOCK, held)
-        if not distributed.first():  # what it writes is the same, and nobody reads it
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(distributed.folder_of_first(workdir))
         distributed.by_first(lambda: claim(workdir, c, force))
         writer = stack.enter_context(reports.MetricsWriter(
             folder, c.train.steps, -1 if resume is None else resume, c.report.wandb if folder == workdir else "off",

@@ -69,7 +69,8 @@ def row_stats(
     `probe`, zeros, is added to the state that predicts each token: its gradient says how hard each token pulls.
     """
     bare = batch.bare and (batch.bare.completion, batch.bare.segment)
-    hidden = forward(params, model, batch.prompt, batch.prompt_length, batch.completion, batch.segment, bare)
+    rows = batch.completion, batch.segment
+    hidden = forward(params, model, batch.prompt, batch.prompt_length, *rows, bare, cfg.two_branches)
     last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)[:, None]  # [P, 1, 1, D]
 
     def before(rows, segment):  # the state that predicts each token

@@ -25,15 +25,16 @@ def attention(
     prompt: tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"]] | None = None,
     prompt_mask: Bool[Array, "P S"] | None = None,
     segment: Int[Array, "P G T"] | None = None,
+    branches: bool = True,
 ) -> Float[Array, "P G T H Dh"]:
     """softmax(q k / sqrt(Dh)) v over the prompt's and the row's own keys together.
 
     Query heads h serve key head h // (H/K). Logits and softmax in float32. A query that sees no own
     key is fine as long as it sees one prompt key. With `segment`, of which `own_mask` is then made, the TPU's
-    splash kernel does it.
+    splash kernel does it; `branches` as there.
     """
     if segment is not None:
-        return splash.attention(q, own, segment, prompt, prompt_mask)
+        return splash.attention(q, own, segment, prompt, prompt_mask, branches)
     p, g, t, h, d = q.shape
     k = own[0].shape[2]
     r = h // k

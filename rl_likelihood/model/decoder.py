@@ -207,6 +207,7 @@ def forward(
     completion: Int[Array, "P G T"] | None = None,
     segment: Int[Array, "P G T"] | None = None,
     bare: tuple[Int[Array, "P 1 W"], Int[Array, "P 1 W"]] | None = None,
+    branches: bool = True,
 ) -> Hidden:
     """Hidden states of P right-padded prompts, each computed once, and of their G completions.
 
@@ -217,8 +218,9 @@ def forward(
         logp = jnp.where(jnp.arange(1, ids.shape[1]) < lengths[:, None], stats.log_prob, 0.0)
 
     With completions, `segment` (shapes.py) says which tokens are chain, tag and answers; it sets
-    masks and positions, so that both answers continue the chain and do not see each other. `bare` are completions
-    (ids, segment) of another width; no gradient runs through their states.
+    masks and positions, so that both answers continue the chain and do not see each other; with `branches` False there
+    is no sampled answer, which saves the splash kernel a pass. `bare` are completions (ids, segment) of another width;
+    no gradient runs through their states.
     """
     dtype = jnp.dtype(cfg.compute_dtype)
     s = prompt.shape[1]
@@ -256,7 +258,7 @@ def forward(
             if y is None:
                 return None
             rope, mask = of_rows
-            attend = lambda q, k, v: (attention(q, (k, v), mask, cache, in_prompt, of_kernel), None)  # noqa: E731
+            attend = lambda q, k, v: (attention(q, (k, v), mask, cache, in_prompt, of_kernel, branches), None)  # noqa: E731
             return block(y, w, cfg, rope, attend)[0]
 
         # Nothing that the bare rows are made of has a tangent, so the backward pass has no trace of them.

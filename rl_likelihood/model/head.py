@@ -1,7 +1,7 @@
 """The fused head: per-token statistics of softmax(hidden W^T), never [tokens, V] at once.
 
-A scan over chunks of tokens computes logits, reduces them and drops them; the backward pass computes
-each chunk's logits again, turns them into their gradient in place, and accumulates dW. One pass gives
+A scan over blocks of the vocabulary computes logits, reduces them and drops them; the backward pass computes
+each block's logits again, turns them into their gradient in place, and makes the block's dW of it. One pass gives
 the log-prob that rewards need and the entropy and self-certainty that everybody wants to see.
 """
 
@@ -13,9 +13,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood import mesh as meshes
+
+# Finite, so that what is masked weighs 0 and not NaN.
+MASKED = -1e30
+LANES = 128  # blocks of more columns than a TPU's registers have are a multiple
 
 
 class TokenStats(NamedTuple):
@@ -36,82 +40,118 @@ def token_stats(
 ) -> TokenStats:
     """Statistics of the distribution that each hidden state gives, and the log-prob of its target.
 
-    `chunk` is the number of tokens whose logits exist at one time (all devices together; at least one
-    of each row). The scan runs along the last token axis, so leading axes may be sharded. Differentiable
-    in hidden and head; log-probs are computed in float32 whatever the inputs' type.
+    `chunk`: on each device as many logits exist at one time as that many tokens have. The scan runs along the
+    vocabulary, so that hidden states of any axes may be sharded, and the gradient of a block of the matrix is made
+    once, of all tokens. Differentiable in hidden and head; log-probs are computed in float32 whatever the inputs'
+    type.
     """
-    *lead, n = targets.shape
-    most = min(n, max(1, chunk // max(1, math.prod(lead))))
-    chunks = -(-n // most)
-    step = -(-n // chunks)  # even chunks, so that little of the last one is padding
-    pad = chunks * step - n
+    parts = meshes.parts("vocab", head.shape[0])
+    return TokenStats(*_stats(hidden, head, targets, parts, _block(head.shape[0] // parts, targets.size, chunk)))
 
-    def split(x):  # [*lead, n, ...] -> [chunks, *lead, step, ...]
-        rest = x.shape[len(lead) + 1 :]
-        x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, pad)] + [(0, 0)] * len(rest))
-        return jnp.moveaxis(x.reshape(*lead, chunks, step, *rest), len(lead), 0)
 
-    stats = _stats(split(hidden), meshes.gathered(head, ("vocab", "width")), split(targets))
-    return TokenStats(*(jnp.moveaxis(x, 0, len(lead)).reshape(*lead, n + pad)[..., :n] for x in stats))
+def _block(columns: int, tokens: int, chunk: int) -> int:
+    """Columns of the logits of all tokens at one time."""
+    most = max(1, columns * chunk * meshes.spread() // max(1, tokens))
+    count = -(-columns // most)
+    even = -(-columns // count)  # so that the last block overlaps the one before it by little
+    return even if count == 1 or even < LANES else min(columns, -(-even // LANES) * LANES)
 
 
 def logits(hidden: Float[Array, "... D"], head: Float[Array, "V D"]) -> Float[Array, "... V"]:
-    """hidden W^T in float32. Only for few tokens: a decode step, a chunk of the scan."""
+    """hidden W^T in float32. Only for few tokens: a decode step."""
     return jnp.einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp)
-def _stats(hidden, head, targets):
-    return _forward(hidden, head, targets)
+class Block(NamedTuple):
+    """Some columns of the logits, of each of the parts in which the vocabulary is split."""
+
+    z: Float[Array, "... parts block"]  # float32; those that an earlier block had are MASKED
+    weights: Float[Array, "parts block D"]
+    start: Int[Array, ""]  # the first column's number in its part
+    local: Int[Array, "... parts"]  # the target's column in the block,
+    inside: Bool[Array, "... parts"]  # if it is there
 
 
-def _forward(hidden, head, targets):
-    mean_row = head.astype(jnp.float32).mean(0)
-    log_v = math.log(head.shape[0])
+def _blocks(hidden, head, targets, parts: int, size: int):
+    """Their number, and a function of that number which gives a Block. The last one overlaps the one before it where
+    the size does not divide."""
+    # No longer split over fsdp; narrower first, which is less to send and hold.
+    whole = meshes.gathered(head.astype(hidden.dtype), ("vocab", "width")).reshape(parts, -1, head.shape[1])
+    columns = whole.shape[1]
 
-    def one(_, x):
-        h, t = x
-        z = logits(h, head)
-        top = z.max(-1, keepdims=True)
-        e = jnp.exp(z - top)
-        total = e.sum(-1)
-        lse = jnp.log(total) + top[..., 0]
-        # sum_v p_v z_v, relative to the maximum so that large logits cancel exactly
-        mean_z = (e * (z - top)).sum(-1) / total
-        entropy = jnp.log(total) - mean_z
-        target = jnp.take_along_axis(z, t[..., None], -1) - top  # before the log: large logits cancel exactly
-        certainty = lse - h.astype(jnp.float32) @ mean_row - log_v
-        return None, TokenStats(target[..., 0] - jnp.log(total), lse, entropy, certainty)
+    def block(i) -> Block:
+        start = jnp.minimum(i * size, columns - size)
+        weights = jax.lax.dynamic_slice_in_dim(whole, start, size, 1)
+        z = jnp.einsum("...d,pvd->...pv", hidden, weights, preferred_element_type=jnp.float32)
+        local = targets[..., None] - columns * jnp.arange(parts) - start
+        inside = (local >= 0) & (local < size)
+        if columns % size:
+            z = jnp.where(start + jnp.arange(size) >= i * size, z, MASKED)
+            inside &= local + start >= i * size
+        return Block(z, weights, start, local, inside)
 
-    return jax.lax.scan(one, None, (hidden, targets))[1]
+    return -(-columns // size), block
 
 
-def _stats_fwd(hidden, head, targets):
-    stats = _forward(hidden, head, targets)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _stats(hidden, head, targets, parts, size):
+    return _forward(hidden, head, targets, parts, size)
+
+
+def _forward(hidden, head, targets, parts, size):
+    mean_row = head.astype(hidden.dtype).astype(jnp.float32).mean(0)
+    count, block = _blocks(hidden, head, targets, parts, size)
+
+    def one(so_far, i):
+        top, total, sum_z, target = so_far
+        b = block(i)
+        new = jnp.maximum(top, b.z.max((-1, -2)))
+        below = b.z - new[..., None, None]
+        e, less = jnp.exp(below), jnp.exp(top - new)
+        # sum_v exp(z_v - top) and sum_v exp(z_v - top) (z_v - top): relative to the maximum, large logits cancel
+        sum_z = less * (sum_z + (top - new) * total) + (e * below).sum((-1, -2))
+        total = less * total + e.sum((-1, -2))
+        picked = jnp.take_along_axis(b.z, jnp.clip(b.local, 0, size - 1)[..., None], -1)[..., 0]
+        return (new, total, sum_z, target + jnp.where(b.inside, picked, 0.0).sum(-1)), None
+
+    zero = jnp.zeros(targets.shape, jnp.float32)
+    (top, total, sum_z, target), _ = jax.lax.scan(one, (zero + MASKED, zero, zero, zero), jnp.arange(count))
+    log_total = jnp.log(total)
+    certainty = top + log_total - hidden.astype(jnp.float32) @ mean_row - math.log(head.shape[0])
+    # The maximum first: large logits cancel exactly.
+    return TokenStats(target - top - log_total, top + log_total, log_total - sum_z / total, certainty)
+
+
+def _stats_fwd(hidden, head, targets, parts, size):
+    stats = _forward(hidden, head, targets, parts, size)
     return stats, (hidden, head, targets, stats.logsumexp, stats.entropy)
 
 
-def _stats_bwd(saved, grad):
+def _stats_bwd(parts, size, saved, grad):
     hidden, head, targets, lse, entropy = saved
-    v = head.shape[0]
+    count, block = _blocks(hidden, head, targets, parts, size)
+    flat = lambda a, n: a.reshape(-1, *a.shape[-n:])  # noqa: E731
+    over = lambda x: x[..., None, None]  # noqa: E731
+    # d log_prob = onehot - p;  d logsumexp = p;  d entropy = -p (log p + entropy);  d certainty = p - 1/V
+    weight = grad.logsumexp - grad.log_prob + grad.self_certainty - grad.entropy * entropy
 
-    def one(d_head, x):
-        h, t, lse, entropy, g = x
-        log_p = logits(h, head) - lse[..., None]
-        p = jnp.exp(log_p)
-        # d log_prob = onehot - p;  d logsumexp = p;  d entropy = -p (log p + entropy);  d certainty = p - 1/V
-        weight = g.logsumexp - g.log_prob + g.self_certainty - g.entropy * entropy
-        d = p * (weight[..., None] - g.entropy[..., None] * log_p) - g.self_certainty[..., None] / v
-        d = d + jnp.where(jnp.arange(v) == t[..., None], g.log_prob[..., None], 0.0)
-        d = d.astype(h.dtype)
-        d_h = jnp.einsum("...v,vd->...d", d, head.astype(h.dtype), preferred_element_type=jnp.float32)
-        flat = lambda a: a.reshape(-1, a.shape[-1])  # noqa: E731
-        d_head = d_head + jnp.einsum("nv,nd->vd", flat(d), flat(h), preferred_element_type=jnp.float32)
-        return d_head, d_h.astype(h.dtype)
+    def one(so_far, i):
+        d_hidden, d_head = so_far
+        b = block(i)
+        log_p = b.z - over(lse)
+        d = jnp.exp(log_p) * (over(weight) - over(grad.entropy) * log_p)
+        d = d - jnp.where(b.z > MASKED, over(grad.self_certainty) / head.shape[0], 0.0)
+        here = (jnp.arange(size) == b.local[..., None]) & b.inside[..., None]
+        d = (d + jnp.where(here, over(grad.log_prob), 0.0)).astype(hidden.dtype)
+        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        d_hidden = d_hidden + product("...pv,pvd->...d", d, b.weights)
+        mine = product("npv,nd->pvd", flat(d, 2), flat(hidden, 1))
+        old = jax.lax.dynamic_slice_in_dim(d_head, b.start, size, 1)
+        return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, old + mine, b.start, 1)), None
 
-    zero = jnp.zeros(head.shape, jnp.float32)
-    d_head, d_hidden = jax.lax.scan(one, zero, (hidden, targets, lse, entropy, grad))
-    return d_hidden, d_head.astype(head.dtype), None
+    zero = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros((parts, head.shape[0] // parts, head.shape[1]), jnp.float32)
+    (d_hidden, d_head), _ = jax.lax.scan(one, zero, jnp.arange(count))
+    return d_hidden.astype(hidden.dtype), d_head.reshape(head.shape).astype(head.dtype), None
 
 
 _stats.defvjp(_stats_fwd, _stats_bwd)

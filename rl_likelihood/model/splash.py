@@ -34,6 +34,7 @@ def attention(
     segment: Int[Array, "P G T"],
     prompt: tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"]] | None = None,
     prompt_mask: Bool[Array, "P S"] | None = None,
+    branches: bool = True,
     interpret: bool = False,
 ) -> Float[Array, "P G T H Dh"]:
     """softmax(q k / sqrt(Dh)) v over the prompt's keys, if there is one, and the row's own, each query causal and
@@ -42,11 +43,12 @@ def attention(
     Where jax has a mesh in use (`jax.set_mesh`), prompts are split over data and fsdp, or the rows of a group over
     fsdp, and heads over tensor, as far as they divide: every device runs the kernel on what it has. Rows that are
     prompts themselves (none before them, one a group) have their queries over fsdp where `mesh.along_prompt` does.
+    With `branches` False no row has a sampled answer, and one pass is all there is.
     """
     mesh = jax.sharding.get_abstract_mesh()
     inputs = (q, *own, segment) + (() if prompt is None else (*prompt, prompt_mask))
     if mesh.empty or mesh.size == 1:
-        return _local(*inputs, interpret=interpret)
+        return _local(*inputs, branches=branches, interpret=interpret)
     size = dict(mesh.shape)
     p, g, k = q.shape[0], q.shape[1], own[0].shape[2]
     whole = p % (size["data"] * size["fsdp"]) == 0
@@ -59,9 +61,10 @@ def attention(
         PartitionSpec(prompts, rows, "fsdp" if cut else None, heads), by_row, by_row, PartitionSpec(prompts, rows),
         by_prompt, by_prompt, PartitionSpec(prompts),
     )  # fmt: skip
+    one = _part if cut else functools.partial(_local, branches=branches)
     run = jax.shard_map(
-        functools.partial(_part if cut else _local, interpret=interpret), in_specs=specs[: len(inputs)],
-        out_specs=specs[0], check_vma=False,
+        functools.partial(one, interpret=interpret), in_specs=specs[: len(inputs)], out_specs=specs[0],
+        check_vma=False,
     )  # fmt: skip
     return run(*inputs)
 
@@ -73,10 +76,13 @@ def _part(q, own_k, own_v, segment, interpret: bool = False):
     here = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, t, axis)  # noqa: E731
     before = jnp.broadcast_to(jnp.arange(u) < start, (len(q), u))
     parts = here(own_k, 3), here(own_v, 3), here(segment, 2)
-    return _local(q, *parts, own_k[:, 0], own_v[:, 0], before, interpret=interpret)
+    return _local(q, *parts, own_k[:, 0], own_v[:, 0], before, branches=False, interpret=interpret)
 
 
-def _local(q, own_k, own_v, segment, prompt_k=None, prompt_v=None, prompt_mask=None, interpret: bool = False):
+def _local(
+    q, own_k, own_v, segment, prompt_k=None, prompt_v=None, prompt_mask=None, branches: bool = True,
+    interpret: bool = False,
+):  # fmt: skip
     """On one device."""
     p, g, t, h, d = q.shape
     alone = prompt_k is None
@@ -105,7 +111,7 @@ def _local(q, own_k, own_v, segment, prompt_k=None, prompt_v=None, prompt_mask=N
         return jnp.where(other, passed(segment != SAMPLED), passed(jnp.ones(segment.shape, bool)))
 
     one = lambda: passed(jnp.ones(segment.shape, bool))  # noqa: E731
-    out = one() if alone else jax.lax.cond((segment == SAMPLED).any(), both, one)
+    out = jax.lax.cond((segment == SAMPLED).any(), both, one) if branches and not alone else one()
     return out.swapaxes(2, 3)[:, :, :t].astype(q.dtype)
 
 

@@ -159,7 +159,7 @@ def compile_program(name: str, traced: Any, mesh: Mesh, room: float | None = Non
     otherwise to keep within it. `trips`: how often a loop runs at most whose end depends on data (decoding).
     Raises UserError when the compiler itself fails.
     """
-    flops = count_flops(traced.jaxpr.jaxpr, trips)
+    flops, in_kernels = (count_flops(traced.jaxpr.jaxpr, trips, only) for only in (False, True))
     lowered = traced.lower()
     on_tpu = mesh.devices.flat[0].platform == "tpu"
     limit = {"xla_tpu_max_hbm_size_mib": str(max(1, int(room // 2**20)))} if on_tpu and room is not None else None
@@ -175,7 +175,7 @@ def compile_program(name: str, traced: Any, mesh: Mesh, room: float | None = Non
             ) from error
         found = _OUT_OF_MEMORY.search(text)
         needs = int(float(found[1]) * _UNIT[found[2]]) if found else 0
-        return Program(name, time.perf_counter() - start, 0, 0, 0, needs, flops, refused=text[:300]), None
+        return Program(name, time.perf_counter() - start, 0, 0, 0, needs, flops, in_kernels, refused=text[:300]), None
     seconds = time.perf_counter() - start
     m = compiled.memory_analysis()
     peak = m.peak_memory_in_bytes
@@ -184,7 +184,7 @@ def compile_program(name: str, traced: Any, mesh: Mesh, room: float | None = Non
     text = compiled.as_text()
     report = Program(
         name, seconds, m.argument_size_in_bytes, m.temp_size_in_bytes, m.generated_code_size_in_bytes, peak, flops,
-        count_flops(traced.jaxpr.jaxpr, trips, only_kernels=True), hlo.collectives(text, mesh), hlo.cycles(text, trips),
+        in_kernels, hlo.collectives(text, mesh), hlo.cycles(text, trips),
     )  # fmt: skip
     if room is not None and peak > room and not on_tpu:
         return dataclasses.replace(report, refused=f"needs {peak} of {int(room)} bytes"), None

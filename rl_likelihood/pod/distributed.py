@@ -13,10 +13,11 @@ import os
 import selectors
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,17 @@ def _checked(values: list[str]) -> dict[str, Any]:
 def first() -> bool:
     """Whether this process writes files and talks."""
     return runtime.global_state.process_id == 0
+
+
+@contextlib.contextmanager
+def folder_of_first(folder: Path) -> Iterator[Path]:
+    """Where this process writes what all of them write alike: `folder` in the first, elsewhere one that nobody reads
+    and that is gone afterwards."""
+    if first():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as other:
+        yield Path(other)
 
 
 def several() -> bool:

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.head import TokenStats, logits, token_stats
 
 N, D, V = 24, 8, 41
@@ -121,7 +123,26 @@ def test_logits_are_float32_products():
     assert logits(hidden.astype(jnp.bfloat16), head).dtype == jnp.float32
 
 
-# Sizes that cannot be mistaken for one another: [tokens, V] has 6464 values, a chunk's logits 808.
+@pytest.mark.parametrize("v", [40, 41], ids=["split over tensor", "which does not divide it"])
+def test_on_a_mesh_the_statistics_and_gradients_are_the_same(v):
+    args = inputs((4, 6), v=v)
+
+    def total(hidden, head, targets):
+        stats = token_stats(hidden, head, targets, chunk=2)
+        return sum((i + 1) * x.sum() for i, x in enumerate(stats)), stats
+
+    f = jax.value_and_grad(total, (0, 1), has_aux=True)
+    (_, stats), grads = jax.jit(f)(*args)
+    with jax.set_mesh(make_mesh((2, 2, 2))):
+        at = [PartitionSpec("data", "fsdp"), PartitionSpec("tensor" if v % 2 == 0 else None, "fsdp"), PartitionSpec()]
+        whole = make_mesh((2, 2, 2))
+        placed = [jax.device_put(x, NamedSharding(whole, spec)) for x, spec in zip(args, at, strict=True)]
+        (_, got), got_grads = jax.jit(f)(*placed)
+    for a, b in zip((*got, *got_grads), (*stats, *grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
+
+
+# Sizes that cannot be mistaken for one another: [tokens, V] has 6464 values, a block's logits 808 at most.
 TOKENS, VOCAB, CHUNK = 64, 101, 8
 
 
@@ -155,5 +176,5 @@ def test_no_array_of_tokens_by_vocabulary_is_compiled():
     f, args = training_loss(CHUNK)
     text = jax.jit(f).lower(*args).compile().as_text()
     shapes = [[int(n) for n in dims.split(",")] for dims in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
-    assert [CHUNK, VOCAB] in shapes, "the chunk's logits are there, so the text is understood"
+    assert [TOKENS, 1, VOCAB * CHUNK // TOKENS] in shapes, "a block's logits are there, so the text is understood"
     assert max(map(math.prod, shapes)) <= VOCAB * max(CHUNK, D)
