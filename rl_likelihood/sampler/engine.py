@@ -26,12 +26,11 @@ from rl_likelihood.model.decoder import Cache, ModelConfig, Params, decode_rows,
 from rl_likelihood.sampler.draw import choose, row_keys
 from rl_likelihood.shapes import Prompts
 
-# Places of the ring to begin with; it doubles until it holds the longest completion.
+# Places of the ring to begin with on a CPU; it doubles until it holds the longest completion. An accelerator's has all
+# from the beginning: each length is another program, and its compilations take minutes.
 FIRST_PLACES = 64
 # Fewer rows than this are not worth a pass over the weights of their own.
 ROWS_OF_A_STREAM = 16
-# Held while a program is launched, so that streams do not compile the same one at one time; it runs outside.
-COMPILING = threading.Lock()
 
 
 class Lanes(NamedTuple):
@@ -96,6 +95,8 @@ def sample_rows(
     streams = len(copies) if len(copies) > 1 else streams or streams_for(weights, min(p * g, slots or p * g))
     wide, lanes, streams, parts = deal(p, g, slots, streams)
     out = Rows(np.zeros((p, g, max_tokens), np.int32), np.zeros((p, g, max_tokens), np.float32), np.zeros((p, g), int))
+    # Held while a program is launched, so that streams of a device do not compile the same one; it runs outside.
+    launching = [threading.Lock() for _ in copies]
     settings = key, *(jnp.asarray(x) for x in (np.float32(temperature), stop, np.int32(eos))), first_chain
 
     def stream(k: int) -> None:
@@ -105,7 +106,8 @@ def sample_rows(
         numbers = iter([k % p] if parts > 1 else range(k, p, streams))
         mine = copies[k % len(copies)]
         with jax.default_device(jax.tree.leaves(mine)[0].device if len(copies) > 1 else None):
-            decode_stream(out, Waiting(mine, model, prompts, numbers, rows, n), n, wide, settings)
+            waiting = Waiting(mine, model, prompts, numbers, rows, n, launching[k % len(copies)])
+            decode_stream(out, waiting, n, wide, settings)
 
     if streams == 1:
         stream(0)
@@ -140,6 +142,11 @@ def devices_of(weights: Params) -> int:
     return len(weights["embed"].devices()) if isinstance(weights["embed"], jax.Array) else 1
 
 
+def on_cpu(weights: Params) -> bool:
+    """Whether they are on CPU devices."""
+    return next(iter(weights["embed"].devices())).platform == "cpu"
+
+
 def copies_of(weights: Params) -> list[Params]:
     """The weights once for each device that holds all of them; as they are where devices share them."""
     if devices_of(weights) == 1 or not all(x.is_fully_replicated for x in jax.tree.leaves(weights)):
@@ -151,7 +158,7 @@ def copies_of(weights: Params) -> list[Params]:
 def streams_for(weights: Params, rows: int) -> int:
     """Streams that pay: on one CPU device two programs of half the rows use two cores better than one program does,
     as long as each has some rows to multiply the weights with. Weights are held once, whatever this says."""
-    if devices_of(weights) > 1 or jax.tree.leaves(weights)[0].device.platform != "cpu":
+    if devices_of(weights) > 1 or not on_cpu(weights):
         return 1
     return max(1, min(len(os.sched_getaffinity(0)), rows // ROWS_OF_A_STREAM))
 
@@ -160,7 +167,8 @@ def decode_stream(out: Rows, waiting: Waiting, n: int, wide: int, settings) -> N
     """One stream of n lanes: fill, decode until one is free, gather, and again, until nothing waits."""
     key, temperature, stop, eos, first_chain = settings
     model, prompts, most = waiting.model, waiting.prompts, out.ids.shape[-1]
-    lanes = empty_lanes(model, n, wide, prompts.tokens.shape[1], min(most, FIRST_PLACES), most)
+    places = min(most, FIRST_PLACES) if on_cpu(waiting.weights) else most
+    lanes = empty_lanes(model, n, wide, prompts.tokens.shape[1], places, most)
     held: list[Item | None] = [None] * n
     while True:
         idle = np.flatnonzero(~np.asarray(lanes.running).any(1))
@@ -184,15 +192,17 @@ def decode_stream(out: Rows, waiting: Waiting, n: int, wide: int, settings) -> N
         # Until a lane is free for the next item; with none waiting, until all have stopped.
         free = 1 + sum(item is None for item in held) if waiting.more() else n
         steps = most + 1 if places_of(lanes) == most else places_of(lanes) - int(lanes.clock)
-        with COMPILING:
+        with waiting.launching:
             lanes = segment(waiting.weights, model, lanes, stop, eos, free, steps)
 
 
 class Waiting:
     """Items of a stream not begun yet, and the prompts prefilled for them: once each, when their first rows start."""
 
-    def __init__(self, weights: Params, model: ModelConfig, prompts: Prompts, numbers, rows: range, n: int):
-        self.weights, self.model, self.prompts = weights, model, prompts
+    def __init__(
+        self, weights: Params, model: ModelConfig, prompts: Prompts, numbers, rows: range, n: int, launching
+    ):  # fmt: skip
+        self.weights, self.model, self.prompts, self.launching = weights, model, prompts, launching
         self.numbers, self.rows, self.n = numbers, rows, n  # rows: the first ones of a prompt's items
         self.items: list[Item] = []
         self.made: dict[int, tuple] = {}  # the last prompt begun, while rows of it wait: (place in the batch, batch)
@@ -219,7 +229,7 @@ class Waiting:
             for k in range(0, len(numbers), size):
                 part = numbers[k : k + size]
                 if not old:
-                    with COMPILING:
+                    with self.launching:
                         tokens, length = self.prompts.tokens[part], self.prompts.length[part]
                         batch = prefill_jit(self.weights, self.model, tokens, length)
                     self.made = {number: (at, batch) for at, number in enumerate(part)}
