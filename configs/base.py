@@ -22,7 +22,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.compute_dtype = "auto"
     c.model.scan_layers = True  # compile one layer and loop; False compiles all (some per cent faster on CPU)
     c.model.attention = "auto"  # auto (splash on a TPU whose kernel takes the heads) | dense | splash
-    c.model.remat = "none"  # none | dots | full: what the backward pass computes again to save memory
+    # none | dots | attention | full: how much the backward pass computes again to save memory, the least first.
+    c.model.remat = "none"
 
     c.mesh = ConfigDict()  # the learner's devices = data x fsdp x tensor
     # data: copies of everything; of several TPU slices only data runs from one to the next. fsdp: parameters and

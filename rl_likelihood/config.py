@@ -42,7 +42,7 @@ CHOICES = {
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("auto", "dense", "splash"),
     "optim.momentum_dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "dots", "full"),
+    "model.remat": ("none", "dots", "attention", "full"),
     "data.source": ("reasoning_gym", "jsonl", "prepared"),
     "warm_start.chains": ("own", "given"),
     "eval.grader": ("none", *GRADERS),

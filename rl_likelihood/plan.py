@@ -80,7 +80,7 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
         rows.append(dataclasses.asdict(program) | {"others": others, "total": program.peak + others, "fits": fits})
     batch = abstract_batch(world)
     lean = dataclasses.replace(model, remat="none")  # what must be computed, whatever is computed twice
-    flops = aot.count_flops(programs.trace_step(settings, lean, mesh, batch).jaxpr.jaxpr)
+    flops = aot.count_flops(aot.live(programs.trace_step(settings, lean, mesh, batch).jaxpr.jaxpr))
     p, g, t = batch.completion.shape
     plan = {
         "topology": where.name,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood import mesh as meshes
+from rl_likelihood.model import splash
 from rl_likelihood.model.attention import attention, branch_mask, branch_positions, decode_attention
 from rl_likelihood.shapes import CHAIN
 
@@ -54,7 +55,8 @@ class ModelConfig:
     compute_dtype: str = "float32"
     scan_layers: bool = True  # compile one layer, or all of them (faster on CPU, slower to compile)
     attention: str = "dense"  # dense | splash (the TPU's kernel, model/splash.py)
-    remat: str = "none"  # none | dots (keep matrix products) | full (keep layer inputs)
+    # none | dots (keep matrix products) | attention (keep layer inputs and the splash kernel's results) | full (inputs)
+    remat: str = "none"
 
 
 class Spec(NamedTuple):
@@ -195,6 +197,7 @@ class Hidden(NamedTuple):
 
 _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(splash.KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

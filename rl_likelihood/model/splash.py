@@ -21,6 +21,7 @@ from rl_likelihood.shapes import REFERENCE, SAMPLED
 
 LANES = 128  # of the hardware: sequences are padded to a multiple, and a head has this width, or half of it
 BLOCK = 512  # rows of a tile at most
+KEPT = "splash"  # name of the kernel's results, for `jax.checkpoint`
 
 
 def refused(head_dim: int) -> str:
@@ -124,4 +125,6 @@ def _kernel(heads: int, t: int, s: int, interpret: bool):
         block_q_dq=bq, block_kv_dq=bk,
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.CausalMask((t, s + t), offset=s)] * heads)
-    return kernels.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    return kernels.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret, residual_checkpoint_name=KEPT,
+    )  # fmt: skip

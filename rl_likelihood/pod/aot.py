@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from rl_likelihood.pod import hlo
@@ -159,7 +160,8 @@ def compile_program(name: str, traced: Any, mesh: Mesh, room: float | None = Non
     otherwise to keep within it. `trips`: how often a loop runs at most whose end depends on data (decoding).
     Raises UserError when the compiler itself fails.
     """
-    flops, in_kernels = (count_flops(traced.jaxpr.jaxpr, trips, only) for only in (False, True))
+    jaxpr = live(traced.jaxpr.jaxpr)
+    flops, in_kernels = (count_flops(jaxpr, trips, only) for only in (False, True))
     lowered = traced.lower()
     on_tpu = mesh.devices.flat[0].platform == "tpu"
     limit = {"xla_tpu_max_hbm_size_mib": str(max(1, int(room // 2**20)))} if on_tpu and room is not None else None
@@ -221,6 +223,11 @@ def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
         else:
             total += sum(inner)
     return total
+
+
+def live(jaxpr):
+    """The jaxpr without what its results do not need, which no compiler keeps."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def _jaxprs(value: Any) -> list:

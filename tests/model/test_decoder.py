@@ -135,7 +135,7 @@ def test_scan_unrolled_and_remat_give_the_same_values_and_gradients():
     both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     value, grads = both(params, TINY)
     assert np.isfinite(value)
-    for change in ({"scan_layers": False}, {"remat": "dots"}, {"remat": "full"}):
+    for change in ({"scan_layers": False}, *({"remat": name} for name in ("dots", "attention", "full"))):
         value2, grads2 = both(params, dataclasses.replace(TINY, **change))
         assert float(value2) == pytest.approx(float(value), rel=1e-6), change
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max()), grads, grads2)

@@ -1,5 +1,6 @@
 """Counting what a program does: its arithmetic in the jaxpr, its collectives in the compiled text; and the devices."""
 
+import dataclasses
 import importlib.util
 import math
 
@@ -245,3 +246,21 @@ def test_a_large_product_runs_at_the_peak_by_definition():
     pytest.importorskip("libtpu")
     unit = aot.seconds_per_cycle("v5e:2x2")
     assert 0.4e-9 < unit < 1.3e-9, "clocks are near 1 GHz"
+
+
+def test_the_kernel_runs_once_where_its_results_are_kept():
+    """remat=full computes attention again for the backward pass, remat=attention does not, nor does none."""
+    p, g, s, t = 1, 2, 128, 128
+
+    def in_kernels(remat):
+        cfg = dataclasses.replace(tiny(layers=2, head_dim=64), attention="splash", remat=remat)
+        shapes = jax.eval_shape(lambda: random_params(cfg))
+        ids = jnp.ones((p, g, t), jnp.int32)
+        length = jnp.full((p,), s)
+        loss = lambda params: forward(  # noqa: E731
+            params, cfg, jnp.zeros((p, s), jnp.int32), length, ids, ids, branches=False
+        ).completion.sum()
+        return aot.count_flops(aot.live(jax.make_jaxpr(jax.grad(loss))(shapes).jaxpr), only_kernels=True)
+
+    once, kept, again = map(in_kernels, ("none", "attention", "full"))
+    assert once == kept and again > 1.1 * kept
