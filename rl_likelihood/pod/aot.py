@@ -32,7 +32,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as jax counts them (v4, v3 and tpu7x list two cores a chip), by the vendor's data sheet."""
+    """One device as jax counts them (the two cores of v4 and v5p are one, of tpu7x two), by the vendor's data sheet."""
 
     memory: float  # bytes a program may use: what the compiler itself refuses to exceed
     flops: float  # dense bf16 a second at peak
@@ -47,7 +47,7 @@ CHIPS = {
     "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, 2, network=3.125e9),
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 448e9, 2, network=12.5e9),
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, 3, network=6.25e9),
-    "v4": Chip(15.25 * GIB, 137.5e12, 614e9, 150e9, 3, 2),
+    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9, 3),
     "tpu7x": Chip(94.75 * GIB, 1153e12, 3690e9, 600e9, 3, 2),
 }
 SHAPES = {
@@ -73,22 +73,26 @@ def chips_of(topology: str) -> int:
 
 
 def canonical(topology: str) -> str:
-    """The topology of a name, v5e:4x4 or the vendor's v5litepod-16; UserError with the nearest known one."""
+    """The topology of a name, v5e:4x4 or the vendor's v5litepod-16.
+
+    UserError with the known one of that kind whose number of chips is nearest, of two the smaller.
+    """
     name = topology.strip().lower().replace("v5litepod", "v5e")
     if name in KNOWN:
         return name
-    kind, dash, count = name.partition("-")
-    if dash and count.isdigit() and kind in CHIPS:  # v5p-8 and v4-8 count cores, two a chip; the others count chips
-        wanted = int(count) / (2 if CHIPS[kind].dims == 3 else 1)
-        of_kind = [t for t in KNOWN if t.startswith(kind + ":")]
-        near = min(of_kind, key=lambda t: abs(chips_of(t) - wanted))
-        if chips_of(near) == wanted:
-            return near
-    else:
-        near = (difflib.get_close_matches(name, KNOWN, 1, 0.0))[0]
+    size = re.search(r"([:-])([0-9]+(?:x[0-9]+)*)$", name)
+    given = name[: size.start()] if size else name
+    kind = difflib.get_close_matches(given, CHIPS, 1, 0.0)[0]
+    count = math.prod(int(n) for n in size[2].split("x")) if size else 0
+    plain = size is not None and size[1] == "-" and "x" not in size[2]  # the vendor's way, v5litepod-16
+    each = 2 if plain and CHIPS[kind].dims == 3 else 1  # v5p-8 and v4-8 count cores, two a chip; the others count chips
+    of_kind = [t for t in KNOWN if t.startswith(kind + ":")]  # from small to large, so that min takes the smaller
+    near = min(of_kind, key=lambda t: abs(each * chips_of(t) - count))
+    if plain and given == kind and each * chips_of(near) == count:
+        return near
     raise UserError(
-        f"--topology is {topology!r}, which is not known; the nearest is {near} ({', '.join(CHIPS)} with a shape, "
-        "or cpu:N for N devices of this machine)"
+        f"--topology is {topology.strip()!r}, which is not known; the nearest is {near} ({', '.join(CHIPS)} with a "
+        "shape, or cpu:N for N devices of this machine)"
     )
 
 
@@ -111,6 +115,8 @@ def target(topology: str, slices: int = 1) -> Target:
     }.items():
         os.environ.setdefault(key, value)
     options: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if name.endswith(":1x1") else {}
+    if name.startswith("v4:"):  # a v4 runs its two cores as one device; the description splits them unless told so
+        options["chip_config_name"] = "megacore"
     if slices > 1:
         options["num_slices"] = slices
     described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rl_likelihood import mesh as meshes
 from rl_likelihood.model.decoder import forward, head_matrix
@@ -152,10 +152,13 @@ def test_names_of_topologies(name, topology):
 
 @pytest.mark.parametrize(
     "name, nearest",
-    [("v5e:4x5", "v5e:4x"), ("v5e-15", "v5e:4x4"), ("v5p-9", "v5p:2x2x1"), ("h100", ""), ("v6e", "v6e:")],
+    [("v5e:4x5", "v5e:4x4 "), ("v5e-15", "v5e:4x4 "), ("v5p-9", "v5p:2x2x1 "), ("h100", ""), ("v6e", "v6e:"),
+     ("v5e:3x3", "v5e:2x4 "), (" v5e:3x3 ", "v5e:2x4 "), ("v5litepod-17", "v5e:4x4 "), ("v5e:2x2x2", "v5e:2x4 "),
+     ("v5e:6x4", "v5e:4x4 "), ("v4:4x4", "v4:2x2x4 "), ("v4-12", "v4:2x2x1 "), ("v5e-4x4", "v5e:4x4 "),
+     ("v7x-8", "tpu7x:2x2x1 "), ("v5e:0x0", "v5e:1x1 "), ("v5e:999x999", "v5e:16x16 "), ("", "")],
 )  # fmt: skip
-def test_an_unknown_topology_is_refused_with_the_nearest(name, nearest):
-    with pytest.raises(UserError, match=f"--topology is '{name}'.*the nearest is {nearest}"):
+def test_an_unknown_topology_is_refused_with_the_nearest_of_its_kind(name, nearest):
+    with pytest.raises(UserError, match=f"--topology is '{name.strip()}'.*the nearest is {nearest}"):
         aot.canonical(name)
 
 
@@ -206,6 +209,18 @@ def test_every_known_topology_has_the_chips_of_its_name():
     for name in aot.KNOWN:
         where = aot.target(name)
         assert len(where.devices) == aot.chips_of(name) * where.chip.devices_per_chip, name
+    assert len(aot.target("v4:2x2x1").devices) == 4, "as a v4 runs: its two cores are one device"
+    assert len(aot.target("v4:2x2x1", slices=2).devices) == 8
+
+
+@pytest.mark.parametrize("kind", aot.CHIPS)
+def test_the_memory_of_a_chip_is_what_the_compiler_refuses_to_exceed(kind):
+    pytest.importorskip("libtpu")
+    where = aot.target(next(name for name in aot.KNOWN if name.startswith(kind + ":")))
+    larger = jax.ShapeDtypeStruct((200 * 2**28,), jnp.float32, sharding=SingleDeviceSharding(where.devices[0]))
+    traced = jax.jit(lambda x: x + 1, donate_argnums=0).trace(larger)
+    report, compiled = aot.compile_program("larger than any chip", traced, Mesh(np.array(where.devices[:1]), ("data",)))
+    assert compiled is None and f"exceeds available HBM ({where.chip.memory / aot.GIB:.2f}G)" in report.refused
 
 
 CYCLES = """HloModule jit_f
