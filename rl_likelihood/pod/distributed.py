@@ -8,8 +8,10 @@ sampler's thread.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import json
 import os
+import secrets
 import selectors
 import socket
 import sys
@@ -31,6 +33,7 @@ from rl_likelihood.shapes import UserError
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--num_processes", "--process_id")
 LOST = 1  # exit code of a process that has lost another
+ADVICE = "hosts must be able to reach each other on any port: open the firewall between the workers"
 _watching: list[Watch] = []  # the one of this process, if there are several
 
 
@@ -218,6 +221,48 @@ def refuse_unshared(file: Path, text: str, seconds: float = 10.0) -> None:
 # ------------------------------------------------------------------------------------------ who is alive
 
 
+TOKEN = 16  # bytes
+
+
+def admit(
+    server: socket.socket, token: bytes, count: int, host: str, seconds: float = 60.0
+) -> dict[int, socket.socket]:
+    """The connections of processes 1 to `count` - 1, by number, each of which begins with the token and the number (4
+    bytes); a stranger's is closed. UserError if one does not come within `seconds`."""
+    peers: dict[int, socket.socket] = {}
+    end = time.monotonic() + seconds
+    while missing := [i for i in range(1, count) if i not in peers]:
+        server.settimeout(max(0.01, end - time.monotonic()))
+        try:
+            connection, _ = server.accept()
+        except TimeoutError:
+            who = f"process{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+            where = f"{host}:{server.getsockname()[1]}"
+            raise UserError(f"{who} did not reach process 0 at {where} within {seconds:g} s; {ADVICE}") from None
+        got = b""
+        connection.settimeout(min(5.0, seconds))  # who says nothing does not keep the others out
+        with contextlib.suppress(OSError):
+            while len(got) < TOKEN + 4 and (part := connection.recv(TOKEN + 4 - len(got))):
+                got += part
+        number = int.from_bytes(got[TOKEN:], "big")
+        if hmac.compare_digest(got[:TOKEN], token) and number in missing:
+            peers[number] = connection
+        else:
+            connection.close()
+    return peers
+
+
+def reach(host: str, port: int, token: bytes, number: int, seconds: float = 60.0) -> socket.socket:
+    """Process `number`'s connection with process 0, which listens there; UserError if it cannot be made."""
+    try:
+        connection = socket.create_connection((host, port), timeout=seconds)
+        connection.sendall(token + number.to_bytes(4, "big"))
+    except OSError as e:
+        why = e.strerror or str(e)
+        raise UserError(f"process {number} cannot reach process 0 at {host}:{port} ({why}); {ADVICE}") from e
+    return connection
+
+
 class Watch:
     """A connection of every process with process 0, over which each says now and then that it lives.
 
@@ -229,28 +274,27 @@ class Watch:
         quit              about to end as all do, so the closing of the connection is no death
         failed CODE WHY   to process 0: about to end by an error of its own
         end CODE          from process 0, which has said why
+
+    Process 0 listens on a port that is free, and tells the others which through jax, with a token that their
+    connections begin with.
     """
 
     def __init__(self, host: str, heartbeat: float) -> None:
         self.heartbeat = heartbeat
         self.over = False
         count, me = jax.process_count(), jax.process_index()
-        server = None
-        port = np.int32(0)
+        server, known = None, np.zeros(2 + TOKEN, np.uint8)  # the port, the token
         if me == 0:
-            server = socket.create_server(("", 0), backlog=count)
-            port = np.int32(server.getsockname()[1])
-        port = int(multihost_utils.broadcast_one_to_all(port))
-        self.peers: dict[int, socket.socket] = {}
+            server = socket.create_server(("", 0), backlog=count + 16)
+            port = server.getsockname()[1].to_bytes(2, "big")
+            known = np.frombuffer(port + secrets.token_bytes(TOKEN), np.uint8)
+        known = bytes(np.asarray(multihost_utils.broadcast_one_to_all(known), np.uint8))
+        port, token = int.from_bytes(known[:2], "big"), known[2:]
         if me == 0:
-            server.settimeout(60)
-            for _ in range(count - 1):
-                connection, _ = server.accept()
-                self.peers[int.from_bytes(connection.recv(4), "big")] = connection
-            server.close()
+            with server:
+                self.peers = admit(server, token, count, host)
         else:
-            self.peers[0] = socket.create_connection((host, port), timeout=60)
-            self.peers[0].sendall(me.to_bytes(4, "big"))
+            self.peers = {0: reach(host, port, token, me)}
 
     def begin(self) -> None:
         """Watch from now to the end of the process."""

@@ -1,5 +1,6 @@
 """Two processes of four CPU devices: the same run as one process, its checkpoint for one, and the death of either."""
 
+import contextlib
 import os
 import re
 import signal
@@ -15,9 +16,10 @@ import pytest
 
 from rl_likelihood import config as configs
 from rl_likelihood import train
-from rl_likelihood.pod import checkpoint
+from rl_likelihood.pod import checkpoint, distributed
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.run.lock import lock
+from rl_likelihood.shapes import UserError
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -304,3 +306,31 @@ def test_a_workdir_that_is_not_shared_or_in_use_is_refused_by_all_in_one_sentenc
         lines = [said(p) for p in both]
     assert [p.returncode for p in both] == [2, 2] and lines[1] == [], lines
     assert len(lines[0]) == 1 and f"in use by process {os.getpid()} on this host" in lines[0][0]
+
+
+def test_the_watch_admits_only_those_who_know_its_token():
+    token, wrong = b"t" * distributed.TOKEN, b"w" * distributed.TOKEN
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+        port = server.getsockname()[1]
+
+        def knock(said: bytes) -> socket.socket:
+            stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            stranger.sendall(said)
+            stranger.shutdown(socket.SHUT_WR)
+            return stranger
+
+        # All wait in the server's queue: another run's process, a port scanner, a number that nobody has, one twice.
+        strangers = [knock(wrong + (1).to_bytes(4, "big")), knock(b"GET / HTTP/1.0\r\n\r\n"), knock(b"")]
+        strangers.append(knock(token + (3).to_bytes(4, "big")))
+        peers = {i: stack.enter_context(distributed.reach("127.0.0.1", port, token, i)) for i in (2, 1)}
+        strangers.append(knock(token + (2).to_bytes(4, "big")))
+        admitted = distributed.admit(server, token, 3, "127.0.0.1")
+        assert sorted(admitted) == [1, 2]
+        for i, peer in peers.items():
+            stack.enter_context(admitted[i]).sendall(b"%d" % i)
+            assert peer.recv(9) == b"%d" % i
+        assert [s.recv(9) for s in strangers[:4]] == [b""] * 4, "closed"
+        with pytest.raises(UserError, match=rf"^process 1 did not reach process 0 at host:{port} within 0.1 s; hosts"):
+            distributed.admit(server, token, 2, "host", seconds=0.1)
+    with pytest.raises(UserError, match=rf"^process 7 cannot reach process 0 at 127.0.0.1:{port} \(.+\); hosts must"):
+        distributed.reach("127.0.0.1", port, token, 7)
