@@ -17,7 +17,6 @@ import functools
 import logging
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
 
-from rl_likelihood.model.decoder import ModelConfig, RopeScaling, Spec, param_specs
+from rl_likelihood.model.decoder import ModelConfig, Params, RopeScaling, Spec, param_specs
+from rl_likelihood.pod import distributed
 from rl_likelihood.shapes import TrainState, UserError
 
 FOLDER = "checkpoints"
@@ -186,24 +186,15 @@ def restore_params(
     Needs neither the mesh nor the optimizer of the run, and changes nothing on disk. The parameters are numpy arrays,
     or lie where `at` says (the shardings of a model's parameters). Raises UserError as `restore` does.
     """
-    directory = epath.Path(workdir).absolute() / FOLDER
-    if latest_step(workdir) is None:
-        raise UserError(f"{directory}: no checkpoint here; give the --workdir of a run that has saved one")
-    _quiet_orbax()
-    options = ocp.CheckpointManagerOptions(read_only=True, create=False, enable_async_checkpointing=False)
-    with contextlib.closing(ocp.CheckpointManager(directory, options=options)) as manager:
+    with _opened(workdir) as manager:
 
         def read(candidate: int) -> tuple[ModelConfig, dict, str]:
+            path = manager.directory / str(candidate)
             leaves, meta = _read_json(manager, candidate)
-            cfg, model_path = _model(directory / str(candidate), meta)
+            cfg, model_path = _model(path, meta)
             leaves = {k: v for k, v in leaves.items() if k.startswith("params/")}
-
-            def abstract(path, spec: Spec) -> jax.ShapeDtypeStruct:
-                return jax.ShapeDtypeStruct(spec.shape, leaves.get("params/" + _name(path), {}).get("dtype", "float32"))
-
-            is_spec = lambda x: isinstance(x, Spec)  # noqa: E731
-            target = {"params": jax.tree.map_with_path(abstract, param_specs(cfg), is_leaf=is_spec)}
-            _check_shapes(directory / str(candidate), _named(target), leaves)
+            target = {"params": _params(cfg, leaves)}
+            _check_shapes(path, _named(target), leaves)
             if at is not None:
                 put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
                 target = {"params": jax.tree.map(put, target["params"], at(cfg))}
@@ -213,6 +204,42 @@ def restore_params(
 
         (cfg, params, model_path), step, _ = _newest_readable(manager, step, read)
     return cfg, params, step, model_path
+
+
+def describe(workdir: str | Path) -> tuple[ModelConfig, Params, str, dict[str, Any]]:
+    """(model settings, shapes of the parameters, model path, meta) of the newest checkpoint that says so.
+
+    Reads no array, so it may be of a checkpoint that `restore` will pass over. Raises UserError as `restore` does.
+    """
+    with _opened(workdir) as manager:
+
+        def read(candidate: int) -> tuple[ModelConfig, Params, str, dict[str, Any]]:
+            leaves, meta = _read_json(manager, candidate)
+            cfg, model_path = _model(manager.directory / str(candidate), meta)
+            return cfg, _params(cfg, leaves), model_path, meta
+
+        return _newest_readable(manager, None, read, aloud=False)[0]
+
+
+@contextlib.contextmanager
+def _opened(workdir: str | Path) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints of a workdir, to read."""
+    directory = epath.Path(workdir).absolute() / FOLDER
+    if latest_step(workdir) is None:
+        raise UserError(f"{directory}: no checkpoint here; give the --workdir of a run that has saved one")
+    _quiet_orbax()
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False, enable_async_checkpointing=False)
+    with contextlib.closing(ocp.CheckpointManager(directory, options=options)) as manager:
+        yield manager
+
+
+def _params(cfg: ModelConfig, leaves: dict[str, dict]) -> Params:
+    """A model's parameters as jax.ShapeDtypeStruct, of the types that were saved."""
+
+    def abstract(path, spec: Spec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(spec.shape, leaves.get("params/" + _name(path), {}).get("dtype", "float32"))
+
+    return jax.tree.map_with_path(abstract, param_specs(cfg), is_leaf=lambda x: isinstance(x, Spec))
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
@@ -329,8 +356,10 @@ def _check_sums(sums: dict[str, int], saved: dict[str, dict]) -> None:
             raise _DamagedError(f"{name} is not what was saved (checksum)")
 
 
-def _newest_readable(manager: ocp.CheckpointManager, step: int | None, read) -> tuple[Any, int, list[int]]:
-    """(what `read(step)` gives, the step, the damaged steps passed over)."""
+def _newest_readable(
+    manager: ocp.CheckpointManager, step: int | None, read, aloud: bool = True
+) -> tuple[Any, int, list[int]]:
+    """(what `read(step)` gives, the step, the damaged steps passed over: `aloud`, unless somebody else will say so)."""
     steps = sorted(manager.all_steps(), reverse=True)
     if not steps:
         raise UserError(f"{manager.directory}: no checkpoint here; give the --workdir of a run that has saved one")
@@ -345,9 +374,9 @@ def _newest_readable(manager: ocp.CheckpointManager, step: int | None, read) -> 
             damaged.append(candidate)
             reason = str(e)
             continue
-        for bad in damaged:
+        for bad in damaged if aloud and distributed.first() else ():
             message = f"{manager.directory / str(bad)}: damaged checkpoint passed over, going on from step {candidate}"
-            warnings.warn(f"{message} ({reason})", stacklevel=3)
+            print(f"warning: {message} ({reason})", file=sys.stderr, flush=True)
         return found, candidate, damaged
     which = ", ".join(map(str, damaged))
     raise UserError(
