@@ -3,6 +3,7 @@
 #   make quickstart   a pretrained model learns arithmetic: numbers before and after, a figure, its chains
 #   make test         the tests (no torch, no network)
 #   make parity       our model against transformers on torch
+#   make pods         the long tests of pods: processes, kills, and compilation for TPUs (libtpu, no TPU)
 #   make lint         ruff
 #   make bench        timed comparisons
 #   make clean        takes all of this away again
@@ -14,7 +15,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PYTHON ?=
 
-.PHONY: quickstart test learn parity lint bench clean
+.PHONY: quickstart test learn parity pods lint bench clean
 .DEFAULT_GOAL := test
 
 quickstart: $(VENV)/.test
@@ -28,6 +29,10 @@ learn: $(VENV)/.test
 
 parity: $(VENV)/.parity
 	$(RUN) -m pytest -q tests/parity
+
+pods: $(VENV)/libtpu
+	PYTHONPATH=$(VENV)/libtpu $(RUN) -m pytest -q tests/pod tests/run/test_world.py tests/test_plan.py tests/test_tpu_setup.py \
+	  -m 'slow or not slow' -n auto --maxprocesses=2 --dist=loadfile
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -53,6 +58,11 @@ $(VENV)/.test: setup.py constraints.txt
 	fi
 	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
+
+# Beside the environment, not in it: wherever libtpu is installed, jax looks for a TPU first.
+$(VENV)/libtpu: $(VENV)/.test
+	@$(RUN) -m pip install -q --disable-pip-version-check --target $@.part $$(grep ^libtpu constraints.txt)
+	@mv $@.part $@
 
 $(VENV)/.parity: $(VENV)/.test
 	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,parity]'

@@ -178,10 +178,14 @@ def put(tree, shardings):
     return jax.tree.map(one, tree, shardings)
 
 
-def own_rows(mesh: Mesh, prompts: int, rows: int, process: int) -> tuple[np.ndarray, slice]:
-    """What of P prompts with G rows each lies on the devices of one process: which prompts, and of each which rows."""
-    if len({d.process_index for d in mesh.devices.flat}) == 1:
-        return np.arange(prompts), slice(0, rows)
+def own_rows(mesh: Mesh, prompts: int, rows: int) -> dict[int, tuple[np.ndarray, slice]]:
+    """What of P prompts with G rows each lies on the devices of each process: which prompts, and of each which rows.
+
+    Refused, the same in every process, unless all have equally many of both.
+    """
+    processes = sorted({d.process_index for d in mesh.devices.flat})
+    if len(processes) == 1:
+        return {processes[0]: (np.arange(prompts), slice(0, rows))}
     grouped = prompts % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
     at = sharding(mesh, ("prompts", None) if grouped else ("data", "rows"), (prompts, rows))
     owner = np.full((prompts, rows), -1)
@@ -193,11 +197,16 @@ def own_rows(mesh: Mesh, prompts: int, rows: int, process: int) -> tuple[np.ndar
                 "of a process, mesh.data the prompts, and mesh.fsdp the rest of them or the chains of a prompt"
             )
         part[...] = device.process_index
-    mine = owner == process
-    own, columns = np.flatnonzero(mine.any(1)), np.flatnonzero(mine.any(0))
-    if mine.sum() != len(own) * len(columns) or columns[-1] - columns[0] + 1 != len(columns):
-        raise UserError("mesh: a process would hold different chains of different prompts; choose other sizes")
-    return own, slice(int(columns[0]), int(columns[-1]) + 1)
+    found = {}
+    for process in processes:
+        mine = owner == process
+        own, columns = np.flatnonzero(mine.any(1)), np.flatnonzero(mine.any(0))
+        if not len(own) or mine.sum() != len(own) * len(columns) or columns[-1] - columns[0] + 1 != len(columns):
+            raise UserError("mesh: a process would hold different chains of different prompts; choose other sizes")
+        found[process] = own, slice(int(columns[0]), int(columns[-1]) + 1)
+    if len({(len(own), columns.stop - columns.start) for own, columns in found.values()}) > 1:
+        raise UserError("mesh: some processes would hold more chains than others; choose other sizes")
+    return found
 
 
 def from_own_prompts(mesh: Mesh, batch, own: np.ndarray, prompts: int):

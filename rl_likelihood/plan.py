@@ -168,18 +168,32 @@ def changes(c: ConfigDict, where: Target) -> list[dict[str, Any]]:
     p = c.train.prompts_per_step
     size = max(0, c.train.micro_batch_prompts) or p
     micro = [{"train.micro_batch_prompts": k} for k in range(size - 1, 0, -1) if p % k == 0]
-    remat = [{"model.remat": "full"}] if c.model.remat != "full" else []
-    data, fsdp, tensor = plan_mesh(c, where).devices.shape
-    wider = [
-        {"mesh.data": d, "mesh.fsdp": data * fsdp // d}  # parameters and optimizer over more devices
-        for d in range(data - 1, 0, -1) if data % d == 0 and d % where.slices == 0
-    ]  # fmt: skip
-    fits = lambda change: _divides(changed(c, change), where)  # noqa: E731
-    micro, wider = [list(filter(fits, tries)) for tries in (micro, wider)]
-    both = [remat[0] | micro[-1]] if remat and micro else []
+    kept = ("attention", "full") if where.chip else ("full",)  # attention: what the TPU's kernel has made
+    kept = kept[kept.index(c.model.remat) + 1 :] if c.model.remat in kept else kept
+    remat = [{"model.remat": name} for name in kept]
+    micro = [change for change in micro if _divides(changed(c, change), where)]
+    both = [remat[-1] | micro[-1]] if remat and micro else []
     smallest = [*micro, *remat, *both][-1:]
-    mixed = [wide | change for wide in wider for change in ({}, *smallest)]
-    return [*micro, *remat, *both, *filter(fits, mixed)]
+    mixed = [wide | change for wide in wider(c, where) for change in ({}, *smallest)]
+    return [*micro, *remat, *both, *(change for change in mixed if _divides(changed(c, change), where))]
+
+
+def wider(c: ConfigDict, where: Target) -> list[dict[str, Any]]:
+    """Meshes with parameters and optimizer over more devices."""
+    data, fsdp, _ = plan_mesh(c, where).devices.shape
+    fewer = [d for d in range(data - 1, 0, -1) if data % d == 0 and d % where.slices == 0]
+    found = [{"mesh.data": d, "mesh.fsdp": data * fsdp // d} for d in fewer]
+    return [change for change in found if _divides(changed(c, change), where)]
+
+
+def sampler_changes(c: ConfigDict, where: Target) -> list[dict[str, Any]]:
+    """Settings that leave the sampler more room, the cheapest first: fewer rows at one time, then a wider mesh."""
+    places = plan_places(c, where)
+    rows = len(places.own) * (places.chains.stop - places.chains.start)
+    most = min(rows, c.sampler.slots or rows)
+    slots = [{"sampler.slots": most >> k} for k in (1, 2, 3) if most >> k >= places.sampler.size]
+    widest = wider(c, where)[-1:]
+    return [*slots, *wider(c, where), *(wide | few for wide in widest for few in slots[-1:])]
 
 
 def changed(c: ConfigDict, change: dict[str, Any]) -> ConfigDict:
@@ -200,35 +214,40 @@ def _divides(c: ConfigDict, where: Target) -> bool:
 
 def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, search: bool) -> str:
     """One sentence: the cheapest change that makes it fit, found by compiling; or what to turn to."""
+    memory, c = plan["memory"], settings.config
     rows = {row["name"]: row for row in plan["programs"]}
-    step, memory = rows["learner step"], plan["memory"]
     bad = [name for name, row in rows.items() if not row["fits"]]
-    if bad != ["learner step"]:
+    alone = bad == ["learner step"]
+    tries = changes(c, where) if alone else sampler_changes(c, where)
+    last = "raise mesh.tensor, or take more chips"
+    if not alone:
         half = "" if model.compute_dtype == "bfloat16" else "set model.compute_dtype=bfloat16, "
-        return (
-            f"too large: {', '.join(bad)}; for the sampler lower train.prompts_per_step, sampler.group_size or "
-            f"sampler.max_chain, {half}raise mesh.tensor, or take more chips"
-        )
-    tries = changes(settings.config, where)
-    if search:
-        for change in tries:
-            c = changed(settings.config, change)
-            print(f"trying {shown(change)} ...", file=sys.stderr, flush=True)
-            smaller = dataclasses.replace(model, remat=c.model.remat)
-            mesh = plan_mesh(c, where)
-            try:
-                program = programs.compile_step(configs.build(c), smaller, mesh, memory - step["others"])
-            except UserError as error:  # what has been found stays worth saying
-                print(error, file=sys.stderr, flush=True)
-                continue
-            if not program.refused:
+        last = f"lower train.prompts_per_step, sampler.group_size or sampler.max_chain, {half}{last}"
+    if not search:
+        named = dict.fromkeys(name for change in tries for name in change)
+        turn = f"turn to {', '.join(named)} (--search finds the cheapest by compiling), {last}"
+        return f"too large: {', '.join(bad)}; {turn}"
+    for change in tries:
+        new = changed(c, change)
+        print(f"trying {shown(change)} ...", file=sys.stderr, flush=True)
+        smaller = dataclasses.replace(model, remat=new.model.remat)
+        try:
+            if _fits(configs.build(new), smaller, where, memory, bad, rows["learner step"]["others"]):
                 return f"it fits with {shown(change)}"
-        tried = f"; tried: {'; '.join(map(shown, tries))}" if tries else ""
-        return f"no change of micro-batch, remat or fsdp makes it fit{tried}: raise mesh.tensor, or take more chips"
-    named = dict.fromkeys(name for change in tries for name in change)
-    return (
-        f"turn to {', '.join([*named, 'mesh.tensor'])}, or take more chips (--search finds the cheapest by compiling)"
-    )
+        except UserError as error:  # what has been found stays worth saying
+            print(error, file=sys.stderr, flush=True)
+    tried = f"; tried: {'; '.join(map(shown, tries))}" if tries else ""
+    return f"too large: {', '.join(bad)}; no change that was tried makes it fit{tried}: {last}"
+
+
+def _fits(settings: Settings, model: ModelConfig, where: Target, memory: float, bad: list[str], beside: int) -> bool:
+    """Whether what did not fit does now: of the learner's step (others take `beside` bytes), the sampler, or both."""
+    places = plan_places(settings.config, where)
+    if bad == ["learner step"]:
+        return not programs.compile_step(settings, model, places.learner, memory - beside).refused
+    step = "learner step" in bad
+    compiled = programs.compile_all(settings, model, places, len(where.devices), memory, with_step=step)
+    return all(not program.refused and program.peak <= room for program, _, room in compiled)
 
 
 def shown(change: dict[str, Any]) -> str:

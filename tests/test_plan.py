@@ -210,6 +210,19 @@ def test_a_step_that_does_not_fit_is_made_to_by_the_cheapest_change():
     assert 0 < program.peak <= room < step["peak"]
 
 
+@pytest.mark.slow
+def test_a_sampler_that_does_not_fit_gets_fewer_rows_at_one_time():
+    overrides = {"train__prompts_per_step": 8, "sampler__group_size": 16, "sampler__max_chain": 512, "mesh__fsdp": 8,
+                 "mesh__tensor": 1, "train__micro_batch_prompts": 8, "prompt__max_answer": 4}  # fmt: skip
+    settings = configs.build(small_config(**overrides))
+    model, where = plan.model_shapes(settings.config), aot.target("cpu:8")
+    whole = plan.make_plan(settings, model, where, None, search=False)
+    sampling = whole["programs"][-1]
+    memory = sampling["total"] - 1
+    short = {**whole, "memory": memory, "programs": [{**r, "fits": r is not sampling} for r in whole["programs"]]}
+    assert plan.advice(settings, model, where, short, search=True).startswith("it fits with --config.sampler.slots=")
+
+
 def test_a_sampler_that_does_not_fit_names_its_own_settings():
     short = small_plan(memory=1000)
     assert short["fits"] is False and "sampler.group_size" in short["advice"]
@@ -225,6 +238,14 @@ def test_the_order_of_changes_is_micro_batches_then_remat_then_the_mesh():
         {"mesh.data": 1, "mesh.fsdp": 4},
         {"mesh.data": 1, "mesh.fsdp": 4, "model.remat": "full", "train.micro_batch_prompts": 4},
     ]
+
+
+def test_what_a_sampler_may_try_is_fewer_rows_then_a_wider_mesh():
+    c = small_config(train__prompts_per_step=8, sampler__group_size=4, mesh__data=2, mesh__fsdp=4, mesh__tensor=1)
+    assert plan.sampler_changes(c, aot.target("cpu:8")) == [
+        {"sampler.slots": 16}, {"sampler.slots": 8}, {"mesh.data": 1, "mesh.fsdp": 8},
+        {"mesh.data": 1, "mesh.fsdp": 8, "sampler.slots": 8},
+    ]  # fmt: skip
 
 
 def test_prompts_that_the_mesh_does_not_divide_are_refused():

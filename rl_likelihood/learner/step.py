@@ -211,14 +211,16 @@ def _moved(proxy: Params | None, params: Params, step, cfg: StepConfig) -> Param
     return jax.tree.map(lambda old, new: old + towards * (new - old), proxy, params)
 
 
-def make_score(model: ModelConfig, cfg: StepConfig):
+def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
     """The jitted score(params, batch) -> RowStats, for evaluation: the step's forward and no more.
 
-    Prompts are scored `micro_batch_prompts` at a time.
+    Prompts are scored `micro_batch_prompts` at a time, split over `mesh` as for the step; every process gets all.
     """
 
     def score(params: Params, batch: Batch) -> RowStats:
+        if mesh is not None:
+            batch = jax.lax.with_sharding_constraint(batch, meshes.by_prompt(mesh, batch))
         size = cfg.micro_batch_prompts or batch.prompt.shape[0]
         return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), split(batch, size)))
 
-    return jax.jit(score)
+    return jax.jit(score, out_shardings=None if mesh is None else meshes.replicated(mesh))

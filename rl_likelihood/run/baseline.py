@@ -56,13 +56,14 @@ def write_baseline(world: World, params: Params, workdir: Path, between: Callabl
     encoded = [bare(world, row) for row in rows]
     size = min(c.eval.batch_prompts, len(rows))
     s, a = (max(len(getattr(r, name)) for r in encoded) for name in ("prompt_ids", "answer_ids"))
-    score = make_score(world.model, StepConfig(head_chunk=c.train.head_chunk))
+    mesh = world.places.learner
+    score = make_score(world.model, StepConfig(head_chunk=c.train.head_chunk), mesh)
     for at, part in in_batches(encoded, size):
         between()
         asked = prompts.collate(part, np.arange(at, at + size), s, a, world.fmt.pad_id)
         targets = [(row.answer_ids, np.full(len(row.answer_ids), REFERENCE)) for row in part]
         batch = to_batch(given_rollout(asked, targets, world.fmt.pad_id, a))
-        with using(world.places.learner):
+        with using(mesh):
             values = np.asarray(likelihood.avg_prob(score(params, batch).stats.log_prob, batch.scored))[:, 0]
         for row, value in zip(rows[at : at + size], values, strict=False):
             if distributed.first():

@@ -362,8 +362,9 @@ def _scores(
         world.settings.step, two_branches=True, temperature=1.0,
         micro_batch_prompts=largest_divisor(len(rows), max(1, ROWS_AT_ONCE // batch.completion.shape[1])),
     )  # fmt: skip
-    with using(world.places and world.places.learner):
-        logp = _score_of(world.model, step)(params, batch).stats.log_prob
+    mesh = world.places and world.places.learner
+    with using(mesh):
+        logp = _score_of(world.model, step, mesh)(params, batch).stats.log_prob
     return np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64)
 
 

@@ -172,10 +172,10 @@ def compile_step(settings: Settings, model: ModelConfig, mesh: Mesh, room: float
 
 
 def compile_all(
-    settings: Settings, model: ModelConfig, places: Places, total: int, memory: float | None
+    settings: Settings, model: ModelConfig, places: Places, total: int, memory: float | None, with_step: bool = True
 ) -> list[tuple]:
     """(program, bytes a device that others' arrays take meanwhile, room that leaves) for each of a run's loop, on
-    `total` devices."""
+    `total` devices; the learner's step first, unless it is not asked for."""
     mesh = places.learner
     if settings.config.reward.name == "sft":
         return [(compile_step(settings, model, mesh, memory), 0, memory)]
@@ -192,10 +192,10 @@ def compile_all(
     # Elsewhere, or let go before the learner's turn.
     old = 0 if places.apart or not settings.config.sampler.max_staleness else weights
     beside = 0 if places.apart else held
-    step = compile_step(settings, model, mesh, left(old))
+    rows = [(compile_step(settings, model, mesh, left(old)), old, left(old))] if with_step else []
     # The last layer is made beside all the others, new and old, and the parameters that belong to no layer.
     others = held - prepare.arguments + weights - made[1] + old
-    rows = [(step, old, left(old)), (prepare, others, left(others))]
+    rows.append((prepare, others, left(others)))
     if rest is None or layer is None:
         return rows
     weights, steps = decoding_weights(model, places.sampler, rest, layer), sampling_steps(world, places, total)

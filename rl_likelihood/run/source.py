@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ class Source:
         together = jax.local_device_count() > 1 and not world.places.apart
         self.turn = threading.Lock() if together else contextlib.nullcontext()
         self.own, self.chains = world.places.own, world.places.chains
-        waiting, dropped = restored(kept)
+        waiting, dropped = restored(kept, self.rows())
         self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness, waiting, dropped)
         self.box = WeightBox()
         self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code)
@@ -59,6 +60,10 @@ class Source:
         if c.reward.name != "sft":
             begin = start + dropped + len(waiting)
             self.thread = start_sampler(self.produce, self.box, self.queue, c.sampler.max_staleness, begin, steps)
+
+    def rows(self) -> list[int]:
+        """Which chains of which prompts of a step are this process's."""
+        return [self.chains.start, self.chains.stop, *map(int, self.own)]
 
     def collate(self, number: int) -> Prompts:
         """This process's prompts of rollout `number`; a row's uid is its place in the stream of prompts."""
@@ -136,7 +141,9 @@ class Source:
         waiting, dropped = self.queue.contents()
         kept = distributed.gather_bytes(to_bytes(waiting))
         numbers = distributed.gather(np.asarray([[dropped, len(waiting)]]))
+        rows = distributed.gather_bytes(json.dumps(self.rows()).encode())
         return {
+            "rows": [json.loads(x) for x in rows],
             "dropped": numbers[:, 0].tolist(),
             "waiting": [base64.b64encode(x).decode() if n else "" for x, (_, n) in zip(kept, numbers, strict=True)],
         }
@@ -160,14 +167,15 @@ def means(logged: dict[str, float]) -> dict[str, float]:
     return {k: float(v) * counts.get(k, 1) for k, v in zip(sorted(logged), values, strict=True)}
 
 
-def restored(kept: dict[str, Any] | None) -> tuple[list[Rollout], int]:
-    """(rollouts that wait, how many have been dropped) of this process. With another number of processes than saved
-    them none waits: they are sampled anew."""
+def restored(kept: dict[str, Any] | None, rows: list[int]) -> tuple[list[Rollout], int]:
+    """(rollouts that wait, how many have been dropped) of this process, whose `rows` they must be. With another number
+    of processes than saved them, or where one has other rows on another mesh, none waits in any: they are sampled anew.
+    """
     if not kept:
         return [], 0
-    if len(kept["waiting"]) != jax.process_count():
-        return [], max(kept["dropped"])
     me = jax.process_index()
+    if len(kept["waiting"]) != jax.process_count() or distributed.any_of(kept["rows"][me] != rows):
+        return [], max(kept["dropped"])
     data = base64.b64decode(kept["waiting"][me])
     return from_bytes(data) if data else [], kept["dropped"][me]
 

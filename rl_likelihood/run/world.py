@@ -135,7 +135,7 @@ def run_on(model: ModelConfig, c: ConfigDict, platform: str) -> ModelConfig:
         raise UserError(f"model.attention is 'splash', but {why}; set it to auto or dense")
     if attention == "auto":
         attention = "splash" if platform == "tpu" and not why else "dense"
-        if platform == "tpu" and why:
+        if platform == "tpu" and why and distributed.first():
             print(f"attention dense, without the splash kernel: {why}", file=sys.stderr, flush=True)
     return dataclasses.replace(
         model, compute_dtype=dtype, scan_layers=c.model.scan_layers, remat=c.model.remat, attention=attention
@@ -191,11 +191,16 @@ def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]
     return tokenizer, tokenizers.eos_ids(tokenizer, path)
 
 
-def load(settings: Settings, training: bool = True, places: Places | None = None) -> tuple[World, Params]:
+def load(
+    settings: Settings,
+    training: bool = True,
+    places: Places | None = None,
+    known: tuple[ModelConfig, Params, str] | None = None,
+) -> tuple[World, Params]:
     """The world of a config, and the parameters it starts from. Every refusal about files is made here.
 
     An evaluation (`training` False) loads no training questions. With `places` the parameters come onto the
-    learner's mesh shard by shard, without it as numpy arrays of this host.
+    learner's mesh shard by shard, without it as numpy arrays of this host; `known` takes the place of `load_model`.
     """
     c = settings.config
     # Questions first: they are quick to refuse, weights are not.
@@ -203,7 +208,7 @@ def load(settings: Settings, training: bool = True, places: Places | None = None
     fast = sources.load_fast(settings.data) if training else []
     if not heldout and c.eval.prompts:
         raise UserError("data.heldout_size is 0 but eval.prompts is not; hold some questions out or set eval.prompts=0")
-    model, params, path = load_model(c, places and places.learner)
+    model, params, path = known or load_model(c, places and places.learner)
     tokenizer, eos_ids = load_tokenizer(path)
     vocab_bytes = tokenizers.vocab_bytes(tokenizer, model.vocab_size)
     fmt = prompts.chain_format(tokenizer, vocab_bytes, eos_ids, settings.prompt)
@@ -244,6 +249,11 @@ def make_places(c: ConfigDict, devices: Sequence[Any] | None = None, process: in
     of_process: dict[int, list] = {}
     for d in devices:
         of_process.setdefault(d.process_index, []).append(d)
+    if process not in of_process:
+        raise UserError(
+            f"--process_id: process {process} has no device ({len(devices)} devices in {len(of_process)} processes); "
+            "start as many processes as there are hosts"
+        )
     local = len(of_process[process])
     if n >= local:
         most = f"at most {local - 1}, or to shared" if local > 1 else "shared"
@@ -295,7 +305,7 @@ def _places(c: ConfigDict, shape: tuple[int, int, int], micro: int, devices: lis
         )
     whole = step % parts == 0
     group = c.sampler.group_size
-    prompts, chains = meshes.own_rows(learner, step, 1 if whole else group, process)
+    prompts, chains = meshes.own_rows(learner, step, 1 if whole else group)[process]
     chains = slice(0, group) if whole else chains
     here = own or [d for d in learner.devices.flat if d.process_index == process]
     sampler = handover.sampler_mesh(here, len(prompts), chains.stop - chains.start, c.sampler.tensor)

@@ -260,6 +260,17 @@ def test_score_gives_the_rows_of_one_forward_however_it_is_split():
     np.testing.assert_array_equal(one.scored, STALE.scored)
 
 
+def test_every_process_gets_all_scores_of_a_mesh():
+    mesh = make_mesh((2, 2, 2))
+    cfg = StepConfig(two_branches=True, micro_batch_prompts=2)
+    one = make_score(TINY, cfg)(random_params(TINY), STALE)
+    with using(mesh):
+        spread = make_score(TINY, cfg, mesh)(random_params(TINY), STALE)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(spread))
+    own = STALE.segment != PAD
+    np.testing.assert_allclose(np.asarray(spread.stats.log_prob)[own], np.asarray(one.stats.log_prob)[own], atol=2e-5)
+
+
 # ------------------------------------------------------------------ the whole step: devices, metrics, golden numbers
 
 # eps keeps AdamW smooth where a gradient is almost 0: without it rounding decides the sign of an update.

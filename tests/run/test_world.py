@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rl_likelihood import config as configs
+from rl_likelihood.pod import aot
 from rl_likelihood.run.world import load, make_places
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
@@ -60,3 +61,50 @@ def test_a_batch_that_no_mesh_divides_is_refused_with_settings_that_do():
         make_places(c)
     c.mesh.tensor = 4
     make_places(c)
+
+
+class Device:
+    """As much of a device of another process as a mesh needs."""
+
+    platform = "cpu"
+
+    def __init__(self, number, process):
+        self.id, self.process_index = number, process
+
+
+# The order of a torus: of a mesh over all of them, two processes have one run of devices and two have not.
+TORUS = [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "owners, mesh",
+    [([0, 0, 1, 1, 2, 2, 3, 3], (1, 8, 1)), (TORUS, None), ([0, 0, 1, 1, 1, 1, 0, 0], (1, 8, 1)), ([0, 0, 0, 1], None)],
+)
+def test_all_processes_choose_one_mesh_with_equal_parts_or_refuse_it_alike(owners, mesh):
+    devices = [Device(i, p) for i, p in enumerate(owners)]
+    c = open_mesh(train__prompts_per_step=8, sampler__group_size=16, train__micro_batch_prompts=4)
+    found = set()
+    for process in sorted(set(owners)):
+        try:
+            places = make_places(c, devices, process)
+            shape = tuple(places.learner.shape.values())
+            found.add((shape, len(places.own), places.chains.stop - places.chains.start))
+        except UserError as error:
+            found.add(str(error))
+    assert len(found) == 1, found
+    assert mesh is None or next(iter(found))[0] == mesh
+
+
+@pytest.mark.parametrize("topology, slices", [("v5e:4x4", 1), ("v5e:4x4", 2), ("v6e:4x4", 1), ("v5p:2x2x4", 1)])
+def test_so_do_those_of_a_slice(topology, slices):
+    pytest.importorskip("libtpu")
+    devices = aot.target(topology, slices).devices
+    c = open_mesh(train__prompts_per_step=8, sampler__group_size=32, train__micro_batch_prompts=4)
+    places = [make_places(c, devices, p) for p in sorted({d.process_index for d in devices})]
+    found = {(*p.learner.shape.values(), len(p.own), p.chains.stop - p.chains.start) for p in places}
+    assert len(found) == 1, found
+
+
+def test_a_process_without_devices_is_refused():
+    with pytest.raises(UserError, match="process 2 has no device .2 devices in 2 processes.; start as many"):
+        make_places(open_mesh(), [Device(0, 0), Device(1, 1)], 2)
