@@ -17,10 +17,11 @@ from rl_likelihood import config as configs
 from rl_likelihood import train
 from rl_likelihood.pod import checkpoint
 from rl_likelihood.report import metrics as reports
-from rl_likelihood.run.source import Source
+from rl_likelihood.run.source import Source, restored
 from rl_likelihood.run.world import load, make_places
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import UserError
+from tests.pod.test_processes import said, start
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -134,3 +135,32 @@ def test_sigterm_finishes_the_step_saves_and_the_run_goes_on_with_its_queue(tmp_
 def test_devices_that_do_not_add_up_are_refused(changes, words, tmp_path):
     with pytest.raises(UserError, match=words):
         run(tmp_path / "run", **changes)
+
+
+@pytest.mark.slow
+def test_two_processes_with_samplers_of_their_own_run_ahead_and_go_on_over_another_mesh(tmp_path):
+    """What waited in the queue was sampled for the rows of the old mesh: it is sampled anew."""
+    common = {"sampler.devices": "2", "sampler.max_staleness": 1, "sampler.group_size": 4, "eval.prompts": 0}
+    meshes = [{"mesh.data": 2, "mesh.fsdp": 1, "mesh.tensor": 2}, {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 1}]
+    for steps, mesh in zip((3, 6), meshes, strict=True):
+        config = config_file(tmp_path, **common, **mesh, **{"train.steps": 6})
+        stop = ["--config.train.checkpoint_every=3"]
+        both = start(config, tmp_path / "run", *stop)
+        if steps == 3:
+            metrics = tmp_path / "run" / "metrics.jsonl"
+            while not (metrics.exists() and len(metrics.read_text().splitlines()) >= steps):
+                assert both[0].poll() is None, said(both[0])
+                time.sleep(0.1)
+            both[0].send_signal(signal.SIGTERM)
+        lines = [said(p) for p in both]
+        assert [p.returncode for p in both] == [0, 0], lines
+    rows = reports.read(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert all(0 <= row["queue/lag"] <= 1 for row in rows) and any(row["queue/lag"] for row in rows)
+
+
+def test_what_waits_is_dropped_where_the_rows_are_others():
+    kept = {"rows": [[0, 4, 0, 1]], "dropped": [2], "waiting": [""]}
+    assert restored(kept, [0, 4, 0, 1]) == ([], 2) and restored(None, []) == ([], 0)
+    assert restored({**kept, "waiting": ["not read"]}, [0, 2, 0, 1]) == ([], 2)
+    assert restored({**kept, "waiting": ["", ""], "dropped": [1, 3]}, [0, 4, 0, 1]) == ([], 3)
