@@ -22,10 +22,12 @@ from ml_collections import ConfigDict
 from rl_likelihood import config as configs
 from rl_likelihood import mesh as meshes
 from rl_likelihood.data import sources
+from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
-from rl_likelihood.model.decoder import Params
+from rl_likelihood.model import assets
+from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.pod import checkpoint, distributed
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
@@ -41,7 +43,7 @@ from rl_likelihood.run.lock import lock
 from rl_likelihood.run.micro_batch import with_micro_batch
 from rl_likelihood.run.source import Source, write_samples
 from rl_likelihood.run.warm_start import warm_start, with_worked_examples
-from rl_likelihood.run.world import World, load, make_places, using
+from rl_likelihood.run.world import World, load, make_places, run_on, using
 from rl_likelihood.shapes import TrainState, UserError
 
 CONFIG, INITIAL = "config.json", "initial"
@@ -74,6 +76,9 @@ def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
         distributed.refuse_unshared(workdir / LOCK, held)
         folder = stack.enter_context(distributed.folder_of_first(workdir))
         distributed.by_first(lambda: claim(workdir, c, force))
+        kept = None if resume is None else checkpoint.describe(workdir)
+        if kept is not None:
+            distributed.by_first(lambda: go_on_tracking(workdir, kept[-1].get("tracking_id")))
         writer = stack.enter_context(reports.MetricsWriter(
             folder, c.train.steps, -1 if resume is None else resume, c.report.wandb if folder == workdir else "off",
             configs.flatten(c),
@@ -81,7 +86,7 @@ def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
-            step, finished = learn(settings, workdir, writer, stop)
+            step, finished = learn(settings, workdir, writer, stop, kept and known_model(c, *kept))
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             writer.status(state, checkpoint.latest_step(workdir) or 0, " ".join(str(error).split()) or repr(error))
@@ -96,19 +101,23 @@ def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
 
 
 def learn(
-    settings: configs.Settings, workdir: Path, writer: reports.MetricsWriter, stop: StopRequest
+    settings: configs.Settings,
+    workdir: Path,
+    writer: reports.MetricsWriter,
+    stop: StopRequest,
+    known: tuple[ModelConfig, Params, str] | None = None,
 ) -> tuple[int, bool]:
-    """The loop: weights to the sampler -> rollout -> batch -> step -> metrics. Returns (step, finished)."""
+    """The loop: weights to the sampler -> rollout -> batch -> step -> metrics. Returns (step, finished).
+
+    `known`: `known_model` of a run that goes on.
+    """
     c, s = settings.config, settings
     # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
     places = make_places(c)
-    world, params = load(settings, places=places)
+    world, params = load(settings, places=places, known=known)
     mesh = places.learner
     optimizer = make_optimizer(s.optimizer)
     announce(world, workdir, checkpoint.latest_step(workdir))
-    if c.train.micro_batch_prompts < 0:
-        world = with_micro_batch(world, params, workdir)
-        s = world.settings
     manager = checkpoint.open_manager(workdir, s.checkpoint)
     try:
         state, ref_params, kept = start(world, params, optimizer, manager, workdir, writer, stop)
@@ -116,6 +125,9 @@ def learn(
         checkpoint.close(manager)
         return 0, False
     del params
+    if c.train.micro_batch_prompts < 0:
+        world = with_micro_batch(world, state.params, workdir)
+        s = world.settings
 
     step, steps = int(state.step), c.train.steps
     rows_of = sources.order(len(world.train), c.train.prompts_per_step, c.seed)
@@ -123,7 +135,8 @@ def learn(
     save = lambda: checkpoint.save(manager, state, meta_of(world, writer) | {"queue": source.state()})  # noqa: E731
     alarms = Alarms(c.reward.name, c.reward.truncated)
     if step and distributed.first():  # they compare with the run's own beginning
-        for row in reports.read(workdir / reports.METRICS)[:FIRST_STEPS]:
+        path = workdir / reports.METRICS
+        for row in reports.read(path)[:FIRST_STEPS] if path.exists() else ():
             alarms.check(row["step"], row)
     compiled: dict[tuple, Any] = {}  # one step function for each width of the rows
     first, began, latest = step, time.perf_counter(), {}
@@ -199,7 +212,7 @@ def start(
     queue that the checkpoint kept.
 
     A warm start comes before step 0. The reference is the model of step 0, kept in the workdir: the same for
-    every resume, whatever becomes of model.path.
+    every resume, whatever becomes of model.path. Of `params` a resume needs the shapes.
     """
     cfg, mesh = world.settings.step, world.places.learner
     placed = state_shardings(mesh, world.model, optimizer, cfg)
@@ -219,6 +232,7 @@ def start(
     abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, placed)
     state, meta = checkpoint.restore(manager, abstract)
     writer.rewind(int(state.step))
+    warn_of_lost_lines(writer.workdir, meta.get("file_bytes", {}), int(state.step))
     reference = None
     if cfg.with_reference:
         reference = checkpoint.restore_params(workdir / INITIAL, at=lambda _: placed.params)[1]
@@ -336,6 +350,40 @@ def begun(workdir: Path) -> bool:
     )
 
 
+def known_model(
+    c: ConfigDict, model: ModelConfig, params: Params, path: str, meta: dict[str, Any]
+) -> tuple[ModelConfig, Params, str] | None:
+    """The model as the workdir's checkpoints describe it, with its parameters' shapes and the path of its tokenizer: a
+    run that goes on reads no weights of model.path, which need not be there any more.
+
+    None where they are to be read all the same: --force has named another model, which may not fit.
+    """
+    old = meta.get("config", {})
+    if (old.get("model.path"), old.get("model.preset")) != (c.model.path, c.model.preset):
+        return None
+    elsewhere = path != BYTES and not Path(path).exists() and not (Path(c.model.path) / checkpoint.FOLDER).is_dir()
+    if elsewhere:  # this host has the model in another place than the one that saved
+        path = str(Path(assets.resolve(c.model.path)).resolve())
+    return run_on(model, c, jax.default_backend()), params, path
+
+
+def go_on_tracking(workdir: Path, tracking_id: str | None) -> None:
+    """Writes the id of the run's copy in wandb back, if its file is gone: else the copy would begin anew."""
+    if tracking_id and not (workdir / TRACKING_ID).exists():
+        (workdir / TRACKING_ID).write_text(tracking_id + "\n")
+
+
+def warn_of_lost_lines(folder: Path, sizes: dict[str, int], step: int) -> None:
+    """Says which files, cut back to `step`, are shorter than when its checkpoint was saved."""
+    for name, size in sizes.items():
+        have = (folder / name).stat().st_size if (folder / name).exists() else 0
+        if have < size:
+            say(
+                f"warning: {folder / name} has {have} bytes, but had {size} when the checkpoint of step {step} was "
+                "saved: lines of earlier steps are lost, which changes tables and figures but not the run"
+            )
+
+
 def meta_of(world: World, writer: reports.MetricsWriter) -> dict[str, Any]:
     """What a checkpoint says beside its arrays and queue. The data's position follows from the step and the queue,
     the random keys from the seed and the step; the files are cut back to the step."""
@@ -346,7 +394,6 @@ def meta_of(world: World, writer: reports.MetricsWriter) -> dict[str, Any]:
         "model_config": dataclasses.asdict(world.model),
         "model_path": world.model_path,
         "config": configs.flatten(world.config),
-        "seed": world.config.seed,
         "file_bytes": sizes,
         "tracking_id": tracking.read_text().strip() if tracking.exists() else None,
     }

@@ -116,6 +116,31 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(unbroken, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_resume_needs_no_weights_and_says_what_has_been_lost(unbroken, tmp_path, capsys):
+    start = shutil.copytree(unbroken, tmp_path / "start")  # stands for a folder of weights
+    extra = {"model__preset": "", "model__path": str(start), "train__steps": 2, "eval__prompts": 0}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    (whole / "wandb_id").write_text("kept\n")
+    run(whole, **extra)
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints" / "2")
+    shutil.rmtree(start)
+    (broken / "wandb_id").unlink()
+    (broken / "samples.jsonl").unlink()
+    capsys.readouterr()
+    run(broken, **extra)
+    assert rows(broken, "metrics.jsonl") == rows(whole, "metrics.jsonl")
+    assert rows(broken, "samples.jsonl") == [row for row in rows(whole, "samples.jsonl") if row["step"] == 2]
+    for a, b in zip(*(jax.tree.leaves(checkpoint.restore_params(w)[1]) for w in (broken, whole)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (broken / "wandb_id").read_text() == "kept\n"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " bytes" in line]
+    assert line.startswith(f"warning: {broken}/samples.jsonl has 0 bytes, but had ") and "step 1 was saved" in line
+    with pytest.raises(UserError, match="start2"):  # another model is read, and may not be there
+        train.run(configs.build(small_config(**extra | {"model__path": str(start) + "2"})), broken, force=True)
+
+
 def test_a_finished_run_only_shows_its_summary(unbroken, capsys):
     before = (unbroken / "metrics.jsonl").read_bytes()
     run(unbroken)
