@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rl_likelihood.pod import aot
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "tpu_setup"
 CLOUD = {"PROJECT": "p", "ZONE": "z-a", "DRY_RUN": "1"}
@@ -62,6 +64,20 @@ def test_create_asks_for_the_chips_of_the_topology(topology, accelerator, runtim
     out = commands(script("create.sh", **CLOUD, TOPOLOGY=topology))
     options = [*WHERE, f"--accelerator-type={accelerator}", f"--runtime-version={runtime}", "--spot"]
     assert out == [[*gcloud("queued-resources create rl-likelihood --node-id=rl-likelihood"), *options]]
+
+
+@pytest.mark.parametrize("kind", ["v4", "v5e", "v5p", "v6e"])
+def test_the_shapes_are_those_that_plan_knows(kind):
+    """Others do not exist, or are another torus than the one that the number of chips stands for."""
+    known = aot.SHAPES[aot.CHIPS[kind].dims]
+    others = {"v4": ("2x2x8", "2x2"), "v5e": ("3x5", "4x4x4", "2x2 2x4"), "v5p": ("2x2", "4x2x2"), "v6e": ("1x2",)}
+    for shape in others[kind]:
+        (line,) = script("create.sh", **CLOUD, TOPOLOGY=f"{kind}:{shape}", check=2).stderr.splitlines()
+        assert f"'{kind}:{shape}'" in line
+        assert " " in shape or line.endswith(f"; {kind} has {', '.join(known)}")
+    chips = aot.chips_of(f"{kind}:{known[-1]}")
+    (out,) = commands(script("create.sh", **CLOUD, TOPOLOGY=f"{kind}:{known[-1]}"))
+    assert out[-3].endswith(f"-{2 * chips if kind in ('v4', 'v5p') else chips}")
 
 
 def test_create_without_queue_at_full_price():
@@ -330,17 +346,23 @@ esac
 """
 
 
-def test_babysit_makes_a_preempted_slice_anew_and_counts_failures_apart(tmp_path):
+def babysit_slice(tmp_path, gcloud, *words, check=0, **values):
+    """Babysit words on a slice of this gcloud: the lines babysit said, and the folder $CLOUD."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    gcloud, cloud = tmp_path / "bin" / "gcloud", tmp_path / "cloud"
-    gcloud.parent.mkdir()
+    program, cloud = tmp_path / "bin" / "gcloud", tmp_path / "cloud"
+    program.parent.mkdir()
     cloud.mkdir()
-    gcloud.write_text(GCLOUD)
-    gcloud.chmod(0o755)
-    values = {"PATH": f"{gcloud.parent}:{os.environ['PATH']}", "CLOUD": str(cloud), "LOGS": str(tmp_path / "logs")}
-    done = script("babysit.sh", "train", **{**CLOUD, "DRY_RUN": "0"}, **values, BACKOFF="0", POLL="0", MAX_FAILURES="2")
-    said = [line for line in done.stderr.splitlines() if line.startswith("babysit")]
+    program.write_text(gcloud)
+    program.chmod(0o755)
+    values = {"BACKOFF": "0", "POLL": "0", "MAX_FAILURES": "2", "LOGS": str(tmp_path / "logs"), **values}
+    values |= {"PATH": f"{program.parent}:{os.environ['PATH']}", "CLOUD": str(cloud)}
+    done = script("babysit.sh", *words, check=check, **{**CLOUD, "DRY_RUN": "0"}, **values)
+    return [line for line in done.stderr.splitlines() if line.startswith("babysit")], cloud
+
+
+def test_babysit_makes_a_preempted_slice_anew_and_counts_failures_apart(tmp_path):
+    said, cloud = babysit_slice(tmp_path, GCLOUD, "train")
     assert said[-1] == "babysit: done after 4 runs, 2 preemptions, 1 failures"
     # Followed, not started again, after the lost connection; started anew after the failure.
     assert (cloud / "runs").read_text().split() == ["run", "restart", "run", "restart"]
@@ -351,24 +373,75 @@ def test_babysit_makes_a_preempted_slice_anew_and_counts_failures_apart(tmp_path
 
 def test_babysit_goes_on_with_a_run_on_the_slice_that_was_told_to_stop_and_saved(tmp_path):
     """The cloud's message reaches the run first: it saves and ends with 0 while the slice still says READY."""
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    gcloud, cloud = tmp_path / "bin" / "gcloud", tmp_path / "cloud"
-    gcloud.parent.mkdir()
-    cloud.mkdir()
     # The one worker is this machine.
     here = 'bash -c "${command#--command=}"; exit'
     asked = 'command="${*: -1}"; [[ "$command" != *"worker.sh r"* ]] || {'
-    gcloud.write_text(GCLOUD.replace('"tpu-vm ssh")', f'"tpu-vm ssh") {asked} {here}; }}'))
-    gcloud.chmod(0o755)
-    values = {"PATH": f"{gcloud.parent}:{os.environ['PATH']}", "CLOUD": str(cloud), "LOGS": str(tmp_path / "logs")}
-    values |= {"REMOTE_DIR": str(ROOT), "RUNS": str(tmp_path / "runs"), "BACKOFF": "0", "POLL": "0"}
+    gcloud = GCLOUD.replace('"tpu-vm ssh")', f'"tpu-vm ssh") {asked} {here}; }}')
     words = ["bash", "-c", TRAINING, "rl_likelihood.train", f"--workdir={tmp_path}"]
-    more = {"FILE": str(tmp_path / "times"), "DIR": str(tmp_path)}
-    done = script("babysit.sh", *words, **{**CLOUD, "DRY_RUN": "0"}, **values, **more)
-    said = [line for line in done.stderr.splitlines() if line.startswith("babysit")]
+    values = {"REMOTE_DIR": str(ROOT), "RUNS": str(tmp_path / "runs")}
+    said, _ = babysit_slice(tmp_path, gcloud, *words, FILE=str(tmp_path / "times"), DIR=str(tmp_path), **values)
     assert "preempted (exit 143)" in said[1]
     assert said[-1] == "babysit: done after 2 runs, 1 preemptions, 0 failures"
+
+
+def failing(at, words="PERMISSION_DENIED", code=1, times=10**9, also="true"):
+    """GCLOUD, which fails at this so many times, after it did something else also."""
+    fails = f'{{ {also}; echo "{words}" >&2; exit {code}; }}'
+    what = f'"{at}") echo x >> "$CLOUD/failed"; (($(wc -l < "$CLOUD/failed") > {times})) || {fails} ;;&'
+    return GCLOUD.replace('case "$3 $4" in\n', f'case "$3 $4" in\n  {what}\n')
+
+
+@pytest.mark.parametrize(
+    "gcloud",
+    [
+        failing("queued-resources create"),
+        failing("queued-resources create", also="sleep 1.2"),  # longer than HEALTHY
+        failing("queued-resources describe"),  # no login: the cloud never says anything
+        failing("tpu-vm scp", code=2),  # the other program's 2 is no refusal
+        failing("tpu-vm ssh", code=143),
+    ],
+)
+def test_a_slice_that_cannot_be_made_or_set_up_is_a_failure_which_has_a_limit(tmp_path, gcloud):
+    said, cloud = babysit_slice(tmp_path, gcloud, "train", check=1, HEALTHY="1")
+    assert said[-1].endswith("2 in a row: giving up; 0 preemptions, 2 failures")
+    assert not (cloud / "runs").exists()
+
+
+def test_a_slice_that_is_lost_before_the_run_is_a_preemption(tmp_path):
+    """In the queue twice, in set-up twice: more than MAX_FAILURES."""
+    gcloud = failing("tpu-vm scp", times=2, also='echo SUSPENDED > "$CLOUD/state"')
+    queue = 'n=$(grep -c "s create" "$CLOUD/asked"); ((n > 2)) && s=ACTIVE || s=FAILED; echo $s'
+    gcloud = gcloud.replace("echo ACTIVE", queue).replace("[w-1] exit 5", "[w-1] exit 143")
+    said, cloud = babysit_slice(tmp_path, gcloud, "train", MAX_FAILURES="1")
+    assert said[-1] == "babysit: done after 8 runs, 7 preemptions, 0 failures"
+    assert (cloud / "asked").read_text().count("queued-resources delete") == 5
+
+
+@pytest.mark.parametrize(
+    "gcloud",
+    [
+        failing("queued-resources describe", words="UNAVAILABLE", times=1),  # the first look says nothing
+        failing("tpu-vm scp", words="connection refused", times=1),  # set-up fails once
+    ],
+)
+def test_no_run_begins_on_a_slice_that_was_not_set_up(tmp_path, gcloud):
+    """The slice is there and READY from the beginning."""
+    gcloud = gcloud.replace('case "$3', '[[ -e "$CLOUD/state" ]] || echo ACTIVE > "$CLOUD/state"\ncase "$3', 1)
+    done = 'echo "[w-0] exit 0"; echo "$verb" >> "$CLOUD/asked"; exit 0'
+    gcloud = gcloud.replace('echo "$verb" >> "$CLOUD/runs"', done)
+    said, cloud = babysit_slice(tmp_path, gcloud, "train")
+    assert said[-1] == "babysit: done after 2 runs, 0 preemptions, 1 failures"
+    asked = [line for line in (cloud / "asked").read_text().splitlines() if not line.endswith("describe")]
+    # What runs there is stopped; the last set-up is whole: code, environment, count of devices; then the run.
+    assert asked[-6:] == ["tpu-vm ssh", "tpu-vm scp", *["tpu-vm ssh"] * 3, "run"] and asked.count("run") == 1
+
+
+def test_an_outage_after_the_cloud_has_answered_is_waited_for(tmp_path):
+    looks = 'echo x >> "$CLOUD/looks"; n=$(wc -l < "$CLOUD/looks")'
+    outage = looks + "; ((n < 4 || n > 6)) || { echo UNAVAILABLE >&2; exit 1; };"
+    gcloud = GCLOUD.replace('"queued-resources describe")', f'"queued-resources describe") {outage}')
+    said, _ = babysit_slice(tmp_path, gcloud.replace("[w-1] exit 5", "[w-1] exit 143"), "train", MAX_FAILURES="1")
+    assert said[-1] == "babysit: done after 6 runs, 5 preemptions, 0 failures"
 
 
 # --------------------------------------------------------------------------------------- worker.sh, for real
@@ -384,9 +457,20 @@ def wait_for(path, seconds=60):
 
 def test_a_worker_runs_follows_and_reports_the_exit_code(tmp_path):
     done = script("worker.sh", "run", "one", "bash", "-c", "echo hello; exit 5", check=5, RUNS=str(tmp_path))
-    first, last = done.stdout.splitlines()
+    start, first, last = done.stdout.splitlines()
+    assert "] == start 1, " in start and start.endswith(": bash -c echo hello; exit 5")
     assert first.endswith("] hello") and last.endswith("] exit 5")
-    assert (tmp_path / "one" / "log").read_text() == "hello\n"
+    assert (tmp_path / "one" / "log").read_text().splitlines()[1:] == ["hello"]
+
+
+def test_a_worker_keeps_the_log_of_the_run_that_crashed(tmp_path):
+    script("worker.sh", "run", "one", "printf", "Traceback without an end", RUNS=str(tmp_path))
+    done = script("worker.sh", "restart", "one", "echo", "second", RUNS=str(tmp_path))
+    log = (tmp_path / "one" / "log").read_text().splitlines()
+    assert log[0].startswith("== start 1, ") and log[1] == "Traceback without an end"
+    assert log[2].startswith("== start 2, ") and log[2].endswith("Z: echo second") and log[3:] == ["second"]
+    # Followed is only the start that goes on.
+    assert [line.partition("] ")[2] for line in done.stdout.splitlines()] == [*log[2:], "exit 0"]
 
 
 def test_a_worker_s_command_outlives_the_connection_and_is_followed_not_started_again(tmp_path):
@@ -396,13 +480,13 @@ def test_a_worker_s_command_outlives_the_connection_and_is_followed_not_started_
         ["bash", str(SCRIPTS / "worker.sh"), "run", "long", *command],
         env={**os.environ, **values}, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    assert ssh.stdout.readline().endswith("] began\n")
+    assert "] == start 1, " in ssh.stdout.readline() and ssh.stdout.readline().endswith("] began\n")
     os.killpg(ssh.pid, signal.SIGKILL)  # the connection is cut
     ssh.communicate()
     (tmp_path / "go").touch()
     done = script("worker.sh", "run", "long", "false", **values)
     assert [line.partition("] ")[2] for line in done.stdout.splitlines()][-3:] == ["began", "ended", "exit 0"]
-    assert (tmp_path / "long" / "log").read_text() == "began\nended\n"
+    assert (tmp_path / "long" / "log").read_text().splitlines()[1:] == ["began", "ended"]
 
 
 def test_a_worker_stops_what_runs_before_it_restarts(tmp_path):
@@ -414,8 +498,24 @@ def test_a_worker_stops_what_runs_before_it_restarts(tmp_path):
     )  # fmt: skip
     wait_for(tmp_path / "up")
     done = script("worker.sh", "restart", "it", "echo", "second", **values)
-    assert done.stdout.splitlines()[0].endswith("] second")
+    assert done.stdout.splitlines()[1].endswith("] second")
     assert "saved" in first.communicate(timeout=60)[0]
+
+
+def test_a_worker_stops_all_that_runs(tmp_path):
+    script("worker.sh", "stop", RUNS=str(tmp_path))  # nothing does
+    command = ["bash", "-c", 'trap "exit 4" TERM; touch "$1"; while true; do sleep 0.1; done', "x"]
+    runs = [
+        subprocess.Popen(
+            ["bash", str(SCRIPTS / "worker.sh"), "run", name, *command, str(tmp_path / f"up_{name}")],
+            env={**os.environ, "RUNS": str(tmp_path / "runs")}, stdout=subprocess.PIPE, text=True,
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    for name in ("one", "two"):
+        wait_for(tmp_path / f"up_{name}")
+    script("worker.sh", "stop", RUNS=str(tmp_path / "runs"))
+    assert [run.communicate(timeout=60)[0].splitlines()[-1].partition("] ")[2] for run in runs] == ["exit 4"] * 2
 
 
 def test_a_stopped_command_s_own_code_is_kept_and_not_that_of_the_signal(tmp_path):

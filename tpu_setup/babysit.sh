@@ -3,7 +3,8 @@
 # command must resume by itself, as `train` does with the same --workdir.
 #
 #   PROJECT=p ZONE=z tpu_setup/babysit.sh python -m rl_likelihood.train --config=... --workdir=../share/first
-#       on the slice of common.sh, which is made anew (create.sh, setup.sh) when it is preempted
+#       on the slice of common.sh, which is made anew (create.sh, setup.sh) when it is preempted; what a slice that is
+#       there already runs is asked to stop first, for the chips serve one run at a time
 #   LOCAL=1 [PROCESSES=2] tpu_setup/babysit.sh python -m rl_likelihood.train ... [--process_id={i}]
 #       here, as so many processes; {i} in an argument, and PROCESS_ID, is the number of each
 #
@@ -11,7 +12,8 @@
 #                 preemption: the slice is gone, or the process ended by KILL, TERM, INT or HUP, or it is a training
 #                 run that was asked to stop, saved and ended with 0, the STATUS of whose --workdir does not say done:
 #                 again, without limit.
-#                 failure: anything else, a crash (ABRT, SEGV) too: again, MAX_FAILURES in a row end with 1.
+#                 failure: anything else, a crash (ABRT, SEGV) too, a slice that cannot be made or set up, a cloud that
+#                 has not answered once: again, MAX_FAILURES in a row end with 1.
 # Of several processes the first to end badly says how; the others get GRACE seconds, then TERM, then KILL.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -82,25 +84,52 @@ run_here() {
   killer=""
 }
 
-# Runs the command on the slice, made first if need be; code as above, or 143 if the slice was lost.
-run_on_slice() {
-  local state
+# The slice's state; what was put on a slice that is no longer ready is as good as lost.
+look() {
   state="$(slice_state)"
-  code=0
+  case "$state" in
+    READY) answered=1 ;;
+    UNKNOWN) ;;
+    *) answered=1 set_up=0 ;;
+  esac
+}
+
+# Makes the slice and sets it up; code: 0, 143 if the slice was lost meanwhile, or that of the script that failed.
+make_slice() {
   if [[ "$state" == LOST ]]; then
     bash "$HERE/delete.sh" || say "babysit: the lost slice could not be deleted"
-    state=ABSENT
+  elif [[ "$state" == READY ]]; then
+    on_workers "[ ! -f $REMOTE_DIR/tpu_setup/worker.sh ] || bash $REMOTE_DIR/tpu_setup/worker.sh stop" ||
+      say "babysit: what runs on the slice could not be stopped"
   fi
+  bash "$HERE/create.sh" || code=$?
+  if ((code == 0)); then
+    bash "$HERE/setup.sh" || code=$?
+    case "$code" in
+      0) set_up=1 ;;
+      2) ;;
+      *)
+        look
+        [[ "$state" != LOST ]] || code=75
+        ;;
+    esac
+  fi
+  ((code != 75)) || code=143
+}
+
+# Runs the command on the slice, made first if need be; code as above, or 143 if the slice was lost.
+run_on_slice() {
+  code=0
+  look
   if [[ "$state" == UNKNOWN ]]; then
-    code=143
-    return
+    code=$((answered ? 143 : 1)) # an outage, or no login, no permission
+    return 0
   fi
-  if [[ "$state" != READY || "$runs" == 1 ]]; then
-    # Code and environment are as good as lost with a slice; put there again they do no harm.
-    bash "$HERE/create.sh" && bash "$HERE/setup.sh" || code=$?
-  fi
-  ((code == 0)) && { RESTART="$restart" bash "$HERE/run.sh" "$@" || code=$?; }
-  state="$(slice_state)"
+  ((set_up)) || make_slice
+  began=$SECONDS # of the run: a long wait for a slice is no sign of health
+  ((code == 0)) || return 0
+  RESTART="$restart" bash "$HERE/run.sh" "$@" || code=$?
+  look
   [[ "$state" == READY || "$code" == 2 ]] || code=143
   # 255: the connection broke, and the run may be going on: follow it again.
   restart=1
@@ -127,6 +156,9 @@ failures=0
 in_a_row=0
 wait_for="$BACKOFF"
 restart=0
+state=""   # of the slice, at the last look
+answered=0 # 1: the cloud has said a state
+set_up=0   # 1: the slice has code and environment
 while true; do
   runs=$((runs + 1))
   began=$SECONDS

@@ -57,9 +57,15 @@ run() {
 
 # CHIPS, ACCELERATOR_TYPE, RUNTIME (here), HOSTS, CHIPS_PER_HOST, GKE_CHIP of the TOPOLOGY.
 hardware() {
-  local kind="${TOPOLOGY%%:*}" shape="${TOPOLOGY#*:}" size
+  local kind="${TOPOLOGY%%:*}" shape="${TOPOLOGY#*:}" size known
   [[ "$TOPOLOGY" =~ ^(v4|v5e|v5p|v6e):[0-9]+(x[0-9]+){1,2}$ ]] ||
     refuse "TOPOLOGY is '$TOPOLOGY'; it is a chip (v4, v5e, v5p, v6e) and a shape, such as v5e:4x4 or v5p:2x2x1"
+  # Those of `plan`. The cloud is told the number of chips alone, of which it makes this shape and no other.
+  case "$kind" in
+    v5e | v6e) known="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16" ;;
+    v4 | v5p) known="2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16" ;;
+  esac
+  [[ " $known " == *" $shape "* ]] || refuse "TOPOLOGY is '$TOPOLOGY', which is not known; $kind has ${known// /, }"
   CHIPS=1
   for size in ${shape//x/ }; do CHIPS=$((CHIPS * size)); done
   case "$kind" in

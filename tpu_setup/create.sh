@@ -27,6 +27,10 @@ case "$state" in
     fi
     ;;
   LOST) lost "is lost (preempted or failed)" ;;
+  UNKNOWN)
+    say "error: the cloud does not say whether $TPU_NAME exists (its words are above); nothing was created"
+    exit 1
+    ;;
   *) say "$TPU_NAME exists already: $state" ;;
 esac
 [[ "$DRY_RUN" == 1 ]] && exit 0

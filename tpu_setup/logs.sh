@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints what every worker has logged of RUN_NAME so far, or the last TAIL lines of each. Values: common.sh.
+# Prints what every worker has logged of RUN_NAME on this slice, in all its starts, or the last TAIL lines of
+# each. Values: common.sh.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

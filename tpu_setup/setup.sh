@@ -18,8 +18,9 @@ fi
 archive="$folder/rl_likelihood-${commit:0:12}.tar.gz"
 
 run git -C "$root" archive --format=tar.gz --prefix="$REMOTE_DIR/" --output="$archive" "$commit"
-run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:code.tar.gz" --project="$PROJECT" --zone="$ZONE" --worker=all
-on_workers "tar -xzf code.tar.gz && echo $commit > $REMOTE_DIR/COMMIT && NFS='$NFS' bash $REMOTE_DIR/tpu_setup/worker.sh setup"
+# What fails there exits 1 here, whatever its own code: 2 would say that a value is refused.
+run gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:code.tar.gz" --project="$PROJECT" --zone="$ZONE" --worker=all || exit 1
+on_workers "tar -xzf code.tar.gz && echo $commit > $REMOTE_DIR/COMMIT && NFS='$NFS' bash $REMOTE_DIR/tpu_setup/worker.sh setup" || exit 1
 # jax counts the devices of all workers: they must start together, and all must say the same.
-on_workers "cd $REMOTE_DIR && .venv/bin/python -c 'import jax; jax.distributed.initialize(); print(jax.process_index(), jax.device_count())'"
+on_workers "cd $REMOTE_DIR && .venv/bin/python -c 'import jax; jax.distributed.initialize(); print(jax.process_index(), jax.device_count())'" || exit 1
 [[ "$DRY_RUN" == 1 ]] || say "$TPU_NAME runs commit ${commit:0:12}; next: tpu_setup/run.sh python -m rl_likelihood.train ..."

@@ -3,14 +3,14 @@
 #   worker.sh setup              Python environment, and the share if NFS is set
 #   worker.sh run NAME COMMAND   start COMMAND under NAME, or follow it if it runs already; its exit code at the end
 #   worker.sh restart NAME COMMAND   the same, but end first what runs under NAME
-#   worker.sh stop NAME          ask it to stop (it saves), then make it
+#   worker.sh stop [NAME]        ask it, or all that run, to stop (they save), then make them
 #   worker.sh once COMMAND       COMMAND, in the folder we are in; its exit code, but 143 if it is a training run that
 #                                ended with 0 before it was done: asked to stop it saves, and only its STATUS says more
 # A command outlives the connection that started it.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-RUNS="${RUNS:-$HOME/runs}"              # a folder for each NAME: log, pid, exit
+RUNS="${RUNS:-$HOME/runs}"              # a folder for each NAME: log (of all starts), starts, began, pid, exit
 STOP_SECONDS="${STOP_SECONDS:-120}"     # for a step to end and be saved
 
 setup() {
@@ -68,11 +68,17 @@ once() {
 
 # A session of its own, so that neither a hang-up nor our end reaches it, and one signal reaches all of it.
 start() {
-  local dir="$1"
+  local dir="$1" starts
   shift
   mkdir -p "$dir"
   rm -f "$dir/exit"
-  : > "$dir/log"
+  # The log goes on below that of a run that crashed; began: the line of this start.
+  starts=$(($(cat "$dir/starts" 2>/dev/null || echo 0) + 1))
+  echo "$starts" > "$dir/starts"
+  touch "$dir/log"
+  [[ -z "$(tail -c 1 "$dir/log")" ]] || echo >> "$dir/log"
+  echo "$(($(wc -l < "$dir/log") + 1))" > "$dir/began"
+  echo "== start $starts, $(date -u +%FT%TZ): $*" >> "$dir/log"
   # shellcheck disable=SC2016 # it is the inner shell that reads them
   PATH="$root/.venv/bin:$PATH" setsid nohup bash -c \
     'trap : TERM INT HUP; dir="$1"; shift; code=0; bash "$@" || code=$?; echo "$code" > "$dir/exit.part"; mv "$dir/exit.part" "$dir/exit"' \
@@ -81,8 +87,9 @@ start() {
 }
 
 follow() {
-  local dir="$1" code=255
-  tail -n +1 -F -s 0.2 --pid="$(<"$dir/pid")" "$dir/log" 2>/dev/null | sed -u "s/^/[$(hostname)] /" || true
+  local dir="$1" code=255 began
+  began="$(cat "$dir/began" 2>/dev/null || echo 1)"
+  tail -n "+$began" -F -s 0.2 --pid="$(<"$dir/pid")" "$dir/log" 2>/dev/null | sed -u "s/^/[$(hostname)] /" || true
   [[ -f "$dir/exit" ]] && code="$(<"$dir/exit")" || code=137 # it could not even say: killed
   echo "[$(hostname)] exit $code"
   return "$code"
@@ -99,7 +106,13 @@ fi
 cd "$root"
 case "$verb" in
   setup) setup ;;
-  stop) stop "$name" ;;
+  stop)
+    if [[ -n "$name" ]]; then
+      stop "$name"
+    else
+      for dir in "$RUNS"/*/; do stop "$(basename "$dir")"; done
+    fi
+    ;;
   run | restart)
     shift 2
     [[ "$verb" == run ]] || stop "$name"
@@ -111,7 +124,7 @@ case "$verb" in
     follow "$RUNS/$name"
     ;;
   *)
-    echo "error: worker.sh setup | run NAME COMMAND | restart NAME COMMAND | stop NAME | once COMMAND" >&2
+    echo "error: worker.sh setup | run NAME COMMAND | restart NAME COMMAND | stop [NAME] | once COMMAND" >&2
     exit 2
     ;;
 esac
