@@ -35,8 +35,11 @@ case "$state" in
 esac
 [[ "$DRY_RUN" == 1 ]] && exit 0
 
+absent=0
 until state="$(slice_state)" && [[ "$state" == READY ]]; do
   [[ "$state" != LOST ]] || lost "was lost before it was ready"
+  # A request shows at once, as a rule; one that has been deleted never does.
+  if [[ "$state" == ABSENT ]] && (( ++absent == 5 )); then lost "is gone: its request was deleted"; fi
   say "$TPU_NAME: $state; looking again in $POLL s"
   sleep "$POLL"
 done

@@ -45,16 +45,22 @@ stop() {
 
 once() {
   local child ended="" code=0 word before="" workdir="" training=0
-  # A group is told as a whole, but of a pod only its first process.
-  # shellcheck disable=SC2154 # assigned below
-  trap '(($$ != 1)) || kill -TERM "$child"' TERM INT HUP
-  "$@" &
-  child="$!"
-  until [[ -n "$ended" ]]; do # a signal to us ends the wait, not the command
-    code=0
-    wait -n -p ended "$child" || code="$?"
-    ended="${ended:-}"
-  done
+  # A group is told as a whole, but of a pod only its first process. Elsewhere the command is not in the background:
+  # bash may lose the exit code of one for which it waits while a signal comes.
+  if (($$ != 1)); then
+    trap : TERM INT HUP
+    "$@" || code="$?"
+  else
+    # shellcheck disable=SC2154 # assigned below
+    trap 'kill -TERM "$child"' TERM INT HUP
+    "$@" &
+    child="$!"
+    until [[ -n "$ended" ]]; do # a signal to us ends the wait, not the command
+      code=0
+      wait -n -p ended "$child" || code="$?"
+      ended="${ended:-}"
+    done
+  fi
   ((code == 0)) || return "$code"
   for word in "$@"; do
     [[ "$word" != rl_likelihood.train ]] || training=1
