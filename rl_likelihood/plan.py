@@ -213,40 +213,48 @@ def _divides(c: ConfigDict, where: Target) -> bool:
 
 
 def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, search: bool) -> str:
-    """One sentence: the cheapest change that makes it fit, found by compiling; or what to turn to."""
-    memory, c = plan["memory"], settings.config
+    """One sentence: the cheapest change that makes it fit, found by compiling, the learner's step first and then the
+    sampler; or what to turn to."""
+    memory, c, found = plan["memory"], settings.config, {}
     rows = {row["name"]: row for row in plan["programs"]}
     bad = [name for name, row in rows.items() if not row["fits"]]
-    alone = bad == ["learner step"]
-    tries = changes(c, where) if alone else sampler_changes(c, where)
+    of_sampler = [name for name in bad if name != "learner step"]
     last = "raise mesh.tensor, or take more chips"
-    if not alone:
+    if of_sampler:
         half = "" if model.compute_dtype == "bfloat16" else "set model.compute_dtype=bfloat16, "
         last = f"lower train.prompts_per_step, sampler.group_size or sampler.max_chain, {half}{last}"
+    parts = [([name for name in bad if name not in of_sampler], changes), (of_sampler, sampler_changes)]
+    parts = [(names, tries) for names, tries in parts if names]
     if not search:
-        named = dict.fromkeys(name for change in tries for name in change)
+        named = dict.fromkeys(name for _, tries in parts for change in tries(c, where) for name in change)
         turn = f"turn to {', '.join(named)} (--search finds the cheapest by compiling), {last}"
         return f"too large: {', '.join(bad)}; {turn}"
-    for change in tries:
-        new = changed(c, change)
-        print(f"trying {shown(change)} ...", file=sys.stderr, flush=True)
-        smaller = dataclasses.replace(model, remat=new.model.remat)
-        try:
-            if _fits(configs.build(new), smaller, where, memory, bad, rows["learner step"]["others"]):
-                return f"it fits with {shown(change)}"
-        except UserError as error:  # what has been found stays worth saying
-            print(error, file=sys.stderr, flush=True)
-    tried = f"; tried: {'; '.join(map(shown, tries))}" if tries else ""
-    return f"too large: {', '.join(bad)}; no change that was tried makes it fit{tried}: {last}"
+    for names, tries in parts:
+        base = changed(c, found)
+        for change in tries(base, where):
+            new = changed(base, change)
+            print(f"trying {shown(found | change)} ...", file=sys.stderr, flush=True)
+            smaller = dataclasses.replace(model, remat=new.model.remat)
+            try:
+                fits = _fits(configs.build(new), smaller, where, memory, names, rows["learner step"]["others"])
+            except UserError as error:  # what has been found stays worth saying
+                print(error, file=sys.stderr, flush=True)
+                continue
+            if fits:
+                found |= change
+                break
+        else:
+            tried = "; ".join(map(shown, tries(base, where))) or "nothing, as nothing divides"
+            return f"too large: {', '.join(names)}; no change that was tried makes it fit; tried: {tried}: {last}"
+    return f"it fits with {shown(found)}"
 
 
-def _fits(settings: Settings, model: ModelConfig, where: Target, memory: float, bad: list[str], beside: int) -> bool:
-    """Whether what did not fit does now: of the learner's step (others take `beside` bytes), the sampler, or both."""
+def _fits(settings: Settings, model: ModelConfig, where: Target, memory: float, names: list[str], beside: int) -> bool:
+    """Whether these programs fit now: the learner's step, while others take `beside` bytes, or the sampler's."""
     places = plan_places(settings.config, where)
-    if bad == ["learner step"]:
+    if names == ["learner step"]:
         return not programs.compile_step(settings, model, places.learner, memory - beside).refused
-    step = "learner step" in bad
-    compiled = programs.compile_all(settings, model, places, len(where.devices), memory, with_step=step)
+    compiled = programs.compile_all(settings, model, places, len(where.devices), memory, with_step=False)
     return all(not program.refused and program.peak <= room for program, _, room in compiled)
 
 

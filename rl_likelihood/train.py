@@ -70,10 +70,11 @@ def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
     `force`: go on in the workdir of another config.
     """
     c = settings.config
-    resume, finished = checkpoint.latest_step(workdir), False
+    finished = False
     with contextlib.ExitStack() as stack:
         held = distributed.by_first(lambda: stack.enter_context(lock(workdir)))
         distributed.refuse_unshared(workdir / LOCK, held)
+        resume = checkpoint.agreed_step(workdir)
         folder = stack.enter_context(distributed.folder_of_first(workdir))
         distributed.by_first(lambda: claim(workdir, c, force))
         kept = None if resume is None else checkpoint.describe(workdir)
@@ -216,7 +217,7 @@ def start(
     """
     cfg, mesh = world.settings.step, world.places.learner
     placed = state_shardings(mesh, world.model, optimizer, cfg)
-    if checkpoint.latest_step(workdir) is None:
+    if checkpoint.agreed_step(workdir) is None:
         initial = prepare_start(world, params, mesh, writer, stop)
         state = jax.jit(lambda p: init_state(p, optimizer, cfg), out_shardings=placed)(initial)
         if cfg.with_reference:
@@ -354,7 +355,7 @@ def known_model(
     c: ConfigDict, model: ModelConfig, params: Params, path: str, meta: dict[str, Any]
 ) -> tuple[ModelConfig, Params, str] | None:
     """The model as the workdir's checkpoints describe it, with its parameters' shapes and the path of its tokenizer: a
-    run that goes on reads no weights of model.path, which need not be there any more.
+    run that goes on reads no weights of model.path, which need not be there any more; its tokenizer must.
 
     None where they are to be read all the same: --force has named another model, which may not fit.
     """

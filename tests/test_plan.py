@@ -221,6 +221,11 @@ def test_a_sampler_that_does_not_fit_gets_fewer_rows_at_one_time():
     memory = sampling["total"] - 1
     short = {**whole, "memory": memory, "programs": [{**r, "fits": r is not sampling} for r in whole["programs"]]}
     assert plan.advice(settings, model, where, short, search=True).startswith("it fits with --config.sampler.slots=")
+    nothing = {**short, "memory": 1000, "programs": [{**r, "fits": False} for r in whole["programs"]]}
+    assert "too large: learner step; no change that was tried" in plan.advice(settings, model, where, nothing, True)
+    roomy = {**short, "memory": 2**40, "programs": [{**r, "fits": False} for r in whole["programs"]]}
+    both = plan.advice(settings, model, where, roomy, search=True)
+    assert both == "it fits with --config.train.micro_batch_prompts=4 --config.sampler.slots=64"
 
 
 def test_a_sampler_that_does_not_fit_names_its_own_settings():

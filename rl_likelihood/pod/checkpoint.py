@@ -103,6 +103,14 @@ def latest_step(workdir: str | Path) -> int | None:
     return max(ocp.path.step.checkpoint_steps(epath.Path(workdir).absolute() / FOLDER), default=None)
 
 
+def agreed_step(workdir: str | Path) -> int | None:
+    """The newest checkpoint's step, process 0's answer in every process, once all of them see its folder."""
+    step = distributed.share(latest_step(workdir))
+    if step is not None:
+        distributed.await_file(Path(workdir).absolute() / FOLDER / str(step))
+    return step
+
+
 def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]) -> None:
     """Starts to save `state` under its step; arrays are copied before this returns, so they may be donated.
 
@@ -112,7 +120,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]
     must lie on the global mesh, scalars too.
     """
     step = int(state.step)
-    if step in manager.all_steps():
+    if distributed.share(step in manager.all_steps()):
         return
     arrays = _named(state)
     if jax.process_count() > 1:
@@ -225,7 +233,7 @@ def describe(workdir: str | Path) -> tuple[ModelConfig, Params, str, dict[str, A
 def _opened(workdir: str | Path) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of a workdir, to read."""
     directory = epath.Path(workdir).absolute() / FOLDER
-    if latest_step(workdir) is None:
+    if agreed_step(workdir) is None:
         raise UserError(f"{directory}: no checkpoint here; give the --workdir of a run that has saved one")
     _quiet_orbax()
     options = ocp.CheckpointManagerOptions(read_only=True, create=False, enable_async_checkpointing=False)
@@ -360,7 +368,7 @@ def _newest_readable(
     manager: ocp.CheckpointManager, step: int | None, read, aloud: bool = True
 ) -> tuple[Any, int, list[int]]:
     """(what `read(step)` gives, the step, the damaged steps passed over: `aloud`, unless somebody else will say so)."""
-    steps = sorted(manager.all_steps(), reverse=True)
+    steps = distributed.share(sorted(manager.all_steps(), reverse=True))
     if not steps:
         raise UserError(f"{manager.directory}: no checkpoint here; give the --workdir of a run that has saved one")
     if step is not None and step not in steps:

@@ -41,6 +41,10 @@ class SharedRefusal(UserError):
     """A refusal that every process makes, and the first has said."""
 
 
+class Unreachable(UserError):
+    """The processes did not find each other: no fault of the settings, and another start may succeed."""
+
+
 class SharedFailure(Exception):
     """An error of one process that all of them know of; it has been said."""
 
@@ -54,7 +58,9 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, h
     """
     given = (coordinator, str(num_processes or ""), "" if process_id < 0 else str(process_id))
     values = [value or os.environ.get(name, "") for value, name in zip(given, ENVIRONMENT, strict=True)]
-    chips = any(Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0"))
+    # The second is there on other machines too.
+    devices = any(Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0"))
+    chips = devices and importlib.util.find_spec("libtpu") is not None
     if not any(values):
         if not chips or jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS", "") == "cpu":
             return
@@ -68,7 +74,12 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, h
         # Ours is quicker, and says it in a line; jax's own, which aborts, is behind it.
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=timeout + 30, shutdown_timeout_seconds=60)
     except (RuntimeError, ValueError) as e:
-        raise UserError(f"--coordinator: the processes of this run did not find each other ({_line(e)})") from e
+        raise Unreachable(f"--coordinator: the processes of this run did not find each other ({_line(e)})") from e
+    if jax.process_index() != runtime.global_state.process_id:  # a TPU counts its hosts itself
+        raise UserError(
+            f"--process_id is {runtime.global_state.process_id}, but the devices say {jax.process_index()}: on a Cloud "
+            f"TPU leave {', '.join(FLAGS)} out, or number the processes as the slice does"
+        )
     if jax.process_count() > 1:
         host = runtime.global_state.coordinator_address.rpartition(":")[0].strip("[]")
         _watching.append(Watch(host, heartbeat))
@@ -203,19 +214,34 @@ def refuse_unshared(file: Path, text: str, seconds: float = 10.0) -> None:
     """
     if jax.process_count() == 1:
         return
-    found, end = False, time.monotonic() + seconds
-    while not found and time.monotonic() < end:
-        with contextlib.suppress(OSError):
-            os.listdir(file.parent)  # else the file's absence may be remembered
-            found = file.read_text() == text
-        time.sleep(0 if found else 0.2)
-    without = np.flatnonzero(~gather(np.asarray([found]))).tolist()
-    if without:
-        who = f"process{'es' if len(without) > 1 else ''} {', '.join(map(str, without))}"
+    who = _without(file, lambda: file.read_text() == text, seconds)
+    if who:
         raise SharedRefusal(
             f"--workdir={file.parent} is not shared by all hosts: {who} cannot see what process 0 has written there; "
             "give a folder that all of them mount, by the same path"
         )
+
+
+def await_file(path: Path, seconds: float = 120.0) -> None:
+    """Waits until every process sees the file or folder that process 0 sees; refuses, in all, after `seconds`.
+
+    A host of a network share may go by a listing that is a minute old.
+    """
+    who = "" if jax.process_count() == 1 else _without(path, path.exists, seconds)
+    if who:
+        raise SharedRefusal(f"{path}: {who} cannot see it after {seconds:g} s, though process 0 can; start all again")
+
+
+def _without(file: Path, seen: Callable[[], bool], seconds: float) -> str:
+    """The processes, in words, that do not see a file within `seconds`."""
+    found, end = False, time.monotonic() + seconds
+    while not found and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            os.listdir(file.parent)  # else the file's absence may be remembered
+            found = seen()
+        time.sleep(0 if found else 0.2)
+    without = np.flatnonzero(~gather(np.asarray([found]))).tolist()
+    return f"process{'es' if len(without) > 1 else ''} {', '.join(map(str, without))}" if without else ""
 
 
 # ------------------------------------------------------------------------------------------ who is alive
@@ -238,7 +264,7 @@ def admit(
         except TimeoutError:
             who = f"process{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
             where = f"{host}:{server.getsockname()[1]}"
-            raise UserError(f"{who} did not reach process 0 at {where} within {seconds:g} s; {ADVICE}") from None
+            raise Unreachable(f"{who} did not reach process 0 at {where} within {seconds:g} s; {ADVICE}") from None
         got = b""
         connection.settimeout(min(5.0, seconds))  # who says nothing does not keep the others out
         with contextlib.suppress(OSError):
@@ -259,7 +285,7 @@ def reach(host: str, port: int, token: bytes, number: int, seconds: float = 60.0
         connection.sendall(token + number.to_bytes(4, "big"))
     except OSError as e:
         why = e.strerror or str(e)
-        raise UserError(f"process {number} cannot reach process 0 at {host}:{port} ({why}); {ADVICE}") from e
+        raise Unreachable(f"process {number} cannot reach process 0 at {host}:{port} ({why}); {ADVICE}") from e
     return connection
 
 

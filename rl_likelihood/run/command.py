@@ -70,8 +70,9 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
             shared = isinstance(error, distributed.SharedRefusal)
             if distributed.first() or not shared:
                 print(f"error: {error}", file=sys.stderr)
-            distributed.finish(2, together=shared, why=str(error))
-            sys.exit(2)
+            code = 1 if isinstance(error, distributed.Unreachable) else 2  # 2: another start is of no use
+            distributed.finish(code, together=shared, why=str(error))
+            sys.exit(code)
         except distributed.SharedFailure:
             distributed.finish(1)
         except BaseException as error:

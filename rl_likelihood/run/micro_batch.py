@@ -50,6 +50,7 @@ def measured(world: World, params: Params) -> dict[int, float]:
     cfg = dataclasses.replace(world.settings.step, micro_batch_prompts=0)
     models = (params if cfg.with_reference else None, params if cfg.with_proxy else None)
     found: dict[int, float] = {}
+    # Times are process 0's everywhere: all must leave the loop at one size.
     for k in (k for k in range(1, p + 1) if p % k == 0 and meshes.divides(mesh.shape, k, rows)):
         part = jax.tree.map(lambda x, k=k: x[:k], whole)
         at = meshes.by_prompt(mesh, part)
@@ -65,7 +66,7 @@ def measured(world: World, params: Params) -> dict[int, float]:
             if "RESOURCE_EXHAUSTED" in str(error) and found:
                 break
             raise
-        found[k] = min(times[1:]) / k
+        found[k] = distributed.share(min(times[1:]) / k)
         if found[k] > WORSE * min(found.values()):
             break
     return found

@@ -174,7 +174,7 @@ def restored(kept: dict[str, Any] | None, rows: list[int]) -> tuple[list[Rollout
     if not kept:
         return [], 0
     me = jax.process_index()
-    if len(kept["waiting"]) != jax.process_count() or distributed.any_of(kept["rows"][me] != rows):
+    if len(kept["waiting"]) != jax.process_count() or distributed.any_of(kept.get("rows", {me: None})[me] != rows):
         return [], max(kept["dropped"])
     data = base64.b64decode(kept["waiting"][me])
     return from_bytes(data) if data else [], kept["dropped"][me]
