@@ -76,7 +76,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, h
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=timeout + 30, shutdown_timeout_seconds=60)
     except (RuntimeError, ValueError) as e:
         raise Unreachable(f"--coordinator: the processes of this run did not find each other ({_line(e)})") from e
-    if jax.process_index() != runtime.global_state.process_id:  # a TPU counts its hosts itself
+    if arguments and jax.process_index() != runtime.global_state.process_id:  # a TPU counts its hosts itself
         raise UserError(
             f"--process_id is {runtime.global_state.process_id}, but the devices say {jax.process_index()}: on a Cloud "
             f"TPU leave {', '.join(FLAGS)} out, or number the processes as the slice does"
