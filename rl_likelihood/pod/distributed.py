@@ -242,7 +242,11 @@ def _without(file: Path, seen: Callable[[], bool], seconds: float) -> str:
             found = seen()
         time.sleep(0 if found else 0.2)
     without = np.flatnonzero(~gather(np.asarray([found]))).tolist()
-    return f"process{'es' if len(without) > 1 else ''} {', '.join(map(str, without))}" if without else ""
+    return _processes(without) if without else ""
+
+
+def _processes(numbers: list[int]) -> str:
+    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 # ------------------------------------------------------------------------------------------ who is alive
@@ -263,9 +267,8 @@ def admit(
         try:
             connection, _ = server.accept()
         except TimeoutError:
-            who = f"process{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-            where = f"{host}:{server.getsockname()[1]}"
-            raise Unreachable(f"{who} did not reach process 0 at {where} within {seconds:g} s; {ADVICE}") from None
+            where = f"process 0 at {host}:{server.getsockname()[1]}"
+            raise Unreachable(f"{_processes(missing)} did not reach {where} within {seconds:g} s; {ADVICE}") from None
         got = b""
         connection.settimeout(min(5.0, seconds))  # who says nothing does not keep the others out
         with contextlib.suppress(OSError):

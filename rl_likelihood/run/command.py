@@ -23,7 +23,8 @@ from rl_likelihood.shapes import UserError
 
 
 def run_main(main: Callable[[], None], config_file: bool = True) -> None:
-    """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2."""
+    """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2 (1 where
+    the processes did not find each other: another start may succeed)."""
     if config_file:
         config_flags.DEFINE_config_file("config", None, "path of a config, as configs/NAME.py[:key=value,...]")
 
