@@ -168,6 +168,9 @@ def test_jobset_speaks_of_the_same_slice():
     ):  # fmt: skip
         assert line in text, line
     assert "spot" not in script("jobset.sh", "x", **values, PRICING="reserved").stdout
+    for given, hosts, chips in (({}, 1, 8), ({"CHIPS_PER_HOST": "4"}, 2, 4)):
+        small = script("jobset.sh", "x", **{**values, **given, "TOPOLOGY": "v5e:2x4"}).stdout
+        assert f"parallelism: {hosts}" in small and f"google.com/tpu: {chips}" in small
     pod = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["command"] == [
         "bash", "tpu_setup/worker.sh", "once", "python", "-c", 'print("a\\b")'

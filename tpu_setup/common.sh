@@ -7,6 +7,7 @@ ZONE="${ZONE:-}"                          # a zone that has the chips; has no de
 TPU_NAME="${TPU_NAME:-rl-likelihood}"     # of the slice, and of its queued resource
 TOPOLOGY="${TOPOLOGY:-v5e:4x4}"           # as for `python -m rl_likelihood.plan --topology=`
 RUNTIME="${RUNTIME:-}"                    # image of the workers; by default the one for these chips
+CHIPS_PER_HOST="${CHIPS_PER_HOST:-}"      # of a node, for jobset.sh; by default 4, and 8 of a slice of 8
 PRICING="${PRICING:-spot}"                # spot | on-demand | reserved
 QUEUED="${QUEUED:-1}"                     # 1: wait in the queue for the slice; 0: take it now or fail
 POLL="${POLL:-30}"                        # seconds between looks at the slice
@@ -74,7 +75,9 @@ hardware() {
     v5p) ACCELERATOR_TYPE="v5p-$((2 * CHIPS))" RUNTIME="${RUNTIME:-v2-alpha-tpuv5}" GKE_CHIP=tpu-v5p-slice ;;
     v4) ACCELERATOR_TYPE="v4-$((2 * CHIPS))" RUNTIME="${RUNTIME:-tpu-ubuntu2204-base}" GKE_CHIP=tpu-v4-podslice ;;
   esac
-  CHIPS_PER_HOST=$((CHIPS < 4 ? CHIPS : 4))
+  local most=4 # of a machine; a v5e or v6e of eight chips is one
+  [[ "$shape" != 2x4 ]] || most=8
+  CHIPS_PER_HOST="${CHIPS_PER_HOST:-$((CHIPS < most ? CHIPS : most))}"
   HOSTS=$((CHIPS / CHIPS_PER_HOST))
   export CHIPS ACCELERATOR_TYPE RUNTIME GKE_CHIP CHIPS_PER_HOST HOSTS
 }

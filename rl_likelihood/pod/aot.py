@@ -114,7 +114,9 @@ def target(topology: str, slices: int = 1) -> Target:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(key, value)
-    options: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if name.endswith(":1x1") else {}
+    # Eight chips of two dimensions are one machine, as is one; of all others a machine has four.
+    one = {"1x1": [1, 1, 1], "2x4": [2, 4, 1]}.get(name.partition(":")[2])
+    options: dict[str, Any] = {"chips_per_host_bounds": one} if one else {}
     if name.startswith("v4:"):  # a v4 runs its two cores as one device; the description splits them unless told so
         options["chip_config_name"] = "megacore"
     if slices > 1:

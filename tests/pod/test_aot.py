@@ -209,6 +209,8 @@ def test_every_known_topology_has_the_chips_of_its_name():
     for name in aot.KNOWN:
         where = aot.target(name)
         assert len(where.devices) == aot.chips_of(name) * where.chip.devices_per_chip, name
+    hosts = {name: len({d.process_index for d in aot.target(name).devices}) for name in ("v5e:2x4", "v6e:4x4")}
+    assert hosts == {"v5e:2x4": 1, "v6e:4x4": 4}
     assert len(aot.target("v4:2x2x1").devices) == 4, "as a v4 runs: its two cores are one device"
     assert len(aot.target("v4:2x2x1", slices=2).devices) == 8
 
