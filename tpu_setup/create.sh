@@ -39,7 +39,8 @@ absent=0
 until state="$(slice_state)" && [[ "$state" == READY ]]; do
   [[ "$state" != LOST ]] || lost "was lost before it was ready"
   # A request shows at once, as a rule; one that has been deleted never does.
-  if [[ "$state" == ABSENT ]] && (( ++absent == 5 )); then lost "is gone: its request was deleted"; fi
+  if [[ "$state" == ABSENT ]]; then absent=$((absent + 1)); else absent=0; fi
+  (( absent < 5 )) || lost "is gone: its request was deleted"
   say "$TPU_NAME: $state; looking again in $POLL s"
   sleep "$POLL"
 done
