@@ -223,37 +223,48 @@ def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, se
     if of_sampler:
         half = "" if model.compute_dtype == "bfloat16" else "set model.compute_dtype=bfloat16, "
         last = f"lower train.prompts_per_step, sampler.group_size or sampler.max_chain, {half}{last}"
-    parts = [([name for name in bad if name not in of_sampler], changes), (of_sampler, sampler_changes)]
-    parts = [(names, tries) for names, tries in parts if names]
+    stages = [([name for name in bad if name not in of_sampler], changes), (of_sampler, sampler_changes)]
+    fitting = [tries for names, tries in stages if not names]
+    stages = [(names, tries) for names, tries in stages if names]
     if not search:
-        named = dict.fromkeys(name for _, tries in parts for change in tries(c, where) for name in change)
+        named = dict.fromkeys(name for _, tries in stages for change in tries(c, where) for name in change)
         turn = f"turn to {', '.join(named)} (--search finds the cheapest by compiling), {last}"
         return f"too large: {', '.join(bad)}; {turn}"
-    for names, tries in parts:
+    for names, tries in stages:
         base = changed(c, found)
         for change in tries(base, where):
             new = changed(base, change)
             print(f"trying {shown(found | change)} ...", file=sys.stderr, flush=True)
             smaller = dataclasses.replace(model, remat=new.model.remat)
+            # On another mesh no program is the one that was seen to fit.
+            judged = [tries, *fitting] if any(name.startswith("mesh.") for name in change) else [tries]
+            beside = rows["learner step"]["others"]
             try:
-                fits = _fits(configs.build(new), smaller, where, memory, names, rows["learner step"]["others"])
+                built = configs.build(new)
+                fits = (changes not in judged or _step_fits(built, smaller, where, memory - beside)) and (
+                    sampler_changes not in judged or _sampler_fits(built, smaller, where, memory)
+                )
             except UserError as error:  # what has been found stays worth saying
                 print(error, file=sys.stderr, flush=True)
                 continue
             if fits:
                 found |= change
+                fitting.append(tries)
                 break
         else:
             tried = "; ".join(map(shown, tries(base, where))) or "nothing, as nothing divides"
-            return f"too large: {', '.join(names)}; no change that was tried makes it fit; tried: {tried}: {last}"
+            besides = f" besides {shown(found)}, with which the learner's step fits," if found else ""
+            untold = f"too large: {', '.join(names)}; no change that was tried{besides} makes it fit"
+            return f"{untold}; tried: {tried}: {last}"
     return f"it fits with {shown(found)}"
 
 
-def _fits(settings: Settings, model: ModelConfig, where: Target, memory: float, names: list[str], beside: int) -> bool:
-    """Whether these programs fit now: the learner's step, while others take `beside` bytes, or the sampler's."""
+def _step_fits(settings: Settings, model: ModelConfig, where: Target, room: float) -> bool:
+    return not programs.compile_step(settings, model, plan_mesh(settings.config, where), room).refused
+
+
+def _sampler_fits(settings: Settings, model: ModelConfig, where: Target, memory: float) -> bool:
     places = plan_places(settings.config, where)
-    if names == ["learner step"]:
-        return not programs.compile_step(settings, model, places.learner, memory - beside).refused
     compiled = programs.compile_all(settings, model, places, len(where.devices), memory, with_step=False)
     return all(not program.refused and program.peak <= room for program, _, room in compiled)
 
