@@ -7,9 +7,11 @@ two runs may choose differently, and then differ by rounding.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -22,7 +24,7 @@ from rl_likelihood.pod import distributed
 from rl_likelihood.run.console import say
 from rl_likelihood.run.dry_run import abstract_batch
 from rl_likelihood.run.world import World, using
-from rl_likelihood.shapes import CHAIN, REFERENCE, Batch
+from rl_likelihood.shapes import CHAIN, REFERENCE, Batch, UserError
 
 FILE = "MICRO_BATCH"
 ROUNDS = 3  # timed runs, of which the fastest counts
@@ -53,23 +55,43 @@ def measured(world: World, params: Params) -> dict[int, float]:
     # Times are process 0's everywhere: all must leave the loop at one size.
     for k in (k for k in range(1, p + 1) if p % k == 0 and meshes.divides(mesh.shape, k, rows)):
         part = jax.tree.map(lambda x, k=k: x[:k], whole)
-        at = meshes.by_prompt(mesh, part)
-        run = jax.jit(gradients, static_argnums=(3, 4))
-        times = []
-        try:
-            with using(mesh):
-                for _ in range(1 + ROUNDS):  # the first one compiles
-                    start = time.perf_counter()
-                    jax.block_until_ready(run(params, models, meshes.put(part, at), world.model, cfg))
-                    times.append(time.perf_counter() - start)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error) and found:
-                break
-            raise
+        batch = meshes.put(part, meshes.by_prompt(mesh, part))
+        program, times = None, []
+        with _unless_full(), using(mesh):
+            program = jax.jit(gradients, static_argnums=(3, 4)).lower(params, models, batch, world.model, cfg).compile()
+        if distributed.any_of(program is None):
+            break
+        with _unless_full():
+            for _ in range(1 + ROUNDS):  # the first one touches its memory
+                start = time.perf_counter()
+                jax.block_until_ready(program(params, models, batch))
+                times.append(time.perf_counter() - start)
+        if len(times) <= ROUNDS:
+            # Of several processes the others wait in the program that is over here: they cannot be told to go on.
+            if distributed.several():
+                raise UserError(refusal(k, f"set train.micro_batch_prompts={max(found, default=1)}"))
+            break
         found[k] = distributed.share(min(times[1:]) / k)
         if found[k] > WORSE * min(found.values()):
             break
+    if not found:
+        raise distributed.SharedRefusal(refusal(k, "rl_likelihood.plan says what would"))
     return found
+
+
+def refusal(prompts: int, instead: str) -> str:
+    """What to say where so many prompts at a time are too many."""
+    return f"train.micro_batch_prompts=-1: {prompts} prompts of the longest rows at a time do not fit; {instead}"
+
+
+@contextlib.contextmanager
+def _unless_full() -> Iterator[None]:
+    """Ends its block where the memory does not suffice."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
 
 
 def longest_batch(world: World) -> Batch:
