@@ -69,7 +69,7 @@ def summary(records: Sequence[Record], resamples: int = RESAMPLES) -> dict[str, 
     """
     if not records:
         raise ValueError("no records")
-    q, n = _columns(records), len(records)
+    q, n = columns(records), len(records)
     with np.errstate(invalid="ignore", divide="ignore"):
         point = {k: float(v[0]) for k, v in _metrics(q, np.ones((1, n))).items()}
     point = {k: v for k, v in point.items() if math.isfinite(v)}
@@ -97,7 +97,7 @@ def with_more(out: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _columns(records: Sequence[Record]) -> Columns:
+def columns(records: Sequence[Record]) -> Columns:
     """What each question adds: a metric is a mean of a column, or (names with _) made of means."""
     m = len(records[0]["samples"])
     if any(len(r["samples"]) != m for r in records):

@@ -1,0 +1,155 @@
+"""What the published tables say, asked of the runs of cpu_grid.py: which claims appear there, and which do not.
+
+    python experiments/claims.py --root=runs/cpu_grid --out=experiments/results/cpu_grid
+
+The claims are those of Kwiatkowski et al. 2602.03979 (methods.md 1.8, paper_tables.md A5). Each is a difference between
+two rewards, or means over several, question by question of the last evaluations and then over the seeds that all of
+them have. Intervals are percentiles of 2,000 bootstrap samples of the questions; they say nothing of other seeds, so
+each seed's own difference stands beside. An ordering appears where the interval and every seed are on its side, and is
+contradicted where they are on the other; equality appears where the whole interval lies within the margin that the
+claim names, and is contradicted where it lies outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rl_likelihood.report import statistics
+from rl_likelihood.report.metrics import EVAL, read, read_status
+from rl_likelihood.run import grid
+from rl_likelihood.shapes import UserError
+
+UNTOUCHED = "untouched"
+LOG, EXACT, BETWEEN = ("log_prob", "avg_log_prob"), ("base_rl", "prob"), ("avg_prob", "jepo")
+UNITS = {
+    "greedy_success": ("points", "{:+.1f}", 100), "sampled_success": ("points", "{:+.1f}", 100),
+    "log_prob_mc1": ("nats", "{:+.3f}", 1), "chain_length": ("tokens", "{:+.1f}", 1),
+}  # fmt: skip
+Runs = dict[tuple[str, int], np.ndarray]  # (reward, seed) -> [questions]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """`metric` of `these` is larger (sign 1) or smaller (-1) than of `those`, or (0) the same within `margin`."""
+
+    words: str
+    task: str
+    metric: str
+    these: tuple[str, ...]
+    those: tuple[str, ...]
+    sign: int
+    margin: float = 0.0
+
+
+def claims() -> list[Claim]:
+    """In the order of paper_tables.md A5. Nats are a token's: a perplexity is exp of minus log_prob_mc1."""
+    greedy, sampled, nats, chain = "greedy_success", "sampled_success", "log_prob_mc1", "chain_length"
+    likelihood = ("log_prob", "avg_log_prob", "prob", "avg_prob", "jepo")
+    collapse = ("log_prob", "avg_log_prob", "avg_prob", "jepo")
+    return [
+        *(
+            Claim(f"greedy: {r} = base_rl, within 5 points", "short", greedy, (r,), ("base_rl",), 0, 0.05)
+            for r in likelihood
+        ),
+        Claim("T = 1: base_rl, prob > avg_prob, jepo", "short", sampled, EXACT, BETWEEN, 1),
+        Claim("T = 1: avg_prob, jepo > log_prob, avg_log_prob", "short", sampled, BETWEEN, LOG, 1),
+        Claim("T = 1: base_rl, prob > log_prob, avg_log_prob", "short", sampled, EXACT, LOG, 1),
+        Claim("nats: log_prob >= avg_log_prob", "short", nats, ("log_prob",), ("avg_log_prob",), 1),
+        Claim("nats: log_prob, avg_log_prob > avg_prob, jepo", "short", nats, LOG, BETWEEN, 1),
+        Claim("nats: avg_prob, jepo > base_rl, prob", "short", nats, BETWEEN, EXACT, 1),
+        Claim("nats: log_prob > sft (their G = 32)", "short", nats, ("log_prob",), ("sft",), 1),
+        Claim("long, nats: log_prob = sft, within 0.05", "long", nats, ("log_prob",), ("sft",), 0, 0.05),
+        Claim("long, nats: avg_prob = sft, within 0.05", "long", nats, ("avg_prob",), ("sft",), 0, 0.05),
+        Claim("long, nats: prob = untouched, within 0.05", "long", nats, ("prob",), (UNTOUCHED,), 0, 0.05),
+        *(Claim(f"long, chains: {r} shortens them", "long", chain, (r,), (UNTOUCHED,), -1) for r in collapse),
+        Claim("long, chains: prob keeps them, within 5 tokens", "long", chain, ("prob",), (UNTOUCHED,), 0, 5.0),
+    ]  # fmt: skip
+
+
+def judged(claim: Claim, runs: Runs, resamples: int = statistics.RESAMPLES) -> dict[str, Any]:
+    """The claim's difference, its interval, each seed's, and whether it appears; less where runs are missing."""
+    names = (*claim.these, *claim.those)
+    seeds = sorted({s for _, s in runs if all((name, s) in runs for name in names)})
+    if not seeds:
+        return {"verdict": "not run"}
+    side = lambda which, s: np.mean([runs[name, s] for name in which], 0)  # noqa: E731
+    each = np.stack([side(claim.these, s) - side(claim.those, s) for s in seeds])  # [seeds, questions]
+    drawn = np.random.default_rng(0).integers(each.shape[1], size=(resamples, each.shape[1]))
+    low, high = np.percentile(each.mean(0)[drawn].mean(1), (2.5, 97.5))
+    by_seed = each.mean(1)
+    if claim.sign:
+        ahead = claim.sign * np.asarray([low, high, *by_seed])
+        verdict = "appears" if (ahead > 0).all() else "contradicted" if (ahead < 0).all() else "not told apart"
+    else:
+        outside = low > claim.margin or high < -claim.margin
+        inside = -claim.margin <= low and high <= claim.margin
+        verdict = "appears" if inside else "contradicted" if outside else "not told apart"
+    found = {"difference": each.mean(), "low": low, "high": high, "by_seed": by_seed.tolist(), "seeds": seeds}
+    return {"verdict": verdict, **found}
+
+
+def read_runs(root: Path, file: str) -> dict[tuple[str, str], Runs]:
+    """(task, metric) -> each run's last evaluation, and the untouched model's where a run has one."""
+    out: dict[tuple[str, str], Runs] = {}
+    for point in grid.load(file).points:
+        folder, labels = root / point.name, point.labels
+        rows = [row for row in read(folder / EVAL) if "records" in row] if (folder / EVAL).exists() else []
+        if not rows or (read_status(folder) or {}).get("state") != "done":
+            continue
+        last = [(labels["reward"], rows[-1])]
+        first = [(UNTOUCHED, row) for row in rows if row["stage"] == UNTOUCHED]
+        for name, row in last + first:
+            _, records = statistics.read_records(str(folder / row["records"]))
+            columns = statistics.columns(records)
+            for metric in UNITS.keys() & columns.keys():
+                if np.isfinite(columns[metric]).all():
+                    out.setdefault((labels["task"], metric), {})[name, int(labels["seed"])] = columns[metric]
+    return out
+
+
+def table(rows: Sequence[tuple[Claim, dict[str, Any]]]) -> str:
+    """Markdown, the claims in their order."""
+    lines = ["| claim | difference | 95 % interval | by seed | |", "|---|---:|---:|---:|---|"]
+    for claim, found in rows:
+        unit, form, times = UNITS[claim.metric]
+        show = lambda x: form.format(times * x)  # noqa: B023, E731
+        if found["verdict"] == "not run":
+            lines.append(f"| {claim.words} | | | | not run |")
+            continue
+        seeds = ", ".join(map(show, found["by_seed"]))
+        difference, interval = f"{show(found['difference'])} {unit}", f"{show(found['low'])} to {show(found['high'])}"
+        lines.append(f"| {claim.words} | {difference} | {interval} | {seeds} | {found['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Which published claims a grid's runs show.")
+    parser.add_argument("--file", default="experiments/cpu_grid.py")
+    parser.add_argument("--root", default="runs/cpu_grid", help="folder of its runs")
+    parser.add_argument("--out", default="", help="folder for claims.md and claims.json; none by default")
+    a = parser.parse_args()
+    try:
+        runs = read_runs(Path(a.root), a.file)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = [(claim, judged(claim, runs.get((claim.task, claim.metric), {}))) for claim in claims()]
+    print(table(rows), end="")
+    if a.out:
+        Path(a.out).mkdir(parents=True, exist_ok=True)
+        Path(a.out, "claims.md").write_text(table(rows))
+        found = [{**dataclasses.asdict(claim), **result} for claim, result in rows]
+        Path(a.out, "claims.json").write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
