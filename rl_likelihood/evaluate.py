@@ -48,7 +48,7 @@ def main() -> None:
     if workdir is None and step is not None:
         raise UserError(f"--step={step} needs the --workdir of a run")
     if workdir is not None:
-        check_workdir(Path(workdir), configs.flatten(c))
+        distributed.by_first(lambda: check_workdir(Path(workdir), configs.flatten(c)))
     places = make_places(c)
     world, params = load(settings, training=False, places=places)
     if workdir is not None:

@@ -5,8 +5,8 @@
                             /meta     JSON of the caller: data position, model_config, model_path, ...
                             /leaves   JSON: shape, type and checksum of every array
 
-A checkpoint appears under its name only when all of it is on disk. Orbax notices missing and cut files but
-not a flipped bit, so every array carries a checksum that does not depend on how it is sharded.
+A checkpoint appears under its name only when all of it is on disk. Every array carries a checksum that does not
+depend on how it is sharded (intact.py).
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from etils import epath
-from jax.experimental import multihost_utils
 
 from rl_likelihood.model.decoder import ModelConfig, Params, RopeScaling, Spec, param_specs
 from rl_likelihood.pod import distributed
+from rl_likelihood.pod.intact import DamagedError, check_files, check_sums, checksums
 from rl_likelihood.shapes import TrainState, UserError
 
 FOLDER = "checkpoints"
@@ -43,10 +42,6 @@ class CheckpointConfig:
     every: int = 50
     keep: int = 2
     keep_every: int = 0
-
-
-class _DamagedError(Exception):
-    """A checkpoint that cannot be read back as it was written; says why in a few words."""
 
 
 class _FromOrbax(logging.Filter):
@@ -127,7 +122,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]
         for name, x in arrays.items():
             if x.is_fully_addressable:
                 raise ValueError(f"{name} lives on one process; put it on the mesh (mesh.replicated) before saving")
-    sums = _checksums(arrays)
+    sums = checksums(arrays)
     leaves = {k: {"shape": list(x.shape), "dtype": str(x.dtype), "sum": sums[k]} for k, x in arrays.items()}
     params, rest = _split(state)
     items = ocp.args.Composite(
@@ -175,7 +170,7 @@ def restore(
         params, rest = _split(abstract_state)
         out = _read_arrays(manager, candidate, {"params": params, "rest": rest})
         state = abstract_state.replace(params=out["params"], **out["rest"])
-        _check_sums(_checksums(_named(state)), leaves)
+        check_sums(checksums(_named(state)), leaves)
         return state, meta
 
     found, step, damaged = _newest_readable(manager, step, read)
@@ -207,7 +202,7 @@ def restore_params(
                 put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
                 target = {"params": jax.tree.map(put, target["params"], at(cfg))}
             out = _read_arrays(manager, candidate, target, host=at is None)
-            _check_sums(_checksums(_named(out)), leaves)
+            check_sums(checksums(_named(out)), leaves)
             return cfg, out["params"], model_path
 
         (cfg, params, model_path), step, _ = _newest_readable(manager, step, read)
@@ -265,29 +260,6 @@ def _named(tree: Any) -> dict[str, Any]:
     return {_name(path): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
-@jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
-    """sum_i bits(x_i) (2 i + 1) mod 2^32 over the elements in row order.
-
-    Odd factors, so a change of one element, whichever bit, always shows; positions, so that exchanged
-    elements do; integers, so that neither sharding nor the order of the sum matters. A position is made from
-    one iota a dimension, not from a reshape, which would gather a sharded array.
-    """
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.itemsize])
-    position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
-    for i in reversed(range(bits.ndim)):
-        position += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, i) * jnp.uint32(stride % 2**32)
-        stride *= bits.shape[i]
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * position + 1), dtype=jnp.uint32)
-
-
-def _checksums(arrays: dict[str, Any]) -> dict[str, int]:
-    """One array at a time: host arrays pass through a device that may not hold all of them."""
-    return {name: int(_checksum(x)) for name, x in arrays.items()}
-
-
 def _read_json(manager: ocp.CheckpointManager, step: int) -> tuple[dict, dict]:
     items = ocp.args.Composite(leaves=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
     out = _reading(lambda: manager.restore(step, args=items))
@@ -306,31 +278,13 @@ def _read_arrays(manager: ocp.CheckpointManager, step: int, abstract: dict[str, 
     items = {
         name: ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(how, tree)) for name, tree in abstract.items()
     }
-    _reading(lambda: [_check_files(manager.directory / str(step) / name) for name in abstract])
+    _reading(lambda: [check_files(manager.directory / str(step) / name) for name in abstract])
     out = _reading(lambda: manager.restore(step, args=ocp.args.Composite(**items)))
     return {name: out[name] for name in abstract}
 
 
-def _check_files(path: epath.Path) -> None:
-    """Reads every stored chunk once, this process its share of them.
-
-    Orbax reads chunks in many threads; when one fails the others print tracebacks of their own, past every
-    handler. Here the first failure is one exception.
-    """
-    store = tensorstore.KvStore.open(
-        {"driver": "ocdbt", "base": f"{path}/" if "://" in str(path) else {"driver": "file", "path": f"{path}/"}}
-    ).result()
-    keys = store.list().result()
-    if not keys:
-        raise _DamagedError(f"{path.name} is empty")
-    for key in keys[jax.process_index() :: jax.process_count()]:
-        # A chunk whose file is gone reads as empty, without an error; a stored one never is.
-        if not store.read(key).result().value:
-            raise _DamagedError(f"a file of {path.name} is gone")
-
-
 def _reading(read):
-    """`read()`, its failure as _DamagedError, in every process if it failed in one."""
+    """`read()`, its failure as DamagedError, in every process if it failed in one."""
     reason, out = "", None
     try:
         out = read()
@@ -338,10 +292,10 @@ def _reading(read):
         raise  # the machine's fault (no memory left), not the file's
     except Exception as e:  # orbax raises bare Exception for some unreadable files; nothing is swallowed
         reason = " ".join(str(e).split())[:200] or type(e).__name__
-    if jax.process_count() > 1 and not multihost_utils.process_allgather(np.asarray(not reason)).all():
+    if distributed.any_of(bool(reason)):
         reason = reason or "another process could not read it"
     if reason:
-        raise _DamagedError(reason)
+        raise DamagedError(reason)
     return out
 
 
@@ -358,12 +312,6 @@ def _check_shapes(path: epath.Path, wanted: dict[str, Any], saved: dict[str, dic
             )
 
 
-def _check_sums(sums: dict[str, int], saved: dict[str, dict]) -> None:
-    for name, value in sums.items():
-        if value != saved[name]["sum"]:
-            raise _DamagedError(f"{name} is not what was saved (checksum)")
-
-
 def _newest_readable(
     manager: ocp.CheckpointManager, step: int | None, read, aloud: bool = True
 ) -> tuple[Any, int, list[int]]:
@@ -376,9 +324,10 @@ def _newest_readable(
         raise UserError(f"{manager.directory}: no checkpoint of step {step}; choose one of {have}")
     damaged, reason = [], ""
     for candidate in steps if step is None else [step]:
+        distributed.await_file(Path(manager.directory) / str(candidate))
         try:
             found = read(candidate)
-        except _DamagedError as e:
+        except DamagedError as e:
             damaged.append(candidate)
             reason = str(e)
             continue
@@ -394,16 +343,16 @@ def _newest_readable(
 
 
 def _set_aside(path: epath.Path) -> None:
-    """Renames a damaged checkpoint to STEP.damaged (a number after it if taken): nothing is deleted."""
-    if jax.process_index() == 0:
+    """Renames a damaged checkpoint to STEP.damaged (a number after it if taken), in the sight of every process:
+    nothing is deleted."""
+    if distributed.first():
         name, i = f"{path.name}.damaged", 1
         while (path.parent / name).exists():
             i += 1
             name = f"{path.name}.damaged{i}"
         with _writing(path.parent):
             path.rename(path.parent / name)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"set aside {path.name}")
+    distributed.await_file(Path(path), there=False)
 
 
 def _model(path: epath.Path, meta: dict[str, Any]) -> tuple[ModelConfig, str]:

@@ -8,16 +8,13 @@ sampler's thread.
 from __future__ import annotations
 
 import contextlib
-import hmac
 import importlib.util
 import json
 import os
 import secrets
-import selectors
 import socket
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,24 +23,24 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed as runtime  # the coordinator's address on a TPU, our number before there are devices
+from jax._src import distributed as runtime  # the coordinator's address on a TPU, and whether that is this process
 from jax.experimental import multihost_utils
 
+from rl_likelihood.pod.watch import TOKEN, Unreachable, Watch, address_towards, admit, processes, reach
 from rl_likelihood.shapes import UserError
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--num_processes", "--process_id")
-LOST = 1  # exit code of a process that has lost another
-ADVICE = "hosts must be able to reach each other on any port: open the firewall between the workers"
 _watching: list[Watch] = []  # the one of this process, if there are several
+_number = 0  # this process's, once they have found each other
 
 
 class SharedRefusal(UserError):
     """A refusal that every process makes, and the first has said."""
 
 
-class Unreachable(UserError):
-    """The processes did not find each other: no fault of the settings, and another start may succeed."""
+class SharedUnreachable(SharedRefusal, Unreachable):
+    """A refusal that every process makes, and the first has said; another start may succeed."""
 
 
 class SharedFailure(Exception):
@@ -57,6 +54,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, h
     with neither, a Cloud TPU's own metadata, where there are chips. A process that dies is noticed by the others
     within `heartbeat` seconds: one of them says so in a line, and all end with exit code 1.
     """
+    global _number
     given = (coordinator, str(num_processes or ""), "" if process_id < 0 else str(process_id))
     values = [value or os.environ.get(name, "") for value, name in zip(given, ENVIRONMENT, strict=True)]
     # The second is there on other machines too.
@@ -76,15 +74,39 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, h
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=timeout + 30, shutdown_timeout_seconds=60)
     except (RuntimeError, ValueError) as e:
         raise Unreachable(f"--coordinator: the processes of this run did not find each other ({_line(e)})") from e
-    if arguments and jax.process_index() != runtime.global_state.process_id:  # a TPU counts its hosts itself
-        raise UserError(
-            f"--process_id is {runtime.global_state.process_id}, but the devices say {jax.process_index()}: on a Cloud "
-            f"TPU leave {', '.join(FLAGS)} out, or number the processes as the slice does"
+    if jax.process_count() == 1:
+        return
+    _number = jax.process_index()  # a TPU counts its hosts itself
+    wanted = gather(np.asarray([arguments.get("process_id", _number)])).tolist()
+    if wanted != sorted(wanted):
+        raise SharedRefusal(
+            f"--process_id: the processes {', '.join(map(str, wanted))} are to the devices "
+            f"{', '.join(map(str, range(len(wanted))))}; on a Cloud TPU leave {', '.join(FLAGS)} out, or number the "
+            "processes as the slice does"
         )
-    if jax.process_count() > 1:
-        host = runtime.global_state.coordinator_address.rpartition(":")[0].strip("[]")
-        _watching.append(Watch(host, heartbeat))
-        _watching[0].begin()
+    _watching.append(Watch(_number, _connections(), heartbeat))
+    _watching[0].begin()
+
+
+def _connections() -> dict[int, socket.socket]:
+    """With all others in process 0, with process 0 in the others.
+
+    Process 0 listens on a port that is free, and tells the others through jax where, with a token that their
+    connections begin with.
+    """
+    if not first():
+        host, port, token = share(None)
+        return {0: reach(host, port, bytes.fromhex(token), _number)}
+    with socket.create_server(("", 0), backlog=jax.process_count() + 16) as server:
+        host, _, token = share([_address(), server.getsockname()[1], secrets.token_hex(TOKEN)])
+        return admit(server, bytes.fromhex(token), jax.process_count(), host)
+
+
+def _address() -> str:
+    """Where the other processes reach this one: at the coordinator's address if it is this process, else at the one
+    from which this process reaches it."""
+    host = runtime.global_state.coordinator_address.rpartition(":")[0].strip("[]")
+    return host if runtime.global_state.process_id == 0 else address_towards(host)
 
 
 def finish(code: int = 0, together: bool = True, why: str = "") -> None:
@@ -122,7 +144,7 @@ def _checked(values: list[str]) -> dict[str, Any]:
 
 def first() -> bool:
     """Whether this process writes files and talks."""
-    return runtime.global_state.process_id == 0
+    return _number == 0
 
 
 @contextlib.contextmanager
@@ -208,10 +230,11 @@ def by_first(act: Callable[[], Any]) -> Any:
     return value
 
 
-def refuse_unshared(file: Path, text: str, seconds: float = 10.0) -> None:
+def refuse_unshared(file: Path, text: str, seconds: float = 60.0) -> None:
     """Refuses, in every process, unless all of them find `text`, process 0's, in `file`: else its folder is not shared.
 
-    A file server may take some of `seconds` until it shows to one host what another has written.
+    A file server may take some of `seconds` until it shows to one host what another has written: an NFS client's
+    listing may be a minute old.
     """
     if jax.process_count() == 1:
         return
@@ -223,18 +246,23 @@ def refuse_unshared(file: Path, text: str, seconds: float = 10.0) -> None:
         )
 
 
-def await_file(path: Path, seconds: float = 120.0) -> None:
-    """Waits until every process sees the file or folder that process 0 sees; refuses, in all, after `seconds`.
+def await_file(path: Path, there: bool = True, seconds: float = 120.0) -> None:
+    """Waits until every process sees the file or folder that process 0 sees, or, if not `there`, none sees the one
+    that process 0 has taken away; refuses, in all, after `seconds`.
 
     A host of a network share may go by a listing that is a minute old.
     """
-    who = "" if jax.process_count() == 1 else _without(path, path.exists, seconds)
+    who = "" if jax.process_count() == 1 else _without(path, lambda: path.exists() == there, seconds)
     if who:
-        raise SharedRefusal(f"{path}: {who} cannot see it after {seconds:g} s, though process 0 can; start all again")
+        what = "cannot see it" if there else "can see it still"
+        how = "can" if there else "cannot"
+        raise SharedUnreachable(
+            f"{path}: {who} {what} after {seconds:g} s, though process 0 {how}; start all again"
+        )
 
 
 def _without(file: Path, seen: Callable[[], bool], seconds: float) -> str:
-    """The processes, in words, that do not see a file within `seconds`."""
+    """The processes, in words, for which it is not so within `seconds`."""
     found, end = False, time.monotonic() + seconds
     while not found and time.monotonic() < end:
         with contextlib.suppress(OSError):
@@ -242,164 +270,7 @@ def _without(file: Path, seen: Callable[[], bool], seconds: float) -> str:
             found = seen()
         time.sleep(0 if found else 0.2)
     without = np.flatnonzero(~gather(np.asarray([found]))).tolist()
-    return _processes(without) if without else ""
-
-
-def _processes(numbers: list[int]) -> str:
-    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
-
-
-# ------------------------------------------------------------------------------------------ who is alive
-
-
-TOKEN = 16  # bytes
-
-
-def admit(
-    server: socket.socket, token: bytes, count: int, host: str, seconds: float = 60.0
-) -> dict[int, socket.socket]:
-    """The connections of processes 1 to `count` - 1, by number, each of which begins with the token and the number (4
-    bytes); a stranger's is closed. UserError if one does not come within `seconds`."""
-    peers: dict[int, socket.socket] = {}
-    end = time.monotonic() + seconds
-    while missing := [i for i in range(1, count) if i not in peers]:
-        server.settimeout(max(0.01, end - time.monotonic()))
-        try:
-            connection, _ = server.accept()
-        except TimeoutError:
-            where = f"process 0 at {host}:{server.getsockname()[1]}"
-            raise Unreachable(f"{_processes(missing)} did not reach {where} within {seconds:g} s; {ADVICE}") from None
-        got = b""
-        connection.settimeout(min(5.0, seconds))  # who says nothing does not keep the others out
-        with contextlib.suppress(OSError):
-            while len(got) < TOKEN + 4 and (part := connection.recv(TOKEN + 4 - len(got))):
-                got += part
-        number = int.from_bytes(got[TOKEN:], "big")
-        if hmac.compare_digest(got[:TOKEN], token) and number in missing:
-            peers[number] = connection
-        else:
-            connection.close()
-    return peers
-
-
-def reach(host: str, port: int, token: bytes, number: int, seconds: float = 60.0) -> socket.socket:
-    """Process `number`'s connection with process 0, which listens there; UserError if it cannot be made."""
-    try:
-        connection = socket.create_connection((host, port), timeout=seconds)
-        connection.sendall(token + number.to_bytes(4, "big"))
-    except OSError as e:
-        why = e.strerror or str(e)
-        raise Unreachable(f"process {number} cannot reach process 0 at {host}:{port} ({why}); {ADVICE}") from e
-    return connection
-
-
-class Watch:
-    """A connection of every process with process 0, over which each says now and then that it lives.
-
-    jax's own service notices a dead process too, and aborts the others with a page of C++. A dead process's
-    connections are closed by its kernel at once, a silent host's are quiet: either is said here first, in one line, by
-    process 0, which ends the others, or by process 1 if it is process 0 that died. Lines of the connection:
-
-        .                 alive
-        quit              about to end as all do, so the closing of the connection is no death
-        failed CODE WHY   to process 0: about to end by an error of its own
-        end CODE          from process 0, which has said why
-
-    Process 0 listens on a port that is free, and tells the others which through jax, with a token that their
-    connections begin with.
-    """
-
-    def __init__(self, host: str, heartbeat: float) -> None:
-        self.heartbeat = heartbeat
-        self.over = False
-        count, me = jax.process_count(), jax.process_index()
-        server, known = None, np.zeros(2 + TOKEN, np.uint8)  # the port, the token
-        if me == 0:
-            server = socket.create_server(("", 0), backlog=count + 16)
-            port = server.getsockname()[1].to_bytes(2, "big")
-            known = np.frombuffer(port + secrets.token_bytes(TOKEN), np.uint8)
-        known = bytes(np.asarray(multihost_utils.broadcast_one_to_all(known), np.uint8))
-        port, token = int.from_bytes(known[:2], "big"), known[2:]
-        if me == 0:
-            with server:
-                self.peers = admit(server, token, count, host)
-        else:
-            self.peers = {0: reach(host, port, token, me)}
-
-    def begin(self) -> None:
-        """Watch from now to the end of the process."""
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
-
-    def leave(self) -> None:
-        """No more: this process is about to end as it should."""
-        self.over = True
-        self._send("quit")
-
-    def fail(self, code: int, why: str) -> None:
-        """This process is about to end by an error of its own, with `code`: the others end with it too."""
-        self.over = True
-        self._send(f"end {code}" if runtime.global_state.process_id == 0 else f"failed {code} {why}")
-
-    def _send(self, line: str) -> None:
-        for peer in self.peers.values():
-            with contextlib.suppress(OSError):
-                peer.sendall(line.encode() + b"\n")
-
-    def _watch(self) -> None:
-        heard = dict.fromkeys(self.peers, time.monotonic())
-        waiting = dict.fromkeys(self.peers, b"")  # the beginning of a line
-        said = 0.0
-        with selectors.DefaultSelector() as ready:
-            for number, peer in self.peers.items():
-                peer.settimeout(self.heartbeat)
-                ready.register(peer, selectors.EVENT_READ, number)
-            while heard and not self.over:
-                for key, _ in ready.select(min(1.0, self.heartbeat / 4)):
-                    number = key.data
-                    try:
-                        got = key.fileobj.recv(4096)
-                    except OSError:
-                        got = b""
-                    *lines, waiting[number] = (waiting[number] + got).split(b"\n")
-                    for line in lines:
-                        self._heed(number, line.decode(errors="replace"))
-                    if b"quit" in lines:
-                        ready.unregister(key.fileobj)
-                        heard.pop(number)
-                    elif got:
-                        heard[number] = time.monotonic()
-                    else:
-                        self._lost(number, "is gone")
-                now = time.monotonic()
-                for number, when in heard.items():
-                    if now - when > self.heartbeat:
-                        self._lost(number, f"has not been heard of for {self.heartbeat:g} s (pod.heartbeat)")
-                if now - said > self.heartbeat / 4:
-                    said = now
-                    for number in heard:
-                        try:
-                            self.peers[number].sendall(b".\n")
-                        except OSError:
-                            self._lost(number, "is gone")
-
-    def _heed(self, number: int, line: str) -> None:
-        word, _, rest = line.partition(" ")
-        code, _, why = rest.partition(" ")
-        if word == "end" and not self.over:
-            os._exit(int(code))
-        if word == "failed":
-            self._lost(number, f"has failed ({why})", int(code))
-
-    def _lost(self, number: int, how: str, code: int = LOST) -> None:
-        if self.over:
-            return
-        me = runtime.global_state.process_id
-        if me <= 1:
-            line = f"error: process {number} {how}; all end; start all again to resume from the last checkpoint\n"
-            os.write(sys.stderr.fileno(), line.encode())
-        if me == 0:
-            self._send(f"end {code}")
-        os._exit(code)  # nothing that waits for the lost one may be waited for
+    return processes(without) if without else ""
 
 
 def named(error: BaseException) -> str:

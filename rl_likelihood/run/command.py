@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from rl_likelihood.config import apply_preset, flatten
 from rl_likelihood.model.assets import cache_dir
 from rl_likelihood.pod import distributed
+from rl_likelihood.pod.watch import Unreachable
 from rl_likelihood.shapes import UserError
 
 
@@ -71,7 +72,7 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
             shared = isinstance(error, distributed.SharedRefusal)
             if distributed.first() or not shared:
                 print(f"error: {error}", file=sys.stderr)
-            code = 1 if isinstance(error, distributed.Unreachable) else 2  # 2: another start is of no use
+            code = 1 if isinstance(error, Unreachable) else 2  # 2: another start is of no use
             distributed.finish(code, together=shared, why=str(error))
             sys.exit(code)
         except distributed.SharedFailure:

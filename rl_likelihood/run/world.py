@@ -169,7 +169,7 @@ def load_model(c: ConfigDict, mesh: Mesh | None = None) -> tuple[ModelConfig, Pa
         init = jax.jit(decoder.init, static_argnums=1, out_shardings=at and at(cfg))
         params = init(key, cfg) if at else jax.tree.map(np.asarray, init(key, cfg))
         path = BYTES
-    elif (Path(c.model.path) / checkpoint.FOLDER).is_dir():
+    elif distributed.share((Path(c.model.path) / checkpoint.FOLDER).is_dir()):  # one host may not see it yet
         cfg, params, _, path = checkpoint.restore_params(c.model.path, at=at)
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())

@@ -10,7 +10,7 @@ import pytest
 
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model import decoder
-from rl_likelihood.pod import checkpoint
+from rl_likelihood.pod import checkpoint, intact
 from rl_likelihood.pod.checkpoint import CheckpointConfig
 from rl_likelihood.shapes import TrainState, UserError
 
@@ -249,17 +249,17 @@ def test_a_damaged_checkpoint_asked_for_or_alone_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16, np.int32, np.uint8, np.bool_])
 def test_the_checksum_sees_every_bit_and_every_exchange_and_no_sharding(dtype):
     x = np.random.default_rng(0).integers(0, 2, (8, 6)).astype(dtype)
-    want = int(checkpoint._checksum(x))
-    assert want == int(checkpoint._checksum(jax.device_put(x, jax.NamedSharding(make_mesh((2, 4, 1)), jax.P("fsdp")))))
+    want = int(intact.checksum(x))
+    assert want == int(intact.checksum(jax.device_put(x, jax.NamedSharding(make_mesh((2, 4, 1)), jax.P("fsdp")))))
     raw = x.view(np.uint8).reshape(-1)
     for i in range(raw.size):
         for bit in (1,) if dtype is np.bool_ else (1, 128):
             raw[i] ^= bit
-            assert int(checkpoint._checksum(x)) != want
+            assert int(intact.checksum(x)) != want
             raw[i] ^= bit
     i, j = np.argwhere(x[0] != x[0, 0])[0, 0], 0
     x[0, [i, j]] = x[0, [j, i]]
-    assert int(checkpoint._checksum(x)) != want
+    assert int(intact.checksum(x)) != want
 
 
 def test_another_models_checkpoint_is_refused_by_name_not_passed_over(tmp_path):

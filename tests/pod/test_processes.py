@@ -16,7 +16,7 @@ import pytest
 
 from rl_likelihood import config as configs
 from rl_likelihood import train
-from rl_likelihood.pod import checkpoint, distributed
+from rl_likelihood.pod import checkpoint, watch
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.run.lock import lock
 from rl_likelihood.shapes import UserError
@@ -62,9 +62,10 @@ def start(config, workdir, *more: str, **changes) -> list[subprocess.Popen]:
 
 
 def said(process: subprocess.Popen, seconds: float = 240) -> list[str]:
-    """What it printed to its end, without what gloo does."""
+    """What it printed to its end, without what gloo does, and what jax's coordination says where it is quicker."""
     out, _ = process.communicate(timeout=seconds)
-    return [line for line in out.splitlines() if line and "[Gloo]" not in line and "is connected to" not in line]
+    theirs = ("[Gloo]", "is connected to", "coordination_service_agent.cc")
+    return [line for line in out.splitlines() if line and not any(word in line for word in theirs)]
 
 
 def alike(one: Path, two: Path) -> None:
@@ -78,6 +79,11 @@ def alike(one: Path, two: Path) -> None:
                 assert value == b[k] or k == "records", k
             elif isinstance(value, float) and not k.startswith((*TIMED, "grad/", "corr/", "seconds")):
                 assert b[k] == pytest.approx(value, rel=2e-3, abs=2e-4), (a["step"], k)
+
+
+def untimed(path: Path) -> list[dict]:
+    """The rows without what a clock decides."""
+    return [{k: v for k, v in row.items() if not k.startswith((*TIMED, "seconds"))} for row in reports.read(path)]
 
 
 @pytest.mark.slow
@@ -232,9 +238,11 @@ def test_of_three_processes_one_line_names_the_one_that_died_and_all_end():
 
 
 @pytest.mark.slow
-def test_babysit_starts_both_again_after_a_death_and_the_run_is_done(tmp_path):
+def test_babysit_starts_both_again_after_a_death_and_the_run_is_bit_for_bit_the_unbroken_one(tmp_path):
     overrides = {"train.steps": 12, "eval.prompts": 0, "train.checkpoint_every": 2}
-    one = command(config_file(tmp_path, **overrides), tmp_path / "run", "--process_id={i}")
+    overrides |= {"report.sample_prompts": 2}
+    config = config_file(tmp_path, **overrides)
+    one = command(config, tmp_path / "run", "--process_id={i}")
     values = {"LOCAL": "1", "PROCESSES": "2", "BACKOFF": "1", "GRACE": "40"}
     babysit = subprocess.Popen(
         [str(ROOT / "tpu_setup" / "babysit.sh"), *one], cwd=ROOT, env={**environment(), **values}, text=True,
@@ -248,6 +256,13 @@ def test_babysit_starts_both_again_after_a_death_and_the_run_is_done(tmp_path):
     assert babysit.returncode == 0, lines[-20:]
     assert lines[-1] == "babysit: done after 3 runs, 2 preemptions, 0 failures"
     assert [row["step"] for row in reports.read(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 13))
+    whole = start(config, tmp_path / "whole")
+    lines = [said(p) for p in whole]
+    assert [p.returncode for p in whole] == [0, 0], lines
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert untimed(tmp_path / "run" / name) == untimed(tmp_path / "whole" / name)
+    run, whole = (checkpoint.restore_params(tmp_path / name)[1] for name in ("run", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, run, whole)
 
 
 def pid_of(workdir: Path, number: int) -> int:
@@ -308,8 +323,12 @@ def test_a_workdir_that_is_not_shared_or_in_use_is_refused_by_all_in_one_sentenc
     assert len(lines[0]) == 1 and f"in use by process {os.getpid()} on this host" in lines[0][0]
 
 
+def test_a_process_tells_the_others_the_address_from_which_it_reaches_them():
+    assert watch.address_towards("127.0.0.1") == "127.0.0.1"
+
+
 def test_the_watch_admits_only_those_who_know_its_token():
-    token, wrong = b"t" * distributed.TOKEN, b"w" * distributed.TOKEN
+    token, wrong = b"t" * watch.TOKEN, b"w" * watch.TOKEN
     with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
         port = server.getsockname()[1]
 
@@ -322,15 +341,15 @@ def test_the_watch_admits_only_those_who_know_its_token():
         # All wait in the server's queue: another run's process, a port scanner, a number that nobody has, one twice.
         strangers = [knock(wrong + (1).to_bytes(4, "big")), knock(b"GET / HTTP/1.0\r\n\r\n"), knock(b"")]
         strangers.append(knock(token + (3).to_bytes(4, "big")))
-        peers = {i: stack.enter_context(distributed.reach("127.0.0.1", port, token, i)) for i in (2, 1)}
+        peers = {i: stack.enter_context(watch.reach("127.0.0.1", port, token, i)) for i in (2, 1)}
         strangers.append(knock(token + (2).to_bytes(4, "big")))
-        admitted = distributed.admit(server, token, 3, "127.0.0.1")
+        admitted = watch.admit(server, token, 3, "127.0.0.1")
         assert sorted(admitted) == [1, 2]
         for i, peer in peers.items():
             stack.enter_context(admitted[i]).sendall(b"%d" % i)
             assert peer.recv(9) == b"%d" % i
         assert [s.recv(9) for s in strangers[:4]] == [b""] * 4, "closed"
         with pytest.raises(UserError, match=rf"^process 1 did not reach process 0 at host:{port} within 0.1 s; hosts"):
-            distributed.admit(server, token, 2, "host", seconds=0.1)
+            watch.admit(server, token, 2, "host", seconds=0.1)
     with pytest.raises(UserError, match=rf"^process 7 cannot reach process 0 at 127.0.0.1:{port} \(.+\); hosts must"):
-        distributed.reach("127.0.0.1", port, token, 7)
+        watch.reach("127.0.0.1", port, token, 7)
