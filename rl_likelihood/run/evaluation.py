@@ -132,12 +132,15 @@ def _evaluated(
 
 @contextlib.contextmanager
 def _telling(say: Callable[[str], None], words: Callable[[], str]) -> Iterator[None]:
-    """Says `words()` every EVERY seconds, whatever goes on meanwhile: one batch may take minutes."""
+    """Says `words()` every EVERY seconds where they are new, whatever goes on meanwhile: one batch may take minutes."""
     over = threading.Event()
 
     def tell() -> None:
+        said = ""
         while not over.wait(EVERY):
-            say(words())
+            if (now := words()) != said:
+                said = now
+                say(now)
 
     thread = threading.Thread(target=tell, name="progress", daemon=True)
     thread.start()

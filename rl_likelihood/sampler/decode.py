@@ -68,7 +68,7 @@ def sample_ids(
     temperature = t if isinstance(t, tuple) else (t,) * cfg.group_size
     stop = stop_table(fmt.vocab_bytes, (until,))
     devices = weights["embed"].devices() if isinstance(weights["embed"], jax.Array) else ()
-    if not in_streams(devices, jax.device_count(), cfg.slots, len(engine.copies_of(weights)) > 1):
+    if not in_streams(devices, jax.device_count(), cfg.slots, engine.whole_on_each(weights)):
         mesh = getattr(weights["embed"].sharding, "mesh", None)
         out = generate_spread(
             weights, cfg.model, prompts.tokens, prompts.length, prompts.uid, key, jnp.asarray(temperature, jnp.float32),

@@ -147,9 +147,14 @@ def on_cpu(weights: Params) -> bool:
     return next(iter(weights["embed"].devices())).platform == "cpu"
 
 
+def whole_on_each(weights: Params) -> bool:
+    """Whether each of several devices holds all the weights."""
+    return devices_of(weights) > 1 and all(x.is_fully_replicated for x in jax.tree.leaves(weights))
+
+
 def copies_of(weights: Params) -> list[Params]:
     """The weights once for each device that holds all of them; as they are where devices share them."""
-    if devices_of(weights) == 1 or not all(x.is_fully_replicated for x in jax.tree.leaves(weights)):
+    if not whole_on_each(weights):
         return [weights]
     count = len(weights["embed"].addressable_shards)
     return [jax.tree.map(lambda x, k=k: x.addressable_shards[k].data, weights) for k in range(count)]
