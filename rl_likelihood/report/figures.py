@@ -56,7 +56,7 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
     for shared, lines in groups.items():
         suffix = _suffix(shared)
         first = table.starts(run for group in lines.values() for run in group)
-        here = {name: [_loaded(r, first) for r in group if _started(r)] for name, group in lines.items()}
+        here = {name: [loaded(r, first) for r in group if _started(r)] for name, group in lines.items()}
         here = {name: loaded for name, loaded in here.items() if loaded}
         if here:
             panels = [p for p in CURVES if any(_has(run, p) for loaded in here.values() for run in loaded)]
@@ -92,8 +92,14 @@ def _has(run: Mapping[str, list[dict]], panel: Panel) -> bool:
     return any(len(series(run[part], key)[0]) for part, key in (("train", panel.train), ("heldout", panel.heldout)))
 
 
-def _loaded(run: table.Run, first: Mapping[str, dict]) -> dict[str, list[dict]]:
-    """A run's rows; the evaluation of step 0 is another run's of the seed where it has none."""
+def loaded(run: table.Run, first: Mapping[str, dict]) -> dict[str, list[dict]]:
+    """A run's rows, {"train": metrics.jsonl, "heldout": eval.jsonl}, both empty before it has begun.
+
+    first: `table.starts` of the runs of its table: the evaluation of step 0, by seed, stands first where the run itself
+        made none.
+    """
+    if not _started(run):
+        return {"train": [], "heldout": []}
     rows = load(run.workdir)
     start = first.get(run.labels.get(table.SEED, ""))
     if start and not any(row["step"] == 0 for row in rows["heldout"]):

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from rl_likelihood.report import metrics
+from rl_likelihood.report import metrics, table
 from rl_likelihood.shapes import UserError
 
 # Okabe and Ito's colours, told apart with every common kind of colour blindness; yellow is too pale for a line. The
@@ -68,12 +68,11 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def load(workdir: str | Path) -> dict[str, list[dict]]:
-    """The rows of a run: {"train": metrics.jsonl, "heldout": eval.jsonl or nothing}."""
+    """The rows of a run: {"train": metrics.jsonl, "heldout": what the run itself wrote to eval.jsonl}."""
     workdir = Path(workdir)
     if not (workdir / metrics.METRICS).exists():
         raise UserError(f"{workdir}: no {metrics.METRICS} here; give the --workdir of a run")
-    evals = workdir / metrics.EVAL
-    return {"train": metrics.read(workdir / metrics.METRICS), "heldout": metrics.read(evals) if evals.exists() else []}
+    return {"train": metrics.read(workdir / metrics.METRICS), "heldout": table.evaluations(workdir)}
 
 
 def panel_style(ax: Axes, title: str) -> None:

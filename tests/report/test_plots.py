@@ -17,7 +17,8 @@ def write_run(workdir, steps, offset=0.0, evals=(0, 5, 10)):
             row = {"reward/mean": step + offset, "answer/perplexity": ppl, "chain/length": 2.0 * step}
             writer.metrics(step, row)
         for step in evals:
-            writer.eval(step, {"greedy_success": 0.05 * step, "perplexity": 4.0, "chain_length": 9.0})
+            row = {"greedy_success": 0.05 * step, "perplexity": 4.0, "chain_length": 9.0}
+            writer.eval(step, {"stage": f"step {step}", **row})
     return workdir
 
 
