@@ -168,6 +168,9 @@ def test_jobset_speaks_of_the_same_slice():
     ):  # fmt: skip
         assert line in text, line
     assert "spot" not in script("jobset.sh", "x", **values, PRICING="reserved").stdout
+    for wrong in ("0", "3", "64", "x"):
+        (line,) = script("jobset.sh", "x", **values, CHIPS_PER_HOST=wrong, check=2).stderr.splitlines()
+        assert f"CHIPS_PER_HOST is '{wrong}'; it must divide the 32 chips" in line
     for given, hosts, chips in (({}, 1, 8), ({"CHIPS_PER_HOST": "4"}, 2, 4)):
         small = script("jobset.sh", "x", **{**values, **given, "TOPOLOGY": "v5e:2x4"}).stdout
         assert f"parallelism: {hosts}" in small and f"google.com/tpu: {chips}" in small
@@ -400,6 +403,7 @@ def failing(at, words="PERMISSION_DENIED", code=1, times=10**9, also="true"):
         failing("queued-resources create"),
         failing("queued-resources create", also="sleep 1.2"),  # longer than HEALTHY
         failing("queued-resources describe"),  # no login: the cloud never says anything
+        GCLOUD.replace("echo ACTIVE >", "echo FAILED >"),  # asked for, and then found not to be had
         failing("tpu-vm scp", code=2),  # the other program's 2 is no refusal
         failing("tpu-vm ssh", code=143),
     ],
@@ -413,7 +417,7 @@ def test_a_slice_that_cannot_be_made_or_set_up_is_a_failure_which_has_a_limit(tm
 def test_a_slice_that_is_lost_before_the_run_is_a_preemption(tmp_path):
     """In the queue twice, in set-up twice: more than MAX_FAILURES."""
     gcloud = failing("tpu-vm scp", times=2, also='echo SUSPENDED > "$CLOUD/state"')
-    queue = 'n=$(grep -c "s create" "$CLOUD/asked"); ((n > 2)) && s=ACTIVE || s=FAILED; echo $s'
+    queue = 'n=$(grep -c "s create" "$CLOUD/asked"); ((n > 2)) && s=ACTIVE || s=SUSPENDED; echo $s'
     gcloud = gcloud.replace("echo ACTIVE", queue).replace("[w-1] exit 5", "[w-1] exit 143")
     said, cloud = babysit_slice(tmp_path, gcloud, "train", MAX_FAILURES="1")
     assert said[-1] == "babysit: done after 8 runs, 7 preemptions, 0 failures"

@@ -96,7 +96,7 @@ look() {
 
 # Makes the slice and sets it up; code: 0, 143 if the slice was lost meanwhile, or that of the script that failed.
 make_slice() {
-  if [[ "$state" == LOST ]]; then
+  if [[ "$state" == LOST || "$state" == FAILED ]]; then
     bash "$HERE/delete.sh" || say "babysit: the lost slice could not be deleted"
   elif [[ "$state" == READY ]]; then
     on_workers "[ ! -f $REMOTE_DIR/tpu_setup/worker.sh ] || bash $REMOTE_DIR/tpu_setup/worker.sh stop" ||

@@ -78,6 +78,9 @@ hardware() {
   local most=4 # of a machine; a v5e or v6e of eight chips is one
   [[ "$shape" != 2x4 ]] || most=8
   CHIPS_PER_HOST="${CHIPS_PER_HOST:-$((CHIPS < most ? CHIPS : most))}"
+  if ! [[ "$CHIPS_PER_HOST" =~ ^[1-9][0-9]*$ ]] || ((CHIPS % CHIPS_PER_HOST)); then
+    refuse "CHIPS_PER_HOST is '$CHIPS_PER_HOST'; it must divide the $CHIPS chips of $TOPOLOGY"
+  fi
   HOSTS=$((CHIPS / CHIPS_PER_HOST))
   export CHIPS ACCELERATOR_TYPE RUNTIME GKE_CHIP CHIPS_PER_HOST HOSTS
 }
@@ -96,15 +99,16 @@ on_workers() {
   run gcloud compute tpus tpu-vm ssh "$TPU_NAME" --project="$PROJECT" --zone="$ZONE" --worker=all --command="$1"
 }
 
-# READY, WAITING (it will come), LOST (it will not come back), ABSENT, or UNKNOWN (the cloud did not say).
+# READY, WAITING (it will come), LOST (it will not come back), FAILED (the request was taken and could not be met),
+# ABSENT, or UNKNOWN (the cloud did not say).
 slice_state() {
   local state
   if [[ "$QUEUED" == 1 ]]; then
     state="$(described queued-resources 'value(state.state)')"
     case "$state" in
       ACTIVE) ;; # then its node says more
-      SUSPENDING | SUSPENDED | FAILED | DELETING) printf LOST && return ;;
-      ABSENT | UNKNOWN) printf '%s' "$state" && return ;;
+      SUSPENDING | SUSPENDED | DELETING) printf LOST && return ;;
+      FAILED | ABSENT | UNKNOWN) printf '%s' "$state" && return ;;
       *) printf WAITING && return ;;
     esac
   fi

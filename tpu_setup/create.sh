@@ -10,6 +10,12 @@ lost() {
   exit 75
 }
 
+failed() {
+  say "error: the cloud could not make $TPU_NAME: $(described queued-resources 'value(state.failedData.error.message)')"
+  say "take it away with tpu_setup/delete.sh before you ask again"
+  exit 1
+}
+
 need PROJECT ZONE
 hardware
 flag="$(pricing_flag)"
@@ -26,7 +32,8 @@ case "$state" in
       run gcloud compute tpus tpu-vm create "$TPU_NAME" "${options[@]}"
     fi
     ;;
-  LOST) lost "is lost (preempted or failed)" ;;
+  LOST) lost "is lost (preempted)" ;;
+  FAILED) failed ;;
   UNKNOWN)
     say "error: the cloud does not say whether $TPU_NAME exists (its words are above); nothing was created"
     exit 1
@@ -38,6 +45,7 @@ esac
 absent=0
 until state="$(slice_state)" && [[ "$state" == READY ]]; do
   [[ "$state" != LOST ]] || lost "was lost before it was ready"
+  [[ "$state" != FAILED ]] || failed
   # A request shows at once, as a rule; one that has been deleted never does.
   if [[ "$state" == ABSENT ]]; then absent=$((absent + 1)); else absent=0; fi
   (( absent < 5 )) || lost "is gone: its request was deleted"
