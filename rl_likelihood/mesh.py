@@ -49,16 +49,17 @@ def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = 
         )
     if not on_tpu or len(devices) == 1:
         return Mesh(np.asarray(devices).reshape(shape), AXES)
-    if slices > 1:
-        inner = (shape[0] // slices, *shape[1:])
-        placed = mesh_utils.create_hybrid_device_mesh(
-            inner, (slices, 1, 1), devices, allow_split_physical_axes=True
-        )
-    else:
-        try:
+    inner = (shape[0] // slices, *shape[1:])
+    try:
+        if slices > 1:
+            placed = mesh_utils.create_hybrid_device_mesh(
+                inner, (slices, 1, 1), devices, allow_split_physical_axes=True
+            )
+        else:
             placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        except (AssertionError, NotImplementedError, ValueError):  # a part of a slice is no torus
-            placed = np.asarray(devices).reshape(shape)
+    except (AssertionError, NotImplementedError, ValueError):  # a part of a slice is no torus
+        by_slice = sorted(devices, key=lambda d: getattr(d, "slice_index", 0))  # stable: as they were within each
+        placed = np.asarray(by_slice).reshape(shape)
     return Mesh(placed, AXES)
 
 

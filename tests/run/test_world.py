@@ -95,11 +95,16 @@ def test_all_processes_choose_one_mesh_with_equal_parts_or_refuse_it_alike(owner
     assert mesh is None or next(iter(found))[0] == mesh
 
 
-@pytest.mark.parametrize("topology, slices", [("v5e:4x4", 1), ("v5e:4x4", 2), ("v6e:4x4", 1), ("v5p:2x2x4", 1)])
-def test_so_do_those_of_a_slice(topology, slices):
+@pytest.mark.parametrize(
+    "topology, slices, of_sampler",
+    [("v5e:4x4", 1, "shared"), ("v5e:4x4", 2, "shared"), ("v6e:4x4", 1, "shared"), ("v5p:2x2x4", 1, "shared"),
+     ("v5e:4x4", 1, "3"), ("v5e:4x4", 2, "3"), ("v5p:2x2x2", 2, "3")],
+)  # fmt: skip
+def test_so_do_those_of_a_slice(topology, slices, of_sampler):
     pytest.importorskip("libtpu")
     devices = aot.target(topology, slices).devices
     c = open_mesh(train__prompts_per_step=8, sampler__group_size=32, train__micro_batch_prompts=4)
+    c.sampler.devices = of_sampler
     places = [make_places(c, devices, p) for p in sorted({d.process_index for d in devices})]
     found = {(*p.learner.shape.values(), len(p.own), p.chains.stop - p.chains.start) for p in places}
     assert len(found) == 1, found
