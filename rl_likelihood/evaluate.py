@@ -28,7 +28,7 @@ from rl_likelihood.pod import checkpoint, distributed
 from rl_likelihood.report import metrics
 from rl_likelihood.run.command import base, define_processes, from_flags, run_main
 from rl_likelihood.run.evaluation import evaluate
-from rl_likelihood.run.world import load, make_places, param_shardings, run_on
+from rl_likelihood.run.world import known_model, load, make_places, param_shardings, run_on
 from rl_likelihood.shapes import UserError
 
 # What a checkpoint was trained with and an evaluation of it must share: where it comes from, how it is to answer, and
@@ -50,7 +50,8 @@ def main() -> None:
     if workdir is not None:
         distributed.by_first(lambda: check_workdir(Path(workdir), configs.flatten(c)))
     places = make_places(c)
-    world, params = load(settings, training=False, places=places)
+    known = None if workdir is None else known_model(c, *checkpoint.describe(workdir))
+    world, params = load(settings, training=False, places=places, known=known)
     if workdir is not None:
         at = functools.partial(param_shardings, places.learner)
         model, params, step, _ = checkpoint.restore_params(workdir, step, at)

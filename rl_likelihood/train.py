@@ -22,11 +22,9 @@ from ml_collections import ConfigDict
 from rl_likelihood import config as configs
 from rl_likelihood import mesh as meshes
 from rl_likelihood.data import sources
-from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
-from rl_likelihood.model import assets
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.pod import checkpoint, distributed
 from rl_likelihood.report import metrics as reports
@@ -43,7 +41,7 @@ from rl_likelihood.run.lock import lock
 from rl_likelihood.run.micro_batch import with_micro_batch
 from rl_likelihood.run.source import Source, write_samples
 from rl_likelihood.run.warm_start import warm_start, with_worked_examples
-from rl_likelihood.run.world import World, load, make_places, run_on, using
+from rl_likelihood.run.world import World, known_model, load, make_places, using
 from rl_likelihood.shapes import TrainState, UserError
 
 CONFIG, INITIAL = "config.json", "initial"
@@ -349,23 +347,6 @@ def begun(workdir: Path) -> bool:
         or (workdir / INITIAL).exists()
         or any((workdir / name).exists() and (workdir / name).stat().st_size for name in written)
     )
-
-
-def known_model(
-    c: ConfigDict, model: ModelConfig, params: Params, path: str, meta: dict[str, Any]
-) -> tuple[ModelConfig, Params, str] | None:
-    """The model as the workdir's checkpoints describe it, with its parameters' shapes and the path of its tokenizer: a
-    run that goes on reads no weights of model.path, which need not be there any more; its tokenizer must.
-
-    None where they are to be read all the same: --force has named another model, which may not fit.
-    """
-    old = meta.get("config", {})
-    if (old.get("model.path"), old.get("model.preset")) != (c.model.path, c.model.preset):
-        return None
-    elsewhere = path != BYTES and not Path(path).exists() and not (Path(c.model.path) / checkpoint.FOLDER).is_dir()
-    if elsewhere:  # this host has the model in another place than the one that saved
-        path = str(Path(assets.resolve(c.model.path)).resolve())
-    return run_on(model, c, jax.default_backend()), params, path
 
 
 def go_on_tracking(workdir: Path, tracking_id: str | None) -> None:

@@ -97,7 +97,9 @@ def _connections() -> dict[int, socket.socket]:
     if not first():
         host, port, token = share(None)
         return {0: reach(host, port, bytes.fromhex(token), _number)}
-    with socket.create_server(("", 0), backlog=jax.process_count() + 16) as server:
+    both = socket.has_dualstack_ipv6()  # the others may come either way
+    family, backlog = socket.AF_INET6 if both else socket.AF_INET, jax.process_count() + 16
+    with socket.create_server(("", 0), family=family, backlog=backlog, dualstack_ipv6=both) as server:
         host, _, token = share([_address(), server.getsockname()[1], secrets.token_hex(TOKEN)])
         return admit(server, bytes.fromhex(token), jax.process_count(), host)
 
@@ -107,6 +109,14 @@ def _address() -> str:
     from which this process reaches it."""
     host = runtime.global_state.coordinator_address.rpartition(":")[0].strip("[]")
     return host if runtime.global_state.process_id == 0 else address_towards(host)
+
+
+def say_error(text: str) -> None:
+    """The one line of this process about why it ends; the watch adds none of its own."""
+    if _watching:
+        _watching[0].quiet()
+    sys.stdout.flush()
+    os.write(sys.stderr.fileno(), f"error: {text}\n".encode())  # at once: other processes write there too
 
 
 def finish(code: int = 0, together: bool = True, why: str = "") -> None:

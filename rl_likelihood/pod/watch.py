@@ -14,6 +14,7 @@ import time
 from rl_likelihood.shapes import UserError
 
 LOST = 1  # exit code of a process that has lost another
+REFUSED = 2  # of one that refused its input: another start is of no use
 ADVICE = "hosts must be able to reach each other on any port: open the firewall between the workers"
 TOKEN = 16  # bytes
 
@@ -90,19 +91,25 @@ class Watch:
         """Process `number`'s, with its connections by the number of the other."""
         self.number, self.peers, self.heartbeat = number, peers, heartbeat
         self.over = False
+        self.turn = threading.Lock()  # of the one who says why this process ends: the watch, or who calls `quiet`
 
     def begin(self) -> None:
         """Watch from now to the end of the process."""
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
+    def quiet(self) -> None:
+        """Say nothing more: this process is about to end, and says why itself."""
+        with self.turn:
+            self.over = True
+
     def leave(self) -> None:
         """No more: this process is about to end as it should."""
-        self.over = True
+        self.quiet()
         self._send("quit")
 
     def fail(self, code: int, why: str) -> None:
         """This process is about to end by an error of its own, with `code`: the others end with it too."""
-        self.over = True
+        self.quiet()
         self._send(f"failed {code} {why}" if self.number else f"end {code}")
 
     def _send(self, line: str) -> None:
@@ -152,15 +159,20 @@ class Watch:
         code, _, why = rest.partition(" ")
         if word == "end" and not self.over:
             os._exit(int(code))
-        if word == "failed":
+        if word == "failed" and int(code) == REFUSED:
+            self._end(f"process {number} refuses: {why}", REFUSED)
+        elif word == "failed":
             self._lost(number, f"has failed ({why})", int(code))
 
     def _lost(self, number: int, how: str, code: int = LOST) -> None:
-        if self.over:
-            return
-        if self.number <= 1:
-            line = f"error: process {number} {how}; all end; start all again to resume from the last checkpoint\n"
-            os.write(sys.stderr.fileno(), line.encode())
-        if self.number == 0:
-            self._send(f"end {code}")
-        os._exit(code)  # nothing that waits for the lost one may be waited for
+        self._end(f"process {number} {how}; all end; start all again to resume from the last checkpoint", code)
+
+    def _end(self, why: str, code: int) -> None:
+        with self.turn:
+            if self.over:
+                return
+            if self.number <= 1:
+                os.write(sys.stderr.fileno(), f"error: {why}\n".encode())
+            if self.number == 0:
+                self._send(f"end {code}")
+            os._exit(code)  # nothing that waits for the lost one may be waited for

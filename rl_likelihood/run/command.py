@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from rl_likelihood.config import apply_preset, flatten
 from rl_likelihood.model.assets import cache_dir
 from rl_likelihood.pod import distributed
-from rl_likelihood.pod.watch import Unreachable
+from rl_likelihood.pod.watch import LOST, REFUSED, Unreachable
 from rl_likelihood.shapes import UserError
 
 
@@ -71,8 +71,8 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
         except UserError as error:
             shared = isinstance(error, distributed.SharedRefusal)
             if distributed.first() or not shared:
-                print(f"error: {error}", file=sys.stderr)
-            code = 1 if isinstance(error, Unreachable) else 2  # 2: another start is of no use
+                distributed.say_error(str(error))
+            code = LOST if isinstance(error, Unreachable) else REFUSED
             distributed.finish(code, together=shared, why=str(error))
             sys.exit(code)
         except distributed.SharedFailure:

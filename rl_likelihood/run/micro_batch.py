@@ -28,6 +28,7 @@ from rl_likelihood.shapes import CHAIN, REFERENCE, Batch, UserError
 
 FILE = "MICRO_BATCH"
 ROUNDS = 3  # timed runs, of which the fastest counts
+LARGER = "rl_likelihood.plan says what would"
 WORSE = 1.05  # this much slower a prompt than the best is not noise
 
 
@@ -69,13 +70,13 @@ def measured(world: World, params: Params) -> dict[int, float]:
         if len(times) <= ROUNDS:
             # Of several processes the others wait in the program that is over here: they cannot be told to go on.
             if distributed.several():
-                raise UserError(refusal(k, f"set train.micro_batch_prompts={max(found, default=1)}"))
+                raise UserError(refusal(k, f"set train.micro_batch_prompts={max(found)}" if found else LARGER))
             break
         found[k] = distributed.share(min(times[1:]) / k)
         if found[k] > WORSE * min(found.values()):
             break
     if not found:
-        raise distributed.SharedRefusal(refusal(k, "rl_likelihood.plan says what would"))
+        raise distributed.SharedRefusal(refusal(k, LARGER))
     return found
 
 

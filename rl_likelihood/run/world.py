@@ -177,6 +177,24 @@ def load_model(c: ConfigDict, mesh: Mesh | None = None) -> tuple[ModelConfig, Pa
     return run_on(cfg, c, jax.default_backend()), params, path
 
 
+def known_model(
+    c: ConfigDict, model: ModelConfig, params: Params, path: str, meta: dict[str, Any]
+) -> tuple[ModelConfig, Params, str] | None:
+    """The model as a workdir's checkpoints describe it (`checkpoint.describe`), its parameters' shapes and the path
+    of its tokenizer: who goes on from one reads no weights of model.path, which need not be there any more; its
+    tokenizer must.
+
+    None where they are to be read all the same: --force has named another model, which may not fit.
+    """
+    old = meta.get("config", {})
+    if (old.get("model.path"), old.get("model.preset")) != (c.model.path, c.model.preset):
+        return None
+    elsewhere = path != BYTES and not Path(path).exists() and not (Path(c.model.path) / checkpoint.FOLDER).is_dir()
+    if elsewhere:  # this host has the model in another place than the one that saved
+        path = str(Path(assets.resolve(c.model.path)).resolve())
+    return run_on(model, c, jax.default_backend()), params, path
+
+
 def using(mesh: Mesh | None):
     """A context in which programs are traced over `mesh`: the splash kernel and `mesh.gathered` have to know it."""
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

@@ -327,6 +327,64 @@ def test_a_process_tells_the_others_the_address_from_which_it_reaches_them():
     assert watch.address_towards("127.0.0.1") == "127.0.0.1"
 
 
+@pytest.mark.slow
+def test_a_refusal_of_all_is_one_line_of_the_first_and_no_word_of_a_restart(tmp_path):
+    both = start(config_file(tmp_path, **{"mesh.fsdp": 3}), tmp_path / "run")
+    lines = [said(p) for p in both]
+    assert [p.returncode for p in both] == [2, 2], lines
+    assert len(lines[0]) == 1 and "12 devices, but there are 8" in lines[0][0], lines
+    assert "start all again" not in lines[0][0] and len(lines[1]) <= 1, lines
+
+
+# Two processes, each with a folder of its own for what a share shows it: late, or never.
+SEEN_LATE = """
+import os, sys
+from pathlib import Path
+os.environ["XLA_FLAGS"] = ""
+from rl_likelihood.pod import distributed
+from rl_likelihood.pod.watch import Unreachable
+me = int(sys.argv[2])
+distributed.start(sys.argv[1], 2, me)
+seen = Path(sys.argv[3]) / str(me)
+distributed.await_file(seen / "late", seconds=60)
+distributed.await_file(seen / "gone", there=False, seconds=60)
+print("agreed", flush=True)
+for there, name in ((True, "never"), (False, "stays")):
+    try:
+        distributed.await_file(seen / name, there, seconds=0.5)
+    except distributed.SharedRefusal as error:
+        print(isinstance(error, Unreachable), str(error).partition(": ")[2], flush=True)
+distributed.finish()
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_sees_late_is_waited_for_and_what_it_never_sees_is_refused_by_both(tmp_path):
+    for folder, names in (("0", ("late", "never")), ("1", ("gone", "stays"))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    coordinator = f"127.0.0.1:{free_port()}"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", SEEN_LATE, coordinator, str(i), str(tmp_path)], cwd=ROOT, env=environment(),
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    time.sleep(8)
+    assert [p.poll() for p in both] == [None, None]
+    (tmp_path / "1" / "late").touch()
+    (tmp_path / "1" / "gone").unlink()
+    again = "start all again"
+    words = [
+        "agreed",
+        f"True process 1 cannot see it after 0.5 s, though process 0 can; {again}",
+        f"True process 1 can see it still after 0.5 s, though process 0 cannot; {again}",
+    ]
+    assert [said(p, 60) for p in both] == [words, words]
+
+
 def test_the_watch_admits_only_those_who_know_its_token():
     token, wrong = b"t" * watch.TOKEN, b"w" * watch.TOKEN
     with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
