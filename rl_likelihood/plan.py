@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -212,10 +213,13 @@ def _divides(c: ConfigDict, where: Target) -> bool:
     return True
 
 
+Stage = Callable[[ConfigDict, Target], list[dict[str, Any]]]  # `changes`, the step's, or `sampler_changes`
+
+
 def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, search: bool) -> str:
     """One sentence: the cheapest change that makes it fit, found by compiling, the learner's step first and then the
     sampler; or what to turn to."""
-    memory, c, found = plan["memory"], settings.config, {}
+    memory, c = plan["memory"], settings.config
     rows = {row["name"]: row for row in plan["programs"]}
     bad = [name for name, row in rows.items() if not row["fits"]]
     of_sampler = [name for name in bad if name != "learner step"]
@@ -223,40 +227,54 @@ def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, se
     if of_sampler:
         half = "" if model.compute_dtype == "bfloat16" else "set model.compute_dtype=bfloat16, "
         last = f"lower train.prompts_per_step, sampler.group_size or sampler.max_chain, {half}{last}"
-    stages = [([name for name in bad if name not in of_sampler], changes), (of_sampler, sampler_changes)]
-    fitting = [tries for names, tries in stages if not names]
-    stages = [(names, tries) for names, tries in stages if names]
+    stages = [changes] * (len(bad) > len(of_sampler)) + [sampler_changes] * bool(of_sampler)
     if not search:
-        named = dict.fromkeys(name for _, tries in stages for change in tries(c, where) for name in change)
+        named = dict.fromkeys(name for stage in stages for change in stage(c, where) for name in change)
         turn = f"turn to {', '.join(named)} (--search finds the cheapest by compiling), {last}"
         return f"too large: {', '.join(bad)}; {turn}"
-    for names, tries in stages:
+
+    def fits(new: ConfigDict, stage: Stage) -> bool:
+        smaller = dataclasses.replace(model, remat=new.model.remat)
+        if stage is changes:
+            return _step_fits(configs.build(new), smaller, where, memory - rows["learner step"]["others"])
+        return _sampler_fits(configs.build(new), smaller, where, memory)
+
+    found, stuck = cheapest(c, where, stages, fits)
+    if stuck is None:
+        return f"it fits with {shown(found)}"
+    names = of_sampler if stuck is sampler_changes else ["learner step"]
+    tried = "; ".join(map(shown, stuck(changed(c, found), where))) or "nothing, as nothing divides"
+    besides = f" besides {shown(found)}, with which the learner's step fits," if found else ""
+    untold = f"too large: {', '.join(names)}; no change that was tried{besides} makes it fit"
+    return f"{untold}; tried: {tried}: {last}"
+
+
+def cheapest(
+    c: ConfigDict, where: Target, stages: list[Stage], fits: Callable[[ConfigDict, Stage], bool]
+) -> tuple[dict[str, Any], Stage | None]:
+    """The cheapest changes with which all `stages` fit, one after the other, and None; or those found so far, and the
+    stage that nothing helps. Of two stages the one that is not given fits as it is."""
+    found: dict[str, Any] = {}
+    fitting = [stage for stage in (changes, sampler_changes) if stage not in stages]
+    for stage in stages:
         base = changed(c, found)
-        for change in tries(base, where):
-            new = changed(base, change)
+        moved = any(name.startswith("mesh.") for name in found)  # what did not fit may do so on the other mesh
+        for change in [*([{}] if moved else []), *stage(base, where)]:
             print(f"trying {shown(found | change)} ...", file=sys.stderr, flush=True)
-            smaller = dataclasses.replace(model, remat=new.model.remat)
             # On another mesh no program is the one that was seen to fit.
-            judged = [tries, *fitting] if any(name.startswith("mesh.") for name in change) else [tries]
-            beside = rows["learner step"]["others"]
+            judged = [stage, *fitting] if any(name.startswith("mesh.") for name in change) else [stage]
             try:
-                built = configs.build(new)
-                fits = (changes not in judged or _step_fits(built, smaller, where, memory - beside)) and (
-                    sampler_changes not in judged or _sampler_fits(built, smaller, where, memory)
-                )
+                good = all(fits(changed(base, change), which) for which in judged)
             except UserError as error:  # what has been found stays worth saying
                 print(error, file=sys.stderr, flush=True)
                 continue
-            if fits:
+            if good:
                 found |= change
-                fitting.append(tries)
+                fitting.append(stage)
                 break
         else:
-            tried = "; ".join(map(shown, tries(base, where))) or "nothing, as nothing divides"
-            besides = f" besides {shown(found)}, with which the learner's step fits," if found else ""
-            untold = f"too large: {', '.join(names)}; no change that was tried{besides} makes it fit"
-            return f"{untold}; tried: {tried}: {last}"
-    return f"it fits with {shown(found)}"
+            return found, stage
+    return found, None
 
 
 def _step_fits(settings: Settings, model: ModelConfig, where: Target, room: float) -> bool:

@@ -228,6 +228,34 @@ def test_a_sampler_that_does_not_fit_gets_fewer_rows_at_one_time():
     assert both == "it fits with --config.train.micro_batch_prompts=4 --config.sampler.slots=64"
 
 
+WIDER = {"mesh.data": 1, "mesh.fsdp": 8}
+
+
+@pytest.mark.parametrize(
+    "stages, needs, found, stuck",
+    [
+        # The mesh that the step needs is enough for the sampler: no slots beside it.
+        (("step", "sampler"), {"step": 8, "sampler": 8}, WIDER, None),
+        # A mesh that the step needs must leave the sampler, which did fit, its room, and the other way round.
+        (("step",), {"step": 8, "sampler": 1}, {}, "step"),
+        (("sampler",), {"step": 1, "sampler": 8}, {}, "sampler"),
+        (("step",), {"step": 8, "sampler": 8}, WIDER, None),
+        # What the step needs is said where the sampler cannot be helped.
+        (("step", "sampler"), {"step": 8, "sampler": 9}, WIDER, "sampler"),
+    ],
+)
+def test_the_search_judges_all_programs_of_another_mesh(stages, needs, found, stuck):
+    c = small_config(train__prompts_per_step=8, sampler__group_size=16, mesh__data=8, mesh__fsdp=1, mesh__tensor=1)
+    c.sampler.slots = 8  # of which no device has one to spare
+    by_name = {"step": plan.changes, "sampler": plan.sampler_changes}
+    names = {stage: name for name, stage in by_name.items()}
+    result = plan.cheapest(
+        c, aot.target("cpu:8"), [by_name[name] for name in stages],
+        lambda new, stage: new.mesh.fsdp == needs[names[stage]],
+    )  # fmt: skip
+    assert result == (found, stuck and by_name[stuck])
+
+
 def test_a_sampler_that_does_not_fit_names_its_own_settings():
     short = small_plan(memory=1000)
     assert short["fits"] is False and "sampler.group_size" in short["advice"]
