@@ -7,7 +7,8 @@ two rewards, or means over several, question by question of the last evaluations
 them have. Intervals are percentiles of 2,000 bootstrap samples of the questions; they say nothing of other seeds, so
 each seed's own difference stands beside. An ordering appears where the interval and every seed are on its side, and is
 contradicted where they are on the other; equality appears where the whole interval lies within the margin that the
-claim names, and is contradicted where it lies outside.
+claim names, and is contradicted where it lies outside. A model fine-tuned on answers alone, sft, is asked without a
+chain, as in the papers.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ LOG, EXACT, BETWEEN = ("log_prob", "avg_log_prob"), ("base_rl", "prob"), ("avg_p
 UNITS = {
     "greedy_success": ("points", "{:+.1f}", 100), "sampled_success": ("points", "{:+.1f}", 100),
     "log_prob_mc1": ("nats", "{:+.3f}", 1), "chain_length": ("tokens", "{:+.1f}", 1),
+}  # fmt: skip
+WITHOUT_CHAIN = {
+    "greedy_success": "greedy_success_no_chain", "sampled_success": "sampled_success_no_chain",
+    "log_prob_mc1": "log_prob_no_chain", "chain_length": "chain_length_no_chain",
 }  # fmt: skip
 Runs = dict[tuple[str, int], np.ndarray]  # (reward, seed) -> [questions]
 
@@ -109,9 +114,10 @@ def read_runs(root: Path, file: str) -> dict[tuple[str, str], Runs]:
         for name, row in last + first:
             _, records = statistics.read_records(str(folder / row["records"]))
             columns = statistics.columns(records)
-            for metric in UNITS.keys() & columns.keys():
-                if np.isfinite(columns[metric]).all():
-                    out.setdefault((labels["task"], metric), {})[name, int(labels["seed"])] = columns[metric]
+            for metric in UNITS:
+                values = columns.get(WITHOUT_CHAIN.get(metric, metric) if name == "sft" else metric)
+                if values is not None and np.isfinite(values).all():
+                    out.setdefault((labels["task"], metric), {})[name, int(labels["seed"])] = values
     return out
 
 
