@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -115,13 +116,17 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
     Raises UserError for a file that is missing, or a line that is no row, naming file and line.
     """
+    return list(rows(path))
+
+
+def rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """What `read` gives, one row at a time: a file of samples can be larger than memory."""
     path = Path(path)
     try:
         with open(path, "rb") as f:
-            rows = [_parse(path, i, line) for i, line in enumerate(f, 1)]
+            yield from (row for i, line in enumerate(f, 1) if (row := _parse(path, i, line)) is not None)
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror or e}); give the folder of a run") from e
-    return [row for row in rows if row is not None]
 
 
 def truncate(path: str | Path, step: int) -> int:

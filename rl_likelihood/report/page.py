@@ -23,13 +23,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from rl_likelihood.report import figures as grids
-from rl_likelihood.report import metrics, plots, table
-from rl_likelihood.report.page_parts import SCRIPT, STYLE, TEMPLATE
+from rl_likelihood.report import metrics, page_chains, plots, table
+from rl_likelihood.report.page_parts import STYLE, TEMPLATE
+from rl_likelihood.report.page_script import SCRIPT
 from rl_likelihood.shapes import UserError
 
-# Title, metric of training, metric of evaluation, and how its axis runs.
+# Title, metric of training, metric of evaluation, how its axis runs, and whether it is for runs of one reward only.
 PANELS: tuple[dict[str, Any], ...] = (
-    {"title": "Reward in training", "train": "reward/mean", "heldout": ""},
+    {"title": "Reward in training", "train": "reward/mean", "heldout": "", "one": True},
     {"title": "Greedy success, held-out questions", "train": "", "heldout": "greedy_success", "percent": True},
     {"title": "Sampled success, held-out questions", "train": "", "heldout": "sampled_success", "percent": True},
     {"title": "Perplexity of the answer", "train": "answer/perplexity", "heldout": "perplexity", "log": True},
@@ -37,6 +38,7 @@ PANELS: tuple[dict[str, Any], ...] = (
     {"title": "Chain length, tokens", "train": "chain/length", "heldout": "chain_length"},
     {"title": "Chains that never open the answer", "train": "chain/truncated", "heldout": "truncated", "percent": True},
     {"title": "What the chain adds to the answer, nats", "train": "answer/chain_gain", "heldout": ""},
+    {"title": "Transition words in a hundred", "train": "chain/transition_words", "heldout": "transition_words"},
     {"title": "Entropy of the policy, nats", "train": "policy/entropy", "heldout": ""},
     {"title": "Answer term's share of the gradient", "train": "grad/answer_share", "heldout": "", "percent": True},
 )
@@ -52,17 +54,33 @@ def write(
     blocks: Sequence[table.Block],
     figures: Mapping[str, Figure],
     paper: Sequence[Mapping[str, Any]] = (),
+    one_start: bool = True,
+    limit: int = page_chains.CHAINS,
 ) -> None:
-    """Writes the page of `runs` to `path`, with these tables and figures in it; `rows` is the label with a colour."""
-    seen = []
+    """Writes the page of `runs` to `path`, with these tables and figures in it; `rows` is the label with a colour.
+
+    one_start: the runs of a table begin at the same model, so one's evaluation of step 0 is that of all.
+    limit: chains in the page, about; of more, each run gives those of evenly spaced steps, and the page says so.
+    """
+    counts = {workdir: page_chains.per_step(workdir) for workdir in dict.fromkeys(run.workdir for run in runs)}
+    share = page_chains.level([sum(steps.values()) for steps in counts.values()], limit)
+    found: dict[Path, dict[str, Any]] = {}
     for shared, lines in table.grouped(runs, rows).items():
-        seen += [run_data(run, rows, table.title_of(dict(shared))) for group in lines.values() for run in group]
+        here = [run for group in lines.values() for run in group]
+        first = table.starts(here) if one_start else {}
+        for run in here:
+            if run.workdir not in found:
+                found[run.workdir] = run_data(run, rows, first, counts[run.workdir], share)
+            found[run.workdir]["blocks"].append(table.title_of(dict(shared)))
+    seen = list(found.values())
     text = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE).render(
         title=title,
         doc=doc,
-        runs=[{k: r[k] for k in ("name", "state", "step", "chains")} for r in seen],
+        runs=[{k: r[k] for k in ("name", "state", "step", "chains", "written")} for r in seen],
         done=sum(r["state"] == "done" for r in seen),
         chains=sum(r["chains"] for r in seen),
+        written=sum(r["written"] for r in seen),
+        file=metrics.SAMPLES,
         blocks=[block_data(block, seen, paper) for block in blocks],
         caption=table.CAPTION + (" [ ]: as published." if paper else ""),
         figures=[{"name": name.replace("_", " "), "alt": name, "png": _png(f)} for name, f in figures.items()],
@@ -102,35 +120,48 @@ def block_data(block: table.Block, seen: Sequence[Mapping[str, Any]], paper: Seq
     head, *body = table.matrix(block, paper)
     lines = []
     for cells in body:
-        mine = (i for i, r in enumerate(seen) if r["row"] == cells[0] and r["block"] == block.title and r["chains"])
+        mine = (i for i, r in enumerate(seen) if r["row"] == cells[0] and block.title in r["blocks"] and r["chains"])
         lines.append({"cells": cells, "run": next(mine, None)})
     return {"title": block.title, "head": head, "body": lines}
 
 
-def run_data(run: table.Run, rows: str, block: str) -> dict[str, Any]:
-    """What the page knows of a run: its place in the tables, its curves, its sampled chains."""
+def run_data(
+    run: table.Run, rows: str, first: Mapping[str, dict], written: Mapping[int, int], share: int
+) -> dict[str, Any]:
+    """What the page knows of a run: its place in the tables, its curves, its sampled chains.
+
+    first: {seed: an evaluation of step 0}, for a run without one; written: {step: its chains}, of which about `share`
+    are taken.
+    """
     workdir = Path(run.workdir)
     status = metrics.read_status(workdir) or {"state": "new", "step": 0, "steps": 0}
-    train = metrics.read(workdir / metrics.METRICS) if (workdir / metrics.METRICS).exists() else []
-    heldout = table.evaluations(workdir)
-    step = max([int(status["step"]), *(row["step"] for row in train[-1:])])
-    groups = groups_of(grids.samples_of(workdir))
+    curves = grids.loaded(run, first)
+    step = max([int(status["step"]), *(row["step"] for row in curves["train"][-1:])])
+    groups = page_chains.read(workdir, page_chains.kept(written, share))
     labels = dict(run.labels)
     name = ", ".join(f"{k} {v}" for k, v in labels.items()) or workdir.name
-    here = {k: labels[k] for k in (rows, table.SEED) if k in labels}
     return {
         "name": name,
-        "short": ", ".join(v if k == rows else f"{k} {v}" for k, v in here.items()) or name,
         "row": labels.get(rows, name),
         "seed": labels.get(table.SEED, ""),
-        "block": block,
+        "reward": reward_of(workdir) or labels.get(rows, name),
+        "blocks": [],
         "state": status["state"],
         "step": f"{step}/{status['steps']}" if status["steps"] else "-",
-        "train": {p["train"]: curve(train, p["train"]) for p in PANELS if p["train"]},
-        "heldout": {p["heldout"]: curve(heldout, p["heldout"]) for p in PANELS if p["heldout"]},
+        "train": {p["train"]: curve(curves["train"], p["train"]) for p in PANELS if p["train"]},
+        "heldout": {p["heldout"]: curve(curves["heldout"], p["heldout"]) for p in PANELS if p["heldout"]},
         "groups": groups,
         "chains": sum(len(g["chains"]) for g in groups),
+        "written": sum(written.values()),
     }
+
+
+def reward_of(workdir: Path) -> str:
+    """The reward that a run was trained on, as its config.json says; nothing for a run that has not begun."""
+    try:
+        return json.loads((workdir / "config.json").read_text(encoding="utf-8"))["reward.name"]
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[list]:
@@ -145,30 +176,6 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[list]:
     return out
 
 
-def groups_of(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Sampled chains by step and prompt, each prompt once with its chains: what all share is said once."""
-    groups: dict[tuple[int, str], dict[str, Any]] = {}
-    for row in samples:
-        key = (row["step"], row["id"])
-        if key not in groups:
-            groups[key] = {
-                "step": row["step"], "id": row["id"], "prompt": row["prompt"], "tokens": row["answer_tokens"],
-                "scored": row["scored"], "bare": _rounded(row.get("answer_logp_no_chain")), "chains": [],
-            }  # fmt: skip
-        rewards = {k.removeprefix("reward/"): row[k] for k in row if k.startswith("reward/")}
-        groups[key]["chains"].append({
-            "chain": row["chain"], "forced": row["forced"], "sampled": row["sampled_answer"],
-            "logp": _rounded(row["answer_logp"]), "reward": row["reward"], "rewards": rewards,
-            "advantage": row["advantage"], "truncated": row["truncated"],
-        })  # fmt: skip
-    return list(groups.values())
-
-
-def _rounded(values: Sequence[float] | None) -> list[float] | None:
-    """Three decimals are what is shown; a log-prob that is not finite has been written as null: -1000."""
-    return None if values is None else [-1000.0 if v is None else round(v, 3) for v in values]
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rl_likelihood.report.page", description="A page of one or several runs.")
     parser.add_argument("run_dir", nargs="+", help="the --workdir of a run")
@@ -179,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         for run in runs:
             plots.load(run.workdir)  # refuses a folder that holds no run
         blocks = [table.stages(run) for run in runs if table.evaluations(run.workdir)]
-        write(args.out, ", ".join(run.labels["run"] for run in runs), "", runs, "run", blocks, {})
+        write(args.out, ", ".join(run.labels["run"] for run in runs), "", runs, "run", blocks, {}, one_start=False)
         print(args.out)
     except UserError as e:
         print(e, file=sys.stderr)

@@ -4,13 +4,12 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
-from rl_likelihood.report import metrics, page, table
+from rl_likelihood.report import metrics, page, page_chains, table
 from rl_likelihood.report.table import Run
 from tests.report.test_figures import evaluation, sample, write_run
 
@@ -131,9 +130,11 @@ def test_long_curves_are_means_over_stretches():
 def test_chains_are_grouped_and_what_they_share_is_said_once():
     rows = [sample("a", -1.0, 2, "x") | {"step": 1}, sample("a", -2.0, 2, "y") | {"step": 1}]
     rows += [sample("a", -3.0, 2, "z") | {"step": 2, "answer_logp_no_chain": [-0.1234, None]}]
-    one, two = page.groups_of(rows)
+    one, two = page_chains.groups_of(rows)
     assert [c["chain"] for c in one["chains"]] == ["x", "y"] and one["bare"] is None
     assert (two["step"], two["bare"]) == (2, [-0.123, -1000.0])
+    (tiny,) = page_chains.groups_of([sample("a", -80.0, 1, "x") | {"step": 1, "reward/prob": 0.0}])
+    assert tiny["chains"][0]["rewards"]["prob"] == pytest.approx(np.exp(-80.0)), "a file has rounded it to nothing"
 
 
 def test_a_grid_that_has_not_begun_is_a_page_too(tmp_path):
@@ -151,24 +152,61 @@ def test_the_command(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+def test_every_run_begins_at_the_untouched_model_of_its_seed(tmp_path):
+    first = {"greedy_success": 0.1, "perplexity": 9.0}
+    one = write_run(tmp_path / "one", evaluation(0.5, 2.0), first)
+    other = write_run(tmp_path / "other", evaluation(0.6, 3.0))
+    rows = [row for row in metrics.read(other / metrics.EVAL) if row["step"] > 0]
+    (other / metrics.EVAL).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = [Run({"reward": "prob", "seed": "0"}, one), Run({"reward": "jepo", "seed": "0"}, other)]
+    greedy = [r["heldout"]["greedy_success"] for r in data_of(write(tmp_path, runs))["runs"]]
+    assert greedy == [[[0, 4], [0.1, 0.5]], [[0, 4], [0.1, 0.6]]]
+    apart = data_of(write(tmp_path, runs, one_start=False))["runs"]
+    assert apart[1]["heldout"]["greedy_success"] == [[4], [0.6]], "runs that are no grid share nothing"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no chromium")
-def test_a_browser_shows_ten_thousand_chains_and_runs_none_of_them(tmp_path):
-    run = nasty_run(tmp_path / "run")
-    with (run / metrics.SAMPLES).open("a") as f:
-        for i in range(10_000):
-            row = {"step": 3 + i // 16, **sample(f"q{i // 8}", -1.0, 30, f"chain number {i} " * 20)}
-            f.write(json.dumps(row) + "\n")
-    write(tmp_path, [Run({"reward": "prob", "seed": "0"}, run)], title="the title")
-    address = f"file://{tmp_path / 'report.html'}#run=0&step=1"
-    command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", address]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
-    body = dom.split('id="rollouts"')[1]
-    assert "<title>the title</title>" in dom, "nothing changed it"
-    assert "&lt;/script&gt;&lt;script&gt;document.title='owned'" in body
-    assert "<article" in body and body.count("<script") == 2
-    assert "<svg" in dom.split('id="charts"')[1].split('id="runs"')[0], "curves are drawn"
+def test_what_a_run_was_trained_on_is_its_config_s(tmp_path):
+    workdir = write_run(tmp_path / "a", evaluation(0.5, 2.0))
+    run = Run({"reward": "with a filter", "seed": "0"}, workdir)
+    assert data_of(write(tmp_path, [run]))["runs"][0]["reward"] == "with a filter"
+    (workdir / "config.json").write_text(json.dumps({"reward.name": "rlpr"}))
+    assert data_of(write(tmp_path, [run]))["runs"][0]["reward"] == "rlpr"
+
+
+def test_chains_are_shared_out_among_runs_and_steps():
+    assert page_chains.level([10, 20, 30], 60) == 30 and page_chains.level([], 60) == 0
+    assert page_chains.level([100, 100, 100], 60) == 20
+    assert page_chains.level([4, 100, 100], 60) == 28, "what the short run leaves"
+    steps = {s: 10 for s in range(1, 11)}
+    assert page_chains.kept(steps, 100) == set(steps)
+    assert page_chains.kept(steps, 40) == {1, 4, 7, 10}
+    assert page_chains.kept(steps, 3) == {10}, "a step is never cut: its chains are compared"
+    assert page_chains.kept({}, 3) == set()
+
+
+def test_a_page_of_too_many_chains_takes_even_steps_and_says_so(tmp_path):
+    runs = []
+    for reward, samples in (("prob", 1), ("jepo", 8)):
+        workdir = write_run(tmp_path / reward, evaluation(0.5, 2.0), steps=9, samples=samples)
+        runs.append(Run({"reward": reward, "seed": "0"}, workdir))
+    text = write(tmp_path, runs, limit=33)
+    few, many = data_of(text)["runs"]
+    assert (few["chains"], few["written"]) == (9, 9)
+    assert (many["chains"], many["written"]) == (24, 72)
+    assert sorted({g["step"] for g in many["groups"]}) == [1, 5, 9]
+    shown = " ".join(text.split())
+    assert "33 sampled chains of 81, those of evenly spaced steps" in shown and "<td>24 of 72</td>" in shown
+    assert "evenly spaced" not in write(tmp_path, runs, limit=81)
+
+
+def test_a_run_is_in_the_page_once_and_in_all_its_tables(tmp_path):
+    folders = [write_run(tmp_path / name, evaluation(0.5, 2.0), samples=2) for name in "abc"]
+    labels = ({"reward": "prob", "kl": "0"}, {"reward": "prob", "kl": "1"}, {"reward": "sft"})
+    runs = [Run({**label, "seed": "0"}, workdir) for label, workdir in zip(labels, folders, strict=True)]
+    seen = data_of(write(tmp_path, runs))["runs"]
+    assert len(seen) == 3
+    blocks = {r["name"]: r["blocks"] for r in seen}
+    for run in runs:
+        grouped = table.grouped(runs, "reward").items()
+        of_run = [table.title_of(dict(s)) for s, lines in grouped if any(run in group for group in lines.values())]
+        assert blocks[table.title_of(run.labels)] == of_run and of_run
