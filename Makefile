@@ -4,6 +4,7 @@
 #   make test         the tests (no torch, no network)
 #   make parity       our model against transformers on torch
 #   make pods         the long tests of pods: processes, kills, and compilation for TPUs (libtpu, no TPU)
+#   make sweeps       the long tests of sweeps: real runs that are killed, ray, the page in a browser
 #   make lint         ruff
 #   make bench        timed comparisons
 #   make clean        takes all of this away again
@@ -15,7 +16,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PYTHON ?=
 
-.PHONY: quickstart test learn parity pods lint bench clean
+.PHONY: quickstart test learn parity pods sweeps lint bench clean
 .DEFAULT_GOAL := test
 
 quickstart: $(VENV)/.test
@@ -33,6 +34,10 @@ parity: $(VENV)/.parity
 pods: $(VENV)/libtpu
 	PYTHONPATH=$(VENV)/libtpu $(RUN) -m pytest -q tests/pod tests/run/test_world.py tests/test_plan.py tests/test_tpu_setup.py \
 	  -m 'slow or not slow' -n auto --maxprocesses=2 --dist=loadfile
+
+sweeps: $(VENV)/.sweeps
+	$(RUN) -m pytest -q tests/test_sweep.py tests/run/test_grid.py tests/run/test_runners.py tests/run/test_ray_runner.py \
+	  tests/report -m 'slow or not slow'
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -66,4 +71,8 @@ $(VENV)/libtpu: $(VENV)/.test
 
 $(VENV)/.parity: $(VENV)/.test
 	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+	@touch $@
+
+$(VENV)/.sweeps: $(VENV)/.test
+	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,ray]'
 	@touch $@

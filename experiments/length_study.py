@@ -10,6 +10,8 @@
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=warm
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=from_warm
 
+Runs in another folder: ROOT=DIR in the environment of all these commands, and --root=DIR for the sweeps.
+
 Llama-3.2-3B-Instruct on NuminaProof, G = 4. plain: log_prob and avg_log_prob. length: both with r * min(|z| - l0, 0)
 added, l0 in 100, 150, 300, 500 (these points appear once the rates are there). kl: k3 with five coefficients. chains:
 the model's own chains, nothing learned; warm: supervised on the answer after them; from_warm: log_prob and sft from
@@ -26,6 +28,7 @@ perplexity at sft's (values in figures only).
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -41,7 +44,7 @@ from rl_likelihood.shapes import UserError  # noqa: E402
 
 RESOURCES = {"TPU": 4}
 ROWS = "method"
-ROOT = Path("runs/length_study")
+ROOT = Path(os.environ.get("ROOT") or "runs/length_study")  # as tpu_setup/sweep.sh has it; from_warm starts from there
 RATES = HERE / "results" / "length_rates.json"
 OWN_CHAINS = "data/numina_proof_chains.jsonl"
 DROP = 40  # 1.7: r is measured over the first 40 steps of the run without it
@@ -108,7 +111,7 @@ def rate(workdir: Path, reward: str) -> float:
 
     On training questions, which are new at every step of the first epoch, means of five steps at each end.
     """
-    rows = [row for row in metrics.read(workdir / metrics.METRICS) if row["step"] <= DROP]
+    rows = [row for row in _rows(workdir / metrics.METRICS) if row["step"] <= DROP]
     if len(rows) < DROP:
         raise UserError(f"{workdir} has {len(rows)} of the {DROP} steps that the rate is measured over; run it further")
     end = lambda key, part: statistics.fmean(row[key] for row in part)  # noqa: E731
@@ -120,6 +123,12 @@ def rate(workdir: Path, reward: str) -> float:
             "there is no drop to measure a rate on"
         )
     return float(f"{gained / lost:.2g}")
+
+
+def _rows(path: Path) -> list[dict]:
+    if not path.exists():
+        raise UserError(f"{path} is not there; run its point first, or name the folder of the runs by ROOT=DIR")
+    return metrics.read(path)
 
 
 def rates() -> None:
@@ -134,7 +143,7 @@ def rates() -> None:
 
 def chains() -> None:
     """The first closed chain of each question that the study=chains run sampled, as JSON lines with "chain"."""
-    samples = metrics.read(ROOT / point(own_chains()[0]).name / metrics.SAMPLES)
+    samples = _rows(ROOT / point(own_chains()[0]).name / metrics.SAMPLES)
     rows: dict[str, dict[str, str]] = {}
     for s in samples:
         if not s["truncated"] and s["id"] not in rows:

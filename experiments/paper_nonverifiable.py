@@ -2,7 +2,7 @@
 
     python -m rl_likelihood.data.prepare --dataset=alpaca --source=alpaca_data_cleaned.json --out=data --max_chars=3000
     python -m rl_likelihood.data.prepare --dataset=numina_proof --source=PATH --out=data --max_chars=3000
-    python -m rl_likelihood.sweep experiments/paper_nonverifiable.py --run --runner=ray --only kl=none
+    python -m rl_likelihood.sweep experiments/paper_nonverifiable.py --run --runner=ray --only kl!=0.01   # table 2
     python -m rl_likelihood.sweep experiments/paper_nonverifiable.py --table --paper
 
 44 runs: 2 models x 2 data sets x ({log_prob, avg_log_prob, prob, avg_prob, jepo} x {no KL, k3 x 0.01} and sft); the

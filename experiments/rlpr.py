@@ -5,8 +5,10 @@
 4 runs of Qwen2.5-7B. data/webinstruct/train.jsonl and heldout.jsonl, lines {"prompt", "answer"}, are yours to give: the
 paper's 77,000 prompts are WebInstruct without mathematics, filtered by GPT-4.1.
 
-Hardware: one v5p-16 slice (8 chips) a run. Time: not measured; 1,536 sequences of up to 3,072 tokens a step, 300 steps:
-about two days by the arithmetic of paper_verifiable.py.
+Hardware: one v5p-8 slice (4 chips on one host, which a ray task can have) a run: 7.6 billion parameters at 16 bytes are
+113 of its 383 GiB; not compiled for it. Time: not measured; 1,536 sequences of up to 3,072 tokens a step, 300 steps:
+about four days by the arithmetic of paper_verifiable.py, or two on a v5p-16, whose two hosts run one point together by
+tpu_setup/sweep.sh.
 
 What to expect (their ablation; TheoremQA and Minerva, which are not our held-out set): RLPR 55.4 / 56.5, no debiasing
 52.7 / 54.1, no filter 52.5 / 55.1, product of probabilities 33.5 / 34.2.
@@ -22,7 +24,7 @@ from pathlib import Path
 from rl_likelihood.run.grid import Overrides, named, product, sweep
 from rl_likelihood.shapes import UserError
 
-RESOURCES = {"TPU": 8}
+RESOURCES = {"TPU": 4}
 # 4.3: 8 chains, lr 1e-6, no KL, clip 0.2 / 0.27, token mean, T 1, prompt 2048, completion 3072. Steps: not stated.
 TRAINING: Overrides = {
     "config": "configs/base.py",

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
 from rl_likelihood.report import figures, page, plots, table
-from rl_likelihood.run import grid, runners
+from rl_likelihood.run import grid, ray_runner, runners
 from rl_likelihood.run.command import refuse_address
 from rl_likelihood.run.grid import Experiment, Point
 from rl_likelihood.shapes import UserError
@@ -38,10 +38,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     try:
-        return act(parser().parse_args(argv))
+        code = act(parser().parse_args(argv))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `--table | head` has seen enough
+        _to_nobody()
+        return 0
+
+
+def _to_nobody() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
     actions.add_argument("--table", action="store_true", help="rewards by metrics, over seeds")
     actions.add_argument("--report", action="store_true", help="tables, figures and a page to read")
     actions.add_argument("--prepare", action="store_true", help="make the files that points read; --run does it too")
-    p.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help="only points that have it")
+    only = "only points that have it; KEY!=VALUE: that do not"
+    p.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help=only)
     p.add_argument("--root", default="", help="folder of the runs; runs/NAME by default")
     p.add_argument("--runner", default="local", choices=("local", "ray", "print"))
     p.add_argument("--jobs", type=int, default=1, help="local: runs at a time, each on its share of the cores")
@@ -237,7 +247,7 @@ def run(experiment: Experiment, points: dict[int, Point], root: Path, a: argpars
     if not jobs:
         return int(stopped > 0)
     if a.runner == "ray":
-        return runners.run_ray(jobs, resources(a.resources) or experiment.resources, say) or int(stopped > 0)
+        return ray_runner.run_ray(jobs, resources(a.resources) or experiment.resources, say) or int(stopped > 0)
     return runners.run_local(jobs, a.jobs, say) or int(stopped > 0)
 
 
@@ -266,7 +276,10 @@ def report(experiment: Experiment, runs: list[table.Run], out: Path, paper: Sequ
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except OSError:  # the terminal or the pipe is gone: no reason to leave runs alone
+        _to_nobody()
 
 
 if __name__ == "__main__":

@@ -56,3 +56,17 @@ def config_file(folder: Path, **overrides) -> Path:
         + "    return c\n"
     )
     return path
+
+
+def experiment(folder: Path, **overrides) -> str:
+    """A sweep of two rewards over the nano model."""
+    (folder / "experiments").mkdir()
+    config = config_file(folder, **{"train__steps": 2, "report__console_samples": 0, **overrides})
+    path = folder / "experiments" / "small.py"
+    path.write_text(
+        '"""Two rewards."""\nfrom rl_likelihood.run.grid import named, product, sweep\n\n\ndef get_sweep():\n'
+        '    kw = {"preset": "kw_log_prob", "sampler.group_size": 3}\n'
+        '    rewards = {"log_prob": kw, "sft": {"reward.name": "sft"}}\n'
+        f'    return product([{{"config": {str(config)!r}}}], named("reward", rewards), sweep("seed", (0,)))\n'
+    )
+    return str(path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,24 +15,10 @@ from rl_likelihood import sweep
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.report import table
 from rl_likelihood.run import grid
-from tests.runs import config_file
+from tests.runs import config_file, experiment
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").glob("*.py") if "def get_sweep" in p.read_text())
-
-
-def experiment(folder: Path, **overrides) -> str:
-    """A sweep of two rewards over the nano model."""
-    (folder / "experiments").mkdir()
-    config = config_file(folder, **{"train__steps": 2, "report__console_samples": 0, **overrides})
-    path = folder / "experiments" / "small.py"
-    path.write_text(
-        '"""Two rewards."""\nfrom rl_likelihood.run.grid import named, product, sweep\n\n\ndef get_sweep():\n'
-        '    kw = {"preset": "kw_log_prob", "sampler.group_size": 3}\n'
-        '    rewards = {"log_prob": kw, "sft": {"reward.name": "sft"}}\n'
-        f'    return product([{{"config": {str(config)!r}}}], named("reward", rewards), sweep("seed", (0,)))\n'
-    )
-    return str(path)
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
@@ -174,6 +161,17 @@ def test_folders_of_another_config_are_not_taken_for_these_points(tmp_path, caps
 # ------------------------------------------------------------------------------------------- as a user runs it
 
 
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    path = experiment(tmp_path)
+    text = Path(path).read_text().replace("(0,)", "range(3000)")  # more than a pipe holds
+    Path(path).write_text(text)
+    command = [sys.executable, "-m", "rl_likelihood.sweep", path, f"--root={tmp_path}", "--status"]
+    line = f"set -o pipefail; {shlex.join(command)} | head -n 1"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "") and "new" in done.stdout
+
+
 def start(path: str, root: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "rl_likelihood.sweep", path, f"--root={root}", *arguments]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -221,8 +219,44 @@ def test_a_sweep_survives_kills_and_is_reported(tmp_path):
     assert "0  done          25/25" in out and "2 done of 2" in out
     out, _ = start(path, root, "--table", "--format=csv").communicate(timeout=120)
     evals = {w: reports.read(w / "eval.jsonl")[-1] for w in (first, second)}
-    assert f"sft,perplexity,{round(evals[second]['perplexity'], 6)!r},,,1,1," in out
+    assert f"sft,perplexity,{round(evals[second]['perplexity'], 6)!r},,," in out
     out, err = start(path, root, "--report").communicate(timeout=300)
     names = {Path(line).name for line in out.split()}
-    assert {"table.md", "table.tex", "table.csv", "curves.png", "correlations.svg", "report.html"} <= names, err
+    assert {"table.md", "table.tex", "table.csv", "report.html"} <= names, err
+    assert {"summary.png", "curves.png", "correlations.svg"} <= names, err
     assert (root / "report.html").stat().st_size > 50_000
+
+
+@pytest.mark.slow
+def test_a_run_that_outlives_its_killed_sweep_is_running_and_is_not_run_twice(tmp_path):
+    """A real run, stopped in its tracks so that it surely lives on; in the end it is killed too, and gone on with."""
+    path, root = experiment(tmp_path, train__steps=12, eval__prompts=0, mesh__fsdp=1, mesh__tensor=1), tmp_path / "runs"
+    workdir = root / grid.load(path).points[0].name
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))} | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "rl_likelihood.sweep", path, f"--root={root}", "--only", "reward=log_prob"]
+    begin = lambda action: subprocess.Popen(  # noqa: E731
+        [*command, action], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    first = begin("--run")
+    wait_for(lambda: grid.last_step(workdir) >= 2, first)
+    run = grid.read_attempts(workdir)[0]["pid"]
+    os.kill(run, signal.SIGSTOP)
+    try:
+        first.kill()
+        first.communicate()
+        out, _ = begin("--status").communicate(timeout=300)
+        assert "0  running " in out and "1 running of 1" in out
+        second = begin("--run")
+        lines = iter(second.stdout.readline, "")
+        assert any(f"elsewhere  {workdir.name}: process {run} on this host" in line for line in lines)
+        assert [row["event"] for row in grid.read_attempts(workdir)] == ["start"]
+    finally:
+        os.kill(run, signal.SIGKILL)
+    out, err = second.communicate(timeout=600)
+    assert second.returncode == 0 and out.endswith("1 done\n"), out + err
+    state = grid.state(workdir)
+    assert (state.kind, state.step, state.failures, state.preemptions) == ("done", 12, 0, 1)
+    assert [row["step"] for row in reports.read(workdir / "metrics.jsonl")] == list(range(1, 13))
+    log = (workdir / grid.LOG).read_text()
+    assert "waiting up to" not in log and log.count("taken over") == 1, "only the lock of the killed run was in the way"
+    assert f"taken over from process {run} on this host" in log

@@ -19,6 +19,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -27,17 +28,21 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rl_likelihood.report import metrics as reports
+from rl_likelihood.run import lock as locks
 from rl_likelihood.shapes import UserError
 
 Overrides = dict[str, Any]  # what get_sweep gives for one point
 
 CONFIG, SEED, LABEL = "config", "seed", "@"
-ATTEMPTS, LOCK, LOG = "attempts.jsonl", "LOCK", "log.txt"
+ATTEMPTS, LOG = "attempts.jsonl", "log.txt"
+LOCK = "SWEEP_LOCK"  # of whoever runs the attempts; the run's own is run/lock.py's, which is removed and made anew
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some mounted file systems
 RETRIES = 3  # of a point that failed; one that was preempted is tried again without limit
 
 
@@ -138,20 +143,24 @@ def point(overrides: Overrides) -> Point:
 
 
 def only(points: Sequence[Point], selections: Iterable[str]) -> list[Point]:
-    """The points with every `key=value`; a key is a label, a field or "config"."""
+    """The points with every `key=value` and without any `key!=value`; a key is a label, a field or "config"."""
     kept = list(points)
     for selection in selections:
         key, equals, text = selection.partition("=")
+        other = key.endswith("!")
+        key = key.removesuffix("!")
         known = {key_ for p in points for key_ in (*p.labels, *p.overrides, CONFIG)}
         if not equals or key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]}=VALUE? " if near else ""
             raise UserError(f"--only {selection}: {hint}write KEY=VALUE with a key of {', '.join(sorted(known))}")
         values = [_value(p, key) for p in kept]
-        kept = [p for p, value in zip(kept, values, strict=True) if _same(value, text)]
-        if not kept:
+        has = [_same(value, text) for value in values]
+        kept = [p for p, its in zip(kept, has, strict=True) if its != other]
+        if not any(has) or not kept:  # a value that none has to leave out is misspelt
             there = ", ".join(sorted({_text(v) for v in values if v is not None}))
-            raise UserError(f"--only {selection}: no point has it; {key} is one of {there}")
+            whose = "every" if any(has) else "no"
+            raise UserError(f"--only {selection}: {whose} point has it; {key} is one of {there}")
     return kept
 
 
@@ -311,23 +320,51 @@ def last_step(workdir: Path) -> int:
 def hold(workdir: Path) -> int | None:
     """Take the run folder: a descriptor to keep open, None if another process has it.
 
-    Whoever inherits the descriptor holds on too, so a run stays taken when only its sweep is killed.
+    Whoever inherits the descriptor holds on too, so a run stays taken when only its sweep is killed. File systems
+    without flock, and those that keep it from other hosts, leave that to the lock of the run itself.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        workdir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written ({error.strerror}); choose another --root") from None
+    ours = _flock(descriptor, fcntl.LOCK_EX)
+    if not ours:
+        time.sleep(0.2)  # whoever only looks (`held`) has it for a moment
+        ours = _flock(descriptor, fcntl.LOCK_EX)
+    if ours and not taken(workdir, descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def taken(workdir: Path, descriptor: int) -> str:
+    """Who runs in this folder, of which we have the descriptor that `hold` gave; "" if nobody does."""
+    os.utime(descriptor)  # by the clock of the file server, as the touches of runs on other hosts
+    return locks.in_use(workdir, os.fstat(descriptor).st_mtime)
+
+
+def held(workdir: Path) -> str:
+    """Who is at work in this run folder, by its run's lock or its sweep's; "" if nobody is."""
+    if who := locks.in_use(workdir):
+        return who
+    try:
+        descriptor = os.open(workdir / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return ""
+    try:
+        return "" if _flock(descriptor, fcntl.LOCK_SH) else "a process that has just begun, or is about to end"
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    """Whether the lock was to be had, or the file system has none."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def held(workdir: Path) -> bool:
-    """Whether some process is at work in this run folder."""
-    if not (workdir / LOCK).exists():
         return False
-    descriptor = hold(workdir)
-    if descriptor is not None:
-        os.close(descriptor)
-    return descriptor is None
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+    return True

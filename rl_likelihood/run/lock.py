@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -14,16 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rl_likelihood.run.console import say
 from rl_likelihood.shapes import UserError
 
 FILE = "LOCK"
 TOUCHED = 10.0  # seconds between touches
+_SAY = functools.partial(print, flush=True)  # not the console's: sweeps and ray's workers look here, without jax
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)  # of a mounted bucket
 
 
 @contextlib.contextmanager
-def lock(workdir: Path, name: str = FILE, say: Callable[[str], None] = say) -> Iterator[str]:
+def lock(workdir: Path, name: str = FILE, say: Callable[[str], None] = _SAY) -> Iterator[str]:
     """Holds `workdir`/`name`, which says which process of which host runs there; UserError when another does.
 
     The lock of a process that is no more is taken over, with a line: of this host, if there is no such process; of
@@ -43,6 +44,23 @@ def lock(workdir: Path, name: str = FILE, say: Callable[[str], None] = say) -> I
     finally:
         over.set()
         _release(path, mine)
+
+
+def in_use(workdir: Path, now: float | None = None, name: str = FILE) -> str:
+    """Who holds the lock, as "process 7 on this host", or "": a look that waits for nothing and writes nothing.
+
+    Of this host it is right. A process of another host holds it if the file was touched within the time in which that
+    is due. `now`: by the clock of the file system; without it, by this host's, and where they differ a look may be
+    wrong. `lock`, which waits for a touch, has the last word.
+    """
+    try:
+        with open(workdir / name) as file:  # opened and not only looked at: that is when NFS asks its server
+            text, touched = file.read(), os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return ""
+    host, pid, began = _owner(text)
+    alive = _began(pid) == began if host == socket.gethostname() else abs((now or time.time()) - touched) < 3 * TOUCHED
+    return f"process {pid or '?'} on {_here(host)}" if alive else ""
 
 
 def _mine() -> str:
@@ -132,14 +150,22 @@ def _seen(path: Path) -> tuple[str, int, int] | None:
 
 def _alive(path: Path, seen: tuple[str, int, int], say: Callable[[str], None]) -> tuple[str, int, bool]:
     """(host, process, whether it is alive) of who made this lock."""
+    host, pid, began = _owner(seen[0])
+    alive = _began(pid) == began if host == socket.gethostname() else _touched(path, seen, say)
+    return _here(host), pid, alive
+
+
+def _owner(text: str) -> tuple[str, int, str | None]:
+    """(host, process, when it began) that a lock says."""
     try:
-        row = json.loads(seen[0])
-        host, pid, began = row["host"], int(row["pid"]), row["began"]
+        row = json.loads(text)
+        return row["host"], int(row["pid"]), row["began"]
     except (ValueError, KeyError, TypeError):  # being written, where there are no links, or by one that was killed
-        host, pid, began = "an unknown host", 0, None
-    if host == socket.gethostname():
-        return "this host", pid, _began(pid) == began
-    return host, pid, _touched(path, seen, say)
+        return "an unknown host", 0, None
+
+
+def _here(host: str) -> str:
+    return "this host" if host == socket.gethostname() else host
 
 
 def _touched(path: Path, seen: tuple[str, int, int], say: Callable[[str], None]) -> bool:

@@ -1,8 +1,9 @@
-"""Three ways to run the points of a sweep: processes of this machine, tasks of a ray cluster, printed commands.
+"""Ways to run the points of a sweep: processes of this machine, printed commands, and (`ray_runner`) tasks of ray.
 
 Each attempt is a process of its own, with its output in the run folder's log.txt. How it ended is read from its exit
 code and from STATUS, and kept in the run folder: a failed attempt is made again three times, a preempted one without
-limit, and the same error twice in a row ends it (`grid.history`). A runner that is itself killed loses nothing.
+limit, and the same error twice in a row ends it (`grid.history`). A runner that is itself killed loses nothing: its
+runs go on, and the next runner waits for them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rl_likelihood.shapes import UserError
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS}
 # Seconds before a preempted run goes on that came no step further; doubled each time, up to the second number.
 PAUSE = (1.0, 60.0)
+AGAIN = 1.0  # seconds until the next look at a run that another process is at work on
 INTERRUPTED = 130  # exit code, as a shell has it
 # Linux: the program that follows gets SIGTERM, on which it saves, when the process that started it dies.
 _DIES_WITH_PARENT = (
@@ -38,11 +40,15 @@ _DIES_WITH_PARENT = (
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run to make: its name for people, its folder, the command that begins it or goes on with it."""
+    """A run to make: its name for people, its folder, the command that begins it or goes on with it.
+
+    `cwd`: the folder that the command is run from; None: this process's.
+    """
 
     name: str
     workdir: Path
     command: tuple[str, ...]
+    cwd: Path | None = None
 
 
 @dataclasses.dataclass
@@ -82,7 +88,7 @@ def start(job: Job, cores: set[int] | None = None, orphan: bool = True) -> Attem
                 # A session of its own: Ctrl-C reaches the runner alone, which passes it on once.
                 process = subprocess.Popen(
                     [*wrapper, *job.command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                    start_new_session=True, pass_fds=(lock,),
+                    start_new_session=True, pass_fds=(lock,), cwd=job.cwd,
                 )  # fmt: skip
         grid.note(job.workdir, "start", time=round(time.time()), host=os.uname().nodename, pid=process.pid)
     except BaseException as error:
@@ -113,7 +119,10 @@ def _status_time(workdir: Path) -> int:
 
 
 def finish(attempt: Attempt) -> str:
-    """How an ended attempt ended, kept in its folder: done, failed or preempted."""
+    """How an ended attempt ended, kept in its folder: done, failed, preempted, or elsewhere.
+
+    elsewhere: another process had the folder, which this attempt found only after its start.
+    """
     job, code = attempt.job, attempt.process.returncode
     status = reports.read_status(job.workdir) if _status_time(job.workdir) != attempt.status_before else None
     said = (status or {}).get("state", "")
@@ -123,6 +132,8 @@ def finish(attempt: Attempt) -> str:
         outcome = "done" if said == "done" else "preempted"
     elif killed and killed not in CRASHES:
         outcome = "preempted"
+    elif code and grid.taken(job.workdir, attempt.lock):
+        outcome = "elsewhere"
     else:
         outcome = "failed"
         values["error"] = _why(attempt, code, killed, status or {})
@@ -190,13 +201,14 @@ class Asked:
 def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, float] = PAUSE) -> int:
     """Run the jobs as processes of this machine, `at_once` at a time on equal shares of its cores; an exit code.
 
-    0: all are done; 1: some are stopped or at work elsewhere; 130: interrupted, which saves every run.
-    What has to be tried again goes to the back of the queue.
+    0: all are done; 1: some are stopped; 130: interrupted, which saves every run.
+    What has to be tried again goes to the back of the queue, and so does what another process is at work on: should it
+    die, its runs are made here.
     """
     free = shares(at_once)
     queue = collections.deque((job, 0.0) for job in jobs)  # (job, not before)
     running: dict[int, tuple[Attempt, set[int] | None]] = {}
-    ended = collections.Counter()
+    ended, met = collections.Counter(), set()  # met: runs that were seen at work elsewhere
     asked, passed_on = Asked(), 0
     try:
         while running or (queue and not asked.times):
@@ -208,15 +220,19 @@ def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, f
                 if not free or time.monotonic() < not_before:
                     queue.append((job, not_before))
                     continue
-                if grid.state(job.workdir).kind == "done":  # another sweep was here meanwhile
-                    ended["done"] += 1
+                known = grid.state(job.workdir).kind
+                if known in ("done", "stopped"):  # another sweep was here meanwhile
+                    ended[known] += 1
                     continue
                 cores = free.pop(0)
                 attempt = start(job, cores)
                 if attempt is None:
-                    say(f"elsewhere  {job.name}: another process is at work on it")
-                    ended["elsewhere"] += 1
-                    free.append(cores)
+                    if job.name not in met:
+                        met.add(job.name)
+                        who = grid.held(job.workdir) or "another process"
+                        say(f"elsewhere  {job.name}: {who} is at work on it; its end is waited for")
+                    free.insert(0, cores)
+                    queue.append((job, time.monotonic() + AGAIN))
                     continue
                 where = f"cores {','.join(map(str, sorted(cores)))}" if cores else "all cores"
                 say(f"starts     {job.name}  ({where}; {job.workdir / grid.LOG})")
@@ -225,7 +241,7 @@ def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, f
                 attempt, cores = running.pop(pid)
                 free.append(cores)
                 outcome = report(attempt.job, finish(attempt), time.monotonic() - attempt.began, say)
-                if outcome in ("failed", "preempted"):
+                if outcome in ("failed", "preempted", "elsewhere"):
                     wait = pause_of(attempt.job.workdir, pause) if outcome == "preempted" else 0.0
                     queue.append((attempt.job, time.monotonic() + wait))
                 else:
@@ -259,6 +275,8 @@ def report(job: Job, outcome: str, seconds: float, say: Say) -> str:
         say(f"done       {job.name}  ({took})")
     elif outcome == "preempted":
         say(f"preempted  {job.name} after step {state.step} ({took}; {state.preemptions} times so far): it goes on")
+    elif outcome == "elsewhere":
+        say(f"elsewhere  {job.name}: another process was first; its end is waited for")
     elif state.why:
         outcome = "stopped"
         say(f"stopped    {job.name}: {state.why}; mend it, then --retry")
@@ -281,88 +299,3 @@ def print_commands(jobs: Sequence[Job], say: Say) -> int:
         command = ["python" if part == sys.executable else part for part in job.command]
         say(shlex.join(command))
     return 0
-
-
-# ------------------------------------------------------------------------------------------- ray
-
-
-class TryAgain(Exception):
-    """Tells ray to schedule the task once more."""
-
-
-def run_ray(jobs: Sequence[Job], resources: dict[str, float], say: Say, pause: tuple[float, float] = PAUSE) -> int:
-    """Run each job as one remote task with these resources ({"CPU": 2}, {"TPU": 4}); an exit code as of run_local.
-
-    The cluster is the one of RAY_ADDRESS, or of this machine alone; its nodes share the run folders. Ray schedules
-    a task again when its worker dies or when it asks for it; the counts are in the run folders, as for other runners.
-    """
-    try:
-        import ray  # an extra, and seconds to import
-    except ImportError:
-        raise UserError("--runner=ray needs ray; run pip install 'rl_likelihood[ray]'") from None
-    ours = not ray.is_initialized()
-    if ours:
-        path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))
-        ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
-    others = {k: v for k, v in resources.items() if k not in ("CPU", "GPU")}
-    remote = ray.remote(
-        num_cpus=resources.get("CPU", 1), num_gpus=resources.get("GPU", 0), resources=others, max_retries=-1,
-        retry_exceptions=[TryAgain],
-    )(ray_task)  # fmt: skip
-    waiting = {remote.remote(job, pause): job for job in jobs}
-    ended = collections.Counter()
-    asked, passed_on = Asked(), 0
-    try:
-        while waiting:
-            ready, _ = ray.wait(list(waiting), timeout=0.5)
-            for task in ready:
-                job = waiting.pop(task)
-                try:
-                    outcome, seconds = ray.get(task)
-                except ray.exceptions.RayError as error:
-                    if not asked.times:
-                        raise UserError(f"{job.name}: ray gave it up ({error})") from error
-                    outcome, seconds = "preempted", 0.0
-                ended[report(job, outcome, seconds, say)] += 1
-            if asked.times > passed_on:
-                passed_on = asked.times
-                say("stopping: the runs save their state")
-                for task in waiting:
-                    ray.cancel(task, force=passed_on > 1)
-    finally:
-        asked.restore()
-        if ours:
-            ray.shutdown()
-    if asked.times:
-        say(f"interrupted: {ended['done']} done; the same command goes on from there")
-        return INTERRUPTED
-    return verdict(ended, say)
-
-
-def ray_task(job: Job, pause: tuple[float, float]) -> tuple[str, float]:
-    """One attempt on a worker: (done or failed for good, seconds). Raises TryAgain when there is to be another.
-
-    A worker that was killed leaves a run that saves and ends: this waits for that.
-    """
-    began = time.monotonic()
-    while grid.held(job.workdir):
-        time.sleep(0.5)
-    known = grid.state(job.workdir)
-    if known.kind in ("done", "stopped"):
-        return ("done" if known.kind == "done" else "failed"), time.monotonic() - began
-    attempt = start(job, orphan=False)
-    if attempt is None:
-        raise TryAgain
-    try:
-        attempt.process.wait()
-    except BaseException:  # cancelled: let the run save (ray's workers block SIGINT, and what they start inherits it)
-        os.kill(attempt.process.pid, signal.SIGTERM)
-        attempt.process.wait()
-        finish(attempt)
-        raise
-    outcome = finish(attempt)
-    if outcome == "preempted":
-        time.sleep(pause_of(job.workdir, pause))
-    if outcome != "done" and not grid.state(job.workdir).why:
-        raise TryAgain
-    return outcome, time.monotonic() - began

@@ -1,13 +1,17 @@
 """Points, names, selections and the state of run folders: what a sweep knows without running anything."""
 
+import errno
+import fcntl
 import json
 import os
+import time
 
 import pytest
 
 from rl_likelihood.report import metrics as reports
 from rl_likelihood.run import grid
 from rl_likelihood.run.grid import chain, named, point, product, sweep, zipped
+from rl_likelihood.run.lock import lock
 from rl_likelihood.shapes import UserError
 
 BASE = {"config": "configs/base.py"}
@@ -83,6 +87,13 @@ def test_only():
     assert len(grid.only(points, ["data=math", "optim.lr=1e-5"])) == 1
     assert len(grid.only(points, ["optim.lr=1"])) == 2, "1 is 1.0"
     assert len(grid.only(points, ["config=configs/base.py"])) == 4
+    mixed = [*points, point(BASE | {"@method": "sft"})]
+    assert grid.only(mixed, ["data!=math"]) == mixed[2:], "the last one has no data at all"
+    assert [p.labels["data"] for p in grid.only(points, ["data!=math", "optim.lr=1e-5"])] == ["proofs"]
+    with pytest.raises(UserError, match="no point has it; data is one of math, proofs"):
+        grid.only(points, ["data!=mth"])
+    with pytest.raises(UserError, match="every point has it"):
+        grid.only(points[:2], ["data!=math"])
     with pytest.raises(UserError, match="did you mean data=VALUE"):
         grid.only(points, ["dat=math"])
     with pytest.raises(UserError, match="data is one of math, proofs"):
@@ -154,6 +165,7 @@ def events(*names):
         (["start"], 0, 1, ""),
         (["failed:a", "failed:a", "retry"], 0, 0, ""),
         (["failed:a", "failed:a", "retry", "failed:a"], 1, 0, ""),
+        (["elsewhere", "elsewhere", "failed:a"], 1, 0, ""),
     ],
 )
 def test_failures_and_preemptions_are_counted_apart(rows, failures, preemptions, stopped):
@@ -194,6 +206,58 @@ def test_a_folder_is_held_by_one(tmp_path):
     assert grid.state(run).kind == "running" and grid.state(run).preemptions == 0
     os.close(mine)
     assert not grid.held(run) and grid.state(run).kind == "preempted"
+
+
+def test_a_run_s_own_lock_holds_its_folder_too(tmp_path):
+    """A run that was begun by hand, by a sweep of another host, or by an older sweep, which had the same file."""
+    with lock(tmp_path):
+        assert grid.held(tmp_path) == f"process {os.getpid()} on this host" and grid.hold(tmp_path) is None
+        assert grid.state(tmp_path).kind == "running"
+    (tmp_path / "LOCK").touch()  # left by an older sweep, before its run was there
+    os.utime(tmp_path / "LOCK", (0, 0))
+    mine = grid.hold(tmp_path)
+    assert mine is not None
+    os.close(mine)
+
+
+def test_the_sweep_s_lock_leaves_the_run_s_alone(tmp_path):
+    said = []
+    mine = grid.hold(tmp_path)
+    with lock(tmp_path, say=said.append):
+        assert grid.held(tmp_path)
+    assert not said, "no stale lock was found, and none was waited for"
+    assert grid.held(tmp_path), "the run has ended, its attempt not yet"
+    os.close(mine)
+    assert not grid.held(tmp_path)
+
+
+def test_who_only_looks_hinders_nobody(tmp_path, monkeypatch):
+    os.close(grid.hold(tmp_path))
+    look = os.open(tmp_path / grid.LOCK, os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    assert not grid.held(tmp_path), "two may look at once"
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(look))  # it has looked
+    mine = grid.hold(tmp_path)
+    assert mine is not None
+    os.close(mine)
+
+
+def test_where_there_is_no_flock_the_run_s_lock_is_what_counts(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    mine = grid.hold(tmp_path)
+    assert mine is not None and not grid.held(tmp_path)
+    with lock(tmp_path):
+        assert grid.held(tmp_path) and grid.hold(tmp_path) is None
+    os.close(mine)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written .*; choose another --root"):
+        grid.hold(tmp_path / "file" / "run")
 
 
 def test_the_last_step_is_read_from_the_end(tmp_path):

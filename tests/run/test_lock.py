@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,25 @@ def test_a_lock_that_is_no_longer_ours_is_left_alone(tmp_path):
     with lock(tmp_path):
         holder(tmp_path, host="elsewhere")
     assert "elsewhere" in (tmp_path / "LOCK").read_text()
+
+
+def test_a_look_says_who_holds_the_lock_and_neither_waits_nor_writes(tmp_path):
+    assert locks.in_use(tmp_path / "not there") == "" and not (tmp_path / "not there").exists()
+    with lock(tmp_path):
+        assert locks.in_use(tmp_path) == f"process {os.getpid()} on this host"
+    assert locks.in_use(tmp_path) == ""
+    holder(tmp_path, began="1")
+    assert locks.in_use(tmp_path) == "", "its number was given away again"
+    path, now = tmp_path / "LOCK", time.time()
+    holder(tmp_path, host="elsewhere", pid=7)
+    for ago, alive in ((0, True), (2 * locks.TOUCHED, True), (4 * locks.TOUCHED, False), (-3600, False)):
+        os.utime(path, (now - ago, now - ago))
+        assert locks.in_use(tmp_path) == ("process 7 on elsewhere" if alive else ""), ago
+    os.utime(path, (now - 3600, now - 3600))
+    assert locks.in_use(tmp_path, now=now - 3601) == "process 7 on elsewhere", "by the clock of the file system"
+    path.write_text('{"host"')
+    assert locks.in_use(tmp_path) == "process ? on an unknown host", "it is just being written"
+    assert [p.name for p in tmp_path.iterdir()] == ["LOCK"]
 
 
 # Rounds in which eight processes want the lock at the same moment. Who has it makes a file that must not be there;
