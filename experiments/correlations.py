@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a script
 
 from experiments import cpu_grid, paper_nonverifiable, paper_verifiable  # noqa: E402
-from rl_likelihood.report import figures  # noqa: E402
+from rl_likelihood.report import chain_figures  # noqa: E402
 from rl_likelihood.run.grid import Overrides, chain, named, point, product  # noqa: E402
 
 ROWS = "data"
@@ -70,14 +70,14 @@ def main() -> None:
     print(f"{'run':<34} {'chains':>7} {'reward':>9} {'global':>7} {'local':>7}")
     for overrides in get_sweep():
         p = point(overrides)
-        samples = figures.samples_of(ROOT / p.name)
+        samples = chain_figures.samples_of(ROOT / p.name)
         if not samples:
             continue
         numbers = {name: i for i, name in enumerate(dict.fromkeys(s["id"] for s in samples))}
         question = np.asarray([numbers[s["id"]] for s in samples])
         for reward in ("log_prob", "prob"):
-            columns = np.asarray([[figures.chain_length(s), s[f"reward/{reward}"]] for s in samples])
-            overall, local = (figures.correlation(columns, group)[0, 1] for group in (None, question))
+            columns = np.asarray([[chain_figures.chain_length(s), chain_figures.reward(s, reward)] for s in samples])
+            overall, local = (chain_figures.correlation(columns, group)[0, 1] for group in (None, question))
             name = ", ".join(f"{k} {v}" for k, v in p.labels.items())
             print(f"{name:<34} {len(samples):>7} {reward:>9} {overall:>7.3f} {local:>7.3f}")
 

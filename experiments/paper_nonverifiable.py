@@ -24,7 +24,11 @@ from rl_likelihood.run.grid import Overrides, chain, named, product, sweep
 
 RESOURCES = {"TPU": 4}
 # 1.4: G = 4. 1.5: 1,000 held out of each; the configs read 1,024 completion tokens as that many for chain and answer.
-LONG: Overrides = TRAINING | {"sampler.group_size": 4}
+LONG: Overrides = TRAINING | {
+    "sampler.group_size": 4,
+    "eval.mc_samples": 32,  # 1.6: MC32, here of 500 of the 1,000, as on MATH
+    "eval.mc_prompts": 500,
+}
 SETS = {"alpaca": {"config": "configs/alpaca.py"}, "numina_proof": {"config": "configs/numina_proof.py"}}
 # 1.4: no KL in the main runs. 1.7: larger coefficients than 0.001 keep chains; which ones is in figures only.
 KL = {
@@ -40,21 +44,44 @@ def get_sweep() -> list[Overrides]:
     return product([LONG], named("model", MODELS), named("data", SETS), methods, sweep("seed", SEEDS))
 
 
-# Table 2: perplexity and chain length of the untouched model, log_prob, avg_log_prob, prob, avg_prob, jepo, sft.
+# Table 2: the untouched model, log_prob, avg_log_prob, prob, avg_prob, jepo, sft.
 _NAMES = ("untouched", "log_prob", "avg_log_prob", "prob", "avg_prob", "jepo", "sft")
+_METRICS = ("log_prob_mc1", "perplexity", "log_prob_mc32", "chain_length")
 _CELLS = {
-    ("llama", "numina_proof"): ((3.62, 3.04, 3.06, 3.62, 3.05, 3.04, 3.04), (474.0, 9.1, 9.0, 469.6, 9.1, 34.1, 5.0)),
-    ("qwen", "numina_proof"): ((3.27, 2.77, 2.78, 3.27, 2.78, 2.78, 2.77), (225.6, 5.3, 9.0, 225.2, 10.0, 14.1, 5.0)),
-    ("llama", "alpaca"): ((3.85, 2.56, 2.57, 4.84, 2.59, 2.57, 2.56), (134.2, 14.2, 14.1, 58.6, 9.1, 14.8, 5.0)),
-    ("qwen", "alpaca"): ((4.04, 2.44, 2.44, 3.66, 2.46, 2.45, 2.44), (83.7, 16.7, 14.3, 16.6, 15.2, 16.6, 5.0)),
+    ("llama", "numina_proof"): (
+        (-1.2871, -1.1124, -1.1175, -1.2859, -1.1157, -1.1104, -1.1127),
+        (3.62, 3.04, 3.06, 3.62, 3.05, 3.04, 3.04),
+        (None, -1.1124, -1.1175, -1.2850, -1.1157, -1.1102, -1.1127),
+        (474.0, 9.1, 9.0, 469.6, 9.1, 34.1, 5.0),
+    ),
+    ("qwen", "numina_proof"): (
+        (-1.1838, -1.0174, -1.0235, -1.1862, -1.0217, -1.0218, -1.0172),
+        (3.27, 2.77, 2.78, 3.27, 2.78, 2.78, 2.77),
+        (None, -1.0174, -1.0235, -1.1852, -1.0217, -1.0218, -1.0172),
+        (225.6, 5.3, 9.0, 225.2, 10.0, 14.1, 5.0),
+    ),
+    ("llama", "alpaca"): (
+        (-1.3493, -0.9397, -0.9449, -1.5772, -0.9513, -0.9443, -0.9381),
+        (3.85, 2.56, 2.57, 4.84, 2.59, 2.57, 2.56),
+        (None, -0.9396, -0.9449, -1.5724, -0.9512, -0.9436, -0.9381),
+        (134.2, 14.2, 14.1, 58.6, 9.1, 14.8, 5.0),
+    ),
+    ("qwen", "alpaca"): (
+        (-1.3968, -0.8903, -0.8933, -1.2982, -0.8989, -0.8976, -0.8905),
+        (4.04, 2.44, 2.44, 3.66, 2.46, 2.45, 2.44),
+        (None, -0.8902, -0.8931, -1.2955, -0.8988, -0.8969, -0.8905),
+        (83.7, 16.7, 14.3, 16.6, 15.2, 16.6, 5.0),
+    ),
 }
+# 1.6: sft answers after the empty chain, which is one, so that its MC32 and its MC1 are the log-prob itself.
+_METRICS_SFT = ("log_prob_no_chain", "perplexity_no_chain", "log_prob_no_chain", "chain_length_no_chain")
 PAPER = [
-    {
-        "labels": {"model": model, "data": dataset, "reward": name} | ({} if name == "sft" else {"kl": "none"}),
-        # 1.6: sft answers after the empty chain.
-        ("perplexity_no_chain" if name == "sft" else "perplexity"): perplexity,
-        ("chain_length_no_chain" if name == "sft" else "chain_length"): length,
+    {"labels": {"model": model, "data": dataset, "reward": name, "kl": "none"}}
+    | {
+        key: value
+        for key, value in zip(_METRICS_SFT if name == "sft" else _METRICS, column, strict=True)
+        if value is not None
     }
     for (model, dataset), cells in _CELLS.items()
-    for name, perplexity, length in zip(_NAMES, *cells, strict=True)
+    for name, column in zip(_NAMES, zip(*cells, strict=True), strict=True)
 ]

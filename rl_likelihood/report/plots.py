@@ -1,18 +1,20 @@
 """Curves of one or several runs, drawn from the runs' files: PNG and SVG.
 
-    python -m rl_likelihood.report.plots RUN_DIR... --out=DIR
+python -m rl_likelihood.report.plots RUN_DIR... --out=DIR
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
@@ -25,7 +27,13 @@ from rl_likelihood.shapes import UserError
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8B5A2B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")  # when there are more runs than colours
-INK, GRID = "#333333", "#E5E5E5"
+# The place of a reward in COLOURS and MARKERS: the same in every figure of every grid. Kin have kin colours.
+PLACES = {
+    "log_prob": 0, "prob": 1, "jepo": 2, "self_certainty": 3, "avg_log_prob": 4, "avg_prob": 5, "base_rl": 6, "sft": 7,
+}  # fmt: skip
+SIZES = {"*": 1.6, "P": 1.25, "X": 1.2, "D": 0.9}  # what makes the markers look equally large
+INK, GRID, GREY = "#333333", "#E5E5E5", "#777777"
+PERCENT = ("greedy_success", "sampled_success")
 FAINT_UP_TO = 3  # runs; the single steps of more than that hide the means
 
 
@@ -81,6 +89,7 @@ def panel_style(ax: Axes, title: str) -> None:
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=10, colors=INK, length=0)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     for side, spine in ax.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color("#999999")
@@ -90,6 +99,19 @@ def look_of(i: int) -> dict:
     """Colour, dash and marker of run number i."""
     n = len(COLOURS)
     return {"color": COLOURS[i % n], "linestyle": DASHES[i // n % len(DASHES)], "marker": MARKERS[i % n]}
+
+
+def size_of(look: Mapping, points: float) -> dict:
+    """`points` as the marker of a look needs it, with a white edge to keep it apart from what it lies on."""
+    return {"markersize": points * SIZES.get(look["marker"], 1), "markeredgecolor": "white", "markeredgewidth": 0.8}
+
+
+def looks(names: Iterable[str]) -> dict[str, dict]:
+    """Colour, dash and marker by name: a reward has its own, any other name the next that none of them has."""
+    names = list(dict.fromkeys(names))
+    taken = {PLACES[name] for name in names if name in PLACES}
+    free = (i for i in itertools.count() if i not in taken)
+    return {name: look_of(PLACES[name] if name in PLACES else next(free)) for name in names}
 
 
 def _draw(ax: Axes, panel: Panel, rows: dict[str, list[dict]], look: dict, width: int, faint: bool) -> None:
@@ -113,21 +135,30 @@ def fit_scale(ax: Axes, panel: Panel) -> None:
         where = {"transform": ax.transAxes, "ha": "center", "va": "center"}
         ax.text(0.5, 0.5, "not measured", color="#777777", fontsize=11, **where)
         ax.set_yticks([])
-    elif panel.heldout == "greedy_success":
+    elif panel.heldout in PERCENT:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.set_ylim(0, min(1.0, max(0.1, 1.15 * values.max())) + 0.01)
     elif panel.heldout == "perplexity" and values.min() > 0 and values.max() > 10 * values.min():
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        ax.yaxis.set_minor_locator(NullLocator())
+        plain_log(ax.yaxis)
 
 
-def legend(fig: Figure, names: list[str]) -> None:
-    """The colour, dash and marker of each name, above the panels."""
-    handles = [Line2D([], [], linewidth=2, **look_of(i)) for i in range(len(names))]
-    style = {"frameon": False, "fontsize": 11, "labelcolor": INK}
-    fig.legend(handles, names, loc="outside upper left", ncols=min(len(names), 6), **style)
+def plain_log(axis: Axis) -> None:
+    """1, 2, 5, 10, ... on a logarithmic axis, as people write them."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_locator(NullLocator())
+
+
+def legend(fig: Figure, names: Mapping[str, dict], ncols: int = 5, inside: Axes | None = None) -> None:
+    """The look of each name: above the panels, or in one that is left over."""
+    handles = [Line2D([], [], **({"linewidth": 2} | look)) for look in names.values()]
+    style = {"frameon": False, "fontsize": 11, "labelcolor": INK, "columnspacing": 1.4, "handlelength": 1.8}
+    if inside is None:
+        fig.legend(handles, list(names), loc="outside upper left", ncols=min(len(names), ncols), **style)
+    else:
+        inside.set_axis_off()
+        inside.legend(handles, list(names), loc="center left", ncols=1 + (len(names) > 8), **style)
 
 
 def figure(runs: dict[str, str | Path]) -> Figure:
@@ -149,7 +180,7 @@ def figure(runs: dict[str, str | Path]) -> Figure:
     if len(rows) == 1:
         fig.suptitle(next(iter(rows)), fontsize=13, color=INK, x=0.01, ha="left")
     else:
-        legend(fig, list(rows))
+        legend(fig, {name: look_of(i) for i, name in enumerate(rows)})
     lines = "Lines: training" + (f", mean of {width} steps" if width > 1 else "") + (" (faint: each)" if faint else "")
     fig.supxlabel(f"{lines}.  Points: held-out questions.", fontsize=10, color="#666666")
     return fig

@@ -239,8 +239,9 @@ def write_samples(world: World, writer, step: int, rollout: Rollout, batch: Batc
                 "answer_logp": [round(float(x), 5) for x in values["answer_logp"][i, j][answer]],
                 **bare,
                 "scored": batch.scored[i, j][answer].astype(int),
-                **{k: round(float(values[k][i, j]), 6) for k in values if k.startswith("reward")},
-                "advantage": round(float(values["advantage"][i, j]), 6),
+                # Digits, not decimals: the probability of a long answer is 1e-40 or less.
+                **{k: float(f"{values[k][i, j]:.6g}") for k in values if k.startswith("reward")},
+                "advantage": float(f"{values['advantage'][i, j]:.6g}"),
                 "truncated": bool(rollout.truncated[i, j]),
                 "version": rollout.version,
             }

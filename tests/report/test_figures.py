@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from rl_likelihood.report import figures, metrics, plots, table
+from rl_likelihood.report import chain_figures, figures, metrics, plots, table
 from rl_likelihood.report.table import Run
 from rl_likelihood.shapes import UserError
 
@@ -41,7 +41,11 @@ def sample(name, log_prob, answer_tokens, chain):
 
 
 def evaluation(greedy, perplexity):
-    return {"greedy_success": greedy, "greedy_success_se": 0.02, "perplexity": perplexity, "chain_length": 10.0}
+    return {
+        "greedy_success": greedy, "greedy_success_se": 0.02, "perplexity": perplexity, "chain_length": 10.0,
+        "greedy_success_no_chain": 0.9, "perplexity_no_chain": 1.5,
+        "ci95": {"perplexity": [perplexity - 1, perplexity + 1]},
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -63,8 +67,9 @@ def test_a_cell_is_mean_deviation_and_error(runs):
     math, proofs = table.blocks(runs)
     assert math.title == "data math" and [line.name for line in math.lines] == ["untouched", "log_prob", "prob"]
     cell = math.lines[1].cells["greedy_success"]
-    assert (cell.mean, cell.sd, cell.se, cell.runs) == pytest.approx((45.0, 10 / np.sqrt(2), 2.0, 2))
-    assert math.lines[1].cells["perplexity"].mean == 2.5 and math.lines[1].cells["perplexity"].se is None
+    assert (cell.mean, cell.sd, cell.se, cell.se_questions, cell.runs) == pytest.approx((45.0, 50**0.5, 5.0, 2.0, 2))
+    cell = math.lines[1].cells["perplexity"]
+    assert (cell.mean, cell.low, cell.high, cell.se_questions) == pytest.approx((2.5, 1.5, 3.5, 2 / 3.92))
     alone = proofs.lines[2]
     assert (alone.done, alone.runs) == (1, 2) and alone.cells["greedy_success"].sd is None
     assert math.lines[0].cells["greedy_success"].mean == 25.0 and math.lines[0].cells["greedy_success"].runs == 2
@@ -75,10 +80,10 @@ def test_the_text_says_what_is_missing(runs, tmp_path):
     text = table.grid_text(table.blocks([*runs, new]))
     lines = text.splitlines()
     (log_prob,) = (line for line in lines[:6] if line.startswith("log_prob"))
-    assert "45.0 ± 7.1 (2.0)" in log_prob and log_prob.endswith("2/2")
+    assert "45.0 ± 5.0 (2.0)" in log_prob and "2.50 ± 0.50 (0.51)" in log_prob and log_prob.endswith("2/2")
     (jepo,) = (line for line in lines if line.startswith("jepo"))
-    assert jepo.split() == ["jepo", "-", "-", "-", "0/1"]
-    assert "perplexity, no chain" not in text, "no run measured it"
+    assert jepo.split() == ["jepo", *"-----", "0/1"]
+    assert "T=1" not in text, "no run measured it"
     assert lines[-1] == table.CAPTION
 
 
@@ -89,8 +94,57 @@ def test_published_numbers_stand_beside(runs):
     ]
     text = table.grid_markdown(table.blocks(runs), paper)
     math, proofs = text.split("### data proofs")
-    assert "65.0 ± 7.1 (2.0) [44.19 ± 0.57]" in math and "2.50 ± 0.71 [7.14]" in math
+    assert "65.0 ± 5.0 (2.0) [44.19 ± 0.57]" in math and "2.50 ± 0.50 (0.51) [7.14]" in math
     assert "44.19" not in proofs and proofs.count("[2.21]") == 1 and "as published" in text
+
+
+def test_what_was_published_is_there_before_any_run(tmp_path):
+    new = [Run({"reward": name, "seed": "0"}, tmp_path / name) for name in ("prob", "sft")]
+    paper = [
+        {"labels": {"reward": "prob"}, "log_prob_mc32": -1.3},
+        {"labels": {"reward": "sft"}, "perplexity_no_chain": 1.65, "chain_length_no_chain": 5.0},
+        {"labels": {"reward": "untouched"}, "perplexity": 67.29},
+    ]
+    (block,) = table.blocks(new)
+    assert table.matrix(block) == [["reward", "runs"], ["prob", "0/1"], ["sft", "0/1"]]
+    head, *lines = table.matrix(block, paper)
+    found = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert list(found) == ["untouched", "prob", "sft"]
+    assert found["untouched"]["perplexity"] == "- [67.29]" and found["prob"]["log-prob MC32"] == "- [-1.3]"
+    assert (found["sft"]["perplexity"], found["sft"]["chain, tokens"]) == ("- [1.65]", "- [5.0]")
+
+
+def sft_run(folder):
+    """A run of sft without a label that the others have; asked after a chain it would be wrong."""
+    return Run({"data": "math", "reward": "sft", "seed": "0"}, write_run(folder, evaluation(0.1, 9.0)))
+
+
+def test_a_run_without_a_label_stands_in_every_table_that_has_its_others(runs, tmp_path):
+    sized = [Run({**r.labels, "group": "4" if r.labels["reward"] == "prob" else "32"}, r.workdir) for r in runs]
+    found = table.grouped([*sized, sft_run(tmp_path / "sft")], "reward")
+    assert {shared: list(lines) for shared, lines in found.items()} == {
+        (("data", "math"), ("group", "32")): ["log_prob", "sft"],
+        (("data", "math"), ("group", "4")): ["prob", "sft"],
+        (("data", "proofs"), ("group", "32")): ["log_prob"],
+        (("data", "proofs"), ("group", "4")): ["prob"],
+    }
+
+
+def test_a_model_tuned_on_answers_alone_is_asked_without_a_chain(runs, tmp_path):
+    sft = sft_run(tmp_path / "sft")
+    math = table.blocks([*runs, sft])[0]
+    line = math.lines[-1]
+    assert line.no_chain and line.cell("greedy_success").mean == 90.0 and line.cell("chain_gain") is None
+    head, *lines = table.matrix(math)
+    texts = dict(zip(head, lines[-1], strict=True))
+    assert texts["greedy success %"] == "90.0†" and texts["perplexity"] == "1.50†" and texts["chain, tokens"] == "-"
+    assert texts["greedy, no chain %"] == "90.0" and "†: asked without a chain" in table.CAPTION
+    assert figures.loaded(sft, {})["heldout"][-1]["greedy_success"] == 0.9, "curves too"
+    (greedy,) = (r for r in csv.DictReader(io.StringIO(table.grid_csv([math])))
+                 if (r["reward"], r["metric"]) == ("sft", "greedy_success"))  # fmt: skip
+    assert greedy["mean"] == "10.0", "the file has each metric under its own name"
+    (sft.workdir / "config.json").write_text('{"reward.name": "log_prob"}')
+    assert not table.without_chain(sft), "the run's config decides"
 
 
 def test_csv_has_every_number(runs):
@@ -98,7 +152,8 @@ def test_csv_has_every_number(runs):
     rows = list(csv.DictReader(io.StringIO(table.grid_csv(table.blocks(runs), paper))))
     assert len(rows) == 2 * 3 * len(table.GRID_COLUMNS)
     (row,) = (r for r in rows if (r["data"], r["reward"], r["metric"]) == ("math", "prob", "perplexity"))
-    assert (row["mean"], row["sd"], row["se"], row["done"]) == ("2.5", "0.707107", "", "2")
+    assert (row["mean"], row["sd"], row["se"], row["done"]) == ("2.5", "0.707107", "0.5", "2")
+    assert (row["se_questions"], row["low"], row["high"]) == ("0.510204", "1.5", "3.5")
     assert row["published"] == "7.14, 0.2"
 
 
@@ -106,7 +161,7 @@ def test_latex_has_balanced_rows_and_no_bare_signs(runs):
     text = table.grid_latex(table.blocks(runs))
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 2 * 4 and len({row.count("&") - row.count(r"\&") for row in rows}) == 1
-    assert r"log\_prob" in text and r"45.0 $\pm$ 7.1" in text and r"greedy success \%" in text and "±" not in text
+    assert r"log\_prob" in text and r"45.0 $\pm$ 5.0" in text and r"greedy success \%" in text and "±" not in text
 
 
 def test_rows_are_a_label_or_a_field_or_refused(tmp_path):
@@ -128,13 +183,19 @@ def test_one_run_is_a_line_for_each_evaluation(tmp_path):
 def test_curves_are_means_over_seeds(runs):
     fig = figures.grid_figures(runs)["curves_math"]
     titles = [ax.get_title("left") for ax in fig.axes if ax.get_title("left")]
-    assert [title.split()[0] for title in titles] == ["Greedy", "Perplexity", "Length"], "what the runs have"
+    assert [title.split()[0] for title in titles] == ["Success,", "Perplexity", "Length"], "what the runs have"
     length = fig.axes[titles.index("Length of the chain of thought, tokens")]
     lines = [line.get_xydata() for line in length.lines if line.get_gid() == "mean"]
     np.testing.assert_allclose(lines[0], [[s, s + 0.5] for s in range(1, 5)])  # seeds 0 and 1
-    band = length.collections[0].get_paths()[0].get_extents()
-    assert (band.y0, band.y1) == (1.0, 5.0)
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["log_prob", "prob"]
+    held_out = [line for line in fig.axes[0].lines if line.get_gid() == "held-out"]
+    assert [line.get_color() for line in held_out] == [plots.look_of(i)["color"] for i in (0, 1)]
+    np.testing.assert_allclose([line.get_xydata()[-1] for line in held_out], [[4, 0.45], [4, 0.65]])
+    (segments,) = {tuple(c.get_segments()[-1][:, 1].round(6)) for c in fig.axes[0].collections[:1]}
+    assert segments == (0.4, 0.5), "one standard error of two seeds"
+    (untouched,) = (line for line in fig.axes[0].lines if line.get_gid() == "untouched")
+    assert untouched.get_ydata()[0] == 0.25
+    assert [t.get_text() for t in fig.axes[-1].get_legend().get_texts()] == ["log_prob", "prob", "untouched"]
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()][0] == "0%"
 
 
 def test_the_evaluation_before_the_first_step_is_made_once_a_seed_and_begins_every_line(runs):
@@ -143,7 +204,7 @@ def test_the_evaluation_before_the_first_step_is_made_once_a_seed_and_begins_eve
             path = run.workdir / metrics.EVAL
             path.write_text("".join(line for line in path.read_text().splitlines(True) if '"step": 0' not in line))
     greedy = figures.grid_figures(runs)["curves_math"].axes[0]
-    curves = [line.get_xydata().tolist() for line in greedy.lines if line.get_linestyle() != "None"]
+    curves = [line.get_xydata().tolist() for line in greedy.lines if line.get_gid() == "held-out"]
     assert len(curves) == 2 and curves[0][0] == curves[1][0] == [0.0, 0.25]
     assert [line.runs for line in table.blocks(runs)[0].lines] == [2, 2, 2]
 
@@ -151,7 +212,7 @@ def test_the_evaluation_before_the_first_step_is_made_once_a_seed_and_begins_eve
 def test_a_grid_has_the_figures_that_its_runs_can_give(runs, tmp_path):
     drawn = figures.grid_figures(runs)
     names = {f"{kind}_{data}" for kind in ("curves", "correlations", "answer_length") for data in ("math", "proofs")}
-    assert set(drawn) == {"trade_off", *names}
+    assert set(drawn) == {"summary", "trade_off", *names}
     grouped = [Run({**run.labels, "group": g}, run.workdir) for g, run in zip(["4", "32"] * 4, runs, strict=True)]
     lagging = Run({"data": "math", "reward": "jepo", "seed": "0"}, write_run(tmp_path / "lag", {}, lag=1))
     more = set(figures.grid_figures([*grouped, lagging]))
@@ -170,17 +231,98 @@ def test_correlations_over_all_and_within_groups_can_have_other_signs():
     y = np.asarray([3.0, 2.0, 1.0, 13.0, 12.0, 11.0])
     columns, group = np.stack([x, y], 1), np.asarray([0, 0, 0, 1, 1, 1])
     assert np.corrcoef(x, y)[0, 1] > 0.9
-    assert figures.correlation(columns)[0, 1] == pytest.approx(np.corrcoef(x, y)[0, 1])
-    np.testing.assert_allclose(figures.correlation(columns, group), [[1, -1], [-1, 1]])
+    assert chain_figures.correlation(columns)[0, 1] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    np.testing.assert_allclose(chain_figures.correlation(columns, group), [[1, -1], [-1, 1]])
 
 
 def test_what_does_not_vary_has_no_correlation():
     columns = np.asarray([[1.0, 0.1], [2.0, 0.1], [1.0, 0.3], [2.0, 0.5]])
     group = np.asarray([0, 0, 1, 1])
-    assert np.isnan(figures.correlation(columns[:2])[0, 1])
-    assert figures.correlation(columns, group)[0, 1] == pytest.approx(1.0), "the group without one is left out"
+    assert np.isnan(chain_figures.correlation(columns[:2])[0, 1])
+    assert chain_figures.correlation(columns, group)[0, 1] == pytest.approx(1.0), "the group without one is left out"
+
+
+def test_chains_of_two_runs_are_two_groups_though_question_and_step_are_the_same():
+    """In each run prob falls with the chain's length; pooled, the run with better and longer chains turns that."""
+    runs = [
+        [sample("q", level - 0.5 * i, 2, "word " * (length + i)) | {"step": 1} for i in range(3)]
+        for level, length in ((-9.0, 1), (-1.0, 40))
+    ]
+    fig = chain_figures.correlations(runs)
+    assert "6 chains of 2 runs, 2 groups" in fig._supxlabel.get_text()
+    for ax in fig.axes:
+        names = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+        values = ax.images[0].get_array()
+        assert values[names.index("log_prob"), names.index("chain length")] == pytest.approx(-1.0)
+        assert values[names.index("prob"), names.index("chain length")] < -0.9
+    pooled = [[row for run in runs for row in run]]
+    assert chain_figures.correlations(pooled).axes[0].images[0].get_array()[0, -1] > 0.9
+
+
+def test_the_probability_of_a_long_answer_is_not_zero():
+    rows = [sample("q", -90.0 - i, 60, "word " * (1 + i)) | {"step": 1, "reward/prob": 0.0} for i in range(3)]
+    assert chain_figures.reward(rows[0], "prob") == pytest.approx(np.exp(-90.0))
+    columns = np.asarray([[chain_figures.reward(row, "prob"), chain_figures.chain_length(row)] for row in rows])
+    assert chain_figures.correlation(columns)[0, 1] < -0.9
+    tiny = columns * [1e-160, 1.0]
+    assert chain_figures.correlation(tiny)[0, 1] == pytest.approx(chain_figures.correlation(columns)[0, 1])
+    left, right = chain_figures.answer_length([rows]).axes[:2]
+    assert len(left.lines[0].get_ydata()) == 3 and left.get_yscale() == right.get_yscale() == "linear"
+
+
+# ------------------------------------------------------------------------------------------- last numbers
+
+
+def test_the_summary_has_each_mean_with_its_errors_and_the_untouched_model(runs, tmp_path):
+    fig = figures.grid_figures([*runs, sft_run(tmp_path / "sft")])["summary"]
+    greedy = fig.axes[0]
+    assert [t.get_text() for t in greedy.get_yticklabels()] == ["log_prob", "prob", "sft"]
+    of = lambda gid: [list(line.get_xdata()) for line in greedy.lines if line.get_gid() == gid]  # noqa: E731
+    np.testing.assert_allclose(of("mean"), [[45], [65], [90]])
+    assert of("untouched")[0][0] == 25.0
+    np.testing.assert_allclose(of("seeds"), [[40, 50], [60, 70]])
+    perplexity = fig.axes[1]
+    bars = [list(line.get_xdata()) for line in perplexity.lines if line.get_gid() == "questions"]
+    np.testing.assert_allclose(bars[:2], [[1.5, 3.5], [1.5, 3.5]])
+    assert "sft: asked without a chain" in fig._supxlabel.get_text()
+
+
+def test_a_reward_has_one_colour_in_every_figure():
+    names = ["sft", "kl 0.01", "log_prob", "other"]
+    looks = plots.looks(names)
+    assert (
+        looks["sft"] == plots.looks(["sft", "prob"])["sft"]
+        and looks["log_prob"] == plots.looks(["log_prob"])["log_prob"]
+    )
+    assert len({look["color"] for look in looks.values()}) == 4
+    assert len({look["color"] for look in plots.looks(plots.PLACES).values()}) == len(plots.PLACES)
+
+
+def test_success_against_perplexity_leaves_tables_without_both_out(runs):
+    for run in runs:
+        if run.labels["data"] == "proofs":
+            path = run.workdir / metrics.EVAL
+            path.write_text(path.read_text().replace("greedy_success", "unchecked"))
+    fig = figures.grid_figures(runs)["trade_off"]
+    assert [ax.get_title("left") for ax in fig.axes] == ["data math"]
+
+
+def test_group_sizes_have_a_row_of_panels_for_each_data_set_and_a_line_for_each_reward(runs):
+    sized = [Run({**r.labels, "group": g}, r.workdir) for g in ("4", "32") for r in runs]
+    fig = figures.grid_figures(sized)["group_size"]
+    assert len(fig.axes) == 2 * 3
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["log_prob", "prob", "untouched"]
+
+
+def test_transition_words_have_a_panel_where_there_are_some(tmp_path):
+    for name, start in (("many", 5.0), ("few", 0.2)):
+        first = {"greedy_success": 0.1, "transition_words": start}
+        workdir = write_run(tmp_path / name, {"greedy_success": 0.2, "transition_words": start / 2}, first)
+        fig = figures.grid_figures([Run({"reward": "token_entropy", "seed": "0"}, workdir)])["curves"]
+        titles = [ax.get_title("left") for ax in fig.axes]
+        assert any(title.startswith("Transition words") for title in titles) == (name == "many")
 
 
 def test_chain_length_is_in_tokens_where_they_are_known():
-    assert figures.chain_length({"chain": "two words"}) == 2
-    assert figures.chain_length({"chain": "two words", "chain_tokens": 7}) == 7
+    assert chain_figures.chain_length({"chain": "two words"}) == 2
+    assert chain_figures.chain_length({"chain": "two words", "chain_tokens": 7}) == 7

@@ -116,3 +116,9 @@ def test_the_command(tmp_path):
     args = [sys.executable, "-m", "rl_likelihood.report.plots", str(tmp_path / "a"), f"--out={tmp_path / 'out'}"]
     out = subprocess.run(args, capture_output=True, text=True, check=True)
     assert out.stdout.split() == [str(tmp_path / "out" / f"curves.{x}") for x in ("png", "svg")]
+
+
+def test_an_evaluation_made_later_moves_no_figure(tmp_path):
+    write_run(tmp_path / "a", 10)
+    metrics.append(tmp_path / "a" / metrics.EVAL, {"step": 10, "greedy_success": 0.99})
+    assert [row["greedy_success"] for row in plots.load(tmp_path / "a")["heldout"]] == [0.0, 0.25, 0.5]

@@ -1,0 +1,197 @@
+"""Figures of a grid's last evaluations: all metrics by row, success against perplexity, and against the group size."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullLocator
+
+from rl_likelihood.report import table
+from rl_likelihood.report.plots import GREY, GRID, INK, legend, panel_style, plain_log, size_of
+
+GROUP = "group"  # the label of group sizes
+# Of a summary: the first four that a table has.
+METRICS = {
+    "greedy_success": "Greedy success, %",
+    "sampled_success": "Success at T = 1, %",
+    "perplexity": "Perplexity of reference",
+    "chain_length": "Chain length, tokens",
+    "chain_gain": "What a chain adds, nats",
+    "perplexity_no_chain": "Perplexity, no chain",
+}
+COLUMNS = 4
+Looks = Mapping[str, dict]
+REFERENCE = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1.2}
+
+
+def summary(blocks: Sequence[table.Block], looks: Looks) -> Figure:
+    """A row of panels for each table, a line for each of its rows: the mean, its errors and the untouched model's."""
+    blocks = [b for b in blocks if any(line.cells for line in b.lines if line.name != table.UNTOUCHED)]
+    shown = [[k for k in METRICS if any(line.cell(k) for line in b.lines)][:COLUMNS] for b in blocks]
+    lines = [[line for line in b.lines if line.name != table.UNTOUCHED] for b in blocks]
+    wide = max(map(len, shown))
+    heights = [1.0 + 0.27 * len(rows) for rows in lines]
+    fig = Figure(figsize=(1.6 + 2.3 * wide, sum(heights) + 0.7), layout="constrained")
+    grid = fig.subplots(len(blocks), wide, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for axes, block, keys, rows in zip(grid, blocks, shown, lines, strict=True):
+        untouched = next((line for line in block.lines if line.name == table.UNTOUCHED), None)
+        for ax in axes[len(keys) :]:
+            ax.set_visible(False)
+        for ax, key in zip(axes, keys, strict=False):
+            _metric(ax, key, rows, untouched, looks)
+            ax.set_yticks(range(len(rows)), [line.name for line in rows] if ax is axes[0] else [""] * len(rows))
+            for label, line in zip(ax.get_yticklabels(), rows, strict=True):
+                label.set(color=looks[line.name]["color"], fontsize=11)
+        if block.title:
+            axes[0].annotate(block.title, (0, 1), (0, 26), xycoords="axes fraction", textcoords="offset points",
+                             fontsize=12, fontweight="bold", color=INK)  # fmt: skip
+    seeds = max((c.runs for rows in lines for line in rows for c in line.cells.values()), default=1)
+    words = ["Dashed: untouched model.", "Thin: 95 % interval over held-out questions."]
+    words += ["Thick: ± standard error over seeds." if seeds > 1 else "One seed."]
+    bare = sorted({line.name for rows in lines for line in rows if line.no_chain})
+    text = "\n".join(textwrap.wrap("  ".join(words), 28 * wide + 24))
+    text += f"\n{', '.join(bare)}: asked without a chain, as it was trained." if bare else ""
+    fig.supxlabel(text, fontsize=10, color="#666666")
+    return fig
+
+
+def _metric(ax: Axes, key: str, rows: Sequence[table.Line], untouched: table.Line | None, looks: Looks) -> None:
+    """One panel of a summary."""
+    panel_style(ax, METRICS[key])
+    ax.title.set_fontsize(11)
+    ax.grid(False, axis="y")
+    digits = next(c.digits for c in table.GRID_COLUMNS if c.key == key)
+    ends = []
+    for y, line in enumerate(rows):
+        c = line.cell(key)
+        ax.axhline(y, color=GRID, linewidth=0.8, zorder=0)
+        text = table.MISSING if c is None else f"{c.mean:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        ax.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=INK)
+        if c is None:
+            continue
+        colour = looks[line.name]["color"]
+        low, high = (c.mean if x is None else x for x in (c.low, c.high))
+        ends += [low, high, c.mean - (c.se or 0), c.mean + (c.se or 0)]
+        ax.plot([low, high], [y, y], color=colour, linewidth=1.2, gid="questions")
+        if c.se:
+            ax.plot([c.mean - c.se, c.mean + c.se], [y, y], color=colour, linewidth=4.5, alpha=0.45, gid="seeds")
+        look = {**looks[line.name], "linestyle": ""}
+        ax.plot([c.mean], [y], **look, **size_of(look, 7.5), gid="mean")
+    start = untouched.cell(key) if untouched else None
+    if start:
+        ends.append(start.mean)
+        ax.axvline(start.mean, **REFERENCE, zorder=1, gid="untouched")
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    if key.startswith("perplexity") and ends and min(ends) > 0 and max(ends) > 10 * min(ends):
+        ax.set_xscale("log")
+        plain_log(ax.xaxis)
+    elif ends and min(ends) >= 0 and not key.startswith("perplexity"):
+        ax.set_xlim(0, 1.08 * max(ends))
+
+
+def has_trade_off(block: table.Block) -> bool:
+    """Whether a row of the table has both success and perplexity."""
+    return any(line.cell("greedy_success") and line.cell("perplexity") for line in block.lines)
+
+
+def trade_off(blocks: Sequence[table.Block], looks: Looks) -> Figure:
+    """Success against perplexity, two points a row: full at greedy decoding, hollow at temperature 1."""
+    blocks = [block for block in blocks if has_trade_off(block)]
+    wide = min(2, len(blocks))
+    fig = Figure(figsize=(max(5.25 * wide, 7.5), 4.2 * -(-len(blocks) // wide) + 0.8), layout="constrained")
+    axes = list(fig.subplots(-(-len(blocks) // wide), wide, squeeze=False).flat)
+    for ax in axes[len(blocks) :]:
+        ax.set_visible(False)
+    looks = {**looks, table.UNTOUCHED: {"color": GREY, "marker": "h"}}
+    names = dict.fromkeys(line.name for block in blocks for line in block.lines if line.cells)
+    for ax, block in zip(axes, blocks, strict=False):
+        panel_style(ax, block.title or "Success against perplexity")
+        for line in block.lines:
+            x, look = line.cell("perplexity"), {**looks[line.name], "linestyle": ""}
+            found = [line.cell("greedy_success"), line.cell("sampled_success")]
+            if x is None:
+                continue
+            seen = [y for y in found if y]
+            ax.plot([x.mean] * len(seen), [y.mean for y in seen], color=look["color"], linewidth=1, alpha=0.5)
+            for y, inside in zip(found, (look["color"], "white"), strict=True):
+                if y:
+                    style = look | {"markersize": size_of(look, 8)["markersize"], "elinewidth": 1.2, "capsize": 2}
+                    ax.errorbar(x.mean, y.mean, xerr=x.se, yerr=y.se, **style, markerfacecolor=inside)
+        ax.set_xscale("log")
+        plain_log(ax.xaxis)
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("perplexity of the reference answer", fontsize=11, color=INK)
+        ax.set_ylabel("success, %", fontsize=11, color=INK)
+    legend(fig, {name: {**looks[name], "linestyle": ""} for name in names})
+    words = "Full: greedy.  Hollow: sampled at T = 1.  Bars: ± standard error over seeds."
+    bare = sorted({line.name for block in blocks for line in block.lines if line.no_chain})
+    words += f"\n{', '.join(bare)}: asked without a chain, as it was trained." if bare else ""
+    fig.supxlabel(words, fontsize=10, color="#666666")
+    return fig
+
+
+def group_of(block: table.Block) -> int | None:
+    """The group size that a table's runs share."""
+    size = block.labels.get(GROUP, "")
+    return int(size) if size.isdigit() else None
+
+
+def group_size(blocks: Sequence[table.Block], looks: Looks) -> Figure:
+    """Final metrics against the group size: a row of panels for all that tables share beside it."""
+    found: dict[str, dict[int, table.Block]] = {}
+    for block in blocks:
+        if size := group_of(block):
+            shared = table.title_of({k: v for k, v in block.labels.items() if k != GROUP})
+            found.setdefault(shared, {})[size] = block
+    keys = ("greedy_success", "sampled_success", "perplexity")
+    fig = Figure(figsize=(10.5, 3.2 * len(found) + 1), layout="constrained")
+    names: dict[str, None] = {}
+    for axes, (title, by_size) in zip(fig.subplots(len(found), 3, squeeze=False), found.items(), strict=True):
+        for ax, key in zip(axes, keys, strict=True):
+            panel_style(ax, METRICS[key])
+            names |= _against_size(ax, key, by_size, looks)
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(sorted(by_size))
+            ax.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.margins(x=0.15)
+            ax.set_xlabel("chains a prompt (G)", fontsize=11, color=INK)
+        if title:
+            axes[0].annotate(title, (0, 1), (0, 26), xycoords="axes fraction", textcoords="offset points", fontsize=12,
+                             fontweight="bold", color=INK)  # fmt: skip
+    untouched = {"untouched": {**REFERENCE, "marker": ""}}
+    legend(fig, {name: looks[name] for name in names} | untouched)
+    fig.supxlabel("Bars: ± standard error over seeds.", fontsize=10, color="#666666")
+    return fig
+
+
+def _against_size(ax: Axes, key: str, by_size: Mapping[int, table.Block], looks: Looks) -> dict[str, None]:
+    """One panel of group_size; the names that it shows."""
+    points: dict[str, list[tuple[int, table.Cell]]] = {}
+    for size, block in sorted(by_size.items()):
+        for line in block.lines:
+            if c := line.cell(key):
+                points.setdefault(line.name, []).append((size, c))
+    start = points.pop(table.UNTOUCHED, [])
+    if start:
+        ax.axhline(np.mean([c.mean for _, c in start]), **REFERENCE, zorder=1)
+    for name, cells in points.items():
+        bars = [c.se or 0.0 for _, c in cells]
+        ax.errorbar(
+            [g for g, _ in cells],
+            [c.mean for _, c in cells],
+            yerr=bars,
+            capsize=2,
+            **looks[name],
+            **size_of(looks[name], 7),
+        )
+    values = [c.mean for cells in [*points.values(), start] for _, c in cells]
+    if key == "perplexity" and values and max(values) > 10 * min(values):
+        ax.set_yscale("log")
+        plain_log(ax.yaxis)
+    return dict.fromkeys(points)
