@@ -81,6 +81,7 @@ def write(
         chains=sum(r["chains"] for r in seen),
         written=sum(r["written"] for r in seen),
         file=metrics.SAMPLES,
+        bare=list(dict.fromkeys(found[run.workdir]["row"] for run in runs if table.without_chain(run))),
         blocks=[block_data(block, seen, paper) for block in blocks],
         caption=table.CAPTION + (" [ ]: as published." if paper else ""),
         figures=[{"name": name.replace("_", " "), "alt": name, "png": _png(f)} for name, f in figures.items()],

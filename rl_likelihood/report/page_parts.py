@@ -46,7 +46,8 @@ style-src 'unsafe-inline'; script-src '{{ script_hash }}'">
 <p class="faint">Points, joined: held-out questions. Lines without points: training, faint beside held-out ones; long
 runs as means over some steps. One line a run; seeds differ in dash, and their numbers stand side by side. The reward
 in training is shown where all shown runs have the same. Point at a chart, or focus it and use &larr; and &rarr;,
-to read its numbers.</p>
+to read its numbers.{% if bare %} Held-out questions are asked without a chain, as it was trained, of: \
+{{ bare|join(", ") }}.{% endif %}</p>
 </section>
 {% if figures %}
 <section id="figures"><h2>Figures</h2>

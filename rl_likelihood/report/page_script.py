@@ -82,7 +82,7 @@ function chart(card, panel, shown) {
     if (s && s[0].length) lines.push({r, kind, steps: s[0], values: s[1]});
   }
   const finite = lines.flatMap(l => l.values).filter(v => v !== null);
-  if (!finite.length) { card.append(make("p", {class: "faint"}, "not measured in these runs")); return; }
+  if (!finite.length) { card.append(make("p", {class: "faint"}, "not measured in the shown runs")); return; }
   let low = Math.min(...finite), high = Math.max(...finite);
   const log = panel.log && low > 0 && high > 10 * low;
   if (panel.percent) { low = 0; high = Math.min(1, Math.max(high * 1.1, 0.05)); }
@@ -157,10 +157,12 @@ function drawCurves() {
   drawCharts();
 }
 let drawnAt = 0;
+const measured = (r, p) => r.train[p.train]?.[0].length || r.heldout[p.heldout]?.[0].length;
 function drawCharts() {
   drawnAt = $("charts").clientWidth;
-  const shown = inBlock().filter(r => !hidden.has(r.row)), rewards = new Set(shown.map(r => r.reward));
-  const panels = data.panels.filter(p => rewards.size < 2 || !p.one);  // rewards of different units share no axis
+  const all = inBlock(), shown = all.filter(r => !hidden.has(r.row)), rewards = new Set(shown.map(r => r.reward));
+  const panels = data.panels.filter(p => all.some(r => measured(r, p)))
+    .filter(p => rewards.size < 2 || !p.one);  // rewards of different units share no axis
   const cards = panels.map(p => make("div", {class: "card chart", tabindex: "0", role: "group", "aria-label": p.title},
     make("h3", {}, p.title)));
   $("charts").replaceChildren(...cards);
@@ -210,6 +212,7 @@ function besides(t, key) {  // the token that an arrow key leads to
 }
 const token = e => e.target.closest(".tok");
 $("rollouts").addEventListener("focusin", e => token(e) && tell(token(e)));
+$("rollouts").addEventListener("focusout", e => { if (token(e)) $("token").textContent = ""; });
 $("rollouts").addEventListener("click", e => token(e) && tell(token(e)));
 $("rollouts").addEventListener("keydown", e => {
   if (!token(e) || !/^(Arrow|Home$|End$)/.test(e.key) || e.altKey || e.ctrlKey || e.metaKey) return;

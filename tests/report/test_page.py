@@ -210,3 +210,13 @@ def test_a_run_is_in_the_page_once_and_in_all_its_tables(tmp_path):
         grouped = table.grouped(runs, "reward").items()
         of_run = [table.title_of(dict(s)) for s, lines in grouped if any(run in group for group in lines.values())]
         assert blocks[table.title_of(run.labels)] == of_run and of_run
+
+
+def test_a_model_that_was_trained_without_chains_is_asked_without_them_and_the_page_says_so(tmp_path):
+    workdir = write_run(tmp_path / "a", evaluation(0.5, 2.0) | {"perplexity_no_chain": 1.5})
+    run = Run({"reward": "answers alone", "seed": "0"}, workdir)
+    assert "asked without a chain, as it was trained, of" not in write(tmp_path, [run])
+    (workdir / "config.json").write_text(json.dumps({"reward.name": "sft"}))
+    text = write(tmp_path, [run])
+    assert "asked without a chain, as it was trained, of: answers alone." in " ".join(text.split())
+    assert data_of(text)["runs"][0]["heldout"]["perplexity"] == [[4], [1.5]]

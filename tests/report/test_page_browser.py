@@ -61,7 +61,7 @@ def address(tmp_path_factory):
 
 
 def opened(browser, address, width=1280, height=900, **media):
-    browser.screen(width, height, **media)
+    browser.screen(width, height, **{"still": True} | media)  # a click lands where it was aimed at
     browser.open(address)
 
 
@@ -87,7 +87,7 @@ def test_keys_walk_through_steps_and_runs_and_the_step_is_kept(browser, address)
 
 
 def test_a_link_of_the_table_leads_there_every_time_and_an_address_to_what_it_names(browser, address):
-    opened(browser, address, still=True)
+    opened(browser, address)
     link = '#table a[href="#run=2"]'
     for _ in range(2):
         browser.click(link)
@@ -141,6 +141,8 @@ def test_a_token_s_numbers_are_read_by_keys_and_by_the_mouse(browser, address):
     assert told() == ""
     browser.click(".view .chain:last-child .tok")
     assert told().startswith(f'"4"  log-prob {answer_logp(0, 10, 1, 0):.3f}')
+    browser.js("$('later').focus()")
+    assert told() == "", "it is there as long as its token has the focus"
     stops = "[...document.querySelectorAll('.answer')].map(a => a.querySelectorAll('[tabindex=\"0\"]').length)"
     assert browser.js(stops) == [1, 1, 1], "Tab stops once at each answer"
 
@@ -149,6 +151,7 @@ def test_a_chart_tells_the_numbers_of_all_runs(browser, address):
     opened(browser, address)
     titles = browser.js("[...document.querySelectorAll('#charts .chart')].map(c => c.getAttribute('aria-label'))")
     assert "Reward in training" not in titles, "rewards of different units share no axis"
+    assert titles == ["Greedy success, held-out questions", "Perplexity of the answer", "Chain length, tokens"]
     n = titles.index("Perplexity of the answer") + 1
     tip = f"#charts .chart:nth-child({n}) .tip"
     rows = f"[...document.querySelectorAll('{tip} tr')].map(r => [...r.children].map(c => c.textContent))"
