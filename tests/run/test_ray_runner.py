@@ -61,7 +61,7 @@ def test_a_sweep_of_real_runs_on_two_nodes_that_stand_in_another_folder(tmp_path
     monkeypatch.chdir(tmp_path / "elsewhere")
     for name in set(os.environ) - set(environment):
         monkeypatch.delenv(name)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1, resources={"chip": 4})
         environment["RAY_ADDRESS"] = cluster.address
