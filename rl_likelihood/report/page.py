@@ -85,7 +85,10 @@ def write(
         blocks=[block_data(block, seen, paper) for block in blocks],
         caption=table.CAPTION + (" [ ]: as published." if paper else ""),
         figures=[{"name": name.replace("_", " "), "alt": name, "png": _png(f)} for name, f in figures.items()],
-        data=_as_data({"runs": seen, "panels": [p for p in PANELS if any(_has(r, p) for r in seen)]}),
+        data=_as_data({
+            "runs": seen, "panels": [p for p in PANELS if any(_has(r, p) for r in seen)],
+            "colours": plots.places(r["row"] for r in seen),
+        }),
         style=Markup(STYLE),
         script=Markup(SCRIPT),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),

@@ -22,8 +22,8 @@ $("theme").onclick = () => { theme = document.documentElement.className === "dar
 paint();
 
 // Curves.
-const rowsOf = [...new Set(runs.map(r => r.row))], dashes = ["", "6 3", "2 3", "8 3 2 3"];
-const colour = r => `var(--c${rowsOf.indexOf(r.row) % 8})`;
+const dashes = ["", "6 3", "2 3", "8 3 2 3"];
+const colour = r => `var(--c${data.colours[r.row] % 8})`;
 const seedsOf = [...new Set(runs.map(r => r.seed))], dash = r => dashes[seedsOf.indexOf(r.seed) % 4];
 const hidden = new Set();
 const NS = "http://www.w3.org/2000/svg";

@@ -106,12 +106,17 @@ def size_of(look: Mapping, points: float) -> dict:
     return {"markersize": points * SIZES.get(look["marker"], 1), "markeredgecolor": "white", "markeredgewidth": 0.8}
 
 
-def looks(names: Iterable[str]) -> dict[str, dict]:
-    """Colour, dash and marker by name: a reward has its own, any other name the next that none of them has."""
+def places(names: Iterable[str]) -> dict[str, int]:
+    """Places in COLOURS by name: a reward has its own, any other name the next that none of them has."""
     names = list(dict.fromkeys(names))
     taken = {PLACES[name] for name in names if name in PLACES}
     free = (i for i in itertools.count() if i not in taken)
-    return {name: look_of(PLACES[name] if name in PLACES else next(free)) for name in names}
+    return {name: PLACES[name] if name in PLACES else next(free) for name in names}
+
+
+def looks(names: Iterable[str]) -> dict[str, dict]:
+    """Colour, dash and marker by name."""
+    return {name: look_of(place) for name, place in places(names).items()}
 
 
 def _draw(ax: Axes, panel: Panel, rows: dict[str, list[dict]], look: dict, width: int, faint: bool) -> None:
