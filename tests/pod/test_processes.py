@@ -64,7 +64,7 @@ def start(config, workdir, *more: str, **changes) -> list[subprocess.Popen]:
 def said(process: subprocess.Popen, seconds: float = 240) -> list[str]:
     """What it printed to its end, without what gloo does, and what jax's coordination says where it is quicker."""
     out, _ = process.communicate(timeout=seconds)
-    theirs = ("[Gloo]", "is connected to", "coordination_service_agent.cc")
+    theirs = ("[Gloo]", "is connected to", "peer ranks", "coordination_service_agent.cc")
     return [line for line in out.splitlines() if line and not any(word in line for word in theirs)]
 
 
