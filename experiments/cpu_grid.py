@@ -5,8 +5,8 @@
     python -m rl_likelihood.sweep experiments/cpu_grid.py --report
 
 Hardware: two x86-64 CPU cores, 10 GB of memory, 50 GB of disk (1.5 to 1.8 GB a run, its checkpoint). Time, as run
-beside other work: 7 to 12 minutes a run of the short task, 8 to 15 of the long one, sft 4 to 7; 6.5 hours for the
-first 30 runs (four were held up to 20 to 50 minutes), under seven for all 32. It may be interrupted at any time and
+beside other work: 7 to 12 minutes a run of the short task, 8 to 15 of the long one, sft 4 to 7; 6.8 hours for all
+32 (four were held up to 20 to 50 minutes). It may be interrupted at any time and
 goes on with the same command. --runner=print gives the commands.
 
 short: one operation on two numbers, exact match verifies it. long: word problems whose reference is a worked solution

@@ -37,7 +37,7 @@ PANELS: tuple[dict[str, Any], ...] = (
     {"title": "Perplexity of the answer, no chain", "train": "", "heldout": "perplexity_no_chain", "log": True},
     {"title": "Chain length, tokens", "train": "chain/length", "heldout": "chain_length"},
     {"title": "Chains that never open the answer", "train": "chain/truncated", "heldout": "truncated", "percent": True},
-    {"title": "What the chain adds to the answer, nats", "train": "answer/chain_gain", "heldout": ""},
+    {"title": "What the chain adds to the answer, nats", "train": "answer/chain_gain", "heldout": "chain_gain"},
     {"title": "Transition words in a hundred", "train": "chain/transition_words", "heldout": "transition_words"},
     {"title": "Entropy of the policy, nats", "train": "policy/entropy", "heldout": ""},
     {"title": "Answer term's share of the gradient", "train": "grad/answer_share", "heldout": "", "percent": True},
