@@ -1,5 +1,7 @@
 """experiments/claims.py: what a difference, its interval and its seeds make of a claim."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,16 @@ def test_a_claim_appears_where_interval_and_seeds_are_on_its_side(a, b, sign, ma
     assert found["verdict"] == verdict and found["seeds"] == [0, 1]
     assert found["difference"] == pytest.approx(np.mean(a) - np.mean(b), abs=0.03)
     assert found["low"] <= found["difference"] <= found["high"]
+
+
+def test_an_order_of_groups_has_to_appear_in_every_pair():
+    there = runs(a=(2.0, 2.0), b=(1.5, 1.5), c=(1.0, 1.0), d=(0.5, 0.5))
+    order = Claim("a, b against c, d", "short", "log_prob_mc1", ("a", "b"), ("c", "d"), 1)
+    assert judged(order, there)["verdict"] == "appears"
+    crossed = dataclasses.replace(order, these=("a", "c"), those=("b", "d"))
+    found = judged(crossed, there)
+    assert found["verdict"] == "appears in 3 of 4 pairs" and found["pairs"]["c, b"] == "contradicted"
+    assert found["difference"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_only_seeds_that_all_have_count_and_none_is_said():

@@ -47,8 +47,7 @@ def summary(blocks: Sequence[table.Block], looks: Looks) -> Figure:
             for label, line in zip(ax.get_yticklabels(), rows, strict=True):
                 label.set(color=looks[line.name]["color"], fontsize=11)
         if block.title:
-            axes[0].annotate(block.title, (0, 1), (0, 26), xycoords="axes fraction", textcoords="offset points",
-                             fontsize=12, fontweight="bold", color=INK)  # fmt: skip
+            _row_title(axes[0], block.title)
     seeds = max((c.runs for rows in lines for line in rows for c in line.cells.values()), default=1)
     words = ["Dashed: untouched model.", "Thin: 95 % interval over held-out questions."]
     words += ["Thick: ± standard error over seeds." if seeds > 1 else "One seed."]
@@ -57,6 +56,13 @@ def summary(blocks: Sequence[table.Block], looks: Looks) -> Figure:
     text += f"\n{', '.join(bare)}: asked without a chain, as it was trained." if bare else ""
     fig.supxlabel(text, fontsize=10, color="#666666")
     return fig
+
+
+def _row_title(ax: Axes, title: str) -> None:
+    """Above a row's first panel. It has room for its height; its width must not make the column wider."""
+    at = {"xy": (0, 1), "xytext": (0, 26), "xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 12}
+    ax.annotate("|", **at, alpha=0)
+    ax.annotate(title, **at, fontweight="bold", color=INK).set_in_layout(False)
 
 
 def _metric(ax: Axes, key: str, rows: Sequence[table.Line], untouched: table.Line | None, looks: Looks) -> None:
@@ -162,8 +168,7 @@ def group_size(blocks: Sequence[table.Block], looks: Looks) -> Figure:
             ax.margins(x=0.15)
             ax.set_xlabel("chains a prompt (G)", fontsize=11, color=INK)
         if title:
-            axes[0].annotate(title, (0, 1), (0, 26), xycoords="axes fraction", textcoords="offset points", fontsize=12,
-                             fontweight="bold", color=INK)  # fmt: skip
+            _row_title(axes[0], title)
     untouched = {"untouched": {**REFERENCE, "marker": ""}}
     legend(fig, {name: looks[name] for name in names} | untouched)
     fig.supxlabel("Bars: ± standard error over seeds.", fontsize=10, color="#666666")
@@ -180,7 +185,11 @@ def _against_size(ax: Axes, key: str, by_size: Mapping[int, table.Block], looks:
     start = points.pop(table.UNTOUCHED, [])
     if start:
         ax.axhline(np.mean([c.mean for _, c in start]), **REFERENCE, zorder=1)
+    once = {line.name for block in by_size.values() for line in block.lines if line.no_chain}  # no G is theirs
     for name, cells in points.items():
+        if name in once:
+            ax.axhline(np.mean([c.mean for _, c in cells]), color=looks[name]["color"], linewidth=1.5, zorder=1)
+            continue
         bars = [c.se or 0.0 for _, c in cells]
         ax.errorbar(
             [g for g, _ in cells],

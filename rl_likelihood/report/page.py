@@ -55,15 +55,17 @@ def write(
     figures: Mapping[str, Figure],
     paper: Sequence[Mapping[str, Any]] = (),
     one_start: bool = True,
-    limit: int = page_chains.CHAINS,
+    limit: int = 0,
 ) -> None:
     """Writes the page of `runs` to `path`, with these tables and figures in it; `rows` is the label with a colour.
 
     one_start: the runs of a table begin at the same model, so one's evaluation of step 0 is that of all.
-    limit: chains in the page, about; of more, each run gives those of evenly spaced steps, and the page says so.
+    limit: chains in the page, about (0: what a browser opens at once); of more, each run gives those of evenly spaced
+        steps, and the page says so.
     """
     counts = {workdir: page_chains.per_step(workdir) for workdir in dict.fromkeys(run.workdir for run in runs)}
-    share = page_chains.level([sum(steps.values()) for steps in counts.values()], limit)
+    totals = [sum(steps.values()) for steps in counts.values()]
+    share = page_chains.level(totals, limit or page_chains.limit_of(counts, sum(totals)))
     found: dict[Path, dict[str, Any]] = {}
     for shared, lines in table.grouped(runs, rows).items():
         here = [run for group in lines.values() for run in group]
@@ -83,7 +85,7 @@ def write(
         file=metrics.SAMPLES,
         bare=list(dict.fromkeys(found[run.workdir]["row"] for run in runs if table.without_chain(run))),
         blocks=[block_data(block, seen, paper) for block in blocks],
-        caption=table.CAPTION + (" [ ]: as published." if paper else ""),
+        caption=table.caption(paper),
         figures=[{"name": name.replace("_", " "), "alt": name, "png": _png(f)} for name, f in figures.items()],
         data=_as_data({
             "runs": seen, "panels": [p for p in PANELS if any(_has(r, p) for r in seen)],
@@ -141,14 +143,15 @@ def run_data(
     status = metrics.read_status(workdir) or {"state": "new", "step": 0, "steps": 0}
     curves = grids.loaded(run, first)
     step = max([int(status["step"]), *(row["step"] for row in curves["train"][-1:])])
-    groups = page_chains.read(workdir, page_chains.kept(written, share))
+    reward = reward_of(workdir)
+    groups = page_chains.read(workdir, page_chains.kept(written, share), reward)
     labels = dict(run.labels)
     name = ", ".join(f"{k} {v}" for k, v in labels.items()) or workdir.name
     return {
         "name": name,
         "row": labels.get(rows, name),
         "seed": labels.get(table.SEED, ""),
-        "reward": reward_of(workdir) or labels.get(rows, name),
+        "reward": reward or labels.get(rows, name),
         "blocks": [],
         "state": status["state"],
         "step": f"{step}/{status['steps']}" if status["steps"] else "-",

@@ -13,12 +13,20 @@ import numpy as np
 from rl_likelihood.report import metrics
 
 CHAINS = 20_000  # in a page, about; 10,000 with 64 tokens each are 13 MB and open in two seconds
+BYTES = 30_000_000  # of the files that they are read from: long chains are fewer
 
 
 def per_step(workdir: str | Path) -> dict[int, int]:
     """{step: its number of sampled chains} of a run, in order; empty without the file."""
     path = Path(workdir) / metrics.SAMPLES
     return dict(sorted(Counter(row["step"] for row in metrics.rows(path)).items())) if path.exists() else {}
+
+
+def limit_of(workdirs: Iterable[str | Path], chains: int) -> int:
+    """How many of the runs' `chains` a page takes."""
+    paths = [Path(workdir) / metrics.SAMPLES for workdir in workdirs]
+    size = sum(path.stat().st_size for path in paths if path.exists())
+    return min(CHAINS, chains * BYTES // size) if size else CHAINS
 
 
 def level(totals: Iterable[int], limit: int) -> int:
@@ -41,13 +49,13 @@ def kept(steps: Mapping[int, int], share: int) -> set[int]:
     return {every[round(i)] for i in np.linspace(0, len(every) - 1, n)} if n > 1 else {every[-1]}
 
 
-def read(workdir: str | Path, steps: set[int]) -> list[dict[str, Any]]:
-    """The groups of these steps; rows of other steps are never held."""
+def read(workdir: str | Path, steps: set[int], reward: str = "") -> list[dict[str, Any]]:
+    """The groups of these steps of a run trained on `reward`; rows of other steps are never held."""
     path = Path(workdir) / metrics.SAMPLES
-    return groups_of(row for row in metrics.rows(path) if row["step"] in steps) if steps else []
+    return groups_of((row for row in metrics.rows(path) if row["step"] in steps), reward) if steps else []
 
 
-def groups_of(samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[dict[str, Any]]:
     """Sampled chains by step and prompt, each prompt once with its chains: what all share is said once."""
     groups: dict[tuple[int, str], dict[str, Any]] = {}
     for row in samples:
@@ -58,11 +66,13 @@ def groups_of(samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "scored": row["scored"], "bare": _rounded(row.get("answer_logp_no_chain")), "chains": [],
             }  # fmt: skip
         rewards = {k.removeprefix("reward/"): row[k] for k in row if k.startswith("reward/")}
+        trained = row["reward"]
         if rewards.get("prob") == 0 and rewards.get("log_prob") is not None:
             rewards["prob"] = math.exp(rewards["log_prob"])  # older files have six decimals
+            trained = rewards["prob"] if reward == "prob" else trained
         groups[key]["chains"].append({
             "chain": row["chain"], "forced": row["forced"], "sampled": row["sampled_answer"],
-            "logp": _rounded(row["answer_logp"]), "reward": row["reward"], "rewards": rewards,
+            "logp": _rounded(row["answer_logp"]), "reward": trained, "rewards": rewards,
             "advantage": row["advantage"], "truncated": row["truncated"],
         })  # fmt: skip
     return list(groups.values())

@@ -109,7 +109,7 @@ padding:5px 10px;max-width:100%}
 button{cursor:pointer}:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:6px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
+th,td{padding:6px 9px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 thead th{white-space:normal;vertical-align:bottom;color:var(--faint);font-weight:600}
 tbody th,thead th:first-child{text-align:left;font-weight:600}tbody tr:last-child>*{border-bottom:0}
 .scroll tbody th,.scroll thead th:first-child{position:sticky;left:0;background:var(--card)}

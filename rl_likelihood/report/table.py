@@ -350,15 +350,16 @@ CAPTION = (
 def grid_text(found: Sequence[Block], paper: Sequence[Mapping[str, Any]] = ()) -> str:
     """For the console."""
     parts = [(f"{b.title}\n" if b.title else "") + _aligned(matrix(b, paper)) for b in found]
-    return "\n\n".join([*parts, _caption(paper)])
+    return "\n\n".join([*parts, caption(paper)])
 
 
 def grid_markdown(found: Sequence[Block], paper: Sequence[Mapping[str, Any]] = ()) -> str:
     parts = [(f"### {b.title}\n\n" if b.title else "") + _markdown(matrix(b, paper)) for b in found]
-    return "\n\n".join([*parts, _caption(paper)])
+    return "\n\n".join([*parts, caption(paper)])
 
 
-def _caption(paper: Sequence[Mapping[str, Any]]) -> str:
+def caption(paper: Sequence[Mapping[str, Any]]) -> str:
+    """What the marks in a table mean."""
     return CAPTION + (" [ ]: as published, ± a standard deviation over seeds." if paper else "")
 
 
@@ -374,7 +375,7 @@ def grid_latex(found: Sequence[Block], paper: Sequence[Mapping[str, Any]] = ()) 
         body = [" & ".join(line) + r" \\" for line in lines]
         out += [f"% {block.title}", rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\hline"]
         out += [" & ".join(head) + r" \\", r"\hline", *body, r"\hline", r"\end{tabular}", ""]
-    return "\n".join([*out, f"% {_caption(paper).translate(_LATEX)}"])
+    return "\n".join([*out, f"% {caption(paper).translate(_LATEX)}"])
 
 
 def grid_csv(found: Sequence[Block], paper: Sequence[Mapping[str, Any]] = ()) -> str:

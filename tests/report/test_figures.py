@@ -307,6 +307,16 @@ def test_success_against_perplexity_leaves_tables_without_both_out(runs):
     assert [ax.get_title("left") for ax in fig.axes] == ["data math"]
 
 
+def test_a_long_title_widens_no_column(runs):
+    def widths(model):
+        fig = figures.grid_figures([Run({**run.labels, "model": model}, run.workdir) for run in runs])["summary"]
+        fig.savefig(io.BytesIO())  # lays it out
+        return [ax.get_position().width for ax in fig.axes if ax.get_visible()]
+
+    long = "of a very long name that is wider than one panel and half of it again"
+    np.testing.assert_allclose(widths(long), widths("m"))
+
+
 def test_group_sizes_have_a_row_of_panels_for_each_data_set_and_a_line_for_each_reward(runs):
     sized = [Run({**r.labels, "group": g}, r.workdir) for g in ("4", "32") for r in runs]
     fig = figures.grid_figures(sized)["group_size"]
