@@ -12,8 +12,9 @@
 #                 preemption: the slice is gone, or the process ended by KILL, TERM, INT or HUP, or it is a training
 #                 run that was asked to stop, saved and ended with 0, the STATUS of whose --workdir does not say done:
 #                 again, without limit.
-#                 failure: anything else, a crash (ABRT, SEGV) too, a slice that cannot be made or set up, a cloud that
-#                 has not answered once: again, MAX_FAILURES in a row end with 1.
+#                 failure: anything else, a crash (ABRT, SEGV) too, a slice that cannot be made or set up (nor one that
+#                 the cloud gave up to look for, however long it did), a cloud that has not answered once: again,
+#                 MAX_FAILURES in a row end with 1.
 # Of several processes the first to end badly says how; the others get GRACE seconds, then TERM, then KILL.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh

@@ -75,12 +75,12 @@ hardware() {
     v5p) ACCELERATOR_TYPE="v5p-$((2 * CHIPS))" RUNTIME="${RUNTIME:-v2-alpha-tpuv5}" GKE_CHIP=tpu-v5p-slice ;;
     v4) ACCELERATOR_TYPE="v4-$((2 * CHIPS))" RUNTIME="${RUNTIME:-tpu-ubuntu2204-base}" GKE_CHIP=tpu-v4-podslice ;;
   esac
-  local most=4 # of a machine; a v5e or v6e of eight chips is one
-  [[ "$shape" != 2x4 ]] || most=8
+  local most=4 words=4 # of a machine; a v5e or v6e of eight chips is one
+  [[ "$shape" != 2x4 ]] || most=8 words="8 or 4"
+  ((CHIPS >= 4)) || words="$CHIPS"
   CHIPS_PER_HOST="${CHIPS_PER_HOST:-$((CHIPS < most ? CHIPS : most))}"
-  if ! [[ "$CHIPS_PER_HOST" =~ ^[1-9][0-9]*$ ]] || ((CHIPS % CHIPS_PER_HOST)); then
-    refuse "CHIPS_PER_HOST is '$CHIPS_PER_HOST'; it must divide the $CHIPS chips of $TOPOLOGY"
-  fi
+  [[ " $words " == *" $CHIPS_PER_HOST "* ]] ||
+    refuse "CHIPS_PER_HOST is '$CHIPS_PER_HOST'; a machine of $TOPOLOGY has $words chips"
   HOSTS=$((CHIPS / CHIPS_PER_HOST))
   export CHIPS ACCELERATOR_TYPE RUNTIME GKE_CHIP CHIPS_PER_HOST HOSTS
 }

@@ -26,7 +26,8 @@ import numpy as np
 from jax._src import distributed as runtime  # the coordinator's address on a TPU, and whether that is this process
 from jax.experimental import multihost_utils
 
-from rl_likelihood.pod.watch import TOKEN, Unreachable, Watch, address_towards, admit, processes, reach
+from rl_likelihood.pod import watch
+from rl_likelihood.pod.watch import TOKEN, Unreachable, Watch, processes, write_error
 from rl_likelihood.shapes import UserError
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -96,44 +97,48 @@ def _connections() -> dict[int, socket.socket]:
     """
     if not first():
         host, port, token = share(None)
-        return {0: reach(host, port, bytes.fromhex(token), _number)}
+        return {0: watch.reach(host, port, bytes.fromhex(token), _number)}
     both = socket.has_dualstack_ipv6()  # the others may come either way
     family, backlog = socket.AF_INET6 if both else socket.AF_INET, jax.process_count() + 16
     with socket.create_server(("", 0), family=family, backlog=backlog, dualstack_ipv6=both) as server:
         host, _, token = share([_address(), server.getsockname()[1], secrets.token_hex(TOKEN)])
-        return admit(server, bytes.fromhex(token), jax.process_count(), host)
+        return watch.admit(server, bytes.fromhex(token), jax.process_count(), host)
 
 
 def _address() -> str:
     """Where the other processes reach this one: at the coordinator's address if it is this process, else at the one
     from which this process reaches it."""
     host = runtime.global_state.coordinator_address.rpartition(":")[0].strip("[]")
-    return host if runtime.global_state.process_id == 0 else address_towards(host)
+    return host if runtime.global_state.process_id == 0 else watch.address_towards(host)
 
 
 def say_error(text: str) -> None:
     """The one line of this process about why it ends; the watch adds none of its own."""
     if _watching:
         _watching[0].quiet()
-    sys.stdout.flush()
-    os.write(sys.stderr.fileno(), f"error: {text}\n".encode())  # at once: other processes write there too
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    write_error(text)
 
 
 def finish(code: int = 0, together: bool = True, why: str = "") -> None:
     """Before the end of a process of several: `together` with the others, or by itself, which ends them too and says
     `why`.
 
-    With a code other than 0 it ends here: nothing that waits for other processes may be waited for.
+    With a code other than 0 it ends here: nothing that waits for other processes may be waited for. Process 0 ends the
+    others then: with it goes what jax has of them, which would abort whoever comes a moment later.
     """
-    if not _watching:
-        return
-    if together:
+    met = runtime.global_state.client is not None
+    if _watching and together and (not code or not first()):
+        if not code:
+            _watching[0].await_first()
         _watching[0].leave()
-    else:
+    elif _watching:
         _watching[0].fail(code, _line(why))
-    if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    if code and met:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 

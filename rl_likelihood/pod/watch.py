@@ -17,6 +17,8 @@ LOST = 1  # exit code of a process that has lost another
 REFUSED = 2  # of one that refused its input: another start is of no use
 ADVICE = "hosts must be able to reach each other on any port: open the firewall between the workers"
 TOKEN = 16  # bytes
+PARTING = 2.0  # seconds that process 0 waits for the others to end before it does
+MEETING = 60.0  # seconds that the processes have to connect; until then one may wait for a third, and be silent
 
 
 class Unreachable(UserError):
@@ -29,7 +31,7 @@ def processes(numbers: list[int]) -> str:
 
 
 def admit(
-    server: socket.socket, token: bytes, count: int, host: str, seconds: float = 60.0
+    server: socket.socket, token: bytes, count: int, host: str, seconds: float = MEETING
 ) -> dict[int, socket.socket]:
     """The connections of processes 1 to `count` - 1, by number, each of which begins with the token and the number (4
     bytes); a stranger's is closed. UserError if one does not come within `seconds`."""
@@ -55,7 +57,7 @@ def admit(
     return peers
 
 
-def reach(host: str, port: int, token: bytes, number: int, seconds: float = 60.0) -> socket.socket:
+def reach(host: str, port: int, token: bytes, number: int, seconds: float = MEETING) -> socket.socket:
     """Process `number`'s connection with process 0, which listens there; UserError if it cannot be made."""
     try:
         connection = socket.create_connection((host, port), timeout=seconds)
@@ -72,6 +74,12 @@ def address_towards(host: str) -> str:
     with socket.socket(family, kind) as way:
         way.connect(there)
         return way.getsockname()[0]
+
+
+def write_error(text: str) -> None:
+    """At once and whole, as other processes write there too. A terminal that is gone keeps no process from ending."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"error: {text}\n".encode())
 
 
 class Watch:
@@ -95,7 +103,14 @@ class Watch:
 
     def begin(self) -> None:
         """Watch from now to the end of the process."""
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        self._send(".")  # who has been heard once may not be silent any more
+        self.thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self.thread.start()
+
+    def await_first(self) -> None:
+        """Returns when process 0 is about to end as all do: what it has to do at the end may take a while."""
+        if self.number:
+            self.thread.join()  # it has one to watch, and ends all if that one dies
 
     def quiet(self) -> None:
         """Say nothing more: this process is about to end, and says why itself."""
@@ -110,15 +125,29 @@ class Watch:
     def fail(self, code: int, why: str) -> None:
         """This process is about to end by an error of its own, with `code`: the others end with it too."""
         self.quiet()
-        self._send(f"failed {code} {why}" if self.number else f"end {code}")
+        if self.number:
+            self._send(f"failed {code} {why}")
+        else:
+            self._end_others(code)
 
     def _send(self, line: str) -> None:
         for peer in self.peers.values():
             with contextlib.suppress(OSError):
                 peer.sendall(line.encode() + b"\n")
 
+    def _end_others(self, code: int) -> None:
+        """From process 0: what jax has of them goes with it, so they are to be gone before."""
+        self._send(f"end {code}")
+        until = time.monotonic() + PARTING
+        for peer in self.peers.values():
+            with contextlib.suppress(OSError):
+                while (left := until - time.monotonic()) > 0:
+                    peer.settimeout(left)
+                    if not peer.recv(4096):
+                        break
+
     def _watch(self) -> None:
-        heard = dict.fromkeys(self.peers, time.monotonic())
+        heard = dict.fromkeys(self.peers, time.monotonic() + MEETING)
         waiting = dict.fromkeys(self.peers, b"")  # the beginning of a line
         said = 0.0
         with selectors.DefaultSelector() as ready:
@@ -172,7 +201,7 @@ class Watch:
             if self.over:
                 return
             if self.number <= 1:
-                os.write(sys.stderr.fileno(), f"error: {why}\n".encode())
+                write_error(why)
             if self.number == 0:
-                self._send(f"end {code}")
+                self._end_others(code)
             os._exit(code)  # nothing that waits for the lost one may be waited for
