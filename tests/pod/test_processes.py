@@ -64,7 +64,7 @@ def start(config, workdir, *more: str, **changes) -> list[subprocess.Popen]:
 def said(process: subprocess.Popen, seconds: float = 240) -> list[str]:
     """What it printed to its end, without what gloo does and the log of jax's coordination, where that is quicker."""
     out, _ = process.communicate(timeout=seconds)
-    theirs = re.compile(r"\[Gloo\]|is connected to|peer ranks|^[WE]\d{4} .*(coordination|Coordination)")
+    theirs = re.compile(r"\[Gloo\]|is connected to|peer ranks|^\s*\d+$|^[WE]\d{4} .*(coordination|Coordination)")
     return [line for line in out.splitlines() if line and not theirs.search(line)]
 
 
