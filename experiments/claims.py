@@ -28,19 +28,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a script
 
 from rl_likelihood.report import statistics  # noqa: E402
-from rl_likelihood.report.metrics import EVAL, read, read_status  # noqa: E402
+from rl_likelihood.report import table as tables  # noqa: E402
+from rl_likelihood.report.table import UNTOUCHED  # noqa: E402
 from rl_likelihood.run import grid  # noqa: E402
 from rl_likelihood.shapes import UserError  # noqa: E402
 
-UNTOUCHED = "untouched"
 LOG, EXACT, BETWEEN = ("log_prob", "avg_log_prob"), ("base_rl", "prob"), ("avg_prob", "jepo")
 UNITS = {
     "greedy_success": ("points", "{:+.1f}", 100), "sampled_success": ("points", "{:+.1f}", 100),
     "log_prob_mc1": ("nats", "{:+.3f}", 1), "chain_length": ("tokens", "{:+.1f}", 1),
-}  # fmt: skip
-WITHOUT_CHAIN = {
-    "greedy_success": "greedy_success_no_chain", "sampled_success": "sampled_success_no_chain",
-    "log_prob_mc1": "log_prob_no_chain", "chain_length": "chain_length_no_chain",
 }  # fmt: skip
 Runs = dict[tuple[str, int], np.ndarray]  # (reward, seed) -> [questions]
 
@@ -126,17 +122,18 @@ def read_runs(root: Path, file: str) -> dict[tuple[str, str], Runs]:
     """(task, metric) -> each run's last evaluation, and the untouched model's where a run has one."""
     out: dict[tuple[str, str], Runs] = {}
     for point in grid.load(file).points:
-        folder, labels = root / point.name, point.labels
-        rows = [row for row in read(folder / EVAL) if "records" in row] if (folder / EVAL).exists() else []
-        if not rows or (read_status(folder) or {}).get("state") != "done":
+        run = tables.Run(point.labels, root / point.name)
+        last = tables.final(run.workdir)
+        if last is None:
             continue
-        last = [(labels["reward"], rows[-1])]
-        first = [(UNTOUCHED, row) for row in rows if row["stage"] == UNTOUCHED]
-        for name, row in last + first:
-            _, records = statistics.read_records(str(folder / row["records"]))
+        labels, names = run.labels, tables.WITHOUT_CHAIN if tables.without_chain(run) else {}
+        asked = [(labels["reward"], last, names)]
+        asked += [(UNTOUCHED, row, {}) for row in tables.starts([run]).values()]
+        for name, row, instead in asked:
+            _, records = statistics.read_records(str(run.workdir / row["records"]))
             columns = statistics.columns(records)
             for metric in UNITS:
-                values = columns.get(WITHOUT_CHAIN.get(metric, metric) if name == "sft" else metric)
+                values = columns.get(instead.get(metric, metric))
                 if values is not None and np.isfinite(values).all():
                     out.setdefault((labels["task"], metric), {})[name, int(labels["seed"])] = values
     return out

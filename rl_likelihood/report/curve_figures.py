@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rl_likelihood.report.plots import (
-    GREY,
     INK,
     PANELS,
+    REFERENCE,
     Panel,
+    asked_bare,
     fit_scale,
     legend,
     panel_style,
@@ -37,7 +38,6 @@ CURVES = (
     WORDS,
 )
 RARE = 0.5  # transition words in a hundred: with fewer to begin with there is nothing to see
-UNTOUCHED = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1.2}
 Runs = Mapping[str, Sequence[Mapping[str, list[dict]]]]  # name -> its runs, one a seed, as `figures.loaded` has them
 
 
@@ -80,10 +80,10 @@ def over_seeds(
             _held_out(ax, [series(r["heldout"], panel.heldout) for r in runs], looks[name])
         values = [row[panel.heldout] for row in start if row.get(panel.heldout) is not None]
         if values:
-            ax.axhline(np.mean(values), **UNTOUCHED, zorder=1, gid="untouched")
+            ax.axhline(np.mean(values), **REFERENCE, zorder=1, gid="untouched")
         fit_scale(ax, panel)
         ax.set_xlabel("step (updates)", fontsize=11, color=INK)
-    shown = {name: looks[name] for name in groups} | ({"untouched": {**UNTOUCHED, "marker": ""}} if start else {})
+    shown = {name: looks[name] for name in groups} | ({"untouched": {**REFERENCE, "marker": ""}} if start else {})
     legend(fig, shown, 5 if wide > 1 else 3, axes[-1] if len(panels) < len(axes) else None)
     fig.supxlabel(_words(groups, panels, title, bare, calm), fontsize=10, color="#666666")
     return fig
@@ -138,5 +138,4 @@ def _words(groups: Runs, panels: Sequence[Panel], title: str, bare: Sequence[str
         parts.append(f"Points: held-out questions{among if most else ''}")
         parts.append("Faint: training" + (f", mean of {width} steps" if width > 1 else ""))
     parts.append("Bars: ± standard error over seeds" if seeds > 1 else "One seed")
-    text = ".  ".join(parts) + "."
-    return text + (f"\n{', '.join(bare)}: asked without a chain, as it was trained." if bare else "")
+    return ".  ".join(parts) + "." + asked_bare(bare)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullLocator
 
 from rl_likelihood.report import table
-from rl_likelihood.report.plots import GREY, GRID, INK, legend, panel_style, plain_log, size_of
+from rl_likelihood.report.plots import GREY, GRID, INK, REFERENCE, asked_bare, legend, panel_style, plain_log, size_of
 
 GROUP = "group"  # the label of group sizes
 # Of a summary: the first four that a table has.
@@ -25,7 +25,6 @@ METRICS = {
 }
 COLUMNS = 4
 Looks = Mapping[str, dict]
-REFERENCE = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1.2}
 
 
 def summary(blocks: Sequence[table.Block], looks: Looks) -> Figure:
@@ -51,11 +50,14 @@ def summary(blocks: Sequence[table.Block], looks: Looks) -> Figure:
     seeds = max((c.runs for rows in lines for line in rows for c in line.cells.values()), default=1)
     words = ["Dashed: untouched model.", "Thin: 95 % interval over held-out questions."]
     words += ["Thick: ± standard error over seeds." if seeds > 1 else "One seed."]
-    bare = sorted({line.name for rows in lines for line in rows if line.no_chain})
-    text = "\n".join(textwrap.wrap("  ".join(words), 28 * wide + 24))
-    text += f"\n{', '.join(bare)}: asked without a chain, as it was trained." if bare else ""
+    text = "\n".join(textwrap.wrap("  ".join(words), 28 * wide + 24)) + asked_bare(_bare(blocks))
     fig.supxlabel(text, fontsize=10, color="#666666")
     return fig
+
+
+def _bare(blocks: Iterable[table.Block]) -> list[str]:
+    """The rows whose models were asked without a chain."""
+    return sorted({line.name for block in blocks for line in block.lines if line.no_chain})
 
 
 def _row_title(ax: Axes, title: str) -> None:
@@ -135,9 +137,7 @@ def trade_off(blocks: Sequence[table.Block], looks: Looks) -> Figure:
         ax.set_ylabel("success, %", fontsize=11, color=INK)
     legend(fig, {name: {**looks[name], "linestyle": ""} for name in names})
     words = "Full: greedy.  Hollow: sampled at T = 1.  Bars: ± standard error over seeds."
-    bare = sorted({line.name for block in blocks for line in block.lines if line.no_chain})
-    words += f"\n{', '.join(bare)}: asked without a chain, as it was trained." if bare else ""
-    fig.supxlabel(words, fontsize=10, color="#666666")
+    fig.supxlabel(words + asked_bare(_bare(blocks)), fontsize=10, color="#666666")
     return fig
 
 
@@ -185,7 +185,7 @@ def _against_size(ax: Axes, key: str, by_size: Mapping[int, table.Block], looks:
     start = points.pop(table.UNTOUCHED, [])
     if start:
         ax.axhline(np.mean([c.mean for _, c in start]), **REFERENCE, zorder=1)
-    once = {line.name for block in by_size.values() for line in block.lines if line.no_chain}  # no G is theirs
+    once = _bare(by_size.values())  # no G is theirs
     for name, cells in points.items():
         if name in once:
             ax.axhline(np.mean([c.mean for _, c in cells]), color=looks[name]["color"], linewidth=1.5, zorder=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ PLACES = {
 }  # fmt: skip
 SIZES = {"*": 1.6, "P": 1.25, "X": 1.2, "D": 0.9}  # what makes the markers look equally large
 INK, GRID, GREY = "#333333", "#E5E5E5", "#777777"
+REFERENCE = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1.2}  # the line of the untouched model
 PERCENT = ("greedy_success", "sampled_success")
 FAINT_UP_TO = 3  # runs; the single steps of more than that hide the means
 
@@ -117,6 +118,11 @@ def places(names: Iterable[str]) -> dict[str, int]:
 def looks(names: Iterable[str]) -> dict[str, dict]:
     """Colour, dash and marker by name."""
     return {name: look_of(place) for name, place in places(names).items()}
+
+
+def asked_bare(names: Sequence[str]) -> str:
+    """What stands below a figure about models that were asked without a chain; nothing where there are none."""
+    return f"\n{', '.join(names)}: asked without a chain, as it was trained." if names else ""
 
 
 def _draw(ax: Axes, panel: Panel, rows: dict[str, list[dict]], look: dict, width: int, faint: bool) -> None:

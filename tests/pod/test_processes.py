@@ -189,15 +189,20 @@ distributed.finish(7 if word == "fail" else 0, together=word != "fail", why="no\
 """
 
 
-def three() -> list[subprocess.Popen]:
+def processes_of(program: str, count: int, *arguments: object) -> list[subprocess.Popen]:
+    """So many processes of a program, which is given the coordinator, its number and these arguments."""
     coordinator = f"127.0.0.1:{free_port()}"
-    out = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", ONE_OF_THREE, coordinator, str(i)], cwd=ROOT, env=environment(), text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, "-c", program, coordinator, str(i), *map(str, arguments)], cwd=ROOT, env=environment(),
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
-        for i in range(3)
+        for i in range(count)
     ]  # fmt: skip
+
+
+def three() -> list[subprocess.Popen]:
+    out = processes_of(ONE_OF_THREE, 3)
     for process in out:
         while (line := process.stdout.readline()) != "up\n":
             assert line, f"process {out.index(process)} ended with {process.wait()}"
@@ -361,14 +366,7 @@ distributed.finish(code)
 @pytest.mark.parametrize("late, code", [(1, 2), (0, 2), (0, 0), (1, 0)])
 def test_all_end_with_one_code_whoever_comes_last(late, code):
     """A refusal of all, or the end of a run, which only process 0 has more to do at."""
-    coordinator = f"127.0.0.1:{free_port()}"
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", LATE, coordinator, str(i), str(late), str(code)], cwd=ROOT, env=environment(),
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for i in range(2)
-    ]  # fmt: skip
+    both = processes_of(LATE, 2, late, code)
     lines = [said(p, 90) for p in both]
     assert [p.returncode for p in both] == [code, code], lines
     assert lines == [["error: refused by all"] * bool(code), []]
@@ -402,14 +400,7 @@ def test_what_one_process_sees_late_is_waited_for_and_what_it_never_sees_is_refu
         (tmp_path / folder).mkdir()
         for name in names:
             (tmp_path / folder / name).touch()
-    coordinator = f"127.0.0.1:{free_port()}"
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", SEEN_LATE, coordinator, str(i), str(tmp_path)], cwd=ROOT, env=environment(),
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for i in range(2)
-    ]  # fmt: skip
+    both = processes_of(SEEN_LATE, 2, tmp_path)
     time.sleep(8)
     assert [p.poll() for p in both] == [None, None]
     (tmp_path / "1" / "late").touch()
