@@ -85,7 +85,7 @@ def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
-            step, finished = learn(settings, workdir, writer, stop, kept and known_model(c, *kept))
+            step, finished = learn(settings, workdir, writer, stop, resume, kept and known_model(c, *kept))
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             writer.status(state, checkpoint.latest_step(workdir) or 0, " ".join(str(error).split()) or repr(error))
@@ -104,11 +104,12 @@ def learn(
     workdir: Path,
     writer: reports.MetricsWriter,
     stop: StopRequest,
+    resume: int | None,
     known: tuple[ModelConfig, Params, str] | None = None,
 ) -> tuple[int, bool]:
     """The loop: weights to the sampler -> rollout -> batch -> step -> metrics. Returns (step, finished).
 
-    `known`: `known_model` of a run that goes on.
+    `resume`: the step of the checkpoint to go on from, None for a new run; `known`: `known_model` of one that goes on.
     """
     c, s = settings.config, settings
     # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
@@ -116,10 +117,10 @@ def learn(
     world, params = load(settings, places=places, known=known)
     mesh = places.learner
     optimizer = make_optimizer(s.optimizer)
-    announce(world, workdir, checkpoint.latest_step(workdir))
+    announce(world, workdir, resume)
     manager = checkpoint.open_manager(workdir, s.checkpoint)
     try:
-        state, ref_params, kept = start(world, params, optimizer, manager, workdir, writer, stop)
+        state, ref_params, kept = start(world, params, optimizer, manager, workdir, writer, stop, resume is not None)
     except Stopped:
         checkpoint.close(manager)
         return 0, False
@@ -205,7 +206,14 @@ def learn(
 
 
 def start(
-    world: World, params: Params, optimizer, manager, workdir: Path, writer: reports.MetricsWriter, stop: StopRequest
+    world: World,
+    params: Params,
+    optimizer,
+    manager,
+    workdir: Path,
+    writer: reports.MetricsWriter,
+    stop: StopRequest,
+    resumes: bool,
 ) -> tuple[TrainState, Params | None, dict | None]:
     """The state to go on from, the last checkpoint's or that of step 0; the reference model if one is asked for; the
     queue that the checkpoint kept.
@@ -215,7 +223,7 @@ def start(
     """
     cfg, mesh = world.settings.step, world.places.learner
     placed = state_shardings(mesh, world.model, optimizer, cfg)
-    if checkpoint.agreed_step(workdir) is None:
+    if not resumes:
         initial = prepare_start(world, params, mesh, writer, stop)
         state = jax.jit(lambda p: init_state(p, optimizer, cfg), out_shardings=placed)(initial)
         if cfg.with_reference:
