@@ -141,7 +141,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.prompts_per_step = 8  # P; a step sees P x group_size chains
     # Prompts per forward; 0: all at once, -1: the fastest, measured once by the run. The result is the same.
     c.train.micro_batch_prompts = 0
-    c.train.head_chunk = 512  # tokens whose logits exist at one time on a device; more is faster on a TPU
+    # Tokens whose logits exist at one time on a device, more being faster on a TPU; 0: 512, on a CPU what caches hold.
+    c.train.head_chunk = 0
     c.train.eval_every = 0  # steps between evaluations; 0: before and after only
     c.train.eval_first = True  # evaluate before the first step; the runs of a sweep that start alike need it once
     c.train.checkpoint_every = 50

@@ -52,7 +52,7 @@ AT_LEAST = {
     "sampler.group_size": 1, "sampler.max_chain": 1, "sampler.max_sampled_answer": -1, "sampler.max_staleness": 0,
     "sampler.queue_depth": 1, "sampler.width_multiple": 0, "sampler.slots": 0,
     "train.steps": 0, "train.prompts_per_step": 1,
-    "train.micro_batch_prompts": -1, "train.head_chunk": 1, "train.eval_every": 0, "train.checkpoint_every": 1,
+    "train.micro_batch_prompts": -1, "train.head_chunk": 0, "train.eval_every": 0, "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1, "train.keep_every": 0, "warm_start.steps": 0, "warm_start.examples": 0,
     "warm_start.prompts": 1, "warm_start.prompts_per_step": 1, "eval.prompts": 0, "eval.samples": 0,
     "eval.grader_workers": 0, "eval.grader_seconds": 1,

@@ -145,6 +145,21 @@ def spread() -> int:
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def on_cpu() -> bool:
+    """Whether a program is traced for a CPU: by the mesh in use, else by this process's devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == "cpu"
+
+
+def merged(x: jax.Array) -> jax.Array:
+    """Tokens [..., D] as [N, D] for a product with a matrix, as they are where devices share them.
+
+    The product's gradient then contracts one axis. Over several, XLA's CPU compiler first writes one operand out again,
+    transposed. Axes of which several are split cannot be merged without moving them.
+    """
+    return x.reshape(-1, x.shape[-1]) if spread() == 1 else x
+
+
 def parts(axis: str, size: int) -> int:
     """In how many parts a dimension of this logical axis is split, where a mesh is in use."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -37,7 +37,7 @@ class StepConfig:
     proxy_every: int = 100  # NOVER's proxy moves towards the policy every so many steps,
     proxy_decay: float = 0.9  # keeping this much of itself
     micro_batch_prompts: int = 0  # prompts per forward; 0 is all
-    head_chunk: int = 512
+    head_chunk: int = 0
 
     @property
     def with_reference(self) -> bool:

@@ -158,6 +158,7 @@ def qkv(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope):
     """Queries [*N, H, Dh] and keys, values [*N, K, Dh], biased, normalised and rotated as the family asks."""
     lead, d = x.shape[:-1], x.shape[-1]
     h, k, dh = cfg.heads, cfg.kv_heads, cfg.head_dim
+    x = meshes.merged(x)
     if "qkv" in w:  # fused by `unstack` for decoding
         parts = jnp.split(x @ w["qkv"], [h * dh, (h + k) * dh], -1)
     else:
@@ -172,18 +173,20 @@ def qkv(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope):
 
 def mlp(x: Float[Array, "*N D"], w: Params) -> Float[Array, "*N D"]:
     """(silu(x gate) * x up) down."""
+    y = meshes.merged(x)
     if "gate_up" in w:
-        gate, up = jnp.split(x @ w["gate_up"], 2, -1)
+        gate, up = jnp.split(y @ w["gate_up"], 2, -1)
     else:
-        gate, up = x @ w["gate"], x @ w["up"]
-    return (jax.nn.silu(gate) * up) @ w["down"]
+        gate, up = y @ w["gate"], y @ w["up"]
+    return ((jax.nn.silu(gate) * up) @ w["down"]).reshape(x.shape)
 
 
 def block(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], tuple]:
     """One layer. `attend(q, k, v)` sees k, v as [..., K, T, Dh] and returns ([*N, H, Dh], k, v to keep)."""
     q, k, v = qkv(rms_norm(x, w["attn_norm"], cfg.norm_eps), w, cfg, rope)
     out, keep = attend(q, jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2))
-    x = x + out.reshape(*x.shape[:-1], -1) @ w["o"].reshape(-1, x.shape[-1])
+    mixed = meshes.merged(out.reshape(*x.shape[:-1], -1)) @ w["o"].reshape(-1, x.shape[-1])
+    x = x + mixed.reshape(x.shape)
     return x + mlp(rms_norm(x, w["mlp_norm"], cfg.norm_eps), w), keep
 
 

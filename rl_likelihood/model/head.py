@@ -20,6 +20,9 @@ from rl_likelihood import mesh as meshes
 # Finite, so that what is masked weighs 0 and not NaN.
 MASKED = -1e30
 LANES = 128  # blocks of more columns than a TPU's registers have are a multiple
+# Without a `chunk`: tokens whose logits exist at one time on an accelerator, and on a CPU so many logits, which its
+# caches hold between the passes over a block.
+CHUNK, CACHED = 512, 2**21
 
 
 class TokenStats(NamedTuple):
@@ -36,14 +39,14 @@ class TokenStats(NamedTuple):
 
 
 def token_stats(
-    hidden: Float[Array, "... D"], head: Float[Array, "V D"], targets: Int[Array, "..."], chunk: int = 512
+    hidden: Float[Array, "... D"], head: Float[Array, "V D"], targets: Int[Array, "..."], chunk: int = 0
 ) -> TokenStats:
     """Statistics of the distribution that each hidden state gives, and the log-prob of its target.
 
-    `chunk`: on each device as many logits exist at one time as that many tokens have. The scan runs along the
-    vocabulary, so that hidden states of any axes may be sharded, and the gradient of a block of the matrix is made
-    once, of all tokens. Differentiable in hidden and head; log-probs are computed in float32 whatever the inputs'
-    type.
+    `chunk`: on each device as many logits exist at one time as that many tokens have; 0: as suits the device. The scan
+    runs along the vocabulary, so that hidden states of any axes may be sharded, and the gradient of a block of the
+    matrix is made once, of all tokens. Differentiable in hidden and head; log-probs are computed in float32 whatever
+    the inputs' type.
     """
     parts = meshes.parts("vocab", head.shape[0])
     return TokenStats(*_stats(hidden, head, targets, parts, _block(head.shape[0] // parts, targets.size, chunk)))
@@ -51,6 +54,7 @@ def token_stats(
 
 def _block(columns: int, tokens: int, chunk: int) -> int:
     """Columns of the logits of all tokens at one time."""
+    chunk = chunk or (max(1, CACHED // columns) if meshes.on_cpu() else CHUNK)
     most = max(1, columns * chunk * meshes.spread() // max(1, tokens))
     count = -(-columns // most)
     even = -(-columns // count)  # so that the last block overlaps the one before it by little
@@ -130,7 +134,8 @@ def _stats_fwd(hidden, head, targets, parts, size):
 def _stats_bwd(parts, size, saved, grad):
     hidden, head, targets, lse, entropy = saved
     count, block = _blocks(hidden, head, targets, parts, size)
-    flat = lambda a, n: a.reshape(-1, *a.shape[-n:])  # noqa: E731
+    uneven = head.shape[0] // parts % size > 0
+    flat = lambda a: a.reshape(-1, a.shape[-1])  # noqa: E731
     over = lambda x: x[..., None, None]  # noqa: E731
     # d log_prob = onehot - p;  d logsumexp = p;  d entropy = -p (log p + entropy);  d certainty = p - 1/V
     weight = grad.logsumexp - grad.log_prob + grad.self_certainty - grad.entropy * entropy
@@ -145,9 +150,11 @@ def _stats_bwd(parts, size, saved, grad):
         d = (d + jnp.where(here, over(grad.log_prob), 0.0)).astype(hidden.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         d_hidden = d_hidden + product("...pv,pvd->...d", d, b.weights)
-        mine = product("npv,nd->pvd", flat(d, 2), flat(hidden, 1))
-        old = jax.lax.dynamic_slice_in_dim(d_head, b.start, size, 1)
-        return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, old + mine, b.start, 1)), None
+        # As one matrix: with an axis of parts, XLA's CPU compiler would first write d out again, transposed.
+        mine = product("nv,nd->vd", d.reshape(-1, parts * size), flat(hidden)).reshape(b.weights.shape)
+        if uneven:  # the last block overlaps the one before it
+            mine += jax.lax.dynamic_slice_in_dim(d_head, b.start, size, 1)
+        return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, mine, b.start, 1)), None
 
     zero = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros((parts, head.shape[0] // parts, head.shape[1]), jnp.float32)
     (d_hidden, d_head), _ = jax.lax.scan(one, zero, jnp.arange(count))

@@ -199,3 +199,11 @@ def test_the_docstring_call_gives_plain_log_probs():
         expected = log_softmax(by_hand(params, TINY, row[:n]))[np.arange(n - 1), row[1:n]]
         np.testing.assert_allclose(got[: n - 1], expected, atol=1e-4)
         assert (got[n - 1 :] == 0).all()
+
+
+def test_the_gradient_of_a_product_contracts_one_axis_and_copies_no_operand():
+    x = jnp.ones((2, 3, 16, TINY.width))
+    w = {name: jnp.ones(shape) for name, shape in (("gate", (TINY.width, 97)), ("up", (TINY.width, 97)))}
+    w["down"] = jnp.ones((97, TINY.width))
+    text = jax.jit(jax.grad(lambda w: decoder.mlp(x, w).sum())).lower(w).compile().as_text()
+    assert "f32[96,97]" in text and "f32[97,96]" not in text

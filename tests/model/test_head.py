@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rl_likelihood.mesh import make_mesh
+from rl_likelihood.model import head as head_module
 from rl_likelihood.model.head import TokenStats, logits, token_stats
 
 N, D, V = 24, 8, 41
@@ -178,3 +179,18 @@ def test_no_array_of_tokens_by_vocabulary_is_compiled():
     shapes = [[int(n) for n in dims.split(",")] for dims in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
     assert [TOKENS, 1, VOCAB * CHUNK // TOKENS] in shapes, "a block's logits are there, so the text is understood"
     assert max(map(math.prod, shapes)) <= VOCAB * max(CHUNK, D)
+
+
+def test_the_gradient_writes_no_block_of_logits_out_again_transposed():
+    f, args = training_loss(CHUNK)
+    text = jax.jit(f).lower(*args).compile().as_text()
+    block = VOCAB * CHUNK // TOKENS
+    assert f"f32[{block},{TOKENS}]" not in text and f"f32[{TOKENS},{block}]" in text
+
+
+@pytest.mark.parametrize("vocab", [3 * 2**19, 3 * 2**19 + 5])
+def test_without_a_chunk_the_blocks_are_what_a_cache_holds(vocab):
+    hidden, head, targets = inputs((4,), v=vocab)
+    assert head_module._block(vocab, targets.size, 0) * targets.size <= head_module.CACHED + 4 * head_module.LANES
+    for got, want in zip(token_stats(hidden, head, targets), exact(hidden, head, targets), strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-4)
