@@ -1,0 +1,123 @@
+"""Our sampler against llama.cpp's batched decoding, in turns: 32 rows, prompts of 128 tokens, 128 new ones each.
+
+    python bench/llama.py --bench=LLAMA_BATCHED_BENCH [--model=W10] [--rounds=3]
+
+LLAMA_BATCHED_BENCH is that program of a build of llama.cpp for this machine; it gets files of random weights of our
+model's shape. It decodes given tokens and draws none, where ours draws each from the whole distribution and keeps its
+log-prob; its rows have a prompt each, where four of ours share one. The rates that compare are those of decoding alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench import work  # noqa: E402
+from rl_likelihood.model.decoder import ModelConfig  # noqa: E402
+
+WAYS = (("float32", "f32"), ("float32", "f16"), ("float16", "f16"))  # weights and cache
+
+
+def write_file(m: ModelConfig, path: Path, kind: str = "float32") -> None:
+    """A GGUF file of this shape with random weights of this type, and words that are their numbers."""
+    rng, out = np.random.default_rng(0), gguf.GGUFWriter(str(path), "llama")
+    out.add_context_length(2048)
+    out.add_embedding_length(m.width)
+    out.add_block_count(m.layers)
+    out.add_feed_forward_length(m.mlp)
+    out.add_head_count(m.heads)
+    out.add_head_count_kv(m.kv_heads)
+    out.add_layer_norm_rms_eps(m.norm_eps)
+    out.add_rope_freq_base(m.rope_theta)
+    out.add_rope_dimension_count(m.head_dim)
+    out.add_vocab_size(m.vocab_size)
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("smollm")
+    out.add_token_list([f"w{i}" for i in range(m.vocab_size)])
+    out.add_token_types([1] * m.vocab_size)
+    out.add_token_merges(["w 1"])
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(1)
+    drawn = lambda *shape: (0.02 * rng.standard_normal(shape, np.float32)).astype(kind)  # noqa: E731
+    ones, query, key = np.ones(m.width, np.float32), m.heads * m.head_dim, m.kv_heads * m.head_dim
+    shapes = {
+        "attn_q": (query, m.width), "attn_k": (key, m.width), "attn_v": (key, m.width), "attn_output": (m.width, query),
+        "ffn_gate": (m.mlp, m.width), "ffn_up": (m.mlp, m.width), "ffn_down": (m.width, m.mlp),
+    }  # fmt: skip
+    out.add_tensor("token_embd.weight", drawn(m.vocab_size, m.width))
+    out.add_tensor("output_norm.weight", ones)
+    for i in range(m.layers):
+        for name in ("attn_norm", "ffn_norm"):
+            out.add_tensor(f"blk.{i}.{name}.weight", ones)
+        for name, shape in shapes.items():
+            out.add_tensor(f"blk.{i}.{name}.weight", drawn(*shape))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
+def llama(program: str, path: Path, w: work.Shape, cache: str) -> dict[str, float]:
+    """Tokens per second of one run, and of its decoding alone."""
+    wide, threads = w.prompt + w.completion, len(os.sched_getaffinity(0))
+    arguments = {
+        "-m": path, "-c": w.rows * wide + 512, "-b": 2048, "-ub": 512, "-npp": w.prompt, "-ntg": w.completion,
+        "-npl": w.rows, "-t": threads, "-ctk": cache, "-ctv": cache, "--output-format": "jsonl",
+    }  # fmt: skip
+    command = [program, *(str(x) for pair in arguments.items() for x in pair)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        sys.exit(f"{program} gave no result: {done.stderr[-500:]}")
+    got = json.loads(lines[-1])
+    return {"decoding": got["speed_tg"], "all": w.rows * w.completion / got["t"]}
+
+
+def ours(calls: dict, w: work.Shape) -> dict[str, float]:
+    """The same of our sampler; the prompts' own time is that of a call that samples one token."""
+    first, every = work.seconds(calls["prefill"]), work.seconds(calls["sampling"])
+    return {"decoding": w.rows * (w.completion - 1) / (every - first), "all": w.rows * w.completion / every}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--bench", required=True, help="path of llama-batched-bench")
+    arguments.add_argument("--model", default="W10")
+    arguments.add_argument("--rounds", type=int, default=3)
+    args = arguments.parse_args()
+    w, model = work.SHAPES["short"], work.MODELS[args.model]
+    calls = work.workload(model, w, 1, wanted=("prefill", "sampling")).calls
+    with tempfile.TemporaryDirectory() as folder:
+        ways = {"ours, float32": lambda: ours(calls, w)}
+        for kind, cache in WAYS:
+            path = Path(folder) / f"{kind}.gguf"
+            if not path.exists():
+                write_file(model, path, kind)
+            ways[f"llama.cpp, {kind} weights, {cache} cache"] = lambda path=path, c=cache: llama(args.bench, path, w, c)
+        seen: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        for number in range(args.rounds + 1):
+            for name, way in ways.items():
+                got = way()
+                if number:  # the first compiles
+                    seen[name].append(got)
+                print(name, {k: round(v) for k, v in got.items()}, "" if number else "(warm-up)", flush=True)
+    print(f"\n{args.model}, {args.rounds} rounds, tokens per second\n")
+    print("| | decoding, median | fastest | with prompts, median |\n|---|---:|---:|---:|")
+    for name, rows in seen.items():
+        decoding, every = ([r[k] for r in rows] for k in ("decoding", "all"))
+        print(f"| {name} | {statistics.median(decoding):.0f} | {max(decoding):.0f} | {statistics.median(every):.0f} |")
+
+
+if __name__ == "__main__":
+    main()
