@@ -66,7 +66,7 @@ def main() -> None:
     arguments.add_argument("--micro", type=int, default=1, help="our prompts in a micro-batch")
     arguments.add_argument("--rows", type=int, default=8, help="TRL's rows in a micro-batch")
     arguments.add_argument("--prompts", type=int, default=2, help="Tunix's prompts in a micro-batch")
-    arguments.add_argument("--ours", default="ours,ours+row", help="fewer where the memory does not hold all at once")
+    arguments.add_argument("--no_row", action="store_true", help="without ours+row, where memory does not hold all")
     arguments.add_argument("--role", default="", help=argparse.SUPPRESS)
     args = arguments.parse_args()
     if args.role:
@@ -75,7 +75,7 @@ def main() -> None:
     sizes = {"short": (8, 4, 128, 128), "shared": (8, 16, 512, 64)}[args.shape]
     shape = list(map(str, (args.model, *sizes)))
     own = [sys.executable, "peers.py", f"--model={args.model}", f"--shape={args.shape}", f"--micro={args.micro}"]
-    children = {name: start(name, [*own, f"--role={name}"]) for name in args.ours.split(",")}
+    children = {name: start(name, [*own, f"--role={name}"]) for name in ("ours", "ours+row")[: 1 if args.no_row else 2]}
     if args.trl:
         children["trl"] = start("trl", [args.trl, "peer_trl.py", *shape, str(args.rows), tempfile.mkdtemp()])
     if args.tunix:

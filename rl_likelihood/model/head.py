@@ -134,7 +134,6 @@ def _stats_fwd(hidden, head, targets, parts, size):
 def _stats_bwd(parts, size, saved, grad):
     hidden, head, targets, lse, entropy = saved
     count, block = _blocks(hidden, head, targets, parts, size)
-    uneven = head.shape[0] // parts % size > 0
     flat = lambda a: a.reshape(-1, a.shape[-1])  # noqa: E731
     over = lambda x: x[..., None, None]  # noqa: E731
     # d log_prob = onehot - p;  d logsumexp = p;  d entropy = -p (log p + entropy);  d certainty = p - 1/V
@@ -152,7 +151,7 @@ def _stats_bwd(parts, size, saved, grad):
         d_hidden = d_hidden + product("...pv,pvd->...d", d, b.weights)
         # As one matrix: with an axis of parts, XLA's CPU compiler would first write d out again, transposed.
         mine = product("nv,nd->vd", d.reshape(-1, parts * size), flat(hidden)).reshape(b.weights.shape)
-        if uneven:  # the last block overlaps the one before it
+        if count * size > d_head.shape[1]:  # the last block overlaps the one before it
             mine += jax.lax.dynamic_slice_in_dim(d_head, b.start, size, 1)
         return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, mine, b.start, 1)), None
 
