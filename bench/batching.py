@@ -4,12 +4,14 @@
 
 Lines {"question": ...}, asked as a chat, one chain each at temperature 1 until the model ends it. Waiting: batches of
 `slots` rows, each until its last row has stopped; continuous: `slots` rows, the next question as soon as one stops.
-Both with the same programs on the same number of threads, and to the same tokens.
+Both with the same programs on the same number of threads, and to the same tokens. `possible` is the ratio of their
+steps, the most that refilling can give on these lengths with a step as long in one as in the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import statistics
 import sys
@@ -47,6 +49,14 @@ def asked(path: Path, model: str, rows: int) -> tuple[Prompts, tuple[int, ...]]:
     none = np.zeros((len(ids), 1), np.int32)
     lengths = np.array([len(one) for one in ids], np.int32)
     return Prompts(tokens, lengths, none, none[:, 0], none.astype(bool), np.arange(len(ids))), eos_ids(tokenizer, model)
+
+
+def possible(length: np.ndarray, slots: int) -> float:
+    """Steps of batches that wait for their longest row, over those of slots that are refilled in the rows' order."""
+    free = [0] * min(slots, len(length))
+    for tokens in length:
+        heapq.heapreplace(free, free[0] + int(tokens))
+    return sum(int(length[i : i + slots].max()) for i in range(0, len(length), slots)) / max(free)
 
 
 def main() -> None:
@@ -90,6 +100,7 @@ def main() -> None:
         "rows": len(length), "slots": a.slots, "mean_length": round(float(length.mean()), 1),
         "at_the_limit": round(float((length == LONGEST).mean()), 3), "rows_with_the_same_ids": round(alike, 3),
         "rows_decoding_while_waiting": round(float(length.sum() / sum(batches)), 3),
+        "possible": round(possible(length[:, 0], a.slots), 3),
         "tokens_per_s": {k: round(v, 1) for k, v in rate.items()},
         "ratio": round(rate["continuous"] / rate["waiting"], 3),
         "ratio_of_fastest": round(min(times["waiting"]) / min(times["continuous"]), 3),

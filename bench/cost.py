@@ -1,12 +1,12 @@
 """Time and memory as work grows: group, prompt, completion and vocabulary, one at a time.
 
-    python bench/cost.py [--rounds=3] [--out=docs/cost] [--read=docs/cost.json]
+    python bench/cost.py [--rounds=5] [--out=docs/cost] [--read=docs/cost.json]
 
 A model of 6 layers and width 256, two prompts; from 4 chains, a prompt and completions of 256 tokens and 49,152 words
-one size changes at a time. Each point runs in a process of its own, whose peak memory is its own; sampling and the
-learner's step (with a reference model, one prompt at a time) alternate with a large matrix product, and times are
-counted in it, so that a machine that slows down for a while does not bend a curve. Writes OUT.json, OUT.png, and a
-table: from one size to the next, time's growth over that of the operations that must be computed (bench/flops.py).
+one size changes at a time. All sizes of one kind run in one process, in turns: the machine's speed drifts by more than
+what is asked, and drifts for all of them. Sampling, and the learner's step with a reference model, one prompt at a
+time. Peak memory is that of a process that does nothing else but the two. Writes OUT.json, OUT.png, and a table: from
+one size to the next, the fastest time's growth over that of the operations that must be computed (bench/flops.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import flops, machine, work  # noqa: E402
+from bench import flops, work  # noqa: E402
 
 BASE = {"group": 4, "prompt": 256, "completion": 256, "vocabulary": 49152}
 SIZES = {
@@ -33,30 +33,59 @@ CALLS = ("sampling", "learner")
 PROMPTS = 2
 
 
-def measure(point: dict[str, int], rounds: int) -> dict[str, float]:
-    """Times in seconds and in matrix products, operations, and the process's peak memory in GiB."""
-    model = dataclasses.replace(work.MODELS["W10"], vocab_size=point["vocabulary"])
-    shape = flops.Shape(PROMPTS, point["group"], point["prompt"], point["completion"])
-    made = work.workload(model, shape, 1, wanted=CALLS)
-    times = work.rounds({"matrix": machine.limits()["matrix"]} | made.calls, rounds)
-    useful = {"sampling": flops.sampling(model, shape), "learner": flops.learner(model, shape, True)}
-    out = {**point, "memory": work.peak_memory()}
-    for call in CALLS:
-        fastest = min(times[call])
-        out |= {f"{call}_s": fastest, f"{call}_products": fastest / min(times["matrix"]), f"{call}_flops": useful[call]}
-    return out
+def point(axis: str, size: int) -> tuple[work.ModelConfig, flops.Shape]:
+    """The model and the shape in which one size is not the base's."""
+    p = BASE | {axis: size}
+    model = dataclasses.replace(work.MODELS["W10"], vocab_size=p["vocabulary"])
+    return model, flops.Shape(PROMPTS, p["group"], p["prompt"], p["completion"])
 
 
-def points() -> list[dict[str, int]]:
-    """Every size of every axis, the common point once."""
-    found = [{**BASE, axis: size} for axis, sizes in SIZES.items() for size in sizes]
-    return [p for i, p in enumerate(found) if p not in found[:i]]
+def calls(axis: str, size: int) -> dict:
+    return work.workload(*point(axis, size), 1, wanted=CALLS).calls
 
 
-def along(rows: list[dict], axis: str) -> list[dict]:
-    """The rows in which only this size differs from the base, the smallest first."""
-    others = {k: v for k, v in BASE.items() if k != axis}
-    return sorted((r for r in rows if all(r[k] == v for k, v in others.items())), key=lambda r: r[axis])
+def times(axis: str, rounds: int) -> list[dict]:
+    """A row for each size: seconds of the fastest call and the operations it is for."""
+    made = {(size, call): run for size in SIZES[axis] for call, run in calls(axis, size).items()}
+    found, rows = work.rounds(made, rounds), []
+    for size in SIZES[axis]:
+        model, shape = point(axis, size)
+        useful = {"sampling": flops.sampling(model, shape), "learner": flops.learner(model, shape, True)}
+        row = {"axis": axis, "size": size}
+        for call in CALLS:
+            row |= {f"{call}_s": min(found[size, call]), f"{call}_flops": useful[call]}
+        rows.append(row)
+    return rows
+
+
+def memory(axis: str, size: int) -> float:
+    """GiB that this process has held at most, once both calls have run."""
+    work.rounds(calls(axis, size), 1)
+    return work.peak_memory()
+
+
+def alone(*arguments: str):
+    """What this program prints last in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(rounds: int) -> list[dict]:
+    """All rows; each is also told on standard error as soon as it is there."""
+    rows, held = [], {}  # memory by point: the base's is asked once
+    for axis in SIZES:
+        for row in alone(f"--times={axis}", f"--rounds={rounds}"):
+            of = point(axis, row["size"])
+            if of not in held:
+                held[of] = alone(f"--memory={axis}", f"--size={row['size']}")
+            rows.append(row | {"memory": held[of]})
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def growth(a: dict, b: dict, call: str) -> float:
+    """Time's growth from a to b over that of the operations."""
+    return b[f"{call}_s"] / a[f"{call}_s"] / (b[f"{call}_flops"] / a[f"{call}_flops"])
 
 
 def table(rows: list[dict]) -> str:
@@ -65,36 +94,31 @@ def table(rows: list[dict]) -> str:
         "| size | sampling s | growth over operations | learner s | growth over operations | GiB |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for axis in SIZES:
-        before = None
-        for row in along(rows, axis):
-            cells = [f"{axis} {row[axis]}"]
-            for call in CALLS:
-                grown = "" if before is None else f"{growth(before, row, call):.2f}"
-                cells += [f"{row[f'{call}_s']:.2f}", grown]
-            lines.append(f"| {' | '.join(cells)} | {row['memory']:.2f} |")
-            before = row
+    before = None
+    for row in rows:
+        cells = [f"{row['axis']} {row['size']:,}"]
+        for call in CALLS:
+            first = before is None or before["axis"] != row["axis"]
+            cells += [f"{row[f'{call}_s']:.2f}", "" if first else f"{growth(before, row, call):.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {row['memory']:.2f} |")
+        before = row
     return "\n".join(lines)
 
 
-def growth(a: dict, b: dict, call: str) -> float:
-    """Time's growth from a to b over that of the operations."""
-    return b[f"{call}_products"] / a[f"{call}_products"] / (b[f"{call}_flops"] / a[f"{call}_flops"])
-
-
 def figure(rows: list[dict], path: Path) -> None:
-    """A panel for each size: time, operations and memory as multiples of the smallest point's."""
-    fig, axes = plt.subplots(1, len(SIZES), figsize=(15, 3.6), layout="constrained")
+    """A panel for each kind of size: time, operations and memory as multiples of the smallest one's."""
+    fig, axes = plt.subplots(1, len(SIZES), figsize=(15, 3.6), layout="constrained", sharey=True)
     for ax, axis in zip(axes, SIZES, strict=True):
-        some = along(rows, axis)
-        sizes = [r[axis] for r in some]
+        some = [r for r in rows if r["axis"] == axis]
+        sizes = [r["size"] for r in some]
         for call, colour in zip(CALLS, ("#0b6fa4", "#b3481d"), strict=True):
-            for kind, style in (("products", "-o"), ("flops", "--")):
+            for kind, style in (("s", "-o"), ("flops", "--")):
                 values = [r[f"{call}_{kind}"] / some[0][f"{call}_{kind}"] for r in some]
-                label = f"{call}: {'time' if kind == 'products' else 'operations'}"
+                label = f"{call}: {'time' if kind == 's' else 'operations'}"
                 ax.plot(sizes, values, style, color=colour, label=label, markersize=4)
         ax.plot(sizes, [r["memory"] / some[0]["memory"] for r in some], ":", color="#666666", label="peak memory")
         ax.set(xscale="log", yscale="log", title=axis, xticks=sizes, xticklabels=[f"{s:,}" for s in sizes])
+        ax.set_yticks((1, 2, 5, 10, 20), (1, 2, 5, 10, 20))
         ax.minorticks_off()
         ax.grid(alpha=0.25)
     axes[0].set_ylabel("times the smallest")
@@ -104,20 +128,16 @@ def figure(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--out", default="cost", help="OUT.json and OUT.png are written")
     arguments.add_argument("--read", default="", help="a written OUT.json: table and figure again, nothing measured")
-    arguments.add_argument("--point", default="", help=argparse.SUPPRESS)
+    for name in ("--times", "--memory", "--size"):  # what a process of its own is asked
+        arguments.add_argument(name, default="", help=argparse.SUPPRESS)
     args = arguments.parse_args()
-    if args.point:
-        print(json.dumps(measure(json.loads(args.point), args.rounds)))
+    if args.times or args.memory:
+        print(json.dumps(times(args.times, args.rounds) if args.times else memory(args.memory, int(args.size))))
         return
-    rows = json.loads(Path(args.read).read_text()) if args.read else []
-    for point in () if args.read else points():
-        command = [sys.executable, __file__, f"--rounds={args.rounds}", f"--point={json.dumps(point)}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(json.dumps({k: round(v, 3) for k, v in rows[-1].items()}), file=sys.stderr, flush=True)
+    rows = json.loads(Path(args.read).read_text()) if args.read else measure(args.rounds)
     out = Path(args.out)
     out.with_suffix(".json").write_text(json.dumps(rows, indent=0) + "\n")
     figure(rows, out.with_suffix(".png"))

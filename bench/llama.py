@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import work  # noqa: E402
+from rl_likelihood import mesh as meshes  # noqa: E402
 from rl_likelihood.model.decoder import ModelConfig  # noqa: E402
 
 WAYS = (("float32", "f32"), ("float32", "f16"), ("float16", "f16"))  # weights and cache
@@ -70,7 +70,7 @@ def write_file(m: ModelConfig, path: Path, kind: str = "float32") -> None:
 
 def llama(program: str, path: Path, w: work.Shape, cache: str) -> dict[str, float]:
     """Tokens per second of one run, and of its decoding alone."""
-    wide, threads = w.prompt + w.completion, len(os.sched_getaffinity(0))
+    wide, threads = w.prompt + w.completion, meshes.cores()
     arguments = {
         "-m": path, "-c": w.rows * wide + 512, "-b": 2048, "-ub": 512, "-npp": w.prompt, "-ntg": w.completion,
         "-npl": w.rows, "-t": threads, "-ctk": cache, "-ctv": cache, "--output-format": "jsonl",

@@ -5,7 +5,7 @@
 PYTHON is the interpreter of an environment that holds the peer (`pip install trl torch`, `pip install google-tunix`).
 An iteration samples, scores with a reference model, takes gradients and steps AdamW: 8 prompts, float32, temperature
 1, no end of sequence, KL 0.04. Each peer is a process of its own; all take turns A B C A B C, and wait while another
-works. ours+row: with the row without a chain that our groups have by default.
+works. ours+row: with the row without a chain that our groups have by default. --out=FILE has the table added to it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LOGS: dict[str, str] = {}
+# Prompts, chains of each, tokens of both: work.SHAPES, for a process that imports none of ours.
+SIZES = {"short": (8, 4, 128, 128), "shared": (8, 16, 512, 64)}
 
 
 def ours(args: argparse.Namespace) -> None:
@@ -67,17 +69,18 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=8, help="TRL's rows in a micro-batch")
     arguments.add_argument("--prompts", type=int, default=2, help="Tunix's prompts in a micro-batch")
     arguments.add_argument("--no_row", action="store_true", help="without ours+row, where memory does not hold all")
+    arguments.add_argument("--out", default="", help="a file that the table is added to")
     arguments.add_argument("--role", default="", help=argparse.SUPPRESS)
     args = arguments.parse_args()
     if args.role:
         ours(args)
         return
-    sizes = {"short": (8, 4, 128, 128), "shared": (8, 16, 512, 64)}[args.shape]
-    shape = list(map(str, (args.model, *sizes)))
+    shape = list(map(str, (args.model, *SIZES[args.shape])))
     own = [sys.executable, "peers.py", f"--model={args.model}", f"--shape={args.shape}", f"--micro={args.micro}"]
     children = {name: start(name, [*own, f"--role={name}"]) for name in ("ours", "ours+row")[: 1 if args.no_row else 2]}
+    folder = tempfile.TemporaryDirectory()  # TRL's model; goes with this process, however that ends
     if args.trl:
-        children["trl"] = start("trl", [args.trl, "peer_trl.py", *shape, str(args.rows), tempfile.mkdtemp()])
+        children["trl"] = start("trl", [args.trl, "peer_trl.py", *shape, str(args.rows), folder.name])
     if args.tunix:
         children["tunix"] = start("tunix", [args.tunix, "peer_tunix.py", *shape, str(args.prompts)])
     seen: dict[str, list[dict]] = {name: [] for name in children}
@@ -89,15 +92,21 @@ def main() -> None:
             print(name, {k: round(v, 2) for k, v in got.items()}, "" if number else "(warm-up)", flush=True)
     for child in children.values():
         child.kill()
-    print(f"\n{args.model} {args.shape}, {args.rounds} rounds\n")
-    print("| | median s | fastest s | slowest s | ratio to ours (median, fastest) | peak GiB |")
-    print("|---|---:|---:|---:|---:|---:|")
+    lines = [
+        f"\n{args.model} {args.shape}, {args.rounds} rounds\n",
+        "| | median s | fastest s | slowest s | ratio to ours (median, fastest) | peak GiB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     base = [r["seconds"] for r in seen["ours"]]
     for name, rows in seen.items():
         t = [r["seconds"] for r in rows]
         ratio = f"{statistics.median(t) / statistics.median(base):.2f}, {min(t) / min(base):.2f}"
         peak = rows[-1]["peak_gib"]
-        print(f"| {name} | {statistics.median(t):.2f} | {min(t):.2f} | {max(t):.2f} | {ratio} | {peak:.2f} |")
+        lines.append(f"| {name} | {statistics.median(t):.2f} | {min(t):.2f} | {max(t):.2f} | {ratio} | {peak:.2f} |")
+    print("\n".join(lines))
+    if args.out:
+        with open(args.out, "a") as handle:
+            handle.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python bench/products.py [--rows=32] [--rounds=30]
 
-Weights: each product of a decode step of SmolLM2-135M's shape, x [rows, in] with w kept as [in, out] (as in the code)
-and as [out, in]. Cache: a step's attention over 256 own keys and values of each row and 128 of its prompt, kept in
-float32 (as in the code), bfloat16 and float16, computed in float32. Fastest of so many rounds that alternate.
+Weights: each product of a decode step of SmolLM2-135M's shape, x [rows, in] with w kept as [in, out] (as in the code,
+but for the head, which shares the embedding's array) and as [out, in]. Cache: a step's attention over 256 own keys and
+values of each row and 128 of its prompt, kept in float32 (as in the code), bfloat16 and float16, computed in float32.
+Fastest of so many rounds that alternate.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Sampling, scoring, the learner's step and a whole iteration, against what the machine can do in the same run.
 
-    make bench        (or: python bench/speed.py [--models=W135,W10] [--shapes=short,shared] [--rounds=5] [--micro=1])
+    make bench        (or: python bench/speed.py [--models=W135,W10] [--shapes=short,shared] [--rounds=5] [--micro=1]
+                      [--remat=none])
 
 Random weights of SmolLM2-135M's shape (W135) and of a model of 6 M parameters (W10). short: 8 prompts x 4 chains, 128
 and 128 tokens; shared: 8 x 16, 512 and 64. float32, no row stops early, the learner with a reference model. The
@@ -11,6 +12,7 @@ alternate with the machine's own limits; `of_matrix_rate` and `of_memory_rate` c
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import sys
@@ -25,8 +27,9 @@ from bench import flops, machine, work  # noqa: E402
 
 def measure(name: str, shape: str, args: argparse.Namespace) -> None:
     """One workload: a line for each of its calls."""
-    w, model = work.SHAPES[shape], work.MODELS[name]
+    w, model = work.SHAPES[shape], dataclasses.replace(work.MODELS[name], remat=args.remat)
     wanted = tuple(args.what.split(","))
+    print(f"{name} {shape}: {args.rounds} rounds of {args.what}", flush=True)
     made = work.workload(model, w, args.micro, no_chain=args.no_chain, wanted=wanted)
     times = work.rounds(machine.limits() | made.calls, args.rounds)
     rate, memory = machine.matrix_rate(min(times["matrix"])), machine.memory_rate(min(times["memory"]))
@@ -35,7 +38,10 @@ def measure(name: str, shape: str, args: argparse.Namespace) -> None:
         "learner": flops.learner(model, w, True),
         "iteration": flops.sampling(model, w) + flops.learner(model, w, True),
     }  # fmt: skip
-    head = {"workload": f"{name} {shape}", "no_chain_row": args.no_chain, "micro_batch_prompts": args.micro}
+    head = {
+        "workload": f"{name} {shape}", "no_chain_row": args.no_chain, "micro_batch_prompts": args.micro,
+        "remat": args.remat,
+    }  # fmt: skip
     print(json.dumps(head | {"matrix_gflops": round(rate / 1e9), "memory_gb_s": round(memory / 1e9, 1)}), flush=True)
     for call in wanted:
         row = work.summary(times[call])
@@ -58,6 +64,7 @@ def main() -> None:
     arguments.add_argument("--what", default="prefill,sampling,scoring,learner,iteration")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--micro", type=int, default=1, help="prompts in a micro-batch of the learner")
+    arguments.add_argument("--remat", default="none", help="what is computed twice: none, dots or full")
     arguments.add_argument("--no_chain", action="store_true", help="with the row without a chain, as by default")
     args = arguments.parse_args()
     print(json.dumps({"device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__}))

@@ -61,6 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.prompt.answer_open = "<answer"  # without its ">": the seam where the reference answer is spliced in
     c.prompt.answer_close = "</answer"
     c.prompt.max_prompt = 128  # tokens
+    c.prompt.width_multiple = 0  # a batch's prompts padded to a multiple of this (as for rows, below); 0: max_prompt
     c.prompt.max_answer = 16  # tokens, delimiters included
 
     c.sampler = ConfigDict()

@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler.group_size = a.group
     c.sampler.max_chain = 128
     c.sampler.width_multiple = 32
+    c.prompt.width_multiple = 64
     c.reward.name = a.reward
     c.train.steps = a.steps
     c.train.prompts_per_step = 4

@@ -55,6 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.heldout_split = "test"
     c.data.fast_split = "validation"
     c.prompt.max_prompt = 2304  # the longest problem, with its figure's source, has about 2,000 tokens
+    c.prompt.width_multiple = 768  # three widths, of which most batches have the least
     c.prompt.max_answer = 128
     c.sampler.max_chain = 896
     c.eval.prompts = 5000

@@ -62,6 +62,7 @@ AT_LEAST = {
     "loss.clip_low": 0, "loss.clip_high": 0,
     "loss.kl_coef": 0, "report.samples_every": 0, "report.sample_prompts": 0, "report.console_samples": 0,
     "mesh.data": 0, "mesh.fsdp": 0, "mesh.tensor": 1, "prompt.examples": 0, "prompt.max_prompt": 1,
+    "prompt.width_multiple": 0,
     "prompt.max_answer": 1, "reward.vote_train": 0, "reward.length_min": 0, "reward.overlong_max": 0,
     "sampler.tensor": 1, "pod.heartbeat": 1,
     "reward.overlong_cache": 0, "filter.threshold": 0, "filter.beta": 0, "proxy.every": 1,
@@ -398,7 +399,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 # another; queue_depth, which decides how far behind a rollout is; train.steps, on which the learning rate depends.
 _FREE = (
     "mesh.", "pod.", "report.", "model.scan_layers", "model.attention", "model.remat",
-    "sampler.devices", "sampler.tensor", "sampler.slots", "sampler.width_multiple",
+    "sampler.devices", "sampler.tensor", "sampler.slots", "sampler.width_multiple", "prompt.width_multiple",
     "train.micro_batch_prompts", "train.head_chunk", "train.checkpoint_every", "train.keep_checkpoints",
     "train.keep_every", "eval.batch_prompts", "eval.grader_workers",
 )  # fmt: skip

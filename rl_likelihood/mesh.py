@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import jax
 import numpy as np
@@ -143,6 +144,11 @@ def spread() -> int:
     """Devices over which rows are split, where a mesh is in use (`run.world.using`); else 1."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def cores() -> int:
+    """CPU cores that this process may use; where the system does not say, those that it has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def on_cpu() -> bool:

@@ -138,7 +138,7 @@ def learn(
         path = workdir / reports.METRICS
         for row in reports.read(path)[:FIRST_STEPS] if path.exists() else ():
             alarms.check(row["step"], row)
-    compiled: dict[tuple, Any] = {}  # one step function for each width of the rows
+    compiled: dict[tuple, Any] = {}  # one step function for each width of the prompts and of the rows
     first, began, latest = step, time.perf_counter(), {}
     try:
         while True:
@@ -164,8 +164,11 @@ def learn(
                 raise failure
             batch, rollout, graded = source.batch(rollout)
             whole = meshes.from_own_prompts(mesh, batch, places.own, c.train.prompts_per_step)
-            shape = batch.completion.shape
+            shape = batch.prompt.shape[1], batch.completion.shape[2]
             if shape not in compiled:
+                if compiled:  # the first one's time is known by the first step's line
+                    number = len(compiled) + 1
+                    say(f"compiles the step for prompts of {shape[0]} and rows of {shape[1]} tokens, shape {number}")
                 compiled[shape] = make_step(world.model, s.step, optimizer, mesh, whole)
             t1 = time.perf_counter()
             with source.turn, using(mesh):

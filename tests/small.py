@@ -16,6 +16,8 @@ from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
 from rl_likelihood.rewards.mixture import RewardConfig, parse
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch
 
+# The suite turns optimizations off to save time; what users run has them, and so have compiled texts that are read.
+OPTIMIZED = {"xla_llvm_disable_expensive_passes": False, "xla_backend_optimization_level": 2}
 TINY = ModelConfig(
     family="llama", vocab_size=24, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=16, rope_theta=100.0
 )

@@ -21,9 +21,9 @@ from rl_likelihood.report import metrics as reports
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rewards.mixture import OUTSIDE
 from rl_likelihood.run.console import Stopped
-from rl_likelihood.run.source import Source
+from rl_likelihood.run.source import Source, widened
 from rl_likelihood.run.world import load, make_places
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import CHAIN, PAD, Prompts, Rollout, UserError
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[1]
@@ -327,6 +327,42 @@ def test_the_sampler_computes_only_in_its_turn(tmp_path):
     finally:
         source.close()
     assert not source.thread.is_alive()
+
+
+def test_a_rollout_is_widened_by_padding_that_no_row_sees():
+    ids = np.arange(1, 7).reshape(1, 2, 3)
+    two, one = np.array([2]), np.array([1])
+    asked = Prompts(np.array([[5, 6]]), two, np.array([[7]]), one, np.array([[True]]), np.array([0]))
+    rollout = Rollout(asked, ids, np.full(ids.shape, CHAIN), -1.0 * ids, np.zeros((1, 2), bool))
+    wide = widened(rollout, 5, 4, pad_id=9)
+    assert wide.prompts.tokens.tolist() == [[5, 6, 9, 9]] and wide.prompts.length.tolist() == [2]
+    assert wide.completion.tolist() == [[[1, 2, 3, 9, 9], [4, 5, 6, 9, 9]]]
+    assert (wide.segment[..., 3:] == PAD).all() and (wide.sampler_logp[..., 3:] == 0).all()
+    assert widened(wide, 5, 4, pad_id=9).completion.shape == wide.completion.shape
+
+
+def test_prompts_as_wide_as_their_batch_needs_give_the_same_run(tmp_path, capsys, monkeypatch):
+    lines = [{"prompt": "1" * (1 + i % 7) + "+1", "answer": str(i), "id": i} for i in range(40)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    widths = []
+
+    class Seen(Source):
+        def collate(self, number):
+            prompts = super().collate(number)
+            widths.append((prompts.tokens.shape[1], int(prompts.length.max())))
+            return prompts
+
+    monkeypatch.setattr(train, "Source", Seen)
+    data = {"data__source": "jsonl", "data__train_path": str(tmp_path / "train.jsonl"), "data__tasks": (),
+            "data__train_size": 0, "data__heldout_size": 4, "eval__prompts": 0}  # fmt: skip
+    whole, cut = (run(tmp_path / str(n), prompt__width_multiple=n, **data) for n in (0, 1))
+    assert {width for width, _ in widths[:4]} == {32}
+    # Up to what fsdp = 2 divides.
+    assert all(width == longest + longest % 2 < 32 for width, longest in widths[4:]) and len(set(widths[4:])) > 1
+    assert "compiles the step for prompts of " in capsys.readouterr().out
+    for a, b in zip(rows(whole, "metrics.jsonl"), rows(cut, "metrics.jsonl"), strict=True):
+        for name in ("reward/mean", "loss/answer", "grad/norm", "chain/length"):
+            assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)
 
 
 @pytest.mark.slow

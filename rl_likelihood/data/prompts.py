@@ -48,7 +48,8 @@ class PromptConfig:
     answer_open: str = "<answer"
     answer_close: str = "</answer"
     score_delims: str = "close"
-    max_prompt: int = 256  # S of shapes.py: tokens of every prompt buffer
+    max_prompt: int = 256  # S of shapes.py: tokens of a prompt buffer, at most
+    width_multiple: int = 0  # those of a training batch hold its longest, up to a multiple of this; 0: max_prompt
     max_answer: int = 16  # A of shapes.py: tokens of every answer buffer, delimiters included
 
 
@@ -250,7 +251,7 @@ def _encode_any_length(
 def collate(
     rows: Sequence[EncodedExample], uid: Sequence[int] | np.ndarray, max_prompt: int, max_answer: int, pad_id: int
 ) -> Prompts:
-    """Right-padded host arrays of fixed width S = max_prompt, A = max_answer: shapes never change in a run.
+    """Right-padded host arrays of widths S = max_prompt, A = max_answer.
 
     `uid` [P] is each row's position in the data stream.
     """
@@ -310,7 +311,7 @@ def _validate(cfg: PromptConfig) -> None:
             raise UserError(
                 f"prompt.{field} is {getattr(cfg, field)!r}; leave out its last '>', which is added after the seam"
             )
-    for field, least in (("examples", 0), ("max_prompt", 1), ("max_answer", 1)):
+    for field, least in (("examples", 0), ("max_prompt", 1), ("max_answer", 1), ("width_multiple", 0)):
         if getattr(cfg, field) < least:
             raise UserError(f"prompt.{field} is {getattr(cfg, field)}; it must be at least {least}")
 

@@ -2,7 +2,7 @@
 
 One function serves the learner, scoring and prefill (no prompt part, G = 1), another a single token while decoding.
 The two parts are computed apart, each as one batched product, and joined by their softmax statistics, so the
-prompt's keys and values are read once per group and never repeated.
+prompt's keys and values are read once per group and never repeated. (The splash kernel, for TPUs, has them once a row.)
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rl_likelihood import mesh as meshes
 from rl_likelihood.model import splash
 from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED
 
 # Finite, so that a fully masked part gives weight 0 instead of NaN.
 MASKED = -1e30
+# Places whose queries meet their row's own keys at one time (fewer leave out more keys, more make larger products),
+# and blocks of them at most, each of which is compiled.
+QUERIES, BLOCKS = 128, 8
 
 
 def attention(
@@ -26,12 +30,15 @@ def attention(
     prompt_mask: Bool[Array, "P S"] | None = None,
     segment: Int[Array, "P G T"] | None = None,
     branches: bool = True,
+    queries: int = 0,
 ) -> Float[Array, "P G T H Dh"]:
     """softmax(q k / sqrt(Dh)) v over the prompt's and the row's own keys together.
 
     Query heads h serve key head h // (H/K). Logits and softmax in float32. A query that sees no own
-    key is fine as long as it sees one prompt key. With `segment`, of which `own_mask` is then made, the TPU's
-    splash kernel does it; `branches` as there.
+    key is fine as long as it sees one prompt key. `queries` other than 0 is for rows in which none sees an own key
+    after it: one of more places than that is computed in blocks of so many or more, each with the keys up to its last
+    (where devices share no tokens). With `segment`, of which `own_mask` is then made, the TPU's splash kernel does it;
+    `branches` as there.
     """
     if segment is not None:
         return splash.attention(q, own, segment, prompt, prompt_mask, branches)
@@ -41,7 +48,9 @@ def attention(
     q = (q * d**-0.5).reshape(p, g, t, k, r, d)
     q_own = q.transpose(0, 1, 3, 2, 4, 5).reshape(p, g, k, t * r, d)
     row_mask = jnp.broadcast_to(own_mask[:, :, None, :, None], (p, own_mask.shape[1], 1, t, r, own_mask.shape[-1]))
-    top, total, out = _part(q_own, *own, row_mask.reshape(p, own_mask.shape[1], 1, t * r, -1))
+    row_mask = row_mask.reshape(p, own_mask.shape[1], 1, t * r, -1)
+    size = queries if queries and meshes.spread() == 1 else t
+    top, total, out = _causal(q_own, *own, row_mask, r, size)
     if prompt is not None:
         q_prompt = q.transpose(0, 3, 1, 2, 4, 5).reshape(p, k, g * t * r, d)
         parts = _part(q_prompt, *prompt, prompt_mask[:, None, None, :])
@@ -54,6 +63,18 @@ def attention(
         out = a * out + b * out2
     out = (out / total).astype(q.dtype)
     return out.reshape(p, g, k, t, r, d).transpose(0, 1, 3, 2, 4, 5).reshape(p, g, t, h, d)
+
+
+def _causal(q, k, v, mask, each, size):
+    """`_part` for `each` queries a place that see no key of a later place, of `size` places at one time."""
+    t = q.shape[-2] // each
+    if t <= size:
+        return _part(q, k, v, mask)
+    parts, size = [], max(size, -(-t // BLOCKS))
+    for start in range(0, t, size):
+        rows, keys = slice(start * each, (start + size) * each), slice(0, start + size)
+        parts.append(_part(q[..., rows, :], k[..., keys, :], v[..., keys, :], mask[..., rows, keys]))
+    return tuple(jnp.concatenate(x, -2) for x in zip(*parts, strict=True))
 
 
 def _part(q, k, v, mask):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood import mesh as meshes
 from rl_likelihood.model import splash
-from rl_likelihood.model.attention import attention, branch_mask, branch_positions, decode_attention
+from rl_likelihood.model.attention import QUERIES, attention, branch_mask, branch_positions, decode_attention
 from rl_likelihood.shapes import CHAIN
 
 Params = dict[str, Any]
@@ -254,7 +254,8 @@ def forward(
         w = jax.tree.map(lambda a: a.astype(dtype), w)
 
         def attend_prompt(q, k, v):  # a group of one, with no prompt before it
-            out = attention(q[:, None], (k[:, None], v[:, None]), prompt_mask, segment=of_prompt)
+            own = k[:, None], v[:, None]
+            out = attention(q[:, None], own, prompt_mask, segment=of_prompt, queries=QUERIES)
             return out[:, 0], (k, v)
 
         x, cache = block(x, w, cfg, prompt_rope, attend_prompt)
@@ -264,7 +265,10 @@ def forward(
             if y is None:
                 return None
             rope, mask = of_rows
-            attend = lambda q, k, v: (attention(q, (k, v), mask, cache, in_prompt, of_kernel, branches), None)  # noqa: E731
+
+            def attend(q, k, v):
+                return attention(q, (k, v), mask, cache, in_prompt, of_kernel, branches, QUERIES), None
+
             return block(y, w, cfg, rope, attend)[0]
 
         # Nothing that the bare rows are made of has a tangent, so the backward pass has no trace of them.
@@ -332,7 +336,8 @@ def prefill(
     cache = []
 
     def attend(q, k, v):
-        return attention(q[:, None], (k[:, None], v[:, None]), mask)[:, 0], (k.swapaxes(2, 3), v)
+        out = attention(q[:, None], (k[:, None], v[:, None]), mask, queries=QUERIES)
+        return out[:, 0], (k.swapaxes(2, 3), v)
 
     for w in weights["layers"]:
         x, kept = block(x, w, cfg, rope, attend)

@@ -1,8 +1,8 @@
 """train.micro_batch_prompts=-1: how many prompts at a time is fastest here, measured once and kept in the workdir.
 
 What is timed is forward and backward of one micro-batch of the longest rows, beginning with the smallest; the first
-that is slower a prompt, or does not fit, ends it. A resumed run takes what the workdir says, so it goes on bit for bit;
-two runs may choose differently, and then differ by rounding.
+that is slower a prompt, or does not fit, ends it. A resumed run takes what the workdir says, so it goes on bit for bit,
+unless it goes on on other devices, which measure anew; two runs may choose differently, and then differ by rounding.
 """
 
 from __future__ import annotations
@@ -36,14 +36,28 @@ def with_micro_batch(world: World, params: Params, workdir: Path) -> World:
     """The world with the micro-batch size that the workdir says, or that is fastest; every process calls it."""
     path = workdir / FILE
     kept = distributed.by_first(lambda: json.loads(path.read_text()) if path.exists() else None)
-    if kept is None:
+    here = conditions(world)
+    if kept is None or kept.get("conditions") != here:
+        if kept is not None:
+            before = kept.get("conditions", "a machine that is not named")
+            say(f"portions {kept['prompts']} prompts at a time were fastest on {before}; this is {here}")
         seconds = distributed.share({str(k): t for k, t in measured(world, params).items()})
-        kept = {"prompts": int(min(seconds, key=seconds.get)), "seconds_per_prompt": seconds}
+        fastest = int(min(seconds, key=seconds.get))
+        kept = {"prompts": fastest, "seconds_per_prompt": seconds, "conditions": here}
         distributed.by_first(lambda: path.write_text(json.dumps(kept) + "\n") and None)
         each = ", ".join(f"{k}: {t:.3g}" for k, t in seconds.items())
         say(f"portions {kept['prompts']} prompts at a time, the fastest (seconds a prompt by size: {each})")
     step = dataclasses.replace(world.settings.step, micro_batch_prompts=kept["prompts"])
     return dataclasses.replace(world, settings=dataclasses.replace(world.settings, step=step))
+
+
+def conditions(world: World) -> str:
+    """What the measurement hangs on that a run may change when it goes on."""
+    mesh, m, c = world.places.learner, world.model, world.config
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    how = f"{m.compute_dtype}, layers {'scanned' if m.scan_layers else 'unrolled'}, remat {m.remat}"
+    work = f"{c.train.prompts_per_step} prompts x {c.sampler.group_size} chains, head_chunk {c.train.head_chunk}"
+    return f"{mesh.devices.flat[0].device_kind}, {axes}, {work}, {how}, attention {m.attention}"
 
 
 def measured(world: World, params: Params) -> dict[int, float]:

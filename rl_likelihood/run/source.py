@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -67,9 +68,13 @@ class Source:
 
     def collate(self, number: int) -> Prompts:
         """This process's prompts of rollout `number`; a row's uid is its place in the stream of prompts."""
-        index = self.rows_of(number)
+        index, c = self.rows_of(number), self.world.config.prompt
         uid = number * len(index) + self.own
-        return self.world.collate([self.world.train[i] for i in index[self.own]], uid)
+        # Of all processes' prompts, so that all choose one width; and one over which fsdp can split a prompt's tokens.
+        longest = max(len(self.world.train[i].prompt_ids) for i in index)
+        multiple = math.lcm(c.width_multiple, self.world.places.learner.shape["fsdp"]) or c.max_prompt
+        width = min(c.max_prompt, -(-longest // multiple) * multiple)
+        return self.world.collate([self.world.train[i] for i in index[self.own]], uid, width)
 
     def produce(self, number: int, weights: Params, version: int) -> Rollout:
         """Rollout `number`, on the sampler's thread. One key for all: the uid makes each row's own."""
@@ -123,9 +128,14 @@ class Source:
         return batch, rollout, logged
 
     def aligned(self, rollout: Rollout) -> Rollout:
-        """The rollout as wide as the widest of all processes, with the chains of its groups that others sampled."""
-        width = int(distributed.gather(np.asarray([rollout.segment.shape[-1]])).max())
-        rollout = widened(rollout, width, self.world.fmt.pad_id)
+        """The rollout as wide as the widest of all processes, with the chains of its groups that others sampled.
+
+        Prompts have one width everywhere, but where a run goes on with other widths and some processes still have
+        rollouts of before.
+        """
+        own = np.asarray([[rollout.segment.shape[-1], rollout.prompts.tokens.shape[1]]])
+        rows, at = distributed.gather(own).max(0)
+        rollout = widened(rollout, int(rows), int(at), self.world.fmt.pad_id)
         if self.chains == slice(0, self.world.config.sampler.group_size):
             return rollout
         parts = distributed.gather({
@@ -180,11 +190,14 @@ def restored(kept: dict[str, Any] | None, rows: list[int]) -> tuple[list[Rollout
     return from_bytes(data) if data else [], kept["dropped"][me]
 
 
-def widened(rollout: Rollout, width: int, pad_id: int) -> Rollout:
-    """Its rows padded to `width`."""
-    more = [(0, 0), (0, 0), (0, width - rollout.segment.shape[-1])]
+def widened(rollout: Rollout, rows: int, prompts: int, pad_id: int) -> Rollout:
+    """Its rows and its prompts padded to so many tokens."""
+    more = [(0, 0), (0, 0), (0, rows - rollout.segment.shape[-1])]
     values = {"completion": pad_id, "segment": 0, "sampler_logp": 0}
-    return rollout.replace(**{k: np.pad(getattr(rollout, k), more, constant_values=v) for k, v in values.items()})
+    padded = {k: np.pad(getattr(rollout, k), more, constant_values=v) for k, v in values.items()}
+    tokens = rollout.prompts.tokens
+    tokens = np.pad(tokens, [(0, 0), (0, prompts - tokens.shape[1])], constant_values=pad_id)
+    return rollout.replace(prompts=rollout.prompts.replace(tokens=tokens), **padded)
 
 
 def refuse_missing_chains(world: World) -> int:

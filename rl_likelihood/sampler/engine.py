@@ -13,7 +13,6 @@ import concurrent.futures
 import functools
 import itertools
 import math
-import os
 import threading
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from rl_likelihood import mesh as meshes
 from rl_likelihood.model.decoder import Cache, ModelConfig, Params, decode_rows, empty_cache, head_matrix, prefill
 from rl_likelihood.sampler.draw import choose, row_keys
 from rl_likelihood.shapes import Prompts
@@ -165,7 +165,7 @@ def streams_for(weights: Params, rows: int) -> int:
     as long as each has some rows to multiply the weights with. Weights are held once, whatever this says."""
     if devices_of(weights) > 1 or not on_cpu(weights):
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), rows // ROWS_OF_A_STREAM))
+    return max(1, min(meshes.cores(), rows // ROWS_OF_A_STREAM))
 
 
 def decode_stream(out: Rows, waiting: Waiting, n: int, wide: int, settings) -> None:

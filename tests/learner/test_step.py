@@ -1,5 +1,6 @@
 """The jitted step: every mode's loss against plain sequences, micro-batches, devices, metrics, one golden run."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -22,7 +23,9 @@ from rl_likelihood.learner.step import (
 )
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
+from rl_likelihood.model import head
 from rl_likelihood.model.decoder import forward
+from rl_likelihood.pod import hlo
 from rl_likelihood.pod.aot import count_flops
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.run.world import using
@@ -269,6 +272,23 @@ def test_every_process_gets_all_scores_of_a_mesh():
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(spread))
     own = STALE.segment != PAD
     np.testing.assert_allclose(np.asarray(spread.stats.log_prob)[own], np.asarray(one.stats.log_prob)[own], atol=2e-5)
+
+
+def test_the_vocabulary_s_matrix_moves_between_devices_as_often_in_many_blocks_as_in_one():
+    mesh, optimizer = make_mesh((1, 4, 2)), make_optimizer(OptimizerConfig())
+    model = tiny(layers=1, vocab_size=1024)
+    sent = []
+    for chunk, blocks in ((1000, 1), (8, 4)):
+        cfg = dataclasses.replace(cfg_of("kl"), head_chunk=chunk)
+        state = jax.eval_shape(lambda p, cfg=cfg: init_state(p, optimizer, cfg), random_params(model))
+        with using(mesh):
+            assert -(-512 // head._block(512, P * G * T, chunk)) == blocks
+            text = make_step(model, cfg, optimizer, mesh, BATCH).lower(state, state.params, BATCH).compile().as_text()
+        sent.append({(c.kind, c.axes): c.sent for c in hlo.collectives(text, mesh)})
+    of_kind = [sum(n for (kind, axes), n in x.items() if kind == "all-gather" and "fsdp" in axes) for x in sent]
+    assert of_kind[0] == of_kind[1] > 0
+    # Sums over the vocabulary's parts are made block by block, of a number a token; never a block of the matrix.
+    assert sum(sent[1].values()) < 1.5 * sum(sent[0].values()), sent
 
 
 # ------------------------------------------------------------------ the whole step: devices, metrics, golden numbers

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.model.attention import attention, branch_mask, branch_positions, predecessor
+from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED
 
 P, G, T, U, S, H, K, D = 2, 3, 4, 5, 6, 4, 2, 8
 
@@ -89,6 +90,41 @@ def test_gradients_equal_those_of_one_softmax():
 
     got, expected = (jax.jit(jax.grad(f, (0, 1, 2)))(q, own, prompt) for f in (joined, repeated))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+
+
+def a_row_in_blocks(length):
+    """Keys and queries of one row a group member, padded, with both answers, and a function of `queries`."""
+    rng = np.random.default_rng(6)
+    segment = np.full((P, G, length), CHAIN)
+    segment[:, :, length // 2 :], segment[:, :, length * 3 // 4 :] = SAMPLED, REFERENCE
+    segment[0, 0, -3:] = PAD
+    q = rng.normal(size=(P, G, length, H, D)).astype(np.float32)
+    own = tuple(rng.normal(size=(P, G, K, length, D)).astype(np.float32) for _ in range(2))
+    weight = (rng.normal(size=q.shape) * (segment != PAD)[..., None, None]).astype(np.float32)
+    _, _, _, prompt, prompt_mask = inputs(7)
+
+    def total(q, own, prompt, queries):
+        out = attention(q, own, branch_mask(jnp.asarray(segment)), prompt, prompt_mask, queries=queries)
+        return (weight * out).sum(), out
+
+    return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True), static_argnums=3), (q, own, prompt), segment != PAD
+
+
+@pytest.mark.parametrize("length, queries", [(12, 4), (13, 4), (40, 1)])
+def test_blocks_of_queries_are_all_at_once(length, queries):
+    run, args, real = a_row_in_blocks(length)
+    (plain, out), (blocks, same) = run(*args, 0), run(*args, queries)
+    np.testing.assert_allclose(out[real], same[real], atol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, blocks)
+
+
+def test_blocks_leave_out_most_of_what_is_not_seen_and_are_few():
+    run, args, _ = a_row_in_blocks(256)
+    counted = lambda q: run.lower(*args, q).cost_analysis()["flops"]  # noqa: E731
+    # (8 + 1) / 16 of the own keys are met in eight blocks, beside the prompt's 6.
+    assert counted(16) < 0.65 * counted(0)
+    dots = lambda q: str(jax.make_jaxpr(run, static_argnums=3)(*args, q)).count("dot_general")  # noqa: E731
+    assert dots(1) == dots(32) < 60
 
 
 def test_bfloat16_keeps_its_type_and_sums_in_float32():

@@ -90,7 +90,7 @@ def untimed(path: Path) -> list[dict]:
 @pytest.mark.parametrize("mesh", ["groups split", "prompts split"])
 def test_two_processes_make_the_run_of_one(mesh, tmp_path):
     overrides = {**MESHES[mesh], "sampler.group_size": 4, "train.steps": 2, "eval.prompts": 3, "eval.samples": 1}
-    overrides |= {"report.sample_prompts": 1}
+    overrides |= {"report.sample_prompts": 1, "prompt.width_multiple": 1}
     both = start(config_file(tmp_path, **overrides), tmp_path / "two")
     lines = [said(p) for p in both]
     assert [p.returncode for p in both] == [0, 0], lines

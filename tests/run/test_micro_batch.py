@@ -39,3 +39,14 @@ def test_it_is_measured_once_and_kept(loaded, tmp_path, capsys):
     (tmp_path / micro_batch.FILE).write_text(json.dumps({**kept, "prompts": other}))
     again = micro_batch.with_micro_batch(world, params, tmp_path)
     assert again.settings.step.micro_batch_prompts == other and "portions" not in capsys.readouterr().out
+
+
+def test_other_devices_measure_anew_and_say_so(loaded, tmp_path, capsys):
+    world, params = loaded
+    kept = {"prompts": 3, "seconds_per_prompt": {"3": 1.0}, "conditions": "TPU v5e, data 1 x fsdp 16 x tensor 1"}
+    (tmp_path / micro_batch.FILE).write_text(json.dumps(kept))
+    chosen = micro_batch.with_micro_batch(world, params, tmp_path).settings.step.micro_batch_prompts
+    assert chosen in (1, 2, 4) and json.loads((tmp_path / micro_batch.FILE).read_text())["prompts"] == chosen
+    assert "3 prompts at a time were fastest on TPU v5e, data 1 x fsdp 16 x tensor 1; this is cpu, data 1 x fsdp 2" in (
+        capsys.readouterr().out
+    )

@@ -14,7 +14,7 @@ from rl_likelihood.mesh import make_mesh, replicated
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.sampler.stop import stop_table
 from tests.sampler.test_decode import EOS, KEY, PAD_ID, PARAMS, VOCAB, prompts
-from tests.small import TINY, random_params, tiny
+from tests.small import OPTIMIZED, TINY, random_params, tiny
 
 TEMPERATURE = (0.0, 1.0, 0.7, 1.5)
 TOKENS = 20
@@ -171,9 +171,7 @@ def test_no_step_copies_a_cache(g):
     lanes = jax.eval_shape(lambda: engine.empty_lanes(cfg, 8, g, 12, 40, 40))
     params = jax.eval_shape(lambda p: decode.unstack(p, cfg), random_params(cfg))
     traced = engine.segment.trace(params, cfg, lanes, jnp.asarray(STOP), jnp.asarray(ENDS), jnp.int32(1), jnp.int32(1))
-    # The suite turns optimizations off to save time; what users run has them.
-    options = {"xla_llvm_disable_expensive_passes": False, "xla_backend_optimization_level": 2}
-    compiled = traced.lower().compile(compiler_options=options)
+    compiled = traced.lower().compile(compiler_options=OPTIMIZED)
     of_cache = {x.size for x in jax.tree.leaves(lanes.cache)}
     found = []
     for line in compiled.as_text().splitlines():

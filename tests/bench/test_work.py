@@ -1,0 +1,47 @@
+"""The timed calls do what they are named for, and peers get the same work."""
+
+import importlib
+import sys
+
+import jax
+import numpy as np
+
+from bench import flops, machine, peers, work
+from rl_likelihood.model.decoder import ModelConfig
+
+NANO = ModelConfig("llama", 64, 16, 2, 4, 2, 4, 32, scan_layers=False)
+SHAPE = flops.Shape(2, 2, 8, 4)
+
+
+def test_every_call_runs_and_the_learner_s_moves_the_weights():
+    made = work.workload(NANO, SHAPE, 1, no_chain=True)
+    assert list(made.calls) == ["prefill", "sampling", "scoring", "learner", "iteration"]
+    ids, logp, length = made.calls["sampling"]()
+    assert ids.shape == (2, 2, 4) and (length == 4).all() and np.all(logp < 0)
+    assert made.calls["prefill"]()[0].shape == (2, 2, 1)
+    scored = made.calls["scoring"]().stats.log_prob
+    assert scored.shape == (2, 2, 4) and np.all(np.asarray(scored) < 0)
+    first, second = (made.calls["learner"]()["loss/kl"] for _ in range(2))
+    assert first == 0 and second > 0, "the reference stays, the policy does not"
+    assert np.isfinite(made.calls["iteration"]()["grad/norm"])
+
+
+def test_times_are_of_every_call_in_turns():
+    made = work.workload(NANO, SHAPE, 1, wanted=("prefill",))
+    times = work.rounds(machine.limits() | made.calls, 2)
+    assert {k: len(v) for k, v in times.items()} == {"matrix": 2, "memory": 2, "prefill": 2}
+    found = work.summary([1.0, 2.0, 4.0])
+    assert found == {"median_s": 2.0, "fastest_s": 1.0, "spread": 1.5}
+    assert jax.tree.all(jax.tree.map(lambda x: x > 0, times))
+
+
+def test_peers_are_given_the_same_model_and_the_same_work(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which the module takes for itself
+    peer_protocol = importlib.import_module("bench.peer_protocol")
+    for name, m in work.MODELS.items():
+        assert peer_protocol.SHAPES[name] == {
+            "vocab": m.vocab_size, "width": m.width, "layers": m.layers, "heads": m.heads, "kv_heads": m.kv_heads,
+            "head_dim": m.head_dim, "mlp": m.mlp,
+        }  # fmt: skip
+    for name, w in work.SHAPES.items():
+        assert peers.SIZES[name] == (w.prompts, w.group, w.prompt, w.completion)
