@@ -141,6 +141,40 @@ def test_scan_unrolled_and_remat_give_the_same_values_and_gradients():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max()), grads, grads2)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_and_completions_in_one_product_are_what_they_are_apart(family):
+    cfg, batch = FAMILIES[family], random_batch(6, p=2, g=3, t=11, sampled=True)
+    bare = batch.completion[:, :1, :7], batch.segment[:, :1, :7]
+
+    def loss(params, joined):
+        hidden = forward(
+            params, cfg, batch.prompt, batch.prompt_length, batch.completion, batch.segment, bare, joined=joined
+        )
+        in_prompt = jnp.arange(batch.prompt.shape[1]) < batch.prompt_length[:, None]
+        seen = in_prompt, batch.segment != PAD, bare[1] != PAD
+        return sum(jnp.where(m[..., None], jnp.sin(h), 0).sum() for m, h in zip(seen, hidden, strict=True)), hidden
+
+    both = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    ((_, hidden), grads), ((_, hidden2), grads2) = (both(random_params(cfg), joined) for joined in (True, False))
+    compare = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())  # noqa: E731
+    jax.tree.map(compare, (hidden, grads), (hidden2, grads2))
+    assert all(np.abs(h).max() > 0 for h in hidden)
+
+
+def test_prompts_and_completions_meet_a_weight_in_one_product_where_one_device_has_them():
+    batch, cfg = random_batch(6, p=2, g=3, s=5, t=11), dataclasses.replace(TINY, scan_layers=False)
+    tokens = 2 * (5 + 3 * 11)
+
+    def products(joined):
+        args = (batch.prompt, batch.prompt_length, batch.completion, batch.segment)
+        jaxpr = jax.make_jaxpr(lambda p: forward(p, cfg, *args, joined=joined))(random_params(cfg))
+        return [e.invars[0].aval.shape[0] for e in jaxpr.eqns if e.primitive.name == "dot_general"
+                and len(e.invars[0].aval.shape) == len(e.invars[1].aval.shape) == 2]  # fmt: skip
+
+    assert products(True) == [tokens] * 7 * cfg.layers
+    assert sorted(products(False)) == sorted([2 * 5, 2 * 3 * 11] * 7 * cfg.layers)
+
+
 def test_bfloat16_runs_near_float32():
     batch, params = random_batch(1, p=2, g=3, t=11, sampled=True), random_params(TINY)
     half, full = (run(params, tiny(compute_dtype=dtype), batch) for dtype in ("bfloat16", "float32"))
