@@ -13,7 +13,8 @@ import pytest
 from rl_likelihood import config as configs
 from rl_likelihood import plan
 from rl_likelihood.model import hf_folder
-from rl_likelihood.model.decoder import Spec, empty_cache, param_specs
+from rl_likelihood.model.decoder import Spec, param_specs
+from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.model.published import PUBLISHED, published
 from rl_likelihood.pod import aot
 from rl_likelihood.report.plan_text import table

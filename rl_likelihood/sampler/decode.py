@@ -12,16 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from rl_likelihood.model.decoder import (
-    Cache,
-    ModelConfig,
-    Params,
-    decode_step,
-    empty_cache,
-    head_matrix,
-    prefill,
-    unstack,
-)
+from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
+from rl_likelihood.model.decoding import Cache, decode_step, empty_cache, prefill, unstack
 from rl_likelihood.sampler import engine
 from rl_likelihood.sampler.draw import choose, row_keys
 from rl_likelihood.sampler.stop import first_match, stop_table

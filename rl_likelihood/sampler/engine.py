@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood import mesh as meshes
-from rl_likelihood.model.decoder import Cache, ModelConfig, Params, decode_rows, empty_cache, head_matrix, prefill
+from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
+from rl_likelihood.model.decoding import Cache, decode_rows, empty_cache, prefill
 from rl_likelihood.sampler.draw import choose, row_keys
 from rl_likelihood.shapes import Prompts
 

@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rl_likelihood import mesh as meshes
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, fused, param_specs, unlayered
+from rl_likelihood.model.decoder import ModelConfig, Params, Spec, param_specs
+from rl_likelihood.model.decoding import fused, unlayered
 from rl_likelihood.shapes import UserError
 
 # Which dimension of an array of the decoding layout is split over tensor; the rest is on every device.

@@ -8,8 +8,9 @@ import numpy as np
 
 from bench import flops
 from bench.flops import Shape
-from rl_likelihood.model.decoder import forward, head_matrix, unstack
-from rl_likelihood.model.decoder import prefill as prefill_of
+from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.decoding import prefill as prefill_of
+from rl_likelihood.model.decoding import unstack
 from rl_likelihood.model.head import logits
 from rl_likelihood.pod.aot import count_flops
 from tests.small import random_params, tiny

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from rl_likelihood.model import weights
 from rl_likelihood.model.assets import cached
-from rl_likelihood.model.decoder import Cache, decode_step, empty_cache, forward, head_matrix, prefill, unstack
+from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.decoding import Cache, decode_step, empty_cache, prefill, unstack
 from rl_likelihood.model.head import logits
 from tests.model.make_checkpoints import CONFIGS, golden_ids, random_params, write
 from tests.model.test_weights_refused import edit_config, edit_tensors
