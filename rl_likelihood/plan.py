@@ -151,12 +151,13 @@ def estimates(plan: dict, where: Target, places: Places) -> dict[str, float] | N
     peak; and how often each that is its floor, of arithmetic or of reads. Transfers between devices are not in it."""
     if where.chip is None:
         return None
-    unit, out = aot.seconds_per_cycle(where.name), {}
+    out = {}
     for row in plan["programs"]:
         name = {"learner step": "step", "prefill": "sampling", "sampling": "sampling"}.get(row["name"])
         if name and not row["refused"]:
             on = places.learner.size if name == "step" else 1  # no kernel samples
-            out[name] = out.get(name, 0) + row["cycles"] * unit + row["kernel_flops"] / (where.chip.flops * on)
+            in_kernels = row["kernel_flops"] / (where.chip.flops * on)
+            out[name] = out.get(name, 0) + row["cycles"] / where.chip.clock + in_kernels
     for name, floor in (("step", "step_arithmetic"), ("sampling", "sampling_reads")):
         if name in out and floor in plan["floors"]:
             out[f"{name}_over_floor"] = out[name] / plan["floors"][floor]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import importlib.util
 import math
 import os
@@ -17,11 +16,10 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.interpreters import partial_eval
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from rl_likelihood.pod import hlo
 from rl_likelihood.pod.hlo import Collective
@@ -39,16 +37,17 @@ class Chip:
     bandwidth: float  # bytes a second to its memory
     links: float  # bytes a second to its neighbours, all links together, one way
     dims: int  # of the torus
+    clock: float  # cycles a second: those at which its matrix units make its peak
     devices_per_chip: int = 1
     network: float | None = None  # bytes a second to other slices; None: not on the sheet
 
 
 CHIPS = {
-    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, 2, network=3.125e9),
-    "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 448e9, 2, network=12.5e9),
-    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, 3, network=6.25e9),
-    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9, 3),
-    "tpu7x": Chip(94.75 * GIB, 1153e12, 3690e9, 600e9, 3, 2),
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, 2, 1.5e9, network=3.125e9),
+    "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 448e9, 2, 1.75e9, network=12.5e9),
+    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, 3, 1.75e9, network=6.25e9),
+    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9, 3, 1.05e9),
+    "tpu7x": Chip(94.75 * GIB, 1153e12, 3690e9, 600e9, 3, 2.2e9, 2),
 }
 SHAPES = {
     2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
@@ -245,12 +244,3 @@ def _jaxprs(value: Any) -> list:
     if hasattr(value, "jaxpr"):
         return [value.jaxpr]
     return [j for v in value for j in _jaxprs(v)] if isinstance(value, (tuple, list)) else []
-
-
-@functools.cache
-def seconds_per_cycle(topology: str) -> float:
-    """What one of the compiler's cycles is worth: a large bfloat16 product is taken to run at the chip's peak."""
-    n, where = 8192, target(topology)
-    x = jax.ShapeDtypeStruct((n, n), jnp.bfloat16, sharding=SingleDeviceSharding(where.devices[0]))
-    text = jax.jit(lambda a, b: a @ b).trace(x, x).lower().compile().as_text()
-    return 2 * n**3 / where.chip.flops / hlo.cycles(text)

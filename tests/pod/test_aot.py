@@ -259,10 +259,18 @@ def test_cycles_are_those_of_the_operations_as_often_as_they_run():
     assert hlo.cycles(HLO) == 0, "another compiler gives none"
 
 
-def test_a_large_product_runs_at_the_peak_by_definition():
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1", "tpu7x:2x2x1"])
+def test_the_compiler_s_cycles_are_the_clock_s(topology):
+    """By the clock a large product, given the scratch memory of the learner's step, is expected to run near the data
+    sheet's peak and not above it (v6e at 0.90; by itself its compiler comes to 0.70)."""
+    assert meshes.compiler_options(meshes.make_mesh()) == {}, "on a CPU nothing is said"
     pytest.importorskip("libtpu")
-    unit = aot.seconds_per_cycle("v5e:2x2")
-    assert 0.4e-9 < unit < 1.3e-9, "clocks are near 1 GHz"
+    n, where = 8192, aot.target(topology)
+    at = jax.sharding.SingleDeviceSharding(where.devices[0])
+    x = jax.ShapeDtypeStruct((n, n), jnp.bfloat16, sharding=at)
+    options = meshes.compiler_options(meshes.make_mesh((1, 1, 1), list(where.devices[:1])))
+    text = jax.jit(jnp.dot, compiler_options=options).trace(x, x).lower().compile().as_text()
+    assert 0.85 < 2 * n**3 / where.chip.flops / (hlo.cycles(text) / where.chip.clock) < 1
 
 
 def test_the_kernel_runs_once_where_its_results_are_kept():
