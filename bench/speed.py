@@ -1,7 +1,7 @@
 """Sampling, scoring, the learner's step and a whole iteration, against what the machine can do in the same run.
 
     make bench        (or: python bench/speed.py [--models=W135,W10] [--shapes=short,shared] [--rounds=5] [--micro=1]
-                      [--remat=none])
+                      [--remat=none] [--what=sampling,learner] [--no_chain])
 
 Random weights of SmolLM2-135M's shape (W135) and of a model of 6 M parameters (W10). short: 8 prompts x 4 chains, 128
 and 128 tokens; shared: 8 x 16, 512 and 64. float32, no row stops early, the learner with a reference model. The

@@ -49,10 +49,12 @@ def workload(
     reference: bool = True,
     no_chain: bool = False,
     wanted: tuple[str, ...] = (),
+    streams: int = 0,
 ) -> Work:
     """The calls `wanted` (all: empty). The reward is given from outside, on every sampled token, KL to a reference.
 
-    `no_chain`: with the reference answer without a chain beside each group, as a user has by default.
+    `no_chain`: with the reference answer without a chain beside each group, as a user has by default. `streams` of the
+    sampler, 0: as many as pay on this machine.
     """
     rng = np.random.default_rng(0)
     prompts = Prompts(
@@ -69,7 +71,9 @@ def workload(
     never = np.zeros((model.vocab_size, 2), np.int8)
 
     def sampled(weights, tokens: int, key):
-        return engine.sample_rows(weights, model, prompts, key, (1.0,) * w.group, never, (-1,), tokens, 0)
+        return engine.sample_rows(
+            weights, model, prompts, key, (1.0,) * w.group, never, (-1,), tokens, 0, streams=streams
+        )
 
     def batch_of(ids, logp) -> Batch:
         segment = np.full(ids.shape, CHAIN)

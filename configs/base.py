@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler.max_sampled_answer = -1  # tokens; 0: no answer is sampled, -1: prompt.max_answer if the reward reads it
     c.sampler.temperature = 1.0  # the policy is the distribution at this temperature
     # Rows decoded at one time: those that stop make room for the next ones. 0: all of a step's, or of an evaluation's
-    # batch, at once. Changes no sample.
+    # batch, at once. Changes no sample but by rounding, where a draw lies that near.
     c.sampler.slots = 0
     c.sampler.width_multiple = 0  # rows padded to a multiple of this (each width compiles once); 0: as wide as can be
     c.sampler.max_staleness = 0  # updates a rollout may be behind; 0 is strictly on-policy and reproducible

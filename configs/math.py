@@ -75,7 +75,7 @@ def settings(a: ConfigDict) -> ConfigDict:
     c.data.train_path = a.data
     c.data.train_size = 0  # all
     c.data.heldout_size = 0
-    c.sampler.width_multiple = 128
+    c.sampler.width_multiple = 384  # few widths: every pair of a prompts' and a rows' one compiles once
     # What defines the method stands in the presets: RLOO, the exact answer term, KL, the scale of base_rl.
     other = {**PRESETS["kw_log_prob"], "reward.name": a.reward, "loss.span": "auto"}
     c.update_from_flattened_dict(PRESETS.get(f"kw_{a.reward}", other))

@@ -141,14 +141,18 @@ def gathered(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 
 def spread() -> int:
-    """Devices over which rows are split, where a mesh is in use (`run.world.using`); else 1."""
+    """Devices over which rows are split, where a mesh is in use (`run.world.using`); else 1, as where each device has
+    a program of its own (shard_map)."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in ("data", "fsdp") if name in mesh.auto_axes)
 
 
 # KiB of a TPU's vector memory that one operation of the learner's step may use: more than the compiler allows itself,
-# so that large products take larger tiles (docs/pods.md says what that gives). For v4 it makes no difference.
-SCRATCH = {"TPU v5 lite": 32768, "TPU v5": 32768, "TPU v6 lite": 98304, "TPU7x": 65536}
+# so that large products take larger tiles. Estimated, never run (docs/pods.md). For v4 it makes no difference.
+SCRATCH = {
+    "TPU v5 lite": 32768, "TPU v5e": 32768, "TPU v5": 32768, "TPU v5p": 32768,
+    "TPU v6 lite": 98304, "TPU v6e": 98304, "TPU7x": 65536,
+}  # fmt: skip
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:

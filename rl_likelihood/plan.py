@@ -3,7 +3,7 @@
     [--slices=N] [--memory_gib=X] [--search=False]
 
 Compiles, here and without weights, the very programs that `train` would run on a described TPU (or on cpu:N),
-and says what they need. Nothing runs: memory is the compiler's number, time is only a floor.
+and says what they need. Nothing runs: memory is the compiler's number, time a floor and an estimate by its cycles.
 """
 
 from __future__ import annotations

@@ -240,18 +240,15 @@ def forward(
     in_prompt = jnp.arange(s) < prompt_length[:, None]
     prompt_rope = rope_tables(cfg, jnp.arange(s))
     prompt_mask = jnp.tril(jnp.ones((s, s), bool)) & in_prompt[:, None, None, :]
-    x = meshes.along_prompt(params["embed"][prompt].astype(dtype))
 
-    def start(rows):  # embedding, positions, and who sees whom
-        if rows is None:
-            return None, None
-        ids, kinds = rows
-        rope = rope_tables(cfg, branch_positions(kinds, prompt_length))
-        return params["embed"][ids].astype(dtype), (rope, branch_mask(kinds))
+    def embedded(ids):
+        return params["embed"][ids].astype(dtype)
 
-    y, of_own = start(None if completion is None else (completion, segment))
-    z, of_bare = start(bare)
-    z = jax.lax.stop_gradient(z)
+    def seen(kinds):  # positions, and who sees whom
+        return rope_tables(cfg, branch_positions(kinds, prompt_length)), branch_mask(kinds)
+
+    of_own = None if completion is None else seen(segment)
+    z, of_bare = (None, None) if bare is None else (jax.lax.stop_gradient(embedded(bare[0])), seen(bare[1]))
     kernel = cfg.attention == "splash"
     of_kernel = segment if kernel else None
     of_prompt = jnp.full((len(prompt), 1, s), CHAIN) if kernel else None  # what is behind a prompt, causality hides
@@ -275,13 +272,14 @@ def forward(
         rope, mask = of_rows
         return block(y, w, cfg, rope, lambda q, k, v: (attend_rows(q, k, v, cache, mask, of_kernel), None))[0]
 
-    joined = joined and y is not None and meshes.spread() == 1
-    states = x, y
+    joined = joined and completion is not None and meshes.spread() == 1
     if joined:
-        join, part = pool(x.shape[:-1], y.shape[:-1])
-        states = join(x, y)
+        join, part = pool(prompt.shape, completion.shape)
+        states = embedded(join(prompt, completion))
         of_each = rope_tables(cfg, jnp.broadcast_to(jnp.arange(s), prompt.shape))
         both_rope = tuple(map(join, of_each, of_own[0]))
+    else:
+        states = meshes.along_prompt(embedded(prompt)), None if completion is None else embedded(completion)
 
     def layer(carry, w):
         states, z = carry

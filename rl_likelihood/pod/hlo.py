@@ -28,11 +28,11 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=\{?(%?[\w.\-]+(?:, %[\w.\-]+)*)")
 
 
-def collectives(hlo: str, mesh: Mesh) -> tuple[Collective, ...]:
+def collectives(hlo: str, mesh: Mesh, trips: int = 1) -> tuple[Collective, ...]:
     """The collectives that a device takes part in when the compiled program `hlo` runs once.
 
-    A loop's body counts as often as it runs at most. The parts into which the TPU's compiler cuts one collective,
-    to hide it behind arithmetic, carry one channel id and count once.
+    A loop's body counts as often as it runs at most; `trips` for a loop whose end depends on data. The parts into which
+    the TPU's compiler cuts one collective, to hide it behind arithmetic, carry one channel id and count once.
     """
     bodies, entry = computations(hlo)
     found: dict[tuple[str, str], list[int]] = {}
@@ -41,7 +41,7 @@ def collectives(hlo: str, mesh: Mesh) -> tuple[Collective, ...]:
         for line in bodies.get(name, ()):
             if " while(" in line:
                 body = re.search(r"body=%?([\w.\-]+)", line)[1]
-                walk(body, times * trips_of(line, bodies), set(), False)
+                walk(body, times * trips_of(line, bodies, unknown=trips), set(), False)
                 continue
             match = _COLLECTIVE.search(line)
             if match:

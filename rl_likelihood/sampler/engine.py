@@ -4,7 +4,8 @@ A lane decodes some rows of one prompt (all of a group when everything fits at o
 next item when all of them have stopped. Rows of different ages share one clock: each step all of them write at the
 same place of a ring, so that no step copies or scatters into a cache, and a mask by age says what each row sees.
 The ring grows with the clock, so that short completions never read a long cache. A row's ids do not depend on any
-of this: its uniforms come from its own key and its tokens' numbers.
+of this, but where a product of another number of rows rounds otherwise: its uniforms come from its own key and its
+tokens' numbers.
 """
 
 from __future__ import annotations

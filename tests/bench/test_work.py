@@ -19,6 +19,8 @@ def test_every_call_runs_and_the_learner_s_moves_the_weights():
     ids, logp, length = made.calls["sampling"]()
     assert ids.shape == (2, 2, 4) and (length == 4).all() and np.all(logp < 0)
     assert made.calls["prefill"]()[0].shape == (2, 2, 1)
+    streams = work.workload(NANO, SHAPE, 1, wanted=("sampling",), streams=2)
+    np.testing.assert_array_equal(streams.calls["sampling"]()[0], ids)
     scored = made.calls["scoring"]().stats.log_prob
     assert scored.shape == (2, 2, 4) and np.all(np.asarray(scored) < 0)
     first, second = (made.calls["learner"]()["loss/kl"] for _ in range(2))

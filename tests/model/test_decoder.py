@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_likelihood.model import decoder
+from rl_likelihood.model import decoder, decoding
 from rl_likelihood.model.decoder import RopeScaling, forward, head_matrix, param_specs
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED
@@ -141,9 +141,12 @@ def test_scan_unrolled_and_remat_give_the_same_values_and_gradients():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max()), grads, grads2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_and_completions_in_one_product_are_what_they_are_apart(family):
-    cfg, batch = FAMILIES[family], random_batch(6, p=2, g=3, t=11, sampled=True)
+RUN = {"unrolled": {"scan_layers": False}, "remat": {"remat": "full"}, "dots": {"remat": "dots"}}
+
+
+@pytest.mark.parametrize("cfg", [*FAMILIES.values(), *(tiny(**how) for how in RUN.values())], ids=[*FAMILIES, *RUN])
+def test_prompts_and_completions_in_one_product_are_what_they_are_apart(cfg):
+    batch = random_batch(6, p=2, g=3, t=11, sampled=True)
     bare = batch.completion[:, :1, :7], batch.segment[:, :1, :7]
 
     def loss(params, joined):
@@ -173,6 +176,31 @@ def test_prompts_and_completions_meet_a_weight_in_one_product_where_one_device_h
 
     assert products(True) == [tokens] * 7 * cfg.layers
     assert sorted(products(False)) == sorted([2 * 5, 2 * 3 * 11] * 7 * cfg.layers)
+
+
+def test_long_prompts_and_rows_in_blocks_of_queries_are_what_they_are_whole(monkeypatch):
+    """`forward` and `prefill` ask for blocks, which rows of more than QUERIES places have."""
+    batch, params = random_batch(8, p=2, g=2, s=21, t=23, sampled=True), random_params(TINY)
+    args = batch.prompt, batch.prompt_length, batch.completion, batch.segment
+    inside = jnp.arange(21) < batch.prompt_length[:, None]
+
+    def loss(params):
+        hidden = forward(params, TINY, *args)
+        seen = zip((inside, batch.segment != PAD), (hidden.prompt, hidden.completion), strict=True)
+        return sum(jnp.where(mask[..., None], jnp.sin(h), 0).sum() for mask, h in seen)
+
+    def everything():
+        found = jax.jit(jax.value_and_grad(loss))(params)
+        return found, jax.jit(lambda p: decoding.prefill(decoding.unstack(p, TINY), TINY, *args[:2])[0])(params)
+
+    products = lambda: str(jax.make_jaxpr(lambda p: loss(p))(params)).count("dot_general")  # noqa: E731
+    whole, count = everything(), products()
+    for module in (decoder, decoding):
+        monkeypatch.setattr(module, "QUERIES", 4)
+    blocks = everything()
+    assert products() > 2 * count, "the blocks are there"
+    compare = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())  # noqa: E731
+    jax.tree.map(compare, blocks, whole)
 
 
 def test_bfloat16_runs_near_float32():

@@ -127,6 +127,9 @@ def test_collectives_of_a_tpu_s_program():
         ("all-reduce", "fsdp"): (1, 2 * 8 * 3 // 4),
         ("collective-permute", "fsdp"): (1, 24),
     }
+    open_ended = HLO.replace("%bound = s32[]{:T(128)} constant(30)", "%bound = s32[] parameter(1)")
+    counts = {c.kind: c.count for c in hlo.collectives(open_ended, mesh8(), trips=7)}
+    assert counts["all-gather"] == counts["reduce-scatter"] == 7
 
 
 def test_a_program_larger_than_its_room_is_refused():
