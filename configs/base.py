@@ -24,6 +24,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.attention = "auto"  # auto (splash on a TPU whose kernel takes the heads) | dense | splash
     # none | dots | attention | full: how much the backward pass computes again to save memory, the least first.
     c.model.remat = "none"
+    # KiB of a TPU's vector memory that one operation of the learner's step may use; -1: what plan's estimates are best
+    # with (mesh.SCRATCH), 0: the compiler's own
+    c.model.scratch_kib = -1
 
     c.mesh = ConfigDict()  # the learner's devices = data x fsdp x tensor
     # data: copies of everything; of several TPU slices only data runs from one to the next. fsdp: parameters and

@@ -51,7 +51,7 @@ CHOICES = {
 AT_LEAST = {
     "sampler.group_size": 1, "sampler.max_chain": 1, "sampler.max_sampled_answer": -1, "sampler.max_staleness": 0,
     "sampler.queue_depth": 1, "sampler.width_multiple": 0, "sampler.slots": 0,
-    "train.steps": 0, "train.prompts_per_step": 1,
+    "train.steps": 0, "train.prompts_per_step": 1, "model.scratch_kib": -1,
     "train.micro_batch_prompts": -1, "train.head_chunk": 0, "train.eval_every": 0, "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1, "train.keep_every": 0, "warm_start.steps": 0, "warm_start.examples": 0,
     "warm_start.prompts": 1, "warm_start.prompts_per_step": 1, "eval.prompts": 0, "eval.samples": 0,
@@ -398,7 +398,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 # is shown and what is kept, and every number stays the same, to rounding. Not free: compute_dtype, whose rounding is
 # another; queue_depth, which decides how far behind a rollout is; train.steps, on which the learning rate depends.
 _FREE = (
-    "mesh.", "pod.", "report.", "model.scan_layers", "model.attention", "model.remat",
+    "mesh.", "pod.", "report.", "model.scan_layers", "model.attention", "model.remat", "model.scratch_kib",
     "sampler.devices", "sampler.tensor", "sampler.slots", "sampler.width_multiple", "prompt.width_multiple",
     "train.micro_batch_prompts", "train.head_chunk", "train.checkpoint_every", "train.keep_checkpoints",
     "train.keep_every", "eval.batch_prompts", "eval.grader_workers",

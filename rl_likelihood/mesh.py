@@ -155,10 +155,12 @@ SCRATCH = {
 }  # fmt: skip
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """What the compiler of the learner's step is told, for the devices of a mesh."""
-    scratch = SCRATCH.get(mesh.devices.flat[0].device_kind)
-    return {"xla_tpu_scoped_vmem_limit_kib": str(scratch)} if scratch else {}
+def compiler_options(mesh: Mesh, scratch_kib: int = -1) -> dict[str, str]:
+    """What the compiler of the learner's step is told, for the devices of a mesh. `scratch_kib` of a TPU's vector
+    memory for one operation; -1: SCRATCH, 0: nothing is said."""
+    device = mesh.devices.flat[0]
+    scratch = SCRATCH.get(device.device_kind, 0) if scratch_kib < 0 else scratch_kib
+    return {"xla_tpu_scoped_vmem_limit_kib": str(scratch)} if scratch and device.platform == "tpu" else {}
 
 
 def cores() -> int:

@@ -200,7 +200,7 @@ def make_step(
         in_shardings=(state_at, state_at.params if cfg.with_reference else None, meshes.by_prompt(mesh, batch)),
         out_shardings=(state_at, everywhere, everywhere),
         donate_argnums=0,
-        compiler_options=meshes.compiler_options(mesh),
+        compiler_options=meshes.compiler_options(mesh, model.scratch_kib),
     )
 
 

@@ -58,6 +58,7 @@ class ModelConfig:
     attention: str = "dense"  # dense | splash (the TPU's kernel, model/splash.py)
     # none | dots (keep matrix products) | attention (keep layer inputs and the splash kernel's results) | full (inputs)
     remat: str = "none"
+    scratch_kib: int = -1  # what the compiler of the learner's step is told (mesh.compiler_options)
 
 
 class Spec(NamedTuple):

@@ -73,7 +73,7 @@ def measured(world: World, params: Params) -> dict[int, float]:
         batch = meshes.put(part, meshes.by_prompt(mesh, part))
         program, times = None, []
         with _unless_full(), using(mesh):
-            options = meshes.compiler_options(mesh)  # the step's
+            options = meshes.compiler_options(mesh, world.model.scratch_kib)  # the step's
             traced = jax.jit(gradients, static_argnums=(3, 4), compiler_options=options)
             program = traced.lower(params, models, batch, world.model, cfg).compile()
         if distributed.any_of(program is None):

@@ -138,8 +138,9 @@ def run_on(model: ModelConfig, c: ConfigDict, platform: str) -> ModelConfig:
         if platform == "tpu" and why and distributed.first():
             print(f"attention dense, without the splash kernel: {why}", file=sys.stderr, flush=True)
     return dataclasses.replace(
-        model, compute_dtype=dtype, scan_layers=c.model.scan_layers, remat=c.model.remat, attention=attention
-    )
+        model, compute_dtype=dtype, scan_layers=c.model.scan_layers, remat=c.model.remat, attention=attention,
+        scratch_kib=c.model.scratch_kib,
+    )  # fmt: skip
 
 
 def share_of(prompts: Prompts) -> Prompts:

@@ -271,7 +271,9 @@ def test_the_compiler_s_cycles_are_the_clock_s(topology):
     n, where = 8192, aot.target(topology)
     at = jax.sharding.SingleDeviceSharding(where.devices[0])
     x = jax.ShapeDtypeStruct((n, n), jnp.bfloat16, sharding=at)
-    options = meshes.compiler_options(meshes.make_mesh((1, 1, 1), list(where.devices[:1])))
+    mesh = meshes.make_mesh((1, 1, 1), list(where.devices[:1]))
+    options = meshes.compiler_options(mesh)
+    assert meshes.compiler_options(mesh, 0) == {} != meshes.compiler_options(mesh, 1024)
     text = jax.jit(jnp.dot, compiler_options=options).trace(x, x).lower().compile().as_text()
     assert 0.85 < 2 * n**3 / where.chip.flops / (hlo.cycles(text) / where.chip.clock) < 1
 
