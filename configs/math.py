@@ -55,7 +55,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.heldout_split = "test"
     c.data.fast_split = "validation"
     c.prompt.max_prompt = 2304  # the longest problem, with its figure's source, has about 2,000 tokens
-    c.prompt.width_multiple = 768  # three widths, of which most batches have the least
+    # Three widths of prompts and three of rows: each pair that comes up compiles once, nine at most.
+    c.prompt.width_multiple, c.sampler.width_multiple = 768, 384
     c.prompt.max_answer = 128
     c.sampler.max_chain = 896
     c.eval.prompts = 5000
@@ -75,7 +76,7 @@ def settings(a: ConfigDict) -> ConfigDict:
     c.data.train_path = a.data
     c.data.train_size = 0  # all
     c.data.heldout_size = 0
-    c.sampler.width_multiple = 384  # few widths: every pair of a prompts' and a rows' one compiles once
+    c.sampler.width_multiple = 128
     # What defines the method stands in the presets: RLOO, the exact answer term, KL, the scale of base_rl.
     other = {**PRESETS["kw_log_prob"], "reward.name": a.reward, "loss.span": "auto"}
     c.update_from_flattened_dict(PRESETS.get(f"kw_{a.reward}", other))

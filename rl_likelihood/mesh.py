@@ -148,10 +148,10 @@ def spread() -> int:
 
 
 # KiB of a TPU's vector memory that one operation of the learner's step may use: more than the compiler allows itself,
-# so that large products take larger tiles. Estimated, never run (docs/pods.md). For v4 it makes no difference.
+# so that large products take larger tiles. Estimated, never run (docs/pods.md).
 SCRATCH = {
     "TPU v5 lite": 32768, "TPU v5e": 32768, "TPU v5": 32768, "TPU v5p": 32768,
-    "TPU v6 lite": 98304, "TPU v6e": 98304, "TPU7x": 65536,
+    "TPU v6 lite": 98304, "TPU v6e": 98304,
 }  # fmt: skip
 
 

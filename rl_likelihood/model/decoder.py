@@ -161,7 +161,7 @@ def qkv(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope):
     lead, d = x.shape[:-1], x.shape[-1]
     h, k, dh = cfg.heads, cfg.kv_heads, cfg.head_dim
     x = meshes.merged(x)
-    if "qkv" in w:  # fused by `unstack` for decoding
+    if "qkv" in w:  # fused by `decoding.unstack`
         parts = jnp.split(x @ w["qkv"], [h * dh, (h + k) * dh], -1)
     else:
         parts = [x @ w[name].reshape(d, -1) for name in "qkv"]

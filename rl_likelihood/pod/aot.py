@@ -177,10 +177,10 @@ def compile_program(name: str, traced: Any, mesh: Mesh, room: float | None = Non
         compiled = lowered.compile(compiler_options=limit)
     except jax.errors.JaxRuntimeError as error:
         text = " ".join(str(error).split())
-        if not text.startswith("RESOURCE_EXHAUSTED"):
+        if not text.startswith("RESOURCE_EXHAUSTED") or "memory space vmem" in text:  # not the memory that is counted
             raise UserError(
-                f"{name}: the compiler of this topology failed, which is its fault and not the config's; another "
-                f"mesh, train.micro_batch_prompts or report.no_chain may get past it ({text[:300]})"
+                f"{name}: the compiler of this topology failed, which is its fault and not the config's; another mesh, "
+                f"train.micro_batch_prompts, model.scratch_kib=0 or report.no_chain may get past it ({text[:300]})"
             ) from error
         found = _OUT_OF_MEMORY.search(text)
         needs = int(float(found[1]) * _UNIT[found[2]]) if found else 0

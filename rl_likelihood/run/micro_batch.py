@@ -2,7 +2,8 @@
 
 What is timed is forward and backward of one micro-batch of the longest rows, beginning with the smallest; the first
 that is slower a prompt, or does not fit, ends it. A resumed run takes what the workdir says, so it goes on bit for bit,
-unless it goes on on other devices, which measure anew; two runs may choose differently, and then differ by rounding.
+unless its `conditions` are others (devices, or how the model is run) or none are kept, as older versions did: then it
+measures anew. Two runs may choose differently, and then differ by rounding.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def conditions(world: World) -> str:
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     how = f"{m.compute_dtype}, layers {'scanned' if m.scan_layers else 'unrolled'}, remat {m.remat}"
     work = f"{c.train.prompts_per_step} prompts x {c.sampler.group_size} chains, head_chunk {c.train.head_chunk}"
-    return f"{mesh.devices.flat[0].device_kind}, {axes}, {work}, {how}, attention {m.attention}"
+    scratch = "" if m.scratch_kib < 0 else f", scratch_kib {m.scratch_kib}"
+    return f"{mesh.devices.flat[0].device_kind}, {axes}, {work}, {how}, attention {m.attention}{scratch}"
 
 
 def measured(world: World, params: Params) -> dict[int, float]:

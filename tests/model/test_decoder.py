@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_likelihood import mesh as meshes
 from rl_likelihood.model import decoder, decoding
 from rl_likelihood.model.decoder import RopeScaling, forward, head_matrix, param_specs
 from rl_likelihood.model.head import token_stats
@@ -201,6 +202,19 @@ def test_long_prompts_and_rows_in_blocks_of_queries_are_what_they_are_whole(monk
     assert products() > 2 * count, "the blocks are there"
     compare = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())  # noqa: E731
     jax.tree.map(compare, blocks, whole)
+
+
+def test_rows_are_spread_over_a_mesh_and_a_device_in_shard_map_is_alone():
+    mesh, seen = meshes.make_mesh((2, 4, 1)), []
+
+    def one(x):
+        seen.append(meshes.spread())
+        return x
+
+    with jax.set_mesh(mesh):
+        jax.jit(one)(jnp.ones(8))
+        jax.jit(jax.shard_map(one, in_specs=jax.P("data"), out_specs=jax.P("data")))(jnp.ones(8))
+    assert seen == [8, 1] and meshes.spread() == 1
 
 
 def test_bfloat16_runs_near_float32():

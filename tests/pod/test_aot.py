@@ -275,7 +275,7 @@ def test_the_compiler_s_cycles_are_the_clock_s(topology):
     options = meshes.compiler_options(mesh)
     assert meshes.compiler_options(mesh, 0) == {} != meshes.compiler_options(mesh, 1024)
     text = jax.jit(jnp.dot, compiler_options=options).trace(x, x).lower().compile().as_text()
-    assert 0.85 < 2 * n**3 / where.chip.flops / (hlo.cycles(text) / where.chip.clock) < 1
+    assert 0.8 < 2 * n**3 / where.chip.flops / (hlo.cycles(text) / where.chip.clock) < 1
 
 
 def test_the_kernel_runs_once_where_its_results_are_kept():
