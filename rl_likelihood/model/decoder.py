@@ -7,13 +7,14 @@ Parameters are a nested dict of layer-stacked arrays; everything here is a funct
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood import mesh as meshes
 from rl_likelihood.model import splash
@@ -196,6 +197,19 @@ def by_head(x: Float[Array, "*N T K Dh"]) -> Float[Array, "*N K T Dh"]:
     return jnp.swapaxes(x, -3, -2)
 
 
+def prompt_mask(in_prompt: Bool[Array, "P S"]) -> Bool[Array, "P 1 S S"]:
+    """Which of its own tokens each token of a prompt sees."""
+    s = in_prompt.shape[-1]
+    return jnp.tril(jnp.ones((s, s), bool)) & in_prompt[:, None, None, :]
+
+
+def attend_prompt(q, k, v, mask: Bool[Array, "P 1 S S"], segment: Int[Array, "P 1 S"] | None = None):
+    """`block`'s `attend` for prompts, each a group of one with no prompt before it; keeps [P, K, S, Dh] of both."""
+    k, v = by_head(k), by_head(v)
+    out = attention(q[:, None], (k[:, None], v[:, None]), mask, segment=segment, queries=QUERIES)
+    return out[:, 0], (k, v)
+
+
 class Hidden(NamedTuple):
     """Final hidden states of the prompt, of the completions and of the bare rows (None without them)."""
 
@@ -239,8 +253,6 @@ def forward(
     dtype = jnp.dtype(cfg.compute_dtype)
     s = prompt.shape[1]
     in_prompt = jnp.arange(s) < prompt_length[:, None]
-    prompt_rope = rope_tables(cfg, jnp.arange(s))
-    prompt_mask = jnp.tril(jnp.ones((s, s), bool)) & in_prompt[:, None, None, :]
 
     def embedded(ids):
         return params["embed"][ids].astype(dtype)
@@ -253,18 +265,14 @@ def forward(
     kernel = cfg.attention == "splash"
     of_kernel = segment if kernel else None
     of_prompt = jnp.full((len(prompt), 1, s), CHAIN) if kernel else None  # what is behind a prompt, causality hides
-
-    def attend_prompt(q, k, v):  # a group of one, with no prompt before it
-        k, v = by_head(k), by_head(v)
-        own = k[:, None], v[:, None]
-        return attention(q[:, None], own, prompt_mask, segment=of_prompt, queries=QUERIES)[:, 0], (k, v)
+    attend_first = functools.partial(attend_prompt, mask=prompt_mask(in_prompt), segment=of_prompt)
 
     def attend_rows(q, k, v, cache, mask, of_kernel=None):
         return attention(q, (by_head(k), by_head(v)), mask, cache, in_prompt, of_kernel, branches, QUERIES)
 
     def attend_both(q, k, v):
         (q, q_own), (k, k_own), (v, v_own) = map(part, (q, k, v))
-        out, cache = attend_prompt(q, k, v)
+        out, cache = attend_first(q, k, v)
         return join(out, attend_rows(q_own, k_own, v_own, cache, of_own[1], of_kernel)), cache
 
     def rows(y, w, cache, of_rows, of_kernel=None):
@@ -281,6 +289,7 @@ def forward(
         both_rope = tuple(map(join, of_each, of_own[0]))
     else:
         states = meshes.along_prompt(embedded(prompt)), None if completion is None else embedded(completion)
+        prompt_rope = rope_tables(cfg, jnp.arange(s))
 
     def layer(carry, w):
         states, z = carry
@@ -289,7 +298,7 @@ def forward(
             states, cache = block(states, w, cfg, both_rope, attend_both)
         else:
             x, y = states
-            x, cache = block(x, w, cfg, prompt_rope, attend_prompt)
+            x, cache = block(x, w, cfg, prompt_rope, attend_first)
             states = meshes.along_prompt(x), rows(y, w, cache, of_own, of_kernel)
         # Nothing that the bare rows are made of has a tangent, so the backward pass has no trace of them.
         return (states, rows(z, *jax.lax.stop_gradient((w, cache)), of_bare)), None

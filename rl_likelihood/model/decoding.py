@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.model.attention import QUERIES, attention, decode_attention
-from rl_likelihood.model.decoder import ModelConfig, Params, block, by_head, rms_norm, rope_tables
+from rl_likelihood.model.attention import decode_attention
+from rl_likelihood.model.decoder import (
+    ModelConfig,
+    Params,
+    apart,
+    attend_prompt,
+    block,
+    by_head,
+    prompt_mask,
+    rms_norm,
+    rope_tables,
+)
 
 
 def unstack(params: Params, cfg: ModelConfig) -> Params:
@@ -17,8 +28,7 @@ def unstack(params: Params, cfg: ModelConfig) -> Params:
 
     A decode step then copies no weight and makes four large products a layer instead of seven.
     """
-    layers = tuple(fused({k: v[i] for k, v in params["layers"].items()}, cfg) for i in range(cfg.layers))
-    return {**unlayered(params, cfg), "layers": layers}
+    return {**unlayered(params, cfg), "layers": tuple(fused(w, cfg) for w in apart(params, cfg)["layers"])}
 
 
 def fused(w: Params, cfg: ModelConfig) -> Params:
@@ -42,20 +52,14 @@ def prefill(
 
     `weights` are `unstack(params, cfg)`. A prompt is computed once, whatever the group size.
     """
-    s = prompt.shape[1]
-    mask = jnp.tril(jnp.ones((s, s), bool)) & (jnp.arange(s) < prompt_length[:, None])[:, None, None, :]
-    rope = rope_tables(cfg, jnp.arange(s))
+    at = jnp.arange(prompt.shape[1])
+    attend = functools.partial(attend_prompt, mask=prompt_mask(at < prompt_length[:, None]))
+    rope = rope_tables(cfg, at)
     x = weights["embed"][prompt]
     cache = []
-
-    def attend(q, k, v):
-        k, v = by_head(k), by_head(v)
-        out = attention(q[:, None], (k[:, None], v[:, None]), mask, queries=QUERIES)
-        return out[:, 0], (k.swapaxes(2, 3), v)
-
     for w in weights["layers"]:
-        x, kept = block(x, w, cfg, rope, attend)
-        cache.append(kept)
+        x, (keys, values) = block(x, w, cfg, rope, attend)
+        cache.append((keys.swapaxes(2, 3), values))
     x = jnp.take_along_axis(x, (prompt_length - 1)[:, None, None], 1)[:, 0]
     return rms_norm(x, weights["final_norm"], cfg.norm_eps), tuple(cache)
 

@@ -68,6 +68,8 @@ def measured(world: World, params: Params) -> dict[int, float]:
     p, rows = whole.completion.shape[:2]
     cfg = dataclasses.replace(world.settings.step, micro_batch_prompts=0)
     models = (params if cfg.with_reference else None, params if cfg.with_proxy else None)
+    options = meshes.compiler_options(mesh, world.model.scratch_kib)  # the step's
+    timed = jax.jit(gradients, static_argnums=(3, 4), compiler_options=options)
     found: dict[int, float] = {}
     # Times are process 0's everywhere: all must leave the loop at one size.
     for k in (k for k in range(1, p + 1) if p % k == 0 and meshes.divides(mesh.shape, k, rows)):
@@ -75,9 +77,7 @@ def measured(world: World, params: Params) -> dict[int, float]:
         batch = meshes.put(part, meshes.by_prompt(mesh, part))
         program, times = None, []
         with _unless_full(), using(mesh):
-            options = meshes.compiler_options(mesh, world.model.scratch_kib)  # the step's
-            traced = jax.jit(gradients, static_argnums=(3, 4), compiler_options=options)
-            program = traced.lower(params, models, batch, world.model, cfg).compile()
+            program = timed.lower(params, models, batch, world.model, cfg).compile()
         if distributed.any_of(program is None):
             break
         with _unless_full():
