@@ -22,7 +22,6 @@ def get_config(arg: str = "") -> ConfigDict:
         raise UserError(f"config argument task is {a.task!r}; it must be short or long")
     c = base()
     c.model.path = "smollm2-135m-instruct"
-    c.model.scan_layers = False
     c.optim.lr = 2e-5  # methods 1.4 has 1e-5 for 3B and hundreds of steps
     c.optim.warmup_steps = 4  # 1.4: 20, of more steps
     c.optim.schedule = "cosine"  # 1.4

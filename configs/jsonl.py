@@ -52,7 +52,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.reward.name = a.reward
     c.train.steps = a.steps
     c.train.prompts_per_step = 4
-    c.train.micro_batch_prompts = 1
     c.train.eval_every = 50
     c.eval.prompts = 100
     c.eval.grader = a.grader

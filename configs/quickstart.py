@@ -40,7 +40,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.warmup_steps = 4
     c.train.steps = a.steps
     c.train.prompts_per_step = 8
-    c.train.micro_batch_prompts = 2
     c.train.checkpoint_every = 8
     c.train.keep_checkpoints = 1
     c.eval.prompts = 128

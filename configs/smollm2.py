@@ -16,7 +16,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c = base()
     c.seed = a.seed
     c.model.path = "smollm2-135m-instruct"
-    c.model.scan_layers = False
     c.data.tasks = (a.task,)
     c.data.heldout_size = 128
     c.prompt.examples = 2
@@ -33,7 +32,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.warmup_steps = 5
     c.train.steps = a.steps
     c.train.prompts_per_step = a.prompts
-    c.train.micro_batch_prompts = 2 if a.prompts % 2 == 0 else 1
     c.train.eval_every = 50
     c.eval.prompts = 128
     c.eval.batch_prompts = 64

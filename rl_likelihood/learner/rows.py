@@ -36,7 +36,7 @@ class StepConfig:
     floor: float = -10.0  # log-prob of each answer token after a truncated chain, with truncated="floor"
     proxy_every: int = 100  # NOVER's proxy moves towards the policy every so many steps,
     proxy_decay: float = 0.9  # keeping this much of itself
-    micro_batch_prompts: int = 0  # prompts per forward; 0 is all
+    micro_batch_prompts: int = 0  # prompts per forward; 0: `step.at_once`
     head_chunk: int = 0
 
     @property

@@ -20,6 +20,9 @@ from rl_likelihood.model.decoder import ModelConfig, Params, apart, param_specs,
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.shapes import Batch, TrainState
 
+# Completion tokens with which a CPU's products are as fast as with more.
+ENOUGH = 512
+
 Models = tuple[Params | None, Params | None]  # reference and proxy, None where nothing asks for them
 
 
@@ -77,11 +80,24 @@ def filtered(params, models: Models, batch: Batch, model: ModelConfig, cfg: Step
         seen, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
         return shaping.group_std(reward, seen.evidence.keep)
 
-    size = cfg.micro_batch_prompts or batch.prompt.shape[0]
+    size = at_once(batch, cfg)
     std = whole(jax.lax.map(rewards, split(batch, size)))
     counts = shaping.filter_groups(std, cfg.filter, filter_state, step)
     state = shaping.update(filter_state, step, std.mean(), cfg.filter)
     return batch.replace(counted=counts), state
+
+
+def at_once(batch: Batch, cfg: StepConfig) -> int:
+    """Prompts per forward: `micro_batch_prompts`, or, where that is 0, all.
+
+    One CPU takes as few as have `ENOUGH` tokens: more take memory there and gain nothing (BENCHMARKS.md).
+    """
+    p, g, t = batch.completion.shape
+    if cfg.micro_batch_prompts:
+        return cfg.micro_batch_prompts
+    if not meshes.on_cpu() or meshes.spread() > 1:
+        return p
+    return next(k for k in range(1, p + 1) if p % k == 0 and (k * g * t >= ENOUGH or k == p))
 
 
 def split(batch, size: int):
@@ -97,8 +113,7 @@ def whole(parts):
 
 def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
     """Gradient of the loss over the whole batch, metric sums, per-row values; micro-batched."""
-    p = batch.prompt.shape[0]
-    size = cfg.micro_batch_prompts or p
+    p, size = batch.prompt.shape[0], at_once(batch, cfg)
     policy_mask, keep = policy_masks(batch, cfg)
     counts = Counts(
         prompts=jnp.maximum(keep.any(-1).sum(), 1).astype(jnp.float32),
@@ -215,13 +230,13 @@ def _moved(proxy: Params | None, params: Params, step, cfg: StepConfig) -> Param
 def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
     """The jitted score(params, batch) -> RowStats, for evaluation: the step's forward and no more.
 
-    Prompts are scored `micro_batch_prompts` at a time, split over `mesh` as for the step; every process gets all.
+    Prompts are scored `at_once` at a time, split over `mesh` as for the step; every process gets all.
     """
 
     def score(params: Params, batch: Batch) -> RowStats:
         if mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, meshes.by_prompt(mesh, batch))
-        size = cfg.micro_batch_prompts or batch.prompt.shape[0]
-        return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), split(batch, size)))
+        parts = split(batch, at_once(batch, cfg))
+        return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), parts))
 
     return jax.jit(score, out_shardings=None if mesh is None else meshes.replicated(mesh))

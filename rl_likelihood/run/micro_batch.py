@@ -66,7 +66,7 @@ def measured(world: World, params: Params) -> dict[int, float]:
     """Seconds a prompt of forward and backward, by the prompts in it."""
     whole, mesh = longest_batch(world), world.places.learner
     p, rows = whole.completion.shape[:2]
-    cfg = dataclasses.replace(world.settings.step, micro_batch_prompts=0)
+    cfg = world.settings.step
     models = (params if cfg.with_reference else None, params if cfg.with_proxy else None)
     options = meshes.compiler_options(mesh, world.model.scratch_kib)  # the step's
     timed = jax.jit(gradients, static_argnums=(3, 4), compiler_options=options)
@@ -77,7 +77,8 @@ def measured(world: World, params: Params) -> dict[int, float]:
         batch = meshes.put(part, meshes.by_prompt(mesh, part))
         program, times = None, []
         with _unless_full(), using(mesh):
-            program = timed.lower(params, models, batch, world.model, cfg).compile()
+            one = dataclasses.replace(cfg, micro_batch_prompts=k)
+            program = timed.lower(params, models, batch, world.model, one).compile()
         if distributed.any_of(program is None):
             break
         with _unless_full():

@@ -137,8 +137,9 @@ def run_on(model: ModelConfig, c: ConfigDict, platform: str) -> ModelConfig:
         attention = "splash" if platform == "tpu" and not why else "dense"
         if platform == "tpu" and why and distributed.first():
             print(f"attention dense, without the splash kernel: {why}", file=sys.stderr, flush=True)
+    scan = platform != "cpu" if c.model.scan_layers is None else c.model.scan_layers
     return dataclasses.replace(
-        model, compute_dtype=dtype, scan_layers=c.model.scan_layers, remat=c.model.remat, attention=attention,
+        model, compute_dtype=dtype, scan_layers=scan, remat=c.model.remat, attention=attention,
         scratch_kib=c.model.scratch_kib,
     )  # fmt: skip
 

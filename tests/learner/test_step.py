@@ -15,6 +15,7 @@ import pytest
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import (
+    at_once,
     gradients,
     init_state,
     make_score,
@@ -242,6 +243,19 @@ def test_micro_batches_are_one_batch():
         for n in (0, 2)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
+
+
+def test_left_to_itself_a_cpu_takes_as_few_prompts_as_have_enough_tokens():
+    batch = lambda p, g, t: random_batch(6, p=p, g=g, s=4, t=t)  # noqa: E731
+    assert at_once(batch(6, 2, 100), StepConfig()) == 3, "600 tokens; 2 prompts have 400"
+    assert at_once(batch(6, 2, 300), StepConfig()) == 1
+    assert at_once(batch(6, 2, 20), StepConfig()) == 6, "no number of prompts has as many"
+    assert at_once(batch(6, 2, 300), StepConfig(micro_batch_prompts=2)) == 2
+    with using(make_mesh((2, 2, 2))):
+        assert at_once(batch(6, 2, 300), StepConfig()) == 6
+    tpu = jax.sharding.AbstractDevice("TPU v5e", 1, "tpu")
+    with jax.sharding.use_abstract_mesh(one_device().abstract_mesh.update(abstract_device=tpu)):
+        assert at_once(batch(6, 2, 300), StepConfig()) == 6
 
 
 def test_everything_but_the_network_is_float32():

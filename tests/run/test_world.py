@@ -6,9 +6,10 @@ import pytest
 
 from rl_likelihood import config as configs
 from rl_likelihood.pod import aot
-from rl_likelihood.run.world import load, make_places
+from rl_likelihood.run.world import load, make_places, run_on
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
+from tests.small import tiny
 
 
 def test_a_long_training_row_is_refused_or_left_out_and_named_and_a_held_out_one_is_refused(tmp_path):
@@ -108,6 +109,14 @@ def test_so_do_those_of_a_slice(topology, slices, of_sampler):
     places = [make_places(c, devices, p) for p in sorted({d.process_index for d in devices})]
     found = {(*p.learner.shape.values(), len(p.own), p.chains.stop - p.chains.start) for p in places}
     assert len(found) == 1, found
+
+
+def test_layers_are_unrolled_on_a_cpu_and_scanned_elsewhere_unless_the_config_says():
+    c = small_config()
+    assert [run_on(tiny(), c, platform).scan_layers for platform in ("cpu", "tpu", "gpu")] == [False, True, True]
+    for said in (True, False):
+        c.model.scan_layers = said
+        assert [run_on(tiny(), c, platform).scan_layers for platform in ("cpu", "tpu")] == [said, said]
 
 
 def test_a_process_without_devices_is_refused():
