@@ -1,6 +1,6 @@
 """One iteration here against one of TRL's GRPOTrainer and of Tunix's GRPOLearner, on the same work in turns.
 
-    python bench/peers.py --trl=PYTHON --tunix=PYTHON [--model=W10] [--shape=short] [--rounds=5] [--micro=1]
+    python bench/peers.py --trl=PYTHON --tunix=PYTHON [--model=W10] [--shape=short] [--rounds=5] [--micro=0]
 
 PYTHON is the interpreter of an environment that holds the peer (`pip install trl torch`, `pip install google-tunix`).
 An iteration samples, scores with a reference model, takes gradients and steps AdamW: 8 prompts, float32, temperature
@@ -65,7 +65,7 @@ def main() -> None:
     arguments.add_argument("--model", default="W10")
     arguments.add_argument("--shape", default="short")
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--micro", type=int, default=1, help="our prompts in a micro-batch")
+    arguments.add_argument("--micro", type=int, default=0, help="our prompts in a micro-batch; 0: as in a run")
     arguments.add_argument("--rows", type=int, default=8, help="TRL's rows in a micro-batch")
     arguments.add_argument("--prompts", type=int, default=2, help="Tunix's prompts in a micro-batch")
     arguments.add_argument("--no_row", action="store_true", help="without ours+row, where memory does not hold all")

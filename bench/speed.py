@@ -1,6 +1,6 @@
 """Sampling, scoring, the learner's step and a whole iteration, against what the machine can do in the same run.
 
-    make bench        (or: python bench/speed.py [--models=W135,W10] [--shapes=short,shared] [--rounds=5] [--micro=1]
+    make bench        (or: python bench/speed.py [--models=W135,W10] [--shapes=short,shared] [--rounds=5] [--micro=0]
                       [--remat=none] [--what=sampling,learner] [--no_chain])
 
 Random weights of SmolLM2-135M's shape (W135) and of a model of 6 M parameters (W10). short: 8 prompts x 4 chains, 128
@@ -63,7 +63,7 @@ def main() -> None:
     arguments.add_argument("--shapes", default="short,shared")
     arguments.add_argument("--what", default="prefill,sampling,scoring,learner,iteration")
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--micro", type=int, default=1, help="prompts in a micro-batch of the learner")
+    arguments.add_argument("--micro", type=int, default=0, help="prompts in a micro-batch; 0: as in a run")
     arguments.add_argument("--remat", default="none", help="what is computed twice: none, dots or full")
     arguments.add_argument("--no_chain", action="store_true", help="with the row without a chain, as by default")
     args = arguments.parse_args()

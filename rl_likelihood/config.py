@@ -41,6 +41,7 @@ CHOICES = {
     "prompt.score_delims": ("none", "close", "both"),
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("auto", "dense", "splash"),
+    "model.layers": ("auto", "scan", "unroll"),
     "optim.momentum_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "attention", "full"),
     "data.source": ("reasoning_gym", "jsonl", "prepared"),
@@ -398,7 +399,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 # is shown and what is kept, and every number stays the same, to rounding. Not free: compute_dtype, whose rounding is
 # another; queue_depth, which decides how far behind a rollout is; train.steps, on which the learning rate depends.
 _FREE = (
-    "mesh.", "pod.", "report.", "model.scan_layers", "model.attention", "model.remat", "model.scratch_kib",
+    "mesh.", "pod.", "report.", "model.layers", "model.attention", "model.remat", "model.scratch_kib",
     "sampler.devices", "sampler.tensor", "sampler.slots", "sampler.width_multiple", "prompt.width_multiple",
     "train.micro_batch_prompts", "train.head_chunk", "train.checkpoint_every", "train.keep_checkpoints",
     "train.keep_every", "eval.batch_prompts", "eval.grader_workers",

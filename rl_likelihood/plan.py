@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from rl_likelihood import config as configs
 from rl_likelihood.config import SIZES, Settings
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.learner.step import at_once
 from rl_likelihood.model import gguf_file, hf_folder
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.model.published import published
@@ -34,8 +35,7 @@ from rl_likelihood.report.plan_text import table
 from rl_likelihood.run import programs
 from rl_likelihood.run.command import from_flags, run_main
 from rl_likelihood.run.console import say
-from rl_likelihood.run.dry_run import abstract_batch
-from rl_likelihood.run.world import Places, make_places, run_on
+from rl_likelihood.run.world import Places, abstract_batch, make_places, run_on, using
 from rl_likelihood.shapes import UserError
 
 
@@ -83,6 +83,8 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
     lean = dataclasses.replace(model, remat="none")  # what must be computed, whatever is computed twice
     flops = aot.count_flops(aot.live(programs.trace_step(settings, lean, mesh, batch).jaxpr.jaxpr))
     p, g, t = batch.completion.shape
+    with using(mesh):
+        at_a_time = at_once(batch, settings.step)
     plan = {
         "topology": where.name,
         "slices": where.slices,
@@ -96,7 +98,7 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
         "remat": model.remat,
         "attention": model.attention,
         "batch": {"prompts": p, "rows": g, "prompt_tokens": batch.prompt.shape[1], "row_tokens": t,
-                  "micro_batch_prompts": max(0, c.train.micro_batch_prompts) or p},
+                  "micro_batch_prompts": at_a_time},
         "held": programs.held_bytes(settings, model, mesh),
         "activations": rows[0]["temporaries"],
         "cache": {} if c.reward.name == "sft" else programs.cache_bytes(world, places, total),

@@ -19,8 +19,7 @@ from rl_likelihood.model.published import PUBLISHED, published
 from rl_likelihood.pod import aot
 from rl_likelihood.report.plan_text import table
 from rl_likelihood.run import programs
-from rl_likelihood.run.dry_run import abstract_batch
-from rl_likelihood.run.world import load
+from rl_likelihood.run.world import abstract_batch, load
 from rl_likelihood.shapes import UserError
 from tests.runs import config_file, small_config
 

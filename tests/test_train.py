@@ -373,6 +373,22 @@ def test_micro_batches_and_meshes_do_not_change_a_run(unbroken, tmp_path):
             assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)
 
 
+def test_what_a_run_on_one_cpu_chooses_changes_none_of_its_numbers(tmp_path, capsys):
+    """One part of the batch at a time, layers unrolled: against all at once, scanned."""
+    # Its rows are on one device, as in a run of a laptop; this model's heads are on all.
+    one = {"mesh__fsdp": 1, "mesh__tensor": 8, "train__prompts_per_step": 4, "sampler__group_size": 8,
+           "sampler__max_chain": 24, "train__steps": 2, "eval__prompts": 0}  # fmt: skip
+    left = run(tmp_path / "left", **one, model__layers="auto")
+    said = capsys.readouterr().out
+    assert "layers unrolled" in said and ", 2 prompts at a time, " in said
+    told = run(tmp_path / "told", **one, model__layers="scan", train__micro_batch_prompts=4)
+    said = capsys.readouterr().out
+    assert "layers scanned" in said and ", 4 prompts at a time, " in said
+    for a, b in zip(rows(left, "metrics.jsonl"), rows(told, "metrics.jsonl"), strict=True):
+        for name in ("reward/mean", "loss/policy", "loss/answer", "grad/norm", "chain/length"):
+            assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)
+
+
 def test_a_failed_run_says_so_in_status(tmp_path):
     with pytest.raises(UserError, match="max_prompt"):
         run(tmp_path / "run", prompt__max_prompt=5)

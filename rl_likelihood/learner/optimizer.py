@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -34,6 +36,21 @@ def schedule(cfg: OptimizerConfig) -> optax.Schedule:
     return optax.join_schedules([ramp, after], [warmup])
 
 
+def clip_by_global_norm(most: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, to the bit, in the gradient's own memory.
+
+    There the moments read both the gradient and what it is divided by its norm, so the compiler keeps two trees.
+    """
+
+    def update(grads, state, params=None):
+        norm = optax.tree.norm(grads)
+        within = norm < most
+        by, to = jnp.where(within, 1.0, norm), jnp.where(within, 1.0, most)
+        return jax.tree.map(lambda g: (g / by.astype(g.dtype)) * to.astype(g.dtype), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
     """clip by global norm, then AdamW. Norms and biases (arrays of one layer axis and one other) do not decay."""
     decay = lambda params: {  # noqa: E731
@@ -41,7 +58,7 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
         "layers": {k: v.ndim > 2 and not k.endswith("bias") for k, v in params["layers"].items()},
     }
     return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
+        clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
         optax.adamw(
             schedule(cfg), cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.momentum_dtype,
             weight_decay=cfg.weight_decay, mask=decay,

@@ -20,8 +20,8 @@ from rl_likelihood.model.decoder import ModelConfig, Params, apart, param_specs,
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.shapes import Batch, TrainState
 
-# Completion tokens with which a CPU's products are as fast as with more.
-ENOUGH = 512
+# So many completion tokens at one time and more take memory on a CPU and gain nothing (BENCHMARKS.md).
+ENOUGH = 1024
 
 Models = tuple[Params | None, Params | None]  # reference and proxy, None where nothing asks for them
 
@@ -88,16 +88,14 @@ def filtered(params, models: Models, batch: Batch, model: ModelConfig, cfg: Step
 
 
 def at_once(batch: Batch, cfg: StepConfig) -> int:
-    """Prompts per forward: `micro_batch_prompts`, or, where that is 0, all.
-
-    One CPU takes as few as have `ENOUGH` tokens: more take memory there and gain nothing (BENCHMARKS.md).
-    """
+    """Prompts per forward: `micro_batch_prompts`, or, where that is 0, all; on one CPU as many as have fewer than
+    `ENOUGH` completion tokens, at least one. Hangs on the mesh in use (`run.world.using`)."""
     p, g, t = batch.completion.shape
     if cfg.micro_batch_prompts:
         return cfg.micro_batch_prompts
     if not meshes.on_cpu() or meshes.spread() > 1:
         return p
-    return next(k for k in range(1, p + 1) if p % k == 0 and (k * g * t >= ENOUGH or k == p))
+    return max(k for k in range(1, p + 1) if p % k == 0 and (k * g * t < ENOUGH or k == 1))
 
 
 def split(batch, size: int):

@@ -18,7 +18,7 @@ from rl_likelihood.report import metrics as reports
 from rl_likelihood.report.plots import curves
 from rl_likelihood.report.table import side_by_side
 from rl_likelihood.rewards.likelihood import OBJECTIVES
-from rl_likelihood.run.world import World
+from rl_likelihood.run.world import World, portion
 
 
 def say(text: str) -> None:
@@ -61,7 +61,8 @@ def announce(world: World, workdir: Path | None, resume: int | None) -> None:
     if places.apart:
         devices += f", {places.sampler.size} of each process for sampling"
     say(f"rl_likelihood {__version__}, jax {jax.__version__}, {devices}: {shape}")
-    computed = f"compute {m.compute_dtype}, attention {m.attention}"
+    layers = "scanned" if m.scan_layers else "unrolled"
+    computed = f"compute {m.compute_dtype}, attention {m.attention}, layers {layers}"
     say(f"model    {c.model.path or c.model.preset}: {m.family}, {n / 1e6:.1f} M parameters, {computed}")
     say(f"data     {world.data_line}")
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
@@ -70,13 +71,17 @@ def announce(world: World, workdir: Path | None, resume: int | None) -> None:
         say("warning: loss.kl=k1 has no gradient in expectation; k2, or reward_k1, pulls to the initial model")
     say(f"scored   answer tokens, delimiters: {c.prompt.score_delims}; no answer tag: {c.reward.truncated}")
     schedule = f"{c.train.steps} steps, lr {c.optim.lr:g} {c.optim.schedule}"
-    say(f"batch    {p} prompts x {g} chains = {p * g} rows a step, {schedule}")
-    copies = 6 if c.train.micro_batch_prompts else 5
-    held = "parameters, gradient, two moments and the sampler's copy"
-    step = world.settings.step
+    at_a_time = portion(world)
+    portions = f", {at_a_time} prompts at a time" if c.train.micro_batch_prompts >= 0 else ""
+    say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{portions}, {schedule}")
+    step, held = world.settings.step, {"parameters": 1, "gradient": 1, "two moments": 2, "the sampler's copy": 1}
+    # A loop over portions sums gradients, and cuts unrolled layers apart before it begins.
+    loops = at_a_time < p
+    held |= {"the layers apart" if not m.scan_layers else "the sum of gradients": 1} if loops else {}
     for asked, name in ((step.with_reference, "the reference model"), (step.with_proxy, "the proxy model")):
-        copies, held = copies + asked, held + (f", {name}" if asked else "")
-    say(f"memory   {copies * 4 * n / 2**30:.1f} GiB for {held}, over {mesh.size} device(s); activations come on top")
+        held |= {name: 2 if loops and not m.scan_layers else 1} if asked else {}
+    gib, names = sum(held.values()) * 4 * n / 2**30, ", ".join(held)
+    say(f"memory   {gib:.1f} GiB for {names}, over {mesh.size} device(s); activations come on top")
     if workdir is not None:
         where = f"goes on after step {resume}" if resume is not None else "new run"
         say(f"workdir  {workdir} ({where}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")

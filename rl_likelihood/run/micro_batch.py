@@ -23,8 +23,7 @@ from rl_likelihood.learner.step import gradients
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.pod import distributed
 from rl_likelihood.run.console import say
-from rl_likelihood.run.dry_run import abstract_batch
-from rl_likelihood.run.world import World, using
+from rl_likelihood.run.world import World, abstract_batch, using
 from rl_likelihood.shapes import CHAIN, REFERENCE, Batch, UserError
 
 FILE = "MICRO_BATCH"
@@ -59,7 +58,9 @@ def conditions(world: World) -> str:
     how = f"{m.compute_dtype}, layers {'scanned' if m.scan_layers else 'unrolled'}, remat {m.remat}"
     work = f"{c.train.prompts_per_step} prompts x {c.sampler.group_size} chains, head_chunk {c.train.head_chunk}"
     scratch = "" if m.scratch_kib < 0 else f", scratch_kib {m.scratch_kib}"
-    return f"{mesh.devices.flat[0].device_kind}, {axes}, {work}, {how}, attention {m.attention}{scratch}"
+    kind = mesh.devices.flat[0].device_kind
+    kind += f" of {meshes.cores()} cores" if kind == "cpu" else ""
+    return f"{kind}, {axes}, {work}, {how}, attention {m.attention}{scratch}"
 
 
 def measured(world: World, params: Params) -> dict[int, float]:

@@ -17,8 +17,7 @@ from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
 from rl_likelihood.pod import aot
 from rl_likelihood.pod.aot import Program
-from rl_likelihood.run.dry_run import abstract_batch
-from rl_likelihood.run.world import Places, World, using
+from rl_likelihood.run.world import Places, World, abstract_batch, using
 from rl_likelihood.sampler import decode, engine, handover
 from rl_likelihood.sampler.engine import Deal
 from rl_likelihood.shapes import Batch, ChainFormat

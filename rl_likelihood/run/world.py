@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,12 +23,14 @@ from rl_likelihood.data import grading, prompts, sources
 from rl_likelihood.data import tokenizer as tokenizers
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.learner.step import at_once
 from rl_likelihood.model import assets, decoder, splash, weights
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
 from rl_likelihood.pod import checkpoint, distributed
+from rl_likelihood.rewards.mixture import OUTSIDE
 from rl_likelihood.sampler import decode, handover
 from rl_likelihood.sampler.decode import SamplerConfig
-from rl_likelihood.shapes import CHAIN, SAMPLED, ChainFormat, Prompts, Rollout, UserError
+from rl_likelihood.shapes import CHAIN, SAMPLED, Bare, Batch, ChainFormat, Prompts, Rollout, UserError
 
 if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come before
     from transformers import PreTrainedTokenizerBase
@@ -124,6 +127,39 @@ class World:
         return [[grading.extract_answer(t, self.fmt) for t in group] for group in self.sampled_text(rollout)]
 
 
+def abstract_batch(world: World) -> Batch:
+    """The largest batch of the config, as shapes."""
+    c = world.config
+    step = world.settings.step
+    p, g = c.train.prompts_per_step, c.reward.vote_train or c.sampler.group_size
+    tags = max(len(world.fmt.close_think_ids), len(world.fmt.open_answer_ids))
+    t = c.sampler.max_chain + configs.sampled_answer(c) + tags + c.prompt.max_answer
+    w = len(world.fmt.close_think_ids) + c.prompt.max_answer
+    if c.reward.name == "sft":
+        g, t = 1, tags + c.prompt.max_answer
+    shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)  # noqa: E731
+    i, f, b = jnp.int32, jnp.float32, jnp.bool_
+    return Batch(
+        prompt=shape(i, p, c.prompt.max_prompt),
+        prompt_length=shape(i, p),
+        completion=shape(i, p, g, t),
+        segment=shape(i, p, g, t),
+        scored=shape(b, p, g, t),
+        sampler_logp=shape(f, p, g, t),
+        outside={t.name: shape(f, p, g) for t in step.reward.terms if t.name in OUTSIDE},
+        truncated=shape(b, p, g),
+        keep=shape(b, p, g),
+        baseline=shape(f, p) if step.baseline == "frozen" else None,
+        bare=Bare(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if configs.scores_bare(c) else None,
+    )
+
+
+def portion(world: World) -> int:
+    """Prompts that the learner's step takes at one time of its longest rows."""
+    with using(world.places and world.places.learner):
+        return at_once(abstract_batch(world), world.settings.step)
+
+
 def run_on(model: ModelConfig, c: ConfigDict, platform: str) -> ModelConfig:
     """The model with how to run it, the part of ModelConfig that the config decides, on a platform."""
     dtype, attention = c.model.compute_dtype, c.model.attention
@@ -137,7 +173,7 @@ def run_on(model: ModelConfig, c: ConfigDict, platform: str) -> ModelConfig:
         attention = "splash" if platform == "tpu" and not why else "dense"
         if platform == "tpu" and why and distributed.first():
             print(f"attention dense, without the splash kernel: {why}", file=sys.stderr, flush=True)
-    scan = platform != "cpu" if c.model.scan_layers is None else c.model.scan_layers
+    scan = c.model.layers == "scan" or (c.model.layers == "auto" and platform != "cpu")
     return dataclasses.replace(
         model, compute_dtype=dtype, scan_layers=scan, remat=c.model.remat, attention=attention,
         scratch_kib=c.model.scratch_kib,

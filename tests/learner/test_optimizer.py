@@ -3,10 +3,12 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer, schedule
+from rl_likelihood.learner.optimizer import OptimizerConfig, clip_by_global_norm, make_optimizer, schedule
 from tests.small import random_params, tiny
 
 
@@ -62,6 +64,15 @@ def test_two_updates_are_adamw_by_hand():
 
     expected = jax.tree.map_with_path(by_hand, params, *grads)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+
+
+def test_the_clip_is_optax_s_to_the_bit():
+    rng = np.random.default_rng(0)
+    for size in (1e-3, 1.0, 1e3):
+        grads = {name: jnp.asarray(size * rng.normal(size=(5, 7)), jnp.float32) for name in "ab"}
+        clips = clip_by_global_norm(0.7), optax.clip_by_global_norm(0.7)
+        ours, theirs = (jax.jit(lambda g, clip=clip: clip.update(g, None)[0])(grads) for clip in clips)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_a_small_gradient_is_not_scaled():

@@ -25,7 +25,7 @@ from rl_likelihood.learner.step import (
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model import head
-from rl_likelihood.model.decoder import forward
+from rl_likelihood.model.decoder import forward, init
 from rl_likelihood.pod import hlo
 from rl_likelihood.pod.aot import count_flops
 from rl_likelihood.rewards.likelihood import OBJECTIVES
@@ -245,11 +245,13 @@ def test_micro_batches_are_one_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
 
 
-def test_left_to_itself_a_cpu_takes_as_few_prompts_as_have_enough_tokens():
+def test_left_to_itself_a_cpu_takes_no_more_prompts_than_pay():
     batch = lambda p, g, t: random_batch(6, p=p, g=g, s=4, t=t)  # noqa: E731
-    assert at_once(batch(6, 2, 100), StepConfig()) == 3, "600 tokens; 2 prompts have 400"
+    assert at_once(batch(6, 2, 100), StepConfig()) == 3, "600 tokens; 6 prompts have 1,200"
     assert at_once(batch(6, 2, 300), StepConfig()) == 1
-    assert at_once(batch(6, 2, 20), StepConfig()) == 6, "no number of prompts has as many"
+    assert at_once(batch(2, 2, 600), StepConfig()) == 1, "a prompt is not divided"
+    assert at_once(batch(6, 2, 20), StepConfig()) == 6
+    assert at_once(batch(7, 4, 60), StepConfig()) == at_once(batch(7, 4, 61), StepConfig()) == 1, "7 has no other part"
     assert at_once(batch(6, 2, 300), StepConfig(micro_batch_prompts=2)) == 2
     with using(make_mesh((2, 2, 2))):
         assert at_once(batch(6, 2, 300), StepConfig()) == 6
@@ -479,6 +481,18 @@ def test_the_state_is_given_away_and_not_held_twice():
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes >= 0.99 * held
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 0.1 * held
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_beside_the_state_a_step_holds_one_gradient(scan):
+    """Of a model so large that a batch's own values count for little, up to a layer and a half more."""
+    model = tiny(layers=8, width=256, mlp=1024, scan_layers=scan)
+    cfg, optimizer, batch = rewarded("log_prob"), make_optimizer(OptimizerConfig()), random_batch(0, 2, 2, 4, 10)
+    params = jax.eval_shape(lambda key: init(key, model), jax.random.key(0))
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), params)
+    memory = make_step(model, cfg, optimizer, one_device(), batch).lower(state, None, batch).compile().memory_analysis()
+    one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    assert memory.temp_size_in_bytes < 1.75 * one, memory.temp_size_in_bytes / one
 
 
 def test_no_prompt_token_meets_the_vocabulary():

@@ -59,9 +59,9 @@ def test_a_name_is_a_file_name_however_long_its_labels():
 
 
 def test_arguments_are_those_of_the_command_line():
-    p = point(BASE | {"@reward": "x", "data.tasks": ("one_operation",), "model.scan_layers": False, "optim.lr": 1e-5})
+    p = point(BASE | {"@reward": "x", "data.tasks": ("one_operation",), "model.layers": "unroll", "optim.lr": 1e-5})
     assert p.arguments() == [
-        "--config=configs/base.py", "--config.data.tasks=('one_operation',)", "--config.model.scan_layers=False",
+        "--config=configs/base.py", "--config.data.tasks=('one_operation',)", "--config.model.layers=unroll",
         "--config.optim.lr=1e-05",
     ]  # fmt: skip
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from rl_likelihood import config as configs
+from rl_likelihood.mesh import cores
 from rl_likelihood.run import micro_batch
-from rl_likelihood.run.dry_run import abstract_batch
-from rl_likelihood.run.world import load, make_places
+from rl_likelihood.run.world import abstract_batch, load, make_places
 from tests.runs import small_config
 
 
@@ -47,6 +47,5 @@ def test_other_devices_measure_anew_and_say_so(loaded, tmp_path, capsys):
     (tmp_path / micro_batch.FILE).write_text(json.dumps(kept))
     chosen = micro_batch.with_micro_batch(world, params, tmp_path).settings.step.micro_batch_prompts
     assert chosen in (1, 2, 4) and json.loads((tmp_path / micro_batch.FILE).read_text())["prompts"] == chosen
-    assert "3 prompts at a time were fastest on TPU v5e, data 1 x fsdp 16 x tensor 1; this is cpu, data 1 x fsdp 2" in (
-        capsys.readouterr().out
-    )
+    said = "3 prompts at a time were fastest on TPU v5e, data 1 x fsdp 16 x tensor 1; this is cpu of"
+    assert f"{said} {cores()} cores, data 1 x fsdp 2" in capsys.readouterr().out

@@ -112,11 +112,11 @@ def test_so_do_those_of_a_slice(topology, slices, of_sampler):
 
 
 def test_layers_are_unrolled_on_a_cpu_and_scanned_elsewhere_unless_the_config_says():
-    c = small_config()
+    c = small_config(model__layers="auto")
     assert [run_on(tiny(), c, platform).scan_layers for platform in ("cpu", "tpu", "gpu")] == [False, True, True]
-    for said in (True, False):
-        c.model.scan_layers = said
-        assert [run_on(tiny(), c, platform).scan_layers for platform in ("cpu", "tpu")] == [said, said]
+    for said in ("scan", "unroll"):
+        c.model.layers = said
+        assert [run_on(tiny(), c, platform).scan_layers for platform in ("cpu", "tpu")] == [said == "scan"] * 2
 
 
 def test_a_process_without_devices_is_refused():

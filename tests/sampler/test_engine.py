@@ -11,6 +11,7 @@ from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import state_shardings
 from rl_likelihood.mesh import make_mesh, replicated
+from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.sampler.stop import stop_table
 from tests.sampler.test_decode import EOS, KEY, PAD_ID, PARAMS, VOCAB, prompts
@@ -141,6 +142,19 @@ def test_the_chains_of_a_group_may_begin_at_any_place(weights, wanted, short_rin
     same(got, [x[:, 1:3] for x in wanted])
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 1), (7, 1, 1), (1, 4, 2)])
+def test_one_program_for_all_devices_makes_the_same_rows(weights, wanted, shape):
+    """Rows over fsdp, prompts over data; the last mesh has a tensor axis, so its program may have collectives."""
+    mesh = make_mesh(shape, jax.devices()[: np.prod(shape)])
+    spread = jax.device_put(weights, replicated(mesh))
+    out = decode.generate_spread(
+        spread, TINY, P.tokens, P.length, P.uid, KEY, jnp.asarray(TEMPERATURE), STOP, ENDS, jnp.int32(0), TOKENS,
+        PAD_ID, mesh,
+    )  # fmt: skip
+    same(tuple(map(np.asarray, out)), wanted)
+    assert len(out[0].sharding.device_set) == mesh.size
+
+
 def test_each_prompt_is_prefilled_once_and_its_rows_start_together_or_one_after_the_other(weights, monkeypatch):
     made = []
     real = engine.prefill_jit
@@ -165,6 +179,31 @@ def test_an_error_in_a_stream_is_the_caller_s(weights):
 # ------------------------------------------------------------------ the compiled program
 
 
+def copies(text: str, cache) -> list[str]:
+    """Lines of a program that copy something as large as one of the caches."""
+    of_cache, found = {x.size for x in jax.tree.leaves(cache)}, []
+    for line in text.splitlines():
+        match = re.search(r"= f32\[([\d,]+)\]\S* (copy|transpose|concatenate|pad)\(", line)
+        if match and np.prod([int(n) for n in match[1].split(",")]) in of_cache:
+            found.append(line.strip()[:120])
+    return found
+
+
+@pytest.mark.parametrize("g", [1, 4])
+def test_nor_does_a_step_of_the_plain_loop(g):
+    cfg, p, n = tiny(layers=2, head_dim=8), 8, 40
+    params = jax.eval_shape(lambda p: decode.unstack(p, cfg), random_params(cfg))
+    i = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+    traced = decode.generate.trace(
+        params, cfg, i(p, 12), i(p), i(p), KEY, jnp.ones(g), jnp.asarray(STOP), jnp.asarray(ENDS), n, PAD_ID
+    )
+    text = traced.lower().compile(compiler_options=OPTIMIZED).as_text()
+    loops, program = text.split("ENTRY")
+    own = jax.eval_shape(lambda: empty_cache(cfg, p * g, n))
+    assert " dynamic-update-slice" in loops and not copies(loops, own)
+    assert len(copies(program, own)) <= 2 * cfg.layers, "of the empty ones, before the loop"
+
+
 @pytest.mark.parametrize("g", [1, 4])
 def test_no_step_copies_a_cache(g):
     cfg = tiny(layers=2, head_dim=8)
@@ -172,13 +211,7 @@ def test_no_step_copies_a_cache(g):
     params = jax.eval_shape(lambda p: decode.unstack(p, cfg), random_params(cfg))
     traced = engine.segment.trace(params, cfg, lanes, jnp.asarray(STOP), jnp.asarray(ENDS), jnp.int32(1), jnp.int32(1))
     compiled = traced.lower().compile(compiler_options=OPTIMIZED)
-    of_cache = {x.size for x in jax.tree.leaves(lanes.cache)}
-    found = []
-    for line in compiled.as_text().splitlines():
-        match = re.search(r"= f32\[([\d,]+)\]\S* (copy|transpose|concatenate|pad)\(", line)
-        if match and np.prod([int(n) for n in match[1].split(",")]) in of_cache:
-            found.append(line.strip()[:120])
-    assert not found
+    assert not copies(compiled.as_text(), lanes.cache)
     memory = compiled.memory_analysis()
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lanes.cache))
     assert memory.alias_size_in_bytes >= held, "all caches are donated"
