@@ -50,11 +50,12 @@ def workload(
     no_chain: bool = False,
     wanted: tuple[str, ...] = (),
     streams: int = 0,
+    devices: int = 1,
 ) -> Work:
     """The calls `wanted` (all: empty). The reward is given from outside, on every sampled token, KL to a reference.
 
     `no_chain`: with the reference answer without a chain beside each group, as a user has by default. `streams` of the
-    sampler, 0: as many as pay on this machine.
+    sampler, 0: as many as pay on this machine; `devices`: that hold its weights, each with a stream of its own.
     """
     rng = np.random.default_rng(0)
     prompts = Prompts(
@@ -85,6 +86,9 @@ def workload(
     placed = state_shardings(mesh, model, optimizer, cfg)  # as in training: other placements compile anew
     params = jax.jit(init, static_argnums=1, out_shardings=placed.params)(jax.random.key(0), model)
     weights = decode.prepare(params, model)
+    if devices > 1:
+        everywhere = meshes.replicated(meshes.make_mesh((devices, 1, 1), jax.devices()[:devices]))
+        weights = jax.device_put(weights, everywhere)
     some = rng.integers(3, model.vocab_size, (w.prompts, w.group, w.completion)).astype(np.int32)
     given = batch_of(some, np.zeros(some.shape, np.float32))
     calls: dict[str, Callable[[], Any]] = {

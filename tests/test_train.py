@@ -359,7 +359,8 @@ def test_prompts_as_wide_as_their_batch_needs_give_the_same_run(tmp_path, capsys
     assert {width for width, _ in widths[:4]} == {32}
     # Up to what fsdp = 2 divides.
     assert all(width == longest + longest % 2 < 32 for width, longest in widths[4:]) and len(set(widths[4:])) > 1
-    assert "compiles the step for prompts of " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert all(f"compiles the {what} for prompts of " in said for what in ("step", "sampler"))
     for a, b in zip(rows(whole, "metrics.jsonl"), rows(cut, "metrics.jsonl"), strict=True):
         for name in ("reward/mean", "loss/answer", "grad/norm", "chain/length"):
             assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)

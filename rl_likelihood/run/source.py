@@ -54,6 +54,7 @@ class Source:
         self.box = WeightBox()
         self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code)
         self.baseline = read_baseline(workdir) if world.settings.step.baseline == "frozen" else None
+        self.widths: set[int] = set()  # of prompts that the sampler has met
         self.thread = None
         self.sft_width = len(world.fmt.close_think_ids) + c.prompt.max_answer
         if c.reward.sft_chain != "none":
@@ -80,6 +81,10 @@ class Source:
         """Rollout `number`, on the sampler's thread. One key for all: the uid makes each row's own."""
         start = time.perf_counter()
         prompts, at = self.collate(number), self.chains
+        width = prompts.tokens.shape[1]
+        if self.widths and width not in self.widths:  # the first one's time is known by the first step's line
+            say(f"compiles the sampler for prompts of {width} tokens, shape {len(self.widths) + 1}")
+        self.widths.add(width)
         cfg = self.world.sampler(group_size=at.stop - at.start, first_chain=at.start)
         with self.turn:
             rollout = decode.sample(weights, prompts, self.world.key(SAMPLE), cfg, version)
