@@ -39,7 +39,7 @@ def measure(name: str, shape: str, args: argparse.Namespace) -> None:
         "iteration": flops.sampling(model, w) + flops.learner(model, w, True),
     }  # fmt: skip
     head = {
-        "workload": f"{name} {shape}", "no_chain_row": args.no_chain, "micro_batch_prompts": args.micro,
+        "workload": f"{name} {shape}", "no_chain_row": args.no_chain, "micro_batch_prompts": made.portion,
         "remat": args.remat,
     }  # fmt: skip
     print(json.dumps(head | {"matrix_gflops": round(rate / 1e9), "memory_gb_s": round(memory / 1e9, 1)}), flush=True)

@@ -3,7 +3,7 @@
     python bench/streams.py [--models=W10,W135] [--shape=short] [--streams=1,2] [--rounds=3]
 
 Random weights, no row stops early. Tokens per second, of the median and of the fastest round. Each of the two devices
-holds the weights; XLA_FLAGS=--xla_cpu_multi_thread_eigen=false gives each, and each stream, one thread.
+holds the weights. XLA_FLAGS may say more, as --xla_cpu_multi_thread_eigen=false.
 """
 
 from __future__ import annotations

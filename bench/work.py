@@ -18,7 +18,7 @@ from rl_likelihood import mesh as meshes
 from rl_likelihood.learner.batching import bare_rows, to_batch
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
-from rl_likelihood.learner.step import init_state, make_score, make_step, state_shardings
+from rl_likelihood.learner.step import at_once, init_state, make_score, make_step, state_shardings
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.decoder import ModelConfig, init
 from rl_likelihood.rewards.mixture import RewardConfig, parse
@@ -40,6 +40,7 @@ class Work:
     model: ModelConfig
     shape: Shape
     calls: dict[str, Callable[[], Any]]
+    portion: int  # prompts that the learner takes at one time
 
 
 def workload(
@@ -116,7 +117,7 @@ def workload(
             return learn(batch_of(ids, logp))
 
         calls |= {"learner": lambda: learn(given), "iteration": iteration}
-    return Work(model, w, {name: calls[name] for name in wanted})
+    return Work(model, w, {name: calls[name] for name in wanted}, at_once(given, cfg))
 
 
 def seconds(call: Callable[[], Any]) -> float:

@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # auto (bfloat16 on accelerators, float32 on CPU) | float32 | bfloat16; parameters, log-probs and losses are
     # always float32
     c.model.compute_dtype = "auto"
-    # scan (compile one layer and loop) | unroll (compile all: 7 to 16 % faster on a CPU, where measured, and longer to
+    # scan (compile one layer and loop) | unroll (compile all: faster on a CPU, BENCHMARKS.md, and longer to
     # compile) | auto (unroll on a CPU, scan elsewhere)
     c.model.layers = "auto"
     c.model.attention = "auto"  # auto (splash on a TPU whose kernel takes the heads) | dense | splash
@@ -145,8 +145,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train = ConfigDict()
     c.train.steps = 200
     c.train.prompts_per_step = 8  # P; a step sees P x group_size chains
-    # Prompts per forward; 0: all at once, on a CPU as few as are as fast and take less memory; -1: the fastest,
-    # measured once by the run. The result is the same.
+    # Prompts per forward. 0: all at once, on one CPU about as many as have 1,000 completion tokens; -1: the fastest,
+    # measured by the run and kept in its workdir. Results are the same to rounding, by which two runs with -1 may differ.
     c.train.micro_batch_prompts = 0
     # Tokens whose logits exist at one time on a device, more being faster on a TPU; 0: 512, on a CPU what caches hold.
     c.train.head_chunk = 0

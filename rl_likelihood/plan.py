@@ -223,6 +223,8 @@ def advice(settings: Settings, model: ModelConfig, where: Target, plan: dict, se
     """One sentence: the cheapest change that makes it fit, found by compiling, the learner's step first and then the
     sampler; or what to turn to."""
     memory, c = plan["memory"], settings.config
+    if c.train.micro_batch_prompts == 0 and plan["batch"]["micro_batch_prompts"] < c.train.prompts_per_step:
+        c = changed(c, {"train.micro_batch_prompts": plan["batch"]["micro_batch_prompts"]})  # what the step takes
     rows = {row["name"]: row for row in plan["programs"]}
     bad = [name for name, row in rows.items() if not row["fits"]]
     of_sampler = [name for name in bad if name != "learner step"]

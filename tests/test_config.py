@@ -134,6 +134,7 @@ def test_another_place_to_run_is_the_same_run_and_another_computation_is_not():
     assert all(one[name] != value for name, value in (elsewhere | other).items())
     assert configs.binding_differences(one, one | elsewhere) == []
     assert sorted(configs.binding_differences(one, one | elsewhere | other)) == sorted(other)
+    assert configs.binding_differences(one | {"model.scan_layers": True}, one) == [], "of a workdir of before"
     # Every name in the list is a field, or a group of them.
     assert all(name in one or any(f.startswith(name) for f in one if name.endswith(".")) for name in configs._FREE)
 

@@ -39,7 +39,7 @@ def schedule(cfg: OptimizerConfig) -> optax.Schedule:
 def clip_by_global_norm(most: float) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm`, to the bit, in the gradient's own memory.
 
-    There the moments read both the gradient and what it is divided by its norm, so the compiler keeps two trees.
+    That one chooses between the gradient and the divided one where the moments are made, so both trees are kept.
     """
 
     def update(grads, state, params=None):

@@ -20,7 +20,7 @@ from rl_likelihood.model.decoder import ModelConfig, Params, apart, param_specs,
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.shapes import Batch, TrainState
 
-# So many completion tokens at one time and more take memory on a CPU and gain nothing (BENCHMARKS.md).
+# Completion tokens at one time: so many and more take memory on a CPU, and no time was gained by them (BENCHMARKS.md).
 ENOUGH = 1024
 
 Models = tuple[Params | None, Params | None]  # reference and proxy, None where nothing asks for them
@@ -80,22 +80,34 @@ def filtered(params, models: Models, batch: Batch, model: ModelConfig, cfg: Step
         seen, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
         return shaping.group_std(reward, seen.evidence.keep)
 
-    size = at_once(batch, cfg)
-    std = whole(jax.lax.map(rewards, split(batch, size)))
+    params, models = _for_a_loop(params, model), tuple(_for_a_loop(m, model) for m in models)
+    std = whole(jax.lax.map(rewards, split(batch, at_once(batch, cfg))))
     counts = shaping.filter_groups(std, cfg.filter, filter_state, step)
     state = shaping.update(filter_state, step, std.mean(), cfg.filter)
     return batch.replace(counted=counts), state
 
 
 def at_once(batch: Batch, cfg: StepConfig) -> int:
-    """Prompts per forward: `micro_batch_prompts`, or, where that is 0, all; on one CPU as many as have fewer than
-    `ENOUGH` completion tokens, at least one. Hangs on the mesh in use (`run.world.using`)."""
+    """Prompts per forward: `micro_batch_prompts`, or, where that is 0, all.
+
+    On one CPU as many as have fewer than `ENOUGH` completion tokens, at least one; where these have not half of it, and
+    the next number that divides the batch has at most twice as many, that one. Depends on the mesh in use
+    (`run.world.using`); prompts' own tokens are not counted.
+    """
     p, g, t = batch.completion.shape
     if cfg.micro_batch_prompts:
         return cfg.micro_batch_prompts
     if not meshes.on_cpu() or meshes.spread() > 1:
         return p
-    return max(k for k in range(1, p + 1) if p % k == 0 and (k * g * t < ENOUGH or k == 1))
+    sizes = [k for k in range(1, p + 1) if p % k == 0]
+    few = max(k for k in sizes if k * g * t < ENOUGH or k == 1)
+    more = [k for k in sizes if k > few and k * g * t <= 2 * ENOUGH]
+    return min(more, default=few) if few * g * t < ENOUGH // 2 else few
+
+
+def _for_a_loop(params: Params | None, model: ModelConfig) -> Params | None:
+    """Parameters for a loop that runs `forward`: unrolled layers are cut out of the stack once, not in every round."""
+    return params if params is None or model.scan_layers else apart(params, model)
 
 
 def split(batch, size: int):
@@ -131,9 +143,7 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         grads, sums, per_row = one(batch)
         return jax.tree.map(jnp.add, total, grads), (sums, per_row)
 
-    if not model.scan_layers:  # once, not in every micro-batch
-        params = apart(params, model)
-        models = tuple(m if m is None else apart(m, model) for m in models)
+    params, models = _for_a_loop(params, model), tuple(_for_a_loop(m, model) for m in models)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     grads, (sums, per_row) = jax.lax.scan(body, zero, split(batch, size))
     grads = grads if model.scan_layers else stacked(grads)
@@ -234,7 +244,7 @@ def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
     def score(params: Params, batch: Batch) -> RowStats:
         if mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, meshes.by_prompt(mesh, batch))
-        parts = split(batch, at_once(batch, cfg))
+        params, parts = _for_a_loop(params, model), split(batch, at_once(batch, cfg))
         return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), parts))
 
     return jax.jit(score, out_shardings=None if mesh is None else meshes.replicated(mesh))

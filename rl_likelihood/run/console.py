@@ -72,16 +72,17 @@ def announce(world: World, workdir: Path | None, resume: int | None) -> None:
     say(f"scored   answer tokens, delimiters: {c.prompt.score_delims}; no answer tag: {c.reward.truncated}")
     schedule = f"{c.train.steps} steps, lr {c.optim.lr:g} {c.optim.schedule}"
     at_a_time = portion(world)
-    portions = f", {at_a_time} prompts at a time" if c.train.micro_batch_prompts >= 0 else ""
+    measured = c.train.micro_batch_prompts < 0  # and said when it has been
+    portions = "" if measured else f", {at_a_time} prompt{'s' * (at_a_time > 1)} at a time"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{portions}, {schedule}")
     step, held = world.settings.step, {"parameters": 1, "gradient": 1, "two moments": 2, "the sampler's copy": 1}
     # A loop over portions sums gradients, and cuts unrolled layers apart before it begins.
-    loops = at_a_time < p
-    held |= {"the layers apart" if not m.scan_layers else "the sum of gradients": 1} if loops else {}
+    loops = at_a_time < p or (measured and p > 1)
+    held |= {"the sum of gradients" if m.scan_layers else "a copy of the layers": 1} if loops else {}
     for asked, name in ((step.with_reference, "the reference model"), (step.with_proxy, "the proxy model")):
         held |= {name: 2 if loops and not m.scan_layers else 1} if asked else {}
     gib, names = sum(held.values()) * 4 * n / 2**30, ", ".join(held)
-    say(f"memory   {gib:.1f} GiB for {names}, over {mesh.size} device(s); activations come on top")
+    say(f"memory   at least {gib:.1f} GiB for {names}, over {mesh.size} device(s); activations come on top")
     if workdir is not None:
         where = f"goes on after step {resume}" if resume is not None else "new run"
         say(f"workdir  {workdir} ({where}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")

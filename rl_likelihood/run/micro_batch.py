@@ -52,7 +52,7 @@ def with_micro_batch(world: World, params: Params, workdir: Path) -> World:
 
 
 def conditions(world: World) -> str:
-    """What the measurement hangs on that a run may change when it goes on."""
+    """What the measurement depends on that a run may change when it goes on."""
     mesh, m, c = world.places.learner, world.model, world.config
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     how = f"{m.compute_dtype}, layers {'scanned' if m.scan_layers else 'unrolled'}, remat {m.remat}"

@@ -82,7 +82,7 @@ class Source:
         start = time.perf_counter()
         prompts, at = self.collate(number), self.chains
         width = prompts.tokens.shape[1]
-        if self.widths and width not in self.widths:  # the first one's time is known by the first step's line
+        if self.widths and width not in self.widths:  # the first compilation is within the first step
             say(f"compiles the sampler for prompts of {width} tokens, shape {len(self.widths) + 1}")
         self.widths.add(width)
         cfg = self.world.sampler(group_size=at.stop - at.start, first_chain=at.start)

@@ -155,7 +155,7 @@ def abstract_batch(world: World) -> Batch:
 
 
 def portion(world: World) -> int:
-    """Prompts that the learner's step takes at one time of its longest rows."""
+    """Prompts that the learner's step takes at one time, of a batch as wide as can be."""
     with using(world.places and world.places.learner):
         return at_once(abstract_batch(world), world.settings.step)
 

@@ -251,7 +251,8 @@ def test_left_to_itself_a_cpu_takes_no_more_prompts_than_pay():
     assert at_once(batch(6, 2, 300), StepConfig()) == 1
     assert at_once(batch(2, 2, 600), StepConfig()) == 1, "a prompt is not divided"
     assert at_once(batch(6, 2, 20), StepConfig()) == 6
-    assert at_once(batch(7, 4, 60), StepConfig()) == at_once(batch(7, 4, 61), StepConfig()) == 1, "7 has no other part"
+    assert at_once(batch(7, 4, 60), StepConfig()) == 7, "240 tokens are few, 1,680 not too many"
+    assert at_once(batch(7, 4, 120), StepConfig()) == 1, "3,360 are"
     assert at_once(batch(6, 2, 300), StepConfig(micro_batch_prompts=2)) == 2
     with using(make_mesh((2, 2, 2))):
         assert at_once(batch(6, 2, 300), StepConfig()) == 6
@@ -483,16 +484,17 @@ def test_the_state_is_given_away_and_not_held_twice():
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 0.1 * held
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_beside_the_state_a_step_holds_one_gradient(scan):
-    """Of a model so large that a batch's own values count for little, up to a layer and a half more."""
+@pytest.mark.parametrize("scan, micro, most", [(True, 0, 1.75), (False, 0, 1.75), (True, 1, 2.6), (False, 1, 2.6)])
+def test_beside_the_state_a_step_holds_one_gradient_and_in_portions_one_tree_more(scan, micro, most):
+    """Of a model so large that a batch's own values count for little: in copies of its parameters."""
     model = tiny(layers=8, width=256, mlp=1024, scan_layers=scan)
-    cfg, optimizer, batch = rewarded("log_prob"), make_optimizer(OptimizerConfig()), random_batch(0, 2, 2, 4, 10)
+    cfg, batch = rewarded("log_prob", micro_batch_prompts=micro), random_batch(0, 2, 2, 4, 10)
+    optimizer = make_optimizer(OptimizerConfig())
     params = jax.eval_shape(lambda key: init(key, model), jax.random.key(0))
     state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), params)
     memory = make_step(model, cfg, optimizer, one_device(), batch).lower(state, None, batch).compile().memory_analysis()
     one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-    assert memory.temp_size_in_bytes < 1.75 * one, memory.temp_size_in_bytes / one
+    assert memory.temp_size_in_bytes < most * one, memory.temp_size_in_bytes / one
 
 
 def test_no_prompt_token_meets_the_vocabulary():

@@ -190,7 +190,7 @@ def copies(text: str, cache) -> list[str]:
 
 
 @pytest.mark.parametrize("g", [1, 4])
-def test_nor_does_a_step_of_the_plain_loop(g):
+def test_no_step_of_the_plain_loop_copies_a_cache(g):
     cfg, p, n = tiny(layers=2, head_dim=8), 8, 40
     params = jax.eval_shape(lambda p: decode.unstack(p, cfg), random_params(cfg))
     i = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
