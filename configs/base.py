@@ -146,7 +146,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.steps = 200
     c.train.prompts_per_step = 8  # P; a step sees P x group_size chains
     # Prompts per forward. 0: all at once, on one CPU about as many as have 1,000 completion tokens; -1: the fastest,
-    # measured by the run and kept in its workdir. Results are the same to rounding, by which two runs with -1 may differ.
+    # measured by the run and kept in its workdir. Results are the same but for rounding, by which two runs with -1 may
+    # differ.
     c.train.micro_batch_prompts = 0
     # Tokens whose logits exist at one time on a device, more being faster on a TPU; 0: 512, on a CPU what caches hold.
     c.train.head_chunk = 0
