@@ -80,7 +80,7 @@ def filtered(params, models: Models, batch: Batch, model: ModelConfig, cfg: Step
         seen, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
         return shaping.group_std(reward, seen.evidence.keep)
 
-    params, models = _for_a_loop(params, model), tuple(_for_a_loop(m, model) for m in models)
+    params, *models = _for_a_loop(model, params, *models)
     std = whole(jax.lax.map(rewards, split(batch, at_once(batch, cfg))))
     counts = shaping.filter_groups(std, cfg.filter, filter_state, step)
     state = shaping.update(filter_state, step, std.mean(), cfg.filter)
@@ -105,9 +105,9 @@ def at_once(batch: Batch, cfg: StepConfig) -> int:
     return min(more, default=few) if few * g * t < ENOUGH // 2 else few
 
 
-def _for_a_loop(params: Params | None, model: ModelConfig) -> Params | None:
+def _for_a_loop(model: ModelConfig, *params: Params | None) -> tuple[Params | None, ...]:
     """Parameters for a loop that runs `forward`: unrolled layers are cut out of the stack once, not in every round."""
-    return params if params is None or model.scan_layers else apart(params, model)
+    return params if model.scan_layers else tuple(x if x is None else apart(x, model) for x in params)
 
 
 def split(batch, size: int):
@@ -143,7 +143,7 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         grads, sums, per_row = one(batch)
         return jax.tree.map(jnp.add, total, grads), (sums, per_row)
 
-    params, models = _for_a_loop(params, model), tuple(_for_a_loop(m, model) for m in models)
+    params, *models = _for_a_loop(model, params, *models)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     grads, (sums, per_row) = jax.lax.scan(body, zero, split(batch, size))
     grads = grads if model.scan_layers else stacked(grads)
@@ -244,7 +244,8 @@ def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
     def score(params: Params, batch: Batch) -> RowStats:
         if mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, meshes.by_prompt(mesh, batch))
-        params, parts = _for_a_loop(params, model), split(batch, at_once(batch, cfg))
+        (params,) = _for_a_loop(model, params)
+        parts = split(batch, at_once(batch, cfg))
         return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), parts))
 
     return jax.jit(score, out_shardings=None if mesh is None else meshes.replicated(mesh))

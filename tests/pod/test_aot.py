@@ -262,10 +262,13 @@ def test_cycles_are_those_of_the_operations_as_often_as_they_run():
     assert hlo.cycles(HLO) == 0, "another compiler gives none"
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1", "tpu7x:2x2x1"])
-def test_the_compiler_s_cycles_are_the_clock_s(topology):
+@pytest.mark.parametrize(
+    "topology, least",
+    [("v5e:2x2", 0.95), ("v5p:2x2x1", 0.95), ("v6e:2x2", 0.89), ("v4:2x2x1", 0.9), ("tpu7x:2x2x1", 0.8)],
+)
+def test_the_compiler_s_cycles_are_the_clock_s(topology, least):
     """By the clock a large product, given the scratch memory of the learner's step, is expected to run near the data
-    sheet's peak and not above it (v6e at 0.90; by itself its compiler comes to 0.70)."""
+    sheet's peak and not above it (v6e at 0.90; by itself its compiler comes to 0.70). tpu7x has the compiler's own."""
     assert meshes.compiler_options(meshes.make_mesh()) == {}, "on a CPU nothing is said"
     pytest.importorskip("libtpu")
     n, where = 8192, aot.target(topology)
@@ -275,7 +278,7 @@ def test_the_compiler_s_cycles_are_the_clock_s(topology):
     options = meshes.compiler_options(mesh)
     assert meshes.compiler_options(mesh, 0) == {} != meshes.compiler_options(mesh, 1024)
     text = jax.jit(jnp.dot, compiler_options=options).trace(x, x).lower().compile().as_text()
-    assert 0.8 < 2 * n**3 / where.chip.flops / (hlo.cycles(text) / where.chip.clock) < 1
+    assert least < 2 * n**3 / where.chip.flops / (hlo.cycles(text) / where.chip.clock) < 1
 
 
 def test_the_kernel_runs_once_where_its_results_are_kept():
