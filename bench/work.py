@@ -18,7 +18,7 @@ from rl_likelihood import mesh as meshes
 from rl_likelihood.learner.batching import bare_rows, to_batch
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
-from rl_likelihood.learner.step import at_once, init_state, make_score, make_step, state_shardings
+from rl_likelihood.learner.step import at_once, init_reference, init_state, make_score, make_step, state_shardings
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.decoder import ModelConfig, init
 from rl_likelihood.rewards.mixture import RewardConfig, parse
@@ -102,7 +102,7 @@ def workload(
         calls["scoring"] = lambda: score(params, given.replace(bare=None))
     if {"learner", "iteration"} & set(wanted):
         step = make_step(model, cfg, optimizer, mesh, given)
-        ref = jax.tree.map(jnp.copy, params) if reference else None
+        ref = init_reference(jax.tree.map(jnp.copy, params), mesh, model, cfg)
         held = {"state": jax.jit(lambda p: init_state(p, optimizer, cfg), out_shardings=placed)(params), "number": 0}
 
         def learn(batch):

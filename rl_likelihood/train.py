@@ -24,7 +24,7 @@ from rl_likelihood import mesh as meshes
 from rl_likelihood.data import sources
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_state, make_step, state_shardings
+from rl_likelihood.learner.step import init_reference, init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.pod import checkpoint, distributed
 from rl_likelihood.report import metrics as reports
@@ -126,7 +126,7 @@ def learn(
         return 0, False
     del params
     if c.train.micro_batch_prompts < 0:
-        world = with_micro_batch(world, state.params, workdir)
+        world = with_micro_batch(world, state.params, (ref_params, state.proxy), workdir)
         s = world.settings
 
     step, steps = int(state.step), c.train.steps
@@ -237,7 +237,7 @@ def start(
         # Last: a checkpoint says that all that a run starts from is there.
         if world.config.warm_start.steps:
             checkpoint.save(manager, state, meta_of(world, writer))
-        return state, initial if cfg.with_reference else None, None
+        return state, init_reference(initial, mesh, world.model, cfg), None
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), params)
     abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, placed)
     state, meta = checkpoint.restore(manager, abstract)
@@ -245,7 +245,8 @@ def start(
     warn_of_lost_lines(writer.workdir, meta.get("file_bytes", {}), int(state.step))
     reference = None
     if cfg.with_reference:
-        reference = checkpoint.restore_params(workdir / INITIAL, at=lambda _: placed.params)[1]
+        initial = checkpoint.restore_params(workdir / INITIAL, at=lambda _: placed.params)[1]
+        reference = init_reference(initial, mesh, world.model, cfg)
     return state, reference, meta.get("queue")
 
 

@@ -194,8 +194,10 @@ def test_rewards_from_text_are_computed_side_by_side(tmp_path):
 
 
 def test_a_run_with_state_of_its_own_resumes_bit_for_bit(tmp_path):
-    """RLPR's threshold and base scores, NOVER's proxy."""
+    """RLPR's threshold and base scores, NOVER's proxy, a reference model, in portions of unrolled layers."""
     extra = {"reward__name": "0.5*rlpr + format + nover_rank + log_prob", "reward__baseline": "frozen"}
+    extra |= {"loss__kl": "k3", "loss__kl_coef": 0.1, "model__layers": "unroll", "train__micro_batch_prompts": 1}
+    extra |= {"mesh__fsdp": 1, "mesh__tensor": 8}
     extra |= {
         "prompt__score_delims": "none",
         "filter__mode": "ema",
@@ -378,15 +380,17 @@ def test_what_a_run_on_one_cpu_chooses_changes_none_of_its_numbers(tmp_path, cap
     """One part of the batch at a time, layers unrolled: against all at once, scanned."""
     # Its rows are on one device, as in a run of a laptop; this model's heads are on all.
     one = {"mesh__fsdp": 1, "mesh__tensor": 8, "train__prompts_per_step": 4, "sampler__group_size": 8,
-           "sampler__max_chain": 24, "train__steps": 2, "eval__prompts": 0}  # fmt: skip
+           "sampler__max_chain": 24, "train__steps": 2, "eval__prompts": 0, "loss__kl": "k3",
+           "loss__kl_coef": 0.1}  # fmt: skip
     left = run(tmp_path / "left", **one, model__layers="auto")
     said = capsys.readouterr().out
     assert "layers unrolled" in said and ", 2 prompts at a time, " in said
+    assert "the sampler's copy, a copy of the layers, the reference model, over 8 device(s)" in said
     told = run(tmp_path / "told", **one, model__layers="scan", train__micro_batch_prompts=4)
     said = capsys.readouterr().out
     assert "layers scanned" in said and ", 4 prompts at a time, " in said
     for a, b in zip(rows(left, "metrics.jsonl"), rows(told, "metrics.jsonl"), strict=True):
-        for name in ("reward/mean", "loss/policy", "loss/answer", "grad/norm", "chain/length"):
+        for name in ("reward/mean", "loss/policy", "loss/answer", "loss/kl", "grad/norm", "chain/length"):
             assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)
 
 
@@ -462,7 +466,8 @@ def test_print_config_shows_who_set_what():
 
 
 def test_dry_run_reports_memory_and_writes_nothing(tmp_path):
-    process = command("train", f"--config={config_file(tmp_path)}", "--dry_run")
+    config = config_file(tmp_path, model__layers="unroll", loss__kl="k3", loss__kl_coef=0.1)
+    process = command("train", f"--config={config}", "--dry_run")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "GiB of state and batch" in out and "tokens   at most" in out

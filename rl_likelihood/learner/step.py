@@ -16,7 +16,7 @@ from rl_likelihood import mesh as meshes
 from rl_likelihood.learner import measures, surrogate
 from rl_likelihood.learner.rows import RowStats, StepConfig, policy_masks, row_stats, see
 from rl_likelihood.learner.surrogate import Counts
-from rl_likelihood.model.decoder import ModelConfig, Params, apart, param_specs, stacked
+from rl_likelihood.model.decoder import ModelConfig, Params, Spec, apart, param_specs, stacked
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.shapes import Batch, TrainState
 
@@ -80,7 +80,7 @@ def filtered(params, models: Models, batch: Batch, model: ModelConfig, cfg: Step
         seen, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
         return shaping.group_std(reward, seen.evidence.keep)
 
-    params, *models = _for_a_loop(model, params, *models)
+    params, *models = laid_out(model, params, *models)
     std = whole(jax.lax.map(rewards, split(batch, at_once(batch, cfg))))
     counts = shaping.filter_groups(std, cfg.filter, filter_state, step)
     state = shaping.update(filter_state, step, std.mean(), cfg.filter)
@@ -105,8 +105,9 @@ def at_once(batch: Batch, cfg: StepConfig) -> int:
     return min(more, default=few) if few * g * t < ENOUGH // 2 else few
 
 
-def _for_a_loop(model: ModelConfig, *params: Params | None) -> tuple[Params | None, ...]:
-    """Parameters for a loop that runs `forward`: unrolled layers are cut out of the stack once, not in every round."""
+def laid_out(model: ModelConfig, *params: Params | None) -> tuple[Params | None, ...]:
+    """Parameters as a loop that runs `forward` reads them. Unrolled layers are cut out of their stack, once and not in
+    every round, which copies them."""
     return params if model.scan_layers else tuple(x if x is None else apart(x, model) for x in params)
 
 
@@ -143,7 +144,7 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         grads, sums, per_row = one(batch)
         return jax.tree.map(jnp.add, total, grads), (sums, per_row)
 
-    params, *models = _for_a_loop(model, params, *models)
+    params, *models = laid_out(model, params, *models)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     grads, (sums, per_row) = jax.lax.scan(body, zero, split(batch, size))
     grads = grads if model.scan_layers else stacked(grads)
@@ -168,9 +169,8 @@ def state_shardings(
 ) -> TrainState:
     """Where each array of the state lives: parameters and their moments by the table, the rest everywhere."""
     specs, everywhere = param_specs(model), meshes.replicated(mesh)
-    is_spec = lambda x: hasattr(x, "axes")  # noqa: E731
-    params = jax.tree.map(lambda s: meshes.sharding(mesh, s.axes, s.shape), specs, is_leaf=is_spec)
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
+    params = _placed(mesh, specs)
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=_is_spec)
     opt_state = optax.tree_map_params(
         optimizer,
         lambda _, s: s,
@@ -187,6 +187,33 @@ def state_shardings(
     )
 
 
+def reference_shardings(mesh: Mesh, model: ModelConfig) -> Params:
+    """Where each array of the reference model lives, `laid_out`: each layer as the policy's stack of them."""
+    specs = param_specs(model)
+    if not model.scan_layers:
+        one = {name: Spec(s.shape[1:], s.axes[1:], s.init) for name, s in specs["layers"].items()}
+        specs |= {"layers": (one,) * model.layers}
+    return _placed(mesh, specs)
+
+
+def _placed(mesh: Mesh, specs) -> Params:
+    return jax.tree.map(lambda s: meshes.sharding(mesh, s.axes, s.shape), specs, is_leaf=_is_spec)
+
+
+def _is_spec(x) -> bool:
+    return isinstance(x, Spec)
+
+
+def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConfig) -> Params | None:
+    """The reference model as `make_step` takes it; None where nothing asks for one.
+
+    It never changes, so its layers are laid out once, and not in every step as those of the policy.
+    """
+    if model.scan_layers or not cfg.with_reference:
+        return params if cfg.with_reference else None
+    return jax.jit(lambda p: laid_out(model, p)[0], out_shardings=reference_shardings(mesh, model))(params)
+
+
 def make_step(
     model: ModelConfig,
     cfg: StepConfig,
@@ -196,7 +223,7 @@ def make_step(
 ):
     """The jitted step(state, ref_params, batch) -> (state, metrics, per-row values [P, G, ...]).
 
-    `state` is donated. `ref_params` is None unless `cfg.with_reference`; without it the reference's forward
+    `state` is donated. `ref_params` is what `init_reference` gives; without a reference model its forward
     does not exist in the program. `batch` gives the shapes by which groups are split over the mesh.
     """
 
@@ -217,10 +244,11 @@ def make_step(
         return next_state, out, per_row
 
     state_at = state_shardings(mesh, model, optimizer, cfg)
+    reference_at = reference_shardings(mesh, model) if cfg.with_reference else None
     everywhere = meshes.replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(state_at, state_at.params if cfg.with_reference else None, meshes.by_prompt(mesh, batch)),
+        in_shardings=(state_at, reference_at, meshes.by_prompt(mesh, batch)),
         out_shardings=(state_at, everywhere, everywhere),
         donate_argnums=0,
         compiler_options=meshes.compiler_options(mesh, model.scratch_kib),
@@ -244,7 +272,7 @@ def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
     def score(params: Params, batch: Batch) -> RowStats:
         if mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, meshes.by_prompt(mesh, batch))
-        (params,) = _for_a_loop(model, params)
+        (params,) = laid_out(model, params)
         parts = split(batch, at_once(batch, cfg))
         return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), parts))
 

@@ -79,8 +79,8 @@ def announce(world: World, workdir: Path | None, resume: int | None) -> None:
     # A loop over portions sums gradients, and cuts unrolled layers apart before it begins.
     loops = at_a_time < p or (measured and p > 1)
     held |= {"the sum of gradients" if m.scan_layers else "a copy of the layers": 1} if loops else {}
-    for asked, name in ((step.with_reference, "the reference model"), (step.with_proxy, "the proxy model")):
-        held |= {name: 2 if loops and not m.scan_layers else 1} if asked else {}
+    held |= {"the reference model": 1} if step.with_reference else {}
+    held |= {"the proxy model": 2 if loops and not m.scan_layers else 1} if step.with_proxy else {}
     gib, names = sum(held.values()) * 4 * n / 2**30, ", ".join(held)
     say(f"memory   at least {gib:.1f} GiB for {names}, over {mesh.size} device(s); activations come on top")
     if workdir is not None:

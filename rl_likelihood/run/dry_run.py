@@ -8,7 +8,7 @@ import jax
 
 from rl_likelihood.config import Settings
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_state, make_step
+from rl_likelihood.learner.step import init_reference, init_state, make_step
 from rl_likelihood.run.console import announce, say
 from rl_likelihood.run.world import abstract_batch, load, make_places, using
 
@@ -22,10 +22,11 @@ def dry_run(settings: Settings) -> None:
     optimizer = make_optimizer(settings.optimizer)
     batch = abstract_batch(world)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, settings.step), params)
+    reference = jax.eval_shape(lambda p: init_reference(p, mesh, world.model, settings.step), params)
     step = make_step(world.model, settings.step, optimizer, mesh, batch)
     start = time.perf_counter()
     with using(mesh):
-        lowered = step.lower(state, state.params if settings.step.with_reference else None, batch)
+        lowered = step.lower(state, reference, batch)
     memory = lowered.compile().memory_analysis()
     say(
         f"step     compiled in {time.perf_counter() - start:.1f} s; on each device "

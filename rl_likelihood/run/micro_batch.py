@@ -1,9 +1,10 @@
 """train.micro_batch_prompts=-1: how many prompts at a time is fastest here, measured once and kept in the workdir.
 
-What is timed is forward and backward of one micro-batch of the longest rows, beginning with the smallest; the first
-that is slower a prompt, or does not fit, ends it. A resumed run takes what the workdir says, so it goes on bit for bit,
-unless its `conditions` are others (devices, or how the model is run) or none are kept, as older versions did: then it
-measures anew. Two runs may choose differently, and then differ by rounding.
+What is timed is forward and backward of two micro-batches of the longest rows (of one that is all of a step), as the
+step takes them, beginning with the smallest; the first that is slower a prompt, or does not fit, ends it. A resumed run
+takes what the workdir says, so it goes on bit for bit, unless its `conditions` are others (devices, or how the model is
+run) or none are kept, as older versions did: then it measures anew. Two runs may choose differently, and then differ by
+rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 
 from rl_likelihood import mesh as meshes
-from rl_likelihood.learner.step import gradients
+from rl_likelihood.learner.step import Models, gradients
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.pod import distributed
 from rl_likelihood.run.console import say
@@ -32,7 +33,7 @@ LARGER = "rl_likelihood.plan says what would"
 WORSE = 1.05  # this much slower a prompt than the best is not noise
 
 
-def with_micro_batch(world: World, params: Params, workdir: Path) -> World:
+def with_micro_batch(world: World, params: Params, models: Models, workdir: Path) -> World:
     """The world with the micro-batch size that the workdir says, or that is fastest; every process calls it."""
     path = workdir / FILE
     kept = distributed.by_first(lambda: json.loads(path.read_text()) if path.exists() else None)
@@ -41,7 +42,7 @@ def with_micro_batch(world: World, params: Params, workdir: Path) -> World:
         if kept is not None:
             before = kept.get("conditions", "a machine that is not named")
             say(f"portions {kept['prompts']} prompts at a time were fastest on {before}; this is {here}")
-        seconds = distributed.share({str(k): t for k, t in measured(world, params).items()})
+        seconds = distributed.share({str(k): t for k, t in measured(world, params, models).items()})
         fastest = int(min(seconds, key=seconds.get))
         kept = {"prompts": fastest, "seconds_per_prompt": seconds, "conditions": here}
         distributed.by_first(lambda: path.write_text(json.dumps(kept) + "\n") and None)
@@ -63,18 +64,18 @@ def conditions(world: World) -> str:
     return f"{kind}, {axes}, {work}, {how}, attention {m.attention}{scratch}"
 
 
-def measured(world: World, params: Params) -> dict[int, float]:
-    """Seconds a prompt of forward and backward, by the prompts in it."""
+def measured(world: World, params: Params, models: Models) -> dict[int, float]:
+    """Seconds a prompt of forward and backward, by the prompts in it. `models`: the step's."""
     whole, mesh = longest_batch(world), world.places.learner
     p, rows = whole.completion.shape[:2]
     cfg = world.settings.step
-    models = (params if cfg.with_reference else None, params if cfg.with_proxy else None)
     options = meshes.compiler_options(mesh, world.model.scratch_kib)  # the step's
     timed = jax.jit(gradients, static_argnums=(3, 4), compiler_options=options)
     found: dict[int, float] = {}
     # Times are process 0's everywhere: all must leave the loop at one size.
     for k in (k for k in range(1, p + 1) if p % k == 0 and meshes.divides(mesh.shape, k, rows)):
-        part = jax.tree.map(lambda x, k=k: x[:k], whole)
+        count = min(2 * k, p)
+        part = jax.tree.map(lambda x, n=count: x[:n], whole)
         batch = meshes.put(part, meshes.by_prompt(mesh, part))
         program, times = None, []
         with _unless_full(), using(mesh):
@@ -92,7 +93,7 @@ def measured(world: World, params: Params) -> dict[int, float]:
             if distributed.several():
                 raise UserError(refusal(k, f"set train.micro_batch_prompts={max(found)}" if found else LARGER))
             break
-        found[k] = distributed.share(min(times[1:]) / k)
+        found[k] = distributed.share(min(times[1:]) / count)
         if found[k] > WORSE * min(found.values()):
             break
     if not found:

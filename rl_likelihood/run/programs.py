@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from rl_likelihood import mesh as meshes
 from rl_likelihood.config import Settings
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_state, make_step, state_shardings
+from rl_likelihood.learner.step import init_reference, init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
 from rl_likelihood.pod import aot
 from rl_likelihood.pod.aot import Program
@@ -49,7 +49,7 @@ def trace_step(settings: Settings, model: ModelConfig, mesh: Mesh, batch: Batch)
     """The learner's step, traced."""
     cfg, optimizer = settings.step, make_optimizer(settings.optimizer)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
-    reference = state.params if cfg.with_reference else None
+    reference = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), state.params)
     with using(mesh):
         return make_step(model, cfg, optimizer, mesh, batch).trace(state, reference, batch)
 

@@ -17,6 +17,7 @@ from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import (
     at_once,
     gradients,
+    init_reference,
     init_state,
     make_score,
     make_step,
@@ -318,14 +319,15 @@ BATCHES = [random_batch(20 + i, p=8, g=2, s=S, t=T, sampled=True) for i in range
 
 
 @functools.cache
-def trained(shape):
+def trained(shape, scan=True):
     """Three steps on a mesh of this shape: metrics of each, per-row values of the last, parameters after each."""
+    model = dataclasses.replace(TINY, scan_layers=scan)
     mesh = one_device() if shape is None else make_mesh(shape, jax.devices()[: math.prod(shape)])
     placed = state_shardings(mesh, TINY, OPTIMIZER, CFG)
     # Made by a program, and copied before numpy looks at it: a buffer that numpy shares cannot be donated.
     state = jax.jit(lambda params: init_state(params, OPTIMIZER, CFG), out_shardings=placed)(random_params(TINY))
-    ref = jax.device_put(random_params(TINY, 1), placed.params)
-    step = make_step(TINY, CFG, OPTIMIZER, mesh, BATCHES[0])
+    ref = init_reference(jax.device_put(random_params(TINY, 1), placed.params), mesh, model, CFG)
+    step = make_step(model, CFG, OPTIMIZER, mesh, BATCHES[0])
     history, params = [], []
     for batch in BATCHES:
         before = state
@@ -354,6 +356,13 @@ def test_devices_are_one(shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5), one[2], eight[2])
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one[2][-1], random_params(TINY))
     assert min(jax.tree.leaves(moved)) > 1e-3, "every parameter learned"
+
+
+@pytest.mark.parametrize("shape", [None, MESHES["mixed"]], ids=["one", "mixed"])
+def test_unrolled_layers_and_a_reference_model_laid_out_for_them_are_scanned_ones(shape):
+    scanned, unrolled = trained(None), trained(shape, scan=False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5), scanned[:2], unrolled[:2])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5), scanned[2], unrolled[2])
 
 
 @pytest.mark.parametrize(
@@ -484,15 +493,19 @@ def test_the_state_is_given_away_and_not_held_twice():
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 0.1 * held
 
 
+@pytest.mark.parametrize("kl", [0.0, 0.1])
 @pytest.mark.parametrize("scan, micro, most", [(True, 0, 1.75), (False, 0, 1.75), (True, 1, 2.6), (False, 1, 2.6)])
-def test_beside_the_state_a_step_holds_one_gradient_and_in_portions_one_tree_more(scan, micro, most):
-    """Of a model so large that a batch's own values count for little: in copies of its parameters."""
+def test_beside_the_state_a_step_holds_one_gradient_and_in_portions_one_tree_more(scan, micro, most, kl):
+    """Of a model so large that a batch's own values count for little: in copies of its parameters. A reference model
+    is beside them as it is given, and not copied."""
     model = tiny(layers=8, width=256, mlp=1024, scan_layers=scan)
-    cfg, batch = rewarded("log_prob", micro_batch_prompts=micro), random_batch(0, 2, 2, 4, 10)
+    loss = LossConfig(kl="k3", kl_coef=kl) if kl else LossConfig()
+    cfg, batch = rewarded("log_prob", loss=loss, micro_batch_prompts=micro), random_batch(0, 2, 2, 4, 10)
     optimizer = make_optimizer(OptimizerConfig())
     params = jax.eval_shape(lambda key: init(key, model), jax.random.key(0))
     state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), params)
-    memory = make_step(model, cfg, optimizer, one_device(), batch).lower(state, None, batch).compile().memory_analysis()
+    ref = jax.eval_shape(lambda p: init_reference(p, one_device(), model, cfg), params)
+    memory = make_step(model, cfg, optimizer, one_device(), batch).lower(state, ref, batch).compile().memory_analysis()
     one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     assert memory.temp_size_in_bytes < most * one, memory.temp_size_in_bytes / one
 
