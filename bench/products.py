@@ -4,9 +4,10 @@
 
 Weights: each product of a decode step of SmolLM2-135M's shape, x [rows, in] with w kept as [in, out] (as in the code,
 but for the head, which shares the embedding's array) and as [out, in], through all 30 layers' weights in turn, which no
-cache holds; in one program, and in two threads with half the rows each, as two streams of the sampler are. Cache: a
-step's attention over 256 own keys and values of each row and 128 of its prompt, kept in float32 (as in the code),
-bfloat16 and float16, computed in float32, the same arrays each time. Fastest of so many rounds that alternate.
+cache holds (the head has one); in one program, and in two threads with half the rows each, as two streams of the
+sampler are. Cache: a step's attention over 256 own keys and values of each row and 128 of its prompt, kept in float32
+(as in the code), bfloat16 and float16, computed in float32, the same arrays each time. Fastest of so many rounds that
+alternate.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bench.flops import Shape
@@ -102,7 +101,7 @@ def workload(
         calls["scoring"] = lambda: score(params, given.replace(bare=None))
     if {"learner", "iteration"} & set(wanted):
         step = make_step(model, cfg, optimizer, mesh, given)
-        ref = init_reference(jax.tree.map(jnp.copy, params), mesh, model, cfg)
+        ref = init_reference(params, mesh, model, cfg)
         held = {"state": jax.jit(lambda p: init_state(p, optimizer, cfg), out_shardings=placed)(params), "number": 0}
 
         def learn(batch):

@@ -101,6 +101,13 @@ def test_every_program_is_compiled_and_accounted_for(planned):
     assert planned["fits"] is None and planned["floors"] is None
 
 
+def test_a_reference_model_of_unrolled_layers_is_planned_as_a_run_holds_it():
+    found = small_plan(model__layers="unroll", loss__kl="k3", loss__kl_coef=0.1)
+    step, held = found["programs"][0], found["held"]
+    assert held["reference"] == held["parameters"] > 0
+    assert sum(held.values()) < step["arguments"] < 1.1 * sum(held.values())
+
+
 def test_flops_follow_what_is_asked_for(planned):
     one = planned["model_flops"]
     settings = configs.build(small_config(loss__kl="k3", loss__kl_coef=0.1))

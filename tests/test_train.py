@@ -193,11 +193,14 @@ def test_rewards_from_text_are_computed_side_by_side(tmp_path):
     assert {"vote/label_accuracy", "chain/transition_words"} <= set(row)
 
 
-def test_a_run_with_state_of_its_own_resumes_bit_for_bit(tmp_path):
-    """RLPR's threshold and base scores, NOVER's proxy, a reference model, in portions of unrolled layers."""
+UNROLLED = {"model__layers": "unroll", "train__micro_batch_prompts": 1, "mesh__fsdp": 1, "mesh__tensor": 8}
+
+
+@pytest.mark.parametrize("how", [{}, UNROLLED], ids=["scanned", "unrolled"])
+def test_a_run_with_state_of_its_own_resumes_bit_for_bit(how, tmp_path):
+    """RLPR's threshold and base scores, NOVER's proxy, a reference model."""
     extra = {"reward__name": "0.5*rlpr + format + nover_rank + log_prob", "reward__baseline": "frozen"}
-    extra |= {"loss__kl": "k3", "loss__kl_coef": 0.1, "model__layers": "unroll", "train__micro_batch_prompts": 1}
-    extra |= {"mesh__fsdp": 1, "mesh__tensor": 8}
+    extra |= {"loss__kl": "k3", "loss__kl_coef": 0.1, **how}
     extra |= {
         "prompt__score_delims": "none",
         "filter__mode": "ema",

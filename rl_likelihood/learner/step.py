@@ -106,8 +106,8 @@ def at_once(batch: Batch, cfg: StepConfig) -> int:
 
 
 def laid_out(model: ModelConfig, *params: Params | None) -> tuple[Params | None, ...]:
-    """Parameters as a loop that runs `forward` reads them. Unrolled layers are cut out of their stack, once and not in
-    every round, which copies them."""
+    """Parameters as a loop that runs `forward` reads them. Cutting an unrolled layer out of the stack copies it, so
+    that is done once and not in every round."""
     return params if model.scan_layers else tuple(x if x is None else apart(x, model) for x in params)
 
 
@@ -188,7 +188,7 @@ def state_shardings(
 
 
 def reference_shardings(mesh: Mesh, model: ModelConfig) -> Params:
-    """Where each array of the reference model lives, `laid_out`: each layer as the policy's stack of them."""
+    """Where each array of the reference model lives, `laid_out`: a layer is split as the policy's stack of them is."""
     specs = param_specs(model)
     if not model.scan_layers:
         one = {name: Spec(s.shape[1:], s.axes[1:], s.init) for name, s in specs["layers"].items()}
@@ -209,8 +209,10 @@ def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConf
 
     It never changes, so its layers are laid out once, and not in every step as those of the policy.
     """
-    if model.scan_layers or not cfg.with_reference:
-        return params if cfg.with_reference else None
+    if not cfg.with_reference:
+        return None
+    if model.scan_layers:
+        return params
     return jax.jit(lambda p: laid_out(model, p)[0], out_shardings=reference_shardings(mesh, model))(params)
 
 

@@ -75,12 +75,13 @@ def announce(world: World, workdir: Path | None, resume: int | None) -> None:
     measured = c.train.micro_batch_prompts < 0  # and said when it has been
     portions = "" if measured else f", {at_a_time} prompt{'s' * (at_a_time > 1)} at a time"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{portions}, {schedule}")
+    layers = 1 - m.vocab_size * m.width * (2 - m.tied) / n  # of the parameters
     step, held = world.settings.step, {"parameters": 1, "gradient": 1, "two moments": 2, "the sampler's copy": 1}
     # A loop over portions sums gradients, and cuts unrolled layers apart before it begins.
     loops = at_a_time < p or (measured and p > 1)
-    held |= {"the sum of gradients" if m.scan_layers else "a copy of the layers": 1} if loops else {}
+    held |= ({"the sum of gradients": 1} if m.scan_layers else {"a copy of the layers": layers}) if loops else {}
     held |= {"the reference model": 1} if step.with_reference else {}
-    held |= {"the proxy model": 2 if loops and not m.scan_layers else 1} if step.with_proxy else {}
+    held |= {"the proxy model": 1 + layers if loops and not m.scan_layers else 1} if step.with_proxy else {}
     gib, names = sum(held.values()) * 4 * n / 2**30, ", ".join(held)
     say(f"memory   at least {gib:.1f} GiB for {names}, over {mesh.size} device(s); activations come on top")
     if workdir is not None:

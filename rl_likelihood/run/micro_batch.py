@@ -1,10 +1,11 @@
 """train.micro_batch_prompts=-1: how many prompts at a time is fastest here, measured once and kept in the workdir.
 
-What is timed is forward and backward of two micro-batches of the longest rows (of one that is all of a step), as the
-step takes them, beginning with the smallest; the first that is slower a prompt, or does not fit, ends it. A resumed run
-takes what the workdir says, so it goes on bit for bit, unless its `conditions` are others (devices, or how the model is
-run) or none are kept, as older versions did: then it measures anew. Two runs may choose differently, and then differ by
-rounding.
+What is timed is forward and backward of two micro-batches of the longest rows (of one that is all of a step), in the
+step's own loop, beginning with the smallest; what that does once for all of them, as to copy unrolled layers, counts
+for two, so sizes below half of a step look a little slower than they are. The first that is slower a prompt, or does
+not fit, ends it. A resumed run takes what the workdir says, so it goes on bit for bit, unless its `conditions` are
+others (devices, or how the model is run) or none are kept, as older versions did: then it measures anew. Two runs may
+choose differently, and then differ by rounding.
 """
 
 from __future__ import annotations

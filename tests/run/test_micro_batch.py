@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood import config as configs
-from rl_likelihood.learner.step import init_reference
+from rl_likelihood.learner.step import gradients, init_reference
 from rl_likelihood.mesh import cores
 from rl_likelihood.run import micro_batch
 from rl_likelihood.run.world import abstract_batch, load, make_places
@@ -45,6 +45,19 @@ def test_it_is_measured_once_and_kept(loaded, tmp_path, capsys):
     (tmp_path / micro_batch.FILE).write_text(json.dumps({**kept, "prompts": other}))
     again = micro_batch.with_micro_batch(world, params, models, tmp_path)
     assert again.settings.step.micro_batch_prompts == other and "portions" not in capsys.readouterr().out
+
+
+def test_two_portions_are_timed_in_the_step_s_loop_and_a_whole_step_as_one(loaded, monkeypatch):
+    world, params, models = loaded
+    timed = []
+
+    def seen(params, models, batch, model, cfg):
+        timed.append((len(batch.prompt), cfg.micro_batch_prompts))
+        return gradients(params, models, batch, model, cfg)
+
+    monkeypatch.setattr(micro_batch, "gradients", seen)
+    found = micro_batch.measured(world, params, models)
+    assert timed == [(min(2 * k, 4), k) for k in found] and list(found)[:2] == [1, 2][: len(found)]
 
 
 def test_other_devices_measure_anew_and_say_so(loaded, tmp_path, capsys):
