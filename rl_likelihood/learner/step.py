@@ -16,7 +16,7 @@ from rl_likelihood import mesh as meshes
 from rl_likelihood.learner import measures, surrogate
 from rl_likelihood.learner.rows import RowStats, StepConfig, policy_masks, row_stats, see
 from rl_likelihood.learner.surrogate import Counts
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, apart, param_specs, stacked
+from rl_likelihood.model.decoder import ModelConfig, Params, Spec, apart, is_spec, param_specs, shardings, stacked
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.shapes import Batch, TrainState
 
@@ -169,8 +169,8 @@ def state_shardings(
 ) -> TrainState:
     """Where each array of the state lives: parameters and their moments by the table, the rest everywhere."""
     specs, everywhere = param_specs(model), meshes.replicated(mesh)
-    params = _placed(mesh, specs)
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=_is_spec)
+    params = shardings(specs, mesh)
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
     opt_state = optax.tree_map_params(
         optimizer,
         lambda _, s: s,
@@ -193,15 +193,7 @@ def reference_shardings(mesh: Mesh, model: ModelConfig) -> Params:
     if not model.scan_layers:
         one = {name: Spec(s.shape[1:], s.axes[1:], s.init) for name, s in specs["layers"].items()}
         specs |= {"layers": (one,) * model.layers}
-    return _placed(mesh, specs)
-
-
-def _placed(mesh: Mesh, specs) -> Params:
-    return jax.tree.map(lambda s: meshes.sharding(mesh, s.axes, s.shape), specs, is_leaf=_is_spec)
-
-
-def _is_spec(x) -> bool:
-    return isinstance(x, Spec)
+    return shardings(specs, mesh)
 
 
 def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConfig) -> Params | None:

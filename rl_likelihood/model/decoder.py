@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood import mesh as meshes
@@ -101,14 +102,20 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
     return specs
 
 
-def _is_spec(x) -> bool:
+def is_spec(x: Any) -> bool:
+    """The leaves of a tree of specs, which are tuples that jax.tree would look into."""
     return isinstance(x, Spec)
+
+
+def shardings(specs: dict[str, Any], mesh: Mesh) -> Params:
+    """Where each of these parameters lives on the mesh."""
+    return jax.tree.map(lambda s: meshes.sharding(mesh, s.axes, s.shape), specs, is_leaf=is_spec)
 
 
 def init(key: Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
     """Random parameters: normal(0.02), residual outputs scaled by 1/sqrt(2 L), norms 1, biases 0."""
     specs = param_specs(cfg)
-    leaves, tree = jax.tree.flatten_with_path(specs, is_leaf=_is_spec)
+    leaves, tree = jax.tree.flatten_with_path(specs, is_leaf=is_spec)
 
     def draw(i, path, spec):
         if spec.init == "normal":

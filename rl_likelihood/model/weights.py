@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from rl_likelihood.model import gguf_file, hf_folder
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, param_specs
+from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
 from rl_likelihood.model.hf_folder import CONFIG, INDEX, WEIGHTS, Source
 from rl_likelihood.shapes import UserError
 
@@ -109,7 +109,7 @@ def load(
     specs = param_specs(source.cfg)
     if at is not None:
         return source.cfg, _load_onto(source, specs, wanted, at(source.cfg), np.dtype(dtype))
-    params = jax.tree.map(lambda spec: np.empty(spec.shape, dtype), specs, is_leaf=lambda x: isinstance(x, Spec))
+    params = jax.tree.map(lambda spec: np.empty(spec.shape, dtype), specs, is_leaf=is_spec)
     for t in wanted:
         x = source.read(t.name)
         x = (x.T if t.inputs else x).reshape(t.shape)
@@ -146,7 +146,7 @@ def _load_onto(source: Source, specs: Any, wanted: list[Tensor], at: Any, dtype:
         out = jax.make_array_from_callback(spec.shape, where, once)
         return jax.block_until_ready(out)  # before the next one is read: then this one's copy on the host can go
 
-    return jax.tree.map_with_path(one, specs, at, is_leaf=lambda x: isinstance(x, Spec))
+    return jax.tree.map_with_path(one, specs, at, is_leaf=is_spec)
 
 
 def _read_part(source: Source, t: Tensor, index: tuple[slice, ...]) -> np.ndarray:

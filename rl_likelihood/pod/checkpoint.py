@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rl_likelihood.model.decoder import ModelConfig, Params, RopeScaling, Spec, param_specs
+from rl_likelihood.model.decoder import ModelConfig, Params, RopeScaling, Spec, is_spec, param_specs
 from rl_likelihood.pod import distributed
 from rl_likelihood.pod.intact import DamagedError, check_files, check_sums, checksums
 from rl_likelihood.shapes import TrainState, UserError
@@ -242,7 +242,7 @@ def _params(cfg: ModelConfig, leaves: dict[str, dict]) -> Params:
     def abstract(path, spec: Spec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(spec.shape, leaves.get("params/" + _name(path), {}).get("dtype", "float32"))
 
-    return jax.tree.map_with_path(abstract, param_specs(cfg), is_leaf=lambda x: isinstance(x, Spec))
+    return jax.tree.map_with_path(abstract, param_specs(cfg), is_leaf=is_spec)
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:

@@ -38,7 +38,7 @@ def announce(world: World, workdir: Path | None, resume: int | None) -> None:
     """What runs, on what, with which reward, in words."""
     c, m, places = world.config, world.model, world.places
     mesh = places.learner
-    specs = jax.tree.leaves(decoder.param_specs(m), is_leaf=lambda x: isinstance(x, decoder.Spec))
+    specs = jax.tree.leaves(decoder.param_specs(m), is_leaf=decoder.is_spec)
     n = sum(int(np.prod(spec.shape)) for spec in specs)
     p, g = c.train.prompts_per_step, 1 if c.reward.name == "sft" else c.sampler.group_size
     shape = " x ".join(f"{k} {v}" for k, v in mesh.shape.items())

@@ -14,7 +14,7 @@ from rl_likelihood import mesh as meshes
 from rl_likelihood.config import Settings
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, init_state, make_step, state_shardings
-from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
+from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
 from rl_likelihood.pod import aot
 from rl_likelihood.pod.aot import Program
 from rl_likelihood.run.world import Places, World, abstract_batch, using
@@ -41,7 +41,7 @@ def abstract_params(model: ModelConfig, mesh: Mesh | None = None) -> Any:
     return jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32, sharding=mesh and meshes.sharding(mesh, s.axes, s.shape)),
         param_specs(model),
-        is_leaf=lambda x: isinstance(x, Spec),
+        is_leaf=is_spec,
     )
 
 

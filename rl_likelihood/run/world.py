@@ -189,8 +189,7 @@ def share_of(prompts: Prompts) -> Prompts:
 
 def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
     """Where each parameter lies on the learner's mesh."""
-    specs = param_specs(model)
-    return jax.tree.map(lambda s: meshes.sharding(mesh, s.axes, s.shape), specs, is_leaf=lambda x: hasattr(x, "axes"))
+    return decoder.shardings(param_specs(model), mesh)
 
 
 def load_model(c: ConfigDict, mesh: Mesh | None = None) -> tuple[ModelConfig, Params, str]:

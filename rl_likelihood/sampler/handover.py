@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rl_likelihood import mesh as meshes
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, param_specs
+from rl_likelihood.model.decoder import ModelConfig, Params, is_spec, param_specs
 from rl_likelihood.model.decoding import fused, unlayered
 from rl_likelihood.shapes import UserError
 
@@ -65,9 +65,7 @@ def gather(model: ModelConfig, mesh: Mesh, tensor: int) -> Gather:
         cut = {k: jax.lax.dynamic_index_in_dim(v, number, 0, keepdims=False) for k, v in layers.items()}
         return fused(cut, model), number + 1
 
-    shapes = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), param_specs(model), is_leaf=lambda x: isinstance(x, Spec)
-    )
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), param_specs(model), is_leaf=is_spec)
     unstacked = {k: v for k, v in shapes.items() if k != "layers"}
     placed = lambda f, *of: jax.jit(f, out_shardings=jax.tree.map_with_path(at, jax.eval_shape(f, *of)))  # noqa: E731
     return Gather(placed(rest, unstacked), placed(layer, shapes["layers"], np.int32(0)))
