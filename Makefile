@@ -32,11 +32,11 @@ parity: $(VENV)/.parity
 	$(RUN) -m pytest -q tests/parity
 
 pods: $(VENV)/libtpu
-	PYTHONPATH=$(VENV)/libtpu $(RUN) -m pytest -q tests/pod tests/run/test_world.py tests/test_plan.py tests/test_tpu_setup.py \
+	PYTHONPATH=$(VENV)/libtpu $(RUN) -m pytest -q tests/runtime tests/planning tests/test_task.py tests/test_plan.py tests/test_tpu_setup.py \
 	  -m 'slow or not slow' -n auto --maxprocesses=2 --dist=loadfile
 
 sweeps: $(VENV)/.sweeps
-	$(RUN) -m pytest -q tests/test_sweep.py tests/run/test_grid.py tests/run/test_runners.py tests/run/test_ray_runner.py \
+	$(RUN) -m pytest -q tests/test_sweep.py tests/sweeps \
 	  tests/report -m 'slow or not slow'
 
 lint: $(VENV)/.test

@@ -24,9 +24,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer  # noqa: E402
-from rl_likelihood.model import assets, weights  # noqa: E402
 from rl_likelihood.sampler import decode, engine  # noqa: E402
 from rl_likelihood.shapes import Prompts  # noqa: E402
+from rl_likelihood.weights import assets, files
 
 LONGEST = 256
 PROMPT = 192  # tokens; longer questions are left out
@@ -68,7 +68,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     a = arguments.parse_args()
     path = str(Path(assets.resolve(a.model)).resolve())
-    cfg, params = weights.load(path)
+    cfg, params = files.load(path)
     held = decode.prepare(params, cfg)
     del params
     prompts, eos = asked(a.questions, path, a.rows)

@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.smollm2 import get_config  # noqa: E402
 from rl_likelihood import config as configs  # noqa: E402
-from rl_likelihood.run.evaluation import evaluate  # noqa: E402
-from rl_likelihood.run.world import EVALUATE, World, load  # noqa: E402
+from rl_likelihood.evaluation.evaluate import evaluate
 from rl_likelihood.sampler import decode  # noqa: E402
 from rl_likelihood.shapes import CHAIN, SAMPLED  # noqa: E402
+from rl_likelihood.task import EVALUATE, World, load
 
 
 def world_of(questions: int, batch: int, small: bool) -> tuple[World, dict]:

@@ -1,6 +1,7 @@
 """Alpaca (cleaned) with any reward: long answers that nobody can check, as Kwiatkowski et al. 2602.03979 train on them.
 
-    python -m rl_likelihood.data.prepare --dataset=alpaca --source=alpaca_data_cleaned.json --out=data --max_chars=3000
+    python -m rl_likelihood.datasets.prepare --dataset=alpaca \\
+      --source=alpaca_data_cleaned.json --out=data --max_chars=3000
     python -m rl_likelihood.train --config=configs/alpaca.py:model=PATH,reward=log_prob --workdir=runs/alpaca
     python -m rl_likelihood.train --config=configs/alpaca.py:model=PATH,reward=sft --workdir=runs/alpaca_sft
 

@@ -41,9 +41,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.pod.heartbeat = 30.0  # seconds in which the death of another process is noticed
 
     c.data = ConfigDict()
-    c.data.source = "reasoning_gym"  # reasoning_gym | jsonl | prepared (by rl_likelihood.data.prepare)
+    c.data.source = "reasoning_gym"  # reasoning_gym | jsonl | prepared (by rl_likelihood.datasets.prepare)
     # reasoning_gym: presets (one_operation, basic_arithmetic, chain_sum) and any of its data sets, as "leg_counting" or
-    # "leg_counting(min_animals=1, max_animals=2)"; rl_likelihood/data/procedural.py says more
+    # "leg_counting(min_animals=1, max_animals=2)"; rl_likelihood/datasets/procedural.py says more
     c.data.tasks = ("basic_arithmetic",)
     c.data.train_path = ""  # jsonl, lines {"prompt", "answer"[, "chain", "id", "task"]} or {"messages", "answer"}
     # prepared: train_path is the folder; its splits are train, and validation or test, unless named here

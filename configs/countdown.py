@@ -1,6 +1,6 @@
 """Countdown with any reward: an expression that makes a target from 3 or 4 numbers, each used once.
 
-    python -m rl_likelihood.data.prepare --dataset=countdown --source=PATH --out=data
+    python -m rl_likelihood.datasets.prepare --dataset=countdown --source=PATH --out=data
     python -m rl_likelihood.train --config=configs/countdown.py:model=PATH,reward=avg_prob --workdir=runs/countdown
     python -m rl_likelihood.train --config=configs/countdown.py:model=PATH,reward=countdown_tinyzero --workdir=runs/rule
 

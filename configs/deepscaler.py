@@ -1,6 +1,6 @@
 """DeepScaleR-Preview with any reward, at the settings of Kwiatkowski et al. 2602.03979 (sec. 3.1, app. B).
 
-    python -m rl_likelihood.data.prepare --dataset=deepscaler --source=deepscaler.json --out=data --max_chars=4000
+    python -m rl_likelihood.datasets.prepare --dataset=deepscaler --source=deepscaler.json --out=data --max_chars=4000
     python -m rl_likelihood.train --config=configs/deepscaler.py:model=PATH,reward=prob --workdir=runs/deepscaler
 
 A tenth of the problems is held out and evaluated on. The paper leaves out long solutions without saying how long;

@@ -1,6 +1,6 @@
 """GSM8K with any reward, at the settings that Kwiatkowski et al. 2602.03979 use for checkable answers.
 
-    python -m rl_likelihood.data.prepare --dataset=gsm8k --out=data                  # fetches the two public files
+    python -m rl_likelihood.datasets.prepare --dataset=gsm8k --out=data                  # fetches the two public files
     python -m rl_likelihood.train --config=configs/gsm8k.py:model=PATH,reward=log_prob,group=8 --workdir=runs/gsm8k
 
 Trains on the 7,473 training problems, evaluates on the 1,319 test problems; numbers are compared as numbers. All but

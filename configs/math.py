@@ -1,6 +1,6 @@
 """MATH with any reward, at the settings of Kwiatkowski et al. 2602.03979 (sec. 3.1, app. B).
 
-    python -m rl_likelihood.data.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
+    python -m rl_likelihood.datasets.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
     python -m rl_likelihood.train --config=configs/math.py:model=PATH,reward=log_prob,group=32 --workdir=runs/math
 
 Trains on 6,726 problems, watches itself on the tenth of the 7,500 that is held out, and is evaluated first and last on

@@ -1,6 +1,6 @@
 """NuminaProof with any reward: the answer is a whole proof, as in Kwiatkowski et al. 2602.03979.
 
-    python -m rl_likelihood.data.prepare --dataset=numina_proof --source=PATH --out=data --max_chars=3000
+    python -m rl_likelihood.datasets.prepare --dataset=numina_proof --source=PATH --out=data --max_chars=3000
     python -m rl_likelihood.train --config=configs/numina_proof.py:model=PATH,reward=log_prob --workdir=runs/numina
 
 About 50,000 theorem-proof items of NuminaMath-1.5, 1,000 held out; --max_chars leaves out what does not fit the

@@ -1,6 +1,6 @@
 """Any prepared data set by its name, with any reward: lengths and splits are looked up here.
 
-    python -m rl_likelihood.data.prepare --dataset=mawps --source=FOLDER --out=data
+    python -m rl_likelihood.datasets.prepare --dataset=mawps --source=FOLDER --out=data
     python -m rl_likelihood.train    --config=configs/prepared.py:name=mawps,model=PATH,reward=prob --workdir=runs/mawps
     python -m rl_likelihood.evaluate --config=configs/prepared.py:name=mmlu_pro,model=PATH --out=runs/mmlu_pro
 

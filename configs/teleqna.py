@@ -1,7 +1,7 @@
 """TeleQnA, questions on telecommunications, with any reward: multiple choice, or free-form without the options.
 
-    python -m rl_likelihood.data.prepare --dataset=teleqna --out=data                     # fetches the authors' archive
-    python -m rl_likelihood.data.prepare --dataset=teleqna_free --out=data
+    python -m rl_likelihood.datasets.prepare --dataset=teleqna --out=data   # fetches the authors' archive
+    python -m rl_likelihood.datasets.prepare --dataset=teleqna_free --out=data
     python -m rl_likelihood.train --config=configs/teleqna.py:model=PATH,reward=prob --workdir=runs/teleqna
     python -m rl_likelihood.train --config=configs/teleqna.py:model=PATH,free=true --workdir=runs/teleqna_free
 

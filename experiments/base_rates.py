@@ -1,6 +1,6 @@
 """What the untouched SmolLM2-135M-Instruct can do: base rates, before anything is trained.
 
-    python -m rl_likelihood.data.prepare --dataset=gsm8k --out=data
+    python -m rl_likelihood.datasets.prepare --dataset=gsm8k --out=data
     python experiments/base_rates.py [--gsm8k=data/gsm8k] [--questions=64] [--only='chain_sum;...']
 
 Two worked examples before each question, greedy answers with and without a chain, and four chains each at temperature
@@ -29,11 +29,11 @@ sys.path.insert(0, str(ROOT))
 from configs.smollm2 import get_config  # noqa: E402
 from rl_likelihood import config as configs  # noqa: E402
 from rl_likelihood.data import prompts  # noqa: E402
-from rl_likelihood.data.examples import WORKED_EXAMPLES  # noqa: E402
-from rl_likelihood.data.sources import question_key  # noqa: E402
-from rl_likelihood.report import statistics  # noqa: E402
-from rl_likelihood.run.evaluation import evaluate  # noqa: E402
-from rl_likelihood.run.world import load  # noqa: E402
+from rl_likelihood.data.worked_examples import WORKED_EXAMPLES  # noqa: E402
+from rl_likelihood.datasets.sources import question_key  # noqa: E402
+from rl_likelihood.evaluation import statistics  # noqa: E402
+from rl_likelihood.evaluation.evaluate import evaluate  # noqa: E402
+from rl_likelihood.task import load  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results" / "base_rates.json"
 SAMPLES = 4

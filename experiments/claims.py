@@ -27,11 +27,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a script
 
-from rl_likelihood.report import statistics  # noqa: E402
+from rl_likelihood.evaluation import statistics  # noqa: E402
 from rl_likelihood.report import table as tables  # noqa: E402
 from rl_likelihood.report.table import UNTOUCHED  # noqa: E402
-from rl_likelihood.run import grid  # noqa: E402
 from rl_likelihood.shapes import UserError  # noqa: E402
+from rl_likelihood.sweeps import grid  # noqa: E402
 
 LOG, EXACT, BETWEEN = ("log_prob", "avg_log_prob"), ("base_rl", "prob"), ("avg_prob", "jepo")
 UNITS = {

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a sc
 
 from experiments import cpu_grid, paper_nonverifiable, paper_verifiable  # noqa: E402
 from rl_likelihood.report import chain_figures  # noqa: E402
-from rl_likelihood.run.grid import Overrides, chain, named, point, product  # noqa: E402
+from rl_likelihood.sweeps.grid import Overrides, chain, named, point, product  # noqa: E402
 
 ROWS = "data"
 ROOT = Path("runs/correlations")

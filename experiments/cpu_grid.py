@@ -26,8 +26,8 @@ import json
 from pathlib import Path
 
 from configs.cpu_grid import DATA
-from rl_likelihood.run.grid import Overrides, chain, named, product, sweep
 from rl_likelihood.shapes import UserError
+from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 
 TRAIN, HELDOUT = 512, 96
 RESOURCES = {"CPU": 2}

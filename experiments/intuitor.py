@@ -1,6 +1,6 @@
 """Intuitor (Zhao et al. 2505.19590): self-certainty against GRPO with a rule and against a plurality vote, and its KL.
 
-    python -m rl_likelihood.data.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
+    python -m rl_likelihood.datasets.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
     python -m rl_likelihood.sweep experiments/intuitor.py --run --runner=ray
 
 12 runs: Qwen2.5-1.5B and 3B on MATH x {self_certainty, grpo, plurality vote, self_certainty with KL 0, 1e-4, 1e-2}.
@@ -15,7 +15,7 @@ collapse of long runs: scores fall, outputs shorten and repeat (the console's al
 
 from __future__ import annotations
 
-from rl_likelihood.run.grid import Overrides, chain, named, product, sweep
+from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 
 RESOURCES = {"TPU": 4}
 MODELS = {

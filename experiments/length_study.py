@@ -1,6 +1,6 @@
 """Why chains collapse on long answers, and what keeps them (Kwiatkowski et al. 2602.03979, sec. 3.4, app. D and F).
 
-    python -m rl_likelihood.data.prepare --dataset=numina_proof --source=PATH --out=data --max_chars=3000
+    python -m rl_likelihood.datasets.prepare --dataset=numina_proof --source=PATH --out=data --max_chars=3000
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=plain
     python experiments/length_study.py rates        # r = dR/dL of each plain run: results/length_rates.json
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=length
@@ -38,9 +38,9 @@ sys.path.insert(0, str(HERE.parent))  # when run as a script
 
 from experiments.paper_nonverifiable import LONG, SETS  # noqa: E402
 from experiments.paper_verifiable import MODELS, SFT  # noqa: E402
-from rl_likelihood.report import metrics  # noqa: E402
-from rl_likelihood.run.grid import Overrides, chain, named, point, product, sweep, zipped  # noqa: E402
+from rl_likelihood.runtime import run_files  # noqa: E402
 from rl_likelihood.shapes import UserError  # noqa: E402
+from rl_likelihood.sweeps.grid import Overrides, chain, named, point, product, sweep, zipped  # noqa: E402
 
 RESOURCES = {"TPU": 4}
 ROWS = "method"
@@ -111,7 +111,7 @@ def rate(workdir: Path, reward: str) -> float:
 
     On training questions, which are new at every step of the first epoch, means of five steps at each end.
     """
-    rows = [row for row in _rows(workdir / metrics.METRICS) if row["step"] <= DROP]
+    rows = [row for row in _rows(workdir / run_files.METRICS) if row["step"] <= DROP]
     if len(rows) < DROP:
         raise UserError(f"{workdir} has {len(rows)} of the {DROP} steps that the rate is measured over; run it further")
     end = lambda key, part: statistics.fmean(row[key] for row in part)  # noqa: E731
@@ -128,7 +128,7 @@ def rate(workdir: Path, reward: str) -> float:
 def _rows(path: Path) -> list[dict]:
     if not path.exists():
         raise UserError(f"{path} is not there; run its point first, or name the folder of the runs by ROOT=DIR")
-    return metrics.read(path)
+    return run_files.read(path)
 
 
 def rates() -> None:
@@ -143,7 +143,7 @@ def rates() -> None:
 
 def chains() -> None:
     """The first closed chain of each question that the study=chains run sampled, as JSON lines with "chain"."""
-    samples = _rows(ROOT / point(own_chains()[0]).name / metrics.SAMPLES)
+    samples = _rows(ROOT / point(own_chains()[0]).name / run_files.SAMPLES)
     rows: dict[str, dict[str, str]] = {}
     for s in samples:
         if not s["truncated"] and s["id"] not in rows:

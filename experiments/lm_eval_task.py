@@ -29,12 +29,13 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rl_likelihood import config as configs  # noqa: E402
-from rl_likelihood.data import prompts, sources  # noqa: E402
+from rl_likelihood.cli.command import from_flags, run_main  # noqa: E402
+from rl_likelihood.data import prompts  # noqa: E402
 from rl_likelihood.data.prompts import PromptConfig  # noqa: E402
-from rl_likelihood.model import assets  # noqa: E402
-from rl_likelihood.run import world  # noqa: E402
-from rl_likelihood.run.command import from_flags, run_main  # noqa: E402
+from rl_likelihood.datasets import sources  # noqa: E402
 from rl_likelihood.shapes import UserError  # noqa: E402
+from rl_likelihood.task import load_tokenizer  # noqa: E402
+from rl_likelihood.weights import assets  # noqa: E402
 
 NAME = "rl_likelihood"
 
@@ -92,7 +93,7 @@ def main() -> None:
     _, heldout, _ = sources.load(settings.data, training=False)
     if not heldout or not c.eval.prompts:
         raise UserError("there are no held-out questions; set data.heldout_size and eval.prompts")
-    tokenizer, _ = world.load_tokenizer(model_folder(c.model.path))
+    tokenizer, _ = load_tokenizer(model_folder(c.model.path))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     data = (folder / "questions.jsonl").resolve()

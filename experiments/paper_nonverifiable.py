@@ -1,7 +1,8 @@
 """The long-answer half of Kwiatkowski et al. 2602.03979: table 2, two 3B models on Alpaca and NuminaProof, G = 4.
 
-    python -m rl_likelihood.data.prepare --dataset=alpaca --source=alpaca_data_cleaned.json --out=data --max_chars=3000
-    python -m rl_likelihood.data.prepare --dataset=numina_proof --source=PATH --out=data --max_chars=3000
+    python -m rl_likelihood.datasets.prepare --dataset=alpaca \\
+      --source=alpaca_data_cleaned.json --out=data --max_chars=3000
+    python -m rl_likelihood.datasets.prepare --dataset=numina_proof --source=PATH --out=data --max_chars=3000
     python -m rl_likelihood.sweep experiments/paper_nonverifiable.py --run --runner=ray --only kl!=0.01   # table 2
     python -m rl_likelihood.sweep experiments/paper_nonverifiable.py --table --paper
 
@@ -20,7 +21,7 @@ NuminaProof (470). With KL chains stay longer and perplexity is worse (sec. 3.4;
 from __future__ import annotations
 
 from experiments.paper_verifiable import MODELS, SFT, TRAINING
-from rl_likelihood.run.grid import Overrides, chain, named, product, sweep
+from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 
 RESOURCES = {"TPU": 4}
 # 1.4: G = 4. 1.5: 1,000 held out of each; the configs read 1,024 completion tokens as that many for chain and answer.

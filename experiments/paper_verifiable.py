@@ -1,7 +1,7 @@
 """The verifiable half of Kwiatkowski et al. 2602.03979: tables 1 and 3, two 3B models on MATH and DeepScaleR.
 
-    python -m rl_likelihood.data.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
-    python -m rl_likelihood.data.prepare --dataset=deepscaler --source=deepscaler.json --out=data --max_chars=6000
+    python -m rl_likelihood.datasets.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
+    python -m rl_likelihood.datasets.prepare --dataset=deepscaler --source=deepscaler.json --out=data --max_chars=6000
     python -m rl_likelihood.sweep experiments/paper_verifiable.py --list
     python -m rl_likelihood.sweep experiments/paper_verifiable.py --run --runner=ray        # or =print
     python -m rl_likelihood.sweep experiments/paper_verifiable.py --table --paper
@@ -21,7 +21,7 @@ sft's perplexity at G = 32. The paper does not say how many steps it trained: th
 
 from __future__ import annotations
 
-from rl_likelihood.run.grid import Overrides, chain, named, product, sweep
+from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 
 RESOURCES = {"TPU": 4}
 # 1.4: the two models.

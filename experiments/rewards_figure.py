@@ -24,8 +24,8 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rl_likelihood.report import metrics  # noqa: E402
 from rl_likelihood.rewards.likelihood import OBJECTIVES  # noqa: E402
+from rl_likelihood.runtime import run_files  # noqa: E402
 
 WINDOW = 5
 UNITS = {"log_prob": "nats", "avg_log_prob": "nats per token", "jepo": "nats"}
@@ -41,7 +41,7 @@ def main() -> None:
     arguments.add_argument("--workdir", default=str(ROOT / "runs" / "quickstart"))
     arguments.add_argument("--out", default=str(ROOT / "docs" / "rewards.png"))
     a = arguments.parse_args()
-    rows = metrics.read(Path(a.workdir) / metrics.METRICS)
+    rows = run_files.read(Path(a.workdir) / run_files.METRICS)
     config = json.loads((Path(a.workdir) / "config.json").read_text())
     steps = np.asarray([row["step"] for row in rows])
     figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), sharex=True, layout="constrained")

@@ -1,6 +1,6 @@
 """Internal feedback without any reference (Zhang et al. 2506.17219): token entropy, trajectory and self-certainty.
 
-    python -m rl_likelihood.data.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
+    python -m rl_likelihood.datasets.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
     python -m rl_likelihood.sweep experiments/rlif.py --run --runner=ray
 
 12 runs: {Qwen2.5-3B, Qwen2.5-3B-Instruct, Qwen3-1.7B-Base, Qwen3-4B-Base} on MATH x three rewards, 80 steps.
@@ -19,7 +19,7 @@ whose entropy is low at the start, gain nothing.
 from __future__ import annotations
 
 from experiments.intuitor import TRAINING
-from rl_likelihood.run.grid import Overrides, named, product, sweep
+from rl_likelihood.sweeps.grid import Overrides, named, product, sweep
 
 RESOURCES = {"TPU": 4}
 # 6.2: base models, and one instruct model whose entropy is low.

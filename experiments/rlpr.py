@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rl_likelihood.run.grid import Overrides, named, product, sweep
 from rl_likelihood.shapes import UserError
+from rl_likelihood.sweeps.grid import Overrides, named, product, sweep
 
 RESOURCES = {"TPU": 4}
 # 4.3: 8 chains, lr 1e-6, no KL, clip 0.2 / 0.27, token mean, T 1, prompt 2048, completion 3072. Steps: not stated.

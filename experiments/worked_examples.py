@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 from configs.quickstart import get_config  # noqa: E402
 from rl_likelihood import config as configs  # noqa: E402
 from rl_likelihood.data import prompts  # noqa: E402
-from rl_likelihood.data.examples import WORKED_EXAMPLES  # noqa: E402
-from rl_likelihood.run.evaluation import evaluate  # noqa: E402
-from rl_likelihood.run.world import load  # noqa: E402
+from rl_likelihood.data.worked_examples import WORKED_EXAMPLES  # noqa: E402
+from rl_likelihood.evaluation.evaluate import evaluate  # noqa: E402
+from rl_likelihood.task import load  # noqa: E402
 
 KEPT = ("greedy_success", "sampled_success", "perplexity", "perplexity_no_chain", "chain_length", "truncated")
 

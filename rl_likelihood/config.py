@@ -10,14 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rl_likelihood.data.grading import GRADERS
-from rl_likelihood.data.grading_math import has_math_verify
 from rl_likelihood.data.prompts import INSTRUCTION, PromptConfig
-from rl_likelihood.data.sources import DataConfig
+from rl_likelihood.datasets.sources import DataConfig
+from rl_likelihood.grading.graders import GRADERS
+from rl_likelihood.grading.mathematics import has_math_verify
 from rl_likelihood.learner.optimizer import OptimizerConfig
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
-from rl_likelihood.pod.checkpoint import CheckpointConfig
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.likelihood import OBJECTIVES
@@ -260,6 +259,15 @@ def sampled_answer(c: ConfigDict) -> int:
 
 # Sizes with random weights, over bytes: width, layers, heads, key/value heads, MLP width.
 SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512), "nano": (32, 2, 2, 1, 64)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Save every `every` steps; keep the last `keep` and each step that `keep_every` divides (0: none besides)."""
+
+    every: int = 50
+    keep: int = 2
+    keep_every: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

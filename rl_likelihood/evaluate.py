@@ -24,12 +24,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
-from rl_likelihood.pod import checkpoint, distributed
-from rl_likelihood.report import metrics
-from rl_likelihood.run.command import base, define_processes, from_flags, run_main
-from rl_likelihood.run.evaluation import evaluate
-from rl_likelihood.run.world import known_model, load, make_places, param_shardings, run_on
+from rl_likelihood.cli.command import base, define_processes, from_flags, run_main
+from rl_likelihood.evaluation.evaluate import evaluate
+from rl_likelihood.runtime import checkpoint, distributed, run_files
 from rl_likelihood.shapes import UserError
+from rl_likelihood.task import known_model, load, make_places, param_shardings, run_on
 
 # What a checkpoint was trained with and an evaluation of it must share: where it comes from, how it is to answer, and
 # what of that is scored. Other questions, in their lengths and with their instruction, it may be asked.
@@ -69,7 +68,7 @@ def main() -> None:
         return
     row: dict[str, Any] = {"step": step or 0, "data": asked(c.data), **numbers}
     if folder is not None:
-        metrics.append(Path(folder) / metrics.EVAL, row)
+        run_files.append(Path(folder) / run_files.EVAL, row)
     print(json.dumps(row))
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from absl import flags
 
+from rl_likelihood import task
+from rl_likelihood.cli.command import run_main
 from rl_likelihood.data import tokenizer as tokenizers
-from rl_likelihood.model import weights
 from rl_likelihood.model.decoder import ModelConfig, Params, count
-from rl_likelihood.pod import checkpoint
-from rl_likelihood.run import world
-from rl_likelihood.run.command import run_main
+from rl_likelihood.runtime import checkpoint
 from rl_likelihood.shapes import UserError
+from rl_likelihood.weights import files
 
 
 def export(
@@ -35,7 +35,7 @@ def export(
     """
     if Path(out).resolve() == Path(model_path).resolve():
         raise UserError(f"--out={out} is the folder that the run started from; choose another")
-    tokenizer, stop = world.load_tokenizer(str(model_path))
+    tokenizer, stop = task.load_tokenizer(str(model_path))
     tokenizers.vocab_bytes(tokenizer, cfg.vocab_size)  # refuses a tokenizer of another model
     generation = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -43,7 +43,7 @@ def export(
         "pad_token_id": tokenizer.pad_token_id,
     }
     # The weights first: they refuse a folder of other weights before anything in it is touched.
-    weights.save(out, cfg, params, dtype, generation)
+    files.save(out, cfg, params, dtype, generation)
     tokenizers.save_tokenizer(tokenizer, out)
 
 

@@ -23,20 +23,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
+from rl_likelihood.cli.command import from_flags, run_main
 from rl_likelihood.config import SIZES, Settings
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.learner.step import at_once
-from rl_likelihood.model import gguf_file, hf_folder
 from rl_likelihood.model.decoder import ModelConfig
-from rl_likelihood.model.published import published
-from rl_likelihood.pod import aot, checkpoint
-from rl_likelihood.pod.aot import GIB, Target
-from rl_likelihood.report.plan_text import table
-from rl_likelihood.run import programs
-from rl_likelihood.run.command import from_flags, run_main
-from rl_likelihood.run.console import say
-from rl_likelihood.run.world import Places, abstract_batch, make_places, run_on, using
+from rl_likelihood.planning import aot, programs
+from rl_likelihood.planning.aot import GIB, Target
+from rl_likelihood.planning.text import table
+from rl_likelihood.runtime import checkpoint
+from rl_likelihood.runtime.console import say
 from rl_likelihood.shapes import UserError
+from rl_likelihood.task import Places, abstract_batch, make_places, run_on, using
+from rl_likelihood.weights import gguf_file, hugging_face
+from rl_likelihood.weights.published import published
 
 
 def model_shapes(c: ConfigDict, platform: str = "cpu") -> ModelConfig:
@@ -46,13 +46,14 @@ def model_shapes(c: ConfigDict, platform: str = "cpu") -> ModelConfig:
         width, layers, heads, kv_heads, mlp = SIZES[c.model.preset]
         model = ModelConfig("llama", len(byte_tokenizer()), width, layers, heads, kv_heads, width // heads, mlp)
     elif (path / checkpoint.FOLDER).is_dir():  # the workdir of a run
-        c, old = c.copy_and_resolve_references(), hf_folder.read_json(path / "config.json")
+        c, old = c.copy_and_resolve_references(), hugging_face.read_json(path / "config.json")
         c.model.path, c.model.preset = old["model.path"], old["model.preset"]
         return model_shapes(c, platform)
     elif path.exists() and gguf_file.find(path):
         model = gguf_file.open_gguf(gguf_file.find(path)).cfg
     elif path.is_dir():
-        model = hf_folder.config_from_hf(hf_folder.read_json(path / hf_folder.CONFIG), path / hf_folder.CONFIG)
+        file = path / hugging_face.CONFIG
+        model = hugging_face.config_from_hf(hugging_face.read_json(file), file)
     else:
         model = published(c.model.path)
     return run_on(model, c, platform)

@@ -26,6 +26,25 @@ class UserError(ValueError):
     """Bad input, said in the user's words. The mains print it on one line and exit with 2."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One question with its reference answer.
+
+    `chain` is a reference chain of thought (for fine-tuning only), `task` names the worked examples that
+    fit it. `messages` is the whole conversation as (role, content) pairs when there is more than one turn;
+    `prompt` is then its last user turn. `check` is what a grader needs where it is more than the answer: the tests
+    of a program, an item of reasoning_gym (`grading.reference_of`).
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    chain: str = ""
+    task: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+    check: str = ""
+
+
 @struct.dataclass
 class Prompts:
     """P prompts with their reference answers, right-padded with the tokenizer's pad id.

@@ -26,11 +26,11 @@ from typing import NoReturn
 from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
+from rl_likelihood.cli.command import refuse_address
 from rl_likelihood.report import figures, page, plots, table
-from rl_likelihood.run import grid, ray_runner, runners
-from rl_likelihood.run.command import refuse_address
-from rl_likelihood.run.grid import Experiment, Point
 from rl_likelihood.shapes import UserError
+from rl_likelihood.sweeps import grid, ray_runner, runners
+from rl_likelihood.sweeps.grid import Experiment, Point
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,28 +21,31 @@ from ml_collections import ConfigDict
 
 from rl_likelihood import config as configs
 from rl_likelihood import mesh as meshes
-from rl_likelihood.data import sources
+from rl_likelihood.cli.command import base, define_processes, from_flags, run_main
+from rl_likelihood.cli.summary import summary
+from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.evaluation.evaluate import evaluate
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, init_state, make_step, state_shardings
 from rl_likelihood.model.decoder import ModelConfig, Params
-from rl_likelihood.pod import checkpoint, distributed
-from rl_likelihood.report import metrics as reports
+from rl_likelihood.report import metrics
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.tracking import ID as TRACKING_ID
-from rl_likelihood.run.baseline import FILE as FILE_OF_BASELINE
-from rl_likelihood.run.baseline import write_baseline
-from rl_likelihood.run.command import base, define_processes, from_flags, run_main
-from rl_likelihood.run.console import Stopped, StopRequest, announce, say, summary
-from rl_likelihood.run.dry_run import dry_run
-from rl_likelihood.run.evaluation import evaluate
-from rl_likelihood.run.lock import FILE as LOCK
-from rl_likelihood.run.lock import lock
-from rl_likelihood.run.micro_batch import with_micro_batch
-from rl_likelihood.run.source import Source, write_samples
-from rl_likelihood.run.warm_start import warm_start, with_worked_examples
-from rl_likelihood.run.world import World, known_model, load, make_places, using
+from rl_likelihood.rollouts.baseline import FILE as FILE_OF_BASELINE
+from rl_likelihood.rollouts.baseline import write_baseline
+from rl_likelihood.rollouts.source import Source, write_samples
+from rl_likelihood.runtime import checkpoint, distributed, run_files
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.lock import FILE as LOCK
+from rl_likelihood.runtime.lock import lock
+from rl_likelihood.runtime.signals import Stopped, StopRequest
 from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.task import World, known_model, load, make_places, using
+from rl_likelihood.training.announcement import announce
+from rl_likelihood.training.dry_run import dry_run
+from rl_likelihood.training.micro_batch import with_micro_batch
+from rl_likelihood.training.warm_start import warm_start, with_worked_examples
 
 CONFIG, INITIAL = "config.json", "initial"
 
@@ -78,7 +81,7 @@ def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
         kept = None if resume is None else checkpoint.describe(workdir)
         if kept is not None:
             distributed.by_first(lambda: go_on_tracking(workdir, kept[-1].get("tracking_id")))
-        writer = stack.enter_context(reports.MetricsWriter(
+        writer = stack.enter_context(metrics.MetricsWriter(
             folder, c.train.steps, -1 if resume is None else resume, c.report.wandb if folder == workdir else "off",
             configs.flatten(c),
         ))  # fmt: skip
@@ -102,7 +105,7 @@ def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
 def learn(
     settings: configs.Settings,
     workdir: Path,
-    writer: reports.MetricsWriter,
+    writer: metrics.MetricsWriter,
     stop: StopRequest,
     resume: int | None,
     known: tuple[ModelConfig, Params, str] | None = None,
@@ -130,13 +133,13 @@ def learn(
         s = world.settings
 
     step, steps = int(state.step), c.train.steps
-    rows_of = sources.order(len(world.train), c.train.prompts_per_step, c.seed)
+    rows_of = order(len(world.train), c.train.prompts_per_step, c.seed)
     source = Source(world, rows_of, step, steps, workdir, kept)
     save = lambda: checkpoint.save(manager, state, meta_of(world, writer) | {"queue": source.state()})  # noqa: E731
     alarms = Alarms(c.reward.name, c.reward.truncated)
     if step and distributed.first():  # they compare with the run's own beginning
-        path = workdir / reports.METRICS
-        for row in reports.read(path)[:FIRST_STEPS] if path.exists() else ():
+        path = workdir / run_files.METRICS
+        for row in run_files.read(path)[:FIRST_STEPS] if path.exists() else ():
             alarms.check(row["step"], row)
     compiled: dict[tuple, Any] = {}  # one step function for each width of the prompts and of the rows
     first, began, latest = step, time.perf_counter(), {}
@@ -193,7 +196,7 @@ def learn(
             began = time.perf_counter() if step == first + 1 else began
             each = (time.perf_counter() - began) / (step - first - 1) if step > first + 1 else t2 - t1
             left = each * (steps - step)
-            say(reports.line(step, steps, out | latest, left))
+            say(metrics.line(step, steps, out | latest, left))
             for sentence in alarms.check(step, out):
                 say(f"warning: {sentence}")
             if checkpoint.due(s.checkpoint, step, steps):
@@ -214,7 +217,7 @@ def start(
     optimizer,
     manager,
     workdir: Path,
-    writer: reports.MetricsWriter,
+    writer: metrics.MetricsWriter,
     stop: StopRequest,
     resumes: bool,
 ) -> tuple[TrainState, Params | None, dict | None]:
@@ -264,7 +267,7 @@ def prepare_start(world: World, params: Params, mesh, writer, stop: StopRequest)
     return warm_start(world, params, mesh, writer.workdir, say, stop.check)
 
 
-def evaluate_if_due(world: World, params: Params, step: int, writer: reports.MetricsWriter, stop: StopRequest) -> dict:
+def evaluate_if_due(world: World, params: Params, step: int, writer: metrics.MetricsWriter, stop: StopRequest) -> dict:
     """Before the first step (`train.eval_first`), after the last and, the fast one, every `train.eval_every`, unless
     eval.jsonl has it already."""
     t, reward = world.config.train, world.config.reward.name
@@ -279,8 +282,8 @@ def evaluate_if_due(world: World, params: Params, step: int, writer: reports.Met
             stage = "after format SFT" if world.config.warm_start.chains == "own" else "after warm start"
     elif step == t.steps:
         stage = f"after {step} steps of {reward}"
-    path = writer.workdir / reports.EVAL
-    rows = [row for row in reports.read(path) if row.get("stage") == stage] if path.exists() else []
+    path = writer.workdir / run_files.EVAL
+    rows = [row for row in run_files.read(path) if row.get("stage") == stage] if path.exists() else []
     done = distributed.share(rows[-1] if rows else None)
     if done is not None:
         return {k: done[k] for k in ("greedy_success",) if k in done}
@@ -353,7 +356,7 @@ def claim(workdir: Path, c: ConfigDict, force: bool = False) -> None:
 
 def begun(workdir: Path) -> bool:
     """Whether there is something in the workdir to go on from: not where its run was refused at the start."""
-    written = (reports.METRICS, reports.EVAL, FILE_OF_BASELINE)
+    written = (run_files.METRICS, run_files.EVAL, FILE_OF_BASELINE)
     return (
         checkpoint.latest_step(workdir) is not None
         or (workdir / INITIAL).exists()
@@ -378,11 +381,11 @@ def warn_of_lost_lines(folder: Path, sizes: dict[str, int], step: int) -> None:
             )
 
 
-def meta_of(world: World, writer: reports.MetricsWriter) -> dict[str, Any]:
+def meta_of(world: World, writer: metrics.MetricsWriter) -> dict[str, Any]:
     """What a checkpoint says beside its arrays and queue. The data's position follows from the step and the queue,
     the random keys from the seed and the step; the files are cut back to the step."""
     tracking = writer.workdir / TRACKING_ID
-    files = (reports.METRICS, reports.SAMPLES, reports.EVAL)
+    files = (run_files.METRICS, run_files.SAMPLES, run_files.EVAL)
     sizes = {name: (writer.workdir / name).stat().st_size for name in files if (writer.workdir / name).exists()}
     return {
         "model_config": dataclasses.asdict(world.model),

@@ -10,7 +10,7 @@ FLAG = "--xla_force_host_platform_device_count"
 # one or two cores, with whatever else the machine does: then a late device is slow, not stuck.
 _TIMEOUT = "--xla_cpu_collective_call_{}_timeout_seconds={}"
 PATIENCE = f"{_TIMEOUT.format('warn_stuck', 120)} {_TIMEOUT.format('terminate', 300)}"
-# As the mains have it (rl_likelihood.run.command.in_order).
+# As the mains have it (rl_likelihood.cli.command.in_order).
 ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     # Programs here are tiny and run a few times: their time is compilation, and the second flag and

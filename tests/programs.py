@@ -2,7 +2,7 @@
 
 import pytest
 
-from rl_likelihood.data.run_code import isolation
+from rl_likelihood.grading.run_code import isolation
 
 isolated = pytest.mark.skipif(
     len(isolation()) < 3, reason="this machine has no namespaces for network, processes and files, so nothing is run"

@@ -65,7 +65,7 @@ def experiment(folder: Path, **overrides) -> str:
     config = config_file(folder, **{"train__steps": 2, "report__console_samples": 0, **overrides})
     path = folder / "experiments" / "small.py"
     path.write_text(
-        '"""Two rewards."""\nfrom rl_likelihood.run.grid import named, product, sweep\n\n\ndef get_sweep():\n'
+        '"""Two rewards."""\nfrom rl_likelihood.sweeps.grid import named, product, sweep\n\n\ndef get_sweep():\n'
         '    kw = {"preset": "kw_log_prob", "sampler.group_size": 3}\n'
         '    rewards = {"log_prob": kw, "sft": {"reward.name": "sft"}}\n'
         f'    return product([{{"config": {str(config)!r}}}], named("reward", rewards), sweep("seed", (0,)))\n'

@@ -8,7 +8,7 @@ from configs.math import GRADERS
 from configs.prepared import SETS
 from experiments import base_rates
 from rl_likelihood import config as configs
-from rl_likelihood.data.builders import DATASETS
+from rl_likelihood.datasets import DATASETS
 from rl_likelihood.shapes import UserError
 
 CHECKABLE = ("gsm8k", "math", "deepscaler", "countdown", "teleqna", "prepared")
@@ -26,7 +26,7 @@ def test_a_config_says_its_command_hardware_time_and_what_to_expect(name):
     for word in ("Hardware", "ime (estimate, not measured)", "hat to expect", "Arguments: "):
         assert word.lower() in text.lower() or (name == "jsonl" and word.startswith("ime")), word
     if name != "jsonl":
-        assert "python -m rl_likelihood.data.prepare --dataset=" in text
+        assert "python -m rl_likelihood.datasets.prepare --dataset=" in text
 
 
 @pytest.mark.parametrize("name", [*CHECKABLE, *WRITTEN, "jsonl"])

@@ -14,11 +14,11 @@ import pytest
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.export import export
-from rl_likelihood.model import weights
 from rl_likelihood.model.decoder import ModelConfig
-from rl_likelihood.pod import checkpoint
+from rl_likelihood.runtime import checkpoint
 from rl_likelihood.shapes import TrainState, UserError
-from tests.model.make_checkpoints import BASE, random_params, write
+from rl_likelihood.weights import files
+from tests.weights.make_checkpoints import BASE, random_params, write
 
 
 def run(*args):
@@ -36,7 +36,7 @@ def test_command(tmp_path):
     done = run(f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert "step 3" in done.stdout
-    loaded_cfg, loaded = weights.load(tmp_path / "out")
+    loaded_cfg, loaded = files.load(tmp_path / "out")
     assert loaded_cfg == cfg
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     ours, base = load_tokenizer(tmp_path / "out", require_template=True), load_tokenizer(tmp_path / "base")
@@ -60,7 +60,7 @@ def test_model_with_the_byte_tokenizer(tmp_path):
     loaded = load_tokenizer(tmp_path, require_template=True)
     text = "<think>1 + 1 = 2</think>\n<answer>2</answer>"
     assert loaded(text).input_ids == tokenizer(text).input_ids
-    jax.tree.map(np.testing.assert_array_equal, weights.load(tmp_path)[1], params)
+    jax.tree.map(np.testing.assert_array_equal, files.load(tmp_path)[1], params)
 
 
 def test_tokenizer_of_another_model(tmp_path):

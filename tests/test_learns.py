@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rl_likelihood.report import metrics as reports
+from rl_likelihood.runtime import run_files
 
 
 @pytest.mark.slow
@@ -17,7 +17,7 @@ def test_rl_makes_the_held_out_answers_likelier(tmp_path):
     command = ["-m", "rl_likelihood.train", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}"]
     subprocess.run([sys.executable, *command], check=True, cwd=Path(__file__).parents[1], env=plain)
     before, after = (
-        next(row for row in reports.read(tmp_path / "run" / "eval.jsonl") if row["stage"].startswith(stage))
+        next(row for row in run_files.read(tmp_path / "run" / "eval.jsonl") if row["stage"].startswith(stage))
         for stage in ("after warm start", "after 40 steps")
     )
     # Nats per token, on questions that were never trained on: several standard errors.

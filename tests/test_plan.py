@@ -12,15 +12,14 @@ import pytest
 
 from rl_likelihood import config as configs
 from rl_likelihood import plan
-from rl_likelihood.model import hf_folder
 from rl_likelihood.model.decoder import Spec, param_specs
 from rl_likelihood.model.decoding import empty_cache
-from rl_likelihood.model.published import PUBLISHED, published
-from rl_likelihood.pod import aot
-from rl_likelihood.report.plan_text import table
-from rl_likelihood.run import programs
-from rl_likelihood.run.world import abstract_batch, load
+from rl_likelihood.planning import aot, programs
+from rl_likelihood.planning.text import table
 from rl_likelihood.shapes import UserError
+from rl_likelihood.task import abstract_batch, load
+from rl_likelihood.weights import hugging_face
+from rl_likelihood.weights.published import PUBLISHED, published
 from tests.runs import config_file, small_config
 
 # Parameters in thousands, as the publishers' cards and files have them.
@@ -57,7 +56,7 @@ def test_names_may_have_a_publisher_and_instruct():
 
 def test_shapes_of_a_folder_need_only_its_config(tmp_path):
     model = published("qwen2.5-0.5b")
-    (tmp_path / "config.json").write_text(json.dumps(hf_folder.config_to_hf(model, "bfloat16")))
+    (tmp_path / "config.json").write_text(json.dumps(hugging_face.config_to_hf(model, "bfloat16")))
     found = plan.model_shapes(small_config(model__preset="", model__path=str(tmp_path), model__remat="full"))
     assert found == dataclasses.replace(model, remat="full")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from rl_likelihood import sweep
-from rl_likelihood.report import metrics as reports
 from rl_likelihood.report import table
-from rl_likelihood.run import grid
+from rl_likelihood.runtime import run_files
+from rl_likelihood.sweeps import grid
 from tests.runs import config_file, experiment
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +150,7 @@ def test_folders_of_another_config_are_not_taken_for_these_points(tmp_path, caps
     folder.mkdir(parents=True)
     flat = sweep.configs.flatten(sweep.resolve(point))
     (folder / "config.json").write_text(json.dumps(flat | {"optim.lr": 0.5}))
-    reports.write_status(folder, "done", 2, 2)
+    run_files.write_status(folder, "done", 2, 2)
     code, _, err = call(capsys, path, "--run", f"--root={root}")
     assert code == 2 and "another optim.lr" in err
     code, out, err = call(capsys, path, "--table", f"--root={root}")
@@ -202,12 +202,12 @@ def test_a_sweep_survives_kills_and_is_reported(tmp_path):
     assert process.returncode == 130, err
     assert "preempted  reward=log_prob" in out and "stopping after their steps" in out
     assert grid.state(first).preemptions == 1 and grid.state(second).kind == "preempted"
-    assert reports.read_status(second)["state"] == "interrupted" and 3 <= grid.state(second).step < 25
+    assert run_files.read_status(second)["state"] == "interrupted" and 3 <= grid.state(second).step < 25
 
     out, err = start(path, root, "--run").communicate(timeout=600)
     assert "2 done" in out, out + err
     for workdir in (first, second):
-        assert [row["step"] for row in reports.read(workdir / "metrics.jsonl")] == list(range(1, 26))
+        assert [row["step"] for row in run_files.read(workdir / "metrics.jsonl")] == list(range(1, 26))
         assert grid.state(workdir).kind == "done" and grid.state(workdir).failures == 0
 
     before = (first / "metrics.jsonl").stat().st_mtime_ns
@@ -219,7 +219,7 @@ def test_a_sweep_survives_kills_and_is_reported(tmp_path):
     out, _ = start(path, root, "--status").communicate(timeout=120)
     assert "0  done          25/25" in out and "2 done of 2" in out
     out, _ = start(path, root, "--table", "--format=csv").communicate(timeout=120)
-    evals = {w: reports.read(w / "eval.jsonl")[-1] for w in (first, second)}
+    evals = {w: run_files.read(w / "eval.jsonl")[-1] for w in (first, second)}
     assert f"sft,perplexity,{round(evals[second]['perplexity'], 6)!r},,," in out
     out, err = start(path, root, "--report").communicate(timeout=300)
     names = {Path(line).name for line in out.split()}
@@ -257,7 +257,7 @@ def test_a_run_that_outlives_its_killed_sweep_is_running_and_is_not_run_twice(tm
     assert second.returncode == 0 and out.endswith("1 done\n"), out + err
     state = grid.state(workdir)
     assert (state.kind, state.step, state.failures, state.preemptions) == ("done", 12, 0, 1)
-    assert [row["step"] for row in reports.read(workdir / "metrics.jsonl")] == list(range(1, 13))
+    assert [row["step"] for row in run_files.read(workdir / "metrics.jsonl")] == list(range(1, 13))
     log = (workdir / grid.LOG).read_text()
     assert "waiting up to" not in log and log.count("taken over") == 1, "only the lock of the killed run was in the way"
     assert f"taken over from process {run} on this host" in log

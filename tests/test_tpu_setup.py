@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rl_likelihood.pod import aot
+from rl_likelihood.planning import aot
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "tpu_setup"

@@ -15,15 +15,14 @@ import pytest
 
 from rl_likelihood import config as configs
 from rl_likelihood import train
-from rl_likelihood.data import sources
-from rl_likelihood.pod import checkpoint
-from rl_likelihood.report import metrics as reports
+from rl_likelihood.data.order import order
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rewards.mixture import OUTSIDE
-from rl_likelihood.run.console import Stopped
-from rl_likelihood.run.source import Source, widened
-from rl_likelihood.run.world import load, make_places
+from rl_likelihood.rollouts.source import Source, widened
+from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.runtime.signals import Stopped
 from rl_likelihood.shapes import CHAIN, PAD, Prompts, Rollout, UserError
+from rl_likelihood.task import load, make_places
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +56,7 @@ def rows(workdir: Path, name: str) -> list[dict]:
     timed = ("seconds", "tokens_per_second")
     return [
         {k: v for k, v in row.items() if not k.startswith("time/") and k not in timed and k != "queue/depth"}
-        for row in reports.read(workdir / name)
+        for row in run_files.read(workdir / name)
     ]
 
 
@@ -67,25 +66,25 @@ def unbroken(tmp_path_factory):
 
 
 def test_a_run_leaves_what_the_design_says(unbroken):
-    metrics = reports.read(unbroken / "metrics.jsonl")
+    metrics = run_files.read(unbroken / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     for row in metrics:
         assert not [name for name in METRICS if name not in row]
         assert np.isfinite([row[name] for name in METRICS]).all()
         assert row["queue/lag"] == 0
         assert abs(row["ratio/mean"] - 1) < 1e-3, "sampler and learner disagree about the sampled ids"
-    evals = reports.read(unbroken / "eval.jsonl")
+    evals = run_files.read(unbroken / "eval.jsonl")
     assert [(row["step"], row["stage"]) for row in evals] == [(0, "untouched"), (4, "after 4 steps of log_prob")]
     assert not [name for name in EVAL if name not in evals[0]]
-    samples = reports.read(unbroken / "samples.jsonl")
+    samples = run_files.read(unbroken / "samples.jsonl")
     assert len(samples) == 4 * 2 * 3 and not [name for name in SAMPLE if name not in samples[0]]
-    assert reports.read_status(unbroken) == {"state": "done", "step": 4, "steps": 4, "error": ""}
+    assert run_files.read_status(unbroken) == {"state": "done", "step": 4, "steps": 4, "error": ""}
     assert (unbroken / "curves.png").stat().st_size > 10_000
     assert json.loads((unbroken / "config.json").read_text())["model.preset"] == "nano"
 
 
 def test_the_reward_can_be_recomputed_from_samples(unbroken):
-    for row in reports.read(unbroken / "samples.jsonl"):
+    for row in run_files.read(unbroken / "samples.jsonl"):
         logp = np.asarray(row["answer_logp"])[np.asarray(row["scored"], bool)]
         assert row["reward"] == pytest.approx(logp.sum(), abs=1e-3)
         assert row["reward/avg_prob"] == pytest.approx(np.exp(logp).mean(), abs=1e-3)
@@ -94,9 +93,9 @@ def test_the_reward_can_be_recomputed_from_samples(unbroken):
 
 
 def test_samples_say_what_the_answer_scores_without_a_chain(unbroken):
-    metrics = {row["step"]: row for row in reports.read(unbroken / "metrics.jsonl")}
+    metrics = {row["step"]: row for row in run_files.read(unbroken / "metrics.jsonl")}
     for step in metrics:
-        samples = [row for row in reports.read(unbroken / "samples.jsonl") if row["step"] == step]
+        samples = [row for row in run_files.read(unbroken / "samples.jsonl") if row["step"] == step]
         bare = [sum(np.asarray(row["answer_logp_no_chain"])[np.asarray(row["scored"], bool)]) for row in samples]
         assert len(samples) == 2 * 3 and len(set(bare)) <= 2, "the same for all chains of a prompt"
         assert np.mean(bare) == pytest.approx(metrics[step]["answer/no_chain_log_prob"], abs=1e-3)
@@ -157,7 +156,7 @@ def test_a_workdir_of_another_config_is_refused(unbroken):
 @pytest.mark.parametrize("reward", [*OBJECTIVES, "base_rl", "sft"])
 def test_every_reward_trains(reward, tmp_path):
     run(tmp_path / "run", reward__name=reward, train__steps=2, eval__prompts=0)
-    one, two = reports.read(tmp_path / "run" / "metrics.jsonl")
+    one, two = run_files.read(tmp_path / "run" / "metrics.jsonl")
     assert np.isfinite([one["grad/norm"], two["grad/norm"]]).all()
     if reward != "base_rl":  # an untrained model never writes an answer, so its 0/1 reward has no gradient
         assert one["grad/norm"] > 0
@@ -176,18 +175,18 @@ def preset_config(name, **overrides):
 def test_presets_train(name, tmp_path):
     few = {"ttrl": {"sampler__group_size": 4, "reward__vote_train": 2}}.get(name, {"sampler__group_size": 3})
     train.run(configs.build(preset_config(name, **few)), tmp_path / "run")
-    last = reports.read(tmp_path / "run" / "metrics.jsonl")[-1]
+    last = run_files.read(tmp_path / "run" / "metrics.jsonl")[-1]
     assert np.isfinite(last["grad/norm"]) and np.isfinite(last["reward/mean"])
-    sample = reports.read(tmp_path / "run" / "samples.jsonl")[-1]
+    sample = run_files.read(tmp_path / "run" / "samples.jsonl")[-1]
     terms = {"rlpr": ["rlpr", "format", "repetition"], "nover": ["format", "nover_rank"], "ttrl": ["majority_vote"]}
     assert all(f"reward/{term}" in sample for term in terms.get(name, []))
     if name == "ttrl":  # four vote, two are trained on: two steps of two questions
-        assert len(reports.read(tmp_path / "run" / "samples.jsonl")) == 2 * 2 * 2
+        assert len(run_files.read(tmp_path / "run" / "samples.jsonl")) == 2 * 2 * 2
 
 
 def test_rewards_from_text_are_computed_side_by_side(tmp_path):
     run(tmp_path / "run", reward__name=" + ".join(OUTSIDE), train__steps=1, eval__prompts=0)
-    (row,) = reports.read(tmp_path / "run" / "metrics.jsonl")
+    (row,) = run_files.read(tmp_path / "run" / "metrics.jsonl")
     assert all(np.isfinite(row[f"reward/{name}"]) for name in OUTSIDE) and row["grader/failures"] == 0
     assert row["reward/mean"] == pytest.approx(sum(row[f"reward/{name}"] for name in OUTSIDE), abs=1e-5)
     assert {"vote/label_accuracy", "chain/transition_words"} <= set(row)
@@ -225,19 +224,19 @@ def test_a_start_that_is_interrupted_is_made_again(tmp_path, monkeypatch):
     extra |= {"warm_start__prompts_per_step": 8, "eval__prompts": 0, "train__steps": 2}
     monkeypatch.setattr(train, "write_baseline", lambda *_: (_ for _ in ()).throw(Stopped()))
     run(tmp_path / "run", **extra)
-    assert reports.read_status(tmp_path / "run")["state"] == "interrupted"
+    assert run_files.read_status(tmp_path / "run")["state"] == "interrupted"
     assert checkpoint.latest_step(tmp_path / "run") is None
     monkeypatch.undo()
     run(tmp_path / "run", **extra)
-    assert reports.read_status(tmp_path / "run")["state"] == "done"
+    assert run_files.read_status(tmp_path / "run")["state"] == "done"
 
 
 def test_base_scores_are_of_the_initial_model_and_kept_by_question(tmp_path):
     extra = {"reward__name": "rlpr", "reward__baseline": "frozen", "prompt__score_delims": "none"}
     one = run(tmp_path / "one", **extra, train__steps=3, eval__prompts=0)
-    kept = reports.read(one / "baseline.jsonl")
+    kept = run_files.read(one / "baseline.jsonl")
     assert len(kept) == len({row["key"] for row in kept}) == 6 and all(0 < row["avg_prob"] < 1 for row in kept)
-    samples = reports.read(one / "samples.jsonl")
+    samples = run_files.read(one / "samples.jsonl")
     base = {row["id"]: row["avg_prob"] for row in kept}
     for s in samples:
         assert s["reward"] == pytest.approx(min(max(s["reward/avg_prob"] - base[s["id"]], 0), 1), abs=1e-5)
@@ -246,11 +245,11 @@ def test_base_scores_are_of_the_initial_model_and_kept_by_question(tmp_path):
 @pytest.mark.parametrize("on", ["answer", "both"])
 def test_sft_on_given_chains(on, tmp_path):
     run(tmp_path / "run", reward__name="sft", reward__sft_chain=on, train__steps=3, eval__prompts=0, optim__lr=1e-2)
-    one, *_, last = reports.read(tmp_path / "run" / "metrics.jsonl")
+    one, *_, last = run_files.read(tmp_path / "run" / "metrics.jsonl")
     assert last["loss/answer"] < one["loss/answer"]
     tokens = -one["answer/log_prob"] < one["loss/answer"]
     assert tokens == (on == "both"), "the chain's tokens are in the loss, or not"
-    sample = reports.read(tmp_path / "run" / "samples.jsonl")[0]
+    sample = run_files.read(tmp_path / "run" / "samples.jsonl")[0]
     assert "=" in sample["chain"]
 
 
@@ -266,7 +265,7 @@ def test_sft_on_given_chains(on, tmp_path):
 )
 def test_policies_and_precisions_train(extra, tmp_path):
     run(tmp_path / "run", train__steps=2, eval__prompts=0, **extra)
-    last = reports.read(tmp_path / "run" / "metrics.jsonl")[-1]
+    last = run_files.read(tmp_path / "run" / "metrics.jsonl")[-1]
     assert np.isfinite(last["loss/policy"]) and np.isfinite(last["grad/norm"])
     # A model that never learned the tags leaves every chain open: all dropped, or all at the floor.
     assert last["chain/truncated"] == 1
@@ -285,13 +284,13 @@ def test_a_warm_start_on_own_chains_says_when_there_are_none(tmp_path):
 
 def test_answers_are_graded_by_the_grader_of_the_config(tmp_path):
     run(tmp_path / "run", eval__grader="math", train__steps=0)
-    (row,) = reports.read(tmp_path / "run" / "eval.jsonl")
+    (row,) = run_files.read(tmp_path / "run" / "eval.jsonl")
     assert row["grader_failures"] == 0 and row["greedy_success"] == 0
 
 
 def test_kl_to_the_initial_model_starts_at_zero_and_grows(tmp_path):
     run(tmp_path / "run", loss__kl="k3", loss__kl_coef=0.1, train__steps=3, eval__prompts=0)
-    kl = [row["loss/kl"] for row in reports.read(tmp_path / "run" / "metrics.jsonl")]
+    kl = [row["loss/kl"] for row in run_files.read(tmp_path / "run" / "metrics.jsonl")]
     assert kl[0] == pytest.approx(0, abs=1e-6) and kl[2] > 1e-5
 
 
@@ -301,10 +300,10 @@ def test_warm_start_on_given_chains_then_rl_with_the_warm_model_as_reference(tmp
     extra |= {"warm_start__prompts_per_step": 8, "warm_start__lr": 1e-2}
     extra |= {"train__steps": 2, "loss__kl": "k3", "loss__kl_coef": 0.1}
     one = run(tmp_path / "run", **extra)
-    evals = reports.read(one / "eval.jsonl")
+    evals = run_files.read(one / "eval.jsonl")
     assert [r["stage"] for r in evals] == ["untouched", "after warm start", "after 2 steps of log_prob"]
     assert evals[1]["perplexity"] < 0.5 * evals[0]["perplexity"]
-    assert reports.read(one / "metrics.jsonl")[0]["loss/kl"] == pytest.approx(0, abs=1e-6)
+    assert run_files.read(one / "metrics.jsonl")[0]["loss/kl"] == pytest.approx(0, abs=1e-6)
     two = tmp_path / "two"
     shutil.copytree(one, two)
     shutil.rmtree(two / "checkpoints" / "2")
@@ -314,7 +313,7 @@ def test_warm_start_on_given_chains_then_rl_with_the_warm_model_as_reference(tmp
 
 def test_a_sampler_that_runs_ahead_stays_within_its_bound(tmp_path):
     run(tmp_path / "run", sampler__max_staleness=2, train__steps=6, eval__prompts=0)
-    lags = [row["queue/lag"] for row in reports.read(tmp_path / "run" / "metrics.jsonl")]
+    lags = [row["queue/lag"] for row in run_files.read(tmp_path / "run" / "metrics.jsonl")]
     assert len(lags) == 6 and min(lags) >= 0 and 1 <= max(lags) <= 2
 
 
@@ -322,7 +321,7 @@ def test_the_sampler_computes_only_in_its_turn(tmp_path):
     """Two programs with collectives, started by two threads on the same devices, would wait for each other."""
     settings = configs.build(small_config(sampler__max_staleness=2))
     world, params = load(settings, places=make_places(settings.config))
-    source = Source(world, sources.order(len(world.train), 2, 0), 0, 2, tmp_path)
+    source = Source(world, order(len(world.train), 2, 0), 0, 2, tmp_path)
     try:
         with source.turn:
             source.publish(0, params)
@@ -400,7 +399,7 @@ def test_what_a_run_on_one_cpu_chooses_changes_none_of_its_numbers(tmp_path, cap
 def test_a_failed_run_says_so_in_status(tmp_path):
     with pytest.raises(UserError, match="max_prompt"):
         run(tmp_path / "run", prompt__max_prompt=5)
-    status = reports.read_status(tmp_path / "run")
+    status = run_files.read_status(tmp_path / "run")
     assert status["state"] == "failed" and "max_prompt" in status["error"]
 
 
@@ -408,7 +407,7 @@ def test_a_workdir_whose_start_was_refused_may_be_used_with_the_mended_config(tm
     with pytest.raises(UserError, match="max_prompt"):
         run(tmp_path / "run", prompt__max_prompt=5)
     run(tmp_path / "run", train__steps=1, eval__prompts=0)
-    assert reports.read_status(tmp_path / "run")["state"] == "done"
+    assert run_files.read_status(tmp_path / "run")["state"] == "done"
     with pytest.raises(UserError, match="another config"):
         run(tmp_path / "run", train__steps=2, eval__prompts=0)
 
@@ -488,13 +487,13 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "the same command goes on" in out
-    status = reports.read_status(tmp_path / "run")
+    status = run_files.read_status(tmp_path / "run")
     assert status["state"] == "interrupted" and 3 <= status["step"] < 60
     assert checkpoint.latest_step(tmp_path / "run") == status["step"]
     process = command("train", *arguments)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert [row["step"] for row in reports.read(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 61))
+    assert [row["step"] for row in run_files.read(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 61))
 
 
 def test_evaluate_prints_one_object_and_keeps_it(unbroken, tmp_path):
@@ -504,8 +503,8 @@ def test_evaluate_prints_one_object_and_keeps_it(unbroken, tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     row = json.loads(out)
-    (kept,) = [r for r in reports.read(tmp_path / "run" / "eval.jsonl") if "stage" not in r]
+    (kept,) = [r for r in run_files.read(tmp_path / "run" / "eval.jsonl") if "stage" not in r]
     assert row == kept
-    last = reports.read(unbroken / "eval.jsonl")[-1]
+    last = run_files.read(unbroken / "eval.jsonl")[-1]
     # One program sampled from sharded weights, the other from whole ones: sums differ in the last bit.
     assert {k: row[k] for k in EVAL} == pytest.approx({k: last[k] for k in EVAL}, rel=1e-6)

@@ -9,8 +9,7 @@ import math
 import zlib
 from pathlib import Path
 
-from rl_likelihood.data.examples import Example
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import Example, UserError
 
 ROLES = ("system", "user", "assistant")
 

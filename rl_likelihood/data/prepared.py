@@ -10,8 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl_likelihood.data.examples import Example
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import Example, UserError
 
 REPORT = "prepare_report.json"
 FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON
@@ -23,7 +22,7 @@ def folder(path: str) -> Path:
     """The folder of the one prepared data set in `path`, which is that folder or one above it."""
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"{path} is no folder; name one that python -m rl_likelihood.data.prepare wrote")
+        raise UserError(f"{path} is no folder; name one that python -m rl_likelihood.datasets.prepare wrote")
     found = [root] if (root / "dataset_info.json").is_file() else sorted(p.parent for p in root.glob(f"*/*/{REPORT}"))
     found = found or sorted(p.parent for p in root.glob(f"*/{REPORT}"))
     if len(found) == 1:
@@ -32,7 +31,7 @@ def folder(path: str) -> Path:
     raise UserError(
         f"{path} holds {len(found)} prepared data sets ({names}); name one of them"
         if found
-        else f"{path} holds no prepared data set; write one with python -m rl_likelihood.data.prepare"
+        else f"{path} holds no prepared data set; write one with python -m rl_likelihood.datasets.prepare"
     )
 
 

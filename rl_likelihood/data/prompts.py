@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jinja2 import TemplateError
 
-from rl_likelihood.data.examples import WORKED_EXAMPLES, Example
-from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Prompts, UserError
+from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
+from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Example, Prompts, UserError
 
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase

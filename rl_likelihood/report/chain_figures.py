@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from rl_likelihood.report import metrics
 from rl_likelihood.report.plots import COLOURS, INK, panel_style
+from rl_likelihood.runtime import run_files
 
 BINS = 8  # of answer lengths, where there are more lengths than that
 
 
 def samples_of(workdir: str | Path) -> list[dict]:
     """The rows of samples.jsonl; none without the file."""
-    path = Path(workdir) / metrics.SAMPLES
-    return metrics.read(path) if path.exists() else []
+    path = Path(workdir) / run_files.SAMPLES
+    return run_files.read(path) if path.exists() else []
 
 
 def chain_length(row: Mapping) -> float:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from rl_likelihood.report import chain_figures, final_figures, metrics, table
+from rl_likelihood.report import chain_figures, final_figures, table
 from rl_likelihood.report.chain_figures import samples_of
 from rl_likelihood.report.curve_figures import CURVES, TAILS, over_seeds, shows
 from rl_likelihood.report.plots import load, looks, series
+from rl_likelihood.runtime import run_files
 
 
 def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, Figure]:
@@ -66,7 +67,7 @@ def _suffix(shared: Iterable[tuple[str, str]]) -> str:
 
 
 def _started(run: table.Run) -> bool:
-    return (Path(run.workdir) / metrics.METRICS).exists()
+    return (Path(run.workdir) / run_files.METRICS).exists()
 
 
 def loaded(run: table.Run, first: Mapping[str, dict]) -> dict[str, list[dict]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_likelihood.report import metrics
+from rl_likelihood.runtime import run_files
 
 CHAINS = 20_000  # in a page, about; 10,000 with 64 tokens each are 13 MB and open in two seconds
 BYTES = 30_000_000  # of the files that they are read from: long chains are fewer
@@ -18,13 +18,13 @@ BYTES = 30_000_000  # of the files that they are read from: long chains are fewe
 
 def per_step(workdir: str | Path) -> dict[int, int]:
     """{step: its number of sampled chains} of a run, in order; empty without the file."""
-    path = Path(workdir) / metrics.SAMPLES
-    return dict(sorted(Counter(row["step"] for row in metrics.rows(path)).items())) if path.exists() else {}
+    path = Path(workdir) / run_files.SAMPLES
+    return dict(sorted(Counter(row["step"] for row in run_files.rows(path)).items())) if path.exists() else {}
 
 
 def limit_of(workdirs: Iterable[str | Path], chains: int) -> int:
     """How many of the runs' `chains` a page takes."""
-    paths = [Path(workdir) / metrics.SAMPLES for workdir in workdirs]
+    paths = [Path(workdir) / run_files.SAMPLES for workdir in workdirs]
     size = sum(path.stat().st_size for path in paths if path.exists())
     return min(CHAINS, chains * BYTES // size) if size else CHAINS
 
@@ -51,8 +51,8 @@ def kept(steps: Mapping[int, int], share: int) -> set[int]:
 
 def read(workdir: str | Path, steps: set[int], reward: str = "") -> list[dict[str, Any]]:
     """The groups of these steps of a run trained on `reward`; rows of other steps are never held."""
-    path = Path(workdir) / metrics.SAMPLES
-    return groups_of((row for row in metrics.rows(path) if row["step"] in steps), reward) if steps else []
+    path = Path(workdir) / run_files.SAMPLES
+    return groups_of((row for row in run_files.rows(path) if row["step"] in steps), reward) if steps else []
 
 
 def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from rl_likelihood.report import metrics, table
+from rl_likelihood.report import table
+from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
 # Okabe and Ito's colours, told apart with every common kind of colour blindness; yellow is too pale for a line. The
@@ -79,9 +80,9 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 def load(workdir: str | Path) -> dict[str, list[dict]]:
     """The rows of a run: {"train": metrics.jsonl, "heldout": what the run itself wrote to eval.jsonl}."""
     workdir = Path(workdir)
-    if not (workdir / metrics.METRICS).exists():
-        raise UserError(f"{workdir}: no {metrics.METRICS} here; give the --workdir of a run")
-    return {"train": metrics.read(workdir / metrics.METRICS), "heldout": table.evaluations(workdir)}
+    if not (workdir / run_files.METRICS).exists():
+        raise UserError(f"{workdir}: no {run_files.METRICS} here; give the --workdir of a run")
+    return {"train": run_files.read(workdir / run_files.METRICS), "heldout": table.evaluations(workdir)}
 
 
 def panel_style(ax: Axes, title: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rl_likelihood.report import metrics
+from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
 Row = tuple[str, str, str]  # metric name, label for people, format specification such as ".1%"
@@ -198,13 +198,13 @@ def asked(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def evaluations(workdir: str | Path) -> list[dict[str, Any]]:
     """The rows of eval.jsonl that the run itself wrote, in order; none without the file."""
-    path = Path(workdir) / metrics.EVAL
-    return [row for row in metrics.read(path) if "stage" in row] if path.exists() else []
+    path = Path(workdir) / run_files.EVAL
+    return [row for row in run_files.read(path) if "stage" in row] if path.exists() else []
 
 
 def final(workdir: str | Path) -> dict[str, Any] | None:
     """The evaluation after the last step of a finished run; None for any other."""
-    status = metrics.read_status(workdir)
+    status = run_files.read_status(workdir)
     if status is None or status["state"] != "done":
         return None
     return next((row for row in reversed(evaluations(workdir)) if row["step"] == status["steps"]), None)

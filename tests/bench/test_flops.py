@@ -12,7 +12,7 @@ from rl_likelihood.model.decoder import forward, head_matrix
 from rl_likelihood.model.decoding import prefill as prefill_of
 from rl_likelihood.model.decoding import unstack
 from rl_likelihood.model.head import logits
-from rl_likelihood.pod.aot import count_flops
+from rl_likelihood.planning.aot import count_flops
 from tests.small import random_params, tiny
 
 MODEL = tiny(layers=3, heads=4, kv_heads=2, head_dim=4, width=16, mlp=24, vocab_size=40)

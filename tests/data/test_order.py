@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rl_likelihood.data.sources import order
+from rl_likelihood.data.order import order
 from rl_likelihood.shapes import UserError
 
 

@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_likelihood.data.examples import WORKED_EXAMPLES, Example
-from rl_likelihood.data.grading import extract_answer
 from rl_likelihood.data.prompts import (
     INSTRUCTION,
     PromptConfig,
@@ -23,7 +21,9 @@ from rl_likelihood.data.prompts import (
     no_chain_ids,
     render,
 )
-from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, UserError
+from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
+from rl_likelihood.grading.graders import extract_answer
+from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Example, UserError
 
 CFG = PromptConfig(max_prompt=1024, max_answer=64)
 EOS = (258,)

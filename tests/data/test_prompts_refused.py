@@ -6,9 +6,8 @@ import dataclasses
 
 import pytest
 
-from rl_likelihood.data.examples import Example
 from rl_likelihood.data.prompts import PromptConfig, chain_format, encode, encode_all, encode_fitting, render
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import Example, UserError
 
 CFG = PromptConfig(max_prompt=1024, max_answer=64)
 EOS = (256,)

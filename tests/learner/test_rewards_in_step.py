@@ -12,7 +12,7 @@ from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import row_stats, see
 from rl_likelihood.learner.step import gradients, init_state, make_step
 from rl_likelihood.learner.surrogate import LossConfig
-from rl_likelihood.pod.aot import count_flops
+from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards import likelihood, shaping
 from rl_likelihood.rewards.intrinsic import INTRINSIC
 from rl_likelihood.rewards.mixture import OUTSIDE, TERMS, Evidence, RewardConfig, objective, parse

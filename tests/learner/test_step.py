@@ -27,11 +27,11 @@ from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model import head
 from rl_likelihood.model.decoder import forward, init
-from rl_likelihood.pod import hlo
-from rl_likelihood.pod.aot import count_flops
+from rl_likelihood.planning import hlo
+from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards.likelihood import OBJECTIVES
-from rl_likelihood.run.world import using
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
+from rl_likelihood.task import using
 from tests.small import (
     TINY,
     branches,

@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rl_likelihood.data.tokenizer import load_tokenizer
-from rl_likelihood.model import assets
-from tests.model import make_checkpoints
+from rl_likelihood.weights import assets
+from tests.weights import make_checkpoints
 
 GOLDEN = Path(__file__).parents[1] / "model" / "golden"
 GREEDY_TOKENS = 64

@@ -10,11 +10,11 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.export import export
-from rl_likelihood.model import weights
 from rl_likelihood.model.decoder import forward, head_matrix
 from rl_likelihood.model.head import logits, token_stats
-from tests.model.make_checkpoints import CONFIGS, golden_ids, random_params, write
+from rl_likelihood.weights import files
 from tests.parity.make_golden import GOLDEN, log_probs, tiny, torch_greedy, torch_logits, torch_model
+from tests.weights.make_checkpoints import CONFIGS, golden_ids, random_params, write
 
 TEXTS = [
     "The answer and the other 10 + 1234 = 5 <answer>7</answer>\n\nin the end<|im_end|>",
@@ -39,7 +39,7 @@ def assert_equal_outputs(folder, cfg, params):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_same_outputs(name, tmp_path):
     write(name, tmp_path)
-    assert_equal_outputs(tmp_path, *weights.load(tmp_path))
+    assert_equal_outputs(tmp_path, *files.load(tmp_path))
 
 
 def test_golden_files_are_what_torch_gives(tmp_path):

@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 
 from rl_likelihood.data.tokenizer import load_tokenizer, vocab_bytes
 from rl_likelihood.export import export
-from rl_likelihood.model import assets, weights
 from rl_likelihood.model.decoder import forward, head_matrix
 from rl_likelihood.model.head import logits, token_stats
 from rl_likelihood.sampler.decode import generate, prepare
 from rl_likelihood.sampler.stop import stop_table
+from rl_likelihood.weights import assets, files
 from tests.parity.make_golden import (
     GOLDEN,
     GREEDY_TOKENS,
@@ -41,7 +41,7 @@ CHAT = (
 def model(tmp_path_factory):
     """(cfg, params, our tokenizer, exported folder, torch model of that folder)."""
     path = assets.resolve("smollm2-135m-instruct")
-    cfg, params = weights.load(path)
+    cfg, params = files.load(path)
     folder = tmp_path_factory.mktemp("smollm2")
     export(cfg, params, path, folder)
     return cfg, params, load_tokenizer(path), folder, torch_model(folder)

@@ -8,6 +8,7 @@ import pytest
 
 from rl_likelihood.report import chain_figures, figures, metrics, plots, table
 from rl_likelihood.report.table import Run
+from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
 
@@ -201,7 +202,7 @@ def test_curves_are_means_over_seeds(runs):
 def test_the_evaluation_before_the_first_step_is_made_once_a_seed_and_begins_every_line(runs):
     for run in runs:
         if run.labels["reward"] == "prob":  # as with train.eval_first=False
-            path = run.workdir / metrics.EVAL
+            path = run.workdir / run_files.EVAL
             path.write_text("".join(line for line in path.read_text().splitlines(True) if '"step": 0' not in line))
     greedy = figures.grid_figures(runs)["curves_math"].axes[0]
     curves = [line.get_xydata().tolist() for line in greedy.lines if line.get_gid() == "held-out"]
@@ -301,7 +302,7 @@ def test_a_reward_has_one_colour_in_every_figure():
 def test_success_against_perplexity_leaves_tables_without_both_out(runs):
     for run in runs:
         if run.labels["data"] == "proofs":
-            path = run.workdir / metrics.EVAL
+            path = run.workdir / run_files.EVAL
             path.write_text(path.read_text().replace("greedy_success", "unchecked"))
     fig = figures.grid_figures(runs)["trade_off"]
     assert [ax.get_title("left") for ax in fig.axes] == ["data math"]

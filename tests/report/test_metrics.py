@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.report import metrics
+from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
 
@@ -19,31 +20,31 @@ def lines(path):
 def test_a_row_is_one_line_of_json_whatever_its_numbers_are(tmp_path):
     path = tmp_path / "m.jsonl"
     row = {"step": 3, "a": jnp.float32(0.1), "b": np.int64(4), "c": np.ones((2, 2)), "d": "x\ny", "e": True}
-    metrics.append(path, row)
+    run_files.append(path, row)
     assert lines(path) == ['{"step": 3, "a": 0.1, "b": 4, "c": [[1.0, 1.0], [1.0, 1.0]], "d": "x\\ny", "e": true}']
 
 
 def test_float32_comes_back_bit_for_bit(tmp_path):
     values = np.random.default_rng(0).normal(size=200).astype(np.float32) * np.float32(10.0) ** np.arange(-30, 30, 0.3)
     values = values.astype(np.float32)
-    metrics.append(tmp_path / "m.jsonl", {"step": 0, "v": values, "w": jnp.bfloat16(0.1)})
-    row = metrics.read(tmp_path / "m.jsonl")[0]
+    run_files.append(tmp_path / "m.jsonl", {"step": 0, "v": values, "w": jnp.bfloat16(0.1)})
+    row = run_files.read(tmp_path / "m.jsonl")[0]
     np.testing.assert_array_equal(np.asarray(row["v"], np.float32), values)
     assert jnp.bfloat16(row["w"]) == jnp.bfloat16(0.1)
 
 
 def test_non_finite_numbers_become_null_and_are_counted(tmp_path):
     path = tmp_path / "m.jsonl"
-    metrics.append(path, {"step": 1, "a": math.nan, "b": jnp.float32(-math.inf), "c": [1.0, math.inf], "d": 2.0})
-    metrics.append(path, {"step": 2, "a": 1.0})
-    first, second = metrics.read(path)
+    run_files.append(path, {"step": 1, "a": math.nan, "b": jnp.float32(-math.inf), "c": [1.0, math.inf], "d": 2.0})
+    run_files.append(path, {"step": 2, "a": 1.0})
+    first, second = run_files.read(path)
     assert first == {"step": 1, "a": None, "b": None, "c": [1.0, None], "d": 2.0, "metrics/non_finite": 3}
     assert "metrics/non_finite" not in second
 
 
 def test_a_row_without_a_step_is_refused(tmp_path):
     with pytest.raises(TypeError, match="integer step"):
-        metrics.append(tmp_path / "m.jsonl", {"loss": 1.0})
+        run_files.append(tmp_path / "m.jsonl", {"loss": 1.0})
 
 
 def test_resume_leaves_every_step_once(tmp_path):
@@ -53,16 +54,16 @@ def test_resume_leaves_every_step_once(tmp_path):
             writer.sample(step, {"prompt": f"question {step}"})
         writer.eval(4, {"greedy_success": 0.5})
         writer.eval(6, {"greedy_success": 0.6})
-    with open(tmp_path / metrics.METRICS, "a") as f:
+    with open(tmp_path / run_files.METRICS, "a") as f:
         f.write('{"step": 8, "rewa')  # the process was killed here
     with metrics.MetricsWriter(tmp_path, steps=9, resume_step=5) as writer:
         for step in range(6, 10):
             writer.metrics(step, {"reward/mean": float(step)})
             writer.sample(step, {"prompt": f"question {step}"})
-    rows = metrics.read(tmp_path / metrics.METRICS)
+    rows = run_files.read(tmp_path / run_files.METRICS)
     assert rows == [{"step": s, "reward/mean": float(s)} for s in range(1, 10)]
-    assert [r["step"] for r in metrics.read(tmp_path / metrics.SAMPLES)] == list(range(1, 10))
-    assert [r["step"] for r in metrics.read(tmp_path / metrics.EVAL)] == [4]
+    assert [r["step"] for r in run_files.read(tmp_path / run_files.SAMPLES)] == list(range(1, 10))
+    assert [r["step"] for r in run_files.read(tmp_path / run_files.EVAL)] == [4]
 
 
 def test_a_run_that_falls_back_to_an_older_checkpoint_rewinds_further(tmp_path):
@@ -71,14 +72,14 @@ def test_a_run_that_falls_back_to_an_older_checkpoint_rewinds_further(tmp_path):
         writer.metrics(step, {"loss": 1.0})
     writer = metrics.MetricsWriter(tmp_path, steps=9, resume_step=6)
     writer.rewind(4)
-    assert [r["step"] for r in metrics.read(tmp_path / metrics.METRICS)] == [1, 2, 3, 4]
+    assert [r["step"] for r in run_files.read(tmp_path / run_files.METRICS)] == [1, 2, 3, 4]
 
 
 def test_a_new_run_in_a_folder_whose_run_never_saved_starts_its_files_anew(tmp_path):
-    metrics.append(tmp_path / metrics.METRICS, {"step": 0, "loss": 1.0})
-    metrics.append(tmp_path / metrics.METRICS, {"step": 1, "loss": 1.0})
+    run_files.append(tmp_path / run_files.METRICS, {"step": 0, "loss": 1.0})
+    run_files.append(tmp_path / run_files.METRICS, {"step": 1, "loss": 1.0})
     metrics.MetricsWriter(tmp_path, steps=5)
-    assert [r["step"] for r in metrics.read(tmp_path / metrics.METRICS)] == [0]
+    assert [r["step"] for r in run_files.read(tmp_path / run_files.METRICS)] == [0]
 
 
 @pytest.mark.parametrize("half", [b'{"step": 2, "a', b"\x00\x00\x00", b'{"step": 2}'])
@@ -86,9 +87,9 @@ def test_appending_after_a_crash_never_joins_two_rows(tmp_path, half):
     path = tmp_path / "eval.jsonl"
     path.write_bytes(b'{"step": 1}\n' + half)
     complete = [{"step": 2}] if half.endswith(b"}") else []
-    assert metrics.read(path) == [{"step": 1}, *complete]
-    metrics.append(path, {"step": 3})
-    assert metrics.read(path) == [{"step": 1}, *complete, {"step": 3}]
+    assert run_files.read(path) == [{"step": 1}, *complete]
+    run_files.append(path, {"step": 3})
+    assert run_files.read(path) == [{"step": 1}, *complete, {"step": 3}]
     assert path.read_bytes().count(b"\n") == 2 + len(complete)
 
 
@@ -96,19 +97,20 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"m\.jsonl:2: not a JSON object"):
-        metrics.read(path)
+        run_files.read(path)
     with pytest.raises(UserError, match=r"m\.jsonl:2: not a JSON object"):
-        metrics.truncate(path, 1)
+        run_files.truncate(path, 1)
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
-        metrics.read(tmp_path / "none.jsonl")
+        run_files.read(tmp_path / "none.jsonl")
 
 
 def test_status_is_replaced_whole(tmp_path):
-    assert metrics.read_status(tmp_path) is None
+    assert run_files.read_status(tmp_path) is None
     writer = metrics.MetricsWriter(tmp_path, steps=7)
     writer.status("running", 0)
     writer.status("failed", 3, error='a "quoted"\nsentence')
-    assert metrics.read_status(tmp_path) == {"state": "failed", "step": 3, "steps": 7, "error": 'a "quoted"\nsentence'}
+    expected = {"state": "failed", "step": 3, "steps": 7, "error": 'a "quoted"\nsentence'}
+    assert run_files.read_status(tmp_path) == expected
     assert len(lines(tmp_path / "STATUS")) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["STATUS"]
     with pytest.raises(ValueError, match="state is one of"):
@@ -162,7 +164,7 @@ def test_a_tracker_that_is_missing_or_breaks_never_stops_a_run(tmp_path, monkeyp
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     out = capsys.readouterr().out
     assert out.count("warning: wandb") == 1 and said in out
-    assert [row["a"] for row in metrics.read(tmp_path / "run" / metrics.METRICS)] == [1.0, 2.0]
+    assert [row["a"] for row in run_files.read(tmp_path / "run" / run_files.METRICS)] == [1.0, 2.0]
 
 
 def test_wandb_offline_writes_a_folder_of_the_same_run_over_a_resume(tmp_path):
@@ -178,7 +180,7 @@ def test_wandb_offline_writes_a_folder_of_the_same_run_over_a_resume(tmp_path):
         assert done.returncode == 0 and "warning: wandb" not in done.stdout, done.stdout + done.stderr
         ids.append((tmp_path / "wandb_id").read_text().strip())
     assert ids[0] == ids[1]
-    assert [r["step"] for r in metrics.read(tmp_path / metrics.METRICS)] == [1, 2]
+    assert [r["step"] for r in run_files.read(tmp_path / run_files.METRICS)] == [1, 2]
     kept = list((tmp_path / "wandb").glob(f"offline-run-*-{ids[0]}/run-{ids[0]}.wandb"))
     assert kept and all(b"reward/mean" in path.read_bytes() and b"optim.lr" in path.read_bytes() for path in kept)
 
@@ -203,5 +205,5 @@ def test_durations():
 
 
 def test_json_files_hold_no_nan_word(tmp_path):
-    metrics.append(tmp_path / "m.jsonl", {"step": 1, "x": [math.nan]})
+    run_files.append(tmp_path / "m.jsonl", {"step": 1, "x": [math.nan]})
     json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name))

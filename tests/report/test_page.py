@@ -11,6 +11,7 @@ import pytest
 
 from rl_likelihood.report import metrics, page, page_chains, table
 from rl_likelihood.report.table import Run
+from rl_likelihood.runtime import run_files
 from tests.report.test_figures import evaluation, sample, write_run
 
 NASTY = (
@@ -110,7 +111,7 @@ def test_numbers_of_the_page_are_those_of_the_files(tmp_path):
     assert first["train"]["reward/mean"] == [[1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0]]
     assert first["heldout"]["greedy_success"] == [[0, 4], [0.25, 0.5]]
     assert (first["state"], first["step"], first["chains"]) == ("done", "4/4", 12)
-    rows = metrics.read(tmp_path / "prob0" / "samples.jsonl")
+    rows = run_files.read(tmp_path / "prob0" / "samples.jsonl")
     chain = first["groups"][0]["chains"][0]
     assert chain["reward"] == rows[0]["reward"] and chain["rewards"]["prob"] == rows[0]["reward/prob"]
     assert chain["logp"] == [round(rows[0]["answer_logp"][0], 3)]
@@ -156,8 +157,8 @@ def test_every_run_begins_at_the_untouched_model_of_its_seed(tmp_path):
     first = {"greedy_success": 0.1, "perplexity": 9.0}
     one = write_run(tmp_path / "one", evaluation(0.5, 2.0), first)
     other = write_run(tmp_path / "other", evaluation(0.6, 3.0))
-    rows = [row for row in metrics.read(other / metrics.EVAL) if row["step"] > 0]
-    (other / metrics.EVAL).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [row for row in run_files.read(other / run_files.EVAL) if row["step"] > 0]
+    (other / run_files.EVAL).write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs = [Run({"reward": "prob", "seed": "0"}, one), Run({"reward": "jepo", "seed": "0"}, other)]
     greedy = [r["heldout"]["greedy_success"] for r in data_of(write(tmp_path, runs))["runs"]]
     assert greedy == [[[0, 4], [0.1, 0.5]], [[0, 4], [0.1, 0.6]]]

@@ -8,6 +8,7 @@ import pytest
 
 from rl_likelihood.report import metrics, page, plots, table
 from rl_likelihood.report.table import Run
+from rl_likelihood.runtime import run_files
 from tests.report import chromium
 from tests.report.test_page import NASTY, nasty_run, write
 
@@ -209,7 +210,7 @@ def test_a_phone_reads_charts_at_their_size_and_scrolls_no_page_sideways(browser
 @pytest.mark.slow
 def test_ten_thousand_chains_open_and_nothing_that_a_model_wrote_runs(browser, tmp_path):
     run = nasty_run(tmp_path / "run")
-    with (run / metrics.SAMPLES).open("a") as f:
+    with (run / run_files.SAMPLES).open("a") as f:
         for i in range(10_000):
             row = {
                 "step": 3 + i // 16, "id": f"q{i // 8}", "prompt": "2+2?", "chain": f"chain number {i} " * 20,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.report import metrics, plots
+from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
 
@@ -120,5 +121,5 @@ def test_the_command(tmp_path):
 
 def test_an_evaluation_made_later_moves_no_figure(tmp_path):
     write_run(tmp_path / "a", 10)
-    metrics.append(tmp_path / "a" / metrics.EVAL, {"step": 10, "greedy_success": 0.99})
+    run_files.append(tmp_path / "a" / run_files.EVAL, {"step": 10, "greedy_success": 0.99})
     assert [row["greedy_success"] for row in plots.load(tmp_path / "a")["heldout"]] == [0.0, 0.25, 0.5]

@@ -3,10 +3,10 @@
 import pytest
 
 from rl_likelihood.config import apply_preset, build
-from rl_likelihood.data.grading import GRADERS
+from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.rewards.mixture import OUTSIDE, Term, parse
-from rl_likelihood.run.outside import TEXT_RULES
+from rl_likelihood.rollouts.host_rewards import TEXT_RULES
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
 

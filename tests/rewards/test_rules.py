@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_likelihood.data.grading import exact_match, numeric_match, parse_number
+from rl_likelihood.grading.graders import exact_match, numeric_match, parse_number
 from rl_likelihood.rewards import rules
 
 TAGS = rules.Tags("<think>", "</think>", "<answer", "</answer")

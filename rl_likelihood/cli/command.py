@@ -1,0 +1,176 @@
+"""The command line of the mains: config file, overrides, preset; every refusal in one line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from rl_likelihood.config import apply_preset, flatten
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.watch import LOST, REFUSED, Unreachable
+from rl_likelihood.shapes import UserError
+from rl_likelihood.weights.assets import cache_dir
+
+
+def run_main(main: Callable[[], None], config_file: bool = True) -> None:
+    """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2 (1 where
+    the processes did not find each other: another start may succeed)."""
+    if config_file:
+        config_flags.DEFINE_config_file("config", None, "path of a config, as configs/NAME.py[:key=value,...]")
+
+    def parse(argv: list[str]) -> list[str]:
+        # What jax tries and does not find is no news; a refusal must be the only line.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        for name in ("xla_bridge", "distributed"):
+            logging.getLogger(f"jax._src.{name}").setLevel(logging.WARNING)
+        os.environ["XLA_FLAGS"] = in_order(os.environ.get("XLA_FLAGS", ""))
+        keep_programs()
+        # Config files import one another as configs.NAME, from wherever the command is run.
+        for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+            if argument == "--config" or argument.startswith("--config="):
+                given = following if argument == "--config" else argument.removeprefix("--config=")
+                file = Path(given.partition(":")[0]).resolve()
+                if not file.is_file():
+                    near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
+                    refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+                sys.path.insert(0, str(file.parent.parent))
+        try:
+            rest = flags.FLAGS(argv)
+        except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError, UserError) as error:
+            refuse(explained(error, argv))
+        if len(rest) > 1:
+            refuse(f"unknown argument {rest[1]!r}; flags start with --")
+        if config_file:
+            try:
+                if flags.FLAGS["config"].value is None:
+                    refuse("--config is missing; for example --config=configs/quickstart.py")
+                flags.FLAGS["config"].value["seed"]  # a config that could not be loaded says so when it is read
+            except OSError as error:
+                refuse(" ".join(str(error).split()))
+        return rest
+
+    def guarded(_: list[str]) -> None:
+        try:
+            for name in ("workdir", "out"):
+                if name in flags.FLAGS:
+                    refuse_address(f"--{name}", flags.FLAGS[name].value or "")
+            if "coordinator" in flags.FLAGS:
+                join(flags.FLAGS)
+            main()
+        except UserError as error:
+            shared = isinstance(error, distributed.SharedRefusal)
+            if distributed.first() or not shared:
+                distributed.say_error(str(error))
+            code = LOST if isinstance(error, Unreachable) else REFUSED
+            distributed.finish(code, together=shared, why=str(error))
+            sys.exit(code)
+        except distributed.SharedFailure:
+            distributed.finish(1)
+        except BaseException as error:
+            if distributed.several():  # no waiting for the others on the way out
+                time.sleep(2)  # if one of them has died, the watch says that and ends here
+                if not isinstance(error, SystemExit):
+                    traceback.print_exc()
+                code = getattr(error, "code", 1)
+                why = distributed.named(error)
+                distributed.finish(code if isinstance(code, int) else 1, together=False, why=why)
+            raise
+        distributed.finish()
+
+    app.run(guarded, flags_parser=parse)
+
+
+def in_order(xla_flags: str) -> str:
+    """XLA's flags, with one more where they ask for several CPU devices.
+
+    These share one pool of threads. XLA runs loops that do not need one another side by side, and where both have
+    collectives some devices may wait in one and the others in the other, until it aborts: half of the runs of a test
+    did. In its order of least memory they come one after the other.
+    """
+    flag = "--xla_cpu_enable_concurrency_optimized_scheduler"
+    several = "--xla_force_host_platform_device_count" in xla_flags
+    return f"{xla_flags} {flag}=false" if several and flag not in xla_flags else xla_flags
+
+
+def keep_programs() -> None:
+    """Compiled programs are kept in the user's cache, 4 GiB of them: the next run of the same shapes skips minutes.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    """
+    defaults = {
+        "jax_compilation_cache_dir": str(cache_dir() / "programs"),
+        "jax_compilation_cache_max_size": 4 * 2**30,
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        for name, value in defaults.items():
+            jax.config.update(name, value)
+
+
+def define_processes() -> None:
+    """The flags of a run of several processes."""
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, or JAX_COORDINATOR_ADDRESS; a Cloud TPU knows")
+    flags.DEFINE_integer("num_processes", 0, "how many there are, or JAX_NUM_PROCESSES")
+    flags.DEFINE_integer("process_id", -1, "which of them this is, or JAX_PROCESS_ID")
+
+
+def join(values: flags.FlagValues) -> None:
+    """Finds the other processes, as flags and environment say."""
+    heartbeat = values["config"].value.pod.heartbeat
+    distributed.start(values.coordinator, values.num_processes, values.process_id, heartbeat)
+
+
+def refuse_address(name: str, value: str) -> None:
+    """A run's files are appended to, renamed and linked: what a folder can, and gs://bucket cannot."""
+    if "://" in value:
+        raise UserError(f"{name} is {value}, which is no folder; mount it (a bucket with gcsfuse) and give that path")
+
+
+def explained(error: BaseException, argv: list[str]) -> str:
+    """What is wrong with the command line, where ml_collections says it in its own terms."""
+    message = " ".join(str(error.args[0] if error.args else error).split())
+    defaults = base()
+    fields = {} if defaults is None else flatten(defaults)
+    for argument in argv:
+        name = argument.removeprefix("--config.").partition("=")[0]
+        if not argument.startswith("--config.") or not fields or name in fields:
+            continue
+        inside = sorted((f for f in fields if f.startswith(f"{name}.")), key=lambda f: not f.endswith(".name"))
+        if inside:
+            return f"{name} is a group of fields; set one of them, as --config.{inside[0]}=VALUE"
+        near = difflib.get_close_matches(name, fields, 1) or [f for f in fields if f.endswith(name.rpartition(".")[2])]
+        hint = f"; did you mean {near[0]}?" if near else "; configs/base.py lists all fields"
+        return f"the config has no field {name}{hint}"
+    return message
+
+
+def refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def base() -> ConfigDict | None:
+    """configs/base.py, if the config in use has one beside it."""
+    spec = importlib.util.find_spec("configs")
+    found = spec is not None and importlib.util.find_spec("configs.base") is not None
+    return importlib.import_module("configs.base").get_config() if found else None
+
+
+def from_flags() -> tuple[ConfigDict, list[str]]:
+    """The config of --config with its preset and the command line's overrides, and the names overridden."""
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    c = flags.FLAGS["config"].value
+    apply_preset(c, list(overrides))
+    return c, list(overrides)

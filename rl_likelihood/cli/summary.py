@@ -1,0 +1,33 @@
+"""What a run came to, on the console."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rl_likelihood.report.plots import curves
+from rl_likelihood.report.table import side_by_side
+from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime.console import say
+
+
+def summary(workdir: Path) -> None:
+    """Before and after side by side, the same questions answered by each, and the figure."""
+    if not (workdir / run_files.EVAL).exists():
+        return
+    rows = {row["stage"]: row for row in run_files.read(workdir / run_files.EVAL) if "stage" in row}
+    rows = {stage: row for stage, row in rows.items() if not stage.startswith("step ")}
+    if not rows:
+        return
+    say("\n" + side_by_side(rows))
+    n = next(iter(rows.values()))["questions"]
+    say(f"\n{n:.0f} held-out questions; a success rate has a standard error of at most {50 / n**0.5:.1f} points")
+    say("\nGreedy answers to the first of them")
+    columns = [row.get("examples", []) for row in rows.values()]
+    for shown in zip(*columns, strict=False):
+        say(f"  {shown[0]['prompt']}  [{shown[0]['reference']}]")
+        for stage, example in zip(rows, shown, strict=True):
+            mark = "right" if example["right"] else "wrong"
+            say(f"    {stage:<{max(map(len, rows))}}  {mark}  {' '.join(example['text'].split())}")
+    if (workdir / run_files.METRICS).exists():
+        say(f"\nfigure   {curves({workdir.name: workdir}, workdir)[0]}")
+    say(f"chains   {workdir / run_files.SAMPLES}")

@@ -1,0 +1,41 @@
+"""Data sets by name. One file each: how its original distribution becomes examples, and how it is split."""
+
+from rl_likelihood.datasets import (
+    alpaca,
+    competition_math,
+    countdown,
+    cruxeval_o,
+    deepscaler,
+    gsm8k,
+    humaneval,
+    mawps,
+    minif2f,
+    mmlu_pro,
+    numina_proof,
+    proofnet,
+    svamp,
+    telemath,
+    teleqna,
+)
+
+DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        gsm8k.DATASET,
+        competition_math.DATASET,
+        deepscaler.DATASET,
+        alpaca.DATASET,
+        numina_proof.DATASET,
+        svamp.DATASET,
+        mawps.DATASET,
+        countdown.DATASET,
+        cruxeval_o.DATASET,
+        humaneval.DATASET,
+        mmlu_pro.DATASET,
+        teleqna.DATASET,
+        teleqna.FREE,
+        telemath.DATASET,
+        minif2f.DATASET,
+        proofnet.DATASET,
+    )
+}

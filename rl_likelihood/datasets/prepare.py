@@ -1,0 +1,318 @@
+"""Turn a data set's original files into prepared splits.
+
+    python -m rl_likelihood.datasets.prepare --dataset=gsm8k --source=PATH[,PATH] --out=DIR
+        [--max_chars=N] [--heldout=N] [--skip_bad_rows]
+
+PATH is a file (.json, .jsonl, .parquet, each also .gz; .zip, .tar), a folder of such files, or a data set of the
+Hugging Face hub, hf:owner/name[@revision][/folder] (extra hub). Without --source the public files are fetched.
+Written are DIR/NAME/1.0.0 with array_record files that tensorflow-datasets reads (`rl_likelihood.data.prepared.read`),
+and beside them prepare_report.json, which is also printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from rl_likelihood.data.prepared import FIELDS, REPORT
+from rl_likelihood.datasets import DATASETS, files
+from rl_likelihood.datasets.common import BadRow, DataSet, Left, Row
+from rl_likelihood.datasets.sources import example_key
+from rl_likelihood.datasets.splitting import leave_out_long, split_rows
+from rl_likelihood.shapes import UserError
+
+VERSION = "1.0.0"  # of the stored form: raise it when FIELDS change
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareReport:
+    """What became of every row read: rows = sum of splits + left_out + too_long + duplicates + overlap + bad_rows."""
+
+    dataset: str
+    folder: str
+    files: int
+    bytes: int
+    sha256: str  # of the file; of several files, of what sha256sum prints for them
+    rows: int
+    splits: dict[str, int]
+    left_out: dict[str, int]  # rows that are no rows of this set, by reason
+    too_long: tuple[str, ...]  # ids, none of a given test or validation set
+    max_chars: int  # 0: no limit
+    duplicates: int  # the same question again within the training rows
+    overlap: int  # training rows that ask a question of a given test or validation set
+    repeats: int  # the same question again within those sets, which are kept as they are given
+    bad_rows: tuple[str, ...]  # "file:line: reason"
+
+    def paragraph(self) -> str:
+        """The report in words."""
+        kept = ", ".join(f"{n:,} {name}" for name, n in self.splits.items())
+        left = "".join(f"; {_count(n, 'row')} left out: {reason}" for reason, n in self.left_out.items())
+        limit = f" over {self.max_chars:,} characters" if self.max_chars else ""
+        return (
+            f"{self.dataset}: {_count(self.rows, 'row')} of {_count(self.files, 'file')} ({self.bytes / 1e6:.2f} MB) "
+            f"read; kept {kept}{left}; removed from training {_count(self.duplicates, 'duplicate')} and "
+            f"{_count(self.overlap, 'question')} of given test sets; {_count(self.repeats, 'repeat')} within given "
+            f"test sets kept; {_count(len(self.too_long), 'row')} too long{limit}{_named(self.too_long)}; "
+            f"{_count(len(self.bad_rows), 'bad row')}{_named(self.bad_rows)}. Written to {self.folder}."
+        )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def _named(rows: Sequence[str]) -> str:
+    return f" ({', '.join(rows[:5])}{', ...' if len(rows) > 5 else ''})" if rows else ""
+
+
+def prepare(
+    name: str,
+    source: str,
+    out: str,
+    max_chars: int = 0,
+    heldout: float | None = None,
+    skip_bad_rows: bool = False,
+) -> PrepareReport:
+    """Read, split and write the data set `name`; `source` is one or more paths with commas, or "" to fetch it.
+
+    `max_chars` limits prompt, chain and answer together, of all rows but those of given test and validation sets; who
+    is held out does not depend on it. `heldout` overrides the set's own share (below 1) or number
+    of held-out training questions. UserError for anything unknown, unreadable or empty, and for the first bad row
+    unless `skip_bad_rows`.
+    """
+    if name not in DATASETS:
+        if name == "reasoning_gym":
+            raise UserError(
+                "--dataset is 'reasoning_gym', which has no files to prepare; train with data.source=reasoning_gym and "
+                "the names of its tasks in data.tasks"
+            )
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"--dataset is {name!r}; choose one of {', '.join(DATASETS)}{hint}")
+    if max_chars < 0:
+        raise UserError(f"--max_chars is {max_chars}; it must be 0 (no limit) or more")
+    if heldout is not None and (heldout < 0 or (heldout > 1 and heldout != int(heldout))):
+        raise UserError(f"--heldout is {heldout}; give a number of questions, or a share below 1")
+    dataset = DATASETS[name]
+    folder = Path(out).expanduser() / name / VERSION
+    if folder.exists():
+        raise UserError(f"{folder} exists already; delete it or choose another --out")
+
+    found = locate(dataset, source, out)
+    size, sha256 = files.digest(found)
+    read = read_rows(dataset, found, skip_bad_rows)
+    _refuse_copies(read.given, source)
+    splits, counts = split_rows(dataset, read.rows, dataset.heldout if heldout is None else heldout)
+    given = {row.split for row in read.rows} - {"train"}
+    splits, too_long = leave_out_long(dataset, splits, given, max_chars)
+    report = PrepareReport(
+        dataset=name,
+        folder=str(folder),
+        files=len(found),
+        bytes=size,
+        sha256=sha256,
+        rows=read.count,
+        splits={split: len(rows) for split, rows in splits.items()},
+        left_out=dict(sorted(read.left_out.items())),
+        too_long=too_long,
+        max_chars=max_chars,
+        **counts,
+        bad_rows=tuple(read.bad),
+    )
+    write(name, splits, out)
+    (folder / REPORT).write_text(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+def locate(dataset: DataSet, source: str, out: str) -> list[tuple[Path, Path]]:
+    """The data set's files, fetched first where `source` is "" or on the hub."""
+    if not source:
+        sources = files.download(dataset, Path(out).expanduser() / "downloads")
+    else:
+        sources = [
+            files.from_hub(part, f"give {dataset.fetch} with --source") if part.startswith("hf:") else part
+            for part in source.split(",")
+        ]
+    return files.locate(sources, dataset)
+
+
+# ---------------------------------------------------------------------------------------- rows
+
+
+@dataclasses.dataclass
+class _Read:
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    given: dict[tuple[str, str], set[str]] = dataclasses.field(default_factory=dict)  # (split, file) -> keys, no train
+    count: int = 0
+    left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    bad: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_rows(dataset: DataSet, found: Iterable[tuple[Path, Path]], skip_bad_rows: bool) -> _Read:
+    """Every record of the files as a row with its split, and a count of those that are none."""
+    read = _Read()
+    ids: dict[tuple[str, str], str] = {}
+    for file, below in found:
+        for place, record in files.read(file, below, dataset):
+            read.count += 1
+            try:
+                if isinstance(record, str):
+                    raise BadRow(record)
+                row = dataset.parse(record, place)
+                if isinstance(row, Row):
+                    row = _checked(row, row.split or place.split or dataset.split)
+                if isinstance(row, Row):
+                    first = ids.setdefault((row.split, row.example.id), str(place))
+                    if first != str(place):
+                        raise BadRow(f"id {row.example.id!r} is also that of {first}")
+            except BadRow as e:
+                read.bad.append(f"{place}: {e}")
+                if not skip_bad_rows:
+                    raise UserError(
+                        f"{read.bad[0]}; give {dataset.fetch}, or leave such rows out with --skip_bad_rows"
+                    ) from e
+                continue
+            if isinstance(row, Left):
+                read.left_out[row.reason] += 1
+            else:
+                read.rows.append(row)
+                if row.split != "train":
+                    read.given.setdefault((row.split, place.file), set()).add(row.key)
+    if not read.rows:
+        why = "; ".join([f"{n} {reason}" for reason, n in read.left_out.items()]) or "the files are empty"
+        more = f"; {len(read.bad)} bad" if read.bad else ""
+        raise UserError(f"no row of {dataset.name} is left of {read.count} ({why}{more}); give {dataset.fetch}")
+    return read
+
+
+def _refuse_copies(given: dict[tuple[str, str], set[str]], source: str) -> None:
+    """A test set is kept as it is given, so a second copy of its file would count every question twice."""
+    seen: dict[tuple[str, frozenset[str]], str] = {}
+    for (split, file), keys in given.items():
+        first = seen.setdefault((split, frozenset(keys)), file)
+        if first == file or len(keys) == 1:  # a file may be one question
+            continue
+        names = [str(PurePosixPath(f).parent) for f in (first, file)]
+        if names[0] == names[1]:
+            names = [first, file]
+        if source.startswith("hf:") or Path(source).is_dir():
+            names = [f"{source.rstrip('/')}/{name}" for name in names]
+        raise UserError(
+            f"{file} asks the {len(keys)} {split} questions of {first} again, which would count twice; name one of "
+            f"them with --source: {' or '.join(names)}"
+        )
+
+
+def _checked(row: Row, split: str) -> Row | Left:
+    """The row with its split and key filled in; Left where it has no question or no answer."""
+    example = row.example
+    if not split:
+        raise BadRow("cannot tell whether it is for training or testing; put train or test in the file's name")
+    for value in (example.id, example.prompt, example.answer, example.chain):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadRow("a text holds half of a surrogate pair, which is not text") from None
+    if not example.prompt.strip():
+        return Left("no question")
+    if not example.answer.strip():
+        return Left("no answer")
+    key = row.key or example_key(example)
+    return dataclasses.replace(row, split=split, key=key, group=row.group or key)
+
+
+# ---------------------------------------------------------------------------------------- storage
+
+
+def write(name: str, splits: dict[str, list[Row]], out: str) -> None:
+    """The splits as the tensorflow-datasets data set `name` in the folder `out`: text features, array_record files.
+
+    A prepared folder appears whole or not at all. Nothing here needs TensorFlow.
+    """
+    import tensorflow_datasets as tfds  # here because it takes half a second
+
+    class PreparedDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """One prepared data set."""
+
+        VERSION = tfds.core.Version(VERSION)
+        # It has no checksums beside its code; looked for, they need a package that the library does not install.
+        code_path = None
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = tfds.features.FeaturesDict({field: tfds.features.Text() for field in FIELDS})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager) -> dict:
+            return {split: self._generate_examples(rows) for split, rows in splits.items()}
+
+        def _generate_examples(self, rows):
+            for row in rows:
+                extra = json.dumps(dict(row.extra), ensure_ascii=False, default=str)
+                example = row.example
+                values = (example.id, example.prompt, example.answer, example.chain, example.task, extra)
+                yield example.id, dict(zip(FIELDS, values, strict=True))
+
+    PreparedDataset.name = name
+    try:
+        builder = PreparedDataset(data_dir=str(Path(out).expanduser()), file_format="array_record")
+        _quietly(builder.download_and_prepare)
+    except OSError as e:
+        raise UserError(f"{out} cannot be written ({e.strerror or e}); choose another --out") from e
+    shutil.rmtree(Path(out).expanduser() / "downloads" / "extracted", ignore_errors=True)  # its empty folder
+    with contextlib.suppress(OSError):
+        (Path(out).expanduser() / "downloads").rmdir()  # holds something where files were fetched
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    """Without the library's progress bars and announcements: the report says it all."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            work()
+    finally:
+        tfds.enable_progress_bar()
+
+
+# ---------------------------------------------------------------------------------------- command
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(message)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; 0, or 2 after one line on stderr that says what to do."""
+    parser = _Parser(prog="python -m rl_likelihood.datasets.prepare", allow_abbrev=False, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--dataset", default="", help=", ".join(DATASETS))
+    parser.add_argument("--source", default="", help="files or folders, with commas, or hf:owner/name[/folder]")
+    parser.add_argument("--out", default="", help="folder to write")
+    parser.add_argument("--max_chars", type=int, default=0, help="leave out rows with more characters; 0 for no limit")
+    parser.add_argument("--heldout", type=float, default=None, help="number or share of questions to hold out")
+    parser.add_argument("--skip_bad_rows", action="store_true", help="count rows that cannot be read, and go on")
+    try:
+        flags = parser.parse_args(argv)
+        if not flags.out:
+            raise UserError("--out is missing; write --dataset=NAME --source=PATH --out=DIR")
+        report = prepare(flags.dataset, flags.source, flags.out, flags.max_chars, flags.heldout, flags.skip_bad_rows)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    print(report.paragraph())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

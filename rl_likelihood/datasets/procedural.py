@@ -1,0 +1,197 @@
+"""Questions without end, from reasoning_gym: a few presets of arithmetic, and any of its data sets by name.
+
+A task is written NAME or NAME(parameter=value, ...), as Python writes a call with literals:
+
+    chain_sum                                   the preset of this name, of PRESETS
+    leg_counting                                reasoning_gym's data set, as it comes
+    leg_counting(min_animals=1, max_animals=1)  with parameters of its own (its Config says which there are)
+    chain_sum()                                 reasoning_gym's data set of that name, not the preset
+
+Questions and answers are reasoning_gym's own words. What else its graders need of an item (`grading_gym`) is kept in
+`Example.check`. Data sets that give no reference answer (rubiks_cube, graph_color, ...) are refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import math
+import random
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rl_likelihood.grading.gym import pack
+from rl_likelihood.shapes import Example, UserError
+
+# Items of one generator; then comes one of another seed. Some make all of theirs at once.
+CHUNK = 1000
+
+
+class Preset(NamedTuple):
+    """A reasoning-gym data set, its arguments, and the wording of its arithmetic questions.
+
+    The wording is the generator's own, ended with a full stop. The reference answer is computed here: the
+    generator's bracket-free mode works from left to right and says 0 for 6 + 10 * 0.
+    """
+
+    dataset: str
+    kwargs: dict
+    wording: str
+    fault_rate: float | None = None  # with a number: chains are given, and so often a step of one is wrong
+
+
+# Numbers from 0 to 10: the generator counts 10 as one digit.
+_EASY = {
+    "min_digits": 1,
+    "max_digits": 1,
+    "operators": ["+", "-", "*"],
+    "allow_parentheses": False,
+    "allow_negation": False,
+}
+PRESETS: dict[str, Preset] = {
+    # 2 or 3 terms: about 12,000 distinct questions.
+    "basic_arithmetic": Preset("basic_arithmetic", {"min_terms": 2, "max_terms": 3, **_EASY}, "Calculate {}."),
+    # Those of 2 terms: 363 distinct questions.
+    "one_operation": Preset("basic_arithmetic", {"min_terms": 2, "max_terms": 2, **_EASY}, "Calculate {}."),
+    # 2 or 3 terms, all of one digit or all of two: about 3 million distinct questions.
+    "chain_sum": Preset(
+        "chain_sum",
+        {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2, "allow_negation": False},
+        "State the final answer to the following arithmetic problem: {}.",
+    ),
+    # For models with random weights: 3 terms of one digit, chains given, a quarter of their steps wrong.
+    "faulty_sums": Preset(
+        "chain_sum",
+        {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1, "allow_negation": False},
+        "{}",
+        fault_rate=0.25,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One entry of data.tasks. `text` as it was written; without a preset the data set's own questions are asked."""
+
+    text: str
+    dataset: str
+    parameters: dict[str, Any]
+    preset: Preset | None = None
+
+
+def parse(text: str) -> Task:
+    """The task that a text names. UserError, with the nearest name, for what is neither preset nor data set."""
+    if text in PRESETS:
+        return Task(text, PRESETS[text].dataset, PRESETS[text].kwargs, PRESETS[text])
+    name, parameters = _call(text)
+    known = _factory().DATASETS
+    if name not in known:
+        near = difflib.get_close_matches(name, [*PRESETS, *known], n=1)
+        hint = f"did you mean {near[0]!r}? It" if near else "it"
+        raise UserError(
+            f"data.tasks has {text!r}; {hint} must be {', '.join(PRESETS)}, or one of the {len(known)} data sets of "
+            "reasoning_gym (rl_likelihood/datasets/procedural.py says how they are written)"
+        )
+    return Task(text, name, parameters)
+
+
+def _call(text: str) -> tuple[str, dict[str, Any]]:
+    """(name, parameters) of NAME or NAME(parameter=value, ...)."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            return node.func.id, {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg is not None}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    raise UserError(f"data.tasks has {text!r}, which cannot be read; write NAME or NAME(parameter=value, ...)")
+
+
+def _factory():
+    try:
+        from reasoning_gym import factory  # here because it takes seconds to import, and only this source needs it
+    except ImportError as e:
+        raise UserError("data.source = 'reasoning_gym' needs that package; run pip install reasoning-gym") from e
+    return factory
+
+
+def _items(task: Task, seed: int):
+    """CHUNK items of a data set, by their numbers."""
+    taken = {"size", "seed"} & set(task.parameters)
+    if taken:
+        raise UserError(f"data.tasks has {task.text!r}; {taken.pop()!r} is set here: leave it out")
+    try:
+        return _factory().create_dataset(task.dataset, size=CHUNK, seed=seed, **task.parameters)
+    except Exception as e:  # whatever its own checks raise: assertions, types, values
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise UserError(f"data.tasks has {task.text!r}, which reasoning_gym refuses ({reason}); mend it") from e
+
+
+def generate(text: str, seed: int, split: str) -> Iterator[Example]:
+    """Endless examples of a task. Draw i is the generator's item with seed `start + i`, so starts are hashed far apart:
+    neighbouring seeds would share all items but one. An item without an answer comes with the answer "".
+
+    Raises UserError for a task that has no reference answers.
+    """
+    task = parse(text)
+    digest = hashlib.sha256(f"{seed}/{split}/{text}".encode()).digest()
+    # numpy's generators, which some data sets use, take no seeds from 2**32 on.
+    start = int.from_bytes(digest[:6], "big") if task.preset else int.from_bytes(digest[:4], "big") >> 1
+    for first in range(0, 2**31, CHUNK):
+        items = _items(task, start + first)
+        for i in range(CHUNK):
+            try:
+                item = items[i]
+            except IndexError:  # word_ladder may have fewer than it was asked for
+                if i == 0:
+                    raise UserError(f"data.tasks has {text!r}, which makes no item; mend its parameters") from None
+                break
+            uid = f"{text}-{split}-{first + i}"
+            yield _arithmetic(uid, task, item) if task.preset else _own(uid, task, item)
+
+
+def _arithmetic(uid: str, task: Task, item: dict[str, Any]) -> Example:
+    expression, preset = item["metadata"]["expression"], task.preset
+    chain = "" if preset.fault_rate is None else worked_chain(expression, preset.fault_rate)
+    return Example(uid, preset.wording.format(expression), str(evaluate_expression(expression)), chain, task.text)
+
+
+def _own(uid: str, task: Task, item: dict[str, Any]) -> Example:
+    if item["answer"] is None:
+        raise UserError(
+            f"data.tasks has {task.text!r}, whose items have no reference answer: there is nothing to score; choose "
+            "another task"
+        )
+    check = pack(task.dataset, task.parameters, item)
+    return Example(uid, item["question"].strip(), str(item["answer"]).strip(), task=task.dataset, check=check)
+
+
+# ------------------------------------------------------------------------------------------- the presets' arithmetic
+
+
+def evaluate_expression(expression: str) -> int:
+    """Value of integers joined by " + ", " - ", " * " (products first)."""
+    terms = re.split(r" ([+-]) ", expression)
+    signs = [1] + [1 if op == "+" else -1 for op in terms[1::2]]
+    return sum(s * math.prod(map(int, t.split(" * "))) for s, t in zip(signs, terms[::2], strict=True))
+
+
+def worked_chain(expression: str, fault_rate: float) -> str:
+    """A sum step by step from left to right, "3+4=7 7-2=5"; with `fault_rate` a step is off by 1 to 3 and goes on.
+
+    The faults of an expression are always the same.
+    """
+    rng = random.Random(expression)
+    first, *rest = re.split(r" ([+-]) ", expression)
+    total, steps = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        right = total + int(term) if sign == "+" else total - int(term)
+        wrong = right + rng.choice((-3, -2, -1, 1, 2, 3))
+        result = wrong if rng.random() < fault_rate else right
+        steps.append(f"{total}{sign}{term}={result}")
+        total = result
+    return " ".join(steps)

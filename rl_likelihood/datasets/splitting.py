@@ -1,0 +1,98 @@
+"""Rows of a data set into training rows and held-out ones, by a hash of each question, and those too long for it."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+from collections.abc import Sequence
+
+from rl_likelihood.datasets.common import DataSet, Row
+from rl_likelihood.shapes import UserError
+
+
+def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[dict[str, list[Row]], dict[str, int]]:
+    """Splits by name (train first), and counts of duplicates, overlap and repeats.
+
+    Given test and validation sets stay whole. Training rows lose repeated questions, then those that are held out.
+    """
+    given: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in rows:
+        given[row.split].append(row)
+    train = given.pop("train", [])
+    first = {row.key: row for row in reversed(train)}
+    distinct = [row for row in train if first[row.key] is row]
+    taken = {row.group for split in given.values() for row in split}
+    free = [row for row in distinct if row.group not in taken]
+    counts = {
+        "duplicates": len(train) - len(distinct),
+        "overlap": len(distinct) - len(free),
+        "repeats": sum(len(split) - len({row.key for row in split}) for split in given.values()),
+    }
+    held: list[Row] = []
+    if heldout and free and dataset.heldout_split not in given:
+        chosen = _held_out(free, heldout, dataset)
+        held = [row for row in free if row.group in chosen]
+        free = [row for row in free if row.group not in chosen]
+    if train and not free:
+        raise UserError(f"nothing of {dataset.name} is left to train on; the held-out sets have all its questions")
+    splits = {"train": free, dataset.heldout_split: held} if held else {"train": free}
+    splits |= {name: given[name] for name in sorted(given)}
+    return {name: split for name, split in splits.items() if split}, counts
+
+
+def _held_out(rows: list[Row], heldout: float, dataset: DataSet) -> set[str]:
+    """Groups of the held-out questions, by the sha256 of each.
+
+    A share is a threshold for the hash, so a question's side depends on nothing else. A count takes the smallest
+    hashes, so it moves with the questions there are. With strata a share is a count in each stratum, rounded so that
+    the sum is exact.
+    """
+    ranked = sorted(rows, key=lambda row: _hash(row.group))
+    if heldout >= 1:
+        if heldout >= len(rows):
+            raise UserError(
+                f"--heldout = {heldout:g} leaves nothing of {dataset.name} to train on: it has {len(rows)} distinct "
+                f"questions; set it to at most {len(rows) - 1}, or to a share such as 0.1"
+            )
+        return {row.group for row in ranked[: int(heldout)]}
+    if not dataset.strata:
+        return {row.group for row in rows if int.from_bytes(_hash(row.group)[:8], "big") < heldout * 2**64}
+    strata: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in ranked:
+        strata[json.dumps([str(row.extra.get(name)) for name in dataset.strata])].append(row)
+    chosen: set[str] = set()
+    seen = 0
+    for _, stratum in sorted(strata.items()):
+        take = round((seen + len(stratum)) * heldout) - round(seen * heldout)
+        seen += len(stratum)
+        chosen |= {row.group for row in stratum[:take]}
+    return chosen
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def leave_out_long(
+    dataset: DataSet, splits: dict[str, list[Row]], given: set[str], max_chars: int
+) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
+    """Splits without rows of over `max_chars` characters (0: no limit), and the ids of those; `given` stay whole.
+
+    It comes after holding out: a long question that is held out is left out of both sides, and moves no other.
+    """
+    long: list[str] = []
+    kept: dict[str, list[Row]] = {}
+    for name, rows in splits.items():
+        kept[name] = rows if name in given or not max_chars else [row for row in rows if _length(row) <= max_chars]
+        long += [row.example.id for row in rows if name not in given and 0 < max_chars < _length(row)]
+        if rows and not kept[name]:
+            raise UserError(
+                f"--max_chars = {max_chars} leaves none of the {len(rows)} rows of {dataset.name} for {name}; the "
+                f"shortest has {min(map(_length, rows))} characters: set it to more, or to 0 for no limit"
+            )
+    return kept, tuple(long)
+
+
+def _length(row: Row) -> int:
+    return len(row.example.prompt + row.example.chain + row.example.answer)

@@ -1,0 +1,101 @@
+"""TeleQnA (Maatouk et al. 2023): 10,000 questions on telecommunications; a tenth is held out.
+
+Two data sets of one file. `teleqna` is multiple choice, its answer a letter. `teleqna_free` has no options in the
+prompt and the text of the right option as answer; left out are questions whose answer refers to other options or
+whose stem needs them, and those whose question is only "Research Papers". The chain is the explanation. Both sets
+hold out the same questions: the stem decides. One stem with other options is another multiple-choice question.
+
+The authors' archive is encrypted (AES) with the password that their README prints.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rl_likelihood.datasets.common import LETTERS, BadRow, DataSet, Left, Place, Row, multiple_choice, text
+from rl_likelihood.shapes import Example
+
+_REFERS = re.compile(
+    r"^(?:all|none|both|neither|any|either|some)(?: of)?(?: the)? "
+    r"(?:above|following|these|those|options?|choices|answers|mentioned|listed)\b"
+    r"|^(?:all|none|both|neither)\.?$"
+    r"|\boptions? ?\(?\d"
+    r"|^(?:both|neither|either) \(?[a-e1-5]\)? (?:and|or|nor|&) \(?[a-e1-5]\)?(?!\w)"
+    r"|\b(?:all|none|any|both) of the above\b",
+    re.I,
+)
+_NEEDS = re.compile(
+    r"\b(?:of|among|from) the (?:following|above|options)\b"
+    r"|\b(?:which|one|any|none|all) of (?:these|those)\b"
+    r"|\bthe following (?:is|are|was|were|options?|statements?|choices|answers)\b"
+    r"|\bfollowing\s*[?:]",
+    re.I,
+)
+
+
+def parse(record: dict, place: Place) -> Row | Left:
+    question, options, right = _fields(record)
+    extra = {"category": text(record, "category"), "options": options}
+    example = Example(
+        place.id, multiple_choice(question, options), LETTERS[right - 1], text(record, "explanation"), "teleqna"
+    )
+    stem = _stem(question)
+    key = "\n".join([stem, *sorted(_stem(option) for option in options)])
+    return Row(example, key=key, group=stem, extra=extra)
+
+
+def parse_free(record: dict, place: Place) -> Row | Left:
+    question, options, right = _fields(record)
+    answer = options[right - 1]
+    if _REFERS.search(answer):
+        return Left("answer refers to other options")
+    if _NEEDS.search(question) or question == "Research Papers":
+        return Left("question cannot be asked without its options")
+    extra = {"category": text(record, "category"), "options": options}
+    example = Example(place.id, question, answer, text(record, "explanation"), "teleqna_free")
+    return Row(example, key=_stem(question), extra=extra)
+
+
+def _stem(question: str) -> str:
+    """The same in both sets, so that both hold out the same questions."""
+    return "teleqna " + " ".join(question.casefold().split())
+
+
+def _fields(record: dict) -> tuple[str, list[str], int]:
+    """(question, options, number of the right one from 1).
+
+    An answer is a number and the option's text. Where they disagree (question 6783) a text that is word for word one
+    option is right; four texts are none, by a letter or a word, and there the number is."""
+    question, answer = text(record, "question"), text(record, "answer")
+    options = []
+    while f"option {len(options) + 1}" in record:
+        options.append(text(record, f"option {len(options) + 1}"))
+    number = re.match(r"option (\d+)\s*:", answer)
+    if number is None or not 1 <= int(number[1]) <= len(options):
+        raise BadRow(f"field 'answer' is {answer[:40]!r}; it must be 'option n: ...' with n from 1 to {len(options)}")
+    same = [n for n, option in enumerate(options, start=1) if option == answer[number.end() :].strip()]
+    return question, options, same[0] if len(same) == 1 else int(number[1])
+
+
+DATASET = DataSet(
+    name="teleqna",
+    parse=parse,
+    fetch="TeleQnA.zip of netop-team/TeleQnA",
+    addresses=(
+        "https://raw.githubusercontent.com/netop-team/TeleQnA/d7ee5e3a705240075ecbc87cce01f1f85db5d947/TeleQnA.zip",
+    ),
+    patterns=("*teleqna*.txt", "*"),
+    split="train",
+    heldout=0.1,
+    password=b"teleqnadataset",
+)
+FREE = DataSet(
+    name="teleqna_free",
+    parse=parse_free,
+    fetch=DATASET.fetch,
+    addresses=DATASET.addresses,
+    patterns=DATASET.patterns,
+    split="train",
+    heldout=0.1,
+    password=DATASET.password,
+)

@@ -1,0 +1,73 @@
+"""The records of an evaluation: one file for each way to evaluate one checkpoint step, and what its name stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rl_likelihood import __version__
+from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.evaluation import statistics
+from rl_likelihood.grading import graders
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import World
+
+FOLDER = "evaluations"  # of a workdir: the records
+FORMAT = 2  # of the records: raise it when they change meaning
+
+
+def identity_of(world: World, params: Params, rows: list[EncodedExample], samples: int) -> dict[str, Any]:
+    """All that decides what a record says: weights, questions, settings. Not how many are made, or how many at once."""
+    c = world.config
+    bits = lambda x: jnp.sum(jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32)  # noqa: E731
+    sums = jax.jit(lambda p: [bits(x) for x in jax.tree.leaves(p)])(params)  # whole numbers: sharding changes nothing
+    questions = hashlib.sha256()
+    for row in rows:
+        for part in (row.prompt_ids, row.answer_ids, row.answer_scored):
+            questions.update(np.asarray(part, np.int32).tobytes() + b"|")
+        questions.update((row.example.answer + row.example.check).encode(errors="replace") + b"\n")
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "weights": hashlib.sha256(repr([int(x) for x in sums]).encode()).hexdigest()[:16],
+        "questions": questions.hexdigest()[:16],
+        "samples": samples,
+        "seed": c.seed,
+        "tags": [world.fmt.think_close, world.fmt.answer_open, world.fmt.answer_close],
+        "max_chain": c.sampler.max_chain,
+        "max_answer": world.answer_room,
+        # With the deadline: answers that were lost to one are graded again with another.
+        "grader": [c.eval.grader, graders.VERSION, c.eval.grader_seconds, c.eval.unsafe_code],
+        "compute_dtype": world.model.compute_dtype,
+        "transition_words": list(c.report.transition_words),
+    }
+
+
+def records_path(folder: str | Path, step: int, identity: dict[str, Any]) -> Path:
+    """The file of one checkpoint step, evaluated in one way."""
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return Path(folder) / FOLDER / f"step_{step}-{name}.jsonl"
+
+
+def kept(path: Path, step: int, identity: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records that are there; a new file says first what it is of."""
+    if path.exists() and run_files.read(path):
+        return statistics.read_records(str(path))[1]
+    run_files.append(path, {"step": step, "identity": identity})
+    return []
+
+
+def make_folder(path: Path) -> None:
+    """The folder of the records; UserError where there can be none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be made ({e.strerror or e}); choose another folder") from e

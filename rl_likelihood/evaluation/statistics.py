@@ -1,0 +1,306 @@
+"""The numbers of an evaluation, from its records: one question each, every number recomputed from the file.
+
+    python -m rl_likelihood.evaluation.statistics RUN/evaluations/NAME.jsonl
+
+A question's record holds (`run.evaluation` writes it)
+
+    answer_tokens      T_a, scored tokens of the reference answer
+    greedy             the greedy chain: right, chain_tokens, own_tokens, truncated
+    samples            a list of chains at temperature 1, each so and with log_prob (of the whole reference answer after
+                       it, nats) and vote (number of the first sample with the same answer, as a number or as text
+                       whatever the grader; null without an answer)
+    no_chain           after no chain: right (greedy), log_prob, chain_tokens (of the empty scaffold), and samples, a
+                       list of answers at temperature 1, each with right
+    swapped            log_prob after another question's chain, or null
+    transition_words   per hundred words of its chains
+
+`right` is null where a grader failed, which counts as neither right nor wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import UserError
+
+Record = Mapping[str, Any]
+Columns = dict[str, np.ndarray]  # name -> [n], NaN where a question has no value
+
+RESAMPLES = 2000
+SHARES = ("greedy_success", "sampled_success", "pass@", "majority@", "greedy_truncated", "truncated", "chain_helps")
+WITH_STANDARD_ERROR = ("greedy_success", "sampled_success", "log_prob_mc1")
+_CHUNK = 4_000_000  # question counts held at one time
+
+
+def summary(records: Sequence[Record], resamples: int = RESAMPLES) -> dict[str, Any]:
+    """The metrics of all questions, 95 % intervals in `ci95`, and how many questions, `questions`, they rest on.
+
+        greedy_success, sampled_success      shares that are right
+        pass@k                               1 - C(m-c, k) / C(m, k) for c right of m samples (unbiased)
+        majority@k                           the plurality of k samples, mean over blocks of k; ties to the first seen
+        log_prob_mcN                         mean over questions of LME(l_1..l_N) / T_a, LME = log-mean-exp; mc1 is the
+                                             mean over the samples
+        log_prob_mcN_per_token               sum of LME over questions / sum of T_a
+        log_prob_no_chain, log_prob_swapped  as mc1, after no chain, after another question's chain
+        perplexity, _no_chain, _swapped      exp of minus these three
+        answer_log_prob, _no_chain, _greedy  l itself, nats of the whole answer, of answer_tokens tokens
+        chain_gain, chain_swap_drop          what the chain adds to no chain, and what another one takes away, nats
+                                             per answer; a model that does not use its chain has 0 for both
+        chain_helps                          share of chains after which the answer is likelier than after none
+        chain_length, chain_length_no_tags   tokens with those of the tags, sampled or forced, and without
+        length_correlation, _in_prompt       Pearson, of chain_length and log_prob: over all chains, and within a
+                                             question (3 samples or more), mean over questions
+
+    truncated are chains that never open the answer. Names with greedy_ are of the greedy chain or answer, all others of
+    those sampled at temperature 1; names with _no_chain of the answer after the empty chain, which is how a model is
+    asked that was fine-tuned on answers alone (chain_length_no_chain: the tokens of that scaffold). A metric that no
+    record has is left out; `questions_of` says of metrics that not all have, how many have.
+
+    Intervals are percentiles over `resamples` bootstrap samples of the questions. Where a share is 0, or 1, in every
+    question these see no spread, and the interval is that of Clopper and Pearson: 0 of n leaves 0 to 1 - 0.025^(1/n).
+    """
+    if not records:
+        raise ValueError("no records")
+    q, n = columns(records), len(records)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        point = {k: float(v[0]) for k, v in _metrics(q, np.ones((1, n))).items()}
+    point = {k: v for k, v in point.items() if math.isfinite(v)}
+    errors = {f"{k}_se": _standard_error(q[k]) for k in WITH_STANDARD_ERROR if k in point}
+    shares = {k: int(np.isfinite(q[k]).sum()) for k in point if k in q}
+    return {
+        **{k: round(v, 6) for k, v in (point | errors).items()},
+        "grader_failures": _failures(records),  # answers that hung or crashed a grader
+        "ci95": _intervals(q, list(point), n, resamples) if n > 1 else {},
+        "questions": n,
+        "questions_of": {k: count for k, count in shares.items() if count < n},
+    }
+
+
+def with_more(out: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`out`, a summary, and the metrics that only `more` has, one of other samples: with intervals, and how many
+    questions they rest on where these are fewer."""
+    names = [k for k in more if k not in out]
+    of = {k: more["questions_of"].get(k, more["questions"]) for k in names if not k.endswith("_se")}
+    return {
+        **out,
+        **{k: more[k] for k in names},
+        "ci95": out["ci95"] | {k: more["ci95"][k] for k in names if k in more["ci95"]},
+        "questions_of": out["questions_of"] | {k: n for k, n in of.items() if n < out["questions"]},
+    }
+
+
+def columns(records: Sequence[Record]) -> Columns:
+    """What each question adds: a metric is a mean of a column, or (names with _) made of means."""
+    m = len(records[0]["samples"])
+    if any(len(r["samples"]) != m for r in records):
+        raise ValueError("records with different numbers of samples")
+    of_greedy: Callable[[str], np.ndarray] = lambda name: _array([r["greedy"].get(name) for r in records])  # noqa: E731
+    q: Columns = {"greedy_success": of_greedy("right")}
+    if m:
+        q |= _of_samples(records, m)
+    q |= {
+        "greedy_success_no_chain": _array([(r.get("no_chain") or {}).get("right") for r in records]),
+        "sampled_success_no_chain": _mean(_array([
+            [s.get("right") for s in (r.get("no_chain") or {}).get("samples", ())] or [None] for r in records
+        ])),
+        "greedy_chain_length": of_greedy("chain_tokens"),
+        "greedy_truncated": of_greedy("truncated"),
+    }
+    return q
+
+
+def _of_samples(records: Sequence[Record], m: int) -> Columns:
+    """The columns that need sampled chains."""
+    of: Callable[[str], np.ndarray] = lambda name: _array([[s.get(name) for s in r["samples"]] for r in records])  # noqa: E731
+    right, logp, length = of("right"), of("log_prob"), of("chain_tokens")
+    tokens = _array([r["answer_tokens"] for r in records])
+    no_chain = _array([r["no_chain"]["log_prob"] for r in records])
+    swapped = _array([r.get("swapped") for r in records])
+    powers = [2**i for i in range(1, 11) if 2**i <= m]
+    q = {
+        "sampled_success": _mean(right),
+        **{f"pass@{k}": np.asarray([_pass_at(row, k) for row in right]) for k in powers},
+    }
+    if np.isfinite(right).any():
+        votes = [[s["vote"] for s in r["samples"]] for r in records]
+        q |= {
+            f"majority@{k}": np.asarray([_majority(v, x, k) for v, x in zip(votes, right, strict=True)]) for k in powers
+        }
+    q |= {"log_prob_mc1": logp.mean(1) / tokens, "_mc1": logp.mean(1), "_tokens": tokens}
+    for k in sorted({m, min(m, 32)} - {1}):
+        lme = _log_mean_exp(logp, k)
+        q |= {f"log_prob_mc{k}": lme / tokens, f"_mc{k}": lme}
+    x, y = length - length.mean(), logp - logp.mean()  # centred once: differences of squares keep their digits
+    return q | {
+        "log_prob_no_chain": no_chain / tokens,
+        "log_prob_swapped": swapped / tokens,
+        "chain_gain": logp.mean(1) - no_chain,
+        "chain_helps": (logp > no_chain[:, None]).mean(1),
+        "chain_swap_drop": logp.mean(1) - swapped,
+        "answer_log_prob": logp.mean(1),
+        "answer_log_prob_no_chain": no_chain,
+        "answer_log_prob_greedy": _array([r["greedy"].get("log_prob") for r in records]),
+        "answer_tokens": tokens,
+        "chain_length": length.mean(1),
+        "chain_length_no_tags": of("own_tokens").mean(1),
+        "chain_length_no_chain": _array([r["no_chain"].get("chain_tokens") for r in records]),
+        "truncated": of("truncated").mean(1),
+        "transition_words": _array([r["transition_words"] for r in records]),
+        "length_correlation_in_prompt": _correlation_in_rows(length, logp),
+        **{f"_{name}": v.mean(1) for name, v in (("x", x), ("y", y), ("xx", x * x), ("yy", y * y), ("xy", x * y))},
+    }
+
+
+def _metrics(q: Columns, weights: np.ndarray) -> Columns:
+    """Every metric, [B], from how often each question counts, `weights` [B, n]. NaN where it is not defined."""
+    columns = np.stack(list(q.values()), 1)
+    there = np.isfinite(columns)
+    means = (weights @ np.where(there, columns, 0.0)) / (weights @ there.astype(float))
+    mean = dict(zip(q, means.T, strict=True))
+    out = {k: v for k, v in mean.items() if not k.startswith("_")}
+    out |= {f"log_prob{k}_per_token": mean[k] / mean["_tokens"] for k in mean if k.startswith("_mc")}
+    if "_mc1" in mean:
+        out["perplexity"] = np.exp(-mean["log_prob_mc1"])
+        out["perplexity_no_chain"] = np.exp(-mean["log_prob_no_chain"])
+        out["perplexity_swapped"] = np.exp(-mean["log_prob_swapped"])
+        x, y, xx, yy, xy = (mean[f"_{k}"] for k in ("x", "y", "xx", "yy", "xy"))
+        out["length_correlation"] = (xy - x * y) / np.sqrt(_spread(xx, x) * _spread(yy, y))
+    return out
+
+
+def _spread(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Variance; NaN where rounding is all there is of it."""
+    variance = square - mean * mean
+    return np.where(variance > 1e-12 * square, variance, np.nan)
+
+
+def _intervals(q: Columns, names: list[str], n: int, resamples: int) -> dict[str, list[float]]:
+    """Percentiles 2.5 and 97.5 of each metric. The same records give the same intervals."""
+    rng = np.random.default_rng(0)
+    size = max(1, _CHUNK // n)
+    parts = []
+    for at in range(0, resamples, size):
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(size, resamples - at)).astype(float)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            parts.append(_metrics(q, weights))
+    drawn = {k: np.concatenate([part[k] for part in parts]) for k in names}
+    drawn = {k: v[np.isfinite(v)] for k, v in drawn.items()}  # a resample without any question that has it
+    found = {k: np.percentile(v, (2.5, 97.5)) for k, v in drawn.items() if len(v)} | _of_one_mind(q, names)
+    return {k: [round(float(x), 6) for x in found[k]] for k in names if k in found}
+
+
+def _of_one_mind(q: Columns, names: list[str]) -> dict[str, tuple[float, float]]:
+    """The exact (Clopper-Pearson) intervals of shares that are 0 in all questions, or 1 in all."""
+    out = {}
+    for name in names:
+        if not name.startswith(SHARES):
+            continue
+        values = q[name][np.isfinite(q[name])]
+        rest = 0.025 ** (1 / len(values))
+        if not values.any():
+            out[name] = (0.0, 1 - rest)
+        elif (values == 1).all():
+            out[name] = (rest, 1.0)
+    return out
+
+
+# ------------------------------------------------------------------------------------------- one question
+
+
+def _array(values: list) -> np.ndarray:
+    """Floats; null is NaN."""
+    return np.asarray(values, dtype=object).astype(float) if values else np.empty(0)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is there; NaN where nothing is."""
+    there = np.isfinite(values)
+    return np.where(there, values, 0).sum(-1) / np.where(there.any(-1), there.sum(-1), np.nan)
+
+
+def _pass_at(right: np.ndarray, k: int) -> float:
+    """Of the samples [m] that were graded; NaN if fewer than k were."""
+    graded = right[np.isfinite(right)]
+    n, c = len(graded), int(graded.sum())
+    return 1 - math.comb(n - c, k) / math.comb(n, k) if n >= k else math.nan
+
+
+def _majority(votes: Sequence[int | None], right: np.ndarray, k: int) -> float:
+    """Share of the blocks of k samples whose plurality is right; a block without any answer is wrong."""
+    marks = []
+    for at in range(0, len(votes) - k + 1, k):
+        block = votes[at : at + k]
+        answered = [v for v in block if v is not None]
+        if not answered:
+            marks.append(0.0)
+            continue
+        winner = max(dict.fromkeys(answered), key=answered.count)  # of equals the first seen
+        marks.append(right[at + block.index(winner)])
+    return float(_mean(np.asarray(marks)))
+
+
+def _log_mean_exp(logp: np.ndarray, k: int) -> np.ndarray:
+    """LME of k samples, mean over the blocks of k there are: [n, m] -> [n]."""
+    n, m = logp.shape
+    blocks = logp[:, : m // k * k].reshape(n, -1, k)
+    return (np.logaddexp.reduce(blocks, axis=2) - math.log(k)).mean(1)
+
+
+def _correlation_in_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson of each row [n, m] -> [n]; NaN where one of the two does not vary, or of fewer than 3 samples."""
+    if x.shape[1] < 3:
+        return np.full(len(x), np.nan)
+    x, y = (v - v.mean(1, keepdims=True) for v in (x, y))
+    size = np.sqrt((x * x).sum(1) * (y * y).sum(1))
+    return np.divide((x * y).sum(1), size, out=np.full(len(x), np.nan), where=size > 1e-9)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def _failures(records: Sequence[Record]) -> int:
+    marks = []
+    for r in records:
+        direct = r.get("no_chain") or {}
+        marks += [r["greedy"], *r["samples"], direct, *direct.get("samples", ())]
+    return sum("right" in mark and mark["right"] is None for mark in marks)
+
+
+# ------------------------------------------------------------------------------------------- file
+
+
+def read_records(path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(what the file says of itself, its questions in order). UserError for a file that is not such a one."""
+    first, *records = run_files.read(path) or [{}]
+    if "identity" not in first or any(r.get("index") != i for i, r in enumerate(records)):
+        raise UserError(f"{path}: not the records of an evaluation, or some are missing; delete it and evaluate again")
+    return first, records
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    prog = "rl_likelihood.evaluation.statistics"
+    parser = argparse.ArgumentParser(prog=prog, description="Numbers of an evaluation.")
+    parser.add_argument("file", help="records of an evaluation, evaluations/NAME.jsonl in a workdir")
+    try:
+        first, records = read_records(parser.parse_args(argv).file)
+        if not records:
+            raise UserError("no question has been evaluated yet; run the evaluate command again")
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    print(json.dumps({"step": first["step"], **summary(records)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

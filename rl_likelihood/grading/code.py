@@ -1,0 +1,193 @@
+"""Graders of structured answers: tool calls, the output of a program, programs that must pass tests.
+
+How references are written:
+
+    tool_call    {"name": "get_line", "arguments": {"id": "L1"}}, or a JSON list of such calls
+    code_output  the output as a Python literal: [(4, 1), (2, 3)]
+    code_tests   {"prompt": "def f(x):\\n", "test": "def check(candidate):\\n    ...", "entry_point": "f"}
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from typing import Any
+
+from rl_likelihood.grading.run_code import Check, Limits, Outcome, run_program
+from rl_likelihood.grading.text import exact_match
+
+_LONGEST_JSON = 100_000  # characters
+_LONGEST_LITERAL = 10_000
+_LONGEST_PROGRAM = 100_000
+
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
+
+
+def _calls(text: str) -> list[tuple[str, dict[str, Any]]] | None:
+    """(name, arguments) of each call in a text; None if any part of it is not a call."""
+    if len(text) > _LONGEST_JSON:
+        return None
+    parts = [text]
+    if "<tool_call>" in text:
+        opened = text.split("<tool_call>")[1:]
+        if not all("</tool_call>" in part for part in opened):
+            return None
+        parts = [part[: part.index("</tool_call>")] for part in opened]
+    elif (fenced := _FENCE.fullmatch(text.strip())) is not None:
+        parts = [fenced[1]]
+    found = []
+    try:
+        for part in parts:
+            value = json.loads(part, parse_constant=_refuse)
+            for call in value if isinstance(value, list) else [value]:
+                if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+                    return None
+                arguments = call.get("arguments", {})
+                if isinstance(arguments, str):  # some models write the arguments as JSON inside the JSON
+                    arguments = json.loads(arguments, parse_constant=_refuse)
+                if not isinstance(arguments, dict):
+                    return None
+                found.append((call["name"], arguments))
+    except (ValueError, RecursionError):
+        return None
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality of JSON: 1 is 1.0 but not true, objects have no order, lists do."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    return a == b
+
+
+def tool_call(reference: str, answer: str | None) -> bool:
+    """The same calls in the same order: names equal, arguments equal whatever their order.
+
+    A call is {"name": ..., "arguments": {...}}; other keys (id, type) are ignored, missing arguments are none.
+    The answer is one call, a JSON list of calls, either in a code fence or bare, or calls each between <tool_call>
+    and </tool_call>, where text outside the tags is ignored. Every argument counts on both sides: an argument
+    left out is wrong (tau2's rule lets it pass). Compared as text where the reference is not a call.
+    """
+    if answer is None:
+        return False
+    goal = _calls(reference)
+    if goal is None:
+        return exact_match(reference, answer)
+    found = _calls(answer)
+    if found is None or len(found) != len(goal):
+        return False
+    try:
+        return all(name == n and _same(arguments, a) for (name, arguments), (n, a) in zip(goal, found, strict=True))
+    except RecursionError:
+        return False
+
+
+def code_output_quick(reference: str, answer: str | None) -> bool | None:
+    """`code_output` where nothing need be parsed; None where it must."""
+    if answer is None:
+        return False
+    if exact_match(reference, answer):
+        return True
+    return False if len(answer) > _LONGEST_LITERAL else None
+
+
+def code_output_outcome(reference: str, answer: str | None) -> bool | None:
+    """`code_output`. Python says that reading a hostile literal may end the process: see `Pool`."""
+    quick = code_output_quick(reference, answer)
+    if quick is not None:
+        return quick
+    assert answer is not None
+    goal = _literal(reference)
+    if goal is None:
+        return False  # text, and not the same
+    text = answer.strip()
+    fenced = _FENCE.fullmatch(text)
+    text = (fenced[1] if fenced else text.strip("`")).strip()
+    found = _literal(text)
+    if found is None and "==" in text:  # f(1, 2) == [3], with or without assert
+        found = _literal(text.split("==", 1)[1])
+    try:
+        return found is not None and bool(found[0] == goal[0])
+    except RecursionError:
+        return False
+
+
+def _literal(text: str) -> tuple[Any] | None:
+    """A 1-tuple with the value, which may itself be None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes are the model's, not ours
+            return (ast.literal_eval(text.strip()),)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+def code_output(reference: str, answer: str | None) -> bool:
+    """CRUXEval-O: the answer is a Python literal of the reference's value (1 == 1.0 == True, as Python has it).
+
+    A code fence, backticks, and an assertion "f(...) == literal" are looked into. Compared as text where the
+    reference is not a literal. Answers over 10,000 characters are compared as text.
+    """
+    return code_output_outcome(reference, answer) is True
+
+
+def code_tests_quick(reference: str, answer: str | None) -> bool | None:
+    """`code_tests` where nothing need be run; None where it must."""
+    return False if answer is None or not answer.strip() or len(answer) > _LONGEST_PROGRAM else None
+
+
+def code_tests_outcome(reference: str, answer: str | None, limits: Limits | None = None) -> bool | None:
+    """`code_tests`, with None where the reference cannot be read or the machine cannot run or isolate programs."""
+    quick = code_tests_quick(reference, answer)
+    if quick is not None:
+        return quick
+    assert answer is not None
+    try:
+        task = json.loads(reference)
+        parts = [task["prompt"], task["test"], task["entry_point"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not all(isinstance(part, str) for part in parts):
+        return None
+    try:
+        check = Check(*parts)
+        program = assembled_program(check.setup, check.entry_point, answer)
+        return run_program(program, limits, check).outcome is Outcome.PASSED
+    except OSError:  # no process, no file: nobody's wrong answer
+        return None
+
+
+def code_tests_unsafe_outcome(reference: str, answer: str | None) -> bool | None:
+    """`code_tests_outcome` where the machine need not keep network and files from the program."""
+    return code_tests_outcome(reference, answer, Limits(namespaces=None))
+
+
+def assembled_program(prompt: str, entry_point: str, answer: str) -> str:
+    """The program whose function is called: the prompt and the answer.
+
+    The answer goes on after the prompt, as a body or as a whole new definition. Of an answer with code fences, the
+    first fence that defines the entry point counts, or else the first.
+    """
+    fences = [m[1] for m in _FENCE.finditer(answer)]
+    if fences:
+        answer = next((code for code in fences if f"def {entry_point}" in code), fences[0])
+    return f"{prompt}{answer}\n"
+
+
+def code_tests(reference: str, answer: str | None) -> bool:
+    """HumanEval: check(entry_point) does not raise (`run_code.run_program`, default limits).
+
+    The tests run in a process of their own and call the program's function: values are plain data. Python's standard
+    library only. Time over, memory over, an early exit are wrong answers.
+    """
+    return code_tests_outcome(reference, answer) is True

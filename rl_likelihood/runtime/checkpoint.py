@@ -1,0 +1,375 @@
+"""Checkpoints of a run: orbax, asynchronous, restored onto whatever mesh the run now has.
+
+    workdir/checkpoints/STEP/params   the parameters
+                            /rest     every other field of TrainState
+                            /meta     JSON of the caller: data position, model_config, model_path, ...
+                            /leaves   JSON: shape, type and checksum of every array
+
+A checkpoint appears under its name only when all of it is on disk. Every array carries a checksum that does not
+depend on how it is sharded (intact.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from rl_likelihood.config import CheckpointConfig
+from rl_likelihood.model.decoder import ModelConfig, Params, RopeScaling, Spec, is_spec, param_specs
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.checksums import DamagedError, check_files, check_sums, checksums
+from rl_likelihood.shapes import TrainState, UserError
+
+FOLDER = "checkpoints"
+
+
+class _FromOrbax(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts
+
+
+@functools.cache
+def _quiet_orbax() -> None:
+    """Keeps orbax's tracebacks, hundreds of lines for one full disk, off the terminal.
+
+    Its failures reach us as exceptions, and the user as one sentence. Besides, it logs them, and when one of
+    its threads fails the others find their event loop closed, which Python prints through `unraisablehook`.
+    """
+    logging.getLogger("absl").addFilter(_FromOrbax())
+    before = sys.unraisablehook
+
+    def hook(args) -> None:
+        files = [Path(f.filename).parts for f in traceback.extract_tb(args.exc_traceback)]
+        closed_loop = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"
+        if not closed_loop and not any("orbax" in parts for parts in files):
+            before(args)
+
+    sys.unraisablehook = hook
+
+
+def due(cfg: CheckpointConfig, step: int, steps: int) -> bool:
+    """Whether the state after `step` of `steps` updates is to be saved."""
+    return step == steps or (step > 0 and step % cfg.every == 0)
+
+
+def open_manager(workdir: str | Path, cfg: CheckpointConfig) -> ocp.CheckpointManager:
+    """The checkpoints of `workdir`, made if need be; sweeps up what a killed run left half-written.
+
+    Close it with `close`. Raises UserError when the folder cannot be written or the settings make no sense.
+    """
+    if cfg.every < 1 or cfg.keep < 1 or cfg.keep_every < 0:
+        raise UserError(
+            f"checkpoint: every = {cfg.every}, keep = {cfg.keep}, keep_every = {cfg.keep_every}; "
+            "the first two are at least 1 and the last at least 0"
+        )
+    _quiet_orbax()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=cfg.keep, keep_period=cfg.keep_every or None, cleanup_tmp_directories=True
+    )
+    directory = epath.Path(workdir).absolute() / FOLDER
+    with _writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        return ocp.CheckpointManager(directory, options=options)
+
+
+def latest_step(workdir: str | Path) -> int | None:
+    """The newest finished checkpoint's step; None without one."""
+    return max(ocp.path.step.checkpoint_steps(epath.Path(workdir).absolute() / FOLDER), default=None)
+
+
+def agreed_step(workdir: str | Path) -> int | None:
+    """The newest checkpoint's step, process 0's answer in every process, once all of them see its folder."""
+    step = distributed.share(latest_step(workdir))
+    if step is not None:
+        distributed.await_file(Path(workdir).absolute() / FOLDER / str(step))
+    return step
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]) -> None:
+    """Starts to save `state` under its step; arrays are copied before this returns, so they may be donated.
+
+    `meta` is JSON: at least `model_config` (dataclasses.asdict) and `model_path` for `restore_params`. A step
+    that is saved already is left alone. A failure (disk full) of this save or of the one before it raises
+    UserError, here or in `close`. With several processes all of them call this, and every array of the state
+    must lie on the global mesh, scalars too.
+    """
+    step = int(state.step)
+    if distributed.share(step in manager.all_steps()):
+        return
+    arrays = _named(state)
+    if jax.process_count() > 1:
+        for name, x in arrays.items():
+            if x.is_fully_addressable:
+                raise ValueError(f"{name} lives on one process; put it on the mesh (mesh.replicated) before saving")
+    sums = checksums(arrays)
+    leaves = {k: {"shape": list(x.shape), "dtype": str(x.dtype), "sum": sums[k]} for k, x in arrays.items()}
+    params, rest = _split(state)
+    items = ocp.args.Composite(
+        params=ocp.args.PyTreeSave(params),
+        rest=ocp.args.PyTreeSave(rest),
+        meta=ocp.args.JsonSave(meta),
+        leaves=ocp.args.JsonSave(leaves),
+    )
+    with _writing(manager.directory):
+        manager.save(step, args=items, force=True)
+
+
+def save_initial(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -> None:
+    """Saves the state that a run starts from into a folder of its own, which no retention rule touches."""
+    manager = open_manager(workdir, CheckpointConfig(every=1, keep=1))
+    try:
+        save(manager, state, meta)
+    finally:
+        close(manager)
+
+
+def close(manager: ocp.CheckpointManager) -> None:
+    """Waits until every save is on disk, and ends the manager; raises UserError if one failed."""
+    try:
+        with _writing(manager.directory):
+            manager.wait_until_finished()
+    finally:
+        manager.close()
+
+
+def restore(
+    manager: ocp.CheckpointManager, abstract_state: TrainState, step: int | None = None
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and meta of `step`, by default of the newest checkpoint that can be read.
+
+    `abstract_state` is a TrainState of jax.ShapeDtypeStruct with shardings: arrays are read straight onto
+    that mesh, whatever mesh they were saved from. Damaged checkpoints are warned about and passed over (and
+    renamed to STEP.damaged, so that the run can save that step again). Raises UserError when there is none,
+    when none is readable, when the one asked for is not, or when its arrays are not those of `abstract_state`.
+    """
+
+    def read(candidate: int) -> tuple[TrainState, dict[str, Any]]:
+        leaves, meta = _read_json(manager, candidate)
+        _check_shapes(manager.directory / str(candidate), _named(abstract_state), leaves)
+        params, rest = _split(abstract_state)
+        out = _read_arrays(manager, candidate, {"params": params, "rest": rest})
+        state = abstract_state.replace(params=out["params"], **out["rest"])
+        check_sums(checksums(_named(state)), leaves)
+        return state, meta
+
+    found, step, damaged = _newest_readable(manager, step, read)
+    for bad in damaged:
+        _set_aside(manager.directory / str(bad))
+    if damaged:
+        manager.reload()
+    return found
+
+
+def restore_params(
+    workdir: str | Path, step: int | None = None, at: Callable[[ModelConfig], Any] | None = None
+) -> tuple[ModelConfig, dict, int, str]:
+    """(model settings, parameters, step, model path) of `step`, by default the newest readable one.
+
+    Needs neither the mesh nor the optimizer of the run, and changes nothing on disk. The parameters are numpy arrays,
+    or lie where `at` says (the shardings of a model's parameters). Raises UserError as `restore` does.
+    """
+    with _opened(workdir) as manager:
+
+        def read(candidate: int) -> tuple[ModelConfig, dict, str]:
+            path = manager.directory / str(candidate)
+            leaves, meta = _read_json(manager, candidate)
+            cfg, model_path = _model(path, meta)
+            leaves = {k: v for k, v in leaves.items() if k.startswith("params/")}
+            target = {"params": _params(cfg, leaves)}
+            _check_shapes(path, _named(target), leaves)
+            if at is not None:
+                put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+                target = {"params": jax.tree.map(put, target["params"], at(cfg))}
+            out = _read_arrays(manager, candidate, target, host=at is None)
+            check_sums(checksums(_named(out)), leaves)
+            return cfg, out["params"], model_path
+
+        (cfg, params, model_path), step, _ = _newest_readable(manager, step, read)
+    return cfg, params, step, model_path
+
+
+def describe(workdir: str | Path) -> tuple[ModelConfig, Params, str, dict[str, Any]]:
+    """(model settings, shapes of the parameters, model path, meta) of the newest checkpoint that says so.
+
+    Reads no array, so it may be of a checkpoint that `restore` will pass over. Raises UserError as `restore` does.
+    """
+    with _opened(workdir) as manager:
+
+        def read(candidate: int) -> tuple[ModelConfig, Params, str, dict[str, Any]]:
+            leaves, meta = _read_json(manager, candidate)
+            cfg, model_path = _model(manager.directory / str(candidate), meta)
+            return cfg, _params(cfg, leaves), model_path, meta
+
+        return _newest_readable(manager, None, read, aloud=False)[0]
+
+
+@contextlib.contextmanager
+def _opened(workdir: str | Path) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints of a workdir, to read."""
+    directory = epath.Path(workdir).absolute() / FOLDER
+    if agreed_step(workdir) is None:
+        raise UserError(f"{directory}: no checkpoint here; give the --workdir of a run that has saved one")
+    _quiet_orbax()
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False, enable_async_checkpointing=False)
+    with contextlib.closing(ocp.CheckpointManager(directory, options=options)) as manager:
+        yield manager
+
+
+def _params(cfg: ModelConfig, leaves: dict[str, dict]) -> Params:
+    """A model's parameters as jax.ShapeDtypeStruct, of the types that were saved."""
+
+    def abstract(path, spec: Spec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(spec.shape, leaves.get("params/" + _name(path), {}).get("dtype", "float32"))
+
+    return jax.tree.map_with_path(abstract, param_specs(cfg), is_leaf=is_spec)
+
+
+def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
+    """Parameters, and the other fields by name: two items, so that the first can be read alone."""
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return fields.pop("params"), fields
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Leaves by path, such as params/layers/q."""
+    return {_name(path): x for path, x in jax.tree.leaves_with_path(tree)}
+
+
+def _read_json(manager: ocp.CheckpointManager, step: int) -> tuple[dict, dict]:
+    items = ocp.args.Composite(leaves=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+    out = _reading(lambda: manager.restore(step, args=items))
+    return out["leaves"], out["meta"]
+
+
+def _read_arrays(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any], host: bool = False) -> dict:
+    """The items of `abstract` onto its shardings, or as numpy with `host`."""
+
+    def how(x: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+        if host:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        where = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return ocp.ArrayRestoreArgs(sharding=where, global_shape=x.shape, dtype=x.dtype)
+
+    items = {
+        name: ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(how, tree)) for name, tree in abstract.items()
+    }
+    _reading(lambda: [check_files(manager.directory / str(step) / name) for name in abstract])
+    out = _reading(lambda: manager.restore(step, args=ocp.args.Composite(**items)))
+    return {name: out[name] for name in abstract}
+
+
+def _reading(read):
+    """`read()`, its failure as DamagedError, in every process if it failed in one."""
+    reason, out = "", None
+    try:
+        out = read()
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        raise  # the machine's fault (no memory left), not the file's
+    except Exception as e:  # orbax raises bare Exception for some unreadable files; nothing is swallowed
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+    if distributed.any_of(bool(reason)):
+        reason = reason or "another process could not read it"
+    if reason:
+        raise DamagedError(reason)
+    return out
+
+
+def _check_shapes(path: epath.Path, wanted: dict[str, Any], saved: dict[str, dict]) -> None:
+    """UserError unless the saved arrays are those wanted: that is another run's checkpoint, not a damaged one."""
+    show = lambda shape, dtype: f"{dtype}[{', '.join(map(str, shape))}]"  # noqa: E731
+    want = {k: show(x.shape, jnp.dtype(x.dtype)) for k, x in wanted.items()}
+    have = {k: show(v["shape"], v["dtype"]) for k, v in saved.items()}
+    for name in [*want, *have]:
+        if want.get(name) != have.get(name):
+            raise UserError(
+                f"{path}: {name} is {have.get(name, 'absent')} in the checkpoint and {want.get(name, 'absent')} "
+                "in this run; give the config that the workdir was made with, or another --workdir"
+            )
+
+
+def _newest_readable(
+    manager: ocp.CheckpointManager, step: int | None, read, aloud: bool = True
+) -> tuple[Any, int, list[int]]:
+    """(what `read(step)` gives, the step, the damaged steps passed over: `aloud`, unless somebody else will say so)."""
+    steps = distributed.share(sorted(manager.all_steps(), reverse=True))
+    if not steps:
+        raise UserError(f"{manager.directory}: no checkpoint here; give the --workdir of a run that has saved one")
+    if step is not None and step not in steps:
+        have = ", ".join(map(str, reversed(steps)))
+        raise UserError(f"{manager.directory}: no checkpoint of step {step}; choose one of {have}")
+    damaged, reason = [], ""
+    for candidate in steps if step is None else [step]:
+        distributed.await_file(Path(manager.directory) / str(candidate))
+        try:
+            found = read(candidate)
+        except DamagedError as e:
+            damaged.append(candidate)
+            reason = str(e)
+            continue
+        for bad in damaged if aloud and distributed.first() else ():
+            message = f"{manager.directory / str(bad)}: damaged checkpoint passed over, going on from step {candidate}"
+            print(f"warning: {message} ({reason})", file=sys.stderr, flush=True)
+        return found, candidate, damaged
+    which = ", ".join(map(str, damaged))
+    raise UserError(
+        f"{manager.directory}: damaged, no other to go back to: {which} ({reason}); "
+        "choose another step or start in another --workdir"
+    )
+
+
+def _set_aside(path: epath.Path) -> None:
+    """Renames a damaged checkpoint to STEP.damaged (a number after it if taken), in the sight of every process:
+    nothing is deleted."""
+    if distributed.first():
+        name, i = f"{path.name}.damaged", 1
+        while (path.parent / name).exists():
+            i += 1
+            name = f"{path.name}.damaged{i}"
+        with _writing(path.parent):
+            path.rename(path.parent / name)
+    distributed.await_file(Path(path), there=False)
+
+
+def _model(path: epath.Path, meta: dict[str, Any]) -> tuple[ModelConfig, str]:
+    """ModelConfig and model path from a checkpoint's meta."""
+    try:
+        fields, model_path = dict(meta["model_config"]), meta["model_path"]
+        if fields.get("rope_scaling") is not None:
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        return ModelConfig(**fields), model_path
+    except (KeyError, TypeError) as e:
+        raise UserError(
+            f"{path}: its meta does not describe the model ({e}); read it with the version that wrote it"
+        ) from e
+
+
+@contextlib.contextmanager
+def _writing(directory: epath.Path) -> Iterator[None]:
+    """Turns what the disk refuses into one sentence; orbax wraps it in a ValueError that names the code."""
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        text = str(e)
+        if not isinstance(e, OSError) and "os_error_code" not in text:
+            raise
+        why = getattr(e, "strerror", None) or text.split(" [os_error_code")[0].rsplit(": ", 1)[-1]
+        raise UserError(
+            f"{directory}: checkpoint cannot be written ({why}); free space or choose another --workdir"
+        ) from e

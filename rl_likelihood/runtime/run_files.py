@@ -1,0 +1,176 @@
+"""The files of a workdir: metrics, samples and evaluations as JSON lines, and STATUS.
+
+Every line is one JSON object with an integer `step`, the number of updates done when it was written. On resume at
+step k the lines beyond k are cut, so that a killed run and an unbroken one leave the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from rl_likelihood.shapes import UserError
+
+METRICS, SAMPLES, EVAL, STATUS = "metrics.jsonl", "samples.jsonl", "eval.jsonl", "STATUS"
+STATES = ("running", "done", "failed", "interrupted")
+
+
+def _number(x: float) -> tuple[float | None, int]:
+    return (x, 0) if math.isfinite(x) else (None, 1)
+
+
+def plain(value: Any) -> tuple[Any, int]:
+    """`value` as JSON can hold it, and how many non-finite numbers became null.
+
+    A float32 is written with the fewest digits that give the same float32 back.
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return value, 0
+    if isinstance(value, dict):
+        items = {key: plain(v) for key, v in value.items()}
+        return {key: v for key, (v, _) in items.items()}, sum(n for _, n in items.values())
+    if isinstance(value, (list, tuple)):
+        items = [plain(v) for v in value]
+        return [v for v, _ in items], sum(n for _, n in items)
+    if type(value) is float:
+        return _number(value)
+    array = np.asarray(value)
+    if array.ndim:
+        return plain(list(array))
+    if array.dtype.kind in "biu":
+        return array.item(), 0
+    if array.dtype == np.float64:
+        return _number(float(array))
+    return _number(float(str(array.astype(np.float32)[()])))
+
+
+def append(path: str | Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Adds `row` (numbers, strings, arrays, nested; with an integer `step`) as one line; returns what was written.
+
+    A non-finite number is written as null, so that the file stays JSON, and counted in `metrics/non_finite`.
+    """
+    written, bad = plain(row)
+    if not isinstance(written.get("step"), int):
+        raise TypeError(f"{path}: a row needs an integer step, got {row.get('step')!r}")
+    if bad:
+        written["metrics/non_finite"] = bad
+    line = json.dumps(written, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        with open(path, "ab+") as f:
+            _end_last_line(f)
+            f.write(line.encode())
+    except OSError as e:
+        raise cannot_write(path, e) from e
+    return written
+
+
+def _end_last_line(f: BinaryIO) -> None:
+    """Ends the file with a newline: a killed process may have left half a line, which is cut."""
+    if f.seek(0, os.SEEK_END) == 0:
+        return
+    f.seek(-1, os.SEEK_END)
+    if f.read(1) == b"\n":
+        return
+    f.seek(0)
+    content = f.read()
+    start = content.rfind(b"\n") + 1
+    if _is_json(content[start:]):
+        f.write(b"\n")
+    else:
+        f.truncate(start)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def cannot_write(path: str | Path, e: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another --workdir")
+
+
+def _parse(path: Path, number: int, line: bytes) -> dict[str, Any] | None:
+    """One line's object; None for the half line that a killed process leaves at the end."""
+    valid = _is_json(line)
+    if not valid and not line.endswith(b"\n"):
+        return None
+    row = json.loads(line) if valid else None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise UserError(f"{path}:{number}: not a JSON object with an integer step; delete or repair this line")
+    return row
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file, in order; a half-written last line is left out.
+
+    Raises UserError for a file that is missing, or a line that is no row, naming file and line.
+    """
+    return list(rows(path))
+
+
+def rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """What `read` gives, one row at a time: a file of samples can be larger than memory."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as f:
+            yield from (row for i, line in enumerate(f, 1) if (row := _parse(path, i, line)) is not None)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or e}); give the folder of a run") from e
+
+
+def truncate(path: str | Path, step: int) -> int:
+    """Cuts the lines of `path` beyond `step`, and a half-written last line; returns how many went.
+
+    The file is replaced at once: a crash leaves the old one or the new one.
+    """
+    path = Path(path)
+    if not path.exists():
+        return 0
+    part = path.with_name(path.name + ".part")
+    cut = 0
+    try:
+        with open(path, "rb") as old, open(part, "wb") as new:
+            for i, line in enumerate(old, 1):
+                row = _parse(path, i, line)
+                if row is None or row["step"] > step:
+                    cut += 1
+                else:
+                    new.write(line if line.endswith(b"\n") else line + b"\n")
+        os.replace(part, path)
+    except OSError as e:
+        raise cannot_write(path, e) from e
+    return cut
+
+
+def write_status(workdir: str | Path, state: str, step: int, steps: int, error: str = "") -> None:
+    """Replaces `workdir`/STATUS by one line of JSON; a reader sees the old line or the new one, never a part."""
+    if state not in STATES:
+        raise ValueError(f"state is one of {STATES}, got {state!r}")
+    path = Path(workdir) / STATUS
+    part = path.with_name(STATUS + ".part")
+    try:
+        row = {"state": state, "step": int(step), "steps": int(steps), "error": error}
+        part.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as e:
+        raise cannot_write(path, e) from e
+
+
+def read_status(workdir: str | Path) -> dict[str, Any] | None:
+    """The object in `workdir`/STATUS, or None for a folder where no run has started."""
+    path = Path(workdir) / STATUS
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path}: not JSON; delete it, the next run of this workdir writes it anew") from e

@@ -1,0 +1,370 @@
+"""Sweeps are data: a list of points, each a dict of overrides; their names, their commands, how far each one is.
+
+    def get_sweep():
+        return product(
+            [{"config": "configs/base.py", "optim.lr": 1e-5}],
+            named("data", {"math": {"data.train_path": ...}, "deepscaler": {"data.train_path": ...}}),
+            sweep("reward.name", ("log_prob", "prob")),
+            sweep("seed", (0, 1)),
+        )
+
+A key is a config field, "config" (the config file, with its arguments after a colon) or "@label": what people call
+a choice. Labels and the seed make the run's name, its place in tables and what --only selects; they are never on
+the command line. Everything known of a point's past is in its run folder.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import errno
+import fcntl
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_likelihood.runtime import lock as locks
+from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import UserError
+
+Overrides = dict[str, Any]  # what get_sweep gives for one point
+
+CONFIG, SEED, LABEL = "config", "seed", "@"
+ATTEMPTS, LOG = "attempts.jsonl", "log.txt"
+LOCK = "SWEEP_LOCK"  # of whoever runs the attempts; the run's own is run/lock.py's, which is removed and made anew
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some mounted file systems
+RETRIES = 3  # of a point that failed; one that was preempted is tried again without limit
+
+
+# ------------------------------------------------------------------------------------------- the algebra
+
+
+def sweep(key: str, values: Iterable[Any]) -> list[Overrides]:
+    """One point for each value of one field."""
+    return [{key: value} for value in values]
+
+
+def named(label: str, choices: Mapping[str, Overrides]) -> list[Overrides]:
+    """One point for each choice: several fields that change together, under a name."""
+    return [{LABEL + label: name, **overrides} for name, overrides in choices.items()]
+
+
+def product(*parts: Iterable[Overrides]) -> list[Overrides]:
+    """Every combination of one point from each part; the last part changes fastest."""
+    return [_merge(points) for points in itertools.product(*parts)]
+
+
+def zipped(*parts: Iterable[Overrides]) -> list[Overrides]:
+    """The first points of all parts as one, the second ones, and so on; parts of unequal length are refused."""
+    lists = [list(part) for part in parts]
+    if len({len(part) for part in lists}) > 1:
+        raise UserError(f"zipped: parts of {', '.join(str(len(p)) for p in lists)} points; give parts of one length")
+    return [_merge(points) for points in zip(*lists, strict=True)]
+
+
+def chain(*parts: Iterable[Overrides]) -> list[Overrides]:
+    """The points of all parts, one part after the other."""
+    return list(itertools.chain(*parts))
+
+
+def _merge(points: Iterable[Overrides]) -> Overrides:
+    merged: Overrides = {}
+    for point in points:
+        for key, value in point.items():
+            if key in merged and merged[key] != value:
+                raise UserError(f"sweep: {key} is {merged[key]!r} and {value!r} in one point; set it in one part only")
+            merged[key] = value
+    return merged
+
+
+# ------------------------------------------------------------------------------------------- points
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One run of a sweep: its config file, its overrides by dotted name, its labels without their sign."""
+
+    config: str
+    overrides: Overrides
+    labels: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The run folder's name: sorted labels, then a fingerprint of config file and overrides.
+
+        It depends on this point alone, so a sweep may grow, and two people get the same folder.
+        """
+        shown = ",".join(f"{k}={_slug(v)}" for k, v in sorted(self.labels.items()))
+        what = [self.config, sorted((k, _plain(v)) for k, v in self.overrides.items())]
+        fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6]
+        return f"{shown[:200]}-{fingerprint}"
+
+    def arguments(self) -> list[str]:
+        """The arguments of `rl_likelihood.train`, without the workdir."""
+        return [f"--config={self.config}", *(f"--config.{k}={_text(v)}" for k, v in self.overrides.items())]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _text(value: Any) -> str:
+    return repr(tuple(value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)[:60]
+
+
+def point(overrides: Overrides) -> Point:
+    """A point from what a sweep says of it. Without labels every override is one."""
+    if not isinstance(overrides, Mapping) or not isinstance(overrides.get(CONFIG), str):
+        raise UserError(f'sweep: {overrides!r} is no point; give a dict with "{CONFIG}": a config file')
+    fields = {k: v for k, v in overrides.items() if k != CONFIG and not k.startswith(LABEL)}
+    for key, value in fields.items():
+        if not isinstance(_plain(value), bool | int | float | str | list):
+            raise UserError(f"sweep: {key} is {value!r}; give text, a number, true or false, or a tuple of them")
+    labels = {k.removeprefix(LABEL): _text(v) for k, v in overrides.items() if k.startswith(LABEL)}
+    if labels:
+        labels |= {SEED: str(fields[SEED])} if SEED in fields else {}
+    else:
+        labels = {k: _text(v) for k, v in fields.items()}
+    return Point(overrides[CONFIG], fields, labels)
+
+
+def only(points: Sequence[Point], selections: Iterable[str]) -> list[Point]:
+    """The points with every `key=value` and without any `key!=value`; a key is a label, a field or "config"."""
+    kept = list(points)
+    for selection in selections:
+        key, equals, text = selection.partition("=")
+        other = key.endswith("!")
+        key = key.removesuffix("!")
+        known = {key_ for p in points for key_ in (*p.labels, *p.overrides, CONFIG)}
+        if not equals or key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}=VALUE? " if near else ""
+            raise UserError(f"--only {selection}: {hint}write KEY=VALUE with a key of {', '.join(sorted(known))}")
+        values = [_value(p, key) for p in kept]
+        has = [_same(value, text) for value in values]
+        kept = [p for p, its in zip(kept, has, strict=True) if its != other]
+        if not any(has) or not kept:  # a value that none has to leave out is misspelt
+            there = ", ".join(sorted({_text(v) for v in values if v is not None}))
+            whose = "every" if any(has) else "no"
+            raise UserError(f"--only {selection}: {whose} point has it; {key} is one of {there}")
+    return kept
+
+
+def _value(p: Point, key: str) -> Any:
+    return p.labels.get(key, p.overrides.get(key, p.config if key == CONFIG else None))
+
+
+def _same(value: Any, text: str) -> bool:
+    """1e-5 is 1e-05; a label is text."""
+    if value is None or _text(value) == text:
+        return value is not None
+    with contextlib.suppress(ValueError, SyntaxError):  # text that is no Python value is only itself
+        number = ast.literal_eval(text)
+        return isinstance(number, int | float) and _text(value) in (str(number), str(float(number)))
+    return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An experiments file: its points, and what it may say besides.
+
+    ROWS: the label that names a table's rows. PAPER: published numbers, a list of {"labels": {...}, metric:
+    (mean, spread)}. RESOURCES: what a point needs on a ray cluster, as {"CPU": 2} or {"TPU": 4}. prepare(): makes
+    the files that points read, if they are not there.
+    """
+
+    path: Path
+    points: list[Point]
+    rows: str = "reward"
+    paper: tuple[dict[str, Any], ...] = ()
+    resources: dict[str, float] = dataclasses.field(default_factory=dict)
+    prepare: Callable[[], None] | None = None
+    doc: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def load(path: str) -> Experiment:
+    """The experiments file at `path`. Refused: a file that is not there, or is no sweep, or says a point twice."""
+    file = Path(path).resolve()
+    if not file.is_file():
+        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
+        raise UserError(f"{path} does not exist" + (f"; did you mean {near[0]}?" if near else "; name a sweep's file"))
+    root = str(file.parents[1])
+    if root not in sys.path:  # sweeps import one another as experiments.NAME, configs as configs.NAME
+        sys.path.insert(0, root)
+    spec = importlib.util.spec_from_file_location(f"experiments.{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_sweep"):
+        raise UserError(f"{path} has no get_sweep(); it must return the list of points")
+    points = [point(overrides) for overrides in module.get_sweep()]
+    if not points:
+        raise UserError(f"{path}: get_sweep() gives no point; it must return at least one")
+    seen: dict[str, int] = {}
+    for i, p in enumerate(points):
+        if p.name in seen:
+            raise UserError(f"{path}: points {seen[p.name]} and {i} are the same ({p.name}); give each once")
+        seen[p.name] = i
+    doc = (module.__doc__ or "").strip()
+    named_rows = getattr(module, "ROWS", "reward")
+    return Experiment(
+        Path(path), points, named_rows, tuple(getattr(module, "PAPER", ())), dict(getattr(module, "RESOURCES", {})),
+        getattr(module, "prepare", None), doc.splitlines()[0] if doc else "",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- run folders
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """How far a run is, by its folder.
+
+    kind: new | running | done | preempted | failed (both are tried again) | stopped (not any more: `why`).
+    """
+
+    kind: str
+    step: int
+    steps: int  # 0: not known yet
+    failures: int
+    preemptions: int
+    error: str  # of the last failure
+    why: str = ""
+
+
+def state(workdir: Path) -> State:
+    """The state of a run folder, which need not exist."""
+    status = run_files.read_status(workdir) or {}
+    attempts, running = read_attempts(workdir), held(workdir)
+    failures, preemptions, why = history(attempts)
+    last = attempts[-1]["event"] if attempts else status.get("state", "")
+    if status.get("state") == "done":
+        kind = "done"
+    elif running:
+        kind = "running"
+        preemptions -= last == "start"  # the start without an end that is going on
+    elif why:
+        kind = "stopped"
+    else:
+        kind = "new" if not last else "failed" if last == "failed" else "preempted"
+    step, steps = max(last_step(workdir), int(status.get("step", 0))), int(status.get("steps", 0))
+    error = failures[-1] if failures else status.get("error", "")
+    return State(kind, step, steps, len(failures), preemptions, error, why)
+
+
+def history(attempts: Sequence[Mapping[str, Any]]) -> tuple[list[str], int, str]:
+    """(errors of the failed attempts, number of preempted ones, why it is not tried again, or "").
+
+    A start without an end is an attempt whose whole machine went away: preempted.
+    """
+    failures: list[str] = []
+    preemptions, previous = 0, ""
+    for row in attempts:
+        event = row["event"]
+        preemptions += event == "preempted" or (event == "start" and previous == "start")
+        if event == "failed":
+            failures.append(row["error"])
+        if event == "retry":  # somebody mended the cause
+            failures = []
+        previous = event
+    why = ""
+    if len(failures) > 1 and failures[-1] == failures[-2]:
+        why = f"the same error twice in a row: {failures[-1]}"
+    elif len(failures) > RETRIES:
+        why = f"failed {len(failures)} times: {failures[-1]}"
+    return failures, preemptions + (previous == "start"), why
+
+
+def read_attempts(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of attempts.jsonl, {"event", "step", ...}; none without the file."""
+    path = workdir / ATTEMPTS
+    return run_files.read(path) if path.exists() else []
+
+
+def note(workdir: Path, event: str, **values: Any) -> None:
+    """One line of attempts.jsonl; event is start, done, failed (with its `error`), preempted or retry."""
+    run_files.append(workdir / ATTEMPTS, {"step": last_step(workdir), "event": event, **values})
+
+
+def last_step(workdir: Path) -> int:
+    """The step of the last whole line of metrics.jsonl, from the end of the file alone; 0 without one."""
+    path = workdir / run_files.METRICS
+    if not path.exists():
+        return 0
+    with path.open("rb") as f:
+        f.seek(max(0, path.stat().st_size - 2**16))
+        tail = f.read()
+    for line in reversed(tail[: tail.rfind(b"\n") + 1].splitlines()):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # the first line of the tail may be cut
+            return int(json.loads(line)["step"])
+    return 0
+
+
+def hold(workdir: Path) -> int | None:
+    """Take the run folder: a descriptor to keep open, None if another process has it.
+
+    Whoever inherits the descriptor holds on too, so a run stays taken when only its sweep is killed. File systems
+    without flock, and those that keep it from other hosts, leave that to the lock of the run itself.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written ({error.strerror}); choose another --root") from None
+    ours = _flock(descriptor, fcntl.LOCK_EX)
+    if not ours:
+        time.sleep(0.2)  # whoever only looks (`held`) has it for a moment
+        ours = _flock(descriptor, fcntl.LOCK_EX)
+    if ours and not taken(workdir, descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def taken(workdir: Path, descriptor: int) -> str:
+    """Who runs in this folder, of which we have the descriptor that `hold` gave; "" if nobody does."""
+    os.utime(descriptor)  # by the clock of the file server, as the touches of runs on other hosts
+    return locks.in_use(workdir, os.fstat(descriptor).st_mtime)
+
+
+def held(workdir: Path) -> str:
+    """Who is at work in this run folder, by its run's lock or its sweep's; "" if nobody is."""
+    if who := locks.in_use(workdir):
+        return who
+    try:
+        descriptor = os.open(workdir / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return ""
+    try:
+        return "" if _flock(descriptor, fcntl.LOCK_SH) else "a process that has just begun, or is about to end"
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    """Whether the lock was to be had, or the file system has none."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+    return True

@@ -1,0 +1,302 @@
+"""Ways to run the points of a sweep: processes of this machine, printed commands, and (`ray_runner`) tasks of ray.
+
+Each attempt is a process of its own, with its output in the run folder's log.txt. How it ended is read from its exit
+code and from STATUS, and kept in the run folder: a failed attempt is made again three times, a preempted one without
+limit, and the same error twice in a row ends it (`grid.history`). A runner that is itself killed loses nothing: its
+runs go on, and the next runner waits for them.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime.console import duration
+from rl_likelihood.shapes import UserError
+from rl_likelihood.sweeps import grid
+
+# Signals that a program brings upon itself; whatever else kills a process is somebody else's doing: preemption.
+CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS}
+# Seconds before a preempted run goes on that came no step further; doubled each time, up to the second number.
+PAUSE = (1.0, 60.0)
+AGAIN = 1.0  # seconds until the next look at a run that another process is at work on
+INTERRUPTED = 130  # exit code, as a shell has it
+# Linux: the program that follows gets SIGTERM, on which it saves, when the process that started it dies.
+_DIES_WITH_PARENT = (
+    sys.executable, "-c",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run to make: its name for people, its folder, the command that begins it or goes on with it.
+
+    `cwd`: the folder that the command is run from; None: this process's.
+    """
+
+    name: str
+    workdir: Path
+    command: tuple[str, ...]
+    cwd: Path | None = None
+
+
+@dataclasses.dataclass
+class Attempt:
+    """A process at work on a job. `lock` is the folder's; `log_from` where its own output begins."""
+
+    job: Job
+    process: subprocess.Popen
+    lock: int
+    log_from: int
+    status_before: int  # when STATUS was written last, ns
+    began: float
+
+
+Say = Callable[[str], None]
+
+
+# ------------------------------------------------------------------------------------------- one attempt
+
+
+def start(job: Job, cores: set[int] | None = None, orphan: bool = True) -> Attempt | None:
+    """Begin an attempt, on these CPU cores alone; None if another process is at work on the job.
+
+    `orphan`: it goes on when this process is killed; otherwise it then saves and ends.
+    """
+    lock = grid.hold(job.workdir)
+    if lock is None:
+        return None
+    try:
+        status_before = _status_time(job.workdir)
+        wrapper = () if orphan or sys.platform != "linux" else _DIES_WITH_PARENT
+        with (job.workdir / grid.LOG).open("ab") as log:
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(job.command)}\n".encode())
+            log.flush()
+            log_from = log.tell()
+            with _pinned(cores):
+                # A session of its own: Ctrl-C reaches the runner alone, which passes it on once.
+                process = subprocess.Popen(
+                    [*wrapper, *job.command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                    start_new_session=True, pass_fds=(lock,), cwd=job.cwd,
+                )  # fmt: skip
+        grid.note(job.workdir, "start", time=round(time.time()), host=os.uname().nodename, pid=process.pid)
+    except BaseException as error:
+        os.close(lock)
+        if isinstance(error, OSError):
+            raise UserError(f"{job.workdir}: {job.command[0]} cannot be started ({error.strerror})") from error
+        raise
+    return Attempt(job, process, lock, log_from, status_before, time.monotonic())
+
+
+@contextlib.contextmanager
+def _pinned(cores: set[int] | None):
+    """What this thread starts runs on these cores: a process inherits them, and its thread pools count them."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
+def _status_time(workdir: Path) -> int:
+    path = workdir / run_files.STATUS
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def finish(attempt: Attempt) -> str:
+    """How an ended attempt ended, kept in its folder: done, failed, preempted, or elsewhere.
+
+    elsewhere: another process had the folder, which this attempt found only after its start.
+    """
+    job, code = attempt.job, attempt.process.returncode
+    status = run_files.read_status(job.workdir) if _status_time(job.workdir) != attempt.status_before else None
+    said = (status or {}).get("state", "")
+    killed = -code if code < 0 else code - 128 if 128 < code < 160 else 0  # a shell adds 128
+    values = {"code": code, "seconds": round(time.monotonic() - attempt.began, 1)}
+    if code == 0 and said in ("done", "interrupted"):
+        outcome = "done" if said == "done" else "preempted"
+    elif killed and killed not in CRASHES:
+        outcome = "preempted"
+    elif code and grid.taken(job.workdir, attempt.lock):
+        outcome = "elsewhere"
+    else:
+        outcome = "failed"
+        values["error"] = _why(attempt, code, killed, status or {})
+    grid.note(job.workdir, outcome, **values)
+    os.close(attempt.lock)
+    return outcome
+
+
+def _why(attempt: Attempt, code: int, killed: int, status: dict) -> str:
+    """The error of a failed attempt, in one line: what STATUS says, or the last that it wrote."""
+    if status.get("state") == "failed" and status.get("error"):
+        return status["error"]
+    if killed:
+        return f"crashed with {signal.Signals(killed).name}"
+    if code == 0:
+        return f"ended without error, but {run_files.STATUS} does not say done"
+    with (attempt.job.workdir / grid.LOG).open("rb") as log:
+        log.seek(attempt.log_from)
+        lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ")[:500] if lines else f"exit code {code} without a word"
+
+
+def pause_of(workdir: Path, pause: tuple[float, float] = PAUSE) -> float:
+    """Seconds to wait before going on with a preempted run: more each time that it came no step further."""
+    still = 0
+    rows = grid.read_attempts(workdir)
+    for before, after in zip(rows[-2::-1], rows[:0:-1], strict=False):
+        if after["event"] == "preempted":
+            if after["step"] > before["step"]:
+                break
+            still += 1
+    return min(pause[1], pause[0] * 2 ** (still - 1)) if still else 0.0
+
+
+# ------------------------------------------------------------------------------------------- this machine
+
+
+def shares(at_once: int) -> list[set[int] | None]:
+    """The cores of this process in `at_once` equal shares; None where cores cannot be chosen."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [None] * at_once
+    cores = sorted(os.sched_getaffinity(0))
+    if at_once > len(cores):
+        raise UserError(f"--jobs is {at_once}, but there are {len(cores)} CPU cores; it must be at most that")
+    return [set(cores[i * len(cores) // at_once : (i + 1) * len(cores) // at_once]) for i in range(at_once)]
+
+
+class Asked:
+    """Ctrl-C, SIGTERM and SIGHUP, counted: the first lets runs save, the second ends them, the third kills them."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self._old = {}
+        if threading.current_thread() is threading.main_thread():
+            self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def _ask(self, *_) -> None:
+        self.times += 1
+
+    def restore(self) -> None:
+        for s, handler in self._old.items():
+            signal.signal(s, handler)
+
+
+def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, float] = PAUSE) -> int:
+    """Run the jobs as processes of this machine, `at_once` at a time on equal shares of its cores; an exit code.
+
+    0: all are done; 1: some are stopped; 130: interrupted, which saves every run.
+    What has to be tried again goes to the back of the queue, and so does what another process is at work on: should it
+    die, its runs are made here.
+    """
+    free = shares(at_once)
+    queue = collections.deque((job, 0.0) for job in jobs)  # (job, not before)
+    running: dict[int, tuple[Attempt, set[int] | None]] = {}
+    ended, met = collections.Counter(), set()  # met: runs that were seen at work elsewhere
+    asked, passed_on = Asked(), 0
+    try:
+        while running or (queue and not asked.times):
+            while asked.times > passed_on and running:
+                passed_on += 1
+                _pass_on([attempt for attempt, _ in running.values()], passed_on, say)
+            for _ in range(len(queue) if free and not asked.times else 0):
+                job, not_before = queue.popleft()
+                if not free or time.monotonic() < not_before:
+                    queue.append((job, not_before))
+                    continue
+                known = grid.state(job.workdir).kind
+                if known in ("done", "stopped"):  # another sweep was here meanwhile
+                    ended[known] += 1
+                    continue
+                cores = free.pop(0)
+                attempt = start(job, cores)
+                if attempt is None:
+                    if job.name not in met:
+                        met.add(job.name)
+                        who = grid.held(job.workdir) or "another process"
+                        say(f"elsewhere  {job.name}: {who} is at work on it; its end is waited for")
+                    free.insert(0, cores)
+                    queue.append((job, time.monotonic() + AGAIN))
+                    continue
+                where = f"cores {','.join(map(str, sorted(cores)))}" if cores else "all cores"
+                say(f"starts     {job.name}  ({where}; {job.workdir / grid.LOG})")
+                running[attempt.process.pid] = attempt, cores
+            for pid in [pid for pid, (attempt, _) in running.items() if attempt.process.poll() is not None]:
+                attempt, cores = running.pop(pid)
+                free.append(cores)
+                outcome = report(attempt.job, finish(attempt), time.monotonic() - attempt.began, say)
+                if outcome in ("failed", "preempted", "elsewhere"):
+                    wait = pause_of(attempt.job.workdir, pause) if outcome == "preempted" else 0.0
+                    queue.append((attempt.job, time.monotonic() + wait))
+                else:
+                    ended[outcome] += 1
+            time.sleep(0.05)
+    finally:
+        asked.restore()
+    if asked.times:
+        say(f"interrupted: {ended['done']} done, {len(queue)} to go; the same command goes on from there")
+        return INTERRUPTED
+    return verdict(ended, say)
+
+
+def _pass_on(attempts: Iterable[Attempt], times: int, say: Say) -> None:
+    """Hand an interrupt to the runs: the first two as Ctrl-C, the third as a kill of all their processes."""
+    words = ("stopping after their steps (again: at once)", "stopping at once (again: kill)", "killing")
+    say(f"{words[min(times, 3) - 1]}: the runs at work")
+    for attempt in attempts:
+        with contextlib.suppress(ProcessLookupError):  # ended by itself in between
+            if times < 3:
+                os.kill(attempt.process.pid, signal.SIGINT)
+            else:
+                os.killpg(attempt.process.pid, signal.SIGKILL)
+
+
+def report(job: Job, outcome: str, seconds: float, say: Say) -> str:
+    """Say how an attempt ended; "stopped" in place of failed if it was the last one."""
+    state = grid.state(job.workdir)
+    took = duration(seconds)
+    if outcome == "done":
+        say(f"done       {job.name}  ({took})")
+    elif outcome == "preempted":
+        say(f"preempted  {job.name} after step {state.step} ({took}; {state.preemptions} times so far): it goes on")
+    elif outcome == "elsewhere":
+        say(f"elsewhere  {job.name}: another process was first; its end is waited for")
+    elif state.why:
+        outcome = "stopped"
+        say(f"stopped    {job.name}: {state.why}; mend it, then --retry")
+    else:
+        say(f"failed     {job.name}: {state.error} (retry {state.failures} of {grid.RETRIES})")
+    return outcome
+
+
+def verdict(ended: dict[str, int], say: Say) -> int:
+    say(", ".join(f"{n} {kind}" for kind, n in ended.items() if n) or "nothing to do")
+    return int(any(n for kind, n in ended.items() if kind != "done"))
+
+
+# ------------------------------------------------------------------------------------------- print
+
+
+def print_commands(jobs: Sequence[Job], say: Say) -> int:
+    """The commands, one a line, for any other scheduler; the same command again resumes."""
+    for job in jobs:
+        command = ["python" if part == sys.executable else part for part in job.command]
+        say(shlex.join(command))
+    return 0

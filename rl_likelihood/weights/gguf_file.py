@@ -1,0 +1,147 @@
+"""GGUF files opened for reading: metadata -> ModelConfig, any quantisation -> float32 in Hugging Face layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader, dequantize
+
+from rl_likelihood.model.decoder import ModelConfig, RopeScaling
+from rl_likelihood.shapes import UserError
+from rl_likelihood.weights.hugging_face import ALL, CONFIG, FAMILIES, Source
+
+ROPE_FREQS = "rope_freqs.weight"  # Llama 3's frequency divisors; the scaling itself is not in the metadata
+
+
+def find(path: Path) -> Path | None:
+    """The GGUF file that `path` names: itself, or the only one of a folder without config.json; else None."""
+    if path.suffix == ".gguf":
+        return path
+    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / CONFIG).exists() else []
+    if len(files) > 1:
+        raise UserError(f"{path}: holds {len(files)} .gguf files ({files[0].name}, {files[1].name}, ...); name one")
+    return files[0] if files else None
+
+
+def open_gguf(file: Path) -> Source:
+    """Open a GGUF file of family llama, qwen2 or qwen3 as a Source with GGUF tensor names.
+
+    Shapes and arrays are in Hugging Face layout: [out, in], and query and key rows in the (first half,
+    second half) rotary order. UserError for a missing or truncated file and for an unsupported model.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give a .gguf file or a model folder with {CONFIG}")
+    try:
+        reader = GGUFReader(file)
+    except (ValueError, IndexError, KeyError, OverflowError) as e:  # what slicing past the end of the map raises
+        raise UserError(f"{file}: truncated, or not a GGUF file ({e}); download it again") from None
+    found = {t.name: t for t in reader.tensors}
+    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in found.items()}
+    cfg = _config(reader, shapes, file)
+    # Llama-architecture files interleave the two halves of every query and key head.
+    heads = {"attn_q.weight": cfg.heads, "attn_k.weight": cfg.kv_heads} if cfg.family == "llama" else {}
+
+    @functools.lru_cache(maxsize=1)  # the parts of one tensor are asked for one after the other
+    def whole(name: str) -> np.ndarray:
+        x = _float(found[name], file)
+        n = heads.get(name.split(".", 2)[-1])
+        if n is not None:
+            x = x.reshape(n, -1, 2, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
+        return x
+
+    def read(name: str, rows: slice = ALL, columns: slice = ALL) -> np.ndarray:
+        x = whole(name)
+        return x[rows, columns] if x.ndim > 1 else x[rows]
+
+    if ROPE_FREQS in found:
+        scaling = _llama3_scaling(cfg, _float(found[ROPE_FREQS], file), file)
+        cfg = dataclasses.replace(cfg, rope_scaling=scaling)
+        del shapes[ROPE_FREQS]
+    return Source(cfg, dict.fromkeys(found, file), shapes, read)
+
+
+def _float(tensor, file: Path) -> np.ndarray:
+    try:
+        return dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError:
+        raise UserError(
+            f"{file}: tensor {tensor.name} is quantised as {tensor.tensor_type.name}, which the gguf package "
+            "cannot decode; take another quantisation, such as Q8_0"
+        ) from None
+
+
+def _config(reader: GGUFReader, shapes: dict[str, tuple[int, ...]], file: Path) -> ModelConfig:
+    def get(key: str, default: Any = None) -> Any:
+        field = reader.fields.get(key)
+        return default if field is None else field.contents()
+
+    family = get("general.architecture")
+    if family not in FAMILIES:
+        raise UserError(
+            f"{file}: general.architecture = {family!r} is not supported, only {', '.join(FAMILIES)}; "
+            "take another model"
+        )
+
+    def need(key: str, default: Any = None) -> Any:
+        value = get(f"{family}.{key}", default)
+        if isinstance(value, list) and len(set(value)) == 1:  # one value a layer
+            value = value[0]
+        if value is None or isinstance(value, list):
+            raise UserError(f"{file}: metadata {family}.{key} = {value} cannot be used; download it again")
+        return value
+
+    def refuse_unless(key: str, values: tuple) -> None:
+        if get(key) not in (None, *values):
+            raise UserError(f"{file}: {key} = {get(key)!r} is not supported, only {values[0]!r}; take another model")
+
+    width, heads = need("embedding_length"), need("attention.head_count")
+    head_dim = get(f"{family}.attention.key_length", width // heads)
+    refuse_unless(f"{family}.attention.value_length", (head_dim,))
+    refuse_unless(f"{family}.rope.dimension_count", (head_dim,))
+    refuse_unless(f"{family}.rope.scaling.type", ("none",))
+    refuse_unless(f"{family}.attention.sliding_window", (0,))
+    refuse_unless(f"{family}.expert_count", (0,))
+    refuse_unless("split.count", (1, 0))
+    embed = shapes.get("token_embd.weight")
+    if embed is None:
+        raise UserError(f"{file}: tensor token_embd.weight is missing; the file is incomplete, download it again")
+    return ModelConfig(
+        family=family,
+        vocab_size=embed[0],
+        width=width,
+        layers=need("block_count"),
+        heads=heads,
+        kv_heads=need("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        mlp=need("feed_forward_length"),
+        rope_theta=_decimal(get(f"{family}.rope.freq_base", 10_000.0)),
+        norm_eps=_decimal(need("attention.layer_norm_rms_epsilon")),
+        tied="output.weight" not in shapes,
+        max_position=need("context_length"),
+        **FAMILIES[family][1],
+    )
+
+
+def _decimal(x: float) -> float:
+    """The decimal number that a float32 stands for: 9.9999997e-06 -> 1e-05."""
+    return float(str(np.float32(x)))
+
+
+def _llama3_scaling(cfg: ModelConfig, divisors: np.ndarray, file: Path) -> RopeScaling:
+    """The scaling that gives these divisors of the frequencies; Llama 3.1 to 3.3 differ only in the factor."""
+    scaling = RopeScaling(_decimal(divisors.max()), 1.0, 4.0, 8192)
+    half = cfg.head_dim // 2
+    freq = cfg.rope_theta ** (-np.arange(half) / half)
+    smooth = np.clip((8192 * freq / (2 * math.pi) - 1.0) / 3.0, 0, 1)
+    expected = 1 / (smooth + (1 - smooth) / scaling.factor)
+    if divisors.shape != (half,) or not np.allclose(divisors, expected, rtol=1e-3):
+        raise UserError(
+            f"{file}: tensor {ROPE_FREQS} is not Llama 3's frequency scaling (low 1, high 4, original context 8192); "
+            "take the Hugging Face folder of this model"
+        )
+    return scaling

@@ -1,0 +1,346 @@
+"""Preparing and reading back: splits that never move, nothing lost uncounted, no TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import http.server
+import json
+import random
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+
+from rl_likelihood.data import prepared
+from rl_likelihood.datasets import DATASETS, files, prepare, sources, splitting
+from rl_likelihood.datasets.common import Row
+from rl_likelihood.datasets.sources import DataConfig
+from rl_likelihood.grading import graders
+from rl_likelihood.shapes import Example, UserError
+from tests.programs import isolated
+
+ALPACA = DATASETS["alpaca"]
+
+
+def row(i: int, split: str = "train", key: str = "", **extra) -> Row:
+    example = Example(f"{split}-{i}", f"What is {i}?", str(i))
+    key = key or f"what is {i}"
+    return Row(example, split, key, key, extra)
+
+
+def prompts(rows) -> set[str]:
+    return {r.example.prompt for r in rows}
+
+
+def gsm8k(folder: Path, train: int = 20, test: int = 5) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, n in (("train", train), ("test", test)):
+        rows = [{"question": f"{split} {i}é?", "answer": f"It is {i}.\n#### {i}"} for i in range(n)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    return folder
+
+
+# ---------------------------------------------------------------------------------------- splits
+
+
+def test_a_share_is_held_out_by_each_question_alone():
+    rows = [row(i) for i in range(2000)]
+    splits, _ = splitting.split_rows(ALPACA, rows, 0.1)
+    held = prompts(splits["validation"])
+    assert 150 < len(held) < 250  # 200 with a deviation of 13
+    some = rows[::3] + [row(i) for i in range(5000, 5400)]
+    random.Random(0).shuffle(some)
+    again, _ = splitting.split_rows(ALPACA, some, 0.1)
+    assert prompts(again["validation"]) & prompts(rows) == held & prompts(some)  # others came and went: none moved
+
+
+def test_a_count_is_held_out_exactly_and_does_not_move_with_the_order():
+    rows = [row(i) for i in range(300)]
+    splits, counts = splitting.split_rows(ALPACA, rows, 50)
+    assert [len(splits[s]) for s in ("train", "validation")] == [250, 50]
+    assert splitting.split_rows(ALPACA, rows[::-1], 50)[0]["validation"][::-1] == splits["validation"]
+    larger = prompts(splitting.split_rows(ALPACA, rows, 80)[0]["validation"])
+    assert prompts(splits["validation"]) < larger
+    assert counts == {"duplicates": 0, "overlap": 0, "repeats": 0}
+    with pytest.raises(UserError, match=r"--heldout = 300 leaves nothing .* has 300 distinct questions; .* most 299"):
+        splitting.split_rows(ALPACA, rows, 300)
+
+
+def test_training_loses_duplicates_and_questions_of_given_sets_which_stay_whole():
+    train = [row(i) for i in range(10)] + [row(20, key="what is 3"), row(21, key="what is 3")]
+    test = [row(0, "test"), row(30, "test"), row(31, "test", key="what is 30")]
+    splits, counts = splitting.split_rows(dataclasses.replace(ALPACA, heldout_split="test"), train + test, 5)
+    assert counts == {"duplicates": 2, "overlap": 1, "repeats": 1}
+    assert [r.example.id for r in splits["train"]] == [f"train-{i}" for i in range(1, 10)]  # the first of each
+    assert splits["test"] == test  # given, so nothing is held out for it
+    splits, _ = splitting.split_rows(ALPACA, train + test, 5)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 4, "validation": 5, "test": 3}
+    with pytest.raises(UserError, match="nothing of alpaca is left to train on"):
+        splitting.split_rows(ALPACA, [row(0), *test], 0)
+
+
+def test_a_limit_of_length_moves_no_question_and_cuts_no_given_set(tmp_path):
+    """A row may be short enough or not; who is held out is decided before, and a given set stays whole."""
+    records = [{"instruction": f"Say {i}.", "input": "", "output": "x" * (i % 100)} for i in range(1000)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(records))
+    kept = {}
+    for limit in (0, 60):
+        prepare.prepare("alpaca", str(tmp_path / "alpaca.json"), str(tmp_path / f"{limit}"), limit, heldout=100)
+        kept[limit] = [set(rows) for rows in prepared.load(str(tmp_path / f"{limit}"))]
+    assert len(kept[0][1]) == 100
+    for all_rows, short in zip(kept[0], kept[60], strict=True):
+        assert short == {e for e in all_rows if len(e.prompt + e.answer) <= 60} and 0 < len(short) < len(all_rows)
+    splits = {"train": [row(1)], "test": [row(2, "test")]}
+    with pytest.raises(UserError, match="--max_chars = 3 leaves none of the 1 rows of alpaca for train; .* has 11 "):
+        splitting.leave_out_long(ALPACA, splits, {"test"}, 3)
+    splits["train"].append(row(12345))
+    kept, long = splitting.leave_out_long(ALPACA, splits, {"test"}, 11)
+    assert (len(kept["train"]), len(kept["test"]), long) == (1, 1, ("train-12345",))
+    assert splitting.leave_out_long(ALPACA, splits, {"test"}, 11)[0]["test"] == splits["test"]
+
+
+def test_without_training_rows_nothing_is_held_out():
+    splits, _ = splitting.split_rows(ALPACA, [row(i, "test") for i in range(5)], 2)
+    assert {name: len(rows) for name, rows in splits.items()} == {"test": 5}
+
+
+# ---------------------------------------------------------------------------------------- storage
+
+
+def test_what_is_prepared_is_read_back(tmp_path):
+    source, out = gsm8k(tmp_path / "source"), str(tmp_path / "out")
+    report = prepare.prepare("gsm8k", str(source), out)
+    assert report.splits == prepared.splits(out) == {"train": 20, "test": 5}
+    train, heldout = prepared.load(out)
+    expected = {Example(f"train.jsonl:{i + 1}", f"train {i}é?", str(i), f"It is {i}.", "gsm8k") for i in range(20)}
+    assert len(train) == 20 and set(train) == expected
+    assert {e.answer for e in heldout} == set("01234")
+    # In a fixed order, which is not the file's: the first rows are a sample.
+    assert prepared.read(report.folder, "train") == train
+    assert [e.id for e in train] != sorted((e.id for e in train), key=lambda s: int(s.split(":")[1]))
+    prepare.prepare("gsm8k", str(source), str(tmp_path / "again"))
+    assert prepared.read(str(tmp_path / "again"), "train") == train
+
+    written = json.loads((Path(report.folder) / prepared.REPORT).read_text())
+    assert written == json.loads(json.dumps(dataclasses.asdict(report)))
+    assert written["rows"] == 25 and written["files"] == 2 and len(written["sha256"]) == 64
+    assert not (tmp_path / "out" / "downloads").exists()
+
+
+@isolated
+def test_extras_come_back_by_id(tmp_path):
+    record = {"task_id": "T/0", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n"}
+    (tmp_path / "HumanEval.jsonl").write_text(json.dumps({**record, "test": "def check(c):\n    assert c()\n"}))
+    prepare.prepare("humaneval", str(tmp_path / "HumanEval.jsonl"), str(tmp_path / "out"))
+    extra = {"prompt": "def f():\n", "test": "def check(c):\n    assert c()\n", "entry_point": "f"}
+    assert prepared.read_extra(str(tmp_path / "out"), "test") == {"T/0": extra}
+    train, heldout = prepared.load(str(tmp_path / "out"))
+    assert train == [] and [e.id for e in heldout] == ["T/0"]
+    # The reference is scored, the tests grade.
+    reference = graders.reference_of("code_tests", heldout[0])
+    assert heldout[0].answer == "    return 1" and json.loads(reference) == extra
+    assert graders.code_tests(reference, heldout[0].answer) and not graders.code_tests(reference, "    return 0")
+    assert graders.reference_of("exact_match", heldout[0]) == "    return 1"
+
+
+def test_a_set_for_evaluation_alone_is_evaluated_and_not_trained_on(tmp_path):
+    rows = [{"code": "def f(x):\n    return x", "input": str(i), "output": str(i), "id": f"s{i}"} for i in range(3)]
+    (tmp_path / "cruxeval.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    prepare.prepare("cruxeval_o", str(tmp_path / "cruxeval.jsonl"), str(tmp_path / "out"))
+    cfg = DataConfig("prepared", train_path=str(tmp_path / "out"), train_size=99, heldout_size=2)
+    train, heldout, _ = sources.load(cfg, training=False)
+    assert train == [] and len(heldout) == 2
+    with pytest.raises(UserError, match="out is for evaluation: its splits are test; evaluate with it, or"):
+        sources.load(cfg)
+
+
+def test_no_tensorflow_and_no_warning_is_needed(tmp_path):
+    program = """
+import sys
+from importlib.machinery import PathFinder
+
+ABSENT, found = ("tensorflow", "importlib_resources"), PathFinder.find_spec  # not there, installed or not
+PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] in ABSENT else found(name, *where)
+from rl_likelihood.data import grading, prepare, prepared, sources, splitting
+assert prepare.main(["--dataset=gsm8k", f"--source={sys.argv[1]}", f"--out={sys.argv[2]}"]) == 0
+train, heldout = prepared.load(sys.argv[2])
+assert (len(train), len(heldout)) == (20, 5)
+assert not {"tensorflow", "importlib_resources"} & set(sys.modules)
+"""
+    source = gsm8k(tmp_path / "source")
+    command = [sys.executable, "-W", "error", "-c", program, str(source), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no progress bars
+    (paragraph,) = done.stdout.splitlines()
+    assert paragraph.startswith("gsm8k: 25 rows of 2 files (0.00 MB) read; kept 20 train, 5 test; removed from")
+
+
+def test_a_folder_above_one_set_is_enough_and_above_two_is_not(tmp_path):
+    source, out = gsm8k(tmp_path / "source"), tmp_path / "out"
+    prepare.prepare("gsm8k", str(source), str(out))
+    one = prepared.read(str(out), "test")
+    for path in (out / "gsm8k", out / "gsm8k" / "1.0.0"):
+        assert prepared.read(str(path), "test") == one
+    (tmp_path / "SVAMP.json").write_text(json.dumps([{"Body": "b", "Question": "q?", "Answer": 1.0, "ID": "c-1"}]))
+    prepare.prepare("svamp", str(tmp_path / "SVAMP.json"), str(out))
+    assert prepared.read(str(out / "gsm8k"), "test") == one
+    with pytest.raises(UserError, match=r"holds 2 prepared data sets \(.*gsm8k.*svamp.*\); name one"):
+        prepared.read(str(out), "test")
+    with pytest.raises(UserError, match="gsm8k has no split 'dev'; it has "):
+        prepared.read(str(out / "gsm8k"), "dev")
+    with pytest.raises(UserError, match="'test' of .* is named for training and as held out"):
+        prepared.load(str(out / "svamp"), train_split="test", heldout_split="test")
+    with pytest.raises(UserError, match="is no folder"):
+        prepared.read(str(tmp_path / "nowhere"), "test")
+    with pytest.raises(UserError, match="holds no prepared data set; write one with python -m"):
+        prepared.read(str(source), "test")
+    (out / "svamp" / "1.0.0" / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match=r"svamp.1\.0\.0 cannot be read as a prepared data set"):
+        prepared.read(str(out / "svamp"), "test")
+
+
+# ---------------------------------------------------------------------------------------- the command
+
+
+def test_the_report_accounts_for_every_row(tmp_path, capsys):
+    records = [{"instruction": f"Say {i}.", "input": "", "output": str(i)} for i in range(40)]
+    records += [{"instruction": "say  3", "input": "", "output": "three"}]  # a duplicate but for its spelling
+    records += [{"instruction": "Tell.", "input": "", "output": "x" * 200}]  # too long
+    records += [{"instruction": "Be silent.", "input": "", "output": ""}]
+    records += [{"instruction": "No output."}]
+    (tmp_path / "alpaca.json").write_text(json.dumps(records))
+    out = str(tmp_path / "out")
+    flags = ["--dataset=alpaca", f"--source={tmp_path / 'alpaca.json'}", f"--out={out}"]
+    flags += ["--max_chars=100", "--heldout=10", "--skip_bad_rows"]
+    assert prepare.main(flags) == 0
+    report = json.loads((Path(out) / "alpaca" / "1.0.0" / prepared.REPORT).read_text())
+    assert report["splits"] == {"train": 30, "validation": 10}
+    assert report["left_out"] == {"no answer": 1} and report["duplicates"] == 1
+    assert report["too_long"] == ["alpaca.json:42"] and report["max_chars"] == 100
+    (bad,) = report["bad_rows"]
+    assert bad.startswith("alpaca.json row 44: field 'input' is missing")
+    gone = len(report["too_long"]) + len(report["bad_rows"]) + sum(report["left_out"].values())
+    assert report["rows"] == 44 == sum(report["splits"].values()) + gone + report["duplicates"] + report["overlap"]
+    paragraph = capsys.readouterr().out
+    for words in (
+        "alpaca: 44 rows of 1 file (",
+        "kept 30 train, 10 validation; 1 row left out: no answer; removed from training 1 duplicate and 0 questions",
+        "1 row too long over 100 characters (alpaca.json:42); 1 bad row (alpaca.json row 44: field 'input' is missing",
+    ):
+        assert words in paragraph
+    assert paragraph.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--dataset=gsm8"], "--dataset is 'gsm8'; choose one of gsm8k, math"),
+        (["--dataset=gsm8"], "(did you mean 'gsm8k'?)"),
+        (["--dataset=reasoning_gym"], "no files to prepare; train with data.source=reasoning_gym"),
+        (["--dataset=gsm8k", "--source=SOURCE", "--max_chars=-1"], "--max_chars is -1"),
+        (["--dataset=gsm8k", "--source=SOURCE", "--heldout=1.5"], "--heldout is 1.5"),
+        (["--dataset=gsm8k", "--source=SOURCE", "--heldout=many"], "argument --heldout: invalid float value: 'many'"),
+        (["--dataset=gsm8k", "--source=SOURCE", "--max_char=5"], "unrecognized arguments: --max_char=5"),
+        (
+            ["--dataset=gsm8k", "--source=SOURCE", "--max_chars=5"],
+            "--max_chars = 5 leaves none of the 20 rows of gsm8k for train",
+        ),
+        (["--dataset=gsm8k", "--source=SOURCE/none"], "none does not exist; give train.jsonl"),
+        (["--dataset=teleqna", "--source=SOURCE"], "test.jsonl:1: field 'answer' is"),
+        (["--dataset=minif2f", "--source=SOURCE"], "holds no file of minif2f; it needs the folder informal"),
+    ],
+)
+def test_refusals_are_one_line(tmp_path, capsys, flags, words):
+    source = gsm8k(tmp_path / "source")
+    flags = [f.replace("SOURCE", str(source)) for f in flags] + [f"--out={tmp_path / 'out'}"]
+    assert prepare.main(flags) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and words in line and line.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prepared_folder_is_never_overwritten(tmp_path):
+    source = str(gsm8k(tmp_path / "source"))
+    prepare.prepare("gsm8k", source, str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"gsm8k.1\.0\.0 exists already; delete it or choose another --out"):
+        prepare.prepare("gsm8k", source, str(tmp_path / "out"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file cannot be written"):
+        prepare.prepare("gsm8k", source, str(tmp_path / "file"))
+
+
+def test_several_sources_have_commas_between_them(tmp_path):
+    source = gsm8k(tmp_path / "source")
+    both = f"{source / 'test.jsonl'},{source / 'train.jsonl'}"
+    assert prepare.prepare("gsm8k", both, str(tmp_path / "out")).splits == {"train": 20, "test": 5}
+
+
+# ---------------------------------------------------------------------------------------- downloads
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_public_files_are_fetched_once(tmp_path):
+    gsm8k(tmp_path / "public")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=tmp_path / "public"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/"
+    dataset = dataclasses.replace(DATASETS["gsm8k"], addresses=(address + "train.jsonl", address + "test.jsonl"))
+    try:
+        paths = files.download(dataset, tmp_path / "downloads")
+        missing = dataclasses.replace(dataset, addresses=(address + "train.txt",))
+        with pytest.raises(UserError, match=r"train\.txt cannot be fetched \(File not found\); fetch train\.jsonl and"):
+            files.download(missing, tmp_path / "downloads")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [Path(p).read_text() for p in paths] == [
+        (tmp_path / "public" / f"{split}.jsonl").read_text() for split in ("train", "test")
+    ]
+    assert files.download(dataset, tmp_path / "downloads") == paths  # nobody answers any more
+    with pytest.raises(UserError, match=r"cannot be fetched \(.*refused\); fetch train\.jsonl .* with --source"):
+        files.download(dataset, tmp_path / "elsewhere")
+    assert not list((tmp_path / "elsewhere").rglob("*.jsonl"))
+
+
+def test_a_missing_hub_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"hf:a/b needs the extra hub, .* pip install -e '\.\[hub\]', or give FILE"):
+        files.from_hub("hf:a/b", "give FILE")
+
+
+def test_a_data_set_of_the_hub_is_a_source(tmp_path, monkeypatch):
+    """What their library is asked for, and what becomes of the folder that it answers with."""
+    main, other = (gsm8k(tmp_path / "snapshot" / name) for name in ("main", "socratic"))
+    assert main != other
+    asked = []
+
+    def snapshot_download(repository, repo_type, revision, allow_patterns):
+        if repository == "owner/absent":
+            raise OSError("404\nnot found")
+        asked.append((repository, repo_type, revision, allow_patterns))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    report = prepare.prepare("gsm8k", "hf:owner/name/main", str(tmp_path / "out"))
+    assert report.splits == {"train": 20, "test": 5} and report.duplicates == report.repeats == 0
+    prepare.prepare("gsm8k", "hf:owner/name@v1/main", str(tmp_path / "pinned"))
+    assert [a[:3] for a in asked] == [("owner/name", "dataset", None), ("owner/name", "dataset", "v1")]
+    assert "main/*.parquet*" in asked[0][3]
+    for source, words in (
+        ("hf:owner/name", "asks the 5 test questions of main/test.jsonl again, .*: hf:owner/name/main or hf:.*/s"),
+        ("hf:owner/absent", r"hf:owner/absent cannot be fetched \(404\); give train\.jsonl"),
+        ("hf:owner/name/none", "owner/name has no folder 'none' with data"),
+        ("hf:name", "'hf:name' names no data set of the hub; write hf:owner/name"),
+        ("hf:owner/../x", "names no data set of the hub"),
+    ):
+        with pytest.raises(UserError, match=words):
+            prepare.prepare("gsm8k", source, str(tmp_path / "elsewhere"))

@@ -1,0 +1,163 @@
+"""Tool calls, outputs of programs, programs under test."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rl_likelihood.grading.code import code_output_outcome, code_tests_outcome
+from rl_likelihood.grading.graders import code_output, code_tests, tool_call
+from rl_likelihood.grading.run_code import Limits
+from tests.programs import isolated
+
+CALL = '{"name": "set_plan", "arguments": {"line": "L1", "gb": 2, "auto": true, "tags": [1, 2]}}'
+
+
+@pytest.mark.parametrize(
+    "answer, right",
+    [
+        (CALL, True),
+        (' { "arguments": {"tags":[1,2], "auto":true, "gb":2.0, "line":"L1"}, "name":"set_plan", "id": 7 }\n', True),
+        (f"I will do it. <tool_call>{CALL}</tool_call> Done.", True),
+        (f"```json\n{CALL}\n```", True),
+        (f"[{CALL}]", True),
+        (json.dumps({"name": "set_plan", "arguments": json.dumps(json.loads(CALL)["arguments"])}), True),
+        (CALL.replace("set_plan", "get_plan"), False),
+        (CALL.replace("L1", "L2"), False),
+        (CALL.replace("true", "1"), False),
+        (CALL.replace("2,", '"2",'), False),
+        (CALL.replace("[1, 2]", "[2, 1]"), False),
+        (CALL.replace('"auto": true, ', ""), False),
+        (CALL.replace('"gb": 2', '"gb": 2, "more": 1'), False),
+        ('{"name": "set_plan"}', False),
+        ('{"name": "set_plan", "arguments": {}}', False),
+        (f"[{CALL}, {CALL}]", False),
+        ("[]", False),
+        (f"<tool_call>{CALL}", False),
+        (f"<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>", False),
+        (f"I call {CALL}", False),
+        (CALL[:-1], False),
+        ('{"name": ["set_plan"], "arguments": {}}', False),
+        ('{"name": "set_plan", "arguments": [1]}', False),
+        ('{"name": "set_plan", "arguments": {"gb": NaN}}', False),
+        ("set_plan", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_tool_call(answer, right):
+    assert tool_call(CALL, answer) is right
+
+
+def test_calls_have_an_order_and_missing_arguments_are_none():
+    first, second = '{"name": "a"}', '{"name": "b", "arguments": {}}'
+    assert tool_call(f"[{first}, {second}]", '[{"name": "a", "arguments": {}}, {"name": "b"}]')
+    tagged = f"<tool_call>{first}</tool_call> then <tool_call>{second}</tool_call>"
+    assert tool_call(f"[{first}, {second}]", tagged)
+    assert not tool_call(f"[{second}, {first}]", tagged)
+
+
+def test_a_reference_that_is_no_call_is_compared_as_text():
+    assert tool_call("no call is needed", "no call is needed\n")
+    assert not tool_call("no call is needed", CALL)
+
+
+def test_deep_json_is_only_wrong():
+    for depth in (200, 5_000, 40_000):
+        deep = '{"name": "set_plan", "arguments": {"x": ' + "[" * depth + "]" * depth + "}}"
+        assert tool_call(deep, CALL) is False
+        assert tool_call(CALL, deep) is False
+        assert tool_call(deep, deep + " ") in (True, False)
+
+
+@pytest.mark.parametrize(
+    "reference, answer, right",
+    [
+        ("[(4, 1), (2, 3)]", "[(4,1),(2,3)]", True),
+        ("'ab'", '"ab"', True),
+        ("{1: None, 2: None}", "{2: None, 1: None}", True),
+        ("{1, 2}", "{2, 1}", True),
+        ("'ab'", "```python\n'ab'\n```", True),
+        ("'ab'", "`'ab'`", True),
+        ("[3]", "f(1, 2) == [3]", True),
+        ("[3]", "assert f(1, 2) == [3]", True),
+        ("'a == b'", "'a == b'", True),
+        ("'a == b'", '"a == b"', True),
+        ("None", " None", True),
+        ("True", "1", True),  # as Python has it
+        ("-2.5", "-2.50", True),
+        ("[(4, 1)]", "[[4, 1]]", False),
+        ("'ab'", "ab", False),
+        ("'1'", "1", False),
+        ("None", "", False),
+        ("None", None, False),
+        ("None", "x", False),
+        ("[3]", "[1 + 2]", False),
+        ("[3]", "[3", False),
+        ("5", "__import__('os').getpid()", False),
+        ("5", "9**9**9", False),
+        ("5", "f(5)", False),
+        ("object at 0", "object at 0 ", True),  # not a literal: text
+        ("object at 0", "5", False),
+    ],
+)
+def test_code_output(reference, answer, right):
+    assert code_output(reference, answer) is right
+    assert code_output_outcome(reference, answer) is right
+
+
+def test_invalid_escapes_in_an_answer_are_no_warning():
+    assert code_output(r"'\\d'", r"'\d'")
+
+
+PROMPT = 'from typing import List\n\n\ndef total(numbers: List[int]) -> int:\n    """Sum of the numbers.\n    """\n'
+TESTS = (
+    "\n\nMETADATA = {}\n\n\ndef check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n"
+)
+TASK = json.dumps({"prompt": PROMPT, "test": TESTS, "entry_point": "total"})
+WHOLE = "def total(numbers):\n    return sum(numbers)\n"
+
+
+@pytest.mark.parametrize(
+    "answer, right",
+    [
+        ("    return sum(numbers)\n", True),
+        ("\n    return sum(numbers)", True),
+        (WHOLE, True),
+        (f"Here it is:\n```python\n{WHOLE}```\nUse it so:\n```python\ntotal([1])\n```", True),
+        (f"First:\n```python\nimport math\n```\nthen\n```python\n{WHOLE}```", True),
+        ("```\n    return sum(numbers)\n```", True),
+        ("    return len(numbers)\n", False),
+        ("    pass", False),
+        ("    return sum(numbers", False),
+        ("return sum(numbers)", False),
+        ("    return sum(numbers)\n\nimport sys\nsys.exit(0)\n", False),
+        ("    return sum(numbers)\n\nimport os\nos._exit(0)\n", False),
+        (f"{WHOLE}\nraise SystemExit\n", False),
+        ("    return sum(numbers)\x00", False),
+        ("I do not know.", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_code_tests(answer, right):
+    assert code_tests_outcome(TASK, answer, Limits(seconds=20.0, namespaces=None)) is right
+
+
+def test_time_over_is_a_wrong_answer():
+    assert code_tests_outcome(TASK, "    return 9**9**9", Limits(seconds=0.7, namespaces=None)) is False
+
+
+@isolated
+def test_code_tests_is_the_outcome_with_default_limits():
+    assert code_tests(TASK, WHOLE)
+    assert not code_tests(TASK, "    return 3")
+
+
+@pytest.mark.parametrize(
+    "task", ["", "{}", "[1]", "null", '{"prompt": 1, "test": "", "entry_point": "f"}', "[" * 100_000]
+)
+def test_a_task_that_cannot_be_read_is_no_verdict(task):
+    assert code_tests_outcome(task, WHOLE) is None
+    assert not code_tests(task, WHOLE)

@@ -1,0 +1,231 @@
+"""Answers are found, compared and never cost time or an exception."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl_likelihood.data.prompts import PromptConfig
+from rl_likelihood.grading.graders import GRADERS, ISOLATED, exact_match, extract_answer, numeric_match, parse_number
+from rl_likelihood.grading.gym import pack
+from rl_likelihood.grading.text import choice, multiple_choice
+
+TAGS = PromptConfig()
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("7 + 4 = 11.</think>\n<answer>11</answer>", "11"),
+        ("7 + 4 = 11.</think>\n<answer>11</answer", "11"),  # sampling stops before the last >
+        ("no thinking tag <answer> 11 </answer>", " 11 "),
+        ("write <answer>x</answer> they say</think><answer>11</answer>", "11"),  # a tag inside the chain is chain
+        ("a</think><answer>1</answer><answer>2</answer>", "1"),
+        ("a</think><answer>1</think>2</answer>", "1</think>2"),
+        ("a</think><answer></answer>", ""),
+        ("<answer>11</answer></think> and nothing after the chain", None),
+        ("a</think><answer>11", None),
+        ("a</think><answer>11</answe", None),
+        ("a</think>11</answer>", None),
+        ("a</think><answers>11</answer>", None),
+        ("a</think><answers>1</answers><answer>2</answer>", "2"),
+        ("", None),
+        ("<answer>é\x00\n2</answer>", "é\x00\n2"),
+    ],
+)
+def test_extract_answer(text, answer):
+    assert extract_answer(text, TAGS) == answer
+
+
+def test_extract_answer_obeys_the_tags_of_the_settings():
+    tags = PromptConfig(think_close="[/t]", answer_open="[a", answer_close="[/a")
+    assert extract_answer("x[/t][a>5[/a>", tags) == "5"
+    assert extract_answer("x</think><answer>5</answer>", tags) is None
+
+
+def test_exact_match_strips_white_space_and_nothing_else():
+    assert exact_match("-12", " -12\n")
+    assert not exact_match("-12", None)
+    assert not exact_match("12", "12.")
+    assert not exact_match("Paris", "paris")
+    assert not exact_match("12", "1 2")
+    assert not exact_match("0", "")
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("42", 42),
+        (" +42 ", 42),
+        ("-3.50", Fraction(-7, 2)),
+        ("\u22123", -3),
+        (".5", Fraction(1, 2)),
+        ("1,200", 1200),
+        ("12,345,678.9", Fraction(123456789, 10)),
+        ("$1,200", 1200),
+        ("-$5", -5),
+        ("$-5", -5),
+        ("3/4", Fraction(3, 4)),
+        ("-6 / 8", Fraction(-3, 4)),
+        ("1.5/3", Fraction(1, 2)),
+        ("15%", Fraction(3, 20)),
+        ("12.5 %", Fraction(1, 8)),
+        ("7.", 7),
+        ("1/0", None),
+        ("1,20", None),
+        ("1200,000", None),
+        ("--5", None),
+        ("-$-5", None),
+        ("", None),
+        (".", None),
+        ("$", None),
+        ("%", None),
+        ("1e5", None),
+        ("1 1/2", None),
+        ("5 apples", None),
+        ("1.2.3", None),
+        ("\u0663", None),  # a digit, but not one of ours
+        ("9" * 201, None),
+    ],
+)
+def test_parse_number(text, value):
+    assert parse_number(text) == value
+
+
+def test_numeric_match():
+    assert numeric_match("0.5", "1/2")
+    assert numeric_match("1200", "$1,200.00")
+    assert not numeric_match("0.333", "1/3")  # exact, no tolerance
+    assert not numeric_match("0.1", "0.1000000000000000001")
+    assert not numeric_match("5", "five")
+    assert not numeric_match("5", None)
+    assert numeric_match("x + 1", " x + 1 ")  # not a number: compared as text
+    assert not numeric_match("x + 1", "1 + x")
+
+
+@pytest.mark.parametrize(
+    "reference, answer, right",
+    [
+        ("72", r"\boxed{72}", True), ("72", r"It is $\boxed{72}$.", True), ("72", "$72$", True), ("72", "$$72$$", True),
+        ("72", "72$", True), ("72", "= 72", True), ("72", "$= 72$", True), ("72", r"\( 72 \)", True),
+        ("72", r"\[72\]", True), ("72", r"\$72", True), ("72", r"$\$72$", True), ("72", "$72$.", True),
+        (r"\boxed{72}", "72", True), ("72", r"\boxed{72} or \boxed{73}", False), ("72", r"\boxed{72", False),
+        ("72", "x = 72", False), ("72", "71 = 72", False), ("72", "$7$2$", False), ("72", "-72", False),
+        ("50", "50%", True), ("50%", "50", True), ("50%", "0.5", True), ("0.5", "50%", True), ("0.5", r"50\%", True),
+        ("50%", "50 %", True), (r"\boxed{50\%}", "1/2", True),
+        ("50", "0.5", False), ("0.5", "50", False), ("50%", "5000%", False), ("50%", "0.5%", False),
+        ("50%", "5000", False), ("50", "50%%", False),
+    ],
+)  # fmt: skip
+def test_numeric_in_boxes_and_dollars_and_per_cent(reference, answer, right):
+    assert numeric_match(reference, answer) is right
+
+
+@given(st.fractions(max_denominator=10**6))
+def test_numbers_survive_writing(value):
+    assert parse_number(f"{value.numerator}/{value.denominator}") == value
+    assert parse_number(f"{value.numerator:,}") == value.numerator
+
+
+# What may be called in any process: the graders, and of those that need a process of their own the safe part.
+SAFE = GRADERS | {name: isolated.quick for name, isolated in ISOLATED.items()}
+
+
+@given(st.text(), st.one_of(st.none(), st.text()))
+def test_graders_are_total(reference, answer):
+    for name, grade in SAFE.items():
+        assert grade(reference, answer) in ((True, False, None) if name in ISOLATED else (True, False))
+        assert grade(reference, None) is False
+    extract_answer(reference + "</think><answer>" + (answer or ""), TAGS)
+
+
+REFERENCES = {
+    "exact_match": "5", "numeric": "5", "math": "5", "countdown": "(1+2)*3", "multiple_choice": "option 2: five",
+    "telemath": "5.0", "tool_call": '{"name": "f", "arguments": {"x": 5}}', "code_output": "[5]",
+    "code_tests": '{"prompt": "def f():\\n", "test": "def check(f):\\n    assert f() == 5", "entry_point": "f"}',
+    "reasoning_gym": pack("countdown", {}, {"answer": "19 + 3 - 9", "metadata": {"numbers": [19, 9, 3], "target": 13}}),
+}  # fmt: skip
+HOSTILE = [
+    "(" * 1_000_000, "[" * 1_000_000, '{"a":' * 200_000, "-" * 1_000_000, "9" * 1_000_000, " " * 1_000_000,
+    "\x00" * 1_000_000, "9**9**9", "9" * 150 + "/" + "9" * 149, "\\boxed{" * 150_000, "\\boxed" + " " * 1_000_000,
+    "\\boxed{5" + "}" * 1_000_000 + "\\boxed{", "\\frac{" * 150_000, "$" * 1_000_000, "<tool_call>" * 100_000,
+    "```" * 300_000, "```python\n" * 100_000, "answer " * 150_000, "answer" + " " * 1_000_000 + ":", "**" * 500_000,
+    "(1+2)*3" + "+0" * 500_000, "\u0663", "\ud800", "\udfff\x00", "1e999999999", "nan", "inf", "NaN",
+    "__import__('os')", "option " + "9" * 1_000_000, "", " ", "\n" * 1_000_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_answers_are_not_right_and_cost_nothing(answer):
+    """A linear scan of these takes milliseconds; a quadratic one would not come back."""
+    assert set(REFERENCES) == set(GRADERS)
+    for name, grade in SAFE.items():
+        verdict = grade(REFERENCES[name], answer)
+        assert verdict is False or (verdict is None and name in ISOLATED and len(answer) <= 100_000)
+
+
+@pytest.mark.parametrize("name", sorted(set(SAFE) - set(ISOLATED)))
+def test_a_hostile_reference_is_only_compared(name):
+    for text in HOSTILE:
+        assert SAFE[name](text, "4") is False
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("B", 2), ("b", 2), ("(B)", 2), ("(b) text", 2), ("[C]", 3), ("B.", 2), ("B. 5G core", 2), ("B) 5G core", 2),
+        ("B: 5G core", 2), ("B - 5G core", 2), ("**B**", 2), ("**B.** text", 2), ("`B`", 2), ("\\boxed{B}", 2),
+        ("$\\boxed{\\text{B}}$", 2), ("\\text{(B)}.", 2), ("option 2", 2), ("Option 2: 5G core", 2), ("OPTION 2.", 2),
+        ("(option 2)", 2), ("option B", 2), ("choice c", 3), ("option 12", 12), ("Answer: B", 2), ("answer is (D)", 4),
+        ("The correct answer is B.", 2), ("The answer is: option 3", 3), ("  J \n", 10), ("A\nbecause", 1),
+        ("I say A, so \\boxed{C}", 3), ("Answer: **B**", 2), ("**Answer:** B", 2), ("The answer is **(B)**.", 2),
+        ("**B** is right", 2), ("B because it is", 2), ("B, since it is", 2), ("B is the answer.", 2), ("__B__", 2),
+        ("B. USB type C.", 2), ("B: packet(s) of f(x), U.S. rules", 2), ("(B) is right, so (B)", 2),
+        ("b. i.e. this", 2), ("A.B.C.D.", None), ("Answer: A. B. C. D.", None), ("Answer: A.B.C.", None),
+        ("(A) or (B)", None), ("A. B. C. D.", None), ("(A)(B)(C)(D)", None), ("B) and C)", None), ("A\nB\nC\nD", None),
+        ("option 1, option 2", None), ("Answer: A. Answer: B", None), ("(A), (B), (C)", None), ("**A** **B**", None),
+        ("\\boxed{(A) or (B)}", None), ("A) or B", None), ("A: x; B: y", None), ("option A or option B", None),
+        ("B or C", None), ("A cat", None), ("I think B", None), ("Beta", None), ("2", None), ("", None), ("BB", None),
+        ("option", None), ("option 0", None), ("option 123", None), ("optional", None), ("(B", None), ("B, C", None),
+        ("\u0412", None), ("B2", None), ("the answer is", None), ("\\boxed{A} \\boxed{B", None),
+    ],
+)  # fmt: skip
+def test_choice(text, number):
+    assert choice(text) == number
+
+
+def test_multiple_choice():
+    assert multiple_choice("option 2: 5G core", "B")
+    assert multiple_choice("B", "option 2")
+    assert multiple_choice("C", "(c) 7")
+    assert not multiple_choice("option 2: 5G core", "C")
+    assert not multiple_choice("option 2: 5G core", "5G core")  # the choice is asked for, not the text
+    assert not multiple_choice("B", "not B")
+    assert not multiple_choice("B", None)
+    assert multiple_choice("Paris", " Paris ")  # the reference is no choice: compared as text
+    assert not multiple_choice("Paris", "B")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer" * 150_000,
+        "</think>" * 150_000,
+        "</think><answer>" + "<" * 1_000_000,
+        "\x00" * 1_000_000,
+        "</think><answer>" + "9" * 1_000_000 + "</answer>",
+        "</think><answer>" + "1," * 500_000 + "</answer>",
+        "</think><answer>" + " " * 1_000_000 + "/</answer>",
+        "</think><answer>" + "$" * 1_000_000 + "</answer>",
+        "\ud800</think><answer>\udfff</answer>",
+    ],
+)
+def test_hostile_text_is_only_wrong(text):
+    """A linear scan of these takes milliseconds; a quadratic one would not come back."""
+    answer = extract_answer(text, TAGS)
+    assert not exact_match("5", answer)
+    assert not numeric_match("5", answer)
+    numeric_match(answer or text, answer)

@@ -1,0 +1,160 @@
+"""reasoning_gym's own rules: what they accept, what they never see, and what becomes of them in the pool."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from rl_likelihood.datasets.procedural import generate
+from rl_likelihood.grading.gym import gym_match, gym_outcome, gym_quick, is_formula, is_literal, pack, unpack
+from rl_likelihood.grading.pool import Pool
+
+
+def asked(text: str):
+    """The first question of a task."""
+    return next(generate(text, 0, "test"))
+
+
+COUNTDOWN = pack("countdown", {}, {"question": "?", "answer": "19 + 3 - 9", "metadata": {
+    "numbers": [19, 9, 3], "target": 13, "expression": "19 + 3 - 9"}})  # fmt: skip
+SPIRAL = pack("spiral_matrix", {}, {"question": "?", "answer": "1 2 3", "metadata": {}})
+INTEGRAL = pack("simple_integration", {}, {"question": "?", "answer": "x**2 + C", "metadata": {
+    "integrand": "2*x", "variable": "x", "expected_answer_expression": "x**2"}})  # fmt: skip
+TEXT = pack("reverse_sentence", {}, {"question": "?", "answer": "b a", "metadata": {}})
+
+TABLE = [
+    (COUNTDOWN, "19 + 3 - 9", True),
+    (COUNTDOWN, " 3 - 9 + 19\n", True),  # another solution
+    (COUNTDOWN, "(19 - 9) + 3", True),
+    (COUNTDOWN, "19 - 9 - 3", False),  # 0.05: the numbers, not the value
+    (COUNTDOWN, "10 + 3", False),
+    (COUNTDOWN, "19 + 3 - 9 = 13", False),
+    (SPIRAL, "1 2 3", True),
+    (SPIRAL, "[1, 2, 3]", False),  # 0.1
+    (SPIRAL, "1 2 3 4", False),  # 5/7 of a substring
+    (INTEGRAL, "x**2 + C", True),
+    (INTEGRAL, "C + x*x", True),
+    (INTEGRAL, "x**2 + sin(x) - sin(x) + C", True),
+    (INTEGRAL, "x**3 + C", False),
+    (INTEGRAL, "x is x^2, and so on", False),
+    (TEXT, "b a", True),
+    (TEXT, "a b", False),
+    (TEXT, "", False),
+    (TEXT, None, False),
+    ("42", "42", True),  # no item: compared as text
+    ("42", "43", False),
+]
+
+
+@pytest.mark.parametrize("reference, answer, right", TABLE)
+def test_its_own_rule_at_99_of_100(reference, answer, right):
+    assert gym_match(reference, answer) is right
+    assert gym_quick(reference, answer) in (right, None)
+
+
+def test_half_points_and_substrings_are_wrong():
+    e = asked("letter_counting")
+    assert gym_match(e.check, e.answer) and not gym_match(e.check, f"{e.answer}.") and not gym_match(e.check, "no")
+
+
+def test_an_item_comes_back_as_it_was():
+    item = {"answer": "a", "metadata": {"grid": ((1, 2), (3,)), "rows": [1, (2, [3])], "none": None, "é": "\u2028"}}
+    found = unpack(pack("x", {"pair": (1, 2)}, item))
+    assert (found.dataset, found.item) == ("x", item)
+    for text in (
+        "",
+        "5",
+        "[]",
+        "{}",
+        "null",
+        "{" * 10_000,
+        '{"reasoning_gym": 1}',
+        '{"reasoning_gym": "x", "parameters": {}, "item": 5}',
+        '{"reasoning_gym": [], "parameters": {}, "item": {}}',
+    ):
+        assert unpack(text) is None
+
+
+MARK = "RL_LIKELIHOOD_TEST_WAS_EVALUATED"
+ATTACKS = [
+    f"__import__('os').environ.__setitem__('{MARK}', '1')",
+    f"[__import__('os').environ.__setitem__('{MARK}', '1')]",
+    f'\'__import__("os").environ.__setitem__("{MARK}", "1")\'',
+    f"[x for x in [__import__('os').environ.update({MARK}='1')]]",
+    f"(lambda: __import__('os').environ.update({MARK}='1'))()",
+    f"  __import__('os').environ.update({MARK}='1')",
+    f"__import__('os').environ.update({MARK}='1')!",
+    f"S('__import__(\"os\").environ.update({MARK}=1)')",
+    f"f'{{__import__(\"os\").environ.update({MARK}=1)}}'",
+    f"getattr(x, '__class__') or open('{MARK}', 'w')",
+]
+
+
+@pytest.mark.parametrize("answer", ATTACKS)
+@pytest.mark.parametrize(
+    "reference",
+    [COUNTDOWN, SPIRAL, INTEGRAL, *(pack(name, {}, {"question": "?", "answer": "1", "metadata": {
+        "valid_answers": ["1"], "numbers": [1], "solution": "1"}}) for name in (
+            "n_queens", "binary_matrix", "string_insertion", "puzzle24", "polynomial_multiplication",
+            "intermediate_integration"))],
+)  # fmt: skip
+def test_a_models_answer_is_never_evaluated(reference, answer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert gym_outcome(reference, answer) in (False, None)
+    assert MARK not in os.environ and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text", ["x**2/2 + C", "(19-9)*3", "sin(x)*exp(2*x)", "1, 2; 3".replace(";", ","), "-1.5", "[1]"]
+)
+def test_formulas(text):
+    assert is_formula(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["'a'", "x.real", "1 .real", "a_b", "chr(1)", "x\\y", "__", "é", "S('1')", "`a`", "\u0663"]
+)
+def test_not_formulas(text):
+    assert not is_formula(text)
+
+
+def test_literals_and_what_is_no_python_at_all():
+    assert is_literal("['a', (1, 2)]") and is_literal("1 2 3") and is_literal("Q _\n_ Q") and is_literal("\x00")
+    assert not is_literal("f(1)") and not is_literal("[x for x in y]") and not is_literal("(" * 150 + ")" * 150 + "()")
+
+
+def test_a_rule_that_cannot_read_the_answer_says_wrong_and_one_that_breaks_down_nothing():
+    e = asked("prime_factorization")
+    assert gym_outcome(e.check, "hello") is False  # it raises ValueError
+    broken = pack("prime_factorization", {}, {"question": "?", "answer": "two", "metadata": {}})
+    assert gym_outcome(broken, "2 x 2") is None
+    assert gym_outcome(pack("no_such_set", {}, {"answer": "1"}), "2") is None
+    assert gym_outcome(pack("leg_counting", {"bad": 1}, {"answer": "1"}), "2") is None
+
+
+@pytest.mark.parametrize(
+    "dataset, junk",
+    [("game_of_life_halting", "hello"), ("coin_flip", "0"), ("complex_arithmetic", "nan"), ("chain_sum()", "inf")],
+)
+def test_no_answer_is_right_whatever_was_asked(dataset, junk):
+    e = asked(dataset)
+    assert gym_match(e.check, e.answer) and not gym_match(e.check, junk)
+
+
+def test_in_the_pool_a_formula_without_end_is_a_counted_failure():
+    with Pool(workers=1, deadline=3.0) as pool:
+        answers = ["(19 - 9) + 3", "9**9**9**9", "19 - 9", None]
+        assert pool.grade("reasoning_gym", [COUNTDOWN] * 4, answers) == [True, None, False, False]
+        assert pool.failures == 1
+
+
+def test_long_answers_are_compared_as_text():
+    assert gym_quick(COUNTDOWN, "1+" * 6000 + "1") is False
+    assert gym_quick(TEXT, "b a" + " " * 1_000_000) is True
+
+
+def test_seeds_of_tests_and_items_do_not_matter_to_a_rule():
+    for e in itertools.islice(generate("countdown(min_numbers=3, max_numbers=3)", 0, "train"), 3):
+        assert gym_match(e.check, e.answer) and not gym_match(e.check, "1")

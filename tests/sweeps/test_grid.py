@@ -1,0 +1,270 @@
+"""Points, names, selections and the state of run folders: what a sweep knows without running anything."""
+
+import errno
+import fcntl
+import json
+import os
+import time
+
+import pytest
+
+from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime.lock import lock
+from rl_likelihood.shapes import UserError
+from rl_likelihood.sweeps import grid
+from rl_likelihood.sweeps.grid import chain, named, point, product, sweep, zipped
+
+BASE = {"config": "configs/base.py"}
+
+
+def test_the_algebra_of_points():
+    seeds, rates = sweep("seed", (0, 1)), sweep("optim.lr", (1e-5, 1e-4))
+    assert product(seeds, rates) == [
+        {"seed": 0, "optim.lr": 1e-5}, {"seed": 0, "optim.lr": 1e-4},
+        {"seed": 1, "optim.lr": 1e-5}, {"seed": 1, "optim.lr": 1e-4},
+    ]  # fmt: skip
+    assert zipped(seeds, rates) == [{"seed": 0, "optim.lr": 1e-5}, {"seed": 1, "optim.lr": 1e-4}]
+    assert chain(seeds, rates) == seeds + rates
+    assert named("data", {"math": {"data.train_path": "m"}}) == [{"@data": "math", "data.train_path": "m"}]
+    assert product(seeds, []) == []
+
+
+def test_parts_that_disagree_are_refused():
+    with pytest.raises(UserError, match="seed is 0 and 1 in one point"):
+        product(sweep("seed", (0,)), sweep("seed", (1,)))
+    assert product(sweep("seed", (0,)), sweep("seed", (0,))) == [{"seed": 0}]
+    with pytest.raises(UserError, match="parts of 2, 3 points"):
+        zipped(sweep("a.b", (1, 2)), sweep("seed", (0, 1, 2)))
+
+
+def test_a_name_says_labels_and_seed_and_depends_on_its_point_alone():
+    one = point(BASE | {"@reward": "log_prob, kl", "seed": 3, "optim.lr": 1e-5})
+    same = point({"optim.lr": 1e-5, "seed": 3, "@reward": "log_prob, kl", **BASE})
+    assert one.name == same.name and one.name.startswith("reward=log_prob_kl,seed=3-")
+    assert one.name != point(BASE | {"@reward": "log_prob, kl", "seed": 3, "optim.lr": 2e-5}).name
+    other = point({"config": "configs/base.py:a=1", "@reward": "log_prob, kl", "seed": 3, "optim.lr": 1e-5})
+    assert one.name != other.name
+    assert point(BASE | {"data.tasks": ("a", "b")}).name == point(BASE | {"data.tasks": ["a", "b"]}).name
+
+
+def test_without_labels_every_override_is_one():
+    p = point(BASE | {"reward.name": "0.9*rlpr + 0.1*format", "optim.lr": 1e-5})
+    assert p.labels == {"reward.name": "0.9*rlpr + 0.1*format", "optim.lr": "1e-05"}
+    assert "/" not in p.name and " " not in p.name and "*" not in p.name
+
+
+def test_a_name_is_a_file_name_however_long_its_labels():
+    p = point(BASE | {f"@label{i}": "x" * 300 for i in range(9)})
+    assert len(p.name) < 255
+
+
+def test_arguments_are_those_of_the_command_line():
+    p = point(BASE | {"@reward": "x", "data.tasks": ("one_operation",), "model.layers": "unroll", "optim.lr": 1e-5})
+    assert p.arguments() == [
+        "--config=configs/base.py", "--config.data.tasks=('one_operation',)", "--config.model.layers=unroll",
+        "--config.optim.lr=1e-05",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"seed": 1}, '"config": a config file'),
+        ("configs/base.py", "is no point"),
+        (BASE | {"optim.lr": None}, "optim.lr is None"),
+        (BASE | {"reward": {"name": "prob"}}, "reward is"),
+    ],
+)
+def test_what_is_no_point_is_refused(overrides, words):
+    with pytest.raises(UserError, match=words):
+        point(overrides)
+
+
+def test_only():
+    parts = named("data", {"math": {}, "proofs": {}}), sweep("optim.lr", (1e-5, 1.0))
+    points = [point(BASE | p) for p in product(*parts)]
+    assert [p.labels["data"] for p in grid.only(points, ["data=math"])] == ["math", "math"]
+    assert len(grid.only(points, ["data=math", "optim.lr=1e-5"])) == 1
+    assert len(grid.only(points, ["optim.lr=1"])) == 2, "1 is 1.0"
+    assert len(grid.only(points, ["config=configs/base.py"])) == 4
+    mixed = [*points, point(BASE | {"@method": "sft"})]
+    assert grid.only(mixed, ["data!=math"]) == mixed[2:], "the last one has no data at all"
+    assert [p.labels["data"] for p in grid.only(points, ["data!=math", "optim.lr=1e-5"])] == ["proofs"]
+    with pytest.raises(UserError, match="no point has it; data is one of math, proofs"):
+        grid.only(points, ["data!=mth"])
+    with pytest.raises(UserError, match="every point has it"):
+        grid.only(points[:2], ["data!=math"])
+    with pytest.raises(UserError, match="did you mean data=VALUE"):
+        grid.only(points, ["dat=math"])
+    with pytest.raises(UserError, match="data is one of math, proofs"):
+        grid.only(points, ["data=mth"])
+    with pytest.raises(UserError, match="write KEY=VALUE"):
+        grid.only(points, ["data"])
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def test_an_experiments_file_is_loaded(tmp_path):
+    path = write(
+        tmp_path / "experiments" / "small.py",
+        '"""Two points.\n\nMore."""\nfrom rl_likelihood.sweeps.grid import sweep, product\nROWS = "seed"\n'
+        'RESOURCES = {"TPU": 4}\n\ndef get_sweep():\n'
+        '    return product([{"config": "configs/base.py"}], sweep("seed", (0, 1)))\n',
+    )
+    e = grid.load(path)
+    assert (e.name, e.doc, e.rows, e.resources) == ("small", "Two points.", "seed", {"TPU": 4})
+    assert [p.overrides for p in e.points] == [{"seed": 0}, {"seed": 1}] and e.prepare is None
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("x = 1\n", "has no get_sweep"),
+        ("def get_sweep():\n    return []\n", "gives no point"),
+        ('def get_sweep():\n    return [{"config": "c.py", "seed": 0}] * 2\n', "points 0 and 1 are the same"),
+    ],
+)
+def test_a_file_that_is_no_sweep_is_refused(tmp_path, body, words):
+    with pytest.raises(UserError, match=words):
+        grid.load(write(tmp_path / "experiments" / "bad.py", body))
+
+
+def test_a_missing_file_is_refused_with_the_nearest(tmp_path):
+    write(tmp_path / "experiments" / "cpu_grid.py", "")
+    with pytest.raises(UserError, match="did you mean cpu_grid.py"):
+        grid.load(str(tmp_path / "experiments" / "cpu_gird.py"))
+
+
+# ------------------------------------------------------------------------------------------- histories
+
+
+def events(*names):
+    """start and an outcome for each word; "failed:x" has the error x."""
+    out = []
+    for name in names:
+        event, _, error = name.partition(":")
+        out += [{"event": "start"}] * (event not in ("start", "retry")) + [{"event": event, "error": error}]
+    return out
+
+
+@pytest.mark.parametrize(
+    "rows, failures, preemptions, stopped",
+    [
+        ([], 0, 0, ""),
+        (["failed:a", "failed:b", "failed:a"], 3, 0, ""),
+        (["failed:a", "failed:b", "failed:a", "failed:b"], 4, 0, "failed 4 times: b"),
+        (["failed:a", "failed:a"], 2, 0, "the same error twice in a row: a"),
+        (["failed:a", "preempted", "failed:a"], 2, 1, "the same error twice in a row: a"),
+        (["preempted"] * 50, 0, 50, ""),
+        (["preempted"] * 9 + ["failed:a"], 1, 9, ""),
+        (["start", "start", "failed:a"], 1, 2, ""),  # twice the machine went away
+        (["start"], 0, 1, ""),
+        (["failed:a", "failed:a", "retry"], 0, 0, ""),
+        (["failed:a", "failed:a", "retry", "failed:a"], 1, 0, ""),
+        (["elsewhere", "elsewhere", "failed:a"], 1, 0, ""),
+    ],
+)
+def test_failures_and_preemptions_are_counted_apart(rows, failures, preemptions, stopped):
+    errors, preempted, why = grid.history(events(*rows))
+    assert (len(errors), preempted, why) == (failures, preemptions, stopped)
+
+
+def test_the_state_of_a_folder(tmp_path):
+    run = tmp_path / "run"
+    assert grid.state(run).kind == "new" and not run.exists(), "looking leaves nothing behind"
+    run.mkdir()
+    grid.note(run, "start")
+    assert grid.state(run).kind == "preempted" and grid.state(run).preemptions == 1
+    run_files.append(run / run_files.METRICS, {"step": 7, "reward/mean": 1.0})
+    grid.note(run, "failed", error="no space")
+    state = grid.state(run)
+    assert (state.kind, state.step, state.failures, state.preemptions, state.error) == ("failed", 7, 1, 0, "no space")
+    grid.note(run, "start")
+    grid.note(run, "failed", error="no space")
+    assert grid.state(run).kind == "stopped" and "no space" in grid.state(run).why
+    run_files.write_status(run, "done", 9, 9)
+    assert (grid.state(run).kind, grid.state(run).step, grid.state(run).steps) == ("done", 9, 9)
+
+
+def test_a_run_made_by_hand_has_a_state_too(tmp_path):
+    run_files.write_status(tmp_path, "interrupted", 3, 9)
+    assert grid.state(tmp_path).kind == "preempted"
+    run_files.write_status(tmp_path, "failed", 3, 9, "a sentence")
+    assert (grid.state(tmp_path).kind, grid.state(tmp_path).error) == ("failed", "a sentence")
+
+
+def test_a_folder_is_held_by_one(tmp_path):
+    run = tmp_path / "run"
+    assert not grid.held(run)
+    mine = grid.hold(run)
+    assert mine is not None and grid.held(run) and grid.hold(run) is None
+    grid.note(run, "start")
+    assert grid.state(run).kind == "running" and grid.state(run).preemptions == 0
+    os.close(mine)
+    assert not grid.held(run) and grid.state(run).kind == "preempted"
+
+
+def test_a_run_s_own_lock_holds_its_folder_too(tmp_path):
+    """A run that was begun by hand, by a sweep of another host, or by an older sweep, which had the same file."""
+    with lock(tmp_path):
+        assert grid.held(tmp_path) == f"process {os.getpid()} on this host" and grid.hold(tmp_path) is None
+        assert grid.state(tmp_path).kind == "running"
+    (tmp_path / "LOCK").touch()  # left by an older sweep, before its run was there
+    os.utime(tmp_path / "LOCK", (0, 0))
+    mine = grid.hold(tmp_path)
+    assert mine is not None
+    os.close(mine)
+
+
+def test_the_sweep_s_lock_leaves_the_run_s_alone(tmp_path):
+    said = []
+    mine = grid.hold(tmp_path)
+    with lock(tmp_path, say=said.append):
+        assert grid.held(tmp_path)
+    assert not said, "no stale lock was found, and none was waited for"
+    assert grid.held(tmp_path), "the run has ended, its attempt not yet"
+    os.close(mine)
+    assert not grid.held(tmp_path)
+
+
+def test_who_only_looks_hinders_nobody(tmp_path, monkeypatch):
+    os.close(grid.hold(tmp_path))
+    look = os.open(tmp_path / grid.LOCK, os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    assert not grid.held(tmp_path), "two may look at once"
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(look))  # it has looked
+    mine = grid.hold(tmp_path)
+    assert mine is not None
+    os.close(mine)
+
+
+def test_where_there_is_no_flock_the_run_s_lock_is_what_counts(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    mine = grid.hold(tmp_path)
+    assert mine is not None and not grid.held(tmp_path)
+    with lock(tmp_path):
+        assert grid.held(tmp_path) and grid.hold(tmp_path) is None
+    os.close(mine)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written .*; choose another --root"):
+        grid.hold(tmp_path / "file" / "run")
+
+
+def test_the_last_step_is_read_from_the_end(tmp_path):
+    assert grid.last_step(tmp_path) == 0
+    path = tmp_path / run_files.METRICS
+    path.write_text("".join(json.dumps({"step": i, "x": "y" * 500}) + "\n" for i in range(1, 400)))
+    assert grid.last_step(tmp_path) == 399
+    with path.open("a") as f:
+        f.write('{"step": 400, "ha')
+    assert grid.last_step(tmp_path) == 399, "half a line is no step"

