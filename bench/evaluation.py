@@ -36,10 +36,15 @@ from rl_likelihood.task import EVALUATE, World, load
 def world_of(questions: int, batch: int, small: bool) -> tuple[World, dict]:
     """Sums to ask, and a model."""
     c = get_config("task=chain_sum")
-    c.update_from_flattened_dict({
-        "data.heldout_size": questions, "eval.prompts": questions, "eval.samples": 0, "eval.batch_prompts": batch,
-        "model.compute_dtype": "float32",
-    })  # fmt: skip
+    c.update_from_flattened_dict(
+        {
+            "data.heldout_size": questions,
+            "eval.prompts": questions,
+            "eval.samples": 0,
+            "eval.batch_prompts": batch,
+            "model.compute_dtype": "float32",
+        }
+    )
     if small:
         c.update_from_flattened_dict({"model.path": "", "model.preset": "nano", "prompt.max_prompt": 900})
     world, params = load(configs.build(c), training=False)
@@ -51,9 +56,12 @@ def sampler_alone(world: World, params) -> int:
     c = world.config
     rows = world.heldout[: c.eval.prompts]
     sampler = world.sampler(
-        group_size=1, temperature=(0.0,), width_multiple=0, max_sampled_answer=world.answer_room,
+        group_size=1,
+        temperature=(0.0,),
+        width_multiple=0,
+        max_sampled_answer=world.answer_room,
         slots=c.eval.batch_prompts,
-    )  # fmt: skip
+    )
     weights = decode.prepare(params, world.model)
     out = decode.sample(weights, world.collate(rows, np.arange(len(rows))), world.key(EVALUATE), sampler)
     return int(np.isin(out.segment, (CHAIN, SAMPLED)).sum())
@@ -87,13 +95,25 @@ def main() -> None:
     )
     ratios = both[:, 0] / both[:, 1]  # [rounds, (wall, processor)]
     medians = np.median(both, 0).round(2)
-    print(json.dumps({
-        "bench": "evaluation", "questions": a.questions, "batch": a.batch, "tokens": tokens, "small": a.small,
-        "evaluation_s": medians[0, 0], "sampler_s": medians[1, 0],
-        "ratio": round(float(np.median(ratios[:, 0])), 3), "ratios": ratios[:, 0].round(3).tolist(), "target": 1.2,
-        "cpu_ratio": round(float(np.median(ratios[:, 1])), 3), "cpu_ratios": ratios[:, 1].round(3).tolist(),
-        "machine": f"{platform.machine()}, {jax.device_count()} {jax.default_backend()} device(s)",
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "bench": "evaluation",
+                "questions": a.questions,
+                "batch": a.batch,
+                "tokens": tokens,
+                "small": a.small,
+                "evaluation_s": medians[0, 0],
+                "sampler_s": medians[1, 0],
+                "ratio": round(float(np.median(ratios[:, 0])), 3),
+                "ratios": ratios[:, 0].round(3).tolist(),
+                "target": 1.2,
+                "cpu_ratio": round(float(np.median(ratios[:, 1])), 3),
+                "cpu_ratios": ratios[:, 1].round(3).tolist(),
+                "machine": f"{platform.machine()}, {jax.device_count()} {jax.default_backend()} device(s)",
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

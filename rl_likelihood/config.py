@@ -49,24 +49,64 @@ CHOICES = {
     "report.wandb": ("off", "offline", "online"),
 }
 AT_LEAST = {
-    "sampler.group_size": 1, "sampler.max_chain": 1, "sampler.max_sampled_answer": -1, "sampler.max_staleness": 0,
-    "sampler.queue_depth": 1, "sampler.width_multiple": 0, "sampler.slots": 0,
-    "train.steps": 0, "train.prompts_per_step": 1, "model.scratch_kib": -1,
-    "train.micro_batch_prompts": -1, "train.head_chunk": 0, "train.eval_every": 0, "train.checkpoint_every": 1,
-    "train.keep_checkpoints": 1, "train.keep_every": 0, "warm_start.steps": 0, "warm_start.examples": 0,
-    "warm_start.prompts": 1, "warm_start.prompts_per_step": 1, "eval.prompts": 0, "eval.samples": 0,
-    "eval.grader_workers": 0, "eval.grader_seconds": 1,
-    "eval.max_sampled_answer": 0, "eval.batch_prompts": 1,
-    "eval.fast_prompts": 0, "eval.fast_samples": -1, "eval.mc_samples": 0, "eval.mc_prompts": 0,
-    "optim.warmup_steps": 0, "optim.clip_norm": 0, "optim.lr": 0, "warm_start.lr": 0, "loss.ratio_cap": 0,
-    "loss.clip_low": 0, "loss.clip_high": 0,
-    "loss.kl_coef": 0, "report.samples_every": 0, "report.sample_prompts": 0, "report.console_samples": 0,
-    "mesh.data": 0, "mesh.fsdp": 0, "mesh.tensor": 1, "prompt.examples": 0, "prompt.max_prompt": 1,
+    "sampler.group_size": 1,
+    "sampler.max_chain": 1,
+    "sampler.max_sampled_answer": -1,
+    "sampler.max_staleness": 0,
+    "sampler.queue_depth": 1,
+    "sampler.width_multiple": 0,
+    "sampler.slots": 0,
+    "train.steps": 0,
+    "train.prompts_per_step": 1,
+    "model.scratch_kib": -1,
+    "train.micro_batch_prompts": -1,
+    "train.head_chunk": 0,
+    "train.eval_every": 0,
+    "train.checkpoint_every": 1,
+    "train.keep_checkpoints": 1,
+    "train.keep_every": 0,
+    "warm_start.steps": 0,
+    "warm_start.examples": 0,
+    "warm_start.prompts": 1,
+    "warm_start.prompts_per_step": 1,
+    "eval.prompts": 0,
+    "eval.samples": 0,
+    "eval.grader_workers": 0,
+    "eval.grader_seconds": 1,
+    "eval.max_sampled_answer": 0,
+    "eval.batch_prompts": 1,
+    "eval.fast_prompts": 0,
+    "eval.fast_samples": -1,
+    "eval.mc_samples": 0,
+    "eval.mc_prompts": 0,
+    "optim.warmup_steps": 0,
+    "optim.clip_norm": 0,
+    "optim.lr": 0,
+    "warm_start.lr": 0,
+    "loss.ratio_cap": 0,
+    "loss.clip_low": 0,
+    "loss.clip_high": 0,
+    "loss.kl_coef": 0,
+    "report.samples_every": 0,
+    "report.sample_prompts": 0,
+    "report.console_samples": 0,
+    "mesh.data": 0,
+    "mesh.fsdp": 0,
+    "mesh.tensor": 1,
+    "prompt.examples": 0,
+    "prompt.max_prompt": 1,
     "prompt.width_multiple": 0,
-    "prompt.max_answer": 1, "reward.vote_train": 0, "reward.length_min": 0, "reward.overlong_max": 0,
-    "sampler.tensor": 1, "pod.heartbeat": 1,
-    "reward.overlong_cache": 0, "filter.threshold": 0, "filter.beta": 0, "proxy.every": 1,
-}  # fmt: skip
+    "prompt.max_answer": 1,
+    "reward.vote_train": 0,
+    "reward.length_min": 0,
+    "reward.overlong_max": 0,
+    "sampler.tensor": 1,
+    "pod.heartbeat": 1,
+    "reward.overlong_cache": 0,
+    "filter.threshold": 0,
+    "filter.beta": 0,
+    "proxy.every": 1,
+}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
@@ -399,7 +439,7 @@ def describe(c: ConfigDict, overridden: Sequence[str], base: ConfigDict | None =
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Names of flattened fields that differ; lists and tuples are alike."""
-    plain = lambda v: list(v) if isinstance(v, tuple) else v  # noqa: E731
+    plain = lambda v: list(v) if isinstance(v, tuple) else v
     return [k for k in {**old, **new} if plain(old.get(k)) != plain(new.get(k))]
 
 
@@ -407,11 +447,26 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 # is shown and what is kept, and every number stays the same, to rounding. Not free: compute_dtype, whose rounding is
 # another; queue_depth, which decides how far behind a rollout is; train.steps, on which the learning rate depends.
 _FREE = (
-    "mesh.", "pod.", "report.", "model.layers", "model.attention", "model.remat", "model.scratch_kib",
-    "sampler.devices", "sampler.tensor", "sampler.slots", "sampler.width_multiple", "prompt.width_multiple",
-    "train.micro_batch_prompts", "train.head_chunk", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.keep_every", "eval.batch_prompts", "eval.grader_workers",
-)  # fmt: skip
+    "mesh.",
+    "pod.",
+    "report.",
+    "model.layers",
+    "model.attention",
+    "model.remat",
+    "model.scratch_kib",
+    "sampler.devices",
+    "sampler.tensor",
+    "sampler.slots",
+    "sampler.width_multiple",
+    "prompt.width_multiple",
+    "train.micro_batch_prompts",
+    "train.head_chunk",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "eval.batch_prompts",
+    "eval.grader_workers",
+)
 
 
 # Fields of earlier versions that were free, in workdirs that these began.
@@ -420,5 +475,5 @@ _GONE = ("model.scan_layers",)
 
 def binding_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`differences` in fields that decide what is computed: those that make it another run."""
-    free = lambda name: name in _FREE or name in _GONE or f"{name.partition('.')[0]}." in _FREE  # noqa: E731
+    free = lambda name: name in _FREE or name in _GONE or f"{name.partition('.')[0]}." in _FREE
     return [name for name in differences(old, new) if not free(name)]

@@ -33,9 +33,16 @@ from rl_likelihood.task import known_model, load, make_places, param_shardings, 
 # What a checkpoint was trained with and an evaluation of it must share: where it comes from, how it is to answer, and
 # what of that is scored. Other questions, in their lengths and with their instruction, it may be asked.
 SAME = (
-    "model.path", "model.preset", "prompt.use_system", "prompt.examples", "prompt.score_delims",
-    "prompt.think_open", "prompt.think_close", "prompt.answer_open", "prompt.answer_close",
-)  # fmt: skip
+    "model.path",
+    "model.preset",
+    "prompt.use_system",
+    "prompt.examples",
+    "prompt.score_delims",
+    "prompt.think_open",
+    "prompt.think_close",
+    "prompt.answer_open",
+    "prompt.answer_close",
+)
 
 
 def main() -> None:

@@ -98,8 +98,13 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
         "compute_dtype": model.compute_dtype,
         "remat": model.remat,
         "attention": model.attention,
-        "batch": {"prompts": p, "rows": g, "prompt_tokens": batch.prompt.shape[1], "row_tokens": t,
-                  "micro_batch_prompts": at_a_time},
+        "batch": {
+            "prompts": p,
+            "rows": g,
+            "prompt_tokens": batch.prompt.shape[1],
+            "row_tokens": t,
+            "micro_batch_prompts": at_a_time,
+        },
         "held": programs.held_bytes(settings, model, mesh),
         "activations": rows[0]["temporaries"],
         "cache": {} if c.reward.name == "sft" else programs.cache_bytes(world, places, total),
@@ -108,7 +113,7 @@ def make_plan(settings: Settings, model: ModelConfig, where: Target, memory: flo
         "model_flops": flops,
         "fits": None if memory is None else all(row["fits"] for row in rows),
         "short": 0 if memory is None else max(0, *(int(row["total"] - memory) for row in rows)),
-    }  # fmt: skip
+    }
     steps = 0 if c.reward.name == "sft" else programs.sampling_steps(world, places, total)
     plan["floors"] = floors(plan, where, places, steps)
     plan["estimates"] = estimates(plan, where, places)

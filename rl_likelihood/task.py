@@ -28,7 +28,7 @@ from rl_likelihood.grading import graders
 from rl_likelihood.learner.step import at_once
 from rl_likelihood.model import decoder, splash
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
-from rl_likelihood.rewards.mixture import OUTSIDE
+from rl_likelihood.rewards.mixture import HOST_REWARDS
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.sampler import decode, handover
 from rl_likelihood.sampler.decode import SamplerConfig
@@ -96,11 +96,19 @@ class World:
     def sampler(self, **changes: Any) -> SamplerConfig:
         """The config's sampler for this model and format."""
         c = self.config.sampler
-        return SamplerConfig(**{
-            "model": self.model, "chain_format": self.fmt, "group_size": c.group_size, "max_chain": c.max_chain,
-            "max_sampled_answer": configs.sampled_answer(self.config), "temperature": c.temperature,
-            "width_multiple": c.width_multiple, "slots": c.slots, **changes,
-        })  # fmt: skip
+        return SamplerConfig(
+            **{
+                "model": self.model,
+                "chain_format": self.fmt,
+                "group_size": c.group_size,
+                "max_chain": c.max_chain,
+                "max_sampled_answer": configs.sampled_answer(self.config),
+                "temperature": c.temperature,
+                "width_multiple": c.width_multiple,
+                "slots": c.slots,
+                **changes,
+            }
+        )
 
     def weights(self, params: Params) -> Params:
         """The sampler's copy of parameters, on its devices. Every process calls it at the same point."""
@@ -140,7 +148,7 @@ def abstract_batch(world: World) -> Batch:
     w = len(world.fmt.close_think_ids) + c.prompt.max_answer
     if c.reward.name == "sft":
         g, t = 1, tags + c.prompt.max_answer
-    shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)  # noqa: E731
+    shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)
     i, f, b = jnp.int32, jnp.float32, jnp.bool_
     return Batch(
         prompt=shape(i, p, c.prompt.max_prompt),
@@ -149,7 +157,7 @@ def abstract_batch(world: World) -> Batch:
         segment=shape(i, p, g, t),
         scored=shape(b, p, g, t),
         sampler_logp=shape(f, p, g, t),
-        outside={t.name: shape(f, p, g) for t in step.reward.terms if t.name in OUTSIDE},
+        host_rewards={t.name: shape(f, p, g) for t in step.reward.terms if t.name in HOST_REWARDS},
         truncated=shape(b, p, g),
         keep=shape(b, p, g),
         baseline=shape(f, p) if step.baseline == "frozen" else None,
@@ -178,9 +186,13 @@ def run_on(model: ModelConfig, c: ConfigDict, platform: str) -> ModelConfig:
             print(f"attention dense, without the splash kernel: {why}", file=sys.stderr, flush=True)
     scan = c.model.layers == "scan" or (c.model.layers == "auto" and platform != "cpu")
     return dataclasses.replace(
-        model, compute_dtype=dtype, scan_layers=scan, remat=c.model.remat, attention=attention,
+        model,
+        compute_dtype=dtype,
+        scan_layers=scan,
+        remat=c.model.remat,
+        attention=attention,
         scratch_kib=c.model.scratch_kib,
-    )  # fmt: skip
+    )
 
 
 def share_of(prompts: Prompts) -> Prompts:
@@ -283,12 +295,17 @@ def load(
         else (prompts.encode_all(train, tokenizer, settings.prompt, fmt), [])
     )
     world = World(
-        settings, model, path, tokenizer, fmt, rows,
+        settings,
+        model,
+        path,
+        tokenizer,
+        fmt,
+        rows,
         prompts.encode_all(heldout, tokenizer, settings.prompt, fmt),
         sources.describe(settings.data, rows, heldout, report, too_long),
         places,
         prompts.encode_all(fast, tokenizer, settings.prompt, fmt),
-    )  # fmt: skip
+    )
     return world, params
 
 

@@ -81,10 +81,15 @@ def run(settings: configs.Settings, workdir: Path, force: bool = False) -> None:
         kept = None if resume is None else checkpoint.describe(workdir)
         if kept is not None:
             distributed.by_first(lambda: go_on_tracking(workdir, kept[-1].get("tracking_id")))
-        writer = stack.enter_context(metrics.MetricsWriter(
-            folder, c.train.steps, -1 if resume is None else resume, c.report.wandb if folder == workdir else "off",
-            configs.flatten(c),
-        ))  # fmt: skip
+        writer = stack.enter_context(
+            metrics.MetricsWriter(
+                folder,
+                c.train.steps,
+                -1 if resume is None else resume,
+                c.report.wandb if folder == workdir else "off",
+                configs.flatten(c),
+            )
+        )
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
@@ -135,7 +140,7 @@ def learn(
     step, steps = int(state.step), c.train.steps
     rows_of = order(len(world.train), c.train.prompts_per_step, c.seed)
     source = Source(world, rows_of, step, steps, workdir, kept)
-    save = lambda: checkpoint.save(manager, state, meta_of(world, writer) | {"queue": source.state()})  # noqa: E731
+    save = lambda: checkpoint.save(manager, state, meta_of(world, writer) | {"queue": source.state()})
     alarms = Alarms(c.reward.name, c.reward.truncated)
     if step and distributed.first():  # they compare with the run's own beginning
         path = workdir / run_files.METRICS
@@ -175,7 +180,7 @@ def learn(
                 compiled[shape] = make_step(world.model, s.step, optimizer, mesh, whole)
             t1 = time.perf_counter()
             with source.turn, using(mesh):
-                state, out, per_row = meshes.settled(compiled[shape](state, ref_params, whole))
+                state, out, per_row = meshes.ready(compiled[shape](state, ref_params, whole))
                 out, per_row = {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)
             t2 = time.perf_counter()
             step += 1

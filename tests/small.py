@@ -68,7 +68,7 @@ def random_batch(seed, p=4, g=3, s=5, t=10, vocab=24, sampled=False):
         segment=segment,
         scored=scored,
         sampler_logp=-rng.exponential(2.0, (p, g, t)).astype(np.float32),
-        outside={"math": rng.normal(size=(p, g)).astype(np.float32)},
+        host_rewards={"math": rng.normal(size=(p, g)).astype(np.float32)},
         truncated=truncated,
         keep=np.ones((p, g), bool),
     )

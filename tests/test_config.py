@@ -127,9 +127,15 @@ def test_arguments_of_a_config_file():
 def test_another_place_to_run_is_the_same_run_and_another_computation_is_not():
     one = configs.flatten(base.get_config())
     elsewhere = {
-        "mesh.data": 4, "mesh.tensor": 2, "pod.heartbeat": 5.0, "sampler.devices": "2", "sampler.slots": 64,
-        "train.micro_batch_prompts": 2, "model.remat": "full", "report.wandb": "online",
-    }  # fmt: skip
+        "mesh.data": 4,
+        "mesh.tensor": 2,
+        "pod.heartbeat": 5.0,
+        "sampler.devices": "2",
+        "sampler.slots": 64,
+        "train.micro_batch_prompts": 2,
+        "model.remat": "full",
+        "report.wandb": "online",
+    }
     other = {"model.compute_dtype": "bfloat16", "sampler.group_size": 4, "seed": 1, "train.prompts_per_step": 4}
     assert all(one[name] != value for name, value in (elsewhere | other).items())
     assert configs.binding_differences(one, one | elsewhere) == []

@@ -35,8 +35,11 @@ def test_model_reward_group_and_data_are_arguments(name, reward):
     c = config(name, f"model=some/folder,reward={reward},group=6,data=other/place,steps=7,seed=3")
     settings = configs.build(c)
     assert (c.model.path, c.reward.name, c.sampler.group_size, c.data.train_path) == (
-        "some/folder", reward, 6, "other/place"
-    )  # fmt: skip
+        "some/folder",
+        reward,
+        6,
+        "other/place",
+    )
     assert (c.train.steps, c.seed, settings.optimizer.total_steps) == (7, 3, 7)
     with pytest.raises(UserError, match="config argument 'modle' is unknown; this config takes .*model"):
         config(name, "modle=x")

@@ -24,11 +24,22 @@ from tests.runs import config_file, small_config
 
 # Parameters in thousands, as the publishers' cards and files have them.
 COUNTS = {
-    "llama-3.2-1b": 1_235_814, "llama-3.2-3b": 3_212_750, "llama-3.1-8b": 8_030_261,
-    "qwen2.5-0.5b": 494_033, "qwen2.5-1.5b": 1_543_714, "qwen2.5-3b": 3_085_939, "qwen2.5-7b": 7_615_617,
-    "qwen2.5-14b": 14_770_034, "qwen3-0.6b": 596_050, "qwen3-1.7b": 1_720_575, "qwen3-4b": 4_022_468,
-    "qwen3-8b": 8_190_735, "smollm2-135m": 134_515, "smollm2-360m": 361_821, "smollm2-1.7b": 1_711_376,
-}  # fmt: skip
+    "llama-3.2-1b": 1_235_814,
+    "llama-3.2-3b": 3_212_750,
+    "llama-3.1-8b": 8_030_261,
+    "qwen2.5-0.5b": 494_033,
+    "qwen2.5-1.5b": 1_543_714,
+    "qwen2.5-3b": 3_085_939,
+    "qwen2.5-7b": 7_615_617,
+    "qwen2.5-14b": 14_770_034,
+    "qwen3-0.6b": 596_050,
+    "qwen3-1.7b": 1_720_575,
+    "qwen3-4b": 4_022_468,
+    "qwen3-8b": 8_190_735,
+    "smollm2-135m": 134_515,
+    "smollm2-360m": 361_821,
+    "smollm2-1.7b": 1_711_376,
+}
 
 
 def small_plan(memory=None, search=False, topology="cpu:8", **overrides):
@@ -43,8 +54,8 @@ def planned():
 
 
 def test_published_shapes_have_the_published_numbers_of_parameters():
-    leaves = lambda m: jax.tree.leaves(param_specs(m), is_leaf=lambda x: isinstance(x, Spec))  # noqa: E731
-    count = lambda name: sum(math.prod(s.shape) for s in leaves(published(name)))  # noqa: E731
+    leaves = lambda m: jax.tree.leaves(param_specs(m), is_leaf=lambda x: isinstance(x, Spec))
+    count = lambda name: sum(math.prod(s.shape) for s in leaves(published(name)))
     assert {name: round(count(name) / 1000) for name in PUBLISHED} == COUNTS
 
 
@@ -129,7 +140,7 @@ def test_the_cache_is_counted_as_the_sampler_holds_it():
     """Prompts on the devices that share their chains, chains on one device each."""
     c = small_config(mesh__fsdp=1, mesh__tensor=1, train__prompts_per_step=2, sampler__group_size=4)
     model = plan.model_shapes(c)
-    bytes_of = lambda rows, length: sum(  # noqa: E731
+    bytes_of = lambda rows, length: sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda: empty_cache(model, rows, length)))
     )
     for devices, prompts, rows in ((1, 2, 8), (2, 1, 4), (4, 1, 2)):
@@ -167,9 +178,13 @@ def test_the_real_programs_compile_for_a_described_tpu(topology, group, mesh):
     of a prompt's chains on four devices, for which that slice's compiler takes no program of several devices."""
     pytest.importorskip("libtpu")
     c = small_config(
-        mesh__data=0, mesh__fsdp=0, mesh__tensor=1, train__prompts_per_step=4, sampler__group_size=group,
+        mesh__data=0,
+        mesh__fsdp=0,
+        mesh__tensor=1,
+        train__prompts_per_step=4,
+        sampler__group_size=group,
         model__preset="",
-    )  # fmt: skip
+    )
     c.model.path, c.model.remat = "smollm2-135m", "full"
     where = aot.target(topology)
     model = dataclasses.replace(plan.model_shapes(c, "tpu"), layers=2)
@@ -218,8 +233,15 @@ def test_a_step_that_does_not_fit_is_made_to_by_the_cheapest_change():
 
 @pytest.mark.slow
 def test_a_sampler_that_does_not_fit_gets_fewer_rows_at_one_time():
-    overrides = {"train__prompts_per_step": 8, "sampler__group_size": 16, "sampler__max_chain": 512, "mesh__fsdp": 8,
-                 "mesh__tensor": 1, "train__micro_batch_prompts": 8, "prompt__max_answer": 4}  # fmt: skip
+    overrides = {
+        "train__prompts_per_step": 8,
+        "sampler__group_size": 16,
+        "sampler__max_chain": 512,
+        "mesh__fsdp": 8,
+        "mesh__tensor": 1,
+        "train__micro_batch_prompts": 8,
+        "prompt__max_answer": 4,
+    }
     settings = configs.build(small_config(**overrides))
     model, where = plan.model_shapes(settings.config), aot.target("cpu:8")
     whole = plan.make_plan(settings, model, where, None, search=False)
@@ -256,9 +278,11 @@ def test_the_search_judges_all_programs_of_another_mesh(stages, needs, found, st
     by_name = {"step": plan.changes, "sampler": plan.sampler_changes}
     names = {stage: name for name, stage in by_name.items()}
     result = plan.cheapest(
-        c, aot.target("cpu:8"), [by_name[name] for name in stages],
+        c,
+        aot.target("cpu:8"),
+        [by_name[name] for name in stages],
         lambda new, stage: new.mesh.fsdp == needs[names[stage]],
-    )  # fmt: skip
+    )
     assert result == (found, stuck and by_name[stuck])
 
 
@@ -282,9 +306,11 @@ def test_the_order_of_changes_is_micro_batches_then_remat_then_the_mesh():
 def test_what_a_sampler_may_try_is_fewer_rows_then_a_wider_mesh():
     c = small_config(train__prompts_per_step=8, sampler__group_size=4, mesh__data=2, mesh__fsdp=4, mesh__tensor=1)
     assert plan.sampler_changes(c, aot.target("cpu:8")) == [
-        {"sampler.slots": 16}, {"sampler.slots": 8}, {"mesh.data": 1, "mesh.fsdp": 8},
+        {"sampler.slots": 16},
+        {"sampler.slots": 8},
+        {"mesh.data": 1, "mesh.fsdp": 8},
         {"mesh.data": 1, "mesh.fsdp": 8, "sampler.slots": 8},
-    ]  # fmt: skip
+    ]
 
 
 def test_prompts_that_the_mesh_does_not_divide_are_refused():
@@ -294,7 +320,7 @@ def test_prompts_that_the_mesh_does_not_divide_are_refused():
 
 def test_the_command_prints_one_object_and_refuses_in_one_line(tmp_path):
     command = [sys.executable, "-m", "rl_likelihood.plan", f"--config={config_file(tmp_path)}"]
-    run = lambda *more: subprocess.run(  # noqa: E731
+    run = lambda *more: subprocess.run(
         [*command, *more], capture_output=True, text=True, cwd=Path(plan.__file__).parent.parent
     )
     done = run("--topology=cpu:8", "--json", "--memory_gib=4")

@@ -98,9 +98,16 @@ def test_all_processes_choose_one_mesh_with_equal_parts_or_refuse_it_alike(owner
 
 @pytest.mark.parametrize(
     "topology, slices, of_sampler",
-    [("v5e:4x4", 1, "shared"), ("v5e:4x4", 2, "shared"), ("v6e:4x4", 1, "shared"), ("v5p:2x2x4", 1, "shared"),
-     ("v5e:4x4", 1, "3"), ("v5e:4x4", 2, "3"), ("v5p:2x2x2", 2, "3")],
-)  # fmt: skip
+    [
+        ("v5e:4x4", 1, "shared"),
+        ("v5e:4x4", 2, "shared"),
+        ("v6e:4x4", 1, "shared"),
+        ("v5p:2x2x4", 1, "shared"),
+        ("v5e:4x4", 1, "3"),
+        ("v5e:4x4", 2, "3"),
+        ("v5p:2x2x2", 2, "3"),
+    ],
+)
 def test_so_do_those_of_a_slice(topology, slices, of_sampler):
     pytest.importorskip("libtpu")
     devices = aot.target(topology, slices).devices

@@ -17,7 +17,7 @@ from rl_likelihood import config as configs
 from rl_likelihood import train
 from rl_likelihood.data.order import order
 from rl_likelihood.rewards.likelihood import OBJECTIVES
-from rl_likelihood.rewards.mixture import OUTSIDE
+from rl_likelihood.rewards.mixture import HOST_REWARDS
 from rl_likelihood.rollouts.source import Source, widened
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.signals import Stopped
@@ -29,21 +29,54 @@ ROOT = Path(__file__).parents[1]
 
 METRICS = [
     *(f"reward/{name}" for name in ("mean", "std", *OBJECTIVES)),
-    "advantage/abs_mean", "chain/length", "chain/truncated", "answer/log_prob", "answer/perplexity", "loss/policy",
-    "loss/answer", "loss/kl", "grad/norm", "policy/entropy", "policy/self_certainty", "ratio/mean", "ratio/max",
-    "reward/zero_std_groups", "reward/underflow", "grad/answer_share", "answer/chain_gain", "chain/transition_words",
+    "advantage/abs_mean",
+    "chain/length",
+    "chain/truncated",
+    "answer/log_prob",
+    "answer/perplexity",
+    "loss/policy",
+    "loss/answer",
+    "loss/kl",
+    "grad/norm",
+    "policy/entropy",
+    "policy/self_certainty",
+    "ratio/mean",
+    "ratio/max",
+    "reward/zero_std_groups",
+    "reward/underflow",
+    "grad/answer_share",
+    "answer/chain_gain",
+    "chain/transition_words",
     "chain/closed",
-    *(f"corr/{name}" for name in ("log_prob", "avg_prob", "chain_length")), "queue/lag", "queue/depth", "time/sample",
-    "time/learn", "time/wait", "tokens_per_second",
-]  # fmt: skip
+    *(f"corr/{name}" for name in ("log_prob", "avg_prob", "chain_length")),
+    "queue/lag",
+    "queue/depth",
+    "time/sample",
+    "time/learn",
+    "time/wait",
+    "tokens_per_second",
+]
 EVAL = [
-    "greedy_success", "sampled_success", "pass@2", "log_prob_mc1", "log_prob_mc2", "perplexity", "perplexity_no_chain",
+    "greedy_success",
+    "sampled_success",
+    "pass@2",
+    "log_prob_mc1",
+    "log_prob_mc2",
+    "perplexity",
+    "perplexity_no_chain",
     "chain_length",
-]  # fmt: skip
+]
 SAMPLE = [
-    "prompt", "chain", "reference_answer", "answer_logp", "reward", "reward/log_prob", "reward/prob", "advantage",
+    "prompt",
+    "chain",
+    "reference_answer",
+    "answer_logp",
+    "reward",
+    "reward/log_prob",
+    "reward/prob",
+    "advantage",
     "version",
-]  # fmt: skip
+]
 
 
 def run(workdir: Path, **overrides) -> Path:
@@ -185,10 +218,10 @@ def test_presets_train(name, tmp_path):
 
 
 def test_rewards_from_text_are_computed_side_by_side(tmp_path):
-    run(tmp_path / "run", reward__name=" + ".join(OUTSIDE), train__steps=1, eval__prompts=0)
+    run(tmp_path / "run", reward__name=" + ".join(HOST_REWARDS), train__steps=1, eval__prompts=0)
     (row,) = run_files.read(tmp_path / "run" / "metrics.jsonl")
-    assert all(np.isfinite(row[f"reward/{name}"]) for name in OUTSIDE) and row["grader/failures"] == 0
-    assert row["reward/mean"] == pytest.approx(sum(row[f"reward/{name}"] for name in OUTSIDE), abs=1e-5)
+    assert all(np.isfinite(row[f"reward/{name}"]) for name in HOST_REWARDS) and row["grader/failures"] == 0
+    assert row["reward/mean"] == pytest.approx(sum(row[f"reward/{name}"] for name in HOST_REWARDS), abs=1e-5)
     assert {"vote/label_accuracy", "chain/transition_words"} <= set(row)
 
 
@@ -278,8 +311,13 @@ def test_policies_and_precisions_train(extra, tmp_path):
 
 def test_a_warm_start_on_own_chains_says_when_there_are_none(tmp_path):
     with pytest.raises(UserError, match="only 0 chains are there .warm_start.chains='own'."):
-        run(tmp_path / "run", warm_start__steps=2, warm_start__prompts=8, warm_start__prompts_per_step=4,
-            warm_start__examples=0)  # fmt: skip
+        run(
+            tmp_path / "run",
+            warm_start__steps=2,
+            warm_start__prompts=8,
+            warm_start__prompts_per_step=4,
+            warm_start__examples=0,
+        )
 
 
 def test_answers_are_graded_by_the_grader_of_the_config(tmp_path):
@@ -357,8 +395,14 @@ def test_prompts_as_wide_as_their_batch_needs_give_the_same_run(tmp_path, capsys
             return prompts
 
     monkeypatch.setattr(train, "Source", Seen)
-    data = {"data__source": "jsonl", "data__train_path": str(tmp_path / "train.jsonl"), "data__tasks": (),
-            "data__train_size": 0, "data__heldout_size": 4, "eval__prompts": 0}  # fmt: skip
+    data = {
+        "data__source": "jsonl",
+        "data__train_path": str(tmp_path / "train.jsonl"),
+        "data__tasks": (),
+        "data__train_size": 0,
+        "data__heldout_size": 4,
+        "eval__prompts": 0,
+    }
     whole, cut = (run(tmp_path / str(n), prompt__width_multiple=n, **data) for n in (0, 1))
     assert {width for width, _ in widths[:4]} == {32}
     # Up to what fsdp = 2 divides.
@@ -381,9 +425,17 @@ def test_micro_batches_and_meshes_do_not_change_a_run(unbroken, tmp_path):
 def test_what_a_run_on_one_cpu_chooses_changes_none_of_its_numbers(tmp_path, capsys):
     """One part of the batch at a time, layers unrolled: against all at once, scanned."""
     # Its rows are on one device, as in a run of a laptop; this model's heads are on all.
-    one = {"mesh__fsdp": 1, "mesh__tensor": 8, "train__prompts_per_step": 4, "sampler__group_size": 8,
-           "sampler__max_chain": 24, "train__steps": 2, "eval__prompts": 0, "loss__kl": "k3",
-           "loss__kl_coef": 0.1}  # fmt: skip
+    one = {
+        "mesh__fsdp": 1,
+        "mesh__tensor": 8,
+        "train__prompts_per_step": 4,
+        "sampler__group_size": 8,
+        "sampler__max_chain": 24,
+        "train__steps": 2,
+        "eval__prompts": 0,
+        "loss__kl": "k3",
+        "loss__kl_coef": 0.1,
+    }
     left = run(tmp_path / "left", **one, model__layers="auto")
     said = capsys.readouterr().out
     assert "layers unrolled" in said and ", 2 prompts at a time, " in said
@@ -418,9 +470,13 @@ def test_a_workdir_whose_start_was_refused_may_be_used_with_the_mended_config(tm
 def command(module: str, *arguments: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", f"rl_likelihood.{module}", *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"}, **kwargs,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        **kwargs,
+    )
 
 
 @pytest.mark.parametrize(

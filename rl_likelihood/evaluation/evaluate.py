@@ -186,9 +186,11 @@ def _records(
     width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in rows))
     graded = c.eval.grader != "none"
     sampler = world.sampler(
-        group_size=1 + samples, temperature=(0.0, *(1.0,) * samples), width_multiple=0,
+        group_size=1 + samples,
+        temperature=(0.0, *(1.0,) * samples),
+        width_multiple=0,
         max_sampled_answer=world.answer_room if graded else 0,
-    )  # fmt: skip
+    )
     weights = world.weights(params)
     lent = Lent(**before[-1]["lent"]) if before and samples else None
     for at, part, uid, rollout in _sampled(world, weights, rows, first, size, width, sampler, between):
@@ -328,10 +330,12 @@ def _answers_without_chain(
     opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in rows]
     prompts = world.collate(opened, uid, width + len(scaffold))
     cfg = world.sampler(group_size=1 + samples, temperature=(0.0, *(1.0,) * samples))
-    ids, _, length = distributed.gather(decode.sample_ids(
-        weights, share_of(prompts), world.key(EVALUATE, 1), cfg, world.fmt.answer_close, world.answer_room
-    ))  # fmt: skip
-    text_of = lambda row, n: world.tokenizer.decode(row[:n], skip_special_tokens=True)  # noqa: E731
+    ids, _, length = distributed.gather(
+        decode.sample_ids(
+            weights, share_of(prompts), world.key(EVALUATE, 1), cfg, world.fmt.answer_close, world.answer_room
+        )
+    )
+    text_of = lambda row, n: world.tokenizer.decode(row[:n], skip_special_tokens=True)
     return [
         [graders.extract_answer(world.fmt.answer_open + text_of(*row), world.fmt) for row in zip(*group, strict=True)]
         for group in zip(ids, length, strict=True)
@@ -358,13 +362,15 @@ def _scores(
     bare = [completion_ids(row, None, world.tokenizer, world.fmt) for row in rows]
     swapped = [_after(lent, row) if lent is not None else b for lent, row, b in zip(lenders, rows, bare, strict=True)]
     pad, width = world.fmt.pad_id, rollout.completion.shape[-1]
-    batch = to_batch(_beside(
-        rollout, given_rollout(answers, swapped, pad, width), given_rollout(answers, bare, pad, width)
-    ))  # fmt: skip
+    batch = to_batch(
+        _beside(rollout, given_rollout(answers, swapped, pad, width), given_rollout(answers, bare, pad, width))
+    )
     step = dataclasses.replace(
-        world.settings.step, two_branches=True, temperature=1.0,
+        world.settings.step,
+        two_branches=True,
+        temperature=1.0,
         micro_batch_prompts=largest_divisor(len(rows), max(1, ROWS_AT_ONCE // batch.completion.shape[1])),
-    )  # fmt: skip
+    )
     mesh = world.places and world.places.learner
     with using(mesh):
         logp = _score_of(world.model, step, mesh)(params, batch).stats.log_prob

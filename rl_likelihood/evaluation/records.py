@@ -27,7 +27,7 @@ FORMAT = 2  # of the records: raise it when they change meaning
 def identity_of(world: World, params: Params, rows: list[EncodedExample], samples: int) -> dict[str, Any]:
     """All that decides what a record says: weights, questions, settings. Not how many are made, or how many at once."""
     c = world.config
-    bits = lambda x: jnp.sum(jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32)  # noqa: E731
+    bits = lambda x: jnp.sum(jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32)
     sums = jax.jit(lambda p: [bits(x) for x in jax.tree.leaves(p)])(params)  # whole numbers: sharding changes nothing
     questions = hashlib.sha256()
     for row in rows:

@@ -28,10 +28,27 @@ from rl_likelihood.shapes import Example
 VERSION = 2
 
 __all__ = [
-    "GRADERS", "ISOLATED", "VERSION", "Grader", "Isolated", "Tags", "code_output", "code_tests", "countdown",
-    "countdown_outcome", "exact_match", "extract_answer", "gym_match", "math_match", "multiple_choice",
-    "numeric_match", "parse_number", "reference_of", "telemath", "tool_call",
-]  # fmt: skip
+    "GRADERS",
+    "ISOLATED",
+    "VERSION",
+    "Grader",
+    "Isolated",
+    "Tags",
+    "code_output",
+    "code_tests",
+    "countdown",
+    "countdown_outcome",
+    "exact_match",
+    "extract_answer",
+    "gym_match",
+    "math_match",
+    "multiple_choice",
+    "numeric_match",
+    "parse_number",
+    "reference_of",
+    "telemath",
+    "tool_call",
+]
 
 
 class Tags(Protocol):

@@ -20,11 +20,26 @@ _DEEPEST = 20  # brackets inside brackets, in what math-verify may see
 
 # Spellings that mean the same. Dollars, degrees and per cent are units: MATH's own convention. (`same_value` has more.)
 _SPELLINGS = [
-    (r"\!", ""), (r"\,", " "), (r"\;", " "), (r"\:", " "), (r"\ ", " "), ("~", " "), ("{,}", ","),
-    ("dfrac", "frac"), ("tfrac", "frac"), (r"\left", ""), (r"\right", ""),
-    (r"^{\circ}", ""), (r"^\circ", ""), (r"\degree", ""), ("\u00b0", ""),
-    (r"\$", ""), (r"\%", ""), ("%", ""), ("\u2212", "-"),
-]  # fmt: skip
+    (r"\!", ""),
+    (r"\,", " "),
+    (r"\;", " "),
+    (r"\:", " "),
+    (r"\ ", " "),
+    ("~", " "),
+    ("{,}", ","),
+    ("dfrac", "frac"),
+    ("tfrac", "frac"),
+    (r"\left", ""),
+    (r"\right", ""),
+    (r"^{\circ}", ""),
+    (r"^\circ", ""),
+    (r"\degree", ""),
+    ("\u00b0", ""),
+    (r"\$", ""),
+    (r"\%", ""),
+    ("%", ""),
+    ("\u2212", "-"),
+]
 _ENCLOSURES = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")]
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")

@@ -46,11 +46,19 @@ class _Worker:
         try:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-W", "ignore", "-m", "rl_likelihood.grading.worker",
-                    str(theirs.fileno()), str(_MEMORY), str(deadline * 2 + 10),
+                    sys.executable,
+                    "-W",
+                    "ignore",
+                    "-m",
+                    "rl_likelihood.grading.worker",
+                    str(theirs.fileno()),
+                    str(_MEMORY),
+                    str(deadline * 2 + 10),
                 ],
-                stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env={**os.environ, "PYTHONPATH": path},
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, "PYTHONPATH": path},
+            )
         except OSError as error:
             self.connection.close()
             raise UserError(f"a grading process could not start: {error}; make room or set fewer workers") from None

@@ -18,7 +18,7 @@ def scored_mask(segment: Int[np.ndarray, "P G T"], prompts: Prompts) -> Bool[np.
 
 def to_batch(
     rollout: Rollout,
-    outside: dict[str, Float[np.ndarray, "P G"]] | None = None,
+    host_rewards: dict[str, Float[np.ndarray, "P G"]] | None = None,
     keep: Bool[np.ndarray, "P G"] | None = None,
     baseline: Float[np.ndarray, "P"] | None = None,
 ) -> Batch:
@@ -31,7 +31,7 @@ def to_batch(
         segment=rollout.segment,
         scored=scored_mask(rollout.segment, prompts),
         sampler_logp=rollout.sampler_logp,
-        outside={k: v.astype(np.float32) for k, v in (outside or {}).items()},
+        host_rewards={k: v.astype(np.float32) for k, v in (host_rewards or {}).items()},
         truncated=rollout.truncated,
         keep=np.ones(rollout.segment.shape[:2], bool) if keep is None else keep,
         baseline=baseline,

@@ -53,14 +53,19 @@ def clip_by_global_norm(most: float) -> optax.GradientTransformation:
 
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
     """clip by global norm, then AdamW. Norms and biases (arrays of one layer axis and one other) do not decay."""
-    decay = lambda params: {  # noqa: E731
+    decay = lambda params: {
         **{k: v.ndim > 1 for k, v in params.items() if k != "layers"},
         "layers": {k: v.ndim > 2 and not k.endswith("bias") for k, v in params["layers"].items()},
     }
     return optax.chain(
         clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
         optax.adamw(
-            schedule(cfg), cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.momentum_dtype,
-            weight_decay=cfg.weight_decay, mask=decay,
+            schedule(cfg),
+            cfg.b1,
+            cfg.b2,
+            cfg.eps,
+            mu_dtype=cfg.momentum_dtype,
+            weight_decay=cfg.weight_decay,
+            mask=decay,
         ),
     )

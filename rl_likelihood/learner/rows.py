@@ -15,7 +15,7 @@ from rl_likelihood.model.decoder import ModelConfig, Params, forward, head_matri
 from rl_likelihood.model.head import TokenStats, token_stats
 from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.intrinsic import SampledStats
-from rl_likelihood.rewards.mixture import Evidence, RewardConfig
+from rl_likelihood.rewards.mixture import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, Batch
 
@@ -115,22 +115,22 @@ def answer_log_probs(rows: RowStats, batch: Batch, cfg: StepConfig) -> Float[Arr
     return logp
 
 
-class Seen(NamedTuple):
+class Forward(NamedTuple):
     """One forward's rows, what rewards may look at, and the log-prob of each prompt's answer without a chain."""
 
     rows: RowStats
-    evidence: Evidence
+    observation: Observation
     no_chain_log_prob: Float[Array, "P"] | None
 
 
-def see(
+def observe(
     params: Params,
     proxy: Params | None,
     model: ModelConfig,
     batch: Batch,
     cfg: StepConfig,
     probe: Float[Array, "P G T D"] | float = 0.0,
-) -> Seen:
+) -> Forward:
     """Forward, and everything a reward may look at."""
     rows = row_stats(params, model, batch, cfg, probe)
     no_chain, baseline = None, batch.baseline
@@ -145,14 +145,14 @@ def see(
         by_proxy = row_stats(proxy, model, batch.replace(bare=None), cfg)
         proxy_nll = -likelihood.avg_log_prob(jax.lax.stop_gradient(by_proxy.stats.log_prob), batch.scored)
     stats = rows.stats
-    evidence = Evidence(
+    observation = Observation(
         logp=answer_log_probs(rows, batch, cfg),
         scored=batch.scored,
         keep=keep,
         sampled=SampledStats(stats.log_prob, stats.entropy, stats.self_certainty, mask, model.vocab_size),
         chain_tokens=((batch.segment == CHAIN) | (batch.segment == TAG)).sum(-1).astype(jnp.float32),
-        outside=batch.outside,
+        host_rewards=batch.host_rewards,
         baseline=None if cfg.baseline == "none" else baseline,
         proxy_nll=proxy_nll,
     )
-    return Seen(rows, evidence, no_chain)
+    return Forward(rows, observation, no_chain)

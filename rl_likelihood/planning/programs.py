@@ -30,9 +30,7 @@ def shape_world(settings: Settings, model: ModelConfig) -> World:
     """
     p = settings.prompt
     close, opened = (text.encode() for text in (f"{p.think_close}\n{p.answer_open}", f"\n{p.answer_open}"))
-    fmt = ChainFormat(
-        p.think_close, p.answer_open, p.answer_close, (0,) * len(close), (0,) * len(opened), (0,), 0, ()
-    )  # fmt: skip
+    fmt = ChainFormat(p.think_close, p.answer_open, p.answer_close, (0,) * len(close), (0,) * len(opened), (0,), 0, ())
     return World(settings, model, "", None, fmt, [], [], "")
 
 
@@ -110,10 +108,10 @@ def cache_bytes(world: World, places: Places, total: int) -> dict[str, int]:
 
 def decoding_weights(model: ModelConfig, mesh: Mesh, rest: Any, layer: Any) -> Any:
     """The sampler's weights as shapes on its mesh, laid out as the compiled programs of `handover.gather` make them."""
-    spec = lambda at: at.spec if isinstance(at, NamedSharding) else PartitionSpec()  # noqa: E731
+    spec = lambda at: at.spec if isinstance(at, NamedSharding) else PartitionSpec()
     return jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec(at))),
-        jax.eval_shape(lambda p: decode.unstack(p, model), abstract_params(model)),
+        jax.eval_shape(lambda p: decode.decoding_layout(p, model), abstract_params(model)),
         {**rest.output_shardings[0], "layers": (layer.output_shardings[0],) * model.layers},
     )
 
@@ -129,10 +127,20 @@ def trace_generate(world: World, places: Places, weights: Any) -> Any:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     return decode.generate_spread.trace(
-        weights, model, shape(i, p, c.prompt.max_prompt, over="data"), shape(i, p, over="data"),
-        shape(i, p, over="data"), shape(key.dtype), shape(jnp.float32, g, over="rows"),
-        shape(jnp.int8, *stop_shape(world)), shape(i, 1), shape(i), max_tokens=cfg.max_sampled, pad_id=0, mesh=mesh,
-    )  # fmt: skip
+        weights,
+        model,
+        shape(i, p, c.prompt.max_prompt, over="data"),
+        shape(i, p, over="data"),
+        shape(i, p, over="data"),
+        shape(key.dtype),
+        shape(jnp.float32, g, over="rows"),
+        shape(jnp.int8, *stop_shape(world)),
+        shape(i, 1),
+        shape(i),
+        max_tokens=cfg.max_sampled,
+        pad_id=0,
+        mesh=mesh,
+    )
 
 
 def stop_shape(world: World) -> tuple[int, int]:
@@ -146,8 +154,8 @@ def trace_stream(world: World, places: Places, weights: Any) -> tuple[Any, Any]:
     model, c, deal = world.model, world.config, dealt(world, places)
     most, mesh = world.sampler().max_sampled, places.sampler
     at = meshes.replicated(mesh)
-    placed = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)  # noqa: E731
-    shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind, sharding=at)  # noqa: E731
+    placed = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
+    shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind, sharding=at)
     if mesh.shape["tensor"] == 1:  # a stream on each device
         at = SingleDeviceSharding(mesh.devices.flat[0])
         weights = placed(weights)
@@ -179,7 +187,7 @@ def compile_all(
     if settings.config.reward.name == "sft":
         return [(compile_step(settings, model, mesh, memory), 0, memory)]
     world, sizes = shape_world(settings, model), held_bytes(settings, model, mesh)
-    left = lambda others: None if memory is None else max(0.0, memory - others)  # noqa: E731
+    left = lambda others: None if memory is None else max(0.0, memory - others)
     held = sum(sizes.values())
     programs, params = handover.gather(model, mesh, places.sampler.shape["tensor"]), abstract_params(model, mesh)
     layers = params.pop("layers")
@@ -189,8 +197,8 @@ def compile_all(
     made = [0 if x is None else x.memory_analysis().output_size_in_bytes for x in (rest, layer)]
     weights = made[0] + model.layers * made[1]
     # Elsewhere, or let go before the learner's turn.
-    old = 0 if places.apart or not settings.config.sampler.max_staleness else weights
-    beside = 0 if places.apart else held
+    old = 0 if places.unstack_layers or not settings.config.sampler.max_staleness else weights
+    beside = 0 if places.unstack_layers else held
     rows = [(compile_step(settings, model, mesh, left(old)), old, left(old))] if with_step else []
     # The last layer is made beside all the others, new and old, and the parameters that belong to no layer.
     others = held - prepare.arguments + weights - made[1] + old

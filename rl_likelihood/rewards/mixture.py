@@ -4,7 +4,7 @@
 
 A term is an objective of the reference answer's log-probs (`likelihood.OBJECTIVES`, differentiable) or a
 number for each row, constant for the gradient: `intrinsic.INTRINSIC`, those below, and whatever the host
-computed from text (`OUTSIDE`). `/std` divides a term by its standard deviation within the group; what is
+computed from text (`HOST_REWARDS`). `/std` divides a term by its standard deviation within the group; what is
 subtracted there is immaterial, because the surrogate takes differences. For row numbers f is their mean, so
 a sum of terms has the sum of their differences and of their gradients.
 """
@@ -25,16 +25,27 @@ from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.likelihood import Objective
 from rl_likelihood.shapes import UserError
 
-# Computed on the host from text: `run/outside.py` says how. Those that read a sampled answer need one.
+# Computed on the host from text: `run/host_rewards.py` says how. Those that read a sampled answer need one.
 FROM_ANSWER = (
-    "exact_match", "numeric", "math", "countdown", "multiple_choice", "telemath", "base_rl", "countdown_tinyzero",
-    "majority_vote", "tool_call", "code_output", "code_tests", "reasoning_gym",
-)  # fmt: skip
+    "exact_match",
+    "numeric",
+    "math",
+    "countdown",
+    "multiple_choice",
+    "telemath",
+    "base_rl",
+    "countdown_tinyzero",
+    "majority_vote",
+    "tool_call",
+    "code_output",
+    "code_tests",
+    "reasoning_gym",
+)
 FROM_TEXT = ("format", "format_open_r1", "tag_count", "repetition", "random")
-OUTSIDE = FROM_ANSWER + FROM_TEXT
+HOST_REWARDS = FROM_ANSWER + FROM_TEXT
 # From scores, lengths and a proxy model, inside the step.
 INSIDE = ("rlpr", "nover_rank", "nover_efficiency", "length", "overlong")
-TERMS = (*likelihood.OBJECTIVES, *intrinsic.INTRINSIC, *INSIDE, *OUTSIDE)
+TERMS = (*likelihood.OBJECTIVES, *intrinsic.INTRINSIC, *INSIDE, *HOST_REWARDS)
 
 _STD_EPS = 1e-6
 
@@ -63,7 +74,7 @@ class RewardConfig:
         return any(t.name in names for t in self.terms)
 
 
-class Evidence(NamedTuple):
+class Observation(NamedTuple):
     """What terms may look at, for P groups of G rows."""
 
     logp: Float[Array, "P G T"]  # of every completion token, floored where the policy for open chains says so
@@ -71,7 +82,7 @@ class Evidence(NamedTuple):
     keep: Bool[Array, "P G"]
     sampled: SampledStats  # statistics of the tokens that the policy sampled
     chain_tokens: Float[Array, "P G"]
-    outside: dict[str, Float[Array, "P G"]]
+    host_rewards: dict[str, Float[Array, "P G"]]
     baseline: Float[Array, "P"] | None = None  # avg_prob of the reference answer without a chain, for rlpr
     proxy_nll: Float[Array, "P G"] | None = None  # mean over tokens, by the proxy model, for NOVER
 
@@ -108,7 +119,7 @@ def parse(text: str) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def row_values(name: str, e: Evidence, cfg: RewardConfig) -> Float[Array, "P G"]:
+def row_values(name: str, e: Observation, cfg: RewardConfig) -> Float[Array, "P G"]:
     """One term's number for each row, unweighted. jepo belongs to the group: its rows show their l_i."""
     if name in likelihood.OBJECTIVES:
         return likelihood.SCORES.get(name, likelihood.log_prob)(e.logp, e.scored)
@@ -119,7 +130,7 @@ def row_values(name: str, e: Evidence, cfg: RewardConfig) -> Float[Array, "P G"]
         return score if e.baseline is None else shaping.improvement(score, e.baseline)
     if name in ("nover_rank", "nover_efficiency"):
         perplexity = shaping.perplexity(e.proxy_nll, e.chain_tokens)
-        valid = (e.outside["format"] > 0) & e.keep
+        valid = (e.host_rewards["format"] > 0) & e.keep
         if name == "nover_rank":
             return shaping.perplexity_rank(perplexity, valid)
         return shaping.efficiency(perplexity, e.chain_tokens, valid)
@@ -128,11 +139,11 @@ def row_values(name: str, e: Evidence, cfg: RewardConfig) -> Float[Array, "P G"]
     if name == "overlong":
         tokens = e.sampled.mask.sum(-1).astype(jnp.float32)
         return shaping.overlong(tokens, cfg.overlong_max, cfg.overlong_cache)
-    return jnp.asarray(e.outside[name])
+    return jnp.asarray(e.host_rewards[name])
 
 
 def objective(
-    e: Evidence, cfg: RewardConfig, extra: Float[Array, "P G"] | float = 0.0
+    e: Observation, cfg: RewardConfig, extra: Float[Array, "P G"] | float = 0.0
 ) -> tuple[Objective, Float[Array, "P G"], dict[str, Float[Array, "P G"]]]:
     """(f, the trained reward of each row, each term's own numbers). `extra` is added to the rows, as a constant.
 

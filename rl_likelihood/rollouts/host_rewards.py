@@ -10,7 +10,7 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rewards import rules
-from rl_likelihood.rewards.mixture import OUTSIDE
+from rl_likelihood.rewards.mixture import HOST_REWARDS
 from rl_likelihood.shapes import Rollout
 from rl_likelihood.task import World
 
@@ -48,7 +48,7 @@ def response_texts(world: World, rollout: Rollout, rows: list[EncodedExample]) -
     return [[whole(t, row.example.answer, cut) for t, cut in zip(g, cuts, strict=True)] for g, row, cuts in groups]
 
 
-def outside_rewards(
+def rewards_of_texts(
     world: World, pool: Pool, rollout: Rollout, rows: list[EncodedExample]
 ) -> tuple[Rewards, np.ndarray, dict[str, float]]:
     """The terms of the reward that are computed from text, each [P, G]; the rows to keep [P, G]; what to log.
@@ -59,7 +59,7 @@ def outside_rewards(
     c, settings = world.config, world.settings
     if c.reward.name == "sft":
         return {}, np.ones(rollout.segment.shape[:2], bool), {}
-    names = [t.name for t in settings.step.reward.terms if t.name in OUTSIDE]
+    names = [t.name for t in settings.step.reward.terms if t.name in HOST_REWARDS]
     answers = world.sampled_answers(rollout) if settings.step.two_branches else None
     if answers is not None and "exact_match" not in names:
         names.append("exact_match")

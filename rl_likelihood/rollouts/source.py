@@ -22,7 +22,7 @@ from rl_likelihood.learner.batching import bare_rows, given_rollout, slice_rows,
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.baseline import read_baseline
-from rl_likelihood.rollouts.host_rewards import outside_rewards
+from rl_likelihood.rollouts.host_rewards import rewards_of_texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.sampler import decode
@@ -40,9 +40,14 @@ class Source:
     """
 
     def __init__(
-        self, world: World, rows_of: Callable[[int], np.ndarray], start: int, steps: int, workdir: Path,
+        self,
+        world: World,
+        rows_of: Callable[[int], np.ndarray],
+        start: int,
+        steps: int,
+        workdir: Path,
         kept: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """From update `start` to `steps`; `kept`: what `state` gave to the checkpoint that the run goes on from."""
         c = world.config
         self.world, self.rows_of = world, rows_of
@@ -114,12 +119,12 @@ class Source:
             with self.turn:
                 rollout = self.aligned(rollout)
         rows = rows_behind(world, rollout, self.rows_of)
-        outside, keep, logged = outside_rewards(world, self.pool, rollout, rows)
+        host_rewards, keep, logged = rewards_of_texts(world, self.pool, rollout, rows)
         n = c.reward.vote_train or rollout.segment.shape[1]  # all of a group vote, the first n of it are trained on
         rollout = slice_rows(rollout, 0, n)
         used = {t.name for t in world.settings.step.reward.terms}
-        outside = {k: v[:, :n] for k, v in outside.items() if k in used}
-        batch = to_batch(rollout, outside, keep[:, :n], baseline=self.baseline(rows) if self.baseline else None)
+        host_rewards = {k: v[:, :n] for k, v in host_rewards.items() if k in used}
+        batch = to_batch(rollout, host_rewards, keep[:, :n], baseline=self.baseline(rows) if self.baseline else None)
         if configs.scores_bare(c):
             batch = batch.replace(bare=bare_rows(rollout.prompts, world.fmt.close_think_ids, world.fmt.pad_id))
         if self.thread is not None:
@@ -143,10 +148,13 @@ class Source:
         rollout = widened(rollout, int(rows), int(at), self.world.fmt.pad_id)
         if self.chains == slice(0, self.world.config.sampler.group_size):
             return rollout
-        parts = distributed.gather({
-            "uid": rollout.prompts.uid, "start": np.full(len(self.own), self.chains.start),
-            **{k: getattr(rollout, k) for k in _ROWS},
-        })  # fmt: skip
+        parts = distributed.gather(
+            {
+                "uid": rollout.prompts.uid,
+                "start": np.full(len(self.own), self.chains.start),
+                **{k: getattr(rollout, k) for k in _ROWS},
+            }
+        )
         mine = [np.flatnonzero(parts["uid"] == uid) for uid in rollout.prompts.uid]
         mine = [found[np.argsort(parts["start"][found])] for found in mine]  # in the order of their chains
         return rollout.replace(**{k: np.stack([np.concatenate(parts[k][found]) for found in mine]) for k in _ROWS})

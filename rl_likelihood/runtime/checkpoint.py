@@ -191,7 +191,7 @@ def restore_params(
             target = {"params": _params(cfg, leaves)}
             _check_shapes(path, _named(target), leaves)
             if at is not None:
-                put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+                put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
                 target = {"params": jax.tree.map(put, target["params"], at(cfg))}
             out = _read_arrays(manager, candidate, target, host=at is None)
             check_sums(checksums(_named(out)), leaves)
@@ -293,7 +293,7 @@ def _reading(read):
 
 def _check_shapes(path: epath.Path, wanted: dict[str, Any], saved: dict[str, dict]) -> None:
     """UserError unless the saved arrays are those wanted: that is another run's checkpoint, not a damaged one."""
-    show = lambda shape, dtype: f"{dtype}[{', '.join(map(str, shape))}]"  # noqa: E731
+    show = lambda shape, dtype: f"{dtype}[{', '.join(map(str, shape))}]"
     want = {k: show(x.shape, jnp.dtype(x.dtype)) for k, x in wanted.items()}
     have = {k: show(v["shape"], v["dtype"]) for k, v in saved.items()}
     for name in [*want, *have]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
-from rl_likelihood.model.decoding import Cache, decode_step, empty_cache, prefill, unstack
+from rl_likelihood.model.decoding import Cache, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.sampler import engine
 from rl_likelihood.sampler.draw import choose, row_keys
 from rl_likelihood.sampler.stop import first_match, stop_table
@@ -42,7 +42,7 @@ class SamplerConfig:
 def sample(params: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, version: int = 0) -> Rollout:
     """G completions of each prompt, with tags and reference answers appended as ids.
 
-    `params` may be layer-stacked, or `unstack`ed once per weight version. A row's ids depend on the
+    `params` may be layer-stacked, or `decoding_layout`ed once per weight version. A row's ids depend on the
     weights, the prompt, `key`, its prompt's uid and its place in the group, not on its neighbours.
     """
     weights = params if isinstance(params["layers"], tuple) else prepare(params, cfg.model)
@@ -63,15 +63,34 @@ def sample_ids(
     if not in_streams(devices, jax.device_count(), cfg.slots, engine.whole_on_each(weights)):
         mesh = getattr(weights["embed"].sharding, "mesh", None)
         out = generate_spread(
-            weights, cfg.model, prompts.tokens, prompts.length, prompts.uid, key, jnp.asarray(temperature, jnp.float32),
-            stop, jnp.asarray(fmt.eos_ids, jnp.int32), jnp.int32(cfg.first_chain), max_tokens=max_tokens,
-            pad_id=fmt.pad_id, mesh=mesh,
-        )  # fmt: skip
+            weights,
+            cfg.model,
+            prompts.tokens,
+            prompts.length,
+            prompts.uid,
+            key,
+            jnp.asarray(temperature, jnp.float32),
+            stop,
+            jnp.asarray(fmt.eos_ids, jnp.int32),
+            jnp.int32(cfg.first_chain),
+            max_tokens=max_tokens,
+            pad_id=fmt.pad_id,
+            mesh=mesh,
+        )
         return tuple(np.asarray(x) for x in out)
     return engine.sample_rows(
-        weights, cfg.model, prompts, key, temperature, stop, fmt.eos_ids, max_tokens, fmt.pad_id, cfg.slots,
+        weights,
+        cfg.model,
+        prompts,
+        key,
+        temperature,
+        stop,
+        fmt.eos_ids,
+        max_tokens,
+        fmt.pad_id,
+        cfg.slots,
         first_chain=cfg.first_chain,
-    )  # fmt: skip
+    )
 
 
 def in_streams(devices: Collection, total: int, slots: int, whole: bool) -> bool:
@@ -89,7 +108,7 @@ def in_streams(devices: Collection, total: int, slots: int, whole: bool) -> bool
 @functools.partial(jax.jit, static_argnames="cfg")
 def prepare(params: Params, cfg: ModelConfig) -> Params:
     """The sampler's copy of the weights, made once per version."""
-    return unstack(params, cfg)
+    return decoding_layout(params, cfg)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "pad_id"))
@@ -151,9 +170,20 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "pad_id", "mesh"))
 def generate_spread(
-    weights: Params, cfg: ModelConfig, prompt, prompt_length, uid, key, temperature, stop, eos, first_chain,
-    max_tokens: int, pad_id: int, mesh: Mesh | None,
-):  # fmt: skip
+    weights: Params,
+    cfg: ModelConfig,
+    prompt,
+    prompt_length,
+    uid,
+    key,
+    temperature,
+    stop,
+    eos,
+    first_chain,
+    max_tokens: int,
+    pad_id: int,
+    mesh: Mesh | None,
+):
     """`generate` on the devices of `mesh`: prompts over its data, the rows of a group over its fsdp.
 
     Each device does its rows by itself, until these have stopped: there is no collective in the program, which the
@@ -163,7 +193,7 @@ def generate_spread(
     arguments = (weights, prompt, prompt_length, uid, key, temperature, stop, eos, first_chain)
     if mesh is None or mesh.size == 1:
         return generate(weights, cfg, *arguments[1:-1], first_chain=first_chain, **rest)
-    over = lambda n, axis: axis if n % mesh.shape[axis] == 0 else None  # noqa: E731
+    over = lambda n, axis: axis if n % mesh.shape[axis] == 0 else None
     p, g = over(len(uid), "data"), over(len(temperature), "fsdp")
     if mesh.shape["tensor"] > 1:
         at = tuple(NamedSharding(mesh, PartitionSpec(axis)) for axis in (p, p, p, g))
@@ -227,5 +257,5 @@ def splice(
             width = max(width, len(row))
     if cfg.width_multiple:
         full = min(full, -(-width // cfg.width_multiple) * cfg.width_multiple)
-    cut = lambda x: x[..., :full]  # noqa: E731
+    cut = lambda x: x[..., :full]
     return Rollout(prompts, cut(completion), cut(segment), cut(sampler_logp), truncated, version)

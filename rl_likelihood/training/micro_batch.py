@@ -132,11 +132,15 @@ def longest_batch(world: World) -> Batch:
 
     rest = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
     return rest.replace(
-        prompt=ids(shapes.prompt), prompt_length=np.full(shapes.prompt_length.shape, shapes.prompt.shape[1], np.int32),
-        completion=ids(shapes.completion), segment=kinds(shapes.segment),
+        prompt=ids(shapes.prompt),
+        prompt_length=np.full(shapes.prompt_length.shape, shapes.prompt.shape[1], np.int32),
+        completion=ids(shapes.completion),
+        segment=kinds(shapes.segment),
         scored=kinds(shapes.segment) == REFERENCE,
-        bare=shapes.bare and shapes.bare.replace(
-            completion=ids(shapes.bare.completion), segment=kinds(shapes.bare.segment),
+        bare=shapes.bare
+        and shapes.bare.replace(
+            completion=ids(shapes.bare.completion),
+            segment=kinds(shapes.bare.segment),
             scored=kinds(shapes.bare.segment) == REFERENCE,
         ),
-    )  # fmt: skip
+    )

@@ -92,7 +92,7 @@ def warm_start(
     width = max(len(ids) for ids, _ in targets)
     rows_of = order(len(encoded), w.prompts_per_step, c.seed)
 
-    put = lambda batch: meshes.put(batch, meshes.by_prompt(mesh, batch))  # noqa: E731
+    put = lambda batch: meshes.put(batch, meshes.by_prompt(mesh, batch))
 
     def batch_of(i: int):
         index = rows_of(i)

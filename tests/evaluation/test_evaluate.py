@@ -59,7 +59,7 @@ def letters(world):
     """(world, params) of the bigram model."""
     model = dataclasses.replace(world.model, tied=False)
     specs = param_specs(model)
-    zeros = lambda s: (np.ones if s.init == "ones" else np.zeros)(s.shape, np.float32)  # noqa: E731
+    zeros = lambda s: (np.ones if s.init == "ones" else np.zeros)(s.shape, np.float32)
     params = jax.tree.map(zeros, specs, is_leaf=lambda s: hasattr(s, "axes"))
     number = {text: world.tokenizer(text, add_special_tokens=False)["input_ids"] for text in BIGRAMS}
     assert all(len(ids) == 1 for ids in number.values())
@@ -80,9 +80,13 @@ def questions(tmp_path_factory):
     rows = [{"prompt": f"{i} + 5", "answer": answer} for i, answer in enumerate(answers, 1)]
     (path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
-        "data__source": "jsonl", "data__train_path": str(path / "train.jsonl"), "data__train_size": 0,
-        "data__heldout_path": str(path / "test.jsonl"), "data__heldout_size": 0, "eval__prompts": 6,
-    }  # fmt: skip
+        "data__source": "jsonl",
+        "data__train_path": str(path / "train.jsonl"),
+        "data__train_size": 0,
+        "data__heldout_path": str(path / "test.jsonl"),
+        "data__heldout_size": 0,
+        "eval__prompts": 6,
+    }
 
 
 def world_of(**overrides):
@@ -147,8 +151,11 @@ def test_every_number_of_a_model_whose_probabilities_are_known(questions, tmp_pa
     assert out["perplexity"] == pytest.approx(np.exp(-per_token), abs=1e-3)
     assert out["perplexity_no_chain"] == pytest.approx(out["perplexity"], abs=1e-3)
     assert out["examples"][0] == {
-        "prompt": "1 + 5", "reference": "5", "text": records[0]["greedy"]["text"], "right": False
-    }  # fmt: skip
+        "prompt": "1 + 5",
+        "reference": "5",
+        "text": records[0]["greedy"]["text"],
+        "right": False,
+    }
 
 
 def test_log_probs_are_those_of_the_plain_sequences(tmp_path):
@@ -169,10 +176,12 @@ def test_log_probs_are_those_of_the_plain_sequences(tmp_path):
         hidden = jax.jit(forward, static_argnums=1)(params, world.model, ids, lengths).prompt
         logp = np.asarray(jax.nn.log_softmax(hidden[:, :-1] @ head_matrix(params).T))
         token = np.take_along_axis(logp, ids[:, 1:, None], 2)[..., 0]
-        return [x[n - 1 - len(r.answer_ids) : n - 1][r.answer_scored].sum()
-                for x, n, r in zip(token, lengths, rows, strict=True)]  # fmt: skip
+        return [
+            x[n - 1 - len(r.answer_ids) : n - 1][r.answer_scored].sum()
+            for x, n, r in zip(token, lengths, rows, strict=True)
+        ]
 
-    near = lambda values: pytest.approx(np.asarray(values), abs=1e-3)  # noqa: E731
+    near = lambda values: pytest.approx(np.asarray(values), abs=1e-3)
     assert [r["samples"][0]["log_prob"] for r in records] == near(scores(lent))
     assert [r["no_chain"]["log_prob"] for r in records] == near(scores([scaffold] * 5))
     assert [r["swapped"] for r in records[1:]] == near(scores([scaffold, *lent[:-1]])[1:])
@@ -181,7 +190,7 @@ def test_log_probs_are_those_of_the_plain_sequences(tmp_path):
 
 def test_tokens_before_the_tags():
     world, _ = world_of()
-    ids = lambda text: np.asarray(world.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    ids = lambda text: np.asarray(world.tokenizer(text, add_special_tokens=False)["input_ids"])
     cases = ("2+2", 3), ("2+2</think>\n<answer", 3), ("2+2<answer", 3), ("</think>9</think><answer", 0), ("", 0)
     for text, own in cases:
         assert tokens_before_tags(ids(text), world.fmt) == own
@@ -212,8 +221,12 @@ def test_neither_batch_nor_number_of_questions_nor_of_samples_changes_a_chain(tm
     params = sharp(params)
     made = {}
     for name, changes in {
-        "4": {}, "1": {"batch_prompts": 1}, "all": {"batch_prompts": 5}, "few": {"prompts": 2}, "one": {"samples": 1}
-    }.items():  # fmt: skip
+        "4": {},
+        "1": {"batch_prompts": 1},
+        "all": {"batch_prompts": 5},
+        "few": {"prompts": 2},
+        "one": {"samples": 1},
+    }.items():
         c = small_config(eval__samples=3)
         c.eval.update(changes)
         other = dataclasses.replace(world, settings=configs.build(c))
@@ -325,9 +338,14 @@ def test_records_belong_to_one_step_one_set_of_weights_and_one_way_to_ask(tmp_pa
     moved = jax.tree.map(np.array, params)
     moved["layers"]["q"][0, 0, 0, 0] += 1e-6
     changes = [
-        {"params": moved}, {"step": 1}, {"rows": world.heldout[1:]}, {"eval__samples": 1}, {"eval__grader": "numeric"},
-        {"seed": 1}, {"sampler__max_chain": 11},
-    ]  # fmt: skip
+        {"params": moved},
+        {"step": 1},
+        {"rows": world.heldout[1:]},
+        {"eval__samples": 1},
+        {"eval__grader": "numeric"},
+        {"seed": 1},
+        {"sampler__max_chain": 11},
+    ]
     files = [file_of(**change) for change in changes]
     assert all(new for _, new in files) and len({path for path, _ in files} | {first}) == 8
 
@@ -440,9 +458,13 @@ def test_training_watches_a_split_of_its_own_and_leaves_the_test_set_alone(tmp_p
     source = ",".join(str(tmp_path / f"{split}.jsonl") for split in ("train", "test"))
     prepare.prepare("math", source, str(tmp_path / "data"), heldout=4)
     wanted = {
-        "data__source": "prepared", "data__train_path": str(tmp_path / "data"), "data__heldout_split": "test",
-        "data__fast_split": "validation", "data__train_size": 0, "data__heldout_size": 0,
-    }  # fmt: skip
+        "data__source": "prepared",
+        "data__train_path": str(tmp_path / "data"),
+        "data__heldout_split": "test",
+        "data__fast_split": "validation",
+        "data__train_size": 0,
+        "data__heldout_size": 0,
+    }
     c = small_config(**wanted, train__steps=2, train__eval_every=1, eval__prompts=3, eval__samples=0)
     train.run(configs.build(c), tmp_path / "run")
     rows = run_files.read(tmp_path / "run" / "eval.jsonl")
@@ -453,9 +475,10 @@ def test_training_watches_a_split_of_its_own_and_leaves_the_test_set_alone(tmp_p
     trained = {e.prompt for e in sources.load(data)[0]}
     assert not trained & set(asked[1]) and len(trained) == 16
     for changes, words in (
-        ({"fast_split": "train"}, "which is trained on"), ({"source": "jsonl"}, "has no splits"),
+        ({"fast_split": "train"}, "which is trained on"),
+        ({"source": "jsonl"}, "has no splits"),
         ({"fast_split": "dev"}, "has no split 'dev'; it has"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=words):
             sources.load_fast(dataclasses.replace(data, **changes))
 
@@ -466,9 +489,13 @@ def test_the_command_goes_on_with_records_that_are_there(tmp_path):
     out = evaluate(world, params, world.heldout, folder=tmp_path / "out")
     arguments = f"--config={config_file(tmp_path)}", f"--out={tmp_path / 'out'}"
     process = subprocess.run(
-        [sys.executable, "-m", "rl_likelihood.evaluate", *arguments], cwd=ROOT,
-        capture_output=True, text=True, timeout=300, env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+        [sys.executable, "-m", "rl_likelihood.evaluate", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
     assert process.returncode == 0, process.stderr
     assert "5 of 5 questions have been evaluated already" in process.stderr
     row = json.loads(process.stdout)
@@ -504,7 +531,11 @@ assert texts[0] == texts[1] == texts[2] == texts[3]
 assert len({json.dumps(t[2]["text"]) for t in texts[0]}) > 1, "answers differ, or the test shows nothing"
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr

@@ -91,11 +91,35 @@ PLAIN = [
     ("10", "0.1", False),
     ("0.1", "10", False),
     (r"10\%", r"0.1\%", False),
-    *[("5", text, False) for text in (
-        "4=5", "6=5", "5=5", "2+3=5", "x+1=5", "x=4=5", "1=2=3=4=5", "7; $5$", "$1$ $2$ $3$ $4$ $5$", "5,5", "4,5",
-        "5; 5", "$6$ and $5$", r"$x=4=5$", r"6 \implies 5", r"6 \Rightarrow 5", "5 & 6", "5|6", "x=6, x=5",
-        "x=5 or x=6", "$4=5$", r"\boxed{4=5}", r"\boxed{5,5}", "6, or $5$",
-    )],
+    *[
+        ("5", text, False)
+        for text in (
+            "4=5",
+            "6=5",
+            "5=5",
+            "2+3=5",
+            "x+1=5",
+            "x=4=5",
+            "1=2=3=4=5",
+            "7; $5$",
+            "$1$ $2$ $3$ $4$ $5$",
+            "5,5",
+            "4,5",
+            "5; 5",
+            "$6$ and $5$",
+            r"$x=4=5$",
+            r"6 \implies 5",
+            r"6 \Rightarrow 5",
+            "5 & 6",
+            "5|6",
+            "x=6, x=5",
+            "x=5 or x=6",
+            "$4=5$",
+            r"\boxed{4=5}",
+            r"\boxed{5,5}",
+            "6, or $5$",
+        )
+    ],
     ("5", None, False),
     ("5", "", False),
     ("", "", False),
@@ -166,10 +190,13 @@ def test_algebra_is_left_to_a_worker(reference, answer, right):
     assert math_quick(reference, answer) is None
 
 
-@pytest.mark.parametrize("field, values", [
-    ("eval.grader", {"eval__grader": "math"}),
-    ("reward.name", {"reward__name": "0.5*math + prob"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, values",
+    [
+        ("eval.grader", {"eval__grader": "math"}),
+        ("reward.name", {"reward__name": "0.5*math + prob"}),
+    ],
+)
 def test_a_config_that_needs_math_verify_is_refused_without_it(field, values, monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)  # as if it were not installed
     mathematics.has_math_verify.cache_clear()
@@ -232,11 +259,16 @@ def test_telemath(reference, answer, right):
 @pytest.mark.parametrize(
     "reference, answer, right",
     [
-        ("2516_8", "2516_7", False), ("2516_8", "2516_{8}", True), ("2516_8", "2516", False),
+        ("2516_8", "2516_7", False),
+        ("2516_8", "2516_{8}", True),
+        ("2516_8", "2516", False),
         ("5", r"6 \equiv 5", False),
-        ("5", r"5 \approx 6", False), ("5", r"6 \Longrightarrow 5", False), ("5", r"\(6\) \(5\)", False),
-        ("5", "5? 6", False), ("5", r"\(5\)", True),
+        ("5", r"5 \approx 6", False),
+        ("5", r"6 \Longrightarrow 5", False),
+        ("5", r"\(6\) \(5\)", False),
+        ("5", "5? 6", False),
+        ("5", r"\(5\)", True),
     ],
-)  # fmt: skip
+)
 def test_another_base_or_step_is_another_answer(reference, answer, right):
     assert math_match(reference, answer) is right

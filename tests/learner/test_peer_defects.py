@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.config import AT_LEAST, CHOICES, build, flatten, get, validate
-from rl_likelihood.learner.rows import see
+from rl_likelihood.learner.rows import observe
 from rl_likelihood.learner.step import filtered, gradients
 from rl_likelihood.learner.surrogate import advantages, leave_one_out
 from rl_likelihood.rewards import mixture, shaping
@@ -37,7 +37,7 @@ BATCH = random_batch(8, P, G, S, T, sampled=True)
 
 TRUNCATED = np.array([[True, False, False], [False, False, False], [True, True, False], [True, True, True]])
 OPEN = random_batch(8, P, G, S, T).replace(truncated=TRUNCATED)
-_evidence = jax.jit(lambda params, batch, cfg: see(params, None, MODEL, batch, cfg), static_argnums=2)
+_evidence = jax.jit(lambda params, batch, cfg: observe(params, None, MODEL, batch, cfg), static_argnums=2)
 
 
 @pytest.mark.parametrize("name", ["log_prob", "prob"])
@@ -47,16 +47,16 @@ def test_an_unusable_chain_poisons_nobody(truncated, name):
     cfg = rewarded(name, truncated=truncated, floor=-6.0)
     # Answers of log-probs near -100: what a chain that makes no sense may lead to.
     seen = jax.device_get(_evidence(PARAMS | {"final_norm": PARAMS["final_norm"] * 20}, OPEN, cfg))
-    evidence, logp = seen.evidence, seen.rows.stats.log_prob
-    f, _, _ = mixture.objective(evidence, cfg.reward)
-    d = leave_one_out(f, evidence.logp, evidence.scored, evidence.keep)
-    got = np.asarray(advantages(d, evidence.keep, "loo"))
+    observation, logp = seen.observation, seen.rows.stats.log_prob
+    f, _, _ = mixture.objective(observation, cfg.reward)
+    d = leave_one_out(f, observation.logp, observation.scored, observation.keep)
+    got = np.asarray(advantages(d, observation.keep, "loo"))
     per_token = np.where(TRUNCATED[..., None], -6.0, logp) if truncated == "floor" else logp
     reward = np.where(OPEN.scored, per_token, 0).sum(-1, dtype=np.float64)
     assert reward.min() < -20
     reward = np.exp(reward) if name == "prob" else reward
     kept = ~TRUNCATED if truncated == "drop" else np.ones((P, G), bool)
-    np.testing.assert_array_equal(evidence.keep, kept)
+    np.testing.assert_array_equal(observation.keep, kept)
     for i, j in np.ndindex(P, G):
         others = kept[i] & (np.arange(G) != j)
         expected = reward[i, j] - reward[i, others].mean() if kept[i, j] and others.any() else 0.0
@@ -101,8 +101,8 @@ def test_verifrees_truncated_chain_is_worth_nothing_and_supervises_nothing():
 def test_statistics_and_log_probs_are_of_the_same_tempered_distribution():
     """Intuitor's variants take self-certainty from logits that are not divided by the temperature of sampling."""
     temperature = 0.6
-    evidence = jax.device_get(
-        _evidence(PARAMS, BATCH, rewarded("log_prob", two_branches=True, temperature=temperature)).evidence
+    observation = jax.device_get(
+        _evidence(PARAMS, BATCH, rewarded("log_prob", two_branches=True, temperature=temperature)).observation
     )
     table = reference_log_distributions(PARAMS, MODEL, BATCH, temperature)
     mask = np.isin(BATCH.segment, (CHAIN, SAMPLED))
@@ -112,13 +112,15 @@ def test_statistics_and_log_probs_are_of_the_same_tempered_distribution():
         "self_certainty": -table.mean(-1) - np.log(MODEL.vocab_size),
     }
     for name, x in expected.items():
-        np.testing.assert_allclose(getattr(evidence.sampled, name)[mask], x[mask], rtol=2e-4, atol=2e-5, err_msg=name)
-    raw, less = (np.asarray(INTRINSIC[k](evidence.sampled)) for k in ("self_certainty_raw", "self_certainty"))
+        np.testing.assert_allclose(
+            getattr(observation.sampled, name)[mask], x[mask], rtol=2e-4, atol=2e-5, err_msg=name
+        )
+    raw, less = (np.asarray(INTRINSIC[k](observation.sampled)) for k in ("self_certainty_raw", "self_certainty"))
     np.testing.assert_allclose(raw - less, np.log(MODEL.vocab_size), rtol=1e-4)
     # The reference answer was not sampled: its likelihood is that of the model itself.
     at_one = reference_log_distributions(PARAMS, MODEL, BATCH)
     answer = np.take_along_axis(at_one, BATCH.completion[..., None], -1)[..., 0]
-    np.testing.assert_allclose(evidence.logp[BATCH.scored], answer[BATCH.scored], rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(observation.logp[BATCH.scored], answer[BATCH.scored], rtol=2e-4, atol=2e-5)
 
 
 # ------------------------------------------------------------------ rewards rounded to bfloat16
@@ -131,7 +133,7 @@ def test_rewards_closer_than_a_bfloat16_step_keep_their_group():
     cfg = rewarded("math", two_branches=True, filter=FilterConfig(mode="std_below", threshold=5e-5))
     state = shaping.init_filter()
     run = jax.jit(lambda params, batch: filtered(params, (None, None), batch, MODEL, cfg, state, 0)[0].counted)
-    kept = np.asarray(run(PARAMS, BATCH.replace(outside={"math": reward})))
+    kept = np.asarray(run(PARAMS, BATCH.replace(host_rewards={"math": reward})))
     assert kept.tolist() == [True, False, True, True]
 
 

@@ -5,7 +5,7 @@ import pytest
 from rl_likelihood.config import apply_preset, build
 from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.presets import PRESETS
-from rl_likelihood.rewards.mixture import OUTSIDE, Term, parse
+from rl_likelihood.rewards.mixture import HOST_REWARDS, Term, parse
 from rl_likelihood.rollouts.host_rewards import TEXT_RULES
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
@@ -50,7 +50,7 @@ def test_what_is_no_sum_of_terms_is_refused(text, words):
 
 def test_the_host_knows_how_to_compute_every_term_that_is_left_to_it():
     special = {"majority_vote", "random", "base_rl", "countdown_tinyzero"}
-    assert set(TEXT_RULES) | set(GRADERS) | special >= set(OUTSIDE)
+    assert set(TEXT_RULES) | set(GRADERS) | special >= set(HOST_REWARDS)
 
 
 def applied(name, overridden=()):

@@ -9,7 +9,7 @@ import pytest
 from rl_likelihood import config as configs
 from rl_likelihood.grading.gym import pack
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.rollouts.host_rewards import outside_rewards, response_texts
+from rl_likelihood.rollouts.host_rewards import response_texts, rewards_of_texts
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, Rollout
 from rl_likelihood.task import load
 from tests.programs import isolated
@@ -19,7 +19,7 @@ from tests.runs import small_config
 def rollout_of(world, texts, truncated=False):
     """One prompt; its rows say these texts, (chain with its tags, sampled answer or None)."""
     row = world.heldout[0]
-    ids = lambda text: world.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    ids = lambda text: world.tokenizer(text, add_special_tokens=False)["input_ids"]
     parts = [(ids(chain), ids(answer or ""), list(row.answer_ids)) for chain, answer in texts]
     width = max(sum(map(len, part)) for part in parts)
     completion, segment = np.zeros((1, len(texts), width), np.int32), np.zeros((1, len(texts), width), np.int32)
@@ -46,7 +46,7 @@ def test_a_row_whose_grader_fails_is_neither_right_nor_wrong():
         world, [(opened, f">{reference}</answer"), (opened, ">9^{9^{9^9}}</answer"), (opened, ">none</answer")]
     )
     with Pool(deadline=4.0) as pool:  # a busy machine takes a second for what does not hang
-        rewards, keep, logged = outside_rewards(world, pool, rollout, rows)
+        rewards, keep, logged = rewards_of_texts(world, pool, rollout, rows)
     assert rewards["math"][0, 0] == 1 and rewards["math"][0, 2] == 0
     assert keep.tolist() == [[True, False, True]] and logged["grader/failures"] == 1
 
@@ -63,7 +63,7 @@ def test_a_grader_that_needs_more_than_the_answer_gets_it():
     ):
         asked = [dataclasses.replace(rows[0], example=dataclasses.replace(rows[0].example, check=check))]
         with Pool(deadline=60.0) as pool:
-            assert outside_rewards(world, pool, rollout, asked)[0][name].tolist() == [marks]
+            assert rewards_of_texts(world, pool, rollout, asked)[0][name].tolist() == [marks]
 
 
 def test_the_text_of_a_row_without_a_sampled_answer_ends_in_the_reference():
@@ -74,7 +74,7 @@ def test_the_text_of_a_row_without_a_sampled_answer_ends_in_the_reference():
         [f"<think>1+1</think>\n<answer>{reference}</answer>", f"<think>1+1</thought><answer>{reference}</answer>"]
     ]
     with Pool() as pool:
-        rewards, keep, _ = outside_rewards(world, pool, rollout, rows)
+        rewards, keep, _ = rewards_of_texts(world, pool, rollout, rows)
     assert rewards["format"].tolist() == [[1, 0]] and keep.all()
     open_chain, rows = rollout_of(world, [("1+1", None)], truncated=True)
     assert response_texts(world, open_chain, rows) == [["<think>1+1"]]

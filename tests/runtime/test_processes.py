@@ -53,11 +53,15 @@ def start(config, workdir, *more: str, **changes) -> list[subprocess.Popen]:
     one = command(config, workdir, *more, "--process_id={i}", **changes)
     return [
         subprocess.Popen(
-            [word.replace("{i}", str(i)) for word in one], cwd=ROOT, env=environment(), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [word.replace("{i}", str(i)) for word in one],
+            cwd=ROOT,
+            env=environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def said(process: subprocess.Popen, seconds: float = 240) -> list[str]:
@@ -129,9 +133,7 @@ def test_the_death_of_a_process_is_said_in_a_line_and_ends_the_other_within_the_
     assert time.monotonic() - began < 15
     assert both[1 - victim].returncode == 1, lines
     errors = [line for line in lines if "error" in line.lower() or "Traceback" in line]
-    assert errors == [
-        f"error: process {victim} is gone; all end; start all again to resume from the last checkpoint"
-    ]
+    assert errors == [f"error: process {victim} is gone; all end; start all again to resume from the last checkpoint"]
     said(both[victim])
 
 
@@ -193,11 +195,16 @@ def processes_of(program: str, count: int, *arguments: object) -> list[subproces
     coordinator = f"127.0.0.1:{free_port()}"
     return [
         subprocess.Popen(
-            [sys.executable, "-c", program, coordinator, str(i), *map(str, arguments)], cwd=ROOT, env=environment(),
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, "-c", program, coordinator, str(i), *map(str, arguments)],
+            cwd=ROOT,
+            env=environment(),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def three() -> list[subprocess.Popen]:
@@ -212,9 +219,9 @@ def three() -> list[subprocess.Popen]:
 def test_of_three_processes_one_line_names_the_one_that_died_and_all_end():
     """Killed, silent, failed by itself; and nothing is said where all end as they should."""
     again = "; all end; start all again to resume from the last checkpoint"
-    killed = lambda p: p.send_signal(signal.SIGKILL)  # noqa: E731
-    stopped = lambda p: p.send_signal(signal.SIGSTOP)  # noqa: E731
-    failed = lambda p: (p.stdin.write("fail\n"), p.stdin.flush())  # noqa: E731
+    killed = lambda p: p.send_signal(signal.SIGKILL)
+    stopped = lambda p: p.send_signal(signal.SIGSTOP)
+    failed = lambda p: (p.stdin.write("fail\n"), p.stdin.flush())
     for victim, act, speaker, code, words in (
         (2, killed, 0, 1, "is gone"),
         (0, killed, 1, 1, "is gone"),
@@ -255,9 +262,13 @@ def test_babysit_starts_both_again_after_a_death_and_the_run_is_bit_for_bit_the_
     one = command(config, tmp_path / "run", "--process_id={i}")
     values = {"LOCAL": "1", "PROCESSES": "2", "BACKOFF": "1", "GRACE": "40"}
     babysit = subprocess.Popen(
-        [str(ROOT / "tpu_setup" / "babysit.sh"), *one], cwd=ROOT, env={**environment(), **values}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [str(ROOT / "tpu_setup" / "babysit.sh"), *one],
+        cwd=ROOT,
+        env={**environment(), **values},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     for step, number in ((3, 1), (7, 0)):
         wait_for_step(tmp_path / "run", step)
         os.kill(pid_of(tmp_path / "run", number), signal.SIGKILL)
@@ -306,9 +317,12 @@ def wait_for_step(workdir: Path, step: int, seconds: float = 240) -> None:
 def test_processes_that_cannot_be_are_refused(flags, words, tmp_path):
     arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'run'}", *flags]
     done = subprocess.run(
-        [sys.executable, "-m", "rl_likelihood.train", *arguments], cwd=ROOT, env=environment(), text=True,
+        [sys.executable, "-m", "rl_likelihood.train", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
         capture_output=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
 
 

@@ -15,8 +15,14 @@ from tests.runs import small_config
 
 @pytest.fixture(scope="module")
 def loaded():
-    c = small_config(train__micro_batch_prompts=-1, train__prompts_per_step=4, sampler__group_size=2, loss__kl="k3",
-                     loss__kl_coef=0.1, model__layers="unroll")  # fmt: skip
+    c = small_config(
+        train__micro_batch_prompts=-1,
+        train__prompts_per_step=4,
+        sampler__group_size=2,
+        loss__kl="k3",
+        loss__kl_coef=0.1,
+        model__layers="unroll",
+    )
     places = make_places(c)
     world, params = load(configs.build(c), places=places)
     reference = init_reference(params, places.learner, world.model, world.settings.step)
@@ -29,7 +35,7 @@ def test_the_measured_batch_is_the_longest_that_the_run_may_meet(loaded):
     batch, shapes = micro_batch.longest_batch(world), abstract_batch(world)
     assert (batch.completion.shape, batch.bare.segment.shape) == (shapes.completion.shape, shapes.bare.segment.shape)
     assert batch.scored.any(-1).all() and batch.keep.all() and (batch.prompt_length == shapes.prompt.shape[1]).all()
-    assert batch.outside.keys() == shapes.outside.keys()
+    assert batch.host_rewards.keys() == shapes.host_rewards.keys()
 
 
 def test_it_is_measured_once_and_kept(loaded, tmp_path, capsys):
