@@ -20,7 +20,7 @@ from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.grading.mathematics import has_math_verify
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.rewards import mixture
-from rl_likelihood.rewards.reward import Reward
+from rl_likelihood.rewards.reward import Reward, Term
 from rl_likelihood.rewards.table import REWARDS, grader_reward
 from rl_likelihood.settings import Config, largest_divisor
 from rl_likelihood.shapes import UserError
@@ -40,7 +40,7 @@ def build(c: ConfigDict) -> Config:
     config = fields.read(Config, c)
     one_of("preset", config.preset, ("none", *PRESETS))
     if not config.reward.supervised:
-        terms = mixture.parse(config.reward.name, reward_table(config.reward.file))
+        terms = parse_reward(config.reward.name, config.reward.file)
         config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, terms=terms))
     validate(config)
     return config
@@ -51,6 +51,11 @@ def reward_table(file: str = "") -> dict[str, Reward]:
     own = user_file(file)
     graders = {**GRADERS, **getattr(own, "GRADERS", {})}
     return {**REWARDS, **{name: grader_reward(name) for name in graders}, **getattr(own, "REWARDS", {})}
+
+
+def parse_reward(name: str, file: str = "") -> tuple[Term, ...]:
+    """The terms of a reward.name."""
+    return mixture.parse(name, reward_table(file))
 
 
 def user_file(file: str) -> Any:
@@ -258,6 +263,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [k for k in {**old, **new} if plain(old.get(k, defaults.get(k))) != plain(new.get(k, defaults.get(k)))]
 
 
+def changed(c: Config, values: dict[str, Any]) -> Config:
+    """The settings with other values of some fields, checked again."""
+    out = tree()
+    out.update_from_flattened_dict(flatten(c) | values)
+    return build(out)
+
+
 # Fields that may change between the runs of one workdir: they decide where it is computed, how much at one time, what
 # is shown and what is kept, and every number stays the same, to rounding. Not free: compute_dtype, whose rounding is
 # another; queue_depth, which decides how far behind a rollout is; train.steps, on which the learning rate depends.
@@ -277,16 +289,19 @@ def binding_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [name for name in differences(old, new) if not free(name)]
 
 
+_SIGNS = {"least": "≥", "most": "≤", "above": ">", "below": "<"}
+
+
 def document() -> str:
     """docs/config.md: a table of all fields."""
     out = ["# Every config field", "", "Made by `python -m rl_likelihood.config` from the declarations. Do not edit."]
     groups: dict[str, list[str]] = {}
-    for name, kind, item in _leaves(Config, ""):
+    for name, (kind, item) in all_fields().items():
         group = name.rpartition(".")[0]
         allowed = " ".join(f"`{c}`" for c in fields.choices(kind))
-        bounds = ", ".join(f"{k} {v:g}" for k, v in item.metadata["bounds"].items())
+        bounds = ", ".join(f"{_SIGNS[k]} {v:.10g}" for k, v in item.metadata["bounds"].items())
         row = f"| `{name}` | `{json.dumps(item.default)}` | {allowed or bounds} | {item.metadata['doc']} |"
-        groups.setdefault(group, []).append(row.replace("|", "|"))
+        groups.setdefault(group, []).append(row)
     for group, rows in groups.items():
         out += [
             "",
@@ -299,11 +314,12 @@ def document() -> str:
     return "\n".join(out) + "\n"
 
 
-def _leaves(cls: type, prefix: str) -> list[tuple[str, Any, dataclasses.Field]]:
-    out = []
+def all_fields(cls: type = Config, prefix: str = "") -> dict[str, tuple[Any, dataclasses.Field]]:
+    """{dotted name: (type, field)} of every field there is."""
+    out: dict[str, tuple[Any, dataclasses.Field]] = {}
     for name, kind, item in fields.user_fields(cls):
         nested = dataclasses.is_dataclass(kind)
-        out += _leaves(kind, f"{prefix}{name}.") if nested else [(prefix + name, kind, item)]
+        out |= all_fields(kind, f"{prefix}{name}.") if nested else {prefix + name: (kind, item)}
     return out
 
 

@@ -187,8 +187,8 @@ def encode_all(
     break the seam, or are longer than `max_prompt` or `max_answer`.
     """
     rows = _encode_any_length(examples, tokenizer, cfg, fmt, shots)
-    for field in ("max_prompt", "max_answer"):
-        _refuse_longer(field, cfg, rows)
+    for name in ("max_prompt", "max_answer"):
+        _refuse_longer(name, cfg, rows)
     return rows
 
 
