@@ -63,7 +63,7 @@ def hidden_grad_norms(grad_hidden: Float[Array, "P G T D"], batch: Batch, cfg: S
 
 
 def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> dict[str, Array]:
-    """Means from sums and counts, under the names of DESIGN section 6.
+    """Means from sums and counts, under the names of docs/metrics.md.
 
     corr/NAME is the correlation of a reward with the trained one within groups (over the whole batch, each
     value less its group's mean): what group-relative advantages see. corr/chain_length likewise.

@@ -1,4 +1,4 @@
-"""Rewards from the likelihood of the reference answer: f(group) of DESIGN section 2.
+"""Rewards from the likelihood of the reference answer: f(group) of the one equation (`learner.surrogate`).
 
 Each objective maps the reference-answer token log-probs of a group to one number per prompt,
 
