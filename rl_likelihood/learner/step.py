@@ -29,7 +29,7 @@ from rl_likelihood.model.decoder import (
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.shapes import Batch, TrainState
 
-# Completion tokens at one time: so many and more take memory on a CPU, and no time was gained by them (BENCHMARKS.md).
+# Completion tokens per forward on a CPU: more take memory and save no time (docs/benchmarks.md).
 ENOUGH = 1024
 
 Models = tuple[Params | None, Params | None]  # reference and proxy, None where nothing asks for them
