@@ -132,7 +132,17 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChainFormat:
+class Tags:
+    """The tags of a response: "<think>", "</think>", "<answer", "</answer". Those of the answer leave out their `>`."""
+
+    think_open: str
+    think_close: str
+    answer_open: str
+    answer_close: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainFormat(Tags):
     """The chain-of-thought format in one tokenizer's ids (made by `data.prompts.chain_format`).
 
     A completion reads  chain  </think> <answer  > reference answer </answer>.
@@ -142,9 +152,6 @@ class ChainFormat:
     which stop strings are matched exactly, whatever token boundaries the model chooses.
     """
 
-    think_close: str
-    answer_open: str
-    answer_close: str
     close_think_ids: tuple[int, ...]
     open_answer_ids: tuple[int, ...]
     eos_ids: tuple[int, ...]

@@ -54,7 +54,7 @@ def byte_format(c: Config) -> ChainFormat:
     p = c.prompt
     close, opened = (text.encode() for text in (f"{p.think_close}\n{p.answer_open}", f"\n{p.answer_open}"))
     ids = (0,) * len(close), (0,) * len(opened)
-    return ChainFormat(p.think_close, p.answer_open, p.answer_close, *ids, (0,), 0, ())
+    return ChainFormat(p.think_open, p.think_close, p.answer_open, p.answer_close, *ids, (0,), 0, ())
 
 
 def abstract_params(model: ModelConfig, mesh: Mesh | None = None) -> Any:
