@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from rl_likelihood.data.prompts import INSTRUCTION, PromptConfig
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.grading.graders import GRADERS
-from rl_likelihood.grading.mathematics import has_math_verify
 from rl_likelihood.learner.optimizer import OptimizerConfig
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
@@ -142,12 +141,6 @@ def validate(c: ConfigDict) -> None:
             f"the nearest below that does is {near}"
         )
     validate_reward(c)
-    math = "eval.grader" if c.eval.grader == "math" else "reward.name"
-    if "math" in (c.eval.grader, *(t.name for t in _terms(c))) and not has_math_verify():
-        raise UserError(
-            f"{math} is {get(c, math)!r}, but math-verify is not installed, and without it every answer that takes "
-            "algebra would be wrong; run: pip install -e '.[math]'"
-        )
     if c.sampler.temperature <= 0:
         raise UserError(f"sampler.temperature is {c.sampler.temperature}; it must be above 0 (evaluation has its own)")
     for name in ("eval.max_sampled_answer", "sampler.max_sampled_answer"):

@@ -7,7 +7,7 @@ out as validation, as Kwiatkowski et al. do. Rows of MATH-500 (they have a uniqu
 from __future__ import annotations
 
 from rl_likelihood.datasets.common import DataSet, Left, Place, Row, text
-from rl_likelihood.grading.mathematics import last_boxed
+from rl_likelihood.grading.text import last_boxed
 from rl_likelihood.shapes import Example
 
 

@@ -207,7 +207,7 @@ def _same_words(goal: Node, found: Node) -> bool:
         return _plain(goal.parts[0]) == _plain(found.parts[0])
     word, other = (goal, found) if goal.kind == "word" else (found, goal)
     letters = word.parts[0]
-    if not letters.isalpha() or not letters.isascii():
+    if not letters.isalpha() or not letters.isascii() or len(letters) > 20:
         return False
     if len(letters) == 1:
         return same_value(Node("name", (letters,)), other)

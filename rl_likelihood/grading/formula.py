@@ -15,6 +15,7 @@ from rl_likelihood.grading import units
 from rl_likelihood.grading.tokens import FUNCTIONS, Token, Unreadable, tokens
 
 _DEEPEST = 30  # formulas inside formulas
+_LONGEST_PRODUCT = 200  # factors
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
 _CONSTANTS = {"pi", "infty", "emptyset", "ldots", "reals", "imath", "angle", "triangle"}
 _GREEK = {
@@ -376,8 +377,8 @@ class _Reader:
             arguments = found.parts[2:] if found.kind == "sequence" else found.parts if found.kind == "set" else (found,)
         else:
             arguments = (self.plain_argument(),)
-        if len(arguments) > 1 and name not in ("max", "min", "gcd", "lcm"):
-            raise Unreadable("two arguments")
+        if (len(arguments) > 1) != (name in ("max", "min", "gcd", "lcm")):
+            raise Unreadable("the number of arguments")
         if name in _TRIGONOMETRIC:
             arguments = tuple(map(_in_radians, arguments))
             if power == number(-1) or power == Node("neg", (number(1),)):
@@ -458,6 +459,8 @@ def _signed(sign: str, node: Node) -> Node:
 
 def _times(left: Node, right: Node) -> Node:
     factors = left.parts if left.kind == "mul" else (left,)
+    if len(factors) > _LONGEST_PRODUCT:
+        raise Unreadable("too long")
     return Node("mul", (*factors, right))
 
 

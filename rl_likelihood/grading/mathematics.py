@@ -28,7 +28,8 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _LEADS_ON = re.compile(r"(?:\b(?:is|are|get|have|equals|equal to|obtain|find|answer|solutions?)|[:=])[\s,]*$", re.IGNORECASE)
-_PROSE = re.compile(r"(?!(?:and|or)\b)[A-Za-z]{2,}\s+(?!(?:and|or)\b)[A-Za-z]+|(?!(?:and|or)\b)[A-Za-z]+\s+(?!(?:and|or)\b)[A-Za-z]{2,}")
+_OTHER = r"\b(?!(?:and|or)\b)[A-Za-z]"
+_PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
 
 
 def _core(text: str) -> str:

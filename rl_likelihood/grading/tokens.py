@@ -75,7 +75,7 @@ _BASE = re.compile(r"\s*_\s*(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,
 
 _SCANNER = re.compile(
     r"(?P<row>\\\\)"
-    r"|(?P<space>\s+|\\[!,;:> ]|~|\\hspace\*?\s*\{[^{}]*\}|\\left\s*\.|\\right\s*\.)"
+    r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\hspace\*?\s*\{[^{}]*\}|\\left\s*\.|\\right\s*\.)"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
     rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>[^{{}}]*)\}}"
     rf"|\\(?P<font>{'|'.join(_FONTS)})\s*\{{\s*(?P<letters>[^{{}}\\]*)\}}"

@@ -94,12 +94,13 @@ def _name(node: Node, k: int) -> Fraction:
 
 
 def _product(node: Node, k: int) -> Fraction:
-    value = Fraction(1)
+    above = below = 1
     for part in node.parts:
-        value *= rational(part, k)
-        if value.numerator.bit_length() > _BITS:
+        value = rational(part, k)
+        above, below = above * value.numerator, below * value.denominator
+        if above.bit_length() + below.bit_length() > 2 * _BITS:
             raise _Irrational
-    return value
+    return Fraction(above, below)
 
 
 def _sum(node: Node, k: int) -> Fraction:
@@ -172,7 +173,7 @@ def _call(node: Node, k: int) -> Fraction:
     if name not in _RATIONAL_CALLS:
         raise _Irrational
     values = [rational(a, k) for a in arguments]
-    return _RATIONAL_CALLS[name](*values) if len(values) > 1 or name not in ("max", "min") else values[0]
+    return _RATIONAL_CALLS[name](*values)
 
 
 def _only(node: Node, k: int) -> Fraction:
