@@ -3,8 +3,8 @@
     python bench/gym_scorers.py [--items=10] [--only=NAME,NAME]
 
 Each data set's own rule (as `grading.gym` asks it) is shown wrong answers to its own questions: constants, the answers
-to its other questions, and its own answer with one character changed. A rule that calls many of them right tests
-something else. Prints a line for every data set where any is right.
+to its other questions, parts of the question, and its own answer with one character changed. A rule that calls many of
+them right tests something else. Prints a line for every data set where any is right.
 """
 
 from __future__ import annotations
@@ -52,6 +52,14 @@ def changed(text: str, rng: random.Random) -> str:
     return text[:i] + (c.upper() if text[i].isupper() else c) + text[i + 1 :]
 
 
+def parts(question: str) -> list[str]:
+    """The question, its paragraphs and its last lines."""
+    paragraphs = [p.strip() for p in question.split("\n\n")]
+    grids = [p.partition(":\n")[2] for p in paragraphs if ":\n" in p]
+    lines = [line.strip() for line in question.splitlines()[-6:]]
+    return [p for p in (question.strip(), *paragraphs, *grids, *lines) if p]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--items", type=int, default=10)
@@ -60,7 +68,7 @@ def main() -> None:
     from reasoning_gym import factory
 
     names = a.only.split(",") if a.only else sorted(factory.DATASETS)
-    print(f"{'data set':32s} {'own':>6s} {'constant':>9s} {'other':>8s} {'changed':>8s}  examples")
+    print(f"{'data set':32s} {'own':>6s} {'constant':>9s} {'other':>8s} {'copied':>8s} {'changed':>8s}  examples")
     for name in names:
         try:
             data = factory.create_dataset(name, size=a.items, seed=7)
@@ -72,13 +80,14 @@ def main() -> None:
             continue
         rng = random.Random(0)
         answers = [str(item["answer"]).strip() for item in items]
-        hits: dict[str, list[tuple[int, str]]] = {"constant": [], "other": [], "changed": []}
+        hits: dict[str, list[tuple[int, str]]] = {"constant": [], "other": [], "copied": [], "changed": []}
         tried = dict.fromkeys(hits, 0)
         own = sum(right(name, items, i, answers[i]) for i in range(a.items))
         for i, answer in enumerate(answers):
             wrong = {
                 "constant": [c for c in CONSTANTS if c != answer],
                 "other": sorted({x for x in answers if x != answer}),
+                "copied": sorted(set(parts(items[i]["question"])) - {answer}),
                 "changed": [changed(answer, rng) for _ in range(8)],
             }
             for family, texts in wrong.items():

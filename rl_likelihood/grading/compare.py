@@ -284,7 +284,8 @@ def _is_name(node: Node) -> bool:
         case "word":
             return not set(node.parts[0].lower().split()) & set(_NO)
         case "mul":
-            return all(map(_is_name, node.parts))
+            letters = "".join(part.parts[0] for part in node.parts if part.kind == "name")
+            return letters.lower() not in _NO and all(map(_is_name, node.parts))
         case "sequence":
             return all(map(_is_name, node.parts[2:]))
         case "pow":

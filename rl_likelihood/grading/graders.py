@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from rl_likelihood.grading.code import (
     code_output,
@@ -23,7 +23,9 @@ from rl_likelihood.grading.countdown import countdown, countdown_outcome
 from rl_likelihood.grading.gym import gym_match, gym_outcome, gym_quick
 from rl_likelihood.grading.mathematics import math_match, math_outcome, telemath
 from rl_likelihood.grading.text import exact_match, multiple_choice, numeric_match, parse_number
-from rl_likelihood.shapes import Example
+
+if TYPE_CHECKING:  # workers import this module, and shapes imports jax
+    from rl_likelihood.shapes import Example
 
 VERSION = 3  # of the rules: kept evaluation records of an older one are graded anew
 

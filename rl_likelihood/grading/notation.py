@@ -80,7 +80,7 @@ def latex(text: str) -> str:
 
 # A pair of marks around something, where words stand outside: not the power in x**2, the product in 2*3 or x_1.
 _EMPHASIS = re.compile(
-    r"(?<![\w*)\]}\\^$])(?P<mark>\*\*\*|\*\*|\*|__|_|``|`)(?=[^\s*_`])(?P<inside>[^\n]*?[^\s*_`\\])(?P=mark)(?![\w*(\[{\\^$])"
+    r"(?<![\w*)\]}\\^])(?P<mark>\*\*\*|\*\*|\*|__|_|``|`)(?=[^\s*_`])(?P<inside>[^\n]*?[^\s*_`\\])(?P=mark)(?![\w*(\[{\\^])"
 )
 _FENCE = re.compile(r"\s*(```|~~~)[^\n`]*\n(?P<inside>.*?)\n?[ ]*\1\s*", re.DOTALL)
 _HEADING = re.compile(r"^[ ]{0,3}#{1,6}\s+")

@@ -152,7 +152,7 @@ _COMBINED = re.compile(
     re.ASCII,
 )
 _FONTS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|boldsymbol|bm)\s*\{([^{}]*)\}")
-_SPACES = re.compile(r"\\[,;: !]|\\q?quad|~|\\left|\\right|\\[()]")
+_SPACES = re.compile(r"\\[,;: !]|\\q?quad|~|\\[()]")
 _EMPHASIS = re.compile(r"[*_`]+")
 _CHOICE_HEAD = 200  # characters; the choice comes first
 
@@ -167,6 +167,7 @@ def choice(text: str) -> int | None:
     """
     boxed = last_boxed(text)
     head = latex((text if boxed is None else boxed).strip()[:_CHOICE_HEAD])
+    head = head.replace(r"\left", "").replace(r"\right", "")
     for _ in range(2):
         head = _FONTS.sub(r"\1", head)
     head = _EMPHASIS.sub("", _SPACES.sub(" ", head)).replace("$", "").strip("#\"'{} \n")
