@@ -18,8 +18,8 @@ from rl_likelihood.grading import gym
 
 CONSTANTS = (
     "0", "1", "2", "-1", "10", "yes", "no", "Yes", "No", "True", "False", "true", "A", "B", "x", "C", "hello", "[]",
-    "{}", "()", "None", "none", "N/A", "impossible", "-", ".", "1 2 3", "1*2*3*4", "1+2", "x + C", "0.5", "1/2", "\\", "[[0]]",
-    "a b", "the answer", "IMPOSSIBLE", "infeasible", "Yes, yes", "No solution", "0 0", "1,1", "[1]", "[0, 0]",
+    "{}", "()", "None", "none", "N/A", "impossible", "-", ".", "1 2 3", "1*2*3*4", "1+2", "x + C", "0.5", "1/2", "\\",
+    "[[0]]", "a b", "the answer", "IMPOSSIBLE", "infeasible", "Yes, yes", "No solution", "0 0", "1,1", "[1]", "[0, 0]",
 )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """Do two answers say the same? What is compared with what, and when order, brackets, names and units count.
 
-    a list 1, 2     as many entries, in any order; equal to a set or, in the same order, to a tuple of the same entries
-    a set {1, 2}    in any order, each entry once; never equal to a tuple
-    a tuple (1, 2)  in this order, with these brackets: (1, 2), [1, 2) and [1, 2] differ; equal to the column matrix
-    x = 5           its value, where the other side names none; else the same equation up to a factor
-    2 < x <= 3      the interval (2, 3]
-    5 cm            5, where the other side says no unit or the same one; a reference's own words are a unit too
+a list 1, 2     as many entries, in any order; equal to a set or, in the same order, to a tuple of the same entries
+a set {1, 2}    in any order, each entry once; never equal to a tuple
+a tuple (1, 2)  in this order, with these brackets: (1, 2), [1, 2) and [1, 2] differ; equal to the column matrix
+x = 5           its value, where the other side names none; else the same equation up to a factor
+2 < x <= 3      the interval (2, 3]
+5 cm            5, where the other side says no unit or the same one; a reference's own words are a unit too
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rl_likelihood.grading import units
-from rl_likelihood.grading.formula import Node, number
 from rl_likelihood.grading.tokens import Unreadable
-from rl_likelihood.grading.values import parts_of, proportional, same_value, symbols
+from rl_likelihood.grading.tree import Node, number, parts_of, symbols
+from rl_likelihood.grading.values import proportional, same_value
 
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 _INFINITY = Node("name", ("infty",))

@@ -9,41 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import NamedTuple
 
 from rl_likelihood.grading import units
-from rl_likelihood.grading.tokens import FUNCTIONS, Token, Unreadable, tokens
+from rl_likelihood.grading.tokens import FUNCTIONS, SYMBOLS, Cursor, Token, Unreadable, tokens
+from rl_likelihood.grading.tree import Node, call, in_radians, number, over, signed, times
 
 _DEEPEST = 30  # formulas inside formulas
-_LONGEST_PRODUCT = 200  # factors
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
-_CONSTANTS = {"pi", "infty", "emptyset", "ldots", "reals", "imath", "angle", "triangle"}
-_GREEK = {
-    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa",
-    "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "ell",
-    "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar",
-}  # fmt: skip
-_SYMBOLS = _CONSTANTS | _GREEK
 _TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "langle": ("rangle",)}
 _CURRENCIES = {"$": "dollar", "euro": "euro", "pounds": "pound-sterling"}
 _PAIRS = {"lfloor": ("floor", "rfloor"), "lceil": ("ceil", "rceil")}
-
-
-class Node(NamedTuple):
-    """A tree. Kinds: number, name, word, based, add, mul, div, pow, neg, pm, call, deg, sequence, set, list, matrix,
-    union, without, relation, unit. `parts` are nodes, except for names: see the functions that make them."""
-
-    kind: str
-    parts: tuple = ()
-
-
-def number(value: int | Fraction) -> Node:
-    return Node("number", (Fraction(value),))
-
-
-def call(name: str, *arguments: Node) -> Node:
-    return Node("call", (name, *arguments))
 
 
 def read(text: str) -> Node:
@@ -55,36 +31,10 @@ def read(text: str) -> Node:
     return node
 
 
-class _Reader:
+class _Reader(Cursor):
     def __init__(self, given: list[Token]):
-        self.tokens, self.at, self.depth, self.bars = given, 0, 0, 0
-
-    # ---------------------------------------------------------------- tokens
-
-    def done(self) -> bool:
-        return self.at >= len(self.tokens)
-
-    def token(self, ahead: int = 0) -> Token:
-        return self.tokens[self.at + ahead] if self.at + ahead < len(self.tokens) else Token("end of text", "")
-
-    def peek(self) -> str:
-        """The next token, where it is no word of the answer's own."""
-        token = self.token()
-        return token.text if token.kind in ("op", "command") else f" {token.kind}"
-
-    def accept(self, *texts: str) -> str:
-        """The next token if it is one of these, which is then read; else nothing."""
-        text = self.peek()
-        if text not in texts:
-            return ""
-        self.at += 1
-        return text
-
-    def expect(self, *texts: str) -> str:
-        text = self.accept(*texts)
-        if not text:
-            raise Unreadable(f"{self.peek()!r} instead of {texts[0]!r}")
-        return text
+        super().__init__(given)
+        self.depth = self.bars = 0
 
     def inside(self, rule: Callable[[], Node]) -> Node:
         """What a rule reads, one level deeper; bars outside do not close it."""
@@ -190,9 +140,9 @@ class _Reader:
 
     def sum(self) -> Node:
         sign = self.accept("+", "-", "pm", "mp")
-        nodes = [_signed(sign, self.product())]
+        nodes = [signed(sign, self.product())]
         while sign := self.accept("+", "-", "pm", "mp"):
-            nodes.append(_signed(sign, self.signed_product()))
+            nodes.append(signed(sign, self.signed_product()))
         return nodes[0] if len(nodes) == 1 else Node("add", tuple(nodes))
 
     def signed_product(self) -> Node:
@@ -202,12 +152,12 @@ class _Reader:
         node = self.factor()
         while True:
             if self.accept("*"):
-                node = _times(node, self.signed_factor())
+                node = times(node, self.signed_factor())
             elif self.peek() == "/" and self.token(1).kind != "word":
                 self.at += 1
-                node = _over(node, self.signed_factor())
+                node = over(node, self.signed_factor())
             elif self.begins_factor():
-                node = _times(node, self.factor())
+                node = times(node, self.factor())
             else:
                 return node
 
@@ -215,12 +165,14 @@ class _Reader:
         return Node("neg", (self.factor(),)) if self.accept("-") else self.factor()
 
     def begins_factor(self) -> bool:
-        """Does the next token go on a product without a sign? A number does not, nor do words."""
+        """Does the next token go on a product without a sign? Words do not, and a number only after a bracket."""
         token, text = self.token(), self.peek()
+        if token.kind == "number":
+            return self.tokens[self.at - 1].text == ")"
         if text == "|":
             return not self.bars
         if token.kind == "command":
-            known = _SYMBOLS | {"frac", "binom", "sqrt", "surd", "cbrt", "lfloor", "lceil", "langle", *FUNCTIONS}
+            known = SYMBOLS | {"frac", "binom", "sqrt", "surd", "cbrt", "lfloor", "lceil", "langle", *FUNCTIONS}
             return text in known
         return token.kind in ("name", "begin") or text in ("(", "[", "{", "\\{")
 
@@ -273,7 +225,7 @@ class _Reader:
                 raise Unreadable("a mixed number")
             below = self.number()
         parts = [p.parts[0] for p in (above, below) if p is not None and p.kind == "number"]
-        if len(parts) == 2 and all(p.denominator == 1 for p in parts) and 0 < parts[0] and 0 < parts[1]:
+        if len(parts) == 2 and all(p.denominator == 1 for p in parts) and parts[0] > 0 and parts[1] > 0:
             return number(first.value + parts[0] / parts[1])
         self.at = start  # a product, or (two numbers) nothing
         return node
@@ -291,7 +243,7 @@ class _Reader:
             return self.number()
         if token.kind == "begin":
             return self.inside(self.matrix)
-        if text in _SYMBOLS:
+        if text in SYMBOLS:
             self.at += 1
             return self.subscripted(token)
         if text in ("frac", "binom", "sqrt", "surd", "cbrt", *FUNCTIONS):
@@ -374,13 +326,15 @@ class _Reader:
         power = self.exponent() if self.accept("^") else None
         if self.peek() in ("(", "{"):
             found = self.inside(self.brackets)
-            arguments = found.parts[2:] if found.kind == "sequence" else found.parts if found.kind == "set" else (found,)
+            arguments = (
+                found.parts[2:] if found.kind == "sequence" else found.parts if found.kind == "set" else (found,)
+            )
         else:
             arguments = (self.plain_argument(),)
         if (len(arguments) > 1) != (name in ("max", "min", "gcd", "lcm")):
             raise Unreadable("the number of arguments")
         if name in _TRIGONOMETRIC:
-            arguments = tuple(map(_in_radians, arguments))
+            arguments = tuple(map(in_radians, arguments))
             if power == number(-1) or power == Node("neg", (number(1),)):
                 name, power = f"arc{name}", None
         node = call(name, *base, *arguments)
@@ -389,7 +343,7 @@ class _Reader:
     def plain_argument(self) -> Node:
         node = Node("neg", (self.factor(),)) if self.accept("-") else self.factor()
         while self.begins_factor() and self.peek() not in (*FUNCTIONS, "(", "["):
-            node = _times(node, self.factor())
+            node = times(node, self.factor())
         return node
 
     def absolute(self) -> Node:
@@ -446,37 +400,3 @@ class _Reader:
             raise Unreadable("a matrix")
         self.at += 1
         return Node("matrix", (kind, *rows))
-
-
-def _signed(sign: str, node: Node) -> Node:
-    if sign == "-":
-        return Node("neg", (node,))
-    if sign in ("pm", "mp"):
-        node = Node("pm", (node,))
-        return Node("neg", (node,)) if sign == "mp" else node
-    return node
-
-
-def _times(left: Node, right: Node) -> Node:
-    factors = left.parts if left.kind == "mul" else (left,)
-    if len(factors) > _LONGEST_PRODUCT:
-        raise Unreadable("too long")
-    return Node("mul", (*factors, right))
-
-
-def _over(above: Node, below: Node) -> Node:
-    """A quotient; of a product, one factor more, so that 1/2/3/... is not a deep tree."""
-    if above.kind in ("mul", "div"):
-        return _times(above, Node("div", (number(1), below)))
-    return Node("div", (above, below))
-
-
-def _in_radians(node: Node) -> Node:
-    """Degrees inside the argument of a sine are an eighteenth of ten pi."""
-    if node.kind == "deg":
-        return Node("mul", (node.parts[0], Node("div", (Node("name", ("pi",)), number(180)))))
-    if node.kind == "unit" and node.parts[1] == "degree":
-        return _in_radians(Node("deg", (node.parts[0],)))
-    if node.kind in ("add", "mul", "div", "neg"):
-        return Node(node.kind, tuple(map(_in_radians, node.parts)))
-    return node

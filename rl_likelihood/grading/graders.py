@@ -86,7 +86,9 @@ class Grader:
 GRADERS: dict[str, Grader] = {
     "exact_match": Grader(exact_match, "the same text, but for white space around it"),
     "numeric": Grader(numeric_match, "the same number, exactly; as text where the reference is none"),
-    "math": Grader(math_outcome, "the same mathematics, read whole: LaTeX, Unicode or plain text, with or without units"),
+    "math": Grader(
+        math_outcome, "the same mathematics, read whole: LaTeX, Unicode or plain text, with or without units"
+    ),
     "countdown": Grader(countdown, "an expression of exactly the given numbers that has the target's value"),
     "multiple_choice": Grader(multiple_choice, "the same option: B, (B), option 2, the answer is B"),
     "telemath": Grader(telemath, "a number within 1 % or 0.01 of the reference"),

@@ -12,10 +12,11 @@ import re
 
 from rl_likelihood.grading import values
 from rl_likelihood.grading.compare import same
-from rl_likelihood.grading.formula import Node, read
+from rl_likelihood.grading.formula import read
 from rl_likelihood.grading.notation import latex, without_markdown
 from rl_likelihood.grading.text import exact_match, last_boxed
 from rl_likelihood.grading.tokens import Unreadable, tokens
+from rl_likelihood.grading.tree import Node
 
 _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
@@ -27,7 +28,9 @@ _LEAD = re.compile(
     r"result|solutions?|is|are|equals|equal|to)\b[\s,]*|[:=][\s]*)+",
     re.IGNORECASE,
 )
-_LEADS_ON = re.compile(r"(?:\b(?:is|are|get|have|equals|equal to|obtain|find|answer|solutions?)|[:=])[\s,]*$", re.IGNORECASE)
+_LEADS_ON = re.compile(
+    r"(?:\b(?:is|are|get|have|equals|equal to|obtain|find|answer|solutions?)|[:=])[\s,]*$", re.IGNORECASE
+)
 _OTHER = r"\b(?!(?:and|or)\b)[A-Za-z]"
 _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
 
@@ -68,7 +71,7 @@ def _formulas(text: str) -> str:
     if marks % 2:
         return text  # and unreadable: a dollar inside
     pieces = _DOLLARS.split(text)
-    out = [r"\text{%s}" % p if i % 2 == 0 and _WORDS_ONLY.fullmatch(p) else p for i, p in enumerate(pieces)]
+    out = ["\\text{" + p + "}" if i % 2 == 0 and _WORDS_ONLY.fullmatch(p) else p for i, p in enumerate(pieces)]
     return r"\quad ".join(piece for piece in out if piece.strip())
 
 

@@ -126,7 +126,7 @@ _LEAD = (
 )
 _CHOICE = re.compile(
     _LEAD + r"(?:"
-    r"[(\[]?(?:option|choice|answer)\s*[(\[]?(?P<number>[0-9]{1,2}|[a-z])(?![0-9a-z])"  # option 2, Option 2: text, choice B
+    r"[(\[]?(?:option|choice|answer)\s*[(\[]?(?P<number>[0-9]{1,2}|[a-z])(?![0-9a-z])"  # option 2, choice B
     r"|[(\[<](?P<bracketed>[a-z])[)\]>]"  # (B), (B) text
     r"|(?P<letter>[a-z])(?:\s*$|\s*\n|[.:)\]]|\s+[-\u2013\u2014]\s"  # B, B., B: text, B - text, not "B text"
     r"|,?\s+(?:because|since|as)\b|\s+is\s+(?:the\s+)?(?:right|correct|true|best|answer)\b"

@@ -39,6 +39,12 @@ _GREEK = (
     "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "pi", "rho", "sigma", "tau", "phi", "omega",
 )  # fmt: skip
 _PLAIN |= {name: name for name in (*FUNCTIONS, *_GREEK)}
+SYMBOLS = {
+    "pi", "infty", "emptyset", "ldots", "reals", "imath", "angle", "triangle",
+    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa",
+    "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "ell",
+    "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar",
+}  # fmt: skip
 _SAME = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "bar": "overline",
     "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=", "geqslant": ">=", "ne": "!=", "neq": "!=",
@@ -188,7 +194,9 @@ def _token(m: re.Match[str]) -> list[Token]:
         name = _SAME.get(m["command"], m["command"])
         return [Token("command" if name.isalpha() else "op", name)]
     if m["escaped"]:
-        return [Token("op", m["escaped"] if m["escaped"] in "%$" else "||" if m["escaped"] == "|" else "\\" + m["escaped"])]
+        return [
+            Token("op", m["escaped"] if m["escaped"] in "%$" else "||" if m["escaped"] == "|" else "\\" + m["escaped"])
+        ]
     return [Token("op", {"**": "^"}.get(m["op"], m["op"]))]
 
 
@@ -241,3 +249,35 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
 
 def _piece(piece: str) -> Token:
     return Token("command", _PLAIN[piece]) if piece in _PLAIN else Token("name", piece)
+
+
+class Cursor:
+    """A place in a list of tokens."""
+
+    def __init__(self, given: list[Token]):
+        self.tokens, self.at = given, 0
+
+    def done(self) -> bool:
+        return self.at >= len(self.tokens)
+
+    def token(self, ahead: int = 0) -> Token:
+        return self.tokens[self.at + ahead] if self.at + ahead < len(self.tokens) else Token("end of text", "")
+
+    def peek(self) -> str:
+        """The next token, where it is no word of the answer's own."""
+        token = self.token()
+        return token.text if token.kind in ("op", "command") else f" {token.kind}"
+
+    def accept(self, *texts: str) -> str:
+        """The next token if it is one of these, which is then read; else nothing."""
+        text = self.peek()
+        if text not in texts:
+            return ""
+        self.at += 1
+        return text
+
+    def expect(self, *texts: str) -> str:
+        text = self.accept(*texts)
+        if not text:
+            raise Unreadable(f"{self.peek()!r} instead of {texts[0]!r}")
+        return text

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 
 import mpmath
 
-from rl_likelihood.grading.formula import Node
 from rl_likelihood.grading.tokens import Unreadable
+from rl_likelihood.grading.tree import CONSTANTS, Node, symbols
 
 POINTS = 4
 _BITS = 60_000  # of the largest rational
@@ -40,25 +40,6 @@ def _context(digits: int):
 
 _CONTEXTS = {digits: _context(digits) for digits in (_QUICK, _EXACT)}
 _LOCK = threading.Lock()  # mpmath's contexts change their precision while they work
-
-
-def parts_of(node: Node) -> Iterator[Node]:
-    """The nodes right below a node."""
-    for part in node.parts:
-        if isinstance(part, Node):
-            yield part
-        elif isinstance(part, tuple):
-            yield from (p for p in part if isinstance(p, Node))
-
-
-_CONSTANTS = ("pi", "e", "i", "imath")
-
-
-def symbols(node: Node) -> frozenset[str]:
-    """The names in a formula that are no constants."""
-    if node.kind == "name":
-        return frozenset() if node.parts[0] in _CONSTANTS else frozenset(node.parts)
-    return frozenset().union(*map(symbols, parts_of(node)))
 
 
 def _point(name: str, k: int) -> Fraction:
@@ -88,7 +69,7 @@ def _not_rational(node: Node, k: int) -> Fraction:
 
 
 def _name(node: Node, k: int) -> Fraction:
-    if node.parts[0] in _CONSTANTS:
+    if node.parts[0] in CONSTANTS:
         raise _Irrational
     return _point(node.parts[0], k)
 
@@ -150,7 +131,7 @@ def _factorial(value: Fraction) -> Fraction:
 
 def _binomial(above: Fraction, below: Fraction) -> Fraction:
     n, k = _whole(above, below)
-    if not 0 <= n <= _LARGEST_FACTORIAL or not 0 <= k:
+    if not 0 <= n <= _LARGEST_FACTORIAL or not k >= 0:
         raise Unreadable("a binomial")
     return Fraction(math.comb(n, k))
 
@@ -258,7 +239,7 @@ def _function(name: str, values: list, mp):
     if name == "root":
         return _root(*values, mp)
     if name in ("log", "ln", "lg"):
-        base, value = (values if len(values) == 2 else (mp.e if name == "ln" else mp.mpf(10), values[0]))
+        base, value = values if len(values) == 2 else (mp.e if name == "ln" else mp.mpf(10), values[0])
         if value == 0 or base == 0 or base == 1:
             raise Undefined
         return mp.log(value) / mp.log(base) if base != mp.e else mp.log(value)
@@ -271,9 +252,8 @@ def _function(name: str, values: list, mp):
             raise Unreadable(f"{name} of this")
         return getattr(mp, name)(*values)
     (value,) = values
-    if name == "exp" or name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh"):
-        if abs(value) > _MAGNITUDE:
-            raise Unreadable("a large argument")
+    if name in ("exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh") and abs(value) > _MAGNITUDE:
+        raise Unreadable("a large argument")
     function = {"abs": abs, "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "arccot": mp.acot,
                 "arcsec": mp.asec, "arccsc": mp.acsc}.get(name) or getattr(mp, name)  # fmt: skip
     return function(value)

@@ -153,7 +153,10 @@ WHOLE = "def total(numbers):\n    return sum(numbers)\n"
         (f"```\nclass A:\n    def total(self): pass\n```\n```python\n{WHOLE}```", True),
         (f"```text\nuse def total(numbers):\n```\n```python\n{WHOLE}```", True),
         ("```python\nx = 1\n```\n```python\ntotal = sum\n```", True),
-        (f"```python\ndef total(numbers):\n    return 3\n```\n```python\n{WHOLE}```", False),  # the first that defines it
+        (
+            f"```python\ndef total(numbers):\n    return 3\n```\n```python\n{WHOLE}```",
+            False,
+        ),  # the first that defines it
         ("    return len(numbers)\n", False),
         ("    pass", False),
         ("    return sum(numbers", False),

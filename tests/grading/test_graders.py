@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_likelihood.data.prompts import PromptConfig
-from rl_likelihood.grading.graders import GRADERS, exact_match, extract_answer, numeric_match, parse_number, reference_of
+from rl_likelihood.grading.graders import (
+    GRADERS,
+    exact_match,
+    extract_answer,
+    numeric_match,
+    parse_number,
+    reference_of,
+)
 from rl_likelihood.grading.gym import pack
 from rl_likelihood.grading.text import choice, multiple_choice
 from rl_likelihood.shapes import Example
@@ -128,7 +135,8 @@ def test_numeric_match():
 @pytest.mark.parametrize(
     "reference, answer, right",
     [
-        ("72", r"\boxed{72}", True), ("72", r"It is $\boxed{72}$.", True), ("72", "$72$", True), ("72", "$$72$$", True),
+        ("72", r"\boxed{72}", True), ("72", r"It is $\boxed{72}$.", True), ("72", "$72$", True),
+        ("72", "$$72$$", True),
         ("72", "72$", True), ("72", "= 72", True), ("72", "$= 72$", True), ("72", r"\( 72 \)", True),
         ("72", r"\[72\]", True), ("72", r"\$72", True), ("72", r"$\$72$", True), ("72", "$72$.", True),
         (r"\boxed{72}", "72", True), ("72", r"\boxed{72} or \boxed{73}", False), ("72", r"\boxed{72", False),
@@ -199,27 +207,39 @@ def test_a_hostile_reference_is_only_compared(name):
         ("B", 2), ("b", 2), ("(B)", 2), ("(b) text", 2), ("[C]", 3), ("B.", 2), ("B. 5G core", 2), ("B) 5G core", 2),
         ("B: 5G core", 2), ("B - 5G core", 2), ("**B**", 2), ("**B.** text", 2), ("`B`", 2), ("\\boxed{B}", 2),
         ("$\\boxed{\\text{B}}$", 2), ("\\text{(B)}.", 2), ("option 2", 2), ("Option 2: 5G core", 2), ("OPTION 2.", 2),
-        ("(option 2)", 2), ("option B", 2), ("choice c", 3), ("option 12", 12), ("Answer: B", 2), ("answer is (D)", 4),
+        ("(option 2)", 2), ("option B", 2), ("choice c", 3), ("option 12", 12), ("Answer: B", 2),
+        ("answer is (D)", 4),
         ("The correct answer is B.", 2), ("The answer is: option 3", 3), ("  J \n", 10), ("A\nbecause", 1),
         ("I say A, so \\boxed{C}", 3), ("Answer: **B**", 2), ("**Answer:** B", 2), ("The answer is **(B)**.", 2),
         ("The correct option is C.", 3), ("The correct choice is (C)", 3), ("The right option is: C) 5G", 3),
-        ("So the answer is C", 3), ("Therefore, the correct answer is option C.", 3), ("I choose C.", 3), ("I would pick (C)", 3),
-        ("The best choice would be C", 3), ("Option C is correct.", 3), ("Correct option: C", 3), ("Final Answer: C", 3),
-        ("The answer is C which is a cat", 3), ("C is the correct option", 3), ("It's C.", 3), ("#### C", 3), ("\uff23", 3),
+        ("So the answer is C", 3), ("Therefore, the correct answer is option C.", 3), ("I choose C.", 3),
+        ("I would pick (C)", 3),
+        ("The best choice would be C", 3), ("Option C is correct.", 3), ("Correct option: C", 3),
+        ("Final Answer: C", 3),
+        ("The answer is C which is a cat", 3), ("C is the correct option", 3), ("It's C.", 3), ("#### C", 3),
+        ("\uff23", 3),
         ("\uff08\uff23\uff09", 3), ("The correct answer would be: **C**", 3), ("My answer is C", 3), ("<C>", 3),
-        (r"\boxed{\text{(C)}}", 3), (r"\boxed{\textbf{C}}", 3), (r"\boxed{\mathrm{C}}", 3), (r"\boxed{\mathbf{(C)}}", 3),
-        (r"\boxed{\text{Option C}}", 3), (r"\boxed{(C)\ 5G}", 3), (r"\boxed{\text{C) 5G}}", 3), (r"$\boxed{\textbf{(C)}\ 12}$", 3),
+        (r"\boxed{\text{(C)}}", 3), (r"\boxed{\textbf{C}}", 3), (r"\boxed{\mathrm{C}}", 3),
+        (r"\boxed{\mathbf{(C)}}", 3),
+        (r"\boxed{\text{Option C}}", 3), (r"\boxed{(C)\ 5G}", 3), (r"\boxed{\text{C) 5G}}", 3),
+        (r"$\boxed{\textbf{(C)}\ 12}$", 3),
         (r"\boxed{\text{The answer is C}}", 3), (r"The answer is \(C\).", 3), (r"\boxed{\left(C\right)}", 3),
-        ("(D) Both (A) and (B)", 4), ("D. Both A and B", 4), ("D) Neither A nor B", 4), ("option 4: Both (A) and (B)", 4),
+        ("(D) Both (A) and (B)", 4), ("D. Both A and B", 4), ("D) Neither A nor B", 4),
+        ("option 4: Both (A) and (B)", 4),
         ("(D) All of the above", 4), ("(E) Only A and C", 5), ("(D) A and B", 4), ("D. Options A and B", 4),
-        ("\\boxed{(D) Both (A) and (B)}", 4), ("The answer is (D) Both (A) and (B).", 4), ("(D) Both (A) and (B). No: (C)", None),
-        ("(D) or (A)", None), ("(A) (B) and (C)", None), ("Both (A) and (B)", None), ("A and B", None), ("The answer is A or B", None),
-        ("The correct options are A and B", None), ("The answer is a cat", None), ("The answer is A cat", None), ("The option", None),
-        ("not C", None), ("The answer is not C", None), ("The incorrect option is C", None), ("C or D is right", None),
+        ("\\boxed{(D) Both (A) and (B)}", 4), ("The answer is (D) Both (A) and (B).", 4),
+        ("(D) Both (A) and (B). No: (C)", None),
+        ("(D) or (A)", None), ("(A) (B) and (C)", None), ("Both (A) and (B)", None), ("A and B", None),
+        ("The answer is A or B", None),
+        ("The correct options are A and B", None), ("The answer is a cat", None), ("The answer is A cat", None),
+        ("The option", None),
+        ("not C", None), ("The answer is not C", None), ("The incorrect option is C", None),
+        ("C or D is right", None),
         ("**B** is right", 2), ("B because it is", 2), ("B, since it is", 2), ("B is the answer.", 2), ("__B__", 2),
         ("B. USB type C.", 2), ("B: packet(s) of f(x), U.S. rules", 2), ("(B) is right, so (B)", 2),
         ("b. i.e. this", 2), ("A.B.C.D.", None), ("Answer: A. B. C. D.", None), ("Answer: A.B.C.", None),
-        ("(A) or (B)", None), ("A. B. C. D.", None), ("(A)(B)(C)(D)", None), ("B) and C)", None), ("A\nB\nC\nD", None),
+        ("(A) or (B)", None), ("A. B. C. D.", None), ("(A)(B)(C)(D)", None), ("B) and C)", None),
+        ("A\nB\nC\nD", None),
         ("option 1, option 2", None), ("Answer: A. Answer: B", None), ("(A), (B), (C)", None), ("**A** **B**", None),
         ("\\boxed{(A) or (B)}", None), ("A) or B", None), ("A: x; B: y", None), ("option A or option B", None),
         ("B or C", None), ("A cat", None), ("I think B", None), ("Beta", None), ("2", None), ("", None), ("BB", None),
@@ -236,7 +256,9 @@ def test_multiple_choice():
     assert multiple_choice("B", "option 2")
     assert multiple_choice("C", "(c) 7")
     assert not multiple_choice("option 2: 5G core", "C")
-    assert multiple_choice("option 4: Both (A) and (B)", "(D) Both (A) and (B)") and multiple_choice("(D) Both A and B", "D")
+    assert multiple_choice("option 4: Both (A) and (B)", "(D) Both (A) and (B)") and multiple_choice(
+        "(D) Both A and B", "D"
+    )
     assert not multiple_choice("(D) Both (A) and (B)", "A") and not multiple_choice("A", "(D) Both (A) and (B)")
     assert not multiple_choice("option 2: 5G core", "5G core")  # the choice is asked for, not the text
     assert not multiple_choice("B", "not B")
@@ -269,7 +291,9 @@ def test_hostile_text_is_only_wrong(text):
 
 def test_a_grader_is_one_row_and_the_documents_have_it():
     """Everything else is read from the row: what it is compared with, where it runs, what it says about itself."""
-    table = re.findall(r"^\| `(\w+)` \|", (Path(__file__).parents[2] / "docs" / "data.md").read_text().split("## Grading")[1], re.M)
+    table = re.findall(
+        r"^\| `(\w+)` \|", (Path(__file__).parents[2] / "docs" / "data.md").read_text().split("## Grading")[1], re.M
+    )
     assert set(GRADERS) <= set(table)
     for name, row in GRADERS.items():
         assert row.about and "\n" not in row.about, name

@@ -146,7 +146,9 @@ def test_no_answer_is_right_whatever_was_asked(dataset, junk):
 PUZZLE = pack("puzzle24", {}, {"question": "?", "answer": "1*(7*4 - 4)", "metadata": {"numbers": [7, 4, 4, 1]}})
 NUMBERS = pack("number_sorting", {}, {"question": "?", "answer": "['-25.9', '-50.51', '-74.0']", "metadata": {
     "direction": "descending"}})  # fmt: skip
-LIFE = pack("game_of_life", {}, {"question": "?", "answer": "[[0,1],[1,0]]", "metadata": {"solution": [[0, 1], [1, 0]]}})
+LIFE = pack(
+    "game_of_life", {}, {"question": "?", "answer": "[[0,1],[1,0]]", "metadata": {"solution": [[0, 1], [1, 0]]}}
+)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +156,13 @@ LIFE = pack("game_of_life", {}, {"question": "?", "answer": "[[0,1],[1,0]]", "me
     [
         *[(PUZZLE, text, True) for text in ("1*(7*4 - 4)", "(7*4-4)*1", "(7 * 4 - 4) / 1", "7*4-4*1", "1 * 7 * 4 - 4")],
         *[(PUZZLE, text, False) for text in (
-            "1*2*3*4", "24", "7*4-4", "7*4-4+1-1", "6*4*1*1", "1*9*3 - 3", "7*4-4*1 = 24", "7+4+4+1", "24*1", "74-41-9", "",
+            "1*2*3*4", "24", "7*4-4", "7*4-4+1-1", "6*4*1*1", "1*9*3 - 3", "7*4-4*1 = 24", "7+4+4+1", "24*1",
+            "74-41-9", "",
         )],
         (NUMBERS, '["-25.9", "-50.51", "-74.0"]', True), (NUMBERS, "[-25.9, -50.51, -74]", True),
         *[(NUMBERS, text, False) for text in (
-            "['-25.9', '-50.51', '-74.1']", "['-25.0', '-50.51', '-74.0']", "['-25.9', '-50.51']", "-25.9, -50.51, -74.0",
+            "['-25.9', '-50.51', '-74.1']", "['-25.0', '-50.51', '-74.0']", "['-25.9', '-50.51']",
+            "-25.9, -50.51, -74.0",
             "['-74.0', '-50.51', '-25.9']", "[]", "[null, 1, 2]",
         )],
         (LIFE, "[[0, 1], [1, 0]]", True), (LIFE, "[[0,1],[1,1]]", False), (LIFE, "[[0,0],[0,0]]", False),

@@ -16,6 +16,7 @@ from rl_likelihood.shapes import UserError
 from tests.grading import test_worker as bad
 from tests.programs import isolated
 
+
 def isolated_by(grade):
     return Grader(grade, "for a test", quick=bad.undecided)
 
