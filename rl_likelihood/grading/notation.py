@@ -46,10 +46,15 @@ _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ"
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎"
 _RAISED = str.maketrans(_SUPERSCRIPTS, "0123456789+-=()ni")
 _LOWERED = str.maketrans(_SUBSCRIPTS, "0123456789+-=()")
-_RUNS = re.compile(f"(?P<up>[{_SUPERSCRIPTS}]+)|(?P<down>[{_SUBSCRIPTS}]+)|(?P<over>(?:[0-9]\u0305)+)")
+_RUNS = re.compile(
+    f"(?P<above>[⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/](?P<below>[₀₁₂₃₄₅₆₇₈₉]+)"
+    f"|(?P<up>[{_SUPERSCRIPTS}]+)|(?P<down>[{_SUBSCRIPTS}]+)|(?P<over>(?:[0-9]\u0305)+)"
+)
 
 
 def _run(m: re.Match[str]) -> str:
+    if m["above"]:
+        return rf"\frac{{{m['above'].translate(_RAISED)}}}{{{m['below'].translate(_LOWERED)}}}"
     if m["up"]:
         return "^{" + m["up"].translate(_RAISED) + "}"
     if m["down"]:

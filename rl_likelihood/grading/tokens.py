@@ -80,7 +80,7 @@ _EXPONENT = re.compile(r"[eE](?P<power>[-+]?[0-9]{1,4})(?![0-9A-Za-z])")
 _BASE = re.compile(r"\s*_\s*(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
 
 _SCANNER = re.compile(
-    r"(?P<row>\\\\)"
+    r"(?P<row>\\\\(?:\[[0-9.]+(?:pt|em|ex|mm|cm)\])?|\\cr(?![A-Za-z])|\\tabularnewline)"
     r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\hspace\*?\s*\{[^{}]*\}|\\left\s*\.|\\right\s*\.)"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
     rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>[^{{}}]*)\}}"
@@ -164,7 +164,7 @@ def _number(text: str, at: int, bare_commas: bool) -> tuple[Token, int] | None:
     if exact and (m := _EXPONENT.match(text, at)) is not None:
         value, at, digits = value * Fraction(10) ** int(m["power"]), m.end(), f"{digits}e{m['power']}"
     if exact and (m := _BASE.match(text, at)) is not None:
-        return Token("based", f"{whole}.{decimals}_{int(m['group'] or m['bare'])}"), m.end()
+        return Token("based", f"{digits}_{int(m['group'] or m['bare'])}"), m.end()
     return Token("number", digits, value), at
 
 
