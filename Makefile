@@ -41,6 +41,7 @@ sweeps: $(VENV)/.sweeps
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check -q .
 
 bench: $(VENV)/.test
 	@set -e; for script in speed evaluation; do echo "== bench/$$script.py"; $(RUN) bench/$$script.py; done

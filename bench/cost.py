@@ -26,9 +26,11 @@ from bench import flops, work  # noqa: E402
 
 BASE = {"group": 4, "prompt": 256, "completion": 256, "vocabulary": 49152}
 SIZES = {
-    "group": (1, 4, 16, 32), "prompt": (64, 256, 1024), "completion": (64, 256, 1024),
+    "group": (1, 4, 16, 32),
+    "prompt": (64, 256, 1024),
+    "completion": (64, 256, 1024),
     "vocabulary": (4096, 49152, 151936),
-}  # fmt: skip
+}
 CALLS = ("sampling", "learner")
 PROMPTS = 2
 

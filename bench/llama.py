@@ -49,12 +49,17 @@ def write_file(m: ModelConfig, path: Path, kind: str = "float32") -> None:
     out.add_token_merges(["w 1"])
     out.add_bos_token_id(1)
     out.add_eos_token_id(1)
-    drawn = lambda *shape: (0.02 * rng.standard_normal(shape, np.float32)).astype(kind)  # noqa: E731
+    drawn = lambda *shape: (0.02 * rng.standard_normal(shape, np.float32)).astype(kind)
     ones, query, key = np.ones(m.width, np.float32), m.heads * m.head_dim, m.kv_heads * m.head_dim
     shapes = {
-        "attn_q": (query, m.width), "attn_k": (key, m.width), "attn_v": (key, m.width), "attn_output": (m.width, query),
-        "ffn_gate": (m.mlp, m.width), "ffn_up": (m.mlp, m.width), "ffn_down": (m.width, m.mlp),
-    }  # fmt: skip
+        "attn_q": (query, m.width),
+        "attn_k": (key, m.width),
+        "attn_v": (key, m.width),
+        "attn_output": (m.width, query),
+        "ffn_gate": (m.mlp, m.width),
+        "ffn_up": (m.mlp, m.width),
+        "ffn_down": (m.width, m.mlp),
+    }
     out.add_tensor("token_embd.weight", drawn(m.vocab_size, m.width))
     out.add_tensor("output_norm.weight", ones)
     for i in range(m.layers):
@@ -72,9 +77,18 @@ def llama(program: str, path: Path, w: work.Shape, cache: str) -> dict[str, floa
     """Tokens per second of one run, and of its decoding alone."""
     wide, threads = w.prompt + w.completion, meshes.cores()
     arguments = {
-        "-m": path, "-c": w.rows * wide + 512, "-b": 2048, "-ub": 512, "-npp": w.prompt, "-ntg": w.completion,
-        "-npl": w.rows, "-t": threads, "-ctk": cache, "-ctv": cache, "--output-format": "jsonl",
-    }  # fmt: skip
+        "-m": path,
+        "-c": w.rows * wide + 512,
+        "-b": 2048,
+        "-ub": 512,
+        "-npp": w.prompt,
+        "-ntg": w.completion,
+        "-npl": w.rows,
+        "-t": threads,
+        "-ctk": cache,
+        "-ctv": cache,
+        "--output-format": "jsonl",
+    }
     command = [program, *(str(x) for pair in arguments.items() for x in pair)]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]

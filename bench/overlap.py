@@ -25,17 +25,25 @@ def run(config: str, steps: int, staleness: int) -> dict[str, float]:
     """Medians over the steps of one run."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, "-m", "rl_likelihood.train", f"--config={config}", f"--workdir={folder}",
-            f"--config.train.steps={steps}", f"--config.sampler.max_staleness={staleness}",
-            "--config.train.eval_first=False", "--config.train.eval_every=0", "--config.eval.prompts=1",
-            "--config.warm_start.steps=0", f"--config.train.checkpoint_every={steps}",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "rl_likelihood.train",
+            f"--config={config}",
+            f"--workdir={folder}",
+            f"--config.train.steps={steps}",
+            f"--config.sampler.max_staleness={staleness}",
+            "--config.train.eval_first=False",
+            "--config.train.eval_every=0",
+            "--config.eval.prompts=1",
+            "--config.warm_start.steps=0",
+            f"--config.train.checkpoint_every={steps}",
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr[-1000:])
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "time/learn" in row and row["step"] > WARM_UP]
-    middle = lambda key: statistics.median(row[key] for row in rows)  # noqa: E731
+    middle = lambda key: statistics.median(row[key] for row in rows)
     each = statistics.median(row["time/wait"] + row["time/learn"] for row in rows)
     return {"step": each, "wait": middle("time/wait"), "learn": middle("time/learn"), "sample": middle("time/sample")}
 

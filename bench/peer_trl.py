@@ -25,11 +25,21 @@ torch.manual_seed(0)
 
 LlamaForCausalLM(
     LlamaConfig(
-        vocab_size=M["vocab"], hidden_size=M["width"], intermediate_size=M["mlp"], num_hidden_layers=M["layers"],
-        num_attention_heads=M["heads"], num_key_value_heads=M["kv_heads"], head_dim=M["head_dim"], rms_norm_eps=1e-5,
-        tie_word_embeddings=True, max_position_embeddings=2048, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+        vocab_size=M["vocab"],
+        hidden_size=M["width"],
+        intermediate_size=M["mlp"],
+        num_hidden_layers=M["layers"],
+        num_attention_heads=M["heads"],
+        num_key_value_heads=M["kv_heads"],
+        head_dim=M["head_dim"],
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
     )
-).save_pretrained(FOLDER)  # fmt: skip
+).save_pretrained(FOLDER)
 words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, M["vocab"])}
 bare = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
 bare.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -57,16 +67,33 @@ class TakeTurns(TrainerCallback):
 
 
 trainer = GRPOTrainer(
-    model=FOLDER, reward_funcs=reward, train_dataset=Dataset.from_dict({"prompt": questions}),
-    processing_class=tokenizer, callbacks=[TakeTurns()],
+    model=FOLDER,
+    reward_funcs=reward,
+    train_dataset=Dataset.from_dict({"prompt": questions}),
+    processing_class=tokenizer,
+    callbacks=[TakeTurns()],
     args=GRPOConfig(
-        output_dir=FOLDER + "/out", use_cpu=True, bf16=False, per_device_train_batch_size=ROWS,
-        gradient_accumulation_steps=P * G // ROWS, num_generations=G, max_completion_length=T, temperature=1.0,
-        max_steps=STEPS, report_to="none", save_strategy="no", disable_tqdm=True, gradient_checkpointing=False,
-        beta=0.04, learning_rate=1e-6, logging_steps=1000, max_grad_norm=1.0,
+        output_dir=FOLDER + "/out",
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=ROWS,
+        gradient_accumulation_steps=P * G // ROWS,
+        num_generations=G,
+        max_completion_length=T,
+        temperature=1.0,
+        max_steps=STEPS,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        beta=0.04,
+        learning_rate=1e-6,
+        logging_steps=1000,
+        max_grad_norm=1.0,
         model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa"},
-        generation_kwargs={"eos_token_id": [M["vocab"] + 7], "top_k": 0}, dataloader_num_workers=0,
+        generation_kwargs={"eos_token_id": [M["vocab"] + 7], "top_k": 0},
+        dataloader_num_workers=0,
     ),
-)  # fmt: skip
+)
 trainer.eos_token_ids = [M["vocab"] + 7]  # no end of sequence within the vocabulary: no completion is cut
 trainer.train()

@@ -45,28 +45,48 @@ class Words:
 
 
 shape = llama.ModelConfig(
-    num_layers=M["layers"], vocab_size=M["vocab"], embed_dim=M["width"], hidden_dim=M["mlp"], num_heads=M["heads"],
-    head_dim=M["head_dim"], num_kv_heads=M["kv_heads"], rope_theta=10_000, norm_eps=1e-5, weight_tying=True,
-)  # fmt: skip
+    num_layers=M["layers"],
+    vocab_size=M["vocab"],
+    embed_dim=M["width"],
+    hidden_dim=M["mlp"],
+    num_heads=M["heads"],
+    head_dim=M["head_dim"],
+    num_kv_heads=M["kv_heads"],
+    rope_theta=10_000,
+    norm_eps=1e-5,
+    weight_tying=True,
+)
 mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
 with mesh:
     actor, reference = llama.Llama3(shape, rngs=nnx.Rngs(0)), llama.Llama3(shape, rngs=nnx.Rngs(0))
 role = rl_cluster.Role
 cluster = rl_cluster.RLCluster(
-    actor=actor, reference=reference, tokenizer=Words(),
+    actor=actor,
+    reference=reference,
+    tokenizer=Words(),
     cluster_config=rl_cluster.ClusterConfig(
-        role_to_mesh={r: mesh for r in (role.ACTOR, role.REFERENCE, role.ROLLOUT)}, rollout_engine="vanilla",
+        role_to_mesh={r: mesh for r in (role.ACTOR, role.REFERENCE, role.ROLLOUT)},
+        rollout_engine="vanilla",
         training_config=rl_cluster.RLTrainingConfig(
-            actor_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6)), eval_every_n_steps=10**6,
-            max_steps=STEPS, mini_batch_size=P, train_micro_batch_size=AT_ONCE, rollout_micro_batch_size=P,
+            actor_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6)),
+            eval_every_n_steps=10**6,
+            max_steps=STEPS,
+            mini_batch_size=P,
+            train_micro_batch_size=AT_ONCE,
+            rollout_micro_batch_size=P,
             compute_logps_micro_batch_size=AT_ONCE,
         ),
         rollout_config=base_rollout.RolloutConfig(
-            max_tokens_to_generate=T, max_prompt_length=S, kv_cache_size=S + T, temperature=1.0, top_p=1.0, top_k=None,
+            max_tokens_to_generate=T,
+            max_prompt_length=S,
+            kv_cache_size=S + T,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=None,
             eos_tokens=[M["vocab"] + 7],
         ),
     ),
-)  # fmt: skip
+)
 turns, begun = Turns(), []
 generate = cluster.generate
 
@@ -84,9 +104,10 @@ def generate_in_turn(*args, **kwargs):
 
 cluster.generate = generate_in_turn
 learner = grpo_learner.GRPOLearner(
-    rl_cluster=cluster, reward_fns=lambda prompts, completions, **_: [float(len(set(c.split()))) for c in completions],
+    rl_cluster=cluster,
+    reward_fns=lambda prompts, completions, **_: [float(len(set(c.split()))) for c in completions],
     algo_config=grpo_learner.GRPOConfig(num_generations=G, num_iterations=1, beta=0.04, epsilon=0.2),
-)  # fmt: skip
+)
 rng = np.random.default_rng(0)
 texts = [[" ".join(f"w{i}" for i in rng.integers(3, M["vocab"], S)) for _ in range(P)] for _ in range(STEPS)]
 with mesh:

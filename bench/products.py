@@ -57,16 +57,19 @@ def products(rows: int) -> dict[str, tuple[Callable, int]]:
     """Calls for each product's shape, and the products in each."""
     m, calls = work.MODELS["W135"], {}
     sizes = {
-        "qkv": (m.width, (m.heads + 2 * m.kv_heads) * m.head_dim), "o": (m.heads * m.head_dim, m.width),
-        "gate-up": (m.width, 2 * m.mlp), "down": (m.mlp, m.width), "head": (m.width, m.vocab_size),
-    }  # fmt: skip
+        "qkv": (m.width, (m.heads + 2 * m.kv_heads) * m.head_dim),
+        "o": (m.heads * m.head_dim, m.width),
+        "gate-up": (m.width, 2 * m.mlp),
+        "down": (m.mlp, m.width),
+        "head": (m.width, m.vocab_size),
+    }
     pool = concurrent.futures.ThreadPoolExecutor(2)
     for name, (n, k) in sizes.items():
         layers = 1 if name == "head" else m.layers
         for kept in ("in first", "out first"):
             call = through(rows, n, k, layers, kept == "out first")
             calls[f"{name} {n} x {k}, {kept}"] = (functools.partial(call, 1), layers)
-            two = lambda call=call: list(pool.map(lambda _: jax.block_until_ready(call(2)), range(2)))  # noqa: E731
+            two = lambda call=call: list(pool.map(lambda _: jax.block_until_ready(call(2)), range(2)))
             calls[f"{name} {n} x {k}, {kept}, two threads"] = (two, layers)
     return calls
 
@@ -74,20 +77,20 @@ def products(rows: int) -> dict[str, tuple[Callable, int]]:
 def caches(rows: int) -> dict[str, tuple[Callable, int]]:
     """A call for each type, and the attentions in it."""
     m, calls, prompts = work.MODELS["W135"], {}, rows // 4
-    shape = lambda n, t: ((n, m.kv_heads, m.head_dim, t), (n, m.kv_heads, t, m.head_dim))  # noqa: E731
+    shape = lambda n, t: ((n, m.kv_heads, m.head_dim, t), (n, m.kv_heads, t, m.head_dim))
     q = jnp.ones((rows, m.heads, m.head_dim))
     seen, in_prompt = jnp.ones((rows, 256), bool), jnp.ones((prompts, 128), bool)
     for kind in ("float32", "bfloat16", "float16"):
-        make = lambda n, t, kind=kind: tuple(  # noqa: E731
+        make = lambda n, t, kind=kind: tuple(
             jax.random.normal(jax.random.key(i), s).astype(kind) for i, s in enumerate(shape(n, t))
         )
 
         def step(q, own, prompt):
-            wide = lambda pair: tuple(x.astype(jnp.float32) for x in pair)  # noqa: E731
+            wide = lambda pair: tuple(x.astype(jnp.float32) for x in pair)
             return decode_attention(q, wide(own), seen, wide(prompt), in_prompt)
 
         # A barrier: or the conversion is done once, before the loop.
-        held = lambda q, own, prompt: step(q, *jax.lax.optimization_barrier((own, prompt)))  # noqa: E731
+        held = lambda q, own, prompt: step(q, *jax.lax.optimization_barrier((own, prompt)))
         calls[f"attention, cache {kind}"] = (repeated(held, q, make(rows, 256), make(prompts, 128)), REPEAT)
     return calls
 

@@ -34,14 +34,18 @@ def measure(name: str, shape: str, args: argparse.Namespace) -> None:
     times = work.rounds(machine.limits() | made.calls, args.rounds)
     rate, memory = machine.matrix_rate(min(times["matrix"])), machine.memory_rate(min(times["memory"]))
     useful = {
-        "prefill": flops.prefill(model, w), "sampling": flops.sampling(model, w), "scoring": flops.forward(model, w),
+        "prefill": flops.prefill(model, w),
+        "sampling": flops.sampling(model, w),
+        "scoring": flops.forward(model, w),
         "learner": flops.learner(model, w, True),
         "iteration": flops.sampling(model, w) + flops.learner(model, w, True),
-    }  # fmt: skip
+    }
     head = {
-        "workload": f"{name} {shape}", "no_chain_row": args.no_chain, "micro_batch_prompts": made.portion,
+        "workload": f"{name} {shape}",
+        "no_chain_row": args.no_chain,
+        "micro_batch_prompts": made.portion,
         "remat": args.remat,
-    }  # fmt: skip
+    }
     print(json.dumps(head | {"matrix_gflops": round(rate / 1e9), "memory_gb_s": round(memory / 1e9, 1)}), flush=True)
     for call in wanted:
         row = work.summary(times[call])

@@ -63,12 +63,14 @@ def workload(
         length=np.full(w.prompts, w.prompt, np.int32),
         answer=rng.integers(3, model.vocab_size, (w.prompts, ANSWER)).astype(np.int32),
         answer_length=np.full(w.prompts, ANSWER, np.int32),
-        answer_scored=np.ones((w.prompts, ANSWER), bool), uid=np.arange(w.prompts),
-    )  # fmt: skip
+        answer_scored=np.ones((w.prompts, ANSWER), bool),
+        uid=np.arange(w.prompts),
+    )
     cfg = StepConfig(
-        reward=RewardConfig(parse("math")), loss=LossConfig(kl="k3", kl_coef=0.04) if reference else LossConfig(),
+        reward=RewardConfig(parse("math")),
+        loss=LossConfig(kl="k3", kl_coef=0.04) if reference else LossConfig(),
         micro_batch_prompts=micro,
-    )  # fmt: skip
+    )
     never = np.zeros((model.vocab_size, 2), np.int8)
 
     def sampled(weights, tokens: int, key):

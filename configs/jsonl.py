@@ -32,9 +32,16 @@ from rl_likelihood.config import parse_arg
 
 def get_config(arg: str = "") -> ConfigDict:
     a = parse_arg(
-        arg, model="smollm2-135m-instruct", reward="log_prob", group=8, data="train.jsonl", heldout="",
-        grader="exact_match", steps=200, seed=0,
-    )  # fmt: skip
+        arg,
+        model="smollm2-135m-instruct",
+        reward="log_prob",
+        group=8,
+        data="train.jsonl",
+        heldout="",
+        grader="exact_match",
+        steps=200,
+        seed=0,
+    )
     c = base()
     c.seed = a.seed
     c.model.path = a.model

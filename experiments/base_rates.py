@@ -27,68 +27,116 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs.smollm2 import get_config  # noqa: E402
-from rl_likelihood import config as configs  # noqa: E402
+from rl_likelihood.config import build  # noqa: E402
 from rl_likelihood.data import prompts  # noqa: E402
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES  # noqa: E402
 from rl_likelihood.datasets.sources import question_key  # noqa: E402
 from rl_likelihood.evaluation import statistics  # noqa: E402
-from rl_likelihood.evaluation.evaluate import evaluate  # noqa: E402
+from rl_likelihood.evaluation.evaluate import Evaluation, evaluate  # noqa: E402
 from rl_likelihood.task import load  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results" / "base_rates.json"
 SAMPLES = 4
 LEGS = (
-    ("Your task is to count how many legs there are in total when given a list of animals.\n\nNow, how many legs are "
-     "there in total if you have 3 cows?", "A cow has 4 legs. 3 * 4 = 12.", "12"),
-    ("Your task is to count how many legs there are in total when given a list of animals.\n\nNow, how many legs are "
-     "there in total if you have 2 chickens?", "A chicken has 2 legs. 2 * 2 = 4.", "4"),
-)  # fmt: skip
+    (
+        "Your task is to count how many legs there are in total when given a list of animals.\n\nNow, how many legs "
+        "are there in total if you have 3 cows?",
+        "A cow has 4 legs. 3 * 4 = 12.",
+        "12",
+    ),
+    (
+        "Your task is to count how many legs there are in total when given a list of animals.\n\nNow, how many legs "
+        "are there in total if you have 2 chickens?",
+        "A chicken has 2 legs. 2 * 2 = 4.",
+        "4",
+    ),
+)
 WORD_PROBLEMS = (
-    ("Rosa has 3 boxes with 4 pens in each. She gives away 5 pens. How many pens has she left?",
-     "3 boxes of 4 pens are 3 * 4 = 12 pens. 12 - 5 = 7 are left.", "7"),
-    ("A ticket costs 6 dollars and a drink 2 dollars. What do 2 tickets and 3 drinks cost?",
-     "2 tickets cost 2 * 6 = 12 dollars, 3 drinks cost 3 * 2 = 6 dollars. Together 12 + 6 = 18.", "18"),
-)  # fmt: skip
+    (
+        "Rosa has 3 boxes with 4 pens in each. She gives away 5 pens. How many pens has she left?",
+        "3 boxes of 4 pens are 3 * 4 = 12 pens. 12 - 5 = 7 are left.",
+        "7",
+    ),
+    (
+        "A ticket costs 6 dollars and a drink 2 dollars. What do 2 tickets and 3 drinks cost?",
+        "2 tickets cost 2 * 6 = 12 dollars, 3 drinks cost 3 * 2 = 6 dollars. Together 12 + 6 = 18.",
+        "18",
+    ),
+)
 # Task -> its worked examples, and what differs from configs/smollm2.py.
 TASKS = {
     "chain_sum": (WORKED_EXAMPLES["chain_sum"][:2], {"data.tasks": ("chain_sum",), "prompt.max_prompt": 224}),
     "basic_arithmetic": (WORKED_EXAMPLES["basic_arithmetic"][:2], {"data.tasks": ("basic_arithmetic",)}),
     "basic_arithmetic, two steps first": (
-        WORKED_EXAMPLES["basic_arithmetic"][1::-1], {"data.tasks": ("basic_arithmetic",)}
+        WORKED_EXAMPLES["basic_arithmetic"][1::-1],
+        {"data.tasks": ("basic_arithmetic",)},
     ),
-    "leg_counting": (LEGS, {
-        "data.tasks": ("leg_counting(min_animals=1, max_animals=1, min_instances=1, max_instances=9)",),
-        "prompt.max_prompt": 320,
-    }),
-    "gsm8k": (WORD_PROBLEMS, {
-        "data.source": "prepared", "data.train_size": 0, "data.heldout_split": "test", "data.heldout_size": 24,
-        "prompt.max_prompt": 448, "prompt.max_answer": 16, "sampler.max_chain": 120, "eval.prompts": 24,
-        "eval.samples": 0, "eval.grader": "numeric",
-    }),
-}  # fmt: skip
+    "leg_counting": (
+        LEGS,
+        {
+            "data.tasks": ("leg_counting(min_animals=1, max_animals=1, min_instances=1, max_instances=9)",),
+            "prompt.max_prompt": 320,
+        },
+    ),
+    "gsm8k": (
+        WORD_PROBLEMS,
+        {
+            "data.source": "prepared",
+            "data.train_size": 0,
+            "data.heldout_split": "test",
+            "data.heldout_size": 24,
+            "prompt.max_prompt": 448,
+            "prompt.max_answer": 16,
+            "sampler.max_chain": 120,
+            "eval.prompts": 24,
+            "eval.samples": 0,
+            "eval.grader": "numeric",
+        },
+    ),
+}
 
 
 def measure(task: str, questions: int, gsm8k: str) -> dict:
     """The numbers of one task, with their intervals."""
     shots, changes = TASKS[task]
     c = get_config()
-    c.update_from_flattened_dict({
-        "data.heldout_size": questions, "eval.prompts": questions, "eval.samples": SAMPLES, "eval.batch_prompts": 16,
-        "eval.grader": "exact_match", "prompt.examples": 0, "prompt.max_prompt": 192, "prompt.score_delims": "none",
-        **changes,
-    })  # fmt: skip
+    c.update_from_flattened_dict(
+        {
+            "data.heldout_size": questions,
+            "eval.prompts": questions,
+            "eval.samples": SAMPLES,
+            "eval.batch_prompts": 16,
+            "eval.grader": "exact_match",
+            "prompt.examples": 0,
+            "prompt.max_prompt": 192,
+            "prompt.score_delims": "none",
+            **changes,
+        }
+    )
     if task == "gsm8k":
         c.data.train_path = gsm8k
-    settings = configs.build(c)
-    world, params = load(settings, training=False)
+    settings = build(c)
+    task, params = load(settings, training=False)
     shown = {question_key(question) for question, _, _ in shots}
-    examples = [row.example for row in world.heldout if question_key(row.example.prompt) not in shown]
-    rows = prompts.encode_all(examples, world.tokenizer, settings.prompt, world.fmt, shots)
+    examples = [row.example for row in task.heldout if question_key(row.example.prompt) not in shown]
+    rows = prompts.encode_all(examples, task.tokenizer, settings.prompt, task.fmt, shots)
     with tempfile.TemporaryDirectory() as folder:
-        out = evaluate(world, params, rows, folder=folder, say=lambda text: print(text, file=sys.stderr, flush=True))
+        out = evaluate(
+            Evaluation(task, params, rows, folder=folder, say=lambda text: print(text, file=sys.stderr, flush=True))
+        )
         records = statistics.read_records(str(Path(folder) / out["records"]))[1]
-    keep = ("greedy_success", "greedy_success_no_chain", "greedy_truncated", "greedy_chain_length", "sampled_success",
-            "pass@4", "truncated", "answer_log_prob_no_chain", "answer_log_prob_greedy", "answer_tokens")  # fmt: skip
+    keep = (
+        "greedy_success",
+        "greedy_success_no_chain",
+        "greedy_truncated",
+        "greedy_chain_length",
+        "sampled_success",
+        "pass@4",
+        "truncated",
+        "answer_log_prob_no_chain",
+        "answer_log_prob_greedy",
+        "answer_tokens",
+    )
     numbers = {k: [out[k], *out["ci95"].get(k, ())] for k in keep if k in out}
     if out["samples"]:
         right = np.asarray([[s["right"] for s in r["samples"]] for r in records], float)
@@ -103,13 +151,19 @@ def measure(task: str, questions: int, gsm8k: str) -> dict:
 
 
 COLUMNS = (
-    ("greedy right, with chain", "greedy_success", "{:.0%}"), ("without", "greedy_success_no_chain", "{:.0%}"),
-    ("opens the answer", "greedy_truncated", "{:.0%}"), ("chain, tokens", "greedy_chain_length", "{:.0f}"),
-    ("log P(a*) without", "answer_log_prob_no_chain", "{:.2f}"), ("after chain", "answer_log_prob_greedy", "{:.2f}"),
-    ("answer tokens", "answer_tokens", "{:.1f}"), ("chain helps", "greedy_chain_helps", "{:.0%}"),
-    ("right at T = 1", "sampled_success", "{:.0%}"), ("pass@4", "pass@4", "{:.0%}"),
-    ("mixed groups", "mixed_groups", "{:.0%}"), ("std of log P in a group", "std_in_group", "{:.2f}"),
-)  # fmt: skip
+    ("greedy right, with chain", "greedy_success", "{:.0%}"),
+    ("without", "greedy_success_no_chain", "{:.0%}"),
+    ("opens the answer", "greedy_truncated", "{:.0%}"),
+    ("chain, tokens", "greedy_chain_length", "{:.0f}"),
+    ("log P(a*) without", "answer_log_prob_no_chain", "{:.2f}"),
+    ("after chain", "answer_log_prob_greedy", "{:.2f}"),
+    ("answer tokens", "answer_tokens", "{:.1f}"),
+    ("chain helps", "greedy_chain_helps", "{:.0%}"),
+    ("right at T = 1", "sampled_success", "{:.0%}"),
+    ("pass@4", "pass@4", "{:.0%}"),
+    ("mixed groups", "mixed_groups", "{:.0%}"),
+    ("std of log P in a group", "std_in_group", "{:.2f}"),
+)
 
 
 def table(results: dict[str, dict]) -> str:
@@ -121,8 +175,13 @@ def table(results: dict[str, dict]) -> str:
             values = row.get(key)
             if values is not None and name == "opens the answer":
                 values = [1 - values[0], *(1 - v for v in values[:0:-1])]
-            cells.append("-" if values is None else " to ".join(form.format(v) for v in values[1:3]).join(
-                (form.format(values[0]) + " (", ")")) if len(values) == 3 else form.format(values[0]))  # fmt: skip
+            cells.append(
+                "-"
+                if values is None
+                else " to ".join(form.format(v) for v in values[1:3]).join((form.format(values[0]) + " (", ")"))
+                if len(values) == 3
+                else form.format(values[0])
+            )
         lines.append(f"| {task} | {row['questions']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -35,9 +35,11 @@ from rl_likelihood.sweeps import grid  # noqa: E402
 
 LOG, EXACT, BETWEEN = ("log_prob", "avg_log_prob"), ("base_rl", "prob"), ("avg_prob", "jepo")
 UNITS = {
-    "greedy_success": ("points", "{:+.1f}", 100), "sampled_success": ("points", "{:+.1f}", 100),
-    "log_prob_mc1": ("nats", "{:+.3f}", 1), "chain_length": ("tokens", "{:+.1f}", 1),
-}  # fmt: skip
+    "greedy_success": ("points", "{:+.1f}", 100),
+    "sampled_success": ("points", "{:+.1f}", 100),
+    "log_prob_mc1": ("nats", "{:+.3f}", 1),
+    "chain_length": ("tokens", "{:+.1f}", 1),
+}
 Runs = dict[tuple[str, int], np.ndarray]  # (reward, seed) -> [questions]
 
 
@@ -79,7 +81,7 @@ def claims() -> list[Claim]:
         Claim("long, nats: prob = untouched, within 0.05", "long", nats, ("prob",), (UNTOUCHED,), 0, 0.05),
         *(Claim(f"long, chains: {r} shortens them", "long", chain, (r,), (UNTOUCHED,), -1) for r in collapse),
         Claim("long, chains: prob keeps them, within 5 tokens", "long", chain, ("prob",), (UNTOUCHED,), 0, 5.0),
-    ]  # fmt: skip
+    ]
 
 
 def judged(claim: Claim, runs: Runs, resamples: int = statistics.RESAMPLES) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def _judged(claim: Claim, runs: Runs, resamples: int) -> dict[str, Any]:
     seeds = sorted({s for _, s in runs if all((name, s) in runs for name in names)})
     if not seeds:
         return {"verdict": "not run"}
-    side = lambda which, s: np.mean([runs[name, s] for name in which], 0)  # noqa: E731
+    side = lambda which, s: np.mean([runs[name, s] for name in which], 0)
     each = np.stack([side(claim.these, s) - side(claim.those, s) for s in seeds])  # [seeds, questions]
     drawn = np.random.default_rng(0).integers(each.shape[1], size=(resamples, each.shape[1]))
     low, high = np.percentile(each.mean(0)[drawn].mean(1), (2.5, 97.5))

@@ -33,25 +33,38 @@ ROWS = "data"
 ROOT = Path("runs/correlations")
 # Nothing is learned, every chain is written down; 1.7: temperature 1, the initial model.
 STUDY: Overrides = {
-    "optim.lr": 0.0, "reward.name": "log_prob", "sampler.temperature": 1.0, "reward.truncated": "force_close",
-    "eval.prompts": 0, "train.eval_every": 0, "report.samples_every": 1, "report.console_samples": 0, "seed": 0,
-}  # fmt: skip
+    "optim.lr": 0.0,
+    "reward.name": "log_prob",
+    "sampler.temperature": 1.0,
+    "reward.truncated": "force_close",
+    "eval.prompts": 0,
+    "train.eval_every": 0,
+    "report.samples_every": 1,
+    "report.console_samples": 0,
+    "seed": 0,
+}
 
 
 def get_sweep() -> list[Overrides]:
     # 1.7: 100 problems, 1,000 chains each: ten passes of 100 chains.
     passes = {
-        "data.train_size": 100, "train.prompts_per_step": 4, "report.sample_prompts": 4, "sampler.group_size": 100,
+        "data.train_size": 100,
+        "train.prompts_per_step": 4,
+        "report.sample_prompts": 4,
+        "sampler.group_size": 100,
         "train.steps": 250,
-    }  # fmt: skip
+    }
     sets = {
         "math": paper_verifiable.SETS["math"] | STUDY | passes,
         "numina_proof": paper_nonverifiable.SETS["numina_proof"] | STUDY | passes,
     }
     small = {
-        "train.prompts_per_step": 2, "train.micro_batch_prompts": 1, "report.sample_prompts": 2,
-        "sampler.group_size": 16, "train.steps": 40,
-    }  # fmt: skip
+        "train.prompts_per_step": 2,
+        "train.micro_batch_prompts": 1,
+        "report.sample_prompts": 2,
+        "sampler.group_size": 16,
+        "train.steps": 40,
+    }
     ours = {
         name: {"config": f"configs/cpu_grid.py:task={name}", "data.train_size": 20, **STUDY, **small}
         for name in ("short", "long")

@@ -44,12 +44,16 @@ OTHERS = {"self_certainty": {"preset": "intuitor", **NOT_FIRST}, "sft": {"reward
 # nothing and a model this small stops closing them, so the short task gives them a floor; on the long task a floor
 # would itself teach short chains, which is what is to be measured.
 SHORT: Overrides = {
-    "config": "configs/cpu_grid.py:task=short", "sampler.group_size": 8, "reward.truncated": "floor",
+    "config": "configs/cpu_grid.py:task=short",
+    "sampler.group_size": 8,
+    "reward.truncated": "floor",
     "reward.floor": -5.0,
-}  # fmt: skip
+}
 LONG: Overrides = {
-    "config": "configs/cpu_grid.py:task=long", "sampler.group_size": 4, "reward.truncated": "force_close",
-}  # fmt: skip
+    "config": "configs/cpu_grid.py:task=long",
+    "sampler.group_size": 4,
+    "reward.truncated": "force_close",
+}
 NO_KL = {"loss.kl": "none", "loss.kl_coef": 0.0}  # 1.4: k3 x 0.001 where answers can be verified, none elsewhere
 
 

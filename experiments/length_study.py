@@ -64,10 +64,14 @@ def plain() -> list[Overrides]:
 def length(rates: dict[str, float]) -> list[Overrides]:
     methods = {
         f"{name}, l0 {l0}": {
-            "preset": f"kw_{name}", "reward.name": f"{name} + {rates[name]}*length", "reward.length_min": float(l0),
+            "preset": f"kw_{name}",
+            "reward.name": f"{name} + {rates[name]}*length",
+            "reward.length_min": float(l0),
         }
-        for name in REWARDS if name in rates for l0 in LENGTHS
-    }  # fmt: skip
+        for name in REWARDS
+        if name in rates
+        for l0 in LENGTHS
+    }
     return product([BASE], [NO_KL], named("study", {"length": {}}), named("method", methods))
 
 
@@ -114,7 +118,7 @@ def rate(workdir: Path, reward: str) -> float:
     rows = [row for row in _rows(workdir / run_files.METRICS) if row["step"] <= DROP]
     if len(rows) < DROP:
         raise UserError(f"{workdir} has {len(rows)} of the {DROP} steps that the rate is measured over; run it further")
-    end = lambda key, part: statistics.fmean(row[key] for row in part)  # noqa: E731
+    end = lambda key, part: statistics.fmean(row[key] for row in part)
     gained = end(f"reward/{reward}", rows[-5:]) - end(f"reward/{reward}", rows[:5])
     lost = end("chain/length", rows[:5]) - end("chain/length", rows[-5:])
     if gained <= 0 or lost <= 0:

@@ -114,15 +114,23 @@ qwen deepscaler 4 length 216.25+0.23 422.15+65.98 429.51+12.13 398.42+30.20 436.
 """
 _COLUMNS = ("untouched", "base_rl", "log_prob", "avg_log_prob", "jepo", "prob", "avg_prob", "sft")
 _METRICS = {
-    "greedy": "greedy_success", "T1": "sampled_success", "mc32": "log_prob_mc32", "mc1": "log_prob_mc1",
-    "ppl": "perplexity", "length": "chain_length",
-}  # fmt: skip
+    "greedy": "greedy_success",
+    "T1": "sampled_success",
+    "mc32": "log_prob_mc32",
+    "mc1": "log_prob_mc1",
+    "ppl": "perplexity",
+    "length": "chain_length",
+}
 # The paper asks sft models for an answer after the empty chain (their length is 5.00: the tags). That chain is one, so
 # its MC32 and its MC1 are the log-prob itself.
 _METRICS_SFT = {
-    "greedy": "greedy_success_no_chain", "T1": "sampled_success_no_chain", "mc32": "log_prob_no_chain",
-    "mc1": "log_prob_no_chain", "ppl": "perplexity_no_chain", "length": "chain_length_no_chain",
-}  # fmt: skip
+    "greedy": "greedy_success_no_chain",
+    "T1": "sampled_success_no_chain",
+    "mc32": "log_prob_no_chain",
+    "mc1": "log_prob_no_chain",
+    "ppl": "perplexity_no_chain",
+    "length": "chain_length_no_chain",
+}
 
 
 def published() -> list[dict]:

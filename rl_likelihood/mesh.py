@@ -89,7 +89,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def settled(tree):
+def ready(tree):
     """`tree`, on CPU once it is all there: what a thread hands over its turn with (`run.source.Source.turn`).
 
     An accelerator's devices run programs in the order of their launches. CPU devices share one pool of threads, in
@@ -150,9 +150,13 @@ def spread() -> int:
 # KiB of a TPU's vector memory that one operation of the learner's step may use: more than the compiler allows itself,
 # so that large products take larger tiles. Estimated, never run (docs/pods.md).
 SCRATCH = {
-    "TPU v5 lite": 32768, "TPU v5e": 32768, "TPU v5": 32768, "TPU v5p": 32768,
-    "TPU v6 lite": 98304, "TPU v6e": 98304,
-}  # fmt: skip
+    "TPU v5 lite": 32768,
+    "TPU v5e": 32768,
+    "TPU v5": 32768,
+    "TPU v5p": 32768,
+    "TPU v6 lite": 98304,
+    "TPU v6e": 98304,
+}
 
 
 def compiler_options(mesh: Mesh, scratch_kib: int = -1) -> dict[str, str]:

@@ -12,28 +12,54 @@ from typing import Any
 
 # What no paper below asks for unless it says so: a preset is the whole method, whatever the config file had.
 _NEUTRAL = {
-    "prompt.score_delims": "close", "reward.baseline": "none", "reward.vote_train": 0, "reward.sft_chain": "none",
-    "reward.truncated": "force_close", "filter.mode": "none", "loss.ratio": "none", "loss.clip_low": 0.0,
-    "loss.clip_high": 0.0, "loss.kl": "none", "loss.kl_coef": 0.0, "sampler.temperature": 1.0,
-}  # fmt: skip
+    "prompt.score_delims": "close",
+    "reward.baseline": "none",
+    "reward.vote_train": 0,
+    "reward.sft_chain": "none",
+    "reward.truncated": "force_close",
+    "filter.mode": "none",
+    "loss.ratio": "none",
+    "loss.clip_low": 0.0,
+    "loss.clip_high": 0.0,
+    "loss.kl": "none",
+    "loss.kl_coef": 0.0,
+    "sampler.temperature": 1.0,
+}
 # Kwiatkowski et al. 2602.03979, app. B: RLOO, exact answer term, G 32 (4 on non-verifiable data and for jepo),
 # 8 prompts, 1024 tokens, lr 1e-5 cosine, clip 1.0. KL k3 x 0.001 on verifiable data, none otherwise.
 _KW = {
-    "sampler.group_size": 32, "sampler.temperature": 1.0, "reward.truncated": "force_close",
-    "loss.answer_term": 1.0, "loss.span": "chain", "loss.advantage": "loo", "loss.aggregation": "seq_sum",
-    "loss.kl": "k3", "loss.kl_coef": 0.001,
-}  # fmt: skip
+    "sampler.group_size": 32,
+    "sampler.temperature": 1.0,
+    "reward.truncated": "force_close",
+    "loss.answer_term": 1.0,
+    "loss.span": "chain",
+    "loss.advantage": "loo",
+    "loss.aggregation": "seq_sum",
+    "loss.kl": "k3",
+    "loss.kl_coef": 0.001,
+}
 # Shao et al. 2402.03300: group-normalised reward, mean over each row's tokens, clip 0.2, k3 in the loss.
 _GRPO = {
-    "reward.name": "exact_match", "loss.answer_term": 0.0, "loss.span": "response", "loss.advantage": "std",
-    "loss.aggregation": "seq_mean", "loss.clip_low": 0.2, "loss.clip_high": 0.2, "loss.kl": "k3",
+    "reward.name": "exact_match",
+    "loss.answer_term": 0.0,
+    "loss.span": "response",
+    "loss.advantage": "std",
+    "loss.aggregation": "seq_mean",
+    "loss.clip_low": 0.2,
+    "loss.clip_high": 0.2,
+    "loss.kl": "k3",
     "loss.kl_coef": 0.001,
-}  # fmt: skip
+}
 # Agarwal et al. 2505.15134: RLOO, G 4, KL 0.001 (which estimator is inferred), 512 prompts, lr 1e-6.
 _EM_RL = {
-    "sampler.group_size": 4, "loss.answer_term": 0.0, "loss.span": "response", "loss.advantage": "loo",
-    "loss.aggregation": "seq_sum", "loss.kl": "k3", "loss.kl_coef": 0.001,
-}  # fmt: skip
+    "sampler.group_size": 4,
+    "loss.answer_term": 0.0,
+    "loss.span": "response",
+    "loss.advantage": "loo",
+    "loss.aggregation": "seq_sum",
+    "loss.kl": "k3",
+    "loss.kl_coef": 0.001,
+}
 
 _METHODS: dict[str, dict[str, Any]] = {
     "kw_log_prob": {**_KW, "reward.name": "log_prob"},
@@ -42,69 +68,131 @@ _METHODS: dict[str, dict[str, Any]] = {
     "kw_avg_prob": {**_KW, "reward.name": "avg_prob"},
     "kw_jepo": {**_KW, "reward.name": "jepo", "sampler.group_size": 4},
     "kw_base_rl": {
-        **_KW, "reward.name": "base_rl", "reward.base_rl": (100.0, 10.0, 0.0), "loss.answer_term": 0.0,
+        **_KW,
+        "reward.name": "base_rl",
+        "reward.base_rl": (100.0, 10.0, 0.0),
+        "loss.answer_term": 0.0,
         "loss.span": "response",
     },
     # Zhou et al. 2505.21493: G 8, 16 prompts, lr 1e-6 constant, no KL; a chain without an answer tag is worth 0.
     "verifree": {
-        "reward.name": "prob", "reward.truncated": "floor", "reward.floor": -100.0, "sampler.group_size": 8,
-        "sampler.temperature": 1.0, "loss.answer_term": 1.0, "loss.span": "chain", "loss.advantage": "loo",
-        "loss.aggregation": "seq_sum", "loss.kl": "none", "loss.kl_coef": 0.0,
+        "reward.name": "prob",
+        "reward.truncated": "floor",
+        "reward.floor": -100.0,
+        "sampler.group_size": 8,
+        "sampler.temperature": 1.0,
+        "loss.answer_term": 1.0,
+        "loss.span": "chain",
+        "loss.advantage": "loo",
+        "loss.aggregation": "seq_sum",
+        "loss.kl": "none",
+        "loss.kl_coef": 0.0,
     },
     # Tang et al. 2503.19618, app. B.2: n 4, 64 prompts, KL 1e-3 (k3 is inferred), answer term 1 on proofs; a missing
     # answer costs 10 there in a loss of its own, here such chains are left out. Clipped advantages are averaged over
     # the group (inferred: the paper sums the unclipped ones).
     "jepo_tang": {
-        "reward.name": "jepo", "reward.truncated": "drop", "sampler.group_size": 4, "sampler.temperature": 1.0,
-        "loss.answer_term": 1.0, "loss.span": "chain", "loss.advantage": "std_clip", "loss.aggregation": "seq_sum",
-        "loss.kl": "k3", "loss.kl_coef": 0.001,
+        "reward.name": "jepo",
+        "reward.truncated": "drop",
+        "sampler.group_size": 4,
+        "sampler.temperature": 1.0,
+        "loss.answer_term": 1.0,
+        "loss.span": "chain",
+        "loss.advantage": "std_clip",
+        "loss.aggregation": "seq_sum",
+        "loss.kl": "k3",
+        "loss.kl_coef": 0.001,
     },
     # Yu et al. 2506.18254: G 8, 768 prompts, lr 1e-6, 3072 tokens; baseline of the initial policy; filter beta 0.5
     # (Qwen; 0.9 Llama, 1.0 Gemma). `format` is stricter than theirs: nothing may stand around the two blocks.
     "rlpr": {
         "prompt.score_delims": "none",  # both scores of the difference cover the answer alone
-        "reward.name": "0.9*rlpr + 0.1*format + repetition", "reward.baseline": "frozen", "reward.truncated": "floor",
-        "reward.floor": -100.0, "sampler.group_size": 8, "sampler.temperature": 1.0, "filter.mode": "ema",
-        "filter.beta": 0.5, "loss.answer_term": 0.0, "loss.span": "response", "loss.advantage": "std",
-        "loss.aggregation": "token_mean", "loss.clip_low": 0.2, "loss.clip_high": 0.27, "loss.kl": "none",
+        "reward.name": "0.9*rlpr + 0.1*format + repetition",
+        "reward.baseline": "frozen",
+        "reward.truncated": "floor",
+        "reward.floor": -100.0,
+        "sampler.group_size": 8,
+        "sampler.temperature": 1.0,
+        "filter.mode": "ema",
+        "filter.beta": 0.5,
+        "loss.answer_term": 0.0,
+        "loss.span": "response",
+        "loss.advantage": "std",
+        "loss.aggregation": "token_mean",
+        "loss.clip_low": 0.2,
+        "loss.clip_high": 0.27,
+        "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
     # Liu et al. 2505.16022 and its code: n 8, lr 1e-5, T 0.6, beta 0.1; the gate is in the two rewards, and the
     # perplexity covers the answer's tags.
     "nover": {
         "prompt.score_delims": "both",
-        "reward.name": "format + nover_rank + nover_efficiency", "reward.truncated": "force_close",
-        "sampler.group_size": 8, "sampler.temperature": 0.6, "proxy.every": 100, "proxy.decay": 0.9,
-        "loss.answer_term": 0.0, "loss.span": "response", "loss.advantage": "mean", "loss.aggregation": "token_mean",
-        "loss.clip_low": 0.1, "loss.clip_high": 0.2, "loss.kl": "k3", "loss.kl_coef": 0.1,
+        "reward.name": "format + nover_rank + nover_efficiency",
+        "reward.truncated": "force_close",
+        "sampler.group_size": 8,
+        "sampler.temperature": 0.6,
+        "proxy.every": 100,
+        "proxy.decay": 0.9,
+        "loss.answer_term": 0.0,
+        "loss.span": "response",
+        "loss.advantage": "mean",
+        "loss.aggregation": "token_mean",
+        "loss.clip_low": 0.1,
+        "loss.clip_high": 0.2,
+        "loss.kl": "k3",
+        "loss.kl_coef": 0.1,
     },
     # Zhao et al. 2505.19590: G 7, 128 prompts, lr 3e-6, T 0.9, beta 0.005 (their table says 0.0005).
     "intuitor": {
-        **_GRPO, "reward.name": "self_certainty", "sampler.group_size": 7, "sampler.temperature": 0.9,
+        **_GRPO,
+        "reward.name": "self_certainty",
+        "sampler.group_size": 7,
+        "sampler.temperature": 0.9,
         "loss.kl_coef": 0.005,
     },
     # Zuo et al. 2504.16084: vote of 64, train on 32, 8 prompts, lr 5e-7; no KL is inferred.
     "ttrl": {
-        **_GRPO, "reward.name": "majority_vote", "sampler.group_size": 64, "reward.vote_train": 32,
-        "sampler.temperature": 1.0, "loss.kl": "none", "loss.kl_coef": 0.0,
+        **_GRPO,
+        "reward.name": "majority_vote",
+        "sampler.group_size": 64,
+        "reward.vote_train": 32,
+        "sampler.temperature": 1.0,
+        "loss.kl": "none",
+        "loss.kl_coef": 0.0,
     },
     "grpo": _GRPO,
     # Ahmadian et al. 2402.14740: sequence log-prob, KL in the reward.
     "rloo": {
-        "reward.name": "exact_match", "loss.answer_term": 0.0, "loss.span": "response", "loss.advantage": "loo",
-        "loss.aggregation": "seq_sum", "loss.kl": "reward_k1", "loss.kl_coef": 0.001,
+        "reward.name": "exact_match",
+        "loss.answer_term": 0.0,
+        "loss.span": "response",
+        "loss.advantage": "loo",
+        "loss.aggregation": "seq_sum",
+        "loss.kl": "reward_k1",
+        "loss.kl_coef": 0.001,
     },
     # Liu et al. 2503.20783: no division by the standard deviation or by lengths, no KL.
     "dr_grpo": {
-        **_GRPO, "loss.advantage": "mean", "loss.aggregation": "const", "loss.kl": "none", "loss.kl_coef": 0.0,
+        **_GRPO,
+        "loss.advantage": "mean",
+        "loss.aggregation": "const",
+        "loss.kl": "none",
+        "loss.kl_coef": 0.0,
     },
     # Yu et al. 2503.14476: G 16, clip 0.2 / 0.28, mean over all tokens, groups all right or all wrong left out.
     "dapo": {
-        **_GRPO, "reward.name": "exact_match + overlong", "sampler.group_size": 16, "filter.mode": "std_zero",
-        "loss.aggregation": "token_mean", "loss.clip_high": 0.28, "loss.kl": "none", "loss.kl_coef": 0.0,
+        **_GRPO,
+        "reward.name": "exact_match + overlong",
+        "sampler.group_size": 16,
+        "filter.mode": "std_zero",
+        "loss.aggregation": "token_mean",
+        "loss.clip_high": 0.28,
+        "loss.kl": "none",
+        "loss.kl_coef": 0.0,
     },
     "em_rl_token": {**_EM_RL, "reward.name": "token_entropy_sum"},
     "em_rl_sequence": {**_EM_RL, "reward.name": "trajectory_sum"},
-}  # fmt: skip
+}
 
 PRESETS = {name: {**_NEUTRAL, **values} for name, values in _METHODS.items()}

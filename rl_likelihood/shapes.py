@@ -78,6 +78,7 @@ class Rollout:
     sampler_logp: Float[np.ndarray, "P G T"]
     truncated: Bool[np.ndarray, "P G"]
     version: int = struct.field(pytree_node=False, default=0)
+    number: int = struct.field(pytree_node=False, default=0)  # of the step whose prompts these are
     seconds: float = struct.field(pytree_node=False, default=0.0)  # spent sampling
 
 
@@ -94,7 +95,7 @@ class Bare:
 class Batch:
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 
-    `scored` marks the reference-answer tokens whose log-probs count; `outside` holds rewards computed
+    `scored` marks the reference-answer tokens whose log-probs count; `host_rewards` holds rewards computed
     outside the graph (rules, votes) by name; `keep` is the one mask that baseline, scale and loss all obey.
     `baseline` is each prompt's reward without a chain under the initial model, for RLPR; `counted` are the groups
     that a filter lets count, None where there is none. `bare` is there where the answer's score without a chain is
@@ -107,7 +108,7 @@ class Batch:
     segment: Int[Array, "P G T"]
     scored: Bool[Array, "P G T"]
     sampler_logp: Float[Array, "P G T"]
-    outside: dict[str, Float[Array, "P G"]]
+    host_rewards: dict[str, Float[Array, "P G"]]
     truncated: Bool[Array, "P G"]
     keep: Bool[Array, "P G"]
     baseline: Float[Array, "P"] | None = None

@@ -10,10 +10,11 @@ import math
 import jax
 import numpy as np
 
+from rl_likelihood.config import parse_reward
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
-from rl_likelihood.rewards.mixture import RewardConfig, parse
+from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch
 
 # The suite turns optimizations off to save time; what users run has them, and so have compiled texts that are read.
@@ -68,7 +69,7 @@ def random_batch(seed, p=4, g=3, s=5, t=10, vocab=24, sampled=False):
         segment=segment,
         scored=scored,
         sampler_logp=-rng.exponential(2.0, (p, g, t)).astype(np.float32),
-        outside={"math": rng.normal(size=(p, g)).astype(np.float32)},
+        host_rewards={"math": rng.normal(size=(p, g)).astype(np.float32)},
         truncated=truncated,
         keep=np.ones((p, g), bool),
     )
@@ -76,7 +77,7 @@ def random_batch(seed, p=4, g=3, s=5, t=10, vocab=24, sampled=False):
 
 def rewarded(name, **changes):
     """A StepConfig whose reward is `name`, as reward.name in a config."""
-    return StepConfig(reward=RewardConfig(parse(name)), **changes)
+    return StepConfig(reward=RewardConfig(terms=parse_reward(name)), **changes)
 
 
 def branches(batch, i, j):

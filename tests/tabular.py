@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rl_likelihood.config import parse_reward
 from rl_likelihood.learner import step
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.surrogate import Counts, advantages, aggregate, kl_estimate, leave_one_out, policy_loss
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.intrinsic import SampledStats
-from rl_likelihood.rewards.mixture import Evidence, RewardConfig, parse
+from rl_likelihood.rewards.reward import Observation, RewardConfig
 
 
 class Table(NamedTuple):
@@ -91,17 +92,17 @@ def group_loss(table, logits, group, reward, cfg, text, old, ref):
     answer = token_log_probs(table, logits, table.answers)[group][None]
     mask, scored = (jnp.asarray(which >= 0)[group][None] for which in (table.chains, table.answers))
     keep = jnp.ones(mask.shape[:2], bool)
-    evidence = Evidence(
+    observation = Observation(
         logp=answer,
         scored=scored,
         keep=keep,
         sampled=SampledStats(logp, logp, logp, mask, 3),
         chain_tokens=mask.sum(-1),
-        outside={"exact_match": reward[None]},
+        host_rewards={"exact_match": reward[None]},
     )
     ref_logp = token_log_probs(table, ref, table.chains)[group][None]
     extra = step._k1_in_reward(logp, ref_logp, mask, StepConfig(loss=cfg)) if cfg.kl == "reward_k1" else 0.0
-    f, _, _ = mixture.objective(evidence, RewardConfig(parse(text)), extra)
+    f, _, _ = mixture.objective(observation, RewardConfig(terms=parse_reward(text)), extra)
     difference = leave_one_out(f, jax.lax.stop_gradient(answer), scored, keep)
     advantage = advantages(difference, keep, cfg.advantage)
     counts = Counts(jnp.float32(1), mask.sum().astype(jnp.float32))
@@ -121,7 +122,7 @@ def _expected(name, g, cfg, text, logits, old, ref, reward):
     weight = chance(table, old, groups)
 
     def total(logits):
-        one = lambda group, r: group_loss(table, logits, group, r, cfg, text, old, ref)  # noqa: E731
+        one = lambda group, r: group_loss(table, logits, group, r, cfg, text, old, ref)
         losses, values = jax.vmap(one)(groups, reward)
         return -(weight * losses).sum(), (weight * values).sum()
 

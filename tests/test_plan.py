@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from rl_likelihood import config as configs
 from rl_likelihood import plan
+from rl_likelihood.config import build, flatten
 from rl_likelihood.model.decoder import Spec, param_specs
 from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.planning import aot, programs
@@ -24,16 +24,27 @@ from tests.runs import config_file, small_config
 
 # Parameters in thousands, as the publishers' cards and files have them.
 COUNTS = {
-    "llama-3.2-1b": 1_235_814, "llama-3.2-3b": 3_212_750, "llama-3.1-8b": 8_030_261,
-    "qwen2.5-0.5b": 494_033, "qwen2.5-1.5b": 1_543_714, "qwen2.5-3b": 3_085_939, "qwen2.5-7b": 7_615_617,
-    "qwen2.5-14b": 14_770_034, "qwen3-0.6b": 596_050, "qwen3-1.7b": 1_720_575, "qwen3-4b": 4_022_468,
-    "qwen3-8b": 8_190_735, "smollm2-135m": 134_515, "smollm2-360m": 361_821, "smollm2-1.7b": 1_711_376,
-}  # fmt: skip
+    "llama-3.2-1b": 1_235_814,
+    "llama-3.2-3b": 3_212_750,
+    "llama-3.1-8b": 8_030_261,
+    "qwen2.5-0.5b": 494_033,
+    "qwen2.5-1.5b": 1_543_714,
+    "qwen2.5-3b": 3_085_939,
+    "qwen2.5-7b": 7_615_617,
+    "qwen2.5-14b": 14_770_034,
+    "qwen3-0.6b": 596_050,
+    "qwen3-1.7b": 1_720_575,
+    "qwen3-4b": 4_022_468,
+    "qwen3-8b": 8_190_735,
+    "smollm2-135m": 134_515,
+    "smollm2-360m": 361_821,
+    "smollm2-1.7b": 1_711_376,
+}
 
 
 def small_plan(memory=None, search=False, topology="cpu:8", **overrides):
-    settings = configs.build(small_config(**overrides))
-    model = plan.model_shapes(settings.config)
+    settings = build(small_config(**overrides))
+    model = plan.model_shapes(settings)
     return plan.make_plan(settings, model, aot.target(topology), memory, search)
 
 
@@ -43,8 +54,8 @@ def planned():
 
 
 def test_published_shapes_have_the_published_numbers_of_parameters():
-    leaves = lambda m: jax.tree.leaves(param_specs(m), is_leaf=lambda x: isinstance(x, Spec))  # noqa: E731
-    count = lambda name: sum(math.prod(s.shape) for s in leaves(published(name)))  # noqa: E731
+    leaves = lambda m: jax.tree.leaves(param_specs(m), is_leaf=lambda x: isinstance(x, Spec))
+    count = lambda name: sum(math.prod(s.shape) for s in leaves(published(name)))
     assert {name: round(count(name) / 1000) for name in PUBLISHED} == COUNTS
 
 
@@ -63,7 +74,7 @@ def test_shapes_of_a_folder_need_only_its_config(tmp_path):
 
 def test_a_run_s_workdir_stands_for_the_model_it_started_from(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "config.json").write_text(json.dumps(configs.flatten(small_config())))
+    (tmp_path / "config.json").write_text(json.dumps(flatten(small_config())))
     found = plan.model_shapes(small_config(model__preset="", model__path=str(tmp_path)))
     assert found == plan.model_shapes(small_config())
 
@@ -73,13 +84,13 @@ def test_a_run_s_workdir_stands_for_the_model_it_started_from(tmp_path):
 )
 def test_the_planned_batch_is_the_run_s(changes):
     """But for the tags, whose ids only a tokenizer knows: as many as their bytes are enough."""
-    settings = configs.build(small_config(**changes))
-    world, params = load(settings)
-    shapes = programs.shape_world(settings, plan.model_shapes(settings.config))
+    settings = build(small_config(**changes))
+    task, params = load(settings)
+    shapes = programs.shape_world(settings, plan.model_shapes(settings))
     for name in ("close_think_ids", "open_answer_ids"):
-        assert len(getattr(shapes.fmt, name)) >= len(getattr(world.fmt, name)) > 0
-    assert abstract_batch(dataclasses.replace(shapes, fmt=world.fmt)) == abstract_batch(world)
-    assert dataclasses.replace(shapes.model, max_position=world.model.max_position) == world.model
+        assert len(getattr(shapes.fmt, name)) >= len(getattr(task.fmt, name)) > 0
+    assert abstract_batch(dataclasses.replace(shapes, fmt=task.fmt)) == abstract_batch(task.config, task.fmt)
+    assert dataclasses.replace(shapes.model, max_position=task.model.max_position) == task.model
     assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(
         lambda x: x.shape, programs.abstract_params(shapes.model)
     )
@@ -109,9 +120,9 @@ def test_a_reference_model_of_unrolled_layers_is_planned_as_a_run_holds_it():
 
 def test_flops_follow_what_is_asked_for(planned):
     one = planned["model_flops"]
-    settings = configs.build(small_config(loss__kl="k3", loss__kl_coef=0.1))
-    with_reference = plan.model_shapes(settings.config)
-    mesh = plan.plan_mesh(settings.config, aot.target("cpu:8"))
+    settings = build(small_config(loss__kl="k3", loss__kl_coef=0.1))
+    with_reference = plan.model_shapes(settings)
+    mesh = plan.plan_mesh(settings, aot.target("cpu:8"))
     batch = abstract_batch(programs.shape_world(settings, with_reference))
     more = aot.count_flops(programs.trace_step(settings, with_reference, mesh, batch).jaxpr.jaxpr)
     # A reference is one more forward; forward and backward are three, the head's being computed again one more.
@@ -129,19 +140,19 @@ def test_the_cache_is_counted_as_the_sampler_holds_it():
     """Prompts on the devices that share their chains, chains on one device each."""
     c = small_config(mesh__fsdp=1, mesh__tensor=1, train__prompts_per_step=2, sampler__group_size=4)
     model = plan.model_shapes(c)
-    bytes_of = lambda rows, length: sum(  # noqa: E731
+    bytes_of = lambda rows, length: sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda: empty_cache(model, rows, length)))
     )
     for devices, prompts, rows in ((1, 2, 8), (2, 1, 4), (4, 1, 2)):
         c.mesh.fsdp = devices
-        world, places = programs.shape_world(configs.build(c), model), plan.plan_places(c, aot.target(f"cpu:{devices}"))
-        of_prompts, of_rows = bytes_of(prompts, c.prompt.max_prompt), bytes_of(rows, world.sampler().max_sampled)
-        assert programs.cache_bytes(world, places, 8) == {"prompts": of_prompts, "rows": of_rows}, devices
+        task, places = programs.shape_world(build(c), model), plan.plan_places(c, aot.target(f"cpu:{devices}"))
+        of_prompts, of_rows = bytes_of(prompts, c.prompt.max_prompt), bytes_of(rows, task.sampler().max_sampled)
+        assert programs.cache_bytes(task, places, 8) == {"prompts": of_prompts, "rows": of_rows}, devices
     c.sampler.slots = 4  # one row on each of the four devices, with its prompt
-    world = programs.shape_world(configs.build(c), model)
-    wanted = {"prompts": bytes_of(1, c.prompt.max_prompt), "rows": bytes_of(1, world.sampler().max_sampled)}
-    assert programs.cache_bytes(world, places, 8) == wanted
-    assert programs.sampling_steps(world, places, 8) == 2 * world.sampler().max_sampled
+    task = programs.shape_world(build(c), model)
+    wanted = {"prompts": bytes_of(1, c.prompt.max_prompt), "rows": bytes_of(1, task.sampler().max_sampled)}
+    assert programs.cache_bytes(task, places, 8) == wanted
+    assert programs.sampling_steps(task, places, 8) == 2 * task.sampler().max_sampled
 
 
 def test_streams_are_planned_as_the_engine_runs_them():
@@ -167,14 +178,18 @@ def test_the_real_programs_compile_for_a_described_tpu(topology, group, mesh):
     of a prompt's chains on four devices, for which that slice's compiler takes no program of several devices."""
     pytest.importorskip("libtpu")
     c = small_config(
-        mesh__data=0, mesh__fsdp=0, mesh__tensor=1, train__prompts_per_step=4, sampler__group_size=group,
+        mesh__data=0,
+        mesh__fsdp=0,
+        mesh__tensor=1,
+        train__prompts_per_step=4,
+        sampler__group_size=group,
         model__preset="",
-    )  # fmt: skip
+    )
     c.model.path, c.model.remat = "smollm2-135m", "full"
     where = aot.target(topology)
     model = dataclasses.replace(plan.model_shapes(c, "tpu"), layers=2)
     assert model.attention == "splash" and model.compute_dtype == "bfloat16"
-    found = plan.make_plan(configs.build(c), model, where, where.chip.memory, search=False)
+    found = plan.make_plan(build(c), model, where, where.chip.memory, search=False)
     assert found["fits"] is True and {row["refused"] for row in found["programs"]} == {""} and found["mesh"] == mesh
     assert found["sampler_streams"] == (len(where.devices) > 4)
     assert all(row["cycles"] > 0 for row in found["programs"]) and found["programs"][0]["kernel_flops"] > 0
@@ -196,8 +211,8 @@ def test_memory_is_judged_to_the_byte(planned):
 @pytest.mark.slow
 def test_a_step_that_does_not_fit_is_made_to_by_the_cheapest_change():
     overrides = {"train__prompts_per_step": 16, "sampler__group_size": 16, "sampler__max_chain": 4}
-    settings = configs.build(small_config(**overrides, train__head_chunk=4096))
-    model, where = plan.model_shapes(settings.config), aot.target("cpu:8")
+    settings = build(small_config(**overrides, train__head_chunk=4096))
+    model, where = plan.model_shapes(settings), aot.target("cpu:8")
     whole = plan.make_plan(settings, model, where, None, search=False)
     step, _, sampling = whole["programs"]
     memory = sampling["total"] + (step["total"] - sampling["total"]) // 2
@@ -212,16 +227,23 @@ def test_a_step_that_does_not_fit_is_made_to_by_the_cheapest_change():
     size = int(tried.rpartition("=")[2])
     c = small_config(**overrides, train__head_chunk=4096, train__micro_batch_prompts=size)
     room = memory - step["others"]
-    program = programs.compile_step(configs.build(c), model, plan.plan_mesh(c, where), room)
+    program = programs.compile_step(build(c), model, plan.plan_mesh(c, where), room)
     assert 0 < program.peak <= room < step["peak"]
 
 
 @pytest.mark.slow
 def test_a_sampler_that_does_not_fit_gets_fewer_rows_at_one_time():
-    overrides = {"train__prompts_per_step": 8, "sampler__group_size": 16, "sampler__max_chain": 512, "mesh__fsdp": 8,
-                 "mesh__tensor": 1, "train__micro_batch_prompts": 8, "prompt__max_answer": 4}  # fmt: skip
-    settings = configs.build(small_config(**overrides))
-    model, where = plan.model_shapes(settings.config), aot.target("cpu:8")
+    overrides = {
+        "train__prompts_per_step": 8,
+        "sampler__group_size": 16,
+        "sampler__max_chain": 512,
+        "mesh__fsdp": 8,
+        "mesh__tensor": 1,
+        "train__micro_batch_prompts": 8,
+        "prompt__max_answer": 4,
+    }
+    settings = build(small_config(**overrides))
+    model, where = plan.model_shapes(settings), aot.target("cpu:8")
     whole = plan.make_plan(settings, model, where, None, search=False)
     sampling = whole["programs"][-1]
     memory = sampling["total"] - 1
@@ -256,9 +278,11 @@ def test_the_search_judges_all_programs_of_another_mesh(stages, needs, found, st
     by_name = {"step": plan.changes, "sampler": plan.sampler_changes}
     names = {stage: name for name, stage in by_name.items()}
     result = plan.cheapest(
-        c, aot.target("cpu:8"), [by_name[name] for name in stages],
+        c,
+        aot.target("cpu:8"),
+        [by_name[name] for name in stages],
         lambda new, stage: new.mesh.fsdp == needs[names[stage]],
-    )  # fmt: skip
+    )
     assert result == (found, stuck and by_name[stuck])
 
 
@@ -282,9 +306,11 @@ def test_the_order_of_changes_is_micro_batches_then_remat_then_the_mesh():
 def test_what_a_sampler_may_try_is_fewer_rows_then_a_wider_mesh():
     c = small_config(train__prompts_per_step=8, sampler__group_size=4, mesh__data=2, mesh__fsdp=4, mesh__tensor=1)
     assert plan.sampler_changes(c, aot.target("cpu:8")) == [
-        {"sampler.slots": 16}, {"sampler.slots": 8}, {"mesh.data": 1, "mesh.fsdp": 8},
+        {"sampler.slots": 16},
+        {"sampler.slots": 8},
+        {"mesh.data": 1, "mesh.fsdp": 8},
         {"mesh.data": 1, "mesh.fsdp": 8, "sampler.slots": 8},
-    ]  # fmt: skip
+    ]
 
 
 def test_prompts_that_the_mesh_does_not_divide_are_refused():
@@ -294,7 +320,7 @@ def test_prompts_that_the_mesh_does_not_divide_are_refused():
 
 def test_the_command_prints_one_object_and_refuses_in_one_line(tmp_path):
     command = [sys.executable, "-m", "rl_likelihood.plan", f"--config={config_file(tmp_path)}"]
-    run = lambda *more: subprocess.run(  # noqa: E731
+    run = lambda *more: subprocess.run(
         [*command, *more], capture_output=True, text=True, cwd=Path(plan.__file__).parent.parent
     )
     done = run("--topology=cpu:8", "--json", "--memory_gib=4")

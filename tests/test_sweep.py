@@ -78,9 +78,12 @@ def test_the_verifiable_grid_is_that_of_the_paper(monkeypatch):
     labels = {"model": "llama", "data": "math", "group": "32", "reward": "sft"}
     sft = next(row for row in e.paper if row["labels"] == labels)
     assert {k: v for k, v in sft.items() if k != "labels"} == {
-        "greedy_success_no_chain": 14.43, "sampled_success_no_chain": 10.0, "log_prob_no_chain": -0.97,
-        "perplexity_no_chain": 2.63, "chain_length_no_chain": 5.0,
-    }  # fmt: skip
+        "greedy_success_no_chain": 14.43,
+        "sampled_success_no_chain": 10.0,
+        "log_prob_no_chain": -0.97,
+        "perplexity_no_chain": 2.63,
+        "chain_length_no_chain": 5.0,
+    }
     columns = {column.key for column in table.GRID_COLUMNS}
     written = grid.load("experiments/paper_nonverifiable.py").paper
     for row in (*e.paper, *written):
@@ -235,7 +238,7 @@ def test_a_run_that_outlives_its_killed_sweep_is_running_and_is_not_run_twice(tm
     workdir = root / grid.load(path).points[0].name
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))} | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "rl_likelihood.sweep", path, f"--root={root}", "--only", "reward=log_prob"]
-    begin = lambda action: subprocess.Popen(  # noqa: E731
+    begin = lambda action: subprocess.Popen(
         [*command, action], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     first = begin("--run")

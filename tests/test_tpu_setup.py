@@ -25,8 +25,12 @@ def script(name, *arguments, check=0, **values):
     clean = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ}
     done = subprocess.run(
         ["bash", str(SCRIPTS / name), *arguments],
-        env={**clean, **values}, capture_output=True, text=True, timeout=100, cwd="/",
-    )  # fmt: skip
+        env={**clean, **values},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd="/",
+    )
     assert done.returncode == check, (done.returncode, done.stdout, done.stderr)
     return done
 
@@ -128,8 +132,13 @@ def test_logs():
 def test_babysit_makes_the_slice_sets_it_up_and_runs():
     out = commands(script("babysit.sh", "python", "-m", "x", **CLOUD))
     assert [" ".join(line[3:5]) for line in out] == [
-        "queued-resources create", "archive --format=tar.gz", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh", "tpu-vm ssh",
-    ]  # fmt: skip
+        "queued-resources create",
+        "archive --format=tar.gz",
+        "tpu-vm scp",
+        "tpu-vm ssh",
+        "tpu-vm ssh",
+        "tpu-vm ssh",
+    ]
     assert out[-1][-1].endswith("worker.sh run run python -m x")
 
 
@@ -150,7 +159,7 @@ def test_a_sweep_goes_on_after_a_point_that_fails_and_names_it(tmp_path):
     python.write_text(
         "#!/bin/bash\nif [[ $2 == rl_likelihood.sweep ]]; then printf '%s\\n' "
         f"'{python} one \"a b\" --workdir=x' '{python} two --workdir=y'; exit; fi\n"
-        f"echo \"$1,$2\" >> {tmp_path}/ran; [[ $1 == two ]]\n"
+        f'echo "$1,$2" >> {tmp_path}/ran; [[ $1 == two ]]\n'
     )
     python.chmod(0o755)
     values = {"LOCAL": "1", "ROOT": "runs", "PYTHON": str(python), "MAX_FAILURES": "1", "BACKOFF": "0"}
@@ -163,9 +172,17 @@ def test_jobset_speaks_of_the_same_slice():
     values = {"IMAGE": "r/i:t", "CLAIM": "disk", "SLICES": "2", "TOPOLOGY": "v5e:4x8", "TPU_NAME": "mine"}
     text = script("jobset.sh", "python", "-c", 'print("a\\b")', **values).stdout
     for line in (
-        "name: mine", "replicas: 2", "parallelism: 8", "completions: 8", "google.com/tpu: 4", "claimName: disk",
-        "gke-tpu-topology: 4x8", "gke-tpu-accelerator: tpu-v5-lite-podslice", 'gke-spot: "true"', 'image: "r/i:t"',
-    ):  # fmt: skip
+        "name: mine",
+        "replicas: 2",
+        "parallelism: 8",
+        "completions: 8",
+        "google.com/tpu: 4",
+        "claimName: disk",
+        "gke-tpu-topology: 4x8",
+        "gke-tpu-accelerator: tpu-v5-lite-podslice",
+        'gke-spot: "true"',
+        'image: "r/i:t"',
+    ):
         assert line in text, line
     assert "spot" not in script("jobset.sh", "x", **values, PRICING="reserved").stdout
     for wrong in ("0", "3", "8", "64", "x"):
@@ -175,9 +192,7 @@ def test_jobset_speaks_of_the_same_slice():
         small = script("jobset.sh", "x", **{**values, **given, "TOPOLOGY": "v5e:2x4"}).stdout
         assert f"parallelism: {hosts}" in small and f"google.com/tpu: {chips}" in small
     pod = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    assert pod["containers"][0]["command"] == [
-        "bash", "tpu_setup/worker.sh", "once", "python", "-c", 'print("a\\b")'
-    ]  # fmt: skip
+    assert pod["containers"][0]["command"] == ["bash", "tpu_setup/worker.sh", "once", "python", "-c", 'print("a\\b")']
 
 
 def test_jobset_does_not_try_a_refused_command_again():
@@ -253,8 +268,9 @@ def test_the_wait_has_a_greatest_value(tmp_path):
 def test_a_crash_is_a_failure_and_preemptions_are_counted_apart(tmp_path):
     said = babysit(
         COUNTED + "case $n in 1) kill -TERM $$ ;; 2) kill -ABRT $$ ;; 3) kill -9 $$ ;; esac",
-        FILE=str(tmp_path / "runs"), MAX_FAILURES="2",
-    )  # fmt: skip
+        FILE=str(tmp_path / "runs"),
+        MAX_FAILURES="2",
+    )
     assert "preempted (exit 143)" in said and "failed (exit 134)" in said and "preempted (exit 137)" in said
     assert said.splitlines()[-1] == "babysit: done after 4 runs, 2 preemptions, 1 failures"
 
@@ -271,10 +287,13 @@ def test_a_refusal_is_not_tried_again(tmp_path):
 
 
 # A training run as babysit sees it: the first is asked to stop, saves and ends with 0; the second is done.
-TRAINING = COUNTED + """
+TRAINING = (
+    COUNTED
+    + """
 state() { echo '{"state": "'$1'", "step": 3, "steps": 9, "error": ""}' > "$DIR/STATUS"; }
 if ((n > 1)); then state done; exit 0; fi
 state running; trap 'state interrupted; exit 0' TERM; kill -TERM $$; exit 9"""
+)
 
 
 def test_a_run_that_saved_and_stopped_goes_on_and_a_done_one_does_not(tmp_path):
@@ -305,9 +324,7 @@ def test_one_process_killed_ends_the_others_and_all_start_again(tmp_path):
 
 def test_the_first_to_end_badly_says_how():
     # The failure of process 0 brings process 1 down by a signal: a failure, not a preemption.
-    said = babysit(
-        '[[ $PROCESS_ID == 0 ]] && exit 3; sleep 0.5; kill -9 $$', check=1, PROCESSES="2", MAX_FAILURES="1"
-    )  # fmt: skip
+    said = babysit("[[ $PROCESS_ID == 0 ]] && exit 3; sleep 0.5; kill -9 $$", check=1, PROCESSES="2", MAX_FAILURES="1")
     assert "failed (exit 3)" in said and "0 preemptions, 1 failures" in said
 
 
@@ -320,8 +337,10 @@ def test_a_signal_to_babysit_reaches_the_command_which_saves(tmp_path):
     command = f"trap 'touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/up; while true; do sleep 0.1; done"
     process = subprocess.Popen(
         ["bash", str(SCRIPTS / "babysit.sh"), "bash", "-c", command],
-        env={**os.environ, "LOCAL": "1"}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env={**os.environ, "LOCAL": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(tmp_path / "up")
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
@@ -485,8 +504,11 @@ def test_a_worker_s_command_outlives_the_connection_and_is_followed_not_started_
     command = ["bash", "-c", 'echo began; until [[ -e "$GO" ]]; do sleep 0.1; done; echo ended']
     ssh = subprocess.Popen(
         ["bash", str(SCRIPTS / "worker.sh"), "run", "long", *command],
-        env={**os.environ, **values}, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        env={**os.environ, **values},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert "] == start 1, " in ssh.stdout.readline() and ssh.stdout.readline().endswith("] began\n")
     os.killpg(ssh.pid, signal.SIGKILL)  # the connection is cut
     ssh.communicate()
@@ -501,8 +523,10 @@ def test_a_worker_stops_what_runs_before_it_restarts(tmp_path):
     command = ["bash", "-c", 'trap "echo saved; exit 0" TERM; touch "$UP"; while true; do sleep 0.1; done']
     first = subprocess.Popen(
         ["bash", str(SCRIPTS / "worker.sh"), "run", "it", *command],
-        env={**os.environ, **values}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env={**os.environ, **values},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     wait_for(tmp_path / "up")
     done = script("worker.sh", "restart", "it", "echo", "second", **values)
     assert done.stdout.splitlines()[1].endswith("] second")
@@ -515,10 +539,12 @@ def test_a_worker_stops_all_that_runs(tmp_path):
     runs = [
         subprocess.Popen(
             ["bash", str(SCRIPTS / "worker.sh"), "run", name, *command, str(tmp_path / f"up_{name}")],
-            env={**os.environ, "RUNS": str(tmp_path / "runs")}, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "RUNS": str(tmp_path / "runs")},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for name in ("one", "two")
-    ]  # fmt: skip
+    ]
     for name in ("one", "two"):
         wait_for(tmp_path / f"up_{name}")
     script("worker.sh", "stop", RUNS=str(tmp_path / "runs"))
@@ -530,8 +556,10 @@ def test_a_stopped_command_s_own_code_is_kept_and_not_that_of_the_signal(tmp_pat
     command = ["bash", "-c", 'trap "sleep 1; exit 5" TERM; touch "$UP"; while true; do sleep 0.1; done']
     ssh = subprocess.Popen(
         ["bash", str(SCRIPTS / "worker.sh"), "run", "it", *command],
-        env={**os.environ, **values}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env={**os.environ, **values},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     wait_for(tmp_path / "up")
     script("worker.sh", "stop", "it", **values)  # all of its group is told, as by a machine that goes down
     assert ssh.communicate(timeout=60)[0].splitlines()[-1].endswith("] exit 5")

@@ -13,41 +13,77 @@ import jax
 import numpy as np
 import pytest
 
-from rl_likelihood import config as configs
 from rl_likelihood import train
+from rl_likelihood.config import apply_preset, build, reward_table
 from rl_likelihood.data.order import order
 from rl_likelihood.rewards.likelihood import OBJECTIVES
-from rl_likelihood.rewards.mixture import OUTSIDE
-from rl_likelihood.rollouts.source import Source, widened
+from rl_likelihood.rollouts.asynchronous import Asynchronous
+from rl_likelihood.rollouts.batches import Batches, widened
+from rl_likelihood.rollouts.source import Given, Synchronous, make_source
 from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.runtime.signals import Stopped
 from rl_likelihood.shapes import CHAIN, PAD, Prompts, Rollout, UserError
-from rl_likelihood.task import load, make_places
+from rl_likelihood.task import load
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[1]
+ON_HOST = [name for name, reward in reward_table().items() if reward.on_host]
 
 METRICS = [
     *(f"reward/{name}" for name in ("mean", "std", *OBJECTIVES)),
-    "advantage/abs_mean", "chain/length", "chain/truncated", "answer/log_prob", "answer/perplexity", "loss/policy",
-    "loss/answer", "loss/kl", "grad/norm", "policy/entropy", "policy/self_certainty", "ratio/mean", "ratio/max",
-    "reward/zero_std_groups", "reward/underflow", "grad/answer_share", "answer/chain_gain", "chain/transition_words",
+    "advantage/abs_mean",
+    "chain/length",
+    "chain/truncated",
+    "answer/log_prob",
+    "answer/perplexity",
+    "loss/policy",
+    "loss/answer",
+    "loss/kl",
+    "grad/norm",
+    "policy/entropy",
+    "policy/self_certainty",
+    "ratio/mean",
+    "ratio/max",
+    "reward/zero_std_groups",
+    "reward/underflow",
+    "grad/answer_share",
+    "answer/chain_gain",
+    "chain/transition_words",
     "chain/closed",
-    *(f"corr/{name}" for name in ("log_prob", "avg_prob", "chain_length")), "queue/lag", "queue/depth", "time/sample",
-    "time/learn", "time/wait", "tokens_per_second",
-]  # fmt: skip
+    *(f"corr/{name}" for name in ("log_prob", "avg_prob", "chain_length")),
+    "queue/lag",
+    "queue/depth",
+    "time/sample",
+    "time/learn",
+    "time/wait",
+    "tokens_per_second",
+]
 EVAL = [
-    "greedy_success", "sampled_success", "pass@2", "log_prob_mc1", "log_prob_mc2", "perplexity", "perplexity_no_chain",
+    "greedy_success",
+    "sampled_success",
+    "pass@2",
+    "log_prob_mc1",
+    "log_prob_mc2",
+    "perplexity",
+    "perplexity_no_chain",
     "chain_length",
-]  # fmt: skip
+]
 SAMPLE = [
-    "prompt", "chain", "reference_answer", "answer_logp", "reward", "reward/log_prob", "reward/prob", "advantage",
+    "prompt",
+    "chain",
+    "reference_answer",
+    "answer_logp",
+    "reward",
+    "reward/log_prob",
+    "reward/prob",
+    "advantage",
     "version",
-]  # fmt: skip
+]
 
 
 def run(workdir: Path, **overrides) -> Path:
-    train.run(configs.build(small_config(**overrides)), workdir)
+    train.run(build(small_config(**overrides)), workdir)
     return workdir
 
 
@@ -137,7 +173,7 @@ def test_a_resume_needs_no_weights_and_says_what_has_been_lost(unbroken, tmp_pat
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " bytes" in line]
     assert line.startswith(f"warning: {broken}/samples.jsonl has 0 bytes, but had ") and "step 1 was saved" in line
     with pytest.raises(UserError, match="start2"):  # another model is read, and may not be there
-        train.run(configs.build(small_config(**extra | {"model__path": str(start) + "2"})), broken, force=True)
+        train.run(build(small_config(**extra | {"model__path": str(start) + "2"})), broken, force=True)
 
 
 def test_a_finished_run_only_shows_its_summary(unbroken, capsys):
@@ -167,14 +203,14 @@ def test_every_reward_trains(reward, tmp_path):
 def preset_config(name, **overrides):
     c = small_config(train__steps=2, eval__prompts=0, **overrides)
     c.preset = name
-    configs.apply_preset(c, [key.replace("__", ".") for key in overrides])
+    apply_preset(c, [key.replace("__", ".") for key in overrides])
     return c
 
 
 @pytest.mark.parametrize("name", ["rlpr", "nover", "intuitor", "ttrl", "dapo", "jepo_tang"])
 def test_presets_train(name, tmp_path):
     few = {"ttrl": {"sampler__group_size": 4, "reward__vote_train": 2}}.get(name, {"sampler__group_size": 3})
-    train.run(configs.build(preset_config(name, **few)), tmp_path / "run")
+    train.run(build(preset_config(name, **few)), tmp_path / "run")
     last = run_files.read(tmp_path / "run" / "metrics.jsonl")[-1]
     assert np.isfinite(last["grad/norm"]) and np.isfinite(last["reward/mean"])
     sample = run_files.read(tmp_path / "run" / "samples.jsonl")[-1]
@@ -185,10 +221,10 @@ def test_presets_train(name, tmp_path):
 
 
 def test_rewards_from_text_are_computed_side_by_side(tmp_path):
-    run(tmp_path / "run", reward__name=" + ".join(OUTSIDE), train__steps=1, eval__prompts=0)
+    run(tmp_path / "run", reward__name=" + ".join(ON_HOST), train__steps=1, eval__prompts=0)
     (row,) = run_files.read(tmp_path / "run" / "metrics.jsonl")
-    assert all(np.isfinite(row[f"reward/{name}"]) for name in OUTSIDE) and row["grader/failures"] == 0
-    assert row["reward/mean"] == pytest.approx(sum(row[f"reward/{name}"] for name in OUTSIDE), abs=1e-5)
+    assert all(np.isfinite(row[f"reward/{name}"]) for name in ON_HOST) and row["grader/failures"] == 0
+    assert row["reward/mean"] == pytest.approx(sum(row[f"reward/{name}"] for name in ON_HOST), abs=1e-5)
     assert {"vote/label_accuracy", "chain/transition_words"} <= set(row)
 
 
@@ -278,8 +314,13 @@ def test_policies_and_precisions_train(extra, tmp_path):
 
 def test_a_warm_start_on_own_chains_says_when_there_are_none(tmp_path):
     with pytest.raises(UserError, match="only 0 chains are there .warm_start.chains='own'."):
-        run(tmp_path / "run", warm_start__steps=2, warm_start__prompts=8, warm_start__prompts_per_step=4,
-            warm_start__examples=0)  # fmt: skip
+        run(
+            tmp_path / "run",
+            warm_start__steps=2,
+            warm_start__prompts=8,
+            warm_start__prompts_per_step=4,
+            warm_start__examples=0,
+        )
 
 
 def test_answers_are_graded_by_the_grader_of_the_config(tmp_path):
@@ -317,20 +358,41 @@ def test_a_sampler_that_runs_ahead_stays_within_its_bound(tmp_path):
     assert len(lags) == 6 and min(lags) >= 0 and 1 <= max(lags) <= 2
 
 
-def test_the_sampler_computes_only_in_its_turn(tmp_path):
+def test_the_sampler_of_a_shared_device_computes_only_while_the_learner_waits(tmp_path):
     """Two programs with collectives, started by two threads on the same devices, would wait for each other."""
-    settings = configs.build(small_config(sampler__max_staleness=2))
-    world, params = load(settings, places=make_places(settings.config))
-    source = Source(world, order(len(world.train), 2, 0), 0, 2, tmp_path)
+    config = build(small_config(sampler__max_staleness=2))
+    devices = make_devices(config)
+    task, params = load(config, mesh=devices.learner)
+    source = make_source(task, devices, tmp_path, 0, None)
     try:
-        with source.turn:
-            source.publish(0, params)
-            time.sleep(0.5)
-            assert len(source.queue) == 0
-        assert source.get(0)[0].version == 0
+        source.box.publish(0, sampler_weights(params, task.model, devices))
+        time.sleep(0.5)
+        assert len(source.queue) == 0, "the learner's thread owns the devices"
+        with source.devices_free():
+            assert source.queue.get(0)[0].version == 0
     finally:
         source.close()
     assert not source.thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "overrides, kind",
+    [({}, Synchronous), ({"sampler__max_staleness": 1}, Asynchronous), ({"reward__name": "sft"}, Given)],
+)
+def test_every_source_gives_the_batch_of_its_step(overrides, kind, tmp_path):
+    config = build(small_config(**overrides))
+    devices = make_devices(config)
+    task, params = load(config, mesh=devices.learner)
+    source = make_source(task, devices, tmp_path, 0, None)
+    try:
+        assert isinstance(source, kind)
+        for step in range(2):
+            given = source.next(step, params)
+            index = order(len(task.train), 2, 0)(step)
+            assert [row.example.id for row in given.rows] == [task.train[i].example.id for i in index]
+            assert given.batch.completion.shape[:2] == (2, config.rows_per_prompt)
+    finally:
+        source.close()
 
 
 def test_a_rollout_is_widened_by_padding_that_no_row_sees():
@@ -350,15 +412,21 @@ def test_prompts_as_wide_as_their_batch_needs_give_the_same_run(tmp_path, capsys
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     widths = []
 
-    class Seen(Source):
+    class Recording(Batches):
         def collate(self, number):
             prompts = super().collate(number)
             widths.append((prompts.tokens.shape[1], int(prompts.length.max())))
             return prompts
 
-    monkeypatch.setattr(train, "Source", Seen)
-    data = {"data__source": "jsonl", "data__train_path": str(tmp_path / "train.jsonl"), "data__tasks": (),
-            "data__train_size": 0, "data__heldout_size": 4, "eval__prompts": 0}  # fmt: skip
+    monkeypatch.setattr("rl_likelihood.rollouts.source.Batches", Recording)
+    data = {
+        "data__source": "jsonl",
+        "data__train_path": str(tmp_path / "train.jsonl"),
+        "data__tasks": (),
+        "data__train_size": 0,
+        "data__heldout_size": 4,
+        "eval__prompts": 0,
+    }
     whole, cut = (run(tmp_path / str(n), prompt__width_multiple=n, **data) for n in (0, 1))
     assert {width for width, _ in widths[:4]} == {32}
     # Up to what fsdp = 2 divides.
@@ -381,9 +449,17 @@ def test_micro_batches_and_meshes_do_not_change_a_run(unbroken, tmp_path):
 def test_what_a_run_on_one_cpu_chooses_changes_none_of_its_numbers(tmp_path, capsys):
     """One part of the batch at a time, layers unrolled: against all at once, scanned."""
     # Its rows are on one device, as in a run of a laptop; this model's heads are on all.
-    one = {"mesh__fsdp": 1, "mesh__tensor": 8, "train__prompts_per_step": 4, "sampler__group_size": 8,
-           "sampler__max_chain": 24, "train__steps": 2, "eval__prompts": 0, "loss__kl": "k3",
-           "loss__kl_coef": 0.1}  # fmt: skip
+    one = {
+        "mesh__fsdp": 1,
+        "mesh__tensor": 8,
+        "train__prompts_per_step": 4,
+        "sampler__group_size": 8,
+        "sampler__max_chain": 24,
+        "train__steps": 2,
+        "eval__prompts": 0,
+        "loss__kl": "k3",
+        "loss__kl_coef": 0.1,
+    }
     left = run(tmp_path / "left", **one, model__layers="auto")
     said = capsys.readouterr().out
     assert "layers unrolled" in said and ", 2 prompts at a time, " in said
@@ -418,9 +494,13 @@ def test_a_workdir_whose_start_was_refused_may_be_used_with_the_mended_config(tm
 def command(module: str, *arguments: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", f"rl_likelihood.{module}", *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"}, **kwargs,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        **kwargs,
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROLS])
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token=CONTROLS[0], eos_token=CONTROLS[1], chat_template=TEMPLATE,
+        tokenizer_object=bpe,
+        pad_token=CONTROLS[0],
+        eos_token=CONTROLS[1],
+        chat_template=TEMPLATE,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )

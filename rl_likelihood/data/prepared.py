@@ -44,11 +44,15 @@ def read(path: str, split: str) -> list[Example]:
     """Every example of a split, in the stored order. UserError names the splits there are."""
     return [
         Example(
-            row["id"], row["prompt"], row["answer"], row["chain"], row["task"],
+            row["id"],
+            row["prompt"],
+            row["answer"],
+            row["chain"],
+            row["task"],
             check=row["extra"] if row["task"] in CHECKED else "",
         )
         for row in _rows(path, split)
-    ]  # fmt: skip
+    ]
 
 
 def read_extra(path: str, split: str) -> dict[str, dict]:

@@ -102,15 +102,15 @@ def columns(records: Sequence[Record]) -> Columns:
     m = len(records[0]["samples"])
     if any(len(r["samples"]) != m for r in records):
         raise ValueError("records with different numbers of samples")
-    of_greedy: Callable[[str], np.ndarray] = lambda name: _array([r["greedy"].get(name) for r in records])  # noqa: E731
+    of_greedy: Callable[[str], np.ndarray] = lambda name: _array([r["greedy"].get(name) for r in records])
     q: Columns = {"greedy_success": of_greedy("right")}
     if m:
         q |= _of_samples(records, m)
     q |= {
         "greedy_success_no_chain": _array([(r.get("no_chain") or {}).get("right") for r in records]),
-        "sampled_success_no_chain": _mean(_array([
-            [s.get("right") for s in (r.get("no_chain") or {}).get("samples", ())] or [None] for r in records
-        ])),
+        "sampled_success_no_chain": _mean(
+            _array([[s.get("right") for s in (r.get("no_chain") or {}).get("samples", ())] or [None] for r in records])
+        ),
         "greedy_chain_length": of_greedy("chain_tokens"),
         "greedy_truncated": of_greedy("truncated"),
     }
@@ -119,7 +119,7 @@ def columns(records: Sequence[Record]) -> Columns:
 
 def _of_samples(records: Sequence[Record], m: int) -> Columns:
     """The columns that need sampled chains."""
-    of: Callable[[str], np.ndarray] = lambda name: _array([[s.get(name) for s in r["samples"]] for r in records])  # noqa: E731
+    of: Callable[[str], np.ndarray] = lambda name: _array([[s.get(name) for s in r["samples"]] for r in records])
     right, logp, length = of("right"), of("log_prob"), of("chain_tokens")
     tokens = _array([r["answer_tokens"] for r in records])
     no_chain = _array([r["no_chain"]["log_prob"] for r in records])

@@ -35,11 +35,14 @@ def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
             if operator == "/" and right == 0:
                 return False
             values.append(
-                left + right if operator == "+"
-                else left - right if operator == "-"
-                else left * right if operator == "*"
+                left + right
+                if operator == "+"
+                else left - right
+                if operator == "-"
+                else left * right
+                if operator == "*"
                 else left / right
-            )  # fmt: skip
+            )
         return True
 
     at, want_operand = 0, True

@@ -33,9 +33,27 @@ _NOT_FINITE = re.compile(r"(?i)\b(?:nan|inf|infinity)")
 _EVALUATES = re.compile(r"\b(?:eval|exec|parse_expr|sympify|literal_eval)\s*\(")
 _SYMPY = re.compile(r"^\s*(?:import|from)\s+sympy\b", re.M)
 _FUNCTIONS = (
-    "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "log", "ln",
-    "sqrt", "Abs", "pi", "oo", "Rational",
-)  # fmt: skip
+    "sin",
+    "cos",
+    "tan",
+    "cot",
+    "sec",
+    "csc",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "exp",
+    "log",
+    "ln",
+    "sqrt",
+    "Abs",
+    "pi",
+    "oo",
+    "Rational",
+)
 _WORD = re.compile(r"[^\W\d]\w*")
 _NOT_FORMULA = re.compile(r"""["'`\\@;$?]|__|\.\s*[^\W\d]|[^\x00-\x7f]""")
 

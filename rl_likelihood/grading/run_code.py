@@ -109,10 +109,14 @@ def run_program(program: str, limits: Limits | None = None, check: Check | None 
             settings = json.dumps({**dataclasses.asdict(limits), **ours})
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-u", "-X", "utf8", _SANDBOX, settings],
-                cwd=folder, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                cwd=folder,
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 pass_fds=(status_end,) if check is None else (status_end, tests),
-                start_new_session=True, env={k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"},
-            )  # fmt: skip
+                start_new_session=True,
+                env={k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"},
+            )
         finally:
             os.close(status_end)
         assert process.stdout is not None

@@ -33,18 +33,52 @@ REPLY_BYTES = 32 << 20
 
 # Python's own events for what a graded program has no business with; sys.addaudithook cannot be undone.
 REFUSED = (
-    "socket.", "subprocess.", "ctypes.", "pty.", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn",
-    "os.system", "os.startfile", "os.kill", "os.killpg", "signal.pthread_kill",
-)  # fmt: skip
+    "socket.",
+    "subprocess.",
+    "ctypes.",
+    "pty.",
+    "os.fork",
+    "os.forkpty",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.system",
+    "os.startfile",
+    "os.kill",
+    "os.killpg",
+    "signal.pthread_kill",
+)
 CHANGES = {
-    "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
-    "os.lchown", "os.utime", "os.setxattr", "os.removexattr", "os.chflags", "os.mkfifo", "os.mknod", "sqlite3.connect",
-}  # fmt: skip
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "os.chown",
+    "os.lchown",
+    "os.utime",
+    "os.setxattr",
+    "os.removexattr",
+    "os.chflags",
+    "os.mkfifo",
+    "os.mknod",
+    "sqlite3.connect",
+}
 # Where their directory descriptors begin, to which paths may be relative.
 AT = {
-    "os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.rename": 2, "os.link": 2, "os.symlink": 2, "os.chmod": 2,
-    "os.chown": 3, "os.utime": 3,
-}  # fmt: skip
+    "os.remove": 1,
+    "os.rmdir": 1,
+    "os.mkdir": 2,
+    "os.rename": 2,
+    "os.link": 2,
+    "os.symlink": 2,
+    "os.chmod": 2,
+    "os.chown": 3,
+    "os.utime": 3,
+}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -244,7 +278,7 @@ def judge(check, calls, lines):
 def main():
     settings = json.loads(sys.argv[1])
     status = settings["status"]
-    say = lambda line: os.write(status, (line.replace("\n", " ") + "\n").encode("utf-8", "replace"))  # noqa: E731
+    say = lambda line: os.write(status, (line.replace("\n", " ") + "\n").encode("utf-8", "replace"))
     program = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rl_likelihood.learner import surrogate
-from rl_likelihood.learner.rows import Seen, StepConfig, policy_masks
+from rl_likelihood.learner.rows import Forward, StepConfig, policy_masks
 from rl_likelihood.rewards import intrinsic, likelihood, shaping
 from rl_likelihood.shapes import Batch
 
@@ -17,25 +17,25 @@ ALWAYS = ("self_certainty", "token_entropy")
 _NO_SPREAD = 1e-6
 
 
-def of_rows(seen: Seen, batch: Batch, cfg: StepConfig) -> tuple[dict[str, Array], dict[str, Array]]:
+def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[dict[str, Array], dict[str, Array]]:
     """(sums and maxima over the rows, values of each row [P, G, ...] and of each prompt [P])."""
-    rows, evidence = jax.lax.stop_gradient((seen.rows, seen.evidence))
-    stats, mask = rows.stats, evidence.sampled.mask
+    rows, observation = jax.lax.stop_gradient((forward.rows, forward.observation))
+    stats, mask = rows.stats, observation.sampled.mask
     _, keep = policy_masks(batch.replace(counted=None), cfg)  # logs show filtered groups too
     ratio = surrogate.importance(stats.log_prob, batch.sampler_logp, mask, "token")
     per_row = {
-        "keep": evidence.keep,
+        "keep": observation.keep,
         "logged": keep,
-        "chain_tokens": evidence.chain_tokens,
+        "chain_tokens": observation.chain_tokens,
         "answer_logp": stats.log_prob,
         # Every reward is logged as the model has it: the floor is an agreement of the trained one.
         **{f"reward/{name}": score(stats.log_prob, batch.scored) for name, score in likelihood.SCORES.items()},
-        **{f"reward/{name}": intrinsic.INTRINSIC[name](evidence.sampled) for name in ALWAYS},
+        **{f"reward/{name}": intrinsic.INTRINSIC[name](observation.sampled) for name in ALWAYS},
     }
     if batch.bare is not None:
-        per_row["no_chain_log_prob"] = seen.no_chain_log_prob
+        per_row["no_chain_log_prob"] = forward.no_chain_log_prob
         per_row["no_chain_answer_logp"] = rows.bare_logp[:, 0]
-    sampled = lambda x: jnp.where(rows.sampled, x, 0).sum()  # noqa: E731
+    sampled = lambda x: jnp.where(rows.sampled, x, 0).sum()
     sums = {
         "sum/jepo": likelihood.jepo(stats.log_prob, batch.scored, keep).sum(),
         "sum/policy_tokens": mask.sum(),
@@ -49,12 +49,12 @@ def of_rows(seen: Seen, batch: Batch, cfg: StepConfig) -> tuple[dict[str, Array]
     return sums, per_row
 
 
-def pulls(pull: Float[Array, "P G T D"], batch: Batch, cfg: StepConfig) -> dict[str, Array]:
+def hidden_grad_norms(grad_hidden: Float[Array, "P G T D"], batch: Batch, cfg: StepConfig) -> dict[str, Array]:
     """Squared gradients at the last hidden state, of the tokens of the policy term and of the answer term.
 
     No token is in both (but where a given chain is supervised), so one backward pass tells the terms apart.
     """
-    squared = (pull.astype(jnp.float32) ** 2).sum(-1)
+    squared = (grad_hidden.astype(jnp.float32) ** 2).sum(-1)
     mask, _ = policy_masks(batch, cfg)
     return {
         "sum/policy_pull": jnp.where(mask, squared, 0).sum(),
@@ -69,7 +69,7 @@ def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> 
     value less its group's mean): what group-relative advantages see. corr/chain_length likewise.
     """
     keep = per_row["logged"]
-    mean = lambda x: jnp.where(keep, x, 0).sum() / jnp.maximum(keep.sum(), 1)  # noqa: E731
+    mean = lambda x: jnp.where(keep, x, 0).sum() / jnp.maximum(keep.sum(), 1)
     reward = per_row["reward"]
     rewards = {k: v for k, v in per_row.items() if k.startswith("reward/")}
     std = shaping.group_std(reward, keep)
@@ -112,9 +112,9 @@ def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> 
 
 def within_groups(a: Float[Array, "P G"], b: Float[Array, "P G"], keep) -> Float[Array, ""]:
     """Pearson correlation of the kept rows' deviations from their groups' means; 0 where one has no spread."""
-    centre = lambda x: jnp.where(keep, x - likelihood.kept_mean(x, keep)[:, None], 0.0)  # noqa: E731
+    centre = lambda x: jnp.where(keep, x - likelihood.kept_mean(x, keep)[:, None], 0.0)
     # Scaled first: squares of rewards near 1e-30 or 1e30 leave float32.
-    unit = lambda x: x / jnp.maximum(jnp.abs(x).max(), 1e-37)  # noqa: E731
+    unit = lambda x: x / jnp.maximum(jnp.abs(x).max(), 1e-37)
     a, b = unit(centre(a)), unit(centre(b))
     size = jnp.sqrt((a * a).sum() * (b * b).sum())
     return jnp.where(size > 0, (a * b).sum() / jnp.maximum(size, 1e-37), 0.0)

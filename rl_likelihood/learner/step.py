@@ -14,9 +14,18 @@ from jaxtyping import Array, Float
 
 from rl_likelihood import mesh as meshes
 from rl_likelihood.learner import measures, surrogate
-from rl_likelihood.learner.rows import RowStats, StepConfig, policy_masks, row_stats, see
+from rl_likelihood.learner.rows import RowStats, StepConfig, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, apart, is_spec, param_specs, shardings, stacked
+from rl_likelihood.model.decoder import (
+    ModelConfig,
+    Params,
+    Spec,
+    is_spec,
+    param_specs,
+    shardings,
+    stack_layers,
+    unstack_layers,
+)
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.shapes import Batch, TrainState
 
@@ -35,21 +44,21 @@ def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, 
 def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
     """What was seen of the rows, the reference's log-probs, and mixture.objective of it."""
     ref_params, proxy = models
-    seen = see(params, proxy, model, batch, cfg, probe)
+    forward = observe(params, proxy, model, batch, cfg, probe)
     ref, extra = None, 0.0
     if ref_params is not None:
         ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.replace(bare=None), cfg).stats.log_prob)
         if cfg.loss.kl == "reward_k1":
-            extra = _k1_in_reward(seen.rows.stats.log_prob, ref, seen.evidence.sampled.mask, cfg)
-    return seen, ref, mixture.objective(seen.evidence, cfg.reward, extra)
+            extra = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
+    return forward, ref, mixture.objective(forward.observation, cfg.reward, extra)
 
 
 def _loss(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, counts: Counts):
     """Loss contribution of one micro-batch, its metric sums, and its per-row values."""
     loss = cfg.loss
-    seen, ref, (f, reward, terms) = _rewards(params, probe, models, batch, model, cfg)
-    rows, keep = seen.rows, seen.evidence.keep
-    logp, mask = seen.evidence.logp, seen.evidence.sampled.mask
+    forward, ref, (f, reward, terms) = _rewards(params, probe, models, batch, model, cfg)
+    rows, keep = forward.rows, forward.observation.keep
+    logp, mask = forward.observation.logp, forward.observation.sampled.mask
 
     difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
     advantage = surrogate.advantages(difference, keep, loss.advantage)
@@ -66,7 +75,7 @@ def _loss(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: 
     total = loss.policy_term * policy + loss.answer_term * answer + in_loss * kl
 
     per_row = {"reward": reward, "advantage": advantage, **{f"reward/{k}": v for k, v in terms.items()}}
-    sums, measured = measures.of_rows(seen, batch, cfg)
+    sums, measured = measures.of_rows(forward, batch, cfg)
     sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl}
     return total, (sums, per_row | measured)
 
@@ -77,10 +86,10 @@ def filtered(params, models: Models, batch: Batch, model: ModelConfig, cfg: Step
         return batch, filter_state
 
     def rewards(batch):
-        seen, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
-        return shaping.group_std(reward, seen.evidence.keep)
+        forward, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
+        return shaping.group_std(reward, forward.observation.keep)
 
-    params, *models = laid_out(model, params, *models)
+    params, *models = unstacked(model, params, *models)
     std = whole(jax.lax.map(rewards, split(batch, at_once(batch, cfg))))
     counts = shaping.filter_groups(std, cfg.filter, filter_state, step)
     state = shaping.update(filter_state, step, std.mean(), cfg.filter)
@@ -105,10 +114,10 @@ def at_once(batch: Batch, cfg: StepConfig) -> int:
     return min(more, default=few) if few * g * t < ENOUGH // 2 else few
 
 
-def laid_out(model: ModelConfig, *params: Params | None) -> tuple[Params | None, ...]:
+def unstacked(model: ModelConfig, *params: Params | None) -> tuple[Params | None, ...]:
     """Parameters as a loop that runs `forward` reads them. Cutting an unrolled layer out of the stack copies it, so
     that is done once and not in every round."""
-    return params if model.scan_layers else tuple(x if x is None else apart(x, model) for x in params)
+    return params if model.scan_layers else tuple(x if x is None else unstack_layers(x, model) for x in params)
 
 
 def split(batch, size: int):
@@ -134,8 +143,8 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
     def one(batch):  # with params and models as they are when it is called
         probe = jnp.zeros((*batch.completion.shape, model.width), model.compute_dtype)
         grad = jax.value_and_grad(_loss, argnums=(0, 1), has_aux=True)
-        (_, (sums, per_row)), (grads, pull) = grad(params, probe, models, batch, model, cfg, counts)
-        return grads, sums | measures.pulls(pull, batch, cfg), per_row
+        (_, (sums, per_row)), (grads, grad_hidden) = grad(params, probe, models, batch, model, cfg, counts)
+        return grads, sums | measures.hidden_grad_norms(grad_hidden, batch, cfg), per_row
 
     if size >= p:
         return one(batch)
@@ -144,10 +153,10 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         grads, sums, per_row = one(batch)
         return jax.tree.map(jnp.add, total, grads), (sums, per_row)
 
-    params, *models = laid_out(model, params, *models)
+    params, *models = unstacked(model, params, *models)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     grads, (sums, per_row) = jax.lax.scan(body, zero, split(batch, size))
-    grads = grads if model.scan_layers else stacked(grads)
+    grads = grads if model.scan_layers else stack_layers(grads)
     sums = {k: v.max(0) if k.startswith("max/") else v.sum(0) for k, v in sums.items()}
     return grads, sums, whole(per_row)
 
@@ -188,7 +197,7 @@ def state_shardings(
 
 
 def reference_shardings(mesh: Mesh, model: ModelConfig) -> Params:
-    """Where each array of the reference model lives, `laid_out`: a layer is split as the policy's stack of them is."""
+    """Where each array of the reference model lives, `unstacked`: a layer is split as the policy's stack of them is."""
     specs = param_specs(model)
     if not model.scan_layers:
         one = {name: Spec(s.shape[1:], s.axes[1:], s.init) for name, s in specs["layers"].items()}
@@ -205,7 +214,7 @@ def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConf
         return None
     if model.scan_layers:
         return params
-    return jax.jit(lambda p: laid_out(model, p)[0], out_shardings=reference_shardings(mesh, model))(params)
+    return jax.jit(lambda p: unstacked(model, p)[0], out_shardings=reference_shardings(mesh, model))(params)
 
 
 def make_step(
@@ -250,10 +259,10 @@ def make_step(
 
 
 def _moved(proxy: Params | None, params: Params, step, cfg: StepConfig) -> Params | None:
-    """NOVER's synchronisation: the proxy a step towards the policy, every `proxy_every` steps."""
+    """NOVER's synchronisation: the proxy a step towards the policy, every `proxy.every` steps."""
     if proxy is None:
         return None
-    towards = jnp.where(step % cfg.proxy_every == 0, 1 - cfg.proxy_decay, 0.0)
+    towards = jnp.where(step % cfg.proxy.every == 0, 1 - cfg.proxy.decay, 0.0)
     return jax.tree.map(lambda old, new: old + towards * (new - old), proxy, params)
 
 
@@ -266,7 +275,7 @@ def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
     def score(params: Params, batch: Batch) -> RowStats:
         if mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, meshes.by_prompt(mesh, batch))
-        (params,) = laid_out(model, params)
+        (params,) = unstacked(model, params)
         parts = split(batch, at_once(batch, cfg))
         return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), parts))
 

@@ -105,14 +105,14 @@ def decode_attention(
     p, k = prompt[0].shape[:2]
     r = h // k
     q = (q * d**-0.5).reshape(n, k, r, d)
-    regroup = lambda x: x.reshape(p, n // p, k, r, -1).swapaxes(1, 2).reshape(p, k, n // p * r, -1)  # noqa: E731
-    apart = lambda x: x.reshape(p, k, n // p, r, -1).swapaxes(1, 2).reshape(n, k, r, -1)  # noqa: E731
-    scores = lambda q, keys: jnp.einsum("nkrd,nkdt->nkrt", q, keys, preferred_element_type=jnp.float32)  # noqa: E731
+    regroup = lambda x: x.reshape(p, n // p, k, r, -1).swapaxes(1, 2).reshape(p, k, n // p * r, -1)
+    apart = lambda x: x.reshape(p, k, n // p, r, -1).swapaxes(1, 2).reshape(n, k, r, -1)
+    scores = lambda q, keys: jnp.einsum("nkrd,nkdt->nkrt", q, keys, preferred_element_type=jnp.float32)
     z = jnp.where(own_mask[:, None, None], scores(q, own[0]), MASKED)
     z2 = jnp.where(prompt_mask[:, None, None], scores(regroup(q), prompt[0]), MASKED)
     top = jnp.maximum(z.max(-1, keepdims=True), apart(z2.max(-1, keepdims=True)))
     e, e2 = jnp.exp(z - top), jnp.exp(z2 - regroup(top))
-    mixed = lambda e, v: jnp.einsum("nkrt,nktd->nkrd", e.astype(v.dtype), v, preferred_element_type=jnp.float32)  # noqa: E731
+    mixed = lambda e, v: jnp.einsum("nkrt,nktd->nkrd", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
     out = mixed(e, own[1]) + apart(mixed(e2, prompt[1]))
     total = e.sum(-1, keepdims=True) + apart(e2.sum(-1, keepdims=True))
     return (out / total).astype(q.dtype).reshape(n, h, d)

@@ -169,7 +169,7 @@ def qkv(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope):
     lead, d = x.shape[:-1], x.shape[-1]
     h, k, dh = cfg.heads, cfg.kv_heads, cfg.head_dim
     x = meshes.merged(x)
-    if "qkv" in w:  # fused by `decoding.unstack`
+    if "qkv" in w:  # fused by `decoding.decoding_layout`
         parts = jnp.split(x @ w["qkv"], [h * dh, (h + k) * dh], -1)
     else:
         parts = [x @ w[name].reshape(d, -1) for name in "qkv"]
@@ -315,11 +315,11 @@ def forward(
     if cfg.scan_layers:
         (states, z), _ = jax.lax.scan(layer, (states, z), params["layers"])
     else:
-        for w in apart(params, cfg)["layers"]:
+        for w in unstack_layers(params, cfg)["layers"]:
             (states, z), _ = layer((states, z), w)
     x, y = part(states) if joined else states
     scale = params["final_norm"].astype(dtype)
-    norm = lambda z: None if z is None else rms_norm(z, scale, cfg.norm_eps)  # noqa: E731
+    norm = lambda z: None if z is None else rms_norm(z, scale, cfg.norm_eps)
     return Hidden(norm(x), norm(y), norm(z))
 
 
@@ -337,7 +337,7 @@ def pool(*leads: tuple[int, ...]):
     return join, part
 
 
-def apart(params: Params, cfg: ModelConfig) -> Params:
+def unstack_layers(params: Params, cfg: ModelConfig) -> Params:
     """Layers as a tuple. Cutting a layer out of the stack copies it, so a loop that runs `forward` does it before."""
     if isinstance(params["layers"], tuple):
         return params
@@ -345,6 +345,6 @@ def apart(params: Params, cfg: ModelConfig) -> Params:
     return params | {"layers": layers}
 
 
-def stacked(params: Params) -> Params:
-    """The inverse of `apart`."""
+def stack_layers(params: Params) -> Params:
+    """The inverse of `unstack_layers`."""
     return params | {"layers": jax.tree.map(lambda *x: jnp.stack(x), *params["layers"])}

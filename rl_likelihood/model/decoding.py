@@ -13,25 +13,28 @@ from rl_likelihood.model.attention import decode_attention
 from rl_likelihood.model.decoder import (
     ModelConfig,
     Params,
-    apart,
     attend_prompt,
     block,
     by_head,
     prompt_mask,
     rms_norm,
     rope_tables,
+    unstack_layers,
 )
 
 
-def unstack(params: Params, cfg: ModelConfig) -> Params:
+def decoding_layout(params: Params, cfg: ModelConfig) -> Params:
     """Decoding layout, made once per weight version: layers as a tuple, qkv and gate-up products fused.
 
     A decode step then copies no weight and makes four large products a layer instead of seven.
     """
-    return {**unlayered(params, cfg), "layers": tuple(fused(w, cfg) for w in apart(params, cfg)["layers"])}
+    return {
+        **without_layers(params, cfg),
+        "layers": tuple(fuse_layer(w, cfg) for w in unstack_layers(params, cfg)["layers"]),
+    }
 
 
-def fused(w: Params, cfg: ModelConfig) -> Params:
+def fuse_layer(w: Params, cfg: ModelConfig) -> Params:
     """One layer in the decoding layout."""
     w = {k: v.astype(cfg.compute_dtype) for k, v in w.items()}
     w["qkv"] = jnp.concatenate([w.pop(name).reshape(cfg.width, -1) for name in "qkv"], -1)
@@ -39,7 +42,7 @@ def fused(w: Params, cfg: ModelConfig) -> Params:
     return w
 
 
-def unlayered(params: Params, cfg: ModelConfig) -> Params:
+def without_layers(params: Params, cfg: ModelConfig) -> Params:
     """What belongs to no layer, in the decoding layout: copies even where nothing changes, as the learner donates its
     parameters while the sampler still reads these."""
     return {k: jnp.array(v, cfg.compute_dtype, copy=True) for k, v in params.items() if k != "layers"}
@@ -50,7 +53,7 @@ def prefill(
 ) -> tuple[Float[Array, "P D"], tuple]:
     """Hidden state of each prompt's last token, and the prompts' keys and values, one pair a layer as in `Cache`.
 
-    `weights` are `unstack(params, cfg)`. A prompt is computed once, whatever the group size.
+    `weights` are `decoding_layout(params, cfg)`. A prompt is computed once, whatever the group size.
     """
     at = jnp.arange(prompt.shape[1])
     attend = functools.partial(attend_prompt, mask=prompt_mask(at < prompt_length[:, None]))
@@ -89,7 +92,7 @@ def decode_step(
 ) -> tuple[Float[Array, "P G D"], Cache]:
     """Hidden state after completion token number `index` (the same for every row), and the cache with it.
 
-    `weights` are `unstack(params, cfg)`. Own keys beyond `index` are not seen.
+    `weights` are `decoding_layout(params, cfg)`. Own keys beyond `index` are not seen.
     """
     length = cache.own[0][0].shape[-1]
     own_mask = jnp.broadcast_to(jnp.arange(length) <= index, (*token.shape, length))

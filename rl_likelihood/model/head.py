@@ -134,8 +134,8 @@ def _stats_fwd(hidden, head, targets, parts, size):
 def _stats_bwd(parts, size, saved, grad):
     hidden, head, targets, lse, entropy = saved
     count, block = _blocks(hidden, head, targets, parts, size)
-    flat = lambda a: a.reshape(-1, a.shape[-1])  # noqa: E731
-    over = lambda x: x[..., None, None]  # noqa: E731
+    flat = lambda a: a.reshape(-1, a.shape[-1])
+    over = lambda x: x[..., None, None]
     # d log_prob = onehot - p;  d logsumexp = p;  d entropy = -p (log p + entropy);  d certainty = p - 1/V
     weight = grad.logsumexp - grad.log_prob + grad.self_certainty - grad.entropy * entropy
 

@@ -59,14 +59,21 @@ def attention(
     by_row, by_prompt = PartitionSpec(prompts, rows, heads), PartitionSpec(prompts, heads)
     cut = prompt is None and g == 1 and meshes.prompt_tokens_split(mesh, p, q.shape[2])
     specs = (
-        PartitionSpec(prompts, rows, "fsdp" if cut else None, heads), by_row, by_row, PartitionSpec(prompts, rows),
-        by_prompt, by_prompt, PartitionSpec(prompts),
-    )  # fmt: skip
+        PartitionSpec(prompts, rows, "fsdp" if cut else None, heads),
+        by_row,
+        by_row,
+        PartitionSpec(prompts, rows),
+        by_prompt,
+        by_prompt,
+        PartitionSpec(prompts),
+    )
     one = _part if cut else functools.partial(_local, branches=branches)
     run = jax.shard_map(
-        functools.partial(one, interpret=interpret), in_specs=specs[: len(inputs)], out_specs=specs[0],
+        functools.partial(one, interpret=interpret),
+        in_specs=specs[: len(inputs)],
+        out_specs=specs[0],
         check_vma=False,
-    )  # fmt: skip
+    )
     return run(*inputs)
 
 
@@ -74,16 +81,23 @@ def _part(q, own_k, own_v, segment, interpret: bool = False):
     """On one device of fsdp, which has the queries of a part of the tokens: what is before the part is its prompt."""
     t, u = q.shape[2], own_k.shape[3]
     start = jax.lax.axis_index("fsdp") * t
-    here = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, t, axis)  # noqa: E731
+    here = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, t, axis)
     before = jnp.broadcast_to(jnp.arange(u) < start, (len(q), u))
     parts = here(own_k, 3), here(own_v, 3), here(segment, 2)
     return _local(q, *parts, own_k[:, 0], own_v[:, 0], before, branches=False, interpret=interpret)
 
 
 def _local(
-    q, own_k, own_v, segment, prompt_k=None, prompt_v=None, prompt_mask=None, branches: bool = True,
+    q,
+    own_k,
+    own_v,
+    segment,
+    prompt_k=None,
+    prompt_v=None,
+    prompt_mask=None,
+    branches: bool = True,
     interpret: bool = False,
-):  # fmt: skip
+):
     """On one device."""
     p, g, t, h, d = q.shape
     alone = prompt_k is None
@@ -92,8 +106,8 @@ def _local(
         prompt_mask = jnp.zeros((p, 0), bool)
     s = prompt_k.shape[2]
     s_pad, t_pad = -s % LANES, -t % LANES
-    behind = lambda x, n, axis: jnp.pad(x, [(0, n if i == axis else 0) for i in range(x.ndim)])  # noqa: E731
-    many = lambda x: jnp.broadcast_to(behind(x, s_pad, 2)[:, None], (p, g, x.shape[1], s + s_pad, d))  # noqa: E731
+    behind = lambda x, n, axis: jnp.pad(x, [(0, n if i == axis else 0) for i in range(x.ndim)])
+    many = lambda x: jnp.broadcast_to(behind(x, s_pad, 2)[:, None], (p, g, x.shape[1], s + s_pad, d))
     keys = jnp.concatenate([many(prompt_k), behind(own_k, t_pad, 3)], 3)
     values = jnp.concatenate([many(prompt_v), behind(own_v, t_pad, 3)], 3)
     queries = behind(q * d**-0.5, t_pad, 2).swapaxes(2, 3)
@@ -111,20 +125,31 @@ def _local(
         other = (segment == REFERENCE)[:, :, None, :, None]
         return jnp.where(other, passed(segment != SAMPLED), passed(jnp.ones(segment.shape, bool)))
 
-    one = lambda: passed(jnp.ones(segment.shape, bool))  # noqa: E731
+    one = lambda: passed(jnp.ones(segment.shape, bool))
     out = jax.lax.cond((segment == SAMPLED).any(), both, one) if branches and not alone else one()
     return out.swapaxes(2, 3)[:, :, :t].astype(q.dtype)
 
 
 def _kernel(heads: int, t: int, s: int, interpret: bool):
     """kernel(q [H, T, Dh], k, v [K, S + T, Dh], segment ids)."""
-    block = lambda n: max(b for b in range(LANES, BLOCK + 1, LANES) if n % b == 0)  # noqa: E731
+    block = lambda n: max(b for b in range(LANES, BLOCK + 1, LANES) if n % b == 0)
     bq, bk = block(t), block(s + t)
     sizes = kernels.BlockSizes(
-        block_q=bq, block_kv=bk, block_kv_compute=bk, block_q_dkv=bq, block_kv_dkv=bk, block_kv_dkv_compute=bk,
-        block_q_dq=bq, block_kv_dq=bk,
-    )  # fmt: skip
+        block_q=bq,
+        block_kv=bk,
+        block_kv_compute=bk,
+        block_q_dkv=bq,
+        block_kv_dkv=bk,
+        block_kv_dkv_compute=bk,
+        block_q_dq=bq,
+        block_kv_dq=bk,
+    )
     mask = masks.MultiHeadMask([masks.CausalMask((t, s + t), offset=s)] * heads)
     return kernels.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret, residual_checkpoint_name=KEPT,
-    )  # fmt: skip
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+        residual_checkpoint_name=KEPT,
+    )

@@ -192,9 +192,17 @@ def compile_program(name: str, traced: Any, mesh: Mesh, room: float | None = Non
         peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
     text = compiled.as_text()
     report = Program(
-        name, seconds, m.argument_size_in_bytes, m.temp_size_in_bytes, m.generated_code_size_in_bytes, peak, flops,
-        in_kernels, hlo.collectives(text, mesh, trips), hlo.cycles(text, trips),
-    )  # fmt: skip
+        name,
+        seconds,
+        m.argument_size_in_bytes,
+        m.temp_size_in_bytes,
+        m.generated_code_size_in_bytes,
+        peak,
+        flops,
+        in_kernels,
+        hlo.collectives(text, mesh, trips),
+        hlo.cycles(text, trips),
+    )
     if room is not None and peak > room and not on_tpu:
         return dataclasses.replace(report, refused=f"needs {peak} of {int(room)} bytes"), None
     return report, compiled

@@ -120,7 +120,7 @@ def _group(line: str, mesh: Mesh) -> tuple[str, int]:
     mesh_groups = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*)\))? ?\{([^}]*)\}", line)
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", line)
-    numbers = lambda text: [int(n) for n in text.split(",") if n.strip()]  # noqa: E731
+    numbers = lambda text: [int(n) for n in text.split(",") if n.strip()]
     if pairs:
         groups = [numbers(g) for g in re.findall(r"\{([\d, ]*)\}", pairs[1])]
         groups = [g for g in groups if g[0] != g[1]] or groups

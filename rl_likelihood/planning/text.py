@@ -7,7 +7,7 @@ GIB = 2**30
 
 def table(plan: dict) -> str:
     """The plan for people."""
-    gib = lambda n: f"{n / GIB:.2f}"  # noqa: E731
+    gib = lambda n: f"{n / GIB:.2f}"
     b, limit = plan["batch"], f" of {gib(plan['memory'])} GiB" if plan["memory"] else ""
     slices = f" x {plan['slices']} slices" if plan["slices"] > 1 else ""
     held = ", ".join(f"{name} {gib(n)}" for name, n in plan["held"].items())
@@ -16,7 +16,9 @@ def table(plan: dict) -> str:
         f"remat {plan['remat']}, attention {plan['attention']}",
         f"devices  {plan['topology']}{slices}: {plan['devices']}{limit}, mesh "
         + " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
-        + ", sampler " + " x ".join(map(str, plan["sampler_mesh"].values())) + " on each host"
+        + ", sampler "
+        + " x ".join(map(str, plan["sampler_mesh"].values()))
+        + " on each host"
         + (", a stream on each" if plan["sampler_streams"] else ""),
         f"batch    {b['prompts']} prompts x {b['rows']} rows, {b['prompt_tokens']} + {b['row_tokens']} tokens at most, "
         f"{b['micro_batch_prompts']} prompts at a time",

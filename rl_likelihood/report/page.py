@@ -75,26 +75,33 @@ def write(
                 found[run.workdir] = run_data(run, rows, first, counts[run.workdir], share)
             found[run.workdir]["blocks"].append(table.title_of(dict(shared)))
     seen = list(found.values())
-    text = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE).render(
-        title=title,
-        doc=doc,
-        runs=[{k: r[k] for k in ("name", "state", "step", "chains", "written")} for r in seen],
-        done=sum(r["state"] == "done" for r in seen),
-        chains=sum(r["chains"] for r in seen),
-        written=sum(r["written"] for r in seen),
-        file=metrics.SAMPLES,
-        bare=list(dict.fromkeys(found[run.workdir]["row"] for run in runs if table.without_chain(run))),
-        blocks=[block_data(block, seen, paper) for block in blocks],
-        caption=table.caption(paper),
-        figures=[{"name": name.replace("_", " "), "alt": name, "png": _png(f)} for name, f in figures.items()],
-        data=_as_data({
-            "runs": seen, "panels": [p for p in PANELS if any(_has(r, p) for r in seen)],
-            "colours": plots.places(r["row"] for r in seen),
-        }),
-        style=Markup(STYLE),
-        script=Markup(SCRIPT),
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
-    )  # fmt: skip
+    text = (
+        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(TEMPLATE)
+        .render(
+            title=title,
+            doc=doc,
+            runs=[{k: r[k] for k in ("name", "state", "step", "chains", "written")} for r in seen],
+            done=sum(r["state"] == "done" for r in seen),
+            chains=sum(r["chains"] for r in seen),
+            written=sum(r["written"] for r in seen),
+            file=metrics.SAMPLES,
+            bare=list(dict.fromkeys(found[run.workdir]["row"] for run in runs if table.without_chain(run))),
+            blocks=[block_data(block, seen, paper) for block in blocks],
+            caption=table.caption(paper),
+            figures=[{"name": name.replace("_", " "), "alt": name, "png": _png(f)} for name, f in figures.items()],
+            data=_as_data(
+                {
+                    "runs": seen,
+                    "panels": [p for p in PANELS if any(_has(r, p) for r in seen)],
+                    "colours": plots.places(r["row"] for r in seen),
+                }
+            ),
+            style=Markup(STYLE),
+            script=Markup(SCRIPT),
+            script_hash="sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+        )
+    )
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:

@@ -62,19 +62,31 @@ def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[di
         key = (row["step"], row["id"])
         if key not in groups:
             groups[key] = {
-                "step": row["step"], "id": row["id"], "prompt": row["prompt"], "tokens": row["answer_tokens"],
-                "scored": row["scored"], "bare": _rounded(row.get("answer_logp_no_chain")), "chains": [],
-            }  # fmt: skip
+                "step": row["step"],
+                "id": row["id"],
+                "prompt": row["prompt"],
+                "tokens": row["answer_tokens"],
+                "scored": row["scored"],
+                "bare": _rounded(row.get("answer_logp_no_chain")),
+                "chains": [],
+            }
         rewards = {k.removeprefix("reward/"): row[k] for k in row if k.startswith("reward/")}
         trained = row["reward"]
         if rewards.get("prob") == 0 and rewards.get("log_prob") is not None:
             rewards["prob"] = math.exp(rewards["log_prob"])  # older files have six decimals
             trained = rewards["prob"] if reward == "prob" else trained
-        groups[key]["chains"].append({
-            "chain": row["chain"], "forced": row["forced"], "sampled": row["sampled_answer"],
-            "logp": _rounded(row["answer_logp"]), "reward": trained, "rewards": rewards,
-            "advantage": row["advantage"], "truncated": row["truncated"],
-        })  # fmt: skip
+        groups[key]["chains"].append(
+            {
+                "chain": row["chain"],
+                "forced": row["forced"],
+                "sampled": row["sampled_answer"],
+                "logp": _rounded(row["answer_logp"]),
+                "reward": trained,
+                "rewards": rewards,
+                "advantage": row["advantage"],
+                "truncated": row["truncated"],
+            }
+        )
     return list(groups.values())
 
 

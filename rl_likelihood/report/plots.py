@@ -30,8 +30,15 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")  # when there are more runs than colours
 # The place of a reward in COLOURS and MARKERS: the same in every figure of every grid. Kin have kin colours.
 PLACES = {
-    "log_prob": 0, "prob": 1, "jepo": 2, "self_certainty": 3, "avg_log_prob": 4, "avg_prob": 5, "base_rl": 6, "sft": 7,
-}  # fmt: skip
+    "log_prob": 0,
+    "prob": 1,
+    "jepo": 2,
+    "self_certainty": 3,
+    "avg_log_prob": 4,
+    "avg_prob": 5,
+    "base_rl": 6,
+    "sft": 7,
+}
 SIZES = {"*": 1.6, "P": 1.25, "X": 1.2, "D": 0.9}  # what makes the markers look equally large
 INK, GRID, GREY = "#333333", "#E5E5E5", "#777777"
 REFERENCE = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1.2}  # the line of the untouched model

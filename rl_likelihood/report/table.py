@@ -299,7 +299,7 @@ def cell_text(found: Cell | None, column: Column) -> str:
     """ "34.9 ± 2.4 (4.2)": mean, standard error over seeds, standard error over questions."""
     if found is None:
         return MISSING
-    number = lambda x: f"{x:.{column.digits}f}"  # noqa: E731
+    number = lambda x: f"{x:.{column.digits}f}"
     se = f" ± {number(found.se)}" if found.se is not None else ""
     of_questions = f" ({number(found.se_questions)})" if found.se_questions is not None else ""
     return number(found.mean) + se + of_questions
@@ -363,8 +363,16 @@ def caption(paper: Sequence[Mapping[str, Any]]) -> str:
     return CAPTION + (" [ ]: as published, ± a standard deviation over seeds." if paper else "")
 
 
-_LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
-                       "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$^\dagger$"})  # fmt: skip
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "†": r"$^\dagger$",
+    }
+)
 
 
 def grid_latex(found: Sequence[Block], paper: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -401,5 +409,8 @@ def grid_csv(found: Sequence[Block], paper: Sequence[Mapping[str, Any]] = ()) ->
 
 
 FORMATS: dict[str, Callable[..., str]] = {
-    "text": grid_text, "markdown": grid_markdown, "latex": grid_latex, "csv": grid_csv,
-}  # fmt: skip
+    "text": grid_text,
+    "markdown": grid_markdown,
+    "latex": grid_latex,
+    "csv": grid_csv,
+}

@@ -27,13 +27,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rl_likelihood.config import CheckpointConfig
 from rl_likelihood.model.decoder import ModelConfig, Params, RopeScaling, Spec, is_spec, param_specs
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.checksums import DamagedError, check_files, check_sums, checksums
 from rl_likelihood.shapes import TrainState, UserError
 
 FOLDER = "checkpoints"
+Manager = ocp.CheckpointManager
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Save every `every` steps; keep the last `keep` and each step that `keep_every` divides (0: none besides)."""
+
+    every: int
+    keep: int
+    keep_every: int = 0
 
 
 class _FromOrbax(logging.Filter):
@@ -191,7 +200,7 @@ def restore_params(
             target = {"params": _params(cfg, leaves)}
             _check_shapes(path, _named(target), leaves)
             if at is not None:
-                put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
+                put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
                 target = {"params": jax.tree.map(put, target["params"], at(cfg))}
             out = _read_arrays(manager, candidate, target, host=at is None)
             check_sums(checksums(_named(out)), leaves)
@@ -293,7 +302,7 @@ def _reading(read):
 
 def _check_shapes(path: epath.Path, wanted: dict[str, Any], saved: dict[str, dict]) -> None:
     """UserError unless the saved arrays are those wanted: that is another run's checkpoint, not a damaged one."""
-    show = lambda shape, dtype: f"{dtype}[{', '.join(map(str, shape))}]"  # noqa: E731
+    show = lambda shape, dtype: f"{dtype}[{', '.join(map(str, shape))}]"
     want = {k: show(x.shape, jnp.dtype(x.dtype)) for k, x in wanted.items()}
     have = {k: show(v["shape"], v["dtype"]) for k, v in saved.items()}
     for name in [*want, *have]:

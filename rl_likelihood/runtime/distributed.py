@@ -271,9 +271,7 @@ def await_file(path: Path, there: bool = True, seconds: float = 120.0) -> None:
     if who:
         what = "cannot see it" if there else "can see it still"
         how = "can" if there else "cannot"
-        raise SharedUnreachable(
-            f"{path}: {who} {what} after {seconds:g} s, though process 0 {how}; start all again"
-        )
+        raise SharedUnreachable(f"{path}: {who} {what} after {seconds:g} s, though process 0 {how}; start all again")
 
 
 def _without(file: Path, seen: Callable[[], bool], seconds: float) -> str:

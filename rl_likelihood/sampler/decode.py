@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from rl_likelihood.fields import field
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
-from rl_likelihood.model.decoding import Cache, decode_step, empty_cache, prefill, unstack
+from rl_likelihood.model.decoding import Cache, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.sampler import engine
 from rl_likelihood.sampler.draw import choose, row_keys
 from rl_likelihood.sampler.stop import first_match, stop_table
@@ -21,18 +22,40 @@ from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Pr
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+    """How and where chains are sampled."""
+
+    group_size: int = field(8, "G: chains per prompt", least=1)
+    max_chain: int = field(64, "sampled tokens of a chain at most, its closing tags included", least=1)
+    max_sampled_answer: int = field(
+        -1, "sampled tokens of an answer; 0: none is sampled, -1: prompt.max_answer if the reward reads it", least=-1
+    )
+    temperature: float = field(1.0, "the policy is the distribution at this temperature", above=0)
+    slots: int = field(
+        0, "rows decoded at one time; one that stops makes room for the next prompt's; 0: all at once", least=0
+    )
+    width_multiple: int = field(
+        0, "rows are padded to a multiple of this (each width compiles once); 0: as wide as can be", least=0
+    )
+    max_staleness: int = field(0, "updates a rollout may be behind; 0 is on-policy and reproducible", least=0)
+    queue_depth: int = field(2, "rollouts waiting at most", least=1)
+    devices: str = field("shared", 'shared with the learner, or "4": the last 4 of each process are the sampler\'s')
+    tensor: int = field(1, "devices that hold one copy of the sampler's weights: 1 or mesh.tensor", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How chains are sampled. `temperature` has one value for all rows, or one per row of a group; 0 is greedy."""
+    """One way to sample. `temperature` has one value for all rows, or one per row of a group; 0 is greedy."""
 
     model: ModelConfig
     chain_format: ChainFormat
-    group_size: int = 8
-    max_chain: int = 64  # ids sampled for the chain, at most
-    max_sampled_answer: int = 0  # further ids for the sampled answer; 0 stops at the answer tag
-    temperature: float | tuple[float, ...] = 1.0
-    width_multiple: int = 0  # completions are padded to a multiple of this; 0 pads to the largest possible
-    slots: int = 0  # rows decoded at one time; 0: all of them
-    first_chain: int = 0  # place in its group of the first chain, where another process samples those before
+    group_size: int = SamplerSettings.group_size
+    max_chain: int = SamplerSettings.max_chain
+    max_sampled_answer: int = 0  # 0 stops at the answer tag
+    temperature: float | tuple[float, ...] = SamplerSettings.temperature
+    width_multiple: int = SamplerSettings.width_multiple
+    slots: int = SamplerSettings.slots
+    first_chain: int = 0  # index in its group of the first chain, where another process samples those before
 
     @property
     def max_sampled(self) -> int:
@@ -42,7 +65,7 @@ class SamplerConfig:
 def sample(params: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, version: int = 0) -> Rollout:
     """G completions of each prompt, with tags and reference answers appended as ids.
 
-    `params` may be layer-stacked, or `unstack`ed once per weight version. A row's ids depend on the
+    `params` may be layer-stacked, or `decoding_layout`ed once per weight version. A row's ids depend on the
     weights, the prompt, `key`, its prompt's uid and its place in the group, not on its neighbours.
     """
     weights = params if isinstance(params["layers"], tuple) else prepare(params, cfg.model)
@@ -63,15 +86,34 @@ def sample_ids(
     if not in_streams(devices, jax.device_count(), cfg.slots, engine.whole_on_each(weights)):
         mesh = getattr(weights["embed"].sharding, "mesh", None)
         out = generate_spread(
-            weights, cfg.model, prompts.tokens, prompts.length, prompts.uid, key, jnp.asarray(temperature, jnp.float32),
-            stop, jnp.asarray(fmt.eos_ids, jnp.int32), jnp.int32(cfg.first_chain), max_tokens=max_tokens,
-            pad_id=fmt.pad_id, mesh=mesh,
-        )  # fmt: skip
+            weights,
+            cfg.model,
+            prompts.tokens,
+            prompts.length,
+            prompts.uid,
+            key,
+            jnp.asarray(temperature, jnp.float32),
+            stop,
+            jnp.asarray(fmt.eos_ids, jnp.int32),
+            jnp.int32(cfg.first_chain),
+            max_tokens=max_tokens,
+            pad_id=fmt.pad_id,
+            mesh=mesh,
+        )
         return tuple(np.asarray(x) for x in out)
     return engine.sample_rows(
-        weights, cfg.model, prompts, key, temperature, stop, fmt.eos_ids, max_tokens, fmt.pad_id, cfg.slots,
+        weights,
+        cfg.model,
+        prompts,
+        key,
+        temperature,
+        stop,
+        fmt.eos_ids,
+        max_tokens,
+        fmt.pad_id,
+        cfg.slots,
         first_chain=cfg.first_chain,
-    )  # fmt: skip
+    )
 
 
 def in_streams(devices: Collection, total: int, slots: int, whole: bool) -> bool:
@@ -89,7 +131,7 @@ def in_streams(devices: Collection, total: int, slots: int, whole: bool) -> bool
 @functools.partial(jax.jit, static_argnames="cfg")
 def prepare(params: Params, cfg: ModelConfig) -> Params:
     """The sampler's copy of the weights, made once per version."""
-    return unstack(params, cfg)
+    return decoding_layout(params, cfg)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "pad_id"))
@@ -151,9 +193,20 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "pad_id", "mesh"))
 def generate_spread(
-    weights: Params, cfg: ModelConfig, prompt, prompt_length, uid, key, temperature, stop, eos, first_chain,
-    max_tokens: int, pad_id: int, mesh: Mesh | None,
-):  # fmt: skip
+    weights: Params,
+    cfg: ModelConfig,
+    prompt,
+    prompt_length,
+    uid,
+    key,
+    temperature,
+    stop,
+    eos,
+    first_chain,
+    max_tokens: int,
+    pad_id: int,
+    mesh: Mesh | None,
+):
     """`generate` on the devices of `mesh`: prompts over its data, the rows of a group over its fsdp.
 
     Each device does its rows by itself, until these have stopped: there is no collective in the program, which the
@@ -163,7 +216,7 @@ def generate_spread(
     arguments = (weights, prompt, prompt_length, uid, key, temperature, stop, eos, first_chain)
     if mesh is None or mesh.size == 1:
         return generate(weights, cfg, *arguments[1:-1], first_chain=first_chain, **rest)
-    over = lambda n, axis: axis if n % mesh.shape[axis] == 0 else None  # noqa: E731
+    over = lambda n, axis: axis if n % mesh.shape[axis] == 0 else None
     p, g = over(len(uid), "data"), over(len(temperature), "fsdp")
     if mesh.shape["tensor"] > 1:
         at = tuple(NamedSharding(mesh, PartitionSpec(axis)) for axis in (p, p, p, g))
@@ -227,5 +280,5 @@ def splice(
             width = max(width, len(row))
     if cfg.width_multiple:
         full = min(full, -(-width // cfg.width_multiple) * cfg.width_multiple)
-    cut = lambda x: x[..., :full]  # noqa: E731
+    cut = lambda x: x[..., :full]
     return Rollout(prompts, cut(completion), cut(segment), cut(sampler_logp), truncated, version)

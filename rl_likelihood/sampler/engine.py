@@ -206,9 +206,7 @@ def decode_stream(out: Rows, waiting: Waiting, n: int, wide: int, settings) -> N
 class Waiting:
     """Items of a stream not begun yet, and the prompts prefilled for them: once each, when their first rows start."""
 
-    def __init__(
-        self, weights: Params, model: ModelConfig, prompts: Prompts, numbers, rows: range, n: int, launching
-    ):  # fmt: skip
+    def __init__(self, weights: Params, model: ModelConfig, prompts: Prompts, numbers, rows: range, n: int, launching):
         self.weights, self.model, self.prompts, self.launching = weights, model, prompts, launching
         self.numbers, self.rows, self.n = numbers, rows, n  # rows: the first ones of a prompt's items
         self.items: list[Item] = []
@@ -262,7 +260,7 @@ prefill_jit = jax.jit(prefill, static_argnames="cfg")
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def empty_lanes(cfg: ModelConfig, n: int, g: int, s: int, places: int, most: int) -> Lanes:
     """n idle lanes of g rows for prompts of s tokens."""
-    whole = lambda x: jnp.full((n, g), x)  # noqa: E731
+    whole = lambda x: jnp.full((n, g), x)
     return Lanes(
         cache=Cache(empty_cache(cfg, n, s), empty_cache(cfg, n * g, places)),
         hidden=jnp.zeros((n, cfg.width), cfg.compute_dtype),
@@ -289,9 +287,9 @@ def fill(lanes: Lanes, prefilled, lane, which, length, uid, first, count, key: A
     warmth = temperature[first[:, None] + jnp.arange(g)]
 
     def one(k, lanes):
-        put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new.astype(old.dtype), lane[k], 0)  # noqa: E731
-        row = lambda old, value: put(old, jnp.full(old.shape[1:], value, old.dtype))  # noqa: E731
-        pick = lambda x: jax.lax.dynamic_index_in_dim(x, which[k], 0, keepdims=False)  # noqa: E731
+        put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new.astype(old.dtype), lane[k], 0)
+        row = lambda old, value: put(old, jnp.full(old.shape[1:], value, old.dtype))
+        pick = lambda x: jax.lax.dynamic_index_in_dim(x, which[k], 0, keepdims=False)
         kept = jax.tree.map(lambda old, new: put(old, pick(new)), lanes.cache.prompt, shared)
         return lanes._replace(
             cache=Cache(kept, lanes.cache.own),
@@ -353,9 +351,14 @@ def segment(weights: Params, cfg: ModelConfig, lanes: Lanes, stop, eos, most, st
         state = stop[token, s.state.astype(jnp.int32)].astype(s.state.dtype)
         over = (state == matched) | (token[..., None] == eos).any(-1) | (count >= room)
         return s._replace(
-            cache=cache, token=token, state=state, count=count, running=s.running & ~over,
-            ids=jnp.where(here, token[..., None], s.ids), logp=jnp.where(here, logp[..., None], s.logp),
+            cache=cache,
+            token=token,
+            state=state,
+            count=count,
+            running=s.running & ~over,
+            ids=jnp.where(here, token[..., None], s.ids),
+            logp=jnp.where(here, logp[..., None], s.logp),
             clock=s.clock + 1,
-        )  # fmt: skip
+        )
 
     return jax.lax.while_loop(going, body, lanes)

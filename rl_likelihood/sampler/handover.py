@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rl_likelihood import mesh as meshes
 from rl_likelihood.model.decoder import ModelConfig, Params, is_spec, param_specs
-from rl_likelihood.model.decoding import fused, unlayered
+from rl_likelihood.model.decoding import fuse_layer, without_layers
 from rl_likelihood.shapes import UserError
 
 # Which dimension of an array of the decoding layout is split over tensor; the rest is on every device.
@@ -59,15 +59,15 @@ def gather(model: ModelConfig, mesh: Mesh, tensor: int) -> Gather:
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "tensor"))
 
     def rest(params: Params):
-        return unlayered(params, model), jnp.int32(0)
+        return without_layers(params, model), jnp.int32(0)
 
     def layer(layers: Params, number):
         cut = {k: jax.lax.dynamic_index_in_dim(v, number, 0, keepdims=False) for k, v in layers.items()}
-        return fused(cut, model), number + 1
+        return fuse_layer(cut, model), number + 1
 
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), param_specs(model), is_leaf=is_spec)
     unstacked = {k: v for k, v in shapes.items() if k != "layers"}
-    placed = lambda f, *of: jax.jit(f, out_shardings=jax.tree.map_with_path(at, jax.eval_shape(f, *of)))  # noqa: E731
+    placed = lambda f, *of: jax.jit(f, out_shardings=jax.tree.map_with_path(at, jax.eval_shape(f, *of)))
     return Gather(placed(rest, unstacked), placed(layer, shapes["layers"], np.int32(0)))
 
 
@@ -77,7 +77,7 @@ def hand_over(params: Params, model: ModelConfig, learner: Mesh, sampler: Mesh) 
     Every process calls it at the same point of its program.
     """
     programs = gather(model, learner, sampler.shape["tensor"])
-    here = lambda tree: meshes.settled(jax.tree.map(lambda x: _local(x, learner, sampler), tree))  # noqa: E731
+    here = lambda tree: meshes.ready(jax.tree.map(lambda x: _local(x, learner, sampler), tree))
     rest, number = programs.rest({k: v for k, v in params.items() if k != "layers"})
     weights, layers = here(rest), []
     for _ in range(model.layers):

@@ -225,9 +225,14 @@ def load(path: str) -> Experiment:
     doc = (module.__doc__ or "").strip()
     named_rows = getattr(module, "ROWS", "reward")
     return Experiment(
-        Path(path), points, named_rows, tuple(getattr(module, "PAPER", ())), dict(getattr(module, "RESOURCES", {})),
-        getattr(module, "prepare", None), doc.splitlines()[0] if doc else "",
-    )  # fmt: skip
+        Path(path),
+        points,
+        named_rows,
+        tuple(getattr(module, "PAPER", ())),
+        dict(getattr(module, "RESOURCES", {})),
+        getattr(module, "prepare", None),
+        doc.splitlines()[0] if doc else "",
+    )
 
 
 # ------------------------------------------------------------------------------------------- run folders

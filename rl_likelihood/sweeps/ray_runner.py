@@ -40,9 +40,12 @@ def run_ray(jobs: Sequence[Job], resources: dict[str, float], say: Say, pause: t
         needs = {"CPU": 1.0, **resources}
         _refuse_too_much(needs, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         remote = ray.remote(
-            num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=-1, retry_exceptions=[TryAgain],
+            num_cpus=needs["CPU"],
+            num_gpus=needs.get("GPU", 0),
+            max_retries=-1,
+            retry_exceptions=[TryAgain],
             resources={k: v for k, v in needs.items() if k not in ("CPU", "GPU")},
-        )(ray_task)  # fmt: skip
+        )(ray_task)
         waiting = {}
         for job in jobs:
             job.workdir.mkdir(parents=True, exist_ok=True)  # a worker that does not find it does not share it
@@ -81,7 +84,7 @@ def _refuse_too_much(needs: dict[str, float], nodes: Sequence[dict[str, float]])
     """Ray would wait without a word for a node that has it all."""
     if any(all(node.get(k, 0) >= v for k, v in needs.items()) for node in nodes):
         return
-    words = lambda values: ", ".join(f"{k}={v:g}" for k, v in values.items())  # noqa: E731
+    words = lambda values: ", ".join(f"{k}={v:g}" for k, v in values.items())
     have = "; ".join(sorted({words({k: node.get(k, 0) for k in needs}) for node in nodes})) or "there is none"
     raise UserError(
         f"a point needs {words(needs)}, and no node of the ray cluster has that ({have}): give --resources that one "

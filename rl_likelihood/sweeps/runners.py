@@ -34,9 +34,10 @@ AGAIN = 1.0  # seconds until the next look at a run that another process is at w
 INTERRUPTED = 130  # exit code, as a shell has it
 # Linux: the program that follows gets SIGTERM, on which it saves, when the process that started it dies.
 _DIES_WITH_PARENT = (
-    sys.executable, "-c",
+    sys.executable,
+    "-c",
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])",
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,14 @@ def start(job: Job, cores: set[int] | None = None, orphan: bool = True) -> Attem
             with _pinned(cores):
                 # A session of its own: Ctrl-C reaches the runner alone, which passes it on once.
                 process = subprocess.Popen(
-                    [*wrapper, *job.command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                    start_new_session=True, pass_fds=(lock,), cwd=job.cwd,
-                )  # fmt: skip
+                    [*wrapper, *job.command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(lock,),
+                    cwd=job.cwd,
+                )
         grid.note(job.workdir, "start", time=round(time.time()), host=os.uname().nodename, pid=process.pid)
     except BaseException as error:
         os.close(lock)

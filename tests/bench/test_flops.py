@@ -9,8 +9,8 @@ import numpy as np
 from bench import flops
 from bench.flops import Shape
 from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.decoding import decoding_layout
 from rl_likelihood.model.decoding import prefill as prefill_of
-from rl_likelihood.model.decoding import unstack
 from rl_likelihood.model.head import logits
 from rl_likelihood.planning.aot import count_flops
 from tests.small import random_params, tiny
@@ -24,7 +24,7 @@ def test_token_by_token():
     layer = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 24
     assert flops.body_parameters(MODEL) == 3 * layer
     assert flops.head_parameters(MODEL) == 640
-    token = lambda place: 2 * 3 * layer + 3 * 4 * 16 * place  # noqa: E731
+    token = lambda place: 2 * 3 * layer + 3 * 4 * 16 * place
     prompt = sum(token(n) for n in range(1, 6))
     rows = sum(token(n) + 1280 for n in range(6, 10))
     assert flops.forward(MODEL, W) == 2 * prompt + 6 * rows
@@ -56,7 +56,7 @@ def test_the_products_of_the_programs_themselves():
     assert count_flops(jax.make_jaxpr(scored)(PARAMS).jaxpr) == flops.forward(MODEL, W) - causal + whole
 
     def prefilled(params):
-        hidden, _ = prefill_of(unstack(params, MODEL), MODEL, jnp.zeros((2, 5), jnp.int32), jnp.full(2, 5))
+        hidden, _ = prefill_of(decoding_layout(params, MODEL), MODEL, jnp.zeros((2, 5), jnp.int32), jnp.full(2, 5))
         return logits(hidden, head_matrix(params))
 
     causal, whole = 2 * flops.attention(MODEL, 0, 5), 3 * 4 * 16 * 2 * 5 * 5

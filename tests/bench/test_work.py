@@ -42,8 +42,13 @@ def test_peers_are_given_the_same_model_and_the_same_work(monkeypatch):
     peer_protocol = importlib.import_module("bench.peer_protocol")
     for name, m in work.MODELS.items():
         assert peer_protocol.SHAPES[name] == {
-            "vocab": m.vocab_size, "width": m.width, "layers": m.layers, "heads": m.heads, "kv_heads": m.kv_heads,
-            "head_dim": m.head_dim, "mlp": m.mlp,
-        }  # fmt: skip
+            "vocab": m.vocab_size,
+            "width": m.width,
+            "layers": m.layers,
+            "heads": m.heads,
+            "kv_heads": m.kv_heads,
+            "head_dim": m.head_dim,
+            "mlp": m.mlp,
+        }
     for name, w in work.SHAPES.items():
         assert peers.SIZES[name] == (w.prompts, w.group, w.prompt, w.completion)

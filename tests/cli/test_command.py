@@ -25,9 +25,13 @@ def kept_in(folder: Path, **environment: str) -> str:
         "print(jax.config.jax_compilation_cache_dir); jax.jit(lambda x: x + 1).lower(1.0).compile()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env=clean | {"XDG_CACHE_HOME": str(folder)} | environment, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean | {"XDG_CACHE_HOME": str(folder)} | environment,
+        cwd=Path(__file__).parents[2],
+    )
     return done.stdout.strip()
 
 

@@ -25,7 +25,7 @@ def byte_level(merges=(), template=TEMPLATE, nfc=False, split_digits=True, pad="
     A merge is a pair of texts, for instance ("r", ">"); each side must be a byte or an earlier merge.
     """
     table = bytes_to_unicode()
-    spell = lambda text: "".join(table[b] for b in text.encode())  # noqa: E731
+    spell = lambda text: "".join(table[b] for b in text.encode())
     vocab = {table[b]: b for b in range(256)}
     for left, right in merges:
         vocab[spell(left + right)] = len(vocab)

@@ -184,9 +184,11 @@ def test_worked_examples_are_earlier_turns(tok):
 
 def test_a_conversation_keeps_its_turns_and_its_system_message():
     example = Example(
-        "c", "And 2 + 2?", "4", messages=(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."),
-                                          ("user", "And 2 + 2?"))
-    )  # fmt: skip
+        "c",
+        "And 2 + 2?",
+        "4",
+        messages=(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "And 2 + 2?")),
+    )
     turns = chat(example, CFG, ())
     assert [t["role"] for t in turns] == ["system", "user", "assistant", "user"]
     assert turns[0]["content"] == f"{INSTRUCTION}\n\nBe brief."

@@ -378,9 +378,11 @@ def test_minif2f_reads_its_folder_and_proofnet_its_lines(tmp_path):
     ]
     proof = "\\begin{proof}\n\n  So.\n\n\\end{proof}"
     lines(tmp_path / "p" / "valid.jsonl", {"id": "R|1", "nl_statement": "Show it.", "nl_proof": proof})
-    lines(tmp_path / "p" / "test.jsonl", {"id": "R|2", "nl_statement": "And it.", "nl_proof": ""}, {
-        "id": "R|3", "nl_statement": "And it.", "nl_proof": proof
-    })  # fmt: skip
+    lines(
+        tmp_path / "p" / "test.jsonl",
+        {"id": "R|2", "nl_statement": "And it.", "nl_proof": ""},
+        {"id": "R|3", "nl_statement": "And it.", "nl_proof": proof},
+    )
     read = rows("proofnet", tmp_path / "p")
     assert [(r.example.id, r.split, r.example.answer) for r in read.rows] == [
         ("R|3", "test", "So."),

@@ -27,11 +27,14 @@ def first(text: str, n: int, seed: int = 0, split: str = "train"):
     [
         ("leg_counting", "leg_counting", {}),
         (" leg_counting( max_animals = 2 ) ", "leg_counting", {"max_animals": 2}),
-        ("basic_arithmetic(operators=['+', '-'], max_terms=3)", "basic_arithmetic",
-         {"operators": ["+", "-"], "max_terms": 3}),
+        (
+            "basic_arithmetic(operators=['+', '-'], max_terms=3)",
+            "basic_arithmetic",
+            {"operators": ["+", "-"], "max_terms": 3},
+        ),
         ("chain_sum()", "chain_sum", {}),
     ],
-)  # fmt: skip
+)
 def test_a_task_is_a_name_with_parameters(text, dataset, parameters):
     task = parse(text)
     assert (task.dataset, task.parameters, task.preset) == (dataset, parameters, None)
@@ -52,8 +55,9 @@ def test_any_data_set_is_a_source_with_its_own_words_and_answers():
     legs, bits = train[0], train[1]
     assert "legs" in legs.prompt and bits.answer == str(int(bits.prompt.split("number ")[1].split("?")[0]).bit_count())
     assert (graders.reference_of("reasoning_gym", legs), graders.reference_of("numeric", legs)) == (
-        legs.check, legs.answer
-    )  # fmt: skip
+        legs.check,
+        legs.answer,
+    )
     assert train[2].check == "", "a preset's reference is computed here"
     assert report.rows == 39 + report.duplicates + report.overlap_removed and report.bad_rows == ()
 
@@ -61,9 +65,11 @@ def test_any_data_set_is_a_source_with_its_own_words_and_answers():
 def test_items_go_on_after_the_last_of_a_generator():
     """Some make all their items at once, some refuse to be asked for billions."""
     for text in ("gsm_symbolic", "word_ladder", "count_bits"):
-        rows = list(itertools.islice(generate(text, 0, "train"), CHUNK - 1, CHUNK + 1)) if text == "count_bits" else (
-            first(text, 2)
-        )  # fmt: skip
+        rows = (
+            list(itertools.islice(generate(text, 0, "train"), CHUNK - 1, CHUNK + 1))
+            if text == "count_bits"
+            else (first(text, 2))
+        )
         assert len({e.prompt for e in rows}) == 2 and all(e.answer for e in rows)
 
 

@@ -95,9 +95,9 @@ def test_mc32_of_more_samples_is_the_mean_over_blocks_of_32():
 
 
 def test_what_the_chain_adds_and_what_another_chain_takes_away():
-    out = summary([
-        record([-2.0, -4.0], 2, no_chain=-3.5, swapped=-6.0), record([-1.0, -1.0], 1, no_chain=-0.5, swapped=None)
-    ])  # fmt: skip
+    out = summary(
+        [record([-2.0, -4.0], 2, no_chain=-3.5, swapped=-6.0), record([-1.0, -1.0], 1, no_chain=-0.5, swapped=None)]
+    )
     assert out["chain_gain"] == pytest.approx((0.5 - 0.5) / 2)
     assert out["chain_helps"] == pytest.approx(0.25)
     assert out["chain_swap_drop"] == pytest.approx(3.0), "the first question of a set has no chain to borrow"
@@ -145,10 +145,12 @@ def test_majority_of_fewer_is_the_mean_over_blocks():
 
 
 def test_a_grader_that_failed_is_counted_and_is_no_wrong_answer():
-    out = summary([
-        record([-1.0] * 4, right=[True, None, False, True], greedy=None, direct=True),
-        record([-1.0] * 4, right=[None] * 4, greedy=True, direct=None),
-    ])  # fmt: skip
+    out = summary(
+        [
+            record([-1.0] * 4, right=[True, None, False, True], greedy=None, direct=True),
+            record([-1.0] * 4, right=[None] * 4, greedy=True, direct=None),
+        ]
+    )
     assert out["grader_failures"] == 1 + 1 + 4 + 1
     assert out["greedy_success"] == 1.0 and out["sampled_success"] == pytest.approx(2 / 3, abs=1e-6)
     assert out["pass@2"] == pytest.approx(1.0) and "pass@4" not in out

@@ -17,11 +17,25 @@ def asked(text: str):
     return next(generate(text, 0, "test"))
 
 
-COUNTDOWN = pack("countdown", {}, {"question": "?", "answer": "19 + 3 - 9", "metadata": {
-    "numbers": [19, 9, 3], "target": 13, "expression": "19 + 3 - 9"}})  # fmt: skip
+COUNTDOWN = pack(
+    "countdown",
+    {},
+    {
+        "question": "?",
+        "answer": "19 + 3 - 9",
+        "metadata": {"numbers": [19, 9, 3], "target": 13, "expression": "19 + 3 - 9"},
+    },
+)
 SPIRAL = pack("spiral_matrix", {}, {"question": "?", "answer": "1 2 3", "metadata": {}})
-INTEGRAL = pack("simple_integration", {}, {"question": "?", "answer": "x**2 + C", "metadata": {
-    "integrand": "2*x", "variable": "x", "expected_answer_expression": "x**2"}})  # fmt: skip
+INTEGRAL = pack(
+    "simple_integration",
+    {},
+    {
+        "question": "?",
+        "answer": "x**2 + C",
+        "metadata": {"integrand": "2*x", "variable": "x", "expected_answer_expression": "x**2"},
+    },
+)
 TEXT = pack("reverse_sentence", {}, {"question": "?", "answer": "b a", "metadata": {}})
 
 TABLE = [
@@ -95,11 +109,27 @@ ATTACKS = [
 @pytest.mark.parametrize("answer", ATTACKS)
 @pytest.mark.parametrize(
     "reference",
-    [COUNTDOWN, SPIRAL, INTEGRAL, *(pack(name, {}, {"question": "?", "answer": "1", "metadata": {
-        "valid_answers": ["1"], "numbers": [1], "solution": "1"}}) for name in (
-            "n_queens", "binary_matrix", "string_insertion", "puzzle24", "polynomial_multiplication",
-            "intermediate_integration"))],
-)  # fmt: skip
+    [
+        COUNTDOWN,
+        SPIRAL,
+        INTEGRAL,
+        *(
+            pack(
+                name,
+                {},
+                {"question": "?", "answer": "1", "metadata": {"valid_answers": ["1"], "numbers": [1], "solution": "1"}},
+            )
+            for name in (
+                "n_queens",
+                "binary_matrix",
+                "string_insertion",
+                "puzzle24",
+                "polynomial_multiplication",
+                "intermediate_integration",
+            )
+        ),
+    ],
+)
 def test_a_models_answer_is_never_evaluated(reference, answer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert gym_outcome(reference, answer) in (False, None)

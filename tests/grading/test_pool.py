@@ -46,17 +46,20 @@ def test_order_and_verdicts():
         assert pool.counts == {"graded": 120, "workers": 2}
 
 
-@pytest.mark.parametrize("how, kind, why", [
-    ("hang", "hangs", "no verdict after 1.5 s"),
-    ("spin", "hangs", "no verdict after 1.5 s"),
-    ("exit", "crashes", "exit code 3"),
-    ("abort", "crashes", "exit code -6"),
-    ("leave", "crashes", "exit code 0"),
-    ("raise", "errors", "KeyError: 'no such thing'"),
-    ("memory", "errors", "MemoryError"),
-    ("deep", "errors", "RecursionError"),
-    ("nothing", "errors", "could not judge"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "how, kind, why",
+    [
+        ("hang", "hangs", "no verdict after 1.5 s"),
+        ("spin", "hangs", "no verdict after 1.5 s"),
+        ("exit", "crashes", "exit code 3"),
+        ("abort", "crashes", "exit code -6"),
+        ("leave", "crashes", "exit code 0"),
+        ("raise", "errors", "KeyError: 'no such thing'"),
+        ("memory", "errors", "MemoryError"),
+        ("deep", "errors", "RecursionError"),
+        ("nothing", "errors", "could not judge"),
+    ],
+)
 def test_a_failure_is_none_and_counted_and_the_rest_is_graded(how, kind, why):
     with Pool(workers=1, deadline=1.5, table=TABLE) as pool:
         assert pool.grade("bad", ["5"] * 5, ["5", how, "6", how, "5 "]) == [True, None, False, None, False]
@@ -167,8 +170,11 @@ def test_code_in_the_pool():
     task = json.dumps({"prompt": "def f(x):\n", "test": "def check(f):\n    assert f(2) == 4", "entry_point": "f"})
     with Pool() as pool:
         assert pool.grade("code_tests", [task] * 3 + ["{}"], ["    return x * x", "    return x", None, "x"]) == [
-            True, False, False, None,
-        ]  # fmt: skip
+            True,
+            False,
+            False,
+            None,
+        ]
         assert pool.grade("code_output", ["[1, 2]"] * 3, ["[1,2]", "(1,2)", "[" * 5_000]) == [True, False, False]
         assert pool.counts["errors"] == 1
 

@@ -169,13 +169,23 @@ def test_a_program_cannot_say_that_it_passed():
 
 
 BESIDE = (
-    "open({0!r}, 'w')", "open({0!r}, 'a')", "open({0!r}, 'r+')", "import os; os.open({0!r}, os.O_RDWR)",
-    "import os; os.remove({0!r})", "import os; os.rename({0!r}, 'x')", "import os; os.truncate({0!r}, 0)",
-    "import os; os.mkdir({0!r} + 'x')", "import os; os.chmod({0!r}, 0)", "import os; os.link({0!r}, 'x')",
-    "import os; os.symlink({0!r}, 'x'); open('x', 'w')", "import shutil; shutil.rmtree({1!r})",
-    "import os; os.remove('mine', dir_fd=os.open({1!r}, 0))", "import sqlite3; sqlite3.connect({0!r})",
-    "import pathlib; pathlib.Path({0!r}).write_text('')", "open('/x_of_a_program', 'w')",
-)  # fmt: skip
+    "open({0!r}, 'w')",
+    "open({0!r}, 'a')",
+    "open({0!r}, 'r+')",
+    "import os; os.open({0!r}, os.O_RDWR)",
+    "import os; os.remove({0!r})",
+    "import os; os.rename({0!r}, 'x')",
+    "import os; os.truncate({0!r}, 0)",
+    "import os; os.mkdir({0!r} + 'x')",
+    "import os; os.chmod({0!r}, 0)",
+    "import os; os.link({0!r}, 'x')",
+    "import os; os.symlink({0!r}, 'x'); open('x', 'w')",
+    "import shutil; shutil.rmtree({1!r})",
+    "import os; os.remove('mine', dir_fd=os.open({1!r}, 0))",
+    "import sqlite3; sqlite3.connect({0!r})",
+    "import pathlib; pathlib.Path({0!r}).write_text('')",
+    "open('/x_of_a_program', 'w')",
+)
 
 
 @pytest.mark.parametrize("program", BESIDE)
@@ -228,7 +238,7 @@ ATTACKS = {
     ),
     "a reply": (
         "import os\nfor fd in range(3, 64):\n"
-        "    try: os.write(fd, b'[\"reached\"]\\n[\"passed\"]\\npassed\\n')\n    except OSError: pass\nos._exit(0)"
+        '    try: os.write(fd, b\'["reached"]\\n["passed"]\\npassed\\n\')\n    except OSError: pass\nos._exit(0)'
     ),
     "frames": (
         "import sys\nframe = sys._getframe()\nwhile frame:\n"
@@ -250,7 +260,7 @@ ATTACKS = {
         "import gc\ntexts = [x for x in gc.get_objects() if isinstance(x, (dict, list))]\n"
         "seen = 'candidate(2) == ' + '4' in repr(texts)\ndef f(x): return x * x if seen else 0"
     ),
-}  # fmt: skip
+}
 
 
 @linux

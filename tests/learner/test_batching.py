@@ -45,15 +45,15 @@ def test_a_batch_is_the_rollout_as_it_was_sampled():
     np.testing.assert_array_equal(batch.prompt_length, PROMPTS.length)
     np.testing.assert_array_equal(batch.scored, scored_mask(SEGMENT, PROMPTS))
     assert batch.keep.all() and batch.keep.shape == (2, 2) and batch.keep.dtype == bool
-    assert batch.outside == {} and batch.baseline is None
+    assert batch.host_rewards == {} and batch.baseline is None
 
 
 def test_rewards_and_keep_are_passed_on():
     reward, keep = np.array([[1.0, 10.0], [0.0, 100.0]]), np.array([[True, False], [True, True]])
     batch = to_batch(rollout(), {"math": reward}, keep)
-    np.testing.assert_array_equal(batch.outside["math"], reward)
+    np.testing.assert_array_equal(batch.host_rewards["math"], reward)
     np.testing.assert_array_equal(batch.keep, keep)
-    assert batch.outside["math"].dtype == np.float32
+    assert batch.host_rewards["math"].dtype == np.float32
 
 
 def test_given_rows_are_groups_of_one():

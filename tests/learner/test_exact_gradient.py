@@ -47,7 +47,7 @@ REST = padded([f + a for f, a in zip(FORCED, ANSWERS, strict=True)], T - 2, GARB
 def batch_of(chains):
     """The batch [2 prompts, G] with these chains, [2, G, 2] ids."""
     completion = jnp.concatenate([chains, jnp.broadcast_to(REST[:, None], (2, G, T - 2))], -1)
-    rows = lambda x: jnp.broadcast_to(x[:, None], (2, G, T))  # noqa: E731
+    rows = lambda x: jnp.broadcast_to(x[:, None], (2, G, T))
     return Batch(
         prompt=padded(PROMPTS, S, GARBAGE),
         prompt_length=np.array([len(p) for p in PROMPTS]),
@@ -55,7 +55,7 @@ def batch_of(chains):
         segment=rows(SEGMENT),
         scored=rows(IS_SCORED),
         sampler_logp=jnp.zeros(completion.shape),
-        outside={},
+        host_rewards={},
         truncated=jnp.zeros((2, G), bool),
         keep=jnp.ones((2, G), bool),
     )

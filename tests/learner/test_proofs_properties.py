@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl_likelihood.config import all_fields, parse_reward
+from rl_likelihood.fields import choices
 from rl_likelihood.learner import measures
 from rl_likelihood.learner.step import gradients
 from rl_likelihood.learner.surrogate import LossConfig, advantages, leave_one_out
@@ -21,7 +23,7 @@ from rl_likelihood.report.alarms import Alarms
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, kept_mean
-from rl_likelihood.rewards.mixture import Evidence, RewardConfig, parse
+from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
 from tests.small import random_batch, random_params, rewarded, tiny
 
@@ -72,7 +74,9 @@ def batch_of(seed, p=P, g=G, t=T):
     rng = np.random.default_rng(seed)
     batch = random_batch(seed, p, g, S, t, sampled=True)
     form = rng.integers(0, 2, (p, g)).astype(np.float32)
-    return batch.replace(outside={**batch.outside, "format": form}, baseline=rng.uniform(0, 0.1, p).astype(np.float32))
+    return batch.replace(
+        host_rewards={**batch.host_rewards, "format": form}, baseline=rng.uniform(0, 0.1, p).astype(np.float32)
+    )
 
 
 def rows_of(batch, change):
@@ -122,7 +126,7 @@ def test_what_padding_masks_and_dropped_rows_hold_does_not_matter(name, seed, ke
         prompt=np.where(beyond, junk[:, 0, :S], batch.prompt),
         completion=np.where(hidden, junk, batch.completion),
         sampler_logp=np.where(sampled, batch.sampler_logp, np.float32(garbage)),
-        outside={k: np.where(kept, x, np.float32(garbage)) for k, x in batch.outside.items()},
+        host_rewards={k: np.where(kept, x, np.float32(garbage)) for k, x in batch.host_rewards.items()},
     )
     (grads, metrics, rows), (grads2, metrics2, rows2) = run(batch, cfg), run(other, cfg)
     jax.tree.map(np.testing.assert_array_equal, grads, grads2)
@@ -134,7 +138,7 @@ def test_what_padding_masks_and_dropped_rows_hold_does_not_matter(name, seed, ke
 
 def test_wider_padding_changes_nothing():
     batch, cfg = batch_of(3), cfg_of("exact")
-    grow = lambda x: np.pad(x, [(0, 0), (0, 0), (0, 3)]) if np.ndim(x) == 3 else x  # noqa: E731
+    grow = lambda x: np.pad(x, [(0, 0), (0, 0), (0, 3)]) if np.ndim(x) == 3 else x
     wide = rows_of(batch, grow).replace(prompt=np.pad(batch.prompt, [(0, 0), (0, 2)], constant_values=7))
     (grads, metrics, _), (grads2, metrics2, _) = run(batch, cfg), run(wide, cfg)
     close(grads2, grads, 1e-5)
@@ -147,7 +151,7 @@ def test_a_dropped_row_is_an_absent_row(name):
     batch, cfg = batch_of(0), cfg_of(name)
     dropped = batch.replace(keep=np.arange(G) != np.full((P, 1), 1))
     grads, metrics, rows = run(dropped, cfg)
-    without = lambda x: np.delete(x, 1, axis=1)  # noqa: E731
+    without = lambda x: np.delete(x, 1, axis=1)
     grads2, metrics2, rows2 = run(rows_of(batch, without), cfg)
     close(grads2, grads)
     for k in ("reward/mean", "reward/std", "advantage/abs_mean", "loss/policy", "loss/answer", "loss/kl"):
@@ -167,13 +171,13 @@ def test_a_dropped_row_is_an_absent_row(name):
 )
 def test_rloo_is_blind_to_shifts_linear_in_scale_and_sums_to_zero(seed, keep, shift, scale):
     batch, cfg = batch_of(seed).replace(keep=keep), rewarded("math", two_branches=True, policy_span="response")
-    reward = batch.outside["math"]
-    outside = {
+    reward = batch.host_rewards["math"]
+    host_rewards = {
         "reward": reward,
         "shifted": reward + np.float32(shift)[:, None],
         "scaled": reward * np.float32(scale),
     }
-    got = {k: run(batch.replace(outside={"math": x.astype(np.float32)}), cfg) for k, x in outside.items()}
+    got = {k: run(batch.replace(host_rewards={"math": x.astype(np.float32)}), cfg) for k, x in host_rewards.items()}
     grads, _, rows = got["reward"]
     close(got["shifted"][0], grads)
     close(got["scaled"][0], jax.tree.map(lambda x: scale * x, grads))
@@ -203,7 +207,7 @@ def alone(batch):
 
 
 def alike(batch):
-    same = lambda x: np.repeat(x[:, :1], G, 1)  # noqa: E731
+    same = lambda x: np.repeat(x[:, :1], G, 1)
     return PARAMS, rows_of(batch, same)
 
 
@@ -223,7 +227,7 @@ CASES = {
     "all truncated": lambda b: (PARAMS, b.replace(truncated=np.ones_like(b.truncated))),
     "one valid row": alone,
     "rows alike": alike,
-    "huge rewards": lambda b: (PARAMS, b.replace(outside={k: x * 1e6 for k, x in b.outside.items()})),
+    "huge rewards": lambda b: (PARAMS, b.replace(host_rewards={k: x * 1e6 for k, x in b.host_rewards.items()})),
 }
 
 
@@ -266,9 +270,12 @@ def test_prob_of_a_hundred_tokens_underflows_and_the_run_is_told_once():
     scored = segment == REFERENCE
     scored[1, :, 4:] = False  # the other prompt's answer has two tokens
     batch = rows_of(batch_of(0, p=2, g=2), lambda x: x).replace(
-        completion=completion, segment=segment, scored=scored, sampler_logp=np.zeros(segment.shape, np.float32),
+        completion=completion,
+        segment=segment,
+        scored=scored,
+        sampler_logp=np.zeros(segment.shape, np.float32),
         truncated=np.zeros((2, 2), bool),
-    )  # fmt: skip
+    )
     cfg = rewarded("prob", head_chunk=120)
     grads, metrics, rows = run(batch, cfg)
     assert (rows["reward"][0] == 0).all() and (rows["reward"][1] > 0).all()
@@ -289,7 +296,7 @@ FIVE = np.ones((1, 5), bool)
 @jax.jit
 def outside_advantages(reward, keep):
     """Of rewards [1, G] from outside, of each kind; the standard deviation without its eps."""
-    f = lambda logp, mask, keep: kept_mean(reward, keep)  # noqa: E731
+    f = lambda logp, mask, keep: kept_mean(reward, keep)
     d = leave_one_out(f, jnp.zeros((*reward.shape, 1)), jnp.ones((*reward.shape, 1), bool), keep)
     return {kind: advantages(d, keep, kind, eps=0.0) for kind in ("loo", "mean", "std", "std_clip")}
 
@@ -333,40 +340,49 @@ def test_the_published_group_of_rlpr_by_its_preset():
     """Scores .8 .6 .5 .3, baseline .45, formats 1 1 0 1, the last row repeats itself in a second group."""
     score = np.log(np.float32([[0.8, 0.6, 0.5, 0.3]] * 2))[..., None]
     ones = np.ones((2, 4), bool)
-    evidence = Evidence(
+    observation = Observation(
         logp=score,
         scored=ones[..., None],
         keep=ones,
         sampled=SampledStats(score, score, score, ones[..., None], V),
         chain_tokens=np.ones((2, 4), np.float32),
-        outside={
+        host_rewards={
             "format": np.float32([[1, 1, 0, 1]] * 2),
             "repetition": np.float32([[0, 0, 0, 0], [0, 0, -1, -1]]),
         },
         baseline=np.float32([0.45, 0.45]),
     )
-    cfg = RewardConfig(parse("0.9*rlpr + 0.1*format + repetition"))
-    f, reward, rows = mixture.objective(evidence, cfg)
+    cfg = RewardConfig(terms=parse_reward("0.9*rlpr + 0.1*format + repetition"))
+    f, reward, rows = mixture.objective(observation, cfg)
     np.testing.assert_allclose(rows["rlpr"][0], [0.35, 0.15, 0.05, 0], atol=1e-6)
     np.testing.assert_allclose(reward[0], [0.415, 0.235, 0.045, 0.100], atol=1e-6)
     assert float(shaping.group_std(reward, ones)[0]) == pytest.approx(0.16479, abs=5e-6)
     # A penalty lands on every row that earned it, also where the reward would have been 0.
     np.testing.assert_allclose(reward[1] - reward[0], [0, 0, -1, -1], atol=1e-6)
-    slope = jax.grad(lambda x: f(x, evidence.scored, ones).sum())(jnp.asarray(score))
+    slope = jax.grad(lambda x: f(x, observation.scored, ones).sum())(jnp.asarray(score))
     assert (slope == 0).all(), "no gradient through the reward"
 
 
 def test_the_switches_here_are_all_there_are():
     """A new kind of advantage, ratio, aggregation or KL must come into CONFIGS."""
     used = [loss for _, loss, _ in CONFIGS.values()]
-    from rl_likelihood.config import CHOICES
-
+    values = {name: set(choices(kind)) for name, (kind, _) in all_fields().items()}
     for field in ("advantage", "aggregation", "ratio"):
-        assert {getattr(loss, field) for loss in used} == set(CHOICES[f"loss.{field}"]), field
-    assert {loss.kl for loss in used} | {"k1"} == set(CHOICES["loss.kl"])
-    names = {t.name for text, _, _ in CONFIGS.values() for t in parse(text)}
-    assert names >= set(OBJECTIVES) | set(mixture.INSIDE)
+        assert {getattr(loss, field) for loss in used} == values[f"loss.{field}"], field
+    assert {loss.kl for loss in used} | {"k1"} == values["loss.kl"]
+    names = {t.name for text, _, _ in CONFIGS.values() for t in parse_reward(text)}
+    assert names >= set(OBJECTIVES) | {"rlpr", "nover_rank", "nover_efficiency", "length", "overlong"}
     assert {f.name for f in dataclasses.fields(LossConfig)} == {
-        "answer_term", "policy_term", "aggregation", "max_tokens", "advantage", "ratio", "ratio_cap", "clip_low",
-        "clip_high", "kl", "kl_coef",
-    }  # fmt: skip
+        "answer_term",
+        "policy_term",
+        "aggregation",
+        "max_tokens",
+        "advantage",
+        "ratio",
+        "ratio_cap",
+        "clip_low",
+        "clip_high",
+        "kl",
+        "kl_coef",
+        "span",
+    }

@@ -138,8 +138,8 @@ def test_which_switches_keep_the_policy_term_exact(switch):
     text = "log_prob/std" if switch.startswith("a term") else "log_prob"
     got, _ = expected("tree", 2, dataclasses.replace(cfg, answer_term=0.0), text)
     held = jax.lax.stop_gradient
-    answers = lambda logits: token_log_probs(TREE, held(logits), TREE.answers).sum(-1)  # noqa: E731
-    j = lambda logits: chance(TREE, logits, ONE_BY_ONE) @ answers(logits)  # noqa: E731
+    answers = lambda logits: token_log_probs(TREE, held(logits), TREE.answers).sum(-1)
+    j = lambda logits: chance(TREE, logits, ONE_BY_ONE) @ answers(logits)
     c, is_multiple = multiple_of(got, exact_gradient("tree", j))
     assert is_multiple == (factor is not None)
     if factor is not None:
@@ -264,7 +264,7 @@ def test_variance_of_one_sample_by_verifier_and_by_likelihood():
 
 def state_kls(p, q):
     """KL(p || q) of each of TREE's states that chains pass: [4]."""
-    split = lambda x: jnp.split(x, np.cumsum(TREE.states)[:-1])[:4]  # noqa: E731
+    split = lambda x: jnp.split(x, np.cumsum(TREE.states)[:-1])[:4]
     logs = zip(map(jax.nn.log_softmax, split(p)), map(jax.nn.log_softmax, split(q)), strict=True)
     return jnp.stack([(jnp.exp(a) * (a - b)).sum() for a, b in logs])
 
@@ -289,7 +289,7 @@ def test_k1_in_the_reward_is_the_gradient_of_the_kl_of_chains():
     np.testing.assert_allclose(-2 * got, exact_gradient("tree", chain_kl), atol=1e-9)
     # Beside a rule's reward it is the gradient of E[R] - beta KL.
     got, _ = expected("tree", 2, preset_loss("rloo", kl_coef=0.5), "exact_match", ref=OTHER)
-    j = lambda logits: mean_reward(logits) - 0.5 * chain_kl(logits)  # noqa: E731
+    j = lambda logits: mean_reward(logits) - 0.5 * chain_kl(logits)
     np.testing.assert_allclose(got, exact_gradient("tree", j), atol=1e-9)
 
 
@@ -299,8 +299,8 @@ def test_kl_in_the_loss_is_that_of_each_token_after_its_prefix():
     What a token does to the states after it is left out, so neither is the gradient of the KL of chains.
     """
     held = jax.lax.stop_gradient
-    forward = lambda x: held(visits(x)) @ state_kls(x, jnp.asarray(OTHER))  # noqa: E731
-    backward = lambda x: held(visits(x)) @ state_kls(jnp.asarray(OTHER), x)  # noqa: E731
+    forward = lambda x: held(visits(x)) @ state_kls(x, jnp.asarray(OTHER))
+    backward = lambda x: held(visits(x)) @ state_kls(jnp.asarray(OTHER), x)
     kinds = ("k1", "k2", "k3")
     grads = {kind: -2 * expected("tree", 1, only_kl(kind), "0*exact_match", ref=OTHER)[0] for kind in kinds}
     np.testing.assert_allclose(grads["k1"], 0, atol=1e-12)

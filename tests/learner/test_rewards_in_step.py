@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_likelihood.config import parse_reward, reward_table
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.rows import row_stats, see
+from rl_likelihood.learner.rows import observe, row_stats
 from rl_likelihood.learner.step import gradients, init_state, make_step
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards import likelihood, shaping
 from rl_likelihood.rewards.intrinsic import INTRINSIC
-from rl_likelihood.rewards.mixture import OUTSIDE, TERMS, Evidence, RewardConfig, objective, parse
+from rl_likelihood.rewards.mixture import objective
+from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Bare
 from tests.small import one_device, random_batch, random_params, reference_log_distributions, rewarded, tiny
@@ -24,10 +26,11 @@ P, G, S, T = 4, 3, 5, 10
 MODEL = tiny(layers=1)
 PARAMS = random_params(MODEL)
 RNG = np.random.default_rng(0)
+ON_HOST = [name for name, reward in reward_table().items() if reward.on_host]
 BATCH = random_batch(8, P, G, S, T, sampled=True).replace(
-    outside={name: RNG.integers(0, 2, (P, G)).astype(np.float32) for name in OUTSIDE}
+    host_rewards={name: RNG.integers(0, 2, (P, G)).astype(np.float32) for name in ON_HOST}
 )
-BATCH.outside["math"][0] = 1.0  # a group without spread
+BATCH.host_rewards["math"][0] = 1.0  # a group without spread
 run = jax.jit(gradients, static_argnums=(3, 4))
 
 
@@ -53,7 +56,7 @@ def combined(a, x, b, y):
 # ------------------------------------------------------------------ terms
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", reward_table())
 def test_every_term_gives_a_finite_gradient_and_a_row_number(name):
     text = f"format + {name}" if name.startswith("nover") else name
     reference = jax.tree.map(lambda x: x * 1.1, PARAMS)
@@ -112,10 +115,11 @@ def test_rewards_without_a_reference_read_the_distribution_that_gave_the_token(n
 
 def test_an_entropy_in_bits_is_one_in_nats_over_log_two():
     nats, bits = (
-        see(PARAMS, None, MODEL, BATCH, rewarded("token_entropy", two_branches=True)).evidence for _ in range(2)
+        observe(PARAMS, None, MODEL, BATCH, rewarded("token_entropy", two_branches=True)).observation for _ in range(2)
     )
     rows = [
-        objective(e, RewardConfig(parse("token_entropy"), entropy_base=b))[1] for e, b in ((nats, "e"), (bits, "2"))
+        objective(e, RewardConfig(terms=parse_reward("token_entropy"), entropy_base=b))[1]
+        for e, b in ((nats, "e"), (bits, "2"))
     ]
     np.testing.assert_allclose(rows[1], np.asarray(rows[0]) / np.log(2), rtol=1e-6)
 
@@ -200,7 +204,7 @@ def test_nover_ranks_by_the_proxy_and_gates_by_the_format():
     nll = -np.where(BATCH.scored, logp, 0).sum(-1) / BATCH.scored.sum(-1)
     length = np.isin(BATCH.segment, (CHAIN, TAG)).sum(-1)
     ppl = np.exp(nll / np.maximum(1, 1 + np.log10(length)))
-    valid = BATCH.outside["format"] > 0
+    valid = BATCH.host_rewards["format"] > 0
     for i in range(P):
         m = valid[i].sum()
         for j in range(G):
@@ -247,7 +251,7 @@ def test_a_step_without_a_proxy_carries_none():
 def test_filtered_groups_are_as_if_they_were_not_there(micro):
     """DAPO's filter: groups all right or all wrong leave loss, counts and baseline."""
     reward = np.array([[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]], np.float32)
-    batch = BATCH.replace(outside={"math": reward})
+    batch = BATCH.replace(host_rewards={"math": reward})
     loss = LossConfig(advantage="std", aggregation="token_mean")
     cfg = rewarded("math", two_branches=True, policy_span="response", loss=loss, micro_batch_prompts=micro)
     filtered = dataclasses.replace(cfg, filter=FilterConfig(mode="std_zero"))
@@ -289,8 +293,8 @@ def test_kl_in_the_reward_is_the_sequence_log_ratio_and_stays_out_of_the_loss():
         for p in (PARAMS, ref)
     )
     d = np.where(np.isin(BATCH.segment, (CHAIN, SAMPLED)), ours - theirs, 0).sum(-1)
-    np.testing.assert_allclose(rows["reward"], BATCH.outside["math"] - 0.2 * d, rtol=1e-4, atol=1e-4)
-    constant = BATCH.replace(outside={"math": np.asarray(rows["reward"])})
+    np.testing.assert_allclose(rows["reward"], BATCH.host_rewards["math"] - 0.2 * d, rtol=1e-4, atol=1e-4)
+    constant = BATCH.replace(host_rewards={"math": np.asarray(rows["reward"])})
     close(of("math", models=(ref, None), loss=loss)[0], of("math", constant)[0])
 
 
@@ -304,7 +308,7 @@ def test_the_pulls_of_the_two_terms_are_told_apart():
 
 def test_correlations_are_those_within_groups():
     _, metrics, rows = steps_of(rewarded("log_prob", two_branches=True), 1)[0]
-    centre = lambda x: (x - x.mean(-1, keepdims=True)).ravel()  # noqa: E731
+    centre = lambda x: (x - x.mean(-1, keepdims=True)).ravel()
     for name, value in (("prob", rows["reward/prob"]), ("chain_length", rows["chain_tokens"])):
         expected = np.corrcoef(centre(rows["reward"]), centre(value))[0, 1]
         assert float(metrics[f"corr/{name}"]) == pytest.approx(expected, abs=1e-4)
@@ -321,8 +325,8 @@ def test_underflow_is_the_share_of_rows_whose_probability_is_zero_in_float32():
 
 
 def test_evidence_of_a_group_with_nothing_kept_gives_zero():
-    e = see(PARAMS, None, MODEL, BATCH, rewarded("log_prob", two_branches=True)).evidence
-    nothing = Evidence(*e)._replace(keep=jnp.zeros((P, G), bool))
-    f, reward, _ = objective(nothing, RewardConfig(parse("log_prob + math/std")))
+    e = observe(PARAMS, None, MODEL, BATCH, rewarded("log_prob", two_branches=True)).observation
+    nothing = Observation(*e)._replace(keep=jnp.zeros((P, G), bool))
+    f, reward, _ = objective(nothing, RewardConfig(terms=parse_reward("log_prob + math/std")))
     assert np.isfinite(reward).all()
     np.testing.assert_array_equal(f(nothing.logp, nothing.scored, nothing.keep), np.zeros(P))

@@ -48,7 +48,7 @@ P, G, S, T = 4, 3, 5, 10
 MODEL = tiny(layers=1)
 PARAMS, REF = (random_params(MODEL, seed) for seed in (0, 1))
 BATCH = random_batch(8, P, G, S, T, sampled=True)
-OUTSIDE = BATCH.outside["math"]
+HOST_REWARDS = BATCH.host_rewards["math"]
 # Rows behind mask: a group whole, one row out, one left, none.
 KEEP = np.array([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
 OLDER = reference_log_probs(PARAMS, MODEL, BATCH, 0.7) + np.random.default_rng(0).normal(size=BATCH.segment.shape)
@@ -102,7 +102,7 @@ def expect_log_prob(params):
 def expect_base_rl(params):
     logp = plain_log_probs(params, BATCH)
     # f(group) is the mean reward here too: a constant, without gradient.
-    return rloo(OUTSIDE, of(BATCH, logp, CHAIN) + of(BATCH, logp, SAMPLED), OUTSIDE)
+    return rloo(HOST_REWARDS, of(BATCH, logp, CHAIN) + of(BATCH, logp, SAMPLED), HOST_REWARDS)
 
 
 def expect_drop(params):
@@ -172,7 +172,7 @@ MODES = {
 @functools.cache
 def expected():
     """Loss and gradient of each mode, in one program."""
-    losses = lambda params: jnp.stack([f(params) for f, *_ in MODES.values()])  # noqa: E731
+    losses = lambda params: jnp.stack([f(params) for f, *_ in MODES.values()])
     value, grads = jax.jit(lambda params: (losses(params), jax.jacrev(losses)(params)))(PARAMS)
     return {name: (float(value[i]), jax.tree.map(lambda x, i=i: x[i], grads)) for i, name in enumerate(MODES)}
 
@@ -210,7 +210,7 @@ def test_what_a_dropped_row_holds_changes_nothing():
     other = STALE.replace(
         completion=np.where(out, (STALE.completion + 3) % 24, STALE.completion),
         sampler_logp=np.where(out, -99.0, STALE.sampler_logp),
-        outside={"math": np.where(KEEP, OUTSIDE, 1e6).astype(np.float32)},
+        host_rewards={"math": np.where(KEEP, HOST_REWARDS, 1e6).astype(np.float32)},
     )
     a, b = (step_gradients(PARAMS, (None, None), batch, MODEL, cfg) for batch in (STALE, other))
     jax.tree.map(np.testing.assert_array_equal, a[0], b[0])
@@ -247,7 +247,7 @@ def test_micro_batches_are_one_batch():
 
 
 def test_left_to_itself_a_cpu_takes_no_more_prompts_than_pay():
-    batch = lambda p, g, t: random_batch(6, p=p, g=g, s=4, t=t)  # noqa: E731
+    batch = lambda p, g, t: random_batch(6, p=p, g=g, s=4, t=t)
     assert at_once(batch(6, 2, 100), StepConfig()) == 3, "600 tokens; 6 prompts have 1,200"
     assert at_once(batch(6, 2, 300), StepConfig()) == 1
     assert at_once(batch(2, 2, 600), StepConfig()) == 1, "a prompt is not divided"
@@ -343,9 +343,13 @@ def trained(shape, scan=True):
 
 # groups: the prompts of a micro-batch over data, the rows of each over fsdp. tokens: those of each prompt over fsdp.
 MESHES = {
-    "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2), "groups": (4, 2, 1),
+    "data": (8, 1, 1),
+    "fsdp": (1, 8, 1),
+    "tensor": (1, 1, 8),
+    "mixed": (2, 2, 2),
+    "groups": (4, 2, 1),
     "tokens": (1, S, 1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
@@ -371,8 +375,11 @@ def test_unrolled_layers_and_a_reference_model_laid_out_for_them_are_scanned_one
 def test_a_mesh_splits_parameters_and_moments_alike(name, local):
     placed = state_shardings(make_mesh(MESHES[name]), TINY, OPTIMIZER, CFG)
     arrays = [placed.params["layers"]["gate"]]  # [L, D, F]: width over fsdp, mlp over tensor
-    arrays += [x["layers"]["gate"] for x in jax.tree.leaves(placed.opt_state, is_leaf=lambda x: isinstance(x, dict))
-               if isinstance(x, dict)]  # fmt: skip
+    arrays += [
+        x["layers"]["gate"]
+        for x in jax.tree.leaves(placed.opt_state, is_leaf=lambda x: isinstance(x, dict))
+        if isinstance(x, dict)
+    ]
     assert len(arrays) == 3 and {x.shard_shape((2, 16, 16)) for x in arrays} == {local}
 
 
@@ -380,10 +387,23 @@ def test_metrics_mean_what_their_names_say():
     batch, params = BATCHES[0], random_params(TINY)
     out, names = trained(None)[0][0], set(trained(None)[0][0])
     assert names >= {
-        "reward/mean", "reward/std", "advantage/abs_mean", "chain/length", "chain/truncated", "answer/log_prob",
-        "answer/perplexity", "loss/policy", "loss/answer", "loss/kl", "grad/norm", "policy/entropy",
-        "policy/self_certainty", "ratio/mean", "ratio/max", *(f"reward/{name}" for name in OBJECTIVES),
-    }  # fmt: skip
+        "reward/mean",
+        "reward/std",
+        "advantage/abs_mean",
+        "chain/length",
+        "chain/truncated",
+        "answer/log_prob",
+        "answer/perplexity",
+        "loss/policy",
+        "loss/answer",
+        "loss/kl",
+        "grad/norm",
+        "policy/entropy",
+        "policy/self_certainty",
+        "ratio/mean",
+        "ratio/max",
+        *(f"reward/{name}" for name in OBJECTIVES),
+    }
     assert all(np.ndim(x) == 0 and np.isfinite(x) for x in out.values())
 
     table = reference_log_distributions(params, TINY, batch)

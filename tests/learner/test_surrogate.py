@@ -28,7 +28,7 @@ def group(values):
 @jax.jit
 def outside_difference(rewards, keep):
     """Differences of an objective that is the mean of rewards [1, G] scored outside the graph."""
-    f = lambda logp, mask, keep: kept_mean(rewards, keep)  # noqa: E731
+    f = lambda logp, mask, keep: kept_mean(rewards, keep)
     return leave_one_out(f, jnp.zeros((*rewards.shape, 1)), jnp.ones((*rewards.shape, 1), bool), keep)
 
 
@@ -381,8 +381,8 @@ def test_kl_gradients_in_expectation():
     def expectation(kind):  # sampled from pi, the sampling not differentiated: what a loss does
         return lambda z: PI @ kl_estimate(kind, jax.nn.log_softmax(z), np.log(REF))
 
-    forward = lambda z: jax.nn.softmax(z) @ (jax.nn.log_softmax(z) - np.log(REF))  # noqa: E731
-    backward = lambda z: REF @ (np.log(REF) - jax.nn.log_softmax(z))  # noqa: E731
+    forward = lambda z: jax.nn.softmax(z) @ (jax.nn.log_softmax(z) - np.log(REF))
+    backward = lambda z: REF @ (np.log(REF) - jax.nn.log_softmax(z))
     grads = {kind: jax.grad(expectation(kind))(logits) for kind in ("k1", "k2", "k3")}
     np.testing.assert_allclose(grads["k1"], 0, atol=1e-6)
     np.testing.assert_allclose(grads["k2"], jax.grad(forward)(logits), atol=1e-6)

@@ -120,10 +120,10 @@ def test_blocks_of_queries_are_all_at_once(length, queries):
 
 def test_blocks_leave_out_most_of_what_is_not_seen_and_are_few():
     run, args, _ = a_row_in_blocks(256)
-    counted = lambda q: run.lower(*args, q).cost_analysis()["flops"]  # noqa: E731
+    counted = lambda q: run.lower(*args, q).cost_analysis()["flops"]
     # (8 + 1) / 16 of the own keys are met in eight blocks, beside the prompt's 6.
     assert counted(16) < 0.65 * counted(0)
-    dots = lambda q: str(jax.make_jaxpr(run, static_argnums=3)(*args, q)).count("dot_general")  # noqa: E731
+    dots = lambda q: str(jax.make_jaxpr(run, static_argnums=3)(*args, q)).count("dot_general")
     assert dots(1) == dots(32) < 60
 
 

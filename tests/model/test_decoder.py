@@ -160,7 +160,7 @@ def test_prompts_and_completions_in_one_product_are_what_they_are_apart(cfg):
 
     both = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
     ((_, hidden), grads), ((_, hidden2), grads2) = (both(random_params(cfg), joined) for joined in (True, False))
-    compare = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())  # noqa: E731
+    compare = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
     jax.tree.map(compare, (hidden, grads), (hidden2, grads2))
     assert all(np.abs(h).max() > 0 for h in hidden)
 
@@ -172,8 +172,11 @@ def test_prompts_and_completions_meet_a_weight_in_one_product_where_one_device_h
     def products(joined):
         args = (batch.prompt, batch.prompt_length, batch.completion, batch.segment)
         jaxpr = jax.make_jaxpr(lambda p: forward(p, cfg, *args, joined=joined))(random_params(cfg))
-        return [e.invars[0].aval.shape[0] for e in jaxpr.eqns if e.primitive.name == "dot_general"
-                and len(e.invars[0].aval.shape) == len(e.invars[1].aval.shape) == 2]  # fmt: skip
+        return [
+            e.invars[0].aval.shape[0]
+            for e in jaxpr.eqns
+            if e.primitive.name == "dot_general" and len(e.invars[0].aval.shape) == len(e.invars[1].aval.shape) == 2
+        ]
 
     assert products(True) == [tokens] * 7 * cfg.layers
     assert sorted(products(False)) == sorted([2 * 5, 2 * 3 * 11] * 7 * cfg.layers)
@@ -192,14 +195,14 @@ def test_long_prompts_and_rows_in_blocks_of_queries_are_what_they_are_whole(monk
 
     def everything():
         found = jax.jit(jax.value_and_grad(loss))(params)
-        return found, jax.jit(lambda p: decoding.prefill(decoding.unstack(p, TINY), TINY, *args[:2])[0])(params)
+        return found, jax.jit(lambda p: decoding.prefill(decoding.decoding_layout(p, TINY), TINY, *args[:2])[0])(params)
 
-    products = lambda: str(jax.make_jaxpr(lambda p: loss(p))(params)).count("dot_general")  # noqa: E731
+    products = lambda: str(jax.make_jaxpr(lambda p: loss(p))(params)).count("dot_general")
     whole, count = everything(), products()
     monkeypatch.setattr(decoder, "QUERIES", 4)
     blocks = everything()
     assert products() > 2 * count, "the blocks are there"
-    compare = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())  # noqa: E731
+    compare = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
     jax.tree.map(compare, blocks, whole)
 
 
@@ -245,7 +248,7 @@ def test_init_follows_the_specs():
     cfg = tiny(width=64, mlp=96, vocab_size=200, qkv_bias=True, qk_norm=True, tied=False, layers=3)
     params = jax.jit(lambda key: decoder.init(key, cfg))(jax.random.key(0))
     specs = param_specs(cfg)
-    is_spec = lambda x: isinstance(x, decoder.Spec)  # noqa: E731
+    is_spec = lambda x: isinstance(x, decoder.Spec)
     assert jax.tree.map(lambda s: s.shape, specs, is_leaf=is_spec) == jax.tree.map(jnp.shape, params)
     assert decoder.count(params) == sum(np.prod(s.shape) for s in jax.tree.leaves(specs, is_leaf=is_spec))
     layers = params["layers"]

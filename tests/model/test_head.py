@@ -32,9 +32,7 @@ def exact(hidden, head, targets):
     log_p = z - lse[..., None]
     p = np.exp(log_p)
     certainty = (-np.log(z.shape[-1]) - log_p).mean(-1)  # KL(uniform || p)
-    return TokenStats(
-        np.take_along_axis(log_p, targets[..., None], -1)[..., 0], lse, -(p * log_p).sum(-1), certainty
-    )
+    return TokenStats(np.take_along_axis(log_p, targets[..., None], -1)[..., 0], lse, -(p * log_p).sum(-1), certainty)
 
 
 def dense(hidden, head, targets):

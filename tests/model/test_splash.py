@@ -28,10 +28,10 @@ def both(segment):
     in_prompt = jnp.arange(S) < LENGTHS[:, None]
     real = (segment != PAD)[..., None, None]
     own_mask = dense.branch_mask(segment)
-    one = lambda q, k, v, pk, pv: real * dense.attention(q, (k, v), own_mask, (pk, pv), in_prompt)  # noqa: E731
+    one = lambda q, k, v, pk, pv: real * dense.attention(q, (k, v), own_mask, (pk, pv), in_prompt)
     branches = bool((segment == SAMPLED).any())
-    two = lambda q, k, v, pk, pv: real * splash.attention(  # noqa: E731
-        q, (k, v), segment, (pk, pv), in_prompt, branches, interpret=True
+    two = lambda q, k, v, pk, pv: (
+        real * splash.attention(q, (k, v), segment, (pk, pv), in_prompt, branches, interpret=True)
     )
     return one, two
 
@@ -52,8 +52,8 @@ def test_a_prompt_has_nothing_before_it():
     segment, lengths = jnp.full((P, 1, T), CHAIN), np.array([T, 4])
     real = (jnp.arange(T) < lengths[:, None])[:, None]
     causal = jnp.tril(jnp.ones((T, T), bool)) & real[..., None, :]
-    one = lambda q, k, v: real[..., None, None] * dense.attention(q, (k, v), causal)  # noqa: E731
-    two = lambda q, k, v: real[..., None, None] * splash.attention(q, (k, v), segment, interpret=True)  # noqa: E731
+    one = lambda q, k, v: real[..., None, None] * dense.attention(q, (k, v), causal)
+    two = lambda q, k, v: real[..., None, None] * splash.attention(q, (k, v), segment, interpret=True)
     x = q[:, :1], k[:, :1], v[:, :1]
     np.testing.assert_allclose(one(*x), two(*x), atol=2e-5)
     grads = [jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), argnums=range(3))(*x) for f in (one, two)]
@@ -68,7 +68,7 @@ def test_a_prompt_that_too_few_share_is_split_by_tokens():
     q, k, v, *_ = arrays()
     x = q[:, :1], k[:, :1], v[:, :1]
     segment = jnp.full((P, 1, T), CHAIN)
-    run = lambda *x: splash.attention(x[0], x[1:], segment, interpret=True)  # noqa: E731
+    run = lambda *x: splash.attention(x[0], x[1:], segment, interpret=True)
     both = jax.value_and_grad(lambda *x: (run(*x) ** 2).sum(), argnums=range(3))
     value, grads = both(*x)
     with jax.set_mesh(make_mesh((2, 3, 1), jax.devices()[:6])):

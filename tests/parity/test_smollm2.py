@@ -70,11 +70,18 @@ def test_greedy_text(model):
 
     prompt = np.array([chat_ids(tokenizer)], np.int32)
     ids, _, n = generate(
-        prepare(jax.tree.map(jnp.asarray, params), cfg), cfg, prompt, np.array([prompt.shape[1]], np.int32),
-        np.zeros(1, np.int32), jax.random.key(0), jnp.zeros(1),
-        stop=stop_table(vocab_bytes(tokenizer, cfg.vocab_size), ("no text has this: \0",)), eos=jnp.asarray([-1]),
-        max_tokens=GREEDY_TOKENS, pad_id=0,
-    )  # fmt: skip
+        prepare(jax.tree.map(jnp.asarray, params), cfg),
+        cfg,
+        prompt,
+        np.array([prompt.shape[1]], np.int32),
+        np.zeros(1, np.int32),
+        jax.random.key(0),
+        jnp.zeros(1),
+        stop=stop_table(vocab_bytes(tokenizer, cfg.vocab_size), ("no text has this: \0",)),
+        eos=jnp.asarray([-1]),
+        max_tokens=GREEDY_TOKENS,
+        pad_id=0,
+    )
     assert int(n[0, 0]) == GREEDY_TOKENS
     greedy = np.asarray(ids[0, 0]).tolist()
     assert tokenizer.decode(greedy) == tokenizer.decode(golden["greedy"])

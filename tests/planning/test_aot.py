@@ -32,9 +32,9 @@ def test_flops_of_products_loops_and_branches():
     assert flops(lambda a, b: jnp.einsum("gij,gjk->gik", a[None] * jnp.ones((4, 1, 1)), b[None]), a, b) >= one
     assert flops(lambda a, b: jax.lax.scan(lambda c, _: (c, a @ b), 0.0, None, length=6)[1], a, b) == 6 * one
     square = jnp.ones((3, 3))
-    loop = lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ square, x)  # noqa: E731
+    loop = lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ square, x)
     assert flops(loop, square, trips=11) == 11 * 2 * 27
-    branches = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ square @ square, lambda x: x @ square, x)  # noqa: E731
+    branches = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ square @ square, lambda x: x @ square, x)
     assert flops(branches, square) == 2 * 2 * 27
     assert flops(jax.jit(jax.checkpoint(lambda a, b: a @ b)), a, b) == one
 
@@ -77,9 +77,12 @@ def test_collectives_of_a_compiled_loop_are_counted_as_often_as_they_run():
         return jax.lax.scan(body, x, weights)[0]
 
     mapped = jax.shard_map(
-        run, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(None, "fsdp")), out_specs=PartitionSpec(),
+        run,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(None, "fsdp")),
+        out_specs=PartitionSpec(),
         check_vma=False,
-    )  # fmt: skip
+    )
     text = jax.jit(mapped).lower(x, weights).compile().as_text()
     (found,) = hlo.collectives(text, mesh)
     assert found == Collective("all-gather", "fsdp", 5, 5 * (64 * 64 * 4) * 3 // 4)
@@ -146,20 +149,41 @@ def test_a_program_larger_than_its_room_is_refused():
 
 @pytest.mark.parametrize(
     "name, topology",
-    [("v5e:4x4", "v5e:4x4"), ("V5E-16", "v5e:4x4"), ("v5litepod-64", "v5e:8x8"), ("v5p-8", "v5p:2x2x1"),
-     ("v6e-16", "v6e:4x4"), ("v4-8", "v4:2x2x1")],
-)  # fmt: skip
+    [
+        ("v5e:4x4", "v5e:4x4"),
+        ("V5E-16", "v5e:4x4"),
+        ("v5litepod-64", "v5e:8x8"),
+        ("v5p-8", "v5p:2x2x1"),
+        ("v6e-16", "v6e:4x4"),
+        ("v4-8", "v4:2x2x1"),
+    ],
+)
 def test_names_of_topologies(name, topology):
     assert aot.canonical(name) == topology
 
 
 @pytest.mark.parametrize(
     "name, nearest",
-    [("v5e:4x5", "v5e:4x4 "), ("v5e-15", "v5e:4x4 "), ("v5p-9", "v5p:2x2x1 "), ("h100", ""), ("v6e", "v6e:"),
-     ("v5e:3x3", "v5e:2x4 "), (" v5e:3x3 ", "v5e:2x4 "), ("v5litepod-17", "v5e:4x4 "), ("v5e:2x2x2", "v5e:2x4 "),
-     ("v5e:6x4", "v5e:4x4 "), ("v4:4x4", "v4:2x2x4 "), ("v4-12", "v4:2x2x1 "), ("v5e-4x4", "v5e:4x4 "),
-     ("v7x-8", "tpu7x:2x2x1 "), ("v5e:0x0", "v5e:1x1 "), ("v5e:999x999", "v5e:16x16 "), ("", "")],
-)  # fmt: skip
+    [
+        ("v5e:4x5", "v5e:4x4 "),
+        ("v5e-15", "v5e:4x4 "),
+        ("v5p-9", "v5p:2x2x1 "),
+        ("h100", ""),
+        ("v6e", "v6e:"),
+        ("v5e:3x3", "v5e:2x4 "),
+        (" v5e:3x3 ", "v5e:2x4 "),
+        ("v5litepod-17", "v5e:4x4 "),
+        ("v5e:2x2x2", "v5e:2x4 "),
+        ("v5e:6x4", "v5e:4x4 "),
+        ("v4:4x4", "v4:2x2x4 "),
+        ("v4-12", "v4:2x2x1 "),
+        ("v5e-4x4", "v5e:4x4 "),
+        ("v7x-8", "tpu7x:2x2x1 "),
+        ("v5e:0x0", "v5e:1x1 "),
+        ("v5e:999x999", "v5e:16x16 "),
+        ("", ""),
+    ],
+)
 def test_an_unknown_topology_is_refused_with_the_nearest_of_its_kind(name, nearest):
     with pytest.raises(UserError, match=f"--topology is '{name.strip()}'.*the nearest is {nearest}"):
         aot.canonical(name)
@@ -290,7 +314,7 @@ def test_the_kernel_runs_once_where_its_results_are_kept():
         shapes = jax.eval_shape(lambda: random_params(cfg))
         ids = jnp.ones((p, g, t), jnp.int32)
         length = jnp.full((p,), s)
-        loss = lambda params: forward(  # noqa: E731
+        loss = lambda params: forward(
             params, cfg, jnp.zeros((p, s), jnp.int32), length, ids, ids, branches=False
         ).completion.sum()
         return aot.count_flops(aot.live(jax.make_jaxpr(jax.grad(loss))(shapes).jaxpr), only_kernels=True)

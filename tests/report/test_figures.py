@@ -34,19 +34,34 @@ def write_run(workdir, final, first=None, steps=4, done=True, samples=0, lag=0, 
 def sample(name, log_prob, answer_tokens, chain):
     """A line of samples.jsonl."""
     return {
-        "id": name, "prompt": "2+2?", "chain": chain, "forced": "", "sampled_answer": "", "reference_answer": "4",
-        "answer_tokens": ["4"] * answer_tokens, "answer_logp": [log_prob] * answer_tokens,
-        "scored": [1] * answer_tokens, "reward": log_prob, "reward/log_prob": log_prob,
-        "reward/prob": float(np.exp(log_prob)), "advantage": 0.0, "truncated": False, "version": 0,
-    }  # fmt: skip
+        "id": name,
+        "prompt": "2+2?",
+        "chain": chain,
+        "forced": "",
+        "sampled_answer": "",
+        "reference_answer": "4",
+        "answer_tokens": ["4"] * answer_tokens,
+        "answer_logp": [log_prob] * answer_tokens,
+        "scored": [1] * answer_tokens,
+        "reward": log_prob,
+        "reward/log_prob": log_prob,
+        "reward/prob": float(np.exp(log_prob)),
+        "advantage": 0.0,
+        "truncated": False,
+        "version": 0,
+    }
 
 
 def evaluation(greedy, perplexity):
     return {
-        "greedy_success": greedy, "greedy_success_se": 0.02, "perplexity": perplexity, "chain_length": 10.0,
-        "greedy_success_no_chain": 0.9, "perplexity_no_chain": 1.5,
+        "greedy_success": greedy,
+        "greedy_success_se": 0.02,
+        "perplexity": perplexity,
+        "chain_length": 10.0,
+        "greedy_success_no_chain": 0.9,
+        "perplexity_no_chain": 1.5,
         "ci95": {"perplexity": [perplexity - 1, perplexity + 1]},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -141,8 +156,11 @@ def test_a_model_tuned_on_answers_alone_is_asked_without_a_chain(runs, tmp_path)
     assert texts["greedy success %"] == "90.0†" and texts["perplexity"] == "1.50†" and texts["chain, tokens"] == "-"
     assert texts["greedy, no chain %"] == "90.0" and "†: asked without a chain" in table.CAPTION
     assert figures.loaded(sft, {})["heldout"][-1]["greedy_success"] == 0.9, "curves too"
-    (greedy,) = (r for r in csv.DictReader(io.StringIO(table.grid_csv([math])))
-                 if (r["reward"], r["metric"]) == ("sft", "greedy_success"))  # fmt: skip
+    (greedy,) = (
+        r
+        for r in csv.DictReader(io.StringIO(table.grid_csv([math])))
+        if (r["reward"], r["metric"]) == ("sft", "greedy_success")
+    )
     assert greedy["mean"] == "10.0", "the file has each metric under its own name"
     (sft.workdir / "config.json").write_text('{"reward.name": "log_prob"}')
     assert not table.without_chain(sft), "the run's config decides"
@@ -278,7 +296,7 @@ def test_the_summary_has_each_mean_with_its_errors_and_the_untouched_model(runs,
     fig = figures.grid_figures([*runs, sft_run(tmp_path / "sft")])["summary"]
     greedy = fig.axes[0]
     assert [t.get_text() for t in greedy.get_yticklabels()] == ["log_prob", "prob", "sft"]
-    of = lambda gid: [list(line.get_xdata()) for line in greedy.lines if line.get_gid() == gid]  # noqa: E731
+    of = lambda gid: [list(line.get_xdata()) for line in greedy.lines if line.get_gid() == gid]
     np.testing.assert_allclose(of("mean"), [[45], [65], [90]])
     assert of("untouched")[0][0] == 25.0
     np.testing.assert_allclose(of("seeds"), [[40, 50], [60, 70]])

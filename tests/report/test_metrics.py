@@ -200,8 +200,13 @@ def test_console_lines_are_aligned_and_in_order():
 
 def test_durations():
     assert [metrics.duration(s) for s in (0.4, 59, 60, 3599.6, 3 * 86400 + 4 * 3600, -5)] == [
-        "0s", "59s", "1m00s", "1h00m", "3d04h", "0s",
-    ]  # fmt: skip
+        "0s",
+        "59s",
+        "1m00s",
+        "1h00m",
+        "3d04h",
+        "0s",
+    ]
 
 
 def test_json_files_hold_no_nan_word(tmp_path):

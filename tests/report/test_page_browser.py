@@ -33,13 +33,24 @@ def write_grid(folder):
                 writer.metrics(step, {"reward/mean": i - step, "answer/perplexity": 4.0 + i, "chain/length": 30.0 + i})
                 for q in (f"q{seed}-{step}", "shared") if step in STEPS and i != NO_CHAINS else ():
                     for c in range(2):
-                        writer.sample(step, {
-                            "id": q, "prompt": f"prompt of {q}", "chain": f"chain {c} of run {i} at {step} for {q}",
-                            "forced": "", "sampled_answer": "", "answer_tokens": ["4", "2"], "scored": [1, 1],
-                            "answer_logp": [answer_logp(i, step, c, t) for t in (0, 1)],
-                            "answer_logp_no_chain": [-0.5, -0.25], "reward": -float(c), "reward/log_prob": -float(c),
-                            "advantage": 0.5 - c, "truncated": False,
-                        })  # fmt: skip
+                        writer.sample(
+                            step,
+                            {
+                                "id": q,
+                                "prompt": f"prompt of {q}",
+                                "chain": f"chain {c} of run {i} at {step} for {q}",
+                                "forced": "",
+                                "sampled_answer": "",
+                                "answer_tokens": ["4", "2"],
+                                "scored": [1, 1],
+                                "answer_logp": [answer_logp(i, step, c, t) for t in (0, 1)],
+                                "answer_logp_no_chain": [-0.5, -0.25],
+                                "reward": -float(c),
+                                "reward/log_prob": -float(c),
+                                "advantage": 0.5 - c,
+                                "truncated": False,
+                            },
+                        )
             writer.eval(10, {"stage": "after 10 steps", "greedy_success": (i + 1) / 20, "perplexity": 2.0 + i})
             writer.status("done", 10)
         runs.append(Run({"reward": reward, "seed": str(seed)}, workdir))
@@ -128,7 +139,7 @@ def test_a_token_s_numbers_are_read_by_keys_and_by_the_mouse(browser, address):
     opened(browser, address)
     browser.js("$('later').focus()")
     browser.key("Tab")
-    told = lambda: browser.js("$('token').textContent")  # noqa: E731
+    told = lambda: browser.js("$('token').textContent")
     assert told().startswith('"4"  log-prob -0.500') and "without a chain" in told()
     browser.key("ArrowDown")
     first = answer_logp(0, 10, 0, 0)
@@ -213,10 +224,20 @@ def test_ten_thousand_chains_open_and_nothing_that_a_model_wrote_runs(browser, t
     with (run / run_files.SAMPLES).open("a") as f:
         for i in range(10_000):
             row = {
-                "step": 3 + i // 16, "id": f"q{i // 8}", "prompt": "2+2?", "chain": f"chain number {i} " * 20,
-                "forced": "", "sampled_answer": "", "answer_tokens": ["4"] * 30, "answer_logp": [-1.0] * 30,
-                "scored": [1] * 30, "reward": -1.0, "reward/log_prob": -1.0, "advantage": 0.0, "truncated": False,
-            }  # fmt: skip
+                "step": 3 + i // 16,
+                "id": f"q{i // 8}",
+                "prompt": "2+2?",
+                "chain": f"chain number {i} " * 20,
+                "forced": "",
+                "sampled_answer": "",
+                "answer_tokens": ["4"] * 30,
+                "answer_logp": [-1.0] * 30,
+                "scored": [1] * 30,
+                "reward": -1.0,
+                "reward/log_prob": -1.0,
+                "advantage": 0.0,
+                "truncated": False,
+            }
             f.write(json.dumps(row) + "\n")
     write(tmp_path, [Run({"reward": "prob", "seed": "0"}, run)], title="the title")
     began = time.monotonic()

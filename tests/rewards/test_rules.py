@@ -323,6 +323,7 @@ def test_diagnostics_are_shares_and_consistent(groups, reference):
     if d["label_accuracy"] == 1:
         assert d["reward_accuracy"] == 1 and d["majority_ratio"] == pytest.approx(d["ground_truth_ratio"])
 
+
 UID = np.arange(1000, dtype=np.int32)
 
 
@@ -375,14 +376,25 @@ def test_rules_are_total(text):
 
 
 HOSTILE = [
-    "\x00" * 1_000_000, "_" * 1_000_000, "a'" * 500_000, "a " * 500_000, "a_" * 500_000, "\u0130\u2019" * 500_000,
-    "<think>" * 150_000, "</think>" * 125_000, "<answer" * 150_000, "<think>" * 75_000 + "</think>" * 60_000,
+    "\x00" * 1_000_000,
+    "_" * 1_000_000,
+    "a'" * 500_000,
+    "a " * 500_000,
+    "a_" * 500_000,
+    "\u0130\u2019" * 500_000,
+    "<think>" * 150_000,
+    "</think>" * 125_000,
+    "<answer" * 150_000,
+    "<think>" * 75_000 + "</think>" * 60_000,
     "<think>\n" + "\n</think>\n<answer>\n" * 50_000,
     "<think>\n" + "\n</think>\n<answer>\n" * 25_000 + "\n</answer" * 50_000,
-    "<think>" + " " * 1_000_000 + "</think>", "<think></think>" + " \n" * 500_000 + "<answe",
-    " ".join(map(str, range(150_000))), "let me " * 140_000, "let me check " * 75_000,
+    "<think>" + " " * 1_000_000 + "</think>",
+    "<think></think>" + " \n" * 500_000 + "<answe",
+    " ".join(map(str, range(150_000))),
+    "let me " * 140_000,
+    "let me check " * 75_000,
     "\ud800</think><answer>\udfff</answer>",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:24]))

@@ -20,9 +20,16 @@ from tests.runs import config_file
 ROOT = Path(__file__).parents[2]
 STEPS = 24
 SETTINGS = {
-    "train.steps": STEPS, "train.checkpoint_every": 2, "train.keep_checkpoints": 2, "train.keep_every": 10,
-    "eval.prompts": 2, "eval.samples": 1, "report.sample_prompts": 2, "mesh.fsdp": 1, "mesh.tensor": 1,
-}  # fmt: skip
+    "train.steps": STEPS,
+    "train.checkpoint_every": 2,
+    "train.keep_checkpoints": 2,
+    "train.keep_every": 10,
+    "eval.prompts": 2,
+    "eval.samples": 1,
+    "report.sample_prompts": 2,
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
+}
 # What a clock decides.
 TIMED = re.compile(r'"(time/\w+|tokens_per_second|seconds|queue/depth)": [-\d.e]+(, )?')
 
@@ -49,7 +56,7 @@ def moment(workdir: Path, of: str, seconds: float = 240) -> None:
     """
     folder = workdir / "checkpoints"
     metrics = workdir / "metrics.jsonl"
-    rows = lambda: run_files.read(metrics) if metrics.exists() else []  # noqa: E731
+    rows = lambda: run_files.read(metrics) if metrics.exists() else []
     end, saved, cut = time.monotonic() + seconds, checkpoint.latest_step(workdir) or 0, False
     begun = time.time()
 
@@ -94,9 +101,12 @@ def test_a_run_killed_in_sampling_in_the_step_and_in_saving_is_the_unbroken_run_
         steps.append(checkpoint.latest_step(broken) or 0)
     assert steps == sorted(steps) and 0 < steps[-1] < STEPS, steps
     babysit = subprocess.run(
-        [str(ROOT / "tpu_setup" / "babysit.sh"), *command(config, broken)], cwd=ROOT, text=True, capture_output=True,
+        [str(ROOT / "tpu_setup" / "babysit.sh"), *command(config, broken)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
         env={**environment(), "LOCAL": "1", "BACKOFF": "0"},
-    )  # fmt: skip
+    )
     assert babysit.returncode == 0, babysit.stderr[-2000:]
     assert "taken over from process" in babysit.stdout
     for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl"):

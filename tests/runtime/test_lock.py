@@ -147,9 +147,13 @@ print(*sorted(p.name for p in folder.iterdir()))
 
 def test_of_many_processes_at_once_one_has_the_lock_stale_or_not(tmp_path):
     out = subprocess.run(
-        [sys.executable, "-c", CROWD, str(tmp_path)], capture_output=True, text=True, timeout=200,
-        cwd=Path(__file__).parents[2], env={k: v for k, v in os.environ.items() if not k.startswith(("XLA", "JAX"))},
-    )  # fmt: skip
+        [sys.executable, "-c", CROWD, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=Path(__file__).parents[2],
+        env={k: v for k, v in os.environ.items() if not k.startswith(("XLA", "JAX"))},
+    )
     *rounds, left = out.stdout.splitlines()
     assert len(rounds) == 13, out.stderr
     for codes in rounds:

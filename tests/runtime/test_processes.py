@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from rl_likelihood import config as configs
 from rl_likelihood import train
+from rl_likelihood.config import build
 from rl_likelihood.runtime import checkpoint, run_files, watch
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.shapes import UserError
@@ -53,11 +53,15 @@ def start(config, workdir, *more: str, **changes) -> list[subprocess.Popen]:
     one = command(config, workdir, *more, "--process_id={i}", **changes)
     return [
         subprocess.Popen(
-            [word.replace("{i}", str(i)) for word in one], cwd=ROOT, env=environment(), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [word.replace("{i}", str(i)) for word in one],
+            cwd=ROOT,
+            env=environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def said(process: subprocess.Popen, seconds: float = 240) -> list[str]:
@@ -95,7 +99,7 @@ def test_two_processes_make_the_run_of_one(mesh, tmp_path):
     assert [p.returncode for p in both] == [0, 0], lines
     assert not [line for line in lines[1] if "reward" in line or "step" in line], "only the first talks"
     assert any(line.startswith("step 2/2") for line in lines[0])
-    train.run(configs.build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), tmp_path / "one")
+    train.run(build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), tmp_path / "one")
     for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
         alike(tmp_path / "one" / name, tmp_path / "two" / name)
     one, two = (checkpoint.restore_params(tmp_path / run)[1] for run in ("one", "two"))
@@ -106,7 +110,7 @@ def test_two_processes_make_the_run_of_one(mesh, tmp_path):
 def test_two_processes_evaluate_as_one(tmp_path):
     overrides = {**MESHES["prompts split"], "train.steps": 1, "eval.prompts": 3, "eval.samples": 1}
     config, run, program = config_file(tmp_path, **overrides), tmp_path / "run", ("-m", "rl_likelihood.evaluate")
-    train.run(configs.build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), run)
+    train.run(build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), run)
     both = start(config, run, f"--out={tmp_path / 'two'}", program=program)
     lines = [said(p) for p in both]
     assert [p.returncode for p in both] == [0, 0], lines
@@ -129,24 +133,22 @@ def test_the_death_of_a_process_is_said_in_a_line_and_ends_the_other_within_the_
     assert time.monotonic() - began < 15
     assert both[1 - victim].returncode == 1, lines
     errors = [line for line in lines if "error" in line.lower() or "Traceback" in line]
-    assert errors == [
-        f"error: process {victim} is gone; all end; start all again to resume from the last checkpoint"
-    ]
+    assert errors == [f"error: process {victim} is gone; all end; start all again to resume from the last checkpoint"]
     said(both[victim])
 
 
 # The command, whose sampler fails in process 1 before its third rollout.
 FAILS = """
 import runpy, sys
-from rl_likelihood.rollouts.source import Source
-collate = Source.collate
+from rl_likelihood.rollouts.batches import Batches
+collate = Batches.collate
 
 def dragon(self, number):
     if number == 2 and "--process_id=1" in sys.argv:
         raise RuntimeError("here be dragons")
     return collate(self, number)
 
-Source.collate = dragon
+Batches.collate = dragon
 runpy.run_module("rl_likelihood.train", run_name="__main__")
 """
 
@@ -169,7 +171,7 @@ def test_a_sampler_that_raises_in_one_process_ends_all_with_its_words_and_a_chec
     # would have been in one piece.
     elsewhere = {"mesh.fsdp": 1, "mesh.tensor": 8, "train.micro_batch_prompts": 1}
     for name, values in (("run", overrides | elsewhere), ("whole", overrides)):
-        train.run(configs.build(small_config(**{k.replace(".", "__"): v for k, v in values.items()})), tmp_path / name)
+        train.run(build(small_config(**{k.replace(".", "__"): v for k, v in values.items()})), tmp_path / name)
     assert [row["step"] for row in run_files.read(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
     for name in ("metrics.jsonl", "samples.jsonl"):
         alike(tmp_path / "whole" / name, tmp_path / "run" / name)
@@ -193,11 +195,16 @@ def processes_of(program: str, count: int, *arguments: object) -> list[subproces
     coordinator = f"127.0.0.1:{free_port()}"
     return [
         subprocess.Popen(
-            [sys.executable, "-c", program, coordinator, str(i), *map(str, arguments)], cwd=ROOT, env=environment(),
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, "-c", program, coordinator, str(i), *map(str, arguments)],
+            cwd=ROOT,
+            env=environment(),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def three() -> list[subprocess.Popen]:
@@ -212,9 +219,9 @@ def three() -> list[subprocess.Popen]:
 def test_of_three_processes_one_line_names_the_one_that_died_and_all_end():
     """Killed, silent, failed by itself; and nothing is said where all end as they should."""
     again = "; all end; start all again to resume from the last checkpoint"
-    killed = lambda p: p.send_signal(signal.SIGKILL)  # noqa: E731
-    stopped = lambda p: p.send_signal(signal.SIGSTOP)  # noqa: E731
-    failed = lambda p: (p.stdin.write("fail\n"), p.stdin.flush())  # noqa: E731
+    killed = lambda p: p.send_signal(signal.SIGKILL)
+    stopped = lambda p: p.send_signal(signal.SIGSTOP)
+    failed = lambda p: (p.stdin.write("fail\n"), p.stdin.flush())
     for victim, act, speaker, code, words in (
         (2, killed, 0, 1, "is gone"),
         (0, killed, 1, 1, "is gone"),
@@ -255,9 +262,13 @@ def test_babysit_starts_both_again_after_a_death_and_the_run_is_bit_for_bit_the_
     one = command(config, tmp_path / "run", "--process_id={i}")
     values = {"LOCAL": "1", "PROCESSES": "2", "BACKOFF": "1", "GRACE": "40"}
     babysit = subprocess.Popen(
-        [str(ROOT / "tpu_setup" / "babysit.sh"), *one], cwd=ROOT, env={**environment(), **values}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [str(ROOT / "tpu_setup" / "babysit.sh"), *one],
+        cwd=ROOT,
+        env={**environment(), **values},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     for step, number in ((3, 1), (7, 0)):
         wait_for_step(tmp_path / "run", step)
         os.kill(pid_of(tmp_path / "run", number), signal.SIGKILL)
@@ -306,9 +317,12 @@ def wait_for_step(workdir: Path, step: int, seconds: float = 240) -> None:
 def test_processes_that_cannot_be_are_refused(flags, words, tmp_path):
     arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'run'}", *flags]
     done = subprocess.run(
-        [sys.executable, "-m", "rl_likelihood.train", *arguments], cwd=ROOT, env=environment(), text=True,
+        [sys.executable, "-m", "rl_likelihood.train", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
         capture_output=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
 
 

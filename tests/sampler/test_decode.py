@@ -66,7 +66,7 @@ def surprise(counts, expected):
     """Chance of counts at least this far from expectation; rare cells are pooled."""
     order = np.argsort(expected)
     rare = np.cumsum(expected[order]) < 10
-    pool = lambda x: np.append(x[order][~rare], x[order][rare].sum())  # noqa: E731
+    pool = lambda x: np.append(x[order][~rare], x[order][rare].sum())
     a, b = pool(counts), pool(expected)
     a, b = a[b > 0], b[b > 0]
     return chi2.sf(((a - b) ** 2 / b).sum(), len(b) - 1)
@@ -297,8 +297,14 @@ def spliced(rows, cfg, answer=(7, 8)):
         n = (r.segment[0, j] != PAD).sum()
         assert (r.segment[0, j, n:] == PAD).all() and (r.completion[0, j, n:] == PAD_ID).all()
         assert (r.sampler_logp[0, j, n:] == 0).all()
-        out.append((r.completion[0, j, :n].tolist(), r.segment[0, j, :n].tolist(), r.sampler_logp[0, j, :n].tolist(),
-                    bool(r.truncated[0, j])))  # fmt: skip
+        out.append(
+            (
+                r.completion[0, j, :n].tolist(),
+                r.segment[0, j, :n].tolist(),
+                r.sampler_logp[0, j, :n].tolist(),
+                bool(r.truncated[0, j]),
+            )
+        )
     return out, r
 
 

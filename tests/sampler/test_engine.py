@@ -25,9 +25,18 @@ P = prompts(7)
 
 def plain(weights, cfg=TINY, p=P):
     out = decode.generate(
-        weights, cfg, p.tokens, p.length, p.uid, KEY, jnp.asarray(TEMPERATURE), STOP, ENDS,
-        max_tokens=TOKENS, pad_id=PAD_ID,
-    )  # fmt: skip
+        weights,
+        cfg,
+        p.tokens,
+        p.length,
+        p.uid,
+        KEY,
+        jnp.asarray(TEMPERATURE),
+        STOP,
+        ENDS,
+        max_tokens=TOKENS,
+        pad_id=PAD_ID,
+    )
     return tuple(map(np.asarray, out))
 
 
@@ -104,9 +113,16 @@ def test_devices_that_hold_the_weights_whole_have_a_stream_each(weights, wanted,
 
 @pytest.mark.parametrize(
     "p, g, slots, streams, dealt",
-    [(8, 4, 0, 1, (4, 8, 1, 1)), (2, 32, 0, 4, (16, 4, 4, 2)), (1, 16, 0, 4, (4, 4, 4, 4)), (3, 4, 0, 8, (2, 6, 6, 2)),
-     (1, 5, 0, 4, (5, 1, 1, 1)), (8, 4, 6, 4, (1, 6, 4, 1)), (2, 8, 5, 4, (1, 5, 4, 2))],
-)  # fmt: skip
+    [
+        (8, 4, 0, 1, (4, 8, 1, 1)),
+        (2, 32, 0, 4, (16, 4, 4, 2)),
+        (1, 16, 0, 4, (4, 4, 4, 4)),
+        (3, 4, 0, 8, (2, 6, 6, 2)),
+        (1, 5, 0, 4, (5, 1, 1, 1)),
+        (8, 4, 6, 4, (1, 6, 4, 1)),
+        (2, 8, 5, 4, (1, 5, 4, 2)),
+    ],
+)
 def test_rows_are_dealt_to_streams_beforehand(p, g, slots, streams, dealt):
     assert engine.deal(p, g, slots, streams) == dealt
 
@@ -148,9 +164,20 @@ def test_one_program_for_all_devices_makes_the_same_rows(weights, wanted, shape)
     mesh = make_mesh(shape, jax.devices()[: np.prod(shape)])
     spread = jax.device_put(weights, replicated(mesh))
     out = decode.generate_spread(
-        spread, TINY, P.tokens, P.length, P.uid, KEY, jnp.asarray(TEMPERATURE), STOP, ENDS, jnp.int32(0), TOKENS,
-        PAD_ID, mesh,
-    )  # fmt: skip
+        spread,
+        TINY,
+        P.tokens,
+        P.length,
+        P.uid,
+        KEY,
+        jnp.asarray(TEMPERATURE),
+        STOP,
+        ENDS,
+        jnp.int32(0),
+        TOKENS,
+        PAD_ID,
+        mesh,
+    )
     same(tuple(map(np.asarray, out)), wanted)
     assert len(out[0].sharding.device_set) == mesh.size
 
@@ -192,8 +219,8 @@ def copies(text: str, cache) -> list[str]:
 @pytest.mark.parametrize("g", [1, 4])
 def test_no_step_of_the_plain_loop_copies_a_cache(g):
     cfg, p, n = tiny(layers=2, head_dim=8), 8, 40
-    params = jax.eval_shape(lambda p: decode.unstack(p, cfg), random_params(cfg))
-    i = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+    params = jax.eval_shape(lambda p: decode.decoding_layout(p, cfg), random_params(cfg))
+    i = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     traced = decode.generate.trace(
         params, cfg, i(p, 12), i(p), i(p), KEY, jnp.ones(g), jnp.asarray(STOP), jnp.asarray(ENDS), n, PAD_ID
     )
@@ -208,7 +235,7 @@ def test_no_step_of_the_plain_loop_copies_a_cache(g):
 def test_no_step_copies_a_cache(g):
     cfg = tiny(layers=2, head_dim=8)
     lanes = jax.eval_shape(lambda: engine.empty_lanes(cfg, 8, g, 12, 40, 40))
-    params = jax.eval_shape(lambda p: decode.unstack(p, cfg), random_params(cfg))
+    params = jax.eval_shape(lambda p: decode.decoding_layout(p, cfg), random_params(cfg))
     traced = engine.segment.trace(params, cfg, lanes, jnp.asarray(STOP), jnp.asarray(ENDS), jnp.int32(1), jnp.int32(1))
     compiled = traced.lower().compile(compiler_options=OPTIMIZED)
     assert not copies(compiled.as_text(), lanes.cache)

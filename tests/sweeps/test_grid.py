@@ -20,9 +20,11 @@ BASE = {"config": "configs/base.py"}
 def test_the_algebra_of_points():
     seeds, rates = sweep("seed", (0, 1)), sweep("optim.lr", (1e-5, 1e-4))
     assert product(seeds, rates) == [
-        {"seed": 0, "optim.lr": 1e-5}, {"seed": 0, "optim.lr": 1e-4},
-        {"seed": 1, "optim.lr": 1e-5}, {"seed": 1, "optim.lr": 1e-4},
-    ]  # fmt: skip
+        {"seed": 0, "optim.lr": 1e-5},
+        {"seed": 0, "optim.lr": 1e-4},
+        {"seed": 1, "optim.lr": 1e-5},
+        {"seed": 1, "optim.lr": 1e-4},
+    ]
     assert zipped(seeds, rates) == [{"seed": 0, "optim.lr": 1e-5}, {"seed": 1, "optim.lr": 1e-4}]
     assert chain(seeds, rates) == seeds + rates
     assert named("data", {"math": {"data.train_path": "m"}}) == [{"@data": "math", "data.train_path": "m"}]
@@ -61,9 +63,11 @@ def test_a_name_is_a_file_name_however_long_its_labels():
 def test_arguments_are_those_of_the_command_line():
     p = point(BASE | {"@reward": "x", "data.tasks": ("one_operation",), "model.layers": "unroll", "optim.lr": 1e-5})
     assert p.arguments() == [
-        "--config=configs/base.py", "--config.data.tasks=('one_operation',)", "--config.model.layers=unroll",
+        "--config=configs/base.py",
+        "--config.data.tasks=('one_operation',)",
+        "--config.model.layers=unroll",
         "--config.optim.lr=1e-05",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,12 @@ def test_ray_runs_retries_and_survives_a_killed_worker(tmp_path):
     assert ray_runner.run_ray(jobs, {"CPU": 1}, said.append, QUICK) == 1
     states = {j.name: grid.state(j.workdir) for j in jobs}
     assert {name: s.kind for name, s in states.items()} == {
-        "well": "done", "killed": "done", "preempted": "done", "fails": "stopped", "mends": "done",
-    }  # fmt: skip
+        "well": "done",
+        "killed": "done",
+        "preempted": "done",
+        "fails": "stopped",
+        "mends": "done",
+    }
     assert (states["killed"].failures, states["killed"].preemptions) == (0, 1)
     assert (states["preempted"].failures, states["preempted"].preemptions) == (0, 4)
     assert times(tmp_path, "fails") == 2 and times(tmp_path, "mends") == 3

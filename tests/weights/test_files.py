@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from rl_likelihood.model.decoder import forward, head_matrix
-from rl_likelihood.model.decoding import Cache, decode_step, empty_cache, prefill, unstack
+from rl_likelihood.model.decoding import Cache, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.model.head import logits
 from rl_likelihood.weights import files
 from rl_likelihood.weights.assets import cached
@@ -69,13 +69,13 @@ def test_smollm2_equals_transformers():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_decoding_equals_one_forward(name):
-    """Every family's biases, norms and rotary scaling in `unstack`, `prefill` and `decode_step` too."""
+    """Every family's biases, norms and rotary scaling in `decoding_layout`, `prefill` and `decode_step` too."""
     cfg = CONFIGS[name]
     params = random_params(cfg, 3)
     ids, lengths = golden_ids()
     cut = 20
     hidden = forward(params, cfg, ids[:1], lengths[:1]).prompt[0]
-    stacked = jax.jit(unstack, static_argnums=1)(params, cfg)
+    stacked = jax.jit(decoding_layout, static_argnums=1)(params, cfg)
     prompt, length = ids[:1, :cut], np.array([cut])
     last, shared = jax.jit(prefill, static_argnums=1)(stacked, cfg, prompt, length)
     np.testing.assert_allclose(last[0], hidden[cut - 1], atol=1e-4)
