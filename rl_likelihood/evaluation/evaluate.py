@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rl_likelihood.config import grader_table
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
@@ -115,8 +116,8 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
             return f"evaluated {len(records)} of {n} questions{words}"
 
         stack.enter_context(_telling(e.say, progress))
-        c = e.task.config.eval
-        pool = stack.enter_context(Pool(c.grader_workers, c.grader_seconds, unsafe_code=c.unsafe_code))
+        c, table = e.task.config.eval, grader_table(e.task.config.reward.file)
+        pool = stack.enter_context(Pool(c.grader_workers, c.grader_seconds, unsafe_code=c.unsafe_code, table=table))
         for made in _records(e, n, samples, records, pool):
             if path is not None:
                 for record in made:
@@ -315,7 +316,7 @@ def _marks(
 ) -> list[list[bool | None]]:
     """What the grader says of the answers to each question."""
     size, grader = len(answers[0]), task.config.eval.grader
-    references = [graders.reference_of(grader, row.example) for row in rows for _ in range(size)]
+    references = [graders.reference_of(grader, row.example, pool.table) for row in rows for _ in range(size)]
     marks = pool.grade(grader, references, [a for group in answers for a in group])
     return [marks[i * size : (i + 1) * size] for i in range(len(rows))]
 
