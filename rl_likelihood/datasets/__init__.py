@@ -14,6 +14,7 @@ from rl_likelihood.datasets import (
     numina_proof,
     proofnet,
     svamp,
+    tau2_telecom,
     telemath,
     teleqna,
 )
@@ -34,6 +35,10 @@ DATASETS = {
         mmlu_pro.DATASET,
         teleqna.DATASET,
         teleqna.FREE,
+        tau2_telecom.TURNS,
+        tau2_telecom.ALL_TURNS,
+        tau2_telecom.EXPERT,
+        tau2_telecom.WHOLE,
         telemath.DATASET,
         minif2f.DATASET,
         proofnet.DATASET,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import NamedTuple
 
 from rl_likelihood.shapes import Example
@@ -62,7 +63,9 @@ class DataSet:
 
     `parse(record, place)` gives a Row or Left, or raises BadRow. Splits are those that file names (or `parse`)
     say; `split` is that of the other files, "" if a name has to say it. Where no file gives `heldout_split`,
-    `heldout` training questions are held out under that name: a count if 1 or more, else a fraction.
+    `heldout` training questions are held out under that name: a count if 1 or more, else a fraction. `records` reads
+    files that only make sense together: it takes all that were found, as (file, folder its name is told from), and
+    gives (place, record); a str in place of a record is what is wrong with it.
     """
 
     name: str
@@ -74,6 +77,7 @@ class DataSet:
     heldout: float = 0
     heldout_split: str = "test"
     strata: tuple[str, ...] = ()  # fields of `extra`: the same share of each is held out
+    records: Callable[[list[tuple[Path, Path]]], Iterator[tuple[Place, dict | str]]] | None = None
     password: bytes = b""  # of its archive, where its authors print one
 
 

@@ -48,6 +48,12 @@ def locate(sources: list[str], dataset: DataSet) -> list[tuple[Path, Path]]:
     return found
 
 
+def read_all(found: list[tuple[Path, Path]], dataset: DataSet) -> Iterator[tuple[Place, dict | str]]:
+    """`read` of every file in turn."""
+    for file, below in found:
+        yield from read(file, below, dataset)
+
+
 def read(file: Path, below: Path, dataset: DataSet) -> Iterator[tuple[Place, dict | str]]:
     """(place, record) of every record of a file or archive; a str in place of a record is what is wrong with it."""
     name = str(file.relative_to(below))
@@ -88,7 +94,7 @@ def _belongs(path: str, dataset: DataSet) -> bool:
         return False
     plain = path.lower().removesuffix(".gz")
     fitting = [p for p in dataset.patterns if fnmatch.fnmatchcase(path.lower(), p.lower())]
-    return bool(fitting) and (plain.endswith(DATA) or any(p.endswith(".txt") for p in fitting))
+    return bool(fitting) and (plain.endswith(DATA) or any(p.endswith((".txt", ".toml")) for p in fitting))
 
 
 def _members(file: Path, name: str, dataset: DataSet) -> Iterator[tuple[str, bytes]]:

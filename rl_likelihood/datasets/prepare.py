@@ -20,7 +20,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from rl_likelihood.data.prepared import FIELDS, REPORT
@@ -157,36 +157,35 @@ class _Read:
     bad: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_rows(dataset: DataSet, found: Iterable[tuple[Path, Path]], skip_bad_rows: bool) -> _Read:
+def read_rows(dataset: DataSet, found: list[tuple[Path, Path]], skip_bad_rows: bool) -> _Read:
     """Every record of the files as a row with its split, and a count of those that are none."""
     read = _Read()
     ids: dict[tuple[str, str], str] = {}
-    for file, below in found:
-        for place, record in files.read(file, below, dataset):
-            read.count += 1
-            try:
-                if isinstance(record, str):
-                    raise BadRow(record)
-                row = dataset.parse(record, place)
-                if isinstance(row, Row):
-                    row = _checked(row, row.split or place.split or dataset.split)
-                if isinstance(row, Row):
-                    first = ids.setdefault((row.split, row.example.id), str(place))
-                    if first != str(place):
-                        raise BadRow(f"id {row.example.id!r} is also that of {first}")
-            except BadRow as e:
-                read.bad.append(f"{place}: {e}")
-                if not skip_bad_rows:
-                    raise UserError(
-                        f"{read.bad[0]}; give {dataset.fetch}, or leave such rows out with --skip_bad_rows"
-                    ) from e
-                continue
-            if isinstance(row, Left):
-                read.left_out[row.reason] += 1
-            else:
-                read.rows.append(row)
-                if row.split != "train":
-                    read.given.setdefault((row.split, place.file), set()).add(row.key)
+    for place, record in dataset.records(found) if dataset.records else files.read_all(found, dataset):
+        read.count += 1
+        try:
+            if isinstance(record, str):
+                raise BadRow(record)
+            row = dataset.parse(record, place)
+            if isinstance(row, Row):
+                row = _checked(row, row.split or place.split or dataset.split)
+            if isinstance(row, Row):
+                first = ids.setdefault((row.split, row.example.id), str(place))
+                if first != str(place):
+                    raise BadRow(f"id {row.example.id!r} is also that of {first}")
+        except BadRow as e:
+            read.bad.append(f"{place}: {e}")
+            if not skip_bad_rows:
+                raise UserError(
+                    f"{read.bad[0]}; give {dataset.fetch}, or leave such rows out with --skip_bad_rows"
+                ) from e
+            continue
+        if isinstance(row, Left):
+            read.left_out[row.reason] += 1
+        else:
+            read.rows.append(row)
+            if row.split != "train":
+                read.given.setdefault((row.split, place.file), set()).add(row.key)
     if not read.rows:
         why = "; ".join([f"{n} {reason}" for reason, n in read.left_out.items()]) or "the files are empty"
         more = f"; {len(read.bad)} bad" if read.bad else ""

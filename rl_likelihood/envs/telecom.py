@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl_likelihood.envs import telecom_agent, telecom_device
+from rl_likelihood.envs.calls import make
 from rl_likelihood.envs.telecom_faults import FAULTS
 from rl_likelihood.envs.telecom_phone import band, data_works, mms_works, speed
 from rl_likelihood.envs.telecom_state import FOLDER, State, World, fresh
-from rl_likelihood.envs.tools import Call, ToolError, wrong_arguments
+from rl_likelihood.envs.tools import Call, ToolError
 from rl_likelihood.shapes import UserError
 
 TOOLS = telecom_agent.TOOLS | telecom_device.TOOLS
-TRANSFER, DONE = "transfer_to_human_agents", "done"
 
 
 class Gold(NamedTuple):
@@ -73,16 +73,7 @@ def start(world: World, task: Task) -> State:
 
 def call(state: State, name: str, arguments: Mapping[str, Any]) -> str:
     """What the tool replies; it may change the state. A bad call is replied to in words, and changes nothing."""
-    tool = TOOLS.get(name)
-    if tool is None:
-        return f"Error: Tool '{name}' not found."
-    problem = wrong_arguments(tool, arguments)
-    if problem:
-        return f"Error: {problem}"
-    try:
-        return tool.run(state, **arguments)
-    except ToolError as e:
-        return f"Error: {e}"
+    return make(Call(name, arguments), TOOLS, state)[1]
 
 
 # ---------------------------------------------------------------------------------------- reward

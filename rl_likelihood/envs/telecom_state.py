@@ -186,7 +186,7 @@ def fresh(world: World) -> State:
 
 def read_world(folder: str | Path) -> World:
     """The world of a folder with tau2's db.toml and user_db.toml."""
-    return make_world(_toml(Path(folder) / "db.toml"), _toml(Path(folder) / "user_db.toml"))
+    return make_world(read_toml(Path(folder) / "db.toml"), read_toml(Path(folder) / "user_db.toml"))
 
 
 def make_world(carrier: Mapping, user: Mapping) -> World:
@@ -234,7 +234,7 @@ def _phone(user: Mapping) -> Phone:
     return Phone(**device, active_apn_settings=apn, apps=apps)
 
 
-def _toml(path: Path) -> dict:
+def read_toml(path: Path) -> dict:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as e:
