@@ -129,9 +129,6 @@ def _read(text: str, many: bool = False) -> list[Call | BadCall]:
         return [BadCall("too_long")]
     try:
         value = json.loads(text, parse_constant=_refuse)
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return [BadCall("not_text")]
     except RecursionError:
         return [BadCall("too_deep")]
     except ValueError:  # no JSON, NaN, or a number of thousands of digits
@@ -155,7 +152,14 @@ def _call(value: Any) -> Call | BadCall:
             return BadCall("not_object")
     if not isinstance(arguments, dict):
         return BadCall("not_object")
-    return BadCall("too_deep") if _deeper(arguments, DEEPEST) else Call(name, arguments)
+    if _deeper(arguments, DEEPEST):
+        return BadCall("too_deep")
+    call = Call(name, arguments)
+    try:
+        text_of(call).encode()
+    except UnicodeEncodeError:
+        return BadCall("not_text")
+    return call
 
 
 def _deeper(value: Any, limit: int) -> bool:
