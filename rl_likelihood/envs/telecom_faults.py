@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rl_likelihood.envs.telecom_agent import disable_roaming, enable_roaming, found, new_bill, own_line
+from rl_likelihood.envs.telecom_agent import disable_roaming, enable_roaming, look_up, new_bill, own_line
 from rl_likelihood.envs.telecom_device import permit, set_airplane_mode, set_apn, set_network_mode_preference
 from rl_likelihood.envs.telecom_phone import search
 from rl_likelihood.envs.telecom_state import PERMISSIONS, TODAY, State
@@ -107,11 +107,11 @@ def suspend_line_for_overdue_bill(
     state: State, customer_id: str, line_id: str, new_bill_id: str, contract_ended: bool
 ) -> None:
     """An unpaid bill of last month suspends the line, whose contract may have ended with that month."""
-    line = found(state.lines, line_id, "Line")
+    line = look_up(state.lines, line_id, "Line")
     if line["status"] != "Active":
         raise ToolError("Line must be active to suspend for unpaid bill")
-    customer = found(state.customers, customer_id, "Customer")
-    if any(found(state.bills, key, "Bill")["status"] == "Overdue" for key in customer["bill_ids"]):
+    customer = look_up(state.customers, customer_id, "Customer")
+    if any(look_up(state.bills, key, "Bill")["status"] == "Overdue" for key in customer["bill_ids"]):
         raise ToolError("Customer already has an overdue bill")
     amount = state.plans[line["plan_id"]]["price_per_month"]
     new_bill(state, customer_id, new_bill_id, "Overdue", _LAST_MONTH)

@@ -46,9 +46,9 @@ class Telecom:
     def start(self, task: Mapping) -> Start:
         if task.get("task") not in self.tasks:
             raise UserError(f"the row's task is {task.get('task')!r}, which is no task of tau2's tasks.json")
-        found = self.tasks[task["task"]]
-        conversation = Conversation(found, telecom.start(self.world, found))
-        return Start(conversation, [("system", self.system), ("user", found.ticket)])
+        chosen = self.tasks[task["task"]]
+        conversation = Conversation(chosen, telecom.start(self.world, chosen))
+        return Start(conversation, [("system", self.system), ("user", chosen.ticket)])
 
     def step(self, state: Conversation, text: str) -> Reply:
         reply, made, bad = answer(text, self.style, TOOLS, state.world, last=tuple(_ENDS))

@@ -69,7 +69,7 @@ def test_every_reference_call_is_a_row_in_its_tasks_split(tmp_path):
     assert len(read("tau2_telecom_whole", source).rows) == 2
     # Many tasks have one ticket: their first rows ask the same and are not duplicates.
     splits, counts = splitting.split_rows(DATASETS["tau2_telecom_turns_all"], everything, 0)
-    assert {name: len(kept) for name, kept in splits.items()} == {"train": 3, "test": 1} and not any(counts.values())
+    assert {name: len(some) for name, some in splits.items()} == {"train": 3, "test": 1} and not any(counts.values())
 
 
 def test_what_is_missing_or_wrong_is_named(tmp_path):
@@ -93,7 +93,7 @@ def test_what_is_missing_or_wrong_is_named(tmp_path):
     ],
 )
 def test_rows_of_the_real_files(name, count, train, test):
-    found = read(name, REAL)
-    splits, _ = splitting.split_rows(DATASETS[name], found.rows, 0)
-    assert (found.count, {s: len(rows) for s, rows in splits.items()}) == (count, {"train": train, "test": test})
-    assert all(tool_call(row.example.answer, row.example.answer) for row in found.rows)
+    rows_read = read(name, REAL)
+    splits, _ = splitting.split_rows(DATASETS[name], rows_read.rows, 0)
+    assert (rows_read.count, {s: len(rows) for s, rows in splits.items()}) == (count, {"train": train, "test": test})
+    assert all(tool_call(row.example.answer, row.example.answer) for row in rows_read.rows)

@@ -88,7 +88,7 @@ def world() -> World:
 def task(
     *faults: tuple[str, dict], assertions=(), actions=(), basis=("ENV_ASSERTION",), ticket: str = ""
 ) -> telecom.Task:
-    """A task whose user has line L2. Faults and assertions are (name, arguments), actions (name, arguments, compared)."""
+    """A task about line L2. Faults and assertions are (name, arguments), actions (name, arguments, compared)."""
     user = {"func_name": "set_user_info", "arguments": {"name": "Ada Low", "phone_number": "2-2"}}
     record = {
         "id": "[small_issue]test",

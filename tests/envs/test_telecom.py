@@ -1,6 +1,6 @@
 """The telecom world: how the phone works, what tools reply, what is asserted, and tau2's own tasks.
 
-Expected numbers are tau2's (bench/compare_tau2.py compares the rest with it letter for letter).
+Expected numbers are tau2's (bench/compare_tau2.py compares every tool with it letter for letter).
 """
 
 from __future__ import annotations
@@ -177,7 +177,6 @@ def test_bad_calls_are_replied_to_and_change_nothing():
 
 def test_conversations_do_not_touch_each_other_or_the_world():
     start, job = world(), task(("set_data_usage", {**LINE, "data_used_gb": 3.5}))
-    before = telecom.start(start, job)
     state = telecom.start(start, job)
     for name, arguments in (
         ("refuel_data", {**LINE, "gb_amount": 2.0}),
@@ -187,7 +186,7 @@ def test_conversations_do_not_touch_each_other_or_the_world():
         ("toggle_data", {}),
     ):
         assert not telecom.call(state, name, arguments).startswith("Error")
-    assert telecom.start(start, job) == before != state
+    assert telecom.start(start, job) == telecom.start(world(), job) != state
 
 
 def test_reward_is_the_product_of_its_basis_and_needs_an_end():
@@ -239,9 +238,9 @@ def test_what_the_files_lack_is_named():
 
 def test_a_search_finds_5g_again():
     state = begin()
-    for mode, found in (("4g_only", "4G"), ("3g_only", "3G"), ("2g_only", "2G"), ("4g_5g_preferred", "5G")):
+    for mode, technology in (("4g_only", "4G"), ("3g_only", "3G"), ("2g_only", "2G"), ("4g_5g_preferred", "5G")):
         says(state, "set_network_mode_preference", mode=mode)
-        assert state.phone.network_technology_connected == found
+        assert state.phone.network_technology_connected == technology
     assert "'6g' is not a valid option" in says(state, "set_network_mode_preference", mode="6g")
     before = json.dumps(state.phone.__dict__)
     search(state)
