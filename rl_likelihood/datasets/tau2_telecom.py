@@ -28,6 +28,7 @@ _NEXT = "Which call comes next? Answer with it alone."
 _ALL = "Which calls repair this? Answer with a JSON list of them, in order."
 
 Build = Callable[[World, telecom.Task], list[Turn]]
+Reader = Callable[[list[tuple[Path, Path]]], Iterator[tuple[Location, dict | str]]]
 
 
 def records(
@@ -53,7 +54,7 @@ def records(
                 continue
             split = "test" if task.id in test else "train"
             yield from (
-                (location._relocation(split=split), {"task": task, "number": n, "turn": t}) for n, t in enumerate(rows)
+                (location._replace(split=split), {"task": task, "number": n, "turn": t}) for n, t in enumerate(rows)
             )
 
     return read
