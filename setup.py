@@ -15,6 +15,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["rl_likelihood", "rl_likelihood.*"]),
+    package_data={"rl_likelihood.report": ["metrics.csv", "page/*.html", "page/*.css", "page/*.js"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         # Mathematics.
