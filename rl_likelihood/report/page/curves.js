@@ -53,6 +53,28 @@ function reading(panel, lines, step) {  // what all lines say at a step: a row a
       return make("tr", {}, make("th", {}, dot, o.r.row), ...kinds.map(k => make("td", {}, range(o[k], text))));
     })));
 }
+function scaleOf(panel, finite) {  // the ends of the axis of a panel, and whether it is logarithmic
+  let low = Math.min(...finite), high = Math.max(...finite);
+  const log = panel.log && low > 0 && high > 10 * low;
+  if (panel.percent) { low = 0; high = Math.min(1, Math.max(high * 1.1, 0.05)); }
+  else if (low === 0 && high === 0) high = 1;
+  if (low === high) { low -= Math.abs(low) * 0.1 || 0.5; high += Math.abs(high) * 0.1 || 0.5; }
+  return {low, high, log};
+}
+function drawLine(el, l, {x, y, faint, wider}) {
+  let d = "", pen = "M";
+  l.values.forEach((v, i) => {
+    if (v !== null) d += `${pen}${x(l.steps[i])},${y(v)}`;
+    pen = v === null ? "M" : "L";
+  });
+  // A line that is drawn earlier is wider: it shows at both sides of one that lies on it.
+  el.append(svg("path", {d, fill: "none", stroke: colour(l.r), "stroke-width": faint ? 1.1 : 1.6 + 1.8 * wider,
+    "stroke-opacity": faint ? 0.35 : 1, "stroke-dasharray": dash(l.r), "stroke-linejoin": "round"}));
+  const alone = i => l.values[i - 1] == null && l.values[i + 1] == null;  // no line leads to it
+  l.values.forEach((v, i) => v !== null && (l.kind === "heldout" || alone(i)) && el.append(
+    svg("circle", {cx: x(l.steps[i]), cy: y(v), r: l.kind === "heldout" ? 3 + 1.5 * wider : 2, fill: colour(l.r),
+      "fill-opacity": faint ? 0.35 : 1, stroke: "var(--card)"})));
+}
 function chart(card, panel, shown) {
   const lines = [];
   for (const r of shown) for (const [kind, name] of [["train", panel.train], ["heldout", panel.heldout]]) {
@@ -61,11 +83,7 @@ function chart(card, panel, shown) {
   }
   const finite = lines.flatMap(l => l.values).filter(v => v !== null);
   if (!finite.length) { card.append(make("p", {class: "faint"}, "not measured in the shown runs")); return; }
-  let low = Math.min(...finite), high = Math.max(...finite);
-  const log = panel.log && low > 0 && high > 10 * low;
-  if (panel.percent) { low = 0; high = Math.min(1, Math.max(high * 1.1, 0.05)); }
-  else if (low === 0 && high === 0) high = 1;
-  if (low === high) { low -= Math.abs(low) * 0.1 || 0.5; high += Math.abs(high) * 0.1 || 0.5; }
+  const {low, high, log} = scaleOf(panel, finite);
   const last = Math.max(...lines.flatMap(l => l.steps), 1), L = 52, R = 10, T = 8, B = 28;
   const W = Math.max(240, card.clientWidth - 28), H = W < 360 ? 220 : 250;  // as wide as shown: text keeps its size
   const f = log ? Math.log : v => v, pad = panel.percent ? 0 : (f(high) - f(low)) * 0.05;
@@ -81,39 +99,32 @@ function chart(card, panel, shown) {
     el.append(svg("text", {x: x(s), y: H - 8, "text-anchor": "middle"}, s));
   const both = lines.some(l => l.kind === "heldout"), names = [...new Set(lines.map(l => l.r.row))];
   for (const l of lines) {
-    let d = "", pen = "M";
-    l.values.forEach((v, i) => {
-      if (v !== null) d += `${pen}${x(l.steps[i])},${y(v)}`;
-      pen = v === null ? "M" : "L";
-    });
-    const faint = both && l.kind === "train";
-    // A line that is drawn earlier is wider: it shows at both sides of one that lies on it.
     const wider = 1 - names.indexOf(l.r.row) / Math.max(1, names.length - 1);
-    el.append(svg("path", {d, fill: "none", stroke: colour(l.r), "stroke-width": faint ? 1.1 : 1.6 + 1.8 * wider,
-      "stroke-opacity": faint ? 0.35 : 1, "stroke-dasharray": dash(l.r), "stroke-linejoin": "round"}));
-    const alone = i => l.values[i - 1] == null && l.values[i + 1] == null;  // no line leads to it
-    l.values.forEach((v, i) => v !== null && (l.kind === "heldout" || alone(i)) && el.append(
-      svg("circle", {cx: x(l.steps[i]), cy: y(v), r: l.kind === "heldout" ? 3 + 1.5 * wider : 2, fill: colour(l.r),
-        "fill-opacity": faint ? 0.35 : 1, stroke: "var(--card)"})));
+    drawLine(el, l, {x, y, faint: both && l.kind === "train", wider});
   }
   const at = svg("line", {class: "at", y1: T, y2: H - B, visibility: "hidden"});
-  const tip = make("div", {class: "tip", "aria-live": "polite", hidden: ""});
   el.append(at);
-  card.append(el, tip);
+  card.append(el);
   const steps = [...new Set(lines.flatMap(l => l.steps))].sort((a, b) => a - b);
+  const stepAt = share => (share * W - L) / (W - L - R) * last;  // of a share of the chart's width
+  reader(card, el, {at, x, middle: W / 2, stepAt, steps, table: step => reading(panel, lines, step)});
+}
+function reader(card, el, {at, x, middle, stepAt, steps, table}) {  // shows the numbers under the mouse or the keys
+  const tip = make("div", {class: "tip", "aria-live": "polite", hidden: ""});
+  card.append(tip);
   let cursor = steps.length - 1;
   function show(i) {
     cursor = Math.max(0, Math.min(steps.length - 1, i));
     const s = steps[cursor];
     at.setAttribute("x1", x(s)); at.setAttribute("x2", x(s)); at.setAttribute("visibility", "visible");
-    tip.replaceChildren(reading(panel, lines, s));
+    tip.replaceChildren(table(s));
     tip.hidden = false;
-    tip.style.left = x(s) > W / 2 ? "12px" : "auto";  // on the other side of the chart
-    tip.style.right = x(s) > W / 2 ? "auto" : "12px";
+    tip.style.left = x(s) > middle ? "12px" : "auto";  // on the other side of the chart
+    tip.style.right = x(s) > middle ? "auto" : "12px";
   }
   const hide = () => { tip.hidden = true; at.setAttribute("visibility", "hidden"); };
   const point = e => {
-    const box = el.getBoundingClientRect(), s = ((e.clientX - box.left) / box.width * W - L) / (W - L - R) * last;
+    const box = el.getBoundingClientRect(), s = stepAt((e.clientX - box.left) / box.width);
     show(steps.reduce((best, v, i) => Math.abs(v - s) < Math.abs(steps[best] - s) ? i : best, 0));
   };
   el.addEventListener("pointermove", point);
@@ -133,7 +144,10 @@ function drawCurves() {
   $("legend").replaceChildren(...first.map(r => {
     const box = make("input", {type: "checkbox"}), line = make("i");
     box.checked = !hidden.has(r.row);
-    box.onchange = () => { box.checked ? hidden.delete(r.row) : hidden.add(r.row); drawCharts(); };
+    box.onchange = () => {
+      if (box.checked) hidden.delete(r.row); else hidden.add(r.row);
+      drawCharts();
+    };
     line.style.borderTopColor = colour(r);
     return make("label", {}, box, line, r.row);
   }));
@@ -151,7 +165,6 @@ function drawCharts() {
   $("charts").replaceChildren(...cards);
   panels.forEach((p, i) => chart(cards[i], p, shown));
 }
-const option = (value, text) => make("option", {value}, text);
 const blocks = [...new Set(runs.flatMap(r => r.blocks))];
 $("block").append(...blocks.map(b => option(b, b || "all")));
 $("block-label").hidden = blocks.length < 2;

@@ -7,6 +7,7 @@ function make(tag, attributes, ...inside) {
   e.append(...inside.filter(x => x !== null));
   return e;
 }
+const option = (value, text) => make("option", {value}, text);
 const short = x => x === null ? "not finite" : Math.abs(x) >= 1000 ? x.toFixed(0)
   : Math.abs(x) >= 0.1 || x === 0 ? x.toFixed(Math.abs(x) >= 100 ? 1 : 3) : x.toPrecision(3);
 
