@@ -230,7 +230,7 @@ def _majority(votes: Sequence[int | None], right: np.ndarray, k: int) -> float:
         if not answered:
             marks.append(0.0)
             continue
-        winner = max(dict.fromkeys(answered), key=answered.count)  # of equals the first seen
+        winner = max(dict.fromkeys(answered), key=answered.count)  # of a tie the first
         marks.append(right[at + block.index(winner)])
     return float(_mean(np.asarray(marks)))
 

@@ -94,7 +94,7 @@ def answer_length(samples: Sequence[Sequence[Mapping]]) -> Figure:
     at = np.unique(tokens) if len(np.unique(tokens)) <= BINS else None
     edges = np.unique(np.quantile(tokens, np.linspace(0, 1, BINS + 1))) if at is None else np.append(at, at[-1] + 1)
     part = np.clip(np.searchsorted(edges, tokens, "right") - 1, 0, len(edges) - 2)
-    # Chains of one length are spread sideways, so that each can be seen.
+    # Chains of one length are spread sideways, so that each is visible.
     jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(tokens)) * (at is not None)
     fig = Figure(figsize=(10.5, 4.4), layout="constrained")
     shown = (("log_prob", "log_prob: nats of the whole answer"), ("avg_log_prob", "avg_log_prob: nats a token"))

@@ -82,7 +82,11 @@ def _training(ax: Axes, runs: Sequence[tuple], curve: Curve, width: int, faint: 
     if not len(steps):
         return
     look = {**curve.look, "marker": ""}
-    look |= {"linewidth": 1.2, "alpha": 0.35, "linestyle": "-"} if faint else {"linewidth": 2}
+    look |= (
+        {"linewidth": 1.2, "alpha": 0.35, "linestyle": "-"}
+        if faint
+        else {"linewidth": style.line_width(curve.i, curve.of)}
+    )
     style.draw_line(ax, steps, mean, **look, gid="mean")
     if not faint:
         ax.fill_between(steps, mean - se, mean + se, color=look["color"], alpha=0.13, linewidth=0)

@@ -80,8 +80,8 @@ def metric(name: str) -> Metric:
         return METRICS[name]
     for row in METRICS.values():
         for mark, pattern in _MARKS.items():
-            before, found, after = row.name.partition(mark)
-            match = re.fullmatch(re.escape(before) + pattern + re.escape(after), name) if found else None
+            before, placeholder, after = row.name.partition(mark)
+            match = re.fullmatch(re.escape(before) + pattern + re.escape(after), name) if placeholder else None
             if match:
                 return dataclasses.replace(row, name=name, label=row.label.replace(mark, match[1]))
     raise KeyError(name)

@@ -1,7 +1,4 @@
-"""What a run writes down as it goes, and the console line.
-
-The files are the record; wandb, when asked for, is a copy.
-"""
+"""What a run writes as it goes, and the console line of a step. The files are the record; wandb is a copy."""
 
 from __future__ import annotations
 

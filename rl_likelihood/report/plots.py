@@ -50,7 +50,7 @@ def load(workdir: str | Path) -> dict[str, list[dict]]:
     """
     workdir = Path(workdir)
     if not (workdir / run_files.METRICS).exists():
-        raise UserError(f"{workdir}: no {run_files.METRICS} here; give the --workdir of a run")
+        raise UserError(f"{workdir} has no {run_files.METRICS}; give the --workdir of a run")
     rows = run_files.read(workdir / run_files.METRICS)
     if table.without_chain(table.Run({}, workdir)):
         rows = [without_samples(row) for row in rows]
@@ -69,12 +69,13 @@ def figure(runs: dict[str, str | Path]) -> Figure:
     grid = fig.subplots(2, 2, sharex=True)
     for ax, panel in zip(grid.flat, panels.RUNS, strict=True):
         style.panel_style(ax, panel.metric.title)
-        for name, look in looks.items():
+        for i, (name, look) in enumerate(looks.items()):
             steps, values = series(rows[name]["train"], panel.train)
             if len(steps) and faint:
                 style.draw_line(ax, steps, values, color=look["color"], linewidth=0.8, alpha=0.3, gid="each step")
             if len(steps):
-                style.draw_line(ax, steps, smooth(values, width), **(look | {"marker": ""}), linewidth=2, gid="mean")
+                bold = look | {"marker": "", "linewidth": style.line_width(i, len(looks))}
+                style.draw_line(ax, steps, smooth(values, width), **bold, gid="mean")
         for i, (name, look) in enumerate(looks.items()):
             points = series(rows[name]["heldout"], panel.heldout)
             unjoined = {"linestyle": ""} if panel.train else {}  # a line of training leads past the points

@@ -19,7 +19,7 @@ from rl_likelihood.report.metric_table import Metric
 # line; brown replaces it.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8B5A2B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-# Where lines lie on each other, the gaps of the upper one show the lower one.
+# Where lines lie on each other, the gaps of the upper one show the lower one; see `line_width` too.
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 # The number of a reward in COLOURS and MARKERS is the same in every figure. Related rewards have related colours.
 NUMBERS = {
@@ -65,12 +65,17 @@ def panel_style(ax: Axes, title: str) -> None:
     ax.set_title(title, loc="left", fontsize=12, color=INK, pad=8)
     ax.grid(True, color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
-    ax.tick_params(labelsize=10, colors=INK, length=0)
+    ax.tick_params(labelsize=10, colors=INK, length=0, pad=6)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     for side, spine in ax.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color("#999999")
+
+
+def line_width(i: int, of: int) -> float:
+    """Of line number i of `of`: one that is drawn earlier is wider, and shows at both sides of one that lies on it."""
+    return 1.6 + 1.6 * (1 - i / max(of - 1, 1)) if of > 1 else 2.0
 
 
 def draw_line(ax: Axes, steps: np.ndarray, values: np.ndarray, **style) -> None:
@@ -92,7 +97,14 @@ def draw_points(ax: Axes, points: Sequence, look: Mapping, i: int, of: int) -> N
     x, y, error = (None if values is None else np.asarray(values, float) for values in points)
     shift = (i - (of - 1) / 2) * min(3, 20 / of) / 72
     transform = ax.transData + ScaledTranslation(shift, 0, ax.figure.dpi_scale_trans)
-    style = {"linewidth": 2, **look, **size_of(look, 7), "capsize": 2, "elinewidth": 1.2, "transform": transform}
+    style = {
+        "linewidth": line_width(i, of),
+        **look,
+        **size_of(look, 7),
+        "capsize": 2,
+        "elinewidth": 1.2,
+        "transform": transform,
+    }
     ax.errorbar(x, y, yerr=error, **style, zorder=3).lines[0].set(gid="held-out", clip_on=False)
     for end in (y,) if error is None else (y - error, y + error):  # what is shifted sets no limits by itself
         ax.update_datalim(np.column_stack([x, end])[np.isfinite(end)])

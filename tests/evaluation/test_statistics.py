@@ -128,7 +128,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
     "votes, right, success",
     [
         ([0, 1, 1, 3], [False, True, True, False], 1.0),
-        ([0, 1, 0, 1], [False, True, False, True], 0.0),  # of equals the first seen
+        ([0, 1, 0, 1], [False, True, False, True], 0.0),  # of a tie the first
         ([None, None, None, 3], [False, False, False, True], 1.0),  # no answer is no vote
         ([None] * 4, [False] * 4, 0.0),
         ([0, 1, 1, None], [True, None, None, False], None),  # the grader failed on the winner
@@ -141,7 +141,7 @@ def test_majority_at_k(votes, right, success):
 
 def test_majority_of_fewer_is_the_mean_over_blocks():
     out = summary([record([-1.0] * 5, right=[True, False, True, True, False], votes=[0, 1, 0, 0, 1])])
-    assert out["majority@2"] == 1.0, "ties go to the first seen, and the fifth sample is in no block"
+    assert out["majority@2"] == 1.0, "of a tie the first wins, and the fifth sample is in no block"
     out = summary([record([-1.0] * 4, right=[False, True, True, True], votes=[0, 1, 1, 1])])
     assert out["majority@2"] == 0.5
 

@@ -138,11 +138,11 @@ def test_what_was_published_is_there_before_any_run(tmp_path):
     (block,) = table.blocks(new)
     assert table_text.matrix(block) == [["reward", "runs"], ["prob", "0/1"], ["sft", "0/1"]]
     head, *lines = table_text.matrix(block, paper)
-    found = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
-    assert list(found) == ["untouched", "prob", "sft"]
-    assert found["untouched"]["perplexity of the answer"] == "- [67.29]"
-    assert found["prob"]["log-prob per token, MC32, nats"] == "- [-1.3]"
-    sft = found["sft"]
+    texts = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert list(texts) == ["untouched", "prob", "sft"]
+    assert texts["untouched"]["perplexity of the answer"] == "- [67.29]"
+    assert texts["prob"]["log-prob per token, MC32, nats"] == "- [-1.3]"
+    sft = texts["sft"]
     assert (sft["perplexity of the answer"], sft["chain length with tags, tokens"]) == ("- [1.65]", "- [5.0]")
 
 
@@ -153,8 +153,8 @@ def sft_run(folder):
 
 def test_a_run_without_a_label_stands_in_every_table_that_has_its_others(runs, tmp_path):
     sized = [Run({**r.labels, "group": "4" if r.labels["reward"] == "prob" else "32"}, r.workdir) for r in runs]
-    found = table.grouped([*sized, sft_run(tmp_path / "sft")], "reward")
-    assert {shared: list(lines) for shared, lines in found.items()} == {
+    tables = table.grouped([*sized, sft_run(tmp_path / "sft")], "reward")
+    assert {shared: list(lines) for shared, lines in tables.items()} == {
         (("data", "math"), ("group", "32")): ["log_prob", "sft"],
         (("data", "math"), ("group", "4")): ["prob", "sft"],
         (("data", "proofs"), ("group", "32")): ["log_prob"],

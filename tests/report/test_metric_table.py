@@ -60,7 +60,7 @@ def test_a_run_writes_no_metric_that_the_table_lacks(tmp_path, overrides):
 
 
 def test_no_source_names_a_metric_that_the_table_lacks():
-    """Names that no small run writes are found too: strings such as "loss/policy" anywhere in the package."""
+    """Names that no small run writes count too: strings such as "loss/policy" anywhere in the package."""
     kinds = {name.partition("/")[0] for name in METRICS if "/" in name}
     for path in Path(rl_likelihood.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -55,7 +55,7 @@ def test_resume_leaves_every_step_once(tmp_path):
         writer.eval(4, {"greedy_success": 0.5})
         writer.eval(6, {"greedy_success": 0.6})
     with open(tmp_path / run_files.METRICS, "a") as f:
-        f.write('{"step": 8, "rewa')  # the process was killed here
+        f.write('{"step": 8, "rewa')  # where the process was killed
     with metrics.MetricsWriter(tmp_path, steps=9, resume_step=5) as writer:
         for step in range(6, 10):
             writer.metrics(step, {"reward/mean": float(step)})
@@ -181,8 +181,8 @@ def test_wandb_offline_writes_a_folder_of_the_same_run_over_a_resume(tmp_path):
         ids.append((tmp_path / "wandb_id").read_text().strip())
     assert ids[0] == ids[1]
     assert [r["step"] for r in run_files.read(tmp_path / run_files.METRICS)] == [1, 2]
-    kept = list((tmp_path / "wandb").glob(f"offline-run-*-{ids[0]}/run-{ids[0]}.wandb"))
-    assert kept and all(b"reward/mean" in path.read_bytes() and b"optim.lr" in path.read_bytes() for path in kept)
+    copies = list((tmp_path / "wandb").glob(f"offline-run-*-{ids[0]}/run-{ids[0]}.wandb"))
+    assert copies and all(b"reward/mean" in p.read_bytes() and b"optim.lr" in p.read_bytes() for p in copies)
 
 
 def test_console_lines_are_aligned_and_in_order():

@@ -94,7 +94,7 @@ def test_names_tell_folders_apart(tmp_path):
 @pytest.mark.parametrize(
     "prepare, message",
     [
-        (lambda d: d.mkdir(), "no metrics.jsonl here"),
+        (lambda d: d.mkdir(), "has no metrics.jsonl"),
         (lambda d: (d.mkdir(), (d / "metrics.jsonl").write_text('{"step": 1}\nx\n')), "metrics.jsonl:2: not a JSON"),
     ],
 )

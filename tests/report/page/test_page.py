@@ -25,7 +25,7 @@ NASTY = (
 )
 
 
-class Seen(HTMLParser):
+class Parsed(HTMLParser):
     """Tags, addresses and the texts of script elements."""
 
     def __init__(self, text):
@@ -66,7 +66,7 @@ def nasty_run(workdir):
 
 
 def data_of(text):
-    return json.loads(Seen(text).scripts[0])
+    return json.loads(Parsed(text).scripts[0])
 
 
 def write(tmp_path, runs, **kwargs):
@@ -79,27 +79,27 @@ def write(tmp_path, runs, **kwargs):
 def test_what_models_write_is_data_and_nothing_else(tmp_path):
     runs = [Run({"reward": NASTY[1], "seed": "0"}, nasty_run(tmp_path / "run"))]
     text = write(tmp_path, runs, title=NASTY[0])
-    seen = Seen(text)
-    assert seen.tags.count("script") == 2 and "img" not in seen.tags
+    parsed = Parsed(text)
+    assert parsed.tags.count("script") == 2 and "img" not in parsed.tags
     groups = data_of(text)["runs"][0]["groups"]
     assert len(groups) == 2 * len(NASTY)
     expected = [t.encode("utf-8", "replace").decode() for t in NASTY]
     assert [g["prompt"] for g in groups[: len(NASTY)]] == expected
     assert [g["chains"][0]["chain"] for g in groups[: len(NASTY)]] == expected
-    assert "owned" not in seen.scripts[1]
+    assert "owned" not in parsed.scripts[1]
 
 
 def test_nothing_is_fetched_and_only_the_page_s_own_script_may_run(tmp_path):
     text = write(tmp_path, [Run({"reward": "prob", "seed": "0"}, write_run(tmp_path / "a", evaluation(0.5, 2.0)))])
-    seen = Seen(text)
-    assert all(link.startswith(("#", "data:")) for link in seen.links)
+    parsed = Parsed(text)
+    assert all(link.startswith(("#", "data:")) for link in parsed.links)
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
     allowed = re.search(r"script-src '(sha256-[^']+)'", text).group(1)
-    assert allowed == "sha256-" + base64.b64encode(hashlib.sha256(seen.scripts[1].encode()).digest()).decode()
+    assert allowed == "sha256-" + base64.b64encode(hashlib.sha256(parsed.scripts[1].encode()).digest()).decode()
     assert "default-src 'none'" in text
-    assert len(seen.ids) == len(set(seen.ids))
-    used = set(re.findall(r'\$\("([a-z-]+)"\)', seen.scripts[1]))
-    assert used <= set(seen.ids), "the script looks for what the page has"
+    assert len(parsed.ids) == len(set(parsed.ids))
+    used = set(re.findall(r'\$\("([a-z-]+)"\)', parsed.scripts[1]))
+    assert used <= set(parsed.ids), "the script looks for what the page has"
 
 
 def test_numbers_of_the_page_are_those_of_the_files(tmp_path):
@@ -170,8 +170,8 @@ def test_every_run_begins_at_the_untouched_model_of_its_seed(tmp_path):
     runs = [Run({"reward": "prob", "seed": "0"}, one), Run({"reward": "jepo", "seed": "0"}, other)]
     greedy = [r["heldout"]["greedy_success"] for r in data_of(write(tmp_path, runs))["runs"]]
     assert greedy == [[[0, 4], [0.1, 0.5]], [[0, 4], [0.1, 0.6]]]
-    apart = data_of(write(tmp_path, runs, one_start=False))["runs"]
-    assert apart[1]["heldout"]["greedy_success"] == [[4], [0.6]], "runs that are no grid share nothing"
+    alone = data_of(write(tmp_path, runs, one_start=False))["runs"]
+    assert alone[1]["heldout"]["greedy_success"] == [[4], [0.6]], "runs that are no grid share nothing"
 
 
 def test_what_a_run_was_trained_on_is_its_config_s(tmp_path):
@@ -212,9 +212,9 @@ def test_a_run_is_in_the_page_once_and_in_all_its_tables(tmp_path):
     folders = [write_run(tmp_path / name, evaluation(0.5, 2.0), samples=2) for name in "abc"]
     labels = ({"reward": "prob", "kl": "0"}, {"reward": "prob", "kl": "1"}, {"reward": "sft"})
     runs = [Run({**label, "seed": "0"}, workdir) for label, workdir in zip(labels, folders, strict=True)]
-    seen = data_of(write(tmp_path, runs))["runs"]
-    assert len(seen) == 3
-    blocks = {r["name"]: r["blocks"] for r in seen}
+    data = data_of(write(tmp_path, runs))["runs"]
+    assert len(data) == 3
+    blocks = {r["name"]: r["blocks"] for r in data}
     for run in runs:
         grouped = table.grouped(runs, "reward").items()
         of_run = [table.title_of(dict(s)) for s, lines in grouped if any(run in group for group in lines.values())]
