@@ -69,7 +69,7 @@ def test_every_reference_call_is_a_row_in_its_tasks_split(tmp_path):
     assert len(read("tau2_telecom_whole", source).rows) == 2
     # Many tasks have one ticket: their first rows ask the same and are not duplicates.
     splits, counts = splitting.split_rows(DATASETS["tau2_telecom_turns_all"], everything, 0)
-    assert {name: len(some) for name, some in splits.items()} == {"train": 3, "test": 1} and not any(counts.values())
+    assert {name: len(some) for name, some in splits.items()} == {"train": 3, "test": 1} and not any(counts)
 
 
 def test_what_is_missing_or_wrong_is_named(tmp_path):
