@@ -82,9 +82,8 @@ def row_stats(
 
     predicts = before(hidden.completion, batch.segment) + probe
     sampled = (batch.segment == CHAIN) | (batch.segment == SAMPLED)
-    if cfg.temperature != 1.0:
-        predicts = jnp.where(sampled[..., None], predicts / cfg.temperature, predicts)
-    stats = token_stats(predicts, head_matrix(params), batch.completion, cfg.head_chunk)
+    scale = None if cfg.temperature == 1.0 else jnp.where(sampled, jnp.float32(1 / cfg.temperature), 1.0)
+    stats = token_stats(predicts, head_matrix(params), batch.completion, cfg.head_chunk, scale)
     bare_logp = None
     if batch.bare is not None:
         states, head = jax.lax.stop_gradient((before(hidden.bare, batch.bare.segment), head_matrix(params)))
@@ -149,6 +148,7 @@ def observe(
         logp=answer_log_probs(rows, batch, cfg),
         scored=batch.scored,
         keep=keep,
+        truncated=batch.truncated,
         sampled=SampledStats(stats.log_prob, stats.entropy, stats.self_certainty, mask, model.vocab_size),
         chain_tokens=((batch.segment == CHAIN) | (batch.segment == TAG)).sum(-1).astype(jnp.float32),
         host_rewards=batch.host_rewards,

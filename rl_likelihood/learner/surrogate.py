@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rl_likelihood.rewards.likelihood import Objective
+from rl_likelihood.rewards.likelihood import GroupValue, Objective, difference
 
 # exp() of a log-ratio beyond this says nothing more; it would only overflow.
 MAX_LOG_RATIO = 20.0
@@ -52,17 +52,15 @@ class Counts(NamedTuple):
 
 
 def leave_one_out(
-    f: Objective, logp: Float[Array, "P G A"], mask: Bool[Array, "P G A"], keep: Bool[Array, "P G"]
+    f: Objective | GroupValue, logp: Float[Array, "P G A"], mask: Bool[Array, "P G A"], keep: Bool[Array, "P G"]
 ) -> Float[Array, "P G"]:
     """f(group) - f(group without i). 0 for a dropped row and for a group with fewer than two kept."""
-    g = keep.shape[-1]
-    group = f(logp, mask, keep)
-    without = jax.vmap(lambda i: f(logp, mask, keep & (jnp.arange(g) != i)), out_axes=-1)(jnp.arange(g))
-    return jnp.where(keep & (keep.sum(-1, keepdims=True) > 1), group[:, None] - without, 0.0)
+    counts = keep & (keep.sum(-1, keepdims=True) > 1)
+    return jnp.where(counts, difference(f, logp, mask, keep), 0.0)
 
 
 def advantages(
-    difference: Float[Array, "P G"], keep: Bool[Array, "P G"], kind: str, eps: float = 1e-4
+    differences: Float[Array, "P G"], keep: Bool[Array, "P G"], kind: str, eps: float = 1e-4
 ) -> Float[Array, "P G"]:
     """Leave-one-out differences in the field's units.
 
@@ -72,10 +70,10 @@ def advantages(
     """
     n = keep.sum(-1, keepdims=True).astype(jnp.float32)
     if kind == "loo":
-        return difference * n
+        return differences * n
     if kind == "mean":
-        return difference * (n - 1)
-    values = difference if kind == "std_clip" else difference * (n - 1)
+        return differences * (n - 1)
+    values = differences if kind == "std_clip" else differences * (n - 1)
     centred = jnp.where(keep, values - values.sum(-1, keepdims=True) / jnp.maximum(n, 1), 0.0)
     std = jnp.sqrt((centred**2).sum(-1, keepdims=True) / jnp.maximum(n - 1, 1))
     clipped = kind == "std_clip"

@@ -39,17 +39,22 @@ class TokenStats(NamedTuple):
 
 
 def token_stats(
-    hidden: Float[Array, "... D"], head: Float[Array, "V D"], targets: Int[Array, "..."], chunk: int = 0
+    hidden: Float[Array, "... D"],
+    head: Float[Array, "V D"],
+    targets: Int[Array, "..."],
+    chunk: int = 0,
+    scale: Float[Array, "..."] | None = None,
 ) -> TokenStats:
     """Statistics of the distribution that each hidden state gives, and the log-prob of its target.
 
     `chunk`: on each device as many logits exist at one time as that many tokens have; 0: as suits the device. The scan
     runs along the vocabulary, so that hidden states of any axes may be sharded, and the gradient of a block of the
     matrix is made once, of all tokens. Differentiable in hidden and head; log-probs are computed in float32 whatever
-    the inputs' type.
+    the inputs' type. `scale` multiplies each token's logits (one over its temperature), in float32 too.
     """
     parts = meshes.parts("vocab", head.shape[0])
-    return TokenStats(*_stats(hidden, head, targets, parts, _block(head.shape[0] // parts, targets.size, chunk)))
+    size = _block(head.shape[0] // parts, targets.size, chunk)
+    return TokenStats(*_stats(hidden, head, targets, scale, parts, size))
 
 
 def _block(columns: int, tokens: int, chunk: int) -> int:
@@ -76,7 +81,7 @@ class Block(NamedTuple):
     inside: Bool[Array, "... parts"]  # if it is there
 
 
-def _blocks(hidden, head, targets, parts: int, size: int):
+def _blocks(hidden, head, targets, scale, parts: int, size: int):
     """Their number, and a function of that number which gives a Block. The last one overlaps the one before it where
     the size does not divide."""
     # No longer split over fsdp; narrower first, which is less to send and hold.
@@ -87,6 +92,7 @@ def _blocks(hidden, head, targets, parts: int, size: int):
         start = jnp.minimum(i * size, columns - size)
         weights = jax.lax.dynamic_slice_in_dim(whole, start, size, 1)
         z = jnp.einsum("...d,pvd->...pv", hidden, weights, preferred_element_type=jnp.float32)
+        z = z if scale is None else z * scale[..., None, None]
         local = targets[..., None] - columns * jnp.arange(parts) - start
         inside = (local >= 0) & (local < size)
         if columns % size:
@@ -97,14 +103,14 @@ def _blocks(hidden, head, targets, parts: int, size: int):
     return -(-columns // size), block
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _stats(hidden, head, targets, parts, size):
-    return _forward(hidden, head, targets, parts, size)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _stats(hidden, head, targets, scale, parts, size):
+    return _forward(hidden, head, targets, scale, parts, size)
 
 
-def _forward(hidden, head, targets, parts, size):
+def _forward(hidden, head, targets, scale, parts, size):
     mean_row = head.astype(hidden.dtype).astype(jnp.float32).mean(0)
-    count, block = _blocks(hidden, head, targets, parts, size)
+    count, block = _blocks(hidden, head, targets, scale, parts, size)
 
     def one(so_far, i):
         top, total, sum_z, target = so_far
@@ -121,19 +127,21 @@ def _forward(hidden, head, targets, parts, size):
     zero = jnp.zeros(targets.shape, jnp.float32)
     (top, total, sum_z, target), _ = jax.lax.scan(one, (zero + MASKED, zero, zero, zero), jnp.arange(count))
     log_total = jnp.log(total)
-    certainty = top + log_total - hidden.astype(jnp.float32) @ mean_row - math.log(head.shape[0])
+    mean_z = hidden.astype(jnp.float32) @ mean_row
+    mean_z = mean_z if scale is None else mean_z * scale
+    certainty = top + log_total - mean_z - math.log(head.shape[0])
     # The maximum first: large logits cancel exactly.
     return TokenStats(target - top - log_total, top + log_total, log_total - sum_z / total, certainty)
 
 
-def _stats_fwd(hidden, head, targets, parts, size):
-    stats = _forward(hidden, head, targets, parts, size)
-    return stats, (hidden, head, targets, stats.logsumexp, stats.entropy)
+def _stats_fwd(hidden, head, targets, scale, parts, size):
+    stats = _forward(hidden, head, targets, scale, parts, size)
+    return stats, (hidden, head, targets, scale, stats.logsumexp, stats.entropy)
 
 
 def _stats_bwd(parts, size, saved, grad):
-    hidden, head, targets, lse, entropy = saved
-    count, block = _blocks(hidden, head, targets, parts, size)
+    hidden, head, targets, scale, lse, entropy = saved
+    count, block = _blocks(hidden, head, targets, scale, parts, size)
     flat = lambda a: a.reshape(-1, a.shape[-1])
     over = lambda x: x[..., None, None]
     # d log_prob = onehot - p;  d logsumexp = p;  d entropy = -p (log p + entropy);  d certainty = p - 1/V
@@ -146,7 +154,8 @@ def _stats_bwd(parts, size, saved, grad):
         d = jnp.exp(log_p) * (over(weight) - over(grad.entropy) * log_p)
         d = d - jnp.where(b.z > MASKED, over(grad.self_certainty) / head.shape[0], 0.0)
         here = (jnp.arange(size) == b.local[..., None]) & b.inside[..., None]
-        d = (d + jnp.where(here, over(grad.log_prob), 0.0)).astype(hidden.dtype)
+        d = d + jnp.where(here, over(grad.log_prob), 0.0)
+        d = (d if scale is None else d * over(scale)).astype(hidden.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         d_hidden = d_hidden + product("...pv,pvd->...d", d, b.weights)
         # As one matrix: with an axis of parts, XLA's CPU compiler would first write d out again, transposed.
@@ -157,7 +166,7 @@ def _stats_bwd(parts, size, saved, grad):
 
     zero = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros((parts, head.shape[0] // parts, head.shape[1]), jnp.float32)
     (d_hidden, d_head), _ = jax.lax.scan(one, zero, jnp.arange(count))
-    return d_hidden.astype(hidden.dtype), d_head.reshape(head.shape).astype(head.dtype), None
+    return d_hidden.astype(hidden.dtype), d_head.reshape(head.shape).astype(head.dtype), None, None
 
 
 _stats.defvjp(_stats_fwd, _stats_bwd)

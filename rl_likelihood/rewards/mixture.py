@@ -80,6 +80,7 @@ class Observation(NamedTuple):
     logp: Float[Array, "P G T"]  # of every completion token, floored where the policy for open chains says so
     scored: Bool[Array, "P G T"]  # the reference answer's tokens that count
     keep: Bool[Array, "P G"]
+    truncated: Bool[Array, "P G"]  # chains that never opened their answer
     sampled: SampledStats  # statistics of the tokens that the policy sampled
     chain_tokens: Float[Array, "P G"]
     host_rewards: dict[str, Float[Array, "P G"]]
@@ -138,7 +139,7 @@ def row_values(name: str, e: Observation, cfg: RewardConfig) -> Float[Array, "P 
         return shaping.length(e.chain_tokens, cfg.length_min)
     if name == "overlong":
         tokens = e.sampled.mask.sum(-1).astype(jnp.float32)
-        return shaping.overlong(tokens, cfg.overlong_max, cfg.overlong_cache)
+        return shaping.overlong(tokens, e.truncated, cfg.overlong_max, cfg.overlong_cache)
     return jnp.asarray(e.host_rewards[name])
 
 
@@ -156,7 +157,11 @@ def objective(
     for t in cfg.terms:
         scale = jnp.full(e.keep.shape[:1], t.weight, jnp.float32)
         if t.per_std:
-            std = shaping.group_std(rows[t.name], e.keep)
+            values = rows[t.name]
+            if t.name in likelihood.OBJECTIVES:  # of the accurate differences: the rows' own values are rounded
+                score = likelihood.SCORES.get(t.name, likelihood.log_prob)
+                values = stop(likelihood.relative(score, e.logp, e.scored, e.keep))
+            std = shaping.group_std(values, e.keep)
             scale = jnp.where(std > _STD_EPS, scale / jnp.maximum(std, _STD_EPS), 0.0)
         total = total + scale[:, None] * rows[t.name]
         if t.name in likelihood.OBJECTIVES:
@@ -164,10 +169,4 @@ def objective(
         else:
             constant = constant + scale[:, None] * rows[t.name]
 
-    def f(logp, mask, keep):
-        out = likelihood.kept_mean(stop(constant), keep)
-        for one, scale in differentiable:
-            out = out + scale * one(logp, mask, keep)
-        return out
-
-    return f, stop(total), rows
+    return likelihood.weighted_sum(stop(constant), differentiable), stop(total), rows

@@ -49,15 +49,15 @@ def length(tokens: Tokens, least: int | float) -> Float[Array, "P G"]:
     return jnp.minimum(jnp.asarray(tokens, jnp.float32) - least, 0.0)
 
 
-def overlong(tokens: Tokens, most: int | float, cache: int | float) -> Float[Array, "P G"]:
-    """0 up to most - cache tokens, from there linear to -1 at `most`, -1 above (DAPO).
+def overlong(tokens: Tokens, cut: Keep, most: int | float, cache: int | float) -> Float[Array, "P G"]:
+    """0 up to most - cache tokens, from there linear to -1 at `most`, -1 above (DAPO). A row that was `cut` off before
+    its answer gets -1 whatever its length: no row that ends may be worth less.
 
     A cache of 0 makes it a step: -1 above `most`, 0 up to it.
     """
     spare = (most - cache) - jnp.asarray(tokens, jnp.float32)
-    if cache == 0:
-        return jnp.where(spare < 0, -1.0, 0.0)
-    return jnp.clip(spare / cache, -1.0, 0.0)
+    penalty = jnp.where(spare < 0, -1.0, 0.0) if cache == 0 else jnp.clip(spare / cache, -1.0, 0.0)
+    return jnp.where(cut, -1.0, penalty)
 
 
 def improvement(score: Rows, baseline: Float[AnyArray, "P"]) -> Float[Array, "P G"]:

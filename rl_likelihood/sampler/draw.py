@@ -30,17 +30,17 @@ def choose(
     `keys` are the rows' own; a token's uniforms depend on its row's key and its index alone.
     """
     greedy = temperature == 0
-    scaled = hidden / jnp.where(greedy, 1.0, temperature)[..., None].astype(hidden.dtype)
-    z = logits(scaled, head)
+    scale = 1 / jnp.where(greedy, 1.0, temperature)[..., None]
+    z = logits(hidden, head)
     top = z.max(-1, keepdims=True)
-    e = jnp.exp(z - top)
+    e = jnp.exp(scale * (z - top))
     index = jnp.broadcast_to(index, hidden.shape[:2])
     u = jax.vmap(jax.vmap(lambda k, i: jax.random.uniform(jax.random.fold_in(k, i), (2,))))(keys, index)
     token, total = draw_mass(e, u)
     # A pass over the vocabulary that most batches need not make.
     best = jax.lax.cond(greedy.any(), lambda: z.argmax(-1), lambda: jnp.zeros_like(token))
     token = jnp.where(greedy, best, token).astype(jnp.int32)
-    return token, (jnp.take_along_axis(z, token[..., None], -1) - top)[..., 0] - jnp.log(total)
+    return token, (scale * (jnp.take_along_axis(z, token[..., None], -1) - top))[..., 0] - jnp.log(total)
 
 
 def invert_cumulative(mass: Float[Array, "... N"], u: Float[Array, "..."]) -> Int[Array, "..."]:

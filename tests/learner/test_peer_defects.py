@@ -196,10 +196,10 @@ def test_no_field_of_reward_loss_filter_or_proxy_is_dead():
 
 def test_importing_the_package_asks_for_no_device():
     """lmpo's model file builds a mesh when it is imported."""
-    rooms = (
-        "config mesh presets model.decoder learner.step sampler.decode pod.checkpoint run.world train evaluate export"
+    modules = (
+        "config mesh presets model.decoder learner.step sampler.decode runtime.checkpoint task train evaluate export"
     )
-    imports = "; ".join(f"import rl_likelihood.{room}" for room in rooms.split())
+    imports = "; ".join(f"import rl_likelihood.{module}" for module in modules.split())
     env = os.environ | {"JAX_PLATFORMS": "no_such_platform"}
     subprocess.run([sys.executable, "-c", imports], env=env, check=True)
     probe = [sys.executable, "-c", "import jax; jax.devices()"]

@@ -87,6 +87,17 @@ def test_a_term_over_its_standard_deviation_is_scaled_in_each_group():
     assert np.abs(centred).max() > 0
 
 
+def test_overlong_counts_what_was_sampled_and_gives_cut_chains_the_least():
+    cfg = RewardConfig(parse("overlong"), overlong_max=6.0, overlong_cache=4.0)
+    step = dataclasses.replace(rewarded("overlong", policy_span="response"), reward=cfg)
+    _, _, rows = run(PARAMS, (None, None), BATCH, MODEL, step)
+    sampled = np.isin(BATCH.segment, (CHAIN, SAMPLED)).sum(-1)
+    expected = np.where(BATCH.truncated, -1.0, np.clip((2.0 - sampled) / 4, -1, 0))
+    np.testing.assert_allclose(rows["reward/overlong"], expected, atol=1e-6)
+    answers = (BATCH.segment == SAMPLED).sum(-1)
+    assert BATCH.truncated.any() and (answers[(expected > -1) & (expected < 0)] > 0).any()
+
+
 def test_a_constant_reward_has_no_answer_term():
     with_term, *_ = of("self_certainty")
     without, *_ = of("self_certainty", loss=LossConfig(answer_term=0.0))

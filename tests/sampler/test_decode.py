@@ -11,9 +11,10 @@ from scipy.stats import chi2
 from rl_likelihood.learner.batching import to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
+from rl_likelihood.model.head import token_stats
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.decode import SamplerConfig, sample, splice
-from rl_likelihood.sampler.draw import draw, invert_cumulative
+from rl_likelihood.sampler.draw import choose, draw, invert_cumulative
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts
 from tests.small import TINY, log_softmax, random_params, reference_logits, tiny
 
@@ -161,6 +162,22 @@ def test_sampler_log_probs_are_the_learners(mixed, j, temperature):
     learner = np.asarray(stats.log_prob)[:, j][chain]
     np.testing.assert_allclose(rollout.sampler_logp[:, j][chain], learner, atol=1e-4)
     assert chain.sum() == 24
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_in_bfloat16_sampler_and_learner_agree_at_a_temperature_as_they_do_at_1(temperature):
+    """Of the same states: the two take other paths to them, which round apart whatever the temperature."""
+    rng = np.random.default_rng(0)
+    hidden = (3 * rng.normal(size=(4, 8, 16))).astype(jnp.bfloat16)
+    head = rng.normal(size=(300, 16)).astype(jnp.bfloat16)
+    keys = jax.random.split(KEY, (4, 8))
+    token, logp = jax.jit(choose)(
+        hidden, head, keys, np.zeros((4, 1), np.int32), np.full((1, 8), temperature, np.float32)
+    )
+    scale = np.full((4, 8), 1 / temperature, np.float32)
+    np.testing.assert_allclose(logp, token_stats(hidden, head, token, scale=scale).log_prob, atol=5e-6)
+    table = log_softmax(hidden.astype(np.float64) @ head.astype(np.float64).T / temperature)
+    np.testing.assert_allclose(logp, np.take_along_axis(table, np.asarray(token)[..., None], -1)[..., 0], atol=5e-6)
 
 
 def test_a_row_does_not_depend_on_its_neighbours_the_batch_or_the_group(mixed):
