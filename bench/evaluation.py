@@ -26,14 +26,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.smollm2 import get_config  # noqa: E402
-from rl_likelihood import config as configs  # noqa: E402
-from rl_likelihood.evaluation.evaluate import evaluate
+from rl_likelihood.config import build  # noqa: E402
+from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.sampler import decode  # noqa: E402
 from rl_likelihood.shapes import CHAIN, SAMPLED  # noqa: E402
-from rl_likelihood.task import EVALUATE, World, load
+from rl_likelihood.task import EVALUATE, Task, load
 
 
-def world_of(questions: int, batch: int, small: bool) -> tuple[World, dict]:
+def task_of(questions: int, batch: int, small: bool) -> tuple[Task, dict]:
     """Sums to ask, and a model."""
     c = get_config("task=chain_sum")
     c.update_from_flattened_dict(
@@ -47,30 +47,30 @@ def world_of(questions: int, batch: int, small: bool) -> tuple[World, dict]:
     )
     if small:
         c.update_from_flattened_dict({"model.path": "", "model.preset": "nano", "prompt.max_prompt": 900})
-    world, params = load(configs.build(c), training=False)
-    return world, jax.tree.map(jnp.asarray, params)
+    task, params = load(build(c), training=False)
+    return task, jax.tree.map(jnp.asarray, params)
 
 
-def sampler_alone(world: World, params) -> int:
+def sampler_alone(task: Task, params) -> int:
     """The tokens of the same evaluation, and nothing else; how many they are."""
-    c = world.config
-    rows = world.heldout[: c.eval.prompts]
-    sampler = world.sampler(
+    c = task.config
+    rows = task.heldout[: c.eval.prompts]
+    sampler = task.sampler(
         group_size=1,
         temperature=(0.0,),
         width_multiple=0,
-        max_sampled_answer=world.answer_room,
+        max_sampled_answer=task.config.eval_answer,
         slots=c.eval.batch_prompts,
     )
-    weights = decode.prepare(params, world.model)
-    out = decode.sample(weights, world.collate(rows, np.arange(len(rows))), world.key(EVALUATE), sampler)
+    weights = decode.prepare(params, task.model)
+    out = decode.sample(weights, task.collate(rows, np.arange(len(rows))), task.key(EVALUATE), sampler)
     return int(np.isin(out.segment, (CHAIN, SAMPLED)).sum())
 
 
-def evaluation(world: World, params) -> None:
+def evaluation(task: Task, params) -> None:
     """All of it, with records, from the start."""
     with tempfile.TemporaryDirectory() as folder:
-        evaluate(world, params, world.heldout, folder=folder)
+        evaluate(Evaluation(task, params, task.heldout, folder=Path(folder)))
 
 
 def seconds(f, *args) -> np.ndarray:
@@ -87,11 +87,11 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--small", action="store_true")
     a = arguments.parse_args()
-    world, params = world_of(a.questions, a.batch, a.small)
-    tokens = sampler_alone(world, params)  # compiles
-    evaluation(world, params)
+    task, params = task_of(a.questions, a.batch, a.small)
+    tokens = sampler_alone(task, params)  # compiles
+    evaluation(task, params)
     both = np.array(
-        [(seconds(evaluation, world, params), seconds(sampler_alone, world, params)) for _ in range(a.rounds)]
+        [(seconds(evaluation, task, params), seconds(sampler_alone, task, params)) for _ in range(a.rounds)]
     )
     ratios = both[:, 0] / both[:, 1]  # [rounds, (wall, processor)]
     medians = np.median(both, 0).round(2)

@@ -27,12 +27,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs.smollm2 import get_config  # noqa: E402
-from rl_likelihood import config as configs  # noqa: E402
+from rl_likelihood.config import build  # noqa: E402
 from rl_likelihood.data import prompts  # noqa: E402
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES  # noqa: E402
 from rl_likelihood.datasets.sources import question_key  # noqa: E402
 from rl_likelihood.evaluation import statistics  # noqa: E402
-from rl_likelihood.evaluation.evaluate import evaluate  # noqa: E402
+from rl_likelihood.evaluation.evaluate import Evaluation, evaluate  # noqa: E402
 from rl_likelihood.task import load  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results" / "base_rates.json"
@@ -115,13 +115,15 @@ def measure(task: str, questions: int, gsm8k: str) -> dict:
     )
     if task == "gsm8k":
         c.data.train_path = gsm8k
-    settings = configs.build(c)
-    world, params = load(settings, training=False)
+    settings = build(c)
+    task, params = load(settings, training=False)
     shown = {question_key(question) for question, _, _ in shots}
-    examples = [row.example for row in world.heldout if question_key(row.example.prompt) not in shown]
-    rows = prompts.encode_all(examples, world.tokenizer, settings.prompt, world.fmt, shots)
+    examples = [row.example for row in task.heldout if question_key(row.example.prompt) not in shown]
+    rows = prompts.encode_all(examples, task.tokenizer, settings.prompt, task.fmt, shots)
     with tempfile.TemporaryDirectory() as folder:
-        out = evaluate(world, params, rows, folder=folder, say=lambda text: print(text, file=sys.stderr, flush=True))
+        out = evaluate(
+            Evaluation(task, params, rows, folder=folder, say=lambda text: print(text, file=sys.stderr, flush=True))
+        )
         records = statistics.read_records(str(Path(folder) / out["records"]))[1]
     keep = (
         "greedy_success",

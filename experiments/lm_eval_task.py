@@ -28,8 +28,8 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rl_likelihood import config as configs  # noqa: E402
 from rl_likelihood.cli.command import from_flags, run_main  # noqa: E402
+from rl_likelihood.config import build  # noqa: E402
 from rl_likelihood.data import prompts  # noqa: E402
 from rl_likelihood.data.prompts import PromptConfig  # noqa: E402
 from rl_likelihood.datasets import sources  # noqa: E402
@@ -82,7 +82,7 @@ def task(data: Path, cfg: PromptConfig, tokens: int) -> str:
 
 def main() -> None:
     c, _ = from_flags()
-    settings, out = configs.build(c), flags.FLAGS.out
+    settings, out = build(c), flags.FLAGS.out
     if not out:
         raise UserError("--out is missing; name a folder for the task")
     if c.eval.grader != "exact_match":

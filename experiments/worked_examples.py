@@ -20,24 +20,26 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs.quickstart import get_config  # noqa: E402
-from rl_likelihood import config as configs  # noqa: E402
+from rl_likelihood.config import build  # noqa: E402
 from rl_likelihood.data import prompts  # noqa: E402
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES  # noqa: E402
-from rl_likelihood.evaluation.evaluate import evaluate  # noqa: E402
+from rl_likelihood.evaluation.evaluate import Evaluation, evaluate  # noqa: E402
 from rl_likelihood.task import load  # noqa: E402
 
 KEPT = ("greedy_success", "sampled_success", "perplexity", "perplexity_no_chain", "chain_length", "truncated")
 
 
 def main() -> None:
-    settings = configs.build(get_config())
-    world, params = load(settings)
+    settings = build(get_config())
+    task, params = load(settings)
     params = jax.tree.map(jnp.asarray, params)
     one, two = WORKED_EXAMPLES["one_operation"][:2]
     results = {}
     for name, shots in (("one step, then two", (one, two)), ("two steps, then one", (two, one)), ("one step", (one,))):
-        rows = [row.example for row in world.heldout]
-        out = evaluate(world, params, prompts.encode_all(rows, world.tokenizer, settings.prompt, world.fmt, shots))
+        rows = [row.example for row in task.heldout]
+        out = evaluate(
+            Evaluation(task, params, prompts.encode_all(rows, task.tokenizer, settings.prompt, task.fmt, shots))
+        )
         results[name] = {k: out[k] for k in (*KEPT, "questions")}
         print(name, json.dumps(results[name]), flush=True)
     path = ROOT / "experiments" / "results" / "worked_examples.json"

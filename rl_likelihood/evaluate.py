@@ -1,6 +1,6 @@
 """Evaluate: python -m rl_likelihood.evaluate --config=... [--workdir=DIR] [--step=N] [--out=DIR].
 
-Prints one JSON object (report/statistics.py says what is in it) and appends it to DIR/eval.jsonl. The records of
+Prints one JSON object (evaluation/statistics.py says what is in it) and appends it to DIR/eval.jsonl. The records of
 the questions it is made of are in DIR/evaluations; Ctrl-C, or a kill, and the same command again goes on from
 there. Without --workdir, the model that the config starts from, whose files --out keeps.
 
@@ -21,14 +21,15 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
-from rl_likelihood import config as configs
-from rl_likelihood.cli.command import base, define_processes, from_flags, run_main
-from rl_likelihood.evaluation.evaluate import evaluate
+from rl_likelihood.cli.command import define_processes, from_flags, run_main
+from rl_likelihood.config import build, differences, flatten
+from rl_likelihood.datasets.sources import DataConfig
+from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.runtime import checkpoint, distributed, run_files
+from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import known_model, load, make_places, param_shardings, run_on
+from rl_likelihood.task import known_model, load, param_shardings, run_on
 
 # What a checkpoint was trained with and an evaluation of it must share: where it comes from, how it is to answer, and
 # what of that is scored. Other questions, in their lengths and with their instruction, it may be asked.
@@ -46,27 +47,28 @@ SAME = (
 
 
 def main() -> None:
-    c, _ = from_flags()
-    settings = configs.build(c)
+    values, _ = from_flags()
+    c = build(values)
     workdir, step, out = flags.FLAGS.workdir, flags.FLAGS.step, flags.FLAGS.out
     if not c.eval.prompts:
         raise UserError("eval.prompts is 0; set it to the number of held-out questions to use")
     if workdir is None and step is not None:
         raise UserError(f"--step={step} needs the --workdir of a run")
     if workdir is not None:
-        distributed.by_first(lambda: check_workdir(Path(workdir), configs.flatten(c)))
-    places = make_places(c)
+        distributed.by_first(lambda: check_workdir(Path(workdir), flatten(c)))
+    devices = make_devices(c)
     known = None if workdir is None else known_model(c, *checkpoint.describe(workdir))
-    world, params = load(settings, training=False, places=places, known=known)
+    task, params = load(c, training=False, mesh=devices.learner, known=known)
     if workdir is not None:
-        at = functools.partial(param_shardings, places.learner)
+        at = functools.partial(param_shardings, devices.learner)
         model, params, step, _ = checkpoint.restore_params(workdir, step, at)
-        world = dataclasses.replace(world, model=run_on(model, c, jax.default_backend()))
+        task = dataclasses.replace(task, model=run_on(model, c, jax.default_backend()))
     folder = out or workdir
     with contextlib.ExitStack() as stack:
         written = folder and stack.enter_context(distributed.folder_of_first(Path(folder)))
         try:
-            numbers = evaluate(world, params, world.heldout, step=step or 0, folder=written, say=tell)
+            of = Evaluation(task, params, task.heldout, devices, step or 0, written or None, say=tell)
+            numbers = evaluate(of)
         except KeyboardInterrupt:
             further = "the same command goes on from here" if folder else "nothing is kept without --out=DIR"
             tell(f"stopped; {further}")
@@ -79,7 +81,7 @@ def main() -> None:
     print(json.dumps(row))
 
 
-def asked(data: ConfigDict) -> str:
+def asked(data: DataConfig) -> str:
     """Where the questions come from: one run may be evaluated on several sets."""
     if data.source == "reasoning_gym":
         return ", ".join(data.tasks)
@@ -97,10 +99,8 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
     if checkpoint.latest_step(workdir) is None:
         raise UserError(f"{workdir} holds no checkpoint; leave --workdir out to evaluate the untouched model")
     path = workdir / "config.json"
-    defaults = base()  # a field newer than the run had its default
-    known = {} if defaults is None else configs.flatten(defaults)
-    old = known | json.loads(path.read_text()) if path.exists() else config
-    names = [k for k in configs.differences(old, config) if k in SAME]
+    old = json.loads(path.read_text()) if path.exists() else config
+    names = [k for k in differences(old, config) if k in SAME]
     if names:
         first = names[0]
         raise UserError(

@@ -78,6 +78,7 @@ class Rollout:
     sampler_logp: Float[np.ndarray, "P G T"]
     truncated: Bool[np.ndarray, "P G"]
     version: int = struct.field(pytree_node=False, default=0)
+    number: int = struct.field(pytree_node=False, default=0)  # of the step whose prompts these are
     seconds: float = struct.field(pytree_node=False, default=0.0)  # spent sampling
 
 

@@ -25,8 +25,8 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from rl_likelihood import config as configs
 from rl_likelihood.cli.command import refuse_address
+from rl_likelihood.config import apply_preset, binding_differences, build, flatten
 from rl_likelihood.report import figures, page, plots, table
 from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid, ray_runner, runners
@@ -135,8 +135,8 @@ def resolve(p: Point) -> ConfigDict:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{p.name}: {name} = {value!r}: {' '.join(str(error.args[0]).split())}") from None
     try:
-        configs.apply_preset(c, list(p.overrides))
-        configs.build(c)
+        apply_preset(c, list(p.overrides))
+        build(c)
     except UserError as error:
         raise UserError(f"{p.name}: {error}") from None
     return c
@@ -147,12 +147,12 @@ def differing(p: Point, workdir: Path) -> list[str]:
     path = workdir / "config.json"
     if not path.exists():
         return []
-    new = configs.flatten(resolve(p))
+    new = flatten(resolve(p))
     try:
         old = new | json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path}: not JSON; delete the folder, or choose another --root") from None
-    return configs.binding_differences(old, new)
+    return binding_differences(old, new)
 
 
 def current(points: dict[int, Point], root: Path) -> dict[int, Point]:

@@ -10,10 +10,11 @@ import math
 import jax
 import numpy as np
 
+from rl_likelihood.config import parse_reward
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
-from rl_likelihood.rewards.mixture import RewardConfig, parse
+from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch
 
 # The suite turns optimizations off to save time; what users run has them, and so have compiled texts that are read.
@@ -76,7 +77,7 @@ def random_batch(seed, p=4, g=3, s=5, t=10, vocab=24, sampled=False):
 
 def rewarded(name, **changes):
     """A StepConfig whose reward is `name`, as reward.name in a config."""
-    return StepConfig(reward=RewardConfig(parse(name)), **changes)
+    return StepConfig(reward=RewardConfig(terms=parse_reward(name)), **changes)
 
 
 def branches(batch, i, j):

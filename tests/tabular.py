@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rl_likelihood.config import parse_reward
 from rl_likelihood.learner import step
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.surrogate import Counts, advantages, aggregate, kl_estimate, leave_one_out, policy_loss
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.intrinsic import SampledStats
-from rl_likelihood.rewards.mixture import Observation, RewardConfig, parse
+from rl_likelihood.rewards.reward import Observation, RewardConfig
 
 
 class Table(NamedTuple):
@@ -102,7 +103,7 @@ def group_loss(table, logits, group, reward, cfg, text, old, ref):
     )
     ref_logp = token_log_probs(table, ref, table.chains)[group][None]
     extra = step._k1_in_reward(logp, ref_logp, mask, StepConfig(loss=cfg)) if cfg.kl == "reward_k1" else 0.0
-    f, _, _ = mixture.objective(observation, RewardConfig(parse(text)), extra)
+    f, _, _ = mixture.objective(observation, RewardConfig(terms=parse_reward(text)), extra)
     difference = leave_one_out(f, jax.lax.stop_gradient(answer), scored, keep)
     advantage = advantages(difference, keep, cfg.advantage)
     counts = Counts(jnp.float32(1), mask.sum().astype(jnp.float32))

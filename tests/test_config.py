@@ -1,12 +1,28 @@
 """Configs: what is refused, in which words; what is printed; what the settings become."""
 
 import importlib
+import math
+import re
 from pathlib import Path
 
 import pytest
 
 from configs import base
-from rl_likelihood import config as configs
+from rl_likelihood import fields
+from rl_likelihood.config import (
+    _FREE,
+    all_fields,
+    binding_differences,
+    build,
+    describe,
+    differences,
+    document,
+    flatten,
+    get,
+    parse_arg,
+    tree,
+)
+from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
 
@@ -36,7 +52,7 @@ REFUSED = [
     ({"reward__name": "format + format"}, ["names a term twice"]),
     ({"reward__name": "rlpr", "reward__sft_chain": "both"}, ["reward.sft_chain is 'both'", "'sft'"]),
     ({"reward__baseline": "live"}, ["reward.baseline is 'live'", "rlpr"]),
-    ({"reward__name": "nover_rank"}, ["gated by the term format"]),
+    ({"reward__name": "nover_rank"}, ["nover_rank", "term format", "format + nover_rank"]),
     ({"reward__vote_train": 2}, ["reward.vote_train is 2", "majority_vote"]),
     ({"reward__name": "majority_vote", "reward__vote_train": 9}, ["vote_train is 9", "group_size = 3"]),
     ({"reward__overlong_max": 100.0, "reward__overlong_cache": 256.0}, ["overlong_cache is 256.0", "max = 100.0"]),
@@ -50,7 +66,7 @@ REFUSED = [
 @pytest.mark.parametrize("overrides, words", REFUSED, ids=[next(iter(o)) + str(i) for i, (o, _) in enumerate(REFUSED)])
 def test_refusals_name_field_value_and_cure(overrides, words):
     with pytest.raises(UserError) as error:
-        configs.build(small_config(**overrides))
+        build(small_config(**overrides))
     message = str(error.value)
     assert "\n" not in message
     for word in words:
@@ -58,36 +74,36 @@ def test_refusals_name_field_value_and_cure(overrides, words):
 
 
 def test_sft_needs_no_group():
-    settings = configs.build(small_config(reward__name="sft", sampler__group_size=1))
-    assert settings.step.loss.policy_term == 0 and settings.step.reward.uses("log_prob")
+    settings = build(small_config(reward__name="sft", sampler__group_size=1))
+    assert settings.step.loss.policy_term == 0 and settings.step.reward.has("log_prob")
 
 
 @pytest.mark.parametrize("name", ["base_rl", "self_certainty", "0.9*rlpr + 0.1*format", "exact_match + log_prob"])
 def test_rewards_of_an_answer_of_its_own_train_on_the_response(name):
-    step = configs.build(small_config(reward__name=name)).step
-    assert step.policy_span == "response" and step.two_branches
-    assert configs.sampled_answer(small_config(reward__name=name)) == 10, "prompt.max_answer"
+    config = build(small_config(reward__name=name))
+    assert config.step.policy_span == "response" and config.step.two_branches
+    assert config.sampled_answer == 10, "prompt.max_answer"
 
 
 @pytest.mark.parametrize("name", ["log_prob", "jepo", "avg_prob + 0.1*format + 0.01*length"])
 def test_rewards_of_the_reference_answer_train_on_the_chain(name):
-    step = configs.build(small_config(reward__name=name)).step
+    step = build(small_config(reward__name=name)).step
     assert step.policy_span == "chain" and not step.two_branches
 
 
 def test_staleness_switches_importance_ratios_on():
-    assert configs.build(small_config()).step.loss.ratio == "none"
-    assert configs.build(small_config(sampler__max_staleness=1)).step.loss.ratio == "token"
+    assert build(small_config()).step.loss.ratio == "none"
+    assert build(small_config(sampler__max_staleness=1)).step.loss.ratio == "token"
 
 
 def test_every_field_of_base_is_printed_and_marked():
     c = small_config(optim__lr=0.5)
-    text = configs.describe(c, ["optim.lr"], base.get_config())
+    text = describe(c, ["optim.lr"])
     lines = text.splitlines()
     assert "* optim.lr = 0.5" in lines
     assert '+ model.preset = "nano"' in lines
     assert "  loss.answer_term = 1.0" in lines
-    assert {line[2:].split(" = ")[0] for line in lines if " = " in line} == set(configs.flatten(base.get_config()))
+    assert {line[2:].split(" = ")[0] for line in lines if " = " in line} == set(flatten(base.get_config()))
 
 
 def test_a_misspelt_field_in_a_config_file_is_refused():
@@ -98,34 +114,65 @@ def test_a_misspelt_field_in_a_config_file_is_refused():
 
 @pytest.mark.parametrize("name", [p.stem for p in Path(base.__file__).parent.glob("*.py") if p.stem != "base"])
 def test_every_config_of_the_repository_is_valid(name):
-    configs.build(importlib.import_module(f"configs.{name}").get_config(""))
+    build(importlib.import_module(f"configs.{name}").get_config(""))
 
 
 def test_one_sided_clips_stay_one_sided():
-    loss = configs.build(small_config(loss__clip_high=0.28)).step.loss
-    assert loss.clip_low is None and loss.clip_high == 0.28
+    loss = build(small_config(loss__clip_high=0.28)).step.loss
+    assert loss.clip_low == 0 and loss.clip_high == 0.28
 
 
-def test_every_checked_name_is_a_field():
-    fields = set(configs.flatten(base.get_config()))
-    assert set(configs.CHOICES) <= fields and set(configs.AT_LEAST) <= fields
+def numeric_fields():
+    return [(name, item.metadata["bounds"]) for name, (kind, item) in all_fields().items() if kind in (int, float)]
+
+
+@pytest.mark.parametrize("name, bounds", numeric_fields(), ids=[name for name, _ in numeric_fields()])
+def test_a_number_that_is_not_finite_or_out_of_bounds_is_refused_by_name(name, bounds):
+    c = tree()
+    kind = type(get(c, name))
+    wrong = {"least": -1, "most": 1, "above": 0, "below": 0}
+    values = [kind(limit + wrong[bound]) for bound, limit in bounds.items()]
+    for value in values + ([math.nan, math.inf, -math.inf] if kind is float else []):
+        c = tree()
+        c.update_from_flattened_dict({name: value})
+        with pytest.raises(UserError, match=re.escape(f"{name} is {value}")):
+            fields.read(Config, c)
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _) in all_fields().items() if fields.choices(kind)])
+def test_a_value_that_is_no_choice_is_refused_with_the_nearest(name):
+    c = tree()
+    near = get(c, name) + "x"
+    c.update_from_flattened_dict({name: near})
+    with pytest.raises(UserError, match=re.escape(f"{name} is {near!r}; did you mean {get(tree(), name)!r}?")):
+        fields.read(Config, c)
+
+
+def test_the_page_of_fields_is_up_to_date():
+    page = Path(base.__file__).parents[1] / "docs" / "config.md"
+    assert page.read_text() == document(), "run python -m rl_likelihood.config"
+
+
+def test_defaults_are_settings_and_what_a_package_reads_is_the_same_declaration():
+    assert flatten(fields.read(Config, tree())) == flatten(tree()) == flatten(base.get_config())
+    assert flatten(Config()) == flatten(tree())
 
 
 def test_arguments_of_a_config_file():
-    a = configs.parse_arg("reward=prob,group=4,own=true,lr=2", reward="log_prob", group=8, own=False, lr=1e-5)
+    a = parse_arg("reward=prob,group=4,own=true,lr=2", reward="log_prob", group=8, own=False, lr=1e-5)
     assert (a.reward, a.group, a.own, a.lr) == ("prob", 4, True, 2.0)
     with pytest.raises(UserError, match="'gruop' is unknown.*group"):
-        configs.parse_arg("gruop=4", group=8)
+        parse_arg("gruop=4", group=8)
     with pytest.raises(UserError, match="not of type int"):
-        configs.parse_arg("group=many", group=8)
+        parse_arg("group=many", group=8)
     with pytest.raises(UserError, match="no value"):
-        configs.parse_arg("group", group=8)
+        parse_arg("group", group=8)
     with pytest.raises(UserError, match="'reward' is unknown; this config takes no arguments"):
         base.get_config("reward=prob")
 
 
 def test_another_place_to_run_is_the_same_run_and_another_computation_is_not():
-    one = configs.flatten(base.get_config())
+    one = flatten(base.get_config())
     elsewhere = {
         "mesh.data": 4,
         "mesh.tensor": 2,
@@ -138,12 +185,12 @@ def test_another_place_to_run_is_the_same_run_and_another_computation_is_not():
     }
     other = {"model.compute_dtype": "bfloat16", "sampler.group_size": 4, "seed": 1, "train.prompts_per_step": 4}
     assert all(one[name] != value for name, value in (elsewhere | other).items())
-    assert configs.binding_differences(one, one | elsewhere) == []
-    assert sorted(configs.binding_differences(one, one | elsewhere | other)) == sorted(other)
-    assert configs.binding_differences(one | {"model.scan_layers": True}, one) == [], "of a workdir of before"
+    assert binding_differences(one, one | elsewhere) == []
+    assert sorted(binding_differences(one, one | elsewhere | other)) == sorted(other)
+    assert binding_differences(one | {"model.scan_layers": True}, one) == [], "of a workdir of before"
     # Every name in the list is a field, or a group of them.
-    assert all(name in one or any(f.startswith(name) for f in one if name.endswith(".")) for name in configs._FREE)
+    assert all(name in one or any(f.startswith(name) for f in one if name.endswith(".")) for name in _FREE)
 
 
 def test_differences_see_through_lists_and_tuples():
-    assert configs.differences({"a": [1, 2], "b": 1}, {"a": (1, 2), "b": 2, "c": 3}) == ["b", "c"]
+    assert differences({"a": [1, 2], "b": 1}, {"a": (1, 2), "b": 2, "c": 3}) == ["b", "c"]

@@ -10,23 +10,25 @@ import rl_likelihood
 ROOT = Path(rl_likelihood.__file__).parent
 PACKAGE = "rl_likelihood"
 
-GROUND = {"shapes", "mesh"}
+GROUND = {"shapes", "fields", "mesh"}
 # Lowest first. A package may import what stands in its row; an import that goes up is in no row.
 ALLOWED = {
     "shapes": set(),
-    "mesh": {"shapes"},
-    "rewards": {"shapes"},
+    "fields": {"shapes"},
+    "mesh": {"shapes", "fields"},
+    "rewards": {"shapes", "fields"},
     "grading": {"shapes"},
-    "data": {"shapes"},
-    "datasets": {"data", "grading", "shapes"},
+    "data": {"shapes", "fields"},
+    "datasets": {"data", "grading", "shapes", "fields"},
     "model": GROUND,
     "weights": {"model"} | GROUND,
     "sampler": {"model"} | GROUND,
     "learner": {"model", "rewards"} | GROUND,
     "presets": set(),
 }
-ALLOWED["config"] = set(ALLOWED)  # the settings of every package below
-ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "config"} | GROUND
+ALLOWED["settings"] = set(ALLOWED)  # of every package below
+ALLOWED["config"] = set(ALLOWED)
+ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "settings", "config"} | GROUND
 for package in ("task", "rollouts", "training", "evaluation", "planning", "report", "sweeps", "cli"):
     ALLOWED[package] = set(ALLOWED)  # whatever stands above this row
 MAINS = {"train", "evaluate", "sweep", "plan", "export"}

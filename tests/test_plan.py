@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from rl_likelihood import config as configs
 from rl_likelihood import plan
+from rl_likelihood.config import build, flatten
 from rl_likelihood.model.decoder import Spec, param_specs
 from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.planning import aot, programs
@@ -43,8 +43,8 @@ COUNTS = {
 
 
 def small_plan(memory=None, search=False, topology="cpu:8", **overrides):
-    settings = configs.build(small_config(**overrides))
-    model = plan.model_shapes(settings.config)
+    settings = build(small_config(**overrides))
+    model = plan.model_shapes(settings)
     return plan.make_plan(settings, model, aot.target(topology), memory, search)
 
 
@@ -74,7 +74,7 @@ def test_shapes_of_a_folder_need_only_its_config(tmp_path):
 
 def test_a_run_s_workdir_stands_for_the_model_it_started_from(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "config.json").write_text(json.dumps(configs.flatten(small_config())))
+    (tmp_path / "config.json").write_text(json.dumps(flatten(small_config())))
     found = plan.model_shapes(small_config(model__preset="", model__path=str(tmp_path)))
     assert found == plan.model_shapes(small_config())
 
@@ -84,13 +84,13 @@ def test_a_run_s_workdir_stands_for_the_model_it_started_from(tmp_path):
 )
 def test_the_planned_batch_is_the_run_s(changes):
     """But for the tags, whose ids only a tokenizer knows: as many as their bytes are enough."""
-    settings = configs.build(small_config(**changes))
-    world, params = load(settings)
-    shapes = programs.shape_world(settings, plan.model_shapes(settings.config))
+    settings = build(small_config(**changes))
+    task, params = load(settings)
+    shapes = programs.shape_world(settings, plan.model_shapes(settings))
     for name in ("close_think_ids", "open_answer_ids"):
-        assert len(getattr(shapes.fmt, name)) >= len(getattr(world.fmt, name)) > 0
-    assert abstract_batch(dataclasses.replace(shapes, fmt=world.fmt)) == abstract_batch(world)
-    assert dataclasses.replace(shapes.model, max_position=world.model.max_position) == world.model
+        assert len(getattr(shapes.fmt, name)) >= len(getattr(task.fmt, name)) > 0
+    assert abstract_batch(dataclasses.replace(shapes, fmt=task.fmt)) == abstract_batch(task.config, task.fmt)
+    assert dataclasses.replace(shapes.model, max_position=task.model.max_position) == task.model
     assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(
         lambda x: x.shape, programs.abstract_params(shapes.model)
     )
@@ -120,9 +120,9 @@ def test_a_reference_model_of_unrolled_layers_is_planned_as_a_run_holds_it():
 
 def test_flops_follow_what_is_asked_for(planned):
     one = planned["model_flops"]
-    settings = configs.build(small_config(loss__kl="k3", loss__kl_coef=0.1))
-    with_reference = plan.model_shapes(settings.config)
-    mesh = plan.plan_mesh(settings.config, aot.target("cpu:8"))
+    settings = build(small_config(loss__kl="k3", loss__kl_coef=0.1))
+    with_reference = plan.model_shapes(settings)
+    mesh = plan.plan_mesh(settings, aot.target("cpu:8"))
     batch = abstract_batch(programs.shape_world(settings, with_reference))
     more = aot.count_flops(programs.trace_step(settings, with_reference, mesh, batch).jaxpr.jaxpr)
     # A reference is one more forward; forward and backward are three, the head's being computed again one more.
@@ -145,14 +145,14 @@ def test_the_cache_is_counted_as_the_sampler_holds_it():
     )
     for devices, prompts, rows in ((1, 2, 8), (2, 1, 4), (4, 1, 2)):
         c.mesh.fsdp = devices
-        world, places = programs.shape_world(configs.build(c), model), plan.plan_places(c, aot.target(f"cpu:{devices}"))
-        of_prompts, of_rows = bytes_of(prompts, c.prompt.max_prompt), bytes_of(rows, world.sampler().max_sampled)
-        assert programs.cache_bytes(world, places, 8) == {"prompts": of_prompts, "rows": of_rows}, devices
+        task, places = programs.shape_world(build(c), model), plan.plan_places(c, aot.target(f"cpu:{devices}"))
+        of_prompts, of_rows = bytes_of(prompts, c.prompt.max_prompt), bytes_of(rows, task.sampler().max_sampled)
+        assert programs.cache_bytes(task, places, 8) == {"prompts": of_prompts, "rows": of_rows}, devices
     c.sampler.slots = 4  # one row on each of the four devices, with its prompt
-    world = programs.shape_world(configs.build(c), model)
-    wanted = {"prompts": bytes_of(1, c.prompt.max_prompt), "rows": bytes_of(1, world.sampler().max_sampled)}
-    assert programs.cache_bytes(world, places, 8) == wanted
-    assert programs.sampling_steps(world, places, 8) == 2 * world.sampler().max_sampled
+    task = programs.shape_world(build(c), model)
+    wanted = {"prompts": bytes_of(1, c.prompt.max_prompt), "rows": bytes_of(1, task.sampler().max_sampled)}
+    assert programs.cache_bytes(task, places, 8) == wanted
+    assert programs.sampling_steps(task, places, 8) == 2 * task.sampler().max_sampled
 
 
 def test_streams_are_planned_as_the_engine_runs_them():
@@ -189,7 +189,7 @@ def test_the_real_programs_compile_for_a_described_tpu(topology, group, mesh):
     where = aot.target(topology)
     model = dataclasses.replace(plan.model_shapes(c, "tpu"), layers=2)
     assert model.attention == "splash" and model.compute_dtype == "bfloat16"
-    found = plan.make_plan(configs.build(c), model, where, where.chip.memory, search=False)
+    found = plan.make_plan(build(c), model, where, where.chip.memory, search=False)
     assert found["fits"] is True and {row["refused"] for row in found["programs"]} == {""} and found["mesh"] == mesh
     assert found["sampler_streams"] == (len(where.devices) > 4)
     assert all(row["cycles"] > 0 for row in found["programs"]) and found["programs"][0]["kernel_flops"] > 0
@@ -211,8 +211,8 @@ def test_memory_is_judged_to_the_byte(planned):
 @pytest.mark.slow
 def test_a_step_that_does_not_fit_is_made_to_by_the_cheapest_change():
     overrides = {"train__prompts_per_step": 16, "sampler__group_size": 16, "sampler__max_chain": 4}
-    settings = configs.build(small_config(**overrides, train__head_chunk=4096))
-    model, where = plan.model_shapes(settings.config), aot.target("cpu:8")
+    settings = build(small_config(**overrides, train__head_chunk=4096))
+    model, where = plan.model_shapes(settings), aot.target("cpu:8")
     whole = plan.make_plan(settings, model, where, None, search=False)
     step, _, sampling = whole["programs"]
     memory = sampling["total"] + (step["total"] - sampling["total"]) // 2
@@ -227,7 +227,7 @@ def test_a_step_that_does_not_fit_is_made_to_by_the_cheapest_change():
     size = int(tried.rpartition("=")[2])
     c = small_config(**overrides, train__head_chunk=4096, train__micro_batch_prompts=size)
     room = memory - step["others"]
-    program = programs.compile_step(configs.build(c), model, plan.plan_mesh(c, where), room)
+    program = programs.compile_step(build(c), model, plan.plan_mesh(c, where), room)
     assert 0 < program.peak <= room < step["peak"]
 
 
@@ -242,8 +242,8 @@ def test_a_sampler_that_does_not_fit_gets_fewer_rows_at_one_time():
         "train__micro_batch_prompts": 8,
         "prompt__max_answer": 4,
     }
-    settings = configs.build(small_config(**overrides))
-    model, where = plan.model_shapes(settings.config), aot.target("cpu:8")
+    settings = build(small_config(**overrides))
+    model, where = plan.model_shapes(settings), aot.target("cpu:8")
     whole = plan.make_plan(settings, model, where, None, search=False)
     sampling = whole["programs"][-1]
     memory = sampling["total"] - 1

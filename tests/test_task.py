@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from rl_likelihood import config as configs
+from rl_likelihood.config import build
 from rl_likelihood.planning import aot
+from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import load, make_places, run_on
+from rl_likelihood.task import load, run_on
 from tests.runs import small_config
 from tests.small import tiny
 
@@ -24,21 +25,22 @@ def test_a_long_training_row_is_refused_or_left_out_and_named_and_a_held_out_one
         c = small_config(data__source="jsonl", data__tasks=(), data__train_size=0, data__heldout_size=0)
         c.data.update(train_path=paths[train], heldout_path=paths[test], skip_bad_rows=skip)
         c.eval.prompts = 3
-        return load(configs.build(c))[0]
+        return load(build(c))[0]
 
     with pytest.raises(UserError, match="the prompt of 1 of 6 rows: long .*data.skip_bad_rows=True leaves such"):
         loaded("train", "test", False)
-    world = loaded("train", "test", True)
-    assert [row.example.id for row in world.train] == ["0", "1", "2", "3", "4"] and len(world.heldout) == 3
-    assert world.data_line.startswith("train.jsonl: 5 training and 3 held-out questions; ")
-    assert "0 bad rows, 1 too long training row (long: " in world.data_line
-    assert world.data_line.endswith(" tokens over prompt.max_prompt = 32)")
+    task = loaded("train", "test", True)
+    assert [row.example.id for row in task.train] == ["0", "1", "2", "3", "4"] and len(task.heldout) == 3
+    assert task.data_line.startswith("train.jsonl: 5 training and 3 held-out questions; ")
+    assert "0 bad rows, 1 too long training row (long: " in task.data_line
+    assert task.data_line.endswith(" tokens over prompt.max_prompt = 32)")
     with pytest.raises(UserError, match="the prompt of 1 of 4 rows: long "):
         loaded("train", "long_test", True)
 
 
 def open_mesh(**overrides):
-    return small_config(mesh__data=0, mesh__fsdp=0, mesh__tensor=1, reward__name="log_prob", **overrides)
+    open_axes = {"mesh__data": 0, "mesh__fsdp": 0, "mesh__tensor": 1, "reward__name": "log_prob"}
+    return build(small_config(**open_axes | overrides))
 
 
 @pytest.mark.parametrize(
@@ -46,22 +48,20 @@ def open_mesh(**overrides):
     [(8, 3, (1, 8, 1)), (6, 8, (1, 8, 1)), (6, 4, (2, 4, 1)), (4, 2, (4, 2, 1)), (12, 2, (4, 2, 1))],
 )
 def test_a_mesh_left_open_is_the_most_fsdp_that_the_batch_divides_by(prompts, group, mesh):
-    places = make_places(open_mesh(train__prompts_per_step=prompts, sampler__group_size=group))
-    assert places.learner.devices.shape == mesh
-    assert len(places.own) == prompts and places.chains == slice(0, group)
+    devices = make_devices(open_mesh(train__prompts_per_step=prompts, sampler__group_size=group))
+    assert devices.learner.devices.shape == mesh
+    assert len(devices.prompts) == prompts and devices.chains == slice(0, group)
 
 
 def test_a_batch_that_no_mesh_divides_is_refused_with_settings_that_do():
-    c = open_mesh(train__prompts_per_step=6, train__micro_batch_prompts=1, sampler__group_size=4)
+    of_six = {"train__prompts_per_step": 6, "sampler__group_size": 4}
     with pytest.raises(UserError, match="micro_batch_prompts is 1.*8 devices; set mesh.tensor=1 .*prompts=6, which do"):
-        make_places(c)
-    c.train.micro_batch_prompts = 6
-    assert make_places(c).learner.devices.shape == (2, 4, 1)
-    c = open_mesh(train__prompts_per_step=3, sampler__group_size=2)
+        make_devices(open_mesh(**of_six, train__micro_batch_prompts=1))
+    assert make_devices(open_mesh(**of_six, train__micro_batch_prompts=6)).learner.devices.shape == (2, 4, 1)
+    of_three = {"train__prompts_per_step": 3, "sampler__group_size": 2}
     with pytest.raises(UserError, match="set mesh.tensor=4 and train.micro_batch_prompts=3, which do"):
-        make_places(c)
-    c.mesh.tensor = 4
-    make_places(c)
+        make_devices(open_mesh(**of_three))
+    make_devices(open_mesh(**of_three, mesh__tensor=4))
 
 
 class Device:
@@ -84,16 +84,16 @@ TORUS = [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0]
 def test_all_processes_choose_one_mesh_with_equal_parts_or_refuse_it_alike(owners, mesh):
     devices = [Device(i, p) for i, p in enumerate(owners)]
     c = open_mesh(train__prompts_per_step=8, sampler__group_size=16, train__micro_batch_prompts=4)
-    found = set()
+    chosen = set()
     for process in sorted(set(owners)):
         try:
-            places = make_places(c, devices, process)
-            shape = tuple(places.learner.shape.values())
-            found.add((shape, len(places.own), places.chains.stop - places.chains.start))
+            made = make_devices(c, devices, process)
+            shape = tuple(made.learner.shape.values())
+            chosen.add((shape, len(made.prompts), made.chains.stop - made.chains.start))
         except UserError as error:
-            found.add(str(error))
-    assert len(found) == 1, found
-    assert mesh is None or next(iter(found))[0] == mesh
+            chosen.add(str(error))
+    assert len(chosen) == 1, chosen
+    assert mesh is None or next(iter(chosen))[0] == mesh
 
 
 @pytest.mark.parametrize(
@@ -111,21 +111,21 @@ def test_all_processes_choose_one_mesh_with_equal_parts_or_refuse_it_alike(owner
 def test_so_do_those_of_a_slice(topology, slices, of_sampler):
     pytest.importorskip("libtpu")
     devices = aot.target(topology, slices).devices
-    c = open_mesh(train__prompts_per_step=8, sampler__group_size=32, train__micro_batch_prompts=4)
-    c.sampler.devices = of_sampler
-    places = [make_places(c, devices, p) for p in sorted({d.process_index for d in devices})]
-    found = {(*p.learner.shape.values(), len(p.own), p.chains.stop - p.chains.start) for p in places}
-    assert len(found) == 1, found
+    batch = {"train__prompts_per_step": 8, "sampler__group_size": 32, "train__micro_batch_prompts": 4}
+    c = open_mesh(**batch, sampler__devices=of_sampler)
+    made = [make_devices(c, devices, p) for p in sorted({d.process_index for d in devices})]
+    chosen = {(*p.learner.shape.values(), len(p.prompts), p.chains.stop - p.chains.start) for p in made}
+    assert len(chosen) == 1, chosen
 
 
 def test_layers_are_unrolled_on_a_cpu_and_scanned_elsewhere_unless_the_config_says():
-    c = small_config(model__layers="auto")
+    c = build(small_config(model__layers="auto"))
     assert [run_on(tiny(), c, platform).scan_layers for platform in ("cpu", "tpu", "gpu")] == [False, True, True]
     for said in ("scan", "unroll"):
-        c.model.layers = said
+        c = build(small_config(model__layers=said))
         assert [run_on(tiny(), c, platform).scan_layers for platform in ("cpu", "tpu")] == [said == "scan"] * 2
 
 
 def test_a_process_without_devices_is_refused():
     with pytest.raises(UserError, match="process 2 has no device .2 devices in 2 processes.; start as many"):
-        make_places(open_mesh(), [Device(0, 0), Device(1, 1)], 2)
+        make_devices(open_mesh(), [Device(0, 0), Device(1, 1)], 2)

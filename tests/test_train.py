@@ -13,19 +13,22 @@ import jax
 import numpy as np
 import pytest
 
-from rl_likelihood import config as configs
 from rl_likelihood import train
+from rl_likelihood.config import apply_preset, build, reward_table
 from rl_likelihood.data.order import order
 from rl_likelihood.rewards.likelihood import OBJECTIVES
-from rl_likelihood.rewards.mixture import HOST_REWARDS
-from rl_likelihood.rollouts.source import Source, widened
+from rl_likelihood.rollouts.asynchronous import Asynchronous
+from rl_likelihood.rollouts.batches import Batches, widened
+from rl_likelihood.rollouts.source import Given, Synchronous, make_source
 from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.runtime.signals import Stopped
 from rl_likelihood.shapes import CHAIN, PAD, Prompts, Rollout, UserError
-from rl_likelihood.task import load, make_places
+from rl_likelihood.task import load
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[1]
+ON_HOST = [name for name, reward in reward_table().items() if reward.on_host]
 
 METRICS = [
     *(f"reward/{name}" for name in ("mean", "std", *OBJECTIVES)),
@@ -80,7 +83,7 @@ SAMPLE = [
 
 
 def run(workdir: Path, **overrides) -> Path:
-    train.run(configs.build(small_config(**overrides)), workdir)
+    train.run(build(small_config(**overrides)), workdir)
     return workdir
 
 
@@ -170,7 +173,7 @@ def test_a_resume_needs_no_weights_and_says_what_has_been_lost(unbroken, tmp_pat
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " bytes" in line]
     assert line.startswith(f"warning: {broken}/samples.jsonl has 0 bytes, but had ") and "step 1 was saved" in line
     with pytest.raises(UserError, match="start2"):  # another model is read, and may not be there
-        train.run(configs.build(small_config(**extra | {"model__path": str(start) + "2"})), broken, force=True)
+        train.run(build(small_config(**extra | {"model__path": str(start) + "2"})), broken, force=True)
 
 
 def test_a_finished_run_only_shows_its_summary(unbroken, capsys):
@@ -200,14 +203,14 @@ def test_every_reward_trains(reward, tmp_path):
 def preset_config(name, **overrides):
     c = small_config(train__steps=2, eval__prompts=0, **overrides)
     c.preset = name
-    configs.apply_preset(c, [key.replace("__", ".") for key in overrides])
+    apply_preset(c, [key.replace("__", ".") for key in overrides])
     return c
 
 
 @pytest.mark.parametrize("name", ["rlpr", "nover", "intuitor", "ttrl", "dapo", "jepo_tang"])
 def test_presets_train(name, tmp_path):
     few = {"ttrl": {"sampler__group_size": 4, "reward__vote_train": 2}}.get(name, {"sampler__group_size": 3})
-    train.run(configs.build(preset_config(name, **few)), tmp_path / "run")
+    train.run(build(preset_config(name, **few)), tmp_path / "run")
     last = run_files.read(tmp_path / "run" / "metrics.jsonl")[-1]
     assert np.isfinite(last["grad/norm"]) and np.isfinite(last["reward/mean"])
     sample = run_files.read(tmp_path / "run" / "samples.jsonl")[-1]
@@ -218,10 +221,10 @@ def test_presets_train(name, tmp_path):
 
 
 def test_rewards_from_text_are_computed_side_by_side(tmp_path):
-    run(tmp_path / "run", reward__name=" + ".join(HOST_REWARDS), train__steps=1, eval__prompts=0)
+    run(tmp_path / "run", reward__name=" + ".join(ON_HOST), train__steps=1, eval__prompts=0)
     (row,) = run_files.read(tmp_path / "run" / "metrics.jsonl")
-    assert all(np.isfinite(row[f"reward/{name}"]) for name in HOST_REWARDS) and row["grader/failures"] == 0
-    assert row["reward/mean"] == pytest.approx(sum(row[f"reward/{name}"] for name in HOST_REWARDS), abs=1e-5)
+    assert all(np.isfinite(row[f"reward/{name}"]) for name in ON_HOST) and row["grader/failures"] == 0
+    assert row["reward/mean"] == pytest.approx(sum(row[f"reward/{name}"] for name in ON_HOST), abs=1e-5)
     assert {"vote/label_accuracy", "chain/transition_words"} <= set(row)
 
 
@@ -355,20 +358,41 @@ def test_a_sampler_that_runs_ahead_stays_within_its_bound(tmp_path):
     assert len(lags) == 6 and min(lags) >= 0 and 1 <= max(lags) <= 2
 
 
-def test_the_sampler_computes_only_in_its_turn(tmp_path):
+def test_the_sampler_of_a_shared_device_computes_only_while_the_learner_waits(tmp_path):
     """Two programs with collectives, started by two threads on the same devices, would wait for each other."""
-    settings = configs.build(small_config(sampler__max_staleness=2))
-    world, params = load(settings, places=make_places(settings.config))
-    source = Source(world, order(len(world.train), 2, 0), 0, 2, tmp_path)
+    config = build(small_config(sampler__max_staleness=2))
+    devices = make_devices(config)
+    task, params = load(config, mesh=devices.learner)
+    source = make_source(task, devices, tmp_path, 0, None)
     try:
-        with source.turn:
-            source.publish(0, params)
-            time.sleep(0.5)
-            assert len(source.queue) == 0
-        assert source.get(0)[0].version == 0
+        source.box.publish(0, sampler_weights(params, task.model, devices))
+        time.sleep(0.5)
+        assert len(source.queue) == 0, "the learner's thread owns the devices"
+        with source.devices_free():
+            assert source.queue.get(0)[0].version == 0
     finally:
         source.close()
     assert not source.thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "overrides, kind",
+    [({}, Synchronous), ({"sampler__max_staleness": 1}, Asynchronous), ({"reward__name": "sft"}, Given)],
+)
+def test_every_source_gives_the_batch_of_its_step(overrides, kind, tmp_path):
+    config = build(small_config(**overrides))
+    devices = make_devices(config)
+    task, params = load(config, mesh=devices.learner)
+    source = make_source(task, devices, tmp_path, 0, None)
+    try:
+        assert isinstance(source, kind)
+        for step in range(2):
+            given = source.next(step, params)
+            index = order(len(task.train), 2, 0)(step)
+            assert [row.example.id for row in given.rows] == [task.train[i].example.id for i in index]
+            assert given.batch.completion.shape[:2] == (2, config.rows_per_prompt)
+    finally:
+        source.close()
 
 
 def test_a_rollout_is_widened_by_padding_that_no_row_sees():
@@ -388,13 +412,13 @@ def test_prompts_as_wide_as_their_batch_needs_give_the_same_run(tmp_path, capsys
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     widths = []
 
-    class Seen(Source):
+    class Recording(Batches):
         def collate(self, number):
             prompts = super().collate(number)
             widths.append((prompts.tokens.shape[1], int(prompts.length.max())))
             return prompts
 
-    monkeypatch.setattr(train, "Source", Seen)
+    monkeypatch.setattr("rl_likelihood.rollouts.source.Batches", Recording)
     data = {
         "data__source": "jsonl",
         "data__train_path": str(tmp_path / "train.jsonl"),

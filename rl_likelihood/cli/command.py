@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from rl_likelihood.config import apply_preset, flatten
+from rl_likelihood.config import apply_preset, flatten, tree
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.watch import LOST, REFUSED, Unreachable
 from rl_likelihood.shapes import UserError
@@ -141,17 +140,16 @@ def refuse_address(name: str, value: str) -> None:
 def explained(error: BaseException, argv: list[str]) -> str:
     """What is wrong with the command line, where ml_collections says it in its own terms."""
     message = " ".join(str(error.args[0] if error.args else error).split())
-    defaults = base()
-    fields = {} if defaults is None else flatten(defaults)
+    fields = flatten(tree())
     for argument in argv:
         name = argument.removeprefix("--config.").partition("=")[0]
-        if not argument.startswith("--config.") or not fields or name in fields:
+        if not argument.startswith("--config.") or name in fields:
             continue
         inside = sorted((f for f in fields if f.startswith(f"{name}.")), key=lambda f: not f.endswith(".name"))
         if inside:
             return f"{name} is a group of fields; set one of them, as --config.{inside[0]}=VALUE"
         near = difflib.get_close_matches(name, fields, 1) or [f for f in fields if f.endswith(name.rpartition(".")[2])]
-        hint = f"; did you mean {near[0]}?" if near else "; configs/base.py lists all fields"
+        hint = f"; did you mean {near[0]}?" if near else "; docs/config.md lists all fields"
         return f"the config has no field {name}{hint}"
     return message
 
@@ -159,13 +157,6 @@ def explained(error: BaseException, argv: list[str]) -> str:
 def refuse(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-def base() -> ConfigDict | None:
-    """configs/base.py, if the config in use has one beside it."""
-    spec = importlib.util.find_spec("configs")
-    found = spec is not None and importlib.util.find_spec("configs.base") is not None
-    return importlib.import_module("configs.base").get_config() if found else None
 
 
 def from_flags() -> tuple[ConfigDict, list[str]]:

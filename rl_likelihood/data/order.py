@@ -1,8 +1,8 @@
-"""In which order a run sees its questions."""
+"""In which order a run sees its questions, and questions in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -33,3 +33,11 @@ def order(n: int, batch: int, seed: int, host: int = 0, hosts: int = 1) -> Calla
         return np.asarray([stream[first + j] for j in range(part)], dtype=np.int64)
 
     return rows_of
+
+
+def in_batches(rows: list, size: int) -> Iterator[tuple[int, list]]:
+    """(index of its first row, rows) of batches of exactly `size`, which need one program. The last row fills up the
+    last batch."""
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield start, part + part[-1:] * (size - len(part))

@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jinja2 import TemplateError
 
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
+from rl_likelihood.fields import field
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Example, Prompts, UserError
 
 if TYPE_CHECKING:  # over a second to import
@@ -26,7 +27,6 @@ INSTRUCTION = (
     "Think step by step before you answer. Write your reasoning inside <think></think>, "
     "then only the final answer, and nothing else, inside <answer></answer>."
 )
-SCORE_DELIMS = ("none", "close", "both")
 
 Shots = Sequence[tuple[str, str, str]]  # (question, chain, answer)
 
@@ -35,22 +35,23 @@ Shots = Sequence[tuple[str, str, str]]  # (question, chain, answer)
 class PromptConfig:
     """How a question is asked and what of the reference answer is scored.
 
-    `score_delims`: none = the tokens that overlap the answer; close = also the token that begins `</answer`,
-    so that stopping is learned; both = every token from `>` to the last. Training and evaluation share it.
+    Training and evaluation share it.
     `answer_open` and `answer_close` leave out their `>`: see the module's first lines.
     """
 
-    instruction: str = INSTRUCTION
-    use_system: bool = True  # the instruction as system message; else before the first user message
-    examples: int = 0  # worked examples, as earlier turns of the chat
-    think_open: str = "<think>"
-    think_close: str = "</think>"
-    answer_open: str = "<answer"
-    answer_close: str = "</answer"
-    score_delims: str = "close"
-    max_prompt: int = 256  # S of shapes.py: tokens of a prompt buffer, at most
-    width_multiple: int = 0  # those of a training batch hold its longest, up to a multiple of this; 0: max_prompt
-    max_answer: int = 16  # A of shapes.py: tokens of every answer buffer, delimiters included
+    instruction: str = field("", "how to answer; empty: the standard one (data/prompts.py)")
+    use_system: bool = field(True, "instruction as system message; False puts it before the question")
+    examples: int = field(0, "worked examples before the question, as earlier turns of the chat", least=0)
+    score_delims: Literal["none", "close", "both"] = field(
+        "close", 'what is scored besides the answer: nothing, the "</" after it, or every token from ">" to the last'
+    )
+    think_open: str = field("<think>", "the prompt ends in it")
+    think_close: str = field("</think>", "the policy ends its chain with it")
+    answer_open: str = field("<answer", 'without its ">": the seam where the reference answer is spliced in')
+    answer_close: str = field("</answer", 'without its ">"')
+    max_prompt: int = field(128, "S: tokens of a prompt at most", least=1)
+    width_multiple: int = field(0, "a batch's prompts are padded to a multiple of this; 0: to max_prompt", least=0)
+    max_answer: int = field(16, "A: tokens of a reference answer at most, delimiters included", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,7 @@ def chain_format(
 
 def chat(example: Example, cfg: PromptConfig, shots: Shots) -> list[dict[str, str]]:
     """The conversation of an example: instruction, worked examples, then its own turns."""
+    instruction = cfg.instruction or INSTRUCTION
     own = list(example.messages) or [("user", example.prompt)]
     system = [content for role, content in own if role == "system"]
     turns = [(role, content) for role, content in own if role != "system"]
@@ -130,10 +132,10 @@ def chat(example: Example, cfg: PromptConfig, shots: Shots) -> list[dict[str, st
         worked += [("user", question), ("assistant", reply)]
     turns = worked + turns
     if cfg.use_system:
-        system = [cfg.instruction, *system]
-    elif cfg.instruction:
+        system = [instruction, *system]
+    else:
         first = next(i for i, (role, _) in enumerate(turns) if role == "user")
-        turns[first] = ("user", f"{cfg.instruction}\n\n{turns[first][1]}")
+        turns[first] = ("user", f"{instruction}\n\n{turns[first][1]}")
     head = [("system", "\n\n".join(s for s in system if s))] if any(system) else []
     return [{"role": role, "content": content} for role, content in head + turns]
 
@@ -185,8 +187,8 @@ def encode_all(
     break the seam, or are longer than `max_prompt` or `max_answer`.
     """
     rows = _encode_any_length(examples, tokenizer, cfg, fmt, shots)
-    for field in ("max_prompt", "max_answer"):
-        _refuse_longer(field, cfg, rows)
+    for name in ("max_prompt", "max_answer"):
+        _refuse_longer(name, cfg, rows)
     return rows
 
 
@@ -301,19 +303,14 @@ def completion_ids(
 
 
 def _validate(cfg: PromptConfig) -> None:
-    if cfg.score_delims not in SCORE_DELIMS:
-        raise UserError(f"score_delims is {cfg.score_delims!r}; choose one of {', '.join(SCORE_DELIMS)}")
-    for field in ("think_open", "think_close", "answer_open", "answer_close"):
-        if not getattr(cfg, field):
-            raise UserError(f"prompt.{field} is empty; give the tag, for example {getattr(PromptConfig, field)!r}")
-    for field in ("answer_open", "answer_close"):
-        if getattr(cfg, field).endswith(">"):
+    for name in ("think_open", "think_close", "answer_open", "answer_close"):
+        if not getattr(cfg, name):
+            raise UserError(f"prompt.{name} is empty; give the tag, for example {getattr(PromptConfig, name)!r}")
+    for name in ("answer_open", "answer_close"):
+        if getattr(cfg, name).endswith(">"):
             raise UserError(
-                f"prompt.{field} is {getattr(cfg, field)!r}; leave out its last '>', which is added after the seam"
+                f"prompt.{name} is {getattr(cfg, name)!r}; leave out its last '>', which is added after the seam"
             )
-    for field, least in (("examples", 0), ("max_prompt", 1), ("max_answer", 1), ("width_multiple", 0)):
-        if getattr(cfg, field) < least:
-            raise UserError(f"prompt.{field} is {getattr(cfg, field)}; it must be at least {least}")
 
 
 def _worked(example: Example, cfg: PromptConfig) -> Shots:

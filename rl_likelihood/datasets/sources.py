@@ -6,20 +6,19 @@ No held-out question is ever a training question, and none of either is a worked
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rl_likelihood.data import prepared
 from rl_likelihood.data.jsonl import read_jsonl
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
 from rl_likelihood.datasets import procedural
 from rl_likelihood.datasets.procedural import PRESETS
+from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, UserError
-
-SOURCES = ("reasoning_gym", "jsonl", "prepared")
 
 # A procedural task is used up when this many draws in a row bring no new question.
 DRY_DRAWS = 3000
@@ -27,23 +26,29 @@ DRY_DRAWS = 3000
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The room's settings. For JSON lines a size of 0 means every row there is.
+    """Which questions a run has.
 
     Without `heldout_path` the held-out rows are the `heldout_size` rows of `train_path` whose questions have
     the smallest sha256: shuffling the file or changing the seed moves none of them, adding or taking rows may.
     """
 
-    source: str  # reasoning_gym | jsonl | prepared
-    tasks: tuple[str, ...] = ()  # reasoning_gym: presets or any of its data sets (`procedural`), mixed evenly
-    train_path: str = ""  # jsonl; prepared: the folder that data/prepare.py wrote
-    heldout_path: str = ""  # jsonl
-    train_split: str = ""  # prepared; empty: train
-    heldout_split: str = ""  # prepared; empty: the first of validation and test
-    fast_split: str = ""  # prepared; what `load_fast` gives
-    train_size: int = 0
-    heldout_size: int = 0
-    seed: int = 0
-    skip_bad_rows: bool = False
+    source: Literal["reasoning_gym", "jsonl", "prepared"] = field(
+        "reasoning_gym", "tasks made by a program, JSON lines, or a folder that rl_likelihood.datasets.prepare wrote"
+    )
+    tasks: tuple[str, ...] = field(
+        ("basic_arithmetic",),
+        'reasoning_gym: one_operation, basic_arithmetic, chain_sum, or any of its data sets, as "leg_counting" or '
+        '"leg_counting(min_animals=1)"',
+    )
+    train_path: str = field("", 'jsonl: lines {"prompt", "answer"[, "chain", "id", "task"]}; prepared: the folder')
+    heldout_path: str = field("", "jsonl: the held-out rows; empty: heldout_size rows of train_path")
+    train_split: str = field("", "prepared: its name; empty: train")
+    heldout_split: str = field("", "prepared: its name; empty: the first of validation and test")
+    fast_split: str = field("", "prepared: another split for the fast evaluations during training")
+    train_size: int = field(2000, "training questions; for jsonl 0 means all", least=0)
+    heldout_size: int = field(100, "held-out questions; for jsonl 0 means all of heldout_path", least=0)
+    seed: int = field(0, "of the questions that a program makes", least=0)
+    skip_bad_rows: bool = field(False, "leave out, count and name bad rows, and training rows that are too long")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +67,11 @@ def load(cfg: DataConfig, training: bool = True) -> tuple[list[Example], list[Ex
     Raises UserError for anything that is not there, not readable or not enough. An evaluation (`training` False) gets
     no training rows, and needs none: a set may be for evaluation alone, or a file be named for both.
     """
-    for field, value in (("train_size", cfg.train_size), ("heldout_size", cfg.heldout_size)):
-        if value < 0:
-            raise UserError(f"data.{field} is {value}; it must be 0 or more")
     if cfg.source == "reasoning_gym":
         return _load_procedural(cfg, training)
     if cfg.source == "jsonl":
         return _load_jsonl(cfg, training)
-    if cfg.source == "prepared":
-        return _load_prepared(cfg, training)
-    raise UserError(f"data.source is {cfg.source!r}; {_options(cfg.source, SOURCES)}")
+    return _load_prepared(cfg, training)
 
 
 def load_fast(cfg: DataConfig) -> list[Example]:
@@ -117,11 +117,6 @@ def question_key(text: str) -> str:
 def example_key(example: Example) -> str:
     """`question_key` of the question, or of every turn of a conversation."""
     return "\n".join(question_key(content) for _, content in example.messages) or question_key(example.prompt)
-
-
-def _options(value: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(value, list(known), n=1)
-    return f"choose one of {', '.join(known)}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def _worked_keys() -> set[str]:

@@ -18,15 +18,15 @@ from rl_likelihood.grading import graders
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import World
+from rl_likelihood.task import Task
 
 FOLDER = "evaluations"  # of a workdir: the records
 FORMAT = 2  # of the records: raise it when they change meaning
 
 
-def identity_of(world: World, params: Params, rows: list[EncodedExample], samples: int) -> dict[str, Any]:
+def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples: int) -> dict[str, Any]:
     """All that decides what a record says: weights, questions, settings. Not how many are made, or how many at once."""
-    c = world.config
+    c = task.config
     bits = lambda x: jnp.sum(jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32), dtype=jnp.uint32)
     sums = jax.jit(lambda p: [bits(x) for x in jax.tree.leaves(p)])(params)  # whole numbers: sharding changes nothing
     questions = hashlib.sha256()
@@ -41,12 +41,12 @@ def identity_of(world: World, params: Params, rows: list[EncodedExample], sample
         "questions": questions.hexdigest()[:16],
         "samples": samples,
         "seed": c.seed,
-        "tags": [world.fmt.think_close, world.fmt.answer_open, world.fmt.answer_close],
+        "tags": [task.fmt.think_close, task.fmt.answer_open, task.fmt.answer_close],
         "max_chain": c.sampler.max_chain,
-        "max_answer": world.answer_room,
+        "max_answer": c.eval_answer,
         # With the deadline: answers that were lost to one are graded again with another.
         "grader": [c.eval.grader, graders.VERSION, c.eval.grader_seconds, c.eval.unsafe_code],
-        "compute_dtype": world.model.compute_dtype,
+        "compute_dtype": task.model.compute_dtype,
         "transition_words": list(c.report.transition_words),
     }
 
@@ -57,8 +57,8 @@ def records_path(folder: str | Path, step: int, identity: dict[str, Any]) -> Pat
     return Path(folder) / FOLDER / f"step_{step}-{name}.jsonl"
 
 
-def kept(path: Path, step: int, identity: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records that are there; a new file says first what it is of."""
+def read_or_begin(path: Path, step: int, identity: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records that the file has; a new file begins with what it is of."""
     if path.exists() and run_files.read(path):
         return statistics.read_records(str(path))[1]
     run_files.append(path, {"step": step, "identity": identity})

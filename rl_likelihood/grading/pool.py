@@ -28,6 +28,7 @@ from types import TracebackType
 from rl_likelihood.grading.code import code_tests_quick, code_tests_unsafe_outcome
 from rl_likelihood.grading.graders import GRADERS, ISOLATED, Grader, Isolated
 from rl_likelihood.grading.run_code import isolation
+from rl_likelihood.grading.worker import READY
 from rl_likelihood.shapes import UserError
 
 Pair = tuple[str, str | None]  # reference, answer
@@ -238,7 +239,7 @@ class Pool:
         if said is None and worker.due is not None and time.monotonic() < worker.due:
             return
         if worker.pair is None:  # it was to get ready
-            if said != worker.READY.encode():
+            if said != READY.encode():
                 self._discard(worker, kill=said is None)
                 raise UserError(
                     f"a grading process could not get ready (exit code {worker.process.returncode}): its own words are "

@@ -38,15 +38,25 @@ def to_batch(
     )
 
 
-def bare_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> Bare:
-    """Each prompt's reference answer after `scaffold`, the ids of empty thoughts."""
+def answers_after(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int, width: int = 0) -> Rollout:
+    """Each prompt's reference answer after the ids of `scaffold`, which take the place of a chain: one row a prompt.
+
+    The one form of "the answer without a chain", in steps, evaluation, RLPR's baseline and supervised training.
+    """
     p, a = prompts.answer.shape
     n = len(scaffold)
-    ids, kinds = np.full((p, 1, n + a), pad_id, np.int32), np.zeros((p, 1, n + a), np.int32)
+    ids = np.full((p, 1, max(width, n + a)), pad_id, np.int32)
+    kinds = np.zeros(ids.shape, np.int32)
     for i, length in enumerate(prompts.answer_length):
         ids[i, 0, : n + length] = [*scaffold, *prompts.answer[i, :length]]
         kinds[i, 0, : n + length] = [TAG] * n + [REFERENCE] * int(length)
-    return Bare(ids, kinds, scored_mask(kinds, prompts))
+    return Rollout(prompts, ids, kinds, np.zeros(ids.shape, np.float32), np.zeros((p, 1), bool))
+
+
+def bare_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> Bare:
+    """`answers_after`, as the step scores it beside the chains."""
+    rows = answers_after(prompts, scaffold, pad_id)
+    return Bare(rows.completion, rows.segment, scored_mask(rows.segment, prompts))
 
 
 def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from rl_likelihood.fields import field
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    lr: float = 1e-5
-    schedule: str = "cosine"  # cosine | constant
-    warmup_steps: int = 20
-    total_steps: int = 1000
-    final_lr_fraction: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
+    """AdamW and its schedule."""
+
+    lr: float = field(1e-5, "learning rate at its highest", least=0)
+    schedule: Literal["cosine", "constant"] = field("cosine", "after the warm-up")
+    warmup_steps: int = field(20, "steps of linear warm-up", least=0)
+    final_lr_fraction: float = field(0.0, "where cosine ends, over lr", least=0, most=1)
+    b1: float = field(0.9, "decay of the first moment", least=0, below=1)
+    b2: float = field(0.999, "decay of the second moment", least=0, below=1)
+    weight_decay: float = field(0.0, "decoupled weight decay")
+    clip_norm: float = field(1.0, "of the global gradient norm; 0: no clip", least=0)
+    momentum_dtype: Literal["float32", "bfloat16"] = field("float32", "bfloat16 saves two bytes a parameter")
+    total_steps: int = 1000  # train.steps
     eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    momentum_dtype: str = "float32"  # of the first moment
 
 
 def schedule(cfg: OptimizerConfig) -> optax.Schedule:

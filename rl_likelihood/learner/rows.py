@@ -9,35 +9,40 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rl_likelihood.fields import field
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model import attention
 from rl_likelihood.model.decoder import ModelConfig, Params, forward, head_matrix
 from rl_likelihood.model.head import TokenStats, token_stats
 from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.intrinsic import SampledStats
-from rl_likelihood.rewards.mixture import Observation, RewardConfig
+from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, Batch
 
 
 @dataclasses.dataclass(frozen=True)
+class ProxyConfig:
+    """NOVER's scoring model: a slow copy of the policy."""
+
+    every: int = field(100, "steps between its moves towards the policy", least=1)
+    decay: float = field(0.9, "how much of itself it keeps", least=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What the step computes. Frozen and hashable: it is static under jit."""
+    """What the step computes. Frozen and hashable: it is static under jit. `config.step_config` makes it."""
 
     reward: RewardConfig = RewardConfig()
     loss: LossConfig = LossConfig()
     filter: FilterConfig = FilterConfig()
+    proxy: ProxyConfig = ProxyConfig()
     policy_span: str = "chain"  # chain | response (chain and sampled answer)
     supervise_chain: bool = False  # the answer term also covers the chain (SFT on given chains)
     two_branches: bool = False  # rows may hold a sampled answer before the reference answer
-    baseline: str = "none"  # of the term rlpr: none | frozen (batch.baseline) | live (batch.bare)
     temperature: float = 1.0  # of the sampler: chain log-probs are those of the distribution sampled from
-    truncated: str = "force_close"  # force_close | floor | drop
-    floor: float = -10.0  # log-prob of each answer token after a truncated chain, with truncated="floor"
-    proxy_every: int = 100  # NOVER's proxy moves towards the policy every so many steps,
-    proxy_decay: float = 0.9  # keeping this much of itself
     micro_batch_prompts: int = 0  # prompts per forward; 0: `step.at_once`
-    head_chunk: int = 0
+    head_chunk: int = 0  # tokens whose logits exist at one time; 0: `head.token_stats` decides
 
     @property
     def with_reference(self) -> bool:
@@ -47,7 +52,7 @@ class StepConfig:
     @property
     def with_proxy(self) -> bool:
         """Whether NOVER's proxy model is asked for."""
-        return self.reward.uses("nover_rank", "nover_efficiency")
+        return any(t.reward.proxy for t in self.reward.terms)
 
 
 class RowStats(NamedTuple):
@@ -96,7 +101,7 @@ def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[Array, "P G T"], B
     tokens = batch.segment == CHAIN
     if cfg.policy_span == "response":
         tokens |= batch.segment == SAMPLED
-    keep = batch.keep & ~batch.truncated if cfg.truncated == "drop" else batch.keep
+    keep = batch.keep & ~batch.truncated if cfg.reward.truncated == "drop" else batch.keep
     if batch.counted is not None:
         keep = keep & batch.counted[:, None]
     return tokens, keep
@@ -109,8 +114,8 @@ def answer_log_probs(rows: RowStats, batch: Batch, cfg: StepConfig) -> Float[Arr
     after which the answer's tokens are likelier than that.
     """
     logp = rows.stats.log_prob
-    if cfg.truncated == "floor":
-        logp = jnp.where(batch.truncated[..., None], cfg.floor, logp)
+    if cfg.reward.truncated == "floor":
+        logp = jnp.where(batch.truncated[..., None], cfg.reward.floor, logp)
     return logp
 
 
@@ -136,7 +141,7 @@ def observe(
     if batch.bare is not None:
         bare = rows.bare_logp, batch.bare.scored
         no_chain = likelihood.log_prob(*bare)[:, 0]
-        if cfg.baseline == "live":
+        if cfg.reward.baseline == "live":
             baseline = likelihood.avg_prob(*bare)[:, 0]
     mask, keep = policy_masks(batch, cfg)
     proxy_nll = None
@@ -152,7 +157,7 @@ def observe(
         sampled=SampledStats(stats.log_prob, stats.entropy, stats.self_certainty, mask, model.vocab_size),
         chain_tokens=((batch.segment == CHAIN) | (batch.segment == TAG)).sum(-1).astype(jnp.float32),
         host_rewards=batch.host_rewards,
-        baseline=None if cfg.baseline == "none" else baseline,
+        baseline=None if cfg.reward.baseline == "none" else baseline,
         proxy_nll=proxy_nll,
     )
     return Forward(rows, observation, no_chain)

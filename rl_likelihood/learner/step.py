@@ -259,10 +259,10 @@ def make_step(
 
 
 def _moved(proxy: Params | None, params: Params, step, cfg: StepConfig) -> Params | None:
-    """NOVER's synchronisation: the proxy a step towards the policy, every `proxy_every` steps."""
+    """NOVER's synchronisation: the proxy a step towards the policy, every `proxy.every` steps."""
     if proxy is None:
         return None
-    towards = jnp.where(step % cfg.proxy_every == 0, 1 - cfg.proxy_decay, 0.0)
+    towards = jnp.where(step % cfg.proxy.every == 0, 1 - cfg.proxy.decay, 0.0)
     return jax.tree.map(lambda old, new: old + towards * (new - old), proxy, params)
 
 

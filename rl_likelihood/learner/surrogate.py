@@ -13,12 +13,13 @@ baseline enters it.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rl_likelihood.fields import field
 from rl_likelihood.rewards.likelihood import GroupValue, Objective, difference
 
 # exp() of a log-ratio beyond this says nothing more; it would only overflow.
@@ -31,17 +32,24 @@ MIN_STD = 1e-6
 class LossConfig:
     """Switches of the policy term. The answer term has only its coefficient."""
 
-    answer_term: float = 1.0  # coefficient of f(group); 1 is the exact gradient, 0 leaves it out
+    answer_term: float = field(1.0, "coefficient of the reward's own gradient; 1 is exact, 0 leaves it out")
+    span: Literal["auto", "chain", "response"] = field(
+        "auto", "what the policy term covers: the chain, also the sampled answer, or what the reward asks for"
+    )
+    advantage: Literal["loo", "mean", "std", "std_clip"] = field("loo", "units of the leave-one-out differences")
+    aggregation: Literal["seq_sum", "seq_mean", "token_mean", "const"] = field("seq_sum", "how tokens become one loss")
+    ratio: Literal["none", "token", "sequence"] = field(
+        "none", "truncated importance weights of the policy term, for stale rollouts (the answer term has none)"
+    )
+    ratio_cap: float = field(2.0, "where they are truncated", least=0)
+    clip_low: float = field(0.0, "PPO clip of the token ratio at 1 - clip_low; 0 leaves that side open", least=0)
+    clip_high: float = field(0.0, "and at 1 + clip_high", least=0)
+    kl: Literal["none", "k1", "k2", "k3", "reward_k1"] = field(
+        "none", "KL to the initial model: an estimator in the loss, or k1 in the reward (RLOO)"
+    )
+    kl_coef: float = field(0.0, "coefficient of the KL term", least=0)
     policy_term: float = 1.0  # coefficient of the log pi(z) term; 0 is supervised training
-    aggregation: str = "seq_sum"  # seq_sum | seq_mean | token_mean | const
-    max_tokens: int = 1  # the constant of aggregation "const" (Dr.GRPO)
-    advantage: str = "loo"  # loo | mean (Dr.GRPO) | std (GRPO) | std_clip (Tang et al.)
-    ratio: str = "none"  # none | token | sequence: truncated importance weights against the sampler
-    ratio_cap: float = 2.0
-    clip_low: float | None = None  # PPO clip of the token ratio; None means no clipped ratio
-    clip_high: float | None = None
-    kl: str = "none"  # none | k1 | k2 | k3 in the loss | reward_k1, in the reward (RLOO)
-    kl_coef: float = 0.0
+    max_tokens: int = 1  # the constant of aggregation "const" (Dr.GRPO): tokens that a row may have
 
 
 class Counts(NamedTuple):
@@ -129,10 +137,10 @@ def policy_loss(
     importance ratio for stale rollouts. With clipping it is PPO's min(ratio A, clip(ratio) A).
     """
     a = jax.lax.stop_gradient(advantage)[..., None]
-    if cfg.clip_low is not None or cfg.clip_high is not None:
+    if cfg.clip_low or cfg.clip_high:
         ratio = importance(logp, sampler_logp, mask, "token")
-        low = 0.0 if cfg.clip_low is None else 1 - cfg.clip_low
-        high = jnp.inf if cfg.clip_high is None else 1 + cfg.clip_high
+        low = 1 - cfg.clip_low if cfg.clip_low else 0.0
+        high = 1 + cfg.clip_high if cfg.clip_high else jnp.inf
         gain = jnp.minimum(ratio * a, jnp.clip(ratio, low, high) * a)
     elif cfg.ratio != "none":
         weight = jnp.minimum(importance(logp, sampler_logp, mask, cfg.ratio), cfg.ratio_cap)

@@ -1,6 +1,6 @@
 """What a person should be told about a run while it goes on: in words, with the remedy, once each.
 
-    alarms = Alarms(reward="log_prob", truncated="force_close")
+    alarms = Alarms(("log_prob",), truncated="force_close")
     for sentence in alarms.check(step, metrics): say(sentence)
 
 Metrics that are missing are not judged. After a resume an alarm may be heard again.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-import re
 from collections.abc import Callable
 
 # The run's own start is what two alarms compare with: the mean of its first values, before any judgement.
@@ -37,12 +36,13 @@ UNDERFLOWING = {"prob"}
 
 @dataclasses.dataclass
 class Alarms:
-    """The alarms of one run: `reward` is reward.name, a sum of terms at that, `truncated` is reward.truncated.
+    """The alarms of one run: `terms` are those of the reward, none where it is supervised; `truncated` is
+    reward.truncated.
 
     `raised` names those that have been said, `first` holds the first values of the metrics in FIRST.
     """
 
-    reward: str
+    terms: tuple[str, ...]
     truncated: str
     raised: set[str] = dataclasses.field(default_factory=set)
     first: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -51,7 +51,7 @@ class Alarms:
         """Sentences about the metrics of `step` that have not been said before, in the order of ALARMS."""
         values = {k: v for k, v in metrics.items() if isinstance(v, numbers.Real) and not math.isnan(v)}
         # Supervision samples no chains: what its steps report of chains is the data's.
-        alarms = {"grader failures": _grader_failures} if self.reward == "sft" else ALARMS
+        alarms = {"grader failures": _grader_failures} if not self.terms else ALARMS
         new = []
         for name, alarm in alarms.items():
             if name not in self.raised and (sentence := alarm(self, values)):
@@ -64,8 +64,8 @@ class Alarms:
         return new
 
     def trains_on(self, terms: set[str]) -> bool:
-        """Whether the reward has one of these terms, in a sum such as "0.9*prob + 0.1*format" too."""
-        return not terms.isdisjoint(re.findall(r"[A-Za-z_]\w*", self.reward))
+        """Whether the reward has one of these terms."""
+        return not terms.isdisjoint(self.terms)
 
     def start(self, metric: str) -> float | None:
         """Mean of the metric's first values; None until they are there."""

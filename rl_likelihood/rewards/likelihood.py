@@ -166,7 +166,7 @@ def mean_of(score: Score) -> Objective:
     return Objective(value, difference)
 
 
-def _log_mean_exp(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
+def log_mean_exp(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
     """log mean_i exp(l_i), by logsumexp over the kept rows."""
     total = jax.nn.logsumexp(sequence_log_prob(logp, mask), -1, where=keep)
     return jnp.where(keep.any(-1), total - jnp.log(jnp.maximum(keep.sum(-1), 1)), 0.0)
@@ -189,7 +189,7 @@ def _log_mean_exp_difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Flo
     return jnp.where(x < 1, near, far)
 
 
-jepo = Objective(_log_mean_exp, _log_mean_exp_difference)
+jepo = Objective(log_mean_exp, _log_mean_exp_difference)
 
 
 def difference(f: Objective | GroupValue, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:

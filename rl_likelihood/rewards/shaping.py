@@ -19,13 +19,13 @@ Everywhere `step` is the number of steps already done, `TrainState.step`: 0 in t
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from rl_likelihood.fields import field
 from rl_likelihood.rewards.likelihood import AnyArray, Keep, kept_mean
-from rl_likelihood.shapes import UserError
 
 Tokens = Real[AnyArray, "P G"]  # lengths: counts of tokens, as integers or floats
 Rows = Float[AnyArray, "P G"]
@@ -118,9 +118,11 @@ def group_std(reward: Rows, keep: Keep) -> Float[Array, "P"]:
 class FilterConfig:
     """Which groups count: those whose reward's std reaches a threshold. The defaults are RLPR's."""
 
-    mode: str = "none"  # none | std_zero (drop equal rewards, DAPO) | std_below (a constant) | ema (RLPR)
-    threshold: float = 0.0  # of mode std_below: the least std that counts
-    beta: float = 0.5  # of mode ema: the least std that counts is beta * ema
+    mode: Literal["none", "std_zero", "std_below", "ema"] = field(
+        "none", "leave out groups of equal rewards (DAPO), below a constant, or below beta times a running mean (RLPR)"
+    )
+    threshold: float = field(0.0, "std_below: the least standard deviation that counts", least=0)
+    beta: float = field(0.5, "ema: the least standard deviation that counts, over the running mean", least=0)
     start: int = 10  # mode ema: steps that pass unfiltered
     record_from: int = 6  # mode ema: the first of them, counted from 1, whose mean std is recorded
     decay: float = 0.99
@@ -147,13 +149,11 @@ def threshold(state: FilterState, step: Int[AnyArray, ""] | int, cfg: FilterConf
     """The least std that counts in this step, from the state as the step before left it.
 
     none: 0; std_zero: ZERO_STD; std_below: cfg.threshold; ema: beta * ema (RLPR), 0 during the first
-    cfg.start steps. At 0 every group counts. UserError for any other mode.
+    cfg.start steps. At 0 every group counts.
     """
     if cfg.mode == "ema":
         return jnp.where(jnp.asarray(step) >= cfg.start, cfg.beta * state.ema, 0.0).astype(jnp.float32)
     constant = {"none": 0.0, "std_zero": ZERO_STD, "std_below": cfg.threshold}
-    if cfg.mode not in constant:
-        raise UserError(f"filter.mode is {cfg.mode!r}; it must be none, std_zero, std_below or ema")
     return jnp.asarray(constant[cfg.mode], jnp.float32)
 
 

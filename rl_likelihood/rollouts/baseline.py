@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 
 from rl_likelihood.data import prompts
-from rl_likelihood.data.order import order
+from rl_likelihood.data.order import in_batches, order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.datasets import sources
-from rl_likelihood.learner.batching import given_rollout, to_batch
+from rl_likelihood.learner.batching import answers_after, to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import likelihood
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import say
-from rl_likelihood.shapes import REFERENCE
-from rl_likelihood.task import World, in_batches, using
+from rl_likelihood.runtime.devices import Devices, using
+from rl_likelihood.task import Task
 
 FILE = "baseline.jsonl"
 
@@ -35,9 +35,9 @@ def key_of(row: EncodedExample) -> str:
     return hashlib.sha256(sources.example_key(row.example).encode()).hexdigest()[:16]
 
 
-def bare(world: World, row: EncodedExample) -> EncodedExample:
+def without_chain(task: Task, row: EncodedExample) -> EncodedExample:
     """The question with its prompt ending in the assistant's header, and " answer", all of it scored."""
-    cfg, tokenizer = world.settings.prompt, world.tokenizer
+    cfg, tokenizer = task.config.prompt, task.tokenizer
     text = prompts.render(row.example, tokenizer, cfg).rstrip().removesuffix(cfg.think_open)
     ids, answer = tokenizer([text, " " + row.example.answer.strip()], add_special_tokens=False)["input_ids"]
     return EncodedExample(
@@ -45,25 +45,24 @@ def bare(world: World, row: EncodedExample) -> EncodedExample:
     )
 
 
-def write_baseline(world: World, params: Params, workdir: Path, between: Callable[[], None]) -> None:
+def write_baseline(task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None]) -> None:
     """avg_prob of every answer that the run will train on, into `workdir`/baseline.jsonl."""
-    c, path = world.config, workdir / FILE
-    rows_of = order(len(world.train), c.train.prompts_per_step, c.seed)
-    known = {row["key"] for row in _kept(path)}
+    c, path = task.config, workdir / FILE
+    rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
+    known = {row["key"] for row in _written(path)}
     wanted = sorted({int(i) for step in range(c.train.steps) for i in rows_of(step)})
-    rows = [world.train[i] for i in wanted if key_of(world.train[i]) not in known]
+    rows = [task.train[i] for i in wanted if key_of(task.train[i]) not in known]
     if not rows:
         return
-    encoded = [bare(world, row) for row in rows]
+    encoded = [without_chain(task, row) for row in rows]
     size = min(c.eval.batch_prompts, len(rows))
     s, a = (max(len(getattr(r, name)) for r in encoded) for name in ("prompt_ids", "answer_ids"))
-    mesh = world.places.learner
-    score = make_score(world.model, StepConfig(head_chunk=c.train.head_chunk), mesh)
+    mesh = devices.learner
+    score = make_score(task.model, StepConfig(head_chunk=c.train.head_chunk), mesh)
     for at, part in in_batches(encoded, size):
         between()
-        asked = prompts.collate(part, np.arange(at, at + size), s, a, world.fmt.pad_id)
-        targets = [(row.answer_ids, np.full(len(row.answer_ids), REFERENCE)) for row in part]
-        batch = to_batch(given_rollout(asked, targets, world.fmt.pad_id, a))
+        asked = prompts.collate(part, np.arange(at, at + size), s, a, task.fmt.pad_id)
+        batch = to_batch(answers_after(asked, (), task.fmt.pad_id))
         with using(mesh):
             values = np.asarray(likelihood.avg_prob(score(params, batch).stats.log_prob, batch.scored))[:, 0]
         for row, value in zip(rows[at : at + size], values, strict=False):
@@ -72,12 +71,12 @@ def write_baseline(world: World, params: Params, workdir: Path, between: Callabl
     say(f"baseline: {len(rows)} answers scored without a chain, once, under the model of step 0")
 
 
-def _kept(path: Path) -> list[dict]:
+def _written(path: Path) -> list[dict]:
     """The rows that are there, as process 0 sees the file."""
     return distributed.share(run_files.read(path) if path.exists() else [])
 
 
 def read_baseline(workdir: Path) -> Callable[[list[EncodedExample]], np.ndarray]:
     """rows -> [P] float32, from the file that `write_baseline` made."""
-    known = {row["key"]: row["avg_prob"] for row in _kept(workdir / FILE)}
+    known = {row["key"]: row["avg_prob"] for row in _written(workdir / FILE)}
     return lambda rows: np.asarray([known[key_of(row)] for row in rows], np.float32)

@@ -1,8 +1,8 @@
-"""Rewards that are computed on the host, from the text of what was sampled: rules, votes, controls."""
+"""Rewards that are computed on the host, from the text of what was sampled: rules, graders, votes, controls."""
 
 from __future__ import annotations
 
-import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,18 +10,27 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rewards import rules
-from rl_likelihood.rewards.mixture import HOST_REWARDS
-from rl_likelihood.shapes import Rollout
-from rl_likelihood.task import World
+from rl_likelihood.rewards.reward import HostInputs
+from rl_likelihood.shapes import CHAIN, SAMPLED, Rollout
+from rl_likelihood.task import Task
 
 Rewards = dict[str, np.ndarray]  # name -> [P, G] float32
+Texts = list[list[str]]  # [P][G]: chain, tags the policy wrote itself, sampled answer
 
-TEXT_RULES = {
-    "format": rules.format,
-    "format_open_r1": lambda text, _: rules.format_open_r1(text),
-    "tag_count": rules.tag_count,
-    "repetition": lambda text, _: rules.repetition(text),
+
+# What three-valued rewards ask: right, wrong, or None for an answer that cannot be read at all.
+OUTCOMES = {
+    "exact_match": lambda reference, answer: None if answer is None else graders.exact_match(reference, answer),
+    "countdown": graders.countdown_outcome,
 }
+
+
+class HostRewards(NamedTuple):
+    """The terms that come with the batch, the rows to keep, and what to log."""
+
+    values: Rewards
+    keep: np.ndarray
+    logged: dict[str, float]
 
 
 def candidate(answer: str) -> object:
@@ -30,82 +39,80 @@ def candidate(answer: str) -> object:
     return answer.strip() if value is None else value
 
 
-def response_texts(world: World, rollout: Rollout, rows: list[EncodedExample]) -> list[list[str]]:
-    """Whole responses [P][G], the prompt's `<think>` included.
+def sampled_texts(task: Task, rollout: Rollout) -> Texts:
+    """The text of what was sampled."""
+    sampled = (rollout.segment == CHAIN) | (rollout.segment == SAMPLED)
+    return [
+        [task.tokenizer.decode(ids[row], skip_special_tokens=True) for ids, row in zip(*group, strict=True)]
+        for group in zip(rollout.completion, sampled, strict=True)
+    ]
+
+
+def responses(task: Task, rollout: Rollout, rows: list[EncodedExample], texts: Texts) -> Texts:
+    """Whole responses, the prompt's `<think>` included.
 
     Where answers are not sampled, the reference answer stands after a chain that opened the tag, as it does in
     the row that is scored.
     """
-    p = world.settings.prompt
-    with_answers = world.settings.step.two_branches
+    p, with_answers = task.config.prompt, task.config.step.two_branches
 
     def whole(text: str, reference: str, truncated: bool) -> str:
         if with_answers:
             return p.think_open + text + (">" if text.endswith(p.answer_close) else "")
         return p.think_open + text + ("" if truncated else f">{reference}{p.answer_close}>")
 
-    groups = zip(world.sampled_text(rollout), rows, rollout.truncated, strict=True)
+    groups = zip(texts, rows, rollout.truncated, strict=True)
     return [[whole(t, row.example.answer, cut) for t, cut in zip(g, cuts, strict=True)] for g, row, cuts in groups]
 
 
-def rewards_of_texts(
-    world: World, pool: Pool, rollout: Rollout, rows: list[EncodedExample]
-) -> tuple[Rewards, np.ndarray, dict[str, float]]:
-    """The terms of the reward that are computed from text, each [P, G]; the rows to keep [P, G]; what to log.
+def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExample], texts: Texts) -> HostRewards:
+    """The host's terms of the reward.
 
     With sampled answers `exact_match` is there whichever reward trains. A row that a grader failed on (it hung, it
     crashed) is neither right nor wrong: it is not kept, and counted in grader/failures.
     """
-    c, settings = world.config, world.settings
-    if c.reward.name == "sft":
-        return {}, np.ones(rollout.segment.shape[:2], bool), {}
-    names = [t.name for t in settings.step.reward.terms if t.name in HOST_REWARDS]
-    answers = world.sampled_answers(rollout) if settings.step.two_branches else None
-    if answers is not None and "exact_match" not in names:
-        names.append("exact_match")
-    references = [row.example.answer for row in rows]
-    groups, size = rollout.segment.shape[:2]
-    metrics: dict[str, float] = {}
-    failed = np.zeros((groups, size), bool)
-    p = settings.prompt
-    tags = rules.Tags(p.think_open, p.think_close, p.answer_open, p.answer_close)
+    c = task.config
+    terms = {t.name: t.reward for t in c.reward.terms if t.reward.on_host}
+    size = rollout.segment.shape[1]
+    answers = [[graders.extract_answer(t, task.fmt) for t in group] for group in texts]
+    if not c.step.two_branches:
+        answers = [[None] * size for _ in rows]
+    failed = np.zeros(rollout.segment.shape[:2], bool)
+    failures = pool.failures
 
-    def graded(name: str) -> list[list[bool | None]]:
+    def marks(name: str) -> np.ndarray:
         flat = [a for group in answers for a in group]
         goals = [graders.reference_of(name, row.example) for row in rows for _ in range(size)]
-        marks = pool.grade(name, goals, flat)
-        failed[:] |= np.asarray([mark is None for mark in marks]).reshape(failed.shape)
-        return [marks[i * size : (i + 1) * size] for i in range(groups)]
+        graded = np.asarray([-1 if m is None else m for m in pool.grade(name, goals, flat)]).reshape(failed.shape)
+        failed[:] |= graded < 0
+        return (graded > 0).astype(np.float32)
 
-    @functools.cache
-    def texts() -> list[list[str]]:
-        return response_texts(world, rollout, rows)
+    def outcome(name: str) -> list[list[bool | None]]:
+        grade = OUTCOMES[name]
+        pairs = zip(rows, answers, strict=True)
+        return [[grade(graders.reference_of(name, row.example), a) for a in group] for row, group in pairs]
 
-    def by_text(rule) -> np.ndarray:
-        return np.asarray([[rule(t, tags) for t in g] for g in texts()], np.float32)
-
-    def scaled(outcome, scale: tuple[float, float, float]) -> np.ndarray:
-        rows_of = zip(references, answers, strict=True)
-        return np.asarray([[rules.scaled(outcome(r, a), scale) for a in g] for r, g in rows_of], np.float32)
-
-    def compute(name: str) -> np.ndarray:
-        if name in TEXT_RULES:
-            return by_text(TEXT_RULES[name])
-        if name == "random":
-            return rules.random_reward(rollout.prompts.uid, size, c.seed)
-        if name == "majority_vote":
-            votes = rules.vote_diagnostics(answers, references, graders.numeric_match, candidate)
-            metrics.update({f"vote/{k}": v for k, v in votes.items()})
-            return rules.majority_vote(answers, graders.numeric_match, candidate)
-        if name == "base_rl":
-            return scaled(lambda r, a: None if a is None else graders.exact_match(r, a), tuple(c.reward.base_rl))
-        if name == "countdown_tinyzero":
-            return scaled(graders.countdown_outcome, rules.TINYZERO)
-        return np.asarray([[mark is True for mark in g] for g in graded(name)], np.float32)
-
-    failures = pool.failures
-    out = {name: compute(name) for name in names}
-    metrics["grader/failures"] = float(pool.failures - failures)
-    if "exact_match" in out:  # its numbers are logged with the terms when it is one
-        metrics["reward/exact_match"] = float(out["exact_match"].mean())
-    return out, ~failed, metrics
+    references = [row.example.answer for row in rows]
+    inputs = HostInputs(
+        answers, references, rollout.prompts.uid, size, c.seed, c.reward, outcome, graders.numeric_match, candidate
+    )
+    p = c.prompt
+    tags = rules.Tags(p.think_open, p.think_close, p.answer_open, p.answer_close)
+    whole = responses(task, rollout, rows, texts) if any(r.kind == "text" for r in terms.values()) else []
+    values: Rewards = {}
+    for name, reward in terms.items():
+        if reward.kind == "grader":
+            values[name] = marks(name)
+        elif reward.kind == "host":
+            values[name] = reward.function(inputs)
+        else:
+            values[name] = np.asarray([[reward.function(t, tags) for t in group] for group in whole], np.float32)
+    logged: dict[str, float] = {}
+    if "majority_vote" in terms:
+        votes = rules.vote_diagnostics(answers, references, graders.numeric_match, candidate)
+        logged |= {f"vote/{k}": v for k, v in votes.items()}
+    if c.step.two_branches:
+        right = values["exact_match"] if "exact_match" in values else marks("exact_match")
+        logged["reward/exact_match"] = float(right.mean())
+    logged["grader/failures"] = float(pool.failures - failures)
+    return HostRewards(values, ~failed, logged)

@@ -27,13 +27,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rl_likelihood.config import CheckpointConfig
 from rl_likelihood.model.decoder import ModelConfig, Params, RopeScaling, Spec, is_spec, param_specs
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.checksums import DamagedError, check_files, check_sums, checksums
 from rl_likelihood.shapes import TrainState, UserError
 
 FOLDER = "checkpoints"
+Manager = ocp.CheckpointManager
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Save every `every` steps; keep the last `keep` and each step that `keep_every` divides (0: none besides)."""
+
+    every: int
+    keep: int
+    keep_every: int = 0
 
 
 class _FromOrbax(logging.Filter):

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from rl_likelihood.fields import field
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
 from rl_likelihood.model.decoding import Cache, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.sampler import engine
@@ -21,18 +22,40 @@ from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Pr
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+    """How and where chains are sampled."""
+
+    group_size: int = field(8, "G: chains per prompt", least=1)
+    max_chain: int = field(64, "sampled tokens of a chain at most, its closing tags included", least=1)
+    max_sampled_answer: int = field(
+        -1, "sampled tokens of an answer; 0: none is sampled, -1: prompt.max_answer if the reward reads it", least=-1
+    )
+    temperature: float = field(1.0, "the policy is the distribution at this temperature", above=0)
+    slots: int = field(
+        0, "rows decoded at one time; one that stops makes room for the next prompt's; 0: all at once", least=0
+    )
+    width_multiple: int = field(
+        0, "rows are padded to a multiple of this (each width compiles once); 0: as wide as can be", least=0
+    )
+    max_staleness: int = field(0, "updates a rollout may be behind; 0 is on-policy and reproducible", least=0)
+    queue_depth: int = field(2, "rollouts waiting at most", least=1)
+    devices: str = field("shared", 'shared with the learner, or "4": the last 4 of each process are the sampler\'s')
+    tensor: int = field(1, "devices that hold one copy of the sampler's weights: 1 or mesh.tensor", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How chains are sampled. `temperature` has one value for all rows, or one per row of a group; 0 is greedy."""
+    """One way to sample. `temperature` has one value for all rows, or one per row of a group; 0 is greedy."""
 
     model: ModelConfig
     chain_format: ChainFormat
-    group_size: int = 8
-    max_chain: int = 64  # ids sampled for the chain, at most
-    max_sampled_answer: int = 0  # further ids for the sampled answer; 0 stops at the answer tag
-    temperature: float | tuple[float, ...] = 1.0
-    width_multiple: int = 0  # completions are padded to a multiple of this; 0 pads to the largest possible
-    slots: int = 0  # rows decoded at one time; 0: all of them
-    first_chain: int = 0  # place in its group of the first chain, where another process samples those before
+    group_size: int = SamplerSettings.group_size
+    max_chain: int = SamplerSettings.max_chain
+    max_sampled_answer: int = 0  # 0 stops at the answer tag
+    temperature: float | tuple[float, ...] = SamplerSettings.temperature
+    width_multiple: int = SamplerSettings.width_multiple
+    slots: int = SamplerSettings.slots
+    first_chain: int = 0  # index in its group of the first chain, where another process samples those before
 
     @property
     def max_sampled(self) -> int:

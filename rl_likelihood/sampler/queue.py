@@ -177,12 +177,14 @@ def to_bytes(rollouts: Sequence[Rollout]) -> bytes:
 
 
 def from_bytes(data: bytes) -> list[Rollout]:
-    """The inverse of `to_bytes`."""
+    """The inverse of `to_bytes`; [] for rollouts of an older version, which lack a field: they are sampled anew."""
     with np.load(io.BytesIO(data)) as kept:
         out = []
         for i in range(int(kept["count"])):
+            if f"{i}.number" not in kept:
+                return []
             prompts = Prompts(**{f.name: kept[f"{i}.prompts.{f.name}"] for f in dataclasses.fields(Prompts)})
             rest = {f.name: kept[f"{i}.{f.name}"] for f in dataclasses.fields(Rollout) if f.name != "prompts"}
-            rest |= {"version": int(rest["version"]), "seconds": float(rest["seconds"])}
+            rest |= {"version": int(rest["version"]), "number": int(rest["number"]), "seconds": float(rest["seconds"])}
             out.append(Rollout(prompts, **rest))
     return out

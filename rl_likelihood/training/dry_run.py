@@ -6,25 +6,25 @@ import time
 
 import jax
 
-from rl_likelihood.config import Settings
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, init_state, make_step
 from rl_likelihood.runtime.console import say
-from rl_likelihood.task import abstract_batch, load, make_places, using
+from rl_likelihood.runtime.devices import make_devices, using
+from rl_likelihood.settings import Config
+from rl_likelihood.task import abstract_batch, load
 from rl_likelihood.training.announcement import announce
 
 
-def dry_run(settings: Settings) -> None:
+def dry_run(c: Config) -> None:
     """Print what a run would be, and what its compiled step needs on each device."""
-    places = make_places(settings.config)
-    world, params = load(settings, places=places)
-    c, mesh = settings.config, places.learner
-    announce(world, None, None)
-    optimizer = make_optimizer(settings.optimizer)
-    batch = abstract_batch(world)
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, settings.step), params)
-    reference = jax.eval_shape(lambda p: init_reference(p, mesh, world.model, settings.step), params)
-    step = make_step(world.model, settings.step, optimizer, mesh, batch)
+    devices = make_devices(c)
+    mesh = devices.learner
+    task, params = load(c, mesh=mesh)
+    announce(task, devices, None, None)
+    optimizer, batch = make_optimizer(c.optimizer), abstract_batch(c, task.fmt)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, c.step), params)
+    reference = jax.eval_shape(lambda p: init_reference(p, mesh, task.model, c.step), params)
+    step = make_step(task.model, c.step, optimizer, mesh, batch)
     start = time.perf_counter()
     with using(mesh):
         lowered = step.lower(state, reference, batch)

@@ -1,10 +1,10 @@
-"""train.micro_batch_prompts=-1: how many prompts at a time is fastest here, measured once and kept in the workdir.
+"""train.micro_batch_prompts=-1: how many prompts at a time is fastest here, measured once and saved in the workdir.
 
 What is timed is forward and backward of two micro-batches of the longest rows (of one that is all of a step), in the
 step's own loop, beginning with the smallest; what that does once for all of them, as to copy unrolled layers, counts
 for two, so sizes below half of a step look a little slower than they are. The first that is slower a prompt, or does
 not fit, ends it. A resumed run takes what the workdir says, so it goes on bit for bit, unless its `conditions` are
-others (devices, or how the model is run) or none are kept, as older versions did: then it measures anew. Two runs may
+others (devices, or how the model is run) or none are saved, as older versions did: then it measures anew. Two runs may
 choose differently, and then differ by rounding.
 """
 
@@ -20,13 +20,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rl_likelihood import mesh as meshes
 from rl_likelihood.learner.step import Models, gradients
+from rl_likelihood.mesh import by_prompt, compiler_options, cores, divides, put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.devices import Devices, using
 from rl_likelihood.shapes import CHAIN, REFERENCE, Batch, UserError
-from rl_likelihood.task import World, abstract_batch, using
+from rl_likelihood.task import Task, abstract_batch
 
 FILE = "MICRO_BATCH"
 ROUNDS = 3  # timed runs, of which the fastest counts
@@ -34,54 +35,55 @@ LARGER = "rl_likelihood.plan says what would"
 WORSE = 1.05  # this much slower a prompt than the best is not noise
 
 
-def with_micro_batch(world: World, params: Params, models: Models, workdir: Path) -> World:
-    """The world with the micro-batch size that the workdir says, or that is fastest; every process calls it."""
+def with_micro_batch(task: Task, devices: Devices, params: Params, models: Models, workdir: Path) -> Task:
+    """The task with the micro-batch size that the workdir says, or that is fastest; every process calls it."""
     path = workdir / FILE
-    kept = distributed.by_first(lambda: json.loads(path.read_text()) if path.exists() else None)
-    here = conditions(world)
-    if kept is None or kept.get("conditions") != here:
-        if kept is not None:
-            before = kept.get("conditions", "a machine that is not named")
-            say(f"portions {kept['prompts']} prompts at a time were fastest on {before}; this is {here}")
-        seconds = distributed.share({str(k): t for k, t in measured(world, params, models).items()})
+    saved = distributed.by_first(lambda: json.loads(path.read_text()) if path.exists() else None)
+    now = conditions(task, devices)
+    if saved is None or saved.get("conditions") != now:
+        if saved is not None:
+            before = saved.get("conditions", "a machine that is not named")
+            say(f"micro-batch {saved['prompts']} prompts at a time were fastest on {before}; this is {now}")
+        seconds = distributed.share({str(k): t for k, t in measured(task, devices, params, models).items()})
         fastest = int(min(seconds, key=seconds.get))
-        kept = {"prompts": fastest, "seconds_per_prompt": seconds, "conditions": here}
-        distributed.by_first(lambda: path.write_text(json.dumps(kept) + "\n") and None)
+        saved = {"prompts": fastest, "seconds_per_prompt": seconds, "conditions": now}
+        distributed.by_first(lambda: path.write_text(json.dumps(saved) + "\n") and None)
         each = ", ".join(f"{k}: {t:.3g}" for k, t in seconds.items())
-        say(f"portions {kept['prompts']} prompts at a time, the fastest (seconds a prompt by size: {each})")
-    step = dataclasses.replace(world.settings.step, micro_batch_prompts=kept["prompts"])
-    return dataclasses.replace(world, settings=dataclasses.replace(world.settings, step=step))
+        say(f"micro-batch {saved['prompts']} prompts at a time, the fastest (seconds a prompt by size: {each})")
+    c = task.config
+    train = dataclasses.replace(c.train, micro_batch_prompts=saved["prompts"])
+    return dataclasses.replace(task, config=dataclasses.replace(c, train=train))
 
 
-def conditions(world: World) -> str:
+def conditions(task: Task, devices: Devices) -> str:
     """What the measurement depends on that a run may change when it goes on."""
-    mesh, m, c = world.places.learner, world.model, world.config
+    mesh, m, c = devices.learner, task.model, task.config
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     how = f"{m.compute_dtype}, layers {'scanned' if m.scan_layers else 'unrolled'}, remat {m.remat}"
     work = f"{c.train.prompts_per_step} prompts x {c.sampler.group_size} chains, head_chunk {c.train.head_chunk}"
     scratch = "" if m.scratch_kib < 0 else f", scratch_kib {m.scratch_kib}"
     kind = mesh.devices.flat[0].device_kind
-    kind += f" of {meshes.cores()} cores" if kind == "cpu" else ""
+    kind += f" of {cores()} cores" if kind == "cpu" else ""
     return f"{kind}, {axes}, {work}, {how}, attention {m.attention}{scratch}"
 
 
-def measured(world: World, params: Params, models: Models) -> dict[int, float]:
+def measured(task: Task, devices: Devices, params: Params, models: Models) -> dict[int, float]:
     """Seconds a prompt of forward and backward, by the prompts in it. `models`: the step's."""
-    whole, mesh = longest_batch(world), world.places.learner
+    whole, mesh = longest_batch(task), devices.learner
     p, rows = whole.completion.shape[:2]
-    cfg = world.settings.step
-    options = meshes.compiler_options(mesh, world.model.scratch_kib)  # the step's
+    cfg = task.config.step
+    options = compiler_options(mesh, task.model.scratch_kib)  # the step's
     timed = jax.jit(gradients, static_argnums=(3, 4), compiler_options=options)
-    found: dict[int, float] = {}
+    seconds: dict[int, float] = {}
     # Times are process 0's everywhere: all must leave the loop at one size.
-    for k in (k for k in range(1, p + 1) if p % k == 0 and meshes.divides(mesh.shape, k, rows)):
+    for k in (k for k in range(1, p + 1) if p % k == 0 and divides(mesh.shape, k, rows)):
         count = min(2 * k, p)
         part = jax.tree.map(lambda x, n=count: x[:n], whole)
-        batch = meshes.put(part, meshes.by_prompt(mesh, part))
+        batch = put(part, by_prompt(mesh, part))
         program, times = None, []
         with _unless_full(), using(mesh):
             one = dataclasses.replace(cfg, micro_batch_prompts=k)
-            program = timed.lower(params, models, batch, world.model, one).compile()
+            program = timed.lower(params, models, batch, task.model, one).compile()
         if distributed.any_of(program is None):
             break
         with _unless_full():
@@ -92,14 +94,14 @@ def measured(world: World, params: Params, models: Models) -> dict[int, float]:
         if len(times) <= ROUNDS:
             # Of several processes the others wait in the program that is over here: they cannot be told to go on.
             if distributed.several():
-                raise UserError(refusal(k, f"set train.micro_batch_prompts={max(found)}" if found else LARGER))
+                raise UserError(refusal(k, f"set train.micro_batch_prompts={max(seconds)}" if seconds else LARGER))
             break
-        found[k] = distributed.share(min(times[1:]) / count)
-        if found[k] > WORSE * min(found.values()):
+        seconds[k] = distributed.share(min(times[1:]) / count)
+        if seconds[k] > WORSE * min(seconds.values()):
             break
-    if not found:
+    if not seconds:
         raise distributed.SharedRefusal(refusal(k, LARGER))
-    return found
+    return seconds
 
 
 def refusal(prompts: int, instead: str) -> str:
@@ -117,21 +119,21 @@ def _unless_full() -> Iterator[None]:
             raise
 
 
-def longest_batch(world: World) -> Batch:
+def longest_batch(task: Task) -> Batch:
     """A batch of the longest rows: their last tokens are the answer's, the others chain."""
-    shapes, rng = abstract_batch(world), np.random.default_rng(0)
-    answer = world.config.prompt.max_answer
+    shapes, rng = abstract_batch(task.config, task.fmt), np.random.default_rng(0)
+    answer = task.config.prompt.max_answer
 
     def ids(shape):
-        return rng.integers(0, world.model.vocab_size, shape.shape).astype(np.int32)
+        return rng.integers(0, task.model.vocab_size, shape.shape).astype(np.int32)
 
     def kinds(shape):
         out = np.full(shape.shape, CHAIN, np.int32)
         out[..., -answer:] = REFERENCE
         return out
 
-    rest = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
-    return rest.replace(
+    ones = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
+    return ones.replace(
         prompt=ids(shapes.prompt),
         prompt_length=np.full(shapes.prompt_length.shape, shapes.prompt.shape[1], np.int32),
         completion=ids(shapes.completion),

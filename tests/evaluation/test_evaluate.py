@@ -16,14 +16,14 @@ import jax
 import numpy as np
 import pytest
 
-from rl_likelihood import config as configs
 from rl_likelihood import train
+from rl_likelihood.config import build, flatten
 from rl_likelihood.datasets import prepare, sources
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.evaluate import check_workdir
 from rl_likelihood.evaluation import records as files
 from rl_likelihood.evaluation import statistics
-from rl_likelihood.evaluation.evaluate import evaluate, tokens_before_tags, votes
+from rl_likelihood.evaluation.evaluate import Evaluation, evaluate, tokens_before_tags, votes
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.model.decoder import forward, head_matrix, param_specs
 from rl_likelihood.runtime import checkpoint, run_files
@@ -55,13 +55,17 @@ def logp(*ids: str) -> float:
     return float(sum(np.log(BIGRAMS[a][b]) for a, b in zip(ids, ids[1:], strict=False)))
 
 
-def letters(world):
-    """(world, params) of the bigram model."""
-    model = dataclasses.replace(world.model, tied=False)
+def evaluated(task, params, rows, fast=False, **where):
+    return evaluate(Evaluation(task, params, rows, **where), fast=fast)
+
+
+def letters(task):
+    """(task, params) of the bigram model."""
+    model = dataclasses.replace(task.model, tied=False)
     specs = param_specs(model)
     zeros = lambda s: (np.ones if s.init == "ones" else np.zeros)(s.shape, np.float32)
     params = jax.tree.map(zeros, specs, is_leaf=lambda s: hasattr(s, "axes"))
-    number = {text: world.tokenizer(text, add_special_tokens=False)["input_ids"] for text in BIGRAMS}
+    number = {text: task.tokenizer(text, add_special_tokens=False)["input_ids"] for text in BIGRAMS}
     assert all(len(ids) == 1 for ids in number.values())
     scale = np.sqrt(1 / model.width + model.norm_eps)  # the final norm divides by it
     params["head"][:] = -60.0 * scale
@@ -69,7 +73,7 @@ def letters(world):
         params["embed"][number[text][0], i] = 1.0
         for follower, p in after.items():
             params["head"][number[follower][0], i] = np.log(p) * scale
-    return dataclasses.replace(world, model=model), params
+    return dataclasses.replace(task, model=model), params
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +93,8 @@ def questions(tmp_path_factory):
     }
 
 
-def world_of(**overrides):
-    return load(configs.build(small_config(**overrides)))
+def task_of(**overrides):
+    return load(build(small_config(**overrides)))
 
 
 def sharp(params):
@@ -110,8 +114,8 @@ def numbers(out: dict) -> dict:
 
 
 def test_every_number_of_a_model_whose_probabilities_are_known(questions, tmp_path):
-    world, params = letters(world_of(**questions, eval__samples=8)[0])
-    out = evaluate(world, params, world.heldout, folder=tmp_path)
+    task, params = letters(task_of(**questions, eval__samples=8)[0])
+    out = evaluated(task, params, task.heldout, folder=tmp_path)
     records = records_of(tmp_path, out)
     assert [r["reference"] for r in records] == ["5", "57", "7", "5", "75", "5"]
     answered = [s for r in records for s in r["samples"] if s["answer"] is not None]
@@ -126,7 +130,7 @@ def test_every_number_of_a_model_whose_probabilities_are_known(questions, tmp_pa
         assert r["greedy"]["text"] == "5</answer" and r["greedy"]["truncated"]
         assert r["greedy"]["answer"] is None and r["greedy"]["right"] is False
         assert r["no_chain"]["answer"] == "5" and r["no_chain"]["right"] == (r["reference"] == "5")
-        assert r["no_chain"]["chain_tokens"] == len(world.fmt.close_think_ids) and len(r["no_chain"]["samples"]) == 8
+        assert r["no_chain"]["chain_tokens"] == len(task.fmt.close_think_ids) and len(r["no_chain"]["samples"]) == 8
         for s in r["no_chain"]["samples"]:
             assert s["right"] == (s["answer"] == r["reference"])
         for s in r["samples"]:
@@ -141,7 +145,7 @@ def test_every_number_of_a_model_whose_probabilities_are_known(questions, tmp_pa
     assert direct.count("5") / len(direct) == pytest.approx(0.5 * 0.9 * 0.55 * 0.7, abs=0.25) and "7" in direct
     share = np.mean([s["right"] for r in records for s in r["no_chain"]["samples"]])
     assert out["sampled_success_no_chain"] == pytest.approx(share, abs=1e-6) and share > 0
-    assert out["chain_length_no_chain"] == len(world.fmt.close_think_ids)
+    assert out["chain_length_no_chain"] == len(task.fmt.close_think_ids)
     assert out["sampled_success"] > 0
     # It does not look at its chain: nothing is gained by one, nothing lost by another's.
     for name in ("chain_gain", "chain_swap_drop"):
@@ -160,20 +164,20 @@ def test_every_number_of_a_model_whose_probabilities_are_known(questions, tmp_pa
 
 def test_log_probs_are_those_of_the_plain_sequences(tmp_path):
     """Prompt, chain of this or the question before, tags, answer: as one sequence each, nothing shared."""
-    world, params = world_of(eval__samples=1)
+    task, params = task_of(eval__samples=1)
     params = sharp(params)
-    out = evaluate(world, params, world.heldout, folder=tmp_path)
+    out = evaluated(task, params, task.heldout, folder=tmp_path)
     records = records_of(tmp_path, out)
-    scaffold = list(world.fmt.close_think_ids)
+    scaffold = list(task.fmt.close_think_ids)
     lent = [r["lent"]["chain"] + r["lent"]["tag"] for r in records]
 
     def scores(chains):
         """Of each question's answer after its prompt and one of these chains."""
-        rows = world.heldout[: len(chains)]
+        rows = task.heldout[: len(chains)]
         parts = [np.concatenate([r.prompt_ids, c, r.answer_ids]) for r, c in zip(rows, chains, strict=True)]
         lengths = np.asarray([len(ids) for ids in parts])
         ids = np.stack([np.pad(ids, (0, 64 - len(ids))) for ids in parts]).astype(np.int32)
-        hidden = jax.jit(forward, static_argnums=1)(params, world.model, ids, lengths).prompt
+        hidden = jax.jit(forward, static_argnums=1)(params, task.model, ids, lengths).prompt
         logp = np.asarray(jax.nn.log_softmax(hidden[:, :-1] @ head_matrix(params).T))
         token = np.take_along_axis(logp, ids[:, 1:, None], 2)[..., 0]
         return [
@@ -189,12 +193,12 @@ def test_log_probs_are_those_of_the_plain_sequences(tmp_path):
 
 
 def test_tokens_before_the_tags():
-    world, _ = world_of()
-    ids = lambda text: np.asarray(world.tokenizer(text, add_special_tokens=False)["input_ids"])
+    task, _ = task_of()
+    ids = lambda text: np.asarray(task.tokenizer(text, add_special_tokens=False)["input_ids"])
     cases = ("2+2", 3), ("2+2</think>\n<answer", 3), ("2+2<answer", 3), ("</think>9</think><answer", 0), ("", 0)
     for text, own in cases:
-        assert tokens_before_tags(ids(text), world.fmt) == own
-    assert tokens_before_tags(np.append(ids("22"), world.fmt.eos_ids[0]), world.fmt) == 2
+        assert tokens_before_tags(ids(text), task.fmt) == own
+    assert tokens_before_tags(np.append(ids("22"), task.fmt.eos_ids[0]), task.fmt) == 2
 
 
 def test_votes_join_equal_numbers_and_equal_texts():
@@ -204,20 +208,20 @@ def test_votes_join_equal_numbers_and_equal_texts():
 @isolated
 def test_a_grader_that_needs_more_than_the_answer_gets_it():
     """HumanEval's reference is scored, its tests grade."""
-    world, _ = world_of(eval__grader="code_tests")
+    task, _ = task_of(eval__grader="code_tests")
     program = {"prompt": "def f():\n", "test": "def check(f):\n    assert f() == 5", "entry_point": "f"}
-    row = world.heldout[0]
+    row = task.heldout[0]
     row = dataclasses.replace(row, example=dataclasses.replace(row.example, check=json.dumps(program)))
     with Pool() as pool:
         answers = ["    return 5", row.example.answer, None]
-        assert evaluate._marks(world, pool, [row], [answers]) == [[True, False, False]]
+        assert evaluate._marks(task, pool, [row], [answers]) == [[True, False, False]]
 
 
 # ------------------------------------------------------------------------------------------- the same numbers
 
 
 def test_neither_batch_nor_number_of_questions_nor_of_samples_changes_a_chain(tmp_path):
-    world, params = world_of(eval__samples=3)
+    task, params = task_of(eval__samples=3)
     params = sharp(params)
     made = {}
     for name, changes in {
@@ -229,8 +233,8 @@ def test_neither_batch_nor_number_of_questions_nor_of_samples_changes_a_chain(tm
     }.items():
         c = small_config(eval__samples=3)
         c.eval.update(changes)
-        other = dataclasses.replace(world, settings=configs.build(c))
-        made[name] = records_of(tmp_path / name, evaluate(other, params, world.heldout, folder=tmp_path / name))
+        other = dataclasses.replace(task, config=build(c))
+        made[name] = records_of(tmp_path / name, evaluated(other, params, task.heldout, folder=tmp_path / name))
     assert [len(records) for records in made.values()] == [5, 5, 5, 2, 5]
     for records in made.values():
         for r, s in zip(made["4"], records, strict=False):
@@ -242,18 +246,18 @@ def test_neither_batch_nor_number_of_questions_nor_of_samples_changes_a_chain(tm
 
 
 def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
-    world, params = world_of(eval__samples=2)
+    task, params = task_of(eval__samples=2)
     params, uid = sharp(params), np.arange(5)
 
     def chains(purpose):
-        sampler = world.sampler(group_size=3, temperature=(0.0, 1.0, 1.0), max_sampled_answer=10)
-        rollout = decode.sample(params, world.collate(world.heldout[:5], uid), world.key(purpose), sampler)
+        sampler = task.sampler(group_size=3, temperature=(0.0, 1.0, 1.0), max_sampled_answer=10)
+        rollout = decode.sample(params, task.collate(task.heldout[:5], uid), task.key(purpose), sampler)
         return [rollout.completion[i, 1][rollout.segment[i, 1] == CHAIN].tolist() for i in uid]
 
-    out = evaluate(world, params, world.heldout, folder=tmp_path)
-    evaluated = [r["lent"]["chain"] for r in records_of(tmp_path, out)]
-    assert evaluated == chains(EVALUATE)
-    assert not [i for i in uid if evaluated[i] == chains(SAMPLE)[i]]
+    out = evaluated(task, params, task.heldout, folder=tmp_path)
+    chosen = [r["lent"]["chain"] for r in records_of(tmp_path, out)]
+    assert chosen == chains(EVALUATE)
+    assert not [i for i in uid if chosen[i] == chains(SAMPLE)[i]]
 
     # A row's key is folded from purpose, question and place: none of one purpose is one of another.
     def key_data(key, i, j):
@@ -262,7 +266,7 @@ def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
     key_of = jax.vmap(jax.vmap(key_data, (None, None, 0)), (None, 0, None))
     places = np.arange(512), np.arange(8)
     purposes = (INIT, SAMPLE, EVALUATE, WARM_START)
-    keys = [{tuple(k) for k in np.asarray(key_of(world.key(p), *places)).reshape(-1, 2)} for p in purposes]
+    keys = [{tuple(k) for k in np.asarray(key_of(task.key(p), *places)).reshape(-1, 2)} for p in purposes]
     assert len(set.union(*keys)) == 4 * 512 * 8
 
 
@@ -270,8 +274,8 @@ def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
 
 
 def test_the_numbers_are_recomputed_from_the_file_exactly(questions, tmp_path, capsys):
-    world, params = letters(world_of(**questions, eval__samples=4)[0])
-    out = evaluate(world, params, world.heldout, folder=tmp_path, step=3)
+    task, params = letters(task_of(**questions, eval__samples=4)[0])
+    out = evaluated(task, params, task.heldout, folder=tmp_path, step=3)
     again = statistics.summary(records_of(tmp_path, out))
     assert again == {k: out[k] for k in again}
     assert set(out) - set(again) == {"samples", "seconds", "records", "examples"}
@@ -280,7 +284,7 @@ def test_the_numbers_are_recomputed_from_the_file_exactly(questions, tmp_path, c
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
-    world, params = world_of(eval__batch_prompts=2)
+    task, params = task_of(eval__batch_prompts=2)
     params = sharp(params)
 
     class Stop(Exception):
@@ -296,7 +300,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
             batches.append(1)
 
         said = []
-        out = evaluate(world, params, world.heldout, between, folder=folder, say=said.append)
+        out = evaluated(task, params, task.heldout, between=between, folder=folder, say=said.append)
         return len(batches), out, said
 
     whole, expected, _ = run(tmp_path / "unbroken")
@@ -318,15 +322,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
 
 
 def test_records_belong_to_one_step_one_set_of_weights_and_one_way_to_ask(tmp_path):
-    world, params = world_of(eval__prompts=2)
+    task, params = task_of(eval__prompts=2)
 
-    def file_of(params=params, step=0, rows=world.heldout, **changes):
+    def file_of(params=params, step=0, rows=task.heldout, **changes):
         """The file, and whether it was new."""
         there = set(tmp_path.rglob("*.jsonl"))
         c = small_config(eval__prompts=2)
         c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-        other = dataclasses.replace(world, settings=configs.build(c))
-        path = tmp_path / evaluate(other, params, rows, folder=tmp_path, step=step)["records"]
+        other = dataclasses.replace(task, config=build(c))
+        path = tmp_path / evaluated(other, params, rows, folder=tmp_path, step=step)["records"]
         return path, path not in there
 
     first, new = file_of()
@@ -340,7 +344,7 @@ def test_records_belong_to_one_step_one_set_of_weights_and_one_way_to_ask(tmp_pa
     changes = [
         {"params": moved},
         {"step": 1},
-        {"rows": world.heldout[1:]},
+        {"rows": task.heldout[1:]},
         {"eval__samples": 1},
         {"eval__grader": "numeric"},
         {"seed": 1},
@@ -351,19 +355,19 @@ def test_records_belong_to_one_step_one_set_of_weights_and_one_way_to_ask(tmp_pa
 
 
 def test_marks_of_older_rules_are_not_kept(tmp_path, monkeypatch):
-    world, params = world_of()
-    first = files.identity_of(world, params, world.heldout, 1)
-    assert first == files.identity_of(world, params, world.heldout, 1)
+    task, params = task_of()
+    first = files.identity_of(task, params, task.heldout, 1)
+    assert first == files.identity_of(task, params, task.heldout, 1)
     monkeypatch.setattr(files.grading, "VERSION", files.grading.VERSION + 1)
-    again = files.identity_of(world, params, world.heldout, 1)
+    again = files.identity_of(task, params, task.heldout, 1)
     assert files.records_path(tmp_path, 0, again) != files.records_path(tmp_path, 0, first)
 
 
 def test_many_chains_of_the_first_questions_beside_one_of_all(questions, tmp_path):
-    world, params = letters(world_of(**questions, eval__samples=1)[0])
-    settings = configs.build(small_config(**questions, eval__samples=1, eval__mc_samples=4, eval__mc_prompts=3))
-    few = evaluate(world, params, world.heldout, folder=tmp_path)
-    both = evaluate(dataclasses.replace(world, settings=settings), params, world.heldout, folder=tmp_path)
+    task, params = letters(task_of(**questions, eval__samples=1)[0])
+    settings = build(small_config(**questions, eval__samples=1, eval__mc_samples=4, eval__mc_prompts=3))
+    few = evaluated(task, params, task.heldout, folder=tmp_path)
+    both = evaluated(dataclasses.replace(task, config=settings), params, task.heldout, folder=tmp_path)
     assert {k: v for k, v in numbers(both).items() if k in few and k not in ("ci95", "questions_of")} == {
         k: v for k, v in numbers(few).items() if k not in ("ci95", "questions_of")
     }
@@ -375,28 +379,28 @@ def test_many_chains_of_the_first_questions_beside_one_of_all(questions, tmp_pat
     assert few["ci95"].items() <= both["ci95"].items() and few["questions_of"].items() <= both["questions_of"].items()
     first, second = (records_of(tmp_path, {"records": both[k]}) for k in ("records", "records_mc"))
     assert [r["lent"] for r in first[:3]] == [r["lent"] for r in second], "the same chains, and more of them"
-    fast = evaluate(dataclasses.replace(world, settings=settings), params, world.heldout, fast=True)
+    fast = evaluated(dataclasses.replace(task, config=settings), params, task.heldout, fast=True)
     assert "log_prob_mc4" not in fast
 
 
 def test_one_evaluation_at_a_time_writes_a_file_and_says_how_far_it_is(tmp_path, monkeypatch):
-    world, params = world_of(eval__prompts=2)
+    task, params = task_of(eval__prompts=2)
     monkeypatch.setattr("rl_likelihood.evaluation.evaluate.EVERY", 0.01)
     said = []
-    out = evaluate(world, params, world.heldout, lambda: time.sleep(0.1), folder=tmp_path, say=said.append)
+    out = evaluated(task, params, task.heldout, between=lambda: time.sleep(0.1), folder=tmp_path, say=said.append)
     assert said[0] == "evaluating 2 questions, 2 sampled chains each"
     assert said[1] == "evaluated 0 of 2 questions"
     path = tmp_path / out["records"]
     assert [p.name for p in path.parent.iterdir()] == [path.name], "the lock is gone"
     with lock(path.parent, path.with_suffix(".lock").name):
         with pytest.raises(UserError, match=f"{path.stem}.lock is in use by process {os.getpid()} on this host; end"):
-            evaluate(world, params, world.heldout, folder=tmp_path)
+            evaluated(task, params, task.heldout, folder=tmp_path)
         moved = jax.tree.map(lambda x: np.asarray(x) * 2, params)
-        assert evaluate(world, moved, world.heldout, folder=tmp_path)["records"] != out["records"], "another file"
+        assert evaluated(task, moved, task.heldout, folder=tmp_path)["records"] != out["records"], "another file"
 
 
 def test_a_run_is_evaluated_on_other_questions_but_not_in_another_format(tmp_path, monkeypatch):
-    old = configs.flatten(small_config())
+    old = flatten(small_config())
     (tmp_path / "config.json").write_text(json.dumps(old))
     monkeypatch.setattr(checkpoint, "latest_step", lambda _: 3)
     monkeypatch.setattr("rl_likelihood.evaluate.base", lambda: None)  # that of the command line's --config
@@ -408,26 +412,26 @@ def test_a_run_is_evaluated_on_other_questions_but_not_in_another_format(tmp_pat
 
 
 def test_damaged_records_and_folders_are_refused(tmp_path):
-    world, params = world_of(eval__prompts=2)
-    path = tmp_path / evaluate(world, params, world.heldout, folder=tmp_path)["records"]
+    task, params = task_of(eval__prompts=2)
+    path = tmp_path / evaluated(task, params, task.heldout, folder=tmp_path)["records"]
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[2])
     with pytest.raises(UserError, match="delete it and evaluate again"):
-        evaluate(world, params, world.heldout, folder=tmp_path)
+        evaluated(task, params, task.heldout, folder=tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):
-        evaluate(world, params, world.heldout, folder=tmp_path / "file")
+        evaluated(task, params, task.heldout, folder=tmp_path / "file")
 
 
 # ------------------------------------------------------------------------------------------- less, and in training
 
 
 def test_greedy_answers_alone_and_scores_alone(questions):
-    world, params = letters(world_of(**questions)[0])
+    task, params = letters(task_of(**questions)[0])
 
     def keys_of(**changes):
-        other = dataclasses.replace(world, settings=configs.build(small_config(**questions, **changes)))
-        return evaluate(other, params, world.heldout)
+        other = dataclasses.replace(task, config=build(small_config(**questions, **changes)))
+        return evaluated(other, params, task.heldout)
 
     full, greedy, scores = keys_of(), keys_of(eval__samples=0), keys_of(eval__grader="none")
     assert {k for k in full if k.startswith("greedy_") and "no_chain" not in k} == {
@@ -441,7 +445,7 @@ def test_greedy_answers_alone_and_scores_alone(questions):
 
 def test_a_run_evaluates_a_fixed_part_fast_between_the_full_ones(tmp_path):
     c = small_config(train__steps=2, train__eval_every=1, eval__fast_prompts=2, eval__fast_samples=1)
-    train.run(configs.build(c), tmp_path)
+    train.run(build(c), tmp_path)
     rows = run_files.read(tmp_path / "eval.jsonl")
     assert [(r["step"], r["questions"], r["samples"]) for r in rows] == [(0, 5, 2), (1, 2, 1), (2, 5, 2)]
     for row in rows:
@@ -466,7 +470,7 @@ def test_training_watches_a_split_of_its_own_and_leaves_the_test_set_alone(tmp_p
         "data__heldout_size": 0,
     }
     c = small_config(**wanted, train__steps=2, train__eval_every=1, eval__prompts=3, eval__samples=0)
-    train.run(configs.build(c), tmp_path / "run")
+    train.run(build(c), tmp_path / "run")
     rows = run_files.read(tmp_path / "run" / "eval.jsonl")
     asked = [[x["prompt"] for x in statistics.read_records(str(tmp_path / "run" / r["records"]))[1]] for r in rows]
     assert [row["step"] for row in rows] == [0, 1, 2] and [len(prompts) for prompts in asked] == [3, 3, 3]
@@ -485,8 +489,8 @@ def test_training_watches_a_split_of_its_own_and_leaves_the_test_set_alone(tmp_p
 
 def test_the_command_goes_on_with_records_that_are_there(tmp_path):
     c = small_config()
-    world, params = load(configs.build(c))
-    out = evaluate(world, params, world.heldout, folder=tmp_path / "out")
+    task, params = load(build(c))
+    out = evaluated(task, params, task.heldout, folder=tmp_path / "out")
     arguments = f"--config={config_file(tmp_path)}", f"--out={tmp_path / 'out'}"
     process = subprocess.run(
         [sys.executable, "-m", "rl_likelihood.evaluate", *arguments],
@@ -508,7 +512,7 @@ def test_greedy_answers_are_sampled_ahead_and_are_the_same(tmp_path):
     program = """
 import json, sys
 import jax, numpy as np
-from rl_likelihood import config as configs
+from rl_likelihood.config import build, flatten
 from rl_likelihood.run import evaluation
 from rl_likelihood.run import records as files
 from rl_likelihood.task import load
@@ -517,13 +521,13 @@ from tests.runs import small_config
 assert jax.device_count() == 1
 c = small_config(eval__samples=0, eval__batch_prompts=1, mesh__fsdp=1, mesh__tensor=1, data__heldout_size=9)
 c.eval.prompts = 9
-world, params = load(configs.build(c), training=False)
+task, params = load(build(c), training=False)
 params = jax.tree.map(lambda x: np.asarray(x) * 12, params)
 texts = []
 for ahead in (1, 2, 4, 100):
     evaluate.AHEAD, calls, batches = ahead, [], []
     folder = f"{sys.argv[1]}/{ahead}"
-    out = evaluate.evaluate(world, params, world.heldout, lambda: batches.append(1), folder=folder)
+    out = evaluate.evaluate(task, params, task.heldout, lambda: batches.append(1), folder=folder)
     records = evaluate.statistics.read_records(f"{folder}/{out['records']}")[1]
     texts.append([(r["index"], r["id"], r["greedy"]) for r in records])
     assert len(batches) == 9 and len(records) == 9

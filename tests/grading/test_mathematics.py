@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from rl_likelihood import config as configs
+from rl_likelihood.config import build
 from rl_likelihood.grading import mathematics
 from rl_likelihood.grading.graders import math_match, telemath
 from rl_likelihood.grading.mathematics import last_boxed, latex_number, math_outcome, math_quick
@@ -202,8 +202,8 @@ def test_a_config_that_needs_math_verify_is_refused_without_it(field, values, mo
     mathematics.has_math_verify.cache_clear()
     try:
         with pytest.raises(UserError, match=rf"{field} is .*pip install -e '\.\[math\]'"):
-            configs.validate(small_config(**values))
-        configs.validate(small_config(eval__grader="numeric"))
+            build(small_config(**values))
+        build(small_config(eval__grader="numeric"))
     finally:
         mathematics.has_math_verify.cache_clear()
 

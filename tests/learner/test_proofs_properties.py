@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl_likelihood.config import all_fields, parse_reward
+from rl_likelihood.fields import choices
 from rl_likelihood.learner import measures
 from rl_likelihood.learner.step import gradients
 from rl_likelihood.learner.surrogate import LossConfig, advantages, leave_one_out
@@ -21,7 +23,7 @@ from rl_likelihood.report.alarms import Alarms
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, kept_mean
-from rl_likelihood.rewards.mixture import Observation, RewardConfig, parse
+from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
 from tests.small import random_batch, random_params, rewarded, tiny
 
@@ -351,7 +353,7 @@ def test_the_published_group_of_rlpr_by_its_preset():
         },
         baseline=np.float32([0.45, 0.45]),
     )
-    cfg = RewardConfig(parse("0.9*rlpr + 0.1*format + repetition"))
+    cfg = RewardConfig(terms=parse_reward("0.9*rlpr + 0.1*format + repetition"))
     f, reward, rows = mixture.objective(observation, cfg)
     np.testing.assert_allclose(rows["rlpr"][0], [0.35, 0.15, 0.05, 0], atol=1e-6)
     np.testing.assert_allclose(reward[0], [0.415, 0.235, 0.045, 0.100], atol=1e-6)
@@ -365,13 +367,12 @@ def test_the_published_group_of_rlpr_by_its_preset():
 def test_the_switches_here_are_all_there_are():
     """A new kind of advantage, ratio, aggregation or KL must come into CONFIGS."""
     used = [loss for _, loss, _ in CONFIGS.values()]
-    from rl_likelihood.config import CHOICES
-
+    values = {name: set(choices(kind)) for name, (kind, _) in all_fields().items()}
     for field in ("advantage", "aggregation", "ratio"):
-        assert {getattr(loss, field) for loss in used} == set(CHOICES[f"loss.{field}"]), field
-    assert {loss.kl for loss in used} | {"k1"} == set(CHOICES["loss.kl"])
-    names = {t.name for text, _, _ in CONFIGS.values() for t in parse(text)}
-    assert names >= set(OBJECTIVES) | set(mixture.INSIDE)
+        assert {getattr(loss, field) for loss in used} == values[f"loss.{field}"], field
+    assert {loss.kl for loss in used} | {"k1"} == values["loss.kl"]
+    names = {t.name for text, _, _ in CONFIGS.values() for t in parse_reward(text)}
+    assert names >= set(OBJECTIVES) | {"rlpr", "nover_rank", "nover_efficiency", "length", "overlong"}
     assert {f.name for f in dataclasses.fields(LossConfig)} == {
         "answer_term",
         "policy_term",
@@ -384,4 +385,5 @@ def test_the_switches_here_are_all_there_are():
         "clip_high",
         "kl",
         "kl_coef",
+        "span",
     }

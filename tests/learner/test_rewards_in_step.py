@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_likelihood.config import parse_reward, reward_table
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import observe, row_stats
 from rl_likelihood.learner.step import gradients, init_state, make_step
@@ -15,7 +16,8 @@ from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards import likelihood, shaping
 from rl_likelihood.rewards.intrinsic import INTRINSIC
-from rl_likelihood.rewards.mixture import HOST_REWARDS, TERMS, Observation, RewardConfig, objective, parse
+from rl_likelihood.rewards.mixture import objective
+from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Bare
 from tests.small import one_device, random_batch, random_params, reference_log_distributions, rewarded, tiny
@@ -24,8 +26,9 @@ P, G, S, T = 4, 3, 5, 10
 MODEL = tiny(layers=1)
 PARAMS = random_params(MODEL)
 RNG = np.random.default_rng(0)
+ON_HOST = [name for name, reward in reward_table().items() if reward.on_host]
 BATCH = random_batch(8, P, G, S, T, sampled=True).replace(
-    host_rewards={name: RNG.integers(0, 2, (P, G)).astype(np.float32) for name in HOST_REWARDS}
+    host_rewards={name: RNG.integers(0, 2, (P, G)).astype(np.float32) for name in ON_HOST}
 )
 BATCH.host_rewards["math"][0] = 1.0  # a group without spread
 run = jax.jit(gradients, static_argnums=(3, 4))
@@ -53,7 +56,7 @@ def combined(a, x, b, y):
 # ------------------------------------------------------------------ terms
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", reward_table())
 def test_every_term_gives_a_finite_gradient_and_a_row_number(name):
     text = f"format + {name}" if name.startswith("nover") else name
     reference = jax.tree.map(lambda x: x * 1.1, PARAMS)
@@ -88,7 +91,7 @@ def test_a_term_over_its_standard_deviation_is_scaled_in_each_group():
 
 
 def test_overlong_counts_what_was_sampled_and_gives_cut_chains_the_least():
-    cfg = RewardConfig(parse("overlong"), overlong_max=6.0, overlong_cache=4.0)
+    cfg = RewardConfig(terms=parse_reward("overlong"), overlong_max=6.0, overlong_cache=4.0)
     step = dataclasses.replace(rewarded("overlong", policy_span="response"), reward=cfg)
     _, _, rows = run(PARAMS, (None, None), BATCH, MODEL, step)
     sampled = np.isin(BATCH.segment, (CHAIN, SAMPLED)).sum(-1)
@@ -126,7 +129,8 @@ def test_an_entropy_in_bits_is_one_in_nats_over_log_two():
         observe(PARAMS, None, MODEL, BATCH, rewarded("token_entropy", two_branches=True)).observation for _ in range(2)
     )
     rows = [
-        objective(e, RewardConfig(parse("token_entropy"), entropy_base=b))[1] for e, b in ((nats, "e"), (bits, "2"))
+        objective(e, RewardConfig(terms=parse_reward("token_entropy"), entropy_base=b))[1]
+        for e, b in ((nats, "e"), (bits, "2"))
     ]
     np.testing.assert_allclose(rows[1], np.asarray(rows[0]) / np.log(2), rtol=1e-6)
 
@@ -334,6 +338,6 @@ def test_underflow_is_the_share_of_rows_whose_probability_is_zero_in_float32():
 def test_evidence_of_a_group_with_nothing_kept_gives_zero():
     e = observe(PARAMS, None, MODEL, BATCH, rewarded("log_prob", two_branches=True)).observation
     nothing = Observation(*e)._replace(keep=jnp.zeros((P, G), bool))
-    f, reward, _ = objective(nothing, RewardConfig(parse("log_prob + math/std")))
+    f, reward, _ = objective(nothing, RewardConfig(terms=parse_reward("log_prob + math/std")))
     assert np.isfinite(reward).all()
     np.testing.assert_array_equal(f(nothing.logp, nothing.scored, nothing.keep), np.zeros(P))

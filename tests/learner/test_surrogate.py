@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl_likelihood.config import parse_reward
 from rl_likelihood.learner import surrogate
 from rl_likelihood.learner.surrogate import Counts, LossConfig, aggregate, kl_estimate, leave_one_out, policy_loss
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, SCORES, kept_mean
-from rl_likelihood.rewards.mixture import Observation, RewardConfig
+from rl_likelihood.rewards.reward import Observation, RewardConfig
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 advantages = jax.jit(surrogate.advantages, static_argnames=("kind", "eps"))
@@ -147,7 +148,7 @@ def test_a_sum_of_terms_keeps_its_digits_too():
         chain_tokens=np.ones(keep.shape, np.float32),
         host_rewards={"math": rewards.astype(np.float32)},
     )
-    f, *_ = mixture.objective(observation, RewardConfig(mixture.parse("2*log_prob + math + jepo/std")))
+    f, *_ = mixture.objective(observation, RewardConfig(terms=parse_reward("2*log_prob + math + jepo/std")))
     got = leave_one_out(f, logp, mask, keep)
     total = logp.sum(-1, dtype=np.float64)
     std = total.std(-1, ddof=1, keepdims=True)

@@ -2,30 +2,33 @@
 
 import pytest
 
-from rl_likelihood.config import apply_preset, build
+from rl_likelihood.config import apply_preset, build, parse_reward, reward_table
 from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.presets import PRESETS
-from rl_likelihood.rewards.mixture import HOST_REWARDS, Term, parse
-from rl_likelihood.rollouts.host_rewards import TEXT_RULES
+from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
+
+
+def term(name, weight=1.0, per_std=False):
+    return name, weight, per_std
 
 
 @pytest.mark.parametrize(
     "text, terms",
     [
-        ("log_prob", [Term("log_prob")]),
-        ("0.9*rlpr + 0.1*format + repetition", [Term("rlpr", 0.9), Term("format", 0.1), Term("repetition")]),
-        ("0.9*rlpr+0.1*format", [Term("rlpr", 0.9), Term("format", 0.1)]),
-        ("base_rl+trajectory+nover_rank", [Term("base_rl"), Term("trajectory"), Term("nover_rank")]),
-        (" self_certainty/std + 2 * math / std ", [Term("self_certainty", 1.0, True), Term("math", 2.0, True)]),
-        ("log_prob + -1e-3*length", [Term("log_prob"), Term("length", -1e-3)]),
-        ("1e+2*exact_match", [Term("exact_match", 100.0)]),
-        (".5*prob", [Term("prob", 0.5)]),
+        ("log_prob", [term("log_prob")]),
+        ("0.9*rlpr + 0.1*format + repetition", [term("rlpr", 0.9), term("format", 0.1), term("repetition")]),
+        ("0.9*rlpr+0.1*format", [term("rlpr", 0.9), term("format", 0.1)]),
+        ("base_rl+trajectory+format", [term("base_rl"), term("trajectory"), term("format")]),
+        (" self_certainty/std + 2 * math / std ", [term("self_certainty", 1.0, True), term("math", 2.0, True)]),
+        ("log_prob + -1e-3*length", [term("log_prob"), term("length", -1e-3)]),
+        ("1e+2*exact_match", [term("exact_match", 100.0)]),
+        (".5*prob", [term("prob", 0.5)]),
     ],
 )
 def test_a_weighted_sum_is_read(text, terms):
-    assert parse(text) == tuple(terms)
+    assert [(t.name, t.weight, t.per_std) for t in parse_reward(text)] == terms
 
 
 @pytest.mark.parametrize(
@@ -44,13 +47,16 @@ def test_a_weighted_sum_is_read(text, terms):
 )
 def test_what_is_no_sum_of_terms_is_refused(text, words):
     with pytest.raises(UserError) as error:
-        parse(text)
+        parse_reward(text)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_host_knows_how_to_compute_every_term_that_is_left_to_it():
-    special = {"majority_vote", "random", "base_rl", "countdown_tinyzero"}
-    assert set(TEXT_RULES) | set(GRADERS) | special >= set(HOST_REWARDS)
+def test_every_grader_is_a_reward_and_every_row_says_what_it_is():
+    table = reward_table()
+    assert set(table) == set(REWARDS) | set(GRADERS)
+    for name, reward in table.items():
+        assert reward.about and (reward.function is None) == (reward.kind == "grader"), name
+        assert set(reward.reads) <= {"chain", "answer", "reference", "group"}, name
 
 
 def applied(name, overridden=()):

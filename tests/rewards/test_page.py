@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from rl_likelihood.config import reward_table
 from rl_likelihood.presets import PRESETS
-from rl_likelihood.rewards.mixture import TERMS
 
 TESTS = Path(__file__).parents[1]
 PAGE = (TESTS.parent / "docs" / "rewards.md").read_text()
@@ -25,5 +25,5 @@ def rows(section):
 
 
 def test_every_term_and_every_preset_has_its_row():
-    assert sorted(rows("Terms")) == sorted(TERMS)
+    assert sorted(rows("Terms")) == sorted(reward_table())
     assert sorted(rows("Presets")) == sorted(PRESETS)

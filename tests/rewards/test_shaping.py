@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from rl_likelihood.rewards import shaping
 from rl_likelihood.rewards.shaping import FilterConfig, init_filter
-from rl_likelihood.shapes import UserError
 
 P, G = 2, 4
 PROPERTY = settings(max_examples=30, deadline=None, derandomize=True, database=None)
@@ -179,11 +178,6 @@ def test_the_filters_without_state():
     keep = np.array([[True] * 4, [True, False, False, False]])
     std = group_std(np.float32([[0.1] * 4, [5, 1, 2, 3]]), keep)
     assert not np.asarray(filter_groups(std, FilterConfig(mode="std_zero"), state, 0)).any()
-
-
-def test_an_unknown_filter_is_refused():
-    with pytest.raises(UserError, match="std_above.*none, std_zero, std_below or ema"):
-        shaping.threshold(init_filter(), 0, FilterConfig(mode="std_above"))
 
 
 @pytest.mark.parametrize(

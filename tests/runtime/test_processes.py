@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from rl_likelihood import config as configs
 from rl_likelihood import train
+from rl_likelihood.config import build
 from rl_likelihood.runtime import checkpoint, run_files, watch
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.shapes import UserError
@@ -99,7 +99,7 @@ def test_two_processes_make_the_run_of_one(mesh, tmp_path):
     assert [p.returncode for p in both] == [0, 0], lines
     assert not [line for line in lines[1] if "reward" in line or "step" in line], "only the first talks"
     assert any(line.startswith("step 2/2") for line in lines[0])
-    train.run(configs.build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), tmp_path / "one")
+    train.run(build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), tmp_path / "one")
     for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
         alike(tmp_path / "one" / name, tmp_path / "two" / name)
     one, two = (checkpoint.restore_params(tmp_path / run)[1] for run in ("one", "two"))
@@ -110,7 +110,7 @@ def test_two_processes_make_the_run_of_one(mesh, tmp_path):
 def test_two_processes_evaluate_as_one(tmp_path):
     overrides = {**MESHES["prompts split"], "train.steps": 1, "eval.prompts": 3, "eval.samples": 1}
     config, run, program = config_file(tmp_path, **overrides), tmp_path / "run", ("-m", "rl_likelihood.evaluate")
-    train.run(configs.build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), run)
+    train.run(build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), run)
     both = start(config, run, f"--out={tmp_path / 'two'}", program=program)
     lines = [said(p) for p in both]
     assert [p.returncode for p in both] == [0, 0], lines
@@ -140,15 +140,15 @@ def test_the_death_of_a_process_is_said_in_a_line_and_ends_the_other_within_the_
 # The command, whose sampler fails in process 1 before its third rollout.
 FAILS = """
 import runpy, sys
-from rl_likelihood.rollouts.source import Source
-collate = Source.collate
+from rl_likelihood.rollouts.batches import Batches
+collate = Batches.collate
 
 def dragon(self, number):
     if number == 2 and "--process_id=1" in sys.argv:
         raise RuntimeError("here be dragons")
     return collate(self, number)
 
-Source.collate = dragon
+Batches.collate = dragon
 runpy.run_module("rl_likelihood.train", run_name="__main__")
 """
 
@@ -171,7 +171,7 @@ def test_a_sampler_that_raises_in_one_process_ends_all_with_its_words_and_a_chec
     # would have been in one piece.
     elsewhere = {"mesh.fsdp": 1, "mesh.tensor": 8, "train.micro_batch_prompts": 1}
     for name, values in (("run", overrides | elsewhere), ("whole", overrides)):
-        train.run(configs.build(small_config(**{k.replace(".", "__"): v for k, v in values.items()})), tmp_path / name)
+        train.run(build(small_config(**{k.replace(".", "__"): v for k, v in values.items()})), tmp_path / name)
     assert [row["step"] for row in run_files.read(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
     for name in ("metrics.jsonl", "samples.jsonl"):
         alike(tmp_path / "whole" / name, tmp_path / "run" / name)

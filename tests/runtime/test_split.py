@@ -13,13 +13,15 @@ import jax
 import numpy as np
 import pytest
 
-from rl_likelihood import config as configs
 from rl_likelihood import train
-from rl_likelihood.rollouts.source import Source, restored
+from rl_likelihood.config import build
+from rl_likelihood.rollouts.asynchronous import restored
+from rl_likelihood.rollouts.batches import Batches
 from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import load, make_places
+from rl_likelihood.task import load
 from tests.runs import config_file, small_config
 from tests.runtime.test_processes import said, start
 
@@ -29,7 +31,7 @@ SPLIT = {"sampler__devices": "4", "mesh__fsdp": 2, "mesh__tensor": 2}
 
 
 def run(workdir, **overrides):
-    train.run(configs.build(small_config(**{"eval__prompts": 0, **overrides})), workdir)
+    train.run(build(small_config(**{"eval__prompts": 0, **overrides})), workdir)
     return run_files.read(workdir / "metrics.jsonl")
 
 
@@ -73,29 +75,29 @@ def test_a_split_sampler_runs_ahead_within_its_bound(bound, tmp_path):
 
 @pytest.mark.parametrize("changes", [SPLIT, {**SPLIT, "sampler__tensor": 2}, {}, {"sampler__tensor": 4}])
 def test_weights_go_from_device_to_device_bit_for_bit(changes):
-    settings = configs.build(small_config(**changes))
-    places = make_places(settings.config)
-    world, params = load(settings, places=places)
+    settings = build(small_config(**changes))
+    devices = make_devices(settings)
+    task, params = load(settings, mesh=devices.learner)
     with jax.transfer_guard("disallow_explicit"), jax.transfer_guard_device_to_device("allow"):
-        weights = world.weights(params)
+        weights = sampler_weights(params, task.model, devices)
     for x in jax.tree.leaves(weights):
-        assert x.sharding.device_set == set(places.sampler.devices.flat)
-    assert places.apart == bool("sampler__devices" in changes)
-    wanted = decode.prepare(jax.tree.map(np.asarray, params), world.model)
+        assert x.sharding.device_set == set(devices.sampler.devices.flat)
+    assert devices.separate == bool("sampler__devices" in changes)
+    wanted = decode.prepare(jax.tree.map(np.asarray, params), task.model)
     jax.tree.map(np.testing.assert_array_equal, weights, wanted)
     part = weights["layers"][0]["gate_up"].addressable_shards[0].data.shape[1]
-    assert part == wanted["layers"][0]["gate_up"].shape[1] // settings.config.sampler.tensor
+    assert part == wanted["layers"][0]["gate_up"].shape[1] // settings.sampler.tensor
 
 
 def test_a_sampler_that_raises_ends_the_run_with_its_own_words_and_a_checkpoint(tmp_path, monkeypatch):
-    collate = Source.collate
+    collate = Batches.collate
 
     def dragon(self, number):
         if number == 2:
             raise RuntimeError("here be dragons")
         return collate(self, number)
 
-    monkeypatch.setattr(Source, "collate", dragon)
+    monkeypatch.setattr(Batches, "collate", dragon)
     with pytest.raises(RuntimeError, match="here be dragons"):
         run(tmp_path / "run", **SPLIT, train__checkpoint_every=50)
     assert checkpoint.latest_step(tmp_path / "run") == 2

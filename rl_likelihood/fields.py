@@ -1,0 +1,98 @@
+"""How a config field is declared: once, on the settings dataclass of the package that reads it.
+
+    @dataclasses.dataclass(frozen=True)
+    class LossConfig:
+        advantage: Literal["loo", "mean"] = field("loo", "how differences become advantages")
+        kl_coef: float = field(0.0, "coefficient of the KL term", least=0)
+        max_tokens: int = 1  # no `field`: not the user's, the program sets it
+
+The type gives the choices, `field` gives default, bounds and the comment. configs/base.py, validation,
+--print_config and docs/config.md are made from these declarations (`rl_likelihood.config`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rl_likelihood.shapes import UserError
+
+
+def field(default: Any, doc: str, **bounds: float) -> Any:
+    """A field that the user may set. `bounds`: least, most (inclusive), above, below (exclusive)."""
+    unknown = set(bounds) - _BOUNDS.keys()
+    assert not unknown, f"bounds are {', '.join(_BOUNDS)}, not {unknown}"
+    return dataclasses.field(default=default, metadata={"doc": doc, "bounds": bounds})
+
+
+_BOUNDS = {
+    "least": (lambda x, bound: x >= bound, "at least"),
+    "most": (lambda x, bound: x <= bound, "at most"),
+    "above": (lambda x, bound: x > bound, "above"),
+    "below": (lambda x, bound: x < bound, "below"),
+}
+
+
+def user_fields(cls: type) -> Iterator[tuple[str, Any, dataclasses.Field]]:
+    """(name, type, field) of every field of a settings class that the user may set, in their order."""
+    types = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        if "doc" in item.metadata or dataclasses.is_dataclass(types[item.name]):
+            yield item.name, types[item.name], item
+
+
+def choices(kind: Any) -> tuple:
+    """The values of a Literal type; () for any other type."""
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+
+
+def did_you_mean(value: Any, options: Iterable[str]) -> str:
+    """ "did you mean 'prob'? " for a value near one of the options, else nothing."""
+    near = difflib.get_close_matches(str(value), list(options), 1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def one_of(name: str, value: Any, options: Iterable[str]) -> None:
+    """UserError unless the value is an option."""
+    options = list(options)
+    if value not in options:
+        raise UserError(f"{name} is {value!r}; {did_you_mean(value, options)}it must be one of {', '.join(options)}")
+
+
+def checked(name: str, value: Any, kind: Any, item: dataclasses.Field) -> Any:
+    """The value of one field, in its type; UserError where type, choice or bounds forbid it."""
+    if choices(kind):
+        one_of(name, value, choices(kind))
+        return value
+    if isinstance(value, list | tuple):
+        value = tuple(value)
+        numbers = [x for x in value if isinstance(x, float | int)]
+    else:
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise UserError(f"{name} is {value!r}; it must be of type {kind.__name__}")
+        numbers = [value] if kind in (int, float) else []
+    for x in numbers:
+        if not math.isfinite(x):
+            raise UserError(f"{name} is {value}; it must be a finite number")
+        for bound, limit in item.metadata["bounds"].items():
+            holds, words = _BOUNDS[bound]
+            if not holds(x, limit):
+                raise UserError(f"{name} is {value}; it must be {words} {limit:g}")
+    return value
+
+
+def read(cls: type, values: Any, prefix: str = "") -> Any:
+    """The settings of class `cls` from nested values (a dict or ConfigDict), every field checked."""
+    given = {}
+    for name, kind, item in user_fields(cls):
+        if dataclasses.is_dataclass(kind):
+            given[name] = read(kind, values[name], f"{prefix}{name}.")
+        else:
+            given[name] = checked(prefix + name, values[name], kind, item)
+    return cls(**given)

@@ -1,0 +1,134 @@
+"""What a reward is: a row of the table, a term of the trained sum, and what its function is given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+from rl_likelihood.fields import field
+from rl_likelihood.rewards.intrinsic import SampledStats
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """A row of the table. `kind` says how `function` is called, and what it gives:
+
+    score   (logp [P, G, A], mask [P, G, A]) -> [P, G]: from the reference answer's log-probs, differentiable;
+            the group's value is the mean over its rows
+    group   (logp, mask, keep [P, G]) -> [P]: the same, but the group's value is no mean of rows
+    step    (observation, cfg) -> [P, G]: inside the jitted step, constant for the gradient
+    text    (text, tags) -> float: of one whole response, on the host
+    host    (HostInputs) -> [P, G]: of all responses, on the host
+    grader  1 where a grader says that the sampled answer is right; no function here
+
+    `reads`: chain, answer (the sampled one), reference, group. A reward that reads the sampled answer makes the
+    sampler write one, and by default credits it together with the chain; `span` overrides what is credited.
+    """
+
+    function: Callable[..., Any] | None
+    kind: Literal["score", "group", "step", "text", "host", "grader"]
+    about: str
+    reads: tuple[str, ...] = ("chain", "reference")
+    span: Literal["auto", "chain", "response"] = "auto"
+    with_terms: tuple[str, ...] = ()  # other terms that must stand in the same sum
+    proxy: bool = False  # needs NOVER's proxy model
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the reward has a gradient of its own through the answer's tokens."""
+        return self.kind in ("score", "group")
+
+    @property
+    def on_host(self) -> bool:
+        """Whether its values come with the batch."""
+        return self.kind in ("text", "host", "grader")
+
+    @property
+    def reads_answer(self) -> bool:
+        """Whether it needs an answer that the policy sampled."""
+        return "answer" in self.reads and self.kind in ("host", "grader")
+
+    @property
+    def credits(self) -> str:
+        """What the policy term covers by default: chain | response."""
+        return ("response" if "answer" in self.reads else "chain") if self.span == "auto" else self.span
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """weight * reward, or weight * reward / (its standard deviation in the group)."""
+
+    name: str
+    reward: Reward = dataclasses.field(repr=False)
+    weight: float = 1.0
+    per_std: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """The trained reward: a weighted sum of terms, and their constants. `terms` is `name`, parsed once."""
+
+    name: str = field(
+        "log_prob",
+        'a reward of docs/rewards.md, a weighted sum as "0.9*rlpr + 0.1*format" or "self_certainty/std + math/std", '
+        "or sft: supervised on the reference answer",
+    )
+    file: str = field("", "a Python file of yours with more REWARDS or GRADERS (CONTRIBUTING.md)")
+    truncated: Literal["force_close", "floor", "drop"] = field("force_close", "a chain that never opens its answer")
+    floor: float = field(-10.0, 'log-prob of each answer token after such a chain, with truncated="floor"', below=0)
+    base_rl: tuple[float, ...] = field((1.0, 0.1, 0.0), "right, wrong but in the format, not in the format")
+    baseline: Literal["none", "frozen", "live"] = field(
+        "none", "taken off by rlpr: the answer's score without a chain under the initial or the current model"
+    )
+    length_min: float = field(100.0, "tokens below which `length` = min(tokens - this, 0) is negative", least=0)
+    overlong_max: float = field(
+        0.0, "sampled tokens from which `overlong` is -1; 0: as many as a row may have", least=0
+    )
+    overlong_cache: float = field(0.0, "tokens before that over which it falls to -1; 0: a quarter of them", least=0)
+    entropy_base: Literal["e", "2"] = field("e", "unit of entropy and trajectory rewards: nats or bits")
+    vote_train: int = field(0, "rows of each group trained on, while majority_vote counts all; 0: all", least=0)
+    sft_chain: Literal["none", "answer", "both"] = field(
+        "none", "sft: the answer alone, the answer after the data's chain, or both"
+    )
+    terms: tuple[Term, ...] = ()
+
+    @property
+    def supervised(self) -> bool:
+        """Whether nothing is sampled: the reference answers are what is learned."""
+        return self.name == "sft"
+
+    def has(self, *names: str) -> bool:
+        """Whether any of these is a term."""
+        return any(t.name in names for t in self.terms)
+
+
+class Observation(NamedTuple):
+    """What rewards of kind `step` may look at, for P groups of G rows."""
+
+    logp: Float[Array, "P G T"]  # of every completion token, floored where reward.truncated says so
+    scored: Bool[Array, "P G T"]  # the reference answer's tokens that count
+    keep: Bool[Array, "P G"]
+    truncated: Bool[Array, "P G"]  # chains that never opened their answer
+    sampled: SampledStats  # statistics of the tokens that the policy sampled
+    chain_tokens: Float[Array, "P G"]
+    host_rewards: dict[str, Float[Array, "P G"]]
+    baseline: Float[Array, "P"] | None = None  # avg_prob of the reference answer without a chain, for rlpr
+    proxy_nll: Float[Array, "P G"] | None = None  # mean over tokens, by the proxy model, for NOVER
+
+
+class HostInputs(NamedTuple):
+    """What rewards of kind `host` may look at, for P groups of G rows. An answer is None where the row is not in the
+    format; `outcome(grader)` says True, False or None (cannot be read) of every answer [P][G]."""
+
+    answers: Sequence[Sequence[str | None]]
+    references: Sequence[str]
+    uid: Int[Array, "P"]
+    group_size: int
+    seed: int
+    cfg: RewardConfig
+    outcome: Callable[[str], list[list[bool | None]]]
+    same: Callable[[str, str | None], bool]  # whether two answers are equal
+    candidate: Callable[[str], Hashable]  # what makes two answers one candidate of a vote

@@ -1,0 +1,128 @@
+"""A sampler that runs ahead of the learner: a thread, a bounded queue of rollouts, weights by version."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput, means
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.devices import sampler_weights
+from rl_likelihood.sampler.queue import RolloutQueue, WeightBox, from_bytes, start_sampler, to_bytes
+from rl_likelihood.shapes import Rollout
+
+
+class Asynchronous:
+    """Rollouts of a thread that is up to sampler.max_staleness updates ahead.
+
+    Where learner and sampler share several devices, their programs must start in one order on all of them, or each
+    waits for ever for the other's collectives. So the learner's thread owns a lock, but for the times within `next`
+    when it waits or grades; the sampler's thread takes it for each rollout.
+    """
+
+    def __init__(self, batches: Batches, start: int, saved: dict[str, Any] | None) -> None:
+        task = batches.task
+        c = task.config
+        self.batches = batches
+        shared = jax.local_device_count() > 1 and not batches.devices.separate
+        self.lock = threading.Lock() if shared else None
+        waiting, dropped = restored(saved, self._rows())
+        self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness, waiting, dropped)
+        self.box = WeightBox()
+        self._own()
+        begin = start + dropped + len(waiting)
+        self.thread = start_sampler(self._produce, self.box, self.queue, c.sampler.max_staleness, begin, c.train.steps)
+
+    def _own(self) -> None:
+        if self.lock is not None:
+            self.lock.acquire()
+
+    def _release(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+    @contextlib.contextmanager
+    def devices_free(self) -> Iterator[None]:
+        """The sampler's thread may start programs meanwhile."""
+        self._release()
+        try:
+            yield
+        finally:
+            self._own()
+
+    def _produce(self, number: int, weights: Params, version: int) -> Rollout:
+        with self.lock or contextlib.nullcontext():
+            return self.batches.sample(number, weights, version)
+
+    def next(self, step: int, params: Params) -> StepInput:
+        b, failure, rollout, waited = self.batches, None, None, 0.0
+        self.box.publish(step, sampler_weights(params, b.task.model, b.devices))
+        with self.devices_free():
+            try:
+                rollout, waited = self.queue.get(step)
+            except Exception as error:  # the sampler's own
+                failure = error
+        if distributed.several():
+            failure = distributed.failure_of_any(failure)
+        if failure is not None:
+            raise SamplerFailed from failure
+        rollout = b.align(rollout)
+        rows = b.rows(rollout.number)
+        with self.devices_free():
+            graded, texts = b.grade(rollout, rows)
+            batch, rollout = b.batch(rollout, rows, graded)
+        logged = means(graded.logged | b.text_metrics(texts))
+        queue = {
+            "queue/lag": step - rollout.version,
+            "queue/depth": len(self.queue),
+            "queue/dropped": self.queue.dropped,
+        }
+        return StepInput(batch, rollout, rows, logged | queue | {"time/sample": rollout.seconds, "time/wait": waited})
+
+    def _rows(self) -> list[int]:
+        """Which chains of which prompts of a step are this process's."""
+        devices = self.batches.devices
+        return [devices.chains.start, devices.chains.stop, *map(int, devices.prompts)]
+
+    def state(self) -> dict[str, Any]:
+        """The queue of every process, as JSON."""
+        waiting, dropped = self.queue.contents()
+        rollouts = distributed.gather_bytes(to_bytes(waiting))
+        numbers = distributed.gather(np.asarray([[dropped, len(waiting)]]))
+        rows = distributed.gather_bytes(json.dumps(self._rows()).encode())
+        return {
+            "rows": [json.loads(x) for x in rows],
+            "dropped": numbers[:, 0].tolist(),
+            "waiting": [base64.b64encode(x).decode() if n else "" for x, (_, n) in zip(rollouts, numbers, strict=True)],
+        }
+
+    def close(self) -> None:
+        self.batches.close()
+        self.box.close()
+        self.queue.close()
+        self._release()
+        self.thread.join(timeout=60)
+
+
+def restored(saved: dict[str, Any] | None, rows: list[int]) -> tuple[list[Rollout], int]:
+    """(rollouts that wait, how many have been dropped) of this process, whose `rows` they must be.
+
+    With another number of processes than saved them, or where one has other rows on another mesh, none waits in any:
+    they are sampled anew.
+    """
+    if not saved:
+        return [], 0
+    process = jax.process_index()
+    same = len(saved["waiting"]) == jax.process_count()
+    if not same or distributed.any_of(saved.get("rows", {process: None})[process] != rows):
+        return [], max(saved["dropped"])
+    data = base64.b64decode(saved["waiting"][process])
+    return from_bytes(data) if data else [], saved["dropped"][process]

@@ -1,0 +1,153 @@
+"""From a step's number to its prompts, from prompts to a rollout, from a rollout to the learner's batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rl_likelihood.data.order import order
+from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.grading.pool import Pool
+from rl_likelihood.learner.batching import bare_rows, slice_rows, to_batch
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.rewards import rules
+from rl_likelihood.rollouts.baseline import read_baseline
+from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.devices import Devices
+from rl_likelihood.sampler import decode
+from rl_likelihood.shapes import Batch, Prompts, Rollout
+from rl_likelihood.task import SAMPLE, Task
+
+Rows = list[EncodedExample]
+
+
+class StepInput(NamedTuple):
+    """What one optimizer step needs: the batch of this process's prompts, the rollout and questions it is made of,
+    and the numbers to log beside the step's own."""
+
+    batch: Batch
+    rollout: Rollout
+    rows: Rows
+    logged: dict[str, float]
+
+
+class SamplerFailed(Exception):
+    """The sampler raised `__cause__`; every process knows it."""
+
+
+class Batches:
+    """The prompts, rollouts and batches of this process."""
+
+    def __init__(self, task: Task, devices: Devices, workdir: Path) -> None:
+        c = task.config
+        self.task, self.devices = task, devices
+        self.rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
+        self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code)
+        self.baseline: Callable[[Rows], np.ndarray] | None = None
+        if c.reward.baseline == "frozen":
+            self.baseline = read_baseline(workdir)
+        self._widths: set[int] = set()  # of prompts that the sampler has had
+
+    def rows(self, number: int) -> Rows:
+        """This process's questions of step `number`."""
+        return [self.task.train[i] for i in self.rows_of(number)[self.devices.prompts]]
+
+    def collate(self, number: int) -> Prompts:
+        """This process's prompts of step `number`; a row's uid is its index in the stream of prompts."""
+        index, c = self.rows_of(number), self.task.config.prompt
+        # The longest of all processes' prompts, so that all choose one width; and fsdp may split a prompt's tokens.
+        longest = max(len(self.task.train[i].prompt_ids) for i in index)
+        multiple = math.lcm(c.width_multiple, self.devices.learner.shape["fsdp"]) or c.max_prompt
+        width = min(c.max_prompt, -(-longest // multiple) * multiple)
+        return self.task.collate(self.rows(number), number * len(index) + self.devices.prompts, width)
+
+    def sample(self, number: int, weights: Params, version: int) -> Rollout:
+        """Rollout `number`. One key for all: the uid makes each row's own."""
+        start, chains = time.perf_counter(), self.devices.chains
+        prompts = self.collate(number)
+        width = prompts.tokens.shape[1]
+        if self._widths and width not in self._widths:  # the first compilation is within the first step
+            say(f"compiles the sampler for prompts of {width} tokens, shape {len(self._widths) + 1}")
+        self._widths.add(width)
+        cfg = self.task.sampler(group_size=chains.stop - chains.start, first_chain=chains.start)
+        rollout = decode.sample(weights, prompts, self.task.key(SAMPLE), cfg, version)
+        return rollout.replace(number=number, seconds=time.perf_counter() - start)
+
+    def align(self, rollout: Rollout) -> Rollout:
+        """The rollout as wide as the widest of all processes, with the chains of its groups that others sampled.
+
+        A collective of several processes. Prompts have one width everywhere, but where a run goes on with other
+        widths and some processes still have rollouts of before.
+        """
+        if jax.process_count() == 1:
+            return rollout
+        own = np.asarray([[rollout.segment.shape[-1], rollout.prompts.tokens.shape[1]]])
+        width, prompt_width = distributed.gather(own).max(0)
+        rollout = widened(rollout, int(width), int(prompt_width), self.task.fmt.pad_id)
+        chains = self.devices.chains
+        if chains == slice(0, self.task.config.sampler.group_size):
+            return rollout
+        values = {k: getattr(rollout, k) for k in _ROWS}
+        starts = np.full(len(self.devices.prompts), chains.start)
+        parts = distributed.gather({"uid": rollout.prompts.uid, "start": starts, **values})
+        groups = [np.flatnonzero(parts["uid"] == uid) for uid in rollout.prompts.uid]
+        groups = [g[np.argsort(parts["start"][g])] for g in groups]  # in the order of their chains
+        return rollout.replace(**{k: np.stack([np.concatenate(parts[k][g]) for g in groups]) for k in _ROWS})
+
+    def grade(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts]:
+        """The host's rewards, and the texts they were computed from, decoded once."""
+        texts = sampled_texts(self.task, rollout)
+        return host_rewards(self.task, self.pool, rollout, rows, texts), texts
+
+    def batch(self, rollout: Rollout, rows: Rows, graded: HostRewards) -> tuple[Batch, Rollout]:
+        """The learner's batch, and the rows it trains on: all of a group vote, the first of it are trained on."""
+        c, fmt = self.task.config, self.task.fmt
+        n = c.reward.vote_train or rollout.segment.shape[1]
+        rollout = slice_rows(rollout, 0, n)
+        values = {k: v[:, :n] for k, v in graded.values.items()}
+        batch = to_batch(rollout, values, graded.keep[:, :n], self.baseline(rows) if self.baseline else None)
+        if c.scores_no_chain:
+            batch = batch.replace(bare=bare_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
+        return batch, rollout
+
+    def text_metrics(self, texts: Texts) -> dict[str, float]:
+        """What is logged of the chains' words."""
+        flat = [text for group in texts for text in group]
+        # By the tag itself: "</thought>" is none.
+        closed = [self.task.fmt.think_close in text for text in flat]
+        words = rules.transition_rate(flat, self.task.config.report.transition_words)
+        return {"chain/closed": sum(closed) / len(closed), "chain/transition_words": words}
+
+    def close(self) -> None:
+        """Ends the graders."""
+        self.pool.close()
+
+
+_ROWS = ("completion", "segment", "sampler_logp", "truncated")  # of a rollout: [P, G, ...]
+
+
+def means(logged: dict[str, float]) -> dict[str, float]:
+    """The means over all processes, of counts the sums. A collective of several processes."""
+    if jax.process_count() == 1:
+        return logged
+    values = distributed.gather(np.asarray([[logged[k] for k in sorted(logged)]], np.float32)).mean(0)
+    counts = {"grader/failures": jax.process_count()}
+    return {k: float(v) * counts.get(k, 1) for k, v in zip(sorted(logged), values, strict=True)}
+
+
+def widened(rollout: Rollout, width: int, prompt_width: int, pad_id: int) -> Rollout:
+    """Its rows and its prompts padded to so many tokens."""
+    more = [(0, 0), (0, 0), (0, width - rollout.segment.shape[-1])]
+    values = {"completion": pad_id, "segment": 0, "sampler_logp": 0}
+    padded = {k: np.pad(getattr(rollout, k), more, constant_values=v) for k, v in values.items()}
+    tokens = rollout.prompts.tokens
+    tokens = np.pad(tokens, [(0, 0), (0, prompt_width - tokens.shape[1])], constant_values=pad_id)
+    return rollout.replace(prompts=rollout.prompts.replace(tokens=tokens), **padded)

@@ -1,0 +1,64 @@
+"""What is written down of a step's chains: samples.jsonl, and now and then one on the console."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rl_likelihood.rollouts.batches import StepInput
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.devices import Devices
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG
+from rl_likelihood.task import Task
+
+
+def write_samples(task: Task, devices: Devices, writer, step: int, given: StepInput, per_row: dict) -> None:
+    """Every chain of the first few prompts, with all that it scored; with several processes: those of the first."""
+    c = task.config.report
+    to_file = bool(c.samples_every) and step % c.samples_every == 0
+    to_console = bool(c.console_samples) and step % c.console_samples == 0
+    if not to_file and not to_console or not distributed.first():
+        return
+    n = min(len(given.rows), max(c.sample_prompts if to_file else 0, int(to_console)))
+    values = {k: v[devices.prompts[:n]] for k, v in per_row.items()}
+    for i in range(n):
+        for j in range(given.rollout.segment.shape[1]):
+            row = sample_of(task, given, values, i, j)
+            if to_file and i < c.sample_prompts:
+                writer.sample(step, row)
+            if to_console and i == j == 0:
+                chain = " ".join(row["chain"].removesuffix(task.fmt.answer_open).split())
+                chain = chain.removesuffix(task.fmt.think_close)
+                say(f"    {row['prompt']}  {chain}  [{row['reference_answer']}]  reward {row['reward']:.2f}")
+
+
+def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: int, j: int) -> dict[str, Any]:
+    """Chain j of prompt i as a line of samples.jsonl. `values`: what the step measured of the rows [P, G, ...]."""
+    rollout, batch, example = given.rollout, given.batch, given.rows[i].example
+    kinds, ids, text = rollout.segment[i, j], rollout.completion[i, j], task.tokenizer.decode
+    answer = kinds == REFERENCE
+    rounded = lambda x: [round(float(v), 5) for v in x]
+    digits = lambda x: float(f"{x:.6g}")  # not decimals: the probability of a long answer is 1e-40 or less
+    no_chain = {}
+    if batch.bare is not None:
+        logp = values["no_chain_answer_logp"][i][batch.bare.segment[i, 0] == REFERENCE]
+        no_chain["answer_logp_no_chain"] = rounded(logp)
+    return {
+        "id": example.id,
+        "prompt": example.prompt,
+        "chain": text(ids[kinds == CHAIN]),
+        "chain_tokens": int((kinds == CHAIN).sum()),
+        "forced": text(ids[kinds == TAG]),
+        "sampled_answer": text(ids[kinds == SAMPLED]),
+        "reference_answer": example.answer,
+        "answer_tokens": [text([t]) for t in ids[answer]],
+        "answer_logp": rounded(values["answer_logp"][i, j][answer]),
+        **no_chain,
+        "scored": batch.scored[i, j][answer].astype(int),
+        **{k: digits(v[i, j]) for k, v in values.items() if k.startswith("reward")},
+        "advantage": digits(values["advantage"][i, j]),
+        "truncated": bool(rollout.truncated[i, j]),
+        "version": rollout.version,
+    }

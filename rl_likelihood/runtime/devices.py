@@ -1,0 +1,146 @@
+"""Which devices compute what: the learner's mesh over all processes, and the mesh of each process's sampler."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rl_likelihood import mesh as meshes
+from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.runtime import distributed
+from rl_likelihood.sampler import decode, handover
+from rl_likelihood.sampler.decode import SamplerConfig
+from rl_likelihood.settings import Config
+from rl_likelihood.shapes import Prompts, Rollout, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The learner's mesh; this process's sampler's mesh; which prompts of a step, and which chains of each, are this
+    process's to sample."""
+
+    learner: Mesh
+    sampler: Mesh
+    prompts: np.ndarray
+    chains: slice
+
+    @property
+    def separate(self) -> bool:
+        """Whether sampler and learner share no device."""
+        return not set(self.learner.devices.flat) & set(self.sampler.devices.flat)
+
+
+def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int | None = None) -> Devices:
+    """The config's devices, for one process: by default this one.
+
+    Where mesh.data and mesh.fsdp leave a choice, the first mesh over which the batch divides. UserError if there is
+    none, naming the settings that would do.
+    """
+    devices = list(devices or jax.devices())
+    process = jax.process_index() if process is None else process
+    by_process: dict[int, list] = {}
+    for d in devices:
+        by_process.setdefault(d.process_index, []).append(d)
+    if process not in by_process:
+        raise UserError(
+            f"--process_id: process {process} has no device ({len(devices)} devices in {len(by_process)} processes); "
+            "start as many processes as there are hosts"
+        )
+    n, local = _of_sampler(c), len(by_process[process])
+    if n >= local:
+        most = f"at most {local - 1}, or to shared" if local > 1 else "shared"
+        raise UserError(
+            f"sampler.devices is {n} of the {local} devices of a process and leaves the learner none; set it to {most}"
+        )
+    sampling = {d for group in by_process.values() for d in group[len(group) - n :]}
+    own = sorted(sampling & set(by_process[process]), key=lambda d: d.id)
+    learning = [d for d in devices if d not in sampling]
+    slices = len({getattr(d, "slice_index", 0) for d in learning})
+    candidates = meshes.shapes(len(learning), c.mesh.data, c.mesh.fsdp, c.mesh.tensor, slices)
+    micro = max(0, c.train.micro_batch_prompts) or c.train.prompts_per_step
+    refusals = []
+    for shape in candidates:
+        try:
+            return _with_mesh(c, meshes.make_mesh(shape, learning), micro, own, process)
+        except UserError as error:
+            refusals.append(error)
+    if len(candidates) > 1:
+        _suggest(c, micro, learning, slices, own, process)
+    raise refusals[0]
+
+
+def _of_sampler(c: Config) -> int:
+    return 0 if c.sampler.devices == "shared" else int(c.sampler.devices)
+
+
+def _suggest(c: Config, micro: int, learning: list, slices: int, own: list, process: int) -> None:
+    """UserError with a mesh and a micro-batch that divide, if there are such."""
+    sizes = [k for k in range(c.train.prompts_per_step, 0, -1) if c.train.prompts_per_step % k == 0]
+    tensors = [t for t in (c.mesh.tensor, 2, 4, 8) if len(learning) % t == 0]
+    for tensor, size in itertools.product(tensors, sizes):
+        for shape in meshes.shapes(len(learning), 0, 0, tensor, slices):
+            with contextlib.suppress(UserError):
+                _with_mesh(c, meshes.make_mesh(shape, learning), size, own, process)
+                fits = f"set mesh.tensor={tensor} and train.micro_batch_prompts={size}, which do"
+                break
+        else:
+            continue
+        raise UserError(
+            f"train.micro_batch_prompts is {micro}: so many prompts of {c.rows_per_prompt} chains do not divide over "
+            f"{len(learning)} devices; {fits}"
+        )
+
+
+def _with_mesh(c: Config, learner: Mesh, micro: int, own: list, process: int) -> Devices:
+    """The devices with this mesh of the learner's. `own`: devices that are the sampler's alone, if there are any."""
+    rows, step, group = c.rows_per_prompt, c.train.prompts_per_step, c.sampler.group_size
+    parts = learner.shape["data"] * learner.shape["fsdp"]
+    if not meshes.divides(learner.shape, micro, rows):
+        name = "train.micro_batch_prompts" if c.train.micro_batch_prompts > 0 else "train.prompts_per_step"
+        raise UserError(
+            f"{name} is {micro}, which mesh.data x mesh.fsdp = {parts} does not divide; the nearest that it does "
+            f"is {max(1, round(micro / parts)) * parts} (or mesh.data divides it, and mesh.fsdp its {rows} rows)"
+        )
+    whole = step % parts == 0
+    prompts, chains = meshes.own_rows(learner, step, 1 if whole else group)[process]
+    chains = slice(0, group) if whole else chains
+    local = own or [d for d in learner.devices.flat if d.process_index == process]
+    sampler = handover.sampler_mesh(local, len(prompts), chains.stop - chains.start, c.sampler.tensor)
+    return Devices(learner, sampler, prompts, chains)
+
+
+def using(mesh: Mesh | None):
+    """A context in which programs are traced over `mesh`: the splash kernel and `mesh.gathered` have to know it."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def sampler_weights(params: Params, model: ModelConfig, devices: Devices | None) -> Params:
+    """The sampler's copy of parameters, on its devices. Every process calls it at the same point."""
+    if devices is None:
+        return decode.prepare(params, model)
+    return handover.hand_over(params, model, devices.learner, devices.sampler)
+
+
+def share_of(prompts: Prompts) -> Prompts:
+    """This process's part of prompts whose number all processes divide."""
+    n, i = jax.process_count(), jax.process_index()
+    size = len(prompts.length) // n
+    return jax.tree.map(lambda x: x[i * size : (i + 1) * size], prompts)
+
+
+def batch_size(wanted: int, devices: Devices | None) -> int:
+    """`wanted` prompts, or as few more as every process and every part of its sampler's mesh get alike."""
+    parts = 1 if devices is None else jax.process_count() * devices.sampler.shape["data"]
+    return -(-wanted // parts) * parts
+
+
+def sample_all(weights: Params, prompts: Prompts, key: jax.Array, cfg: SamplerConfig) -> Rollout:
+    """`decode.sample`, each process doing its share of the prompts; all of them get the whole."""
+    return distributed.gather(decode.sample(weights, share_of(prompts), key, cfg))

@@ -1,0 +1,89 @@
+"""The folder of a run: whose it is, what is in it, and what a checkpoint says beside its arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rl_likelihood.config import binding_differences, flatten
+from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.runtime import checkpoint
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES
+from rl_likelihood.settings import Config
+from rl_likelihood.shapes import UserError
+
+CONFIG = "config.json"
+INITIAL = "initial"  # the model of step 0, where a reference model is asked for
+TRACKING_ID = "wandb_id"
+
+
+def claim(workdir: Path, c: Config, force: bool = False) -> None:
+    """The workdir belongs to one config: write it, or refuse another, unless forced, when the workdir becomes this
+    one's."""
+    path, new = workdir / CONFIG, flatten(c)
+    try:
+        if path.exists() and begun(workdir):
+            old = json.loads(path.read_text())
+            names = binding_differences(old, new)
+            if names and not force:
+                both = [f"{k} ({old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} here)" for k in names[:5]]
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                raise UserError(
+                    f"{workdir} belongs to a run with another config: {', '.join(both)}{more}; choose another "
+                    "--workdir, or go on all the same with --force"
+                )
+            if not names:
+                return
+            say(f"warning: {workdir} goes on with another config (--force): {', '.join(names)}")
+        workdir.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(new, indent=1) + "\n")
+        part.replace(path)
+    except json.JSONDecodeError:
+        raise UserError(f"{path}: not JSON; delete it, or choose another --workdir") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror}); choose another --workdir") from None
+
+
+def begun(workdir: Path) -> bool:
+    """Whether there is something in the workdir to go on from: not where its run was refused at the start."""
+    written = (METRICS, EVAL, "baseline.jsonl")
+    return (
+        checkpoint.latest_step(workdir) is not None
+        or (workdir / INITIAL).exists()
+        or any((workdir / name).exists() and (workdir / name).stat().st_size for name in written)
+    )
+
+
+def restore_tracking_id(workdir: Path, tracking_id: str | None) -> None:
+    """Writes the id of the run's copy in wandb back, if its file is gone: else the copy would begin anew."""
+    if tracking_id and not (workdir / TRACKING_ID).exists():
+        (workdir / TRACKING_ID).write_text(tracking_id + "\n")
+
+
+def warn_of_lost_lines(folder: Path, sizes: dict[str, int], step: int) -> None:
+    """Says which files, cut back to `step`, are shorter than when its checkpoint was saved."""
+    for name, size in sizes.items():
+        have = (folder / name).stat().st_size if (folder / name).exists() else 0
+        if have < size:
+            say(
+                f"warning: {folder / name} has {have} bytes, but had {size} when the checkpoint of step {step} was "
+                "saved: lines of earlier steps are lost, which changes tables and figures but not the run"
+            )
+
+
+def checkpoint_meta(folder: Path, c: Config, model: ModelConfig, model_path: str) -> dict[str, Any]:
+    """What a checkpoint says beside its arrays and its queue. The data's position follows from the step and the queue,
+    the random keys from the seed and the step; the files of `folder` are cut back to the step."""
+    tracking = folder / TRACKING_ID
+    files = [folder / name for name in (METRICS, SAMPLES, EVAL)]
+    return {
+        "model_config": dataclasses.asdict(model),
+        "model_path": model_path,
+        "config": flatten(c),
+        "file_bytes": {f.name: f.stat().st_size for f in files if f.exists()},
+        "tracking_id": tracking.read_text().strip() if tracking.exists() else None,
+    }

@@ -1,0 +1,258 @@
+"""All settings of a run, frozen: the fields of every package, and what follows from several of them.
+
+A field is declared once, here or beside the code that reads it (`rl_likelihood.fields`). `config.build` makes a
+`Config` of a ConfigDict and checks it; nothing else reads the ConfigDict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+from rl_likelihood.data.prompts import PromptConfig
+from rl_likelihood.datasets.sources import DataConfig
+from rl_likelihood.fields import field
+from rl_likelihood.learner.optimizer import OptimizerConfig
+from rl_likelihood.learner.rows import ProxyConfig, StepConfig
+from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.rewards.reward import RewardConfig, Term
+from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.rewards.table import REWARDS
+from rl_likelihood.sampler.decode import SamplerSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and how it is computed."""
+
+    path: str = field("", 'Hugging Face folder, .gguf file, workdir of another run, or "smollm2-135m-instruct"')
+    preset: str = field("", 'instead of a path: random weights of this size ("tiny", 1.6 M parameters) over bytes')
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = field(
+        "auto", "auto: bfloat16 on accelerators, float32 on CPU; parameters, log-probs and losses are always float32"
+    )
+    layers: Literal["auto", "scan", "unroll"] = field(
+        "auto", "scan compiles one layer and loops; unroll, auto's choice on a CPU, is faster there"
+    )
+    attention: Literal["auto", "dense", "splash"] = field("auto", "splash: a TPU kernel, auto's choice where it fits")
+    remat: Literal["none", "dots", "attention", "full"] = field(
+        "none", "how much the backward pass computes again to save memory, the least first"
+    )
+    scratch_kib: int = field(
+        -1,
+        "KiB of a TPU's vector memory for one operation of the learner's step; -1: mesh.SCRATCH, 0: the compiler's",
+        least=-1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """The learner's devices = data x fsdp x tensor."""
+
+    data: int = field(0, "copies of everything; over several TPU slices only data runs. 0: what is left", least=0)
+    fsdp: int = field(0, "parameters and optimizer split; 0: what is left, the most if both are 0", least=0)
+    tensor: int = field(1, "heads, MLP and vocabulary split, within a host", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PodSettings:
+    """Several processes."""
+
+    heartbeat: float = field(30.0, "seconds in which the death of another process is noticed", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """The loop."""
+
+    steps: int = field(200, "optimizer steps", least=0)
+    prompts_per_step: int = field(8, "P: a step sees P x group_size chains", least=1)
+    micro_batch_prompts: int = field(
+        0,
+        "prompts per forward; 0: all, on one CPU as many as have about 1,000 completion tokens; -1: the fastest, "
+        "measured by the run and kept in its workdir. Results are equal but for rounding",
+        least=-1,
+    )
+    head_chunk: int = field(
+        0, "tokens whose logits exist at one time on a device; 0: 512, on a CPU what its caches hold", least=0
+    )
+    eval_every: int = field(0, "steps between evaluations; 0: before and after only", least=0)
+    eval_first: bool = field(True, "evaluate before the first step")
+    checkpoint_every: int = field(50, "steps between checkpoints", least=1)
+    keep_checkpoints: int = field(2, "the last ones", least=1)
+    keep_every: int = field(0, "and one every so many steps for good; 0: none", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartSettings:
+    """Supervised steps on chains before the first RL step, to teach a format or a start policy."""
+
+    steps: int = field(0, "0: no warm start", least=0)
+    chains: Literal["own", "given"] = field(
+        "own", "the model's own, greedy with worked examples, or the data's \"chain\""
+    )
+    examples: int = field(2, "worked examples in the prompt with which own chains are sampled", least=0)
+    prompts: int = field(128, "training questions whose own chains are sampled", least=1)
+    prompts_per_step: int = field(32, "chains in a step", least=1)
+    lr: float = field(1e-5, "learning rate, constant", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """Evaluations on held-out questions."""
+
+    prompts: int = field(100, "held-out questions used", least=0)
+    grader: str = field("exact_match", "a grader of docs/data.md; none: nothing is sampled or graded, only scored")
+    grader_workers: int = field(2, "processes that grade what may hang or crash; 0: one for each core", least=0)
+    grader_seconds: float = field(10.0, "for one answer; one that takes longer is a counted failure", least=1)
+    unsafe_code: bool = field(
+        False, "run programs (code_tests) even where Linux cannot keep network and files from them"
+    )
+    samples: int = field(
+        1, "chains at temperature 1 per question; N give pass@k and majority@k up to N; 0: greedy only", least=0
+    )
+    max_sampled_answer: int = field(0, "tokens of a sampled answer; 0: prompt.max_answer", least=0)
+    batch_prompts: int = field(50, "questions decoded at one time; changes no number", least=1)
+    mc_samples: int = field(0, "chains for what only many give, as log_prob_mc32 and pass@32; 0: eval.samples", least=0)
+    mc_prompts: int = field(0, "questions that get them; 0: all", least=0)
+    fast_prompts: int = field(0, "questions of the evaluations every train.eval_every steps; 0: eval.prompts", least=0)
+    fast_samples: int = field(-1, "chains for each of them; -1: eval.samples", least=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSettings:
+    """What is logged and shown."""
+
+    no_chain: bool = field(True, "score each answer without a chain too, every step; it has no gradient")
+    transition_words: tuple[str, ...] = field(
+        ("wait", "but", "however", "let me check", "hmm", "alternatively", "actually"),
+        "counted in the chains, per hundred words",
+    )
+    samples_every: int = field(1, "steps between entries in samples.jsonl; 0: none", least=0)
+    sample_prompts: int = field(1, "prompts written each time, with all their chains", least=0)
+    console_samples: int = field(20, "steps between chains shown on the console; 0: none", least=0)
+    wandb: Literal["off", "offline", "online"] = field("off", "a copy of the metrics in wandb")
+    wandb_project: str = field("rl_likelihood", "its project")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every field there is, and what follows from several."""
+
+    seed: int = field(0, "of sampling, data order and random initial weights", least=0, most=2**32 - 1)
+    model: ModelSettings = ModelSettings()
+    mesh: MeshSettings = MeshSettings()
+    pod: PodSettings = PodSettings()
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    sampler: SamplerSettings = SamplerSettings()
+    preset: str = field(
+        "none",
+        "a published method (rl_likelihood/presets.py), which sets what its paper sets; the command line overrides it",
+    )
+    reward: RewardConfig = RewardConfig()
+    filter: FilterConfig = FilterConfig()
+    proxy: ProxyConfig = ProxyConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimizerConfig = OptimizerConfig()
+    train: TrainSettings = TrainSettings()
+    warm_start: WarmStartSettings = WarmStartSettings()
+    eval: EvalSettings = EvalSettings()
+    report: ReportSettings = ReportSettings()
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Rows of each prompt that the learner sees."""
+        return 1 if self.reward.supervised else self.reward.vote_train or self.sampler.group_size
+
+    @property
+    def samples_answer(self) -> bool:
+        """Whether reward or policy term ask for answers that the policy samples itself."""
+        if self.reward.supervised:
+            return False
+        if self.loss.span == "response" or any(t.reward.reads_answer for t in self.reward.terms):
+            return True
+        return self.loss.span == "auto" and any(t.reward.credits == "response" for t in self.reward.terms)
+
+    @property
+    def sampled_answer(self) -> int:
+        """Tokens that a sampled answer may have in training; 0: none is sampled."""
+        n = self.sampler.max_sampled_answer
+        return n if n >= 0 else self.prompt.max_answer if self.samples_answer else 0
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that the policy may sample in one row."""
+        return self.sampler.max_chain + self.sampled_answer
+
+    @property
+    def eval_answer(self) -> int:
+        """Tokens that evaluation lets a sampled answer have."""
+        return self.eval.max_sampled_answer or self.prompt.max_answer
+
+    @property
+    def scores_no_chain(self) -> bool:
+        """Whether each step also scores the reference answers without a chain."""
+        return not self.reward.supervised and (self.report.no_chain or self.reward.baseline == "live")
+
+    @functools.cached_property
+    def step(self) -> StepConfig:
+        """The learner's step."""
+        supervised, sampled = self.reward.supervised, float(self.sampled_tokens)
+        overlong_max = self.reward.overlong_max or sampled
+        reward = dataclasses.replace(
+            self.reward,
+            terms=(Term("log_prob", REWARDS["log_prob"]),) if supervised else self.reward.terms,
+            overlong_max=overlong_max,
+            overlong_cache=self.reward.overlong_cache or overlong_max / 4,
+        )
+        stale = self.sampler.max_staleness > 0
+        loss = dataclasses.replace(
+            self.loss,
+            policy_term=0.0 if supervised else 1.0,
+            max_tokens=self.sampled_tokens,
+            ratio="token" if stale and self.loss.ratio == "none" else self.loss.ratio,
+        )
+        span = "response" if self.samples_answer else "chain"
+        return StepConfig(
+            reward=reward,
+            loss=loss,
+            filter=self.filter,
+            proxy=self.proxy,
+            policy_span=span if self.loss.span == "auto" else self.loss.span,
+            supervise_chain=self.reward.sft_chain == "both",
+            two_branches=self.sampled_answer > 0,
+            temperature=self.sampler.temperature,
+            micro_batch_prompts=max(0, self.train.micro_batch_prompts),  # a run that measures sets its own
+            head_chunk=self.train.head_chunk,
+        )
+
+    @functools.cached_property
+    def warm_step(self) -> StepConfig:
+        """The step of the warm start. A mean over tokens per row: chains of every length count alike."""
+        rows = self.warm_start.prompts_per_step
+        return StepConfig(
+            reward=RewardConfig(terms=(Term("avg_log_prob", REWARDS["avg_log_prob"]),)),
+            loss=LossConfig(policy_term=0.0),
+            supervise_chain=True,
+            micro_batch_prompts=largest_divisor(rows, 8) if self.train.micro_batch_prompts else 0,
+            head_chunk=self.train.head_chunk,
+        )
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The optimizer of the steps."""
+        return dataclasses.replace(self.optim, total_steps=self.train.steps)
+
+    @property
+    def warm_optimizer(self) -> OptimizerConfig:
+        """The optimizer of the warm start."""
+        w = self.warm_start
+        return dataclasses.replace(
+            self.optim, lr=w.lr, schedule="constant", warmup_steps=2, total_steps=max(1, w.steps)
+        )
+
+
+def largest_divisor(n: int, most: int) -> int:
+    """The largest number up to `most` that divides n."""
+    return max(k for k in range(1, most + 1) if n % k == 0)
