@@ -1,4 +1,4 @@
-"""The one equation: any reward of the family becomes a loss here.
+"""The one equation, which makes a loss of any reward of the family.
 
 For a group objective f (rewards/likelihood.py), with `without i` meaning row i removed from `keep`,
 
@@ -22,9 +22,9 @@ from jaxtyping import Array, Bool, Float
 from rl_likelihood.fields import field
 from rl_likelihood.rewards.likelihood import GroupValue, Objective, difference
 
-# exp() of a log-ratio beyond this says nothing more; it would only overflow.
+# Log-ratios are clipped here, before exp() overflows.
 MAX_LOG_RATIO = 20.0
-# A group whose standard deviation is below this has no spread but rounding.
+# A group with a smaller standard deviation differs by rounding alone.
 MIN_STD = 1e-6
 
 
@@ -53,7 +53,7 @@ class LossConfig:
 
 
 class Counts(NamedTuple):
-    """Denominators over the whole batch, so that micro-batches and devices add up to one loss."""
+    """Denominators over the whole batch: losses of micro-batches and devices then add up."""
 
     prompts: Float[Array, ""]
     policy_tokens: Float[Array, ""]

@@ -14,7 +14,7 @@ from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.decode import SamplerConfig, sample, splice
-from rl_likelihood.sampler.draw import choose, draw, invert_cumulative
+from rl_likelihood.sampler.draw import Ends, Request, choose, draw, invert_cumulative
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts
 from tests.small import TINY, log_softmax, random_params, reference_logits, tiny
 
@@ -284,8 +284,11 @@ def test_rows_stop_where_the_text_says(answer_room):
 def test_the_loop_ends_when_all_rows_have():
     # Every id ends a row, so 100,000 steps of room are not used; a loop that uses them does not come back.
     p = prompts(2)
-    args = decode.prepare(PARAMS, TINY), TINY, p.tokens, p.length, p.uid, KEY, jnp.ones(3), np.zeros((24, 2), np.int8)
-    ids, logp, length = map(np.asarray, decode.generate(*args, jnp.arange(24), max_tokens=100_000, pad_id=PAD_ID))
+    ends = Ends(np.zeros((24, 2), np.int8), np.arange(24, dtype=np.int32))
+    request = Request(
+        p.tokens, p.length, p.uid, KEY, np.ones(3, np.float32), ends, pad_id=np.int32(PAD_ID), first_chain=np.int32(0)
+    )
+    ids, logp, length = map(np.asarray, decode.generate(decode.prepare(PARAMS, TINY), TINY, request, 100_000))
     assert (length == 1).all() and ids.shape == (2, 3, 100_000)
     assert (ids[..., 1:] == PAD_ID).all() and (logp[..., 1:] == 0).all() and (logp[..., 0] < 0).all()
 
