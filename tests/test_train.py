@@ -462,11 +462,11 @@ def test_what_a_run_on_one_cpu_chooses_changes_none_of_its_numbers(tmp_path, cap
     }
     left = run(tmp_path / "left", **one, model__layers="auto")
     said = capsys.readouterr().out
-    assert "layers unrolled" in said and ", 2 prompts at a time, " in said
+    assert "layers unrolled" in said and ", micro-batches of 2 prompts, " in said
     assert "the sampler's copy, a copy of the layers, the reference model, over 8 device(s)" in said
     told = run(tmp_path / "told", **one, model__layers="scan", train__micro_batch_prompts=4)
     said = capsys.readouterr().out
-    assert "layers scanned" in said and ", 4 prompts at a time, " in said
+    assert "layers scanned" in said and ", micro-batches of 4 prompts, " in said
     for a, b in zip(rows(left, "metrics.jsonl"), rows(told, "metrics.jsonl"), strict=True):
         for name in ("reward/mean", "loss/policy", "loss/answer", "loss/kl", "grad/norm", "chain/length"):
             assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)

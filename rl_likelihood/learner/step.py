@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.learner import measures, surrogate
 from rl_likelihood.learner.rows import RowStats, StepConfig, observe, policy_masks, row_stats
@@ -159,6 +159,12 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
     grads = grads if model.scan_layers else stack_layers(grads)
     sums = {k: v.max(0) if k.startswith("max/") else v.sum(0) for k, v in sums.items()}
     return grads, sums, whole(per_row)
+
+
+@jax.jit
+def all_finite(params: Params) -> Bool[Array, ""]:
+    """Whether no parameter is NaN or infinite."""
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: StepConfig) -> TrainState:

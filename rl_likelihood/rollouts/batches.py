@@ -131,13 +131,20 @@ class Batches:
         self.pool.close()
 
 
+COUNTS = ("grader/failures",)  # of the logged numbers: summed over processes, where the others are averaged
+
+
+def combined(parts: list[dict[str, float]]) -> dict[str, float]:
+    """The numbers of several processes as those of one."""
+    total = {k: sum(part[k] for part in parts) for k in parts[0]}
+    return {k: v if k in COUNTS else v / len(parts) for k, v in total.items()}
+
+
 def means(logged: dict[str, float]) -> dict[str, float]:
-    """The means over all processes, of counts the sums. A collective of several processes."""
-    if jax.process_count() == 1:
-        return logged
-    values = distributed.gather(np.asarray([[logged[k] for k in sorted(logged)]], np.float32)).mean(0)
-    counts = {"grader/failures": jax.process_count()}
-    return {k: float(v) * counts.get(k, 1) for k, v in zip(sorted(logged), values, strict=True)}
+    """`combined` of all processes' numbers. A collective of several processes."""
+    names = sorted(logged)
+    rows = distributed.gather(np.asarray([[logged[k] for k in names]], np.float32))
+    return logged if len(rows) == 1 else combined([dict(zip(names, map(float, row), strict=True)) for row in rows])
 
 
 def widened(rollout: Rollout, width: int, prompt_width: int, pad_id: int) -> Rollout:
