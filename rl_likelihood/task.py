@@ -25,7 +25,7 @@ from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import Bare, Batch, ChainFormat, Prompts, UserError
+from rl_likelihood.shapes import Batch, ChainFormat, NoChainRows, Prompts, UserError
 from rl_likelihood.weights import assets, files
 
 if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come before
@@ -108,7 +108,7 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         truncated=shape(b, p, g),
         keep=shape(b, p, g),
         baseline=shape(f, p) if c.reward.baseline == "frozen" else None,
-        bare=Bare(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
+        no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
     )
 
 
