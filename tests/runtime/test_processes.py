@@ -181,7 +181,7 @@ def test_a_sampler_that_raises_in_one_process_ends_all_with_its_words_and_a_chec
 ONE_OF_THREE = """
 import os, sys, time
 os.environ["XLA_FLAGS"] = ""
-from rl_likelihood.pod import distributed
+from rl_likelihood.runtime import distributed
 distributed.start(sys.argv[1], 3, int(sys.argv[2]), heartbeat=4.0)
 print("up", flush=True)
 word = sys.stdin.readline().strip()
@@ -364,7 +364,7 @@ def test_a_refusal_of_all_is_one_line_of_the_first_and_no_word_of_a_restart(tmp_
 LATE = """
 import os, sys, time
 os.environ["XLA_FLAGS"] = ""
-from rl_likelihood.pod import distributed
+from rl_likelihood.runtime import distributed
 me, late, code = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 distributed.start(sys.argv[1], 2, me)
 distributed.any_of(False)
@@ -390,7 +390,7 @@ SEEN_LATE = """
 import os, sys
 from pathlib import Path
 os.environ["XLA_FLAGS"] = ""
-from rl_likelihood.pod import distributed
+from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.watch import Unreachable
 me = int(sys.argv[2])
 distributed.start(sys.argv[1], 2, me)
