@@ -26,7 +26,7 @@ setup(
         "flax>=0.12,<0.13",
         "optax>=0.2.5,<0.3",
         "jaxtyping>=0.3,<0.4",
-        "filelock>=3.12,<5",  # jax bounds its cache of compiled programs with it
+        "filelock>=4.2.11,<5",  # SoftFileLease; jax bounds its cache of compiled programs with it
         "numpy>=2,<3",
         "mpmath>=1.3,<2",  # digits of irrational answers, in grading
         # Weights, tokenizers.
