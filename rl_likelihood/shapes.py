@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-# Segment of a completion token.
+# Segment of a completion token (docs/architecture.md, "Shapes").
 PAD, CHAIN, TAG, REFERENCE, SAMPLED = 0, 1, 2, 3, 4
 
 
