@@ -50,8 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.data.source = "jsonl"
         c.data.train_path = f"{DATA}/train.jsonl"
         c.data.heldout_path = f"{DATA}/heldout.jsonl"
-        c.data.train_size = 0
-        c.data.heldout_size = 0
+        c.data.train_size = c.data.heldout_size = 0  # all
         c.prompt.max_prompt = 528  # three worked examples are part of each conversation
         c.prompt.max_answer = 104
         c.sampler.max_chain = 64

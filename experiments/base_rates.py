@@ -30,7 +30,7 @@ from configs.smollm2 import get_config  # noqa: E402
 from rl_likelihood.config import build  # noqa: E402
 from rl_likelihood.data import prompts  # noqa: E402
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES  # noqa: E402
-from rl_likelihood.datasets.sources import question_key  # noqa: E402
+from rl_likelihood.datasets.questions import variant_key  # noqa: E402
 from rl_likelihood.evaluation import statistics  # noqa: E402
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate  # noqa: E402
 from rl_likelihood.task import load  # noqa: E402
@@ -117,8 +117,8 @@ def measure(task: str, questions: int, gsm8k: str) -> dict:
         c.data.train_path = gsm8k
     settings = build(c)
     task, params = load(settings, training=False)
-    shown = {question_key(question) for question, _, _ in shots}
-    examples = [row.example for row in task.heldout if question_key(row.example.prompt) not in shown]
+    shown = {variant_key(question) for question, _, _ in shots}
+    examples = [row.example for row in task.heldout if variant_key(row.example.prompt) not in shown]
     rows = prompts.encode_all(examples, task.tokenizer, settings.prompt, task.fmt, shots)
     with tempfile.TemporaryDirectory() as folder:
         out = evaluate(

@@ -90,15 +90,16 @@ def main() -> None:
             f"eval.grader is {c.eval.grader!r}, but lm-eval will compare answers as text; evaluate with "
             "--config.eval.grader=exact_match, and give the same here"
         )
-    _, heldout, _ = sources.load(settings.data, training=False)
+    prompt = sources.resolve_prompt(settings.prompt, settings.data, settings.worked_examples)
+    _, heldout, _ = sources.load(settings.data, training=False, shown=prompt.shots)
     if not heldout or not c.eval.prompts:
         raise UserError("there are no held-out questions; set data.heldout_size and eval.prompts")
-    tokenizer, _ = load_tokenizer(model_folder(c.model.path))
+    tokenizer, _ = load_tokenizer(model_folder(c.model.path), prompt.template)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     data = (folder / "questions.jsonl").resolve()
     rows = [
-        {"id": e.id, "prompt": prompts.render(e, tokenizer, settings.prompt), "answer": e.answer}
+        {"id": e.id, "prompt": prompts.render(e, tokenizer, prompt), "answer": e.answer}
         for e in heldout[: c.eval.prompts]
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -25,12 +25,8 @@ from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 
 RESOURCES = {"TPU": 4}
 # 1.4: G = 4. 1.5: 1,000 held out of each; the configs read 1,024 completion tokens as that many for chain and answer.
-LONG: Overrides = TRAINING | {
-    "sampler.group_size": 4,
-    "eval.mc_samples": 32,  # 1.6: MC32, here of 500 of the 1,000, as on MATH
-    "eval.mc_prompts": 500,
-}
-SETS = {"alpaca": {"config": "configs/alpaca.py"}, "numina_proof": {"config": "configs/numina_proof.py"}}
+LONG: Overrides = TRAINING | {"sampler.group_size": 4}
+SETS = {name: {"config": f"configs/prepared.py:name={name}"} for name in ("alpaca", "numina_proof")}
 # 1.4: no KL in the main runs. 1.7: larger coefficients than 0.001 keep chains; which ones is in figures only.
 KL = {
     "none": {"loss.kl": "none", "loss.kl_coef": 0.0},

@@ -30,7 +30,7 @@ MODELS = {
     "qwen": {"model.path": "models/Qwen2.5-3B-Instruct"},
 }
 # 1.5: MATH is evaluated on the official test split, DeepScaleR on a tenth of it. The configs hold lengths and splits.
-SETS = {"math": {"config": "configs/math.py"}, "deepscaler": {"config": "configs/deepscaler.py"}}
+SETS = {"math": {"config": "configs/math.py"}, "deepscaler": {"config": "configs/prepared.py:name=deepscaler"}}
 # 1.4 unless another section is named.
 TRAINING: Overrides = {
     "model.compute_dtype": "bfloat16",  # not stated; log-probs, losses and updates are in float32
@@ -42,6 +42,8 @@ TRAINING: Overrides = {
     "train.prompts_per_step": 8,
     "train.steps": 1000,  # not stated; MATH has 841 steps an epoch
     "eval.samples": 1,  # 1.6: MC1
+    "eval.mc_samples": 32,  # 1.6: MC32, of 500 questions
+    "eval.mc_prompts": 500,
 }
 # The presets hold what defines the methods (1.1, 1.2): RLOO, the exact answer term, k3 x 0.001, base_rl of 100, 10, 0.
 AT_32 = {name: {"preset": f"kw_{name}"} for name in ("base_rl", "log_prob", "avg_log_prob", "prob", "avg_prob")}

@@ -25,7 +25,7 @@ from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import Bare, Batch, ChainFormat, Prompts, UserError
+from rl_likelihood.shapes import Batch, ChainFormat, NoChainRows, Prompts, UserError
 from rl_likelihood.weights import assets, files
 
 if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come before
@@ -108,7 +108,7 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         truncated=shape(b, p, g),
         keep=shape(b, p, g),
         baseline=shape(f, p) if c.reward.baseline == "frozen" else None,
-        bare=Bare(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
+        no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
     )
 
 
@@ -187,13 +187,11 @@ def known_model(c: Config, model: ModelConfig, params: Params, path: str, meta: 
     return run_on(model, c, jax.default_backend()), params, path
 
 
-def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
-    """The tokenizer that belongs to `load_model`'s path, and the ids that end a text."""
-    if path == BYTES:
-        of_bytes = byte_tokenizer()
-        return of_bytes, (of_bytes.eos_token_id,)
-    loaded = tokenizer.load_tokenizer(path, require_template=True)
-    return loaded, tokenizer.eos_ids(loaded, path)
+def load_tokenizer(path: str, template: str = "model") -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+    """The tokenizer that belongs to `load_model`'s path, with a chat template, and the ids that end a text."""
+    loaded = byte_tokenizer() if path == BYTES else tokenizer.load_tokenizer(path)
+    tokenizer.set_template(loaded, template, path)
+    return loaded, (loaded.eos_token_id,) if path == BYTES else tokenizer.eos_ids(loaded, path)
 
 
 def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Model | None = None) -> tuple[Task, Params]:
@@ -203,12 +201,13 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
     shard, without it as numpy arrays of this host; `known` takes the place of `load_model`.
     """
     # Questions first: they are quick to refuse, weights are not.
-    train, heldout, report = sources.load(c.data, training)
-    fast = sources.load_fast(c.data) if training else []
+    c = dataclasses.replace(c, prompt=sources.resolve_prompt(c.prompt, c.data, c.worked_examples))
+    train, heldout, report = sources.load(c.data, training, c.prompt.shots)
+    fast = sources.load_fast(c.data, c.prompt.shots) if training else []
     if not heldout and c.eval.prompts:
         raise UserError("data.heldout_size is 0 but eval.prompts is not; hold some questions out or set eval.prompts=0")
     model, params, path = known or load_model(c, mesh)
-    text, eos_ids = load_tokenizer(path)
+    text, eos_ids = load_tokenizer(path, c.prompt.template)
     fmt = prompts.chain_format(text, tokenizer.vocab_bytes(text, model.vocab_size), eos_ids, c.prompt)
     answer = max(c.sampled_answer, c.eval_answer, c.prompt.max_answer)
     positions = c.prompt.max_prompt + c.sampler.max_chain + len(fmt.close_think_ids) + answer

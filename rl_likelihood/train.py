@@ -22,7 +22,7 @@ from rl_likelihood.config import build, describe, flatten
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_reference, init_state, state_shardings
+from rl_likelihood.learner.step import all_finite, init_reference, init_state, state_shardings
 from rl_likelihood.mesh import from_own_prompts, put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
@@ -80,7 +80,9 @@ class Run:
         return self.task.config
 
     def save(self, state: TrainState, queue: dict | None = None) -> None:
-        """A checkpoint of the state, and of what the source of batches keeps."""
+        """A checkpoint of the state and of the source of batches. Refuses parameters that are not finite."""
+        if not all_finite(state.params):
+            raise distributed.SharedRefusal(not_finite(int(state.step), ["the parameters"], self.workdir))
         checkpoint.save(self.checkpoints, state, self.meta() | ({} if queue is None else {"queue": queue}))
 
     def meta(self) -> dict:
@@ -169,7 +171,7 @@ def learn(
             t2 = time.perf_counter()
             step += 1
 
-            refuse_nan(step, out)
+            refuse_nan(step, out, workdir)
             tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
             out |= given.logged | {"time/learn": t2 - t1, "tokens_per_second": tokens / (t2 - begin)}
             writer.metrics(step, out)
@@ -312,14 +314,20 @@ def evaluation(
     return {k: out[k] for k in ("greedy_success",) if k in out}
 
 
-def refuse_nan(step: int, out: dict[str, float]) -> None:
+def refuse_nan(step: int, out: dict[str, float], workdir: Path) -> None:
     """A non-finite loss or gradient ends the run before it is saved."""
     bad = [k for k in ("loss/policy", "loss/answer", "loss/kl", "grad/norm") if not np.isfinite(out[k])]
     if bad:
-        raise distributed.SharedRefusal(
-            f"step {step}: {', '.join(bad)} is not finite; the checkpoints are untouched: lower optim.lr "
-            "in a new workdir, with model.path set to this one"
-        )
+        raise distributed.SharedRefusal(not_finite(step, bad, workdir))
+
+
+def not_finite(step: int, what: list[str], workdir: Path) -> str:
+    """What to say, and where to go on from: the last checkpoint, if there is one."""
+    last = checkpoint.latest_step(workdir)
+    cure = "no step has been saved: choose another --workdir and a lower optim.lr"
+    if last is not None:
+        cure = f"the checkpoint of step {last} is good: lower optim.lr in a new workdir, with model.path={workdir}"
+    return f"step {step}: {', '.join(what)} {'are' if what == ['the parameters'] else 'is'} not finite; {cure}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pytest
 from rl_likelihood import train
 from rl_likelihood.config import apply_preset, build, reward_table
 from rl_likelihood.data.order import order
+from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.batches import Batches, widened
@@ -105,13 +106,13 @@ def test_a_run_leaves_what_the_design_says(unbroken):
     metrics = run_files.read(unbroken / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     for row in metrics:
-        assert not [name for name in METRICS if name not in row]
+        assert not [name for name in METRICS if name not in row] and not unknown(row)
         assert np.isfinite([row[name] for name in METRICS]).all()
         assert row["queue/lag"] == 0
         assert abs(row["ratio/mean"] - 1) < 1e-3, "sampler and learner disagree about the sampled ids"
     evals = run_files.read(unbroken / "eval.jsonl")
     assert [(row["step"], row["stage"]) for row in evals] == [(0, "untouched"), (4, "after 4 steps of log_prob")]
-    assert not [name for name in EVAL if name not in evals[0]]
+    assert not [name for name in EVAL if name not in evals[0]] and not unknown(evals[0])
     samples = run_files.read(unbroken / "samples.jsonl")
     assert len(samples) == 4 * 2 * 3 and not [name for name in SAMPLE if name not in samples[0]]
     assert run_files.read_status(unbroken) == {"state": "done", "step": 4, "steps": 4, "error": ""}
@@ -462,11 +463,11 @@ def test_what_a_run_on_one_cpu_chooses_changes_none_of_its_numbers(tmp_path, cap
     }
     left = run(tmp_path / "left", **one, model__layers="auto")
     said = capsys.readouterr().out
-    assert "layers unrolled" in said and ", 2 prompts at a time, " in said
+    assert "layers unrolled" in said and ", micro-batches of 2 prompts, " in said
     assert "the sampler's copy, a copy of the layers, the reference model, over 8 device(s)" in said
     told = run(tmp_path / "told", **one, model__layers="scan", train__micro_batch_prompts=4)
     said = capsys.readouterr().out
-    assert "layers scanned" in said and ", 4 prompts at a time, " in said
+    assert "layers scanned" in said and ", micro-batches of 4 prompts, " in said
     for a, b in zip(rows(left, "metrics.jsonl"), rows(told, "metrics.jsonl"), strict=True):
         for name in ("reward/mean", "loss/policy", "loss/answer", "loss/kl", "grad/norm", "chain/length"):
             assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)

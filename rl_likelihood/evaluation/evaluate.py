@@ -37,7 +37,7 @@ from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampl
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.settings import largest_divisor
-from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout
+from rl_likelihood.shapes import CHAIN, REFERENCE, ROW_FIELDS, TAG, ChainFormat, Rollout
 from rl_likelihood.task import EVALUATE, Task
 
 EXAMPLES = 4  # questions whose greedy answers are kept with the numbers
@@ -385,5 +385,4 @@ def _after(chain: Chain, row: EncodedExample) -> tuple[np.ndarray, np.ndarray]:
 
 def _beside(*rollouts: Rollout) -> Rollout:
     """The rows of all of them in one group for each prompt."""
-    names = ("completion", "segment", "sampler_logp", "truncated")
-    return rollouts[0].replace(**{k: np.concatenate([getattr(r, k) for r in rollouts], 1) for k in names})
+    return rollouts[0].replace(**{k: np.concatenate([getattr(r, k) for r in rollouts], 1) for k in ROW_FIELDS})

@@ -96,8 +96,7 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     inputs = HostInputs(
         answers, references, rollout.prompts.uid, size, c.seed, c.reward, outcome, graders.numeric_match, candidate
     )
-    p = c.prompt
-    tags = rules.Tags(p.think_open, p.think_close, p.answer_open, p.answer_close)
+    tags = task.fmt
     whole = responses(task, rollout, rows, texts) if any(r.kind == "text" for r in terms.values()) else []
     values: Rewards = {}
     for name, reward in terms.items():

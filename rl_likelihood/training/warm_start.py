@@ -35,7 +35,12 @@ FILE = "warm_start.jsonl"
 
 def with_worked_examples(task: Task, rows: list[EncodedExample], examples: int) -> tuple[list[EncodedExample], int]:
     """The same questions with worked examples before them, and the prompt width they need."""
-    cfg = dataclasses.replace(task.config.prompt, examples=examples, max_prompt=task.model.max_position)
+    cfg = dataclasses.replace(
+        task.config.prompt,
+        examples=examples,
+        examples_field="warm_start.examples",
+        max_prompt=task.model.max_position,
+    )
     encoded = prompts.encode_all([r.example for r in rows], task.tokenizer, cfg, task.fmt)
     return encoded, max(len(r.prompt_ids) for r in encoded)
 
