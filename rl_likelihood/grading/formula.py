@@ -50,8 +50,7 @@ class _Reader(Cursor):
     def items(self) -> Node:
         out = [self.item()]
         while self.accept(",", ";"):
-            if self.peek() == "," and out:  # "2, and 3": one separator
-                self.at += 1
+            self.accept(",")  # "2, and 3": one separator
             out.append(self.item())
         return out[0] if len(out) == 1 else Node("list", tuple(out))
 
@@ -136,7 +135,7 @@ class _Reader(Cursor):
             else:
                 return nodes[0] if len(nodes) == 1 else Node("union", tuple(nodes))
 
-    # ---------------------------------------------------------------- sums, products, powers
+    # sums, products, powers
 
     def sum(self) -> Node:
         sign = self.accept("+", "-", "pm", "mp")
@@ -302,8 +301,8 @@ class _Reader(Cursor):
         return number(int(digits[0]))
 
     def command(self) -> Node:
-        name = self.token().text
         self.at += 1
+        name = self.tokens[self.at - 1].text
         if name == "frac":
             return Node("div", (self.argument(), self.argument()))
         if name == "binom":
@@ -383,8 +382,8 @@ class _Reader(Cursor):
         return node
 
     def matrix(self) -> Node:
-        kind = self.token().text
         self.at += 1
+        kind = self.tokens[self.at - 1].text
         rows: list[tuple[Node, ...]] = []
         while True:
             row = [self.item()]
