@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from rl_likelihood import fields, train
-from rl_likelihood.config import all_fields, build, tree
+from rl_likelihood.config import all_fields, build, grader_table, tree
+from rl_likelihood.grading.pool import Pool
+from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
@@ -85,14 +87,73 @@ def test_a_name_of_the_users_file_is_unknown_without_it_and_offered_with_it(tmp_
         build(small_config(reward__file=str(file), reward__name="brevty"))
 
 
-def test_a_data_set_is_one_file(tmp_path):
+def test_a_grader_grades_evaluations_and_trains(tmp_path):
+    file = str(file_of("A grader", tmp_path))
+    config = build(small_config(reward__file=file, reward__name="same_words", eval__grader="same_words"))
+    assert config.step.policy_span == "response" and config.samples_answer
+    with pytest.raises(UserError, match="eval.grader is 'same_words'"):
+        build(small_config(eval__grader="same_words"))
+    with Pool(table=grader_table(file)) as pool:
+        assert pool.grade("same_words", ["a B"] * 3, ["b a", "a", None]) == [True, False, False]
+    metrics, samples = trained(tmp_path / "run", reward__file=file, reward__name="same_words")
+    assert metrics["grader/failures"] == 0
+    assert all(row["reward"] == row["reward/same_words"] for row in samples)
+
+
+UNDECIDED = """
+
+def undecided(reference, answer):
+    return None
+
+
+def hangs_or_crashes(reference, answer):
+    while answer == "hang":
+        pass
+    if answer == "crash":
+        import os
+
+        os._exit(1)
+    return same_words(reference, answer)
+
+
+GRADERS = {"same_words": Grader(hangs_or_crashes, "the same words", quick=undecided)}
+"""
+
+
+def test_a_grader_of_the_users_file_works_in_the_pool_of_processes(tmp_path):
+    path = file_of("A grader", tmp_path / "json")  # neither the folder nor the name may matter
+    path = path.rename(path.with_name("math.py"))
+    path.write_text(path.read_text() + UNDECIDED)
+    with Pool(workers=1, deadline=2.0, table=grader_table(str(path))) as pool:
+        answers = ["b a", "a", "hang", "crash"]
+        assert pool.grade("same_words", ["a b"] * 4, answers) == [True, False, None, None]
+        assert pool.counts["hangs"] == 1 and pool.counts["crashes"] == 1
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A copy of the package with the data set's file and the metric's row, and nothing else."""
+    folder = tmp_path_factory.mktemp("package")
     for part in ("rl_likelihood", "configs"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    file_of("A data set", tmp_path)
-    countries = [{"country": f"Country {i}", "capital": f"City {i}"} for i in range(60)] + [
-        {"country": "None", "capital": ""}
-    ]
-    (tmp_path / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in countries))
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    file_of("A data set", folder)
+    with (folder / "rl_likelihood" / "report" / "metrics.csv").open("a") as table:
+        table.write(example("A metric", "csv"))
+    return folder
+
+
+def python(folder: Path, *arguments: str) -> str:
+    """What Python says, with the package that is in `folder`."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+def test_a_data_set_is_one_file(package):
+    countries = [{"country": f"Country {i}", "capital": f"City {i}"} for i in range(60)]
+    rows = [*countries, {"country": "None", "capital": ""}]
+    (package / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code = (
         "from configs.prepared import get_config\n"
         "from rl_likelihood.config import build\n"
@@ -101,14 +162,24 @@ def test_a_data_set_is_one_file(tmp_path):
         "train, heldout, _ = sources.load(c.data)\n"
         "print(len(train) + len(heldout), len(heldout), c.eval.grader, c.prompt.max_answer, train[0].prompt)\n"
     )
-    prepare = ["-m", "rl_likelihood.datasets.prepare", "--dataset=capitals", "--source=capitals.jsonl", "--out=data"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    for command in (prepare, ["-c", code]):
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path, env=environment)
-        assert done.returncode == 0, done.stderr[-2000:]
-    total, held_out, grader, max_answer, question = done.stdout.strip().split(" ", 4)
+    prepare = ("rl_likelihood.datasets.prepare", "--dataset=capitals", "--source=capitals.jsonl", "--out=data")
+    python(package, "-m", *prepare)
+    total, held_out, grader, max_answer, question = python(package, "-c", code).split(" ", 4)
     assert (total, grader, max_answer) == ("60", "exact_match", "16") and 0 < int(held_out) < 20
     assert question.startswith("What is the capital of Country ")
+
+
+def test_a_metric_is_a_number_and_a_row(package):
+    names: dict = {}
+    exec(example("A metric"), names)
+    assert names["questions"](["a? b?", "c"]) == 1.0 and names["questions"]([]) == 0
+    assert unknown({"chain/questions": 1.0}) == ["chain/questions"], "a number without a row is found"
+    code = (
+        "from rl_likelihood.report.metric_table import markdown, metric, unknown\n"
+        "row = metric('chain/questions')\n"
+        "print(unknown({row.name: 1.0}), row.heading, row.definition in markdown(), row.sampled)\n"
+    )
+    assert python(package, "-c", code) == "[] question marks in a chain True True"
 
 
 def test_a_config_field_is_declared_once():
