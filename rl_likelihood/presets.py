@@ -1,9 +1,9 @@
 """The methods of the papers, as settings: `--config.preset=NAME`.
 
-A preset sets what defines its method: reward, shaping, advantage, loss, filter, group size and temperature. Model, data,
-lengths, batch and learning rate are up to the experiment; the comments give the papers' values. "Inferred" marks a value
-that a paper does not state. A group that a filter refuses is dropped. RLPR and DAPO sample other prompts instead; these
-presets do not.
+A preset sets what defines its method: reward, shaping, advantage, loss, filter, group size and temperature. Model,
+data, lengths, batch and learning rate are up to the experiment; the comments give the papers' values. "Inferred" marks
+a value that a paper does not state. A group that a filter refuses is dropped. RLPR and DAPO sample other prompts
+instead; these presets do not.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
-    # Tang et al. 2503.19618, app. B.2: n 4, 64 prompts, KL 1e-3 (k3 is inferred), answer term 1 on proofs. In the paper a
-    # missing answer costs 10 in a separate loss; here such chains are dropped. Clipped advantages are averaged over the
-    # group (inferred: the paper sums the unclipped ones).
+    # Tang et al. 2503.19618, app. B.2: n 4, 64 prompts, KL 1e-3 (k3 is inferred), answer term 1 on proofs. In the paper
+    # a missing answer costs 10 in a separate loss; here such chains are dropped. Clipped advantages are averaged over
+    # the group (inferred: the paper sums the unclipped ones).
     "jepo_tang": {
         "reward.name": "jepo",
         "reward.truncated": "drop",
@@ -103,8 +103,8 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.kl": "k3",
         "loss.kl_coef": 0.001,
     },
-    # Yu et al. 2506.18254: G 8, 768 prompts, lr 1e-6, 3072 tokens, baseline of the initial policy, filter beta 0.5 (Qwen;
-    # 0.9 for Llama, 1.0 for Gemma). `format` is stricter than theirs: no text is allowed around the two blocks.
+    # Yu et al. 2506.18254: G 8, 768 prompts, lr 1e-6, 3072 tokens, baseline of the initial policy, filter beta 0.5
+    # (Qwen; 0.9 for Llama, 1.0 for Gemma). `format` is stricter than theirs: no text is allowed around the two blocks.
     "rlpr": {
         "prompt.score_delims": "none",  # both scores of the difference cover the answer alone
         "reward.name": "0.9*rlpr + 0.1*format + repetition",
@@ -124,8 +124,8 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
-    # Liu et al. 2505.16022 and its code: n 8, lr 1e-5, T 0.6, beta 0.1. The two rewards contain the format gate, and the
-    # perplexity covers the answer's tags.
+    # Liu et al. 2505.16022 and its code: n 8, lr 1e-5, T 0.6, beta 0.1. The two rewards contain the format gate, and
+    # the perplexity covers the answer's tags.
     "nover": {
         "prompt.score_delims": "both",
         "reward.name": "format + nover_rank + nover_efficiency",
