@@ -10,6 +10,7 @@ import pytest
 
 from rl_likelihood.config import all_fields, reward_table
 from rl_likelihood.presets import PRESETS
+from rl_likelihood.report import table_text
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "experiments" / "README.md"])
@@ -98,6 +99,13 @@ def test_claims_and_the_grid_are_those_of_the_result_files():
         measured = [one[0], one[1], one[4], one[6], other[0], other[2]]
         for cell, value in zip(shown, measured, strict=True):
             assert cell in (value.split(" (")[0], "-"), (name, cell, value)
+
+
+def test_the_readme_shows_what_the_quickstart_prints():
+    seed = json.loads((RUNS / "quickstart_seeds.json").read_text())["0"]
+    printed = table_text.side_by_side({row["stage"]: row for row in seed})
+    shown = README.split("```\n")[1]
+    assert shown.startswith(printed + "\n")
 
 
 def test_the_quickstarts_table_is_that_of_its_seeds():
