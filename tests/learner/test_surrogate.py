@@ -157,6 +157,14 @@ def test_a_sum_of_terms_keeps_its_digits_too():
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("kind", ["std", "std_clip"])
+def test_rounding_is_not_blown_up_to_an_advantage(kind):
+    keep = np.ones((2, 4), bool)
+    d = np.float32([[3e-8, -1e-8, -1e-8, -1e-8], [0.3, -0.1, -0.1, -0.1]])
+    got = np.asarray(advantages(d, keep, kind))
+    assert (got[0] == 0).all() and np.abs(got[1]).min() > 0.1
+
+
 def test_advantages_of_the_fixture():
     # Rewards (.5, .1, .1, .1).
     p, (logp, mask, keep) = [0.5, 0.1, 0.1, 0.1], group(np.log([0.5, 0.1, 0.1, 0.1]))
