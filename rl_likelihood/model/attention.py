@@ -24,7 +24,7 @@ MASKED = -1e30
 QUERIES, BLOCKS = 128, 8
 
 # Keys, values and which of them are no padding.
-PromptKeys = tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"], Bool[Array, "P S"]]
+PromptKeys = tuple[Float[AnyArray, "P K S Dh"], Float[AnyArray, "P K S Dh"], Bool[AnyArray, "P S"]]
 
 
 class Kernel(NamedTuple):

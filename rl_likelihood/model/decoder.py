@@ -131,7 +131,7 @@ def count(params: Params) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def head_matrix(params: Params) -> Float[Array, "V D"]:
+def head_matrix(params: Params) -> Float[AnyArray, "V D"]:
     """The output matrix: the embedding when tied."""
     return params.get("head", params["embed"])
 
@@ -190,7 +190,7 @@ def mlp(x: Float[AnyArray, "*N D"], w: Params) -> Float[Array, "*N D"]:
     return ((jax.nn.silu(gate) * up) @ w["down"]).reshape(x.shape)
 
 
-def block(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], tuple]:
+def block(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], Any]:
     """One layer. `attend` takes q [*N, H, Dh] and k, v [*N, K, Dh] and returns ([*N, H, Dh], a second result)."""
     out, extra = attend(*qkv(rms_norm(x, w["attn_norm"], cfg.norm_eps), w, cfg, rope))
     mixed = merged(out.reshape(*x.shape[:-1], -1)) @ w["o"].reshape(-1, x.shape[-1])

@@ -173,8 +173,8 @@ def test_a_row_without_a_chain_is_scored_and_changes_nothing_else(model, changes
     if model == MODEL:
         expected = np.where(NO_CHAIN.no_chain.scored[:, 0], no_chain_log_probs(), 0)
         np.testing.assert_allclose(b[2]["no_chain_log_prob"], expected.sum(-1), atol=1e-5)
-        found = np.where(NO_CHAIN.no_chain.scored[:, 0], b[2]["no_chain_answer_logp"], 0)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        got = np.where(NO_CHAIN.no_chain.scored[:, 0], b[2]["no_chain_answer_logp"], 0)
+        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", [MODEL, tiny(layers=2, remat="full"), tiny(layers=2, scan_layers=False)])
@@ -288,12 +288,12 @@ def test_the_ema_filter_lives_in_the_state_and_drops_groups_once_it_has_started(
     out = steps_of(cfg, 4)
     assert [m["keep/fraction"] for _, m, _ in out[:2]] == [1, 1]
     assert out[2][1]["keep/fraction"] < 1
-    seen = [float(shaping.group_std(r["reward"], np.ones((P, G), bool)).mean()) for _, _, r in out]
-    ema = np.mean(seen[:2])
+    stds = [float(shaping.group_std(r["reward"], np.ones((P, G), bool)).mean()) for _, _, r in out]
+    ema = np.mean(stds[:2])
     for i in (2, 3):
-        kept = np.asarray(shaping.group_std(out[i][2]["reward"], np.ones((P, G), bool))) >= ema
-        assert out[i][2]["keep"][:, 0].tolist() == kept.tolist()
-        ema = 0.5 * ema + 0.5 * seen[i]
+        counted = np.asarray(shaping.group_std(out[i][2]["reward"], np.ones((P, G), bool))) >= ema
+        assert out[i][2]["keep"][:, 0].tolist() == counted.tolist()
+        ema = 0.5 * ema + 0.5 * stds[i]
         assert float(out[i][0].filter.ema) == pytest.approx(ema, rel=1e-5)
 
 

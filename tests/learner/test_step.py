@@ -199,8 +199,8 @@ def test_loss_and_gradient_are_those_of_plain_sequences(name):
 
 def test_the_batch_of_these_tests_holds_every_case():
     assert all((BATCH.segment == kind).any() for kind in (PAD, CHAIN, TAG, REFERENCE, SAMPLED))
-    kept = (~BATCH.truncated).sum(-1)
-    assert set(kept) >= {1, 2}, "drop leaves a row alone, and some rows, in a group"
+    rows = (~BATCH.truncated).sum(-1)
+    assert set(rows) >= {1, 2}, "drop leaves a row alone, and some rows, in a group"
     assert (BATCH.prompt_length < S).any() and not np.array_equal(BATCH.scored, BATCH.segment == REFERENCE)
 
 
@@ -491,9 +491,9 @@ def golden():
 
 
 def test_golden_step():
-    for i, (got, kept) in enumerate(zip(golden(), json.loads(GOLDEN.read_text()), strict=True)):
-        assert got.keys() == kept.keys()
-        for name, x in kept.items():
+    for i, (got, golden_row) in enumerate(zip(golden(), json.loads(GOLDEN.read_text()), strict=True)):
+        assert got.keys() == golden_row.keys()
+        for name, x in golden_row.items():
             assert got[name] == pytest.approx(x, rel=1e-3, abs=1e-6), (
                 f"step {i}: {name} was {x} and is {got[name]}: the same parameters, batch and settings train "
                 f"differently now. If that is what your change is for, renew the numbers with `{RENEW}`, "

@@ -1,4 +1,4 @@
-"""The engine gives what the plain loop gives, whatever runs beside what; and its programs update caches in place."""
+"""The engine gives the plain loop's results, whatever runs at the same time; its programs update caches in place."""
 
 import re
 
