@@ -18,6 +18,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+AnyArray = Array | np.ndarray  # of a parameter: what jax.numpy takes
+
 # Segment of a completion token (docs/architecture.md, "Shapes").
 PAD, CHAIN, TAG, REFERENCE, SAMPLED = 0, 1, 2, 3, 4
 
