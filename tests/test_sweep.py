@@ -85,7 +85,7 @@ def test_the_verifiable_grid_is_that_of_the_paper(monkeypatch):
         "perplexity_no_chain": 2.63,
         "chain_length_no_chain": 5.0,
     }
-    columns = {column.key for column in table.GRID_COLUMNS}
+    columns = {column.name for column in table.GRID_COLUMNS}
     written = grid.load("experiments/paper_nonverifiable.py").paper
     for row in (*e.paper, *written):
         assert set(row) - {"labels"} <= columns
@@ -224,7 +224,7 @@ def test_a_sweep_survives_kills_and_is_reported(tmp_path):
     assert "0  done          25/25" in out and "2 done of 2" in out
     out, _ = start(path, root, "--table", "--format=csv").communicate(timeout=120)
     evals = {w: run_files.read(w / "eval.jsonl")[-1] for w in (first, second)}
-    assert f"sft,perplexity,{round(evals[second]['perplexity'], 6)!r},,," in out
+    assert f"sft,perplexity,perplexity_no_chain,{round(evals[second]['perplexity_no_chain'], 6)!r},,," in out
     out, err = start(path, root, "--report").communicate(timeout=300)
     names = {Path(line).name for line in out.split()}
     assert {"table.md", "table.tex", "table.csv", "report.html"} <= names, err
