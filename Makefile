@@ -5,7 +5,7 @@
 #   make parity       our model against transformers on torch
 #   make pods         the long tests of pods: processes, kills, and compilation for TPUs (libtpu, no TPU)
 #   make sweeps       the long tests of sweeps: real runs that are killed, ray, the page in a browser
-#   make lint         ruff
+#   make lint         ruff, and oxlint for the JavaScript of the page
 #   make bench        timed comparisons
 #   make clean        takes all of this away again
 #
@@ -42,6 +42,7 @@ sweeps: $(VENV)/.sweeps
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check -q .
+	$(VENV)/bin/oxlint --deny-warnings rl_likelihood/report/page
 
 bench: $(VENV)/.test
 	@set -e; for script in speed evaluation; do echo "== bench/$$script.py"; $(RUN) bench/$$script.py; done

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer  # noqa: E402
 from rl_likelihood.sampler import decode, engine  # noqa: E402
+from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.shapes import Prompts  # noqa: E402
 from rl_likelihood.weights import assets, files
 
@@ -75,7 +76,9 @@ def main() -> None:
     never, key = np.zeros((cfg.vocab_size, 2), np.int8), jax.random.key(0)
 
     def run(part: Prompts, slots: int):
-        return engine.sample_rows(held, cfg, part, key, (1.0,), never, eos, LONGEST, 0, slots)
+        ends, one, none = Ends(never, np.int32(eos)), np.ones(1, np.float32), np.int32(0)
+        request = Request(part.tokens, part.length, part.uid, key, one, ends, none, none)
+        return engine.sample_rows(held, cfg, request, LONGEST, slots)
 
     def waiting():
         starts = range(0, len(prompts.length), a.slots)

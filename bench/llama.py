@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import work  # noqa: E402
-from rl_likelihood import mesh as meshes  # noqa: E402
+from rl_likelihood.mesh import cores  # noqa: E402
 from rl_likelihood.model.decoder import ModelConfig  # noqa: E402
 
 WAYS = (("float32", "f32"), ("float32", "f16"), ("float16", "f16"))  # weights and cache
@@ -75,7 +75,7 @@ def write_file(m: ModelConfig, path: Path, kind: str = "float32") -> None:
 
 def llama(program: str, path: Path, w: work.Shape, cache: str) -> dict[str, float]:
     """Tokens per second of one run, and of its decoding alone."""
-    wide, threads = w.prompt + w.completion, meshes.cores()
+    wide, threads = w.prompt + w.completion, cores()
     arguments = {
         "-m": path,
         "-c": w.rows * wide + 512,

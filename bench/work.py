@@ -13,15 +13,17 @@ import jax
 import numpy as np
 
 from bench.flops import Shape
-from rl_likelihood import mesh as meshes
-from rl_likelihood.learner.batching import bare_rows, to_batch
+from rl_likelihood.config import parse_reward
+from rl_likelihood.learner.batching import no_chain_rows, to_batch
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import at_once, init_reference, init_state, make_score, make_step, state_shardings
 from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.mesh import make_mesh, replicated
 from rl_likelihood.model.decoder import ModelConfig, init
-from rl_likelihood.rewards.mixture import RewardConfig, parse
+from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.sampler import decode, engine
+from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.shapes import CHAIN, Batch, Prompts, Rollout
 
 MODELS = {
@@ -67,29 +69,30 @@ def workload(
         uid=np.arange(w.prompts),
     )
     cfg = StepConfig(
-        reward=RewardConfig(parse("math")),
+        reward=RewardConfig(terms=parse_reward("math")),
         loss=LossConfig(kl="k3", kl_coef=0.04) if reference else LossConfig(),
         micro_batch_prompts=micro,
     )
     never = np.zeros((model.vocab_size, 2), np.int8)
 
     def sampled(weights, tokens: int, key):
-        return engine.sample_rows(
-            weights, model, prompts, key, (1.0,) * w.group, never, (-1,), tokens, 0, streams=streams
-        )
+        ends, none = Ends(never, np.int32([-1])), np.int32(0)
+        temperature = np.ones(w.group, np.float32)
+        request = Request(prompts.tokens, prompts.length, prompts.uid, key, temperature, ends, none, none)
+        return engine.sample_rows(weights, model, request, tokens, streams=streams)
 
     def batch_of(ids, logp) -> Batch:
         segment = np.full(ids.shape, CHAIN)
         rollout = Rollout(prompts, ids, segment, logp, np.zeros(ids.shape[:2], bool))
         batch = to_batch(rollout, {"math": (ids % 7 == 0).sum(-1)})
-        return batch.replace(bare=bare_rows(prompts, (), 0)) if no_chain else batch
+        return batch.replace(no_chain=no_chain_rows(prompts, (), 0)) if no_chain else batch
 
-    mesh, optimizer = meshes.make_mesh((1, 1, 1), jax.devices()[:1]), make_optimizer(OptimizerConfig())
+    mesh, optimizer = make_mesh((1, 1, 1), jax.devices()[:1]), make_optimizer(OptimizerConfig())
     placed = state_shardings(mesh, model, optimizer, cfg)  # as in training: other placements compile anew
     params = jax.jit(init, static_argnums=1, out_shardings=placed.params)(jax.random.key(0), model)
     weights = decode.prepare(params, model)
     if devices > 1:
-        everywhere = meshes.replicated(meshes.make_mesh((devices, 1, 1), jax.devices()[:devices]))
+        everywhere = replicated(make_mesh((devices, 1, 1), jax.devices()[:devices]))
         weights = jax.device_put(weights, everywhere)
     some = rng.integers(3, model.vocab_size, (w.prompts, w.group, w.completion)).astype(np.int32)
     given = batch_of(some, np.zeros(some.shape, np.float32))
@@ -100,7 +103,7 @@ def workload(
     wanted = wanted or ("prefill", "sampling", "scoring", "learner", "iteration")
     if "scoring" in wanted:
         score = make_score(model, cfg)
-        calls["scoring"] = lambda: score(params, given.replace(bare=None))
+        calls["scoring"] = lambda: score(params, given.replace(no_chain=None))
     if {"learner", "iteration"} & set(wanted):
         step = make_step(model, cfg, optimizer, mesh, given)
         ref = init_reference(params, mesh, model, cfg)

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 
 from rl_likelihood import fields
 from rl_likelihood.fields import one_of
-from rl_likelihood.grading.graders import GRADERS
-from rl_likelihood.grading.mathematics import has_math_verify
+from rl_likelihood.grading.graders import GRADERS, Grader
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.reward import Reward, Term
@@ -48,9 +47,19 @@ def build(c: ConfigDict) -> Config:
 
 def reward_table(file: str = "") -> dict[str, Reward]:
     """The rewards by name: those of `rewards.table`, one for each grader, and the user's own from `file`."""
-    own = user_file(file)
-    graders = {**GRADERS, **getattr(own, "GRADERS", {})}
-    return {**REWARDS, **{name: grader_reward(name) for name in graders}, **getattr(own, "REWARDS", {})}
+    graders = {name: grader_reward(row.about) for name, row in grader_table(file).items()}
+    return {**REWARDS, **graders, **getattr(user_file(file), "REWARDS", {})}
+
+
+def grader_table(file: str = "") -> dict[str, Grader]:
+    """The graders by name: those of `grading.graders`, and the user's own from `file`."""
+    own = getattr(user_file(file), "GRADERS", {})
+    for name, row in own.items():
+        if not isinstance(row, Grader):
+            raise UserError(
+                f"reward.file is {file!r}, whose GRADERS has {name!r} = {row!r}; write Grader(function, 'about')"
+            )
+    return {**GRADERS, **own}
 
 
 def parse_reward(name: str, file: str = "") -> tuple[Term, ...]:
@@ -131,7 +140,7 @@ def validate(c: Config) -> None:
         )
     if c.model.preset:
         one_of("model.preset", c.model.preset, SIZES)
-    one_of("eval.grader", c.eval.grader, ("none", *GRADERS, *getattr(user_file(c.reward.file), "GRADERS", {})))
+    one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
     g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
     if g < 2 and not c.reward.supervised:
         raise UserError(
@@ -145,12 +154,6 @@ def validate(c: Config) -> None:
             f"the nearest below that does is {near}"
         )
     validate_reward(c)
-    if "math" in (c.eval.grader, *(t.name for t in c.reward.terms)) and not has_math_verify():
-        name, value = ("eval.grader", "math") if c.eval.grader == "math" else ("reward.name", c.reward.name)
-        raise UserError(
-            f"{name} is {value!r}, but math-verify is not installed, and without it every answer that takes "
-            "algebra would be wrong; run: pip install -e '.[math]'"
-        )
     for name, value in (
         ("eval.max_sampled_answer", c.eval.max_sampled_answer),
         ("sampler.max_sampled_answer", c.sampler.max_sampled_answer),

@@ -30,9 +30,8 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = None) -> Mesh:
     """Mesh with axes (data, fsdp, tensor) over `devices`; by default all of them on fsdp.
 
-    Neighbours in the mesh are neighbours on a TPU's torus; of several slices only data runs from one to the next.
-    `Mesh` makes Auto axes: the compiler propagates shardings, a mismatch is not an error (`jax.make_mesh` would make
-    Explicit ones).
+    Neighbours in the mesh are neighbours on a TPU's torus. Of several slices, only data goes across. `Mesh` makes Auto
+    axes: the compiler propagates shardings, a mismatch is no error (`jax.make_mesh` would make Explicit ones).
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = (1, len(devices), 1) if shape is None else tuple(shape)
@@ -53,25 +52,23 @@ def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = 
     inner = (shape[0] // slices, *shape[1:])
     try:
         if slices > 1:
-            placed = mesh_utils.create_hybrid_device_mesh(
-                inner, (slices, 1, 1), devices, allow_split_physical_axes=True
-            )
+            grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices, allow_split_physical_axes=True)
         else:
-            placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (AssertionError, NotImplementedError, ValueError):  # a part of a slice is no torus
-        by_slice = sorted(devices, key=lambda d: getattr(d, "slice_index", 0))  # stable: as they were within each
-        placed = np.asarray(by_slice).reshape(shape)
-    return Mesh(placed, AXES)
+        by_slice = sorted(devices, key=lambda d: getattr(d, "slice_index", 0))  # stable: order within a slice stays
+        grid = np.asarray(by_slice).reshape(shape)
+    return Mesh(grid, AXES)
 
 
 def shapes(n: int, data: int, fsdp: int, tensor: int, slices: int = 1) -> list[tuple[int, int, int]]:
-    """Meshes of n devices for settings of which 0 is left open, those that split parameters most first."""
-    rest = max(1, n // tensor)
+    """Meshes of n devices that agree with these settings, where 0 is free. The first splits parameters the most."""
+    both = max(1, n // tensor)  # data x fsdp
     if fsdp:
-        return [(data or max(1, rest // fsdp), fsdp, tensor)]
+        return [(data or max(1, both // fsdp), fsdp, tensor)]
     if data:
-        return [(data, max(1, rest // data), tensor)]
-    return [(d, rest // d, tensor) for d in range(slices, rest + 1, slices) if rest % d == 0] or [(1, rest, tensor)]
+        return [(data, max(1, both // data), tensor)]
+    return [(d, both // d, tensor) for d in range(slices, both + 1, slices) if both % d == 0] or [(1, both, tensor)]
 
 
 def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
@@ -85,15 +82,15 @@ def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of scalars and of whatever every device needs whole."""
+    """The sharding of scalars and of all that every device needs whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def ready(tree):
-    """`tree`, on CPU once it is all there: what a thread hands over its turn with (`run.source.Source.turn`).
+    """`tree`, on a CPU once all of it is computed. To be called before another thread launches programs.
 
-    An accelerator's devices run programs in the order of their launches. CPU devices share one pool of threads, in
-    which the programs of two threads may each wait for the other's for ever.
+    An accelerator runs programs in the order of their launches. CPU devices share one pool of threads, in which two
+    programs may wait for each other for ever.
     """
     leaves = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
     if leaves and next(iter(leaves[0].devices())).platform == "cpu":
@@ -101,19 +98,20 @@ def ready(tree):
     return tree
 
 
-# Fields of a Batch that have no row for each chain.
+# Fields of a Batch that have one entry per prompt, not per chain.
 _OF_PROMPTS = ("prompt", "prompt_length", "baseline", "counted")
 
 
 def divides(mesh_shape, prompts: int, rows: int) -> bool:
-    """Whether P prompts of so many rows can be split: prompts over data and fsdp, or else each group over fsdp."""
+    """Whether P prompts of so many rows can be split: prompts over data and fsdp, or prompts over data and each group
+    over fsdp."""
     data, fsdp = mesh_shape["data"], mesh_shape["fsdp"]
     return prompts % (data * fsdp) == 0 or (prompts % data == 0 and rows % fsdp == 0)
 
 
 def by_prompt(mesh: Mesh, batch):
-    """Shardings for a Batch: prompts are split over data and fsdp; where there are too few of them, prompts over data
-    and the rows of each group over fsdp."""
+    """Shardings of a Batch: prompts over data and fsdp. Where there are too few, prompts over data and the rows of each
+    group over fsdp."""
     p, g = batch.completion.shape[:2]
     grouped = p % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
 
@@ -128,27 +126,27 @@ def by_prompt(mesh: Mesh, batch):
 
 
 def gathered(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """A parameter with these logical axes, no longer split over fsdp, where a mesh is in use (`run.world.using`).
+    """A parameter with these logical axes, no longer split over fsdp, under the mesh in use.
 
-    Left to itself the compiler may rather multiply with the parts and add up the products: for the output matrix
-    these are logits, a hundred times its size.
+    By itself the compiler may multiply with the parts and add the products. For the output matrix these are logits, a
+    hundred times its size.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    kept = tuple(None if axis == "width" else axis for axis in axes)
-    return jax.lax.with_sharding_constraint(x, sharding(mesh, kept, x.shape))
+    axes = tuple(None if axis == "width" else axis for axis in axes)
+    return jax.lax.with_sharding_constraint(x, sharding(mesh, axes, x.shape))
 
 
-def spread() -> int:
-    """Devices over which rows are split, where a mesh is in use (`run.world.using`); else 1, as where each device has
-    a program of its own (shard_map)."""
+def row_shards() -> int:
+    """Over how many devices rows are split under the mesh in use; 1 without one, and in a program for one device
+    (shard_map)."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[name] for name in ("data", "fsdp") if name in mesh.auto_axes)
 
 
-# KiB of a TPU's vector memory that one operation of the learner's step may use: more than the compiler allows itself,
-# so that large products take larger tiles. Estimated, never run (docs/pods.md).
+# KiB of a TPU's vector memory that one operation of the learner's step may use: more than the compiler's default, so
+# that large products take larger tiles. Estimated, never run (docs/pods.md).
 SCRATCH = {
     "TPU v5 lite": 32768,
     "TPU v5e": 32768,
@@ -160,49 +158,49 @@ SCRATCH = {
 
 
 def compiler_options(mesh: Mesh, scratch_kib: int = -1) -> dict[str, str]:
-    """What the compiler of the learner's step is told, for the devices of a mesh. `scratch_kib` of a TPU's vector
-    memory for one operation; -1: SCRATCH, 0: nothing is said."""
+    """Compiler options of the learner's step for the devices of a mesh. `scratch_kib`: a TPU's vector memory for one
+    operation; -1: SCRATCH, 0: the compiler's default."""
     device = mesh.devices.flat[0]
     scratch = SCRATCH.get(device.device_kind, 0) if scratch_kib < 0 else scratch_kib
     return {"xla_tpu_scoped_vmem_limit_kib": str(scratch)} if scratch and device.platform == "tpu" else {}
 
 
 def cores() -> int:
-    """CPU cores that this process may use; where the system does not say, those that it has."""
+    """CPU cores that this process may use, or that the machine has where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def on_cpu() -> bool:
-    """Whether a program is traced for a CPU: by the mesh in use, else by this process's devices."""
+    """Whether the program being traced is for a CPU, by the mesh in use or else by the default device."""
     mesh = jax.sharding.get_abstract_mesh()
     return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == "cpu"
 
 
 def merged(x: jax.Array) -> jax.Array:
-    """Tokens [..., D] as [N, D] for a product with a matrix, as they are where devices share them.
+    """Tokens [..., D] as [N, D] for a product with a matrix; unchanged where they are split over devices.
 
-    The product's gradient then contracts one axis. Over several, XLA's CPU compiler first writes one operand out again,
-    transposed. Axes of which several are split cannot be merged without moving them.
+    The product's gradient then contracts one axis. Over several axes XLA's CPU compiler first writes one operand out
+    again, transposed. Axes that are split cannot be merged without moving data.
     """
-    return x.reshape(-1, x.shape[-1]) if spread() == 1 else x
+    return x.reshape(-1, x.shape[-1]) if row_shards() == 1 else x
 
 
-def parts(axis: str, size: int) -> int:
-    """In how many parts a dimension of this logical axis is split, where a mesh is in use."""
+def axis_shards(axis: str, size: int) -> int:
+    """In how many parts the mesh in use splits a dimension of this logical axis."""
     mesh = jax.sharding.get_abstract_mesh()
     count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES.get(axis, ()))
     return count if size % count == 0 else 1
 
 
 def prompt_tokens_split(mesh, prompts: int, tokens: int) -> bool:
-    """Whether P prompts of S tokens are computed with their tokens over fsdp: where there are too few prompts for that
-    axis every device of it would otherwise compute all of them."""
+    """Whether the tokens of P prompts of S tokens are split over fsdp. Where there are too few prompts for that axis,
+    every device of it would otherwise compute all of them."""
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     return fsdp > 1 and prompts % (data * fsdp) > 0 and prompts % data == 0 and tokens % fsdp == 0
 
 
 def along_prompt(x: jax.Array) -> jax.Array:
-    """States [P, S, ...] of prompts, split as `prompt_tokens_split` says, where a mesh is in use."""
+    """States [P, S, ...] of prompts, split as `prompt_tokens_split` says under the mesh in use."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or not prompt_tokens_split(mesh, *x.shape[:2]):
         return x
@@ -210,7 +208,7 @@ def along_prompt(x: jax.Array) -> jax.Array:
 
 
 def put(tree, shardings):
-    """Arrays of the host, the same on every host, onto the mesh; each host copies what its devices hold."""
+    """Host arrays, the same on every host, on the mesh; each host copies what its own devices hold."""
 
     def one(x, at):
         if isinstance(x, jax.Array) and (at.is_fully_addressable or not x.is_fully_addressable):
@@ -222,9 +220,9 @@ def put(tree, shardings):
 
 
 def own_rows(mesh: Mesh, prompts: int, rows: int) -> dict[int, tuple[np.ndarray, slice]]:
-    """What of P prompts with G rows each lies on the devices of each process: which prompts, and of each which rows.
+    """For each process, what its devices hold of P prompts with G rows each: which prompts, and which rows of each.
 
-    Refused, the same in every process, unless all have equally many of both.
+    A UserError, the same in every process, unless all hold equally many of both.
     """
     processes = sorted({d.process_index for d in mesh.devices.flat})
     if len(processes) == 1:
@@ -236,24 +234,24 @@ def own_rows(mesh: Mesh, prompts: int, rows: int) -> dict[int, tuple[np.ndarray,
         part = owner[index]
         if ((part >= 0) & (part != device.process_index)).any():
             raise UserError(
-                "mesh: the same chains would lie on the devices of two processes; mesh.tensor must divide the devices "
-                "of a process, mesh.data the prompts, and mesh.fsdp the rest of them or the chains of a prompt"
+                "mesh: two processes would hold the same chains; mesh.tensor must divide the devices of a process, "
+                "mesh.data the prompts, and mesh.fsdp the prompts of each data part or the chains of a prompt"
             )
         part[...] = device.process_index
-    found = {}
+    held = {}
     for process in processes:
-        mine = owner == process
-        own, columns = np.flatnonzero(mine.any(1)), np.flatnonzero(mine.any(0))
-        if not len(own) or mine.sum() != len(own) * len(columns) or columns[-1] - columns[0] + 1 != len(columns):
+        owned = owner == process
+        own, columns = np.flatnonzero(owned.any(1)), np.flatnonzero(owned.any(0))
+        if not len(own) or owned.sum() != len(own) * len(columns) or columns[-1] - columns[0] + 1 != len(columns):
             raise UserError("mesh: a process would hold different chains of different prompts; choose other sizes")
-        found[process] = own, slice(int(columns[0]), int(columns[-1]) + 1)
-    if len({(len(own), columns.stop - columns.start) for own, columns in found.values()}) > 1:
+        held[process] = own, slice(int(columns[0]), int(columns[-1]) + 1)
+    if len({(len(own), columns.stop - columns.start) for own, columns in held.values()}) > 1:
         raise UserError("mesh: some processes would hold more chains than others; choose other sizes")
-    return found
+    return held
 
 
 def from_own_prompts(mesh: Mesh, batch, own: np.ndarray, prompts: int):
-    """A Batch of global arrays [P, ...] from one of the prompts `own`, whose rows on this process's devices it has."""
+    """A Batch of global arrays [P, ...] from this process's Batch, which has the prompts `own`."""
     row = {int(p): i for i, p in enumerate(own)}
 
     def one(x, at, shape):
@@ -268,7 +266,7 @@ def from_own_prompts(mesh: Mesh, batch, own: np.ndarray, prompts: int):
 
 
 def rows_mesh(devices: list, prompts: int, group: int, tensor: int = 1) -> Mesh:
-    """A sampler's mesh: prompts over data, the rows of a group over fsdp, weights over tensor or on each device."""
+    """A sampler's mesh: prompts over data, the rows of a group over fsdp, weights over tensor or on every device."""
     n = len(devices) // tensor
     parts = math.gcd(prompts, n)
     return Mesh(np.asarray(devices).reshape(parts, n // parts, tensor), AXES)

@@ -1,4 +1,4 @@
-"""The dimension table and the values that travel between rooms.
+"""The dimension table, and the values that packages exchange.
 
     P  prompts per step            S  prompt tokens
     G  chains per prompt           T  completion tokens (chain + tag + answers)
@@ -6,7 +6,7 @@
     D  model width                 H  query heads       K  key/value heads
     Dh head width                  F  MLP width         L  layers
 
-Rollouts are numpy on the host; a `Batch` is what one optimizer step eats.
+Rollouts are numpy arrays on the host; a `Batch` is the input of one optimizer step.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-# Segment of a completion token (DESIGN section 3).
+# Segment of a completion token (docs/architecture.md, "Shapes").
 PAD, CHAIN, TAG, REFERENCE, SAMPLED = 0, 1, 2, 3, 4
 
 
 class UserError(ValueError):
-    """Bad input, said in the user's words. The mains print it on one line and exit with 2."""
+    """Bad input, in the user's words. The mains print it on one line and exit with 2."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One question with its reference answer.
 
-    `chain` is a reference chain of thought (for fine-tuning only), `task` names the worked examples that
-    fit it. `messages` is the whole conversation as (role, content) pairs when there is more than one turn;
-    `prompt` is then its last user turn. `check` is what a grader needs where it is more than the answer: the tests
-    of a program, an item of reasoning_gym (`grading.reference_of`).
+    `chain` is a reference chain of thought (for fine-tuning only). `task` names the worked examples that fit.
+    `messages` is the whole conversation as (role, content) pairs when it has more than one message; `prompt` is then
+    the user's last one. `check` is what a grader needs besides the answer: a program's tests, an item of reasoning_gym
+    (`grading.reference_of`).
     """
 
     id: str
@@ -51,7 +51,7 @@ class Prompts:
 
     `answer` holds the ids that follow the opening answer tag: closing bracket of the tag, the
     reference answer, the closing tag. `answer_scored` marks those whose log-probs count.
-    `uid` is the row's position in the run's data stream: it names the row's random keys.
+    `uid` is the row's position in the run's data stream; the row's random keys are made from it.
     """
 
     tokens: Int[np.ndarray, "P S"]
@@ -64,7 +64,7 @@ class Prompts:
 
 @struct.dataclass
 class Rollout:
-    """What a sampler hands over: prompts, G completions of each, and how they were sampled.
+    """A sampler's result: prompts, G completions of each, and how they were sampled.
 
     `completion` is chain ids, tag ids, sampled-answer ids, reference-answer ids, right-padded;
     `segment` says which is which; `sampler_logp` is the log-prob (nats, at the sampling
@@ -82,9 +82,13 @@ class Rollout:
     seconds: float = struct.field(pytree_node=False, default=0.0)  # spent sampling
 
 
+# Fields of a Rollout that have one entry per row: [P, G, ...].
+ROW_FIELDS = ("completion", "segment", "sampler_logp", "truncated")
+
+
 @struct.dataclass
-class Bare:
-    """Each prompt's reference answer after empty thoughts, of width W: scored beside the chains, never trained on."""
+class NoChainRows:
+    """Each prompt's reference answer after an empty chain, of width W: scored beside the chains, never trained on."""
 
     completion: Int[Array, "P 1 W"]
     segment: Int[Array, "P 1 W"]
@@ -95,11 +99,10 @@ class Bare:
 class Batch:
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 
-    `scored` marks the reference-answer tokens whose log-probs count; `host_rewards` holds rewards computed
-    outside the graph (rules, votes) by name; `keep` is the one mask that baseline, scale and loss all obey.
-    `baseline` is each prompt's reward without a chain under the initial model, for RLPR; `counted` are the groups
-    that a filter lets count, None where there is none. `bare` is there where the answer's score without a chain is
-    asked for.
+    `scored` marks the reference-answer tokens whose log-probs count. `host_rewards` holds rewards computed on the host
+    (rules, votes) by name. `keep` is the one mask for baseline, scale and loss. `baseline` is each prompt's reward
+    without a chain under the initial model, for RLPR. `counted` are the groups that a filter accepts, None without a
+    filter. `no_chain` is set where the answer's score without a chain is needed.
     """
 
     prompt: Int[Array, "P S"]
@@ -113,15 +116,15 @@ class Batch:
     keep: Bool[Array, "P G"]
     baseline: Float[Array, "P"] | None = None
     counted: Bool[Array, "P"] | None = None
-    bare: Bare | None = None
+    no_chain: NoChainRows | None = None
 
 
 @struct.dataclass
 class TrainState:
-    """Everything a step changes. Random keys are folded from (root, purpose, step), never stored.
+    """All that a step changes. Random keys are folded from (root, purpose, step), never stored.
 
-    `filter` is the running threshold of the group filter (`rewards.shaping.FilterState`); `proxy` is NOVER's
-    slow copy of the policy, None unless it is asked for.
+    `filter` is the state of the group filter (`rewards.shaping.FilterState`); `proxy` is NOVER's slow copy of the
+    policy, or None.
     """
 
     step: Int[Array, ""]

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from rl_likelihood.cli.command import refuse_address
 from rl_likelihood.config import apply_preset, binding_differences, build, flatten
-from rl_likelihood.report import figures, page, plots, table
+from rl_likelihood.report import figures, page, plots, table, table_text
 from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid, ray_runner, runners
 from rl_likelihood.sweeps.grid import Experiment, Point
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--jobs", type=int, default=1, help="local: runs at a time, each on its share of the cores")
     p.add_argument("--resources", default="", metavar="CPU=2,TPU=4", help="ray: what each point needs")
     p.add_argument("--retry", action="store_true", help="run points that were stopped once more")
-    p.add_argument("--format", default="text", choices=table.FORMATS, help="of --table")
+    p.add_argument("--format", default="text", choices=table_text.FORMATS, help="of --table")
     p.add_argument("--paper", action="store_true", help="published numbers beside those of the table")
     p.add_argument("--out", default="", help="folder of --report; that of the runs by default")
     return p
@@ -105,7 +105,7 @@ def act(a: argparse.Namespace) -> int:
     runs = [table.Run(p.labels, root / p.name) for p in current(points, root).values()]
     paper = experiment.paper if a.paper else ()
     if a.table:
-        print(table.FORMATS[a.format](table.blocks(runs, experiment.rows), paper))
+        print(table_text.FORMATS[a.format](table.blocks(runs, experiment.rows), paper))
         return 0
     return report(experiment, runs, Path(a.out or root), paper)
 
@@ -265,12 +265,13 @@ def report(experiment: Experiment, runs: list[table.Run], out: Path, paper: Sequ
     out.mkdir(parents=True, exist_ok=True)
     for kind, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):
         path = out / f"table.{suffix}"
-        path.write_text(table.FORMATS[kind](found, paper) + "\n")
+        path.write_text(table_text.FORMATS[kind](found, paper) + "\n")
         say(str(path))
     drawn = figures.grid_figures(runs, experiment.rows)
     for path in plots.save(drawn, out):
         say(str(path))
-    page.write(out / "report.html", experiment.name, experiment.doc, runs, found[0].rows, found, drawn, paper)
+    contents = page.Contents(experiment.name, experiment.doc, found[0].rows, found, drawn, paper)
+    page.write(out / "report.html", contents, runs)
     say(str(out / "report.html"))
     return 0
 

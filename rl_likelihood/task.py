@@ -23,9 +23,10 @@ from rl_likelihood.model import decoder, splash
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.devices import using
+from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import Bare, Batch, ChainFormat, Prompts, UserError
+from rl_likelihood.shapes import Batch, ChainFormat, NoChainRows, Prompts, UserError
 from rl_likelihood.weights import assets, files
 
 if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come before
@@ -108,7 +109,7 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         truncated=shape(b, p, g),
         keep=shape(b, p, g),
         baseline=shape(f, p) if c.reward.baseline == "frozen" else None,
-        bare=Bare(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
+        no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
     )
 
 
@@ -166,21 +167,19 @@ def load_model(c: Config, mesh: Mesh | None = None) -> Model:
         params = params if at else jax.tree.map(np.asarray, params)
     elif distributed.share((Path(c.model.path) / checkpoint.FOLDER).is_dir()):  # one host may not see it yet
         cfg, params, _, path = checkpoint.restore_params(c.model.path, at=at)
+        path = tokenizer_path(Path(c.model.path), path)
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())
         cfg, params = files.load(path, at=at)
     return run_on(cfg, c, jax.default_backend()), params, path
 
 
-def known_model(c: Config, model: ModelConfig, params: Params, path: str, meta: dict[str, Any]) -> Model | None:
+def known_model(c: Config, workdir: Path, model: ModelConfig, params: Params, path: str) -> Model:
     """The model as a workdir's checkpoints describe it (`checkpoint.describe`), with its parameters' shapes.
 
-    Who goes on from a checkpoint reads no weights of model.path, which need not be there any more; its tokenizer
-    must. None where they are to be read all the same: --force has named another model, which may not fit.
+    Who goes on from a checkpoint needs neither weights nor tokenizer of model.path.
     """
-    old = meta.get("config", {})
-    if (old.get("model.path"), old.get("model.preset")) != (c.model.path, c.model.preset):
-        return None
+    path = tokenizer_path(workdir, path)
     elsewhere = path != BYTES and not Path(path).exists() and not (Path(c.model.path) / checkpoint.FOLDER).is_dir()
     if elsewhere:  # this host has the model in another place than the one that saved
         path = str(Path(assets.resolve(c.model.path)).resolve())

@@ -76,8 +76,9 @@ def random_batch(seed, p=4, g=3, s=5, t=10, vocab=24, sampled=False):
 
 
 def rewarded(name, **changes):
-    """A StepConfig whose reward is `name`, as reward.name in a config."""
-    return StepConfig(reward=RewardConfig(terms=parse_reward(name)), **changes)
+    """A StepConfig whose reward is `name`, as in a config. `changes`: fields of StepConfig or of RewardConfig."""
+    own = {f.name: changes.pop(f.name) for f in dataclasses.fields(RewardConfig) if f.name in changes}
+    return StepConfig(reward=RewardConfig(terms=parse_reward(name), **own), **changes)
 
 
 def branches(batch, i, j):

@@ -96,6 +96,7 @@ def group_loss(table, logits, group, reward, cfg, text, old, ref):
         logp=answer,
         scored=scored,
         keep=keep,
+        truncated=~keep,
         sampled=SampledStats(logp, logp, logp, mask, 3),
         chain_tokens=mask.sum(-1),
         host_rewards={"exact_match": reward[None]},

@@ -194,3 +194,43 @@ def test_another_place_to_run_is_the_same_run_and_another_computation_is_not():
 
 def test_differences_see_through_lists_and_tuples():
     assert differences({"a": [1, 2], "b": 1}, {"a": (1, 2), "b": 2, "c": 3}) == ["b", "c"]
+
+
+RULE = """
+from rl_likelihood.rewards.reward import Reward
+
+def brevity(text, tags):
+    return -len(text.split()) / 100
+
+REWARDS = {"brevity": Reward(brevity, "text", "minus words over 100", reads=("chain",))}
+"""
+
+
+def test_a_rule_of_the_users_file_counts_as_one_of_ours(tmp_path):
+    """It changes neither what the policy term covers nor what is sampled."""
+    (tmp_path / "mine.py").write_text(RULE)
+    mine, ours = (
+        build(small_config(reward__name=f"log_prob + 0.1*{rule}", reward__file=str(tmp_path / "mine.py")))
+        for rule in ("brevity", "format")
+    )
+    for config in (mine, ours):
+        assert (config.step.policy_span, config.sampled_answer) == ("chain", 0)
+    assert [t.name for t in mine.reward.terms] == ["log_prob", "brevity"]
+    assert mine.reward.terms[1].reward.function("a b c", None) == -0.03
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        (None, ["reward.file", "no file"]),
+        ("1 / 0", ["reward.file", "ZeroDivisionError"]),
+        ("x = 1", ["reward.file", "neither REWARDS nor GRADERS"]),
+    ],
+)
+def test_a_users_file_that_cannot_be_used_is_refused(source, words, tmp_path):
+    path = tmp_path / "mine.py"
+    if source is not None:
+        path.write_text(source)
+    with pytest.raises(UserError) as error:
+        build(small_config(reward__file=str(path)))
+    assert all(word in str(error.value) for word in words)

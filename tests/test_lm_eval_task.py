@@ -15,7 +15,7 @@ from experiments import lm_eval_task
 from rl_likelihood.data.prompts import PromptConfig
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.shapes import UserError
-from rl_likelihood.weights.assets import cached
+from rl_likelihood.weights.assets import cache_path
 
 ROOT = Path(__file__).parents[1]
 CFG = PromptConfig()
@@ -53,7 +53,7 @@ def test_the_task_is_yaml_that_says_what_is_scored():
 
 
 def test_the_questions_are_the_held_out_ones_as_the_model_reads_them(tmp_path):
-    if cached("smollm2-135m-instruct") is None:
+    if not cache_path("smollm2-135m-instruct").is_file():
         pytest.skip("SmolLM2 is not in the cache: python -m rl_likelihood.weights.assets smollm2-135m-instruct")
     command = [sys.executable, "experiments/lm_eval_task.py", "--config=configs/quickstart.py", f"--out={tmp_path}"]
     done = subprocess.run([*command, "--config.eval.prompts=3"], cwd=ROOT, capture_output=True, text=True)

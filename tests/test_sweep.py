@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rl_likelihood import sweep
+from rl_likelihood.config import flatten, get
 from rl_likelihood.report import table
 from rl_likelihood.runtime import run_files
 from rl_likelihood.sweeps import grid
@@ -37,7 +38,7 @@ def test_every_point_of_every_experiment_is_a_config_that_validates(path, monkey
     for p in e.points:
         c = sweep.resolve(p)
         for name, value in p.overrides.items():
-            assert name == "preset" or sweep.configs.get(c, name) == value, (p.name, name)
+            assert name == "preset" or get(c, name) == value, (p.name, name)
     assert len({p.name for p in e.points}) == len(e.points)
     assert e.doc
 
@@ -151,7 +152,7 @@ def test_folders_of_another_config_are_not_taken_for_these_points(tmp_path, caps
     (point, _) = grid.load(path).points
     folder = root / point.name
     folder.mkdir(parents=True)
-    flat = sweep.configs.flatten(sweep.resolve(point))
+    flat = flatten(sweep.resolve(point))
     (folder / "config.json").write_text(json.dumps(flat | {"optim.lr": 0.5}))
     run_files.write_status(folder, "done", 2, 2)
     code, _, err = call(capsys, path, "--run", f"--root={root}")

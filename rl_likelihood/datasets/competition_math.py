@@ -11,7 +11,7 @@ perplexity 67.3 untouched, 2.21 log_prob, 7.14 prob, 13.9 base_rl, 2.63 sft; cha
 from __future__ import annotations
 
 from rl_likelihood.datasets.common import DataSet, Location, Row, Skipped, text
-from rl_likelihood.grading.mathematics import last_boxed
+from rl_likelihood.grading.text import last_boxed
 from rl_likelihood.shapes import Example
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rl_likelihood.shapes import REFERENCE, TAG, Bare, Batch, Prompts, Rollout
+from rl_likelihood.shapes import REFERENCE, ROW_FIELDS, TAG, Batch, NoChainRows, Prompts, Rollout
 
 
 def scored_mask(segment: Int[np.ndarray, "P G T"], prompts: Prompts) -> Bool[np.ndarray, "P G T"]:
-    """`prompts.answer_scored`, moved to where the reference answer stands in each row."""
+    """`prompts.answer_scored`, at the positions of the reference answer in each row."""
     is_reference = segment == REFERENCE
     rank = np.clip(np.cumsum(is_reference, -1) - 1, 0, prompts.answer.shape[1] - 1)
     answer_scored = np.broadcast_to(prompts.answer_scored[:, None], (*segment.shape[:2], prompts.answer.shape[1]))
@@ -22,7 +22,7 @@ def to_batch(
     keep: Bool[np.ndarray, "P G"] | None = None,
     baseline: Float[np.ndarray, "P"] | None = None,
 ) -> Batch:
-    """The learner's view of a rollout. Without `keep` every row is kept."""
+    """A rollout as the learner's input. Without `keep` every row is kept."""
     prompts = rollout.prompts
     return Batch(
         prompt=prompts.tokens,
@@ -39,9 +39,9 @@ def to_batch(
 
 
 def answers_after(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int, width: int = 0) -> Rollout:
-    """Each prompt's reference answer after the ids of `scaffold`, which take the place of a chain: one row a prompt.
+    """Each prompt's reference answer after the ids of `scaffold` instead of a chain, one row per prompt.
 
-    The one form of "the answer without a chain", in steps, evaluation, RLPR's baseline and supervised training.
+    Steps, evaluation, RLPR's baseline and supervised training all take "the answer without a chain" from here.
     """
     p, a = prompts.answer.shape
     n = len(scaffold)
@@ -53,22 +53,21 @@ def answers_after(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int, widt
     return Rollout(prompts, ids, kinds, np.zeros(ids.shape, np.float32), np.zeros((p, 1), bool))
 
 
-def bare_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> Bare:
+def no_chain_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> NoChainRows:
     """`answers_after`, as the step scores it beside the chains."""
     rows = answers_after(prompts, scaffold, pad_id)
-    return Bare(rows.completion, rows.segment, scored_mask(rows.segment, prompts))
+    return NoChainRows(rows.completion, rows.segment, scored_mask(rows.segment, prompts))
 
 
 def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:
     """Rows start to stop of each group."""
-    names = ("completion", "segment", "sampler_logp", "truncated")
-    return rollout.replace(**{k: getattr(rollout, k)[:, start:stop] for k in names})
+    return rollout.replace(**{k: getattr(rollout, k)[:, start:stop] for k in ROW_FIELDS})
 
 
 def given_rollout(
     prompts: Prompts, rows: list[tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]], pad_id: int, width: int
 ) -> Rollout:
-    """Rows (ids, segments) that nobody sampled, one a prompt, as a rollout of group size 1 and width `width`."""
+    """Given rows (ids, segments), one per prompt, as a rollout of group size 1 and width `width`."""
     completion = np.full((len(rows), 1, width), pad_id, np.int32)
     segment = np.zeros((len(rows), 1, width), np.int32)
     for i, (ids, kinds) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""What a step measures beside its loss: sums over micro-batches, values of rows, and the metrics made of them."""
+"""What a step measures besides its loss: sums over micro-batches, values of rows, and metrics from both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rl_likelihood.shapes import Batch
 
 # Rewards without a reference that every step logs.
 ALWAYS = ("self_certainty", "token_entropy")
-# Below this a group's rewards are the same: its rows tell the policy nothing.
+# A group whose rewards have a smaller standard deviation teaches the policy nothing.
 _NO_SPREAD = 1e-6
 
 
@@ -28,19 +28,18 @@ def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[dict[str, 
         "logged": keep,
         "chain_tokens": observation.chain_tokens,
         "answer_logp": stats.log_prob,
-        # Every reward is logged as the model has it: the floor is an agreement of the trained one.
+        # Logged without reward.floor, which belongs to the trained reward alone.
         **{f"reward/{name}": score(stats.log_prob, batch.scored) for name, score in likelihood.SCORES.items()},
         **{f"reward/{name}": intrinsic.INTRINSIC[name](observation.sampled) for name in ALWAYS},
     }
-    if batch.bare is not None:
+    if batch.no_chain is not None:
         per_row["no_chain_log_prob"] = forward.no_chain_log_prob
-        per_row["no_chain_answer_logp"] = rows.bare_logp[:, 0]
-    sampled = lambda x: jnp.where(rows.sampled, x, 0).sum()
+        per_row["no_chain_answer_logp"] = rows.no_chain_logp[:, 0]
     sums = {
         "sum/jepo": likelihood.jepo(stats.log_prob, batch.scored, keep).sum(),
         "sum/policy_tokens": mask.sum(),
-        "sum/entropy": sampled(stats.entropy),
-        "sum/self_certainty": sampled(stats.self_certainty),
+        "sum/entropy": jnp.where(rows.sampled, stats.entropy, 0).sum(),
+        "sum/self_certainty": jnp.where(rows.sampled, stats.self_certainty, 0).sum(),
         "sum/sampled_tokens": rows.sampled.sum(),
         "sum/ratio": jnp.where(mask, ratio, 0).sum(),
         "sum/ratio_squared": jnp.where(mask, ratio**2, 0).sum(),
@@ -50,40 +49,43 @@ def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[dict[str, 
 
 
 def hidden_grad_norms(grad_hidden: Float[Array, "P G T D"], batch: Batch, cfg: StepConfig) -> dict[str, Array]:
-    """Squared gradients at the last hidden state, of the tokens of the policy term and of the answer term.
+    """Squared gradient at the last hidden states, for the tokens of the policy term and those of the answer term.
 
-    No token is in both (but where a given chain is supervised), so one backward pass tells the terms apart.
+    No token is in both (except where a given chain is supervised), so one backward pass gives both.
     """
     squared = (grad_hidden.astype(jnp.float32) ** 2).sum(-1)
     mask, _ = policy_masks(batch, cfg)
     return {
-        "sum/policy_pull": jnp.where(mask, squared, 0).sum(),
-        "sum/answer_pull": jnp.where(batch.scored, squared, 0).sum(),
+        "sum/policy_grad_squared": jnp.where(mask, squared, 0).sum(),
+        "sum/answer_grad_squared": jnp.where(batch.scored, squared, 0).sum(),
     }
 
 
 def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> dict[str, Array]:
-    """Means from sums and counts, under the names of DESIGN section 6.
+    """Means from sums and counts, under the names of docs/metrics.md.
 
-    corr/NAME is the correlation of a reward with the trained one within groups (over the whole batch, each
-    value less its group's mean): what group-relative advantages see. corr/chain_length likewise.
+    corr/NAME is the correlation of a reward with the trained one, each value less its group's mean: what group-relative
+    advantages depend on. corr/chain_length likewise.
     """
     keep = per_row["logged"]
-    mean = lambda x: jnp.where(keep, x, 0).sum() / jnp.maximum(keep.sum(), 1)
+
+    def mean(x):
+        return jnp.where(keep, x, 0).sum() / jnp.maximum(keep.sum(), 1)
+
     reward = per_row["reward"]
     rewards = {k: v for k, v in per_row.items() if k.startswith("reward/")}
     std = shaping.group_std(reward, keep)
     groups = jnp.maximum(keep.any(-1).sum(), 1)
     sampled = jnp.maximum(sums["sum/sampled_tokens"], 1)
     policy_tokens = jnp.maximum(sums["sum/policy_tokens"], 1)
-    policy_pull, answer_pull = jnp.sqrt(sums["sum/policy_pull"]), jnp.sqrt(sums["sum/answer_pull"])
+    policy_grad, answer_grad = (jnp.sqrt(sums[f"sum/{term}_grad_squared"]) for term in ("policy", "answer"))
     out = {
         "reward/mean": mean(reward),
         "reward/std": std.sum() / groups,
         **{k: mean(v) for k, v in rewards.items()},
         "reward/jepo": sums["sum/jepo"] / groups,
         "reward/zero_std_groups": jnp.where(keep.any(-1), std <= _NO_SPREAD, False).sum() / groups,
-        # exp of the answer's log-prob is 0 in float32: the reward `prob` sees nothing of these rows.
+        # Rows whose exp(log-prob) is 0 in float32: the reward `prob` cannot tell them apart.
         "reward/underflow": mean((rewards["reward/prob"] == 0) & batch.scored.any(-1)),
         "advantage/abs_mean": mean(jnp.abs(per_row["advantage"])),
         "chain/length": per_row["chain_tokens"].mean(),
@@ -93,7 +95,7 @@ def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> 
         "loss/policy": sums["loss/policy"],
         "loss/answer": sums["loss/answer"],
         "loss/kl": sums["loss/kl"],
-        "grad/answer_share": answer_pull / jnp.maximum(policy_pull + answer_pull, 1e-30),
+        "grad/answer_share": answer_grad / jnp.maximum(policy_grad + answer_grad, 1e-30),
         "policy/entropy": sums["sum/entropy"] / sampled,
         "policy/self_certainty": sums["sum/self_certainty"] / sampled,
         "ratio/mean": sums["sum/ratio"] / policy_tokens,
@@ -112,9 +114,11 @@ def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> 
 
 def within_groups(a: Float[Array, "P G"], b: Float[Array, "P G"], keep) -> Float[Array, ""]:
     """Pearson correlation of the kept rows' deviations from their groups' means; 0 where one has no spread."""
-    centre = lambda x: jnp.where(keep, x - likelihood.kept_mean(x, keep)[:, None], 0.0)
-    # Scaled first: squares of rewards near 1e-30 or 1e30 leave float32.
-    unit = lambda x: x / jnp.maximum(jnp.abs(x).max(), 1e-37)
-    a, b = unit(centre(a)), unit(centre(b))
+
+    def centred(x):
+        x = jnp.where(keep, x - likelihood.kept_mean(x, keep)[:, None], 0.0)
+        return x / jnp.maximum(jnp.abs(x).max(), 1e-37)  # squares of rewards near 1e-30 or 1e30 leave float32
+
+    a, b = centred(a), centred(b)
     size = jnp.sqrt((a * a).sum() * (b * b).sum())
     return jnp.where(size > 0, (a * b).sum() / jnp.maximum(size, 1e-37), 0.0)

@@ -36,15 +36,15 @@ def schedule(cfg: OptimizerConfig) -> optax.Schedule:
         after = optax.constant_schedule(cfg.lr)
     else:
         after = optax.cosine_decay_schedule(cfg.lr, max(1, cfg.total_steps - warmup), cfg.final_lr_fraction)
-    # The first step is 1/(warmup+1) of the way up, not 0: no step is spent on nothing.
+    # The first step has lr / (warmup + 1), not 0, so that it changes something.
     ramp = optax.linear_schedule(cfg.lr / (warmup + 1), cfg.lr, max(1, warmup))
     return optax.join_schedules([ramp, after], [warmup])
 
 
 def clip_by_global_norm(most: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm`, to the bit, in the gradient's own memory.
+    """`optax.clip_by_global_norm`, bit for bit, in the gradient's own memory.
 
-    That one chooses between the gradient and the divided one where the moments are made, so both trees are kept.
+    Optax's chooses between the gradient and the clipped one where the moments are made, so both trees exist until then.
     """
 
     def update(grads, state, params=None):
@@ -58,10 +58,11 @@ def clip_by_global_norm(most: float) -> optax.GradientTransformation:
 
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
     """clip by global norm, then AdamW. Norms and biases (arrays of one layer axis and one other) do not decay."""
-    decay = lambda params: {
-        **{k: v.ndim > 1 for k, v in params.items() if k != "layers"},
-        "layers": {k: v.ndim > 2 and not k.endswith("bias") for k, v in params["layers"].items()},
-    }
+
+    def decays(params):
+        layers = {k: v.ndim > 2 and not k.endswith("bias") for k, v in params["layers"].items()}
+        return {k: v.ndim > 1 for k, v in params.items() if k != "layers"} | {"layers": layers}
+
     return optax.chain(
         clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
         optax.adamw(
@@ -71,6 +72,6 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
             cfg.eps,
             mu_dtype=cfg.momentum_dtype,
             weight_decay=cfg.weight_decay,
-            mask=decay,
+            mask=decays,
         ),
     )

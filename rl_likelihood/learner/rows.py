@@ -1,4 +1,4 @@
-"""What one forward says about each row of a batch, and which of its tokens and rows count."""
+"""Statistics of each row of a batch from one forward, and which of its tokens and rows count."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.fields import field
 from rl_likelihood.learner.surrogate import LossConfig
-from rl_likelihood.model import attention
-from rl_likelihood.model.decoder import ModelConfig, Params, forward, head_matrix
+from rl_likelihood.model.attention import predecessor
+from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
 from rl_likelihood.model.head import TokenStats, token_stats
 from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.intrinsic import SampledStats
@@ -56,14 +56,14 @@ class StepConfig:
 
 
 class RowStats(NamedTuple):
-    """Per-token statistics of the tokens of each completion row, [P, G, T]; PAD positions are meaningless. `bare_logp`:
-    those of `batch.bare`, without a gradient."""
+    """Per-token statistics of each completion row, [P, G, T]; PAD positions are meaningless. `no_chain_logp`: the
+    log-probs of the tokens of `batch.no_chain`, without a gradient."""
 
     stats: TokenStats
     chain: Bool[Array, "P G T"]
     sampled: Bool[Array, "P G T"]
     scored: Bool[Array, "P G T"]
-    bare_logp: Float[Array, "P 1 W"] | None = None
+    no_chain_logp: Float[Array, "P 1 W"] | None = None
 
 
 def row_stats(
@@ -71,34 +71,35 @@ def row_stats(
 ) -> RowStats:
     """One forward: the token statistics of every completion token, given what precedes it on its branch.
 
-    `probe`, zeros, is added to the state that predicts each token: its gradient says how hard each token pulls.
+    `probe`, zeros, is added to the state that predicts each token: its gradient is the loss's gradient at that state.
     """
-    bare = batch.bare and (batch.bare.completion, batch.bare.segment)
-    rows = batch.completion, batch.segment
-    hidden = forward(params, model, batch.prompt, batch.prompt_length, *rows, bare, cfg.two_branches)
+    no_chain = batch.no_chain
+    extra = None if no_chain is None else (no_chain.completion, no_chain.segment)
+    completions = Completions(batch.completion, batch.segment, extra, cfg.two_branches)
+    hidden = forward(params, model, batch.prompt, batch.prompt_length, completions)
     last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)[:, None]  # [P, 1, 1, D]
 
-    def before(rows, segment):  # the state that predicts each token
-        first = jnp.broadcast_to(last, (*rows.shape[:2], 1, last.shape[-1]))
-        row = jnp.concatenate([first, rows], 2)
+    def predicting(states, segment):
+        """The state that predicts each token: that of the token before it on its branch."""
+        first = jnp.broadcast_to(last, (*states.shape[:2], 1, last.shape[-1]))
+        row = jnp.concatenate([first, states], 2)
         if cfg.two_branches:
-            return jnp.take_along_axis(row, attention.predecessor(segment)[..., None], 2)
+            return jnp.take_along_axis(row, predecessor(segment)[..., None], 2)
         return row[:, :, :-1]
 
-    predicts = before(hidden.completion, batch.segment) + probe
+    states = predicting(hidden.completion, batch.segment) + probe
     sampled = (batch.segment == CHAIN) | (batch.segment == SAMPLED)
-    if cfg.temperature != 1.0:
-        predicts = jnp.where(sampled[..., None], predicts / cfg.temperature, predicts)
-    stats = token_stats(predicts, head_matrix(params), batch.completion, cfg.head_chunk)
-    bare_logp = None
-    if batch.bare is not None:
-        states, head = jax.lax.stop_gradient((before(hidden.bare, batch.bare.segment), head_matrix(params)))
-        bare_logp = token_stats(states, head, batch.bare.completion, cfg.head_chunk).log_prob
-    return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, bare_logp)
+    scale = None if cfg.temperature == 1.0 else jnp.where(sampled, jnp.float32(1 / cfg.temperature), 1.0)
+    stats = token_stats(states, head_matrix(params), batch.completion, cfg.head_chunk, scale)
+    no_chain_logp = None
+    if no_chain is not None:
+        states, head = jax.lax.stop_gradient((predicting(hidden.no_chain, no_chain.segment), head_matrix(params)))
+        no_chain_logp = token_stats(states, head, no_chain.completion, cfg.head_chunk).log_prob
+    return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, no_chain_logp)
 
 
 def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[Array, "P G T"], Bool[Array, "P G"]]:
-    """Which tokens the policy term covers, and which rows baseline, scale and loss obey."""
+    """Which tokens the policy term covers, and which rows count in baseline, scale and loss."""
     tokens = batch.segment == CHAIN
     if cfg.policy_span == "response":
         tokens |= batch.segment == SAMPLED
@@ -109,10 +110,10 @@ def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[Array, "P G T"], B
 
 
 def answer_log_probs(rows: RowStats, batch: Batch, cfg: StepConfig) -> Float[Array, "P G T"]:
-    """Log-probs that the reward sees: those of the reference answer, or the stated floor after a truncated chain.
+    """Log-probs for the reward: the model's, or reward.floor after a truncated chain.
 
-    The floor is per token, so that under every reward and at every answer length it lies below a chain
-    after which the answer's tokens are likelier than that.
+    The floor is per token. So under every reward and at every answer length, a truncated chain is worth less than a
+    chain after which the answer's tokens are likelier than that.
     """
     logp = rows.stats.log_prob
     if cfg.reward.truncated == "floor":
@@ -121,7 +122,7 @@ def answer_log_probs(rows: RowStats, batch: Batch, cfg: StepConfig) -> Float[Arr
 
 
 class Forward(NamedTuple):
-    """One forward's rows, what rewards may look at, and the log-prob of each prompt's answer without a chain."""
+    """One forward's rows, the inputs of rewards, and the log-prob of each prompt's answer without a chain."""
 
     rows: RowStats
     observation: Observation
@@ -136,24 +137,25 @@ def observe(
     cfg: StepConfig,
     probe: Float[Array, "P G T D"] | float = 0.0,
 ) -> Forward:
-    """Forward, and everything a reward may look at."""
+    """One forward, and the inputs of every reward."""
     rows = row_stats(params, model, batch, cfg, probe)
     no_chain, baseline = None, batch.baseline
-    if batch.bare is not None:
-        bare = rows.bare_logp, batch.bare.scored
-        no_chain = likelihood.log_prob(*bare)[:, 0]
+    if batch.no_chain is not None:
+        answer = rows.no_chain_logp, batch.no_chain.scored
+        no_chain = likelihood.log_prob(*answer)[:, 0]
         if cfg.reward.baseline == "live":
-            baseline = likelihood.avg_prob(*bare)[:, 0]
+            baseline = likelihood.avg_prob(*answer)[:, 0]
     mask, keep = policy_masks(batch, cfg)
     proxy_nll = None
     if cfg.with_proxy:
-        by_proxy = row_stats(proxy, model, batch.replace(bare=None), cfg)
+        by_proxy = row_stats(proxy, model, batch.replace(no_chain=None), cfg)
         proxy_nll = -likelihood.avg_log_prob(jax.lax.stop_gradient(by_proxy.stats.log_prob), batch.scored)
     stats = rows.stats
     observation = Observation(
         logp=answer_log_probs(rows, batch, cfg),
         scored=batch.scored,
         keep=keep,
+        truncated=batch.truncated,
         sampled=SampledStats(stats.log_prob, stats.entropy, stats.self_certainty, mask, model.vocab_size),
         chain_tokens=((batch.segment == CHAIN) | (batch.segment == TAG)).sum(-1).astype(jnp.float32),
         host_rewards=batch.host_rewards,

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from rl_likelihood import mesh as meshes
 from rl_likelihood.learner import measures, surrogate
 from rl_likelihood.learner.rows import RowStats, StepConfig, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts
+from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
 from rl_likelihood.model.decoder import (
     ModelConfig,
     Params,
@@ -29,7 +29,7 @@ from rl_likelihood.model.decoder import (
 from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.shapes import Batch, TrainState
 
-# Completion tokens at one time: so many and more take memory on a CPU, and no time was gained by them (BENCHMARKS.md).
+# Completion tokens per forward on a CPU: more take memory and save no time (docs/benchmarks.md).
 ENOUGH = 1024
 
 Models = tuple[Params | None, Params | None]  # reference and proxy, None where nothing asks for them
@@ -42,21 +42,22 @@ def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, 
 
 
 def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
-    """What was seen of the rows, the reference's log-probs, and mixture.objective of it."""
+    """The forward, the reference model's log-probs, and mixture.objective of them."""
     ref_params, proxy = models
     forward = observe(params, proxy, model, batch, cfg, probe)
     ref, extra = None, 0.0
     if ref_params is not None:
-        ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.replace(bare=None), cfg).stats.log_prob)
+        ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.replace(no_chain=None), cfg).stats.log_prob)
         if cfg.loss.kl == "reward_k1":
             extra = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
     return forward, ref, mixture.objective(forward.observation, cfg.reward, extra)
 
 
-def _loss(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, counts: Counts):
-    """Loss contribution of one micro-batch, its metric sums, and its per-row values."""
+def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, counts: Counts):
+    """Loss contribution of one micro-batch, its metric sums, and its per-row values. `differentiated`: parameters, and
+    the probe of `row_stats`."""
     loss = cfg.loss
-    forward, ref, (f, reward, terms) = _rewards(params, probe, models, batch, model, cfg)
+    forward, ref, (f, reward, terms) = _rewards(*differentiated, models, batch, model, cfg)
     rows, keep = forward.rows, forward.observation.keep
     logp, mask = forward.observation.logp, forward.observation.sampled.mask
 
@@ -80,33 +81,32 @@ def _loss(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: 
     return total, (sums, per_row | measured)
 
 
-def filtered(params, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, filter_state, step):
-    """The batch with the groups dropped whose rewards the filter refuses, and the filter's next state."""
+def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
+    """The batch without the groups whose rewards the filter refuses, and the filter's next state."""
     if cfg.filter.mode == "none":
-        return batch, filter_state
+        return batch, state.filter
+    params, *models = unstacked(model, state.params, *models)
 
-    def rewards(batch):
+    def spread(batch):
         forward, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
         return shaping.group_std(reward, forward.observation.keep)
 
-    params, *models = unstacked(model, params, *models)
-    std = whole(jax.lax.map(rewards, split(batch, at_once(batch, cfg))))
-    counts = shaping.filter_groups(std, cfg.filter, filter_state, step)
-    state = shaping.update(filter_state, step, std.mean(), cfg.filter)
-    return batch.replace(counted=counts), state
+    std = whole(jax.lax.map(spread, split(batch, at_once(batch, cfg))))
+    counts = shaping.filter_groups(std, cfg.filter, state.filter, state.step)
+    return batch.replace(counted=counts), shaping.update(state.filter, state.step, std.mean(), cfg.filter)
 
 
 def at_once(batch: Batch, cfg: StepConfig) -> int:
     """Prompts per forward: `micro_batch_prompts`, or, where that is 0, all.
 
-    On one CPU as many as have fewer than `ENOUGH` completion tokens, at least one; where these have not half of it, and
-    the next number that divides the batch has at most twice as many, that one. Depends on the mesh in use
-    (`run.world.using`); prompts' own tokens are not counted.
+    On one CPU: the most prompts that divide the batch and have fewer than `ENOUGH` completion tokens, at least one. If
+    these have less than half of it, and the next divisor has at most twice `ENOUGH`, that one. Prompt tokens are not
+    counted. Depends on the mesh in use.
     """
     p, g, t = batch.completion.shape
     if cfg.micro_batch_prompts:
         return cfg.micro_batch_prompts
-    if not meshes.on_cpu() or meshes.spread() > 1:
+    if not on_cpu() or row_shards() > 1:
         return p
     sizes = [k for k in range(1, p + 1) if p % k == 0]
     few = max(k for k in sizes if k * g * t < ENOUGH or k == 1)
@@ -115,14 +115,14 @@ def at_once(batch: Batch, cfg: StepConfig) -> int:
 
 
 def unstacked(model: ModelConfig, *params: Params | None) -> tuple[Params | None, ...]:
-    """Parameters as a loop that runs `forward` reads them. Cutting an unrolled layer out of the stack copies it, so
-    that is done once and not in every round."""
+    """Parameters for a loop over `forward`. Slicing an unrolled layer out of the stack copies it, so that is done once,
+    before the loop."""
     return params if model.scan_layers else tuple(x if x is None else unstack_layers(x, model) for x in params)
 
 
 def split(batch, size: int):
-    """Micro-batches of `size` prompts on a new leading axis. Prompt i goes to number i mod k: each holds a share
-    of every device's prompts."""
+    """Micro-batches of `size` prompts on a new leading axis. Prompt i goes to number i mod k, so each micro-batch has
+    prompts of every device."""
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(size, -1, *x.shape[1:]), 0, 1), batch)
 
 
@@ -140,10 +140,10 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         policy_tokens=(policy_mask & keep[..., None]).sum().astype(jnp.float32),
     )
 
-    def one(batch):  # with params and models as they are when it is called
+    def one(batch):  # reads params and models when called, after `unstacked`
         probe = jnp.zeros((*batch.completion.shape, model.width), model.compute_dtype)
-        grad = jax.value_and_grad(_loss, argnums=(0, 1), has_aux=True)
-        (_, (sums, per_row)), (grads, grad_hidden) = grad(params, probe, models, batch, model, cfg, counts)
+        grad = jax.value_and_grad(_loss, has_aux=True)
+        (_, (sums, per_row)), (grads, grad_hidden) = grad((params, probe), models, batch, model, cfg, counts)
         return grads, sums | measures.hidden_grad_norms(grad_hidden, batch, cfg), per_row
 
     if size >= p:
@@ -161,6 +161,12 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
     return grads, sums, whole(per_row)
 
 
+@jax.jit
+def all_finite(params: Params) -> Bool[Array, ""]:
+    """Whether no parameter is NaN or infinite."""
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
+
+
 def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: StepConfig) -> TrainState:
     """Step 0."""
     return TrainState(
@@ -168,7 +174,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: Ste
         params=params,
         opt_state=optimizer.init(params),
         filter=shaping.init_filter(),
-        # A copy: the state is donated, and one buffer cannot be given away twice.
+        # A copy: the state is donated, and a buffer can be donated once.
         proxy=jax.tree.map(jnp.copy, params) if cfg.with_proxy else None,
     )
 
@@ -176,8 +182,8 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: Ste
 def state_shardings(
     mesh: Mesh, model: ModelConfig, optimizer: optax.GradientTransformation, cfg: StepConfig
 ) -> TrainState:
-    """Where each array of the state lives: parameters and their moments by the table, the rest everywhere."""
-    specs, everywhere = param_specs(model), meshes.replicated(mesh)
+    """Shardings of the state: parameters and their moments by the mesh's table, all else replicated."""
+    specs, everywhere = param_specs(model), replicated(mesh)
     params = shardings(specs, mesh)
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
     opt_state = optax.tree_map_params(
@@ -197,7 +203,7 @@ def state_shardings(
 
 
 def reference_shardings(mesh: Mesh, model: ModelConfig) -> Params:
-    """Where each array of the reference model lives, `unstacked`: a layer is split as the policy's stack of them is."""
+    """Shardings of the reference model, `unstacked`: each layer is split as in the policy's stack."""
     specs = param_specs(model)
     if not model.scan_layers:
         one = {name: Spec(s.shape[1:], s.axes[1:], s.init) for name, s in specs["layers"].items()}
@@ -208,7 +214,7 @@ def reference_shardings(mesh: Mesh, model: ModelConfig) -> Params:
 def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConfig) -> Params | None:
     """The reference model as `make_step` takes it; None where nothing asks for one.
 
-    It never changes, so its layers are laid out once, and not in every step as those of the policy.
+    It never changes, so its layers are unstacked once. The policy's are unstacked in every step.
     """
     if not cfg.with_reference:
         return None
@@ -226,13 +232,13 @@ def make_step(
 ):
     """The jitted step(state, ref_params, batch) -> (state, metrics, per-row values [P, G, ...]).
 
-    `state` is donated. `ref_params` is what `init_reference` gives; without a reference model its forward
-    does not exist in the program. `batch` gives the shapes by which groups are split over the mesh.
+    `state` is donated. `ref_params` comes from `init_reference`; without a reference model the program has no second
+    forward. The shapes of `batch` decide how groups are split over the mesh.
     """
 
     def step(state: TrainState, ref_params: Params | None, batch: Batch):
         models = (ref_params, state.proxy)
-        batch, filter_state = filtered(state.params, models, batch, model, cfg, state.filter, state.step)
+        batch, filter_state = filtered(state, models, batch, model, cfg)
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -248,18 +254,18 @@ def make_step(
 
     state_at = state_shardings(mesh, model, optimizer, cfg)
     reference_at = reference_shardings(mesh, model) if cfg.with_reference else None
-    everywhere = meshes.replicated(mesh)
+    everywhere = replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(state_at, reference_at, meshes.by_prompt(mesh, batch)),
+        in_shardings=(state_at, reference_at, by_prompt(mesh, batch)),
         out_shardings=(state_at, everywhere, everywhere),
         donate_argnums=0,
-        compiler_options=meshes.compiler_options(mesh, model.scratch_kib),
+        compiler_options=compiler_options(mesh, model.scratch_kib),
     )
 
 
 def _moved(proxy: Params | None, params: Params, step, cfg: StepConfig) -> Params | None:
-    """NOVER's synchronisation: the proxy a step towards the policy, every `proxy.every` steps."""
+    """NOVER's synchronisation: every `proxy.every` steps the proxy moves towards the policy."""
     if proxy is None:
         return None
     towards = jnp.where(step % cfg.proxy.every == 0, 1 - cfg.proxy.decay, 0.0)
@@ -267,16 +273,16 @@ def _moved(proxy: Params | None, params: Params, step, cfg: StepConfig) -> Param
 
 
 def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
-    """The jitted score(params, batch) -> RowStats, for evaluation: the step's forward and no more.
+    """The jitted score(params, batch) -> RowStats, for evaluation: the step's forward alone.
 
-    Prompts are scored `at_once` at a time, split over `mesh` as for the step; every process gets all.
+    Prompts are scored `at_once` at a time, split over `mesh` as in the step; every process gets all results.
     """
 
     def score(params: Params, batch: Batch) -> RowStats:
         if mesh is not None:
-            batch = jax.lax.with_sharding_constraint(batch, meshes.by_prompt(mesh, batch))
+            batch = jax.lax.with_sharding_constraint(batch, by_prompt(mesh, batch))
         (params,) = unstacked(model, params)
         parts = split(batch, at_once(batch, cfg))
         return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), parts))
 
-    return jax.jit(score, out_shardings=None if mesh is None else meshes.replicated(mesh))
+    return jax.jit(score, out_shardings=None if mesh is None else replicated(mesh))

@@ -1,4 +1,4 @@
-"""The one equation: any reward of the family becomes a loss here.
+"""The one equation, which makes a loss of any reward of the family.
 
 For a group objective f (rewards/likelihood.py), with `without i` meaning row i removed from `keep`,
 
@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.fields import field
-from rl_likelihood.rewards.likelihood import Objective
+from rl_likelihood.rewards.likelihood import GroupValue, Objective, difference
 
-# exp() of a log-ratio beyond this says nothing more; it would only overflow.
+# Log-ratios are clipped here, before exp() overflows.
 MAX_LOG_RATIO = 20.0
-# A group whose standard deviation is below this has no spread but rounding.
+# A group with a smaller standard deviation differs by rounding alone.
 MIN_STD = 1e-6
 
 
@@ -53,24 +53,22 @@ class LossConfig:
 
 
 class Counts(NamedTuple):
-    """Denominators over the whole batch, so that micro-batches and devices add up to one loss."""
+    """Denominators over the whole batch: losses of micro-batches and devices then add up."""
 
     prompts: Float[Array, ""]
     policy_tokens: Float[Array, ""]
 
 
 def leave_one_out(
-    f: Objective, logp: Float[Array, "P G A"], mask: Bool[Array, "P G A"], keep: Bool[Array, "P G"]
+    f: Objective | GroupValue, logp: Float[Array, "P G A"], mask: Bool[Array, "P G A"], keep: Bool[Array, "P G"]
 ) -> Float[Array, "P G"]:
     """f(group) - f(group without i). 0 for a dropped row and for a group with fewer than two kept."""
-    g = keep.shape[-1]
-    group = f(logp, mask, keep)
-    without = jax.vmap(lambda i: f(logp, mask, keep & (jnp.arange(g) != i)), out_axes=-1)(jnp.arange(g))
-    return jnp.where(keep & (keep.sum(-1, keepdims=True) > 1), group[:, None] - without, 0.0)
+    counts = keep & (keep.sum(-1, keepdims=True) > 1)
+    return jnp.where(counts, difference(f, logp, mask, keep), 0.0)
 
 
 def advantages(
-    difference: Float[Array, "P G"], keep: Bool[Array, "P G"], kind: str, eps: float = 1e-4
+    differences: Float[Array, "P G"], keep: Bool[Array, "P G"], kind: str, eps: float = 1e-4
 ) -> Float[Array, "P G"]:
     """Leave-one-out differences in the field's units.
 
@@ -80,10 +78,10 @@ def advantages(
     """
     n = keep.sum(-1, keepdims=True).astype(jnp.float32)
     if kind == "loo":
-        return difference * n
+        return differences * n
     if kind == "mean":
-        return difference * (n - 1)
-    values = difference if kind == "std_clip" else difference * (n - 1)
+        return differences * (n - 1)
+    values = differences if kind == "std_clip" else differences * (n - 1)
     centred = jnp.where(keep, values - values.sum(-1, keepdims=True) / jnp.maximum(n, 1), 0.0)
     std = jnp.sqrt((centred**2).sum(-1, keepdims=True) / jnp.maximum(n - 1, 1))
     clipped = kind == "std_clip"

@@ -1,47 +1,56 @@
 """Attention over (the prompt's keys, shared by the group; the completion's own keys).
 
 One function serves the learner, scoring and prefill (no prompt part, G = 1), another a single token while decoding.
-The two parts are computed apart, each as one batched product, and joined by their softmax statistics, so the
-prompt's keys and values are read once per group and never repeated. (The splash kernel, for TPUs, has them once a row.)
+The two parts are computed separately, each as one batched product, and joined by their softmax statistics. So the
+prompt's keys and values are read once per group and never repeated. (The splash kernel, for TPUs, repeats them.)
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood import mesh as meshes
+from rl_likelihood.mesh import row_shards
 from rl_likelihood.model import splash
 from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED
 
 # Finite, so that a fully masked part gives weight 0 instead of NaN.
 MASKED = -1e30
-# Places whose queries meet their row's own keys at one time (fewer leave out more keys, more make larger products),
-# and blocks of them at most, each of which is compiled.
+# Tokens whose queries are multiplied with their row's own keys at a time: fewer skip more keys, more make larger
+# products. And blocks of them at most: each is compiled.
 QUERIES, BLOCKS = 128, 8
+
+# Keys, values and which of them are no padding.
+PromptKeys = tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"], Bool[Array, "P S"]]
+
+
+class Kernel(NamedTuple):
+    """What the splash kernel masks by, instead of a mask: segment ids, and whether any may be a sampled answer."""
+
+    segment: Int[Array, "P G T"]
+    two_branches: bool
 
 
 def attention(
     q: Float[Array, "P G T H Dh"],
     own: tuple[Float[Array, "P G K U Dh"], Float[Array, "P G K U Dh"]],
     own_mask: Bool[Array, "P #G T U"],
-    prompt: tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"]] | None = None,
-    prompt_mask: Bool[Array, "P S"] | None = None,
-    segment: Int[Array, "P G T"] | None = None,
-    branches: bool = True,
+    prompt: PromptKeys | None = None,
+    kernel: Kernel | None = None,
     queries: int = 0,
 ) -> Float[Array, "P G T H Dh"]:
     """softmax(q k / sqrt(Dh)) v over the prompt's and the row's own keys together.
 
-    Query heads h serve key head h // (H/K). Logits and softmax in float32. A query that sees no own
-    key is fine as long as it sees one prompt key. `queries` other than 0 is for rows in which none sees an own key
-    after it: one of more places than that is computed in blocks of so many or more, each with the keys up to its last
-    (where devices share no tokens). With `segment`, of which `own_mask` is then made, the TPU's splash kernel does it;
-    `branches` as there.
+    Query heads h use key head h // (H/K). Logits and softmax are in float32. A query may have no own key if it has a
+    prompt key. `queries`: where no query has an own key after it, a row longer than that is computed in blocks of so
+    many queries or more, each with the keys up to its last (only where tokens are not split over devices). With
+    `kernel` the TPU's splash kernel computes it; `own_mask` must be made of the same segments.
     """
-    if segment is not None:
-        return splash.attention(q, own, segment, prompt, prompt_mask, branches)
+    if kernel is not None:
+        return splash.attention(q, own, kernel.segment, prompt, kernel.two_branches)
     p, g, t, h, d = q.shape
     k = own[0].shape[2]
     r = h // k
@@ -49,14 +58,14 @@ def attention(
     q_own = q.transpose(0, 1, 3, 2, 4, 5).reshape(p, g, k, t * r, d)
     row_mask = jnp.broadcast_to(own_mask[:, :, None, :, None], (p, own_mask.shape[1], 1, t, r, own_mask.shape[-1]))
     row_mask = row_mask.reshape(p, own_mask.shape[1], 1, t * r, -1)
-    size = queries if queries and meshes.spread() == 1 else t
+    size = queries if queries and row_shards() == 1 else t
     top, total, out = _causal(q_own, *own, row_mask, r, size)
     if prompt is not None:
+        keys, values, mask = prompt
         q_prompt = q.transpose(0, 3, 1, 2, 4, 5).reshape(p, k, g * t * r, d)
-        parts = _part(q_prompt, *prompt, prompt_mask[:, None, None, :])
+        parts = _part(q_prompt, keys, values, mask[:, None, None, :])
         # [P, K, G*T*R, x] -> [P, G, K, T*R, x]
-        parts = [x.reshape(p, k, g, t * r, -1).transpose(0, 2, 1, 3, 4) for x in parts]
-        top2, total2, out2 = parts
+        top2, total2, out2 = (x.reshape(p, k, g, t * r, -1).transpose(0, 2, 1, 3, 4) for x in parts)
         joint = jnp.maximum(top, top2)
         a, b = jnp.exp(top - joint), jnp.exp(top2 - joint)
         total = a * total + b * total2
@@ -65,14 +74,14 @@ def attention(
     return out.reshape(p, g, k, t, r, d).transpose(0, 1, 3, 2, 4, 5).reshape(p, g, t, h, d)
 
 
-def _causal(q, k, v, mask, each, size):
-    """`_part` for `each` queries a place that see no key of a later place, of `size` places at one time."""
-    t = q.shape[-2] // each
+def _causal(q, k, v, mask, per_token, size):
+    """`_part` in blocks of `size` tokens, `per_token` queries each, where no query has a key after its token."""
+    t = q.shape[-2] // per_token
     if t <= size:
         return _part(q, k, v, mask)
     parts, size = [], max(size, -(-t // BLOCKS))
     for start in range(0, t, size):
-        rows, keys = slice(start * each, (start + size) * each), slice(0, start + size)
+        rows, keys = slice(start * per_token, (start + size) * per_token), slice(0, start + size)
         parts.append(_part(q[..., rows, :], k[..., keys, :], v[..., keys, :], mask[..., rows, keys]))
     return tuple(jnp.concatenate(x, -2) for x in zip(*parts, strict=True))
 
@@ -95,33 +104,42 @@ def decode_attention(
     prompt: tuple[Float[Array, "P K Dh S"], Float[Array, "P K S Dh"]],
     prompt_mask: Bool[Array, "P S"],
 ) -> Float[Array, "N H Dh"]:
-    """`attention` for one token of each of N = P x G rows, over caches laid out for it.
+    """`attention` for one token of each of N = P x G rows, over caches in decoding layout.
 
-    Keys lie with their position last: a product with few rows then reads them in order (on a CPU in half the time).
-    Rows are one axis, so that no reshape stands between the cache and its update in place: a group of one made XLA
-    copy every cache at every step.
+    Keys have their position last: a product with few rows then reads them in order (on a CPU in half the time).
+    Rows are one axis, so that no reshape stands between the cache and its update in place. With a group axis of size
+    one XLA copied every cache at every step.
     """
     n, h, d = q.shape
     p, k = prompt[0].shape[:2]
     r = h // k
     q = (q * d**-0.5).reshape(n, k, r, d)
-    regroup = lambda x: x.reshape(p, n // p, k, r, -1).swapaxes(1, 2).reshape(p, k, n // p * r, -1)
-    apart = lambda x: x.reshape(p, k, n // p, r, -1).swapaxes(1, 2).reshape(n, k, r, -1)
-    scores = lambda q, keys: jnp.einsum("nkrd,nkdt->nkrt", q, keys, preferred_element_type=jnp.float32)
+
+    def by_prompt(x):
+        return x.reshape(p, n // p, k, r, -1).swapaxes(1, 2).reshape(p, k, n // p * r, -1)
+
+    def by_row(x):
+        return x.reshape(p, k, n // p, r, -1).swapaxes(1, 2).reshape(n, k, r, -1)
+
+    def scores(q, keys):
+        return jnp.einsum("nkrd,nkdt->nkrt", q, keys, preferred_element_type=jnp.float32)
+
+    def mixed(e, v):
+        return jnp.einsum("nkrt,nktd->nkrd", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
+
     z = jnp.where(own_mask[:, None, None], scores(q, own[0]), MASKED)
-    z2 = jnp.where(prompt_mask[:, None, None], scores(regroup(q), prompt[0]), MASKED)
-    top = jnp.maximum(z.max(-1, keepdims=True), apart(z2.max(-1, keepdims=True)))
-    e, e2 = jnp.exp(z - top), jnp.exp(z2 - regroup(top))
-    mixed = lambda e, v: jnp.einsum("nkrt,nktd->nkrd", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = mixed(e, own[1]) + apart(mixed(e2, prompt[1]))
-    total = e.sum(-1, keepdims=True) + apart(e2.sum(-1, keepdims=True))
+    z2 = jnp.where(prompt_mask[:, None, None], scores(by_prompt(q), prompt[0]), MASKED)
+    top = jnp.maximum(z.max(-1, keepdims=True), by_row(z2.max(-1, keepdims=True)))
+    e, e2 = jnp.exp(z - top), jnp.exp(z2 - by_prompt(top))
+    out = mixed(e, own[1]) + by_row(mixed(e2, prompt[1]))
+    total = e.sum(-1, keepdims=True) + by_row(e2.sum(-1, keepdims=True))
     return (out / total).astype(q.dtype).reshape(n, h, d)
 
 
 def branch_mask(segment: Int[Array, "P G T"]) -> Bool[Array, "P G T T"]:
-    """Who sees whom in a completion row: causal, no padding, and the reference answer does not see the sampled one.
+    """[query, key] of a completion row: causal, no padding, and no sampled answer for the reference answer's queries.
 
-    The sampled answer comes before the reference answer in the row, so causality hides the other way.
+    The sampled answer comes first in the row, so it cannot attend to the reference answer either.
     """
     t = segment.shape[-1]
     causal = jnp.tril(jnp.ones((t, t), bool))
@@ -140,8 +158,8 @@ def branch_positions(segment: Int[Array, "P G T"], prompt_length: Int[Array, "P"
 def predecessor(segment: Int[Array, "P G T"]) -> Int[Array, "P G T"]:
     """Index, in the row [last prompt token; completion], of the token whose state predicts each token.
 
-    Token t is predicted by its neighbour on the left (index t in that row), except the first token of
-    the reference answer, which is predicted by the end of the chain, not by the sampled answer.
+    That is the token before it (index t in that row). But the first token of the reference answer is predicted by
+    the end of the chain, not by the sampled answer.
     """
     index = jnp.arange(segment.shape[-1])
     is_reference = segment == REFERENCE

@@ -7,7 +7,6 @@ Parameters are a nested dict of layer-stacked arrays; everything here is a funct
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -17,9 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood import mesh as meshes
+from rl_likelihood.mesh import along_prompt, merged, row_shards, sharding
 from rl_likelihood.model import splash
-from rl_likelihood.model.attention import QUERIES, attention, branch_mask, branch_positions
+from rl_likelihood.model.attention import QUERIES, Kernel, PromptKeys, attention, branch_mask, branch_positions
 from rl_likelihood.shapes import CHAIN
 
 Params = dict[str, Any]
@@ -27,7 +26,7 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's frequency scaling: long wavelengths are stretched by `factor`, short ones left alone."""
+    """Llama 3's frequency scaling: long wavelengths are stretched by `factor`, short ones are unchanged."""
 
     factor: float
     low_freq_factor: float
@@ -60,7 +59,7 @@ class ModelConfig:
     attention: str = "dense"  # dense | splash (the TPU's kernel, model/splash.py)
     # none | dots (keep matrix products) | attention (keep layer inputs and the splash kernel's results) | full (inputs)
     remat: str = "none"
-    scratch_kib: int = -1  # what the compiler of the learner's step is told (mesh.compiler_options)
+    scratch_kib: int = -1  # vector memory that the compiler of the learner's step may use (mesh.compiler_options)
 
 
 class Spec(NamedTuple):
@@ -72,7 +71,7 @@ class Spec(NamedTuple):
 
 
 def param_specs(cfg: ModelConfig) -> dict[str, Any]:
-    """The parameter tree: one Spec a leaf. Shapes, initial values, shardings and file names all follow it."""
+    """The parameter tree, one Spec per leaf. Shapes, initial values, shardings and file names all come from it."""
     n, d, h, k, dh, f = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
     layer = {
         "attn_norm": Spec((n, d), (None, None), "ones"),
@@ -103,13 +102,13 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def is_spec(x: Any) -> bool:
-    """The leaves of a tree of specs, which are tuples that jax.tree would look into."""
+    """For jax.tree: a Spec is a leaf, although it is a tuple."""
     return isinstance(x, Spec)
 
 
 def shardings(specs: dict[str, Any], mesh: Mesh) -> Params:
-    """Where each of these parameters lives on the mesh."""
-    return jax.tree.map(lambda s: meshes.sharding(mesh, s.axes, s.shape), specs, is_leaf=is_spec)
+    """The sharding of each of these parameters on the mesh."""
+    return jax.tree.map(lambda s: sharding(mesh, s.axes, s.shape), specs, is_leaf=is_spec)
 
 
 def init(key: Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
@@ -150,8 +149,8 @@ def rope_tables(cfg: ModelConfig, position: Int[Array, "*N"]) -> tuple[Float[Arr
     freq = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     s = cfg.rope_scaling
     if s is not None:
-        turns = s.original_max_position * freq / (2 * math.pi)  # turns over the original context
-        smooth = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
+        periods = s.original_max_position * freq / (2 * math.pi)  # within the original context
+        smooth = jnp.clip((periods - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
         freq = freq * (smooth + (1 - smooth) / s.factor)
     angle = position[..., None].astype(jnp.float32) * freq
     return jnp.cos(angle), jnp.sin(angle)
@@ -168,7 +167,7 @@ def qkv(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope):
     """Queries [*N, H, Dh] and keys, values [*N, K, Dh], biased, normalised and rotated as the family asks."""
     lead, d = x.shape[:-1], x.shape[-1]
     h, k, dh = cfg.heads, cfg.kv_heads, cfg.head_dim
-    x = meshes.merged(x)
+    x = merged(x)
     if "qkv" in w:  # fused by `decoding.decoding_layout`
         parts = jnp.split(x @ w["qkv"], [h * dh, (h + k) * dh], -1)
     else:
@@ -183,7 +182,7 @@ def qkv(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope):
 
 def mlp(x: Float[Array, "*N D"], w: Params) -> Float[Array, "*N D"]:
     """(silu(x gate) * x up) down."""
-    y = meshes.merged(x)
+    y = merged(x)
     if "gate_up" in w:
         gate, up = jnp.split(y @ w["gate_up"], 2, -1)
     else:
@@ -192,42 +191,55 @@ def mlp(x: Float[Array, "*N D"], w: Params) -> Float[Array, "*N D"]:
 
 
 def block(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], tuple]:
-    """One layer. `attend(q, k, v)` sees [*N, H, Dh] and [*N, K, Dh] and returns ([*N, H, Dh], what to keep)."""
-    out, keep = attend(*qkv(rms_norm(x, w["attn_norm"], cfg.norm_eps), w, cfg, rope))
-    mixed = meshes.merged(out.reshape(*x.shape[:-1], -1)) @ w["o"].reshape(-1, x.shape[-1])
+    """One layer. `attend` takes q [*N, H, Dh] and k, v [*N, K, Dh] and returns ([*N, H, Dh], a second result)."""
+    out, extra = attend(*qkv(rms_norm(x, w["attn_norm"], cfg.norm_eps), w, cfg, rope))
+    mixed = merged(out.reshape(*x.shape[:-1], -1)) @ w["o"].reshape(-1, x.shape[-1])
     x = x + mixed.reshape(x.shape)
-    return x + mlp(rms_norm(x, w["mlp_norm"], cfg.norm_eps), w), keep
+    return x + mlp(rms_norm(x, w["mlp_norm"], cfg.norm_eps), w), extra
 
 
 def by_head(x: Float[Array, "*N T K Dh"]) -> Float[Array, "*N K T Dh"]:
-    """Keys or values as attention and the caches have them."""
+    """Keys or values in the layout of attention and the caches."""
     return jnp.swapaxes(x, -3, -2)
 
 
 def prompt_mask(in_prompt: Bool[Array, "P S"]) -> Bool[Array, "P 1 S S"]:
-    """Which of its own tokens each token of a prompt sees."""
+    """[query, key]: which of its own tokens each token of a prompt attends to."""
     s = in_prompt.shape[-1]
     return jnp.tril(jnp.ones((s, s), bool)) & in_prompt[:, None, None, :]
 
 
-def attend_prompt(q, k, v, mask: Bool[Array, "P 1 S S"], segment: Int[Array, "P 1 S"] | None = None):
-    """`block`'s `attend` for prompts, each a group of one with no prompt before it; keeps [P, K, S, Dh] of both."""
+def attend_prompt(q, k, v, mask: Bool[Array, "P 1 S S"], kernel: Kernel | None = None):
+    """`block`'s `attend` for prompts, each a group of one with no prompt before it; returns [P, K, S, Dh] of both."""
     k, v = by_head(k), by_head(v)
-    out = attention(q[:, None], (k[:, None], v[:, None]), mask, segment=segment, queries=QUERIES)
+    out = attention(q[:, None], (k[:, None], v[:, None]), mask, kernel=kernel, queries=QUERIES)
     return out[:, 0], (k, v)
 
 
+class Completions(NamedTuple):
+    """The G completions of each prompt. `segment` (shapes.py) says which tokens are chain, tag and answers.
+
+    `no_chain`: (ids, segment) of further rows of another width, through whose states no gradient runs. With
+    `two_branches` False there is no sampled answer, which saves the splash kernel a pass.
+    """
+
+    ids: Int[Array, "P G T"]
+    segment: Int[Array, "P G T"]
+    no_chain: tuple[Int[Array, "P 1 W"], Int[Array, "P 1 W"]] | None = None
+    two_branches: bool = True
+
+
 class Hidden(NamedTuple):
-    """Final hidden states of the prompt, of the completions and of the bare rows (None without them)."""
+    """Final hidden states of the prompt, of the completions and of the rows without a chain (None without them)."""
 
     prompt: Float[Array, "P S D"]
     completion: Float[Array, "P G T D"] | None
-    bare: Float[Array, "P 1 W D"] | None
+    no_chain: Float[Array, "P 1 W D"] | None
 
 
 _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(splash.KEPT),
+    "attention": jax.checkpoint_policies.save_only_these_names(splash.RESULTS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -237,13 +249,10 @@ def forward(
     cfg: ModelConfig,
     prompt: Int[Array, "P S"],
     prompt_length: Int[Array, "P"],
-    completion: Int[Array, "P G T"] | None = None,
-    segment: Int[Array, "P G T"] | None = None,
-    bare: tuple[Int[Array, "P 1 W"], Int[Array, "P 1 W"]] | None = None,
-    branches: bool = True,
-    joined: bool = True,
+    rows: Completions | None = None,
+    pooled: bool = True,
 ) -> Hidden:
-    """Hidden states of P right-padded prompts, each computed once, and of their G completions.
+    """Hidden states of P right-padded prompts, each computed once, and of their completions.
 
     Log-probs [B, T-1] of plain right-padded ids [B, T] (each token given those before it):
 
@@ -251,64 +260,37 @@ def forward(
         stats = token_stats(hidden[:, :-1], head_matrix(params), ids[:, 1:], chunk=512)
         logp = jnp.where(jnp.arange(1, ids.shape[1]) < lengths[:, None], stats.log_prob, 0.0)
 
-    With completions, `segment` (shapes.py) says which tokens are chain, tag and answers; it sets
-    masks and positions, so that both answers continue the chain and do not see each other; with `branches` False there
-    is no sampled answer, which saves the splash kernel a pass. `bare` are completions (ids, segment) of another width;
-    no gradient runs through their states. `joined`: the tokens of prompts and completions meet each weight in one
-    product, where one device has them all; fewer and larger ones take a CPU a tenth less time.
+    Both answers of a completion continue its chain and do not attend to each other. `pooled`: on one device the tokens
+    of prompts and completions are multiplied with each weight together: fewer, larger products, 10 % faster on a CPU.
     """
     dtype = jnp.dtype(cfg.compute_dtype)
-    s = prompt.shape[1]
-    in_prompt = jnp.arange(s) < prompt_length[:, None]
+    in_prompt = jnp.arange(prompt.shape[1]) < prompt_length[:, None]
+    mask, kernel, own, no_chain = prompt_mask(in_prompt), None, None, rows and rows.no_chain
+    if rows is not None:
+        own = _view(cfg, rows.segment, prompt_length, rows.two_branches if cfg.attention == "splash" else None)
+    if cfg.attention == "splash":  # causality hides what comes after a prompt
+        kernel = Kernel(jnp.full((len(prompt), 1, prompt.shape[1]), CHAIN), False)
 
     def embedded(ids):
         return params["embed"][ids].astype(dtype)
 
-    def seen(kinds):  # positions, and who sees whom
-        return rope_tables(cfg, branch_positions(kinds, prompt_length)), branch_mask(kinds)
+    def attend_first(q, k, v):
+        out, keys = attend_prompt(q, k, v, mask, kernel)
+        return out, (*keys, in_prompt)
 
-    of_own = None if completion is None else seen(segment)
-    z, of_bare = (None, None) if bare is None else (jax.lax.stop_gradient(embedded(bare[0])), seen(bare[1]))
-    kernel = cfg.attention == "splash"
-    of_kernel = segment if kernel else None
-    of_prompt = jnp.full((len(prompt), 1, s), CHAIN) if kernel else None  # what is behind a prompt, causality hides
-    attend_first = functools.partial(attend_prompt, mask=prompt_mask(in_prompt), segment=of_prompt)
-
-    def attend_rows(q, k, v, cache, mask, of_kernel=None):
-        return attention(q, (by_head(k), by_head(v)), mask, cache, in_prompt, of_kernel, branches, QUERIES)
-
-    def attend_both(q, k, v):
-        (q, q_own), (k, k_own), (v, v_own) = map(part, (q, k, v))
-        out, cache = attend_first(q, k, v)
-        return join(out, attend_rows(q_own, k_own, v_own, cache, of_own[1], of_kernel)), cache
-
-    def rows(y, w, cache, of_rows, of_kernel=None):
-        if y is None:
-            return None
-        rope, mask = of_rows
-        return block(y, w, cfg, rope, lambda q, k, v: (attend_rows(q, k, v, cache, mask, of_kernel), None))[0]
-
-    joined = joined and completion is not None and meshes.spread() == 1
-    if joined:
-        join, part = pool(prompt.shape, completion.shape)
-        states = embedded(join(prompt, completion))
-        of_each = rope_tables(cfg, jnp.broadcast_to(jnp.arange(s), prompt.shape))
-        both_rope = tuple(map(join, of_each, of_own[0]))
-    else:
-        states = meshes.along_prompt(embedded(prompt)), None if completion is None else embedded(completion)
-        prompt_rope = rope_tables(cfg, jnp.arange(s))
+    enter = _pooled if pooled and rows is not None and row_shards() == 1 else _separate
+    states, through, leave = enter(embedded, cfg, prompt, rows and rows.ids, own, attend_first)
+    z = None
+    if no_chain is not None:
+        z, of_z = jax.lax.stop_gradient(embedded(no_chain[0])), _view(cfg, no_chain[1], prompt_length)
 
     def layer(carry, w):
         states, z = carry
         w = jax.tree.map(lambda a: a.astype(dtype), w)
-        if joined:
-            states, cache = block(states, w, cfg, both_rope, attend_both)
-        else:
-            x, y = states
-            x, cache = block(x, w, cfg, prompt_rope, attend_first)
-            states = meshes.along_prompt(x), rows(y, w, cache, of_own, of_kernel)
-        # Nothing that the bare rows are made of has a tangent, so the backward pass has no trace of them.
-        return (states, rows(z, *jax.lax.stop_gradient((w, cache)), of_bare)), None
+        states, keys = through(states, w)
+        if z is not None:  # made of nothing that has a tangent, so the backward pass has no trace of it
+            z = _row_block(z, *jax.lax.stop_gradient((w, keys)), cfg, of_z)
+        return (states, z), None
 
     if cfg.remat != "none":
         layer = jax.checkpoint(layer, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
@@ -317,14 +299,61 @@ def forward(
     else:
         for w in unstack_layers(params, cfg)["layers"]:
             (states, z), _ = layer((states, z), w)
-    x, y = part(states) if joined else states
     scale = params["final_norm"].astype(dtype)
-    norm = lambda z: None if z is None else rms_norm(z, scale, cfg.norm_eps)
-    return Hidden(norm(x), norm(y), norm(z))
+    return Hidden(*(None if x is None else rms_norm(x, scale, cfg.norm_eps) for x in (*leave(states), z)))
+
+
+class _View(NamedTuple):
+    """Rotary tables of some rows, and which of their own tokens each token attends to."""
+
+    rope: tuple[Array, Array]
+    mask: Bool[Array, "P G T T"]
+    kernel: Kernel | None
+
+
+def _view(cfg: ModelConfig, segment, prompt_length, two_branches: bool | None = None) -> _View:
+    """`two_branches`: for the splash kernel; None is the dense attention."""
+    rope = rope_tables(cfg, branch_positions(segment, prompt_length))
+    return _View(rope, branch_mask(segment), None if two_branches is None else Kernel(segment, two_branches))
+
+
+def _attend_rows(q, k, v, prompt: PromptKeys, view: _View):
+    return attention(q, (by_head(k), by_head(v)), view.mask, prompt, view.kernel, QUERIES)
+
+
+def _row_block(y, w: Params, prompt: PromptKeys, cfg: ModelConfig, view: _View):
+    """One layer of rows that come after prompts."""
+    return block(y, w, cfg, view.rope, lambda q, k, v: (_attend_rows(q, k, v, prompt, view), None))[0]
+
+
+def _separate(embedded, cfg: ModelConfig, prompt, ids, view: _View | None, attend_first):
+    """Prompts and completions as two arrays: their states, one layer of them, and how to get both arrays."""
+    rope = rope_tables(cfg, jnp.arange(prompt.shape[1]))
+
+    def through(states, w):
+        x, y = states
+        x, keys = block(x, w, cfg, rope, attend_first)
+        return (along_prompt(x), None if y is None else _row_block(y, w, keys, cfg, view)), keys
+
+    return (along_prompt(embedded(prompt)), None if ids is None else embedded(ids)), through, lambda states: states
+
+
+def _pooled(embedded, cfg: ModelConfig, prompt, ids, view: _View, attend_first):
+    """`_separate`, with the tokens of both in one array."""
+    join, part = pool(prompt.shape, ids.shape)
+    positions = jnp.broadcast_to(jnp.arange(prompt.shape[1]), prompt.shape)
+    rope = tuple(map(join, rope_tables(cfg, positions), view.rope))
+
+    def attend(q, k, v):
+        (q, q_own), (k, k_own), (v, v_own) = map(part, (q, k, v))
+        out, keys = attend_first(q, k, v)
+        return join(out, _attend_rows(q_own, k_own, v_own, keys, view)), keys
+
+    return embedded(join(prompt, ids)), lambda states, w: block(states, w, cfg, rope, attend), part
 
 
 def pool(*leads: tuple[int, ...]):
-    """join(arrays [*lead, ...], one a lead) -> [N, ...], all their tokens one after the other; and its inverse."""
+    """join(arrays [*lead, ...], one per lead) -> [N, ...], all their tokens in one axis; and its inverse."""
     ends = list(itertools.accumulate(map(math.prod, leads)))
 
     def join(*parts):
@@ -338,7 +367,7 @@ def pool(*leads: tuple[int, ...]):
 
 
 def unstack_layers(params: Params, cfg: ModelConfig) -> Params:
-    """Layers as a tuple. Cutting a layer out of the stack copies it, so a loop that runs `forward` does it before."""
+    """Layers as a tuple. Slicing a layer out of the stack copies it, so a loop over `forward` does it once, before."""
     if isinstance(params["layers"], tuple):
         return params
     layers = tuple({k: v[i] for k, v in params["layers"].items()} for i in range(cfg.layers))

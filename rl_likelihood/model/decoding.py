@@ -1,4 +1,4 @@
-"""Decoding by the decoder: its weights laid out for it, the prompts' keys and values, and one token of every row."""
+"""Decoding: the weights in a layout for it, the prompts' keys and values, and one token of every row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rl_likelihood.model.decoder import (
 
 
 def decoding_layout(params: Params, cfg: ModelConfig) -> Params:
-    """Decoding layout, made once per weight version: layers as a tuple, qkv and gate-up products fused.
+    """The decoding layout, made once per weight version: layers as a tuple, qkv and gate-up products fused.
 
     A decode step then copies no weight and makes four large products a layer instead of seven.
     """
@@ -43,8 +43,8 @@ def fuse_layer(w: Params, cfg: ModelConfig) -> Params:
 
 
 def without_layers(params: Params, cfg: ModelConfig) -> Params:
-    """What belongs to no layer, in the decoding layout: copies even where nothing changes, as the learner donates its
-    parameters while the sampler still reads these."""
+    """What belongs to no layer, in the decoding layout. Always copies: the learner donates its parameters while the
+    sampler still reads these."""
     return {k: jnp.array(v, cfg.compute_dtype, copy=True) for k, v in params.items() if k != "layers"}
 
 
@@ -55,9 +55,9 @@ def prefill(
 
     `weights` are `decoding_layout(params, cfg)`. A prompt is computed once, whatever the group size.
     """
-    at = jnp.arange(prompt.shape[1])
-    attend = functools.partial(attend_prompt, mask=prompt_mask(at < prompt_length[:, None]))
-    rope = rope_tables(cfg, at)
+    index = jnp.arange(prompt.shape[1])
+    attend = functools.partial(attend_prompt, mask=prompt_mask(index < prompt_length[:, None]))
+    rope = rope_tables(cfg, index)
     x = weights["embed"][prompt]
     cache = []
     for w in weights["layers"]:
@@ -81,54 +81,50 @@ class Cache(NamedTuple):
     own: tuple[tuple[Array, Array], ...]
 
 
-def decode_step(
-    weights: Params,
-    cfg: ModelConfig,
-    token: Int[Array, "P G"],
-    index: Int[Array, ""],
-    prompt_length: Int[Array, "P"],
-    in_prompt: Bool[Array, "P S"],
-    cache: Cache,
-) -> tuple[Float[Array, "P G D"], Cache]:
-    """Hidden state after completion token number `index` (the same for every row), and the cache with it.
+class Positions(NamedTuple):
+    """Where a decode step writes in the rows' own caches, and what each row attends to.
 
-    `weights` are `decoding_layout(params, cfg)`. Own keys beyond `index` are not seen.
+    Keys are rotated by `position` before they are stored, so their order in the cache means nothing.
     """
-    length = cache.own[0][0].shape[-1]
-    own_mask = jnp.broadcast_to(jnp.arange(length) <= index, (*token.shape, length))
-    return decode_rows(weights, cfg, token, index, (prompt_length + index)[:, None], own_mask, in_prompt, cache)
+
+    write: Int[Array, ""]  # index in every row's own cache
+    position: Int[Array, "P #G"]  # of the token in its sequence
+    own_mask: Bool[Array, "P G T"]  # entries of its own cache that a row attends to, that of this token included
+    in_prompt: Bool[Array, "P S"]
 
 
-def decode_rows(
-    weights: Params,
-    cfg: ModelConfig,
-    token: Int[Array, "P G"],
-    write: Int[Array, ""],
-    position: Int[Array, "P #G"],
-    own_mask: Bool[Array, "P G T"],
-    in_prompt: Bool[Array, "P S"],
-    cache: Cache,
+def aligned_positions(
+    token: Int[Array, "P G"], index: Int[Array, ""], prompt_length: Int[Array, "P"], cache: Cache
+) -> Positions:
+    """Those of completion token number `index` of every row. Own keys beyond `index` are masked."""
+    keys = cache.own[0][0]
+    own_mask = jnp.broadcast_to(jnp.arange(keys.shape[-1]) <= index, (*token.shape, keys.shape[-1]))
+    in_prompt = jnp.arange(cache.prompt[0][0].shape[-1]) < prompt_length[:, None]
+    return Positions(index, (prompt_length + index)[:, None], own_mask, in_prompt)
+
+
+def decode_step(
+    weights: Params, cfg: ModelConfig, token: Int[Array, "P G"], at: Positions, cache: Cache
 ) -> tuple[Float[Array, "P G D"], Cache]:
-    """`decode_step` for rows of different ages: all write at place `write` of their own caches, wherever they are.
+    """Hidden state after one more token of each row, and the cache with it. `weights`: `decoding_layout(params, cfg)`.
 
-    Keys are rotated by `position` before they are kept, so their order in the cache means nothing: `own_mask` says
-    which of them (that of this token included) a row sees.
+    Rows of different ages all write at the same index of their own caches.
     """
     p, g = token.shape
-    rope = rope_tables(cfg, jnp.broadcast_to(position, (p, g)).reshape(-1, 1))
-    own_mask = own_mask.reshape(p * g, -1)
+    rope = rope_tables(cfg, jnp.broadcast_to(at.position, (p, g)).reshape(-1, 1))
+    own_mask = at.own_mask.reshape(p * g, -1)
     x = weights["embed"][token.reshape(-1)][:, None]  # [P x G, 1, D]
     own = []
     for w, shared, (keys, values) in zip(weights["layers"], cache.prompt, cache.own, strict=True):
 
         def attend(q, k, v, shared=shared, keys=keys, values=values):
             k, v = by_head(k), by_head(v)
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(2, 3), write, 3)
-            values = jax.lax.dynamic_update_slice_in_dim(values, v, write, 2)
-            out = decode_attention(q[:, 0], (keys, values), own_mask, shared, in_prompt)
+            keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(2, 3), at.write, 3)
+            values = jax.lax.dynamic_update_slice_in_dim(values, v, at.write, 2)
+            out = decode_attention(q[:, 0], (keys, values), own_mask, shared, at.in_prompt)
             return out[:, None], (keys, values)
 
-        x, kept = block(x, w, cfg, rope, attend)
-        own.append(kept)
+        x, pair = block(x, w, cfg, rope, attend)
+        own.append(pair)
     x = rms_norm(x, weights["final_norm"], cfg.norm_eps)
     return x.reshape(p, g, -1), Cache(cache.prompt, tuple(own))

@@ -1,8 +1,8 @@
 """The fused head: per-token statistics of softmax(hidden W^T), never [tokens, V] at once.
 
 A scan over blocks of the vocabulary computes logits, reduces them and drops them; the backward pass computes
-each block's logits again, turns them into their gradient in place, and makes the block's dW of it. One pass gives
-the log-prob that rewards need and the entropy and self-certainty that everybody wants to see.
+each block's logits again, turns them into their gradient in place, and multiplies that into the block's dW. One pass
+gives the log-prob that rewards need, and the entropy and self-certainty that every step logs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood import mesh as meshes
+from rl_likelihood.mesh import axis_shards, gathered, on_cpu, row_shards
 
 # Finite, so that what is masked weighs 0 and not NaN.
 MASKED = -1e30
 LANES = 128  # blocks of more columns than a TPU's registers have are a multiple
-# Without a `chunk`: tokens whose logits exist at one time on an accelerator, and on a CPU so many logits, which its
-# caches hold between the passes over a block.
+# Without a `chunk`: on an accelerator the logits of so many tokens exist at a time, on a CPU so many logits, which fit
+# in its caches between the passes over a block.
 CHUNK, CACHED = 512, 2**21
 
 
@@ -39,23 +39,28 @@ class TokenStats(NamedTuple):
 
 
 def token_stats(
-    hidden: Float[Array, "... D"], head: Float[Array, "V D"], targets: Int[Array, "..."], chunk: int = 0
+    hidden: Float[Array, "... D"],
+    head: Float[Array, "V D"],
+    targets: Int[Array, "..."],
+    chunk: int = 0,
+    scale: Float[Array, "..."] | None = None,
 ) -> TokenStats:
     """Statistics of the distribution that each hidden state gives, and the log-prob of its target.
 
-    `chunk`: on each device as many logits exist at one time as that many tokens have; 0: as suits the device. The scan
-    runs along the vocabulary, so that hidden states of any axes may be sharded, and the gradient of a block of the
-    matrix is made once, of all tokens. Differentiable in hidden and head; log-probs are computed in float32 whatever
-    the inputs' type.
+    `chunk`: each device holds as many logits at a time as that many tokens have; 0: as suits the device. The scan runs
+    along the vocabulary, so hidden states may be sharded along any axis, and the gradient of a block of the matrix is
+    computed once, from all tokens. Differentiable in hidden and head; log-probs are computed in float32 whatever
+    the inputs' type. `scale` multiplies each token's logits (one over its temperature), in float32 too.
     """
-    parts = meshes.parts("vocab", head.shape[0])
-    return TokenStats(*_stats(hidden, head, targets, parts, _block(head.shape[0] // parts, targets.size, chunk)))
+    parts = axis_shards("vocab", head.shape[0])
+    size = _block(head.shape[0] // parts, targets.size, chunk)
+    return TokenStats(*_stats(hidden, head, targets, scale, parts, size))
 
 
 def _block(columns: int, tokens: int, chunk: int) -> int:
     """Columns of the logits of all tokens at one time."""
-    chunk = chunk or (max(1, CACHED // columns) if meshes.on_cpu() else CHUNK)
-    most = max(1, columns * chunk * meshes.spread() // max(1, tokens))
+    chunk = chunk or (max(1, CACHED // columns) if on_cpu() else CHUNK)
+    most = max(1, columns * chunk * row_shards() // max(1, tokens))
     count = -(-columns // most)
     even = -(-columns // count)  # so that the last block overlaps the one before it by little
     return even if count == 1 or even < LANES else min(columns, -(-even // LANES) * LANES)
@@ -67,26 +72,27 @@ def logits(hidden: Float[Array, "... D"], head: Float[Array, "V D"]) -> Float[Ar
 
 
 class Block(NamedTuple):
-    """Some columns of the logits, of each of the parts in which the vocabulary is split."""
+    """Some columns of the logits, from each of the parts in which the vocabulary is split."""
 
-    z: Float[Array, "... parts block"]  # float32; those that an earlier block had are MASKED
+    z: Float[Array, "... parts block"]  # float32; MASKED where an earlier block had the column
     weights: Float[Array, "parts block D"]
-    start: Int[Array, ""]  # the first column's number in its part
-    local: Int[Array, "... parts"]  # the target's column in the block,
-    inside: Bool[Array, "... parts"]  # if it is there
+    start: Int[Array, ""]  # number of the first column in its part
+    local: Int[Array, "... parts"]  # column of the target in the block,
+    inside: Bool[Array, "... parts"]  # if the block has it
 
 
-def _blocks(hidden, head, targets, parts: int, size: int):
-    """Their number, and a function of that number which gives a Block. The last one overlaps the one before it where
-    the size does not divide."""
-    # No longer split over fsdp; narrower first, which is less to send and hold.
-    whole = meshes.gathered(head.astype(hidden.dtype), ("vocab", "width")).reshape(parts, -1, head.shape[1])
+def _blocks(hidden, head, targets, scale, parts: int, size: int):
+    """How many there are, and a function from a number to its Block. Where the size does not divide the columns, the
+    last one overlaps the one before it."""
+    # No longer split over fsdp. The cast comes first: less to send and to hold.
+    whole = gathered(head.astype(hidden.dtype), ("vocab", "width")).reshape(parts, -1, head.shape[1])
     columns = whole.shape[1]
 
     def block(i) -> Block:
         start = jnp.minimum(i * size, columns - size)
         weights = jax.lax.dynamic_slice_in_dim(whole, start, size, 1)
         z = jnp.einsum("...d,pvd->...pv", hidden, weights, preferred_element_type=jnp.float32)
+        z = z if scale is None else z * scale[..., None, None]
         local = targets[..., None] - columns * jnp.arange(parts) - start
         inside = (local >= 0) & (local < size)
         if columns % size:
@@ -97,14 +103,14 @@ def _blocks(hidden, head, targets, parts: int, size: int):
     return -(-columns // size), block
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _stats(hidden, head, targets, parts, size):
-    return _forward(hidden, head, targets, parts, size)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _stats(hidden, head, targets, scale, parts, size):
+    return _forward(hidden, head, targets, scale, parts, size)
 
 
-def _forward(hidden, head, targets, parts, size):
+def _forward(hidden, head, targets, scale, parts, size):
     mean_row = head.astype(hidden.dtype).astype(jnp.float32).mean(0)
-    count, block = _blocks(hidden, head, targets, parts, size)
+    count, block = _blocks(hidden, head, targets, scale, parts, size)
 
     def one(so_far, i):
         top, total, sum_z, target = so_far
@@ -121,21 +127,26 @@ def _forward(hidden, head, targets, parts, size):
     zero = jnp.zeros(targets.shape, jnp.float32)
     (top, total, sum_z, target), _ = jax.lax.scan(one, (zero + MASKED, zero, zero, zero), jnp.arange(count))
     log_total = jnp.log(total)
-    certainty = top + log_total - hidden.astype(jnp.float32) @ mean_row - math.log(head.shape[0])
+    mean_z = hidden.astype(jnp.float32) @ mean_row
+    mean_z = mean_z if scale is None else mean_z * scale
+    certainty = top + log_total - mean_z - math.log(head.shape[0])
     # The maximum first: large logits cancel exactly.
     return TokenStats(target - top - log_total, top + log_total, log_total - sum_z / total, certainty)
 
 
-def _stats_fwd(hidden, head, targets, parts, size):
-    stats = _forward(hidden, head, targets, parts, size)
-    return stats, (hidden, head, targets, stats.logsumexp, stats.entropy)
+def _stats_fwd(hidden, head, targets, scale, parts, size):
+    stats = _forward(hidden, head, targets, scale, parts, size)
+    return stats, (hidden, head, targets, scale, stats.logsumexp, stats.entropy)
 
 
 def _stats_bwd(parts, size, saved, grad):
-    hidden, head, targets, lse, entropy = saved
-    count, block = _blocks(hidden, head, targets, parts, size)
-    flat = lambda a: a.reshape(-1, a.shape[-1])
-    over = lambda x: x[..., None, None]
+    hidden, head, targets, scale, lse, entropy = saved
+    count, block = _blocks(hidden, head, targets, scale, parts, size)
+    states = hidden.reshape(-1, hidden.shape[-1])
+
+    def over(x):
+        return x[..., None, None]
+
     # d log_prob = onehot - p;  d logsumexp = p;  d entropy = -p (log p + entropy);  d certainty = p - 1/V
     weight = grad.logsumexp - grad.log_prob + grad.self_certainty - grad.entropy * entropy
 
@@ -145,19 +156,20 @@ def _stats_bwd(parts, size, saved, grad):
         log_p = b.z - over(lse)
         d = jnp.exp(log_p) * (over(weight) - over(grad.entropy) * log_p)
         d = d - jnp.where(b.z > MASKED, over(grad.self_certainty) / head.shape[0], 0.0)
-        here = (jnp.arange(size) == b.local[..., None]) & b.inside[..., None]
-        d = (d + jnp.where(here, over(grad.log_prob), 0.0)).astype(hidden.dtype)
+        is_target = (jnp.arange(size) == b.local[..., None]) & b.inside[..., None]
+        d = d + jnp.where(is_target, over(grad.log_prob), 0.0)
+        d = (d if scale is None else d * over(scale)).astype(hidden.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         d_hidden = d_hidden + product("...pv,pvd->...d", d, b.weights)
         # As one matrix: with an axis of parts, XLA's CPU compiler would first write d out again, transposed.
-        mine = product("nv,nd->vd", d.reshape(-1, parts * size), flat(hidden)).reshape(b.weights.shape)
+        d_block = product("nv,nd->vd", d.reshape(-1, parts * size), states).reshape(b.weights.shape)
         if count * size > d_head.shape[1]:  # the last block overlaps the one before it
-            mine += jax.lax.dynamic_slice_in_dim(d_head, b.start, size, 1)
-        return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, mine, b.start, 1)), None
+            d_block += jax.lax.dynamic_slice_in_dim(d_head, b.start, size, 1)
+        return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, d_block, b.start, 1)), None
 
     zero = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros((parts, head.shape[0] // parts, head.shape[1]), jnp.float32)
     (d_hidden, d_head), _ = jax.lax.scan(one, zero, jnp.arange(count))
-    return d_hidden.astype(hidden.dtype), d_head.reshape(head.shape).astype(head.dtype), None
+    return d_hidden.astype(hidden.dtype), d_head.reshape(head.shape).astype(head.dtype), None, None
 
 
 _stats.defvjp(_stats_fwd, _stats_bwd)

@@ -19,7 +19,8 @@ from rl_likelihood.planning.aot import Program
 from rl_likelihood.runtime.devices import Devices, using
 from rl_likelihood.sampler import decode, engine, handover
 from rl_likelihood.sampler.decode import SamplerConfig
-from rl_likelihood.sampler.engine import Deal
+from rl_likelihood.sampler.draw import Ends, Request
+from rl_likelihood.sampler.engine import Assignment
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Batch, ChainFormat
 from rl_likelihood.task import abstract_batch, sampler_config
@@ -97,18 +98,18 @@ def in_streams(plan: Plan) -> bool:
     return decode.in_streams(list(mesh.devices.flat), plan.total, plan.config.sampler.slots, whole)
 
 
-def assignment(plan: Plan) -> Deal:
+def assignment(plan: Plan) -> Assignment:
     """Which rows are decoded where, if devices have streams of their own."""
     mesh = plan.devices.sampler
     copies = mesh.size if mesh.shape["tensor"] == 1 else 1
-    return engine.deal(len(plan.devices.prompts), plan.chains, plan.config.sampler.slots, copies)
+    return engine.assign(len(plan.devices.prompts), plan.chains, plan.config.sampler.slots, copies)
 
 
 def sampling_steps(plan: Plan) -> int:
     """Steps of decoding at most: one token each for all rows that are decoded at one time."""
-    most, deal = plan.sampler.max_sampled, assignment(plan)
+    most, assigned = plan.sampler.max_sampled, assignment(plan)
     rows = len(plan.devices.prompts) * plan.chains
-    return most * -(-rows // (deal.lanes * deal.wide)) if in_streams(plan) else most - 1
+    return most * -(-rows // (assigned.slots * assigned.wide)) if in_streams(plan) else most - 1
 
 
 def cache_bytes(plan: Plan) -> dict[str, int]:
@@ -117,9 +118,9 @@ def cache_bytes(plan: Plan) -> dict[str, int]:
     heads = model.kv_heads / (mesh["tensor"] if model.kv_heads % mesh["tensor"] == 0 else 1)
     a_token = 2 * model.layers * heads * model.head_dim * jnp.dtype(model.compute_dtype).itemsize
     if in_streams(plan):
-        deal = assignment(plan)
-        prompts = -(-deal.lanes // deal.streams)  # each lane has its prompt's
-        rows = prompts * deal.wide
+        assigned = assignment(plan)
+        prompts = -(-assigned.slots // assigned.streams)  # each slot has its prompt's
+        rows = prompts * assigned.wide
     else:
         rows = own * plan.chains / (mesh["data"] * mesh["fsdp"])
         prompts = own / mesh["data"]
@@ -151,16 +152,17 @@ def trace_generate(plan: Plan, weights: Any) -> Any:
     return decode.generate_spread.trace(
         weights,
         plan.model,
-        shape(i, p, plan.config.prompt.max_prompt, over="data"),
-        shape(i, p, over="data"),
-        shape(i, p, over="data"),
-        shape(key.dtype),
-        shape(jnp.float32, plan.chains, over="rows"),
-        shape(jnp.int8, *stop_shape(plan)),
-        shape(i, 1),
-        shape(i),
+        Request(
+            shape(i, p, plan.config.prompt.max_prompt, over="data"),
+            shape(i, p, over="data"),
+            shape(i, p, over="data"),
+            shape(key.dtype),
+            shape(jnp.float32, plan.chains, over="rows"),
+            Ends(shape(jnp.int8, *stop_shape(plan)), shape(i, 1)),
+            pad_id=shape(i),
+            first_chain=shape(i),
+        ),
         max_tokens=plan.sampler.max_sampled,
-        pad_id=0,
         mesh=mesh,
     )
 
@@ -174,20 +176,20 @@ def stop_shape(plan: Plan) -> tuple[int, int]:
 
 def trace_stream(plan: Plan, weights: Any) -> tuple[Any, Any]:
     """Prefill and decoding of one stream, the ring at its longest, each traced."""
-    model, deal, most, mesh = plan.model, assignment(plan), plan.sampler.max_sampled, plan.devices.sampler
+    model, assigned, most, mesh = plan.model, assignment(plan), plan.sampler.max_sampled, plan.devices.sampler
     at = meshes.replicated(mesh)
     on = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
     shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind, sharding=at)
     if mesh.shape["tensor"] == 1:  # a stream on each device
         at = SingleDeviceSharding(mesh.devices.flat[0])
         weights = on(weights)
-    n, s, i = -(-deal.lanes // deal.streams), plan.config.prompt.max_prompt, jnp.int32
-    prompts = -(-n * deal.wide * deal.parts // plan.chains)
-    lanes = on(jax.eval_shape(lambda: engine.empty_lanes(model, n, deal.wide, s, most, most)))
+    n, s, i = -(-assigned.slots // assigned.streams), plan.config.prompt.max_prompt, jnp.int32
+    prompts = -(-n * assigned.wide * assigned.parts // plan.chains)
+    slots = on(jax.eval_shape(lambda: engine.empty_slots(model, (n, assigned.wide), s, most, most)))
     stop = shape(jnp.int8, *stop_shape(plan))
     return (
         engine.prefill_jit.trace(weights, model, shape(i, prompts, s), shape(i, prompts)),
-        engine.segment.trace(weights, model, lanes, stop, shape(i, 1), shape(i), shape(i)),
+        engine.decode_until.trace(weights, model, slots, Ends(stop, shape(i, 1)), shape(i), shape(i)),
     )
 
 
@@ -244,7 +246,7 @@ def compile_handover(plan: Plan, room: float | None) -> list[tuple[Program, Any]
     programs = handover.gather(model, mesh, plan.devices.sampler.shape["tensor"])
     params = abstract_params(model, mesh)
     layers = params.pop("layers")
-    traced = programs.rest.trace(params), programs.layer.trace(layers, jax.ShapeDtypeStruct((), jnp.int32))
+    traced = programs.outer.trace(params), programs.layer.trace(layers, jax.ShapeDtypeStruct((), jnp.int32))
     return [compiling("sampler weights", t, mesh, room) for t in traced]
 
 

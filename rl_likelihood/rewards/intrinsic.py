@@ -1,11 +1,11 @@
-"""Rewards without a reference answer, from the policy's own distributions over the tokens it sampled.
+"""Rewards without a reference answer, from the policy's own distributions of the tokens it sampled.
 
 Each reward maps the statistics of a group's sampled tokens to one number per row,
 
     f(SampledStats) -> [P, G],
 
-which the surrogate takes as R_i, constant for the gradient (the caller stops it). With p_t the
-distribution that token t was drawn from, n_i the number of sampled tokens of row i, V the vocabulary:
+the R_i of the surrogate, constant for the gradient (the caller stops it). p_t is the distribution that token t was
+drawn from, n_i the number of sampled tokens of row i, V the vocabulary:
 
     self_certainty      mean_t KL(uniform || p_t)            Intuitor, 2505.19590, eq. 1
     self_certainty_raw  mean_t KL(uniform || p_t) + log V    the same as its released code computes it
@@ -14,8 +14,8 @@ distribution that token t was drawn from, n_i the number of sampled tokens of ro
     trajectory          mean_t log p_t(y_t)                  RLIF
     trajectory_sum      sum_t log p_t(y_t)                   EM-RL-sequence, 2505.15134
 
-A sum prefers short rows, a mean of log-probs long ones. A row without tokens scores 0.
-No finite input gives NaN or inf, and what is masked may hold anything.
+A sum prefers short rows, a mean of log-probs long ones. A row without tokens scores 0. No finite input gives NaN or
+inf. Masked tokens may have any value.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _LARGEST = 1e30
 class SampledStats(NamedTuple):
     """Per-token statistics of what was sampled, float32.
 
-    Everything at token t belongs to the distribution that produced token t (the model's output one
-    position earlier), so `mask`, which marks the sampled tokens that count, fits all three one to one.
+    All statistics of token t are of the distribution that produced token t (the model's output one position earlier),
+    so one `mask`, of the sampled tokens that count, fits all three.
     log_prob: log p_t(y_t), nats; entropy: H(p_t), nats; self_certainty: KL(uniform || p_t) =
     logsumexp - mean logit - log V, nats. `in_base` gives the first two in bits.
     """
@@ -82,8 +82,7 @@ def self_certainty(stats: SampledStats) -> Float[Array, "P G"]:
 def self_certainty_raw(stats: SampledStats) -> Float[Array, "P G"]:
     """(1/n) sum_t -(1/V) sum_v log p_t(v): self_certainty + log V, nats, as Intuitor's released code has it.
 
-    The constant cancels in every advantage within a group and is seen only in logs (and in a mixture
-    with an ungrouped reward).
+    The constant cancels in every advantage within a group, so it shows only in logs.
     """
     raw = self_certainty(stats) + jnp.log(jnp.float32(stats.vocab_size))
     return jnp.where(stats.mask.any(-1), raw, 0.0)

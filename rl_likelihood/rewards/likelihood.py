@@ -1,4 +1,4 @@
-"""Rewards from the likelihood of the reference answer: f(group) of DESIGN section 2.
+"""Rewards from the likelihood of the reference answer: f(group) of the one equation (`learner.surrogate`).
 
 Each objective maps the reference-answer token log-probs of a group to one number per prompt,
 
@@ -16,23 +16,40 @@ With l_i = sum_t logp[i, t], n = number of answer tokens, mean_i over the kept r
 
 A masked token counts as certain (log-prob 0), a dropped row as absent; nothing kept gives 0. No finite
 input gives NaN or inf, in value or gradient.
+
+Differences between rows are what trains the policy, and subtracting float32 values of -3,000 nats would lose
+them. So an `Objective` also computes its differences itself, from rows relative to the group's best row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 AnyArray = Array | np.ndarray
 LogProbs = Float[AnyArray, "P G A"]
 TokenMask = Bool[AnyArray, "P G A"]
 Keep = Bool[AnyArray, "P G"]
-Objective = Callable[[LogProbs, TokenMask, Keep], Float[Array, "P"]]
+GroupValue = Callable[[LogProbs, TokenMask, Keep], Float[Array, "P"]]
+RowDifference = Callable[[LogProbs, TokenMask, Keep], Float[Array, "P G"]]
 Score = Callable[[LogProbs, TokenMask], Float[Array, "P G"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """f(group), and f(group) - f(group without i) for each kept row of a group that keeps two or more."""
+
+    value: GroupValue
+    difference: RowDifference
+
+    def __call__(self, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
+        return self.value(logp, mask, keep)
+
 
 # Bounds far outside any log-prob: sums of clipped values stay finite in float32, exponentials too.
 _LOWEST, _HIGHEST_EXP = -1e30, 80.0
@@ -82,24 +99,121 @@ def kept_mean(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P"]:
     return jnp.where(keep, values, 0.0).sum(-1) / jnp.maximum(keep.sum(-1), 1)
 
 
+def _row(values: Float[AnyArray, "P G"], index: Int[Array, "P 1"]) -> Float[Array, "P 1"]:
+    return jnp.take_along_axis(jnp.asarray(values), index, -1)
+
+
+def _best_row(values: Float[AnyArray, "P G"], keep: Keep) -> Int[Array, "P 1"]:
+    """The kept row with the highest value; row 0 where none is kept."""
+    return jnp.where(keep, values, -jnp.inf).argmax(-1, keepdims=True)
+
+
+def above_best(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P G"]:
+    """values_i - values_best, exactly 0 for equal rows."""
+    values = jnp.where(keep, values, 0.0)
+    return values - _row(values, _best_row(values, keep))
+
+
+def _quotients_above_best(
+    tokens: Float[Array, "P G A"], n: Float[Array, "P G"], keep: Keep
+) -> tuple[Float[Array, "P 1"], Float[Array, "P G"]]:
+    """x_best and x_i - x_best of x = (sum over tokens) / n. The difference has its own rounding error, not the sums'.
+
+    Each number is split in a multiple of `unit`, so coarse that sums of multiples are exact, and a small remainder.
+    """
+    tokens = jnp.where(keep[..., None], tokens, 0.0)
+    _, exponent = jnp.frexp(jnp.abs(tokens).sum(-1).max(-1))
+    unit = jnp.ldexp(jnp.ones_like(tokens[:, 0, 0]), jnp.maximum(exponent, -60) - 22)[:, None, None]
+    multiples = jnp.round(tokens / unit) * unit
+    coarse, fine = multiples.sum(-1), (tokens - multiples).sum(-1)
+    x = (coarse + fine) / n
+    best = _best_row(x, keep)
+    above = (coarse - _row(coarse, best)) + (fine - _row(fine, best))
+    return _row(x, best), (above + _row(x, best) * (_row(n, best) - n)) / n
+
+
+def relative(score: Score, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+    """score_i - score_best of the kept rows, exactly 0 for equal rows.
+
+    Of answers as unlikely as -3,000 nats a difference of 0.01 keeps four digits. For avg_prob that is so up to the
+    rounding of each token's probability; a score of your own is computed for each row first.
+    """
+    if score not in SCORES.values():
+        return above_best(score(logp, mask), keep)
+    tokens = jnp.where(mask, jnp.clip(logp, _LOWEST, -_LOWEST), 0.0)
+    if score is avg_prob:
+        tokens = jnp.where(mask, _exp(tokens), 0.0)
+    n = jnp.ones(keep.shape, jnp.float32) if score in (log_prob, prob) else answer_tokens(mask)
+    best, above = _quotients_above_best(tokens, n, keep)
+    return _exp(best) * jnp.expm1(above) if score in (prob, geo_mean_prob) else above
+
+
+def mean_difference(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P G"]:
+    """mean over all kept rows - mean without i = (R_i - mean R) / (n - 1)."""
+    others = jnp.maximum(keep.sum(-1, keepdims=True) - 1, 1)
+    return (values - kept_mean(values, keep)[:, None]) / others
+
+
 def mean_of(score: Score) -> Objective:
     """The objective whose group value is the mean of a per-row score."""
 
-    def objective(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
+    def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return kept_mean(score(logp, mask), keep)
 
-    return objective
+    def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+        return mean_difference(relative(score, logp, mask, keep), keep)
+
+    return Objective(value, difference)
 
 
-def jepo(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
+def log_mean_exp(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
     """log mean_i exp(l_i), by logsumexp over the kept rows."""
-    l = sequence_log_prob(logp, mask)  # noqa: E741 (the paper's letter)
-    top = jax.lax.stop_gradient(jnp.where(keep, l, -jnp.inf).max(-1, keepdims=True))
-    top = jnp.where(keep.any(-1, keepdims=True), top, 0.0)
-    total = jnp.where(keep, jnp.exp(jnp.where(keep, l - top, 0.0)), 0.0).sum(-1)
-    some = keep.any(-1)
-    log_total = jnp.log(jnp.where(some, total, 1.0)) - jnp.log(jnp.maximum(keep.sum(-1), 1))
-    return jnp.where(some, log_total + top[:, 0], 0.0)
+    total = jax.nn.logsumexp(sequence_log_prob(logp, mask), -1, where=keep)
+    return jnp.where(keep.any(-1), total - jnp.log(jnp.maximum(keep.sum(-1), 1)), 0.0)
+
+
+def _log_mean_exp_difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+    """log((e_i + (n - 1) m) / (n m)), with e_i = exp(l_i - top), m the mean of the others' e, top their highest l.
+
+    Near equal rows e_i - m is a difference of expm1, and for a row that dominates e_i itself would overflow.
+    """
+    above = relative(log_prob, logp, mask, keep)
+    n = jnp.maximum(keep.sum(-1, keepdims=True), 2)
+    other = keep[:, None, :] & ~jnp.eye(keep.shape[-1], dtype=bool)
+    top = jnp.where(other, above[:, None, :], -jnp.inf).max(-1)
+    top = jnp.where(other.any(-1), top, 0.0)
+    x = above - top
+    below = jnp.where(other, jnp.expm1(above[:, None, :] - top[..., None]), 0.0).sum(-1) / (n - 1)  # m - 1
+    near = jnp.log1p((jnp.expm1(jnp.minimum(x, 1.0)) - below) / (n * (1 + below)))
+    far = x + jnp.log1p((n - 1) * (1 + below) * jnp.exp(-jnp.maximum(x, 1.0))) - jnp.log(n * (1 + below))
+    return jnp.where(x < 1, near, far)
+
+
+jepo = Objective(log_mean_exp, _log_mean_exp_difference)
+
+
+def difference(f: Objective | GroupValue, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+    """f(group) - f(group without i); by two values of f where f is a plain function."""
+    if isinstance(f, Objective):
+        return f.difference(logp, mask, keep)
+    rows = jnp.arange(keep.shape[-1])
+    without = jax.vmap(lambda i: f(logp, mask, keep & (rows != i)), out_axes=-1)(rows)
+    return f(logp, mask, keep)[:, None] - without
+
+
+def weighted_sum(
+    constant: Float[Array, "P G"], terms: Sequence[tuple[Objective | GroupValue, Float[Array, "P"]]]
+) -> Objective:
+    """The mean of each row's constant, plus each term times its group's weight."""
+
+    def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
+        return kept_mean(constant, keep) + sum(weight * f(logp, mask, keep) for f, weight in terms)
+
+    def differences(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
+        out = mean_difference(above_best(constant, keep), keep)
+        return out + sum(weight[:, None] * difference(f, logp, mask, keep) for f, weight in terms)
+
+    return Objective(value, differences)
 
 
 # Per-row value of each reward, for logs and for rewards that are means.

@@ -87,7 +87,10 @@ def objective(
     for t in cfg.terms:
         scale = jnp.full(keep.shape[:1], t.weight, jnp.float32)
         if t.per_std:
-            std = shaping.group_std(rows[t.name], keep)
+            # Of rows relative to the best, which keep the digits that their own values have lost.
+            score = t.reward.function if t.reward.kind == "score" else likelihood.log_prob
+            accurate = likelihood.relative(score, observation.logp, observation.scored, keep)
+            std = shaping.group_std(stop(accurate) if t.reward.differentiable else rows[t.name], keep)
             scale = jnp.where(std > _STD_EPS, scale / jnp.maximum(std, _STD_EPS), 0.0)
         total = total + scale[:, None] * rows[t.name]
         if t.reward.differentiable:
@@ -96,10 +99,4 @@ def objective(
         else:
             constant = constant + scale[:, None] * rows[t.name]
 
-    def f(logp, mask, keep):
-        out = likelihood.kept_mean(stop(constant), keep)
-        for one, scale in differentiable:
-            out = out + scale * one(logp, mask, keep)
-        return out
-
-    return f, stop(total), rows
+    return likelihood.weighted_sum(stop(constant), differentiable), stop(total), rows

@@ -111,6 +111,7 @@ class Observation(NamedTuple):
     logp: Float[Array, "P G T"]  # of every completion token, floored where reward.truncated says so
     scored: Bool[Array, "P G T"]  # the reference answer's tokens that count
     keep: Bool[Array, "P G"]
+    truncated: Bool[Array, "P G"]  # chains that never opened their answer
     sampled: SampledStats  # statistics of the tokens that the policy sampled
     chain_tokens: Float[Array, "P G"]
     host_rewards: dict[str, Float[Array, "P G"]]

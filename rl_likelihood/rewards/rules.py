@@ -1,8 +1,8 @@
 """Rewards from the text of a response: its format, its repetitions, votes among answers, and a coin.
 
-Host side, outside the graph. Total functions: any text, in linear time, never an error. `text` is a whole
-response, the prompt's prefilled `<think>` included: "<think>chain</think>\\n<answer>42</answer>". Sampling
-stops at `</answer`, so a text that ends there counts as ending in `</answer>`, here as in grading.
+Computed on the host. Every function takes any text, in linear time, and never raises. `text` is a whole response with
+the prompt's prefilled `<think>`: "<think>chain</think>\\n<answer>42</answer>". Sampling stops at `</answer`, so a text
+that ends there counts as ending in `</answer>`, as in grading.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def format_open_r1(text: str) -> float:
 
         ^<think>\\n.*?\\n</think>\\n<answer>\\n.*?\\n</answer>$        (. any character, $ the end of any line)
 
-    As published it does not mind further tags inside the blocks, nor further lines after the match.
+    As published it accepts further tags inside the blocks, and further lines after the match.
     """
     start, middle, end = "<think>\n", "\n</think>\n<answer>\n", "\n</answer>\n"
     if not text.startswith(start):
         return 0.0
-    # The first middle leaves the most room for an end: no other one need be tried.
+    # The first middle leaves the most text for an end, so no other one can match where it does not.
     split = text.find(middle, len(start))
     closed = _closed(text, "\n</answer") + "\n"
     return float(split >= 0 and closed.find(end, split + len(middle)) >= 0)
@@ -89,8 +89,8 @@ def scaled(right: bool | None, scale: Sequence[float | int] = (1.0, 0.1, 0.0)) -
 def repetition(text: str, n: int = 10, times: int = 10) -> float:
     """-1 if some n words in a row occur at least `times` times (they may overlap), else 0.
 
-    Words are what white space and `_` leave (RLPR). It is added to whatever the reward is; RLPR's own code
-    spares a reward of exactly 0.
+    Words are separated by white space and `_` (RLPR). The penalty is added to any reward; RLPR's own code does not add
+    it to a reward of exactly 0.
     """
     words = text.replace("_", " ").split()
     counts = Counter(zip(*(islice(words, i, None) for i in range(n)), strict=False))
@@ -113,17 +113,17 @@ def transition_rate(texts: Sequence[str], words: Sequence[str]) -> float:
     by_first: dict[str, list[tuple[str, ...]]] = {}
     for phrase in sorted({tuple(_words(w)) for w in words} - {()}, key=len, reverse=True):
         by_first.setdefault(phrase[0], []).append(phrase)
-    found = total = 0
+    count = total = 0
     for text in texts:
         spoken = _words(text)
         total += len(spoken)
         i = 0
         while i < len(spoken):
-            here = (p for p in by_first.get(spoken[i], ()) if tuple(spoken[i : i + len(p)]) == p)
-            phrase = next(here, None)
-            found += phrase is not None
+            matches = (p for p in by_first.get(spoken[i], ()) if tuple(spoken[i : i + len(p)]) == p)
+            phrase = next(matches, None)
+            count += phrase is not None
             i += len(phrase) if phrase else 1
-    return 100.0 * found / max(total, 1)
+    return 100.0 * count / max(total, 1)
 
 
 # ---------------------------------------------------------------------------------------- votes and chance
@@ -145,10 +145,10 @@ def _vote(answers: Answers, key: Key) -> tuple[str | None, int]:
 
 
 def plurality(answers: Answers, key: Key = str.strip) -> str | None:
-    """The most frequent answer, without need of a majority; of equally frequent ones the first seen.
+    """The most frequent answer, majority or not; of equally frequent ones the first.
 
-    None never counts, and is the result if nobody answered. `key` says which answers are one: by default
-    those equal but for white space at the ends.
+    None never counts, and is the result if no row has an answer. `key` says which answers are the same: by default
+    those that are equal without white space at the ends.
     """
     return _vote(answers, key)[0]
 
@@ -156,8 +156,8 @@ def plurality(answers: Answers, key: Key = str.strip) -> str | None:
 def majority_vote(groups: Sequence[Answers], same: Same, key: Key = str.strip) -> Float32[np.ndarray, "P G"]:
     """R_i = 1 where answer i is, by `same`, the plurality of its group, else 0 (TTRL, 2504.16084).
 
-    `groups` holds P groups of G answers. A group in which nobody answered is all 0. To vote with more
-    samples than are trained on, pass them all and keep the first columns.
+    `groups` holds P groups of G answers. A group without any answer is all 0. To vote with more samples than are
+    trained on, pass all of them and use the first columns.
     """
     labels = [plurality(answers, key) for answers in groups]
     return _agreement(groups, labels, same)
@@ -174,15 +174,15 @@ def _agreement(groups: Sequence[Answers], labels: Answers, same: Same) -> Float3
 def vote_diagnostics(
     groups: Sequence[Answers], references: Sequence[str], same: Same, key: Key = str.strip
 ) -> dict[str, float]:
-    """What TTRL logs of a vote, given the references that the vote did not see; means over the P groups.
+    """What TTRL logs of a vote, given the references, which the vote does not use; means over the P groups.
 
-        label_accuracy      share of groups whose plurality is right; a group in which nobody answered is wrong
+        label_accuracy      share of groups whose plurality is right; a group without any answer is wrong
         reward_accuracy     share of samples whose reward by vote equals the reward by reference
         majority_ratio      votes for the plurality over all samples, unanswered ones among them
         ground_truth_ratio  share of samples that are right
 
-    reward_accuracy can be high with a low label_accuracy: a sample that is wrong in another way than the
-    label earns its 0 either way.
+    reward_accuracy can be high with a low label_accuracy: a sample that is wrong, but not as the label is wrong, earns
+    0 either way.
     """
     elected = [_vote(answers, key) for answers in groups]
     labels = [label for label, _ in elected]
@@ -197,7 +197,7 @@ def vote_diagnostics(
     }
 
 
-_COIN = 0x636F696E  # sets this stream apart from others of the same seed
+_COIN = 0x636F696E  # makes this random stream differ from others of the same seed
 
 
 def random_reward(
@@ -205,8 +205,8 @@ def random_reward(
 ) -> Float32[np.ndarray, "P {group_size}"]:
     """R_i = 1 with probability p, else 0, whatever the response: the control that must teach nothing.
 
-    A function of (seed, uid, row) alone: a resumed run draws the same, and a row its own whatever the size
-    of its group.
+    Depends on (seed, uid, row) alone: a resumed run draws the same numbers, and a row's number does not depend on the
+    size of its group.
     """
     draws = [np.random.default_rng((_COIN, seed % 2**32, int(u) % 2**32)).random(group_size) for u in uid]
     return (np.asarray(draws).reshape(len(uid), group_size) < p).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is added to a reward, or decides which groups count. With |z| the tokens of a chain:
+"""Terms that are added to a reward, and filters of groups. With |z| the number of tokens of a chain:
 
     length           min(|z| - l0, 0)                              Kwiatkowski et al. 2602.03979, sec. 3.4
     overlong         clip((most - cache - |z|) / cache, -1, 0)     DAPO, 2503.14476, soft overlong punishment
@@ -8,12 +8,12 @@
     efficiency       #{j: |z_i| < |z_j|, ppl_i < ppl_j} / (m - 1)  same
     group_std        sqrt(sum_i (R_i - mean R)^2 / (n - 1))        RLPR's filter
 
-Coefficients belong to the caller; every value is constant for the gradient (the caller stops it). No
-finite input gives NaN or inf. Rows outside `keep` or `valid` may hold anything: they move no other row.
+The caller multiplies with coefficients and stops the gradient. No finite input gives NaN or inf. Rows that are not in
+`keep` or `valid` may have any value: they change no other row.
 
-Filters: a group counts iff its reward's std reaches a threshold; the modes of `FilterConfig` differ in
-that one number. Mode `ema` needs a state: a run keeps one through all its steps, in its checkpoints too.
-Everywhere `step` is the number of steps already done, `TrainState.step`: 0 in the first.
+Filters: a group counts if its reward's std reaches a threshold; the modes of `FilterConfig` differ in that number. Mode
+`ema` has a state, which a run keeps through all its steps and in its checkpoints. `step` is always the number of steps
+already done, `TrainState.step`: 0 in the first.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def length(tokens: Tokens, least: int | float) -> Float[Array, "P G"]:
     return jnp.minimum(jnp.asarray(tokens, jnp.float32) - least, 0.0)
 
 
-def overlong(tokens: Tokens, most: int | float, cache: int | float) -> Float[Array, "P G"]:
-    """0 up to most - cache tokens, from there linear to -1 at `most`, -1 above (DAPO).
+def overlong(tokens: Tokens, cut: Keep, most: int | float, cache: int | float) -> Float[Array, "P G"]:
+    """0 up to most - cache tokens, then linear to -1 at `most`, -1 above (DAPO). A row that was `cut` off before its
+    answer gets -1 whatever its length, so that no finished row is worth less.
 
-    A cache of 0 makes it a step: -1 above `most`, 0 up to it.
+    With a cache of 0 it is a step: 0 up to `most`, -1 above.
     """
     spare = (most - cache) - jnp.asarray(tokens, jnp.float32)
-    if cache == 0:
-        return jnp.where(spare < 0, -1.0, 0.0)
-    return jnp.clip(spare / cache, -1.0, 0.0)
+    penalty = jnp.where(spare < 0, -1.0, 0.0) if cache == 0 else jnp.clip(spare / cache, -1.0, 0.0)
+    return jnp.where(cut, -1.0, penalty)
 
 
 def improvement(score: Rows, baseline: Float[AnyArray, "P"]) -> Float[Array, "P G"]:
@@ -84,8 +84,8 @@ def _pairs(values: Real[AnyArray, "P G"]) -> Bool[Array, "P G G"]:
 def perplexity_rank(ppl: Rows, valid: Keep) -> Float[Array, "P G"]:
     """(m - k) / m, with m the number of valid rows and k the number of them whose perplexity is strictly lower.
 
-    1 for the best of a group; equal perplexities get equal rewards (NOVER sorts, which lets the order of
-    the samples decide between them). 0 for an invalid row.
+    1 for the best of a group. Equal perplexities get equal rewards (NOVER sorts, so there the order of the samples
+    decides). 0 for an invalid row.
     """
     m = valid.sum(-1, keepdims=True)
     better = (_pairs(ppl) & valid[:, :, None]).sum(-2)  # over i, the better one of each pair
@@ -129,10 +129,10 @@ class FilterConfig:
 
 
 class FilterState(NamedTuple):
-    """What mode `ema` remembers of the steps so far: scalars, float32 and int32.
+    """The state of mode `ema`: scalars, float32 and int32.
 
-    `total` and `count` are the sum and number of the mean stds recorded before filtering starts; `ema`
-    is their mean until then and the moving average after.
+    `total` and `count` are the sum and number of the mean stds recorded before filtering starts. `ema` is their mean
+    until then, and the moving average after.
     """
 
     ema: Float[Array, ""]
@@ -146,7 +146,7 @@ def init_filter() -> FilterState:
 
 
 def threshold(state: FilterState, step: Int[AnyArray, ""] | int, cfg: FilterConfig) -> Float[Array, ""]:
-    """The least std that counts in this step, from the state as the step before left it.
+    """The least std that counts in this step, from the state after the step before.
 
     none: 0; std_zero: ZERO_STD; std_below: cfg.threshold; ema: beta * ema (RLPR), 0 during the first
     cfg.start steps. At 0 every group counts.
@@ -169,13 +169,13 @@ def update(
 ) -> FilterState:
     """ema <- decay * ema + (1 - decay) * mean_std; the mean of the recorded ones until filtering starts (RLPR).
 
-    Called once in every step, after its `filter_groups`, with the same `step` and the mean of `group_std`
-    over all its prompts, filtered or not. A run that recorded nothing in time starts from the first it sees.
+    To be called once per step, after `filter_groups`, with the same `step` and the mean of `group_std` over all its
+    prompts, filtered or not. A run that recorded nothing before filtering starts takes the first value it gets.
     """
-    step, seen = jnp.asarray(step), jnp.clip(jnp.asarray(mean_std, jnp.float32), 0.0, _LARGEST)
+    step, mean_std = jnp.asarray(step), jnp.clip(jnp.asarray(mean_std, jnp.float32), 0.0, _LARGEST)
     recording = (step + 1 >= cfg.record_from) & ((step < cfg.start) | (state.count == 0))
-    total = state.total + jnp.where(recording, seen, 0.0)
+    total = state.total + jnp.where(recording, mean_std, 0.0)
     count = state.count + recording
-    moved = jnp.where(step >= cfg.start, cfg.decay * state.ema + (1 - cfg.decay) * seen, state.ema)
+    moved = jnp.where(step >= cfg.start, cfg.decay * state.ema + (1 - cfg.decay) * mean_std, state.ema)
     ema = jnp.where(recording, total / jnp.maximum(count, 1), moved)
     return FilterState(ema.astype(jnp.float32), total.astype(jnp.float32), count.astype(jnp.int32))

@@ -50,9 +50,9 @@ def length(observation: Observation, cfg: RewardConfig) -> Rows:
 
 
 def overlong(observation: Observation, cfg: RewardConfig) -> Rows:
-    """0, falling to -1 at overlong_max sampled tokens."""
+    """0, falling to -1 at overlong_max sampled tokens; -1 for a chain that never opens its answer."""
     tokens = observation.sampled.mask.sum(-1).astype(jnp.float32)
-    return shaping.overlong(tokens, cfg.overlong_max, cfg.overlong_cache)
+    return shaping.overlong(tokens, observation.truncated, cfg.overlong_max, cfg.overlong_cache)
 
 
 def format_open_r1(text: str, tags: rules.Tags) -> float:
@@ -95,7 +95,7 @@ _SAMPLED = ("chain", "answer")  # statistics of whatever was sampled
 REWARDS: dict[str, Reward] = {
     # Likelihood of the reference answer: a row of likelihood.SCORES, or a group's value that is no mean.
     **{name: Reward(score, "score", score.__doc__) for name, score in likelihood.SCORES.items()},
-    "jepo": Reward(likelihood.jepo, "group", likelihood.jepo.__doc__, ("chain", "reference", "group")),
+    "jepo": Reward(likelihood.jepo, "group", likelihood.log_mean_exp.__doc__, ("chain", "reference", "group")),
     "rlpr": Reward(rlpr, "step", rlpr.__doc__, span="response"),
     "nover_rank": Reward(nover_rank, "step", nover_rank.__doc__, span="response", with_terms=("format",), proxy=True),
     "nover_efficiency": Reward(

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rl_likelihood.config import grader_table
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import bare_rows, slice_rows, to_batch
+from rl_likelihood.learner.batching import no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.baseline import read_baseline
@@ -23,7 +24,7 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import Batch, Prompts, Rollout
+from rl_likelihood.shapes import ROW_FIELDS, Batch, Prompts, Rollout
 from rl_likelihood.task import SAMPLE, Task
 
 Rows = list[EncodedExample]
@@ -50,7 +51,8 @@ class Batches:
         c = task.config
         self.task, self.devices = task, devices
         self.rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
-        self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code)
+        table = grader_table(c.reward.file)
+        self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code, table=table)
         self.baseline: Callable[[Rows], np.ndarray] | None = None
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir)
@@ -95,12 +97,12 @@ class Batches:
         chains = self.devices.chains
         if chains == slice(0, self.task.config.sampler.group_size):
             return rollout
-        values = {k: getattr(rollout, k) for k in _ROWS}
+        values = {k: getattr(rollout, k) for k in ROW_FIELDS}
         starts = np.full(len(self.devices.prompts), chains.start)
         parts = distributed.gather({"uid": rollout.prompts.uid, "start": starts, **values})
         groups = [np.flatnonzero(parts["uid"] == uid) for uid in rollout.prompts.uid]
         groups = [g[np.argsort(parts["start"][g])] for g in groups]  # in the order of their chains
-        return rollout.replace(**{k: np.stack([np.concatenate(parts[k][g]) for g in groups]) for k in _ROWS})
+        return rollout.replace(**{k: np.stack([np.concatenate(parts[k][g]) for g in groups]) for k in ROW_FIELDS})
 
     def grade(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts]:
         """The host's rewards, and the texts they were computed from, decoded once."""
@@ -115,7 +117,7 @@ class Batches:
         values = {k: v[:, :n] for k, v in graded.values.items()}
         batch = to_batch(rollout, values, graded.keep[:, :n], self.baseline(rows) if self.baseline else None)
         if c.scores_no_chain:
-            batch = batch.replace(bare=bare_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
+            batch = batch.replace(no_chain=no_chain_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
         return batch, rollout
 
     def text_metrics(self, texts: Texts) -> dict[str, float]:
@@ -131,16 +133,20 @@ class Batches:
         self.pool.close()
 
 
-_ROWS = ("completion", "segment", "sampler_logp", "truncated")  # of a rollout: [P, G, ...]
+COUNTS = ("grader/failures",)  # of the logged numbers: summed over processes, where the others are averaged
+
+
+def combined(parts: list[dict[str, float]]) -> dict[str, float]:
+    """The numbers of several processes as those of one."""
+    total = {k: sum(part[k] for part in parts) for k in parts[0]}
+    return {k: v if k in COUNTS else v / len(parts) for k, v in total.items()}
 
 
 def means(logged: dict[str, float]) -> dict[str, float]:
-    """The means over all processes, of counts the sums. A collective of several processes."""
-    if jax.process_count() == 1:
-        return logged
-    values = distributed.gather(np.asarray([[logged[k] for k in sorted(logged)]], np.float32)).mean(0)
-    counts = {"grader/failures": jax.process_count()}
-    return {k: float(v) * counts.get(k, 1) for k, v in zip(sorted(logged), values, strict=True)}
+    """`combined` of all processes' numbers. A collective of several processes."""
+    names = sorted(logged)
+    rows = distributed.gather(np.asarray([[logged[k] for k in names]], np.float32))
+    return logged if len(rows) == 1 else combined([dict(zip(names, map(float, row), strict=True)) for row in rows])
 
 
 def widened(rollout: Rollout, width: int, prompt_width: int, pad_id: int) -> Rollout:

@@ -82,7 +82,7 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
 
     def marks(name: str) -> np.ndarray:
         flat = [a for group in answers for a in group]
-        goals = [graders.reference_of(name, row.example) for row in rows for _ in range(size)]
+        goals = [graders.reference_of(name, row.example, pool.table) for row in rows for _ in range(size)]
         graded = np.asarray([-1 if m is None else m for m in pool.grade(name, goals, flat)]).reshape(failed.shape)
         failed[:] |= graded < 0
         return (graded > 0).astype(np.float32)

@@ -42,8 +42,8 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
     rounded = lambda x: [round(float(v), 5) for v in x]
     digits = lambda x: float(f"{x:.6g}")  # not decimals: the probability of a long answer is 1e-40 or less
     no_chain = {}
-    if batch.bare is not None:
-        logp = values["no_chain_answer_logp"][i][batch.bare.segment[i, 0] == REFERENCE]
+    if batch.no_chain is not None:
+        logp = values["no_chain_answer_logp"][i][batch.no_chain.segment[i, 0] == REFERENCE]
         no_chain["answer_logp_no_chain"] = rounded(logp)
     return {
         "id": example.id,

@@ -14,9 +14,16 @@ from jaxtyping import Array, Float, Int
 
 from rl_likelihood.fields import field
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
-from rl_likelihood.model.decoding import Cache, decode_step, decoding_layout, empty_cache, prefill
+from rl_likelihood.model.decoding import (
+    Cache,
+    aligned_positions,
+    decode_step,
+    decoding_layout,
+    empty_cache,
+    prefill,
+)
 from rl_likelihood.sampler import engine
-from rl_likelihood.sampler.draw import choose, row_keys
+from rl_likelihood.sampler.draw import Ends, Request, choose, row_keys
 from rl_likelihood.sampler.stop import first_match, stop_table
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
 
@@ -65,8 +72,8 @@ class SamplerConfig:
 def sample(params: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, version: int = 0) -> Rollout:
     """G completions of each prompt, with tags and reference answers appended as ids.
 
-    `params` may be layer-stacked, or `decoding_layout`ed once per weight version. A row's ids depend on the
-    weights, the prompt, `key`, its prompt's uid and its place in the group, not on its neighbours.
+    `params`: layer-stacked, or in `decoding_layout`, made once per weight version. A row's ids depend on the weights,
+    the prompt, `key`, the prompt's uid and its index in the group, not on other rows.
     """
     weights = params if isinstance(params["layers"], tuple) else prepare(params, cfg.model)
     fmt = cfg.chain_format
@@ -80,48 +87,29 @@ def sample_ids(
 ) -> tuple[Int[np.ndarray, "P G N"], Float[np.ndarray, "P G N"], Int[np.ndarray, "P G"]]:
     """What follows the prompts, up to the id that completes `until`: ids, log-probs, and how many, on the host."""
     fmt, t = cfg.chain_format, cfg.temperature
-    temperature = t if isinstance(t, tuple) else (t,) * cfg.group_size
-    stop = stop_table(fmt.vocab_bytes, (until,))
-    devices = weights["embed"].devices() if isinstance(weights["embed"], jax.Array) else ()
-    if not in_streams(devices, jax.device_count(), cfg.slots, engine.whole_on_each(weights)):
-        mesh = getattr(weights["embed"].sharding, "mesh", None)
-        out = generate_spread(
-            weights,
-            cfg.model,
-            prompts.tokens,
-            prompts.length,
-            prompts.uid,
-            key,
-            jnp.asarray(temperature, jnp.float32),
-            stop,
-            jnp.asarray(fmt.eos_ids, jnp.int32),
-            jnp.int32(cfg.first_chain),
-            max_tokens=max_tokens,
-            pad_id=fmt.pad_id,
-            mesh=mesh,
-        )
-        return tuple(np.asarray(x) for x in out)
-    return engine.sample_rows(
-        weights,
-        cfg.model,
-        prompts,
+    request = Request(
+        prompts.tokens,
+        prompts.length,
+        prompts.uid,
         key,
-        temperature,
-        stop,
-        fmt.eos_ids,
-        max_tokens,
-        fmt.pad_id,
-        cfg.slots,
-        first_chain=cfg.first_chain,
+        np.asarray(t if isinstance(t, tuple) else (t,) * cfg.group_size, np.float32),
+        Ends(stop_table(fmt.vocab_bytes, (until,)), np.asarray(fmt.eos_ids, np.int32)),
+        np.int32(fmt.pad_id),
+        np.int32(cfg.first_chain),
     )
+    devices = weights["embed"].devices() if isinstance(weights["embed"], jax.Array) else ()
+    if in_streams(devices, jax.device_count(), cfg.slots, engine.whole_on_each(weights)):
+        return engine.sample_rows(weights, cfg.model, request, max_tokens, cfg.slots)
+    mesh = getattr(weights["embed"].sharding, "mesh", None)
+    return tuple(np.asarray(x) for x in generate_spread(weights, cfg.model, request, max_tokens, mesh))
 
 
 def in_streams(devices: Collection, total: int, slots: int, whole: bool) -> bool:
-    """Whether rows are sampled by the engine, each device having a stream of its own, and not by `generate_spread`,
-    one program for all. `total`: devices of the run; `whole`: each of several has all the weights.
+    """Whether the engine samples, with a stream for each device, and not `generate_spread`, one program for all.
+    `total`: devices of the run; `whole`: each of several has all the weights.
 
-    One program is compiled once, not once for each device. But it waits for the longest row, so rows that take turns
-    are the engine's; and some compilers take programs for one device of a TPU's slice or for all, and none for a part.
+    One program compiles once, not once per device. But it waits for the longest row, so with `slots` the engine
+    samples. And some compilers accept programs for one device of a TPU's slice or for all, but none for a part.
     """
     if len(devices) < 2 or slots:
         return True
@@ -134,108 +122,79 @@ def prepare(params: Params, cfg: ModelConfig) -> Params:
     return decoding_layout(params, cfg)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "pad_id"))
-def generate(
-    weights: Params,
-    cfg: ModelConfig,
-    prompt: Int[Array, "P S"],
-    prompt_length: Int[Array, "P"],
-    uid: Int[Array, "P"],
-    key: Array,
-    temperature: Float[Array, "G"],
-    stop: Int[Array, "V states"],
-    eos: Int[Array, "E"],
-    max_tokens: int,
-    pad_id: int,
-    first_chain: Int[Array, ""] | int = 0,
-) -> tuple[Int[Array, "P G N"], Float[Array, "P G N"], Int[Array, "P G"]]:
+Sampled = tuple[Int[Array, "P G N"], Float[Array, "P G N"], Int[Array, "P G"]]
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "max_tokens"))
+def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: int) -> Sampled:
     """Sampled ids, their log-probs (at the row's temperature; 1 for greedy rows), and how many there are.
 
     The plain way, one program for all rows: `engine.sample_rows` gives the same, faster, and is tested against it.
-    A row ends after the id that completes a stop string or is an end-of-sequence id; the loop ends when
-    all rows have.
+    The loop ends when all rows have stopped.
     """
-    p, g = prompt.shape[0], temperature.shape[0]
-    in_prompt = jnp.arange(prompt.shape[1]) < prompt_length[:, None]
-    matched = stop.shape[1] - 1
-    keys = row_keys(key, uid, jnp.full_like(uid, first_chain), g)
+    table, eos = map(jnp.asarray, request.ends)
+    p, g = request.prompt.shape[0], request.temperature.shape[0]
+    matched, pad_id = table.shape[1] - 1, request.pad_id
+    keys = row_keys(request.key, request.uid, jnp.full_like(request.uid, request.first_chain), g)
     head = head_matrix(weights)
 
-    def keep(i, hidden, state, done, ids, logps, length):
-        token, logp = choose(hidden, head, keys, jnp.full((p, 1), i), temperature[None])
+    def draw_token(i, hidden, rows):
+        state, done, ids, logps, length = rows
+        token, logp = choose(hidden, head, keys, jnp.full((p, 1), i), request.temperature[None])
         ids = jax.lax.dynamic_update_slice_in_dim(ids, jnp.where(done, pad_id, token)[..., None], i, 2)
         logps = jax.lax.dynamic_update_slice_in_dim(logps, jnp.where(done, 0.0, logp)[..., None], i, 2)
         length = length + ~done
-        state = stop[token, state]
+        state = table[token, state]
         done = done | (state == matched) | (token[..., None] == eos).any(-1)
-        return token, state, done, ids, logps, length
+        return token, (state, done, ids, logps, length)
 
-    hidden, shared = prefill(weights, cfg, prompt, prompt_length)
+    hidden, shared = prefill(weights, cfg, request.prompt, request.prompt_length)
     ids = jnp.full((p, g, max_tokens), pad_id, jnp.int32)
     logps = jnp.zeros((p, g, max_tokens), jnp.float32)
     zero = jnp.zeros((p, g), jnp.int32)
     hidden = jnp.broadcast_to(hidden[:, None], (p, g, hidden.shape[-1]))
-    first = keep(0, hidden, zero.astype(stop.dtype), zero.astype(bool), ids, logps, zero)
+    first = draw_token(0, hidden, (zero.astype(table.dtype), zero.astype(bool), ids, logps, zero))
 
     def running(carry):
-        i, _, (_, _, done, *_) = carry
+        i, _, (_, (_, done, *_)) = carry
         return (i < max_tokens) & ~done.all()
 
     def body(carry):
-        i, own, (token, *rest) = carry
-        hidden, cache = decode_step(weights, cfg, token, i - 1, prompt_length, in_prompt, Cache(shared, own))
-        return i + 1, cache.own, keep(i, hidden, *rest)
+        i, own, (token, rows) = carry
+        cache = Cache(shared, own)
+        at = aligned_positions(token, i - 1, request.prompt_length, cache)
+        hidden, cache = decode_step(weights, cfg, token, at, cache)
+        return i + 1, cache.own, draw_token(i, hidden, rows)
 
     own = empty_cache(cfg, p * g, max_tokens)
-    _, _, (_, _, _, ids, logps, length) = jax.lax.while_loop(running, body, (jnp.int32(1), own, first))
+    _, _, (_, (_, _, ids, logps, length)) = jax.lax.while_loop(running, body, (jnp.int32(1), own, first))
     return ids, logps, length
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "pad_id", "mesh"))
-def generate_spread(
-    weights: Params,
-    cfg: ModelConfig,
-    prompt,
-    prompt_length,
-    uid,
-    key,
-    temperature,
-    stop,
-    eos,
-    first_chain,
-    max_tokens: int,
-    pad_id: int,
-    mesh: Mesh | None,
-):
+@functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "mesh"))
+def generate_spread(weights: Params, cfg: ModelConfig, request: Request, max_tokens: int, mesh: Mesh | None) -> Sampled:
     """`generate` on the devices of `mesh`: prompts over its data, the rows of a group over its fsdp.
 
-    Each device does its rows by itself, until these have stopped: there is no collective in the program, which the
-    compiler of some TPUs takes from part of a slice only so. Weights that are split over tensor need some.
+    Each device samples its own rows, until these have stopped. The program has no collective, without which the
+    compiler of some TPUs refuses programs for part of a slice. Weights that are split over tensor do need some.
     """
-    rest = dict(max_tokens=max_tokens, pad_id=pad_id)
-    arguments = (weights, prompt, prompt_length, uid, key, temperature, stop, eos, first_chain)
     if mesh is None or mesh.size == 1:
-        return generate(weights, cfg, *arguments[1:-1], first_chain=first_chain, **rest)
-    over = lambda n, axis: axis if n % mesh.shape[axis] == 0 else None
-    p, g = over(len(uid), "data"), over(len(temperature), "fsdp")
+        return generate(weights, cfg, request, max_tokens)
+    p = "data" if len(request.uid) % mesh.shape["data"] == 0 else None
+    g = "fsdp" if len(request.temperature) % mesh.shape["fsdp"] == 0 else None
+    whole, prompts = PartitionSpec(), PartitionSpec(p)
+    specs = Request(prompts, prompts, prompts, whole, PartitionSpec(g), Ends(whole, whole), whole, whole)
     if mesh.shape["tensor"] > 1:
-        at = tuple(NamedSharding(mesh, PartitionSpec(axis)) for axis in (p, p, p, g))
-        prompt, prompt_length, uid, temperature = jax.lax.with_sharding_constraint(
-            (prompt, prompt_length, uid, temperature), at
-        )
-        return generate(
-            weights, cfg, prompt, prompt_length, uid, key, temperature, stop, eos, first_chain=first_chain, **rest
-        )
+        at = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        return generate(weights, cfg, jax.lax.with_sharding_constraint(request, at), max_tokens)
 
-    def part(weights, *arguments):
-        *arguments, first = arguments
-        mine = first + jax.lax.axis_index("fsdp") * len(arguments[4]) if g else first
-        return generate(weights, cfg, *arguments, first_chain=mine, **rest)
+    def part(weights, request):
+        before = jax.lax.axis_index("fsdp") * len(request.temperature) if g else 0
+        return generate(weights, cfg, request._replace(first_chain=request.first_chain + before), max_tokens)
 
-    whole, rows = PartitionSpec(), PartitionSpec(p, g)
-    prompts = PartitionSpec(p)
-    specs = (whole, prompts, prompts, prompts, whole, PartitionSpec(g), whole, whole, whole)
-    return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=(rows, rows, rows), check_vma=False)(*arguments)
+    rows = PartitionSpec(p, g)
+    run = jax.shard_map(part, mesh=mesh, in_specs=(whole, specs), out_specs=(rows, rows, rows), check_vma=False)
+    return run(weights, request)
 
 
 def splice(
@@ -243,14 +202,14 @@ def splice(
 ) -> Rollout:
     """Rows [chain, tag, sampled answer, reference answer] from sampled ids [P, G, N]; nothing is re-encoded.
 
-    A chain ends with the id that completes the opening answer tag. One that has none is `truncated`:
-    the closing tags are appended as forced ids, so that its reference answer can still be scored.
+    A chain ends with the id that completes the opening answer tag. Without one it is `truncated`: the closing tags are
+    appended as forced ids, so that its reference answer can still be scored.
     """
     fmt = cfg.chain_format
     p, g, _ = ids.shape
     opened = first_match(stop_table(fmt.vocab_bytes, (fmt.answer_open,)), ids, length)
     closed = first_match(stop_table(fmt.vocab_bytes, (fmt.think_close,)), ids, length)
-    # With a sampled answer to come, a tag that opens after max_chain ids leaves it too little room.
+    # A tag that opens after max_chain ids leaves too few for the sampled answer.
     truncated = (opened < 0) | (opened > cfg.max_chain)
     longest_tag = max(len(fmt.close_think_ids), len(fmt.open_answer_ids))
     full = cfg.max_sampled + longest_tag + prompts.answer.shape[1]
@@ -275,10 +234,10 @@ def splice(
             row = np.concatenate([np.asarray(x, np.int32) for x, _ in parts])
             completion[i, j, : len(row)] = row
             segment[i, j, : len(row)] = np.concatenate([np.full(len(x), s, np.int32) for x, s in parts])
-            kept = segment[i, j]
-            sampler_logp[i, j, (kept == CHAIN) | (kept == SAMPLED)] = logp[i, j, : len(chain) + len(sampled)]
+            kinds = segment[i, j]
+            sampler_logp[i, j, (kinds == CHAIN) | (kinds == SAMPLED)] = logp[i, j, : len(chain) + len(sampled)]
             width = max(width, len(row))
     if cfg.width_multiple:
         full = min(full, -(-width // cfg.width_multiple) * cfg.width_multiple)
-    cut = lambda x: x[..., :full]
-    return Rollout(prompts, cut(completion), cut(segment), cut(sampler_logp), truncated, version)
+    completion, segment, sampler_logp = (x[..., :full] for x in (completion, segment, sampler_logp))
+    return Rollout(prompts, completion, segment, sampler_logp, truncated, version)

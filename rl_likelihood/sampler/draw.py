@@ -1,15 +1,42 @@
-"""One id for each row from its hidden state: exact, reproducible row by row, and cheap beside the head's product."""
+"""One id per row from its hidden state: exact, reproducible row by row, and cheap beside the head's product."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rl_likelihood.model.head import logits
 
+AnyArray = Array | np.ndarray
 # Vocabulary block of the two-level draw.
 BLOCK = 256
+
+
+class Ends(NamedTuple):
+    """Where a row stops: after the id that completes a stop string (`stop.stop_table`), or an end-of-sequence id."""
+
+    table: Int[AnyArray, "V states"]
+    eos: Int[AnyArray, "E"]
+
+
+class Request(NamedTuple):
+    """What is sampled: G rows of each prompt, row j at temperature[j] (0 is greedy). `uid` and `key` name its keys.
+
+    `first_chain`: the index in its group of the first row, where another process samples the rows before it.
+    """
+
+    prompt: Int[AnyArray, "P S"]
+    prompt_length: Int[AnyArray, "P"]
+    uid: Int[AnyArray, "P"]
+    key: Array
+    temperature: Float[AnyArray, "G"]
+    ends: Ends
+    pad_id: Int[AnyArray, ""]
+    first_chain: Int[AnyArray, ""]
 
 
 def row_keys(key: Array, uid: Int[Array, "P"], first: Int[Array, "P"], g: int) -> Array:
@@ -30,17 +57,17 @@ def choose(
     `keys` are the rows' own; a token's uniforms depend on its row's key and its index alone.
     """
     greedy = temperature == 0
-    scaled = hidden / jnp.where(greedy, 1.0, temperature)[..., None].astype(hidden.dtype)
-    z = logits(scaled, head)
+    scale = 1 / jnp.where(greedy, 1.0, temperature)[..., None]
+    z = logits(hidden, head)
     top = z.max(-1, keepdims=True)
-    e = jnp.exp(z - top)
+    e = jnp.exp(scale * (z - top))
     index = jnp.broadcast_to(index, hidden.shape[:2])
     u = jax.vmap(jax.vmap(lambda k, i: jax.random.uniform(jax.random.fold_in(k, i), (2,))))(keys, index)
     token, total = draw_mass(e, u)
-    # A pass over the vocabulary that most batches need not make.
+    # A pass over the vocabulary that only greedy rows need.
     best = jax.lax.cond(greedy.any(), lambda: z.argmax(-1), lambda: jnp.zeros_like(token))
     token = jnp.where(greedy, best, token).astype(jnp.int32)
-    return token, (jnp.take_along_axis(z, token[..., None], -1) - top)[..., 0] - jnp.log(total)
+    return token, (scale * (jnp.take_along_axis(z, token[..., None], -1) - top))[..., 0] - jnp.log(total)
 
 
 def invert_cumulative(mass: Float[Array, "... N"], u: Float[Array, "..."]) -> Int[Array, "..."]:

@@ -1,11 +1,11 @@
-"""Continuous batching: rows that stop make room for the next ones, while the others go on.
+"""Continuous batching: when rows stop, waiting ones start in their slots while the others go on.
 
-A lane decodes some rows of one prompt (all of a group when everything fits at once, else one row), and takes the
-next item when all of them have stopped. Rows of different ages share one clock: each step all of them write at the
-same place of a ring, so that no step copies or scatters into a cache, and a mask by age says what each row sees.
-The ring grows with the clock, so that short completions never read a long cache. A row's ids do not depend on any
-of this, but where a product of another number of rows rounds otherwise: its uniforms come from its own key and its
-tokens' numbers.
+A slot decodes some rows of one prompt: all of a group if everything fits at once, else one row. When all of them have
+stopped it takes the next item. Rows of different ages share one clock: in each step all of them write at the same index
+of a ring buffer, so no step copies or scatters into a cache, and a mask by age says what each row attends to. The ring
+grows with the clock, so that short completions never read a long cache. A row's random numbers come from its own key
+and its tokens' indices, so its ids do not depend on any of this, except where a product over another number of rows
+rounds differently.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 import itertools
 import math
 import threading
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -22,24 +23,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood import mesh as meshes
+from rl_likelihood.mesh import cores
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
-from rl_likelihood.model.decoding import Cache, decode_rows, empty_cache, prefill
-from rl_likelihood.sampler.draw import choose, row_keys
-from rl_likelihood.shapes import Prompts
+from rl_likelihood.model.decoding import Cache, Positions, decode_step, empty_cache, prefill
+from rl_likelihood.sampler.draw import Ends, Request, choose, row_keys
 
-# Places of the ring to begin with on a CPU; it doubles until it holds the longest completion. An accelerator's has all
-# from the beginning: each length is another program, and its compilations take minutes.
-FIRST_PLACES = 64
-# Fewer rows than this are not worth a pass over the weights of their own.
-ROWS_OF_A_STREAM = 16
+# Length of the ring at the start on a CPU; it doubles until it holds the longest completion. On an accelerator it has
+# its full length from the start: each length is another program, and compiling takes minutes.
+FIRST_LENGTH = 64
+# With fewer rows than this a stream of its own does not pay.
+ROWS_PER_STREAM = 16
 
 
-class Lanes(NamedTuple):
-    """All that decoding changes: L lanes of g rows, completions of at most N ids, a ring of C places."""
+class Slots(NamedTuple):
+    """All that decoding changes: L slots of g rows, completions of at most N ids, a ring of C positions."""
 
-    cache: Cache  # with C places for the rows' own keys and values
-    hidden: Float[Array, "L D"]  # after each prompt: what its rows' first tokens are drawn from
+    cache: Cache  # with C positions for the rows' own keys and values
+    hidden: Float[Array, "L D"]  # after each prompt: its rows' first tokens are drawn from it
     prompt_length: Int[Array, "L"]
     keys: Array  # [L, g]
     temperature: Float[Array, "L g"]
@@ -52,20 +52,20 @@ class Lanes(NamedTuple):
     clock: Int[Array, ""]  # steps so far
 
 
-def places_of(lanes: Lanes) -> int:
+def ring_length(slots: Slots) -> int:
     """C."""
-    return lanes.cache.own[0][0].shape[-1]
+    return slots.cache.own[0][0].shape[-1]
 
 
 class Item(NamedTuple):
-    """What a lane does: rows first, first + 1, ... of prompt number `prompt`."""
+    """The work of a slot: rows first, first + 1, ... of prompt number `prompt`."""
 
     prompt: int
     first: int
 
 
 class Rows(NamedTuple):
-    """What came of all rows, on the host; beyond a row's length its lane may have left an earlier row's values."""
+    """The results of all rows, on the host. Beyond a row's length there may be values of an earlier row."""
 
     ids: Int[np.ndarray, "P G N"]
     logp: Float[np.ndarray, "P G N"]
@@ -73,74 +73,59 @@ class Rows(NamedTuple):
 
 
 def sample_rows(
-    weights: Params,
-    model: ModelConfig,
-    prompts: Prompts,
-    key: Array,
-    temperature: Float[np.ndarray, "G"],
-    stop: Int[np.ndarray, "V states"],
-    eos: Int[np.ndarray, "E"],
-    max_tokens: int,
-    pad_id: int,
-    slots: int = 0,
-    streams: int = 0,
-    first_chain: int = 0,
+    weights: Params, model: ModelConfig, request: Request, max_tokens: int, slots: int = 0, streams: int = 0
 ) -> tuple[Int[np.ndarray, "P G N"], Float[np.ndarray, "P G N"], Int[np.ndarray, "P G"]]:
     """`decode.generate`, with at most `slots` rows at a time (0: all): ids, log-probs, how many, on the host.
 
-    Prompts start in their order; the results are in it too, whole groups, however the rows came to an end.
-    `streams` threads decode side by side, 0: as many as pay on this machine. Where several devices hold the weights
-    whole, each has a stream of its own; where they share them, the one stream runs on all.
+    Prompts start in their order, and results are in that order, whole groups. `streams` threads decode at the same
+    time; 0: as many as pay on this machine. Where several devices each hold all the weights, each has its own stream;
+    where they share the weights, one stream runs on all of them.
     """
-    p, g = len(prompts.length), len(temperature)
+    p, g = len(request.prompt_length), len(request.temperature)
     copies = copies_of(weights)
     streams = len(copies) if len(copies) > 1 else streams or streams_for(weights, min(p * g, slots or p * g))
-    wide, lanes, streams, parts = deal(p, g, slots, streams)
+    plan = assign(p, g, slots, streams)
     out = Rows(np.zeros((p, g, max_tokens), np.int32), np.zeros((p, g, max_tokens), np.float32), np.zeros((p, g), int))
-    # Held while a program is launched, so that streams of a device do not compile the same one; it runs outside.
+    arrays = request._replace(ends=Ends(*map(jnp.asarray, request.ends)), temperature=jnp.asarray(request.temperature))
+    # Held while a program is launched, so that streams of one device do not compile it twice; not while it runs.
     launching = [threading.Lock() for _ in copies]
-    settings = key, *(jnp.asarray(x) for x in (np.float32(temperature), stop, np.int32(eos))), first_chain
 
     def stream(k: int) -> None:
-        n = lanes // streams + (k < lanes % streams)
-        part = k // p if parts > 1 else 0
-        rows = range(part * g // parts, (part + 1) * g // parts, wide)
-        numbers = iter([k % p] if parts > 1 else range(k, p, streams))
-        mine = copies[k % len(copies)]
-        with jax.default_device(jax.tree.leaves(mine)[0].device if len(copies) > 1 else None):
-            waiting = Waiting(mine, model, prompts, numbers, rows, n, launching[k % len(copies)])
-            decode_stream(out, waiting, n, wide, settings)
+        own = copies[k % len(copies)]
+        with jax.default_device(jax.tree.leaves(own)[0].device if len(copies) > 1 else None):
+            waiting = Waiting(own, model, arrays, plan, k, launching[k % len(copies)])
+            decode_stream(out, waiting)
 
-    if streams == 1:
+    if plan.streams == 1:
         stream(0)
     else:
-        with concurrent.futures.ThreadPoolExecutor(streams) as pool:
-            list(pool.map(stream, range(streams)))
+        with concurrent.futures.ThreadPoolExecutor(plan.streams) as pool:
+            list(pool.map(stream, range(plan.streams)))
     written = np.arange(max_tokens) < out.length[..., None]
-    return np.where(written, out.ids, pad_id), np.where(written, out.logp, 0), out.length
+    return np.where(written, out.ids, request.pad_id), np.where(written, out.logp, 0), out.length
 
 
-class Deal(NamedTuple):
-    """Who decodes what, settled beforehand: which rows share a program must not hang on which thread is faster."""
+class Assignment(NamedTuple):
+    """Which stream decodes what. Fixed beforehand: which rows share a program must not depend on threads' speed."""
 
-    wide: int  # rows of a lane
-    lanes: int  # of all streams; the first ones have one more where they do not divide
+    wide: int  # rows of a slot
+    slots: int  # of all streams together; the first streams have one more where they do not divide
     streams: int
-    parts: int  # of a group, each another stream's, where there are fewer prompts than streams
+    parts: int  # of a group, each for another stream, where there are fewer prompts than streams
 
 
-def deal(p: int, g: int, slots: int, streams: int) -> Deal:
+def assign(p: int, g: int, slots: int, streams: int) -> Assignment:
     """P prompts of G rows over at most so many streams, `slots` rows at a time (0: all)."""
     whole = slots == 0 or slots >= p * g
     wide = g // math.gcd(g, max(1, streams // p)) if whole else 1
-    lanes = min(p * g, slots or p * g) // wide
-    streams = min(streams, lanes)
+    count = min(p * g, slots or p * g) // wide
+    streams = min(streams, count)
     parts = max(1, streams // p) if wide < g else 1
-    return Deal(wide, lanes, min(streams, p * parts), parts)
+    return Assignment(wide, count, min(streams, p * parts), parts)
 
 
 def devices_of(weights: Params) -> int:
-    """Devices that hold the weights."""
+    """How many devices hold the weights."""
     return len(weights["embed"].devices()) if isinstance(weights["embed"], jax.Array) else 1
 
 
@@ -155,7 +140,7 @@ def whole_on_each(weights: Params) -> bool:
 
 
 def copies_of(weights: Params) -> list[Params]:
-    """The weights once for each device that holds all of them; as they are where devices share them."""
+    """The weights once for each device that holds all of them; unchanged where devices share them."""
     if not whole_on_each(weights):
         return [weights]
     count = len(weights["embed"].addressable_shards)
@@ -163,114 +148,140 @@ def copies_of(weights: Params) -> list[Params]:
 
 
 def streams_for(weights: Params, rows: int) -> int:
-    """Streams that pay: on one CPU device two programs of half the rows use two cores better than one program does,
-    as long as each has some rows to multiply the weights with. Weights are held once, whatever this says."""
+    """How many streams pay. On one CPU device two programs with half the rows each use two cores better than one
+    program, if each has enough rows to multiply the weights with. The weights are held once in any case."""
     if devices_of(weights) > 1 or not on_cpu(weights):
         return 1
-    return max(1, min(meshes.cores(), rows // ROWS_OF_A_STREAM))
+    return max(1, min(cores(), rows // ROWS_PER_STREAM))
 
 
-def decode_stream(out: Rows, waiting: Waiting, n: int, wide: int, settings) -> None:
-    """One stream of n lanes: fill, decode until one is free, gather, and again, until nothing waits."""
-    key, temperature, stop, eos, first_chain = settings
-    model, prompts, most = waiting.model, waiting.prompts, out.ids.shape[-1]
-    places = min(most, FIRST_PLACES) if on_cpu(waiting.weights) else most
-    lanes = empty_lanes(model, n, wide, prompts.tokens.shape[1], places, most)
+def decode_stream(out: Rows, waiting: Waiting) -> None:
+    """One stream: fill idle slots, decode until one is idle, collect, and again, until nothing waits."""
+    request, n, wide = waiting.request, waiting.slots, waiting.wide
+    most = out.ids.shape[-1]
+    length = min(most, FIRST_LENGTH) if on_cpu(waiting.weights) else most
+    slots = empty_slots(waiting.model, (n, wide), request.prompt.shape[1], length, most)
     held: list[Item | None] = [None] * n
     while True:
-        idle = np.flatnonzero(~np.asarray(lanes.running).any(1))
+        idle = np.flatnonzero(~np.asarray(slots.running).any(1))
         if any(held[i] is not None for i in idle):
-            got = [np.array(x) for x in (lanes.ids, lanes.logp, lanes.count)]
+            results = [np.array(x) for x in (slots.ids, slots.logp, slots.count)]
             for i in idle:
                 if held[i] is not None:
                     at, rows = held[i].prompt, slice(held[i].first, held[i].first + wide)
-                    out.ids[at, rows], out.logp[at, rows], out.length[at, rows] = (x[i] for x in got)
+                    out.ids[at, rows], out.logp[at, rows], out.length[at, rows] = (x[i] for x in results)
                     held[i] = None
-        for lane_of, which, taken, prefilled in waiting.take(idle):
-            for lane, item in zip(lane_of, taken, strict=True):
-                held[lane] = item
-            described = waiting.described(taken, lane_of, which)
-            lanes = fill(lanes, prefilled, *described, key, temperature, first_chain)
-        prefilled = None  # the lanes have their keys and values
+        for taken, starts, prefilled in waiting.take(idle):
+            for slot, item in taken:
+                held[slot] = item
+            slots = fill(slots, prefilled, starts, request.key, request.temperature, request.first_chain)
+        prefilled = None  # the slots have its keys and values
         if all(item is None for item in held):
             return
-        if int(lanes.clock) >= places_of(lanes) < most:
-            lanes = grow(lanes, min(most, 2 * places_of(lanes)))
-        # Until a lane is free for the next item; with none waiting, until all have stopped.
-        free = 1 + sum(item is None for item in held) if waiting.more() else n
-        steps = most + 1 if places_of(lanes) == most else places_of(lanes) - int(lanes.clock)
+        if int(slots.clock) >= ring_length(slots) < most:
+            slots = grow(slots, min(most, 2 * ring_length(slots)))
+        # Until a slot is idle for the next item; with none waiting, until all have stopped.
+        enough = 1 + sum(item is None for item in held) if waiting.more() else n
+        steps = most + 1 if ring_length(slots) == most else ring_length(slots) - int(slots.clock)
         with waiting.launching:
-            lanes = segment(waiting.weights, model, lanes, stop, eos, free, steps)
+            slots = decode_until(waiting.weights, waiting.model, slots, request.ends, enough, steps)
+
+
+class Starts(NamedTuple):
+    """What `fill` starts, [L] each, of which the first `count` are meant."""
+
+    slot: Int[Array, "L"]
+    prompt: Int[Array, "L"]  # its index among the prefilled ones
+    length: Int[Array, "L"]  # of the prompt
+    uid: Int[Array, "L"]
+    first: Int[Array, "L"]  # row
+    count: int
 
 
 class Waiting:
-    """Items of a stream not begun yet, and the prompts prefilled for them: once each, when their first rows start."""
+    """Items of stream number k that have not started, and the prompts prefilled for them: each once, when its first
+    rows start."""
 
-    def __init__(self, weights: Params, model: ModelConfig, prompts: Prompts, numbers, rows: range, n: int, launching):
-        self.weights, self.model, self.prompts, self.launching = weights, model, prompts, launching
-        self.numbers, self.rows, self.n = numbers, rows, n  # rows: the first ones of a prompt's items
+    def __init__(
+        self, weights: Params, model: ModelConfig, request: Request, plan: Assignment, k: int, launching: threading.Lock
+    ) -> None:
+        p, g = len(request.prompt_length), len(request.temperature)
+        part = k // p if plan.parts > 1 else 0
+        self.weights, self.model, self.request, self.launching = weights, model, request, launching
+        self.wide, self.slots = plan.wide, plan.slots // plan.streams + (k < plan.slots % plan.streams)
+        self.first_rows = range(part * g // plan.parts, (part + 1) * g // plan.parts, plan.wide)  # of a prompt's items
+        self.numbers = iter([k % p] if plan.parts > 1 else range(k, p, plan.streams))
         self.items: list[Item] = []
-        self.made: dict[int, tuple] = {}  # the last prompt begun, while rows of it wait: (place in the batch, batch)
+        # The last prompt started, while rows of it wait: (index in its prefilled batch, that batch).
+        self.prefilled: dict[int, tuple[int, tuple]] = {}
 
     def more(self, wanted: int = 1) -> bool:
-        """Whether so many items wait; prompts are made items as they are needed."""
+        """Whether so many items wait. Items are made from prompts as they are needed."""
         while len(self.items) < wanted:
             number = next(self.numbers, None)
             if number is None:
                 return False
-            self.items += [Item(number, j) for j in self.rows]
+            self.items += [Item(number, first) for first in self.first_rows]
         return True
 
-    def take(self, idle: np.ndarray):
-        """Batches of (lanes, places in the prefilled batch, items, prefilled batch) for the idle lanes, in order."""
+    def take(self, idle: np.ndarray) -> Iterator[tuple[list[tuple[int, Item]], Starts, tuple]]:
+        """For the idle slots, in order: ([(slot, item)], what `fill` starts, the prefilled batch)."""
         self.more(len(idle))
         taken, self.items = self.items[: len(idle)], self.items[len(idle) :]
         pairs = list(zip(idle, taken, strict=False))
-        for old, group in itertools.groupby(pairs, lambda pair: pair[1].prompt in self.made):
+        for known, group in itertools.groupby(pairs, lambda pair: pair[1].prompt in self.prefilled):
             group = list(group)
             numbers = list(dict.fromkeys(item.prompt for _, item in group))
-            # Two sizes, each of which compiles once: all of the start's prompts together, later ones one by one.
-            size = len(numbers) if len(group) == self.n else 1
+            # Two sizes, each of which compiles once: all prompts of the start together, later ones one by one.
+            size = len(numbers) if len(group) == self.slots else 1
             for k in range(0, len(numbers), size):
                 part = numbers[k : k + size]
-                if not old:
+                if not known:
                     with self.launching:
-                        tokens, length = self.prompts.tokens[part], self.prompts.length[part]
+                        tokens, length = self.request.prompt[part], self.request.prompt_length[part]
                         batch = prefill_jit(self.weights, self.model, tokens, length)
-                    self.made = {number: (at, batch) for at, number in enumerate(part)}
-                mine = [(lane, item) for lane, item in group if item.prompt in part]
-                which = [self.made[item.prompt][0] for _, item in mine]
-                yield [lane for lane, _ in mine], which, [item for _, item in mine], self.made[part[0]][1]
+                    self.prefilled = {number: (index, batch) for index, number in enumerate(part)}
+                starting = [(slot, item) for slot, item in group if item.prompt in part]
+                yield starting, self._starts(starting), self.prefilled[part[0]][1]
         if taken:
             last = taken[-1].prompt
-            left = bool(self.items) and self.items[0].prompt == last
-            self.made = {last: self.made[last]} if left else {}
+            goes_on = bool(self.items) and self.items[0].prompt == last
+            self.prefilled = {last: self.prefilled[last]} if goes_on else {}
 
-    def described(self, taken: list[Item], lanes: list[int], which: list[int]):
-        """Arrays [n] for `fill`: lane, place in the batch, prompt length, uid, first row; and how many are meant."""
-        at = [item.prompt for item in taken]
-        columns = (lanes, which, self.prompts.length[at], self.prompts.uid[at], [item.first for item in taken])
-        room = self.n - len(taken)
-        return *(np.pad(np.asarray(x, np.int32), (0, room)) for x in columns), len(taken)
+    def _starts(self, pairs: list[tuple[int, Item]]) -> Starts:
+        prompts = [item.prompt for _, item in pairs]
+        columns = (
+            [slot for slot, _ in pairs],
+            [self.prefilled[prompt][0] for prompt in prompts],
+            self.request.prompt_length[prompts],
+            self.request.uid[prompts],
+            [item.first for _, item in pairs],
+        )
+        unused = self.slots - len(pairs)
+        return Starts(*(np.pad(np.asarray(x, np.int32), (0, unused)) for x in columns), len(pairs))
 
 
 prefill_jit = jax.jit(prefill, static_argnames="cfg")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def empty_lanes(cfg: ModelConfig, n: int, g: int, s: int, places: int, most: int) -> Lanes:
-    """n idle lanes of g rows for prompts of s tokens."""
-    whole = lambda x: jnp.full((n, g), x)
-    return Lanes(
-        cache=Cache(empty_cache(cfg, n, s), empty_cache(cfg, n * g, places)),
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def empty_slots(cfg: ModelConfig, shape: tuple[int, int], s: int, length: int, most: int) -> Slots:
+    """n idle slots of g rows, for prompts of s tokens."""
+    n, g = shape
+
+    def full(value):
+        return jnp.full((n, g), value)
+
+    return Slots(
+        cache=Cache(empty_cache(cfg, n, s), empty_cache(cfg, n * g, length)),
         hidden=jnp.zeros((n, cfg.width), cfg.compute_dtype),
         prompt_length=jnp.ones(n, jnp.int32),
         keys=jax.random.split(jax.random.key(0), (n, g)),
-        temperature=whole(jnp.float32(1)),
-        token=whole(jnp.int32(0)),
-        state=whole(jnp.int8(0)),
-        count=whole(jnp.int32(0)),
-        running=whole(False),
+        temperature=full(jnp.float32(1)),
+        token=full(jnp.int32(0)),
+        state=full(jnp.int8(0)),
+        count=full(jnp.int32(0)),
+        running=full(False),
         ids=jnp.zeros((n, g, most), jnp.int32),
         logp=jnp.zeros((n, g, most), jnp.float32),
         clock=jnp.int32(0),
@@ -278,87 +289,93 @@ def empty_lanes(cfg: ModelConfig, n: int, g: int, s: int, places: int, most: int
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def fill(lanes: Lanes, prefilled, lane, which, length, uid, first, count, key: Array, temperature, chain) -> Lanes:
-    """The first `count` of these items begin in their lanes, whose own keys are forgotten by their age. `chain`: the
-    place in its group of row 0."""
+def fill(slots: Slots, prefilled: tuple, starts: Starts, key: Array, temperature, first_chain) -> Slots:
+    """Items start in their slots. Keys that earlier rows left there are masked by their age. `first_chain`: the index
+    in its group of row 0."""
     hidden, shared = prefilled
-    g = lanes.token.shape[1]
-    keys = row_keys(key, uid, first + chain, g)
-    warmth = temperature[first[:, None] + jnp.arange(g)]
+    g = slots.token.shape[1]
+    keys = row_keys(key, starts.uid, starts.first + first_chain, g)
+    temperatures = temperature[starts.first[:, None] + jnp.arange(g)]
 
-    def one(k, lanes):
-        put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new.astype(old.dtype), lane[k], 0)
-        row = lambda old, value: put(old, jnp.full(old.shape[1:], value, old.dtype))
-        pick = lambda x: jax.lax.dynamic_index_in_dim(x, which[k], 0, keepdims=False)
-        kept = jax.tree.map(lambda old, new: put(old, pick(new)), lanes.cache.prompt, shared)
-        return lanes._replace(
-            cache=Cache(kept, lanes.cache.own),
-            hidden=put(lanes.hidden, pick(hidden)),
-            prompt_length=lanes.prompt_length.at[lane[k]].set(length[k]),
-            keys=lanes.keys.at[lane[k]].set(keys[k]),
-            temperature=put(lanes.temperature, warmth[k]),
-            state=row(lanes.state, 0),
-            count=row(lanes.count, 0),
-            running=row(lanes.running, True),
+    def one(k, slots):
+        slot = starts.slot[k]
+
+        def put(old, new):
+            return jax.lax.dynamic_update_index_in_dim(old, new.astype(old.dtype), slot, 0)
+
+        def put_all(old, value):
+            return put(old, jnp.full(old.shape[1:], value, old.dtype))
+
+        def source(x):
+            return jax.lax.dynamic_index_in_dim(x, starts.prompt[k], 0, keepdims=False)
+
+        prompt = jax.tree.map(lambda old, new: put(old, source(new)), slots.cache.prompt, shared)
+        return slots._replace(
+            cache=Cache(prompt, slots.cache.own),
+            hidden=put(slots.hidden, source(hidden)),
+            prompt_length=slots.prompt_length.at[slot].set(starts.length[k]),
+            keys=slots.keys.at[slot].set(keys[k]),
+            temperature=put(slots.temperature, temperatures[k]),
+            state=put_all(slots.state, 0),
+            count=put_all(slots.count, 0),
+            running=put_all(slots.running, True),
         )
 
-    return jax.lax.fori_loop(0, count, one, lanes)
+    return jax.lax.fori_loop(0, starts.count, one, slots)
 
 
-def grow(lanes: Lanes, places: int) -> Lanes:
-    """A longer ring, in place of the old one, which is gone. Only before the clock has gone round: then the places are
-    still in the order of time."""
-    more, own = places - places_of(lanes), []
-    for pair in lanes.cache.own:  # a layer at a time: two whole rings may be more than there is room for
+def grow(slots: Slots, length: int) -> Slots:
+    """A longer ring; the old one is deleted. Only before the clock has gone round: until then the ring is in the order
+    of time."""
+    more, own = length - ring_length(slots), []
+    for pair in slots.cache.own:  # one layer at a time: there may be no memory for two whole rings
         own.append(longer(*pair, more))
         for x in pair:
             x.delete()
-    return lanes._replace(cache=Cache(lanes.cache.prompt, tuple(own)))
+    return slots._replace(cache=Cache(slots.cache.prompt, tuple(own)))
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def longer(k: Float[Array, "N K Dh C"], v: Float[Array, "N K C Dh"], more: int):
-    """One layer's ring with `more` places behind the others."""
+    """One layer's ring with `more` positions at its end."""
     rows, more = (0, 0), (0, more)
     return jnp.pad(k, (rows, rows, rows, more)), jnp.pad(v, (rows, rows, more, rows))
 
 
 @functools.partial(jax.jit, static_argnames="cfg", donate_argnums=2)
-def segment(weights: Params, cfg: ModelConfig, lanes: Lanes, stop, eos, most, steps) -> Lanes:
-    """Decode for `steps` steps, or until `most` lanes are idle.
+def decode_until(weights: Params, cfg: ModelConfig, slots: Slots, ends: Ends, idle, steps) -> Slots:
+    """Decode until so many slots are idle, for at most `steps` steps.
 
-    A row that has just begun spends its first step without a token of its own: its first is drawn from the
-    prompt's last state.
+    The first step of a row computes no token of its own: its first token is drawn from the prompt's last state.
     """
-    head, matched = head_matrix(weights), stop.shape[1] - 1
-    places, room = places_of(lanes), lanes.ids.shape[2]
-    in_prompt = jnp.arange(lanes.cache.prompt[0][0].shape[-1]) < lanes.prompt_length[:, None]
-    end = lanes.clock + steps
+    head, matched = head_matrix(weights), ends.table.shape[1] - 1
+    length, most = ring_length(slots), slots.ids.shape[2]
+    in_prompt = jnp.arange(slots.cache.prompt[0][0].shape[-1]) < slots.prompt_length[:, None]
+    end = slots.clock + steps
 
-    def going(s: Lanes):
-        return (s.clock < end) & ((~s.running.any(1)).sum() < most)
+    def going(s: Slots):
+        return (s.clock < end) & ((~s.running.any(1)).sum() < idle)
 
-    def body(s: Lanes):
-        write = s.clock % places
-        age = (write - jnp.arange(places)) % places  # steps since each place was written, this one being now
-        seen = age < s.count[..., None]
-        position = s.prompt_length[:, None] + s.count - 1
-        hidden, cache = decode_rows(weights, cfg, s.token, write, position, seen, in_prompt, s.cache)
+    def body(s: Slots):
+        write = s.clock % length
+        age = (write - jnp.arange(length)) % length  # steps since each position was written, 0 for this step's
+        at = Positions(write, s.prompt_length[:, None] + s.count - 1, age < s.count[..., None], in_prompt)
+        hidden, cache = decode_step(weights, cfg, s.token, at, s.cache)
         hidden = jnp.where((s.count == 0)[..., None], s.hidden[:, None], hidden)
         token, logp = choose(hidden, head, s.keys, s.count, s.temperature)
-        here = (jnp.arange(room) == s.count[..., None]) & s.running[..., None]
+        new = (jnp.arange(most) == s.count[..., None]) & s.running[..., None]
         count = s.count + s.running
-        state = stop[token, s.state.astype(jnp.int32)].astype(s.state.dtype)
-        over = (state == matched) | (token[..., None] == eos).any(-1) | (count >= room)
+        state = ends.table[token, s.state.astype(jnp.int32)].astype(s.state.dtype)
+        over = (state == matched) | (token[..., None] == ends.eos).any(-1) | (count >= most)
         return s._replace(
             cache=cache,
             token=token,
             state=state,
             count=count,
             running=s.running & ~over,
-            ids=jnp.where(here, token[..., None], s.ids),
-            logp=jnp.where(here, logp[..., None], s.logp),
+            ids=jnp.where(new, token[..., None], s.ids),
+            logp=jnp.where(new, logp[..., None], s.logp),
             clock=s.clock + 1,
         )
 
-    return jax.lax.while_loop(going, body, lanes)
+    return jax.lax.while_loop(going, body, slots)

@@ -3,8 +3,8 @@
     learner  --publish(version, weights)-->  WeightBox  --wait(at_least)-->  sampler thread
     learner  <--get(step)--  RolloutQueue  <--put(rollout)--  sampler thread
 
-Rollout number i may be sampled from weights no older than version i - max_staleness. With 0 the two
-take turns and a run is deterministic; with more the sampler runs ahead.
+Rollout number i may be sampled from weights no older than version i - max_staleness. With 0 sampler and learner
+alternate and a run is deterministic; with more the sampler runs ahead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class WeightBox:
     def wait(self, at_least: int, take: bool = False) -> tuple[int, Any]:
         """(version, weights) once the version is `at_least`; raises Closed when the learner has stopped.
 
-        With `take` the box keeps no reference, and each version can be had once.
+        With `take` the box keeps no reference, so each version can be taken once.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._version >= max(at_least, 0))
@@ -77,12 +77,12 @@ class RolloutQueue:
         return len(self._items)
 
     def contents(self) -> tuple[list[Rollout], int]:
-        """What waits, the oldest first, and how many have been dropped so far."""
+        """The waiting rollouts, the oldest first, and how many have been dropped so far."""
         with self._changed:
             return list(self._items), self.dropped
 
     def put(self, rollout: Rollout) -> None:
-        """Append, waiting for room; raises Closed when the learner has stopped."""
+        """Append, once the queue is not full; raises Closed when the learner has stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
             if self._closed:
@@ -91,10 +91,10 @@ class RolloutQueue:
             self._changed.notify_all()
 
     def get(self, step: int) -> tuple[Rollout, float]:
-        """The oldest rollout fit for the update from version `step`, and the seconds waited for it.
+        """The oldest rollout that the update from version `step` may use, and the seconds waited for it.
 
-        Rollouts older than max_staleness are dropped and counted; one from the future is an error: it
-        was sampled by weights this learner does not have. A sampler's own exception is raised here.
+        Rollouts older than max_staleness are dropped and counted. One from a later version is an error: this learner
+        does not have its weights. An exception of the sampler is raised here.
         """
         start = time.perf_counter()
         with self._changed:
@@ -116,13 +116,13 @@ class RolloutQueue:
                 self.dropped += 1
 
     def wait_for_drop(self, dropped: int) -> bool:
-        """True once more than `dropped` rollouts were too old, False once all were taken without that."""
+        """True once more than `dropped` rollouts have been dropped, False once the queue is empty without that."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._items or self.dropped > dropped)
             return self.dropped > dropped
 
     def close(self, error: BaseException | None = None) -> None:
-        """Wake everybody. With `error`, the learner's next get raises it."""
+        """Wake all waiting threads. With `error`, the learner's next get raises it."""
         with self._changed:
             self._closed, self._error = True, self._error or error
             self._changed.notify_all()
@@ -138,9 +138,9 @@ def start_sampler(
 ) -> threading.Thread:
     """Thread that puts rollouts start..stop-1: `produce(number, weights, version)`.
 
-    An exception closes the queue and reaches the learner's next `get`. Rollouts that the queue drops
-    as too old are made up for after the last. In turns (max_staleness=0) each version serves one rollout and is then
-    let go: the learner's step has the room.
+    An exception closes the queue, and the learner's next `get` raises it. For each rollout that the queue dropped,
+    another is sampled after the last. With max_staleness=0 each version serves one rollout and is then freed, so that
+    the learner's step has the memory.
     """
 
     def run() -> None:
@@ -163,7 +163,7 @@ def start_sampler(
 
 
 def to_bytes(rollouts: Sequence[Rollout]) -> bytes:
-    """Rollouts as a checkpoint keeps them."""
+    """Rollouts as a checkpoint stores them."""
     arrays: dict[str, np.ndarray] = {}
     for i, rollout in enumerate(rollouts):
         for f in dataclasses.fields(rollout):
@@ -178,13 +178,14 @@ def to_bytes(rollouts: Sequence[Rollout]) -> bytes:
 
 def from_bytes(data: bytes) -> list[Rollout]:
     """The inverse of `to_bytes`; [] for rollouts of an older version, which lack a field: they are sampled anew."""
-    with np.load(io.BytesIO(data)) as kept:
+    with np.load(io.BytesIO(data)) as stored:
         out = []
-        for i in range(int(kept["count"])):
-            if f"{i}.number" not in kept:
+        for i in range(int(stored["count"])):
+            if f"{i}.number" not in stored:
                 return []
-            prompts = Prompts(**{f.name: kept[f"{i}.prompts.{f.name}"] for f in dataclasses.fields(Prompts)})
-            rest = {f.name: kept[f"{i}.{f.name}"] for f in dataclasses.fields(Rollout) if f.name != "prompts"}
-            rest |= {"version": int(rest["version"]), "number": int(rest["number"]), "seconds": float(rest["seconds"])}
-            out.append(Rollout(prompts, **rest))
+            prompts = Prompts(**{f.name: stored[f"{i}.prompts.{f.name}"] for f in dataclasses.fields(Prompts)})
+            fields = {f.name: stored[f"{i}.{f.name}"] for f in dataclasses.fields(Rollout) if f.name != "prompts"}
+            for name, kind in (("version", int), ("number", int), ("seconds", float)):
+                fields[name] = kind(fields[name])
+            out.append(Rollout(prompts, **fields))
     return out

@@ -1,7 +1,7 @@
 """Stop strings inside a compiled loop: a small automaton over bytes, composed into a table over token ids.
 
-A model may spell `<answer` with any tokens it likes. table[id, state] is the state after the bytes of
-`id`, so following a row costs one lookup a token, on the device or in numpy.
+A model may spell `<answer` with any tokens. table[id, state] is the state after the bytes of `id`, so following a row
+costs one lookup per token, on the device or in numpy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 @functools.lru_cache(maxsize=16)
 def stop_table(vocab_bytes: tuple[bytes, ...], patterns: tuple[str, ...]) -> np.ndarray:
-    """Transitions [V, states] int8: state 0 has seen nothing, the last state has seen a pattern and stays.
+    """Transitions [V, states] int8: state 0 is no match so far, the last state a complete match, which is final.
 
     Ids without bytes (special tokens) break a match.
     """

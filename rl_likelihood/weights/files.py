@@ -26,10 +26,10 @@ from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS, Source
 
 
 class Name(NamedTuple):
-    """A parameter's name in Hugging Face and in GGUF files, and how it lies there.
+    """A parameter's name in Hugging Face and in GGUF files, and its layout there.
 
-    Files keep the matrix of x @ w as [out, in]; ours is [in axes, out axes], heads apart, and `inputs`
-    is its number of input axes. 0: the file has our layout, heads joined.
+    Files store the matrix of x @ w as [out, in]; ours is [in axes, out axes] with an axis of heads, and `inputs` is its
+    number of input axes. 0: the file has our layout, heads and their width in one axis.
     """
 
     hf: str
@@ -41,7 +41,7 @@ NAMES = {
     "embed": Name("model.embed_tokens.weight", "token_embd.weight", 0),
     "final_norm": Name("model.norm.weight", "output_norm.weight", 0),
     "head": Name("lm_head.weight", "output.weight", 0),
-    # The rest once a layer, after "model.layers.{i}." or "blk.{i}.".
+    # Once per layer, after "model.layers.{i}." or "blk.{i}.".
     "attn_norm": Name("input_layernorm.weight", "attn_norm.weight", 0),
     "q": Name("self_attn.q_proj.weight", "attn_q.weight", 1),
     "k": Name("self_attn.k_proj.weight", "attn_k.weight", 1),
@@ -60,7 +60,7 @@ NAMES = {
 
 
 class Tensor(NamedTuple):
-    """One tensor of a file, its place in our tree (layer None: not stacked) and both its shapes."""
+    """One tensor of a file, its key and layer in our tree (layer None: not stacked), and both its shapes."""
 
     name: str
     file_shape: tuple[int, ...]
@@ -121,7 +121,7 @@ def load(
 
 
 def _load_onto(source: Source, specs: Any, wanted: list[Tensor], at: Any, dtype: np.dtype) -> Params:
-    """The parameters on devices, each shard read from the files by itself."""
+    """The parameters on devices, each shard read from the files separately."""
     of: dict[str, list[Tensor]] = {}
     for t in wanted:
         of.setdefault(t.key, []).append(t)  # layer by layer
@@ -160,18 +160,18 @@ def _read_part(source: Source, t: Tensor, index: tuple[slice, ...]) -> np.ndarra
         return (x,) if len(t.file_shape) == 1 else tuple((i,) for i in x)
 
     groups, cuts = together(t.shape), together(index)
-    ranges, shapes, rest = [], [], []
+    ranges, shapes, inner_cuts = [], [], []
     for shape, cut in zip(groups, cuts, strict=True):
-        # Only the first axis of those joined in the file is ever cut there; a cut of a later one follows in memory.
+        # Of axes that the file joins, only the first is cut while reading; later ones are cut in memory.
         start, stop, _ = cut[0].indices(shape[0])
         inner = math.prod(shape[1:])
         ranges.append(slice(start * inner, stop * inner))
         shapes.append((stop - start, *shape[1:]))
-        rest.append((slice(None), *cut[1:]))
+        inner_cuts.append((slice(None), *cut[1:]))
     x = source.read(t.name, *ranges)
     if n:
-        return x.T.reshape(*shapes[1], *shapes[0])[(*rest[1], *rest[0])]
-    return x.reshape([s for shape in shapes for s in shape])[tuple(c for cut in rest for c in cut)]
+        return x.T.reshape(*shapes[1], *shapes[0])[(*inner_cuts[1], *inner_cuts[0])]
+    return x.reshape([s for shape in shapes for s in shape])[tuple(c for cut in inner_cuts for c in cut)]
 
 
 def _check(path: Path, source: Source, wanted: list[Tensor]) -> None:
@@ -189,11 +189,11 @@ def _check(path: Path, source: Source, wanted: list[Tensor]) -> None:
                 f"configuration asks for {list(t.file_shape)}; take weights and configuration of the same model"
             )
     # Old Llama files keep the rotary frequencies, which follow from the configuration.
-    rest = sorted(n for n in source.shapes.keys() - {t.name for t in wanted} if not n.endswith("rotary_emb.inv_freq"))
-    if rest:
+    extra = sorted(n for n in source.shapes.keys() - {t.name for t in wanted} if not n.endswith("rotary_emb.inv_freq"))
+    if extra:
         raise UserError(
-            f"{source.files[rest[0]]}: tensor {rest[0]} (one of {len(rest)} such) has no place in this {family} model, "
-            "so its outputs would be wrong; take a model of the plain architecture"
+            f"{source.files[extra[0]]}: tensor {extra[0]} (one of {len(extra)} such) does not belong to a plain "
+            f"{family} model, so the outputs would be wrong; take a model of the plain architecture"
         )
 
 
@@ -262,8 +262,8 @@ def _make_room(path: Path, names: set[str]) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; name a folder to write the model to")
     path.mkdir(parents=True, exist_ok=True)
-    found = (f.name for pattern in ("*.safetensors*", "pytorch_model*", "*.gguf") for f in path.glob(pattern))
-    others = sorted({name.removesuffix(".partial") for name in found} - names)
+    weights = (f.name for pattern in ("*.safetensors*", "pytorch_model*", "*.gguf") for f in path.glob(pattern))
+    others = sorted({name.removesuffix(".partial") for name in weights} - names)
     if others:
         raise UserError(f"{path}: already holds {others[0]}, which would mix with these weights; name an empty folder")
     (path / CONFIG).unlink(missing_ok=True)

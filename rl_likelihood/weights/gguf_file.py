@@ -40,15 +40,15 @@ def open_gguf(file: Path) -> Source:
         reader = GGUFReader(file)
     except (ValueError, IndexError, KeyError, OverflowError) as e:  # what slicing past the end of the map raises
         raise UserError(f"{file}: truncated, or not a GGUF file ({e}); download it again") from None
-    found = {t.name: t for t in reader.tensors}
-    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in found.items()}
+    by_name = {t.name: t for t in reader.tensors}
+    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in by_name.items()}
     cfg = _config(reader, shapes, file)
     # Llama-architecture files interleave the two halves of every query and key head.
     heads = {"attn_q.weight": cfg.heads, "attn_k.weight": cfg.kv_heads} if cfg.family == "llama" else {}
 
     @functools.lru_cache(maxsize=1)  # the parts of one tensor are asked for one after the other
     def whole(name: str) -> np.ndarray:
-        x = _float(found[name], file)
+        x = _float(by_name[name], file)
         n = heads.get(name.split(".", 2)[-1])
         if n is not None:
             x = x.reshape(n, -1, 2, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
@@ -58,11 +58,11 @@ def open_gguf(file: Path) -> Source:
         x = whole(name)
         return x[rows, columns] if x.ndim > 1 else x[rows]
 
-    if ROPE_FREQS in found:
-        scaling = _llama3_scaling(cfg, _float(found[ROPE_FREQS], file), file)
+    if ROPE_FREQS in by_name:
+        scaling = _llama3_scaling(cfg, _float(by_name[ROPE_FREQS], file), file)
         cfg = dataclasses.replace(cfg, rope_scaling=scaling)
         del shapes[ROPE_FREQS]
-    return Source(cfg, dict.fromkeys(found, file), shapes, read)
+    return Source(cfg, dict.fromkeys(by_name, file), shapes, read)
 
 
 def _float(tensor, file: Path) -> np.ndarray:

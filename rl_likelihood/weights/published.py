@@ -1,4 +1,4 @@
-"""Shapes of published models by name: what `plan` needs when no file is here."""
+"""Shapes of published models by name, for `plan` without the model's files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def published(name: str) -> ModelConfig:
     if short not in PUBLISHED:
         near = difflib.get_close_matches(short, PUBLISHED, 1, 0.0)[0]
         raise UserError(
-            f"model {name!r} is neither a folder or file here nor a name whose shapes are known; "
+            f"model {name!r} is neither an existing folder or file nor a name whose shapes are known; "
             f"the nearest is {near} (of {', '.join(PUBLISHED)})"
         )
     *sizes, tied = PUBLISHED[short]

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench import flops
 from bench.flops import Shape
-from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.decoder import Completions, forward, head_matrix
 from rl_likelihood.model.decoding import decoding_layout
 from rl_likelihood.model.decoding import prefill as prefill_of
 from rl_likelihood.model.head import logits
@@ -48,7 +48,7 @@ def test_the_products_of_the_programs_themselves():
     ids = np.zeros((2, 3, 4), np.int32)
 
     def scored(params):
-        hidden = forward(params, MODEL, np.zeros((2, 5), np.int32), np.full(2, 5), ids, ids + 1)
+        hidden = forward(params, MODEL, np.zeros((2, 5), np.int32), np.full(2, 5), Completions(ids, ids + 1))
         return logits(hidden.completion, head_matrix(params))
 
     whole = 3 * 4 * 16 * (2 * 5 * 5 + 6 * 4 * (5 + 4))

@@ -70,10 +70,10 @@ def make_space_prefixed():
 def smollm2():
     """(tokenizer, vocab_bytes) of SmolLM2-135M-Instruct."""
     from rl_likelihood.data.tokenizer import load_tokenizer, vocab_bytes
-    from rl_likelihood.weights.assets import cached
+    from rl_likelihood.weights.assets import cache_path
 
-    path = cached("smollm2-135m-instruct")
-    if path is None:
+    path = cache_path("smollm2-135m-instruct")
+    if not path.is_file():
         pytest.skip("SmolLM2 is not in the cache: python -m rl_likelihood.weights.assets smollm2-135m-instruct")
     tokenizer = load_tokenizer(path)
     return tokenizer, vocab_bytes(tokenizer, len(tokenizer))

@@ -23,7 +23,7 @@ from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.evaluate import check_workdir
 from rl_likelihood.evaluation import records as files
 from rl_likelihood.evaluation import statistics
-from rl_likelihood.evaluation.evaluate import Evaluation, evaluate, tokens_before_tags, votes
+from rl_likelihood.evaluation.evaluate import Evaluation, _marks, evaluate, tokens_before_tags, votes
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.model.decoder import forward, head_matrix, param_specs
 from rl_likelihood.runtime import checkpoint, run_files
@@ -214,7 +214,7 @@ def test_a_grader_that_needs_more_than_the_answer_gets_it():
     row = dataclasses.replace(row, example=dataclasses.replace(row.example, check=json.dumps(program)))
     with Pool() as pool:
         answers = ["    return 5", row.example.answer, None]
-        assert evaluate._marks(task, pool, [row], [answers]) == [[True, False, False]]
+        assert _marks(task, pool, [row], [answers]) == [[True, False, False]]
 
 
 # ------------------------------------------------------------------------------------------- the same numbers
@@ -358,7 +358,7 @@ def test_marks_of_older_rules_are_not_kept(tmp_path, monkeypatch):
     task, params = task_of()
     first = files.identity_of(task, params, task.heldout, 1)
     assert first == files.identity_of(task, params, task.heldout, 1)
-    monkeypatch.setattr(files.grading, "VERSION", files.grading.VERSION + 1)
+    monkeypatch.setattr(files.graders, "VERSION", files.graders.VERSION + 1)
     again = files.identity_of(task, params, task.heldout, 1)
     assert files.records_path(tmp_path, 0, again) != files.records_path(tmp_path, 0, first)
 
@@ -385,7 +385,7 @@ def test_many_chains_of_the_first_questions_beside_one_of_all(questions, tmp_pat
 
 def test_one_evaluation_at_a_time_writes_a_file_and_says_how_far_it_is(tmp_path, monkeypatch):
     task, params = task_of(eval__prompts=2)
-    monkeypatch.setattr("rl_likelihood.evaluation.evaluate.EVERY", 0.01)
+    monkeypatch.setattr("rl_likelihood.runtime.progress.EVERY", 0.01)
     said = []
     out = evaluated(task, params, task.heldout, between=lambda: time.sleep(0.1), folder=tmp_path, say=said.append)
     assert said[0] == "evaluating 2 questions, 2 sampled chains each"
@@ -403,7 +403,6 @@ def test_a_run_is_evaluated_on_other_questions_but_not_in_another_format(tmp_pat
     old = flatten(small_config())
     (tmp_path / "config.json").write_text(json.dumps(old))
     monkeypatch.setattr(checkpoint, "latest_step", lambda _: 3)
-    monkeypatch.setattr("rl_likelihood.evaluate.base", lambda: None)  # that of the command line's --config
     other = {"prompt.max_prompt": 99, "prompt.max_answer": 9, "prompt.instruction": "Subtract.", "data.heldout_size": 7}
     check_workdir(tmp_path, {**old, **other})
     for name, value in {"prompt.answer_open": "<a", "prompt.score_delims": "both", "prompt.examples": 1}.items():
@@ -475,7 +474,9 @@ def test_training_watches_a_split_of_its_own_and_leaves_the_test_set_alone(tmp_p
     asked = [[x["prompt"] for x in statistics.read_records(str(tmp_path / "run" / r["records"]))[1]] for r in rows]
     assert [row["step"] for row in rows] == [0, 1, 2] and [len(prompts) for prompts in asked] == [3, 3, 3]
     assert [{p.split()[0] for p in prompts} for prompts in asked] == [{"test"}, {"train"}, {"test"}]
-    data = DataConfig("prepared", train_path=str(tmp_path / "data"), fast_split="validation")
+    data = DataConfig(
+        "prepared", train_path=str(tmp_path / "data"), fast_split="validation", train_size=0, heldout_size=0
+    )
     trained = {e.prompt for e in sources.load(data)[0]}
     assert not trained & set(asked[1]) and len(trained) == 16
     for changes, words in (
@@ -512,9 +513,8 @@ def test_greedy_answers_are_sampled_ahead_and_are_the_same(tmp_path):
     program = """
 import json, sys
 import jax, numpy as np
-from rl_likelihood.config import build, flatten
-from rl_likelihood.run import evaluation
-from rl_likelihood.run import records as files
+from rl_likelihood.config import build
+from rl_likelihood.evaluation import evaluate
 from rl_likelihood.task import load
 from tests.runs import small_config
 
@@ -527,7 +527,9 @@ texts = []
 for ahead in (1, 2, 4, 100):
     evaluate.AHEAD, calls, batches = ahead, [], []
     folder = f"{sys.argv[1]}/{ahead}"
-    out = evaluate.evaluate(task, params, task.heldout, lambda: batches.append(1), folder=folder)
+    out = evaluate.evaluate(
+        evaluate.Evaluation(task, params, task.heldout, folder=folder, between=lambda: batches.append(1))
+    )
     records = evaluate.statistics.read_records(f"{folder}/{out['records']}")[1]
     texts.append([(r["index"], r["id"], r["greedy"]) for r in records])
     assert len(batches) == 9 and len(records) == 9

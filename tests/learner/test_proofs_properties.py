@@ -81,7 +81,7 @@ def batch_of(seed, p=P, g=G, t=T):
 
 def rows_of(batch, change):
     """The batch with `change` made to every array that has an axis of rows."""
-    fields = ("completion", "segment", "scored", "sampler_logp", "outside", "truncated", "keep")
+    fields = ("completion", "segment", "scored", "sampler_logp", "host_rewards", "truncated", "keep")
     return batch.replace(**{k: jax.tree.map(change, getattr(batch, k)) for k in fields})
 
 
@@ -344,6 +344,7 @@ def test_the_published_group_of_rlpr_by_its_preset():
         logp=score,
         scored=ones[..., None],
         keep=ones,
+        truncated=~ones,
         sampled=SampledStats(score, score, score, ones[..., None], V),
         chain_tokens=np.ones((2, 4), np.float32),
         host_rewards={

@@ -19,7 +19,7 @@ from rl_likelihood.rewards.intrinsic import INTRINSIC
 from rl_likelihood.rewards.mixture import objective
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
-from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Bare
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, NoChainRows
 from tests.small import one_device, random_batch, random_params, reference_log_distributions, rewarded, tiny
 
 P, G, S, T = 4, 3, 5, 10
@@ -90,6 +90,17 @@ def test_a_term_over_its_standard_deviation_is_scaled_in_each_group():
     assert np.abs(centred).max() > 0
 
 
+def test_overlong_counts_what_was_sampled_and_gives_cut_chains_the_least():
+    cfg = RewardConfig(terms=parse_reward("overlong"), overlong_max=6.0, overlong_cache=4.0)
+    step = dataclasses.replace(rewarded("overlong", policy_span="response"), reward=cfg)
+    _, _, rows = run(PARAMS, (None, None), BATCH, MODEL, step)
+    sampled = np.isin(BATCH.segment, (CHAIN, SAMPLED)).sum(-1)
+    expected = np.where(BATCH.truncated, -1.0, np.clip((2.0 - sampled) / 4, -1, 0))
+    np.testing.assert_allclose(rows["reward/overlong"], expected, atol=1e-6)
+    answers = (BATCH.segment == SAMPLED).sum(-1)
+    assert BATCH.truncated.any() and (answers[(expected > -1) & (expected < 0)] > 0).any()
+
+
 def test_a_constant_reward_has_no_answer_term():
     with_term, *_ = of("self_certainty")
     without, *_ = of("self_certainty", loss=LossConfig(answer_term=0.0))
@@ -127,8 +138,8 @@ def test_an_entropy_in_bits_is_one_in_nats_over_log_two():
 # ------------------------------------------------------------------ the row without a chain, RLPR, NOVER
 
 
-def with_bare_rows(batch, width=T - 3):
-    """The batch with bare rows, narrower than the chains: a tag, then the answer of the group's first row."""
+def with_no_chain_rows(batch, width=T - 3):
+    """With rows without a chain, narrower than the chains: a tag, then the answer of the group's first row."""
     ids, kinds, scored = (np.zeros((P, 1, width), x) for x in (np.int32, np.int32, bool))
     for i in range(P):
         at = np.flatnonzero(batch.segment[i, 0] == REFERENCE)
@@ -136,17 +147,17 @@ def with_bare_rows(batch, width=T - 3):
         ids[i, 0, : n + 1] = [7, *batch.completion[i, 0, at]]
         kinds[i, 0, : n + 1] = [TAG] + [REFERENCE] * n
         scored[i, 0, 1 : n + 1] = batch.scored[i, 0, at]
-    return batch.replace(bare=Bare(ids, kinds, scored))
+    return batch.replace(no_chain=NoChainRows(ids, kinds, scored))
 
 
-def bare_log_probs():
-    """Those of BARE's bare rows, as completions of their own."""
+def no_chain_log_probs():
+    """Those of NO_CHAIN's rows without a chain, as completions of their own."""
     keys = ("completion", "segment", "scored")
-    alone = BARE.replace(bare=None, **{k: getattr(BARE.bare, k) for k in keys})
+    alone = NO_CHAIN.replace(no_chain=None, **{k: getattr(NO_CHAIN.no_chain, k) for k in keys})
     return np.asarray(row_stats(PARAMS, MODEL, alone, rewarded("jepo", two_branches=True)).stats.log_prob)[:, 0]
 
 
-BARE = with_bare_rows(BATCH)
+NO_CHAIN = with_no_chain_rows(BATCH)
 
 
 @pytest.mark.parametrize("changes", [{}, {"micro_batch_prompts": 2}])
@@ -154,14 +165,14 @@ BARE = with_bare_rows(BATCH)
 def test_a_row_without_a_chain_is_scored_and_changes_nothing_else(model, changes):
     params = random_params(model)
     cfg = rewarded("jepo", two_branches=True, policy_span="response", head_chunk=40, **changes)
-    a, b = (run(params, (None, None), batch, model, cfg) for batch in (BATCH, BARE))
+    a, b = (run(params, (None, None), batch, model, cfg) for batch in (BATCH, NO_CHAIN))
     close(b[0], a[0], 1e-6)
     for name in a[2]:
         np.testing.assert_allclose(b[2][name], a[2][name], atol=1e-5, err_msg=name)
     if model == MODEL:
-        expected = np.where(BARE.bare.scored[:, 0], bare_log_probs(), 0)
+        expected = np.where(NO_CHAIN.no_chain.scored[:, 0], no_chain_log_probs(), 0)
         np.testing.assert_allclose(b[2]["no_chain_log_prob"], expected.sum(-1), atol=1e-5)
-        found = np.where(BARE.bare.scored[:, 0], b[2]["no_chain_answer_logp"], 0)
+        found = np.where(NO_CHAIN.no_chain.scored[:, 0], b[2]["no_chain_answer_logp"], 0)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -170,7 +181,7 @@ def test_the_backward_pass_has_no_trace_of_rows_without_a_chain(model):
     params, cfg = random_params(model), rewarded("jepo")
 
     def more(f):
-        with_rows, without = (jax.make_jaxpr(functools.partial(f, batch=b))(params) for b in (BARE, BATCH))
+        with_rows, without = (jax.make_jaxpr(functools.partial(f, batch=b))(params) for b in (NO_CHAIN, BATCH))
         return count_flops(with_rows.jaxpr) - count_flops(without.jaxpr)
 
     forward = more(lambda p, batch: row_stats(p, model, batch, cfg))
@@ -178,12 +189,12 @@ def test_the_backward_pass_has_no_trace_of_rows_without_a_chain(model):
 
 
 def test_rlpr_takes_off_the_score_without_a_chain_and_clips():
-    _, _, plain = of("rlpr", BARE)
+    _, _, plain = of("rlpr", NO_CHAIN)
     score = np.asarray(plain["reward"])
     np.testing.assert_allclose(score, plain["reward/avg_prob"], rtol=1e-6)
-    _, _, live = of("rlpr", BARE, baseline="live")
-    at = BARE.bare.scored[:, 0]
-    base = np.where(at, np.exp(bare_log_probs()), 0).sum(-1) / at.sum(-1)
+    _, _, live = of("rlpr", NO_CHAIN, baseline="live")
+    at = NO_CHAIN.no_chain.scored[:, 0]
+    base = np.where(at, np.exp(no_chain_log_probs()), 0).sum(-1) / at.sum(-1)
     np.testing.assert_allclose(live["reward"], np.clip(score - base[:, None], 0, 1), atol=1e-6)
     assert (np.asarray(live["reward"]) == 0).any() and (np.asarray(live["reward"]) > 0).any()
     frozen = np.array([0.0, 0.5, 1.0, 0.01], np.float32)
@@ -298,12 +309,12 @@ def test_kl_in_the_reward_is_the_sequence_log_ratio_and_stays_out_of_the_loss():
     close(of("math", models=(ref, None), loss=loss)[0], of("math", constant)[0])
 
 
-def test_the_pulls_of_the_two_terms_are_told_apart():
+def test_the_gradients_of_the_two_terms_are_measured_separately():
     (_, both, _), (_, policy, _) = of("log_prob"), of("log_prob", loss=LossConfig(answer_term=0.0))
-    assert both["sum/answer_pull"] > 0 and policy["sum/answer_pull"] == 0
-    assert float(both["sum/policy_pull"]) == pytest.approx(float(policy["sum/policy_pull"]), rel=1e-5)
+    assert both["sum/answer_grad_squared"] > 0 and policy["sum/answer_grad_squared"] == 0
+    assert float(both["sum/policy_grad_squared"]) == pytest.approx(float(policy["sum/policy_grad_squared"]), rel=1e-5)
     _, half, _ = of("log_prob", loss=LossConfig(answer_term=0.5))
-    assert float(half["sum/answer_pull"]) == pytest.approx(float(both["sum/answer_pull"]) / 4, rel=1e-4)
+    assert float(half["sum/answer_grad_squared"]) == pytest.approx(float(both["sum/answer_grad_squared"]) / 4, rel=1e-4)
 
 
 def test_correlations_are_those_within_groups():

@@ -155,7 +155,7 @@ def expect_sft(params):
 
 FIRST = jax.tree.map(lambda x: x[:, :1] if x.ndim > 1 and x.shape[1] == G else x, BATCH)
 MODES = {
-    "log_prob": (expect_log_prob, BATCH, StepConfig()),
+    "log_prob": (expect_log_prob, BATCH, rewarded("log_prob")),
     "base_rl": (expect_base_rl, BATCH, rewarded("math", policy_span="response")),
     "drop": (expect_drop, BATCH, rewarded("prob", truncated="drop")),
     "floor": (expect_floor, BATCH, rewarded("avg_log_prob", truncated="floor", floor=-7.0)),
@@ -181,8 +181,7 @@ step_gradients = jax.jit(gradients, static_argnums=(3, 4))
 
 
 def cfg_of(name, **changes):
-    cfg = MODES[name][2]
-    return StepConfig(**{**cfg.__dict__, "two_branches": True, "head_chunk": 20, **changes})
+    return dataclasses.replace(MODES[name][2], **{"two_branches": True, "head_chunk": 20, **changes})
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -219,7 +218,8 @@ def test_what_a_dropped_row_holds_changes_nothing():
 
 def test_the_floor_is_in_the_trained_reward_and_nowhere_else():
     _, _, rows = step_gradients(PARAMS, (None, None), BATCH, MODEL, cfg_of("floor"))
-    _, _, plain = step_gradients(PARAMS, (None, None), BATCH, MODEL, cfg_of("floor", truncated="force_close"))
+    without = dataclasses.replace(cfg_of("floor").reward, truncated="force_close")
+    _, _, plain = step_gradients(PARAMS, (None, None), BATCH, MODEL, cfg_of("floor", reward=without))
     assert BATCH.truncated.any() and (np.asarray(rows["reward"])[BATCH.truncated] == -7).all()
     np.testing.assert_array_equal(rows["reward/avg_log_prob"], plain["reward/avg_log_prob"])
     np.testing.assert_array_equal(rows["reward/log_prob"], plain["reward/log_prob"])

@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl_likelihood.config import parse_reward
 from rl_likelihood.learner import surrogate
 from rl_likelihood.learner.surrogate import Counts, LossConfig, aggregate, kl_estimate, leave_one_out, policy_loss
+from rl_likelihood.rewards import mixture
+from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, SCORES, kept_mean
+from rl_likelihood.rewards.reward import Observation, RewardConfig
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 advantages = jax.jit(surrogate.advantages, static_argnames=("kind", "eps"))
@@ -80,6 +84,79 @@ def test_jepo_is_log_prob_to_first_order():
     assert np.abs(b).max() > 1e-4
 
 
+def unlikely(level, spread, tokens, g, seed=0):
+    """Answers of about `level` nats whose log-probs differ by about `spread`: [3, G, A] and their mask."""
+    rng = np.random.default_rng(seed)
+    base = rng.exponential(1.0, (3, 1, tokens))
+    noise = rng.normal(size=(3, g, tokens)) * spread / np.sqrt(tokens)
+    logp = np.minimum(level * base / base.sum(-1, keepdims=True) + noise, -1e-6).astype(np.float32)
+    return logp, np.ones(logp.shape, bool)
+
+
+def exact_differences(name, logp):
+    """Leave-one-out differences in float64, each group's highest l taken off for jepo."""
+    logp = logp.astype(np.float64)
+    total, n, g = logp.sum(-1), logp.shape[-1], logp.shape[1]
+    if name == "jepo":
+        x = total - total.max(-1, keepdims=True)
+        others = [np.delete(x, i, axis=-1) for i in range(g)]
+        tops = [y.max(-1) for y in others]
+        without = [top + np.log(np.exp(y - top[:, None]).mean(-1)) for y, top in zip(others, tops, strict=True)]
+        return np.log(np.exp(x).mean(-1))[:, None] - np.stack(without, -1)
+    rows = {"avg_prob": np.exp(logp).mean(-1), "prob": np.exp(total), "geo_mean_prob": np.exp(total / n)}
+    rows |= {"log_prob": total, "avg_log_prob": total / n}
+    return (rows[name] - rows[name].mean(-1, keepdims=True)) / (g - 1)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("tokens, g", [(1, 2), (40, 64)])
+def test_differences_keep_four_digits_where_log_probs_are_large(name, tokens, g):
+    for level, spread in itertools.product((-2, -1100, -3000), (0.01, 1.0)):
+        logp, mask = unlikely(level, spread, tokens, g)
+        keep = mask[..., 0]
+        got, want = difference(name, logp, mask, keep), exact_differences(name, logp)
+        for kind in ("loo", "mean", "std", "std_clip"):
+            a = np.asarray(advantages(got, keep, kind))
+            with jax.enable_x64(True):
+                b = np.asarray(surrogate.advantages(jnp.asarray(want), keep, kind))
+            # A number below float32's range is 0, and so are differences of such.
+            size = np.abs(b).max()
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * size + 1e-35, err_msg=f"{kind} {level} {spread}")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_equal_rows_differ_by_exactly_nothing(name):
+    for tokens, level in itertools.product((1, 7), (-1.7, -1100.3, -3000.1)):
+        logp = np.broadcast_to(unlikely(level, 0.0, tokens, 1)[0], (3, 64, tokens))
+        keep = np.ones((3, 64), bool)
+        keep[1, ::3] = False
+        d = difference(name, logp, np.ones(logp.shape, bool), keep)
+        for kind in ("loo", "mean", "std", "std_clip"):
+            assert (np.asarray(advantages(d, keep, kind)) == 0).all()
+
+
+def test_a_sum_of_terms_keeps_its_digits_too():
+    """An objective of the answers, one over its standard deviation, and a constant of the rows as large as they are."""
+    logp, mask = unlikely(-3000, 0.01, 40, 8)
+    keep, rewards = mask[..., 0], np.float32(-2000) + np.arange(8, dtype=np.float32)[None] / 64 + np.zeros((3, 1))
+    observation = Observation(
+        logp=logp,
+        scored=mask,
+        keep=keep,
+        truncated=~keep,
+        sampled=SampledStats(logp, logp, logp, mask, 24),
+        chain_tokens=np.ones(keep.shape, np.float32),
+        host_rewards={"math": rewards.astype(np.float32)},
+    )
+    f, *_ = mixture.objective(observation, RewardConfig(terms=parse_reward("2*log_prob + math + jepo/std")))
+    got = leave_one_out(f, logp, mask, keep)
+    total = logp.sum(-1, dtype=np.float64)
+    std = total.std(-1, ddof=1, keepdims=True)
+    want = 2 * exact_differences("log_prob", logp) + exact_differences("jepo", logp) / std
+    want += (rewards - rewards.mean(-1, keepdims=True)) / 7
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
 def test_advantages_of_the_fixture():
     # Rewards (.5, .1, .1, .1).
     p, (logp, mask, keep) = [0.5, 0.1, 0.1, 0.1], group(np.log([0.5, 0.1, 0.1, 0.1]))
@@ -94,15 +171,6 @@ def test_advantages_of_the_fixture():
     jepo = difference("jepo", logp, mask, keep)[0]
     np.testing.assert_allclose(jepo, [0.693147, -0.154151, -0.154151, -0.154151], atol=1e-6)
     assert OBJECTIVES["jepo"](logp, mask, keep)[0] == pytest.approx(-1.609438, abs=1e-6)
-
-
-def test_equal_chains_have_no_advantage_of_any_kind():
-    args = group([-1.7] * 4)
-    for name in OBJECTIVES:
-        d = difference(name, *args)
-        for kind in ("loo", "mean", "std"):
-            # 1e-6: rounding of equal numbers, over the std's 1e-4.
-            np.testing.assert_allclose(advantages(d, args[2], kind), 0, atol=1e-6 if kind != "std" else 5e-3)
 
 
 numbers = st.lists(st.floats(-20, 0, width=32), min_size=5, max_size=5)

@@ -17,19 +17,18 @@ def inputs(seed=0, scale=1.0, dtype=np.float32):
     own = tuple(rng.normal(size=(P, G, K, U, D)).astype(dtype) for _ in range(2))
     prompt = tuple(rng.normal(size=(P, K, S, D)).astype(dtype) for _ in range(2))
     own_mask = rng.random((P, G, T, U)) < 0.6
-    prompt_mask = np.arange(S) < np.array([[S], [2]])
-    return q, own, own_mask, prompt, prompt_mask
+    return q, own, own_mask, (*prompt, np.arange(S) < np.array([[S], [2]]))
 
 
-def dense(q, own, own_mask, prompt=None, prompt_mask=None):
+def dense(q, own, own_mask, prompt=None):
     """Row by row: repeat the prompt's keys for each of the group, one softmax over everything that is seen."""
     out = np.zeros(q.shape)
     for p, g, t, h in np.ndindex(P, G, T, H):
         seen = own_mask[p, g if own_mask.shape[1] > 1 else 0, t]
         keys, values = (x[p, g, h // (H // K)][seen] for x in own)
         if prompt is not None:
-            keys = np.concatenate([prompt[0][p, h // (H // K)][prompt_mask[p]], keys])
-            values = np.concatenate([prompt[1][p, h // (H // K)][prompt_mask[p]], values])
+            keys = np.concatenate([prompt[0][p, h // (H // K)][prompt[2][p]], keys])
+            values = np.concatenate([prompt[1][p, h // (H // K)][prompt[2][p]], values])
         score = keys.astype(np.float64) @ q[p, g, t, h] / np.sqrt(D)
         weight = np.exp(score - score.max())
         out[p, g, t, h] = weight / weight.sum() @ values
@@ -49,21 +48,21 @@ def test_two_parts_are_one_softmax(scale):
 
 
 def test_without_a_prompt_part_and_with_one_mask_for_the_group():
-    q, own, own_mask, _, _ = inputs(1)
+    q, own, own_mask, _ = inputs(1)
     own_mask = own_mask[:, :1].copy()
     own_mask[..., 0] = True
     np.testing.assert_allclose(run(q, own, own_mask), dense(q, own, own_mask), atol=1e-5)
 
 
 def test_a_query_without_own_keys_sees_the_prompt_alone_with_finite_gradients():
-    q, own, own_mask, prompt, prompt_mask = inputs(2)
+    q, own, own_mask, (*prompt, prompt_mask) = inputs(2)
     own_mask = np.zeros_like(own_mask)
 
     def total(q, own, prompt):
-        return (attention(q, own, own_mask, prompt, prompt_mask) ** 2).sum()
+        return (attention(q, own, own_mask, (*prompt, prompt_mask)) ** 2).sum()
 
-    got = run(q, own, own_mask, prompt, prompt_mask)
-    np.testing.assert_allclose(got, dense(q, own, own_mask, prompt, prompt_mask), atol=1e-5)
+    got = run(q, own, own_mask, (*prompt, prompt_mask))
+    np.testing.assert_allclose(got, dense(q, own, own_mask, (*prompt, prompt_mask)), atol=1e-5)
     d_q, d_own, d_prompt = jax.jit(jax.grad(total, (0, 1, 2)))(q, own, prompt)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((d_q, d_own, d_prompt)))
     assert all(np.all(x == 0) for x in d_own), "a key that nobody sees has no gradient"
@@ -72,11 +71,11 @@ def test_a_query_without_own_keys_sees_the_prompt_alone_with_finite_gradients():
 
 
 def test_gradients_equal_those_of_one_softmax():
-    q, own, own_mask, prompt, prompt_mask = inputs(3)
+    q, own, own_mask, (*prompt, prompt_mask) = inputs(3)
     weight = np.random.default_rng(4).normal(size=q.shape).astype(np.float32)
 
     def joined(q, own, prompt):
-        return (weight * attention(q, own, own_mask, prompt, prompt_mask)).sum()
+        return (weight * attention(q, own, own_mask, (*prompt, prompt_mask))).sum()
 
     def repeated(q, own, prompt):
         keys, values = (
@@ -101,10 +100,10 @@ def a_row_in_blocks(length):
     q = rng.normal(size=(P, G, length, H, D)).astype(np.float32)
     own = tuple(rng.normal(size=(P, G, K, length, D)).astype(np.float32) for _ in range(2))
     weight = (rng.normal(size=q.shape) * (segment != PAD)[..., None, None]).astype(np.float32)
-    _, _, _, prompt, prompt_mask = inputs(7)
+    *_, (*prompt, prompt_mask) = inputs(7)
 
     def total(q, own, prompt, queries):
-        out = attention(q, own, branch_mask(jnp.asarray(segment)), prompt, prompt_mask, queries=queries)
+        out = attention(q, own, branch_mask(jnp.asarray(segment)), (*prompt, prompt_mask), queries=queries)
         return (weight * out).sum(), out
 
     return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True), static_argnums=3), (q, own, prompt), segment != PAD
@@ -129,9 +128,9 @@ def test_blocks_leave_out_most_of_what_is_not_seen_and_are_few():
 
 def test_bfloat16_keeps_its_type_and_sums_in_float32():
     args = inputs(5)
-    q, own, own_mask, prompt, prompt_mask = args
+    q, own, own_mask, (*prompt, prompt_mask) = args
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (q, own, prompt))
-    got = run(half[0], half[1], own_mask, half[2], prompt_mask)
+    got = run(half[0], half[1], own_mask, (*half[2], prompt_mask))
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(got, np.float32), dense(*args), atol=0.06)
 

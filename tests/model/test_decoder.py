@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_likelihood import mesh as meshes
+from rl_likelihood.mesh import make_mesh, row_shards
 from rl_likelihood.model import decoder, decoding
-from rl_likelihood.model.decoder import RopeScaling, forward, head_matrix, param_specs
+from rl_likelihood.model.decoder import Completions, RopeScaling, forward, head_matrix, param_specs
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED
 from tests.small import OPTIMIZED, TINY, branches, log_softmax, random_batch, random_params, reference_frequencies, tiny
@@ -26,7 +26,7 @@ FAMILIES = {
 
 
 def hidden_of(params, cfg, batch):
-    return forward(params, cfg, batch.prompt, batch.prompt_length, batch.completion, batch.segment)
+    return forward(params, cfg, batch.prompt, batch.prompt_length, Completions(batch.completion, batch.segment))
 
 
 run = jax.jit(hidden_of, static_argnums=1)
@@ -148,18 +148,17 @@ RUN = {"unrolled": {"scan_layers": False}, "remat": {"remat": "full"}, "dots": {
 @pytest.mark.parametrize("cfg", [*FAMILIES.values(), *(tiny(**how) for how in RUN.values())], ids=[*FAMILIES, *RUN])
 def test_prompts_and_completions_in_one_product_are_what_they_are_apart(cfg):
     batch = random_batch(6, p=2, g=3, t=11, sampled=True)
-    bare = batch.completion[:, :1, :7], batch.segment[:, :1, :7]
+    no_chain = batch.completion[:, :1, :7], batch.segment[:, :1, :7]
+    rows = Completions(batch.completion, batch.segment, no_chain)
 
-    def loss(params, joined):
-        hidden = forward(
-            params, cfg, batch.prompt, batch.prompt_length, batch.completion, batch.segment, bare, joined=joined
-        )
+    def loss(params, pooled):
+        hidden = forward(params, cfg, batch.prompt, batch.prompt_length, rows, pooled)
         in_prompt = jnp.arange(batch.prompt.shape[1]) < batch.prompt_length[:, None]
-        seen = in_prompt, batch.segment != PAD, bare[1] != PAD
+        seen = in_prompt, batch.segment != PAD, no_chain[1] != PAD
         return sum(jnp.where(m[..., None], jnp.sin(h), 0).sum() for m, h in zip(seen, hidden, strict=True)), hidden
 
     both = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
-    ((_, hidden), grads), ((_, hidden2), grads2) = (both(random_params(cfg), joined) for joined in (True, False))
+    ((_, hidden), grads), ((_, hidden2), grads2) = (both(random_params(cfg), pooled) for pooled in (True, False))
     compare = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
     jax.tree.map(compare, (hidden, grads), (hidden2, grads2))
     assert all(np.abs(h).max() > 0 for h in hidden)
@@ -169,9 +168,9 @@ def test_prompts_and_completions_meet_a_weight_in_one_product_where_one_device_h
     batch, cfg = random_batch(6, p=2, g=3, s=5, t=11), dataclasses.replace(TINY, scan_layers=False)
     tokens = 2 * (5 + 3 * 11)
 
-    def products(joined):
-        args = (batch.prompt, batch.prompt_length, batch.completion, batch.segment)
-        jaxpr = jax.make_jaxpr(lambda p: forward(p, cfg, *args, joined=joined))(random_params(cfg))
+    def products(pooled):
+        args = batch.prompt, batch.prompt_length, Completions(batch.completion, batch.segment)
+        jaxpr = jax.make_jaxpr(lambda p: forward(p, cfg, *args, pooled=pooled))(random_params(cfg))
         return [
             e.invars[0].aval.shape[0]
             for e in jaxpr.eqns
@@ -185,7 +184,7 @@ def test_prompts_and_completions_meet_a_weight_in_one_product_where_one_device_h
 def test_long_prompts_and_rows_in_blocks_of_queries_are_what_they_are_whole(monkeypatch):
     """`forward` and `prefill` ask for blocks, which rows of more than QUERIES places have."""
     batch, params = random_batch(8, p=2, g=2, s=21, t=23, sampled=True), random_params(TINY)
-    args = batch.prompt, batch.prompt_length, batch.completion, batch.segment
+    args = batch.prompt, batch.prompt_length, Completions(batch.completion, batch.segment)
     inside = jnp.arange(21) < batch.prompt_length[:, None]
 
     def loss(params):
@@ -207,16 +206,16 @@ def test_long_prompts_and_rows_in_blocks_of_queries_are_what_they_are_whole(monk
 
 
 def test_rows_are_spread_over_a_mesh_and_a_device_in_shard_map_is_alone():
-    mesh, seen = meshes.make_mesh((2, 4, 1)), []
+    mesh, seen = make_mesh((2, 4, 1)), []
 
     def one(x):
-        seen.append(meshes.spread())
+        seen.append(row_shards())
         return x
 
     with jax.set_mesh(mesh):
         jax.jit(one)(jnp.ones(8))
         jax.jit(jax.shard_map(one, in_specs=jax.P("data"), out_specs=jax.P("data")))(jnp.ones(8))
-    assert seen == [8, 1] and meshes.spread() == 1
+    assert seen == [8, 1] and row_shards() == 1
 
 
 def test_bfloat16_runs_near_float32():

@@ -117,6 +117,25 @@ def test_bfloat16_states_give_float32_statistics():
         np.testing.assert_allclose(got, expected, atol=0.02)
 
 
+@pytest.mark.parametrize("temperature", [0.6, 1.3])
+def test_a_temperature_scales_the_logits_in_float32(temperature):
+    """Of bfloat16 states too: dividing these by 0.6 would round every logit to three digits."""
+    hidden, head, targets = inputs(scale=3.0)
+    half, rounded = hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16)
+    scale = np.where(np.arange(N) % 2, np.float32(1 / temperature), np.float32(1))  # every other token
+    want = exact(np.asarray(half, np.float64) * scale[:, None], np.asarray(rounded, np.float64), targets)
+    for got, expected in zip(run(half, rounded, targets, chunk=5, scale=scale), want, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+    def pulled(stats):
+        return jax.jit(jax.grad(lambda h, w: sum((i + 1) * x.sum() for i, x in enumerate(stats(h, w))), (0, 1)))
+
+    fused = pulled(lambda h, w: token_stats(h, w, targets, 5, scale))(hidden, head)
+    plain = pulled(lambda h, w: dense(h * scale[:, None], w, targets))(hidden, head)
+    for got, expected in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-4, rtol=1e-4)
+
+
 def test_logits_are_float32_products():
     hidden, head, _ = inputs()
     np.testing.assert_allclose(logits(hidden, head), hidden.astype(np.float64) @ head.T, atol=1e-5)

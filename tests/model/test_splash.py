@@ -28,10 +28,10 @@ def both(segment):
     in_prompt = jnp.arange(S) < LENGTHS[:, None]
     real = (segment != PAD)[..., None, None]
     own_mask = dense.branch_mask(segment)
-    one = lambda q, k, v, pk, pv: real * dense.attention(q, (k, v), own_mask, (pk, pv), in_prompt)
+    one = lambda q, k, v, pk, pv: real * dense.attention(q, (k, v), own_mask, (pk, pv, in_prompt))
     branches = bool((segment == SAMPLED).any())
     two = lambda q, k, v, pk, pv: (
-        real * splash.attention(q, (k, v), segment, (pk, pv), in_prompt, branches, interpret=True)
+        real * splash.attention(q, (k, v), segment, (pk, pv, in_prompt), branches, interpret=True)
     )
     return one, two
 
@@ -85,7 +85,7 @@ def test_on_a_mesh_every_device_runs_it_on_its_part():
     # Without a sampled answer the second pass, which then changes nothing, may be there or not.
     q, k, v, pk, pv = arrays()
     segment, in_prompt = jnp.asarray([CHAINS, CHAINS]), jnp.arange(S) < LENGTHS[:, None]
-    passes = [splash.attention(q, (k, v), segment, (pk, pv), in_prompt, b, interpret=True) for b in (True, False)]
+    passes = [splash.attention(q, (k, v), segment, (pk, pv, in_prompt), b, interpret=True) for b in (True, False)]
     np.testing.assert_array_equal(*passes)
     with jax.set_mesh(make_mesh((2, 2, 2))):  # prompts over data, rows over fsdp, heads over tensor
         np.testing.assert_allclose(one(*arrays()), jax.jit(two)(*arrays()), atol=2e-5)

@@ -1,8 +1,8 @@
 """What transformers on torch computes: the reference of the parity tests, and the committed golden files.
 
-    python -m tests.parity.make_golden            rewrites tests/model/golden/ (needs torch; SmolLM2 also accelerate)
+    python -m tests.parity.make_golden            rewrites tests/weights/golden/ (needs torch; SmolLM2 also accelerate)
 
-tiny.npz: for each checkpoint of tests/model/make_checkpoints.py the logits of every row's last token and
+tiny.npz: for each checkpoint of tests/weights/make_checkpoints.py the logits of every row's last token and
 the log-probs of all its ids. smollm2.json: log-probs of two texts and 64 greedy ids of SmolLM2-135M-Instruct,
 the weights read by transformers' own GGUF reader, so that ours is checked by a stranger.
 """
@@ -21,7 +21,7 @@ from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.weights import assets
 from tests.weights import make_checkpoints
 
-GOLDEN = Path(__file__).parents[1] / "model" / "golden"
+GOLDEN = Path(__file__).parents[1] / "weights" / "golden"
 GREEDY_TOKENS = 64
 
 TEXTS = [

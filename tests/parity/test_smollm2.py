@@ -17,6 +17,7 @@ from rl_likelihood.export import export
 from rl_likelihood.model.decoder import forward, head_matrix
 from rl_likelihood.model.head import logits, token_stats
 from rl_likelihood.sampler.decode import generate, prepare
+from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.stop import stop_table
 from rl_likelihood.weights import assets, files
 from tests.parity.make_golden import (
@@ -69,19 +70,10 @@ def test_greedy_text(model):
         np.testing.assert_allclose(text["log_probs"], committed["log_probs"], atol=1e-4)
 
     prompt = np.array([chat_ids(tokenizer)], np.int32)
-    ids, _, n = generate(
-        prepare(jax.tree.map(jnp.asarray, params), cfg),
-        cfg,
-        prompt,
-        np.array([prompt.shape[1]], np.int32),
-        np.zeros(1, np.int32),
-        jax.random.key(0),
-        jnp.zeros(1),
-        stop=stop_table(vocab_bytes(tokenizer, cfg.vocab_size), ("no text has this: \0",)),
-        eos=jnp.asarray([-1]),
-        max_tokens=GREEDY_TOKENS,
-        pad_id=0,
-    )
+    never = Ends(stop_table(vocab_bytes(tokenizer, cfg.vocab_size), ("no text has this: \0",)), np.int32([-1]))
+    length, uid, none = np.array([prompt.shape[1]], np.int32), np.zeros(1, np.int32), np.int32(0)
+    request = Request(prompt, length, uid, jax.random.key(0), np.zeros(1, np.float32), never, none, none)
+    ids, _, n = generate(prepare(jax.tree.map(jnp.asarray, params), cfg), cfg, request, GREEDY_TOKENS)
     assert int(n[0, 0]) == GREEDY_TOKENS
     greedy = np.asarray(ids[0, 0]).tolist()
     assert tokenizer.decode(greedy) == tokenizer.decode(golden["greedy"])

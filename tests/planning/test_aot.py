@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rl_likelihood import mesh as meshes
-from rl_likelihood.model.decoder import forward, head_matrix
+from rl_likelihood.model.decoder import Completions, forward, head_matrix
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.planning import aot, hlo
 from rl_likelihood.planning.aot import Collective
@@ -48,7 +48,7 @@ def test_flops_of_a_forward_are_those_of_the_formula():
     completion = jnp.zeros((p, g, t), jnp.int32)
 
     def score(params):
-        hidden = forward(params, cfg, prompt, length, completion, completion + 1).completion
+        hidden = forward(params, cfg, prompt, length, Completions(completion, completion + 1)).completion
         return token_stats(hidden, head_matrix(params), completion, chunk=p * g * t).log_prob
 
     weights = sum(math.prod(x.shape) for name, x in params["layers"].items() if not name.endswith("norm"))
@@ -314,9 +314,8 @@ def test_the_kernel_runs_once_where_its_results_are_kept():
         shapes = jax.eval_shape(lambda: random_params(cfg))
         ids = jnp.ones((p, g, t), jnp.int32)
         length = jnp.full((p,), s)
-        loss = lambda params: forward(
-            params, cfg, jnp.zeros((p, s), jnp.int32), length, ids, ids, branches=False
-        ).completion.sum()
+        rows = Completions(ids, ids, two_branches=False)
+        loss = lambda params: forward(params, cfg, jnp.zeros((p, s), jnp.int32), length, rows).completion.sum()
         return aot.count_flops(aot.live(jax.make_jaxpr(jax.grad(loss))(shapes).jaxpr), only_kernels=True)
 
     once, kept, again = map(in_kernels, ("none", "attention", "full"))

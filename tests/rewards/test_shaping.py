@@ -15,7 +15,7 @@ from rl_likelihood.rewards.shaping import FilterConfig, init_filter
 P, G = 2, 4
 PROPERTY = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 LENGTH = functools.cache(lambda least: jax.jit(functools.partial(shaping.length, least=least)))
-OVERLONG = functools.cache(lambda *limits: jax.jit(lambda z: shaping.overlong(z, *limits)))
+OVERLONG = functools.cache(lambda *limits: jax.jit(lambda z, cut: shaping.overlong(z, cut, *limits)))
 improvement, perplexity = jax.jit(shaping.improvement), jax.jit(shaping.perplexity)
 perplexity_rank, efficiency = jax.jit(shaping.perplexity_rank), jax.jit(shaping.efficiency)
 group_std = jax.jit(shaping.group_std)
@@ -36,9 +36,22 @@ def test_length_costs_each_missing_token():
 
 def test_overlong_is_dapos():
     z = row(0, 16384, 17408, 18432, 20480, 20481, 10**6, dtype=np.int32)
-    np.testing.assert_allclose(OVERLONG(20480, 4096)(z), [[0, 0, -0.25, -0.5, -1, -1, -1]], rtol=1e-6)
+    whole = np.zeros(z.shape, bool)
+    np.testing.assert_allclose(OVERLONG(20480, 4096)(z, whole), [[0, 0, -0.25, -0.5, -1, -1, -1]], rtol=1e-6)
     # Without a cache it is a step.
-    np.testing.assert_array_equal(OVERLONG(8, 0)(row(0, 8, 9, dtype=np.int32)), [[0, 0, -1]])
+    np.testing.assert_array_equal(OVERLONG(8, 0)(row(0, 8, 9, dtype=np.int32), whole[:, :3]), [[0, 0, -1]])
+
+
+@pytest.mark.parametrize("max_chain", [8, 64, 1024])
+@pytest.mark.parametrize("max_answer", [0, 8, 64, 2048])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_no_row_that_finishes_is_worth_less_than_one_that_is_cut_off(max_chain, max_answer, share):
+    room = max_chain + max_answer
+    finished = np.arange(1, room)[None]
+    values = np.asarray(OVERLONG(room, share * room)(finished, np.zeros(finished.shape, bool)))
+    cut = np.asarray(OVERLONG(room, share * room)(row(1, max_chain), row(True, True, dtype=bool)))
+    assert (cut == -1).all() and values.min() > -1
+    assert (np.diff(values) <= 0).all(), "longer is never worth more"
 
 
 def test_the_published_group_of_rlpr():
@@ -217,7 +230,7 @@ def test_a_batched_call_is_the_calls_one_by_one():
     keep, base = rng.random((3, P, G)) < 0.6, rng.random((3, P)).astype(np.float32)
     for f, args in (
         (LENGTH(1), (x * 2,)),
-        (OVERLONG(2, 1), (x * 3,)),
+        (OVERLONG(2, 1), (x * 3, keep)),
         (improvement, (x, base)),
         (perplexity, (x, y * 50)),
         (perplexity_rank, (x, keep)),
@@ -237,7 +250,8 @@ def test_no_finite_input_gives_nan_or_infinity():
     for x in draws:
         other = rng.choice(extremes, (P, G))
         ppl = perplexity(x, other)
-        everything = [LENGTH(100)(x), OVERLONG(20, 5)(x), OVERLONG(20, 0)(x), improvement(x, other[:, 0]), ppl]
+        everything = [LENGTH(100)(x), improvement(x, other[:, 0]), ppl]
+        everything += [OVERLONG(20, cache)(x, keeps[-1]) for cache in (0, 5)]
         for keep in keeps:
             everything += [perplexity_rank(ppl, keep), perplexity_rank(x, keep), efficiency(x, other, keep)]
             std = group_std(x, keep)

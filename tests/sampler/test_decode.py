@@ -11,9 +11,10 @@ from scipy.stats import chi2
 from rl_likelihood.learner.batching import to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
+from rl_likelihood.model.head import token_stats
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.decode import SamplerConfig, sample, splice
-from rl_likelihood.sampler.draw import draw, invert_cumulative
+from rl_likelihood.sampler.draw import Ends, Request, choose, draw, invert_cumulative
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts
 from tests.small import TINY, log_softmax, random_params, reference_logits, tiny
 
@@ -164,6 +165,22 @@ def test_sampler_log_probs_are_the_learners(mixed, j, temperature):
     assert chain.sum() == 24
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_in_bfloat16_sampler_and_learner_agree_at_a_temperature_as_they_do_at_1(temperature):
+    """Of the same states: the two take other paths to them, which round apart whatever the temperature."""
+    rng = np.random.default_rng(0)
+    hidden = (3 * rng.normal(size=(4, 8, 16))).astype(jnp.bfloat16)
+    head = rng.normal(size=(300, 16)).astype(jnp.bfloat16)
+    keys = jax.random.split(KEY, (4, 8))
+    token, logp = jax.jit(choose)(
+        hidden, head, keys, np.zeros((4, 1), np.int32), np.full((1, 8), temperature, np.float32)
+    )
+    scale = np.full((4, 8), 1 / temperature, np.float32)
+    np.testing.assert_allclose(logp, token_stats(hidden, head, token, scale=scale).log_prob, atol=5e-6)
+    table = log_softmax(hidden.astype(np.float64) @ head.astype(np.float64).T / temperature)
+    np.testing.assert_allclose(logp, np.take_along_axis(table, np.asarray(token)[..., None], -1)[..., 0], atol=5e-6)
+
+
 def test_a_row_does_not_depend_on_its_neighbours_the_batch_or_the_group(mixed):
     cfg, p, rollout = mixed
     # Alone, in a group of two: the same ids. In another place of the batch, among others: the same ids.
@@ -268,8 +285,11 @@ def test_rows_stop_where_the_text_says(answer_room):
 def test_the_loop_ends_when_all_rows_have():
     # Every id ends a row, so 100,000 steps of room are not used; a loop that uses them does not come back.
     p = prompts(2)
-    args = decode.prepare(PARAMS, TINY), TINY, p.tokens, p.length, p.uid, KEY, jnp.ones(3), np.zeros((24, 2), np.int8)
-    ids, logp, length = map(np.asarray, decode.generate(*args, jnp.arange(24), max_tokens=100_000, pad_id=PAD_ID))
+    ends = Ends(np.zeros((24, 2), np.int8), np.arange(24, dtype=np.int32))
+    request = Request(
+        p.tokens, p.length, p.uid, KEY, np.ones(3, np.float32), ends, pad_id=np.int32(PAD_ID), first_chain=np.int32(0)
+    )
+    ids, logp, length = map(np.asarray, decode.generate(decode.prepare(PARAMS, TINY), TINY, request, 100_000))
     assert (length == 1).all() and ids.shape == (2, 3, 100_000)
     assert (ids[..., 1:] == PAD_ID).all() and (logp[..., 1:] == 0).all() and (logp[..., 0] < 0).all()
 

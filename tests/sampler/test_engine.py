@@ -13,6 +13,7 @@ from rl_likelihood.learner.step import state_shardings
 from rl_likelihood.mesh import make_mesh, replicated
 from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.sampler import decode, engine
+from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.stop import stop_table
 from tests.sampler.test_decode import EOS, KEY, PAD_ID, PARAMS, VOCAB, prompts
 from tests.small import OPTIMIZED, TINY, random_params, tiny
@@ -23,25 +24,17 @@ STOP, ENDS = stop_table(VOCAB, ("a",)), np.array([EOS])
 P = prompts(7)
 
 
+def request(p=P, temperature=TEMPERATURE, first_chain=0):
+    ends, pad = Ends(STOP, ENDS), np.int32(PAD_ID)
+    return Request(p.tokens, p.length, p.uid, KEY, np.float32(temperature), ends, pad, np.int32(first_chain))
+
+
 def plain(weights, cfg=TINY, p=P):
-    out = decode.generate(
-        weights,
-        cfg,
-        p.tokens,
-        p.length,
-        p.uid,
-        KEY,
-        jnp.asarray(TEMPERATURE),
-        STOP,
-        ENDS,
-        max_tokens=TOKENS,
-        pad_id=PAD_ID,
-    )
-    return tuple(map(np.asarray, out))
+    return tuple(map(np.asarray, decode.generate(weights, cfg, request(p), TOKENS)))
 
 
 def by_engine(weights, cfg=TINY, p=P, **how):
-    return engine.sample_rows(weights, cfg, p, KEY, TEMPERATURE, STOP, ENDS, TOKENS, PAD_ID, **how)
+    return engine.sample_rows(weights, cfg, request(p), TOKENS, **how)
 
 
 def same(got, wanted):
@@ -64,7 +57,7 @@ def wanted(weights):
 
 @pytest.fixture
 def short_ring(monkeypatch):
-    monkeypatch.setattr(engine, "FIRST_PLACES", 4)  # so that it grows, and goes round
+    monkeypatch.setattr(engine, "FIRST_LENGTH", 4)  # so that it grows, and goes round
 
 
 @pytest.mark.parametrize("slots, streams", [(0, 1), (0, 2), (1, 1), (3, 1), (8, 2), (27, 1), (40, 3)])
@@ -98,21 +91,21 @@ def test_devices_that_hold_the_weights_whole_have_a_stream_each(weights, wanted,
     mesh = make_mesh((1, 4, 1), jax.devices()[:4])
     spread = jax.device_put(weights, replicated(mesh))
     assert len(engine.copies_of(spread)) == 4 and engine.copies_of(weights) == [weights]
-    used, real = [], engine.segment
+    used, real = [], engine.decode_until
 
-    def seen(weights, *rest):
+    def recorded(weights, *args):
         used.append(next(iter(weights["embed"].devices())))
-        return real(weights, *rest)
+        return real(weights, *args)
 
     few = P.replace(**{k: getattr(P, k)[list(numbers)] for k in ("tokens", "length", "uid")})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "segment", seen)
+        patch.setattr(engine, "decode_until", recorded)
         same(by_engine(spread, p=few, slots=slots), [x[list(numbers)] for x in wanted])
     assert set(used) == set(mesh.devices.flat)
 
 
 @pytest.mark.parametrize(
-    "p, g, slots, streams, dealt",
+    "p, g, slots, streams, expected",
     [
         (8, 4, 0, 1, (4, 8, 1, 1)),
         (2, 32, 0, 4, (16, 4, 4, 2)),
@@ -123,38 +116,36 @@ def test_devices_that_hold_the_weights_whole_have_a_stream_each(weights, wanted,
         (2, 8, 5, 4, (1, 5, 4, 2)),
     ],
 )
-def test_rows_are_dealt_to_streams_beforehand(p, g, slots, streams, dealt):
-    assert engine.deal(p, g, slots, streams) == dealt
+def test_rows_are_assigned_to_streams_beforehand(p, g, slots, streams, expected):
+    assert engine.assign(p, g, slots, streams) == expected
 
 
 def test_on_a_part_of_a_slice_each_device_runs_its_own_programs():
     class Tpu:
         platform = "tpu"
 
-    here = jax.devices()[:4]
-    assert not decode.in_streams(here, 8, 0, True) and decode.in_streams(here, 8, 6, True)
-    assert decode.in_streams(here[:1], 8, 0, False)
+    cpus = jax.devices()[:4]
+    assert not decode.in_streams(cpus, 8, 0, True) and decode.in_streams(cpus, 8, 6, True)
+    assert decode.in_streams(cpus[:1], 8, 0, False)
     part = [Tpu()] * 4
     assert decode.in_streams(part, 16, 0, True) and not decode.in_streams(part, 4, 0, True)
-    assert not decode.in_streams(part, 16, 0, False), "weights that several share want one program"
+    assert not decode.in_streams(part, 16, 0, False), "devices that share weights run one program"
 
 
-def test_a_longer_ring_takes_the_place_of_the_old_one():
-    lanes = engine.empty_lanes(TINY, 3, 2, 5, 4, 9)
-    old = lanes.cache.own
-    lanes = engine.grow(lanes._replace(cache=lanes.cache._replace(own=jax.tree.map(lambda x: x + 1, old))), 9)
-    assert engine.places_of(lanes) == 9
-    for keys, values in lanes.cache.own:
+def test_a_longer_ring_replaces_the_old_one():
+    slots = engine.empty_slots(TINY, (3, 2), 5, 4, 9)
+    old = slots.cache.own
+    slots = engine.grow(slots._replace(cache=slots.cache._replace(own=jax.tree.map(lambda x: x + 1, old))), 9)
+    assert engine.ring_length(slots) == 9
+    for keys, values in slots.cache.own:
         assert (keys[..., :4] == 1).all() and (keys[..., 4:] == 0).all()
         assert (values[..., :4, :] == 1).all() and (values[..., 4:, :] == 0).all()
-    engine.grow(lanes, 12)
-    assert all(x.is_deleted() for x in jax.tree.leaves(lanes.cache.own))
+    engine.grow(slots, 12)
+    assert all(x.is_deleted() for x in jax.tree.leaves(slots.cache.own))
 
 
-def test_the_chains_of_a_group_may_begin_at_any_place(weights, wanted, short_ring):
-    got = engine.sample_rows(
-        weights, TINY, P, KEY, TEMPERATURE[1:3], STOP, ENDS, TOKENS, PAD_ID, slots=3, first_chain=1
-    )
+def test_the_chains_of_a_group_may_begin_at_any_index(weights, wanted, short_ring):
+    got = engine.sample_rows(weights, TINY, request(P, TEMPERATURE[1:3], first_chain=1), TOKENS, slots=3)
     same(got, [x[:, 1:3] for x in wanted])
 
 
@@ -163,21 +154,7 @@ def test_one_program_for_all_devices_makes_the_same_rows(weights, wanted, shape)
     """Rows over fsdp, prompts over data; the last mesh has a tensor axis, so its program may have collectives."""
     mesh = make_mesh(shape, jax.devices()[: np.prod(shape)])
     spread = jax.device_put(weights, replicated(mesh))
-    out = decode.generate_spread(
-        spread,
-        TINY,
-        P.tokens,
-        P.length,
-        P.uid,
-        KEY,
-        jnp.asarray(TEMPERATURE),
-        STOP,
-        ENDS,
-        jnp.int32(0),
-        TOKENS,
-        PAD_ID,
-        mesh,
-    )
+    out = decode.generate_spread(spread, TINY, request(), TOKENS, mesh)
     same(tuple(map(np.asarray, out)), wanted)
     assert len(out[0].sharding.device_set) == mesh.size
 
@@ -208,12 +185,12 @@ def test_an_error_in_a_stream_is_the_caller_s(weights):
 
 def copies(text: str, cache) -> list[str]:
     """Lines of a program that copy something as large as one of the caches."""
-    of_cache, found = {x.size for x in jax.tree.leaves(cache)}, []
+    of_cache, lines = {x.size for x in jax.tree.leaves(cache)}, []
     for line in text.splitlines():
         match = re.search(r"= f32\[([\d,]+)\]\S* (copy|transpose|concatenate|pad)\(", line)
         if match and np.prod([int(n) for n in match[1].split(",")]) in of_cache:
-            found.append(line.strip()[:120])
-    return found
+            lines.append(line.strip()[:120])
+    return lines
 
 
 @pytest.mark.parametrize("g", [1, 4])
@@ -221,9 +198,8 @@ def test_no_step_of_the_plain_loop_copies_a_cache(g):
     cfg, p, n = tiny(layers=2, head_dim=8), 8, 40
     params = jax.eval_shape(lambda p: decode.decoding_layout(p, cfg), random_params(cfg))
     i = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
-    traced = decode.generate.trace(
-        params, cfg, i(p, 12), i(p), i(p), KEY, jnp.ones(g), jnp.asarray(STOP), jnp.asarray(ENDS), n, PAD_ID
-    )
+    asked = Request(i(p, 12), i(p), i(p), KEY, jnp.ones(g), Ends(STOP, ENDS), i(), i())
+    traced = decode.generate.trace(params, cfg, asked, n)
     text = traced.lower().compile(compiler_options=OPTIMIZED).as_text()
     loops, program = text.split("ENTRY")
     own = jax.eval_shape(lambda: empty_cache(cfg, p * g, n))
@@ -234,12 +210,12 @@ def test_no_step_of_the_plain_loop_copies_a_cache(g):
 @pytest.mark.parametrize("g", [1, 4])
 def test_no_step_copies_a_cache(g):
     cfg = tiny(layers=2, head_dim=8)
-    lanes = jax.eval_shape(lambda: engine.empty_lanes(cfg, 8, g, 12, 40, 40))
+    slots = jax.eval_shape(lambda: engine.empty_slots(cfg, (8, g), 12, 40, 40))
     params = jax.eval_shape(lambda p: decode.decoding_layout(p, cfg), random_params(cfg))
-    traced = engine.segment.trace(params, cfg, lanes, jnp.asarray(STOP), jnp.asarray(ENDS), jnp.int32(1), jnp.int32(1))
+    traced = engine.decode_until.trace(params, cfg, slots, Ends(STOP, ENDS), jnp.int32(1), jnp.int32(1))
     compiled = traced.lower().compile(compiler_options=OPTIMIZED)
-    assert not copies(compiled.as_text(), lanes.cache)
+    assert not copies(compiled.as_text(), slots.cache)
     memory = compiled.memory_analysis()
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lanes.cache))
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(slots.cache))
     assert memory.alias_size_in_bytes >= held, "all caches are donated"
     assert memory.temp_size_in_bytes < held, "and no second one is made"

@@ -36,7 +36,10 @@ def loaded():
 def test_the_measured_batch_is_the_longest_that_the_run_may_meet(loaded):
     task, *_ = loaded
     batch, shapes = micro_batch.longest_batch(task), abstract_batch(task.config, task.fmt)
-    assert (batch.completion.shape, batch.bare.segment.shape) == (shapes.completion.shape, shapes.bare.segment.shape)
+    assert (batch.completion.shape, batch.no_chain.segment.shape) == (
+        shapes.completion.shape,
+        shapes.no_chain.segment.shape,
+    )
     assert batch.scored.any(-1).all() and batch.keep.all() and (batch.prompt_length == shapes.prompt.shape[1]).all()
     assert batch.host_rewards.keys() == shapes.host_rewards.keys()
 

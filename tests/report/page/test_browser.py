@@ -9,8 +9,8 @@ import pytest
 from rl_likelihood.report import metrics, page, plots, table
 from rl_likelihood.report.table import Run
 from rl_likelihood.runtime import run_files
-from tests.report import chromium
-from tests.report.test_page import NASTY, nasty_run, write
+from tests.report.page import chromium
+from tests.report.page.test_page import NASTY, nasty_run, write
 
 pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="no chromium")
 REWARDS = tuple(f"reward{i}" for i in range(9))  # more runs, 18, than a tip once had lines
@@ -68,7 +68,8 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grid")
     runs = write_grid(folder)
     figure = plots.figure({"a run": runs[0].workdir})
-    page.write(folder / "report.html", "grid", "", runs, "reward", table.blocks(runs), {"curves": figure})
+    contents = page.Contents("grid", "", "reward", table.blocks(runs), {"curves": figure})
+    page.write(folder / "report.html", contents, runs)
     return f"file://{folder / 'report.html'}"
 
 
@@ -163,7 +164,7 @@ def test_a_chart_tells_the_numbers_of_all_runs(browser, address):
     opened(browser, address)
     titles = browser.js("[...document.querySelectorAll('#charts .chart')].map(c => c.getAttribute('aria-label'))")
     assert "Reward in training" not in titles, "rewards of different units share no axis"
-    assert titles == ["Greedy success, held-out questions", "Perplexity of the answer", "Chain length, tokens"]
+    assert titles == ["Greedy success", "Perplexity of the answer", "Chain length with tags, tokens"]
     n = titles.index("Perplexity of the answer") + 1
     tip = f"#charts .chart:nth-child({n}) .tip"
     rows = f"[...document.querySelectorAll('{tip} tr')].map(r => [...r.children].map(c => c.textContent))"
