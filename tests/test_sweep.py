@@ -6,12 +6,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from rl_likelihood import sweep
+from rl_likelihood import config, sweep
 from rl_likelihood.report import table
 from rl_likelihood.runtime import run_files
 from rl_likelihood.sweeps import grid
@@ -37,7 +38,7 @@ def test_every_point_of_every_experiment_is_a_config_that_validates(path, monkey
     for p in e.points:
         c = sweep.resolve(p)
         for name, value in p.overrides.items():
-            assert name == "preset" or sweep.configs.get(c, name) == value, (p.name, name)
+            assert name == "preset" or config.get(c, name) == value, (p.name, name)
     assert len({p.name for p in e.points}) == len(e.points)
     assert e.doc
 
@@ -151,7 +152,7 @@ def test_folders_of_another_config_are_not_taken_for_these_points(tmp_path, caps
     (point, _) = grid.load(path).points
     folder = root / point.name
     folder.mkdir(parents=True)
-    flat = sweep.configs.flatten(sweep.resolve(point))
+    flat = config.flatten(sweep.resolve(point))
     (folder / "config.json").write_text(json.dumps(flat | {"optim.lr": 0.5}))
     run_files.write_status(folder, "done", 2, 2)
     code, _, err = call(capsys, path, "--run", f"--root={root}")
@@ -233,7 +234,7 @@ def test_a_sweep_survives_kills_and_is_reported(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_outlives_its_killed_sweep_is_running_and_is_not_run_twice(tmp_path):
-    """A real run, stopped in its tracks so that it surely lives on; in the end it is killed too, and gone on with."""
+    """A real run, suspended so that it surely lives on; in the end it is killed too, and gone on with."""
     path, root = experiment(tmp_path, train__steps=12, eval__prompts=0, mesh__fsdp=1, mesh__tensor=1), tmp_path / "runs"
     workdir = root / grid.load(path).points[0].name
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))} | {"JAX_PLATFORMS": "cpu"}
@@ -245,6 +246,14 @@ def test_a_run_that_outlives_its_killed_sweep_is_running_and_is_not_run_twice(tm
     wait_for(lambda: grid.last_step(workdir) >= 2, first)
     run = grid.read_attempts(workdir)[0]["pid"]
     os.kill(run, signal.SIGSTOP)
+    killed = threading.Event()
+
+    def touch():  # the heartbeat of a run that is not suspended
+        while not killed.wait(1):
+            os.utime(workdir / "LOCK")
+
+    heartbeat = threading.Thread(target=touch)
+    heartbeat.start()
     try:
         first.kill()
         first.communicate()
@@ -255,6 +264,8 @@ def test_a_run_that_outlives_its_killed_sweep_is_running_and_is_not_run_twice(tm
         assert any(f"elsewhere  {workdir.name}: process {run} on this host" in line for line in lines)
         assert [row["event"] for row in grid.read_attempts(workdir)] == ["start"]
     finally:
+        killed.set()
+        heartbeat.join()
         os.kill(run, signal.SIGKILL)
     out, err = second.communicate(timeout=600)
     assert second.returncode == 0 and out.endswith("1 done\n"), out + err
