@@ -32,7 +32,7 @@ parity: $(VENV)/.parity
 	$(RUN) -m pytest -q tests/parity
 
 pods: $(VENV)/libtpu
-	PYTHONPATH=$(VENV)/libtpu $(RUN) -m pytest -q tests/runtime tests/planning tests/test_task.py tests/test_plan.py tests/test_tpu_setup.py \
+	PYTHONPATH=$(VENV)/libtpu $(RUN) -m pytest -q tests/runtime tests/planning tests/test_task.py tests/test_plan.py tests/tpu_setup \
 	  -m 'slow or not slow' -n auto --maxprocesses=2 --dist=loadfile
 
 sweeps: $(VENV)/.sweeps
