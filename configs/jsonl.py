@@ -20,7 +20,7 @@ Hardware and time: whatever holds the model; --dry_run compiles the step and say
 cores (estimate, not measured) a step of the default, 4 prompts x 8 chains of at most 128 tokens, takes about a minute.
 
 What to expect depends on your data. Where perplexity is above perplexity_no_chain the model's chains do not help it
-(README.md, "The answer term"); chain_swap_drop near 0 says that it does not use them.
+(docs/rewards.md, "When to switch the answer term off"); chain_swap_drop near 0 says that it does not use them.
 
 Arguments: model (a Hugging Face folder, a GGUF file, smollm2-135m-instruct), reward, group, data, heldout, grader,
 steps, seed.

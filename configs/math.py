@@ -3,11 +3,11 @@
     python -m rl_likelihood.datasets.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
     python -m rl_likelihood.train --config=configs/math.py:model=PATH,reward=log_prob,group=32 --workdir=runs/math
 
-As configs/prepared.py:name=math, and the first and last evaluation also sample 32 chains of 500 test problems
-(log_prob_mc32, pass@k). Training is watched on the tenth of the 7,500 problems that is held out; the official 5,000
-are for the first and last evaluation. Answers are compared as strings, as in the paper; --config.eval.grader=math
-takes equal forms too. Hardware, time (estimate, not measured) and arguments but for name: configs/prepared.py. What to
-expect: rl_likelihood/datasets/competition_math.py.
+Like configs/prepared.py:name=math; the first and last evaluation also sample 32 chains for 500 test problems
+(log_prob_mc32, pass@k). Evaluations during training use the held-out tenth of the 7,500 training problems. The official
+5,000 test problems are for the first and last evaluation. Answers are compared as strings, as in the paper;
+--config.eval.grader=math accepts equal forms too. See configs/prepared.py for hardware, time and arguments, and
+rl_likelihood/datasets/competition_math.py for what to expect.
 """
 
 from ml_collections import ConfigDict

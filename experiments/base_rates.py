@@ -3,14 +3,17 @@
     python -m rl_likelihood.datasets.prepare --dataset=gsm8k --out=data
     python experiments/base_rates.py [--gsm8k=data/gsm8k] [--questions=64] [--only='chain_sum;...']
 
-Two worked examples before each question, greedy answers with and without a chain, and four chains each at temperature
-1. chain_sum: two or three terms of one or two digits; basic_arithmetic: two or three numbers up to 10, with + - *, and
-once more with the two examples in the other order, because so much hangs on it; leg_counting: one kind of animal, up
-to nine of it; gsm8k: 24 test questions, greedy only, chains of up to 120 tokens. gsm8k is left out, and that is said,
-where its folder is not there.
+Each question has two worked examples, one greedy answer with a chain and one without, and four chains at temperature 1.
 
-Writes experiments/results/base_rates.json and prints the table of experiments/README.md. Hardware: two CPU cores, 3 GB.
-About 10 minutes on them when they do nothing else.
+    chain_sum         two or three terms of one or two digits
+    basic_arithmetic  two or three numbers up to 10, with + - *; once more with the two examples in the other order,
+                      which changes the result a lot
+    leg_counting      one kind of animal, up to nine of it
+    gsm8k             24 test questions, greedy only, chains of up to 120 tokens; left out, with a message, where its
+                      folder does not exist
+
+Writes experiments/results/base_rates.json and prints the table of docs/results.md. Hardware: two CPU cores, 3 GB, about
+10 minutes when they do nothing else.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ python -m rl_likelihood.config        writes docs/config.md anew
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 from rl_likelihood import fields
 from rl_likelihood.fields import one_of
 from rl_likelihood.grading.graders import GRADERS, Grader
+from rl_likelihood.grading.worker import run_file
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.reward import Reward, Term
@@ -71,13 +71,11 @@ def user_file(file: str) -> Any:
     """The user's Python file with REWARDS or GRADERS, executed; None if there is none."""
     if not file:
         return None
-    path = Path(file)
+    path = Path(file).resolve()
     if not path.is_file():
         raise UserError(f"reward.file is {file!r}, which is no file; give the path of a Python file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = run_file(str(path), path.stat().st_mtime_ns)
     except Exception as e:
         raise UserError(f"reward.file is {file!r}, which cannot be run ({type(e).__name__}: {e})") from e
     if not hasattr(module, "REWARDS") and not hasattr(module, "GRADERS"):

@@ -65,7 +65,7 @@ def test_every_data_set_has_a_config_by_its_name(name):
 
 @pytest.mark.parametrize("name", CHECKABLE)
 def test_the_papers_settings_for_answers_that_can_be_checked(name):
-    """methods.md 1.3 and 1.4: RLOO, 8 prompts of 32 chains, AdamW 1e-5, cosine, clip 1, k3 x 0.001."""
+    """Kwiatkowski et al., sec. 3.1 and app. B: RLOO, 8 prompts of 32 chains, AdamW 1e-5, cosine, clip 1, k3 x 0.001."""
     c = prepared(name)
     settings = build(c)
     assert (c.train.prompts_per_step, c.sampler.group_size, c.sampler.temperature) == (8, 32, 1.0)
@@ -79,14 +79,14 @@ def test_the_papers_settings_for_answers_that_can_be_checked(name):
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_the_papers_settings_for_answers_that_cannot(name):
-    """methods.md 1.4: G = 4, no KL."""
+    """The same paper on long answers: G = 4, no KL."""
     c = prepared(name)
     assert (c.train.prompts_per_step, c.sampler.group_size, c.loss.kl, c.loss.kl_coef) == (8, 4, "none", 0.0)
     assert prepared(name, "group=6,reward=sft").sampler.group_size == 6
 
 
 def test_the_papers_own_sets():
-    """methods.md 1.5: 1,024 tokens; MATH on its official test split, watched on the held-out tenth; 1,000 held out."""
+    """The same paper: 1,024 tokens; MATH on its official test split, watched on the held-out tenth; 1,000 held out."""
     math = config("math")
     assert (math.data.fast_split, math.data.heldout_split, math.eval.grader) == ("validation", "test", "exact_match")
     assert (math.eval.mc_samples, math.eval.mc_prompts) == (32, 500)

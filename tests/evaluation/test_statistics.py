@@ -57,7 +57,7 @@ def random_records(seed, n=12, m=4, answered=0.8):
 
 
 def test_the_two_items_of_the_paper_note():
-    """methods.md 12: T_a = (2, 4), answer probabilities per chain (.5, .1) and (.2, .2)."""
+    """T_a = (2, 4), answer probabilities per chain (.5, .1) and (.2, .2)."""
     out = summary([record(np.log([0.5, 0.1]).tolist(), 2), record(np.log([0.2, 0.2]).tolist(), 4)])
     assert out["log_prob_mc1"] == pytest.approx(-0.575646, abs=1e-6)
     assert out["log_prob_mc2"] == pytest.approx(-0.502173, abs=1e-6)
