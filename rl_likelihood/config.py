@@ -29,7 +29,7 @@ def tree(cls: type = Config) -> ConfigDict:
     """Every field of the settings with its default, as configs/base.py gives it."""
     out = ConfigDict()
     for name, kind, item in fields.user_fields(cls):
-        out[name] = tree(kind) if dataclasses.is_dataclass(kind) else item.default
+        out[name] = tree(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else item.default
     return out
 
 
@@ -75,6 +75,7 @@ def user_file(file: str) -> Any:
     if not path.is_file():
         raise UserError(f"reward.file is {file!r}, which is no file; give the path of a Python file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -112,7 +113,7 @@ def get(config: ConfigDict, name: str) -> Any:
 
 def flatten(config: ConfigDict | Any, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of a ConfigDict or of settings, in the order of their declaration."""
-    out = {}
+    out: dict[str, Any] = {}
     if isinstance(config, ConfigDict):
         items = list(config.items())
     else:

@@ -45,8 +45,8 @@ def model_shapes(c: Config, platform: str = "cpu") -> ModelConfig:
     elif (path / checkpoint.FOLDER).is_dir():  # the workdir of a run
         old = hugging_face.read_json(path / "config.json")
         return model_shapes(changed(c, {k: old[k] for k in ("model.path", "model.preset")}), platform)
-    elif path.exists() and gguf_file.find(path):
-        model = gguf_file.open_gguf(gguf_file.find(path)).cfg
+    elif path.exists() and (file := gguf_file.find(path)):
+        model = gguf_file.open_gguf(file).cfg
     elif path.is_dir():
         file = path / hugging_face.CONFIG
         model = hugging_face.config_from_hf(hugging_face.read_json(file), file)
@@ -94,11 +94,10 @@ def make_plan(c: Config, model: ModelConfig, where: Target, memory: float | None
 
 def program_rows(plan: Plan, memory: float | None) -> list[dict[str, Any]]:
     """Each program's sizes, and whether it fits beside the arrays of others."""
-    rows = []
-    for program, others, limit in programs.compile_all(plan, memory):
-        fits = None if limit is None else not program.refused and program.peak <= limit
-        rows.append(dataclasses.asdict(program) | {"others": others, "total": program.peak + others, "fits": fits})
-    return rows
+    return [
+        dataclasses.asdict(x.program) | {"others": x.others, "total": x.program.peak + x.others, "fits": x.fits}
+        for x in programs.compile_all(plan, memory)
+    ]
 
 
 def batch_sizes(plan: Plan) -> dict[str, int]:

@@ -217,6 +217,11 @@ class Compiled(NamedTuple):
     others: float
     limit: float | None
 
+    @property
+    def fits(self) -> bool | None:
+        """Whether its memory is within the limit; None if no limit is known."""
+        return None if self.limit is None else not self.program.refused and self.program.peak <= self.limit
+
 
 def compile_all(plan: Plan, memory: float | None, with_step: bool = True) -> list[Compiled]:
     """The programs of a run. The learner's step comes first, unless `with_step` is False."""

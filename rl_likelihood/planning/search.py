@@ -28,11 +28,11 @@ def changes(c: Config, where: Target) -> list[dict[str, Any]]:
     """
     p = c.train.prompts_per_step
     size = max(0, c.train.micro_batch_prompts) or p
-    micro = [{"train.micro_batch_prompts": k} for k in range(size - 1, 0, -1) if p % k == 0]
+    micro: list[dict[str, Any]] = [{"train.micro_batch_prompts": k} for k in range(size - 1, 0, -1) if p % k == 0]
     micro = [change for change in micro if _divides(changed(c, change), where)]
-    names = ("attention", "full") if where.chip else ("full",)  # attention: keep what the TPU's kernel computed
+    names = ["attention", "full"] if where.chip else ["full"]  # attention: keep what the TPU's kernel computed
     names = names[names.index(c.model.remat) + 1 :] if c.model.remat in names else names
-    remat = [{"model.remat": name} for name in names]
+    remat: list[dict[str, Any]] = [{"model.remat": name} for name in names]
     both = [remat[-1] | micro[-1]] if remat and micro else []
     smallest = [*micro, *remat, *both][-1:]
     mixed = [mesh | change for mesh in wider(c, where) for change in ({}, *smallest)]
@@ -109,7 +109,7 @@ def judge(plan: Plan, report: dict[str, Any], where: Target) -> Callable[[Config
         if stage is changes:
             return not programs.compile_step(new, model, devices.learner, memory - others).refused
         made = programs.compile_all(Plan(new, model, devices, plan.total), memory, with_step=False)
-        return all(not x.program.refused and x.program.peak <= x.limit for x in made)
+        return all(x.fits for x in made)
 
     return fits
 
@@ -123,7 +123,7 @@ def cheapest(
     fits already.
     """
     helpful: dict[str, Any] = {}
-    fitting = [stage for stage in (changes, sampler_changes) if stage not in stages]
+    fitting: list[Stage] = [stage for stage in (changes, sampler_changes) if stage not in stages]
     for stage in stages:
         base = changed(c, helpful)
         new_mesh = any(name.startswith("mesh.") for name in helpful)  # which may be all that this stage needed
