@@ -45,7 +45,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/oxlint --deny-warnings rl_likelihood/report/page
 
 bench: $(VENV)/.test
-	@set -e; for script in speed evaluation; do echo "== bench/$$script.py"; $(RUN) bench/$$script.py; done
+	@set -e; for script in speed evaluation; do echo "== bench/$$script.py"; $(RUN) -m bench.$$script; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

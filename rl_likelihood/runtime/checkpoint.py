@@ -281,7 +281,8 @@ def _read_arrays(manager: ocp.CheckpointManager, step: int, abstract: dict[str, 
     items = {
         name: ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(how, tree)) for name, tree in abstract.items()
     }
-    _reading(lambda: [check_files(manager.directory / str(step) / name) for name in abstract])
+    for name in abstract:
+        _reading(functools.partial(check_files, manager.directory / str(step) / name))
     out = _reading(lambda: manager.restore(step, args=ocp.args.Composite(**items)))
     return {name: out[name] for name in abstract}
 
