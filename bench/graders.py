@@ -1,6 +1,6 @@
 r"""How often is the grader `math` wrong? On the answers of MATH's test set, written in ways that are right or wrong.
 
-    python bench/graders.py --math=MATH/test.jsonl.gz [--limit=500] [--show=3]
+    python -m bench.graders --math=MATH/test.jsonl.gz [--limit=500] [--show=3]
 
 Right: the answer itself and what people and models write for it. Wrong: families of answers that a policy finds if a
 grader drops what it cannot read. A family is tried where it makes sense and is surely right, or wrong, by the text

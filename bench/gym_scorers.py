@@ -1,6 +1,6 @@
 """Which scorers of reasoning_gym do not test the question?
 
-    python bench/gym_scorers.py [--items=10] [--only=NAME,NAME]
+    python -m bench.gym_scorers [--items=10] [--only=NAME,NAME]
 
 Each data set's own rule (as `grading.gym` asks it) is shown wrong answers to its own questions: constants, the answers
 to its other questions, parts of the question, and its own answer with one character changed. A rule that calls many of
@@ -17,10 +17,12 @@ import sys
 from rl_likelihood.grading import gym
 
 CONSTANTS = (
-    "0", "1", "2", "-1", "10", "yes", "no", "Yes", "No", "True", "False", "true", "A", "B", "x", "C", "hello", "[]",
-    "{}", "()", "None", "none", "N/A", "impossible", "-", ".", "1 2 3", "1*2*3*4", "1+2", "x + C", "0.5", "1/2", "\\",
-    "[[0]]", "a b", "the answer", "IMPOSSIBLE", "infeasible", "Yes, yes", "No solution", "0 0", "1,1", "[1]", "[0, 0]",
-)  # fmt: skip
+    *("0", "1", "2", "-1", "10", "yes", "no", "Yes", "No"),
+    *("True", "False", "true", "A", "B", "x", "C", "hello", "[]"),
+    *("{}", "()", "None", "none", "N/A", "impossible", "-", ".", "1 2 3"),
+    *("1*2*3*4", "1+2", "x + C", "0.5", "1/2", "\\", "[[0]]", "a b", "the answer"),
+    *("IMPOSSIBLE", "infeasible", "Yes, yes", "No solution", "0 0", "1,1", "[1]", "[0, 0]"),
+)
 
 
 class _Late(Exception):

@@ -1,8 +1,8 @@
 """How many tokens the telecom prompts, tickets, calls and replies have. Reads texts, not models.
 
-python bench/telecom_tokens.py texts --tau2=FOLDER --out=texts.json
-python bench/telecom_tokens.py smollm2 --texts=texts.json
-python bench/telecom_tokens.py quicktok --texts=texts.json      # pip install quicktok-v1: Llama 3, Qwen 3
+python -m bench.telecom_tokens texts --tau2=FOLDER --out=texts.json
+python -m bench.telecom_tokens smollm2 --texts=texts.json
+python -m bench.telecom_tokens quicktok --texts=texts.json      # pip install quicktok-v1: Llama 3, Qwen 3
 """
 
 from __future__ import annotations

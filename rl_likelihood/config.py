@@ -29,7 +29,7 @@ def tree(cls: type = Config) -> ConfigDict:
     """Every field of the settings with its default, as configs/base.py gives it."""
     out = ConfigDict()
     for name, kind, item in fields.user_fields(cls):
-        out[name] = tree(kind) if dataclasses.is_dataclass(kind) else item.default
+        out[name] = tree(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else item.default
     return out
 
 
@@ -110,7 +110,7 @@ def get(config: ConfigDict, name: str) -> Any:
 
 def flatten(config: ConfigDict | Any, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of a ConfigDict or of settings, in the order of their declaration."""
-    out = {}
+    out: dict[str, Any] = {}
     if isinstance(config, ConfigDict):
         items = list(config.items())
     else:

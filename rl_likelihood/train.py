@@ -163,8 +163,8 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     r = Run(**vars(session), task=task, devices=devices, checkpoints=manager)
     optimizer = make_optimizer(c.optimizer)
     try:
-        begin = start if resume is None else resumed
-        state, ref_params, queue = begin(r, params, optimizer)
+        from_state = start if resume is None else resumed
+        state, ref_params, queue = from_state(r, params, optimizer)
     except Stopped:
         checkpoint.close(r.checkpoints)
         return 0, False
@@ -186,7 +186,7 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
                 given = source.next(step, state.params)
             except SamplerFailed as failed:  # what was learned is whole
                 r.save(state, source.state())
-                raise failed.__cause__ from None
+                raise failed.__cause__ or failed from None
             batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
             t1 = time.perf_counter()
             state, out, per_row = programs(state, ref_params, batch)

@@ -17,7 +17,7 @@ from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
 from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch
 
-# The suite turns optimizations off to save time; what users run has them, and so have compiled texts that are read.
+# The suite disables optimizations to save time. Tests that read compiled texts enable them, as for users.
 OPTIMIZED = {"xla_llvm_disable_expensive_passes": False, "xla_backend_optimization_level": 2}
 TINY = ModelConfig(
     family="llama", vocab_size=24, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=16, rope_theta=100.0
@@ -82,7 +82,7 @@ def rewarded(name, **changes):
 
 
 def branches(batch, i, j):
-    """Row (i, j) as plain sequences: [(ids, places in the row of the ids after the prompt), ...]."""
+    """Row (i, j) as plain sequences: [(ids, positions in the row of the ids after the prompt), ...]."""
     prompt, segment = batch.prompt[i, : batch.prompt_length[i]], batch.segment[i, j]
     without = [np.flatnonzero((segment != 0) & (segment != kind)) for kind in (SAMPLED, REFERENCE)]
     return [(np.concatenate([prompt, batch.completion[i, j, at]]), at) for at in without]
@@ -117,13 +117,13 @@ def reference_logits(params, cfg, ids):
     """Logits [N, V] of a plain sequence: a decoder with loops over heads and rotations as complex products."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     n, half, ratio = len(ids), cfg.head_dim // 2, cfg.heads // cfg.kv_heads
-    turn = np.exp(1j * np.arange(n)[:, None] * reference_frequencies(cfg))
+    rotation = np.exp(1j * np.arange(n)[:, None] * reference_frequencies(cfg))
 
     def norm(x, scale):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * scale
 
     def rotated(x):
-        z = (x[:, :half] + 1j * x[:, half:]) * turn
+        z = (x[:, :half] + 1j * x[:, half:]) * rotation
         return np.concatenate([z.real, z.imag], -1)
 
     x = params["embed"][ids]

@@ -79,7 +79,7 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
     prompt, answer, chain, task = texts
     uid = row.get("id", default_id)
     whole = isinstance(uid, int) or (isinstance(uid, Written) and uid.lstrip("-").isdigit())
-    text = isinstance(uid, str) and not isinstance(uid, Written) and _encodable(uid)
+    text = _is_text(uid) and _encodable(uid)
     if isinstance(uid, bool) or not (whole or text):
         return f"field 'id' must be text or an integer, not {kind(uid)}"
     return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages if len(messages) > 1 else ())
@@ -94,7 +94,7 @@ def _number_as_text(value: Any) -> Any:
 
 def _problem(value: Any, needed: bool) -> str:
     """What is wrong with a text; "" if nothing is."""
-    if not isinstance(value, str) or isinstance(value, Written):
+    if not _is_text(value):
         return f"must be a string, not {kind(value)}"
     if not _encodable(value):
         return "holds half of a surrogate pair, which is not text"
@@ -115,7 +115,7 @@ def _parse_messages(value: Any, field: str, answered: bool) -> tuple[tuple[str, 
         return f"field {field!r} must be a list with at least one message"
     turns = []
     for i, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        if not isinstance(message, dict) or not _is_text(message.get("content")):
             return f"field '{field}[{i}]' must be an object with string fields 'role' and 'content'"
         if message.get("role") not in ROLES:
             return f"field '{field}[{i}].role' is {message.get('role')!r}; use one of {', '.join(ROLES)}"
@@ -130,6 +130,10 @@ def _parse_messages(value: Any, field: str, answered: bool) -> tuple[tuple[str, 
         also = ", as there is an answer beside it" if answered else ""
         return f"the last of {field!r} must be from the user, not the {last}{also}"
     return tuple(turns)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not isinstance(value, Written)
 
 
 def _encodable(text: str) -> bool:

@@ -135,6 +135,8 @@ def _whole(name: str, data: bytes, as_written: bool) -> Any:
         raise UserError(f"{name} is not UTF-8 text (byte {e.start}); fetch it again") from e
     except json.JSONDecodeError as e:
         what = "the JSON array that it begins is broken" if data.lstrip().startswith(b"[") else "not JSON"
+        if not name.lower().removesuffix(".gz").endswith(SUFFIXES):
+            what = "neither JSON lines nor a JSON array (nor is the file named .parquet)"
         raise UserError(f"{name}:{e.lineno}: {what} ({e.msg}); mend the file, or write one object a line") from e
     except (ValueError, RecursionError) as e:
         raise UserError(f"{name} is not JSON (nested too deeply or a number too long); fetch it again") from e

@@ -10,12 +10,9 @@ from typing import Any
 
 from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from rl_likelihood.shapes import UserError
-
-# transformers announces on import that torch is absent. Here it always may be: only its tokenizers are used.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 # For base models: nothing but words that stand in plain text.
 PLAIN_TEMPLATE = (

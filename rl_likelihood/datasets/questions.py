@@ -16,14 +16,14 @@ from collections.abc import Callable, Collection, Sequence
 from rl_likelihood.datasets.procedural import PRESETS
 from rl_likelihood.shapes import Example
 
+_WORDINGS = [preset.wording.split("{}") for preset in PRESETS.values()]
 _ARITHMETIC = re.compile(r"\d[-+* \d]*")
 
 
 def question_key(text: str) -> str:
     """What makes two questions one: spacing does not count, nor does the wording of the presets' arithmetic."""
     text = " ".join(unicodedata.normalize("NFC", text).split())
-    for preset in PRESETS.values():
-        before, _, after = preset.wording.partition("{}")
+    for before, after in _WORDINGS:
         inner = text.removeprefix(before).removesuffix(after)
         if _ARITHMETIC.fullmatch(inner):
             return inner
@@ -33,8 +33,8 @@ def question_key(text: str) -> str:
 def variant_key(text: str) -> str:
     """What makes two questions variants: nor do case, forms of a character and final punctuation count."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" .=?!")
-    for preset in PRESETS.values():
-        text = text.removeprefix(preset.wording.partition("{}")[0].casefold())
+    for before, _ in _WORDINGS:
+        text = text.removeprefix(before.casefold())
     return text
 
 
@@ -71,29 +71,31 @@ def again(row: Example, first: Example) -> str:
 
 def without(rows: Sequence[Example], groups: Collection[str], what: str) -> tuple[list[Example], list[str]]:
     """The rows in none of the groups, and the others in words. `what` is what those groups ask."""
-    removed = [f"{row.id} asks {what}, or a variant of it" for row in rows if group_key(row) in groups]
-    return [row for row in rows if group_key(row) not in groups], removed
+    inside = [group_key(row) in groups for row in rows]
+    removed = [f"{row.id} asks {what}, or a variant of it" for row, out in zip(rows, inside, strict=True) if out]
+    return [row for row, out in zip(rows, inside, strict=True) if not out], removed
 
 
-def hold_out(rows: Sequence[Example], size: int) -> tuple[list[Example], list[Example], list[str]]:
-    """(training rows, `size` held-out rows, rows in neither, in words).
+def by_group(rows: Sequence[Example]) -> dict[str, list[Example]]:
+    """The rows of every group."""
+    groups: dict[str, list[Example]] = {}
+    for row in rows:
+        groups.setdefault(group_key(row), []).append(row)
+    return groups
+
+
+def hold_out(groups: dict[str, list[Example]], size: int) -> tuple[list[Example], list[Example]]:
+    """(`size` held-out rows, other rows of their groups). Neither are training rows.
 
     Groups are held out whole, in the order of a hash: shuffling the file moves none. The last of them may have more
     rows than are wanted; those are in neither set.
     """
-    groups: dict[str, list[Example]] = {}
-    for row in rows:
-        groups.setdefault(group_key(row), []).append(row)
     held: list[Example] = []
-    chosen = set()
     for key in sorted(groups, key=hash_of):
-        if len(held) < size:
-            held += groups[key]
-            chosen.add(key)
-    spare = {row.id for row in held[size:]}
-    named = [f"{uid} asks a variant of a held-out question" for uid in sorted(spare)]
-    train = [row for row in rows if group_key(row) not in chosen]
-    return train, [row for row in rows if group_key(row) in chosen and row.id not in spare], named
+        if len(held) >= size:
+            break
+        held += groups[key]
+    return held[:size], held[size:]
 
 
 def hash_of(key: str) -> bytes:

@@ -19,7 +19,7 @@ from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets import files, procedural
 from rl_likelihood.datasets.common import Files
 from rl_likelihood.datasets.procedural import PRESETS
-from rl_likelihood.datasets.questions import distinct, group_key, hold_out, named, variant_key, without
+from rl_likelihood.datasets.questions import by_group, distinct, group_key, hold_out, named, variant_key, without
 from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, UserError
 
@@ -290,7 +290,12 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
         held = _first(held, max(cfg.heldout_size, 0), "heldout", held_path)
         train, variants = without(rows, {group_key(row) for row in held}, "a held-out question")
     else:
-        train, held, variants = hold_out(rows, _heldout_size(cfg, rows))
+        groups = by_group(rows)
+        chosen, spare = hold_out(groups, _heldout_size(cfg, len(rows), len(groups)))
+        held_ids, spare_ids = {row.id for row in chosen}, {row.id for row in spare}
+        held = [row for row in rows if row.id in held_ids]  # in the order of the file
+        train = [row for row in rows if row.id not in held_ids and row.id not in spare_ids]
+        variants = [f"{row.id} asks a variant of a held-out question" for row in spare]
     if not training:
         train = []
     elif not train:
@@ -303,10 +308,9 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
     return train, held, LoadReport(read, len(merged), len(overlap), (*bad, *bad_held), (*merged, *overlap))
 
 
-def _heldout_size(cfg: DataConfig, rows: Sequence[Example]) -> int:
+def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
     """How many of the training rows are held out."""
-    size = min(100, len(rows) // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
-    groups = len({group_key(row) for row in rows})
+    size = min(100, rows // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
     if size and size >= groups:
         raise UserError(
             f"data.heldout_size = {size} leaves nothing to train on: {cfg.train_path} has {groups} distinct questions "

@@ -176,7 +176,7 @@ def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Po
     previous = Chain(**before[-1]["lent"]) if before and samples else None
     for batch in _sampled(e, weights, range(first, n), size, width, sampler):
         if graded:
-            no_chain = [[]] * len(batch.rows)
+            no_chain: list[list[Any]] = [[]] * len(batch.rows)
             if samples:
                 no_chain = _answers_without_chain(task, weights, batch, width, samples)
             by_chain = [[graders.extract_answer(text, task.fmt) for text in group] for group in batch.texts]

@@ -72,7 +72,8 @@ class _Reader(Cursor):
         return self.with_unit(Node("neg", (node,)) if negative else node, _CURRENCIES[money] if money else "")
 
     def with_unit(self, node: Node, unit: str) -> Node:
-        sign, inner = (node.kind == "neg", node.parts[0]) if node.kind == "neg" else (False, node)
+        sign = node.kind == "neg"
+        inner = node.parts[0] if sign else node
         if inner.kind == "deg":
             unit, inner = "degree", inner.parts[0]
         if self.accept("%"):
@@ -87,11 +88,9 @@ class _Reader(Cursor):
             more = f"degree {more}"
         elif unit and more and more != unit:
             raise Unreadable("two units")
-        if factor != 1 and inner.kind != "number":  # "x million" says nothing that we know
-            raise Unreadable("a multiple of no number")
-        if factor != 1 and inner.parts[0] == 0:
-            raise Unreadable("a multiple of 0")
-        if factor != 1:
+        if factor != 1:  # "x million" and "0 million" say nothing that we know
+            if inner.kind != "number" or inner.parts[0] == 0:
+                raise Unreadable("a multiple of no number")
             inner = Node("mul", (inner, number(factor)))
         inner = Node("neg", (inner,)) if sign else inner
         unit = more or unit
@@ -134,8 +133,6 @@ class _Reader(Cursor):
                 nodes = [Node("without", (left, self.sum()))]
             else:
                 return nodes[0] if len(nodes) == 1 else Node("union", tuple(nodes))
-
-    # sums, products, powers
 
     def sum(self) -> Node:
         sign = self.accept("+", "-", "pm", "mp")

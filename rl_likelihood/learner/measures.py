@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from rl_likelihood.learner import surrogate
 from rl_likelihood.learner.rows import Forward, StepConfig, policy_masks
 from rl_likelihood.rewards import intrinsic, likelihood, shaping
-from rl_likelihood.shapes import Batch
+from rl_likelihood.shapes import AnyArray, Batch
 
 # Rewards without a reference that every step logs.
 ALWAYS = ("self_certainty", "token_entropy")
@@ -48,7 +48,7 @@ def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[dict[str, 
     return sums, per_row
 
 
-def hidden_grad_norms(grad_hidden: Float[Array, "P G T D"], batch: Batch, cfg: StepConfig) -> dict[str, Array]:
+def hidden_grad_norms(grad_hidden: Float[AnyArray, "P G T D"], batch: Batch, cfg: StepConfig) -> dict[str, Array]:
     """Squared gradient at the last hidden states, for the tokens of the policy term and those of the answer term.
 
     No token is in both (except where a given chain is supervised), so one backward pass gives both.
@@ -112,7 +112,7 @@ def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> 
     return out
 
 
-def within_groups(a: Float[Array, "P G"], b: Float[Array, "P G"], keep) -> Float[Array, ""]:
+def within_groups(a: Float[AnyArray, "P G"], b: Float[AnyArray, "P G"], keep) -> Float[Array, ""]:
     """Pearson correlation of the kept rows' deviations from their groups' means; 0 where one has no spread."""
 
     def centred(x):

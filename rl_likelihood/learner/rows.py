@@ -18,7 +18,7 @@ from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
-from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, Batch
+from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, AnyArray, Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RowStats(NamedTuple):
 
 
 def row_stats(
-    params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, probe: Float[Array, "P G T D"] | float = 0.0
+    params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, probe: Float[AnyArray, "P G T D"] | float = 0.0
 ) -> RowStats:
     """One forward: the token statistics of every completion token, given what precedes it on its branch.
 
@@ -135,7 +135,7 @@ def observe(
     model: ModelConfig,
     batch: Batch,
     cfg: StepConfig,
-    probe: Float[Array, "P G T D"] | float = 0.0,
+    probe: Float[AnyArray, "P G T D"] | float = 0.0,
 ) -> Forward:
     """One forward, and the inputs of every reward."""
     rows = row_stats(params, model, batch, cfg, probe)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.fields import field
 from rl_likelihood.rewards.likelihood import GroupValue, Objective, difference
+from rl_likelihood.shapes import AnyArray
 
 # Log-ratios are clipped here, before exp() overflows.
 MAX_LOG_RATIO = 20.0
@@ -60,7 +61,10 @@ class Counts(NamedTuple):
 
 
 def leave_one_out(
-    f: Objective | GroupValue, logp: Float[Array, "P G A"], mask: Bool[Array, "P G A"], keep: Bool[Array, "P G"]
+    f: Objective | GroupValue,
+    logp: Float[AnyArray, "P G A"],
+    mask: Bool[AnyArray, "P G A"],
+    keep: Bool[AnyArray, "P G"],
 ) -> Float[Array, "P G"]:
     """f(group) - f(group without i). 0 for a dropped row and for a group with fewer than two kept."""
     counts = keep & (keep.sum(-1, keepdims=True) > 1)
@@ -68,7 +72,7 @@ def leave_one_out(
 
 
 def advantages(
-    differences: Float[Array, "P G"], keep: Bool[Array, "P G"], kind: str, eps: float = 1e-4
+    differences: Float[AnyArray, "P G"], keep: Bool[AnyArray, "P G"], kind: str, eps: float = 1e-4
 ) -> Float[Array, "P G"]:
     """Leave-one-out differences in the field's units.
 
@@ -90,9 +94,9 @@ def advantages(
 
 
 def aggregate(
-    values: Float[Array, "P G T"],
-    mask: Bool[Array, "P G T"],
-    keep: Bool[Array, "P G"],
+    values: Float[AnyArray, "P G T"],
+    mask: Bool[AnyArray, "P G T"],
+    keep: Bool[AnyArray, "P G"],
     cfg: LossConfig,
     counts: Counts,
 ) -> Float[Array, ""]:
@@ -113,7 +117,7 @@ def aggregate(
 
 
 def importance(
-    logp: Float[Array, "P G T"], sampler_logp: Float[Array, "P G T"], mask: Bool[Array, "P G T"], per: str
+    logp: Float[AnyArray, "P G T"], sampler_logp: Float[AnyArray, "P G T"], mask: Bool[AnyArray, "P G T"], per: str
 ) -> Float[Array, "P G T"]:
     """pi(now) / pi(when sampled), per token or for the whole row; 1 outside the mask. Not truncated."""
     d = jnp.where(mask, logp - sampler_logp, 0.0)
@@ -123,11 +127,11 @@ def importance(
 
 
 def policy_loss(
-    logp: Float[Array, "P G T"],
-    sampler_logp: Float[Array, "P G T"],
-    advantage: Float[Array, "P G"],
-    mask: Bool[Array, "P G T"],
-    keep: Bool[Array, "P G"],
+    logp: Float[AnyArray, "P G T"],
+    sampler_logp: Float[AnyArray, "P G T"],
+    advantage: Float[AnyArray, "P G"],
+    mask: Bool[AnyArray, "P G T"],
+    keep: Bool[AnyArray, "P G"],
     cfg: LossConfig,
     counts: Counts,
 ) -> Float[Array, ""]:
@@ -150,7 +154,7 @@ def policy_loss(
     return -aggregate(gain, mask, keep, cfg, counts)
 
 
-def kl_estimate(kind: str, logp: Float[Array, "..."], ref_logp: Float[Array, "..."]) -> Float[Array, "..."]:
+def kl_estimate(kind: str, logp: Float[AnyArray, "..."], ref_logp: Float[AnyArray, "..."]) -> Float[Array, "..."]:
     """Per-token estimate of KL(pi || ref) at sampled tokens, with d = logp - ref_logp (Schulman's k1, k2, k3):
     k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. In a loss, k2 has the right gradient, k1 none in expectation."""
     d = logp - ref_logp

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.mesh import row_shards
 from rl_likelihood.model import splash
-from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED
+from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED, AnyArray
 
 # Finite, so that a fully masked part gives weight 0 instead of NaN.
 MASKED = -1e30
@@ -24,7 +24,7 @@ MASKED = -1e30
 QUERIES, BLOCKS = 128, 8
 
 # Keys, values and which of them are no padding.
-PromptKeys = tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"], Bool[Array, "P S"]]
+PromptKeys = tuple[Float[AnyArray, "P K S Dh"], Float[AnyArray, "P K S Dh"], Bool[AnyArray, "P S"]]
 
 
 class Kernel(NamedTuple):
@@ -35,9 +35,9 @@ class Kernel(NamedTuple):
 
 
 def attention(
-    q: Float[Array, "P G T H Dh"],
-    own: tuple[Float[Array, "P G K U Dh"], Float[Array, "P G K U Dh"]],
-    own_mask: Bool[Array, "P #G T U"],
+    q: Float[AnyArray, "P G T H Dh"],
+    own: tuple[Float[AnyArray, "P G K U Dh"], Float[AnyArray, "P G K U Dh"]],
+    own_mask: Bool[AnyArray, "P #G T U"],
     prompt: PromptKeys | None = None,
     kernel: Kernel | None = None,
     queries: int = 0,
@@ -98,11 +98,11 @@ def _part(q, k, v, mask):
 
 
 def decode_attention(
-    q: Float[Array, "N H Dh"],
-    own: tuple[Float[Array, "N K Dh T"], Float[Array, "N K T Dh"]],
-    own_mask: Bool[Array, "N T"],
-    prompt: tuple[Float[Array, "P K Dh S"], Float[Array, "P K S Dh"]],
-    prompt_mask: Bool[Array, "P S"],
+    q: Float[AnyArray, "N H Dh"],
+    own: tuple[Float[AnyArray, "N K Dh T"], Float[AnyArray, "N K T Dh"]],
+    own_mask: Bool[AnyArray, "N T"],
+    prompt: tuple[Float[AnyArray, "P K Dh S"], Float[AnyArray, "P K S Dh"]],
+    prompt_mask: Bool[AnyArray, "P S"],
 ) -> Float[Array, "N H Dh"]:
     """`attention` for one token of each of N = P x G rows, over caches in decoding layout.
 
@@ -136,7 +136,7 @@ def decode_attention(
     return (out / total).astype(q.dtype).reshape(n, h, d)
 
 
-def branch_mask(segment: Int[Array, "P G T"]) -> Bool[Array, "P G T T"]:
+def branch_mask(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T T"]:
     """[query, key] of a completion row: causal, no padding, and no sampled answer for the reference answer's queries.
 
     The sampled answer comes first in the row, so it cannot attend to the reference answer either.
@@ -147,7 +147,7 @@ def branch_mask(segment: Int[Array, "P G T"]) -> Bool[Array, "P G T T"]:
     return causal & (key != PAD) & ~((query == REFERENCE) & (key == SAMPLED))
 
 
-def branch_positions(segment: Int[Array, "P G T"], prompt_length: Int[Array, "P"]) -> Int[Array, "P G T"]:
+def branch_positions(segment: Int[AnyArray, "P G T"], prompt_length: Int[AnyArray, "P"]) -> Int[Array, "P G T"]:
     """Rotary positions: both answers continue the chain, so both start at its end."""
     index = jnp.arange(segment.shape[-1])
     is_reference = segment == REFERENCE
@@ -155,7 +155,7 @@ def branch_positions(segment: Int[Array, "P G T"], prompt_length: Int[Array, "P"
     return prompt_length[:, None, None] + jnp.where(is_reference, index - sampled, index)
 
 
-def predecessor(segment: Int[Array, "P G T"]) -> Int[Array, "P G T"]:
+def predecessor(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
     """Index, in the row [last prompt token; completion], of the token whose state predicts each token.
 
     That is the token before it (index t in that row). But the first token of the reference answer is predicted by

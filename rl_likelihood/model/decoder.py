@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rl_likelihood.mesh import along_prompt, merged, row_shards, sharding
 from rl_likelihood.model import splash
 from rl_likelihood.model.attention import QUERIES, Kernel, PromptKeys, attention, branch_mask, branch_positions
-from rl_likelihood.shapes import CHAIN
+from rl_likelihood.shapes import CHAIN, AnyArray
 
 Params = dict[str, Any]
 
@@ -131,19 +131,19 @@ def count(params: Params) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def head_matrix(params: Params) -> Float[Array, "V D"]:
+def head_matrix(params: Params) -> Float[AnyArray, "V D"]:
     """The output matrix: the embedding when tied."""
     return params.get("head", params["embed"])
 
 
-def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "... D"]:
+def rms_norm(x: Float[AnyArray, "... D"], scale: Float[AnyArray, "D"], eps: float) -> Float[Array, "... D"]:
     """x / rms(x) * scale, the mean square in float32."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
     return y.astype(x.dtype) * scale
 
 
-def rope_tables(cfg: ModelConfig, position: Int[Array, "*N"]) -> tuple[Float[Array, "*N i"], Float[Array, "*N i"]]:
+def rope_tables(cfg: ModelConfig, position: Int[AnyArray, "*N"]) -> tuple[Float[Array, "*N i"], Float[Array, "*N i"]]:
     """cos and sin of position * frequency, in float32."""
     half = cfg.head_dim // 2
     freq = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -156,14 +156,14 @@ def rope_tables(cfg: ModelConfig, position: Int[Array, "*N"]) -> tuple[Float[Arr
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x: Float[Array, "*N H Dh"], rope) -> Float[Array, "*N H Dh"]:
+def rotate(x: Float[AnyArray, "*N H Dh"], rope) -> Float[Array, "*N H Dh"]:
     """Rotary embedding on (first half, second half) pairs, the layout of Hugging Face files."""
     cos, sin = (t[..., None, :].astype(x.dtype) for t in rope)
     a, b = jnp.split(x, 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def qkv(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope):
+def qkv(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope):
     """Queries [*N, H, Dh] and keys, values [*N, K, Dh], biased, normalised and rotated as the family asks."""
     lead, d = x.shape[:-1], x.shape[-1]
     h, k, dh = cfg.heads, cfg.kv_heads, cfg.head_dim
@@ -180,7 +180,7 @@ def qkv(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope):
     return rotate(q, rope), rotate(key, rope), v
 
 
-def mlp(x: Float[Array, "*N D"], w: Params) -> Float[Array, "*N D"]:
+def mlp(x: Float[AnyArray, "*N D"], w: Params) -> Float[Array, "*N D"]:
     """(silu(x gate) * x up) down."""
     y = merged(x)
     if "gate_up" in w:
@@ -190,7 +190,7 @@ def mlp(x: Float[Array, "*N D"], w: Params) -> Float[Array, "*N D"]:
     return ((jax.nn.silu(gate) * up) @ w["down"]).reshape(x.shape)
 
 
-def block(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], tuple]:
+def block(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], Any]:
     """One layer. `attend` takes q [*N, H, Dh] and k, v [*N, K, Dh] and returns ([*N, H, Dh], a second result)."""
     out, extra = attend(*qkv(rms_norm(x, w["attn_norm"], cfg.norm_eps), w, cfg, rope))
     mixed = merged(out.reshape(*x.shape[:-1], -1)) @ w["o"].reshape(-1, x.shape[-1])
@@ -198,18 +198,18 @@ def block(x: Float[Array, "*N D"], w: Params, cfg: ModelConfig, rope, attend) ->
     return x + mlp(rms_norm(x, w["mlp_norm"], cfg.norm_eps), w), extra
 
 
-def by_head(x: Float[Array, "*N T K Dh"]) -> Float[Array, "*N K T Dh"]:
+def by_head(x: Float[AnyArray, "*N T K Dh"]) -> Float[Array, "*N K T Dh"]:
     """Keys or values in the layout of attention and the caches."""
     return jnp.swapaxes(x, -3, -2)
 
 
-def prompt_mask(in_prompt: Bool[Array, "P S"]) -> Bool[Array, "P 1 S S"]:
+def prompt_mask(in_prompt: Bool[AnyArray, "P S"]) -> Bool[Array, "P 1 S S"]:
     """[query, key]: which of its own tokens each token of a prompt attends to."""
     s = in_prompt.shape[-1]
     return jnp.tril(jnp.ones((s, s), bool)) & in_prompt[:, None, None, :]
 
 
-def attend_prompt(q, k, v, mask: Bool[Array, "P 1 S S"], kernel: Kernel | None = None):
+def attend_prompt(q, k, v, mask: Bool[AnyArray, "P 1 S S"], kernel: Kernel | None = None):
     """`block`'s `attend` for prompts, each a group of one with no prompt before it; returns [P, K, S, Dh] of both."""
     k, v = by_head(k), by_head(v)
     out = attention(q[:, None], (k[:, None], v[:, None]), mask, kernel=kernel, queries=QUERIES)
@@ -247,8 +247,8 @@ _REMAT = {
 def forward(
     params: Params,
     cfg: ModelConfig,
-    prompt: Int[Array, "P S"],
-    prompt_length: Int[Array, "P"],
+    prompt: Int[AnyArray, "P S"],
+    prompt_length: Int[AnyArray, "P"],
     rows: Completions | None = None,
     pooled: bool = True,
 ) -> Hidden:

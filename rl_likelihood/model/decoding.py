@@ -21,6 +21,7 @@ from rl_likelihood.model.decoder import (
     rope_tables,
     unstack_layers,
 )
+from rl_likelihood.shapes import AnyArray
 
 
 def decoding_layout(params: Params, cfg: ModelConfig) -> Params:
@@ -49,7 +50,7 @@ def without_layers(params: Params, cfg: ModelConfig) -> Params:
 
 
 def prefill(
-    weights: Params, cfg: ModelConfig, prompt: Int[Array, "P S"], prompt_length: Int[Array, "P"]
+    weights: Params, cfg: ModelConfig, prompt: Int[AnyArray, "P S"], prompt_length: Int[AnyArray, "P"]
 ) -> tuple[Float[Array, "P D"], tuple]:
     """Hidden state of each prompt's last token, and the prompts' keys and values, one pair a layer as in `Cache`.
 
@@ -94,7 +95,7 @@ class Positions(NamedTuple):
 
 
 def aligned_positions(
-    token: Int[Array, "P G"], index: Int[Array, ""], prompt_length: Int[Array, "P"], cache: Cache
+    token: Int[AnyArray, "P G"], index: Int[AnyArray, ""], prompt_length: Int[AnyArray, "P"], cache: Cache
 ) -> Positions:
     """Those of completion token number `index` of every row. Own keys beyond `index` are masked."""
     keys = cache.own[0][0]
@@ -104,7 +105,7 @@ def aligned_positions(
 
 
 def decode_step(
-    weights: Params, cfg: ModelConfig, token: Int[Array, "P G"], at: Positions, cache: Cache
+    weights: Params, cfg: ModelConfig, token: Int[AnyArray, "P G"], at: Positions, cache: Cache
 ) -> tuple[Float[Array, "P G D"], Cache]:
     """Hidden state after one more token of each row, and the cache with it. `weights`: `decoding_layout(params, cfg)`.
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.mesh import axis_shards, gathered, on_cpu, row_shards
+from rl_likelihood.shapes import AnyArray
 
 # Finite, so that what is masked weighs 0 and not NaN.
 MASKED = -1e30
@@ -39,11 +40,11 @@ class TokenStats(NamedTuple):
 
 
 def token_stats(
-    hidden: Float[Array, "... D"],
-    head: Float[Array, "V D"],
-    targets: Int[Array, "..."],
+    hidden: Float[AnyArray, "... D"],
+    head: Float[AnyArray, "V D"],
+    targets: Int[AnyArray, "..."],
     chunk: int = 0,
-    scale: Float[Array, "..."] | None = None,
+    scale: Float[AnyArray, "..."] | None = None,
 ) -> TokenStats:
     """Statistics of the distribution that each hidden state gives, and the log-prob of its target.
 
@@ -66,7 +67,7 @@ def _block(columns: int, tokens: int, chunk: int) -> int:
     return even if count == 1 or even < LANES else min(columns, -(-even // LANES) * LANES)
 
 
-def logits(hidden: Float[Array, "... D"], head: Float[Array, "V D"]) -> Float[Array, "... V"]:
+def logits(hidden: Float[AnyArray, "... D"], head: Float[AnyArray, "V D"]) -> Float[Array, "... V"]:
     """hidden W^T in float32. Only for few tokens: a decode step."""
     return jnp.einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 

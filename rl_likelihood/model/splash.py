@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.mesh import prompt_tokens_split
-from rl_likelihood.shapes import REFERENCE, SAMPLED
+from rl_likelihood.shapes import REFERENCE, SAMPLED, AnyArray
 
 LANES = 128  # of the hardware: sequences are padded to a multiple, and a head has this width, or half of it
 BLOCK = 512  # rows of a tile at most
@@ -29,10 +29,10 @@ def refused(head_dim: int) -> str:
 
 
 def attention(
-    q: Float[Array, "P G T H Dh"],
-    own: tuple[Float[Array, "P G K T Dh"], Float[Array, "P G K T Dh"]],
-    segment: Int[Array, "P G T"],
-    prompt: tuple[Float[Array, "P K S Dh"], Float[Array, "P K S Dh"], Bool[Array, "P S"]] | None = None,
+    q: Float[AnyArray, "P G T H Dh"],
+    own: tuple[Float[AnyArray, "P G K T Dh"], Float[AnyArray, "P G K T Dh"]],
+    segment: Int[AnyArray, "P G T"],
+    prompt: tuple[Float[AnyArray, "P K S Dh"], Float[AnyArray, "P K S Dh"], Bool[AnyArray, "P S"]] | None = None,
     two_branches: bool = True,
     interpret: bool = False,
 ) -> Float[Array, "P G T H Dh"]:
@@ -104,7 +104,7 @@ def _local(q, own, segment, prompt, two_branches: bool, interpret: bool):
     segment = _padded(segment, t_pad, 2)
     run = jax.vmap(jax.vmap(_kernel(h, t + t_pad, s + s_pad, interpret)))
 
-    def one_pass(attended: Bool[Array, "P G T"]):
+    def one_pass(attended: Bool[AnyArray, "P G T"]):
         ids = jnp.concatenate([in_prompt, attended], 2).astype(jnp.int32)
         ones = jnp.ones(segment.shape, jnp.int32)
         return run(queries, keys, values, splash_attention_kernel.SegmentIds(ones, ids))

@@ -27,8 +27,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rl_likelihood.rewards.likelihood import AnyArray
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import AnyArray, UserError
 
 # Bound far outside any statistic of a token: sums of clipped values stay finite in float32.
 _LARGEST = 1e30

@@ -28,10 +28,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-AnyArray = Array | np.ndarray
+from rl_likelihood.shapes import AnyArray
+
 LogProbs = Float[AnyArray, "P G A"]
 TokenMask = Bool[AnyArray, "P G A"]
 Keep = Bool[AnyArray, "P G"]

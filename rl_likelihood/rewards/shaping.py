@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from rl_likelihood.fields import field
-from rl_likelihood.rewards.likelihood import AnyArray, Keep, kept_mean
+from rl_likelihood.rewards.likelihood import Keep, kept_mean
+from rl_likelihood.shapes import AnyArray
 
 Tokens = Real[AnyArray, "P G"]  # lengths: counts of tokens, as integers or floats
 Rows = Float[AnyArray, "P G"]

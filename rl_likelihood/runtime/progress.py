@@ -78,7 +78,9 @@ class Progress:
     ) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self._reports = [(time.monotonic(), done)]
-        self._say, self._bar, self._thread, self._over = say, None, None, threading.Event()
+        self._say, self._over = say, threading.Event()
+        self._bar: Bar | None = None
+        self._thread: threading.Thread | None = None
         console = Console(file=stream or sys.stdout)
         if not distributed.first():
             self._say = None
@@ -92,7 +94,7 @@ class Progress:
             self._bar.start()
             self._task = self._bar.add_task(self.what, total=self.total, completed=self.done)
         elif self._say is not None:
-            self._thread = threading.Thread(target=self._lines, name="progress", daemon=True)
+            self._thread = threading.Thread(target=self._lines, args=(self._say,), name="progress", daemon=True)
             self._thread.start()
         return self
 
@@ -118,9 +120,9 @@ class Progress:
         left = self.left()
         return f"{self.done} of {self.total} {self.unit}" + ("" if left is None else f", {duration(left)} left")
 
-    def _lines(self) -> None:
+    def _lines(self, say: Callable[[str], None]) -> None:
         said = ""
         while not self._over.wait(EVERY):
             if (words := f"{self.what} {self._words()}") != said:
                 said = words
-                self._say(words)
+                say(words)

@@ -39,8 +39,8 @@ def plain(value: Any) -> tuple[Any, int]:
         items = {key: plain(v) for key, v in value.items()}
         return {key: v for key, (v, _) in items.items()}, sum(n for _, n in items.values())
     if isinstance(value, (list, tuple)):
-        items = [plain(v) for v in value]
-        return [v for v, _ in items], sum(n for _, n in items)
+        values = [plain(v) for v in value]
+        return [v for v, _ in values], sum(n for _, n in values)
     if type(value) is float:
         return _number(value)
     array = np.asarray(value)

@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rl_likelihood.model.head import logits
+from rl_likelihood.shapes import AnyArray
 
-AnyArray = Array | np.ndarray
 # Vocabulary block of the two-level draw.
 BLOCK = 256
 
@@ -39,18 +38,18 @@ class Request(NamedTuple):
     first_chain: Int[AnyArray, ""]
 
 
-def row_keys(key: Array, uid: Int[Array, "P"], first: Int[Array, "P"], g: int) -> Array:
+def row_keys(key: Array, uid: Int[AnyArray, "P"], first: Int[AnyArray, "P"], g: int) -> Array:
     """Random keys [P, g] of rows first, first + 1, ... of the prompts named `uid`."""
     of_row = jax.vmap(jax.random.fold_in, (None, 0))
     return jax.vmap(lambda i, j: of_row(jax.random.fold_in(key, i), j + jnp.arange(g)))(uid, first)
 
 
 def choose(
-    hidden: Float[Array, "P G D"],
-    head: Float[Array, "V D"],
+    hidden: Float[AnyArray, "P G D"],
+    head: Float[AnyArray, "V D"],
     keys: Array,
-    index: Int[Array, "P #G"],
-    temperature: Float[Array, "#P G"],
+    index: Int[AnyArray, "P #G"],
+    temperature: Float[AnyArray, "#P G"],
 ) -> tuple[Int[Array, "P G"], Float[Array, "P G"]]:
     """Token number `index` of each row, and its log-prob at the row's temperature (1 for greedy rows, temperature 0).
 
@@ -70,7 +69,7 @@ def choose(
     return token, (scale * (jnp.take_along_axis(z, token[..., None], -1) - top))[..., 0] - jnp.log(total)
 
 
-def invert_cumulative(mass: Float[Array, "... N"], u: Float[Array, "..."]) -> Int[Array, "..."]:
+def invert_cumulative(mass: Float[AnyArray, "... N"], u: Float[AnyArray, "..."]) -> Int[Array, "..."]:
     """First index whose cumulative mass exceeds u (in [0, 1)) times the total; never one of mass 0.
 
     A cumulative sum computed in parallel is not monotone to the last bit: it can step at an index of mass
@@ -80,12 +79,14 @@ def invert_cumulative(mass: Float[Array, "... N"], u: Float[Array, "..."]) -> In
     return (total > u[..., None] * total.max(-1, keepdims=True)).argmax(-1)
 
 
-def draw(z: Float[Array, "... V"], u: Float[Array, "... 2"]) -> Int[Array, "..."]:
+def draw(z: Float[AnyArray, "... V"], u: Float[AnyArray, "... 2"]) -> Int[Array, "..."]:
     """Exact draw from softmax(z). `u` holds two uniforms in [0, 1) a row. A token of probability 0 is never drawn."""
     return draw_mass(jnp.exp(z - z.max(-1, keepdims=True)), u)[0]
 
 
-def draw_mass(e: Float[Array, "... V"], u: Float[Array, "... 2"]) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+def draw_mass(
+    e: Float[AnyArray, "... V"], u: Float[AnyArray, "... 2"]
+) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
     """Exact draw in proportion to e, by inverting the cumulative sum, first over blocks of ids, then inside one;
     and the sum of e."""
     v = e.shape[-1]

@@ -27,6 +27,7 @@ from rl_likelihood.mesh import cores
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
 from rl_likelihood.model.decoding import Cache, Positions, decode_step, empty_cache, prefill
 from rl_likelihood.sampler.draw import Ends, Request, choose, row_keys
+from rl_likelihood.shapes import AnyArray
 
 # Length of the ring at the start on a CPU; it doubles until it holds the longest completion. On an accelerator it has
 # its full length from the start: each length is another program, and compiling takes minutes.
@@ -336,7 +337,7 @@ def grow(slots: Slots, length: int) -> Slots:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def longer(k: Float[Array, "N K Dh C"], v: Float[Array, "N K C Dh"], more: int):
+def longer(k: Float[AnyArray, "N K Dh C"], v: Float[AnyArray, "N K C Dh"], more: int):
     """One layer's ring with `more` positions at its end."""
     rows, more = (0, 0), (0, more)
     return jnp.pad(k, (rows, rows, rows, more)), jnp.pad(v, (rows, rows, more, rows))

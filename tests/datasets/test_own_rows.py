@@ -153,6 +153,7 @@ def test_a_broken_file_is_named(tmp_path):
             b'[\n{"prompt": "a", "answer": "b"},\n',
             "rows.jsonl:3: the JSON array",
         ),
+        ("rows.csv", b"prompt,answer\n1,2\n", "rows.csv:1: neither JSON lines nor a JSON array"),
         ("rows.parquet", b"PAR1", "rows.parquet is not a readable parquet file"),
         ("rows.jsonl", b"\n\n", "has no usable row"),
     ):
@@ -201,6 +202,7 @@ BAD_LINES = [
     ({"messages": [], "answer": "b"}, "field 'messages' must be a list with at least one"),
     ({"messages": ["hello"], "answer": "b"}, "field 'messages[0]' must be an object"),
     ({"messages": [{"role": "user", "content": None}], "answer": "b"}, "field 'messages[0]' must be an object"),
+    ({"messages": [{"role": "user", "content": 3}], "answer": "b"}, "field 'messages[0]' must be an object"),
     ({"messages": [{"role": "human", "content": "a"}], "answer": "b"}, "role' is 'human'; use one of system, user"),
     ({"messages": [{"role": "assistant", "content": "a"}], "answer": "b"}, "must be from the user, not the assistant"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "the one before it must be from the user"),

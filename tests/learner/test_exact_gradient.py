@@ -63,8 +63,8 @@ def batch_of(chains):
 
 def chain_and_answer_log_probs(params, which):
     """Of prompt `which` and every chain: log pi(chain) [25], and the scored ids' log-probs [25, n]."""
-    prompt, rest = PROMPTS[which], FORCED[which] + ANSWERS[which]
-    ids = np.concatenate([np.tile(prompt, (25, 1)), CHAINS, np.tile(rest, (25, 1))], 1).astype(np.int32)
+    prompt, forced = PROMPTS[which], FORCED[which] + ANSWERS[which]
+    ids = np.concatenate([np.tile(prompt, (25, 1)), CHAINS, np.tile(forced, (25, 1))], 1).astype(np.int32)
     hidden = forward(params, MODEL, ids, np.full(25, ids.shape[1])).prompt
     table = jax.nn.log_softmax(hidden[:, :-1] @ params["embed"].T)
     logp = jnp.take_along_axis(table, ids[:, 1:, None], -1)[..., 0]

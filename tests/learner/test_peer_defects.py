@@ -27,7 +27,7 @@ from rl_likelihood.rewards import mixture, shaping
 from rl_likelihood.rewards.intrinsic import INTRINSIC
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rewards.shaping import FilterConfig
-from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TrainState
 from tests.small import random_batch, random_params, reference_log_distributions, rewarded, tiny
 
 P, G, S, T = 4, 3, 5, 10
@@ -39,7 +39,7 @@ BATCH = random_batch(8, P, G, S, T, sampled=True)
 
 TRUNCATED = np.array([[True, False, False], [False, False, False], [True, True, False], [True, True, True]])
 OPEN = random_batch(8, P, G, S, T).replace(truncated=TRUNCATED)
-_evidence = jax.jit(lambda params, batch, cfg: observe(params, None, MODEL, batch, cfg), static_argnums=2)
+run_observe = jax.jit(lambda params, batch, cfg: observe(params, None, MODEL, batch, cfg), static_argnums=2)
 
 
 @pytest.mark.parametrize("name", ["log_prob", "prob"])
@@ -48,8 +48,8 @@ def test_an_unusable_chain_poisons_nobody(truncated, name):
     """VeriFree's code gives a chain without an answer tag the log-prob -inf: its neighbours become inf and nan."""
     cfg = rewarded(name, truncated=truncated, floor=-6.0)
     # Answers of log-probs near -100: what a chain that makes no sense may lead to.
-    seen = jax.device_get(_evidence(PARAMS | {"final_norm": PARAMS["final_norm"] * 20}, OPEN, cfg))
-    observation, logp = seen.observation, seen.rows.stats.log_prob
+    forward = jax.device_get(run_observe(PARAMS | {"final_norm": PARAMS["final_norm"] * 20}, OPEN, cfg))
+    observation, logp = forward.observation, forward.rows.stats.log_prob
     f, _, _ = mixture.objective(observation, cfg.reward)
     d = leave_one_out(f, observation.logp, observation.scored, observation.keep)
     got = np.asarray(advantages(d, observation.keep, "loo"))
@@ -57,11 +57,11 @@ def test_an_unusable_chain_poisons_nobody(truncated, name):
     reward = np.where(OPEN.scored, per_token, 0).sum(-1, dtype=np.float64)
     assert reward.min() < -20
     reward = np.exp(reward) if name == "prob" else reward
-    kept = ~TRUNCATED if truncated == "drop" else np.ones((P, G), bool)
-    np.testing.assert_array_equal(observation.keep, kept)
+    counted = ~TRUNCATED if truncated == "drop" else np.ones((P, G), bool)
+    np.testing.assert_array_equal(observation.keep, counted)
     for i, j in np.ndindex(P, G):
-        others = kept[i] & (np.arange(G) != j)
-        expected = reward[i, j] - reward[i, others].mean() if kept[i, j] and others.any() else 0.0
+        others = counted[i] & (np.arange(G) != j)
+        expected = reward[i, j] - reward[i, others].mean() if counted[i, j] and others.any() else 0.0
         assert got[i, j] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_statistics_and_log_probs_are_of_the_same_tempered_distribution():
     """Intuitor's variants take self-certainty from logits that are not divided by the temperature of sampling."""
     temperature = 0.6
     observation = jax.device_get(
-        _evidence(PARAMS, BATCH, rewarded("log_prob", two_branches=True, temperature=temperature)).observation
+        run_observe(PARAMS, BATCH, rewarded("log_prob", two_branches=True, temperature=temperature)).observation
     )
     table = reference_log_distributions(PARAMS, MODEL, BATCH, temperature)
     mask = np.isin(BATCH.segment, (CHAIN, SAMPLED))
@@ -129,14 +129,19 @@ def test_statistics_and_log_probs_are_of_the_same_tempered_distribution():
 
 
 def test_rewards_closer_than_a_bfloat16_step_keep_their_group():
-    """RLPR casts each score to bfloat16, steps of 0.4 per cent, before the deviations that decide what is kept."""
+    """RLPR casts each score to bfloat16, 0.4 % steps, before the deviations that decide which groups count."""
     reward = np.float32([[0.5, 0.5005, 0.501], [0.5, 0.5, 0.5], [0.25, 0.2502, 0.2501], [1.0, 1.001, 1.0]])
     assert all(len(set(row)) == 1 for row in np.asarray(jnp.asarray(reward, jnp.bfloat16)).tolist())
     cfg = rewarded("math", two_branches=True, filter=FilterConfig(mode="std_below", threshold=5e-5))
     state = shaping.init_filter()
-    run = jax.jit(lambda params, batch: filtered(params, (None, None), batch, MODEL, cfg, state, 0)[0].counted)
-    kept = np.asarray(run(PARAMS, BATCH.replace(host_rewards={"math": reward})))
-    assert kept.tolist() == [True, False, True, True]
+
+    @jax.jit
+    def run(params, batch):
+        train_state = TrainState(jnp.int32(0), params, None, filter=state)
+        return filtered(train_state, (None, None), batch, MODEL, cfg)[0].counted
+
+    counted = np.asarray(run(PARAMS, BATCH.replace(host_rewards={"math": reward})))
+    assert counted.tolist() == [True, False, True, True]
 
 
 # ------------------------------------------------------------------ settings checked by nobody, or read by nobody

@@ -118,22 +118,22 @@ def test_what_padding_masks_and_dropped_rows_hold_does_not_matter(name, seed, ke
     """Bit for bit: ids of padding, log-probs of what was not sampled, everything in a dropped row."""
     batch, cfg = batch_of(seed).replace(keep=keep), cfg_of(name)
     junk = np.random.default_rng(seed + 1).integers(0, V, batch.completion.shape).astype(np.int32)
-    kept = keep & ~batch.truncated if cfg.truncated == "drop" else keep
-    hidden = (batch.segment == PAD) | ~kept[..., None]
-    sampled = np.isin(batch.segment, (CHAIN, SAMPLED)) & kept[..., None]
+    counted = keep & ~batch.truncated if cfg.reward.truncated == "drop" else keep
+    hidden = (batch.segment == PAD) | ~counted[..., None]
+    sampled = np.isin(batch.segment, (CHAIN, SAMPLED)) & counted[..., None]
     beyond = np.arange(S) >= batch.prompt_length[:, None]
     other = batch.replace(
         prompt=np.where(beyond, junk[:, 0, :S], batch.prompt),
         completion=np.where(hidden, junk, batch.completion),
         sampler_logp=np.where(sampled, batch.sampler_logp, np.float32(garbage)),
-        host_rewards={k: np.where(kept, x, np.float32(garbage)) for k, x in batch.host_rewards.items()},
+        host_rewards={k: np.where(counted, x, np.float32(garbage)) for k, x in batch.host_rewards.items()},
     )
     (grads, metrics, rows), (grads2, metrics2, rows2) = run(batch, cfg), run(other, cfg)
     jax.tree.map(np.testing.assert_array_equal, grads, grads2)
     for k in ("reward/mean", "reward/std", "advantage/abs_mean", "loss/policy", "loss/answer", "loss/kl", "ratio/ess"):
         assert metrics[k] == metrics2[k] or k == "ratio/ess", k
     np.testing.assert_array_equal(rows["advantage"], rows2["advantage"])
-    assert (rows["advantage"][~kept] == 0).all()
+    assert (rows["advantage"][~counted] == 0).all()
 
 
 def test_wider_padding_changes_nothing():
@@ -294,8 +294,8 @@ FIVE = np.ones((1, 5), bool)
 
 
 @jax.jit
-def outside_advantages(reward, keep):
-    """Of rewards [1, G] from outside, of each kind; the standard deviation without its eps."""
+def reward_advantages(reward, keep):
+    """Of given rewards [1, G], of each kind; the standard deviation without its eps."""
     f = lambda logp, mask, keep: kept_mean(reward, keep)
     d = leave_one_out(f, jnp.zeros((*reward.shape, 1)), jnp.ones((*reward.shape, 1), bool), keep)
     return {kind: advantages(d, keep, kind, eps=0.0) for kind in ("loo", "mean", "std", "std_clip")}
@@ -317,14 +317,14 @@ def test_what_a_standard_deviation_cancels_and_what_it_does_not(reward, tokens, 
     if np.ptp(reward) < 0.05:
         return
     per_token, shifted = reward / tokens, reward - baseline
-    a, b, c = (outside_advantages(x, FIVE) for x in (reward, per_token, shifted))
+    a, b, c = (reward_advantages(x, FIVE) for x in (reward, per_token, shifted))
     np.testing.assert_allclose(a["std"], b["std"], atol=2e-3)
     np.testing.assert_allclose(a["std"], c["std"], atol=2e-3)
     np.testing.assert_allclose(np.asarray(a["loo"]) / tokens, b["loo"], atol=1e-5)
     np.testing.assert_allclose(a["loo"], c["loo"], atol=1e-5)
     clipped = np.asarray(shaping.improvement(reward, np.float32([baseline])))
     if (shifted < -0.05).any() and np.ptp(clipped) > 0.05:
-        assert np.abs(np.asarray(outside_advantages(clipped, FIVE)["loo"]) - a["loo"]).max() > 1e-3
+        assert np.abs(np.asarray(reward_advantages(clipped, FIVE)["loo"]) - a["loo"]).max() > 1e-3
 
 
 def test_tangs_clip_of_the_fixture():
@@ -332,7 +332,7 @@ def test_tangs_clip_of_the_fixture():
     keep = np.ones((1, 4), bool)
     d = leave_one_out(OBJECTIVES["jepo"], logp, logp < 0, keep)
     np.testing.assert_allclose(advantages(d, keep, "std_clip"), [[1, -0.3639, -0.3639, -0.3639]], atol=5e-5)
-    both = outside_advantages(np.float32([[0.5, 0.1, 0.1, 0.1]]), keep)
+    both = reward_advantages(np.float32([[0.5, 0.1, 0.1, 0.1]]), keep)
     np.testing.assert_allclose(both["mean"], 0.75 * np.asarray(both["loo"]), rtol=1e-5)  # (G-1)/G
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rl_likelihood.config import parse_reward, reward_table
+from rl_likelihood.learner.measures import metrics
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.rows import observe, row_stats
+from rl_likelihood.learner.rows import ProxyConfig, observe, row_stats
 from rl_likelihood.learner.step import gradients, init_state, make_step
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.planning.aot import count_flops
@@ -172,8 +173,8 @@ def test_a_row_without_a_chain_is_scored_and_changes_nothing_else(model, changes
     if model == MODEL:
         expected = np.where(NO_CHAIN.no_chain.scored[:, 0], no_chain_log_probs(), 0)
         np.testing.assert_allclose(b[2]["no_chain_log_prob"], expected.sum(-1), atol=1e-5)
-        found = np.where(NO_CHAIN.no_chain.scored[:, 0], b[2]["no_chain_answer_logp"], 0)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        got = np.where(NO_CHAIN.no_chain.scored[:, 0], b[2]["no_chain_answer_logp"], 0)
+        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", [MODEL, tiny(layers=2, remat="full"), tiny(layers=2, scan_layers=False)])
@@ -208,14 +209,18 @@ def test_rlpr_has_no_gradient_through_the_reward():
     assert largest(of("rlpr", same)[0]) < 1e-6 * largest(of("avg_prob", same)[0])
 
 
-def test_nover_ranks_by_the_proxy_and_gates_by_the_format():
+@pytest.mark.parametrize("keep", [np.ones((P, G), bool), np.arange(P * G).reshape(P, G) % 4 > 0], ids=["all", "some"])
+def test_nover_ranks_by_the_proxy_and_gates_by_the_format_among_kept_rows(keep):
     proxy = random_params(MODEL, 5)
-    _, _, rows = of("format + nover_rank + nover_efficiency", models=(None, proxy))
+    batch = BATCH.replace(keep=keep)
+    _, _, rows = of("format + nover_rank + nover_efficiency", batch, models=(None, proxy))
     logp = np.asarray(row_stats(proxy, MODEL, BATCH, rewarded("log_prob", two_branches=True)).stats.log_prob)
     nll = -np.where(BATCH.scored, logp, 0).sum(-1) / BATCH.scored.sum(-1)
     length = np.isin(BATCH.segment, (CHAIN, TAG)).sum(-1)
     ppl = np.exp(nll / np.maximum(1, 1 + np.log10(length)))
-    valid = BATCH.host_rewards["format"] > 0
+    in_format = BATCH.host_rewards["format"] > 0
+    valid = in_format & keep
+    assert keep.all() or (in_format & ~keep).any()
     for i in range(P):
         m = valid[i].sum()
         for j in range(G):
@@ -225,7 +230,7 @@ def test_nover_ranks_by_the_proxy_and_gates_by_the_format():
             gain = beaten / (m - 1) if valid[i, j] and m > 1 else 0
             assert float(rows["reward/nover_rank"][i, j]) == pytest.approx(rank)
             assert float(rows["reward/nover_efficiency"][i, j]) == pytest.approx(gain)
-            assert float(rows["reward"][i, j]) == pytest.approx(valid[i, j] + rank + gain)
+            assert float(rows["reward"][i, j]) == pytest.approx(in_format[i, j] + rank + gain)
 
 
 OPTIMIZER = make_optimizer(OptimizerConfig(lr=1e-2, warmup_steps=0, total_steps=10))
@@ -236,13 +241,13 @@ def steps_of(cfg, n, batch=BATCH, ref=None):
     step = make_step(MODEL, cfg, OPTIMIZER, one_device(), batch)
     out = []
     for _ in range(n):
-        state, metrics, per_row = step(state, ref, batch)
-        out.append((jax.device_get(jax.tree.map(jnp.copy, state)), jax.device_get(metrics), jax.device_get(per_row)))
+        state, measured, per_row = step(state, ref, batch)
+        out.append((jax.device_get(jax.tree.map(jnp.copy, state)), jax.device_get(measured), jax.device_get(per_row)))
     return out
 
 
 def test_the_proxy_follows_the_policy_at_its_own_pace():
-    cfg = rewarded("format + nover_rank", two_branches=True, proxy_every=2, proxy_decay=0.75)
+    cfg = rewarded("format + nover_rank", two_branches=True, proxy=ProxyConfig(2, 0.75))
     first, second, third = (state for state, *_ in steps_of(cfg, 3))
     jax.tree.map(np.testing.assert_array_equal, first.proxy, PARAMS)
     expected = combined(0.75, PARAMS, 0.25, second.params)
@@ -283,12 +288,12 @@ def test_the_ema_filter_lives_in_the_state_and_drops_groups_once_it_has_started(
     out = steps_of(cfg, 4)
     assert [m["keep/fraction"] for _, m, _ in out[:2]] == [1, 1]
     assert out[2][1]["keep/fraction"] < 1
-    seen = [float(shaping.group_std(r["reward"], np.ones((P, G), bool)).mean()) for _, _, r in out]
-    ema = np.mean(seen[:2])
+    stds = [float(shaping.group_std(r["reward"], np.ones((P, G), bool)).mean()) for _, _, r in out]
+    ema = np.mean(stds[:2])
     for i in (2, 3):
-        kept = np.asarray(shaping.group_std(out[i][2]["reward"], np.ones((P, G), bool))) >= ema
-        assert out[i][2]["keep"][:, 0].tolist() == kept.tolist()
-        ema = 0.5 * ema + 0.5 * seen[i]
+        counted = np.asarray(shaping.group_std(out[i][2]["reward"], np.ones((P, G), bool))) >= ema
+        assert out[i][2]["keep"][:, 0].tolist() == counted.tolist()
+        ema = 0.5 * ema + 0.5 * stds[i]
         assert float(out[i][0].filter.ema) == pytest.approx(ema, rel=1e-5)
 
 
@@ -318,24 +323,34 @@ def test_the_gradients_of_the_two_terms_are_measured_separately():
 
 
 def test_correlations_are_those_within_groups():
-    _, metrics, rows = steps_of(rewarded("log_prob", two_branches=True), 1)[0]
+    _, out, rows = steps_of(rewarded("log_prob", two_branches=True), 1)[0]
     centre = lambda x: (x - x.mean(-1, keepdims=True)).ravel()
     for name, value in (("prob", rows["reward/prob"]), ("chain_length", rows["chain_tokens"])):
         expected = np.corrcoef(centre(rows["reward"]), centre(value))[0, 1]
-        assert float(metrics[f"corr/{name}"]) == pytest.approx(expected, abs=1e-4)
-    assert float(metrics["corr/log_prob"]) == pytest.approx(1, abs=1e-5)
+        assert float(out[f"corr/{name}"]) == pytest.approx(expected, abs=1e-4)
+    assert float(out["corr/log_prob"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_chain_s_gain_is_the_answer_s_log_prob_with_it_less_that_without():
+    cfg = rewarded("log_prob", two_branches=True)
+    _, sums, rows = run(PARAMS, (None, None), NO_CHAIN, MODEL, cfg)
+    out = metrics(sums, rows, NO_CHAIN)
+    without = np.where(NO_CHAIN.no_chain.scored[:, 0], no_chain_log_probs(), 0).sum(-1)
+    assert float(out["answer/no_chain_log_prob"]) == pytest.approx(without.mean(), rel=1e-5)
+    gain = np.asarray(rows["reward/log_prob"]).mean() - without.mean()
+    assert abs(gain) > 0.01 and float(out["answer/chain_gain"]) == pytest.approx(gain, rel=1e-4)
 
 
 def test_underflow_is_the_share_of_rows_whose_probability_is_zero_in_float32():
     sharp = jax.tree.map(lambda x: x * 30, PARAMS)
     cfg = rewarded("prob", two_branches=True)
     step = make_step(MODEL, cfg, OPTIMIZER, one_device(), BATCH)
-    _, metrics, rows = step(jax.jit(lambda p: init_state(p, OPTIMIZER, cfg))(sharp), None, BATCH)
+    _, out, rows = step(jax.jit(lambda p: init_state(p, OPTIMIZER, cfg))(sharp), None, BATCH)
     share = float((np.asarray(rows["reward/prob"]) == 0).mean())
-    assert share > 0 and float(metrics["reward/underflow"]) == pytest.approx(share)
+    assert share > 0 and float(out["reward/underflow"]) == pytest.approx(share)
 
 
-def test_evidence_of_a_group_with_nothing_kept_gives_zero():
+def test_a_group_with_nothing_kept_gives_zero():
     e = observe(PARAMS, None, MODEL, BATCH, rewarded("log_prob", two_branches=True)).observation
     nothing = Observation(*e)._replace(keep=jnp.zeros((P, G), bool))
     f, reward, _ = objective(nothing, RewardConfig(terms=parse_reward("log_prob + math/std")))

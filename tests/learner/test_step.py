@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from rl_likelihood.learner.measures import metrics
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import (
@@ -198,8 +199,8 @@ def test_loss_and_gradient_are_those_of_plain_sequences(name):
 
 def test_the_batch_of_these_tests_holds_every_case():
     assert all((BATCH.segment == kind).any() for kind in (PAD, CHAIN, TAG, REFERENCE, SAMPLED))
-    kept = (~BATCH.truncated).sum(-1)
-    assert set(kept) >= {1, 2}, "drop leaves a row alone, and some rows, in a group"
+    rows = (~BATCH.truncated).sum(-1)
+    assert set(rows) >= {1, 2}, "drop leaves a row alone, and some rows, in a group"
     assert (BATCH.prompt_length < S).any() and not np.array_equal(BATCH.scored, BATCH.segment == REFERENCE)
 
 
@@ -214,6 +215,18 @@ def test_what_a_dropped_row_holds_changes_nothing():
     a, b = (step_gradients(PARAMS, (None, None), batch, MODEL, cfg) for batch in (STALE, other))
     jax.tree.map(np.testing.assert_array_equal, a[0], b[0])
     assert (np.asarray(a[2]["advantage"])[~KEEP] == 0).all()
+
+
+def test_a_group_with_nothing_kept_is_as_if_it_were_not_in_the_batch():
+    """Neither the loss nor a mean over groups counts it."""
+    three = jax.tree.map(lambda x: x[:3], STALE)
+    for name in ("log_prob", "stale"):
+        a, b = (step_gradients(PARAMS, (None, None), batch, MODEL, cfg_of(name)) for batch in (STALE, three))
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a[0], b[0])
+        got, expected = (metrics(out[1], out[2], batch) for out, batch in ((a, STALE), (b, three)))
+        assert not KEEP[3].any() and float(expected["reward/std"]) > 0.01
+        for key in ("reward/std", "reward/jepo", "reward/mean", "reward/zero_std_groups", "loss/policy", "loss/answer"):
+            assert float(got[key]) == pytest.approx(float(expected[key]), rel=1e-4), key
 
 
 def test_the_floor_is_in_the_trained_reward_and_nowhere_else():
@@ -436,6 +449,7 @@ def test_metrics_mean_what_their_names_say():
         "policy/self_certainty": (-table.mean(-1) - np.log(24))[sampled].mean(),
         "ratio/mean": ratio.mean(),
         "ratio/max": ratio.max(),
+        "ratio/ess": ratio.sum() ** 2 / (ratio.size * (ratio**2).sum()),
     }
     for name, x in expected.items():
         assert out[name] == pytest.approx(x, rel=3e-4, abs=1e-5), name
@@ -477,9 +491,9 @@ def golden():
 
 
 def test_golden_step():
-    for i, (got, kept) in enumerate(zip(golden(), json.loads(GOLDEN.read_text()), strict=True)):
-        assert got.keys() == kept.keys()
-        for name, x in kept.items():
+    for i, (got, golden_row) in enumerate(zip(golden(), json.loads(GOLDEN.read_text()), strict=True)):
+        assert got.keys() == golden_row.keys()
+        for name, x in golden_row.items():
             assert got[name] == pytest.approx(x, rel=1e-3, abs=1e-6), (
                 f"step {i}: {name} was {x} and is {got[name]}: the same parameters, batch and settings train "
                 f"differently now. If that is what your change is for, renew the numbers with `{RENEW}`, "

@@ -30,7 +30,7 @@ def group(values):
 
 
 @jax.jit
-def outside_difference(rewards, keep):
+def reward_difference(rewards, keep):
     """Differences of an objective that is the mean of rewards [1, G] scored outside the graph."""
     f = lambda logp, mask, keep: kept_mean(rewards, keep)
     return leave_one_out(f, jnp.zeros((*rewards.shape, 1)), jnp.ones((*rewards.shape, 1), bool), keep)
@@ -48,12 +48,12 @@ def test_means_give_rloo_over_g():
         reward = np.asarray(score(logp, mask), np.float64)
         got = np.asarray(difference(name, logp, mask, keep))
         for p in range(3):
-            kept = np.flatnonzero(keep[p])
-            for i in kept:
-                others = reward[p, kept[kept != i]].mean()
-                assert got[p, i] == pytest.approx((reward[p, i] - others) / len(kept), abs=1e-6)
-            mean = reward[p, kept].mean()
-            np.testing.assert_allclose(got[p, kept], (reward[p, kept] - mean) / (len(kept) - 1), atol=1e-6)
+            counted = np.flatnonzero(keep[p])
+            for i in counted:
+                others = reward[p, counted[counted != i]].mean()
+                assert got[p, i] == pytest.approx((reward[p, i] - others) / len(counted), abs=1e-6)
+            mean = reward[p, counted].mean()
+            np.testing.assert_allclose(got[p, counted], (reward[p, counted] - mean) / (len(counted) - 1), atol=1e-6)
             assert got[p].sum() == pytest.approx(0, abs=1e-6)
         assert (got[~keep] == 0).all()
 
@@ -157,10 +157,18 @@ def test_a_sum_of_terms_keeps_its_digits_too():
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("kind", ["std", "std_clip"])
+def test_rounding_is_not_blown_up_to_an_advantage(kind):
+    keep = np.ones((2, 4), bool)
+    d = np.float32([[3e-8, -1e-8, -1e-8, -1e-8], [0.3, -0.1, -0.1, -0.1]])
+    got = np.asarray(advantages(d, keep, kind))
+    assert (got[0] == 0).all() and np.abs(got[1]).min() > 0.1
+
+
 def test_advantages_of_the_fixture():
     # Rewards (.5, .1, .1, .1).
     p, (logp, mask, keep) = [0.5, 0.1, 0.1, 0.1], group(np.log([0.5, 0.1, 0.1, 0.1]))
-    d = outside_difference(np.float32([p]), keep)
+    d = reward_difference(np.float32([p]), keep)
     np.testing.assert_allclose(advantages(d, keep, "loo")[0], [0.4, -0.1333, -0.1333, -0.1333], atol=1e-4)
     np.testing.assert_allclose(advantages(d, keep, "mean")[0], [0.3, -0.1, -0.1, -0.1], atol=1e-6)
     # (R - mean) / (std + 1e-4), std = 0.2: 1.5 less a part in 2000.
@@ -179,10 +187,10 @@ masks = st.lists(st.booleans(), min_size=5, max_size=5)
 
 @PROPERTY
 @given(numbers, masks)
-def test_a_dropped_row_is_an_absent_row(values, kept):
+def test_a_dropped_row_is_an_absent_row(values, counted):
     logp, mask, _ = group(values)
-    keep = np.array([kept])
-    n = sum(kept)
+    keep = np.array([counted])
+    n = sum(counted)
     for name in OBJECTIVES:
         got = np.asarray(difference(name, logp, mask, keep))[0]
         assert (got[~keep[0]] == 0).all()
@@ -205,7 +213,7 @@ def leave_one_out_numpy(name, x):
 def test_shift_and_scale(values, shift, scale):
     keep, values = np.ones((1, 5), bool), np.float32([values])
     d, shifted, scaled = (
-        np.asarray(outside_difference(np.float32(x), keep)) for x in (values, values + shift, values * scale)
+        np.asarray(reward_difference(np.float32(x), keep)) for x in (values, values + shift, values * scale)
     )
     np.testing.assert_allclose(shifted, d, atol=2e-5)
     np.testing.assert_allclose(scaled, d * scale, atol=2e-5)

@@ -21,11 +21,11 @@ def inputs(seed=0, scale=1.0, dtype=np.float32):
 
 
 def dense(q, own, own_mask, prompt=None):
-    """Row by row: repeat the prompt's keys for each of the group, one softmax over everything that is seen."""
+    """Row by row: repeat the prompt's keys for each of the group, one softmax over all visible keys."""
     out = np.zeros(q.shape)
     for p, g, t, h in np.ndindex(P, G, T, H):
-        seen = own_mask[p, g if own_mask.shape[1] > 1 else 0, t]
-        keys, values = (x[p, g, h // (H // K)][seen] for x in own)
+        visible = own_mask[p, g if own_mask.shape[1] > 1 else 0, t]
+        keys, values = (x[p, g, h // (H // K)][visible] for x in own)
         if prompt is not None:
             keys = np.concatenate([prompt[0][p, h // (H // K)][prompt[2][p]], keys])
             values = np.concatenate([prompt[1][p, h // (H // K)][prompt[2][p]], values])
@@ -82,9 +82,9 @@ def test_gradients_equal_those_of_one_softmax():
             jnp.repeat(jnp.concatenate([jnp.repeat(a[:, None], G, 1), b], 3), H // K, 2)
             for a, b in zip(prompt, own, strict=True)
         )
-        seen = jnp.concatenate([jnp.broadcast_to(prompt_mask[:, None, None], (P, G, T, S)), own_mask], -1)
+        visible = jnp.concatenate([jnp.broadcast_to(prompt_mask[:, None, None], (P, G, T, S)), own_mask], -1)
         score = jnp.einsum("pgthd,pghud->pghtu", q, keys) / np.sqrt(D)
-        score = jnp.where(seen[:, :, None], score, -1e9)
+        score = jnp.where(visible[:, :, None], score, -1e9)
         return (weight * jnp.einsum("pghtu,pghud->pgthd", jax.nn.softmax(score), values)).sum()
 
     got, expected = (jax.jit(jax.grad(f, (0, 1, 2)))(q, own, prompt) for f in (joined, repeated))
@@ -140,7 +140,7 @@ SEGMENT = np.array([[[1, 1, 4, 4, 3, 3, 0], [1, 2, 3, 0, 0, 0, 0]]])
 
 
 def test_branch_mask_is_the_table_of_who_sees_whom():
-    seen = np.asarray(branch_mask(SEGMENT))[0]
+    visible = np.asarray(branch_mask(SEGMENT))[0]
     two_answers = """1......
                      11.....
                      111....
@@ -150,10 +150,10 @@ def test_branch_mask_is_the_table_of_who_sees_whom():
     forced = """1......
                 11.....
                 111...."""
-    for mask, table in zip(seen, (two_answers, forced), strict=True):
+    for mask, table in zip(visible, (two_answers, forced), strict=True):
         expected = np.array([[c == "1" for c in line.strip()] for line in table.splitlines()])
         np.testing.assert_array_equal(mask[: len(expected)], expected)
-    assert not seen[0][:, 6].any(), "nobody sees padding"
+    assert not visible[0][:, 6].any(), "padding is visible to no query"
 
 
 def test_both_answers_continue_the_chain():

@@ -74,7 +74,7 @@ def test_the_gradient_of_a_group_is_that_of_repeated_prompts():
     weight = np.random.default_rng(3).normal(size=batch.segment.shape).astype(np.float32)
     p, g, t = weight.shape
 
-    # Each row as [prompt, completion, padding], plain: its place in the grouped weights moves with the prompt.
+    # Each row as [prompt, completion, padding]: its index in the grouped weights depends on the prompt.
     ids, where, size = np.zeros((p * g, 5 + t), np.int32), np.zeros((p * g, 5 + t), np.float32), []
     for row, (i, j) in enumerate(np.ndindex(p, g)):
         (plain, at), _ = branches(batch, i, j)
@@ -154,8 +154,8 @@ def test_prompts_and_completions_in_one_product_are_what_they_are_apart(cfg):
     def loss(params, pooled):
         hidden = forward(params, cfg, batch.prompt, batch.prompt_length, rows, pooled)
         in_prompt = jnp.arange(batch.prompt.shape[1]) < batch.prompt_length[:, None]
-        seen = in_prompt, batch.segment != PAD, no_chain[1] != PAD
-        return sum(jnp.where(m[..., None], jnp.sin(h), 0).sum() for m, h in zip(seen, hidden, strict=True)), hidden
+        masks = in_prompt, batch.segment != PAD, no_chain[1] != PAD
+        return sum(jnp.where(m[..., None], jnp.sin(h), 0).sum() for m, h in zip(masks, hidden, strict=True)), hidden
 
     both = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
     ((_, hidden), grads), ((_, hidden2), grads2) = (both(random_params(cfg), pooled) for pooled in (True, False))
@@ -182,19 +182,21 @@ def test_prompts_and_completions_meet_a_weight_in_one_product_where_one_device_h
 
 
 def test_long_prompts_and_rows_in_blocks_of_queries_are_what_they_are_whole(monkeypatch):
-    """`forward` and `prefill` ask for blocks, which rows of more than QUERIES places have."""
+    """`forward` and `prefill` ask for blocks, which rows longer than QUERIES have."""
     batch, params = random_batch(8, p=2, g=2, s=21, t=23, sampled=True), random_params(TINY)
     args = batch.prompt, batch.prompt_length, Completions(batch.completion, batch.segment)
     inside = jnp.arange(21) < batch.prompt_length[:, None]
 
     def loss(params):
         hidden = forward(params, TINY, *args)
-        seen = zip((inside, batch.segment != PAD), (hidden.prompt, hidden.completion), strict=True)
-        return sum(jnp.where(mask[..., None], jnp.sin(h), 0).sum() for mask, h in seen)
+        masks = zip((inside, batch.segment != PAD), (hidden.prompt, hidden.completion), strict=True)
+        return sum(jnp.where(mask[..., None], jnp.sin(h), 0).sum() for mask, h in masks)
 
     def everything():
-        found = jax.jit(jax.value_and_grad(loss))(params)
-        return found, jax.jit(lambda p: decoding.prefill(decoding.decoding_layout(p, TINY), TINY, *args[:2])[0])(params)
+        gradients = jax.jit(jax.value_and_grad(loss))(params)
+        return gradients, jax.jit(lambda p: decoding.prefill(decoding.decoding_layout(p, TINY), TINY, *args[:2])[0])(
+            params
+        )
 
     products = lambda: str(jax.make_jaxpr(lambda p: loss(p))(params)).count("dot_general")
     whole, count = everything(), products()
@@ -206,16 +208,16 @@ def test_long_prompts_and_rows_in_blocks_of_queries_are_what_they_are_whole(monk
 
 
 def test_rows_are_spread_over_a_mesh_and_a_device_in_shard_map_is_alone():
-    mesh, seen = make_mesh((2, 4, 1)), []
+    mesh, masks = make_mesh((2, 4, 1)), []
 
     def one(x):
-        seen.append(row_shards())
+        masks.append(row_shards())
         return x
 
     with jax.set_mesh(mesh):
         jax.jit(one)(jnp.ones(8))
         jax.jit(jax.shard_map(one, in_specs=jax.P("data"), out_specs=jax.P("data")))(jnp.ones(8))
-    assert seen == [8, 1] and row_shards() == 1
+    assert masks == [8, 1] and row_shards() == 1
 
 
 def test_bfloat16_runs_near_float32():
@@ -229,7 +231,7 @@ def test_bfloat16_runs_near_float32():
 
 
 def test_llama3_rope_frequencies():
-    # The published setting of Llama 3.2: factor 32, from 1 to 4 turns over 8192 positions.
+    # The published setting of Llama 3.2: factor 32, from 1 to 4 periods over 8192 positions.
     cfg = tiny(head_dim=64, rope_theta=500_000.0, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192))
     expected = reference_frequencies(cfg)
     plain = reference_frequencies(dataclasses.replace(cfg, rope_scaling=None))
@@ -253,7 +255,7 @@ def test_init_follows_the_specs():
     layers = params["layers"]
     for name, std in (("q", 0.02), ("gate", 0.02), ("o", 0.02 / 6**0.5), ("down", 0.02 / 6**0.5)):
         assert np.std(layers[name]) == pytest.approx(std, rel=0.1)
-        # Layers and matrices are drawn apart.
+        # Layers and matrices are drawn separately.
         assert not np.array_equal(layers[name][0], layers[name][1])
     assert not np.array_equal(layers["k"], layers["v"])
     assert (layers["attn_norm"] == 1).all() and (layers["q_bias"] == 0).all() and (layers["q_norm"] == 1).all()

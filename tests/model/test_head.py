@@ -77,8 +77,8 @@ def test_gradients_of_each_statistic_equal_dense_autodiff(lead, chunk):
 
     def gradients(stats):
         def both(hidden, head):
-            _, pull = jax.vjp(stats, hidden, head)
-            return jax.vmap(pull)(cotangents)
+            _, vjp = jax.vjp(stats, hidden, head)
+            return jax.vmap(vjp)(cotangents)
 
         return jax.jit(both)(hidden, head)
 
@@ -127,11 +127,11 @@ def test_a_temperature_scales_the_logits_in_float32(temperature):
     for got, expected in zip(run(half, rounded, targets, chunk=5, scale=scale), want, strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
-    def pulled(stats):
+    def gradient_of(stats):
         return jax.jit(jax.grad(lambda h, w: sum((i + 1) * x.sum() for i, x in enumerate(stats(h, w))), (0, 1)))
 
-    fused = pulled(lambda h, w: token_stats(h, w, targets, 5, scale))(hidden, head)
-    plain = pulled(lambda h, w: dense(h * scale[:, None], w, targets))(hidden, head)
+    fused = gradient_of(lambda h, w: token_stats(h, w, targets, 5, scale))(hidden, head)
+    plain = gradient_of(lambda h, w: dense(h * scale[:, None], w, targets))(hidden, head)
     for got, expected in zip(fused, plain, strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-4, rtol=1e-4)
 

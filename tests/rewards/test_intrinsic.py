@@ -150,9 +150,9 @@ def by_hand(name, stats):
     """The module's table row by row in float64, over the tokens that count alone."""
     out = np.zeros(stats.mask.shape[:2])
     for at in np.ndindex(out.shape):
-        seen = stats.mask[at]
-        lp, h, u = (np.float64(x[at][seen]) for x in stats[:3])
-        if seen.any():
+        counted = stats.mask[at]
+        lp, h, u = (np.float64(x[at][counted]) for x in stats[:3])
+        if counted.any():
             out[at] = {
                 "self_certainty": u.mean(),
                 "self_certainty_raw": u.mean() + math.log(stats.vocab_size),

@@ -21,8 +21,8 @@ def compiled(name):
     """(value [P], gradient of their sum [P, G, A])."""
 
     def f(logp, mask, keep):
-        value, pull = jax.vjp(lambda x: OBJECTIVES[name](x, mask, keep), logp)
-        return value, pull(jnp.ones_like(value))[0]
+        value, vjp = jax.vjp(lambda x: OBJECTIVES[name](x, mask, keep), logp)
+        return value, vjp(jnp.ones_like(value))[0]
 
     return jax.jit(f)
 
@@ -45,8 +45,8 @@ TABLE = {
 def by_hand(name, logp, mask, keep):
     """The table of the design, group by group in float64, over the kept rows and the unmasked tokens alone."""
     out = []
-    for rows, seen, kept in zip(np.asarray(logp, np.float64), mask, keep, strict=True):
-        rows = [row[s] for row, s, k in zip(rows, seen, kept, strict=True) if k]
+    for rows, masked, kept_rows in zip(np.asarray(logp, np.float64), mask, keep, strict=True):
+        rows = [row[s] for row, s, k in zip(rows, masked, kept_rows, strict=True) if k]
         sums, lengths = np.array([x.sum() for x in rows]), np.array([max(len(x), 1) for x in rows])
         out.append(TABLE[name](rows, sums, lengths) if rows else 0.0)
     return np.array(out)
@@ -58,7 +58,7 @@ TWO_ANSWERS = np.log([[[0.01, 0.7, 0.9], [0.05, 0.7, 0.9]]]).astype(np.float32)
 
 def test_hand_computed_values():
     # Products 0.0063 and 0.0315, geometric means 0.1847 and 0.3158, arithmetic means 0.5367 and 0.55.
-    kept = np.ones((1, 2), bool)
+    kept_rows = np.ones((1, 2), bool)
     expected = {
         "log_prob": (math.log(0.0063) + math.log(0.0315)) / 2,
         "avg_log_prob": (math.log(0.0063) + math.log(0.0315)) / 6,
@@ -69,7 +69,7 @@ def test_hand_computed_values():
     }
     assert set(expected) == set(OBJECTIVES)
     for name, x in expected.items():
-        assert value(name, TWO_ANSWERS, ALL, kept)[0] == pytest.approx(x, abs=1e-5), name
+        assert value(name, TWO_ANSWERS, ALL, kept_rows)[0] == pytest.approx(x, abs=1e-5), name
     rows = {name: np.asarray(score(TWO_ANSWERS, ALL))[0] for name, score in SCORES.items()}
     np.testing.assert_allclose(rows["prob"], [0.0063, 0.0315], rtol=1e-5)
     np.testing.assert_allclose(rows["geo_mean_prob"], [0.1847, 0.3158], atol=1e-4)
@@ -155,14 +155,14 @@ def test_gradients_are_the_exact_answer_weights():
     mask = np.broadcast_to(np.arange(A) < np.array([3, 2])[:, None, None], logp.shape)
     keep = np.array([[True] * 4, [True, True, False, True]])
     total = np.where(mask, logp, 0.0).sum(-1)
-    n, kept = mask.sum(-1), keep.sum(-1, keepdims=True)
+    n, kept_rows = mask.sum(-1), keep.sum(-1, keepdims=True)
     softmax = np.where(keep, np.exp(total), 0)
     weights = {
-        "log_prob": np.ones_like(total) / kept,
-        "avg_log_prob": 1 / n / kept,
-        "prob": np.exp(total) / kept,
-        "avg_prob": (np.exp(logp) / (n * kept)[..., None]),
-        "geo_mean_prob": np.exp(total / n) / n / kept,
+        "log_prob": np.ones_like(total) / kept_rows,
+        "avg_log_prob": 1 / n / kept_rows,
+        "prob": np.exp(total) / kept_rows,
+        "avg_prob": (np.exp(logp) / (n * kept_rows)[..., None]),
+        "geo_mean_prob": np.exp(total / n) / n / kept_rows,
         "jepo": softmax / softmax.sum(-1, keepdims=True),
     }
     for name, w in weights.items():

@@ -112,7 +112,7 @@ def test_uniforms_at_their_edges_give_ids_of_positive_probability():
 
 
 def test_an_index_without_mass_is_never_chosen_even_at_the_steps_of_the_sum():
-    # 600 blocks are a vocabulary of 153,600: a cumulative sum that long is computed in parts that round apart.
+    # 600 blocks are a vocabulary of 153,600: a cumulative sum that long is computed in parts that round differently.
     rng = np.random.default_rng(1)
     mass = np.exp(3 * rng.normal(size=(40, 600))).astype(np.float32)
     mass[rng.random(mass.shape) < 0.5] = 0
@@ -167,7 +167,7 @@ def test_sampler_log_probs_are_the_learners(mixed, j, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_in_bfloat16_sampler_and_learner_agree_at_a_temperature_as_they_do_at_1(temperature):
-    """Of the same states: the two take other paths to them, which round apart whatever the temperature."""
+    """For equal states. The two compute their states in different ways, whose rounding differs at any temperature."""
     rng = np.random.default_rng(0)
     hidden = (3 * rng.normal(size=(4, 8, 16))).astype(jnp.bfloat16)
     head = rng.normal(size=(300, 16)).astype(jnp.bfloat16)
@@ -183,13 +183,13 @@ def test_in_bfloat16_sampler_and_learner_agree_at_a_temperature_as_they_do_at_1(
 
 def test_a_row_does_not_depend_on_its_neighbours_the_batch_or_the_group(mixed):
     cfg, p, rollout = mixed
-    # Alone, in a group of two: the same ids. In another place of the batch, among others: the same ids.
+    # Alone, in a group of two: the same ids. At another index of the batch, among others: the same ids.
     small = dataclasses.replace(cfg, group_size=2, temperature=cfg.temperature[:2])
     alone = sample(PARAMS, rows_of(p, np.array([2])), KEY, small)
-    turned = sample(PARAMS, rows_of(p, np.array([3, 2, 1, 0])), KEY, cfg)
+    other_order = sample(PARAMS, rows_of(p, np.array([3, 2, 1, 0])), KEY, cfg)
     for j in range(4):
         for i in range(4):
-            np.testing.assert_array_equal(sampled_ids(turned, 3 - i, j), sampled_ids(rollout, i, j))
+            np.testing.assert_array_equal(sampled_ids(other_order, 3 - i, j), sampled_ids(rollout, i, j))
         if j < 2:
             np.testing.assert_array_equal(sampled_ids(alone, 0, j), sampled_ids(rollout, 2, j))
             own = alone.segment[0, j] == CHAIN
@@ -246,10 +246,10 @@ def test_chains_follow_the_models_distribution():
 
 def text_search(ids, pattern):
     """Number of ids up to the one that completes the pattern; -1 without one. Special ids break it."""
-    seen = b""
+    text = b""
     for n, token in enumerate(ids, 1):
-        seen = seen + VOCAB[token] if VOCAB[token] else b""
-        if pattern.encode() in seen:
+        text = text + VOCAB[token] if VOCAB[token] else b""
+        if pattern.encode() in text:
             return n
     return -1
 
@@ -283,14 +283,14 @@ def test_rows_stop_where_the_text_says(answer_room):
 
 
 def test_the_loop_ends_when_all_rows_have():
-    # Every id ends a row, so 100,000 steps of room are not used; a loop that uses them does not come back.
+    # Every id ends a row, so none of the 2,000 steps after the first is made.
     p = prompts(2)
     ends = Ends(np.zeros((24, 2), np.int8), np.arange(24, dtype=np.int32))
     request = Request(
         p.tokens, p.length, p.uid, KEY, np.ones(3, np.float32), ends, pad_id=np.int32(PAD_ID), first_chain=np.int32(0)
     )
-    ids, logp, length = map(np.asarray, decode.generate(decode.prepare(PARAMS, TINY), TINY, request, 100_000))
-    assert (length == 1).all() and ids.shape == (2, 3, 100_000)
+    ids, logp, length = map(np.asarray, decode.generate(decode.prepare(PARAMS, TINY), TINY, request, 2_000))
+    assert (length == 1).all() and ids.shape == (2, 3, 2_000)
     assert (ids[..., 1:] == PAD_ID).all() and (logp[..., 1:] == 0).all() and (logp[..., 0] < 0).all()
 
 
@@ -362,7 +362,7 @@ def test_a_sampled_answer_stands_between_chain_and_reference():
     assert rows[0] == ([6, 0, 1, 9, 4, 5, 7, 8], [C, C, C, Z, Z, Z, R, R], [-1, -2, -3, -4, -5, -6, 0, 0], False)
     assert rows[1] == ([16, 9, 7, 8], [C, Z, R, R], [-1, -2, 0, 0], False)
     assert rows[2] == ([16, 7, 8], [C, R, R], [-1, 0, 0], False)
-    # Without a tag within the chain's own room the row is truncated there, and has no sampled answer.
+    # Without a tag within max_chain ids the row is truncated there, and has no sampled answer.
     cut = ([6] * 6 + [2, 3, 0, 1, 7, 8], [C] * 6 + [F] * 4 + [R] * 2, [-1, -2, -3, -4, -5, -6] + [0] * 6, True)
     assert rows[3:] == [cut, cut]
 

@@ -1,4 +1,4 @@
-"""The engine gives what the plain loop gives, whatever runs beside what; and its programs update caches in place."""
+"""The engine gives the plain loop's results, whatever runs at the same time; its programs update caches in place."""
 
 import re
 
@@ -52,6 +52,8 @@ def weights():
 def wanted(weights):
     out = plain(weights)
     assert out[2].min() <= 2 and out[2].max() > 15, "rows of all ages"
+    last = np.take_along_axis(out[0], out[2][..., None] - 1, -1)
+    assert (last == EOS).any(), "some end with an end-of-sequence id"
     return out
 
 

@@ -191,7 +191,7 @@ def test_a_full_queue_holds_the_sampler_back():
     box.publish(0, None)
     until(lambda: len(started) >= 3)
     time.sleep(0.05)
-    assert started == [0, 1, 2] and len(queue) == 2, "two wait in the queue, the third at its door"
+    assert started == [0, 1, 2] and len(queue) == 2, "two wait in the queue, the third to be put there"
     box.close()
     queue.close()
     thread.join(SOON)
@@ -208,8 +208,8 @@ def test_dropped_rollouts_are_made_up_for_even_after_the_last(dropped_at):
     for _ in range(dropped_at):
         assert queue.get(0)[0].version == 0
     box.publish(50, None)
-    rest = [in_thread(lambda: queue.get(50))()[0].version for _ in range(4 - dropped_at)]
-    assert rest == [50] * (4 - dropped_at) and queue.dropped == 4 - dropped_at
+    versions = [in_thread(lambda: queue.get(50))()[0].version for _ in range(4 - dropped_at)]
+    assert versions == [50] * (4 - dropped_at) and queue.dropped == 4 - dropped_at
     thread.join(SOON)
     assert not thread.is_alive(), "four were used: the sampler is done"
 

@@ -17,17 +17,17 @@ rows = st.lists(st.integers(0, 7), min_size=1, max_size=12)
 
 def search(vocab, wanted, ids):
     """Number of ids up to the one after which the text holds a pattern; an id without bytes starts a new text."""
-    seen = b""
+    text = b""
     for i, token in enumerate(ids):
-        seen = seen + vocab[token] if vocab[token] else b""
-        if any(p.encode() in seen for p in wanted):
+        text = text + vocab[token] if vocab[token] else b""
+        if any(p.encode() in text for p in wanted):
             return i + 1
     return -1
 
 
 @PROPERTY
 @given(vocabularies, patterns, rows)
-def test_first_match_is_the_first_place_where_the_text_holds_a_pattern(vocab, wanted, ids):
+def test_first_match_is_the_first_id_where_the_text_holds_a_pattern(vocab, wanted, ids):
     ids = np.array(ids) % len(vocab)
     table = stop_table(vocab, wanted)
     assert int(first_match(table, ids, np.array(len(ids)))) == search(vocab, wanted, ids)

@@ -95,9 +95,9 @@ def test_file_holds_the_names_and_layout_of_transformers(name, tmp_path):
     """Spelt out here: reading back what we wrote would not notice two names or axes exchanged in the table."""
     cfg, params = write(name, tmp_path)
     file = load_file(tmp_path / "model.safetensors")
-    seen = {"model.embed_tokens.weight": params["embed"], "model.norm.weight": params["final_norm"]}
+    expected = {"model.embed_tokens.weight": params["embed"], "model.norm.weight": params["final_norm"]}
     if not cfg.tied:
-        seen["lm_head.weight"] = params["head"]
+        expected["lm_head.weight"] = params["head"]
     for i in range(cfg.layers):
         w = {k: v[i] for k, v in params["layers"].items()}
         block = {
@@ -115,8 +115,8 @@ def test_file_holds_the_names_and_layout_of_transformers(name, tmp_path):
             block |= {"self_attn.q_norm.weight": w["q_norm"], "self_attn.k_norm.weight": w["k_norm"]}
         if cfg.qkv_bias:
             block |= {f"self_attn.{x}_proj.bias": w[f"{x}_bias"].reshape(-1) for x in "qkv"}
-        seen |= {f"model.layers.{i}.{k}": v for k, v in block.items()}
-    assert_same(file, seen)
+        expected |= {f"model.layers.{i}.{k}": v for k, v in block.items()}
+    assert_same(file, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -91,9 +91,9 @@ BAD_FOLDERS = {
     "wrong type": (put(GATE, np.zeros((96, 64), np.int8)), ["model.safetensors", GATE, "I8"]),
     "left over": (
         put("model.layers.0.self_attn.q_proj.bias", np.zeros(64, np.float32)),
-        ["model.safetensors", "model.layers.0.self_attn.q_proj.bias", "no place"],
+        ["model.safetensors", "model.layers.0.self_attn.q_proj.bias", "does not belong"],
     ),
-    "too many layers": (config(num_hidden_layers=1), ["model.layers.1", "no place"]),
+    "too many layers": (config(num_hidden_layers=1), ["model.layers.1", "does not belong"]),
     "lost shard": (lose_shard, ["model-00002-of-00004.safetensors", "no such weight file"]),
     "empty shard": (empty_shard, ["model-00002-of-00004.safetensors", "listed in model.safetensors.index.json"]),
 }

@@ -1,0 +1,241 @@
+"""Do the tests notice a wrong program? Each mutant is one small change of the package; some test must fail on it.
+
+    python bench/mutants.py [--only=TEXT] [--list] [--timeout=600]
+
+Mutants are applied one at a time in a temporary copy of the repository, where the tests named beside them run until one
+fails. A mutant that survives is a missing test, or a change without effect: explain it, or add the test. A mutant whose
+old text is not exactly once in its file is an error: the list must follow the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutant(NamedTuple):
+    """Replace `old` by `new` in `file` (of rl_likelihood/); `tests` are pytest's arguments (under tests/)."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+SURROGATE, STEP, REWARDED = "learner/test_surrogate.py", "learner/test_step.py", "learner/test_rewards_in_step.py"
+
+MUTANTS = [
+    # learner: the surrogate
+    Mutant("learner/surrogate.py", "return jnp.where(std > MIN_STD, scaled, 0.0)", "return scaled", SURROGATE),
+    Mutant("learner/surrogate.py", "return differences * n", "return differences * (n - 1)", SURROGATE),
+    Mutant("learner/surrogate.py", "counts = keep & (keep.sum(-1, keepdims=True) > 1)", "counts = keep", SURROGATE),
+    Mutant("learner/surrogate.py", "jnp.clip(values / jnp.maximum(std, MIN_STD), -1, 1)", "values / std", SURROGATE),
+    Mutant(
+        "learner/surrogate.py", "rows = rows / jnp.maximum(mask.sum(-1), 1)", "rows = rows / mask.shape[-1]", SURROGATE
+    ),
+    Mutant("learner/surrogate.py", "jnp.minimum(ratio * a, jnp.clip", "jnp.maximum(ratio * a, jnp.clip", SURROGATE),
+    Mutant("learner/surrogate.py", "jax.lax.stop_gradient(weight) * a * logp", "weight * a * logp", SURROGATE),
+    Mutant("learner/surrogate.py", "return 0.5 * d * d", "return d * d", SURROGATE),
+    # learner: rows, the step and what it measures
+    Mutant(
+        "learner/step.py",
+        "prompts=jnp.maximum(keep.any(-1).sum(), 1).astype(jnp.float32)",
+        "prompts=jnp.float32(p)",
+        f"{STEP} -k as_if_it_were_not",
+    ),
+    Mutant(
+        "learner/step.py", "loss.answer_term * answer", "answer", f"{REWARDED} {STEP} -k 'two_terms or plain_sequences'"
+    ),
+    Mutant("learner/step.py", "v.max(0) if k.startswith", "v.sum(0) if k.startswith", f"{STEP} -k mean_what"),
+    Mutant(
+        "learner/step.py", "return -cfg.loss.kl_coef *", "return cfg.loss.kl_coef *", f"{REWARDED} -k kl_in_the_reward"
+    ),
+    Mutant("learner/measures.py", "std.sum() / groups", "std.mean()", f"{STEP} -k as_if_it_were_not"),
+    Mutant(
+        "learner/measures.py", '["reward/log_prob"] - per_row', '["reward/log_prob"] + per_row', f"{REWARDED} -k gain"
+    ),
+    Mutant("learner/measures.py", 'sums["sum/ratio"] ** 2 /', 'sums["sum/ratio"] /', f"{STEP} -k mean_what"),
+    Mutant("learner/measures.py", "stats.entropy, 0).sum()", "stats.entropy, 0).max()", f"{STEP} -k mean_what"),
+    Mutant(
+        "learner/rows.py",
+        "jnp.where(sampled, jnp.float32(1 / cfg",
+        "jnp.where(True, jnp.float32(1 / cfg",
+        f"{STEP} -k score",
+    ),
+    Mutant("learner/rows.py", "batch.keep & ~batch.truncated if", "batch.keep if", f"{STEP} -k plain_sequences"),
+    Mutant("learner/rows.py", "jnp.where(batch.truncated[..., None], cfg", "jnp.where(True, cfg", f"{STEP} -k floor"),
+    Mutant("learner/rows.py", "tokens |= batch.segment == SAMPLED", "pass", f"{STEP} -k plain_sequences"),
+    Mutant("learner/optimizer.py", "cfg.lr / (warmup + 1)", "cfg.lr / warmup", "learner/test_optimizer.py"),
+    Mutant("learner/optimizer.py", 'and not k.endswith("bias")', "", "learner/test_optimizer.py"),
+    # rewards
+    Mutant("rewards/likelihood.py", "multiples = jnp.round(tokens / unit) * unit", "multiples = 0 * tokens", SURROGATE),
+    Mutant("rewards/likelihood.py", "return jnp.where(x < 1, near, far)", "return far", SURROGATE),
+    Mutant("rewards/likelihood.py", "return jnp.where(x < 1, near, far)", "return near", SURROGATE),
+    Mutant("rewards/likelihood.py", "-1, where=keep)", "-1)", "rewards/test_likelihood.py"),
+    Mutant(
+        "rewards/likelihood.py",
+        "return _exp(avg_log_prob(logp, mask))",
+        "return _exp(log_prob(logp, mask))",
+        "rewards/test_likelihood.py",
+    ),
+    Mutant(
+        "rewards/mixture.py",
+        "stop(accurate) if t.reward.differentiable else rows[t.name]",
+        "rows[t.name]",
+        f"{SURROGATE} -k sum_of_terms",
+    ),
+    Mutant("rewards/table.py", "> 0) & observation.keep", "> 0)", f"{REWARDED} -k nover"),
+    Mutant(
+        "rewards/table.py",
+        "tokens = observation.sampled.mask.sum(-1)",
+        "tokens = observation.chain_tokens",
+        f"{REWARDED} -k overlong",
+    ),
+    Mutant("rewards/shaping.py", "return jnp.where(cut, -1.0, penalty)", "return penalty", "rewards/test_shaping.py"),
+    Mutant("rewards/shaping.py", "jnp.maximum(m - 1, 1)", "jnp.maximum(m, 1)", "rewards/test_shaping.py"),
+    Mutant(
+        "rewards/shaping.py",
+        "jnp.asarray(step) >= cfg.start",
+        "jnp.asarray(step) > cfg.start",
+        "rewards/test_shaping.py",
+    ),
+    Mutant(
+        "rewards/intrinsic.py", "return _mean(-stats.entropy", "return _mean(stats.entropy", "rewards/test_intrinsic.py"
+    ),
+    Mutant(
+        "rewards/rules.py",
+        "if max(counts.values(), default=0) >= times",
+        "if max(counts.values(), default=0) > times",
+        "rewards/test_rules.py",
+    ),
+    # model
+    Mutant(
+        "model/head.py",
+        "z = z if scale is None else z * scale[..., None, None]",
+        "z = z",
+        "model/test_head.py -k temperature",
+    ),
+    Mutant("model/head.py", "(d if scale is None else d * over(scale))", "d", "model/test_head.py -k temperature"),
+    Mutant(
+        "model/head.py", "mean_z if scale is None else mean_z * scale", "mean_z", "model/test_head.py -k temperature"
+    ),
+    Mutant("model/head.py", "+ (top - new) * total)", ")", "model/test_head.py"),
+    Mutant("model/attention.py", "& ~((query == REFERENCE) & (key == SAMPLED))", "", "model/test_attention.py"),
+    Mutant(
+        "model/attention.py",
+        "jnp.where(is_reference, index - sampled, index)\n\n\ndef pre",
+        "index\n\n\ndef pre",
+        "model/test_attention.py",
+    ),
+    Mutant("model/decoder.py", "smooth + (1 - smooth) / s.factor", "1 / s.factor", "model/test_decoder.py"),
+    Mutant("model/decoder.py", "jax.lax.stop_gradient((w, keys))", "(w, keys)", f"{REWARDED} -k no_trace"),
+    Mutant("model/decoding.py", "<= index, (*token", "< index, (*token", "sampler/test_decode.py -k learners"),
+    # sampler
+    Mutant(
+        "sampler/draw.py",
+        "e = jnp.exp(scale * (z - top))",
+        "e = jnp.exp(z - top)",
+        "sampler/test_decode.py -k 'bfloat16 or models'",
+    ),
+    Mutant(
+        "sampler/draw.py",
+        "(scale * (jnp.take_along_axis",
+        "(1 * (jnp.take_along_axis",
+        "sampler/test_decode.py -k bfloat16",
+    ),
+    Mutant(
+        "sampler/draw.py",
+        "> u[..., None] * total",
+        ">= u[..., None] * total",
+        "sampler/test_decode.py -k 'edges or mass'",
+    ),
+    Mutant(
+        "sampler/decode.py",
+        "(state == matched) | (token[..., None] == eos).any(-1)",
+        "(state == matched)",
+        "sampler/test_decode.py -k loop_ends",
+    ),
+    Mutant("sampler/engine.py", "| (token[..., None] == ends.eos).any(-1)", "", "sampler/test_engine.py -k 'slots'"),
+    Mutant(
+        "sampler/engine.py", "age < s.count[..., None]", "age <= s.count[..., None]", "sampler/test_engine.py -k slots"
+    ),
+    Mutant("sampler/engine.py", "starts.first + first_chain", "starts.first", "sampler/test_engine.py -k any_index"),
+    Mutant(
+        "sampler/decode.py",
+        "request.first_chain + before",
+        "request.first_chain",
+        "sampler/test_engine.py -k one_program",
+    ),
+    Mutant("sampler/decode.py", "| (opened > cfg.max_chain)", "", "sampler/test_decode.py -k splic"),
+    Mutant(
+        "sampler/queue.py", "step - rollout.version <= self", "step - rollout.version < self", "sampler/test_queue.py"
+    ),
+    Mutant("sampler/queue.py", "stop + queue.dropped or", "stop or", "sampler/test_queue.py"),
+]
+
+
+def copied(folder: Path) -> None:
+    """The repository's files, committed or not."""
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout.decode()
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("experiments/results"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+
+
+def survives(mutant: Mutant, folder: Path, timeout: float) -> bool:
+    """Whether all tests pass on the mutant. A run out of time counts as a failure of the tests."""
+    file = folder / "rl_likelihood" / mutant.file
+    text = file.read_text()
+    if text.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.file}: {mutant.old!r} is there {text.count(mutant.old)} times, not once")
+    file.write_text(text.replace(mutant.old, mutant.new))
+    tests, _, only = mutant.tests.partition(" -k ")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+    command += [f"tests/{name}" for name in tests.split()] + (["-k", only.strip("'")] if only else [])
+    try:
+        run = subprocess.run(
+            command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        file.write_text(text)
+    if run.returncode not in (0, 1):
+        raise SystemExit(f"{' '.join(command)} ended with {run.returncode}:\n{run.stdout.decode()[-2000:]}")
+    return run.returncode == 0
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--only", default="", help="mutants whose file, texts or tests contain this")
+    arguments.add_argument("--list", action="store_true")
+    arguments.add_argument("--timeout", type=float, default=600)
+    args = arguments.parse_args()
+    chosen = [m for m in MUTANTS if any(args.only in text for text in m)]
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
+        if not args.list:
+            copied(Path(folder))
+        for mutant in chosen:
+            word = "" if args.list else "killed   "
+            if not args.list and survives(mutant, Path(folder), args.timeout):
+                word, survivors = "SURVIVED ", survivors + 1
+            print(f"{word}{mutant.file}: {mutant.old!r} -> {mutant.new!r}", flush=True)
+    if not args.list:
+        print(f"{len(chosen) - survivors} of {len(chosen)} killed")
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()
