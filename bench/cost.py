@@ -97,11 +97,11 @@ def table(rows: list[dict]) -> str:
         "| size | sampling s | growth over operations | learner s | growth over operations | GiB |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    before = None
+    before = rows[0]
     for row in rows:
         cells = [f"{row['axis']} {row['size']:,}"]
+        first = row is before or before["axis"] != row["axis"]
         for call in CALLS:
-            first = before is None or before["axis"] != row["axis"]
             cells += [f"{row[f'{call}_s']:.2f}", "" if first else f"{growth(before, row, call):.2f}"]
         lines.append(f"| {' | '.join(cells)} | {row['memory']:.2f} |")
         before = row

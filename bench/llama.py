@@ -11,11 +11,13 @@ compare the rates of decoding alone.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -115,12 +117,12 @@ def main() -> None:
     w, model = work.SHAPES["short"], work.MODELS[args.model]
     calls = work.workload(work.Case(model, w), ("prefill", "sampling")).calls
     with tempfile.TemporaryDirectory() as folder:
-        ways = {"ours, float32": lambda: ours(calls, w)}
+        ways: dict[str, Callable[[], dict[str, float]]] = {"ours, float32": functools.partial(ours, calls, w)}
         for kind, cache in WAYS:
             path = Path(folder) / f"{kind}.gguf"
             if not path.exists():
                 write_file(model, path, kind)
-            ways[f"llama.cpp, {kind} weights, {cache} cache"] = lambda path=path, c=cache: llama(args.bench, path, w, c)
+            ways[f"llama.cpp, {kind} weights, {cache} cache"] = functools.partial(llama, args.bench, path, w, cache)
         rates: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for number in range(args.rounds + 1):
             for name, way in ways.items():

@@ -53,7 +53,8 @@ def through(rows: int, n: int, k: int, layers: int, out_first: bool):
 
 def products(rows: int) -> dict[str, tuple[Callable, int]]:
     """Calls for each product's shape, and the products in each."""
-    m, calls = work.MODELS["W135"], {}
+    m = work.MODELS["W135"]
+    calls: dict[str, tuple[Callable, int]] = {}
     sizes = {
         "qkv": (m.width, (m.heads + 2 * m.kv_heads) * m.head_dim),
         "o": (m.heads * m.head_dim, m.width),

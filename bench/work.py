@@ -7,7 +7,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -33,6 +33,7 @@ MODELS = {
 }
 SHAPES = {"short": Shape(8, 4, 128, 128), "shared": Shape(8, 16, 512, 64)}
 CALLS = ("prefill", "sampling", "scoring", "learner", "iteration")
+K = TypeVar("K")
 ANSWER = 8  # tokens of a reference answer, in the rows without a chain
 
 
@@ -82,7 +83,7 @@ class Setup:
     def sample(self, weights: Params, tokens: int, key: jax.Array):
         """Rows that nothing stops before they have so many tokens."""
         model, p = self.case.model, self.prompts
-        never = Ends(np.zeros((model.vocab_size, 2), np.int8), np.int32([-1]))
+        never = Ends(np.zeros((model.vocab_size, 2), np.int8), np.asarray([-1], np.int32))
         temperature, zero = np.ones(self.case.shape.group, np.float32), np.int32(0)
         request = Request(p.tokens, p.length, p.uid, key, temperature, never, pad_id=zero, first_chain=zero)
         return engine.sample_rows(weights, model, request, tokens, streams=self.case.streams)
@@ -176,11 +177,11 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def rounds(calls: dict[str, Callable[[], Any]], n: int) -> dict[str, list[float]]:
+def rounds(calls: dict[K, Callable[[], Any]], n: int) -> dict[K, list[float]]:
     """Times of n calls of each, alternating, after one call of each that is not timed."""
     for call in calls.values():
         seconds(call)
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[K, list[float]] = {name: [] for name in calls}
     for _ in range(n):
         for name, call in calls.items():
             times[name].append(seconds(call))

@@ -40,6 +40,8 @@ SAME = (
     "prompt.use_system",
     "prompt.examples",
     "prompt.score_delims",
+    "prompt.template",
+    "prompt.examples_path",
     "prompt.think_open",
     "prompt.think_close",
     "prompt.answer_open",

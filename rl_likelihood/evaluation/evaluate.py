@@ -219,7 +219,7 @@ def _record(task: Task, batch: Batch, i: int, samples: int) -> Record:
     words = [_chain_text(text, task.fmt) for text in texts[1:]]
     return record | {
         "no_chain": {**direct[0], "chain_tokens": len(task.fmt.close_think_ids), "samples": direct[1:]},
-        "swapped": None if batch.swapped[i] is None else float(batch.logp[i, -2]),
+        "swapped": float(batch.logp[i, -2]) if batch.logp is not None and batch.swapped and batch.swapped[i] else None,
         "transition_words": rules.transition_rate(words, task.config.report.transition_words),
         "lent": first_sampled_chain(batch.rollout, i)._asdict(),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from rl_likelihood.grading.code import (
     code_output,
@@ -25,23 +25,15 @@ from rl_likelihood.grading.mathematics import math_match, math_outcome, telemath
 from rl_likelihood.grading.text import exact_match, multiple_choice, numeric_match, parse_number
 
 if TYPE_CHECKING:  # workers import this module, and shapes imports jax
-    from rl_likelihood.shapes import Example
+    from rl_likelihood.shapes import Example, Tags
 
 VERSION = 3  # of the rules: kept evaluation records of an older one are graded anew
 
 __all__ = [
-    "GRADERS", "VERSION", "Grader", "Tags", "code_output", "code_tests", "countdown",
+    "GRADERS", "VERSION", "Grader", "code_output", "code_tests", "countdown",
     "countdown_outcome", "exact_match", "extract_answer", "gym_match", "math_match", "multiple_choice",
     "numeric_match", "parse_number", "reference_of", "telemath", "tool_call",
 ]  # fmt: skip
-
-
-class Tags(Protocol):
-    """The part of `shapes.ChainFormat` and `prompts.PromptConfig` that grading reads."""
-
-    think_close: str
-    answer_open: str
-    answer_close: str
 
 
 def extract_answer(text: str, tags: Tags) -> str | None:

@@ -166,7 +166,7 @@ def write_status(workdir: str | Path, state: str, step: int, steps: int, error: 
         raise ValueError(f"state is one of {STATES}, got {state!r}")
     path = Path(workdir) / STATUS
     part = path.with_name(STATUS + ".part")
-    row = {"state": state, "step": int(step), "steps": int(steps), "error": error[:1000]}
+    row: dict[str, Any] = {"state": state, "step": int(step), "steps": int(steps), "error": error[:1000]}
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
     try:
         try:

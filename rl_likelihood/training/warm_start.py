@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,7 +46,7 @@ def with_worked_examples(task: Task, rows: list[EncodedExample], examples: int) 
     return encoded, max(len(r.prompt_ids) for r in encoded)
 
 
-def own_chains(task: Task, devices: Devices, params: Params) -> list[dict[str, str]]:
+def own_chains(task: Task, devices: Devices, params: Params) -> list[dict[str, Any]]:
     """Greedy chains and answers of `params` on training questions: rows {id, prompt, chain, answer, task}."""
     c = task.config
     rows = task.train[: c.warm_start.prompts]
