@@ -265,5 +265,5 @@ class Watch:
                 write_error(why)
             if self.number == 0:
                 self._end_others(code)
-            fail_running(why)
+                fail_running(why)
             os._exit(code)  # nothing that waits for the lost process may be waited for
