@@ -5,7 +5,7 @@
     --status          how far each is
     --table           rewards by metrics, over seeds: --format=text|markdown|latex|csv, --paper for published numbers
     --report          tables, figures and one page to read, into --out
-    --drop_optimizer  keep of finished runs the parameters alone: a third of the disk; they cannot go on any more
+    --drop_optimizer  delete the optimizer state of finished runs, two thirds of their disk; they cannot resume then
 
 Runs go to runs/NAME, or to --root. --runner=local (--jobs at a time), ray (--resources), print. An interrupted
 sweep goes on with the same command.
@@ -30,6 +30,7 @@ from rl_likelihood.cli.command import refuse_address
 from rl_likelihood.config import apply_preset, binding_differences, build, flatten
 from rl_likelihood.report import figures, page, plots, table, table_text
 from rl_likelihood.runtime import disk
+from rl_likelihood.runtime.console import outlive_the_terminal
 from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid, ray_runner, runners
 from rl_likelihood.sweeps.grid import Experiment, Point
@@ -40,19 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     try:
-        code = act(parser().parse_args(argv))
-        sys.stdout.flush()
-        return code
+        return act(parser().parse_args(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `--table | head` has seen enough
-        _to_nobody()
-        return 0
-
-
-def _to_nobody() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,8 +86,8 @@ def act(a: argparse.Namespace) -> int:
     experiment = grid.load(a.file)
     root = Path(a.root) if a.root else Path("runs") / experiment.name
     points = {i: p for i, p in enumerate(experiment.points)}
-    kept = grid.only(experiment.points, a.only)
-    points = {i: p for i, p in points.items() if p in kept}
+    selected = grid.only(experiment.points, a.only)
+    points = {i: p for i, p in points.items() if p in selected}
     if a.prepare or (a.run and a.runner != "print"):
         prepare(experiment)
     if a.prepare:
@@ -164,14 +156,14 @@ def differing(p: Point, workdir: Path) -> list[str]:
 
 def current(points: dict[int, Point], root: Path) -> dict[int, Point]:
     """The points without those whose folder holds a run of another config, which are named."""
-    kept = {}
+    same = {}
     for i, p in points.items():
         names = differing(p, root / p.name)
         if names:
             print(f"left out: {root / p.name} was run with another {', '.join(names[:3])}", file=sys.stderr)
         else:
-            kept[i] = p
-    return kept
+            same[i] = p
+    return same
 
 
 def chosen(points: dict[int, Point], which: str) -> dict[int, Point]:
@@ -199,7 +191,7 @@ def prepare(experiment: Experiment) -> None:
 
 
 def show_list(experiment: Experiment, points: dict[int, Point], root: Path) -> int:
-    """Every point's number and name. All of them are checked: a field that is misspelt is refused here."""
+    """Every point's number and name. All of them are checked: a misspelt field is refused."""
     if experiment.doc:
         print(experiment.doc)
     for i, p in points.items():
@@ -291,11 +283,9 @@ def report(experiment: Experiment, runs: list[table.Run], out: Path, paper: Sequ
 
 
 def say(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except OSError:  # the terminal or the pipe is gone: no reason to leave runs alone
-        _to_nobody()
+    print(text, flush=True)
 
 
 if __name__ == "__main__":
+    outlive_the_terminal()
     sys.exit(main())

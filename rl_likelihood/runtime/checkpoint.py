@@ -176,12 +176,12 @@ def restore(
         check_sums(checksums(_named(state)), leaves)
         return state, meta
 
-    found, step, damaged = _newest_readable(manager, step, read)
+    restored, step, damaged = _newest_readable(manager, step, read)
     for bad in damaged:
         _set_aside(manager.directory / str(bad))
     if damaged:
         manager.reload()
-    return found
+    return restored
 
 
 def restore_params(
@@ -232,7 +232,7 @@ def _opened(workdir: str | Path) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of a workdir, to read."""
     directory = epath.Path(workdir).absolute() / FOLDER
     if agreed_step(workdir) is None:
-        raise UserError(f"{directory}: no checkpoint here; give the --workdir of a run that has saved one")
+        raise UserError(f"{directory}: no checkpoint; give the --workdir of a run that has saved one")
     _quiet_orbax()
     options = ocp.CheckpointManagerOptions(read_only=True, create=False, enable_async_checkpointing=False)
     with contextlib.closing(ocp.CheckpointManager(directory, options=options)) as manager:
@@ -322,7 +322,7 @@ def _newest_readable(
     """(what `read(step)` gives, the step, the damaged steps passed over: `aloud`, unless somebody else will say so)."""
     steps = distributed.share(sorted(manager.all_steps(), reverse=True))
     if not steps:
-        raise UserError(f"{manager.directory}: no checkpoint here; give the --workdir of a run that has saved one")
+        raise UserError(f"{manager.directory}: no checkpoint; give the --workdir of a run that has saved one")
     if step is not None and step not in steps:
         have = ", ".join(map(str, reversed(steps)))
         raise UserError(f"{manager.directory}: no checkpoint of step {step}; choose one of {have}")
@@ -330,7 +330,7 @@ def _newest_readable(
     for candidate in steps if step is None else [step]:
         distributed.await_file(Path(manager.directory) / str(candidate))
         try:
-            found = read(candidate)
+            result = read(candidate)
         except DamagedError as e:
             damaged.append(candidate)
             reason = str(e)
@@ -338,7 +338,7 @@ def _newest_readable(
         for bad in damaged if aloud and distributed.first() else ():
             message = f"{manager.directory / str(bad)}: damaged checkpoint passed over, going on from step {candidate}"
             print(f"warning: {message} ({reason})", file=sys.stderr, flush=True)
-        return found, candidate, damaged
+        return result, candidate, damaged
     which = ", ".join(map(str, damaged))
     raise UserError(
         f"{manager.directory}: damaged, no other to go back to: {which} ({reason}); "
@@ -347,7 +347,7 @@ def _newest_readable(
 
 
 def _set_aside(path: epath.Path) -> None:
-    """Renames a damaged checkpoint to STEP.damaged (a number after it if taken), in the sight of every process:
+    """Renames a damaged checkpoint to STEP.damaged (a number after it if taken), as every process sees it:
     nothing is deleted."""
     if distributed.first():
         name, i = f"{path.name}.damaged", 1

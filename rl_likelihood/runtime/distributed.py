@@ -300,15 +300,15 @@ def await_file(path: Path, there: bool = True, seconds: float = 120.0) -> None:
         raise SharedUnreachable(f"{path}: {who} {what} after {seconds:g} s, though process 0 {how}; start all again")
 
 
-def _without(file: Path, seen: Callable[[], bool], seconds: float) -> str:
+def _without(file: Path, test: Callable[[], bool], seconds: float) -> str:
     """The processes, in words, for which it is not so within `seconds`."""
-    found, end = False, time.monotonic() + seconds
-    while not found and time.monotonic() < end:
+    passed, end = False, time.monotonic() + seconds
+    while not passed and time.monotonic() < end:
         with contextlib.suppress(OSError):
             os.listdir(file.parent)  # else the file's absence may be remembered
-            found = seen()
-        time.sleep(0 if found else 0.2)
-    without = np.flatnonzero(~gather(np.asarray([found]))).tolist()
+            passed = test()
+        time.sleep(0 if passed else 0.2)
+    without = np.flatnonzero(~gather(np.asarray([passed]))).tolist()
     return processes(without) if without else ""
 
 

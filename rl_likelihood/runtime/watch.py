@@ -53,12 +53,13 @@ def admit(
     not come within `seconds`.
     """
     peers: dict[int, socket.socket] = {}
-    here, end, notice = f"{host}:{server.getsockname()[1]}", time.monotonic() + seconds, Notice()
+    address, end, notice = f"{host}:{server.getsockname()[1]}", time.monotonic() + seconds, Notice()
     while missing := [i for i in range(1, count) if i not in peers]:
-        notice.waiting(f"{processes(missing)} to reach process 0 at {here}")
+        notice.waiting(f"{processes(missing)} to reach process 0 at {address}")
         left = end - time.monotonic()
         if left <= 0:
-            raise Unreachable(f"{processes(missing)} did not reach process 0 at {here} within {seconds:g} s; {ADVICE}")
+            who = processes(missing)
+            raise Unreachable(f"{who} did not reach process 0 at {address} within {seconds:g} s; {ADVICE}")
         server.settimeout(min(1.0, left))
         try:
             connection, _ = server.accept()
@@ -264,5 +265,5 @@ class Watch:
                 write_error(why)
             if self.number == 0:
                 self._end_others(code)
-            fail_running(why)
+                fail_running(why)
             os._exit(code)  # nothing that waits for the lost process may be waited for

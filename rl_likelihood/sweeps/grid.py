@@ -9,7 +9,7 @@
         )
 
 A key is a config field, "config" (the config file, with its arguments after a colon) or "@label": what people call
-a choice. Labels and the seed make the run's name, its place in tables and what --only selects; they are never on
+a choice. Labels and the seed make the run's name, its row in tables and what --only selects; they are never on
 the command line. Everything known of a point's past is in its run folder.
 """
 
@@ -139,7 +139,7 @@ def point(overrides: Overrides) -> Point:
 
 def only(points: Sequence[Point], selections: Iterable[str]) -> list[Point]:
     """The points with every `key=value` and without any `key!=value`; a key is a label, a field or "config"."""
-    kept = list(points)
+    chosen = list(points)
     for selection in selections:
         key, equals, text = selection.partition("=")
         other = key.endswith("!")
@@ -149,14 +149,14 @@ def only(points: Sequence[Point], selections: Iterable[str]) -> list[Point]:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]}=VALUE? " if near else ""
             raise UserError(f"--only {selection}: {hint}write KEY=VALUE with a key of {', '.join(sorted(known))}")
-        values = [_value(p, key) for p in kept]
+        values = [_value(p, key) for p in chosen]
         has = [_same(value, text) for value in values]
-        kept = [p for p, its in zip(kept, has, strict=True) if its != other]
-        if not any(has) or not kept:  # a value that none has to leave out is misspelt
+        chosen = [p for p, its in zip(chosen, has, strict=True) if its != other]
+        if not any(has) or not chosen:  # a value that no point has is misspelt
             there = ", ".join(sorted({_text(v) for v in values if v is not None}))
             whose = "every" if any(has) else "no"
             raise UserError(f"--only {selection}: {whose} point has it; {key} is one of {there}")
-    return kept
+    return chosen
 
 
 def _value(p: Point, key: str) -> Any:
@@ -212,11 +212,11 @@ def load(path: str) -> Experiment:
     points = [point(overrides) for overrides in module.get_sweep()]
     if not points:
         raise UserError(f"{path}: get_sweep() gives no point; it must return at least one")
-    seen: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for i, p in enumerate(points):
-        if p.name in seen:
-            raise UserError(f"{path}: points {seen[p.name]} and {i} are the same ({p.name}); give each once")
-        seen[p.name] = i
+        if p.name in numbers:
+            raise UserError(f"{path}: points {numbers[p.name]} and {i} are the same ({p.name}); give each once")
+        numbers[p.name] = i
     doc = (module.__doc__ or "").strip()
     named_rows = getattr(module, "ROWS", "reward")
     return Experiment(

@@ -9,6 +9,8 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid, runners
@@ -39,19 +41,7 @@ def run_ray(jobs: Sequence[Job], resources: dict[str, float], say: Say, pause: t
     try:
         needs = {"CPU": 1.0, **resources}
         _refuse_too_much(needs, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        remote = ray.remote(
-            num_cpus=needs["CPU"],
-            num_gpus=needs.get("GPU", 0),
-            max_retries=-1,
-            retry_exceptions=[TryAgain],
-            resources={k: v for k, v in needs.items() if k not in ("CPU", "GPU")},
-        )(ray_task)
-        waiting = {}
-        for job in jobs:
-            job.workdir.mkdir(parents=True, exist_ok=True)  # a worker that does not find it does not share it
-            # A worker may stand in another folder.
-            there = dataclasses.replace(job, workdir=job.workdir.absolute(), cwd=(job.cwd or Path()).absolute())
-            waiting[remote.remote(there, pause)] = job
+        waiting = _begin(ray, jobs, needs, pause)
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=0.5)
             for task in ready:
@@ -78,6 +68,24 @@ def run_ray(jobs: Sequence[Job], resources: dict[str, float], say: Say, pause: t
         say(f"interrupted: {ended['done']} done; the same command goes on from there")
         return runners.INTERRUPTED
     return runners.verdict(ended, say)
+
+
+def _begin(ray: ModuleType, jobs: Sequence[Job], needs: dict[str, float], pause: tuple[float, float]) -> dict[Any, Job]:
+    """Each job's task, with these resources."""
+    remote = ray.remote(
+        num_cpus=needs["CPU"],
+        num_gpus=needs.get("GPU", 0),
+        max_retries=-1,
+        retry_exceptions=[TryAgain],
+        resources={k: v for k, v in needs.items() if k not in ("CPU", "GPU")},
+    )(ray_task)
+    tasks = {}
+    for job in jobs:
+        job.workdir.mkdir(parents=True, exist_ok=True)  # a worker that does not find it does not share it
+        # A worker may run in another folder.
+        there = dataclasses.replace(job, workdir=job.workdir.absolute(), cwd=(job.cwd or Path()).absolute())
+        tasks[remote.remote(there, pause)] = job
+    return tasks
 
 
 def _refuse_too_much(needs: dict[str, float], nodes: Sequence[dict[str, float]]) -> None:

@@ -1,9 +1,9 @@
 """Ways to run the points of a sweep: processes of this machine, printed commands, and (`ray_runner`) tasks of ray.
 
 Each attempt is a process of its own, with its output in the run folder's log.txt. How it ended is read from its exit
-code and from STATUS, and kept in the run folder: a failed attempt is made again three times, a preempted one without
-limit, and the same error twice in a row ends it (`grid.history`). A runner that is itself killed loses nothing: its
-runs go on, and the next runner waits for them.
+code and from STATUS, and written into the run folder. A failed attempt is made again three times, a preempted one
+without limit, and the same error twice in a row ends it (`grid.history`). A runner that is itself killed loses nothing:
+its runs go on, and the next runner waits for them.
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ def _pinned(cores: set[int] | None):
     if not cores or not hasattr(os, "sched_setaffinity"):
         yield
         return
-    mine = os.sched_getaffinity(0)
+    before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, mine)
+        os.sched_setaffinity(0, before)
 
 
 def _status_time(workdir: Path) -> int:
@@ -125,9 +125,9 @@ def _status_time(workdir: Path) -> int:
 
 
 def finish(attempt: Attempt) -> str:
-    """How an ended attempt ended, kept in its folder: done, failed, preempted, or elsewhere.
+    """How an ended attempt ended, which its folder records: done, failed, preempted, or elsewhere.
 
-    elsewhere: another process had the folder, which this attempt found only after its start.
+    elsewhere: another process had the folder, as this attempt saw only after its start.
     """
     job, code = attempt.job, attempt.process.returncode
     status = run_files.read_status(job.workdir) if _status_time(job.workdir) != attempt.status_before else None
@@ -214,7 +214,7 @@ def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, f
     free = shares(at_once)
     queue = collections.deque((job, 0.0) for job in jobs)  # (job, not before)
     running: dict[int, tuple[Attempt, set[int] | None]] = {}
-    ended, met = collections.Counter(), set()  # met: runs that were seen at work elsewhere
+    ended, met = collections.Counter(), set()  # met: runs that other processes are at work on
     asked, passed_on = Asked(), 0
     try:
         while running or (queue and not asked.times):
@@ -227,7 +227,7 @@ def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, f
                     queue.append((job, not_before))
                     continue
                 known = grid.state(job.workdir).kind
-                if known in ("done", "stopped"):  # another sweep was here meanwhile
+                if known in ("done", "stopped"):  # another sweep has finished it meanwhile
                     ended[known] += 1
                     continue
                 cores = free.pop(0)

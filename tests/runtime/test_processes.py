@@ -131,7 +131,9 @@ def test_the_death_of_a_process_is_said_in_a_line_and_ends_the_other_within_the_
     both[victim].send_signal(signal.SIGKILL)
     lines = said(both[1 - victim], 60)
     assert time.monotonic() - began < 15
-    assert both[1 - victim].returncode == 1, lines
+    # With process 0 goes jax's coordinator, and jax may be as quick to abort: a page beside our line.
+    assert both[1 - victim].returncode in ({1} if victim else {1, -signal.SIGABRT}), lines
+    lines = lines if victim else [line for line in lines if not re.match(r"F\d{4} ", line)]
     errors = [line for line in lines if "error" in line.lower() or "Traceback" in line]
     assert errors == [f"error: process {victim} is gone; all end; start all again to resume from the last checkpoint"]
     said(both[victim])
