@@ -30,10 +30,24 @@ if TYPE_CHECKING:  # workers import this module, and shapes imports jax
 VERSION = 3  # of the rules: kept evaluation records of an older one are graded anew
 
 __all__ = [
-    "GRADERS", "VERSION", "Grader", "code_output", "code_tests", "countdown",
-    "countdown_outcome", "exact_match", "extract_answer", "gym_match", "math_match", "multiple_choice",
-    "numeric_match", "parse_number", "reference_of", "telemath", "tool_call",
-]  # fmt: skip
+    "GRADERS",
+    "VERSION",
+    "Grader",
+    "code_output",
+    "code_tests",
+    "countdown",
+    "countdown_outcome",
+    "exact_match",
+    "extract_answer",
+    "gym_match",
+    "math_match",
+    "multiple_choice",
+    "numeric_match",
+    "parse_number",
+    "reference_of",
+    "telemath",
+    "tool_call",
+]
 
 
 def extract_answer(text: str, tags: Tags) -> str | None:
