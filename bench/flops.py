@@ -1,9 +1,8 @@
-"""Useful floating-point operations of the workloads, written out: what must be computed, a multiplication and an
-addition being two, and nothing that an implementation may do beside it.
+"""Useful floating-point operations of the workloads: those that must be computed, whatever an implementation adds.
 
-Matrix products and attention count; norms, rotations, softmax and the optimizer do not. Attention is causal: a token
-at place n reads n keys and n values. The vocabulary counts where a logit is used, which is at no prompt token but the
-last. A prompt counts once for its group, in every pass.
+A multiplication and an addition are two operations. Matrix products and attention count; norms, rotations, softmax and
+the optimizer do not. Attention is causal: token n reads n keys and n values. The vocabulary counts where a logit is
+used: at every completion token, and at the last prompt token. A prompt counts once for its group, in every pass.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Shape:
 
 
 def body_parameters(m: ModelConfig) -> int:
-    """Entries of the matrices that each token is multiplied with, without the vocabulary's."""
+    """Entries of the matrices that each token is multiplied with, without those of the vocabulary."""
     width = m.heads * m.head_dim
     return m.layers * (2 * m.width * width + 2 * m.width * m.kv_heads * m.head_dim + 3 * m.width * m.mlp)
 
@@ -38,7 +37,7 @@ def head_parameters(m: ModelConfig) -> int:
 
 
 def attention(m: ModelConfig, first: int, last: int) -> int:
-    """One sequence's tokens first + 1 to last, each against itself and all before it: scores, and mixed values."""
+    """Tokens first + 1 to last of one sequence, each with itself and all tokens before it: scores and weighted sums."""
     keys = (last * (last + 1) - first * (first + 1)) // 2
     return m.layers * 2 * 2 * m.heads * m.head_dim * keys
 
@@ -52,12 +51,12 @@ def forward(m: ModelConfig, w: Shape) -> int:
 
 
 def prefill(m: ModelConfig, w: Shape) -> int:
-    """Prompts, up to the first tokens' distributions."""
+    """Prompts, up to the distribution of the first token."""
     return w.prompts * (w.prompt * 2 * body_parameters(m) + attention(m, 0, w.prompt) + 2 * head_parameters(m))
 
 
 def decode(m: ModelConfig, w: Shape) -> int:
-    """The completions' tokens but the first of each group, which the prefill gives; the last one is not fed back."""
+    """Completion tokens, except the first, which comes from the prefill. The last one is not fed back."""
     fed = w.completion - 1
     row = fed * 2 * (body_parameters(m) + head_parameters(m)) + attention(m, w.prompt, w.prompt + fed)
     return w.rows * row
@@ -68,13 +67,13 @@ def sampling(m: ModelConfig, w: Shape) -> int:
 
 
 def learner(m: ModelConfig, w: Shape, reference: bool) -> int:
-    """Forward, twice as much backward, and the reference model's forward where there is one."""
+    """Forward, twice as much backward, and the forward of a reference model if there is one."""
     return (3 + reference) * forward(m, w)
 
 
 def decode_bytes(m: ModelConfig, w: Shape, width: int = 4) -> int:
-    """Least traffic of `decode`: every weight once a step, each prompt's keys and values once for its group, each row's
-    own once."""
+    """The least traffic of `decode`. A step reads every weight once, the keys and values of each prompt once for its
+    group, and those of each row once. `width`: bytes of a number."""
     fed, per_token = w.completion - 1, m.layers * 2 * m.kv_heads * m.head_dim
     own = w.rows * fed * (fed + 1) // 2
     weights = fed * (body_parameters(m) + head_parameters(m))

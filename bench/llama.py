@@ -1,36 +1,37 @@
-"""Our sampler against llama.cpp's batched decoding, in turns: 32 rows, prompts of 128 tokens, 128 new ones each.
+"""Our sampler compared with batched decoding in llama.cpp, alternating: 32 rows, 128 prompt tokens, 128 new tokens.
 
-    python bench/llama.py --bench=LLAMA_BATCHED_BENCH [--model=W10] [--rounds=3]
+    python -m bench.llama --bench=LLAMA_BATCHED_BENCH [--model=W10] [--rounds=3]
 
-LLAMA_BATCHED_BENCH is that program of a build of llama.cpp for this machine; it gets files of random weights of our
-model's shape. It decodes given tokens and draws none, where ours draws each from the whole distribution and keeps its
-log-prob; its rows have a prompt each, where four of ours share one. The rates that compare are those of decoding alone.
+LLAMA_BATCHED_BENCH is the path of llama-batched-bench in a build of llama.cpp for this machine. It reads random weights
+of the same shape as ours. The work differs in two ways: llama.cpp decodes given tokens, while ours samples each token
+from the whole distribution and keeps its log-prob; and each of its rows has a prompt, while four of ours share one. So
+compare the rates of decoding alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from bench import work  # noqa: E402
-from rl_likelihood.mesh import cores  # noqa: E402
-from rl_likelihood.model.decoder import ModelConfig  # noqa: E402
+from bench import work
+from rl_likelihood.mesh import cores
+from rl_likelihood.model.decoder import ModelConfig
 
 WAYS = (("float32", "f32"), ("float32", "f16"), ("float16", "f16"))  # weights and cache
 
 
 def write_file(m: ModelConfig, path: Path, kind: str = "float32") -> None:
-    """A GGUF file of this shape with random weights of this type, and words that are their numbers."""
+    """A GGUF file of this shape with random weights of this type. Each word is its id."""
     rng, out = np.random.default_rng(0), gguf.GGUFWriter(str(path), "llama")
     out.add_context_length(2048)
     out.add_embedding_length(m.width)
@@ -49,7 +50,10 @@ def write_file(m: ModelConfig, path: Path, kind: str = "float32") -> None:
     out.add_token_merges(["w 1"])
     out.add_bos_token_id(1)
     out.add_eos_token_id(1)
-    drawn = lambda *shape: (0.02 * rng.standard_normal(shape, np.float32)).astype(kind)
+
+    def drawn(*shape: int) -> np.ndarray:
+        return (0.02 * rng.standard_normal(shape, np.float32)).astype(kind)
+
     ones, query, key = np.ones(m.width, np.float32), m.heads * m.head_dim, m.kv_heads * m.head_dim
     shapes = {
         "attn_q": (query, m.width),
@@ -74,7 +78,7 @@ def write_file(m: ModelConfig, path: Path, kind: str = "float32") -> None:
 
 
 def llama(program: str, path: Path, w: work.Shape, cache: str) -> dict[str, float]:
-    """Tokens per second of one run, and of its decoding alone."""
+    """Tokens per second of one run of llama.cpp, and of its decoding alone."""
     wide, threads = w.prompt + w.completion, cores()
     arguments = {
         "-m": path,
@@ -99,7 +103,7 @@ def llama(program: str, path: Path, w: work.Shape, cache: str) -> dict[str, floa
 
 
 def ours(calls: dict, w: work.Shape) -> dict[str, float]:
-    """The same of our sampler; the prompts' own time is that of a call that samples one token."""
+    """The same for our sampler. A call that samples one token gives the time of the prompts."""
     first, every = work.seconds(calls["prefill"]), work.seconds(calls["sampling"])
     return {"decoding": w.rows * (w.completion - 1) / (every - first), "all": w.rows * w.completion / every}
 
@@ -111,24 +115,24 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     args = arguments.parse_args()
     w, model = work.SHAPES["short"], work.MODELS[args.model]
-    calls = work.workload(model, w, 1, wanted=("prefill", "sampling")).calls
+    calls = work.workload(work.Case(model, w), ("prefill", "sampling")).calls
     with tempfile.TemporaryDirectory() as folder:
-        ways = {"ours, float32": lambda: ours(calls, w)}
+        ways: dict[str, Callable[[], dict[str, float]]] = {"ours, float32": functools.partial(ours, calls, w)}
         for kind, cache in WAYS:
             path = Path(folder) / f"{kind}.gguf"
             if not path.exists():
                 write_file(model, path, kind)
-            ways[f"llama.cpp, {kind} weights, {cache} cache"] = lambda path=path, c=cache: llama(args.bench, path, w, c)
-        seen: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+            ways[f"llama.cpp, {kind} weights, {cache} cache"] = functools.partial(llama, args.bench, path, w, cache)
+        rates: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for number in range(args.rounds + 1):
             for name, way in ways.items():
                 got = way()
                 if number:  # the first compiles
-                    seen[name].append(got)
+                    rates[name].append(got)
                 print(name, {k: round(v) for k, v in got.items()}, "" if number else "(warm-up)", flush=True)
     print(f"\n{args.model}, {args.rounds} rounds, tokens per second\n")
     print("| | decoding, median | fastest | with prompts, median |\n|---|---:|---:|---:|")
-    for name, rows in seen.items():
+    for name, rows in rates.items():
         decoding, every = ([r[k] for r in rows] for k in ("decoding", "all"))
         print(f"| {name} | {statistics.median(decoding):.0f} | {max(decoding):.0f} | {statistics.median(every):.0f} |")
 

@@ -1,4 +1,4 @@
-"""What this machine can do, measured in the run that it is compared with: matrix products and memory."""
+"""The limits of this machine, measured in the same run: the rate of matrix products and of memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Of the square product; how often a call does its work: the first time or two after other work are a third slower.
-SIDE, TIMES = 2048, 12
+SIDE = 2048  # of the square matrices
+TIMES = 12  # repetitions in one call: after other work, the first one or two take a third longer
 BYTES = 2**28  # of the array that is scaled: far more than the caches hold
 
 
 def limits() -> dict[str, Callable[[], Any]]:
-    """Calls to time beside the workloads: `matrix` makes products of squares, `memory` reads and writes an array."""
+    """Calls to time beside the workloads: `matrix` multiplies square matrices, `memory` reads and writes an array."""
     a = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
 
     @jax.jit
@@ -36,10 +36,10 @@ def limits() -> dict[str, Callable[[], Any]]:
 
 
 def matrix_rate(seconds: float) -> float:
-    """FLOP/s of the call `matrix`."""
+    """FLOP/s of a call of `matrix`."""
     return TIMES * 2 * SIDE**3 / seconds
 
 
 def memory_rate(seconds: float) -> float:
-    """Bytes/s of the call `memory`, read and written."""
+    """Bytes/s, read and written, of a call of `memory`."""
     return TIMES * 2 * BYTES / seconds

@@ -1,10 +1,10 @@
-"""Sampling the next step's chains while this step learns, against taking turns: what overlap gives on this machine.
+"""What asynchronous sampling gains on this machine: the next step's chains are sampled while this step learns.
 
-    python bench/overlap.py [--config=configs/quickstart.py] [--steps=8] [--rounds=2]
+    python -m bench.overlap [--config=configs/quickstart.py] [--steps=8] [--rounds=2]
 
-Each run is a process: `sampler.max_staleness` 0 (in turns) and 1 (the sampler one step ahead, in a thread of its own),
-one after the other. Seconds a step are what the learner waited and learned; the first two steps, which compile, are
-left out.
+Runs alternate between `sampler.max_staleness` 0 (sample, then learn) and 1 (the sampler runs one step ahead, in its own
+thread); each run is a process. Seconds per step are the time that the learner waited plus the time that it learned. The
+first two steps compile and are left out.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ def run(config: str, steps: int, staleness: int) -> dict[str, float]:
             sys.exit(done.stderr[-1000:])
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "time/learn" in row and row["step"] > WARM_UP]
-    middle = lambda key: statistics.median(row[key] for row in rows)
-    each = statistics.median(row["time/wait"] + row["time/learn"] for row in rows)
-    return {"step": each, "wait": middle("time/wait"), "learn": middle("time/learn"), "sample": middle("time/sample")}
+    medians = {key: statistics.median(row[f"time/{key}"] for row in rows) for key in ("wait", "learn", "sample")}
+    return {"step": statistics.median(row["time/wait"] + row["time/learn"] for row in rows), **medians}
 
 
 def main() -> None:
@@ -54,14 +53,14 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=8)
     arguments.add_argument("--rounds", type=int, default=2)
     args = arguments.parse_args()
-    seen: dict[int, list[float]] = {0: [], 1: []}
+    measured: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(args.rounds):
-        for staleness, times in seen.items():
+        for staleness, times in measured.items():
             got = run(args.config, args.steps, staleness)
             times.append(got["step"])
             print(f"max_staleness {staleness}", json.dumps({k: round(v, 3) for k, v in got.items()}), flush=True)
-    turns, ahead = (min(times) for times in seen.values())
-    print(f"in turns {turns:.2f} s a step, one step ahead {ahead:.2f} s: {turns / ahead:.2f} times as fast")
+    first, ahead = (min(times) for times in measured.values())
+    print(f"alternating {first:.2f} s per step, one step ahead {ahead:.2f} s: {first / ahead:.2f} times as fast")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
-"""TRL's GRPOTrainer on the workload of bench/peers.py, one iteration a turn. Runs in TRL's own environment.
+"""TRL's GRPOTrainer on the workload of bench/peers.py, which starts this file in TRL's own environment.
 
-python bench/peer_trl.py MODEL PROMPTS GROUP PROMPT COMPLETION ROWS_AT_ONCE FOLDER
+python peer_trl.py MODEL PROMPTS GROUP PROMPT COMPLETION MICRO_BATCH_ROWS FOLDER
 """
 
 import os
 import sys
 
-os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
-os.environ.update(WANDB_DISABLED="true", HF_HUB_DISABLE_PROGRESS_BARS="1")
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from peer_protocol import SHAPES, Turns  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+import numpy as np
+import torch
+from datasets import Dataset
+from peer_protocol import SHAPES, Iteration
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
 
 NAME, FOLDER = sys.argv[1], sys.argv[7]
 P, G, S, T, ROWS = map(int, sys.argv[2:7])
@@ -49,7 +46,7 @@ tokenizer = PreTrainedTokenizerFast(
 tokenizer.save_pretrained(FOLDER)
 rng = np.random.default_rng(0)
 questions = [" ".join(f"w{i}" for i in rng.integers(3, M["vocab"], S)) for _ in range(P * STEPS)]
-lengths, turns = [], Turns()
+lengths, iteration = [], Iteration()
 
 
 def reward(completions, completion_ids, **_):
@@ -57,13 +54,13 @@ def reward(completions, completion_ids, **_):
     return [float(len(set(ids))) for ids in completion_ids]
 
 
-class TakeTurns(TrainerCallback):
+class Wait(TrainerCallback):
     def on_step_begin(self, *_, **__):
-        turns.start()
+        iteration.start()
 
     def on_step_end(self, *_, **__):
-        assert set(lengths) == {T}, "a completion was cut short"
-        turns.end()
+        assert set(lengths) == {T}, "a completion ended early"
+        iteration.end()
 
 
 trainer = GRPOTrainer(
@@ -71,7 +68,7 @@ trainer = GRPOTrainer(
     reward_funcs=reward,
     train_dataset=Dataset.from_dict({"prompt": questions}),
     processing_class=tokenizer,
-    callbacks=[TakeTurns()],
+    callbacks=[Wait()],
     args=GRPOConfig(
         output_dir=FOLDER + "/out",
         use_cpu=True,
@@ -95,5 +92,5 @@ trainer = GRPOTrainer(
         dataloader_num_workers=0,
     ),
 )
-trainer.eos_token_ids = [M["vocab"] + 7]  # no end of sequence within the vocabulary: no completion is cut
+trainer.eos_token_ids = [M["vocab"] + 7]  # not in the vocabulary, so no completion ends early
 trainer.train()

@@ -1,24 +1,21 @@
-"""Tunix's GRPOLearner on the workload of bench/peers.py, one iteration a turn. Runs in Tunix's own environment.
+"""Tunix's GRPOLearner on the workload of bench/peers.py, which starts this file in Tunix's own environment.
 
-python bench/peer_tunix.py MODEL PROMPTS GROUP PROMPT COMPLETION PROMPTS_AT_ONCE
+python peer_tunix.py MODEL PROMPTS GROUP PROMPT COMPLETION MICRO_BATCH_PROMPTS
 """
 
-import os
 import sys
 
-os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1", SKIP_JAX_PRECOMPILE="1")
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from peer_protocol import SHAPES, Iteration
+from tunix.models.llama3 import model as llama
+from tunix.rl import rl_cluster
+from tunix.rl.grpo import grpo_learner
+from tunix.rl.rollout import base_rollout
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from flax import nnx  # noqa: E402
-from peer_protocol import SHAPES, Turns  # noqa: E402
-from tunix.models.llama3 import model as llama  # noqa: E402
-from tunix.rl import rl_cluster  # noqa: E402
-from tunix.rl.grpo import grpo_learner  # noqa: E402
-from tunix.rl.rollout import base_rollout  # noqa: E402
-
-P, G, S, T, AT_ONCE = map(int, sys.argv[2:7])
+P, G, S, T, MICRO = map(int, sys.argv[2:7])
 M, STEPS = SHAPES[sys.argv[1]], 100
 
 
@@ -72,9 +69,9 @@ cluster = rl_cluster.RLCluster(
             eval_every_n_steps=10**6,
             max_steps=STEPS,
             mini_batch_size=P,
-            train_micro_batch_size=AT_ONCE,
+            train_micro_batch_size=MICRO,
             rollout_micro_batch_size=P,
-            compute_logps_micro_batch_size=AT_ONCE,
+            compute_logps_micro_batch_size=MICRO,
         ),
         rollout_config=base_rollout.RolloutConfig(
             max_tokens_to_generate=T,
@@ -87,22 +84,22 @@ cluster = rl_cluster.RLCluster(
         ),
     ),
 )
-turns, begun = Turns(), []
+iteration, began = Iteration(), []
 generate = cluster.generate
 
 
-def generate_in_turn(*args, **kwargs):
-    """An iteration begins with its generation; the one before has ended then."""
-    if begun:
-        turns.end()
-    begun.append(True)
-    turns.start()
+def timed_generate(*args, **kwargs):
+    """Each iteration begins with its generation, which is also where the one before it ended."""
+    if began:
+        iteration.end()
+    began.append(True)
+    iteration.start()
     out = generate(*args, **kwargs)
-    assert all(len(ids) == T for ids in out.tokens), "a completion was cut short"
+    assert all(len(ids) == T for ids in out.tokens), "a completion ended early"
     return out
 
 
-cluster.generate = generate_in_turn
+cluster.generate = timed_generate
 learner = grpo_learner.GRPOLearner(
     rl_cluster=cluster,
     reward_fns=lambda prompts, completions, **_: [float(len(set(c.split()))) for c in completions],

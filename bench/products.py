@@ -1,13 +1,13 @@
-"""Two choices that decoding on a CPU might make otherwise, measured: how weights lie, and the type of the cache.
+"""Two choices of decoding on a CPU, measured: the layout of the weights, and the type of the cache.
 
-    python bench/products.py [--rows=32] [--rounds=30]
+    python -m bench.products [--rows=32] [--rounds=30]
 
-Weights: each product of a decode step of SmolLM2-135M's shape, x [rows, in] with w kept as [in, out] (as in the code,
-but for the head, which shares the embedding's array) and as [out, in], through all 30 layers' weights in turn, which no
-cache holds (the head has one); in one program, and in two threads with half the rows each, as two streams of the
-sampler are. Cache: a step's attention over 256 own keys and values of each row and 128 of its prompt, kept in float32
-(as in the code), bfloat16 and float16, computed in float32, the same arrays each time. Fastest of so many rounds that
-alternate.
+Weights: each product of a decoding step in the shape of SmolLM2-135M. x is [rows, in]; w is stored as [in, out] (as in
+the code, except for the head, which is the embedding's array) or as [out, in]. A call multiplies with the weights of
+all 30 layers, which no CPU cache holds; the head has one layer. It runs in one thread, and in two threads with half the
+rows each, like two streams of the sampler. Cache: the attention of one step, over 256 keys and values of each row and
+128 of its prompt. They are stored as float32 (as in the code), bfloat16 or float16, and computed in float32. Prints the
+fastest of the rounds, which alternate.
 """
 
 from __future__ import annotations
@@ -17,35 +17,33 @@ import concurrent.futures
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from bench import work  # noqa: E402
-from rl_likelihood.model.attention import decode_attention  # noqa: E402
+from bench import work
+from rl_likelihood.model.attention import decode_attention
 
 REPEAT = 20  # inside one program: a single product is too short to time
 
 
-def repeated(step, x, *rest):
-    """A call that runs `step` REPEAT times, each on what the last one gave."""
-    run = jax.jit(lambda x, *rest: jax.lax.fori_loop(0, REPEAT, lambda _, x: step(x, *rest), x))
-    return lambda: run(x, *rest)
+def repeated(step: Callable, x: jax.Array, *constant: Any) -> Callable[[], jax.Array]:
+    """A call that runs `step` REPEAT times, each time on the result of the last one."""
+    run = jax.jit(lambda x, *constant: jax.lax.fori_loop(0, REPEAT, lambda _, x: step(x, *constant), x))
+    return lambda: run(x, *constant)
 
 
 def through(rows: int, n: int, k: int, layers: int, out_first: bool):
-    """A call of one product [rows, n] x [n, k] with each layer's weights, each on what the last one gave."""
+    """A call of one product [rows, n] x [n, k] with the weights of each layer, each on the result of the last one."""
     shape = (k, n) if out_first else (n, k)
     weights = [jax.random.normal(jax.random.key(i), shape) for i in range(layers)]
-    product = (lambda x, w: jnp.einsum("rn,kn->rk", x, w)) if out_first else jnp.matmul
+    formula = "rn,kn->rk" if out_first else "rn,nk->rk"
 
     @jax.jit
     def run(x, weights):
         for w in weights:
-            x = x + 1e-6 * product(x, w)[:, :1]  # all of the next product waits for it
+            x = x + 1e-6 * jnp.einsum(formula, x, w)[:, :1]  # the whole next product depends on it
         return x
 
     x = jnp.ones((rows, n))
@@ -55,7 +53,8 @@ def through(rows: int, n: int, k: int, layers: int, out_first: bool):
 
 def products(rows: int) -> dict[str, tuple[Callable, int]]:
     """Calls for each product's shape, and the products in each."""
-    m, calls = work.MODELS["W135"], {}
+    m = work.MODELS["W135"]
+    calls: dict[str, tuple[Callable, int]] = {}
     sizes = {
         "qkv": (m.width, (m.heads + 2 * m.kv_heads) * m.head_dim),
         "o": (m.heads * m.head_dim, m.width),
@@ -66,32 +65,36 @@ def products(rows: int) -> dict[str, tuple[Callable, int]]:
     pool = concurrent.futures.ThreadPoolExecutor(2)
     for name, (n, k) in sizes.items():
         layers = 1 if name == "head" else m.layers
-        for kept in ("in first", "out first"):
-            call = through(rows, n, k, layers, kept == "out first")
-            calls[f"{name} {n} x {k}, {kept}"] = (functools.partial(call, 1), layers)
-            two = lambda call=call: list(pool.map(lambda _: jax.block_until_ready(call(2)), range(2)))
-            calls[f"{name} {n} x {k}, {kept}, two threads"] = (two, layers)
+        for layout in ("in first", "out first"):
+            call = through(rows, n, k, layers, layout == "out first")
+            calls[f"{name} {n} x {k}, {layout}"] = (functools.partial(call, 1), layers)
+            calls[f"{name} {n} x {k}, {layout}, two threads"] = (functools.partial(in_two, pool, call), layers)
     return calls
 
 
+def in_two(pool: concurrent.futures.Executor, call: Callable[[int], jax.Array]) -> None:
+    """The call in two threads, each with half the rows."""
+    list(pool.map(lambda _: jax.block_until_ready(call(2)), range(2)))
+
+
 def caches(rows: int) -> dict[str, tuple[Callable, int]]:
-    """A call for each type, and the attentions in it."""
+    """A call for each type of the cache, and the attentions in it."""
     m, calls, prompts = work.MODELS["W135"], {}, rows // 4
-    shape = lambda n, t: ((n, m.kv_heads, m.head_dim, t), (n, m.kv_heads, t, m.head_dim))
     q = jnp.ones((rows, m.heads, m.head_dim))
-    seen, in_prompt = jnp.ones((rows, 256), bool), jnp.ones((prompts, 128), bool)
+    in_row, in_prompt = jnp.ones((rows, 256), bool), jnp.ones((prompts, 128), bool)
+
+    def keys_and_values(n: int, t: int, kind: str) -> tuple[jax.Array, ...]:
+        shapes = (n, m.kv_heads, m.head_dim, t), (n, m.kv_heads, t, m.head_dim)
+        return tuple(jax.random.normal(jax.random.key(i), s).astype(kind) for i, s in enumerate(shapes))
+
+    def step(q, own, prompt):
+        # The barrier keeps the conversion inside the loop.
+        own, prompt = jax.tree.map(lambda x: x.astype(jnp.float32), jax.lax.optimization_barrier((own, prompt)))
+        return decode_attention(q, own, in_row, prompt, in_prompt)
+
     for kind in ("float32", "bfloat16", "float16"):
-        make = lambda n, t, kind=kind: tuple(
-            jax.random.normal(jax.random.key(i), s).astype(kind) for i, s in enumerate(shape(n, t))
-        )
-
-        def step(q, own, prompt):
-            wide = lambda pair: tuple(x.astype(jnp.float32) for x in pair)
-            return decode_attention(q, wide(own), seen, wide(prompt), in_prompt)
-
-        # A barrier: or the conversion is done once, before the loop.
-        held = lambda q, own, prompt: step(q, *jax.lax.optimization_barrier((own, prompt)))
-        calls[f"attention, cache {kind}"] = (repeated(held, q, make(rows, 256), make(prompts, 128)), REPEAT)
+        call = repeated(step, q, keys_and_values(rows, 256, kind), keys_and_values(prompts, 128, kind))
+        calls[f"attention, cache {kind}"] = (call, REPEAT)
     return calls
 
 
@@ -104,8 +107,8 @@ def main() -> None:
         sys.exit(f"--rows is {args.rows}; groups are of four rows")
     calls = products(args.rows) | caches(args.rows)
     times = work.rounds({name: call for name, (call, _) in calls.items()}, args.rounds)
-    for name, found in times.items():
-        print(f"{name:<48}{1e6 * min(found) / calls[name][1]:10.0f} us", flush=True)
+    for name, measured in times.items():
+        print(f"{name:<48}{1e6 * min(measured) / calls[name][1]:10.0f} us", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Sampling, scoring, the learner's step and a whole iteration, against what the machine can do in the same run.
+"""Sampling, scoring, the learner's step and one iteration, compared with the machine's limits in the same run.
 
-    make bench        (or: python bench/speed.py [--models=W135,W10] [--shapes=short,shared] [--rounds=5] [--micro=0]
+    make bench        (or: python -m bench.speed [--models=W135,W10] [--shapes=short,shared] [--rounds=5] [--micro=0]
                       [--remat=none] [--what=sampling,learner] [--no_chain])
 
-Random weights of SmolLM2-135M's shape (W135) and of a model of 6 M parameters (W10). short: 8 prompts x 4 chains, 128
-and 128 tokens; shared: 8 x 16, 512 and 64. float32, no row stops early, the learner with a reference model. The
-operations are those that must be computed (bench/flops.py), whatever the programs compute beside them. The calls
-alternate with the machine's own limits; `of_matrix_rate` and `of_memory_rate` compare fastest with fastest.
+Random weights: W135 has the shape of SmolLM2-135M, W10 has 6 M parameters. short: 8 prompts x 4 chains, 128 prompt and
+128 completion tokens; shared: 8 x 16, 512 and 64. float32; no row stops early; the learner has a reference model. Only
+operations that must be computed count (bench/flops.py). The calls alternate with those that measure the machine;
+`of_matrix_rate` and `of_memory_rate` compare the fastest calls of both.
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ import argparse
 import dataclasses
 import json
 import platform
-import sys
-from pathlib import Path
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from bench import flops, machine, work  # noqa: E402
+from bench import flops, machine, work
 
 
 def measure(name: str, shape: str, args: argparse.Namespace) -> None:
@@ -30,7 +26,7 @@ def measure(name: str, shape: str, args: argparse.Namespace) -> None:
     w, model = work.SHAPES[shape], dataclasses.replace(work.MODELS[name], remat=args.remat)
     wanted = tuple(args.what.split(","))
     print(f"{name} {shape}: {args.rounds} rounds of {args.what}", flush=True)
-    made = work.workload(model, w, args.micro, no_chain=args.no_chain, wanted=wanted)
+    made = work.workload(work.Case(model, w, args.micro, args.no_chain), wanted)
     times = work.rounds(machine.limits() | made.calls, args.rounds)
     rate, memory = machine.matrix_rate(min(times["matrix"])), machine.memory_rate(min(times["memory"]))
     useful = {
@@ -43,7 +39,7 @@ def measure(name: str, shape: str, args: argparse.Namespace) -> None:
     head = {
         "workload": f"{name} {shape}",
         "no_chain_row": args.no_chain,
-        "micro_batch_prompts": made.portion,
+        "micro_batch_prompts": made.micro_batch,
         "remat": args.remat,
     }
     print(json.dumps(head | {"matrix_gflops": round(rate / 1e9), "memory_gb_s": round(memory / 1e9, 1)}), flush=True)
@@ -69,7 +65,9 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--micro", type=int, default=0, help="prompts in a micro-batch; 0: as in a run")
     arguments.add_argument("--remat", default="none", help="what is computed twice: none, dots or full")
-    arguments.add_argument("--no_chain", action="store_true", help="with the row without a chain, as by default")
+    arguments.add_argument(
+        "--no_chain", action="store_true", help="also score the answer without a chain, as a run does by default"
+    )
     args = arguments.parse_args()
     print(json.dumps({"device": jax.devices()[0].device_kind, "machine": platform.machine(), "jax": jax.__version__}))
     for shape in args.shapes.split(","):

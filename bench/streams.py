@@ -1,22 +1,18 @@
-"""Sampling with one stream of rows, with two, and on two forced host devices, in turns: `engine.streams_for`'s choice.
+"""Sampling in one thread, in two, and on two forced host devices, alternating: what `engine.streams_for` chooses from.
 
-    python bench/streams.py [--models=W10,W135] [--shape=short] [--streams=1,2] [--rounds=3]
+    python -m bench.streams [--models=W10,W135] [--shape=short] [--streams=1,2] [--rounds=3]
 
-Random weights, no row stops early. Tokens per second, of the median and of the fastest round. Each of the two devices
-holds the weights. XLA_FLAGS may say more, as --xla_cpu_multi_thread_eigen=false.
+Random weights; no row stops early. Prints tokens per second of the median and of the fastest round. Each of the two
+devices holds the weights. XLA_FLAGS may hold more flags, such as --xla_cpu_multi_thread_eigen=false.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from pathlib import Path
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import jax
 
-from bench import work  # noqa: E402
+from bench import work
 
 
 def main() -> None:
@@ -26,17 +22,18 @@ def main() -> None:
     arguments.add_argument("--streams", default="1,2")
     arguments.add_argument("--rounds", type=int, default=3)
     args = arguments.parse_args()
+    jax.config.update("jax_num_cpu_devices", 2)
     shape = work.SHAPES[args.shape]
     for name in args.models.split(","):
         calls = {}
         for streams in map(int, args.streams.split(",")):
-            made = work.workload(work.MODELS[name], shape, 1, wanted=("sampling",), streams=streams)
-            calls[f"{streams} streams"] = made.calls["sampling"]
-        made = work.workload(work.MODELS[name], shape, 1, wanted=("sampling",), devices=2)
-        calls["2 devices"] = made.calls["sampling"]
+            case = work.Case(work.MODELS[name], shape, streams=streams)
+            calls[f"{streams} streams"] = work.workload(case, ("sampling",)).calls["sampling"]
+        case = work.Case(work.MODELS[name], shape, devices=2)
+        calls["2 devices"] = work.workload(case, ("sampling",)).calls["sampling"]
         for call, times in work.rounds(calls, args.rounds).items():
-            found = work.summary(times)
-            rate = {k: round(shape.rows * shape.completion / found[f"{k}_s"], 1) for k in ("median", "fastest")}
+            s = work.summary(times)
+            rate = {k: round(shape.rows * shape.completion / s[f"{k}_s"], 1) for k in ("median", "fastest")}
             print(f"{name} {args.shape}, {call}: tokens/s {rate}", flush=True)
 
 

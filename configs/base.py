@@ -1,4 +1,4 @@
-"""Every field there is, with its default: docs/config.md lists them. Other configs start from here and override.
+"""The defaults of every field. Other configs start from here. docs/config.md lists the fields.
 
 python -m rl_likelihood.train --config=configs/base.py --workdir=DIR --config.model.path=... --print_config
 """
@@ -9,6 +9,6 @@ from rl_likelihood.config import parse_arg, tree
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The defaults. Takes no arguments: what comes after the colon is refused."""
+    """The defaults. This config takes no arguments after a colon."""
     parse_arg(arg)
-    return tree().lock()  # a field that is not here is a misspelling
+    return tree().lock()  # a field that does not exist is a misspelling

@@ -3,7 +3,7 @@
     python -m rl_likelihood.train --config=configs/cpu_grid.py:task=short --config.preset=kw_log_prob \
       --config.sampler.group_size=8 --workdir=runs/one
 
-What the runs of experiments/cpu_grid.py share; which reward, and its loss, is theirs to say. task=long reads two files
+The runs of experiments/cpu_grid.py share these settings; each sets its own reward and loss. task=long reads two files
 that `python -m rl_likelihood.sweep experiments/cpu_grid.py --prepare` writes.
 """
 
@@ -22,10 +22,10 @@ def get_config(arg: str = "") -> ConfigDict:
         raise UserError(f"config argument task is {a.task!r}; it must be short or long")
     c = base()
     c.model.path = "smollm2-135m-instruct"
-    c.optim.lr = 2e-5  # methods 1.4 has 1e-5 for 3B and hundreds of steps
-    c.optim.warmup_steps = 4  # 1.4: 20, of more steps
-    c.optim.schedule = "cosine"  # 1.4
-    c.optim.clip_norm = 1.0  # 1.4
+    c.optim.lr = 2e-5  # the paper: 1e-5 for 3B models and hundreds of steps
+    c.optim.warmup_steps = 4  # the paper: 20, of more steps
+    c.optim.schedule = "cosine"  # the paper's
+    c.optim.clip_norm = 1.0  # the paper's
     c.train.steps = 20
     c.train.checkpoint_every = 5
     c.train.keep_checkpoints = 1
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.prompt.max_prompt = 160
         c.prompt.max_answer = 8
         c.sampler.max_chain = 32
-        c.train.prompts_per_step = 6  # 1.4: 8
+        c.train.prompts_per_step = 6  # the paper: 8
         c.train.micro_batch_prompts = 2
         c.train.eval_every = 10
         c.eval.fast_prompts = 48
@@ -50,8 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.data.source = "jsonl"
         c.data.train_path = f"{DATA}/train.jsonl"
         c.data.heldout_path = f"{DATA}/heldout.jsonl"
-        c.data.train_size = 0
-        c.data.heldout_size = 0
+        c.data.train_size = c.data.heldout_size = 0  # all
         c.prompt.max_prompt = 528  # three worked examples are part of each conversation
         c.prompt.max_answer = 104
         c.sampler.max_chain = 64

@@ -1,24 +1,26 @@
-"""Your own questions, a file of JSON lines, with any model and reward.
+"""Your own questions, a file of JSON lines or parquet or a data set of the hub, with any model and reward.
 
     {"prompt": "What is 17 + 25?", "answer": "42"}
 
     python -m rl_likelihood.train --config=configs/jsonl.py:data=train.jsonl,heldout=test.jsonl,reward=log_prob \
-        --workdir=runs/mine
+        --workdir=runs/own
     python -m rl_likelihood.evaluate --config=configs/jsonl.py:data=train.jsonl,heldout=test.jsonl,reward=log_prob \
-        --workdir=runs/mine
+        --workdir=runs/own
 
 No prepare command: the file is read as it is (fields id, task, chain, or messages in place of prompt, may be there
-too). Without `heldout`, 100 of its questions are held out, chosen by a hash of each. Bad lines are refused by file and
-line; --config.data.skip_bad_rows=True counts them and goes on. A prompt or answer that is too long is refused with the
+too; other names of fields: --config.data.prompt_column=question --config.data.answer_column=solution). `data` may also
+be a .parquet or .json file, a folder of files, or hf:owner/name. Without `heldout`, a tenth of its questions and at
+most 100 are held out, chosen by a hash of each. Bad lines are refused by file and line;
+--config.data.skip_bad_rows=True counts them and goes on. A prompt or answer that is too long is refused with the
 length it needs (--config.prompt.max_prompt, --config.prompt.max_answer), or with skip_bad_rows left out of training.
-grader says how evaluation compares answers: exact_match, numeric, math, multiple_choice, countdown, ...; none for
-texts, whose perplexity is what counts.
+A base model without a chat template takes --config.prompt.template=plain. grader says how evaluation compares
+answers: exact_match, numeric, math, multiple_choice, countdown, ...; none for texts, whose perplexity is what counts.
 
 Hardware and time: whatever holds the model; --dry_run compiles the step and says what memory it takes. On two CPU
 cores (estimate, not measured) a step of the default, 4 prompts x 8 chains of at most 128 tokens, takes about a minute.
 
 What to expect depends on your data. Where perplexity is above perplexity_no_chain the model's chains do not help it
-(README.md, "The answer term"); chain_swap_drop near 0 says that it does not use them.
+(docs/rewards.md, "When to switch the answer term off"); chain_swap_drop near 0 says that it does not use them.
 
 Arguments: model (a Hugging Face folder, a GGUF file, smollm2-135m-instruct), reward, group, data, heldout, grader,
 steps, seed.
@@ -45,11 +47,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c = base()
     c.seed = a.seed
     c.model.path = a.model
-    c.data.source = "jsonl"
+    c.data.source = "files"
     c.data.train_path = a.data
     c.data.heldout_path = a.heldout
-    c.data.train_size = 0
-    c.data.heldout_size = 0 if a.heldout else 100
     c.prompt.max_prompt = 256
     c.prompt.max_answer = 32
     c.sampler.group_size = a.group

@@ -2,9 +2,10 @@
 
     make quickstart
 
-Sums, differences and products of two numbers up to 10. Two worked examples stand before each question, the second
-of two steps, and the untouched model copies that shape where one step is the answer: it is right on 19 % greedily,
-on 13 % when it samples. README.md has the numbers of three seeds, and of the untouched model under better examples.
+Sums, differences and products of two numbers up to 10. Two worked examples stand before each question, and the second
+takes two steps. The untouched model copies that second step where one step is the answer. So it is right on 19 % of the
+questions greedily, and on 13 % when it samples. docs/results.md has three seeds, and the untouched model with better
+examples.
 
 Arguments: reward, group, steps, seed, as configs/quickstart.py:reward=jepo,seed=1.
 """
@@ -21,8 +22,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = a.seed
     c.reward.name = a.reward
     c.model.path = "smollm2-135m-instruct"
-    # Not the three-term questions of basic_arithmetic: this model's chains on those are wrong 94 times in 100, and
-    # after a wrong chain every likelihood reward teaches to distrust chains (README.md, "The answer term").
+    # Not the three-term questions of basic_arithmetic. This model's chains on them are wrong 94 times in 100, and after
+    # a wrong chain every likelihood reward teaches the model to distrust chains (docs/rewards.md, the answer term).
     c.data.tasks = ("one_operation",)
     c.data.train_size = 230
     c.data.heldout_size = 128
@@ -35,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # A chain that does not open the answer tag is worth less than most that do.
     c.reward.truncated = "floor"
     c.reward.floor = -5.0
-    c.loss.answer_term = 0.0  # the policy term alone; README.md says what the other does to so small a model
+    c.loss.answer_term = 0.0  # the policy term alone: docs/rewards.md says why
     c.optim.lr = 2e-5
     c.optim.warmup_steps = 4
     c.train.steps = a.steps

@@ -17,6 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = a.seed
     c.model.path = "smollm2-135m-instruct"
     c.data.tasks = (a.task,)
+    c.data.train_size = 2000
     c.data.heldout_size = 128
     c.prompt.examples = 2
     c.prompt.max_prompt = {"basic_arithmetic": 160}.get(a.task, 200)

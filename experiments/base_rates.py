@@ -3,14 +3,17 @@
     python -m rl_likelihood.datasets.prepare --dataset=gsm8k --out=data
     python experiments/base_rates.py [--gsm8k=data/gsm8k] [--questions=64] [--only='chain_sum;...']
 
-Two worked examples before each question, greedy answers with and without a chain, and four chains each at temperature
-1. chain_sum: two or three terms of one or two digits; basic_arithmetic: two or three numbers up to 10, with + - *, and
-once more with the two examples in the other order, because so much hangs on it; leg_counting: one kind of animal, up
-to nine of it; gsm8k: 24 test questions, greedy only, chains of up to 120 tokens. gsm8k is left out, and that is said,
-where its folder is not there.
+Each question has two worked examples, one greedy answer with a chain and one without, and four chains at temperature 1.
 
-Writes experiments/results/base_rates.json and prints the table of experiments/README.md. Hardware: two CPU cores, 3 GB.
-About 10 minutes on them when they do nothing else.
+    chain_sum         two or three terms of one or two digits
+    basic_arithmetic  two or three numbers up to 10, with + - *; once more with the two examples in the other order,
+                      which changes the result a lot
+    leg_counting      one kind of animal, up to nine of it
+    gsm8k             24 test questions, greedy only, chains of up to 120 tokens; left out, with a message, where its
+                      folder does not exist
+
+Writes experiments/results/base_rates.json and prints the table of docs/results.md. Hardware: two CPU cores, 3 GB, about
+10 minutes when they do nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from configs.smollm2 import get_config  # noqa: E402
 from rl_likelihood.config import build  # noqa: E402
 from rl_likelihood.data import prompts  # noqa: E402
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES  # noqa: E402
-from rl_likelihood.datasets.sources import question_key  # noqa: E402
+from rl_likelihood.datasets.questions import variant_key  # noqa: E402
 from rl_likelihood.evaluation import statistics  # noqa: E402
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate  # noqa: E402
 from rl_likelihood.task import load  # noqa: E402
@@ -117,8 +120,8 @@ def measure(task: str, questions: int, gsm8k: str) -> dict:
         c.data.train_path = gsm8k
     settings = build(c)
     task, params = load(settings, training=False)
-    shown = {question_key(question) for question, _, _ in shots}
-    examples = [row.example for row in task.heldout if question_key(row.example.prompt) not in shown]
+    shown = {variant_key(question) for question, _, _ in shots}
+    examples = [row.example for row in task.heldout if variant_key(row.example.prompt) not in shown]
     rows = prompts.encode_all(examples, task.tokenizer, settings.prompt, task.fmt, shots)
     with tempfile.TemporaryDirectory() as folder:
         out = evaluate(

@@ -1,16 +1,18 @@
-"""What the published tables say, asked of the runs of cpu_grid.py: which claims appear there, and which do not.
+"""Which published claims do the runs of cpu_grid.py show?
 
     python experiments/claims.py --root=runs/cpu_grid --out=experiments/results/cpu_grid
 
-The claims are those of Kwiatkowski et al. 2602.03979 (methods.md 1.8, paper_tables.md A5). Each is a difference between
-two rewards, or means over several, question by question of the last evaluations and then over the seeds that all of
-them have. Intervals are percentiles of 2,000 bootstrap samples of the questions; they say nothing of other seeds, so
-each seed's own difference stands beside. An ordering appears where the interval and every seed are on its side, and is
-contradicted where they are on the other; one of several rewards where that is so of every pair. Equality appears where
-the whole interval lies within the margin that the claim names, and is contradicted where it lies outside. A model
-fine-tuned on answers alone, sft, is asked without a chain, as in the papers.
+The claims are those of Kwiatkowski et al. 2602.03979, tables 1 to 3. Each claim is a difference between two rewards, or
+between means of several. It is computed question by question from the last evaluations, then averaged over the seeds
+that all of them have. Intervals are percentiles of 2,000 bootstrap samples of the questions. They do not cover other
+seeds, so each seed's own difference is listed too.
 
-Not asked: the gap between one chain and 32 (A5 4), which these runs did not measure.
+An ordering appears if the interval and every seed are on its side. It is contradicted if all of them are on the other
+side. An ordering of several rewards needs this of every pair. An equality appears if the whole interval is within the
+claim's margin, and is contradicted if the whole interval is outside. sft, which trains on answers alone, is asked
+without a chain, as in the paper.
+
+Not asked: the gap between one chain and 32, which these runs did not measure.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Claim:
 
 
 def claims() -> list[Claim]:
-    """In the order of paper_tables.md A5. Nats are a token's: a perplexity is exp of minus log_prob_mc1."""
+    """Nats are per token: a perplexity is exp of minus log_prob_mc1."""
     greedy, sampled, nats, chain = "greedy_success", "sampled_success", "log_prob_mc1", "chain_length"
     likelihood = ("log_prob", "avg_log_prob", "prob", "avg_prob", "jepo")
     collapse = ("log_prob", "avg_log_prob", "avg_prob", "jepo")

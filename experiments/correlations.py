@@ -1,19 +1,19 @@
-"""Does a longer chain make the reference answer likelier? (Kwiatkowski et al. 2602.03979, app. D.)
+"""Does a longer chain make the reference answer more likely? (Kwiatkowski et al. 2602.03979, app. D.)
 
-    python -m rl_likelihood.sweep experiments/correlations.py --run --only model=smollm2      # here
+    python -m rl_likelihood.sweep experiments/correlations.py --run --only model=smollm2
     python -m rl_likelihood.sweep experiments/correlations.py --run --only model=llama --runner=ray
-    python experiments/correlations.py                    # the correlations of the runs that are there
+    python experiments/correlations.py                    # the correlations of the runs so far
 
-Chains of the untouched model (the learning rate is 0), the answer's likelihood after each, and the Pearson correlation
-of a chain's length with its log-prob or probability: over all chains (global), and within each question, then averaged
-(local). Local is what group-relative advantages see. (For log_prob, rl_likelihood.evaluate has both too: its
-length_correlation and length_correlation_in_prompt, with --config.eval.samples=1000.)
+The untouched model samples chains (the learning rate is 0), and the answer is scored after each. The result is the
+Pearson correlation of a chain's length with its log-prob or probability: over all chains (global), and within each
+question, then averaged (local). Group-relative advantages depend on the local one. For log_prob, rl_likelihood.evaluate
+gives both with --config.eval.samples=1000: length_correlation and length_correlation_in_prompt.
 
-llama: 100 problems x 1,000 chains of MATH and NuminaProof on a v5p-8 slice, expected some 2 hours each (not measured).
-smollm2: 20 problems x 64 chains of the CPU grid's two tasks on two cores, expected 10 to 20 minutes each.
+llama: 100 problems x 1,000 chains of MATH and NuminaProof on a v5p-8 slice, about 2 hours each (estimate, not
+measured). smollm2: 20 problems x 64 chains of the CPU grid's two tasks on two cores, 10 to 20 minutes each (estimate).
 
-What to expect (signs; values in figures only): log_prob on NuminaProof global slightly positive, local clearly
-negative; log_prob on MATH both negative; prob on MATH global slightly negative, local slightly positive.
+What to expect (the paper shows values in figures only): log_prob on NuminaProof slightly positive globally, clearly
+negative locally; log_prob on MATH negative in both; prob on MATH slightly negative globally, slightly positive locally.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rl_likelihood.sweeps.grid import Overrides, chain, named, point, product  #
 
 ROWS = "data"
 ROOT = Path("runs/correlations")
-# Nothing is learned, every chain is written down; 1.7: temperature 1, the initial model.
+# The initial model at temperature 1: it learns nothing, and every chain is written down.
 STUDY: Overrides = {
     "optim.lr": 0.0,
     "reward.name": "log_prob",
@@ -46,7 +46,7 @@ STUDY: Overrides = {
 
 
 def get_sweep() -> list[Overrides]:
-    # 1.7: 100 problems, 1,000 chains each: ten passes of 100 chains.
+    # The paper: 100 problems, 1,000 chains each. Here: ten passes of 100 chains.
     passes = {
         "data.train_size": 100,
         "train.prompts_per_step": 4,

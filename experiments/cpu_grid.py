@@ -4,20 +4,19 @@
     python -m rl_likelihood.sweep experiments/cpu_grid.py --status
     python -m rl_likelihood.sweep experiments/cpu_grid.py --report
 
-Hardware: two x86-64 CPU cores, 10 GB of memory, 50 GB of disk (1.5 to 1.8 GB a run, its checkpoint). Time, as run
-beside other work: 7 to 12 minutes a run of the short task, 8 to 15 of the long one, sft 4 to 7; 6.8 hours for all
-32 (four were held up to 20 to 50 minutes). It may be interrupted at any time and
-goes on with the same command. --runner=print gives the commands.
+Hardware: two x86-64 CPU cores, 10 GB of memory, 50 GB of disk (each run's checkpoint has 1.5 to 1.8 GB). Measured
+beside other work: 7 to 12 minutes for a run of the short task, 8 to 15 for the long one, 4 to 7 for sft, and 6.8 hours
+for all 32. You may interrupt it at any time; the same command resumes. --runner=print prints the commands.
 
-short: one operation on two numbers, exact match verifies it. long: word problems whose reference is a worked solution
-of 51 to 95 tokens (reasoning-gym's gsm_symbolic), which no rule verifies; --prepare writes them. Held-out questions of
-`long` have other names and numbers, but come from the same 100 templates as those trained on.
+short: one operation on two numbers; exact match verifies it. long: word problems whose reference is a worked solution
+of 51 to 95 tokens (reasoning-gym's gsm_symbolic). No rule verifies those. --prepare writes them. Its held-out questions
+have other names and numbers than the training questions, but come from the same 100 templates.
 
-What to expect (Kwiatkowski et al. 2602.03979, 3B models, hundreds of steps; tables 1 to 3 and methods.md 1.8; none of
-it was tuned for here): greedy success of all RL rewards close; at temperature 1 base_rl and prob ahead of avg_prob and
-jepo, those ahead of log_prob and avg_log_prob; perplexity in the opposite order; on long answers log_prob = sft, prob
-no better than the untouched model, and chains that shrink for all but prob. A model of 135 M whose chains are often
-wrong may differ: after a wrong chain the answer term teaches to distrust chains (README, "The answer term").
+What to expect, by tables 1 to 3 of Kwiatkowski et al. 2602.03979 (3B models, hundreds of steps): greedy success is
+close for all RL rewards; at temperature 1 base_rl and prob lead, then avg_prob and jepo, then log_prob and
+avg_log_prob; perplexity has the opposite order; on long answers log_prob equals sft, prob does not learn, and chains
+shrink for all but prob. Nothing was tuned to get this. A model of 135 M may differ: after its many wrong chains, the
+answer term teaches it to distrust chains (docs/rewards.md). docs/results.md has what came out.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 TRAIN, HELDOUT = 512, 96
 RESOURCES = {"CPU": 2}
 
-# All runs of a task and seed start from the same model: the first one evaluates it.
+# All runs of a task and seed start from the same model, so only the first one evaluates it.
 NOT_FIRST = {"train.eval_first": False}
-# Published settings by preset (rl_likelihood/presets.py); methods 1.1, 1.2, 6.1.
+# Published settings, by preset (rl_likelihood/presets.py).
 KW = {"base_rl": {"preset": "kw_base_rl"}} | {
     name: {"preset": f"kw_{name}", **NOT_FIRST} for name in ("log_prob", "avg_log_prob", "prob", "avg_prob", "jepo")
 }
 OTHERS = {"self_certainty": {"preset": "intuitor", **NOT_FIRST}, "sft": {"reward.name": "sft", **NOT_FIRST}}
-# G of 1.4 is 32 (4 for jepo) and 4 on long answers; one G for all rewards of a task, so that they are compared at equal
-# work. Chains that never open the answer: open in the paper (1.3). Closed by force, as inferred there, they cost
-# nothing and a model this small stops closing them, so the short task gives them a floor; on the long task a floor
-# would itself teach short chains, which is what is to be measured.
+# The paper has G = 32 (4 for jepo), and 4 on long answers. Here all rewards of a task have one G, so that they do equal
+# work. The paper does not say what it does with chains that never open the answer. If they are closed by force they
+# cost nothing, and a model this small stops closing them. So the short task gives them a floor. On the long task a
+# floor would itself teach short chains, and the length of chains is what we measure.
 SHORT: Overrides = {
     "config": "configs/cpu_grid.py:task=short",
     "sampler.group_size": 8,
@@ -54,20 +53,20 @@ LONG: Overrides = {
     "sampler.group_size": 4,
     "reward.truncated": "force_close",
 }
-NO_KL = {"loss.kl": "none", "loss.kl_coef": 0.0}  # 1.4: k3 x 0.001 where answers can be verified, none elsewhere
+NO_KL = {"loss.kl": "none", "loss.kl_coef": 0.0}  # the paper: k3 x 0.001 where answers can be verified, none elsewhere
 
 
 def get_sweep() -> list[Overrides]:
     short, long = named("task", {"short": SHORT}), named("task", {"long": LONG})
     kw, others = named("reward", KW), named("reward", OTHERS)
     points = chain(product(short, kw), product(short, others), product(long, [NO_KL], kw), product(long, others))
-    return product(sweep("seed", (0, 1)), points)  # 1.4: two seeds; one whole seed comes first
+    return product(sweep("seed", (0, 1)), points)  # the paper has two; one whole seed comes first
 
 
 # ------------------------------------------------------------------------------------------- the long task
 
-# Worked examples (question, chain, answer) as earlier turns of each conversation: without any the model does not know
-# the tags, and with one it closes 5 of 100 chains sampled at temperature 1 within 64 tokens, with three 27.
+# Worked examples (question, chain, answer), shown as earlier turns of each conversation. Without any the model does not
+# know the tags. With one it closes 5 of 100 chains within 64 tokens at temperature 1, with three it closes 27.
 SHOWN = (
     (
         "A ticket costs 12 euros and children pay half. What do 2 adults and 3 children pay together?",
@@ -94,7 +93,7 @@ _ASK = " Give the result as your final answer. Do not include units."
 
 
 def prepare() -> None:
-    """Write DATA/train.jsonl and DATA/heldout.jsonl, if they are not there; always the same rows."""
+    """Write DATA/train.jsonl and DATA/heldout.jsonl if they do not exist. The rows are always the same."""
     folder = Path(DATA)
     paths = {folder / "train.jsonl": TRAIN, folder / "heldout.jsonl": HELDOUT}
     if all(path.exists() for path in paths):

@@ -1,4 +1,4 @@
-"""Why chains collapse on long answers, and what keeps them (Kwiatkowski et al. 2602.03979, sec. 3.4, app. D and F).
+"""Why do chains collapse on long answers, and what prevents it? (Kwiatkowski et al. 2602.03979, sec. 3.4, app. D, F.)
 
     python -m rl_likelihood.datasets.prepare --dataset=numina_proof --source=PATH --out=data --max_chars=3000
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=plain
@@ -10,19 +10,24 @@
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=warm
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=from_warm
 
-Runs in another folder: ROOT=DIR in the environment of all these commands, and --root=DIR for the sweeps.
+To keep the runs in another folder, set ROOT=DIR in the environment of all these commands, and --root=DIR for the
+sweeps.
 
-Llama-3.2-3B-Instruct on NuminaProof, G = 4. plain: log_prob and avg_log_prob. length: both with r * min(|z| - l0, 0)
-added, l0 in 100, 150, 300, 500 (these points appear once the rates are there). kl: k3 with five coefficients. chains:
-the model's own chains, nothing learned; warm: supervised on the answer after them; from_warm: log_prob and sft from
-there.
+Llama-3.2-3B-Instruct on NuminaProof, G = 4.
+
+    plain      log_prob and avg_log_prob
+    length     both with r * min(|z| - l0, 0) added, l0 in 100, 150, 300, 500; needs the rates first
+    kl         k3 with five coefficients
+    chains     the model's own chains; nothing is learned
+    warm       supervised training on the answer after those chains
+    from_warm  log_prob and sft, both starting from warm
 
 Hardware: one v5p-8 slice (4 chips) a run. Time: not measured; 1 to 2 hours a run by the arithmetic of
 paper_verifiable.py, 19 runs.
 
-What to expect: plain chains fall from about 470 tokens to about 10 and stay, perplexity as sft's (3.04; table 2). The
-length reward and KL keep chains at a cost in log-prob. From the warm start chains settle at 100 to 200 tokens,
-perplexity at sft's (values in figures only).
+What to expect: plain chains fall from about 470 tokens to about 10, with sft's perplexity (3.04, table 2). The length
+reward and KL keep chains longer at a cost in log-prob. From the warm start, chains end at 100 to 200 tokens with sft's
+perplexity (in figures only).
 """
 
 from __future__ import annotations
@@ -47,13 +52,13 @@ ROWS = "method"
 ROOT = Path(os.environ.get("ROOT") or "runs/length_study")  # as tpu_setup/sweep.sh has it; from_warm starts from there
 RATES = HERE / "results" / "length_rates.json"
 OWN_CHAINS = "data/numina_proof_chains.jsonl"
-DROP = 40  # 1.7: r is measured over the first 40 steps of the run without it
+DROP = 40  # steps: r is measured over the first 40 of the run without a length reward
 
 BASE: Overrides = SETS["numina_proof"] | LONG | MODELS["llama"] | {"seed": 0}
 NO_KL: Overrides = {"loss.kl": "none", "loss.kl_coef": 0.0}
 REWARDS = ("log_prob", "avg_log_prob")
-LENGTHS = (100, 150, 300, 500)  # 1.7
-COEFFICIENTS = (0.001, 0.003, 0.01, 0.03, 0.1)  # 1.7: larger than 0.001; values in figures only
+LENGTHS = (100, 150, 300, 500)  # the paper's
+COEFFICIENTS = (0.001, 0.003, 0.01, 0.03, 0.1)  # the paper: larger than 0.001, shown in figures only
 
 
 def plain() -> list[Overrides]:
@@ -82,7 +87,7 @@ def kl() -> list[Overrides]:
 
 
 def own_chains() -> list[Overrides]:
-    """4,000 questions, two chains each, all of them written down; the learning rate is 0."""
+    """4,000 questions, two chains each, all written down. The learning rate is 0."""
     nothing = {"optim.lr": 0.0, "sampler.group_size": 2, "train.steps": 500, "train.eval_every": 0, "eval.prompts": 0}
     written = {"report.samples_every": 1, "report.sample_prompts": 8}
     methods = named("method", {"untouched": {"reward.name": "log_prob"}})
@@ -90,7 +95,7 @@ def own_chains() -> list[Overrides]:
 
 
 def warm() -> list[Overrides]:
-    """1.7: (question, chain, answer), loss on the answer only."""
+    """Rows of question, chain and answer, with the loss on the answer only."""
     rows = {"data.source": "jsonl", "data.train_path": OWN_CHAINS, "data.heldout_size": 1000}
     fields = rows | SFT["sft"] | {"reward.sft_chain": "answer", "train.steps": 400}
     return product([BASE | fields], named("study", {"warm": {}}), named("method", {"warm start": {}}))
@@ -100,7 +105,7 @@ def from_warm() -> list[Overrides]:
     start = {"model.path": str(ROOT / point(warm()[0]).name)}
     methods = {
         "log_prob, warm": {"preset": "kw_log_prob", **NO_KL},
-        "sft, warm": SFT["sft"],  # 1.7: the same start and as many steps
+        "sft, warm": SFT["sft"],  # the same start and as many steps
     }
     return product([BASE | start], named("study", {"from_warm": {}}), named("method", methods))
 
@@ -111,9 +116,9 @@ def get_sweep() -> list[Overrides]:
 
 
 def rate(workdir: Path, reward: str) -> float:
-    """r = dR / dL (1.7): what the reward gained, over what the chain lost in tokens, from the first to the 40th step.
+    """r = dR / dL: what the reward gains, over the tokens that the chain loses, from the first to the 40th step.
 
-    On training questions, which are new at every step of the first epoch, means of five steps at each end.
+    Each end is a mean of five steps, on training questions, which are new at every step of the first epoch.
     """
     rows = [row for row in _rows(workdir / run_files.METRICS) if row["step"] <= DROP]
     if len(rows) < DROP:

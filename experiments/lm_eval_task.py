@@ -1,4 +1,4 @@
-"""The held-out questions of a config as a task of lm-eval, so that an outside harness scores an exported model.
+"""Write a config's held-out questions as a task of lm-eval, so that another harness scores an exported model.
 
     python -m rl_likelihood.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
     python -m rl_likelihood.export   --workdir=runs/quickstart --out=runs/exported
@@ -8,13 +8,12 @@
     .harness/bin/lm_eval --model hf --model_args pretrained=runs/exported,dtype=float32 --tasks rl_likelihood \
         --include_path runs/task --batch_size 32 --device cpu --output_path runs/task/results --log_samples
 
-Written are OUT/rl_likelihood.yaml and OUT/questions.jsonl: each question's prompt is the very text that this library
-gives the model, chat template, worked examples and the opened <think> included, so lm-eval must not apply a template
-of its own. Its exact_match is to be compared with greedy_success of eval.grader=exact_match: the same questions,
-greedy, the same stop, the answer between the tags compared as text. Two rules differ, in favour of lm-eval: it has one
-limit for chain and answer together, and it grades an answer that this limit cuts off.
+This writes OUT/rl_likelihood.yaml and OUT/questions.jsonl. Each prompt is exactly the text that this library gives the
+model, with chat template, worked examples and the opened <think>. So lm-eval must not apply a template of its own.
 
-Numbers seen: docs/data.md.
+Compare its exact_match with greedy_success of eval.grader=exact_match: the same questions, greedy, the same stop, and
+the answer between the tags compared as text. Two rules differ in favour of lm-eval: it has one limit for chain and
+answer together, and it grades an answer that this limit cuts off. docs/data.md has measured numbers.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ NAME = "rl_likelihood"
 
 
 def answer_pattern(cfg: PromptConfig) -> str:
-    r"""What finds the answer in a text that ends before its closing tag: `grading.extract_answer` as one expression.
+    r"""`grading.extract_answer` as one regular expression, for a text that ends before its closing tag.
 
-    Searched is what follows the first </think>, or everything where there is none.
+    It searches what follows the first </think>, or the whole text if there is none.
     """
     close, opening = (re.escape(tag) for tag in (cfg.think_close, cfg.answer_open + ">"))
     chain = rf"(?:(?:(?!{close}).)*{close}|(?!.*{close}))"
@@ -90,15 +89,16 @@ def main() -> None:
             f"eval.grader is {c.eval.grader!r}, but lm-eval will compare answers as text; evaluate with "
             "--config.eval.grader=exact_match, and give the same here"
         )
-    _, heldout, _ = sources.load(settings.data, training=False)
+    prompt = sources.resolve_prompt(settings.prompt, settings.data, settings.worked_examples)
+    _, heldout, _ = sources.load(settings.data, training=False, shown=prompt.shots)
     if not heldout or not c.eval.prompts:
         raise UserError("there are no held-out questions; set data.heldout_size and eval.prompts")
-    tokenizer, _ = load_tokenizer(model_folder(c.model.path))
+    tokenizer, _ = load_tokenizer(model_folder(c.model.path), prompt.template)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     data = (folder / "questions.jsonl").resolve()
     rows = [
-        {"id": e.id, "prompt": prompts.render(e, tokenizer, settings.prompt), "answer": e.answer}
+        {"id": e.id, "prompt": prompts.render(e, tokenizer, prompt), "answer": e.answer}
         for e in heldout[: c.eval.prompts]
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""The long-answer half of Kwiatkowski et al. 2602.03979: table 2, two 3B models on Alpaca and NuminaProof, G = 4.
+"""Table 2 of Kwiatkowski et al. 2602.03979: two 3B models on the long answers of Alpaca and NuminaProof, G = 4.
 
     python -m rl_likelihood.datasets.prepare --dataset=alpaca \\
       --source=alpaca_data_cleaned.json --out=data --max_chars=3000
@@ -6,16 +6,16 @@
     python -m rl_likelihood.sweep experiments/paper_nonverifiable.py --run --runner=ray --only kl!=0.01   # table 2
     python -m rl_likelihood.sweep experiments/paper_nonverifiable.py --table --paper
 
-44 runs: 2 models x 2 data sets x ({log_prob, avg_log_prob, prob, avg_prob, jepo} x {no KL, k3 x 0.01} and sft); the
-paper's table has no seeds and no KL.
+44 runs: 2 models x 2 data sets x ({log_prob, avg_log_prob, prob, avg_prob, jepo} x {no KL, k3 x 0.01} and sft). The
+paper's table has neither seeds nor KL.
 
 Hardware: one v5p-8 slice (4 chips) a run. Time: not measured; with 32 sequences of up to 2,000 tokens a step, 1 to 2
 hours a run by the arithmetic of paper_verifiable.py.
 
-What to expect (table 2, without KL; PAPER has the cells): perplexity of log_prob equal to sft's within 0.003 nats a
-token (Llama/NuminaProof 3.04 and 3.04), avg_prob behind by 0.003 to 0.014 nats, prob no better than the untouched
-model on NuminaProof (3.62) and worse on Llama/Alpaca (4.84 against 3.85); chains of 5 to 34 tokens for all but prob on
-NuminaProof (470). With KL chains stay longer and perplexity is worse (sec. 3.4; values in figures only).
+What to expect without KL (PAPER has the cells). The perplexity of log_prob equals sft's within 0.003 nats a token
+(Llama on NuminaProof: 3.04 and 3.04). avg_prob is behind by 0.003 to 0.014 nats. prob is no better than the untouched
+model on NuminaProof (3.62), and worse for Llama on Alpaca (4.84 against 3.85). Chains have 5 to 34 tokens, except for
+prob on NuminaProof (470). With KL, chains stay longer and perplexity is worse (sec. 3.4, in figures only).
 """
 
 from __future__ import annotations
@@ -24,14 +24,11 @@ from experiments.paper_verifiable import MODELS, SFT, TRAINING
 from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 
 RESOURCES = {"TPU": 4}
-# 1.4: G = 4. 1.5: 1,000 held out of each; the configs read 1,024 completion tokens as that many for chain and answer.
-LONG: Overrides = TRAINING | {
-    "sampler.group_size": 4,
-    "eval.mc_samples": 32,  # 1.6: MC32, here of 500 of the 1,000, as on MATH
-    "eval.mc_prompts": 500,
-}
-SETS = {"alpaca": {"config": "configs/alpaca.py"}, "numina_proof": {"config": "configs/numina_proof.py"}}
-# 1.4: no KL in the main runs. 1.7: larger coefficients than 0.001 keep chains; which ones is in figures only.
+# 1,000 are held out of each set. The configs read the paper's 1,024 completion tokens as 1,024 for chain and answer
+# each.
+LONG: Overrides = TRAINING | {"sampler.group_size": 4}
+SETS = {name: {"config": f"configs/prepared.py:name={name}"} for name in ("alpaca", "numina_proof")}
+# The main runs have no KL. Coefficients above 0.001 keep chains long; which ones is in figures only.
 KL = {
     "none": {"loss.kl": "none", "loss.kl_coef": 0.0},
     "0.01": {"loss.kl": "k3", "loss.kl_coef": 0.01},
@@ -74,7 +71,7 @@ _CELLS = {
         (83.7, 16.7, 14.3, 16.6, 15.2, 16.6, 5.0),
     ),
 }
-# 1.6: sft answers after the empty chain, which is one, so that its MC32 and its MC1 are the log-prob itself.
+# sft answers after the empty chain. That is one chain, so MC32 and MC1 are the log-prob itself.
 _METRICS_SFT = ("log_prob_no_chain", "perplexity_no_chain", "log_prob_no_chain", "chain_length_no_chain")
 PAPER = [
     {"labels": {"model": model, "data": dataset, "reward": name, "kl": "none"}}

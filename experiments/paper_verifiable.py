@@ -1,4 +1,4 @@
-"""The verifiable half of Kwiatkowski et al. 2602.03979: tables 1 and 3, two 3B models on MATH and DeepScaleR.
+"""Tables 1 and 3 of Kwiatkowski et al. 2602.03979: two 3B models on MATH and DeepScaleR.
 
     python -m rl_likelihood.datasets.prepare --dataset=math --source=MATH.tar,test.jsonl --out=data
     python -m rl_likelihood.datasets.prepare --dataset=deepscaler --source=deepscaler.json --out=data --max_chars=6000
@@ -9,14 +9,14 @@
 96 runs: {Llama-3.2-3B-Instruct, Qwen2.5-3B-Instruct} x {MATH, DeepScaleR} x 2 seeds x {base_rl, log_prob, avg_log_prob,
 prob, avg_prob at G = 32; the same and jepo at G = 4; sft}. models/NAME are Hugging Face folders.
 
-Hardware: one v5p-8 slice (4 chips) a run; 3B with AdamW in float32 needs 16 bytes a parameter and the sampler's copy.
-Time: not measured. From 6 operations a parameter and token, 100,000 tokens a step at G = 32 and 40 % use of the chips,
-a step would take about 3 s to learn and 10 s to sample: 4 hours a run at G = 32, half of that at G = 4.
+Hardware: one v5p-8 slice (4 chips) a run. 3B parameters with AdamW in float32 need 16 bytes each, and the sampler needs
+its copy. Time: not measured. With 6 operations a parameter and token, 100,000 tokens a step at G = 32 and 40 % use of
+the chips, a step would learn in about 3 s and sample in about 10 s: 4 hours a run at G = 32, half of that at G = 4.
 
-What to expect (tables 1 and 3; PAPER has the cells, --paper sets them beside): greedy success of all RL rewards within
-two points and at or above base_rl in three of four blocks of G = 32; at temperature 1 base_rl and prob 7 to 13 points
-ahead of log_prob; perplexity log_prob <= avg_log_prob < avg_prob, jepo << prob, base_rl; both log-prob rewards below
-sft's perplexity at G = 32. The paper does not say how many steps it trained: the lengths here are inferred.
+What to expect (PAPER has the cells, and --paper shows them beside ours). Greedy success of all RL rewards is within two
+points, and at or above base_rl in three of four blocks of G = 32. At temperature 1 base_rl and prob are 7 to 13 points
+ahead of log_prob. Perplexity: log_prob <= avg_log_prob < avg_prob, jepo << prob, base_rl. At G = 32 both log-prob
+rewards are below sft's perplexity. The paper does not state how many steps it trained; the lengths here are inferred.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ from __future__ import annotations
 from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
 
 RESOURCES = {"TPU": 4}
-# 1.4: the two models.
 MODELS = {
     "llama": {"model.path": "models/Llama-3.2-3B-Instruct"},
     "qwen": {"model.path": "models/Qwen2.5-3B-Instruct"},
 }
-# 1.5: MATH is evaluated on the official test split, DeepScaleR on a tenth of it. The configs hold lengths and splits.
-SETS = {"math": {"config": "configs/math.py"}, "deepscaler": {"config": "configs/deepscaler.py"}}
-# 1.4 unless another section is named.
+# MATH is evaluated on the official test split, DeepScaleR on a tenth of it. The configs have lengths and splits.
+SETS = {"math": {"config": "configs/math.py"}, "deepscaler": {"config": "configs/prepared.py:name=deepscaler"}}
+# Section 3.1 and appendix B, unless a comment says otherwise.
 TRAINING: Overrides = {
     "model.compute_dtype": "bfloat16",  # not stated; log-probs, losses and updates are in float32
-    "prompt.score_delims": "close",  # 1.3, open there
+    "prompt.score_delims": "close",  # not stated
     "optim.lr": 1e-5,
     "optim.schedule": "cosine",
     "optim.warmup_steps": 20,
     "optim.clip_norm": 1.0,
     "train.prompts_per_step": 8,
     "train.steps": 1000,  # not stated; MATH has 841 steps an epoch
-    "eval.samples": 1,  # 1.6: MC1
+    "eval.samples": 1,  # MC1
+    "eval.mc_samples": 32,  # MC32, of 500 questions
+    "eval.mc_prompts": 500,
 }
-# The presets hold what defines the methods (1.1, 1.2): RLOO, the exact answer term, k3 x 0.001, base_rl of 100, 10, 0.
+# The presets define the methods: RLOO, the exact answer term, k3 x 0.001, base_rl of 100, 10, 0.
 AT_32 = {name: {"preset": f"kw_{name}"} for name in ("base_rl", "log_prob", "avg_log_prob", "prob", "avg_prob")}
-AT_4 = AT_32 | {"jepo": {"preset": "kw_jepo"}}  # 1.1: jepo at G = 4 only
-SFT = {"sft": {"reward.name": "sft", "loss.kl": "none", "loss.kl_coef": 0.0}}  # 1.6: the answer alone, no chain
-SEEDS = (0, 1)  # 1.4
+AT_4 = AT_32 | {"jepo": {"preset": "kw_jepo"}}  # jepo has G = 4 only
+SFT = {"sft": {"reward.name": "sft", "loss.kl": "none", "loss.kl_coef": 0.0}}  # the answer alone, no chain
+SEEDS = (0, 1)
 
 
 def get_sweep() -> list[Overrides]:

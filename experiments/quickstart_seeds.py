@@ -2,9 +2,8 @@
 
     python experiments/quickstart_seeds.py [--seeds=0,1,2] [--only_table]
 
-Held-out questions are the same for all seeds; sampling and the order of the training questions differ.
-Writes experiments/results/quickstart_seeds.json, from which the README's table was made. About 10 minutes a
-seed on two cores.
+All seeds have the same held-out questions; sampling and the order of the training questions differ. Writes
+experiments/results/quickstart_seeds.json and prints the table of docs/results.md. About 10 minutes a seed on two cores.
 """
 
 from __future__ import annotations

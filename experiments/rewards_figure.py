@@ -1,11 +1,11 @@
-"""Every likelihood reward along one and the same run: the figure docs/rewards.png.
+"""Every likelihood reward along one run: the figure docs/rewards.png.
 
     make quickstart
     python experiments/rewards_figure.py [--workdir=runs/quickstart] [--out=docs/rewards.png]
 
-Each step logs every likelihood reward of its chains, whichever one trains. A panel shows one of them, mean over
-the step's chains, with its running mean; its title says how it correlates with the trained reward within groups
-(mean over the steps), which is all that a group-relative advantage sees of it.
+Each step logs every likelihood reward, whichever one trains. A panel shows one of them: its mean over the step's
+chains, and its running mean. The title gives its correlation with the trained reward within groups, averaged over the
+steps. Group-relative advantages depend only on what is within groups.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""RLPR (Yu et al. 2506.18254) and its ablations: no debiasing, no filter, the product of probabilities for their mean.
+"""RLPR (Yu et al. 2506.18254) and three ablations: no debiasing, no filter, product instead of mean of probabilities.
 
     python -m rl_likelihood.sweep experiments/rlpr.py --run --runner=ray
 
-4 runs of Qwen2.5-7B. data/webinstruct/train.jsonl and heldout.jsonl, lines {"prompt", "answer"}, are yours to give: the
+4 runs of Qwen2.5-7B. You provide data/webinstruct/train.jsonl and heldout.jsonl, lines {"prompt", "answer"}. The
 paper's 77,000 prompts are WebInstruct without mathematics, filtered by GPT-4.1.
 
-Hardware: one v5p-8 slice (4 chips on one host, which a ray task can have) a run: 7.6 billion parameters at 16 bytes are
-113 of its 383 GiB; not compiled for it. Time: not measured; 1,536 sequences of up to 3,072 tokens a step, 300 steps:
-about four days by the arithmetic of paper_verifiable.py, or two on a v5p-16, whose two hosts run one point together by
-tpu_setup/sweep.sh.
+Hardware: one v5p-8 slice a run (4 chips on one host, which a ray task can have). 7.6 billion parameters at 16 bytes
+take 113 of its 383 GiB; this was not compiled. Time: not measured. 1,536 sequences of up to 3,072 tokens a step and 300
+steps take about four days by the arithmetic of paper_verifiable.py, or two on a v5p-16, whose two hosts run one point
+together with tpu_setup/sweep.sh.
 
-What to expect (their ablation; TheoremQA and Minerva, which are not our held-out set): RLPR 55.4 / 56.5, no debiasing
+What to expect (their ablation, TheoremQA / Minerva, which are not our held-out set): RLPR 55.4 / 56.5, no debiasing
 52.7 / 54.1, no filter 52.5 / 55.1, product of probabilities 33.5 / 34.2.
 
-Not as published: they sample 768 prompts and make four updates of 192; here each update samples its own 192, so that
-the clip never acts.
+Different from the paper: it samples 768 prompts and makes four updates of 192. Here each update samples its own 192
+prompts, so the clip never acts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps.grid import Overrides, named, product, sweep
 
 RESOURCES = {"TPU": 4}
-# 4.3: 8 chains, lr 1e-6, no KL, clip 0.2 / 0.27, token mean, T 1, prompt 2048, completion 3072. Steps: not stated.
+# The paper: 8 chains, lr 1e-6, no KL, clip 0.2 / 0.27, token mean, T 1, prompt 2048, completion 3072. Steps: not
+# stated.
 TRAINING: Overrides = {
     "config": "configs/base.py",
     "preset": "rlpr",
@@ -51,11 +52,12 @@ TRAINING: Overrides = {
     "eval.prompts": 500,
     "eval.batch_prompts": 100,
 }
-# 4.1: reward 0.9 r + 0.1 format and the penalty for repetition; the base score is taken off mean probabilities only.
+# The reward is 0.9 r + 0.1 format and the penalty for repetition. Only mean probabilities have the base score
+# subtracted.
 ABLATIONS = {
     "rlpr": {},
     "no debiasing": {"reward.baseline": "none"},
-    "no filter": {"filter.mode": "none"},  # 4.2
+    "no filter": {"filter.mode": "none"},
     "product": {"reward.name": "0.9*prob + 0.1*format + repetition", "reward.baseline": "none"},
 }
 

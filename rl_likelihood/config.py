@@ -6,7 +6,6 @@ python -m rl_likelihood.config        writes docs/config.md anew
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from ml_collections import ConfigDict
 
 from rl_likelihood import fields
 from rl_likelihood.fields import one_of
-from rl_likelihood.grading.graders import GRADERS
-from rl_likelihood.grading.mathematics import has_math_verify
+from rl_likelihood.grading.graders import GRADERS, Grader
+from rl_likelihood.grading.worker import run_file
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.reward import Reward, Term
@@ -30,7 +29,7 @@ def tree(cls: type = Config) -> ConfigDict:
     """Every field of the settings with its default, as configs/base.py gives it."""
     out = ConfigDict()
     for name, kind, item in fields.user_fields(cls):
-        out[name] = tree(kind) if dataclasses.is_dataclass(kind) else item.default
+        out[name] = tree(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else item.default
     return out
 
 
@@ -48,9 +47,19 @@ def build(c: ConfigDict) -> Config:
 
 def reward_table(file: str = "") -> dict[str, Reward]:
     """The rewards by name: those of `rewards.table`, one for each grader, and the user's own from `file`."""
-    own = user_file(file)
-    graders = {**GRADERS, **getattr(own, "GRADERS", {})}
-    return {**REWARDS, **{name: grader_reward(name) for name in graders}, **getattr(own, "REWARDS", {})}
+    graders = {name: grader_reward(row.about) for name, row in grader_table(file).items()}
+    return {**REWARDS, **graders, **getattr(user_file(file), "REWARDS", {})}
+
+
+def grader_table(file: str = "") -> dict[str, Grader]:
+    """The graders by name: those of `grading.graders`, and the user's own from `file`."""
+    own = getattr(user_file(file), "GRADERS", {})
+    for name, row in own.items():
+        if not isinstance(row, Grader):
+            raise UserError(
+                f"reward.file is {file!r}, whose GRADERS has {name!r} = {row!r}; write Grader(function, 'about')"
+            )
+    return {**GRADERS, **own}
 
 
 def parse_reward(name: str, file: str = "") -> tuple[Term, ...]:
@@ -62,13 +71,11 @@ def user_file(file: str) -> Any:
     """The user's Python file with REWARDS or GRADERS, executed; None if there is none."""
     if not file:
         return None
-    path = Path(file)
+    path = Path(file).resolve()
     if not path.is_file():
         raise UserError(f"reward.file is {file!r}, which is no file; give the path of a Python file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = run_file(str(path), path.stat().st_mtime_ns)
     except Exception as e:
         raise UserError(f"reward.file is {file!r}, which cannot be run ({type(e).__name__}: {e})") from e
     if not hasattr(module, "REWARDS") and not hasattr(module, "GRADERS"):
@@ -103,7 +110,7 @@ def get(config: ConfigDict, name: str) -> Any:
 
 def flatten(config: ConfigDict | Any, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of a ConfigDict or of settings, in the order of their declaration."""
-    out = {}
+    out: dict[str, Any] = {}
     if isinstance(config, ConfigDict):
         items = list(config.items())
     else:
@@ -131,7 +138,7 @@ def validate(c: Config) -> None:
         )
     if c.model.preset:
         one_of("model.preset", c.model.preset, SIZES)
-    one_of("eval.grader", c.eval.grader, ("none", *GRADERS, *getattr(user_file(c.reward.file), "GRADERS", {})))
+    one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
     g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
     if g < 2 and not c.reward.supervised:
         raise UserError(
@@ -145,12 +152,6 @@ def validate(c: Config) -> None:
             f"the nearest below that does is {near}"
         )
     validate_reward(c)
-    if "math" in (c.eval.grader, *(t.name for t in c.reward.terms)) and not has_math_verify():
-        name, value = ("eval.grader", "math") if c.eval.grader == "math" else ("reward.name", c.reward.name)
-        raise UserError(
-            f"{name} is {value!r}, but math-verify is not installed, and without it every answer that takes "
-            "algebra would be wrong; run: pip install -e '.[math]'"
-        )
     for name, value in (
         ("eval.max_sampled_answer", c.eval.max_sampled_answer),
         ("sampler.max_sampled_answer", c.sampler.max_sampled_answer),

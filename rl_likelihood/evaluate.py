@@ -1,8 +1,9 @@
 """Evaluate: python -m rl_likelihood.evaluate --config=... [--workdir=DIR] [--step=N] [--out=DIR].
 
-Prints one JSON object (evaluation/statistics.py says what is in it) and appends it to DIR/eval.jsonl. The records of
-the questions it is made of are in DIR/evaluations; Ctrl-C, or a kill, and the same command again goes on from
-there. Without --workdir, the model that the config starts from, whose files --out keeps.
+Prints a table on a terminal, elsewhere and with --json one JSON object, and appends that object to DIR/eval.jsonl
+(evaluation/statistics.py says what is in it). The records of the questions are in DIR/evaluations. After Ctrl-C or a
+kill the same command goes on from there. Without --workdir: the model that the config starts from, whose files --out
+keeps.
 
 `eval.samples` chains are sampled of each question. The papers' configs also take eval.mc_samples = 32 of the first
 eval.mc_prompts questions: log_prob_mc32, pass@k, majority@k. A run may be evaluated with the config of another data
@@ -23,22 +24,24 @@ import jax
 from absl import flags
 
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
+from rl_likelihood.cli.summary import evaluation_text
 from rl_likelihood.config import build, differences, flatten
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.runtime import checkpoint, distributed, run_files
 from rl_likelihood.runtime.devices import make_devices
+from rl_likelihood.runtime.workdir import pinned_date
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import known_model, load, param_shardings, run_on
 
-# What a checkpoint was trained with and an evaluation of it must share: where it comes from, how it is to answer, and
-# what of that is scored. Other questions, in their lengths and with their instruction, it may be asked.
+# What a checkpoint was trained with and an evaluation of it must share: how it is to answer, and what is scored.
+# Its questions may be others, in their lengths and with their instruction.
 SAME = (
-    "model.path",
-    "model.preset",
     "prompt.use_system",
     "prompt.examples",
     "prompt.score_delims",
+    "prompt.template",
+    "prompt.examples_path",
     "prompt.think_open",
     "prompt.think_close",
     "prompt.answer_open",
@@ -56,8 +59,10 @@ def main() -> None:
         raise UserError(f"--step={step} needs the --workdir of a run")
     if workdir is not None:
         distributed.by_first(lambda: check_workdir(Path(workdir), flatten(c)))
+        prompt = dataclasses.replace(c.prompt, date=pinned_date(Path(workdir), c.prompt.date))
+        c = dataclasses.replace(c, prompt=prompt)
     devices = make_devices(c)
-    known = None if workdir is None else known_model(c, *checkpoint.describe(workdir))
+    known = None if workdir is None else known_model(c, Path(workdir), *checkpoint.describe(workdir)[:3])
     task, params = load(c, training=False, mesh=devices.learner, known=known)
     if workdir is not None:
         at = functools.partial(param_shardings, devices.learner)
@@ -67,7 +72,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         written = folder and stack.enter_context(distributed.folder_of_first(Path(folder)))
         try:
-            of = Evaluation(task, params, task.heldout, devices, step or 0, written or None, say=tell)
+            of = Evaluation(
+                task, params, task.heldout, devices, step or 0, written or None, say=tell, stream=sys.stderr
+            )
             numbers = evaluate(of)
         except KeyboardInterrupt:
             further = "the same command goes on from here" if folder else "nothing is kept without --out=DIR"
@@ -78,7 +85,7 @@ def main() -> None:
     row: dict[str, Any] = {"step": step or 0, "data": asked(c.data), **numbers}
     if folder is not None:
         run_files.append(Path(folder) / run_files.EVAL, row)
-    print(json.dumps(row))
+    print(json.dumps(row) if flags.FLAGS.json or not sys.stdout.isatty() else evaluation_text(row))
 
 
 def asked(data: DataConfig) -> str:
@@ -112,6 +119,7 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of a run; without it, the model that the config starts from")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
+    flags.DEFINE_bool("json", False, "one JSON object on a terminal too; without a terminal it is always that")
     flags.DEFINE_string("out", None, "folder for eval.jsonl and the records; the workdir by default")
     define_processes()
     run_main(main)

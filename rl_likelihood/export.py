@@ -13,12 +13,13 @@ from pathlib import Path
 
 from absl import flags
 
-from rl_likelihood import task
 from rl_likelihood.cli.command import run_main
 from rl_likelihood.data import tokenizer as tokenizers
 from rl_likelihood.model.decoder import ModelConfig, Params, count
 from rl_likelihood.runtime import checkpoint
+from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.shapes import UserError
+from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import files
 
 
@@ -29,13 +30,13 @@ def export(
     out: str | os.PathLike,
     dtype: str = "float32",
 ) -> None:
-    """Write `params` to the folder `out`, with the tokenizer that `run.world` found at `model_path`.
+    """Write `params` to the folder `out`, with the tokenizer that belongs to `model_path`.
 
     UserError when that tokenizer does not fit the vocabulary, or when `out` holds other weights.
     """
     if Path(out).resolve() == Path(model_path).resolve():
         raise UserError(f"--out={out} is the folder that the run started from; choose another")
-    tokenizer, stop = task.load_tokenizer(str(model_path))
+    tokenizer, stop = load_tokenizer(str(model_path))
     tokenizers.vocab_bytes(tokenizer, cfg.vocab_size)  # refuses a tokenizer of another model
     generation = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -53,7 +54,7 @@ def main() -> None:
         if not flag[name].value:
             raise UserError(f"--{name} is missing; write --workdir=DIR --out=HF_DIR")
     cfg, params, step, model_path = checkpoint.restore_params(flag.workdir, flag.step)
-    export(cfg, params, model_path, flag.out, flag.dtype)
+    export(cfg, params, tokenizer_path(Path(flag.workdir), model_path), flag.out, flag.dtype)
     print(f"{flag.out}: step {step}, {count(params) / 1e6:.1f} M parameters, {flag.dtype}")
 
 

@@ -91,7 +91,7 @@ def read(cls: type, values: Any, prefix: str = "") -> Any:
     """The settings of class `cls` from nested values (a dict or ConfigDict), every field checked."""
     given = {}
     for name, kind, item in user_fields(cls):
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             given[name] = read(kind, values[name], f"{prefix}{name}.")
         else:
             given[name] = checked(prefix + name, values[name], kind, item)

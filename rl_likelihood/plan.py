@@ -2,8 +2,8 @@
 
     [--slices=N] [--memory_gib=X] [--search=False]
 
-Compiles, here and without weights, the very programs that `train` would run on a described TPU (or on cpu:N),
-and says what they need. Nothing runs: memory is the compiler's number, time a floor and an estimate by its cycles.
+Compiles the programs that `train` would run on a TPU (or on cpu:N), and says what they need. No TPU and no weights are
+needed, and nothing runs. Memory is the compiler's number; time is a floor, and an estimate from the compiler's cycles.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -37,15 +38,15 @@ from rl_likelihood.weights.published import published
 
 
 def model_shapes(c: Config, platform: str = "cpu") -> ModelConfig:
-    """The config's model, from a folder's config.json, a .gguf file's header, a run's config, or a name."""
+    """The config's model. Only its shape is read: from config.json, a .gguf file's header, a workdir, or a name."""
     path = Path(c.model.path)
     if c.model.preset:
         model = random_model(c.model.preset)
     elif (path / checkpoint.FOLDER).is_dir():  # the workdir of a run
         old = hugging_face.read_json(path / "config.json")
         return model_shapes(changed(c, {k: old[k] for k in ("model.path", "model.preset")}), platform)
-    elif path.exists() and gguf_file.find(path):
-        model = gguf_file.open_gguf(gguf_file.find(path)).cfg
+    elif path.exists() and (file := gguf_file.find(path)):
+        model = gguf_file.open_gguf(file).cfg
     elif path.is_dir():
         file = path / hugging_face.CONFIG
         model = hugging_face.config_from_hf(hugging_face.read_json(file), file)
@@ -54,59 +55,72 @@ def model_shapes(c: Config, platform: str = "cpu") -> ModelConfig:
     return run_on(model, c, platform)
 
 
-def make_plan(c: Config, model: ModelConfig, where: Target, memory: float | None, search: bool) -> dict:
-    """What --json prints. `memory`: bytes a device that may be used; None: no limit is known, nothing is judged."""
-    devices, supervised = devices_of(c, where), c.reward.supervised
+def make_plan(c: Config, model: ModelConfig, where: Target, memory: float | None, search: bool) -> dict[str, Any]:
+    """What --json prints. `memory`: bytes per device that may be used; None: no limit is known, so nothing is judged.
+
+    `search`: if the plan does not fit, compile changes until one does.
+    """
+    devices = devices_of(c, where)
     plan = Plan(c, model, devices, len(where.devices))
-    mesh, batch, rows = devices.learner, plan.batch, []
-    for program, others, room in programs.compile_all(plan, memory):
-        fits = None if room is None else not program.refused and program.peak <= room
-        rows.append(dataclasses.asdict(program) | {"others": others, "total": program.peak + others, "fits": fits})
-    lean = dataclasses.replace(model, remat="none")  # what must be computed, whatever is computed twice
-    flops = aot.count_flops(aot.live(programs.trace_step(c, lean, mesh, batch).jaxpr.jaxpr))
-    p, g, t = batch.completion.shape
-    with using(mesh):
-        micro = at_once(batch, c.step)
+    rows = program_rows(plan, memory)
     report = {
         "topology": where.name,
         "slices": where.slices,
         "devices": len(where.devices),
         "memory": memory,
-        "mesh": dict(mesh.shape),
+        "mesh": dict(devices.learner.shape),
         "sampler_mesh": dict(devices.sampler.shape),
         "model": c.model.preset or c.model.path,
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(programs.abstract_params(model))),
         "compute_dtype": model.compute_dtype,
         "remat": model.remat,
         "attention": model.attention,
-        "batch": {
-            "prompts": p,
-            "rows": g,
-            "prompt_tokens": batch.prompt.shape[1],
-            "row_tokens": t,
-            "micro_batch_prompts": micro,
-        },
-        "held": programs.held_bytes(c, model, mesh),
+        "batch": batch_sizes(plan),
+        "held": programs.held_bytes(c, model, devices.learner),
         "activations": rows[0]["temporaries"],
-        "cache": {} if supervised else programs.cache_bytes(plan),
+        "cache": {} if c.reward.supervised else programs.cache_bytes(plan),
         "sampler_streams": programs.in_streams(plan),
         "programs": rows,
-        "model_flops": flops,
+        "model_flops": model_flops(plan),
         "fits": None if memory is None else all(row["fits"] for row in rows),
         "short": 0 if memory is None else max(0, *(int(row["total"] - memory) for row in rows)),
     }
-    report["floors"] = floors(report, where, devices, 0 if supervised else programs.sampling_steps(plan))
+    report["floors"] = floors(report, where, devices, 0 if c.reward.supervised else programs.sampling_steps(plan))
     report["estimates"] = estimates(report, where, devices)
     if report["fits"] is False:
         report["advice"] = advice(plan, report, where, search)
     return report
 
 
+def program_rows(plan: Plan, memory: float | None) -> list[dict[str, Any]]:
+    """Each program's sizes, and whether it fits beside the arrays of others."""
+    return [
+        dataclasses.asdict(x.program) | {"others": x.others, "total": x.program.peak + x.others, "fits": x.fits}
+        for x in programs.compile_all(plan, memory)
+    ]
+
+
+def batch_sizes(plan: Plan) -> dict[str, int]:
+    """The largest batch of a step."""
+    p, g, t = plan.batch.completion.shape
+    with using(plan.devices.learner):
+        micro = at_once(plan.batch, plan.config.step)
+    s = plan.batch.prompt.shape[1]
+    return {"prompts": p, "rows": g, "prompt_tokens": s, "row_tokens": t, "micro_batch_prompts": micro}
+
+
+def model_flops(plan: Plan) -> float:
+    """Floating-point operations that a step must do, without those that remat does again."""
+    model = dataclasses.replace(plan.model, remat="none")
+    traced = programs.trace_step(plan.config, model, plan.devices.learner, plan.batch)
+    return aot.count_flops(aot.live(traced.jaxpr.jaxpr))
+
+
 def main() -> None:
     f = flags.FLAGS
-    # Whatever this machine has, nothing runs on it: its CPU only traces, and stands in for cpu:N.
+    # The CPU traces the programs, and stands for cpu:N. No other device of this machine is used.
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # a program for a described TPU cannot be read back
+    jax.config.update("jax_enable_compilation_cache", False)  # programs for a TPU that is not there cannot be read back
     count = f.topology.removeprefix("cpu:")
     if count.isdigit() and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", max(1, int(count)))
@@ -125,7 +139,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("topology", "cpu:8", "a TPU such as v5e:4x4 or v5p:2x2x1, or cpu:N")
     flags.DEFINE_integer("slices", 1, "slices of that topology, mesh.data across them", lower_bound=1)
     flags.DEFINE_string("model", "", "instead of the config's model: a name such as llama-3.2-3b, a folder or a file")
-    flags.DEFINE_float("memory_gib", 0, "judge against so many GiB a device instead of the chip's", lower_bound=0)
+    flags.DEFINE_float("memory_gib", 0, "GiB per device that may be used, instead of the chip's", lower_bound=0)
     flags.DEFINE_bool("search", True, "if it does not fit, compile changes of the config until one does")
     flags.DEFINE_bool("json", False, "print one JSON object")
     run_main(main)

@@ -1,16 +1,16 @@
 """The methods of the papers, as settings: `--config.preset=NAME`.
 
-A preset sets what defines its method: reward, shaping, advantage, loss, filter, group size, temperature. Model,
-data, lengths, batch and learning rate are the experiment's; the papers' values are beside each name.
-A value that a paper leaves open is marked "inferred". Groups that a filter refuses are left out of the step; no
-other prompts are sampled in their place, as RLPR and DAPO do.
+A preset sets what defines its method: reward, shaping, advantage, loss, filter, group size and temperature. Model,
+data, lengths, batch and learning rate are up to the experiment; the comments give the papers' values. "Inferred" marks
+a value that a paper does not state. A group that a filter refuses is dropped. RLPR and DAPO sample other prompts
+instead; these presets do not.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# What no paper below asks for unless it says so: a preset is the whole method, whatever the config file had.
+# Every preset resets these, whatever the config file has, unless its paper sets them.
 _NEUTRAL = {
     "prompt.score_delims": "close",
     "reward.baseline": "none",
@@ -25,8 +25,8 @@ _NEUTRAL = {
     "loss.kl_coef": 0.0,
     "sampler.temperature": 1.0,
 }
-# Kwiatkowski et al. 2602.03979, app. B: RLOO, exact answer term, G 32 (4 on non-verifiable data and for jepo),
-# 8 prompts, 1024 tokens, lr 1e-5 cosine, clip 1.0. KL k3 x 0.001 on verifiable data, none otherwise.
+# Kwiatkowski et al. 2602.03979, app. B: RLOO, exact answer term, G 32 (4 for jepo and on data that no rule verifies),
+# 8 prompts, 1024 tokens, lr 1e-5 cosine, clip 1.0. KL k3 x 0.001 on verifiable data, none on other data.
 _KW = {
     "sampler.group_size": 32,
     "sampler.temperature": 1.0,
@@ -50,7 +50,7 @@ _GRPO = {
     "loss.kl": "k3",
     "loss.kl_coef": 0.001,
 }
-# Agarwal et al. 2505.15134: RLOO, G 4, KL 0.001 (which estimator is inferred), 512 prompts, lr 1e-6.
+# Agarwal et al. 2505.15134: RLOO, G 4, KL 0.001 (estimator inferred), 512 prompts, lr 1e-6.
 _EM_RL = {
     "sampler.group_size": 4,
     "loss.answer_term": 0.0,
@@ -74,7 +74,7 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.answer_term": 0.0,
         "loss.span": "response",
     },
-    # Zhou et al. 2505.21493: G 8, 16 prompts, lr 1e-6 constant, no KL; a chain without an answer tag is worth 0.
+    # Zhou et al. 2505.21493: G 8, 16 prompts, lr 1e-6 constant, no KL. A chain without an answer tag earns 0.
     "verifree": {
         "reward.name": "prob",
         "reward.truncated": "floor",
@@ -88,8 +88,8 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
-    # Tang et al. 2503.19618, app. B.2: n 4, 64 prompts, KL 1e-3 (k3 is inferred), answer term 1 on proofs; a missing
-    # answer costs 10 there in a loss of its own, here such chains are left out. Clipped advantages are averaged over
+    # Tang et al. 2503.19618, app. B.2: n 4, 64 prompts, KL 1e-3 (k3 is inferred), answer term 1 on proofs. In the paper
+    # a missing answer costs 10 in a separate loss; here such chains are dropped. Clipped advantages are averaged over
     # the group (inferred: the paper sums the unclipped ones).
     "jepo_tang": {
         "reward.name": "jepo",
@@ -103,8 +103,8 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.kl": "k3",
         "loss.kl_coef": 0.001,
     },
-    # Yu et al. 2506.18254: G 8, 768 prompts, lr 1e-6, 3072 tokens; baseline of the initial policy; filter beta 0.5
-    # (Qwen; 0.9 Llama, 1.0 Gemma). `format` is stricter than theirs: nothing may stand around the two blocks.
+    # Yu et al. 2506.18254: G 8, 768 prompts, lr 1e-6, 3072 tokens, baseline of the initial policy, filter beta 0.5
+    # (Qwen; 0.9 for Llama, 1.0 for Gemma). `format` is stricter than theirs: no text is allowed around the two blocks.
     "rlpr": {
         "prompt.score_delims": "none",  # both scores of the difference cover the answer alone
         "reward.name": "0.9*rlpr + 0.1*format + repetition",
@@ -124,8 +124,8 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
-    # Liu et al. 2505.16022 and its code: n 8, lr 1e-5, T 0.6, beta 0.1; the gate is in the two rewards, and the
-    # perplexity covers the answer's tags.
+    # Liu et al. 2505.16022 and its code: n 8, lr 1e-5, T 0.6, beta 0.1. The two rewards contain the format gate, and
+    # the perplexity covers the answer's tags.
     "nover": {
         "prompt.score_delims": "both",
         "reward.name": "format + nover_rank + nover_efficiency",
@@ -151,7 +151,7 @@ _METHODS: dict[str, dict[str, Any]] = {
         "sampler.temperature": 0.9,
         "loss.kl_coef": 0.005,
     },
-    # Zuo et al. 2504.16084: vote of 64, train on 32, 8 prompts, lr 5e-7; no KL is inferred.
+    # Zuo et al. 2504.16084: vote of 64, train on 32, 8 prompts, lr 5e-7. That there is no KL is inferred.
     "ttrl": {
         **_GRPO,
         "reward.name": "majority_vote",
@@ -180,7 +180,7 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
-    # Yu et al. 2503.14476: G 16, clip 0.2 / 0.28, mean over all tokens, groups all right or all wrong left out.
+    # Yu et al. 2503.14476: G 16, clip 0.2 / 0.28, mean over all tokens. Groups all right or all wrong are dropped.
     "dapo": {
         **_GRPO,
         "reward.name": "exact_match + overlong",

@@ -161,6 +161,12 @@ class Config:
     report: ReportSettings = ReportSettings()
 
     @property
+    def worked_examples(self) -> int:
+        """The most worked examples that any prompt of the run shows."""
+        w = self.warm_start
+        return max(self.prompt.examples, w.examples if w.steps and w.chains == "own" else 0)
+
+    @property
     def rows_per_prompt(self) -> int:
         """Rows of each prompt that the learner sees."""
         return 1 if self.reward.supervised else self.reward.vote_train or self.sampler.group_size

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 AnyArray = Array | np.ndarray  # of a parameter: what jax.numpy takes
 
-# Segment of a completion token.
+# Segment of a completion token (docs/architecture.md, "Shapes").
 PAD, CHAIN, TAG, REFERENCE, SAMPLED = 0, 1, 2, 3, 4
 
 
@@ -47,8 +47,7 @@ class Example:
     check: str = ""
 
 
-@struct.dataclass
-class Prompts:
+class Prompts(struct.PyTreeNode):
     """P prompts with their reference answers, right-padded with the tokenizer's pad id.
 
     `answer` holds the ids that follow the opening answer tag: closing bracket of the tag, the
@@ -64,8 +63,7 @@ class Prompts:
     uid: Int[np.ndarray, "P"]
 
 
-@struct.dataclass
-class Rollout:
+class Rollout(struct.PyTreeNode):
     """A sampler's result: prompts, G completions of each, and how they were sampled.
 
     `completion` is chain ids, tag ids, sampled-answer ids, reference-answer ids, right-padded;
@@ -88,8 +86,7 @@ class Rollout:
 ROW_FIELDS = ("completion", "segment", "sampler_logp", "truncated")
 
 
-@struct.dataclass
-class NoChainRows:
+class NoChainRows(struct.PyTreeNode):
     """Each prompt's reference answer after an empty chain, of width W: scored beside the chains, never trained on."""
 
     completion: Int[Array, "P 1 W"]
@@ -97,8 +94,7 @@ class NoChainRows:
     scored: Bool[Array, "P 1 W"]
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 
     `scored` marks the reference-answer tokens whose log-probs count. `host_rewards` holds rewards computed on the host
@@ -121,8 +117,7 @@ class Batch:
     no_chain: NoChainRows | None = None
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All that a step changes. Random keys are folded from (root, purpose, step), never stored.
 
     `filter` is the state of the group filter (`rewards.shaping.FilterState`); `proxy` is NOVER's slow copy of the
@@ -137,7 +132,17 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChainFormat:
+class Tags:
+    """The tags of a response: "<think>", "</think>", "<answer", "</answer". Those of the answer leave out their `>`."""
+
+    think_open: str
+    think_close: str
+    answer_open: str
+    answer_close: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainFormat(Tags):
     """The chain-of-thought format in one tokenizer's ids (made by `data.prompts.chain_format`).
 
     A completion reads  chain  </think> <answer  > reference answer </answer>.
@@ -147,9 +152,6 @@ class ChainFormat:
     which stop strings are matched exactly, whatever token boundaries the model chooses.
     """
 
-    think_close: str
-    answer_open: str
-    answer_close: str
     close_think_ids: tuple[int, ...]
     open_answer_ids: tuple[int, ...]
     eos_ids: tuple[int, ...]

@@ -5,6 +5,7 @@
     --status          how far each is
     --table           rewards by metrics, over seeds: --format=text|markdown|latex|csv, --paper for published numbers
     --report          tables, figures and one page to read, into --out
+    --drop_optimizer  keep of finished runs the parameters alone: a third of the disk; they cannot go on any more
 
 Runs go to runs/NAME, or to --root. --runner=local (--jobs at a time), ray (--resources), print. An interrupted
 sweep goes on with the same command.
@@ -27,7 +28,8 @@ from ml_collections import ConfigDict
 
 from rl_likelihood.cli.command import refuse_address
 from rl_likelihood.config import apply_preset, binding_differences, build, flatten
-from rl_likelihood.report import figures, page, plots, table
+from rl_likelihood.report import figures, page, plots, table, table_text
+from rl_likelihood.runtime import disk
 from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid, ray_runner, runners
 from rl_likelihood.sweeps.grid import Experiment, Point
@@ -68,16 +70,18 @@ def parser() -> argparse.ArgumentParser:
     actions.add_argument("--table", action="store_true", help="rewards by metrics, over seeds")
     actions.add_argument("--report", action="store_true", help="tables, figures and a page to read")
     actions.add_argument("--prepare", action="store_true", help="make the files that points read; --run does it too")
+    free = "delete the optimizer state of finished runs, which then cannot go on"
+    actions.add_argument("--drop_optimizer", action="store_true", help=free)
     only = "only points that have it; KEY!=VALUE: that do not"
     p.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help=only)
-    p.add_argument("--root", default="", help="folder of the runs; runs/NAME by default")
+    p.add_argument("--root", help="folder of the runs; runs/NAME by default")
     p.add_argument("--runner", default="local", choices=("local", "ray", "print"))
     p.add_argument("--jobs", type=int, default=1, help="local: runs at a time, each on its share of the cores")
     p.add_argument("--resources", default="", metavar="CPU=2,TPU=4", help="ray: what each point needs")
     p.add_argument("--retry", action="store_true", help="run points that were stopped once more")
-    p.add_argument("--format", default="text", choices=table.FORMATS, help="of --table")
+    p.add_argument("--format", default="text", choices=table_text.FORMATS, help="of --table")
     p.add_argument("--paper", action="store_true", help="published numbers beside those of the table")
-    p.add_argument("--out", default="", help="folder of --report; that of the runs by default")
+    p.add_argument("--out", help="folder of --report; that of the runs by default")
     return p
 
 
@@ -85,7 +89,8 @@ def act(a: argparse.Namespace) -> int:
     if a.jobs < 1:
         raise UserError(f"--jobs is {a.jobs}; it must be at least 1")
     for name in ("root", "out"):
-        refuse_address(f"--{name}", getattr(a, name))
+        if getattr(a, name) is not None:
+            refuse_address(f"--{name}", getattr(a, name))
     experiment = grid.load(a.file)
     root = Path(a.root) if a.root else Path("runs") / experiment.name
     points = {i: p for i, p in enumerate(experiment.points)}
@@ -99,13 +104,15 @@ def act(a: argparse.Namespace) -> int:
         return show_list(experiment, points, root)
     if a.status:
         return show_status(points, root)
+    if a.drop_optimizer:
+        return drop_optimizers(points, root)
     if a.run:
         points = chosen(points, a.run)
         return run(experiment, points, root, a)
     runs = [table.Run(p.labels, root / p.name) for p in current(points, root).values()]
     paper = experiment.paper if a.paper else ()
     if a.table:
-        print(table.FORMATS[a.format](table.blocks(runs, experiment.rows), paper))
+        print(table_text.FORMATS[a.format](table.blocks(runs, experiment.rows), paper))
         return 0
     return report(experiment, runs, Path(a.out or root), paper)
 
@@ -216,6 +223,13 @@ def show_status(points: dict[int, Point], root: Path) -> int:
     return 0
 
 
+def drop_optimizers(points: dict[int, Point], root: Path) -> int:
+    done = [root / p.name for p in points.values() if grid.state(root / p.name).kind == "done"]
+    freed = sum(disk.drop_optimizer(workdir) for workdir in done)
+    print(f"{len(done)} of {len(points)} points are done; {freed / 2**30:.2f} GiB of optimizer state deleted in {root}")
+    return 0
+
+
 def run(experiment: Experiment, points: dict[int, Point], root: Path, a: argparse.Namespace) -> int:
     """Run what is not finished; says first what it leaves alone and why."""
     jobs, stopped = [], 0
@@ -265,12 +279,13 @@ def report(experiment: Experiment, runs: list[table.Run], out: Path, paper: Sequ
     out.mkdir(parents=True, exist_ok=True)
     for kind, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):
         path = out / f"table.{suffix}"
-        path.write_text(table.FORMATS[kind](found, paper) + "\n")
+        path.write_text(table_text.FORMATS[kind](found, paper) + "\n")
         say(str(path))
     drawn = figures.grid_figures(runs, experiment.rows)
     for path in plots.save(drawn, out):
         say(str(path))
-    page.write(out / "report.html", experiment.name, experiment.doc, runs, found[0].rows, found, drawn, paper)
+    contents = page.Contents(experiment.name, experiment.doc, found[0].rows, found, drawn, paper)
+    page.write(out / "report.html", contents, runs)
     say(str(out / "report.html"))
     return 0
 

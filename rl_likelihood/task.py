@@ -23,6 +23,7 @@ from rl_likelihood.model import decoder, splash
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.devices import using
+from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Batch, ChainFormat, NoChainRows, Prompts, UserError
@@ -166,34 +167,30 @@ def load_model(c: Config, mesh: Mesh | None = None) -> Model:
         params = params if at else jax.tree.map(np.asarray, params)
     elif distributed.share((Path(c.model.path) / checkpoint.FOLDER).is_dir()):  # one host may not see it yet
         cfg, params, _, path = checkpoint.restore_params(c.model.path, at=at)
+        path = tokenizer_path(Path(c.model.path), path)
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())
         cfg, params = files.load(path, at=at)
     return run_on(cfg, c, jax.default_backend()), params, path
 
 
-def known_model(c: Config, model: ModelConfig, params: Params, path: str, meta: dict[str, Any]) -> Model | None:
+def known_model(c: Config, workdir: Path, model: ModelConfig, params: Params, path: str) -> Model:
     """The model as a workdir's checkpoints describe it (`checkpoint.describe`), with its parameters' shapes.
 
-    Who goes on from a checkpoint reads no weights of model.path, which need not be there any more; its tokenizer
-    must. None where they are to be read all the same: --force has named another model, which may not fit.
+    Who goes on from a checkpoint needs neither weights nor tokenizer of model.path.
     """
-    old = meta.get("config", {})
-    if (old.get("model.path"), old.get("model.preset")) != (c.model.path, c.model.preset):
-        return None
+    path = tokenizer_path(workdir, path)
     elsewhere = path != BYTES and not Path(path).exists() and not (Path(c.model.path) / checkpoint.FOLDER).is_dir()
     if elsewhere:  # this host has the model in another place than the one that saved
         path = str(Path(assets.resolve(c.model.path)).resolve())
     return run_on(model, c, jax.default_backend()), params, path
 
 
-def load_tokenizer(path: str) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
-    """The tokenizer that belongs to `load_model`'s path, and the ids that end a text."""
-    if path == BYTES:
-        of_bytes = byte_tokenizer()
-        return of_bytes, (of_bytes.eos_token_id,)
-    loaded = tokenizer.load_tokenizer(path, require_template=True)
-    return loaded, tokenizer.eos_ids(loaded, path)
+def load_tokenizer(path: str, template: str = "model") -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+    """The tokenizer that belongs to `load_model`'s path, with a chat template, and the ids that end a text."""
+    loaded = byte_tokenizer() if path == BYTES else tokenizer.load_tokenizer(path)
+    tokenizer.set_template(loaded, template, path)
+    return loaded, (loaded.eos_token_id,) if path == BYTES else tokenizer.eos_ids(loaded, path)
 
 
 def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Model | None = None) -> tuple[Task, Params]:
@@ -203,12 +200,13 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
     shard, without it as numpy arrays of this host; `known` takes the place of `load_model`.
     """
     # Questions first: they are quick to refuse, weights are not.
-    train, heldout, report = sources.load(c.data, training)
-    fast = sources.load_fast(c.data) if training else []
+    c = dataclasses.replace(c, prompt=sources.resolve_prompt(c.prompt, c.data, c.worked_examples))
+    train, heldout, report = sources.load(c.data, training, c.prompt.shots)
+    fast = sources.load_fast(c.data, c.prompt.shots) if training else []
     if not heldout and c.eval.prompts:
         raise UserError("data.heldout_size is 0 but eval.prompts is not; hold some questions out or set eval.prompts=0")
     model, params, path = known or load_model(c, mesh)
-    text, eos_ids = load_tokenizer(path)
+    text, eos_ids = load_tokenizer(path, c.prompt.template)
     fmt = prompts.chain_format(text, tokenizer.vocab_bytes(text, model.vocab_size), eos_ids, c.prompt)
     answer = max(c.sampled_answer, c.eval_answer, c.prompt.max_answer)
     positions = c.prompt.max_prompt + c.sampler.max_chain + len(fmt.close_think_ids) + answer

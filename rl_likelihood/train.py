@@ -19,7 +19,10 @@ from absl import flags
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.cli.summary import summary
 from rl_likelihood.config import build, describe, flatten
+from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.datasets.questions import digest
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import all_finite, init_reference, init_state, state_shardings
@@ -37,8 +40,18 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices
 from rl_likelihood.runtime.lock import FILE as LOCK
 from rl_likelihood.runtime.lock import lock
+from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.signals import Stopped, StopRequest
-from rl_likelihood.runtime.workdir import INITIAL, checkpoint_meta, claim, restore_tracking_id, warn_of_lost_lines
+from rl_likelihood.runtime.workdir import (
+    INITIAL,
+    TOKENIZER,
+    checkpoint_meta,
+    claim,
+    keep_inputs,
+    pinned_date,
+    restore_tracking_id,
+    warn_of_lost_lines,
+)
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import Model, Task, known_model, load
@@ -65,15 +78,22 @@ def main() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What stays the same from the first step to the last."""
+class Session:
+    """One call of the command: its folder, its files, and how it is stopped. `force`: go on with other settings."""
 
-    task: Task
-    devices: Devices
     workdir: Path
     writer: MetricsWriter
     stop: StopRequest
-    checkpoints: checkpoint.Manager
+    force: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Session):
+    """What stays the same from the first step to the last."""
+
+    task: Task = dataclasses.field(kw_only=True)
+    devices: Devices = dataclasses.field(kw_only=True)
+    checkpoints: checkpoint.Manager = dataclasses.field(kw_only=True)
 
     @property
     def config(self) -> Config:
@@ -105,13 +125,16 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         saved = None if resume is None else checkpoint.describe(workdir)
         if saved is not None:
             distributed.by_first(lambda: restore_tracking_id(workdir, saved[-1].get("tracking_id")))
+        date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
+        c = dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
         tracking = c.report.wandb if folder == workdir else "off"
         begin = -1 if resume is None else resume
         writer = stack.enter_context(MetricsWriter(folder, c.train.steps, begin, tracking, flatten(c)))
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
-            step, finished = learn(c, workdir, writer, stop, resume, saved and known_model(c, *saved))
+            session = Session(workdir, writer, stop, force)
+            step, finished = learn(c, session, resume, saved and known_model(c, workdir, *saved[:3]))
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             writer.status(state, checkpoint.latest_step(workdir) or 0, " ".join(str(error).split()) or repr(error))
@@ -125,9 +148,7 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         say(f"stopped after step {step}, saved; the same command goes on from there")
 
 
-def learn(
-    c: Config, workdir: Path, writer: MetricsWriter, stop: StopRequest, resume: int | None, known: Model | None = None
-) -> tuple[int, bool]:
+def learn(c: Config, session: Session, resume: int | None, known: Model | None = None) -> tuple[int, bool]:
     """The loop: batch -> step -> metrics. Returns (step, finished).
 
     `resume`: the step of the checkpoint to go on from, None for a new run; `known`: `known_model` of one that goes on.
@@ -135,48 +156,50 @@ def learn(
     # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner, known=known)
-    announce(task, devices, workdir, resume)
+    announce(task, devices, session.workdir, resume)
+    keep_what_it_needs(task, session)
     keep = CheckpointConfig(c.train.checkpoint_every, c.train.keep_checkpoints, c.train.keep_every)
-    r = Run(task, devices, workdir, writer, stop, checkpoint.open_manager(workdir, keep))
+    manager = checkpoint.open_manager(session.workdir, keep)
+    r = Run(**vars(session), task=task, devices=devices, checkpoints=manager)
     optimizer = make_optimizer(c.optimizer)
     try:
-        begin = start if resume is None else resumed
-        state, ref_params, queue = begin(r, params, optimizer)
+        from_state = start if resume is None else resumed
+        state, ref_params, queue = from_state(r, params, optimizer)
     except Stopped:
         checkpoint.close(r.checkpoints)
         return 0, False
     del params
     if c.train.micro_batch_prompts < 0:
-        task = with_micro_batch(task, devices, state.params, (ref_params, state.proxy), workdir)
+        task = with_micro_batch(task, devices, state.params, (ref_params, state.proxy), r.workdir)
     programs = StepPrograms(task, devices.learner, optimizer)
     step, steps = int(state.step), c.train.steps
-    source = make_source(task, devices, workdir, step, queue)
-    alarms, pace = first_alarms(r, step), Pace(step, steps)
-    latest: dict[str, float] = {}
+    source = make_source(task, devices, r.workdir, step, queue)
+    alarms, progress = first_alarms(r, step), Progress("trained", steps, "steps", done=step)
     try:
         while True:
-            latest = evaluate_if_due(r, state.params, step) or latest
+            evaluate_if_due(r, state.params, step)
             if step >= steps:
                 break
-            stop.check()
+            r.stop.check()
             begin = time.perf_counter()
             try:
                 given = source.next(step, state.params)
             except SamplerFailed as failed:  # what was learned is whole
                 r.save(state, source.state())
-                raise failed.__cause__ from None
+                raise failed.__cause__ or failed from None
             batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
             t1 = time.perf_counter()
             state, out, per_row = programs(state, ref_params, batch)
             t2 = time.perf_counter()
             step += 1
 
-            refuse_nan(step, out, workdir)
+            refuse_nan(step, out, r.workdir)
             tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
             out |= given.logged | {"time/learn": t2 - t1, "tokens_per_second": tokens / (t2 - begin)}
-            writer.metrics(step, out)
-            write_samples(task, devices, writer, step, given, per_row)
-            say(line(step, steps, out | latest, pace.left(step, t2 - t1)))
+            r.writer.metrics(step, out)
+            write_samples(task, devices, r.writer, step, given, per_row)
+            progress.advance()
+            say(line(step, steps, out, progress.left()))
             for sentence in alarms.check(step, out):
                 say(f"warning: {sentence}")
             if checkpoint.due(keep, step, steps):
@@ -189,21 +212,19 @@ def learn(
     return step, step >= steps
 
 
-@dataclasses.dataclass
-class Pace:
-    """How long the remaining steps take. The first step also compiles, and an evaluation may come before it: neither
-    says how long steps take."""
+def keep_what_it_needs(task: Task, session: Session) -> None:
+    """The workdir keeps its tokenizer and the digest of its questions: it may be moved, the model's folder may go, and
+    changed data are noticed."""
 
-    first: int  # step that the run began or went on from
-    steps: int
-    began: float = 0.0
+    def keep() -> None:
+        sides = [[row.example for row in rows] for rows in (task.train, task.heldout)]
+        keep_inputs(session.workdir, task.config.prompt.date, digest(*sides), session.force)
+        if task.model_path != BYTES and not (session.workdir / TOKENIZER).exists():
+            part = session.workdir / f"{TOKENIZER}.part"
+            save_tokenizer(task.tokenizer, part, task.fmt.eos_ids)
+            part.rename(session.workdir / TOKENIZER)
 
-    def left(self, step: int, learn_seconds: float) -> float:
-        """Seconds, after `step`."""
-        now, done = time.perf_counter(), step - self.first - 1
-        if done == 0:
-            self.began = now
-        return (now - self.began if done else learn_seconds) / max(done, 1) * (self.steps - step)
+    distributed.by_first(keep)
 
 
 def first_alarms(r: Run, step: int) -> Alarms:
@@ -267,14 +288,14 @@ def prepare_start(r: Run, params: Params) -> Params:
     return warm_start(r.task, r.devices, params, r.writer.workdir, r.stop.check)
 
 
-def evaluate_if_due(r: Run, params: Params, step: int) -> dict[str, float]:
+def evaluate_if_due(r: Run, params: Params, step: int) -> None:
     """Before the first step (`train.eval_first`), after the last and, the fast one, every `train.eval_every`, unless
     eval.jsonl has it already."""
     t, c = r.config.train, r.config
     if 0 < step < t.steps and not (t.eval_every and step % t.eval_every == 0):
-        return {}
+        return
     if step == 0 and not t.eval_first:
-        return {}
+        return
     stage = f"step {step}"
     if step == 0:
         stage = "untouched"
@@ -283,12 +304,10 @@ def evaluate_if_due(r: Run, params: Params, step: int) -> dict[str, float]:
     elif step == t.steps:
         stage = f"after {step} steps of {c.reward.name}"
     path = r.writer.workdir / run_files.EVAL
-    rows = [row for row in run_files.read(path) if row.get("stage") == stage] if path.exists() else []
-    done = distributed.share(rows[-1] if rows else None)
-    if done is not None:
-        return {k: done[k] for k in ("greedy_success",) if k in done}
+    if distributed.share(path.exists() and any(row.get("stage") == stage for row in run_files.read(path))):
+        return
     fast = 0 < step < t.steps
-    return evaluation(r, params, step, stage, r.task.fast if fast and r.task.fast else r.task.heldout, fast)
+    evaluation(r, params, step, stage, r.task.fast if fast and r.task.fast else r.task.heldout, fast)
 
 
 # What is said of an evaluation, as far as it was asked for.
@@ -301,17 +320,14 @@ _SAID = (
 )
 
 
-def evaluation(
-    r: Run, params: Params, step: int, stage: str, rows: list[EncodedExample], fast: bool = False
-) -> dict[str, float]:
-    """Evaluate, write eval.jsonl and the records behind it, say it in one line; returns what the step lines show."""
+def evaluation(r: Run, params: Params, step: int, stage: str, rows: list[EncodedExample], fast: bool = False) -> None:
+    """Evaluate, write eval.jsonl and the records behind it, say it in one line."""
     if not r.config.eval.prompts:
-        return {}
+        return
     out = evaluate(Evaluation(r.task, params, rows, r.devices, step, r.writer.workdir, r.stop.check, say), fast=fast)
     r.writer.eval(step, {"stage": stage, **out})
     numbers = ", ".join(words.format(out[k]) for k, words in _SAID if k in out)
     say(f"{stage}: {numbers}, {out['questions']} questions in {out['seconds']:.0f} s")
-    return {k: out[k] for k in ("greedy_success",) if k in out}
 
 
 def refuse_nan(step: int, out: dict[str, float], workdir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Imports go downwards only: which package may import which (DESIGN section 5), read from the source."""
+"""Imports go downwards only: which package may import which (docs/architecture.md), read from the source."""
 
 import ast
 from pathlib import Path
@@ -19,7 +19,8 @@ ALLOWED = {
     "rewards": {"shapes", "fields"},
     "grading": {"shapes"},
     "data": {"shapes", "fields"},
-    "datasets": {"data", "grading", "shapes", "fields"},
+    "envs": {"grading", "shapes"},
+    "datasets": {"data", "envs", "grading", "shapes", "fields"},
     "model": GROUND,
     "weights": {"model"} | GROUND,
     "sampler": {"model"} | GROUND,
@@ -34,7 +35,7 @@ for package in ("task", "rollouts", "training", "evaluation", "planning", "repor
 MAINS = {"train", "evaluate", "sweep", "plan", "export"}
 EVERYTHING = set(ALLOWED)  # but no main: nobody imports one
 ALLOWED |= dict.fromkeys(MAINS, EVERYTHING)
-# Old import paths that keep working (DESIGN section 6): they do nothing but import the new one.
+# Old import paths that keep working (docs/architecture.md, "Contracts"): they do nothing but import the new one.
 OLD_PATHS = {"model/weights.py": "weights", "data/prepare.py": "datasets"}
 
 
@@ -75,7 +76,7 @@ def forbidden(source: str, path: Path) -> list[str]:
     module = ".".join(parts[:-1] if is_package else parts)
     importer = package_of(module)
     if importer is not None and importer not in ALLOWED:
-        return [f"{relative}:1: {importer} is not listed; add it and what it may import to DESIGN section 5 and here"]
+        return [f"{relative}:1: {importer} is not listed; add it to docs/architecture.md, and what it may import here"]
     allowed = ALLOWED.get(importer, set()) | {OLD_PATHS.get(str(relative))}
     wrong = {  # a set: `from a import b, c` is one import of a
         (line, imported)

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_the_verifiable_grid_is_that_of_the_paper(monkeypatch):
         "perplexity_no_chain": 2.63,
         "chain_length_no_chain": 5.0,
     }
-    columns = {column.key for column in table.GRID_COLUMNS}
+    columns = {column.name for column in table.GRID_COLUMNS}
     written = grid.load("experiments/paper_nonverifiable.py").paper
     for row in (*e.paper, *written):
         assert set(row) - {"labels"} <= columns
@@ -224,7 +225,7 @@ def test_a_sweep_survives_kills_and_is_reported(tmp_path):
     assert "0  done          25/25" in out and "2 done of 2" in out
     out, _ = start(path, root, "--table", "--format=csv").communicate(timeout=120)
     evals = {w: run_files.read(w / "eval.jsonl")[-1] for w in (first, second)}
-    assert f"sft,perplexity,{round(evals[second]['perplexity'], 6)!r},,," in out
+    assert f"sft,perplexity,perplexity_no_chain,{round(evals[second]['perplexity_no_chain'], 6)!r},,," in out
     out, err = start(path, root, "--report").communicate(timeout=300)
     names = {Path(line).name for line in out.split()}
     assert {"table.md", "table.tex", "table.csv", "report.html"} <= names, err
@@ -234,7 +235,7 @@ def test_a_sweep_survives_kills_and_is_reported(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_outlives_its_killed_sweep_is_running_and_is_not_run_twice(tmp_path):
-    """A real run, stopped in its tracks so that it surely lives on; in the end it is killed too, and gone on with."""
+    """A real run, suspended so that it surely lives on; in the end it is killed too, and gone on with."""
     path, root = experiment(tmp_path, train__steps=12, eval__prompts=0, mesh__fsdp=1, mesh__tensor=1), tmp_path / "runs"
     workdir = root / grid.load(path).points[0].name
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))} | {"JAX_PLATFORMS": "cpu"}
@@ -246,6 +247,14 @@ def test_a_run_that_outlives_its_killed_sweep_is_running_and_is_not_run_twice(tm
     wait_for(lambda: grid.last_step(workdir) >= 2, first)
     run = grid.read_attempts(workdir)[0]["pid"]
     os.kill(run, signal.SIGSTOP)
+    killed = threading.Event()
+
+    def touch():  # the heartbeat of a run that is not suspended
+        while not killed.wait(1):
+            os.utime(workdir / "LOCK")
+
+    heartbeat = threading.Thread(target=touch)
+    heartbeat.start()
     try:
         first.kill()
         first.communicate()
@@ -256,6 +265,8 @@ def test_a_run_that_outlives_its_killed_sweep_is_running_and_is_not_run_twice(tm
         assert any(f"elsewhere  {workdir.name}: process {run} on this host" in line for line in lines)
         assert [row["event"] for row in grid.read_attempts(workdir)] == ["start"]
     finally:
+        killed.set()
+        heartbeat.join()
         os.kill(run, signal.SIGKILL)
     out, err = second.communicate(timeout=600)
     assert second.returncode == 0 and out.endswith("1 done\n"), out + err

@@ -16,6 +16,8 @@ import pytest
 from rl_likelihood import train
 from rl_likelihood.config import apply_preset, build, reward_table
 from rl_likelihood.data.order import order
+from rl_likelihood.export import export
+from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.batches import Batches, widened
@@ -23,6 +25,7 @@ from rl_likelihood.rollouts.source import Given, Synchronous, make_source
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.runtime.signals import Stopped
+from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.shapes import CHAIN, PAD, Prompts, Rollout, UserError
 from rl_likelihood.task import load
 from tests.runs import config_file, small_config
@@ -105,13 +108,13 @@ def test_a_run_leaves_what_the_design_says(unbroken):
     metrics = run_files.read(unbroken / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     for row in metrics:
-        assert not [name for name in METRICS if name not in row]
+        assert not [name for name in METRICS if name not in row] and not unknown(row)
         assert np.isfinite([row[name] for name in METRICS]).all()
         assert row["queue/lag"] == 0
         assert abs(row["ratio/mean"] - 1) < 1e-3, "sampler and learner disagree about the sampled ids"
     evals = run_files.read(unbroken / "eval.jsonl")
     assert [(row["step"], row["stage"]) for row in evals] == [(0, "untouched"), (4, "after 4 steps of log_prob")]
-    assert not [name for name in EVAL if name not in evals[0]]
+    assert not [name for name in EVAL if name not in evals[0]] and not unknown(evals[0])
     samples = run_files.read(unbroken / "samples.jsonl")
     assert len(samples) == 4 * 2 * 3 and not [name for name in SAMPLE if name not in samples[0]]
     assert run_files.read_status(unbroken) == {"state": "done", "step": 4, "steps": 4, "error": ""}
@@ -172,8 +175,41 @@ def test_a_resume_needs_no_weights_and_says_what_has_been_lost(unbroken, tmp_pat
     assert (broken / "wandb_id").read_text() == "kept\n"
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " bytes" in line]
     assert line.startswith(f"warning: {broken}/samples.jsonl has 0 bytes, but had ") and "step 1 was saved" in line
-    with pytest.raises(UserError, match="start2"):  # another model is read, and may not be there
-        train.run(build(small_config(**extra | {"model__path": str(start) + "2"})), broken, force=True)
+    # The checkpoint has the weights: model.path may name another place by now.
+    train.run(build(small_config(**extra | {"model__path": str(start) + "2"})), broken)
+
+
+def test_a_workdir_travels_without_its_model(unbroken, tmp_path):
+    """Its tokenizer is in it, its weights are in its checkpoints: the model's folder may go, and it may move."""
+    folder, workdir = tmp_path / "model", tmp_path / "run"
+    cfg, params, _, path = checkpoint.restore_params(unbroken)
+    export(cfg, params, path, folder)
+    of_folder = {"model__preset": "", "model__path": str(folder), "train__steps": 2, "eval__prompts": 2}
+    run(workdir, **of_folder)
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    moved = tmp_path / "moved" / "run"
+    shutil.copytree(workdir, moved)
+    shutil.rmtree(workdir)
+    shutil.rmtree(folder)
+    run(moved, **of_folder)
+    assert run_files.read_status(moved)["state"] == "done"
+    cfg, params, _, path = checkpoint.restore_params(moved)
+    export(cfg, params, tokenizer_path(moved, path), tmp_path / "exported")
+    assert (tmp_path / "exported" / "model.safetensors").exists()
+
+
+def test_other_questions_are_noticed_on_resume(tmp_path, capsys):
+    lines = [json.dumps({"prompt": f"{i}+1", "answer": str(i + 1)}) + "\n" for i in range(20)]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    data = {"data__source": "jsonl", "data__train_path": str(tmp_path / "train.jsonl"), "data__tasks": ()}
+    few = data | {"data__train_size": 0, "data__heldout_size": 4, "eval__prompts": 0, "train__steps": 2}
+    run(tmp_path / "run", **few)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    (tmp_path / "train.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match="other questions.*data.train_path"):
+        run(tmp_path / "run", **few)
+    train.run(build(small_config(**few)), tmp_path / "run", force=True)
+    assert "other questions (--force)" in capsys.readouterr().out
 
 
 def test_a_finished_run_only_shows_its_summary(unbroken, capsys):

@@ -30,6 +30,7 @@ HEALTHY="${HEALTHY:-600}"         # a run this long, in seconds, begins the coun
 
 (($# > 0)) || refuse "no command; for example tpu_setup/babysit.sh python -m rl_likelihood.train --config=... --workdir=..."
 need_folders "$@"
+refuse_secrets "$@"
 [[ "$LOCAL" == 1 ]] || need PROJECT ZONE
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || refuse "this is bash $BASH_VERSION; babysit.sh needs 5.1 or later"
 

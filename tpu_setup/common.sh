@@ -9,9 +9,12 @@ TOPOLOGY="${TOPOLOGY:-v5e:4x4}"           # as for `python -m rl_likelihood.plan
 RUNTIME="${RUNTIME:-}"                    # image of the workers; by default the one for these chips
 CHIPS_PER_HOST="${CHIPS_PER_HOST:-}"      # of a node, for jobset.sh; by default 4, and 8 of a slice of 8
 PRICING="${PRICING:-spot}"                # spot | on-demand | reserved
+RESERVATION="${RESERVATION:-}"            # of PRICING=reserved on GKE, for jobset.sh: the reservation's name
 QUEUED="${QUEUED:-1}"                     # 1: wait in the queue for the slice; 0: take it now or fail
 POLL="${POLL:-30}"                        # seconds between looks at the slice
 COMMIT="${COMMIT:-HEAD}"                  # what of this repository the workers get
+EXTRAS="${EXTRAS:-}"                      # what they install besides tpu, such as math,ray (setup.py lists all)
+SECRETS="${SECRETS:-}"                    # file here of lines NAME=VALUE, such as WANDB_API_KEY=...; for commands there
 REMOTE_DIR="${REMOTE_DIR:-rl_likelihood}" # folder on the workers, under the home folder
 NFS="${NFS:-}"                            # HOST:/SHARE mounted on all workers as ~/share, for workdirs; or nothing
 RUN_NAME="${RUN_NAME:-run}"               # of a command's logs, here and on the workers
@@ -43,6 +46,15 @@ need_folders() {
       refuse "$word is no folder; mount it (a bucket with gcsfuse) on all workers and give that path"
     before=""
     [[ ! "$word" =~ ^--(workdir|root|out)$ ]] || before="$word"
+  done
+}
+
+# A key on a command line would enter logs. Its value is not printed here either.
+refuse_secrets() {
+  local word
+  for word in "$@"; do
+    [[ ! "$word" =~ ^([A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD))= ]] ||
+      refuse "${BASH_REMATCH[1]} is on the command line, which is logged; write it into a file and set SECRETS=FILE"
   done
 }
 

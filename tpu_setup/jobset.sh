@@ -2,7 +2,8 @@
 # Prints a JobSet manifest for GKE from the values of common.sh: one Job a slice, one pod a host. Runs nothing.
 #   IMAGE=registry/image:tag CLAIM=shared-disk SLICES=1 tpu_setup/jobset.sh python -m rl_likelihood.train ... | kubectl apply -f -
 # IMAGE holds this repository as its working folder, installed with its extra tpu; CLAIM is a volume claim that all pods
-# may write, mounted at /share for workdirs.
+# may write, mounted at /share for workdirs, weights and data. SECRET is a Kubernetes Secret, whose keys (WANDB_API_KEY,
+# HF_TOKEN) become the environment of the pods; their values are not in the manifest. RESERVATION with PRICING=reserved.
 # How a pod ended    0: done.  2: refused (a bad config), so again would change nothing: the JobSet fails.
 #                    anything else, or asked to stop before it was done (143, by worker.sh once): all pods again.
 set -euo pipefail
@@ -11,13 +12,16 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 IMAGE="${IMAGE:-}"
 CLAIM="${CLAIM:-}"
+SECRET="${SECRET:-}"
 SLICES="${SLICES:-1}"
 RESTARTS="${RESTARTS:-100}" # of all pods together, preemptions included: the run resumes each time
 
 need IMAGE CLAIM
 (($# > 0)) || refuse "no command; for example tpu_setup/jobset.sh python -m rl_likelihood.train --config=... --workdir=/share/..."
 need_folders "$@"
+refuse_secrets "$@"
 hardware
+[[ "$PRICING" != reserved ]] || need RESERVATION
 [[ "$SLICES" =~ ^[1-9][0-9]*$ ]] || refuse "SLICES is '$SLICES'; it must be a number from 1"
 flag="$(pricing_flag)"
 
@@ -65,6 +69,7 @@ spec:
               cloud.google.com/gke-tpu-topology: ${TOPOLOGY#*:}
 YAML
 [[ "$flag" != --spot ]] || printf '              cloud.google.com/gke-spot: "true"\n'
+[[ "$flag" != --reserved ]] || printf '              cloud.google.com/reservation-name: %s\n' "$(quoted "$RESERVATION")"
 cat <<YAML
             containers:
             - name: run
@@ -78,8 +83,16 @@ cat <<YAML
               volumeMounts:
               - name: share
                 mountPath: /share
-              command:
 YAML
+if [[ -n "$SECRET" ]]; then
+  cat <<YAML
+              envFrom:
+              - secretRef:
+                  name: $(quoted "$SECRET")
+YAML
+fi
+printf '              command:\n'
+
 for argument in bash tpu_setup/worker.sh once "$@"; do printf '              - %s\n' "$(quoted "$argument")"; done
 cat <<YAML
             volumes:

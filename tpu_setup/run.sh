@@ -10,6 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need PROJECT ZONE
 (($# > 0)) || refuse "no command; for example tpu_setup/run.sh python -m rl_likelihood.train --config=... --workdir=..."
 need_folders "$@"
+refuse_secrets "$@"
 verb=run
 [[ "${RESTART:-0}" != 1 ]] || verb=restart
 printf -v command '%q ' "$@"

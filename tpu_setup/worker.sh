@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a worker; setup.sh and run.sh call it there.
-#   worker.sh setup              Python environment, and the share if NFS is set
+#   worker.sh setup              Python environment with EXTRAS, and the share if NFS is set
 #   worker.sh run NAME COMMAND   start COMMAND under NAME, or follow it if it runs already; its exit code at the end
 #   worker.sh restart NAME COMMAND   the same, but end first what runs under NAME
 #   worker.sh stop [NAME]        ask it, or all that run, to stop (they save), then make them
@@ -11,6 +11,7 @@ set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 RUNS="${RUNS:-$HOME/runs}"              # a folder for each NAME: log (of all starts), starts, began, pid, exit
+SECRETS="${SECRETS:-$HOME/.rl_likelihood_secrets}" # lines NAME=VALUE for the environment of commands, if it is there
 STOP_SECONDS="${STOP_SECONDS:-120}"     # for a step to end and be saved
 
 setup() {
@@ -27,7 +28,16 @@ setup() {
   fi
   cd "$root"
   "$python" -m venv .venv
-  .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt '.[tpu]'
+  .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt ".[tpu${EXTRAS:+,$EXTRAS}]"
+}
+
+# Into the environment and nowhere else: neither a command line nor a log has them.
+load_secrets() {
+  local line
+  [[ -f "$SECRETS" ]] || return 0
+  while IFS= read -r line || [[ -n "$line" ]]; do
+    [[ ! "$line" =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || export "${line?}"
+  done < "$SECRETS"
 }
 
 alive() { [[ -f "$1/pid" ]] && kill -0 -- "-$(<"$1/pid")" 2>/dev/null; }
@@ -125,6 +135,7 @@ case "$verb" in
     if alive "$RUNS/$name"; then
       echo "[$(hostname)] $name is running already; following it"
     else
+      load_secrets
       start "$RUNS/$name" "$@"
     fi
     follow "$RUNS/$name"

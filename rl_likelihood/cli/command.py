@@ -17,77 +17,121 @@ from ml_collections import ConfigDict, config_flags
 
 from rl_likelihood.config import apply_preset, flatten, tree
 from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.console import outlive_the_terminal
 from rl_likelihood.runtime.watch import LOST, REFUSED, Unreachable
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights.assets import cache_dir
+
+HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 
 
 def run_main(main: Callable[[], None], config_file: bool = True) -> None:
     """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2 (1 where
     the processes did not find each other: another start may succeed)."""
+    outlive_the_terminal()
     if config_file:
         config_flags.DEFINE_config_file("config", None, "path of a config, as configs/NAME.py[:key=value,...]")
 
     def parse(argv: list[str]) -> list[str]:
-        # What jax tries and does not find is no news; a refusal must be the only line.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        for name in ("xla_bridge", "distributed"):
-            logging.getLogger(f"jax._src.{name}").setLevel(logging.WARNING)
-        os.environ["XLA_FLAGS"] = in_order(os.environ.get("XLA_FLAGS", ""))
-        keep_programs()
-        # Config files import one another as configs.NAME, from wherever the command is run.
-        for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-            if argument == "--config" or argument.startswith("--config="):
-                given = following if argument == "--config" else argument.removeprefix("--config=")
-                file = Path(given.partition(":")[0]).resolve()
-                if not file.is_file():
-                    near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
-                    refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
-                sys.path.insert(0, str(file.parent.parent))
-        try:
-            rest = flags.FLAGS(argv)
-        except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError, UserError) as error:
-            refuse(explained(error, argv))
-        if len(rest) > 1:
-            refuse(f"unknown argument {rest[1]!r}; flags start with --")
-        if config_file:
-            try:
-                if flags.FLAGS["config"].value is None:
-                    refuse("--config is missing; for example --config=configs/quickstart.py")
-                flags.FLAGS["config"].value["seed"]  # a config that could not be loaded says so when it is read
-            except OSError as error:
-                refuse(" ".join(str(error).split()))
-        return rest
+        quiet_start()
+        if HELP & set(argv[1:]):
+            print(usage())
+            sys.exit(0)
+        return parse_flags(argv, config_file)
 
-    def guarded(_: list[str]) -> None:
-        try:
-            for name in ("workdir", "out"):
-                if name in flags.FLAGS:
-                    refuse_address(f"--{name}", flags.FLAGS[name].value or "")
-            if "coordinator" in flags.FLAGS:
-                join(flags.FLAGS)
-            main()
-        except UserError as error:
-            shared = isinstance(error, distributed.SharedRefusal)
-            if distributed.first() or not shared:
-                distributed.say_error(str(error))
-            code = LOST if isinstance(error, Unreachable) else REFUSED
-            distributed.finish(code, together=shared, why=str(error))
-            sys.exit(code)
-        except distributed.SharedFailure:
-            distributed.finish(1)
-        except BaseException as error:
-            if distributed.several():  # no waiting for the others on the way out
-                time.sleep(2)  # if one of them has died, the watch says that and ends here
-                if not isinstance(error, SystemExit):
-                    traceback.print_exc()
-                code = getattr(error, "code", 1)
-                why = distributed.named(error)
-                distributed.finish(code if isinstance(code, int) else 1, together=False, why=why)
-            raise
-        distributed.finish()
+    app.run(lambda _: guarded(main), flags_parser=parse)
 
-    app.run(guarded, flags_parser=parse)
+
+def quiet_start() -> None:
+    """What is set before jax starts."""
+    # What jax tries and does not find is no news; a refusal must be the only line.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("xla_bridge", "distributed"):
+        logging.getLogger(f"jax._src.{name}").setLevel(logging.WARNING)
+    os.environ["XLA_FLAGS"] = in_order(os.environ.get("XLA_FLAGS", ""))
+    keep_programs()
+
+
+def parse_flags(argv: list[str], config_file: bool) -> list[str]:
+    """The flags, or a refusal of what is wrong with them."""
+    if config_file:
+        find_config(argv)
+    try:
+        remaining = flags.FLAGS(argv)
+    except Exception as error:  # a config file is a program: anything may go wrong in it
+        refuse(explained(error, argv))
+    if len(remaining) > 1:
+        refuse(f"unknown argument {remaining[1]!r}; flags start with --")
+    if config_file:
+        if flags.FLAGS["config"].value is None:
+            refuse("--config is missing; for example --config=configs/quickstart.py")
+        try:
+            flags.FLAGS["config"].value["seed"]  # a config that could not be loaded says so when it is read
+        except OSError as error:
+            refuse(" ".join(str(error).split()))
+    return remaining
+
+
+def find_config(argv: list[str]) -> None:
+    """Refuses a config file that is not there. Config files import one another as configs.NAME, from wherever the
+    command is run."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument == "--config" or argument.startswith("--config="):
+            given = following if argument == "--config" else argument.removeprefix("--config=")
+            file = Path(given.partition(":")[0]).resolve()
+            if not file.is_file():
+                near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
+                refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+            sys.path.insert(0, str(file.parent.parent))
+
+
+def usage() -> str:
+    """What the main does, and its flags."""
+    main = sys.modules["__main__"]
+    lines = [(main.__doc__ or "").strip(), "", "Flags:"]
+    by_module = flags.FLAGS.flags_by_module_dict()
+    for flag in sorted((f for name in (sys.argv[0], "__main__", __name__) for f in by_module.get(name, [])), key=_name):
+        default = "" if flag.default in (None, "", False) else f" [{flag.default}]"
+        lines.append(f"  --{flag.name:<18} {flag.help}{default}")
+    if "config" in flags.FLAGS:
+        lines.append(
+            "  --config.FIELD=VALUE sets a field of the config; docs/config.md lists them, --print_config their values"
+        )
+    return "\n".join(lines)
+
+
+def _name(flag: flags.Flag) -> str:
+    return flag.name
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """`main()` after the other processes are found; how it ends decides the exit code and the one line."""
+    try:
+        for name in ("workdir", "out"):
+            if name in flags.FLAGS and flags.FLAGS[name].present:
+                refuse_address(f"--{name}", flags.FLAGS[name].value)
+        if "coordinator" in flags.FLAGS:
+            join(flags.FLAGS)
+        main()
+    except UserError as error:
+        shared = isinstance(error, distributed.SharedRefusal)
+        if distributed.first() or not shared:
+            distributed.say_error(str(error))
+        code = LOST if isinstance(error, Unreachable) else REFUSED
+        distributed.finish(code, together=shared, why=str(error))
+        sys.exit(code)
+    except distributed.SharedFailure:
+        distributed.finish(1)
+    except BaseException as error:
+        if distributed.several():  # no waiting for the others on the way out
+            time.sleep(2)  # if one of them has died, the watch says that and ends here
+            if not isinstance(error, SystemExit):
+                traceback.print_exc()
+            code = getattr(error, "code", 1)
+            why = distributed.named(error)
+            distributed.finish(code if isinstance(code, int) else 1, together=False, why=why)
+        raise
+    distributed.finish()
 
 
 def in_order(xla_flags: str) -> str:
@@ -123,23 +167,26 @@ def define_processes() -> None:
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, or JAX_COORDINATOR_ADDRESS; a Cloud TPU knows")
     flags.DEFINE_integer("num_processes", 0, "how many there are, or JAX_NUM_PROCESSES")
     flags.DEFINE_integer("process_id", -1, "which of them this is, or JAX_PROCESS_ID")
+    flags.DEFINE_float("coordinator_wait", 300, "seconds to wait for the other processes", lower_bound=1)
 
 
 def join(values: flags.FlagValues) -> None:
     """Finds the other processes, as flags and environment say."""
     heartbeat = values["config"].value.pod.heartbeat
-    distributed.start(values.coordinator, values.num_processes, values.process_id, heartbeat)
+    who = values.coordinator, values.num_processes, values.process_id
+    distributed.start(*who, heartbeat=heartbeat, wait=values.coordinator_wait)
 
 
 def refuse_address(name: str, value: str) -> None:
     """A run's files are appended to, renamed and linked: what a folder can, and gs://bucket cannot."""
+    if not value:
+        raise UserError(f"{name} is empty; give a folder, as {name}=runs/first")
     if "://" in value:
         raise UserError(f"{name} is {value}, which is no folder; mount it (a bucket with gcsfuse) and give that path")
 
 
 def explained(error: BaseException, argv: list[str]) -> str:
     """What is wrong with the command line, where ml_collections says it in its own terms."""
-    message = " ".join(str(error.args[0] if error.args else error).split())
     fields = flatten(tree())
     for argument in argv:
         name = argument.removeprefix("--config.").partition("=")[0]
@@ -151,6 +198,21 @@ def explained(error: BaseException, argv: list[str]) -> str:
         near = difflib.get_close_matches(name, fields, 1) or [f for f in fields if f.endswith(name.rpartition(".")[2])]
         hint = f"; did you mean {near[0]}?" if near else "; docs/config.md lists all fields"
         return f"the config has no field {name}{hint}"
+    return _first_sentence(error)
+
+
+def _first_sentence(error: BaseException) -> str:
+    """The message of the error that began it: ml_collections and absl wrap what a config file raises."""
+    origin = error
+    while before := origin.__cause__ or (None if origin.__suppress_context__ else origin.__context__):
+        origin = before
+    by_config = "parsing config file" in str(error) or not isinstance(error, flags.Error)
+    if not by_config:
+        origin = error
+    message = " ".join(str(origin.args[0] if origin.args else origin).split())
+    if by_config and not isinstance(origin, UserError):
+        frame = traceback.extract_tb(origin.__traceback__)[-1]
+        message = f"{frame.filename}:{frame.lineno}: {type(origin).__name__}: {message}"
     return message
 
 

@@ -1,11 +1,13 @@
-"""What a run came to, on the console."""
+"""What a run or an evaluation came to, on the console."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from rl_likelihood.report import table_text
 from rl_likelihood.report.plots import curves
-from rl_likelihood.report.table import side_by_side
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.console import say
 
@@ -18,7 +20,7 @@ def summary(workdir: Path) -> None:
     rows = {stage: row for stage, row in rows.items() if not stage.startswith("step ")}
     if not rows:
         return
-    say("\n" + side_by_side(rows))
+    say("\n" + table_text.side_by_side(rows))
     n = next(iter(rows.values()))["questions"]
     say(f"\n{n:.0f} held-out questions; a success rate has a standard error of at most {50 / n**0.5:.1f} points")
     say("\nGreedy answers to the first of them")
@@ -31,3 +33,16 @@ def summary(workdir: Path) -> None:
     if (workdir / run_files.METRICS).exists():
         say(f"\nfigure   {curves({workdir.name: workdir}, workdir)[0]}")
     say(f"chains   {workdir / run_files.SAMPLES}")
+
+
+def evaluation_text(row: Mapping[str, Any]) -> str:
+    """What `evaluate` prints for people: `row` is its line of eval.jsonl."""
+    where = f"step {row['step']}" + (f", {row['data']}" if row.get("data") else "")
+    asked = f"{row['questions']} questions, {row['samples']} sampled chains each, {row['seconds']:.0f} s"
+    failures = row.get("grader_failures", 0)
+    lines = [f"{where}: {asked}", "", table_text.evaluation(row)]
+    if failures:
+        lines += ["", f"{failures} answers could not be graded; they count as neither right nor wrong"]
+    if "records" in row:
+        lines += ["", f"records   {row['records']}"]
+    return "\n".join(lines)

@@ -14,7 +14,7 @@ from rl_likelihood.shapes import Example, UserError
 
 REPORT = "prepare_report.json"
 FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON
-CHECKED = ("humaneval",)  # tasks whose grader reads `extra`: the tests and the name of the function
+TESTS = "test"  # an `extra` with this key is what a grader compares with, `Example.check`; others only describe
 HELDOUT = ("validation", "test")  # what is held out by default: the first of these that is there
 
 
@@ -23,14 +23,17 @@ def folder(path: str) -> Path:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"{path} is no folder; name one that python -m rl_likelihood.datasets.prepare wrote")
-    found = [root] if (root / "dataset_info.json").is_file() else sorted(p.parent for p in root.glob(f"*/*/{REPORT}"))
-    found = found or sorted(p.parent for p in root.glob(f"*/{REPORT}"))
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(str(p) for p in found[:5])
+    if (root / "dataset_info.json").is_file():
+        return root
+    prepared = sorted(p.parent for p in root.glob(f"*/*/{REPORT}")) or sorted(
+        p.parent for p in root.glob(f"*/{REPORT}")
+    )
+    if len(prepared) == 1:
+        return prepared[0]
+    names = ", ".join(str(p) for p in prepared[:5])
     raise UserError(
-        f"{path} holds {len(found)} prepared data sets ({names}); name one of them"
-        if found
+        f"{path} holds {len(prepared)} prepared data sets ({names}); name one of them"
+        if prepared
         else f"{path} holds no prepared data set; write one with python -m rl_likelihood.datasets.prepare"
     )
 
@@ -43,21 +46,9 @@ def splits(path: str) -> dict[str, int]:
 def read(path: str, split: str) -> list[Example]:
     """Every example of a split, in the stored order. UserError names the splits there are."""
     return [
-        Example(
-            row["id"],
-            row["prompt"],
-            row["answer"],
-            row["chain"],
-            row["task"],
-            check=row["extra"] if row["task"] in CHECKED else "",
-        )
+        Example(*(row[name] for name in FIELDS[:-1]), check=row["extra"] if TESTS in json.loads(row["extra"]) else "")
         for row in _rows(path, split)
     ]
-
-
-def read_extra(path: str, split: str) -> dict[str, dict]:
-    """id -> what the source says beyond the example: options, categories, tests."""
-    return {row["id"]: json.loads(row["extra"]) for row in _rows(path, split)}
 
 
 def load(
@@ -68,11 +59,13 @@ def load(
     A set without training rows gives an empty list for them, unless `train_split` names a split. So does one that is
     only evaluated (`training` False): its training split is not looked at.
     """
-    there = splits(path)
-    train_split = (train_split or ("train" if "train" in there else "")) if training else ""
-    heldout_split = heldout_split or next((s for s in HELDOUT if s in there and s != train_split), "")
+    sizes = splits(path)
+    train_split = (train_split or ("train" if "train" in sizes else "")) if training else ""
+    heldout_split = heldout_split or next((s for s in HELDOUT if s in sizes and s != train_split), "")
     if not heldout_split:
-        raise UserError(f"{path} has no split {' or '.join(HELDOUT)}; name one of {', '.join(there)} as held-out split")
+        raise UserError(
+            f"{path} has no split {' or '.join(HELDOUT)}; set data.heldout_split to one of {', '.join(sizes)}"
+        )
     if train_split == heldout_split:
         raise UserError(f"split {train_split!r} of {path} is named for training and as held out; name two")
     return read(path, train_split) if train_split else [], read(path, heldout_split)

@@ -9,6 +9,8 @@ as ids, so the seam must be a token boundary of the tokenizer: `chain_format` ch
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import json
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +18,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jinja2 import TemplateError
 
-from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
+from rl_likelihood.data.prompt_checks import longer, refuse_longer, refuse_texts, refuse_token_across_seam
+from rl_likelihood.data.token_ids import bytes_of, ids_after_text, ids_of, name_of
+from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.fields import field
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Example, Prompts, UserError
 
@@ -27,8 +31,8 @@ INSTRUCTION = (
     "Think step by step before you answer. Write your reasoning inside <think></think>, "
     "then only the final answer, and nothing else, inside <answer></answer>."
 )
-
-Shots = Sequence[tuple[str, str, str]]  # (question, chain, answer)
+_CALL = re.compile(r"strftime_now\s*\(")
+_TODAY = re.compile(_CALL.pattern + r"""\s*(["'])([^"']*)\1\s*\)""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +44,20 @@ class PromptConfig:
     """
 
     instruction: str = field("", "how to answer; empty: the standard one (data/prompts.py)")
+    instruction_path: str = field("", "a text file with the instruction, in its place")
     use_system: bool = field(True, "instruction as system message; False puts it before the question")
+    template: Literal["model", "plain"] = field(
+        "model", "model: the tokenizer's chat template; plain: Question and Answer lines, for base models without one"
+    )
+    date: str = field(
+        "", "what a chat template that prints today's date prints, as 2026-11-28; empty: the day the run began"
+    )
     examples: int = field(0, "worked examples before the question, as earlier turns of the chat", least=0)
+    examples_path: str = field(
+        "",
+        "a file of worked examples: rows like the data's, with chains (the training file will do, its first rows are "
+        "then shown and not trained on); empty: those of the task, or the first training rows with a chain",
+    )
     score_delims: Literal["none", "close", "both"] = field(
         "close", 'what is scored besides the answer: nothing, the "</" after it, or every token from ">" to the last'
     )
@@ -52,6 +68,8 @@ class PromptConfig:
     max_prompt: int = field(128, "S: tokens of a prompt at most", least=1)
     width_multiple: int = field(0, "a batch's prompts are padded to a multiple of this; 0: to max_prompt", least=0)
     max_answer: int = field(16, "A: tokens of a reference answer at most, delimiters included", least=1)
+    shots: Shots = ()  # the user's own worked examples (`sources.resolve_prompt`); (): those of the example's task
+    examples_field: str = "prompt.examples"  # where `examples` comes from, for messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,42 +90,24 @@ def chain_format(
 ) -> ChainFormat:
     """The tags in this tokenizer's ids. `vocab_bytes[i]` is the text of id i, empty for control tokens.
 
-    Raises UserError for a tokenizer without a chat template, without an end-of-text id, or with tags or a
-    seam that its tokens do not respect.
+    Raises UserError for a tokenizer without an end-of-text id, or with tags or a seam that its tokens do not respect.
     """
     _validate(cfg)
-    name = _name(tokenizer)
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{name} has no chat template; add a chat_template to its tokenizer_config.json "
-            f"(or a chat_template.jinja beside it), or use the instruct version of the model"
-        )
+    name = name_of(tokenizer)
     if not eos_ids:
         raise UserError(f"{name} has no end-of-text id; add eos_token to its tokenizer_config.json")
 
-    # A token such as "r>" or "answer>" would run over the seam. "br>" cannot: "<abr>" is not the tag.
-    seam, last = cfg.answer_open.encode() + b">", cfg.answer_open[-1:].encode() + b">"
-    for i, token in enumerate(vocab_bytes):
-        at = token.find(last)
-        while at >= 0:
-            left = token[: at + len(last)]
-            if seam.endswith(left) or left.endswith(seam):
-                raise UserError(
-                    f"{name} has a token {token.decode(errors='replace')!r} (id {i}) across the seam of "
-                    f"{cfg.answer_open!r} and '>', so a reference answer cannot be spliced there; "
-                    f"use another prompt.answer_open or another tokenizer"
-                )
-            at = token.find(last, at + 1)
-
+    refuse_token_across_seam(name, vocab_bytes, cfg.answer_open)
     tags = [cfg.think_close + "\n" + cfg.answer_open, "\n" + cfg.answer_open]
-    close_think, open_answer = _encode(tokenizer, vocab_bytes, tags)
+    close_think, open_answer = ids_after_text(tokenizer, vocab_bytes, tags)
     for text, ids in zip(tags, (close_think, open_answer), strict=True):
-        if _bytes(vocab_bytes, ids) != text.encode():
+        if bytes_of(vocab_bytes, ids) != text.encode():
             raise UserError(
-                f"{name} does not keep the tag {text!r} (it reads back as {_bytes(vocab_bytes, ids)!r})"
+                f"{name} does not keep the tag {text!r} (it reads back as {bytes_of(vocab_bytes, ids)!r})"
                 "; choose tags of plain characters for prompt.think_close and prompt.answer_open"
             )
     return ChainFormat(
+        think_open=cfg.think_open,
         think_close=cfg.think_close,
         answer_open=cfg.answer_open,
         answer_close=cfg.answer_close,
@@ -141,26 +141,53 @@ def chat(example: Example, cfg: PromptConfig, shots: Shots) -> list[dict[str, st
 
 
 def render(example: Example, tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, shots: Shots | None = None) -> str:
-    """The prompt as text, by the tokenizer's chat template, ending in `<think>`."""
+    """The prompt as text, by the tokenizer's chat template at the date `cfg.date`, ending in `<think>`."""
     shots = _worked(example, cfg) if shots is None else shots
     messages = chat(example, cfg, shots)
-    name = _name(tokenizer)
+    name = name_of(tokenizer)
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, chat_template=_template_at(tokenizer, cfg.date)
+        )
     except TemplateError as e:
         raise UserError(
             f"the chat template of {name} refuses the conversation of row {example.id} ({e}); "
-            "if it has no system role set use_system=False"
+            "if it has no system role set prompt.use_system=False"
         ) from e
     for message in messages:
         # Some templates drop system messages, others the reasoning of earlier turns.
         if message["content"].strip() not in text:
-            cure = "use_system=False" if message["role"] == "system" else "examples=0, and give single-turn rows"
+            system = message["role"] == "system"
+            cure = "prompt.use_system=False" if system else f"{cfg.examples_field}=0, and give single-turn rows"
             raise UserError(
                 f"the chat template of {name} leaves out part of the {message['role']} message "
                 f"{message['content'][:60]!r} (row {example.id}); set {cure}"
             )
+    # Some templates open the thinking themselves, others close an empty one at once.
+    text = re.sub(rf"{re.escape(cfg.think_open)}\s*{re.escape(cfg.think_close)}\s*\Z", "", text)
     return text if text.rstrip().endswith(cfg.think_open) else text + cfg.think_open
+
+
+def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the prompt depends on the day: the chat template asks for today's date."""
+    return bool(tokenizer.chat_template) and _CALL.search(tokenizer.get_chat_template()) is not None
+
+
+def _template_at(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
+    """The chat template with its calls for today's date answered for that day; None, its own, where it has none."""
+    if not day or not prints_date(tokenizer):
+        return None
+    try:
+        date = datetime.date.fromisoformat(day)
+    except ValueError:
+        raise UserError(f"prompt.date is {day!r}; write it as 2026-11-28") from None
+    template = _TODAY.sub(lambda call: json.dumps(date.strftime(call[2])), tokenizer.get_chat_template())
+    if _CALL.search(template):
+        raise UserError(
+            f"the chat template of {name_of(tokenizer)} computes how it writes today's date, so the date cannot be "
+            "kept; write the format in its call of strftime_now as text"
+        )
+    return template
 
 
 def encode(
@@ -188,7 +215,7 @@ def encode_all(
     """
     rows = _encode_any_length(examples, tokenizer, cfg, fmt, shots)
     for name in ("max_prompt", "max_answer"):
-        _refuse_longer(name, cfg, rows)
+        refuse_longer(name, cfg, rows)
     return rows
 
 
@@ -200,19 +227,19 @@ def encode_fitting(
     UserError if there are examples and none of them fits.
     """
     rows = _encode_any_length(examples, tokenizer, cfg, fmt, None)
-    kept = [row for row in rows if not _longer(row, cfg)]
+    fitting = [row for row in rows if not longer(row, cfg)]
     left_out = [
         f"{row.example.id}: "
-        + " and ".join(f"{n} tokens over prompt.{field} = {getattr(cfg, field)}" for field, n in over.items())
+        + " and ".join(f"{n} tokens over prompt.{name} = {getattr(cfg, name)}" for name, n in over.items())
         for row in rows
-        if (over := _longer(row, cfg))
+        if (over := longer(row, cfg))
     ]
-    if rows and not kept:
+    if rows and not fitting:
         raise UserError(
             f"none of the {len(rows)} training rows fits prompt.max_prompt = {cfg.max_prompt} and prompt.max_answer = "
             f"{cfg.max_answer} ({left_out[0]}); raise them"
         )
-    return kept, left_out
+    return fitting, left_out
 
 
 def _encode_any_length(
@@ -226,22 +253,22 @@ def _encode_any_length(
     examples = list(examples)
     if not examples:
         return []
-    _refuse_texts(examples, tokenizer, cfg)
-    prompts = _plain(tokenizer, fmt.vocab_bytes, [render(e, tokenizer, cfg, shots) for e in examples])
+    refuse_texts(examples, tokenizer, cfg)
+    prompts = ids_of(tokenizer, fmt.vocab_bytes, [render(e, tokenizer, cfg, shots) for e in examples])
 
     tails = [f">{e.answer}{cfg.answer_close}>" for e in examples]
-    answers = _encode(tokenizer, fmt.vocab_bytes, tails)
-    joined = _encode(tokenizer, fmt.vocab_bytes, [cfg.answer_open + tail for tail in tails])
-    (opening,) = _encode(tokenizer, fmt.vocab_bytes, [cfg.answer_open])
+    answers = ids_after_text(tokenizer, fmt.vocab_bytes, tails)
+    joined = ids_after_text(tokenizer, fmt.vocab_bytes, [cfg.answer_open + tail for tail in tails])
+    (opening,) = ids_after_text(tokenizer, fmt.vocab_bytes, [cfg.answer_open])
     for example, answer, whole in zip(examples, answers, joined, strict=True):
         if opening + answer != whole:
             raise UserError(
-                f"{_name(tokenizer)} does not cut between {cfg.answer_open!r} and '>' before the answer "
+                f"{name_of(tokenizer)} does not cut between {cfg.answer_open!r} and '>' before the answer "
                 f"{example.answer[:60]!r} of row {example.id}; use another prompt.answer_open or another tokenizer"
             )
         if not all(fmt.vocab_bytes[i] for i in answer):
             raise UserError(
-                f"{_name(tokenizer)} has no token for some character of the answer {example.answer[:60]!r} "
+                f"{name_of(tokenizer)} has no token for some character of the answer {example.answer[:60]!r} "
                 f"of row {example.id}; remove the row or use another tokenizer"
             )
     return [
@@ -293,7 +320,7 @@ def completion_ids(
     if chain is None:
         chain = ()
     elif isinstance(chain, str):
-        (chain,) = _encode(tokenizer, fmt.vocab_bytes, [chain])
+        (chain,) = ids_after_text(tokenizer, fmt.vocab_bytes, [chain])
     parts = [(CHAIN, chain), (TAG, fmt.close_think_ids), (REFERENCE, row.answer_ids)]
     ids = np.concatenate([np.asarray(part, np.int32) for _, part in parts])
     return ids, np.repeat(np.asarray([s for s, _ in parts], np.int32), [len(part) for _, part in parts])
@@ -316,42 +343,14 @@ def _validate(cfg: PromptConfig) -> None:
 def _worked(example: Example, cfg: PromptConfig) -> Shots:
     if cfg.examples == 0:
         return ()
-    shots = WORKED_EXAMPLES.get(example.task, ())
+    shots = cfg.shots or WORKED_EXAMPLES.get(example.task, ())
     if cfg.examples > len(shots):
         raise UserError(
-            f"examples = {cfg.examples} but task {example.task!r} (row {example.id}) has {len(shots)} worked examples; "
-            f"set examples to at most {len(shots)}"
-            + ("" if shots else f" (tasks that have some: {', '.join(WORKED_EXAMPLES)})")
+            f"{cfg.examples_field} is {cfg.examples}, but there are {len(shots)} worked examples for row {example.id} "
+            f"(task {example.task!r}); write some as JSON lines with prompt, chain and answer and name the file with "
+            f"--config.prompt.examples_path=FILE, or set --config.{cfg.examples_field}={len(shots)}"
         )
     return shots[: cfg.examples]
-
-
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return f"the tokenizer {tokenizer.name_or_path}" if tokenizer.name_or_path else "the tokenizer"
-
-
-def _bytes(vocab_bytes: tuple[bytes, ...], ids: Sequence[int]) -> bytes:
-    return b"".join(vocab_bytes[i] for i in ids)
-
-
-def _plain(tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], texts: list[str]) -> list[list[int]]:
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    largest = max((max(ids, default=0) for ids in rows), default=0)
-    if largest >= len(vocab_bytes):  # looked up in the model's embedding it would silently be another token
-        raise UserError(
-            f"{_name(tokenizer)} gives id {largest} but the model has {len(vocab_bytes)} tokens; "
-            "use the tokenizer that belongs to the model"
-        )
-    return rows
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], texts: list[str]) -> list[list[int]]:
-    """Ids of texts that continue another text. Tokenizers in the style of Llama 2 put a space before every
-    text; there the ids are taken from behind a line feed, which never merges."""
-    if _bytes(vocab_bytes, _plain(tokenizer, vocab_bytes, [">"])[0]) == b">":
-        return _plain(tokenizer, vocab_bytes, texts)
-    (anchor,) = _plain(tokenizer, vocab_bytes, ["\n"])
-    return [ids[len(anchor) :] for ids in _plain(tokenizer, vocab_bytes, ["\n" + text for text in texts])]
 
 
 def _scored(ids: list[int], vocab_bytes: tuple[bytes, ...], cfg: PromptConfig) -> np.ndarray:
@@ -365,46 +364,3 @@ def _scored(ids: list[int], vocab_bytes: tuple[bytes, ...], cfg: PromptConfig) -
     if cfg.score_delims == "close":
         answer_end += 1  # the token that holds the first character of the closing tag
     return (ends > len(b">")) & (starts < answer_end)
-
-
-def _refuse_texts(examples: list[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig) -> None:
-    """Texts whose ids would not mean what they say."""
-    control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
-    markup = re.compile("|".join(map(re.escape, control)) or r"(?!)")
-    for e in examples:
-        if not e.answer.strip():
-            raise UserError(f"row {e.id} has an empty answer; give it a reference answer or remove it")
-        if cfg.answer_close in e.answer:
-            raise UserError(
-                f"the answer of row {e.id} contains {cfg.answer_close!r}, which ends an answer; "
-                "remove the row or choose another prompt.answer_close"
-            )
-        for tag in (cfg.think_close, cfg.answer_open):
-            if tag in e.chain:
-                raise UserError(
-                    f"the chain of row {e.id} contains {tag!r}, which ends a chain; give the reasoning alone"
-                )
-        for text in (e.prompt, e.answer, e.chain, *(content for _, content in e.messages)):
-            found = markup.search(text)
-            if found:
-                raise UserError(
-                    f"row {e.id} contains {found[0]!r}, a control token of {_name(tokenizer)}; "
-                    "give plain text, without the model's chat markup"
-                )
-
-
-def _longer(row: EncodedExample, cfg: PromptConfig) -> dict[str, int]:
-    """Settings that the row has more tokens than, and how many it has."""
-    sizes = {"max_prompt": len(row.prompt_ids), "max_answer": len(row.answer_ids)}
-    return {field: n for field, n in sizes.items() if n > getattr(cfg, field)}
-
-
-def _refuse_longer(field: str, cfg: PromptConfig, rows: list[EncodedExample]) -> None:
-    long = [(row.example.id, n) for row in rows if (n := _longer(row, cfg).get(field))]
-    if long:
-        named = ", ".join(f"{uid} ({n})" for uid, n in long[:5]) + (", ..." if len(long) > 5 else "")
-        raise UserError(
-            f"prompt.{field} = {getattr(cfg, field)} tokens is too short for the {field.removeprefix('max_')} of "
-            f"{len(long)} of {len(rows)} rows: {named}; set prompt.{field} to {max(n for _, n in long)} or remove them "
-            f"(data.skip_bad_rows=True leaves such training rows out, held-out rows never)"
-        )

@@ -10,13 +10,16 @@ from typing import Any
 
 from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from rl_likelihood.shapes import UserError
 
-# transformers announces on import that torch is absent. Here it always may be: only its tokenizers are used.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-from transformers import PreTrainedTokenizerFast  # noqa: E402
-
+# For base models: nothing but words that stand in plain text.
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\n"
+    "{% elif m.role == 'assistant' %}Answer: {{ m.content }}\n\n{% else %}{{ m.content }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Answer: {% endif %}"
+)
 # tokenizer.ggml.token_type
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 
@@ -56,12 +59,23 @@ def load_tokenizer(path: str | os.PathLike, require_template: bool = False) -> P
     path = Path(path)
     gguf = _gguf(path)
     tokenizer = _from_gguf(gguf) if gguf else _from_folder(path)
-    if require_template and not tokenizer.chat_template:
-        raise UserError(
-            f"{path}: its tokenizer has no chat template; add chat_template to tokenizer_config.json "
-            "or take the instruct version of the model"
-        )
+    if require_template:
+        set_template(tokenizer, "model", str(path))
     return tokenizer
+
+
+def set_template(tokenizer: PreTrainedTokenizerFast, template: str, path: str = "") -> None:
+    """Give the tokenizer the chat template of `prompt.template`: its own ("model"), or the plain one ("plain").
+
+    UserError if its own is asked for and it has none. `path` is where the tokenizer is, for the message.
+    """
+    if template == "plain":
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    elif not tokenizer.chat_template:
+        raise UserError(
+            f"{path}: its tokenizer has no chat template; for a base model set --config.prompt.template=plain, else "
+            "add chat_template to tokenizer_config.json or take the instruct version of the model"
+        )
 
 
 def _gguf(path: Path) -> Path | None:
@@ -148,13 +162,21 @@ def _metadata(file: Path) -> dict[str, Any]:
     return {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: str | os.PathLike) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat template to a folder, for transformers 4 and 5."""
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, path: str | os.PathLike, stop: tuple[int, ...] | None = None
+) -> None:
+    """Write tokenizer.json, tokenizer_config.json and the chat template to a folder, for transformers 4 and 5.
+
+    With `stop`, `load_tokenizer` and `eos_ids` of the folder give the same tokenizer and these ids, wherever the folder
+    is moved to; without it the folder's own generation_config.json stays.
+    """
     tokenizer.save_pretrained(path)
     file = Path(path) / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name in both; only 5 knows the one it writes
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if stop is not None:
+        (Path(path) / "generation_config.json").write_text(json.dumps({"eos_token_id": list(stop)}) + "\n")
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerFast, model_path: str | os.PathLike) -> tuple[int, ...]:
@@ -168,13 +190,19 @@ def eos_ids(tokenizer: PreTrainedTokenizerFast, model_path: str | os.PathLike) -
         if not file.is_file():
             continue
         try:
-            found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-        except ValueError as e:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as e:
             raise UserError(f"{file}: not valid JSON ({e}); download the model again") from None
-        if found is not None:
-            ids += found if isinstance(found, list) else [found]
+        value = config.get("eos_token_id") if isinstance(config, dict) else config
+        if value is not None:
+            stop = value if isinstance(value, list) else [value]
+            if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in stop):
+                raise UserError(
+                    f"{file}: eos_token_id is {value!r}; write one id, or a list of ids, or remove the line"
+                )
+            ids += stop
             break
-    return tuple(dict.fromkeys(int(i) for i in ids))
+    return tuple(dict.fromkeys(ids))
 
 
 def vocab_bytes(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> tuple[bytes, ...]:
@@ -228,7 +256,7 @@ def _inverse(tokenizer: PreTrainedTokenizerFast):
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Character -> byte of byte-level BPE: printable Latin-1 bytes are themselves, the rest follow from U+0100 on."""
-    keep = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in keep]
-    return {chr(b): b for b in keep} | {chr(0x100 + i): b for i, b in enumerate(rest)}
+    """Character -> byte of byte-level BPE: printable Latin-1 bytes are themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}

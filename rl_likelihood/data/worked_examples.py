@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+Shots = tuple[tuple[str, str, str], ...]  # (question, chain, answer)
+
 # Task -> (question, chain of thought, answer), hand-written in the wording of `procedural.PRESETS`. `sources.load`
 # keeps these questions out of its sets, so that no prompt contains the answer it asks for.
-WORKED_EXAMPLES: dict[str, tuple[tuple[str, str, str], ...]] = {
+WORKED_EXAMPLES: dict[str, Shots] = {
     "one_operation": (
         ("Calculate 8 * 3.", "8 * 3 = 24.", "24"),
         ("Calculate 7 + 4 - 5.", "7 + 4 = 11. Then 11 - 5 = 6.", "6"),

@@ -1,41 +1,20 @@
-"""Data sets by name. One file each: how its original distribution becomes examples, and how it is split."""
+"""Data sets by name. A data set is one file here: how its original files become examples, how it is split, asked and
+graded. `DATASETS` holds every `DataSet` that a file of this package makes; nothing else lists them.
+"""
 
-from rl_likelihood.datasets import (
-    alpaca,
-    competition_math,
-    countdown,
-    cruxeval_o,
-    deepscaler,
-    gsm8k,
-    humaneval,
-    mawps,
-    minif2f,
-    mmlu_pro,
-    numina_proof,
-    proofnet,
-    svamp,
-    telemath,
-    teleqna,
-)
+import importlib
+import pkgutil
 
-DATASETS = {
-    dataset.name: dataset
-    for dataset in (
-        gsm8k.DATASET,
-        competition_math.DATASET,
-        deepscaler.DATASET,
-        alpaca.DATASET,
-        numina_proof.DATASET,
-        svamp.DATASET,
-        mawps.DATASET,
-        countdown.DATASET,
-        cruxeval_o.DATASET,
-        humaneval.DATASET,
-        mmlu_pro.DATASET,
-        teleqna.DATASET,
-        teleqna.FREE,
-        telemath.DATASET,
-        minif2f.DATASET,
-        proofnet.DATASET,
-    )
-}
+from rl_likelihood.datasets.common import DataSet
+
+# Modules that work on data sets. They read DATASETS, so it cannot be made from them.
+_TOOLS = {"common", "files", "prepare", "procedural", "questions", "sources", "splitting"}
+
+
+def _data_sets() -> dict[str, DataSet]:
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _TOOLS)
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return {value.name: value for module in modules for value in vars(module).values() if isinstance(value, DataSet)}
+
+
+DATASETS = _data_sets()

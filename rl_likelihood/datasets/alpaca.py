@@ -2,22 +2,26 @@
 
 The prompt is the instruction and, where there is one, its input below it.
 
+Published (Kwiatkowski et al. 2602.03979, table 2, Llama-3.2-3B-Instruct; not run here): perplexity 3.85 untouched, 2.56
+log_prob and sft, 2.59 avg_prob, 4.84 prob; chains shrink from 134 tokens to 14, 59 with prob. Prepare with
+--max_chars=3000: the paper's 1,024 tokens are read as that many for the chain and as many for the answer.
+
 Not run on the real file; its format (a list of objects with instruction, input, output) is its authors'.
 """
 
 from __future__ import annotations
 
-from rl_likelihood.datasets.common import DataSet, Left, Place, Row, text
+from rl_likelihood.datasets.common import WRITTEN, DataSet, Location, Row, Skipped, text
 from rl_likelihood.shapes import Example
 
 
-def parse(record: dict, place: Place) -> Row | Left:
+def parse(record: dict, location: Location) -> Row | Skipped:
     instruction, given = text(record, "instruction"), text(record, "input")
     answer = text(record, "output", "response")
     if "<nooutput>" in answer.lower():
-        return Left("marked as having no output")
+        return Skipped("marked as having no output")
     prompt = f"{instruction}\n\n{given}" if given else instruction
-    return Row(Example(place.id, prompt, answer, task="alpaca"))
+    return Row(Example(location.id, prompt, answer, task="alpaca"))
 
 
 DATASET = DataSet(
@@ -28,4 +32,9 @@ DATASET = DataSet(
     split="train",
     heldout=1000,
     heldout_split="validation",
+    grader="none",
+    max_prompt=1024,
+    max_answer=1024,
+    max_chain=1024,
+    instruction=WRITTEN,
 )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Mapping
-from decimal import Decimal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+from rl_likelihood.data.records import Location, is_number, written_number
 from rl_likelihood.shapes import Example
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -16,28 +16,14 @@ SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "vali
 _SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})(?![a-z])")
 
 
-class Place(NamedTuple):
-    """Where a record stands, for ids and for messages."""
-
-    file: str  # path below the source, members of an archive behind its name
-    number: int  # from 1
-    unit: str  # line | row
-    key: str = ""  # the record's name, where the file is an object of records
-    split: str = ""  # train | validation | test, as the path says; "" where it does not
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.number}" if self.unit == "line" else f"{self.file} row {self.number}"
-
-    @property
-    def id(self) -> str:
-        return self.key or f"{self.file}:{self.number}"
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A record as an example. `split` overrides what the file's name says. Rows with the same `key` ask the
-    same question ("" = `sources.example_key`); rows of one `group` are never on two sides of a split ("" = `key`).
-    `extra` is what a grader needs beyond the example (JSON)."""
+    """A record as an example.
+
+    `split` overrides what the file's name says. Rows with one `key` ask the same question, rows of one `group` are on
+    the same side of a split; where they are "", `questions.example_key` and the key or `questions.group_key` stand in.
+    `extra` is what else the source says (JSON); with a key "test" it is what a grader compares with.
+    """
 
     example: Example
     split: str = ""
@@ -46,7 +32,7 @@ class Row:
     extra: Mapping = dataclasses.field(default_factory=dict)
 
 
-class Left(NamedTuple):
+class Skipped(NamedTuple):
     """A well-formed record that is no row of the prepared set, and why; counted by reason."""
 
     reason: str
@@ -56,25 +42,52 @@ class BadRow(ValueError):
     """A record that is not what the data set's format says; the message follows "file:line: "."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DataSet:
-    """How one data set is read and split.
-
-    `parse(record, place)` gives a Row or Left, or raises BadRow. Splits are those that file names (or `parse`)
-    say; `split` is that of the other files, "" if a name has to say it. Where no file gives `heldout_split`,
-    `heldout` training questions are held out under that name: a count if 1 or more, else a fraction.
-    """
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files:
+    """Which files belong together, and where they are."""
 
     name: str
-    parse: Callable[[dict, Place], Row | Left]
     fetch: str  # which file to fetch by hand
     addresses: tuple[str, ...] = ()  # https://... files, or hf:owner/name@revision, read when no source is given
     patterns: tuple[str, ...] = ("*",)  # paths of a folder or archive that belong to the set
+    password: bytes = b""  # of its archive, where its authors print one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSet(Files):
+    """All that is known of one data set: how it is read, split, asked and graded.
+
+    `parse(record, location)` gives a Row or Skipped, or raises BadRow. Splits are those that file names (or `parse`)
+    say; `split` is that of the other files, "" if a name has to say it. Where no file gives `heldout_split`,
+    `heldout` training questions are held out under that name: a count if 1 or more, else a fraction. `records` is for
+    files that only make sense together: it gives the (location, record) of all of them, which are named by (file,
+    folder its name is told from).
+
+    The other fields are what configs/prepared.py sets. Lengths are tokens of SmolLM2's tokenizer.
+    """
+
+    parse: Callable[[dict, Location], Row | Skipped]
+    records: Callable[[list[tuple[Path, Path]]], Iterator[tuple[Location, dict | str]]] | None = None
     split: str = ""
     heldout: float = 0
     heldout_split: str = "test"
     strata: tuple[str, ...] = ()  # fields of `extra`: the same share of each is held out
-    password: bytes = b""  # of its archive, where its authors print one
+
+    grader: str  # of docs/data.md; none: the answers are texts that nobody can check
+    max_prompt: int
+    max_answer: int
+    max_chain: int = 384
+    instruction: str = ""  # how to answer; "": the standard instruction of data/prompts.py
+    train_split: str = ""  # "": train
+    eval_split: str = ""  # "": heldout_split
+    fast_split: str = ""  # watched during training; "": eval_split
+
+
+# For data sets whose answers are written text: the standard instruction without its "only the final answer".
+WRITTEN = (
+    "Think step by step before you answer. Write your reasoning inside <think></think>, then your answer inside "
+    "<answer></answer>."
+)
 
 
 def split_in(path: str) -> str:
@@ -91,8 +104,8 @@ def field(record: Mapping, *names: str):
     for name in names:
         if name in record:
             return record[name]
-    there = ", ".join(map(str, list(record)[:8])) or "nothing"
-    raise BadRow(f"field {' or '.join(map(repr, names))} is missing (it has {there})")
+    fields = ", ".join(map(str, list(record)[:8])) or "nothing"
+    raise BadRow(f"field {' or '.join(map(repr, names))} is missing (it has {fields})")
 
 
 def text(record: Mapping, *names: str) -> str:
@@ -110,9 +123,9 @@ def number(record: Mapping, *names: str) -> str:
     value = field(record, *names)
     if isinstance(value, str) or value is None:
         return (value or "").strip()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         raise BadRow(f"field {' or '.join(map(repr, names))} must be a number, not {value!r}")
-    return str(int(value)) if value == int(value) else format(Decimal(repr(value)), "f")
+    return written_number(value)
 
 
 def multiple_choice(question: str, options: list[str]) -> str:

@@ -2,24 +2,28 @@ r"""MATH (Hendrycks et al. 2021): 7,500 training and 5,000 test competition prob
 
 The answer is the last \boxed of the solution, the chain the solution. A tenth of the training problems is held
 out as validation, as Kwiatkowski et al. do. Rows of MATH-500 (they have a unique_id) are a split of their own.
+
+Published (Kwiatkowski et al. 2602.03979, table 1, Llama-3.2-3B-Instruct, G = 32; not run here): greedy success 17.1 %
+untouched, 43.3 log_prob, 44.2 prob, 42.7 base_rl, 14.4 sft; at temperature 1 34.7 log_prob, 41.4 prob and base_rl;
+perplexity 67.3 untouched, 2.21 log_prob, 7.14 prob, 13.9 base_rl, 2.63 sft; chains of about 300 tokens.
 """
 
 from __future__ import annotations
 
-from rl_likelihood.datasets.common import DataSet, Left, Place, Row, text
-from rl_likelihood.grading.mathematics import last_boxed
+from rl_likelihood.datasets.common import DataSet, Location, Row, Skipped, text
+from rl_likelihood.grading.text import last_boxed
 from rl_likelihood.shapes import Example
 
 
-def parse(record: dict, place: Place) -> Row | Left:
+def parse(record: dict, location: Location) -> Row | Skipped:
     problem, solution = text(record, "problem"), text(record, "solution")
     answer = (last_boxed(solution) or "").strip()
     if not answer:
-        return Left("no \\boxed answer")
+        return Skipped("no \\boxed answer")
     uid = record.get("unique_id") or record.get("id")
     extra = {k: record[k] for k in ("level", "subject", "type") if k in record}
     split = "math500" if "unique_id" in record else ""
-    return Row(Example(str(uid or place.id), problem, answer, solution, "math"), split=split, extra=extra)
+    return Row(Example(str(uid or location.id), problem, answer, solution, "math"), split=split, extra=extra)
 
 
 DATASET = DataSet(
@@ -33,4 +37,10 @@ DATASET = DataSet(
     ),
     heldout=0.1,
     heldout_split="validation",
+    grader="exact_match",
+    max_prompt=2304,  # the longest problem, with its figure's source, has about 2,000 tokens
+    max_answer=128,
+    max_chain=896,
+    eval_split="test",
+    fast_split="validation",
 )

@@ -3,6 +3,8 @@
 Read from rows with nums (or numbers) and target, as TinyZero's parquet file and reasoning-gym's examples have
 them; 1,024 are held out, unless a file named test is given. The reference answer is the row's own expression if
 that is a solution, else one found by exhaustive search over rational numbers; rows without any are left out.
+A likelihood reward sees one solution of several: the answer that it scores is not the only good one. exact_match and
+base_rl compare with that one too; the grader and the rules countdown and countdown_tinyzero take any right expression.
 The question is asked in one wording, whatever the source's, and the order of the numbers makes no other question.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
-from rl_likelihood.datasets.common import BadRow, DataSet, Left, Place, Row, field
+from rl_likelihood.datasets.common import BadRow, DataSet, Location, Row, Skipped, field
 from rl_likelihood.grading.countdown import evaluate
 from rl_likelihood.shapes import Example
 
@@ -22,7 +24,7 @@ WORDING = (
 _MOST_NUMBERS = 4  # the search looks at 4 thousand expressions of 4 numbers, 230 thousand of 5
 
 
-def parse(record: dict, place: Place) -> Row | Left:
+def parse(record: dict, location: Location) -> Row | Skipped:
     numbers, target = field(record, "nums", "numbers"), field(record, "target")
     if not isinstance(numbers, list) or not numbers or not all(map(_whole, numbers)) or not _whole(target):
         raise BadRow("fields 'nums' and 'target' must be a list of whole numbers and a whole number")
@@ -30,14 +32,16 @@ def parse(record: dict, place: Place) -> Row | Left:
     if isinstance(given, str) and solves(given, numbers, target):
         answer = given.strip()
     elif len(numbers) > _MOST_NUMBERS:
-        return Left(f"no solution given, and more than {_MOST_NUMBERS} numbers to search")
+        return Skipped(f"no solution given, and more than {_MOST_NUMBERS} numbers to search")
     else:
         answer = solve(numbers, target)
     if answer is None:
-        return Left("no solution")
+        return Skipped("no solution")
     prompt = WORDING.format(", ".join(map(str, numbers)), target)
     key = f"countdown {sorted(numbers)} {target}"
-    return Row(Example(place.id, prompt, answer, task="countdown"), key=key, extra={"nums": numbers, "target": target})
+    return Row(
+        Example(location.id, prompt, answer, task="countdown"), key=key, extra={"nums": numbers, "target": target}
+    )
 
 
 def _whole(value) -> bool:
@@ -46,8 +50,8 @@ def _whole(value) -> bool:
 
 def solves(expression: str, numbers: list[int], target: int) -> bool:
     """Whether the expression has the target's value and uses each of the numbers exactly once."""
-    found = evaluate(expression)
-    return found is not None and found[0] == target and sorted(found[1]) == sorted(numbers)
+    result = evaluate(expression)
+    return result is not None and result[0] == target and sorted(result[1]) == sorted(numbers)
 
 
 def solve(numbers: list[int], target: int) -> str | None:
@@ -62,11 +66,11 @@ def _search(items: list[tuple], target: int) -> str | None:
         return items[0][1] if items[0][0] == target else None
     for i in range(len(items)):
         for j in range(i + 1, len(items)):
-            rest = items[:i] + items[i + 1 : j] + items[j + 1 :]
+            others = items[:i] + items[i + 1 : j] + items[j + 1 :]
             for joined in _joined(items[i], items[j]):
-                found = _search([joined, *rest], target)
-                if found is not None:
-                    return found
+                solution = _search([joined, *others], target)
+                if solution is not None:
+                    return solution
     return None
 
 
@@ -94,4 +98,8 @@ DATASET = DataSet(
     patterns=("*countdown*", "*.parquet"),
     split="train",
     heldout=1024,
+    grader="countdown",
+    max_prompt=160,
+    max_answer=32,
+    max_chain=480,
 )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 
-from rl_likelihood.datasets.common import DataSet, Left, Place, Row, field, text
+from rl_likelihood.datasets.common import DataSet, Location, Row, Skipped, field, text
 from rl_likelihood.shapes import Example
 
 
-def parse(record: dict, place: Place) -> Row | Left:
+def parse(record: dict, location: Location) -> Row | Skipped:
     head = str(field(record, "prompt"))
     # The body's own indentation counts; only empty lines around it go.
     body = re.sub(r"^(?:[ \t]*\n)+", "", str(field(record, "canonical_solution"))).rstrip()
@@ -30,4 +30,7 @@ DATASET = DataSet(
         "6d43fb980f9fee3c892a914eda09951f772ad10d/data/HumanEval.jsonl.gz",
     ),
     split="test",
+    grader="code_tests",
+    max_prompt=512,
+    max_answer=288,
 )

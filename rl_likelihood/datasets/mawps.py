@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from rl_likelihood.datasets.common import BadRow, DataSet, Left, Place, Row, field, number, text
+from rl_likelihood.datasets.common import BadRow, DataSet, Location, Row, Skipped, field, number, text
 from rl_likelihood.shapes import Example
 
 _FOLDER = (
@@ -19,7 +19,7 @@ _FOLDER = (
 _FIRST_WORDS = 4
 
 
-def parse(record: dict, place: Place) -> Row | Left:
+def parse(record: dict, location: Location) -> Row | Skipped:
     question = text(record, "input", "sQuestion")
     if "target" in record or "lSolutions" not in record:
         answer = number(record, "target")
@@ -28,7 +28,7 @@ def parse(record: dict, place: Place) -> Row | Left:
         if not isinstance(solutions, list) or len(solutions) != 1:
             raise BadRow("field 'lSolutions' must be a list of one number")
         answer = number({"lSolutions": solutions[0]}, "lSolutions")
-    return Row(Example(place.id, question, answer, task="mawps"), key=key(question))
+    return Row(Example(location.id, question, answer, task="mawps"), key=key(question))
 
 
 def key(question: str) -> str:
@@ -46,4 +46,7 @@ DATASET = DataSet(
     patterns=("*mawps*", "*singleop*", "*addsub*", "*multiarith*", "*singleeq*"),
     split="train",
     heldout=0.1,
+    grader="numeric",
+    max_prompt=192,
+    max_answer=24,
 )

@@ -5,11 +5,11 @@ The answer is the letter, as the authors grade. Options that say N/A fill up the
 
 from __future__ import annotations
 
-from rl_likelihood.datasets.common import LETTERS, BadRow, DataSet, Left, Place, Row, field, multiple_choice, text
+from rl_likelihood.datasets.common import LETTERS, BadRow, DataSet, Location, Row, Skipped, field, multiple_choice, text
 from rl_likelihood.shapes import Example
 
 
-def parse(record: dict, place: Place) -> Row | Left:
+def parse(record: dict, location: Location) -> Row | Skipped:
     question, options = text(record, "question"), field(record, "options")
     if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
         raise BadRow("field 'options' must be a list of texts")
@@ -29,4 +29,7 @@ DATASET = DataSet(
     fetch="the parquet files of MMLU-Pro",
     addresses=("hf:TIGER-Lab/MMLU-Pro@b189ec765aa7ed75c8acfea42df31fdae71f97be",),
     split="test",
+    grader="multiple_choice",
+    max_prompt=1792,
+    max_answer=8,
 )

@@ -15,19 +15,19 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import difflib
 import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from rl_likelihood.data.prepared import FIELDS, REPORT
 from rl_likelihood.datasets import DATASETS, files
-from rl_likelihood.datasets.common import BadRow, DataSet, Left, Row
-from rl_likelihood.datasets.sources import example_key
+from rl_likelihood.datasets.common import BadRow, DataSet, Row, Skipped
+from rl_likelihood.datasets.questions import example_key, group_key, named
 from rl_likelihood.datasets.splitting import leave_out_long, split_rows
+from rl_likelihood.fields import one_of
 from rl_likelihood.shapes import UserError
 
 VERSION = "1.0.0"  # of the stored form: raise it when FIELDS change
@@ -47,31 +47,27 @@ class PrepareReport:
     left_out: dict[str, int]  # rows that are no rows of this set, by reason
     too_long: tuple[str, ...]  # ids, none of a given test or validation set
     max_chars: int  # 0: no limit
-    duplicates: int  # the same question again within the training rows
-    overlap: int  # training rows that ask a question of a given test or validation set
-    repeats: int  # the same question again within those sets, which are kept as they are given
+    duplicates: tuple[str, ...]  # as in `splitting.Removed`
+    overlap: tuple[str, ...]
+    repeats: tuple[str, ...]
     bad_rows: tuple[str, ...]  # "file:line: reason"
 
     def paragraph(self) -> str:
         """The report in words."""
-        kept = ", ".join(f"{n:,} {name}" for name, n in self.splits.items())
-        left = "".join(f"; {_count(n, 'row')} left out: {reason}" for reason, n in self.left_out.items())
-        limit = f" over {self.max_chars:,} characters" if self.max_chars else ""
+        sizes = ", ".join(f"{n:,} {name}" for name, n in self.splits.items())
+        skipped = "".join(f"; {_count(n, 'row')} left out: {reason}" for reason, n in self.left_out.items())
+        limit = f" of over {self.max_chars:,} characters" if self.max_chars else ""
         return (
             f"{self.dataset}: {_count(self.rows, 'row')} of {_count(self.files, 'file')} ({self.bytes / 1e6:.2f} MB) "
-            f"read; kept {kept}{left}; removed from training {_count(self.duplicates, 'duplicate')} and "
-            f"{_count(self.overlap, 'question')} of given test sets; {_count(self.repeats, 'repeat')} within given "
-            f"test sets kept; {_count(len(self.too_long), 'row')} too long{limit}{_named(self.too_long)}; "
-            f"{_count(len(self.bad_rows), 'bad row')}{_named(self.bad_rows)}. Written to {self.folder}."
+            f"read; kept {sizes}{skipped}; removed from training {named(self.duplicates, 'duplicate')} and "
+            f"{named(self.overlap, 'question')} of given test sets; in those, {named(self.repeats, 'repeat')} kept; "
+            f"{named(self.too_long, 'long row')}{limit} left out; {named(self.bad_rows, 'bad row')}. "
+            f"Written to {self.folder}; {REPORT} there names every row."
         )
 
 
 def _count(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
-
-
-def _named(rows: Sequence[str]) -> str:
-    return f" ({', '.join(rows[:5])}{', ...' if len(rows) > 5 else ''})" if rows else ""
 
 
 def prepare(
@@ -89,15 +85,12 @@ def prepare(
     of held-out training questions. UserError for anything unknown, unreadable or empty, and for the first bad row
     unless `skip_bad_rows`.
     """
-    if name not in DATASETS:
-        if name == "reasoning_gym":
-            raise UserError(
-                "--dataset is 'reasoning_gym', which has no files to prepare; train with data.source=reasoning_gym and "
-                "the names of its tasks in data.tasks"
-            )
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"--dataset is {name!r}; choose one of {', '.join(DATASETS)}{hint}")
+    if name == "reasoning_gym":
+        raise UserError(
+            "--dataset is 'reasoning_gym', which has no files to prepare; train with data.source=reasoning_gym and "
+            "the names of its tasks in data.tasks"
+        )
+    one_of("--dataset", name, DATASETS)
     if max_chars < 0:
         raise UserError(f"--max_chars is {max_chars}; it must be 0 (no limit) or more")
     if heldout is not None and (heldout < 0 or (heldout > 1 and heldout != int(heldout))):
@@ -107,17 +100,17 @@ def prepare(
     if folder.exists():
         raise UserError(f"{folder} exists already; delete it or choose another --out")
 
-    found = locate(dataset, source, out)
-    size, sha256 = files.digest(found)
-    read = read_rows(dataset, found, skip_bad_rows)
+    located = locate(dataset, source, out)
+    size, sha256 = files.digest(located)
+    read = read_rows(dataset, located, skip_bad_rows)
     _refuse_copies(read.given, source)
-    splits, counts = split_rows(dataset, read.rows, dataset.heldout if heldout is None else heldout)
+    splits, removed = split_rows(dataset, read.rows, dataset.heldout if heldout is None else heldout)
     given = {row.split for row in read.rows} - {"train"}
     splits, too_long = leave_out_long(dataset, splits, given, max_chars)
     report = PrepareReport(
         dataset=name,
         folder=str(folder),
-        files=len(found),
+        files=len(located),
         bytes=size,
         sha256=sha256,
         rows=read.count,
@@ -125,7 +118,7 @@ def prepare(
         left_out=dict(sorted(read.left_out.items())),
         too_long=too_long,
         max_chars=max_chars,
-        **counts,
+        **removed._asdict(),
         bad_rows=tuple(read.bad),
     )
     write(name, splits, out)
@@ -157,36 +150,36 @@ class _Read:
     bad: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_rows(dataset: DataSet, found: Iterable[tuple[Path, Path]], skip_bad_rows: bool) -> _Read:
+def read_rows(dataset: DataSet, located: list[tuple[Path, Path]], skip_bad_rows: bool) -> _Read:
     """Every record of the files as a row with its split, and a count of those that are none."""
     read = _Read()
     ids: dict[tuple[str, str], str] = {}
-    for file, below in found:
-        for place, record in files.read(file, below, dataset):
-            read.count += 1
-            try:
-                if isinstance(record, str):
-                    raise BadRow(record)
-                row = dataset.parse(record, place)
-                if isinstance(row, Row):
-                    row = _checked(row, row.split or place.split or dataset.split)
-                if isinstance(row, Row):
-                    first = ids.setdefault((row.split, row.example.id), str(place))
-                    if first != str(place):
-                        raise BadRow(f"id {row.example.id!r} is also that of {first}")
-            except BadRow as e:
-                read.bad.append(f"{place}: {e}")
-                if not skip_bad_rows:
-                    raise UserError(
-                        f"{read.bad[0]}; give {dataset.fetch}, or leave such rows out with --skip_bad_rows"
-                    ) from e
-                continue
-            if isinstance(row, Left):
-                read.left_out[row.reason] += 1
-            else:
-                read.rows.append(row)
-                if row.split != "train":
-                    read.given.setdefault((row.split, place.file), set()).add(row.key)
+    records = dataset.records(located) if dataset.records else files.read_all(located, dataset)
+    for location, record in records:
+        read.count += 1
+        try:
+            if isinstance(record, str):
+                raise BadRow(record)
+            row = dataset.parse(record, location)
+            if isinstance(row, Row):
+                row = _checked(row, row.split or location.split or dataset.split)
+            if isinstance(row, Row):
+                first = ids.setdefault((row.split, row.example.id), str(location))
+                if first != str(location):
+                    raise BadRow(f"id {row.example.id!r} is also that of {first}")
+        except BadRow as e:
+            read.bad.append(f"{location}: {e}")
+            if not skip_bad_rows:
+                raise UserError(
+                    f"{read.bad[0]}; give {dataset.fetch}, or leave such rows out with --skip_bad_rows"
+                ) from e
+            continue
+        if isinstance(row, Skipped):
+            read.left_out[row.reason] += 1
+        else:
+            read.rows.append(row)
+            if row.split != "train":
+                read.given.setdefault((row.split, location.file), set()).add(row.key)
     if not read.rows:
         why = "; ".join([f"{n} {reason}" for reason, n in read.left_out.items()]) or "the files are empty"
         more = f"; {len(read.bad)} bad" if read.bad else ""
@@ -196,9 +189,9 @@ def read_rows(dataset: DataSet, found: Iterable[tuple[Path, Path]], skip_bad_row
 
 def _refuse_copies(given: dict[tuple[str, str], set[str]], source: str) -> None:
     """A test set is kept as it is given, so a second copy of its file would count every question twice."""
-    seen: dict[tuple[str, frozenset[str]], str] = {}
+    files_of: dict[tuple[str, frozenset[str]], str] = {}
     for (split, file), keys in given.items():
-        first = seen.setdefault((split, frozenset(keys)), file)
+        first = files_of.setdefault((split, frozenset(keys)), file)
         if first == file or len(keys) == 1:  # a file may be one question
             continue
         names = [str(PurePosixPath(f).parent) for f in (first, file)]
@@ -212,8 +205,8 @@ def _refuse_copies(given: dict[tuple[str, str], set[str]], source: str) -> None:
         )
 
 
-def _checked(row: Row, split: str) -> Row | Left:
-    """The row with its split and key filled in; Left where it has no question or no answer."""
+def _checked(row: Row, split: str) -> Row | Skipped:
+    """The row with its split and key filled in; Skipped where it has no question or no answer."""
     example = row.example
     if not split:
         raise BadRow("cannot tell whether it is for training or testing; put train or test in the file's name")
@@ -223,11 +216,11 @@ def _checked(row: Row, split: str) -> Row | Left:
         except UnicodeEncodeError:
             raise BadRow("a text holds half of a surrogate pair, which is not text") from None
     if not example.prompt.strip():
-        return Left("no question")
+        return Skipped("no question")
     if not example.answer.strip():
-        return Left("no answer")
-    key = row.key or example_key(example)
-    return dataclasses.replace(row, split=split, key=key, group=row.group or key)
+        return Skipped("no answer")
+    key, group = row.key or example_key(example), row.group or row.key or group_key(example)
+    return dataclasses.replace(row, split=split, key=key, group=group)
 
 
 # ---------------------------------------------------------------------------------------- storage

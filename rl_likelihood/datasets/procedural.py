@@ -7,7 +7,7 @@ A task is written NAME or NAME(parameter=value, ...), as Python writes a call wi
     leg_counting(min_animals=1, max_animals=1)  with parameters of its own (its Config says which there are)
     chain_sum()                                 reasoning_gym's data set of that name, not the preset
 
-Questions and answers are reasoning_gym's own words. What else its graders need of an item (`grading_gym`) is kept in
+Questions and answers are reasoning_gym's own words. What else its graders need of an item (`grading.gym`) is kept in
 `Example.check`. Data sets that give no reference answer (rubiks_cube, graph_color, ...) are refused.
 """
 
@@ -121,9 +121,9 @@ def _factory():
 
 def _items(task: Task, seed: int):
     """CHUNK items of a data set, by their numbers."""
-    taken = {"size", "seed"} & set(task.parameters)
-    if taken:
-        raise UserError(f"data.tasks has {task.text!r}; {taken.pop()!r} is set here: leave it out")
+    reserved = {"size", "seed"} & set(task.parameters)
+    if reserved:
+        raise UserError(f"data.tasks has {task.text!r}; {reserved.pop()!r} is set by the program: leave it out")
     try:
         return _factory().create_dataset(task.dataset, size=CHUNK, seed=seed, **task.parameters)
     except Exception as e:  # whatever its own checks raise: assertions, types, values
@@ -186,9 +186,9 @@ def worked_chain(expression: str, fault_rate: float) -> str:
     The faults of an expression are always the same.
     """
     rng = random.Random(expression)
-    first, *rest = re.split(r" ([+-]) ", expression)
+    first, *others = re.split(r" ([+-]) ", expression)
     total, steps = int(first), []
-    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+    for sign, term in zip(others[::2], others[1::2], strict=True):
         right = total + int(term) if sign == "+" else total - int(term)
         wrong = right + rng.choice((-3, -2, -1, 1, 2, 3))
         result = wrong if rng.random() < fault_rate else right

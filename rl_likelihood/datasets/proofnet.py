@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from rl_likelihood.datasets.common import DataSet, Left, Place, Row, text
+from rl_likelihood.datasets.common import WRITTEN, DataSet, Location, Row, Skipped, text
 from rl_likelihood.shapes import Example
 
 _FOLDER = (
@@ -13,7 +13,7 @@ _FOLDER = (
 )
 
 
-def parse(record: dict, place: Place) -> Row | Left:
+def parse(record: dict, location: Location) -> Row | Skipped:
     statement = text(record, "nl_statement")
     proof = re.sub(r"^\\begin\{proof\}|\\end\{proof\}$", "", text(record, "nl_proof")).strip()
     return Row(Example(text(record, "id"), statement, proof, task="proof"))
@@ -25,4 +25,9 @@ DATASET = DataSet(
     fetch="valid.jsonl and test.jsonl of zhangir-azerbayev/ProofNet (benchmark)",
     addresses=(_FOLDER + "valid.jsonl", _FOLDER + "test.jsonl"),
     patterns=("*proofnet*", "*benchmark/*", "valid.jsonl", "test.jsonl"),
+    grader="none",
+    max_prompt=256,
+    max_answer=1920,
+    instruction=WRITTEN,
+    train_split="validation",
 )

@@ -1,54 +1,73 @@
-"""Where questions come from: procedural tasks and JSON lines, split into training and held-out rows.
+"""Where questions come from: tasks made by a program, the user's own files, or prepared data sets.
 
-No held-out question is ever a training question, and none of either is a worked example of a prompt.
+No held-out question, nor a variant of one, is ever a training question, and none of either is a worked example of a
+prompt.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rl_likelihood.data import prepared
-from rl_likelihood.data.jsonl import read_jsonl
-from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
-from rl_likelihood.datasets import procedural
+from rl_likelihood.data.own_rows import Columns, read_rows
+from rl_likelihood.data.prompts import PromptConfig
+from rl_likelihood.data.records import Location
+from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
+from rl_likelihood.datasets import files, procedural
+from rl_likelihood.datasets.common import Files
 from rl_likelihood.datasets.procedural import PRESETS
+from rl_likelihood.datasets.questions import by_group, distinct, group_key, hold_out, named, variant_key, without
 from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, UserError
 
 # A procedural task is used up when this many draws in a row bring no new question.
 DRY_DRAWS = 3000
+OWN = Files(name="your rows", fetch="a file of JSON lines, a JSON array or a parquet file")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which questions a run has.
+    """Which questions a run has."""
 
-    Without `heldout_path` the held-out rows are the `heldout_size` rows of `train_path` whose questions have
-    the smallest sha256: shuffling the file or changing the seed moves none of them, adding or taking rows may.
-    """
-
-    source: Literal["reasoning_gym", "jsonl", "prepared"] = field(
-        "reasoning_gym", "tasks made by a program, JSON lines, or a folder that rl_likelihood.datasets.prepare wrote"
+    source: Literal["reasoning_gym", "files", "jsonl", "prepared"] = field(
+        "reasoning_gym",
+        "reasoning_gym: tasks made by a program; files: your own rows (jsonl is its old name); prepared: a folder that "
+        "rl_likelihood.datasets.prepare wrote",
     )
     tasks: tuple[str, ...] = field(
         ("basic_arithmetic",),
         'reasoning_gym: one_operation, basic_arithmetic, chain_sum, or any of its data sets, as "leg_counting" or '
         '"leg_counting(min_animals=1)"',
     )
-    train_path: str = field("", 'jsonl: lines {"prompt", "answer"[, "chain", "id", "task"]}; prepared: the folder')
-    heldout_path: str = field("", "jsonl: the held-out rows; empty: heldout_size rows of train_path")
-    train_split: str = field("", "prepared: its name; empty: train")
-    heldout_split: str = field("", "prepared: its name; empty: the first of validation and test")
+    train_path: str = field(
+        "",
+        "files: JSON lines, a JSON array, parquet, each also .gz, a folder or archive of such, or a data set of the "
+        "Hugging Face hub, hf:owner/name[@revision][/folder]; prepared: the folder",
+    )
+    heldout_path: str = field("", "files: the held-out rows; empty: a split of train_path, or rows of it")
+    train_split: str = field("", "prepared, and files of which several are named; empty: train")
+    heldout_split: str = field("", "the same; empty: the first of validation and test that is there")
     fast_split: str = field("", "prepared: another split for the fast evaluations during training")
-    train_size: int = field(2000, "training questions; for jsonl 0 means all", least=0)
-    heldout_size: int = field(100, "held-out questions; for jsonl 0 means all of heldout_path", least=0)
+    prompt_column: str = field("prompt", "files: the field with the question, or with a conversation")
+    answer_column: str = field("answer", "files: the field with the reference answer, text or a number")
+    chain_column: str = field("chain", "files: the field with a chain of thought, for fine-tuning and worked examples")
+    train_size: int = field(-1, "training questions; 0: all; -1: 2,000 of reasoning_gym, all of the others", least=-1)
+    heldout_size: int = field(
+        -1,
+        "held-out questions; -1: 100 of reasoning_gym, all of a held-out file or split, or a tenth of the training "
+        "rows and at most 100; 0: none of the training rows, all of the others",
+        least=-1,
+    )
     seed: int = field(0, "of the questions that a program makes", least=0)
     skip_bad_rows: bool = field(False, "leave out, count and name bad rows, and training rows that are too long")
+
+    @property
+    def columns(self) -> Columns:
+        """What the user's files call their fields."""
+        return Columns(self.prompt_column, self.answer_column, self.chain_column)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +76,30 @@ class LoadReport:
 
     rows: int
     duplicates: int  # the same question again within its set
-    overlap_removed: int  # training rows that ask a held-out question, rows that ask a worked example
+    overlap_removed: int  # training rows that ask a held-out question or a variant, rows that ask a worked example
     bad_rows: tuple[str, ...] = ()  # "file:line: reason"
+    removed: tuple[str, ...] = ()  # the duplicates and overlaps of files, each in words
 
 
-def load(cfg: DataConfig, training: bool = True) -> tuple[list[Example], list[Example], LoadReport]:
+Loaded = tuple[list[Example], list[Example], LoadReport]
+
+
+def load(cfg: DataConfig, training: bool = True, shown: Shots = ()) -> Loaded:
     """(train, heldout, report) by the settings; the same settings give the same rows in the same order.
 
     Raises UserError for anything that is not there, not readable or not enough. An evaluation (`training` False) gets
-    no training rows, and needs none: a set may be for evaluation alone, or a file be named for both.
+    no training rows, and needs none: a set may be for evaluation alone, or a file be named for both. `shown` are the
+    user's own worked examples, whose questions are in neither set.
     """
+    worked = _worked_groups(shown)
     if cfg.source == "reasoning_gym":
-        return _load_procedural(cfg, training)
-    if cfg.source == "jsonl":
-        return _load_jsonl(cfg, training)
-    return _load_prepared(cfg, training)
+        return _load_procedural(cfg, training, worked)
+    if cfg.source == "prepared":
+        return _load_prepared(cfg, training, worked)
+    return _load_files(cfg, training, worked)
 
 
-def load_fast(cfg: DataConfig) -> list[Example]:
+def load_fast(cfg: DataConfig, shown: Shots = ()) -> list[Example]:
     """The questions of `fast_split`, for evaluations during training; none if it is not named."""
     if not cfg.fast_split:
         return []
@@ -84,8 +109,49 @@ def load_fast(cfg: DataConfig) -> list[Example]:
         )
     if cfg.fast_split == (cfg.train_split or "train"):
         raise UserError(f"data.fast_split is {cfg.fast_split!r}, which is trained on; name another split")
-    worked = _worked_keys()
-    return [e for e in prepared.read(cfg.train_path, cfg.fast_split) if example_key(e) not in worked]
+    return without(prepared.read(cfg.train_path, cfg.fast_split), _worked_groups(shown), "")[0]
+
+
+def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptConfig:
+    """The prompt's settings with the texts that they name: the instruction, and the user's own worked examples.
+
+    `most` is how many worked examples any prompt of the run shows. Without `examples_path` those of the data's own
+    tasks are shown, or the first training rows that have a chain.
+    """
+    instruction = prompt.instruction
+    if prompt.instruction_path:
+        if instruction:
+            raise UserError("prompt.instruction and prompt.instruction_path are both set; set exactly one of them")
+        try:
+            instruction = Path(prompt.instruction_path).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(
+                f"prompt.instruction_path = {prompt.instruction_path} cannot be read as text ({e}); check the path"
+            ) from e
+        if not instruction:
+            raise UserError(
+                f"prompt.instruction_path = {prompt.instruction_path} is empty; write the instruction in it"
+            )
+    return dataclasses.replace(prompt, instruction=instruction, shots=_own_examples(prompt.examples_path, cfg, most))
+
+
+def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
+    if not most or (cfg.source == "reasoning_gym" and not path):
+        return ()
+    if path:
+        rows = read_rows(_located(path, "prompt.examples_path"), _folder(path), cfg.columns, False)[0]
+    elif cfg.source == "prepared":
+        train = cfg.train_split or "train"
+        rows = prepared.read(cfg.train_path, train) if train in prepared.splits(cfg.train_path) else []
+    else:
+        rows = read_rows(_sides(cfg)[0], _folder(cfg.train_path), cfg.columns, cfg.skip_bad_rows)[0]
+    shots = tuple((row.prompt, row.chain, row.answer) for row in rows if row.chain)[:most]
+    if path and len(shots) < most:
+        raise UserError(
+            f"prompt.examples_path = {path} has {len(shots)} rows with a chain, but {most} worked examples are asked "
+            f"for; add rows, or set prompt.examples and warm_start.examples to at most {len(shots)}"
+        )
+    return shots if len(shots) == most else ()
 
 
 def describe(
@@ -93,40 +159,25 @@ def describe(
 ) -> str:
     """The data line of the start message. `train` is what is left without the rows that are `too_long` (in words)."""
     name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
+    removed = (
+        f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
+    )
     return (
         f"{name}: {len(train)} training and {len(heldout)} held-out questions; removed {report.duplicates} duplicates, "
-        f"{report.overlap_removed} that overlap held-out or worked questions, "
-        f"{_counted(report.bad_rows, 'bad row')}, {_counted(too_long, 'too long training row')}"
+        f"{report.overlap_removed} that overlap held-out or worked questions{removed}, "
+        f"{named(report.bad_rows, 'bad row')}, {named(too_long, 'too long training row')}"
     )
 
 
-def _counted(rows: Sequence[str], what: str) -> str:
-    """How many, and the first few of them by name."""
-    named = f" ({'; '.join(rows[:5])}{'; ...' if len(rows) > 5 else ''})" if rows else ""
-    return f"{len(rows)} {what}{'' if len(rows) == 1 else 's'}{named}"
-
-
-def question_key(text: str) -> str:
-    """What makes two questions one: case, spacing, final punctuation and the presets' wording do not count."""
-    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" .=?!")
-    for preset in PRESETS.values():
-        text = text.removeprefix(preset.wording.partition("{}")[0].casefold())
-    return text
-
-
-def example_key(example: Example) -> str:
-    """`question_key` of the question, or of every turn of a conversation."""
-    return "\n".join(question_key(content) for _, content in example.messages) or question_key(example.prompt)
-
-
-def _worked_keys() -> set[str]:
-    return {question_key(question) for shots in WORKED_EXAMPLES.values() for question, _, _ in shots}
+def _worked_groups(shown: Shots) -> set[str]:
+    built_in = (shot for shots in WORKED_EXAMPLES.values() for shot in shots)
+    return {variant_key(question) for question, _, _ in (*built_in, *shown)}
 
 
 # ---------------------------------------------------------------------------------------- procedural
 
 
-def _load_procedural(cfg: DataConfig, training: bool) -> tuple[list[Example], list[Example], LoadReport]:
+def _load_procedural(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
     if not cfg.tasks:
         raise UserError(
             f"data.tasks is empty; name at least one of {', '.join(PRESETS)}, or of reasoning_gym's data sets"
@@ -135,132 +186,167 @@ def _load_procedural(cfg: DataConfig, training: bool) -> tuple[list[Example], li
         raise UserError(f"data.tasks names a task twice: {', '.join(cfg.tasks)}; name each once")
     for task in cfg.tasks:
         procedural.parse(task)
-    if training and cfg.train_size < 1:
+    train_size = 2000 if cfg.train_size < 0 else cfg.train_size
+    if training and not train_size:
         raise UserError("data.train_size is 0; a procedural source has no end, so say how many questions to draw")
 
     # Held-out first: it takes its questions, training gets what is left. One set of keys for all tasks,
     # because two wordings of one sum are one question.
-    worked = _worked_keys()
-    heldout, of_heldout = _draw_split(cfg, "heldout", cfg.heldout_size, worked)
-    taken = worked | {question_key(e.prompt) for e in heldout}
-    train, of_train = _draw_split(cfg, "train", cfg.train_size if training else 0, taken)
+    heldout, of_heldout = _draw_split(cfg, "heldout", 100 if cfg.heldout_size < 0 else cfg.heldout_size, worked)
+    excluded = worked | {variant_key(e.prompt) for e in heldout}
+    train, of_train = _draw_split(cfg, "train", train_size if training else 0, excluded)
     both = zip(dataclasses.astuple(of_heldout), dataclasses.astuple(of_train), strict=True)
     return train, heldout, LoadReport(*(a + b for a, b in both))
 
 
-def _draw_split(cfg: DataConfig, split: str, size: int, taken: set[str]) -> tuple[list[Example], LoadReport]:
-    """`size` distinct examples, none of them in `taken`, evenly from every task and interleaved."""
-    seen: set[str] = set()
+def _draw_split(cfg: DataConfig, split: str, size: int, excluded: set[str]) -> tuple[list[Example], LoadReport]:
+    """`size` distinct examples, none of them in an `excluded` group, evenly from every task and interleaved."""
+    asked: set[str] = set()
     drawn = duplicates = overlap = 0
     bad: list[str] = []
     by_task: list[list[Example]] = []
     for position, task in enumerate(cfg.tasks):
         want = size // len(cfg.tasks) + (position < size % len(cfg.tasks))
-        kept: list[Example] = []
+        chosen: list[Example] = []
         stream = procedural.generate(task, cfg.seed, split)
         dry = 0
-        while len(kept) < want:
+        while len(chosen) < want:
             example = next(stream)
-            key = question_key(example.prompt)
+            key = variant_key(example.prompt)
             drawn += 1
             dry += 1
-            if key in taken:
+            if key in excluded:
                 overlap += 1
-            elif key in seen:
+            elif key in asked:
                 duplicates += 1
             elif not example.answer:  # the right answer to a few string tasks is nothing
                 bad.append(f"{example.id}: the answer is empty")
             else:
-                seen.add(key)
-                kept.append(example)
+                asked.add(key)
+                chosen.append(example)
                 dry = 0
             if dry == DRY_DRAWS:
                 raise UserError(
                     f"data.{split}_size = {size} asks for {want} distinct questions of {task}, which ran out after "
-                    f"{len(kept)}; set data.{split}_size to at most {len(kept) * len(cfg.tasks)}"
+                    f"{len(chosen)}; set data.{split}_size to at most {len(chosen) * len(cfg.tasks)}"
                 )
-        by_task.append(kept)
+        by_task.append(chosen)
     longest = max(map(len, by_task))
     rows = [rows[i] for i in range(longest) for rows in by_task if i < len(rows)]
     return rows, LoadReport(drawn, duplicates, overlap, tuple(bad))
 
 
-# ---------------------------------------------------------------------------------------- JSON lines
+# ---------------------------------------------------------------------------------------- files
 
 
-def _load_jsonl(cfg: DataConfig, training: bool) -> tuple[list[Example], list[Example], LoadReport]:
+def _located(path: str, field_name: str) -> files.Records:
+    """The records of a file, folder, archive or data set of the hub. `field_name` is where the user named it."""
+    source = files.from_hub(path, f"name a file with {field_name}") if path.startswith("hf:") else path
+    return files.read_all(files.locate([source], OWN, field_name), OWN, as_written=True)
+
+
+def _folder(path: str) -> str:
+    """What stands before a record's file in messages."""
+    return path[: len(path) - len(Path(path).name)] if Path(path).expanduser().is_file() else path.rstrip("/") + "/"
+
+
+def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Location, Any]] | None]:
+    """Records of `train_path` to train on, and those that its files name as held out; None if they name none."""
     if not cfg.train_path:
-        raise UserError("data.train_path is empty; name a file of JSON lines with fields prompt and answer")
-    rows, bad = read_jsonl(cfg.train_path, "data.train_path", cfg.skip_bad_rows)
-    held: list[Example] = []
-    if cfg.heldout_path:
-        held, more_bad = read_jsonl(cfg.heldout_path, "data.heldout_path", cfg.skip_bad_rows)
-        bad += more_bad
-    read = len(rows) + len(held)
-    worked = _worked_keys()
-    rows, dup_r, worked_r = _distinct(rows, worked)
-    held, dup_h, worked_h = _distinct(held, worked)
-
-    if cfg.heldout_path:
-        held = _first(held, cfg.heldout_size, "heldout", cfg.heldout_path)
-    elif cfg.heldout_size:
-        if cfg.heldout_size >= len(rows):
+        raise UserError(f"data.train_path is empty; name {OWN.fetch} with --config.data.train_path=PATH")
+    by_split: dict[str, list[tuple[Location, Any]]] = {}
+    for location, record in _located(cfg.train_path, "data.train_path"):
+        by_split.setdefault(location.split, []).append((location, record))
+    if len(by_split) < 2 and not cfg.train_split and not cfg.heldout_split:
+        return next(iter(by_split.values()), []), None  # one file, whatever it is called
+    train = cfg.train_split or ("train" if "train" in by_split else "")
+    heldout = cfg.heldout_split or next((s for s in prepared.HELDOUT if s in by_split and s != train), "")
+    for name, split in (("train_split", train), ("heldout_split", heldout)):
+        if split not in by_split and (split or name == "train_split"):
             raise UserError(
-                f"data.heldout_size = {cfg.heldout_size} leaves nothing to train on: {cfg.train_path} has {len(rows)} "
-                f"distinct questions; set it to at most {max(len(rows) - 1, 0)} or give data.heldout_path"
+                f"data.{name} is {split!r}, but the files of {cfg.train_path} are named for "
+                f"{', '.join(filter(None, by_split)) or 'no split'}; set it to one of those"
             )
-        by_hash = sorted(rows, key=lambda e: hashlib.sha256(example_key(e).encode()).digest())
-        chosen = {example_key(e) for e in by_hash[: cfg.heldout_size]}
-        held = [e for e in rows if example_key(e) in chosen]
-        rows = [e for e in rows if example_key(e) not in chosen]
+    if heldout == train:
+        raise UserError(f"data.train_split and data.heldout_split are both {train!r}; name two splits")
+    return by_split[train], by_split[heldout] if heldout and not cfg.heldout_path else None
 
-    held_keys = {example_key(e) for e in held}
-    train = [e for e in rows if example_key(e) not in held_keys]
-    overlap = worked_r + worked_h + len(rows) - len(train)
+
+def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
+    located, located_held = _sides(cfg)
+    rows, bad = read_rows(located, _folder(cfg.train_path), cfg.columns, cfg.skip_bad_rows)
+    held_path = cfg.heldout_path or cfg.train_path
+    if cfg.heldout_path:
+        located_held = list(_located(cfg.heldout_path, "data.heldout_path"))
+    held, bad_held = read_rows(located_held or [], _folder(held_path), cfg.columns, cfg.skip_bad_rows)
+    read = len(rows) + len(held)
+    (rows, again), (held, again_held) = distinct(rows), distinct(held)
+    rows, shown = without(rows, worked, "a worked example")
+    held, shown_held = without(held, worked, "a worked example")
     if not rows:
-        raise UserError(f"{cfg.train_path} has no usable row; give it lines with fields prompt and answer")
+        raise UserError(f"{cfg.train_path} has no usable row; give it rows with a question and an answer")
+
+    if located_held is not None:
+        held = _first(held, max(cfg.heldout_size, 0), "heldout", held_path)
+        train, variants = without(rows, {group_key(row) for row in held}, "a held-out question")
+    else:
+        groups = by_group(rows)
+        chosen, spare = hold_out(groups, _heldout_size(cfg, len(rows), len(groups)))
+        held_ids, spare_ids = {row.id for row in chosen}, {row.id for row in spare}
+        held = [row for row in rows if row.id in held_ids]  # in the order of the file
+        train = [row for row in rows if row.id not in held_ids and row.id not in spare_ids]
+        variants = [f"{row.id} asks a variant of a held-out question" for row in spare]
     if not training:
         train = []
     elif not train:
         raise UserError(
-            f"all {len(rows)} questions of {cfg.train_path} are in data.heldout_path = {cfg.heldout_path}; "
-            f"give training questions of their own"
+            f"all {len(rows)} questions of {cfg.train_path} are held out, or variants of held-out ones "
+            f"({held_path}); give training questions of their own"
         )
-    train = _first(train, cfg.train_size if training else 0, "train", cfg.train_path)
-    return train, held, LoadReport(rows=read, duplicates=dup_r + dup_h, overlap_removed=overlap, bad_rows=tuple(bad))
+    train = _first(train, max(cfg.train_size, 0) if training else 0, "train", cfg.train_path)
+    merged, overlap = again + again_held, shown + shown_held + variants
+    return train, held, LoadReport(read, len(merged), len(overlap), (*bad, *bad_held), (*merged, *overlap))
 
 
-def _load_prepared(cfg: DataConfig, training: bool) -> tuple[list[Example], list[Example], LoadReport]:
+def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
+    """How many of the training rows are held out."""
+    size = min(100, rows // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
+    if size and size >= groups:
+        raise UserError(
+            f"data.heldout_size = {size} leaves nothing to train on: {cfg.train_path} has {groups} distinct questions "
+            f"(variants count once); add rows, give data.heldout_path, or set data.heldout_size to at most {groups - 1}"
+        )
+    return size
+
+
+# ---------------------------------------------------------------------------------------- prepared
+
+
+def _load_prepared(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
     """Splits that `prepare` made and cleaned; only questions of the worked examples are left to remove."""
     if not cfg.train_path:
         raise UserError("data.train_path is empty; name a folder that python -m rl_likelihood.datasets.prepare wrote")
     rows, held = prepared.load(cfg.train_path, cfg.train_split, cfg.heldout_split, training)
     if training and not rows:
-        there = ", ".join(prepared.splits(cfg.train_path))
+        names = ", ".join(prepared.splits(cfg.train_path))
         raise UserError(
-            f"{cfg.train_path} is for evaluation: its splits are {there}; evaluate with it, or train on one of several "
+            f"{cfg.train_path} is for evaluation: its splits are {names}; evaluate with it, or train on one of several "
             "by naming two of them in data.train_split and data.heldout_split"
         )
-    worked = _worked_keys()
-    kept_rows, kept_held = ([e for e in part if example_key(e) not in worked] for part in (rows, held))
-    removed = len(rows) + len(held) - len(kept_rows) - len(kept_held)
-    train = _first(kept_rows, cfg.train_size if training else 0, "train", cfg.train_path)
-    heldout = _first(kept_held, cfg.heldout_size, "heldout", cfg.train_path)
-    return train, heldout, LoadReport(rows=len(rows) + len(held), duplicates=0, overlap_removed=removed)
+    read = len(rows) + len(held)
+    rows, shown = without(rows, worked, "a worked example")
+    held, shown_held = without(held, worked, "a worked example")
+    train = _first(rows, max(cfg.train_size, 0) if training else 0, "train", cfg.train_path)
+    heldout = _first(held, max(cfg.heldout_size, 0), "heldout", cfg.train_path)
+    removed = (*shown, *shown_held)
+    return train, heldout, LoadReport(read, 0, len(removed), removed=removed)
 
 
-def _distinct(rows: list[Example], taken: set[str]) -> tuple[list[Example], int, int]:
-    """The first row of every question that is not in `taken`; counts of repeats and of those taken."""
-    free = [e for e in rows if example_key(e) not in taken]
-    first = {example_key(e): e for e in reversed(free)}
-    kept = [e for e in free if first[example_key(e)] is e]
-    return kept, len(free) - len(kept), len(rows) - len(free)
-
-
-def _first(rows: list[Example], size: int, split: str, path: str) -> list[Example]:
+def _first(rows: list[Example], size: int, side: str, path: str) -> list[Example]:
+    """The first `size` rows, all for 0."""
     if size > len(rows):
         raise UserError(
-            f"data.{split}_size is {size} but {path} has {len(rows)} distinct {split.replace('held', 'held-')} "
-            f"questions; set it to at most {len(rows)}, or to 0 for all"
+            f"data.{side}_size is {size}, but {path} has {len(rows)} distinct {side.replace('held', 'held-')} "
+            f"questions; set --config.data.{side}_size={len(rows)}, or 0 for all"
         )
     return rows[:size] if size else rows

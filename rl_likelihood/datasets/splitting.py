@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import json
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rl_likelihood.datasets.common import DataSet, Row
+from rl_likelihood.datasets.questions import again, hash_of
 from rl_likelihood.shapes import UserError
 
 
-def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[dict[str, list[Row]], dict[str, int]]:
-    """Splits by name (train first), and counts of duplicates, overlap and repeats.
+class Removed(NamedTuple):
+    """Rows that splitting removed, in words, and those that it leaves."""
+
+    duplicates: tuple[str, ...]  # the same question again within the training rows
+    overlap: tuple[str, ...]  # training rows that ask a question of a given test or validation set, or a variant of it
+    repeats: tuple[str, ...]  # the same question again within those sets, which are kept as they are given
+
+
+def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[dict[str, list[Row]], Removed]:
+    """Splits by name (train first), and what was removed for them.
 
     Given test and validation sets stay whole. Training rows lose repeated questions, then those that are held out.
     """
@@ -20,15 +29,11 @@ def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[d
     for row in rows:
         given[row.split].append(row)
     train = given.pop("train", [])
-    first = {row.key: row for row in reversed(train)}
-    distinct = [row for row in train if first[row.key] is row]
-    taken = {row.group for split in given.values() for row in split}
-    free = [row for row in distinct if row.group not in taken]
-    counts = {
-        "duplicates": len(train) - len(distinct),
-        "overlap": len(distinct) - len(free),
-        "repeats": sum(len(split) - len({row.key for row in split}) for split in given.values()),
-    }
+    distinct, duplicates = _distinct(train)
+    asked = {row.group: row.example.id for split in given.values() for row in split}
+    free = [row for row in distinct if row.group not in asked]
+    overlap = [f"{row.example.id} asks what {asked[row.group]} does" for row in distinct if row.group in asked]
+    repeats = [sentence for split in given.values() for sentence in _distinct(split)[1]]
     held: list[Row] = []
     if heldout and free and dataset.heldout_split not in given:
         chosen = _held_out(free, heldout, dataset)
@@ -38,7 +43,17 @@ def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[d
         raise UserError(f"nothing of {dataset.name} is left to train on; the held-out sets have all its questions")
     splits = {"train": free, dataset.heldout_split: held} if held else {"train": free}
     splits |= {name: given[name] for name in sorted(given)}
-    return {name: split for name, split in splits.items() if split}, counts
+    removed = Removed(tuple(duplicates), tuple(overlap), tuple(repeats))
+    return {name: split for name, split in splits.items() if split}, removed
+
+
+def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The first row of every question, and the others in words."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.key, row)
+    others = [row for row in rows if first[row.key] is not row]
+    return list(first.values()), [again(row.example, first[row.key].example) for row in others]
 
 
 def _held_out(rows: list[Row], heldout: float, dataset: DataSet) -> set[str]:
@@ -48,7 +63,7 @@ def _held_out(rows: list[Row], heldout: float, dataset: DataSet) -> set[str]:
     hashes, so it moves with the questions there are. With strata a share is a count in each stratum, rounded so that
     the sum is exact.
     """
-    ranked = sorted(rows, key=lambda row: _hash(row.group))
+    ranked = sorted(rows, key=lambda row: hash_of(row.group))
     if heldout >= 1:
         if heldout >= len(rows):
             raise UserError(
@@ -57,21 +72,17 @@ def _held_out(rows: list[Row], heldout: float, dataset: DataSet) -> set[str]:
             )
         return {row.group for row in ranked[: int(heldout)]}
     if not dataset.strata:
-        return {row.group for row in rows if int.from_bytes(_hash(row.group)[:8], "big") < heldout * 2**64}
+        return {row.group for row in rows if int.from_bytes(hash_of(row.group)[:8], "big") < heldout * 2**64}
     strata: dict[str, list[Row]] = collections.defaultdict(list)
     for row in ranked:
         strata[json.dumps([str(row.extra.get(name)) for name in dataset.strata])].append(row)
     chosen: set[str] = set()
-    seen = 0
+    before = 0  # rows of the strata before this one
     for _, stratum in sorted(strata.items()):
-        take = round((seen + len(stratum)) * heldout) - round(seen * heldout)
-        seen += len(stratum)
+        take = round((before + len(stratum)) * heldout) - round(before * heldout)
+        before += len(stratum)
         chosen |= {row.group for row in stratum[:take]}
     return chosen
-
-
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
 
 
 def leave_out_long(
@@ -82,16 +93,16 @@ def leave_out_long(
     It comes after holding out: a long question that is held out is left out of both sides, and moves no other.
     """
     long: list[str] = []
-    kept: dict[str, list[Row]] = {}
+    short: dict[str, list[Row]] = {}
     for name, rows in splits.items():
-        kept[name] = rows if name in given or not max_chars else [row for row in rows if _length(row) <= max_chars]
+        short[name] = rows if name in given or not max_chars else [row for row in rows if _length(row) <= max_chars]
         long += [row.example.id for row in rows if name not in given and 0 < max_chars < _length(row)]
-        if rows and not kept[name]:
+        if rows and not short[name]:
             raise UserError(
                 f"--max_chars = {max_chars} leaves none of the {len(rows)} rows of {dataset.name} for {name}; the "
                 f"shortest has {min(map(_length, rows))} characters: set it to more, or to 0 for no limit"
             )
-    return kept, tuple(long)
+    return short, tuple(long)
 
 
 def _length(row: Row) -> int:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 
-from rl_likelihood.datasets.common import BadRow, DataSet, Left, Place, Row, number, text
+from rl_likelihood.datasets.common import BadRow, DataSet, Location, Row, Skipped, number, text
 from rl_likelihood.shapes import Example
 
 
-def parse(record: dict, place: Place) -> Row | Left:
+def parse(record: dict, location: Location) -> Row | Skipped:
     body, question = text(record, "Body"), text(record, "Question")
     if re.search(r"\bnumber\d\b", body):
         raise BadRow("field 'Body' has number0 in place of its numbers: a pre-processed copy; fetch the original")
-    uid = str(record.get("ID") or place.id)
+    uid = str(record.get("ID") or location.id)
     extra = {k: record[k] for k in ("Type", "Equation") if k in record}
     return Row(Example(uid, f"{body} {question}".strip(), number(record, "Answer"), task="svamp"), extra=extra)
 
@@ -30,4 +30,7 @@ DATASET = DataSet(
         "https://raw.githubusercontent.com/arkilpatel/SVAMP/689d7ccac74b9983a2ac7cc3b264f441b99e7c53/SVAMP.json",
     ),
     split="test",
+    grader="numeric",
+    max_prompt=192,
+    max_answer=24,
 )

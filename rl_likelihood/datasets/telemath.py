@@ -7,15 +7,15 @@ its fields (question, answer, category, tags, difficulty) are theirs.
 
 from __future__ import annotations
 
-from rl_likelihood.datasets.common import DataSet, Left, Place, Row, number, text
+from rl_likelihood.datasets.common import DataSet, Location, Row, Skipped, number, text
 from rl_likelihood.shapes import Example
 
 
-def parse(record: dict, place: Place) -> Row | Left:
+def parse(record: dict, location: Location) -> Row | Skipped:
     question, answer = text(record, "question"), number(record, "answer")
     extra = {"category": text(record, "category"), "difficulty": text(record, "difficulty")}
     # The one file is called test; what is held out of it is our choice.
-    return Row(Example(place.id, question, answer, task="telemath"), split="train", extra=extra)
+    return Row(Example(location.id, question, answer, task="telemath"), split="train", extra=extra)
 
 
 DATASET = DataSet(
@@ -26,4 +26,7 @@ DATASET = DataSet(
     split="train",
     heldout=0.2,
     strata=("category", "difficulty"),
+    grader="telemath",
+    max_prompt=1024,
+    max_answer=32,
 )

@@ -5,14 +5,18 @@ prompt and the text of the right option as answer; left out are questions whose 
 whose stem needs them, and those whose question is only "Research Papers". The chain is the explanation. Both sets
 hold out the same questions: the stem decides. One stem with other options is another multiple-choice question.
 
+Of a choice a letter is scored and the token that ends it: with prompt.score_delims=none the letter alone, and then
+prob and avg_prob are one reward. GPT-4 answers about 74 % of the choices (README of gsma-labs/evals).
+
 The authors' archive is encrypted (AES) with the password that their README prints.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
-from rl_likelihood.datasets.common import LETTERS, BadRow, DataSet, Left, Place, Row, multiple_choice, text
+from rl_likelihood.datasets.common import LETTERS, BadRow, DataSet, Location, Row, Skipped, multiple_choice, text
 from rl_likelihood.shapes import Example
 
 _REFERS = re.compile(
@@ -33,26 +37,26 @@ _NEEDS = re.compile(
 )
 
 
-def parse(record: dict, place: Place) -> Row | Left:
+def parse(record: dict, location: Location) -> Row | Skipped:
     question, options, right = _fields(record)
     extra = {"category": text(record, "category"), "options": options}
     example = Example(
-        place.id, multiple_choice(question, options), LETTERS[right - 1], text(record, "explanation"), "teleqna"
+        location.id, multiple_choice(question, options), LETTERS[right - 1], text(record, "explanation"), "teleqna"
     )
     stem = _stem(question)
     key = "\n".join([stem, *sorted(_stem(option) for option in options)])
     return Row(example, key=key, group=stem, extra=extra)
 
 
-def parse_free(record: dict, place: Place) -> Row | Left:
+def parse_free(record: dict, location: Location) -> Row | Skipped:
     question, options, right = _fields(record)
     answer = options[right - 1]
     if _REFERS.search(answer):
-        return Left("answer refers to other options")
+        return Skipped("answer refers to other options")
     if _NEEDS.search(question) or question == "Research Papers":
-        return Left("question cannot be asked without its options")
+        return Skipped("question cannot be asked without its options")
     extra = {"category": text(record, "category"), "options": options}
-    example = Example(place.id, question, answer, text(record, "explanation"), "teleqna_free")
+    example = Example(location.id, question, answer, text(record, "explanation"), "teleqna_free")
     return Row(example, key=_stem(question), extra=extra)
 
 
@@ -88,14 +92,9 @@ DATASET = DataSet(
     split="train",
     heldout=0.1,
     password=b"teleqnadataset",
+    grader="multiple_choice",
+    max_prompt=512,
+    max_answer=16,
+    max_chain=496,
 )
-FREE = DataSet(
-    name="teleqna_free",
-    parse=parse_free,
-    fetch=DATASET.fetch,
-    addresses=DATASET.addresses,
-    patterns=DATASET.patterns,
-    split="train",
-    heldout=0.1,
-    password=DATASET.password,
-)
+FREE = dataclasses.replace(DATASET, name="teleqna_free", parse=parse_free, grader="none", max_answer=96, max_chain=416)

@@ -11,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
 
+from rl_likelihood.config import grader_table
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
@@ -31,9 +31,9 @@ from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.host_rewards import candidate, sampled_texts
 from rl_likelihood.runtime import distributed, run_files
-from rl_likelihood.runtime.console import duration
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampler_weights, share_of, using
 from rl_likelihood.runtime.lock import lock
+from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.settings import largest_divisor
 from rl_likelihood.shapes import CHAIN, REFERENCE, ROW_FIELDS, TAG, ChainFormat, Rollout
@@ -42,7 +42,6 @@ from rl_likelihood.task import EVALUATE, Task
 EXAMPLES = 4  # questions whose greedy answers are kept with the numbers
 AHEAD = 4  # batches of greedy answers that the sampler gets together
 ROWS_AT_ONCE = 32  # scored in one forward, about: more does not fit the caches of a CPU
-EVERY = 15.0  # seconds between words of progress
 
 Record = dict[str, Any]
 # One compiled scorer for all evaluations of a run.
@@ -57,7 +56,7 @@ class Evaluation:
     folder:   records are kept in `folder`/evaluations, under a name (`records`) for these weights, questions and
               settings; those that are there already are not made again
     between:  called between batches; it may raise to break off
-    say:      progress, at the start and every 15 s
+    say:      progress, at the start and every 15 s; a bar instead on `stream`, or on stdout, where it is a terminal
     """
 
     task: Task
@@ -68,6 +67,7 @@ class Evaluation:
     folder: Path | None = None
     between: Callable[[], None] = lambda: None
     say: Callable[[str], None] = lambda _: None
+    stream: TextIO | None = None
 
 
 def evaluate(e: Evaluation, fast: bool = False) -> dict[str, Any]:
@@ -108,45 +108,20 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
         if done < n:
             e.say(f"evaluating {n - done} questions, {samples} sampled chains each")
 
-        def progress() -> str:
-            made = len(records) - done
-            left = (time.perf_counter() - start) / made * (n - len(records)) if made else None
-            words = "" if left is None else f", {duration(left)} left"
-            return f"evaluated {len(records)} of {n} questions{words}"
-
-        stack.enter_context(_telling(e.say, progress))
-        c = e.task.config.eval
-        pool = stack.enter_context(Pool(c.grader_workers, c.grader_seconds, unsafe_code=c.unsafe_code))
+        bar = Progress("evaluated", n, "questions", e.say, done=done, stream=e.stream)
+        progress = stack.enter_context(bar)
+        c, table = e.task.config.eval, grader_table(e.task.config.reward.file)
+        pool = stack.enter_context(Pool(c.grader_workers, c.grader_seconds, unsafe_code=c.unsafe_code, table=table))
         for made in _records(e, n, samples, records, pool):
             if path is not None:
                 for record in made:
                     run_files.append(path, {"step": e.step, **record})
             records += made
+            progress.advance(len(made))
     out = statistics.summary(records) | {"samples": samples, "seconds": round(time.perf_counter() - start, 3)}
     if path is not None:
         out["records"] = f"{FOLDER}/{path.name}"
     return out | {"examples": [_example(r) for r in records[:EXAMPLES] if "right" in r["greedy"]]}
-
-
-@contextlib.contextmanager
-def _telling(say: Callable[[str], None], words: Callable[[], str]) -> Iterator[None]:
-    """Says `words()` every EVERY seconds where they are new, whatever goes on meanwhile: one batch may take minutes."""
-    over = threading.Event()
-
-    def tell() -> None:
-        said = ""
-        while not over.wait(EVERY):
-            if (now := words()) != said:
-                said = now
-                say(now)
-
-    thread = threading.Thread(target=tell, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _example(record: Record) -> dict[str, Any]:
@@ -201,7 +176,7 @@ def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Po
     previous = Chain(**before[-1]["lent"]) if before and samples else None
     for batch in _sampled(e, weights, range(first, n), size, width, sampler):
         if graded:
-            no_chain = [[]] * len(batch.rows)
+            no_chain: list[list[Any]] = [[]] * len(batch.rows)
             if samples:
                 no_chain = _answers_without_chain(task, weights, batch, width, samples)
             by_chain = [[graders.extract_answer(text, task.fmt) for text in group] for group in batch.texts]
@@ -244,7 +219,7 @@ def _record(task: Task, batch: Batch, i: int, samples: int) -> Record:
     words = [_chain_text(text, task.fmt) for text in texts[1:]]
     return record | {
         "no_chain": {**direct[0], "chain_tokens": len(task.fmt.close_think_ids), "samples": direct[1:]},
-        "swapped": None if batch.swapped[i] is None else float(batch.logp[i, -2]),
+        "swapped": float(batch.logp[i, -2]) if batch.logp is not None and batch.swapped and batch.swapped[i] else None,
         "transition_words": rules.transition_rate(words, task.config.report.transition_words),
         "lent": first_sampled_chain(batch.rollout, i)._asdict(),
     }
@@ -315,7 +290,7 @@ def _marks(
 ) -> list[list[bool | None]]:
     """What the grader says of the answers to each question."""
     size, grader = len(answers[0]), task.config.eval.grader
-    references = [graders.reference_of(grader, row.example) for row in rows for _ in range(size)]
+    references = [graders.reference_of(grader, row.example, pool.table) for row in rows for _ in range(size)]
     marks = pool.grade(grader, references, [a for group in answers for a in group])
     return [marks[i * size : (i + 1) * size] for i in range(len(rows))]
 

@@ -2,12 +2,12 @@
 
     python -m rl_likelihood.evaluation.statistics RUN/evaluations/NAME.jsonl
 
-A question's record holds (`run.evaluation` writes it)
+A question's record holds (`evaluation/evaluate.py` writes it)
 
     answer_tokens      T_a, scored tokens of the reference answer
     greedy             the greedy chain: right, chain_tokens, own_tokens, truncated
-    samples            a list of chains at temperature 1, each so and with log_prob (of the whole reference answer after
-                       it, nats) and vote (number of the first sample with the same answer, as a number or as text
+    samples            a list of chains at temperature 1, each with the same and log_prob (of the whole reference answer
+                       after it, nats) and vote (number of the first sample with the same answer, as a number or as text
                        whatever the grader; null without an answer)
     no_chain           after no chain: right (greedy), log_prob, chain_tokens (of the empty scaffold), and samples, a
                        list of answers at temperature 1, each with right
@@ -23,7 +23,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,35 +37,19 @@ Columns = dict[str, np.ndarray]  # name -> [n], NaN where a question has no valu
 RESAMPLES = 2000
 SHARES = ("greedy_success", "sampled_success", "pass@", "majority@", "greedy_truncated", "truncated", "chain_helps")
 WITH_STANDARD_ERROR = ("greedy_success", "sampled_success", "log_prob_mc1")
+NORMAL = 2 * 1.96  # standard errors in a 95 % interval
 _CHUNK = 4_000_000  # question counts held at one time
 
 
 def summary(records: Sequence[Record], resamples: int = RESAMPLES) -> dict[str, Any]:
-    """The metrics of all questions, 95 % intervals in `ci95`, and how many questions, `questions`, they rest on.
+    """The metrics of all questions (docs/metrics.md defines them), 95 % intervals in `ci95`, and how many questions
+    they come from, `questions`.
 
-        greedy_success, sampled_success      shares that are right
-        pass@k                               1 - C(m-c, k) / C(m, k) for c right of m samples (unbiased)
-        majority@k                           the plurality of k samples, mean over blocks of k; ties to the first seen
-        log_prob_mcN                         mean over questions of LME(l_1..l_N) / T_a, LME = log-mean-exp; mc1 is the
-                                             mean over the samples
-        log_prob_mcN_per_token               sum of LME over questions / sum of T_a
-        log_prob_no_chain, log_prob_swapped  as mc1, after no chain, after another question's chain
-        perplexity, _no_chain, _swapped      exp of minus these three
-        answer_log_prob, _no_chain, _greedy  l itself, nats of the whole answer, of answer_tokens tokens
-        chain_gain, chain_swap_drop          what the chain adds to no chain, and what another one takes away, nats
-                                             per answer; a model that does not use its chain has 0 for both
-        chain_helps                          share of chains after which the answer is likelier than after none
-        chain_length, chain_length_no_tags   tokens with those of the tags, sampled or forced, and without
-        length_correlation, _in_prompt       Pearson, of chain_length and log_prob: over all chains, and within a
-                                             question (3 samples or more), mean over questions
-
-    truncated are chains that never open the answer. Names with greedy_ are of the greedy chain or answer, all others of
-    those sampled at temperature 1; names with _no_chain of the answer after the empty chain, which is how a model is
-    asked that was fine-tuned on answers alone (chain_length_no_chain: the tokens of that scaffold). A metric that no
-    record has is left out; `questions_of` says of metrics that not all have, how many have.
+    A metric that no record has is left out; `questions_of` says of metrics that not all records have, how many have.
 
     Intervals are percentiles over `resamples` bootstrap samples of the questions. Where a share is 0, or 1, in every
-    question these see no spread, and the interval is that of Clopper and Pearson: 0 of n leaves 0 to 1 - 0.025^(1/n).
+    question, these see no spread. Its interval is then the exact one of Clopper and Pearson, 0 to 1 - 0.025^(1/n) for
+    0 of n, and its standard error the width of that / 3.92. Of one question only such intervals are known.
     """
     if not records:
         raise ValueError("no records")
@@ -73,20 +57,23 @@ def summary(records: Sequence[Record], resamples: int = RESAMPLES) -> dict[str, 
     with np.errstate(invalid="ignore", divide="ignore"):
         point = {k: float(v[0]) for k, v in _metrics(q, np.ones((1, n))).items()}
     point = {k: v for k, v in point.items() if math.isfinite(v)}
-    errors = {f"{k}_se": _standard_error(q[k]) for k in WITH_STANDARD_ERROR if k in point}
-    shares = {k: int(np.isfinite(q[k]).sum()) for k in point if k in q}
+    exact = {k: ends for k in point if (ends := _exact_interval(k, q)) is not None}
+    intervals = (_bootstrap(q, list(point), n, resamples) if n > 1 else {}) | exact
+    errors = {k: _standard_error(q[k]) for k in WITH_STANDARD_ERROR if k in point}
+    errors |= {k: (exact[k][1] - exact[k][0]) / NORMAL for k in errors.keys() & exact.keys()}
+    counts = {k: int(np.isfinite(q[k]).sum()) for k in point if k in q}
     return {
-        **{k: round(v, 6) for k, v in (point | errors).items()},
+        **{k: round(v, 6) for k, v in (point | {f"{k}_se": v for k, v in errors.items()}).items()},
         "grader_failures": _failures(records),  # answers that hung or crashed a grader
-        "ci95": _intervals(q, list(point), n, resamples) if n > 1 else {},
+        "ci95": {k: [round(float(x), 6) for x in intervals[k]] for k in point if k in intervals},
         "questions": n,
-        "questions_of": {k: count for k, count in shares.items() if count < n},
+        "questions_of": {k: count for k, count in counts.items() if count < n},
     }
 
 
 def with_more(out: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """`out`, a summary, and the metrics that only `more` has, one of other samples: with intervals, and how many
-    questions they rest on where these are fewer."""
+    """`out`, a summary, with the metrics that only `more` has, a summary of other samples. Their intervals come with
+    them, and how many questions they are made of where these are fewer."""
     names = [k for k in more if k not in out]
     of = {k: more["questions_of"].get(k, more["questions"]) for k in names if not k.endswith("_se")}
     return {
@@ -99,10 +86,13 @@ def with_more(out: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 def columns(records: Sequence[Record]) -> Columns:
     """What each question adds: a metric is a mean of a column, or (names with _) made of means."""
+
+    def of_greedy(name: str) -> np.ndarray:
+        return _array([r["greedy"].get(name) for r in records])
+
     m = len(records[0]["samples"])
     if any(len(r["samples"]) != m for r in records):
         raise ValueError("records with different numbers of samples")
-    of_greedy: Callable[[str], np.ndarray] = lambda name: _array([r["greedy"].get(name) for r in records])
     q: Columns = {"greedy_success": of_greedy("right")}
     if m:
         q |= _of_samples(records, m)
@@ -119,7 +109,10 @@ def columns(records: Sequence[Record]) -> Columns:
 
 def _of_samples(records: Sequence[Record], m: int) -> Columns:
     """The columns that need sampled chains."""
-    of: Callable[[str], np.ndarray] = lambda name: _array([[s.get(name) for s in r["samples"]] for r in records])
+
+    def of(name: str) -> np.ndarray:
+        return _array([[s.get(name) for s in r["samples"]] for r in records])
+
     right, logp, length = of("right"), of("log_prob"), of("chain_tokens")
     tokens = _array([r["answer_tokens"] for r in records])
     no_chain = _array([r["no_chain"]["log_prob"] for r in records])
@@ -182,7 +175,7 @@ def _spread(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return np.where(variance > 1e-12 * square, variance, np.nan)
 
 
-def _intervals(q: Columns, names: list[str], n: int, resamples: int) -> dict[str, list[float]]:
+def _bootstrap(q: Columns, names: list[str], n: int, resamples: int) -> dict[str, np.ndarray]:
     """Percentiles 2.5 and 97.5 of each metric. The same records give the same intervals."""
     rng = np.random.default_rng(0)
     size = max(1, _CHUNK // n)
@@ -193,23 +186,18 @@ def _intervals(q: Columns, names: list[str], n: int, resamples: int) -> dict[str
             parts.append(_metrics(q, weights))
     drawn = {k: np.concatenate([part[k] for part in parts]) for k in names}
     drawn = {k: v[np.isfinite(v)] for k, v in drawn.items()}  # a resample without any question that has it
-    found = {k: np.percentile(v, (2.5, 97.5)) for k, v in drawn.items() if len(v)} | _of_one_mind(q, names)
-    return {k: [round(float(x), 6) for x in found[k]] for k in names if k in found}
+    return {k: np.percentile(v, (2.5, 97.5)) for k, v in drawn.items() if len(v)}
 
 
-def _of_one_mind(q: Columns, names: list[str]) -> dict[str, tuple[float, float]]:
-    """The exact (Clopper-Pearson) intervals of shares that are 0 in all questions, or 1 in all."""
-    out = {}
-    for name in names:
-        if not name.startswith(SHARES):
-            continue
-        values = q[name][np.isfinite(q[name])]
-        rest = 0.025 ** (1 / len(values))
-        if not values.any():
-            out[name] = (0.0, 1 - rest)
-        elif (values == 1).all():
-            out[name] = (rest, 1.0)
-    return out
+def _exact_interval(name: str, q: Columns) -> tuple[float, float] | None:
+    """Clopper and Pearson's interval of a share that is 0 in all questions, or 1 in all; None for any other metric."""
+    if not name.startswith(SHARES):
+        return None
+    values = q[name][np.isfinite(q[name])]
+    bound = 0.025 ** (1 / len(values))
+    if not values.any():
+        return 0.0, 1 - bound
+    return (bound, 1.0) if (values == 1).all() else None
 
 
 # ------------------------------------------------------------------------------------------- one question
@@ -242,7 +230,7 @@ def _majority(votes: Sequence[int | None], right: np.ndarray, k: int) -> float:
         if not answered:
             marks.append(0.0)
             continue
-        winner = max(dict.fromkeys(answered), key=answered.count)  # of equals the first seen
+        winner = max(dict.fromkeys(answered), key=answered.count)  # of a tie the first
         marks.append(right[at + block.index(winner)])
     return float(_mean(np.asarray(marks)))
 

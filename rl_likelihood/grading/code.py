@@ -40,19 +40,41 @@ def _calls(text: str) -> list[tuple[str, dict[str, Any]]] | None:
     found = []
     try:
         for part in parts:
-            value = json.loads(part, parse_constant=_refuse)
-            for call in value if isinstance(value, list) else [value]:
-                if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-                    return None
-                arguments = call.get("arguments", {})
-                if isinstance(arguments, str):  # some models write the arguments as JSON inside the JSON
-                    arguments = json.loads(arguments, parse_constant=_refuse)
-                if not isinstance(arguments, dict):
-                    return None
-                found.append((call["name"], arguments))
+            value = json.loads(part, parse_constant=_refuse, object_pairs_hook=_once)
+            found += [_call(call) for call in (value if isinstance(value, list) else [value])]
     except (ValueError, RecursionError):
         return None
     return found
+
+
+_ARGUMENTS = ("arguments", "parameters", "input", "args", "kwargs", "params")
+_IGNORED = ("id", "type", "index", "call_id", "tool_call_id", "function", "name")
+
+
+def _call(call: Any) -> tuple[str, dict[str, Any]]:
+    """(name, arguments) of one call, of any provider's form. ValueError for what is none, or says more than a call."""
+    if isinstance(call, dict) and isinstance(call.get("function"), dict) and "name" not in call:
+        if not set(call) <= set(_IGNORED):
+            raise ValueError("more than a call")
+        call = call["function"]
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise ValueError("no name")
+    keys = [key for key in call if key not in _IGNORED]
+    if len(keys) > 1 or not set(keys) <= set(_ARGUMENTS):
+        raise ValueError("not one set of arguments")
+    arguments = call[keys[0]] if keys else {}
+    if isinstance(arguments, str):  # some models write the arguments as JSON inside the JSON
+        arguments = json.loads(arguments, parse_constant=_refuse, object_pairs_hook=_once)
+    if not isinstance(arguments, dict):
+        raise ValueError("arguments that are no object")
+    return call["name"], arguments
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one that names a key twice is refused: which value is meant?"""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key twice")
+    return dict(pairs)
 
 
 def _refuse(constant: str) -> None:
@@ -73,7 +95,8 @@ def _same(a: Any, b: Any) -> bool:
 def tool_call(reference: str, answer: str | None) -> bool:
     """The same calls in the same order: names equal, arguments equal whatever their order.
 
-    A call is {"name": ..., "arguments": {...}}; other keys (id, type) are ignored, missing arguments are none.
+    A call is {"name": ..., "arguments": {...}}, alone or as the "function" of an object; "parameters", "input" or
+    "args" is the same as "arguments", id and type are ignored, missing arguments are none; any other key is no call.
     The answer is one call, a JSON list of calls, either in a code fence or bare, or calls each between <tool_call>
     and </tool_call>, where text outside the tags is ignored. Every argument counts on both sides: an argument
     left out is wrong (tau2's rule lets it pass). Compared as text where the reference is not a call.
@@ -176,12 +199,31 @@ def assembled_program(prompt: str, entry_point: str, answer: str) -> str:
     """The program whose function is called: the prompt and the answer.
 
     The answer goes on after the prompt, as a body or as a whole new definition. Of an answer with code fences, the
-    first fence that defines the entry point counts, or else the first.
+    first one counts whose code defines the entry point, or else the first.
     """
     fences = [m[1] for m in _FENCE.finditer(answer)]
     if fences:
-        answer = next((code for code in fences if f"def {entry_point}" in code), fences[0])
+        answer = next((code for code in fences if _defines(code, entry_point)), fences[0])
     return f"{prompt}{answer}\n"
+
+
+def _defines(code: str, name: str) -> bool:
+    """Does a program define this name at its top level? What Python cannot read defines nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            body = ast.parse(code).body
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
+            return True
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return True
+    return False
 
 
 def code_tests(reference: str, answer: str | None) -> bool:

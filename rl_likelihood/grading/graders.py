@@ -1,14 +1,13 @@
 """Answers out of text, and whether they are right: `extract_answer`, and the table `GRADERS`.
 
-A grader takes (reference, answer) and says whether the answer is right; an answer of None (there was none) is wrong.
-Graders take any text. Those of `ISOLATED` can still hang, or end the process, on a text made for that: runs call
-all graders through `grading_pool.Pool`.
+A grader is one row of `GRADERS`. Nothing else names it: config, rewards, evaluation and the pool read the row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 from rl_likelihood.grading.code import (
     code_output,
@@ -17,46 +16,24 @@ from rl_likelihood.grading.code import (
     code_tests,
     code_tests_outcome,
     code_tests_quick,
+    code_tests_unsafe_outcome,
     tool_call,
 )
 from rl_likelihood.grading.countdown import countdown, countdown_outcome
 from rl_likelihood.grading.gym import gym_match, gym_outcome, gym_quick
-from rl_likelihood.grading.mathematics import math_match, math_outcome, math_quick, telemath
+from rl_likelihood.grading.mathematics import math_match, math_outcome, telemath
 from rl_likelihood.grading.text import exact_match, multiple_choice, numeric_match, parse_number
-from rl_likelihood.shapes import Example
 
-VERSION = 2
+if TYPE_CHECKING:  # workers import this module, and shapes imports jax
+    from rl_likelihood.shapes import Example, Tags
+
+VERSION = 3  # of the rules: kept evaluation records of an older one are graded anew
 
 __all__ = [
-    "GRADERS",
-    "ISOLATED",
-    "VERSION",
-    "Grader",
-    "Isolated",
-    "Tags",
-    "code_output",
-    "code_tests",
-    "countdown",
-    "countdown_outcome",
-    "exact_match",
-    "extract_answer",
-    "gym_match",
-    "math_match",
-    "multiple_choice",
-    "numeric_match",
-    "parse_number",
-    "reference_of",
-    "telemath",
-    "tool_call",
-]
-
-
-class Tags(Protocol):
-    """The part of `shapes.ChainFormat` and `prompts.PromptConfig` that grading reads."""
-
-    think_close: str
-    answer_open: str
-    answer_close: str
+    "GRADERS", "VERSION", "Grader", "code_output", "code_tests", "countdown",
+    "countdown_outcome", "exact_match", "extract_answer", "gym_match", "math_match", "multiple_choice",
+    "numeric_match", "parse_number", "reference_of", "telemath", "tool_call",
+]  # fmt: skip
 
 
 def extract_answer(text: str, tags: Tags) -> str | None:
@@ -74,41 +51,54 @@ def extract_answer(text: str, tags: Tags) -> str | None:
     return None if end < 0 else text[start:end]
 
 
-Grader = Callable[[str, str | None], bool]
 Outcome = Callable[[str, str | None], bool | None]
 
 
-class Isolated(NamedTuple):
-    """A grader that needs a process of its own. None from `quick` is undecided; from `outcome`, the grader failed."""
+@dataclasses.dataclass(frozen=True)
+class Grader:
+    """A row of the table.
 
-    quick: Outcome  # what is decided at once, safely, in any process
-    outcome: Outcome  # all of it; a function at the top of its module
+    grade:  (reference, answer) -> is it right? None: the grader failed, which is nobody's wrong answer. An answer of
+            None (there was none) is wrong. It takes any text.
+    about:  one line for the documents
+    quick:  for a grader that may hang, or end its process, on a text made for that: what is decided at once and safely,
+            None where `grade` must be asked, in a process of the pool. `grade` is then a function at the top of its
+            module. Without `quick`, `grade` is called in this process
+    reads:  what of the example an answer is compared with: its answer, or its `check`, if it has one
+    unsafe: for a grader that runs programs of a model: `grade` for a machine that cannot isolate them
+    """
+
+    grade: Outcome
+    about: str
+    quick: Outcome | None = None
+    reads: Literal["answer", "check"] = "answer"
+    unsafe: Outcome | None = None
 
 
 GRADERS: dict[str, Grader] = {
-    "exact_match": exact_match,
-    "numeric": numeric_match,
-    "math": math_match,
-    "countdown": countdown,
-    "multiple_choice": multiple_choice,
-    "telemath": telemath,
-    "tool_call": tool_call,
-    "code_output": code_output,
-    "code_tests": code_tests,
-    "reasoning_gym": gym_match,
+    "exact_match": Grader(exact_match, "the same text, but for white space around it"),
+    "numeric": Grader(numeric_match, "the same number, exactly; as text where the reference is none"),
+    "math": Grader(
+        math_outcome, "the same mathematics, read whole: LaTeX, Unicode or plain text, with or without units"
+    ),
+    "countdown": Grader(countdown, "an expression of exactly the given numbers that has the target's value"),
+    "multiple_choice": Grader(multiple_choice, "the same option: B, (B), option 2, the answer is B"),
+    "telemath": Grader(telemath, "a number within 1 % or 0.01 of the reference"),
+    "tool_call": Grader(tool_call, "the same calls in the same order: names and all arguments"),
+    "code_output": Grader(code_output_outcome, "the same value as a Python literal", quick=code_output_quick),
+    "code_tests": Grader(
+        code_tests_outcome,
+        "a program that passes the example's tests, in a sandbox",
+        quick=code_tests_quick,
+        reads="check",
+        unsafe=code_tests_unsafe_outcome,
+    ),
+    "reasoning_gym": Grader(
+        gym_outcome, "the rule of the reasoning_gym data set that asked", quick=gym_quick, reads="check"
+    ),
 }
 
-ISOLATED: dict[str, Isolated] = {
-    "math": Isolated(math_quick, math_outcome),
-    "code_output": Isolated(code_output_quick, code_output_outcome),
-    "code_tests": Isolated(code_tests_quick, code_tests_outcome),
-    "reasoning_gym": Isolated(gym_quick, gym_outcome),
-}
 
-# Those that compare with more than the answer: the example's `check`, if it has one.
-OF_CHECK = ("code_tests", "reasoning_gym")
-
-
-def reference_of(name: str, example: Example) -> str:
+def reference_of(name: str, example: Example, table: Mapping[str, Grader] = GRADERS) -> str:
     """What the grader `name` compares answers to this question with."""
-    return example.check or example.answer if name in OF_CHECK else example.answer
+    return example.check or example.answer if table[name].reads == "check" else example.answer

@@ -1,6 +1,8 @@
-"""reasoning_gym's own rule: an answer is right if its data set's score_answer gives at least 0.99.
+"""reasoning_gym's own rule: an answer is right if its data set's score_answer gives all of its points.
 
-Not more than that: the default rule gives len(reference) / len(answer) to any answer that contains the reference.
+All, because many rules give a share: of the cells of a grid that are right (99 of 100 with one wrong cell), of the
+letters, of the time. Rules that do not test the question at all are replaced (`_REPLACED`); bench/gym_scorers.py finds
+them, by showing every rule constants, answers to other questions, parts of the question and answers with one change.
 
 Some data sets hand the model's answer to Python's eval, or to sympy, which does. Those see only answers that do nothing
 when they are evaluated: literals, or formulas of numbers, single letters and functions; any other is wrong. All of it
@@ -16,16 +18,15 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
-from rl_likelihood.grading.text import exact_match
+from rl_likelihood.grading.countdown import evaluate
+from rl_likelihood.grading.text import exact_match, parse_number
 
-RIGHT = 0.99
+RIGHT = 1 - 1e-9
 _LONGEST = 10_000  # characters of an answer; longer ones are compared as text
-# Rules that call one answer right whatever was asked: the first takes any text for True, as Python's bool does, the
-# second compares as many digits as the shorter text has.
-_AS_TEXT = ("game_of_life_halting", "coin_flip")
 # No number compares as unequal, or far, to these.
 _NOT_FINITE = re.compile(r"(?i)\b(?:nan|inf|infinity)")
 
@@ -108,7 +109,44 @@ def gym_quick(reference: str, answer: str | None) -> bool | None:
         return exact_match(reference, answer)
     if exact_match(str(asked.item.get("answer")), answer):
         return True
-    return False if len(answer) > _LONGEST or asked.dataset in _AS_TEXT or _NOT_FINITE.search(answer) else None
+    if len(answer) > _LONGEST:
+        return False
+    if asked.dataset in _REPLACED:
+        return _REPLACED[asked.dataset](asked.item, answer)
+    return False if _NOT_FINITE.search(answer) else None
+
+
+def _equal_text(item: dict[str, Any], answer: str) -> bool:
+    return exact_match(str(item.get("answer")), answer)
+
+
+def _makes_24(item: dict[str, Any], answer: str) -> bool:
+    """The four numbers of the question, each once, and the value 24."""
+    given, found = evaluate(str(item.get("answer"))), evaluate(answer)
+    return given is not None and found is not None and found[0] == 24 and sorted(found[1]) == sorted(given[1])
+
+
+def _sorted_numbers(item: dict[str, Any], answer: str) -> bool:
+    """The very numbers of the reference in its order."""
+    goal, found = _numbers(str(item.get("answer"))), _numbers(answer)
+    return goal is not None and goal == found
+
+
+def _numbers(text: str) -> list[Fraction] | None:
+    try:
+        values = json.loads(text.replace("'", '"'))
+    except (ValueError, RecursionError):
+        return None
+    numbers = [parse_number(str(v)) for v in values] if isinstance(values, list) else [None]
+    return None if None in numbers else numbers
+
+
+_REPLACED: dict[str, Callable[[dict[str, Any], str], bool]] = {
+    "game_of_life_halting": _equal_text,  # takes any text for True, as Python's bool does
+    "coin_flip": _equal_text,  # compares as many digits as the shorter text has
+    "puzzle24": _makes_24,  # takes any four numbers in its range: 1*2*3*4, whatever was asked
+    "number_sorting": _sorted_numbers,  # takes numbers that are off by up to 1
+}
 
 
 def gym_outcome(reference: str, answer: str | None) -> bool | None:
@@ -131,7 +169,7 @@ def gym_outcome(reference: str, answer: str | None) -> bool | None:
 
 
 def gym_match(reference: str, answer: str | None) -> bool:
-    """Right by the rule of the reasoning_gym data set that asked: score_answer is 0.99 or more, or the text is equal.
+    """Right by the rule of the reasoning_gym data set that asked: score_answer is 1, or the text is equal.
 
     `reference` is what `pack` made; any other is compared as text, and so is an answer over 10,000 characters. An
     answer that the rule cannot read is wrong.

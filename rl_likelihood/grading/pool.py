@@ -6,8 +6,12 @@
 None is a failure of the grader, never a wrong answer: leave it out of the reward's mean or count it as you say, and
 show `pool.failures`.
 
-Workers are plain subprocesses and not `multiprocessing` ones: its "spawn" and "forkserver" start a worker by importing
-the main module of the parent again, which here is a whole training program, with jax.
+Workers are plain subprocesses and not `multiprocessing` ones (nor pebble's ProcessPool, which is built on these and
+tells a hang, a crash and an error apart as well as this does): "spawn" and "forkserver" start a worker by importing the
+main module of the parent again, which here is a whole training program. Measured with pebble 5.2.3 under a main that
+imports jax, on two cores: 204 MB and 1.5 to 2.4 s for every worker, first or after a kill; here 30 MB and 0.5 to 0.7 s.
+"fork" is quick, but not for a program with jax's threads. Its replies are pickles, too, which a hostile text that took
+over its worker could forge; here they are words in JSON.
 """
 
 from __future__ import annotations
@@ -20,13 +24,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from types import TracebackType
 
-from rl_likelihood.grading.code import code_tests_quick, code_tests_unsafe_outcome
-from rl_likelihood.grading.graders import GRADERS, ISOLATED, Grader, Isolated
+from rl_likelihood.grading.graders import GRADERS, Grader, Outcome
 from rl_likelihood.grading.run_code import isolation
 from rl_likelihood.grading.worker import READY
 from rl_likelihood.shapes import UserError
@@ -35,6 +38,7 @@ Pair = tuple[str, str | None]  # reference, answer
 Judgement = tuple[bool | None, str, str]  # verdict; the kind of failure or nothing; why
 
 _MEMORY = 4 << 30  # bytes of address space of a worker
+_WORKER = "rl_likelihood.grading.worker"
 _START = 120.0  # seconds for a worker to start and import, on a busy machine
 
 
@@ -47,19 +51,11 @@ class _Worker:
         try:
             self.process = subprocess.Popen(
                 [
-                    sys.executable,
-                    "-W",
-                    "ignore",
-                    "-m",
-                    "rl_likelihood.grading.worker",
-                    str(theirs.fileno()),
-                    str(_MEMORY),
-                    str(deadline * 2 + 10),
+                    sys.executable, "-W", "ignore", "-m", _WORKER,
+                    str(theirs.fileno()), str(_MEMORY), str(deadline * 2 + 10),
                 ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, "PYTHONPATH": path},
-            )
+                stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env={**os.environ, "PYTHONPATH": path},
+            )  # fmt: skip
         except OSError as error:
             self.connection.close()
             raise UserError(f"a grading process could not start: {error}; make room or set fewer workers") from None
@@ -91,16 +87,24 @@ class _Worker:
             self.process.wait()
 
 
-def _refuse_without_isolation(unsafe: bool) -> tuple[str, ...]:
+def _refuse_without_isolation(name: str, unsafe: bool) -> tuple[str, ...]:
     """What this machine keeps from programs; UserError if that is not all, unless `unsafe`."""
     kept = isolation()
     if len(kept) < 3 and not unsafe:
         raise UserError(
-            f"grader code_tests runs programs of a model, but this machine keeps {' and '.join(kept) or 'nothing'} "
+            f"grader {name} runs programs of a model, but this machine keeps {' and '.join(kept) or 'nothing'} "
             "from them, not network, processes and files (its kernel or container refuses user namespaces); allow "
             "these, or set eval.unsafe_code=True where nothing can be lost"
         )
     return kept
+
+
+def _in_this_process(grade: Outcome, pair: Pair) -> tuple[bool | None, str]:
+    """The verdict, and why there is none. A grader of the user's own may raise anything."""
+    try:
+        return grade(*pair), "the grader could not judge it"
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"[:500]
 
 
 def _cores() -> int:
@@ -108,13 +112,13 @@ def _cores() -> int:
 
 
 class Pool:
-    """Grades batches with any of `GRADERS`; one call at a time, whichever thread makes it.
+    """Grades batches with any grader of the table; one call at a time, whichever thread makes it.
 
     workers:   processes at most; 0: one a core. None is started before an item needs one
     deadline:  seconds for one item, after which its worker is killed
-    recycle:   items after which a worker is replaced (algebra leaks)
+    recycle:   items after which a worker is replaced (caches grow, others' code leaks)
     unsafe_code: run programs even where the machine keeps neither network nor files from them
-    graders, isolated: the tables of `grading`; functions in `isolated` must be found at the top of their modules
+    table:     the graders by name; those with `quick` must be importable, a worker finds them by module and name
 
     counts: "graded" items, "hangs", "crashes" and "errors" among them, "workers" started. `failures` is the sum of
     hangs, crashes and errors, `last_failure` says what the last one was.
@@ -125,9 +129,8 @@ class Pool:
         workers: int = 2,
         deadline: float = 10.0,
         recycle: int = 500,
-        graders: dict[str, Grader] | None = None,
-        isolated: dict[str, Isolated] | None = None,
         unsafe_code: bool = False,
+        table: Mapping[str, Grader] = GRADERS,
     ):
         for name, value in (("deadline", deadline), ("recycle", recycle)):
             if value <= 0:
@@ -135,11 +138,7 @@ class Pool:
         if workers < 0:
             raise UserError(f"grading workers is {workers}; it must be 0 (one a core) or more")
         self.workers, self.deadline, self.recycle = workers or _cores(), deadline, recycle
-        self._graders = GRADERS if graders is None else graders
-        self._isolated = dict(ISOLATED if isolated is None else isolated)
-        self._unsafe = unsafe_code
-        if unsafe_code:
-            self._isolated["code_tests"] = Isolated(code_tests_quick, code_tests_unsafe_outcome)
+        self.table, self._unsafe = table, unsafe_code
         self.kept_from_code: tuple[str, ...] | None = None  # see `grade`
         self._running: list[_Worker] = []
         self._lock = threading.Lock()
@@ -171,30 +170,37 @@ class Pool:
         code_tests where programs cannot be isolated. What is kept from programs is said on standard error.
         """
         pairs = list(zip(references, answers, strict=True))
-        if name not in self._isolated:
-            if name not in self._graders:
-                known = ", ".join(sorted(self._graders | self._isolated))
-                raise UserError(f"grader {name!r} is unknown; choose one of: {known}")
+        if name not in self.table:
+            raise UserError(f"grader {name!r} is unknown; choose one of: {', '.join(sorted(self.table))}")
+        row = self.table[name]
+        if row.quick is None:
             self.counts["graded"] += len(pairs)
-            return [self._graders[name](*pair) for pair in pairs]
-        if name == "code_tests" and self.kept_from_code is None:
-            self.kept_from_code = _refuse_without_isolation(self._unsafe)
+            judged = {pair: _in_this_process(row.grade, pair) for pair in dict.fromkeys(pairs)}
+            self._note("errors", [(pair, judged[pair][1]) for pair in pairs if judged[pair][0] is None])
+            return [judged[pair][0] for pair in pairs]
+        if row.unsafe is not None and self.kept_from_code is None:
+            self.kept_from_code = _refuse_without_isolation(name, self._unsafe)
             kept = ", ".join(self.kept_from_code) or "nothing"
             print(f"programs are graded in a sandbox that keeps from them: {kept}", file=sys.stderr)
-        quick, outcome = self._isolated[name]
+        outcome = row.unsafe if row.unsafe is not None and self._unsafe else row.grade
         with self._lock:
             self.counts["graded"] += len(pairs)
-            verdicts: dict[Pair, bool | None] = {pair: quick(*pair) for pair in dict.fromkeys(pairs)}
+            verdicts: dict[Pair, bool | None] = {pair: row.quick(*pair) for pair in dict.fromkeys(pairs)}
             judged = self._judge(outcome, [pair for pair, verdict in verdicts.items() if verdict is None])
             for pair in pairs:
                 if pair in judged:
                     verdicts[pair], failure, why = judged[pair]
                     if failure:
-                        self.counts[failure] += 1
-                        self.last_failure = f"{why}; reference {pair[0][:80]!r}, answer {(pair[1] or '')[:80]!r}"
+                        self._note(failure, [(pair, why)])
             return [verdicts[pair] for pair in pairs]
 
-    def _judge(self, outcome: Callable[[str, str | None], bool | None], pairs: list[Pair]) -> dict[Pair, Judgement]:
+    def _note(self, failure: str, items: list[tuple[Pair, str]]) -> None:
+        """Counts failures of one kind, and keeps the words of the last."""
+        for (reference, answer), why in items:
+            self.counts[failure] += 1
+            self.last_failure = f"{why}; reference {reference[:80]!r}, answer {(answer or '')[:80]!r}"
+
+    def _judge(self, outcome: Outcome, pairs: list[Pair]) -> dict[Pair, Judgement]:
         """The workers' judgement of each pair."""
         function = f"{outcome.__module__}:{outcome.__qualname__}"
         waiting = collections.deque(pairs)
@@ -243,7 +249,7 @@ class Pool:
                 self._discard(worker, kill=said is None)
                 raise UserError(
                     f"a grading process could not get ready (exit code {worker.process.returncode}): its own words are "
-                    f"above; {worker.__name__} and {worker.function.partition(':')[0]} must import in a fresh "
+                    f"above; {_WORKER} and {worker.function.partition(':')[0]} must import in a fresh "
                     f"{sys.executable}, in less than {_START:g} s"
                 )
             worker.due = None

@@ -5,25 +5,29 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from rl_likelihood.grading.notation import latex, without_markdown
+
 
 def exact_match(reference: str, answer: str | None) -> bool:
     """Equal but for white space at the ends."""
     return answer is not None and answer.strip() == reference.strip()
 
 
-# [sign] [$] [sign] digits, with thousands commas or not, [.digits] [/ digits] [%] [.]
+# [sign] [$] [sign] digits, with commas or spaces for thousands or not, [.digits] [/ digits] [%] [.]
 _NUMBER = re.compile(
     r"(?P<sign>[-+\u2212]?)\$?(?P<sign2>[-+\u2212]?)\s*"
-    r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?P<decimals>\.[0-9]+)?"
+    r"(?P<whole>[0-9]{1,3}(?P<sep>,(?:\\!)?|\{,\}|\\[,;: ]|~|[ ])[0-9]{3}(?:(?P=sep)[0-9]{3})*|[0-9]+)?"
+    r"(?P<decimals>\.[0-9]+)?"
     r"(?:\s*/\s*(?P<denominator>[0-9]+))?\s*(?P<percent>%)?\.?"
 )
 _LONGEST_NUMBER = 200  # characters; longer ones are compared as text
 
 
 def parse_number(text: str) -> Fraction | None:
-    r"""The exact value of 1,200  -3.50  3/4  $12  15% (= 3/20)  or None for anything else.
+    r"""The exact value of 1,200  1\,200  -3.50  3/4  $12  15% (= 3/20)  **5**  or None for anything else.
 
-    The last \boxed{} counts, or all of it without one; $...$, \(...\) and a leading "=" around it are dropped.
+    The last \boxed{} counts, or all of it without one; $...$, \(...\), Markdown marks and a leading "=" around it are
+    dropped.
     Not numbers here: exponents, mixed numbers, units, division by zero.
     """
     text = _unwrapped(text)
@@ -32,7 +36,7 @@ def parse_number(text: str) -> Fraction | None:
     m = _NUMBER.fullmatch(text)
     if m is None or not (m["whole"] or m["decimals"]) or (m["sign"] and m["sign2"]):
         return None
-    value = Fraction((m["whole"] or "0").replace(",", "") + (m["decimals"] or ""))
+    value = Fraction(re.sub("[^0-9]", "", m["whole"] or "0") + (m["decimals"] or ""))
     if m["denominator"] is not None:
         if int(m["denominator"]) == 0:
             return None
@@ -45,6 +49,9 @@ def parse_number(text: str) -> Fraction | None:
 def _unwrapped(text: str) -> str:
     boxed = last_boxed(text)
     text = (text if boxed is None else boxed).strip()
+    if len(text) > _LONGEST_NUMBER:
+        return text
+    text = without_markdown(latex(text)).strip()
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
         if text.startswith(opening) and text.endswith(closing):
             text = text[2:-2]
@@ -110,13 +117,20 @@ def last_boxed(text: str) -> str | None:
     return ""
 
 
-_LEAD = r"(?:(?:the\s+)?(?:(?:correct|final|best|right)\s+)?answer\s*(?:is\b|:)?\s*:?\s*)?"
+_KIND = r"(?:answer|option|choice|selection)"
+_LEAD = (
+    r"(?:(?:so|thus|hence|therefore|,)\s*)*"
+    rf"(?P<lead>(?:(?:the|my)\s+)?(?:(?:correct|final|best|right|appropriate|only|most\s+likely)\s+)*{_KIND}\s*"
+    r"(?:is|would\s+be|should\s+be|must\s+be)?\b\s*(?:therefore|thus|clearly)?\s*[:=]?\s*"
+    r"|it(?:'s|\s+is)\s+|(?:i\s+(?:would\s+)?)?(?:choose|select|pick|go\s+with)\s+(?:the\s+)?)?"
+)
 _CHOICE = re.compile(
     _LEAD + r"(?:"
-    r"[(\[]?(?:option|choice)\s*[(\[]?(?P<number>[0-9]{1,2}|[a-z])(?![0-9a-z])"  # option 2, Option 2: text, choice B
-    r"|[(\[](?P<bracketed>[a-z])[)\]]"  # (B), (B) text
+    r"[(\[]?(?:option|choice|answer)\s*[(\[]?(?P<number>[0-9]{1,2}|[a-z])(?![0-9a-z])"  # option 2, choice B
+    r"|[(\[<](?P<bracketed>[a-z])[)\]>]"  # (B), (B) text
     r"|(?P<letter>[a-z])(?:\s*$|\s*\n|[.:)\]]|\s+[-\u2013\u2014]\s"  # B, B., B: text, B - text, not "B text"
-    r"|,?\s+(?:because|since)\b|\s+is\s+(?:the\s+)?(?:right|correct|true|best|answer)\b)"  # B because, B is right
+    r"|,?\s+(?:because|since|as)\b|\s+is\s+(?:the\s+)?(?:right|correct|true|best|answer)\b"
+    r"|(?(lead)(?-i:(?<=[B-HJ-Z])\s|,)|(?!)))"  # the answer is B which ...
     r")",
     re.IGNORECASE | re.ASCII,
 )
@@ -129,7 +143,16 @@ _ANOTHER = re.compile(
     r"(?P<letter>[A-Z])(?:[.:)\]](?![0-9A-Za-z])|\s*$|\s*\n))",
     re.ASCII,
 )
-_WORDS = re.compile(r"\\(?:text|textbf|mathrm)\s*\{([^{}]*)\}")
+# The text of an option that names others: both (A) and (B), neither A nor B, all of the above, A and C.
+_COMBINED = re.compile(
+    r"[.:)\]\s\u2013\u2014-]*(?=(?:(?i:both|either|neither|all|none|any|only|options?|choices?|statements?)\b"
+    r"|[A-Z]\s+(?:and|or|&)\s+[A-Z]\b))"
+    r"(?:(?i:both|either|neither|all|none|any|only|options?|choices?|statements?|of|the|above|and|or|nor)\b"
+    r"|[(\[]?\b[A-Z]\b[)\]]?|[,&\s])+",
+    re.ASCII,
+)
+_FONTS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|boldsymbol|bm)\s*\{([^{}]*)\}")
+_SPACES = re.compile(r"\\[,;: !]|\\q?quad|~|\\[()]")
 _EMPHASIS = re.compile(r"[*_`]+")
 _CHOICE_HEAD = 200  # characters; the choice comes first
 
@@ -138,20 +161,24 @@ def choice(text: str) -> int | None:
     r"""The number (from 1; A = 1) of the option that a text names in its last \boxed{}, or else at its start; or None.
 
     Known: B, b, (B), [B], B., B) text, B: text, **B**, \text{B}, option 2, Option 2: text, choice B, B because,
-    B is right, each with "the (correct) answer is" before it or not. Not a choice: a bare number, a letter that begins
-    a sentence ("A cat"), or a text that goes on to name another option within its first 200 characters.
+    B is right, each with "the (correct) answer is", "the right option is", "I choose" before it or not. Not a choice: a
+    bare number, a letter that begins a sentence ("A cat"), or a text that goes on to name another option within its
+    first 200 characters; an option that is made of others, "(D) Both (A) and (B)", is that option.
     """
     boxed = last_boxed(text)
-    head = (text if boxed is None else boxed).strip()[:_CHOICE_HEAD]
-    head = _EMPHASIS.sub("", head).strip("$\"' \n")
-    words = _WORDS.fullmatch(head.rstrip("."))
-    if words is not None:
-        head = words[1].strip()
+    head = latex((text if boxed is None else boxed).strip()[:_CHOICE_HEAD])
+    head = head.replace(r"\left", "").replace(r"\right", "")
+    for _ in range(2):
+        head = _FONTS.sub(r"\1", head)
+    head = _EMPHASIS.sub("", _SPACES.sub(" ", head)).replace("$", "").strip("#\"'{} \n")
     m = _CHOICE.match(head)
     if m is None:
         return None
     number = _place(m["number"] or m["bracketed"] or m["letter"])
     start = max(m.end(name) for name in ("number", "bracketed", "letter"))
+    combined = _COMBINED.match(head, start)
+    if combined is not None:
+        start = combined.end()
     for other in _ANOTHER.finditer(head, start):
         if _place(other["bracketed"] or other["number"] or other["lead"] or other["letter"]) != number:
             return None

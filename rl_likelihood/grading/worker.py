@@ -12,21 +12,42 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from types import ModuleType
 
 READY = "ready"
 
 
 @functools.cache
 def find(name: str) -> Callable[[str, str | None], bool | None]:
-    """The function "package.module:name"."""
-    module, _, function = name.partition(":")
+    """The function "package.module:name", or "/path/of/file.py:name" of a user's own file."""
+    module, _, function = name.rpartition(":")
+    if module.endswith(".py"):
+        return getattr(run_file(module), function)
     return getattr(importlib.import_module(module), function)
+
+
+@functools.cache
+def run_file(path: str, version: int = 0) -> ModuleType:
+    """The module of a Python file, which runs once for each `version`. Its name is its path, so that a worker finds a
+    function of it by name, and no file of a user hides a module."""
+    spec = importlib.util.spec_from_file_location(path, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("its name does not end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path]
+        raise
+    return module
 
 
 def serve(connection: Connection, patience: float) -> None:

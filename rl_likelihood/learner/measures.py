@@ -62,7 +62,7 @@ def hidden_grad_norms(grad_hidden: Float[AnyArray, "P G T D"], batch: Batch, cfg
 
 
 def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> dict[str, Array]:
-    """The metrics of a step, from sums and counts.
+    """Means from sums and counts, under the names of docs/metrics.md.
 
     corr/NAME is the correlation of a reward with the trained one, each value less its group's mean: what group-relative
     advantages depend on. corr/chain_length likewise.

@@ -1,7 +1,7 @@
-"""Compile the learner's step and the sampler ahead of time, for devices that need not be here.
+"""Compile programs ahead of time, for devices that this machine need not have.
 
-libtpu compiles for a TPU that is described by name, on any x86 machine, from shapes alone. What comes
-out is what would run there: its memory is the compiler's own number, its collectives are read from its text.
+libtpu compiles for a TPU that is only named, on any x86 machine, from shapes alone. The result is the program that
+would run there: its memory is the compiler's own number, and its collectives are read from its text.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as jax counts them (the two cores of v4 and v5p are one, of tpu7x two), by the vendor's data sheet."""
+    """One device of jax, from the vendor's data sheet. The two cores of v4 and v5p are one device; of tpu7x, two."""
 
-    memory: float  # bytes a program may use: what the compiler itself refuses to exceed
-    flops: float  # dense bf16 a second at peak
-    bandwidth: float  # bytes a second to its memory
-    links: float  # bytes a second to its neighbours, all links together, one way
+    memory: float  # bytes that a program may use: the limit that the compiler enforces
+    flops: float  # dense bf16 operations per second, at peak
+    bandwidth: float  # bytes per second to its memory
+    links: float  # bytes per second to its neighbours, over all links, in one direction
     dims: int  # of the torus
-    clock: float  # cycles a second: those at which its matrix units make its peak
+    clock: float  # cycles per second at which its matrix units reach the peak
     devices_per_chip: int = 1
-    network: float | None = None  # bytes a second to other slices; None: not on the sheet
+    network: float | None = None  # bytes per second to other slices; None: the sheet does not say
 
 
 CHIPS = {
@@ -58,7 +58,7 @@ KNOWN = tuple(f"{kind}:{shape}" for kind, chip in CHIPS.items() for shape in SHA
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices to compile for. `chip` is None for those of this machine (cpu:N), of which no limit is known."""
+    """Devices to compile for. `chip` is None for CPU devices (cpu:N): no limit of them is known."""
 
     name: str
     devices: tuple[Any, ...] = dataclasses.field(repr=False)
@@ -72,9 +72,9 @@ def chips_of(topology: str) -> int:
 
 
 def canonical(topology: str) -> str:
-    """The topology of a name, v5e:4x4 or the vendor's v5litepod-16.
+    """The topology of a name: v5e:4x4, or the vendor's v5litepod-16.
 
-    UserError with the known one of that kind whose number of chips is nearest, of two the smaller.
+    An unknown name is a UserError, which suggests the topology of that kind with the nearest number of chips.
     """
     name = topology.strip().lower().replace("v5litepod", "v5e")
     if name in KNOWN:
@@ -83,20 +83,20 @@ def canonical(topology: str) -> str:
     given = name[: size.start()] if size else name
     kind = difflib.get_close_matches(given, CHIPS, 1, 0.0)[0]
     count = math.prod(int(n) for n in size[2].split("x")) if size else 0
-    plain = size is not None and size[1] == "-" and "x" not in size[2]  # the vendor's way, v5litepod-16
-    each = 2 if plain and CHIPS[kind].dims == 3 else 1  # v5p-8 and v4-8 count cores, two a chip; the others count chips
-    of_kind = [t for t in KNOWN if t.startswith(kind + ":")]  # from small to large, so that min takes the smaller
-    near = min(of_kind, key=lambda t: abs(each * chips_of(t) - count))
-    if plain and given == kind and each * chips_of(near) == count:
-        return near
+    vendor = size is not None and size[1] == "-" and "x" not in size[2]  # as in v5litepod-16
+    per_chip = 2 if vendor and CHIPS[kind].dims == 3 else 1  # v5p-8 and v4-8 count cores, two per chip
+    of_kind = [t for t in KNOWN if t.startswith(kind + ":")]  # ascending, so min takes the smaller of two
+    nearest = min(of_kind, key=lambda t: abs(per_chip * chips_of(t) - count))
+    if vendor and given == kind and per_chip * chips_of(nearest) == count:
+        return nearest
     raise UserError(
-        f"--topology is {topology.strip()!r}, which is not known; the nearest is {near} ({', '.join(CHIPS)} with a "
-        "shape, or cpu:N for N devices of this machine)"
+        f"--topology is {topology.strip()!r}, which is not known; the nearest is {nearest} ({', '.join(CHIPS)} with a "
+        "shape, or cpu:N for N CPU devices)"
     )
 
 
 def target(topology: str, slices: int = 1) -> Target:
-    """The devices of a topology, several slices of it if asked for. Nothing runs on them: they only exist by name."""
+    """The devices of a topology, of one slice or several. They exist by name only: nothing can run on them."""
     if topology.startswith("cpu:"):
         return _cpu_target(topology)
     name = canonical(topology)
@@ -105,7 +105,7 @@ def target(topology: str, slices: int = 1) -> Target:
             f"--topology={name} is compiled by libtpu, which is not installed: pip install '.[tpu]', "
             "or plan for --topology=cpu:8"
         )
-    # A machine without a TPU has no metadata server to ask, and two plans may run at one time.
+    # Without a TPU there is no metadata server to ask. Two plans may run at once.
     for key, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -113,10 +113,10 @@ def target(topology: str, slices: int = 1) -> Target:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }.items():
         os.environ.setdefault(key, value)
-    # Eight chips of two dimensions are one machine, as is one; of all others a machine has four.
-    one = {"1x1": [1, 1, 1], "2x4": [2, 4, 1]}.get(name.partition(":")[2])
-    options: dict[str, Any] = {"chips_per_host_bounds": one} if one else {}
-    if name.startswith("v4:"):  # a v4 runs its two cores as one device; the description splits them unless told so
+    # One chip is one host, and so are eight in two dimensions. In every other shape a host has four.
+    host = {"1x1": [1, 1, 1], "2x4": [2, 4, 1]}.get(name.partition(":")[2])
+    options: dict[str, Any] = {"chips_per_host_bounds": host} if host else {}
+    if name.startswith("v4:"):  # two cores are one device; without this option the description splits them
         options["chip_config_name"] = "megacore"
     if slices > 1:
         options["num_slices"] = slices
@@ -126,21 +126,21 @@ def target(topology: str, slices: int = 1) -> Target:
 
 def _cpu_target(topology: str) -> Target:
     count = topology.removeprefix("cpu:")
-    here = jax.devices("cpu")
-    if not count.isdigit() or not 1 <= int(count) <= len(here):
+    devices = jax.devices("cpu")
+    if not count.isdigit() or not 1 <= int(count) <= len(devices):
         raise UserError(
-            f"--topology is {topology!r}, but there are {len(here)} CPU devices here; "
-            f"the nearest is cpu:{len(here)} (XLA_FLAGS=--xla_force_host_platform_device_count=N makes N)"
+            f"--topology is {topology!r}, but this process has {len(devices)} CPU devices; "
+            f"the nearest is cpu:{len(devices)} (XLA_FLAGS=--xla_force_host_platform_device_count=N makes N)"
         )
-    return Target(topology, tuple(here[: int(count)]), None)
+    return Target(topology, tuple(devices[: int(count)]), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compiled program; bytes are per device, `flops` are those of all devices together.
+    """One compiled program. Bytes are per device; `flops` are of all devices together.
 
-    `peak` includes the arguments. When the compiler refused for want of memory, `refused` is its sentence, `peak`
-    what it says it would need (0 if it does not say), and the other sizes are 0.
+    `peak` includes the arguments. If the compiler refused the program because it needs too much memory, `refused` is
+    what the compiler said, `peak` is the memory it asked for (0 if it did not say), and the other sizes are 0.
     """
 
     name: str
@@ -150,70 +150,75 @@ class Program:
     code: int
     peak: int
     flops: float
-    kernel_flops: float = 0.0  # of those, in Pallas kernels
+    kernel_flops: float = 0.0  # the part of `flops` that is in Pallas kernels
     collectives: tuple[Collective, ...] = ()
-    cycles: int = 0  # the compiler's estimate, a device
+    cycles: int = 0  # per device, by the compiler's estimate
     refused: str = ""
 
 
-_OUT_OF_MEMORY = re.compile(r"([\d.]+)([KMGT])\)? (?:of|exceeds)")
-_UNIT = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+def compile_program(name: str, traced: Any, mesh: Mesh, limit: float | None = None, trips: int = 1):
+    """(report, executable) of a `jitted.trace(...)`. The executable is None if it needs more than `limit` bytes.
 
-
-def compile_program(name: str, traced: Any, mesh: Mesh, room: float | None = None, trips: int = 1):
-    """(report, executable) of a `jitted.trace(...)`; the executable is None when it needs more than `room` bytes.
-
-    A TPU's compiler is told to make do with `room` a device: where it can, it computes things twice or orders them
-    otherwise to keep within it. `trips`: how often a loop runs at most whose end depends on data (decoding).
-    Raises UserError when the compiler itself fails.
+    A TPU's compiler is told the limit: it then computes values twice, or in another order, to stay within it.
+    `trips`: the most iterations of a loop whose end depends on data (decoding). UserError if the compiler itself fails.
     """
     jaxpr = live(traced.jaxpr.jaxpr)
     flops, in_kernels = (count_flops(jaxpr, trips, only) for only in (False, True))
     lowered = traced.lower()
     on_tpu = mesh.devices.flat[0].platform == "tpu"
-    limit = {"xla_tpu_max_hbm_size_mib": str(max(1, int(room // 2**20)))} if on_tpu and room is not None else None
+    options = {"xla_tpu_max_hbm_size_mib": str(max(1, int(limit // 2**20)))} if on_tpu and limit is not None else None
     start = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options=limit)
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        text = " ".join(str(error).split())
-        if not text.startswith("RESOURCE_EXHAUSTED") or "memory space vmem" in text:  # not the memory that is counted
-            raise UserError(
-                f"{name}: the compiler of this topology failed, which is its fault and not the config's; another mesh, "
-                f"train.micro_batch_prompts, model.scratch_kib=0 or report.no_chain may get past it ({text[:300]})"
-            ) from error
-        found = _OUT_OF_MEMORY.search(text)
-        needs = int(float(found[1]) * _UNIT[found[2]]) if found else 0
-        return Program(name, time.perf_counter() - start, 0, 0, 0, needs, flops, in_kernels, refused=text[:300]), None
+        text, needed = out_of_memory(name, error)
+        return Program(name, time.perf_counter() - start, 0, 0, 0, needed, flops, in_kernels, refused=text), None
     seconds = time.perf_counter() - start
-    m = compiled.memory_analysis()
-    peak = m.peak_memory_in_bytes
-    if not on_tpu:  # the CPU's compiler knows no peak
-        peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    memory = compiled.memory_analysis()
+    peak = memory.peak_memory_in_bytes
+    if not on_tpu:  # the CPU's compiler reports no peak
+        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     text = compiled.as_text()
     report = Program(
         name,
         seconds,
-        m.argument_size_in_bytes,
-        m.temp_size_in_bytes,
-        m.generated_code_size_in_bytes,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
         peak,
         flops,
         in_kernels,
         hlo.collectives(text, mesh, trips),
         hlo.cycles(text, trips),
     )
-    if room is not None and peak > room and not on_tpu:
-        return dataclasses.replace(report, refused=f"needs {peak} of {int(room)} bytes"), None
+    if limit is not None and peak > limit and not on_tpu:
+        return dataclasses.replace(report, refused=f"needs {peak} of {int(limit)} bytes"), None
     return report, compiled
 
 
-def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
-    """Floating-point operations of the matrix products in a jaxpr, a multiplication and an addition being two.
+_OUT_OF_MEMORY = re.compile(r"([\d.]+)([KMGT])\)? (?:of|exceeds)")
+_UNIT = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-    Loops count as often as they run; `trips` for a while loop. Of a conditional's branches the largest counts. What
-    devices do each for themselves (shard_map) counts for all that have a part of the result. `only_kernels`: those
-    in Pallas kernels.
+
+def out_of_memory(name: str, error: Exception) -> tuple[str, int]:
+    """What the compiler said, and the bytes that the program needs. UserError if it failed for another reason."""
+    text = " ".join(str(error).split())
+    if not text.startswith("RESOURCE_EXHAUSTED") or "memory space vmem" in text:  # vmem: not the memory in question
+        raise UserError(
+            f"{name}: the compiler of this topology failed, which is its fault and not the config's; another mesh, "
+            f"train.micro_batch_prompts, model.scratch_kib=0 or report.no_chain may avoid it ({text[:300]})"
+        ) from error
+    size = _OUT_OF_MEMORY.search(text)
+    return text[:300], int(float(size[1]) * _UNIT[size[2]]) if size else 0
+
+
+def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
+    """Floating-point operations of a jaxpr's matrix products; a multiplication and an addition are two.
+
+    A loop's body counts once for each iteration; a while loop has `trips`. Of a conditional the largest branch counts.
+    Inside shard_map the work of one device counts once for each device that has a part of the result. `only_kernels`:
+    only what is in Pallas kernels.
     """
     total = 0.0
     for eqn in jaxpr.eqns:
@@ -241,12 +246,12 @@ def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
 
 
 def live(jaxpr):
-    """The jaxpr without what its results do not need, which no compiler keeps."""
+    """The jaxpr without equations that no result needs. Every compiler drops those."""
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def _jaxprs(value: Any) -> list:
-    """The jaxprs in a parameter of an equation."""
+    """The jaxprs in one parameter of an equation."""
     if hasattr(value, "eqns"):
         return [value]
     if hasattr(value, "jaxpr"):

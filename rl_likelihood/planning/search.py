@@ -1,4 +1,4 @@
-"""What to change where a plan does not fit: the cheapest settings that do, found by compiling."""
+"""When a plan does not fit: search for the cheapest settings that do, by compiling them."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from rl_likelihood.shapes import UserError
 
 
 def devices_of(c: Config, where: Target) -> Devices:
-    """The config's meshes over the target's devices; what does not divide is refused as `train` refuses it."""
+    """The config's meshes over the target's devices. Sizes that do not divide are refused, as `train` refuses them."""
     return make_devices(c, where.devices, where.devices[0].process_index)
 
 
 def changes(c: Config, where: Target) -> list[dict[str, Any]]:
-    """Settings that make the learner's step smaller, the cheapest first: what they cost is weights gathered more
-    often, then layers computed twice, then more traffic between devices."""
+    """Settings that make the learner's step smaller, the cheapest first.
+
+    Smaller micro-batches gather the weights more often, remat computes layers twice, a wider mesh sends more.
+    """
     p = c.train.prompts_per_step
     size = max(0, c.train.micro_batch_prompts) or p
-    micro = [{"train.micro_batch_prompts": k} for k in range(size - 1, 0, -1) if p % k == 0]
-    further = ("attention", "full") if where.chip else ("full",)  # attention: what the TPU's kernel has made
-    further = further[further.index(c.model.remat) + 1 :] if c.model.remat in further else further
-    remat = [{"model.remat": name} for name in further]
+    micro: list[dict[str, Any]] = [{"train.micro_batch_prompts": k} for k in range(size - 1, 0, -1) if p % k == 0]
     micro = [change for change in micro if _divides(changed(c, change), where)]
+    names = ["attention", "full"] if where.chip else ["full"]  # attention: keep what the TPU's kernel computed
+    names = names[names.index(c.model.remat) + 1 :] if c.model.remat in names else names
+    remat: list[dict[str, Any]] = [{"model.remat": name} for name in names]
     both = [remat[-1] | micro[-1]] if remat and micro else []
     smallest = [*micro, *remat, *both][-1:]
-    mixed = [wide | change for wide in wider(c, where) for change in ({}, *smallest)]
+    mixed = [mesh | change for mesh in wider(c, where) for change in ({}, *smallest)]
     return [*micro, *remat, *both, *(change for change in mixed if _divides(changed(c, change), where))]
 
 
 def wider(c: Config, where: Target) -> list[dict[str, Any]]:
-    """Meshes with parameters and optimizer over more devices."""
+    """Meshes that split parameters and optimizer over more devices."""
     data, fsdp, _ = devices_of(c, where).learner.devices.shape
     fewer = [d for d in range(data - 1, 0, -1) if data % d == 0 and d % where.slices == 0]
     meshes = [{"mesh.data": d, "mesh.fsdp": data * fsdp // d} for d in fewer]
@@ -46,17 +48,17 @@ def wider(c: Config, where: Target) -> list[dict[str, Any]]:
 
 
 def sampler_changes(c: Config, where: Target) -> list[dict[str, Any]]:
-    """Settings that leave the sampler more room, the cheapest first: fewer rows at one time, then a wider mesh."""
+    """Settings that make the sampler smaller, the cheapest first: fewer rows at once, then a wider mesh."""
     devices = devices_of(c, where)
     rows = len(devices.prompts) * (devices.chains.stop - devices.chains.start)
     most = min(rows, c.sampler.slots or rows)
     slots = [{"sampler.slots": most >> k} for k in (1, 2, 3) if most >> k >= devices.sampler.size]
-    widest = wider(c, where)[-1:]
-    return [*slots, *wider(c, where), *(wide | few for wide in widest for few in slots[-1:])]
+    meshes = wider(c, where)
+    return [*slots, *meshes, *(mesh | few for mesh in meshes[-1:] for few in slots[-1:])]
 
 
 def _divides(c: Config, where: Target) -> bool:
-    """Whether `train` would take this mesh for this batch."""
+    """Whether `train` would accept this mesh for this batch."""
     try:
         devices_of(c, where)
     except UserError:
@@ -64,64 +66,74 @@ def _divides(c: Config, where: Target) -> bool:
     return True
 
 
-Stage = Callable[[Config, Target], list[dict[str, Any]]]  # `changes`, the step's, or `sampler_changes`
+Stage = Callable[[Config, Target], list[dict[str, Any]]]  # `changes` of the step, or `sampler_changes`
 
 
-def advice(plan: Plan, report: dict, where: Target, search: bool) -> str:
-    """One sentence: the cheapest change that makes it fit, found by compiling, the learner's step first and then the
-    sampler; or what to turn to. `report` is what --json prints."""
-    memory, c = report["memory"], plan.config
+def advice(plan: Plan, report: dict[str, Any], where: Target, search: bool) -> str:
+    """One sentence for a plan that does not fit: the cheapest change that makes it fit, or which settings to try.
+
+    `report` is what --json prints. `search`: compile changes, for the learner's step first, then for the sampler.
+    """
+    c = plan.config
     if c.train.micro_batch_prompts == 0 and report["batch"]["micro_batch_prompts"] < c.train.prompts_per_step:
-        c = changed(c, {"train.micro_batch_prompts": report["batch"]["micro_batch_prompts"]})  # what the step takes
-    rows = {row["name"]: row for row in report["programs"]}
-    bad = [name for name, row in rows.items() if not row["fits"]]
+        c = changed(c, {"train.micro_batch_prompts": report["batch"]["micro_batch_prompts"]})  # the step's own choice
+    bad = [row["name"] for row in report["programs"] if not row["fits"]]
     of_sampler = [name for name in bad if name != "learner step"]
     last = "raise mesh.tensor, or take more chips"
     if of_sampler:
         half = "" if plan.model.compute_dtype == "bfloat16" else "set model.compute_dtype=bfloat16, "
         last = f"lower train.prompts_per_step, sampler.group_size or sampler.max_chain, {half}{last}"
-    stages = [changes] * (len(bad) > len(of_sampler)) + [sampler_changes] * bool(of_sampler)
+    stages: list[Stage] = [changes] if "learner step" in bad else []
+    stages += [sampler_changes] if of_sampler else []
     if not search:
-        named = dict.fromkeys(name for stage in stages for change in stage(c, where) for name in change)
-        instead = f"turn to {', '.join(named)} (--search finds the cheapest by compiling), {last}"
+        names = dict.fromkeys(name for stage in stages for change in stage(c, where) for name in change)
+        instead = f"change {', '.join(names)} (--search finds the cheapest by compiling), {last}"
         return f"too large: {', '.join(bad)}; {instead}"
-
-    def fits(new: Config, stage: Stage) -> bool:
-        smaller = dataclasses.replace(plan.model, remat=new.model.remat)
-        devices = devices_of(new, where)
-        if stage is changes:
-            room = memory - rows["learner step"]["others"]
-            return not programs.compile_step(new, smaller, devices.learner, room).refused
-        made = programs.compile_all(Plan(new, smaller, devices, plan.total), memory, with_step=False)
-        return all(not x.program.refused and x.program.peak <= x.room for x in made)
-
-    helpful, stuck = cheapest(c, where, stages, fits)
+    helpful, stuck = cheapest(c, where, stages, judge(plan, report, where))
     if stuck is None:
         return f"it fits with {shown(helpful)}"
-    names = of_sampler if stuck is sampler_changes else ["learner step"]
-    tried = "; ".join(map(shown, stuck(changed(c, helpful), where))) or "nothing, as nothing divides"
+    large = of_sampler if stuck is sampler_changes else ["learner step"]
+    tried = "; ".join(map(shown, stuck(changed(c, helpful), where))) or "nothing, because no other size divides"
     besides = f" besides {shown(helpful)}, with which the learner's step fits," if helpful else ""
-    untold = f"too large: {', '.join(names)}; no change that was tried{besides} makes it fit"
-    return f"{untold}; tried: {tried}: {last}"
+    return f"too large: {', '.join(large)}; no change that was tried{besides} makes it fit; tried: {tried}: {last}"
+
+
+def judge(plan: Plan, report: dict[str, Any], where: Target) -> Callable[[Config, Stage], bool]:
+    """A function that compiles a changed config and says whether the programs of one stage fit."""
+    memory = report["memory"]
+    (others,) = (row["others"] for row in report["programs"] if row["name"] == "learner step")
+
+    def fits(new: Config, stage: Stage) -> bool:
+        model = dataclasses.replace(plan.model, remat=new.model.remat)
+        devices = devices_of(new, where)
+        if stage is changes:
+            return not programs.compile_step(new, model, devices.learner, memory - others).refused
+        made = programs.compile_all(Plan(new, model, devices, plan.total), memory, with_step=False)
+        return all(x.fits for x in made)
+
+    return fits
 
 
 def cheapest(
     c: Config, where: Target, stages: list[Stage], fits: Callable[[Config, Stage], bool]
 ) -> tuple[dict[str, Any], Stage | None]:
-    """The cheapest changes with which all `stages` fit, one after the other, and None; or those found so far, and the
-    stage that nothing helps. Of two stages the one that is not given fits as it is."""
+    """The cheapest changes with which all `stages` fit, one after the other, and None.
+
+    If no change helps a stage: the changes for the stages before it, and that stage. A stage that is not in `stages`
+    fits already.
+    """
     helpful: dict[str, Any] = {}
-    fitting = [stage for stage in (changes, sampler_changes) if stage not in stages]
+    fitting: list[Stage] = [stage for stage in (changes, sampler_changes) if stage not in stages]
     for stage in stages:
         base = changed(c, helpful)
-        moved = any(name.startswith("mesh.") for name in helpful)  # what did not fit may do so on the other mesh
-        for change in [*([{}] if moved else []), *stage(base, where)]:
+        new_mesh = any(name.startswith("mesh.") for name in helpful)  # which may be all that this stage needed
+        for change in [*([{}] if new_mesh else []), *stage(base, where)]:
             print(f"trying {shown(helpful | change)} ...", file=sys.stderr, flush=True)
-            # On another mesh no program is the one that was seen to fit.
+            # Another mesh changes every program: those that fitted have to fit again.
             judged = [stage, *fitting] if any(name.startswith("mesh.") for name in change) else [stage]
             try:
                 good = all(fits(changed(base, change), which) for which in judged)
-            except UserError as error:  # what has been found stays worth saying
+            except UserError as error:  # the compiler failed: try the next change
                 print(error, file=sys.stderr, flush=True)
                 continue
             if good:

@@ -1,9 +1,9 @@
-"""What a person should be told about a run while it goes on: in words, with the remedy, once each.
+"""Warnings about a run while it goes on: one sentence each, with the remedy, said once.
 
     alarms = Alarms(("log_prob",), truncated="force_close")
     for sentence in alarms.check(step, metrics): say(sentence)
 
-Metrics that are missing are not judged. After a resume an alarm may be heard again.
+A metric that is missing raises no alarm. After a resume an alarm may be raised again.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import math
 import numbers
 from collections.abc import Callable
 
-# The run's own start is what two alarms compare with: the mean of its first values, before any judgement.
+# Two alarms compare with the run's own start: the mean of its first values. None is raised before these are known.
 FIRST_STEPS = 5
 FIRST = ("policy/entropy", "chain/length")
 
-# Entropy falls in every run that learns; collapsed is both far below the start and near 0 in itself, where
-# the likeliest token has a probability of about 0.99 and the chains of a group are copies of each other.
+# Entropy falls in every run that learns. It has collapsed where it is far below the start and also near 0: then the
+# likeliest token has a probability of about 0.99, and the chains of a group are copies of each other.
 ENTROPY_SHARE, ENTROPY_NATS = 0.1, 0.05
-# The dip of the log-prob rewards that recovers keeps more than this; the one that stays ends near ten tokens
-# (Kwiatkowski et al. 2602.03979, sec. 3.4).
+# Under log-prob rewards chains first get shorter. Where they recover they stay above this share of the start; where
+# they do not, they end near ten tokens (Kwiatkowski et al. 2602.03979, sec. 3.4).
 LENGTH_SHARE = 1 / 3
-# Shares of chains, groups and rows above which most of a step, or a part that biases it, is lost.
+# Above these shares of chains, groups and rows, most of a step is lost, or a part whose loss biases it.
 OPEN_SHARE, SAME_REWARD_SHARE, UNDERFLOW_SHARE = 0.5, 0.5, 0.1
 # On-policy ratios are 1; an effective sample size of 0.5 means that half the tokens' weight is gone.
 RATIO_MAX, RATIO_ESS = 10.0, 0.5
@@ -39,7 +39,7 @@ class Alarms:
     """The alarms of one run: `terms` are those of the reward, none where it is supervised; `truncated` is
     reward.truncated.
 
-    `raised` names those that have been said, `first` holds the first values of the metrics in FIRST.
+    `raised` names the alarms that have been raised, `first` holds the first values of the metrics in FIRST.
     """
 
     terms: tuple[str, ...]
@@ -48,7 +48,7 @@ class Alarms:
     first: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     def check(self, step: int, metrics: dict[str, float]) -> list[str]:
-        """Sentences about the metrics of `step` that have not been said before, in the order of ALARMS."""
+        """The sentences of the alarms that `step` raises for the first time, in the order of ALARMS."""
         values = {k: v for k, v in metrics.items() if isinstance(v, numbers.Real) and not math.isnan(v)}
         # Supervision samples no chains: what its steps report of chains is the data's.
         alarms = {"grader failures": _grader_failures} if not self.terms else ALARMS
@@ -58,9 +58,9 @@ class Alarms:
                 self.raised.add(name)
                 new.append(f"step {step}: {sentence}")
         for metric in FIRST:
-            seen = self.first.setdefault(metric, [])
-            if metric in values and len(seen) < FIRST_STEPS:
-                seen.append(values[metric])
+            first = self.first.setdefault(metric, [])
+            if metric in values and len(first) < FIRST_STEPS:
+                first.append(values[metric])
         return new
 
     def trains_on(self, terms: set[str]) -> bool:
@@ -68,9 +68,9 @@ class Alarms:
         return not terms.isdisjoint(self.terms)
 
     def start(self, metric: str) -> float | None:
-        """Mean of the metric's first values; None until they are there."""
-        seen = self.first.get(metric, [])
-        return sum(seen) / FIRST_STEPS if len(seen) == FIRST_STEPS else None
+        """Mean of the metric's first values; None until they are known."""
+        first = self.first.get(metric, [])
+        return sum(first) / FIRST_STEPS if len(first) == FIRST_STEPS else None
 
 
 Values = dict[str, float]
@@ -82,7 +82,7 @@ def _entropy_collapse(run: Alarms, values: Values) -> str | None:
         return None
     return (
         f"policy/entropy is {entropy:.2g} nats, {start:.2g} in the first {FIRST_STEPS} steps: the chains of a group "
-        "become copies and nothing is left to compare; lower optim.lr, or hold the policy near the initial model "
+        "become copies, so there is nothing to compare; lower optim.lr, or hold the policy near the initial model "
         "with loss.kl=k3 and loss.kl_coef=0.001 or more"
     )
 
@@ -102,12 +102,12 @@ def _open_chains(run: Alarms, values: Values) -> str | None:
     share = values.get("chain/truncated", 0.0)
     if share <= OPEN_SHARE:
         return None
-    cure = "raise sampler.max_chain, show worked examples (prompt.examples) or teach the format (warm_start.steps)"
+    remedy = "raise sampler.max_chain, show worked examples (prompt.examples) or teach the format (warm_start.steps)"
     if run.truncated == "force_close" and run.trains_on(FLOORED):
-        cure += "; closed by force such chains cost the policy nothing: set reward.truncated=floor"
+        remedy += "; a forced tag costs the policy nothing: set reward.truncated=floor"
     if run.truncated == "drop":
-        cure += "; with reward.truncated=drop they are left out, so little is learned"
-    return f"chain/truncated is {share:.0%}: most chains never open the answer tag; {cure}"
+        remedy += "; with reward.truncated=drop they are left out, so little is learned"
+    return f"chain/truncated is {share:.0%}: most chains never open the answer tag; {remedy}"
 
 
 def _same_reward(run: Alarms, values: Values) -> str | None:
@@ -115,8 +115,8 @@ def _same_reward(run: Alarms, values: Values) -> str | None:
     if share <= SAME_REWARD_SHARE:
         return None
     return (
-        f"reward/zero_std_groups is {share:.0%}: in most groups every chain has the same reward and none is "
-        "preferred; raise sampler.group_size or sampler.temperature, or ask questions that are neither too easy "
+        f"reward/zero_std_groups is {share:.0%}: in most groups every chain has the same reward, so none "
+        "is preferred; raise sampler.group_size or sampler.temperature, or ask questions that are neither too easy "
         "nor too hard (data.tasks, data.train_path)"
     )
 
@@ -129,7 +129,7 @@ def _ratio_tails(run: Alarms, values: Values) -> str | None:
     return (
         f"{' and '.join(parts)}: the learner's policy has left the one that was sampled from; lower "
         "sampler.max_staleness or optim.lr, or cap the weights with loss.ratio=token and loss.ratio_cap; if "
-        "sampler.max_staleness is 0, rounding parts the two: set model.compute_dtype=float32"
+        "sampler.max_staleness is 0, the two differ by rounding: set model.compute_dtype=float32"
     )
 
 
@@ -154,7 +154,7 @@ def _grader_failures(run: Alarms, values: Values) -> str | None:
     )
 
 
-# Adding an alarm is adding a function and its row here.
+# A new alarm is a function and a row of this table.
 ALARMS: dict[str, Callable[[Alarms, Values], str | None]] = {
     "entropy collapse": _entropy_collapse,
     "chain collapse": _chain_collapse,

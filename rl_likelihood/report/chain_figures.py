@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from rl_likelihood.report.plots import COLOURS, INK, panel_style
+from rl_likelihood.report.style import COLOURS, INK, footnote, panel_style
 from rl_likelihood.runtime import run_files
 
 BINS = 8  # of answer lengths, where there are more lengths than that
@@ -79,7 +79,7 @@ def correlations(samples: Sequence[Sequence[Mapping]]) -> Figure:
             ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if abs(value) > 0.6 else INK)
     length = "tokens" if all("chain_tokens" in row for _, row in rows) else "words"
     n = f"{len(rows)} chains of {len(samples)} runs, {len(number)} groups; chain length in {length}"
-    fig.supxlabel(f"Pearson correlation, mean over runs (left) or groups (right).  {n}.", fontsize=10, color="#666666")
+    footnote(fig, f"Pearson correlation, mean over runs (left) or groups (right).  {n}.")
     return fig
 
 
@@ -94,7 +94,8 @@ def answer_length(samples: Sequence[Sequence[Mapping]]) -> Figure:
     at = np.unique(tokens) if len(np.unique(tokens)) <= BINS else None
     edges = np.unique(np.quantile(tokens, np.linspace(0, 1, BINS + 1))) if at is None else np.append(at, at[-1] + 1)
     part = np.clip(np.searchsorted(edges, tokens, "right") - 1, 0, len(edges) - 2)
-    aside = np.random.default_rng(0).uniform(-0.12, 0.12, len(tokens)) * (at is not None)  # equal lengths, apart
+    # Chains of one length are spread sideways, so that each is visible.
+    jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(tokens)) * (at is not None)
     fig = Figure(figsize=(10.5, 4.4), layout="constrained")
     shown = (("log_prob", "log_prob: nats of the whole answer"), ("avg_log_prob", "avg_log_prob: nats a token"))
     for ax, (name, title), colour in zip(fig.subplots(1, 2), shown, (COLOURS[0], COLOURS[4]), strict=True):
@@ -102,17 +103,17 @@ def answer_length(samples: Sequence[Sequence[Mapping]]) -> Figure:
         values = values if name == "log_prob" else values / np.maximum(tokens, 1)
         panel_style(ax, title)
         dots = {"linestyle": "", "marker": ".", "markersize": 5, "markeredgewidth": 0}
-        ax.plot(tokens + aside, values, **dots, color=colour, alpha=0.3, gid="each chain", rasterized=True)
-        here = [part == b for b in range(len(edges) - 1) if (part == b).any()]
-        quartiles = np.asarray([np.quantile(values[of], (0.25, 0.5, 0.75)) for of in here]).T
+        ax.plot(tokens + jitter, values, **dots, color=colour, alpha=0.3, gid="each chain", rasterized=True)
+        bins = [part == b for b in range(len(edges) - 1) if (part == b).any()]
+        quartiles = np.asarray([np.quantile(values[of], (0.25, 0.5, 0.75)) for of in bins]).T
         line = {"color": INK, "marker": "o", "markersize": 5, "linewidth": 1.5, "capsize": 2, "elinewidth": 1}
-        ax.errorbar([tokens[of].mean() for of in here], quartiles[1], yerr=np.diff(quartiles, axis=0), **line)
+        ax.errorbar([tokens[of].mean() for of in bins], quartiles[1], yerr=np.diff(quartiles, axis=0), **line)
         ax.set_xlabel("scored tokens of the reference answer", fontsize=11, color=INK)
         if name == "log_prob":
             _probability(ax)
     questions = len({row["id"] for row in rows})
     words = f"Dots: {len(rows)} sampled chains of {questions} questions.  Line: median and quartiles."
-    fig.supxlabel(words, fontsize=10, color="#666666")
+    footnote(fig, words)
     fig.get_layout_engine().set(wspace=0.08)
     return fig
 

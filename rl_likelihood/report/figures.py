@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from rl_likelihood.report import chain_figures, final_figures, table
-from rl_likelihood.report.chain_figures import samples_of
-from rl_likelihood.report.curve_figures import CURVES, TAILS, over_seeds, shows
-from rl_likelihood.report.plots import load, looks, series
+from rl_likelihood.report import chain_figures, final_figures, panels, style, table
+from rl_likelihood.report.curve_figures import Words, over_seeds, shows
+from rl_likelihood.report.plots import load, series
 from rl_likelihood.runtime import run_files
+
+Lines = Mapping[str, Sequence[table.Run]]  # name -> its runs, one a seed
 
 
 def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, Figure]:
@@ -28,36 +29,40 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
     """
     rows = table.row_label(runs, rows)
     groups, blocks, figures = table.grouped(runs, rows), table.blocks(runs, rows), {}
-    colours = looks(name for lines in groups.values() for name in lines)
+    looks = style.looks(name for lines in groups.values() for name in lines)
     if any(line.cells for block in blocks for line in block.lines if line.name != table.UNTOUCHED):
-        figures["summary"] = final_figures.summary(blocks, colours)
+        figures["summary"] = final_figures.summary(blocks, looks)
     for shared, lines in groups.items():
-        suffix = _suffix(shared)
-        first = table.starts(run for group in lines.values() for run in group)
-        here = {name: [loaded(r, first) for r in group if _started(r)] for name, group in lines.items()}
-        here = {name: found for name, found in here.items() if found}
-        if not here:
-            continue
-        bare = [name for name in here if all(map(table.without_chain, lines[name]))]
-        panels = [p for p in CURVES if any(shows(run, p) for found in here.values() for run in found)]
-        words = {"title": table.title_of(dict(shared)), "bare": bare, "start": list(first.values())}
-        if panels:
-            figures[f"curves{suffix}"] = over_seeds(here, panels, colours, **words)
-        lags = [series(run["train"], "queue/lag")[1] for found in here.values() for run in found]
-        if any(len(lag) and np.nanmax(lag) > 0 for lag in lags):
-            figures[f"tails{suffix}"] = over_seeds(here, TAILS, colours, title=words["title"])
+        figures |= _curves(shared, lines, looks)
     if any(final_figures.has_trade_off(block) for block in blocks):
-        figures["trade_off"] = final_figures.trade_off(blocks, colours)
+        figures["trade_off"] = final_figures.trade_off(blocks, looks)
     if any(final_figures.group_of(block) for block in blocks):
-        figures["group_size"] = final_figures.group_size(blocks, colours)
+        figures["group_size"] = final_figures.group_size(blocks, looks)
     for shared, lines in groups.items():
         # A run that samples no chains (sft) has nothing to say of them.
         sampling = [run for group in lines.values() for run in group if not table.without_chain(run)]
-        samples = [found for run in sampling if (found := samples_of(run.workdir))]
+        samples = [rows for run in sampling if (rows := chain_figures.samples_of(run.workdir))]
         if samples:
-            suffix = _suffix(shared)
-            figures[f"correlations{suffix}"] = chain_figures.correlations(samples)
-            figures[f"answer_length{suffix}"] = chain_figures.answer_length(samples)
+            figures[f"correlations{_suffix(shared)}"] = chain_figures.correlations(samples)
+            figures[f"answer_length{_suffix(shared)}"] = chain_figures.answer_length(samples)
+    return figures
+
+
+def _curves(shared: Iterable[tuple[str, str]], lines: Lines, looks: Mapping[str, dict]) -> dict[str, Figure]:
+    """The figures against step of one table."""
+    first = table.starts(run for group in lines.values() for run in group)
+    groups = {name: [loaded(r, first) for r in group if _started(r)] for name, group in lines.items()}
+    groups = {name: rows for name, rows in groups.items() if rows}
+    runs = [run for rows in groups.values() for run in rows]
+    shown = [p for p in panels.GRID if any(shows(run, p) for run in runs)]
+    no_chain = [name for name in groups if all(map(table.without_chain, lines[name]))]
+    words = Words(table.title_of(dict(shared)), list(first.values()), no_chain)
+    figures = {}
+    if shown:
+        figures[f"curves{_suffix(shared)}"] = over_seeds(groups, shown, looks, words)
+    lags = [series(run["train"], "queue/lag")[1] for run in runs]
+    if any(len(lag) and np.nanmax(lag) > 0 for lag in lags):
+        figures[f"tails{_suffix(shared)}"] = over_seeds(groups, panels.OFF_POLICY, looks, Words(words.title))
     return figures
 
 
@@ -73,8 +78,8 @@ def _started(run: table.Run) -> bool:
 def loaded(run: table.Run, first: Mapping[str, dict]) -> dict[str, list[dict]]:
     """A run's rows, {"train": metrics.jsonl, "heldout": eval.jsonl}, both empty before it has begun.
 
-    A model that was fine-tuned on answers alone is asked without a chain: those numbers stand in the place of the ones
-    after a chain, at step 0 too (`table.asked`).
+    A model that was fine-tuned on answers alone is asked without a chain: those numbers replace the ones after a chain,
+    at step 0 too (`table.asked`).
 
     first: `table.starts` of the runs of its table: the evaluation of step 0, by seed, stands first where the run itself
         made none.

@@ -11,18 +11,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullLocator
 
 from rl_likelihood.report import table
-from rl_likelihood.report.plots import GREY, GRID, INK, REFERENCE, asked_bare, legend, panel_style, plain_log, size_of
+from rl_likelihood.report.metric_table import Metric, metric
+from rl_likelihood.report.style import (
+    GREY,
+    GRID,
+    INK,
+    REFERENCE,
+    asked_without_chain,
+    draw_points,
+    footnote,
+    legend,
+    panel_style,
+    plain_log,
+    size_of,
+    spans_decades,
+)
 
 GROUP = "group"  # the label of group sizes
 # Of a summary: the first four that a table has.
-METRICS = {
-    "greedy_success": "Greedy success, %",
-    "sampled_success": "Success at T = 1, %",
-    "perplexity": "Perplexity of reference",
-    "chain_length": "Chain length, tokens",
-    "chain_gain": "What a chain adds, nats",
-    "perplexity_no_chain": "Perplexity, no chain",
-}
+SUMMARY = ("greedy_success", "sampled_success", "perplexity", "chain_length", "chain_gain", "perplexity_no_chain")
 COLUMNS = 4
 Looks = Mapping[str, dict]
 
@@ -30,7 +37,7 @@ Looks = Mapping[str, dict]
 def summary(blocks: Sequence[table.Block], looks: Looks) -> Figure:
     """A row of panels for each table, a line for each of its rows: the mean, its errors and the untouched model's."""
     blocks = [b for b in blocks if any(line.cells for line in b.lines if line.name != table.UNTOUCHED)]
-    shown = [[k for k in METRICS if any(line.cell(k) for line in b.lines)][:COLUMNS] for b in blocks]
+    shown = [[k for k in SUMMARY if any(line.cell(k) for line in b.lines)][:COLUMNS] for b in blocks]
     lines = [[line for line in b.lines if line.name != table.UNTOUCHED] for b in blocks]
     wide = max(map(len, shown))
     heights = [1.0 + 0.27 * len(rows) for rows in lines]
@@ -41,43 +48,56 @@ def summary(blocks: Sequence[table.Block], looks: Looks) -> Figure:
         for ax in axes[len(keys) :]:
             ax.set_visible(False)
         for ax, key in zip(axes, keys, strict=False):
-            _metric(ax, key, rows, untouched, looks)
+            _metric(ax, metric(key), rows, untouched, looks)
             ax.set_yticks(range(len(rows)), [line.name for line in rows] if ax is axes[0] else [""] * len(rows))
             for label, line in zip(ax.get_yticklabels(), rows, strict=True):
                 label.set(color=looks[line.name]["color"], fontsize=11)
         if block.title:
             _row_title(axes[0], block.title)
     seeds = max((c.runs for rows in lines for line in rows for c in line.cells.values()), default=1)
-    words = ["Dashed: untouched model.", "Thin: 95 % interval over held-out questions."]
+    counts = ", ".join(dict.fromkeys(block.questions for block in blocks if block.questions))
+    words = ["Dashed: untouched model.", f"Thin: 95 % interval over held-out questions{f' ({counts})' * bool(counts)}."]
     words += ["Thick: ± standard error over seeds." if seeds > 1 else "One seed."]
-    text = "\n".join(textwrap.wrap("  ".join(words), 28 * wide + 24)) + asked_bare(_bare(blocks))
-    fig.supxlabel(text, fontsize=10, color="#666666")
+    text = "\n".join(textwrap.wrap("  ".join(words), 28 * wide + 24))
+    footnote(fig, text + asked_without_chain(_without_chain(blocks)))
     return fig
 
 
-def _bare(blocks: Iterable[table.Block]) -> list[str]:
+def _without_chain(blocks: Iterable[table.Block]) -> list[str]:
     """The rows whose models were asked without a chain."""
     return sorted({line.name for block in blocks for line in block.lines if line.no_chain})
 
 
+def _heading(ax: Axes, of: Metric) -> None:
+    """The metric above a narrow panel, in two lines where it is long."""
+    panel_style(ax, "\n".join(textwrap.wrap(of.heading[0].upper() + of.heading[1:], 24)))
+    ax.title.set_fontsize(11)
+
+
 def _row_title(ax: Axes, title: str) -> None:
-    """Above a row's first panel. It has room for its height; its width must not make the column wider."""
-    at = {"xy": (0, 1), "xytext": (0, 26), "xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 12}
+    """Above a row's first panel and its heading. It takes space for its height, but its width must not make the column
+    wider."""
+    above = 12 + 14 * (1 + max(other.get_title("left").count("\n") for other in ax.figure.axes))
+    at = {
+        "xy": (0, 1),
+        "xytext": (0, above),
+        "xycoords": "axes fraction",
+        "textcoords": "offset points",
+        "fontsize": 12,
+    }
     ax.annotate("|", **at, alpha=0)
     ax.annotate(title, **at, fontweight="bold", color=INK).set_in_layout(False)
 
 
-def _metric(ax: Axes, key: str, rows: Sequence[table.Line], untouched: table.Line | None, looks: Looks) -> None:
+def _metric(ax: Axes, of: Metric, rows: Sequence[table.Line], untouched: table.Line | None, looks: Looks) -> None:
     """One panel of a summary."""
-    panel_style(ax, METRICS[key])
-    ax.title.set_fontsize(11)
+    _heading(ax, of)
     ax.grid(False, axis="y")
-    digits = next(c.digits for c in table.GRID_COLUMNS if c.key == key)
     ends = []
     for y, line in enumerate(rows):
-        c = line.cell(key)
+        c = line.cell(of.name)
         ax.axhline(y, color=GRID, linewidth=0.8, zorder=0)
-        text = table.MISSING if c is None else f"{c.mean:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        text = table.MISSING if c is None else f"{c.mean:.{of.digits}f}".replace("-", "\N{MINUS SIGN}")
         ax.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=INK)
         if c is None:
             continue
@@ -88,18 +108,18 @@ def _metric(ax: Axes, key: str, rows: Sequence[table.Line], untouched: table.Lin
         if c.se:
             ax.plot([c.mean - c.se, c.mean + c.se], [y, y], color=colour, linewidth=4.5, alpha=0.45, gid="seeds")
         look = {**looks[line.name], "linestyle": ""}
-        ax.plot([c.mean], [y], **look, **size_of(look, 7.5), gid="mean")
-    start = untouched.cell(key) if untouched else None
+        ax.plot([c.mean], [y], **look, **size_of(look, 7.5), gid="mean", clip_on=False, zorder=3)
+    start = untouched.cell(of.name) if untouched else None
     if start:
         ends.append(start.mean)
         ax.axvline(start.mean, **REFERENCE, zorder=1, gid="untouched")
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    if key.startswith("perplexity") and ends and min(ends) > 0 and max(ends) > 10 * min(ends):
+    if ends and of.logarithmic and spans_decades(ends):
         ax.set_xscale("log")
         plain_log(ax.xaxis)
-    elif ends and min(ends) >= 0 and not key.startswith("perplexity"):
-        ax.set_xlim(0, 1.08 * max(ends))
+    elif ends and min(ends) >= 0 and not of.logarithmic:
+        ax.set_xlim(0, 1.08 * max(ends) or 1)
 
 
 def has_trade_off(block: table.Block) -> bool:
@@ -121,23 +141,24 @@ def trade_off(blocks: Sequence[table.Block], looks: Looks) -> Figure:
         panel_style(ax, block.title or "Success against perplexity")
         for line in block.lines:
             x, look = line.cell("perplexity"), {**looks[line.name], "linestyle": ""}
-            found = [line.cell("greedy_success"), line.cell("sampled_success")]
             if x is None:
                 continue
-            seen = [y for y in found if y]
-            ax.plot([x.mean] * len(seen), [y.mean for y in seen], color=look["color"], linewidth=1, alpha=0.5)
-            for y, inside in zip(found, (look["color"], "white"), strict=True):
+            both = [line.cell("greedy_success"), line.cell("sampled_success")]
+            measured = [y for y in both if y]
+            ax.plot([x.mean] * len(measured), [y.mean for y in measured], color=look["color"], linewidth=1, alpha=0.5)
+            for y, inside in zip(both, (look["color"], "white"), strict=True):
                 if y:
                     style = look | {"markersize": size_of(look, 8)["markersize"], "elinewidth": 1.2, "capsize": 2}
-                    ax.errorbar(x.mean, y.mean, xerr=x.se, yerr=y.se, **style, markerfacecolor=inside)
+                    bars = ax.errorbar(x.mean, y.mean, xerr=x.se, yerr=y.se, **style, markerfacecolor=inside)
+                    bars.lines[0].set_clip_on(False)
         ax.set_xscale("log")
         plain_log(ax.xaxis)
-        ax.set_ylim(bottom=0)
-        ax.set_xlabel("perplexity of the reference answer", fontsize=11, color=INK)
+        ax.set_ylim(0, max(ax.get_ylim()[1], 10))
+        ax.set_xlabel(metric("perplexity").heading, fontsize=11, color=INK)
         ax.set_ylabel("success, %", fontsize=11, color=INK)
     legend(fig, {name: {**looks[name], "linestyle": ""} for name in names})
     words = "Full: greedy.  Hollow: sampled at T = 1.  Bars: ± standard error over seeds."
-    fig.supxlabel(words + asked_bare(_bare(blocks)), fontsize=10, color="#666666")
+    footnote(fig, words + asked_without_chain(_without_chain(blocks)))
     return fig
 
 
@@ -149,17 +170,17 @@ def group_of(block: table.Block) -> int | None:
 
 def group_size(blocks: Sequence[table.Block], looks: Looks) -> Figure:
     """Final metrics against the group size: a row of panels for all that tables share beside it."""
-    found: dict[str, dict[int, table.Block]] = {}
+    by_title: dict[str, dict[int, table.Block]] = {}
     for block in blocks:
         if size := group_of(block):
             shared = table.title_of({k: v for k, v in block.labels.items() if k != GROUP})
-            found.setdefault(shared, {})[size] = block
+            by_title.setdefault(shared, {})[size] = block
     keys = ("greedy_success", "sampled_success", "perplexity")
-    fig = Figure(figsize=(10.5, 3.2 * len(found) + 1), layout="constrained")
+    fig = Figure(figsize=(10.5, 3.2 * len(by_title) + 1), layout="constrained")
     names: dict[str, None] = {}
-    for axes, (title, by_size) in zip(fig.subplots(len(found), 3, squeeze=False), found.items(), strict=True):
+    for axes, (title, by_size) in zip(fig.subplots(len(by_title), 3, squeeze=False), by_title.items(), strict=True):
         for ax, key in zip(axes, keys, strict=True):
-            panel_style(ax, METRICS[key])
+            _heading(ax, metric(key))
             names |= _against_size(ax, key, by_size, looks)
             ax.set_xscale("log", base=2)
             ax.set_xticks(sorted(by_size))
@@ -171,7 +192,7 @@ def group_size(blocks: Sequence[table.Block], looks: Looks) -> Figure:
             _row_title(axes[0], title)
     untouched = {"untouched": {**REFERENCE, "marker": ""}}
     legend(fig, {name: looks[name] for name in names} | untouched)
-    fig.supxlabel("Bars: ± standard error over seeds.", fontsize=10, color="#666666")
+    footnote(fig, "Bars: ± standard error over seeds.")
     return fig
 
 
@@ -185,22 +206,17 @@ def _against_size(ax: Axes, key: str, by_size: Mapping[int, table.Block], looks:
     start = points.pop(table.UNTOUCHED, [])
     if start:
         ax.axhline(np.mean([c.mean for _, c in start]), **REFERENCE, zorder=1)
-    once = _bare(by_size.values())  # no G is theirs
-    for name, cells in points.items():
+    once = _without_chain(by_size.values())  # no G is theirs
+    for i, (name, cells) in enumerate(points.items()):
         if name in once:
             ax.axhline(np.mean([c.mean for _, c in cells]), color=looks[name]["color"], linewidth=1.5, zorder=1)
             continue
-        bars = [c.se or 0.0 for _, c in cells]
-        ax.errorbar(
-            [g for g, _ in cells],
-            [c.mean for _, c in cells],
-            yerr=bars,
-            capsize=2,
-            **looks[name],
-            **size_of(looks[name], 7),
-        )
+        columns = zip(*((size, c.mean, c.se or 0.0) for size, c in cells), strict=True)
+        draw_points(ax, list(columns), looks[name], i, len(points))
     values = [c.mean for cells in [*points.values(), start] for _, c in cells]
-    if key == "perplexity" and values and max(values) > 10 * min(values):
+    if values and metric(key).logarithmic and spans_decades(values):
         ax.set_yscale("log")
         plain_log(ax.yaxis)
+    elif not any(values):
+        ax.set_ylim(0, 1)
     return dict.fromkeys(points)

@@ -1,13 +1,12 @@
-"""What a run writes down as it goes, and the console line.
-
-The files are the record; wandb, when asked for, is a copy.
-"""
+"""What a run writes as it goes, and the console line of a step. The files are the record; wandb is a copy."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.grading.graders import GRADERS
+from rl_likelihood.report.metric_table import METRICS as TABLE
 from rl_likelihood.report.tracking import Tracker
 from rl_likelihood.runtime.console import duration
 from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, append, cannot_write, plain, truncate, write_status
@@ -84,26 +83,36 @@ def _short(x: float) -> str:
     return f"{x:.2f}" if abs(x) >= 0.1 or x == 0 else f"{x:.2g}"
 
 
-# Metric, words around it, width, how the number is written: what a person watches while a run goes on.
+def _rate(x: float) -> str:
+    return f"{x:.0f}" if x < 1e4 else _short(x)
+
+
+# Metric, how its label and number stand, width, how the number is written: what a person watches while a run goes on.
 _LINE = (
-    ("reward/mean", "reward {}", 8, _short),
-    ("greedy_success", "success {}", 4, "{:.0%}".format),
-    ("answer/perplexity", "ppl {}", 6, _short),
-    ("chain/length", "chain {}", 6, "{:.1f}".format),
-    ("tokens_per_second", "{} tok/s", 5, lambda x: f"{x:.0f}" if x < 1e4 else _short(x)),
-    ("queue/lag", "lag {}", 1, "{:.0f}".format),
+    ("reward/mean", "{label} {number}", 8, _short),
+    ("reward/exact_match", "{label} {number}", 4, "{:.0%}".format),
+    ("answer/perplexity", "{label} {number}", 6, _short),
+    ("chain/length", "{label} {number}", 6, "{:.1f}".format),
+    ("tokens_per_second", "{number} {label}", 5, _rate),
+    ("queue/lag", "{label} {number}", 1, "{:.0f}".format),
 )
 
 
-def line(step: int, steps: int, metrics: dict[str, Any], seconds_left: float) -> str:
-    """One console line, the columns aligned from step to step; a metric that is not there is left out.
+def line(step: int, steps: int, metrics: dict[str, Any], seconds_left: float | None) -> str:
+    """One console line, the columns aligned from step to step. A metric that is not there is left out, and so is a time
+    that is not known yet.
 
-    `greedy_success` is shown by whoever has it (the last evaluation), as a percentage.
+    Success is that of the batch's own sampled answers, by the grader that trains, or else by exact match.
     """
+    graded = [metrics[f"reward/{name}"] for name in GRADERS if name != "exact_match" and f"reward/{name}" in metrics]
+    if graded:
+        metrics = metrics | {"reward/exact_match": graded[0]}
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
-    for key, words, width, text in _LINE:
-        if key in metrics:
-            value, _ = plain(metrics[key])
-            parts.append(words.format(("nan" if value is None else text(value)).rjust(width)))
-    parts.append(f"{duration(seconds_left):>6} left")
+    for name, words, width, text in _LINE:
+        if name in metrics:
+            value, _ = plain(metrics[name])
+            number = ("nan" if value is None else text(value)).rjust(width)
+            parts.append(words.format(label=TABLE[name].short, number=number))
+    if seconds_left is not None:
+        parts.append(f"{duration(seconds_left):>6} left")
     return "  ".join(parts)

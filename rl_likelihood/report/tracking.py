@@ -1,5 +1,5 @@
-"""The copy of a run that wandb keeps, when asked for. The files of the workdir are the record: a tracker that is
-missing, refuses or breaks is said once, in a line, and the run goes on without it."""
+"""The copy of a run in wandb, where it is wanted. The files of the workdir are the record. Where wandb is missing,
+refuses or breaks, one line says so and the run goes on without it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ID = "wandb_id"
 
 
 class Tracker:
-    """One run in wandb, which a resumed workdir goes on with: its id is kept in the workdir.
+    """One run in wandb. Its id stands in the workdir, so that a resumed run continues it.
 
-    `mode` is off, offline (a folder wandb/ in the workdir, for `wandb sync`) or online; `config` is what wandb
-    shows as the run's settings, and names its project (`report.wandb_project`).
+    `mode` is off, offline (a folder wandb/ in the workdir, for `wandb sync`) or online. wandb shows `config` as the
+    run's settings; `report.wandb_project` in it names the project.
     """
 
     def __init__(self, workdir: Path, mode: str, config: dict[str, Any]):
@@ -41,14 +41,14 @@ class Tracker:
     def _tried(self, what: str, act):
         try:
             return act()
-        except Exception as error:  # noqa: BLE001 (whatever it is: a copy never stops the run it copies)
+        except Exception as error:  # noqa: BLE001 (a copy never stops the run that it copies)
             said = " ".join(str(error).split()) or type(error).__name__
             print(f"warning: wandb {what} ({said}); the run goes on without it, its files have everything", flush=True)
             self._run = None
 
 
 def _start(workdir: Path, mode: str, config: dict[str, Any]):
-    import wandb  # only here: it takes over a second to import and most runs do without
+    import wandb  # it takes over a second to import, and most runs do without it
 
     path = workdir / ID
     if not path.exists():

@@ -7,7 +7,6 @@ that ends there counts as ending in `</answer>`, as in grading.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -16,22 +15,11 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Float32, Int
 
+from rl_likelihood.shapes import Tags
+
 Answers = Sequence[str | None]  # of one group, None where no answer could be extracted
 Same = Callable[[str, str | None], bool]  # (reference, answer): a grader
 Key = Callable[[str], Hashable]  # answers with equal keys are one candidate of a vote
-
-
-@dataclasses.dataclass(frozen=True)
-class Tags:
-    """The tags of a response, as in `prompts.PromptConfig`: "<think>", "</think>", "<answer", "</answer".
-
-    The answer's tags are without their `>`.
-    """
-
-    think_open: str
-    think_close: str
-    answer_open: str
-    answer_close: str
 
 
 # ---------------------------------------------------------------------------------------- format

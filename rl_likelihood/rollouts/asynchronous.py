@@ -72,7 +72,7 @@ class Asynchronous:
                 failure = error
         if distributed.several():
             failure = distributed.failure_of_any(failure)
-        if failure is not None:
+        if failure is not None or rollout is None:
             raise SamplerFailed from failure
         rollout = b.align(rollout)
         rows = b.rows(rollout.number)

@@ -16,7 +16,7 @@ import numpy as np
 from rl_likelihood.data import prompts
 from rl_likelihood.data.order import in_batches, order
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.datasets import sources
+from rl_likelihood.datasets import questions
 from rl_likelihood.learner.batching import answers_after, to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
@@ -32,7 +32,7 @@ FILE = "baseline.jsonl"
 
 def key_of(row: EncodedExample) -> str:
     """Names a question for good, whatever its row number."""
-    return hashlib.sha256(sources.example_key(row.example).encode()).hexdigest()[:16]
+    return hashlib.sha256(questions.example_key(row.example).encode()).hexdigest()[:16]
 
 
 def without_chain(task: Task, row: EncodedExample) -> EncodedExample:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rl_likelihood.config import grader_table
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading.pool import Pool
@@ -50,7 +51,8 @@ class Batches:
         c = task.config
         self.task, self.devices = task, devices
         self.rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
-        self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code)
+        table = grader_table(c.reward.file)
+        self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code, table=table)
         self.baseline: Callable[[Rows], np.ndarray] | None = None
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir)

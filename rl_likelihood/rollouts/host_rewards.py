@@ -82,7 +82,7 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
 
     def marks(name: str) -> np.ndarray:
         flat = [a for group in answers for a in group]
-        goals = [graders.reference_of(name, row.example) for row in rows for _ in range(size)]
+        goals = [graders.reference_of(name, row.example, pool.table) for row in rows for _ in range(size)]
         graded = np.asarray([-1 if m is None else m for m in pool.grade(name, goals, flat)]).reshape(failed.shape)
         failed[:] |= graded < 0
         return (graded > 0).astype(np.float32)
@@ -96,12 +96,11 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     inputs = HostInputs(
         answers, references, rollout.prompts.uid, size, c.seed, c.reward, outcome, graders.numeric_match, candidate
     )
-    p = c.prompt
-    tags = rules.Tags(p.think_open, p.think_close, p.answer_open, p.answer_close)
+    tags = task.fmt
     whole = responses(task, rollout, rows, texts) if any(r.kind == "text" for r in terms.values()) else []
     values: Rewards = {}
     for name, reward in terms.items():
-        if reward.kind == "grader":
+        if reward.kind == "grader" or reward.function is None:
             values[name] = marks(name)
         elif reward.kind == "host":
             values[name] = reward.function(inputs)

@@ -64,7 +64,7 @@ class Synchronous:
         del weights  # the learner's step has the room
         if distributed.several():
             failure = distributed.failure_of_any(failure)
-        if failure is not None:
+        if failure is not None or rollout is None:
             raise SamplerFailed from failure
         rollout, rows = b.align(rollout), b.rows(step)
         graded, texts = b.grade(rollout, rows)

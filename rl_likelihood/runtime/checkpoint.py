@@ -6,7 +6,7 @@
                             /leaves   JSON: shape, type and checksum of every array
 
 A checkpoint appears under its name only when all of it is on disk. Every array carries a checksum that does not
-depend on how it is sharded (intact.py).
+depend on how it is sharded (checksums.py). `disk.drop_optimizer` leaves a file optimizer_dropped in place of rest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.checksums import DamagedError, check_files, check_sums, checksums
 from rl_likelihood.shapes import TrainState, UserError
 
-FOLDER = "checkpoints"
+FOLDER, REST, DROPPED = "checkpoints", "rest", "optimizer_dropped"
 Manager = ocp.CheckpointManager
 
 
@@ -125,13 +125,9 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]
                 raise ValueError(f"{name} lives on one process; put it on the mesh (mesh.replicated) before saving")
     sums = checksums(arrays)
     leaves = {k: {"shape": list(x.shape), "dtype": str(x.dtype), "sum": sums[k]} for k, x in arrays.items()}
-    params, rest = _split(state)
-    items = ocp.args.Composite(
-        params=ocp.args.PyTreeSave(params),
-        rest=ocp.args.PyTreeSave(rest),
-        meta=ocp.args.JsonSave(meta),
-        leaves=ocp.args.JsonSave(leaves),
-    )
+    params, others = _split(state)
+    arrays_of = {"params": ocp.args.PyTreeSave(params), REST: ocp.args.PyTreeSave(others)}
+    items = ocp.args.Composite(**arrays_of, meta=ocp.args.JsonSave(meta), leaves=ocp.args.JsonSave(leaves))
     with _writing(manager.directory):
         manager.save(step, args=items, force=True)
 
@@ -166,11 +162,17 @@ def restore(
     """
 
     def read(candidate: int) -> tuple[TrainState, dict[str, Any]]:
+        path = manager.directory / str(candidate)
+        if distributed.share((path / DROPPED).exists()):
+            raise UserError(
+                f"{path}: its optimizer state was dropped, so this run cannot go on; it can be evaluated and exported, "
+                "and a new run in another --workdir can begin from it, with model.path set to this workdir"
+            )
         leaves, meta = _read_json(manager, candidate)
-        _check_shapes(manager.directory / str(candidate), _named(abstract_state), leaves)
-        params, rest = _split(abstract_state)
-        out = _read_arrays(manager, candidate, {"params": params, "rest": rest})
-        state = abstract_state.replace(params=out["params"], **out["rest"])
+        _check_shapes(path, _named(abstract_state), leaves)
+        params, others = _split(abstract_state)
+        out = _read_arrays(manager, candidate, {"params": params, REST: others})
+        state = abstract_state.replace(params=out["params"], **out[REST])
         check_sums(checksums(_named(state)), leaves)
         return state, meta
 
@@ -279,7 +281,8 @@ def _read_arrays(manager: ocp.CheckpointManager, step: int, abstract: dict[str, 
     items = {
         name: ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(how, tree)) for name, tree in abstract.items()
     }
-    _reading(lambda: [check_files(manager.directory / str(step) / name) for name in abstract])
+    for name in abstract:
+        _reading(functools.partial(check_files, manager.directory / str(step) / name))
     out = _reading(lambda: manager.restore(step, args=ocp.args.Composite(**items)))
     return {name: out[name] for name in abstract}
 

@@ -1,10 +1,47 @@
-"""What a run says to a person, from the first of several processes."""
+"""What a run says to a person, from the first of several processes. A terminal that is gone never ends a run."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import sys
+from typing import Any, TextIO
 
 from rl_likelihood.runtime import distributed
+
+
+class Console:
+    """Standard output or error, whose failures are nobody's: `| head` has read enough, a terminal was closed, the
+    disk of a log file is full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._heedless():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._heedless():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _heedless(self):
+        try:
+            yield
+        except OSError as e:
+            if e.errno in (errno.EPIPE, errno.EIO, errno.EBADF):  # it will not come back
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def outlive_the_terminal() -> None:
+    """From now on no `print` of this process fails."""
+    sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
 
 
 def say(text: str) -> None:
@@ -17,7 +54,8 @@ def say_at_once(text: str) -> None:
     """`say` for the handler of a signal, which may come in the middle of a print: past Python's buffer, which would
     refuse to be entered twice."""
     if distributed.first():
-        os.write(1, f"{text}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(1, f"{text}\n".encode())
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed as runtime  # the coordinator's address on a TPU, and whether that is this process
+from jax._src.distributed import global_state  # the coordinator's address on a TPU, and whether that is this process
 from jax.experimental import multihost_utils
 
 from rl_likelihood.runtime import watch
@@ -48,12 +49,15 @@ class SharedFailure(Exception):
     """An error of one process that all of them know of; it has been said."""
 
 
-def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, heartbeat: float = 30.0) -> None:
+def start(
+    coordinator: str = "", num_processes: int = 0, process_id: int = -1, heartbeat: float = 30.0, wait: float = 300.0
+) -> None:
     """Joins the other processes, if there are any; before anything else of jax.
 
     What the arguments leave open the environment says (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID);
-    with neither, a Cloud TPU's own metadata, where there are chips. A process that dies is noticed by the others
-    within `heartbeat` seconds: one of them says so in a line, and all end with exit code 1.
+    with neither, a Cloud TPU's own metadata, where there are chips. Unreachable after `wait` seconds. A process that
+    dies is noticed by the others within `heartbeat` seconds: one of them says so in a line, and all end with exit
+    code 1.
     """
     global _number
     given = (coordinator, str(num_processes or ""), "" if process_id < 0 else str(process_id))
@@ -69,9 +73,11 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, h
         arguments = _checked(values)
         if arguments["num_processes"] == 1:
             return
+    # jax would wait silently for a wrong coordinator, and abort with a page of C++ after five minutes.
+    peers = _meet(arguments, wait) if arguments else None
     timeout = max(1, int(heartbeat))
     try:
-        # Ours is quicker, and says it in a line; jax's own, which aborts, is behind it.
+        # The watch is quicker, and says it in a line; jax's own heartbeat, which aborts, comes after it.
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=timeout + 30, shutdown_timeout_seconds=60)
     except (RuntimeError, ValueError) as e:
         raise Unreachable(f"--coordinator: the processes of this run did not find each other ({_line(e)})") from e
@@ -85,22 +91,42 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, h
             f"{', '.join(map(str, range(len(wanted))))}; on a Cloud TPU leave {', '.join(FLAGS)} out, or number the "
             "processes as the slice does"
         )
-    _watching.append(Watch(_number, _connections(), heartbeat))
+    _watching.append(Watch(_number, peers or _connections(), heartbeat))
     _watching[0].begin()
 
 
-def _connections() -> dict[int, socket.socket]:
-    """With all others in process 0, with process 0 in the others.
+def _meet(arguments: dict[str, Any], wait: float) -> dict[int, socket.socket]:
+    """The watch's connections, made at the coordinator's address before jax uses it."""
+    host, _, port = arguments["coordinator_address"].rpartition(":")
+    host, number, count = host.strip("[]"), arguments["process_id"], arguments["num_processes"]
+    token = f"{count:03d}rl_likelihood"[:TOKEN].encode()  # no secret: it tells this run's processes from other programs
+    if number:
+        return {0: watch.reach(host, int(port), token, number, wait)}
+    try:
+        with _listen(int(port), count) as server:
+            return watch.admit(server, token, count, host, wait)
+    except OSError as e:
+        raise Unreachable(f"--coordinator: process 0 cannot listen on port {port} ({e.strerror or e})") from e
 
-    Process 0 listens on a port that is free, and tells the others through jax where, with a token that their
-    connections begin with.
+
+def _listen(port: int, count: int) -> socket.socket:
+    """A server on every address of this machine; the others may come by IPv4 or IPv6."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", port), family=family, backlog=count + 16, dualstack_ipv6=both)
+
+
+def _connections() -> dict[int, socket.socket]:
+    """The watch's connections where jax found the processes by itself, on a Cloud TPU: those of process 0 with all
+    others, in the others the one with process 0.
+
+    Process 0 listens on a free port, and tells the others through jax which, with a token that their connections
+    begin with.
     """
     if not first():
         host, port, token = share(None)
         return {0: watch.reach(host, port, bytes.fromhex(token), _number)}
-    both = socket.has_dualstack_ipv6()  # the others may come either way
-    family, backlog = socket.AF_INET6 if both else socket.AF_INET, jax.process_count() + 16
-    with socket.create_server(("", 0), family=family, backlog=backlog, dualstack_ipv6=both) as server:
+    with _listen(0, jax.process_count()) as server:
         host, _, token = share([_address(), server.getsockname()[1], secrets.token_hex(TOKEN)])
         return watch.admit(server, bytes.fromhex(token), jax.process_count(), host)
 
@@ -108,8 +134,8 @@ def _connections() -> dict[int, socket.socket]:
 def _address() -> str:
     """Where the other processes reach this one: at the coordinator's address if it is this process, else at the one
     from which this process reaches it."""
-    host = runtime.global_state.coordinator_address.rpartition(":")[0].strip("[]")
-    return host if runtime.global_state.process_id == 0 else watch.address_towards(host)
+    host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+    return host if global_state.process_id == 0 else watch.address_towards(host)
 
 
 def say_error(text: str) -> None:
@@ -128,7 +154,7 @@ def finish(code: int = 0, together: bool = True, why: str = "") -> None:
     With a code other than 0 it ends here: nothing that waits for other processes may be waited for. Process 0 ends the
     others then: with it goes what jax has of them, which would abort whoever comes a moment later.
     """
-    met = runtime.global_state.client is not None
+    met = global_state.client is not None
     if _watching and together and (not code or not first()):
         if not code:
             _watching[0].await_first()
@@ -146,7 +172,7 @@ def _checked(values: list[str]) -> dict[str, Any]:
     missing = [f"{flag} ({name})" for v, flag, name in zip(values, FLAGS, ENVIRONMENT, strict=True) if not v]
     if missing:
         raise UserError(f"{', '.join(missing)} missing; give all three: {', '.join(FLAGS)}")
-    if ":" not in values[0]:
+    if not re.fullmatch(r".+:\d{1,5}", values[0]):
         raise UserError(f"--coordinator is {values[0]!r}; it is HOST:PORT of process 0, such as 10.0.0.2:8476")
     for flag, value in zip(FLAGS[1:], values[1:], strict=True):
         if not value.isdigit():

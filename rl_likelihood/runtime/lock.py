@@ -1,195 +1,150 @@
-"""One run at a time in a workdir, one evaluation at a time on a file of records."""
+"""One run at a time in a workdir, one evaluation at a time on a file of records: a lease of filelock.
+
+The holder touches the lock file every HEARTBEAT seconds. A second process is refused as soon as it sees a touch. The
+lock of a killed process of this host is taken over at once, that of another host after DURATION seconds without a
+touch. filelock takes a lock over by exchanging two names. A network file system cannot do that, and there filelock
+would wait for ever; `_remove` is for that case.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
-import hashlib
-import json
 import os
 import secrets
 import socket
-import threading
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from filelock import LeaseCompromise, SoftFileLease, Timeout
+
 from rl_likelihood.shapes import UserError
 
 FILE = "LOCK"
-TOUCHED = 10.0  # seconds between touches
-_SAY = functools.partial(print, flush=True)  # not the console's: sweeps and ray's workers look here, without jax
-_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)  # of a mounted bucket
+HEARTBEAT, DURATION = 2.0, 30.0  # seconds; every process that wants a lock must have the same DURATION
+Say = Callable[[str], None]
+State = tuple[str, int, int] | None  # of a lock file: its text, its inode, the time of the last touch
+
+
+class InUse(UserError):
+    """Another process holds the lock."""
+
+
+def say_line(text: str) -> None:
+    """Not the console's `say`: sweeps and ray's workers take locks too, without jax."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 @contextlib.contextmanager
-def lock(workdir: Path, name: str = FILE, say: Callable[[str], None] = _SAY) -> Iterator[str]:
-    """Holds `workdir`/`name`, which says which process of which host runs there; UserError when another does.
+def lock(workdir: Path, name: str = FILE, say: Say = say_line) -> Iterator[str]:
+    """Holds `workdir`/`name`, which says which process of which host runs there; InUse when another does.
 
-    The lock of a process that is no more is taken over, with a line: of this host, if there is no such process; of
-    another, if nobody touches the file any more. Gives what the file says of this process alone.
+    Gives the text of the file, which is of this process alone.
     """
-    path, mine = workdir / name, _mine()
+    lease = _lease(workdir / name)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        while not _create(path, mine):
-            _take_over(path, say)
+        _acquire(lease, workdir if name == FILE else workdir / name, say)
     except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror}); choose another --workdir") from None
-    over = threading.Event()
-    threading.Thread(target=_keep_touching, args=(path, over), name="lock", daemon=True).start()
+        raise UserError(f"{workdir / name}: cannot be written ({e.strerror or e}); choose another folder") from None
     try:
-        yield mine
+        yield Path(lease.lock_file).read_text()
     finally:
-        over.set()
-        _release(path, mine)
+        lease.release()
 
 
 def in_use(workdir: Path, now: float | None = None, name: str = FILE) -> str:
-    """Who holds the lock, as "process 7 on this host", or "": a look that waits for nothing and writes nothing.
+    """Who holds the lock, as "process 7 on this host", or "". Waits for nothing and writes nothing.
 
-    Of this host it is right. A process of another host holds it if the file was touched within the time in which that
-    is due. `now`: by the clock of the file system; without it, by this host's, and where they differ a look may be
-    wrong. `lock`, which waits for a touch, has the last word.
+    A holder is alive if it touched the file within DURATION and, on this host, if the process exists. `now` is the
+    time by the file system's clock; by default it is this host's, and where the two differ the answer may be wrong.
+    `lock` watches for a touch and has the last word.
     """
+    path = workdir / name
     try:
-        with open(workdir / name) as file:  # opened and not only looked at: that is when NFS asks its server
-            text, touched = file.read(), os.fstat(file.fileno()).st_mtime
+        with open(path) as file:  # an NFS client asks its server when a file is opened
+            touched = os.fstat(file.fileno()).st_mtime
     except OSError:
         return ""
-    host, pid, began = _owner(text)
-    alive = _began(pid) == began if host == socket.gethostname() else abs((now or time.time()) - touched) < 3 * TOUCHED
-    return f"process {pid or '?'} on {_here(host)}" if alive else ""
+    fresh = abs((time.time() if now is None else now) - touched) < DURATION
+    owner = _lease(path).owner
+    if owner is not None and _host(owner.hostname) == "this host" and not _exists(owner.pid):
+        return ""
+    return _holder(path) if fresh else ""
 
 
-def _mine() -> str:
-    """What a lock of this process says: one line, never written by another, nor twice by this one."""
-    pid = os.getpid()
-    row = {"host": socket.gethostname(), "pid": pid, "began": _began(pid), "token": secrets.token_hex(8)}
-    return json.dumps(row) + "\n"
+def _lease(path: Path) -> SoftFileLease:
+    return SoftFileLease(path, lease_duration=DURATION, heartbeat_interval=HEARTBEAT, on_compromise=_lost)
 
 
-def _create(path: Path, text: str) -> bool:
-    """Makes the file, with all of `text` in it at once; False if there is one already."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    part.write_text(text)
+def _acquire(lease: SoftFileLease, what: Path, say: Say) -> None:
+    """Takes the lock, or refuses. `what`: how a message names it."""
+    path = Path(lease.lock_file)
+    before, holder = _state(path), _holder(path)
+    if not _try(lease, HEARTBEAT + 1, before) and _state(path) == before:
+        say(f"{what}: waiting up to {DURATION:.0f} s for a sign of {holder}")
+        if not _try(lease, DURATION, before) and _state(path) == before:
+            _remove(path, before)
+            _try(lease, 0.2, None)
+    if not lease.is_locked:
+        raise InUse(f"{what} is in use by {_holder(path)}; end it, or choose another --workdir")
+    if before is not None:
+        say(f"{what}: taken over from {holder}, which no longer runs")
+
+
+def _try(lease: SoftFileLease, seconds: float, before: State) -> bool:
+    """Whether the lock could be had within so many seconds; gives up at once when somebody touches the file."""
+    changed = lambda: before is not None and _state(Path(lease.lock_file)) != before
+    with contextlib.suppress(Timeout):
+        lease.acquire(timeout=seconds, poll_interval=0.05, cancel_check=changed)
+    return lease.is_locked
+
+
+def _remove(path: Path, stale: State) -> None:
+    """Removes the lock that was seen to be stale, and puts back another that came meanwhile."""
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.stale")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)  # of several processes one succeeds
+        if _state(aside) != stale:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink()
+
+
+def _state(path: Path) -> State:
     try:
-        os.link(part, path)
-        return True
-    except FileExistsError:
-        return part.stat().st_nlink == 2  # a file server that was asked twice says so of the link it has made
-    except OSError as e:
-        if e.errno not in _NO_LINKS:
-            raise
-    finally:
-        part.unlink(missing_ok=True)
-    try:
-        with open(path, "x") as file:  # empty for a moment, which `_alive` allows for
-            file.write(text)
-        return True
-    except FileExistsError:
-        return False
-
-
-def _release(path: Path, text: str) -> None:
-    with contextlib.suppress(OSError):
-        if path.read_text() == text:  # not another's that found ours untouched for too long
-            path.unlink(missing_ok=True)
-
-
-def _keep_touching(path: Path, over: threading.Event) -> None:
-    while not over.wait(TOUCHED):
-        with contextlib.suppress(OSError):
-            os.utime(path)
-
-
-def _take_over(path: Path, say: Callable[[str], None]) -> None:
-    """Removes a stale lock, or refuses."""
-    held = path.parent if path.name == FILE else path
-    seen = _seen(path)
-    if seen is None:
-        return  # its run has just ended
-    host, pid, alive = _alive(path, seen, say)
-    if alive and pid:
-        raise UserError(f"{held} is in use by process {pid} on {host}; end it, or choose another --workdir")
-    if not alive and _remove(path, seen):
-        say(f"{held}: taken over from process {pid} on {host}, which is no more")
-
-
-def _remove(path: Path, seen: tuple[str, int, int]) -> bool:
-    """Removes the stale lock that was `seen`; whether it was still there.
-
-    Several may find it stale, and one of them be late: it must not remove the lock of the one that was first. So who
-    removes it holds, for that moment, a lock named after this very one, and looks again.
-    """
-    claim = path.with_name(f"{path.name}.{hashlib.sha256(repr(seen).encode()).hexdigest()[:16]}")
-    mine = _mine()
-    while not _create(claim, mine):
-        other = _seen(claim)
-        if other is not None and not _alive(claim, other, lambda _: None)[2]:
-            _remove(claim, other)  # of one that died meanwhile
-        time.sleep(0.01)
-    try:
-        found = _seen(path) == seen
-        if found:
-            path.unlink()
-        return found
-    finally:
-        _release(claim, mine)
-
-
-def _seen(path: Path) -> tuple[str, int, int] | None:
-    """(text, inode, time of the last touch) of a file, by which it is known again; None if there is none."""
-    try:
-        stat = path.stat()
-        return path.read_text(), stat.st_ino, stat.st_mtime_ns
+        with open(path) as file:
+            stat = os.fstat(file.fileno())
+            return file.read(), stat.st_ino, stat.st_mtime_ns
     except FileNotFoundError:
         return None
 
 
-def _alive(path: Path, seen: tuple[str, int, int], say: Callable[[str], None]) -> tuple[str, int, bool]:
-    """(host, process, whether it is alive) of who made this lock."""
-    host, pid, began = _owner(seen[0])
-    alive = _began(pid) == began if host == socket.gethostname() else _touched(path, seen, say)
-    return _here(host), pid, alive
+def _holder(path: Path) -> str:
+    owner = _lease(path).owner
+    return "an unknown process" if owner is None else f"process {owner.pid} on {_host(owner.hostname)}"
 
 
-def _owner(text: str) -> tuple[str, int, str | None]:
-    """(host, process, when it began) that a lock says."""
-    try:
-        row = json.loads(text)
-        return row["host"], int(row["pid"]), row["began"]
-    except (ValueError, KeyError, TypeError):  # being written, where there are no links, or by one that was killed
-        return "an unknown host", 0, None
+def _host(name: str) -> str:
+    """filelock adds the container's process namespace after a question mark."""
+    name = name.partition("?")[0]
+    return "this host" if name == socket.gethostname() else name
 
 
-def _here(host: str) -> str:
-    return "this host" if host == socket.gethostname() else host
-
-
-def _touched(path: Path, seen: tuple[str, int, int], say: Callable[[str], None]) -> bool:
-    """Whether its owner lives: it touches the file while we wait for three times as long as that takes at most."""
-    say(f"{path.parent}: waiting up to {3 * TOUCHED:.0f} s for a sign of the process of another host that held it")
-    end = time.monotonic() + 3 * TOUCHED
-    while time.monotonic() < end:
-        time.sleep(TOUCHED / 10)
-        if (now := _seen(path)) != seen:
-            return now is not None
-    return False
-
-
-def _began(pid: int) -> str | None:
-    """When a process of this host began, in the kernel's ticks; None if there is none. A number alone comes again."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] == "Z" else fields[19]
-    except OSError:
-        pass
+def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return None
+        return False
     except PermissionError:
         pass
-    return ""  # alive, on a system without /proc
+    return True
+
+
+def _lost(loss: LeaseCompromise) -> None:
+    """This process was suspended for longer than DURATION and another has begun: it may not write any more."""
+    if loss.reason == "owner-changed":
+        sys.stderr.write(f"error: {loss.lock_file} was taken over by {_holder(Path(loss.lock_file))}; this one ends\n")
+        os._exit(1)

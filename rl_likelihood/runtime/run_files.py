@@ -6,15 +6,18 @@ step k the lines beyond k are cut, so that a killed run and an unbroken one leav
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from rl_likelihood.runtime.lock import in_use
 from rl_likelihood.shapes import UserError
 
 METRICS, SAMPLES, EVAL, STATUS = "metrics.jsonl", "samples.jsonl", "eval.jsonl", "STATUS"
@@ -36,8 +39,8 @@ def plain(value: Any) -> tuple[Any, int]:
         items = {key: plain(v) for key, v in value.items()}
         return {key: v for key, (v, _) in items.items()}, sum(n for _, n in items.values())
     if isinstance(value, (list, tuple)):
-        items = [plain(v) for v in value]
-        return [v for v, _ in items], sum(n for _, n in items)
+        values = [plain(v) for v in value]
+        return [v for v, _ in values], sum(n for _, n in values)
     if type(value) is float:
         return _number(value)
     array = np.asarray(value)
@@ -151,26 +154,59 @@ def truncate(path: str | Path, step: int) -> int:
     return cut
 
 
+_running: dict[Path, tuple[int, int]] = {}  # workdirs whose STATUS this process has as running: step, steps
+
+
 def write_status(workdir: str | Path, state: str, step: int, steps: int, error: str = "") -> None:
-    """Replaces `workdir`/STATUS by one line of JSON; a reader sees the old line or the new one, never a part."""
+    """Replaces `workdir`/STATUS by one line of JSON; a reader sees the old line or the new one, never a part.
+
+    A full disk does not keep the end of a run from being told: the file is then overwritten where it lies.
+    """
     if state not in STATES:
         raise ValueError(f"state is one of {STATES}, got {state!r}")
     path = Path(workdir) / STATUS
     part = path.with_name(STATUS + ".part")
+    row: dict[str, Any] = {"state": state, "step": int(step), "steps": int(steps), "error": error[:1000]}
+    line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
     try:
-        row = {"state": state, "step": int(step), "steps": int(steps), "error": error}
-        part.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        try:
+            part.write_bytes(line)
+            os.replace(part, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            if state == "running":
+                raise
+            with open(path, "r+b") as file:
+                file.write(line)
+                file.truncate()
     except OSError as e:
+        if state in ("failed", "interrupted"):  # the reason why the run ends is worth more
+            print(f"warning: {cannot_write(path, e)}", file=sys.stderr, flush=True)
+            return
         raise cannot_write(path, e) from e
+    if state == "running":
+        _running[path.parent] = (row["step"], row["steps"])
+    else:
+        _running.pop(path.parent, None)
+
+
+def fail_running(error: str) -> None:
+    """STATUS says failed where this process had it as running: before an end that no `except` sees."""
+    for workdir, (step, steps) in list(_running.items()):
+        write_status(workdir, "failed", step, steps, error)
 
 
 def read_status(workdir: str | Path) -> dict[str, Any] | None:
-    """The object in `workdir`/STATUS, or None for a folder where no run has started."""
+    """The object in `workdir`/STATUS, or None for a folder where no run has started.
+
+    A killed run leaves a STATUS that says running. Where nobody holds the workdir it is read as interrupted.
+    """
     path = Path(workdir) / STATUS
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        row = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise UserError(f"{path}: not JSON; delete it, the next run of this workdir writes it anew") from e
+    return row | {"state": "interrupted"} if row.get("state") == "running" and not in_use(path.parent) else row

@@ -1,10 +1,10 @@
-"""How a person stops a run: Ctrl-C and SIGTERM."""
+"""How a run is asked to stop: Ctrl-C, SIGTERM, and SIGHUP of a closed terminal."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from typing import Any
+from types import FrameType
 
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say_at_once
@@ -15,15 +15,21 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM finish the step and save; a second one ends at once."""
+    """Ctrl-C, SIGTERM and SIGHUP finish the step and save. A second Ctrl-C or SIGTERM ends at once; a second SIGHUP
+    does not, as kernel and shell may both send one when a terminal closes."""
 
     def __init__(self) -> None:
         self.requested = False
         self._old = {}
         if threading.current_thread() is threading.main_thread():
-            self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+            asked = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+                asked.append(signal.SIGHUP)
+            self._old = {s: signal.signal(s, self._ask) for s in asked}
 
-    def _ask(self, *_: Any) -> None:
+    def _ask(self, number: int, _: FrameType | None = None) -> None:
+        if self.requested and number == signal.SIGHUP:
+            return
         if self.requested:
             self.restore()
             raise KeyboardInterrupt

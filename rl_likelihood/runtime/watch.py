@@ -1,4 +1,4 @@
-"""Who of a run's processes is alive: their connections, and what is said when one dies. Nothing here is of jax."""
+"""Which of a run's processes are alive: their connections, and what is said when one dies. Nothing here needs jax."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import sys
 import threading
 import time
 
+from rl_likelihood.runtime.run_files import fail_running
 from rl_likelihood.shapes import UserError
 
 LOST = 1  # exit code of a process that has lost another
-REFUSED = 2  # of one that refused its input: another start is of no use
+REFUSED = 2  # exit code of one that refused its input: another start is of no use
 ADVICE = "hosts must be able to reach each other on any port: open the firewall between the workers"
 TOKEN = 16  # bytes
-PARTING = 2.0  # seconds that process 0 waits for the others to end before it does
-MEETING = 60.0  # seconds that the processes have to connect; until then one may wait for a third, and be silent
+READY = b"go\n"  # what process 0 tells the others when all are connected
+GOODBYE = 2.0  # seconds that process 0 waits for the others to end before it does
+MEETING = 60.0  # seconds that the processes have to connect; a silent one may be waiting for a third
 
 
 class Unreachable(UserError):
-    """The processes did not find each other: no fault of the settings, and another start may succeed."""
+    """The processes did not find each other. The settings may be right, and another start may succeed."""
 
 
 def processes(numbers: list[int]) -> str:
@@ -30,50 +32,104 @@ def processes(numbers: list[int]) -> str:
     return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
+class Notice:
+    """Says what is being waited for: after 3 seconds, and then twice a minute."""
+
+    def __init__(self) -> None:
+        self.due = time.monotonic() + 3
+
+    def waiting(self, what: str) -> None:
+        if time.monotonic() >= self.due:
+            self.due = time.monotonic() + 30
+            print(f"waiting for {what}", file=sys.stderr, flush=True)
+
+
 def admit(
     server: socket.socket, token: bytes, count: int, host: str, seconds: float = MEETING
 ) -> dict[int, socket.socket]:
-    """The connections of processes 1 to `count` - 1, by number, each of which begins with the token and the number (4
-    bytes); a stranger's is closed. UserError if one does not come within `seconds`."""
+    """The connections of processes 1 to `count` - 1, by number, once all of them are there.
+
+    Each begins with the token and the process's number (4 bytes); others are closed. Unreachable if a process does
+    not come within `seconds`.
+    """
     peers: dict[int, socket.socket] = {}
-    end = time.monotonic() + seconds
+    here, end, notice = f"{host}:{server.getsockname()[1]}", time.monotonic() + seconds, Notice()
     while missing := [i for i in range(1, count) if i not in peers]:
-        server.settimeout(max(0.01, end - time.monotonic()))
+        notice.waiting(f"{processes(missing)} to reach process 0 at {here}")
+        left = end - time.monotonic()
+        if left <= 0:
+            raise Unreachable(f"{processes(missing)} did not reach process 0 at {here} within {seconds:g} s; {ADVICE}")
+        server.settimeout(min(1.0, left))
         try:
             connection, _ = server.accept()
         except TimeoutError:
-            where = f"process 0 at {host}:{server.getsockname()[1]}"
-            raise Unreachable(f"{processes(missing)} did not reach {where} within {seconds:g} s; {ADVICE}") from None
-        got = b""
-        connection.settimeout(min(5.0, seconds))  # who says nothing does not keep the others out
-        with contextlib.suppress(OSError):
-            while len(got) < TOKEN + 4 and (part := connection.recv(TOKEN + 4 - len(got))):
-                got += part
+            continue
+        connection.settimeout(min(5.0, seconds))  # one that says nothing does not keep the others out
+        got = _receive(connection, TOKEN + 4)
         number = int.from_bytes(got[TOKEN:], "big")
         if hmac.compare_digest(got[:TOKEN], token) and number in missing:
             peers[number] = connection
         else:
             connection.close()
+    for connection in peers.values():
+        with contextlib.suppress(OSError):  # the watch will notice
+            connection.sendall(READY)
     return peers
 
 
 def reach(host: str, port: int, token: bytes, number: int, seconds: float = MEETING) -> socket.socket:
-    """Process `number`'s connection with process 0, which listens there; UserError if it cannot be made."""
-    try:
-        connection = socket.create_connection((host, port), timeout=seconds)
-        connection.sendall(token + number.to_bytes(4, "big"))
-    except OSError as e:
-        why = e.strerror or str(e)
-        raise Unreachable(f"process {number} cannot reach process 0 at {host}:{port} ({why}); {ADVICE}") from e
-    return connection
+    """Process `number`'s connection with process 0, which listens there, once all processes are connected.
+
+    Tries again until `seconds` are over; then Unreachable.
+    """
+    end, notice, why = time.monotonic() + seconds, Notice(), ""
+    while (left := end - time.monotonic()) > 0:
+        try:
+            connection = socket.create_connection((host, port), timeout=min(5.0, left))
+            connection.sendall(token + number.to_bytes(4, "big"))
+            why = "it does not answer as process 0 of this run"
+            if _is_ready(connection, end, notice, f"{host}:{port}, where process 0 waits for the other processes"):
+                return connection
+            connection.close()
+        except OSError as e:
+            why = e.strerror or str(e)
+        notice.waiting(f"{host}:{port}, process 0 of this run ({why})")
+        time.sleep(min(0.5, max(0.0, end - time.monotonic())))
+    raise Unreachable(
+        f"process {number} could not reach process 0 at {host}:{port} within {seconds:g} s ({why}); "
+        f"check --coordinator, and that process 0 runs; {ADVICE}"
+    )
+
+
+def _is_ready(connection: socket.socket, end: float, notice: Notice, what: str) -> bool:
+    """Whether process 0 says so before `end`; False when it closes the connection or says something else."""
+    got = b""
+    connection.settimeout(1.0)
+    while len(got) < len(READY) and time.monotonic() < end:
+        notice.waiting(what)
+        with contextlib.suppress(TimeoutError):
+            part = connection.recv(len(READY) - len(got))
+            if not part:
+                return False
+            got += part
+    return got == READY
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    """So many bytes, or fewer if no more come."""
+    got = b""
+    with contextlib.suppress(OSError):
+        while len(got) < size and (part := connection.recv(size - len(got))):
+            got += part
+    return got
 
 
 def address_towards(host: str) -> str:
-    """This machine's address on the way to another; nothing is sent."""
-    family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as way:
-        way.connect(there)
-        return way.getsockname()[0]
+    """This machine's address as `host` sees it; nothing is sent."""
+    family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)
+        return probe.getsockname()[0]
 
 
 def write_error(text: str) -> None:
@@ -83,11 +139,11 @@ def write_error(text: str) -> None:
 
 
 class Watch:
-    """A connection of every process with process 0, over which each says now and then that it lives.
+    """A connection of every process with process 0, over which each says now and then that it is alive.
 
-    jax's own service notices a dead process too, and aborts the others with a page of C++. A dead process's
-    connections are closed by its kernel at once, a silent host's are quiet: either is said here first, in one line, by
-    process 0, which ends the others, or by process 1 if it is process 0 that died. Lines of the connection:
+    jax's own service notices a dead process too, and then aborts the others with a page of C++. Here a death is said
+    first, in one line: the kernel closes a dead process's connections at once, and a silent host's say nothing. Process
+    0 says it and ends the others; if it is process 0 that died, process 1 does. Lines of the connection:
 
         .                 alive
         quit              about to end as all do, so the closing of the connection is no death
@@ -99,7 +155,7 @@ class Watch:
         """Process `number`'s, with its connections by the number of the other."""
         self.number, self.peers, self.heartbeat = number, peers, heartbeat
         self.over = False
-        self.turn = threading.Lock()  # of the one who says why this process ends: the watch, or who calls `quiet`
+        self.lock = threading.Lock()  # of the one who says why this process ends: the watch, or who calls `quiet`
 
     def begin(self) -> None:
         """Watch from now to the end of the process."""
@@ -114,11 +170,11 @@ class Watch:
 
     def quiet(self) -> None:
         """Say nothing more: this process is about to end, and says why itself."""
-        with self.turn:
+        with self.lock:
             self.over = True
 
     def leave(self) -> None:
-        """No more: this process is about to end as it should."""
+        """Stop watching: this process is about to end as it should."""
         self.quiet()
         self._send("quit")
 
@@ -136,9 +192,9 @@ class Watch:
                 peer.sendall(line.encode() + b"\n")
 
     def _end_others(self, code: int) -> None:
-        """From process 0: what jax has of them goes with it, so they are to be gone before."""
+        """From process 0. jax's coordinator ends with this process, so the others are to be gone before."""
         self._send(f"end {code}")
-        until = time.monotonic() + PARTING
+        until = time.monotonic() + GOODBYE
         for peer in self.peers.values():
             with contextlib.suppress(OSError):
                 while (left := until - time.monotonic()) > 0:
@@ -148,7 +204,7 @@ class Watch:
 
     def _watch(self) -> None:
         heard = dict.fromkeys(self.peers, time.monotonic() + MEETING)
-        waiting = dict.fromkeys(self.peers, b"")  # the beginning of a line
+        begun = dict.fromkeys(self.peers, b"")  # lines of which the end has not come yet
         said = 0.0
         with selectors.DefaultSelector() as ready:
             for number, peer in self.peers.items():
@@ -156,21 +212,8 @@ class Watch:
                 ready.register(peer, selectors.EVENT_READ, number)
             while heard and not self.over:
                 for key, _ in ready.select(min(1.0, self.heartbeat / 4)):
-                    number = key.data
-                    try:
-                        got = key.fileobj.recv(4096)
-                    except OSError:
-                        got = b""
-                    *lines, waiting[number] = (waiting[number] + got).split(b"\n")
-                    for line in lines:
-                        self._heed(number, line.decode(errors="replace"))
-                    if b"quit" in lines:
+                    if self._hear(key.data, begun, heard):
                         ready.unregister(key.fileobj)
-                        heard.pop(number)
-                    elif got:
-                        heard[number] = time.monotonic()
-                    else:
-                        self._lost(number, "is gone")
                 now = time.monotonic()
                 for number, when in heard.items():
                     if now - when > self.heartbeat:
@@ -183,9 +226,26 @@ class Watch:
                         except OSError:
                             self._lost(number, "is gone")
 
+    def _hear(self, number: int, begun: dict[int, bytes], heard: dict[int, float]) -> bool:
+        """Reads what has come from a process; whether it has said goodbye."""
+        try:
+            got = self.peers[number].recv(4096)
+        except OSError:
+            got = b""
+        *lines, begun[number] = (begun[number] + got).split(b"\n")
+        for line in lines:
+            self._heed(number, line.decode(errors="replace"))
+        if b"quit" in lines:
+            heard.pop(number)
+            return True
+        if not got:
+            self._lost(number, "is gone")
+        heard[number] = time.monotonic()
+        return False
+
     def _heed(self, number: int, line: str) -> None:
-        word, _, rest = line.partition(" ")
-        code, _, why = rest.partition(" ")
+        word, _, arguments = line.partition(" ")
+        code, _, why = arguments.partition(" ")
         if word == "end" and not self.over:
             os._exit(int(code))
         if word == "failed" and int(code) == REFUSED:
@@ -197,11 +257,12 @@ class Watch:
         self._end(f"process {number} {how}; all end; start all again to resume from the last checkpoint", code)
 
     def _end(self, why: str, code: int) -> None:
-        with self.turn:
+        with self.lock:
             if self.over:
                 return
             if self.number <= 1:
                 write_error(why)
             if self.number == 0:
                 self._end_others(code)
-            os._exit(code)  # nothing that waits for the lost one may be waited for
+            fail_running(why)
+            os._exit(code)  # nothing that waits for the lost process may be waited for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from rl_likelihood.shapes import UserError
 CONFIG = "config.json"
 INITIAL = "initial"  # the model of step 0, where a reference model is asked for
 TRACKING_ID = "wandb_id"
+INPUTS = "inputs.json"  # what a run depends on beside its config: the date in its prompts, its questions
+TOKENIZER = "tokenizer"  # folder: the model's own files may move
 
 
 def claim(workdir: Path, c: Config, force: bool = False) -> None:
@@ -28,6 +31,8 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
         if path.exists() and begun(workdir):
             old = json.loads(path.read_text())
             names = binding_differences(old, new)
+            if checkpoint.latest_step(workdir) is not None:  # it holds the weights: where they came from is history
+                names = [name for name in names if name != "model.path"]
             if names and not force:
                 both = [f"{k} ({old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} here)" for k in names[:5]]
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -46,6 +51,37 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
         raise UserError(f"{path}: not JSON; delete it, or choose another --workdir") from None
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror}); choose another --workdir") from None
+
+
+def pinned_date(workdir: Path, date: str) -> str:
+    """prompt.date, or the day that the workdir's run began: a resumed run asks what it asked before."""
+    return date or _inputs(workdir).get("date") or datetime.date.today().isoformat()
+
+
+def keep_inputs(workdir: Path, date: str, digest: str, force: bool = False) -> None:
+    """Keeps the date and the digest of the questions; refuses other questions than the run began with."""
+    before = _inputs(workdir).get("questions", digest)
+    if before != digest and not force:
+        raise UserError(
+            f"{workdir} began with other questions: the data have changed since (data.train_path, data.heldout_path); "
+            "restore them, choose another --workdir, or go on all the same with --force"
+        )
+    if before != digest:
+        say(f"warning: {workdir} goes on with other questions (--force)")
+    (workdir / INPUTS).write_text(json.dumps({"date": date, "questions": digest}) + "\n")
+
+
+def _inputs(workdir: Path) -> dict[str, str]:
+    path = workdir / INPUTS
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        raise UserError(f"{path}: not JSON; delete it, and the next run of this workdir writes it anew") from None
+
+
+def tokenizer_path(workdir: Path, path: str) -> str:
+    """Where the tokenizer of a run is: in its workdir, or, for runs of older versions, where the model was."""
+    return str(workdir / TOKENIZER) if (workdir / TOKENIZER).is_dir() else path
 
 
 def begun(workdir: Path) -> bool:

@@ -19,30 +19,25 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import errno
-import fcntl
 import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_likelihood.runtime import lock as locks
 from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime.lock import InUse, in_use, lock
 from rl_likelihood.shapes import UserError
 
 Overrides = dict[str, Any]  # what get_sweep gives for one point
 
 CONFIG, SEED, LABEL = "config", "seed", "@"
 ATTEMPTS, LOG = "attempts.jsonl", "log.txt"
-LOCK = "SWEEP_LOCK"  # of whoever runs the attempts; the run's own is run/lock.py's, which is removed and made anew
-_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some mounted file systems
+LOCK = "SWEEP_LEASE"  # of the process that starts the attempts; the run itself holds runtime.lock.FILE
 RETRIES = 3  # of a point that failed; one that was preempted is tried again without limit
 
 
@@ -322,54 +317,23 @@ def last_step(workdir: Path) -> int:
     return 0
 
 
-def hold(workdir: Path) -> int | None:
-    """Take the run folder: a descriptor to keep open, None if another process has it.
-
-    Whoever inherits the descriptor holds on too, so a run stays taken when only its sweep is killed. File systems
-    without flock, and those that keep it from other hosts, leave that to the lock of the run itself.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be written ({error.strerror}); choose another --root") from None
-    ours = _flock(descriptor, fcntl.LOCK_EX)
-    if not ours:
-        time.sleep(0.2)  # whoever only looks (`held`) has it for a moment
-        ours = _flock(descriptor, fcntl.LOCK_EX)
-    if ours and not taken(workdir, descriptor):
-        return descriptor
-    os.close(descriptor)
-    return None
+def hold(workdir: Path) -> contextlib.ExitStack | None:
+    """Takes the run folder; None if another process has it. Close what it gives to let the folder go."""
+    if held(workdir):
+        return None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock(workdir, LOCK, say=lambda _: None))
+        except InUse:
+            return None
+        return None if in_use(workdir) else stack.pop_all()
 
 
-def taken(workdir: Path, descriptor: int) -> str:
-    """Who runs in this folder, of which we have the descriptor that `hold` gave; "" if nobody does."""
-    os.utime(descriptor)  # by the clock of the file server, as the touches of runs on other hosts
-    return locks.in_use(workdir, os.fstat(descriptor).st_mtime)
+def taken(workdir: Path) -> str:
+    """Who runs in this folder, which we hold; "" if nobody does."""
+    return in_use(workdir, (workdir / LOCK).stat().st_mtime)  # the clock of the file server
 
 
 def held(workdir: Path) -> str:
     """Who is at work in this run folder, by its run's lock or its sweep's; "" if nobody is."""
-    if who := locks.in_use(workdir):
-        return who
-    try:
-        descriptor = os.open(workdir / LOCK, os.O_RDONLY)
-    except FileNotFoundError:
-        return ""
-    try:
-        return "" if _flock(descriptor, fcntl.LOCK_SH) else "a process that has just begun, or is about to end"
-    finally:
-        os.close(descriptor)
-
-
-def _flock(descriptor: int, kind: int) -> bool:
-    """Whether the lock was to be had, or the file system has none."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_FLOCK:
-            raise
-    return True
+    return in_use(workdir) or in_use(workdir, name=LOCK)

@@ -59,7 +59,7 @@ class Attempt:
 
     job: Job
     process: subprocess.Popen
-    lock: int
+    lock: contextlib.ExitStack
     log_from: int
     status_before: int  # when STATUS was written last, ns
     began: float
@@ -94,12 +94,11 @@ def start(job: Job, cores: set[int] | None = None, orphan: bool = True) -> Attem
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    pass_fds=(lock,),
                     cwd=job.cwd,
                 )
         grid.note(job.workdir, "start", time=round(time.time()), host=os.uname().nodename, pid=process.pid)
     except BaseException as error:
-        os.close(lock)
+        lock.close()
         if isinstance(error, OSError):
             raise UserError(f"{job.workdir}: {job.command[0]} cannot be started ({error.strerror})") from error
         raise
@@ -139,13 +138,13 @@ def finish(attempt: Attempt) -> str:
         outcome = "done" if said == "done" else "preempted"
     elif killed and killed not in CRASHES:
         outcome = "preempted"
-    elif code and grid.taken(job.workdir, attempt.lock):
+    elif code and grid.taken(job.workdir):
         outcome = "elsewhere"
     else:
         outcome = "failed"
         values["error"] = _why(attempt, code, killed, status or {})
     grid.note(job.workdir, outcome, **values)
-    os.close(attempt.lock)
+    attempt.lock.close()
     return outcome
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,12 +36,17 @@ FILE = "warm_start.jsonl"
 
 def with_worked_examples(task: Task, rows: list[EncodedExample], examples: int) -> tuple[list[EncodedExample], int]:
     """The same questions with worked examples before them, and the prompt width they need."""
-    cfg = dataclasses.replace(task.config.prompt, examples=examples, max_prompt=task.model.max_position)
+    cfg = dataclasses.replace(
+        task.config.prompt,
+        examples=examples,
+        examples_field="warm_start.examples",
+        max_prompt=task.model.max_position,
+    )
     encoded = prompts.encode_all([r.example for r in rows], task.tokenizer, cfg, task.fmt)
     return encoded, max(len(r.prompt_ids) for r in encoded)
 
 
-def own_chains(task: Task, devices: Devices, params: Params) -> list[dict[str, str]]:
+def own_chains(task: Task, devices: Devices, params: Params) -> list[dict[str, Any]]:
     """Greedy chains and answers of `params` on training questions: rows {id, prompt, chain, answer, task}."""
     c = task.config
     rows = task.train[: c.warm_start.prompts]

@@ -1,4 +1,4 @@
-"""The table of growing work: which sizes it measures, and what it calls growth."""
+"""The table of growing work: which sizes are measured, and how growth is computed."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_one_size_changes_at_a_time():
         assert sum(len(set(column)) > 1 for column in zip(*fields, strict=True)) == 1
 
 
-def test_growth_is_that_of_time_over_that_of_the_operations():
+def test_growth_of_time_is_divided_by_growth_of_operations():
     few, many = row(4, 3.0, 10.0), row(16, 18.0, 40.0)
     assert cost.growth(few, many, "learner") == pytest.approx(6 / 4)
     other = {**row(64, 1.0, 1.0), "axis": "prompt"}

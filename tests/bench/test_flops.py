@@ -1,4 +1,4 @@
-"""The counts of useful operations, against sums over tokens one by one and against what jax's programs multiply."""
+"""The counts of useful operations equal sums over single tokens, and what the programs of jax multiply."""
 
 import dataclasses
 
@@ -20,11 +20,14 @@ W = Shape(prompts=2, group=3, prompt=5, completion=4)
 PARAMS = random_params(MODEL)
 
 
-def test_token_by_token():
+def test_operations_are_the_sum_over_tokens():
     layer = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 24
     assert flops.body_parameters(MODEL) == 3 * layer
     assert flops.head_parameters(MODEL) == 640
-    token = lambda place: 2 * 3 * layer + 3 * 4 * 16 * place
+
+    def token(n):  # which attends to n tokens
+        return 2 * 3 * layer + 3 * 4 * 16 * n
+
     prompt = sum(token(n) for n in range(1, 6))
     rows = sum(token(n) + 1280 for n in range(6, 10))
     assert flops.forward(MODEL, W) == 2 * prompt + 6 * rows
@@ -35,7 +38,7 @@ def test_token_by_token():
     assert flops.learner(MODEL, W, reference=True) == 4 * flops.forward(MODEL, W)
 
 
-def test_bytes_step_by_step():
+def test_bytes_are_the_sum_over_steps():
     weights = flops.body_parameters(MODEL) + flops.head_parameters(MODEL)
     cache = 3 * 2 * 2 * 4  # layers, keys and values, heads, width
     steps = [weights + cache * (2 * 5 + 6 * n) for n in (1, 2, 3)]
@@ -43,8 +46,8 @@ def test_bytes_step_by_step():
     assert flops.decode_bytes(MODEL, W, width=2) == 2 * sum(steps)
 
 
-def test_the_products_of_the_programs_themselves():
-    """jax's programs multiply masked keys too: with attention over all of them counted, the counts are theirs."""
+def test_operations_are_those_of_the_programs():
+    """The programs also multiply masked keys. With those added, the counts are equal."""
     ids = np.zeros((2, 3, 4), np.int32)
 
     def scored(params):
@@ -63,8 +66,7 @@ def test_the_products_of_the_programs_themselves():
     assert count_flops(jax.make_jaxpr(prefilled)(PARAMS).jaxpr) == flops.prefill(MODEL, W) - causal + whole
 
 
-def test_sharing_is_in_the_counts():
-    """A larger group adds rows and no prompt."""
+def test_a_larger_group_adds_rows_and_no_prompt():
     wider = dataclasses.replace(W, group=6)
     more = flops.forward(MODEL, wider) - flops.forward(MODEL, W)
     alone = flops.forward(MODEL, W) - 2 * (5 * 2 * flops.body_parameters(MODEL) + flops.attention(MODEL, 0, 5))

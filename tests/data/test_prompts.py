@@ -19,8 +19,10 @@ from rl_likelihood.data.prompts import (
     encode,
     encode_all,
     no_chain_ids,
+    prints_date,
     render,
 )
+from rl_likelihood.data.tokenizer import set_template
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Example, UserError
@@ -194,7 +196,7 @@ def test_a_conversation_keeps_its_turns_and_its_system_message():
     assert turns[0]["content"] == f"{INSTRUCTION}\n\nBe brief."
     user = chat(example, replace(use_system=False), ())
     assert user[0]["content"] == "Be brief." and user[1]["content"] == f"{INSTRUCTION}\n\nHi"
-    assert chat(SUM, replace(instruction=""), ()) == [{"role": "user", "content": SUM.prompt}]
+    assert chat(SUM, replace(instruction=""), ())[0] == {"role": "system", "content": INSTRUCTION}
 
 
 def test_a_template_that_opens_the_thinking_itself_is_not_opened_twice(make_tokenizer):
@@ -203,6 +205,47 @@ def test_a_template_that_opens_the_thinking_itself_is_not_opened_twice(make_toke
         template=plain.chat_template.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
     )
     assert render(SUM, tokenizer, CFG).endswith("assistant\n<think>\n")
+
+
+def test_an_empty_think_block_of_a_template_is_opened_again(make_tokenizer):
+    """As Qwen3's template ends with thinking off: the model is to think in the block, not after it."""
+    closed = make_tokenizer()[0].chat_template.replace(
+        "assistant\n{% endif", "assistant\n<think>\n\n</think>\n\n{% endif"
+    )
+    assert render(SUM, make_tokenizer(template=closed)[0], CFG).endswith("assistant\n<think>")
+
+
+def test_todays_date_in_a_template_is_the_one_of_the_settings(make_tokenizer):
+    """Llama 3.2's template asks for it; another day must not be another prompt."""
+    plain = make_tokenizer()[0]
+    template = '{{ strftime_now("%d %b %Y") }}' + plain.chat_template
+    tokenizer, _ = make_tokenizer(template=template)
+    assert render(SUM, tokenizer, replace(date="2024-02-29")).startswith("29 Feb 2024<|im_start|>")
+    assert render(SUM, tokenizer, replace(date="2024-03-01")).startswith("01 Mar 2024")
+    assert prints_date(tokenizer) and not prints_date(plain)
+    with pytest.raises(UserError, match="prompt.date is 'yesterday'"):
+        render(SUM, tokenizer, replace(date="yesterday"))
+    with pytest.raises(UserError, match="strftime_now"):
+        computed, _ = make_tokenizer(template=template.replace('"%d %b %Y"', '"%d" + " %b"'))
+        render(SUM, computed, replace(date="2024-02-29"))
+    assert render(SUM, plain, replace(date="2024-02-29")) == render(SUM, plain, CFG)
+
+
+def test_a_base_model_gets_the_plain_template(make_tokenizer):
+    tokenizer, _ = make_tokenizer(template=None)
+    set_template(tokenizer, "plain")
+    text = render(SUM, tokenizer, replace(examples=1))
+    question, chain, answer = WORKED_EXAMPLES["basic_arithmetic"][0]
+    assert text == (
+        f"{INSTRUCTION}\n\nQuestion: {question}\nAnswer: <think>{chain}</think>\n<answer>{answer}</answer>\n\n"
+        f"Question: {SUM.prompt}\nAnswer: <think>"
+    )
+
+
+def test_the_users_own_examples_come_before_those_of_the_task(tok):
+    own = (("Which colour?", "Grass is green.", "green"), ("Which one?", "The first.", "1"))
+    text = render(SUM, tok[0], replace(examples=1, shots=own))
+    assert own[0][0] in text and own[1][0] not in text and WORKED_EXAMPLES["basic_arithmetic"][0][1] not in text
 
 
 # ---------------------------------------------------------------------------------------- completions and batches

@@ -41,20 +41,17 @@ def test_long_prompts_are_named_with_the_size_that_fits(tok, fmt):
     ]
     longest = len(encode(examples[7], tok[0], CFG, fmt).prompt_ids)
     said = refusal(lambda: encode_all(examples, tok[0], replace(max_prompt=longest - 1), fmt))
-    rows = ", ".join(f"r{i} ({longest})" for i in range(1, 6))
-    assert said == (
-        f"prompt.max_prompt = {longest - 1} tokens is too short for the prompt of 6 of 9 rows: {rows}, ...; "
-        f"set prompt.max_prompt to {longest} or remove them (data.skip_bad_rows=True leaves such training rows out, "
-        "held-out rows never)"
-    )
+    for words in (f"prompt.max_prompt = {longest - 1} ", "6 of 9 rows", f"--config.prompt.max_prompt={longest} "):
+        assert words in said
+    assert all((f"r{i} ({longest})" in said) == (i < 6) for i in range(1, 8)), "the first five are named"
     assert len(encode_all(examples, tok[0], replace(max_prompt=longest), fmt)) == 9
 
 
 def test_long_answers_are_named_with_the_size_that_fits(tok, fmt):
     examples = [SUM, dataclasses.replace(SUM, id="big", answer="1234567890")]
     said = refusal(lambda: encode_all(examples, tok[0], replace(max_answer=16), fmt))
-    assert said.startswith("prompt.max_answer = 16 tokens is too short for the answer of 1 of 2 rows: big (20); ")
-    assert "set prompt.max_answer to 20" in said
+    for words in ("prompt.max_answer = 16 ", "1 of 2 rows", "big (20)", "--config.prompt.max_answer=20 "):
+        assert words in said
     assert len(encode_all(examples, tok[0], replace(max_answer=20), fmt)) == 2
 
 
@@ -72,20 +69,15 @@ def test_long_rows_are_left_out_and_named_when_that_is_wanted(tok, fmt):
     assert encode_fitting([], tok[0], cfg, fmt) == ([], [])
     assert len(encode_fitting([long, both], tok[0], replace(max_prompt=full, max_answer=20), fmt)[0]) == 2
     said = refusal(lambda: encode_fitting([long, both], tok[0], cfg, fmt))
-    assert said.startswith(
-        f"none of the 2 training rows fits prompt.max_prompt = {full - 1} and prompt.max_answer = 19 ("
-    )
+    for words in ("none of the 2", f"prompt.max_prompt = {full - 1}", "prompt.max_answer = 19"):
+        assert words in said
 
 
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"score_delims": "open"}, "score_delims is 'open'; choose one of none, close, both"),
-        ({"examples": -1}, "examples is -1; it must be at least 0"),
-        ({"max_prompt": 0}, "max_prompt is 0; it must be at least 1"),
         ({"answer_open": ""}, "answer_open is empty; give the tag, for example '<answer'"),
         ({"answer_open": "<answer>"}, "answer_open is '<answer>'; leave out its last '>'"),
-        ({"examples": 5}, "examples = 5 but task 'basic_arithmetic' (row a-1) has 4 worked examples"),
     ],
 )
 def test_bad_settings_are_refused(tok, fmt, changes, words):
@@ -101,22 +93,28 @@ def test_bad_settings_are_refused(tok, fmt, changes, words):
         ({"prompt": "hi<|im_start|>system"}, "row a-1 contains '<|im_start|>', a control token"),
         ({"messages": (("user", "<|pad|>"), ("user", "b"))}, "row a-1 contains '<|pad|>', a control token"),
         ({"chain": "so</think>"}, "the chain of row a-1 contains '</think>'"),
+        ({"chain": "so<|im_end|>"}, "row a-1 contains '<|im_end|>', a control token"),
     ],
 )
 def test_bad_rows_are_refused(tok, fmt, changes, words):
     assert words in refusal(lambda: encode(dataclasses.replace(SUM, **changes), tok[0], CFG, fmt))
 
 
-def test_examples_for_a_task_without_any_are_refused(tok, fmt):
+def test_missing_worked_examples_are_refused_with_the_field_and_the_command_that_helps(tok, fmt):
+    said = refusal(lambda: encode(SUM, tok[0], replace(examples=5), fmt))
+    for words in ("prompt.examples is 5", "4 worked examples", "a-1", "--config.prompt.examples=4"):
+        assert words in said
     other = dataclasses.replace(SUM, task="poems")
-    said = refusal(lambda: encode(other, tok[0], replace(examples=1), fmt))
-    assert "examples = 1 but task 'poems' (row a-1) has 0 worked examples" in said
-    assert "one_operation, basic_arithmetic, chain_sum" in said
-
-
-def test_a_tokenizer_without_a_template_is_refused(make_tokenizer):
-    said = refusal(lambda: chain_format(*make_tokenizer(template=None), EOS, CFG))
-    assert "has no chat template; add a chat_template to its tokenizer_config.json" in said
+    cfg = replace(examples=1, examples_field="warm_start.examples")
+    said = refusal(lambda: encode(other, tok[0], cfg, fmt))
+    for words in (
+        "warm_start.examples is 1",
+        "'poems'",
+        "--config.warm_start.examples=0",
+        "--config.prompt.examples_path=",
+    ):
+        assert words in said
+    assert "prompt.examples is" not in said
 
 
 def test_a_tokenizer_without_an_end_is_refused(tok):
@@ -132,7 +130,7 @@ def test_a_template_that_refuses_or_loses_messages_is_refused(make_tokenizer):
         (
             strict,
             CFG,
-            "refuses the conversation of row a-1 (no system role); if it has no system role set use_system=False",
+            "prompt.use_system=False",
         ),
         (deaf, CFG, "leaves out part of the system message"),
         (forgetful, replace(examples=1, use_system=False), "leaves out part of the assistant message"),
@@ -158,7 +156,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tok):
 
 
 def test_an_answer_without_tokens_is_refused(make_tokenizer):
-    """A vocabulary of words gives the unknown token for the rest."""
+    """A vocabulary of words gives the unknown token for what is not in it."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -6,7 +6,8 @@ import gguf
 import pytest
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer, save_tokenizer, vocab_bytes
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.tokenizer import eos_ids, load_tokenizer, save_tokenizer, set_template, vocab_bytes
 from rl_likelihood.shapes import UserError
 
 TEXTS = [
@@ -71,6 +72,34 @@ def test_folder_round_trip(make_tokenizer, tmp_path):
     assert (loaded.eos_token, loaded.pad_token) == ("<|im_end|>", "<|pad|>")
     for text in TEXTS:
         assert loaded(text).input_ids == tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece", "gguf", "bytes", "plain template"])
+def test_a_saved_tokenizer_is_the_same_after_its_model_has_moved(kind, make_tokenizer, make_space_prefixed, tmp_path):
+    if kind == "gguf":
+        write_gguf(tmp_path / "model.gguf", pre="llama-bpe")
+        tokenizer = load_tokenizer(tmp_path / "model.gguf")
+    elif kind == "bytes":
+        tokenizer = byte_tokenizer()
+    else:
+        tokenizer = make_space_prefixed()[0] if kind == "sentencepiece" else make_tokenizer(merges=[("a", "b")])[0]
+    if kind == "plain template":
+        set_template(tokenizer, "plain")
+    stop = (tokenizer.eos_token_id, 7)
+    save_tokenizer(tokenizer, tmp_path / "folder", stop)
+    loaded = load_tokenizer((tmp_path / "folder").rename(tmp_path / "moved"))
+    assert eos_ids(loaded, tmp_path / "moved") == stop
+    for name in ("chat_template", "bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(loaded, name) == getattr(tokenizer, name), name
+    size = len(tokenizer)
+    assert vocab_bytes(loaded, size) == vocab_bytes(tokenizer, size)
+    for text in TEXTS:
+        for special in (True, False):
+            ids = tokenizer(text, add_special_tokens=special).input_ids
+            assert loaded(text, add_special_tokens=special).input_ids == ids
+    if tokenizer.chat_template != "{{ messages }}":
+        turns = [{"role": "user", "content": "hi"}]
+        assert loaded.apply_chat_template(turns, tokenize=False) == tokenizer.apply_chat_template(turns, tokenize=False)
 
 
 def write_gguf(file, pre="smollm", model="gpt2", template="{{ messages }}", types=None, skip=()):
@@ -142,10 +171,23 @@ def refusal(call, *parts):
         assert part in str(error.value), str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text", ['{"eos_token_id": [null]}', '{"eos_token_id": "</s>"}', '{"eos_token_id": [2, -1]}', "[2.5]", "{", "true"]
+)
+def test_a_malformed_generation_config_is_refused_by_name(make_tokenizer, tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    refusal(lambda: eos_ids(make_tokenizer()[0], tmp_path), "generation_config.json")
+
+
 def test_template_is_required_only_on_demand(make_tokenizer, tmp_path):
     save_tokenizer(make_tokenizer(template=None)[0], tmp_path)
     assert load_tokenizer(tmp_path).chat_template is None
-    refusal(lambda: load_tokenizer(tmp_path, require_template=True), str(tmp_path), "no chat template")
+    refusal(
+        lambda: load_tokenizer(tmp_path, require_template=True),
+        str(tmp_path),
+        "no chat template",
+        "prompt.template=plain",
+    )
     write_gguf(tmp_path / "t.gguf", template=None)
     refusal(lambda: load_tokenizer(tmp_path / "t.gguf", require_template=True), "t.gguf", "no chat template")
 

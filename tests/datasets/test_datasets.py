@@ -12,23 +12,23 @@ from pathlib import Path
 import pytest
 
 from rl_likelihood.datasets import DATASETS, countdown, files, numina_proof, prepare, splitting
-from rl_likelihood.datasets.common import Left, Place, Row
+from rl_likelihood.datasets.common import Location, Row, Skipped
 from rl_likelihood.grading import graders
 from rl_likelihood.shapes import UserError
 from tests.programs import isolated
 
-HERE = Place("train.jsonl", 1, "line", split="train")
+HERE = Location("train.jsonl", 1, "line", split="train")
 
 
-def parsed(name: str, record: dict, place: Place = HERE) -> Row:
-    row = DATASETS[name].parse(record, place)
+def parsed(name: str, record: dict, location: Location = HERE) -> Row:
+    row = DATASETS[name].parse(record, location)
     assert isinstance(row, Row), row
     return row
 
 
 def rows(name: str, *sources: Path, skip: bool = False):
-    found = files.locate([str(s) for s in sources], DATASETS[name])
-    return prepare.read_rows(DATASETS[name], found, skip)
+    located = files.locate([str(s) for s in sources], DATASETS[name])
+    return prepare.read_rows(DATASETS[name], located, skip)
 
 
 def lines(path: Path, *records: dict) -> Path:
@@ -53,7 +53,7 @@ def test_math_answer_is_the_last_box_with_its_braces():
     spaced = parsed("math", {"problem": "p", "solution": r"is $\boxed 9$."})
     assert spaced.example.answer == "9"
     empty = DATASETS["math"].parse({"problem": "p", "solution": r"$\boxed{}$ primes"}, HERE)
-    assert empty == Left("no \\boxed answer")
+    assert empty == Skipped("no \\boxed answer")
 
 
 def test_math_500_is_a_split_of_its_own_whatever_its_file_is_called():
@@ -74,17 +74,17 @@ def test_math_reads_the_original_folder_and_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "MATH.zip", "w") as archive:
         for file in sorted((tmp_path / "MATH").rglob("*.json")):
             archive.write(file, file.relative_to(tmp_path))
-    kept = [("test", "test 0", "0"), ("test", "test 1", "1")] + [("train", f"train {i}", str(i)) for i in range(3)]
+    expected = [("test", "test 0", "0"), ("test", "test 1", "1")] + [("train", f"train {i}", str(i)) for i in range(3)]
     for source in ("MATH", "MATH.tar", "MATH.zip"):
-        found = rows("math", tmp_path / source).rows
-        assert [(r.split, r.example.prompt, r.example.answer) for r in found] == kept
-        assert found[0].example.id.endswith("test/algebra/0.json")
+        parsed_rows = rows("math", tmp_path / source).rows
+        assert [(r.split, r.example.prompt, r.example.answer) for r in parsed_rows] == expected
+        assert parsed_rows[0].example.id.endswith("test/algebra/0.json")
     assert [r.split for r in rows("math", tmp_path / "MATH" / "train").rows] == ["train"] * 3
 
 
 def test_deepscaler_answers_of_every_part():
     def answer(record, file="deepscaler.json", split=""):
-        row = parsed("deepscaler", record, Place(file, 1, "row", split=split))
+        row = parsed("deepscaler", record, Location(file, 1, "row", split=split))
         return row.example.answer, row.split
 
     assert answer({"problem": "p", "answer": "$5$", "solution": "s"}) == ("$5$", "")  # as provided
@@ -127,7 +127,7 @@ def test_numina_proof_keeps_proofs_without_links():
         ({"solution": "See https://a.org"}, "hyperlink or image"),
         ({"problem": "![](x.png) Prove it."}, "hyperlink or image"),
     ):
-        assert DATASETS["numina_proof"].parse({**PROOF, **change}, HERE) == Left(reason)
+        assert DATASETS["numina_proof"].parse({**PROOF, **change}, HERE) == Skipped(reason)
     interval = {**PROOF, "solution": "As $f$ maps $[0,1](x)$ to itself."}
     assert parsed("numina_proof", interval).example.answer == interval["solution"]
 
@@ -193,7 +193,7 @@ def test_countdown_keeps_a_right_expression_and_finds_one_otherwise():
     for wrong in ("19 - 9 + 4", "19 + 3 - 3", "13", "19 + 3 - 9 = 13", "no idea"):
         assert graders.countdown(of([19, 9, 3], 13, expression=wrong).example.answer, "19 + 3 - 9")
     assert of([1, 2, 3], 9).example.answer == "(1+2)*3"
-    assert of([1, 1, 1], 100) == Left("no solution")
+    assert of([1, 1, 1], 100) == Skipped("no solution")
     assert "more than 4 numbers" in of([1, 2, 3, 4, 5], 15).reason
     assert of([5, 4, 3, 2, 1], 15, expression="5+4+3+2+1").example.answer == "5+4+3+2+1"
     same = of([2, 1, 3], 9)
@@ -206,9 +206,9 @@ def test_countdown_keeps_a_right_expression_and_finds_one_otherwise():
     [([3, 3, 8, 8], 24), ([1, 5, 5, 5], 24), ([1, 3, 4, 6], 24), ([10, 5, 2, 9], 13), ([7], 7), ([2, 9], -7)],
 )
 def test_countdown_search_is_over_rational_numbers(numbers, target):
-    found = countdown.solve(numbers, target)  # 8/(3-8/3), (5-1/5)*5 and 6/(1-3/4) have no whole detour
-    assert countdown.solves(found, numbers, target)
-    assert graders.countdown(found, found)
+    solution = countdown.solve(numbers, target)  # 8/(3-8/3), (5-1/5)*5 and 6/(1-3/4) have no whole detour
+    assert countdown.solves(solution, numbers, target)
+    assert graders.countdown(solution, solution)
 
 
 def test_countdown_search_agrees_with_every_expression_of_three_numbers():
@@ -285,7 +285,7 @@ def test_teleqna_choice_and_free_form():
 
 
 @pytest.mark.parametrize(
-    "answer, kept",
+    "answer, is_row",
     [
         ("All of the above", False),
         ("All of the above are true.", False),
@@ -303,13 +303,13 @@ def test_teleqna_choice_and_free_form():
         ("(1) Send the model. (2) Each device trains.", True),
     ],
 )
-def test_teleqna_free_leaves_out_answers_about_other_options(answer, kept):
+def test_teleqna_free_leaves_out_answers_about_other_options(answer, is_row):
     row = DATASETS["teleqna_free"].parse({**TELE, "option 2": answer, "answer": f"option 2: {answer}"}, HERE)
-    assert isinstance(row, Row) == kept
+    assert isinstance(row, Row) == is_row
 
 
 @pytest.mark.parametrize(
-    "question, kept",
+    "question, is_row",
     [
         ("Which of the following is a RIC?", False),
         ("What is true of these: a RIC?", True),
@@ -319,8 +319,8 @@ def test_teleqna_free_leaves_out_answers_about_other_options(answer, kept):
         ("What is DHCP option 82?", True),
     ],
 )
-def test_teleqna_free_leaves_out_questions_that_need_options(question, kept):
-    assert isinstance(DATASETS["teleqna_free"].parse({**TELE, "question": question}, HERE), Row) == kept
+def test_teleqna_free_leaves_out_questions_that_need_options(question, is_row):
+    assert isinstance(DATASETS["teleqna_free"].parse({**TELE, "question": question}, HERE), Row) == is_row
 
 
 def test_teleqna_reads_the_object_of_questions(tmp_path):
@@ -371,8 +371,8 @@ def test_minif2f_reads_its_folder_and_proofnet_its_lines(tmp_path):
         record = {"problem_name": name, "informal_statement": "Show it.", "informal_proof": "So."}
         lines(tmp_path / "miniF2F" / "informal" / split / f"{name}.json", record)
     lines(tmp_path / "miniF2F" / "lean" / "other.json", {"no": "proof"})
-    found = rows("minif2f", tmp_path / "miniF2F").rows
-    assert sorted((r.example.id, r.split, r.example.answer) for r in found) == [
+    parsed_rows = rows("minif2f", tmp_path / "miniF2F").rows
+    assert sorted((r.example.id, r.split, r.example.answer) for r in parsed_rows) == [
         ("a", "validation", "So."),
         ("b", "test", "So."),
     ]

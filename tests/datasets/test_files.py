@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import re
 import zipfile
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from rl_likelihood import datasets
 from rl_likelihood.datasets import DATASETS
-from rl_likelihood.datasets.common import split_in
+from rl_likelihood.datasets.common import DataSet, split_in
+from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.shapes import UserError
 from tests.datasets.test_datasets import lines, rows
 
@@ -49,13 +52,13 @@ def test_every_format_gives_the_same_rows(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "train-00000-of-00001.parquet")
     names = {"train.jsonl", "train_lines.json", "train_list.json", "train.jsonl.gz", "some.zip"}
     for name in names | {"train-00000-of-00001.parquet"}:
-        found = rows("gsm8k", tmp_path / name).rows
-        assert [(r.example.prompt, r.example.answer) for r in found] == [(f"q{i} \u2028é", str(i)) for i in range(3)]
+        read = rows("gsm8k", tmp_path / name).rows
+        assert [(r.example.prompt, r.example.answer) for r in read] == [(f"q{i} \u2028é", str(i)) for i in range(3)]
     assert len(rows("gsm8k", tmp_path).rows) == 18
 
 
 def test_a_file_that_is_missing_is_hinted_at(tmp_path):
-    with pytest.raises(UserError, match=r"owner/name does not exist; give train.jsonl .* \(from the hub: hf:owner"):
+    with pytest.raises(UserError, match=r"--source=owner/name does not exist; .* hf:owner/name"):
         rows("gsm8k", Path("owner/name"))
     with pytest.raises(UserError, match="holds no file of gsm8k; it needs train.jsonl"):
         rows("gsm8k", tmp_path)
@@ -67,15 +70,21 @@ def test_a_file_that_is_missing_is_hinted_at(tmp_path):
         ("train.jsonl", b'{"question": "q", "answer": "#### 1"}\n{"question": "q"', "train.jsonl:2: not JSON"),
         ("train.jsonl", b'{"question": "q"}', "train.jsonl:1: field 'answer' is missing (it has question)"),
         ("train.jsonl", b'{"question": 3, "answer": "#### 1"}', "1: field 'question' must be text, not int"),
-        ("train.jsonl", b"[1]", "train.jsonl:1: not a JSON object but list"),
+        ("train.jsonl", b"3", "train.jsonl:1: not a JSON object but a number"),
+        ("train.jsonl", b"[1]", "train.jsonl row 1: not a JSON object but a number"),
         ("train.jsonl", b"\xff", "train.jsonl:1: not UTF-8"),
         ("train.jsonl", b'{"question": "\\ud800", "answer": "#### 1"}', "train.jsonl:1: a text holds half"),
         ("train.jsonl", b"", "no row of gsm8k is left of 0 (the files are empty)"),
         ("train.jsonl", b'{"question": "q", "answer": "####"}', "no row of gsm8k is left of 1 (1 no answer)"),
         ("train.jsonl", b'{"question": "q", "answer": "1"}', "train.jsonl:1: field 'answer' has no '####'"),
-        ("train.json", b'[{"question": "q", "answer": "#### 1"}, 5]', "train.json row 2: not a JSON object but int"),
-        ("train.json", b'[\n{"question": "q",\n]', "train.json:3: not JSON"),
-        ("train.json", b"3", "train.json holds no records but one int"),
+        (
+            "train.json",
+            b'[{"question": "q", "answer": "#### 1"}, 5]',
+            "train.json row 2: not a JSON object",
+        ),
+        ("train.json", b'[\n{"question": "q",\n]', "train.json:3: the JSON array"),
+        ("train.json", b"3", "train.json holds no records but a number"),
+        ("train.json", b"{", "train.json:1: not JSON"),
         ("train.json", b"\xff\xfe", "train.json is not UTF-8"),
         ("train.jsonl.gz", b"plain", "train.jsonl.gz cannot be unpacked"),
         ("train.parquet", b"PAR1 not", "train.parquet is not a readable parquet file"),
@@ -106,9 +115,17 @@ def test_an_id_belongs_to_one_row(tmp_path):
         rows("cruxeval_o", file)
 
 
+def test_a_file_with_a_data_set_is_all_that_it_takes():
+    files = {path.stem for path in Path(datasets.__file__).parent.glob("*.py")} - datasets._TOOLS - {"__init__"}
+    modules = [importlib.import_module(f"rl_likelihood.datasets.{name}") for name in files]
+    made = [[value for value in vars(m).values() if isinstance(value, DataSet)] for m in modules]
+    assert all(made), "every other file makes one"
+    assert len(DATASETS) == sum(map(len, made)) >= 16, "no two have one name"
+
+
 def test_every_data_set_says_what_to_fetch_and_where():
-    assert set(DATASETS) >= {"gsm8k", "math", "deepscaler", "alpaca", "numina_proof", "svamp", "mawps", "countdown"}
     for name, dataset in DATASETS.items():
+        assert dataset.grader in ("none", *GRADERS)
         assert name == dataset.name and dataset.fetch and dataset.addresses
         pinned = r"https://.*[/@][0-9a-f]{40}[/.].*|hf:[^@]+@[0-9a-f]{40}"  # to a commit
         assert all(re.fullmatch(pinned, a) or a == "hf:netop/TeleMath" for a in dataset.addresses), dataset.addresses

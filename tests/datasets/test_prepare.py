@@ -60,12 +60,12 @@ def test_a_share_is_held_out_by_each_question_alone():
 
 def test_a_count_is_held_out_exactly_and_does_not_move_with_the_order():
     rows = [row(i) for i in range(300)]
-    splits, counts = splitting.split_rows(ALPACA, rows, 50)
+    splits, removed = splitting.split_rows(ALPACA, rows, 50)
     assert [len(splits[s]) for s in ("train", "validation")] == [250, 50]
     assert splitting.split_rows(ALPACA, rows[::-1], 50)[0]["validation"][::-1] == splits["validation"]
     larger = prompts(splitting.split_rows(ALPACA, rows, 80)[0]["validation"])
     assert prompts(splits["validation"]) < larger
-    assert counts == {"duplicates": 0, "overlap": 0, "repeats": 0}
+    assert removed == ((), (), ())
     with pytest.raises(UserError, match=r"--heldout = 300 leaves nothing .* has 300 distinct questions; .* most 299"):
         splitting.split_rows(ALPACA, rows, 300)
 
@@ -73,8 +73,13 @@ def test_a_count_is_held_out_exactly_and_does_not_move_with_the_order():
 def test_training_loses_duplicates_and_questions_of_given_sets_which_stay_whole():
     train = [row(i) for i in range(10)] + [row(20, key="what is 3"), row(21, key="what is 3")]
     test = [row(0, "test"), row(30, "test"), row(31, "test", key="what is 30")]
-    splits, counts = splitting.split_rows(dataclasses.replace(ALPACA, heldout_split="test"), train + test, 5)
-    assert counts == {"duplicates": 2, "overlap": 1, "repeats": 1}
+    splits, removed = splitting.split_rows(dataclasses.replace(ALPACA, heldout_split="test"), train + test, 5)
+    assert removed.duplicates == (
+        "train-20 asks the question of train-3 again with another answer ('20', not used)",
+        "train-21 asks the question of train-3 again with another answer ('21', not used)",
+    )
+    assert removed.overlap == ("train-0 asks what test-0 does",)
+    assert [text.split()[0] for text in removed.repeats] == ["test-31"]
     assert [r.example.id for r in splits["train"]] == [f"train-{i}" for i in range(1, 10)]  # the first of each
     assert splits["test"] == test  # given, so nothing is held out for it
     splits, _ = splitting.split_rows(ALPACA, train + test, 5)
@@ -83,23 +88,52 @@ def test_training_loses_duplicates_and_questions_of_given_sets_which_stay_whole(
         splitting.split_rows(ALPACA, [row(0), *test], 0)
 
 
+def test_the_group_decides_the_side_of_a_row_and_not_its_id_or_its_key():
+    def rows(name):
+        return [
+            Row(Example(f"{name} {i}", f"{i}?", "1"), "train", f"key {name} {i}", f"group {i // 2}") for i in range(80)
+        ]
+
+    for share in (0.3, 20):
+        (one, _), (other, _) = (splitting.split_rows(ALPACA, rows(name), share) for name in ("a", "b"))
+        assert 0 < len(one["validation"]) < 60 and prompts(one["validation"]) == prompts(other["validation"])
+        assert not {r.group for r in one["train"]} & {r.group for r in one["validation"]}
+
+
+def test_variants_of_a_given_test_question_are_not_trained_on():
+    test = [Row(Example("t", "Compute 4!", "24"), "test", "Compute 4!", "compute 4")]
+    train = [
+        Row(Example("a", "Compute 4", "4"), "train", "Compute 4", "compute 4"),
+        Row(Example("b", "Compute 5", "5"), "train", "Compute 5", "compute 5"),
+    ]
+    splits, removed = splitting.split_rows(ALPACA, train + test, 0)
+    assert [r.example.id for r in splits["train"]] == ["b"] and removed.overlap == ("a asks what t does",)
+
+
+def test_a_row_without_keys_gets_those_of_its_question(tmp_path):
+    records = [{"instruction": text, "input": "", "output": "x"} for text in ("Compute 4!", "compute 4", "Compute  4!")]
+    (tmp_path / "alpaca.json").write_text(json.dumps(records))
+    read = prepare.read_rows(ALPACA, files.locate([str(tmp_path / "alpaca.json")], ALPACA), False)
+    assert len({r.key for r in read.rows}) == 2 and len({r.group for r in read.rows}) == 1
+
+
 def test_a_limit_of_length_moves_no_question_and_cuts_no_given_set(tmp_path):
     """A row may be short enough or not; who is held out is decided before, and a given set stays whole."""
     records = [{"instruction": f"Say {i}.", "input": "", "output": "x" * (i % 100)} for i in range(1000)]
     (tmp_path / "alpaca.json").write_text(json.dumps(records))
-    kept = {}
+    sides = {}
     for limit in (0, 60):
         prepare.prepare("alpaca", str(tmp_path / "alpaca.json"), str(tmp_path / f"{limit}"), limit, heldout=100)
-        kept[limit] = [set(rows) for rows in prepared.load(str(tmp_path / f"{limit}"))]
-    assert len(kept[0][1]) == 100
-    for all_rows, short in zip(kept[0], kept[60], strict=True):
+        sides[limit] = [set(rows) for rows in prepared.load(str(tmp_path / f"{limit}"))]
+    assert len(sides[0][1]) == 100
+    for all_rows, short in zip(sides[0], sides[60], strict=True):
         assert short == {e for e in all_rows if len(e.prompt + e.answer) <= 60} and 0 < len(short) < len(all_rows)
     splits = {"train": [row(1)], "test": [row(2, "test")]}
     with pytest.raises(UserError, match="--max_chars = 3 leaves none of the 1 rows of alpaca for train; .* has 11 "):
         splitting.leave_out_long(ALPACA, splits, {"test"}, 3)
     splits["train"].append(row(12345))
-    kept, long = splitting.leave_out_long(ALPACA, splits, {"test"}, 11)
-    assert (len(kept["train"]), len(kept["test"]), long) == (1, 1, ("train-12345",))
+    short, long = splitting.leave_out_long(ALPACA, splits, {"test"}, 11)
+    assert (len(short["train"]), len(short["test"]), long) == (1, 1, ("train-12345",))
     assert splitting.leave_out_long(ALPACA, splits, {"test"}, 11)[0]["test"] == splits["test"]
 
 
@@ -132,12 +166,11 @@ def test_what_is_prepared_is_read_back(tmp_path):
 
 
 @isolated
-def test_extras_come_back_by_id(tmp_path):
+def test_tests_come_back_for_the_grader(tmp_path):
     record = {"task_id": "T/0", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n"}
     (tmp_path / "HumanEval.jsonl").write_text(json.dumps({**record, "test": "def check(c):\n    assert c()\n"}))
     prepare.prepare("humaneval", str(tmp_path / "HumanEval.jsonl"), str(tmp_path / "out"))
     extra = {"prompt": "def f():\n", "test": "def check(c):\n    assert c()\n", "entry_point": "f"}
-    assert prepared.read_extra(str(tmp_path / "out"), "test") == {"T/0": extra}
     train, heldout = prepared.load(str(tmp_path / "out"))
     assert train == [] and [e.id for e in heldout] == ["T/0"]
     # The reference is scored, the tests grade.
@@ -163,9 +196,10 @@ def test_no_tensorflow_and_no_warning_is_needed(tmp_path):
 import sys
 from importlib.machinery import PathFinder
 
-ABSENT, found = ("tensorflow", "importlib_resources"), PathFinder.find_spec  # not there, installed or not
-PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] in ABSENT else found(name, *where)
-from rl_likelihood.data import grading, prepare, prepared, sources, splitting
+ABSENT, find_spec = ("tensorflow", "importlib_resources"), PathFinder.find_spec  # not there, installed or not
+PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] in ABSENT else find_spec(name, *where)
+from rl_likelihood.data import prepared
+from rl_likelihood.datasets import prepare, sources
 assert prepare.main(["--dataset=gsm8k", f"--source={sys.argv[1]}", f"--out={sys.argv[2]}"]) == 0
 train, heldout = prepared.load(sys.argv[2])
 assert (len(train), len(heldout)) == (20, 5)
@@ -209,7 +243,7 @@ def test_a_folder_above_one_set_is_enough_and_above_two_is_not(tmp_path):
 
 def test_the_report_accounts_for_every_row(tmp_path, capsys):
     records = [{"instruction": f"Say {i}.", "input": "", "output": str(i)} for i in range(40)]
-    records += [{"instruction": "say  3", "input": "", "output": "three"}]  # a duplicate but for its spelling
+    records += [{"instruction": "Say  3.", "input": "", "output": "three"}]  # a duplicate but for its spelling
     records += [{"instruction": "Tell.", "input": "", "output": "x" * 200}]  # too long
     records += [{"instruction": "Be silent.", "input": "", "output": ""}]
     records += [{"instruction": "No output."}]
@@ -220,17 +254,22 @@ def test_the_report_accounts_for_every_row(tmp_path, capsys):
     assert prepare.main(flags) == 0
     report = json.loads((Path(out) / "alpaca" / "1.0.0" / prepared.REPORT).read_text())
     assert report["splits"] == {"train": 30, "validation": 10}
-    assert report["left_out"] == {"no answer": 1} and report["duplicates"] == 1
+    assert report["left_out"] == {"no answer": 1}
+    assert report["duplicates"] == [
+        "alpaca.json:41 asks the question of alpaca.json:4 again with another answer ('three', not used)"
+    ]
     assert report["too_long"] == ["alpaca.json:42"] and report["max_chars"] == 100
     (bad,) = report["bad_rows"]
     assert bad.startswith("alpaca.json row 44: field 'input' is missing")
     gone = len(report["too_long"]) + len(report["bad_rows"]) + sum(report["left_out"].values())
-    assert report["rows"] == 44 == sum(report["splits"].values()) + gone + report["duplicates"] + report["overlap"]
+    assert report["rows"] == 44 == sum(report["splits"].values()) + gone + len(report["duplicates"] + report["overlap"])
     paragraph = capsys.readouterr().out
     for words in (
         "alpaca: 44 rows of 1 file (",
-        "kept 30 train, 10 validation; 1 row left out: no answer; removed from training 1 duplicate and 0 questions",
-        "1 row too long over 100 characters (alpaca.json:42); 1 bad row (alpaca.json row 44: field 'input' is missing",
+        "kept 30 train, 10 validation; 1 row left out: no answer;",
+        "1 duplicate (alpaca.json:41 asks",
+        "1 long row (alpaca.json:42) of over 100 characters",
+        "1 bad row (alpaca.json row 44: field 'input' is missing",
     ):
         assert words in paragraph
     assert paragraph.count("\n") == 1
@@ -239,8 +278,7 @@ def test_the_report_accounts_for_every_row(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--dataset=gsm8"], "--dataset is 'gsm8'; choose one of gsm8k, math"),
-        (["--dataset=gsm8"], "(did you mean 'gsm8k'?)"),
+        (["--dataset=gsm8"], "--dataset is 'gsm8'; did you mean 'gsm8k'?"),
         (["--dataset=reasoning_gym"], "no files to prepare; train with data.source=reasoning_gym"),
         (["--dataset=gsm8k", "--source=SOURCE", "--max_chars=-1"], "--max_chars is -1"),
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=1.5"], "--heldout is 1.5"),
@@ -331,7 +369,7 @@ def test_a_data_set_of_the_hub_is_a_source(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
     report = prepare.prepare("gsm8k", "hf:owner/name/main", str(tmp_path / "out"))
-    assert report.splits == {"train": 20, "test": 5} and report.duplicates == report.repeats == 0
+    assert report.splits == {"train": 20, "test": 5} and report.duplicates == report.repeats == ()
     prepare.prepare("gsm8k", "hf:owner/name@v1/main", str(tmp_path / "pinned"))
     assert [a[:3] for a in asked] == [("owner/name", "dataset", None), ("owner/name", "dataset", "v1")]
     assert "main/*.parquet*" in asked[0][3]

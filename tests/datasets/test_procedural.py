@@ -76,7 +76,7 @@ def test_items_go_on_after_the_last_of_a_generator():
 def test_rows_with_an_empty_answer_are_counted_and_named(monkeypatch):
     rows = [dict(question=f"q{i}", answer="" if i % 2 else str(i), metadata={}) for i in range(20)]
     monkeypatch.setattr(procedural, "_items", lambda task, seed: rows)
-    train, _, report = load(DataConfig("reasoning_gym", ("count_bits",), train_size=3))
+    train, _, report = load(DataConfig("reasoning_gym", ("count_bits",), train_size=3, heldout_size=0))
     assert [e.answer for e in train] == ["0", "2", "4"]
     assert report.bad_rows == tuple(f"count_bits-train-{i}: the answer is empty" for i in (1, 3))
 
@@ -98,8 +98,8 @@ def test_rows_with_an_empty_answer_are_counted_and_named(monkeypatch):
         ("", "cannot be read"),
         ("leg_counting(max_animals=0)", "which reasoning_gym refuses ("),
         ("leg_counting(colour=1)", "colour"),
-        ("leg_counting(size=5)", "'size' is set here: leave it out"),
-        ("leg_counting(seed=5)", "'seed' is set here"),
+        ("leg_counting(size=5)", "'size' is set by the program"),
+        ("leg_counting(seed=5)", "'seed' is set by the program"),
         ("composite", "which reasoning_gym refuses (Must specify at least one dataset)"),
         ("rubiks_cube", "'rubiks_cube', whose items have no reference answer"),
     ],

@@ -1,4 +1,4 @@
-"""The builders on the real files, where there is a copy: in $RL_LIKELIHOOD_DATA or ../shared/data.
+"""The builders on the real files, where there is a copy: in the folder $RL_LIKELIHOOD_DATA.
 
 What is expected are the counts that the files' authors give and those of docs/data.md, and the answers that the
 records say in so many words.
@@ -17,7 +17,7 @@ from rl_likelihood.data import prepared
 from rl_likelihood.datasets import DATASETS, countdown, files, prepare, splitting
 from rl_likelihood.datasets.common import Row
 from rl_likelihood.grading import graders
-from rl_likelihood.grading.mathematics import math_quick
+from rl_likelihood.grading.mathematics import math_outcome
 from rl_likelihood.grading.pool import Pool
 from tests.datasets.test_datasets import rows
 from tests.programs import isolated
@@ -50,9 +50,9 @@ REAL = {
 
 
 def copy_of(folder: str) -> Path:
-    root = Path(os.environ.get("RL_LIKELIHOOD_DATA") or REPOSITORY.parent / "shared" / "data")
+    root = Path(os.environ.get("RL_LIKELIHOOD_DATA", "no such folder"))
     if not (root / folder).is_dir():
-        pytest.skip(f"neither RL_LIKELIHOOD_DATA nor ../shared/data is a folder with a copy of {folder}")
+        pytest.skip(f"RL_LIKELIHOOD_DATA is no folder with a copy of {folder}")
     if folder == "teleqna":
         pytest.importorskip("pyzipper")
     return root / folder
@@ -69,21 +69,21 @@ def sizes(splits: dict[str, list[Row]]) -> dict[str, int]:
 
 @pytest.mark.parametrize("name, folder", REAL)
 def test_the_real_files_have_the_rows_that_their_authors_say(name, folder):
-    found = read(name, folder)
-    kept: dict[str, list[Row]] = {}
-    for row in found.rows:
-        kept.setdefault(row.split, []).append(row)
-    assert (found.count, sizes(kept)) == REAL[name, folder][:2]
-    assert found.bad == [] and found.count == len(found.rows) + sum(found.left_out.values())
+    parsed = read(name, folder)
+    splits_read: dict[str, list[Row]] = {}
+    for row in parsed.rows:
+        splits_read.setdefault(row.split, []).append(row)
+    assert (parsed.count, sizes(splits_read)) == REAL[name, folder][:2]
+    assert parsed.bad == [] and parsed.count == len(parsed.rows) + sum(parsed.left_out.values())
     if name == "countdown":
-        assert all(countdown.solves(r.example.answer, r.extra["nums"], r.extra["target"]) for r in found.rows)
+        assert all(countdown.solves(r.example.answer, r.extra["nums"], r.extra["target"]) for r in parsed.rows)
 
 
 @pytest.mark.parametrize("name, folder", REAL)
 def test_the_real_splits_are_those_of_the_docs(name, folder):
-    splits, counts = splitting.split_rows(DATASETS[name], read(name, folder).rows, DATASETS[name].heldout)
+    splits, removed = splitting.split_rows(DATASETS[name], read(name, folder).rows, DATASETS[name].heldout)
     assert sizes(splits) == REAL[name, folder][2]
-    gone = counts["duplicates"] + counts["overlap"]
+    gone = len(removed.duplicates) + len(removed.overlap)
     assert sum(sizes(splits).values()) + gone == sum(REAL[name, folder][1].values())
     lines = (REPOSITORY / "docs" / "data.md").read_text().splitlines()
     (said,) = (line for line in lines if line.startswith(f"| `{name}` |") and line.count("|") > 5)
@@ -100,16 +100,16 @@ def test_both_sets_of_teleqna_hold_out_the_same_stems():
 
 
 def test_a_limit_of_length_cuts_no_real_test_set():
-    found = read("deepscaler", "deepscaler_parts").rows
-    splits, _ = splitting.split_rows(DATASETS["deepscaler"], found, 0.1)
-    given = {row.split for row in found} - {"train"}
-    kept, long = splitting.leave_out_long(DATASETS["deepscaler"], splits, given, 4000)
-    assert {name: n for name, n in sizes(kept).items() if name in given} == {
+    parsed = read("deepscaler", "deepscaler_parts").rows
+    splits, _ = splitting.split_rows(DATASETS["deepscaler"], parsed, 0.1)
+    given = {row.split for row in parsed} - {"train"}
+    splits_read, long = splitting.leave_out_long(DATASETS["deepscaler"], splits, given, 4000)
+    assert {name: n for name, n in sizes(splits_read).items() if name in given} == {
         "aime": 30,
         "amc": 83,
         "olympiad_bench": 675,
     }
-    assert 0 < len(long) == sum(sizes(splits).values()) - sum(sizes(kept).values())
+    assert 0 < len(long) == sum(sizes(splits).values()) - sum(sizes(splits_read).values())
 
 
 # ---------------------------------------------------------------------------------------- answers
@@ -117,22 +117,22 @@ def test_a_limit_of_length_cuts_no_real_test_set():
 
 def boxed(record: dict) -> str:
     """The last box of a solution, braces counted by hand."""
-    rest = record["solution"].rpartition("\\boxed")[2]
-    if not rest.startswith("{"):
-        return rest.partition("$")[0].strip()
+    tail = record["solution"].rpartition("\\boxed")[2]
+    if not tail.startswith("{"):
+        return tail.partition("$")[0].strip()
     depth = 0
-    for i, c in enumerate(rest):
+    for i, c in enumerate(tail):
         depth += (c == "{") - (c == "}")
         if depth == 0:
-            return rest[1:i].strip()
+            return tail[1:i].strip()
     raise AssertionError(record)
 
 
 def option(record: dict) -> tuple[str, str] | tuple[None, None]:
     """(letter, text) of the one option that the answer repeats word for word."""
     said = record["answer"].partition(":")[2].strip()
-    found = [k for k, v in record.items() if k.startswith("option ") and v.strip() == said]
-    return (" ABCDE"[int(found[0].split()[1])], said) if len(found) == 1 else (None, None)
+    options = [k for k, v in record.items() if k.startswith("option ") and v.strip() == said]
+    return (" ABCDE"[int(options[0].split()[1])], said) if len(options) == 1 else (None, None)
 
 
 def proof(record: dict) -> str:
@@ -160,11 +160,11 @@ def test_the_real_answers_are_those_that_the_records_say(name, folder):
     said, expected = SAID[name, folder]
     compared = 0
     for file, below in files.locate([str(copy_of(folder))], DATASETS[name]):
-        for place, record in files.read(file, below, DATASETS[name]):
-            row = DATASETS[name].parse(record, place)
+        for location, record in files.read(file, below, DATASETS[name]):
+            row = DATASETS[name].parse(record, location)
             if isinstance(row, Row) and row.example.answer and (answer := said(record)) is not None:
                 ours = row.example.answer.strip()
-                assert ours == answer.strip() if isinstance(answer, str) else float(ours) == answer, place
+                assert ours == answer.strip() if isinstance(answer, str) else float(ours) == answer, location
                 compared += 1
     assert compared == expected
 
@@ -172,8 +172,8 @@ def test_the_real_answers_are_those_that_the_records_say(name, folder):
 def test_the_solutions_of_math_500_are_graded_as_their_answers():
     """By the rules that need no algebra; the solution of another problem is right only where the answers are alike."""
     ours = [row.example for row in read("math", "math").rows if row.split == "math500"]
-    assert all(math_quick(e.answer, e.chain) for e in ours) and len(ours) == 500
-    others = [math_quick(e.answer, other.chain) for e, other in zip(ours, ours[1:] + ours[:1], strict=True)]
+    assert all(math_outcome(e.answer, e.chain) for e in ours) and len(ours) == 500
+    others = [math_outcome(e.answer, other.chain) for e, other in zip(ours, ours[1:] + ours[:1], strict=True)]
     assert sum(bool(right) for right in others) < 15
 
 

@@ -385,7 +385,7 @@ def test_many_chains_of_the_first_questions_beside_one_of_all(questions, tmp_pat
 
 def test_one_evaluation_at_a_time_writes_a_file_and_says_how_far_it_is(tmp_path, monkeypatch):
     task, params = task_of(eval__prompts=2)
-    monkeypatch.setattr("rl_likelihood.evaluation.evaluate.EVERY", 0.01)
+    monkeypatch.setattr("rl_likelihood.runtime.progress.EVERY", 0.01)
     said = []
     out = evaluated(task, params, task.heldout, between=lambda: time.sleep(0.1), folder=tmp_path, say=said.append)
     assert said[0] == "evaluating 2 questions, 2 sampled chains each"

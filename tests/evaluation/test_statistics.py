@@ -9,6 +9,7 @@ import pytest
 
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.statistics import summary
+from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -56,7 +57,7 @@ def random_records(seed, n=12, m=4, answered=0.8):
 
 
 def test_the_two_items_of_the_paper_note():
-    """methods.md 12: T_a = (2, 4), answer probabilities per chain (.5, .1) and (.2, .2)."""
+    """T_a = (2, 4), answer probabilities per chain (.5, .1) and (.2, .2)."""
     out = summary([record(np.log([0.5, 0.1]).tolist(), 2), record(np.log([0.2, 0.2]).tolist(), 4)])
     assert out["log_prob_mc1"] == pytest.approx(-0.575646, abs=1e-6)
     assert out["log_prob_mc2"] == pytest.approx(-0.502173, abs=1e-6)
@@ -77,6 +78,7 @@ def test_perplexity_of_published_table_cells(mc1, perplexity, digits):
 def test_more_chains_see_more_likelihood_unless_they_are_one_chain():
     several = summary(random_records(0, m=32))
     assert several["log_prob_mc32"] > several["log_prob_mc1"] + 0.1
+    assert unknown(several) == [], "report/metrics.csv describes every number"
     same = summary([record([-3.0] * 32, 2), record([-700.0] * 32, 7)])
     assert same["log_prob_mc32"] == pytest.approx(same["log_prob_mc1"], abs=1e-6)
     assert same["log_prob_mc32_per_token"] == pytest.approx(-703 / 9, abs=1e-6)
@@ -126,7 +128,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
     "votes, right, success",
     [
         ([0, 1, 1, 3], [False, True, True, False], 1.0),
-        ([0, 1, 0, 1], [False, True, False, True], 0.0),  # of equals the first seen
+        ([0, 1, 0, 1], [False, True, False, True], 0.0),  # of a tie the first
         ([None, None, None, 3], [False, False, False, True], 1.0),  # no answer is no vote
         ([None] * 4, [False] * 4, 0.0),
         ([0, 1, 1, None], [True, None, None, False], None),  # the grader failed on the winner
@@ -139,7 +141,7 @@ def test_majority_at_k(votes, right, success):
 
 def test_majority_of_fewer_is_the_mean_over_blocks():
     out = summary([record([-1.0] * 5, right=[True, False, True, True, False], votes=[0, 1, 0, 0, 1])])
-    assert out["majority@2"] == 1.0, "ties go to the first seen, and the fifth sample is in no block"
+    assert out["majority@2"] == 1.0, "of a tie the first wins, and the fifth sample is in no block"
     out = summary([record([-1.0] * 4, right=[False, True, True, True], votes=[0, 1, 1, 1])])
     assert out["majority@2"] == 0.5
 
@@ -232,6 +234,9 @@ def test_a_share_of_0_or_1_in_all_questions_has_an_exact_interval():
     low, high = out["ci95"]["greedy_success"]
     assert high == 1 and low**n == pytest.approx(0.025, abs=1e-4)
     assert out["ci95"]["chain_length"] == [10, 10], "no share"
+    for name in ("greedy_success", "sampled_success"):
+        low, high = out["ci95"][name]
+        assert out[f"{name}_se"] == pytest.approx((high - low) / 3.92, abs=2e-6), "the same everywhere, and not 0"
     graded = [record([-1.0], right=[None if i < 20 else False]) for i in range(n)]
     assert summary(graded)["ci95"]["sampled_success"] == [0, pytest.approx(1 - 0.025**0.25, abs=1e-5)]
 
@@ -245,9 +250,10 @@ def test_the_same_records_give_the_same_numbers_and_their_order_does_not_matter(
     assert {k: turned[k] for k in numbers} == pytest.approx(numbers, abs=2e-6)
 
 
-def test_one_question_has_numbers_but_no_interval():
-    out = summary([record([-1.0, -2.0], 3, greedy=True)])
-    assert out["greedy_success"] == 1 and out["ci95"] == {} and out["greedy_success_se"] == 0
+def test_of_one_question_only_shares_of_0_and_1_have_an_interval():
+    out = summary([record([-1.0, -2.0], 3, right=[True, False], greedy=True)])
+    assert out["greedy_success"] == 1 and out["ci95"]["greedy_success"] == [0.025, 1]
+    assert not {"perplexity", "sampled_success", "chain_length"} & out["ci95"].keys()
 
 
 def test_many_questions_are_resampled_in_parts(monkeypatch):

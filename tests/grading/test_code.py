@@ -30,6 +30,16 @@ CALL = '{"name": "set_plan", "arguments": {"line": "L1", "gb": 2, "auto": true, 
         (CALL.replace("[1, 2]", "[2, 1]"), False),
         (CALL.replace('"auto": true, ', ""), False),
         (CALL.replace('"gb": 2', '"gb": 2, "more": 1'), False),
+        (CALL.replace('"arguments"', '"parameters"'), True),
+        (CALL.replace('"arguments"', '"input"'), True),
+        (CALL.replace('"arguments"', '"args"'), True),
+        (json.dumps({"id": "1", "type": "function", "function": json.loads(CALL)}), True),
+        (CALL.replace('"arguments"', '"parameters"').replace("L1", "L2"), False),
+        (CALL.replace('"arguments"', '"settings"'), False),
+        (CALL[:-1] + ', "parameters": {"line": "L9"}}', False),
+        (CALL[:-1] + ', "parameters": {}}', False),
+        (CALL.replace('"gb": 2', '"gb": 1, "gb": 2'), False),
+        (json.dumps({"function": json.loads(CALL), "arguments": {"line": "L9"}}), False),
         ('{"name": "set_plan"}', False),
         ('{"name": "set_plan", "arguments": {}}', False),
         (f"[{CALL}, {CALL}]", False),
@@ -56,6 +66,14 @@ def test_calls_have_an_order_and_missing_arguments_are_none():
     tagged = f"<tool_call>{first}</tool_call> then <tool_call>{second}</tool_call>"
     assert tool_call(f"[{first}, {second}]", tagged)
     assert not tool_call(f"[{second}, {first}]", tagged)
+
+
+@pytest.mark.parametrize("key", ["parameters", "input", "args", "kwargs", "payload", "Arguments"])
+def test_arguments_under_another_key_are_not_none(key):
+    none = '{"name": "reboot", "arguments": {}}'
+    assert not tool_call(none, f'{{"name": "reboot", "{key}": {{"id": "L9"}}}}')
+    some = '{"name": "reboot", "arguments": {"id": "L9"}}'
+    assert tool_call(some, f'{{"name": "reboot", "{key}": {{"id": "L9"}}}}') is (key not in ("payload", "Arguments"))
 
 
 def test_a_reference_that_is_no_call_is_compared_as_text():
@@ -128,6 +146,17 @@ WHOLE = "def total(numbers):\n    return sum(numbers)\n"
         (f"Here it is:\n```python\n{WHOLE}```\nUse it so:\n```python\ntotal([1])\n```", True),
         (f"First:\n```python\nimport math\n```\nthen\n```python\n{WHOLE}```", True),
         ("```\n    return sum(numbers)\n```", True),
+        (f"```python\n# def total goes below\n```\n```python\n{WHOLE}```", True),
+        (f"```\nprint('def total')\n```\n```python\n{WHOLE}```", True),
+        (f"```python\ndef total_of(x):\n    return 3\n```\n```python\n{WHOLE}```", True),
+        (f'```\n"""def total(numbers):"""\n```\n```python\n{WHOLE}```', True),
+        (f"```\nclass A:\n    def total(self): pass\n```\n```python\n{WHOLE}```", True),
+        (f"```text\nuse def total(numbers):\n```\n```python\n{WHOLE}```", True),
+        ("```python\nx = 1\n```\n```python\ntotal = sum\n```", True),
+        (
+            f"```python\ndef total(numbers):\n    return 3\n```\n```python\n{WHOLE}```",
+            False,
+        ),  # the first that defines it
         ("    return len(numbers)\n", False),
         ("    pass", False),
         ("    return sum(numbers", False),

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_likelihood.data.prompts import PromptConfig
-from rl_likelihood.grading.graders import GRADERS, ISOLATED, exact_match, extract_answer, numeric_match, parse_number
+from rl_likelihood.grading.graders import (
+    GRADERS,
+    exact_match,
+    extract_answer,
+    numeric_match,
+    parse_number,
+    reference_of,
+)
 from rl_likelihood.grading.gym import pack
 from rl_likelihood.grading.text import choice, multiple_choice
+from rl_likelihood.shapes import Example
 
 TAGS = PromptConfig()
 
@@ -87,7 +98,22 @@ def test_exact_match_strips_white_space_and_nothing_else():
         ("1 1/2", None),
         ("5 apples", None),
         ("1.2.3", None),
-        ("\u0663", None),  # a digit, but not one of ours
+        ("\u0663", 3),
+        ("５", 5),
+        ("58{,}500", 58500),
+        (r"58\,500", 58500),
+        (r"58,\!500", 58500),
+        ("58 500", 58500),
+        ("58\u202f500.5", Fraction(117001, 2)),
+        ("58, 500", None),
+        ("58 50", None),
+        ("1,234 567", None),
+        ("**58**", 58),
+        ("$**58**$", 58),
+        ("`58`.", 58),
+        ("#### 58", 58),
+        ("5*8", None),
+        ("²", None),
         ("9" * 201, None),
     ],
 )
@@ -109,40 +135,18 @@ def test_numeric_match():
 @pytest.mark.parametrize(
     "reference, answer, right",
     [
-        ("72", r"\boxed{72}", True),
-        ("72", r"It is $\boxed{72}$.", True),
-        ("72", "$72$", True),
+        ("72", r"\boxed{72}", True), ("72", r"It is $\boxed{72}$.", True), ("72", "$72$", True),
         ("72", "$$72$$", True),
-        ("72", "72$", True),
-        ("72", "= 72", True),
-        ("72", "$= 72$", True),
-        ("72", r"\( 72 \)", True),
-        ("72", r"\[72\]", True),
-        ("72", r"\$72", True),
-        ("72", r"$\$72$", True),
-        ("72", "$72$.", True),
-        (r"\boxed{72}", "72", True),
-        ("72", r"\boxed{72} or \boxed{73}", False),
-        ("72", r"\boxed{72", False),
-        ("72", "x = 72", False),
-        ("72", "71 = 72", False),
-        ("72", "$7$2$", False),
-        ("72", "-72", False),
-        ("50", "50%", True),
-        ("50%", "50", True),
-        ("50%", "0.5", True),
-        ("0.5", "50%", True),
-        ("0.5", r"50\%", True),
-        ("50%", "50 %", True),
-        (r"\boxed{50\%}", "1/2", True),
-        ("50", "0.5", False),
-        ("0.5", "50", False),
-        ("50%", "5000%", False),
-        ("50%", "0.5%", False),
-        ("50%", "5000", False),
-        ("50", "50%%", False),
+        ("72", "72$", True), ("72", "= 72", True), ("72", "$= 72$", True), ("72", r"\( 72 \)", True),
+        ("72", r"\[72\]", True), ("72", r"\$72", True), ("72", r"$\$72$", True), ("72", "$72$.", True),
+        (r"\boxed{72}", "72", True), ("72", r"\boxed{72} or \boxed{73}", False), ("72", r"\boxed{72", False),
+        ("72", "x = 72", False), ("72", "71 = 72", False), ("72", "$7$2$", False), ("72", "-72", False),
+        ("50", "50%", True), ("50%", "50", True), ("50%", "0.5", True), ("0.5", "50%", True), ("0.5", r"50\%", True),
+        ("50%", "50 %", True), (r"\boxed{50\%}", "1/2", True),
+        ("50", "0.5", False), ("0.5", "50", False), ("50%", "5000%", False), ("50%", "0.5%", False),
+        ("50%", "5000", False), ("50", "50%%", False),
     ],
-)
+)  # fmt: skip
 def test_numeric_in_boxes_and_dollars_and_per_cent(reference, answer, right):
     assert numeric_match(reference, answer) is right
 
@@ -154,64 +158,32 @@ def test_numbers_survive_writing(value):
 
 
 # What may be called in any process: the graders, and of those that need a process of their own the safe part.
-SAFE = GRADERS | {name: isolated.quick for name, isolated in ISOLATED.items()}
+SAFE = {name: row.quick or row.grade for name, row in GRADERS.items()}
+ISOLATED = {name for name, row in GRADERS.items() if row.quick is not None}
 
 
 @given(st.text(), st.one_of(st.none(), st.text()))
 def test_graders_are_total(reference, answer):
     for name, grade in SAFE.items():
-        assert grade(reference, answer) in ((True, False, None) if name in ISOLATED else (True, False))
+        assert grade(reference, answer) in ((True, False, None) if name in ISOLATED else (True, False)), name
         assert grade(reference, None) is False
     extract_answer(reference + "</think><answer>" + (answer or ""), TAGS)
 
 
 REFERENCES = {
-    "exact_match": "5",
-    "numeric": "5",
-    "math": "5",
-    "countdown": "(1+2)*3",
-    "multiple_choice": "option 2: five",
-    "telemath": "5.0",
-    "tool_call": '{"name": "f", "arguments": {"x": 5}}',
-    "code_output": "[5]",
+    "exact_match": "5", "numeric": "5", "math": "5", "countdown": "(1+2)*3", "multiple_choice": "option 2: five",
+    "telemath": "5.0", "tool_call": '{"name": "f", "arguments": {"x": 5}}', "code_output": "[5]",
     "code_tests": '{"prompt": "def f():\\n", "test": "def check(f):\\n    assert f() == 5", "entry_point": "f"}',
     "reasoning_gym": pack("countdown", {}, {"answer": "19 + 3 - 9", "metadata": {"numbers": [19, 9, 3], "target": 13}}),
-}
+}  # fmt: skip
 HOSTILE = [
-    "(" * 1_000_000,
-    "[" * 1_000_000,
-    '{"a":' * 200_000,
-    "-" * 1_000_000,
-    "9" * 1_000_000,
-    " " * 1_000_000,
-    "\x00" * 1_000_000,
-    "9**9**9",
-    "9" * 150 + "/" + "9" * 149,
-    "\\boxed{" * 150_000,
-    "\\boxed" + " " * 1_000_000,
-    "\\boxed{5" + "}" * 1_000_000 + "\\boxed{",
-    "\\frac{" * 150_000,
-    "$" * 1_000_000,
-    "<tool_call>" * 100_000,
-    "```" * 300_000,
-    "```python\n" * 100_000,
-    "answer " * 150_000,
-    "answer" + " " * 1_000_000 + ":",
-    "**" * 500_000,
-    "(1+2)*3" + "+0" * 500_000,
-    "\u0663",
-    "\ud800",
-    "\udfff\x00",
-    "1e999999999",
-    "nan",
-    "inf",
-    "NaN",
-    "__import__('os')",
-    "option " + "9" * 1_000_000,
-    "",
-    " ",
-    "\n" * 1_000_000,
-]
+    "(" * 1_000_000, "[" * 1_000_000, '{"a":' * 200_000, "-" * 1_000_000, "9" * 1_000_000, " " * 1_000_000,
+    "\x00" * 1_000_000, "9**9**9", "9" * 150 + "/" + "9" * 149, "\\boxed{" * 150_000, "\\boxed" + " " * 1_000_000,
+    "\\boxed{5" + "}" * 1_000_000 + "\\boxed{", "\\frac{" * 150_000, "$" * 1_000_000, "<tool_call>" * 100_000,
+    "```" * 300_000, "```python\n" * 100_000, "answer " * 150_000, "answer" + " " * 1_000_000 + ":", "**" * 500_000,
+    "(1+2)*3" + "+0" * 500_000, "\u0663", "\ud800", "\udfff\x00", "1e999999999", "nan", "inf", "NaN",
+    "__import__('os')", "option " + "9" * 1_000_000, "", " ", "\n" * 1_000_000,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
@@ -223,7 +195,7 @@ def test_hostile_answers_are_not_right_and_cost_nothing(answer):
         assert verdict is False or (verdict is None and name in ISOLATED and len(answer) <= 100_000)
 
 
-@pytest.mark.parametrize("name", sorted(set(SAFE) - set(ISOLATED)))
+@pytest.mark.parametrize("name", sorted(set(SAFE) - ISOLATED))
 def test_a_hostile_reference_is_only_compared(name):
     for text in HOSTILE:
         assert SAFE[name](text, "4") is False
@@ -232,83 +204,49 @@ def test_a_hostile_reference_is_only_compared(name):
 @pytest.mark.parametrize(
     "text, number",
     [
-        ("B", 2),
-        ("b", 2),
-        ("(B)", 2),
-        ("(b) text", 2),
-        ("[C]", 3),
-        ("B.", 2),
-        ("B. 5G core", 2),
-        ("B) 5G core", 2),
-        ("B: 5G core", 2),
-        ("B - 5G core", 2),
-        ("**B**", 2),
-        ("**B.** text", 2),
-        ("`B`", 2),
-        ("\\boxed{B}", 2),
-        ("$\\boxed{\\text{B}}$", 2),
-        ("\\text{(B)}.", 2),
-        ("option 2", 2),
-        ("Option 2: 5G core", 2),
-        ("OPTION 2.", 2),
-        ("(option 2)", 2),
-        ("option B", 2),
-        ("choice c", 3),
-        ("option 12", 12),
-        ("Answer: B", 2),
+        ("B", 2), ("b", 2), ("(B)", 2), ("(b) text", 2), ("[C]", 3), ("B.", 2), ("B. 5G core", 2), ("B) 5G core", 2),
+        ("B: 5G core", 2), ("B - 5G core", 2), ("**B**", 2), ("**B.** text", 2), ("`B`", 2), ("\\boxed{B}", 2),
+        ("$\\boxed{\\text{B}}$", 2), ("\\text{(B)}.", 2), ("option 2", 2), ("Option 2: 5G core", 2), ("OPTION 2.", 2),
+        ("(option 2)", 2), ("option B", 2), ("choice c", 3), ("option 12", 12), ("Answer: B", 2),
         ("answer is (D)", 4),
-        ("The correct answer is B.", 2),
-        ("The answer is: option 3", 3),
-        ("  J \n", 10),
-        ("A\nbecause", 1),
-        ("I say A, so \\boxed{C}", 3),
-        ("Answer: **B**", 2),
-        ("**Answer:** B", 2),
-        ("The answer is **(B)**.", 2),
-        ("**B** is right", 2),
-        ("B because it is", 2),
-        ("B, since it is", 2),
-        ("B is the answer.", 2),
-        ("__B__", 2),
-        ("B. USB type C.", 2),
-        ("B: packet(s) of f(x), U.S. rules", 2),
-        ("(B) is right, so (B)", 2),
-        ("b. i.e. this", 2),
-        ("A.B.C.D.", None),
-        ("Answer: A. B. C. D.", None),
-        ("Answer: A.B.C.", None),
-        ("(A) or (B)", None),
-        ("A. B. C. D.", None),
-        ("(A)(B)(C)(D)", None),
-        ("B) and C)", None),
+        ("The correct answer is B.", 2), ("The answer is: option 3", 3), ("  J \n", 10), ("A\nbecause", 1),
+        ("I say A, so \\boxed{C}", 3), ("Answer: **B**", 2), ("**Answer:** B", 2), ("The answer is **(B)**.", 2),
+        ("The correct option is C.", 3), ("The correct choice is (C)", 3), ("The right option is: C) 5G", 3),
+        ("So the answer is C", 3), ("Therefore, the correct answer is option C.", 3), ("I choose C.", 3),
+        ("I would pick (C)", 3),
+        ("The best choice would be C", 3), ("Option C is correct.", 3), ("Correct option: C", 3),
+        ("Final Answer: C", 3),
+        ("The answer is C which is a cat", 3), ("C is the correct option", 3), ("It's C.", 3), ("#### C", 3),
+        ("\uff23", 3),
+        ("\uff08\uff23\uff09", 3), ("The correct answer would be: **C**", 3), ("My answer is C", 3), ("<C>", 3),
+        (r"\boxed{\text{(C)}}", 3), (r"\boxed{\textbf{C}}", 3), (r"\boxed{\mathrm{C}}", 3),
+        (r"\boxed{\mathbf{(C)}}", 3),
+        (r"\boxed{\text{Option C}}", 3), (r"\boxed{(C)\ 5G}", 3), (r"\boxed{\text{C) 5G}}", 3),
+        (r"$\boxed{\textbf{(C)}\ 12}$", 3),
+        (r"\boxed{\text{The answer is C}}", 3), (r"The answer is \(C\).", 3), (r"\boxed{\left(C\right)}", 3),
+        ("(D) Both (A) and (B)", 4), ("D. Both A and B", 4), ("D) Neither A nor B", 4),
+        ("option 4: Both (A) and (B)", 4),
+        ("(D) All of the above", 4), ("(E) Only A and C", 5), ("(D) A and B", 4), ("D. Options A and B", 4),
+        ("\\boxed{(D) Both (A) and (B)}", 4), ("The answer is (D) Both (A) and (B).", 4),
+        ("(D) Both (A) and (B). No: (C)", None),
+        ("(D) or (A)", None), ("(A) (B) and (C)", None), ("Both (A) and (B)", None), ("A and B", None),
+        ("The answer is A or B", None),
+        ("The correct options are A and B", None), ("The answer is a cat", None), ("The answer is A cat", None),
+        ("The option", None),
+        ("not C", None), ("The answer is not C", None), ("The incorrect option is C", None),
+        ("C or D is right", None),
+        ("**B** is right", 2), ("B because it is", 2), ("B, since it is", 2), ("B is the answer.", 2), ("__B__", 2),
+        ("B. USB type C.", 2), ("B: packet(s) of f(x), U.S. rules", 2), ("(B) is right, so (B)", 2),
+        ("b. i.e. this", 2), ("A.B.C.D.", None), ("Answer: A. B. C. D.", None), ("Answer: A.B.C.", None),
+        ("(A) or (B)", None), ("A. B. C. D.", None), ("(A)(B)(C)(D)", None), ("B) and C)", None),
         ("A\nB\nC\nD", None),
-        ("option 1, option 2", None),
-        ("Answer: A. Answer: B", None),
-        ("(A), (B), (C)", None),
-        ("**A** **B**", None),
-        ("\\boxed{(A) or (B)}", None),
-        ("A) or B", None),
-        ("A: x; B: y", None),
-        ("option A or option B", None),
-        ("B or C", None),
-        ("A cat", None),
-        ("I think B", None),
-        ("Beta", None),
-        ("2", None),
-        ("", None),
-        ("BB", None),
-        ("option", None),
-        ("option 0", None),
-        ("option 123", None),
-        ("optional", None),
-        ("(B", None),
-        ("B, C", None),
-        ("\u0412", None),
-        ("B2", None),
-        ("the answer is", None),
-        ("\\boxed{A} \\boxed{B", None),
+        ("option 1, option 2", None), ("Answer: A. Answer: B", None), ("(A), (B), (C)", None), ("**A** **B**", None),
+        ("\\boxed{(A) or (B)}", None), ("A) or B", None), ("A: x; B: y", None), ("option A or option B", None),
+        ("B or C", None), ("A cat", None), ("I think B", None), ("Beta", None), ("2", None), ("", None), ("BB", None),
+        ("option", None), ("option 0", None), ("option 123", None), ("optional", None), ("(B", None), ("B, C", None),
+        ("\u0412", None), ("B2", None), ("the answer is", None), ("\\boxed{A} \\boxed{B", None),
     ],
-)
+)  # fmt: skip
 def test_choice(text, number):
     assert choice(text) == number
 
@@ -318,6 +256,10 @@ def test_multiple_choice():
     assert multiple_choice("B", "option 2")
     assert multiple_choice("C", "(c) 7")
     assert not multiple_choice("option 2: 5G core", "C")
+    assert multiple_choice("option 4: Both (A) and (B)", "(D) Both (A) and (B)") and multiple_choice(
+        "(D) Both A and B", "D"
+    )
+    assert not multiple_choice("(D) Both (A) and (B)", "A") and not multiple_choice("A", "(D) Both (A) and (B)")
     assert not multiple_choice("option 2: 5G core", "5G core")  # the choice is asked for, not the text
     assert not multiple_choice("B", "not B")
     assert not multiple_choice("B", None)
@@ -345,3 +287,19 @@ def test_hostile_text_is_only_wrong(text):
     assert not exact_match("5", answer)
     assert not numeric_match("5", answer)
     numeric_match(answer or text, answer)
+
+
+def test_a_grader_is_one_row_and_the_documents_have_it():
+    """Everything else is read from the row: what it is compared with, where it runs, what it says about itself."""
+    table = re.findall(
+        r"^\| `(\w+)` \|", (Path(__file__).parents[2] / "docs" / "data.md").read_text().split("## Grading")[1], re.M
+    )
+    assert set(GRADERS) <= set(table)
+    for name, row in GRADERS.items():
+        assert row.about and "\n" not in row.about, name
+        if row.quick is not None:  # a worker finds it by its module and name
+            assert getattr(sys.modules[row.grade.__module__], row.grade.__name__) is row.grade
+    example = Example("1", "?", "answer", check="check")
+    compared = {name: reference_of(name, example) for name in GRADERS}
+    assert compared == {name: "check" if name in ("code_tests", "reasoning_gym") else "answer" for name in GRADERS}
+    assert reference_of("code_tests", Example("1", "?", "answer")) == "answer"

@@ -63,7 +63,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize("reference, answer, right", TABLE)
-def test_its_own_rule_at_99_of_100(reference, answer, right):
+def test_its_own_rule_with_all_of_its_points(reference, answer, right):
     assert gym_match(reference, answer) is right
     assert gym_quick(reference, answer) in (right, None)
 
@@ -171,6 +171,43 @@ def test_a_rule_that_cannot_read_the_answer_says_wrong_and_one_that_breaks_down_
 def test_no_answer_is_right_whatever_was_asked(dataset, junk):
     e = asked(dataset)
     assert gym_match(e.check, e.answer) and not gym_match(e.check, junk)
+
+
+PUZZLE = pack("puzzle24", {}, {"question": "?", "answer": "1*(7*4 - 4)", "metadata": {"numbers": [7, 4, 4, 1]}})
+NUMBERS = pack("number_sorting", {}, {"question": "?", "answer": "['-25.9', '-50.51', '-74.0']", "metadata": {
+    "direction": "descending"}})  # fmt: skip
+LIFE = pack(
+    "game_of_life", {}, {"question": "?", "answer": "[[0,1],[1,0]]", "metadata": {"solution": [[0, 1], [1, 0]]}}
+)
+
+
+@pytest.mark.parametrize(
+    "reference, answer, right",
+    [
+        *[(PUZZLE, text, True) for text in ("1*(7*4 - 4)", "(7*4-4)*1", "(7 * 4 - 4) / 1", "7*4-4*1", "1 * 7 * 4 - 4")],
+        *[(PUZZLE, text, False) for text in (
+            "1*2*3*4", "24", "7*4-4", "7*4-4+1-1", "6*4*1*1", "1*9*3 - 3", "7*4-4*1 = 24", "7+4+4+1", "24*1",
+            "74-41-9", "",
+        )],
+        (NUMBERS, '["-25.9", "-50.51", "-74.0"]', True), (NUMBERS, "[-25.9, -50.51, -74]", True),
+        *[(NUMBERS, text, False) for text in (
+            "['-25.9', '-50.51', '-74.1']", "['-25.0', '-50.51', '-74.0']", "['-25.9', '-50.51']",
+            "-25.9, -50.51, -74.0",
+            "['-74.0', '-50.51', '-25.9']", "[]", "[null, 1, 2]",
+        )],
+        (LIFE, "[[0, 1], [1, 0]]", True), (LIFE, "[[0,1],[1,1]]", False), (LIFE, "[[0,0],[0,0]]", False),
+    ],
+)  # fmt: skip
+def test_rules_that_do_not_test_the_question_are_replaced(reference, answer, right):
+    assert gym_match(reference, answer) is right
+
+
+def test_one_wrong_cell_of_a_hundred_is_wrong():
+    e = asked("game_of_life")
+    grid = e.answer.replace("0", "2", 1)
+    assert gym_match(e.check, e.answer.replace(",", ", ")) and not gym_match(e.check, grid)
+    at = e.answer.index("0")
+    assert not gym_match(e.check, e.answer[:at] + "1" + e.answer[at + 1 :])
 
 
 def test_in_the_pool_a_formula_without_end_is_a_counted_failure():

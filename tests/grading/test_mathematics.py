@@ -1,68 +1,47 @@
-"""Mathematical answers: boxes, exact numbers, TeleMath's tolerance, and with math-verify equal expressions."""
+"""Mathematical answers: all of an answer is read, or it is wrong; what is read is compared exactly."""
 
 from __future__ import annotations
 
-import sys
-from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
-from rl_likelihood.config import build
-from rl_likelihood.grading import mathematics
-from rl_likelihood.grading.graders import math_match, telemath
-from rl_likelihood.grading.mathematics import last_boxed, latex_number, math_outcome, math_quick
-from rl_likelihood.shapes import UserError
-from tests.runs import small_config
+from rl_likelihood.grading.mathematics import math_match, math_outcome, telemath
 
 
-@pytest.mark.parametrize(
-    "text, content",
-    [
-        (r"\boxed{5}", "5"),
-        (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
-        (r"\boxed{1}, no, \boxed{2}", "2"),
-        (r"\boxed{a{b{c}}d} and {more}", "a{b{c}}d"),
-        (r"\boxed {5}", "5"),
-        (r"$\boxed 5$.", "5"),
-        (r"\fbox{12}", "12"),
-        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"\boxed{}", ""),
-        (r"\boxed{5", ""),
-        (r"\boxed{1} \boxed{{2}", ""),  # the last one counts, and it never closes
-        ("5", None),
-        ("", None),
-    ],
-)
-def test_last_boxed(text, content):
-    assert last_boxed(text) == content
+def kinds() -> dict[str, list[tuple[str, bool, str]]]:
+    """{kind of fault: (reference, right, answer) of each line} of answers.txt."""
+    out: dict[str, list[tuple[str, bool, str]]] = {}
+    kind = reference = ""
+    for line in Path(__file__).with_name("answers.txt").read_text(encoding="utf-8").splitlines():
+        mark, _, text = line.partition(" ")
+        if mark == "##":
+            kind = text
+        elif mark == "-":
+            reference = text
+        elif mark in ("=", "!"):
+            out.setdefault(kind, []).append((reference, mark == "=", text))
+    return out
 
 
-@pytest.mark.parametrize(
-    "text, value",
-    [
-        (r"\frac{1}{2}", Fraction(1, 2)),
-        (r"-\frac{1}{2}", Fraction(-1, 2)),
-        (r"\frac{-1}{2}", Fraction(-1, 2)),
-        (r"-\frac{-1}{2}", Fraction(1, 2)),
-        (r"\frac12", Fraction(1, 2)),
-        (r"\frac1{20}", Fraction(1, 20)),
-        (r"1\frac{4}{5}", Fraction(9, 5)),
-        (r"-1\frac{4}{5}", Fraction(-9, 5)),
-        (r"\frac{1,200}{0.5}", 2400),
-        ("1,200", 1200),
-        ("-3.5", Fraction(-7, 2)),
-        (r"\frac{1}{0}", None),
-        (r"\frac{x}{2}", None),
-        (r"\frac{\frac{1}{2}}{2}", None),
-        (r"1\frac{-4}{5}", None),
-        (r"2\cdot 3", None),
-        (r"\frac", None),
-        ("", None),
-    ],
-)
-def test_latex_number(text, value):
-    assert latex_number(text) == value
+CASES = kinds()
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_what_says_the_same_is_right_and_nothing_else(kind):
+    for reference, right, answer in CASES[kind]:
+        assert math_outcome(reference, answer) is right, (reference, answer)
+        if right:
+            assert math_outcome(reference, rf"so $\boxed{{{answer}}}$.") is True, (reference, answer)
+
+
+def test_the_cases_are_many_of_each_kind():
+    assert len(CASES) == 13 and all(len(rows) >= 10 for rows in CASES.values())
+
+
+def test_fences_and_the_end_of_an_answer():
+    assert math_outcome("58", "```\n58\n```") and math_outcome("58", "```text\n58\n```\n")
+    assert not math_outcome("58", "```\n58\n59\n```") and not math_outcome("12", "12, ")
 
 
 # reference, answer, right
@@ -75,13 +54,28 @@ PLAIN = [
     (r"\frac{3}{4}", "$3/4$", True),
     (r"\frac{3}{4}", r"\( \tfrac34 \)", True),
     (r"1\frac{1}{2}", "1.5", True),
-    ("1200", "1,200", True),
-    ("1200", "1{,}200", True),
+    (r"\frac{1,200}{0.5}", "2400", True),
     (r"10\%", "10", True),
     (r"\$12", "12.00", True),
-    ("90^\\circ", "90", True),
-    (r"\text{Evelyn}", "Evelyn", True),
-    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\dfrac{\pi}{2})", True),
+    (r"\$12", "12 dollars", True),
+    (r"\$12", "12 cents", False),
+    (r"5\text{ cm}", "5", True),
+    (r"5\text{ cm}", "5 centimeters", True),
+    (r"5\text{ cm}", r"5\mathrm{cm}", True),
+    (r"5\text{ cm}", "5 m", False),
+    (r"5\text{ cm}", r"5\text{ cm}^2", False),
+    (r"5\text{ cm}^2", "5 square centimeters", True),
+    (r"5\text{ ways}", "5", True),
+    (r"5\text{ ways}", "5 ways", True),
+    (r"5\text{ ways}", "5 kinds", False),
+    (r"45\text{ mph}", "45 miles per hour", False),  # another spelling than any in the table: unknown beside a unit
+    (r"5\text{ m}", "5 m", True),
+    ("5m", "5", False),  # five times m
+    ("2abcd", "2", False),
+    ("12000000", "12 million", True),
+    (r"9\text{ a.m.}", "9 am", True),
+    (r"9\text{ a.m.}", "9 p.m.", False),
+    (r"\text{13}", "13", True),
     ("p - q", "p-q", True),
     ("50", r"50\%", True),
     ("50", "50%", True),
@@ -91,138 +85,119 @@ PLAIN = [
     ("10", "0.1", False),
     ("0.1", "10", False),
     (r"10\%", r"0.1\%", False),
-    *[
-        ("5", text, False)
-        for text in (
-            "4=5",
-            "6=5",
-            "5=5",
-            "2+3=5",
-            "x+1=5",
-            "x=4=5",
-            "1=2=3=4=5",
-            "7; $5$",
-            "$1$ $2$ $3$ $4$ $5$",
-            "5,5",
-            "4,5",
-            "5; 5",
-            "$6$ and $5$",
-            r"$x=4=5$",
-            r"6 \implies 5",
-            r"6 \Rightarrow 5",
-            "5 & 6",
-            "5|6",
-            "x=6, x=5",
-            "x=5 or x=6",
-            "$4=5$",
-            r"\boxed{4=5}",
-            r"\boxed{5,5}",
-            "6, or $5$",
-        )
-    ],
+    *[("5", text, False) for text in (
+        "4=5", "6=5", "5=5", "2+3=5", "x+1=5", "x=4=5", "1=2=3=4=5", "7; $5$", "$1$ $2$ $3$ $4$ $5$", "5,5", "4,5",
+        "5; 5", "$6$ and $5$", r"$x=4=5$", r"6 \implies 5", r"6 \Rightarrow 5", "5 & 6", "5|6", "x=6, x=5",
+        "x=5 or x=6", "$4=5$", r"\boxed{4=5}", r"\boxed{5,5}", "6, or $5$",
+    )],
     ("5", None, False),
     ("5", "", False),
     ("", "", False),
     ("5", r"\boxed{5} or maybe \boxed{6}", False),
     ("5", r"\boxed{5", False),
-    ("5", "6", False),
     ("5", "5.000001", False),
-    (r"\frac{1}{3}", "0.333333", False),  # exact, where both are numbers
+    (r"\frac{1}{3}", "0.333333", False),
     ("12", "1 2", False),
     (r"\frac{1}{2}", r"\frac{2}{1}", False),
-    (r"\text{Evelyn}", "evelyn", False),
-]
-
-# Decided by algebra alone.
+    ("2516_8", "2516_7", False), ("2516_8", "2516_{8}", True), ("2516_8", "2516", False), ("2516_8", "1358", False),
+    ("5", r"6 \equiv 5", False), ("5", r"5 \approx 6", False), ("5", r"6 \Longrightarrow 5", False),
+    ("5", r"\(6\) \(5\)", False), ("5", "5? 6", False), ("5", r"\(5\)", True),
+    ("1 234", "$1$ $234$", False),
+    (r"\text{no solution}", "no solution", True), (r"\text{no solution}", "no", False),
+    (r"\text{no real solutions}", r"\text{no real}", False), (r"\text{even}", "even", True),
+    (r"\text{odd}", "dod", False),
+    (r"\text{A, C, F}", "A, C, F", True), (r"\text{A,C,F}", "F, A and C", True), (r"\text{ACF}", "CAF", False),
+    (r"\text{(C)}", "C", True), (r"\text{(C)}", "(C)", True), (r"\text{(C)}", "D", False),
+    ("7, -2, \\text{ and } -5", "-5, -2, 7", True),
+]  # fmt: skip
 ALGEBRA = [
     ("x+1", "1+x", True),
     ("(x+1)^2", "x^2+2x+1", True),
     (r"\sqrt{8}", r"2\sqrt{2}", True),
     (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt 2}", True),
+    (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5+2\sqrt{6}}", True),
+    (r"36x\sqrt{35x}", r"\sqrt{45360x^3}", True),
+    (r"\cos 13^\circ", r"\sin 77^\circ", True),
+    (r"\cos 13^\circ", r"\cos 13", False),
+    (r"\frac{1}{2004!}", r"\frac{1}{2004 \cdot 2003!}", True),
+    ("2^{2005}", r"2\cdot 2^{2004}", True),
+    ("2^{2005}", "2^{2004}", False),
     ("5", "x=5", True),
-    (r"\{1,2\}", r"\{2,1\}", True),
     ("2^{10}", "1024", True),
-    ("5", "f(x) = 5", True),
     ("5", "x_1=5", True),
     ("5", "the answer is $5$", True),
-    ("(1,2)", "x=1, y=2", True),
-    ("(1,2)", "(x,y)=(1,2)", True),
-    ("1,2", "$x=1$ and $x=2$", True),
-    ("1,2", "2,1", True),
-    (r"\{1,2\}", "1,2", True),
-    (r"1 \pm 2", "3,-1", True),
+    ("5", "Therefore, the final answer is: $5$.", True),
+    ("y=2x+1", "2x+1", True),
+    ("2x+1", "y=2x+1", True),
+    ("y=2x+1", "2x - y + 1 = 0", True),
+    ("y=2x+1", "y=2x+2", False),
+    ("y=2x+1", "1=1", False),
+    ("x=5", "y=5", False),
+    ("10x - 4y - 5z - 20 = 0", "10x-4y-5z=20", True),
+    ("10x - 4y - 5z - 20 = 0", "10x-4y-5z=-20", False),
     ("x^2+y^2=1", "y^2+x^2=1", True),
-    ("y=2x+1", "y=1+2x", True),
+    (r"x \in [-2,7]", "[-2,7]", True),
+    ("[-2,7]", r"-2 \le x \le 7", True),
+    ("[-2,7)", r"-2 \le x \le 7", False),
+    ("f(2) < f(1) < f(4)", "f(4) > f(1) > f(2)", True),
+    ("f(2) < f(1) < f(4)", "f(1) < f(2) < f(4)", False),
+    ("3:2", "6:4", True), ("3:2", "2:3", False), ("3:2", "0:0", False),
     ("0.5", r"\frac{1}{\sqrt{4}}", True),
     ("x+1", "x+2", False),
-    ("(1,2)", "(2,1)", False),
-    ("[0,1]", "(0,1)", False),
     (r"\sqrt{2}", "1.41", False),
     ("5", "five", False),
     ("x", "y", False),
-]
-
-
-@pytest.mark.parametrize("reference, answer, right", PLAIN)
-def test_without_algebra(reference, answer, right, monkeypatch):
-    monkeypatch.setattr(mathematics, "has_math_verify", lambda: False)
-    assert math_quick(reference, answer) is right
-    assert math_match(reference, answer) is right
-
-
-@pytest.mark.parametrize("reference, answer, right", [row for row in ALGEBRA if row[2]])
-def test_without_math_verify_algebra_is_wrong_and_never_undecided(reference, answer, right, monkeypatch):
-    monkeypatch.setattr(mathematics, "has_math_verify", lambda: False)
-    assert math_quick(reference, answer) is False
-    assert math_match(reference, answer) is False
+    ("xyz", "zyx", False), ("xyz", "x y z", True), ("xyz", r"z \cdot y \cdot x", True),
+    (r"\{1\pm\sqrt{5},-2\}", r"\{-2, 1+\sqrt5, 1-\sqrt5\}", True),
+    (r"\overline{CD}", r"\overline{CD}", True), (r"\overline{CD}", r"\overline{AB}", False),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("reference, answer, right", PLAIN + ALGEBRA)
-def test_with_math_verify(reference, answer, right):
-    pytest.importorskip("math_verify")
+def test_answers(reference, answer, right):
     assert math_outcome(reference, answer) is right
     assert math_match(reference, answer) is right
 
 
-@pytest.mark.parametrize("reference, answer, right", ALGEBRA)
-def test_algebra_is_left_to_a_worker(reference, answer, right):
-    pytest.importorskip("math_verify")
-    assert math_quick(reference, answer) is None
-
-
 @pytest.mark.parametrize(
-    "field, values",
+    "reference, answer, right",
     [
-        ("eval.grader", {"eval__grader": "math"}),
-        ("reward.name", {"reward__name": "0.5*math + prob"}),
+        ("1,2", "2,1", True), ("1,2", r"\{2,1\}", True), ("1,2", "(1,2)", True), ("1,2", "(2,1)", False),
+        ("(1,2)", "1,2", True), ("(1,2)", "2,1", False), ("(1,2)", "(2,1)", False), ("(1,2)", r"\{1,2\}", False),
+        (r"\{1,2\}", "(1,2)", False), (r"\{1,2\}", r"\{2,1,1\}", True), (r"\{1,2\}", "1,2", True),
+        ("5,5", "5", False),
+        ("(1,2)", "x=1, y=2", True), ("(1,2)", "(x,y)=(1,2)", True), ("1,2", "$x=1$ and $x=2$", True),
+        ("[1,2]", "(1,2)", False), ("[1,2]", "1,2", False), ("[0,1]", "(0,1)", False), (r"\{5\}", "5", True),
+        (r"1 \pm 2", "3,-1", True), ("(1,2),(3,4)", "(3,4),(1,2)", True), ("(1,2),(3,4)", "(1,4),(3,2)", False),
     ],
-)
-def test_a_config_that_needs_math_verify_is_refused_without_it(field, values, monkeypatch):
-    monkeypatch.setitem(sys.modules, "math_verify", None)  # as if it were not installed
-    mathematics.has_math_verify.cache_clear()
-    try:
-        with pytest.raises(UserError, match=rf"{field} is .*pip install -e '\.\[math\]'"):
-            build(small_config(**values))
-        build(small_config(eval__grader="numeric"))
-    finally:
-        mathematics.has_math_verify.cache_clear()
+)  # fmt: skip
+def test_order_counts_in_tuples_and_not_in_sets_and_lists(reference, answer, right):
+    assert math_outcome(reference, answer) is right
 
 
-def test_what_math_verify_never_sees():
-    pytest.importorskip("math_verify")
-    assert math_quick("x", "x+" * 1_001) is False  # over 2,000 characters
-    assert math_quick("x", "(" * 21 + "y" + ")" * 21) is False
+HOSTILE = (
+    "9^{9^{9^9}}", "9**9**9**9", "2^" * 600 + "2", "-" * 1_900, "5" + "!" * 1_900, "!" * 1_000, r"\sqrt" * 400 + "2",
+    "(" * 1_000, "(" * 21 + "y" + ")" * 21, "x+" * 999 + "x", "1/" * 990 + "2", "x^" * 900 + "2", "|" * 1_999,
+    r"\frac" * 390, "{" * 1_900, "1" * 1_999, "0." + "3" * 1_900, r"1\pm" * 400 + "1", "sin" * 600 + "x",
+    r"\sin" * 400 + " x", r"e^{e^{e^{e^{e^{9}}}}}", "(1/3)^{60000}" * 100, "x" * 1_999, "^" * 999, "_" * 999,
+    "," * 1_999,
+    "1," * 990 + "1", "''" * 900, "x" + "'" * 1_900, r"\begin{pmatrix}" * 120, "$" * 1_999, r"\text{" * 300, "**" * 900,
+    " *a" * 600, r"\binom{99999}{5}", "99999!", "°" * 900, r"\max(" * 300, r"\tan(10^{5000})", r"10^{10^{10}}",
+    "1e9999",
+    "(-1)^{10^{50}}", "0^{-1}", r"\log 0", r"\frac{0}{0}",
+)  # fmt: skip
 
 
-def test_a_breakdown_of_math_verify_is_no_verdict(monkeypatch):
-    verifier = pytest.importorskip("math_verify")
+@pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_formulas_are_wrong_at_once(answer):
+    """No verdict takes more than a moment: there is no process to kill."""
+    for reference in ("x+1", "5", r"\sqrt{2}", r"\{1,2\}", r"(-\infty,2]\cup[3,4)"):
+        assert math_outcome(reference, answer) in (False, None)
 
-    def broken(*_, **__):
-        raise RecursionError("too deep")
 
-    monkeypatch.setattr(verifier, "verify", broken)
-    assert math_outcome("x+1", "1+x") is None
-    assert math_match("x+1", "1+x") is False
+def test_long_answers_are_compared_as_text():
+    long = "x+" * 1_001
+    assert math_outcome(long, long) is True and math_outcome("x", long) is False
 
 
 @pytest.mark.parametrize(
@@ -241,11 +216,21 @@ def test_a_breakdown_of_math_verify_is_no_verdict(monkeypatch):
         ("5.0", r"\boxed{\frac{10}{2}}", True),
         ("-3e-5", "-0.00003", True),
         ("1.2e6", "1,200,000", True),
+        ("1.2e6", r"1.2\times10^{6}", True),
+        ("1.2e6", "1.2×10⁶", True),
+        ("1.2e6", r"1.2 \cdot 10^5", False),
+        ("120", r"1.2\times 10^2", True),
+        ("120", r"$1.2 \times 10^{2}$", True),
+        ("2.5", r"\frac{\sqrt{25}}{2}", True),
+        ("0.0025", r"2.5\times10^{-3}", True),
+        ("250", r"2.5\times10^{-3}", False),
         ("5.0", "-5.0", False),
         ("5.0", "5.04 Mbps", False),
         ("5.0", "nan", False),
         ("5.0", "inf", False),
         ("5.0", "1_0", False),
+        ("5.0", "5i", False),
+        ("5.0", "5, 5", False),
         ("5.0", "", False),
         ("5.0", None, False),
         ("M/M/1", r"\boxed{M/M/1}", True),  # not a number: text
@@ -254,21 +239,3 @@ def test_a_breakdown_of_math_verify_is_no_verdict(monkeypatch):
 )
 def test_telemath(reference, answer, right):
     assert telemath(reference, answer) is right
-
-
-@pytest.mark.parametrize(
-    "reference, answer, right",
-    [
-        ("2516_8", "2516_7", False),
-        ("2516_8", "2516_{8}", True),
-        ("2516_8", "2516", False),
-        ("5", r"6 \equiv 5", False),
-        ("5", r"5 \approx 6", False),
-        ("5", r"6 \Longrightarrow 5", False),
-        ("5", r"\(6\) \(5\)", False),
-        ("5", "5? 6", False),
-        ("5", r"\(5\)", True),
-    ],
-)
-def test_another_base_or_step_is_another_answer(reference, answer, right):
-    assert math_match(reference, answer) is right

@@ -1,4 +1,4 @@
-"""Counting what a program does: its arithmetic in the jaxpr, its collectives in the compiled text; and the devices."""
+"""What a program does, counted: arithmetic in the jaxpr, collectives in the compiled text. And names of devices."""
 
 import dataclasses
 import importlib.util
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from rl_likelihood import mesh as meshes
+from rl_likelihood.mesh import compiler_options, make_mesh, replicated
 from rl_likelihood.model.decoder import Completions, forward, head_matrix
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.planning import aot, hlo
@@ -27,20 +27,24 @@ def flops(f, *args, trips=1):
 
 def test_flops_of_products_loops_and_branches():
     a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
-    one = 2 * 3 * 5 * 7
+    one, square = 2 * 3 * 5 * 7, jnp.ones((3, 3))
+
+    def loop(x):
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ square, x)
+
+    def branches(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ square @ square, lambda x: x @ square, x)
+
     assert flops(lambda a, b: a @ b, a, b) == one
     assert flops(lambda a, b: jnp.einsum("gij,gjk->gik", a[None] * jnp.ones((4, 1, 1)), b[None]), a, b) >= one
     assert flops(lambda a, b: jax.lax.scan(lambda c, _: (c, a @ b), 0.0, None, length=6)[1], a, b) == 6 * one
-    square = jnp.ones((3, 3))
-    loop = lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ square, x)
     assert flops(loop, square, trips=11) == 11 * 2 * 27
-    branches = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ square @ square, lambda x: x @ square, x)
     assert flops(branches, square) == 2 * 2 * 27
     assert flops(jax.jit(jax.checkpoint(lambda a, b: a @ b)), a, b) == one
 
 
 def test_flops_of_a_forward_are_those_of_the_formula():
-    """2 per weight and token, and 4 D per pair of query and key: each layer's own, and the prompt's for every row."""
+    """2 per weight and token, 4 D per pair of query and key: a row attends to itself and to its prompt."""
     cfg = tiny()
     params = random_params(cfg)
     p, g, s, t = 2, 3, 5, 7
@@ -61,7 +65,7 @@ def test_flops_of_a_forward_are_those_of_the_formula():
 
 
 def mesh8(shape=(1, 4, 2)):
-    return meshes.make_mesh(shape, jax.devices()[:8])
+    return make_mesh(shape, jax.devices()[:8])
 
 
 def test_collectives_of_a_compiled_loop_are_counted_as_often_as_they_run():
@@ -84,12 +88,12 @@ def test_collectives_of_a_compiled_loop_are_counted_as_often_as_they_run():
         check_vma=False,
     )
     text = jax.jit(mapped).lower(x, weights).compile().as_text()
-    (found,) = hlo.collectives(text, mesh)
-    assert found == Collective("all-gather", "fsdp", 5, 5 * (64 * 64 * 4) * 3 // 4)
+    (collective,) = hlo.collectives(text, mesh)
+    assert collective == Collective("all-gather", "fsdp", 5, 5 * (64 * 64 * 4) * 3 // 4)
 
 
-# What the TPU's compiler writes: a loop without a stated trip count, one gather in two parts, a reduction whose
-# result is scattered, and groups of devices in each of its notations.
+# What the TPU's compiler writes: a loop without a trip count, one gather in two parts, a reduction whose result is
+# scattered, and groups of devices in each of its notations.
 HLO = """HloModule step
 %part.1 (p: bf16[2,8]) -> bf16[8,8] {
   %all-gather.1 = bf16[8,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=5, replica_groups=mesh['a'=4,'b'=2] {'a'}
@@ -121,9 +125,9 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 
 
 def test_collectives_of_a_tpu_s_program():
-    found = {(c.kind, c.axes): (c.count, c.sent) for c in hlo.collectives(HLO, mesh8())}
-    assert found == {
-        ("all-gather", "fsdp"): (30, 30 * 128 * 3 // 4),  # two parts of one
+    totals = {(c.kind, c.axes): (c.count, c.sent) for c in hlo.collectives(HLO, mesh8())}
+    assert totals == {
+        ("all-gather", "fsdp"): (30, 30 * 128 * 3 // 4),  # its two parts count once
         ("reduce-scatter", "fsdp"): (30, 30 * 64 * 3 // 4),
         ("all-reduce", "tensor"): (1, 2 * 12 // 2),
         ("all-reduce", "fsdp+tensor"): (1, 2 * 8 * 7 // 8),
@@ -135,15 +139,15 @@ def test_collectives_of_a_tpu_s_program():
     assert counts["all-gather"] == counts["reduce-scatter"] == 7
 
 
-def test_a_program_larger_than_its_room_is_refused():
+def test_a_program_larger_than_the_limit_is_refused():
     mesh = mesh8()
-    everywhere = meshes.replicated(mesh)
+    everywhere = replicated(mesh)
     x = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=everywhere)
     traced = jax.jit(lambda x: x @ x).trace(x)
-    report, compiled = aot.compile_program("square", traced, mesh, room=12 * 2**20)
+    report, compiled = aot.compile_program("square", traced, mesh, limit=12 * 2**20)
     assert compiled is not None and not report.refused
     assert report.arguments == 4 * 2**20 and report.peak >= 8 * 2**20 and report.flops == 2 * 1024**3
-    report, compiled = aot.compile_program("square", traced, mesh, room=7 * 2**20)
+    report, compiled = aot.compile_program("square", traced, mesh, limit=7 * 2**20)
     assert compiled is None and report.refused and report.peak > 7 * 2**20
 
 
@@ -189,15 +193,15 @@ def test_an_unknown_topology_is_refused_with_the_nearest_of_its_kind(name, neare
         aot.canonical(name)
 
 
-def test_cpu_devices_stand_in_and_no_more_than_there_are():
+def test_cpu_devices_stand_for_a_topology_up_to_their_number():
     where = aot.target("cpu:4")
     assert len(where.devices) == 4 and where.chip is None
-    assert dict(meshes.make_mesh((1, 2, 2), list(where.devices)).shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert dict(make_mesh((1, 2, 2), list(where.devices)).shape) == {"data": 1, "fsdp": 2, "tensor": 2}
     for bad in ("cpu:999", "cpu:0", "cpu:many"):
         with pytest.raises(UserError, match=f"--topology is '{bad}'"):
             aot.target(bad)
     with pytest.raises(UserError, match="8 devices, but there are 4"):
-        meshes.make_mesh((1, 4, 2), list(where.devices))
+        make_mesh((1, 4, 2), list(where.devices))
 
 
 @pytest.mark.skipif(WITH_LIBTPU, reason="libtpu is installed")
@@ -206,39 +210,39 @@ def test_without_libtpu_the_extra_is_named():
         aot.target("v5e:4x4")
 
 
-def test_a_described_tpu_compiles_and_refuses_for_want_of_memory():
+def test_the_compiler_of_a_described_tpu_refuses_a_program_that_needs_too_much_memory():
     pytest.importorskip("libtpu")
     where = aot.target("v5e:2x2")
-    mesh = meshes.make_mesh((1, 2, 2), list(where.devices))
+    mesh = make_mesh((1, 2, 2), list(where.devices))
     assert len(where.devices) == 4 and where.chip.memory == 15.75 * 2**30
     at = NamedSharding(mesh, PartitionSpec("fsdp"))
     x = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=at)
     traced = jax.jit(lambda x: (x @ x.T).sum(0)).trace(x)
-    report, compiled = aot.compile_program("gram", traced, mesh, room=where.chip.memory)
+    report, compiled = aot.compile_program("gram", traced, mesh, limit=where.chip.memory)
     assert compiled is not None and report.arguments == 4096 * 4096 * 4 // 2
     assert any("fsdp" in c.axes for c in report.collectives)
-    report, compiled = aot.compile_program("gram", traced, mesh, room=20 * 2**20)
+    report, compiled = aot.compile_program("gram", traced, mesh, limit=20 * 2**20)
     assert compiled is None and report.peak > 20 * 2**20 and "memory" in report.refused
 
 
 def test_slices_lie_along_data():
     pytest.importorskip("libtpu")
     where = aot.target("v5e:2x2", slices=2)
-    mesh = meshes.make_mesh((2, 2, 2), list(where.devices))
+    mesh = make_mesh((2, 2, 2), list(where.devices))
     slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)
     assert (slices[0] == 0).all() and (slices[1] == 1).all()
     with pytest.raises(UserError, match="mesh.data is 1, which the 2 slices do not divide"):
-        meshes.make_mesh((1, 4, 2), list(where.devices))
+        make_mesh((1, 4, 2), list(where.devices))
 
 
-def test_every_known_topology_has_the_chips_of_its_name():
+def test_every_known_topology_has_as_many_chips_as_its_name_says():
     pytest.importorskip("libtpu")
     for name in aot.KNOWN:
         where = aot.target(name)
         assert len(where.devices) == aot.chips_of(name) * where.chip.devices_per_chip, name
     hosts = {name: len({d.process_index for d in aot.target(name).devices}) for name in ("v5e:2x4", "v6e:4x4")}
     assert hosts == {"v5e:2x4": 1, "v6e:4x4": 4}
-    assert len(aot.target("v4:2x2x1").devices) == 4, "as a v4 runs: its two cores are one device"
+    assert len(aot.target("v4:2x2x1").devices) == 4, "the two cores of a v4 are one device"
     assert len(aot.target("v4:2x2x1", slices=2).devices) == 8
 
 
@@ -280,10 +284,10 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
 
 
-def test_cycles_are_those_of_the_operations_as_often_as_they_run():
+def test_cycles_count_an_operation_once_for_each_time_it_runs():
     assert hlo.cycles(CYCLES) == 7 * 15 + 15 + 4
     assert hlo.cycles(CYCLES, trips=100) == 7 * 15 + 100 * 15 + 4
-    assert hlo.cycles(HLO) == 0, "another compiler gives none"
+    assert hlo.cycles(HLO) == 0, "the text of other compilers has none"
 
 
 @pytest.mark.parametrize(
@@ -291,22 +295,25 @@ def test_cycles_are_those_of_the_operations_as_often_as_they_run():
     [("v5e:2x2", 0.95), ("v5p:2x2x1", 0.95), ("v6e:2x2", 0.89), ("v4:2x2x1", 0.9), ("tpu7x:2x2x1", 0.8)],
 )
 def test_the_compiler_s_cycles_are_the_clock_s(topology, least):
-    """By the clock a large product, given the scratch memory of the learner's step, is expected to run near the data
-    sheet's peak and not above it (v6e at 0.90; by itself its compiler comes to 0.70). tpu7x has the compiler's own."""
-    assert meshes.compiler_options(meshes.make_mesh()) == {}, "on a CPU nothing is said"
+    """At the chip's clock, the cycles of a large product give nearly the peak of the data sheet, and never more.
+
+    The product gets the scratch memory of the learner's step (without it, v6e reaches 0.70 instead of 0.90); tpu7x has
+    the compiler's default.
+    """
+    assert compiler_options(make_mesh()) == {}, "a CPU has no such option"
     pytest.importorskip("libtpu")
     n, where = 8192, aot.target(topology)
     at = jax.sharding.SingleDeviceSharding(where.devices[0])
     x = jax.ShapeDtypeStruct((n, n), jnp.bfloat16, sharding=at)
-    mesh = meshes.make_mesh((1, 1, 1), list(where.devices[:1]))
-    options = meshes.compiler_options(mesh)
-    assert meshes.compiler_options(mesh, 0) == {} != meshes.compiler_options(mesh, 1024)
+    mesh = make_mesh((1, 1, 1), list(where.devices[:1]))
+    options = compiler_options(mesh)
+    assert compiler_options(mesh, 0) == {} != compiler_options(mesh, 1024)
     text = jax.jit(jnp.dot, compiler_options=options).trace(x, x).lower().compile().as_text()
     assert least < 2 * n**3 / where.chip.flops / (hlo.cycles(text) / where.chip.clock) < 1
 
 
-def test_the_kernel_runs_once_where_its_results_are_kept():
-    """remat=full computes attention again for the backward pass, remat=attention does not, nor does none."""
+def test_the_kernel_runs_once_unless_its_results_are_computed_again():
+    """For the backward pass, remat=full computes attention again; remat=attention and none do not."""
     p, g, s, t = 1, 2, 128, 128
 
     def in_kernels(remat):
@@ -314,9 +321,12 @@ def test_the_kernel_runs_once_where_its_results_are_kept():
         shapes = jax.eval_shape(lambda: random_params(cfg))
         ids = jnp.ones((p, g, t), jnp.int32)
         length = jnp.full((p,), s)
-        rows = Completions(ids, ids, two_branches=False)
-        loss = lambda params: forward(params, cfg, jnp.zeros((p, s), jnp.int32), length, rows).completion.sum()
+        prompt, rows = jnp.zeros((p, s), jnp.int32), Completions(ids, ids, two_branches=False)
+
+        def loss(params):
+            return forward(params, cfg, prompt, length, rows).completion.sum()
+
         return aot.count_flops(aot.live(jax.make_jaxpr(jax.grad(loss))(shapes).jaxpr), only_kernels=True)
 
-    once, kept, again = map(in_kernels, ("none", "attention", "full"))
-    assert once == kept and again > 1.1 * kept
+    none, attention, full = map(in_kernels, ("none", "attention", "full"))
+    assert none == attention and full > 1.1 * attention

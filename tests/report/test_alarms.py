@@ -36,7 +36,7 @@ def terms_of(reward):
 
 
 def started(reward="log_prob", truncated="force_close"):
-    """Alarms that have seen a healthy start."""
+    """Alarms after a healthy start."""
     alarms = Alarms(terms_of(reward), truncated)
     for step in range(1, FIRST_STEPS + 1):
         assert alarms.check(step, HEALTHY) == []
@@ -170,9 +170,9 @@ def test_every_remedy_is_a_field_and_a_value_that_exist():
     for wrong, reward, _ in WRONG:
         for truncated in ("force_close", "floor", "drop"):
             (sentence,) = started(reward, truncated).check(6, HEALTHY | wrong)
-            here = re.findall(r"\b([a-z_]+)\.([a-z_]+)(?:=([\w.]+))?", sentence.replace("samples.jsonl", ""))
-            assert here, sentence
-            named.update(here)
+            fields = re.findall(r"\b([a-z_]+)\.([a-z_]+)(?:=([\w.]+))?", sentence.replace("samples.jsonl", ""))
+            assert fields, sentence
+            named.update(fields)
     c = get_config()
     for section, field, value in named:
         assert section in c and field in c[section], f"{section}.{field}"

@@ -6,7 +6,17 @@ import io
 import numpy as np
 import pytest
 
-from rl_likelihood.report import chain_figures, figures, metrics, plots, table
+from rl_likelihood.report import (
+    chain_figures,
+    curve_figures,
+    figures,
+    metrics,
+    panels,
+    plots,
+    style,
+    table,
+    table_text,
+)
 from rl_likelihood.report.table import Run
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
@@ -60,7 +70,11 @@ def evaluation(greedy, perplexity):
         "chain_length": 10.0,
         "greedy_success_no_chain": 0.9,
         "perplexity_no_chain": 1.5,
-        "ci95": {"perplexity": [perplexity - 1, perplexity + 1]},
+        "ci95": {
+            "perplexity": [perplexity - 1, perplexity + 1],
+            "greedy_success": [greedy - 0.0392, greedy + 0.0392],
+        },
+        "questions": 96,
     }
 
 
@@ -93,14 +107,14 @@ def test_a_cell_is_mean_deviation_and_error(runs):
 
 def test_the_text_says_what_is_missing(runs, tmp_path):
     new = Run({"data": "math", "reward": "jepo", "seed": "0"}, tmp_path / "never started")
-    text = table.grid_text(table.blocks([*runs, new]))
+    text = table_text.grid_text(table.blocks([*runs, new]))
     lines = text.splitlines()
-    (log_prob,) = (line for line in lines[:6] if line.startswith("log_prob"))
+    (log_prob,) = (line for line in lines[:8] if line.startswith("log_prob"))
     assert "45.0 ± 5.0 (2.0)" in log_prob and "2.50 ± 0.50 (0.51)" in log_prob and log_prob.endswith("2/2")
     (jepo,) = (line for line in lines if line.startswith("jepo"))
     assert jepo.split() == ["jepo", *"-----", "0/1"]
-    assert "T=1" not in text, "no run measured it"
-    assert lines[-1] == table.CAPTION
+    assert "sampled" not in text, "no run measured it"
+    assert lines[-1] == f"{table_text.CAPTION} n = 96 held-out questions."
 
 
 def test_published_numbers_stand_beside(runs):
@@ -108,7 +122,7 @@ def test_published_numbers_stand_beside(runs):
         {"labels": {"data": "math", "reward": "prob"}, "greedy_success": (44.19, 0.57), "perplexity": 7.14},
         {"labels": {"reward": "log_prob"}, "perplexity": 2.21},
     ]
-    text = table.grid_markdown(table.blocks(runs), paper)
+    text = table_text.grid_markdown(table.blocks(runs), paper)
     math, proofs = text.split("### data proofs")
     assert "65.0 ± 5.0 (2.0) [44.19 ± 0.57]" in math and "2.50 ± 0.50 (0.51) [7.14]" in math
     assert "44.19" not in proofs and proofs.count("[2.21]") == 1 and "as published" in text
@@ -122,12 +136,14 @@ def test_what_was_published_is_there_before_any_run(tmp_path):
         {"labels": {"reward": "untouched"}, "perplexity": 67.29},
     ]
     (block,) = table.blocks(new)
-    assert table.matrix(block) == [["reward", "runs"], ["prob", "0/1"], ["sft", "0/1"]]
-    head, *lines = table.matrix(block, paper)
-    found = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
-    assert list(found) == ["untouched", "prob", "sft"]
-    assert found["untouched"]["perplexity"] == "- [67.29]" and found["prob"]["log-prob MC32"] == "- [-1.3]"
-    assert (found["sft"]["perplexity"], found["sft"]["chain, tokens"]) == ("- [1.65]", "- [5.0]")
+    assert table_text.matrix(block) == [["reward", "runs"], ["prob", "0/1"], ["sft", "0/1"]]
+    head, *lines = table_text.matrix(block, paper)
+    texts = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert list(texts) == ["untouched", "prob", "sft"]
+    assert texts["untouched"]["perplexity of the answer"] == "- [67.29]"
+    assert texts["prob"]["log-prob per token, MC32, nats"] == "- [-1.3]"
+    sft = texts["sft"]
+    assert (sft["perplexity of the answer"], sft["chain length with tags, tokens"]) == ("- [1.65]", "- [5.0]")
 
 
 def sft_run(folder):
@@ -137,8 +153,8 @@ def sft_run(folder):
 
 def test_a_run_without_a_label_stands_in_every_table_that_has_its_others(runs, tmp_path):
     sized = [Run({**r.labels, "group": "4" if r.labels["reward"] == "prob" else "32"}, r.workdir) for r in runs]
-    found = table.grouped([*sized, sft_run(tmp_path / "sft")], "reward")
-    assert {shared: list(lines) for shared, lines in found.items()} == {
+    tables = table.grouped([*sized, sft_run(tmp_path / "sft")], "reward")
+    assert {shared: list(lines) for shared, lines in tables.items()} == {
         (("data", "math"), ("group", "32")): ["log_prob", "sft"],
         (("data", "math"), ("group", "4")): ["prob", "sft"],
         (("data", "proofs"), ("group", "32")): ["log_prob"],
@@ -151,24 +167,25 @@ def test_a_model_tuned_on_answers_alone_is_asked_without_a_chain(runs, tmp_path)
     math = table.blocks([*runs, sft])[0]
     line = math.lines[-1]
     assert line.no_chain and line.cell("greedy_success").mean == 90.0 and line.cell("chain_gain") is None
-    head, *lines = table.matrix(math)
+    head, *lines = table_text.matrix(math)
     texts = dict(zip(head, lines[-1], strict=True))
-    assert texts["greedy success %"] == "90.0†" and texts["perplexity"] == "1.50†" and texts["chain, tokens"] == "-"
-    assert texts["greedy, no chain %"] == "90.0" and "†: asked without a chain" in table.CAPTION
+    assert texts["greedy success, %"] == "90.0†" and texts["perplexity of the answer"] == "1.50†"
+    assert texts["chain length with tags, tokens"] == "-" and texts["greedy success without a chain, %"] == "90.0"
+    assert "†: asked without a chain" in table_text.CAPTION
     assert figures.loaded(sft, {})["heldout"][-1]["greedy_success"] == 0.9, "curves too"
     (greedy,) = (
         r
-        for r in csv.DictReader(io.StringIO(table.grid_csv([math])))
+        for r in csv.DictReader(io.StringIO(table_text.grid_csv([math])))
         if (r["reward"], r["metric"]) == ("sft", "greedy_success")
     )
-    assert greedy["mean"] == "10.0", "the file has each metric under its own name"
+    assert (greedy["mean"], greedy["measured"]) == ("90.0", "greedy_success_no_chain"), "what the other tables show"
     (sft.workdir / "config.json").write_text('{"reward.name": "log_prob"}')
     assert not table.without_chain(sft), "the run's config decides"
 
 
 def test_csv_has_every_number(runs):
     paper = [{"labels": {"data": "math", "reward": "prob"}, "perplexity": (7.14, 0.2)}]
-    rows = list(csv.DictReader(io.StringIO(table.grid_csv(table.blocks(runs), paper))))
+    rows = list(csv.DictReader(io.StringIO(table_text.grid_csv(table.blocks(runs), paper))))
     assert len(rows) == 2 * 3 * len(table.GRID_COLUMNS)
     (row,) = (r for r in rows if (r["data"], r["reward"], r["metric"]) == ("math", "prob", "perplexity"))
     assert (row["mean"], row["sd"], row["se"], row["done"]) == ("2.5", "0.707107", "0.5", "2")
@@ -177,10 +194,12 @@ def test_csv_has_every_number(runs):
 
 
 def test_latex_has_balanced_rows_and_no_bare_signs(runs):
-    text = table.grid_latex(table.blocks(runs))
+    text = table_text.grid_latex(table.blocks(runs))
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 2 * 4 and len({row.count("&") - row.count(r"\&") for row in rows}) == 1
-    assert r"log\_prob" in text and r"45.0 $\pm$ 5.0" in text and r"greedy success \%" in text and "±" not in text
+    assert r"log\_prob" in text and r"45.0 $\pm$ 5.0" in text and r"greedy success, \\ \%" in text and "±" not in text
+    assert [text.count(rf"\{rule}rule") for rule in ("top", "mid", "bottom")] == [2, 2, 2] and r"\hline" not in text
+    assert text.count("n = 96 held-out questions") == text.count(r"\caption") == 2
 
 
 def test_rows_are_a_label_or_a_field_or_refused(tmp_path):
@@ -202,12 +221,12 @@ def test_one_run_is_a_line_for_each_evaluation(tmp_path):
 def test_curves_are_means_over_seeds(runs):
     fig = figures.grid_figures(runs)["curves_math"]
     titles = [ax.get_title("left") for ax in fig.axes if ax.get_title("left")]
-    assert [title.split()[0] for title in titles] == ["Success,", "Perplexity", "Length"], "what the runs have"
-    length = fig.axes[titles.index("Length of the chain of thought, tokens")]
+    assert [title.split()[0] for title in titles] == ["Greedy", "Perplexity", "Chain"], "what the runs have"
+    length = fig.axes[titles.index("Chain length with tags, tokens")]
     lines = [line.get_xydata() for line in length.lines if line.get_gid() == "mean"]
     np.testing.assert_allclose(lines[0], [[s, s + 0.5] for s in range(1, 5)])  # seeds 0 and 1
     held_out = [line for line in fig.axes[0].lines if line.get_gid() == "held-out"]
-    assert [line.get_color() for line in held_out] == [plots.look_of(i)["color"] for i in (0, 1)]
+    assert [line.get_color() for line in held_out] == [style.look_of(i)["color"] for i in (0, 1)]
     np.testing.assert_allclose([line.get_xydata()[-1] for line in held_out], [[4, 0.45], [4, 0.65]])
     (segments,) = {tuple(c.get_segments()[-1][:, 1].round(6)) for c in fig.axes[0].collections[:1]}
     assert segments == (0.4, 0.5), "one standard error of two seeds"
@@ -308,13 +327,13 @@ def test_the_summary_has_each_mean_with_its_errors_and_the_untouched_model(runs,
 
 def test_a_reward_has_one_colour_in_every_figure():
     names = ["sft", "kl 0.01", "log_prob", "other"]
-    looks = plots.looks(names)
+    looks = style.looks(names)
     assert (
-        looks["sft"] == plots.looks(["sft", "prob"])["sft"]
-        and looks["log_prob"] == plots.looks(["log_prob"])["log_prob"]
+        looks["sft"] == style.looks(["sft", "prob"])["sft"]
+        and looks["log_prob"] == style.looks(["log_prob"])["log_prob"]
     )
     assert len({look["color"] for look in looks.values()}) == 4
-    assert len({look["color"] for look in plots.looks(plots.PLACES).values()}) == len(plots.PLACES)
+    assert len({look["color"] for look in style.looks(style.NUMBERS).values()}) == len(style.NUMBERS)
 
 
 def test_success_against_perplexity_leaves_tables_without_both_out(runs):
@@ -355,3 +374,46 @@ def test_transition_words_have_a_panel_where_there_are_some(tmp_path):
 def test_chain_length_is_in_tokens_where_they_are_known():
     assert chain_figures.chain_length({"chain": "two words"}) == 2
     assert chain_figures.chain_length({"chain": "two words", "chain_tokens": 7}) == 7
+
+
+def zero_runs(folder):
+    """Two rewards that never answer right and whose perplexity and lengths are the same."""
+    out = []
+    for name in ("prob", "jepo"):
+        final = {"greedy_success": 0.0, "sampled_success": 0.0, "perplexity": 2.0, "chain_length": 0.0, "questions": 24}
+        exact = {"greedy_success": [0.0, 0.142], "sampled_success": [0.0, 0.142]}
+        out.append(Run({"reward": name, "seed": "0"}, write_run(folder / name, final | {"ci95": exact}, final)))
+    return out
+
+
+def test_none_right_of_n_has_one_interval_in_tables_and_figures(tmp_path):
+    runs = zero_runs(tmp_path)
+    (block,) = table.blocks(runs)
+    cell = block.lines[1].cell("greedy_success")
+    assert (cell.low, cell.high, cell.se_questions) == pytest.approx((0, 14.2, 14.2 / 3.92))
+    assert "0.0 (3.6)" in table_text.grid_text([block])
+    greedy = figures.grid_figures(runs)["summary"].axes[0]
+    assert [list(line.get_xdata()) for line in greedy.lines if line.get_gid() == "questions"] == [[0, 14.2]] * 2
+
+
+def test_a_panel_of_zeros_begins_at_zero_and_its_points_are_whole(tmp_path):
+    drawn = figures.grid_figures(zero_runs(tmp_path))
+    length = drawn["summary"].axes[3]
+    assert length.get_xlim() == (0, 1)
+    assert not any(line.get_clip_on() for line in length.lines if line.get_gid() == "mean")
+    assert drawn["trade_off"].axes[0].get_ylim() == (0, 10)
+    curves = drawn["curves"]
+    assert curves.axes[0].get_ylim()[0] == 0 and curves.axes[0].get_ylim()[1] > 0.1
+    for line in curves.axes[0].lines:
+        assert line.get_gid() != "held-out" or not line.get_clip_on()
+
+
+def test_a_step_without_a_number_is_a_gap_and_a_step_between_gaps_a_dot():
+    rows = [{"step": s, "queue/lag": value} for s, value in enumerate([1.0, None, 3.0, None], 1)]
+    fig = curve_figures.over_seeds(
+        {"a": [{"train": rows, "heldout": []}]}, panels.OFF_POLICY[:1], style.looks("a"), curve_figures.Words()
+    )
+    (line,) = (line for line in fig.axes[0].lines if line.get_gid() == "mean")
+    np.testing.assert_array_equal(line.get_ydata(), [1, np.nan, 3, np.nan])
+    (dots,) = (line for line in fig.axes[0].lines if line.get_gid() == "alone")
+    assert dots.get_xydata().tolist() == [[1, 1], [3, 3]]

@@ -55,7 +55,7 @@ def test_resume_leaves_every_step_once(tmp_path):
         writer.eval(4, {"greedy_success": 0.5})
         writer.eval(6, {"greedy_success": 0.6})
     with open(tmp_path / run_files.METRICS, "a") as f:
-        f.write('{"step": 8, "rewa')  # the process was killed here
+        f.write('{"step": 8, "rewa')  # where the process was killed
     with metrics.MetricsWriter(tmp_path, steps=9, resume_step=5) as writer:
         for step in range(6, 10):
             writer.metrics(step, {"reward/mean": float(step)})
@@ -181,8 +181,8 @@ def test_wandb_offline_writes_a_folder_of_the_same_run_over_a_resume(tmp_path):
         ids.append((tmp_path / "wandb_id").read_text().strip())
     assert ids[0] == ids[1]
     assert [r["step"] for r in run_files.read(tmp_path / run_files.METRICS)] == [1, 2]
-    kept = list((tmp_path / "wandb").glob(f"offline-run-*-{ids[0]}/run-{ids[0]}.wandb"))
-    assert kept and all(b"reward/mean" in path.read_bytes() and b"optim.lr" in path.read_bytes() for path in kept)
+    copies = list((tmp_path / "wandb").glob(f"offline-run-*-{ids[0]}/run-{ids[0]}.wandb"))
+    assert copies and all(b"reward/mean" in p.read_bytes() and b"optim.lr" in p.read_bytes() for p in copies)
 
 
 def test_console_lines_are_aligned_and_in_order():
@@ -190,11 +190,12 @@ def test_console_lines_are_aligned_and_in_order():
     first["queue/lag"] = 0
     later = {"reward/mean": -0.031, "answer/perplexity": 1.0274, "chain/length": 148.25, "tokens_per_second": 1.23e6}
     later["queue/lag"] = 2
-    a = metrics.line(1, 500, first | {"greedy_success": 0.07}, 4000)
-    b = metrics.line(250, 500, later | {"greedy_success": 0.412}, 59.6)
+    a = metrics.line(1, 500, first | {"reward/exact_match": 0.07}, 4000)
+    b = metrics.line(250, 500, later | {"reward/exact_match": 0.07, "reward/math": 0.412}, 59.6)
     assert a == "step   1/500  reward   -12.50  success   7%  ppl  31.50  chain    9.0     85 tok/s  lag 0   1h06m left"
     assert b == "step 250/500  reward   -0.031  success  41%  ppl   1.03  chain  148.2  1.23M tok/s  lag 2   1m00s left"
-    assert "success" not in metrics.line(1, 500, first, 1)
+    assert "success" not in metrics.line(1, 500, first | {"greedy_success": 0.5}, 1), "an evaluation is not the step's"
+    assert "left" not in metrics.line(1, 500, first, None), "not known before the second step"
     assert "ppl    nan" in metrics.line(1, 500, {"answer/perplexity": math.inf}, 1)
 
 

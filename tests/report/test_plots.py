@@ -1,3 +1,4 @@
+import io
 import struct
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from rl_likelihood.report import metrics, plots
+from rl_likelihood.report import metrics, panels, plots
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -93,7 +94,7 @@ def test_names_tell_folders_apart(tmp_path):
 @pytest.mark.parametrize(
     "prepare, message",
     [
-        (lambda d: d.mkdir(), "no metrics.jsonl here"),
+        (lambda d: d.mkdir(), "has no metrics.jsonl"),
         (lambda d: (d.mkdir(), (d / "metrics.jsonl").write_text('{"step": 1}\nx\n')), "metrics.jsonl:2: not a JSON"),
     ],
 )
@@ -123,3 +124,54 @@ def test_an_evaluation_made_later_moves_no_figure(tmp_path):
     write_run(tmp_path / "a", 10)
     run_files.append(tmp_path / "a" / run_files.EVAL, {"step": 10, "greedy_success": 0.99})
     assert [row["greedy_success"] for row in plots.load(tmp_path / "a")["heldout"]] == [0.0, 0.25, 0.5]
+
+
+# ------------------------------------------------------------------------------------------- every number is visible
+
+
+def visible(ax, kind):
+    """Points of lines that have a marker."""
+    return [line.get_xydata().tolist() for line in ax.lines if line.get_gid() == kind and line.get_marker() != "None"]
+
+
+def test_a_single_step_and_a_step_between_gaps_are_dots(tmp_path):
+    single = plots.figure({"a": write_run(tmp_path / "a", 1, evals=())}).axes[0]
+    assert visible(single, "alone") == [[[1.0, 1.0]]]
+    with metrics.MetricsWriter(tmp_path / "b", 5) as writer:
+        for step, value in enumerate([1.0, np.nan, 3.0, np.nan, 5.0], 1):
+            writer.metrics(step, {"reward/mean": value})
+    assert visible(plots.figure({"b": tmp_path / "b"}).axes[0], "alone") == [[[1.0, 1.0], [3.0, 3.0], [5.0, 5.0]]]
+    whole = plots.figure({"c": write_run(tmp_path / "c", 5)}).axes[0]
+    assert visible(whole, "alone") == []
+
+
+def test_points_at_the_edge_are_whole_and_equal_points_stand_side_by_side(tmp_path):
+    runs = {name: write_run(tmp_path / name, 10) for name in "abc"}
+    success = plots.figure(runs).axes[1]
+    points = [line for line in success.lines if line.get_gid() == "held-out"]
+    assert len(points) == 3 and not any(line.get_clip_on() for line in points)
+    assert len({(line.get_color(), line.get_marker(), str(line._dash_pattern)) for line in points}) == 3
+    success.figure.savefig(io.BytesIO(), format="png")
+    at = [line.get_transform().transform(line.get_xydata()[-1])[0] for line in points]
+    assert at[0] + 2 < at[1] < at[2] - 2, "pixels"
+    low, high = success.get_xlim()
+    assert low < 0 and high > 10
+
+
+@pytest.mark.parametrize("panel", panels.RUNS, ids=lambda p: p.metric.name)
+def test_an_axis_of_zeros_begins_at_zero(tmp_path, panel):
+    with metrics.MetricsWriter(tmp_path / "a", 3) as writer:
+        for step in range(1, 4):
+            writer.metrics(step, {p.train: 0.0 for p in panels.RUNS if p.train})
+            writer.eval(step, {"stage": "x", **{p.heldout: 0.0 for p in panels.RUNS if p.heldout}})
+    low, high = plots.figure({"a": tmp_path / "a"}).axes[panels.RUNS.index(panel)].get_ylim()
+    assert low == 0 and 0.05 < high <= 1
+
+
+def test_numbers_of_sampled_tokens_are_absent_where_none_were_sampled(tmp_path):
+    with metrics.MetricsWriter(tmp_path, 1) as writer:
+        of_samples = ("policy/entropy", "ratio/max", "corr/token_entropy")
+        writer.metrics(1, dict.fromkeys(of_samples, 0.0) | {"answer/perplexity": 2.0})
+    assert plots.load(tmp_path)["train"][0]["policy/entropy"] == 0
+    (tmp_path / "config.json").write_text('{"reward.name": "sft"}')
+    assert plots.load(tmp_path)["train"] == [{"step": 1, "answer/perplexity": 2.0}]

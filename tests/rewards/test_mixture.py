@@ -84,7 +84,7 @@ def test_an_unknown_preset_is_refused_before_it_sets_anything():
         applied("rplr")
 
 
-# advantage, aggregation, clip (low, high), KL, group size, temperature: methods.md 1.4, 2.4, 3.2, 4.3, 5, 6, 10.
+# advantage, aggregation, clip (low, high), KL, group size, temperature, as the papers have them.
 AS_PUBLISHED = {
     "kw_log_prob": ("loo", "seq_sum", (0, 0), ("k3", 0.001), 32, 1.0),
     "kw_jepo": ("loo", "seq_sum", (0, 0), ("k3", 0.001), 4, 1.0),

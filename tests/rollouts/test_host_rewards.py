@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from rl_likelihood.config import build
+from rl_likelihood.config import build, grader_table
 from rl_likelihood.grading.gym import pack
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rollouts.host_rewards import host_rewards, responses, sampled_texts
-from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, Rollout
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, Rollout, UserError
 from rl_likelihood.task import load
 from tests.programs import isolated
 from tests.runs import small_config
@@ -33,22 +33,40 @@ def rollout_of(task, texts, truncated=False):
     return Rollout(prompts, completion, segment, np.zeros(segment.shape, np.float32), cut), [row]
 
 
-def task_of(name):
-    return load(build(small_config(reward__name=name)))[0]
+def task_of(name, file=""):
+    return load(build(small_config(reward__name=name, reward__file=str(file))))[0]
 
 
-def test_a_row_whose_grader_fails_is_neither_right_nor_wrong():
-    pytest.importorskip("math_verify")
-    task = task_of("math")
+OWN = """
+from rl_likelihood.grading.graders import Grader
+
+def as_long(reference, answer):
+    return None if answer == "fail" else answer is not None and len(answer) == len(reference)
+
+GRADERS = {"as_long": Grader(as_long, "as many characters as the reference")}
+"""
+
+
+def test_a_row_whose_grader_fails_is_neither_right_nor_wrong(tmp_path):
+    """A grader of the user's own: one row in a file of theirs, and nothing else."""
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    task = task_of("as_long", file)
     reference = task.heldout[0].example.answer
     opened = "1+1</think>\n<answer"
-    rollout, rows = rollout_of(
-        task, [(opened, f">{reference}</answer"), (opened, ">9^{9^{9^9}}</answer"), (opened, ">none</answer")]
-    )
-    with Pool(deadline=4.0) as pool:  # a busy machine takes a second for what does not hang
+    texts = [f">{'9' * len(reference)}</answer", ">fail</answer", ">no such length</answer"]
+    rollout, rows = rollout_of(task, [(opened, text) for text in texts])
+    with Pool(table=grader_table(str(file))) as pool:
         rewards, keep, logged = host_rewards(task, pool, rollout, rows, sampled_texts(task, rollout))
-    assert rewards["math"][0, 0] == 1 and rewards["math"][0, 2] == 0
+    assert rewards["as_long"][0, 0] == 1 and rewards["as_long"][0, 2] == 0
     assert keep.tolist() == [[True, False, True]] and logged["grader/failures"] == 1
+
+
+def test_a_grader_that_is_no_row_is_refused(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("GRADERS = {'mine': len}")
+    with pytest.raises(UserError, match="own.py.* 'mine' .*Grader"):
+        grader_table(str(file))
 
 
 @isolated

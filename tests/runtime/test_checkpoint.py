@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from rl_likelihood.config import CheckpointConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model import decoder
 from rl_likelihood.runtime import checkpoint, checksums
+from rl_likelihood.runtime.checkpoint import CheckpointConfig
 from rl_likelihood.shapes import TrainState, UserError
 
 MODEL = decoder.ModelConfig(
@@ -298,7 +298,7 @@ def test_meta_without_a_model_is_one_sentence(tmp_path):
 
 def test_settings_without_sense_are_refused(tmp_path):
     with pytest.raises(UserError, match="every = 0, keep = 2"):
-        checkpoint.open_manager(tmp_path, CheckpointConfig(every=0))
+        checkpoint.open_manager(tmp_path, CheckpointConfig(every=0, keep=2))
 
 
 def test_a_workdir_that_is_a_file_is_one_sentence(tmp_path):

@@ -1,5 +1,6 @@
 """Two processes of four CPU devices: the same run as one process, its checkpoint for one, and the death of either."""
 
+import concurrent.futures
 import contextlib
 import os
 import re
@@ -18,7 +19,6 @@ from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.runtime import checkpoint, run_files, watch
 from rl_likelihood.runtime.lock import lock
-from rl_likelihood.shapes import UserError
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -181,7 +181,7 @@ def test_a_sampler_that_raises_in_one_process_ends_all_with_its_words_and_a_chec
 ONE_OF_THREE = """
 import os, sys, time
 os.environ["XLA_FLAGS"] = ""
-from rl_likelihood.pod import distributed
+from rl_likelihood.runtime import distributed
 distributed.start(sys.argv[1], 3, int(sys.argv[2]), heartbeat=4.0)
 print("up", flush=True)
 word = sys.stdin.readline().strip()
@@ -310,7 +310,8 @@ def wait_for_step(workdir: Path, step: int, seconds: float = 240) -> None:
     "flags, words",
     [
         (["--coordinator=127.0.0.1:1"], "--num_processes (JAX_NUM_PROCESSES), --process_id (JAX_PROCESS_ID) missing"),
-        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "--coordinator is 'here'; it is HOST:PORT"),
+        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "--coordinator is 'here'"),
+        (["--coordinator=a:b", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:b'"),
         (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "--process_id is 2, but --num_processes is 2"),
     ],
 )
@@ -364,7 +365,7 @@ def test_a_refusal_of_all_is_one_line_of_the_first_and_no_word_of_a_restart(tmp_
 LATE = """
 import os, sys, time
 os.environ["XLA_FLAGS"] = ""
-from rl_likelihood.pod import distributed
+from rl_likelihood.runtime import distributed
 me, late, code = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 distributed.start(sys.argv[1], 2, me)
 distributed.any_of(False)
@@ -390,7 +391,7 @@ SEEN_LATE = """
 import os, sys
 from pathlib import Path
 os.environ["XLA_FLAGS"] = ""
-from rl_likelihood.pod import distributed
+from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.watch import Unreachable
 me = int(sys.argv[2])
 distributed.start(sys.argv[1], 2, me)
@@ -427,29 +428,52 @@ def test_what_one_process_sees_late_is_waited_for_and_what_it_never_sees_is_refu
     assert [said(p, 60) for p in both] == [words, words]
 
 
+def knock(port: int, said: bytes) -> socket.socket:
+    """A connection that says this and no more."""
+    stranger = socket.create_connection(("127.0.0.1", port), timeout=10)
+    stranger.sendall(said)
+    stranger.shutdown(socket.SHUT_WR)
+    return stranger
+
+
 def test_the_watch_admits_only_those_who_know_its_token():
     token, wrong = b"t" * watch.TOKEN, b"w" * watch.TOKEN
-    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        contextlib.ExitStack() as stack,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
         port = server.getsockname()[1]
-
-        def knock(said: bytes) -> socket.socket:
-            stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-            stranger.sendall(said)
-            stranger.shutdown(socket.SHUT_WR)
-            return stranger
-
-        # All wait in the server's queue: another run's process, a port scanner, a number that nobody has, one twice.
-        strangers = [knock(wrong + (1).to_bytes(4, "big")), knock(b"GET / HTTP/1.0\r\n\r\n"), knock(b"")]
-        strangers.append(knock(token + (3).to_bytes(4, "big")))
-        peers = {i: stack.enter_context(watch.reach("127.0.0.1", port, token, i)) for i in (2, 1)}
-        strangers.append(knock(token + (2).to_bytes(4, "big")))
-        admitted = watch.admit(server, token, 3, "127.0.0.1")
+        # All wait in the server's queue: another run's process, a port scanner, a number that nobody has.
+        said = [wrong + (1).to_bytes(4, "big"), b"GET / HTTP/1.0\r\n\r\n", b"", token + (3).to_bytes(4, "big")]
+        strangers = [stack.enter_context(knock(port, line)) for line in said]
+        waiting = {i: pool.submit(watch.reach, "127.0.0.1", port, token, i, 30) for i in (2, 1)}
+        admitted = watch.admit(server, token, 3, "127.0.0.1", 30)
+        peers = {i: stack.enter_context(found.result()) for i, found in waiting.items()}
         assert sorted(admitted) == [1, 2]
         for i, peer in peers.items():
             stack.enter_context(admitted[i]).sendall(b"%d" % i)
             assert peer.recv(9) == b"%d" % i
-        assert [s.recv(9) for s in strangers[:4]] == [b""] * 4, "closed"
-        with pytest.raises(UserError, match=rf"^process 1 did not reach process 0 at host:{port} within 0.1 s; hosts"):
-            watch.admit(server, token, 2, "host", seconds=0.1)
-    with pytest.raises(UserError, match=rf"^process 7 cannot reach process 0 at 127.0.0.1:{port} \(.+\); hosts must"):
-        watch.reach("127.0.0.1", port, token, 7)
+        assert [s.recv(9) for s in strangers] == [b""] * 4, "closed"
+
+
+def test_processes_that_do_not_meet_are_named_with_the_address():
+    token = b"t" * watch.TOKEN
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(watch.Unreachable, match=rf"processes 1, 2 .*process 0 at host:{port} within 0.1 s"):
+            watch.admit(server, token, 3, "host", seconds=0.1)
+        with pytest.raises(watch.Unreachable, match=rf"process 7 .*127.0.0.1:{port} within 0.2 s"):  # nobody answers
+            watch.reach("127.0.0.1", port, token, 7, seconds=0.2)
+    with pytest.raises(watch.Unreachable, match=rf"process 7 .*127.0.0.1:{port} within 0.2 s .*refused"):
+        watch.reach("127.0.0.1", port, token, 7, seconds=0.2)
+
+
+def test_another_service_at_the_coordinator_s_port_is_not_taken_for_process_0():
+    with socket.create_server(("127.0.0.1", 0)) as server, concurrent.futures.ThreadPoolExecutor() as pool:
+        port = server.getsockname()[1]
+        waiting = pool.submit(watch.reach, "127.0.0.1", port, b"t" * watch.TOKEN, 1, 2.0)
+        with server.accept()[0] as connection:
+            connection.sendall(b"SSH-2.0")
+        with pytest.raises(watch.Unreachable, match="process 1"):
+            waiting.result()

@@ -1,7 +1,10 @@
 """Ctrl-C at the worst moment: in the middle of a line that is being printed."""
 
 import io
+import signal
 import sys
+
+import pytest
 
 from rl_likelihood.runtime.signals import StopRequest
 
@@ -18,9 +21,29 @@ def test_a_signal_in_the_middle_of_a_print_asks_to_stop_and_says_so(monkeypatch,
 
         def write(self, data):
             if not stop.requested:
-                stop._ask()
+                stop._ask(signal.SIGTERM)
             return len(data)
 
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Interrupted())))
     print("a line of a run", flush=True)
     assert stop.requested and "stopping after this step" in capfd.readouterr().out
+
+
+def test_a_second_hangup_does_not_end_a_run_that_is_about_to_save():
+    stop = StopRequest()
+    stop.restore()
+    for _ in range(3):
+        stop._ask(signal.SIGHUP)
+    assert stop.requested
+    with pytest.raises(KeyboardInterrupt):
+        stop._ask(signal.SIGTERM)
+
+
+def test_nohup_stays_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        stop.restore()
+    finally:
+        signal.signal(signal.SIGHUP, before)

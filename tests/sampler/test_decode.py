@@ -22,6 +22,7 @@ from tests.small import TINY, log_softmax, random_params, reference_logits, tiny
 VOCAB = tuple(b"a b c d e f g h i j k l m n o p ab q< <a aq".split()) + (b"",) * 4
 PAD_ID, EOS = 20, 21
 FORMAT = ChainFormat(
+    think_open="gh",
     think_close="cd",
     answer_open="ab",
     answer_close="ef",

@@ -1,10 +1,7 @@
 """Points, names, selections and the state of run folders: what a sweep knows without running anything."""
 
-import errno
-import fcntl
 import json
 import os
-import time
 
 import pytest
 
@@ -208,20 +205,15 @@ def test_a_folder_is_held_by_one(tmp_path):
     assert mine is not None and grid.held(run) and grid.hold(run) is None
     grid.note(run, "start")
     assert grid.state(run).kind == "running" and grid.state(run).preemptions == 0
-    os.close(mine)
+    mine.close()
     assert not grid.held(run) and grid.state(run).kind == "preempted"
 
 
 def test_a_run_s_own_lock_holds_its_folder_too(tmp_path):
-    """A run that was begun by hand, by a sweep of another host, or by an older sweep, which had the same file."""
+    """A run that was begun by hand, or by a sweep of another host."""
     with lock(tmp_path):
         assert grid.held(tmp_path) == f"process {os.getpid()} on this host" and grid.hold(tmp_path) is None
         assert grid.state(tmp_path).kind == "running"
-    (tmp_path / "LOCK").touch()  # left by an older sweep, before its run was there
-    os.utime(tmp_path / "LOCK", (0, 0))
-    mine = grid.hold(tmp_path)
-    assert mine is not None
-    os.close(mine)
 
 
 def test_the_sweep_s_lock_leaves_the_run_s_alone(tmp_path):
@@ -231,36 +223,13 @@ def test_the_sweep_s_lock_leaves_the_run_s_alone(tmp_path):
         assert grid.held(tmp_path)
     assert not said, "no stale lock was found, and none was waited for"
     assert grid.held(tmp_path), "the run has ended, its attempt not yet"
-    os.close(mine)
+    mine.close()
     assert not grid.held(tmp_path)
-
-
-def test_who_only_looks_hinders_nobody(tmp_path, monkeypatch):
-    os.close(grid.hold(tmp_path))
-    look = os.open(tmp_path / grid.LOCK, os.O_RDONLY)
-    fcntl.flock(look, fcntl.LOCK_SH)
-    assert not grid.held(tmp_path), "two may look at once"
-    monkeypatch.setattr(time, "sleep", lambda _: os.close(look))  # it has looked
-    mine = grid.hold(tmp_path)
-    assert mine is not None
-    os.close(mine)
-
-
-def test_where_there_is_no_flock_the_run_s_lock_is_what_counts(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    mine = grid.hold(tmp_path)
-    assert mine is not None and not grid.held(tmp_path)
-    with lock(tmp_path):
-        assert grid.held(tmp_path) and grid.hold(tmp_path) is None
-    os.close(mine)
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written .*; choose another --root"):
+    with pytest.raises(UserError, match="cannot be written"):
         grid.hold(tmp_path / "file" / "run")
 
 

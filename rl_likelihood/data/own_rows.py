@@ -1,0 +1,144 @@
+"""The user's own rows as examples, each checked by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from rl_likelihood.data.records import Location, Written, is_number, kind, written_number
+from rl_likelihood.shapes import Example, UserError
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What the user's files call the question, the reference answer and the chain."""
+
+    prompt: str = "prompt"
+    answer: str = "answer"
+    chain: str = "chain"
+
+
+def read_rows(
+    located: Iterable[tuple[Location, Any]], folder: str, columns: Columns, skip_bad_rows: bool
+) -> tuple[list[Example], list[str]]:
+    """Examples out of records, and what is wrong with the others ("file:line: reason").
+
+    `folder` stands before the file in messages. An id belongs to one row. The first bad row is refused unless
+    `skip_bad_rows`.
+    """
+    examples, bad = [], []
+    first: dict[str, Location] = {}
+    for location, record in located:
+        row = record if isinstance(record, str) else to_example(record, location.id, columns)
+        if isinstance(row, Example):
+            if first.setdefault(row.id, location) is location:
+                examples.append(row)
+                continue
+            row = f"id {row.id!r} is also that of {first[row.id]}"
+        bad.append(f"{folder}{location}: {row}")
+        if not skip_bad_rows:
+            raise UserError(f"{bad[0]}; mend the row, or leave such rows out with --config.data.skip_bad_rows=True")
+    return examples, bad
+
+
+def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Example | str:
+    """The record's Example, or what is wrong with it. `default_id` is for a record without an id.
+
+    The question is text, or a conversation (a list of messages with role and content) that ends with the user; a
+    conversation may also stand in the field "messages", and without an answer its last turn is the answer, if that is
+    the assistant's. Fields that are null are not there, others are ignored. An answer may be a number.
+    """
+    row = {field: value for field, value in record.items() if value is not None}
+    if "messages" in row and columns.prompt in row and columns.prompt != "messages":
+        return f"both {columns.prompt!r} and 'messages' are given; keep one"
+    field = columns.prompt if columns.prompt in row else "messages"
+    if field not in row:
+        return _missing(row, columns, "prompt")
+    messages: tuple[tuple[str, str], ...] = ()
+    if field == "messages" or isinstance(row[field], list):
+        turns = _parse_messages(row[field], field, columns.answer in row)
+        if isinstance(turns, str):
+            return turns
+        if columns.answer not in row and turns[-1][0] == "assistant":
+            row[columns.answer], turns = turns[-1][1], turns[:-1]
+        messages, row[field] = turns, turns[-1][1]
+    if columns.answer not in row:
+        return _missing(row, columns, "answer")
+    texts = []
+    for name, needed in ((field, True), (columns.answer, True), (columns.chain, False), ("task", False)):
+        value = row.get(name, "")
+        if name == columns.answer:
+            value = _number_as_text(value)
+        problem = _problem(value, needed)
+        if problem:
+            return f"field {name!r} {problem}"
+        texts.append(value)
+    prompt, answer, chain, task = texts
+    uid = row.get("id", default_id)
+    whole = isinstance(uid, int) or (isinstance(uid, Written) and uid.lstrip("-").isdigit())
+    text = _is_text(uid) and _encodable(uid)
+    if isinstance(uid, bool) or not (whole or text):
+        return f"field 'id' must be text or an integer, not {kind(uid)}"
+    return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages if len(messages) > 1 else ())
+
+
+def _number_as_text(value: Any) -> Any:
+    """A number as its file writes it, or, where that is binary, as people do; anything else as it is."""
+    if isinstance(value, Written):
+        return str(value)
+    return written_number(value) if is_number(value) else value
+
+
+def _problem(value: Any, needed: bool) -> str:
+    """What is wrong with a text; "" if nothing is."""
+    if not _is_text(value):
+        return f"must be a string, not {kind(value)}"
+    if not _encodable(value):
+        return "holds half of a surrogate pair, which is not text"
+    return "is empty" if needed and not value.strip() else ""
+
+
+def _missing(row: dict[str, Any], columns: Columns, column: str) -> str:
+    fields = ", ".join(list(row)[:8]) or "no field"
+    return (
+        f"field {getattr(columns, column)!r} is missing (the row has {fields}); "
+        f"if another field has it, name it with --config.data.{column}_column=NAME"
+    )
+
+
+def _parse_messages(value: Any, field: str, answered: bool) -> tuple[tuple[str, str], ...] | str:
+    """(role, content) of every turn; the last is the user's, or the assistant's answer where there is no other."""
+    if not isinstance(value, list) or not value:
+        return f"field {field!r} must be a list with at least one message"
+    turns = []
+    for i, message in enumerate(value):
+        if not isinstance(message, dict) or not _is_text(message.get("content")):
+            return f"field '{field}[{i}]' must be an object with string fields 'role' and 'content'"
+        if message.get("role") not in ROLES:
+            return f"field '{field}[{i}].role' is {message.get('role')!r}; use one of {', '.join(ROLES)}"
+        if not _encodable(message["content"]):
+            return f"field '{field}[{i}].content' holds half of a surrogate pair, which is not text"
+        turns.append((message["role"], message["content"]))
+    last = turns[-1][0]
+    if last == "assistant" and not answered:
+        if [role for role, _ in turns[-2:-1]] != ["user"]:
+            return f"the last of {field!r} is taken for the answer, and the one before it must be from the user"
+    elif last != "user":
+        also = ", as there is an answer beside it" if answered else ""
+        return f"the last of {field!r} must be from the user, not the {last}{also}"
+    return tuple(turns)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not isinstance(value, Written)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,73 @@
+"""What is refused in texts and vocabularies, because its ids would not mean what it says."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from rl_likelihood.data.token_ids import name_of
+from rl_likelihood.shapes import Example, UserError
+
+if TYPE_CHECKING:  # prompts.py imports this module; transformers takes over a second
+    from transformers import PreTrainedTokenizerBase
+
+    from rl_likelihood.data.prompts import EncodedExample, PromptConfig
+
+
+def refuse_token_across_seam(name: str, vocab_bytes: tuple[bytes, ...], answer_open: str) -> None:
+    """A token such as "r>" or "answer>" would run over the seam. "br>" cannot: "<abr>" is not the tag."""
+    seam, last = answer_open.encode() + b">", answer_open[-1:].encode() + b">"
+    for i, token in enumerate(vocab_bytes):
+        at = token.find(last)
+        while at >= 0:
+            left = token[: at + len(last)]
+            if seam.endswith(left) or left.endswith(seam):
+                raise UserError(
+                    f"{name} has a token {token.decode(errors='replace')!r} (id {i}) across the seam of "
+                    f"{answer_open!r} and '>', so a reference answer cannot be spliced there; "
+                    f"use another prompt.answer_open or another tokenizer"
+                )
+            at = token.find(last, at + 1)
+
+
+def refuse_texts(examples: list[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig) -> None:
+    """Texts whose ids would not mean what they say."""
+    control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
+    markup = re.compile("|".join(map(re.escape, control)) or r"(?!)")
+    for e in examples:
+        if not e.answer.strip():
+            raise UserError(f"row {e.id} has an empty answer; give it a reference answer or remove it")
+        if cfg.answer_close in e.answer:
+            raise UserError(
+                f"the answer of row {e.id} contains {cfg.answer_close!r}, which ends an answer; "
+                "remove the row or choose another prompt.answer_close"
+            )
+        for tag in (cfg.think_close, cfg.answer_open):
+            if tag in e.chain:
+                raise UserError(
+                    f"the chain of row {e.id} contains {tag!r}, which ends a chain; give the reasoning alone"
+                )
+        for text in (e.prompt, e.answer, e.chain, *(content for _, content in e.messages)):
+            match = markup.search(text)
+            if match:
+                raise UserError(
+                    f"row {e.id} contains {match[0]!r}, a control token of {name_of(tokenizer)}; "
+                    "give plain text, without the model's chat markup"
+                )
+
+
+def longer(row: EncodedExample, cfg: PromptConfig) -> dict[str, int]:
+    """Settings that the row has more tokens than, and how many it has."""
+    sizes = {"max_prompt": len(row.prompt_ids), "max_answer": len(row.answer_ids)}
+    return {name: n for name, n in sizes.items() if n > getattr(cfg, name)}
+
+
+def refuse_longer(name: str, cfg: PromptConfig, rows: list[EncodedExample]) -> None:
+    long = [(row.example.id, n) for row in rows if (n := longer(row, cfg).get(name))]
+    if long:
+        named = ", ".join(f"{uid} ({n})" for uid, n in long[:5]) + (", ..." if len(long) > 5 else "")
+        raise UserError(
+            f"prompt.{name} = {getattr(cfg, name)} tokens is too short for the {name.removeprefix('max_')} of "
+            f"{len(long)} of {len(rows)} rows: {named}; set --config.prompt.{name}={max(n for _, n in long)} or remove "
+            "them (data.skip_bad_rows=True leaves such training rows out, held-out rows never)"
+        )

@@ -1,0 +1,155 @@
+"""Records out of files: JSON lines, a JSON array or object, parquet, each plain or compressed (.gz)."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from rl_likelihood.shapes import UserError
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+
+
+class Location(NamedTuple):
+    """Where a record stands, for ids and for messages."""
+
+    file: str  # path below the source, members of an archive behind its name
+    number: int  # from 1
+    unit: str  # line | row
+    key: str = ""  # the record's name, where the file is an object of records
+    split: str = ""  # train | validation | test, as the path says; "" where it does not
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number}" if self.unit == "line" else f"{self.file} row {self.number}"
+
+    @property
+    def id(self) -> str:
+        return self.key or f"{self.file}:{self.number}"
+
+
+class Written(str):
+    """A JSON number as its file writes it: 1.50 stays 1.50, and 0.0000001 does not become 1e-07."""
+
+
+def records(name: str, data: bytes, split: str = "", as_written: bool = False) -> Iterator[tuple[Location, Any]]:
+    """(location, record) of the records in `data`, the contents of the file `name`.
+
+    A str in place of a record says what is wrong with it. With `as_written` JSON numbers come as `Written`.
+    """
+    plain = name.lower()
+    if plain.endswith(".gz"):
+        plain = plain.removesuffix(".gz")
+        try:
+            data = gzip.decompress(data)
+        except (gzip.BadGzipFile, zlib.error, EOFError) as e:
+            raise UserError(f"{name} cannot be unpacked ({e}); fetch or compress it again") from e
+    if plain.endswith(".parquet"):
+        for n, record in enumerate(_parquet(name, data), start=1):
+            yield Location(name, n, "row", split=split), record
+        return
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if _is_lines(data, plain):
+        # Bytes are split on \n alone: U+2028 and friends are legal inside a JSON string.
+        for n, line in enumerate(data.split(b"\n"), start=1):
+            if line.strip():
+                yield Location(name, n, "line", split=split), _line(line, as_written)
+        return
+    whole = _whole(name, data, as_written)
+    if isinstance(whole, dict) and whole and all(isinstance(v, dict) for v in whole.values()):
+        for n, (key, record) in enumerate(whole.items(), start=1):
+            yield Location(name, n, "row", key, split), record
+    elif isinstance(whole, dict):
+        yield Location(name, 1, "row", name, split), whole
+    elif isinstance(whole, list):
+        for n, record in enumerate(whole, start=1):
+            yield Location(name, n, "row", split=split), _object(record)
+    else:
+        raise UserError(f"{name} holds no records but {kind(whole)}; it should be a list of objects")
+
+
+def written_number(value: float | int | Decimal) -> str:
+    """A number that a file holds in binary, as people write it: 43.0 is "43", 1e-05 is "0.00001"."""
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    return str(int(value)) if value == int(value) else format(Decimal(repr(value)), "f")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a record is a finite number."""
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def kind(value: Any) -> str:
+    """The type of a value of a record, in words."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true/false", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, Written | int | float | Decimal) else "binary data")
+
+
+def reason(e: Exception) -> str:
+    """The first line of what went wrong."""
+    return (str(e).strip().splitlines() or [type(e).__name__])[0]
+
+
+def _is_lines(data: bytes, name: str) -> bool:
+    """Whether the contents are one record a line. An array of records is one, whatever its file is called."""
+    first, _, others = data.strip().partition(b"\n")
+    if name.endswith(".jsonl"):
+        return not first.startswith(b"[") or (bool(others) and _is_json(first))
+    return bool(others) and isinstance(_line(first, False), dict)
+
+
+def _is_json(line: bytes) -> bool:
+    value = _line(line, False)
+    return isinstance(value, dict) or value.startswith("not a JSON object")
+
+
+def _load(text: bytes, as_written: bool) -> Any:
+    hooks = {"parse_int": Written, "parse_float": Written} if as_written else {}
+    return json.loads(text.decode("utf-8"), **hooks)
+
+
+def _line(line: bytes, as_written: bool) -> dict | str:
+    try:
+        return _object(_load(line, as_written))
+    except UnicodeDecodeError:
+        return "not UTF-8 text"
+    except (ValueError, RecursionError) as e:
+        return f"not JSON ({getattr(e, 'msg', None) or 'nested too deeply or a number too long'})"
+
+
+def _object(value: Any) -> dict | str:
+    return value if isinstance(value, dict) else f"not a JSON object but {kind(value)}"
+
+
+def _whole(name: str, data: bytes, as_written: bool) -> Any:
+    """The one JSON value that the file is."""
+    try:
+        return _load(data, as_written)
+    except UnicodeDecodeError as e:
+        raise UserError(f"{name} is not UTF-8 text (byte {e.start}); fetch it again") from e
+    except json.JSONDecodeError as e:
+        what = "the JSON array that it begins is broken" if data.lstrip().startswith(b"[") else "not JSON"
+        if not name.lower().removesuffix(".gz").endswith(SUFFIXES):
+            what = "neither JSON lines nor a JSON array (nor is the file named .parquet)"
+        raise UserError(f"{name}:{e.lineno}: {what} ({e.msg}); mend the file, or write one object a line") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{name} is not JSON (nested too deeply or a number too long); fetch it again") from e
+
+
+def _parquet(name: str, data: bytes) -> Iterator[dict]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise UserError(f"reading {name} needs the package pyarrow; run pip install pyarrow") from e
+    try:
+        for batch in pyarrow.parquet.ParquetFile(io.BytesIO(data)).iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as e:
+        raise UserError(f"{name} is not a readable parquet file ({reason(e)}); fetch it again") from e

@@ -1,0 +1,119 @@
+"""When two questions are one, when they are variants of one another, and which are held out.
+
+Two keys. Rows of one `example_key` ask the same question, and one of them is kept. Rows of one `group_key` ask
+variants of a question ("Compute 4" and "Compute 4!"): both are kept, and both are on the same side of a split, so
+that no variant of a held-out question is ever trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Sequence
+
+from rl_likelihood.datasets.procedural import PRESETS
+from rl_likelihood.shapes import Example
+
+_WORDINGS = [preset.wording.split("{}") for preset in PRESETS.values()]
+_ARITHMETIC = re.compile(r"\d[-+* \d]*")
+
+
+def question_key(text: str) -> str:
+    """What makes two questions one: spacing does not count, nor does the wording of the presets' arithmetic."""
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    for before, after in _WORDINGS:
+        inner = text.removeprefix(before).removesuffix(after)
+        if _ARITHMETIC.fullmatch(inner):
+            return inner
+    return text
+
+
+def variant_key(text: str) -> str:
+    """What makes two questions variants: nor do case, forms of a character and final punctuation count."""
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" .=?!")
+    for before, _ in _WORDINGS:
+        text = text.removeprefix(before.casefold())
+    return text
+
+
+def example_key(example: Example) -> str:
+    """`question_key` of the question, or of every turn of a conversation."""
+    return _of_turns(example, question_key)
+
+
+def group_key(example: Example) -> str:
+    """`variant_key` of the question, or of every turn of a conversation."""
+    return _of_turns(example, variant_key)
+
+
+def _of_turns(example: Example, key: Callable[[str], str]) -> str:
+    return "\n".join(key(content) for _, content in example.messages) or key(example.prompt)
+
+
+def distinct(rows: Sequence[Example]) -> tuple[list[Example], list[str]]:
+    """The first row of every question, and what became of the others, in words."""
+    first: dict[str, Example] = {}
+    merged = []
+    for row in rows:
+        same = first.setdefault(example_key(row), row)
+        if same is not row:
+            merged.append(again(row, same))
+    return list(first.values()), merged
+
+
+def again(row: Example, first: Example) -> str:
+    """That a row repeats the question of an earlier one, in words."""
+    other = "" if first.answer == row.answer else f" with another answer ({_short(row.answer)}, not used)"
+    return f"{row.id} asks the question of {first.id} again{other}"
+
+
+def without(rows: Sequence[Example], groups: Collection[str], what: str) -> tuple[list[Example], list[str]]:
+    """The rows in none of the groups, and the others in words. `what` is what those groups ask."""
+    inside = [group_key(row) in groups for row in rows]
+    removed = [f"{row.id} asks {what}, or a variant of it" for row, out in zip(rows, inside, strict=True) if out]
+    return [row for row, out in zip(rows, inside, strict=True) if not out], removed
+
+
+def by_group(rows: Sequence[Example]) -> dict[str, list[Example]]:
+    """The rows of every group."""
+    groups: dict[str, list[Example]] = {}
+    for row in rows:
+        groups.setdefault(group_key(row), []).append(row)
+    return groups
+
+
+def hold_out(groups: dict[str, list[Example]], size: int) -> tuple[list[Example], list[Example]]:
+    """(`size` held-out rows, other rows of their groups). Neither are training rows.
+
+    Groups are held out whole, in the order of a hash: shuffling the file moves none. The last of them may have more
+    rows than are wanted; those are in neither set.
+    """
+    held: list[Example] = []
+    for key in sorted(groups, key=hash_of):
+        if len(held) >= size:
+            break
+        held += groups[key]
+    return held[:size], held[size:]
+
+
+def hash_of(key: str) -> bytes:
+    """By which questions are held out: it depends on nothing but the text."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def digest(train: Sequence[Example], heldout: Sequence[Example]) -> str:
+    """Names what a run trains on and is evaluated on: sha256 of every field of every example, in order."""
+    sides = [[list(vars(row).values()) for row in rows] for rows in (train, heldout)]
+    return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
+
+
+def named(rows: Sequence[str], what: str) -> str:
+    """How many there are, and the first few of them."""
+    first = f" ({'; '.join(rows[:5])}{'; ...' if len(rows) > 5 else ''})" if rows else ""
+    return f"{len(rows):,} {what}{'' if len(rows) == 1 else 's'}{first}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")

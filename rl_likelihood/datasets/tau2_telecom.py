@@ -1,0 +1,99 @@
+"""tau2-bench telecom (Barres et al. 2025): which tool does a phone line's agent call next?
+
+Read from tasks.json, split_tasks.json, db.toml and user_db.toml together. The environment (envs/telecom.py) plays
+every task, so histories hold its real replies. Answers are calls as sorted JSON; `extra` names the task and the calls
+that remain, the answer's among them, which may be made in another order. Splits are tau2's, by task.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rl_likelihood.datasets.common import DataSet, Location, Row
+from rl_likelihood.envs import telecom, telecom_turns
+from rl_likelihood.envs.telecom_rollouts import system_prompt
+from rl_likelihood.envs.telecom_state import World, make_world, read_toml
+from rl_likelihood.envs.telecom_turns import Turn
+from rl_likelihood.shapes import Example, UserError
+
+_FILES = ("tasks.json", "split_tasks.json", "db.toml", "user_db.toml")
+_FOLDER = (
+    "https://raw.githubusercontent.com/sierra-research/tau2-bench/"
+    "a2c024725189473d2d7cea3a5cfdbcc67478e41f/data/tau2/domains/telecom/"
+)
+_NEXT = "Which call comes next? Answer with it alone."
+_ALL = "Which calls repair this? Answer with a JSON list of them, in order."
+
+Build = Callable[[World, telecom.Task], list[Turn]]
+Reader = Callable[[list[tuple[Path, Path]]], Iterator[tuple[Location, dict | str]]]
+
+
+def records(
+    build: Build, base_only: bool
+) -> Callable[[list[tuple[Path, Path]]], Iterator[tuple[Location, dict | str]]]:
+    """The reader of a data set: a record for each row that `build` makes of a task."""
+
+    def read(located: list[tuple[Path, Path]]) -> Iterator[tuple[Location, dict | str]]:
+        paths = {path.name.removesuffix(".gz"): path for path, _ in located}
+        missing = [name for name in _FILES if name not in paths]
+        if missing:
+            raise UserError(f"{missing[0]} is missing from --source; name a folder with {', '.join(_FILES)}")
+        world = make_world(read_toml(paths["db.toml"]), read_toml(paths["user_db.toml"]))
+        splits = _json(paths["split_tasks.json"])
+        test, base = set(splits["test"]), set(splits["base"])
+        for number, record in enumerate(_json(paths["tasks.json"]), start=1):
+            location = Location(paths["tasks.json"].name, number, "row")
+            try:
+                task = telecom.make_task(record)
+                rows = build(world, task) if task.id in base or not base_only else []
+            except UserError as e:
+                yield location, str(e)
+                continue
+            split = "test" if task.id in test else "train"
+            yield from (
+                (location._replace(split=split), {"task": task, "number": n, "turn": t}) for n, t in enumerate(rows)
+            )
+
+    return read
+
+
+def _json(path: Path):
+    try:
+        data = path.read_bytes()
+        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except (OSError, ValueError, EOFError) as e:
+        raise UserError(f"{path} is not readable JSON ({e}); fetch it again") from e
+
+
+def parse(record: dict, location: Location) -> Row:
+    task, turn = record["task"], record["turn"]
+    asked = _ALL if turn.answer.startswith("[") else _NEXT
+    prompt = telecom_turns.question(system_prompt("compact", "json"), task, turn, asked)
+    name = f"{task.id} {record['number']}"
+    extra = {"task": task.id, "issue": task.issue, "turn": record["number"], "remaining": turn.remaining}
+    # Many tasks have one ticket, so a question has several answers: task and turn are a row's key.
+    return Row(Example(name, prompt, turn.answer, turn.thought, "tau2_telecom"), key=name, group=task.id, extra=extra)
+
+
+def _dataset(name: str, build: Build, max_prompt: int, max_answer: int = 64, base_only: bool = True) -> DataSet:
+    return DataSet(
+        name=name,
+        parse=parse,
+        records=records(build, base_only),
+        fetch=f"a folder with {', '.join(_FILES)} of sierra-research/tau2-bench (data/tau2/domains/telecom)",
+        addresses=tuple(_FOLDER + file for file in _FILES),
+        patterns=("*tasks.json*", "*db.toml"),
+        split="train",
+        grader="tool_call",
+        max_prompt=max_prompt,
+        max_answer=max_answer,
+    )
+
+
+TURNS = _dataset("tau2_telecom_turns", telecom_turns.reference_turns, 1792)
+ALL_TURNS = _dataset("tau2_telecom_turns_all", telecom_turns.reference_turns, 1792, base_only=False)
+EXPERT = _dataset("tau2_telecom_expert", telecom_turns.expert_turns, 4096)
+WHOLE = _dataset("tau2_telecom_whole", telecom_turns.whole, 1024, 320)

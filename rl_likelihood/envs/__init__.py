@@ -1,0 +1,1 @@
+"""Environments that a model talks to by calling tools. No model inside."""

@@ -1,0 +1,73 @@
+"""Countdown with a calculator: try expressions with a tool, then submit one. The smallest environment with tools."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from rl_likelihood.envs.calls import EXAMPLE, Style, answer
+from rl_likelihood.envs.protocol import End, Reply, Start
+from rl_likelihood.envs.tools import Parameter, Tool, ToolError, signature, table
+from rl_likelihood.grading.countdown import evaluate
+
+_LARGEST = 10**12  # of a numerator or denominator that is written out
+
+
+@dataclasses.dataclass
+class Sum:
+    numbers: list[int]
+    target: int
+    submitted: str | None = None
+
+
+def calculate(state: Sum, expression: str) -> str:
+    evaluated = evaluate(expression)
+    if evaluated is None:
+        raise ToolError("not an expression of whole numbers, + - * / and brackets")
+    value = evaluated[0]
+    if max(abs(value.numerator), value.denominator) > _LARGEST:
+        raise ToolError("the value is too large to write out")
+    return f"{value}"
+
+
+def submit(state: Sum, expression: str) -> str:
+    state.submitted = expression
+    return ""
+
+
+_EXPRESSION = Parameter("expression", "string", "An expression, (1+2)*3 for instance.")
+TOOLS = table(
+    (
+        Tool(calculate, "The value of an expression.", (_EXPRESSION,)),
+        Tool(submit, "Give the expression that makes the target. This ends the game.", (_EXPRESSION,)),
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calculator:
+    """`task` is {"nums": [...], "target": n}, as the data set countdown has it."""
+
+    style: Style = "hermes"
+
+    def start(self, task: Mapping) -> Start:
+        state = Sum(list(task["nums"]), task["target"])
+        example = EXAMPLE[self.style].replace("reboot_device", "calculate").replace("{}", '{"expression": "1+2"}')
+        system = "\n".join(["Tools:", *map(signature, TOOLS.values()), "", "Each message is one tool call:", example])
+        numbers = ", ".join(map(str, state.numbers))
+        question = (
+            f"Use each of the numbers {numbers} exactly once, with +, -, *, / and brackets, to make {state.target}."
+        )
+        return Start(state, [("system", system), ("user", question)])
+
+    def step(self, state: Sum, text: str) -> Reply:
+        reply, made, bad = answer(text, self.style, TOOLS, state, last=("submit",))
+        end: End = "" if state.submitted is None else "done"
+        return Reply("" if end else reply, end, len(made), bad)
+
+    def reward(self, state: Sum, end: End) -> float:
+        """1 for a right expression, 0.1 for a wrong one, 0 for none."""
+        evaluated = evaluate(state.submitted or "")
+        if end != "done" or evaluated is None:
+            return 0.0
+        return 1.0 if evaluated[0] == state.target and sorted(evaluated[1]) == sorted(state.numbers) else 0.1

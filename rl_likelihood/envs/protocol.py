@@ -1,0 +1,70 @@
+"""What an environment is: a conversation that begins with messages, goes on by replies, and ends with a reward.
+
+Any object with these three methods is one, in about 30 lines (`calculator.py` is one with a tool). It is shared by all
+conversations, so what belongs to a conversation stands in its state. Replies must follow from the state and the text
+alone: a resumed run plays its conversations again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+Messages = Sequence[tuple[str, str]]  # (role, content): system, user, assistant or tool
+End = Literal["", "done", "transfer", "out_of_turns"]
+
+
+class Start(NamedTuple):
+    state: Any
+    messages: Messages  # what the model reads before its first turn
+
+
+class Reply(NamedTuple):
+    text: str  # what the model reads next; "" at an end
+    end: End = ""  # "": the conversation goes on
+    calls: int = 0  # tool calls made
+    bad: Sequence[str] = ()  # kinds of malformed or refused calls, for counting
+
+
+class Environment(Protocol):
+    def start(self, task: Mapping) -> Start:
+        """A conversation about one task, which is a row's JSON."""
+
+    def step(self, state: Any, text: str) -> Reply:
+        """What follows the model's text, which may be anything. It may change the state, and must not raise."""
+
+    def reward(self, state: Any, end: End) -> float:
+        """How well the conversation went, once it is over."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """A conversation that is over."""
+
+    messages: Messages
+    end: End
+    reward: float
+    turns: int
+    calls: int
+    bad: Mapping[str, int]
+
+
+def play(environment: Environment, task: Mapping, policy: Callable[[Messages], str], max_turns: int) -> Played:
+    """One conversation from start to end: `policy` gives the model's next text. A script, a person, or an API."""
+    state, messages = environment.start(task)
+    messages, end, calls, bad = list(messages), "out_of_turns", 0, {}
+    turns = 0
+    while turns < max_turns:
+        turns += 1
+        text = policy(messages)
+        reply = environment.step(state, text)
+        messages.append(("assistant", text))
+        calls += reply.calls
+        for kind in reply.bad:
+            bad[kind] = bad.get(kind, 0) + 1
+        if reply.end:
+            end = reply.end
+            break
+        messages.append(("tool", reply.text))
+    return Played(messages, end, environment.reward(state, end), turns, calls, bad)

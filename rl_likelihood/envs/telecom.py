@@ -1,0 +1,209 @@
+"""tau2-bench's telecom tasks: 43 tools over a carrier's records and a phone, what a task asserts, and its reward.
+
+Written from what tau2 does, with its replies letter for letter, for its solo mode: one agent has the tools of both
+sides and reads a ticket. It needs tau2's files (docs/tools.md); a task starts in microseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl_likelihood.envs import telecom_agent, telecom_device
+from rl_likelihood.envs.calls import make
+from rl_likelihood.envs.telecom_faults import FAULTS
+from rl_likelihood.envs.telecom_phone import band, data_works, mms_works, speed
+from rl_likelihood.envs.telecom_state import FOLDER, State, World, fresh
+from rl_likelihood.envs.tools import Call, ToolError
+from rl_likelihood.shapes import UserError
+
+TOOLS = telecom_agent.TOOLS | telecom_device.TOOLS
+
+
+class Gold(NamedTuple):
+    """A reference call. Of its arguments those of `compared` count; None: those that the other call gives."""
+
+    call: Call
+    compared: tuple[str, ...] | None = None
+
+
+class Assertion(NamedTuple):
+    name: str
+    arguments: Mapping[str, Any]
+    holds: bool = True  # what it must be
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    id: str
+    ticket: str
+    faults: tuple[Call, ...]
+    gold: tuple[Gold, ...]
+    assertions: tuple[Assertion, ...]
+    basis: tuple[str, ...]  # ENV_ASSERTION, ACTION
+
+    @property
+    def issue(self) -> str:
+        """service_issue, mobile_data_issue or mms_issue."""
+        return self.id.partition("]")[0].removeprefix("[")
+
+    @property
+    def reference(self) -> list[Call]:
+        return [gold.call for gold in self.gold]
+
+
+# ---------------------------------------------------------------------------------------- a conversation
+
+
+def start(world: World, task: Task) -> State:
+    """The world of its own in which the task's faults have happened."""
+    state = fresh(world)
+    for name, arguments in task.faults:
+        try:
+            FAULTS[name](state, **arguments)
+        except (KeyError, TypeError, ToolError) as e:
+            raise UserError(f"task {task.id}: the initialization action {name}({dict(arguments)}) fails ({e})") from e
+    return state
+
+
+def call(state: State, name: str, arguments: Mapping[str, Any]) -> str:
+    """What the tool replies; it may change the state. A bad call is replied to in words, and changes nothing."""
+    return make(Call(name, arguments), TOOLS, state)[1]
+
+
+# ---------------------------------------------------------------------------------------- reward
+
+
+def assertions_hold(state: State, task: Task) -> bool:
+    return all(ASSERTIONS[name](state, **arguments) == holds for name, arguments, holds in task.assertions)
+
+
+def actions_made(task: Task, calls: Sequence[Call]) -> bool:
+    """Whether every reference call was made."""
+    return all(any(_matches(gold, made) for made in calls) for gold in task.gold)
+
+
+def _matches(gold: Gold, made: Call) -> bool:
+    if gold.call.name != made.name:
+        return False
+    compared = made.arguments if gold.compared is None else gold.compared
+    return all(
+        (name in made.arguments) == (name in gold.call.arguments)
+        and made.arguments.get(name) == gold.call.arguments.get(name)
+        for name in compared
+    )
+
+
+def reward(task: Task, state: State, calls: Sequence[Call], ended: bool) -> float:
+    """tau2's: 1 if what the task's basis names holds, else 0; and 0 unless the agent ended the conversation."""
+    if not ended:
+        return 0.0
+    right = ("ENV_ASSERTION" not in task.basis or assertions_hold(state, task)) and (
+        "ACTION" not in task.basis or actions_made(task, calls)
+    )
+    return float(right)
+
+
+def assert_service_status(state: State, expected_status: str) -> bool:
+    return state.phone.network_connection_status == expected_status
+
+
+def assert_mobile_data_status(state: State, expected_status: bool) -> bool:
+    return data_works(state) == expected_status
+
+
+def assert_internet_speed(state: State, expected_speed: float, expected_desc: str | None = None) -> bool:
+    mbps = speed(state)
+    name = "No Connection" if mbps is None else band(mbps)[0]
+    named = expected_desc is None or name.lower() == expected_desc.lower()
+    return (mbps or 0.0) >= expected_speed and named
+
+
+def assert_can_send_mms(state: State, expected_status: bool) -> bool:
+    return mms_works(state) == expected_status
+
+
+def assert_data_refueling_amount(state: State, customer_id: str, line_id: str, expected_amount: float) -> bool:
+    return abs(telecom_agent.own_line(state, customer_id, line_id)["data_refueling_gb"] - expected_amount) < 1e-6
+
+
+def assert_no_overdue_bill(state: State, overdue_bill_id: str) -> bool:
+    bill = state.bills.get(overdue_bill_id)
+    return bill is None or bill["status"] == "Paid"
+
+
+ASSERTIONS = {
+    assertion.__name__: assertion
+    for assertion in (
+        assert_service_status,
+        assert_mobile_data_status,
+        assert_internet_speed,
+        assert_can_send_mms,
+        assert_data_refueling_amount,
+        assert_no_overdue_bill,
+    )
+}
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def folder() -> Path | None:
+    """tau2's telecom files, as the environment variable names them; None where it names no folder."""
+    named = os.environ.get(FOLDER, "")
+    return Path(named) if named and Path(named).is_dir() else None
+
+
+def make_task(record: Mapping) -> Task:
+    """A record of tau2's tasks.json. UserError says what it lacks."""
+    try:
+        begin, end = record.get("initial_state") or {}, record["evaluation_criteria"]
+        task = Task(
+            id=record["id"],
+            ticket=record["ticket"],
+            faults=tuple(Call(a["func_name"], a["arguments"]) for a in begin.get("initialization_actions") or ()),
+            gold=tuple(_gold(action) for action in end["actions"] or ()),
+            assertions=tuple(
+                Assertion(a["func_name"], a["arguments"], a["assert_value"]) for a in end["env_assertions"] or ()
+            ),
+            basis=tuple(end["reward_basis"]),
+        )
+    except (KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"a task of tasks.json lacks or misspells the field {e}; fetch the file again") from e
+    unknown = [f.name for f in task.faults if f.name not in FAULTS]
+    unknown += [a.name for a in task.assertions if a.name not in ASSERTIONS]
+    unknown += [basis for basis in task.basis if basis not in ("ENV_ASSERTION", "ACTION")]
+    if unknown:
+        raise UserError(f"task {task.id} names {unknown[0]}, which is not known; take the task out")
+    return task
+
+
+def _gold(action: Mapping) -> Gold:
+    compared = action.get("compare_args")
+    return Gold(Call(action["name"], action["arguments"]), None if compared is None else tuple(compared))
+
+
+def read_tasks(folder: str | Path) -> dict[str, Task]:
+    """id -> task, in the order of tasks.json or tasks.json.gz."""
+    tasks = (make_task(record) for record in _json(folder, "tasks.json"))
+    return {task.id: task for task in tasks}
+
+
+def read_splits(folder: str | Path) -> dict[str, list[str]]:
+    """train, test, base (both), small, full -> the ids of their tasks."""
+    return _json(folder, "split_tasks.json")
+
+
+def _json(folder: str | Path, name: str) -> Any:
+    plain, packed = Path(folder) / name, Path(folder) / f"{name}.gz"
+    try:
+        data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
+        return json.loads(data)
+    except OSError as e:
+        raise UserError(f"{plain} cannot be read ({e}); name a folder with tau2's telecom files") from e
+    except ValueError as e:
+        raise UserError(f"{plain} is not JSON ({e}); fetch it again") from e

@@ -1,0 +1,86 @@
+"""The telecom tasks as an `Environment`: what the model reads first, what its calls do, and when it is over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from rl_likelihood.envs import telecom
+from rl_likelihood.envs.calls import EXAMPLE, Style, answer
+from rl_likelihood.envs.protocol import End, Reply, Start
+from rl_likelihood.envs.telecom_state import State, World, read_world
+from rl_likelihood.envs.tools import Call, Tool, schema, signature
+from rl_likelihood.shapes import UserError
+
+Prompt = Literal["compact", "full"]
+_PROMPTS = Path(__file__).parent / "prompts"
+_ENDS: dict[str, End] = {"done": "done", "transfer_to_human_agents": "transfer"}
+
+
+@dataclasses.dataclass
+class Conversation:
+    task: telecom.Task
+    world: State
+    made: list[Call] = dataclasses.field(default_factory=list)
+
+
+def done(state: State) -> str:
+    return ""
+
+
+TOOLS = telecom.TOOLS | {"done": Tool(done, "End: the ticket is solved.")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Telecom:
+    """A task is {"task": its id}, as the rows of the data set have it."""
+
+    world: World
+    tasks: Mapping[str, telecom.Task]
+    system: str
+    style: Style = "hermes"
+
+    def start(self, task: Mapping) -> Start:
+        if task.get("task") not in self.tasks:
+            raise UserError(f"the row's task is {task.get('task')!r}, which is no task of tau2's tasks.json")
+        chosen = self.tasks[task["task"]]
+        conversation = Conversation(chosen, telecom.start(self.world, chosen))
+        return Start(conversation, [("system", self.system), ("user", chosen.ticket)])
+
+    def step(self, state: Conversation, text: str) -> Reply:
+        reply, made, bad = answer(text, self.style, TOOLS, state.world, last=tuple(_ENDS))
+        state.made += made
+        end = _ENDS.get(made[-1].name, "") if made else ""
+        return Reply("" if end else reply, end, len(made), bad)
+
+    def reward(self, state: Conversation, end: End) -> float:
+        return telecom.reward(state.task, state.world, state.made, ended=end in _ENDS.values())
+
+
+def read(folder: str | Path, prompt: Prompt = "compact", style: Style = "hermes") -> Telecom:
+    """The environment of a folder with tau2's telecom files."""
+    return Telecom(read_world(folder), telecom.read_tasks(folder), system_prompt(prompt, style, folder), style)
+
+
+def system_prompt(prompt: Prompt, style: Style, folder: str | Path = "") -> str:
+    """What the model is told before the ticket. `full` holds tau2's own policy and workflow, read from its folder."""
+    if prompt not in ("compact", "full"):
+        raise UserError(f"the prompt is {prompt!r}; choose compact or full")
+    filled = {"call": EXAMPLE[style]}
+    if prompt == "compact":
+        filled["tools"] = "\n".join(map(signature, TOOLS.values()))
+    else:
+        filled["tools"] = "\n".join(json.dumps(schema(tool)) for tool in TOOLS.values())
+        filled["main_policy"] = _text(folder, "main_policy_solo.md")
+        filled["tech_support_policy"] = _text(folder, "tech_support_workflow_solo.md")
+    return (_PROMPTS / f"{prompt}.txt").read_text("utf-8").format(**filled).strip()
+
+
+def _text(folder: str | Path, name: str) -> str:
+    try:
+        return (Path(folder) / name).read_text("utf-8").strip()
+    except OSError as e:
+        raise UserError(f"{Path(folder) / name} cannot be read ({e.strerror}); the prompt full needs it") from e

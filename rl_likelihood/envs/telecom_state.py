@@ -1,0 +1,243 @@
+"""The world of tau2-bench's telecom tasks: the carrier's records, one phone, and where its user is.
+
+The carrier's records are dicts whose fields stand in the order in which the tools print them. A record is never
+changed but replaced (`State.change`), so that conversations share what they do not touch and start in microseconds.
+The phone's fields have the names of tau2's user_db.toml.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rl_likelihood.shapes import UserError
+
+TODAY = "2025-02-25"  # the day on which every task takes place
+FOLDER = "RL_LIKELIHOOD_TAU2"  # the environment variable that names the folder of tau2's telecom files
+
+REQUIRED = object()
+# Table of db.toml -> (field, its value where the file has none). The first field is the record's id.
+RECORDS: dict[str, tuple[tuple[str, Any], ...]] = {
+    "plans": (
+        ("plan_id", REQUIRED),
+        ("name", REQUIRED),
+        ("data_limit_gb", REQUIRED),
+        ("price_per_month", REQUIRED),
+        ("data_refueling_price_per_gb", REQUIRED),
+    ),
+    "devices": (
+        ("device_id", REQUIRED),
+        ("device_type", REQUIRED),
+        ("model", REQUIRED),
+        ("imei", None),
+        ("is_esim_capable", REQUIRED),
+        ("activated", False),
+        ("activation_date", None),
+        ("last_esim_transfer_date", None),
+    ),
+    "lines": (
+        ("line_id", REQUIRED),
+        ("phone_number", REQUIRED),
+        ("status", "Pending Activation"),
+        ("plan_id", REQUIRED),
+        ("device_id", None),
+        ("data_used_gb", 0.0),
+        ("data_refueling_gb", 0.0),
+        ("roaming_enabled", False),
+        ("contract_end_date", None),
+        ("last_plan_change_date", None),
+        ("last_sim_replacement_date", None),
+        ("suspension_start_date", None),
+    ),
+    "bills": (
+        ("bill_id", REQUIRED),
+        ("customer_id", REQUIRED),
+        ("period_start", REQUIRED),
+        ("period_end", REQUIRED),
+        ("issue_date", REQUIRED),
+        ("total_due", REQUIRED),
+        ("due_date", REQUIRED),
+        ("line_items", ()),
+        ("status", "Draft"),
+    ),
+    "customers": (
+        ("customer_id", REQUIRED),
+        ("full_name", REQUIRED),
+        ("date_of_birth", REQUIRED),
+        ("email", REQUIRED),
+        ("phone_number", REQUIRED),
+        ("address", REQUIRED),
+        ("account_status", "Pending Verification"),
+        ("payment_methods", ()),
+        ("line_ids", ()),
+        ("bill_ids", ()),
+        ("created_at", REQUIRED),
+        ("last_extension_date", None),
+        ("goodwill_credit_used_this_year", 0.0),
+    ),
+}
+_TIMES = ("activation_date", "last_esim_transfer_date", "created_at")  # printed with a space in place of the T
+_AMOUNTS = (
+    "data_limit_gb",
+    "price_per_month",
+    "data_refueling_price_per_gb",
+    "data_used_gb",
+    "data_refueling_gb",
+    "total_due",
+    "goodwill_credit_used_this_year",
+    "amount",
+)
+
+APN = {"apn_name": "internet", "mmsc_url": "http://mms.carrier.com/mms/wapenc", "reset_at_reboot": False}
+PERMISSIONS = ("sms", "storage", "phone", "network")
+
+
+@dataclasses.dataclass
+class Phone:
+    sim_card_status: str = "active"  # active | locked_pin | locked_puk
+    sim_card_missing: bool = False
+    airplane_mode: bool = False
+    network_signal_strength: str = "good"  # none | poor | fair | good | excellent
+    network_technology_connected: str = "5G"  # none | 2G | 3G | 4G | 5G
+    network_connection_status: str = "connected"  # connected | no_service
+    battery_level: int = 80
+    data_enabled: bool = True
+    roaming_enabled: bool = False
+    network_mode_preference: str = "4g_5g_preferred"
+    wifi_enabled: bool = False
+    wifi_connected: bool = False
+    wifi_ssid: str | None = None
+    wifi_signal_strength: str = "none"
+    wifi_calling_enabled: bool = False
+    wifi_calling_mms_over_wifi: bool = False
+    data_saver_mode: bool = False
+    vpn_enabled_setting: bool = False
+    vpn_connected: bool = False
+    vpn_server_performance: str = "excellent"  # of the one server that the phone knows, connected or not
+    active_apn_settings: dict = dataclasses.field(default_factory=lambda: dict(APN))
+    apps: dict[str, dict[str, bool]] = dataclasses.field(default_factory=dict)  # app -> permission -> granted
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What every conversation starts from. Tables are id -> record."""
+
+    plans: Mapping[str, dict]
+    devices: Mapping[str, dict]
+    lines: Mapping[str, dict]
+    bills: Mapping[str, dict]
+    customers: Mapping[str, dict]
+    phone: Phone
+
+
+@dataclasses.dataclass
+class State:
+    """One conversation's world. Its user has no line until `phone_number` is set."""
+
+    plans: Mapping[str, dict]
+    devices: Mapping[str, dict]
+    lines: dict[str, dict]
+    bills: dict[str, dict]
+    customers: dict[str, dict]
+    phone: Phone
+    phone_number: str = ""
+    abroad: bool = False
+
+    def change(self, table: str, key: str, **fields) -> dict:
+        """The record with these fields instead."""
+        records = getattr(self, table)
+        records[key] = {**records[key], **fields}
+        return records[key]
+
+    @property
+    def line(self) -> dict | None:
+        """The user's own line."""
+        return next((line for line in self.lines.values() if line["phone_number"] == self.phone_number), None)
+
+    @property
+    def line_active(self) -> bool:
+        return self.line is None or self.line["status"] == "Active"
+
+    @property
+    def roaming_allowed(self) -> bool:
+        return self.line is not None and self.line["roaming_enabled"]
+
+    @property
+    def data_used_up(self) -> bool:
+        line = self.line
+        if line is None:
+            return False
+        return line["data_used_gb"] >= self.plans[line["plan_id"]]["data_limit_gb"] + line["data_refueling_gb"]
+
+
+def fresh(world: World) -> State:
+    """A state of its own, before the task's first fault."""
+    return State(
+        world.plans, world.devices, dict(world.lines), dict(world.bills), dict(world.customers), copy.copy(world.phone)
+    )
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def read_world(folder: str | Path) -> World:
+    """The world of a folder with tau2's db.toml and user_db.toml."""
+    return make_world(read_toml(Path(folder) / "db.toml"), read_toml(Path(folder) / "user_db.toml"))
+
+
+def make_world(carrier: Mapping, user: Mapping) -> World:
+    """The world of what db.toml and user_db.toml hold."""
+    tables = {name: {} for name in RECORDS}
+    for name, fields in RECORDS.items():
+        for row in carrier.get(name, ()):
+            record = {field: _value(name, row, field, default) for field, default in fields}
+            tables[name][record[fields[0][0]]] = record
+    for line in tables["lines"].values():
+        if line["plan_id"] not in tables["plans"]:
+            raise UserError(f"db.toml: line {line['line_id']} has plan_id {line['plan_id']!r}, which is no plan there")
+    return World(**tables, phone=_phone(user))
+
+
+def _value(table: str, row: Mapping, field: str, default: Any) -> Any:
+    value = row.get(field, default)
+    if value is REQUIRED:
+        raise UserError(f"db.toml: a record of {table} has no {field}; add it")
+    return _plain(field, value)
+
+
+def _plain(field: str, value: Any) -> Any:
+    """The value as the tools print it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(name, v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(field, v) for v in value]
+    if field in _AMOUNTS:
+        return float(value)
+    return value.replace("T", " ") if field in _TIMES and isinstance(value, str) else value
+
+
+def _phone(user: Mapping) -> Phone:
+    device = dict(user.get("device", {}))
+    apn = {**APN, **device.pop("active_apn_settings", {})}
+    apps = {
+        name: {p: bool(app.get("permissions", {}).get(p, False)) for p in PERMISSIONS}
+        for name, app in device.pop("app_statuses", {}).items()
+    }
+    known = {field.name for field in dataclasses.fields(Phone)}
+    unknown = [name for name in device if name not in known] + [name for name in user if name != "device"]
+    if unknown:
+        raise UserError(f"user_db.toml: {unknown[0]!r} is not known; take it out")
+    return Phone(**device, active_apn_settings=apn, apps=apps)
+
+
+def read_toml(path: Path) -> dict:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror}); name a folder with tau2's telecom files") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is not TOML ({e}); fetch it again") from e

@@ -1,0 +1,59 @@
+"""Conversations of telecom tasks cut into rows: what has been called and replied, and which call comes next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rl_likelihood.envs import telecom
+from rl_likelihood.envs.calls import text_of
+from rl_likelihood.envs.telecom_expert import solve
+from rl_likelihood.envs.telecom_state import World
+from rl_likelihood.envs.tools import Call
+
+
+class Turn(NamedTuple):
+    """Calls are sorted JSON. `remaining` are the calls still to be made, the answer first: any may be as good."""
+
+    history: tuple[tuple[str, str], ...]  # (call, reply)
+    answer: str
+    remaining: tuple[str, ...]
+    thought: str = ""
+
+
+def turns(world: World, task: telecom.Task, calls: Sequence[Call], thoughts: Sequence[str] = ()) -> list[Turn]:
+    """One row for each of the calls, with the environment's real replies to those before it."""
+    state = telecom.start(world, task)
+    texts = [text_of(call) for call in calls]
+    rows, history = [], []
+    for n, call in enumerate(calls):
+        rows.append(Turn(tuple(history), texts[n], tuple(texts[n:]), thoughts[n] if thoughts else ""))
+        history.append((texts[n], telecom.call(state, *call)))
+    return rows
+
+
+def reference_turns(world: World, task: telecom.Task) -> list[Turn]:
+    return turns(world, task, task.reference)
+
+
+def expert_turns(world: World, task: telecom.Task) -> list[Turn]:
+    """The expert's calls with its thoughts, `done` at the end where it does not transfer."""
+    acts = [turn.act for turn in solve(world, task)[0]]
+    calls, thoughts = [act.call for act in acts], [act.thought for act in acts]
+    if calls[-1].name != "transfer_to_human_agents":
+        calls, thoughts = [*calls, Call("done", {})], [*thoughts, "The problem is gone."]
+    return turns(world, task, calls, thoughts)
+
+
+def whole(world: World, task: telecom.Task) -> list[Turn]:
+    """One row: all reference calls as one JSON list."""
+    texts = [text_of(call) for call in task.reference]
+    return [Turn((), json.dumps([json.loads(text) for text in texts], ensure_ascii=False), tuple(texts))]
+
+
+def question(system: str, task: telecom.Task, turn: Turn, asked: str) -> str:
+    """What the model reads: the system prompt, the ticket, and the calls so far with their replies."""
+    history = "\n".join(f"{call}\n{reply}\n" for call, reply in turn.history)
+    so_far = f"Calls so far, each with its reply:\n{history}\n" if history else ""
+    return f"{system}\n\nTicket: {task.ticket}\n\n{so_far}{asked}"

@@ -1,0 +1,80 @@
+"""A tool that a model may call: what it is called, what it takes, and the function behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+_PYTHON = {"string": str, "number": (int, float), "integer": int, "boolean": bool, "object": dict}
+_LARGEST = 1e9  # a number beyond it is a mistake, and its text or its product may be very long
+
+
+class Call(NamedTuple):
+    name: str
+    arguments: Mapping[str, Any]
+
+
+class ToolError(Exception):
+    """A call that a tool refuses, in words that the model reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    name: str
+    kind: str  # a JSON type: string | number | integer | boolean | object
+    about: str
+    required: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+    """`run(state, **arguments)` gives the reply, or raises ToolError; it may change the state."""
+
+    run: Callable[..., str]
+    about: str
+    parameters: tuple[Parameter, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.run.__name__
+
+
+def table(tools: Iterable[Tool]) -> dict[str, Tool]:
+    return {tool.name: tool for tool in tools}
+
+
+def wrong_arguments(tool: Tool, arguments: Mapping[str, Any]) -> str:
+    """What is wrong with the arguments, in one sentence; "" if nothing is."""
+    known = {p.name: p for p in tool.parameters}
+    missing = [p.name for p in tool.parameters if p.required and p.name not in arguments]
+    if missing:
+        return f"{tool.name} needs the argument {missing[0]}"
+    for name, value in arguments.items():
+        if name not in known:
+            takes = ", ".join(known) or "no arguments"
+            return f"{tool.name} has no argument {name!r}; it takes {takes}"
+        if not _fits(value, known[name].kind):
+            return f"argument {name} of {tool.name} must be of type {known[name].kind}"
+    return ""
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    if not isinstance(value, _PYTHON[kind]):
+        return False
+    return kind not in ("number", "integer") or abs(value) <= _LARGEST
+
+
+def schema(tool: Tool) -> dict:
+    """The tool as chat templates take it: a function with a JSON schema of its arguments."""
+    properties = {p.name: {"type": p.kind, "description": p.about} for p in tool.parameters}
+    required = [p.name for p in tool.parameters if p.required]
+    parameters = {"type": "object", "properties": properties, "required": required}
+    return {"type": "function", "function": {"name": tool.name, "description": tool.about, "parameters": parameters}}
+
+
+def signature(tool: Tool) -> str:
+    """The tool in one short line: refuel_data(customer_id, line_id, gb_amount)."""
+    return f"{tool.name}({', '.join(p.name if p.required else p.name + '?' for p in tool.parameters)})"

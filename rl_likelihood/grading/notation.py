@@ -1,0 +1,105 @@
+r"""One spelling for what people and models write: Unicode mathematics, digits of other scripts, Markdown marks.
+
+`latex("√3 ≤ x²")` is `\sqrt 3 \le x^{2}`. What it does not know stays as it is, for the reader of formulas to refuse.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_COMMANDS = {
+    "≤": r"\le", "≥": r"\ge", "⩽": r"\le", "⩾": r"\ge", "≠": r"\ne", "∞": r"\infty", "∪": r"\cup", "∩": r"\cap",
+    "∈": r"\in", "±": r"\pm", "∓": r"\mp", "×": r"\times", "⋅": r"\cdot", "·": r"\cdot", "∙": r"\cdot", "•": r"\cdot",
+    "∗": r"\cdot", "÷": r"\div", "°": r"^\circ", "º": r"^\circ", "˚": r"^\circ", "√": r"\surd", "∛": r"\surd[3]",
+    "∜": r"\surd[4]", "⟨": r"\langle", "⟩": r"\rangle", "⌊": r"\lfloor", "⌋": r"\rfloor", "⌈": r"\lceil",
+    "⌉": r"\rceil", "∅": r"\emptyset", "∠": r"\angle", "…": r"\ldots", "⋯": r"\ldots", "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∖": r"\setminus", "′": "'",
+    "≈": r"\approx", "≡": r"\equiv", "¬": r"\neg", "→": r"\to", "⇒": r"\implies", "△": r"\triangle", "€": r"\euro",
+    "£": r"\pounds", "ϕ": r"\varphi", "ϵ": r"\varepsilon", "ϑ": r"\vartheta",
+}  # fmt: skip
+_GREEK = (
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lamda", "mu", "nu", "xi",
+    "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
+)  # fmt: skip
+_PLAIN = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "∣": "|", "∶": ":", "⁄": "/", "∕": "/", "’": "'",
+    "‘": "'", "“": '"', "”": '"',
+    "\u00a0": r"\,", "\u2009": r"\,", "\u202f": r"\,", "\u2007": r"\,", "\u2008": r"\,", "\u200a": r"\,",
+    "\u2002": " ", "\u2003": " ", "\u3000": " ",
+    "\u2062": " ", "\u2061": "", "\u2063": ",", "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "",
+    "\ufe0f": "", "，": ",", "；": ";", "：": ":",
+}  # fmt: skip
+
+
+def _table() -> dict[int, str]:
+    table = {ord(c): f"{command} " for c, command in _COMMANDS.items()} | {ord(c): s for c, s in _PLAIN.items()}
+    for name in _GREEK:
+        command = "lambda" if name == "lamda" else name
+        for case, written in (("SMALL", command), ("CAPITAL", command.capitalize())):
+            table[ord(unicodedata.lookup(f"GREEK {case} LETTER {name.upper()}"))] = rf"\{written} "
+    return table
+
+
+_TABLE = _table()
+_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ"
+_SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎"
+_RAISED = str.maketrans(_SUPERSCRIPTS, "0123456789+-=()ni")
+_LOWERED = str.maketrans(_SUBSCRIPTS, "0123456789+-=()")
+_RUNS = re.compile(
+    f"(?P<above>[⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/](?P<below>[₀₁₂₃₄₅₆₇₈₉]+)"
+    f"|(?P<up>[{_SUPERSCRIPTS}]+)|(?P<down>[{_SUBSCRIPTS}]+)|(?P<over>(?:[0-9]\u0305)+)"
+)
+
+
+def _run(m: re.Match[str]) -> str:
+    if m["above"]:
+        return rf"\frac{{{m['above'].translate(_RAISED)}}}{{{m['below'].translate(_LOWERED)}}}"
+    if m["up"]:
+        return "^{" + m["up"].translate(_RAISED) + "}"
+    if m["down"]:
+        return "_{" + m["down"].translate(_LOWERED) + "}"
+    return r"\overline{" + m["over"].replace("\u0305", "") + "}"
+
+
+def _character(c: str) -> str:
+    """ASCII for a digit of another script, a fraction, a letter of another font or width; else the character."""
+    if c.isascii():
+        return c
+    if (digit := unicodedata.decimal(c, None)) is not None:
+        return str(digit)
+    form = unicodedata.normalize("NFKC", c)
+    if "\u2044" in form:
+        above, _, below = form.partition("\u2044")
+        return rf"\frac{{{above}}}{{{below}}}" if below else c
+    return form.translate(_TABLE) if form != c else c
+
+
+def latex(text: str) -> str:
+    """The text with its Unicode mathematics as LaTeX and other digits as ASCII."""
+    if text.isascii():
+        return text
+    text = _RUNS.sub(_run, text).translate(_TABLE)
+    return text if text.isascii() else "".join(map(_character, text))
+
+
+# A pair of marks around something, where words stand outside: not the power in x**2, the product in 2*3 or x_1.
+_EMPHASIS = re.compile(
+    r"(?<![\w*)\]}\\^])(?P<mark>\*\*\*|\*\*|\*|__|_|``|`)(?=[^\s*_`])(?P<inside>[^\n]*?[^\s*_`\\])(?P=mark)(?![\w*(\[{\\^])"
+)
+_FENCE = re.compile(r"\s*(```|~~~)[^\n`]*\n(?P<inside>.*?)\n?[ ]*\1\s*", re.DOTALL)
+_HEADING = re.compile(r"^[ ]{0,3}#{1,6}\s+")
+
+
+def without_markdown(text: str) -> str:
+    """Without code fence, heading, emphasis: **58** is 58, x**2 stays."""
+    fenced = _FENCE.fullmatch(text)
+    if fenced is not None:
+        text = fenced["inside"]
+    text = _HEADING.sub("", text)
+    for _ in range(3):  # ***58***, **`58`**
+        bare = _EMPHASIS.sub(lambda m: m["inside"], text)
+        if bare == text:
+            break
+        text = bare
+    return text

@@ -1,0 +1,80 @@
+"""What a formula is once it is read: a tree of nodes, and the few ways in which trees are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+from rl_likelihood.grading.tokens import Unreadable
+
+LONGEST_PRODUCT = 200  # factors
+
+
+class Node(NamedTuple):
+    """A tree. Kinds: number, name, word, based, add, mul, div, pow, neg, pm, call, deg, sequence, set, list, matrix,
+    union, without, relation, unit. `parts` are nodes, except for names: see the functions that make them."""
+
+    kind: str
+    parts: tuple = ()
+
+
+def number(value: int | Fraction) -> Node:
+    return Node("number", (Fraction(value),))
+
+
+def call(name: str, *arguments: Node) -> Node:
+    return Node("call", (name, *arguments))
+
+
+def parts_of(node: Node) -> Iterator[Node]:
+    """The nodes right below a node."""
+    for part in node.parts:
+        if isinstance(part, Node):
+            yield part
+        elif isinstance(part, tuple):
+            yield from (p for p in part if isinstance(p, Node))
+
+
+CONSTANTS = ("pi", "e", "i", "imath")
+
+
+def symbols(node: Node) -> frozenset[str]:
+    """The names in a formula that are no constants."""
+    if node.kind == "name":
+        return frozenset() if node.parts[0] in CONSTANTS else frozenset(node.parts)
+    return frozenset().union(*map(symbols, parts_of(node)))
+
+
+def signed(sign: str, node: Node) -> Node:
+    if sign == "-":
+        return Node("neg", (node,))
+    if sign in ("pm", "mp"):
+        node = Node("pm", (node,))
+        return Node("neg", (node,)) if sign == "mp" else node
+    return node
+
+
+def times(left: Node, right: Node) -> Node:
+    factors = left.parts if left.kind == "mul" else (left,)
+    if len(factors) > LONGEST_PRODUCT:
+        raise Unreadable("too long")
+    return Node("mul", (*factors, right))
+
+
+def over(above: Node, below: Node) -> Node:
+    """A quotient; of a product, one factor more, so that 1/2/3/... is not a deep tree."""
+    if above.kind in ("mul", "div"):
+        return times(above, Node("div", (number(1), below)))
+    return Node("div", (above, below))
+
+
+def in_radians(node: Node) -> Node:
+    """Degrees inside the argument of a sine are an eighteenth of ten pi."""
+    if node.kind == "deg":
+        return Node("mul", (node.parts[0], Node("div", (Node("name", ("pi",)), number(180)))))
+    if node.kind == "unit" and node.parts[1] == "degree":
+        return in_radians(Node("deg", (node.parts[0],)))
+    if node.kind in ("add", "mul", "div", "neg"):
+        return Node(node.kind, tuple(map(in_radians, node.parts)))
+    return node

@@ -1,0 +1,128 @@
+"""The table of metrics, metrics.csv: name, label, unit, which way is better, definition.
+
+    python -m rl_likelihood.report.metric_table > docs/metrics.md
+
+The console, tables, figures, the page and docs/metrics.md take their words from it. A name is the one in the files of
+a workdir. `{name}`, `{k}` or `{n}` in a name stands for any word or number: one row describes a family.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One number of a line of metrics.jsonl or eval.jsonl, whichever `file` is.
+
+    unit:    "%" for a share, which the files hold as 0 to 1
+    better:  "higher", "lower", or "" where neither is
+    digits:  decimals in a table
+    short:   label in the console line of a step
+    sampled: made from tokens that the policy sampled; sft samples none, so it has no such number
+    """
+
+    file: str
+    name: str
+    label: str
+    unit: str
+    better: str
+    digits: int
+    short: str
+    sampled: bool
+    definition: str
+
+    @property
+    def scale(self) -> int:
+        """What turns the number of a file into the number that is shown."""
+        return 100 if self.unit == "%" else 1
+
+    @property
+    def heading(self) -> str:
+        """The label with its unit: "chain length with tags, tokens"."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    @property
+    def title(self) -> str:
+        """The heading as the title of a panel whose axis says %."""
+        words = self.label if self.unit == "%" else self.heading
+        return words[0].upper() + words[1:]
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether its axis may be logarithmic: perplexities span orders of magnitude."""
+        return "perplexity" in self.name
+
+
+def _read() -> list[Metric]:
+    with open(Path(__file__).with_name("metrics.csv"), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [Metric(**row | {"digits": int(row["digits"]), "sampled": row["sampled"] == "yes"}) for row in rows]
+
+
+METRICS = {row.name: row for row in _read()}
+# What else stands in a line of the files.
+NOT_METRICS = frozenset({"step", "stage", "data", "records", "records_mc", "examples", "ci95", "questions_of"})
+
+_MARKS = {"{name}": r"(.+)", "{k}": r"(\d+)", "{n}": r"(\d+)"}
+
+
+@functools.cache
+def metric(name: str) -> Metric:
+    """The row of a name, or of its family with the label made for it. KeyError for a name that the table lacks."""
+    if name in METRICS:
+        return METRICS[name]
+    for row in METRICS.values():
+        for mark, pattern in _MARKS.items():
+            before, placeholder, after = row.name.partition(mark)
+            match = re.fullmatch(re.escape(before) + pattern + re.escape(after), name) if placeholder else None
+            if match:
+                return dataclasses.replace(row, name=name, label=row.label.replace(mark, match[1]))
+    raise KeyError(name)
+
+
+def unknown(row: Mapping[str, Any]) -> list[str]:
+    """The names in a line of metrics.jsonl or eval.jsonl that the table lacks."""
+    missing = []
+    for name in row.keys() - NOT_METRICS:
+        try:
+            metric(name)
+        except KeyError:
+            missing.append(name)
+    return sorted(missing)
+
+
+def without_samples(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's numbers without those made from sampled tokens: sft samples none, and they would read 0."""
+    return {name: value for name, value in row.items() if not (name in METRICS and METRICS[name].sampled)}
+
+
+def markdown() -> str:
+    """docs/metrics.md."""
+    parts = [
+        "# Metrics",
+        "<!-- Made by `python -m rl_likelihood.report.metric_table > docs/metrics.md` from report/metrics.csv. -->",
+        "A share is 0 to 1 in the files and % wherever it is shown. A name in braces stands for any word or number.",
+    ]
+    about = {
+        "metrics.jsonl": "One line for each step of training.",
+        "eval.jsonl": "One line for each evaluation. `ci95` holds 95 % intervals: percentiles over bootstrap samples "
+        "of the questions, or, of a share that is 0 or 1 in every question, the exact interval of Clopper and Pearson. "
+        "`questions_of` says how many questions a number is made of, where not all have it.",
+    }
+    for file, words in about.items():
+        lines = ["| name | label | unit | better | definition |", "|---|---|---|---|---|"]
+        rows = [m for m in METRICS.values() if m.file == file]
+        lines += [f"| `{m.name}` | {m.label} | {m.unit} | {m.better} | {m.definition} |" for m in rows]
+        parts += [f"## {file}", words, "\n".join(lines)]
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(markdown())

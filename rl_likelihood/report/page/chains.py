@@ -1,0 +1,95 @@
+"""The sampled chains of a page: read from the runs' files, thinned to what a browser opens at once, and grouped."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rl_likelihood.runtime import run_files
+
+CHAINS = 20_000  # in a page, about; 10,000 with 64 tokens each are 13 MB and open in two seconds
+BYTES = 30_000_000  # of the files that they are read from: long chains are fewer
+
+
+def per_step(workdir: str | Path) -> dict[int, int]:
+    """{step: its number of sampled chains} of a run, in order; empty without the file."""
+    path = Path(workdir) / run_files.SAMPLES
+    return dict(sorted(Counter(row["step"] for row in run_files.rows(path)).items())) if path.exists() else {}
+
+
+def limit_of(workdirs: Iterable[str | Path], chains: int) -> int:
+    """How many of the runs' `chains` a page takes."""
+    paths = [Path(workdir) / run_files.SAMPLES for workdir in workdirs]
+    size = sum(path.stat().st_size for path in paths if path.exists())
+    return min(CHAINS, chains * BYTES // size) if size else CHAINS
+
+
+def level(totals: Iterable[int], limit: int) -> int:
+    """The most chains a run may show so that all together show at most `limit`: short runs leave theirs to others."""
+    share, waiting = 0, sorted(totals)
+    while waiting:
+        share = limit // len(waiting)
+        if waiting[0] > share:
+            break
+        limit -= waiting.pop(0)
+    return share
+
+
+def steps_shown(steps: Mapping[int, int], share: int) -> set[int]:
+    """Evenly spaced ones of the steps, first and last among them, whose chains are about `share`; one at least."""
+    total, every = sum(steps.values()), sorted(steps)
+    if total <= share:
+        return set(every)
+    n = max(1, len(every) * share // total)
+    return {every[round(i)] for i in np.linspace(0, len(every) - 1, n)} if n > 1 else {every[-1]}
+
+
+def read(workdir: str | Path, steps: set[int], reward: str = "") -> list[dict[str, Any]]:
+    """The groups of these steps of a run trained on `reward`; rows of other steps are never held."""
+    path = Path(workdir) / run_files.SAMPLES
+    return groups_of((row for row in run_files.rows(path) if row["step"] in steps), reward) if steps else []
+
+
+def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[dict[str, Any]]:
+    """Sampled chains by step and prompt, each prompt once with its chains: what all share is said once."""
+    groups: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in samples:
+        key = (row["step"], row["id"])
+        if key not in groups:
+            groups[key] = {
+                "step": row["step"],
+                "id": row["id"],
+                "prompt": row["prompt"],
+                "tokens": row["answer_tokens"],
+                "scored": row["scored"],
+                "no_chain": _rounded(row.get("answer_logp_no_chain")),
+                "chains": [],
+            }
+        rewards = {k.removeprefix("reward/"): row[k] for k in row if k.startswith("reward/")}
+        trained = row["reward"]
+        if rewards.get("prob") == 0 and rewards.get("log_prob") is not None:
+            rewards["prob"] = math.exp(rewards["log_prob"])  # older files have six decimals
+            trained = rewards["prob"] if reward == "prob" else trained
+        groups[key]["chains"].append(
+            {
+                "chain": row["chain"],
+                "forced": row["forced"],
+                "sampled": row["sampled_answer"],
+                "logp": _rounded(row["answer_logp"]),
+                "reward": trained,
+                "rewards": rewards,
+                "advantage": row["advantage"],
+                "truncated": row["truncated"],
+            }
+        )
+    return list(groups.values())
+
+
+def _rounded(values: Sequence[float] | None) -> list[float] | None:
+    """Three decimals are what is shown; a log-prob that is not finite has been written as null: -1000."""
+    return None if values is None else [-1000.0 if v is None else round(v, 3) for v in values]

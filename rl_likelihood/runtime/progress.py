@@ -1,0 +1,128 @@
+"""How far a long piece of work has come: a bar on a terminal, a line now and then in a log.
+
+with Progress("evaluated", 96, "questions", say) as progress:
+    for batch in batches:
+        ...
+        progress.advance(len(batch))
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.console import duration
+
+EVERY = 15.0  # seconds between two lines of a log
+RECENT = 50  # reports that a time is estimated from: the pace may change
+
+
+def time_left(reports: Sequence[tuple[float, int]], total: int, now: float) -> float | None:
+    """Seconds until `total` is done; None where they are not known yet.
+
+    reports: (time, how much was done), the first from before the work began. What came before it, as the steps before
+        a resume, does not count. Nor does the first piece of work: it also compiles.
+    now: the time falls from one report to the next, but not below what must follow the piece that is being worked on.
+    """
+    if reports and reports[-1][1] >= total:
+        return 0.0
+    if len(reports) < 3:
+        return None
+    recent = reports[1:][-RECENT:]
+    (began, first), (last, done) = recent[0], recent[-1]
+    each, piece = (last - began) / max(done - first, 1), done - recent[-2][1]
+    return max(each * (total - done) - (now - last), each * max(total - done - piece, 0))
+
+
+class _Left(ProgressColumn):
+    """Time since the beginning, and time left."""
+
+    max_refresh = 0.5
+
+    def __init__(self, words: Callable[[], str]) -> None:
+        super().__init__()
+        self._words = words
+
+    def render(self, task: Task) -> Text:
+        return Text(self._words())
+
+
+class Progress:
+    """The progress of `total` pieces of work, `done` of them before it began; a context manager.
+
+    what, unit: "evaluated", "questions": the words of the line "evaluated 16 of 96 questions, 2m10s left"
+    say:    prints a line of a log; None for work whose log has its own lines
+    stream: where the bar goes if it is a terminal, stdout by default; what is printed meanwhile stands above the bar
+
+    The bar moves twice a second, whatever the work does. On several processes the first alone shows it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        unit: str,
+        say: Callable[[str], None] | None = None,
+        *,
+        done: int = 0,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.what, self.total, self.unit, self.done = what, total, unit, done
+        self._reports = [(time.monotonic(), done)]
+        self._say, self._over = say, threading.Event()
+        self._bar: Bar | None = None
+        self._thread: threading.Thread | None = None
+        console = Console(file=stream or sys.stdout)
+        if not distributed.first():
+            self._say = None
+        elif console.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Left(self._words))
+            to_stdout = console.file is sys.stdout
+            self._bar = Bar(*columns, console=console, transient=True, redirect_stdout=to_stdout, refresh_per_second=2)
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done)
+        elif self._say is not None:
+            self._thread = threading.Thread(target=self._lines, args=(self._say,), name="progress", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more pieces are done."""
+        self.done += n
+        self._reports.append((time.monotonic(), self.done))
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done)
+
+    def left(self) -> float | None:
+        """Seconds until all is done, where they are known."""
+        return time_left(self._reports, self.total, time.monotonic())
+
+    def _words(self) -> str:
+        left = self.left()
+        return f"{self.done} of {self.total} {self.unit}" + ("" if left is None else f", {duration(left)} left")
+
+    def _lines(self, say: Callable[[str], None]) -> None:
+        said = ""
+        while not self._over.wait(EVERY):
+            if (words := f"{self.what} {self._words()}") != said:
+                said = words
+                say(words)

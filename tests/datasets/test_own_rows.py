@@ -1,0 +1,234 @@
+"""The user's own rows: which there are, how they may be written, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from rl_likelihood.datasets.sources import DataConfig, describe, load
+from rl_likelihood.shapes import Example, UserError
+
+
+def write(path, rows):
+    path.write_text("".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return str(path)
+
+
+def questions(n, start=0):
+    return [{"prompt": f"What is item {i}?", "answer": str(i)} for i in range(start, start + n)]
+
+
+def own(path, **fields) -> DataConfig:
+    """All rows of a file, none held out."""
+    return DataConfig("files", train_path=str(path), **{"heldout_size": 0, **fields})
+
+
+def test_rows_and_all_their_fields(tmp_path):
+    path = write(
+        tmp_path / "rows.jsonl",
+        [
+            {"prompt": "2 + 2?", "answer": " 4 \n", "chain": "two and two", "id": 7, "task": "sums", "other": [1]},
+            "\n",
+            '{"prompt": "line\u2028separator", "answer": "é"}\n',
+            {
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": "Hello"},
+                    {"role": "assistant", "content": "Hi."},
+                    {"role": "user", "content": "Capital of France?"},
+                ],
+                "answer": "Paris",
+            },
+            {"messages": [{"role": "user", "content": "Capital of Spain?"}], "answer": "Madrid"},
+        ],
+    )
+    train, heldout, report = load(own(path))
+    assert heldout == [] and report.rows == 4 and report.bad_rows == ()
+    assert train[0] == Example("7", "2 + 2?", "4", chain="two and two", task="sums")
+    assert train[1] == Example("rows.jsonl:3", "line\u2028separator", "é")
+    assert train[2].prompt == "Capital of France?"
+    assert train[2].messages[0] == ("system", "Be brief.") and len(train[2].messages) == 4
+    assert train[3] == Example("rows.jsonl:5", "Capital of Spain?", "Madrid")
+    old_name = DataConfig("jsonl", train_path=path, heldout_size=0)
+    assert load(old_name)[0] == train
+
+
+def test_nulls_and_a_last_turn_of_the_assistant_are_as_other_tools_write_them(tmp_path):
+    turns = [{"role": "user", "content": "Capital of France?"}, {"role": "assistant", "content": "Paris "}]
+    nothing = {"chain": None, "task": None, "id": None}
+    rows = [{"prompt": "6 * 7?", "answer": 42, "messages": None} | nothing, {"prompt": turns[:1], "answer": "Lyon"}]
+    rows += [{"messages": turns, "prompt": None, "answer": None} | nothing, {"messages": turns[:1] * 2 + turns[1:]}]
+    train, _, report = load(own(write(tmp_path / "rows.jsonl", rows)))
+    assert train[:2] == [
+        Example("rows.jsonl:1", "6 * 7?", "42"),
+        Example("rows.jsonl:2", "Capital of France?", "Lyon"),
+    ]
+    assert (train[2].answer, train[2].messages) == ("Paris", (("user", "Capital of France?"),) * 2)
+    assert report.bad_rows == () and report.removed == (
+        "rows.jsonl:3 asks the question of rows.jsonl:2 again with another answer ('Paris', not used)",
+    )
+
+
+@pytest.mark.parametrize(
+    "number", ["42", "0.25", "0.0000001", "1e-07", "1.50", "-0", "1E5", "12345678901234567890.123456789", "1" * 5000]
+)
+def test_a_number_stays_as_it_is_written(tmp_path, number):
+    line = f'{{"prompt": "How much?", "answer": {number}}}'
+    for name, text in (("rows.jsonl", line + "\n"), ("rows.json", f"[{line}]")):
+        path = tmp_path / name
+        path.write_text(text)
+        assert load(own(path))[0][0].answer == number
+
+
+def test_a_number_in_parquet_is_as_people_write_it(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"prompt": ["a", "b", "c"], "answer": [1e-07, 43.0, 0.5]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    assert [e.answer for e in load(own(tmp_path / "rows.parquet"))[0]] == ["0.0000001", "43", "0.5"]
+
+
+def test_columns_have_the_names_that_the_config_says(tmp_path):
+    rows = [{"question": "1 + 1?", "solution": 2, "cot": "one and one"}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    cfg = own(path, prompt_column="question", answer_column="solution", chain_column="cot")
+    assert load(cfg)[0] == [Example("rows.jsonl:1", "1 + 1?", "2", chain="one and one")]
+    same = own(path, prompt_column="question", answer_column="solution", chain_column="solution")
+    assert load(same)[0][0].chain == "2"
+    for fields, words in (
+        ({}, "--config.data.prompt_column="),
+        ({"prompt_column": "question"}, "--config.data.answer_column="),
+    ):
+        with pytest.raises(UserError, match="question, solution, cot") as e:
+            load(own(path, **fields))
+        assert words in str(e.value)
+
+
+def test_an_id_belongs_to_one_line(tmp_path):
+    rows = [row | {"id": i} for row, i in zip(questions(4), (1, 2, "1", 3), strict=True)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r"rows.jsonl:3: id '1' is also that of rows.jsonl:1"):
+        load(own(path))
+    cfg = own(path, skip_bad_rows=True)
+    train, heldout, report = load(cfg)
+    assert [e.id for e in train] == ["1", "2", "3"] and len(report.bad_rows) == 1
+    assert report.bad_rows[0] in describe(cfg, train, heldout, report)
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    lines = "".join(json.dumps(row) + "\n" for row in questions(3))
+    array = json.dumps(questions(3))
+    for name, data in (
+        ("rows.jsonl", lines.encode()),
+        ("windows.jsonl", b"\xef\xbb\xbf" + lines.replace("\n", "\r\n").encode()),
+        ("rows.txt", lines.encode()),
+        ("rows.jsonl.gz", gzip.compress(lines.encode())),
+        ("rows.json", array.encode()),
+        ("an_array.jsonl", array.encode()),
+        ("a_long_array.jsonl", json.dumps(questions(3), indent=1).encode()),
+    ):
+        (tmp_path / name).write_bytes(data)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(questions(3)), tmp_path / "rows.parquet")
+    for path in tmp_path.iterdir():
+        assert [e.answer for e in load(own(path))[0]] == ["0", "1", "2"], path
+
+
+def test_a_broken_file_is_named(tmp_path):
+    whole = gzip.compress(b'{"prompt": "a", "answer": "b"}\n' * 9)
+    for name, data, words in (
+        ("rows.jsonl.gz", b"plain text", "rows.jsonl.gz cannot be unpacked"),
+        ("rows.jsonl.gz", whole[:-9], "rows.jsonl.gz cannot be unpacked"),
+        ("rows.jsonl.gz", whole[:10] + b"\xff" * 9, "rows.jsonl.gz cannot be unpacked"),
+        (
+            "rows.jsonl",
+            b'[\n{"prompt": "a", "answer": "b"},\n',
+            "rows.jsonl:3: the JSON array",
+        ),
+        ("rows.csv", b"prompt,answer\n1,2\n", "rows.csv:1: neither JSON lines nor a JSON array"),
+        ("rows.parquet", b"PAR1", "rows.parquet is not a readable parquet file"),
+        ("rows.jsonl", b"\n\n", "has no usable row"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError) as e:
+            load(own(tmp_path / name))
+        assert words in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_file_that_is_not_there_is_refused_with_its_nearest_sibling(tmp_path):
+    path = write(tmp_path / "train.jsonl", questions(1))
+    for cfg, words in (
+        (own(tmp_path / "tran.jsonl"), ("data.train_path", "tran.jsonl", f"did you mean {path}?")),
+        (own(tmp_path / "nowhere" / "zzz"), ("data.train_path", "zzz", "JSON lines")),
+        (own("owner/name"), ("data.train_path", "hf:owner/name")),
+        (own(path, heldout_path=str(tmp_path / "nope")), ("data.heldout_path", "nope")),
+    ):
+        with pytest.raises(UserError) as e:
+            load(cfg)
+        assert all(word in str(e.value) for word in words), str(e.value)
+
+
+BAD_LINES = [
+    ("{'prompt': 1}\n", "not JSON"),
+    ('{"prompt": "a", "answer": "b"\n', "not JSON"),
+    ("[" * 100_000 + "\n", "not JSON"),
+    ('{"prompt": 1' + "0" * 5000 + ', "answer": "b"}\n', "field 'prompt' must be a string, not a number"),
+    ("[1, 2]\n", "not a JSON object but a list"),
+    ("3\n", "not a JSON object but a number"),
+    ("null\n", "not a JSON object but null"),
+    ({"answer": "b"}, "field 'prompt' is missing"),
+    ({"prompt": "a"}, "field 'answer' is missing"),
+    ('{"prompt": "a", "answer": NaN}\n', "field 'answer' must be a string, not a number"),
+    ({"prompt": "a", "answer": True}, "field 'answer' must be a string, not true/false"),
+    ({"prompt": 7, "answer": "b"}, "field 'prompt' must be a string, not a number"),
+    ({"prompt": ["a"], "answer": "b"}, "field 'prompt[0]' must be an object"),
+    ({"prompt": "a", "answer": None}, "field 'answer' is missing"),
+    ({"prompt": "a", "answer": "b", "chain": {}}, "field 'chain' must be a string, not an object"),
+    ({"prompt": "a", "answer": "b", "task": False}, "field 'task' must be a string, not true/false"),
+    ({"prompt": "a", "answer": "b", "id": 1.5}, "field 'id' must be text or an integer"),
+    ({"prompt": "a", "answer": "b", "id": True}, "field 'id' must be text or an integer"),
+    ({"prompt": " \n", "answer": "b"}, "field 'prompt' is empty"),
+    ({"prompt": "a", "answer": "\t"}, "field 'answer' is empty"),
+    ({"prompt": "a", "answer": "\ud800"}, "field 'answer' holds half of a surrogate pair"),
+    ({"prompt": "a", "messages": [], "answer": "b"}, "both 'prompt' and 'messages'"),
+    ({"messages": [], "answer": "b"}, "field 'messages' must be a list with at least one"),
+    ({"messages": ["hello"], "answer": "b"}, "field 'messages[0]' must be an object"),
+    ({"messages": [{"role": "user", "content": None}], "answer": "b"}, "field 'messages[0]' must be an object"),
+    ({"messages": [{"role": "user", "content": 3}], "answer": "b"}, "field 'messages[0]' must be an object"),
+    ({"messages": [{"role": "human", "content": "a"}], "answer": "b"}, "role' is 'human'; use one of system, user"),
+    ({"messages": [{"role": "assistant", "content": "a"}], "answer": "b"}, "must be from the user, not the assistant"),
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "the one before it must be from the user"),
+    ({"messages": [{"role": "system", "content": "a"}]}, "must be from the user, not the system"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "field 'answer' is missing"),
+    ({"messages": [{"role": "user", "content": "\udc00"}], "answer": "b"}, "content' holds half of a surrogate"),
+    ({"messages": [{"role": "user", "content": " "}], "answer": "b"}, "field 'messages' is empty"),
+]
+
+
+@pytest.mark.parametrize("line, reason", BAD_LINES)
+def test_a_bad_line_is_refused_by_file_and_line(tmp_path, line, reason):
+    path = write(tmp_path / "rows.jsonl", questions(2) + [line] + questions(1, start=5))
+    with pytest.raises(UserError) as e:
+        load(own(path))
+    assert str(e.value).startswith(f"{path}:3: ") and reason in str(e.value)
+    assert "data.skip_bad_rows=True" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_bad_lines_are_counted_and_named_when_skipped(tmp_path):
+    path = write(tmp_path / "rows.jsonl", questions(2) + [line for line, _ in BAD_LINES])
+    with open(path, "ab") as f:
+        f.write(b'{"prompt": "\xff", "answer": "b"}')
+    train, _, report = load(own(path, skip_bad_rows=True))
+    assert len(train) == 2 and report.rows == 2
+    assert len(report.bad_rows) == len(BAD_LINES) + 1
+    for i, ((_, reason), said) in enumerate(zip(BAD_LINES, report.bad_rows, strict=False), start=3):
+        assert said.startswith(f"{path}:{i}: ") and reason in said
+    assert report.bad_rows[-1].endswith("not UTF-8 text")

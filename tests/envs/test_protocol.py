@@ -1,0 +1,129 @@
+"""Conversations from start to end: with an environment that a user writes, with the calculator, with telecom."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+
+from rl_likelihood.envs import telecom_rollouts
+from rl_likelihood.envs.calculator import Calculator
+from rl_likelihood.envs.calls import text_of
+from rl_likelihood.envs.protocol import Reply, Start, play
+from rl_likelihood.envs.telecom_rollouts import Telecom, system_prompt
+from rl_likelihood.envs.tools import Call
+from rl_likelihood.shapes import UserError
+from tests.envs.small_world import task, world
+
+
+def call(name: str, **arguments) -> str:
+    return f"<tool_call>{text_of(Call(name, arguments))}</tool_call>"
+
+
+def script(*texts: str):
+    left = list(texts)
+
+    def policy(messages) -> str:
+        return left.pop(0)
+
+    return policy
+
+
+class Guess:
+    """A user's environment: guess a number."""
+
+    def start(self, task) -> Start:
+        return Start({"left": task["number"]}, [("user", "Guess a number.")])
+
+    def step(self, state, text) -> Reply:
+        state["right"] = text.strip() == str(state["left"])
+        return Reply("", "done") if state["right"] else Reply("no")
+
+    def reward(self, state, end) -> float:
+        return float(end == "done")
+
+
+def test_an_environment_of_three_methods_is_enough():
+    played = play(Guess(), {"number": 7}, script("6", "7"), max_turns=5)
+    assert (played.end, played.reward, played.turns) == ("done", 1.0, 2)
+    assert played.messages == [("user", "Guess a number."), ("assistant", "6"), ("tool", "no"), ("assistant", "7")]
+
+
+def test_a_conversation_that_does_not_end_is_out_of_turns():
+    played = play(Guess(), {"number": 7}, script("1", "2", "3"), max_turns=2)
+    assert (played.end, played.reward, played.turns) == ("out_of_turns", 0.0, 2)
+
+
+COUNTDOWN = {"nums": [2, 3, 4], "target": 14}
+
+
+@pytest.mark.parametrize(
+    "texts, reward, end",
+    [
+        ([call("calculate", expression="2+3*4"), call("submit", expression="2+3*4")], 1.0, "done"),
+        ([call("submit", expression="7+7")], 0.1, "done"),
+        ([call("submit", expression="2*7 = 14")], 0.0, "done"),
+        ([call("calculate", expression="2+3*4")], 0.0, "out_of_turns"),
+    ],
+)
+def test_the_calculator_pays_for_the_submitted_expression(texts, reward, end):
+    played = play(Calculator(), COUNTDOWN, script(*texts), max_turns=len(texts))
+    assert (played.reward, played.end, played.calls, played.bad) == (reward, end, len(texts), {})
+
+
+def test_the_calculator_calculates_exactly_and_refuses_in_words():
+    texts = [
+        call("calculate", expression=e) for e in ("1/3+1/6", "1/0", "9*" * 40 + "9", "__import__('os')", "1" * 600)
+    ]
+    played = play(Calculator(), COUNTDOWN, script(*texts, "I give up."), max_turns=6)
+    replies = [content for role, content in played.messages if role == "tool"]
+    assert replies[0] == "1/2" and all(reply.startswith("Error: ") for reply in replies[1:])
+    assert played.bad == {"refused": 4, "no_call": 1}
+
+
+def test_telecom_ends_by_done_and_by_transfer():
+    job = task(("unseat_sim_card", {}), assertions=[("assert_service_status", {"expected_status": "connected"})])
+    environment = Telecom(world(), {job.id: job}, "Solve it.")
+    row = {"task": job.id}
+    played = play(environment, row, script(call("reseat_sim_card"), call("done")), max_turns=9)
+    assert (played.end, played.reward, played.turns, played.calls) == ("done", 1.0, 2, 2)
+    assert played.messages[:2] == [("system", "Solve it."), ("user", job.ticket)]
+    for texts, end in (
+        (["What?", call("done")], "done"),
+        ([call("transfer_to_human_agents", summary="x")], "transfer"),
+        ([call("reseat_sim_card"), call("reboot_device")], "out_of_turns"),
+    ):
+        played = play(environment, row, script(*texts), max_turns=len(texts))
+        assert (played.end, played.reward) == (end, 0.0)
+    with pytest.raises(UserError, match="'other'"):
+        environment.start({"task": "other"})
+
+
+def test_a_conversation_can_be_stored_and_goes_on_where_it_was():
+    job = task(("unseat_sim_card", {}), assertions=[("assert_service_status", {"expected_status": "connected"})])
+    environment = Telecom(world(), {job.id: job}, "")
+    state, _ = environment.start({"task": job.id})
+    environment.step(state, call("check_sim_status"))
+    again = pickle.loads(pickle.dumps(state))
+    assert again == state
+    for each in (state, again):
+        assert "📶" in environment.step(each, call("reseat_sim_card")).text
+        assert environment.reward(each, environment.step(each, call("done")).end) == 1.0
+
+
+def test_prompts_name_every_tool_and_how_to_call_it(tmp_path):
+    for name, text in (("main_policy_solo.md", "Be {kind}."), ("tech_support_workflow_solo.md", "Step 1.")):
+        (tmp_path / name).write_text(text)
+    for prompt in ("compact", "full"):
+        for style, field in (("hermes", "<tool_call>"), ("llama3", '"parameters"'), ("json", '"arguments"')):
+            text = system_prompt(prompt, style, tmp_path)
+            assert all(tool in text for tool in telecom_rollouts.TOOLS) and field in text.rsplit("Write", 1)[1]
+    text = system_prompt("full", "hermes", tmp_path)
+    assert "Be {kind}." in text and "Step 1." in text
+    schemas = [json.loads(line) for line in text.splitlines() if line.startswith('{"type"')]
+    assert len(schemas) == 44
+    with pytest.raises(UserError, match="prompt full"):
+        system_prompt("full", "hermes", tmp_path / "none")
+    with pytest.raises(UserError, match="'long'"):
+        system_prompt("long", "hermes")

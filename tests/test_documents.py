@@ -1,0 +1,127 @@
+"""The documents: links, paths, commands, fields and names exist, and numbers are those of the result files."""
+
+import importlib.util
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from rl_likelihood.config import all_fields, reward_table
+from rl_likelihood.presets import PRESETS
+from rl_likelihood.report import table_text
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "experiments" / "README.md"])
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in DOCUMENTS}
+README, RESULTS = TEXTS["README.md"], TEXTS["docs/results.md"]
+RUNS = ROOT / "experiments" / "results"
+by_document = pytest.mark.parametrize("name", TEXTS)
+
+
+def cells(text: str, heading: str) -> list[list[str]]:
+    """The rows of the first table whose header begins so."""
+    lines = text[text.index(heading) :].splitlines()
+    rows = lines[2 : next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+@pytest.mark.parametrize("name, most", [("README.md", 150), ("docs/benchmarks.md", 120)])
+def test_the_first_pages_are_short(name, most):
+    assert len(TEXTS[name].splitlines()) <= most
+
+
+@by_document
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", re.sub(r"`[^`\n]*`", "code", TEXTS[name])):
+        assert target.startswith("https://") or (ROOT / name).parent.joinpath(target).exists(), target
+
+
+@by_document
+def test_files_that_are_named_exist(name):
+    for path in re.findall(
+        r"\b(?:rl_likelihood|configs|experiments|bench|docs|tests)/[\w/]+\.(?:py|md|json|png)\b", TEXTS[name]
+    ):
+        if not path.endswith("/NAME.py") and path != "rl_likelihood/datasets/capitals.py":
+            assert (ROOT / path).exists(), path
+
+
+@by_document
+def test_commands_and_fields_exist(name):
+    for module in set(re.findall(r"python -m ([\w.]+)", TEXTS[name])) - {"pytest"}:
+        assert importlib.util.find_spec(module), module
+    own = {"reward.name", "a.b"}  # a.b is a placeholder
+    for field in set(re.findall(r"--config\.([a-z_]+(?:\.[a-z_0-9]+)*)=", TEXTS[name])) - own:
+        assert field in all_fields(), field
+
+
+def test_the_table_of_rewards_has_every_name_once():
+    names = re.findall(r"`(\w+)`", " ".join(row[0] for row in cells(README, "| `reward.name`")))
+    assert sorted(names) == sorted([*reward_table(), "sft"])
+
+
+def test_every_preset_is_named():
+    listed = README.split("a whole published method:")[1].split(".\n")[0]
+    assert sorted(re.findall(r"\w+", listed)) == sorted(PRESETS)
+
+
+def test_every_package_is_in_the_layout():
+    named = set(
+        re.findall(r"`(\w+)(?:/|\.py)`", "".join(row[0] for row in cells(TEXTS["docs/architecture.md"], "| package")))
+    )
+    package = ROOT / "rl_likelihood"
+    there = {p.parent.name for p in package.glob("*/__init__.py")} | {p.stem for p in package.glob("*.py")}
+    assert there - {"__init__"} <= named
+
+
+def test_no_document_outside_the_repository_is_pointed_to():
+    code = (
+        path
+        for part in ("rl_likelihood", "configs", "experiments", "bench", "tests")
+        for path in ROOT.glob(f"{part}/**/*.py")
+    )
+    for path in [*code, *DOCUMENTS]:
+        if path != Path(__file__):
+            assert not re.search(r"\bDESIGN\b|methods\.md|paper_tables\.md", path.read_text()), path
+
+
+# ---------------------------------------------------------------------------------------- numbers
+
+
+def test_claims_and_the_grid_are_those_of_the_result_files():
+    claims = (RUNS / "cpu_grid" / "claims.md").read_text().splitlines()
+    assert len(claims) > 20 and all(line in RESULTS for line in claims)
+    short, long = (RUNS / "cpu_grid" / "table.md").read_text().split("### task long")
+    tables = [{row[0]: row[1:] for row in cells(text, "| reward")} for text in (short, long)]
+    for name, *shown in cells(RESULTS, "| reward | short"):
+        one, other = (table[name.strip("`†")] for table in tables)
+        measured = [one[0], one[1], one[4], one[6], other[0], other[2]]
+        for cell, value in zip(shown, measured, strict=True):
+            assert cell in (value.split(" (")[0], "-"), (name, cell, value)
+
+
+def test_the_readme_shows_what_the_quickstart_prints():
+    seed = json.loads((RUNS / "quickstart_seeds.json").read_text())["0"]
+    printed = table_text.side_by_side({row["stage"]: row for row in seed})
+    shown = README.split("```\n")[1]
+    assert shown.startswith(printed + "\n")
+
+
+def test_the_quickstarts_table_is_that_of_its_seeds():
+    seeds = json.loads((RUNS / "quickstart_seeds.json").read_text()).values()
+    examples = json.loads((RUNS / "worked_examples.json").read_text())
+    fields = ("greedy_success", "sampled_success", "perplexity", "perplexity_no_chain", "chain_length", "truncated")
+    rows = cells(RESULTS, "| 3 seeds")
+    for row, field in zip(rows, fields, strict=True):
+        share = "%" in row[1]
+        digits = 2 if "perplexity" in field else 1
+        shown = [[float(x) for x in re.findall(r"[\d.]+", cell)] for cell in row[1:]]
+        for cell, stage in zip(shown[:2], (0, 1), strict=True):
+            values = [seed[stage][field] * (100 if share else 1) for seed in seeds]
+            expected = [round(statistics.mean(values), digits), round(statistics.stdev(values), digits)]
+            assert cell == pytest.approx(expected, abs=0.1**digits * 0.51), field
+        for cell, order in zip(shown[2:], ("two steps, then one", "one step"), strict=True):
+            assert cell == pytest.approx([examples[order][field] * (100 if share else 1)], abs=0.1**digits * 0.51), (
+                field
+            )

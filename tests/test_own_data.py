@@ -1,0 +1,108 @@
+"""A stranger's own model and rows, from the commands of the README to an evaluation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs.base import get_config
+from rl_likelihood.config import build
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.model import decoder
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import load, random_model
+from rl_likelihood.training.warm_start import with_worked_examples
+from rl_likelihood.weights import files
+
+ROOT = Path(__file__).parents[1]
+# What a model of two layers over bytes needs: nothing of it concerns the data.
+SHORT = {
+    "prompt.instruction": "Add.",
+    "prompt.max_prompt": 64,
+    "sampler.group_size": 2,
+    "sampler.max_chain": 4,
+    "train.steps": 1,
+    "train.prompts_per_step": 2,
+    "eval.prompts": 4,
+    "eval.batch_prompts": 4,
+    "eval.samples": 0,
+    "train.eval_first": False,
+    "model.layers": "scan",
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A Hugging Face folder of random weights whose tokenizer has no chat template of its own."""
+    folder = tmp_path_factory.mktemp("model")
+    cfg = random_model("nano")
+    params = jax.tree.map(np.asarray, decoder.init(jax.random.key(0), cfg))
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    files.save(folder, cfg, params, "float32", {"eos_token_id": tokenizer.eos_token_id})
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+def rows(path, n, start=0, **more):
+    lines = [{"prompt": f"What is {i} + 1?", "answer": str(i + 1), **more} for i in range(start, start + n)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def train(workdir, **fields):
+    """The README's command on train.jsonl and test.jsonl of the folder of `workdir`."""
+    fields = {name.replace("__", "."): value for name, value in fields.items()}
+    command = [sys.executable, "-m", "rl_likelihood.train", "--config=configs/base.py", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in {**SHORT, **fields}.items()]
+    one_device = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=one_device)
+
+
+def test_the_readmes_command_takes_40_test_rows(tmp_path, model):
+    rows(tmp_path / "train.jsonl", 60)
+    rows(tmp_path / "test.jsonl", 40, start=60)
+    named = {
+        "model__path": model,
+        "data__source": "jsonl",
+        "data__train_path": tmp_path / "train.jsonl",
+        "data__heldout_path": tmp_path / "test.jsonl",
+        "data__train_size": 0,
+    }
+    refused = train(tmp_path / "refused", **named)
+    assert refused.returncode == 2 and "--config.prompt.template=plain" in refused.stderr
+    done = train(tmp_path / "run", **named, prompt__template="plain")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "60 training and 40 held-out questions" in done.stdout + done.stderr
+
+
+def loaded(model, path, **fields):
+    """The task of a config on the rows of `path`, held-out ones by default."""
+    c = get_config()
+    named = {"model__path": str(model), "data__source": "files", "data__train_path": str(path)}
+    for name, value in {**named, "prompt__template": "plain", "prompt__instruction": "Add.", **fields}.items():
+        section, _, field = name.partition("__")
+        c[section][field] = value
+    return load(build(c))[0]
+
+
+def test_worked_examples_are_training_rows_and_not_trained_on(tmp_path, model):
+    rows(tmp_path / "train.jsonl", 60, chain="One more.")
+    task = loaded(model, tmp_path / "train.jsonl", prompt__examples=2, prompt__max_prompt=256)
+    assert (len(task.train), len(task.heldout)) == (53, 5), "two are shown, and a tenth of the others is held out"
+    text = task.tokenizer.decode(task.train[0].prompt_ids)
+    assert text.startswith("Add.\n\nQuestion: What is 0 + 1?\nAnswer: <think>One more.</think>\n<answer>1</answer>")
+
+
+def test_a_warm_start_without_worked_examples_names_its_own_field(tmp_path, model):
+    rows(tmp_path / "train.jsonl", 60)
+    task = loaded(model, tmp_path / "train.jsonl", warm_start__steps=1)
+    with pytest.raises(UserError, match="warm_start.examples is 2") as e:
+        with_worked_examples(task, task.train, task.config.warm_start.examples)
+    for words in ("--config.prompt.examples_path=", "--config.warm_start.examples=0"):
+        assert words in str(e.value)

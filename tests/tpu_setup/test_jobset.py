@@ -1,0 +1,63 @@
+"""The JobSet manifest."""
+
+import yaml
+
+from tests.tpu_setup.scripts import script
+
+
+def pod_of(manifest: str) -> dict:
+    return yaml.safe_load(manifest)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def test_keys_come_from_a_secret_of_the_cluster():
+    (container,) = pod_of(script("jobset.sh", "x", IMAGE="i", CLAIM="c", SECRET="keys").stdout)["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}] and container["command"][-1] == "x"
+    (container,) = pod_of(script("jobset.sh", "x", IMAGE="i", CLAIM="c").stdout)["containers"]
+    assert "envFrom" not in container
+
+
+def test_jobset_speaks_of_the_same_slice():
+    values = {"IMAGE": "r/i:t", "CLAIM": "disk", "SLICES": "2", "TOPOLOGY": "v5e:4x8", "TPU_NAME": "mine"}
+    text = script("jobset.sh", "python", "-c", 'print("a\\b")', **values).stdout
+    for line in (
+        "name: mine",
+        "replicas: 2",
+        "parallelism: 8",
+        "completions: 8",
+        "google.com/tpu: 4",
+        "claimName: disk",
+        "gke-tpu-topology: 4x8",
+        "gke-tpu-accelerator: tpu-v5-lite-podslice",
+        'gke-spot: "true"',
+        'image: "r/i:t"',
+    ):
+        assert line in text, line
+    reserved = pod_of(script("jobset.sh", "x", **values, PRICING="reserved", RESERVATION="ours").stdout)
+    assert reserved["nodeSelector"]["cloud.google.com/reservation-name"] == "ours"
+    assert "cloud.google.com/gke-spot" not in reserved["nodeSelector"]
+    for wrong in ("0", "3", "8", "64", "x"):
+        (line,) = script("jobset.sh", "x", **values, CHIPS_PER_HOST=wrong, check=2).stderr.splitlines()
+        assert line.endswith(f"CHIPS_PER_HOST is '{wrong}'; a machine of v5e:4x8 has 4 chips")
+    for given, hosts, chips in (({}, 1, 8), ({"CHIPS_PER_HOST": "4"}, 2, 4)):
+        small = script("jobset.sh", "x", **{**values, **given, "TOPOLOGY": "v5e:2x4"}).stdout
+        assert f"parallelism: {hosts}" in small and f"google.com/tpu: {chips}" in small
+    assert pod_of(text)["containers"][0]["command"] == [
+        "bash",
+        "tpu_setup/worker.sh",
+        "once",
+        "python",
+        "-c",
+        'print("a\\b")',
+    ]
+
+
+def test_jobset_does_not_try_a_refused_command_again():
+    spec = yaml.safe_load(script("jobset.sh", "x", IMAGE="i", CLAIM="c", RESTARTS="7").stdout)["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    (name,) = (container["name"] for container in job["template"]["spec"]["containers"])
+    # Exit code 2 fails the Job at once, with a reason by which the JobSet knows it; all else is run again.
+    refused = {"action": "FailJob", "onExitCodes": {"containerName": name, "operator": "In", "values": [2]}}
+    assert job["podFailurePolicy"] == {"rules": [refused]}
+    assert job["backoffLimit"] == 0 and job["template"]["spec"]["restartPolicy"] == "Never"
+    rule = {"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert spec["failurePolicy"] == {"maxRestarts": 7, "rules": [rule]}

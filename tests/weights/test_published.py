@@ -1,0 +1,43 @@
+"""What the published models' shapes are, by name."""
+
+import math
+
+import jax
+import pytest
+
+from rl_likelihood.model.decoder import is_spec, param_specs
+from rl_likelihood.shapes import UserError
+from rl_likelihood.weights.published import PUBLISHED, published
+
+# Parameters in thousands, as the publishers' cards and files have them.
+COUNTS = {
+    "llama-3.2-1b": 1_235_814,
+    "llama-3.2-3b": 3_212_750,
+    "llama-3.1-8b": 8_030_261,
+    "qwen2.5-0.5b": 494_033,
+    "qwen2.5-1.5b": 1_543_714,
+    "qwen2.5-3b": 3_085_939,
+    "qwen2.5-7b": 7_615_617,
+    "qwen2.5-14b": 14_770_034,
+    "qwen3-0.6b": 596_050,
+    "qwen3-1.7b": 1_720_575,
+    "qwen3-4b": 4_022_468,
+    "qwen3-8b": 8_190_735,
+    "smollm2-135m": 134_515,
+    "smollm2-360m": 361_821,
+    "smollm2-1.7b": 1_711_376,
+}
+
+
+def test_published_shapes_have_the_published_numbers_of_parameters():
+    def count(name):
+        specs = jax.tree.leaves(param_specs(published(name)), is_leaf=is_spec)
+        return sum(math.prod(spec.shape) for spec in specs)
+
+    assert {name: round(count(name) / 1000) for name in PUBLISHED} == COUNTS
+
+
+def test_names_may_have_a_publisher_and_instruct():
+    assert published("HuggingFaceTB/SmolLM2-135M-Instruct") == published("smollm2-135m")
+    with pytest.raises(UserError, match=r"model 'org/Qwen2.5-4B-Instruct'.*nearest is qwen2.5-(3b|14b)"):
+        published("org/Qwen2.5-4B-Instruct")
