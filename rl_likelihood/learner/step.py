@@ -85,7 +85,7 @@ def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig
     """The batch without the groups whose rewards the filter refuses, and the filter's next state."""
     if cfg.filter.mode == "none":
         return batch, state.filter
-    params, *models = unstacked(model, state.params, *models)
+    (params,), models = unstacked(model, state.params), unstacked(model, *models)
 
     def spread(batch):
         forward, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
@@ -153,7 +153,7 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         grads, sums, per_row = one(batch)
         return jax.tree.map(jnp.add, total, grads), (sums, per_row)
 
-    params, *models = unstacked(model, params, *models)
+    (params,), models = unstacked(model, params), unstacked(model, *models)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     grads, (sums, per_row) = jax.lax.scan(body, zero, split(batch, size))
     grads = grads if model.scan_layers else stack_layers(grads)

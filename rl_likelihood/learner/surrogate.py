@@ -154,7 +154,7 @@ def policy_loss(
     return -aggregate(gain, mask, keep, cfg, counts)
 
 
-def kl_estimate(kind: str, logp: Float[AnyArray, "..."], ref_logp: Float[AnyArray, "..."]) -> Float[Array, "..."]:
+def kl_estimate(kind: str, logp: Float[AnyArray, "..."], ref_logp: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
     """Per-token estimate of KL(pi || ref) at sampled tokens, with d = logp - ref_logp (Schulman's k1, k2, k3):
     k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. In a loss, k2 has the right gradient, k1 none in expectation."""
     d = logp - ref_logp

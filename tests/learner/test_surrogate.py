@@ -343,7 +343,7 @@ COUNTS = Counts(jnp.float32(1), jnp.float32(6))
 @pytest.mark.parametrize(
     "aggregation, expected", [("seq_mean", 0.0), ("token_mean", 1 / 3), ("const", 0.125), ("seq_sum", 1.0)]
 )
-@pytest.mark.parametrize("clip", [None, 0.2])
+@pytest.mark.parametrize("clip", [0.0, 0.2])
 def test_length_aggregation_of_the_loss(aggregation, expected, clip):
     # GRPO, DAPO, Dr.GRPO with L = 8, and the sequence sum's mean: -sum A ratio on lengths (2, 4), A = (1, -1).
     cfg = LossConfig(aggregation=aggregation, max_tokens=8, clip_low=clip, clip_high=clip)
@@ -403,9 +403,9 @@ def test_on_policy_every_switch_is_reinforce(cfg):
         (0.2, 0.28, 0.81, -1, False),
         (0.2, 0.28, 0.79, -1, True),
         (0.2, 0.28, 0.79, 1, False),
-        (None, 0.28, 0.01, -1, False),
-        (0.2, None, 50.0, 1, False),
-        (0.2, None, 0.5, -1, True),
+        (0.0, 0.28, 0.01, -1, False),
+        (0.2, 0.0, 50.0, 1, False),
+        (0.2, 0.0, 0.5, -1, True),
     ],
 )
 def test_the_clip_acts_only_where_it_must(low, high, ratio, advantage, acts):
