@@ -96,7 +96,7 @@ def own_chains() -> list[Overrides]:
 
 def warm() -> list[Overrides]:
     """Rows of question, chain and answer, with the loss on the answer only."""
-    rows = {"data.source": "jsonl", "data.train_path": OWN_CHAINS, "data.heldout_size": 1000}
+    rows = {"data.source": "jsonl", "data.train_path": OWN_CHAINS, "data.heldout_size": 1000, "eval.prompts": 1000}
     fields = rows | SFT["sft"] | {"reward.sft_chain": "answer", "train.steps": 400}
     return product([BASE | fields], named("study", {"warm": {}}), named("method", {"warm start": {}}))
 
