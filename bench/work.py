@@ -91,7 +91,7 @@ class Setup:
     def batch(self, ids: np.ndarray, logp: np.ndarray) -> Batch:
         """The learner's batch of sampled rows."""
         rollout = Rollout(self.prompts, ids, np.full(ids.shape, CHAIN), logp, np.zeros(ids.shape[:2], bool))
-        batch = to_batch(rollout, {"math": (ids % 7 == 0).sum(-1)})
+        batch = to_batch(rollout, {"math": (ids % 7 == 0).sum(-1).astype(np.float32)})
         return batch.replace(no_chain=no_chain_rows(self.prompts, (), 0)) if self.case.no_chain else batch
 
     def random_batch(self) -> Batch:

@@ -229,7 +229,7 @@ class Waiting:
         """For the idle slots, in order: ([(slot, item)], what `fill` starts, the prefilled batch)."""
         self.more(len(idle))
         taken, self.items = self.items[: len(idle)], self.items[len(idle) :]
-        pairs = list(zip(idle, taken, strict=False))
+        pairs = list(zip(idle.tolist(), taken, strict=False))
         for known, group in itertools.groupby(pairs, lambda pair: pair[1].prompt in self.prefilled):
             group = list(group)
             numbers = list(dict.fromkeys(item.prompt for _, item in group))
