@@ -30,6 +30,7 @@ from rl_likelihood.mesh import from_own_prompts, put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metrics import MetricsWriter, line
+from rl_likelihood.report.tracking import Tracker
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed
 from rl_likelihood.rollouts.samples import write_samples
@@ -129,7 +130,8 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         c = dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
         tracking = c.report.wandb if folder == workdir else "off"
         begin = -1 if resume is None else resume
-        writer = stack.enter_context(MetricsWriter(folder, c.train.steps, begin, tracking, flatten(c)))
+        tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c))
+        writer = stack.enter_context(MetricsWriter(folder, c.train.steps, begin, tracker))
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:

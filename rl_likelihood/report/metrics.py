@@ -15,9 +15,8 @@ from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, append, cann
 class MetricsWriter:
     """Writes the files of one workdir. On several hosts only process 0 makes one.
 
-    `resume_step` is the step that the run goes on from (0 for a new run); `wandb_mode` is off, offline or
-    online; `config` is what wandb shows as the run's settings. Use as `with MetricsWriter(...) as writer`,
-    or call `close`.
+    `resume_step` is the step that the run goes on from (0 for a new run); `tracker` copies the numbers to wandb.
+    Use as `with MetricsWriter(...) as writer`, or call `close`.
     """
 
     def __init__(
@@ -25,8 +24,7 @@ class MetricsWriter:
         workdir: str | Path,
         steps: int,
         resume_step: int = 0,
-        wandb_mode: str = "off",
-        config: dict[str, Any] | None = None,
+        tracker: Tracker | None = None,
     ):
         self.workdir = Path(workdir)
         self.steps = steps
@@ -35,7 +33,7 @@ class MetricsWriter:
         except OSError as e:
             raise cannot_write(self.workdir, e) from e
         self.rewind(resume_step)
-        self._tracker = Tracker(self.workdir, wandb_mode, config or {})
+        self._tracker = tracker
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -66,11 +64,13 @@ class MetricsWriter:
 
     def close(self, failed: bool = False) -> None:
         """Ends the wandb run, if there is one; the files need no closing."""
-        self._tracker.close(failed)
+        if self._tracker is not None:
+            self._tracker.close(failed)
 
     def _copy(self, step: int, row: dict[str, Any], prefix: str) -> None:
-        numbers = {prefix + k: v for k, v in row.items() if k != "step" and isinstance(v, (int, float))}
-        self._tracker.log(step, numbers)
+        if self._tracker is not None:
+            numbers = {prefix + k: v for k, v in row.items() if k != "step" and isinstance(v, (int, float))}
+            self._tracker.log(step, numbers)
 
 
 def _short(x: float) -> str:

@@ -17,15 +17,15 @@ class Tracker:
     """One run in wandb. Its id stands in the workdir, so that a resumed run continues it.
 
     `mode` is off, offline (a folder wandb/ in the workdir, for `wandb sync`) or online. wandb shows `config` as the
-    run's settings; `report.wandb_project` in it names the project.
+    run's settings.
     """
 
-    def __init__(self, workdir: Path, mode: str, config: dict[str, Any]):
+    def __init__(self, workdir: Path, mode: str, project: str, config: dict[str, Any]):
         if mode not in MODES:
             raise UserError(f"report.wandb is {mode!r}, which is not one of {', '.join(MODES)}; use off to do without")
         self._run = None
         if mode != "off":
-            self._run = self._tried("did not start", lambda: _start(workdir, mode, config))
+            self._run = self._tried("did not start", lambda: _start(workdir, mode, project, config))
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Numbers by name, after `step` updates."""
@@ -47,14 +47,14 @@ class Tracker:
             self._run = None
 
 
-def _start(workdir: Path, mode: str, config: dict[str, Any]):
+def _start(workdir: Path, mode: str, project: str, config: dict[str, Any]):
     import wandb  # it takes over a second to import, and most runs do without it
 
     path = workdir / ID
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:12] + "\n")
     return wandb.init(
-        project=config.get("report.wandb_project", "rl_likelihood"),
+        project=project,
         name=workdir.name,
         id=path.read_text().strip(),
         resume="allow" if mode == "online" else None,

@@ -232,7 +232,7 @@ def _opened(workdir: str | Path) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of a workdir, to read."""
     directory = epath.Path(workdir).absolute() / FOLDER
     if agreed_step(workdir) is None:
-        raise UserError(f"{directory}: no checkpoint; give the --workdir of a run that has saved one")
+        raise UserError(f"{directory}: no checkpoint here; give the --workdir of a run that has saved one")
     _quiet_orbax()
     options = ocp.CheckpointManagerOptions(read_only=True, create=False, enable_async_checkpointing=False)
     with contextlib.closing(ocp.CheckpointManager(directory, options=options)) as manager:
@@ -322,7 +322,7 @@ def _newest_readable(
     """(what `read(step)` gives, the step, the damaged steps passed over: `aloud`, unless somebody else will say so)."""
     steps = distributed.share(sorted(manager.all_steps(), reverse=True))
     if not steps:
-        raise UserError(f"{manager.directory}: no checkpoint; give the --workdir of a run that has saved one")
+        raise UserError(f"{manager.directory}: no checkpoint here; give the --workdir of a run that has saved one")
     if step is not None and step not in steps:
         have = ", ".join(map(str, reversed(steps)))
         raise UserError(f"{manager.directory}: no checkpoint of step {step}; choose one of {have}")

@@ -245,7 +245,7 @@ def test_no_degenerate_batch_gives_nan_or_infinity(name, case):
             assert np.isfinite(x).all(), (kind, jax.tree_util.keystr(path))
     if case.startswith("unlikely") and params is not PARAMS:
         assert rows["answer_logp"][batch.scored].min() < -1e4
-    if case == "all dropped" or (case == "all truncated" and cfg.truncated == "drop"):
+    if case == "all dropped" or (case == "all truncated" and cfg.reward.truncated == "drop"):
         assert all((x == 0).all() for x in jax.tree.leaves(grads))
     if case == "one valid row":
         assert (rows["advantage"] == 0).all()
@@ -281,10 +281,10 @@ def test_prob_of_a_hundred_tokens_underflows_and_the_run_is_told_once():
     assert (rows["reward"][0] == 0).all() and (rows["reward"][1] > 0).all()
     assert np.isfinite(rows["reward/log_prob"]).all() and (rows["reward/geo_mean_prob"] > 0).all()
     assert metrics["reward/underflow"] == 0.5
-    alarms, values = Alarms("prob", "force_close"), {"reward/underflow": float(metrics["reward/underflow"])}
+    alarms, values = Alarms(("prob",), "force_close"), {"reward/underflow": float(metrics["reward/underflow"])}
     (sentence,) = alarms.check(1, values)
     assert "underflow is 50%" in sentence and "geo_mean_prob" in sentence
-    assert alarms.check(2, values) == [] == Alarms("log_prob", "force_close").check(1, values)
+    assert alarms.check(2, values) == [] == Alarms(("log_prob",), "force_close").check(1, values)
 
 
 # ------------------------------------------------------------------ advantages and mixtures by themselves

@@ -209,7 +209,7 @@ def test_rlpr_has_no_gradient_through_the_reward():
     assert largest(of("rlpr", same)[0]) < 1e-6 * largest(of("avg_prob", same)[0])
 
 
-@pytest.mark.parametrize("keep", [np.ones((P, G), bool), np.arange(P * G).reshape(P, G) % 4 > 0], ids=["all", "some"])
+@pytest.mark.parametrize("keep", [np.ones((P, G), bool), np.arange(P * G).reshape(P, G) % 4 != 1], ids=["all", "some"])
 def test_nover_ranks_by_the_proxy_and_gates_by_the_format_among_kept_rows(keep):
     proxy = random_params(MODEL, 5)
     batch = BATCH.replace(keep=keep)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.report import metrics
+from rl_likelihood.report.tracking import Tracker
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -133,7 +134,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path):
 
 def test_wandb_is_refused_by_name_and_not_imported_when_off(tmp_path):
     with pytest.raises(UserError, match="report.wandb is 'on', which is not one of off, offline, online"):
-        metrics.MetricsWriter(tmp_path, steps=1, wandb_mode="on")
+        Tracker(tmp_path, "on", "p", {})
     code = (
         "import sys\nfrom rl_likelihood.report.metrics import MetricsWriter\n"
         f"w = MetricsWriter({str(tmp_path)!r}, 1)\nw.metrics(1, {{'a': 1}})\nw.close()\nprint('wandb' in sys.modules)"
@@ -158,7 +159,8 @@ def test_a_tracker_that_is_missing_or_breaks_never_stops_a_run(tmp_path, monkeyp
     (tmp_path / "wandb.py").write_text(BROKEN[how])
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with metrics.MetricsWriter(tmp_path / "run", steps=2, wandb_mode="online") as writer:
+    tracker = Tracker(tmp_path, "online", "p", {})
+    with metrics.MetricsWriter(tmp_path / "run", 2, tracker=tracker) as writer:
         writer.metrics(1, {"a": 1.0})
         writer.metrics(2, {"a": 2.0})
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
@@ -170,8 +172,10 @@ def test_a_tracker_that_is_missing_or_breaks_never_stops_a_run(tmp_path, monkeyp
 def test_wandb_offline_writes_a_folder_of_the_same_run_over_a_resume(tmp_path):
     """In a process of its own: wandb leaves a service running, and threads."""
     code = (
-        "import sys\nfrom rl_likelihood.report.metrics import MetricsWriter\n"
-        "with MetricsWriter(sys.argv[1], 2, int(sys.argv[2]), 'offline', {'optim.lr': 0.25}) as writer:\n"
+        "import sys\nfrom pathlib import Path\nfrom rl_likelihood.report.metrics import MetricsWriter\n"
+        "from rl_likelihood.report.tracking import Tracker\n"
+        "tracker = Tracker(Path(sys.argv[1]), 'offline', 'p', {'optim.lr': 0.25})\n"
+        "with MetricsWriter(sys.argv[1], 2, int(sys.argv[2]), tracker) as writer:\n"
         "    writer.metrics(int(sys.argv[2]) + 1, {'reward/mean': 0.75})\n"
     )
     ids = []

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from rl_likelihood.model.decoder import forward, head_matrix
-from rl_likelihood.model.decoding import Cache, decode_step, decoding_layout, empty_cache, prefill
+from rl_likelihood.model.decoding import Cache, aligned_positions, decode_step, decoding_layout, empty_cache, prefill
 from rl_likelihood.model.head import logits
 from rl_likelihood.weights import files
 from rl_likelihood.weights.assets import cache_path
@@ -83,7 +83,7 @@ def test_decoding_equals_one_forward(name):
     step = jax.jit(decode_step, static_argnums=1)
     for i in range(8):
         token = ids[:1, cut + i : cut + i + 1]
-        h, cache = step(stacked, cfg, token, jnp.int32(i), length, np.ones((1, cut), bool), cache)
+        h, cache = step(stacked, cfg, token, aligned_positions(token, jnp.int32(i), length, cache), cache)
         np.testing.assert_allclose(h[0, 0], hidden[cut + i], atol=1e-4)
 
 
