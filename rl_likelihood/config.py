@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from rl_likelihood import fields
+from rl_likelihood.envs.protocol import Environment
+from rl_likelihood.envs.table import ENVIRONMENTS, EnvConfig
 from rl_likelihood.fields import one_of
 from rl_likelihood.grading.graders import GRADERS, Grader
 from rl_likelihood.grading.worker import run_file
@@ -62,24 +64,29 @@ def grader_table(file: str = "") -> dict[str, Grader]:
     return {**GRADERS, **own}
 
 
+def environment_table(file: str = "") -> Mapping[str, Callable[[EnvConfig], Environment]]:
+    """The environments by name: those of `envs.table`, and the user's own from `file`."""
+    return {**ENVIRONMENTS, **getattr(user_file(file, "env.file", ("ENVIRONMENTS",)), "ENVIRONMENTS", {})}
+
+
 def parse_reward(name: str, file: str = "") -> tuple[Term, ...]:
     """The terms of a reward.name."""
     return mixture.parse(name, reward_table(file))
 
 
-def user_file(file: str) -> Any:
-    """The user's Python file with REWARDS or GRADERS, executed; None if there is none."""
+def user_file(file: str, field: str = "reward.file", tables: tuple[str, ...] = ("REWARDS", "GRADERS")) -> Any:
+    """The user's Python file that a field names, with one of these tables, executed; None if there is none."""
     if not file:
         return None
     path = Path(file).resolve()
     if not path.is_file():
-        raise UserError(f"reward.file is {file!r}, which is no file; give the path of a Python file")
+        raise UserError(f"{field} is {file!r}, which is no file; give the path of a Python file")
     try:
         module = run_file(str(path), path.stat().st_mtime_ns)
     except Exception as e:
-        raise UserError(f"reward.file is {file!r}, which cannot be run ({type(e).__name__}: {e})") from e
-    if not hasattr(module, "REWARDS") and not hasattr(module, "GRADERS"):
-        raise UserError(f"reward.file is {file!r}, which has neither REWARDS nor GRADERS; CONTRIBUTING.md shows both")
+        raise UserError(f"{field} is {file!r}, which cannot be run ({type(e).__name__}: {e})") from e
+    if not any(hasattr(module, name) for name in tables):
+        raise UserError(f"{field} is {file!r}, which has none of {', '.join(tables)}; CONTRIBUTING.md shows them")
     return module
 
 
@@ -152,6 +159,7 @@ def validate(c: Config) -> None:
             f"the nearest below that does is {near}"
         )
     validate_reward(c)
+    validate_conversation(c)
     for name, value in (
         ("eval.max_sampled_answer", c.eval.max_sampled_answer),
         ("sampler.max_sampled_answer", c.sampler.max_sampled_answer),
@@ -172,6 +180,39 @@ def validate(c: Config) -> None:
             f"eval.prompts is {c.eval.prompts} but data.heldout_size is {c.data.heldout_size}; "
             f"set eval.prompts to at most {c.data.heldout_size}"
         )
+
+
+def validate_conversation(c: Config) -> None:
+    """Refuse what does not go with an environment, and rewards that need one where there is none."""
+    one_of("env.name", c.env.name, ("none", *environment_table(c.env.file)))
+    needing = [t.name for t in c.reward.terms if t.reward.conversation]
+    if not c.converses:
+        if needing:
+            raise UserError(f"reward.name has {needing[0]!r}, which an environment gives, but env.name is none; set it")
+        return
+    answering = [t.name for t in c.reward.terms if t.reward.reads_answer or t.reward.kind == "text"]
+    if answering:
+        raise UserError(
+            f"reward.name has {answering[0]!r}, which reads an answer, but a conversation (env.name = {c.env.name!r}) "
+            "has none; choose environment, calls_f1 or a likelihood reward"
+        )
+    for name, value, only in (
+        ("loss.span", c.loss.span, ("auto", "chain")),
+        ("reward.baseline", c.reward.baseline, ("none",)),
+        ("model.attention", c.model.attention, ("auto", "dense")),
+    ):
+        if value not in only:
+            raise UserError(
+                f"{name} is {value!r}, which a conversation (env.name = {c.env.name!r}) cannot have; set {only[0]}"
+            )
+    if c.warm_start.steps and c.warm_start.chains == "own":
+        raise UserError("warm_start.chains is 'own', but a conversation is learned from the data's; set it to given")
+    if c.reward.supervised and c.reward.sft_chain != "both":
+        raise UserError(
+            f"reward.sft_chain is {c.reward.sft_chain!r}; with env.name set it must be both: chains are what is learned"
+        )
+    if c.env.credit == "turn" and c.loss.advantage not in ("loo", "mean"):
+        raise UserError(f"env.credit is 'turn', which goes with loss.advantage loo or mean, not {c.loss.advantage!r}")
 
 
 def validate_loss(c: Config) -> None:

@@ -224,7 +224,7 @@ def test_a_rule_of_the_users_file_counts_as_one_of_ours(tmp_path):
     [
         (None, ["reward.file", "no file"]),
         ("1 / 0", ["reward.file", "ZeroDivisionError"]),
-        ("x = 1", ["reward.file", "neither REWARDS nor GRADERS"]),
+        ("x = 1", ["reward.file", "REWARDS, GRADERS"]),
     ],
 )
 def test_a_users_file_that_cannot_be_used_is_refused(source, words, tmp_path):

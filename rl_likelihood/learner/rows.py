@@ -39,7 +39,9 @@ class StepConfig:
     proxy: ProxyConfig = ProxyConfig()
     policy_span: str = "chain"  # chain | response (chain and sampled answer)
     supervise_chain: bool = False  # the answer term also covers the chain (SFT on given chains)
-    two_branches: bool = False  # rows may hold a sampled answer before the reference answer
+    two_branches: bool = False  # rows may hold a sampled answer before the reference answer, or several references
+    turn_credit: bool = False  # conversations: a message is also paid for what it adds to the references' likelihood
+    turns: int = 1  # messages of a conversation at most
     temperature: float = 1.0  # of the sampler: chain log-probs are those of the distribution sampled from
     micro_batch_prompts: int = 0  # prompts per forward; 0: `step.at_once`
     head_chunk: int = 0  # tokens whose logits exist at one time; 0: `head.token_stats` decides

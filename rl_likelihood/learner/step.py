@@ -63,7 +63,11 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
 
     difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
     advantage = surrogate.advantages(difference, keep, loss.advantage)
-    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, advantage, mask, keep, loss, counts)
+    paid = advantage
+    if cfg.turn_credit:
+        constant = jax.lax.stop_gradient(logp)
+        paid = advantage[..., None] + surrogate.turn_gains(constant, batch.scored, batch.segment, keep, cfg.turns)
+    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, paid, mask, keep, loss, counts)
     # Supervision of a given chain is the same objective with the chain among the scored tokens.
     answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
     answer = -f(logp, answer_mask, keep).sum() / counts.prompts

@@ -17,11 +17,11 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.fields import field
 from rl_likelihood.rewards.likelihood import GroupValue, Objective, difference
-from rl_likelihood.shapes import AnyArray
+from rl_likelihood.shapes import ENV, AnyArray
 
 # Log-ratios are clipped here, before exp() overflows.
 MAX_LOG_RATIO = 20.0
@@ -93,6 +93,39 @@ def advantages(
     return jnp.where(std > MIN_STD, scaled, 0.0)
 
 
+def turn_of(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
+    """How many of the environment's replies precede each token, a token of a reply included."""
+    reply = segment == ENV
+    before = jnp.pad(reply[..., :-1], [(0, 0), (0, 0), (1, 0)])
+    return jnp.cumsum(reply & ~before, -1)
+
+
+def turn_gains(
+    logp: Float[AnyArray, "P G T"],
+    scored: Bool[AnyArray, "P G T"],
+    segment: Int[AnyArray, "P G T"],
+    keep: Bool[AnyArray, "P G"],
+    turns: int,
+) -> Float[Array, "P G T"]:
+    """What each message adds to the likelihood of the reference from it on, less the mean of the group's others.
+
+    The reference before message k (from 0) has probability v_k, the geometric mean over its tokens (after IGPO,
+    2510.14967). A message of turn k is paid the gains v_{j+1} - v_j of all j >= k, which sum to v_last - v_k. The
+    baseline is the others' sum from turn k on, which is 0 for rows that are over by then. `turns`: most of them.
+    """
+    turn = turn_of(segment)
+    of_turn = (turn[..., None] == jnp.arange(turns)) & scored[..., None]  # [P, G, T, K]
+    n = of_turn.sum(2)
+    v = jnp.exp(jnp.where(of_turn, logp[..., None], 0.0).sum(2) / jnp.maximum(n, 1))  # [P, G, K]
+    last = jnp.maximum((jnp.arange(turns) * (n > 0)).max(-1, keepdims=True), 0)
+    to_go = jnp.where(n > 0, jnp.take_along_axis(v, last, -1) - v, 0.0)
+    to_go = jnp.where(keep[..., None], to_go, 0.0)
+    others = jnp.maximum(keep.sum(-1)[:, None, None] - 1, 1)
+    centred = to_go - (to_go.sum(1, keepdims=True) - to_go) / others
+    centred = jnp.where(keep[..., None] & (keep.sum(-1)[:, None, None] > 1), centred, 0.0)
+    return jnp.take_along_axis(centred, jnp.clip(turn, 0, turns - 1), -1)
+
+
 def aggregate(
     values: Float[AnyArray, "P G T"],
     mask: Bool[AnyArray, "P G T"],
@@ -129,18 +162,18 @@ def importance(
 def policy_loss(
     logp: Float[AnyArray, "P G T"],
     sampler_logp: Float[AnyArray, "P G T"],
-    advantage: Float[AnyArray, "P G"],
+    advantage: Float[AnyArray, "P G"] | Float[AnyArray, "P G T"],
     mask: Bool[AnyArray, "P G T"],
     keep: Bool[AnyArray, "P G"],
     cfg: LossConfig,
     counts: Counts,
 ) -> Float[Array, ""]:
-    """Minus the policy term. `advantage` is constant (stop-gradient is applied here).
+    """Minus the policy term. `advantage`, of each row or of each token, is constant (stop-gradient is applied here).
 
     Without clipping the gradient is that of weight * A * logp, with weight 1 on-policy and a truncated
     importance ratio for stale rollouts. With clipping it is PPO's min(ratio A, clip(ratio) A).
     """
-    a = jax.lax.stop_gradient(advantage)[..., None]
+    a = jax.lax.stop_gradient(advantage if advantage.ndim == 3 else advantage[..., None])
     if cfg.clip_low or cfg.clip_high:
         ratio = importance(logp, sampler_logp, mask, "token")
         low = 1 - cfg.clip_low if cfg.clip_low else 0.0

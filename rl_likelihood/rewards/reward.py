@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.fields import field
 from rl_likelihood.rewards.intrinsic import SampledStats
+from rl_likelihood.shapes import Outcomes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Reward:
     span: Literal["auto", "chain", "response"] = "auto"
     with_terms: tuple[str, ...] = ()  # other terms that must stand in the same sum
     proxy: bool = False  # needs NOVER's proxy model
+    conversation: bool = False  # needs an environment
 
     @property
     def differentiable(self) -> bool:
@@ -132,3 +134,4 @@ class HostInputs(NamedTuple):
     outcome: Callable[[str], list[list[bool | None]]]
     same: Callable[[str, str | None], bool]  # whether two answers are equal
     candidate: Callable[[str], Hashable]  # what makes two answers one candidate of a vote
+    outcomes: Outcomes | None = None  # of conversations with an environment

@@ -89,6 +89,16 @@ def countdown_tinyzero(inputs: HostInputs) -> np.ndarray:
     return _scaled(inputs.outcome("countdown"), rules.TINYZERO)
 
 
+def environment(inputs: HostInputs) -> np.ndarray:
+    """How the environment pays the conversation (env.name)."""
+    return inputs.outcomes.reward
+
+
+def calls_f1(inputs: HostInputs) -> np.ndarray:
+    """F1 of the conversation's tool calls and the reference calls, where the environment has them."""
+    return inputs.outcomes.calls_f1
+
+
 _ANSWER, _VOTE = ("chain", "answer", "reference"), ("chain", "answer", "group")
 _SAMPLED = ("chain", "answer")  # statistics of whatever was sampled
 
@@ -108,6 +118,8 @@ REWARDS: dict[str, Reward] = {
     # Rules.
     "base_rl": Reward(base_rl, "host", base_rl.__doc__, _ANSWER),
     "countdown_tinyzero": Reward(countdown_tinyzero, "host", countdown_tinyzero.__doc__, _ANSWER),
+    "environment": Reward(environment, "host", environment.__doc__, ("chain",), conversation=True),
+    "calls_f1": Reward(calls_f1, "host", calls_f1.__doc__, ("chain", "reference"), conversation=True),
     "format": Reward(rules.format, "text", rules.format.__doc__, ("chain",)),
     "format_open_r1": Reward(format_open_r1, "text", format_open_r1.__doc__, ("chain",)),
     "tag_count": Reward(rules.tag_count, "text", rules.tag_count.__doc__, ("chain",)),

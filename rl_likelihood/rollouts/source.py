@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.learner.batching import answers_after, given_rollout
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput, means
+from rl_likelihood.rollouts.conversations import targets_of
 from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import Devices, sampler_weights
@@ -89,12 +89,14 @@ class Given:
         self.chains = task.config.reward.sft_chain != "none"
         self.width = len(task.fmt.close_think_ids) + task.config.prompt.max_answer
         self.width += longest_chain(task) if self.chains else 0
+        if task.config.converses:
+            self.width = task.config.conversation_tokens
 
     def next(self, step: int, params: Params) -> StepInput:
         start, b = time.perf_counter(), self.batches
         rows, fmt = b.rows(step), b.task.fmt
         if self.chains:
-            targets = [completion_ids(row, row.example.chain, b.task.tokenizer, fmt) for row in rows]
+            targets = targets_of(b.task, rows)
             if b.task.config.step.supervise_chain:  # the closing tags are learned with the chain
                 targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
             rollout = given_rollout(b.collate(step), targets, fmt.pad_id, self.width)
