@@ -21,7 +21,7 @@ import numpy as np
 
 from rl_likelihood.config import grader_table
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.evaluation import statistics
+from rl_likelihood.evaluation import conversations, statistics
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
@@ -112,7 +112,12 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
         progress = stack.enter_context(bar)
         c, table = e.task.config.eval, grader_table(e.task.config.reward.file)
         pool = stack.enter_context(Pool(c.grader_workers, c.grader_seconds, unsafe_code=c.unsafe_code, table=table))
-        for made in _records(e, n, samples, records, pool):
+        made_of = _records(e, n, samples, records, pool)
+        if e.task.config.converses:
+            rows = e.rows[:n]
+            made_of = conversations.records(e.task, e.params, rows, e.devices, range(done, n), samples)
+        for made in made_of:
+            e.between()
             if path is not None:
                 for record in made:
                     run_files.append(path, {"step": e.step, **record})
@@ -126,7 +131,8 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
 
 def _example(record: Record) -> dict[str, Any]:
     greedy = record["greedy"]
-    shown = {"text": greedy["text"], "right": greedy["right"] is True}
+    text = "\n".join(m["text"] for m in greedy["messages"]) if "messages" in greedy else greedy["text"]
+    shown = {"text": text, "right": greedy["right"] is True}
     return {"prompt": record["prompt"], "reference": record["reference"], **shown}
 
 

@@ -100,7 +100,7 @@ def _chain_collapse(run: Alarms, values: Values) -> str | None:
 
 def _open_chains(run: Alarms, values: Values) -> str | None:
     share = values.get("chain/truncated", 0.0)
-    if share <= OPEN_SHARE:
+    if share <= OPEN_SHARE or "env/turns" in values:  # a conversation has no answer tag
         return None
     remedy = "raise sampler.max_chain, show worked examples (prompt.examples) or teach the format (warm_start.steps)"
     if run.truncated == "force_close" and run.trains_on(FLOORED):
@@ -154,6 +154,23 @@ def _grader_failures(run: Alarms, values: Values) -> str | None:
     )
 
 
+def _cut_conversations(run: Alarms, values: Values) -> str | None:
+    share = values.get("env/out_of_turns", 0.0)
+    if share <= OPEN_SHARE:
+        return None
+    return (
+        f"env/out_of_turns is {share:.0%}: most conversations never end; raise sampler.max_turns or sampler.max_chain, "
+        "or teach the calls first (warm_start.steps with warm_start.chains=given)"
+    )
+
+
+def _environment_failures(run: Alarms, values: Values) -> str | None:
+    failures = values.get("env/failures", 0.0)
+    if failures <= 0:
+        return None
+    return f"env/failures is {failures:g}: conversations left out because the environment raised or took too long"
+
+
 # A new alarm is a function and a row of this table.
 ALARMS: dict[str, Callable[[Alarms, Values], str | None]] = {
     "entropy collapse": _entropy_collapse,
@@ -163,4 +180,6 @@ ALARMS: dict[str, Callable[[Alarms, Values], str | None]] = {
     "ratio tails": _ratio_tails,
     "underflow": _underflow,
     "grader failures": _grader_failures,
+    "cut conversations": _cut_conversations,
+    "environment failures": _environment_failures,
 }

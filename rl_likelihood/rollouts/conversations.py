@@ -202,6 +202,22 @@ class Conversations:
         return np.asarray([0.0 if row.failed else v for row, v in zip(played, values, strict=True)], np.float32)
 
 
+def messages_of(task: Task, rollout: Rollout, i: int, j: int) -> list[dict[str, str]]:
+    """Row j of prompt i as messages: {"role": assistant or environment, "text"}."""
+    ids, kinds = rollout.completion[i, j], rollout.segment[i, j]
+    spoken = (kinds == CHAIN) | (kinds == ENV)
+    ids, kinds = ids[spoken], kinds[spoken]
+    ends = np.flatnonzero(np.diff(kinds, append=-1)) + 1
+    return [
+        {
+            "role": "assistant" if kinds[start] == CHAIN else "environment",
+            "text": task.tokenizer.decode(ids[start:end], skip_special_tokens=True).strip(),
+        }
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        if end > start
+    ]
+
+
 def task_of(row: EncodedExample) -> dict[str, Any]:
     """What the environment is told of a question."""
     return json.loads(row.example.check)["environment"]
