@@ -145,13 +145,12 @@ def table(rows: Sequence[tuple[Claim, dict[str, Any]]]) -> str:
     lines = ["| claim | difference | 95 % interval | by seed | |", "|---|---:|---:|---:|---|"]
     for claim, found in rows:
         unit, form, times = UNITS[claim.metric]
-        show = lambda x: form.format(times * x)  # noqa: B023, E731
         if found["verdict"] == "not run":
             lines.append(f"| {claim.words} | | | | not run |")
             continue
-        seeds = ", ".join(map(show, found["by_seed"]))
-        difference, interval = f"{show(found['difference'])} {unit}", f"{show(found['low'])} to {show(found['high'])}"
-        lines.append(f"| {claim.words} | {difference} | {interval} | {seeds} | {found['verdict']} |")
+        difference, low, high = (form.format(times * found[name]) for name in ("difference", "low", "high"))
+        seeds = ", ".join(form.format(times * x) for x in found["by_seed"])
+        lines.append(f"| {claim.words} | {difference} {unit} | {low} to {high} | {seeds} | {found['verdict']} |")
     return "\n".join(lines) + "\n"
 
 

@@ -158,17 +158,16 @@ def _has_sign(node: Node) -> bool:
     return node.kind == "pm" or any(map(_has_sign, parts_of(node)))
 
 
-def _signed(node: Node, negative: bool) -> Node:
-    if node.kind == "pm":
-        inner = _signed(node.parts[0], negative)
+def _signed(part: Any, negative: bool) -> Any:
+    """A node, or a part of one, with each plus-minus read as this sign."""
+    if isinstance(part, tuple) and not isinstance(part, Node):
+        return tuple(_signed(p, negative) for p in part)
+    if not isinstance(part, Node):
+        return part
+    if part.kind == "pm":
+        inner = _signed(part.parts[0], negative)
         return Node("neg", (inner,)) if negative else inner
-    parts = tuple(
-        _signed(p, negative) if isinstance(p, Node)
-        else tuple(_signed(q, negative) if isinstance(q, Node) else q for q in p) if isinstance(p, tuple)
-        else p
-        for p in node.parts
-    )  # fmt: skip
-    return Node(node.kind, parts)
+    return Node(part.kind, _signed(part.parts, negative))
 
 
 def _same_matrices(goal: Node, found: Node) -> bool:

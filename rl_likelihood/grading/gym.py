@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import inspect
 import json
 import re
@@ -151,7 +152,7 @@ _REPLACED: dict[str, Callable[[dict[str, Any], str], bool]] = {
 
 def gym_outcome(reference: str, answer: str | None) -> bool | None:
     """`gym_match`, with None where the data set's own rule breaks down. It may hang: see `Pool`."""
-    import reasoning_gym  # noqa: F401 (here: it takes seconds, and a worker makes ready with a call of this function)
+    importlib.import_module("reasoning_gym")  # not above: it takes seconds, and a worker makes ready with this function
 
     quick = gym_quick(reference, answer)
     if quick is not None:

@@ -48,14 +48,14 @@ class _Worker:
     def __init__(self, deadline: float):
         self.connection, theirs = Pipe()
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        arguments = map(str, (theirs.fileno(), _MEMORY, deadline * 2 + 10))
         try:
             self.process = subprocess.Popen(
-                [
-                    sys.executable, "-W", "ignore", "-m", _WORKER,
-                    str(theirs.fileno()), str(_MEMORY), str(deadline * 2 + 10),
-                ],
-                stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env={**os.environ, "PYTHONPATH": path},
-            )  # fmt: skip
+                [sys.executable, "-W", "ignore", "-m", _WORKER, *arguments],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, "PYTHONPATH": path},
+            )
         except OSError as error:
             self.connection.close()
             raise UserError(f"a grading process could not start: {error}; make room or set fewer workers") from None

@@ -41,7 +41,7 @@ class Tracker:
     def _tried(self, what: str, act):
         try:
             return act()
-        except Exception as error:  # noqa: BLE001 (a copy never stops the run that it copies)
+        except Exception as error:  # a copy never stops the run that it copies
             said = " ".join(str(error).split()) or type(error).__name__
             print(f"warning: wandb {what} ({said}); the run goes on without it, its files have everything", flush=True)
             self._run = None
