@@ -11,6 +11,7 @@ x = 5           its value, where the other side names none; else the same equati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rl_likelihood.grading import units
 from rl_likelihood.grading.tokens import Unreadable
