@@ -267,16 +267,16 @@ def resources(text: str) -> dict[str, float]:
 
 def report(experiment: Experiment, runs: list[table.Run], out: Path, paper: Sequence[dict]) -> int:
     """table.md, table.tex, table.csv, the figures and report.html, and where they are."""
-    found = table.blocks(runs, experiment.rows)
+    blocks = table.blocks(runs, experiment.rows)
     out.mkdir(parents=True, exist_ok=True)
     for kind, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):
         path = out / f"table.{suffix}"
-        path.write_text(table_text.FORMATS[kind](found, paper) + "\n")
+        path.write_text(table_text.FORMATS[kind](blocks, paper) + "\n")
         say(str(path))
     drawn = figures.grid_figures(runs, experiment.rows)
     for path in plots.save(drawn, out):
         say(str(path))
-    contents = page.Contents(experiment.name, experiment.doc, found[0].rows, found, drawn, paper)
+    contents = page.Contents(experiment.name, experiment.doc, blocks[0].rows, blocks, drawn, paper)
     page.write(out / "report.html", contents, runs)
     say(str(out / "report.html"))
     return 0

@@ -87,8 +87,8 @@ def countdown_outcome(reference: str, answer: str | None) -> bool | None:
     goal = evaluate(reference)
     if goal is None:  # not a solved expression: compared as text
         return answer.strip() == reference.strip()
-    found = evaluate(answer)
-    return found is not None and found[0] == goal[0] and sorted(found[1]) == sorted(goal[1])
+    given = evaluate(answer)
+    return given is not None and given[0] == goal[0] and sorted(given[1]) == sorted(goal[1])
 
 
 def countdown(reference: str, answer: str | None) -> bool:

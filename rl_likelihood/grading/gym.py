@@ -123,14 +123,14 @@ def _equal_text(item: dict[str, Any], answer: str) -> bool:
 
 def _makes_24(item: dict[str, Any], answer: str) -> bool:
     """The four numbers of the question, each once, and the value 24."""
-    given, found = evaluate(str(item.get("answer"))), evaluate(answer)
-    return given is not None and found is not None and found[0] == 24 and sorted(found[1]) == sorted(given[1])
+    solution, given = evaluate(str(item.get("answer"))), evaluate(answer)
+    return None not in (solution, given) and given[0] == 24 and sorted(given[1]) == sorted(solution[1])
 
 
 def _sorted_numbers(item: dict[str, Any], answer: str) -> bool:
     """The very numbers of the reference in its order."""
-    goal, found = _numbers(str(item.get("answer"))), _numbers(answer)
-    return goal is not None and goal == found
+    goal, given = _numbers(str(item.get("answer"))), _numbers(answer)
+    return goal is not None and goal == given
 
 
 def _numbers(text: str) -> list[Fraction] | None:
