@@ -30,6 +30,7 @@ from rl_likelihood.mesh import from_own_prompts, put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metrics import MetricsWriter, line
+from rl_likelihood.report.table_text import evaluation_line
 from rl_likelihood.report.tracking import Tracker
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
@@ -317,24 +318,13 @@ def evaluate_if_due(r: Run, params: Params, step: int) -> None:
     evaluation(r, params, step, stage, r.task.fast if fast and r.task.fast else r.task.heldout, fast)
 
 
-# What is said of an evaluation, as far as it was asked for.
-_SAID = (
-    ("greedy_success", "greedy success {:.1%}"),
-    ("sampled_success", "sampled {:.1%}"),
-    ("perplexity", "perplexity {:.3f}"),
-    ("perplexity_no_chain", "{:.3f} without chain"),
-    ("chain_length", "chain {:.1f} tokens"),
-)
-
-
 def evaluation(r: Run, params: Params, step: int, stage: str, rows: list[EncodedExample], fast: bool = False) -> None:
     """Evaluate, write eval.jsonl and the records behind it, say it in one line."""
     if not r.config.eval.prompts:
         return
     out = evaluate(Evaluation(r.task, params, rows, r.devices, step, r.writer.workdir, r.stop.check, say), fast=fast)
     r.writer.eval(step, {"stage": stage, **out})
-    numbers = ", ".join(words.format(out[k]) for k, words in _SAID if k in out)
-    say(f"{stage}: {numbers}, {out['questions']} questions in {out['seconds']:.0f} s")
+    say(evaluation_line(stage, out))
 
 
 def refuse_nan(step: int, out: dict[str, float], workdir: Path) -> None:
