@@ -138,7 +138,7 @@ def test_a_worker_that_cannot_start_is_said(monkeypatch, tmp_path, capfd):
 
 def test_refusals():
     with Pool() as pool:
-        with pytest.raises(UserError, match="grader 'maths' is unknown; choose one of: code_output, code_tests, "):
+        with pytest.raises(UserError, match="grader 'maths' .*code_output, code_tests, "):
             pool.grade("maths", ["5"], ["5"])
         with pytest.raises(ValueError):
             pool.grade("math", ["5"], [])
