@@ -1,5 +1,5 @@
-"""The copy of a run in wandb, where it is wanted. The files of the workdir are the record. Where wandb is missing,
-refuses or breaks, one line says so and the run goes on without it."""
+"""An optional copy of a run in wandb. The files of the workdir are the record. If wandb is missing or fails, one line
+says so and the run goes on without it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ID = "wandb_id"
 
 
 class Tracker:
-    """One run in wandb. Its id stands in the workdir, so that a resumed run continues it.
+    """One run in wandb. Its id is saved in the workdir, so that a resumed run continues it.
 
     `mode` is off, offline (a folder wandb/ in the workdir, for `wandb sync`) or online. wandb shows `config` as the
     run's settings.

@@ -40,8 +40,8 @@ class Devices:
 def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int | None = None) -> Devices:
     """The config's devices, for one process: by default this one.
 
-    Where mesh.data and mesh.fsdp leave a choice, the first mesh over which the batch divides. UserError if there is
-    none, naming the settings that would do.
+    If mesh.data and mesh.fsdp leave a choice, takes the first mesh over which the batch divides. If there is none, the
+    UserError names settings that would do.
     """
     devices = list(devices or jax.devices())
     process = jax.process_index() if process is None else process
@@ -81,7 +81,7 @@ def _of_sampler(c: Config) -> int:
 
 
 def _suggest(c: Config, micro: int, learning: list, slices: int, own: list, process: int) -> None:
-    """UserError with a mesh and a micro-batch that divide, if there are such."""
+    """Raises a UserError that names a mesh and a micro-batch that divide, if there are any."""
     sizes = [k for k in range(c.train.prompts_per_step, 0, -1) if c.train.prompts_per_step % k == 0]
     tensors = [t for t in (c.mesh.tensor, 2, 4, 8) if len(learning) % t == 0]
     for tensor, size in itertools.product(tensors, sizes):
