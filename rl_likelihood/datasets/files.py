@@ -180,9 +180,7 @@ def _fetch(address: str, target: Path, by_hand: str) -> None:
         with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer, part.open("wb") as f:
             shutil.copyfileobj(answer, f)
             promised = answer.headers.get("Content-Length")
-        if promised is not None and part.stat().st_size != int(
-            promised
-        ):  # a broken connection looks like an end
+        if promised is not None and part.stat().st_size != int(promised):  # a broken connection looks like an end
             raise OSError(f"{part.stat().st_size} of {promised} bytes came")
         part.replace(target)
     except (OSError, http.client.HTTPException) as e:
