@@ -30,11 +30,12 @@ from rl_likelihood.mesh import from_own_prompts, put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metrics import MetricsWriter, line
+from rl_likelihood.report.table_text import evaluation_line
 from rl_likelihood.report.tracking import Tracker
 from rl_likelihood.rollouts.baseline import write_baseline
-from rl_likelihood.rollouts.batches import SamplerFailed
+from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
 from rl_likelihood.rollouts.samples import write_samples
-from rl_likelihood.rollouts.source import make_source
+from rl_likelihood.rollouts.source import Source, make_source
 from rl_likelihood.runtime import checkpoint, distributed, run_files
 from rl_likelihood.runtime.checkpoint import CheckpointConfig
 from rl_likelihood.runtime.console import say
@@ -184,11 +185,7 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
                 break
             r.stop.check()
             begin = time.perf_counter()
-            try:
-                given = source.next(step, state.params)
-            except SamplerFailed as failed:  # what was learned is whole
-                r.save(state, source.state())
-                raise failed.__cause__ or failed from None
+            given = next_batch(r, source, state, step)
             batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
             t1 = time.perf_counter()
             state, out, per_row = programs(state, ref_params, batch)
@@ -212,6 +209,15 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
         source.close()
         checkpoint.close(r.checkpoints)
     return step, step >= steps
+
+
+def next_batch(r: Run, source: Source, state: TrainState, step: int) -> StepInput:
+    """The batch of the update from `step`. If the sampler failed, what was learned is saved first."""
+    try:
+        return source.next(step, state.params)
+    except SamplerFailed as failed:
+        r.save(state, source.state())
+        raise failed.__cause__ or failed from None
 
 
 def keep_what_it_needs(task: Task, session: Session) -> None:
@@ -312,24 +318,13 @@ def evaluate_if_due(r: Run, params: Params, step: int) -> None:
     evaluation(r, params, step, stage, r.task.fast if fast and r.task.fast else r.task.heldout, fast)
 
 
-# What is said of an evaluation, as far as it was asked for.
-_SAID = (
-    ("greedy_success", "greedy success {:.1%}"),
-    ("sampled_success", "sampled {:.1%}"),
-    ("perplexity", "perplexity {:.3f}"),
-    ("perplexity_no_chain", "{:.3f} without chain"),
-    ("chain_length", "chain {:.1f} tokens"),
-)
-
-
 def evaluation(r: Run, params: Params, step: int, stage: str, rows: list[EncodedExample], fast: bool = False) -> None:
     """Evaluate, write eval.jsonl and the records behind it, say it in one line."""
     if not r.config.eval.prompts:
         return
     out = evaluate(Evaluation(r.task, params, rows, r.devices, step, r.writer.workdir, r.stop.check, say), fast=fast)
     r.writer.eval(step, {"stage": stage, **out})
-    numbers = ", ".join(words.format(out[k]) for k, words in _SAID if k in out)
-    say(f"{stage}: {numbers}, {out['questions']} questions in {out['seconds']:.0f} s")
+    say(evaluation_line(stage, out))
 
 
 def refuse_nan(step: int, out: dict[str, float], workdir: Path) -> None:

@@ -301,11 +301,6 @@ def collate(
     )
 
 
-def no_chain_ids(fmt: ChainFormat) -> np.ndarray:
-    """The empty scaffold `</think>\\n<answer` [t] that follows a prompt where no chain is wanted."""
-    return np.asarray(fmt.close_think_ids, np.int32)
-
-
 def completion_ids(
     row: EncodedExample,
     chain: str | Sequence[int] | np.ndarray | None,

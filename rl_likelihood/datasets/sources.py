@@ -23,7 +23,7 @@ from rl_likelihood.datasets.questions import by_group, distinct, group_key, hold
 from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, UserError
 
-# A procedural task is used up when this many draws in a row bring no new question.
+# After this many draws in a row without a new question a procedural task counts as exhausted.
 DRY_DRAWS = 3000
 OWN = Files(name="your rows", fetch="a file of JSON lines, a JSON array or a parquet file")
 
@@ -72,7 +72,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What loading did: rows read or drawn, and why some are missing from the sets."""
+    """Rows that were read or drawn, and why some of them are in neither set."""
 
     rows: int
     duplicates: int  # the same question again within its set
@@ -87,9 +87,8 @@ Loaded = tuple[list[Example], list[Example], LoadReport]
 def load(cfg: DataConfig, training: bool = True, shown: Shots = ()) -> Loaded:
     """(train, heldout, report) by the settings; the same settings give the same rows in the same order.
 
-    Raises UserError for anything that is not there, not readable or not enough. An evaluation (`training` False) gets
-    no training rows, and needs none: a set may be for evaluation alone, or a file be named for both. `shown` are the
-    user's own worked examples, whose questions are in neither set.
+    Raises UserError for anything missing, unreadable or too small. An evaluation (`training` False) gets no training
+    rows and needs none. `shown` are the user's own worked examples, whose questions are in neither set.
     """
     worked = _worked_groups(shown)
     if cfg.source == "reasoning_gym":
@@ -113,10 +112,10 @@ def load_fast(cfg: DataConfig, shown: Shots = ()) -> list[Example]:
 
 
 def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptConfig:
-    """The prompt's settings with the texts that they name: the instruction, and the user's own worked examples.
+    """The prompt's settings with the texts of the files that they name: instruction and worked examples.
 
-    `most` is how many worked examples any prompt of the run shows. Without `examples_path` those of the data's own
-    tasks are shown, or the first training rows that have a chain.
+    `most` is the largest number of worked examples in any prompt of the run. Without `examples_path` prompts show those
+    of the data's own tasks, or the first training rows that have a chain.
     """
     instruction = prompt.instruction
     if prompt.instruction_path:
@@ -157,7 +156,7 @@ def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
 def describe(
     cfg: DataConfig, train: Sequence, heldout: Sequence, report: LoadReport, too_long: Sequence[str] = ()
 ) -> str:
-    """The data line of the start message. `train` is what is left without the rows that are `too_long` (in words)."""
+    """The data line of the start message. `too_long`: in words, the training rows that are not in `train`."""
     name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
     removed = (
         f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
@@ -190,8 +189,8 @@ def _load_procedural(cfg: DataConfig, training: bool, worked: set[str]) -> Loade
     if training and not train_size:
         raise UserError("data.train_size is 0; a procedural source has no end, so say how many questions to draw")
 
-    # Held-out first: it takes its questions, training gets what is left. One set of keys for all tasks,
-    # because two wordings of one sum are one question.
+    # Held-out questions are drawn first, then training questions that differ from them. All tasks share one set of
+    # keys, because two wordings of one sum are one question.
     heldout, of_heldout = _draw_split(cfg, "heldout", 100 if cfg.heldout_size < 0 else cfg.heldout_size, worked)
     excluded = worked | {variant_key(e.prompt) for e in heldout}
     train, of_train = _draw_split(cfg, "train", train_size if training else 0, excluded)

@@ -67,7 +67,7 @@ def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:
 
 
 def given_rollout(
-    prompts: Prompts, rows: list[tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]], pad_id: int, width: int
+    prompts: Prompts, rows: list[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]], pad_id: int, width: int
 ) -> Rollout:
     """Given rows (ids, segments), one per prompt, as a rollout of group size 1 and width `width`."""
     completion = np.full((len(rows), 1, width), pad_id, np.int32)

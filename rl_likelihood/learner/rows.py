@@ -62,9 +62,9 @@ class RowStats(NamedTuple):
     log-probs of the tokens of `batch.no_chain`, without a gradient."""
 
     stats: TokenStats
-    chain: Bool[Array, "P G T"]
-    sampled: Bool[Array, "P G T"]
-    scored: Bool[Array, "P G T"]
+    chain: Bool[AnyArray, "P G T"]
+    sampled: Bool[AnyArray, "P G T"]
+    scored: Bool[AnyArray, "P G T"]
     no_chain_logp: Float[Array, "P 1 W"] | None = None
 
 
@@ -100,7 +100,7 @@ def row_stats(
     return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, no_chain_logp)
 
 
-def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[Array, "P G T"], Bool[Array, "P G"]]:
+def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[AnyArray, "P G T"], Bool[AnyArray, "P G"]]:
     """Which tokens the policy term covers, and which rows count in baseline, scale and loss."""
     tokens = batch.segment == CHAIN
     if cfg.policy_span == "response":

@@ -30,7 +30,7 @@ PromptKeys = tuple[Float[AnyArray, "P K S Dh"], Float[AnyArray, "P K S Dh"], Boo
 class Kernel(NamedTuple):
     """What the splash kernel masks by, instead of a mask: segment ids, and whether any may be a sampled answer."""
 
-    segment: Int[Array, "P G T"]
+    segment: Int[AnyArray, "P G T"]
     two_branches: bool
 
 

@@ -1,4 +1,4 @@
-"""Warnings about a run while it goes on: one sentence each, with the remedy, said once.
+"""Warnings during a run: one sentence each, with the remedy, raised once.
 
     alarms = Alarms(("log_prob",), truncated="force_close")
     for sentence in alarms.check(step, metrics): say(sentence)
@@ -13,17 +13,17 @@ import math
 import numbers
 from collections.abc import Callable
 
-# Two alarms compare with the run's own start: the mean of its first values. None is raised before these are known.
+# Two alarms compare with the start of the run, the mean of its first values, and are not raised before it is known.
 FIRST_STEPS = 5
 FIRST = ("policy/entropy", "chain/length")
 
-# Entropy falls in every run that learns. It has collapsed where it is far below the start and also near 0: then the
+# Entropy falls in every run that learns. It has collapsed if it is far below the start and also near 0: then the
 # likeliest token has a probability of about 0.99, and the chains of a group are copies of each other.
 ENTROPY_SHARE, ENTROPY_NATS = 0.1, 0.05
 # Under log-prob rewards chains first get shorter. Where they recover they stay above this share of the start; where
 # they do not, they end near ten tokens (Kwiatkowski et al. 2602.03979, sec. 3.4).
 LENGTH_SHARE = 1 / 3
-# Above these shares of chains, groups and rows, most of a step is lost, or a part whose loss biases it.
+# Above these shares of chains, groups and rows, a step loses most of its data, or a part whose loss biases it.
 OPEN_SHARE, SAME_REWARD_SHARE, UNDERFLOW_SHARE = 0.5, 0.5, 0.1
 # On-policy ratios are 1; an effective sample size of 0.5 means that half the tokens' weight is gone.
 RATIO_MAX, RATIO_ESS = 10.0, 0.5

@@ -126,7 +126,7 @@ def title_of(labels: Mapping[str, str]) -> str:
 
 
 def without_chain(run: Run) -> bool:
-    """Whether the run fine-tunes on answers alone (reward.name sft), so that its model is asked without a chain."""
+    """Whether the run fine-tunes on answers alone (reward.name sft). Its model is then asked without a chain."""
     path = Path(run.workdir) / "config.json"
     if not path.exists():  # not begun
         return "sft" in (run.labels.get("reward"), run.labels.get("reward.name"))
@@ -137,7 +137,7 @@ def without_chain(run: Run) -> bool:
 
 
 def asked(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation of a model that is asked without a chain: those numbers under the names of the others."""
+    """An evaluation of a model that is asked without a chain: its numbers without a chain, under the usual names."""
     others = {k: v for k, v in row.items() if k not in WITHOUT_CHAIN and k not in OF_CHAINS}
     return others | {k: row[other] for k, other in WITHOUT_CHAIN.items() if other in row}
 

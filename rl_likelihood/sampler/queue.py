@@ -154,7 +154,7 @@ def start_sampler(
                 number += 1
         except Closed:
             pass
-        except BaseException as error:  # noqa: BLE001 (handed to the learner's thread, which raises it)
+        except BaseException as error:  # the learner's thread raises it
             queue.close(error)
 
     thread = threading.Thread(target=run, name="sampler", daemon=True)

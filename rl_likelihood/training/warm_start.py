@@ -1,7 +1,7 @@
-"""Supervised steps before RL: the model's own chains in the wanted format, or chains that the data gives.
+"""Supervised steps before RL, on the model's own chains in the wanted format or on chains of the data.
 
-`own` teaches the format only: greedy chains and answers of the untouched model, right or wrong, sampled
-with worked examples in the prompt, become targets for the prompt without them. No reference answer is used.
+`own` teaches the format only. With worked examples in the prompt the untouched model writes greedy chains and answers,
+right or wrong. They become the targets for the prompt without the examples. No reference answer is used.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def own_chains(task: Task, devices: Devices, params: Params) -> list[dict[str, A
 
 
 def chains_to_learn(task: Task, devices: Devices, params: Params, workdir: Path) -> list[EncodedExample]:
-    """The questions with the chains that the warm start learns: own or given."""
+    """The questions with the chains that the warm start learns."""
     w = task.config.warm_start
     if w.chains == "own":
         chains = own_chains(task, devices, params)
@@ -97,7 +97,7 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
     steps = c.warm_start.steps
     rows = chains_to_learn(task, devices, params, workdir)
     targets = targets_of(task, rows)
-    # The closing tags are part of what is taught: they count as chain.
+    # The closing tags are learned too: they count as chain.
     targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
     width = max(len(ids) for ids, _ in targets)
     rows_of = order(len(rows), c.warm_start.prompts_per_step, c.seed)
@@ -106,7 +106,7 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
         index = rows_of(i)
         collated = task.collate([rows[j] for j in index], index)
         batch = to_batch(given_rollout(collated, [targets[j] for j in index], task.fmt.pad_id, width))
-        # Whatever `score_delims` counts as reward, a format is learned whole: brackets and closing tag too.
+        # The whole format is learned, brackets and closing tag too, whatever `score_delims` says.
         batch = batch.replace(scored=batch.segment == REFERENCE)
         return put(batch, by_prompt(mesh, batch))
 

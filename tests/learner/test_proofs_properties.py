@@ -303,10 +303,10 @@ def reward_advantages(reward, keep):
 
 @settings(PROPERTY, max_examples=40)
 @given(values)
-def test_the_weights_of_jepo_are_a_softmax_and_the_best_chain_has_its_share(l):  # noqa: E741
-    slope = jax.grad(lambda x: OBJECTIVES["jepo"](x, FIVE[..., None], FIVE).sum())(l[..., None])[0, :, 0]
+def test_the_weights_of_jepo_are_a_softmax_and_the_best_chain_has_its_share(logp):
+    slope = jax.grad(lambda x: OBJECTIVES["jepo"](x, FIVE[..., None], FIVE).sum())(logp[..., None])[0, :, 0]
     assert float(slope.sum()) == pytest.approx(1, abs=1e-5)
-    assert float(slope[l[0].argmax()]) >= 1 / 5 - 1e-6
+    assert float(slope[logp[0].argmax()]) >= 1 / 5 - 1e-6
 
 
 @settings(PROPERTY, max_examples=40)
