@@ -83,7 +83,7 @@ def checked(name: str, value: Any, kind: Any, item: dataclasses.Field) -> Any:
         for bound, limit in item.metadata["bounds"].items():
             holds, words = _BOUNDS[bound]
             if not holds(x, limit):
-                raise UserError(f"{name} is {value}; it must be {words} {limit:g}")
+                raise UserError(f"{name} is {value}; it must be {words} {limit:.10g}")
     return value
 
 
