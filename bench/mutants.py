@@ -181,7 +181,7 @@ MUTANTS = [
         "sampler/queue.py", "step - rollout.version <= self", "step - rollout.version < self", "sampler/test_queue.py"
     ),
     # evaluation
-    Mutant("evaluation/evaluate.py", "two_branches=True", "two_branches=False", f"{EVALUATE} -k plain_sequences"),
+    Mutant("evaluation/evaluate.py", "two_branches=True", "two_branches=False", f"{EVALUATE} -k on_a_tpu"),
     Mutant("evaluation/evaluate.py", "task.key(EVALUATE, 1)", "task.key(EVALUATE)", f"{EVALUATE} -k keys"),
     Mutant("evaluation/evaluate.py", "e.task.key(EVALUATE), sampler", "e.task.key(0), sampler", f"{EVALUATE} -k keys"),
     Mutant("evaluation/evaluate.py", "(kinds == CHAIN) | (kinds == TAG)", "kinds == CHAIN", f"{EVALUATE} -k plain"),

@@ -5,6 +5,7 @@ holds log-probs, so every number of an evaluation can be written down.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -23,15 +24,16 @@ from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.evaluate import check_workdir
 from rl_likelihood.evaluation import records as files
 from rl_likelihood.evaluation import statistics
-from rl_likelihood.evaluation.evaluate import Evaluation, _marks, evaluate, tokens_before_tags, votes
+from rl_likelihood.evaluation.evaluate import Evaluation, _marks, _scores, evaluate, tokens_before_tags, votes
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.model.decoder import forward, head_matrix, param_specs
+from rl_likelihood.model import splash
+from rl_likelihood.model.decoder import forward, head_matrix, init, param_specs
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import CHAIN, UserError
+from rl_likelihood.shapes import CHAIN, SAMPLED, UserError
 from rl_likelihood.task import EVALUATE, INIT, SAMPLE, WARM_START, load
 from tests.programs import isolated
 from tests.runs import config_file, small_config
@@ -207,6 +209,22 @@ def test_log_probs_are_those_of_the_plain_sequences(opens, tmp_path):
     assert [r["no_chain"]["log_prob"] for r in records] == near(scores([scaffold] * 5))
     assert [r["swapped"] for r in records[1:]] == near(scores([scaffold, *lent[:-1]])[1:])
     assert abs(out["chain_swap_drop"]) > 0.1, "these answers depend on their chains, or the test shows nothing"
+
+
+def test_on_a_tpu_the_reference_does_not_see_the_answer_beside_it(monkeypatch):
+    """The kernel needs to be told that there are two branches. It is interpreted here, and gives dense attention's."""
+    monkeypatch.setattr(splash, "attention", functools.partial(splash.attention, interpret=True))
+    task, _ = task_of()
+    task = dataclasses.replace(task, model=dataclasses.replace(task.model, head_dim=64, layers=1))
+    task, params = stirred(task, init(jax.random.key(0), task.model))
+    sampler = task.sampler(group_size=4, temperature=1.0, max_sampled_answer=10)
+    rollout = decode.sample(params, task.collate(task.heldout[:2], np.arange(2)), task.key(EVALUATE), sampler)
+    assert (rollout.segment == SAMPLED).any()
+    dense, kernel = (
+        _scores(Evaluation(other, params, []), task.heldout[:2], rollout, [None, None])
+        for other in (task, dataclasses.replace(task, model=dataclasses.replace(task.model, attention="splash")))
+    )
+    np.testing.assert_allclose(kernel, dense, atol=1e-3)
 
 
 def test_tokens_before_the_tags():
