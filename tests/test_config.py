@@ -139,6 +139,16 @@ def test_a_number_that_is_not_finite_or_out_of_bounds_is_refused_by_name(name, b
             fields.read(Config, c)
 
 
+@pytest.mark.parametrize(
+    "name, value", [("optim.lr", 1e300), ("sampler.temperature", 1e-40), ("train.steps", 10**15), ("eval.samples", 2**31)]
+)
+def test_a_number_that_no_device_has_is_refused(name, value):
+    c = tree()
+    c.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError, match=re.escape(f"{name} is {value}; no number of 32 bits")):
+        fields.read(Config, c)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_out_of_range_is_refused_with_the_exact_limit(seed):
     c = tree()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state
 from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
-from rl_likelihood.runtime.checkpoint import DROPPED, FOLDER, REST, CheckpointConfig, due, latest_step
+from rl_likelihood.runtime.checkpoint import DROPPED, FOLDER, REST, CheckpointConfig, latest_step
 from rl_likelihood.settings import Config, TrainSettings
 from rl_likelihood.shapes import UserError
 
@@ -49,9 +50,12 @@ def checkpoints_at_once(cfg: CheckpointConfig, steps: int, start: bool = False, 
 
     While a new one is being written, the old ones are still there.
     """
-    saved = [step for step in range(not start, steps + 1) if step == 0 or due(cfg, step, steps)]
-    marked = [step for step in saved if cfg.keep_every and step % cfg.keep_every == 0]
-    return min(len(saved), len(marked) + cfg.keep + writing)
+    saved = steps // cfg.every + (steps % cfg.every > 0) + start
+    marked = 0
+    if cfg.keep_every:
+        both = math.lcm(cfg.every, cfg.keep_every)
+        marked = steps // both + (steps % cfg.every > 0 and steps % cfg.keep_every == 0) + start
+    return min(saved, marked + cfg.keep + writing)
 
 
 def tree_bytes(tree: Any) -> int:

@@ -27,6 +27,8 @@ from tests.runtime.test_checkpoint import abstract, restored, saved
         (CheckpointConfig(every=10, keep=2), 5, 1, 1, 2),
         (CheckpointConfig(every=10, keep=2, keep_every=20), 100, 8, 7, 9),  # 20, 40, 60, 80, 100 besides
         (CheckpointConfig(every=10, keep=100), 100, 10, 10, 11),
+        (CheckpointConfig(every=10, keep=1, keep_every=15), 75, 5, 4, 6),  # 30, 60 and, the last, 75
+        (CheckpointConfig(every=50, keep=2), 2**31 - 1, 3, 2, 3),
     ],
 )
 def test_how_many_checkpoints_there_are_at_one_time(cfg, steps, most, finished, with_start):
