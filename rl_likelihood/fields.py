@@ -81,7 +81,9 @@ def checked(name: str, value: Any, kind: Any, item: dataclasses.Field) -> Any:
         if not math.isfinite(x):
             raise UserError(f"{name} is {value}; it must be a finite number")
         if not _representable(x, item.metadata["bounds"]):
-            raise UserError(f"{name} is {value}; no number of 32 bits is like that, and the program computes with these")
+            raise UserError(
+                f"{name} is {value}; no number of 32 bits is like that, and the program computes with these"
+            )
         for bound, limit in item.metadata["bounds"].items():
             holds, words = _BOUNDS[bound]
             if not holds(x, limit):

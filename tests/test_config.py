@@ -140,7 +140,8 @@ def test_a_number_that_is_not_finite_or_out_of_bounds_is_refused_by_name(name, b
 
 
 @pytest.mark.parametrize(
-    "name, value", [("optim.lr", 1e300), ("sampler.temperature", 1e-40), ("train.steps", 10**15), ("eval.samples", 2**31)]
+    "name, value",
+    [("optim.lr", 1e300), ("sampler.temperature", 1e-40), ("train.steps", 10**15), ("eval.samples", 2**31)],
 )
 def test_a_number_that_no_device_has_is_refused(name, value):
     c = tree()
@@ -153,7 +154,9 @@ def test_a_number_that_no_device_has_is_refused(name, value):
 def test_a_seed_out_of_range_is_refused_with_the_exact_limit(seed):
     c = tree()
     c.seed = seed
-    with pytest.raises(UserError, match=f"seed is {seed}; it must be at {'least 0' if seed < 0 else 'most 4294967295'}$"):
+    with pytest.raises(
+        UserError, match=f"seed is {seed}; it must be at {'least 0' if seed < 0 else 'most 4294967295'}$"
+    ):
         fields.read(Config, c)
 
 

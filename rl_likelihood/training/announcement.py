@@ -53,10 +53,8 @@ def disk_words(c: Config, model: ModelConfig) -> str:
     """The disk of the run's checkpoints, and what a finished run leaves."""
     disk = disk_of_run(c, model)
     without = "" if c.train.keep_optimizer else " without optimizer state"
-    return (
-        f"at most {disk.training / 2**30:.1f} GiB of checkpoints, {disk.finished / 2**30:.1f} GiB{without} once the run "
-        "is finished"
-    )
+    most, after = (f"{n / 2**30:.1f} GiB" for n in disk)
+    return f"at most {most} of checkpoints, {after}{without} once the run is finished"
 
 
 def device_words(devices: Devices) -> str:

@@ -302,7 +302,9 @@ def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
     def answers(key):
         weights, prompts = sampler_weights(params, task.model, None), task.collate(rows, uid, 40)
         ids, _, length = decode.sample_ids(weights, prompts, key, sampler, task.fmt.answer_close, 10)
-        texts = [task.tokenizer.decode(ids[i, j, : length[i, j]], skip_special_tokens=True) for i in uid for j in (1, 2)]
+        texts = [
+            task.tokenizer.decode(ids[i, j, : length[i, j]], skip_special_tokens=True) for i in uid for j in (1, 2)
+        ]
         return [extract_answer(task.fmt.answer_open + text, task.fmt) for text in texts]
 
     drawn = [s["answer"] for r in records_of(tmp_path, out) for s in r["no_chain"]["samples"]]
