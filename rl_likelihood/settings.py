@@ -82,6 +82,9 @@ class TrainSettings:
     checkpoint_every: int = field(50, "steps between checkpoints", least=1)
     keep_checkpoints: int = field(2, "the last ones", least=1)
     keep_every: int = field(0, "and one every so many steps for good; 0: none", least=0)
+    keep_optimizer: bool = field(
+        True, "False: a finished run deletes its optimizer state, two thirds of its disk, and can train no further"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,6 +139,27 @@ def test_a_number_that_is_not_finite_or_out_of_bounds_is_refused_by_name(name, b
             fields.read(Config, c)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [("optim.lr", 1e300), ("sampler.temperature", 1e-40), ("train.steps", 10**15), ("eval.samples", 2**31)],
+)
+def test_a_number_that_no_device_has_is_refused(name, value):
+    c = tree()
+    c.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError, match=re.escape(f"{name} is {value}; no number of 32 bits")):
+        fields.read(Config, c)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused_with_the_exact_limit(seed):
+    c = tree()
+    c.seed = seed
+    with pytest.raises(
+        UserError, match=f"seed is {seed}; it must be at {'least 0' if seed < 0 else 'most 4294967295'}$"
+    ):
+        fields.read(Config, c)
+
+
 @pytest.mark.parametrize("name", [name for name, (kind, _) in all_fields().items() if fields.choices(kind)])
 def test_a_value_that_is_no_choice_is_refused_with_the_nearest(name):
     c = tree()
@@ -182,6 +203,7 @@ def test_another_place_to_run_is_the_same_run_and_another_computation_is_not():
         "train.micro_batch_prompts": 2,
         "model.remat": "full",
         "report.wandb": "online",
+        "train.keep_optimizer": False,
     }
     other = {"model.compute_dtype": "bfloat16", "sampler.group_size": 4, "seed": 1, "train.prompts_per_step": 4}
     assert all(one[name] != value for name, value in (elsewhere | other).items())

@@ -43,7 +43,9 @@ class LossConfig:
         "none", "truncated importance weights of the policy term, for stale rollouts (the answer term has none)"
     )
     ratio_cap: float = field(2.0, "where they are truncated", least=0)
-    clip_low: float = field(0.0, "PPO clip of the token ratio at 1 - clip_low; 0 leaves that side open", least=0)
+    clip_low: float = field(
+        0.0, "PPO clip of the token ratio at 1 - clip_low; 0 leaves that side open", least=0, most=1
+    )
     clip_high: float = field(0.0, "and at 1 + clip_high", least=0)
     kl: Literal["none", "k1", "k2", "k3", "reward_k1"] = field(
         "none", "KL to the initial model: an estimator in the loss, or k1 in the reward (RLOO)"

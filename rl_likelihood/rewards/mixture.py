@@ -48,7 +48,10 @@ def parse(text: str, table: Mapping[str, Reward]) -> tuple[Term, ...]:
         if name not in table:
             hint = did_you_mean(name, table)
             raise UserError(f"reward.name has {name!r}; {hint}it must be of {', '.join(table)}, or sft")
-        terms.append(Term(name, table[name], float(m["weight"] or 1), bool(m["std"])))
+        weight = float(m["weight"] or 1)
+        if abs(weight) > 1e38:
+            raise UserError(f"reward.name is {text!r}; the weight of {name} is too large for a number of 32 bits")
+        terms.append(Term(name, table[name], weight, bool(m["std"])))
         at, more = m.end(), m["more"]
     names = [t.name for t in terms]
     if len(set(names)) < len(names):

@@ -36,6 +36,7 @@ def test_a_weighted_sum_is_read(text, terms):
     [
         ("", "cannot be read"),
         ("log_prob +", "cannot be read from ''"),
+        ("1e400*log_prob", "weight of log_prob"),
         ("log_prob format", "cannot be read from 'log_prob format'"),
         ("log_prob * 2", "cannot be read"),
         ("2*log_prob - 1*format", "cannot be read from"),
