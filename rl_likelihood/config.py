@@ -217,20 +217,55 @@ def validate_reward(c: Config) -> None:
             f"reward.name is {name!r}, which reads a sampled answer, but sampler.max_sampled_answer is 0; "
             f"set it to -1, or to at least prompt.max_answer = {c.prompt.max_answer}"
         )
-    if r.baseline != "none" and not r.has("rlpr"):
+    validate_token_weights(c)
+    if r.baseline != "none" and not r.has("rlpr") and not r.reads_no_chain:
         raise UserError(
-            f"reward.baseline is {r.baseline!r}, which is taken off by the term rlpr, but reward.name is {name!r}; "
+            f"reward.baseline is {r.baseline!r}, which terms such as rlpr and nrt read, but reward.name is {name!r}; "
             "set it to none"
         )
-    if r.baseline == "frozen" and c.prompt.score_delims != "none":
+    if r.frozen_score and c.prompt.score_delims != "none":
         raise UserError(
             f"reward.baseline is 'frozen', a score of the answer alone, but prompt.score_delims is "
             f"{c.prompt.score_delims!r}; set it to none, so that both scores cover the same tokens"
         )
     if r.vote_train and not r.has("majority_vote"):
         raise UserError(f"reward.vote_train is {r.vote_train}, which goes with the term majority_vote; set it to 0")
-    if c.filter.mode == "std_below" and not c.filter.threshold:
-        raise UserError("filter.mode is 'std_below' but filter.threshold is 0; set the least standard deviation kept")
+    if c.filter.mode in ("std_below", "token_spread") and not c.filter.threshold:
+        raise UserError(
+            f"filter.mode is {c.filter.mode!r} but filter.threshold is 0; set the least standard deviation kept"
+        )
+
+
+def validate_token_weights(c: Config) -> None:
+    """Refuse weights of answer tokens without their source, and sources that nothing reads."""
+    r, by_base = c.reward, ("inverse", "neg_log")
+    weighted = [t.name for t in r.terms if t.reward.no_chain == "weights" or t.name == "nrt"]
+    if weighted and r.token_weights == "none":
+        raise UserError(
+            f"reward.name has {weighted[0]}, but reward.token_weights is 'none'; set it to inverse or neg_log with "
+            "reward.baseline=live or frozen, or to spread"
+        )
+    if r.token_weights != "none" and not weighted:
+        raise UserError(
+            f"reward.token_weights is {r.token_weights!r}, which weighted_log_prob, weighted_avg_prob and nrt read, but "
+            f"reward.name is {r.name!r}; set it to none"
+        )
+    if r.has("nrt") and r.token_weights == "spread":
+        raise UserError(
+            "reward.token_weights is 'spread', but nrt weighs by the answer without a chain; set it to "
+            "inverse or neg_log"
+        )
+    missing = [t.name for t in r.terms if t.reward.no_chain == "must"]
+    missing += [f"reward.token_weights={r.token_weights}"] if r.token_weights in by_base else []
+    if missing and r.baseline == "none":
+        raise UserError(
+            f"reward.baseline is 'none', but {missing[0]} reads the answer without a chain; set it to live or frozen"
+        )
+    if r.by_spread and c.rows_per_prompt < 3:
+        raise UserError(
+            f"sampler.group_size is {c.rows_per_prompt}, but weights by spread need two other chains for each; set it "
+            "to at least 3"
+        )
 
 
 def apply_preset(c: ConfigDict, overridden: Sequence[str] = ()) -> None:

@@ -59,6 +59,21 @@ REFUSED = [
     ({"reward__name": "rlpr", "reward__baseline": "frozen"}, ["prompt.score_delims is 'close'", "set it to none"]),
     ({"loss__ratio": "token", "loss__clip_high": 0.2}, ["loss.ratio is 'token'", "clips the ratio already"]),
     ({"filter__mode": "std_below"}, ["filter.threshold is 0"]),
+    ({"filter__mode": "token_spread"}, ["filter.mode is 'token_spread'", "filter.threshold is 0"]),
+    ({"reward__name": "weighted_log_prob"}, ["weighted_log_prob", "reward.token_weights is 'none'", "reward.baseline"]),
+    ({"reward__name": "nrt", "reward__token_weights": "neg_log"}, ["reward.baseline is 'none'", "nrt", "live"]),
+    (
+        {"reward__name": "weighted_avg_prob", "reward__token_weights": "inverse"},
+        ["reward.baseline is 'none'", "token_weights=inverse", "frozen"],
+    ),
+    ({"reward__name": "nrt", "reward__token_weights": "spread"}, ["token_weights is 'spread'", "nrt", "neg_log"]),
+    ({"reward__token_weights": "spread"}, ["token_weights is 'spread'", "'log_prob'", "none"]),
+    ({"reward__name": "r3", "sampler__group_size": 2}, ["sampler.group_size is 2", "at least 3"]),
+    ({"reward__name": "max_rl"}, ["'max_rl' alone", "max_rl(exact_match)"]),
+    ({"reward__name": "max_rl(base_rl)"}, ["max_rl(base_rl)", "0 or 1", "max_rl(exact_match)"]),
+    ({"reward__name": "max_rl(log_prob)"}, ["max_rl(log_prob)", "0 or 1"]),
+    ({"reward__name": "max_rl(exactmatch)"}, ["reward.name has 'exactmatch'", "did you mean 'exact_match'?"]),
+    ({"reward__name": "prob(exact_match)"}, ["prob(exact_match)", "write prob"]),
     ({"loss__span": "response", "sampler__max_sampled_answer": 0}, ["loss.span is 'response'", "set it to -1"]),
 ]
 

@@ -18,6 +18,7 @@ from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.rewards.weighted import answers_first
 from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, AnyArray, Batch
 
 
@@ -139,12 +140,14 @@ def observe(
 ) -> Forward:
     """One forward, and the inputs of every reward."""
     rows = row_stats(params, model, batch, cfg, probe)
-    no_chain, baseline = None, batch.baseline
+    no_chain, baseline, no_chain_logp = None, batch.baseline, batch.baseline_logp
     if batch.no_chain is not None:
         answer = rows.no_chain_logp, batch.no_chain.scored
         no_chain = likelihood.log_prob(*answer)[:, 0]
         if cfg.reward.baseline == "live":
             baseline = likelihood.avg_prob(*answer)[:, 0]
+            if cfg.reward.reads_no_chain:
+                no_chain_logp = answers_first(*answer)[0][:, 0]
     mask, keep = policy_masks(batch, cfg)
     proxy_nll = None
     if cfg.with_proxy:
@@ -161,5 +164,6 @@ def observe(
         host_rewards=batch.host_rewards,
         baseline=None if cfg.reward.baseline == "none" else baseline,
         proxy_nll=proxy_nll,
+        no_chain_logp=no_chain_logp,
     )
     return Forward(rows, observation, no_chain)

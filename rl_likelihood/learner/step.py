@@ -26,7 +26,7 @@ from rl_likelihood.model.decoder import (
     stack_layers,
     unstack_layers,
 )
-from rl_likelihood.rewards import mixture, shaping
+from rl_likelihood.rewards import mixture, shaping, weighted
 from rl_likelihood.shapes import Batch, TrainState
 
 # Completion tokens per forward on a CPU: more take memory and save no time (docs/benchmarks.md).
@@ -89,7 +89,10 @@ def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig
 
     def spread(batch):
         forward, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
-        return shaping.group_std(reward, forward.observation.keep)
+        seen = forward.observation
+        if cfg.filter.mode == "token_spread":
+            return weighted.largest_spread(seen.logp, seen.scored, seen.keep)
+        return shaping.group_std(reward, seen.keep)
 
     std = whole(jax.lax.map(spread, split(batch, at_once(batch, cfg))))
     counts = shaping.filter_groups(std, cfg.filter, state.filter, state.step)

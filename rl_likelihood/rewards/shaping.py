@@ -119,10 +119,12 @@ def group_std(reward: Rows, keep: Keep) -> Float[Array, "P"]:
 class FilterConfig:
     """Which groups count: those whose reward's std reaches a threshold. The defaults are RLPR's."""
 
-    mode: Literal["none", "std_zero", "std_below", "ema"] = field(
-        "none", "leave out groups of equal rewards (DAPO), below a constant, or below beta times a running mean (RLPR)"
+    mode: Literal["none", "std_zero", "std_below", "ema", "token_spread"] = field(
+        "none",
+        "leave out groups of equal rewards (DAPO), below a constant, or below beta times a running mean (RLPR); "
+        "token_spread: by the answer token whose log-prob differs most between the chains (DRO)",
     )
-    threshold: float = field(0.0, "std_below: the least standard deviation that counts", least=0)
+    threshold: float = field(0.0, "std_below, token_spread: the least standard deviation that counts", least=0)
     beta: float = field(0.5, "ema: the least standard deviation that counts, over the running mean", least=0)
     start: int = 10  # mode ema: steps that pass unfiltered
     record_from: int = 6  # mode ema: the first of them, counted from 1, whose mean std is recorded
@@ -149,12 +151,12 @@ def init_filter() -> FilterState:
 def threshold(state: FilterState, step: Int[AnyArray, ""] | int, cfg: FilterConfig) -> Float[Array, ""]:
     """The least std that counts in this step, from the state after the step before.
 
-    none: 0; std_zero: ZERO_STD; std_below: cfg.threshold; ema: beta * ema (RLPR), 0 during the first
+    none: 0; std_zero: ZERO_STD; std_below, token_spread: cfg.threshold; ema: beta * ema (RLPR), 0 during the first
     cfg.start steps. At 0 every group counts.
     """
     if cfg.mode == "ema":
         return jnp.where(jnp.asarray(step) >= cfg.start, cfg.beta * state.ema, 0.0).astype(jnp.float32)
-    constant = {"none": 0.0, "std_zero": ZERO_STD, "std_below": cfg.threshold}
+    constant = {"none": 0.0, "std_zero": ZERO_STD, "std_below": cfg.threshold, "token_spread": cfg.threshold}
     return jnp.asarray(constant[cfg.mode], jnp.float32)
 
 

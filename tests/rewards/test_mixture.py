@@ -25,6 +25,7 @@ def term(name, weight=1.0, per_std=False):
         ("log_prob + -1e-3*length", [term("log_prob"), term("length", -1e-3)]),
         ("1e+2*exact_match", [term("exact_match", 100.0)]),
         (".5*prob", [term("prob", 0.5)]),
+        ("2*max_rl( math ) + max_rl(exact_match)", [term("max_rl(math)", 2.0), term("max_rl(exact_match)")]),
     ],
 )
 def test_a_weighted_sum_is_read(text, terms):
