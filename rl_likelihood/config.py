@@ -181,6 +181,10 @@ def validate_loss(c: Config) -> None:
             f"loss.ratio is {c.loss.ratio!r}, but loss.clip_low or loss.clip_high clips the ratio already; "
             "set one of them off"
         )
+    if c.loss.clip_per == "sequence" and not (c.loss.clip_low or c.loss.clip_high):
+        raise UserError(
+            "loss.clip_per is 'sequence', but loss.clip_low and loss.clip_high are 0; set one, or clip_per=token"
+        )
     if c.loss.kl == "none" and c.loss.kl_coef:
         raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2, k3 or reward_k1")
     if c.loss.span == "response" and not c.reward.supervised and c.sampled_answer == 0:
@@ -247,8 +251,8 @@ def validate_token_weights(c: Config) -> None:
         )
     if r.token_weights != "none" and not weighted:
         raise UserError(
-            f"reward.token_weights is {r.token_weights!r}, which weighted_log_prob, weighted_avg_prob and nrt read, but "
-            f"reward.name is {r.name!r}; set it to none"
+            f"reward.token_weights is {r.token_weights!r}, which weighted_log_prob, weighted_avg_prob and nrt read, "
+            f"but reward.name is {r.name!r}; set it to none"
         )
     if r.has("nrt") and r.token_weights == "spread":
         raise UserError(
@@ -260,6 +264,10 @@ def validate_token_weights(c: Config) -> None:
     if missing and r.baseline == "none":
         raise UserError(
             f"reward.baseline is 'none', but {missing[0]} reads the answer without a chain; set it to live or frozen"
+        )
+    if r.has("vr_cli") and r.baseline != "frozen":
+        raise UserError(
+            f"reward.baseline is {r.baseline!r}, but vr_cli compares two scores of the initial model; set it to frozen"
         )
     if r.by_spread and c.rows_per_prompt < 3:
         raise UserError(

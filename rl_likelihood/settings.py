@@ -230,6 +230,7 @@ class Config:
             two_branches=self.sampled_answer > 0,
             temperature=self.sampler.temperature,
             micro_batch_prompts=max(0, self.train.micro_batch_prompts),  # a run that measures sets its own
+            sampled_answer=self.sampled_answer,
             head_chunk=self.train.head_chunk,
         )
 

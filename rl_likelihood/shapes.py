@@ -100,8 +100,8 @@ class Batch(struct.PyTreeNode):
     `scored` marks the reference-answer tokens whose log-probs count. `host_rewards` holds rewards computed on the host
     (rules, votes) by name. `keep` is the one mask for baseline, scale and loss. `baseline` is each prompt's reward
     without a chain under the initial model, for RLPR; `baseline_logp` has the log-probs of its scored answer tokens
-    there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is set
-    where the answer's score without a chain is needed.
+    there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is
+    set where the answer's score without a chain is needed.
     """
 
     prompt: Int[Array, "P S"]

@@ -69,6 +69,8 @@ REFUSED = [
     ({"reward__name": "nrt", "reward__token_weights": "spread"}, ["token_weights is 'spread'", "nrt", "neg_log"]),
     ({"reward__token_weights": "spread"}, ["token_weights is 'spread'", "'log_prob'", "none"]),
     ({"reward__name": "r3", "sampler__group_size": 2}, ["sampler.group_size is 2", "at least 3"]),
+    ({"reward__name": "vr_cli", "reward__baseline": "live"}, ["reward.baseline is 'live'", "vr_cli", "frozen"]),
+    ({"loss__clip_per": "sequence"}, ["loss.clip_per is 'sequence'", "clip_high"]),
     ({"reward__name": "max_rl"}, ["'max_rl' alone", "max_rl(exact_match)"]),
     ({"reward__name": "max_rl(base_rl)"}, ["max_rl(base_rl)", "0 or 1", "max_rl(exact_match)"]),
     ({"reward__name": "max_rl(log_prob)"}, ["max_rl(log_prob)", "0 or 1"]),

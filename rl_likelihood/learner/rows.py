@@ -43,12 +43,23 @@ class StepConfig:
     two_branches: bool = False  # rows may hold a sampled answer before the reference answer
     temperature: float = 1.0  # of the sampler: chain log-probs are those of the distribution sampled from
     micro_batch_prompts: int = 0  # prompts per forward; 0: `step.at_once`
+    sampled_answer: int = 0  # tokens that a sampled answer may have; 0: as many as a row
     head_chunk: int = 0  # tokens whose logits exist at one time; 0: `head.token_stats` decides
 
     @property
     def with_reference(self) -> bool:
         """Whether the initial model is asked for."""
-        return self.loss.kl != "none"
+        return self.loss.kl != "none" or self.scored_by_initial
+
+    @property
+    def scored_by_initial(self) -> bool:
+        """Whether a reward asks for the initial model's score of the answer."""
+        return any(t.reward.initial for t in self.reward.terms)
+
+    @property
+    def reads_cross(self) -> bool:
+        """Whether a reward asks for every answer after every chain."""
+        return any(t.reward.cross for t in self.reward.terms)
 
     @property
     def with_proxy(self) -> bool:

@@ -2,9 +2,9 @@
 
     f(group) = H_K - H_N      K right of N kept rows, H the harmonic numbers
 
-E f = -sum_{k=1..N} (1 - p)^k / k for the chance p of a right row, which tends to log p: jepo for graders. The difference
-f(group) - f(group without i) is 1/K - 1/N for a right row and -1/N for a wrong one. In a group with none right each
-row has -1/N: with that the estimator is unbiased. The published codes give such groups 0.
+E f = -sum_{k=1..N} (1 - p)^k / k for the chance p of a right row, which tends to log p: jepo for graders. The
+difference f(group) - f(group without i) is 1/K - 1/N for a right row and -1/N for a wrong one. In a group with none
+right each row has -1/N: with that the estimator is unbiased. The published codes give such groups 0.
 """
 
 from __future__ import annotations

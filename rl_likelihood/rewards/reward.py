@@ -38,6 +38,8 @@ class Reward:
     with_terms: tuple[str, ...] = ()  # other terms that must stand in the same sum
     proxy: bool = False  # needs NOVER's proxy model
     binary: bool = False  # its numbers are 0 or 1
+    cross: bool = False  # needs every sampled answer's log-prob after every chain of its group
+    initial: bool = False  # needs the initial model, as a scorer that never moves
     # The answer's token log-probs without a chain: read where reward.baseline gives them, where reward.token_weights
     # is made of them, or always.
     no_chain: Literal["no", "may", "weights", "must"] = "no"
@@ -55,7 +57,7 @@ class Reward:
     @property
     def reads_answer(self) -> bool:
         """Whether it needs an answer that the policy sampled."""
-        return "answer" in self.reads and self.kind in ("host", "grader", "outcome")
+        return "answer" in self.reads and (self.cross or self.kind in ("host", "grader", "outcome"))
 
     @property
     def credits(self) -> str:
@@ -99,8 +101,8 @@ class RewardConfig:
     )
     token_weights: Literal["none", "inverse", "neg_log", "spread"] = field(
         "none",
-        "of the answer's tokens, in weighted_log_prob, weighted_avg_prob and nrt: 1/p or -log p without a chain, or the "
-        "standard deviation of log p over the group",
+        "of the answer's tokens, in weighted_log_prob, weighted_avg_prob and nrt: 1/p or -log p without a chain, or "
+        "the standard deviation of log p over the group",
     )
     clip_gain: bool = field(True, "nrt: a chain that does worse than none earns 0 instead of less")
     length_min: float = field(100.0, "tokens below which `length` = min(tokens - this, 0) is negative", least=0)
@@ -166,6 +168,9 @@ class Observation(NamedTuple):
     host_rewards: dict[str, Float[Array, "P G"]]
     baseline: Float[Array, "P"] | None = None  # avg_prob of the reference answer without a chain, for rlpr
     proxy_nll: Float[Array, "P G"] | None = None  # mean over tokens, by the proxy model, for NOVER
+    cross_logp: Float[Array, "P G G"] | None = None  # of row j's sampled answer after row s's chain, for CER
+    answered: Bool[Array, "P G"] | None = None  # rows with a sampled answer
+    initial_nll: Float[Array, "P G"] | None = None  # mean over tokens, by the initial model, for VR-CLI
     no_chain_logp: Float[Array, "P A"] | None = None  # of the answer's scored tokens, in order, without a chain
 
 

@@ -77,6 +77,20 @@ def perplexity(nll_mean: Rows, tokens: Tokens) -> Float[Array, "P G"]:
     return jnp.exp(jnp.minimum(_bounded(nll_mean) / (1.0 + digits), _HIGHEST_EXP))
 
 
+# VR-CLI's reward: from so many percent less perplexity on, so much.
+VR_CLI = ((0.05, 0.5), (1.0, 0.9), (2.0, 1.0))
+
+
+def vr_cli(nll_mean: Rows, without_chain: Float[AnyArray, "P"]) -> Float[Array, "P G"]:
+    """0, 0.5, 0.9 or 1 by I = 100 (1 - PPL with the chain / PPL without), VR-CLI 2503.22828."""
+    more = _bounded(nll_mean) - jnp.clip(jnp.asarray(without_chain, jnp.float32), -_LARGEST, _LARGEST)[:, None]
+    percent = -100.0 * jnp.expm1(jnp.minimum(more, _HIGHEST_EXP))
+    reward = jnp.zeros_like(percent)
+    for least, value in VR_CLI:
+        reward = jnp.where(percent >= least, value, reward)
+    return reward
+
+
 def _pairs(values: Real[AnyArray, "P G"]) -> Bool[Array, "P G G"]:
     """[p, i, j]: values[p, i] < values[p, j]."""
     return jnp.asarray(values)[:, :, None] < jnp.asarray(values)[:, None, :]

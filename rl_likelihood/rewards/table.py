@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rl_likelihood.rewards import intrinsic, likelihood, rules, shaping, weighted
+from rl_likelihood.rewards.cross import cer
 from rl_likelihood.rewards.likelihood import Objective
 from rl_likelihood.rewards.max_rl import max_rl
 from rl_likelihood.rewards.reward import HostInputs, Observation, Reward, RewardConfig
@@ -96,6 +97,19 @@ def nover_efficiency(observation: Observation, cfg: RewardConfig) -> Rows:
     return shaping.efficiency(perplexity, observation.chain_tokens, valid)
 
 
+def vr_cli(observation: Observation, cfg: RewardConfig) -> Rows:
+    """0, 0.5, 0.9, 1 from 0.05, 1, 2 % less perplexity than without a chain, by the initial model."""
+    base, there = _without_chain(observation)
+    nll = -jnp.where(there, base, 0.0).sum(-1) / jnp.maximum(there.sum(-1), 1)
+    return shaping.vr_cli(observation.initial_nll, nll)
+
+
+def cer_reward(observation: Observation, cfg: RewardConfig) -> Rows:
+    """Chance of the reference answer after the group's chains, each by how likely it leads to the sampled answer."""
+    prob = likelihood.prob(observation.logp, observation.scored)
+    return cer(observation.cross_logp, prob, observation.answered, observation.keep)
+
+
 def length(observation: Observation, cfg: RewardConfig) -> Rows:
     """min(tokens - length_min, 0)."""
     return shaping.length(observation.chain_tokens, cfg.length_min)
@@ -120,6 +134,11 @@ def repetition(text: str, tags: rules.Tags) -> float:
 def majority_vote(inputs: HostInputs) -> np.ndarray:
     """1 where the answer is the plurality of its group."""
     return rules.majority_vote(inputs.answers, inputs.same, inputs.candidate)
+
+
+def vote_share(inputs: HostInputs) -> np.ndarray:
+    """Share of the group whose answer is the same candidate."""
+    return rules.vote_share(inputs.answers, inputs.candidate)
 
 
 def random(inputs: HostInputs) -> np.ndarray:
@@ -157,9 +176,12 @@ REWARDS: dict[str, Reward] = {
     "nover_efficiency": Reward(
         nover_efficiency, "step", nover_efficiency.__doc__, span="response", with_terms=("format",), proxy=True
     ),
+    "cer": Reward(cer_reward, "step", cer_reward.__doc__, ("chain", "answer", "reference", "group"), cross=True),
+    "vr_cli": Reward(vr_cli, "step", vr_cli.__doc__, no_chain="must", initial=True),
     # No reference answer: statistics of the sampled tokens, or the other answers of the group.
     **{name: Reward(_intrinsic(name), "step", f.__doc__, _SAMPLED) for name, f in intrinsic.INTRINSIC.items()},
     "majority_vote": Reward(majority_vote, "host", majority_vote.__doc__, _VOTE, binary=True),
+    "vote_share": Reward(vote_share, "host", vote_share.__doc__, _VOTE),
     "random": Reward(random, "host", random.__doc__, (), "response", binary=True),
     # Rules.
     "max_rl": Reward(max_rl, "outcome", max_rl.__doc__, _ANSWER),

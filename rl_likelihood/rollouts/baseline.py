@@ -5,8 +5,8 @@ avg_prob: RLPR's base score. As published (Yu et al. 2506.18254, sec. 3.2) the a
 logp:     of each scored token, after an empty chain: the very ids that are scored after a chain. Weights of tokens and
           gains are made of it (NRT, 2602.11549).
 
-Both are computed once for each training question that the run will see, as far as its reward reads them, and kept in the
-workdir. What is there is not computed again.
+Both are computed once for each training question that the run will see, as far as its reward reads them, and kept in
+the workdir. What is there is not computed again.
 """
 
 from __future__ import annotations

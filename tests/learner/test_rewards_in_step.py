@@ -63,6 +63,7 @@ SET_UP = {
     "weighted_log_prob": {"baseline": "live", "token_weights": "neg_log"},
     "weighted_avg_prob": {"token_weights": "spread"},
     "nrt": {"baseline": "live", "token_weights": "inverse", "clip_gain": False},
+    "vr_cli": {"baseline": "live"},
 }
 
 
@@ -71,8 +72,9 @@ def test_every_term_gives_a_finite_gradient_and_a_row_number(name):
     text = TEXTS.get(name, name)
     reference = jax.tree.map(lambda x: x * 1.1, PARAMS)
     proxy = reference if name.startswith("nover") else None
+    initial = reference if reward_table()[name].initial else None
     batch = NO_CHAIN if name in SET_UP else BATCH
-    grads, _, per_row = of(text, batch, models=(None, proxy), **SET_UP.get(name, {}))
+    grads, _, per_row = of(text, batch, models=(initial, proxy), **SET_UP.get(name, {}))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
     values = per_row[f"reward/{text if name == 'max_rl' else name}"]
     assert np.isfinite(per_row["reward"]).all() and values.shape == (P, G)
