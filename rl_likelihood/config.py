@@ -222,6 +222,7 @@ def validate_reward(c: Config) -> None:
             f"set it to -1, or to at least prompt.max_answer = {c.prompt.max_answer}"
         )
     validate_token_weights(c)
+    validate_resample(c)
     if r.baseline != "none" and not r.has("rlpr") and not r.reads_no_chain:
         raise UserError(
             f"reward.baseline is {r.baseline!r}, which terms such as rlpr and nrt read, but reward.name is {name!r}; "
@@ -237,6 +238,27 @@ def validate_reward(c: Config) -> None:
     if c.filter.mode in ("std_below", "token_spread") and not c.filter.threshold:
         raise UserError(
             f"filter.mode is {c.filter.mode!r} but filter.threshold is 0; set the least standard deviation kept"
+        )
+
+
+def validate_resample(c: Config) -> None:
+    """Refuse fresh prompts where it is not the host that decides which groups count, before the step."""
+    n = c.filter.resample
+    if not n:
+        return
+    if c.filter.mode not in ("std_zero", "std_below"):
+        raise UserError(
+            f"filter.resample is {n}, but filter.mode is {c.filter.mode!r}, which the learner decides; set "
+            "filter.mode to std_zero or std_below, or filter.resample=0"
+        )
+    if not c.reward.host_terms:
+        raise UserError(
+            f"filter.resample is {n}, but reward.name is {c.reward.name!r}, which the learner computes; add a grader "
+            "to the sum or set filter.resample=0"
+        )
+    if c.sampler.max_staleness:
+        raise UserError(
+            f"filter.resample is {n}, but sampler.max_staleness is {c.sampler.max_staleness}; set one of them to 0"
         )
 
 

@@ -3,7 +3,7 @@
 A preset sets what defines its method: reward, shaping, advantage, loss, filter, group size and temperature. Model,
 data, lengths, batch and learning rate are up to the experiment; the comments give the papers' values. "Inferred" marks
 a value that a paper does not state. A group that a filter refuses is dropped. RLPR and DAPO sample other prompts
-instead; these presets do not.
+instead; of these presets dapo does, up to ten batches a step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _NEUTRAL = {
     "reward.sft_chain": "none",
     "reward.truncated": "force_close",
     "filter.mode": "none",
+    "filter.resample": 0,
     "loss.ratio": "none",
     "loss.clip_low": 0.0,
     "loss.clip_high": 0.0,
@@ -196,12 +197,14 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
-    # Yu et al. 2503.14476: G 16, clip 0.2 / 0.28, mean over all tokens. Groups all right or all wrong are dropped.
+    # Yu et al. 2503.14476: G 16, clip 0.2 / 0.28, mean over all tokens. Groups all right or all wrong are replaced, in at
+    # most ten batches (its released code's max_num_gen_batches).
     "dapo": {
         **_GRPO,
         "reward.name": "exact_match + overlong",
         "sampler.group_size": 16,
         "filter.mode": "std_zero",
+        "filter.resample": 9,
         "loss.aggregation": "token_mean",
         "loss.clip_high": 0.28,
         "loss.kl": "none",

@@ -70,6 +70,17 @@ REFUSED = [
     ({"reward__token_weights": "spread"}, ["token_weights is 'spread'", "'log_prob'", "none"]),
     ({"reward__name": "r3", "sampler__group_size": 2}, ["sampler.group_size is 2", "at least 3"]),
     ({"reward__name": "vr_cli", "reward__baseline": "live"}, ["reward.baseline is 'live'", "vr_cli", "frozen"]),
+    ({"filter__resample": 2, "filter__mode": "ema"}, ["filter.resample is 2", "'ema'", "std_zero"]),
+    ({"filter__resample": 2, "filter__mode": "std_zero"}, ["filter.resample is 2", "'log_prob'", "grader"]),
+    (
+        {
+            "filter__resample": 2,
+            "filter__mode": "std_zero",
+            "reward__name": "exact_match",
+            "sampler__max_staleness": 1,
+        },
+        ["filter.resample is 2", "max_staleness is 1"],
+    ),
     ({"loss__clip_per": "sequence"}, ["loss.clip_per is 'sequence'", "clip_high"]),
     ({"reward__name": "max_rl"}, ["'max_rl' alone", "max_rl(exact_match)"]),
     ({"reward__name": "max_rl(base_rl)"}, ["max_rl(base_rl)", "0 or 1", "max_rl(exact_match)"]),

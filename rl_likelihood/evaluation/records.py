@@ -48,6 +48,7 @@ def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples:
         "grader": [c.eval.grader, graders.VERSION, c.eval.grader_seconds, c.eval.unsafe_code],
         "compute_dtype": task.model.compute_dtype,
         "transition_words": list(c.report.transition_words),
+        **({"trace": True} if c.eval.trace else {}),
     }
 
 

@@ -140,6 +140,12 @@ class FilterConfig:
     )
     threshold: float = field(0.0, "std_below, token_spread: the least standard deviation that counts", least=0)
     beta: float = field(0.5, "ema: the least standard deviation that counts, over the running mean", least=0)
+    resample: int = field(
+        0,
+        "batches of fresh prompts that a step may sample further, until it has a batch of groups that count (DAPO); "
+        "0: none",
+        least=0,
+    )
     start: int = 10  # mode ema: steps that pass unfiltered
     record_from: int = 6  # mode ema: the first of them, counted from 1, whose mean std is recorded
     decay: float = 0.99

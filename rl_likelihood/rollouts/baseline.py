@@ -63,7 +63,7 @@ def write_baseline(task: Task, devices: Devices, params: Params, workdir: Path, 
     c, path = task.config, workdir / FILE
     rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
     known = {row["key"] for row in _written(path)}
-    wanted = sorted({int(i) for step in range(c.train.steps) for i in rows_of(step)})
+    wanted = sorted({int(i) for step in range(c.train.steps * (1 + c.filter.resample)) for i in rows_of(step)})
     rows = [task.train[i] for i in wanted if key_of(task.train[i]) not in known]
     if not rows:
         return

@@ -134,7 +134,10 @@ class Batches:
         self.pool.close()
 
 
-COUNTS = ("grader/failures",)  # of the logged numbers: summed over processes, where the others are averaged
+COUNTS = (
+    "grader/failures",
+    "resample/refused",
+)  # of the logged numbers: summed over processes, where the others are averaged
 
 
 def combined(parts: list[dict[str, float]]) -> dict[str, float]:

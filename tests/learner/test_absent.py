@@ -46,10 +46,10 @@ def test_token_weights_sort_answers_and_other_rewards_do_not():
 
 
 def test_a_scorer_and_crossed_answers_are_forwards_of_those_who_ask():
-    plain, forward = dots(text("log_prob")), forward_dots()
-    assert forward > 0
-    assert dots(text("vr_cli", base=True, ref=True, baseline="frozen")) == plain + forward
-    assert dots(text("cer")) > plain
+    constant, forward = dots(text("math")), forward_dots()
+    assert forward > 0 and dots(text("max_rl(math)")) == constant
+    assert dots(text("vr_cli", base=True, ref=True, baseline="frozen")) == constant + forward
+    assert dots(text("cer")) > constant
 
 
 def test_switches_at_their_defaults_are_not_there():
