@@ -162,6 +162,11 @@ def validate(c: Config) -> None:
                 f"{c.prompt.max_answer} tokens; set it to at least that"
             )
     validate_loss(c)
+    if c.prompt.template == "raw" and c.worked_examples:
+        raise UserError(
+            f"prompt.template is 'raw', which has no turns, but {c.worked_examples} worked examples are asked for; set "
+            "prompt.examples and warm_start.examples to 0"
+        )
     if c.warm_start.steps and c.warm_start.prompts < c.warm_start.prompts_per_step:
         raise UserError(
             f"warm_start.prompts is {c.warm_start.prompts}, fewer than warm_start.prompts_per_step = "

@@ -197,8 +197,8 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
-    # Yu et al. 2503.14476: G 16, clip 0.2 / 0.28, mean over all tokens. Groups all right or all wrong are replaced, in at
-    # most ten batches (its released code's max_num_gen_batches).
+    # Yu et al. 2503.14476: G 16, clip 0.2 / 0.28, mean over all tokens. Groups all right or all wrong are replaced, in
+    # at most ten batches (its released code's max_num_gen_batches).
     "dapo": {
         **_GRPO,
         "reward.name": "exact_match + overlong",
@@ -303,6 +303,22 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.advantage": "loo",
         "loss.aggregation": "seq_sum",
     },
+    # 2510.01265, on documents: G 16, T 0.7, mean over a thought's tokens, PPO clip (0.2 is inferred), no KL, batch 512,
+    # lr 1e-6, thoughts of 2048 tokens. Its EMA term is a constant of the group and cancels.
+    "rlp": {
+        "reward.name": "log_prob",
+        "sampler.group_size": 16,
+        "sampler.temperature": 0.7,
+        "loss.answer_term": 0.0,
+        "loss.span": "chain",
+        "loss.advantage": "loo",
+        "loss.aggregation": "seq_mean",
+        "loss.clip_low": 0.2,
+        "loss.clip_high": 0.2,
+    },
+    # 2506.08007, on documents: 1 if the answer is a prefix of the continuation. GRPO without KL is inferred. Theirs
+    # asks for the end of a token, ours for the end of a word, and it trains on tokens of high entropy alone.
+    "rpt": {**_GRPO, "reward.name": "prefix", "loss.kl": "none", "loss.kl_coef": 0.0},
     "em_rl_token": {**_EM_RL, "reward.name": "token_entropy_sum"},
     "em_rl_sequence": {**_EM_RL, "reward.name": "trajectory_sum"},
 }

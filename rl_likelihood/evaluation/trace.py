@@ -6,7 +6,7 @@ jump at the end is one that states the answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def cuts(chain: Sequence[int], own: int) -> list[list[int]]:
     return [list(chain[: round(own * percent / 100)]) for percent in CUTS]
 
 
-def curves(records: Sequence[dict], tokens: np.ndarray) -> dict[str, np.ndarray]:
+def curves(records: Sequence[Mapping], tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Columns of an evaluation: log-prob per token after each part, and what the parts add to none on the mean, the
     area between the curve and its start. Empty where no record has a curve."""
     if not any(r.get("trace") for r in records):

@@ -89,6 +89,9 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
         total = total + loss.format_term * format_loss["loss/format"]
 
     per_row = {"reward": reward, "advantage": advantage, **{f"reward/{k}": v for k, v in terms.items()}}
+    weights = mixture.token_weights(forward.observation, cfg.reward)
+    if weights is not None:
+        per_row["answer_weights"] = weights
     sums, measured = measures.of_rows(forward, batch, cfg)
     sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl, **format_loss}
     return total, (sums, per_row | measured)

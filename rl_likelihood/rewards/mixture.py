@@ -96,6 +96,16 @@ def built(term: Term, observation: Observation, cfg: RewardConfig) -> Objective 
     return reward.function(observation.host_rewards[term.of[0]]) if term.of else None
 
 
+def token_weights(observation: Observation, cfg: RewardConfig) -> Float[Array, "P G A"] | None:
+    """The weights of the answer's scored tokens, in order, of the first term that has some; None where none has."""
+    for term in cfg.terms:
+        if term.reward.kind == "built":
+            weights = term.reward.function(observation, cfg).weights
+            if weights is not None:
+                return jnp.broadcast_to(weights, (*observation.keep.shape, weights.shape[-1]))
+    return None
+
+
 def row_values(term: Term, observation: Observation, cfg: RewardConfig) -> Float[Array, "P G"]:
     """One term's number for each row, unweighted. A group objective's rows show their log-probs l_i."""
     reward = term.reward

@@ -117,7 +117,7 @@ def weighted(of_token: OfTokens, weights: Float[AnyArray, "P #G A"], base: Float
         centred = above - above.sum(1, keepdims=True) / jnp.maximum(n, 1)
         return (weights * centred).sum(-1) / jnp.maximum(n[..., 0] - 1, 1)
 
-    return Objective(value, difference, score)
+    return Objective(value, difference, score, weights)
 
 
 def gain(weights: Float[AnyArray, "P A"], base: Float[AnyArray, "P A"], clip: bool) -> Objective:
@@ -136,7 +136,7 @@ def gain(weights: Float[AnyArray, "P A"], base: Float[AnyArray, "P A"], clip: bo
     def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
         return mean_difference(above_best(score(logp, mask), keep), keep)
 
-    return Objective(value, difference, score)
+    return Objective(value, difference, score, plain.weights)
 
 
 def probability(logp: Float[AnyArray, "..."]) -> Float[Array, "..."]:

@@ -14,10 +14,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from rl_likelihood.data import prompts
 from rl_likelihood.data.order import in_batches, order
@@ -52,10 +51,10 @@ def without_chain(task: Task, row: EncodedExample) -> EncodedExample:
 
 
 class Baseline(NamedTuple):
-    """What the run's reward reads of it."""
+    """What the run's reward reads of it: avg_prob [P], and log-probs of the scored tokens [P, A]."""
 
-    score: Float[np.ndarray, "P"] | None = None
-    logp: Float[np.ndarray, "P A"] | None = None
+    score: np.ndarray | None = None
+    logp: np.ndarray | None = None
 
 
 def write_baseline(task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None]) -> None:
@@ -75,7 +74,7 @@ def write_baseline(task: Task, devices: Devices, params: Params, workdir: Path, 
         between()
         scores, tokens = alone(at, size), after_none(at, size)
         for i, row in enumerate(part[: len(rows) - at]):
-            value = {"avg_prob": float(np.exp(scores[i]).mean(dtype=np.float32))} if scores else {}
+            value: dict[str, Any] = {"avg_prob": float(np.exp(scores[i]).mean(dtype=np.float32))} if scores else {}
             value |= {"logp": [round(float(x), 6) for x in tokens[i]]} if tokens else {}
             if distributed.first():
                 run_files.append(path, {"step": 0, "key": key_of(row), "id": row.example.id, **value})

@@ -1,9 +1,9 @@
 """Fresh prompts in place of groups that teach nothing (DAPO, 2503.14476: dynamic sampling).
 
-A step draws whole batches from the run's stream of prompts until it has a batch of groups that `filter.mode` accepts, or
-`filter.resample` further batches were drawn. It takes the accepted groups in the order of the stream; where they are too
-few, refused ones fill the batch, and the step leaves them out. Groups beyond a batch are dropped. Which prompts a step
-draws depends only on how many batches were drawn before it, a number that checkpoints keep.
+A step draws whole batches from the run's stream of prompts until it has a batch of groups that `filter.mode` accepts,
+or until `filter.resample` further batches were drawn. It takes the accepted groups in the order of the stream. Where
+they are too few, refused ones fill the batch, and the step leaves them out. Groups beyond a batch are dropped. Which
+prompts a step draws depends only on how many batches were drawn before it, a number that checkpoints keep.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool
 
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.rewards import shaping
@@ -31,8 +30,8 @@ class Drawn(NamedTuple):
     texts: Texts
 
 
-def accepted(drawn: Drawn, c: Config) -> Bool[np.ndarray, "P"]:
-    """Which groups the filter accepts, by the terms of the reward that the host computes."""
+def accepted(drawn: Drawn, c: Config) -> np.ndarray:
+    """Which groups the filter accepts [P], by the terms of the reward that the host computes."""
     weights = {t.on_host[0]: t.weight for t in c.reward.terms if t.on_host}
     n = c.rows_per_prompt
     total = sum(w * drawn.graded.values[name][:, :n] for name, w in weights.items())
@@ -40,14 +39,14 @@ def accepted(drawn: Drawn, c: Config) -> Bool[np.ndarray, "P"]:
     return np.asarray(shaping.filter_groups(std, c.filter, shaping.init_filter(), 0))
 
 
-def chosen(accepts: list[Bool[np.ndarray, "P"]]) -> list[int]:
+def chosen(accepts: list[np.ndarray]) -> list[int]:
     """Positions of a batch's groups among all that were drawn: the first accepted ones, then refused ones."""
     flat = np.concatenate(accepts)
     order = np.concatenate([np.flatnonzero(flat), np.flatnonzero(~flat)])
     return sorted(order[: len(accepts[0])].tolist())
 
 
-def merged(parts: list[Drawn], accepts: list[Bool[np.ndarray, "P"]], pad_id: int) -> Drawn:
+def merged(parts: list[Drawn], accepts: list[np.ndarray], pad_id: int) -> Drawn:
     """The batch of the chosen groups, and what to log: the means of all that was drawn, and how much that was."""
     pick = chosen(accepts)
     width = max(d.rollout.segment.shape[-1] for d in parts)

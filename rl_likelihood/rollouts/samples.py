@@ -45,6 +45,12 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
     if batch.no_chain is not None:
         logp = values["no_chain_answer_logp"][i][batch.no_chain.segment[i, 0] == REFERENCE]
         no_chain["answer_logp_no_chain"] = rounded(logp)
+    weights = {}
+    if "answer_weights" in values:
+        scored = np.asarray(batch.scored[i, j][answer])
+        each = np.zeros(len(scored))
+        each[scored] = values["answer_weights"][i, j][: scored.sum()]
+        weights["answer_weights"] = rounded(each)
     return {
         "id": example.id,
         "prompt": example.prompt,
@@ -56,6 +62,7 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
         "answer_tokens": [text([t]) for t in ids[answer]],
         "answer_logp": rounded(values["answer_logp"][i, j][answer]),
         **no_chain,
+        **weights,
         "scored": batch.scored[i, j][answer].astype(int),
         **{k: digits(v[i, j]) for k, v in values.items() if k.startswith("reward")},
         "advantage": digits(values["advantage"][i, j]),

@@ -112,6 +112,8 @@ AS_PUBLISHED = {
     "delta_l": ("std", "delta_l_batch", (0.2, 0.2), ("none", 0), 3, 1.0),
     "gdpo": ("mean", "seq_mean", (0.2, 0.2), ("k3", 0.001), 3, 1.0),
     "max_rl": ("loo", "seq_sum", (0, 0), ("none", 0), 3, 1.0),
+    "rlp": ("loo", "seq_mean", (0.2, 0.2), ("none", 0), 16, 0.7),
+    "rpt": ("std", "seq_mean", (0.2, 0.2), ("none", 0), 3, 1.0),
     "em_rl_sequence": ("loo", "seq_sum", (0, 0), ("k3", 0.001), 4, 1.0),
 }
 
@@ -130,6 +132,8 @@ OWN = {
     "dppo": {"loss.ratio": "token", "loss.mask_move": 0.2},
     "delta_l": {"loss.delta_l_alpha": 1.0},
     "gdpo": {"reward.name": "exact_match/std + format/std"},
+    "rlp": {"reward.name": "log_prob"},
+    "rpt": {"reward.name": "prefix"},
     "max_rl": {"reward.name": "max_rl(exact_match)"},
 }
 
