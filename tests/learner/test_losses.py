@@ -1,15 +1,18 @@
 """GSPO's clip, DPPO's mask, Delta-L's weights, NRT's format term and VR-CLI's scorer, by their formulas."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rl_likelihood.learner.rows import row_stats
-from rl_likelihood.learner.step import gradients
+from rl_likelihood.learner.step import filtered, gradients
 from rl_likelihood.learner.surrogate import Counts, LossConfig, aggregate, length_weights, policy_loss
 from rl_likelihood.rewards import shaping
-from rl_likelihood.shapes import TAG
+from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.shapes import TAG, TrainState
 from tests.small import random_batch, random_params, rewarded, tiny
 
 ROW = np.arange(4) < np.array([[[2], [4]]])  # one prompt, rows of 2 and 4 tokens
@@ -94,6 +97,20 @@ def test_the_format_term_is_the_forced_tags_alone():
     value, grads = jax.jit(jax.value_and_grad(by_hand))(PARAMS)
     assert 0.3 * float(more["loss/format"]) == pytest.approx(float(value), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), with_term, grads)
+
+
+def test_dro_leaves_out_groups_in_which_no_answer_token_moves():
+    batch, cfg = random_batch(3), rewarded("log_prob", head_chunk=40)
+    logp = np.asarray(row_stats(PARAMS, MODEL, batch, cfg).stats.log_prob)
+    spread = [
+        np.stack([row[there] for row, there in zip(rows, scored, strict=True)]).std(0, ddof=1).max()
+        for rows, scored in zip(logp, batch.scored, strict=True)
+    ]
+    threshold = float(np.median(spread))
+    cfg = dataclasses.replace(cfg, filter=FilterConfig(mode="token_spread", threshold=threshold))
+    state = TrainState(step=jnp.int32(0), params=PARAMS, opt_state=(), filter=shaping.init_filter())
+    counted = filtered(state, (None, None), batch, MODEL, cfg)[0].counted
+    assert np.asarray(counted).tolist() == [s >= threshold for s in spread] and 0 < np.asarray(counted).sum() < 4
 
 
 def test_the_steps_of_vr_cli():
