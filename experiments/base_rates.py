@@ -1,7 +1,7 @@
 """What the untouched SmolLM2-135M-Instruct can do: base rates, before anything is trained.
 
     python -m rl_likelihood.datasets.prepare --dataset=gsm8k --out=data
-    python experiments/base_rates.py [--gsm8k=data/gsm8k] [--questions=64] [--only='chain_sum;...']
+    python -m experiments.base_rates [--gsm8k=data/gsm8k] [--questions=64] [--only='chain_sum;...']
 
 Each question has two worked examples, one greedy answer with a chain and one without, and four chains at temperature 1.
 
@@ -26,18 +26,16 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.smollm2 import get_config
+from rl_likelihood.config import build
+from rl_likelihood.data import prompts
+from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
+from rl_likelihood.datasets.questions import variant_key
+from rl_likelihood.evaluation import statistics
+from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
+from rl_likelihood.task import load
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from configs.smollm2 import get_config  # noqa: E402
-from rl_likelihood.config import build  # noqa: E402
-from rl_likelihood.data import prompts  # noqa: E402
-from rl_likelihood.data.worked_examples import WORKED_EXAMPLES  # noqa: E402
-from rl_likelihood.datasets.questions import variant_key  # noqa: E402
-from rl_likelihood.evaluation import statistics  # noqa: E402
-from rl_likelihood.evaluation.evaluate import Evaluation, evaluate  # noqa: E402
-from rl_likelihood.task import load  # noqa: E402
-
 RESULTS = ROOT / "experiments" / "results" / "base_rates.json"
 SAMPLES = 4
 LEGS = (

@@ -1,6 +1,6 @@
 """Which published claims do the runs of cpu_grid.py show?
 
-    python experiments/claims.py --root=runs/cpu_grid --out=experiments/results/cpu_grid
+    python -m experiments.claims --root=runs/cpu_grid --out=experiments/results/cpu_grid
 
 The claims are those of Kwiatkowski et al. 2602.03979, tables 1 to 3. Each claim is a difference between two rewards, or
 between means of several. It is computed question by question from the last evaluations, then averaged over the seeds
@@ -27,13 +27,10 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a script
-
-from rl_likelihood.evaluation import statistics  # noqa: E402
-from rl_likelihood.report import table as tables  # noqa: E402
-from rl_likelihood.report.table import UNTOUCHED  # noqa: E402
-from rl_likelihood.shapes import UserError  # noqa: E402
-from rl_likelihood.sweeps import grid  # noqa: E402
+from rl_likelihood.evaluation import statistics
+from rl_likelihood.report.table import UNTOUCHED, WITHOUT_CHAIN, Run, final, starts, without_chain
+from rl_likelihood.shapes import UserError
+from rl_likelihood.sweeps import grid
 
 LOG, EXACT, BETWEEN = ("log_prob", "avg_log_prob"), ("base_rl", "prob"), ("avg_prob", "jepo")
 UNITS = {
@@ -126,13 +123,13 @@ def read_runs(root: Path, file: str) -> dict[tuple[str, str], Runs]:
     """(task, metric) -> each run's last evaluation, and the untouched model's where a run has one."""
     out: dict[tuple[str, str], Runs] = {}
     for point in grid.load(file).points:
-        run = tables.Run(point.labels, root / point.name)
-        last = tables.final(run.workdir)
+        run = Run(point.labels, root / point.name)
+        last = final(run.workdir)
         if last is None:
             continue
-        labels, names = run.labels, tables.WITHOUT_CHAIN if tables.without_chain(run) else {}
+        labels, names = run.labels, WITHOUT_CHAIN if without_chain(run) else {}
         asked = [(labels["reward"], last, names)]
-        asked += [(UNTOUCHED, row, {}) for row in tables.starts([run]).values()]
+        asked += [(UNTOUCHED, row, {}) for row in starts([run]).values()]
         for name, row, instead in asked:
             _, records = statistics.read_records(str(run.workdir / row["records"]))
             columns = statistics.columns(records)
@@ -148,13 +145,12 @@ def table(rows: Sequence[tuple[Claim, dict[str, Any]]]) -> str:
     lines = ["| claim | difference | 95 % interval | by seed | |", "|---|---:|---:|---:|---|"]
     for claim, found in rows:
         unit, form, times = UNITS[claim.metric]
-        show = lambda x: form.format(times * x)  # noqa: B023, E731
         if found["verdict"] == "not run":
             lines.append(f"| {claim.words} | | | | not run |")
             continue
-        seeds = ", ".join(map(show, found["by_seed"]))
-        difference, interval = f"{show(found['difference'])} {unit}", f"{show(found['low'])} to {show(found['high'])}"
-        lines.append(f"| {claim.words} | {difference} | {interval} | {seeds} | {found['verdict']} |")
+        difference, low, high = (form.format(times * found[name]) for name in ("difference", "low", "high"))
+        seeds = ", ".join(form.format(times * x) for x in found["by_seed"])
+        lines.append(f"| {claim.words} | {difference} {unit} | {low} to {high} | {seeds} | {found['verdict']} |")
     return "\n".join(lines) + "\n"
 
 

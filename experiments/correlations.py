@@ -2,7 +2,7 @@
 
     python -m rl_likelihood.sweep experiments/correlations.py --run --only model=smollm2
     python -m rl_likelihood.sweep experiments/correlations.py --run --only model=llama --runner=ray
-    python experiments/correlations.py                    # the correlations of the runs so far
+    python -m experiments.correlations                    # the correlations of the runs so far
 
 The untouched model samples chains (the learning rate is 0), and the answer is scored after each. The result is the
 Pearson correlation of a chain's length with its log-prob or probability: over all chains (global), and within each
@@ -18,16 +18,13 @@ negative locally; log_prob on MATH negative in both; prob on MATH slightly negat
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a script
-
-from experiments import cpu_grid, paper_nonverifiable, paper_verifiable  # noqa: E402
-from rl_likelihood.report import chain_figures  # noqa: E402
-from rl_likelihood.sweeps.grid import Overrides, chain, named, point, product  # noqa: E402
+from experiments import cpu_grid, paper_nonverifiable, paper_verifiable
+from rl_likelihood.report import chain_figures
+from rl_likelihood.sweeps.grid import Overrides, chain, named, point, product
 
 ROWS = "data"
 ROOT = Path("runs/correlations")

@@ -2,11 +2,11 @@
 
     python -m rl_likelihood.datasets.prepare --dataset=numina_proof --source=PATH --out=data --max_chars=3000
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=plain
-    python experiments/length_study.py rates        # r = dR/dL of each plain run: results/length_rates.json
+    python -m experiments.length_study rates        # r = dR/dL of each plain run: results/length_rates.json
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=length
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=kl
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=chains
-    python experiments/length_study.py chains       # data/numina_proof_chains.jsonl
+    python -m experiments.length_study chains       # data/numina_proof_chains.jsonl
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=warm
     python -m rl_likelihood.sweep experiments/length_study.py --run --only study=from_warm
 
@@ -38,15 +38,13 @@ import statistics
 import sys
 from pathlib import Path
 
+from experiments.paper_nonverifiable import LONG, SETS
+from experiments.paper_verifiable import MODELS, SFT
+from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import UserError
+from rl_likelihood.sweeps.grid import Overrides, chain, named, point, product, sweep, zipped
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # when run as a script
-
-from experiments.paper_nonverifiable import LONG, SETS  # noqa: E402
-from experiments.paper_verifiable import MODELS, SFT  # noqa: E402
-from rl_likelihood.runtime import run_files  # noqa: E402
-from rl_likelihood.shapes import UserError  # noqa: E402
-from rl_likelihood.sweeps.grid import Overrides, chain, named, point, product, sweep, zipped  # noqa: E402
-
 RESOURCES = {"TPU": 4}
 ROWS = "method"
 ROOT = Path(os.environ.get("ROOT") or "runs/length_study")  # as tpu_setup/sweep.sh has it; from_warm starts from there
@@ -166,7 +164,7 @@ def chains() -> None:
 if __name__ == "__main__":
     actions = {"rates": rates, "chains": chains}
     if sys.argv[1:] not in ([name] for name in actions):
-        sys.exit(f"usage: python experiments/length_study.py {'|'.join(actions)}")
+        sys.exit(f"usage: python -m experiments.length_study {'|'.join(actions)}")
     try:
         actions[sys.argv[1]]()
     except UserError as error:

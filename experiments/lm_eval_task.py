@@ -2,7 +2,7 @@
 
     python -m rl_likelihood.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
     python -m rl_likelihood.export   --workdir=runs/quickstart --out=runs/exported
-    python experiments/lm_eval_task.py --config=configs/quickstart.py --out=runs/task
+    python -m experiments.lm_eval_task --config=configs/quickstart.py --out=runs/task
 
     python3 -m venv .harness && .harness/bin/pip install -e '.[harness]'
     .harness/bin/lm_eval --model hf --model_args pretrained=runs/exported,dtype=float32 --tasks rl_likelihood \
@@ -20,21 +20,18 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 from absl import flags
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from rl_likelihood.cli.command import from_flags, run_main  # noqa: E402
-from rl_likelihood.config import build  # noqa: E402
-from rl_likelihood.data import prompts  # noqa: E402
-from rl_likelihood.data.prompts import PromptConfig  # noqa: E402
-from rl_likelihood.datasets import sources  # noqa: E402
-from rl_likelihood.shapes import UserError  # noqa: E402
-from rl_likelihood.task import load_tokenizer  # noqa: E402
-from rl_likelihood.weights import assets  # noqa: E402
+from rl_likelihood.cli.command import from_flags, run_main
+from rl_likelihood.config import build
+from rl_likelihood.data import prompts
+from rl_likelihood.data.prompts import PromptConfig
+from rl_likelihood.datasets import sources
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import load_tokenizer
+from rl_likelihood.weights import assets
 
 NAME = "rl_likelihood"
 

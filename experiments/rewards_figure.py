@@ -1,7 +1,7 @@
 """Every likelihood reward along one run: the figure docs/rewards.png.
 
     make quickstart
-    python experiments/rewards_figure.py [--workdir=runs/quickstart] [--out=docs/rewards.png]
+    python -m experiments.rewards_figure [--workdir=runs/quickstart] [--out=docs/rewards.png]
 
 Each step logs every likelihood reward, whichever one trains. A panel shows one of them: its mean over the step's
 chains, and its running mean. The title gives its correlation with the trained reward within groups, averaged over the
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -21,12 +20,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.runtime import run_files
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from rl_likelihood.rewards.likelihood import OBJECTIVES  # noqa: E402
-from rl_likelihood.runtime import run_files  # noqa: E402
-
 WINDOW = 5
 UNITS = {"log_prob": "nats", "avg_log_prob": "nats per token", "jepo": "nats"}
 

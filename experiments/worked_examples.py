@@ -1,6 +1,6 @@
 """How much of the quickstart's untouched score is the choice of its worked examples?
 
-    python experiments/worked_examples.py
+    python -m experiments.worked_examples
 
 Evaluates the untouched model on the quickstart's held-out questions with its two worked examples (one step, then
 two), with the two in the other order, and with the first alone. Writes experiments/results/worked_examples.json.
@@ -10,22 +10,19 @@ About four minutes on two cores.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from configs.quickstart import get_config
+from rl_likelihood.config import build
+from rl_likelihood.data import prompts
+from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
+from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
+from rl_likelihood.task import load
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from configs.quickstart import get_config  # noqa: E402
-from rl_likelihood.config import build  # noqa: E402
-from rl_likelihood.data import prompts  # noqa: E402
-from rl_likelihood.data.worked_examples import WORKED_EXAMPLES  # noqa: E402
-from rl_likelihood.evaluation.evaluate import Evaluation, evaluate  # noqa: E402
-from rl_likelihood.task import load  # noqa: E402
-
 KEPT = ("greedy_success", "sampled_success", "perplexity", "perplexity_no_chain", "chain_length", "truncated")
 
 

@@ -16,7 +16,7 @@ from absl import flags
 from safetensors import SafetensorError
 
 from rl_likelihood.cli.command import run_main
-from rl_likelihood.data import tokenizer as tokenizers
+from rl_likelihood.data.tokenizer import save_tokenizer, vocab_bytes
 from rl_likelihood.model.decoder import ModelConfig, Params, count
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.workdir import tokenizer_path
@@ -42,7 +42,7 @@ def export(
     if Path(out).resolve() == Path(model_path).resolve():
         raise UserError(f"--out={out} is the folder that the run started from; choose another")
     tokenizer, stop = load_tokenizer(str(model_path))
-    tokenizers.vocab_bytes(tokenizer, cfg.vocab_size)  # refuses a tokenizer of another model
+    vocab_bytes(tokenizer, cfg.vocab_size)  # refuses a tokenizer of another model
     generation = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": stop[0] if len(stop) == 1 else list(stop) or None,
@@ -50,7 +50,7 @@ def export(
     }
     # The weights first: they refuse a folder of other weights before anything in it is touched.
     files.save(out, cfg, params, dtype, generation)
-    tokenizers.save_tokenizer(tokenizer, out)
+    save_tokenizer(tokenizer, out)
 
 
 def main() -> None:

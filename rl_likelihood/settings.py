@@ -12,6 +12,7 @@ from typing import Literal
 
 from rl_likelihood.data.prompts import PromptConfig
 from rl_likelihood.datasets.sources import DataConfig
+from rl_likelihood.envs.table import EnvConfig
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
 from rl_likelihood.learner.rows import ProxyConfig, StepConfig
@@ -118,6 +119,7 @@ class EvalSettings:
     batch_prompts: int = field(50, "questions decoded at one time; changes no number", least=1)
     mc_samples: int = field(0, "chains for what only many give, as log_prob_mc32 and pass@32; 0: eval.samples", least=0)
     mc_prompts: int = field(0, "questions that get them; 0: all", least=0)
+    trace: bool = field(False, "also score each answer after 25, 50 and 75 % of its question's first sampled chain")
     fast_prompts: int = field(0, "questions of the evaluations every train.eval_every steps; 0: eval.prompts", least=0)
     fast_samples: int = field(-1, "chains for each of them; -1: eval.samples", least=-1)
 
@@ -149,6 +151,7 @@ class Config:
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
     sampler: SamplerSettings = SamplerSettings()
+    env: EnvConfig = EnvConfig()
     preset: str = field(
         "none",
         "a published method (rl_likelihood/presets.py), which sets what its paper sets; the command line overrides it",
@@ -170,6 +173,11 @@ class Config:
         return max(self.prompt.examples, w.examples if w.steps and w.chains == "own" else 0)
 
     @property
+    def converses(self) -> bool:
+        """Whether the model talks to an environment, instead of answering by itself."""
+        return self.env.name != "none"
+
+    @property
     def rows_per_prompt(self) -> int:
         """Rows of each prompt that the learner sees."""
         return 1 if self.reward.supervised else self.reward.vote_train or self.sampler.group_size
@@ -177,7 +185,7 @@ class Config:
     @property
     def samples_answer(self) -> bool:
         """Whether reward or policy term ask for answers that the policy samples itself."""
-        if self.reward.supervised:
+        if self.reward.supervised or self.converses:
             return False
         if self.loss.span == "response" or any(t.reward.reads_answer for t in self.reward.terms):
             return True
@@ -192,7 +200,14 @@ class Config:
     @property
     def sampled_tokens(self) -> int:
         """Tokens that the policy may sample in one row."""
-        return self.sampler.max_chain + self.sampled_answer
+        turns = self.sampler.max_turns if self.converses else 1
+        return turns * self.sampler.max_chain + self.sampled_answer
+
+    @property
+    def conversation_tokens(self) -> int:
+        """Tokens that a conversation may have: messages, the replies between them, and what each should have been."""
+        s, turns = self.sampler, self.sampler.max_turns
+        return turns * (s.max_chain + self.prompt.max_answer) + (turns - 1) * s.max_env_tokens
 
     @property
     def eval_answer(self) -> int:
@@ -202,7 +217,9 @@ class Config:
     @property
     def scores_no_chain(self) -> bool:
         """Whether each step also scores the reference answers without a chain."""
-        return not self.reward.supervised and (self.report.no_chain or self.reward.baseline == "live")
+        if self.reward.supervised or self.converses:
+            return False
+        return self.report.no_chain or self.reward.baseline == "live"
 
     @functools.cached_property
     def step(self) -> StepConfig:
@@ -230,9 +247,12 @@ class Config:
             proxy=self.proxy,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
-            two_branches=self.sampled_answer > 0,
+            two_branches=self.sampled_answer > 0 or self.converses,
+            turn_credit=self.converses and self.env.credit == "turn",
+            turns=self.sampler.max_turns if self.converses else 1,
             temperature=self.sampler.temperature,
             micro_batch_prompts=max(0, self.train.micro_batch_prompts),  # a run that measures sets its own
+            sampled_answer=self.sampled_answer,
             head_chunk=self.train.head_chunk,
         )
 

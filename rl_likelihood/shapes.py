@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 AnyArray = Array | np.ndarray  # of a parameter: what jax.numpy takes
 
 # Segment of a completion token (docs/architecture.md, "Shapes").
-PAD, CHAIN, TAG, REFERENCE, SAMPLED = 0, 1, 2, 3, 4
+PAD, CHAIN, TAG, REFERENCE, SAMPLED, ENV = 0, 1, 2, 3, 4, 5
 
 
 class UserError(ValueError):
@@ -63,13 +63,26 @@ class Prompts(struct.PyTreeNode):
     uid: Int[np.ndarray, "P"]
 
 
+class Outcomes(struct.PyTreeNode):
+    """How the conversations with an environment went, one value per row."""
+
+    reward: Float[np.ndarray, "P G"]  # the environment's own
+    calls_f1: Float[np.ndarray, "P G"]  # agreement with the reference calls; 0 where the environment has none
+    turns: Int[np.ndarray, "P G"]
+    calls: Int[np.ndarray, "P G"]
+    bad_calls: Int[np.ndarray, "P G"]
+    failed: Bool[np.ndarray, "P G"]  # the environment raised or did not reply in time
+
+
 class Rollout(struct.PyTreeNode):
     """A sampler's result: prompts, G completions of each, and how they were sampled.
 
     `completion` is chain ids, tag ids, sampled-answer ids, reference-answer ids, right-padded;
     `segment` says which is which; `sampler_logp` is the log-prob (nats, at the sampling
     temperature) of each sampled id under policy `version`, 0 for ids that were not sampled.
-    `truncated` marks chains that did not open the answer tag by themselves.
+    `truncated` marks chains that did not open the answer tag by themselves. In a conversation `completion` is the
+    model's messages (CHAIN), the environment's replies (ENV), and before each message what it should have been
+    (REFERENCE, a branch); `truncated` marks conversations that did not end by themselves.
     """
 
     prompts: Prompts
@@ -80,10 +93,11 @@ class Rollout(struct.PyTreeNode):
     version: int = struct.field(pytree_node=False, default=0)
     number: int = struct.field(pytree_node=False, default=0)  # of the step whose prompts these are
     seconds: float = struct.field(pytree_node=False, default=0.0)  # spent sampling
+    outcomes: Outcomes | None = None  # of conversations with an environment
 
 
-# Fields of a Rollout that have one entry per row: [P, G, ...].
-ROW_FIELDS = ("completion", "segment", "sampler_logp", "truncated")
+# Fields of a Rollout that have one entry per row, [P, G, ...], or are trees of such.
+ROW_FIELDS = ("completion", "segment", "sampler_logp", "truncated", "outcomes")
 
 
 class NoChainRows(struct.PyTreeNode):
@@ -99,8 +113,9 @@ class Batch(struct.PyTreeNode):
 
     `scored` marks the reference-answer tokens whose log-probs count. `host_rewards` holds rewards computed on the host
     (rules, votes) by name. `keep` is the one mask for baseline, scale and loss. `baseline` is each prompt's reward
-    without a chain under the initial model, for RLPR. `counted` are the groups that a filter accepts, None without a
-    filter. `no_chain` is set where the answer's score without a chain is needed.
+    without a chain under the initial model, for RLPR; `baseline_logp` has the log-probs of its scored answer tokens
+    there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is
+    set where the answer's score without a chain is needed.
     """
 
     prompt: Int[Array, "P S"]
@@ -113,6 +128,7 @@ class Batch(struct.PyTreeNode):
     truncated: Bool[Array, "P G"]
     keep: Bool[Array, "P G"]
     baseline: Float[Array, "P"] | None = None
+    baseline_logp: Float[Array, "P A"] | None = None
     counted: Bool[Array, "P"] | None = None
     no_chain: NoChainRows | None = None
 

@@ -37,7 +37,7 @@ from rl_likelihood.sweeps.grid import Experiment, Point
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # What jax tries and does not find is no news.
+    # Hide jax's warnings about backends that it does not find.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     try:
@@ -142,7 +142,7 @@ def resolve(p: Point) -> ConfigDict:
 
 
 def differing(p: Point, workdir: Path) -> list[str]:
-    """Fields in which the run that the folder holds has another value than the point; a newer field counts not."""
+    """Fields in which the folder's run and the point differ. Fields that the run did not have yet do not count."""
     path = workdir / "config.json"
     if not path.exists():
         return []
@@ -155,7 +155,7 @@ def differing(p: Point, workdir: Path) -> list[str]:
 
 
 def current(points: dict[int, Point], root: Path) -> dict[int, Point]:
-    """The points without those whose folder holds a run of another config, which are named."""
+    """The points whose folder holds no run of another config. Names the others on stderr."""
     same = {}
     for i, p in points.items():
         names = differing(p, root / p.name)
@@ -223,7 +223,7 @@ def drop_optimizers(points: dict[int, Point], root: Path) -> int:
 
 
 def run(experiment: Experiment, points: dict[int, Point], root: Path, a: argparse.Namespace) -> int:
-    """Run what is not finished; says first what it leaves alone and why."""
+    """Runs the points that are not finished. First prints which ones it leaves out, and why."""
     jobs, stopped = [], 0
     for p in points.values():
         workdir = root / p.name
@@ -267,16 +267,16 @@ def resources(text: str) -> dict[str, float]:
 
 def report(experiment: Experiment, runs: list[table.Run], out: Path, paper: Sequence[dict]) -> int:
     """table.md, table.tex, table.csv, the figures and report.html, and where they are."""
-    found = table.blocks(runs, experiment.rows)
+    blocks = table.blocks(runs, experiment.rows)
     out.mkdir(parents=True, exist_ok=True)
     for kind, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):
         path = out / f"table.{suffix}"
-        path.write_text(table_text.FORMATS[kind](found, paper) + "\n")
+        path.write_text(table_text.FORMATS[kind](blocks, paper) + "\n")
         say(str(path))
     drawn = figures.grid_figures(runs, experiment.rows)
     for path in plots.save(drawn, out):
         say(str(path))
-    contents = page.Contents(experiment.name, experiment.doc, found[0].rows, found, drawn, paper)
+    contents = page.Contents(experiment.name, experiment.doc, blocks[0].rows, blocks, drawn, paper)
     page.write(out / "report.html", contents, runs)
     say(str(out / "report.html"))
     return 0

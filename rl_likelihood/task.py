@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rl_likelihood.config import SIZES
-from rl_likelihood.data import prompts, tokenizer
+from rl_likelihood.config import SIZES, environment_table
+from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.datasets import sources
@@ -26,7 +27,7 @@ from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import Batch, ChainFormat, NoChainRows, Prompts, UserError
+from rl_likelihood.shapes import Batch, ChainFormat, Example, NoChainRows, Prompts, UserError
 from rl_likelihood.weights import assets, files
 
 if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come before
@@ -93,6 +94,8 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
     p, g = c.train.prompts_per_step, c.rows_per_prompt
     tags = max(len(fmt.close_think_ids), len(fmt.open_answer_ids))
     t = c.sampler.max_chain + c.sampled_answer + tags + c.prompt.max_answer
+    if c.converses:
+        t = c.conversation_tokens
     w = len(fmt.close_think_ids) + c.prompt.max_answer
     if c.reward.supervised:
         t = tags + c.prompt.max_answer
@@ -105,10 +108,11 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         segment=shape(i, p, g, t),
         scored=shape(b, p, g, t),
         sampler_logp=shape(f, p, g, t),
-        host_rewards={t.name: shape(f, p, g) for t in c.step.reward.terms if t.reward.on_host},
+        host_rewards={name: shape(f, p, g) for name in c.step.reward.host_terms},
         truncated=shape(b, p, g),
         keep=shape(b, p, g),
-        baseline=shape(f, p) if c.reward.baseline == "frozen" else None,
+        baseline=shape(f, p) if c.reward.frozen_score else None,
+        baseline_logp=shape(f, p, c.prompt.max_answer) if c.reward.frozen_tokens else None,
         no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
     )
 
@@ -122,6 +126,8 @@ def prompts_at_once(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:
 def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
     """The model with how to run it, the part of ModelConfig that the config decides, on a platform."""
     dtype, attention = c.model.compute_dtype, c.model.attention
+    if c.converses:  # the kernel knows one branch of each kind
+        attention = "dense"
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     why = splash.refused(model.head_dim)
@@ -208,15 +214,13 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
     model, params, path = known or load_model(c, mesh)
     text, eos_ids = load_tokenizer(path, c.prompt.template)
     fmt = prompts.chain_format(text, tokenizer.vocab_bytes(text, model.vocab_size), eos_ids, c.prompt)
-    answer = max(c.sampled_answer, c.eval_answer, c.prompt.max_answer)
-    positions = c.prompt.max_prompt + c.sampler.max_chain + len(fmt.close_think_ids) + answer
-    if positions > model.max_position:
-        raise UserError(
-            f"prompt.max_prompt + sampler.max_chain + tags + answer = {positions}, "
-            f"more than the {model.max_position} positions of the model; lower one of them"
-        )
+    _refuse_positions(c, model, fmt)
     encode = functools.partial(prompts.encode_all, tokenizer=text, cfg=c.prompt, fmt=fmt)
-    rows, too_long = prompts.encode_fitting(train, text, c.prompt, fmt) if c.data.skip_bad_rows else (encode(train), [])
+    if c.converses:
+        encode = functools.partial(_begun, c=c, text=text, fmt=fmt)
+    rows, too_long = (encode(train), [])
+    if c.data.skip_bad_rows and not c.converses:
+        rows, too_long = prompts.encode_fitting(train, text, c.prompt, fmt)
     task = Task(
         config=c,
         model=model,
@@ -229,3 +233,40 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
         fast=encode(fast),
     )
     return task, params
+
+
+def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:
+    """UserError where a row may have more tokens than the model has positions."""
+    parts = {"prompt.max_prompt": c.prompt.max_prompt}
+    if c.converses:
+        s = c.sampler
+        parts["sampler.max_turns x sampler.max_chain"] = s.max_turns * s.max_chain
+        parts["sampler.max_turns x sampler.max_env_tokens"] = (s.max_turns - 1) * s.max_env_tokens
+        parts["prompt.max_answer"] = c.prompt.max_answer
+    else:
+        parts["sampler.max_chain"] = c.sampler.max_chain
+        parts["tags"] = len(fmt.close_think_ids)
+        parts["answer"] = max(c.sampled_answer, c.eval_answer, c.prompt.max_answer)
+    total = sum(parts.values())
+    if total > model.max_position:
+        raise UserError(
+            f"{' + '.join(parts)} = {total}, more than the {model.max_position} positions of the model; lower one"
+        )
+
+
+def _begun(examples: list[Example], c: Config, text: PreTrainedTokenizerBase, fmt: ChainFormat) -> list[EncodedExample]:
+    """Questions as the first messages of conversations, with what the model should write first as the answer."""
+    environment = environment_table(c.env.file)[c.env.name](c.env)
+    rows = []
+    for example in examples:
+        try:
+            start = environment.start(json.loads(example.check or "{}")["environment"])
+        except KeyError:
+            raise UserError(
+                f"row {example.id} has no field 'environment', which tells env.name = {c.env.name!r} its task; add it"
+            ) from None
+        prompt = conversation.prompt_ids(text, fmt, start.messages)
+        answer = conversation.reference_ids(text, fmt, start.reference, c.prompt.max_answer)
+        rows.append(EncodedExample(example, prompt, answer, np.ones(len(answer), bool)))
+    prompts.refuse_longer("max_prompt", c.prompt, rows)
+    return rows

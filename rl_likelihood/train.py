@@ -34,9 +34,9 @@ from rl_likelihood.report.metrics import MetricsWriter, line
 from rl_likelihood.report.table_text import evaluation_line
 from rl_likelihood.report.tracking import Tracker
 from rl_likelihood.rollouts.baseline import write_baseline
-from rl_likelihood.rollouts.batches import SamplerFailed
+from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
 from rl_likelihood.rollouts.samples import write_samples
-from rl_likelihood.rollouts.source import make_source
+from rl_likelihood.rollouts.source import Source, make_source
 from rl_likelihood.runtime import checkpoint, distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices
@@ -195,11 +195,7 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
                 break
             r.stop.check()
             begin = time.perf_counter()
-            try:
-                given = source.next(step, state.params)
-            except SamplerFailed as failed:  # what was learned is whole
-                r.save(state, source.state())
-                raise failed.__cause__ or failed from None
+            given = next_batch(r, source, state, step)
             batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
             t1 = time.perf_counter()
             state, out, per_row = programs(state, ref_params, batch)
@@ -225,6 +221,15 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
         source.close()
         checkpoint.close(r.checkpoints)
     return step, step >= steps
+
+
+def next_batch(r: Run, source: Source, state: TrainState, step: int) -> StepInput:
+    """The batch of the update from `step`. If the sampler failed, what was learned is saved first."""
+    try:
+        return source.next(step, state.params)
+    except SamplerFailed as failed:
+        r.save(state, source.state())
+        raise failed.__cause__ or failed from None
 
 
 def keep_what_it_needs(task: Task, session: Session) -> None:

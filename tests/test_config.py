@@ -59,6 +59,34 @@ REFUSED = [
     ({"reward__name": "rlpr", "reward__baseline": "frozen"}, ["prompt.score_delims is 'close'", "set it to none"]),
     ({"loss__ratio": "token", "loss__clip_high": 0.2}, ["loss.ratio is 'token'", "clips the ratio already"]),
     ({"filter__mode": "std_below"}, ["filter.threshold is 0"]),
+    ({"filter__mode": "token_spread"}, ["filter.mode is 'token_spread'", "filter.threshold is 0"]),
+    ({"reward__name": "weighted_log_prob"}, ["weighted_log_prob", "reward.token_weights is 'none'", "reward.baseline"]),
+    ({"reward__name": "nrt", "reward__token_weights": "neg_log"}, ["reward.baseline is 'none'", "nrt", "live"]),
+    (
+        {"reward__name": "weighted_avg_prob", "reward__token_weights": "inverse"},
+        ["reward.baseline is 'none'", "token_weights=inverse", "frozen"],
+    ),
+    ({"reward__name": "nrt", "reward__token_weights": "spread"}, ["token_weights is 'spread'", "nrt", "neg_log"]),
+    ({"reward__token_weights": "spread"}, ["token_weights is 'spread'", "'log_prob'", "none"]),
+    ({"reward__name": "r3", "sampler__group_size": 2}, ["sampler.group_size is 2", "at least 3"]),
+    ({"reward__name": "vr_cli", "reward__baseline": "live"}, ["reward.baseline is 'live'", "vr_cli", "frozen"]),
+    ({"filter__resample": 2, "filter__mode": "ema"}, ["filter.resample is 2", "'ema'", "std_zero"]),
+    ({"filter__resample": 2, "filter__mode": "std_zero"}, ["filter.resample is 2", "'log_prob'", "grader"]),
+    (
+        {
+            "filter__resample": 2,
+            "filter__mode": "std_zero",
+            "reward__name": "exact_match",
+            "sampler__max_staleness": 1,
+        },
+        ["filter.resample is 2", "max_staleness is 1"],
+    ),
+    ({"loss__clip_per": "sequence"}, ["loss.clip_per is 'sequence'", "clip_high"]),
+    ({"reward__name": "max_rl"}, ["'max_rl' alone", "max_rl(exact_match)"]),
+    ({"reward__name": "max_rl(base_rl)"}, ["max_rl(base_rl)", "0 or 1", "max_rl(exact_match)"]),
+    ({"reward__name": "max_rl(log_prob)"}, ["max_rl(log_prob)", "0 or 1"]),
+    ({"reward__name": "max_rl(exactmatch)"}, ["reward.name has 'exactmatch'", "did you mean 'exact_match'?"]),
+    ({"reward__name": "prob(exact_match)"}, ["prob(exact_match)", "write prob"]),
     ({"loss__span": "response", "sampler__max_sampled_answer": 0}, ["loss.span is 'response'", "set it to -1"]),
 ]
 
@@ -246,7 +274,7 @@ def test_a_rule_of_the_users_file_counts_as_one_of_ours(tmp_path):
     [
         (None, ["reward.file", "no file"]),
         ("1 / 0", ["reward.file", "ZeroDivisionError"]),
-        ("x = 1", ["reward.file", "neither REWARDS nor GRADERS"]),
+        ("x = 1", ["reward.file", "REWARDS, GRADERS"]),
     ],
 )
 def test_a_users_file_that_cannot_be_used_is_refused(source, words, tmp_path):

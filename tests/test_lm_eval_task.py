@@ -55,7 +55,7 @@ def test_the_task_is_yaml_that_says_what_is_scored():
 def test_the_questions_are_the_held_out_ones_as_the_model_reads_them(tmp_path):
     if not cache_path("smollm2-135m-instruct").is_file():
         pytest.skip("SmolLM2 is not in the cache: python -m rl_likelihood.weights.assets smollm2-135m-instruct")
-    command = [sys.executable, "experiments/lm_eval_task.py", "--config=configs/quickstart.py", f"--out={tmp_path}"]
+    command = [sys.executable, "-m", "experiments.lm_eval_task", "--config=configs/quickstart.py", f"--out={tmp_path}"]
     done = subprocess.run([*command, "--config.eval.prompts=3"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("3 questions, up to 40 tokens each: ")

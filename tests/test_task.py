@@ -27,7 +27,7 @@ def test_a_long_training_row_is_refused_or_left_out_and_named_and_a_held_out_one
         c.eval.prompts = 3
         return load(build(c))[0]
 
-    with pytest.raises(UserError, match="the prompt of 1 of 6 rows: long .*data.skip_bad_rows=True leaves such"):
+    with pytest.raises(UserError, match="1 of 6 .*long .*data.skip_bad_rows=True"):
         loaded("train", "test", False)
     task = loaded("train", "test", True)
     assert [row.example.id for row in task.train] == ["0", "1", "2", "3", "4"] and len(task.heldout) == 3
@@ -55,7 +55,7 @@ def test_a_mesh_left_open_is_the_most_fsdp_that_the_batch_divides_by(prompts, gr
 
 def test_a_batch_that_no_mesh_divides_is_refused_with_settings_that_do():
     of_six = {"train__prompts_per_step": 6, "sampler__group_size": 4}
-    with pytest.raises(UserError, match="micro_batch_prompts is 1.*8 devices; set mesh.tensor=1 .*prompts=6, which do"):
+    with pytest.raises(UserError, match="micro_batch_prompts is 1.*8 devices.* mesh.tensor=1 .*prompts=6"):
         make_devices(open_mesh(**of_six, train__micro_batch_prompts=1))
     assert make_devices(open_mesh(**of_six, train__micro_batch_prompts=6)).learner.devices.shape == (2, 4, 1)
     of_three = {"train__prompts_per_step": 3, "sampler__group_size": 2}
@@ -127,5 +127,5 @@ def test_layers_are_unrolled_on_a_cpu_and_scanned_elsewhere_unless_the_config_sa
 
 
 def test_a_process_without_devices_is_refused():
-    with pytest.raises(UserError, match="process 2 has no device .2 devices in 2 processes.; start as many"):
+    with pytest.raises(UserError, match="process 2 .*2 devices in 2 processes"):
         make_devices(open_mesh(), [Device(0, 0), Device(1, 1)], 2)

@@ -44,7 +44,7 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
 
 def quiet_start() -> None:
     """What is set before jax starts."""
-    # What jax tries and does not find is no news; a refusal must be the only line.
+    # Hide jax's warnings about backends that it does not find: a refusal must be the only line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for name in ("xla_bridge", "distributed"):
         logging.getLogger(f"jax._src.{name}").setLevel(logging.WARNING)
@@ -124,7 +124,7 @@ def guarded(main: Callable[[], None]) -> None:
         distributed.finish(1)
     except BaseException as error:
         if distributed.several():  # no waiting for the others on the way out
-            time.sleep(2)  # if one of them has died, the watch says that and ends here
+            time.sleep(2)  # if another process has died, the watch says so and ends this one
             if not isinstance(error, SystemExit):
                 traceback.print_exc()
             code = getattr(error, "code", 1)
@@ -135,11 +135,11 @@ def guarded(main: Callable[[], None]) -> None:
 
 
 def in_order(xla_flags: str) -> str:
-    """XLA's flags, with one more where they ask for several CPU devices.
+    """XLA's flags, with one more if they ask for several CPU devices.
 
-    These share one pool of threads. XLA runs loops that do not need one another side by side, and where both have
-    collectives some devices may wait in one and the others in the other, until it aborts: half of the runs of a test
-    did. In its order of least memory they come one after the other.
+    These share one pool of threads. XLA runs independent loops at the same time. If both have collectives, some devices
+    may wait in one loop and the others in the other, until XLA aborts: half of the runs of a test did. With the flag
+    the loops run one after the other.
     """
     flag = "--xla_cpu_enable_concurrency_optimized_scheduler"
     several = "--xla_force_host_platform_device_count" in xla_flags
@@ -147,7 +147,7 @@ def in_order(xla_flags: str) -> str:
 
 
 def keep_programs() -> None:
-    """Compiled programs are kept in the user's cache, 4 GiB of them: the next run of the same shapes skips minutes.
+    """Keeps up to 4 GiB of compiled programs in the user's cache, which saves the next run of the same shapes minutes.
 
     JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps none.
     """
@@ -178,7 +178,7 @@ def join(values: flags.FlagValues) -> None:
 
 
 def refuse_address(name: str, value: str) -> None:
-    """A run's files are appended to, renamed and linked: what a folder can, and gs://bucket cannot."""
+    """Refuses gs://bucket and the like: a run appends to files, renames and links them, which needs a folder."""
     if not value:
         raise UserError(f"{name} is empty; give a folder, as {name}=runs/first")
     if "://" in value:
@@ -186,7 +186,7 @@ def refuse_address(name: str, value: str) -> None:
 
 
 def explained(error: BaseException, argv: list[str]) -> str:
-    """What is wrong with the command line, where ml_collections says it in its own terms."""
+    """What is wrong with the command line, in the user's words instead of those of ml_collections."""
     fields = flatten(tree())
     for argument in argv:
         name = argument.removeprefix("--config.").partition("=")[0]

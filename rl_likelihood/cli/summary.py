@@ -1,4 +1,4 @@
-"""What a run or an evaluation came to, on the console."""
+"""The results of a run or of an evaluation, on the console."""
 
 from __future__ import annotations
 

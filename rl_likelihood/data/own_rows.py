@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from typing import Any
 
 from rl_likelihood.data.records import Location, Written, is_number, kind, written_number
 from rl_likelihood.shapes import Example, UserError
 
+ENVIRONMENT = "environment"  # what an environment is told of the row (docs/tools.md)
 ROLES = ("system", "user", "assistant")
 
 
@@ -82,7 +84,13 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
     text = _is_text(uid) and _encodable(uid)
     if isinstance(uid, bool) or not (whole or text):
         return f"field 'id' must be text or an integer, not {kind(uid)}"
-    return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages if len(messages) > 1 else ())
+    check = ""
+    if ENVIRONMENT in row:
+        if not isinstance(row[ENVIRONMENT], dict):
+            return f"field {ENVIRONMENT!r} must be an object, not {kind(row[ENVIRONMENT])}"
+        check = json.dumps({ENVIRONMENT: _numbers(row[ENVIRONMENT])})
+    messages = messages if len(messages) > 1 else ()
+    return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages, check)
 
 
 def _number_as_text(value: Any) -> Any:
@@ -90,6 +98,15 @@ def _number_as_text(value: Any) -> Any:
     if isinstance(value, Written):
         return str(value)
     return written_number(value) if is_number(value) else value
+
+
+def _numbers(value: Any) -> Any:
+    """The value with its numbers as numbers again."""
+    if isinstance(value, Written):
+        return json.loads(value)
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    return [_numbers(v) for v in value] if isinstance(value, list) else value
 
 
 def _problem(value: Any, needed: bool) -> str:

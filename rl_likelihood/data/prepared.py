@@ -14,7 +14,8 @@ from rl_likelihood.shapes import Example, UserError
 
 REPORT = "prepare_report.json"
 FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON
-TESTS = "test"  # an `extra` with this key is what a grader compares with, `Example.check`; others only describe
+# An `extra` with one of these keys is `Example.check`: what a grader compares with, or what an environment is told.
+READ = {"test", "environment"}
 HELDOUT = ("validation", "test")  # what is held out by default: the first of these that is there
 
 
@@ -46,7 +47,9 @@ def splits(path: str) -> dict[str, int]:
 def read(path: str, split: str) -> list[Example]:
     """Every example of a split, in the stored order. UserError names the splits there are."""
     return [
-        Example(*(row[name] for name in FIELDS[:-1]), check=row["extra"] if TESTS in json.loads(row["extra"]) else "")
+        Example(
+            *(row[name] for name in FIELDS[:-1]), check=row["extra"] if READ & json.loads(row["extra"]).keys() else ""
+        )
         for row in _rows(path, split)
     ]
 

@@ -1,4 +1,4 @@
-"""What every builder shares: what a row of a data set becomes, and how its fields are read."""
+"""What all data sets share: the row that a record becomes, and how its fields are read."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})(?![a-z])")
 class Row:
     """A record as an example.
 
-    `split` overrides what the file's name says. Rows with one `key` ask the same question, rows of one `group` are on
-    the same side of a split; where they are "", `questions.example_key` and the key or `questions.group_key` stand in.
-    `extra` is what else the source says (JSON); with a key "test" it is what a grader compares with.
+    `split` overrides the split in the file's name. Rows with the same `key` ask the same question. Rows with the same
+    `group` are on the same side of a split. If they are "", `questions.example_key` and the key or
+    `questions.group_key` take their place. `extra` holds other fields of the source (JSON); its key "test" is what a
+    grader compares with.
     """
 
     example: Example
@@ -39,7 +40,7 @@ class Skipped(NamedTuple):
 
 
 class BadRow(ValueError):
-    """A record that is not what the data set's format says; the message follows "file:line: "."""
+    """A record that does not fit the data set's format; the message follows "file:line: "."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,15 +56,14 @@ class Files:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSet(Files):
-    """All that is known of one data set: how it is read, split, asked and graded.
+    """One data set: how it is read, split, asked and graded.
 
-    `parse(record, location)` gives a Row or Skipped, or raises BadRow. Splits are those that file names (or `parse`)
-    say; `split` is that of the other files, "" if a name has to say it. Where no file gives `heldout_split`,
-    `heldout` training questions are held out under that name: a count if 1 or more, else a fraction. `records` is for
-    files that only make sense together: it gives the (location, record) of all of them, which are named by (file,
-    folder its name is told from).
+    `parse(record, location)` gives a Row or Skipped, or raises BadRow. File names (or `parse`) say the split; `split`
+    is that of other files, "" if every name must say it. If no file is of `heldout_split`, `heldout` training questions
+    are held out under that name: a count if 1 or more, else a fraction. `records` is for files that only make sense
+    together: from the list of (file, folder that its name is relative to) it gives the (location, record) of all.
 
-    The other fields are what configs/prepared.py sets. Lengths are tokens of SmolLM2's tokenizer.
+    The other fields are the settings of configs/prepared.py. Lengths are tokens of SmolLM2's tokenizer.
     """
 
     parse: Callable[[dict, Location], Row | Skipped]
@@ -73,7 +73,7 @@ class DataSet(Files):
     heldout_split: str = "test"
     strata: tuple[str, ...] = ()  # fields of `extra`: the same share of each is held out
 
-    grader: str  # of docs/data.md; none: the answers are texts that nobody can check
+    grader: str  # of docs/data.md; none: the answers are texts that no program can check
     max_prompt: int
     max_answer: int
     max_chain: int = 384

@@ -27,10 +27,10 @@ _TIMEOUT = 30  # seconds without a byte before a download is given up
 
 
 def locate(sources: list[str], dataset: Files, field: str = "--source") -> list[tuple[Path, Path]]:
-    """(file, folder its name is told from) of every data file or archive in `sources`, in order of names.
+    """(file, folder that its name is relative to) of every data file or archive in `sources`, in order of names.
 
-    A file that is named is taken whatever its name; of a folder those that fit `dataset.patterns`. `field` is where
-    the user named them.
+    A file that the user names is always taken; of a folder those that fit `dataset.patterns`. `field` is the setting or
+    flag with which the user named them.
     """
     located: list[tuple[Path, Path]] = []
     for source in sources:
@@ -49,7 +49,7 @@ def locate(sources: list[str], dataset: Files, field: str = "--source") -> list[
 
 
 def _advice(source: str, path: Path) -> str:
-    """What may have been meant by a path that is not there; "" if nothing is near."""
+    """A hint for a path that does not exist; "" without one."""
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     if near:
@@ -66,7 +66,7 @@ def read_all(located: list[tuple[Path, Path]], dataset: Files, as_written: bool 
 def read(file: Path, below: Path, dataset: Files, as_written: bool = False) -> Records:
     """(location, record) of every record of a file or archive, as `records` gives them."""
     name = str(file.relative_to(below))
-    # The folder's own name tells a split only if it is nothing but that: MATH/train, not runs_test/data.
+    # The folder's own name counts only if it is the name of a split: MATH/train, not runs_test/data.
     hint = f"{below.name}/{name}" if below.name.lower() in SPLITS else name
     try:
         if _is_archive(name):
@@ -180,7 +180,7 @@ def _fetch(address: str, target: Path, by_hand: str) -> None:
         with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer, part.open("wb") as f:
             shutil.copyfileobj(answer, f)
             promised = answer.headers.get("Content-Length")
-        if promised is not None and part.stat().st_size != int(promised):  # a broken connection reads as an end
+        if promised is not None and part.stat().st_size != int(promised):  # a broken connection looks like an end
             raise OSError(f"{part.stat().st_size} of {promised} bytes came")
         part.replace(target)
     except (OSError, http.client.HTTPException) as e:

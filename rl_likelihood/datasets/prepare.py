@@ -5,8 +5,8 @@
 
 PATH is a file (.json, .jsonl, .parquet, each also .gz; .zip, .tar), a folder of such files, or a data set of the
 Hugging Face hub, hf:owner/name[@revision][/folder] (extra hub). Without --source the public files are fetched.
-Written are DIR/NAME/1.0.0 with array_record files that tensorflow-datasets reads (`rl_likelihood.data.prepared.read`),
-and beside them prepare_report.json, which is also printed.
+This writes DIR/NAME/1.0.0 with array_record files that tensorflow-datasets reads (`rl_likelihood.data.prepared.read`)
+and prepare_report.json, which it also prints.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERSION = "1.0.0"  # of the stored form: raise it when FIELDS change
 
 @dataclasses.dataclass(frozen=True)
 class PrepareReport:
-    """What became of every row read: rows = sum of splits + left_out + too_long + duplicates + overlap + bad_rows."""
+    """Counts of all rows: rows = sum of splits + left_out + too_long + duplicates + overlap + bad_rows."""
 
     dataset: str
     folder: str
@@ -44,7 +44,7 @@ class PrepareReport:
     sha256: str  # of the file; of several files, of what sha256sum prints for them
     rows: int
     splits: dict[str, int]
-    left_out: dict[str, int]  # rows that are no rows of this set, by reason
+    left_out: dict[str, int]  # records that the data set skips, by reason
     too_long: tuple[str, ...]  # ids, none of a given test or validation set
     max_chars: int  # 0: no limit
     duplicates: tuple[str, ...]  # as in `splitting.Removed`
@@ -78,12 +78,12 @@ def prepare(
     heldout: float | None = None,
     skip_bad_rows: bool = False,
 ) -> PrepareReport:
-    """Read, split and write the data set `name`; `source` is one or more paths with commas, or "" to fetch it.
+    """Reads, splits and writes the data set `name`; `source` is one or more paths with commas, or "" to fetch it.
 
-    `max_chars` limits prompt, chain and answer together, of all rows but those of given test and validation sets; who
-    is held out does not depend on it. `heldout` overrides the set's own share (below 1) or number
-    of held-out training questions. UserError for anything unknown, unreadable or empty, and for the first bad row
-    unless `skip_bad_rows`.
+    `max_chars` limits the characters of prompt, chain and answer together. It does not apply to given test and
+    validation sets, and does not change which questions are held out. `heldout` overrides the set's own share (below 1)
+    or number of held-out training questions. UserError for anything unknown, unreadable or empty, and for the first bad
+    row unless `skip_bad_rows`.
     """
     if name == "reasoning_gym":
         raise UserError(
@@ -127,7 +127,7 @@ def prepare(
 
 
 def locate(dataset: DataSet, source: str, out: str) -> list[tuple[Path, Path]]:
-    """The data set's files, fetched first where `source` is "" or on the hub."""
+    """The data set's files, fetched first if `source` is "" or on the hub."""
     if not source:
         sources = files.download(dataset, Path(out).expanduser() / "downloads")
     else:
@@ -151,7 +151,7 @@ class _Read:
 
 
 def read_rows(dataset: DataSet, located: list[tuple[Path, Path]], skip_bad_rows: bool) -> _Read:
-    """Every record of the files as a row with its split, and a count of those that are none."""
+    """Every record of the files as a row with its split, and counts of skipped and bad records."""
     read = _Read()
     ids: dict[tuple[str, str], str] = {}
     records = dataset.records(located) if dataset.records else files.read_all(located, dataset)
@@ -188,7 +188,7 @@ def read_rows(dataset: DataSet, located: list[tuple[Path, Path]], skip_bad_rows:
 
 
 def _refuse_copies(given: dict[tuple[str, str], set[str]], source: str) -> None:
-    """A test set is kept as it is given, so a second copy of its file would count every question twice."""
+    """Refuses a second copy of a test set's file: every question would count twice."""
     files_of: dict[tuple[str, frozenset[str]], str] = {}
     for (split, file), keys in given.items():
         first = files_of.setdefault((split, frozenset(keys)), file)
@@ -206,7 +206,7 @@ def _refuse_copies(given: dict[tuple[str, str], set[str]], source: str) -> None:
 
 
 def _checked(row: Row, split: str) -> Row | Skipped:
-    """The row with its split and key filled in; Skipped where it has no question or no answer."""
+    """The row with its split and key filled in; Skipped if it has no question or no answer."""
     example = row.example
     if not split:
         raise BadRow("cannot tell whether it is for training or testing; put train or test in the file's name")
@@ -237,7 +237,7 @@ def write(name: str, splits: dict[str, list[Row]], out: str) -> None:
         """One prepared data set."""
 
         VERSION = tfds.core.Version(VERSION)
-        # It has no checksums beside its code; looked for, they need a package that the library does not install.
+        # Else it would look for checksums, which needs a package that the library does not install.
         code_path = None
 
         def _info(self) -> tfds.core.DatasetInfo:
@@ -266,7 +266,7 @@ def write(name: str, splits: dict[str, list[Row]], out: str) -> None:
 
 
 def _quietly(work: Callable[[], None]) -> None:
-    """Without the library's progress bars and announcements: the report says it all."""
+    """Runs `work` without the library's progress bars and messages."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()

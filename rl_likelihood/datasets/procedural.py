@@ -17,6 +17,7 @@ import ast
 import dataclasses
 import difflib
 import hashlib
+import json
 import math
 import random
 import re
@@ -41,6 +42,7 @@ class Preset(NamedTuple):
     kwargs: dict
     wording: str
     fault_rate: float | None = None  # with a number: chains are given, and so often a step of one is wrong
+    environment: bool = False  # a conversation with the environment `calculator`
 
 
 # Numbers from 0 to 10: the generator counts 10 as one digit.
@@ -68,6 +70,20 @@ PRESETS: dict[str, Preset] = {
         {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1, "allow_negation": False},
         "{}",
         fault_rate=0.25,
+    ),
+    # Countdown as conversations (env.name=calculator): 3 numbers up to 9.
+    "calculator": Preset(
+        "countdown",
+        {
+            "min_numbers": 3,
+            "max_numbers": 3,
+            "max_value": 9,
+            "min_target": 1,
+            "max_target": 99,
+            "operators": ("+", "-", "*"),
+        },
+        "Make {}.",
+        environment=True,
     ),
 }
 
@@ -151,13 +167,27 @@ def generate(text: str, seed: int, split: str) -> Iterator[Example]:
                     raise UserError(f"data.tasks has {text!r}, which makes no item; mend its parameters") from None
                 break
             uid = f"{text}-{split}-{first + i}"
-            yield _arithmetic(uid, task, item) if task.preset else _own(uid, task, item)
+            if task.preset is None:
+                yield _own(uid, task, item)
+            else:
+                yield _conversation(uid, task, item) if task.preset.environment else _arithmetic(uid, task, item)
 
 
 def _arithmetic(uid: str, task: Task, item: dict[str, Any]) -> Example:
     expression, preset = item["metadata"]["expression"], task.preset
     chain = "" if preset.fault_rate is None else worked_chain(expression, preset.fault_rate)
     return Example(uid, preset.wording.format(expression), str(evaluate_expression(expression)), chain, task.text)
+
+
+def _conversation(uid: str, task: Task, item: dict[str, Any]) -> Example:
+    """Numbers and a target for the environment `calculator`; the chain tries the solution out, then submits it."""
+    found = item["metadata"]
+    solution = found["expression"].replace(" ", "")
+    told = {"nums": found["numbers"], "target": found["target"], "solution": solution}
+    calls = [{"name": name, "arguments": {"expression": solution}} for name in ("calculate", "submit")]
+    chain = json.dumps([{"calls": [call]} for call in calls])
+    prompt = f"Make {found['target']} of {', '.join(map(str, found['numbers']))}."
+    return Example(uid, prompt, solution, chain, task.text, check=json.dumps({"environment": told}))
 
 
 def _own(uid: str, task: Task, item: dict[str, Any]) -> Example:

@@ -1,8 +1,8 @@
-"""When two questions are one, when they are variants of one another, and which are held out.
+"""When two questions are the same, when they are variants of each other, and which are held out.
 
-Two keys. Rows of one `example_key` ask the same question, and one of them is kept. Rows of one `group_key` ask
-variants of a question ("Compute 4" and "Compute 4!"): both are kept, and both are on the same side of a split, so
-that no variant of a held-out question is ever trained on.
+There are two keys. Rows with the same `example_key` ask the same question, and one of them is kept. Rows with the same
+`group_key` ask variants of a question ("Compute 4" and "Compute 4!"). All of them are kept, on the same side of a
+split, so that no variant of a held-out question is ever trained on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ARITHMETIC = re.compile(r"\d[-+* \d]*")
 
 
 def question_key(text: str) -> str:
-    """What makes two questions one: spacing does not count, nor does the wording of the presets' arithmetic."""
+    """Equal for two wordings of one question: ignores spacing, and the wording of the presets' arithmetic."""
     text = " ".join(unicodedata.normalize("NFC", text).split())
     for before, after in _WORDINGS:
         inner = text.removeprefix(before).removesuffix(after)
@@ -31,7 +31,7 @@ def question_key(text: str) -> str:
 
 
 def variant_key(text: str) -> str:
-    """What makes two questions variants: nor do case, forms of a character and final punctuation count."""
+    """Equal for variants of one question: also ignores case, forms of a character and final punctuation."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" .=?!")
     for before, _ in _WORDINGS:
         text = text.removeprefix(before.casefold())
@@ -53,7 +53,7 @@ def _of_turns(example: Example, key: Callable[[str], str]) -> str:
 
 
 def distinct(rows: Sequence[Example]) -> tuple[list[Example], list[str]]:
-    """The first row of every question, and what became of the others, in words."""
+    """The first row of every question, and the others in words."""
     first: dict[str, Example] = {}
     merged = []
     for row in rows:
@@ -64,7 +64,7 @@ def distinct(rows: Sequence[Example]) -> tuple[list[Example], list[str]]:
 
 
 def again(row: Example, first: Example) -> str:
-    """That a row repeats the question of an earlier one, in words."""
+    """A sentence that says which earlier question a row repeats."""
     other = "" if first.answer == row.answer else f" with another answer ({_short(row.answer)}, not used)"
     return f"{row.id} asks the question of {first.id} again{other}"
 
@@ -87,8 +87,8 @@ def by_group(rows: Sequence[Example]) -> dict[str, list[Example]]:
 def hold_out(groups: dict[str, list[Example]], size: int) -> tuple[list[Example], list[Example]]:
     """(`size` held-out rows, other rows of their groups). Neither are training rows.
 
-    Groups are held out whole, in the order of a hash: shuffling the file moves none. The last of them may have more
-    rows than are wanted; those are in neither set.
+    Whole groups are held out, in the order of a hash, so that shuffling the file changes nothing. The last group may
+    have more rows than are wanted; those are in neither set.
     """
     held: list[Example] = []
     for key in sorted(groups, key=hash_of):
@@ -99,18 +99,18 @@ def hold_out(groups: dict[str, list[Example]], size: int) -> tuple[list[Example]
 
 
 def hash_of(key: str) -> bytes:
-    """By which questions are held out: it depends on nothing but the text."""
+    """The hash that decides which questions are held out. It depends on the text alone."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def digest(train: Sequence[Example], heldout: Sequence[Example]) -> str:
-    """Names what a run trains on and is evaluated on: sha256 of every field of every example, in order."""
+    """Identifies the questions of a run: sha256 of every field of every example, in order."""
     sides = [[list(vars(row).values()) for row in rows] for rows in (train, heldout)]
     return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
 
 
 def named(rows: Sequence[str], what: str) -> str:
-    """How many there are, and the first few of them."""
+    """ "3 bad rows (...)": how many there are, and the first few."""
     first = f" ({'; '.join(rows[:5])}{'; ...' if len(rows) > 5 else ''})" if rows else ""
     return f"{len(rows):,} {what}{'' if len(rows) == 1 else 's'}{first}"
 

@@ -18,12 +18,13 @@ from rl_likelihood.data.records import Location
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets import files, procedural
 from rl_likelihood.datasets.common import Files
+from rl_likelihood.datasets.documents import DocumentConfig, read_documents, sides
 from rl_likelihood.datasets.procedural import PRESETS
 from rl_likelihood.datasets.questions import by_group, distinct, group_key, hold_out, named, variant_key, without
 from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, UserError
 
-# A procedural task is used up when this many draws in a row bring no new question.
+# After this many draws in a row without a new question a procedural task counts as exhausted.
 DRY_DRAWS = 3000
 OWN = Files(name="your rows", fetch="a file of JSON lines, a JSON array or a parquet file")
 
@@ -32,10 +33,10 @@ OWN = Files(name="your rows", fetch="a file of JSON lines, a JSON array or a par
 class DataConfig:
     """Which questions a run has."""
 
-    source: Literal["reasoning_gym", "files", "jsonl", "prepared"] = field(
+    source: Literal["reasoning_gym", "files", "jsonl", "prepared", "documents"] = field(
         "reasoning_gym",
         "reasoning_gym: tasks made by a program; files: your own rows (jsonl is its old name); prepared: a folder that "
-        "rl_likelihood.datasets.prepare wrote",
+        "rl_likelihood.datasets.prepare wrote; documents: plain texts, cut at random",
     )
     tasks: tuple[str, ...] = field(
         ("basic_arithmetic",),
@@ -62,6 +63,7 @@ class DataConfig:
         least=-1,
     )
     seed: int = field(0, "of the questions that a program makes", least=0)
+    documents: DocumentConfig = DocumentConfig()
     skip_bad_rows: bool = field(False, "leave out, count and name bad rows, and training rows that are too long")
 
     @property
@@ -72,7 +74,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What loading did: rows read or drawn, and why some are missing from the sets."""
+    """Rows that were read or drawn, and why some of them are in neither set."""
 
     rows: int
     duplicates: int  # the same question again within its set
@@ -87,15 +89,16 @@ Loaded = tuple[list[Example], list[Example], LoadReport]
 def load(cfg: DataConfig, training: bool = True, shown: Shots = ()) -> Loaded:
     """(train, heldout, report) by the settings; the same settings give the same rows in the same order.
 
-    Raises UserError for anything that is not there, not readable or not enough. An evaluation (`training` False) gets
-    no training rows, and needs none: a set may be for evaluation alone, or a file be named for both. `shown` are the
-    user's own worked examples, whose questions are in neither set.
+    Raises UserError for anything missing, unreadable or too small. An evaluation (`training` False) gets no training
+    rows and needs none. `shown` are the user's own worked examples, whose questions are in neither set.
     """
     worked = _worked_groups(shown)
     if cfg.source == "reasoning_gym":
         return _load_procedural(cfg, training, worked)
     if cfg.source == "prepared":
         return _load_prepared(cfg, training, worked)
+    if cfg.source == "documents":
+        return _load_documents(cfg, training)
     return _load_files(cfg, training, worked)
 
 
@@ -113,10 +116,10 @@ def load_fast(cfg: DataConfig, shown: Shots = ()) -> list[Example]:
 
 
 def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptConfig:
-    """The prompt's settings with the texts that they name: the instruction, and the user's own worked examples.
+    """The prompt's settings with the texts of the files that they name: instruction and worked examples.
 
-    `most` is how many worked examples any prompt of the run shows. Without `examples_path` those of the data's own
-    tasks are shown, or the first training rows that have a chain.
+    `most` is the largest number of worked examples in any prompt of the run. Without `examples_path` prompts show those
+    of the data's own tasks, or the first training rows that have a chain.
     """
     instruction = prompt.instruction
     if prompt.instruction_path:
@@ -157,7 +160,7 @@ def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
 def describe(
     cfg: DataConfig, train: Sequence, heldout: Sequence, report: LoadReport, too_long: Sequence[str] = ()
 ) -> str:
-    """The data line of the start message. `train` is what is left without the rows that are `too_long` (in words)."""
+    """The data line of the start message. `too_long`: in words, the training rows that are not in `train`."""
     name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
     removed = (
         f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
@@ -190,8 +193,8 @@ def _load_procedural(cfg: DataConfig, training: bool, worked: set[str]) -> Loade
     if training and not train_size:
         raise UserError("data.train_size is 0; a procedural source has no end, so say how many questions to draw")
 
-    # Held-out first: it takes its questions, training gets what is left. One set of keys for all tasks,
-    # because two wordings of one sum are one question.
+    # Held-out questions are drawn first, then training questions that differ from them. All tasks share one set of
+    # keys, because two wordings of one sum are one question.
     heldout, of_heldout = _draw_split(cfg, "heldout", 100 if cfg.heldout_size < 0 else cfg.heldout_size, worked)
     excluded = worked | {variant_key(e.prompt) for e in heldout}
     train, of_train = _draw_split(cfg, "train", train_size if training else 0, excluded)
@@ -317,6 +320,37 @@ def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
             f"(variants count once); add rows, give data.heldout_path, or set data.heldout_size to at most {groups - 1}"
         )
     return size
+
+
+# ---------------------------------------------------------------------------------------- documents
+
+
+def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
+    """Questions of plain texts. With one file, whole documents are held out."""
+    if not cfg.train_path:
+        raise UserError("data.train_path is empty; name a file of documents with --config.data.train_path=PATH")
+
+    def read(path: str, name: str) -> tuple[list[list[Example]], list[str]]:
+        return read_documents(_located(path, name), _folder(path), cfg.documents, cfg.seed, cfg.skip_bad_rows)
+
+    documents, bad = read(cfg.train_path, "data.train_path")
+    if cfg.heldout_path:
+        held_documents, bad_held = read(cfg.heldout_path, "data.heldout_path")
+        train = [row for rows in documents for row in rows]
+        held = _first(
+            [row for rows in held_documents for row in rows], max(cfg.heldout_size, 0), "heldout", cfg.heldout_path
+        )
+    else:
+        total, bad_held = sum(map(len, documents)), []
+        size = min(100, total // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
+        train, held = sides(documents, size, cfg.seed)
+    if training and not train:
+        raise UserError(
+            f"data.heldout_size = {len(held)} leaves no document of {cfg.train_path} to train on; add documents, give "
+            "data.heldout_path, or lower it"
+        )
+    train = _first(train, max(cfg.train_size, 0), "train", cfg.train_path) if training else []
+    return train, held, LoadReport(len(train) + len(held), 0, 0, (*bad, *bad_held))
 
 
 # ---------------------------------------------------------------------------------------- prepared

@@ -1,4 +1,4 @@
-"""Rows of a data set into training rows and held-out ones, by a hash of each question, and those too long for it."""
+"""Splits the rows of a data set into training and held-out rows, by a hash of each question; leaves out long rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rl_likelihood.shapes import UserError
 
 
 class Removed(NamedTuple):
-    """Rows that splitting removed, in words, and those that it leaves."""
+    """Repeated questions, in words: those that splitting removed, and those that it left."""
 
     duplicates: tuple[str, ...]  # the same question again within the training rows
     overlap: tuple[str, ...]  # training rows that ask a question of a given test or validation set, or a variant of it
@@ -21,7 +21,7 @@ class Removed(NamedTuple):
 
 
 def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[dict[str, list[Row]], Removed]:
-    """Splits by name (train first), and what was removed for them.
+    """Splits by name (train first), and the repeated questions.
 
     Given test and validation sets stay whole. Training rows lose repeated questions, then those that are held out.
     """
@@ -59,9 +59,9 @@ def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
 def _held_out(rows: list[Row], heldout: float, dataset: DataSet) -> set[str]:
     """Groups of the held-out questions, by the sha256 of each.
 
-    A share is a threshold for the hash, so a question's side depends on nothing else. A count takes the smallest
-    hashes, so it moves with the questions there are. With strata a share is a count in each stratum, rounded so that
-    the sum is exact.
+    A share is a threshold for the hash: the side of a question depends on its text alone. A count takes the smallest
+    hashes: the side also depends on the other questions. With strata a share is a count in each stratum, rounded so
+    that the sum is exact.
     """
     ranked = sorted(rows, key=lambda row: hash_of(row.group))
     if heldout >= 1:
@@ -88,9 +88,9 @@ def _held_out(rows: list[Row], heldout: float, dataset: DataSet) -> set[str]:
 def leave_out_long(
     dataset: DataSet, splits: dict[str, list[Row]], given: set[str], max_chars: int
 ) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
-    """Splits without rows of over `max_chars` characters (0: no limit), and the ids of those; `given` stay whole.
+    """Splits without rows of over `max_chars` characters (0: no limit), and the ids of those rows. `given` stay whole.
 
-    It comes after holding out: a long question that is held out is left out of both sides, and moves no other.
+    This comes after holding out, so that a long question does not change which others are held out.
     """
     long: list[str] = []
     short: dict[str, list[Row]] = {}

@@ -7,6 +7,7 @@ that remain, the answer's among them, which may be made in another order. Splits
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from collections.abc import Callable, Iterator
@@ -78,7 +79,16 @@ def parse(record: dict, location: Location) -> Row:
     return Row(Example(name, prompt, turn.answer, turn.thought, "tau2_telecom"), key=name, group=task.id, extra=extra)
 
 
-def _dataset(name: str, build: Build, max_prompt: int, max_answer: int = 64, base_only: bool = True) -> DataSet:
+def parse_conversation(record: dict, location: Location) -> Row:
+    """A whole task: the ticket, what the environment is told, all reference calls, the expert's messages as chain."""
+    task, turn = record["task"], record["turn"]
+    extra = {"environment": {"task": task.id}, "issue": task.issue}
+    return Row(Example(task.id, task.ticket, turn.answer, turn.thought, "tau2_telecom"), key=task.id, extra=extra)
+
+
+def _dataset(
+    name: str, build: Build, max_prompt: int, max_answer: int = 64, base_only: bool = True, parse=parse
+) -> DataSet:
     return DataSet(
         name=name,
         parse=parse,
@@ -97,3 +107,6 @@ TURNS = _dataset("tau2_telecom_turns", telecom_turns.reference_turns, 1792)
 ALL_TURNS = _dataset("tau2_telecom_turns_all", telecom_turns.reference_turns, 1792, base_only=False)
 EXPERT = _dataset("tau2_telecom_expert", telecom_turns.expert_turns, 4096)
 WHOLE = _dataset("tau2_telecom_whole", telecom_turns.whole, 1024, 320)
+CONVERSATIONS = dataclasses.replace(
+    _dataset("tau2_telecom", telecom_turns.conversation, 1024, 320), parse=parse_conversation, grader="none"
+)

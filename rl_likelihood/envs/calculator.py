@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from rl_likelihood.envs.calls import EXAMPLE, Style, answer
+from rl_likelihood.envs.calls import EXAMPLE, Style, answer, message
 from rl_likelihood.envs.protocol import End, Reply, Start
-from rl_likelihood.envs.tools import Parameter, Tool, ToolError, signature, table
+from rl_likelihood.envs.tools import Call, Parameter, Tool, ToolError, signature, table
 from rl_likelihood.grading.countdown import evaluate
 
 _LARGEST = 10**12  # of a numerator or denominator that is written out
@@ -17,6 +17,7 @@ _LARGEST = 10**12  # of a numerator or denominator that is written out
 class Sum:
     numbers: list[int]
     target: int
+    solution: str = ""  # an expression that is right, where the task has one
     submitted: str | None = None
 
 
@@ -46,24 +47,27 @@ TOOLS = table(
 
 @dataclasses.dataclass(frozen=True)
 class Calculator:
-    """`task` is {"nums": [...], "target": n}, as the data set countdown has it."""
+    """`task` is {"nums": [...], "target": n}, as the data set countdown has it; "solution" may name an expression."""
 
     style: Style = "hermes"
 
     def start(self, task: Mapping) -> Start:
-        state = Sum(list(task["nums"]), task["target"])
+        state = Sum(list(task["nums"]), task["target"], task.get("solution", ""))
         example = EXAMPLE[self.style].replace("reboot_device", "calculate").replace("{}", '{"expression": "1+2"}')
         system = "\n".join(["Tools:", *map(signature, TOOLS.values()), "", "Each message is one tool call:", example])
         numbers = ", ".join(map(str, state.numbers))
         question = (
             f"Use each of the numbers {numbers} exactly once, with +, -, *, / and brackets, to make {state.target}."
         )
-        return Start(state, [("system", system), ("user", question)])
+        return Start(state, [("system", system), ("user", question)], self._reference(state))
 
     def step(self, state: Sum, text: str) -> Reply:
         reply, made, bad = answer(text, self.style, TOOLS, state, last=("submit",))
         end: End = "" if state.submitted is None else "done"
-        return Reply("" if end else reply, end, len(made), bad)
+        return Reply("" if end else reply, end, len(made), bad, "" if end else self._reference(state))
+
+    def _reference(self, state: Sum) -> str:
+        return message([Call("submit", {"expression": state.solution})], self.style) if state.solution else ""
 
     def reward(self, state: Sum, end: End) -> float:
         """1 for a right expression, 0.1 for a wrong one, 0 for none."""

@@ -220,6 +220,21 @@ def text_of(call: Call) -> str:
     return json.dumps({"name": call.name, "arguments": dict(call.arguments)}, sort_keys=True, ensure_ascii=False)
 
 
+def message(calls: Sequence[Call], style: Style, thought: str = "") -> str:
+    """A message that makes the calls, as `parse` reads it. A thought stands before them."""
+    if style == "hermes":
+        said = "\n".join(f"{OPEN}\n{text_of(call)}\n{CLOSE}" for call in calls)
+    elif style == "llama3":
+        said = "; ".join(_object(call, "parameters") for call in calls)
+    else:
+        said = text_of(calls[0]) if len(calls) == 1 else "[" + ", ".join(map(text_of, calls)) + "]"
+    return f"<think>{thought}{_THINK_CLOSE}\n{said}" if thought else said
+
+
+def _object(call: Call, arguments: str) -> str:
+    return json.dumps({"name": call.name, arguments: dict(call.arguments)}, ensure_ascii=False)
+
+
 def f1(made: Sequence[Call], reference: Sequence[Call]) -> float:
     """2 x common / (made + reference), a call counted as often as it comes; 1 if there are none of either.
 

@@ -18,6 +18,7 @@ End = Literal["", "done", "transfer", "out_of_turns"]
 class Start(NamedTuple):
     state: Any
     messages: Messages  # what the model reads before its first turn
+    reference: str = ""  # what it should write, where that is known: likelihood rewards score it
 
 
 class Reply(NamedTuple):
@@ -25,6 +26,7 @@ class Reply(NamedTuple):
     end: End = ""  # "": the conversation goes on
     calls: int = 0  # tool calls made
     bad: Sequence[str] = ()  # kinds of malformed or refused calls, for counting
+    reference: str = ""  # what the model should write now
 
 
 class Environment(Protocol):
@@ -52,7 +54,7 @@ class Played:
 
 def play(environment: Environment, task: Mapping, policy: Callable[[Messages], str], max_turns: int) -> Played:
     """One conversation from start to end: `policy` gives the model's next text. A script, a person, or an API."""
-    state, messages = environment.start(task)
+    state, messages, _ = environment.start(task)
     messages, end, calls, bad = list(messages), "out_of_turns", 0, {}
     turns = 0
     while turns < max_turns:

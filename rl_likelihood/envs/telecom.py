@@ -88,6 +88,19 @@ def actions_made(task: Task, calls: Sequence[Call]) -> bool:
     return all(any(_matches(gold, made) for made in calls) for gold in task.gold)
 
 
+def remaining(task: Task, calls: Sequence[Call]) -> list[Call]:
+    """The reference calls that have not been made, in their order."""
+    left = list(calls)
+    out = []
+    for gold in task.gold:
+        made = next((call for call in left if _matches(gold, call)), None)
+        if made is None:
+            out.append(gold.call)
+        else:
+            left.remove(made)
+    return out
+
+
 def _matches(gold: Gold, made: Call) -> bool:
     if gold.call.name != made.name:
         return False

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rl_likelihood.envs import telecom
-from rl_likelihood.envs.calls import EXAMPLE, Style, answer
+from rl_likelihood.envs.calls import EXAMPLE, Style, answer, f1, message
 from rl_likelihood.envs.protocol import End, Reply, Start
 from rl_likelihood.envs.telecom_state import State, World, read_world
 from rl_likelihood.envs.tools import Call, Tool, schema, signature
@@ -48,13 +48,24 @@ class Telecom:
             raise UserError(f"the row's task is {task.get('task')!r}, which is no task of tau2's tasks.json")
         chosen = self.tasks[task["task"]]
         conversation = Conversation(chosen, telecom.start(self.world, chosen))
-        return Start(conversation, [("system", self.system), ("user", chosen.ticket)])
+        messages = [("system", self.system), ("user", chosen.ticket)]
+        return Start(conversation, messages, self._reference(conversation))
 
     def step(self, state: Conversation, text: str) -> Reply:
         reply, made, bad = answer(text, self.style, TOOLS, state.world, last=tuple(_ENDS))
         state.made += made
         end = _ENDS.get(made[-1].name, "") if made else ""
-        return Reply("" if end else reply, end, len(made), bad)
+        return Reply("" if end else reply, end, len(made), bad, "" if end else self._reference(state))
+
+    def _reference(self, state: Conversation) -> str:
+        """The reference calls that have not been made, and the end."""
+        calls = telecom.remaining(state.task, state.made)
+        ended = calls and calls[-1].name in _ENDS
+        return message(calls if ended else [*calls, Call("done", {})], self.style)
+
+    def calls_f1(self, state: Conversation) -> float:
+        """Agreement with the reference calls; ends do not count."""
+        return f1([call for call in state.made if call.name != "done"], state.task.reference)
 
     def reward(self, state: Conversation, end: End) -> float:
         return telecom.reward(state.task, state.world, state.made, ended=end in _ENDS.values())

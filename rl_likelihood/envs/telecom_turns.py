@@ -52,6 +52,13 @@ def whole(world: World, task: telecom.Task) -> list[Turn]:
     return [Turn((), json.dumps([json.loads(text) for text in texts], ensure_ascii=False), tuple(texts))]
 
 
+def conversation(world: World, task: telecom.Task) -> list[Turn]:
+    """One row: all reference calls as one JSON list; the expert's messages, with its thoughts, as JSON too."""
+    messages = [{"thought": turn.thought, "calls": [json.loads(turn.answer)]} for turn in expert_turns(world, task)]
+    (row,) = whole(world, task)
+    return [row._replace(thought=json.dumps(messages, ensure_ascii=False))]
+
+
 def question(system: str, task: telecom.Task, turn: Turn, asked: str) -> str:
     """What the model reads: the system prompt, the ticket, and the calls so far with their replies."""
     history = "\n".join(f"{call}\n{reply}\n" for call, reply in turn.history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -34,6 +35,8 @@ def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples:
         for part in (row.prompt_ids, row.answer_ids, row.answer_scored):
             questions.update(np.asarray(part, np.int32).tobytes() + b"|")
         questions.update((row.example.answer + row.example.check).encode(errors="replace") + b"\n")
+    turns = [c.sampler.max_turns, c.sampler.max_env_tokens, c.prompt.max_answer]
+    talk = {"env": dataclasses.asdict(c.env), "turns": turns} if c.converses else {}
     return {
         "format": FORMAT,
         "version": __version__,
@@ -48,6 +51,8 @@ def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples:
         "grader": [c.eval.grader, graders.VERSION, c.eval.grader_seconds, c.eval.unsafe_code],
         "compute_dtype": task.model.compute_dtype,
         "transition_words": list(c.report.transition_words),
+        **talk,
+        **({"trace": True} if c.eval.trace else {}),
     }
 
 

@@ -12,6 +12,7 @@ A question's record holds (`evaluation/evaluate.py` writes it)
     no_chain           after no chain: right (greedy), log_prob, chain_tokens (of the empty scaffold), and samples, a
                        list of answers at temperature 1, each with right
     swapped            log_prob after another question's chain, or null
+    trace              with eval.trace: log_prob after 0, 25, 50, 75, 100 % of the first sampled chain
     transition_words   per hundred words of its chains
 
 `right` is null where a grader failed, which counts as neither right nor wrong.
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_likelihood.evaluation import trace
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -35,7 +37,17 @@ Record = Mapping[str, Any]
 Columns = dict[str, np.ndarray]  # name -> [n], NaN where a question has no value
 
 RESAMPLES = 2000
-SHARES = ("greedy_success", "sampled_success", "pass@", "majority@", "greedy_truncated", "truncated", "chain_helps")
+SHARES = (
+    "greedy_success",
+    "sampled_success",
+    "pass@",
+    "pass^",
+    "majority@",
+    "out_of_turns",
+    "greedy_truncated",
+    "truncated",
+    "chain_helps",
+)
 WITH_STANDARD_ERROR = ("greedy_success", "sampled_success", "log_prob_mc1")
 NORMAL = 2 * 1.96  # standard errors in a 95 % interval
 _CHUNK = 4_000_000  # question counts held at one time
@@ -93,6 +105,8 @@ def columns(records: Sequence[Record]) -> Columns:
     m = len(records[0]["samples"])
     if any(len(r["samples"]) != m for r in records):
         raise ValueError("records with different numbers of samples")
+    if records[0].get("conversation"):
+        return _of_conversations(records, m)
     q: Columns = {"greedy_success": of_greedy("right")}
     if m:
         q |= _of_samples(records, m)
@@ -105,6 +119,41 @@ def columns(records: Sequence[Record]) -> Columns:
         "greedy_truncated": of_greedy("truncated"),
     }
     return q
+
+
+def _of_conversations(records: Sequence[Record], m: int) -> Columns:
+    """The columns of conversations with an environment (evaluation/conversations.py)."""
+    greedy = {k: _array([r["greedy"][k] for r in records]) for k in ("right", *_COUNTED)}
+    q: Columns = {"greedy_success": greedy["right"], "greedy_truncated": greedy["truncated"]}
+    if m:
+        right = _array([[s["right"] for s in r["samples"]] for r in records])
+        q["sampled_success"] = _mean(right)
+        q |= {f"pass@{k}": np.asarray([_pass_at(row, k) for row in right]) for k in range(2, m + 1)}
+        q |= {f"pass^{k}": np.asarray([_pass_all(row, k) for row in right]) for k in range(2, m + 1)}
+    for name, metric in _COUNTED.items():
+        q[metric] = _array([[e[name] for e in (r["greedy"], *r["samples"])] for r in records]).mean(1)
+    kinds = [r["kind"] for r in records]
+    for kind in sorted(set(kinds) - {""}):
+        q[f"greedy_success/{kind}"] = np.where(np.asarray(kinds) == kind, greedy["right"], np.nan)
+    return q
+
+
+# Of a conversation: what it is called in a record, and its metric, over greedy and sampled conversations.
+_COUNTED = {
+    "reward": "env_reward",
+    "calls_f1": "calls_f1",
+    "turns": "turns",
+    "calls": "calls",
+    "bad_calls": "bad_calls",
+    "chain_tokens": "chain_length_no_tags",
+    "truncated": "out_of_turns",
+}
+
+
+def _pass_all(right: np.ndarray, k: int) -> float:
+    """The probability that k of the conversations drawn without replacement are all right (pass^k of tau-bench)."""
+    right = right[np.isfinite(right)]
+    return math.comb(int(right.sum()), k) / math.comb(len(right), k) if len(right) >= k else math.nan
 
 
 def _of_samples(records: Sequence[Record], m: int) -> Columns:
@@ -132,6 +181,7 @@ def _of_samples(records: Sequence[Record], m: int) -> Columns:
         lme = _log_mean_exp(logp, k)
         q |= {f"log_prob_mc{k}": lme / tokens, f"_mc{k}": lme}
     x, y = length - length.mean(), logp - logp.mean()  # centred once: differences of squares keep their digits
+    q |= trace.curves(records, tokens)
     return q | {
         "log_prob_no_chain": no_chain / tokens,
         "log_prob_swapped": swapped / tokens,

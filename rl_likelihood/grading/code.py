@@ -37,14 +37,14 @@ def _calls(text: str) -> list[tuple[str, dict[str, Any]]] | None:
         parts = [part[: part.index("</tool_call>")] for part in opened]
     elif (fenced := _FENCE.fullmatch(text.strip())) is not None:
         parts = [fenced[1]]
-    found = []
+    calls = []
     try:
         for part in parts:
             value = json.loads(part, parse_constant=_refuse, object_pairs_hook=_once)
-            found += [_call(call) for call in (value if isinstance(value, list) else [value])]
+            calls += [_call(call) for call in (value if isinstance(value, list) else [value])]
     except (ValueError, RecursionError):
         return None
-    return found
+    return calls
 
 
 _ARGUMENTS = ("arguments", "parameters", "input", "args", "kwargs", "params")
@@ -106,11 +106,11 @@ def tool_call(reference: str, answer: str | None) -> bool:
     goal = _calls(reference)
     if goal is None:
         return exact_match(reference, answer)
-    found = _calls(answer)
-    if found is None or len(found) != len(goal):
+    given = _calls(answer)
+    if given is None or len(given) != len(goal):
         return False
     try:
-        return all(name == n and _same(arguments, a) for (name, arguments), (n, a) in zip(goal, found, strict=True))
+        return all(name == n and _same(arguments, a) for (name, arguments), (n, a) in zip(goal, given, strict=True))
     except RecursionError:
         return False
 
@@ -136,11 +136,11 @@ def code_output_outcome(reference: str, answer: str | None) -> bool | None:
     text = answer.strip()
     fenced = _FENCE.fullmatch(text)
     text = (fenced[1] if fenced else text.strip("`")).strip()
-    found = _literal(text)
-    if found is None and "==" in text:  # f(1, 2) == [3], with or without assert
-        found = _literal(text.split("==", 1)[1])
+    given = _literal(text)
+    if given is None and "==" in text:  # f(1, 2) == [3], with or without assert
+        given = _literal(text.split("==", 1)[1])
     try:
-        return found is not None and bool(found[0] == goal[0])
+        return given is not None and bool(given[0] == goal[0])
     except RecursionError:
         return False
 

@@ -11,6 +11,7 @@ x = 5           its value, where the other side names none; else the same equati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rl_likelihood.grading import units
 from rl_likelihood.grading.tokens import Unreadable
@@ -21,89 +22,91 @@ _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 _INFINITY = Node("name", ("infty",))
 
 
-def same(goal: Node, found: Node) -> bool:
-    """Does `found` say what `goal` says? Raises Unreadable where one has parts that cannot be compared."""
-    goal, found = _without_name(goal, found)
-    if goal == found:
+def same(reference: Node, answer: Node) -> bool:
+    """Does `answer` say what `reference` says? Raises Unreadable where one has parts that cannot be compared."""
+    reference, answer = _without_name(reference, answer)
+    if reference == answer:
         return True
-    if (goal.kind == "relation") != (found.kind == "relation"):
-        goal, found = _interval(goal), _interval(found)
-    if goal.kind == "unit" or found.kind == "unit":
-        return _same_with_units(goal, found)
-    goal, found = _both_signs(goal), _both_signs(found)
-    if {goal.kind, found.kind} == {"union", "list"}:  # x < 1 or x > 3
-        return _in_any_order(*(tuple(map(_interval, node.parts)) for node in (goal, found)))
-    if "list" in (goal.kind, found.kind) or "set" in (goal.kind, found.kind):
-        return _same_collections(goal, found)
-    if goal.kind == "matrix" or found.kind == "matrix":
-        return _same_matrices(goal, found)
-    if goal.kind == "word" or found.kind == "word":
-        return _same_words(goal, found)
-    if goal.kind != found.kind and (goal.kind in _STRUCTURES or found.kind in _STRUCTURES):
+    if (reference.kind == "relation") != (answer.kind == "relation"):
+        reference, answer = _interval(reference), _interval(answer)
+    if reference.kind == "unit" or answer.kind == "unit":
+        return _same_with_units(reference, answer)
+    reference, answer = _both_signs(reference), _both_signs(answer)
+    if {reference.kind, answer.kind} == {"union", "list"}:  # x < 1 or x > 3
+        return _in_any_order(*(tuple(map(_interval, node.parts)) for node in (reference, answer)))
+    if "list" in (reference.kind, answer.kind) or "set" in (reference.kind, answer.kind):
+        return _same_collections(reference, answer)
+    if reference.kind == "matrix" or answer.kind == "matrix":
+        return _same_matrices(reference, answer)
+    if reference.kind == "word" or answer.kind == "word":
+        return _same_words(reference, answer)
+    if reference.kind != answer.kind and (reference.kind in _STRUCTURES or answer.kind in _STRUCTURES):
         return False
-    return _STRUCTURES.get(goal.kind, _same_scalars)(goal, found)
+    return _STRUCTURES.get(reference.kind, _same_scalars)(reference, answer)
 
 
-def _same_scalars(goal: Node, found: Node) -> bool:
-    return same_value(goal, found)
+def _same_scalars(reference: Node, answer: Node) -> bool:
+    return same_value(reference, answer)
 
 
-def _same_sequences(goal: Node, found: Node) -> bool:
-    return goal.parts[:2] == found.parts[:2] and _in_order(goal.parts[2:], found.parts[2:])
+def _same_sequences(reference: Node, answer: Node) -> bool:
+    return reference.parts[:2] == answer.parts[:2] and _in_order(reference.parts[2:], answer.parts[2:])
 
 
-def _in_order(goals: Sequence[Node], found: Sequence[Node]) -> bool:
-    return len(goals) == len(found) and all(map(same, goals, found))
+def _in_order(references: Sequence[Node], answer: Sequence[Node]) -> bool:
+    return len(references) == len(answer) and all(map(same, references, answer))
 
 
-def _in_any_order(goals: Sequence[Node], found: Sequence[Node]) -> bool:
-    left = list(found)
-    for goal in goals:
-        match = next((i for i, node in enumerate(left) if _same_or_not(goal, node)), None)
+def _in_any_order(references: Sequence[Node], answer: Sequence[Node]) -> bool:
+    left = list(answer)
+    for reference in references:
+        match = next((i for i, node in enumerate(left) if _same_or_not(reference, node)), None)
         if match is None:
             return False
         del left[match]
     return not left
 
 
-def _same_or_not(goal: Node, found: Node) -> bool:
+def _same_or_not(reference: Node, answer: Node) -> bool:
     """As `same`, in a search: entries that cannot be compared with this one may be with the next."""
     try:
-        return same(goal, found)
+        return same(reference, answer)
     except Unreadable:
         return False
 
 
-def _same_unions(goal: Node, found: Node) -> bool:
-    return len(goal.parts) == len(found.parts) and _in_any_order(goal.parts, found.parts)
+def _same_unions(reference: Node, answer: Node) -> bool:
+    return len(reference.parts) == len(answer.parts) and _in_any_order(reference.parts, answer.parts)
 
 
-def _same_based(goal: Node, found: Node) -> bool:
-    return False  # equal ones are found before
+def _same_based(reference: Node, answer: Node) -> bool:
+    return False  # equal nodes never come here
 
 
-def _same_relations(goal: Node, found: Node) -> bool:
-    (signs, *goals), (other, *found_parts) = goal.parts, found.parts
+def _same_relations(reference: Node, answer: Node) -> bool:
+    (signs, *references), (other, *answers) = reference.parts, answer.parts
     if len(signs) != len(other):
         return False
     if ":" in signs + other:
-        return signs == other and _same_ratios(goals, found_parts)
+        return signs == other and _same_ratios(references, answers)
     for turned in (False, True):
-        sides = found_parts[::-1] if turned else found_parts
+        sides = answers[::-1] if turned else answers
         if turned:
             other = tuple(_FLIPPED.get(sign, "") for sign in reversed(other))
-        if signs == other and all(map(_same_or_not, goals, sides)):
+        if signs == other and all(map(_same_or_not, references, sides)):
             return True
     if signs == other == ("=",):
-        return proportional(_difference(goals), _difference(found_parts))
+        return proportional(_difference(references), _difference(answers))
     return False
 
 
-def _same_ratios(goals: list[Node], found: list[Node]) -> bool:
+def _same_ratios(references: list[Node], answer: list[Node]) -> bool:
     """6:4 is 3:2."""
-    if same_value(found[0], number(0)):
+    if same_value(answer[0], number(0)):
         return False
-    crossed = ((Node("mul", (goals[0], b)), Node("mul", (found[0], a))) for a, b in zip(goals, found, strict=True))
+    crossed = (
+        (Node("mul", (references[0], b)), Node("mul", (answer[0], a))) for a, b in zip(references, answer, strict=True)
+    )
     return all(same_value(left, right) for left, right in crossed)
 
 
@@ -114,7 +117,7 @@ def _difference(sides: list[Node]) -> Node:
 _STRUCTURES: dict[str, Callable[[Node, Node], bool]] = {
     "sequence": _same_sequences,
     "union": _same_unions,
-    "without": lambda goal, found: _in_order(goal.parts, found.parts),
+    "without": lambda reference, answer: _in_order(reference.parts, answer.parts),
     "relation": _same_relations,
     "based": _same_based,
 }
@@ -123,16 +126,16 @@ _STRUCTURES: dict[str, Callable[[Node, Node], bool]] = {
 # ---------------------------------------------------------------------------------------------- collections
 
 
-def _same_collections(goal: Node, found: Node) -> bool:
-    kinds = {goal.kind, found.kind}
+def _same_collections(reference: Node, answer: Node) -> bool:
+    kinds = {reference.kind, answer.kind}
     if "sequence" in kinds:
-        sequence, other = (goal, found) if goal.kind == "sequence" else (found, goal)
+        sequence, other = (reference, answer) if reference.kind == "sequence" else (answer, reference)
         brackets_of_tuple = sequence.parts[:2] == ("(", ")")
         return other.kind == "list" and brackets_of_tuple and _in_order(sequence.parts[2:], other.parts)
-    goals, others = (node.parts if node.kind in ("list", "set") else (node,) for node in (goal, found))
+    references, others = (node.parts if node.kind in ("list", "set") else (node,) for node in (reference, answer))
     if kinds == {"set"}:
-        goals, others = _distinct(goals), _distinct(others)
-    return len(goals) == len(others) and _in_any_order(goals, others)
+        references, others = _distinct(references), _distinct(others)
+    return len(references) == len(others) and _in_any_order(references, others)
 
 
 def _distinct(nodes: Sequence[Node]) -> list[Node]:
@@ -158,24 +161,23 @@ def _has_sign(node: Node) -> bool:
     return node.kind == "pm" or any(map(_has_sign, parts_of(node)))
 
 
-def _signed(node: Node, negative: bool) -> Node:
-    if node.kind == "pm":
-        inner = _signed(node.parts[0], negative)
+def _signed(part: Any, negative: bool) -> Any:
+    """A node, or a part of one, with each plus-minus read as this sign."""
+    if isinstance(part, tuple) and not isinstance(part, Node):
+        return tuple(_signed(p, negative) for p in part)
+    if not isinstance(part, Node):
+        return part
+    if part.kind == "pm":
+        inner = _signed(part.parts[0], negative)
         return Node("neg", (inner,)) if negative else inner
-    parts = tuple(
-        _signed(p, negative) if isinstance(p, Node)
-        else tuple(_signed(q, negative) if isinstance(q, Node) else q for q in p) if isinstance(p, tuple)
-        else p
-        for p in node.parts
-    )  # fmt: skip
-    return Node(node.kind, parts)
+    return Node(part.kind, _signed(part.parts, negative))
 
 
-def _same_matrices(goal: Node, found: Node) -> bool:
-    goal, found = _as_matrix(goal), _as_matrix(found)
-    if goal.kind != "matrix" or found.kind != "matrix" or goal.parts[0] != found.parts[0]:
+def _same_matrices(reference: Node, answer: Node) -> bool:
+    reference, answer = _as_matrix(reference), _as_matrix(answer)
+    if reference.kind != "matrix" or answer.kind != "matrix" or reference.parts[0] != answer.parts[0]:
         return False
-    rows, others = goal.parts[1:], found.parts[1:]
+    rows, others = reference.parts[1:], answer.parts[1:]
     return len(rows) == len(others) and all(map(_in_order, rows, others))
 
 
@@ -201,11 +203,11 @@ def _as_matrix(node: Node) -> Node:
 # ---------------------------------------------------------------------------------------------- words, units, names
 
 
-def _same_words(goal: Node, found: Node) -> bool:
+def _same_words(reference: Node, answer: Node) -> bool:
     """Words are equal as text; a run of letters is also the product of these where the other side is a formula."""
-    if goal.kind == found.kind:
-        return _plain(goal.parts[0]) == _plain(found.parts[0])
-    word, other = (goal, found) if goal.kind == "word" else (found, goal)
+    if reference.kind == answer.kind:
+        return _plain(reference.parts[0]) == _plain(answer.parts[0])
+    word, other = (reference, answer) if reference.kind == "word" else (answer, reference)
     letters = word.parts[0]
     if not letters.isalpha() or not letters.isascii() or len(letters) > 20:
         return False
@@ -218,45 +220,45 @@ def _plain(words: str) -> str:
     return words.strip(" .").replace("a.m", "am").replace("p.m", "pm")
 
 
-def _same_with_units(goal: Node, found: Node) -> bool:
-    (value, unit), (number_found, other) = _split(goal), _split(found)
+def _same_with_units(reference: Node, answer: Node) -> bool:
+    (value, unit), (answer_number, other) = _split(reference), _split(answer)
     if "percent" in (unit, other) and {unit, other} <= {"percent", ""}:
-        return _same_shares(value, number_found, unit == "percent", other == "percent")
+        return _same_shares(value, answer_number, unit == "percent", other == "percent")
     if not unit:  # the answer's own: none of it may be unknown
         _, other, known = units.canonical(other)
-        return known and same(value, number_found)
+        return known and same(value, answer_number)
     if other:
-        return units.canonical(unit)[1] == units.canonical(other)[1] and same(value, number_found)
+        return units.canonical(unit)[1] == units.canonical(other)[1] and same(value, answer_number)
     letters = Node("name", (unit,))
-    if len(unit) == 1 and number_found.kind == "mul" and number_found.parts[-1] == letters:  # 5 m for 5\text{ m}
-        number_found = Node("mul", number_found.parts[:-1])
-    return same(value, number_found)
+    if len(unit) == 1 and answer_number.kind == "mul" and answer_number.parts[-1] == letters:  # 5 m for 5\text{ m}
+        answer_number = Node("mul", answer_number.parts[:-1])
+    return same(value, answer_number)
 
 
 def _split(node: Node) -> tuple[Node, str]:
     return (node.parts[0], node.parts[1]) if node.kind == "unit" else (node, "")
 
 
-def _same_shares(goal: Node, found: Node, goal_percent: bool, found_percent: bool) -> bool:
+def _same_shares(reference: Node, answer: Node, reference_percent: bool, answer_percent: bool) -> bool:
     """50% is 50 as well as 0.5: see `text.same_value`."""
-    if same(goal, found):
+    if same(reference, answer):
         return True
-    if goal_percent == found_percent:
+    if reference_percent == answer_percent:
         return False
-    hundredth = Node("div", (goal if goal_percent else found, number(100)))
-    return same(hundredth, found) if goal_percent else same(goal, hundredth)
+    hundredth = Node("div", (reference if reference_percent else answer, number(100)))
+    return same(hundredth, answer) if reference_percent else same(reference, hundredth)
 
 
 _NO = ("not", "no", "never", "isn't", "without", "neither", "nor", "wrong", "unequal")
 
 
-def _without_name(goal: Node, found: Node) -> tuple[Node, Node]:
+def _without_name(reference: Node, answer: Node) -> tuple[Node, Node]:
     """Both without the "x =" that only one of them has; of lists, in each entry."""
-    if _named(goal) and not _relations(found):
-        return _value(goal), found
-    if _named(found) and not _relations(goal):
-        return goal, _value(found)
-    return goal, found
+    if _named(reference) and not _relations(answer):
+        return _value(reference), answer
+    if _named(answer) and not _relations(reference):
+        return reference, _value(answer)
+    return reference, answer
 
 
 def _relations(node: Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ _TOKEN = re.compile(r"\s*(?:([0-9]+)|([-+*/()]))", re.ASCII)
 _LONGEST = 500  # characters of an expression
 _LONGEST_NUMBER = 30  # digits
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "negate": 3}
+_FUNCTIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
 def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
@@ -20,31 +22,17 @@ def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
     text = text.strip()
     if len(text) > _LONGEST:
         return None
+    try:
+        return _evaluate(text)
+    except ZeroDivisionError:
+        return None
+
+
+def _evaluate(text: str) -> tuple[Fraction, list[int]] | None:
+    """`evaluate`, which raises ZeroDivisionError. It does not recurse, so brackets may nest deeply."""
     values: list[Fraction] = []
     numbers: list[int] = []
     pending: list[str] = []  # operators and open brackets
-
-    def reduce(least: int) -> bool:
-        """Do the pending operators of at least this precedence; False for a division by zero."""
-        while pending and _PRECEDENCE.get(pending[-1], 0) >= least:
-            operator, right = pending.pop(), values.pop()
-            if operator == "negate":
-                values.append(-right)
-                continue
-            left = values.pop()
-            if operator == "/" and right == 0:
-                return False
-            values.append(
-                left + right
-                if operator == "+"
-                else left - right
-                if operator == "-"
-                else left * right
-                if operator == "*"
-                else left / right
-            )
-        return True
-
     at, want_operand = 0, True
     while at < len(text):
         token = _TOKEN.match(text, at)
@@ -66,17 +54,25 @@ def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
         elif number is not None or symbol == "(":
             return None
         elif symbol == ")":
-            if not reduce(1) or not pending:
+            _apply(values, pending, 1)
+            if not pending:
                 return None
             pending.pop()  # the bracket
         else:
-            if not reduce(_PRECEDENCE[symbol]):
-                return None
+            _apply(values, pending, _PRECEDENCE[symbol])
             pending.append(symbol)
             want_operand = True
-    if want_operand or not reduce(1) or pending:
+    if want_operand:
         return None
-    return values[0], numbers
+    _apply(values, pending, 1)
+    return None if pending else (values[0], numbers)
+
+
+def _apply(values: list[Fraction], pending: list[str], least: int) -> None:
+    """Apply the pending operators of at least this precedence to the last values, down to an open bracket."""
+    while pending and _PRECEDENCE.get(pending[-1], 0) >= least:
+        name, right = pending.pop(), values.pop()
+        values.append(-right if name == "negate" else _FUNCTIONS[name](values.pop(), right))
 
 
 def countdown_outcome(reference: str, answer: str | None) -> bool | None:
@@ -91,8 +87,8 @@ def countdown_outcome(reference: str, answer: str | None) -> bool | None:
     goal = evaluate(reference)
     if goal is None:  # not a solved expression: compared as text
         return answer.strip() == reference.strip()
-    found = evaluate(answer)
-    return found is not None and found[0] == goal[0] and sorted(found[1]) == sorted(goal[1])
+    given = evaluate(answer)
+    return given is not None and given[0] == goal[0] and sorted(given[1]) == sorted(goal[1])
 
 
 def countdown(reference: str, answer: str | None) -> bool:

@@ -321,9 +321,9 @@ class _Reader(Cursor):
         base = [self.argument()] if name == "log" and self.accept("_") else []
         power = self.exponent() if self.accept("^") else None
         if self.peek() in ("(", "{"):
-            found = self.inside(self.brackets)
+            inside = self.inside(self.brackets)
             arguments = (
-                found.parts[2:] if found.kind == "sequence" else found.parts if found.kind == "set" else (found,)
+                inside.parts[2:] if inside.kind == "sequence" else inside.parts if inside.kind == "set" else (inside,)
             )
         else:
             arguments = (self.plain_argument(),)

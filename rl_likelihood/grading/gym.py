@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import inspect
 import json
 import re
@@ -122,14 +123,14 @@ def _equal_text(item: dict[str, Any], answer: str) -> bool:
 
 def _makes_24(item: dict[str, Any], answer: str) -> bool:
     """The four numbers of the question, each once, and the value 24."""
-    given, found = evaluate(str(item.get("answer"))), evaluate(answer)
-    return given is not None and found is not None and found[0] == 24 and sorted(found[1]) == sorted(given[1])
+    solution, given = evaluate(str(item.get("answer"))), evaluate(answer)
+    return None not in (solution, given) and given[0] == 24 and sorted(given[1]) == sorted(solution[1])
 
 
 def _sorted_numbers(item: dict[str, Any], answer: str) -> bool:
     """The very numbers of the reference in its order."""
-    goal, found = _numbers(str(item.get("answer"))), _numbers(answer)
-    return goal is not None and goal == found
+    goal, given = _numbers(str(item.get("answer"))), _numbers(answer)
+    return goal is not None and goal == given
 
 
 def _numbers(text: str) -> list[Fraction] | None:
@@ -151,7 +152,7 @@ _REPLACED: dict[str, Callable[[dict[str, Any], str], bool]] = {
 
 def gym_outcome(reference: str, answer: str | None) -> bool | None:
     """`gym_match`, with None where the data set's own rule breaks down. It may hang: see `Pool`."""
-    import reasoning_gym  # noqa: F401 (here: it takes seconds, and a worker makes ready with a call of this function)
+    importlib.import_module("reasoning_gym")  # not above: it takes seconds, and a worker makes ready with this function
 
     quick = gym_quick(reference, answer)
     if quick is not None:

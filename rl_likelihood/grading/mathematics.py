@@ -101,18 +101,18 @@ def math_outcome(reference: str, answer: str | None) -> bool | None:
     """`math_match` that tells a failure of the grader (None) from a wrong answer (False)."""
     if answer is None:
         return False
-    goal, found = _core(reference), _core(answer)
-    if not goal or not found:
+    goal, given = _core(reference), _core(answer)
+    if not goal or not given:
         return False
-    if goal == found or max(len(goal), len(found)) > _LONGEST:
-        return goal == found
-    if _spelling(goal) == _spelling(found):
+    if goal == given or max(len(goal), len(given)) > _LONGEST:
+        return goal == given
+    if _spelling(goal) == _spelling(given):
         return True
-    if _is_prose(goal) or _is_prose(found):
+    if _is_prose(goal) or _is_prose(given):
         return False
     try:
-        goal_tree, found_tree = _read(goal), _read(found)
-        return goal_tree is not None and found_tree is not None and same(goal_tree, found_tree)
+        goal_tree, given_tree = _read(goal), _read(given)
+        return goal_tree is not None and given_tree is not None and same(goal_tree, given_tree)
     except Unreadable:
         return False
     except RecursionError:
@@ -137,10 +137,10 @@ def telemath(reference: str, answer: str | None) -> bool:
     """
     if answer is None:
         return False
-    goal, found = _tidy(reference), _tidy(answer)
-    value, number = _float(goal), _float(found)
+    goal, given = _tidy(reference), _tidy(answer)
+    value, number = _float(goal), _float(given)
     if value is None or number is None:
-        return exact_match(goal, found)
+        return exact_match(goal, given)
     return abs(number - value) <= max(0.01 * max(abs(number), abs(value)), 0.01)
 
 

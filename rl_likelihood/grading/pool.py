@@ -48,14 +48,14 @@ class _Worker:
     def __init__(self, deadline: float):
         self.connection, theirs = Pipe()
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        arguments = map(str, (theirs.fileno(), _MEMORY, deadline * 2 + 10))
         try:
             self.process = subprocess.Popen(
-                [
-                    sys.executable, "-W", "ignore", "-m", _WORKER,
-                    str(theirs.fileno()), str(_MEMORY), str(deadline * 2 + 10),
-                ],
-                stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env={**os.environ, "PYTHONPATH": path},
-            )  # fmt: skip
+                [sys.executable, "-W", "ignore", "-m", _WORKER, *arguments],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, "PYTHONPATH": path},
+            )
         except OSError as error:
             self.connection.close()
             raise UserError(f"a grading process could not start: {error}; make room or set fewer workers") from None
@@ -89,14 +89,14 @@ class _Worker:
 
 def _refuse_without_isolation(name: str, unsafe: bool) -> tuple[str, ...]:
     """What this machine keeps from programs; UserError if that is not all, unless `unsafe`."""
-    kept = isolation()
-    if len(kept) < 3 and not unsafe:
+    guards = isolation()
+    if len(guards) < 3 and not unsafe:
         raise UserError(
-            f"grader {name} runs programs of a model, but this machine keeps {' and '.join(kept) or 'nothing'} "
+            f"grader {name} runs programs of a model, but this machine keeps {' and '.join(guards) or 'nothing'} "
             "from them, not network, processes and files (its kernel or container refuses user namespaces); allow "
             "these, or set eval.unsafe_code=True where nothing can be lost"
         )
-    return kept
+    return guards
 
 
 def _in_this_process(grade: Outcome, pair: Pair) -> tuple[bool | None, str]:
@@ -180,8 +180,8 @@ class Pool:
             return [judged[pair][0] for pair in pairs]
         if row.unsafe is not None and self.kept_from_code is None:
             self.kept_from_code = _refuse_without_isolation(name, self._unsafe)
-            kept = ", ".join(self.kept_from_code) or "nothing"
-            print(f"programs are graded in a sandbox that keeps from them: {kept}", file=sys.stderr)
+            guards = ", ".join(self.kept_from_code) or "nothing"
+            print(f"programs are graded in a sandbox that keeps from them: {guards}", file=sys.stderr)
         outcome = row.unsafe if row.unsafe is not None and self._unsafe else row.grade
         with self._lock:
             self.counts["graded"] += len(pairs)

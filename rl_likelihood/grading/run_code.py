@@ -171,7 +171,7 @@ def _readable(fd: int) -> bool:
 
 def _judge(said: list[str], output: str, in_time: bool) -> Result:
     words = [line.partition(" ") for line in said]
-    by_name = {name: rest for name, _, rest in words}
+    by_name = {name: value for name, _, value in words}
     if "refused" in by_name:
         raise OSError(f"this machine keeps {by_name['refused']} from a program, not network, processes and files")
     if "ready" not in by_name:

@@ -103,9 +103,9 @@ def refusal(folder):
         for path in paths:
             if isinstance(path, int):
                 continue  # open already
-            place = realpath(fsdecode(path))
-            if place != folder and not place.startswith(folder + "/") and place != os.devnull:
-                raise PermissionError(f"{event} of {place} is not allowed here")
+            target = realpath(fsdecode(path))
+            if target != folder and not target.startswith(folder + "/") and target != os.devnull:
+                raise PermissionError(f"{event} of {target} is not allowed here")
         if event in at and any(isinstance(x, int) and x >= 0 for x in arguments[at[event] :]):
             raise PermissionError(f"{event} in another directory is not allowed here")
 

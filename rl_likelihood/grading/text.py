@@ -65,14 +65,14 @@ def has_percent(text: str) -> bool:
     return "%" in (text if boxed is None else boxed)
 
 
-def same_value(goal: Fraction, found: Fraction, goal_percent: bool, found_percent: bool) -> bool:
+def same_value(goal: Fraction, given: Fraction, goal_percent: bool, given_percent: bool) -> bool:
     """Equality of numbers without their per cent signs: of 50% with 50%, with 50 and with 0.5; never of 50 with 0.5.
 
     The data sets write a share either way, and mean the same by it.
     """
-    if goal == found or goal_percent == found_percent:
-        return goal == found
-    return goal / 100 == found if goal_percent else goal == found / 100
+    if goal == given or goal_percent == given_percent:
+        return goal == given
+    return goal / 100 == given if goal_percent else goal == given / 100
 
 
 def numeric_match(reference: str, answer: str | None) -> bool:
@@ -195,3 +195,17 @@ def multiple_choice(reference: str, answer: str | None) -> bool:
         return False
     right = choice(reference)
     return exact_match(reference, answer) if right is None else choice(answer) == right
+
+
+def prefix_match(reference: str, answer: str | None) -> bool:
+    """A beginning of the reference that is not empty and ends where a word of it ends (RPT, 2506.08007).
+
+    Compared as bytes of UTF-8, without white space at the ends. RPT asks for the end of a token instead of a word.
+    """
+    if answer is None:
+        return False
+    goal, said = (text.strip().encode(errors="surrogatepass") for text in (reference, answer))
+    if not said or not goal.startswith(said):
+        return False
+    rest = goal[len(said) :].decode(errors="replace")
+    return not rest or not (rest[0].isalnum() and said.decode(errors="replace")[-1].isalnum())

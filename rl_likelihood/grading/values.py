@@ -254,9 +254,7 @@ def _function(name: str, values: list, mp):
     (value,) = values
     if name in ("exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh") and abs(value) > _MAGNITUDE:
         raise Unreadable("a large argument")
-    function = {"abs": abs, "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "arccot": mp.acot,
-                "arcsec": mp.asec, "arccsc": mp.acsc}.get(name) or getattr(mp, name)  # fmt: skip
-    return function(value)
+    return abs(value) if name == "abs" else getattr(mp, name.replace("arc", "a"))(value)
 
 
 def _value(node: Node, k: int, digits: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -29,7 +30,7 @@ def to_batch(
         prompt_length=prompts.length,
         completion=rollout.completion,
         segment=rollout.segment,
-        scored=scored_mask(rollout.segment, prompts),
+        scored=scored_mask(rollout.segment, prompts) if rollout.outcomes is None else rollout.segment == REFERENCE,
         sampler_logp=rollout.sampler_logp,
         host_rewards={k: v.astype(np.float32) for k, v in (host_rewards or {}).items()},
         truncated=rollout.truncated,
@@ -61,11 +62,12 @@ def no_chain_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> N
 
 def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:
     """Rows start to stop of each group."""
-    return rollout.replace(**{k: getattr(rollout, k)[:, start:stop] for k in ROW_FIELDS})
+    rows = {k: getattr(rollout, k) for k in ROW_FIELDS}
+    return rollout.replace(**jax.tree.map(lambda x: x[:, start:stop], rows))
 
 
 def given_rollout(
-    prompts: Prompts, rows: list[tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]], pad_id: int, width: int
+    prompts: Prompts, rows: list[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]], pad_id: int, width: int
 ) -> Rollout:
     """Given rows (ids, segments), one per prompt, as a rollout of group size 1 and width `width`."""
     completion = np.full((len(rows), 1, width), pad_id, np.int32)

@@ -18,6 +18,7 @@ from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.rewards.weighted import answers_first
 from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, AnyArray, Batch
 
 
@@ -39,15 +40,28 @@ class StepConfig:
     proxy: ProxyConfig = ProxyConfig()
     policy_span: str = "chain"  # chain | response (chain and sampled answer)
     supervise_chain: bool = False  # the answer term also covers the chain (SFT on given chains)
-    two_branches: bool = False  # rows may hold a sampled answer before the reference answer
+    two_branches: bool = False  # rows may hold a sampled answer before the reference answer, or several references
+    turn_credit: bool = False  # conversations: a message is also paid for what it adds to the references' likelihood
+    turns: int = 1  # messages of a conversation at most
     temperature: float = 1.0  # of the sampler: chain log-probs are those of the distribution sampled from
     micro_batch_prompts: int = 0  # prompts per forward; 0: `step.at_once`
+    sampled_answer: int = 0  # tokens that a sampled answer may have; 0: as many as a row
     head_chunk: int = 0  # tokens whose logits exist at one time; 0: `head.token_stats` decides
 
     @property
     def with_reference(self) -> bool:
         """Whether the initial model is asked for."""
-        return self.loss.kl != "none"
+        return self.loss.kl != "none" or self.scored_by_initial
+
+    @property
+    def scored_by_initial(self) -> bool:
+        """Whether a reward asks for the initial model's score of the answer."""
+        return any(t.reward.initial for t in self.reward.terms)
+
+    @property
+    def reads_cross(self) -> bool:
+        """Whether a reward asks for every answer after every chain."""
+        return any(t.reward.cross for t in self.reward.terms)
 
     @property
     def with_proxy(self) -> bool:
@@ -60,9 +74,9 @@ class RowStats(NamedTuple):
     log-probs of the tokens of `batch.no_chain`, without a gradient."""
 
     stats: TokenStats
-    chain: Bool[Array, "P G T"]
-    sampled: Bool[Array, "P G T"]
-    scored: Bool[Array, "P G T"]
+    chain: Bool[AnyArray, "P G T"]
+    sampled: Bool[AnyArray, "P G T"]
+    scored: Bool[AnyArray, "P G T"]
     no_chain_logp: Float[Array, "P 1 W"] | None = None
 
 
@@ -98,7 +112,7 @@ def row_stats(
     return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, no_chain_logp)
 
 
-def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[Array, "P G T"], Bool[Array, "P G"]]:
+def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[AnyArray, "P G T"], Bool[AnyArray, "P G"]]:
     """Which tokens the policy term covers, and which rows count in baseline, scale and loss."""
     tokens = batch.segment == CHAIN
     if cfg.policy_span == "response":
@@ -139,12 +153,14 @@ def observe(
 ) -> Forward:
     """One forward, and the inputs of every reward."""
     rows = row_stats(params, model, batch, cfg, probe)
-    no_chain, baseline = None, batch.baseline
+    no_chain, baseline, no_chain_logp = None, batch.baseline, batch.baseline_logp
     if batch.no_chain is not None:
         answer = rows.no_chain_logp, batch.no_chain.scored
         no_chain = likelihood.log_prob(*answer)[:, 0]
         if cfg.reward.baseline == "live":
             baseline = likelihood.avg_prob(*answer)[:, 0]
+            if cfg.reward.reads_no_chain:
+                no_chain_logp = answers_first(*answer)[0][:, 0]
     mask, keep = policy_masks(batch, cfg)
     proxy_nll = None
     if cfg.with_proxy:
@@ -161,5 +177,6 @@ def observe(
         host_rewards=batch.host_rewards,
         baseline=None if cfg.reward.baseline == "none" else baseline,
         proxy_nll=proxy_nll,
+        no_chain_logp=no_chain_logp,
     )
     return Forward(rows, observation, no_chain)

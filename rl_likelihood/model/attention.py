@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.mesh import row_shards
 from rl_likelihood.model import splash
-from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED, AnyArray
+from rl_likelihood.shapes import CHAIN, ENV, PAD, SAMPLED, TAG, AnyArray
 
 # Finite, so that a fully masked part gives weight 0 instead of NaN.
 MASKED = -1e30
@@ -30,7 +30,7 @@ PromptKeys = tuple[Float[AnyArray, "P K S Dh"], Float[AnyArray, "P K S Dh"], Boo
 class Kernel(NamedTuple):
     """What the splash kernel masks by, instead of a mask: segment ids, and whether any may be a sampled answer."""
 
-    segment: Int[Array, "P G T"]
+    segment: Int[AnyArray, "P G T"]
     two_branches: bool
 
 
@@ -136,33 +136,51 @@ def decode_attention(
     return (out / total).astype(q.dtype).reshape(n, h, d)
 
 
-def branch_mask(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T T"]:
-    """[query, key] of a completion row: causal, no padding, and no sampled answer for the reference answer's queries.
+def trunk(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T"]:
+    """The tokens of the conversation itself: what the policy thinks, forced tags, what an environment replies.
 
-    The sampled answer comes first in the row, so it cannot attend to the reference answer either.
+    Every other run of tokens is a branch: an answer that continues the conversation, and that nothing else sees.
+    """
+    return (segment == CHAIN) | (segment == TAG) | (segment == ENV)
+
+
+def branch_mask(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T T"]:
+    """[query, key] of a completion row: causal, no padding, and of branches only a query's own.
+
+    A branch is known by its kind and by how much of the trunk precedes it.
     """
     t = segment.shape[-1]
     causal = jnp.tril(jnp.ones((t, t), bool))
-    query, key = segment[..., :, None], segment[..., None, :]
-    return causal & (key != PAD) & ~((query == REFERENCE) & (key == SAMPLED))
+    shared = trunk(segment)
+    branch = jnp.where(shared, -1, 2 * jnp.cumsum(shared, -1) + (segment == SAMPLED))
+    own = branch[..., :, None] == branch[..., None, :]
+    return causal & (segment != PAD)[..., None, :] & (shared[..., None, :] | own)
 
 
 def branch_positions(segment: Int[AnyArray, "P G T"], prompt_length: Int[AnyArray, "P"]) -> Int[Array, "P G T"]:
-    """Rotary positions: both answers continue the chain, so both start at its end."""
-    index = jnp.arange(segment.shape[-1])
-    is_reference = segment == REFERENCE
-    sampled = (segment == SAMPLED).sum(-1, keepdims=True)
-    return prompt_length[:, None, None] + jnp.where(is_reference, index - sampled, index)
+    """Rotary positions: every branch continues the trunk, and so does what follows it in the row."""
+    return prompt_length[:, None, None] + _place(segment)
 
 
 def predecessor(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
     """Index, in the row [last prompt token; completion], of the token whose state predicts each token.
 
-    That is the token before it (index t in that row). But the first token of the reference answer is predicted by
-    the end of the chain, not by the sampled answer.
+    That is the token before it on its branch: for the first token of a branch, and for the first of the trunk after
+    one, the last token of the trunk.
     """
     index = jnp.arange(segment.shape[-1])
-    is_reference = segment == REFERENCE
-    first = is_reference & (jnp.cumsum(is_reference, -1) == 1)
-    sampled = (segment == SAMPLED).sum(-1, keepdims=True)
-    return jnp.where(first, index - sampled, index)
+    shared = trunk(segment)
+    # In that row token t has index t + 1. The last token of the trunk before each token; 0 is the prompt's.
+    last = jnp.where(shared, index + 1, 0)
+    last = jnp.pad(jax.lax.cummax(last, axis=last.ndim - 1)[..., :-1], [(0, 0), (0, 0), (1, 0)])
+    before = jnp.pad(segment[..., :-1], [(0, 0), (0, 0), (1, 0)])
+    return jnp.where(shared | (segment != before), last, index)
+
+
+def _place(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
+    """How many tokens precede each on its branch."""
+    index, shared = jnp.arange(segment.shape[-1]), trunk(segment)
+    before = jnp.cumsum(shared, -1) - shared  # of the trunk
+    starts = ~shared & (segment != jnp.pad(segment[..., :-1], [(0, 0), (0, 0), (1, 0)]))
+    start = jax.lax.cummax(jnp.where(starts, index, 0), axis=segment.ndim - 1)
+    return before + jnp.where(shared, 0, index - start)

@@ -223,9 +223,9 @@ class Completions(NamedTuple):
     `two_branches` False there is no sampled answer, which saves the splash kernel a pass.
     """
 
-    ids: Int[Array, "P G T"]
-    segment: Int[Array, "P G T"]
-    no_chain: tuple[Int[Array, "P 1 W"], Int[Array, "P 1 W"]] | None = None
+    ids: Int[AnyArray, "P G T"]
+    segment: Int[AnyArray, "P G T"]
+    no_chain: tuple[Int[AnyArray, "P 1 W"], Int[AnyArray, "P 1 W"]] | None = None
     two_branches: bool = True
 
 

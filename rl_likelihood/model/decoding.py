@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.model.attention import decode_attention
+from rl_likelihood.model.attention import attention, decode_attention
 from rl_likelihood.model.decoder import (
     ModelConfig,
     Params,
@@ -129,3 +129,33 @@ def decode_step(
         own.append(pair)
     x = rms_norm(x, weights["final_norm"], cfg.norm_eps)
     return x.reshape(p, g, -1), Cache(cache.prompt, tuple(own))
+
+
+def extend(
+    weights: Params, cfg: ModelConfig, tokens: Int[AnyArray, "P G E"], at: Positions, cache: Cache
+) -> tuple[Float[Array, "P G E D"], Cache]:
+    """`decode_step` of E tokens of each row, which stand at `at.write` and after it in the rows' own caches.
+
+    `at.position` is that of the first of them; `at.own_mask` says which entries before them a row attends to.
+    """
+    p, g, e = tokens.shape
+    length = at.own_mask.shape[-1]
+    rope = rope_tables(cfg, at.position[..., None] + jnp.arange(e))
+    index = jnp.arange(length) - at.write
+    among = (index >= 0) & (index <= jnp.arange(e)[:, None])  # [E, T]
+    mask = (at.own_mask[:, :, None] & (index < 0)) | among
+    x = weights["embed"][tokens]
+    own = []
+    for w, (prompt_keys, prompt_values), (keys, values) in zip(weights["layers"], cache.prompt, cache.own, strict=True):
+        prompt = prompt_keys.swapaxes(2, 3), prompt_values, at.in_prompt
+
+        def attend(q, k, v, prompt=prompt, keys=keys, values=values):
+            k, v = (by_head(x).reshape(p * g, cfg.kv_heads, e, -1) for x in (k, v))
+            keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(2, 3), at.write, 3)
+            values = jax.lax.dynamic_update_slice_in_dim(values, v, at.write, 2)
+            whole = (x.reshape(p, g, cfg.kv_heads, length, -1) for x in (keys.swapaxes(2, 3), values))
+            return attention(q, tuple(whole), mask, prompt), (keys, values)
+
+        x, pair = block(x, w, cfg, rope, attend)
+        own.append(pair)
+    return rms_norm(x, weights["final_norm"], cfg.norm_eps), Cache(cache.prompt, tuple(own))

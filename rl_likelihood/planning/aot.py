@@ -1,7 +1,7 @@
-"""Compile programs ahead of time, for devices that this machine need not have.
+"""Compiles programs ahead of time, for devices that this machine need not have.
 
-libtpu compiles for a TPU that is only named, on any x86 machine, from shapes alone. The result is the program that
-would run there: its memory is the compiler's own number, and its collectives are read from its text.
+libtpu compiles for a named TPU on any x86 machine, from shapes alone. The result is the program that would run there:
+the compiler says how much memory it needs, and its text shows the collectives.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ KNOWN = tuple(f"{kind}:{shape}" for kind, chip in CHIPS.items() for shape in SHA
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices to compile for. `chip` is None for CPU devices (cpu:N): no limit of them is known."""
+    """Devices to compile for. `chip` is None for CPU devices (cpu:N), which have no known limit."""
 
     name: str
     devices: tuple[Any, ...] = dataclasses.field(repr=False)
@@ -96,7 +96,7 @@ def canonical(topology: str) -> str:
 
 
 def target(topology: str, slices: int = 1) -> Target:
-    """The devices of a topology, of one slice or several. They exist by name only: nothing can run on them."""
+    """The devices of a topology, of one slice or several. They are descriptions: nothing can run on them."""
     if topology.startswith("cpu:"):
         return _cpu_target(topology)
     name = canonical(topology)

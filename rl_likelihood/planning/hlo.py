@@ -1,4 +1,4 @@
-"""Read the text of a compiled program: its traffic between devices, and the cycles that the compiler estimates."""
+"""Reads the text of a compiled program: its traffic between devices, and the compiler's estimate of its cycles."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Plan(NamedTuple):
 
 
 def byte_format(c: Config) -> ChainFormat:
-    """The chain format, as far as shapes depend on it.
+    """The part of the chain format that shapes depend on.
 
     The tokenizer is not read. A tag is assumed to have one id for each of its bytes, the most that any tokenizer makes.
     """
@@ -211,7 +211,7 @@ def compile_step(c: Config, model: ModelConfig, mesh: Mesh, limit: float | None)
 
 
 class Compiled(NamedTuple):
-    """A program, the bytes per device of arrays that are not its own, and the bytes that they leave it."""
+    """A program, the bytes per device of arrays of others, and the bytes that these leave for it."""
 
     program: Program
     others: float

@@ -1,4 +1,4 @@
-"""When a plan does not fit: search for the cheapest settings that do, by compiling them."""
+"""If a plan does not fit: search for the cheapest settings that do, by compiling them."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def cheapest(
 ) -> tuple[dict[str, Any], Stage | None]:
     """The cheapest changes with which all `stages` fit, one after the other, and None.
 
-    If no change helps a stage: the changes for the stages before it, and that stage. A stage that is not in `stages`
-    fits already.
+    If no change helps a stage, returns the changes for the stages before it, and that stage. Stages that are not in
+    `stages` fit already.
     """
     helpful: dict[str, Any] = {}
     fitting: list[Stage] = [stage for stage in (changes, sampler_changes) if stage not in stages]

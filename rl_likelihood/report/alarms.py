@@ -1,4 +1,4 @@
-"""Warnings about a run while it goes on: one sentence each, with the remedy, said once.
+"""Warnings during a run: one sentence each, with the remedy, raised once.
 
     alarms = Alarms(("log_prob",), truncated="force_close")
     for sentence in alarms.check(step, metrics): say(sentence)
@@ -13,17 +13,17 @@ import math
 import numbers
 from collections.abc import Callable
 
-# Two alarms compare with the run's own start: the mean of its first values. None is raised before these are known.
+# Two alarms compare with the start of the run, the mean of its first values, and are not raised before it is known.
 FIRST_STEPS = 5
 FIRST = ("policy/entropy", "chain/length")
 
-# Entropy falls in every run that learns. It has collapsed where it is far below the start and also near 0: then the
+# Entropy falls in every run that learns. It has collapsed if it is far below the start and also near 0: then the
 # likeliest token has a probability of about 0.99, and the chains of a group are copies of each other.
 ENTROPY_SHARE, ENTROPY_NATS = 0.1, 0.05
 # Under log-prob rewards chains first get shorter. Where they recover they stay above this share of the start; where
 # they do not, they end near ten tokens (Kwiatkowski et al. 2602.03979, sec. 3.4).
 LENGTH_SHARE = 1 / 3
-# Above these shares of chains, groups and rows, most of a step is lost, or a part whose loss biases it.
+# Above these shares of chains, groups and rows, a step loses most of its data, or a part whose loss biases it.
 OPEN_SHARE, SAME_REWARD_SHARE, UNDERFLOW_SHARE = 0.5, 0.5, 0.1
 # On-policy ratios are 1; an effective sample size of 0.5 means that half the tokens' weight is gone.
 RATIO_MAX, RATIO_ESS = 10.0, 0.5
@@ -100,7 +100,7 @@ def _chain_collapse(run: Alarms, values: Values) -> str | None:
 
 def _open_chains(run: Alarms, values: Values) -> str | None:
     share = values.get("chain/truncated", 0.0)
-    if share <= OPEN_SHARE:
+    if share <= OPEN_SHARE or "env/turns" in values:  # a conversation has no answer tag
         return None
     remedy = "raise sampler.max_chain, show worked examples (prompt.examples) or teach the format (warm_start.steps)"
     if run.truncated == "force_close" and run.trains_on(FLOORED):
@@ -154,6 +154,23 @@ def _grader_failures(run: Alarms, values: Values) -> str | None:
     )
 
 
+def _cut_conversations(run: Alarms, values: Values) -> str | None:
+    share = values.get("env/out_of_turns", 0.0)
+    if share <= OPEN_SHARE:
+        return None
+    return (
+        f"env/out_of_turns is {share:.0%}: most conversations never end; raise sampler.max_turns or sampler.max_chain, "
+        "or teach the calls first (warm_start.steps with warm_start.chains=given)"
+    )
+
+
+def _environment_failures(run: Alarms, values: Values) -> str | None:
+    failures = values.get("env/failures", 0.0)
+    if failures <= 0:
+        return None
+    return f"env/failures is {failures:g}: conversations left out because the environment raised or took too long"
+
+
 # A new alarm is a function and a row of this table.
 ALARMS: dict[str, Callable[[Alarms, Values], str | None]] = {
     "entropy collapse": _entropy_collapse,
@@ -163,4 +180,6 @@ ALARMS: dict[str, Callable[[Alarms, Values], str | None]] = {
     "ratio tails": _ratio_tails,
     "underflow": _underflow,
     "grader failures": _grader_failures,
+    "cut conversations": _cut_conversations,
+    "environment failures": _environment_failures,
 }

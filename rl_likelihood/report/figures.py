@@ -1,6 +1,4 @@
-"""The figures of a grid, from its runs' files: which there are, and the rows that they are drawn from. `plots.save`
-writes them.
-"""
+"""The figures of a grid, drawn from its runs' files. `plots.save` writes them."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
     if any(final_figures.group_of(block) for block in blocks):
         figures["group_size"] = final_figures.group_size(blocks, looks)
     for shared, lines in groups.items():
-        # A run that samples no chains (sft) has nothing to say of them.
+        # sft samples no chains.
         sampling = [run for group in lines.values() for run in group if not table.without_chain(run)]
         samples = [rows for run in sampling if (rows := chain_figures.samples_of(run.workdir))]
         if samples:
@@ -67,7 +65,7 @@ def _curves(shared: Iterable[tuple[str, str]], lines: Lines, looks: Mapping[str,
 
 
 def _suffix(shared: Iterable[tuple[str, str]]) -> str:
-    """What tells the figures of a grid's tables apart, as part of a file name."""
+    """The part of a file name that says which of a grid's tables a figure belongs to."""
     return "".join(f"_{re.sub(r'[^A-Za-z0-9.+-]+', '-', value)}" for _, value in shared)
 
 
@@ -81,8 +79,7 @@ def loaded(run: table.Run, first: Mapping[str, dict]) -> dict[str, list[dict]]:
     A model that was fine-tuned on answers alone is asked without a chain: those numbers replace the ones after a chain,
     at step 0 too (`table.asked`).
 
-    first: `table.starts` of the runs of its table: the evaluation of step 0, by seed, stands first where the run itself
-        made none.
+    first: `table.starts` of its table: the evaluations of step 0, by seed, for a run without one of its own.
     """
     if not _started(run):
         return {"train": [], "heldout": []}

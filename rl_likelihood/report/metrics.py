@@ -99,12 +99,13 @@ _LINE = (
 
 
 def line(step: int, steps: int, metrics: dict[str, Any], seconds_left: float | None) -> str:
-    """One console line, the columns aligned from step to step. A metric that is not there is left out, and so is a time
-    that is not known yet.
+    """One console line. Columns are aligned from step to step. A missing metric is left out, and so is an unknown time.
 
-    Success is that of the batch's own sampled answers, by the grader that trains, or else by exact match.
+    Success is that of the batch's own sampled answers, by the grader that trains, or else by exact match; or that of
+    its conversations.
     """
     graded = [metrics[f"reward/{name}"] for name in GRADERS if name != "exact_match" and f"reward/{name}" in metrics]
+    graded += [metrics["env/success"]] if "env/success" in metrics else []
     if graded:
         metrics = metrics | {"reward/exact_match": graded[0]}
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl_likelihood.evaluation.statistics import NORMAL
+from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report.metric_table import Metric, metric
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
@@ -34,6 +35,8 @@ GRID_COLUMNS: tuple[Metric, ...] = tuple(
         "chain_length",
         "chain_length_no_chain",
         "chain_gain",
+        "trace_area",
+        *(f"trace@{percent}" for percent in PERCENT),
     )
 )
 # Always in the CSV. The first stands in other tables where a published one stands beside it: perplexity says the same.
@@ -49,7 +52,7 @@ WITHOUT_CHAIN = {
     "log_prob_mc32": "log_prob_no_chain",
     "chain_length": "chain_length_no_chain",
 }
-OF_CHAINS = ("chain_gain", "chain_helps", "truncated")  # asked without a chain, a model has none of these
+OF_CHAINS = ("chain_gain", "chain_helps", "truncated", "trace_area")  # asked without a chain, a model has none of these
 
 
 class Run(NamedTuple):
@@ -126,7 +129,7 @@ def title_of(labels: Mapping[str, str]) -> str:
 
 
 def without_chain(run: Run) -> bool:
-    """Whether the run fine-tunes on answers alone (reward.name sft), so that its model is asked without a chain."""
+    """Whether the run fine-tunes on answers alone (reward.name sft). Its model is then asked without a chain."""
     path = Path(run.workdir) / "config.json"
     if not path.exists():  # not begun
         return "sft" in (run.labels.get("reward"), run.labels.get("reward.name"))
@@ -137,7 +140,7 @@ def without_chain(run: Run) -> bool:
 
 
 def asked(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation of a model that is asked without a chain: those numbers under the names of the others."""
+    """An evaluation of a model that is asked without a chain: its numbers without a chain, under the usual names."""
     others = {k: v for k, v in row.items() if k not in WITHOUT_CHAIN and k not in OF_CHAINS}
     return others | {k: row[other] for k, other in WITHOUT_CHAIN.items() if other in row}
 

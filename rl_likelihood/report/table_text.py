@@ -42,7 +42,7 @@ def number(value: float | None, of: Metric) -> str:
 
 
 def side_by_side(columns: Mapping[str, Mapping[str, float]], rows: Sequence[str] = EVAL_ROWS) -> str:
-    """One column an entry of `columns` (title -> metrics), one line a metric. One that nobody measured is left out."""
+    """One column for each entry of `columns` (title -> metrics), one line for each metric that was measured."""
     measured = [metric(name) for name in rows if any(name in c for c in columns.values())]
     body = [
         [m.label if m.unit == "%" else m.heading, *(number(c.get(m.name), m) for c in columns.values())]
@@ -65,7 +65,7 @@ def evaluation(row: Mapping[str, Any]) -> str:
 
 
 def evaluation_line(stage: str, row: Mapping[str, Any]) -> str:
-    """An evaluation during a run in one line, as far as its numbers were asked for."""
+    """The console line of an evaluation during a run."""
     parts = []
     for name in EVAL_LINE:
         if name in row:
@@ -103,7 +103,7 @@ def cell_text(cell: Cell | None, column: Metric) -> str:
 
 
 def columns_of(block: Block, paper: Paper = ()) -> list[Metric]:
-    """The columns of a block: what a line measured or a publication has, less what is only shown on request."""
+    """The columns of a block: all metrics that were measured or published, without those shown only on request."""
     measured = {name for line in block.lines for name in line.cells} - {*ON_REQUEST}
     for line in _lines(block, paper):
         beside = published(block, line.name, paper)
@@ -112,9 +112,9 @@ def columns_of(block: Block, paper: Paper = ()) -> list[Metric]:
 
 
 def matrix(block: Block, paper: Paper = ()) -> list[list[str]]:
-    """Heading and lines of a block as text; `paper`: published numbers, set beside in brackets.
+    """Heading and lines of a block as text. Published numbers (`paper`) follow in brackets.
 
-    A column that no run measured is there if it was published; so is the untouched model.
+    A column that no run measured is shown if it was published, and so is the untouched model.
     """
     columns = columns_of(block, paper)
     out = [[block.rows, *(c.heading for c in columns), "runs"]]
@@ -131,7 +131,7 @@ def matrix(block: Block, paper: Paper = ()) -> list[list[str]]:
 
 
 def _lines(block: Block, paper: Paper) -> list[Line]:
-    """The lines of a block, with one for the untouched model where only a publication has it."""
+    """The lines of a block. If only a publication has the untouched model, it gets a line too."""
     if published(block, UNTOUCHED, paper) and UNTOUCHED not in (line.name for line in block.lines):
         return [Line(UNTOUCHED, {}, 0, 0), *block.lines]
     return block.lines

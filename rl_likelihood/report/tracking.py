@@ -1,5 +1,5 @@
-"""The copy of a run in wandb, where it is wanted. The files of the workdir are the record. Where wandb is missing,
-refuses or breaks, one line says so and the run goes on without it."""
+"""An optional copy of a run in wandb. The files of the workdir are the record. If wandb is missing or fails, one line
+says so and the run goes on without it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ID = "wandb_id"
 
 
 class Tracker:
-    """One run in wandb. Its id stands in the workdir, so that a resumed run continues it.
+    """One run in wandb. Its id is saved in the workdir, so that a resumed run continues it.
 
     `mode` is off, offline (a folder wandb/ in the workdir, for `wandb sync`) or online. wandb shows `config` as the
     run's settings.
@@ -41,7 +41,7 @@ class Tracker:
     def _tried(self, what: str, act):
         try:
             return act()
-        except Exception as error:  # noqa: BLE001 (a copy never stops the run that it copies)
+        except Exception as error:  # a copy never stops the run that it copies
             said = " ".join(str(error).split()) or type(error).__name__
             print(f"warning: wandb {what} ({said}); the run goes on without it, its files have everything", flush=True)
             self._run = None

@@ -42,10 +42,15 @@ Score = Callable[[LogProbs, TokenMask], Float[Array, "P G"]]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """f(group), and f(group) - f(group without i) for each kept row of a group that keeps two or more."""
+    """f(group), and f(group) - f(group without i) for each kept row of a group that keeps two or more.
+
+    `score`: each row's own number, for logs, where it is not its log-prob; `weights`: of its answer's scored tokens.
+    """
 
     value: GroupValue
     difference: RowDifference
+    score: Score | None = None
+    weights: Float[Array, "P #G A"] | None = None
 
     def __call__(self, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return self.value(logp, mask, keep)

@@ -18,7 +18,8 @@ from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
-from rl_likelihood.rollouts.baseline import read_baseline
+from rl_likelihood.rollouts.baseline import Baseline, read_baseline
+from rl_likelihood.rollouts.conversations import Conversations
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
@@ -53,9 +54,10 @@ class Batches:
         self.rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
         table = grader_table(c.reward.file)
         self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code, table=table)
-        self.baseline: Callable[[Rows], np.ndarray] | None = None
+        self.baseline: Callable[[Rows], Baseline] = lambda rows: Baseline()
         if c.reward.baseline == "frozen":
-            self.baseline = read_baseline(workdir)
+            self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
+        self.conversations = Conversations(task) if c.converses else None
         self._widths: set[int] = set()  # of prompts that the sampler has had
 
     def rows(self, number: int) -> Rows:
@@ -80,8 +82,11 @@ class Batches:
             say(f"compiles the sampler for prompts of {width} tokens, shape {len(self._widths) + 1}")
         self._widths.add(width)
         cfg = self.task.sampler(group_size=chains.stop - chains.start, first_chain=chains.start)
-        rollout = decode.sample(weights, prompts, self.task.key(SAMPLE), cfg, version)
-        return rollout.replace(number=number, seconds=time.perf_counter() - start)
+        if self.conversations is not None:
+            rollout = self.conversations.sample(weights, prompts, self.rows(number), self.task.key(SAMPLE), cfg)
+        else:
+            rollout = decode.sample(weights, prompts, self.task.key(SAMPLE), cfg)
+        return rollout.replace(version=version, number=number, seconds=time.perf_counter() - start)
 
     def align(self, rollout: Rollout) -> Rollout:
         """The rollout as wide as the widest of all processes, with the chains of its groups that others sampled.
@@ -102,7 +107,8 @@ class Batches:
         parts = distributed.gather({"uid": rollout.prompts.uid, "start": starts, **values})
         groups = [np.flatnonzero(parts["uid"] == uid) for uid in rollout.prompts.uid]
         groups = [g[np.argsort(parts["start"][g])] for g in groups]  # in the order of their chains
-        return rollout.replace(**{k: np.stack([np.concatenate(parts[k][g]) for g in groups]) for k in ROW_FIELDS})
+        whole = lambda x: np.stack([np.concatenate(x[g]) for g in groups])
+        return rollout.replace(**jax.tree.map(whole, {k: parts[k] for k in ROW_FIELDS}))
 
     def grade(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts]:
         """The host's rewards, and the texts they were computed from, decoded once."""
@@ -115,7 +121,8 @@ class Batches:
         n = c.reward.vote_train or rollout.segment.shape[1]
         rollout = slice_rows(rollout, 0, n)
         values = {k: v[:, :n] for k, v in graded.values.items()}
-        batch = to_batch(rollout, values, graded.keep[:, :n], self.baseline(rows) if self.baseline else None)
+        base = self.baseline(rows)
+        batch = to_batch(rollout, values, graded.keep[:, :n], base.score).replace(baseline_logp=base.logp)
         if c.scores_no_chain:
             batch = batch.replace(no_chain=no_chain_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
         return batch, rollout
@@ -133,7 +140,11 @@ class Batches:
         self.pool.close()
 
 
-COUNTS = ("grader/failures",)  # of the logged numbers: summed over processes, where the others are averaged
+COUNTS = (
+    "grader/failures",
+    "env/failures",
+    "resample/refused",
+)  # of the logged numbers: summed over processes, where the others are averaged
 
 
 def combined(parts: list[dict[str, float]]) -> dict[str, float]:

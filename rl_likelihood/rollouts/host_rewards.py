@@ -54,7 +54,7 @@ def responses(task: Task, rollout: Rollout, rows: list[EncodedExample], texts: T
     Where answers are not sampled, the reference answer stands after a chain that opened the tag, as it does in
     the row that is scored.
     """
-    p, with_answers = task.config.prompt, task.config.step.two_branches
+    p, with_answers = task.config.prompt, task.config.sampled_answer > 0
 
     def whole(text: str, reference: str, truncated: bool) -> str:
         if with_answers:
@@ -72,10 +72,10 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     crashed) is neither right nor wrong: it is not kept, and counted in grader/failures.
     """
     c = task.config
-    terms = {t.name: t.reward for t in c.reward.terms if t.reward.on_host}
+    terms = c.reward.host_terms
     size = rollout.segment.shape[1]
     answers = [[graders.extract_answer(t, task.fmt) for t in group] for group in texts]
-    if not c.step.two_branches:
+    if not c.sampled_answer:
         answers = [[None] * size for _ in rows]
     failed = np.zeros(rollout.segment.shape[:2], bool)
     failures = pool.failures
@@ -94,7 +94,16 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
 
     references = [row.example.answer for row in rows]
     inputs = HostInputs(
-        answers, references, rollout.prompts.uid, size, c.seed, c.reward, outcome, graders.numeric_match, candidate
+        answers=answers,
+        references=references,
+        uid=rollout.prompts.uid,
+        group_size=size,
+        seed=c.seed,
+        cfg=c.reward,
+        outcome=outcome,
+        same=graders.numeric_match,
+        candidate=candidate,
+        outcomes=rollout.outcomes,
     )
     tags = task.fmt
     whole = responses(task, rollout, rows, texts) if any(r.kind == "text" for r in terms.values()) else []
@@ -110,8 +119,26 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     if "majority_vote" in terms:
         votes = rules.vote_diagnostics(answers, references, graders.numeric_match, candidate)
         logged |= {f"vote/{k}": v for k, v in votes.items()}
-    if c.step.two_branches:
+    if c.sampled_answer:
         right = values["exact_match"] if "exact_match" in values else marks("exact_match")
         logged["reward/exact_match"] = float(right.mean())
     logged["grader/failures"] = float(pool.failures - failures)
+    if rollout.outcomes is not None:
+        logged |= of_conversations(rollout)
+        failed |= rollout.outcomes.failed
     return HostRewards(values, ~failed, logged)
+
+
+def of_conversations(rollout: Rollout) -> dict[str, float]:
+    """How a step's conversations went."""
+    o = rollout.outcomes
+    return {
+        "env/reward": float(o.reward.mean()),
+        "env/success": float((o.reward >= 1).mean()),
+        "env/calls_f1": float(o.calls_f1.mean()),
+        "env/turns": float(o.turns.mean()),
+        "env/calls": float(o.calls.mean()),
+        "env/bad_calls": float(o.bad_calls.mean()),
+        "env/out_of_turns": float(rollout.truncated.mean()),
+        "env/failures": float(o.failed.sum()),
+    }

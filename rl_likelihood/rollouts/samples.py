@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rl_likelihood.rollouts.batches import StepInput
+from rl_likelihood.rollouts.conversations import messages_of
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
@@ -45,6 +46,16 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
     if batch.no_chain is not None:
         logp = values["no_chain_answer_logp"][i][batch.no_chain.segment[i, 0] == REFERENCE]
         no_chain["answer_logp_no_chain"] = rounded(logp)
+    conversation = {}
+    if rollout.outcomes is not None:
+        conversation["messages"] = messages_of(task, rollout, i, j)
+        conversation |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items()}
+    weights = {}
+    if "answer_weights" in values:
+        scored = np.asarray(batch.scored[i, j][answer])
+        each = np.zeros(len(scored))
+        each[scored] = values["answer_weights"][i, j][: scored.sum()]
+        weights["answer_weights"] = rounded(each)
     return {
         "id": example.id,
         "prompt": example.prompt,
@@ -56,6 +67,8 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
         "answer_tokens": [text([t]) for t in ids[answer]],
         "answer_logp": rounded(values["answer_logp"][i, j][answer]),
         **no_chain,
+        **conversation,
+        **weights,
         "scored": batch.scored[i, j][answer].astype(int),
         **{k: digits(v[i, j]) for k, v in values.items() if k.startswith("reward")},
         "advantage": digits(values["advantage"][i, j]),

@@ -1,5 +1,5 @@
-"""What was saved is what is read: checksums of arrays, and files that are there. Orbax notices missing and cut files,
-but not a flipped bit."""
+"""Checks that a checkpoint is read as it was saved: checksums of arrays, and whether files are there. Orbax notices
+missing and cut files, but not a flipped bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from etils import epath
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be read back as it was written; says why in a few words."""
+    """A checkpoint that cannot be read as it was written; the message says why in a few words."""
 
 
 @jax.jit

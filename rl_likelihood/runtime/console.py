@@ -12,23 +12,22 @@ from rl_likelihood.runtime import distributed
 
 
 class Console:
-    """Standard output or error, whose failures are nobody's: `| head` has read enough, a terminal was closed, the
-    disk of a log file is full."""
+    """Standard output or error without write errors: a closed pipe, a closed terminal or a full disk ends no run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with self._heedless():
+        with self._ignoring_errors():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with self._heedless():
+        with self._ignoring_errors():
             self._stream.flush()
 
     @contextlib.contextmanager
-    def _heedless(self):
+    def _ignoring_errors(self):
         try:
             yield
         except OSError as e:
@@ -57,8 +56,8 @@ def say(text: str) -> None:
 
 
 def say_at_once(text: str) -> None:
-    """`say` for the handler of a signal, which may come in the middle of a print: past Python's buffer, which would
-    refuse to be entered twice."""
+    """`say` for signal handlers. They may interrupt a print, and Python's buffer refuses a second one inside it. So
+    this writes past the buffer."""
     if distributed.first():
         with contextlib.suppress(OSError):
             os.write(1, f"{text}\n".encode())

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rl_likelihood import mesh as meshes
+from rl_likelihood.mesh import divides, make_mesh, own_rows, shapes
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.runtime import distributed
 from rl_likelihood.sampler import decode, handover
@@ -40,8 +40,8 @@ class Devices:
 def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int | None = None) -> Devices:
     """The config's devices, for one process: by default this one.
 
-    Where mesh.data and mesh.fsdp leave a choice, the first mesh over which the batch divides. UserError if there is
-    none, naming the settings that would do.
+    If mesh.data and mesh.fsdp leave a choice, takes the first mesh over which the batch divides. If there is none, the
+    UserError names settings that would do.
     """
     devices = list(devices or jax.devices())
     process = jax.process_index() if process is None else process
@@ -63,12 +63,12 @@ def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int |
     own = sorted(sampling & set(by_process[process]), key=lambda d: d.id)
     learning = [d for d in devices if d not in sampling]
     slices = len({getattr(d, "slice_index", 0) for d in learning})
-    candidates = meshes.shapes(len(learning), c.mesh.data, c.mesh.fsdp, c.mesh.tensor, slices)
+    candidates = shapes(len(learning), c.mesh.data, c.mesh.fsdp, c.mesh.tensor, slices)
     micro = max(0, c.train.micro_batch_prompts) or c.train.prompts_per_step
     refusals = []
     for shape in candidates:
         try:
-            return _with_mesh(c, meshes.make_mesh(shape, learning), micro, own, process)
+            return _with_mesh(c, make_mesh(shape, learning), micro, own, process)
         except UserError as error:
             refusals.append(error)
     if len(candidates) > 1:
@@ -81,13 +81,13 @@ def _of_sampler(c: Config) -> int:
 
 
 def _suggest(c: Config, micro: int, learning: list, slices: int, own: list, process: int) -> None:
-    """UserError with a mesh and a micro-batch that divide, if there are such."""
+    """Raises a UserError that names a mesh and a micro-batch that divide, if there are any."""
     sizes = [k for k in range(c.train.prompts_per_step, 0, -1) if c.train.prompts_per_step % k == 0]
     tensors = [t for t in (c.mesh.tensor, 2, 4, 8) if len(learning) % t == 0]
     for tensor, size in itertools.product(tensors, sizes):
-        for shape in meshes.shapes(len(learning), 0, 0, tensor, slices):
+        for shape in shapes(len(learning), 0, 0, tensor, slices):
             with contextlib.suppress(UserError):
-                _with_mesh(c, meshes.make_mesh(shape, learning), size, own, process)
+                _with_mesh(c, make_mesh(shape, learning), size, own, process)
                 fits = f"set mesh.tensor={tensor} and train.micro_batch_prompts={size}, which do"
                 break
         else:
@@ -102,14 +102,14 @@ def _with_mesh(c: Config, learner: Mesh, micro: int, own: list, process: int) ->
     """The devices with this mesh of the learner's. `own`: devices that are the sampler's alone, if there are any."""
     rows, step, group = c.rows_per_prompt, c.train.prompts_per_step, c.sampler.group_size
     parts = learner.shape["data"] * learner.shape["fsdp"]
-    if not meshes.divides(learner.shape, micro, rows):
+    if not divides(learner.shape, micro, rows):
         name = "train.micro_batch_prompts" if c.train.micro_batch_prompts > 0 else "train.prompts_per_step"
         raise UserError(
             f"{name} is {micro}, which mesh.data x mesh.fsdp = {parts} does not divide; the nearest that it does "
             f"is {max(1, round(micro / parts)) * parts} (or mesh.data divides it, and mesh.fsdp its {rows} rows)"
         )
     whole = step % parts == 0
-    prompts, chains = meshes.own_rows(learner, step, 1 if whole else group)[process]
+    prompts, chains = own_rows(learner, step, 1 if whole else group)[process]
     chains = slice(0, group) if whole else chains
     local = own or [d for d in learner.devices.flat if d.process_index == process]
     sampler = handover.sampler_mesh(local, len(prompts), chains.stop - chains.start, c.sampler.tensor)

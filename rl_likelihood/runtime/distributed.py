@@ -1,8 +1,8 @@
-"""The processes of a run: how they find each other, what they tell each other, and what happens when one dies.
+"""The processes of a run: how they find each other, exchange values, and end.
 
-One process drives the devices of one host. All of them run the same program; process 0 alone writes files and talks.
-The collectives here run on all devices, so every process must call them at the same point, and never on the
-sampler's thread.
+One process drives the devices of one host. All of them run the same program. Only process 0 writes files and prints.
+The collectives here run on all devices: every process must call them at the same point, and never on the sampler's
+thread.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _number = 0  # this process's, once they have found each other
 
 
 class SharedRefusal(UserError):
-    """A refusal that every process makes, and the first has said."""
+    """A refusal by every process, printed by process 0."""
 
 
 class SharedUnreachable(SharedRefusal, Unreachable):
-    """A refusal that every process makes, and the first has said; another start may succeed."""
+    """A refusal by every process, printed by process 0; another start may succeed."""
 
 
 class SharedFailure(Exception):
-    """An error of one process that all of them know of; it has been said."""
+    """An error of one process, known to all of them and already printed."""
 
 
 def start(
@@ -54,10 +54,9 @@ def start(
 ) -> None:
     """Joins the other processes, if there are any; before anything else of jax.
 
-    What the arguments leave open the environment says (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID);
-    with neither, a Cloud TPU's own metadata, where there are chips. Unreachable after `wait` seconds. A process that
-    dies is noticed by the others within `heartbeat` seconds: one of them says so in a line, and all end with exit
-    code 1.
+    Arguments that are not given come from the environment (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID),
+    or, where neither is set, from a Cloud TPU's metadata. Raises Unreachable after `wait` seconds. If a process dies,
+    the others notice within `heartbeat` seconds. One of them prints a line, and all end with exit code 1.
     """
     global _number
     given = (coordinator, str(num_processes or ""), "" if process_id < 0 else str(process_id))
@@ -77,7 +76,7 @@ def start(
     peers = _meet(arguments, wait) if arguments else None
     timeout = max(1, int(heartbeat))
     try:
-        # The watch is quicker, and says it in a line; jax's own heartbeat, which aborts, comes after it.
+        # The watch must notice a death before jax's own heartbeat, which aborts the process.
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=timeout + 30, shutdown_timeout_seconds=60)
     except (RuntimeError, ValueError) as e:
         raise Unreachable(f"--coordinator: the processes of this run did not find each other ({_line(e)})") from e
@@ -117,11 +116,10 @@ def _listen(port: int, count: int) -> socket.socket:
 
 
 def _connections() -> dict[int, socket.socket]:
-    """The watch's connections where jax found the processes by itself, on a Cloud TPU: those of process 0 with all
-    others, in the others the one with process 0.
+    """The watch's connections on a Cloud TPU, where jax finds the processes by itself.
 
-    Process 0 listens on a free port, and tells the others through jax which, with a token that their connections
-    begin with.
+    Process 0 has one with every other process, and they have one with process 0. It listens on a free port, and sends
+    the port and a token to the others through jax. Their connections begin with the token.
     """
     if not first():
         host, port, token = share(None)
@@ -132,14 +130,14 @@ def _connections() -> dict[int, socket.socket]:
 
 
 def _address() -> str:
-    """Where the other processes reach this one: at the coordinator's address if it is this process, else at the one
-    from which this process reaches it."""
+    """The address at which other processes reach this one: the coordinator's if that is this process, else the one
+    from which this process reaches the coordinator."""
     host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
     return host if global_state.process_id == 0 else watch.address_towards(host)
 
 
 def say_error(text: str) -> None:
-    """The one line of this process about why it ends; the watch adds none of its own."""
+    """Prints why this process ends, in one line. The watch prints nothing more."""
     if _watching:
         _watching[0].quiet()
     with contextlib.suppress(OSError):
@@ -148,11 +146,10 @@ def say_error(text: str) -> None:
 
 
 def finish(code: int = 0, together: bool = True, why: str = "") -> None:
-    """Before the end of a process of several: `together` with the others, or by itself, which ends them too and says
-    `why`.
+    """Ends a process of several: `together` with the others, or alone, which ends the others too and tells them `why`.
 
-    With a code other than 0 it ends here: nothing that waits for other processes may be waited for. Process 0 ends the
-    others then: with it goes what jax has of them, which would abort whoever comes a moment later.
+    With a code other than 0 the process exits here, without waiting for other processes. Process 0 ends the others
+    first: jax's coordinator is gone with it, and jax would abort a process that ends a moment later.
     """
     met = global_state.client is not None
     if _watching and together and (not code or not first()):
@@ -184,14 +181,13 @@ def _checked(values: list[str]) -> dict[str, Any]:
 
 
 def first() -> bool:
-    """Whether this process writes files and talks."""
+    """Whether this is process 0, which writes files and prints."""
     return _number == 0
 
 
 @contextlib.contextmanager
 def folder_of_first(folder: Path) -> Iterator[Path]:
-    """Where this process writes what all of them write alike: `folder` in the first, elsewhere one that nobody reads
-    and that is gone afterwards."""
+    """Where this process writes what all of them write: process 0 into `folder`, the others into a temporary one."""
     if first():
         yield folder
         return
@@ -204,7 +200,7 @@ def several() -> bool:
     return bool(_watching)
 
 
-# ------------------------------------------------------------------------------------------ what they tell each other
+# ------------------------------------------------------------------------------------------ values between processes
 
 
 def share(value: Any) -> Any:
@@ -236,14 +232,14 @@ def gather_bytes(data: bytes) -> list[bytes]:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether it is so in any process."""
+    """Whether `flag` is True in any process."""
     return bool(gather(np.asarray([flag])).any())
 
 
 def failure_of_any(error: Exception | None) -> Exception | None:
-    """None if no process has an error; else, in every process, one that says whose, and what it is.
+    """None if no process has an error; else, in every process, a SharedFailure that names the process and its error.
 
-    The process whose it is says it at once: it may be long until the others come to this point.
+    The process with the error prints it at once: the others may reach this point much later.
     """
     if error is not None:
         traceback.print_exception(error)
@@ -256,7 +252,7 @@ def failure_of_any(error: Exception | None) -> Exception | None:
 
 
 def by_first(act: Callable[[], Any]) -> Any:
-    """What `act()` gives in process 0, JSON, in every process; its UserError is everybody's."""
+    """Runs `act()` in process 0 and gives every process its value, JSON. All of them raise its UserError."""
     if jax.process_count() == 1:
         return act()
     value, refused = None, ""
@@ -272,10 +268,9 @@ def by_first(act: Callable[[], Any]) -> Any:
 
 
 def refuse_unshared(file: Path, text: str, seconds: float = 60.0) -> None:
-    """Refuses, in every process, unless all of them find `text`, process 0's, in `file`: else its folder is not shared.
+    """Refuses, in every process, unless all of them read process 0's `text` in `file`: else its folder is not shared.
 
-    A file server may take some of `seconds` until it shows to one host what another has written: an NFS client's
-    listing may be a minute old.
+    `seconds` allows for a slow file server: an NFS client's listing may be a minute old.
     """
     if jax.process_count() == 1:
         return
@@ -288,10 +283,10 @@ def refuse_unshared(file: Path, text: str, seconds: float = 60.0) -> None:
 
 
 def await_file(path: Path, there: bool = True, seconds: float = 120.0) -> None:
-    """Waits until every process sees the file or folder that process 0 sees, or, if not `there`, none sees the one
-    that process 0 has taken away; refuses, in all, after `seconds`.
+    """Waits until every process sees the file or folder that process 0 sees, or, if not `there`, until no process sees
+    the one that process 0 has removed. After `seconds` all of them refuse.
 
-    A host of a network share may go by a listing that is a minute old.
+    A network share may show one host a listing that is a minute old.
     """
     who = "" if jax.process_count() == 1 else _without(path, lambda: path.exists() == there, seconds)
     if who:
@@ -301,7 +296,7 @@ def await_file(path: Path, there: bool = True, seconds: float = 120.0) -> None:
 
 
 def _without(file: Path, test: Callable[[], bool], seconds: float) -> str:
-    """The processes, in words, for which it is not so within `seconds`."""
+    """The processes, in words, for which `test` is not True within `seconds`."""
     passed, end = False, time.monotonic() + seconds
     while not passed and time.monotonic() < end:
         with contextlib.suppress(OSError):

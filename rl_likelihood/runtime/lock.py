@@ -32,7 +32,7 @@ class InUse(UserError):
 
 
 def say_line(text: str) -> None:
-    """Not the console's `say`: sweeps and ray's workers take locks too, without jax."""
+    """Instead of the console's `say`, which imports jax: sweeps and ray's workers take locks without it."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
 
@@ -103,7 +103,7 @@ def _try(lease: SoftFileLease, seconds: float, before: State) -> bool:
 
 
 def _remove(path: Path, stale: State) -> None:
-    """Removes the lock that was seen to be stale, and puts back another that came meanwhile."""
+    """Removes the stale lock. If another process has replaced it meanwhile, puts that one back."""
     aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.stale")
     with contextlib.suppress(FileNotFoundError):
         path.rename(aside)  # of several processes one succeeds

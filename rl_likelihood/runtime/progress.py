@@ -23,15 +23,15 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import duration
 
 EVERY = 15.0  # seconds between two lines of a log
-RECENT = 50  # reports that a time is estimated from: the pace may change
+RECENT = 50  # reports that the estimate uses, because the pace may change
 
 
 def time_left(reports: Sequence[tuple[float, int]], total: int, now: float) -> float | None:
     """Seconds until `total` is done; None where they are not known yet.
 
-    reports: (time, how much was done), the first from before the work began. What came before it, as the steps before
-        a resume, does not count. Nor does the first piece of work: it also compiles.
-    now: the time falls from one report to the next, but not below what must follow the piece that is being worked on.
+    reports: (time, how much was done); the first is from the start. Work before it (steps before a resume) does not
+        count, nor does the first piece of work, which also compiles.
+    now: between two reports the time falls, but not below the time of the pieces after the current one.
     """
     if reports and reports[-1][1] >= total:
         return 0.0

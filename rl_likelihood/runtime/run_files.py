@@ -154,13 +154,13 @@ def truncate(path: str | Path, step: int) -> int:
     return cut
 
 
-_running: dict[Path, tuple[int, int]] = {}  # workdirs whose STATUS this process has as running: step, steps
+_running: dict[Path, tuple[int, int]] = {}  # workdirs for which this process wrote "running": step, steps
 
 
 def write_status(workdir: str | Path, state: str, step: int, steps: int, error: str = "") -> None:
     """Replaces `workdir`/STATUS by one line of JSON; a reader sees the old line or the new one, never a part.
 
-    A full disk does not keep the end of a run from being told: the file is then overwritten where it lies.
+    If the disk is full, the status of an ended run is written over the old file.
     """
     if state not in STATES:
         raise ValueError(f"state is one of {STATES}, got {state!r}")
@@ -181,7 +181,7 @@ def write_status(workdir: str | Path, state: str, step: int, steps: int, error: 
                 file.write(line)
                 file.truncate()
     except OSError as e:
-        if state in ("failed", "interrupted"):  # the reason why the run ends is worth more
+        if state in ("failed", "interrupted"):  # do not hide why the run ended
             print(f"warning: {cannot_write(path, e)}", file=sys.stderr, flush=True)
             return
         raise cannot_write(path, e) from e
@@ -192,7 +192,7 @@ def write_status(workdir: str | Path, state: str, step: int, steps: int, error: 
 
 
 def fail_running(error: str) -> None:
-    """STATUS says failed where this process had it as running: before an end that no `except` sees."""
+    """Writes "failed" over every "running" of this process, before it exits without an exception."""
     for workdir, (step, steps) in list(_running.items()):
         write_status(workdir, "failed", step, steps, error)
 

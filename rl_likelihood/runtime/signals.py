@@ -11,12 +11,12 @@ from rl_likelihood.runtime.console import say_at_once
 
 
 class Stopped(Exception):
-    """The user asked to stop, and what was going on need not be finished."""
+    """The user asked to stop."""
 
 
 class StopRequest:
-    """Ctrl-C, SIGTERM and SIGHUP finish the step and save. A second Ctrl-C or SIGTERM ends at once; a second SIGHUP
-    does not, as kernel and shell may both send one when a terminal closes."""
+    """Ctrl-C, SIGTERM and SIGHUP finish the step and save. A second Ctrl-C or SIGTERM ends at once. A second SIGHUP
+    does not: kernel and shell may both send one when a terminal closes."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -37,7 +37,7 @@ class StopRequest:
         say_at_once("stopping after this step (again to stop at once)")
 
     def check(self) -> None:
-        """Raise Stopped if asked to stop: called where nothing is lost by it, by all processes at the same point."""
+        """Raises Stopped if the user asked to stop. All processes call it at the same point, where nothing is lost."""
         if distributed.any_of(self.requested):
             raise Stopped
 

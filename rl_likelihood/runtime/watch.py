@@ -1,4 +1,4 @@
-"""Which of a run's processes are alive: their connections, and what is said when one dies. Nothing here needs jax."""
+"""Notices when one of a run's processes dies, and ends the others with one line. Needs no jax."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEETING = 60.0  # seconds that the processes have to connect; a silent one may b
 
 
 class Unreachable(UserError):
-    """The processes did not find each other. The settings may be right, and another start may succeed."""
+    """The processes did not find each other. The settings may be right: another start may succeed."""
 
 
 def processes(numbers: list[int]) -> str:
@@ -65,7 +65,7 @@ def admit(
             connection, _ = server.accept()
         except TimeoutError:
             continue
-        connection.settimeout(min(5.0, seconds))  # one that says nothing does not keep the others out
+        connection.settimeout(min(5.0, seconds))  # a silent one must not block the others
         got = _receive(connection, TOKEN + 4)
         number = int.from_bytes(got[TOKEN:], "big")
         if hmac.compare_digest(got[:TOKEN], token) and number in missing:
@@ -134,53 +134,53 @@ def address_towards(host: str) -> str:
 
 
 def write_error(text: str) -> None:
-    """At once and whole, as other processes write there too. A terminal that is gone keeps no process from ending."""
+    """Writes in one piece, because other processes write there too. A closed terminal is ignored."""
     with contextlib.suppress(OSError):
         os.write(sys.stderr.fileno(), f"error: {text}\n".encode())
 
 
 class Watch:
-    """A connection of every process with process 0, over which each says now and then that it is alive.
+    """A connection of every process with process 0, which carries a heartbeat both ways.
 
-    jax's own service notices a dead process too, and then aborts the others with a page of C++. Here a death is said
-    first, in one line: the kernel closes a dead process's connections at once, and a silent host's say nothing. Process
-    0 says it and ends the others; if it is process 0 that died, process 1 does. Lines of the connection:
+    jax's own service notices a dead process too, but then aborts the others with a page of C++. The watch is faster and
+    prints one line: the kernel closes the connections of a dead process at once, and a dead host stops its heartbeat.
+    Process 0 prints the line and ends the others. If process 0 died, process 1 prints it. Messages:
 
         .                 alive
-        quit              about to end as all do, so the closing of the connection is no death
-        failed CODE WHY   to process 0: about to end by an error of its own
-        end CODE          from process 0, which has said why
+        quit              ends normally: the closed connection that follows is no death
+        failed CODE WHY   to process 0: ends because of an error
+        end CODE          from process 0, which has printed why
     """
 
     def __init__(self, number: int, peers: dict[int, socket.socket], heartbeat: float) -> None:
         """Process `number`'s, with its connections by the number of the other."""
         self.number, self.peers, self.heartbeat = number, peers, heartbeat
         self.over = False
-        self.lock = threading.Lock()  # of the one who says why this process ends: the watch, or who calls `quiet`
+        self.lock = threading.Lock()  # one thread says why this process ends: the watch, or the caller of `quiet`
 
     def begin(self) -> None:
         """Watch from now to the end of the process."""
-        self._send(".")  # who has been heard once may not be silent any more
+        self._send(".")  # starts the heartbeat
         self.thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self.thread.start()
 
     def await_first(self) -> None:
-        """Returns when process 0 is about to end as all do: what it has to do at the end may take a while."""
+        """Waits until process 0 ends normally: its last work, such as a figure, may take a while."""
         if self.number:
-            self.thread.join()  # it has one to watch, and ends all if that one dies
+            self.thread.join()  # the thread ends this process if process 0 dies
 
     def quiet(self) -> None:
-        """Say nothing more: this process is about to end, and says why itself."""
+        """Print nothing more: this process is about to end, and says why itself."""
         with self.lock:
             self.over = True
 
     def leave(self) -> None:
-        """Stop watching: this process is about to end as it should."""
+        """Stop watching: this process is about to end normally."""
         self.quiet()
         self._send("quit")
 
     def fail(self, code: int, why: str) -> None:
-        """This process is about to end by an error of its own, with `code`: the others end with it too."""
+        """This process is about to end with `code` because of an error. The others end too."""
         self.quiet()
         if self.number:
             self._send(f"failed {code} {why}")
@@ -193,7 +193,7 @@ class Watch:
                 peer.sendall(line.encode() + b"\n")
 
     def _end_others(self, code: int) -> None:
-        """From process 0. jax's coordinator ends with this process, so the others are to be gone before."""
+        """From process 0. Waits until the others are gone: jax's coordinator ends with this process."""
         self._send(f"end {code}")
         until = time.monotonic() + GOODBYE
         for peer in self.peers.values():
@@ -205,7 +205,7 @@ class Watch:
 
     def _watch(self) -> None:
         heard = dict.fromkeys(self.peers, time.monotonic() + MEETING)
-        begun = dict.fromkeys(self.peers, b"")  # lines of which the end has not come yet
+        begun = dict.fromkeys(self.peers, b"")  # incomplete lines
         said = 0.0
         with selectors.DefaultSelector() as ready:
             for number, peer in self.peers.items():
@@ -235,7 +235,7 @@ class Watch:
             got = b""
         *lines, begun[number] = (begun[number] + got).split(b"\n")
         for line in lines:
-            self._heed(number, line.decode(errors="replace"))
+            self._obey(number, line.decode(errors="replace"))
         if b"quit" in lines:
             heard.pop(number)
             return True
@@ -244,7 +244,8 @@ class Watch:
         heard[number] = time.monotonic()
         return False
 
-    def _heed(self, number: int, line: str) -> None:
+    def _obey(self, number: int, line: str) -> None:
+        """Acts on one message."""
         word, _, arguments = line.partition(" ")
         code, _, why = arguments.partition(" ")
         if word == "end" and not self.over:
@@ -266,4 +267,4 @@ class Watch:
             if self.number == 0:
                 self._end_others(code)
                 fail_running(why)
-            os._exit(code)  # nothing that waits for the lost process may be waited for
+            os._exit(code)  # at once: other threads may wait for the lost process

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, what is in it, and what a checkpoint says beside its arrays."""
+"""The folder of a run: which config it belongs to, its files, and what a checkpoint holds besides arrays."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ TOKENIZER = "tokenizer"  # folder: the model's own files may move
 
 
 def claim(workdir: Path, c: Config, force: bool = False) -> None:
-    """The workdir belongs to one config: write it, or refuse another, unless forced, when the workdir becomes this
-    one's."""
+    """Writes the config into a new workdir. Refuses the workdir of another config, unless `force`: then this config
+    replaces it."""
     path, new = workdir / CONFIG, flatten(c)
     try:
         if path.exists() and begun(workdir):
@@ -54,12 +54,12 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
 
 
 def pinned_date(workdir: Path, date: str) -> str:
-    """prompt.date, or the day that the workdir's run began: a resumed run asks what it asked before."""
+    """prompt.date, or the day on which the run began, so that a resumed run has the same prompts."""
     return date or _inputs(workdir).get("date") or datetime.date.today().isoformat()
 
 
 def keep_inputs(workdir: Path, date: str, digest: str, force: bool = False) -> None:
-    """Keeps the date and the digest of the questions; refuses other questions than the run began with."""
+    """Saves the date and the digest of the questions. Refuses questions that have changed since the run began."""
     before = _inputs(workdir).get("questions", digest)
     if before != digest and not force:
         raise UserError(
@@ -80,12 +80,12 @@ def _inputs(workdir: Path) -> dict[str, str]:
 
 
 def tokenizer_path(workdir: Path, path: str) -> str:
-    """Where the tokenizer of a run is: in its workdir, or, for runs of older versions, where the model was."""
+    """The tokenizer of a run: in its workdir, or, for runs of older versions, beside the model."""
     return str(workdir / TOKENIZER) if (workdir / TOKENIZER).is_dir() else path
 
 
 def begun(workdir: Path) -> bool:
-    """Whether there is something in the workdir to go on from: not where its run was refused at the start."""
+    """Whether the run has written results. A run that was refused at the start has not."""
     written = (METRICS, EVAL, "baseline.jsonl")
     return (
         checkpoint.latest_step(workdir) is not None
@@ -95,13 +95,13 @@ def begun(workdir: Path) -> bool:
 
 
 def restore_tracking_id(workdir: Path, tracking_id: str | None) -> None:
-    """Writes the id of the run's copy in wandb back, if its file is gone: else the copy would begin anew."""
+    """Writes the wandb id again if its file is gone, so that wandb continues the same run."""
     if tracking_id and not (workdir / TRACKING_ID).exists():
         (workdir / TRACKING_ID).write_text(tracking_id + "\n")
 
 
 def warn_of_lost_lines(folder: Path, sizes: dict[str, int], step: int) -> None:
-    """Says which files, cut back to `step`, are shorter than when its checkpoint was saved."""
+    """Warns of files that are shorter than they were when the checkpoint of `step` was saved."""
     for name, size in sizes.items():
         have = (folder / name).stat().st_size if (folder / name).exists() else 0
         if have < size:
@@ -112,8 +112,11 @@ def warn_of_lost_lines(folder: Path, sizes: dict[str, int], step: int) -> None:
 
 
 def checkpoint_meta(folder: Path, c: Config, model: ModelConfig, model_path: str) -> dict[str, Any]:
-    """What a checkpoint says beside its arrays and its queue. The data's position follows from the step and the queue,
-    the random keys from the seed and the step; the files of `folder` are cut back to the step."""
+    """What a checkpoint holds besides its arrays and its queue.
+
+    The position in the data follows from the step and the queue, random keys from the seed and the step. On resume the
+    files of `folder` are cut back to the step.
+    """
     tracking = folder / TRACKING_ID
     files = [folder / name for name in (METRICS, SAMPLES, EVAL)]
     return {

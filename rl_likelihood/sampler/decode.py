@@ -33,7 +33,15 @@ class SamplerSettings:
     """How and where chains are sampled."""
 
     group_size: int = field(8, "G: chains per prompt", least=1)
-    max_chain: int = field(64, "sampled tokens of a chain at most, its closing tags included", least=1)
+    max_chain: int = field(
+        64, "sampled tokens of a chain at most, its closing tags included; of a message, in a conversation", least=1
+    )
+    max_turns: int = field(8, "messages of the model in a conversation with an environment at most", least=1)
+    max_env_tokens: int = field(
+        256,
+        "tokens of an environment's reply at most, its chat markup included; a longer one is cut in the middle",
+        least=16,
+    )
     max_sampled_answer: int = field(
         -1, "sampled tokens of an answer; 0: none is sampled, -1: prompt.max_answer if the reward reads it", least=-1
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_likelihood.shapes import Prompts, Rollout
+from rl_likelihood.shapes import Outcomes, Prompts, Rollout
 
 
 class Closed(Exception):
@@ -154,7 +154,7 @@ def start_sampler(
                 number += 1
         except Closed:
             pass
-        except BaseException as error:  # noqa: BLE001 (handed to the learner's thread, which raises it)
+        except BaseException as error:  # the learner's thread raises it
             queue.close(error)
 
     thread = threading.Thread(target=run, name="sampler", daemon=True)
@@ -162,30 +162,40 @@ def start_sampler(
     return thread
 
 
+NESTED = {"prompts": Prompts, "outcomes": Outcomes}  # fields of a Rollout that hold arrays by name
+
+
 def to_bytes(rollouts: Sequence[Rollout]) -> bytes:
     """Rollouts as a checkpoint stores them."""
-    arrays: dict[str, np.ndarray] = {}
-    for i, rollout in enumerate(rollouts):
-        for f in dataclasses.fields(rollout):
-            if f.name != "prompts":
-                arrays[f"{i}.{f.name}"] = np.asarray(getattr(rollout, f.name))
-        for f in dataclasses.fields(Prompts):
-            arrays[f"{i}.prompts.{f.name}"] = np.asarray(getattr(rollout.prompts, f.name))
+    arrays = {f"{i}.{name}": value for i, rollout in enumerate(rollouts) for name, value in _arrays(rollout).items()}
     file = io.BytesIO()
     np.savez_compressed(file, count=len(rollouts), **arrays)
     return file.getvalue()
 
 
+def _arrays(rollout: Rollout) -> dict[str, np.ndarray]:
+    out: dict[str, Any] = {}
+    for name, value in vars(rollout).items():
+        if name not in NESTED:
+            out[name] = value
+        elif value is not None:
+            out |= {f"{name}.{part}": array for part, array in vars(value).items()}
+    return {name: np.asarray(value) for name, value in out.items()}
+
+
 def from_bytes(data: bytes) -> list[Rollout]:
     """The inverse of `to_bytes`; [] for rollouts of an older version, which lack a field: they are sampled anew."""
+    kinds = {"version": int, "number": int, "seconds": float}
     with np.load(io.BytesIO(data)) as stored:
         out = []
         for i in range(int(stored["count"])):
             if f"{i}.number" not in stored:
                 return []
-            prompts = Prompts(**{f.name: stored[f"{i}.prompts.{f.name}"] for f in dataclasses.fields(Prompts)})
-            fields = {f.name: stored[f"{i}.{f.name}"] for f in dataclasses.fields(Rollout) if f.name != "prompts"}
-            for name, kind in (("version", int), ("number", int), ("seconds", float)):
-                fields[name] = kind(fields[name])
-            out.append(Rollout(prompts, **fields))
+            plain = [f.name for f in dataclasses.fields(Rollout) if f.name not in NESTED]
+            fields: dict[str, Any] = {name: kinds.get(name, np.asarray)(stored[f"{i}.{name}"]) for name in plain}
+            for name, kind in NESTED.items():
+                parts = [f.name for f in dataclasses.fields(kind)]
+                if f"{i}.{name}.{parts[0]}" in stored:
+                    fields[name] = kind(**{part: stored[f"{i}.{name}.{part}"] for part in parts})
+            out.append(Rollout(**fields))
     return out

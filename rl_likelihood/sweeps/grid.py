@@ -1,4 +1,4 @@
-"""Sweeps are data: a list of points, each a dict of overrides; their names, their commands, how far each one is.
+"""Sweeps are data: a list of points, each a dict of overrides. Names, commands and progress of the points.
 
     def get_sweep():
         return product(
@@ -8,9 +8,9 @@
             sweep("seed", (0, 1)),
         )
 
-A key is a config field, "config" (the config file, with its arguments after a colon) or "@label": what people call
-a choice. Labels and the seed make the run's name, its row in tables and what --only selects; they are never on
-the command line. Everything known of a point's past is in its run folder.
+A key is a config field, "config" (the config file, with its arguments after a colon) or "@label", a name for a choice.
+Labels and the seed give the name of the run and its row in tables, and --only selects by them. They are never on the
+command line. The history of a point is in its run folder.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Overrides = dict[str, Any]  # what get_sweep gives for one point
 
 CONFIG, SEED, LABEL = "config", "seed", "@"
 ATTEMPTS, LOG = "attempts.jsonl", "log.txt"
-LOCK = "SWEEP_LEASE"  # of the process that starts the attempts; the run itself holds runtime.lock.FILE
-RETRIES = 3  # of a point that failed; one that was preempted is tried again without limit
+LOCK = "SWEEP_LEASE"  # held by the process that starts attempts; the run itself holds runtime.lock.FILE
+RETRIES = 3  # of a failed point; a preempted one is tried again without limit
 
 
 # ------------------------------------------------------------------------------------------- the algebra
@@ -60,7 +60,7 @@ def product(*parts: Iterable[Overrides]) -> list[Overrides]:
 
 
 def zipped(*parts: Iterable[Overrides]) -> list[Overrides]:
-    """The first points of all parts as one, the second ones, and so on; parts of unequal length are refused."""
+    """Merges the first points of all parts, the second ones, and so on. Refuses parts of unequal length."""
     lists = [list(part) for part in parts]
     if len({len(part) for part in lists}) > 1:
         raise UserError(f"zipped: parts of {', '.join(str(len(p)) for p in lists)} points; give parts of one length")
@@ -122,7 +122,7 @@ def _slug(text: str) -> str:
 
 
 def point(overrides: Overrides) -> Point:
-    """A point from what a sweep says of it. Without labels every override is one."""
+    """A point from its overrides. Without labels every override is one."""
     if not isinstance(overrides, Mapping) or not isinstance(overrides.get(CONFIG), str):
         raise UserError(f'sweep: {overrides!r} is no point; give a dict with "{CONFIG}": a config file')
     fields = {k: v for k, v in overrides.items() if k != CONFIG and not k.startswith(LABEL)}
@@ -175,7 +175,7 @@ def _same(value: Any, text: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """An experiments file: its points, and what it may say besides.
+    """An experiments file: its points and its optional parts.
 
     ROWS: the label that names a table's rows. PAPER: published numbers, a list of {"labels": {...}, metric:
     (mean, spread)}. RESOURCES: what a point needs on a ray cluster, as {"CPU": 2} or {"TPU": 4}. prepare(): makes
@@ -196,7 +196,7 @@ class Experiment:
 
 
 def load(path: str) -> Experiment:
-    """The experiments file at `path`. Refused: a file that is not there, or is no sweep, or says a point twice."""
+    """The experiments file at `path`. Refuses a missing file, one without a sweep, and a point given twice."""
     file = Path(path).resolve()
     if not file.is_file():
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
@@ -235,9 +235,9 @@ def load(path: str) -> Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """How far a run is, by its folder.
+    """The progress of a run, read from its folder.
 
-    kind: new | running | done | preempted | failed (both are tried again) | stopped (not any more: `why`).
+    kind: new | running | done | preempted | failed (both are tried again) | stopped (`why` it is not tried again).
     """
 
     kind: str
@@ -259,7 +259,7 @@ def state(workdir: Path) -> State:
         kind = "done"
     elif running:
         kind = "running"
-        preemptions -= last == "start"  # the start without an end that is going on
+        preemptions -= last == "start"  # the attempt that is running
     elif why:
         kind = "stopped"
     else:
@@ -270,9 +270,9 @@ def state(workdir: Path) -> State:
 
 
 def history(attempts: Sequence[Mapping[str, Any]]) -> tuple[list[str], int, str]:
-    """(errors of the failed attempts, number of preempted ones, why it is not tried again, or "").
+    """(errors of the failed attempts, number of preempted ones, why it is not tried again or "").
 
-    A start without an end is an attempt whose whole machine went away: preempted.
+    A start without an end counts as preempted: the whole machine went away.
     """
     failures: list[str] = []
     preemptions, previous = 0, ""
@@ -281,7 +281,7 @@ def history(attempts: Sequence[Mapping[str, Any]]) -> tuple[list[str], int, str]
         preemptions += event == "preempted" or (event == "start" and previous == "start")
         if event == "failed":
             failures.append(row["error"])
-        if event == "retry":  # somebody mended the cause
+        if event == "retry":  # the user has removed the cause
             failures = []
         previous = event
     why = ""
@@ -304,7 +304,7 @@ def note(workdir: Path, event: str, **values: Any) -> None:
 
 
 def last_step(workdir: Path) -> int:
-    """The step of the last whole line of metrics.jsonl, from the end of the file alone; 0 without one."""
+    """The step of the last whole line of metrics.jsonl, 0 without one. Reads only the end of the file."""
     path = workdir / run_files.METRICS
     if not path.exists():
         return 0
@@ -318,7 +318,7 @@ def last_step(workdir: Path) -> int:
 
 
 def hold(workdir: Path) -> contextlib.ExitStack | None:
-    """Takes the run folder; None if another process has it. Close what it gives to let the folder go."""
+    """Locks the run folder; None if another process has it. Close the stack to release it."""
     if held(workdir):
         return None
     with contextlib.ExitStack() as stack:
@@ -330,10 +330,10 @@ def hold(workdir: Path) -> contextlib.ExitStack | None:
 
 
 def taken(workdir: Path) -> str:
-    """Who runs in this folder, which we hold; "" if nobody does."""
+    """Which process runs in this folder, whose sweep lock we hold; "" if none does."""
     return in_use(workdir, (workdir / LOCK).stat().st_mtime)  # the clock of the file server
 
 
 def held(workdir: Path) -> str:
-    """Who is at work in this run folder, by its run's lock or its sweep's; "" if nobody is."""
+    """Which process works in this run folder, by the run's lock or the sweep's; "" if none does."""
     return in_use(workdir) or in_use(workdir, name=LOCK)

@@ -18,7 +18,7 @@ from rl_likelihood.sweeps.runners import PAUSE, Job, Say
 
 
 class TryAgain(Exception):
-    """Tells ray to schedule the task once more."""
+    """Tells ray to schedule the task again."""
 
 
 def run_ray(jobs: Sequence[Job], resources: dict[str, float], say: Say, pause: tuple[float, float] = PAUSE) -> int:
@@ -81,7 +81,7 @@ def _begin(ray: ModuleType, jobs: Sequence[Job], needs: dict[str, float], pause:
     )(ray_task)
     tasks = {}
     for job in jobs:
-        job.workdir.mkdir(parents=True, exist_ok=True)  # a worker that does not find it does not share it
+        job.workdir.mkdir(parents=True, exist_ok=True)  # if a worker does not find it, the folder is not shared
         # A worker may run in another folder.
         there = dataclasses.replace(job, workdir=job.workdir.absolute(), cwd=(job.cwd or Path()).absolute())
         tasks[remote.remote(there, pause)] = job
@@ -89,7 +89,7 @@ def _begin(ray: ModuleType, jobs: Sequence[Job], needs: dict[str, float], pause:
 
 
 def _refuse_too_much(needs: dict[str, float], nodes: Sequence[dict[str, float]]) -> None:
-    """Ray would wait without a word for a node that has it all."""
+    """Refuses resources that no node has: ray would wait for one without a word."""
     if any(all(node.get(k, 0) >= v for k, v in needs.items()) for node in nodes):
         return
     words = lambda values: ", ".join(f"{k}={v:g}" for k, v in values.items())
@@ -101,9 +101,9 @@ def _refuse_too_much(needs: dict[str, float], nodes: Sequence[dict[str, float]])
 
 
 def ray_task(job: Job, pause: tuple[float, float]) -> tuple[str, float]:
-    """One attempt on a worker: (done or failed for good, seconds). Raises TryAgain when there is to be another.
+    """One attempt on a worker: (done or failed for good, seconds). Raises TryAgain if there must be another.
 
-    A worker that was killed leaves a run that saves and ends, on this host or another: this waits for that.
+    If a worker was killed, its run saves and ends, on this host or another: this waits for it.
     """
     began = time.monotonic()
     if not (job.workdir.is_dir() and job.cwd.is_dir()):

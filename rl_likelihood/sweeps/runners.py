@@ -1,9 +1,9 @@
 """Ways to run the points of a sweep: processes of this machine, printed commands, and (`ray_runner`) tasks of ray.
 
-Each attempt is a process of its own, with its output in the run folder's log.txt. How it ended is read from its exit
-code and from STATUS, and written into the run folder. A failed attempt is made again three times, a preempted one
-without limit, and the same error twice in a row ends it (`grid.history`). A runner that is itself killed loses nothing:
-its runs go on, and the next runner waits for them.
+Each attempt is a process of its own, with its output in log.txt of the run folder. Its exit code and STATUS say how it
+ended, and the runner notes that in the run folder. A failed attempt is repeated up to three times, a preempted one
+without limit. The same error twice in a row stops the point (`grid.history`). If the runner itself is killed, its runs
+go on, and the next runner waits for them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rl_likelihood.runtime.console import duration
 from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid
 
-# Signals that a program brings upon itself; whatever else kills a process is somebody else's doing: preemption.
+# Signals of a crash. Any other signal that kills a process counts as preemption.
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS}
-# Seconds before a preempted run goes on that came no step further; doubled each time, up to the second number.
+# Seconds before a preempted run that made no step is started again; doubled each time, up to the second number.
 PAUSE = (1.0, 60.0)
-AGAIN = 1.0  # seconds until the next look at a run that another process is at work on
+AGAIN = 1.0  # seconds until the next look at a run that another process holds
 INTERRUPTED = 130  # exit code, as a shell has it
-# Linux: the program that follows gets SIGTERM, on which it saves, when the process that started it dies.
+# Linux: sends the program SIGTERM, on which it saves, when its parent process dies.
 _DIES_WITH_PARENT = (
     sys.executable,
     "-c",
@@ -72,9 +72,9 @@ Say = Callable[[str], None]
 
 
 def start(job: Job, cores: set[int] | None = None, orphan: bool = True) -> Attempt | None:
-    """Begin an attempt, on these CPU cores alone; None if another process is at work on the job.
+    """Starts an attempt on these CPU cores; None if another process holds the job.
 
-    `orphan`: it goes on when this process is killed; otherwise it then saves and ends.
+    `orphan`: the attempt goes on if this process is killed. Otherwise it saves and ends.
     """
     lock = grid.hold(job.workdir)
     if lock is None:
@@ -125,9 +125,9 @@ def _status_time(workdir: Path) -> int:
 
 
 def finish(attempt: Attempt) -> str:
-    """How an ended attempt ended, which its folder records: done, failed, preempted, or elsewhere.
+    """Notes how an attempt ended, and returns it: done, failed, preempted, or elsewhere.
 
-    elsewhere: another process had the folder, as this attempt saw only after its start.
+    elsewhere: another process held the folder, which this attempt noticed only after its start.
     """
     job, code = attempt.job, attempt.process.returncode
     status = run_files.read_status(job.workdir) if _status_time(job.workdir) != attempt.status_before else None
@@ -149,7 +149,7 @@ def finish(attempt: Attempt) -> str:
 
 
 def _why(attempt: Attempt, code: int, killed: int, status: dict) -> str:
-    """The error of a failed attempt, in one line: what STATUS says, or the last that it wrote."""
+    """The error of a failed attempt in one line: from STATUS, or the last line of its log."""
     if status.get("state") == "failed" and status.get("error"):
         return status["error"]
     if killed:
@@ -163,7 +163,7 @@ def _why(attempt: Attempt, code: int, killed: int, status: dict) -> str:
 
 
 def pause_of(workdir: Path, pause: tuple[float, float] = PAUSE) -> float:
-    """Seconds to wait before going on with a preempted run: more each time that it came no step further."""
+    """Seconds to wait before a preempted run is started again: more each time that it made no step."""
     still = 0
     rows = grid.read_attempts(workdir)
     for before, after in zip(rows[-2::-1], rows[:0:-1], strict=False):
@@ -208,13 +208,13 @@ def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, f
     """Run the jobs as processes of this machine, `at_once` at a time on equal shares of its cores; an exit code.
 
     0: all are done; 1: some are stopped; 130: interrupted, which saves every run.
-    What has to be tried again goes to the back of the queue, and so does what another process is at work on: should it
-    die, its runs are made here.
+    A job that must be tried again goes to the back of the queue. So does one that another process holds: if that
+    process dies, this one takes over.
     """
     free = shares(at_once)
     queue = collections.deque((job, 0.0) for job in jobs)  # (job, not before)
     running: dict[int, tuple[Attempt, set[int] | None]] = {}
-    ended, met = collections.Counter(), set()  # met: runs that other processes are at work on
+    ended, met = collections.Counter(), set()  # met: runs that other processes hold
     asked, passed_on = Asked(), 0
     try:
         while running or (queue and not asked.times):
@@ -262,7 +262,7 @@ def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, f
 
 
 def _pass_on(attempts: Iterable[Attempt], times: int, say: Say) -> None:
-    """Hand an interrupt to the runs: the first two as Ctrl-C, the third as a kill of all their processes."""
+    """Passes an interrupt on to the runs: the first two as Ctrl-C, the third as a kill of all their processes."""
     words = ("stopping after their steps (again: at once)", "stopping at once (again: kill)", "killing")
     say(f"{words[min(times, 3) - 1]}: the runs at work")
     for attempt in attempts:
@@ -274,7 +274,7 @@ def _pass_on(attempts: Iterable[Attempt], times: int, say: Say) -> None:
 
 
 def report(job: Job, outcome: str, seconds: float, say: Say) -> str:
-    """Say how an attempt ended; "stopped" in place of failed if it was the last one."""
+    """Prints how an attempt ended, and returns it: "stopped" instead of failed if it is not tried again."""
     state = grid.state(job.workdir)
     took = duration(seconds)
     if outcome == "done":

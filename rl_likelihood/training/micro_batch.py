@@ -1,11 +1,13 @@
 """train.micro_batch_prompts=-1: how many prompts at a time is fastest here, measured once and saved in the workdir.
 
-What is timed is forward and backward of two micro-batches of the longest rows (of one that is all of a step), in the
-step's own loop, beginning with the smallest; what that does once for all of them, as to copy unrolled layers, counts
-for two, so sizes below half of a step look a little slower than they are. The first that is slower a prompt, or does
-not fit, ends it. A resumed run takes what the workdir says, so it goes on bit for bit, unless its `conditions` are
-others (devices, or how the model is run) or none are saved, as older versions did: then it measures anew. Two runs may
-choose differently, and then differ by rounding.
+Timed are forward and backward of two micro-batches of the longest rows (or of one, if that is a whole step), in the
+step's own loop. Sizes are tried from the smallest up, until one is slower per prompt or does not fit. Work that a step
+does once, such as copying unrolled layers, is divided by two micro-batches only, so sizes below half a step look a
+little slower than they are.
+
+A resumed run uses the size in its workdir, so that it goes on bit for bit. It measures again if its `conditions`
+(devices, how the model is run) have changed, or if an older version saved none. Two runs may choose different sizes:
+then they differ by rounding.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ from rl_likelihood.task import Task, abstract_batch
 FILE = "MICRO_BATCH"
 ROUNDS = 3  # timed runs, of which the fastest counts
 LARGER = "rl_likelihood.plan says what would"
-WORSE = 1.05  # this much slower a prompt than the best is not noise
+WORSE = 1.05  # slower than the best by more than this factor is not noise
 
 
 def with_micro_batch(task: Task, devices: Devices, params: Params, models: Models, workdir: Path) -> Task:
-    """The task with the micro-batch size that the workdir says, or that is fastest; every process calls it."""
+    """The task with the micro-batch size of the workdir, or else the fastest one. Every process calls it."""
     path = workdir / FILE
     saved = distributed.by_first(lambda: json.loads(path.read_text()) if path.exists() else None)
     now = conditions(task, devices)
@@ -56,7 +58,7 @@ def with_micro_batch(task: Task, devices: Devices, params: Params, models: Model
 
 
 def conditions(task: Task, devices: Devices) -> str:
-    """What the measurement depends on that a run may change when it goes on."""
+    """What the measurement depends on, and a resumed run may have changed."""
     mesh, m, c = devices.learner, task.model, task.config
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     how = f"{m.compute_dtype}, layers {'scanned' if m.scan_layers else 'unrolled'}, remat {m.remat}"
@@ -75,7 +77,7 @@ def measured(task: Task, devices: Devices, params: Params, models: Models) -> di
     options = compiler_options(mesh, task.model.scratch_kib)  # the step's
     timed = jax.jit(gradients, static_argnums=(3, 4), compiler_options=options)
     seconds: dict[int, float] = {}
-    # Times are process 0's everywhere: all must leave the loop at one size.
+    # All processes use the times of process 0, so that they leave the loop at the same size.
     for k in (k for k in range(1, p + 1) if p % k == 0 and divides(mesh.shape, k, rows)):
         count = min(2 * k, p)
         part = jax.tree.map(lambda x, n=count: x[:n], whole)
@@ -92,7 +94,7 @@ def measured(task: Task, devices: Devices, params: Params, models: Models) -> di
                 jax.block_until_ready(program(params, models, batch))
                 times.append(time.perf_counter() - start)
         if len(times) <= ROUNDS:
-            # Of several processes the others wait in the program that is over here: they cannot be told to go on.
+            # Other processes still wait inside the program that has ended in this one.
             if distributed.several():
                 raise UserError(refusal(k, f"set train.micro_batch_prompts={max(seconds)}" if seconds else LARGER))
             break
@@ -105,13 +107,13 @@ def measured(task: Task, devices: Devices, params: Params, models: Models) -> di
 
 
 def refusal(prompts: int, instead: str) -> str:
-    """What to say where so many prompts at a time are too many."""
+    """The message for a size that does not fit."""
     return f"train.micro_batch_prompts=-1: {prompts} prompts of the longest rows at a time do not fit; {instead}"
 
 
 @contextlib.contextmanager
 def _unless_full() -> Iterator[None]:
-    """Ends its block where the memory does not suffice."""
+    """Ends its block if memory runs out."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

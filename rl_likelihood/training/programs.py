@@ -30,7 +30,7 @@ class StepPrograms:
     ) -> tuple[TrainState, dict[str, float], dict[str, np.ndarray]]:
         shape = batch.prompt.shape[1], batch.completion.shape[2]
         if shape not in self._compiled:
-            if self._compiled:  # the first one's time is known by the first step's line
+            if self._compiled:  # the first step's line shows the time of the first one
                 number = len(self._compiled) + 1
                 say(f"compiles the step for prompts of {shape[0]} and rows of {shape[1]} tokens, shape {number}")
             step = self.task.config.step

@@ -1,7 +1,7 @@
-"""Supervised steps before RL: the model's own chains in the wanted format, or chains that the data gives.
+"""Supervised steps before RL, on the model's own chains in the wanted format or on chains of the data.
 
-`own` teaches the format only: greedy chains and answers of the untouched model, right or wrong, sampled
-with worked examples in the prompt, become targets for the prompt without them. No reference answer is used.
+`own` teaches the format only. With worked examples in the prompt the untouched model writes greedy chains and answers,
+right or wrong. They become the targets for the prompt without the examples. No reference answer is used.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.mesh import by_prompt, put
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.rollouts.conversations import targets_of
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
@@ -69,7 +70,7 @@ def own_chains(task: Task, devices: Devices, params: Params) -> list[dict[str, A
 
 
 def chains_to_learn(task: Task, devices: Devices, params: Params, workdir: Path) -> list[EncodedExample]:
-    """The questions with the chains that the warm start learns: own or given."""
+    """The questions with the chains that the warm start learns."""
     w = task.config.warm_start
     if w.chains == "own":
         chains = own_chains(task, devices, params)
@@ -95,8 +96,8 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
     c, mesh = task.config, devices.learner
     steps = c.warm_start.steps
     rows = chains_to_learn(task, devices, params, workdir)
-    targets = [prompts.completion_ids(row, row.example.chain, task.tokenizer, task.fmt) for row in rows]
-    # The closing tags are part of what is taught: they count as chain.
+    targets = targets_of(task, rows)
+    # The closing tags are learned too: they count as chain.
     targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
     width = max(len(ids) for ids, _ in targets)
     rows_of = order(len(rows), c.warm_start.prompts_per_step, c.seed)
@@ -105,7 +106,7 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
         index = rows_of(i)
         collated = task.collate([rows[j] for j in index], index)
         batch = to_batch(given_rollout(collated, [targets[j] for j in index], task.fmt.pad_id, width))
-        # Whatever `score_delims` counts as reward, a format is learned whole: brackets and closing tag too.
+        # The whole format is learned, brackets and closing tag too, whatever `score_delims` says.
         batch = batch.replace(scored=batch.segment == REFERENCE)
         return put(batch, by_prompt(mesh, batch))
 

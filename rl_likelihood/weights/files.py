@@ -1,7 +1,7 @@
 """Model weights on disk <-> parameter tree: Hugging Face folders (read, write) and GGUF files (read).
 
-`NAMES` is the one table between our names and theirs. Everything here runs on the host in numpy, one
-tensor at a time: loading takes the memory of the model and of its largest tensor, or onto a mesh that of one shard.
+`NAMES` is the one table between our names and theirs. Files are read on the host in numpy, one tensor at a time.
+Loading needs memory for the model and its largest tensor; onto a mesh, for one shard.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def load(
 
     `path`: a folder with config.json and safetensors (one file or sharded; bf16, f16 or f32), a .gguf
     file, or a folder with exactly one .gguf. UserError for a file or tensor that is missing, truncated,
-    of the wrong shape or of no use, and for an architecture that this decoder does not compute.
+    of the wrong shape or unknown, and for an architecture that this decoder does not compute.
     """
     path = Path(path)
     gguf = gguf_file.find(path)
@@ -144,7 +144,7 @@ def _load_onto(source: Source, specs: Any, wanted: list[Tensor], at: Any, dtype:
             return known[str(index)]
 
         out = jax.make_array_from_callback(spec.shape, where, once)
-        return jax.block_until_ready(out)  # before the next one is read: then this one's copy on the host can go
+        return jax.block_until_ready(out)  # frees the copy on the host before the next one is read
 
     return jax.tree.map_with_path(one, specs, at, is_leaf=is_spec)
 
@@ -154,7 +154,7 @@ def _read_part(source: Source, t: Tensor, index: tuple[slice, ...]) -> np.ndarra
     n = t.inputs
 
     def together(x: tuple) -> tuple[tuple, ...]:
-        """Split by axes of the file: out and in, all of a vector's, or one by one."""
+        """Grouped by axes of the file: out and in, all axes of a vector, or one by one."""
         if n:
             return x[n:], x[:n]
         return (x,) if len(t.file_shape) == 1 else tuple((i,) for i in x)
@@ -175,7 +175,7 @@ def _read_part(source: Source, t: Tensor, index: tuple[slice, ...]) -> np.ndarra
 
 
 def _check(path: Path, source: Source, wanted: list[Tensor]) -> None:
-    """The source holds exactly the wanted tensors, each of the right shape. Reads nothing."""
+    """Refuses a source that does not hold exactly the wanted tensors in the right shapes. Reads no tensor."""
     family = source.cfg.family
     for t in wanted:
         if t.name not in source.shapes:

@@ -76,7 +76,7 @@ def open_folder(path: Path) -> Source:
         part = handles[tensor].get_slice(tensor)
         return part[rows, columns] if len(shapes[tensor]) > 1 else part[rows]
 
-    # A configuration that says "tied" beside an output matrix of its own: believe the weights, as transformers does.
+    # The configuration says "tied", but there is an output matrix: believe the weights, as transformers does.
     if cfg.tied and HEAD in shapes:
         if shapes[HEAD] == shapes.get(EMBED) and np.array_equal(read(HEAD), read(EMBED)):
             del shapes[HEAD]
@@ -206,7 +206,7 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
         "tie_word_embeddings": cfg.tied,
         "attention_dropout": 0.0,
         "torch_dtype": dtype,
-        # Which ids end a text is the tokenizer's knowledge; unset, a class would put in its own.
+        # The tokenizer knows which ids end a text. If these were unset, transformers would use defaults of the class.
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,

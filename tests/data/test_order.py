@@ -53,7 +53,7 @@ def test_a_resumed_order_is_the_unbroken_one():
 
 
 def test_hosts_that_do_not_divide_a_step_are_refused():
-    with pytest.raises(UserError, match="prompts_per_step = 6 cannot be shared evenly by 4 processes .* multiple of 4"):
+    with pytest.raises(UserError, match="prompts_per_step = 6 .* 4 processes .* multiple of 4"):
         order(10, 6, 0, 1, 4)
     with pytest.raises(UserError, match="number 2"):
         order(10, 6, 0, 2, 2)

@@ -18,7 +18,6 @@ from rl_likelihood.data.prompts import (
     completion_ids,
     encode,
     encode_all,
-    no_chain_ids,
     prints_date,
     render,
 )
@@ -65,7 +64,6 @@ def test_chain_format_spells_its_tags(tok, fmt):
     assert text_of(fmt.open_answer_ids, vocab) == "\n<answer"
     assert (fmt.think_close, fmt.answer_open, fmt.answer_close) == ("</think>", "<answer", "</answer")
     assert fmt.eos_ids == EOS and fmt.pad_id == len(vocab) - 3 and fmt.vocab_bytes == vocab
-    np.testing.assert_array_equal(no_chain_ids(fmt), fmt.close_think_ids)
 
 
 def test_without_a_pad_id_padding_is_the_end_of_text(make_tokenizer):
@@ -89,7 +87,7 @@ def test_a_token_that_only_looks_like_one_across_the_seam_is_not(make_tokenizer)
 def test_the_seam_is_also_checked_on_every_answer(make_tokenizer, tok, fmt):
     # The format of a sound tokenizer used with one that cuts elsewhere: only the answers can tell.
     tokenizer, vocab = make_tokenizer((("r", ">"), *MERGES))
-    with pytest.raises(UserError, match="does not cut between '<answer' and '>' before the answer '7' of row a-1"):
+    with pytest.raises(UserError, match="'<answer' .*'>' .*'7' .*row a-1"):
         encode(SUM, tokenizer, CFG, dataclasses.replace(fmt, vocab_bytes=vocab))
 
 

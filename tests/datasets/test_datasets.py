@@ -254,7 +254,7 @@ def test_mmlu_pro_letters_options():
     assert row.example.prompt == "Which?\n\nA. x\nB. y\n\nAnswer with the letter of the right option."
     assert (row.example.id, row.example.answer, row.example.chain) == ("7", "B", "Let's see. (B).")
     assert graders.multiple_choice(row.example.answer, "(b)")
-    with pytest.raises(ValueError, match="'answer' is 'C'; it must be the letter of one of the 2 options"):
+    with pytest.raises(ValueError, match="'answer' .*'C'.* 2 options"):
         parsed("mmlu_pro", {**record, "answer": "C"})
 
 
@@ -347,7 +347,7 @@ def test_an_encrypted_archive_without_its_package_says_what_to_do(tmp_path, monk
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the directory's mark of an encrypted member
     (tmp_path / "TeleQnA.zip").write_bytes(data)
     monkeypatch.setitem(sys.modules, "pyzipper", None)
-    with pytest.raises(UserError, match="is encrypted .* pip install pyzipper, or unpack it with .*teleqnadataset"):
+    with pytest.raises(UserError, match="pip install pyzipper.*teleqnadataset"):
         rows("teleqna", tmp_path / "TeleQnA.zip")
 
 

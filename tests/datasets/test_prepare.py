@@ -66,7 +66,7 @@ def test_a_count_is_held_out_exactly_and_does_not_move_with_the_order():
     larger = prompts(splitting.split_rows(ALPACA, rows, 80)[0]["validation"])
     assert prompts(splits["validation"]) < larger
     assert removed == ((), (), ())
-    with pytest.raises(UserError, match=r"--heldout = 300 leaves nothing .* has 300 distinct questions; .* most 299"):
+    with pytest.raises(UserError, match=r"--heldout = 300 .* 300 .* 299"):
         splitting.split_rows(ALPACA, rows, 300)
 
 
@@ -129,7 +129,7 @@ def test_a_limit_of_length_moves_no_question_and_cuts_no_given_set(tmp_path):
     for all_rows, short in zip(sides[0], sides[60], strict=True):
         assert short == {e for e in all_rows if len(e.prompt + e.answer) <= 60} and 0 < len(short) < len(all_rows)
     splits = {"train": [row(1)], "test": [row(2, "test")]}
-    with pytest.raises(UserError, match="--max_chars = 3 leaves none of the 1 rows of alpaca for train; .* has 11 "):
+    with pytest.raises(UserError, match="--max_chars = 3 .* 1 .*alpaca.* train.* 11 "):
         splitting.leave_out_long(ALPACA, splits, {"test"}, 3)
     splits["train"].append(row(12345))
     short, long = splitting.leave_out_long(ALPACA, splits, {"test"}, 11)
@@ -187,7 +187,7 @@ def test_a_set_for_evaluation_alone_is_evaluated_and_not_trained_on(tmp_path):
     cfg = DataConfig("prepared", train_path=str(tmp_path / "out"), train_size=99, heldout_size=2)
     train, heldout, _ = sources.load(cfg, training=False)
     assert train == [] and len(heldout) == 2
-    with pytest.raises(UserError, match="out is for evaluation: its splits are test; evaluate with it, or"):
+    with pytest.raises(UserError, match="out .*evaluation.* test"):
         sources.load(cfg)
 
 
@@ -305,7 +305,7 @@ def test_refusals_are_one_line(tmp_path, capsys, flags, words):
 def test_a_prepared_folder_is_never_overwritten(tmp_path):
     source = str(gsm8k(tmp_path / "source"))
     prepare.prepare("gsm8k", source, str(tmp_path / "out"))
-    with pytest.raises(UserError, match=r"gsm8k.1\.0\.0 exists already; delete it or choose another --out"):
+    with pytest.raises(UserError, match=r"gsm8k.1\.0\.0 .*--out"):
         prepare.prepare("gsm8k", source, str(tmp_path / "out"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file cannot be written"):
@@ -335,7 +335,7 @@ def test_public_files_are_fetched_once(tmp_path):
     try:
         paths = files.download(dataset, tmp_path / "downloads")
         missing = dataclasses.replace(dataset, addresses=(address + "train.txt",))
-        with pytest.raises(UserError, match=r"train\.txt cannot be fetched \(File not found\); fetch train\.jsonl and"):
+        with pytest.raises(UserError, match=r"train\.txt .*\(File not found\).* train\.jsonl"):
             files.download(missing, tmp_path / "downloads")
     finally:
         server.shutdown()
@@ -344,14 +344,14 @@ def test_public_files_are_fetched_once(tmp_path):
         (tmp_path / "public" / f"{split}.jsonl").read_text() for split in ("train", "test")
     ]
     assert files.download(dataset, tmp_path / "downloads") == paths  # nobody answers any more
-    with pytest.raises(UserError, match=r"cannot be fetched \(.*refused\); fetch train\.jsonl .* with --source"):
+    with pytest.raises(UserError, match=r"\(.*refused\).* train\.jsonl .*--source"):
         files.download(dataset, tmp_path / "elsewhere")
     assert not list((tmp_path / "elsewhere").rglob("*.jsonl"))
 
 
 def test_a_missing_hub_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"hf:a/b needs the extra hub, .* pip install -e '\.\[hub\]', or give FILE"):
+    with pytest.raises(UserError, match=r"hf:a/b .* pip install -e '\.\[hub\]'.*FILE"):
         files.from_hub("hf:a/b", "give FILE")
 
 

@@ -103,7 +103,7 @@ def test_telecom_ends_by_done_and_by_transfer():
 def test_a_conversation_can_be_stored_and_goes_on_where_it_was():
     job = task(("unseat_sim_card", {}), assertions=[("assert_service_status", {"expected_status": "connected"})])
     environment = Telecom(world(), {job.id: job}, "")
-    state, _ = environment.start({"task": job.id})
+    state, *_ = environment.start({"task": job.id})
     environment.step(state, call("check_sim_status"))
     again = pickle.loads(pickle.dumps(state))
     assert again == state

@@ -22,9 +22,10 @@ from rl_likelihood.config import build, flatten
 from rl_likelihood.datasets import prepare, sources
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.evaluate import check_workdir
-from rl_likelihood.evaluation import records as files
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.evaluate import Evaluation, _marks, _scores, evaluate, tokens_before_tags, votes
+from rl_likelihood.evaluation.records import identity_of, records_path
+from rl_likelihood.grading import graders
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.model import splash
@@ -407,11 +408,11 @@ def test_records_belong_to_one_step_one_set_of_weights_and_one_way_to_ask(tmp_pa
 
 def test_marks_of_older_rules_are_not_kept(tmp_path, monkeypatch):
     task, params = task_of()
-    first = files.identity_of(task, params, task.heldout, 1)
-    assert first == files.identity_of(task, params, task.heldout, 1)
-    monkeypatch.setattr(files.graders, "VERSION", files.graders.VERSION + 1)
-    again = files.identity_of(task, params, task.heldout, 1)
-    assert files.records_path(tmp_path, 0, again) != files.records_path(tmp_path, 0, first)
+    first = identity_of(task, params, task.heldout, 1)
+    assert first == identity_of(task, params, task.heldout, 1)
+    monkeypatch.setattr(graders, "VERSION", graders.VERSION + 1)
+    again = identity_of(task, params, task.heldout, 1)
+    assert records_path(tmp_path, 0, again) != records_path(tmp_path, 0, first)
 
 
 def test_many_chains_of_the_first_questions_beside_one_of_all(questions, tmp_path):
@@ -444,7 +445,7 @@ def test_one_evaluation_at_a_time_writes_a_file_and_says_how_far_it_is(tmp_path,
     path = tmp_path / out["records"]
     assert [p.name for p in path.parent.iterdir()] == [path.name], "the lock is gone"
     with lock(path.parent, path.with_suffix(".lock").name):
-        with pytest.raises(UserError, match=f"{path.stem}.lock is in use by process {os.getpid()} on this host; end"):
+        with pytest.raises(UserError, match=f"{path.stem}.lock .*process {os.getpid()} "):
             evaluated(task, params, task.heldout, folder=tmp_path)
         moved = jax.tree.map(lambda x: np.asarray(x) * 2, params)
         assert evaluated(task, moved, task.heldout, folder=tmp_path)["records"] != out["records"], "another file"

@@ -13,15 +13,15 @@ from rl_likelihood.grading import code, run_code
 from rl_likelihood.grading.graders import GRADERS, Grader, countdown
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.shapes import UserError
-from tests.grading import test_worker as bad
+from tests.grading import test_worker
 from tests.programs import isolated
 
 
 def isolated_by(grade):
-    return Grader(grade, "for a test", quick=bad.undecided)
+    return Grader(grade, "for a test", quick=test_worker.undecided)
 
 
-TABLE = {"bad": isolated_by(bad.misbehave)}
+TABLE = {"bad": isolated_by(test_worker.misbehave)}
 
 
 def test_cheap_graders_start_no_process():
@@ -71,7 +71,7 @@ def test_a_failure_is_none_and_counted_and_the_rest_is_graded(how, kind, why):
 
 
 def test_a_worker_is_replaced_after_its_share(tmp_path):
-    table = {"number": isolated_by(bad.process_number)}
+    table = {"number": isolated_by(test_worker.process_number)}
     with Pool(workers=1, recycle=3, table=table) as pool:
         seen = str(tmp_path / "seen")
         new = pool.grade("number", [seen] * 8, [str(i) for i in range(8)])
@@ -102,9 +102,8 @@ def test_a_worker_that_was_killed_while_idle_costs_no_verdict():
 
 
 def test_workers_know_nothing_of_jax():
-    import jax  # noqa: F401  it is in this process
-
-    with Pool(table={"clean": isolated_by(bad.without_jax)}) as pool:
+    assert "jax" in sys.modules, "it is in this process"
+    with Pool(table={"clean": isolated_by(test_worker.without_jax)}) as pool:
         assert pool.grade("clean", [""], [""]) == [True]
 
 
@@ -139,7 +138,7 @@ def test_a_worker_that_cannot_start_is_said(monkeypatch, tmp_path, capfd):
 
 def test_refusals():
     with Pool() as pool:
-        with pytest.raises(UserError, match="grader 'maths' is unknown; choose one of: code_output, code_tests, "):
+        with pytest.raises(UserError, match="grader 'maths' .*code_output, code_tests, "):
             pool.grade("maths", ["5"], ["5"])
         with pytest.raises(ValueError):
             pool.grade("math", ["5"], [])
@@ -159,7 +158,7 @@ def test_a_machine_without_room_for_a_process_is_said(monkeypatch):
 
 
 def test_a_grader_of_the_users_own_that_raises_is_a_counted_failure():
-    with Pool(table={"own": Grader(bad.misbehave, "own")}) as pool:
+    with Pool(table={"own": Grader(test_worker.misbehave, "own")}) as pool:
         assert pool.grade("own", ["5"] * 4, ["5", "raise", "nothing", "6"]) == [True, None, None, False]
         assert pool.counts == {"graded": 4, "errors": 2}
         assert "could not judge" in pool.last_failure and "'nothing'" in pool.last_failure

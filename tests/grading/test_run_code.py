@@ -215,7 +215,7 @@ def test_without_isolation_nothing_is_run(monkeypatch, tmp_path):
     refused.write_text(text.replace("libc.unshare(", "int.bit_count("))
     monkeypatch.setattr(run_code, "_SANDBOX", str(refused))
     assert isolation() == ()
-    with pytest.raises(OSError, match="keeps nothing from a program, not network, processes and files"):
+    with pytest.raises(OSError, match="nothing .*network, processes and files"):
         run_program("open('/x_of_a_program', 'w')", Limits(20.0))
     assert run_program("", Limits(20.0, namespaces=None)).outcome is Outcome.PASSED
 

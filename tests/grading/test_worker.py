@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -59,8 +60,7 @@ def process_number(reference: str, answer: str | None) -> bool | None:
 
 def without_jax(reference: str, answer: str | None) -> bool | None:
     """Is jax absent from this process, the graders being imported?"""
-    import rl_likelihood.grading.graders  # noqa: F401
-
+    importlib.import_module("rl_likelihood.grading.graders")
     return not {"jax", "flax", "numpy", "torch"} & set(sys.modules)
 
 

@@ -13,8 +13,8 @@ PROMPTS = Prompts(
     answer_scored=np.array([[False, True, True], [True, False, False]]),
     uid=np.array([40, 41]),
 )
-C, F, Z, R, O = CHAIN, TAG, SAMPLED, REFERENCE, PAD  # noqa: E741
-SEGMENT = np.array([[[C, R, R, R, O, O], [C, C, F, R, R, R]], [[C, Z, Z, R, R, O], [C, R, R, O, O, O]]])
+C, F, Z, R, X = CHAIN, TAG, SAMPLED, REFERENCE, PAD
+SEGMENT = np.array([[[C, R, R, R, X, X], [C, C, F, R, R, R]], [[C, Z, Z, R, R, X], [C, R, R, X, X, X]]])
 
 
 def rollout():
@@ -63,7 +63,7 @@ def test_given_rows_are_groups_of_one():
     ]
     r = given_rollout(PROMPTS, rows, pad_id=9, width=6)
     assert r.completion.tolist() == [[[5, 6, 11, 12, 13, 9]], [[14, 15, 9, 9, 9, 9]]]
-    assert r.segment.tolist() == [[[C, F, R, R, R, O]], [[R, R, O, O, O, O]]]
+    assert r.segment.tolist() == [[[C, F, R, R, R, X]], [[R, R, X, X, X, X]]]
     assert (r.sampler_logp == 0).all() and r.truncated.shape == (2, 1) and not r.truncated.any()
     scored = to_batch(r).scored
     assert scored.tolist() == [[[False] * 3 + [True, True, False]], [[True] + [False] * 5]]

@@ -74,7 +74,7 @@ def test_a_weighted_sum_has_the_weighted_gradient():
     """Likelihood terms, differentiable, beside a rule, which is not: 2 jepo + prob/2 - exact_match/4."""
 
     def j(logits):
-        f = lambda l: 2 * (jax.nn.logsumexp(l, -1) - np.log(2)) + 0.5 * jnp.exp(l).mean(-1)  # noqa: E731, E741
+        f = lambda lp: 2 * (jax.nn.logsumexp(lp, -1) - np.log(2)) + 0.5 * jnp.exp(lp).mean(-1)
         return expectation("tree", 2, f)(logits) - 0.25 * mean_reward(logits)
 
     grads, value = expected("tree", 2, LossConfig(), "2*jepo + 0.5*prob + -0.25*exact_match")
@@ -86,8 +86,8 @@ def test_nothing_is_learned_through_the_advantage():
     """The gradient of one group's loss is its finite difference with the advantages held where they are."""
     group = np.array([0, 4, 6])
     mask, keep = (TREE.answers >= 0)[group][None], np.ones((1, 3), bool)
-    values = {"log_prob": lambda l: l.mean(), "prob": lambda l: np.exp(l).mean()}  # noqa: E741
-    values["jepo"] = lambda l: np.log(np.exp(l).mean())  # noqa: E741
+    values = {"log_prob": lambda lp: lp.mean(), "prob": lambda lp: np.exp(lp).mean()}
+    values["jepo"] = lambda lp: np.log(np.exp(lp).mean())
 
     def losses(x):
         return [group_loss(TREE, x, group, jnp.asarray(REWARD)[group], LossConfig(), name, x, x)[0] for name in values]
@@ -148,7 +148,7 @@ def test_which_switches_keep_the_policy_term_exact(switch):
 
 def test_the_policy_term_alone_is_not_the_gradient_of_a_likelihood():
     whole, policy = (expected("tree", 2, LossConfig(answer_term=x))[0] for x in (1.0, 0.0))
-    exact = exact_gradient("tree", expectation("tree", 2, lambda l: l.mean(-1)))  # noqa: E741
+    exact = exact_gradient("tree", expectation("tree", 2, lambda lp: lp.mean(-1)))
     np.testing.assert_allclose(whole, exact, atol=1e-9)
     np.testing.assert_allclose(policy[:9], exact[:9], atol=1e-9)
     assert (policy[9:] == 0).all() and np.abs(exact[9:]).max() > 0.05  # the answers' states

@@ -10,8 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model import head as head_module
-from rl_likelihood.model.head import TokenStats, logits, token_stats
+from rl_likelihood.model.head import CACHED, LANES, TokenStats, _block, logits, token_stats
 from tests.small import OPTIMIZED
 
 N, D, V = 24, 8, 41
@@ -209,6 +208,6 @@ def test_the_gradient_writes_no_block_of_logits_out_again_transposed():
 @pytest.mark.parametrize("vocab", [3 * 2**19, 3 * 2**19 + 5])
 def test_without_a_chunk_the_blocks_are_what_a_cache_holds(vocab):
     hidden, head, targets = inputs((4,), v=vocab)
-    assert head_module._block(vocab, targets.size, 0) * targets.size <= head_module.CACHED + 4 * head_module.LANES
+    assert _block(vocab, targets.size, 0) * targets.size <= CACHED + 4 * LANES
     for got, want in zip(token_stats(hidden, head, targets), exact(hidden, head, targets), strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-4)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model import attention as dense
 from rl_likelihood.model import splash
+from rl_likelihood.model.attention import attention, branch_mask
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
 
 P, G, S, T, H, K, D = 2, 2, 5, 9, 4, 2, 64
@@ -27,8 +27,8 @@ def both(segment):
     segment = jnp.asarray([segment, segment[::-1]])
     in_prompt = jnp.arange(S) < LENGTHS[:, None]
     real = (segment != PAD)[..., None, None]
-    own_mask = dense.branch_mask(segment)
-    one = lambda q, k, v, pk, pv: real * dense.attention(q, (k, v), own_mask, (pk, pv, in_prompt))
+    own_mask = branch_mask(segment)
+    one = lambda q, k, v, pk, pv: real * attention(q, (k, v), own_mask, (pk, pv, in_prompt))
     branches = bool((segment == SAMPLED).any())
     two = lambda q, k, v, pk, pv: (
         real * splash.attention(q, (k, v), segment, (pk, pv, in_prompt), branches, interpret=True)
@@ -52,7 +52,7 @@ def test_a_prompt_has_nothing_before_it():
     segment, lengths = jnp.full((P, 1, T), CHAIN), np.array([T, 4])
     real = (jnp.arange(T) < lengths[:, None])[:, None]
     causal = jnp.tril(jnp.ones((T, T), bool)) & real[..., None, :]
-    one = lambda q, k, v: real[..., None, None] * dense.attention(q, (k, v), causal)
+    one = lambda q, k, v: real[..., None, None] * attention(q, (k, v), causal)
     two = lambda q, k, v: real[..., None, None] * splash.attention(q, (k, v), segment, interpret=True)
     x = q[:, :1], k[:, :1], v[:, :1]
     np.testing.assert_allclose(one(*x), two(*x), atol=2e-5)

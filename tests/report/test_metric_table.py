@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import rl_likelihood
-from rl_likelihood import config as configs
-from rl_likelihood import train
+from rl_likelihood import config, train
 from rl_likelihood.report import metric_table
 from rl_likelihood.report.metric_table import METRICS, metric, unknown
 from rl_likelihood.runtime import run_files
@@ -51,7 +50,7 @@ def test_one_row_describes_a_family_and_its_own_row_comes_first():
     ids=lambda x: str(next(iter(x.values()))),
 )
 def test_a_run_writes_no_metric_that_the_table_lacks(tmp_path, overrides):
-    train.run(configs.build(small_config(train__steps=2, **overrides)), tmp_path)
+    train.run(config.build(small_config(train__steps=2, **overrides)), tmp_path)
     for name in (run_files.METRICS, run_files.EVAL):
         rows = run_files.read(tmp_path / name)
         assert len(rows) == 2

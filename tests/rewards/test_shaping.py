@@ -111,7 +111,7 @@ def nover_by_hand(ppl, tokens, valid):
     """NOVER's two rewards by sorting and by counting, for distinct perplexities: (rank, efficiency)."""
     rank, saved = np.zeros(ppl.shape), np.zeros(ppl.shape)
     for p in range(len(ppl)):
-        order = sorted(np.flatnonzero(valid[p]), key=lambda i: ppl[p, i])  # noqa: B023 (used within the iteration)
+        order = sorted(np.flatnonzero(valid[p]), key=ppl[p].item)
         for k, i in enumerate(order):
             rank[p, i] = (len(order) - k) / len(order)
             longer = [j for j in order if tokens[p, i] < tokens[p, j] and ppl[p, i] < ppl[p, j]]

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from rl_likelihood.runtime import lock as locks
-from rl_likelihood.runtime.lock import InUse, in_use, lock
+from rl_likelihood.runtime import lock
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rl_likelihood.runtime import lock as locks
-locks.HEARTBEAT, locks.DURATION = map(float, sys.argv[2:])
-with locks.lock(Path(sys.argv[1])):
+from rl_likelihood.runtime import lock
+lock.HEARTBEAT, lock.DURATION = map(float, sys.argv[2:])
+with lock.lock(Path(sys.argv[1])):
     print("up", flush=True)
     time.sleep(600)
 """
@@ -28,13 +27,13 @@ with locks.lock(Path(sys.argv[1])):
 @pytest.fixture
 def short(monkeypatch):
     """A lease of two seconds."""
-    monkeypatch.setattr(locks, "HEARTBEAT", 0.2)
-    monkeypatch.setattr(locks, "DURATION", 2.0)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(lock, "DURATION", 2.0)
 
 
 def holder(workdir: Path) -> subprocess.Popen:
     """A process that holds the lock of `workdir`."""
-    words = [str(workdir), str(locks.HEARTBEAT), str(locks.DURATION)]
+    words = [str(workdir), str(lock.HEARTBEAT), str(lock.DURATION)]
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -54,9 +53,12 @@ def end(process: subprocess.Popen) -> str:
 
 
 def test_a_second_run_is_refused_by_the_first_s_pid_and_the_lock_goes_with_it(tmp_path, capsys):
-    with lock(tmp_path / "run") as text:
+    with lock.lock(tmp_path / "run") as text:
         assert f"pid={os.getpid()}\n" in text == (tmp_path / "run" / "LOCK").read_text()
-        with pytest.raises(InUse, match=f"run is in use by process {os.getpid()} on this host"), lock(tmp_path / "run"):
+        with (
+            pytest.raises(lock.InUse, match=f"run is in use by process {os.getpid()} on this host"),
+            lock.lock(tmp_path / "run"),
+        ):
             pass
         assert (tmp_path / "run" / "LOCK").exists()
     assert not any((tmp_path / "run").iterdir())
@@ -65,10 +67,10 @@ def test_a_second_run_is_refused_by_the_first_s_pid_and_the_lock_goes_with_it(tm
 
 def test_the_lock_of_a_killed_process_is_taken_over_at_once_with_a_line(tmp_path, capsys):
     process = holder(tmp_path)
-    with pytest.raises(InUse, match=f"process {process.pid} on this host"), lock(tmp_path):
+    with pytest.raises(lock.InUse, match=f"process {process.pid} on this host"), lock.lock(tmp_path):
         pass
     end(process)
-    with lock(tmp_path) as text:
+    with lock.lock(tmp_path) as text:
         assert f"pid={os.getpid()}\n" in text
     out = capsys.readouterr().out
     assert f"taken over from process {process.pid}" in out and "waiting" not in out
@@ -78,7 +80,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once_with_a_line(tmp_path
 @pytest.mark.parametrize("left", ["", '{"host"', '{"host": "h", "pid": 7, "began": "1", "token": "00"}\n'])
 def test_a_half_written_lock_and_one_of_an_earlier_version_are_taken_over(left, short, tmp_path):
     (tmp_path / "LOCK").write_text(left)
-    with lock(tmp_path) as text:
+    with lock.lock(tmp_path) as text:
         assert f"pid={os.getpid()}\n" in text
     assert not any(tmp_path.iterdir())
 
@@ -86,10 +88,10 @@ def test_a_half_written_lock_and_one_of_an_earlier_version_are_taken_over(left, 
 def test_a_lock_of_another_host_is_stale_when_nobody_touches_it(short, tmp_path, capsys):
     process = holder(tmp_path)
     of_another_host(tmp_path)
-    with pytest.raises(InUse, match=f"process {process.pid} on elsewhere"), lock(tmp_path):
+    with pytest.raises(lock.InUse, match=f"process {process.pid} on elsewhere"), lock.lock(tmp_path):
         pass
     end(process)
-    with lock(tmp_path):
+    with lock.lock(tmp_path):
         assert f"taken over from process {process.pid} on elsewhere" in capsys.readouterr().out
 
 
@@ -100,10 +102,10 @@ def test_where_names_cannot_be_exchanged_a_stale_lock_is_taken_over_all_the_same
     ]:
         monkeypatch.setattr(module, "exchange_names", lambda *_: False)
     process = holder(tmp_path)
-    with pytest.raises(InUse, match=f"process {process.pid}"), lock(tmp_path):
+    with pytest.raises(lock.InUse, match=f"process {process.pid}"), lock.lock(tmp_path):
         pass
     end(process)
-    with lock(tmp_path) as text:
+    with lock.lock(tmp_path) as text:
         assert f"pid={os.getpid()}\n" in text
     assert f"taken over from process {process.pid}" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
@@ -112,19 +114,19 @@ def test_where_names_cannot_be_exchanged_a_stale_lock_is_taken_over_all_the_same
 def test_a_lock_that_came_meanwhile_is_put_back(tmp_path):
     path = tmp_path / "LOCK"
     path.write_text("stale")
-    stale = locks._state(path)
+    stale = lock._state(path)
     path.unlink()
     path.write_text("another's")
-    locks._remove(path, stale)
+    lock._remove(path, stale)
     assert path.read_text() == "another's" and len(list(tmp_path.iterdir())) == 1
-    locks._remove(path, locks._state(path))
+    lock._remove(path, lock._state(path))
     assert not any(tmp_path.iterdir())
 
 
 def test_a_process_that_was_suspended_for_too_long_ends_when_it_has_lost_its_lock(short, tmp_path):
     process = holder(tmp_path)
     process.send_signal(signal.SIGSTOP)
-    with lock(tmp_path):
+    with lock.lock(tmp_path):
         process.send_signal(signal.SIGCONT)
         said = process.communicate(timeout=30)[1]
         assert process.returncode == 1 and f"taken over by process {os.getpid()}" in said
@@ -132,22 +134,22 @@ def test_a_process_that_was_suspended_for_too_long_ends_when_it_has_lost_its_loc
 
 
 def test_a_look_says_who_holds_the_lock_and_neither_waits_nor_writes(tmp_path):
-    assert in_use(tmp_path / "not there") == "" and not (tmp_path / "not there").exists()
+    assert lock.in_use(tmp_path / "not there") == "" and not (tmp_path / "not there").exists()
     process = holder(tmp_path)
     path, now = tmp_path / "LOCK", time.time()
-    assert in_use(tmp_path) == f"process {process.pid} on this host"
+    assert lock.in_use(tmp_path) == f"process {process.pid} on this host"
     text = path.read_text()
     end(process)
-    assert in_use(tmp_path) == "", "there is no such process"
+    assert lock.in_use(tmp_path) == "", "there is no such process"
     path.write_text(text)
     of_another_host(tmp_path)
-    for ago, alive in ((0, True), (0.7 * locks.DURATION, True), (1.1 * locks.DURATION, False), (-3600, False)):
+    for ago, alive in ((0, True), (0.7 * lock.DURATION, True), (1.1 * lock.DURATION, False), (-3600, False)):
         os.utime(path, (now - ago, now - ago))
-        assert in_use(tmp_path) == (f"process {process.pid} on elsewhere" if alive else ""), ago
+        assert lock.in_use(tmp_path) == (f"process {process.pid} on elsewhere" if alive else ""), ago
     os.utime(path, (now - 3600, now - 3600))
-    assert in_use(tmp_path, now=now - 3601), "by the clock of the file system"
+    assert lock.in_use(tmp_path, now=now - 3601), "by the clock of the file system"
     path.write_text("filelock/2\npi")
-    assert in_use(tmp_path) == "an unknown process", "it is just being written"
+    assert lock.in_use(tmp_path) == "an unknown process", "it is just being written"
     assert [p.name for p in tmp_path.iterdir()] == ["LOCK"]
 
 

@@ -23,7 +23,7 @@ from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from tests.runs import config_file, small_config
-from tests.runtime.test_processes import said, start
+from tests.runtime.processes import said, start
 
 ROOT = Path(__file__).parents[2]
 

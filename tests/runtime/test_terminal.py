@@ -15,7 +15,7 @@ import pytest
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.lock import lock
 from tests.runs import config_file
-from tests.runtime.test_processes import free_port
+from tests.runtime.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 ONE = {"mesh.fsdp": 1, "mesh.tensor": 1, "eval.prompts": 0}

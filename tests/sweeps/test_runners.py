@@ -139,8 +139,9 @@ def test_more_runs_than_cores_are_refused():
     assert mine == [os.sched_getaffinity(0)]
 
 
-SAVES = """trap 'printf "{\\"state\\": \\"interrupted\\", \\"step\\": 1, \\"steps\\": 2, \\"error\\": \\"\\"}" > STATUS; exit 0' INT
-touch up; while true; do sleep 0.05; done"""  # noqa: E501
+STATUS = '{\\"state\\": \\"interrupted\\", \\"step\\": 1, \\"steps\\": 2, \\"error\\": \\"\\"}'
+SAVES = f"""trap 'printf "{STATUS}" > STATUS; exit 0' INT
+touch up; while true; do sleep 0.05; done"""
 
 
 def when_up(path, act):

@@ -2,8 +2,8 @@
 
     python -m rl_likelihood.report.page RUN_DIR... --out=report.html
 
-It needs no server and no network, and forbids itself both. What models wrote is data in it, never markup. Its HTML, CSS
-and JavaScript are the files beside this one.
+It uses no server and no network: its content security policy forbids both. Texts of models are data in it, never
+markup. Its HTML, CSS and JavaScript are the files in this folder.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def write(
 ) -> None:
     """Writes the page of `runs` to `path`.
 
-    one_start: the runs of a table begin at the same model, so one's evaluation of step 0 is that of all.
-    limit: chains in the page, about (0: what a browser opens at once); of more, each run gives those of evenly spaced
-        steps, and the page says so.
+    one_start: the runs of a table begin at the same model, so that they share one evaluation of step 0.
+    limit: about how many chains the page shows (0: as many as a browser opens at once). If there are more, each run
+        shows those of evenly spaced steps, and the page says so.
     """
     path = Path(path)
     part = path.with_name(path.name + ".part")

@@ -30,7 +30,7 @@ def limit_of(workdirs: Iterable[str | Path], chains: int) -> int:
 
 
 def level(totals: Iterable[int], limit: int) -> int:
-    """The most chains a run may show so that all together show at most `limit`: short runs leave theirs to others."""
+    """The most chains that a run may show, so that all runs together show at most `limit`. Short runs need less."""
     share, waiting = 0, sorted(totals)
     while waiting:
         share = limit // len(waiting)
@@ -41,7 +41,7 @@ def level(totals: Iterable[int], limit: int) -> int:
 
 
 def steps_shown(steps: Mapping[int, int], share: int) -> set[int]:
-    """Evenly spaced ones of the steps, first and last among them, whose chains are about `share`; one at least."""
+    """Evenly spaced steps with about `share` chains together: the first, the last and some between; at least one."""
     total, every = sum(steps.values()), sorted(steps)
     if total <= share:
         return set(every)
@@ -50,7 +50,7 @@ def steps_shown(steps: Mapping[int, int], share: int) -> set[int]:
 
 
 def read(workdir: str | Path, steps: set[int], reward: str = "") -> list[dict[str, Any]]:
-    """The groups of these steps of a run trained on `reward`; rows of other steps are never held."""
+    """The groups of these steps of a run trained on `reward`. Rows of other steps are not kept in memory."""
     path = Path(workdir) / run_files.SAMPLES
     return groups_of((row for row in run_files.rows(path) if row["step"] in steps), reward) if steps else []
 
@@ -81,6 +81,7 @@ def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[di
                 "forced": row["forced"],
                 "sampled": row["sampled_answer"],
                 "logp": _rounded(row["answer_logp"]),
+                "weights": _rounded(row.get("answer_weights")),
                 "reward": trained,
                 "rewards": rewards,
                 "advantage": row["advantage"],

@@ -1,0 +1,99 @@
+"""Conversations in ids: how they begin, and what stands between two messages of the model.
+
+A conversation is rendered once, before the first message. After that only ids are appended: what the model sampled, and
+an environment's reply in the chat template's markup. So templates that would change earlier messages (some strip their
+thoughts) change nothing, and what is learned from is what was sampled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jinja2 import TemplateError
+
+from rl_likelihood.data.token_ids import ids_after_text, ids_of, name_of
+from rl_likelihood.shapes import ChainFormat, UserError
+
+if TYPE_CHECKING:  # over a second to import
+    from transformers import PreTrainedTokenizerBase
+
+_MESSAGE, _REPLY = "a message", "the reply"
+_CUT = "\n[...]\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Markup:
+    """Ids around an environment's reply: from the end of the model's message to where its next one begins."""
+
+    tokenizer: PreTrainedTokenizerBase = dataclasses.field(repr=False)
+    fmt: ChainFormat = dataclasses.field(repr=False)
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def reply(self, text: str, message: Sequence[int], most: int) -> np.ndarray:
+        """The ids that follow the model's `message` [n], `most` of them: longer texts are cut in the middle.
+
+        The text is encoded as plain text: what looks like chat markup in it is none.
+        """
+        before = list(self.before)
+        if before and before[0] in self.fmt.eos_ids and len(message) and message[-1] in self.fmt.eos_ids:
+            before = before[1:]  # the model has ended its message itself
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        room = most - len(before) - len(self.after)
+        if len(ids) > room:
+            (cut,) = ids_after_text(self.tokenizer, self.fmt.vocab_bytes, [_CUT])
+            half = max(0, room - len(cut)) // 2
+            ids = [*ids[:half], *cut[:room], *ids[len(ids) - half :]]
+        return np.asarray([*before, *ids, *self.after], np.int32)
+
+
+def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, most: int) -> Markup:
+    """The markup of a tokenizer's chat template, from a conversation rendered with a reply and one without.
+
+    Where a template knows no tool's message, the reply is the user's. UserError where neither can be shown, or where
+    the markup alone has more than `most` tokens.
+    """
+    for role in ("tool", "user"):
+        messages = [("user", "?"), ("assistant", _MESSAGE), (role, _REPLY)]
+        try:
+            text = _rendered(tokenizer, messages)
+        except (TemplateError, TypeError):
+            continue
+        _, found, between = text.partition(_MESSAGE)
+        between, shown, after = between.partition(_REPLY)
+        if found and shown:
+            before_ids, after_ids = ids_of(tokenizer, fmt.vocab_bytes, [between, after])
+            if len(before_ids) + len(after_ids) >= most:
+                raise UserError(
+                    f"sampler.max_env_tokens is {most}, but the chat markup of {name_of(tokenizer)} around a reply has "
+                    f"{len(before_ids) + len(after_ids)} tokens; set it to some hundreds more"
+                )
+            return Markup(tokenizer, fmt, tuple(before_ids), tuple(after_ids))
+    raise UserError(f"the chat template of {name_of(tokenizer)} shows no reply after a message; use another tokenizer")
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, messages: Sequence[tuple[str, str]]) -> np.ndarray:
+    """A conversation's first messages in ids, up to where the model begins."""
+    try:
+        text = _rendered(tokenizer, messages)
+    except TemplateError as e:
+        raise UserError(f"the chat template of {name_of(tokenizer)} refuses the environment's messages ({e})") from e
+    missing = next((content for _, content in messages if content.strip() not in text), None)
+    if missing is not None:
+        raise UserError(
+            f"the chat template of {name_of(tokenizer)} leaves out the environment's message {missing[:60]!r}"
+        )
+    return np.asarray(ids_of(tokenizer, fmt.vocab_bytes, [text])[0], np.int32)
+
+
+def reference_ids(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, text: str, most: int) -> np.ndarray:
+    """What the model should write, in ids, its first `most`."""
+    return np.asarray(ids_after_text(tokenizer, fmt.vocab_bytes, [text])[0][:most] if text else [], np.int32)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> str:
+    chat = [{"role": role, "content": content} for role, content in messages]
+    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -1,0 +1,43 @@
+"""The table of environments: one row each, made from the config's section `env`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from rl_likelihood.envs import telecom_rollouts
+from rl_likelihood.envs.calculator import Calculator
+from rl_likelihood.envs.calls import Style
+from rl_likelihood.envs.protocol import Environment
+from rl_likelihood.fields import field
+from rl_likelihood.shapes import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """A conversation with an environment, instead of one answer."""
+
+    name: str = field("none", "an environment of docs/tools.md that the model talks to; none: it answers by itself")
+    file: str = field("", "a Python file of yours with more ENVIRONMENTS (docs/tools.md)")
+    path: str = field("", "the folder with the files that the environment needs: tau2's, for telecom")
+    style: Style = field("hermes", "how the model writes a tool call")
+    prompt: Literal["compact", "full"] = field("compact", "telecom: our summary of the policy, or tau2's whole policy")
+    seconds: float = field(10.0, "for one reply; a conversation whose environment takes longer is left out", above=0)
+    credit: Literal["outcome", "turn"] = field(
+        "outcome",
+        "what a message is paid: the conversation's reward, or also how much likelier the reference calls become from "
+        "it on (IGPO)",
+    )
+
+
+def _telecom(cfg: EnvConfig) -> Environment:
+    if not cfg.path:
+        raise UserError("env.name is 'telecom', but env.path is empty; name the folder with tau2's files")
+    return telecom_rollouts.read(cfg.path, cfg.prompt, cfg.style)
+
+
+ENVIRONMENTS: Mapping[str, Callable[[EnvConfig], Any]] = {
+    "calculator": lambda cfg: Calculator(cfg.style),
+    "telecom": _telecom,
+}

@@ -1,0 +1,67 @@
+"""Evaluation of conversations: for every question one greedy conversation and `eval.samples` at temperature 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.rollouts.conversations import Conversations, messages_of
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.devices import Devices, batch_size, sampler_weights, share_of
+from rl_likelihood.shapes import CHAIN, Rollout
+from rl_likelihood.task import EVALUATE, Task
+
+Record = dict[str, Any]
+
+
+def records(
+    task: Task, params, rows: list[EncodedExample], devices: Devices | None, wanted: range, samples: int
+) -> Iterator[list[Record]]:
+    """The records of the rows at `wanted`, a batch at a time. A row's conversations depend on no other row."""
+    size = batch_size(min(task.config.eval.batch_prompts, len(wanted)), devices)
+    width = max(task.config.prompt.max_prompt, *(len(row.prompt_ids) for row in rows))
+    temperature = (0.0, *(1.0,) * samples)
+    sampler = task.sampler(group_size=1 + samples, temperature=temperature, width_multiple=0)
+    weights, conversations = sampler_weights(params, task.model, devices), Conversations(task)
+    for start in range(wanted.start, wanted.stop, size):
+        part = rows[start : min(start + size, wanted.stop)]
+        padded = part + part[-1:] * (size - len(part))
+        prompts = share_of(task.collate(padded, np.arange(start, start + size), width))
+        own = [padded[i - start] for i in prompts.uid]
+        rollout = conversations.sample(weights, prompts, own, task.key(EVALUATE), sampler)
+        rollout = distributed.gather(rollout)
+        yield [_record(task, row, rollout, i, start + i) for i, row in enumerate(part)]
+
+
+def _record(task: Task, row: EncodedExample, rollout: Rollout, i: int, index: int) -> Record:
+    entries = [_entry(rollout, i, j) for j in range(rollout.segment.shape[1])]
+    for j in range(min(2, len(entries))):  # the greedy one and the first sample, to read
+        entries[j] = {"messages": messages_of(task, rollout, i, j), **entries[j]}
+    return {
+        "index": index,
+        "id": row.example.id,
+        "prompt": row.example.prompt,
+        "reference": row.example.answer,
+        "kind": json.loads(row.example.check).get("issue", ""),
+        "conversation": True,
+        "greedy": entries[0],
+        "samples": entries[1:],
+    }
+
+
+def _entry(rollout: Rollout, i: int, j: int) -> Record:
+    o = rollout.outcomes
+    return {
+        "right": None if o.failed[i, j] else bool(o.reward[i, j] >= 1),
+        "reward": round(float(o.reward[i, j]), 6),
+        "calls_f1": round(float(o.calls_f1[i, j]), 6),
+        "turns": int(o.turns[i, j]),
+        "calls": int(o.calls[i, j]),
+        "bad_calls": int(o.bad_calls[i, j]),
+        "chain_tokens": int((rollout.segment[i, j] == CHAIN).sum()),
+        "truncated": bool(rollout.truncated[i, j]),
+    }

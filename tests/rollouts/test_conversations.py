@@ -1,0 +1,218 @@
+"""Conversations from sampler and environment: what a row holds, how it ends, what it is paid, whatever goes wrong."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+
+from configs.calculator import get_config
+from rl_likelihood import task as tasks
+from rl_likelihood.config import build
+from rl_likelihood.envs.protocol import Reply, Start
+from rl_likelihood.rollouts.conversations import Conversations, in_time, messages_of, targets_of
+from rl_likelihood.sampler import decode
+from rl_likelihood.sampler.queue import from_bytes, to_bytes
+from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, UserError
+
+
+def config(**changes):
+    c = get_config()
+    c.model.preset, c.warm_start.steps = "nano", 0
+    c.data.train_size, c.data.heldout_size, c.eval.prompts = 8, 4, 4
+    c.sampler.group_size, c.sampler.max_chain, c.sampler.max_turns, c.sampler.max_env_tokens = 3, 8, 3, 40
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        c[section][field] = value
+    return build(c)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    task, params = tasks.load(config())
+    return task, decode.prepare(params, task.model)
+
+
+class Words:
+    """Replies with a number, ends after `last` messages; each message is paid 1 by its length's parity."""
+
+    def __init__(self, last=3, raises=(), hangs=()):
+        self.last, self.raises, self.hangs = last, raises, hangs
+
+    def start(self, task):
+        return Start({"said": []}, [("user", "?")], "go")
+
+    def step(self, state, text):
+        state["said"].append(text)
+        n = len(state["said"])
+        if task_number(state) in self.raises:
+            raise ValueError("no such word")
+        if task_number(state) in self.hangs:
+            time.sleep(5)
+        return Reply(f"reply {n}", "done" if n == self.last else "", 1, ["no_call"], f"go {n}")
+
+    def reward(self, state, end):
+        return float(end == "done") + len(state["said"]) / 10
+
+
+def task_number(state):
+    return state.setdefault("number", -1)
+
+
+def sampled(task, weights, environment=None, rows=None, **changes):
+    conversations = Conversations(task)
+    conversations.environment = environment or conversations.environment
+    rows = task.train[:2] if rows is None else rows
+    cfg = task.sampler(**changes)
+    prompts = task.collate(rows, np.arange(len(rows)))
+    return conversations.sample(weights, prompts, rows, task.key(tasks.SAMPLE), cfg)
+
+
+def test_a_row_is_references_messages_and_replies_in_turn(loaded):
+    rollout = sampled(*loaded, Words())
+    task = loaded[0]
+    kinds = rollout.segment[0, 0]
+    order_of = [int(kinds[i]) for i in range(len(kinds)) if i == 0 or kinds[i] != kinds[i - 1]]
+    assert [k for k in order_of if k != PAD] == [REFERENCE, CHAIN, ENV, REFERENCE, CHAIN, ENV, REFERENCE, CHAIN]
+    read = lambda kind: task.tokenizer.decode(rollout.completion[0, 0][kinds == kind], skip_special_tokens=True)
+    assert read(REFERENCE) == "gogo 1go 2" and read(ENV) == "reply 1reply 2"
+    assert (rollout.sampler_logp[rollout.segment != CHAIN] == 0).all()
+    assert (rollout.sampler_logp[rollout.segment == CHAIN] < 0).all()
+    messages = messages_of(task, rollout, 0, 0)
+    assert [m["role"] for m in messages] == ["assistant", "environment"] * 2 + ["assistant"]
+    assert messages[1]["text"] == "reply 1"
+
+
+def test_how_a_conversation_ends_and_what_it_is_paid(loaded):
+    ended, cut = sampled(*loaded, Words(last=2)), sampled(*loaded, Words(last=9))
+    assert (ended.outcomes.turns == 2).all() and not ended.truncated.any()
+    np.testing.assert_allclose(ended.outcomes.reward, 1.2)
+    assert (cut.outcomes.turns == 3).all() and cut.truncated.all()
+    np.testing.assert_allclose(cut.outcomes.reward, 0.3)
+    assert (cut.outcomes.calls == 3).all() and (cut.outcomes.bad_calls == 3).all()
+    assert cut.segment[0, 0][cut.segment[0, 0] > 0][-1] == CHAIN, "nothing is replied to the last message"
+
+
+class Some(Words):
+    """Words whose conversations number themselves as they begin."""
+
+    def start(self, task):
+        self.begun = getattr(self, "begun", -1) + 1
+        return Start({"said": [], "number": self.begun}, [("user", "?")], "go")
+
+
+def test_an_environment_that_raises_or_hangs_costs_its_own_row(loaded, capsys):
+    task = dataclasses.replace(loaded[0], config=config(env__seconds=0.5))
+    rollout = sampled(task, loaded[1], Some(raises=(1,), hangs=(4,)))
+    failed = rollout.outcomes.failed.reshape(-1)
+    assert failed.tolist() == [False, True, False, False, True, False]
+    assert (rollout.outcomes.turns.reshape(-1)[~failed] == 3).all()
+    np.testing.assert_allclose(rollout.outcomes.reward.reshape(-1), np.where(failed, 0, 1.3))
+    out = capsys.readouterr().out
+    assert "ValueError: no such word" in out and "env.seconds = 0.5" in out
+
+
+def test_one_hanging_call_does_not_run_the_others_twice():
+    ran = []
+    calls = [lambda i=i: (time.sleep(0.6) if i == 1 else None, ran.append(i), i)[-1] for i in range(4)]
+    results = in_time(calls, 0.2)
+    time.sleep(0.8)
+    assert [results[i] for i in (0, 2, 3)] == [0, 2, 3] and "no reply" in results[1]
+    assert sorted(ran) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("slots", [1, 3, 4])
+def test_rows_do_not_depend_on_how_many_are_played_at_one_time(loaded, slots):
+    rows = loaded[0].train[:3]
+    wanted, got = sampled(*loaded, rows=rows), sampled(*loaded, rows=rows, slots=slots)
+    np.testing.assert_array_equal(got.completion, wanted.completion)
+    np.testing.assert_array_equal(got.segment, wanted.segment)
+    np.testing.assert_allclose(got.sampler_logp, wanted.sampler_logp, atol=2e-5)
+
+
+def test_a_rollout_with_outcomes_is_stored_whole(loaded):
+    rollout = sampled(*loaded).replace(version=3, number=4)
+    (back,) = from_bytes(to_bytes([rollout]))
+    assert back.version == 3 and back.number == 4
+    for name, value in vars(rollout.outcomes).items():
+        np.testing.assert_array_equal(getattr(back.outcomes, name), value)
+    np.testing.assert_array_equal(back.completion, rollout.completion)
+
+
+def test_given_conversations_have_the_environment_s_real_replies(loaded):
+    task = dataclasses.replace(loaded[0], config=config(sampler__max_chain=80, sampler__max_env_tokens=80))
+    ((ids, kinds),) = targets_of(task, task.train[:1])
+    told = json.loads(task.train[0].example.check)["environment"]
+    replied = task.tokenizer.decode(ids[kinds == ENV], skip_special_tokens=True)
+    assert replied == str(told["target"])
+    assert set(kinds) == {CHAIN, ENV} and kinds[-1] == CHAIN and ids[-1] in task.fmt.eos_ids
+    bad = dataclasses.replace(task.train[0], example=dataclasses.replace(task.train[0].example, chain="I add."))
+    with pytest.raises(UserError, match="chain of row .* JSON list"):
+        targets_of(task, [bad])
+
+
+REFUSED = (
+    ({"env__name": "calculater"}, ["env.name", "did you mean 'calculator'?"]),
+    ({"reward__name": "exact_match"}, ["reward.name", "exact_match", "environment"]),
+    ({"reward__name": "environment + 0.1*format"}, ["format"]),
+    ({"env__name": "none"}, ["environment", "env.name is none"]),
+    ({"loss__span": "response"}, ["loss.span", "auto"]),
+    ({"model__attention": "splash"}, ["model.attention", "auto"]),
+    ({"env__credit": "turn", "loss__advantage": "std"}, ["env.credit", "loss.advantage"]),
+    ({"env__name": "telecom"}, ["env.path"]),
+    ({"env__file": "nowhere.py"}, ["env.file", "nowhere.py"]),
+    ({"reward__name": "sft"}, ["reward.sft_chain", "both"]),
+    ({"sampler__max_turns": 200}, ["sampler.max_turns", "positions"]),
+    ({"prompt__max_prompt": 20}, ["prompt.max_prompt", "20"]),
+)
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED)
+def test_what_does_not_go_together_is_refused_in_words(changes, words):
+    with pytest.raises(UserError) as e:
+        tasks.load(config(**changes))
+    assert "\n" not in str(e.value)
+    for word in words:
+        assert word in str(e.value)
+
+
+def test_a_row_without_a_task_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"q{i}", "answer": "a"}) + "\n" for i in range(4)))
+    changes = {
+        "data__train_size": 0,
+        "eval__prompts": 1,
+        "data__source": "files",
+        "data__train_path": str(path),
+        "data__heldout_size": 1,
+    }
+    with pytest.raises(UserError, match="has no field 'environment'"):
+        tasks.load(config(**changes))
+
+
+def test_own_rows_and_an_environment_of_one_s_own(tmp_path):
+    rows = [{"prompt": f"q{i}", "answer": "a", "environment": {"number": i, "exact": 0.5}} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "guess.py").write_text(
+        "from rl_likelihood.envs.protocol import Reply, Start\n"
+        "class Guess:\n"
+        "    def start(self, task): return Start(task, [('user', 'Guess from ' + repr(task['number']))])\n"
+        "    def step(self, state, text): return Reply('no')\n"
+        "    def reward(self, state, end): return state['exact']\n"
+        "ENVIRONMENTS = {'guess': lambda cfg: Guess()}\n"
+    )
+    c = config(
+        data__source="files",
+        data__train_path=str(tmp_path / "rows.jsonl"),
+        data__train_size=0,
+        data__heldout_size=1,
+        eval__prompts=1,
+        env__name="guess",
+        env__file=str(tmp_path / "guess.py"),
+    )
+    task, params = tasks.load(c)
+    assert "Guess from" in task.tokenizer.decode(task.train[0].prompt_ids)
+    rollout = sampled(task, decode.prepare(params, task.model))
+    assert (rollout.outcomes.reward == 0.5).all() and (rollout.outcomes.turns == 3).all()
+    assert not (rollout.segment == REFERENCE).any()
