@@ -101,8 +101,8 @@ MUTANTS = [
     ),
     Mutant(
         "rewards/mixture.py",
-        "stop(accurate) if t.reward.differentiable else rows[t.name]",
-        "rows[t.name]",
+        "values = stop(likelihood.relative(score, observation.logp, observation.scored, keep))",
+        "values = rows[t.name]",
         f"{SURROGATE} -k sum_of_terms",
     ),
     Mutant("rewards/table.py", "> 0) & observation.keep", "> 0)", f"{REWARDED} -k nover"),
@@ -141,11 +141,11 @@ MUTANTS = [
         "model/head.py", "mean_z if scale is None else mean_z * scale", "mean_z", "model/test_head.py -k temperature"
     ),
     Mutant("model/head.py", "+ (top - new) * total)", ")", "model/test_head.py"),
-    Mutant("model/attention.py", "& ~((query == REFERENCE) & (key == SAMPLED))", "", "model/test_attention.py"),
+    Mutant("model/attention.py", "(shared[..., None, :] | own)", "True", "model/test_attention.py"),
     Mutant(
         "model/attention.py",
-        "jnp.where(is_reference, index - sampled, index)\n\n\ndef pre",
-        "index\n\n\ndef pre",
+        "return before + jnp.where(shared, 0, index - start)",
+        "return jnp.broadcast_to(index, segment.shape)",
         "model/test_attention.py",
     ),
     Mutant("model/decoder.py", "smooth + (1 - smooth) / s.factor", "1 / s.factor", "model/test_decoder.py"),
@@ -207,7 +207,7 @@ MUTANTS = [
     Mutant("evaluation/statistics.py", "(logp > no_chain[:, None])", "(logp >= no_chain[:, None])", STATISTICS),
     Mutant("evaluation/statistics.py", "logp.mean(1) - swapped", "swapped - logp.mean(1)", STATISTICS),
     # where batches come from
-    Mutant("rollouts/batches.py", "self.task.key(SAMPLE)", "self.task.key(2)", f"{BATCHES} -k keys"),
+    Mutant("rollouts/batches.py", "prompts, self.task.key(SAMPLE)", "prompts, self.task.key(2)", f"{BATCHES} -k keys"),
     Mutant("rollouts/batches.py", "v[:, :n] for k, v", "v[:, -n:] for k, v", f"{BATCHES} -k trained_on"),
     Mutant("sampler/queue.py", "stop + queue.dropped or", "stop or", "sampler/test_queue.py"),
 ]
