@@ -31,6 +31,8 @@ class Mutant(NamedTuple):
 
 
 SURROGATE, STEP, REWARDED = "learner/test_surrogate.py", "learner/test_step.py", "learner/test_rewards_in_step.py"
+EVALUATE, STATISTICS = "evaluation/test_evaluate.py", "evaluation/test_statistics.py"
+BATCHES = "rollouts/test_batches.py"
 
 MUTANTS = [
     # learner: the surrogate
@@ -178,6 +180,17 @@ MUTANTS = [
     Mutant(
         "sampler/queue.py", "step - rollout.version <= self", "step - rollout.version < self", "sampler/test_queue.py"
     ),
+    # evaluation
+    Mutant("evaluation/evaluate.py", "two_branches=True", "two_branches=False", f"{EVALUATE} -k on_a_tpu"),
+    Mutant("evaluation/evaluate.py", "task.key(EVALUATE, 1)", "task.key(EVALUATE)", f"{EVALUATE} -k keys"),
+    Mutant("evaluation/evaluate.py", "e.task.key(EVALUATE), sampler", "e.task.key(0), sampler", f"{EVALUATE} -k keys"),
+    Mutant("evaluation/evaluate.py", "(kinds == CHAIN) | (kinds == TAG)", "kinds == CHAIN", f"{EVALUATE} -k plain"),
+    Mutant("evaluation/evaluate.py", "[previous, *own[:-1]], own[-1]", "own, own[-1]", f"{EVALUATE} -k plain"),
+    Mutant("evaluation/statistics.py", "(logp > no_chain[:, None])", "(logp >= no_chain[:, None])", STATISTICS),
+    Mutant("evaluation/statistics.py", "logp.mean(1) - swapped", "swapped - logp.mean(1)", STATISTICS),
+    # where batches come from
+    Mutant("rollouts/batches.py", "self.task.key(SAMPLE)", "self.task.key(2)", f"{BATCHES} -k keys"),
+    Mutant("rollouts/batches.py", "v[:, :n] for k, v", "v[:, -n:] for k, v", f"{BATCHES} -k trained_on"),
     Mutant("sampler/queue.py", "stop + queue.dropped or", "stop or", "sampler/test_queue.py"),
 ]
 

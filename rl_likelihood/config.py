@@ -170,6 +170,11 @@ def validate(c: Config) -> None:
                 f"{c.prompt.max_answer} tokens; set it to at least that"
             )
     validate_loss(c)
+    if c.prompt.template == "raw" and c.worked_examples:
+        raise UserError(
+            f"prompt.template is 'raw', which has no turns, but {c.worked_examples} worked examples are asked for; set "
+            "prompt.examples and warm_start.examples to 0"
+        )
     if c.warm_start.steps and c.warm_start.prompts < c.warm_start.prompts_per_step:
         raise UserError(
             f"warm_start.prompts is {c.warm_start.prompts}, fewer than warm_start.prompts_per_step = "
@@ -222,6 +227,10 @@ def validate_loss(c: Config) -> None:
             f"loss.ratio is {c.loss.ratio!r}, but loss.clip_low or loss.clip_high clips the ratio already; "
             "set one of them off"
         )
+    if c.loss.clip_per == "sequence" and not (c.loss.clip_low or c.loss.clip_high):
+        raise UserError(
+            "loss.clip_per is 'sequence', but loss.clip_low and loss.clip_high are 0; set one, or clip_per=token"
+        )
     if c.loss.kl == "none" and c.loss.kl_coef:
         raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2, k3 or reward_k1")
     if c.loss.span == "response" and not c.reward.supervised and c.sampled_answer == 0:
@@ -258,20 +267,81 @@ def validate_reward(c: Config) -> None:
             f"reward.name is {name!r}, which reads a sampled answer, but sampler.max_sampled_answer is 0; "
             f"set it to -1, or to at least prompt.max_answer = {c.prompt.max_answer}"
         )
-    if r.baseline != "none" and not r.has("rlpr"):
+    validate_token_weights(c)
+    validate_resample(c)
+    if r.baseline != "none" and not r.has("rlpr") and not r.reads_no_chain:
         raise UserError(
-            f"reward.baseline is {r.baseline!r}, which is taken off by the term rlpr, but reward.name is {name!r}; "
+            f"reward.baseline is {r.baseline!r}, which terms such as rlpr and nrt read, but reward.name is {name!r}; "
             "set it to none"
         )
-    if r.baseline == "frozen" and c.prompt.score_delims != "none":
+    if r.frozen_score and c.prompt.score_delims != "none":
         raise UserError(
             f"reward.baseline is 'frozen', a score of the answer alone, but prompt.score_delims is "
             f"{c.prompt.score_delims!r}; set it to none, so that both scores cover the same tokens"
         )
     if r.vote_train and not r.has("majority_vote"):
         raise UserError(f"reward.vote_train is {r.vote_train}, which goes with the term majority_vote; set it to 0")
-    if c.filter.mode == "std_below" and not c.filter.threshold:
-        raise UserError("filter.mode is 'std_below' but filter.threshold is 0; set the least standard deviation kept")
+    if c.filter.mode in ("std_below", "token_spread") and not c.filter.threshold:
+        raise UserError(
+            f"filter.mode is {c.filter.mode!r} but filter.threshold is 0; set the least standard deviation kept"
+        )
+
+
+def validate_resample(c: Config) -> None:
+    """Refuse fresh prompts where it is not the host that decides which groups count, before the step."""
+    n = c.filter.resample
+    if not n:
+        return
+    if c.filter.mode not in ("std_zero", "std_below"):
+        raise UserError(
+            f"filter.resample is {n}, but filter.mode is {c.filter.mode!r}, which the learner decides; set "
+            "filter.mode to std_zero or std_below, or filter.resample=0"
+        )
+    if not c.reward.host_terms:
+        raise UserError(
+            f"filter.resample is {n}, but reward.name is {c.reward.name!r}, which the learner computes; add a grader "
+            "to the sum or set filter.resample=0"
+        )
+    if c.sampler.max_staleness:
+        raise UserError(
+            f"filter.resample is {n}, but sampler.max_staleness is {c.sampler.max_staleness}; set one of them to 0"
+        )
+
+
+def validate_token_weights(c: Config) -> None:
+    """Refuse weights of answer tokens without their source, and sources that nothing reads."""
+    r, by_base = c.reward, ("inverse", "neg_log")
+    weighted = [t.name for t in r.terms if t.reward.no_chain == "weights" or t.name == "nrt"]
+    if weighted and r.token_weights == "none":
+        raise UserError(
+            f"reward.name has {weighted[0]}, but reward.token_weights is 'none'; set it to inverse or neg_log with "
+            "reward.baseline=live or frozen, or to spread"
+        )
+    if r.token_weights != "none" and not weighted:
+        raise UserError(
+            f"reward.token_weights is {r.token_weights!r}, which weighted_log_prob, weighted_avg_prob and nrt read, "
+            f"but reward.name is {r.name!r}; set it to none"
+        )
+    if r.has("nrt") and r.token_weights == "spread":
+        raise UserError(
+            "reward.token_weights is 'spread', but nrt weighs by the answer without a chain; set it to "
+            "inverse or neg_log"
+        )
+    missing = [t.name for t in r.terms if t.reward.no_chain == "must"]
+    missing += [f"reward.token_weights={r.token_weights}"] if r.token_weights in by_base else []
+    if missing and r.baseline == "none":
+        raise UserError(
+            f"reward.baseline is 'none', but {missing[0]} reads the answer without a chain; set it to live or frozen"
+        )
+    if r.has("vr_cli") and r.baseline != "frozen":
+        raise UserError(
+            f"reward.baseline is {r.baseline!r}, but vr_cli compares two scores of the initial model; set it to frozen"
+        )
+    if r.by_spread and c.rows_per_prompt < 3:
+        raise UserError(
+            f"sampler.group_size is {c.rows_per_prompt}, but weights by spread need two other chains for each; set it "
+            "to at least 3"
+        )
 
 
 def apply_preset(c: ConfigDict, overridden: Sequence[str] = ()) -> None:
@@ -319,7 +389,7 @@ _FREE = (
     *("mesh.", "pod.", "report.", "model.layers", "model.attention", "model.remat", "model.scratch_kib"),
     *("sampler.devices", "sampler.tensor", "sampler.slots", "sampler.width_multiple", "prompt.width_multiple"),
     *("train.micro_batch_prompts", "train.head_chunk", "train.checkpoint_every", "train.keep_checkpoints"),
-    *("train.keep_every", "eval.batch_prompts", "eval.grader_workers"),
+    *("train.keep_every", "train.keep_optimizer", "eval.batch_prompts", "eval.grader_workers"),
 )
 # Fields of earlier versions that were free, in workdirs that these began.
 _GONE = ("model.scan_layers",)

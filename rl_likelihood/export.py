@@ -1,17 +1,19 @@
 """Write a trained policy as a Hugging Face folder that transformers loads as it is.
 
-    python -m rl_likelihood.export --workdir=DIR --out=HF_DIR [--step=N] [--dtype=float32]
+    python -m rl_likelihood.export --workdir=DIR --out=HF_DIR [--step=N] [--dtype=float32] [--force]
 
-The folder holds config.json, model.safetensors, the tokenizer with its chat template, and
-generation_config.json with the ids that end a text.
+The folder holds config.json, model.safetensors, the tokenizer with its chat template, generation_config.json with the
+ids that end a text, and export.json, which says of which run it is. Over another model it writes only with --force.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from absl import flags
+from safetensors import SafetensorError
 
 from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.tokenizer import save_tokenizer, vocab_bytes
@@ -21,6 +23,9 @@ from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import files
+from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS
+
+ORIGIN = "export.json"  # in an exported folder: the run that it is of
 
 
 def export(
@@ -53,9 +58,27 @@ def main() -> None:
     for name in ("workdir", "out"):
         if not flag[name].value:
             raise UserError(f"--{name} is missing; write --workdir=DIR --out=HF_DIR")
+    out, run = Path(flag.out), str(Path(flag.workdir).resolve())
+    if not flag.force:
+        refuse_another(out, run)
     cfg, params, step, model_path = checkpoint.restore_params(flag.workdir, flag.step)
-    export(cfg, params, tokenizer_path(Path(flag.workdir), model_path), flag.out, flag.dtype)
-    print(f"{flag.out}: step {step}, {count(params) / 1e6:.1f} M parameters, {flag.dtype}")
+    try:
+        export(cfg, params, tokenizer_path(Path(flag.workdir), model_path), out, flag.dtype)
+        (out / ORIGIN).write_text(json.dumps({"workdir": run, "step": step, "dtype": flag.dtype}) + "\n")
+    except (OSError, SafetensorError) as e:
+        raise UserError(f"--out={out}: cannot be written ({getattr(e, 'strerror', None) or e})") from e
+    print(f"{out}: step {step}, {count(params) / 1e6:.1f} M parameters, {flag.dtype}")
+
+
+def refuse_another(out: Path, run: str) -> None:
+    """UserError where the folder holds a model that was not exported from this run."""
+    try:
+        of = json.loads((out / ORIGIN).read_text())["workdir"] if (out / ORIGIN).exists() else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        of = ""
+    if of != run and any((out / name).exists() for name in (ORIGIN, CONFIG, WEIGHTS, INDEX)):
+        whose = f"the model of {of}" if of else "another model"
+        raise UserError(f"--out={out} holds {whose}; choose another folder, or write over it with --force")
 
 
 if __name__ == "__main__":
@@ -63,4 +86,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "folder to write")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of the written weights")
+    flags.DEFINE_bool("force", False, "write over another model")
     run_main(main, config_file=False)

@@ -16,7 +16,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rl_likelihood.shapes import UserError
@@ -80,11 +80,22 @@ def checked(name: str, value: Any, kind: Any, item: dataclasses.Field) -> Any:
     for x in numbers:
         if not math.isfinite(x):
             raise UserError(f"{name} is {value}; it must be a finite number")
+        if not _representable(x, item.metadata["bounds"]):
+            raise UserError(
+                f"{name} is {value}; no number of 32 bits is like that, and the program computes with these"
+            )
         for bound, limit in item.metadata["bounds"].items():
             holds, words = _BOUNDS[bound]
             if not holds(x, limit):
-                raise UserError(f"{name} is {value}; it must be {words} {limit:g}")
+                raise UserError(f"{name} is {value}; it must be {words} {limit:.10g}")
     return value
+
+
+def _representable(x: float, bounds: Mapping[str, float]) -> bool:
+    """Whether a device has the number: not one so large or so small that it becomes infinite or 0."""
+    if isinstance(x, int):
+        return "most" in bounds or abs(x) < 2**31
+    return x == 0 or 1e-38 < abs(x) < 1e38
 
 
 def read(cls: type, values: Any, prefix: str = "") -> Any:

@@ -31,6 +31,7 @@ from rl_likelihood.planning.text import table
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import using
+from rl_likelihood.runtime.disk import disk_of_run
 from rl_likelihood.settings import Config
 from rl_likelihood.task import random_model, run_on
 from rl_likelihood.weights import gguf_file, hugging_face
@@ -76,6 +77,7 @@ def make_plan(c: Config, model: ModelConfig, where: Target, memory: float | None
         "remat": model.remat,
         "attention": model.attention,
         "batch": batch_sizes(plan),
+        "disk": disk_of_run(c, model)._asdict(),
         "held": programs.held_bytes(c, model, devices.learner),
         "activations": rows[0]["temporaries"],
         "cache": {} if c.reward.supervised else programs.cache_bytes(plan),

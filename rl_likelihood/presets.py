@@ -3,7 +3,7 @@
 A preset sets what defines its method: reward, shaping, advantage, loss, filter, group size and temperature. Model,
 data, lengths, batch and learning rate are up to the experiment; the comments give the papers' values. "Inferred" marks
 a value that a paper does not state. A group that a filter refuses is dropped. RLPR and DAPO sample other prompts
-instead; these presets do not.
+instead; of these presets dapo does, up to ten batches a step.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ from typing import Any
 _NEUTRAL = {
     "prompt.score_delims": "close",
     "reward.baseline": "none",
+    "reward.token_weights": "none",
+    "reward.clip_gain": True,
     "reward.vote_train": 0,
     "reward.sft_chain": "none",
     "reward.truncated": "force_close",
     "filter.mode": "none",
+    "filter.resample": 0,
     "loss.ratio": "none",
     "loss.clip_low": 0.0,
     "loss.clip_high": 0.0,
+    "loss.clip_per": "token",
+    "loss.mask_move": 0.0,
+    "loss.format_term": 0.0,
     "loss.kl": "none",
     "loss.kl_coef": 0.0,
     "sampler.temperature": 1.0,
@@ -59,6 +65,17 @@ _EM_RL = {
     "loss.aggregation": "seq_sum",
     "loss.kl": "k3",
     "loss.kl_coef": 0.001,
+}
+
+_LATRO = {
+    "reward.name": "log_prob",
+    "sampler.group_size": 16,
+    "loss.answer_term": 1.0,
+    "loss.span": "chain",
+    "loss.advantage": "loo",
+    "loss.aggregation": "seq_sum",
+    "loss.kl": "reward_k1",
+    "loss.kl_coef": 0.05,
 }
 
 _METHODS: dict[str, dict[str, Any]] = {
@@ -180,17 +197,128 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
-    # Yu et al. 2503.14476: G 16, clip 0.2 / 0.28, mean over all tokens. Groups all right or all wrong are dropped.
+    # Yu et al. 2503.14476: G 16, clip 0.2 / 0.28, mean over all tokens. Groups all right or all wrong are replaced, in
+    # at most ten batches (its released code's max_num_gen_batches).
     "dapo": {
         **_GRPO,
         "reward.name": "exact_match + overlong",
         "sampler.group_size": 16,
         "filter.mode": "std_zero",
+        "filter.resample": 9,
         "loss.aggregation": "token_mean",
         "loss.clip_high": 0.28,
         "loss.kl": "none",
         "loss.kl_coef": 0.0,
     },
+    # Chen et al. 2411.04282: log p(y|x,z) - 0.05 sum (log pi - log ref), RLOO, G 16, lr 5e-7.
+    "latro": _LATRO,
+    # Its released code by default: sft_penalty 0 makes the answer term inert.
+    "latro_code": {**_LATRO, "loss.answer_term": 0.0},
+    # Gurung and Lapata 2503.22828: G 8, 64 prompts, lr 5e-7, k3 x 1e-6. Theirs hides the reasoning from the scorer and
+    # shows it a plan; ours shows it the chain. Advantage and mean over tokens as GRPO's (inferred).
+    "vr_cli": {
+        **_GRPO,
+        "reward.name": "vr_cli",
+        "reward.baseline": "frozen",
+        "loss.span": "chain",
+        "sampler.group_size": 8,
+        "loss.kl_coef": 1e-6,
+    },
+    # 2602.11549: probabilities weighted by -log p without a chain, gain clipped at 0 and over the group's standard
+    # deviation, exact answer term, format loss 0.3. Inferred: the base is the initial model's, RLOO, sums over tokens,
+    # no KL.
+    "nrt": {
+        "reward.name": "nrt/std",
+        "reward.baseline": "frozen",
+        "reward.token_weights": "neg_log",
+        "reward.clip_gain": True,
+        "loss.answer_term": 1.0,
+        "loss.format_term": 0.3,
+        "loss.span": "chain",
+        "loss.advantage": "loo",
+        "loss.aggregation": "seq_sum",
+    },
+    # 2506.13351: G 16, lr 1e-6, KL 0.001. Its w and the threshold of its filter are not stated.
+    "dro": {**_GRPO, "reward.name": "r3", "loss.span": "chain", "sampler.group_size": 16},
+    # Prabhudesai et al. 2505.22660: minus the mean entropy of the response's tokens, by GRPO. KL as grpo's (inferred).
+    "rent": {**_GRPO, "reward.name": "token_entropy"},
+    # Zhang et al. 2504.05812: the share of the group in the same cluster, by GRPO; clusters are equal answers, as for
+    # mathematics. KL as grpo's (inferred).
+    "empo": {**_GRPO, "reward.name": "vote_share"},
+    # 2603.10624: by GRPO; clip and KL as grpo's are inferred.
+    "cer": {**_GRPO, "reward.name": "cer"},
+    # Zheng et al. 2507.18071: the clipped ratio is the geometric mean over the row, clip 3e-4 / 4e-4, no KL.
+    "gspo": {
+        **_GRPO,
+        "loss.clip_per": "sequence",
+        "loss.clip_low": 3e-4,
+        "loss.clip_high": 4e-4,
+        "loss.kl": "none",
+        "loss.kl_coef": 0.0,
+    },
+    # MiniMax-M1, 2506.13585: ratios capped above alone, mean over all tokens, no KL. It tunes the cap and states none;
+    # 1.28 is Trinity-RFT's default.
+    "cispo": {
+        **_GRPO,
+        "loss.aggregation": "token_mean",
+        "loss.ratio": "token",
+        "loss.ratio_cap": 1.28,
+        "loss.clip_low": 0.0,
+        "loss.clip_high": 0.0,
+        "loss.kl": "none",
+        "loss.kl_coef": 0.0,
+    },
+    # prime-rl's default: tokens whose probability moved by more than 0.2 are left out, reward less the group's mean,
+    # ratios are not capped, mean over all tokens. Without its penalty on squared log-ratios.
+    "dppo": {
+        **_GRPO,
+        "loss.advantage": "mean",
+        "loss.aggregation": "token_mean",
+        "loss.ratio": "token",
+        "loss.ratio_cap": 1e6,
+        "loss.mask_move": 0.2,
+        "loss.clip_low": 0.0,
+        "loss.clip_high": 0.0,
+        "loss.kl": "none",
+        "loss.kl_coef": 0.0,
+    },
+    # He et al. 2509.07558: rows weigh length^-alpha; alpha 1 on countdown, 0.75 on mathematics. GRPO without KL is
+    # inferred.
+    "delta_l": {
+        **_GRPO,
+        "loss.aggregation": "delta_l_batch",
+        "loss.delta_l_alpha": 1.0,
+        "loss.kl": "none",
+        "loss.kl_coef": 0.0,
+    },
+    # 2601.05242: each reward is normalised in its group, then they are summed. Its further normalisation over the batch
+    # is left out: it changes the step's size alone.
+    "gdpo": {**_GRPO, "reward.name": "exact_match/std + format/std", "loss.advantage": "mean"},
+    # 2602.02710: H_K - H_N. The exact gradient: sums over tokens, no clip, no KL (inferred); groups with none right
+    # count.
+    "max_rl": {
+        "reward.name": "max_rl(exact_match)",
+        "loss.answer_term": 0.0,
+        "loss.span": "response",
+        "loss.advantage": "loo",
+        "loss.aggregation": "seq_sum",
+    },
+    # 2510.01265, on documents: G 16, T 0.7, mean over a thought's tokens, PPO clip (0.2 is inferred), no KL, batch 512,
+    # lr 1e-6, thoughts of 2048 tokens. Its EMA term is a constant of the group and cancels.
+    "rlp": {
+        "reward.name": "log_prob",
+        "sampler.group_size": 16,
+        "sampler.temperature": 0.7,
+        "loss.answer_term": 0.0,
+        "loss.span": "chain",
+        "loss.advantage": "loo",
+        "loss.aggregation": "seq_mean",
+        "loss.clip_low": 0.2,
+        "loss.clip_high": 0.2,
+    },
+    # 2506.08007, on documents: 1 if the answer is a prefix of the continuation. GRPO without KL is inferred. Theirs
+    # asks for the end of a token, ours for the end of a word, and it trains on tokens of high entropy alone.
+    "rpt": {**_GRPO, "reward.name": "prefix", "loss.kl": "none", "loss.kl_coef": 0.0},
     "em_rl_token": {**_EM_RL, "reward.name": "token_entropy_sum"},
     "em_rl_sequence": {**_EM_RL, "reward.name": "trajectory_sum"},
 }

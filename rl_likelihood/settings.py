@@ -82,6 +82,9 @@ class TrainSettings:
     checkpoint_every: int = field(50, "steps between checkpoints", least=1)
     keep_checkpoints: int = field(2, "the last ones", least=1)
     keep_every: int = field(0, "and one every so many steps for good; 0: none", least=0)
+    keep_optimizer: bool = field(
+        True, "False: a finished run deletes its optimizer state, two thirds of its disk, and can train no further"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +119,7 @@ class EvalSettings:
     batch_prompts: int = field(50, "questions decoded at one time; changes no number", least=1)
     mc_samples: int = field(0, "chains for what only many give, as log_prob_mc32 and pass@32; 0: eval.samples", least=0)
     mc_prompts: int = field(0, "questions that get them; 0: all", least=0)
+    trace: bool = field(False, "also score each answer after 25, 50 and 75 % of its question's first sampled chain")
     fast_prompts: int = field(0, "questions of the evaluations every train.eval_every steps; 0: eval.prompts", least=0)
     fast_samples: int = field(-1, "chains for each of them; -1: eval.samples", least=-1)
 
@@ -248,6 +252,7 @@ class Config:
             turns=self.sampler.max_turns if self.converses else 1,
             temperature=self.sampler.temperature,
             micro_batch_prompts=max(0, self.train.micro_batch_prompts),  # a run that measures sets its own
+            sampled_answer=self.sampled_answer,
             head_chunk=self.train.head_chunk,
         )
 

@@ -113,8 +113,9 @@ class Batch(struct.PyTreeNode):
 
     `scored` marks the reference-answer tokens whose log-probs count. `host_rewards` holds rewards computed on the host
     (rules, votes) by name. `keep` is the one mask for baseline, scale and loss. `baseline` is each prompt's reward
-    without a chain under the initial model, for RLPR. `counted` are the groups that a filter accepts, None without a
-    filter. `no_chain` is set where the answer's score without a chain is needed.
+    without a chain under the initial model, for RLPR; `baseline_logp` has the log-probs of its scored answer tokens
+    there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is
+    set where the answer's score without a chain is needed.
     """
 
     prompt: Int[Array, "P S"]
@@ -127,6 +128,7 @@ class Batch(struct.PyTreeNode):
     truncated: Bool[Array, "P G"]
     keep: Bool[Array, "P G"]
     baseline: Float[Array, "P"] | None = None
+    baseline_logp: Float[Array, "P A"] | None = None
     counted: Bool[Array, "P"] | None = None
     no_chain: NoChainRows | None = None
 

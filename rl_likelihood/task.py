@@ -108,10 +108,11 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         segment=shape(i, p, g, t),
         scored=shape(b, p, g, t),
         sampler_logp=shape(f, p, g, t),
-        host_rewards={t.name: shape(f, p, g) for t in c.step.reward.terms if t.reward.on_host},
+        host_rewards={name: shape(f, p, g) for name in c.step.reward.host_terms},
         truncated=shape(b, p, g),
         keep=shape(b, p, g),
-        baseline=shape(f, p) if c.reward.baseline == "frozen" else None,
+        baseline=shape(f, p) if c.reward.frozen_score else None,
+        baseline_logp=shape(f, p, c.prompt.max_answer) if c.reward.frozen_tokens else None,
         no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
     )
 

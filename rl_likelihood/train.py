@@ -29,6 +29,7 @@ from rl_likelihood.learner.step import all_finite, init_reference, init_state, s
 from rl_likelihood.mesh import from_own_prompts, put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
+from rl_likelihood.report.metric_table import without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
 from rl_likelihood.report.table_text import evaluation_line
 from rl_likelihood.report.tracking import Tracker
@@ -37,9 +38,9 @@ from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
 from rl_likelihood.rollouts.samples import write_samples
 from rl_likelihood.rollouts.source import Source, make_source
 from rl_likelihood.runtime import checkpoint, distributed, run_files
-from rl_likelihood.runtime.checkpoint import CheckpointConfig
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices
+from rl_likelihood.runtime.disk import checkpoint_config, drop_optimizer, lost_optimizer
 from rl_likelihood.runtime.lock import FILE as LOCK
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.progress import Progress
@@ -137,7 +138,11 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         stop = StopRequest()
         try:
             session = Session(workdir, writer, stop, force)
-            step, finished = learn(c, session, resume, saved and known_model(c, workdir, *saved[:3]))
+            step, finished = resume or 0, has_ended(workdir, resume, c.train.steps)
+            if not finished:
+                step, finished = learn(c, session, resume, saved and known_model(c, workdir, *saved[:3]))
+            if finished and not c.train.keep_optimizer:
+                distributed.by_first(lambda: drop_optimizer(workdir))
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             writer.status(state, checkpoint.latest_step(workdir) or 0, " ".join(str(error).split()) or repr(error))
@@ -151,6 +156,11 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         say(f"stopped after step {step}, saved; the same command goes on from there")
 
 
+def has_ended(workdir: Path, resume: int | None, steps: int) -> bool:
+    """Whether the run was finished and gave up its optimizer state, so that there is nothing to load."""
+    return resume is not None and resume >= steps and distributed.share(lost_optimizer(workdir, resume))
+
+
 def learn(c: Config, session: Session, resume: int | None, known: Model | None = None) -> tuple[int, bool]:
     """The loop: batch -> step -> metrics. Returns (step, finished).
 
@@ -161,7 +171,7 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     task, params = load(c, mesh=devices.learner, known=known)
     announce(task, devices, session.workdir, resume)
     keep_what_it_needs(task, session)
-    keep = CheckpointConfig(c.train.checkpoint_every, c.train.keep_checkpoints, c.train.keep_every)
+    keep = checkpoint_config(c.train)
     manager = checkpoint.open_manager(session.workdir, keep)
     r = Run(**vars(session), task=task, devices=devices, checkpoints=manager)
     optimizer = make_optimizer(c.optimizer)
@@ -195,6 +205,8 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
             refuse_nan(step, out, r.workdir)
             tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
             out |= given.logged | {"time/learn": t2 - t1, "tokens_per_second": tokens / (t2 - begin)}
+            if c.reward.supervised:
+                out = without_samples(out)
             r.writer.metrics(step, out)
             write_samples(task, devices, r.writer, step, given, per_row)
             progress.advance()

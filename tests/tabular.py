@@ -130,7 +130,11 @@ def _expected(name, g, cfg, text, logits, old, ref, reward):
     return jax.grad(total, has_aux=True)(logits)
 
 
-TABLES = {"three": THREE, "tree": TREE}
+# Chain and sampled answer of THREE as one row; the first answer of each is the reference.
+PAIRS = THREE._replace(
+    chains=padded([[z, 3 + 2 * z + y] for z in range(3) for y in range(2)]), answers=np.repeat(THREE.answers, 2, 0)
+)
+TABLES = {"three": THREE, "tree": TREE, "pairs": PAIRS}
 
 
 def expected(name, g, cfg, text="log_prob", old=None, ref=None, reward=None, exact=True):

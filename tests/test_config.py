@@ -59,6 +59,34 @@ REFUSED = [
     ({"reward__name": "rlpr", "reward__baseline": "frozen"}, ["prompt.score_delims is 'close'", "set it to none"]),
     ({"loss__ratio": "token", "loss__clip_high": 0.2}, ["loss.ratio is 'token'", "clips the ratio already"]),
     ({"filter__mode": "std_below"}, ["filter.threshold is 0"]),
+    ({"filter__mode": "token_spread"}, ["filter.mode is 'token_spread'", "filter.threshold is 0"]),
+    ({"reward__name": "weighted_log_prob"}, ["weighted_log_prob", "reward.token_weights is 'none'", "reward.baseline"]),
+    ({"reward__name": "nrt", "reward__token_weights": "neg_log"}, ["reward.baseline is 'none'", "nrt", "live"]),
+    (
+        {"reward__name": "weighted_avg_prob", "reward__token_weights": "inverse"},
+        ["reward.baseline is 'none'", "token_weights=inverse", "frozen"],
+    ),
+    ({"reward__name": "nrt", "reward__token_weights": "spread"}, ["token_weights is 'spread'", "nrt", "neg_log"]),
+    ({"reward__token_weights": "spread"}, ["token_weights is 'spread'", "'log_prob'", "none"]),
+    ({"reward__name": "r3", "sampler__group_size": 2}, ["sampler.group_size is 2", "at least 3"]),
+    ({"reward__name": "vr_cli", "reward__baseline": "live"}, ["reward.baseline is 'live'", "vr_cli", "frozen"]),
+    ({"filter__resample": 2, "filter__mode": "ema"}, ["filter.resample is 2", "'ema'", "std_zero"]),
+    ({"filter__resample": 2, "filter__mode": "std_zero"}, ["filter.resample is 2", "'log_prob'", "grader"]),
+    (
+        {
+            "filter__resample": 2,
+            "filter__mode": "std_zero",
+            "reward__name": "exact_match",
+            "sampler__max_staleness": 1,
+        },
+        ["filter.resample is 2", "max_staleness is 1"],
+    ),
+    ({"loss__clip_per": "sequence"}, ["loss.clip_per is 'sequence'", "clip_high"]),
+    ({"reward__name": "max_rl"}, ["'max_rl' alone", "max_rl(exact_match)"]),
+    ({"reward__name": "max_rl(base_rl)"}, ["max_rl(base_rl)", "0 or 1", "max_rl(exact_match)"]),
+    ({"reward__name": "max_rl(log_prob)"}, ["max_rl(log_prob)", "0 or 1"]),
+    ({"reward__name": "max_rl(exactmatch)"}, ["reward.name has 'exactmatch'", "did you mean 'exact_match'?"]),
+    ({"reward__name": "prob(exact_match)"}, ["prob(exact_match)", "write prob"]),
     ({"loss__span": "response", "sampler__max_sampled_answer": 0}, ["loss.span is 'response'", "set it to -1"]),
 ]
 
@@ -139,6 +167,27 @@ def test_a_number_that_is_not_finite_or_out_of_bounds_is_refused_by_name(name, b
             fields.read(Config, c)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [("optim.lr", 1e300), ("sampler.temperature", 1e-40), ("train.steps", 10**15), ("eval.samples", 2**31)],
+)
+def test_a_number_that_no_device_has_is_refused(name, value):
+    c = tree()
+    c.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError, match=re.escape(f"{name} is {value}; no number of 32 bits")):
+        fields.read(Config, c)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused_with_the_exact_limit(seed):
+    c = tree()
+    c.seed = seed
+    with pytest.raises(
+        UserError, match=f"seed is {seed}; it must be at {'least 0' if seed < 0 else 'most 4294967295'}$"
+    ):
+        fields.read(Config, c)
+
+
 @pytest.mark.parametrize("name", [name for name, (kind, _) in all_fields().items() if fields.choices(kind)])
 def test_a_value_that_is_no_choice_is_refused_with_the_nearest(name):
     c = tree()
@@ -182,6 +231,7 @@ def test_another_place_to_run_is_the_same_run_and_another_computation_is_not():
         "train.micro_batch_prompts": 2,
         "model.remat": "full",
         "report.wandb": "online",
+        "train.keep_optimizer": False,
     }
     other = {"model.compute_dtype": "bfloat16", "sampler.group_size": 4, "seed": 1, "train.prompts_per_step": 4}
     assert all(one[name] != value for name, value in (elsewhere | other).items())

@@ -13,7 +13,7 @@ import pytest
 
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer
-from rl_likelihood.export import export
+from rl_likelihood.export import export, refuse_another
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.shapes import TrainState, UserError
@@ -42,7 +42,42 @@ def test_command(tmp_path):
     ours, base = load_tokenizer(tmp_path / "out", require_template=True), load_tokenizer(tmp_path / "base")
     assert ours.get_vocab() == base.get_vocab() and ours.chat_template == base.chat_template
     stop = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert json.loads((tmp_path / "out" / "export.json").read_text()) == {
+        "workdir": str((tmp_path / "run").resolve()),
+        "step": 3,
+        "dtype": "float32",
+    }
     assert stop == {"bos_token_id": None, "eos_token_id": base.eos_token_id, "pad_token_id": base.pad_token_id}
+
+
+def test_another_model_is_written_over_only_when_told_to(tmp_path):
+    out, run_a, run_b = tmp_path / "out", str(tmp_path / "a"), str(tmp_path / "b")
+    refuse_another(out, run_a)
+    out.mkdir()
+    refuse_another(out, run_a)
+    for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):  # of nobody knows what
+        (out / name).write_text("{}")
+        with pytest.raises(UserError, match="holds another model.*--force"):
+            refuse_another(out, run_a)
+        (out / name).unlink()
+    (out / "export.json").write_text(json.dumps({"workdir": run_b}))
+    (out / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"holds the model of {run_b}.*--force"):
+        refuse_another(out, run_a)
+    refuse_another(out, run_b)
+    (out / "export.json").write_text("half a li")
+    with pytest.raises(UserError, match="holds another model"):
+        refuse_another(out, run_b)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_words(tmp_path):
+    cfg, _ = write("llama", tmp_path / "base")
+    state = TrainState(step=jnp.int32(1), params=jax.tree.map(jnp.asarray, random_params(cfg, 1)), opt_state={})
+    meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(tmp_path / "base")}
+    checkpoint.save_initial(tmp_path / "run", state, meta)
+    failed = run(f"--workdir={tmp_path / 'run'}", "--out=/proc/nowhere/out")
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1 and "--out=/proc/nowhere/out: cannot be written" in failed.stderr
 
 
 def test_refusal_is_one_line_and_exit_code_2(tmp_path):

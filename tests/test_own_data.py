@@ -13,8 +13,11 @@ import pytest
 from configs.base import get_config
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
-from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.data.tokenizer import load_tokenizer, save_tokenizer
+from rl_likelihood.export import export
 from rl_likelihood.model import decoder
+from rl_likelihood.runtime import checkpoint
+from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load, random_model
 from rl_likelihood.training.warm_start import with_worked_examples
@@ -79,6 +82,13 @@ def test_the_readmes_command_takes_40_test_rows(tmp_path, model):
     done = train(tmp_path / "run", **named, prompt__template="plain")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "60 training and 40 held-out questions" in done.stdout + done.stderr
+    # What is exported asks as the run did: its tokenizer has the plain template.
+    cfg, params, _, path = checkpoint.restore_params(tmp_path / "run")
+    export(cfg, params, tokenizer_path(tmp_path / "run", path), tmp_path / "exported")
+    exported = load_tokenizer(tmp_path / "exported", require_template=True)
+    turn = [{"role": "user", "content": "What is 1 + 1?"}]
+    asked = exported.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert asked == "Question: What is 1 + 1?\nAnswer: "
 
 
 def loaded(model, path, **fields):

@@ -73,7 +73,7 @@ def test_a_reference_model_adds_one_forward_to_the_flops(planned):
 
 def test_the_table_has_every_part(planned):
     text = table(planned)
-    for words in ("learner step", "sampling", "fsdp 2", "--memory_gib", "nothing ran", "flops"):
+    for words in ("learner step", "sampling", "GiB of checkpoints", "fsdp 2", "--memory_gib", "nothing ran", "flops"):
         assert words in text
     assert "learner step: all-" in text
 

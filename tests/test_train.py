@@ -232,6 +232,8 @@ def test_every_reward_trains(reward, tmp_path):
     assert np.isfinite([one["grad/norm"], two["grad/norm"]]).all()
     if reward != "base_rl":  # an untrained model never writes an answer, so its 0/1 reward has no gradient
         assert one["grad/norm"] > 0
+    # sft samples nothing: what is made of sampled tokens is absent, and not 0.
+    assert [name in one for name in ("policy/entropy", "chain/closed", "ratio/ess")] == [reward != "sft"] * 3
     if reward == "sft":
         assert one["loss/answer"] == pytest.approx(-one["answer/log_prob"], rel=1e-5)
 

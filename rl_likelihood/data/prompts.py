@@ -46,8 +46,10 @@ class PromptConfig:
     instruction: str = field("", "how to answer; empty: the standard one (data/prompts.py)")
     instruction_path: str = field("", "a text file with the instruction, in its place")
     use_system: bool = field(True, "instruction as system message; False puts it before the question")
-    template: Literal["model", "plain"] = field(
-        "model", "model: the tokenizer's chat template; plain: Question and Answer lines, for base models without one"
+    template: Literal["model", "plain", "raw"] = field(
+        "model",
+        "model: the tokenizer's chat template; plain: Question and Answer lines, for base models without one; raw: the "
+        "text itself and the tag, for documents",
     )
     date: str = field(
         "", "what a chat template that prints today's date prints, as 2026-11-28; empty: the day the run began"
@@ -142,6 +144,8 @@ def chat(example: Example, cfg: PromptConfig, shots: Shots) -> list[dict[str, st
 
 def render(example: Example, tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, shots: Shots | None = None) -> str:
     """The prompt as text, by the tokenizer's chat template at the date `cfg.date`, ending in `<think>`."""
+    if cfg.template == "raw":
+        return example.prompt + cfg.think_open
     shots = _worked(example, cfg) if shots is None else shots
     messages = chat(example, cfg, shots)
     name = name_of(tokenizer)

@@ -110,8 +110,17 @@ def _is_json(line: bytes) -> bool:
 
 
 def _load(text: bytes, as_written: bool) -> Any:
-    hooks = {"parse_int": Written, "parse_float": Written} if as_written else {}
+    hooks = {"parse_int": Written, "parse_float": Written, "object_pairs_hook": _once} if as_written else {}
     return json.loads(text.decode("utf-8"), **hooks)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a user's row: of a key that is there twice, nobody can say which value was meant."""
+    names = [name for name, _ in pairs]
+    twice = [name for name in dict(pairs) if names.count(name) > 1] if len(names) > len(set(names)) else []
+    if twice:
+        raise json.JSONDecodeError(f"key {twice[0]!r} stands twice in one object", "", 0)
+    return dict(pairs)
 
 
 def _line(line: bytes, as_written: bool) -> dict | str:

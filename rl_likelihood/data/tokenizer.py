@@ -65,13 +65,14 @@ def load_tokenizer(path: str | os.PathLike, require_template: bool = False) -> P
 
 
 def set_template(tokenizer: PreTrainedTokenizerFast, template: str, path: str = "") -> None:
-    """Give the tokenizer the chat template of `prompt.template`: its own ("model"), or the plain one ("plain").
+    """Give the tokenizer the chat template of `prompt.template`: its own ("model"), or the plain one ("plain"). Raw
+    prompts ("raw") need none.
 
     UserError if its own is asked for and it has none. `path` is where the tokenizer is, for the message.
     """
     if template == "plain":
         tokenizer.chat_template = PLAIN_TEMPLATE
-    elif not tokenizer.chat_template:
+    elif template != "raw" and not tokenizer.chat_template:
         raise UserError(
             f"{path}: its tokenizer has no chat template; for a base model set --config.prompt.template=plain, else "
             "add chat_template to tokenizer_config.json or take the instruct version of the model"

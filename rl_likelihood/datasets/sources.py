@@ -18,6 +18,7 @@ from rl_likelihood.data.records import Location
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets import files, procedural
 from rl_likelihood.datasets.common import Files
+from rl_likelihood.datasets.documents import DocumentConfig, read_documents, sides
 from rl_likelihood.datasets.procedural import PRESETS
 from rl_likelihood.datasets.questions import by_group, distinct, group_key, hold_out, named, variant_key, without
 from rl_likelihood.fields import field
@@ -32,10 +33,10 @@ OWN = Files(name="your rows", fetch="a file of JSON lines, a JSON array or a par
 class DataConfig:
     """Which questions a run has."""
 
-    source: Literal["reasoning_gym", "files", "jsonl", "prepared"] = field(
+    source: Literal["reasoning_gym", "files", "jsonl", "prepared", "documents"] = field(
         "reasoning_gym",
         "reasoning_gym: tasks made by a program; files: your own rows (jsonl is its old name); prepared: a folder that "
-        "rl_likelihood.datasets.prepare wrote",
+        "rl_likelihood.datasets.prepare wrote; documents: plain texts, cut at random",
     )
     tasks: tuple[str, ...] = field(
         ("basic_arithmetic",),
@@ -62,6 +63,7 @@ class DataConfig:
         least=-1,
     )
     seed: int = field(0, "of the questions that a program makes", least=0)
+    documents: DocumentConfig = DocumentConfig()
     skip_bad_rows: bool = field(False, "leave out, count and name bad rows, and training rows that are too long")
 
     @property
@@ -95,6 +97,8 @@ def load(cfg: DataConfig, training: bool = True, shown: Shots = ()) -> Loaded:
         return _load_procedural(cfg, training, worked)
     if cfg.source == "prepared":
         return _load_prepared(cfg, training, worked)
+    if cfg.source == "documents":
+        return _load_documents(cfg, training)
     return _load_files(cfg, training, worked)
 
 
@@ -316,6 +320,37 @@ def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
             f"(variants count once); add rows, give data.heldout_path, or set data.heldout_size to at most {groups - 1}"
         )
     return size
+
+
+# ---------------------------------------------------------------------------------------- documents
+
+
+def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
+    """Questions of plain texts. With one file, whole documents are held out."""
+    if not cfg.train_path:
+        raise UserError("data.train_path is empty; name a file of documents with --config.data.train_path=PATH")
+
+    def read(path: str, name: str) -> tuple[list[list[Example]], list[str]]:
+        return read_documents(_located(path, name), _folder(path), cfg.documents, cfg.seed, cfg.skip_bad_rows)
+
+    documents, bad = read(cfg.train_path, "data.train_path")
+    if cfg.heldout_path:
+        held_documents, bad_held = read(cfg.heldout_path, "data.heldout_path")
+        train = [row for rows in documents for row in rows]
+        held = _first(
+            [row for rows in held_documents for row in rows], max(cfg.heldout_size, 0), "heldout", cfg.heldout_path
+        )
+    else:
+        total, bad_held = sum(map(len, documents)), []
+        size = min(100, total // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
+        train, held = sides(documents, size, cfg.seed)
+    if training and not train:
+        raise UserError(
+            f"data.heldout_size = {len(held)} leaves no document of {cfg.train_path} to train on; add documents, give "
+            "data.heldout_path, or lower it"
+        )
+    train = _first(train, max(cfg.train_size, 0), "train", cfg.train_path) if training else []
+    return train, held, LoadReport(len(train) + len(held), 0, 0, (*bad, *bad_held))
 
 
 # ---------------------------------------------------------------------------------------- prepared

@@ -21,7 +21,7 @@ import numpy as np
 
 from rl_likelihood.config import grader_table
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.evaluation import conversations, statistics
+from rl_likelihood.evaluation import conversations, statistics, trace
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
@@ -201,7 +201,8 @@ def _record(task: Task, batch: Batch, i: int, samples: int) -> Record:
     entries: list[Record] = [_tokens(task, batch.rollout, i, j) for j in chains]
     direct: list[Record] = [{} for _ in entries] if samples else []
     if batch.logp is not None:
-        for entry, value in zip((*entries, direct[0]), (*batch.logp[i, :-2], batch.logp[i, -1]), strict=True):
+        scored = [*batch.logp[i, : len(entries)], batch.logp[i, -1]]
+        for entry, value in zip((*entries, direct[0]), scored, strict=True):
             entry["log_prob"] = float(value)
     if batch.answers is not None and batch.marks is not None:
         answers = batch.answers[i]
@@ -222,6 +223,9 @@ def _record(task: Task, batch: Batch, i: int, samples: int) -> Record:
     if not samples:
         return record
     sampled[0] = {"text": texts[1], **sampled[0]}
+    if task.config.eval.trace and batch.logp is not None:
+        parts = batch.logp[i, len(entries) : -2]
+        record["trace"] = [float(x) for x in (batch.logp[i, -1], *parts, batch.logp[i, 1])]
     words = [_chain_text(text, task.fmt) for text in texts[1:]]
     return record | {
         "no_chain": {**direct[0], "chain_tokens": len(task.fmt.close_think_ids), "samples": direct[1:]},
@@ -333,6 +337,7 @@ def first_sampled_chain(rollout: Rollout, i: int) -> Chain:
 
 def _scores(e: Evaluation, rows: list[EncodedExample], rollout: Rollout, swapped: list[Chain | None]) -> np.ndarray:
     """Log-probs of the reference answer [P, 1 + samples + 2]: after each chain, another question's chain, no chain.
+    With eval.trace, after each chain, parts of the first sampled one, another question's, none.
 
     Where there is no other question's chain the last but one means nothing.
     """
@@ -343,7 +348,9 @@ def _scores(e: Evaluation, rows: list[EncodedExample], rollout: Rollout, swapped
         _after(chain or Chain([], list(task.fmt.close_think_ids)), row)
         for chain, row in zip(swapped, rows, strict=True)
     ]
-    batch = to_batch(_beside(rollout, given_rollout(answers, others, pad, width), no_chain))
+    parts = _parts(task, rows, rollout) if task.config.eval.trace else []
+    given = [given_rollout(answers, after, pad, width) for after in (*parts, others)]
+    batch = to_batch(_beside(rollout, *given, no_chain))
     step = dataclasses.replace(
         task.config.step,
         two_branches=True,
@@ -354,6 +361,16 @@ def _scores(e: Evaluation, rows: list[EncodedExample], rollout: Rollout, swapped
     with using(mesh):
         logp = _score_of(task.model, step, mesh)(e.params, batch).stats.log_prob
     return np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64)
+
+
+def _parts(task: Task, rows: list[EncodedExample], rollout: Rollout) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """For each cut of TRACE, every question's answer after that part of its first sampled chain and closing tags."""
+    tag = list(task.fmt.close_think_ids)
+    chains = [first_sampled_chain(rollout, i).chain for i in range(len(rows))]
+    parts = [trace.cuts(ids, tokens_before_tags(np.asarray(ids, np.int32), task.fmt)) for ids in chains]
+    return [
+        [_after(Chain(part, tag), row) for part, row in zip(cut, rows, strict=True)] for cut in zip(*parts, strict=True)
+    ]
 
 
 def _after(chain: Chain, row: EncodedExample) -> tuple[np.ndarray, np.ndarray]:

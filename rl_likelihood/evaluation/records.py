@@ -52,6 +52,7 @@ def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples:
         "compute_dtype": task.model.compute_dtype,
         "transition_words": list(c.report.transition_words),
         **talk,
+        **({"trace": True} if c.eval.trace else {}),
     }
 
 

@@ -12,6 +12,7 @@ A question's record holds (`evaluation/evaluate.py` writes it)
     no_chain           after no chain: right (greedy), log_prob, chain_tokens (of the empty scaffold), and samples, a
                        list of answers at temperature 1, each with right
     swapped            log_prob after another question's chain, or null
+    trace              with eval.trace: log_prob after 0, 25, 50, 75, 100 % of the first sampled chain
     transition_words   per hundred words of its chains
 
 `right` is null where a grader failed, which counts as neither right nor wrong.
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_likelihood.evaluation import trace
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -179,6 +181,7 @@ def _of_samples(records: Sequence[Record], m: int) -> Columns:
         lme = _log_mean_exp(logp, k)
         q |= {f"log_prob_mc{k}": lme / tokens, f"_mc{k}": lme}
     x, y = length - length.mean(), logp - logp.mean()  # centred once: differences of squares keep their digits
+    q |= trace.curves(records, tokens)
     return q | {
         "log_prob_no_chain": no_chain / tokens,
         "log_prob_swapped": swapped / tokens,

@@ -22,7 +22,7 @@ from rl_likelihood.grading.code import (
 from rl_likelihood.grading.countdown import countdown, countdown_outcome
 from rl_likelihood.grading.gym import gym_match, gym_outcome, gym_quick
 from rl_likelihood.grading.mathematics import math_match, math_outcome, telemath
-from rl_likelihood.grading.text import exact_match, multiple_choice, numeric_match, parse_number
+from rl_likelihood.grading.text import exact_match, multiple_choice, numeric_match, parse_number, prefix_match
 
 if TYPE_CHECKING:  # workers import this module, and shapes imports jax
     from rl_likelihood.shapes import Example, Tags
@@ -44,6 +44,7 @@ __all__ = [
     "multiple_choice",
     "numeric_match",
     "parse_number",
+    "prefix_match",
     "reference_of",
     "telemath",
     "tool_call",
@@ -95,6 +96,7 @@ GRADERS: dict[str, Grader] = {
     "math": Grader(
         math_outcome, "the same mathematics, read whole: LaTeX, Unicode or plain text, with or without units"
     ),
+    "prefix": Grader(prefix_match, "the beginning of the reference, up to the end of one of its words"),
     "countdown": Grader(countdown, "an expression of exactly the given numbers that has the target's value"),
     "multiple_choice": Grader(multiple_choice, "the same option: B, (B), option 2, the answer is B"),
     "telemath": Grader(telemath, "a number within 1 % or 0.01 of the reference"),

@@ -31,6 +31,7 @@ _LEAD = re.compile(
 _LEADS_ON = re.compile(
     r"(?:\b(?:is|are|get|have|equals|equal to|obtain|find|answer|solutions?)|[:=])[\s,]*$", re.IGNORECASE
 )
+_TEN_TO = re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*(?:\^|\*\*))")  # 1.2 x 10^5: an x for the sign of a product
 _OTHER = r"\b(?!(?:and|or)\b)[A-Za-z]"
 _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
 
@@ -41,7 +42,7 @@ def _core(text: str) -> str:
     text = (text if boxed is None else boxed).strip()
     if len(text) > _LONGEST:
         return text
-    text = latex(text)
+    text = _TEN_TO.sub(r"\\times ", latex(text))
     for _ in range(4):  # **$\text{5}$.**
         before = text
         text = _without_end(without_markdown(text).strip())

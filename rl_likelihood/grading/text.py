@@ -195,3 +195,17 @@ def multiple_choice(reference: str, answer: str | None) -> bool:
         return False
     right = choice(reference)
     return exact_match(reference, answer) if right is None else choice(answer) == right
+
+
+def prefix_match(reference: str, answer: str | None) -> bool:
+    """A beginning of the reference that is not empty and ends where a word of it ends (RPT, 2506.08007).
+
+    Compared as bytes of UTF-8, without white space at the ends. RPT asks for the end of a token instead of a word.
+    """
+    if answer is None:
+        return False
+    goal, said = (text.strip().encode(errors="surrogatepass") for text in (reference, answer))
+    if not said or not goal.startswith(said):
+        return False
+    rest = goal[len(said) :].decode(errors="replace")
+    return not rest or not (rest[0].isalnum() and said.decode(errors="replace")[-1].isalnum())

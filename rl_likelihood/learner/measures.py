@@ -95,6 +95,7 @@ def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> 
         "loss/policy": sums["loss/policy"],
         "loss/answer": sums["loss/answer"],
         "loss/kl": sums["loss/kl"],
+        **{k: v for k, v in sums.items() if k == "loss/format"},
         "grad/answer_share": answer_grad / jnp.maximum(policy_grad + answer_grad, 1e-30),
         "policy/entropy": sums["sum/entropy"] / sampled,
         "policy/self_certainty": sums["sum/self_certainty"] / sampled,

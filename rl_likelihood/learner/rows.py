@@ -18,6 +18,7 @@ from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.rewards.weighted import answers_first
 from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, AnyArray, Batch
 
 
@@ -44,12 +45,23 @@ class StepConfig:
     turns: int = 1  # messages of a conversation at most
     temperature: float = 1.0  # of the sampler: chain log-probs are those of the distribution sampled from
     micro_batch_prompts: int = 0  # prompts per forward; 0: `step.at_once`
+    sampled_answer: int = 0  # tokens that a sampled answer may have; 0: as many as a row
     head_chunk: int = 0  # tokens whose logits exist at one time; 0: `head.token_stats` decides
 
     @property
     def with_reference(self) -> bool:
         """Whether the initial model is asked for."""
-        return self.loss.kl != "none"
+        return self.loss.kl != "none" or self.scored_by_initial
+
+    @property
+    def scored_by_initial(self) -> bool:
+        """Whether a reward asks for the initial model's score of the answer."""
+        return any(t.reward.initial for t in self.reward.terms)
+
+    @property
+    def reads_cross(self) -> bool:
+        """Whether a reward asks for every answer after every chain."""
+        return any(t.reward.cross for t in self.reward.terms)
 
     @property
     def with_proxy(self) -> bool:
@@ -141,12 +153,14 @@ def observe(
 ) -> Forward:
     """One forward, and the inputs of every reward."""
     rows = row_stats(params, model, batch, cfg, probe)
-    no_chain, baseline = None, batch.baseline
+    no_chain, baseline, no_chain_logp = None, batch.baseline, batch.baseline_logp
     if batch.no_chain is not None:
         answer = rows.no_chain_logp, batch.no_chain.scored
         no_chain = likelihood.log_prob(*answer)[:, 0]
         if cfg.reward.baseline == "live":
             baseline = likelihood.avg_prob(*answer)[:, 0]
+            if cfg.reward.reads_no_chain:
+                no_chain_logp = answers_first(*answer)[0][:, 0]
     mask, keep = policy_masks(batch, cfg)
     proxy_nll = None
     if cfg.with_proxy:
@@ -163,5 +177,6 @@ def observe(
         host_rewards=batch.host_rewards,
         baseline=None if cfg.reward.baseline == "none" else baseline,
         proxy_nll=proxy_nll,
+        no_chain_logp=no_chain_logp,
     )
     return Forward(rows, observation, no_chain)

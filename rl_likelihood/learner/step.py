@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.learner import measures, surrogate
+from rl_likelihood.learner.cross import cross_log_probs
 from rl_likelihood.learner.rows import RowStats, StepConfig, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts
 from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
@@ -26,8 +27,8 @@ from rl_likelihood.model.decoder import (
     stack_layers,
     unstack_layers,
 )
-from rl_likelihood.rewards import mixture, shaping
-from rl_likelihood.shapes import Batch, TrainState
+from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
+from rl_likelihood.shapes import SAMPLED, TAG, Batch, TrainState
 
 # Completion tokens per forward on a CPU: more take memory and save no time (docs/benchmarks.md).
 ENOUGH = 1024
@@ -46,8 +47,16 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
     ref_params, proxy = models
     forward = observe(params, proxy, model, batch, cfg, probe)
     ref, extra = None, 0.0
+    if cfg.reads_cross:
+        seen = forward.observation._replace(
+            cross_logp=cross_log_probs(params, model, batch, cfg), answered=(batch.segment == SAMPLED).any(-1)
+        )
+        forward = forward._replace(observation=seen)
     if ref_params is not None:
         ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.replace(no_chain=None), cfg).stats.log_prob)
+        if cfg.scored_by_initial:
+            nll = -likelihood.avg_log_prob(ref, batch.scored)
+            forward = forward._replace(observation=forward.observation._replace(initial_nll=nll))
         if cfg.loss.kl == "reward_k1":
             extra = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
     return forward, ref, mixture.objective(forward.observation, cfg.reward, extra)
@@ -72,17 +81,31 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
     answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
     answer = -f(logp, answer_mask, keep).sum() / counts.prompts
     kl = jnp.float32(0)
-    if ref is not None:
+    if ref is not None and loss.kl != "none":
         kind = loss.kl if loss.kl in ("k1", "k2", "k3") else "k3"
         per_token = surrogate.kl_estimate(kind, rows.stats.log_prob, ref)
         kl = surrogate.aggregate(per_token, mask, keep, loss, counts)
     in_loss = 0.0 if loss.kl == "reward_k1" else loss.kl_coef
     total = loss.policy_term * policy + loss.answer_term * answer + in_loss * kl
+    format_loss = {}
+    if loss.format_term:
+        format_loss = {"loss/format": _format_loss(rows.stats.log_prob, batch, keep) / counts.prompts}
+        total = total + loss.format_term * format_loss["loss/format"]
 
     per_row = {"reward": reward, "advantage": advantage, **{f"reward/{k}": v for k, v in terms.items()}}
+    weights = mixture.token_weights(forward.observation, cfg.reward)
+    if weights is not None:
+        per_row["answer_weights"] = weights
     sums, measured = measures.of_rows(forward, batch, cfg)
-    sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl}
+    sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl, **format_loss}
     return total, (sums, per_row | measured)
+
+
+def _format_loss(logp: Float[Array, "P G T"], batch: Batch, keep: Bool[Array, "P G"]) -> Float[Array, ""]:
+    """Minus the mean log-prob of each row's forced tags, mean over a group's kept rows, sum over prompts."""
+    tags = batch.segment == TAG
+    rows = -jnp.where(tags, logp, 0.0).sum(-1) / jnp.maximum(tags.sum(-1), 1)
+    return likelihood.kept_mean(rows, keep).sum()
 
 
 def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
@@ -93,7 +116,10 @@ def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig
 
     def spread(batch):
         forward, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
-        return shaping.group_std(reward, forward.observation.keep)
+        seen = forward.observation
+        if cfg.filter.mode == "token_spread":
+            return weighted.largest_spread(seen.logp, seen.scored, seen.keep)
+        return shaping.group_std(reward, seen.keep)
 
     std = whole(jax.lax.map(spread, split(batch, at_once(batch, cfg))))
     counts = shaping.filter_groups(std, cfg.filter, state.filter, state.step)
@@ -143,6 +169,8 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         prompts=jnp.maximum(keep.any(-1).sum(), 1).astype(jnp.float32),
         policy_tokens=(policy_mask & keep[..., None]).sum().astype(jnp.float32),
     )
+    if cfg.loss.aggregation == "delta_l_batch":
+        counts = counts._replace(row_weights=surrogate.length_weights(policy_mask, keep, cfg.loss).sum())
 
     def one(batch):  # reads params and models when called, after `unstacked`
         probe = jnp.zeros((*batch.completion.shape, model.width), model.compute_dtype)

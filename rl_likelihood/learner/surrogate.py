@@ -38,17 +38,33 @@ class LossConfig:
         "auto", "what the policy term covers: the chain, also the sampled answer, or what the reward asks for"
     )
     advantage: Literal["loo", "mean", "std", "std_clip"] = field("loo", "units of the leave-one-out differences")
-    aggregation: Literal["seq_sum", "seq_mean", "token_mean", "const"] = field("seq_sum", "how tokens become one loss")
+    aggregation: Literal["seq_sum", "seq_mean", "token_mean", "const", "delta_l", "delta_l_batch"] = field(
+        "seq_sum", "how tokens become one loss"
+    )
+    delta_l_alpha: float = field(
+        1.0, "delta_l: a row of n tokens weighs n^-alpha, over the mean of the group or of the batch", least=0
+    )
     ratio: Literal["none", "token", "sequence"] = field(
         "none", "truncated importance weights of the policy term, for stale rollouts (the answer term has none)"
     )
     ratio_cap: float = field(2.0, "where they are truncated", least=0)
-    clip_low: float = field(0.0, "PPO clip of the token ratio at 1 - clip_low; 0 leaves that side open", least=0)
+    clip_low: float = field(
+        0.0, "PPO clip of the token ratio at 1 - clip_low; 0 leaves that side open", least=0, most=1
+    )
     clip_high: float = field(0.0, "and at 1 + clip_high", least=0)
+    clip_per: Literal["token", "sequence"] = field(
+        "token", "what is clipped: each token's ratio, or the geometric mean of a row's (GSPO)"
+    )
+    mask_move: float = field(
+        0.0, "leave out tokens whose probability moved further, the way the advantage pushes (DPPO); 0: none", least=0
+    )
     kl: Literal["none", "k1", "k2", "k3", "reward_k1"] = field(
         "none", "KL to the initial model: an estimator in the loss, or k1 in the reward (RLOO)"
     )
     kl_coef: float = field(0.0, "coefficient of the KL term", least=0)
+    format_term: float = field(
+        0.0, "coefficient of minus the mean log-prob of the closing tags that were forced on a chain (NRT)", least=0
+    )
     policy_term: float = 1.0  # coefficient of the log pi(z) term; 0 is supervised training
     max_tokens: int = 1  # the constant of aggregation "const" (Dr.GRPO): tokens that a row may have
 
@@ -58,6 +74,7 @@ class Counts(NamedTuple):
 
     prompts: Float[Array, ""]
     policy_tokens: Float[Array, ""]
+    row_weights: Float[Array, ""] | None = None  # sum of `length_weights`, for delta_l_batch
 
 
 def leave_one_out(
@@ -135,7 +152,8 @@ def aggregate(
 ) -> Float[Array, ""]:
     """Sum over tokens, mean over the kept rows of a group, mean over prompts; or what `aggregation` says instead.
 
-    seq_mean divides each row by its length, const by max_tokens; token_mean is one mean over all tokens.
+    seq_mean divides each row by its length, const by max_tokens; token_mean is one mean over all tokens. delta_l
+    weighs a group's rows by their length to the power of -alpha, delta_l_batch all rows of the batch (2509.07558).
     """
     values = jnp.where(mask & keep[..., None], values, 0.0)
     if cfg.aggregation == "token_mean":
@@ -145,17 +163,31 @@ def aggregate(
         rows = rows / jnp.maximum(mask.sum(-1), 1)
     elif cfg.aggregation == "const":
         rows = rows / cfg.max_tokens
+    elif cfg.aggregation.startswith("delta_l"):
+        weights = length_weights(mask, keep, cfg)
+        if counts.row_weights is not None:
+            return (weights * rows).sum() / jnp.maximum(counts.row_weights, 1e-30)
+        return ((weights * rows).sum(-1) / jnp.maximum(weights.sum(-1), 1e-30)).sum() / counts.prompts
     groups = rows.sum(-1) / jnp.maximum(keep.sum(-1), 1)
     return groups.sum() / counts.prompts
+
+
+def length_weights(mask: Bool[AnyArray, "P G T"], keep: Bool[AnyArray, "P G"], cfg: LossConfig) -> Float[Array, "P G"]:
+    """(tokens of a row)^-alpha, 0 for dropped rows and rows without a token."""
+    n = mask.sum(-1).astype(jnp.float32)
+    return jnp.where(keep & (n > 0), jnp.maximum(n, 1) ** -cfg.delta_l_alpha, 0.0)
 
 
 def importance(
     logp: Float[AnyArray, "P G T"], sampler_logp: Float[AnyArray, "P G T"], mask: Bool[AnyArray, "P G T"], per: str
 ) -> Float[Array, "P G T"]:
-    """pi(now) / pi(when sampled), per token or for the whole row; 1 outside the mask. Not truncated."""
+    """pi(now) / pi(when sampled), per token, for the whole row, or the geometric mean of a row's; 1 outside the mask.
+    Not truncated."""
     d = jnp.where(mask, logp - sampler_logp, 0.0)
     if per == "sequence":
         d = jnp.broadcast_to(d.sum(-1, keepdims=True), d.shape)
+    elif per == "mean":
+        d = jnp.broadcast_to(d.sum(-1, keepdims=True) / jnp.maximum(mask.sum(-1, keepdims=True), 1), d.shape)
     return jnp.exp(jnp.clip(d, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
@@ -171,11 +203,12 @@ def policy_loss(
     """Minus the policy term. `advantage`, of each row or of each token, is constant (stop-gradient is applied here).
 
     Without clipping the gradient is that of weight * A * logp, with weight 1 on-policy and a truncated
-    importance ratio for stale rollouts. With clipping it is PPO's min(ratio A, clip(ratio) A).
+    importance ratio for stale rollouts. With clipping it is PPO's min(ratio A, clip(ratio) A), for the ratio of each
+    token or GSPO's of the row.
     """
     a = jax.lax.stop_gradient(advantage if advantage.ndim == 3 else advantage[..., None])
     if cfg.clip_low or cfg.clip_high:
-        ratio = importance(logp, sampler_logp, mask, "token")
+        ratio = importance(logp, sampler_logp, mask, "token" if cfg.clip_per == "token" else "mean")
         low = 1 - cfg.clip_low if cfg.clip_low else 0.0
         high = 1 + cfg.clip_high if cfg.clip_high else jnp.inf
         gain = jnp.minimum(ratio * a, jnp.clip(ratio, low, high) * a)
@@ -184,6 +217,9 @@ def policy_loss(
         gain = jax.lax.stop_gradient(weight) * a * logp
     else:
         gain = a * logp
+    if cfg.mask_move:
+        move = jax.lax.stop_gradient(jnp.exp(logp) - jnp.exp(sampler_logp))
+        gain = jnp.where(jnp.sign(a) * move > cfg.mask_move, 0.0, gain)
     return -aggregate(gain, mask, keep, cfg, counts)
 
 

@@ -34,6 +34,8 @@ def _head(plan: dict[str, Any]) -> list[str]:
         f"held     {held} GiB on each device, all the time",
         f"at times {gib(plan['activations'])} GiB of activations and gradients, {gib(sum(plan['cache'].values()))} GiB "
         "of the sampler's keys and values; both are parts of the programs' memory below",
+        f"disk     at most {gib(plan['disk']['training'])} GiB of checkpoints, {gib(plan['disk']['finished'])} GiB "
+        "once the run is finished",
     ]
 
 

@@ -27,6 +27,7 @@ PERPLEXITY_NO_CHAIN = Panel("", "perplexity_no_chain")
 LENGTH = Panel("chain/length", "chain_length")
 TRUNCATED = Panel("chain/truncated", "truncated")
 GAIN = Panel("answer/chain_gain", "chain_gain")
+TRACE = Panel("", "trace_area")
 WORDS = Panel("chain/transition_words", "transition_words")
 ENTROPY = Panel("policy/entropy", "")
 ANSWER_SHARE = Panel("grad/answer_share", "")
@@ -43,6 +44,7 @@ PAGE = (
     LENGTH,
     TRUNCATED,
     GAIN,
+    TRACE,
     WORDS,
     ENTROPY,
     ANSWER_SHARE,

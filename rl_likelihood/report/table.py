@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl_likelihood.evaluation.statistics import NORMAL
+from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report.metric_table import Metric, metric
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
@@ -34,6 +35,8 @@ GRID_COLUMNS: tuple[Metric, ...] = tuple(
         "chain_length",
         "chain_length_no_chain",
         "chain_gain",
+        "trace_area",
+        *(f"trace@{percent}" for percent in PERCENT),
     )
 )
 # Always in the CSV. The first stands in other tables where a published one stands beside it: perplexity says the same.
@@ -49,7 +52,7 @@ WITHOUT_CHAIN = {
     "log_prob_mc32": "log_prob_no_chain",
     "chain_length": "chain_length_no_chain",
 }
-OF_CHAINS = ("chain_gain", "chain_helps", "truncated")  # asked without a chain, a model has none of these
+OF_CHAINS = ("chain_gain", "chain_helps", "truncated", "trace_area")  # asked without a chain, a model has none of these
 
 
 class Run(NamedTuple):

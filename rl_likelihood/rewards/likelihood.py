@@ -42,10 +42,15 @@ Score = Callable[[LogProbs, TokenMask], Float[Array, "P G"]]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """f(group), and f(group) - f(group without i) for each kept row of a group that keeps two or more."""
+    """f(group), and f(group) - f(group without i) for each kept row of a group that keeps two or more.
+
+    `score`: each row's own number, for logs, where it is not its log-prob; `weights`: of its answer's scored tokens.
+    """
 
     value: GroupValue
     difference: RowDifference
+    score: Score | None = None
+    weights: Float[Array, "P #G A"] | None = None
 
     def __call__(self, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return self.value(logp, mask, keep)
@@ -53,6 +58,7 @@ class Objective:
 
 # Bounds far outside any log-prob: sums of clipped values stay finite in float32, exponentials too.
 _LOWEST, _HIGHEST_EXP = -1e30, 80.0
+_NO_PROBABILITY = -200.0  # its exponential is 0 in float32
 
 
 def sequence_log_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
@@ -132,17 +138,32 @@ def _quotients_above_best(
     return _row(x, best), (above + _row(x, best) * (_row(n, best) - n)) / n
 
 
+def _mean_probs_above_best(
+    tokens: Float[Array, "P G A"], mask: TokenMask, n: Float[Array, "P G"], keep: Keep
+) -> Float[Array, "P G"]:
+    """x_i - x_best of x = mean_t exp(tokens_it), from differences of the log-probs of each token."""
+    counts = jnp.asarray(mask) & keep[..., None]
+    tokens = jnp.where(counts, jnp.clip(tokens, _NO_PROBABILITY, _HIGHEST_EXP), _NO_PROBABILITY)
+    x = jnp.exp(tokens).sum(-1) / n
+    best = _best_row(x, keep)
+    of_best = jnp.take_along_axis(tokens, best[..., None], 1)
+    d = tokens - of_best
+    near = jnp.exp(of_best) * jnp.expm1(jnp.minimum(d, 1.0))
+    above = jnp.where(d < 1, near, jnp.exp(tokens) - jnp.exp(of_best)).sum(-1)
+    return (above + _row(x, best) * (_row(n, best) - n)) / n
+
+
 def relative(score: Score, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
     """score_i - score_best of the kept rows, exactly 0 for equal rows.
 
-    Of answers as unlikely as -3,000 nats a difference of 0.01 keeps four digits. For avg_prob that is so up to the
-    rounding of each token's probability; a score of your own is computed for each row first.
+    Of answers as unlikely as -3,000 nats a difference of 0.01 keeps four digits. A score of your own is computed for
+    each row first.
     """
     if score not in SCORES.values():
         return above_best(score(logp, mask), keep)
     tokens = jnp.where(mask, jnp.clip(logp, _LOWEST, -_LOWEST), 0.0)
     if score is avg_prob:
-        tokens = jnp.where(mask, _exp(tokens), 0.0)
+        return _mean_probs_above_best(tokens, mask, answer_tokens(mask), keep)
     n = jnp.ones(keep.shape, jnp.float32) if score in (log_prob, prob) else answer_tokens(mask)
     best, above = _quotients_above_best(tokens, n, keep)
     return _exp(best) * jnp.expm1(above) if score in (prob, geo_mean_prob) else above

@@ -20,6 +20,8 @@ class Reward:
     score   (logp [P, G, A], mask [P, G, A]) -> [P, G]: from the reference answer's log-probs, differentiable;
             the group's value is the mean over its rows
     group   (logp, mask, keep [P, G]) -> [P]: the same, but the group's value is no mean of rows
+    built   (observation, cfg) -> Objective: the same, with constants of the step, such as weights of tokens
+    outcome (right [P, G]) -> Objective: of another reward's 0/1 numbers, written NAME(OTHER)
     step    (observation, cfg) -> [P, G]: inside the jitted step, constant for the gradient
     text    (text, tags) -> float: of one whole response, on the host
     host    (HostInputs) -> [P, G]: of all responses, on the host
@@ -30,18 +32,24 @@ class Reward:
     """
 
     function: Callable[..., Any] | None
-    kind: Literal["score", "group", "step", "text", "host", "grader"]
+    kind: Literal["score", "group", "built", "outcome", "step", "text", "host", "grader"]
     about: str
     reads: tuple[str, ...] = ("chain", "reference")
     span: Literal["auto", "chain", "response"] = "auto"
     with_terms: tuple[str, ...] = ()  # other terms that must stand in the same sum
     proxy: bool = False  # needs NOVER's proxy model
     conversation: bool = False  # needs an environment
+    binary: bool = False  # its numbers are 0 or 1
+    cross: bool = False  # needs every sampled answer's log-prob after every chain of its group
+    initial: bool = False  # needs the initial model, as a scorer that never moves
+    # The answer's token log-probs without a chain: read where reward.baseline gives them, where reward.token_weights
+    # is made of them, or always.
+    no_chain: Literal["no", "may", "weights", "must"] = "no"
 
     @property
     def differentiable(self) -> bool:
         """Whether the reward has a gradient of its own through the answer's tokens."""
-        return self.kind in ("score", "group")
+        return self.kind in ("score", "group", "built")
 
     @property
     def on_host(self) -> bool:
@@ -51,7 +59,7 @@ class Reward:
     @property
     def reads_answer(self) -> bool:
         """Whether it needs an answer that the policy sampled."""
-        return "answer" in self.reads and self.kind in ("host", "grader")
+        return "answer" in self.reads and (self.cross or self.kind in ("host", "grader", "outcome"))
 
     @property
     def credits(self) -> str:
@@ -61,12 +69,18 @@ class Reward:
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """weight * reward, or weight * reward / (its standard deviation in the group)."""
+    """weight * reward, or weight * reward / (its standard deviation in the group). `of`: the reward in brackets."""
 
     name: str
     reward: Reward = dataclasses.field(repr=False)
     weight: float = 1.0
     per_std: bool = False
+    of: tuple[str, Reward] | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def on_host(self) -> tuple[str, Reward] | None:
+        """Name and row of what the host computes for this term, if it computes anything."""
+        return self.of or ((self.name, self.reward) if self.reward.on_host else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +97,16 @@ class RewardConfig:
     floor: float = field(-10.0, 'log-prob of each answer token after such a chain, with truncated="floor"', below=0)
     base_rl: tuple[float, ...] = field((1.0, 0.1, 0.0), "right, wrong but in the format, not in the format")
     baseline: Literal["none", "frozen", "live"] = field(
-        "none", "taken off by rlpr: the answer's score without a chain under the initial or the current model"
+        "none",
+        "the answer without a chain, under the initial or the current model: taken off by rlpr, nrt and r3, and the "
+        "source of token_weights",
     )
+    token_weights: Literal["none", "inverse", "neg_log", "spread"] = field(
+        "none",
+        "of the answer's tokens, in weighted_log_prob, weighted_avg_prob and nrt: 1/p or -log p without a chain, or "
+        "the standard deviation of log p over the group",
+    )
+    clip_gain: bool = field(True, "nrt: a chain that does worse than none earns 0 instead of less")
     length_min: float = field(100.0, "tokens below which `length` = min(tokens - this, 0) is negative", least=0)
     overlong_max: float = field(
         0.0, "sampled tokens from which `overlong` is -1; 0: as many as a row may have", least=0
@@ -101,6 +123,35 @@ class RewardConfig:
     def supervised(self) -> bool:
         """Whether nothing is sampled: the reference answers are what is learned."""
         return self.name == "sft"
+
+    @property
+    def by_spread(self) -> bool:
+        """Whether weights of tokens come from the group."""
+        return self.token_weights == "spread" or self.has("r3")
+
+    @property
+    def reads_no_chain(self) -> bool:
+        """Whether a term reads the answer's token log-probs without a chain."""
+        return self.baseline != "none" and any(
+            t.reward.no_chain in ("may", "must")
+            or (t.reward.no_chain == "weights" and self.token_weights in ("inverse", "neg_log"))
+            for t in self.terms
+        )
+
+    @property
+    def frozen_score(self) -> bool:
+        """Whether rlpr takes off the answer's score under the initial model."""
+        return self.baseline == "frozen" and self.has("rlpr")
+
+    @property
+    def frozen_tokens(self) -> bool:
+        """Whether a term reads the answer's token log-probs without a chain under the initial model."""
+        return self.baseline == "frozen" and self.reads_no_chain
+
+    @property
+    def host_terms(self) -> dict[str, Reward]:
+        """What the host computes for the terms, by name."""
+        return dict(t.on_host for t in self.terms if t.on_host)
 
     def has(self, *names: str) -> bool:
         """Whether any of these is a term."""
@@ -119,6 +170,10 @@ class Observation(NamedTuple):
     host_rewards: dict[str, Float[Array, "P G"]]
     baseline: Float[Array, "P"] | None = None  # avg_prob of the reference answer without a chain, for rlpr
     proxy_nll: Float[Array, "P G"] | None = None  # mean over tokens, by the proxy model, for NOVER
+    cross_logp: Float[Array, "P G G"] | None = None  # of row j's sampled answer after row s's chain, for CER
+    answered: Bool[Array, "P G"] | None = None  # rows with a sampled answer
+    initial_nll: Float[Array, "P G"] | None = None  # mean over tokens, by the initial model, for VR-CLI
+    no_chain_logp: Float[Array, "P A"] | None = None  # of the answer's scored tokens, in order, without a chain
 
 
 class HostInputs(NamedTuple):

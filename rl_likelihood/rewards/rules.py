@@ -163,6 +163,19 @@ def majority_vote(groups: Sequence[Answers], same: Same, key: Key = str.strip) -
     return _agreement(groups, labels, same)
 
 
+def vote_share(groups: Sequence[Answers], key: Key = str.strip) -> Float32[np.ndarray, "P G"]:
+    """R_i = the share of the group's rows whose answer is the same candidate as answer i (EMPO, 2504.05812).
+
+    A row without an answer gets 0, and counts among the rows.
+    """
+    out = np.zeros((len(groups), max(map(len, groups), default=0)), np.float32)
+    for row, answers in zip(out, groups, strict=True):
+        keys = [None if answer is None else (key(answer),) for answer in answers]
+        votes = Counter(keys)
+        row[: len(keys)] = [0.0 if k is None else votes[k] / len(keys) for k in keys]
+    return out
+
+
 def _agreement(groups: Sequence[Answers], labels: Answers, same: Same) -> Float32[np.ndarray, "P G"]:
     out = np.zeros((len(groups), max(map(len, groups), default=0)), np.float32)
     for row, answers, label in zip(out, groups, labels, strict=True):

@@ -77,6 +77,20 @@ def perplexity(nll_mean: Rows, tokens: Tokens) -> Float[Array, "P G"]:
     return jnp.exp(jnp.minimum(_bounded(nll_mean) / (1.0 + digits), _HIGHEST_EXP))
 
 
+# VR-CLI's reward: from so many percent less perplexity on, so much.
+VR_CLI = ((0.05, 0.5), (1.0, 0.9), (2.0, 1.0))
+
+
+def vr_cli(nll_mean: Rows, without_chain: Float[AnyArray, "P"]) -> Float[Array, "P G"]:
+    """0, 0.5, 0.9 or 1 by I = 100 (1 - PPL with the chain / PPL without), VR-CLI 2503.22828."""
+    more = _bounded(nll_mean) - jnp.clip(jnp.asarray(without_chain, jnp.float32), -_LARGEST, _LARGEST)[:, None]
+    percent = -100.0 * jnp.expm1(jnp.minimum(more, _HIGHEST_EXP))
+    reward = jnp.zeros_like(percent)
+    for least, value in VR_CLI:
+        reward = jnp.where(percent >= least, value, reward)
+    return reward
+
+
 def _pairs(values: Real[AnyArray, "P G"]) -> Bool[Array, "P G G"]:
     """[p, i, j]: values[p, i] < values[p, j]."""
     return jnp.asarray(values)[:, :, None] < jnp.asarray(values)[:, None, :]
@@ -119,11 +133,19 @@ def group_std(reward: Rows, keep: Keep) -> Float[Array, "P"]:
 class FilterConfig:
     """Which groups count: those whose reward's std reaches a threshold. The defaults are RLPR's."""
 
-    mode: Literal["none", "std_zero", "std_below", "ema"] = field(
-        "none", "leave out groups of equal rewards (DAPO), below a constant, or below beta times a running mean (RLPR)"
+    mode: Literal["none", "std_zero", "std_below", "ema", "token_spread"] = field(
+        "none",
+        "leave out groups of equal rewards (DAPO), below a constant, or below beta times a running mean (RLPR); "
+        "token_spread: by the answer token whose log-prob differs most between the chains (DRO)",
     )
-    threshold: float = field(0.0, "std_below: the least standard deviation that counts", least=0)
+    threshold: float = field(0.0, "std_below, token_spread: the least standard deviation that counts", least=0)
     beta: float = field(0.5, "ema: the least standard deviation that counts, over the running mean", least=0)
+    resample: int = field(
+        0,
+        "batches of fresh prompts that a step may sample further, until it has a batch of groups that count (DAPO); "
+        "0: none",
+        least=0,
+    )
     start: int = 10  # mode ema: steps that pass unfiltered
     record_from: int = 6  # mode ema: the first of them, counted from 1, whose mean std is recorded
     decay: float = 0.99
@@ -149,12 +171,12 @@ def init_filter() -> FilterState:
 def threshold(state: FilterState, step: Int[AnyArray, ""] | int, cfg: FilterConfig) -> Float[Array, ""]:
     """The least std that counts in this step, from the state after the step before.
 
-    none: 0; std_zero: ZERO_STD; std_below: cfg.threshold; ema: beta * ema (RLPR), 0 during the first
+    none: 0; std_zero: ZERO_STD; std_below, token_spread: cfg.threshold; ema: beta * ema (RLPR), 0 during the first
     cfg.start steps. At 0 every group counts.
     """
     if cfg.mode == "ema":
         return jnp.where(jnp.asarray(step) >= cfg.start, cfg.beta * state.ema, 0.0).astype(jnp.float32)
-    constant = {"none": 0.0, "std_zero": ZERO_STD, "std_below": cfg.threshold}
+    constant = {"none": 0.0, "std_zero": ZERO_STD, "std_below": cfg.threshold, "token_spread": cfg.threshold}
     return jnp.asarray(constant[cfg.mode], jnp.float32)
 
 

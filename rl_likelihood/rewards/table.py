@@ -5,11 +5,15 @@ Adding a reward is adding a function and its row (CONTRIBUTING.md has a worked e
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rl_likelihood.rewards import intrinsic, likelihood, rules, shaping
+from rl_likelihood.rewards import intrinsic, likelihood, rules, shaping, weighted
+from rl_likelihood.rewards.cross import cer
+from rl_likelihood.rewards.likelihood import Objective
+from rl_likelihood.rewards.max_rl import max_rl
 from rl_likelihood.rewards.reward import HostInputs, Observation, Reward, RewardConfig
 
 Rows = Float[Array, "P G"]
@@ -28,6 +32,55 @@ def rlpr(observation: Observation, cfg: RewardConfig) -> Rows:
     return score if observation.baseline is None else shaping.improvement(score, observation.baseline)
 
 
+def _without_chain(observation: Observation) -> tuple[Array, Array]:
+    """Log-probs of the answer's tokens without a chain, and which there are; none where no term needs them."""
+    n = jnp.where(observation.keep, observation.scored.sum(-1), 0).max(-1, keepdims=True)
+    if observation.no_chain_logp is None:
+        return jnp.zeros((n.shape[0], observation.logp.shape[-1])), jnp.arange(observation.logp.shape[-1]) < n
+    return observation.no_chain_logp, jnp.arange(observation.no_chain_logp.shape[-1]) < n
+
+
+def _token_weights(observation: Observation, kind: str) -> Array:
+    """Weights of sum 1: [P, 1, A] from the answer without a chain, [P, G, A] from the other rows of the group."""
+    base, there = _without_chain(observation)
+    if kind != "spread":
+        return weighted.base_weights(kind, base, there)[:, None]
+    logp = jax.lax.stop_gradient(observation.logp)
+    tokens, first = weighted.answers_first(logp, observation.scored, base.shape[-1])
+    return weighted.shares(weighted.spread_of_others(tokens, first, observation.keep), first)
+
+
+def _sum_to_length(weights: Array, observation: Observation) -> Array:
+    """Weights of mean 1."""
+    return weights * likelihood.answer_tokens(observation.scored)[..., None]
+
+
+def weighted_log_prob(observation: Observation, cfg: RewardConfig) -> Objective:
+    """sum_t w_t log p_t, weights of mean 1 by reward.token_weights."""
+    weights = _sum_to_length(_token_weights(observation, cfg.token_weights), observation)
+    return weighted.weighted(weighted.log_probability, weights, jnp.zeros_like(weights[:, 0]))
+
+
+def weighted_avg_prob(observation: Observation, cfg: RewardConfig) -> Objective:
+    """sum_t w_t p_t, weights of sum 1 by reward.token_weights."""
+    weights = _token_weights(observation, cfg.token_weights)
+    return weighted.weighted(weighted.probability, weights, jnp.zeros_like(weights[:, 0]))
+
+
+def nrt(observation: Observation, cfg: RewardConfig) -> Objective:
+    """max(0, sum_t w_t (p_t - its value without a chain)), weights of sum 1 from the answer without a chain."""
+    base, there = _without_chain(observation)
+    weights = weighted.base_weights(cfg.token_weights, base, there)
+    return weighted.gain(weights, jnp.where(there, weighted.probability(base), 0.0), cfg.clip_gain)
+
+
+def r3(observation: Observation, cfg: RewardConfig) -> Objective:
+    """sum_t w_t (log p_t - its value without a chain), weights of mean 1 by the spread over the other rows."""
+    base, there = _without_chain(observation)
+    weights = _sum_to_length(_token_weights(observation, "spread"), observation)
+    return weighted.weighted(weighted.log_probability, weights, jnp.where(there, base, 0.0))
+
+
 def _nover(observation: Observation) -> tuple[Rows, Array]:
     perplexity = shaping.perplexity(observation.proxy_nll, observation.chain_tokens)
     return perplexity, (observation.host_rewards["format"] > 0) & observation.keep
@@ -42,6 +95,19 @@ def nover_efficiency(observation: Observation, cfg: RewardConfig) -> Rows:
     """Share of rows that are longer and have the worse perplexity."""
     perplexity, valid = _nover(observation)
     return shaping.efficiency(perplexity, observation.chain_tokens, valid)
+
+
+def vr_cli(observation: Observation, cfg: RewardConfig) -> Rows:
+    """0, 0.5, 0.9, 1 from 0.05, 1, 2 % less perplexity than without a chain, by the initial model."""
+    base, there = _without_chain(observation)
+    nll = -jnp.where(there, base, 0.0).sum(-1) / jnp.maximum(there.sum(-1), 1)
+    return shaping.vr_cli(observation.initial_nll, nll)
+
+
+def cer_reward(observation: Observation, cfg: RewardConfig) -> Rows:
+    """Chance of the reference answer after the group's chains, each by how likely it leads to the sampled answer."""
+    prob = likelihood.prob(observation.logp, observation.scored)
+    return cer(observation.cross_logp, prob, observation.answered, observation.keep)
 
 
 def length(observation: Observation, cfg: RewardConfig) -> Rows:
@@ -68,6 +134,11 @@ def repetition(text: str, tags: rules.Tags) -> float:
 def majority_vote(inputs: HostInputs) -> np.ndarray:
     """1 where the answer is the plurality of its group."""
     return rules.majority_vote(inputs.answers, inputs.same, inputs.candidate)
+
+
+def vote_share(inputs: HostInputs) -> np.ndarray:
+    """Share of the group whose answer is the same candidate."""
+    return rules.vote_share(inputs.answers, inputs.candidate)
 
 
 def random(inputs: HostInputs) -> np.ndarray:
@@ -106,22 +177,30 @@ REWARDS: dict[str, Reward] = {
     # Likelihood of the reference answer: a row of likelihood.SCORES, or a group's value that is no mean.
     **{name: Reward(score, "score", score.__doc__) for name, score in likelihood.SCORES.items()},
     "jepo": Reward(likelihood.jepo, "group", likelihood.log_mean_exp.__doc__, ("chain", "reference", "group")),
+    "weighted_log_prob": Reward(weighted_log_prob, "built", weighted_log_prob.__doc__, no_chain="weights"),
+    "weighted_avg_prob": Reward(weighted_avg_prob, "built", weighted_avg_prob.__doc__, no_chain="weights"),
+    "nrt": Reward(nrt, "built", nrt.__doc__, no_chain="must"),
+    "r3": Reward(r3, "built", r3.__doc__, ("chain", "reference", "group"), no_chain="may"),
     "rlpr": Reward(rlpr, "step", rlpr.__doc__, span="response"),
     "nover_rank": Reward(nover_rank, "step", nover_rank.__doc__, span="response", with_terms=("format",), proxy=True),
     "nover_efficiency": Reward(
         nover_efficiency, "step", nover_efficiency.__doc__, span="response", with_terms=("format",), proxy=True
     ),
+    "cer": Reward(cer_reward, "step", cer_reward.__doc__, ("chain", "answer", "reference", "group"), cross=True),
+    "vr_cli": Reward(vr_cli, "step", vr_cli.__doc__, no_chain="must", initial=True),
     # No reference answer: statistics of the sampled tokens, or the other answers of the group.
     **{name: Reward(_intrinsic(name), "step", f.__doc__, _SAMPLED) for name, f in intrinsic.INTRINSIC.items()},
-    "majority_vote": Reward(majority_vote, "host", majority_vote.__doc__, _VOTE),
-    "random": Reward(random, "host", random.__doc__, (), "response"),
+    "majority_vote": Reward(majority_vote, "host", majority_vote.__doc__, _VOTE, binary=True),
+    "vote_share": Reward(vote_share, "host", vote_share.__doc__, _VOTE),
+    "random": Reward(random, "host", random.__doc__, (), "response", binary=True),
     # Rules.
+    "max_rl": Reward(max_rl, "outcome", max_rl.__doc__, _ANSWER),
     "base_rl": Reward(base_rl, "host", base_rl.__doc__, _ANSWER),
     "countdown_tinyzero": Reward(countdown_tinyzero, "host", countdown_tinyzero.__doc__, _ANSWER),
     "environment": Reward(environment, "host", environment.__doc__, ("chain",), conversation=True),
     "calls_f1": Reward(calls_f1, "host", calls_f1.__doc__, ("chain", "reference"), conversation=True),
-    "format": Reward(rules.format, "text", rules.format.__doc__, ("chain",)),
-    "format_open_r1": Reward(format_open_r1, "text", format_open_r1.__doc__, ("chain",)),
+    "format": Reward(rules.format, "text", rules.format.__doc__, ("chain",), binary=True),
+    "format_open_r1": Reward(format_open_r1, "text", format_open_r1.__doc__, ("chain",), binary=True),
     "tag_count": Reward(rules.tag_count, "text", rules.tag_count.__doc__, ("chain",)),
     # Shaping: give these a weight.
     "length": Reward(length, "step", length.__doc__, ("chain",)),
@@ -132,4 +211,4 @@ REWARDS: dict[str, Reward] = {
 
 def grader_reward(about: str) -> Reward:
     """The row of a grader: 1 where the sampled answer is right."""
-    return Reward(None, "grader", about, _ANSWER)
+    return Reward(None, "grader", about, _ANSWER, binary=True)

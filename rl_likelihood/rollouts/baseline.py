@@ -1,8 +1,12 @@
-"""RLPR's base score: how likely the reference answer is with no chain at all, under the policy of step 0.
+"""How likely each reference answer is with no chain at all, under the policy of step 0.
 
-As published (Yu et al. 2506.18254, sec. 3.2) the answer stands directly after the assistant's header, without
-think and answer tags. It is computed once for each training question that the run will see, and kept in the
-workdir; what is there is not computed again.
+avg_prob: RLPR's base score. As published (Yu et al. 2506.18254, sec. 3.2) the answer stands directly after the
+          assistant's header, without think and answer tags.
+logp:     of each scored token, after an empty chain: the very ids that are scored after a chain. Weights of tokens and
+          gains are made of it (NRT, 2602.11549).
+
+Both are computed once for each training question that the run will see, as far as its reward reads them, and kept in
+the workdir. What is there is not computed again.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +26,7 @@ from rl_likelihood.learner.batching import answers_after, to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.rewards import likelihood
+from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, using
@@ -45,30 +50,55 @@ def without_chain(task: Task, row: EncodedExample) -> EncodedExample:
     )
 
 
+class Baseline(NamedTuple):
+    """What the run's reward reads of it: avg_prob [P], and log-probs of the scored tokens [P, A]."""
+
+    score: np.ndarray | None = None
+    logp: np.ndarray | None = None
+
+
 def write_baseline(task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None]) -> None:
-    """avg_prob of every answer that the run will train on, into `workdir`/baseline.jsonl."""
+    """What is read of every answer that the run will train on, into `workdir`/baseline.jsonl."""
     c, path = task.config, workdir / FILE
     rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
     known = {row["key"] for row in _written(path)}
-    wanted = sorted({int(i) for step in range(c.train.steps) for i in rows_of(step)})
+    wanted = sorted({int(i) for step in range(c.train.steps * (1 + c.filter.resample)) for i in rows_of(step)})
     rows = [task.train[i] for i in wanted if key_of(task.train[i]) not in known]
     if not rows:
         return
-    encoded = [without_chain(task, row) for row in rows]
     size = min(c.eval.batch_prompts, len(rows))
-    s, a = (max(len(getattr(r, name)) for r in encoded) for name in ("prompt_ids", "answer_ids"))
-    mesh = devices.learner
-    score = make_score(task.model, StepConfig(head_chunk=c.train.head_chunk), mesh)
-    for at, part in in_batches(encoded, size):
+    bare = [without_chain(task, row) for row in rows] if c.reward.frozen_score else []
+    alone = _scorer(task, devices, params, bare, ())
+    after_none = _scorer(task, devices, params, rows if c.reward.frozen_tokens else [], task.fmt.close_think_ids)
+    for at, part in in_batches(rows, size):
         between()
-        asked = prompts.collate(part, np.arange(at, at + size), s, a, task.fmt.pad_id)
-        batch = to_batch(answers_after(asked, (), task.fmt.pad_id))
-        with using(mesh):
-            values = np.asarray(likelihood.avg_prob(score(params, batch).stats.log_prob, batch.scored))[:, 0]
-        for row, value in zip(rows[at : at + size], values, strict=False):
+        scores, tokens = alone(at, size), after_none(at, size)
+        for i, row in enumerate(part[: len(rows) - at]):
+            value: dict[str, Any] = {"avg_prob": float(np.exp(scores[i]).mean(dtype=np.float32))} if scores else {}
+            value |= {"logp": [round(float(x), 6) for x in tokens[i]]} if tokens else {}
             if distributed.first():
-                run_files.append(path, {"step": 0, "key": key_of(row), "id": row.example.id, "avg_prob": value})
+                run_files.append(path, {"step": 0, "key": key_of(row), "id": row.example.id, **value})
     say(f"baseline: {len(rows)} answers scored without a chain, once, under the model of step 0")
+
+
+def _scorer(
+    task: Task, devices: Devices, params: Params, rows: list[EncodedExample], scaffold: tuple[int, ...]
+) -> Callable[[int, int], list[np.ndarray]]:
+    """(first row, how many at one time) -> log-probs of each answer's scored tokens, after the ids of `scaffold`."""
+    if not rows:
+        return lambda at, size: []
+    s, a = (max(len(getattr(r, name)) for r in rows) for name in ("prompt_ids", "answer_ids"))
+    score = make_score(task.model, StepConfig(head_chunk=task.config.train.head_chunk), devices.learner)
+
+    def score_from(at: int, size: int) -> list[np.ndarray]:
+        _, part = next(in_batches(rows[at : at + size], size))
+        asked = prompts.collate(part, np.arange(at, at + size), s, a, task.fmt.pad_id)
+        batch = to_batch(answers_after(asked, scaffold, task.fmt.pad_id))
+        with using(devices.learner):
+            logp = np.asarray(score(params, batch).stats.log_prob)
+        return [x[there] for x, there in zip(logp[:, 0], batch.scored[:, 0], strict=True)]
+
+    return score_from
 
 
 def _written(path: Path) -> list[dict]:
@@ -76,7 +106,18 @@ def _written(path: Path) -> list[dict]:
     return distributed.share(run_files.read(path) if path.exists() else [])
 
 
-def read_baseline(workdir: Path) -> Callable[[list[EncodedExample]], np.ndarray]:
-    """rows -> [P] float32, from the file that `write_baseline` made."""
-    known = {row["key"]: row["avg_prob"] for row in _written(workdir / FILE)}
-    return lambda rows: np.asarray([known[key_of(row)] for row in rows], np.float32)
+def read_baseline(workdir: Path, reward: RewardConfig, width: int) -> Callable[[list[EncodedExample]], Baseline]:
+    """rows -> Baseline, from the file that `write_baseline` made; `width`: the most tokens of an answer."""
+    known = {row["key"]: row for row in _written(workdir / FILE)}
+
+    def read(rows: list[EncodedExample]) -> Baseline:
+        there = [known[key_of(row)] for row in rows]
+        score = np.asarray([row["avg_prob"] for row in there], np.float32) if reward.frozen_score else None
+        logp = None
+        if reward.frozen_tokens:
+            logp = np.zeros((len(rows), width), np.float32)
+            for values, row in zip(logp, there, strict=True):
+                values[: len(row["logp"])] = row["logp"]
+        return Baseline(score, logp)
+
+    return read

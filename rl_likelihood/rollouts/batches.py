@@ -18,7 +18,7 @@ from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
-from rl_likelihood.rollouts.baseline import read_baseline
+from rl_likelihood.rollouts.baseline import Baseline, read_baseline
 from rl_likelihood.rollouts.conversations import Conversations
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
 from rl_likelihood.runtime import distributed
@@ -54,9 +54,9 @@ class Batches:
         self.rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
         table = grader_table(c.reward.file)
         self.pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code, table=table)
-        self.baseline: Callable[[Rows], np.ndarray] | None = None
+        self.baseline: Callable[[Rows], Baseline] = lambda rows: Baseline()
         if c.reward.baseline == "frozen":
-            self.baseline = read_baseline(workdir)
+            self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
         self.conversations = Conversations(task) if c.converses else None
         self._widths: set[int] = set()  # of prompts that the sampler has had
 
@@ -121,7 +121,8 @@ class Batches:
         n = c.reward.vote_train or rollout.segment.shape[1]
         rollout = slice_rows(rollout, 0, n)
         values = {k: v[:, :n] for k, v in graded.values.items()}
-        batch = to_batch(rollout, values, graded.keep[:, :n], self.baseline(rows) if self.baseline else None)
+        base = self.baseline(rows)
+        batch = to_batch(rollout, values, graded.keep[:, :n], base.score).replace(baseline_logp=base.logp)
         if c.scores_no_chain:
             batch = batch.replace(no_chain=no_chain_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
         return batch, rollout
@@ -142,6 +143,7 @@ class Batches:
 COUNTS = (
     "grader/failures",
     "env/failures",
+    "resample/refused",
 )  # of the logged numbers: summed over processes, where the others are averaged
 
 

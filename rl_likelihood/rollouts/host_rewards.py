@@ -72,7 +72,7 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     crashed) is neither right nor wrong: it is not kept, and counted in grader/failures.
     """
     c = task.config
-    terms = {t.name: t.reward for t in c.reward.terms if t.reward.on_host}
+    terms = c.reward.host_terms
     size = rollout.segment.shape[1]
     answers = [[graders.extract_answer(t, task.fmt) for t in group] for group in texts]
     if not c.sampled_answer:

@@ -50,6 +50,12 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
     if rollout.outcomes is not None:
         conversation["messages"] = messages_of(task, rollout, i, j)
         conversation |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items()}
+    weights = {}
+    if "answer_weights" in values:
+        scored = np.asarray(batch.scored[i, j][answer])
+        each = np.zeros(len(scored))
+        each[scored] = values["answer_weights"][i, j][: scored.sum()]
+        weights["answer_weights"] = rounded(each)
     return {
         "id": example.id,
         "prompt": example.prompt,
@@ -62,6 +68,7 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
         "answer_logp": rounded(values["answer_logp"][i, j][answer]),
         **no_chain,
         **conversation,
+        **weights,
         "scored": batch.scored[i, j][answer].astype(int),
         **{k: digits(v[i, j]) for k, v in values.items() if k.startswith("reward")},
         "advantage": digits(values["advantage"][i, j]),

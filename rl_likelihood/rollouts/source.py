@@ -19,6 +19,7 @@ from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput, means
 from rl_likelihood.rollouts.conversations import targets_of
 from rl_likelihood.rollouts.host_rewards import HostRewards
+from rl_likelihood.rollouts.resample import Drawn, accepted, merged
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import Devices, sampler_weights
 from rl_likelihood.shapes import CHAIN, TAG, UserError
@@ -45,36 +46,51 @@ def make_source(task: Task, devices: Devices, workdir: Path, start: int, saved: 
         return Given(batches)
     if task.config.sampler.max_staleness:
         return Asynchronous(batches, start, saved)
-    return Synchronous(batches)
+    return Synchronous(batches, start, saved)
 
 
 class Synchronous:
-    """Samples when it is asked."""
+    """Samples when it is asked. `drawn`: how many batches of the stream of prompts were sampled so far."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches, start: int, saved: dict[str, Any] | None) -> None:
         self.batches = batches
+        self.drawn = (saved or {}).get("drawn", start)
 
     def next(self, step: int, params: Params) -> StepInput:
-        b, failure, rollout = self.batches, None, None
+        b, c = self.batches, self.batches.task.config
         weights = sampler_weights(params, b.task.model, b.devices)
+        drawn = self._draw(weights, step)
+        if c.filter.resample:
+            parts, accepts = [drawn], [accepted(drawn, c)]
+            wanted = len(drawn.rows)
+            while len(parts) <= c.filter.resample and distributed.any_of(sum(a.sum() for a in accepts) < wanted):
+                parts.append(self._draw(weights, step))
+                accepts.append(accepted(parts[-1], c))
+            drawn = merged(parts, accepts, b.task.fmt.pad_id)
+        del weights  # the learner's step has the room
+        batch, rollout = b.batch(drawn.rollout, drawn.rows, drawn.graded)
+        logged = means(drawn.graded.logged | b.text_metrics(drawn.texts))
+        queue = {"queue/lag": 0, "queue/depth": 0, "queue/dropped": 0}
+        times = {"time/sample": rollout.seconds, "time/wait": 0.0}
+        return StepInput(batch, rollout, drawn.rows, logged | queue | times)
+
+    def _draw(self, weights: Params, step: int) -> Drawn:
+        """The next batch of the stream, sampled and graded."""
+        b, failure, rollout = self.batches, None, None
         try:
-            rollout = b.sample(step, weights, step)
+            rollout = b.sample(self.drawn, weights, step)
         except Exception as error:
             failure = error
-        del weights  # the learner's step has the room
         if distributed.several():
             failure = distributed.failure_of_any(failure)
         if failure is not None or rollout is None:
             raise SamplerFailed from failure
-        rollout, rows = b.align(rollout), b.rows(step)
-        graded, texts = b.grade(rollout, rows)
-        batch, rollout = b.batch(rollout, rows, graded)
-        logged = means(graded.logged | b.text_metrics(texts))
-        queue = {"queue/lag": 0, "queue/depth": 0, "queue/dropped": 0}
-        return StepInput(batch, rollout, rows, logged | queue | {"time/sample": rollout.seconds, "time/wait": 0.0})
+        rollout, rows = b.align(rollout), b.rows(self.drawn)
+        self.drawn += 1
+        return Drawn(rollout, rows, *b.grade(rollout, rows))
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return {"drawn": self.drawn} if self.batches.task.config.filter.resample else {}
 
     def close(self) -> None:
         self.batches.close()

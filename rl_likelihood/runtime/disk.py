@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rl_likelihood.runtime.checkpoint import DROPPED, FOLDER, REST, CheckpointConfig, due, latest_step
-from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.learner.optimizer import make_optimizer
+from rl_likelihood.learner.step import init_state
+from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
+from rl_likelihood.runtime.checkpoint import DROPPED, FOLDER, REST, CheckpointConfig, latest_step
+from rl_likelihood.settings import Config, TrainSettings
+from rl_likelihood.shapes import UserError
 
 
-def disk_bytes(cfg: CheckpointConfig, steps: int, state: TrainState, reference: bool = False) -> int:
-    """Bytes that the checkpoints of a run of `steps` updates take at most, before compression.
+class Disk(NamedTuple):
+    """Bytes of a run's checkpoints before compression: at most while it trains, and once it is finished."""
 
-    `state` has arrays or their shapes. A new checkpoint is whole before an old one goes. `reference`: the model of
-    step 0 is kept too. Metrics, samples and evaluations come on top.
+    training: int
+    finished: int
+
+
+def disk_of_run(c: Config, model: ModelConfig) -> Disk:
+    """What the checkpoints of a run take. Metrics, samples and evaluations come on top."""
+    shape = lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32)
+    params = jax.tree.map(shape, param_specs(model), is_leaf=is_spec)
+    state = jax.eval_shape(lambda p: init_state(p, make_optimizer(c.optimizer), c.step), params)
+    cfg, steps, start = checkpoint_config(c.train), c.train.steps, bool(c.warm_start.steps)
+    reference = tree_bytes(params) if c.step.with_reference else 0  # the model of step 0
+    training = checkpoints_at_once(cfg, steps, start) * tree_bytes(state)
+    finished = checkpoints_at_once(cfg, steps, start, writing=False) * tree_bytes(
+        state if c.train.keep_optimizer else params
+    )
+    return Disk(training + reference, finished + reference)
+
+
+def checkpoint_config(t: TrainSettings) -> CheckpointConfig:
+    """When a run saves, and what it keeps."""
+    return CheckpointConfig(t.checkpoint_every, t.keep_checkpoints, t.keep_every)
+
+
+def checkpoints_at_once(cfg: CheckpointConfig, steps: int, start: bool = False, writing: bool = True) -> int:
+    """How many checkpoints of a run of `steps` updates there are at most. `start`: it saves step 0 too.
+
+    While a new one is being written, the old ones are still there.
     """
-    saved = [step for step in range(1, steps + 1) if due(cfg, step, steps)]
-    marked = [step for step in saved if cfg.keep_every and step % cfg.keep_every == 0]
-    count = min(len(saved), len(marked) + cfg.keep + 1)
-    return count * tree_bytes(state) + reference * tree_bytes(state.params)
+    saved = steps // cfg.every + (steps % cfg.every > 0) + start
+    marked = 0
+    if cfg.keep_every:
+        both = math.lcm(cfg.every, cfg.keep_every)
+        marked = steps // both + (steps % cfg.every > 0 and steps % cfg.keep_every == 0) + start
+    return min(saved, marked + cfg.keep + writing)
 
 
 def tree_bytes(tree: Any) -> int:
@@ -38,9 +71,8 @@ def drop_optimizer(workdir: Path) -> int:
     if latest_step(workdir) is None:
         return 0
     freed = 0
-    for step in sorted((workdir / FOLDER).iterdir()):
-        if not step.name.isdigit() or not (step / REST).is_dir():
-            continue
+    steps = [step for step in (workdir / FOLDER).iterdir() if step.name.isdigit() and (step / REST).is_dir()]
+    for step in sorted(steps, key=lambda step: int(step.name)):  # the newest last: until then the run can go on
         size = sum(file.stat().st_size for file in (step / REST).rglob("*") if file.is_file())
         try:
             (step / DROPPED).touch()  # first: what is half deleted is not taken for damaged
@@ -49,3 +81,8 @@ def drop_optimizer(workdir: Path) -> int:
             raise UserError(f"{step / REST}: cannot be deleted ({e.strerror or e})") from e
         freed += size
     return freed
+
+
+def lost_optimizer(workdir: Path, step: int) -> bool:
+    """Whether `drop_optimizer` has been at the checkpoint of `step`."""
+    return (workdir / FOLDER / str(step) / DROPPED).exists()

@@ -9,9 +9,11 @@ import jax
 
 from rl_likelihood import __version__
 from rl_likelihood.model import decoder
+from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
+from rl_likelihood.runtime.disk import disk_of_run
 from rl_likelihood.settings import Config
 from rl_likelihood.task import Task, prompts_at_once
 
@@ -41,9 +43,18 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     gib = sum(copies.values()) * 4 * parameters / 2**30
     held = f"{', '.join(copies)}, over {devices.learner.size} device(s)"
     say(f"memory   at least {gib:.1f} GiB for {held}; activations come on top")
+    say(f"disk     {disk_words(c, m)}")
     if workdir is not None:
         where = f"goes on after step {resume}" if resume is not None else "new run"
         say(f"workdir  {workdir} ({where}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
+
+
+def disk_words(c: Config, model: ModelConfig) -> str:
+    """The disk of the run's checkpoints, and what a finished run leaves."""
+    disk = disk_of_run(c, model)
+    without = "" if c.train.keep_optimizer else " without optimizer state"
+    most, after = (f"{n / 2**30:.1f} GiB" for n in disk)
+    return f"at most {most} of checkpoints, {after}{without} once the run is finished"
 
 
 def device_words(devices: Devices) -> str:

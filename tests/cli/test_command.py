@@ -1,12 +1,15 @@
-"""What the mains settle before jax starts: XLA's flags and where compiled programs are kept."""
+"""What the mains settle before jax starts: flags and their refusals, XLA's flags, where compiled programs are kept."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rl_likelihood.cli.command import in_order
 
+ROOT = Path(__file__).parents[2]
 ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 SEVERAL = "--xla_force_host_platform_device_count=4"
 
@@ -30,7 +33,7 @@ def kept_in(folder: Path, **environment: str) -> str:
         text=True,
         check=True,
         env=clean | {"XDG_CACHE_HOME": str(folder)} | environment,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     return done.stdout.strip()
 
@@ -38,3 +41,45 @@ def kept_in(folder: Path, **environment: str) -> str:
 def test_compiled_programs_are_kept_in_the_user_s_cache_unless_told_otherwise(tmp_path):
     assert kept_in(tmp_path) == str(tmp_path / "rl_likelihood" / "programs")
     assert kept_in(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == str(tmp_path / "mine")
+
+
+def command(main: str, *arguments: str) -> subprocess.CompletedProcess:
+    """A main as a user calls it."""
+    words = [sys.executable, "-m", f"rl_likelihood.{main}", *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize("main", ["train", "evaluate", "export", "plan", "sweep"])
+def test_help_exits_0_and_lists_the_flags(main):
+    flags = {
+        "train": ["--config", "--workdir", "--print_config", "--dry_run", "--force", "--coordinator", "--config.FIELD"],
+        "evaluate": ["--config", "--workdir", "--step", "--json", "--out"],
+        "export": ["--workdir", "--out", "--step", "--dtype"],
+        "plan": ["--config", "--topology", "--slices", "--memory_gib", "--json"],
+        "sweep": ["--list", "--run", "--status", "--table", "--report", "--runner"],
+    }[main]
+    done = command(main, "--help")
+    assert done.returncode == 0, done.stderr
+    assert [flag for flag in flags if flag not in done.stdout] == []
+    assert "Traceback" not in done.stderr and "logtostderr" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--config=configs/tiny.py:rewrd=prob"], ["'rewrd' is unknown", "reward, group"]),
+        (["--config=configs/tiny.py:reward"], ["'reward' has no value"]),
+        (["--config=configs/tiny.py:reward="], ["reward.name is ''"]),
+        (["--config=configs/tiny.py", "--workdir="], ["--workdir is empty"]),
+        (["--config=configs/tiny.py", "--config.seed=-1"], ["seed is -1", "at least 0"]),
+        (["--config=configs/tiny.py:seed=4294967296"], ["seed is 4294967296", "at most 4294967295"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(arguments, words, tmp_path):
+    workdir = [] if any(a.startswith("--workdir") for a in arguments) else [f"--workdir={tmp_path / 'run'}"]
+    done = command("train", *arguments, *workdir)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and [word for word in words if word not in line] == []
+    assert not (tmp_path / "run").exists()

@@ -181,6 +181,7 @@ BAD_LINES = [
     ('{"prompt": "a", "answer": "b"\n', "not JSON"),
     ("[" * 100_000 + "\n", "not JSON"),
     ('{"prompt": 1' + "0" * 5000 + ', "answer": "b"}\n', "field 'prompt' must be a string, not a number"),
+    ('{"prompt": "a", "prompt": "c", "answer": "b"}\n', "key 'prompt' stands twice"),
     ("[1, 2]\n", "not a JSON object but a list"),
     ("3\n", "not a JSON object but a number"),
     ("null\n", "not a JSON object but null"),

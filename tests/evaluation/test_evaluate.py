@@ -5,6 +5,7 @@ holds log-probs, so every number of an evaluation can be written down.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -22,15 +23,18 @@ from rl_likelihood.datasets import prepare, sources
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.evaluate import check_workdir
 from rl_likelihood.evaluation import statistics
-from rl_likelihood.evaluation.evaluate import Evaluation, _marks, evaluate, tokens_before_tags, votes
+from rl_likelihood.evaluation.evaluate import Evaluation, _marks, _scores, evaluate, tokens_before_tags, votes
 from rl_likelihood.evaluation.records import identity_of, records_path
 from rl_likelihood.grading import graders
+from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.model.decoder import forward, head_matrix, param_specs
+from rl_likelihood.model import splash
+from rl_likelihood.model.decoder import forward, head_matrix, init, param_specs
 from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import CHAIN, UserError
+from rl_likelihood.shapes import CHAIN, SAMPLED, UserError
 from rl_likelihood.task import EVALUATE, INIT, SAMPLE, WARM_START, load
 from tests.programs import isolated
 from tests.runs import config_file, small_config
@@ -163,10 +167,20 @@ def test_every_number_of_a_model_whose_probabilities_are_known(questions, tmp_pa
     }
 
 
-def test_log_probs_are_those_of_the_plain_sequences(tmp_path):
-    """Prompt, chain of this or the question before, tags, answer: as one sequence each, nothing shared."""
+def stirred(task, params):
+    """The bigram model, which opens answers, with layers that look at what came before."""
+    task, bigrams = letters(task)
+    return task, {**bigrams, "layers": jax.tree.map(lambda x: np.asarray(x) * 0.6, params["layers"])}
+
+
+@pytest.mark.parametrize("opens", [False, True], ids=["chains that are closed for it", "answers of its own beside"])
+def test_log_probs_are_those_of_the_plain_sequences(opens, tmp_path):
+    """Prompt, chain of this or the question before, tags, answer: as one sequence each, nothing shared.
+
+    Where the chain has an answer of its own, the reference does not see it.
+    """
     task, params = task_of(eval__samples=1)
-    params = sharp(params)
+    task, params = stirred(task, params) if opens else (task, sharp(params))
     out = evaluated(task, params, task.heldout, folder=tmp_path)
     records = records_of(tmp_path, out)
     scaffold = list(task.fmt.close_think_ids)
@@ -186,11 +200,32 @@ def test_log_probs_are_those_of_the_plain_sequences(tmp_path):
             for x, n, r in zip(token, lengths, rows, strict=True)
         ]
 
+    answered = [r["samples"][0]["answer"] is not None for r in records]
+    assert any(answered) == opens
+    for r in records:  # the tags that were forced on a chain count as its own do
+        assert r["samples"][0]["chain_tokens"] == len(r["lent"]["chain"]) + len(r["lent"]["tag"])
+    assert any(r["lent"]["tag"] for r in records)
     near = lambda values: pytest.approx(np.asarray(values), abs=1e-3)
     assert [r["samples"][0]["log_prob"] for r in records] == near(scores(lent))
     assert [r["no_chain"]["log_prob"] for r in records] == near(scores([scaffold] * 5))
     assert [r["swapped"] for r in records[1:]] == near(scores([scaffold, *lent[:-1]])[1:])
     assert abs(out["chain_swap_drop"]) > 0.1, "these answers depend on their chains, or the test shows nothing"
+
+
+def test_on_a_tpu_the_reference_does_not_see_the_answer_beside_it(monkeypatch):
+    """The kernel needs to be told that there are two branches. It is interpreted here, and gives dense attention's."""
+    monkeypatch.setattr(splash, "attention", functools.partial(splash.attention, interpret=True))
+    task, _ = task_of()
+    task = dataclasses.replace(task, model=dataclasses.replace(task.model, head_dim=64, layers=1))
+    task, params = stirred(task, init(jax.random.key(0), task.model))
+    sampler = task.sampler(group_size=4, temperature=1.0, max_sampled_answer=10)
+    rollout = decode.sample(params, task.collate(task.heldout[:2], np.arange(2)), task.key(EVALUATE), sampler)
+    assert (rollout.segment == SAMPLED).any()
+    dense, kernel = (
+        _scores(Evaluation(other, params, []), task.heldout[:2], rollout, [None, None])
+        for other in (task, dataclasses.replace(task, model=dataclasses.replace(task.model, attention="splash")))
+    )
+    np.testing.assert_allclose(kernel, dense, atol=1e-3)
 
 
 def test_tokens_before_the_tags():
@@ -247,8 +282,8 @@ def test_neither_batch_nor_number_of_questions_nor_of_samples_changes_a_chain(tm
 
 
 def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
-    task, params = task_of(eval__samples=2)
-    params, uid = sharp(params), np.arange(5)
+    task, params = stirred(*task_of(eval__samples=2))
+    uid = np.arange(5)
 
     def chains(purpose):
         sampler = task.sampler(group_size=3, temperature=(0.0, 1.0, 1.0), max_sampled_answer=10)
@@ -259,6 +294,22 @@ def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
     chosen = [r["lent"]["chain"] for r in records_of(tmp_path, out)]
     assert chosen == chains(EVALUATE)
     assert not [i for i in uid if chosen[i] == chains(SAMPLE)[i]]
+
+    # Answers after no chain are draws of their own.
+    empty = np.asarray(task.fmt.close_think_ids)
+    rows = [dataclasses.replace(r, prompt_ids=np.append(r.prompt_ids, empty)) for r in task.heldout[:5]]
+    sampler = task.sampler(group_size=3, temperature=(0.0, 1.0, 1.0))
+
+    def answers(key):
+        weights, prompts = sampler_weights(params, task.model, None), task.collate(rows, uid, 40)
+        ids, _, length = decode.sample_ids(weights, prompts, key, sampler, task.fmt.answer_close, 10)
+        texts = [
+            task.tokenizer.decode(ids[i, j, : length[i, j]], skip_special_tokens=True) for i in uid for j in (1, 2)
+        ]
+        return [extract_answer(task.fmt.answer_open + text, task.fmt) for text in texts]
+
+    drawn = [s["answer"] for r in records_of(tmp_path, out) for s in r["no_chain"]["samples"]]
+    assert drawn == answers(task.key(EVALUATE, 1)) != answers(task.key(EVALUATE))
 
     # A row's key is folded from purpose, question and place: none of one purpose is one of another.
     def key_data(key, i, j):

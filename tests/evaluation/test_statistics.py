@@ -102,6 +102,8 @@ def test_what_the_chain_adds_and_what_another_chain_takes_away():
     )
     assert out["chain_gain"] == pytest.approx((0.5 - 0.5) / 2)
     assert out["chain_helps"] == pytest.approx(0.25)
+    alike = summary([record([-2.0, -2.0], 1, no_chain=-2.0, swapped=None)])
+    assert alike["chain_helps"] == 0, "an equal log-prob is no help"
     assert out["chain_swap_drop"] == pytest.approx(3.0), "the first question of a set has no chain to borrow"
     assert out["questions_of"] == {"log_prob_swapped": 1, "chain_swap_drop": 1}
     assert out["perplexity_no_chain"] == pytest.approx(math.exp((1.75 + 0.5) / 2), abs=1e-6)

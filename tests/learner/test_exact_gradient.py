@@ -58,6 +58,7 @@ def batch_of(chains):
         host_rewards={},
         truncated=jnp.zeros((2, G), bool),
         keep=jnp.ones((2, G), bool),
+        baseline_logp=padded([BASE[2], BASE[1]], 3, 0.0).astype(np.float32),
     )
 
 
@@ -80,11 +81,16 @@ FORMULAS = {
     "avg_prob": lambda a: jnp.exp(a).mean(-1).mean(-1),
     "geo_mean_prob": lambda a: jnp.exp(a.mean(-1)).mean(-1),
     "jepo": lambda a: jnp.log(jnp.exp(a.sum(-1)).mean(-1)),
+    # NRT: weights -log p of the answer without a chain, the gain over it clipped at 0.
+    "nrt": lambda a: jnp.maximum(((jnp.exp(a) - np.exp(BASE[a.shape[-1]])) * SHARE[a.shape[-1]]).sum(-1), 0).mean(-1),
 }
+# By the number of scored ids: their log-probs without a chain, and the weights that follow.
+BASE = {2: np.array([-1.2, -2.5]), 1: np.array([-1.7])}
+SHARE = {n: base / base.sum() for n, base in BASE.items()}
 
 
 def all_objectives(params):
-    """E[f] for each row of the table, the mean over the two prompts: [6]."""
+    """E[f] for each row of the table, the mean over the two prompts."""
     total = 0
     for which in range(2):
         chain, answer = chain_and_answer_log_probs(params, which)
@@ -128,7 +134,8 @@ def check(objective, cfg):
 @pytest.mark.parametrize("objective", FORMULAS)
 def test_the_expected_step_is_the_exact_gradient(objective):
     # Micro-batches of one prompt, and a head scan of several chunks.
-    worst, size = check(objective, rewarded(objective, micro_batch_prompts=1, head_chunk=6))
+    own = {"baseline": "frozen", "token_weights": "neg_log"} if objective == "nrt" else {}
+    worst, size = check(objective, rewarded(objective, micro_batch_prompts=1, head_chunk=6, **own))
     # Sums of 1251 float32 gradients of order 1.
     assert size > 0.02 and worst < 1e-5
 

@@ -50,6 +50,11 @@ CONFIGS = {
         LossConfig(advantage="mean", aggregation="const", max_tokens=20, ratio="token", kl="k2", kl_coef=0.1),
         {"truncated": "floor"},
     ),
+    "weighted": (
+        "nrt/std + r3 + weighted_log_prob + max_rl(math) + vr_cli + cer",
+        LossConfig(aggregation="delta_l", mask_move=0.1, format_term=0.3),
+        {"baseline": "frozen", "token_weights": "neg_log"},
+    ),
 }
 
 
@@ -74,8 +79,11 @@ def batch_of(seed, p=P, g=G, t=T):
     rng = np.random.default_rng(seed)
     batch = random_batch(seed, p, g, S, t, sampled=True)
     form = rng.integers(0, 2, (p, g)).astype(np.float32)
+    right = rng.integers(0, 2, (p, g)).astype(np.float32)
     return batch.replace(
-        host_rewards={**batch.host_rewards, "format": form}, baseline=rng.uniform(0, 0.1, p).astype(np.float32)
+        host_rewards={**batch.host_rewards, "format": form, "math": right},
+        baseline=rng.uniform(0, 0.1, p).astype(np.float32),
+        baseline_logp=-rng.exponential(2.0, (p, 3)).astype(np.float32),
     )
 
 

@@ -15,7 +15,7 @@ from rl_likelihood.learner.rows import ProxyConfig, observe, row_stats
 from rl_likelihood.learner.step import gradients, init_state, make_step
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.planning.aot import count_flops
-from rl_likelihood.rewards import likelihood, shaping
+from rl_likelihood.rewards import shaping
 from rl_likelihood.rewards.intrinsic import INTRINSIC
 from rl_likelihood.rewards.mixture import objective
 from rl_likelihood.rewards.reward import Observation, RewardConfig
@@ -57,15 +57,29 @@ def combined(a, x, b, y):
 # ------------------------------------------------------------------ terms
 
 
+# How the terms are written and set up that do not stand alone.
+TEXTS = {"nover_rank": "format + nover_rank", "nover_efficiency": "format + nover_efficiency", "max_rl": "max_rl(math)"}
+SET_UP = {
+    "weighted_log_prob": {"baseline": "live", "token_weights": "neg_log"},
+    "weighted_avg_prob": {"token_weights": "spread"},
+    "nrt": {"baseline": "live", "token_weights": "inverse", "clip_gain": False},
+    "vr_cli": {"baseline": "live"},
+}
+
+
 @pytest.mark.parametrize("name", reward_table())
 def test_every_term_gives_a_finite_gradient_and_a_row_number(name):
-    text = f"format + {name}" if name.startswith("nover") else name
+    text = TEXTS.get(name, name)
     reference = jax.tree.map(lambda x: x * 1.1, PARAMS)
-    grads, _, per_row = of(text, models=(None, reference if name.startswith("nover") else None))
+    proxy = reference if name.startswith("nover") else None
+    initial = reference if reward_table()[name].initial else None
+    batch = NO_CHAIN if name in SET_UP else BATCH
+    grads, _, per_row = of(text, batch, models=(initial, proxy), **SET_UP.get(name, {}))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
-    assert np.isfinite(per_row["reward"]).all() and per_row[f"reward/{name}"].shape == (P, G)
+    values = per_row[f"reward/{text if name == 'max_rl' else name}"]
+    assert np.isfinite(per_row["reward"]).all() and values.shape == (P, G)
     spread = np.ptp(np.asarray(per_row["reward"]), -1).max()
-    assert (largest(grads) > 0) == (spread > 0 or name in likelihood.OBJECTIVES)
+    assert (largest(grads) > 0) == (spread > 0 or reward_table()[name].differentiable)
 
 
 def test_a_mixture_has_the_gradients_of_its_terms_in_proportion():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rl_likelihood.config import apply_preset, build, parse_reward, reward_table
+from rl_likelihood.config import apply_preset, build, get, parse_reward, reward_table
 from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.rewards.table import REWARDS
@@ -25,6 +25,7 @@ def term(name, weight=1.0, per_std=False):
         ("log_prob + -1e-3*length", [term("log_prob"), term("length", -1e-3)]),
         ("1e+2*exact_match", [term("exact_match", 100.0)]),
         (".5*prob", [term("prob", 0.5)]),
+        ("2*max_rl( math ) + max_rl(exact_match)", [term("max_rl(math)", 2.0), term("max_rl(exact_match)")]),
     ],
 )
 def test_a_weighted_sum_is_read(text, terms):
@@ -36,6 +37,7 @@ def test_a_weighted_sum_is_read(text, terms):
     [
         ("", "cannot be read"),
         ("log_prob +", "cannot be read from ''"),
+        ("1e400*log_prob", "weight of log_prob"),
         ("log_prob format", "cannot be read from 'log_prob format'"),
         ("log_prob * 2", "cannot be read"),
         ("2*log_prob - 1*format", "cannot be read from"),
@@ -97,7 +99,43 @@ AS_PUBLISHED = {
     "rloo": ("loo", "seq_sum", (0, 0), ("reward_k1", 0.001), 3, 1.0),
     "dr_grpo": ("mean", "const", (0.2, 0.2), ("none", 0), 3, 1.0),
     "dapo": ("std", "token_mean", (0.2, 0.28), ("none", 0), 16, 1.0),
+    "latro": ("loo", "seq_sum", (0, 0), ("reward_k1", 0.05), 16, 1.0),
+    "latro_code": ("loo", "seq_sum", (0, 0), ("reward_k1", 0.05), 16, 1.0),
+    "vr_cli": ("std", "seq_mean", (0.2, 0.2), ("k3", 1e-6), 8, 1.0),
+    "nrt": ("loo", "seq_sum", (0, 0), ("none", 0), 3, 1.0),
+    "dro": ("std", "seq_mean", (0.2, 0.2), ("k3", 0.001), 16, 1.0),
+    "rent": ("std", "seq_mean", (0.2, 0.2), ("k3", 0.001), 3, 1.0),
+    "empo": ("std", "seq_mean", (0.2, 0.2), ("k3", 0.001), 3, 1.0),
+    "cer": ("std", "seq_mean", (0.2, 0.2), ("k3", 0.001), 3, 1.0),
+    "gspo": ("std", "seq_mean", (3e-4, 4e-4), ("none", 0), 3, 1.0),
+    "cispo": ("std", "token_mean", (0, 0), ("none", 0), 3, 1.0),
+    "dppo": ("mean", "token_mean", (0, 0), ("none", 0), 3, 1.0),
+    "delta_l": ("std", "delta_l_batch", (0.2, 0.2), ("none", 0), 3, 1.0),
+    "gdpo": ("mean", "seq_mean", (0.2, 0.2), ("k3", 0.001), 3, 1.0),
+    "max_rl": ("loo", "seq_sum", (0, 0), ("none", 0), 3, 1.0),
+    "rlp": ("loo", "seq_mean", (0.2, 0.2), ("none", 0), 16, 0.7),
+    "rpt": ("std", "seq_mean", (0.2, 0.2), ("none", 0), 3, 1.0),
     "em_rl_sequence": ("loo", "seq_sum", (0, 0), ("k3", 0.001), 4, 1.0),
+}
+
+
+EXACT = ("kw_log_prob", "kw_jepo", "verifree", "jepo_tang", "latro", "nrt")  # with the whole answer term
+# What else a method is known by.
+OWN = {
+    "vr_cli": {"reward.name": "vr_cli", "reward.baseline": "frozen"},
+    "nrt": {"reward.name": "nrt/std", "reward.token_weights": "neg_log", "loss.format_term": 0.3},
+    "dro": {"reward.name": "r3"},
+    "rent": {"reward.name": "token_entropy"},
+    "empo": {"reward.name": "vote_share"},
+    "cer": {"reward.name": "cer"},
+    "gspo": {"loss.clip_per": "sequence"},
+    "cispo": {"loss.ratio": "token", "loss.ratio_cap": 1.28},
+    "dppo": {"loss.ratio": "token", "loss.mask_move": 0.2},
+    "delta_l": {"loss.delta_l_alpha": 1.0},
+    "gdpo": {"reward.name": "exact_match/std + format/std"},
+    "rlp": {"reward.name": "log_prob"},
+    "rpt": {"reward.name": "prefix"},
+    "max_rl": {"reward.name": "max_rl(exact_match)"},
 }
 
 
@@ -109,4 +147,6 @@ def test_a_preset_is_the_published_method_whatever_the_config_had(name):
     got = (c.loss.advantage, c.loss.aggregation, (c.loss.clip_low, c.loss.clip_high), (c.loss.kl, c.loss.kl_coef))
     assert (*got, c.sampler.group_size, c.sampler.temperature) == AS_PUBLISHED[name]
     assert c.filter.mode == {"rlpr": "ema", "dapo": "std_zero"}.get(name, "none")
-    assert c.loss.answer_term == (1.0 if name in ("kw_log_prob", "kw_jepo", "verifree", "jepo_tang") else 0.0)
+    assert c.loss.answer_term == (1.0 if name in EXACT else 0.0)
+    for field, value in OWN.get(name, {}).items():
+        assert get(c, field) == value, field

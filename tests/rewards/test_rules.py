@@ -401,3 +401,8 @@ HOSTILE = [
 def test_hostile_text_is_only_judged(text):
     """A linear pass over these takes milliseconds to a second; a quadratic one would not come back."""
     judge(text)
+
+
+def test_vote_share_by_hand():
+    groups = [["1", "1 ", "2", None], [None, None, None, None]]
+    np.testing.assert_allclose(rules.vote_share(groups), [[0.5, 0.5, 0.25, 0], [0, 0, 0, 0]])

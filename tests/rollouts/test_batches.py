@@ -7,7 +7,8 @@ from rl_likelihood.rollouts.batches import Batches, combined
 from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
-from rl_likelihood.task import load
+from rl_likelihood.sampler import decode
+from rl_likelihood.task import EVALUATE, SAMPLE, load
 from tests.runs import small_config
 
 
@@ -34,6 +35,18 @@ def test_the_rows_trained_on_are_those_whose_rewards_are_taken(tmp_path):
     assert batch.keep.tolist() == [[True, False], [True, False]]
     for made in (batch, trained):
         np.testing.assert_array_equal(made.completion, rollout.completion[:, :2])
+
+
+def test_the_chains_of_training_have_the_keys_of_training(tmp_path):
+    task, devices, params = loaded()
+    weights, b = sampler_weights(params, task.model, devices), Batches(task, devices, tmp_path)
+    try:
+        rollout = b.sample(1, weights, 0)
+        drawn = {p: decode.sample(weights, b.collate(1), task.key(p), task.sampler()) for p in (SAMPLE, EVALUATE)}
+    finally:
+        b.close()
+    np.testing.assert_array_equal(rollout.completion, drawn[SAMPLE].completion)
+    assert (rollout.completion != drawn[EVALUATE].completion).any()
 
 
 def test_numbers_of_processes_are_averaged_and_counts_are_summed():

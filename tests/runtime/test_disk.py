@@ -4,34 +4,75 @@ import jax
 import numpy as np
 import pytest
 
+from rl_likelihood import train
+from rl_likelihood.config import build
+from rl_likelihood.export import export
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.runtime import checkpoint
+from rl_likelihood.model.decoder import count
+from rl_likelihood.planning.programs import abstract_params
+from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.checkpoint import CheckpointConfig
-from rl_likelihood.runtime.disk import disk_bytes, drop_optimizer, tree_bytes
-from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.runtime.disk import Disk, checkpoints_at_once, disk_of_run, drop_optimizer, tree_bytes
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import random_model
+from tests.runs import small_config
 from tests.runtime.test_checkpoint import abstract, restored, saved
-
-STATE = TrainState(
-    step=jax.ShapeDtypeStruct((), np.int32),
-    params={"w": jax.ShapeDtypeStruct((10, 10), np.float32)},
-    opt_state=({"w": jax.ShapeDtypeStruct((10, 10), np.float32)}, {"w": jax.ShapeDtypeStruct((10, 10), np.float16)}),
-)
-ONE = 4 + 400 + 400 + 200
 
 
 @pytest.mark.parametrize(
-    "cfg, steps, count",
+    "cfg, steps, most, finished, with_start",
     [
-        (CheckpointConfig(every=10, keep=2), 100, 3),  # two, and one that is being written
-        (CheckpointConfig(every=10, keep=2), 15, 2),  # steps 10 and 15
-        (CheckpointConfig(every=10, keep=2), 5, 1),
-        (CheckpointConfig(every=10, keep=2, keep_every=20), 100, 8),  # 20, 40, 60, 80, 100 besides
-        (CheckpointConfig(every=10, keep=100), 100, 10),
+        (CheckpointConfig(every=10, keep=2), 100, 3, 2, 3),  # two, and one that is being written
+        (CheckpointConfig(every=10, keep=2), 15, 2, 2, 3),  # steps 10 and 15; a warm start saves step 0 too
+        (CheckpointConfig(every=10, keep=2), 5, 1, 1, 2),
+        (CheckpointConfig(every=10, keep=2, keep_every=20), 100, 8, 7, 9),  # 20, 40, 60, 80, 100 besides
+        (CheckpointConfig(every=10, keep=100), 100, 10, 10, 11),
+        (CheckpointConfig(every=10, keep=1, keep_every=15), 75, 5, 4, 6),  # 30, 60 and, the last, 75
+        (CheckpointConfig(every=50, keep=2), 2**31 - 1, 3, 2, 3),
     ],
 )
-def test_the_disk_of_a_run(cfg, steps, count):
-    assert disk_bytes(cfg, steps, STATE) == count * ONE
-    assert disk_bytes(cfg, steps, STATE, reference=True) == count * ONE + 400
+def test_how_many_checkpoints_there_are_at_one_time(cfg, steps, most, finished, with_start):
+    assert checkpoints_at_once(cfg, steps) == most
+    assert checkpoints_at_once(cfg, steps, writing=False) == finished
+    assert checkpoints_at_once(cfg, steps, start=True) == with_start
+
+
+def test_the_disk_of_a_run_follows_from_its_settings():
+    """12 bytes a parameter for each checkpoint, and 4 for the model of step 0 where there is a reference."""
+    model = random_model("nano")
+    n = count(abstract_params(model))
+    half = {"train__steps": 100, "train__checkpoint_every": 10, "train__keep_checkpoints": 2}
+
+    def near(disk: Disk, training: float, finished: float) -> bool:
+        return disk == pytest.approx((training * n, finished * n), abs=1000)  # and some counters
+
+    assert near(disk_of_run(build(small_config(**half)), model), 36, 24)
+    assert near(disk_of_run(build(small_config(**half, train__keep_optimizer=False)), model), 36, 8)
+    assert near(disk_of_run(build(small_config(**half, optim__momentum_dtype="bfloat16")), model), 30, 20)
+    assert near(disk_of_run(build(small_config(**half, loss__kl="k3", loss__kl_coef=0.1)), model), 40, 28)
+
+
+def test_a_run_may_drop_its_optimizer_state_when_it_is_finished(tmp_path, capsys):
+    settings = {"train__steps": 2, "train__keep_optimizer": False, "eval__prompts": 2, "eval__samples": 0}
+    train.run(build(small_config(**settings)), tmp_path / "run")
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if line.startswith("disk ")]
+    assert "GiB of checkpoints" in line and "without optimizer state" in line
+    steps = tmp_path / "run" / "checkpoints"
+    assert not list(steps.glob("*/rest")) and len(list(steps.glob("*/params"))) == 2
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("metrics.jsonl", "eval.jsonl")}
+    cfg, params, step, path = checkpoint.restore_params(tmp_path / "run")
+    export(cfg, params, path, tmp_path / "exported")
+    assert step == 2 and (tmp_path / "exported" / "model.safetensors").exists()
+
+    train.run(build(small_config(**settings)), tmp_path / "run")  # it is finished: its summary, as of any other
+    assert "greedy success" in capsys.readouterr().out
+    assert run_files.read_status(tmp_path / "run")["state"] == "done"
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
+
+    with pytest.raises(UserError, match="2: its optimizer state was dropped.*cannot go on.*model.path") as refused:
+        train.run(build(small_config(**settings | {"train__steps": 3})), tmp_path / "run", force=True)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_finished_run_without_its_optimizer_state_can_be_read_and_not_continued(tmp_path):

@@ -5,25 +5,31 @@ $("scale").append(...[0, -0.5, -1, -2, -5].map(l => {
   s.style.background = heat(l);
   return s;
 }));
-function answer(group, logp, where) {
+// By weight: what a token counts in the trained reward, the heaviest one of its answer in full colour.
+const byWeight = () => $("colour").value === "weight";
+const weighed = (weights, i) => `rgba(var(--heat),${0.75 * weights[i] / Math.max(1e-9, ...weights)})`;
+$("colours").hidden = !runs.some(r => r.groups.some(g => g.chains.some(c => c.weights)));
+$("colour").onchange = () => drawChains();
+function answer(group, logp, where, weights) {
   const total = logp.reduce((sum, l, i) => sum + (group.scored[i] ? l : 0), 0);
   const tokens = group.tokens.map((text, i) => {
     const t = make("span", {class: group.scored[i] ? "tok" : "tok off", tabindex: i ? -1 : 0}, text);
-    if (group.scored[i]) t.style.background = heat(logp[i]);
+    if (group.scored[i]) t.style.background = byWeight() && weights ? weighed(weights, i) : heat(logp[i]);
     return t;
   });
   const out = make("p", {class: "text answer", role: "group", "aria-label": `reference answer ${where}, by tokens`},
     make("small", {}, `reference answer ${where}: ${total.toFixed(2)} nats`), ...tokens);
-  out.of = {group, logp, where, tokens};
+  out.of = {group, logp, where, tokens, weights};
   return out;
 }
 function tell(t) {  // a token's numbers; Tab comes back to it
-  const {group, logp, where, tokens} = t.parentNode.of, i = tokens.indexOf(t), empty = group.no_chain;
+  const {group, logp, where, tokens, weights} = t.parentNode.of, i = tokens.indexOf(t), empty = group.no_chain;
   for (const other of tokens) if (other.tabIndex === 0) other.tabIndex = -1;
   t.tabIndex = 0;
   $("token").textContent = `${JSON.stringify(group.tokens[i])}  log-prob ${logp[i].toFixed(3)}, probability ` +
     Math.exp(logp[i]).toPrecision(3) + ` ${where}` + (group.scored[i] ? "" : ", not scored") +
-    (empty && logp !== empty ? `; ${empty[i].toFixed(3)} without a chain` : "");
+    (empty && logp !== empty ? `; ${empty[i].toFixed(3)} without a chain` : "") +
+    (weights ? `; weight ${weights[i].toFixed(3)}` : "");
 }
 function besides(t, key) {  // the token that an arrow key leads to
   const {tokens} = t.parentNode.of, i = tokens.indexOf(t);
@@ -58,7 +64,7 @@ function chainCard(group, c) {
       c.truncated ? make("span", {class: "bad"}, "never opened the answer") : null),
     make("p", {class: "text"}, body.trim() || "(empty)", make("span", {class: "tag"}, tag),
       c.forced ? make("span", {class: "tag"}, ` [forced: ${c.forced.trim()}]`) : null),
-    answer(group, c.logp, "after this chain"),
+    answer(group, c.logp, "after this chain", c.weights),
     c.sampled ? make("p", {class: "text answer"}, make("small", {}, "sampled answer"), c.sampled) : null,
     more);
 }

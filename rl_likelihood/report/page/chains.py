@@ -81,6 +81,7 @@ def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[di
                 "forced": row["forced"],
                 "sampled": row["sampled_answer"],
                 "logp": _rounded(row["answer_logp"]),
+                "weights": _rounded(row.get("answer_weights")),
                 "reward": trained,
                 "rewards": rewards,
                 "advantage": row["advantage"],

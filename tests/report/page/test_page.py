@@ -229,3 +229,10 @@ def test_a_model_that_was_trained_without_chains_is_asked_without_them_and_the_p
     text = write(tmp_path, [run])
     assert "asked without a chain, as it was trained, of: answers alone." in " ".join(text.split())
     assert data_of(text)["runs"][0]["heldout"]["perplexity"] == [[4], [1.5]]
+
+
+def test_weights_of_answer_tokens_reach_the_page(tmp_path):
+    rows = [sample("a", -3.0, 1, "z") | {"answer_weights": [0.25, 0.75]}, sample("a", -2.0, 1, "y")]
+    rows = [row | {"step": 1} for row in rows]
+    (group,) = chains.groups_of(rows)
+    assert [c["weights"] for c in group["chains"]] == [[0.25, 0.75], None]

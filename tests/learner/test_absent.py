@@ -1,0 +1,61 @@
+"""What a run does not use is absent from its compiled step: no sort of answer tokens, no further forward."""
+
+import functools
+
+import jax
+import numpy as np
+
+from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
+from rl_likelihood.learner.rows import row_stats
+from rl_likelihood.learner.step import init_state, make_step
+from rl_likelihood.learner.surrogate import LossConfig
+from tests.small import one_device, random_batch, random_params, rewarded, tiny
+
+MODEL = tiny(layers=1)
+PARAMS = random_params(MODEL)
+BATCH = random_batch(8, sampled=True)
+BASE = BATCH.replace(baseline_logp=np.full((4, 5), -1.0, np.float32))
+OPTIMIZER = make_optimizer(OptimizerConfig(lr=1e-2, warmup_steps=0, total_steps=10))
+
+
+@functools.cache
+def text(name, base=False, ref=False, **changes):
+    """The step as it goes to the compiler."""
+    cfg = rewarded(name, two_branches=True, policy_span="response", **changes)
+    state = jax.eval_shape(lambda p: init_state(p, OPTIMIZER, cfg), PARAMS)
+    batch = BASE if base else BATCH
+    return make_step(MODEL, cfg, OPTIMIZER, one_device(), batch).lower(state, PARAMS if ref else None, batch).as_text()
+
+
+def dots(words):
+    return words.count("stablehlo.dot_general")
+
+
+def forward_dots():
+    cfg = rewarded("log_prob", two_branches=True)
+    of_tokens = jax.jit(lambda params: row_stats(params, MODEL, BATCH, cfg).stats.log_prob)
+    return dots(of_tokens.lower(PARAMS).as_text())
+
+
+def test_token_weights_sort_answers_and_other_rewards_do_not():
+    plain = text("avg_log_prob")
+    for name in ("log_prob", "jepo", "math", "max_rl(math)"):
+        assert "stablehlo.sort" not in text(name), name
+    weighted = text("nrt", base=True, baseline="frozen", token_weights="neg_log")
+    assert "stablehlo.sort" in weighted and dots(weighted) == dots(plain), "weights take no matrix product more"
+    assert "stablehlo.sort" in text("r3") and dots(text("r3")) == dots(plain)
+
+
+def test_a_scorer_and_crossed_answers_are_forwards_of_those_who_ask():
+    constant, forward = dots(text("math")), forward_dots()
+    assert forward > 0 and dots(text("max_rl(math)")) == constant
+    assert dots(text("vr_cli", base=True, ref=True, baseline="frozen")) == constant + forward
+    assert dots(text("cer")) == constant + forward
+
+
+def test_switches_at_their_defaults_are_not_there():
+    plain = text("math")
+    off = LossConfig(mask_move=0.0, format_term=0.0, clip_per="token", delta_l_alpha=0.5)
+    assert text("math", loss=off) == plain
+    on = text("math", loss=LossConfig(mask_move=0.2)), text("math", loss=LossConfig(format_term=0.3))
+    assert all(len(words) > len(plain) for words in on)

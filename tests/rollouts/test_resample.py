@@ -1,0 +1,104 @@
+"""Groups that teach nothing are replaced by fresh prompts: bounded, counted, in the order of the stream, resumable."""
+
+import shutil
+
+import numpy as np
+
+from rl_likelihood import train
+from rl_likelihood.config import build
+from rl_likelihood.rollouts.resample import accepted, chosen
+from rl_likelihood.rollouts.source import make_source
+from rl_likelihood.runtime import run_files
+from tests.rollouts.test_batches import loaded
+from tests.runs import small_config
+
+# A coin stands for a grader: of three rows a quarter of the groups are all alike.
+COIN = {"reward__name": "random", "filter__mode": "std_zero"}
+
+
+def test_accepted_groups_come_first_and_refused_ones_fill_up():
+    yes, no = True, False
+    assert chosen([np.array([no, yes]), np.array([yes, yes])]) == [1, 2]
+    assert chosen([np.array([no, no]), np.array([no, yes])]) == [0, 3]
+    assert chosen([np.array([yes, yes])]) == [0, 1]
+
+
+def test_a_batch_is_filled_from_the_stream_and_all_of_it_counts(tmp_path):
+    """Against the same stream drawn batch by batch, without replacement."""
+    task, devices, params = loaded(**COIN, filter__resample=20, sampler__group_size=2)
+    source, plain = make_source(task, devices, tmp_path, 0, None), []
+    try:
+        given = [source.next(step, params) for step in range(3)]
+        state, total = source.state(), source.drawn
+    finally:
+        source.close()
+    assert state == {"drawn": total} and 3 < total < 60
+    task, devices, params = loaded(**COIN, sampler__group_size=2)
+    source = make_source(task, devices, tmp_path, 0, None)
+    try:
+        plain = [source.next(step, params) for step in range(total)]
+        assert source.state() == {}
+    finally:
+        source.close()
+    reward = np.concatenate([x.batch.host_rewards["random"] for x in plain])
+    uid = np.concatenate([x.rollout.prompts.uid for x in plain])
+    counts, at, per_step = reward.std(1) > 0, 0, 2
+    for x in given:
+        n, taken = int(x.logged["resample/batches"]), []
+        span = slice(at * per_step, (at + n) * per_step)
+        taken = uid[span][counts[span]][:per_step]
+        assert x.rollout.prompts.uid.tolist() == taken.tolist(), "the first of the stream that count"
+        assert (x.batch.host_rewards["random"].std(1) > 0).all()
+        assert x.logged["resample/refused"] == (~counts[span]).sum() and x.logged["resample/filled"] == 1
+        for j, u in enumerate(x.rollout.prompts.uid):
+            of_plain = next(p for p in plain if u in p.rollout.prompts.uid)
+            i = of_plain.rollout.prompts.uid.tolist().index(u)
+            assert x.rows[j].example.id == of_plain.rows[i].example.id
+            width = min(x.rollout.segment.shape[-1], of_plain.rollout.segment.shape[-1])
+            np.testing.assert_array_equal(x.rollout.completion[j, :, :width], of_plain.rollout.completion[i, :, :width])
+        at += n
+    assert at == total
+
+
+def test_it_ends_where_nothing_is_accepted(tmp_path):
+    c = {**COIN, "reward__name": "exact_match"}
+    task, devices, params = loaded(**c, filter__resample=2)
+    source = make_source(task, devices, tmp_path, 0, None)
+    try:
+        given = source.next(0, params)
+    finally:
+        source.close()
+    assert source.drawn == 3 and given.logged["resample/filled"] == 0 and given.logged["resample/refused"] == 6
+    assert given.rollout.prompts.uid.tolist() == [0, 1]
+
+
+def test_a_resumed_run_draws_the_same_prompts(tmp_path):
+    extra = {**COIN, "filter__resample": 3, "train__steps": 4, "eval__prompts": 0}
+
+    def run(workdir):
+        train.run(build(small_config(**extra)), workdir)
+        return workdir
+
+    def lines(workdir, name):
+        timed = ("time/", "tokens_per_second")
+        return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in run_files.read(workdir / name)]
+
+    one, two = run(tmp_path / "one"), tmp_path / "two"
+    shutil.copytree(one, two)
+    for step in ("3", "4"):
+        shutil.rmtree(two / "checkpoints" / step)
+    run(two)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert lines(two, name) == lines(one, name)
+    assert sum(row["resample/batches"] for row in run_files.read(one / "metrics.jsonl")) > 4
+
+
+def test_what_counts_is_what_the_step_s_filter_says(tmp_path):
+    task, devices, params = loaded(**COIN, filter__resample=1)
+    source = make_source(task, devices, tmp_path, 0, None)
+    try:
+        drawn = source._draw(params, 0)
+    finally:
+        source.close()
+    drawn.graded.values["random"][:] = [[1, 1, 1], [0, 1, 0]]
+    assert accepted(drawn, task.config).tolist() == [False, True]
