@@ -17,7 +17,7 @@ from rl_likelihood.model.decoder import ModelConfig, Spec, is_spec, param_specs
 from rl_likelihood.planning import aot
 from rl_likelihood.planning.aot import Program
 from rl_likelihood.runtime.devices import Devices, using
-from rl_likelihood.sampler import decode, engine, handover
+from rl_likelihood.sampler import decode, engine, handover, turns
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.engine import Assignment
@@ -97,6 +97,8 @@ def held_bytes(c: Config, model: ModelConfig, mesh: Mesh) -> dict[str, int]:
 def in_streams(plan: Plan) -> bool:
     """Whether each device of the sampler decodes rows of its own (`decode.in_streams`)."""
     mesh = plan.devices.sampler
+    if plan.config.converses:
+        return False
     whole = mesh.shape["tensor"] == 1
     return decode.in_streams(list(mesh.devices.flat), plan.total, plan.config.sampler.slots, whole)
 
@@ -111,6 +113,8 @@ def assignment(plan: Plan) -> Assignment:
 def sampling_steps(plan: Plan) -> int:
     """The most decoding steps that a rollout takes. One step decodes one token of every active row."""
     most = plan.sampler.max_sampled
+    if plan.config.converses:
+        return plan.config.sampled_tokens
     if not in_streams(plan):
         return most - 1
     split, rows = assignment(plan), len(plan.devices.prompts) * plan.chains
@@ -131,8 +135,57 @@ def cache_bytes(plan: Plan) -> dict[str, int]:
         prompts, rows = own / mesh["data"], own * plan.chains / (mesh["data"] * mesh["fsdp"])
     return {
         "prompts": int(per_token * prompts * plan.config.prompt.max_prompt),
-        "rows": int(per_token * rows * plan.sampler.max_sampled),
+        "rows": int(per_token * rows * own_tokens(plan)),
     }
+
+
+def own_tokens(plan: Plan) -> int:
+    """Tokens of its own that a row has in the sampler's caches at most: sampled, or replied by an environment."""
+    s = plan.config.sampler
+    if not plan.config.converses:
+        return plan.sampler.max_sampled
+    before = (s.max_turns - 1) * s.max_chain + max(0, s.max_turns - 2) * s.max_env_tokens
+    return turns.padded(before) + turns.padded(s.max_env_tokens) + s.max_chain
+
+
+def trace_turn(plan: Plan, weights: Any) -> Any:
+    """The last turn of conversations, the longest one: the reply that precedes it and its decode loop, traced."""
+    mesh, model, s = plan.devices.sampler, plan.model, plan.config.sampler
+    p, g, c = len(plan.devices.prompts), plan.chains, own_tokens(plan)
+    width = c - turns.padded(s.max_env_tokens) - s.max_chain
+
+    def shape(x: Any, *over: str | None) -> jax.ShapeDtypeStruct:
+        axes = (*over, *[None] * (x.ndim - len(over)))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(mesh, axes, x.shape))
+
+    each = lambda x: shape(x, "data", "rows")
+    array = jax.ShapeDtypeStruct
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    request = Request(
+        shape(array((p, plan.config.prompt.max_prompt), jnp.int32), "data"),
+        shape(array((p,), jnp.int32), "data"),
+        shape(array((p,), jnp.int32), "data"),
+        shape(key),
+        shape(array((g,), jnp.float32), "rows"),
+        Ends(shape(array((1, 1), jnp.int8)), shape(array((1,), jnp.int32))),
+        pad_id=shape(array((), jnp.int32)),
+        first_chain=shape(array((), jnp.int32)),
+    )
+    begun = jax.eval_shape(lambda w, r: turns.begin(w, model, r), weights, request)
+    own = jax.tree.map(lambda x: array(tuple(n or width for n in x.shape), x.dtype), begun.cache.own)
+    rows = turns.Rows(
+        cache=begun.cache._replace(
+            prompt=jax.tree.map(lambda x: shape(x, "data"), begun.cache.prompt), own=jax.tree.map(each, own)
+        ),
+        used=each(array((p, g, width), jnp.bool_)),
+        hidden=each(begun.hidden),
+        prompt_length=shape(begun.prompt_length, "data"),
+        keys=each(begun.keys),
+        sampled=each(begun.sampled),
+    )
+    ids, many = array((p, g, turns.padded(s.max_env_tokens)), jnp.int32), array((p, g), jnp.int32)
+    given = turns.Given(each(ids), each(many), each(array((p, g), jnp.bool_)))
+    return turns.turn.trace(weights, model, rows, given, request, (width, s.max_chain), mesh)
 
 
 def decoding_weights(model: ModelConfig, mesh: Mesh, shared: Any, layer: Any) -> Any:
@@ -256,6 +309,8 @@ def compile_sampler(plan: Plan, weights: Any, others: float, memory: float | Non
         limit = left(memory, others)
         return Compiled(compiling(name, traced, plan.devices.sampler, limit, steps)[0], others, limit)
 
+    if plan.config.converses:
+        return [compiled("last turn", trace_turn(plan, weights), others)]
     if not in_streams(plan):
         return [compiled("sampling", trace_generate(plan, weights), others)]
     prefill, decoding = trace_stream(plan, weights)

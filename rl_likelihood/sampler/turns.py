@@ -84,7 +84,7 @@ def take_turn(
         ids=np.pad(given.ids, [(0, 0), (0, 0), (0, more)], constant_values=int(request.pad_id)),
         count=np.where(given.going, given.count, 0),
     )
-    return _take_turn(weights, cfg, rows, given, request, (width, max_tokens), mesh)
+    return turn(weights, cfg, rows, given, request, (width, max_tokens), mesh)
 
 
 def padded(n: int) -> int:
@@ -93,7 +93,7 @@ def padded(n: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "widths", "mesh"))
-def _take_turn(
+def turn(
     weights: Params,
     cfg: ModelConfig,
     rows: Rows,
@@ -102,6 +102,7 @@ def _take_turn(
     widths: tuple[int, int],
     mesh: Mesh | None,
 ) -> tuple[Rows, Turn]:
+    """`take_turn` as one program. `widths`: where the rows' earlier tokens go, and the most that are sampled."""
     p_axis, g_axis = _axes(request, mesh)
     by_row = PartitionSpec(p_axis, g_axis)
     run = functools.partial(_turn, cfg=cfg, width=widths[0], max_tokens=widths[1])

@@ -109,7 +109,7 @@ def test_dro_leaves_out_groups_in_which_no_answer_token_moves():
     threshold = float(np.median(spread))
     cfg = dataclasses.replace(cfg, filter=FilterConfig(mode="token_spread", threshold=threshold))
     state = TrainState(step=jnp.int32(0), params=PARAMS, opt_state=(), filter=shaping.init_filter())
-    counted = filtered(state, (None, None), batch, MODEL, cfg)[0].counted
+    counted = jax.jit(lambda state: filtered(state, (None, None), batch, MODEL, cfg)[0].counted)(state)
     assert np.asarray(counted).tolist() == [s >= threshold for s in spread] and 0 < np.asarray(counted).sum() < 4
 
 

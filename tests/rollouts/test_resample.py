@@ -12,7 +12,7 @@ from rl_likelihood.runtime import run_files
 from tests.rollouts.test_batches import loaded
 from tests.runs import small_config
 
-# A coin stands for a grader: of three rows a quarter of the groups are all alike.
+# A coin stands for a grader: of two rows half of the groups are alike, of three a quarter.
 COIN = {"reward__name": "random", "filter__mode": "std_zero"}
 
 
@@ -73,7 +73,7 @@ def test_it_ends_where_nothing_is_accepted(tmp_path):
 
 
 def test_a_resumed_run_draws_the_same_prompts(tmp_path):
-    extra = {**COIN, "filter__resample": 3, "train__steps": 4, "eval__prompts": 0}
+    extra = {**COIN, "filter__resample": 3, "sampler__group_size": 2, "train__steps": 4, "eval__prompts": 0}
 
     def run(workdir):
         train.run(build(small_config(**extra)), workdir)

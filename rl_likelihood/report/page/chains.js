@@ -48,6 +48,21 @@ $("rollouts").addEventListener("keydown", e => {
   e.preventDefault();
   e.stopPropagation();
 });
+function talk(messages) {  // a conversation: what the model writes, and the environment's replies, folded
+  let before = null;
+  return messages.flatMap(m => {
+    if (m.role !== "assistant") return [make("details", {class: "reply"}, make("summary", {}, `reply: ${m.text.slice(0, 60)}`),
+      make("p", {class: "text"}, m.text))];
+    const out = [make("p", {class: "text"}, m.text || "(empty)")];
+    if (m.tokens) {
+      const p = Math.exp(m.logp.reduce((sum, l) => sum + l, 0) / m.logp.length);
+      const gain = before === null ? "" : `, ${p >= before ? "+" : ""}${short(p - before)} by the message before`;
+      before = p;
+      out.push(answer(m, m.logp, `here, ${short(p)} a token${gain}`));
+    }
+    return out;
+  });
+}
 let unfolded = false;  // whether the reader wants to see all rewards
 function chainCard(group, c) {
   const split = c.chain.lastIndexOf("</think>");
@@ -61,10 +76,11 @@ function chainCard(group, c) {
   return make("article", {class: "card chain"},
     make("header", {}, make("span", {}, "reward ", make("strong", {}, short(c.reward))),
       make("span", {class: sign}, `advantage ${c.advantage > 0 ? "+" : ""}${short(c.advantage)}`),
-      c.truncated ? make("span", {class: "bad"}, "never opened the answer") : null),
-    make("p", {class: "text"}, body.trim() || "(empty)", make("span", {class: "tag"}, tag),
-      c.forced ? make("span", {class: "tag"}, ` [forced: ${c.forced.trim()}]`) : null),
-    answer(group, c.logp, "after this chain", c.weights),
+      c.truncated ? make("span", {class: "bad"}, c.messages ? "never ended" : "never opened the answer") : null),
+    ...(c.messages ? talk(c.messages) : [
+      make("p", {class: "text"}, body.trim() || "(empty)", make("span", {class: "tag"}, tag),
+        c.forced ? make("span", {class: "tag"}, ` [forced: ${c.forced.trim()}]`) : null),
+      answer(group, c.logp, "after this chain", c.weights)]),
     c.sampled ? make("p", {class: "text answer"}, make("small", {}, "sampled answer"), c.sampled) : null,
     more);
 }

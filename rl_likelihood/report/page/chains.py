@@ -86,9 +86,28 @@ def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[di
                 "rewards": rewards,
                 "advantage": row["advantage"],
                 "truncated": row["truncated"],
+                **({"messages": _messages(row)} if "messages" in row else {}),
             }
         )
     return list(groups.values())
+
+
+def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A conversation's messages, each of the model's with the reference that was scored before it."""
+    messages, turn = [], 0
+    for message in row["messages"]:
+        messages.append(dict(message))
+        if message["role"] == "assistant":
+            at = [i for i, k in enumerate(row["answer_turn"]) if k == turn]
+            of = {name: [row[name][i] for i in at] for name in ("answer_tokens", "scored", "answer_logp")}
+            if at:
+                messages[-1] |= {
+                    "tokens": of["answer_tokens"],
+                    "scored": of["scored"],
+                    "logp": _rounded(of["answer_logp"]),
+                }
+            turn += 1
+    return messages
 
 
 def _rounded(values: Sequence[float] | None) -> list[float] | None:
