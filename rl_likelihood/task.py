@@ -218,9 +218,10 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
     encode = functools.partial(prompts.encode_all, tokenizer=text, cfg=c.prompt, fmt=fmt)
     if c.converses:
         encode = functools.partial(_begun, c=c, text=text, fmt=fmt)
-    rows, too_long = (encode(train), [])
     if c.data.skip_bad_rows and not c.converses:
         rows, too_long = prompts.encode_fitting(train, text, c.prompt, fmt)
+    else:
+        rows, too_long = encode(train), []
     task = Task(
         config=c,
         model=model,
