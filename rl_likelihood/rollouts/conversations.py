@@ -93,13 +93,14 @@ class Conversations:
         mesh = getattr(weights["embed"].sharding, "mesh", None)
         flat = [conversation for group in played for conversation in group]
         shape = len(played), len(played[0])
+        how = turns.How(cfg.model, cfg.max_chain, mesh)
         rows, replies = turns.begin(weights, cfg.model, request, mesh), [np.zeros(0, np.int32)] * len(flat)
         for turn in range(self.task.config.sampler.max_turns):
             going = np.asarray([conversation.going for conversation in flat])
             if not going.any():
                 break
             given = Given(*(x.reshape(*shape, *x.shape[1:]) for x in padded(replies)), going.reshape(shape))
-            rows, written = turns.take_turn(weights, cfg.model, rows, given, request, cfg.max_chain, mesh)
+            rows, written = turns.take_turn(weights, rows, given, request, how)
             ids, logp, length = (np.asarray(x).reshape(len(flat), *x.shape[2:]) for x in written)
             spoken = []
             for k in np.flatnonzero(going):

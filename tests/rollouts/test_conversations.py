@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from configs.calculator import get_config
-from rl_likelihood import task as tasks
 from rl_likelihood.config import build
 from rl_likelihood.envs.protocol import Reply, Start
 from rl_likelihood.rollouts.conversations import Conversations, in_time, messages_of, targets_of
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
 from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, UserError
+from rl_likelihood.task import SAMPLE, load
 
 
 def config(**changes):
@@ -30,7 +30,7 @@ def config(**changes):
 
 @pytest.fixture(scope="module")
 def loaded():
-    task, params = tasks.load(config())
+    task, params = load(config())
     return task, decode.prepare(params, task.model)
 
 
@@ -66,7 +66,7 @@ def sampled(task, weights, environment=None, rows=None, **changes):
     rows = task.train[:2] if rows is None else rows
     cfg = task.sampler(**changes)
     prompts = task.collate(rows, np.arange(len(rows)))
-    return conversations.sample(weights, prompts, rows, task.key(tasks.SAMPLE), cfg)
+    return conversations.sample(weights, prompts, rows, task.key(SAMPLE), cfg)
 
 
 def test_a_row_is_references_messages_and_replies_in_turn(loaded):
@@ -171,7 +171,7 @@ REFUSED = (
 @pytest.mark.parametrize(("changes", "words"), REFUSED)
 def test_what_does_not_go_together_is_refused_in_words(changes, words):
     with pytest.raises(UserError) as e:
-        tasks.load(config(**changes))
+        load(config(**changes))
     assert "\n" not in str(e.value)
     for word in words:
         assert word in str(e.value)
@@ -188,7 +188,7 @@ def test_a_row_without_a_task_is_named(tmp_path):
         "data__heldout_size": 1,
     }
     with pytest.raises(UserError, match="has no field 'environment'"):
-        tasks.load(config(**changes))
+        load(config(**changes))
 
 
 def test_own_rows_and_an_environment_of_one_s_own(tmp_path):
@@ -211,7 +211,7 @@ def test_own_rows_and_an_environment_of_one_s_own(tmp_path):
         env__name="guess",
         env__file=str(tmp_path / "guess.py"),
     )
-    task, params = tasks.load(c)
+    task, params = load(c)
     assert "Guess from" in task.tokenizer.decode(task.train[0].prompt_ids)
     rollout = sampled(task, decode.prepare(params, task.model))
     assert (rollout.outcomes.reward == 0.5).all() and (rollout.outcomes.turns == 3).all()
