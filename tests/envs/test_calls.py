@@ -8,7 +8,19 @@ import random
 import pytest
 
 from rl_likelihood.envs import telecom
-from rl_likelihood.envs.calls import DEEPEST, LONGEST, MOST, PROBLEMS, BadCall, answer, f1, f1_of_text, parse, text_of
+from rl_likelihood.envs.calls import (
+    DEEPEST,
+    LONGEST,
+    MOST,
+    PROBLEMS,
+    BadCall,
+    answer,
+    f1,
+    f1_of_text,
+    message,
+    parse,
+    text_of,
+)
 from rl_likelihood.envs.telecom_rollouts import TOOLS
 from rl_likelihood.envs.tools import Call, schema, signature
 from rl_likelihood.grading.code import tool_call
@@ -121,8 +133,16 @@ def test_the_reply_to_a_message_without_a_call_shows_how_to_write_one():
         reply, made, bad = (
             answer("Hello.", style, TOOLS, state()) if style != "json" else answer("", style, TOOLS, state())
         )
-        example = reply.partition("Write ")[2]
-        assert made == [] and bad == ["no_call"] and parse(example, style) == [REBOOT]
+        shown = reply.partition("Write ")[2]
+        (call,) = parse(shown, style)
+        assert made == [] and bad == ["no_call"] and answer(shown, style, TOOLS, state()).made == [call]
+
+
+@pytest.mark.parametrize("style", ["hermes", "llama3", "json"])
+def test_a_message_is_read_as_the_calls_it_was_made_of(style):
+    calls = [REBOOT, Call("say", {"text": 'a "b"\n; {c}', "n": [1, {"x": None}]})]
+    assert parse(message(calls, style), style) == calls
+    assert parse(message(calls[:1], style, thought="I reboot."), style) == calls[:1]
 
 
 # ---------------------------------------------------------------------------------------- any text
