@@ -33,7 +33,7 @@ class Markup:
     before: tuple[int, ...]
     after: tuple[int, ...]
 
-    def reply(self, text: str, message: Sequence[int], most: int) -> np.ndarray:
+    def reply(self, text: str, message: Sequence[int] | np.ndarray, most: int) -> np.ndarray:
         """The ids that follow the model's `message` [n], `most` of them: longer texts are cut in the middle.
 
         The text is encoded as plain text: what looks like chat markup in it is none.

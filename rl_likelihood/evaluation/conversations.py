@@ -57,6 +57,7 @@ def _record(task: Task, row: EncodedExample, rollout: Rollout, i: int, index: in
 
 def _entry(rollout: Rollout, i: int, j: int) -> Record:
     o = rollout.outcomes
+    assert o is not None
     return {
         "right": None if o.failed[i, j] else bool(o.reward[i, j] >= 1),
         "reward": round(float(o.reward[i, j]), 6),

@@ -46,10 +46,11 @@ class Conversation:
     bad: int = 0
     failed: bool = False
 
-    def add(self, ids: Sequence[int], kind: int, logp: Sequence[float] | None = None) -> None:
-        self.ids += map(int, ids)
+    def add(self, ids: np.ndarray, kind: int, logp: np.ndarray | None = None) -> None:
+        """Append ids [n] of one kind (shapes.py), with their log-probs [n] where they were sampled."""
+        self.ids += ids.tolist()
         self.kinds += [kind] * len(ids)
-        self.logp += map(float, [0.0] * len(ids) if logp is None else logp)
+        self.logp += [0.0] * len(ids) if logp is None else logp.tolist()
 
     @property
     def going(self) -> bool:
@@ -80,7 +81,7 @@ class Conversations:
                 part = [group[j : j + g_step] for group in played[i : i + p_step]]
                 of_part = jax.tree.map(lambda x, i=i: x[i : i + p_step], prompts)
                 self._play(weights, request(of_part, key, cfg, j, len(part[0])), part, cfg)
-        return self.rollout(prompts, played)
+        return self.rollout(prompts, played, cfg.width_multiple)
 
     def begin(self, row: EncodedExample) -> Conversation:
         """A conversation before its first message."""
@@ -99,7 +100,8 @@ class Conversations:
             going = np.asarray([conversation.going for conversation in flat])
             if not going.any():
                 break
-            given = Given(*(x.reshape(*shape, *x.shape[1:]) for x in padded(replies)), going.reshape(shape))
+            ids, count = padded(replies)
+            given = Given(ids.reshape(*shape, -1), count.reshape(shape), going.reshape(shape))
             rows, written = turns.take_turn(weights, rows, given, request, how)
             ids, logp, length = (np.asarray(x).reshape(len(flat), *x.shape[2:]) for x in written)
             spoken = []
@@ -117,8 +119,8 @@ class Conversations:
         conversation = Conversation(self.environment.start(task_of(row))[0])
         texts = written(row.example, self.task.config.env.style)
         for text in texts:
-            (ids,) = ids_after_text(self.task.tokenizer, self.task.fmt.vocab_bytes, [text])
-            ids = np.asarray([*ids, self.task.fmt.eos_ids[0]], np.int32)
+            (spoken,) = ids_after_text(self.task.tokenizer, self.task.fmt.vocab_bytes, [text])
+            ids = np.asarray([*spoken, self.task.fmt.eos_ids[0]], np.int32)
             conversation.add(ids, CHAIN)
             self.reply([(conversation, ids)], last=text is texts[-1], refer=False)
             if not conversation.going:
@@ -158,16 +160,15 @@ class Conversations:
         ids = reference_ids(task.tokenizer, task.fmt, text, task.config.prompt.max_answer)
         conversation.add(ids, REFERENCE)
 
-    def rollout(self, prompts: Prompts, played: list[list[Conversation]]) -> Rollout:
-        """The rows and outcomes of conversations that are over."""
-        width = longest = max(len(row.ids) for group in played for row in group)
-        if self.task.config.sampler.width_multiple:
-            width = -(-longest // self.task.config.sampler.width_multiple) * self.task.config.sampler.width_multiple
-        else:
-            width = self.task.config.conversation_tokens
+    def rollout(self, prompts: Prompts, played: list[list[Conversation]], multiple: int) -> Rollout:
+        """The rows and outcomes of conversations that are over, as wide as the longest, rounded up to a multiple; 0: as
+        wide as can be."""
+        width = self.task.config.conversation_tokens
+        if multiple:
+            width = -(-max(len(row.ids) for group in played for row in group) // multiple) * multiple
 
         def array(values: Callable[[Conversation], Sequence], fill: float, kind: type) -> np.ndarray:
-            out = np.full((len(played), len(played[0]), width), fill, kind)
+            out: np.ndarray = np.full((len(played), len(played[0]), width), fill, kind)
             for i, group in enumerate(played):
                 for j, row in enumerate(group):
                     out[i, j, : len(row.ids)] = values(row)
@@ -197,7 +198,11 @@ class Conversations:
     def _rewards(self, played: Sequence[Conversation]) -> np.ndarray:
         """The environment's rewards; 0 for a conversation that failed or whose reward cannot be had."""
         reward = self.environment.reward
-        values = in_time([lambda row=row: float(reward(row.state, row.end)) for row in played], self.seconds)
+
+        def of(row: Conversation) -> Callable[[], float]:
+            return lambda: float(reward(row.state, row.end))
+
+        values = in_time(map(of, played), self.seconds)
         for row, value in zip(played, values, strict=True):
             row.failed |= not isinstance(value, float) or not np.isfinite(value)
         return np.asarray([0.0 if row.failed else v for row, v in zip(played, values, strict=True)], np.float32)
@@ -277,9 +282,10 @@ def in_time(calls: Iterable[Callable[[], Any]], seconds: float) -> list[Any]:
 
     The calls run one after the other on a thread. Where one hangs, its thread is left alone, and the others go on.
     """
-    waiting, results = list(calls), []
+    waiting, results = list(calls), list[Any]()
     while len(results) < len(waiting):
-        done, left_alone = queue.SimpleQueue(), threading.Event()
+        done: queue.SimpleQueue = queue.SimpleQueue()
+        left_alone = threading.Event()
         threading.Thread(target=_run, args=(waiting[len(results) :], done, left_alone), daemon=True).start()
         while len(results) < len(waiting) and not left_alone.is_set():
             try:
