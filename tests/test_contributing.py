@@ -108,7 +108,7 @@ def test_an_environment_is_talked_to(tmp_path):
         tmp_path / "run",
         env__file=str(file_of("An environment", tmp_path)),
         env__name="guess",
-        reward__name="environment + 0.1*log_prob",
+        reward__name="environment + 0.1*avg_log_prob",
         eval__grader="none",
         data__source="files",
         data__train_path=str(tmp_path / "rows.jsonl"),

@@ -54,7 +54,8 @@ class Calculator:
     def start(self, task: Mapping) -> Start:
         state = Sum(list(task["nums"]), task["target"], task.get("solution", ""))
         example = message([Call("calculate", {"expression": "1+2"})], self.style)
-        system = "\n".join(["Tools:", *map(signature, TOOLS.values()), "", "Each message is one tool call:", example])
+        tools = [f"{signature(tool)}: {tool.about}" for tool in TOOLS.values()]
+        system = "\n".join(["Tools:", *tools, "", "Each message is one tool call:", example])
         numbers = ", ".join(map(str, state.numbers))
         question = (
             f"Use each of the numbers {numbers} exactly once, with +, -, *, / and brackets, to make {state.target}."

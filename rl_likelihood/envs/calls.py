@@ -196,7 +196,7 @@ def make(call: Call, tools: Mapping[str, Tool], state: Any) -> tuple[str, str]:
     """(what is wrong with the call, a kind of PROBLEMS or ""; the reply). A wrong call changes nothing."""
     tool = tools.get(call.name)
     if tool is None:
-        return "unknown_tool", f"Error: Tool '{call.name}' not calls."
+        return "unknown_tool", f"Error: Tool '{call.name}' not found."
     problem = wrong_arguments(tool, call.arguments)
     if problem:
         return "wrong_arguments", f"Error: {problem}"

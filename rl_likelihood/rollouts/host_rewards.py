@@ -121,14 +121,16 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
 
 
 def of_conversations(o: Outcomes, cut: np.ndarray) -> dict[str, float]:
-    """How a step's conversations went; `cut`: which of them did not end by themselves."""
+    """How a step's conversations went, those left out that failed. `cut`: which of them did not end by themselves."""
+    ran = ~o.failed
+    mean = lambda x: float(x[ran].mean()) if ran.any() else 0.0
     return {
-        "env/reward": float(o.reward.mean()),
-        "env/success": float((o.reward >= 1).mean()),
-        "env/calls_f1": float(o.calls_f1.mean()),
-        "env/turns": float(o.turns.mean()),
-        "env/calls": float(o.calls.mean()),
-        "env/bad_calls": float(o.bad_calls.mean()),
-        "env/out_of_turns": float(cut.mean()),
+        "env/reward": mean(o.reward),
+        "env/success": mean(o.reward >= 1),
+        "env/calls_f1": mean(o.calls_f1),
+        "env/turns": mean(o.turns),
+        "env/calls": mean(o.calls),
+        "env/bad_calls": mean(o.bad_calls),
+        "env/out_of_turns": mean(cut),
         "env/failures": float(o.failed.sum()),
     }

@@ -1,8 +1,8 @@
-"""Sampling in turns: rows that go on after somebody else's tokens, with all that came before kept in the caches.
+"""Multi-turn sampling: rows continue after the environment's tokens; earlier keys and values stay in the cache.
 
-`begin` computes the prompts, once per group. Each `take_turn` appends given ids to every row (what an environment
-replied, in one product) and lets the policy go on until its turn ends. Between turns the caches are packed: what a row
-did not use of the last turn's width is given back. A row's random numbers come from its own key and from how many
+`begin` computes the prompts, once per group. Each `take_turn` appends given ids to every row (the environment's reply,
+in one product) and samples until the message ends. Between turns the caches are packed: unused positions of the last
+turn are freed. A row's random numbers come from its own key and from how many
 tokens it has sampled, so its ids depend on no other row.
 """
 

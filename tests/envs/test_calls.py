@@ -113,6 +113,7 @@ def test_calls_are_made_in_order_and_bad_ones_are_replied_to_in_words():
     )
     reply, made, bad = answer(text, "hermes", TOOLS, state_now)
     paragraphs = reply.split("\n\n")
+    assert "Error: Tool " in reply and " not found." in reply
     assert bad == ["not_json", "unknown_tool", "wrong_arguments"] and made == [Call("reseat_sim_card", {})]
     assert [p.startswith("Error: ") for p in paragraphs] == [True, True, True, False]
     assert "'reseat'" in paragraphs[1] and "'on'" in paragraphs[2] and "📶" in paragraphs[3]
