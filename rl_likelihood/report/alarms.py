@@ -169,7 +169,7 @@ def _environment_failures(run: Alarms, values: Values) -> str | None:
     if failures <= 0:
         return None
     return (
-        f"env/failures is {failures:g}: conversations left out because the environment raised or did not reply in time; "
+        f"env/failures is {failures:g}: conversations left out, since the environment raised or did not reply in time; "
         "a warning above says why; where it only needs longer, raise env.seconds"
     )
 
