@@ -22,6 +22,9 @@ from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
 
+# Sizes with random weights, over bytes: width, layers, heads, key/value heads, MLP width.
+SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512), "nano": (32, 2, 2, 1, 64)}
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
