@@ -285,7 +285,7 @@ def _begun(
                 f"row {example.id}: the environment {c.env.name} cannot begin with {told['environment']} "
                 f"({type(e).__name__}: {e}); mend the row's field 'environment'"
             ) from e
-        prompt = conversation.prompt_ids(text, fmt, messages)
+        prompt = conversation.prompt_ids(text, fmt, messages, c.prompt.date)
         answer = conversation.reference_ids(text, fmt, reference, c.prompt.max_answer)
         rows.append(EncodedExample(example, prompt, answer, np.ones(len(answer), bool)))
     if skip:
