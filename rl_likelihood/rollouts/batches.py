@@ -18,7 +18,7 @@ from rl_likelihood.learner.batching import no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
-from rl_likelihood.rollouts.conversations import Conversations
+from rl_likelihood.rollouts.conversations import conversations_of
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
@@ -57,7 +57,7 @@ class Batches:
         self.baseline: Callable[[Rows], Baseline] = lambda rows: Baseline()
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
-        self.conversations = Conversations(task) if c.converses else None
+        self.conversations = conversations_of(task)
         self._widths: set[int] = set()  # of prompts that the sampler has had
 
     def rows(self, number: int) -> Rows:

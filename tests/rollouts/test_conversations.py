@@ -164,14 +164,14 @@ def test_a_rollout_with_outcomes_is_stored_whole(loaded):
 
 def test_given_conversations_have_the_environment_s_real_replies(loaded):
     task = dataclasses.replace(loaded[0], config=config(sampler__max_chain=80, sampler__max_env_tokens=80))
-    ((ids, kinds),) = targets_of(task, task.train[:1])
+    ((ids, kinds),) = targets_of(task, task.train[:1], Conversations(task))
     told = json.loads(task.train[0].example.check)["environment"]
     replied = task.tokenizer.decode(ids[kinds == ENV], skip_special_tokens=True)
     assert replied == str(told["target"])
     assert set(kinds) == {CHAIN, ENV} and kinds[-1] == CHAIN and ids[-1] in task.fmt.eos_ids
     bad = dataclasses.replace(task.train[0], example=dataclasses.replace(task.train[0].example, chain="I add."))
     with pytest.raises(UserError, match="chain of row .* JSON list"):
-        targets_of(task, [bad])
+        targets_of(task, [bad], Conversations(task))
 
 
 REFUSED = (
