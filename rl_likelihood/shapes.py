@@ -108,6 +108,13 @@ class NoChainRows(struct.PyTreeNode):
     scored: Bool[Array, "P 1 W"]
 
 
+class ShownPrompts(struct.PyTreeNode):
+    """Each prompt once more, with its reference answer in it (learner/posterior.py), right-padded."""
+
+    tokens: Int[Array, "P R"]
+    length: Int[Array, "P"]
+
+
 class Batch(struct.PyTreeNode):
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 
@@ -115,7 +122,7 @@ class Batch(struct.PyTreeNode):
     (rules, votes) by name. `keep` is the one mask for baseline, scale and loss. `baseline` is each prompt's reward
     without a chain under the initial model, for RLPR; `baseline_logp` has the log-probs of its scored answer tokens
     there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is
-    set where the answer's score without a chain is needed.
+    set where the answer's score without a chain is needed; `shown` where a second prompt is.
     """
 
     prompt: Int[Array, "P S"]
@@ -131,6 +138,7 @@ class Batch(struct.PyTreeNode):
     baseline_logp: Float[Array, "P A"] | None = None
     counted: Bool[Array, "P"] | None = None
     no_chain: NoChainRows | None = None
+    shown: ShownPrompts | None = None
 
 
 class TrainState(struct.PyTreeNode):
