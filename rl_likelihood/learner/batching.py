@@ -60,6 +60,12 @@ def no_chain_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> N
     return NoChainRows(rows.completion, rows.segment, scored_mask(rows.segment, prompts))
 
 
+def beside(*rollouts: Rollout) -> Rollout:
+    """The rows of all of them, of one width, in one group for each prompt."""
+    rows = ({k: getattr(rollout, k) for k in ROW_FIELDS} for rollout in rollouts)
+    return rollouts[0].replace(**jax.tree.map(lambda *parts: np.concatenate(parts, 1), *rows))
+
+
 def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:
     """Rows start to stop of each group."""
     rows = {k: getattr(rollout, k) for k in ROW_FIELDS}

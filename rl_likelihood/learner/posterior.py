@@ -46,7 +46,9 @@ class PosteriorConfig:
         most=1,
     )
     kl: float = field(0.0, "coefficient of the KL from the target to the chains after the question", least=0)
-    weight_cap: float = field(0.0, "where a chain's importance weight is truncated; 0: nowhere, the exact gradient", least=0)
+    weight_cap: float = field(
+        0.0, "where a chain's importance weight is truncated; 0: nowhere, the exact gradient", least=0
+    )
     answer_rows: Literal["all", "positive"] = field(
         "all",
         "rows of the answer term: all, weighted, which is exact; or those after the question with a positive advantage",
