@@ -56,6 +56,7 @@ LONG_REWARDS: dict[str, Overrides] = {
     "log_prob": {"preset": "kw_log_prob", **NOT_FIRST},
     "vr_cli": {"preset": "kw_avg_log_prob", "reward.name": "vr_cli", "reward.baseline": "frozen", **NOT_FIRST},
     "sft": {"reward.name": "sft", **NOT_FIRST},
+    "covrl": {"preset": "covrl", **NOT_FIRST},
 }
 
 

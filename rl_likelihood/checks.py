@@ -162,8 +162,8 @@ def validate_posterior(c: Config) -> None:
         by_group = t.per_std or "group" in t.reward.reads or t.reward.kind == "outcome" or c.reward.by_spread
         if by_group or t.reward.credits != "chain":
             raise UserError(
-                f"reward.name has {t.name!r}, but with posterior.share = {p.share} a reward must be of one chain alone, as "
-                "log_prob is: without /std, without the group, without a sampled answer"
+                f"reward.name has {t.name!r}, but with posterior.share = {p.share} a reward must be of one chain "
+                "alone, as log_prob is: without /std, without the group, without a sampled answer"
             )
 
 

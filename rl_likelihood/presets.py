@@ -334,9 +334,9 @@ _METHODS: dict[str, dict[str, Any]] = {
     # asks for the end of a token, ours for the end of a word, and it trains on tokens of high entropy alone.
     "rpt": {**_GRPO, "reward.name": "prefix", "loss.kl": "none", "loss.kl_coef": 0.0},
     # Wen et al. 2512.12576: half the chains are from a prompt that shows the answer, the target is the average of both
-    # policies token by token, weights are target over what was sampled, log p(y|x,z) less its mean, KL from the target to
-    # the question's policy, answer term on the question's chains that did well. Inferred: coefficients of 1, a cap of 2
-    # where theirs clips as GRPO does, sums over tokens (so that it is the bound's gradient but for cap and answer term).
+    # policies token by token, weights are target over what was sampled, log p(y|x,z) less its mean, KL from the target
+    # to the question's policy, answer term on the question's chains that did well. Inferred: coefficients of 1, sums
+    # over tokens, and a cap of 2 where theirs clips as GRPO does.
     "covrl": {
         "reward.name": "log_prob",
         "posterior.share": 0.5,
