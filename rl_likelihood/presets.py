@@ -84,8 +84,9 @@ _LATRO = {
     "loss.kl_coef": 0.05,
 }
 
-# A variational bound: its exact gradient.
+# A variational bound: its exact gradient. The group's size is inferred.
 _BOUND = {
+    "sampler.group_size": 8,
     "loss.answer_term": 1.0,
     "loss.span": "chain",
     "loss.advantage": "loo",
@@ -330,9 +331,9 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.clip_low": 0.2,
         "loss.clip_high": 0.2,
     },
-    # 2506.08007, on documents: 1 if the answer is a prefix of the continuation. GRPO without KL is inferred. Theirs
-    # asks for the end of a token, ours for the end of a word, and it trains on tokens of high entropy alone.
-    "rpt": {**_GRPO, "reward.name": "prefix", "loss.kl": "none", "loss.kl_coef": 0.0},
+    # 2506.08007, on documents: 1 if the answer is, in bytes, a prefix of the continuation that ends with one of its
+    # tokens. GRPO without KL is inferred. Theirs is trained on tokens of high entropy alone.
+    "rpt": {**_GRPO, "reward.name": "prefix_token", "loss.kl": "none", "loss.kl_coef": 0.0},
     # Wen et al. 2512.12576: half the chains are from a prompt that shows the answer, the target is the average of both
     # policies token by token, weights are target over what was sampled, log p(y|x,z) less its mean, KL from the target
     # to the question's policy, answer term on the question's chains that did well. Inferred: coefficients of 1, sums
