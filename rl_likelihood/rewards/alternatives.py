@@ -39,8 +39,8 @@ def log_prob_any(others: Float[AnyArray, "P G B"], alternatives: Alternatives) -
         none = jnp.zeros(others.shape, bool)
         reference = jnp.concatenate([jnp.broadcast_to(mask, (*none.shape[:2], mask.shape[-1])), none], -1)
         each = jnp.moveaxis(jnp.broadcast_to(of_answer[:, None], (*none.shape, k)), -1, 0)
-        rest = jnp.concatenate([jnp.zeros((k, *reference.shape[:2], mask.shape[-1]), bool), each], -1)
-        return jnp.concatenate([reference[None], rest])
+        others_only = jnp.concatenate([jnp.zeros((k, *reference.shape[:2], mask.shape[-1]), bool), each], -1)
+        return jnp.concatenate([reference[None], others_only])
 
     def all_log_probs(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G K"]:
         tokens = jnp.concatenate([logp, others], -1)
