@@ -117,13 +117,13 @@ def validate_conversation(c: Config) -> None:
 def validate_posterior(c: Config) -> None:
     """Refuse what does not go with a second prompt, and fields of it where there is none."""
     p, g = c.posterior, c.sampler.group_size
+    for own_name, number in (("target", p.target), ("kl", p.kl)):
+        if number and not p.share:
+            raise UserError(
+                f"posterior.{own_name} is {number}, but posterior.share is 0: no chain is sampled after the answer; set "
+                "a share"
+            )
     if not p.used:
-        for name, value in (("target", p.target), ("kl", p.kl)):
-            if value:
-                raise UserError(
-                    f"posterior.{name} is {value}, but posterior.share is 0: no chain is sampled after the answer; set "
-                    "a share"
-                )
         return
     if "{answer}" not in p.prompt:
         raise UserError(

@@ -80,7 +80,7 @@ class Batches:
 
     def shown(self, rows: Rows) -> ShownPrompts:
         """The prompts that show these questions' answers, as wide as they may be."""
-        asked = [dataclasses.replace(row, prompt_ids=row.shown_ids) for row in rows]
+        asked = [dataclasses.replace(row, prompt_ids=row.shown_ids) for row in rows if row.shown_ids is not None]
         prompts = self.task.collate(asked, np.zeros(len(rows)), self.task.config.max_shown)
         return ShownPrompts(prompts.tokens, prompts.length)
 
