@@ -120,8 +120,8 @@ def validate_posterior(c: Config) -> None:
     for own_name, number in (("target", p.target), ("kl", p.kl)):
         if number and not p.share:
             raise UserError(
-                f"posterior.{own_name} is {number}, but posterior.share is 0: no chain is sampled after the answer; set "
-                "a share"
+                f"posterior.{own_name} is {number}, but posterior.share is 0: no chain is sampled after the answer; "
+                "set a share"
             )
     if not p.used:
         return
