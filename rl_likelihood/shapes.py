@@ -108,6 +108,16 @@ class NoChainRows(struct.PyTreeNode):
     scored: Bool[Array, "P 1 W"]
 
 
+class Judged(struct.PyTreeNode):
+    """What a second model reads, in ids of its own tokenizer: P prompts and Q right-padded rows of each, U tokens wide.
+    Padding may be any id."""
+
+    prompt: Int[Array, "P S"]
+    prompt_length: Int[Array, "P"]
+    rows: Int[Array, "P Q U"]
+    row_length: Int[Array, "P Q"]
+
+
 class Batch(struct.PyTreeNode):
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 
@@ -115,7 +125,7 @@ class Batch(struct.PyTreeNode):
     (rules, votes) by name. `keep` is the one mask for baseline, scale and loss. `baseline` is each prompt's reward
     without a chain under the initial model, for RLPR; `baseline_logp` has the log-probs of its scored answer tokens
     there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is
-    set where the answer's score without a chain is needed.
+    set where the answer's score without a chain is needed, `judged` where the step asks a judge.
     """
 
     prompt: Int[Array, "P S"]
@@ -131,6 +141,7 @@ class Batch(struct.PyTreeNode):
     baseline_logp: Float[Array, "P A"] | None = None
     counted: Bool[Array, "P"] | None = None
     no_chain: NoChainRows | None = None
+    judged: Judged | None = None
 
 
 class TrainState(struct.PyTreeNode):
