@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bench.flops import Shape
-from rl_likelihood.config import parse_reward
 from rl_likelihood.learner.batching import no_chain_rows, to_batch
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
@@ -26,6 +25,7 @@ from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.shapes import CHAIN, Batch, Prompts, Rollout, TrainState
+from rl_likelihood.tables import parse_reward
 
 MODELS = {
     "W135": ModelConfig("llama", 49152, 576, 30, 9, 3, 64, 1536, rope_theta=1e5, scan_layers=False),

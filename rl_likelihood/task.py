@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rl_likelihood.config import SIZES, environment_table
+from rl_likelihood.config import SIZES
 from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
@@ -28,6 +28,7 @@ from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Batch, ChainFormat, Example, NoChainRows, Prompts, UserError
+from rl_likelihood.tables import environment_table
 from rl_likelihood.weights import assets, files
 
 if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come before
@@ -218,9 +219,10 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
     encode = functools.partial(prompts.encode_all, tokenizer=text, cfg=c.prompt, fmt=fmt)
     if c.converses:
         encode = functools.partial(_begun, c=c, text=text, fmt=fmt)
-    rows, too_long = (encode(train), [])
     if c.data.skip_bad_rows and not c.converses:
         rows, too_long = prompts.encode_fitting(train, text, c.prompt, fmt)
+    else:
+        rows, too_long = encode(train), []
     task = Task(
         config=c,
         model=model,

@@ -10,12 +10,12 @@ import math
 import jax
 import numpy as np
 
-from rl_likelihood.config import parse_reward
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
 from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch
+from rl_likelihood.tables import parse_reward
 
 # The suite disables optimizations to save time. Tests that read compiled texts enable them, as for users.
 OPTIMIZED = {"xla_llvm_disable_expensive_passes": False, "xla_backend_optimization_level": 2}

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rl_likelihood.config import parse_reward
 from rl_likelihood.learner import step
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.surrogate import Counts, advantages, aggregate, kl_estimate, leave_one_out, policy_loss
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.reward import Observation, RewardConfig
+from rl_likelihood.tables import parse_reward
 
 
 class Table(NamedTuple):

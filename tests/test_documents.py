@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rl_likelihood.config import all_fields, reward_table
+from rl_likelihood.config import all_fields
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.report import table_text
+from rl_likelihood.tables import reward_table
 
 ROOT = Path(__file__).parents[1]
 # CHANGELOG.md names what is gone, so it is not held to what is there.

@@ -19,7 +19,7 @@ ALLOWED = {
     "rewards": {"shapes", "fields"},
     "grading": {"shapes"},
     "data": {"shapes", "fields"},
-    "envs": {"grading", "shapes"},
+    "envs": {"grading", "shapes", "fields"},
     "datasets": {"data", "envs", "grading", "shapes", "fields"},
     "model": GROUND,
     "weights": {"model"} | GROUND,
@@ -28,8 +28,9 @@ ALLOWED = {
     "presets": set(),
 }
 ALLOWED["settings"] = set(ALLOWED)  # of every package below
+ALLOWED["tables"] = set(ALLOWED)
 ALLOWED["config"] = set(ALLOWED)
-ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "settings", "config"} | GROUND
+ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "settings", "tables", "config"} | GROUND
 for package in ("task", "rollouts", "training", "evaluation", "planning", "report", "sweeps", "cli"):
     ALLOWED[package] = set(ALLOWED)  # whatever stands above this row
 MAINS = {"train", "evaluate", "sweep", "plan", "export"}

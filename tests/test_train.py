@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood import train
-from rl_likelihood.config import apply_preset, build, reward_table
+from rl_likelihood.config import apply_preset, build
 from rl_likelihood.data.order import order
 from rl_likelihood.export import export
 from rl_likelihood.report.metric_table import unknown
@@ -27,6 +27,7 @@ from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.runtime.signals import Stopped
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.shapes import CHAIN, PAD, Prompts, Rollout, UserError
+from rl_likelihood.tables import reward_table
 from rl_likelihood.task import load
 from tests.runs import config_file, small_config
 

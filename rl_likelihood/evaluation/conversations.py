@@ -22,6 +22,8 @@ def records(
     task: Task, params, rows: list[EncodedExample], devices: Devices | None, wanted: range, samples: int
 ) -> Iterator[list[Record]]:
     """The records of the rows at `wanted`, a batch at a time. A row's conversations depend on no other row."""
+    if not wanted:
+        return
     size = batch_size(min(task.config.eval.batch_prompts, len(wanted)), devices)
     width = max(task.config.prompt.max_prompt, *(len(row.prompt_ids) for row in rows))
     temperature = (0.0, *(1.0,) * samples)

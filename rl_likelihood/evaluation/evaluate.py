@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 
-from rl_likelihood.config import grader_table
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.evaluation import conversations, statistics, trace
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
@@ -37,6 +36,7 @@ from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.settings import largest_divisor
 from rl_likelihood.shapes import CHAIN, REFERENCE, ROW_FIELDS, TAG, ChainFormat, Rollout
+from rl_likelihood.tables import grader_table
 from rl_likelihood.task import EVALUATE, Task
 
 EXAMPLES = 4  # questions whose greedy answers are kept with the numbers
@@ -114,8 +114,7 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
         pool = stack.enter_context(Pool(c.grader_workers, c.grader_seconds, unsafe_code=c.unsafe_code, table=table))
         made_of = _records(e, n, samples, records, pool)
         if e.task.config.converses:
-            rows = e.rows[:n]
-            made_of = conversations.records(e.task, e.params, rows, e.devices, range(done, n), samples)
+            made_of = conversations.records(e.task, e.params, e.rows[:n], e.devices, range(done, n), samples)
         for made in made_of:
             e.between()
             if path is not None:
@@ -382,4 +381,5 @@ def _after(chain: Chain, row: EncodedExample) -> tuple[np.ndarray, np.ndarray]:
 
 def _beside(*rollouts: Rollout) -> Rollout:
     """The rows of all of them in one group for each prompt."""
-    return rollouts[0].replace(**{k: np.concatenate([getattr(r, k) for r in rollouts], 1) for k in ROW_FIELDS})
+    rows = ({k: getattr(rollout, k) for k in ROW_FIELDS} for rollout in rollouts)
+    return rollouts[0].replace(**jax.tree.map(lambda *parts: np.concatenate(parts, 1), *rows))

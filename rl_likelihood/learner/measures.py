@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from rl_likelihood.learner import surrogate
@@ -15,9 +16,10 @@ from rl_likelihood.shapes import AnyArray, Batch
 ALWAYS = ("self_certainty", "token_entropy")
 # A group whose rewards have a smaller standard deviation teaches the policy nothing.
 _NO_SPREAD = 1e-6
+Values = dict[str, ArrayLike]
 
 
-def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[dict[str, Array], dict[str, Array]]:
+def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[Values, Values]:
     """(sums and maxima over the rows, values of each row [P, G, ...] and of each prompt [P])."""
     rows, observation = jax.lax.stop_gradient((forward.rows, forward.observation))
     stats, mask = rows.stats, observation.sampled.mask
@@ -48,7 +50,7 @@ def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[dict[str, 
     return sums, per_row
 
 
-def hidden_grad_norms(grad_hidden: Float[AnyArray, "P G T D"], batch: Batch, cfg: StepConfig) -> dict[str, Array]:
+def hidden_grad_norms(grad_hidden: Float[AnyArray, "P G T D"], batch: Batch, cfg: StepConfig) -> Values:
     """Squared gradient at the last hidden states, for the tokens of the policy term and those of the answer term.
 
     No token is in both (except where a given chain is supervised), so one backward pass gives both.
@@ -61,7 +63,7 @@ def hidden_grad_norms(grad_hidden: Float[AnyArray, "P G T D"], batch: Batch, cfg
     }
 
 
-def metrics(sums: dict[str, Array], per_row: dict[str, Array], batch: Batch) -> dict[str, Array]:
+def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
     """Means from sums and counts, under the names of docs/metrics.md.
 
     corr/NAME is the correlation of a reward with the trained one, each value less its group's mean: what group-relative

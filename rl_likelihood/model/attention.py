@@ -136,7 +136,7 @@ def decode_attention(
     return (out / total).astype(q.dtype).reshape(n, h, d)
 
 
-def trunk(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T"]:
+def trunk(segment: Int[AnyArray, "P G T"]) -> Bool[AnyArray, "P G T"]:
     """The tokens of the conversation itself: what the policy thinks, forced tags, what an environment replies.
 
     Every other run of tokens is a branch: an answer that continues the conversation, and that nothing else sees.

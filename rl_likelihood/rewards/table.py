@@ -1,4 +1,4 @@
-"""The table of rewards: one row each. Graders are rewards too; `config.reward_table` adds a row for each.
+"""The table of rewards: one row each. Graders are rewards too; `tables.reward_table` adds a row for each.
 
 Adding a reward is adding a function and its row (CONTRIBUTING.md has a worked example of every kind).
 """

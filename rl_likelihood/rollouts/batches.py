@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rl_likelihood.config import grader_table
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading.pool import Pool
@@ -26,6 +25,7 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import ROW_FIELDS, Batch, Prompts, Rollout
+from rl_likelihood.tables import grader_table
 from rl_likelihood.task import SAMPLE, Task
 
 Rows = list[EncodedExample]

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from rl_likelihood.config import environment_table
 from rl_likelihood.data.conversation import Markup, markup, reference_ids
 from rl_likelihood.data.prompts import EncodedExample, completion_ids
 from rl_likelihood.data.token_ids import ids_after_text
@@ -29,6 +28,7 @@ from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.turns import Given
 from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, Example, Outcomes, Prompts, Rollout, UserError
+from rl_likelihood.tables import environment_table
 from rl_likelihood.task import Task
 
 

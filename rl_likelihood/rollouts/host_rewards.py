@@ -93,18 +93,9 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
         return [[grade(graders.reference_of(name, row.example), a) for a in group] for row, group in pairs]
 
     references = [row.example.answer for row in rows]
-    inputs = HostInputs(
-        answers=answers,
-        references=references,
-        uid=rollout.prompts.uid,
-        group_size=size,
-        seed=c.seed,
-        cfg=c.reward,
-        outcome=outcome,
-        same=graders.numeric_match,
-        candidate=candidate,
-        outcomes=rollout.outcomes,
-    )
+    who = rollout.prompts.uid, size, c.seed, c.reward
+    how = outcome, graders.numeric_match, candidate
+    inputs = HostInputs(answers, references, *who, *how, rollout.outcomes)
     tags = task.fmt
     whole = responses(task, rollout, rows, texts) if any(r.kind == "text" for r in terms.values()) else []
     values: Rewards = {}

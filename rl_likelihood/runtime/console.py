@@ -39,8 +39,14 @@ class Console:
 
 
 def outlive_the_terminal() -> None:
-    """From now on no `print` of this process fails."""
-    sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
+    """From now on no `print` of this process fails, even where it was started without stdout or stderr."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file would get its number, and what is printed
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stdout, sys.stderr = Console(sys.stdout or nowhere), Console(sys.stderr or nowhere)
 
 
 def say(text: str) -> None:

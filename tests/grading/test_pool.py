@@ -60,7 +60,7 @@ def test_order_and_verdicts():
         ("nothing", "errors", "could not judge"),
     ],
 )
-def test_a_failure_is_none_and_counted_and_the_rest_is_graded(how, kind, why):
+def test_a_failure_is_none_and_counted_and_the_other_answers_are_graded(how, kind, why):
     with Pool(workers=1, deadline=1.5, table=TABLE) as pool:
         assert pool.grade("bad", ["5"] * 5, ["5", how, "6", how, "5 "]) == [True, None, False, None, False]
         assert pool.counts[kind] == 2  # equal answers are asked about once and count twice
@@ -151,7 +151,7 @@ def test_no_number_of_workers_is_one_a_core():
     assert Pool(workers=0).workers >= 1 and Pool(workers=3).workers == 3
 
 
-def test_a_machine_without_room_for_a_process_is_said(monkeypatch):
+def test_a_machine_that_can_start_no_process_is_said(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with Pool(table=TABLE) as pool, pytest.raises(UserError, match="a grading process could not start: .*no/such"):
         pool.grade("bad", ["5"], ["5"])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_likelihood.config import all_fields, parse_reward
+from rl_likelihood.config import all_fields
 from rl_likelihood.fields import choices
 from rl_likelihood.learner import measures
 from rl_likelihood.learner.step import gradients
@@ -25,6 +25,7 @@ from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, kept_mean
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
+from rl_likelihood.tables import parse_reward
 from tests.small import random_batch, random_params, rewarded, tiny
 
 P, G, S, T, V = 4, 3, 5, 10, 24

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_likelihood.config import parse_reward, reward_table
 from rl_likelihood.learner.measures import metrics
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import ProxyConfig, observe, row_stats
@@ -21,6 +20,7 @@ from rl_likelihood.rewards.mixture import objective
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, NoChainRows
+from rl_likelihood.tables import parse_reward, reward_table
 from tests.small import one_device, random_batch, random_params, reference_log_distributions, rewarded, tiny
 
 P, G, S, T = 4, 3, 5, 10

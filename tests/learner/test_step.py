@@ -505,7 +505,7 @@ if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
 
 
-def test_layers_apart_give_the_gradients_of_layers_in_a_stack():
+def test_unstacked_layers_have_the_gradients_of_layers_in_a_stack():
     """scan_layers=False cuts the stack before the loop over micro-batches, and puts gradients together after it."""
     cfg, looped = rewarded("log_prob", micro_batch_prompts=2, two_branches=True), tiny(layers=3)
     params = random_params(looped, 4)

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_likelihood.config import parse_reward
 from rl_likelihood.learner import surrogate
 from rl_likelihood.learner.surrogate import Counts, LossConfig, aggregate, kl_estimate, leave_one_out, policy_loss
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.likelihood import OBJECTIVES, SCORES, kept_mean
 from rl_likelihood.rewards.reward import Observation, RewardConfig
+from rl_likelihood.tables import parse_reward
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 advantages = jax.jit(surrogate.advantages, static_argnames=("kind", "eps"))

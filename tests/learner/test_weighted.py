@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_likelihood.config import parse_reward
 from rl_likelihood.learner.surrogate import LossConfig, leave_one_out
 from rl_likelihood.rewards import mixture, weighted
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.max_rl import max_rl
 from rl_likelihood.rewards.reward import Observation, RewardConfig
+from rl_likelihood.tables import parse_reward
 from tests.tabular import PAIRS, Table, all_groups, chance, expected, padded, token_log_probs
 
 # Three chains of one token, and after each an answer of two tokens, each with states of its own.

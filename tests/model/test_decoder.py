@@ -146,7 +146,7 @@ RUN = {"unrolled": {"scan_layers": False}, "remat": {"remat": "full"}, "dots": {
 
 
 @pytest.mark.parametrize("cfg", [*FAMILIES.values(), *(tiny(**how) for how in RUN.values())], ids=[*FAMILIES, *RUN])
-def test_prompts_and_completions_in_one_product_are_what_they_are_apart(cfg):
+def test_prompts_and_completions_in_one_product_are_what_they_are_in_two(cfg):
     batch = random_batch(6, p=2, g=3, t=11, sampled=True)
     no_chain = batch.completion[:, :1, :7], batch.segment[:, :1, :7]
     rows = Completions(batch.completion, batch.segment, no_chain)

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.base import get_config
-from rl_likelihood.config import all_fields, parse_reward
+from rl_likelihood.config import all_fields
 from rl_likelihood.fields import choices as choices_of
 from rl_likelihood.report.alarms import ALARMS, FIRST_STEPS, FLOORED, Alarms
 from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.tables import parse_reward
 
 HEALTHY = {
     "policy/entropy": 0.8,

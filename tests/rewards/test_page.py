@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from rl_likelihood.config import reward_table
 from rl_likelihood.presets import PRESETS
+from rl_likelihood.tables import reward_table
 
 TESTS = Path(__file__).parents[1]
 PAGE = (TESTS.parent / "docs" / "rewards.md").read_text()

@@ -21,15 +21,20 @@ ROOT = Path(__file__).parents[2]
 ONE = {"mesh.fsdp": 1, "mesh.tensor": 1, "eval.prompts": 0}
 
 
+def one_device() -> dict[str, str]:
+    """The environment of a run on one CPU device."""
+    flags = re.sub(r"(device_count=)\d+", r"\g<1>1", os.environ["XLA_FLAGS"])
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
 def train(folder: Path, *flags: str, workdir: Path | None = None, **changes) -> subprocess.Popen:
     """A run of the two-layer model on one device."""
     config = config_file(folder, **{**ONE, **changes})
-    one = re.sub(r"(device_count=)\d+", r"\g<1>1", os.environ["XLA_FLAGS"])
     words = ["-m", "rl_likelihood.train", f"--config={config}", f"--workdir={workdir or folder / 'run'}", *flags]
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": one, "JAX_PLATFORMS": "cpu"},
+        env=one_device(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -56,6 +61,14 @@ def test_a_reader_that_has_seen_enough_does_not_end_the_run(tmp_path):
     assert process.wait(300) == 0
     assert status(tmp_path / "run")["state"] == "done"
     assert len(run_files.read(tmp_path / "run" / run_files.METRICS)) == 4
+
+
+def test_a_run_started_without_stdout_and_stderr_runs(tmp_path):
+    config = config_file(tmp_path, **{**ONE, "train.steps": 1})
+    words = f"-m rl_likelihood.train --config={config} --workdir={tmp_path / 'run'} <&- >&- 2>&-"
+    done = subprocess.run(f"{sys.executable} {words}", shell=True, cwd=ROOT, env=one_device(), timeout=300)
+    assert done.returncode == 0
+    assert status(tmp_path / "run")["state"] == "done"
 
 
 def test_a_closed_terminal_finishes_the_step_saves_and_ends_with_0(tmp_path):

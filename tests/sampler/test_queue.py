@@ -58,7 +58,7 @@ def test_first_in_first_out_and_the_time_waited():
     assert len(queue) == 0
 
 
-def test_put_waits_for_room():
+def test_put_waits_while_the_queue_is_full():
     queue = RolloutQueue(depth=2, max_staleness=0)
     for i in range(2):
         queue.put(rollout(i, 0))

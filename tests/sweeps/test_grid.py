@@ -169,7 +169,7 @@ def events(*names):
         (["elsewhere", "elsewhere", "failed:a"], 1, 0, ""),
     ],
 )
-def test_failures_and_preemptions_are_counted_apart(rows, failures, preemptions, stopped):
+def test_failures_and_preemptions_are_counted_separately(rows, failures, preemptions, stopped):
     errors, preempted, why = grid.history(events(*rows))
     assert (len(errors), preempted, why) == (failures, preemptions, stopped)
 

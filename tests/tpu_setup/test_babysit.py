@@ -35,7 +35,7 @@ def test_the_wait_has_a_greatest_value(tmp_path):
     assert said.count("again in 1 s") == 2
 
 
-def test_a_crash_is_a_failure_and_preemptions_are_counted_apart(tmp_path):
+def test_a_crash_is_a_failure_and_preemptions_are_counted_separately(tmp_path):
     said = babysit(
         COUNTED + "case $n in 1) kill -TERM $$ ;; 2) kill -ABRT $$ ;; 3) kill -9 $$ ;; esac",
         FILE=str(tmp_path / "runs"),

@@ -44,7 +44,7 @@ def babysit_slice(tmp_path, gcloud, *words, check=0, **values):
     return [line for line in done.stderr.splitlines() if line.startswith("babysit")], cloud
 
 
-def test_babysit_makes_a_preempted_slice_anew_and_counts_failures_apart(tmp_path):
+def test_babysit_makes_a_preempted_slice_anew_and_counts_failures_separately(tmp_path):
     said, cloud = babysit_slice(tmp_path, GCLOUD, "train")
     assert said[-1] == "babysit: done after 4 runs, 2 preemptions, 1 failures"
     # Followed, not started again, after the lost connection; started anew after the failure.

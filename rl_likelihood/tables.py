@@ -1,0 +1,59 @@
+"""The tables of rewards, graders and environments: ours, and those of the user's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rl_likelihood.envs.protocol import Environment
+from rl_likelihood.envs.table import ENVIRONMENTS, EnvConfig
+from rl_likelihood.grading.graders import GRADERS, Grader
+from rl_likelihood.grading.worker import run_file
+from rl_likelihood.rewards import mixture
+from rl_likelihood.rewards.reward import Reward, Term
+from rl_likelihood.rewards.table import REWARDS, grader_reward
+from rl_likelihood.shapes import UserError
+
+
+def reward_table(file: str = "") -> dict[str, Reward]:
+    """The rewards by name: those of `rewards.table`, one for each grader, and the user's own from `file`."""
+    graders = {name: grader_reward(row.about) for name, row in grader_table(file).items()}
+    return {**REWARDS, **graders, **getattr(user_file(file), "REWARDS", {})}
+
+
+def grader_table(file: str = "") -> dict[str, Grader]:
+    """The graders by name: those of `grading.graders`, and the user's own from `file`."""
+    own = getattr(user_file(file), "GRADERS", {})
+    for name, row in own.items():
+        if not isinstance(row, Grader):
+            raise UserError(
+                f"reward.file is {file!r}, whose GRADERS has {name!r} = {row!r}; write Grader(function, 'about')"
+            )
+    return {**GRADERS, **own}
+
+
+def environment_table(file: str = "") -> Mapping[str, Callable[[EnvConfig], Environment]]:
+    """The environments by name: those of `envs.table`, and the user's own from `file`."""
+    return {**ENVIRONMENTS, **getattr(user_file(file, "env.file", ("ENVIRONMENTS",)), "ENVIRONMENTS", {})}
+
+
+def parse_reward(name: str, file: str = "") -> tuple[Term, ...]:
+    """The terms of a reward.name."""
+    return mixture.parse(name, reward_table(file))
+
+
+def user_file(file: str, field: str = "reward.file", tables: tuple[str, ...] = ("REWARDS", "GRADERS")) -> Any:
+    """The user's Python file that a field names, with one of these tables, executed; None if there is none."""
+    if not file:
+        return None
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise UserError(f"{field} is {file!r}, which is no file; give the path of a Python file")
+    try:
+        module = run_file(str(path), path.stat().st_mtime_ns)
+    except Exception as e:
+        raise UserError(f"{field} is {file!r}, which cannot be run ({type(e).__name__}: {e})") from e
+    if not any(hasattr(module, name) for name in tables):
+        raise UserError(f"{field} is {file!r}, which has none of {', '.join(tables)}; CONTRIBUTING.md shows them")
+    return module
