@@ -1,7 +1,8 @@
 """Win rate of one model over another: python -m rl_likelihood.winrate --a=RUN|FILE --b=RUN|FILE --judge=MODEL
 
 A and B are workdirs that were evaluated, or JSON-lines files with prompt, answer and reference. The judge is a model's
-name, folder or .gguf file, or a reward model's workdir. It sees both answers to each question in both orders.
+name, folder or .gguf file, a reward model's workdir, or an address that speaks OpenAI's chat protocol, with
+--judge_name (the key is in the environment variable JUDGE_API_KEY). It sees both answers in both orders.
 
 First the judge is measured: it compares reference answers with those of other questions. Where its accuracy is not
 above chance no win rate is printed. Beside it stand its accuracy on reference answers cut in half, and what a judge
@@ -22,6 +23,7 @@ from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.judged_text import BETTER
 from rl_likelihood.evaluation import winrate
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled, truncated
+from rl_likelihood.rollouts.http_judge import HttpJudge, HttpSettings
 from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts, local_judge
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
@@ -37,6 +39,12 @@ def compare_locally(judge: LocalJudge, questions: Sequence[str], pairs: Sequence
         return Verdicts(out.values[:, 0], out.keep[:, 0], out.cut)
     out = judge(questions, [[(first,), (second,)] for first, second in pairs])
     return Verdicts(winrate.sigmoid(out.values[:, 0] - out.values[:, 1]), out.keep.all(1), out.cut)
+
+
+def compare_by_http(judge: HttpJudge, questions: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Verdicts:
+    """A remote judge's preference for the first answer of each pair."""
+    out = judge(questions, [[pair] for pair in pairs])
+    return Verdicts(out.values[:, 0], out.keep[:, 0], out.cut)
 
 
 def both_orders(
@@ -101,8 +109,17 @@ def main() -> None:
         if not values[name].value:
             raise UserError(f"--{name} is missing; write --a=RUN --b=RUN --judge=MODEL")
     a, b = (read_answers(values[name].value, name) for name in ("a", "b"))
-    judge = local_judge(values.judge, BETTER, values.max_prompt, values.max_row, values.template)
-    out = measured(functools.partial(compare_locally, judge), a, b)
+    if "://" in values.judge:
+        settings = HttpSettings(
+            values.judge, values.judge_name, max_calls=values.max_calls, cache=values.cache or ":memory:"
+        )
+        remote = HttpJudge(settings, BETTER)
+        out = measured(functools.partial(compare_by_http, remote), a, b)
+        out |= {"calls": remote.spent[0], "tokens": remote.spent[1], "failed": dict(remote.failures)}
+        remote.close()
+    else:
+        local = local_judge(values.judge, BETTER, values.max_prompt, values.max_row, values.template)
+        out = measured(functools.partial(compare_locally, local), a, b)
     row = {"step": 0, "a": values.a, "b": values.b, "by": values.judge, **out}
     if values.out:
         run_files.append(values.out, row)
@@ -116,6 +133,9 @@ def define_flags() -> None:
     flags.DEFINE_string("a", None, "the model whose wins are counted: a workdir, or a file of answers")
     flags.DEFINE_string("b", None, "what it is compared with")
     flags.DEFINE_string("judge", None, "who compares: a model's name, folder or file, or a reward model's workdir")
+    flags.DEFINE_string("judge_name", "", "the model's name at the judge's address")
+    flags.DEFINE_integer("max_calls", 0, "calls of a judge's address at most; 0: no limit", lower_bound=0)
+    flags.DEFINE_string("cache", "winrate.sqlite", "file that keeps an address's verdicts; empty: none")
     flags.DEFINE_string("template", "model", "the judge's chat template: its own (model), or plain")
     flags.DEFINE_integer("max_prompt", 512, "tokens of a question in the judge's template at most", lower_bound=1)
     flags.DEFINE_integer("max_row", 512, "tokens of both answers at most; longer ones are cut", lower_bound=8)
