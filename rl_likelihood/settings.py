@@ -21,6 +21,7 @@ from rl_likelihood.rewards.reward import RewardConfig, Term
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
+from rl_likelihood.shapes import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,55 @@ class EvalSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    """The second model of the rewards `judge` and `reward_model`."""
+
+    model: str = field(
+        "",
+        "who judges: a model as in model.path, the workdir of a reward model, or the address of a server that speaks "
+        "OpenAI's chat protocol, as http://HOST:PORT/v1",
+    )
+    name: str = field("", "the model's name at that address")
+    template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
+    max_prompt: int = field(512, "tokens of a question in the judge's template at most", least=1)
+    max_row: int = field(256, "tokens of an answer and what is around it at most; longer answers are cut", least=8)
+    normalise: Literal["none", "whiten"] = field(
+        "none", "whiten: a reward model's scores are divided by their spread on its held-out questions"
+    )
+    key_variable: str = field("JUDGE_API_KEY", "environment variable that holds the address's key")
+    concurrency: int = field(16, "rows asked at one time of an address", least=1, most=1024)
+    timeout: float = field(60.0, "seconds for one reply of an address", above=0)
+    attempts: int = field(6, "of one row at an address, the first included", least=1)
+    max_calls: int = field(0, "calls of an address over the run's life; 0: no limit", least=0)
+    max_tokens: int = field(0, "tokens of an address over the run's life; 0: no limit", least=0)
+    cache: str = field("", "file that keeps an address's verdicts; empty: judge.sqlite in the workdir")
+
+    @property
+    def remote(self) -> bool:
+        """Whether the judge is an address."""
+        return "://" in self.model
+
+    def check(self, reward: RewardConfig) -> None:
+        """UserError for a reward that a second model says without that model, and for the model without the reward."""
+        judged = [t.name for t in reward.terms if t.reward.kind == "judge"]
+        if len(judged) > 1:
+            raise UserError(f"reward.name is {reward.name!r}; a run has one judge, so keep one of {judged[:2]}")
+        if judged and not self.model:
+            raise UserError(f"reward.name has {judged[0]!r}, but judge.model is empty; name the model that judges")
+        if self.model and not judged:
+            raise UserError(
+                f"judge.model is {self.model!r}, but no term of reward.name = {reward.name!r} asks it; add judge or "
+                "reward_model, or leave it empty"
+            )
+        if self.remote and judged == ["reward_model"]:
+            raise UserError(f"judge.model is {self.model!r}, an address, which says yes or no; set reward.name=judge")
+        if self.remote and not self.name:
+            raise UserError("judge.name is empty; set it to the model that the judge's address is asked for")
+        if self.normalise != "none" and judged != ["reward_model"]:
+            raise UserError(f"judge.normalise is {self.normalise!r}, which is for reward_model; set it to none")
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportSettings:
     """What is logged and shown."""
 
@@ -157,6 +207,7 @@ class Config:
         "a published method (rl_likelihood/presets.py), which sets what its paper sets; the command line overrides it",
     )
     reward: RewardConfig = RewardConfig()
+    judge: JudgeSettings = JudgeSettings()
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
     loss: LossConfig = LossConfig()

@@ -32,7 +32,8 @@ from rl_likelihood.task import load
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[1]
-ON_HOST = [name for name, reward in reward_table().items() if reward.on_host]
+# A judge has runs of its own (tests/rollouts/test_asked_judge.py).
+ON_HOST = [name for name, reward in reward_table().items() if reward.on_host and reward.kind != "judge"]
 
 METRICS = [
     *(f"reward/{name}" for name in ("mean", "std", *OBJECTIVES)),

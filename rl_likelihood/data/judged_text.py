@@ -107,13 +107,7 @@ def encode(reader: Reader, questions: Sequence[str], answers: Sequence[Sequence[
     Every array is as wide as `max_prompt` and `max_row` allow: one program reads them all.
     """
     rendered = [_rendered(reader, question) for question in questions]
-    prompts = ids_of(reader.tokenizer, reader.vocab_bytes, [r.before for r in rendered])
-    for question, ids in zip(questions, prompts, strict=True):
-        if len(ids) > reader.max_prompt:
-            raise UserError(
-                f"judge.max_prompt is {reader.max_prompt}, but the question {question[:60]!r} has {len(ids)} tokens in "
-                "the judge's template; set it to at least that"
-            )
+    prompts = _prompts(reader, questions, rendered)
     rows, cut = [], 0
     for group, around in zip(answers, rendered, strict=True):
         encoded = [_row(reader, row, around) for row in group]
@@ -126,6 +120,22 @@ def encode(reader: Reader, questions: Sequence[str], answers: Sequence[Sequence[
         row_length=np.asarray([[len(ids) for ids in group] for group in rows], np.int32),
     )
     return Encoded(judged, cut)
+
+
+def refuse_long(reader: Reader, questions: Sequence[str]) -> None:
+    """UserError where a question does not fit."""
+    _prompts(reader, questions, [_rendered(reader, question) for question in questions])
+
+
+def _prompts(reader: Reader, questions: Sequence[str], rendered: list[_Rendered]) -> list[list[int]]:
+    prompts = ids_of(reader.tokenizer, reader.vocab_bytes, [r.before for r in rendered])
+    for question, ids in zip(questions, prompts, strict=True):
+        if len(ids) > reader.max_prompt:
+            raise UserError(
+                f"judge.max_prompt is {reader.max_prompt}, but the question {question[:60]!r} has {len(ids)} tokens in "
+                "the judge's template; set it to at least that"
+            )
+    return prompts
 
 
 def refuse_template(reader: Reader) -> None:

@@ -17,9 +17,11 @@ from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
+from rl_likelihood.rollouts.asked_judge import judge_of, judged
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
 from rl_likelihood.rollouts.conversations import Conversations
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
+from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
@@ -57,6 +59,7 @@ class Batches:
         self.baseline: Callable[[Rows], Baseline] = lambda rows: Baseline()
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
+        self.judge = judge_of(task, devices, workdir) if c.reward.judged else None
         self.conversations = Conversations(task) if c.converses else None
         self._widths: set[int] = set()  # of prompts that the sampler has had
 
@@ -113,7 +116,8 @@ class Batches:
     def grade(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts]:
         """The host's rewards, and the texts they were computed from, decoded once."""
         texts = sampled_texts(self.task, rollout)
-        return host_rewards(self.task, self.pool, rollout, rows, texts), texts
+        graded = host_rewards(self.task, self.pool, rollout, rows, texts)
+        return graded if self.judge is None else judged(self.judge, self.task, graded, rows, texts), texts
 
     def batch(self, rollout: Rollout, rows: Rows, graded: HostRewards) -> tuple[Batch, Rollout]:
         """The learner's batch, and the rows it trains on: all of a group vote, the first of it are trained on."""
@@ -136,13 +140,17 @@ class Batches:
         return {"chain/closed": sum(closed) / len(closed), "chain/transition_words": words}
 
     def close(self) -> None:
-        """Ends the graders."""
+        """Ends the graders and the judge."""
         self.pool.close()
+        if isinstance(self.judge, HttpJudge):
+            self.judge.close()
 
 
 COUNTS = (
     "grader/failures",
     "env/failures",
+    "judge/failures",
+    "judge/cut",
     "resample/refused",
 )  # of the logged numbers: summed over processes, where the others are averaged
 

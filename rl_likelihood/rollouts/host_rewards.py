@@ -100,6 +100,8 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     whole = responses(task, rollout, rows, texts) if any(r.kind == "text" for r in terms.values()) else []
     values: Rewards = {}
     for name, reward in terms.items():
+        if reward.kind == "judge":  # `asked_judge.judged` adds it
+            continue
         if reward.kind == "grader" or reward.function is None:
             values[name] = marks(name)
         elif reward.kind == "host":

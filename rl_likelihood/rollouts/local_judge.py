@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -42,6 +42,11 @@ class LocalJudge:
     run: Callable[[JudgeParams, Judged], jax.Array] = dataclasses.field(repr=False)
     at_once: int = 8
 
+    def unscaled(self) -> LocalJudge:
+        """The judge whose scores are those of its head."""
+        judge = dataclasses.replace(self.judge, spread=1.0)
+        return dataclasses.replace(self, judge=judge, run=make_judge(judge))
+
     def __call__(self, questions: Sequence[str], answers: Answers) -> Verdicts:
         """The number of every row, a batch of questions at a time. Every question has equally many rows."""
         values, cut = [], 0
@@ -76,6 +81,16 @@ def load_head(path: str) -> tuple[ValueHead, float] | None:
             return ValueHead(kept["weight"], kept["bias"]), float(kept["spread"])
     except (OSError, ValueError, KeyError) as e:
         raise UserError(f"{file}: cannot be read ({e}); train the reward model again") from e
+
+
+def on_device(judge: LocalJudge, device: Any) -> LocalJudge:
+    """The judge with its parameters on one device, where all of it is computed: no other thread's program waits."""
+    return dataclasses.replace(judge, params=jax.device_put(judge.params, device))
+
+
+def save_head(path: str | Path, head: ValueHead, spread: float) -> None:
+    """What `load_head` reads."""
+    np.savez(Path(path) / HEAD, weight=np.asarray(head.weight), bias=np.asarray(head.bias), spread=np.float32(spread))
 
 
 def local_judge(path: str, form: Form, max_prompt: int, max_row: int, template: str = "model") -> LocalJudge:

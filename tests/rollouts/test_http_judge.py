@@ -1,8 +1,6 @@
 """The HTTP judge against a server on this machine that is slow, wrong, throttling, hanging or lying."""
 
 import contextlib
-import http.server
-import json
 import logging
 import math
 import threading
@@ -14,6 +12,7 @@ import pytest
 from rl_likelihood.data.judged_text import CORRECT, filled
 from rl_likelihood.rollouts.http_judge import HttpJudge, HttpSettings, estimate, probability, retry_after
 from rl_likelihood.shapes import UserError
+from tests.servers import serving
 
 KEY = "sk-secret-0123456789"
 
@@ -28,42 +27,6 @@ def verdict(body, yes=None):
     p = (0.8 if "right" in text.split("<<<")[1] else 0.2) if yes is None else yes
     choice = tokens((" Yes", math.log(p * 0.5)), ("yes", math.log(p * 0.5)), ("No", math.log(1 - p)))
     return {"choices": [choice], "usage": {"total_tokens": 50}}
-
-
-@contextlib.contextmanager
-def serving(behave):
-    """A server whose `behave(handler, number, body)` answers request `number`; gives its address and the requests."""
-    requests = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append((time.monotonic(), self.path, self.headers.get("Authorization"), body))
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                behave(self, len(requests), body)
-
-        def reply(self, status, content, headers=()):
-            content = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in headers:
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads, server.block_on_close = True, False
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", requests
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
