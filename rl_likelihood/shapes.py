@@ -118,6 +118,19 @@ class Judged(struct.PyTreeNode):
     row_length: Int[Array, "P Q"]
 
 
+class Compared(struct.PyTreeNode):
+    """P questions with up to Q answers, the right one first; which there are, and the margins."""
+
+    judged: Judged
+    there: Bool[Array, "P Q"]
+    margins: Float[Array, "P Q"]
+
+    @property
+    def prompt(self) -> Array:
+        """What `mesh.by_prompt` looks at."""
+        return self.judged.prompt
+
+
 class Batch(struct.PyTreeNode):
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 

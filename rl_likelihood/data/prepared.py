@@ -14,8 +14,9 @@ from rl_likelihood.shapes import Example, UserError
 
 REPORT = "prepare_report.json"
 FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON
-# An `extra` with one of these keys is `Example.check`: what a grader compares with, or what an environment is told.
-READ = {"test", "environment"}
+# An `extra` with one of these keys is `Example.check`: what a grader compares with, what an environment is told, or the
+# wrong answers of a comparison.
+READ = {"test", "environment", "rejected"}
 HELDOUT = ("validation", "test")  # what is held out by default: the first of these that is there
 
 
