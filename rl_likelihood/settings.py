@@ -15,6 +15,7 @@ from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.envs.table import EnvConfig
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
+from rl_likelihood.learner.reward_step import PreferenceConfig
 from rl_likelihood.learner.rows import ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.rewards.reward import RewardConfig, Term
@@ -208,6 +209,7 @@ class Config:
     )
     reward: RewardConfig = RewardConfig()
     judge: JudgeSettings = JudgeSettings()
+    preference: PreferenceConfig = PreferenceConfig()
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
     loss: LossConfig = LossConfig()
