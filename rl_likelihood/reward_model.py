@@ -27,6 +27,7 @@ from rl_likelihood.data.judged_text import SCORE, Reader
 from rl_likelihood.data.order import order
 from rl_likelihood.data.pairs import Comparison
 from rl_likelihood.evaluation import preference
+from rl_likelihood.evaluation.preference import Scored
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
 from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, shardings
 from rl_likelihood.mesh import put, ready
@@ -42,7 +43,7 @@ from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import load_model, load_tokenizer
-from rl_likelihood.training.comparisons import encode, load_comparisons, scored
+from rl_likelihood.training.comparisons import encode, load_comparisons, scores_of
 
 EVAL = "rm_eval.jsonl"
 
@@ -146,9 +147,10 @@ def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
     """The held-out numbers, appended to rm_eval.jsonl; and the head as judges read it, with the scores' spread."""
     head = state.opt_state.head
     size = min(len(s.heldout), s.config.eval.batch_prompts)
-    rows = scored(s.run, JudgeParams(state.params, head), s.reader, s.heldout, size)
+    scores = scores_of(s.run, JudgeParams(state.params, head), s.reader, s.heldout, size)
+    rows = [Scored(r.prompt, r.answers, x, r.category, r.refers) for r, x in zip(s.heldout, scores, strict=True)]
     out = preference.summary(rows)
-    spread = float(np.concatenate([r.scores for r in rows]).std())
+    spread = float(np.concatenate(scores).std())
     save_head(s.workdir, head, spread or 1.0)
     line = {"step": int(state.step), **out, "score_spread": spread}
     run_files.append(s.workdir / EVAL, line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -14,9 +14,8 @@ from rl_likelihood.data.pairs import Comparison, of_example, of_record
 from rl_likelihood.data.records import records
 from rl_likelihood.datasets.questions import hash_of, variant_key
 from rl_likelihood.datasets.sources import DataConfig
-from rl_likelihood.evaluation.preference import Scored
 from rl_likelihood.learner.judge import JudgeParams
-from rl_likelihood.shapes import Compared, UserError
+from rl_likelihood.shapes import Compared, Judged, UserError
 
 MOST_HELDOUT = 100  # of a file's rows, where neither size nor file is given; and at most a tenth
 
@@ -75,15 +74,19 @@ def encode(reader: Reader, rows: Sequence[Comparison], options: int) -> tuple[Co
     return Compared(encoded.judged, there, margins), encoded.cut
 
 
-def scored(run, params: JudgeParams, reader: Reader, rows: Sequence[Comparison], size: int) -> list[Scored]:
-    """Every answer's score, `size` questions at a time. `run` is a `make_judge`."""
+def scores_of(
+    run: Callable[[JudgeParams, Judged], jax.Array],
+    params: JudgeParams,
+    reader: Reader,
+    rows: Sequence[Comparison],
+    size: int,
+) -> list[np.ndarray]:
+    """The scores of each question's answers, the right one first, `size` questions at a time. `run`: `make_judge`."""
     options = max(len(r.answers) for r in rows)
-    out: list[Scored] = []
+    out: list[np.ndarray] = []
     for start in range(0, len(rows), size):
         part = list(rows[start : start + size])
         batch, _ = encode(reader, part + part[-1:] * (size - len(part)), options)
-        values = np.asarray(run(params, jax.tree.map(np.asarray, batch.judged)))
-        out += [
-            Scored(r.prompt, r.answers, values[i, : len(r.answers)], r.category, r.refers) for i, r in enumerate(part)
-        ]
+        values = np.asarray(run(params, batch.judged))
+        out += [values[i, : len(r.answers)] for i, r in enumerate(part)]
     return out
