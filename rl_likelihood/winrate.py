@@ -66,7 +66,7 @@ def calibrate(compare: Compare, rows: Sequence[Answered]) -> dict[str, Any]:
     rows = [row for row in rows if row.reference.strip()]
     if len({row.reference for row in rows}) < 2:
         raise UserError(
-            "--a has no reference answers to measure the judge with; give rows with a reference, or a run's folder"
+            "--a and --b have no reference answers to measure the judge with; give one of them a field reference"
         )
     questions, references = [row.prompt for row in rows], [row.reference for row in rows]
     out: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def calibrate(compare: Compare, rows: Sequence[Answered]) -> dict[str, Any]:
 def measured(compare: Compare, a: dict[str, Answered], b: dict[str, Answered]) -> dict[str, Any]:
     """The judge's accuracies, and the win rates where they are above chance."""
     pairs = common(a, b)
-    judge = calibrate(compare, [row for row, _ in pairs])
+    judge = calibrate(compare, [x._replace(reference=x.reference or y.reference) for x, y in pairs])
     low, high = judge["shuffled"]["ci95"]
     if not winrate.above_chance(judge["shuffled"]):
         why = (
@@ -118,7 +118,7 @@ def main() -> None:
         out |= {"calls": remote.spent[0], "tokens": remote.spent[1], "failed": dict(remote.failures)}
         remote.close()
     else:
-        local = local_judge(values.judge, BETTER, values.max_prompt, values.max_row, values.template)
+        local = local_judge(values.judge, BETTER, values.max_prompt, values.max_row, values.template, "--")
         out = measured(functools.partial(compare_locally, local), a, b)
     row = {"step": 0, "a": values.a, "b": values.b, "by": values.judge, **out}
     if values.out:

@@ -58,6 +58,7 @@ class Reader:
     form: Form
     max_prompt: int
     max_row: int
+    setting: str = "judge."  # what stands before max_prompt and max_row where the user sets them
 
 
 class Encoded(NamedTuple):
@@ -132,7 +133,7 @@ def _prompts(reader: Reader, questions: Sequence[str], rendered: list[_Rendered]
     for question, ids in zip(questions, prompts, strict=True):
         if len(ids) > reader.max_prompt:
             raise UserError(
-                f"judge.max_prompt is {reader.max_prompt}, but the question {question[:60]!r} has {len(ids)} tokens in "
+                f"{reader.setting}max_prompt is {reader.max_prompt}, but the question {question[:60]!r} has {len(ids)} tokens in "
                 "the judge's template; set it to at least that"
             )
     return prompts
@@ -145,7 +146,7 @@ def refuse_template(reader: Reader) -> None:
     around = _around(reader, rendered)
     if sum(map(len, around)) >= reader.max_row:
         raise UserError(
-            f"judge.max_row is {reader.max_row}, but what stands around an answer has {sum(map(len, around))} tokens; "
+            f"{reader.setting}max_row is {reader.max_row}, but what stands around an answer has {sum(map(len, around))} tokens; "
             "set it to some hundreds more"
         )
     text, first = rendered.before, rendered.space + (reader.form.pieces[0] or "answer")

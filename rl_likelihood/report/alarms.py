@@ -154,6 +154,16 @@ def _grader_failures(run: Alarms, values: Values) -> str | None:
     )
 
 
+def _judge_failures(run: Alarms, values: Values) -> str | None:
+    failures = values.get("judge/failures", 0.0)
+    if failures <= 0:
+        return None
+    return (
+        f"judge/failures is {failures:g}: answers that the judge gave no number for, whose rows are left out; check "
+        "that judge.model answers, or raise judge.timeout and judge.attempts"
+    )
+
+
 def _cut_conversations(run: Alarms, values: Values) -> str | None:
     share = values.get("env/out_of_turns", 0.0)
     if share <= OPEN_SHARE:

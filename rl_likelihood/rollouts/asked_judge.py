@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from rl_likelihood.data import judged_text
@@ -17,7 +18,7 @@ from rl_likelihood.settings import JudgeSettings
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
-CACHE = "judge.sqlite"  # in a workdir: the verdicts of an address
+CACHE = "judge.sqlite"  # in a workdir: the verdicts of an address; of several processes each has its own
 
 
 def judge_of(task: Task, devices: Devices, workdir: Path) -> LocalJudge | HttpJudge:
@@ -48,7 +49,7 @@ def http_settings(j: JudgeSettings, workdir: Path) -> HttpSettings:
         attempts=j.attempts,
         max_calls=j.max_calls,
         max_tokens=j.max_tokens,
-        cache=j.cache or str(workdir / CACHE),
+        cache=j.cache or str(workdir / (CACHE if jax.process_count() == 1 else f"{jax.process_index()}-{CACHE}")),
     )
 
 

@@ -244,13 +244,18 @@ class _Cache:
         return found
 
     def put(self, key: str, value: float) -> None:
-        self._db.execute("insert or replace into verdicts values (?, ?)", (key, value))
-        self.keep_counts()
+        self._write("insert or replace into verdicts values (?, ?)", (key, value))
 
     def keep_counts(self) -> None:
-        """Writes down what was spent, and commits."""
-        self._db.execute("update spent set calls = ?, tokens = ?", (self.calls, self.tokens))
-        self._db.commit()
+        """Writes down what was spent."""
+        self._write("update spent set calls = ?, tokens = ?", (self.calls, self.tokens))
+
+    def _write(self, statement: str, values: tuple) -> None:
+        try:
+            self._db.execute(statement, values)
+            self._db.commit()
+        except sqlite3.Error as error:
+            raise UserError(f"judge.cache: cannot be written ({error}); free some space or choose another") from None
 
     def close(self) -> None:
         self._db.close()

@@ -93,23 +93,27 @@ def save_head(path: str | Path, head: ValueHead, spread: float) -> None:
     np.savez(Path(path) / HEAD, weight=np.asarray(head.weight), bias=np.asarray(head.bias), spread=np.float32(spread))
 
 
-def local_judge(path: str, form: Form, max_prompt: int, max_row: int, template: str = "model") -> LocalJudge:
-    """A judge from a model's path. A reward model (a folder with a value head) scores one answer, whatever `form`."""
+def local_judge(
+    path: str, form: Form, max_prompt: int, max_row: int, template: str = "model", setting: str = "judge."
+) -> LocalJudge:
+    """A judge from a model's path. A reward model (a folder with a value head) scores one answer, whatever `form`.
+    `setting`: what stands before max_prompt and max_row where the user sets them."""
     model, params, at = load_decoder(path)
     head = load_head(path)
     if head is not None:
         form = judged_text.SCORE
     if max_prompt + max_row > model.max_position:
         raise UserError(
-            f"judge.max_prompt + judge.max_row = {max_prompt + max_row}, more than the {model.max_position} positions "
-            "of the judge; lower one"
+            f"{setting}max_prompt + {setting}max_row = {max_prompt + max_row}, more than the {model.max_position} "
+            "positions of the judge; lower one"
         )
     text, _ = load_tokenizer(at, template)
     vocab = tokenizer.vocab_bytes(text, model.vocab_size)
-    reader = Reader(text, vocab, form, max_prompt, max_row)
+    reader = Reader(text, vocab, form, max_prompt, max_row, setting)
     judged_text.refuse_template(reader)
-    if jax.default_backend() == "cpu":
-        model = dataclasses.replace(model, scan_layers=False)
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = "float32" if on_cpu else "bfloat16"
+    model = dataclasses.replace(model, compute_dtype=dtype, scan_layers=not on_cpu, attention="dense", remat="none")
     if head is not None:
         judge = Judge("reward_model", model, spread=head[1])
         return LocalJudge(reader, judge, JudgeParams(params, head[0]), make_judge(judge))

@@ -9,8 +9,8 @@ import pytest
 
 from rl_likelihood.evaluation import winrate
 
-# A folder of annotations of AlpacaEval 2, which may not be given on: preference, length_model, length_base in a line.
-DATA = Path(os.environ.get("ALPACA_EVAL_LC", "nowhere"))
+# Annotations of AlpacaEval 2, which may not be given on: preference, length_model, length_base in a line.
+DATA = Path(os.environ.get("RL_LIKELIHOOD_DATA", "no such folder")) / "alpaca_eval_lc"
 
 
 def made(n=4000, theta=-0.3, phi=1.2, seed=0):
