@@ -167,7 +167,7 @@ def step_window() -> Window:
         "warm_start.steps": 0,
         "eval.prompts": 0,
         "data.train_size": 16,
-        "train.prompts_per_step": 2,
+        "train.prompts_per_step": 4,
         "sampler.group_size": 2,
         "sampler.max_chain": 8,
     }.items():

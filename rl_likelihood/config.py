@@ -139,37 +139,54 @@ def validate(c: Config) -> None:
         )
 
 
+# Likelihood rewards of a conversation: means over the tokens of all its references. By a sum, the more messages a
+# conversation has, the less it would be worth.
+OVER_TOKENS = ("avg_log_prob", "avg_prob", "geo_mean_prob", "rlpr")
+
+
 def validate_conversation(c: Config) -> None:
-    """Refuse what does not go with an environment, and rewards that need one where there is none."""
+    """Refuse what does not go with an environment, and what needs one where there is none."""
     one_of("env.name", c.env.name, ("none", *environment_table(c.env.file)))
-    needing = [t.name for t in c.reward.terms if t.reward.conversation]
     if not c.converses:
+        needing = [t.name for t in c.reward.terms if t.reward.conversation]
         if needing:
             raise UserError(f"reward.name has {needing[0]!r}, which an environment gives, but env.name is none; set it")
+        if c.env.credit == "turn":
+            raise UserError("env.credit is 'turn', but env.name is none: there are no turns; set it to outcome")
         return
-    answering = [t.name for t in c.reward.terms if t.reward.reads_answer or t.reward.kind == "text"]
-    if answering:
-        raise UserError(
-            f"reward.name has {answering[0]!r}, which reads an answer, but a conversation (env.name = {c.env.name!r}) "
-            "has none; choose environment, calls_f1 or a likelihood reward"
-        )
+    for t in c.reward.terms:
+        r = t.reward
+        without_answer = r.conversation or t.name in OVER_TOKENS or (r.kind == "step" and "reference" not in r.reads)
+        if not without_answer and t.name != "random":
+            raise UserError(
+                f"reward.name has {t.name!r}, which needs one answer; with env.name = {c.env.name!r} there is none: "
+                f"choose environment, calls_f1, or of the likelihood rewards {', '.join(OVER_TOKENS)}"
+            )
     for name, value, only in (
         ("loss.span", c.loss.span, ("auto", "chain")),
+        ("loss.format_term", c.loss.format_term, (0.0,)),
         ("reward.baseline", c.reward.baseline, ("none",)),
+        ("reward.truncated", c.reward.truncated, ("force_close",)),
+        ("filter.mode", c.filter.mode, ("none", "std_zero", "std_below", "ema")),
+        ("filter.resample", c.filter.resample, (0,)),
+        ("prompt.examples", c.prompt.examples, (0,)),
+        ("eval.trace", c.eval.trace, (False,)),
         ("model.attention", c.model.attention, ("auto", "dense")),
     ):
         if value not in only:
-            raise UserError(
-                f"{name} is {value!r}, which a conversation (env.name = {c.env.name!r}) cannot have; set {only[0]}"
-            )
+            allowed = " or ".join(map(str, only))
+            raise UserError(f"{name} is {value!r}, but with env.name = {c.env.name!r} it must be {allowed}")
     if c.warm_start.steps and c.warm_start.chains == "own":
         raise UserError("warm_start.chains is 'own', but a conversation is learned from the data's; set it to given")
     if c.reward.supervised and c.reward.sft_chain != "both":
         raise UserError(
-            f"reward.sft_chain is {c.reward.sft_chain!r}; with env.name set it must be both: chains are what is learned"
+            f"reward.sft_chain is {c.reward.sft_chain!r}, but with env.name = {c.env.name!r} it must be both"
         )
-    if c.env.credit == "turn" and c.loss.advantage not in ("loo", "mean"):
-        raise UserError(f"env.credit is 'turn', which goes with loss.advantage loo or mean, not {c.loss.advantage!r}")
+    if c.env.credit == "turn" and (c.loss.advantage not in ("loo", "mean") or c.sampler.max_turns < 2):
+        raise UserError(
+            f"env.credit is 'turn', which goes with loss.advantage loo or mean and two turns or more, not with "
+            f"{c.loss.advantage!r} and sampler.max_turns = {c.sampler.max_turns}"
+        )
 
 
 def validate_loss(c: Config) -> None:

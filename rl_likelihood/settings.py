@@ -258,9 +258,14 @@ class Config:
 
     @property
     def conversation_tokens(self) -> int:
-        """Tokens that a conversation may have: messages, the replies between them, and what each should have been."""
-        s, turns = self.sampler, self.sampler.max_turns
-        return turns * (s.max_chain + self.prompt.max_answer) + (turns - 1) * s.max_env_tokens
+        """Tokens that a conversation's row may have: its own, and what each message should have been."""
+        return self.spoken_tokens + self.sampler.max_turns * self.prompt.max_answer
+
+    @property
+    def spoken_tokens(self) -> int:
+        """Tokens of a conversation: messages and the replies between them."""
+        s = self.sampler
+        return s.max_turns * s.max_chain + (s.max_turns - 1) * s.max_env_tokens
 
     @property
     def eval_answer(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ def grader_table(file: str = "") -> dict[str, Grader]:
 def environment_table(file: str = "") -> Mapping[str, Callable[[EnvConfig], Environment]]:
     """The environments by name: those of `envs.table`, and the user's own from `file`."""
     return {**ENVIRONMENTS, **getattr(user_file(file, "env.file", ("ENVIRONMENTS",)), "ENVIRONMENTS", {})}
+
+
+@functools.lru_cache(maxsize=4)
+def environment_of(cfg: EnvConfig) -> Environment:
+    """The environment that the config names, made once: one object plays all conversations."""
+    try:
+        return environment_table(cfg.file)[cfg.name](cfg)
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"env.name is {cfg.name!r}, which cannot be made ({type(e).__name__}: {e})") from e
 
 
 def parse_reward(name: str, file: str = "") -> tuple[Term, ...]:

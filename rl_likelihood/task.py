@@ -28,7 +28,7 @@ from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Batch, ChainFormat, Example, NoChainRows, Prompts, UserError
-from rl_likelihood.tables import environment_table
+from rl_likelihood.tables import environment_of
 from rl_likelihood.weights import assets, files
 
 if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come before
@@ -216,13 +216,8 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
     text, eos_ids = load_tokenizer(path, c.prompt.template)
     fmt = prompts.chain_format(text, tokenizer.vocab_bytes(text, model.vocab_size), eos_ids, c.prompt)
     _refuse_positions(c, model, fmt)
-    encode = functools.partial(prompts.encode_all, tokenizer=text, cfg=c.prompt, fmt=fmt)
-    if c.converses:
-        encode = functools.partial(_begun, c=c, text=text, fmt=fmt)
-    if c.data.skip_bad_rows and not c.converses:
-        rows, too_long = prompts.encode_fitting(train, text, c.prompt, fmt)
-    else:
-        rows, too_long = encode(train), []
+    encode = functools.partial(_begun if c.converses else _asked, c=c, text=text, fmt=fmt)
+    rows, too_long = encode(train, skip=c.data.skip_bad_rows)
     task = Task(
         config=c,
         model=model,
@@ -230,9 +225,9 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
         tokenizer=text,
         fmt=fmt,
         train=rows,
-        heldout=encode(heldout),
+        heldout=encode(heldout)[0],
         data_line=sources.describe(c.data, rows, heldout, report, too_long),
-        fast=encode(fast),
+        fast=encode(fast)[0],
     )
     return task, params
 
@@ -243,7 +238,7 @@ def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:
     if c.converses:
         s = c.sampler
         parts["sampler.max_turns x sampler.max_chain"] = s.max_turns * s.max_chain
-        parts["sampler.max_turns x sampler.max_env_tokens"] = (s.max_turns - 1) * s.max_env_tokens
+        parts["(sampler.max_turns - 1) x sampler.max_env_tokens"] = (s.max_turns - 1) * s.max_env_tokens
         parts["prompt.max_answer"] = c.prompt.max_answer
     else:
         parts["sampler.max_chain"] = c.sampler.max_chain
@@ -256,19 +251,45 @@ def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:
         )
 
 
-def _begun(examples: list[Example], c: Config, text: PreTrainedTokenizerBase, fmt: ChainFormat) -> list[EncodedExample]:
+# Questions in ids, and the rows that are left out because they are too long.
+Encoded = tuple[list[EncodedExample], list[str]]
+
+
+def _asked(
+    examples: list[Example], c: Config, text: PreTrainedTokenizerBase, fmt: ChainFormat, skip: bool = False
+) -> Encoded:
+    """Questions with their answers. `skip`: long rows are left out, not refused."""
+    if skip:
+        return prompts.encode_fitting(examples, text, c.prompt, fmt)
+    return prompts.encode_all(examples, text, c.prompt, fmt), []
+
+
+def _begun(
+    examples: list[Example], c: Config, text: PreTrainedTokenizerBase, fmt: ChainFormat, skip: bool = False
+) -> Encoded:
     """Questions as the first messages of conversations, with what the model should write first as the answer."""
-    environment = environment_table(c.env.file)[c.env.name](c.env)
+    environment = environment_of(c.env)
     rows = []
     for example in examples:
-        try:
-            start = environment.start(json.loads(example.check or "{}")["environment"])
-        except KeyError:
+        told = json.loads(example.check or "{}")
+        if "environment" not in told:
             raise UserError(
                 f"row {example.id} has no field 'environment', which tells env.name = {c.env.name!r} its task; add it"
-            ) from None
-        prompt = conversation.prompt_ids(text, fmt, start.messages)
-        answer = conversation.reference_ids(text, fmt, start.reference, c.prompt.max_answer)
+            )
+        try:
+            start = environment.start(told["environment"])
+            messages, reference = list(start.messages), start.reference
+        except UserError:
+            raise
+        except Exception as e:
+            raise UserError(
+                f"row {example.id}: the environment {c.env.name} cannot begin with {told['environment']} "
+                f"({type(e).__name__}: {e}); mend the row's field 'environment'"
+            ) from e
+        prompt = conversation.prompt_ids(text, fmt, messages)
+        answer = conversation.reference_ids(text, fmt, reference, c.prompt.max_answer)
         rows.append(EncodedExample(example, prompt, answer, np.ones(len(answer), bool)))
+    if skip:
+        return prompts.fitting(rows, c.prompt)
     prompts.refuse_longer("max_prompt", c.prompt, rows)
-    return rows
+    return rows, []

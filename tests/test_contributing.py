@@ -101,6 +101,30 @@ def test_a_grader_grades_evaluations_and_trains(tmp_path):
     assert all(row["reward"] == row["reward/same_words"] for row in samples)
 
 
+def test_an_environment_is_talked_to(tmp_path):
+    rows = [{"prompt": f"number {n}", "answer": str(n), "environment": {"number": n}} for n in range(1, 9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metrics, samples = trained(
+        tmp_path / "run",
+        env__file=str(file_of("An environment", tmp_path)),
+        env__name="guess",
+        reward__name="environment + 0.1*avg_log_prob",
+        eval__grader="none",
+        data__source="files",
+        data__train_path=str(tmp_path / "rows.jsonl"),
+        data__train_size=6,
+        data__heldout_size=2,
+        prompt__max_prompt=64,
+        sampler__max_turns=2,
+        sampler__max_chain=4,
+        sampler__max_env_tokens=24,
+    )
+    assert metrics["env/failures"] == 0 and not unknown(metrics)
+    first = samples[0]
+    assert "".join(first["answer_tokens"]) == first["reference_answer"] * int(first["turns"])
+    assert {m["text"] for row in samples for m in row["messages"] if m["role"] == "environment"} <= {"higher", "lower"}
+
+
 UNDECIDED = """
 
 def undecided(reference, answer):

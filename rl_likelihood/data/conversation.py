@@ -8,6 +8,7 @@ thoughts) change nothing, and what is learned from is what was sampled.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ from rl_likelihood.shapes import ChainFormat, UserError
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase
 
-_MESSAGE, _REPLY = "a message", "the reply"
+# Two lines with quotation marks: some templates write a tool's reply as JSON.
+_MESSAGE, _REPLY = "a message", 'the "reply"\nof a tool'
 _CUT = "\n[...]\n"
 
 
@@ -32,8 +34,9 @@ class Markup:
     fmt: ChainFormat = dataclasses.field(repr=False)
     before: tuple[int, ...]
     after: tuple[int, ...]
+    as_json: bool = False  # the template writes replies as JSON strings
 
-    def reply(self, text: str, message: Sequence[int], most: int) -> np.ndarray:
+    def reply(self, text: str, message: Sequence[int] | np.ndarray, most: int) -> np.ndarray:
         """The ids that follow the model's `message` [n], `most` of them: longer texts are cut in the middle.
 
         The text is encoded as plain text: what looks like chat markup in it is none.
@@ -41,12 +44,13 @@ class Markup:
         before = list(self.before)
         if before and before[0] in self.fmt.eos_ids and len(message) and message[-1] in self.fmt.eos_ids:
             before = before[1:]  # the model has ended its message itself
+        text = _as_json(text) if self.as_json else text
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        room = most - len(before) - len(self.after)
-        if len(ids) > room:
+        space = most - len(before) - len(self.after)
+        if len(ids) > space:
             (cut,) = ids_after_text(self.tokenizer, self.fmt.vocab_bytes, [_CUT])
-            half = max(0, room - len(cut)) // 2
-            ids = [*ids[:half], *cut[:room], *ids[len(ids) - half :]]
+            half = max(0, space - len(cut)) // 2
+            ids = [*ids[:half], *cut[:space], *ids[len(ids) - half :]]
         return np.asarray([*before, *ids, *self.after], np.int32)
 
 
@@ -63,7 +67,8 @@ def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, most: int) -> M
         except (TemplateError, TypeError):
             continue
         _, found, between = text.partition(_MESSAGE)
-        between, shown, after = between.partition(_REPLY)
+        as_json = _REPLY not in between
+        between, shown, after = between.partition(_as_json(_REPLY) if as_json else _REPLY)
         if found and shown:
             before_ids, after_ids = ids_of(tokenizer, fmt.vocab_bytes, [between, after])
             if len(before_ids) + len(after_ids) >= most:
@@ -71,7 +76,7 @@ def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, most: int) -> M
                     f"sampler.max_env_tokens is {most}, but the chat markup of {name_of(tokenizer)} around a reply has "
                     f"{len(before_ids) + len(after_ids)} tokens; set it to some hundreds more"
                 )
-            return Markup(tokenizer, fmt, tuple(before_ids), tuple(after_ids))
+            return Markup(tokenizer, fmt, tuple(before_ids), tuple(after_ids), as_json)
     raise UserError(f"the chat template of {name_of(tokenizer)} shows no reply after a message; use another tokenizer")
 
 
@@ -92,6 +97,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, messages: S
 def reference_ids(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, text: str, most: int) -> np.ndarray:
     """What the model should write, in ids, its first `most`."""
     return np.asarray(ids_after_text(tokenizer, fmt.vocab_bytes, [text])[0][:most] if text else [], np.int32)
+
+
+def _as_json(text: str) -> str:
+    """The inside of the text as a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> str:

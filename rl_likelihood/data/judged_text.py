@@ -133,8 +133,8 @@ def _prompts(reader: Reader, questions: Sequence[str], rendered: list[_Rendered]
     for question, ids in zip(questions, prompts, strict=True):
         if len(ids) > reader.max_prompt:
             raise UserError(
-                f"{reader.setting}max_prompt is {reader.max_prompt}, but the question {question[:60]!r} has {len(ids)} tokens in "
-                "the judge's template; set it to at least that"
+                f"{reader.setting}max_prompt is {reader.max_prompt}, but the question {question[:60]!r} has {len(ids)} "
+                "tokens in the judge's template; set it to at least that"
             )
     return prompts
 
@@ -146,8 +146,8 @@ def refuse_template(reader: Reader) -> None:
     around = _around(reader, rendered)
     if sum(map(len, around)) >= reader.max_row:
         raise UserError(
-            f"{reader.setting}max_row is {reader.max_row}, but what stands around an answer has {sum(map(len, around))} tokens; "
-            "set it to some hundreds more"
+            f"{reader.setting}max_row is {reader.max_row}, but what stands around an answer has "
+            f"{sum(map(len, around))} tokens; set it to some hundreds more"
         )
     text, first = rendered.before, rendered.space + (reader.form.pieces[0] or "answer")
     (prompt,) = ids_of(reader.tokenizer, reader.vocab_bytes, [text])

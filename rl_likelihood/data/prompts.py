@@ -226,24 +226,28 @@ def encode_all(
 def encode_fitting(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, fmt: ChainFormat
 ) -> tuple[list[EncodedExample], list[str]]:
-    """(rows, left out): `encode_all` of the examples within `max_prompt` and `max_answer`, and the others in words.
+    """`fitting` of the examples in ids."""
+    return fitting(_encode_any_length(examples, tokenizer, cfg, fmt, None), cfg)
 
-    UserError if there are examples and none of them fits.
+
+def fitting(rows: list[EncodedExample], cfg: PromptConfig) -> tuple[list[EncodedExample], list[str]]:
+    """(rows, left out): those within `max_prompt` and `max_answer`, and the others in words.
+
+    UserError if there are rows and none of them fits.
     """
-    rows = _encode_any_length(examples, tokenizer, cfg, fmt, None)
-    fitting = [row for row in rows if not longer(row, cfg)]
+    short = [row for row in rows if not longer(row, cfg)]
     left_out = [
         f"{row.example.id}: "
         + " and ".join(f"{n} tokens over prompt.{name} = {getattr(cfg, name)}" for name, n in over.items())
         for row in rows
         if (over := longer(row, cfg))
     ]
-    if rows and not fitting:
+    if rows and not short:
         raise UserError(
             f"none of the {len(rows)} training rows fits prompt.max_prompt = {cfg.max_prompt} and prompt.max_answer = "
             f"{cfg.max_answer} ({left_out[0]}); raise them"
         )
-    return fitting, left_out
+    return short, left_out
 
 
 def _encode_any_length(

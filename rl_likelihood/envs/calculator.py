@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from rl_likelihood.envs.calls import EXAMPLE, Style, answer, message
+from rl_likelihood.envs.calls import Style, answer, message
 from rl_likelihood.envs.protocol import End, Reply, Start
 from rl_likelihood.envs.tools import Call, Parameter, Tool, ToolError, signature, table
 from rl_likelihood.grading.countdown import evaluate
@@ -53,8 +53,9 @@ class Calculator:
 
     def start(self, task: Mapping) -> Start:
         state = Sum(list(task["nums"]), task["target"], task.get("solution", ""))
-        example = EXAMPLE[self.style].replace("reboot_device", "calculate").replace("{}", '{"expression": "1+2"}')
-        system = "\n".join(["Tools:", *map(signature, TOOLS.values()), "", "Each message is one tool call:", example])
+        example = message([Call("calculate", {"expression": "1+2"})], self.style)
+        tools = [f"{signature(tool)}: {tool.about}" for tool in TOOLS.values()]
+        system = "\n".join(["Tools:", *tools, "", "Each message is one tool call:", example])
         numbers = ", ".join(map(str, state.numbers))
         question = (
             f"Use each of the numbers {numbers} exactly once, with +, -, *, / and brackets, to make {state.target}."

@@ -28,12 +28,6 @@ _LLAMA_ENDS = ("<|eom_id|>", "<|eot_id|>")
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 
-EXAMPLE = {
-    "hermes": f'{OPEN}\n{{"name": "reboot_device", "arguments": {{}}}}\n{CLOSE}',
-    "llama3": '{"name": "reboot_device", "parameters": {}}',
-    "json": '{"arguments": {}, "name": "reboot_device"}',
-}
-
 PROBLEMS = {
     "no_call": "your message has no tool call",
     "truncated": "the tool call does not end",
@@ -185,7 +179,7 @@ def answer(text: str, style: Style, tools: Mapping[str, Tool], state: Any, last:
     replies, made, bad = [], [], []
     for call in calls:
         if isinstance(call, BadCall):
-            kind, reply = call.kind, f"Error: {PROBLEMS[call.kind]}. Write {EXAMPLE[style]}"
+            kind, reply = call.kind, f"Error: {PROBLEMS[call.kind]}. Write {example(tools, style)}"
         else:
             kind, reply = make(call, tools, state)
         replies.append(reply)
@@ -202,7 +196,7 @@ def make(call: Call, tools: Mapping[str, Tool], state: Any) -> tuple[str, str]:
     """(what is wrong with the call, a kind of PROBLEMS or ""; the reply). A wrong call changes nothing."""
     tool = tools.get(call.name)
     if tool is None:
-        return "unknown_tool", f"Error: Tool '{call.name}' not calls."
+        return "unknown_tool", f"Error: Tool '{call.name}' not found."
     problem = wrong_arguments(tool, call.arguments)
     if problem:
         return "wrong_arguments", f"Error: {problem}"
@@ -223,12 +217,19 @@ def text_of(call: Call) -> str:
 def message(calls: Sequence[Call], style: Style, thought: str = "") -> str:
     """A message that makes the calls, as `parse` reads it. A thought stands before them."""
     if style == "hermes":
-        said = "\n".join(f"{OPEN}\n{text_of(call)}\n{CLOSE}" for call in calls)
+        said = "\n".join(f"{OPEN}\n{_object(call, 'arguments')}\n{CLOSE}" for call in calls)
     elif style == "llama3":
         said = "; ".join(_object(call, "parameters") for call in calls)
     else:
         said = text_of(calls[0]) if len(calls) == 1 else "[" + ", ".join(map(text_of, calls)) + "]"
     return f"<think>{thought}{_THINK_CLOSE}\n{said}" if thought else said
+
+
+def example(tools: Mapping[str, Tool], style: Style) -> str:
+    """A call to show: of the tool that needs the fewest arguments, the first of these."""
+    tool = min(tools.values(), key=lambda tool: sum(p.required for p in tool.parameters))
+    shown = {"string": "...", "number": 0, "integer": 0, "boolean": True, "object": {}}
+    return message([Call(tool.name, {p.name: shown[p.kind] for p in tool.parameters if p.required})], style)
 
 
 def _object(call: Call, arguments: str) -> str:

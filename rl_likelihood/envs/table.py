@@ -23,7 +23,9 @@ class EnvConfig:
     path: str = field("", "the folder with the files that the environment needs: tau2's, for telecom")
     style: Style = field("hermes", "how the model writes a tool call")
     prompt: Literal["compact", "full"] = field("compact", "telecom: our summary of the policy, or tau2's whole policy")
-    seconds: float = field(10.0, "for one reply; a conversation whose environment takes longer is left out", above=0)
+    seconds: float = field(
+        10.0, "for the replies of one turn; a conversation whose environment takes longer is left out", above=0
+    )
     credit: Literal["outcome", "turn"] = field(
         "outcome",
         "what a message is paid: the conversation's reward, or also how much likelier the reference calls become from "

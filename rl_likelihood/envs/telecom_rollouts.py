@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rl_likelihood.envs import telecom
-from rl_likelihood.envs.calls import EXAMPLE, Style, answer, f1, message
+from rl_likelihood.envs.calls import Style, answer, f1, message
 from rl_likelihood.envs.protocol import End, Reply, Start
 from rl_likelihood.envs.telecom_state import State, World, read_world
 from rl_likelihood.envs.tools import Call, Tool, schema, signature
@@ -80,7 +80,7 @@ def system_prompt(prompt: Prompt, style: Style, folder: str | Path = "") -> str:
     """What the model is told before the ticket. `full` holds tau2's own policy and workflow, read from its folder."""
     if prompt not in ("compact", "full"):
         raise UserError(f"the prompt is {prompt!r}; choose compact or full")
-    filled = {"call": EXAMPLE[style]}
+    filled = {"call": message([Call("reboot_device", {})], style)}
     if prompt == "compact":
         filled["tools"] = "\n".join(map(signature, TOOLS.values()))
     else:

@@ -55,10 +55,17 @@ def _record(task: Task, row: EncodedExample, rollout: Rollout, i: int, index: in
     }
 
 
+# Of a conversation; all null where the environment failed.
+FIELDS = ("right", "reward", "calls_f1", "turns", "calls", "bad_calls", "chain_tokens", "truncated")
+
+
 def _entry(rollout: Rollout, i: int, j: int) -> Record:
     o = rollout.outcomes
+    assert o is not None
+    if o.failed[i, j]:
+        return dict.fromkeys(FIELDS)
     return {
-        "right": None if o.failed[i, j] else bool(o.reward[i, j] >= 1),
+        "right": bool(o.reward[i, j] >= 1),
         "reward": round(float(o.reward[i, j]), 6),
         "calls_f1": round(float(o.calls_f1[i, j]), 6),
         "turns": int(o.turns[i, j]),

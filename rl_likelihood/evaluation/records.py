@@ -36,7 +36,8 @@ def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples:
             questions.update(np.asarray(part, np.int32).tobytes() + b"|")
         questions.update((row.example.answer + row.example.check).encode(errors="replace") + b"\n")
     turns = [c.sampler.max_turns, c.sampler.max_env_tokens, c.prompt.max_answer]
-    talk = {"env": dataclasses.asdict(c.env), "turns": turns} if c.converses else {}
+    own = hashlib.sha256(Path(c.env.file).read_bytes()).hexdigest()[:16] if c.env.file else ""
+    talk = {"env": dataclasses.asdict(c.env), "file": own, "turns": turns} if c.converses else {}
     return {
         "format": FORMAT,
         "version": __version__,

@@ -131,7 +131,7 @@ def _of_conversations(records: Sequence[Record], m: int) -> Columns:
         q |= {f"pass@{k}": np.asarray([_pass_at(row, k) for row in right]) for k in range(2, m + 1)}
         q |= {f"pass^{k}": np.asarray([_pass_all(row, k) for row in right]) for k in range(2, m + 1)}
     for name, metric in _COUNTED.items():
-        q[metric] = _array([[e[name] for e in (r["greedy"], *r["samples"])] for r in records]).mean(1)
+        q[metric] = _mean(_array([[e[name] for e in (r["greedy"], *r["samples"])] for r in records]))
     kinds = [r["kind"] for r in records]
     for kind in sorted(set(kinds) - {""}):
         q[f"greedy_success/{kind}"] = np.where(np.asarray(kinds) == kind, greedy["right"], np.nan)

@@ -13,7 +13,7 @@ from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED, Batch
 
 
-def chains_as_prompts(batch: Batch) -> tuple[Int[Array, "P*G N"], Int[Array, "P*G"]]:
+def chains_as_prompts(batch: Batch) -> tuple[Int[Array, "N T"], Int[Array, "N"]]:
     """Each row's prompt with its chain and tags, right-padded, and their lengths: what an answer continues."""
     p, g, t = batch.completion.shape
     s = batch.prompt.shape[1]

@@ -159,7 +159,7 @@ def branch_mask(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T T"]:
 
 def branch_positions(segment: Int[AnyArray, "P G T"], prompt_length: Int[AnyArray, "P"]) -> Int[Array, "P G T"]:
     """Rotary positions: every branch continues the trunk, and so does what follows it in the row."""
-    return prompt_length[:, None, None] + _place(segment)
+    return prompt_length[:, None, None] + _offset(segment)
 
 
 def predecessor(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
@@ -177,7 +177,7 @@ def predecessor(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
     return jnp.where(shared | (segment != before), last, index)
 
 
-def _place(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
+def _offset(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
     """How many tokens precede each on its branch."""
     index, shared = jnp.arange(segment.shape[-1]), trunk(segment)
     before = jnp.cumsum(shared, -1) - shared  # of the trunk

@@ -185,7 +185,7 @@ def trace_turn(plan: Plan, weights: Any) -> Any:
     )
     ids, many = array((p, g, turns.padded(s.max_env_tokens)), jnp.int32), array((p, g), jnp.int32)
     given = turns.Given(each(ids), each(many), each(array((p, g), jnp.bool_)))
-    return turns.turn.trace(weights, model, rows, given, request, (width, s.max_chain), mesh)
+    return turns.turn.trace(weights, rows, given, request, turns.How(model, s.max_chain, mesh), width)
 
 
 def decoding_weights(model: ModelConfig, mesh: Mesh, shared: Any, layer: Any) -> Any:

@@ -69,7 +69,7 @@ def _term(m: re.Match[str], table: Mapping[str, Reward]) -> Term:
             raise UserError(f"reward.name has {known!r}; {hint}it must be of {', '.join(table)}, or sft")
     reward, weight, per_std = table[name], float(m["weight"] or 1), bool(m["std"])
     if abs(weight) > 1e38:
-        raise UserError(f"reward.name has {m[0].strip()!r}; its weight is too large for a number of 32 bits")
+        raise UserError(f"reward.name has {m[0].strip()!r}; the weight of {name} is too large for a number of 32 bits")
     if reward.kind != "outcome":
         if of:
             raise UserError(f"reward.name has {name}({of}), but {name} is made of no other reward; write {name}")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import queue
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from rl_likelihood.data.conversation import Markup, markup, reference_ids
 from rl_likelihood.data.prompts import EncodedExample, completion_ids
 from rl_likelihood.data.token_ids import ids_after_text
 from rl_likelihood.envs.calls import Style, message
-from rl_likelihood.envs.protocol import End, Environment, Reply
+from rl_likelihood.envs.protocol import End, Environment, Reply, Start
 from rl_likelihood.envs.tools import Call
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.runtime.console import say
@@ -28,8 +29,15 @@ from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.turns import Given
 from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, Example, Outcomes, Prompts, Rollout, UserError
-from rl_likelihood.tables import environment_table
+from rl_likelihood.tables import environment_of
 from rl_likelihood.task import Task
+
+
+class Paid(NamedTuple):
+    """What a conversation is worth: the environment's reward, and the F1 of its calls."""
+
+    reward: float = 0.0
+    calls_f1: float = 0.0
 
 
 @dataclasses.dataclass
@@ -45,11 +53,13 @@ class Conversation:
     calls: int = 0
     bad: int = 0
     failed: bool = False
+    paid: Paid = Paid()
 
-    def add(self, ids: Sequence[int], kind: int, logp: Sequence[float] | None = None) -> None:
-        self.ids += map(int, ids)
+    def add(self, ids: np.ndarray, kind: int, logp: np.ndarray | None = None) -> None:
+        """Append ids [n] of one kind (shapes.py), with their log-probs [n] where they were sampled."""
+        self.ids += ids.tolist()
         self.kinds += [kind] * len(ids)
-        self.logp += map(float, [0.0] * len(ids) if logp is None else logp)
+        self.logp += [0.0] * len(ids) if logp is None else logp.tolist()
 
     @property
     def going(self) -> bool:
@@ -62,8 +72,9 @@ class Conversations:
     def __init__(self, task: Task) -> None:
         c = task.config
         self.task = task
-        self.environment: Environment = environment_table(c.env.file)[c.env.name](c.env)
+        self.environment: Environment = environment_of(c.env)
         self.seconds = c.env.seconds
+        self._said: set[str] = set()
         self.markup: Markup = markup(task.tokenizer, task.fmt, c.sampler.max_env_tokens)
 
     def sample(
@@ -72,7 +83,8 @@ class Conversations:
         """A conversation for each of the G rows of every prompt. `cfg.slots` conversations go on at one time (0: all);
         the ids of a row do not depend on how many."""
         g = cfg.group_size
-        played = [[self.begin(row) for _ in range(g)] for row in rows]
+        begun = iter(self.begin([row for row in rows for _ in range(g)]))
+        played = [[next(begun) for _ in range(g)] for _ in rows]
         at_once = min(cfg.slots or len(rows) * g, len(rows) * g)
         p_step, g_step = max(1, at_once // g), min(at_once, g)
         for i in range(0, len(rows), p_step):
@@ -80,26 +92,45 @@ class Conversations:
                 part = [group[j : j + g_step] for group in played[i : i + p_step]]
                 of_part = jax.tree.map(lambda x, i=i: x[i : i + p_step], prompts)
                 self._play(weights, request(of_part, key, cfg, j, len(part[0])), part, cfg)
-        return self.rollout(prompts, played)
+        return self.rollout(prompts, played, cfg.width_multiple)
 
-    def begin(self, row: EncodedExample) -> Conversation:
-        """A conversation before its first message."""
-        state, _, reference = self.environment.start(task_of(row))
-        conversation = Conversation(state)
-        self._refer(conversation, reference)
-        return conversation
+    def begin(self, rows: Sequence[EncodedExample]) -> list[Conversation]:
+        """A conversation for each row, before its first message."""
+        start_of = lambda row: lambda: self.environment.start(task_of(row))
+        started = self._asked([start_of(row) for row in rows], Start)
+        out = []
+        for start in started:
+            conversation = Conversation(None, failed=True) if start is None else Conversation(start.state)
+            if start is not None:
+                self._refer(conversation, start.reference)
+            out.append(conversation)
+        return out
+
+    def _asked(self, calls: Sequence[Callable[[], Any]], kind: type) -> list[Any]:
+        """What the environment returns, of the kind that it must be, or None. Each failure is said once in a run."""
+        out = []
+        for value in in_time(calls, self.seconds):
+            why = value.why if isinstance(value, Failed) else problem_of(value, kind)
+            if why and why not in self._said:
+                self._said.add(why)
+                name = self.task.config.env.name
+                say(f"warning: the environment {name} failed ({why}); such conversations are left out")
+            out.append(None if why else value)
+        return out
 
     def _play(self, weights: Params, request: Request, played: list[list[Conversation]], cfg: SamplerConfig) -> None:
         mesh = getattr(weights["embed"].sharding, "mesh", None)
         flat = [conversation for group in played for conversation in group]
         shape = len(played), len(played[0])
+        how = turns.How(cfg.model, cfg.max_chain, mesh)
         rows, replies = turns.begin(weights, cfg.model, request, mesh), [np.zeros(0, np.int32)] * len(flat)
         for turn in range(self.task.config.sampler.max_turns):
             going = np.asarray([conversation.going for conversation in flat])
             if not going.any():
                 break
-            given = Given(*(x.reshape(*shape, *x.shape[1:]) for x in padded(replies)), going.reshape(shape))
-            rows, written = turns.take_turn(weights, cfg.model, rows, given, request, cfg.max_chain, mesh)
+            ids, count = ragged(replies)
+            given = Given(ids.reshape(*shape, -1), count.reshape(shape), going.reshape(shape))
+            rows, written = turns.take_turn(weights, rows, given, request, how)
             ids, logp, length = (np.asarray(x).reshape(len(flat), *x.shape[2:]) for x in written)
             spoken = []
             for k in np.flatnonzero(going):
@@ -109,19 +140,23 @@ class Conversations:
             answered = iter(self.reply(spoken, last))
             replies = [next(answered) if g else np.zeros(0, np.int32) for g in going]
         for conversation in flat:
-            conversation.end = conversation.end or "out_of_turns"
+            if conversation.going:
+                conversation.end = "out_of_turns"
 
     def given(self, row: EncodedExample) -> Conversation:
         """The conversation that the row's chain makes: its messages, with the environment's real replies."""
-        conversation = Conversation(self.environment.start(task_of(row))[0])
-        texts = written(row.example, self.task.config.env.style)
+        (conversation,) = self.begin([row])
+        conversation = dataclasses.replace(conversation, ids=[], kinds=[], logp=[])  # nothing is scored beside it
+        texts = texts_of(row.example, self.task.config.env.style)[: self.task.config.sampler.max_turns]
         for text in texts:
-            (ids,) = ids_after_text(self.task.tokenizer, self.task.fmt.vocab_bytes, [text])
-            ids = np.asarray([*ids, self.task.fmt.eos_ids[0]], np.int32)
-            conversation.add(ids, CHAIN)
-            self.reply([(conversation, ids)], last=text is texts[-1], refer=False)
             if not conversation.going:
                 break
+            (spoken,) = ids_after_text(self.task.tokenizer, self.task.fmt.vocab_bytes, [text])
+            ids = np.asarray([*spoken, self.task.fmt.eos_ids[0]], np.int32)
+            conversation.add(ids, CHAIN)
+            self.reply([(conversation, ids)], last=text is texts[-1], refer=False)
+        if conversation.failed:
+            raise UserError(f"the environment fails in the conversation of row {row.example.id}; mend its chain")
         return conversation
 
     def reply(
@@ -135,10 +170,11 @@ class Conversations:
         step = self.environment.step
         calls = [lambda c=c, t=t: step(c.state, t) for (c, _), t in zip(messages, texts, strict=True)]
         out = []
-        for (conversation, ids), reply in zip(messages, in_time(calls, self.seconds), strict=True):
+        for (conversation, ids), reply in zip(messages, self._asked(calls, Reply), strict=True):
             conversation.turns += 1
+            conversation.failed = reply is None
             given = np.zeros(0, np.int32)
-            if isinstance(reply, Reply):
+            if reply is not None:
                 conversation.calls += reply.calls
                 conversation.bad += len(reply.bad)
                 conversation.end = reply.end
@@ -146,9 +182,6 @@ class Conversations:
                     given = self.markup.reply(reply.text, ids, self.task.config.sampler.max_env_tokens)
                     conversation.add(given, ENV)
                     self._refer(conversation, reply.reference if refer else "")
-            else:
-                conversation.failed = True
-                say(f"warning: the environment failed ({reply}); the conversation is left out")
             out.append(given)
         return out
 
@@ -157,16 +190,15 @@ class Conversations:
         ids = reference_ids(task.tokenizer, task.fmt, text, task.config.prompt.max_answer)
         conversation.add(ids, REFERENCE)
 
-    def rollout(self, prompts: Prompts, played: list[list[Conversation]]) -> Rollout:
-        """The rows and outcomes of conversations that are over."""
-        width = longest = max(len(row.ids) for group in played for row in group)
-        if self.task.config.sampler.width_multiple:
-            width = -(-longest // self.task.config.sampler.width_multiple) * self.task.config.sampler.width_multiple
-        else:
-            width = self.task.config.conversation_tokens
+    def rollout(self, prompts: Prompts, played: list[list[Conversation]], multiple: int) -> Rollout:
+        """The rows and outcomes of conversations that are over, as wide as the longest, rounded up to a multiple; 0: as
+        wide as can be."""
+        width = self.task.config.conversation_tokens
+        if multiple:
+            width = -(-max(len(row.ids) for group in played for row in group) // multiple) * multiple
 
         def array(values: Callable[[Conversation], Sequence], fill: float, kind: type) -> np.ndarray:
-            out = np.full((len(played), len(played[0]), width), fill, kind)
+            out: np.ndarray = np.full((len(played), len(played[0]), width), fill, kind)
             for i, group in enumerate(played):
                 for j, row in enumerate(group):
                     out[i, j, : len(row.ids)] = values(row)
@@ -175,8 +207,7 @@ class Conversations:
         def each(value: Callable[[Conversation], Any], kind: type) -> np.ndarray:
             return np.asarray([[value(row) for row in group] for group in played], kind)
 
-        rewards = self._rewards([row for group in played for row in group])
-        f1 = getattr(self.environment, "calls_f1", lambda state: 0.0)
+        self._pay([row for group in played for row in group])
         return Rollout(
             prompts,
             array(lambda row: row.ids, self.task.fmt.pad_id, np.int32),
@@ -184,8 +215,8 @@ class Conversations:
             array(lambda row: row.logp, 0, np.float32),
             truncated=each(lambda row: row.end == "out_of_turns", bool),
             outcomes=Outcomes(
-                reward=rewards.reshape(len(played), -1),
-                calls_f1=each(lambda row: f1(row.state), np.float32),
+                reward=each(lambda row: row.paid.reward, np.float32),
+                calls_f1=each(lambda row: row.paid.calls_f1, np.float32),
                 turns=each(lambda row: row.turns, np.int32),
                 calls=each(lambda row: row.calls, np.int32),
                 bad_calls=each(lambda row: row.bad, np.int32),
@@ -193,13 +224,32 @@ class Conversations:
             ),
         )
 
-    def _rewards(self, played: Sequence[Conversation]) -> np.ndarray:
-        """The environment's rewards; 0 for a conversation that failed or whose reward cannot be had."""
-        reward = self.environment.reward
-        values = in_time([lambda row=row: float(reward(row.state, row.end)) for row in played], self.seconds)
-        for row, value in zip(played, values, strict=True):
-            row.failed |= not isinstance(value, float) or not np.isfinite(value)
-        return np.asarray([0.0 if row.failed else v for row, v in zip(played, values, strict=True)], np.float32)
+    def _pay(self, played: Sequence[Conversation]) -> None:
+        """Asks the environment for the rewards of conversations that are over."""
+        reward, f1 = self.environment.reward, getattr(self.environment, "calls_f1", lambda state: 0.0)
+        ran = [row for row in played if not row.failed]
+        calls = [lambda row=row: Paid(float(reward(row.state, row.end)), float(f1(row.state))) for row in ran]
+        for row, paid in zip(ran, self._asked(calls, Paid), strict=True):
+            row.failed = paid is None
+            row.paid = paid or Paid()
+
+
+def problem_of(value: Any, kind: Any) -> str:
+    """What is wrong with a value that an environment returned; "" if nothing is."""
+    if not isinstance(value, kind):
+        return f"it returned {type(value).__name__} and not {kind.__name__}"
+    if kind is Paid:
+        return "" if math.isfinite(value.reward) and math.isfinite(value.calls_f1) else f"its reward is {value.reward}"
+    for text in (value.reference, getattr(value, "text", "")):
+        if not isinstance(text, str):
+            return f"{kind.__name__} has {type(text).__name__} where it should have text"
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"half of a surrogate pair in its {kind.__name__}, which is not text"
+    if isinstance(value, Reply) and (value.end not in get_args(End) or not isinstance(value.bad, list | tuple)):
+        return f"Reply has end={value.end!r} and bad={value.bad!r}; docs/tools.md says what they may be"
+    return ""
 
 
 def messages_of(task: Task, rollout: Rollout, i: int, j: int) -> list[dict[str, str]]:
@@ -223,7 +273,7 @@ def task_of(row: EncodedExample) -> dict[str, Any]:
     return json.loads(row.example.check)["environment"]
 
 
-def written(example: Example, style: Style) -> list[str]:
+def texts_of(example: Example, style: Style) -> list[str]:
     """The messages of an example's chain: JSON, a list of {"calls": [{"name", "arguments"}], "thought": text}."""
     try:
         messages = json.loads(example.chain)
@@ -242,7 +292,7 @@ def targets_of(task: Task, rows: Sequence[EncodedExample]) -> list[tuple[np.ndar
     """(ids, segments) that supervised training learns of the rows: their chains with answers, or conversations."""
     if not task.config.converses:
         return [completion_ids(row, row.example.chain, task.tokenizer, task.fmt) for row in rows]
-    conversations, most = Conversations(task), task.config.conversation_tokens
+    conversations, most = Conversations(task), task.config.spoken_tokens
     played = [conversations.given(row) for row in rows]
     return [(np.asarray(c.ids[:most], np.int32), np.asarray(c.kinds[:most], np.int32)) for c in played]
 
@@ -263,7 +313,7 @@ def request(prompts: Prompts, key: jax.Array, cfg: SamplerConfig, first: int, ro
     )
 
 
-def padded(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def ragged(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(ids [N, E], how many [N]) of ragged ids."""
     out = np.zeros((len(ids), max(map(len, ids))), np.int32)
     for k, row in enumerate(ids):
@@ -271,29 +321,30 @@ def padded(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return out, np.asarray(list(map(len, ids)), np.int32)
 
 
+class Failed(NamedTuple):
+    """A call of the environment that raised, or did not return in time."""
+
+    why: str
+
+
 def in_time(calls: Iterable[Callable[[], Any]], seconds: float) -> list[Any]:
-    """What each call returns, or, where it raises or takes longer, why not, as text.
+    """What each call returns, or `Failed`. They run at the same time, each on a thread, and have `seconds` together.
 
-    The calls run one after the other on a thread. Where one hangs, its thread is left alone, and the others go on.
+    A call that hangs keeps its thread; what it returns later is not seen.
     """
-    waiting, results = list(calls), []
-    while len(results) < len(waiting):
-        done, left_alone = queue.SimpleQueue(), threading.Event()
-        threading.Thread(target=_run, args=(waiting[len(results) :], done, left_alone), daemon=True).start()
-        while len(results) < len(waiting) and not left_alone.is_set():
-            try:
-                results.append(done.get(timeout=seconds))
-            except queue.Empty:
-                left_alone.set()
-                results.append(f"no reply within env.seconds = {seconds:g}")
-    return results
+    calls = list(calls)
+    results: list[Any] = [Failed(f"no reply within env.seconds = {seconds:g}")] * len(calls)
 
-
-def _run(calls: Sequence[Callable[[], Any]], done: queue.SimpleQueue, left_alone: threading.Event) -> None:
-    for call in calls:
-        if left_alone.is_set():  # the rest runs on another thread
-            return
+    def run(k: int) -> None:
         try:
-            done.put(call())
-        except Exception as e:  # whatever a user's environment raises
-            done.put(f"{type(e).__name__}: {e}")
+            results[k] = calls[k]()
+        except BaseException as e:  # whatever a user's environment raises, SystemExit too
+            results[k] = Failed(f"{type(e).__name__}: {e}")
+
+    threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return list(results)

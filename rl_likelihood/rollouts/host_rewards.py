@@ -11,7 +11,7 @@ from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rewards import rules
 from rl_likelihood.rewards.reward import HostInputs
-from rl_likelihood.shapes import CHAIN, SAMPLED, Rollout
+from rl_likelihood.shapes import CHAIN, SAMPLED, Outcomes, Rollout
 from rl_likelihood.task import Task
 
 Rewards = dict[str, np.ndarray]  # name -> [P, G] float32
@@ -117,21 +117,22 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
         logged["reward/exact_match"] = float(right.mean())
     logged["grader/failures"] = float(pool.failures - failures)
     if rollout.outcomes is not None:
-        logged |= of_conversations(rollout)
+        logged |= of_conversations(rollout.outcomes, rollout.truncated)
         failed |= rollout.outcomes.failed
     return HostRewards(values, ~failed, logged)
 
 
-def of_conversations(rollout: Rollout) -> dict[str, float]:
-    """How a step's conversations went."""
-    o = rollout.outcomes
+def of_conversations(o: Outcomes, cut: np.ndarray) -> dict[str, float]:
+    """How a step's conversations went, those left out that failed. `cut`: which of them did not end by themselves."""
+    ran = ~o.failed
+    mean = lambda x: float(x[ran].mean()) if ran.any() else 0.0
     return {
-        "env/reward": float(o.reward.mean()),
-        "env/success": float((o.reward >= 1).mean()),
-        "env/calls_f1": float(o.calls_f1.mean()),
-        "env/turns": float(o.turns.mean()),
-        "env/calls": float(o.calls.mean()),
-        "env/bad_calls": float(o.bad_calls.mean()),
-        "env/out_of_turns": float(rollout.truncated.mean()),
+        "env/reward": mean(o.reward),
+        "env/success": mean(o.reward >= 1),
+        "env/calls_f1": mean(o.calls_f1),
+        "env/turns": mean(o.turns),
+        "env/calls": mean(o.calls),
+        "env/bad_calls": mean(o.bad_calls),
+        "env/out_of_turns": mean(cut),
         "env/failures": float(o.failed.sum()),
     }

@@ -46,7 +46,7 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
     if batch.no_chain is not None:
         logp = values["no_chain_answer_logp"][i][batch.no_chain.segment[i, 0] == REFERENCE]
         no_chain["answer_logp_no_chain"] = rounded(logp)
-    conversation = {}
+    conversation: dict[str, Any] = {}
     if rollout.outcomes is not None:
         conversation["messages"] = messages_of(task, rollout, i, j)
         conversation |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items()}

@@ -17,7 +17,7 @@ from rl_likelihood.learner.batching import answers_after, given_rollout
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput, means
-from rl_likelihood.rollouts.conversations import targets_of
+from rl_likelihood.rollouts.conversations import targets_of, texts_of
 from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.resample import Drawn, accepted, merged
 from rl_likelihood.runtime import distributed
@@ -106,7 +106,9 @@ class Given:
         self.width = len(task.fmt.close_think_ids) + task.config.prompt.max_answer
         self.width += longest_chain(task) if self.chains else 0
         if task.config.converses:
-            self.width = task.config.conversation_tokens
+            self.width = task.config.spoken_tokens
+            for row in task.train:  # what cannot be read is refused now
+                texts_of(row.example, task.config.env.style)
 
     def next(self, step: int, params: Params) -> StepInput:
         start, b = time.perf_counter(), self.batches

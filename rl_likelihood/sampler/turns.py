@@ -1,8 +1,8 @@
-"""Sampling in turns: rows that go on after somebody else's tokens, with all that came before kept in the caches.
+"""Multi-turn sampling: rows continue after the environment's tokens; earlier keys and values stay in the cache.
 
-`begin` computes the prompts, once per group. Each `take_turn` appends given ids to every row (what an environment
-replied, in one product) and lets the policy go on until its turn ends. Between turns the caches are packed: what a row
-did not use of the last turn's width is given back. A row's random numbers come from its own key and from how many
+`begin` computes the prompts, once per group. Each `take_turn` appends given ids to every row (the environment's reply,
+in one product) and samples until the message ends. Between turns the caches are packed: unused positions of the last
+turn are freed. A row's random numbers come from its own key and from how many
 tokens it has sampled, so its ids depend on no other row.
 """
 
@@ -74,17 +74,23 @@ def begin(weights: Params, cfg: ModelConfig, request: Request, mesh: Mesh | None
     return _spread(part, mesh, (_of_request(p_axis, g_axis),), _of_rows(p_axis, g_axis))(weights, request)
 
 
-def take_turn(
-    weights: Params, cfg: ModelConfig, rows: Rows, given: Given, request: Request, max_tokens: int, mesh: Mesh | None
-) -> tuple[Rows, Turn]:
-    """One turn: the given ids, then what each row samples, at most `max_tokens` ids, up to an end-of-sequence id."""
+class How(NamedTuple):
+    """The model, the most ids that a message may have, and the mesh whose devices sample (None: one device)."""
+
+    model: ModelConfig
+    max_tokens: int
+    mesh: Mesh | None = None
+
+
+def take_turn(weights: Params, rows: Rows, given: Given, request: Request, how: How) -> tuple[Rows, Turn]:
+    """One turn: the given ids, then what each row samples, at most `how.max_tokens`, up to an end-of-sequence id."""
     width = padded(int(np.asarray(rows.used.sum(-1)).max()))
     more = padded(given.ids.shape[-1]) - given.ids.shape[-1]
     given = given._replace(
         ids=np.pad(given.ids, [(0, 0), (0, 0), (0, more)], constant_values=int(request.pad_id)),
         count=np.where(given.going, given.count, 0),
     )
-    return turn(weights, cfg, rows, given, request, (width, max_tokens), mesh)
+    return turn(weights, rows, given, request, how, width)
 
 
 def padded(n: int) -> int:
@@ -92,27 +98,21 @@ def padded(n: int) -> int:
     return 0 if n == 0 else max(WIDTH, 1 << (n - 1).bit_length())
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "widths", "mesh"))
-def turn(
-    weights: Params,
-    cfg: ModelConfig,
-    rows: Rows,
-    given: Given,
-    request: Request,
-    widths: tuple[int, int],
-    mesh: Mesh | None,
-) -> tuple[Rows, Turn]:
-    """`take_turn` as one program. `widths`: where the rows' earlier tokens go, and the most that are sampled."""
-    p_axis, g_axis = _axes(request, mesh)
-    by_row = PartitionSpec(p_axis, g_axis)
-    run = functools.partial(_turn, cfg=cfg, width=widths[0], max_tokens=widths[1])
-    at = _of_rows(p_axis, g_axis)
-    run = _spread(run, mesh, (at, by_row, _of_request(p_axis, g_axis)), (at, by_row))
-    return run(weights, rows, given, request)
+@functools.partial(jax.jit, static_argnames=("how", "width"))
+def turn(weights: Params, rows: Rows, given: Given, request: Request, how: How, width: int) -> tuple[Rows, Turn]:
+    """`take_turn` as one program. The rows' earlier tokens go into the first `width` positions of their caches."""
+    axes = _axes(request, how.mesh)
+    by_row, at = PartitionSpec(*axes), _of_rows(*axes)
+
+    def part(weights: Params, rows: Rows, given: Given, request: Request) -> tuple[Rows, Turn]:
+        return _turn(weights, rows, given, request, how, width)
+
+    return _spread(part, how.mesh, (at, by_row, _of_request(*axes)), (at, by_row))(weights, rows, given, request)
 
 
-def _turn(weights: Params, rows: Rows, given: Given, request: Request, cfg: ModelConfig, width: int, max_tokens: int):
-    """A turn on one device; its rows have their earlier tokens in the first `width` positions."""
+def _turn(weights: Params, rows: Rows, given: Given, request: Request, how: How, width: int) -> tuple[Rows, Turn]:
+    """A turn of one device's rows."""
+    cfg, max_tokens = how.model, how.max_tokens
     p, g, e = given.ids.shape
     own, used = _packed(rows, width, e + max_tokens)
     cache, hidden = Cache(rows.cache.prompt, own), rows.hidden
@@ -147,15 +147,15 @@ def _turn(weights: Params, rows: Rows, given: Given, request: Request, cfg: Mode
         )
         return i + 1, cache, used, hidden, running & ~(token[..., None] == request.ends.eos).any(-1), turn
 
-    turn = Turn(
+    nothing = Turn(
         jnp.full((p, g, max_tokens), request.pad_id, jnp.int32),
         jnp.zeros((p, g, max_tokens), jnp.float32),
         jnp.zeros((p, g), jnp.int32),
     )
-    start = (jnp.int32(0), cache, used, hidden, jnp.asarray(given.going), turn)
-    _, cache, used, hidden, _, turn = jax.lax.while_loop(going_on, body, start)
+    start = (jnp.int32(0), cache, used, hidden, jnp.asarray(given.going), nothing)
+    _, cache, used, hidden, _, written = jax.lax.while_loop(going_on, body, start)
     cache = Cache(cache.prompt, _split_rows(cache.own, p))
-    return rows._replace(cache=cache, used=used, hidden=hidden, sampled=rows.sampled + turn.length), turn
+    return rows._replace(cache=cache, used=used, hidden=hidden, sampled=rows.sampled + written.length), written
 
 
 def _packed(rows: Rows, width: int, more: int) -> tuple[tuple, Bool[Array, "P G C"]]:

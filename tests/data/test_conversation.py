@@ -51,6 +51,14 @@ def test_a_template_without_tools_shows_the_reply_as_the_user_s():
     assert "<|user|>user: 42<|end|>" in text_of(tokenizer, markup(tokenizer, fmt, 200).reply("42", [5], 200))
 
 
+def test_a_template_that_writes_replies_as_json_gets_them_so():
+    tokenizer, fmt = tokenizer_with(
+        CHATML.replace("m.content }}", "(m.content | tojson if m.role == 'tool' else m.content) }}")
+    )
+    text = text_of(tokenizer, markup(tokenizer, fmt, 200).reply('Line "L1"\nok', [5], 200))
+    assert '"Line \\"L1\\"\\nok"' in text
+
+
 def test_markup_in_a_reply_is_plain_text():
     tokenizer, fmt = tokenizer_with(CHATML)
     between = markup(tokenizer, fmt, 400)

@@ -8,7 +8,19 @@ import random
 import pytest
 
 from rl_likelihood.envs import telecom
-from rl_likelihood.envs.calls import DEEPEST, LONGEST, MOST, PROBLEMS, BadCall, answer, f1, f1_of_text, parse, text_of
+from rl_likelihood.envs.calls import (
+    DEEPEST,
+    LONGEST,
+    MOST,
+    PROBLEMS,
+    BadCall,
+    answer,
+    f1,
+    f1_of_text,
+    message,
+    parse,
+    text_of,
+)
 from rl_likelihood.envs.telecom_rollouts import TOOLS
 from rl_likelihood.envs.tools import Call, schema, signature
 from rl_likelihood.grading.code import tool_call
@@ -101,6 +113,7 @@ def test_calls_are_made_in_order_and_bad_ones_are_replied_to_in_words():
     )
     reply, made, bad = answer(text, "hermes", TOOLS, state_now)
     paragraphs = reply.split("\n\n")
+    assert "Error: Tool " in reply and " not found." in reply
     assert bad == ["not_json", "unknown_tool", "wrong_arguments"] and made == [Call("reseat_sim_card", {})]
     assert [p.startswith("Error: ") for p in paragraphs] == [True, True, True, False]
     assert "'reseat'" in paragraphs[1] and "'on'" in paragraphs[2] and "📶" in paragraphs[3]
@@ -121,8 +134,16 @@ def test_the_reply_to_a_message_without_a_call_shows_how_to_write_one():
         reply, made, bad = (
             answer("Hello.", style, TOOLS, state()) if style != "json" else answer("", style, TOOLS, state())
         )
-        example = reply.partition("Write ")[2]
-        assert made == [] and bad == ["no_call"] and parse(example, style) == [REBOOT]
+        shown = reply.partition("Write ")[2]
+        (call,) = parse(shown, style)
+        assert made == [] and bad == ["no_call"] and answer(shown, style, TOOLS, state()).made == [call]
+
+
+@pytest.mark.parametrize("style", ["hermes", "llama3", "json"])
+def test_a_message_is_read_as_the_calls_it_was_made_of(style):
+    calls = [REBOOT, Call("say", {"text": 'a "b"\n; {c}', "n": [1, {"x": None}]})]
+    assert parse(message(calls, style), style) == calls
+    assert parse(message(calls[:1], style, thought="I reboot."), style) == calls[:1]
 
 
 # ---------------------------------------------------------------------------------------- any text

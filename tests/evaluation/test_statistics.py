@@ -294,3 +294,25 @@ def test_files_that_are_not_whole_records_are_refused(tmp_path, capsys):
     for path in (gap, empty, tmp_path / "absent.jsonl"):
         assert statistics.main([str(path)]) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_conversations_pass_k_times_and_failed_ones_do_not_count():
+    """Of four conversations three succeed: pass^k is .75 .5 .25 0, pass@k .75 1 1 1."""
+    ran = {
+        "reward": 1.0,
+        "calls_f1": 0.5,
+        "turns": 2,
+        "calls": 2,
+        "bad_calls": 0,
+        "chain_tokens": 9,
+        "truncated": False,
+    }
+    right, wrong, failed = ran | {"right": True}, ran | {"right": False, "reward": 0.0}, dict.fromkeys([*ran, "right"])
+    question = {"conversation": True, "kind": "a", "greedy": right, "samples": [right, right, right, wrong]}
+    out = summary([question, question])
+    assert [out["sampled_success"], out["pass^2"], out["pass^3"], out["pass^4"]] == [0.75, 0.5, 0.25, 0]
+    assert [out["pass@2"], out["pass@3"], out["pass@4"]] == [1, 1, 1]
+    assert out["env_reward"] == pytest.approx(0.8) and out["greedy_success/a"] == 1
+    left_out = summary([question | {"greedy": failed, "samples": [right, failed, right, failed], "kind": ""}])
+    assert left_out["env_reward"] == left_out["sampled_success"] == 1 and left_out["turns"] == 2
+    assert "greedy_success" not in left_out and "pass^3" not in left_out and left_out["pass^2"] == 1

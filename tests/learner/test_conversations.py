@@ -112,12 +112,12 @@ def test_the_gradient_is_that_of_the_expected_reward(credit):
 
 
 def test_a_likelihood_reward_scores_the_reference_of_every_turn():
-    cfg = rewarded("log_prob", two_branches=True, loss=LossConfig(policy_term=0.0))
+    cfg = rewarded("avg_log_prob", two_branches=True, loss=LossConfig(policy_term=0.0))
     grads, _, rows = gradients(PARAMS, (None, None), batch_of(np.array([3, 17])), MODEL, cfg)
 
     def plain(params):
         _, first, second = both_turns(params)
-        return -(first.sum(-1) + second.sum(-1))[np.array([3, 17])].mean()
+        return -(first.sum(-1) + second.sum(-1))[np.array([3, 17])].mean() / 3
 
     value, wanted = jax.value_and_grad(plain)(PARAMS)
     assert float(rows["reward"].mean()) == pytest.approx(-float(value), abs=1e-5)

@@ -56,6 +56,11 @@ CONFIGS = {
         LossConfig(aggregation="delta_l", mask_move=0.1, format_term=0.3),
         {"baseline": "frozen", "token_weights": "neg_log"},
     ),
+    "delta_l_batch": (
+        "avg_log_prob",
+        LossConfig(aggregation="delta_l_batch", clip_per="sequence", clip_low=0.2, clip_high=0.3),
+        {},
+    ),
 }
 
 
@@ -394,6 +399,10 @@ def test_the_switches_here_are_all_there_are():
         "ratio_cap",
         "clip_low",
         "clip_high",
+        "clip_per",
+        "mask_move",
+        "format_term",
+        "delta_l_alpha",
         "kl",
         "kl_coef",
         "span",

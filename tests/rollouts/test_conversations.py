@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from configs.calculator import get_config
-from rl_likelihood import task as tasks
 from rl_likelihood.config import build
 from rl_likelihood.envs.protocol import Reply, Start
 from rl_likelihood.rollouts.conversations import Conversations, in_time, messages_of, targets_of
+from rl_likelihood.rollouts.host_rewards import of_conversations
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
 from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, UserError
+from rl_likelihood.task import SAMPLE, load
 
 
 def config(**changes):
@@ -30,15 +31,15 @@ def config(**changes):
 
 @pytest.fixture(scope="module")
 def loaded():
-    task, params = tasks.load(config())
+    task, params = load(config())
     return task, decode.prepare(params, task.model)
 
 
 class Words:
-    """Replies with a number, ends after `last` messages; each message is paid 1 by its length's parity."""
+    """Replies with a number, and ends after `last` messages, which is paid with 1, and each message with 0.1."""
 
-    def __init__(self, last=3, raises=(), hangs=()):
-        self.last, self.raises, self.hangs = last, raises, hangs
+    def __init__(self, last=3):
+        self.last = last
 
     def start(self, task):
         return Start({"said": []}, [("user", "?")], "go")
@@ -46,18 +47,10 @@ class Words:
     def step(self, state, text):
         state["said"].append(text)
         n = len(state["said"])
-        if task_number(state) in self.raises:
-            raise ValueError("no such word")
-        if task_number(state) in self.hangs:
-            time.sleep(5)
         return Reply(f"reply {n}", "done" if n == self.last else "", 1, ["no_call"], f"go {n}")
 
     def reward(self, state, end):
         return float(end == "done") + len(state["said"]) / 10
-
-
-def task_number(state):
-    return state.setdefault("number", -1)
 
 
 def sampled(task, weights, environment=None, rows=None, **changes):
@@ -66,7 +59,7 @@ def sampled(task, weights, environment=None, rows=None, **changes):
     rows = task.train[:2] if rows is None else rows
     cfg = task.sampler(**changes)
     prompts = task.collate(rows, np.arange(len(rows)))
-    return conversations.sample(weights, prompts, rows, task.key(tasks.SAMPLE), cfg)
+    return conversations.sample(weights, prompts, rows, task.key(SAMPLE), cfg)
 
 
 def test_a_row_is_references_messages_and_replies_in_turn(loaded):
@@ -95,31 +88,58 @@ def test_how_a_conversation_ends_and_what_it_is_paid(loaded):
 
 
 class Some(Words):
-    """Words whose conversations number themselves as they begin."""
+    """Words that fails in the conversations whose numbers are given, each in its own way."""
+
+    def __init__(self, **fails):
+        super().__init__()
+        self.fails, self.begun = fails, 0
 
     def start(self, task):
-        self.begun = getattr(self, "begun", -1) + 1
-        return Start({"said": [], "number": self.begun}, [("user", "?")], "go")
+        number, self.begun = self.begun, self.begun + 1
+        if number == self.fails.get("start"):
+            raise ValueError("no such word")
+        return Start({"said": [], "number": number}, [("user", "?")], "go")
+
+    def step(self, state, text):
+        reply = super().step(state, text)
+        number = state["number"]
+        if number == self.fails.get("step"):
+            raise SystemExit("bye")
+        if number == self.fails.get("hang"):
+            time.sleep(5)
+        if number == self.fails.get("text"):
+            return "yes"
+        return reply._replace(text="\ud800") if number == self.fails.get("surrogate") else reply
+
+    def reward(self, state, end):
+        if state["number"] == self.fails.get("reward"):
+            raise ZeroDivisionError("nobody counted")
+        return float("nan") if state["number"] == self.fails.get("nan") else super().reward(state, end)
 
 
-def test_an_environment_that_raises_or_hangs_costs_its_own_row(loaded, capsys):
-    task = dataclasses.replace(loaded[0], config=config(env__seconds=0.5))
-    rollout = sampled(task, loaded[1], Some(raises=(1,), hangs=(4,)))
+FAILS = {"start": 0, "step": 1, "hang": 2, "text": 3, "surrogate": 4, "reward": 5, "nan": 6}
+
+
+def test_whatever_fails_costs_its_own_row_and_is_said_once(loaded, capsys):
+    task = dataclasses.replace(loaded[0], config=config(env__seconds=1.0))
+    rollout = sampled(task, loaded[1], Some(**FAILS), task.train[:3])
     failed = rollout.outcomes.failed.reshape(-1)
-    assert failed.tolist() == [False, True, False, False, True, False]
+    assert np.flatnonzero(failed).tolist() == sorted(FAILS.values()) and not rollout.truncated.any()
     assert (rollout.outcomes.turns.reshape(-1)[~failed] == 3).all()
-    np.testing.assert_allclose(rollout.outcomes.reward.reshape(-1), np.where(failed, 0, 1.3))
+    np.testing.assert_allclose(rollout.outcomes.reward.reshape(-1), np.where(failed, 0, 1.3), rtol=1e-6)
     out = capsys.readouterr().out
-    assert "ValueError: no such word" in out and "env.seconds = 0.5" in out
+    for word in ("ValueError: no such word", "SystemExit: bye", "env.seconds = 1", "str and not Reply", "surrogate"):
+        assert out.count(word) == 1
+    assert "ZeroDivisionError: nobody counted" in out and "its reward is nan" in out
+    logged = of_conversations(rollout.outcomes, rollout.truncated)
+    assert logged["env/failures"] == 7 and logged["env/turns"] == 3 and logged["env/reward"] == pytest.approx(1.3)
 
 
-def test_one_hanging_call_does_not_run_the_others_twice():
-    ran = []
-    calls = [lambda i=i: (time.sleep(0.6) if i == 1 else None, ran.append(i), i)[-1] for i in range(4)]
-    results = in_time(calls, 0.2)
-    time.sleep(0.8)
-    assert [results[i] for i in (0, 2, 3)] == [0, 2, 3] and "no reply" in results[1]
-    assert sorted(ran) == [0, 1, 2, 3]
+def test_hanging_calls_wait_together():
+    start = time.monotonic()
+    results = in_time([lambda: time.sleep(30)] * 20 + [lambda: "there"], 0.3)
+    assert results[-1] == "there" and all("env.seconds = 0.3" in r.why for r in results[:-1])
+    assert time.monotonic() - start < 10, "not 20 times as long"
 
 
 @pytest.mark.parametrize("slots", [1, 3, 4])
@@ -161,6 +181,14 @@ REFUSED = (
     ({"model__attention": "splash"}, ["model.attention", "auto"]),
     ({"env__credit": "turn", "loss__advantage": "std"}, ["env.credit", "loss.advantage"]),
     ({"env__name": "telecom"}, ["env.path"]),
+    ({"reward__name": "log_prob"}, ["log_prob", "avg_log_prob"]),
+    ({"reward__name": "max_rl(exact_match)"}, ["max_rl"]),
+    ({"reward__name": "r3"}, ["r3"]),
+    ({"filter__mode": "token_spread", "filter__threshold": 0.1}, ["filter.mode", "std_zero"]),
+    ({"reward__truncated": "floor"}, ["reward.truncated", "force_close"]),
+    ({"env__name": "none", "reward__name": "log_prob", "env__credit": "turn"}, ["env.credit", "outcome"]),
+    ({"env__credit": "turn", "sampler__max_turns": 1}, ["env.credit", "sampler.max_turns = 1"]),
+    ({"prompt__examples": 1}, ["prompt.examples"]),
     ({"env__file": "nowhere.py"}, ["env.file", "nowhere.py"]),
     ({"reward__name": "sft"}, ["reward.sft_chain", "both"]),
     ({"sampler__max_turns": 200}, ["sampler.max_turns", "positions"]),
@@ -171,7 +199,7 @@ REFUSED = (
 @pytest.mark.parametrize(("changes", "words"), REFUSED)
 def test_what_does_not_go_together_is_refused_in_words(changes, words):
     with pytest.raises(UserError) as e:
-        tasks.load(config(**changes))
+        load(config(**changes))
     assert "\n" not in str(e.value)
     for word in words:
         assert word in str(e.value)
@@ -188,7 +216,23 @@ def test_a_row_without_a_task_is_named(tmp_path):
         "data__heldout_size": 1,
     }
     with pytest.raises(UserError, match="has no field 'environment'"):
-        tasks.load(config(**changes))
+        load(config(**changes))
+
+
+def test_a_task_that_the_environment_refuses_is_named(tmp_path):
+    rows = [{"prompt": f"q{i}", "answer": "a", "environment": {"numbers": [i]}} for i in range(4)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"data__source": "files", "data__train_path": str(path), "data__train_size": 0, "data__heldout_size": 1}
+    with pytest.raises(UserError, match="row .* cannot begin with .*numbers.*KeyError"):
+        load(config(**changes, eval__prompts=1))
+
+
+def test_long_rows_are_left_out_where_that_is_asked_for():
+    c = config(data__skip_bad_rows=True)
+    longest = max(len(row.prompt_ids) for row in load(c)[0].train)
+    shorter = config(data__skip_bad_rows=True, prompt__max_prompt=longest - 1, eval__prompts=0, data__heldout_size=0)
+    assert 0 < len(load(shorter)[0].train) < 8
 
 
 def test_own_rows_and_an_environment_of_one_s_own(tmp_path):
@@ -211,7 +255,7 @@ def test_own_rows_and_an_environment_of_one_s_own(tmp_path):
         env__name="guess",
         env__file=str(tmp_path / "guess.py"),
     )
-    task, params = tasks.load(c)
+    task, params = load(c)
     assert "Guess from" in task.tokenizer.decode(task.train[0].prompt_ids)
     rollout = sampled(task, decode.prepare(params, task.model))
     assert (rollout.outcomes.reward == 0.5).all() and (rollout.outcomes.turns == 3).all()

@@ -12,7 +12,7 @@ from rl_likelihood.mesh import make_mesh, replicated
 from rl_likelihood.sampler import decode, turns
 from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.stop import stop_table
-from rl_likelihood.sampler.turns import Given
+from rl_likelihood.sampler.turns import Given, How
 from rl_likelihood.shapes import CHAIN, ENV, Rollout
 from tests.sampler.test_decode import EOS, KEY, PAD_ID, PARAMS, VOCAB, prompts
 from tests.small import TINY
@@ -53,7 +53,7 @@ def played(r, at=(slice(None), slice(None)), mesh=None, params=None, stop_early=
     given = Given(np.zeros((p, g, 0), np.int32), np.zeros((p, g), np.int32), going)
     last = np.arange(3)[at[0]][:, None] * 4 + np.arange(4)[at[1]] == 1
     for k in range(TURNS):
-        rows, turn = turns.take_turn(params, TINY, rows, given, r, TOKENS, mesh)
+        rows, turn = turns.take_turn(params, rows, given, r, How(TINY, TOKENS, mesh))
         turn = jax.tree.map(np.asarray, turn)
         for i, j in np.argwhere(given.going):
             ids, logp, kinds = out[i][j]
@@ -76,7 +76,7 @@ def test_the_first_turn_is_plain_sampling():
     ids, logp, length = map(np.asarray, decode.generate(weights(), TINY, request(), TOKENS))
     rows = turns.begin(weights(), TINY, request())
     none = Given(np.zeros((3, 4, 0), np.int32), np.zeros((3, 4), np.int32), np.ones((3, 4), bool))
-    _, turn = turns.take_turn(weights(), TINY, rows, none, request(), TOKENS, None)
+    _, turn = turns.take_turn(weights(), rows, none, request(), How(TINY, TOKENS))
     assert length.min() < TOKENS
     np.testing.assert_array_equal(turn.ids, ids)
     np.testing.assert_array_equal(turn.length, length)
