@@ -110,7 +110,7 @@ def validate(c: Config) -> None:
             f"the nearest below that does is {near}"
         )
     validate_reward(c)
-    c.judge.check(c.reward)
+    c.judge.check(c)
     validate_conversation(c)
     for name, value in (
         ("eval.max_sampled_answer", c.eval.max_sampled_answer),
@@ -359,7 +359,15 @@ _FREE = (
     *("sampler.devices", "sampler.tensor", "sampler.slots", "sampler.width_multiple", "prompt.width_multiple"),
     *("train.micro_batch_prompts", "train.head_chunk", "train.checkpoint_every", "train.keep_checkpoints"),
     *("train.keep_every", "train.keep_optimizer", "eval.batch_prompts", "eval.grader_workers"),
-    *("judge.concurrency", "judge.timeout", "judge.attempts", "judge.max_calls", "judge.max_tokens", "judge.cache"),
+    *(
+        "judge.where",
+        "judge.concurrency",
+        "judge.timeout",
+        "judge.attempts",
+        "judge.max_calls",
+        "judge.max_tokens",
+        "judge.cache",
+    ),
 )
 # Fields of earlier versions that were free, in workdirs that these began.
 _GONE = ("model.scan_layers",)

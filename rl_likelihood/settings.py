@@ -132,8 +132,13 @@ class JudgeSettings:
 
     model: str = field(
         "",
-        "who judges: a model as in model.path, the workdir of a reward model, or the address of a server that speaks "
-        "OpenAI's chat protocol, as http://HOST:PORT/v1",
+        "who judges: a model as in model.path, the workdir of a reward model, initial (the run's own model of step 0), "
+        "or the address of a server that speaks OpenAI's chat protocol, as http://HOST:PORT/v1",
+    )
+    where: Literal["outside", "step"] = field(
+        "outside",
+        "outside: before the batch, on the sampler's first device or at the address; step: in the learner's step, "
+        "split over its mesh, for judges that one device cannot hold",
     )
     name: str = field("", "the model's name at that address")
     template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
@@ -155,8 +160,10 @@ class JudgeSettings:
         """Whether the judge is an address."""
         return "://" in self.model
 
-    def check(self, reward: RewardConfig) -> None:
-        """UserError for a reward that a second model says without that model, and for the model without the reward."""
+    def check(self, c: Config) -> None:
+        """UserError for a reward that a second model says without that model, for the model without the reward, and for
+        a place that does not go with it."""
+        reward = c.reward
         judged = [t.name for t in reward.terms if t.reward.kind == "judge"]
         if len(judged) > 1:
             raise UserError(f"reward.name is {reward.name!r}; a run has one judge, so keep one of {judged[:2]}")
@@ -169,10 +176,24 @@ class JudgeSettings:
             )
         if self.remote and judged == ["reward_model"]:
             raise UserError(f"judge.model is {self.model!r}, an address, which says yes or no; set reward.name=judge")
+        if self.remote and self.where == "step":
+            raise UserError(f"judge.where is 'step', but judge.model is {self.model!r}, an address; set it to outside")
         if self.remote and not self.name:
             raise UserError("judge.name is empty; set it to the model that the judge's address is asked for")
         if self.normalise != "none" and judged != ["reward_model"]:
             raise UserError(f"judge.normalise is {self.normalise!r}, which is for reward_model; set it to none")
+        if self.model == "initial" and self.where != "step":
+            raise UserError("judge.model is 'initial', the reference model, which the step has; set judge.where=step")
+        if self.model == "initial" and not c.step.with_reference:
+            raise UserError(
+                "judge.model is 'initial', but nothing asks for a reference model; set loss.kl=k3 with a loss.kl_coef, "
+                "or name the model that judges"
+            )
+        if self.model and self.where == "step" and c.filter.resample:
+            raise UserError(
+                f"filter.resample is {c.filter.resample}, which needs the judge's numbers before the step; set "
+                "judge.where to outside or filter.resample=0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ from rl_likelihood.report.metric_table import without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
 from rl_likelihood.report.table_text import evaluation_line
 from rl_likelihood.report.tracking import Tracker
+from rl_likelihood.rollouts.asked_judge import StepJudge
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
 from rl_likelihood.rollouts.samples import write_samples
@@ -184,9 +185,10 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     del params
     if c.train.micro_batch_prompts < 0:
         task = with_micro_batch(task, devices, state.params, (ref_params, state.proxy), r.workdir)
-    programs = StepPrograms(task, devices.learner, optimizer)
     step, steps = int(state.step), c.train.steps
     source = make_source(task, devices, r.workdir, step, queue)
+    judge = source.batches.judge
+    programs = StepPrograms(task, devices.learner, optimizer, judge if isinstance(judge, StepJudge) else None)
     alarms, progress = first_alarms(r, step), Progress("trained", steps, "steps", done=step)
     try:
         while True:

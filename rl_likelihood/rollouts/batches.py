@@ -129,6 +129,9 @@ class Batches:
         batch = to_batch(rollout, values, graded.keep[:, :n], base.score).replace(baseline_logp=base.logp)
         if c.scores_no_chain:
             batch = batch.replace(no_chain=no_chain_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
+        if graded.judged is not None:
+            read = graded.judged
+            batch = batch.replace(judged=read.replace(rows=read.rows[:, :n], row_length=read.row_length[:, :n]))
         return batch, rollout
 
     def text_metrics(self, texts: Texts) -> dict[str, float]:

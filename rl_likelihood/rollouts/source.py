@@ -29,6 +29,8 @@ from rl_likelihood.task import Task
 class Source(Protocol):
     """A stream of batches. All processes call every method at the same points."""
 
+    batches: Batches
+
     def next(self, step: int, params: Params) -> StepInput:
         """The batch for the update from version `step`, which has these parameters."""
 

@@ -81,6 +81,16 @@ def test_a_run_on_a_reward_model(scorer, tmp_path):
             assert judge([s["prompt"]], [[(answer,)]]).values[0, 0] == pytest.approx(s["reward/reward_model"], abs=1e-3)
 
 
+def test_a_run_with_the_judge_in_the_step_is_that_with_it_outside(scorer, tmp_path):
+    for where in ("outside", "step"):
+        c = build(few(reward__name="reward_model", judge__model=str(scorer), judge__where=where))
+        train.run(c, tmp_path / where)
+    one, other = metrics(tmp_path / "outside"), metrics(tmp_path / "step")
+    for a, b in zip(one, other, strict=True):
+        for name in ("reward/reward_model", "reward/mean", "judge/cut", "loss/policy", "grad/norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
+
+
 def test_a_run_asks_an_address_and_a_resumed_one_asks_nothing_again(tmp_path, monkeypatch):
     def behave(handler, number, body):
         if number == 1:
@@ -114,6 +124,12 @@ def test_a_run_asks_an_address_and_a_resumed_one_asks_nothing_again(tmp_path, mo
         ({"reward__name": "reward_model", "judge__model": "http://h/v1", "judge__name": "m"}, "reward.name=judge"),
         ({"reward__name": "judge", "judge__model": "http://h/v1"}, "judge.name is empty"),
         ({"reward__name": "judge", "judge__model": "x", "judge__normalise": "whiten"}, "judge.normalise"),
+        ({"reward__name": "judge", "judge__model": "initial"}, "set judge.where=step"),
+        ({"reward__name": "judge", "judge__model": "initial", "judge__where": "step"}, "reference model; set loss.kl"),
+        (
+            {"reward__name": "judge", "judge__model": "http://h/v1", "judge__name": "m", "judge__where": "step"},
+            "judge.where is 'step'",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, words):
