@@ -17,7 +17,7 @@ from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
-from rl_likelihood.rollouts.asked_judge import judge_of, judged
+from rl_likelihood.rollouts.asked_judge import AnyJudge, judged
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
 from rl_likelihood.rollouts.conversations import Conversations
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
@@ -50,7 +50,7 @@ class SamplerFailed(Exception):
 class Batches:
     """The prompts, rollouts and batches of this process."""
 
-    def __init__(self, task: Task, devices: Devices, workdir: Path) -> None:
+    def __init__(self, task: Task, devices: Devices, workdir: Path, judge: AnyJudge | None = None) -> None:
         c = task.config
         self.task, self.devices = task, devices
         self.rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
@@ -59,7 +59,7 @@ class Batches:
         self.baseline: Callable[[Rows], Baseline] = lambda rows: Baseline()
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
-        self.judge = judge_of(task, devices, workdir) if c.reward.judged else None
+        self.judge = judge
         self.conversations = Conversations(task) if c.converses else None
         self._widths: set[int] = set()  # of prompts that the sampler has had
 

@@ -61,14 +61,20 @@ class LocalJudge:
         return Verdicts(numbers, np.isfinite(numbers), cut)
 
 
-def load_decoder(path: str) -> tuple[ModelConfig, Params, str]:
-    """Model, parameters on the host and the tokenizer's path, of a name, a folder, a .gguf file or a run's workdir."""
+def describe_decoder(path: str) -> tuple[ModelConfig, str]:
+    """The model and its tokenizer's path, of a name, a folder, a .gguf file or a run's workdir. Reads no weights."""
     if (Path(path) / checkpoint.FOLDER).is_dir():
-        model, params, _, at = checkpoint.restore_params(path)
-        return model, params, tokenizer_path(Path(path), at)
+        model, _, at, _ = checkpoint.describe(path)
+        return model, tokenizer_path(Path(path), at)
     found = str(assets.resolve(path).resolve())
-    model, params = files.load(found)
-    return model, params, found
+    return files.describe(found), found
+
+
+def load_decoder(path: str) -> tuple[ModelConfig, Params]:
+    """The model and its parameters, on the host."""
+    if (Path(path) / checkpoint.FOLDER).is_dir():
+        return checkpoint.restore_params(path)[:2]
+    return files.load(assets.resolve(path).resolve())
 
 
 def load_head(path: str) -> tuple[ValueHead, float] | None:
@@ -98,7 +104,7 @@ def local_judge(
 ) -> LocalJudge:
     """A judge from a model's path. A reward model (a folder with a value head) scores one answer, whatever `form`.
     `setting`: what stands before max_prompt and max_row where the user sets them."""
-    model, params, at = load_decoder(path)
+    model, at = describe_decoder(path)
     head = load_head(path)
     if head is not None:
         form = judged_text.SCORE
@@ -111,12 +117,10 @@ def local_judge(
     vocab = tokenizer.vocab_bytes(text, model.vocab_size)
     reader = Reader(text, vocab, form, max_prompt, max_row, setting)
     judged_text.refuse_template(reader)
+    yes, no = ((), ()) if head else (judged_text.word_ids(text, vocab, word) for word in form.words)
+    model, params = load_decoder(path)  # last: all that can be refused without weights is
     on_cpu = jax.default_backend() == "cpu"
     dtype = "float32" if on_cpu else "bfloat16"
     model = dataclasses.replace(model, compute_dtype=dtype, scan_layers=not on_cpu, attention="dense", remat="none")
-    if head is not None:
-        judge = Judge("reward_model", model, spread=head[1])
-        return LocalJudge(reader, judge, JudgeParams(params, head[0]), make_judge(judge))
-    yes, no = (judged_text.word_ids(text, vocab, word) for word in form.words)
-    judge = Judge("judge", model, yes, no)
-    return LocalJudge(reader, judge, JudgeParams(params), make_judge(judge))
+    judge = Judge("judge", model, yes, no) if head is None else Judge("reward_model", model, spread=head[1])
+    return LocalJudge(reader, judge, JudgeParams(params, None if head is None else head[0]), make_judge(judge))

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rl_likelihood.learner.step import make_step
 from rl_likelihood.mesh import ready
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.rollouts.asked_judge import StepJudge
+from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.shapes import Batch, TrainState
@@ -20,13 +20,14 @@ from rl_likelihood.task import Task
 
 
 class StepPrograms:
-    """step(state, ref_params, batch) -> (state, metrics as floats, per-row values as numpy). `judge`: one that the step
-    computes."""
+    """step(state, ref_params, batch) -> (state, metrics as floats, per-row values as numpy). `judge`: the
+    run's, which the step may have to compute."""
 
     def __init__(
-        self, task: Task, mesh: Mesh, optimizer: optax.GradientTransformation, judge: StepJudge | None = None
+        self, task: Task, mesh: Mesh, optimizer: optax.GradientTransformation, judge: AnyJudge | None = None
     ) -> None:
-        self.task, self.mesh, self.optimizer, self.judge = task, mesh, optimizer, judge
+        self.task, self.mesh, self.optimizer = task, mesh, optimizer
+        self.judge = judge if isinstance(judge, StepJudge) else None
         self._compiled: dict[tuple[int, int], Any] = {}
 
     def __call__(

@@ -51,7 +51,7 @@ def test_a_reward_model_scores_question_and_answer(scorer):
     questions, answers = [f"{n}+1?" for n in range(9)], [[(str(n),), (f"no {n}",)] for n in range(9)]
     out = judged_by(scorer)(questions, answers)
     assert out.keep.all() and out.cut == 0 and out.values.shape == (9, 2)
-    model, params, _ = load_decoder(str(scorer))
+    model, params = load_decoder(str(scorer))
     text = byte_tokenizer()
     with np.load(scorer / HEAD) as head:
         for i, j in ((0, 0), (8, 1)):
