@@ -174,8 +174,7 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     announce(task, devices, session.workdir, resume)
     keep_what_it_needs(task, session)
     keep = checkpoint_config(c.train)
-    manager = checkpoint.open_manager(session.workdir, keep)
-    r = Run(**vars(session), task=task, devices=devices, checkpoints=manager)
+    r = Run(**vars(session), task=task, devices=devices, checkpoints=checkpoint.open_manager(session.workdir, keep))
     optimizer = make_optimizer(c.optimizer)
     try:
         from_state = start if resume is None else resumed
