@@ -39,6 +39,7 @@ from rl_likelihood.runtime.checkpoint import CheckpointConfig
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.runtime.lock import lock
+from rl_likelihood.runtime.signals import StopRequest
 from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
@@ -122,8 +123,15 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
     writer.status("running", step)
     if step == 0:
         _evaluate(s, state)
-    rows_of, program = order(len(s.train), c.train.prompts_per_step, c.seed), None
+    rows_of, program, stop = order(len(s.train), c.train.prompts_per_step, c.seed), None, StopRequest()
+    stack.callback(stop.restore)
+    meta = checkpoint_meta(s.workdir, c, s.model, s.model_path)
     while step < steps:
+        if stop.requested:
+            checkpoint.save(manager, state, meta)
+            writer.status("interrupted", step)
+            say(f"stopped after step {step}, saved; the same command goes on from there")
+            return {"step": step, "stopped": True}
         begin = time.perf_counter()
         batch, cut = encode(s.reader, [s.train[i] for i in rows_of(step)], c.preference.options)
         if program is None:
@@ -138,7 +146,7 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
         writer.metrics(step, out | {"judge/cut": cut, "time/learn": time.perf_counter() - begin})
         say(f"step {step}/{steps}  loss {out['loss/preference']:.4f}  pairs right {out['preference/accuracy']:.1%}")
         if checkpoint.due(keep, step, steps):
-            checkpoint.save(manager, state, checkpoint_meta(s.workdir, c, s.model, s.model_path))
+            checkpoint.save(manager, state, meta)
     writer.status("done", step)
     return _evaluate(s, state)
 
