@@ -24,6 +24,9 @@ from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
 from rl_likelihood.shapes import UserError
 
+# Sizes with random weights, over bytes: width, layers, heads, key/value heads, MLP width.
+SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512), "nano": (32, 2, 2, 1, 64)}
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:

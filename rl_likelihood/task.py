@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rl_likelihood.config import SIZES
 from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
@@ -26,7 +25,7 @@ from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.sampler.decode import SamplerConfig
-from rl_likelihood.settings import Config
+from rl_likelihood.settings import SIZES, Config
 from rl_likelihood.shapes import Batch, ChainFormat, Example, NoChainRows, Prompts, UserError
 from rl_likelihood.tables import environment_of
 from rl_likelihood.weights import assets, files
@@ -155,7 +154,7 @@ def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
 
 
 def random_model(preset: str) -> ModelConfig:
-    """The architecture of a size of `config.SIZES`, over bytes."""
+    """The architecture of a size of `settings.SIZES`, over bytes."""
     width, layers, heads, kv_heads, mlp = SIZES[preset]
     vocab = len(byte_tokenizer())
     return ModelConfig("llama", vocab, width, layers, heads, kv_heads, width // heads, mlp, max_position=2048)
@@ -286,7 +285,7 @@ def _begun(
                 f"row {example.id}: the environment {c.env.name} cannot begin with {told['environment']} "
                 f"({type(e).__name__}: {e}); mend the row's field 'environment'"
             ) from e
-        prompt = conversation.prompt_ids(text, fmt, messages)
+        prompt = conversation.prompt_ids(text, fmt, messages, c.prompt.date)
         answer = conversation.reference_ids(text, fmt, reference, c.prompt.max_answer)
         rows.append(EncodedExample(example, prompt, answer, np.ones(len(answer), bool)))
     if skip:

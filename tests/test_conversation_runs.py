@@ -32,7 +32,7 @@ TALK = {
 
 
 def run(workdir, **changes):
-    train.run(build(small_config(**TALK, **changes)), workdir)
+    train.run(build(small_config(**TALK | changes)), workdir)
     return workdir
 
 

@@ -29,6 +29,7 @@ ALLOWED = {
 }
 ALLOWED["settings"] = set(ALLOWED)  # of every package below
 ALLOWED["tables"] = set(ALLOWED)
+ALLOWED["checks"] = set(ALLOWED)
 ALLOWED["config"] = set(ALLOWED)
 ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "settings", "tables", "config"} | GROUND
 for package in ("task", "rollouts", "training", "evaluation", "planning", "report", "sweeps", "cli"):

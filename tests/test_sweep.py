@@ -136,7 +136,7 @@ def test_refusals_are_one_line(tmp_path, capsys, arguments, words):
         ('"reward.nam": "prob"', "reward.nam"),
         ('"optim.lr": "fast"', "optim.lr"),
         ('"reward.name": "porb"', "did you mean 'prob'"),
-        ('"preset": "rlrp"', "did you mean 'rlpr'"),
+        ('"preset": "novr"', "did you mean 'nover'"),
         ('"sampler.group_size": 1', "it must be at least 2"),
     ],
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jinja2 import TemplateError
 
+from rl_likelihood.data.prompts import rendered
 from rl_likelihood.data.token_ids import ids_after_text, ids_of, name_of
 from rl_likelihood.shapes import ChainFormat, UserError
 
@@ -63,7 +64,7 @@ def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, most: int) -> M
     for role in ("tool", "user"):
         messages = [("user", "?"), ("assistant", _MESSAGE), (role, _REPLY)]
         try:
-            text = _rendered(tokenizer, messages)
+            text = rendered(tokenizer, _chat(messages), "")
         except (TemplateError, TypeError):
             continue
         _, found, between = text.partition(_MESSAGE)
@@ -80,10 +81,12 @@ def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, most: int) -> M
     raise UserError(f"the chat template of {name_of(tokenizer)} shows no reply after a message; use another tokenizer")
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, messages: Sequence[tuple[str, str]]) -> np.ndarray:
-    """A conversation's first messages in ids, up to where the model begins."""
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, messages: Sequence[tuple[str, str]], date: str = ""
+) -> np.ndarray:
+    """A conversation's first messages in ids, up to where the model begins. `date`: as in `prompts.rendered`."""
     try:
-        text = _rendered(tokenizer, messages)
+        text = rendered(tokenizer, _chat(messages), date)
     except TemplateError as e:
         raise UserError(f"the chat template of {name_of(tokenizer)} refuses the environment's messages ({e})") from e
     missing = next((content for _, content in messages if content.strip() not in text), None)
@@ -104,6 +107,5 @@ def _as_json(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> str:
-    chat = [{"role": role, "content": content} for role, content in messages]
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+def _chat(messages: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in messages]

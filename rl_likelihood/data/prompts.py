@@ -150,9 +150,7 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, cfg: PromptConf
     messages = chat(example, cfg, shots)
     name = name_of(tokenizer)
     try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, chat_template=_template_at(tokenizer, cfg.date)
-        )
+        text = rendered(tokenizer, messages, cfg.date)
     except TemplateError as e:
         raise UserError(
             f"the chat template of {name} refuses the conversation of row {example.id} ({e}); "
@@ -170,6 +168,12 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, cfg: PromptConf
     # Some templates open the thinking themselves, others close an empty one at once.
     text = re.sub(rf"{re.escape(cfg.think_open)}\s*{re.escape(cfg.think_close)}\s*\Z", "", text)
     return text if text.rstrip().endswith(cfg.think_open) else text + cfg.think_open
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], date: str) -> str:
+    """Messages as text by the chat template, up to where the model's next one begins; `date`: PromptConfig.date."""
+    template = _template_at(tokenizer, date)
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, chat_template=template)
 
 
 def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.rollouts.conversations import Conversations, messages_of
 from rl_likelihood.runtime import distributed
-from rl_likelihood.runtime.devices import Devices, batch_size, sampler_weights, share_of
+from rl_likelihood.runtime.devices import batch_size, sampler_weights, share_of
 from rl_likelihood.shapes import CHAIN, Rollout
 from rl_likelihood.task import EVALUATE, Task
+
+if TYPE_CHECKING:  # evaluate imports this module
+    from rl_likelihood.evaluation.evaluate import Evaluation
 
 Record = dict[str, Any]
 
 
-def records(
-    task: Task, params, rows: list[EncodedExample], devices: Devices | None, wanted: range, samples: int
-) -> Iterator[list[Record]]:
+def records(e: Evaluation, wanted: range, samples: int) -> Iterator[list[Record]]:
     """The records of the rows at `wanted`, a batch at a time. A row's conversations depend on no other row."""
     if not wanted:
         return
+    task, rows, devices = e.task, e.rows[: wanted.stop], e.devices
     size = batch_size(min(task.config.eval.batch_prompts, len(wanted)), devices)
     width = max(task.config.prompt.max_prompt, *(len(row.prompt_ids) for row in rows))
     temperature = (0.0, *(1.0,) * samples)
     sampler = task.sampler(group_size=1 + samples, temperature=temperature, width_multiple=0)
-    weights, conversations = sampler_weights(params, task.model, devices), Conversations(task)
+    weights, conversations = sampler_weights(e.params, task.model, devices), Conversations(task)
     for start in range(wanted.start, wanted.stop, size):
+        e.between()
         part = rows[start : min(start + size, wanted.stop)]
         padded = part + part[-1:] * (size - len(part))
         prompts = share_of(task.collate(padded, np.arange(start, start + size), width))

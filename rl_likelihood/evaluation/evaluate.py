@@ -114,9 +114,8 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
         pool = stack.enter_context(Pool(c.grader_workers, c.grader_seconds, unsafe_code=c.unsafe_code, table=table))
         made_of = _records(e, n, samples, records, pool)
         if e.task.config.converses:
-            made_of = conversations.records(e.task, e.params, e.rows[:n], e.devices, range(done, n), samples)
+            made_of = conversations.records(e, range(done, n), samples)
         for made in made_of:
-            e.between()
             if path is not None:
                 for record in made:
                     run_files.append(path, {"step": e.step, **record})

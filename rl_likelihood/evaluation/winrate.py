@@ -6,10 +6,9 @@ answer shown first is the better one.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
 
 RESAMPLES = 2000
 ROUNDS = 60  # of Newton's method, which needs about ten
@@ -18,17 +17,17 @@ SMALL = 1e-6  # penalty on the coefficient of length, for such data
 TIE = 1e-9  # a preference so near one half is none
 NORMAL = 1.959964  # standard deviations in half of a 95 % interval
 
-Numbers = Float[np.ndarray, "n"]
+Numbers: TypeAlias = np.ndarray  # [n]
 
 
 class Fit(NamedTuple):
     """P(win) = sigmoid(theta + phi tanh(difference / spread)), each coefficient [B] for B sets of weights."""
 
-    theta: Float[np.ndarray, "B"]
-    phi: Float[np.ndarray, "B"]
+    theta: np.ndarray
+    phi: np.ndarray
 
     @property
-    def at_equal_length(self) -> Float[np.ndarray, "B"]:
+    def at_equal_length(self) -> np.ndarray:
         """The length-controlled win rate."""
         return sigmoid(self.theta)
 
@@ -60,7 +59,7 @@ def length_term(difference: Numbers) -> Numbers:
     return np.tanh(difference / spread) if spread > 0 else np.zeros_like(difference, float)
 
 
-def fit_length(wins: Numbers, term: Numbers, weights: Float[np.ndarray, "B n"] | None = None) -> Fit:
+def fit_length(wins: Numbers, term: Numbers, weights: np.ndarray | None = None) -> Fit:
     """Logistic regression of the wins, 0 to 1, on `length_term`, by Newton's method.
 
     `weights`: how often each prompt counts, one row for each fit; without them all count once.

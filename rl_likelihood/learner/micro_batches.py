@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 
 from rl_likelihood.model.decoder import ModelConfig, Params, unstack_layers
 
+MaybeParams = TypeVar("MaybeParams", bound=Params | None)
 
-def unstacked(model: ModelConfig, *params: Params | None) -> tuple[Params | None, ...]:
+
+def unstacked(model: ModelConfig, *params: MaybeParams) -> tuple[MaybeParams, ...]:
     """Parameters for a loop over `forward`. Slicing an unrolled layer out of the stack copies it, so that is done once,
     before the loop."""
     return params if model.scan_layers else tuple(x if x is None else unstack_layers(x, model) for x in params)

@@ -211,7 +211,10 @@ def _environment_failures(run: Alarms, values: Values) -> str | None:
     failures = values.get("env/failures", 0.0)
     if failures <= 0:
         return None
-    return f"env/failures is {failures:g}: conversations left out because the environment raised or took too long"
+    return (
+        f"env/failures is {failures:g}: conversations left out, since the environment raised or did not reply in time; "
+        "a warning above says why; where it only needs longer, raise env.seconds"
+    )
 
 
 # A new alarm is a function and a row of this table.

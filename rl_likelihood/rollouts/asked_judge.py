@@ -39,7 +39,10 @@ class StepJudge:
 
     def of_step(self, reference: Params | None) -> JudgeParams:
         """The step's fourth argument."""
-        return JudgeParams(reference) if self.params is None else self.params
+        if self.params is not None:
+            return self.params
+        assert reference is not None, "the settings see to a reference model"
+        return JudgeParams(reference)
 
 
 AnyJudge = LocalJudge | HttpJudge | StepJudge
@@ -63,9 +66,9 @@ def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
     judged_text.refuse_long(judge.reader, [row.example.prompt for row in task.train])
     if j.where == "outside":
         return on_device(judge, devices.sampler.devices.flat[0])
-    (decoder,) = unstacked(judge.judge.model, judge.params.model)
-    at = judge_shardings(devices.learner, judge.judge.model, judge.params.head is None)
-    return StepJudge(judge.reader, judge.judge, put(JudgeParams(decoder, judge.params.head), at))
+    params = judge.params._replace(model=unstacked(judge.judge.model, judge.params.model)[0])
+    at = judge_shardings(devices.learner, judge.judge.model, params.head is None)
+    return StepJudge(judge.reader, judge.judge, put(params, at))
 
 
 def _initial(task: Task) -> StepJudge:

@@ -19,7 +19,7 @@ from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.asked_judge import AnyJudge, judged
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
-from rl_likelihood.rollouts.conversations import Conversations
+from rl_likelihood.rollouts.conversations import conversations_of
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.runtime import distributed
@@ -60,7 +60,7 @@ class Batches:
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
         self.judge = judge
-        self.conversations = Conversations(task) if c.converses else None
+        self.conversations = conversations_of(task)
         self._widths: set[int] = set()  # of prompts that the sampler has had
 
     def rows(self, number: int) -> Rows:

@@ -288,11 +288,18 @@ def texts_of(example: Example, style: Style) -> list[str]:
         ) from e
 
 
-def targets_of(task: Task, rows: Sequence[EncodedExample]) -> list[tuple[np.ndarray, np.ndarray]]:
+def conversations_of(task: Task) -> Conversations | None:
+    """What plays the task's conversations; None where the model answers by itself."""
+    return Conversations(task) if task.config.converses else None
+
+
+def targets_of(
+    task: Task, rows: Sequence[EncodedExample], conversations: Conversations | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids, segments) that supervised training learns of the rows: their chains with answers, or conversations."""
-    if not task.config.converses:
+    if conversations is None:
         return [completion_ids(row, row.example.chain, task.tokenizer, task.fmt) for row in rows]
-    conversations, most = Conversations(task), task.config.spoken_tokens
+    most = task.config.spoken_tokens
     played = [conversations.given(row) for row in rows]
     return [(np.asarray(c.ids[:most], np.int32), np.asarray(c.kinds[:most], np.int32)) for c in played]
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from rl_likelihood.learner.surrogate import turn_of
 from rl_likelihood.rollouts.batches import StepInput
 from rl_likelihood.rollouts.conversations import messages_of
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
-from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, SAMPLED, TAG
+from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG
 from rl_likelihood.task import Task
 
 
@@ -50,7 +51,7 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
     if rollout.outcomes is not None:
         conversation["messages"] = messages_of(task, rollout, i, j)
         conversation |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items()}
-        conversation["answer_turn"] = np.cumsum((kinds == ENV) & (np.roll(kinds, 1) != ENV))[answer].tolist()
+        conversation["answer_turn"] = np.asarray(turn_of(rollout.segment[i : i + 1, j : j + 1]))[0, 0, answer].tolist()
     weights = {}
     if "answer_weights" in values:
         scored = np.asarray(batch.scored[i, j][answer])

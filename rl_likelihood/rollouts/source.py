@@ -123,7 +123,7 @@ class Given:
         start, b = time.perf_counter(), self.batches
         rows, fmt = b.rows(step), b.task.fmt
         if self.chains:
-            targets = targets_of(b.task, rows)
+            targets = targets_of(b.task, rows, b.conversations)
             if b.task.config.step.supervise_chain:  # the closing tags are learned with the chain
                 targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
             rollout = given_rollout(b.collate(step), targets, fmt.pad_id, self.width)

@@ -23,16 +23,16 @@ MOST_HELDOUT = 100  # of a file's rows, where neither size nor file is given; an
 def load_comparisons(c: DataConfig) -> tuple[list[Comparison], list[Comparison]]:
     """(train, heldout) of a prepared data set or of files; no question is in both."""
     if c.source == "prepared":
-        train, held = prepared.load(c.train_path, c.train_split, c.heldout_split)
-        sides = [of_example(e) for e in train], [of_example(e) for e in held]
+        examples = prepared.load(c.train_path, c.train_split, c.heldout_split)
+        train, held = ([of_example(e) for e in side] for side in examples)
     elif c.source in ("files", "jsonl"):
-        rows = _of_file(c.train_path, "data.train_path")
-        sides = (rows, _of_file(c.heldout_path, "data.heldout_path")) if c.heldout_path else _split(rows, c)
+        train = _of_file(c.train_path, "data.train_path")
+        train, held = (train, _of_file(c.heldout_path, "data.heldout_path")) if c.heldout_path else _split(train, c)
     else:
         raise UserError(f"data.source is {c.source!r}, which has no comparisons; set it to prepared or files")
-    held = sides[1][: c.heldout_size] if c.heldout_size > 0 else sides[1]
+    held = held[: c.heldout_size] if c.heldout_size > 0 else held
     asked = {variant_key(r.prompt) for r in held}
-    train = [r for r in sides[0] if variant_key(r.prompt) not in asked]
+    train = [r for r in train if variant_key(r.prompt) not in asked]
     train = train[: c.train_size] if c.train_size > 0 else train
     for rows, what in ((train, "training"), (held, "held-out")):
         if not rows:

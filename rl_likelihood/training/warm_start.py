@@ -24,7 +24,7 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.mesh import by_prompt, put
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.rollouts.conversations import targets_of
+from rl_likelihood.rollouts.conversations import conversations_of, targets_of
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
@@ -96,7 +96,7 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
     c, mesh = task.config, devices.learner
     steps = c.warm_start.steps
     rows = chains_to_learn(task, devices, params, workdir)
-    targets = targets_of(task, rows)
+    targets = targets_of(task, rows, conversations_of(task))
     # The closing tags are learned too: they count as chain.
     targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
     width = max(len(ids) for ids, _ in targets)

@@ -94,3 +94,9 @@ def test_references_are_cut_at_their_end():
     tokenizer, fmt = tokenizer_with()
     assert text_of(tokenizer, reference_ids(tokenizer, fmt, "submit 1+2", 8)) == "submit 1"
     assert reference_ids(tokenizer, fmt, "", 8).dtype == np.int32
+
+
+def test_a_template_that_prints_the_date_prints_the_run_s():
+    tokenizer, fmt = tokenizer_with("Today is {{ strftime_now('%d %b %Y') }}. " + CHATML)
+    text = text_of(tokenizer, prompt_ids(tokenizer, fmt, [("user", "hello")], "2024-02-29"))
+    assert text.startswith("Today is 29 Feb 2024. ")

@@ -85,7 +85,8 @@ def test_a_used_up_task_is_refused_with_what_there_is():
 
 def test_worked_examples_are_right_and_in_the_wording_of_their_task():
     # Tasks that give chains have no need of worked examples.
-    assert set(WORKED_EXAMPLES) == {task for task, preset in PRESETS.items() if preset.fault_rate is None}
+    without_chains = {name for name, preset in PRESETS.items() if preset.fault_rate is None and not preset.environment}
+    assert set(WORKED_EXAMPLES) == without_chains
     for task, shots in WORKED_EXAMPLES.items():
         assert len(shots) >= 3
         for question, chain, answer in shots:
@@ -101,7 +102,7 @@ def test_worked_examples_are_right_and_in_the_wording_of_their_task():
         (
             DataConfig("reasoning_gym", ("chainsum",), train_size=5),
             "data.tasks has 'chainsum'; did you mean 'chain_sum'? It must be basic_arithmetic, one_operation, "
-            "chain_sum, faulty_sums, or one of the ",
+            "chain_sum, faulty_sums, calculator, or one of the ",
         ),
         (DataConfig("reasoning_gym", ("chain_sum",) * 2, train_size=5), "names a task twice"),
         (DataConfig("reasoning_gym", ("chain_sum",), train_size=0), "data.train_size is 0"),

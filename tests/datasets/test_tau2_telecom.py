@@ -90,6 +90,7 @@ def test_what_is_missing_or_wrong_is_named(tmp_path):
         ("tau2_telecom_turns_all", 13215, 13053, 162),
         ("tau2_telecom_expert", 2523, 1712, 811),
         ("tau2_telecom_whole", 114, 74, 40),
+        ("tau2_telecom", 114, 74, 40),
     ],
 )
 def test_rows_of_the_real_files(name, count, train, test):

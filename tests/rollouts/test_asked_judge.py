@@ -49,7 +49,8 @@ def judged_by(folder, **changes):
 def test_a_reward_model_scores_question_and_answer(scorer):
     """Against the plain sequence in the model's own template, in parts, divided by the spread if asked."""
     questions, answers = [f"{n}+1?" for n in range(9)], [[(str(n),), (f"no {n}",)] for n in range(9)]
-    out = judged_by(scorer)(questions, answers)
+    judge = judged_by(scorer)
+    out = judge(questions, answers)
     assert out.keep.all() and out.cut == 0 and out.values.shape == (9, 2)
     model, params = load_decoder(str(scorer))
     text = byte_tokenizer()
@@ -60,16 +61,23 @@ def test_a_reward_model_scores_question_and_answer(scorer):
             assert out.values[i, j] == pytest.approx(float(state @ head["weight"] + head["bias"]), abs=1e-4)
     whitened = judged_by(scorer, judge__normalise="whiten")(questions, answers)
     np.testing.assert_allclose(whitened.values, out.values / 2.5, rtol=1e-5)
-    assert judged_by(scorer)(questions[:1], [[("x" * 90,), ("y",)]]).cut == 1
+    assert judge(questions[:1], [[("x" * 90,), ("y",)]]).cut == 1
 
 
 def metrics(workdir):
     return run_files.read(workdir / "metrics.jsonl")
 
 
-def test_a_run_on_a_reward_model(scorer, tmp_path):
-    train.run(build(few(reward__name="reward_model", judge__model=str(scorer))), tmp_path)
-    rows, samples = metrics(tmp_path), run_files.read(tmp_path / "samples.jsonl")
+@pytest.fixture(scope="module")
+def outside(scorer, tmp_path_factory):
+    """The workdir of a run whose judge is computed before the step."""
+    workdir = tmp_path_factory.mktemp("outside")
+    train.run(build(few(reward__name="reward_model", judge__model=str(scorer))), workdir)
+    return workdir
+
+
+def test_a_run_on_a_reward_model(scorer, outside):
+    rows, samples = metrics(outside), run_files.read(outside / "samples.jsonl")
     assert [row["judge/failures"] for row in rows] == [0, 0] and all("judge/cut" in row for row in rows)
     for row in rows:
         assert math.isfinite(row["reward/reward_model"]) and row["reward/mean"] == row["reward/reward_model"]
@@ -81,12 +89,10 @@ def test_a_run_on_a_reward_model(scorer, tmp_path):
             assert judge([s["prompt"]], [[(answer,)]]).values[0, 0] == pytest.approx(s["reward/reward_model"], abs=1e-3)
 
 
-def test_a_run_with_the_judge_in_the_step_is_that_with_it_outside(scorer, tmp_path):
-    for where in ("outside", "step"):
-        c = build(few(reward__name="reward_model", judge__model=str(scorer), judge__where=where))
-        train.run(c, tmp_path / where)
-    one, other = metrics(tmp_path / "outside"), metrics(tmp_path / "step")
-    for a, b in zip(one, other, strict=True):
+@pytest.mark.slow
+def test_a_run_with_the_judge_in_the_step_is_that_with_it_outside(scorer, outside, tmp_path):
+    train.run(build(few(reward__name="reward_model", judge__model=str(scorer), judge__where="step")), tmp_path)
+    for a, b in zip(metrics(outside), metrics(tmp_path), strict=True):
         for name in ("reward/reward_model", "reward/mean", "judge/cut", "loss/policy", "grad/norm"):
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
 

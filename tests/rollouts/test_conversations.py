@@ -9,6 +9,7 @@ import pytest
 
 from configs.calculator import get_config
 from rl_likelihood.config import build
+from rl_likelihood.datasets import DATASETS, files, prepare
 from rl_likelihood.envs.protocol import Reply, Start
 from rl_likelihood.rollouts.conversations import Conversations, in_time, messages_of, targets_of
 from rl_likelihood.rollouts.host_rewards import of_conversations
@@ -16,6 +17,7 @@ from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
 from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, UserError
 from rl_likelihood.task import SAMPLE, load
+from tests.envs.small_world import REAL, needs_tau2
 
 
 def config(**changes):
@@ -162,14 +164,14 @@ def test_a_rollout_with_outcomes_is_stored_whole(loaded):
 
 def test_given_conversations_have_the_environment_s_real_replies(loaded):
     task = dataclasses.replace(loaded[0], config=config(sampler__max_chain=80, sampler__max_env_tokens=80))
-    ((ids, kinds),) = targets_of(task, task.train[:1])
+    ((ids, kinds),) = targets_of(task, task.train[:1], Conversations(task))
     told = json.loads(task.train[0].example.check)["environment"]
     replied = task.tokenizer.decode(ids[kinds == ENV], skip_special_tokens=True)
     assert replied == str(told["target"])
     assert set(kinds) == {CHAIN, ENV} and kinds[-1] == CHAIN and ids[-1] in task.fmt.eos_ids
     bad = dataclasses.replace(task.train[0], example=dataclasses.replace(task.train[0].example, chain="I add."))
     with pytest.raises(UserError, match="chain of row .* JSON list"):
-        targets_of(task, [bad])
+        targets_of(task, [bad], Conversations(task))
 
 
 REFUSED = (
@@ -260,3 +262,25 @@ def test_own_rows_and_an_environment_of_one_s_own(tmp_path):
     rollout = sampled(task, decode.prepare(params, task.model))
     assert (rollout.outcomes.reward == 0.5).all() and (rollout.outcomes.turns == 3).all()
     assert not (rollout.segment == REFERENCE).any()
+
+
+@needs_tau2
+def test_the_expert_s_conversations_of_the_real_telecom_are_paid(loaded):
+    rows = prepare.read_rows(DATASETS["tau2_telecom"], files.locate([str(REAL)], DATASETS["tau2_telecom"]), False).rows
+    c = config(
+        env__name="telecom",
+        env__path=str(REAL),
+        env__style="hermes",
+        sampler__max_turns=60,
+        sampler__max_env_tokens=4000,
+        data__tasks=("calculator",),
+    )
+    task = dataclasses.replace(loaded[0], config=c)
+    conversations = Conversations(task)
+    for row in rows[::10]:
+        example = dataclasses.replace(row.example, check=json.dumps(row.extra))
+        encoded = dataclasses.replace(loaded[0].train[0], example=example)
+        played = conversations.given(encoded)
+        conversations._pay([played])
+        assert played.end in ("done", "transfer") and played.paid.reward == 1 and played.bad == 0
+        assert played.paid.calls_f1 > 0

@@ -1,0 +1,238 @@
+"""Every refusal of settings that do not fit one another, and that needs neither data nor model."""
+
+from __future__ import annotations
+
+from rl_likelihood.fields import one_of
+from rl_likelihood.settings import SIZES, Config, largest_divisor
+from rl_likelihood.shapes import UserError
+from rl_likelihood.tables import environment_table, grader_table
+
+
+def validate(c: Config) -> None:
+    """Refuse, in one sentence, fields that do not fit one another."""
+    if bool(c.model.path) == bool(c.model.preset):
+        both = "both are set" if c.model.path else "neither is set"
+        raise UserError(f"model.path (weights) or model.preset (random weights): {both}; set exactly one of them")
+    devices = c.sampler.devices
+    if devices != "shared" and (not devices.isdigit() or int(devices) < 1):
+        raise UserError(
+            f"sampler.devices is {devices!r}; it must be shared, or how many of each process's devices are "
+            "the sampler's alone"
+        )
+    if c.model.preset:
+        one_of("model.preset", c.model.preset, SIZES)
+    one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
+    g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
+    if g < 2 and not c.reward.supervised:
+        raise UserError(
+            f"sampler.group_size is {g}, but reward {c.reward.name!r} compares a chain with the others of its group "
+            "(leave-one-out); it must be at least 2"
+        )
+    if m > 0 and p % m:
+        near = largest_divisor(p, m)
+        raise UserError(
+            f"train.micro_batch_prompts is {m}, which does not divide train.prompts_per_step = {p}; "
+            f"the nearest below that does is {near}"
+        )
+    validate_reward(c)
+    c.judge.check(c)
+    validate_conversation(c)
+    for name, value in (
+        ("eval.max_sampled_answer", c.eval.max_sampled_answer),
+        ("sampler.max_sampled_answer", c.sampler.max_sampled_answer),
+    ):
+        if 0 < value < c.prompt.max_answer:
+            raise UserError(
+                f"{name} is {value}, too short to write every answer of prompt.max_answer = "
+                f"{c.prompt.max_answer} tokens; set it to at least that"
+            )
+    validate_loss(c)
+    if c.prompt.template == "raw" and c.worked_examples:
+        raise UserError(
+            f"prompt.template is 'raw', which has no turns, but {c.worked_examples} worked examples are asked for; set "
+            "prompt.examples and warm_start.examples to 0"
+        )
+    if c.warm_start.steps and c.warm_start.prompts < c.warm_start.prompts_per_step:
+        raise UserError(
+            f"warm_start.prompts is {c.warm_start.prompts}, fewer than warm_start.prompts_per_step = "
+            f"{c.warm_start.prompts_per_step}; it must be at least that"
+        )
+    if c.eval.prompts > c.data.heldout_size > 0:
+        raise UserError(
+            f"eval.prompts is {c.eval.prompts} but data.heldout_size is {c.data.heldout_size}; "
+            f"set eval.prompts to at most {c.data.heldout_size}"
+        )
+
+
+# Likelihood rewards of a conversation: means over the tokens of all its references. By a sum, the more messages a
+# conversation has, the less it would be worth.
+OVER_TOKENS = ("avg_log_prob", "avg_prob", "geo_mean_prob", "rlpr")
+
+
+def validate_conversation(c: Config) -> None:
+    """Refuse what does not go with an environment, and what needs one where there is none."""
+    one_of("env.name", c.env.name, ("none", *environment_table(c.env.file)))
+    if not c.converses:
+        needing = [t.name for t in c.reward.terms if t.reward.conversation]
+        if needing:
+            raise UserError(f"reward.name has {needing[0]!r}, which an environment gives, but env.name is none; set it")
+        if c.env.credit == "turn":
+            raise UserError("env.credit is 'turn', but env.name is none: there are no turns; set it to outcome")
+        return
+    for t in c.reward.terms:
+        r = t.reward
+        without_answer = r.conversation or t.name in OVER_TOKENS or (r.kind == "step" and "reference" not in r.reads)
+        if not without_answer and t.name != "random":
+            raise UserError(
+                f"reward.name has {t.name!r}, which needs one answer; with env.name = {c.env.name!r} there is none: "
+                f"choose environment, calls_f1, or of the likelihood rewards {', '.join(OVER_TOKENS)}"
+            )
+    for name, value, only in (
+        ("loss.span", c.loss.span, ("auto", "chain")),
+        ("loss.format_term", c.loss.format_term, (0.0,)),
+        ("reward.baseline", c.reward.baseline, ("none",)),
+        ("reward.truncated", c.reward.truncated, ("force_close",)),
+        ("filter.mode", c.filter.mode, ("none", "std_zero", "std_below", "ema")),
+        ("filter.resample", c.filter.resample, (0,)),
+        ("prompt.examples", c.prompt.examples, (0,)),
+        ("eval.trace", c.eval.trace, (False,)),
+        ("model.attention", c.model.attention, ("auto", "dense")),
+    ):
+        if value not in only:
+            allowed = " or ".join(map(str, only))
+            raise UserError(f"{name} is {value!r}, but with env.name = {c.env.name!r} it must be {allowed}")
+    if c.warm_start.steps and c.warm_start.chains == "own":
+        raise UserError("warm_start.chains is 'own', but a conversation is learned from the data's; set it to given")
+    if c.reward.supervised and c.reward.sft_chain != "both":
+        raise UserError(
+            f"reward.sft_chain is {c.reward.sft_chain!r}, but with env.name = {c.env.name!r} it must be both"
+        )
+    if c.env.credit == "turn" and (c.loss.advantage not in ("loo", "mean") or c.sampler.max_turns < 2):
+        raise UserError(
+            f"env.credit is 'turn', which goes with loss.advantage loo or mean and two turns or more, not with "
+            f"{c.loss.advantage!r} and sampler.max_turns = {c.sampler.max_turns}"
+        )
+
+
+def validate_loss(c: Config) -> None:
+    """Refuse switches of the loss that exclude one another."""
+    if c.loss.ratio != "none" and (c.loss.clip_low or c.loss.clip_high):
+        raise UserError(
+            f"loss.ratio is {c.loss.ratio!r}, but loss.clip_low or loss.clip_high clips the ratio already; "
+            "set one of them off"
+        )
+    if c.loss.clip_per == "sequence" and not (c.loss.clip_low or c.loss.clip_high):
+        raise UserError(
+            "loss.clip_per is 'sequence', but loss.clip_low and loss.clip_high are 0; set one, or clip_per=token"
+        )
+    if c.loss.kl == "none" and c.loss.kl_coef:
+        raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2, k3 or reward_k1")
+    if c.loss.span == "response" and not c.reward.supervised and c.sampled_answer == 0:
+        raise UserError(
+            "loss.span is 'response', chain and sampled answer, but sampler.max_sampled_answer is 0; set it to -1"
+        )
+
+
+def validate_reward(c: Config) -> None:
+    """Refuse rewards that ask for what the other fields do not give."""
+    r, name = c.reward, c.reward.name
+    if len(r.base_rl) != 3:
+        raise UserError(f"reward.base_rl is {r.base_rl}; it must be three numbers: right, wrong, unreadable")
+    if r.overlong_max and r.overlong_cache > r.overlong_max:
+        raise UserError(
+            f"reward.overlong_cache is {r.overlong_cache}, more than reward.overlong_max = {r.overlong_max}; "
+            f"set it to at most that"
+        )
+    if r.vote_train > c.sampler.group_size or r.vote_train == 1:
+        raise UserError(
+            f"reward.vote_train is {r.vote_train}; it must be 0, or from 2 to sampler.group_size = "
+            f"{c.sampler.group_size}"
+        )
+    if r.supervised:
+        if c.loss.answer_term != 1:
+            raise UserError(
+                f"loss.answer_term is {c.loss.answer_term}, but with reward.name='sft' it is the only term; set it to 1"
+            )
+        return
+    if r.sft_chain != "none":
+        raise UserError(f"reward.sft_chain is {r.sft_chain!r}, which goes with reward.name='sft', not {name!r}")
+    if c.loss.span != "response" and c.samples_answer and c.sampled_answer == 0:
+        raise UserError(
+            f"reward.name is {name!r}, which reads a sampled answer, but sampler.max_sampled_answer is 0; "
+            f"set it to -1, or to at least prompt.max_answer = {c.prompt.max_answer}"
+        )
+    validate_token_weights(c)
+    validate_resample(c)
+    if r.baseline != "none" and not r.has("rlpr") and not r.reads_no_chain:
+        raise UserError(
+            f"reward.baseline is {r.baseline!r}, which terms such as rlpr and nrt read, but reward.name is {name!r}; "
+            "set it to none"
+        )
+    if r.frozen_score and c.prompt.score_delims != "none":
+        raise UserError(
+            f"reward.baseline is 'frozen', a score of the answer alone, but prompt.score_delims is "
+            f"{c.prompt.score_delims!r}; set it to none, so that both scores cover the same tokens"
+        )
+    if r.vote_train and not r.has("majority_vote"):
+        raise UserError(f"reward.vote_train is {r.vote_train}, which goes with the term majority_vote; set it to 0")
+    if c.filter.mode in ("std_below", "token_spread") and not c.filter.threshold:
+        raise UserError(
+            f"filter.mode is {c.filter.mode!r} but filter.threshold is 0; set the least standard deviation kept"
+        )
+
+
+def validate_resample(c: Config) -> None:
+    """Refuse fresh prompts where it is not the host that decides which groups count, before the step."""
+    n = c.filter.resample
+    if not n:
+        return
+    if c.filter.mode not in ("std_zero", "std_below"):
+        raise UserError(
+            f"filter.resample is {n}, but filter.mode is {c.filter.mode!r}, which the learner decides; set "
+            "filter.mode to std_zero or std_below, or filter.resample=0"
+        )
+    if not c.reward.host_terms:
+        raise UserError(
+            f"filter.resample is {n}, but reward.name is {c.reward.name!r}, which the learner computes; add a grader "
+            "to the sum or set filter.resample=0"
+        )
+    if c.sampler.max_staleness:
+        raise UserError(
+            f"filter.resample is {n}, but sampler.max_staleness is {c.sampler.max_staleness}; set one of them to 0"
+        )
+
+
+def validate_token_weights(c: Config) -> None:
+    """Refuse weights of answer tokens without their source, and sources that nothing reads."""
+    r, by_base = c.reward, ("inverse", "neg_log")
+    weighted = [t.name for t in r.terms if t.reward.no_chain == "weights" or t.name == "nrt"]
+    if weighted and r.token_weights == "none":
+        raise UserError(
+            f"reward.name has {weighted[0]}, but reward.token_weights is 'none'; set it to inverse or neg_log with "
+            "reward.baseline=live or frozen, or to spread"
+        )
+    if r.token_weights != "none" and not weighted:
+        raise UserError(
+            f"reward.token_weights is {r.token_weights!r}, which weighted_log_prob, weighted_avg_prob and nrt read, "
+            f"but reward.name is {r.name!r}; set it to none"
+        )
+    if r.has("nrt") and r.token_weights == "spread":
+        raise UserError(
+            "reward.token_weights is 'spread', but nrt weighs by the answer without a chain; set it to "
+            "inverse or neg_log"
+        )
+    missing = [t.name for t in r.terms if t.reward.no_chain == "must"]
+    missing += [f"reward.token_weights={r.token_weights}"] if r.token_weights in by_base else []
+    if missing and r.baseline == "none":
+        raise UserError(
+            f"reward.baseline is 'none', but {missing[0]} reads the answer without a chain; set it to live or frozen"
+        )
+    if r.has("vr_cli") and r.baseline != "frozen":
+        raise UserError(
+            f"reward.baseline is {r.baseline!r}, but vr_cli compares two scores of the initial model; set it to frozen"
+        )
+    if r.by_spread and c.rows_per_prompt < 3:
+        raise UserError(
+            f"sampler.group_size is {c.rows_per_prompt}, but weights by spread need two other chains for each; set it "
+            "to at least 3"
+        )
