@@ -26,7 +26,7 @@ from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import SIZES, Config
-from rl_likelihood.shapes import Batch, ChainFormat, Example, NoChainRows, Prompts, UserError
+from rl_likelihood.shapes import Batch, ChainFormat, Example, Judged, NoChainRows, Prompts, UserError
 from rl_likelihood.tables import environment_of
 from rl_likelihood.weights import assets, files
 
@@ -101,6 +101,8 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         t = tags + c.prompt.max_answer
     shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)
     i, f, b = jnp.int32, jnp.float32, jnp.bool_
+    j, judged = c.judge, c.reward.judged if c.judge_in_step else None
+    read = Judged(shape(i, p, j.max_prompt), shape(i, p), shape(i, p, g, j.max_row), shape(i, p, g))
     return Batch(
         prompt=shape(i, p, c.prompt.max_prompt),
         prompt_length=shape(i, p),
@@ -108,12 +110,13 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         segment=shape(i, p, g, t),
         scored=shape(b, p, g, t),
         sampler_logp=shape(f, p, g, t),
-        host_rewards={name: shape(f, p, g) for name in c.step.reward.host_terms},
+        host_rewards={name: shape(f, p, g) for name in c.step.reward.host_terms if name != judged},
         truncated=shape(b, p, g),
         keep=shape(b, p, g),
         baseline=shape(f, p) if c.reward.frozen_score else None,
         baseline_logp=shape(f, p, c.prompt.max_answer) if c.reward.frozen_tokens else None,
         no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
+        judged=read if judged else None,
     )
 
 
