@@ -6,6 +6,7 @@ A file has one JSON object a line, in the format of HealthBench:
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from rl_likelihood.shapes import UserError
 # Points as words (Rubrics as Rewards, 2507.17746); a pitfall is worded as its absence.
 POINTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.8}
 ALIKE = 0.85  # share of common words from which two criteria are one
-MOST_PROSE = 100_000  # characters of a reply that are searched
+MOST_PROSE, MOST_STARTS = 100_000, 2000  # characters of a reply that are searched, and places where JSON may begin
 
 
 class Criterion(NamedTuple):
@@ -54,6 +55,19 @@ def read_rubrics(path: str, name: str = "rubric.path") -> list[Rubric]:
     if not rows:
         raise UserError(f"{name} is {path!r}, which has no rubrics; give it some")
     return rows
+
+
+def write_rubrics(path: str | Path, own: Sequence[Rubric]) -> None:
+    """What `read_rubrics` reads. The file is replaced at once: a crash leaves the old one or the new one."""
+    path = Path(path).expanduser()
+    new = path.with_name(path.name + ".new")
+    lines = [json.dumps(to_record(rubric), ensure_ascii=False) + "\n" for rubric in own]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text("".join(lines), encoding="utf-8")
+        new.replace(path)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another") from e
 
 
 def of_record(record: object, where: str) -> Rubric:
@@ -124,17 +138,18 @@ def refuse(rubrics: Sequence[Rubric], kind: Kind, name: str = "rubric.path") -> 
 
 def criteria_in(prose: str) -> list[Criterion]:
     """The criteria in the JSON of a reply, whatever stands around it, and of JSON that breaks off its whole objects."""
-    text, at, found, decoder = prose[:MOST_PROSE], 0, list[Criterion](), json.JSONDecoder()
-    while (start := re.compile(r"[\[{]").search(text, at)) is not None:
-        at = start.start() + 1
+    text, end, found, decoder = prose[:MOST_PROSE], 0, list[Criterion](), json.JSONDecoder()
+    for start in itertools.islice(re.finditer(r"\[(?=\s*\{)|\{", text), MOST_STARTS):
+        if start.start() < end:
+            continue
         try:
-            value, end = decoder.raw_decode(text, start.start())
+            value, after = decoder.raw_decode(text, start.start())
         except (ValueError, RecursionError):
             continue
         inside = _criteria_of(value)
         if inside:
             found += inside
-            at = end
+            end = after
     return found
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rl_likelihood.learner.micro_batches import split, unstacked, whole
 from rl_likelihood.mesh import by_prompt, replicated
@@ -59,6 +59,15 @@ def last_state(params: Params, model: ModelConfig, judged: Judged) -> Float[Arra
     of_row = jnp.take_along_axis(hidden.completion, at, 2)[:, :, 0]
     of_prompt = jnp.take_along_axis(hidden.prompt, (judged.prompt_length - 1)[:, None, None], 1)
     return jnp.where((judged.row_length > 0)[..., None], of_row, of_prompt)
+
+
+def mean_state(
+    params: Params, model: ModelConfig, tokens: Int[AnyArray, "P S"], length: Int[AnyArray, "P"]
+) -> Float[Array, "P D"]:
+    """The mean of the states of a text's tokens, by which texts are compared."""
+    hidden = forward(params, model, tokens, length).prompt.astype(jnp.float32)
+    there = jnp.arange(tokens.shape[1]) < length[:, None]
+    return jnp.where(there[..., None], hidden, 0.0).sum(1) / jnp.maximum(length, 1)[:, None]
 
 
 def value(params: Params, model: ModelConfig, head: ValueHead, judged: Judged) -> Float[Array, "P Q"]:

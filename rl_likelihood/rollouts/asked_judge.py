@@ -135,11 +135,14 @@ def _initial(task: Task) -> StepJudge:
     return StepJudge(reader, Judge("judge", task.model, judged_text.words_of(reader)), None)
 
 
-def http_settings(j: JudgeSettings, workdir: Path) -> HttpSettings:
-    """The settings of an address."""
+def http_settings(
+    j: JudgeSettings, workdir: Path, url: str = "", model: str = "", name: str = "judge.model"
+) -> HttpSettings:
+    """The settings of an address: the judge's, or another that the field `name` gives."""
     return HttpSettings(
-        url=j.model,
-        model=j.name,
+        url=url or j.model,
+        model=model or j.name,
+        field=name,
         key_variable=j.key_variable,
         concurrency=j.concurrency,
         timeout=j.timeout,
