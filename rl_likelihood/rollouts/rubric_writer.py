@@ -117,7 +117,7 @@ def _remote(c: Config, workdir: Path, url: str) -> tuple[Write, Embed | None]:
 
 
 def rubric_text(reply: object) -> str | None:
-    """The text of a reply that has criteria in it; None for any other, which is then asked for again in a later call."""
+    """The text of a reply with criteria in it; None for any other, which a later call asks for again."""
     text = text_of(reply)
     return text if text and rubrics.criteria_in(text) else None
 
