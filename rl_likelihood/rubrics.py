@@ -15,26 +15,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from rl_likelihood.cli.command import from_flags, run_main
 from rl_likelihood.config import build
 from rl_likelihood.data import rubrics
-from rl_likelihood.data.order import in_batches
 from rl_likelihood.data.rubrics import Rubric
 from rl_likelihood.datasets import sources
-from rl_likelihood.grading import graders
-from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts import asked_judge
-from rl_likelihood.rollouts.host_rewards import sampled_texts
+from rl_likelihood.rollouts.policy_answers import policy_answers
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, asks, form_of, rubrics_of
 from rl_likelihood.rollouts.rubric_writer import AT_ONCE, Shown, writer_of, written
 from rl_likelihood.runtime.console import say
-from rl_likelihood.runtime.devices import Devices, batch_size, make_devices, sample_all, sampler_weights
+from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import SAMPLE, Task, load
+from rl_likelihood.task import load
 
 FILE = "rubrics.jsonl"  # in the workdir: what --filter leaves
 SHOWN = 3  # questions of --show
@@ -69,11 +65,13 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)
     found = rubrics_of(c.rubric, [row.example.prompt for row in task.train])
-    own = list({row.example.prompt: found[row.example.prompt] for row in task.train}.values())
-    asked = [text for rubric in own for text in asks(rubric, "signed")]
+    questions = dict.fromkeys(row.example.prompt for row in task.train)
+    asked = [text for question in questions for text in asks(found[question], "signed")]
     judge = RubricJudge(asked_judge.outside_judge(c, devices, workdir, form_of("signed"), asked), found, "signed")
     kept, before, cut = [], 0, 0
-    for questions, answers in answers_of(task, params, devices):
+    rows = list({row.example.prompt: row for row in task.train}.values())
+    for part, answers in policy_answers(task, params, devices, rows, c.rubric.rollouts):
+        questions = [row.example.prompt for row in part]
         out, met = judge(questions, answers)
         for question, of_rows in zip(questions, met, strict=True):
             kept.append(rubrics.telling(found[question], of_rows, c.rubric.low, c.rubric.high))
@@ -85,20 +83,6 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     rubrics.write_rubrics(path, useful)
     counts = {"criteria": before, "criteria_kept": sum(len(r.criteria) for r in useful)}
     return {"questions": len(kept), "questions_kept": len(useful), **counts, "cut": cut, "file": str(path)}
-
-
-def answers_of(task: Task, params: Params, devices: Devices):
-    """(questions, [P][G] answers) of the policy to the training questions, each once, a batch at a time."""
-    c = task.config
-    rows = list({row.example.prompt: row for row in task.train}.values())
-    size = batch_size(min(c.eval.batch_prompts, len(rows)), devices)
-    sampler = task.sampler(group_size=c.rubric.rollouts, max_sampled_answer=c.eval_answer, width_multiple=0)
-    weights = sampler_weights(params, task.model, devices)
-    for start, part in in_batches(rows, size):
-        rollout = sample_all(weights, task.collate(part, np.arange(start, start + size)), task.key(SAMPLE), sampler)
-        texts = sampled_texts(task, rollout)[: len(rows) - start]
-        answers = [[graders.extract_answer(text, task.fmt) for text in group] for group in texts]
-        yield [row.example.prompt for row in part[: len(texts)]], answers
 
 
 def show(own: Sequence[Rubric]) -> str:
