@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rl_likelihood.data.records import records
-from rl_likelihood.rewards.rubric import Kind
 from rl_likelihood.shapes import UserError
 
 # Points as words (Rubrics as Rewards, 2507.17746); a pitfall is worded as its absence.
@@ -120,7 +119,7 @@ def _prompt(prompt: object) -> str:
     return texts[0][1] if len(texts) == 1 else "\n\n".join(f"{role}: {content}" for role, content in texts)
 
 
-def refuse(rubrics: Sequence[Rubric], kind: Kind, name: str = "rubric.path") -> None:
+def refuse(rubrics: Sequence[Rubric], kind: str, name: str = "rubric.path") -> None:
     """UserError where a rubric's points do not go with how they are put together."""
     for rubric in rubrics:
         points = [c.points for c in rubric.criteria]
