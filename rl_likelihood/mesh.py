@@ -99,7 +99,7 @@ def ready(tree):
 
 
 # Fields of these that have one entry per prompt, not per chain.
-_OF_PROMPTS = ("prompt", "prompt_length", "baseline", "baseline_logp", "counted")
+_OF_PROMPTS = ("prompt", "prompt_length", "baseline", "baseline_logp", "counted", "alternatives")
 
 
 def divides(mesh_shape, prompts: int, rows: int) -> bool:
@@ -118,7 +118,8 @@ def by_prompt(mesh: Mesh, batch):
     def one(path, x):
         axes = ("prompts",)
         if not grouped:
-            axes = ("data", "rows" if np.ndim(x) > 1 and getattr(path[-1], "name", "") not in _OF_PROMPTS else None)
+            of_prompts = any(getattr(key, "name", "") in _OF_PROMPTS for key in path)
+            axes = ("data", "rows" if np.ndim(x) > 1 and not of_prompts else None)
         axes = axes[: np.ndim(x)]
         return sharding(mesh, axes + (None,) * (np.ndim(x) - len(axes)), np.shape(x))
 

@@ -84,7 +84,6 @@ def test_vectors_come_from_the_writers_address(tmp_path):
             writer_of(config(model, "x", rubric__retriever=retriever), tmp_path)
 
 
-@pytest.mark.slow
 def test_a_local_model_writes_and_makes_vectors(tmp_path):
     """Of random weights: no rubric can be read in its replies, which are counted."""
     model, scorer = random_model("nano"), tmp_path / "model"
@@ -99,7 +98,6 @@ def test_a_local_model_writes_and_makes_vectors(tmp_path):
     assert vectors(["one", "two"]).shape[0] == 2
 
 
-@pytest.mark.slow
 def test_criteria_that_all_or_no_answers_meet_are_left_out(tmp_path):
     """By a judge of keywords: every answer has the empty text in it, none has a zebra."""
     with serving(by_keyword) as (url, _):

@@ -94,7 +94,6 @@ def test_files_are_read_and_what_is_wrong_is_named(tmp_path):
         common(A, {QUESTIONS[0]: B[QUESTIONS[0]]})
 
 
-@pytest.mark.slow
 def test_the_command_refuses_a_judge_of_random_weights(tmp_path):
     model = random_model("nano")
     files.save(tmp_path / "judge", model, init(random_key(0, 0), model))

@@ -94,7 +94,6 @@ def test_a_run_on_a_reward_model(scorer, outside):
             assert judge([s["prompt"]], [[(answer,)]]).values[0, 0] == pytest.approx(s["reward/reward_model"], abs=1e-3)
 
 
-@pytest.mark.slow
 def test_a_run_with_the_judge_in_the_step_is_that_with_it_outside(scorer, outside, tmp_path):
     train.run(build(few(reward__name="reward_model", judge__model=str(scorer), judge__where="step")), tmp_path)
     for a, b in zip(metrics(outside), metrics(tmp_path), strict=True):
