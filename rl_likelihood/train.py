@@ -141,6 +141,8 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
             session = Session(workdir, writer, stop, force)
             step, finished = resume or 0, has_ended(workdir, resume, c.train.steps)
             if not finished:
+                if c.reward.judged:
+                    refuse_judge(c, workdir)
                 step, finished = learn(c, session, resume, saved and known_model(c, workdir, *saved[:3]))
             if finished and not c.train.keep_optimizer:
                 distributed.by_first(lambda: drop_optimizer(workdir))
@@ -169,8 +171,6 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     """
     # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
     devices = make_devices(c)
-    if c.reward.judged:
-        refuse_judge(c, session.workdir)
     task, params = load(c, mesh=devices.learner, known=known)
     judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)
