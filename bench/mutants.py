@@ -196,7 +196,7 @@ MUTANTS = [
         "request.first_chain",
         "sampler/test_engine.py -k one_program",
     ),
-    Mutant("sampler/decode.py", "| (opened > cfg.max_chain)", "", "sampler/test_decode.py -k splic"),
+    Mutant("sampler/decode.py", "| (opened > cfg.max_chain)", "", "sampler/test_decode.py -k stands_between"),
     Mutant(
         "sampler/queue.py", "step - rollout.version <= self", "step - rollout.version < self", "sampler/test_queue.py"
     ),
