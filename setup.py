@@ -17,6 +17,7 @@ setup(
     packages=find_packages(include=["rl_likelihood", "rl_likelihood.*"]),
     package_data={
         "rl_likelihood.envs": ["prompts/*.txt"],
+        "rl_likelihood.search": ["prompts/*.txt"],
         "rl_likelihood.report": ["metrics.csv", "page/*.html", "page/*.css", "page/*.js"],
     },
     python_requires=">=3.11,<3.13",

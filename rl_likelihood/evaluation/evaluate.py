@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,18 +23,18 @@ from rl_likelihood.evaluation import conversations, statistics, trace
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import answers_after, given_rollout, to_batch
+from rl_likelihood.learner.batching import answers_after, beside, given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.host_rewards import candidate, sampled_texts
 from rl_likelihood.runtime import distributed, run_files
-from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampler_weights, share_of, using
+from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sample_ids_all, sampler_weights, using
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.settings import largest_divisor
-from rl_likelihood.shapes import CHAIN, REFERENCE, ROW_FIELDS, TAG, ChainFormat, Rollout
+from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout
 from rl_likelihood.tables import grader_table
 from rl_likelihood.task import EVALUATE, Task
 
@@ -44,8 +43,6 @@ AHEAD = 4  # batches of greedy answers that the sampler gets together
 ROWS_AT_ONCE = 32  # scored in one forward, about: more does not fit the caches of a CPU
 
 Record = dict[str, Any]
-# One compiled scorer for all evaluations of a run.
-_score_of = functools.lru_cache(maxsize=4)(make_score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,11 +309,10 @@ def _answers_without_chain(
     """
     fmt, scaffold = task.fmt, np.asarray(task.fmt.close_think_ids, np.int32)
     opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in batch.rows]
-    prompts = share_of(task.collate(opened, batch.uid, width + len(scaffold)))
+    prompts = task.collate(opened, batch.uid, width + len(scaffold))
     cfg = task.sampler(group_size=1 + samples, temperature=(0.0, *(1.0,) * samples))
     key = task.key(EVALUATE, 1)
-    sampled = decode.sample_ids(weights, prompts, key, cfg, fmt.answer_close, task.config.eval_answer)
-    ids, _, length = distributed.gather(sampled)
+    ids, _, length = sample_ids_all(weights, prompts, key, cfg, fmt.answer_close, task.config.eval_answer)
     text_of = lambda row, n: task.tokenizer.decode(row[:n], skip_special_tokens=True)
     return [
         [graders.extract_answer(fmt.answer_open + text_of(*row), fmt) for row in zip(*group, strict=True)]
@@ -348,7 +344,7 @@ def _scores(e: Evaluation, rows: list[EncodedExample], rollout: Rollout, swapped
     ]
     parts = _parts(task, rows, rollout) if task.config.eval.trace else []
     given = [given_rollout(answers, after, pad, width) for after in (*parts, others)]
-    batch = to_batch(_beside(rollout, *given, no_chain))
+    batch = to_batch(beside(rollout, *given, no_chain))
     step = dataclasses.replace(
         task.config.step,
         two_branches=True,
@@ -357,7 +353,7 @@ def _scores(e: Evaluation, rows: list[EncodedExample], rollout: Rollout, swapped
     )
     mesh = e.devices and e.devices.learner
     with using(mesh):
-        logp = _score_of(task.model, step, mesh)(e.params, batch).stats.log_prob
+        logp = make_score(task.model, step, mesh)(e.params, batch).stats.log_prob
     return np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64)
 
 
@@ -376,9 +372,3 @@ def _after(chain: Chain, row: EncodedExample) -> tuple[np.ndarray, np.ndarray]:
     parts = ((CHAIN, chain.chain), (TAG, chain.tag), (REFERENCE, row.answer_ids))
     ids = np.concatenate([np.asarray(part, np.int32) for _, part in parts])
     return ids, np.repeat(np.asarray([kind for kind, _ in parts], np.int32), [len(part) for _, part in parts])
-
-
-def _beside(*rollouts: Rollout) -> Rollout:
-    """The rows of all of them in one group for each prompt."""
-    rows = ({k: getattr(rollout, k) for k in ROW_FIELDS} for rollout in rollouts)
-    return rollouts[0].replace(**jax.tree.map(lambda *parts: np.concatenate(parts, 1), *rows))

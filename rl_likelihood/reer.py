@@ -1,0 +1,133 @@
+"""Find chains of thought for answers that exist: python -m rl_likelihood.reer --config=... --workdir=DIR.
+
+Each training question of the config gets a chain, by the search of REER (2509.06160; docs/writing.md). DIR/reer.jsonl
+has the chains that are of use, as rows for warm_start.chains=given and reward.sft_chain. DIR/dropped.jsonl has the
+others and why. DIR/rounds.jsonl has every candidate. A table compares the search with its controls. After Ctrl-C or a
+kill the same command goes on.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from rl_likelihood.cli.command import define_processes, from_flags, run_main
+from rl_likelihood.config import build
+from rl_likelihood.datasets.questions import digest
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.devices import make_devices, sampler_weights
+from rl_likelihood.runtime.lock import lock
+from rl_likelihood.runtime.workdir import claim, keep_inputs, pinned_date
+from rl_likelihood.search.controls import controls, text_of
+from rl_likelihood.search.proposer import asks_of, model_proposer, with_model
+from rl_likelihood.search.rounds import Finder, Found, Journal, Way, find, first_chains, unfit
+from rl_likelihood.search.segments import complaint, copied
+from rl_likelihood.settings import Config
+from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.task import load
+
+REER, DROPPED, TABLE = "reer.jsonl", "dropped.jsonl", "reer.json"
+
+
+def main() -> None:
+    values, _ = from_flags()
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is missing; give the folder for the chains, for example --workdir=runs/reer")
+    try:
+        run(build(values), Path(flags.FLAGS.workdir))
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        sys.exit(130)
+
+
+def run(c: Config, workdir: Path) -> None:
+    """The search for every training question, and its controls."""
+    with contextlib.ExitStack() as stack:
+        distributed.by_first(lambda: stack.enter_context(lock(workdir)))
+        distributed.by_first(lambda: claim(workdir, c))
+        date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
+        f = finder(dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date)), workdir)
+        distributed.by_first(lambda: keep_inputs(workdir, date, digest([row.example for row in f.task.train], [])))
+        search(f, workdir)
+
+
+def search(f: Finder, workdir: Path) -> None:
+    """Writes the chains, the dropped questions and the table."""
+    cfg, examples = f.task.config.reer, [row.example for row in f.task.train]
+    firsts = first_chains(f)
+    why = unfit(f, firsts)
+    chains = {i: text for i, text in enumerate(firsts) if not why[i]}
+    found = find(f, chains, Way("search", cfg.max_copied)) if chains else {}
+    good, dropped = rows_of(examples, firsts, why, found)
+    distributed.by_first(lambda: write(workdir / REER, good))
+    distributed.by_first(lambda: write(workdir / DROPPED, dropped))
+    counts = collections.Counter(row["dropped"] for row in dropped).items()
+    reasons = "".join(f", {n} ({reason})" for reason, n in counts)
+    if not chains:
+        raise UserError(
+            f"reer.min_chain is {cfg.min_chain}, and of {len(firsts)} first chains none is of use{reasons}; see "
+            f"{workdir / DROPPED}, and set reer.min_chain, reer.max_copied or sampler.max_chain to suit"
+        )
+    f.say(f"{len(good)} chains in {workdir / REER}; dropped {len(dropped)}{reasons}")
+    table = controls(f, chains, found)
+    distributed.by_first(lambda: (workdir / TABLE).write_text(json.dumps(table, indent=1) + "\n"))
+    f.say("\n" + text_of(table, len(chains)))
+
+
+def finder(c: Config, workdir: Path) -> Finder:
+    """The models and the journal of a search."""
+    if c.prompt.template == "raw":
+        raise UserError("prompt.template is 'raw', but a search asks a chat model; set it to model or plain")
+    if c.converses:
+        raise UserError(f"env.name is {c.env.name!r}, but a search is for one answer; set it to none")
+    devices = make_devices(c)
+    task, params = load(c, mesh=devices.learner)
+    own, weights = task, params
+    if c.reer.proposer:
+        own, weights = with_model(task, c.reer.proposer, devices.learner)
+    propose = model_proposer(own, sampler_weights(weights, own.model, devices))
+    return Finder(task, params, asks_of(task), propose, Journal(workdir), devices, say=say)
+
+
+def rows_of(
+    examples: Sequence[Example], firsts: list[str], why: list[str], found: dict[int, Found]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(rows with chains to learn from, dropped rows with the reason)."""
+    good, dropped = [], []
+    for i, e in enumerate(examples):
+        turns = [{"role": role, "content": content} for role, content in e.messages]
+        row: dict[str, Any] = {"id": e.id, "prompt": turns or e.prompt, "answer": e.answer, "task": e.task}
+        reason = why[i]
+        if i in found:
+            s = found[i].search
+            row |= {"chain": s.chain, "start_chain": firsts[i], **found[i]._asdict(), "nll": s.nll}
+            row |= {"steps": s.taken, "copied": copied(s.chain, e.answer)}
+            del row["search"]
+            reason = complaint(s.chain)
+        if reason:
+            dropped.append(row | {"start_chain": firsts[i], "dropped": reason})
+        else:
+            good.append(row)
+    return good, dropped
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The whole file or none."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder for the chains, and to go on from")
+    define_processes()
+    run_main(main)
