@@ -125,6 +125,9 @@ class EvalSettings:
     texts: Literal["none", "prose", "verse"] = field(
         "none", "what the answers are: sampled texts that are not graded but measured (docs/writing.md); none: answers"
     )
+    by_initial: bool = field(
+        False, "`evaluate --workdir`: the model that the run began with scores the same chains and answers too"
+    )
     trace: bool = field(False, "also score each answer after 25, 50 and 75 % of its question's first sampled chain")
     fast_prompts: int = field(0, "questions of the evaluations every train.eval_every steps; 0: eval.prompts", least=0)
     fast_samples: int = field(-1, "chains for each of them; -1: eval.samples", least=-1)

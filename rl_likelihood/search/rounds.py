@@ -220,12 +220,13 @@ def score(f: Finder, rows: list[EncodedExample], chains: list[list[str | None]])
     groups = [group + [None] * (k - len(group)) for group in chains]
     pairs = [[_completion(task, row, c) for c in group] for row, group in zip(rows, groups, strict=True)]
     bare = [prompts.completion_ids(row, "", task.tokenizer, task.fmt) for row in rows]
-    width = padded_width(max(len(one[0]) for group in (*pairs, bare) for one in group if one))
+    lengths = [len(ids) for ids, _ in (*bare, *(one for group in pairs for one in group if one))]
     there = [[one or none for one in group] for group, none in zip(pairs, bare, strict=True)]
     _, rows = next(in_batches(rows, f.size))
     _, filled = next(in_batches(there, f.size))
     collated = task.collate(rows, np.arange(f.size))
-    given = [given_rollout(collated, [group[j] for group in filled], task.fmt.pad_id, width) for j in range(k)]
+    width, pad = padded_width(max(lengths)), task.fmt.pad_id
+    given = [given_rollout(collated, [group[j] for group in filled], pad, width) for j in range(k)]
     batch, mesh = to_batch(beside(*given)), f.devices and f.devices.learner
     with using(mesh):
         logp = make_score(task.model, StepConfig(head_chunk=task.config.train.head_chunk), mesh)(f.params, batch)

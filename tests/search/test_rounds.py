@@ -199,5 +199,5 @@ def test_refusals(tmp_path):
 def test_the_command_refuses_and_keeps_what_it_wrote(tmp_path):
     """Random bytes are no chains: the nano model's are all of no use."""
     with pytest.raises(UserError, match="none is of use"):
-        main.run(config(tmp_path), tmp_path / "w")
+        main.run(config(tmp_path, sampler__max_chain=12), tmp_path / "w")
     assert len(run_files.read(tmp_path / "w" / FILE)) == QUESTIONS
