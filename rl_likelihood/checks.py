@@ -165,6 +165,11 @@ def validate_reward(c: Config) -> None:
             f"reward.name is {name!r}, which reads a sampled answer, but sampler.max_sampled_answer is 0; "
             f"set it to -1, or to at least prompt.max_answer = {c.prompt.max_answer}"
         )
+    if c.reads_alternatives and c.model.attention == "splash":
+        raise UserError(
+            "model.attention is 'splash', which knows one reference answer, but reward.name has log_prob_any; "
+            "set it to dense"
+        )
     validate_token_weights(c)
     validate_resample(c)
     if r.baseline != "none" and not r.has("rlpr") and not r.reads_no_chain:

@@ -253,6 +253,11 @@ class Config:
         return s.max_turns * s.max_chain + (s.max_turns - 1) * s.max_env_tokens
 
     @property
+    def reads_alternatives(self) -> bool:
+        """Whether a reward reads other answers that are as good."""
+        return any(t.reward.alternatives for t in self.reward.terms)
+
+    @property
     def eval_answer(self) -> int:
         """Tokens that evaluation lets a sampled answer have."""
         return self.eval.max_sampled_answer or self.prompt.max_answer
@@ -290,7 +295,7 @@ class Config:
             proxy=self.proxy,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
-            two_branches=self.sampled_answer > 0 or self.converses,
+            two_branches=self.sampled_answer > 0 or self.converses or self.reads_alternatives,
             turn_credit=self.converses and self.env.credit == "turn",
             turns=self.sampler.max_turns if self.converses else 1,
             temperature=self.sampler.temperature,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.fields import field
 from rl_likelihood.rewards.intrinsic import SampledStats
-from rl_likelihood.shapes import Outcomes
+from rl_likelihood.shapes import Alternatives, Outcomes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Reward:
     binary: bool = False  # its numbers are 0 or 1
     cross: bool = False  # needs every sampled answer's log-prob after every chain of its group
     initial: bool = False  # needs the initial model, as a scorer that never moves
+    alternatives: bool = False  # reads other answers that are as good
     # The answer's token log-probs without a chain: read where reward.baseline gives them, where reward.token_weights
     # is made of them, or always.
     no_chain: Literal["no", "may", "weights", "must"] = "no"
@@ -174,6 +175,8 @@ class Observation(NamedTuple):
     answered: Bool[Array, "P G"] | None = None  # rows with a sampled answer
     initial_nll: Float[Array, "P G"] | None = None  # mean over tokens, by the initial model, for VR-CLI
     no_chain_logp: Float[Array, "P A"] | None = None  # of the answer's scored tokens, in order, without a chain
+    alternatives: Alternatives | None = None  # other answers that are as good
+    alternatives_logp: Float[Array, "P G B"] | None = None  # of their tokens after each chain
 
 
 class HostInputs(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import no_chain_rows, slice_rows, to_batch
+from rl_likelihood.learner.batching import alternatives_of, no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
@@ -58,6 +58,10 @@ class Batches:
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
         self.conversations = conversations_of(task)
+        self.others: tuple[int, int] | None = None  # other answers of a question, and their tokens, at most
+        if c.reads_alternatives:
+            of_row = [row.alternatives for row in task.train]
+            self.others = max(map(len, of_row)), max(sum(1 + len(ids) for ids, _ in others) for others in of_row)
         self._widths: set[int] = set()  # of prompts that the sampler has had
 
     def rows(self, number: int) -> Rows:
@@ -125,6 +129,10 @@ class Batches:
         batch = to_batch(rollout, values, graded.keep[:, :n], base.score).replace(baseline_logp=base.logp)
         if c.scores_no_chain:
             batch = batch.replace(no_chain=no_chain_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
+        if self.others:
+            batch = batch.replace(
+                alternatives=alternatives_of([r.alternatives for r in rows], *self.others, fmt.pad_id)
+            )
         return batch, rollout
 
     def text_metrics(self, texts: Texts) -> dict[str, float]:
