@@ -75,6 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.texts = {"next_passage": "prose", "verse": "verse"}[a.form]
     c.eval.batch_prompts = 10
     c.reer.ask = "resample"
+    c.reer.min_chain, c.reer.max_segment = 60, 64
     if a.form == "verse":
         c.prompt.max_prompt, c.prompt.max_answer = 320, 128
     if a.size == "3b":
@@ -98,4 +99,5 @@ def long_chains(c: ConfigDict) -> None:
     c.train.micro_batch_prompts = 4
     c.eval.prompts = 200
     c.reer.ask = "edit"
+    c.reer.min_chain, c.reer.max_segment = 100, 512
     c.report.samples_every = 10

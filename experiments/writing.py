@@ -9,8 +9,8 @@
     python -m rl_likelihood.sweep experiments/writing.py --table
 
 Put the texts there first: runs/writing_data/sonnets.txt, poems of 8 + 6 lines with blank lines between them, and
-runs/writing_data/novels, a .txt file for each novel, two at least. --prepare writes the held-out questions as rows, which
-the runs on chains of the search are evaluated on. All runs of a task have the same held-out works.
+runs/writing_data/novels, a .txt file for each novel, two at least. --prepare writes the held-out questions as rows, for
+the runs that learn chains of the search. All runs of a task have the same held-out works.
 
 Hardware: two x86-64 CPU cores, 10 GB of memory, 70 GB of disk. Time: not measured for the whole; docs/writing.md says
 what was run.

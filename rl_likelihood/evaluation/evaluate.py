@@ -193,7 +193,8 @@ def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Po
         if samples:
             own = [first_sampled_chain(batch.rollout, i) for i in range(len(batch.rows))]
             swapped, previous = [previous, *own[:-1]], own[-1]
-            logp = [_scores(e, p, batch, swapped) for p in (e.params, e.initial) if p is not None]
+            models = [p for p in (e.params, e.initial) if p is not None]
+            logp = [_scores(e, p, batch.rows, batch.rollout, swapped) for p in models]
             batch = batch._replace(swapped=swapped, logp=logp[0], initial=logp[1] if len(logp) > 1 else None)
         yield [_record(task, batch, i, samples, trained) for i in range(min(len(batch.rows), n - batch.first))]
 
@@ -344,13 +345,15 @@ def first_sampled_chain(rollout: Rollout, i: int) -> Chain:
     return Chain(ids[kinds == CHAIN].tolist(), ids[kinds == TAG].tolist())
 
 
-def _scores(e: Evaluation, params: Params, batch_of: Batch, swapped: list[Chain | None]) -> np.ndarray:
+def _scores(
+    e: Evaluation, params: Params, rows: list[EncodedExample], rollout: Rollout, swapped: list[Chain | None]
+) -> np.ndarray:
     """Log-probs of the reference answer [P, 1 + samples + 2]: after each chain, another question's chain, no chain.
     With eval.trace, after each chain, parts of the first sampled one, another question's, none.
 
     Where there is no other question's chain the last but one means nothing.
     """
-    task, rows, rollout, answers = e.task, batch_of.rows, batch_of.rollout, batch_of.rollout.prompts
+    task, answers = e.task, rollout.prompts
     pad, width = task.fmt.pad_id, rollout.completion.shape[-1]
     no_chain = answers_after(answers, task.fmt.close_think_ids, pad, width)
     others = [

@@ -22,7 +22,7 @@ from rl_likelihood.shapes import Example, Tags, UserError
 from rl_likelihood.task import SEARCH, Task, load_model, load_tokenizer
 
 PROMPTS = Path(__file__).with_name("prompts")
-WIDTHS = 64  # prompts and rows are padded to a multiple of this: each width compiles once
+WIDTHS = 128  # prompts and rows are padded to a multiple of this: each width compiles once
 PART = ("<part>", "</part>")
 
 
@@ -70,7 +70,8 @@ class Asks:
         return Ask(uid, _filled(self.edit, example, **words), "<analysis>")
 
     def whole(self, replies: int) -> Length:
-        return Length(replies, self.tags.think_close, self.max_chain)
+        """A quarter of sampler.max_chain is left for candidates that are longer than what they replace."""
+        return Length(replies, self.tags.think_close, max(1, self.max_chain * 3 // 4))
 
     @property
     def part(self) -> Length:

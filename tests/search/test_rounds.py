@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from rl_likelihood import reer as main
 from rl_likelihood.config import build
 from rl_likelihood.data.prompts import completion_ids
+from rl_likelihood.reer import DROPPED, REER, TABLE, finder, run, search
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.search import reer
@@ -55,14 +55,14 @@ def config(folder, **changes):
     return build(small_config(**{**values, **changes}))
 
 
-def finder(folder, propose=stub, **changes) -> Finder:
+def stubbed(folder, propose=stub, **changes) -> Finder:
     task, params = load(config(folder, **changes))
     assert len(task.train) == QUESTIONS
     return Finder(task, params, asks_of(task), propose, Journal(folder))
 
 
 def test_scores_are_those_of_the_reference_decoder(tmp_path):
-    f = finder(tmp_path)
+    f = stubbed(tmp_path)
     rows = [f.row(0), f.row(1)]
     got = score(f, rows, [["", "two words", None], ["other", "x" * 501, "<|end|>"]])
     for row, group, chains in zip(rows, got, (["", "two words"], ["other"]), strict=True):
@@ -77,7 +77,7 @@ def test_scores_are_those_of_the_reference_decoder(tmp_path):
 
 
 def test_the_best_candidate_of_each_round_is_in_the_chain(tmp_path):
-    f = finder(tmp_path, reer__clip=20.0, reer__max_segments=2)
+    f = stubbed(tmp_path, reer__clip=20.0, reer__max_segments=2)
     chains = dict(enumerate(first_chains(f)))
     found = find(f, chains, Way("search", 0.2))
     improved = 0
@@ -99,7 +99,7 @@ def test_the_best_candidate_of_each_round_is_in_the_chain(tmp_path):
 
 
 def test_no_candidates_return_the_first_chain(tmp_path):
-    f = finder(tmp_path, reer__candidates=0)
+    f = stubbed(tmp_path, reer__candidates=0)
     chains = dict(enumerate(first_chains(f)))
     assert {i: one.search.chain for i, one in find(f, chains, Way("search", 0.2)).items()} == chains
 
@@ -109,7 +109,7 @@ def test_a_killed_search_is_the_unbroken_one(tmp_path):
         pass
 
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    main.search(finder(tmp_path / "a"), tmp_path / "a")
+    search(stubbed(tmp_path / "a"), tmp_path / "a")
     for most in (2, 7, 1000):
         calls = iter(range(most))
 
@@ -117,23 +117,23 @@ def test_a_killed_search_is_the_unbroken_one(tmp_path):
             if next(calls, None) is None:
                 raise Killed
 
-        f = dataclasses.replace(finder(tmp_path / "b"), between=between)
+        f = dataclasses.replace(stubbed(tmp_path / "b"), between=between)
         try:
-            main.search(f, tmp_path / "b")
+            search(f, tmp_path / "b")
         except Killed:
             lines = (tmp_path / "b" / FILE).read_bytes().splitlines(keepends=True)
             (tmp_path / "b" / FILE).write_bytes(b"".join(lines[:-1]) + lines[-1][:7])  # within a batch, within a line
-    for name in (main.REER, main.DROPPED, main.TABLE):
+    for name in (REER, DROPPED, TABLE):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
 def test_the_files_and_the_table(tmp_path):
     said = []
-    f = dataclasses.replace(finder(tmp_path, reer__clip=20.0), say=said.append)
-    main.search(f, tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / main.REER).read_text().splitlines()]
-    assert len(rows) == QUESTIONS and not (tmp_path / main.DROPPED).read_text()
-    table = json.loads((tmp_path / main.TABLE).read_text())
+    f = dataclasses.replace(stubbed(tmp_path, reer__clip=20.0), say=said.append)
+    search(f, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / REER).read_text().splitlines()]
+    assert len(rows) == QUESTIONS and not (tmp_path / DROPPED).read_text()
+    table = json.loads((tmp_path / TABLE).read_text())
     assert list(table) == ["search", "another answer", "copying allowed", "whole chains"]
     assert table["search"]["nll"] == pytest.approx(np.mean([r["nll"] for r in rows]))
     assert table["search"]["fall"] == pytest.approx(np.mean([r["nll_start"] - r["nll"] for r in rows]))
@@ -146,19 +146,19 @@ def test_the_files_and_the_table(tmp_path):
 
 
 def test_the_chains_are_read_by_warm_start_and_fine_tuning(tmp_path):
-    main.search(finder(tmp_path), tmp_path)
-    again = {"data__train_path": str(tmp_path / main.REER), "warm_start__chains": "given", "prompt__examples": 0}
+    search(stubbed(tmp_path), tmp_path)
+    again = {"data__train_path": str(tmp_path / REER), "warm_start__chains": "given", "prompt__examples": 0}
     sides = {"data__heldout_size": 1, "warm_start__prompts_per_step": 2, "warm_start__prompts": 2}
     (tmp_path / "next").mkdir()
     c = config(tmp_path / "next", **again, **sides)
     task, params = load(c)
-    rows = {r["prompt"]: r["chain"] for r in map(json.loads, (tmp_path / main.REER).read_text().splitlines())}
+    rows = {r["prompt"]: r["chain"] for r in map(json.loads, (tmp_path / REER).read_text().splitlines())}
     learned = chains_to_learn(task, None, params, tmp_path)
     assert len(learned) == 4 and all(row.example.chain == rows[row.example.prompt] for row in learned)
 
 
 def test_a_models_replies_depend_on_no_other_question(tmp_path):
-    f = finder(tmp_path)
+    f = stubbed(tmp_path)
     propose = model_proposer(f.task, sampler_weights(f.params, f.task.model, None))
     asked = [f.asks.chain(i, f.task.train[i].example) for i in range(3)]
     all_three = propose(asked, 1, Length(2, "</think", 8))
@@ -170,7 +170,7 @@ def test_a_models_replies_depend_on_no_other_question(tmp_path):
 
 
 def test_what_is_asked(tmp_path):
-    f = finder(tmp_path)
+    f = stubbed(tmp_path)
     example, s = f.task.train[0].example, reer.Search(("one\n\n", "two\n\n", "three"), 1.0, at=1)
     whole, again = f.asks.chain(0, example), f.asks.segment(0, example, s)
     assert example.prompt in whole.message and example.answer in whole.message and whole.reply == "<think>"
@@ -184,20 +184,20 @@ def test_what_is_asked(tmp_path):
 
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match=r"reer.min_chain is 100000.*5 \(first chain too short\)"):
-        main.search(finder(tmp_path, reer__min_chain=100000), tmp_path)
-    dropped = [json.loads(line) for line in (tmp_path / main.DROPPED).read_text().splitlines()]
+        search(stubbed(tmp_path, reer__min_chain=100000), tmp_path)
+    dropped = [json.loads(line) for line in (tmp_path / DROPPED).read_text().splitlines()]
     assert len(dropped) == QUESTIONS and all("short" in row["dropped"] for row in dropped)
     (tmp_path / "first.txt").write_text("Of $question and $nothing")
     with pytest.raises(UserError, match=r"reer.prompts.*first.txt.*nothing"):
-        finder(tmp_path, reer__prompts=str(tmp_path))
+        stubbed(tmp_path, reer__prompts=str(tmp_path))
     with pytest.raises(UserError, match="reer.prompts.*cannot be read"):
-        finder(tmp_path, reer__prompts=str(tmp_path / "none"))
+        stubbed(tmp_path, reer__prompts=str(tmp_path / "none"))
     with pytest.raises(UserError, match="prompt.template is 'raw'"):
-        main.finder(config(tmp_path, prompt__template="raw", warm_start__examples=0), tmp_path)
+        finder(config(tmp_path, prompt__template="raw", warm_start__examples=0), tmp_path)
 
 
 def test_the_command_refuses_and_keeps_what_it_wrote(tmp_path):
     """Random bytes are no chains: the nano model's are all of no use."""
     with pytest.raises(UserError, match="none is of use"):
-        main.run(config(tmp_path, sampler__max_chain=12), tmp_path / "w")
+        run(config(tmp_path, sampler__max_chain=12), tmp_path / "w")
     assert len(run_files.read(tmp_path / "w" / FILE)) == QUESTIONS
