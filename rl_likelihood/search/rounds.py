@@ -156,9 +156,8 @@ def find(f: Finder, chains: dict[int, str], way: Way) -> dict[int, Found]:
         for step in range(1, cfg.max_segments + 1):
             active = {i: s for i, s in searches.items() if reer.left(s, cfg)}
             lines = f.each(way.name, step, active, functools.partial(_candidates, f, searches, way, step))
-            for i, s in active.items():
-                searches[i] = reer.advanced(s, _offers(lines[i]), way.max_copied)
-                progress.advance(reer.left(s, cfg) - reer.left(searches[i], cfg))
+            searches |= {i: reer.advanced(s, _offers(lines[i]), way.max_copied) for i, s in active.items()}
+            progress.advance(sum(reer.left(s, cfg) - reer.left(searches[i], cfg) for i, s in active.items()))
             progress.note = f"mean NLL {np.mean([s.nll for s in searches.values()]):.3f}"
     return {i: Found(s, *begin[i]) for i, s in searches.items()}
 
