@@ -40,6 +40,7 @@ def validate(c: Config) -> None:
             f"the nearest below that does is {near}"
         )
     validate_reward(c)
+    c.judge.check(c)
     validate_conversation(c)
     for name, value in (
         ("eval.max_sampled_answer", c.eval.max_sampled_answer),

@@ -125,6 +125,29 @@ class Alternatives(struct.PyTreeNode):
     there: Bool[Array, "P K"]
 
 
+class Judged(struct.PyTreeNode):
+    """What a second model reads, in ids of its own tokenizer: P prompts and Q right-padded rows of each, U tokens wide.
+    Padding may be any id."""
+
+    prompt: Int[Array, "P S"]
+    prompt_length: Int[Array, "P"]
+    rows: Int[Array, "P Q U"]
+    row_length: Int[Array, "P Q"]
+
+
+class Compared(struct.PyTreeNode):
+    """P questions with up to Q answers, the right one first; which there are, and the margins."""
+
+    judged: Judged
+    there: Bool[Array, "P Q"]
+    margins: Float[Array, "P Q"]
+
+    @property
+    def prompt(self) -> Array:
+        """What `mesh.by_prompt` looks at."""
+        return self.judged.prompt
+
+
 class Batch(struct.PyTreeNode):
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 
@@ -132,7 +155,8 @@ class Batch(struct.PyTreeNode):
     (rules, votes) by name. `keep` is the one mask for baseline, scale and loss. `baseline` is each prompt's reward
     without a chain under the initial model, for RLPR; `baseline_logp` has the log-probs of its scored answer tokens
     there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is
-    set where the answer's score without a chain is needed, `alternatives` where a reward reads other answers too.
+    set where the answer's score without a chain is needed, `alternatives` where a reward reads other answers too,
+    `judged` where the step asks a judge.
     """
 
     prompt: Int[Array, "P S"]
@@ -149,6 +173,7 @@ class Batch(struct.PyTreeNode):
     counted: Bool[Array, "P"] | None = None
     no_chain: NoChainRows | None = None
     alternatives: Alternatives | None = None
+    judged: Judged | None = None
 
 
 class TrainState(struct.PyTreeNode):

@@ -33,6 +33,7 @@ from rl_likelihood.report.metric_table import without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
 from rl_likelihood.report.table_text import evaluation_line
 from rl_likelihood.report.tracking import Tracker
+from rl_likelihood.rollouts.asked_judge import judge_of
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
 from rl_likelihood.rollouts.samples import write_samples
@@ -169,11 +170,11 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner, known=known)
+    judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)
     keep_what_it_needs(task, session)
     keep = checkpoint_config(c.train)
-    manager = checkpoint.open_manager(session.workdir, keep)
-    r = Run(**vars(session), task=task, devices=devices, checkpoints=manager)
+    r = Run(**vars(session), task=task, devices=devices, checkpoints=checkpoint.open_manager(session.workdir, keep))
     optimizer = make_optimizer(c.optimizer)
     try:
         from_state = start if resume is None else resumed
@@ -184,9 +185,9 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     del params
     if c.train.micro_batch_prompts < 0:
         task = with_micro_batch(task, devices, state.params, (ref_params, state.proxy), r.workdir)
-    programs = StepPrograms(task, devices.learner, optimizer)
+    programs = StepPrograms(task, devices.learner, optimizer, judge)
     step, steps = int(state.step), c.train.steps
-    source = make_source(task, devices, r.workdir, step, queue)
+    source = make_source(task, devices, r.workdir, step, queue, judge)
     alarms, progress = first_alarms(r, step), Progress("trained", steps, "steps", done=step)
     try:
         while True:

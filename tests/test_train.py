@@ -32,7 +32,8 @@ from rl_likelihood.task import load
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[1]
-ON_HOST = [name for name, reward in reward_table().items() if reward.on_host and not reward.conversation]
+# A judge and an environment have runs of their own (tests/rollouts/test_asked_judge.py, test_conversation_runs.py).
+ON_HOST = [name for name, r in reward_table().items() if r.on_host and r.kind != "judge" and not r.conversation]
 
 METRICS = [
     *(f"reward/{name}" for name in ("mean", "std", *OBJECTIVES)),

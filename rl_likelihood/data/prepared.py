@@ -15,7 +15,7 @@ from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, Example, UserError
 REPORT = "prepare_report.json"
 FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON
 # An `extra` with one of these keys is `Example.check`.
-READ = {"test", ENVIRONMENT, ALTERNATIVES}
+READ = {"test", ENVIRONMENT, ALTERNATIVES, "rejected"}
 HELDOUT = ("validation", "test")  # what is held out by default: the first of these that is there
 
 

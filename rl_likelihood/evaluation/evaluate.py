@@ -181,7 +181,7 @@ def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Po
     )
     weights = sampler_weights(e.params, task.model, e.devices)
     # The chain that is scored with the next question's answer; a key of the files.
-    previous = Chain(**before[-1]["lent"]) if before and samples else None
+    previous = Chain(**before[-1]["first_sampled"]) if before and samples else None
     for batch in _sampled(e, weights, range(first, n), size, width, sampler):
         if answered:
             no_chain: list[list[Any]] = [[]] * len(batch.rows)
@@ -242,7 +242,7 @@ def _record(task: Task, batch: Batch, i: int, samples: int, trained: texts.Runs)
         "no_chain": {**direct[0], "chain_tokens": len(task.fmt.close_think_ids), "samples": direct[1:]},
         "swapped": float(batch.logp[i, -2]) if batch.logp is not None and batch.swapped and batch.swapped[i] else None,
         "transition_words": rules.transition_rate(words, task.config.report.transition_words),
-        "lent": first_sampled_chain(batch.rollout, i)._asdict(),
+        "first_sampled": first_sampled_chain(batch.rollout, i)._asdict(),
     }
 
 

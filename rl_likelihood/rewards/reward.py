@@ -26,13 +26,14 @@ class Reward:
     text    (text, tags) -> float: of one whole response, on the host
     host    (HostInputs) -> [P, G]: of all responses, on the host
     grader  1 where a grader says that the sampled answer is right; no function here
+    judge   what a second model says of the sampled answer; no function here (config group `judge`)
 
     `reads`: chain, answer (the sampled one), reference, group. A reward that reads the sampled answer makes the
     sampler write one, and by default credits it together with the chain; `span` overrides what is credited.
     """
 
     function: Callable[..., Any] | None
-    kind: Literal["score", "group", "built", "outcome", "step", "text", "host", "grader"]
+    kind: Literal["score", "group", "built", "outcome", "step", "text", "host", "grader", "judge"]
     about: str
     reads: tuple[str, ...] = ("chain", "reference")
     span: Literal["auto", "chain", "response"] = "auto"
@@ -55,12 +56,12 @@ class Reward:
     @property
     def on_host(self) -> bool:
         """Whether its values come with the batch."""
-        return self.kind in ("text", "host", "grader")
+        return self.kind in ("text", "host", "grader", "judge")
 
     @property
     def reads_answer(self) -> bool:
         """Whether it needs an answer that the policy sampled."""
-        return "answer" in self.reads and (self.cross or self.kind in ("host", "grader", "outcome"))
+        return "answer" in self.reads and (self.cross or self.kind in ("host", "grader", "judge", "outcome"))
 
     @property
     def credits(self) -> str:
@@ -153,6 +154,11 @@ class RewardConfig:
     def host_terms(self) -> dict[str, Reward]:
         """What the host computes for the terms, by name."""
         return dict(t.on_host for t in self.terms if t.on_host)
+
+    @property
+    def judged(self) -> str:
+        """The term that a second model says; "" where none does."""
+        return next((t.name for t in self.terms if t.reward.kind == "judge"), "")
 
     def has(self, *names: str) -> bool:
         """Whether any of these is a term."""

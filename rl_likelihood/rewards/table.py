@@ -211,6 +211,9 @@ REWARDS: dict[str, Reward] = {
     "format": Reward(rules.format, "text", rules.format.__doc__, ("chain",), binary=True),
     "format_open_r1": Reward(format_open_r1, "text", format_open_r1.__doc__, ("chain",), binary=True),
     "tag_count": Reward(rules.tag_count, "text", rules.tag_count.__doc__, ("chain",)),
+    # A second model that reads question and sampled answer.
+    "judge": Reward(None, "judge", "P(yes) of judge.model, asked whether the answer is correct.", _SAMPLED),
+    "reward_model": Reward(None, "judge", "Score of the reward model judge.model.", _SAMPLED),
     # Shaping: give these a weight.
     "length": Reward(length, "step", length.__doc__, ("chain",)),
     "overlong": Reward(overlong, "step", overlong.__doc__, ("chain",)),

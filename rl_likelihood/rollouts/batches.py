@@ -17,9 +17,11 @@ from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import alternatives_of, no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
+from rl_likelihood.rollouts.asked_judge import AnyJudge, judged
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
 from rl_likelihood.rollouts.conversations import conversations_of
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
+from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
@@ -48,7 +50,7 @@ class SamplerFailed(Exception):
 class Batches:
     """The prompts, rollouts and batches of this process."""
 
-    def __init__(self, task: Task, devices: Devices, workdir: Path) -> None:
+    def __init__(self, task: Task, devices: Devices, workdir: Path, judge: AnyJudge | None = None) -> None:
         c = task.config
         self.task, self.devices = task, devices
         self.rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
@@ -57,6 +59,7 @@ class Batches:
         self.baseline: Callable[[Rows], Baseline] = lambda rows: Baseline()
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
+        self.judge = judge
         self.conversations = conversations_of(task)
         self.others: tuple[int, int] | None = None  # other answers of a question, and their tokens, at most
         if c.reads_alternatives:
@@ -117,7 +120,8 @@ class Batches:
     def grade(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts]:
         """The host's rewards, and the texts they were computed from, decoded once."""
         texts = sampled_texts(self.task, rollout)
-        return host_rewards(self.task, self.pool, rollout, rows, texts), texts
+        graded = host_rewards(self.task, self.pool, rollout, rows, texts)
+        return graded if self.judge is None else judged(self.judge, self.task, graded, rows, texts), texts
 
     def batch(self, rollout: Rollout, rows: Rows, graded: HostRewards) -> tuple[Batch, Rollout]:
         """The learner's batch, and the rows it trains on: all of a group vote, the first of it are trained on."""
@@ -133,6 +137,9 @@ class Batches:
             batch = batch.replace(
                 alternatives=alternatives_of([r.alternatives for r in rows], *self.others, fmt.pad_id)
             )
+        if graded.judged is not None:
+            read = graded.judged
+            batch = batch.replace(judged=read.replace(rows=read.rows[:, :n], row_length=read.row_length[:, :n]))
         return batch, rollout
 
     def text_metrics(self, texts: Texts) -> dict[str, float]:
@@ -144,13 +151,17 @@ class Batches:
         return {"chain/closed": sum(closed) / len(closed), "chain/transition_words": words}
 
     def close(self) -> None:
-        """Ends the graders."""
+        """Ends the graders and the judge."""
         self.pool.close()
+        if isinstance(self.judge, HttpJudge):
+            self.judge.close()
 
 
 COUNTS = (
     "grader/failures",
     "env/failures",
+    "judge/failures",
+    "judge/cut",
     "resample/refused",
 )  # of the logged numbers: summed over processes, where the others are averaged
 

@@ -17,7 +17,7 @@ from rl_likelihood.data.tokenizer import vocab_bytes
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.runtime.devices import sample_ids_all
 from rl_likelihood.search.reer import Search
-from rl_likelihood.settings import ReerSettings
+from rl_likelihood.search_settings import ReerSettings
 from rl_likelihood.shapes import Example, Tags, UserError
 from rl_likelihood.task import SEARCH, Task, load_model, load_tokenizer
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.search.segments import copied, replaced, segments
-from rl_likelihood.settings import ReerSettings
+from rl_likelihood.search_settings import ReerSettings
 
 
 class Offer(NamedTuple):

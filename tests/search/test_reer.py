@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.search import reer
 from rl_likelihood.search.reer import Offer, Search
-from rl_likelihood.settings import ReerSettings
+from rl_likelihood.search_settings import ReerSettings
 from rl_likelihood.shapes import Example
 
 CFG = ReerSettings()
