@@ -187,7 +187,7 @@ def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Po
             no_chain: list[list[Any]] = [[]] * len(batch.rows)
             if samples:
                 no_chain = _answers_without_chain(task, weights, batch, width, samples)
-            by_chain = [[graders.extract_answer(text, task.fmt) for text in group] for group in batch.texts]
+            by_chain = [[_answer_in(text, task) for text in group] for group in batch.texts]
             answers = [[*group, *without] for group, without in zip(by_chain, no_chain, strict=True)]
             batch = batch._replace(answers=answers, marks=_marks(task, pool, batch.rows, answers) if graded else None)
         if samples:
@@ -297,6 +297,12 @@ def _chain_text(text: str, fmt: ChainFormat) -> str:
     return text.split(fmt.think_close)[0].split(fmt.answer_open)[0]
 
 
+def _answer_in(text: str, task: Task) -> str | None:
+    """The answer in what was sampled. One that nobody grades may be cut."""
+    graded = task.config.eval.grader != "none"
+    return graders.extract_answer(text if graded else text + task.fmt.answer_close, task.fmt)
+
+
 def votes(answers: list[str | None]) -> list[int | None]:
     """For each answer the number of the first that is the same candidate; None where there is no answer."""
     first: dict[object, int] = {}
@@ -331,7 +337,7 @@ def _answers_without_chain(
     ids, _, length = sample_ids_all(weights, prompts, key, cfg, fmt.answer_close, task.config.eval_answer)
     text_of = lambda row, n: task.tokenizer.decode(row[:n], skip_special_tokens=True)
     return [
-        [graders.extract_answer(fmt.answer_open + text_of(*row), fmt) for row in zip(*group, strict=True)]
+        [_answer_in(fmt.answer_open + text_of(*row), task) for row in zip(*group, strict=True)]
         for group in zip(ids, length, strict=True)
     ]
 
