@@ -60,14 +60,14 @@ REWARDS: dict[str, Overrides] = {
 
 def of_task(task: str) -> list[Overrides]:
     """The runs of one task, but for their seeds."""
-    found = {
+    learned = {
         "reward.name": "sft",
         "reward.sft_chain": "both",
         "data.source": "files",
         "data.train_path": f"{DATA}/{task}_reer/reer.jsonl",
         "data.heldout_path": f"{DATA}/{task}_heldout.jsonl",
     }
-    points = chain(named("reward", REWARDS), named("reward", {"reer_sft": found}))
+    points = chain(named("reward", REWARDS), named("reward", {"reer_sft": learned}))
     group = {"sampler.group_size": 4}  # the presets have their papers'
     return product(named("task", {task: {"config": f"configs/writing.py:{TASKS[task]}"}}), [SMALL], points, [group])
 

@@ -57,6 +57,8 @@ def main() -> None:
         raise UserError("eval.prompts is 0; set it to the number of held-out questions to use")
     if workdir is None and step is not None:
         raise UserError(f"--step={step} needs the --workdir of a run")
+    if c.eval.by_initial and workdir is None:
+        raise UserError("eval.by_initial compares a run with the model that it began with; give the run's --workdir")
     if workdir is not None:
         distributed.by_first(lambda: check_workdir(Path(workdir), flatten(c)))
         prompt = dataclasses.replace(c.prompt, date=pinned_date(Path(workdir), c.prompt.date))
@@ -65,7 +67,7 @@ def main() -> None:
     known = None if workdir is None else known_model(c, Path(workdir), *checkpoint.describe(workdir)[:3])
     # What an answer copies is looked up in the training texts.
     task, params = load(c, training=c.eval.texts != "none", mesh=devices.learner, known=known)
-    initial = load_model(c, devices.learner)[1] if c.eval.by_initial and workdir is not None else None
+    initial = load_model(c, devices.learner)[1] if c.eval.by_initial else None
     if workdir is not None:
         at = functools.partial(param_shardings, devices.learner)
         model, params, step, _ = checkpoint.restore_params(workdir, step, at)

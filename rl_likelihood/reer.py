@@ -29,7 +29,7 @@ from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.workdir import claim, keep_inputs, pinned_date
 from rl_likelihood.search.controls import controls, text_of
 from rl_likelihood.search.proposer import asks_of, model_proposer, with_model
-from rl_likelihood.search.rounds import Finder, Found, Journal, Way, find, first_chains, unfit
+from rl_likelihood.search.rounds import Finder, Ended, Journal, Way, find, first_chains, unfit
 from rl_likelihood.search.segments import complaint, copied
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example, UserError
@@ -66,8 +66,8 @@ def search(f: Finder, workdir: Path) -> None:
     firsts = first_chains(f)
     why = unfit(f, firsts)
     chains = {i: text for i, text in enumerate(firsts) if not why[i]}
-    found = find(f, chains, Way("search", cfg.max_copied)) if chains else {}
-    good, dropped = rows_of(examples, firsts, why, found)
+    ended = find(f, chains, Way("search", cfg.max_copied)) if chains else {}
+    good, dropped = rows_of(examples, firsts, why, ended)
     distributed.by_first(lambda: write(workdir / REER, good))
     distributed.by_first(lambda: write(workdir / DROPPED, dropped))
     counts = collections.Counter(row["dropped"] for row in dropped).items()
@@ -78,7 +78,7 @@ def search(f: Finder, workdir: Path) -> None:
             f"{workdir / DROPPED}, and set reer.min_chain, reer.max_copied or sampler.max_chain to suit"
         )
     f.say(f"{len(good)} chains in {workdir / REER}; dropped {len(dropped)}{reasons}")
-    table = controls(f, chains, found)
+    table = controls(f, chains, ended)
     distributed.by_first(lambda: (workdir / TABLE).write_text(json.dumps(table, indent=1) + "\n"))
     f.say("\n" + text_of(table, len(chains)))
 
@@ -99,7 +99,7 @@ def finder(c: Config, workdir: Path) -> Finder:
 
 
 def rows_of(
-    examples: Sequence[Example], firsts: list[str], why: list[str], found: dict[int, Found]
+    examples: Sequence[Example], firsts: list[str], why: list[str], ended: dict[int, Ended]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(rows with chains to learn from, dropped rows with the reason)."""
     good, dropped = [], []
@@ -107,11 +107,10 @@ def rows_of(
         turns = [{"role": role, "content": content} for role, content in e.messages]
         row: dict[str, Any] = {"id": e.id, "prompt": turns or e.prompt, "answer": e.answer, "task": e.task}
         reason = why[i]
-        if i in found:
-            s = found[i].search
-            row |= {"chain": s.chain, "start_chain": firsts[i], **found[i]._asdict(), "nll": s.nll}
-            row |= {"steps": s.taken, "copied": copied(s.chain, e.answer)}
-            del row["search"]
+        if i in ended:
+            s, nll_start, nll_none = ended[i]
+            row |= {"chain": s.chain, "start_chain": firsts[i], "nll_start": nll_start, "nll": s.nll}
+            row |= {"nll_none": nll_none, "steps": s.taken, "copied": copied(s.chain, e.answer)}
             reason = complaint(s.chain)
         if reason:
             dropped.append(row | {"start_chain": firsts[i], "dropped": reason})

@@ -17,7 +17,7 @@ import numpy as np
 
 from rl_likelihood.report.table_text import aligned
 from rl_likelihood.search.proposer import with_model
-from rl_likelihood.search.rounds import Finder, Found, Way, best_whole, find, score
+from rl_likelihood.search.rounds import Finder, Ended, Way, best_whole, find, score
 from rl_likelihood.search.segments import copied
 
 COLUMNS = {
@@ -33,10 +33,10 @@ COLUMNS = {
 }
 
 
-def controls(f: Finder, chains: dict[int, str], found: dict[int, Found]) -> dict[str, dict[str, float]]:
+def controls(f: Finder, chains: dict[int, str], ended: dict[int, Ended]) -> dict[str, dict[str, float]]:
     """{search: numbers}, means over the questions that have a first chain."""
     limit = f.task.config.reer.max_copied
-    searches = {"search": found}
+    searches = {"search": ended}
     if f.task.config.reer.controls:
         if len(f.task.train) > 1:
             searches["another answer"] = find(f, chains, Way("another answer", limit, shift=1))
@@ -44,7 +44,7 @@ def controls(f: Finder, chains: dict[int, str], found: dict[int, Found]) -> dict
     table = {name: row(f, each) for name, each in searches.items()}
     if f.task.config.reer.controls and f.task.config.reer.candidates:
         best = best_whole(f, chains, limit)
-        table["whole chains"] = numbers({i: (*found[i][1:], nll) for i, nll in best.items()})
+        table["whole chains"] = numbers({i: (*ended[i][1:], nll) for i, nll in best.items()})
     if f.task.config.reer.other:
         for name, scores in under_other(f, chains, searches).items():
             table[name] |= scores
@@ -60,31 +60,31 @@ def numbers(nll: Mapping[int, tuple[float, float, float]]) -> dict[str, float]:
     return {k: float(v.mean()) for k, v in means.items()} | {"fall_se": float(error)}
 
 
-def row(f: Finder, found: dict[int, Found]) -> dict[str, float]:
+def row(f: Finder, ended: dict[int, Ended]) -> dict[str, float]:
     """A search's line of the table."""
-    answers = {i: f.task.train[i].example.answer for i in found}
+    answers = {i: f.task.train[i].example.answer for i in ended}
     more: dict[str, list[float]] = {
-        "taken": [s.search.taken for s in found.values()],
-        "copied": [copied(s.search.chain, answers[i]) for i, s in found.items()],
+        "taken": [s.search.taken for s in ended.values()],
+        "copied": [copied(s.search.chain, answers[i]) for i, s in ended.items()],
     }
-    nll = {i: (s.nll_start, s.nll_none, s.search.nll) for i, s in found.items()}
+    nll = {i: (s.nll_start, s.nll_none, s.search.nll) for i, s in ended.items()}
     return numbers(nll) | {k: float(np.mean(v)) for k, v in more.items()}
 
 
 def under_other(
-    f: Finder, chains: dict[int, str], searches: dict[str, dict[int, Found]]
+    f: Finder, chains: dict[int, str], searches: dict[str, dict[int, Ended]]
 ) -> dict[str, dict[str, float]]:
     """What another model says of the first and the last chain of each search, of its own answers."""
     task, params = with_model(f.task, f.task.config.reer.other, f.devices and f.devices.learner)
     g, out = dataclasses.replace(f, task=task, params=params), {}
-    for name, found in searches.items():
+    for name, ended in searches.items():
 
-        def make(part: list[int], found=found, shift=int(name == "another answer")) -> list[dict[str, Any]]:
-            pairs = [[chains[i], found[i].search.chain] for i in part]
+        def make(part: list[int], ended=ended, shift=int(name == "another answer")) -> list[dict[str, Any]]:
+            pairs = [[chains[i], ended[i].search.chain] for i in part]
             scores = score(g, [g.row(i, shift) for i in part], pairs)
             return [{"other_start": float(start), "other": float(last)} for start, last in scores]
 
-        lines = g.each(f"{name}, another model", 0, found, make).values()
+        lines = g.each(f"{name}, another model", 0, ended, make).values()
         out[name] = {k: float(np.mean([line[k] for line in lines])) for k in ("other_start", "other")}
     return out
 

@@ -133,7 +133,7 @@ class Way(NamedTuple):
     shift: int = 0
 
 
-class Found(NamedTuple):
+class Ended(NamedTuple):
     """A search's end. `nll_none`, `nll_start`: after no chain and after the first one."""
 
     search: Search
@@ -141,7 +141,7 @@ class Found(NamedTuple):
     nll_none: float
 
 
-def find(f: Finder, chains: dict[int, str], way: Way) -> dict[int, Found]:
+def find(f: Finder, chains: dict[int, str], way: Way) -> dict[int, Ended]:
     """The search from the first chains of these questions."""
 
     def start(part: list[int]) -> list[dict]:
@@ -159,7 +159,7 @@ def find(f: Finder, chains: dict[int, str], way: Way) -> dict[int, Found]:
             searches |= {i: reer.advanced(s, _offers(lines[i]), way.max_copied) for i, s in active.items()}
             progress.advance(sum(reer.left(s, cfg) - reer.left(searches[i], cfg) for i, s in active.items()))
             progress.note = f"mean NLL {np.mean([s.nll for s in searches.values()]):.3f}"
-    return {i: Found(s, *begin[i]) for i, s in searches.items()}
+    return {i: Ended(s, *begin[i]) for i, s in searches.items()}
 
 
 def _candidates(f: Finder, searches: dict[int, Search], way: Way, step: int, part: list[int]) -> list[dict]:

@@ -79,9 +79,9 @@ def test_scores_are_those_of_the_reference_decoder(tmp_path):
 def test_the_best_candidate_of_each_round_is_in_the_chain(tmp_path):
     f = stubbed(tmp_path, reer__clip=20.0, reer__max_segments=2)
     chains = dict(enumerate(first_chains(f)))
-    found = find(f, chains, Way("search", 0.2))
+    ended = find(f, chains, Way("search", 0.2))
     improved = 0
-    for i, one in found.items():
+    for i, one in ended.items():
         start, parts = f.journal.of("search", 0)[i], chains[i].split("\n\n")
         assert (one.nll_start, one.nll_none) == (start["nll"], start["nll_none"])
         nll, taken = start["nll"], 0
