@@ -29,7 +29,7 @@ from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.workdir import claim, keep_inputs, pinned_date
 from rl_likelihood.search.controls import controls, text_of
 from rl_likelihood.search.proposer import asks_of, model_proposer, with_model
-from rl_likelihood.search.rounds import Finder, Ended, Journal, Way, find, first_chains, unfit
+from rl_likelihood.search.rounds import Ended, Finder, Journal, Way, find, first_chains, unfit
 from rl_likelihood.search.segments import complaint, copied
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example, UserError

@@ -17,7 +17,7 @@ import numpy as np
 
 from rl_likelihood.report.table_text import aligned
 from rl_likelihood.search.proposer import with_model
-from rl_likelihood.search.rounds import Finder, Ended, Way, best_whole, find, score
+from rl_likelihood.search.rounds import Ended, Finder, Way, best_whole, find, score
 from rl_likelihood.search.segments import copied
 
 COLUMNS = {

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
 from rl_likelihood.config import build
 from rl_likelihood.data.prompts import completion_ids
+from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.reer import DROPPED, REER, TABLE, finder, run, search
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import sampler_weights
@@ -18,6 +20,7 @@ from rl_likelihood.search.rounds import FILE, Finder, Journal, Way, find, first_
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from rl_likelihood.training.warm_start import chains_to_learn
+from rl_likelihood.weights import files
 from tests.runs import small_config
 from tests.small import log_softmax, reference_logits
 
@@ -143,6 +146,21 @@ def test_the_files_and_the_table(tmp_path):
     # The other answer is the next question's.
     want = score(f, [dataclasses.replace(f.row(1), prompt_ids=f.task.train[0].prompt_ids)], [[rows[0]["start_chain"]]])
     assert f.journal.of("another answer", 0)[0]["nll"] == pytest.approx(want[0][0], abs=1e-5)
+
+
+def test_a_model_that_took_no_part_scores_the_chains(tmp_path):
+    f = stubbed(tmp_path)
+    other = jax.tree.map(lambda x: np.asarray(x) * 3, f.params)
+    files.save(tmp_path / "other", f.task.model, other)
+    save_tokenizer(f.task.tokenizer, tmp_path / "other", f.task.fmt.eos_ids)
+    f = stubbed(tmp_path, reer__controls=False, reer__other=str(tmp_path / "other"))
+    search(f, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / REER).read_text().splitlines()]
+    numbers = json.loads((tmp_path / TABLE).read_text())["search"]
+    g = dataclasses.replace(f, params=other)
+    pairs = [score(g, [g.row(i)], [[row["start_chain"], row["chain"]]])[0] for i, row in enumerate(rows)]
+    assert [numbers["other_start"], numbers["other"]] == pytest.approx(np.mean(pairs, 0), abs=1e-5)
+    assert numbers["other"] != pytest.approx(numbers["nll"], abs=1e-3)
 
 
 def test_the_chains_are_read_by_warm_start_and_fine_tuning(tmp_path):
