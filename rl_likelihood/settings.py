@@ -15,6 +15,7 @@ from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.envs.table import EnvConfig
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
+from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.learner.reward_step import PreferenceConfig
 from rl_likelihood.learner.rows import ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
@@ -243,6 +244,7 @@ class Config:
     preference: PreferenceConfig = PreferenceConfig()
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
+    posterior: PosteriorConfig = PosteriorConfig()
     loss: LossConfig = LossConfig()
     optim: OptimizerConfig = OptimizerConfig()
     train: TrainSettings = TrainSettings()
@@ -266,6 +268,13 @@ class Config:
     def rows_per_prompt(self) -> int:
         """Rows of each prompt that the learner sees."""
         return 1 if self.reward.supervised else self.reward.vote_train or self.sampler.group_size
+
+    @property
+    def max_shown(self) -> int:
+        """Tokens that a prompt which shows its answer may have; 0: there is none."""
+        if not self.posterior.used:
+            return 0
+        return self.posterior.max_prompt or self.prompt.max_prompt + self.prompt.max_answer + 64
 
     @property
     def samples_answer(self) -> bool:
@@ -340,6 +349,7 @@ class Config:
             loss=loss,
             filter=self.filter,
             proxy=self.proxy,
+            posterior=self.posterior,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
             two_branches=self.sampled_answer > 0 or self.converses or self.reads_alternatives,

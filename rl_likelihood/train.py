@@ -188,39 +188,39 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     programs = StepPrograms(task, devices.learner, optimizer, judge)
     step, steps = int(state.step), c.train.steps
     source = make_source(task, devices, r.workdir, step, queue, judge)
-    alarms, progress = first_alarms(r, step), Progress("trained", steps, "steps", done=step)
-    try:
-        while True:
-            evaluate_if_due(r, state.params, step)
-            if step >= steps:
-                break
-            r.stop.check()
-            begin = time.perf_counter()
-            given = next_batch(r, source, state, step)
-            batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
-            t1 = time.perf_counter()
-            state, out, per_row = programs(state, ref_params, batch)
-            t2 = time.perf_counter()
-            step += 1
+    alarms = first_alarms(r, step)
+    with Progress("trained", steps, "steps", done=step) as progress, contextlib.closing(source):
+        try:
+            while True:
+                evaluate_if_due(r, state.params, step)
+                if step >= steps:
+                    break
+                r.stop.check()
+                begin = time.perf_counter()
+                given = next_batch(r, source, state, step)
+                batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
+                t1 = time.perf_counter()
+                state, out, per_row = programs(state, ref_params, batch)
+                t2 = time.perf_counter()
+                step += 1
 
-            refuse_nan(step, out, r.workdir)
-            tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
-            out |= given.logged | {"time/learn": t2 - t1, "tokens_per_second": tokens / (t2 - begin)}
-            if c.reward.supervised:
-                out = without_samples(out)
-            r.writer.metrics(step, out)
-            write_samples(task, devices, r.writer, step, given, per_row)
-            progress.advance()
-            say(line(step, steps, out, progress.left()))
-            for sentence in alarms.check(step, out):
-                say(f"warning: {sentence}")
-            if checkpoint.due(keep, step, steps):
-                r.save(state, source.state())
-    except Stopped:
-        r.save(state, source.state())
-    finally:
-        source.close()
-        checkpoint.close(r.checkpoints)
+                refuse_nan(step, out, r.workdir)
+                tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
+                out |= given.logged | {"time/learn": t2 - t1, "tokens_per_second": tokens / (t2 - begin)}
+                if c.reward.supervised:
+                    out = without_samples(out)
+                r.writer.metrics(step, out)
+                write_samples(task, devices, r.writer, step, given, per_row)
+                progress.advance()
+                say(line(step, steps, out, progress.left()))
+                for sentence in alarms.check(step, out):
+                    say(f"warning: {sentence}")
+                if checkpoint.due(keep, step, steps):
+                    r.save(state, source.state())
+        except Stopped:
+            r.save(state, source.state())
+        finally:
+            checkpoint.close(r.checkpoints)
     return step, step >= steps
 
 
