@@ -101,9 +101,3 @@ def given_rollout(
         completion[i, 0, : len(ids)], segment[i, 0, : len(ids)] = ids, kinds
     none = np.zeros((len(rows), 1), bool)
     return Rollout(prompts, completion, segment, np.zeros(segment.shape, np.float32), none)
-
-
-def beside(*rollouts: Rollout) -> Rollout:
-    """The rows of all of them in one group for each prompt."""
-    rows = ({k: getattr(rollout, k) for k in ROW_FIELDS} for rollout in rollouts)
-    return rollouts[0].replace(**jax.tree.map(lambda *parts: np.concatenate(parts, 1), *rows))
