@@ -9,8 +9,6 @@ kill the same command goes on.
 from __future__ import annotations
 
 import collections
-import contextlib
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -22,20 +20,24 @@ from absl import flags
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.config import build
 from rl_likelihood.datasets.questions import digest
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.rollouts.asked_judge import http_settings
+from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
-from rl_likelihood.runtime.devices import make_devices, sampler_weights
-from rl_likelihood.runtime.lock import lock
-from rl_likelihood.runtime.workdir import claim, keep_inputs, pinned_date
+from rl_likelihood.runtime.devices import Devices, make_devices, sampler_weights
+from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.search.controls import controls, text_of
-from rl_likelihood.search.proposer import asks_of, model_proposer, with_model
+from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
+from rl_likelihood.search.proposer import Propose, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import Ended, Finder, Journal, Way, find, first_chains, unfit
 from rl_likelihood.search.segments import complaint, copied
+from rl_likelihood.search.teacher import http_proposer
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example, UserError
-from rl_likelihood.task import load
+from rl_likelihood.task import Task, load
 
-REER, DROPPED, TABLE = "reer.jsonl", "dropped.jsonl", "reer.json"
+REER, TABLE = "reer.jsonl", "reer.json"
 
 
 def main() -> None:
@@ -51,12 +53,10 @@ def main() -> None:
 
 def run(c: Config, workdir: Path) -> None:
     """The search for every training question, and its controls."""
-    with contextlib.ExitStack() as stack:
-        distributed.by_first(lambda: stack.enter_context(lock(workdir)))
-        distributed.by_first(lambda: claim(workdir, c))
-        date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
-        f = finder(dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date)), workdir)
-        distributed.by_first(lambda: keep_inputs(workdir, date, digest([row.example for row in f.task.train], [])))
+    with claimed(c, workdir) as dated:
+        f = finder(dated, workdir)
+        questions = digest([row.example for row in f.task.train], [])
+        distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, questions))
         search(f, workdir)
 
 
@@ -68,8 +68,8 @@ def search(f: Finder, workdir: Path) -> None:
     chains = {i: text for i, text in enumerate(firsts) if not why[i]}
     ended = find(f, chains, Way("search", cfg.max_copied)) if chains else {}
     good, dropped = rows_of(examples, firsts, why, ended)
-    distributed.by_first(lambda: write(workdir / REER, good))
-    distributed.by_first(lambda: write(workdir / DROPPED, dropped))
+    write_rows(workdir / REER, good)
+    write_rows(workdir / DROPPED, dropped)
     counts = collections.Counter(row["dropped"] for row in dropped).items()
     reasons = "".join(f", {n} ({reason})" for reason, n in counts)
     if not chains:
@@ -91,11 +91,21 @@ def finder(c: Config, workdir: Path) -> Finder:
         raise UserError(f"env.name is {c.env.name!r}, but a search is for one answer; set it to none")
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)
-    own, weights = task, params
-    if c.reer.proposer:
-        own, weights = with_model(task, c.reer.proposer, devices.learner)
-    propose = model_proposer(own, sampler_weights(weights, own.model, devices))
+    propose = proposer_of(task, params, devices, workdir)
     return Finder(task, params, asks_of(task), propose, Journal(workdir), devices, say=say)
+
+
+def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> Propose:
+    """The model of reer.proposer, or the one that scores."""
+    c, name = task.config, task.config.reer.proposer
+    if "://" in name:
+        if c.reer.ask == "resample":
+            raise UserError(f"reer.ask is 'resample', which continues a reply, but {name} only chats; set it to edit")
+        endpoint = Endpoint(http_settings(c.judge, workdir, name, c.reer.proposer_name, "reer.proposer"))
+        endpoint.refuse_unreachable()
+        return http_proposer(endpoint, c.reer.temperature, task.fmt)
+    own, weights = with_model(task, name, devices.learner) if name else (task, params)
+    return model_proposer(own, sampler_weights(weights, own.model, devices), c.reer.temperature)
 
 
 def rows_of(
@@ -104,9 +114,7 @@ def rows_of(
     """(rows with chains to learn from, dropped rows with the reason)."""
     good, dropped = [], []
     for i, e in enumerate(examples):
-        turns = [{"role": role, "content": content} for role, content in e.messages]
-        row: dict[str, Any] = {"id": e.id, "prompt": turns or e.prompt, "answer": e.answer, "task": e.task}
-        reason = why[i]
+        row, reason = row_of(e), why[i]
         if i in ended:
             s, nll_start, nll_none = ended[i]
             row |= {"chain": s.chain, "start_chain": firsts[i], "nll_start": nll_start, "nll": s.nll}
@@ -117,13 +125,6 @@ def rows_of(
         else:
             good.append(row)
     return good, dropped
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The whole file or none."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    part.replace(path)
 
 
 if __name__ == "__main__":

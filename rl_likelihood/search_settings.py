@@ -31,6 +31,24 @@ class ReerSettings:
         "small models",
     )
     prompts: str = field("", "a folder with other prompts: first.txt and edit.txt; empty: those of search/prompts")
-    proposer: str = field("", "another model that writes chains and candidates; empty: the model that scores them")
+    proposer: str = field(
+        "", "another model that writes chains and candidates, or an address; empty: the model that scores them"
+    )
+    proposer_name: str = field("", "the model's name at that address")
     other: str = field("", "a model that takes no part in the search and scores its chains in the end; empty: none")
     controls: bool = field(True, "also search on another answer, with copying, and among whole chains")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSettings:
+    """Chains of a teacher (`python -m rl_likelihood.distill`). Key, caps and deadlines of an address are those of
+    judge."""
+
+    teacher: str = field("", "a model as in model.path, or an address that speaks OpenAI's chat protocol")
+    name: str = field("", "the model's name at that address")
+    replies: int = field(1, "for each question", least=1)
+    temperature: float = field(0.7, "of the teacher", least=0)
+    max_new: int = field(2048, "tokens of a reply at most", least=1)
+    accept: Literal["grader", "likelihood"] = field(
+        "grader", "grader: the answer is right by eval.grader; likelihood: the chain makes the reference likelier"
+    )

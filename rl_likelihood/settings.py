@@ -23,7 +23,7 @@ from rl_likelihood.rewards.reward import RewardConfig, Term
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
-from rl_likelihood.search_settings import ReerSettings
+from rl_likelihood.search_settings import DistillSettings, ReerSettings
 from rl_likelihood.shapes import UserError
 
 # Sizes with random weights, over bytes: width, layers, heads, key/value heads, MLP width.
@@ -251,6 +251,7 @@ class Config:
     warm_start: WarmStartSettings = WarmStartSettings()
     eval: EvalSettings = EvalSettings()
     reer: ReerSettings = ReerSettings()
+    distill: DistillSettings = DistillSettings()
     report: ReportSettings = ReportSettings()
 
     @property

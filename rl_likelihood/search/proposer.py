@@ -23,7 +23,7 @@ from rl_likelihood.task import SEARCH, Task, load_model, load_tokenizer
 
 PROMPTS = Path(__file__).with_name("prompts")
 WIDTHS = 128  # prompts and rows are padded to a multiple of this: each width compiles once
-PART = ("<part>", "</part>")
+PART, BLANK = ("<part>", "</part>"), "\n\n"
 
 
 class Ask(NamedTuple):
@@ -75,10 +75,11 @@ class Asks:
 
     @property
     def part(self) -> Length:
-        return Length(self.cfg.candidates, PART[1] if self.cfg.ask == "edit" else "\n\n", self.cfg.max_segment)
+        return Length(self.cfg.candidates, PART[1] if self.cfg.ask == "edit" else BLANK, self.cfg.max_segment)
 
     def chain_in(self, reply: str) -> str:
         """The chain of a reply: what stands before any tag."""
+        reply = reply.strip().removeprefix(self.tags.think_open)
         for tag in (self.tags.think_open, self.tags.think_close, self.tags.answer_open, self.tags.answer_close):
             reply = reply.split(tag)[0]
         return reply.strip()
@@ -87,7 +88,7 @@ class Asks:
         """The candidate of a reply; "" where there is none."""
         if self.cfg.ask == "edit":
             reply = reply.partition(PART[0])[2].partition(PART[1])[0]
-        return self.chain_in(reply)
+        return self.chain_in(reply if self.cfg.ask == "edit" else reply.split(BLANK)[0])
 
 
 def asks_of(task: Task) -> Asks:
@@ -118,7 +119,7 @@ def padded_width(tokens: int) -> int:
     return -(-tokens // WIDTHS) * WIDTHS
 
 
-def model_proposer(task: Task, weights: Params) -> Propose:
+def model_proposer(task: Task, weights: Params, temperature: float) -> Propose:
     """Replies of a model. One depends on the weights, what is asked, its question's number and the call's."""
     think = re.compile(rf"{re.escape(task.fmt.think_open)}\s*\Z")
 
@@ -137,11 +138,10 @@ def model_proposer(task: Task, weights: Params) -> Propose:
         rows = [dataclasses.replace(task.train[asked[i].uid], prompt_ids=given[i]) for i in filled]
         width = min(padded_width(max(len(r.prompt_ids) for r in rows)), task.model.max_position - length.tokens)
         collated = task.collate(rows, np.asarray([asked[i].uid for i in filled]), width)
-        sampler = task.sampler(group_size=length.replies, temperature=task.config.reer.temperature)
+        sampler = task.sampler(group_size=length.replies, temperature=temperature)
         ids_of_all = sample_ids_all(weights, collated, task.key(SEARCH, call), sampler, length.until, length.tokens)
         for i, group, sizes in zip(fits, ids_of_all[0], ids_of_all[2], strict=False):
-            texts = [task.tokenizer.decode(x[:n], skip_special_tokens=True) for x, n in zip(group, sizes, strict=True)]
-            out[i] = [text.split(length.until)[0] for text in texts]
+            out[i] = [task.tokenizer.decode(x[:n], skip_special_tokens=True) for x, n in zip(group, sizes, strict=True)]
         return out
 
     return propose

@@ -11,10 +11,11 @@ import pytest
 from rl_likelihood.config import build
 from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.data.tokenizer import save_tokenizer
-from rl_likelihood.reer import DROPPED, REER, TABLE, finder, run, search
+from rl_likelihood.reer import REER, TABLE, finder, run, search
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.search import reer
+from rl_likelihood.search.folder import DROPPED
 from rl_likelihood.search.proposer import Length, asks_of, model_proposer
 from rl_likelihood.search.rounds import FILE, Finder, Journal, Way, find, first_chains, score
 from rl_likelihood.shapes import UserError
@@ -177,7 +178,7 @@ def test_the_chains_are_read_by_warm_start_and_fine_tuning(tmp_path):
 
 def test_a_models_replies_depend_on_no_other_question(tmp_path):
     f = stubbed(tmp_path)
-    propose = model_proposer(f.task, sampler_weights(f.params, f.task.model, None))
+    propose = model_proposer(f.task, sampler_weights(f.params, f.task.model, None), 0.8)
     asked = [f.asks.chain(i, f.task.train[i].example) for i in range(3)]
     all_three = propose(asked, 1, Length(2, "</think", 8))
     assert all_three == propose(asked, 1, Length(2, "</think", 8))
