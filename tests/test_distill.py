@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 import pytest
-from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 
 from rl_likelihood.config import build
 from rl_likelihood.distill import DISTILL, distill, finder
 from rl_likelihood.reer import proposer_of
+from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.search.folder import DROPPED
 from rl_likelihood.search.proposer import Ask, Length, asks_of
 from rl_likelihood.search.rounds import Finder, Journal

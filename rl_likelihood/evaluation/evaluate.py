@@ -171,8 +171,8 @@ def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Po
     width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in e.rows[:n]))
     graded = c.eval.grader != "none"
     answered = graded or c.eval.texts != "none"
-    seen = [] if graded or not answered else e.task.train
-    trained = texts.runs_of(x for row in seen for x in (row.example.prompt, row.example.answer))
+    sources = [] if graded or not answered else e.task.train
+    trained = texts.runs_of(x for row in sources for x in (row.example.prompt, row.example.answer))
     sampler = task.sampler(
         group_size=1 + samples,
         temperature=(0.0, *(1.0,) * samples),

@@ -43,11 +43,11 @@ def bleu(text: Sequence[str], others: Sequence[Sequence[str]], most: int = 4) ->
     logs = []
     for n in range(1, most + 1):
         own = ngrams(text, n)
-        seen: collections.Counter = collections.Counter()
+        most_often: collections.Counter = collections.Counter()
         for other in others:
-            seen |= ngrams(other, n)
+            most_often |= ngrams(other, n)
         add = int(n > 1)
-        right = (own & seen).total() + add
+        right = (own & most_often).total() + add
         if not right:
             return 0.0
         logs.append(math.log(right / (own.total() + add)))

@@ -61,7 +61,7 @@ class Asks:
         return Ask(uid, _filled(self.first, example), self.tags.think_open)
 
     def segment(self, uid: int, example: Example, s: Search) -> Ask:
-        """For another text in the place of the current segment."""
+        """For another text instead of the current segment."""
         before, after = "".join(s.segments[: s.at]), "".join(s.segments[s.at + 1 :])
         if self.cfg.ask == "resample":
             ask = self.chain(uid, example)

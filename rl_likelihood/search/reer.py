@@ -3,7 +3,7 @@
     min over chains of the mean NLL of the answer after the chain,
 
 each token's NLL cut at reer.clip. A first chain is cut into segments. From left to right each of them gets candidates
-to take its place. The best one takes it if the NLL falls strictly. One pass, until the NLL is below reer.stop.
+to replace it. The best one does if the NLL falls strictly. One pass, until the NLL is below reer.stop.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def left(s: Search, cfg: ReerSettings) -> int:
 
 
 def chain_with(s: Search, text: str) -> str:
-    """The chain with this text in the place of the current segment."""
+    """The chain with this text instead of the current segment."""
     parts = list(s.segments)
     parts[s.at] = replaced(parts[s.at], text)
     return "".join(parts)

@@ -38,7 +38,7 @@ def segments(text: str, shortest: int = SHORTEST) -> list[str]:
 
 
 def replaced(segment: str, text: str) -> str:
-    """Another text in the place of a segment, with the white space around it."""
+    """Another text instead of a segment, with the white space around it."""
     inner = segment.strip()
     before, _, after = segment.partition(inner) if inner else (segment, "", "")
     return before + text.strip() + after
