@@ -22,6 +22,11 @@ def validate(c: Config) -> None:
     if c.model.preset:
         one_of("model.preset", c.model.preset, SIZES)
     one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
+    if c.eval.texts != "none" and c.eval.grader != "none":
+        raise UserError(
+            f"eval.texts is {c.eval.texts!r}, answers that are measured and not graded, but eval.grader is "
+            f"{c.eval.grader!r}; set it to none"
+        )
     g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
     if g < 2 and not c.reward.supervised:
         raise UserError(

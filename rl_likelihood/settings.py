@@ -24,6 +24,7 @@ from rl_likelihood.rewards.rubric import Kind
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
+from rl_likelihood.search_settings import DistillSettings, ReerSettings
 
 # Sizes with random weights, over bytes: width, layers, heads, key/value heads, MLP width.
 SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512), "nano": (32, 2, 2, 1, 64)}
@@ -125,6 +126,12 @@ class EvalSettings:
     batch_prompts: int = field(50, "questions decoded at one time; changes no number", least=1)
     mc_samples: int = field(0, "chains for what only many give, as log_prob_mc32 and pass@32; 0: eval.samples", least=0)
     mc_prompts: int = field(0, "questions that get them; 0: all", least=0)
+    texts: Literal["none", "prose", "verse"] = field(
+        "none", "what the answers are: sampled texts that are not graded but measured (docs/writing.md); none: answers"
+    )
+    by_initial: bool = field(
+        False, "`evaluate --workdir`: the model that the run began with scores the same chains and answers too"
+    )
     trace: bool = field(False, "also score each answer after 25, 50 and 75 % of its question's first sampled chain")
     fast_prompts: int = field(0, "questions of the evaluations every train.eval_every steps; 0: eval.prompts", least=0)
     fast_samples: int = field(-1, "chains for each of them; -1: eval.samples", least=-1)
@@ -230,6 +237,8 @@ class Config:
     train: TrainSettings = TrainSettings()
     warm_start: WarmStartSettings = WarmStartSettings()
     eval: EvalSettings = EvalSettings()
+    reer: ReerSettings = ReerSettings()
+    distill: DistillSettings = DistillSettings()
     report: ReportSettings = ReportSettings()
 
     @property

@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come befo
     from transformers import PreTrainedTokenizerBase
 
 # Purposes of random keys: key = fold_in(fold_in(key(seed), purpose), step).
-INIT, SAMPLE, EVALUATE, WARM_START = range(4)
+INIT, SAMPLE, EVALUATE, WARM_START, SEARCH = range(5)
 
 # A model's architecture, its parameters or their shapes, and the path of its tokenizer.
 Model = tuple[ModelConfig, Params, str]

@@ -6,6 +6,8 @@ both gradient terms. A group filter needs every group's rewards first: only then
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -335,6 +337,7 @@ def _moved(proxy: Params | None, params: Params, step, cfg: StepConfig) -> Param
     return jax.tree.map(lambda old, new: old + towards * (new - old), proxy, params)
 
 
+@functools.lru_cache(maxsize=4)  # one compiled scorer for all that a run scores
 def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
     """The jitted score(params, batch) -> RowStats, for evaluation: the step's forward alone.
 

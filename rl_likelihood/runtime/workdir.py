@@ -86,7 +86,7 @@ def tokenizer_path(workdir: Path, path: str) -> str:
 
 def begun(workdir: Path) -> bool:
     """Whether the run has written results. A run that was refused at the start has not."""
-    written = (METRICS, EVAL, "baseline.jsonl")
+    written = (METRICS, EVAL, "baseline.jsonl", "rounds.jsonl")
     return (
         checkpoint.latest_step(workdir) is not None
         or (workdir / INITIAL).exists()
