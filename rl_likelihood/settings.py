@@ -116,8 +116,14 @@ class EvalSettings:
         False, "run programs (code_tests) even where Linux cannot keep network and files from them"
     )
     samples: int = field(
-        1, "chains at temperature 1 per question; N give pass@k and majority@k up to N; 0: greedy only", least=0
+        1, "sampled chains per question; N give pass@k and majority@k up to N; 0: greedy only", least=0
     )
+    temperature: float = field(1.0, "of sampled chains and answers; reference answers are scored at 1", above=0)
+    top_p: float = field(
+        1.0, "these are drawn from the fewest ids that hold this share; training has no such cut", above=0, most=1
+    )
+    top_k: int = field(0, "and from so many likeliest ids; 0: all", least=0)
+    min_p: float = field(0.0, "and from ids at least so likely, over the likeliest", least=0, most=1)
     max_sampled_answer: int = field(0, "tokens of a sampled answer; 0: prompt.max_answer", least=0)
     batch_prompts: int = field(50, "questions decoded at one time; changes no number", least=1)
     mc_samples: int = field(0, "chains for what only many give, as log_prob_mc32 and pass@32; 0: eval.samples", least=0)

@@ -68,6 +68,12 @@ class Task:
         """The config's sampler for this model and format."""
         return dataclasses.replace(sampler_config(self.config, self.model, self.fmt), **changes)
 
+    def eval_sampler(self, samples: int, **changes: Any) -> SamplerConfig:
+        """How evaluation samples: one greedy row, then `samples` as the config's fields of eval say."""
+        e = self.config.eval
+        cut = {"top_p": e.top_p, "top_k": e.top_k, "min_p": e.min_p}
+        return self.sampler(group_size=1 + samples, temperature=(0.0, *(e.temperature,) * samples), **cut, **changes)
+
 
 def random_key(seed: int, purpose: int, step: int = 0) -> jax.Array:
     """The random key of one purpose at one step."""

@@ -317,6 +317,7 @@ def request(prompts: Prompts, key: jax.Array, cfg: SamplerConfig, first: int, ro
         Ends(np.zeros((1, 1), np.int8), np.asarray(fmt.eos_ids, np.int32)),
         np.int32(fmt.pad_id),
         np.int32(cfg.first_chain + first),
+        cfg.cut,
     )
 
 
