@@ -125,7 +125,14 @@ _FREE = (
     *("mesh.", "pod.", "report.", "model.layers", "model.attention", "model.remat", "model.scratch_kib"),
     *("sampler.devices", "sampler.tensor", "sampler.slots", "sampler.width_multiple", "prompt.width_multiple"),
     *("train.micro_batch_prompts", "train.head_chunk", "train.checkpoint_every", "train.keep_checkpoints"),
-    *("train.keep_every", "train.keep_optimizer", "eval.batch_prompts", "eval.grader_workers"),
+    *(
+        "train.keep_every",
+        "train.keep_optimizer",
+        "train.best",
+        "train.patience",
+        "eval.batch_prompts",
+        "eval.grader_workers",
+    ),
 )
 # Fields of earlier versions that were free, in workdirs that these began.
 _GONE = ("model.scan_layers",)

@@ -17,6 +17,7 @@ from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
 from rl_likelihood.learner.rows import ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.rewards.reward import RewardConfig, Term
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
@@ -85,6 +86,8 @@ class TrainSettings:
     checkpoint_every: int = field(50, "steps between checkpoints", least=1)
     keep_checkpoints: int = field(2, "the last ones", least=1)
     keep_every: int = field(0, "and one every so many steps for good; 0: none", least=0)
+    best: str = field("", "a metric of eval.jsonl: the checkpoint of the best evaluation is kept besides")
+    patience: int = field(0, "evaluations without a better one by train.best after which a run ends; 0: never", least=0)
     keep_optimizer: bool = field(
         True, "False: a finished run deletes its optimizer state, two thirds of its disk, and can train no further"
     )
@@ -147,6 +150,8 @@ class ReportSettings:
     console_samples: int = field(20, "steps between chains shown on the console; 0: none", least=0)
     wandb: Literal["off", "offline", "online"] = field("off", "a copy of the metrics in wandb")
     wandb_project: str = field("rl_likelihood", "its project")
+    tensorboard: bool = field(False, "a copy of the metrics as TensorBoard's files, in the workdir's tensorboard/")
+    profile: tuple[int, ...] = field((), "first and last step of which a trace is written, into the workdir's profile/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +160,7 @@ class Config:
 
     seed: int = field(0, "of sampling, data order and random initial weights", least=0, most=2**32 - 1)
     model: ModelSettings = ModelSettings()
+    lora: LoraConfig = LoraConfig()
     mesh: MeshSettings = MeshSettings()
     pod: PodSettings = PodSettings()
     data: DataConfig = DataConfig()
@@ -259,6 +265,7 @@ class Config:
             loss=loss,
             filter=self.filter,
             proxy=self.proxy,
+            lora=self.lora,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
             two_branches=self.sampled_answer > 0 or self.converses,
@@ -277,6 +284,7 @@ class Config:
         return StepConfig(
             reward=RewardConfig(terms=(Term("avg_log_prob", REWARDS["avg_log_prob"]),)),
             loss=LossConfig(policy_term=0.0),
+            lora=self.lora,
             supervise_chain=True,
             micro_batch_prompts=largest_divisor(rows, 8) if self.train.micro_batch_prompts else 0,
             head_chunk=self.train.head_chunk,

@@ -21,6 +21,7 @@ from rl_likelihood.datasets import sources
 from rl_likelihood.learner.step import at_once
 from rl_likelihood.model import decoder, splash
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
+from rl_likelihood.model.lora import init_adapters
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.workdir import tokenizer_path
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come befo
     from transformers import PreTrainedTokenizerBase
 
 # Purposes of random keys: key = fold_in(fold_in(key(seed), purpose), step).
-INIT, SAMPLE, EVALUATE, WARM_START = range(4)
+INIT, SAMPLE, EVALUATE, WARM_START, ADAPTERS = range(5)
 
 # A model's architecture, its parameters or their shapes, and the path of its tokenizer.
 Model = tuple[ModelConfig, Params, str]
@@ -159,6 +160,12 @@ def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
     return decoder.shardings(param_specs(model), mesh)
 
 
+def trained(task: Task, params: Params) -> Params:
+    """What a run trains at its start: new adapters, or the parameters."""
+    lora = task.config.lora
+    return init_adapters(task.key(ADAPTERS), task.model, lora) if lora.rank else params
+
+
 def random_model(preset: str) -> ModelConfig:
     """The architecture of a size of `settings.SIZES`, over bytes."""
     width, layers, heads, kv_heads, mlp = SIZES[preset]
@@ -182,7 +189,8 @@ def load_model(c: Config, mesh: Mesh | None = None) -> Model:
         path = tokenizer_path(Path(c.model.path), path)
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())
-        cfg, params = files.load(path, at=at)
+        half = c.lora.rank and not c.warm_start.steps  # a warm start is added up in float32
+        cfg, params = files.load(path, jnp.dtype(c.lora.base_dtype if half else "float32"), at)
     return run_on(cfg, c, jax.default_backend()), params, path
 
 

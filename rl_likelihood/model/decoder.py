@@ -163,15 +163,24 @@ def rotate(x: Float[AnyArray, "*N H Dh"], rope) -> Float[Array, "*N H Dh"]:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+def product(x: Float[AnyArray, "*N D"], w: Params, name: str) -> Float[Array, "*N E"]:
+    """x W, all output axes in one, with what an adapter of the matrix adds (model/lora.py)."""
+    y = x @ w[name].reshape(x.shape[-1], -1)
+    if f"{name}_a" in w:
+        a, b = w[f"{name}_a"], w[f"{name}_b"]
+        y = y + (x @ a.reshape(x.shape[-1], -1)) @ b.reshape(a.shape[-1], -1)
+    return y
+
+
 def qkv(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope):
     """Queries [*N, H, Dh] and keys, values [*N, K, Dh], biased, normalised and rotated as the family asks."""
-    lead, d = x.shape[:-1], x.shape[-1]
+    lead = x.shape[:-1]
     h, k, dh = cfg.heads, cfg.kv_heads, cfg.head_dim
     x = merged(x)
     if "qkv" in w:  # fused by `decoding.decoding_layout`
         parts = jnp.split(x @ w["qkv"], [h * dh, (h + k) * dh], -1)
     else:
-        parts = [x @ w[name].reshape(d, -1) for name in "qkv"]
+        parts = [product(x, w, name) for name in "qkv"]
     if cfg.qkv_bias:
         parts = [y + w[f"{name}_bias"].reshape(-1) for name, y in zip("qkv", parts, strict=True)]
     q, key, v = (y.reshape(*lead, n, dh) for y, n in zip(parts, (h, k, k), strict=True))
@@ -186,15 +195,14 @@ def mlp(x: Float[AnyArray, "*N D"], w: Params) -> Float[Array, "*N D"]:
     if "gate_up" in w:
         gate, up = jnp.split(y @ w["gate_up"], 2, -1)
     else:
-        gate, up = y @ w["gate"], y @ w["up"]
-    return ((jax.nn.silu(gate) * up) @ w["down"]).reshape(x.shape)
+        gate, up = product(y, w, "gate"), product(y, w, "up")
+    return product(jax.nn.silu(gate) * up, w, "down").reshape(x.shape)
 
 
 def block(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], Any]:
     """One layer. `attend` takes q [*N, H, Dh] and k, v [*N, K, Dh] and returns ([*N, H, Dh], a second result)."""
     out, extra = attend(*qkv(rms_norm(x, w["attn_norm"], cfg.norm_eps), w, cfg, rope))
-    mixed = merged(out.reshape(*x.shape[:-1], -1)) @ w["o"].reshape(-1, x.shape[-1])
-    x = x + mixed.reshape(x.shape)
+    x = x + product(merged(out.reshape(*x.shape[:-1], -1)), w, "o").reshape(x.shape)
     return x + mlp(rms_norm(x, w["mlp_norm"], cfg.norm_eps), w), extra
 
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_reference, init_state, make_step, state_shardings
+from rl_likelihood.learner.step import init_reference, init_state, make_step, reference_shardings, state_shardings
 from rl_likelihood.mesh import replicated, sharding
-from rl_likelihood.model.decoder import ModelConfig, Spec, is_spec, param_specs
+from rl_likelihood.model.decoder import ModelConfig, Spec, is_spec
+from rl_likelihood.model.lora import LoraConfig, trained_specs
 from rl_likelihood.planning import aot
 from rl_likelihood.planning.aot import Program
 from rl_likelihood.runtime.devices import Devices, using
@@ -60,21 +61,21 @@ def byte_format(c: Config) -> ChainFormat:
     return ChainFormat(p.think_open, p.think_close, p.answer_open, p.answer_close, *ids, (0,), 0, ())
 
 
-def abstract_params(model: ModelConfig, mesh: Mesh | None = None) -> Any:
-    """The parameters as shapes, on the learner's mesh if one is given."""
+def abstract_params(model: ModelConfig, mesh: Mesh | None = None, lora: LoraConfig | None = None) -> Any:
+    """The parameters, or what is trained with LoRA, as shapes, on the learner's mesh if one is given."""
 
     def shape(spec: Spec) -> jax.ShapeDtypeStruct:
         at = None if mesh is None else sharding(mesh, spec.axes, spec.shape)
         return jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=at)
 
-    return jax.tree.map(shape, param_specs(model), is_leaf=is_spec)
+    return jax.tree.map(shape, trained_specs(model, lora or LoraConfig()), is_leaf=is_spec)
 
 
 def trace_step(c: Config, model: ModelConfig, mesh: Mesh, batch: Batch) -> Any:
     """The learner's step, traced."""
     cfg, optimizer = c.step, make_optimizer(c.optimizer)
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
-    reference = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), state.params)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model, lora=c.lora))
+    reference = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
     with using(mesh):
         return make_step(model, cfg, optimizer, mesh, batch).trace(state, reference, batch)
 
@@ -82,7 +83,7 @@ def trace_step(c: Config, model: ModelConfig, mesh: Mesh, batch: Batch) -> Any:
 def held_bytes(c: Config, model: ModelConfig, mesh: Mesh) -> dict[str, int]:
     """Bytes per device of the arrays that stay there for the whole run."""
     cfg, optimizer = c.step, make_optimizer(c.optimizer)
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model, lora=c.lora))
     placed = state_shardings(mesh, model, optimizer, cfg)
 
     def size(tree: Any, at: Any) -> int:
@@ -90,7 +91,8 @@ def held_bytes(c: Config, model: ModelConfig, mesh: Mesh) -> dict[str, int]:
         return sum(jax.tree.leaves(local))
 
     params = size(state.params, placed.params)
-    reference = params if cfg.with_reference else 0
+    frozen = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
+    reference = size(frozen, reference_shardings(mesh, model, cfg)) if cfg.with_frozen else 0
     return {"parameters": params, "optimizer": size(state, placed) - params, "reference": reference}
 
 

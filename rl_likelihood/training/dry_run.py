@@ -11,7 +11,7 @@ from rl_likelihood.learner.step import init_reference, init_state, make_step
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.settings import Config
-from rl_likelihood.task import abstract_batch, load
+from rl_likelihood.task import abstract_batch, load, trained
 from rl_likelihood.training.announcement import announce
 
 
@@ -22,7 +22,7 @@ def dry_run(c: Config) -> None:
     task, params = load(c, mesh=mesh)
     announce(task, devices, None, None)
     optimizer, batch = make_optimizer(c.optimizer), abstract_batch(c, task.fmt)
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, c.step), params)
+    state = jax.eval_shape(lambda p: init_state(trained(task, p), optimizer, c.step), params)
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, task.model, c.step), params)
     step = make_step(task.model, c.step, optimizer, mesh, batch)
     start = time.perf_counter()
