@@ -2,6 +2,7 @@
 #
 #   make quickstart   a pretrained model learns arithmetic: numbers before and after, a figure, its chains
 #   make test         the tests (no torch, no network)
+#   make slow         the tests that tests/slow.txt names, which take longer
 #   make parity       our model against transformers on torch
 #   make pods         the long tests of pods: processes, kills, and compilation for TPUs (libtpu, no TPU)
 #   make sweeps       the long tests of sweeps: real runs that are killed, ray, the page in a browser
@@ -16,7 +17,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PYTHON ?=
 
-.PHONY: quickstart test learn parity pods sweeps lint bench clean
+.PHONY: quickstart test slow learn parity pods sweeps lint bench clean
 .DEFAULT_GOAL := test
 
 quickstart: $(VENV)/.test
@@ -24,6 +25,9 @@ quickstart: $(VENV)/.test
 
 test: $(VENV)/.test
 	$(RUN) -m pytest -q tests -m 'not slow' --ignore=tests/parity -n auto --maxprocesses=4 --dist=loadfile
+
+slow: $(VENV)/.test
+	$(RUN) -m pytest -q -n auto --maxprocesses=4 --dist=loadfile @tests/slow.txt
 
 learn: $(VENV)/.test
 	$(RUN) -m pytest -q tests/test_learns.py -m slow

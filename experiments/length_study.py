@@ -139,13 +139,13 @@ def _rows(path: Path) -> list[dict]:
 
 
 def rates() -> None:
-    found = {}
+    rates = {}
     for overrides in plain():
         p = point(overrides)
-        found[p.labels["method"]] = rate(ROOT / p.name, p.labels["method"])
+        rates[p.labels["method"]] = rate(ROOT / p.name, p.labels["method"])
     RATES.parent.mkdir(exist_ok=True)
-    RATES.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{RATES}: {found}")
+    RATES.write_text(json.dumps(rates, indent=1) + "\n")
+    print(f"{RATES}: {rates}")
 
 
 def chains() -> None:

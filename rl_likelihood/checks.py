@@ -39,6 +39,7 @@ def validate(c: Config) -> None:
         )
     validate_loop(c)
     validate_reward(c)
+    c.judge.check(c)
     validate_conversation(c)
     for name, value in (
         ("eval.max_sampled_answer", c.eval.max_sampled_answer),
@@ -178,6 +179,11 @@ def validate_reward(c: Config) -> None:
         raise UserError(
             f"reward.name is {name!r}, which reads a sampled answer, but sampler.max_sampled_answer is 0; "
             f"set it to -1, or to at least prompt.max_answer = {c.prompt.max_answer}"
+        )
+    if c.reads_alternatives and c.model.attention == "splash":
+        raise UserError(
+            "model.attention is 'splash', which knows one reference answer, but reward.name has log_prob_any; "
+            "set it to dense"
         )
     validate_token_weights(c)
     validate_resample(c)

@@ -98,8 +98,8 @@ def ready(tree):
     return tree
 
 
-# Fields of a Batch that have one entry per prompt, not per chain.
-_OF_PROMPTS = ("prompt", "prompt_length", "baseline", "baseline_logp", "counted")
+# Fields of these that have one entry per prompt, not per chain.
+_OF_PROMPTS = ("prompt", "prompt_length", "baseline", "baseline_logp", "counted", "alternatives")
 
 
 def divides(mesh_shape, prompts: int, rows: int) -> bool:
@@ -110,15 +110,16 @@ def divides(mesh_shape, prompts: int, rows: int) -> bool:
 
 
 def by_prompt(mesh: Mesh, batch):
-    """Shardings of a Batch: prompts over data and fsdp. Where there are too few, prompts over data and the rows of each
-    group over fsdp."""
-    p, g = batch.completion.shape[:2]
+    """Shardings of a Batch or of what a judge reads: prompts over data and fsdp. Where there are too few, prompts over
+    data and the rows of each group over fsdp."""
+    p = batch.prompt.shape[0]
     grouped = p % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
 
     def one(path, x):
         axes = ("prompts",)
         if not grouped:
-            axes = ("data", "rows" if np.ndim(x) > 1 and path[0].name not in _OF_PROMPTS else None)
+            of_prompts = any(getattr(key, "name", "") in _OF_PROMPTS for key in path)
+            axes = ("data", "rows" if np.ndim(x) > 1 and not of_prompts else None)
         axes = axes[: np.ndim(x)]
         return sharding(mesh, axes + (None,) * (np.ndim(x) - len(axes)), np.shape(x))
 

@@ -15,6 +15,7 @@ from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.envs.table import EnvConfig
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
+from rl_likelihood.learner.reward_step import PreferenceConfig
 from rl_likelihood.learner.rows import ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.lora import LoraConfig
@@ -22,6 +23,7 @@ from rl_likelihood.rewards.reward import RewardConfig, Term
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
+from rl_likelihood.shapes import UserError
 
 # Sizes with random weights, over bytes: width, layers, heads, key/value heads, MLP width.
 SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512), "nano": (32, 2, 2, 1, 64)}
@@ -137,6 +139,78 @@ class EvalSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    """The second model of the rewards `judge` and `reward_model`."""
+
+    model: str = field(
+        "",
+        "who judges: a model as in model.path, the workdir of a reward model, initial (the run's own model of step 0), "
+        "or the address of a server that speaks OpenAI's chat protocol, as http://HOST:PORT/v1",
+    )
+    where: Literal["outside", "step"] = field(
+        "outside",
+        "outside: before the batch, on the sampler's first device or at the address; step: in the learner's step, "
+        "split over its mesh, for judges that one device cannot hold",
+    )
+    name: str = field("", "the model's name at that address")
+    template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
+    max_prompt: int = field(512, "tokens of a question in the judge's template at most", least=1)
+    max_row: int = field(256, "tokens of an answer and what is around it at most; longer answers are cut", least=8)
+    normalise: Literal["none", "whiten"] = field(
+        "none", "whiten: a reward model's scores are divided by their spread on its held-out questions"
+    )
+    key_variable: str = field("JUDGE_API_KEY", "environment variable that holds the address's key")
+    concurrency: int = field(16, "rows asked at one time of an address", least=1, most=1024)
+    timeout: float = field(60.0, "seconds for one reply of an address", above=0)
+    attempts: int = field(6, "of one row at an address, the first included", least=1)
+    max_calls: int = field(0, "calls of an address over the run's life; 0: no limit", least=0)
+    max_tokens: int = field(0, "tokens of an address over the run's life; 0: no limit", least=0)
+    cache: str = field("", "file that keeps an address's verdicts; empty: judge.sqlite in the workdir")
+
+    @property
+    def remote(self) -> bool:
+        """Whether the judge is an address."""
+        return "://" in self.model
+
+    def check(self, c: Config) -> None:
+        """UserError for a reward that a second model says without that model, for the model without the reward, and for
+        a place that does not go with it."""
+        reward = c.reward
+        judged = [t.name for t in reward.terms if t.reward.kind == "judge"]
+        if len(judged) > 1:
+            raise UserError(f"reward.name is {reward.name!r}; a run has one judge, so keep one of {judged[:2]}")
+        if judged and not self.model:
+            raise UserError(f"reward.name has {judged[0]!r}, but judge.model is empty; name the model that judges")
+        if self.model and not judged:
+            raise UserError(
+                f"judge.model is {self.model!r}, but no term of reward.name = {reward.name!r} asks it; add judge or "
+                "reward_model, or leave it empty"
+            )
+        if self.remote and judged == ["reward_model"]:
+            raise UserError(f"judge.model is {self.model!r}, an address, which says yes or no; set reward.name=judge")
+        if self.remote and self.where == "step":
+            raise UserError(f"judge.where is 'step', but judge.model is {self.model!r}, an address; set it to outside")
+        if self.remote and not self.name:
+            raise UserError("judge.name is empty; set it to the model that the judge's address is asked for")
+        if self.normalise != "none" and judged != ["reward_model"]:
+            raise UserError(f"judge.normalise is {self.normalise!r}, which is for reward_model; set it to none")
+        if self.model == "initial" and self.where != "step":
+            raise UserError("judge.model is 'initial', the reference model, which the step has; set judge.where=step")
+        if self.model == "initial" and c.lora.rank:
+            raise UserError(f"judge.model is 'initial', but lora.rank is {c.lora.rank}; name the model that judges")
+        if self.model == "initial" and not c.step.with_reference:
+            raise UserError(
+                "judge.model is 'initial', but nothing asks for a reference model; set loss.kl=k3 with a loss.kl_coef, "
+                "or name the model that judges"
+            )
+        if self.model and self.where == "step" and c.filter.resample:
+            raise UserError(
+                f"filter.resample is {c.filter.resample}, which needs the judge's numbers before the step; set "
+                "judge.where to outside or filter.resample=0"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportSettings:
     """What is logged and shown."""
 
@@ -172,6 +246,8 @@ class Config:
         "a published method (rl_likelihood/presets.py), which sets what its paper sets; the command line overrides it",
     )
     reward: RewardConfig = RewardConfig()
+    judge: JudgeSettings = JudgeSettings()
+    preference: PreferenceConfig = PreferenceConfig()
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
     loss: LossConfig = LossConfig()
@@ -230,6 +306,11 @@ class Config:
         return s.max_turns * s.max_chain + (s.max_turns - 1) * s.max_env_tokens
 
     @property
+    def reads_alternatives(self) -> bool:
+        """Whether a reward reads other answers that are as good."""
+        return any(t.reward.alternatives for t in self.reward.terms)
+
+    @property
     def eval_answer(self) -> int:
         """Tokens that evaluation lets a sampled answer have."""
         return self.eval.max_sampled_answer or self.prompt.max_answer
@@ -268,7 +349,7 @@ class Config:
             lora=self.lora,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
-            two_branches=self.sampled_answer > 0 or self.converses,
+            two_branches=self.sampled_answer > 0 or self.converses or self.reads_alternatives,
             turn_credit=self.converses and self.env.credit == "turn",
             turns=self.sampler.max_turns if self.converses else 1,
             temperature=self.sampler.temperature,

@@ -20,6 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 AnyArray = Array | np.ndarray  # of a parameter: what jax.numpy takes
 
+# Keys of a row, and of `Example.check`: what an environment is told of the row (docs/tools.md), and other answers that
+# are as good as its own (docs/rewards.md, log_prob_any).
+ENVIRONMENT, ALTERNATIVES = "environment", "alternatives"
+
 # Segment of a completion token (docs/architecture.md, "Shapes").
 PAD, CHAIN, TAG, REFERENCE, SAMPLED, ENV = 0, 1, 2, 3, 4, 5
 
@@ -34,8 +38,8 @@ class Example:
 
     `chain` is a reference chain of thought (for fine-tuning only). `task` names the worked examples that fit.
     `messages` is the whole conversation as (role, content) pairs when it has more than one message; `prompt` is then
-    the user's last one. `check` is what a grader needs besides the answer: a program's tests, an item of reasoning_gym
-    (`grading.reference_of`).
+    the user's last one. `check` is JSON: what a grader needs besides the answer (a program's tests, an item of
+    reasoning_gym: `grading.reference_of`), what an environment is told, and `alternatives`, other answers as good.
     """
 
     id: str
@@ -108,6 +112,42 @@ class NoChainRows(struct.PyTreeNode):
     scored: Bool[Array, "P 1 W"]
 
 
+class Alternatives(struct.PyTreeNode):
+    """Each prompt's other answers, one after the other with a gap before each; they follow every row of its group.
+
+    `answer` says which one a token belongs to: 1 to K, 0 in gaps and padding. `scored` marks those that count, `there`
+    the answers that the prompt has.
+    """
+
+    tokens: Int[Array, "P B"]
+    answer: Int[Array, "P B"]
+    scored: Bool[Array, "P B"]
+    there: Bool[Array, "P K"]
+
+
+class Judged(struct.PyTreeNode):
+    """What a second model reads, in ids of its own tokenizer: P prompts and Q right-padded rows of each, U tokens wide.
+    Padding may be any id."""
+
+    prompt: Int[Array, "P S"]
+    prompt_length: Int[Array, "P"]
+    rows: Int[Array, "P Q U"]
+    row_length: Int[Array, "P Q"]
+
+
+class Compared(struct.PyTreeNode):
+    """P questions with up to Q answers, the right one first; which there are, and the margins."""
+
+    judged: Judged
+    there: Bool[Array, "P Q"]
+    margins: Float[Array, "P Q"]
+
+    @property
+    def prompt(self) -> Array:
+        """What `mesh.by_prompt` looks at."""
+        return self.judged.prompt
+
+
 class Batch(struct.PyTreeNode):
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 
@@ -115,7 +155,8 @@ class Batch(struct.PyTreeNode):
     (rules, votes) by name. `keep` is the one mask for baseline, scale and loss. `baseline` is each prompt's reward
     without a chain under the initial model, for RLPR; `baseline_logp` has the log-probs of its scored answer tokens
     there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is
-    set where the answer's score without a chain is needed.
+    set where the answer's score without a chain is needed, `alternatives` where a reward reads other answers too,
+    `judged` where the step asks a judge.
     """
 
     prompt: Int[Array, "P S"]
@@ -131,6 +172,8 @@ class Batch(struct.PyTreeNode):
     baseline_logp: Float[Array, "P A"] | None = None
     counted: Bool[Array, "P"] | None = None
     no_chain: NoChainRows | None = None
+    alternatives: Alternatives | None = None
+    judged: Judged | None = None
 
 
 class TrainState(struct.PyTreeNode):

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rl_likelihood.data import conversation, prompts, tokenizer
+from rl_likelihood.data.alternatives import with_alternatives
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.datasets import sources
@@ -27,7 +28,7 @@ from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import SIZES, Config
-from rl_likelihood.shapes import Batch, ChainFormat, Example, NoChainRows, Prompts, UserError
+from rl_likelihood.shapes import Alternatives, Batch, ChainFormat, Example, NoChainRows, Prompts, UserError
 from rl_likelihood.tables import environment_of
 from rl_likelihood.weights import assets, files
 
@@ -106,6 +107,8 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
     w = len(fmt.close_think_ids) + c.prompt.max_answer
     if c.reward.supervised:
         t = tags + c.prompt.max_answer
+    k = c.prompt.max_alternatives
+    n = k * (1 + c.prompt.max_answer)
     shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)
     i, f, b = jnp.int32, jnp.float32, jnp.bool_
     return Batch(
@@ -121,6 +124,9 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         baseline=shape(f, p) if c.reward.frozen_score else None,
         baseline_logp=shape(f, p, c.prompt.max_answer) if c.reward.frozen_tokens else None,
         no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
+        alternatives=Alternatives(shape(i, p, n), shape(i, p, n), shape(b, p, n), shape(b, p, k))
+        if c.reads_alternatives
+        else None,
     )
 
 
@@ -133,7 +139,7 @@ def prompts_at_once(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:
 def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
     """The model with how to run it, the part of ModelConfig that the config decides, on a platform."""
     dtype, attention = c.model.compute_dtype, c.model.attention
-    if c.converses:  # the kernel knows one branch of each kind
+    if c.converses or c.reads_alternatives:  # the kernel knows one branch of each kind
         attention = "dense"
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
@@ -231,6 +237,13 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
     _refuse_positions(c, model, fmt)
     encode = functools.partial(_begun if c.converses else _asked, c=c, text=text, fmt=fmt)
     rows, too_long = encode(train, skip=c.data.skip_bad_rows)
+    if c.reads_alternatives:
+        rows = with_alternatives(rows, text, c.prompt, fmt)
+        if training and not any(row.alternatives for row in rows):
+            raise UserError(
+                f"reward.name is {c.reward.name!r}, but no training row has a field 'alternatives' (a list of other "
+                "answers); add it, or choose log_prob"
+            )
     task = Task(
         config=c,
         model=model,

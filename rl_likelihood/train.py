@@ -30,6 +30,7 @@ from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metric_table import higher_is_better, without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
 from rl_likelihood.report.tracking import Tracker, board
+from rl_likelihood.rollouts.asked_judge import judge_of
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
 from rl_likelihood.rollouts.samples import write_samples
@@ -136,6 +137,7 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner, known=known)
+    judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)
     keep_what_it_needs(task, session)
     r, keep, optimizer = open_run(session, task, devices), checkpoint_config(c.train), make_optimizer(c.optimizer)
@@ -148,9 +150,9 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     del params
     if c.train.micro_batch_prompts < 0:
         task = with_micro_batch(task, devices, state.params, models_of(state, ref_params, c.step), r.workdir)
-    programs = StepPrograms(task, devices.learner, optimizer)
+    programs = StepPrograms(task, devices.learner, optimizer, judge)
     step, steps, over = int(state.step), c.train.steps, False
-    source = make_source(task, devices, r.workdir, step, queue)
+    source = make_source(task, devices, r.workdir, step, queue, judge)
     profile = Profile(r.workdir, c.report.profile)
     alarms, progress = first_alarms(r, step), Progress("trained", steps, "steps", done=step)
     try:
@@ -169,7 +171,6 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
             state, out, per_row = programs(state, ref_params, batch)
             t2 = time.perf_counter()
             step += 1
-
             profile.after(step)
             refuse_nan(step, out, r.workdir)
             tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()

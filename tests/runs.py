@@ -38,11 +38,11 @@ def small_config(**overrides) -> ConfigDict:
     """The small run's config; names with `__` for dots, as sampler__group_size=2."""
     c = get_config()
     for name, value in {**SMALL, **{k.replace("__", "."): v for k, v in overrides.items()}}.items():
-        room, _, field = name.partition(".")
+        section, _, field = name.partition(".")
         if field:
-            c[room][field] = value
+            c[section][field] = value
         else:
-            c[room] = value
+            c[section] = value
     return c
 
 

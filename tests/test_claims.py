@@ -35,10 +35,10 @@ def runs(**means: tuple[float, ...]) -> dict:
 )
 def test_a_claim_appears_where_interval_and_seeds_are_on_its_side(a, b, sign, margin, verdict):
     claim = Claim("a against b", "short", "log_prob_mc1", ("a",), ("b",), sign, margin)
-    found = judged(claim, runs(a=a, b=b))
-    assert found["verdict"] == verdict and found["seeds"] == [0, 1]
-    assert found["difference"] == pytest.approx(np.mean(a) - np.mean(b), abs=0.03)
-    assert found["low"] <= found["difference"] <= found["high"]
+    result = judged(claim, runs(a=a, b=b))
+    assert result["verdict"] == verdict and result["seeds"] == [0, 1]
+    assert result["difference"] == pytest.approx(np.mean(a) - np.mean(b), abs=0.03)
+    assert result["low"] <= result["difference"] <= result["high"]
 
 
 def test_an_order_of_groups_has_to_appear_in_every_pair():
@@ -46,17 +46,17 @@ def test_an_order_of_groups_has_to_appear_in_every_pair():
     order = Claim("a, b against c, d", "short", "log_prob_mc1", ("a", "b"), ("c", "d"), 1)
     assert judged(order, there)["verdict"] == "appears"
     crossed = dataclasses.replace(order, these=("a", "c"), those=("b", "d"))
-    found = judged(crossed, there)
-    assert found["verdict"] == "appears in 3 of 4 pairs" and found["pairs"]["c, b"] == "contradicted"
-    assert found["difference"] == pytest.approx(0.5, abs=0.03)
+    result = judged(crossed, there)
+    assert result["verdict"] == "appears in 3 of 4 pairs" and result["pairs"]["c, b"] == "contradicted"
+    assert result["difference"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_only_seeds_that_all_have_count_and_none_is_said():
     claim = Claim("c against a and b", "short", "chain_length", ("c",), ("a", "b"), 1)
-    found = judged(claim, runs(a=(0, 0), b=(0, 1), c=(2,)))
-    assert found["seeds"] == [0] and found["difference"] == pytest.approx(2, abs=0.05)
+    result = judged(claim, runs(a=(0, 0), b=(0, 1), c=(2,)))
+    assert result["seeds"] == [0] and result["difference"] == pytest.approx(2, abs=0.05)
     nothing = judged(claim, runs(a=(0,), c=(2,)))
-    text = table([(claim, found), (claim, nothing)])
+    text = table([(claim, result), (claim, nothing)])
     assert "| +2.0 tokens |" in text and text.endswith("| c against a and b | | | | not run |\n")
 
 

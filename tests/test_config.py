@@ -259,14 +259,14 @@ REWARDS = {"brevity": Reward(brevity, "text", "minus words over 100", reads=("ch
 def test_a_rule_of_the_users_file_counts_as_one_of_ours(tmp_path):
     """It changes neither what the policy term covers nor what is sampled."""
     (tmp_path / "mine.py").write_text(RULE)
-    mine, ours = (
+    of_file, ours = (
         build(small_config(reward__name=f"log_prob + 0.1*{rule}", reward__file=str(tmp_path / "mine.py")))
         for rule in ("brevity", "format")
     )
-    for config in (mine, ours):
+    for config in (of_file, ours):
         assert (config.step.policy_span, config.sampled_answer) == ("chain", 0)
-    assert [t.name for t in mine.reward.terms] == ["log_prob", "brevity"]
-    assert mine.reward.terms[1].reward.function("a b c", None) == -0.03
+    assert [t.name for t in of_file.reward.terms] == ["log_prob", "brevity"]
+    assert of_file.reward.terms[1].reward.function("a b c", None) == -0.03
 
 
 @pytest.mark.parametrize(

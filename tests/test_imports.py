@@ -35,7 +35,7 @@ ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "settings", "tab
 for package in ("task", "rollouts", "evaluation", "planning", "report", "training", "sweeps", "cli"):
     ALLOWED[package] = set(ALLOWED)  # whatever stands above this row
 ALLOWED["api"] = set(ALLOWED) | {"train"}  # training from Python is the main's function
-MAINS = {"train", "evaluate", "sweep", "plan", "export"}
+MAINS = {"train", "evaluate", "sweep", "plan", "export", "winrate", "reward_model"}
 EVERYTHING = set(ALLOWED)  # but no main: nobody imports one
 ALLOWED |= dict.fromkeys(MAINS, EVERYTHING)
 # Old import paths that keep working (docs/architecture.md, "Contracts"): they do nothing but import the new one.
@@ -48,21 +48,21 @@ def imported_modules(source: str, module: str, is_package: bool) -> list[tuple[i
     `from a import b` gives a.b: whether b is a module or a value, its package is the same. Names given to
     import_module or __import__ as strings count.
     """
-    found = []
+    imported = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
+            imported += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = [node.module] if node.module else []
             if node.level:
-                here = module.split(".")
-                base = here[: len(here) - node.level + is_package] + base
-            found += [(node.lineno, ".".join([*base, alias.name])) for alias in node.names]
+                parts = module.split(".")
+                base = parts[: len(parts) - node.level + is_package] + base
+            imported += [(node.lineno, ".".join([*base, alias.name])) for alias in node.names]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if name in ("import_module", "__import__"):
-                found.append((node.lineno, str(node.args[0].value)))
-    return found
+                imported.append((node.lineno, str(node.args[0].value)))
+    return imported
 
 
 def package_of(dotted: str) -> str | None:

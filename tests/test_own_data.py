@@ -116,3 +116,26 @@ def test_a_warm_start_without_worked_examples_names_its_own_field(tmp_path, mode
         with_worked_examples(task, task.train, task.config.warm_start.examples)
     for words in ("--config.prompt.examples_path=", "--config.warm_start.examples=0"):
         assert words in str(e.value)
+
+
+def test_log_prob_any_pays_for_every_answer_of_a_row(tmp_path, model):
+    rows(tmp_path / "train.jsonl", 20, alternatives=["many", "many", "a lot"])
+    task = loaded(model, tmp_path / "train.jsonl", reward__name="log_prob_any")
+    text = [task.tokenizer.decode(ids) for ids, _ in task.train[0].alternatives]
+    assert text == [">many</answer>", ">a lot</answer>"]
+    done = train(
+        tmp_path / "run",
+        model__path=model,
+        prompt__template="plain",
+        data__source="files",
+        data__train_path=tmp_path / "train.jsonl",
+        data__heldout_size=4,
+        reward__name="log_prob_any",
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    (step,) = [line for line in lines if "reward/log_prob_any" in line]
+    assert step["reward/log_prob_any"] > step["reward/log_prob"]
+    rows(tmp_path / "none.jsonl", 20)
+    with pytest.raises(UserError, match="no training row has a field 'alternatives'"):
+        loaded(model, tmp_path / "none.jsonl", reward__name="log_prob_any")

@@ -32,7 +32,8 @@ from rl_likelihood.task import load
 from tests.runs import config_file, small_config
 
 ROOT = Path(__file__).parents[1]
-ON_HOST = [name for name, reward in reward_table().items() if reward.on_host and not reward.conversation]
+# A judge and an environment have runs of their own (tests/rollouts/test_asked_judge.py, test_conversation_runs.py).
+ON_HOST = [name for name, r in reward_table().items() if r.on_host and r.kind != "judge" and not r.conversation]
 
 METRICS = [
     *(f"reward/{name}" for name in ("mean", "std", *OBJECTIVES)),
@@ -309,10 +310,10 @@ def test_a_start_that_is_interrupted_is_made_again(tmp_path, monkeypatch):
 def test_base_scores_are_of_the_initial_model_and_kept_by_question(tmp_path):
     extra = {"reward__name": "rlpr", "reward__baseline": "frozen", "prompt__score_delims": "none"}
     one = run(tmp_path / "one", **extra, train__steps=3, eval__prompts=0)
-    kept = run_files.read(one / "baseline.jsonl")
-    assert len(kept) == len({row["key"] for row in kept}) == 6 and all(0 < row["avg_prob"] < 1 for row in kept)
+    rows = run_files.read(one / "baseline.jsonl")
+    assert len(rows) == len({row["key"] for row in rows}) == 6 and all(0 < row["avg_prob"] < 1 for row in rows)
     samples = run_files.read(one / "samples.jsonl")
-    base = {row["id"]: row["avg_prob"] for row in kept}
+    base = {row["id"]: row["avg_prob"] for row in rows}
     for s in samples:
         assert s["reward"] == pytest.approx(min(max(s["reward/avg_prob"] - base[s["id"]], 0), 1), abs=1e-5)
 

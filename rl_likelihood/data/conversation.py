@@ -67,10 +67,10 @@ def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, most: int) -> M
             text = rendered(tokenizer, _chat(messages), "")
         except (TemplateError, TypeError):
             continue
-        _, found, between = text.partition(_MESSAGE)
+        _, spoken, between = text.partition(_MESSAGE)
         as_json = _REPLY not in between
         between, shown, after = between.partition(_as_json(_REPLY) if as_json else _REPLY)
-        if found and shown:
+        if spoken and shown:
             before_ids, after_ids = ids_of(tokenizer, fmt.vocab_bytes, [between, after])
             if len(before_ids) + len(after_ids) >= most:
                 raise UserError(

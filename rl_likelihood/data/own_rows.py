@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from rl_likelihood.data.records import Location, Written, is_number, kind, written_number
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, Example, UserError
 
-ENVIRONMENT = "environment"  # what an environment is told of the row (docs/tools.md)
 ROLES = ("system", "user", "assistant")
 
 
@@ -84,13 +83,20 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
     text = _is_text(uid) and _encodable(uid)
     if isinstance(uid, bool) or not (whole or text):
         return f"field 'id' must be text or an integer, not {kind(uid)}"
-    check = ""
+    check = {}
     if ENVIRONMENT in row:
         if not isinstance(row[ENVIRONMENT], dict):
             return f"field {ENVIRONMENT!r} must be an object, not {kind(row[ENVIRONMENT])}"
-        check = json.dumps({ENVIRONMENT: _numbers(row[ENVIRONMENT])})
+        check[ENVIRONMENT] = _numbers(row[ENVIRONMENT])
+    if ALTERNATIVES in row:
+        if not isinstance(row[ALTERNATIVES], list):
+            return f"field {ALTERNATIVES!r} must be a list of answers, not {kind(row[ALTERNATIVES])}"
+        check[ALTERNATIVES] = [_number_as_text(value) for value in row[ALTERNATIVES]]
+        problem = next(filter(None, (_problem(value, True) for value in check[ALTERNATIVES])), "")
+        if problem:
+            return f"an answer of field {ALTERNATIVES!r} {problem}"
     messages = messages if len(messages) > 1 else ()
-    return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages, check)
+    return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages, json.dumps(check) if check else "")
 
 
 def _number_as_text(value: Any) -> Any:

@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, Example, UserError
 
 REPORT = "prepare_report.json"
 FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON
-# An `extra` with one of these keys is `Example.check`: what a grader compares with, or what an environment is told.
-READ = {"test", "environment"}
+# An `extra` with one of these keys is `Example.check`.
+READ = {"test", ENVIRONMENT, ALTERNATIVES, "rejected"}
 HELDOUT = ("validation", "test")  # what is held out by default: the first of these that is there
 
 

@@ -70,6 +70,12 @@ class PromptConfig:
     max_prompt: int = field(128, "S: tokens of a prompt at most", least=1)
     width_multiple: int = field(0, "a batch's prompts are padded to a multiple of this; 0: to max_prompt", least=0)
     max_answer: int = field(16, "A: tokens of a reference answer at most, delimiters included", least=1)
+    max_alternatives: int = field(
+        8,
+        "log_prob_any: other answers (`alternatives` of a row) scored beside the reference at most; further ones "
+        "are left out",
+        least=1,
+    )
     shots: Shots = ()  # the user's own worked examples (`sources.resolve_prompt`); (): those of the example's task
     examples_field: str = "prompt.examples"  # where `examples` comes from, for messages
 
@@ -82,6 +88,7 @@ class EncodedExample:
     prompt_ids: np.ndarray  # [s]
     answer_ids: np.ndarray  # [a]
     answer_scored: np.ndarray  # [a] bool: whose log-probs count
+    alternatives: tuple[tuple[np.ndarray, np.ndarray], ...] = ()  # (ids, scored) of other answers as good
 
 
 def chain_format(
@@ -268,6 +275,14 @@ def _encode_any_length(
     refuse_texts(examples, tokenizer, cfg)
     prompts = ids_of(tokenizer, fmt.vocab_bytes, [render(e, tokenizer, cfg, shots) for e in examples])
 
+    answers = answer_ids(examples, tokenizer, cfg, fmt)
+    return [EncodedExample(e, np.asarray(p, np.int32), *a) for e, p, a in zip(examples, prompts, answers, strict=True)]
+
+
+def answer_ids(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, fmt: ChainFormat
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(ids, which of them count) of what follows `<answer` in each example."""
     tails = [f">{e.answer}{cfg.answer_close}>" for e in examples]
     answers = ids_after_text(tokenizer, fmt.vocab_bytes, tails)
     joined = ids_after_text(tokenizer, fmt.vocab_bytes, [cfg.answer_open + tail for tail in tails])
@@ -283,10 +298,7 @@ def _encode_any_length(
                 f"{name_of(tokenizer)} has no token for some character of the answer {example.answer[:60]!r} "
                 f"of row {example.id}; remove the row or use another tokenizer"
             )
-    return [
-        EncodedExample(e, np.asarray(p, np.int32), np.asarray(a, np.int32), _scored(a, fmt.vocab_bytes, cfg))
-        for e, p, a in zip(examples, prompts, answers, strict=True)
-    ]
+    return [(np.asarray(a, np.int32), _scored(a, fmt.vocab_bytes, cfg)) for a in answers]
 
 
 def collate(

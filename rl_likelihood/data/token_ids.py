@@ -21,9 +21,12 @@ def bytes_of(vocab_bytes: tuple[bytes, ...], ids: Sequence[int]) -> bytes:
     return b"".join(vocab_bytes[i] for i in ids)
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], texts: list[str]) -> list[list[int]]:
-    """Ids of whole texts, without those that a tokenizer puts around a text."""
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+def ids_of(
+    tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], texts: list[str], plain: bool = False
+) -> list[list[int]]:
+    """Ids of whole texts, without those that a tokenizer puts around a text. `plain`: what looks like chat markup in
+    them is none."""
+    rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
     largest = max((max(ids, default=0) for ids in rows), default=0)
     if largest >= len(vocab_bytes):  # looked up in the model's embedding it would silently be another token
         raise UserError(
@@ -34,7 +37,7 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], t
 
 
 def ids_after_text(
-    tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], texts: list[str]
+    tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], texts: list[str], plain: bool = False
 ) -> list[list[int]]:
     """Ids of texts that continue another text.
 
@@ -42,6 +45,6 @@ def ids_after_text(
     which never merges.
     """
     if bytes_of(vocab_bytes, ids_of(tokenizer, vocab_bytes, [">"])[0]) == b">":
-        return ids_of(tokenizer, vocab_bytes, texts)
+        return ids_of(tokenizer, vocab_bytes, texts, plain)
     (anchor,) = ids_of(tokenizer, vocab_bytes, ["\n"])
-    return [ids[len(anchor) :] for ids in ids_of(tokenizer, vocab_bytes, ["\n" + text for text in texts])]
+    return [ids[len(anchor) :] for ids in ids_of(tokenizer, vocab_bytes, ["\n" + text for text in texts], plain)]

@@ -20,7 +20,7 @@ from rl_likelihood.datasets.common import SPLITS, Files, split_in
 from rl_likelihood.shapes import UserError
 
 Records = Iterator[tuple[Location, dict[str, Any] | str]]
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+ARCHIVES = (".zip", ".whl", ".tar", ".tar.gz", ".tgz")
 # What the hub and tensorflow-datasets put beside data.
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "features.json")
 _TIMEOUT = 30  # seconds without a byte before a download is given up
@@ -108,7 +108,7 @@ def _belongs(path: str, dataset: Files) -> bool:
 def _members(file: Path, name: str, dataset: Files) -> Iterator[tuple[str, bytes]]:
     """(path, contents) of the archive's files that belong to the data set, in order of their paths."""
     try:
-        if name.lower().endswith(".zip"):
+        if name.lower().endswith((".zip", ".whl")):
             yield from _zip_members(file, name, dataset)
             return
         with tarfile.open(file) as archive:

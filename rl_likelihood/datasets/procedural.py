@@ -181,12 +181,12 @@ def _arithmetic(uid: str, task: Task, item: dict[str, Any]) -> Example:
 
 def _conversation(uid: str, task: Task, item: dict[str, Any]) -> Example:
     """Numbers and a target for the environment `calculator`; the chain tries the solution out, then submits it."""
-    found = item["metadata"]
-    solution = found["expression"].replace(" ", "")
-    told = {"nums": found["numbers"], "target": found["target"], "solution": solution}
+    metadata = item["metadata"]
+    solution = metadata["expression"].replace(" ", "")
+    told = {"nums": metadata["numbers"], "target": metadata["target"], "solution": solution}
     calls = [{"name": name, "arguments": {"expression": solution}} for name in ("calculate", "submit")]
     chain = json.dumps([{"calls": [call]} for call in calls])
-    prompt = f"Make {found['target']} of {', '.join(map(str, found['numbers']))}."
+    prompt = f"Make {metadata['target']} of {', '.join(map(str, metadata['numbers']))}."
     return Example(uid, prompt, solution, chain, task.text, check=json.dumps({"environment": told}))
 
 

@@ -1,8 +1,8 @@
 """tau2-bench telecom (Barres et al. 2025): which tool does a phone line's agent call next?
 
 Read from tasks.json, split_tasks.json, db.toml and user_db.toml together. The environment (envs/telecom.py) plays
-every task, so histories hold its real replies. Answers are calls as sorted JSON; `extra` names the task and the calls
-that remain, the answer's among them, which may be made in another order. Splits are tau2's, by task.
+every task, so histories hold its real replies. Answers are calls as sorted JSON; `extra` names the task and, as
+alternatives, the other calls that remain, which may as well come next. Splits are tau2's, by task.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def parse(record: dict, location: Location) -> Row:
     asked = _ALL if turn.answer.startswith("[") else _NEXT
     prompt = telecom_turns.question(system_prompt("compact", "json"), task, turn, asked)
     name = f"{task.id} {record['number']}"
-    extra = {"task": task.id, "issue": task.issue, "turn": record["number"], "remaining": turn.remaining}
+    extra = {"task": task.id, "issue": task.issue, "turn": record["number"], "alternatives": turn.remaining[1:]}
     # Many tasks have one ticket, so a question has several answers: task and turn are a row's key.
     return Row(Example(name, prompt, turn.answer, turn.thought, "tau2_telecom"), key=name, group=task.id, extra=extra)
 

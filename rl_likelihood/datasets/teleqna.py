@@ -1,12 +1,16 @@
 """TeleQnA (Maatouk et al. 2023): 10,000 questions on telecommunications; a tenth is held out.
 
-Two data sets of one file. `teleqna` is multiple choice, its answer a letter. `teleqna_free` has no options in the
+Three data sets of one file. `teleqna` is multiple choice, its answer a letter. `teleqna_free` has no options in the
 prompt and the text of the right option as answer; left out are questions whose answer refers to other options or
-whose stem needs them, and those whose question is only "Research Papers". The chain is the explanation. Both sets
+whose stem needs them, and those whose question is only "Research Papers". The chain is the explanation. All sets
 hold out the same questions: the stem decides. One stem with other options is another multiple-choice question.
 
 Of a choice a letter is scored and the token that ends it: with prompt.score_delims=none the letter alone, and then
 prob and avg_prob are one reward. GPT-4 answers about 74 % of the choices (README of gsma-labs/evals).
+
+`teleqna_pairs` is for reward models: the question without options as prompt, the right option as answer, the others as
+rejected. Its shortcuts: the longer option is right in 57 % of the pairs (60 % without options that refer to others,
+which are marked), and explanations give the right option away in 89 %, so none is written.
 
 The authors' archive is encrypted (AES) with the password that their README prints.
 """
@@ -60,6 +64,20 @@ def parse_free(record: dict, location: Location) -> Row | Skipped:
     return Row(example, key=_stem(question), extra=extra)
 
 
+def parse_pairs(record: dict, location: Location) -> Row | Skipped:
+    question, options, right = _fields(record)
+    if len(options) < 2:
+        return Skipped("one option")
+    if len(set(options)) < len(options):
+        return Skipped("two options are equal")
+    refers = any(_REFERS.search(option) for option in options)
+    rejected = [option for n, option in enumerate(options, start=1) if n != right]
+    extra = {"category": text(record, "category"), "rejected": rejected, "refers": refers}
+    example = Example(location.id, question, options[right - 1], task="teleqna_pairs")
+    stem = _stem(question)
+    return Row(example, key="\n".join([stem, *sorted(map(_stem, options))]), group=stem, extra=extra)
+
+
 def _stem(question: str) -> str:
     """The same in both sets, so that both hold out the same questions."""
     return "teleqna " + " ".join(question.casefold().split())
@@ -98,3 +116,6 @@ DATASET = DataSet(
     max_chain=496,
 )
 FREE = dataclasses.replace(DATASET, name="teleqna_free", parse=parse_free, grader="none", max_answer=96, max_chain=416)
+PAIRS = dataclasses.replace(
+    DATASET, name="teleqna_pairs", parse=parse_pairs, grader="none", max_answer=96, max_chain=416
+)

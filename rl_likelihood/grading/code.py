@@ -25,7 +25,7 @@ _LONGEST_PROGRAM = 100_000
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 
 
-def _calls(text: str) -> list[tuple[str, dict[str, Any]]] | None:
+def calls_in(text: str) -> list[tuple[str, dict[str, Any]]] | None:
     """(name, arguments) of each call in a text; None if any part of it is not a call."""
     if len(text) > _LONGEST_JSON:
         return None
@@ -103,10 +103,10 @@ def tool_call(reference: str, answer: str | None) -> bool:
     """
     if answer is None:
         return False
-    goal = _calls(reference)
+    goal = calls_in(reference)
     if goal is None:
         return exact_match(reference, answer)
-    given = _calls(answer)
+    given = calls_in(answer)
     if given is None or len(given) != len(goal):
         return False
     try:

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
+from rl_likelihood.grading.bfcl import bfcl
 from rl_likelihood.grading.code import (
     code_output,
     code_output_outcome,
@@ -101,6 +102,7 @@ GRADERS: dict[str, Grader] = {
     "multiple_choice": Grader(multiple_choice, "the same option: B, (B), option 2, the answer is B"),
     "telemath": Grader(telemath, "a number within 1 % or 0.01 of the reference"),
     "tool_call": Grader(tool_call, "the same calls in the same order: names and all arguments"),
+    "bfcl": Grader(bfcl, "calls that the Berkeley leaderboard's rule of possible answers allows", reads="check"),
     "code_output": Grader(code_output_outcome, "the same value as a Python literal", quick=code_output_quick),
     "code_tests": Grader(
         code_tests_outcome,

@@ -207,5 +207,5 @@ def prefix_match(reference: str, answer: str | None) -> bool:
     goal, said = (text.strip().encode(errors="surrogatepass") for text in (reference, answer))
     if not said or not goal.startswith(said):
         return False
-    rest = goal[len(said) :].decode(errors="replace")
-    return not rest or not (rest[0].isalnum() and said.decode(errors="replace")[-1].isalnum())
+    after = goal[len(said) :].decode(errors="replace")
+    return not after or not (after[0].isalnum() and said.decode(errors="replace")[-1].isalnum())

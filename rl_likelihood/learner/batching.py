@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rl_likelihood.shapes import REFERENCE, ROW_FIELDS, TAG, Batch, NoChainRows, Prompts, Rollout
+from rl_likelihood.shapes import REFERENCE, ROW_FIELDS, TAG, Alternatives, Batch, NoChainRows, Prompts, Rollout
+
+# Answers in ids [a], and which of these count [a].
+Answers = Sequence[tuple[Int[np.ndarray, "_"], Bool[np.ndarray, "_"]]]
 
 
 def scored_mask(segment: Int[np.ndarray, "P G T"], prompts: Prompts) -> Bool[np.ndarray, "P G T"]:
@@ -58,6 +63,20 @@ def no_chain_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> N
     """`answers_after`, as the step scores it beside the chains."""
     rows = answers_after(prompts, scaffold, pad_id)
     return NoChainRows(rows.completion, rows.segment, scored_mask(rows.segment, prompts))
+
+
+def alternatives_of(answers: Sequence[Answers], count: int, width: int, pad_id: int) -> Alternatives:
+    """The other answers of P prompts, at most `count` each, in `width` tokens with a gap before each."""
+    p = len(answers)
+    tokens, answer = np.full((p, width), pad_id, np.int32), np.zeros((p, width), np.int32)
+    scored, there = np.zeros((p, width), bool), np.zeros((p, count), bool)
+    for i, others in enumerate(answers):
+        at = 0
+        for k, (ids, counts) in enumerate(others):
+            part = slice(at + 1, at + 1 + len(ids))
+            tokens[i, part], answer[i, part], scored[i, part], there[i, k] = ids, k + 1, counts, True
+            at = part.stop
+    return Alternatives(tokens, answer, scored, there)
 
 
 def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:

@@ -20,7 +20,7 @@ from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.weighted import answers_first
-from rl_likelihood.shapes import CHAIN, SAMPLED, TAG, AnyArray, Batch
+from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, AnyArray, Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +83,15 @@ class StepConfig:
 
 class RowStats(NamedTuple):
     """Per-token statistics of each completion row, [P, G, T]; PAD positions are meaningless. `no_chain_logp`: the
-    log-probs of the tokens of `batch.no_chain`, without a gradient."""
+    log-probs of the tokens of `batch.no_chain`, without a gradient; `alternatives_logp`: of `batch.alternatives` after
+    each row's chain."""
 
     stats: TokenStats
     chain: Bool[AnyArray, "P G T"]
     sampled: Bool[AnyArray, "P G T"]
     scored: Bool[AnyArray, "P G T"]
     no_chain_logp: Float[Array, "P 1 W"] | None = None
+    alternatives_logp: Float[Array, "P G B"] | None = None
 
 
 def row_stats(
@@ -101,7 +103,14 @@ def row_stats(
     """
     no_chain = batch.no_chain
     extra = None if no_chain is None else (no_chain.completion, no_chain.segment)
-    completions = Completions(batch.completion, batch.segment, extra, cfg.two_branches)
+    (p, g, t), other = batch.completion.shape, batch.alternatives
+    ids, segment = batch.completion, batch.segment
+    if other is not None:
+        kinds = jnp.where(other.answer > 0, REFERENCE, PAD)
+        after = lambda row, x: jnp.concatenate([row, jnp.broadcast_to(x[:, None], (p, g, x.shape[-1]))], -1)
+        ids, segment = after(ids, other.tokens), after(segment, kinds)
+        probe = jnp.pad(probe, [(0, 0), (0, 0), (0, other.answer.shape[-1]), (0, 0)]) if jnp.ndim(probe) else probe
+    completions = Completions(ids, segment, extra, cfg.two_branches)
     hidden = forward(params, model, batch.prompt, batch.prompt_length, completions)
     last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)[:, None]  # [P, 1, 1, D]
 
@@ -113,15 +122,18 @@ def row_stats(
             return jnp.take_along_axis(row, predecessor(segment)[..., None], 2)
         return row[:, :, :-1]
 
-    states = predicting(hidden.completion, batch.segment) + probe
-    sampled = (batch.segment == CHAIN) | (batch.segment == SAMPLED)
+    states = predicting(hidden.completion, segment) + probe
+    sampled = (segment == CHAIN) | (segment == SAMPLED)
     scale = None if cfg.temperature == 1.0 else jnp.where(sampled, jnp.float32(1 / cfg.temperature), 1.0)
-    stats = token_stats(states, head_matrix(params), batch.completion, cfg.head_chunk, scale)
-    no_chain_logp = None
+    stats = token_stats(states, head_matrix(params), ids, cfg.head_chunk, scale)
+    no_chain_logp, alternatives_logp = None, None
+    if other is not None:
+        alternatives_logp = stats.log_prob[..., t:]
+        stats, sampled = jax.tree.map(lambda x: x[..., :t], (stats, sampled))
     if no_chain is not None:
         states, head = jax.lax.stop_gradient((predicting(hidden.no_chain, no_chain.segment), head_matrix(params)))
         no_chain_logp = token_stats(states, head, no_chain.completion, cfg.head_chunk).log_prob
-    return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, no_chain_logp)
+    return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, no_chain_logp, alternatives_logp)
 
 
 def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[AnyArray, "P G T"], Bool[AnyArray, "P G"]]:
@@ -135,13 +147,12 @@ def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[AnyArray, "P G T"]
     return tokens, keep
 
 
-def answer_log_probs(rows: RowStats, batch: Batch, cfg: StepConfig) -> Float[Array, "P G T"]:
+def floored(logp: Float[Array, "P G T"], batch: Batch, cfg: StepConfig) -> Float[Array, "P G T"]:
     """Log-probs for the reward: the model's, or reward.floor after a truncated chain.
 
     The floor is per token. So under every reward and at every answer length, a truncated chain is worth less than a
     chain after which the answer's tokens are likelier than that.
     """
-    logp = rows.stats.log_prob
     if cfg.reward.truncated == "floor":
         logp = jnp.where(batch.truncated[..., None], cfg.reward.floor, logp)
     return logp
@@ -176,11 +187,11 @@ def observe(
     mask, keep = policy_masks(batch, cfg)
     proxy_nll = None
     if cfg.with_proxy:
-        by_proxy = row_stats(proxy, model, batch.replace(no_chain=None), cfg)
+        by_proxy = row_stats(proxy, model, batch.replace(no_chain=None, alternatives=None), cfg)
         proxy_nll = -likelihood.avg_log_prob(jax.lax.stop_gradient(by_proxy.stats.log_prob), batch.scored)
-    stats = rows.stats
+    stats, others = rows.stats, rows.alternatives_logp
     observation = Observation(
-        logp=answer_log_probs(rows, batch, cfg),
+        logp=floored(stats.log_prob, batch, cfg),
         scored=batch.scored,
         keep=keep,
         truncated=batch.truncated,
@@ -190,5 +201,7 @@ def observe(
         baseline=None if cfg.reward.baseline == "none" else baseline,
         proxy_nll=proxy_nll,
         no_chain_logp=no_chain_logp,
+        alternatives=batch.alternatives,
+        alternatives_logp=None if others is None else floored(others, batch, cfg),
     )
     return Forward(rows, observation, no_chain)

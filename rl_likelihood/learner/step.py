@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.learner import measures, surrogate
 from rl_likelihood.learner.cross import cross_log_probs
+from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch
+from rl_likelihood.learner.micro_batches import split, unstacked, whole
 from rl_likelihood.learner.rows import RowStats, StepConfig, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts
 from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
@@ -25,7 +27,6 @@ from rl_likelihood.model.decoder import (
     param_specs,
     shardings,
     stack_layers,
-    unstack_layers,
 )
 from rl_likelihood.model.lora import effective, trained_specs
 from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
@@ -56,7 +57,9 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
         )
         forward = forward._replace(observation=seen)
     if ref_params is not None:
-        ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.replace(no_chain=None), cfg).stats.log_prob)
+        ref = jax.lax.stop_gradient(
+            row_stats(ref_params, model, batch.replace(no_chain=None, alternatives=None), cfg).stats.log_prob
+        )
         if cfg.scored_by_initial:
             nll = -likelihood.avg_log_prob(ref, batch.scored)
             forward = forward._replace(observation=forward.observation._replace(initial_nll=nll))
@@ -145,23 +148,6 @@ def at_once(batch: Batch, cfg: StepConfig) -> int:
     few = max(k for k in sizes if k * g * t < ENOUGH or k == 1)
     more = [k for k in sizes if k > few and k * g * t <= 2 * ENOUGH]
     return min(more, default=few) if few * g * t < ENOUGH // 2 else few
-
-
-def unstacked(model: ModelConfig, *params: Params | None) -> tuple[Params | None, ...]:
-    """Parameters for a loop over `forward`. Slicing an unrolled layer out of the stack copies it, so that is done once,
-    before the loop."""
-    return params if model.scan_layers else tuple(x if x is None else unstack_layers(x, model) for x in params)
-
-
-def split(batch, size: int):
-    """Micro-batches of `size` prompts on a new leading axis. Prompt i goes to number i mod k, so each micro-batch has
-    prompts of every device."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(size, -1, *x.shape[1:]), 0, 1), batch)
-
-
-def whole(parts):
-    """The inverse of `split`."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
@@ -253,10 +239,10 @@ def models_of(state: TrainState, ref_params: Params | None, cfg: StepConfig) -> 
     return moving or (ref_params if cfg.with_reference else None), proxy, ref_params
 
 
-def reference_shardings(mesh: Mesh, model: ModelConfig, cfg: StepConfig) -> Params:
-    """Shardings of what `init_reference` gives: each layer is split as in the policy's stack."""
+def reference_shardings(mesh: Mesh, model: ModelConfig, stacked: bool = False) -> Params:
+    """Shardings of a model that does not change, `unstacked` unless `stacked`: split as in the policy's stack."""
     specs = param_specs(model)
-    if not model.scan_layers and not cfg.lora.rank:
+    if not model.scan_layers and not stacked:
         one = {name: Spec(s.shape[1:], s.axes[1:], s.init) for name, s in specs["layers"].items()}
         specs |= {"layers": (one,) * model.layers}
     return shardings(specs, mesh)
@@ -273,7 +259,13 @@ def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConf
         return jax.tree.map(lambda x: x.astype(cfg.lora.base_dtype), params)
     if model.scan_layers:
         return params
-    return jax.jit(lambda p: unstacked(model, p)[0], out_shardings=reference_shardings(mesh, model, cfg))(params)
+    return jax.jit(lambda p: unstacked(model, p)[0], out_shardings=reference_shardings(mesh, model))(params)
+
+
+def judge_shardings(mesh: Mesh, model: ModelConfig, asked: bool) -> JudgeParams:
+    """Shardings of a judge, its decoder `unstacked`. `asked`: it says yes or no and has no value head."""
+    everywhere = replicated(mesh)
+    return JudgeParams(reference_shardings(mesh, model), None if asked else ValueHead(everywhere, everywhere))
 
 
 def make_step(
@@ -282,14 +274,18 @@ def make_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     batch: Batch,
+    judge: Judge | None = None,
 ):
     """The jitted step(state, ref_params, batch) -> (state, metrics, per-row values [P, G, ...]).
 
     `state` is donated; with LoRA its parameters are the adapters. `ref_params` comes from `init_reference`; without a
     reference model the program has no second forward. The shapes of `batch` decide how groups are split over the mesh.
+    A `judge` reads `batch.judged`; its `JudgeParams` are then a fourth argument, placed by `judge_shardings`.
     """
 
-    def step(state: TrainState, ref_params: Params | None, batch: Batch):
+    def step(state: TrainState, ref_params: Params | None, batch: Batch, judge_params: JudgeParams | None = None):
+        if judge is not None:
+            batch = judge_batch(judge_params, judge, batch, at_once(batch, cfg))
         models = models_of(state, ref_params, cfg)
         batch, filter_state = filtered(state, models, batch, model, cfg)
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
@@ -309,11 +305,12 @@ def make_step(
         return next_state, out, per_row
 
     state_at = state_shardings(mesh, model, optimizer, cfg)
-    reference_at = reference_shardings(mesh, model, cfg) if cfg.with_frozen else None
+    reference_at = reference_shardings(mesh, model, cfg.lora.rank > 0) if cfg.with_frozen else None
     everywhere = replicated(mesh)
+    judge_at = () if judge is None else (judge_shardings(mesh, judge.model, bool(judge.yes)),)
     return jax.jit(
         step,
-        in_shardings=(state_at, reference_at, by_prompt(mesh, batch)),
+        in_shardings=(state_at, reference_at, by_prompt(mesh, batch), *judge_at),
         out_shardings=(state_at, everywhere, everywhere),
         donate_argnums=0,
         compiler_options=compiler_options(mesh, model.scratch_kib),

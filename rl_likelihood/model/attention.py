@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.mesh import row_shards
 from rl_likelihood.model import splash
-from rl_likelihood.shapes import CHAIN, ENV, PAD, SAMPLED, TAG, AnyArray
+from rl_likelihood.shapes import CHAIN, ENV, PAD, TAG, AnyArray
 
 # Finite, so that a fully masked part gives weight 0 instead of NaN.
 MASKED = -1e30
@@ -145,14 +145,11 @@ def trunk(segment: Int[AnyArray, "P G T"]) -> Bool[AnyArray, "P G T"]:
 
 
 def branch_mask(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T T"]:
-    """[query, key] of a completion row: causal, no padding, and of branches only a query's own.
-
-    A branch is known by its kind and by how much of the trunk precedes it.
-    """
+    """[query, key] of a completion row: causal, no padding, and of branches only a query's own."""
     t = segment.shape[-1]
     causal = jnp.tril(jnp.ones((t, t), bool))
     shared = trunk(segment)
-    branch = jnp.where(shared, -1, 2 * jnp.cumsum(shared, -1) + (segment == SAMPLED))
+    branch = jnp.where(shared, -1, jnp.cumsum(_starts(segment), -1))
     own = branch[..., :, None] == branch[..., None, :]
     return causal & (segment != PAD)[..., None, :] & (shared[..., None, :] | own)
 
@@ -181,6 +178,10 @@ def _offset(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
     """How many tokens precede each on its branch."""
     index, shared = jnp.arange(segment.shape[-1]), trunk(segment)
     before = jnp.cumsum(shared, -1) - shared  # of the trunk
-    starts = ~shared & (segment != jnp.pad(segment[..., :-1], [(0, 0), (0, 0), (1, 0)]))
-    start = jax.lax.cummax(jnp.where(starts, index, 0), axis=segment.ndim - 1)
+    start = jax.lax.cummax(jnp.where(_starts(segment), index, 0), axis=segment.ndim - 1)
     return before + jnp.where(shared, 0, index - start)
+
+
+def _starts(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T"]:
+    """The first token of each branch. Two answers in a row have padding between them."""
+    return ~trunk(segment) & (segment != jnp.pad(segment[..., :-1], [(0, 0), (0, 0), (1, 0)]))

@@ -92,7 +92,7 @@ def held_bytes(c: Config, model: ModelConfig, mesh: Mesh) -> dict[str, int]:
 
     params = size(state.params, placed.params)
     frozen = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
-    reference = size(frozen, reference_shardings(mesh, model, cfg)) if cfg.with_frozen else 0
+    reference = size(frozen, reference_shardings(mesh, model, c.lora.rank > 0)) if cfg.with_frozen else 0
     return {"parameters": params, "optimizer": size(state, placed) - params, "reference": reference}
 
 
@@ -162,17 +162,7 @@ def trace_turn(plan: Plan, weights: Any) -> Any:
 
     each = lambda x: shape(x, "data", "rows")
     array = jax.ShapeDtypeStruct
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    request = Request(
-        shape(array((p, plan.config.prompt.max_prompt), jnp.int32), "data"),
-        shape(array((p,), jnp.int32), "data"),
-        shape(array((p,), jnp.int32), "data"),
-        shape(key),
-        shape(array((g,), jnp.float32), "rows"),
-        Ends(shape(array((1, 1), jnp.int8)), shape(array((1,), jnp.int32))),
-        pad_id=shape(array((), jnp.int32)),
-        first_chain=shape(array((), jnp.int32)),
-    )
+    request = abstract_request(plan, (1, 1))
     begun = jax.eval_shape(lambda w, r: turns.begin(w, model, r), weights, request)
     own = jax.tree.map(lambda x: array(tuple(n or width for n in x.shape), x.dtype), begun.cache.own)
     rows = turns.Rows(
@@ -204,28 +194,28 @@ def decoding_weights(model: ModelConfig, mesh: Mesh, shared: Any, layer: Any) ->
 
 def trace_generate(plan: Plan, weights: Any) -> Any:
     """Prefill and the decode loop of one process's sampler, traced as one program."""
-    mesh, i, p = plan.devices.sampler, jnp.int32, len(plan.devices.prompts)
+    request = abstract_request(plan, stop_shape(plan))
+    most, mesh = plan.sampler.max_sampled, plan.devices.sampler
+    return decode.generate_spread.trace(weights, plan.model, request, max_tokens=most, mesh=mesh)
+
+
+def abstract_request(plan: Plan, table: tuple[int, int]) -> Request:
+    """All rows of one process's sampler, as shapes on its mesh. `table`: shape of what stops a row."""
+    mesh, p, i = plan.devices.sampler, len(plan.devices.prompts), jnp.int32
 
     def shape(kind: Any, *dims: int, over: str | None = None) -> jax.ShapeDtypeStruct:
         axes = (over, *[None] * (len(dims) - 1)) if dims else ()
         return jax.ShapeDtypeStruct(dims, kind, sharding=sharding(mesh, axes, dims))
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return decode.generate_spread.trace(
-        weights,
-        plan.model,
-        Request(
-            shape(i, p, plan.config.prompt.max_prompt, over="data"),
-            shape(i, p, over="data"),
-            shape(i, p, over="data"),
-            shape(key.dtype),
-            shape(jnp.float32, plan.chains, over="rows"),
-            Ends(shape(jnp.int8, *stop_shape(plan)), shape(i, 1)),
-            pad_id=shape(i),
-            first_chain=shape(i),
-        ),
-        max_tokens=plan.sampler.max_sampled,
-        mesh=mesh,
+    return Request(
+        shape(i, p, plan.config.prompt.max_prompt, over="data"),
+        shape(i, p, over="data"),
+        shape(i, p, over="data"),
+        shape(jax.eval_shape(lambda: jax.random.key(0)).dtype),
+        shape(jnp.float32, plan.chains, over="rows"),
+        Ends(shape(jnp.int8, *table), shape(i, 1)),
+        pad_id=shape(i),
+        first_chain=shape(i),
     )
 
 

@@ -8,9 +8,11 @@ A metric that is missing raises no alarm. After a resume an alarm may be raised 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import numbers
+import statistics
 from collections.abc import Callable
 
 # Two alarms compare with the start of the run, the mean of its first values, and are not raised before it is known.
@@ -28,6 +30,11 @@ OPEN_SHARE, SAME_REWARD_SHARE, UNDERFLOW_SHARE = 0.5, 0.5, 0.1
 # On-policy ratios are 1; an effective sample size of 0.5 means that half the tokens' weight is gone.
 RATIO_MAX, RATIO_ESS = 10.0, 0.5
 
+# A judge's reward is over-optimised if over so many steps it rose and the known success fell, against as many before,
+# each by more than so many standard errors.
+WINDOW, ERRORS = 20, 2.0
+PROXIES, KNOWN = ("reward/reward_model", "reward/judge"), "reward/exact_match"
+
 # Terms of a reward that reward.floor acts on, and those that are exp of a whole sequence's log-prob. jepo is a
 # logsumexp: it does not underflow.
 FLOORED = {"log_prob", "avg_log_prob", "prob", "avg_prob", "geo_mean_prob", "jepo", "rlpr"}
@@ -39,19 +46,24 @@ class Alarms:
     """The alarms of one run: `terms` are those of the reward, none where it is supervised; `truncated` is
     reward.truncated.
 
-    `raised` names the alarms that have been raised, `first` holds the first values of the metrics in FIRST.
+    `raised` names the alarms that have been raised, `first` holds the first values of the metrics in FIRST, `recent`
+    the last ones of a judge's reward and of the known success.
     """
 
     terms: tuple[str, ...]
     truncated: str
     raised: set[str] = dataclasses.field(default_factory=set)
     first: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    recent: dict[str, collections.deque[float]] = dataclasses.field(default_factory=dict)
 
     def check(self, step: int, metrics: dict[str, float]) -> list[str]:
         """The sentences of the alarms that `step` raises for the first time, in the order of ALARMS."""
         values = {k: v for k, v in metrics.items() if isinstance(v, numbers.Real) and not math.isnan(v)}
         # Supervision samples no chains: what its steps report of chains is the data's.
         alarms = {"grader failures": _grader_failures} if not self.terms else ALARMS
+        for metric in (*PROXIES, KNOWN):
+            if metric in values:
+                self.recent.setdefault(metric, collections.deque(maxlen=2 * WINDOW)).append(values[metric])
         new = []
         for name, alarm in alarms.items():
             if name not in self.raised and (sentence := alarm(self, values)):
@@ -66,6 +78,16 @@ class Alarms:
     def trains_on(self, terms: set[str]) -> bool:
         """Whether the reward has one of these terms."""
         return not terms.isdisjoint(self.terms)
+
+    def moved(self, metric: str) -> float:
+        """By how many standard errors the mean of the last WINDOW values is above that of as many before; 0 until there
+        are so many."""
+        values = list(self.recent.get(metric, ()))
+        if len(values) < 2 * WINDOW:
+            return 0.0
+        before, last = values[:WINDOW], values[WINDOW:]
+        error = math.sqrt((statistics.variance(before) + statistics.variance(last)) / WINDOW)
+        return (statistics.fmean(last) - statistics.fmean(before)) / error if error > 0 else 0.0
 
     def start(self, metric: str) -> float | None:
         """Mean of the metric's first values; None until they are known."""
@@ -154,6 +176,27 @@ def _grader_failures(run: Alarms, values: Values) -> str | None:
     )
 
 
+def _judge_failures(run: Alarms, values: Values) -> str | None:
+    failures = values.get("judge/failures", 0.0)
+    if failures <= 0:
+        return None
+    return (
+        f"judge/failures is {failures:g}: answers that the judge gave no number for, whose rows are left out; check "
+        "that judge.model answers, or raise judge.timeout and judge.attempts"
+    )
+
+
+def _over_optimised(run: Alarms, values: Values) -> str | None:
+    for proxy in PROXIES:
+        if proxy in values and run.moved(proxy) > ERRORS and run.moved(KNOWN) < -ERRORS:
+            return (
+                f"{proxy} rose over the last {WINDOW} steps while {KNOWN} fell: the policy pleases the judge and is "
+                "right less often; stop here, hold it near the initial model (loss.kl=k3 and loss.kl_coef), or train a "
+                "better judge.model"
+            )
+    return None
+
+
 def _cut_conversations(run: Alarms, values: Values) -> str | None:
     share = values.get("env/out_of_turns", 0.0)
     if share <= OPEN_SHARE:
@@ -183,6 +226,8 @@ ALARMS: dict[str, Callable[[Alarms, Values], str | None]] = {
     "ratio tails": _ratio_tails,
     "underflow": _underflow,
     "grader failures": _grader_failures,
+    "judge failures": _judge_failures,
+    "over-optimisation": _over_optimised,
     "cut conversations": _cut_conversations,
     "environment failures": _environment_failures,
 }

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.fields import field
 from rl_likelihood.rewards.intrinsic import SampledStats
-from rl_likelihood.shapes import Outcomes
+from rl_likelihood.shapes import Alternatives, Outcomes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +26,14 @@ class Reward:
     text    (text, tags) -> float: of one whole response, on the host
     host    (HostInputs) -> [P, G]: of all responses, on the host
     grader  1 where a grader says that the sampled answer is right; no function here
+    judge   what a second model says of the sampled answer; no function here (config group `judge`)
 
     `reads`: chain, answer (the sampled one), reference, group. A reward that reads the sampled answer makes the
     sampler write one, and by default credits it together with the chain; `span` overrides what is credited.
     """
 
     function: Callable[..., Any] | None
-    kind: Literal["score", "group", "built", "outcome", "step", "text", "host", "grader"]
+    kind: Literal["score", "group", "built", "outcome", "step", "text", "host", "grader", "judge"]
     about: str
     reads: tuple[str, ...] = ("chain", "reference")
     span: Literal["auto", "chain", "response"] = "auto"
@@ -42,6 +43,7 @@ class Reward:
     binary: bool = False  # its numbers are 0 or 1
     cross: bool = False  # needs every sampled answer's log-prob after every chain of its group
     initial: bool = False  # needs the initial model, as a scorer that never moves
+    alternatives: bool = False  # reads other answers that are as good
     # The answer's token log-probs without a chain: read where reward.baseline gives them, where reward.token_weights
     # is made of them, or always.
     no_chain: Literal["no", "may", "weights", "must"] = "no"
@@ -54,12 +56,12 @@ class Reward:
     @property
     def on_host(self) -> bool:
         """Whether its values come with the batch."""
-        return self.kind in ("text", "host", "grader")
+        return self.kind in ("text", "host", "grader", "judge")
 
     @property
     def reads_answer(self) -> bool:
         """Whether it needs an answer that the policy sampled."""
-        return "answer" in self.reads and (self.cross or self.kind in ("host", "grader", "outcome"))
+        return "answer" in self.reads and (self.cross or self.kind in ("host", "grader", "judge", "outcome"))
 
     @property
     def credits(self) -> str:
@@ -153,6 +155,11 @@ class RewardConfig:
         """What the host computes for the terms, by name."""
         return dict(t.on_host for t in self.terms if t.on_host)
 
+    @property
+    def judged(self) -> str:
+        """The term that a second model says; "" where none does."""
+        return next((t.name for t in self.terms if t.reward.kind == "judge"), "")
+
     def has(self, *names: str) -> bool:
         """Whether any of these is a term."""
         return any(t.name in names for t in self.terms)
@@ -174,6 +181,8 @@ class Observation(NamedTuple):
     answered: Bool[Array, "P G"] | None = None  # rows with a sampled answer
     initial_nll: Float[Array, "P G"] | None = None  # mean over tokens, by the initial model, for VR-CLI
     no_chain_logp: Float[Array, "P A"] | None = None  # of the answer's scored tokens, in order, without a chain
+    alternatives: Alternatives | None = None  # other answers that are as good
+    alternatives_logp: Float[Array, "P G B"] | None = None  # of their tokens after each chain
 
 
 class HostInputs(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rl_likelihood.rewards import intrinsic, likelihood, rules, shaping, weighted
+from rl_likelihood.rewards import alternatives, intrinsic, likelihood, rules, shaping, weighted
 from rl_likelihood.rewards.cross import cer
 from rl_likelihood.rewards.likelihood import Objective
 from rl_likelihood.rewards.max_rl import max_rl
@@ -79,6 +79,14 @@ def r3(observation: Observation, cfg: RewardConfig) -> Objective:
     base, there = _without_chain(observation)
     weights = _sum_to_length(_token_weights(observation, "spread"), observation)
     return weighted.weighted(weighted.log_probability, weights, jnp.where(there, base, 0.0))
+
+
+def log_prob_any(observation: Observation, cfg: RewardConfig) -> Objective:
+    """log of the chance of any of the answers that are as good: the reference or one of its `alternatives`."""
+    others = observation.alternatives_logp
+    if others is None:  # the data has none
+        return likelihood.mean_of(likelihood.log_prob)
+    return alternatives.log_prob_any(others, observation.alternatives)
 
 
 def _nover(observation: Observation) -> tuple[Rows, Array]:
@@ -181,6 +189,7 @@ REWARDS: dict[str, Reward] = {
     "weighted_avg_prob": Reward(weighted_avg_prob, "built", weighted_avg_prob.__doc__, no_chain="weights"),
     "nrt": Reward(nrt, "built", nrt.__doc__, no_chain="must"),
     "r3": Reward(r3, "built", r3.__doc__, ("chain", "reference", "group"), no_chain="may"),
+    "log_prob_any": Reward(log_prob_any, "built", log_prob_any.__doc__, alternatives=True),
     "rlpr": Reward(rlpr, "step", rlpr.__doc__, span="response"),
     "nover_rank": Reward(nover_rank, "step", nover_rank.__doc__, span="response", with_terms=("format",), proxy=True),
     "nover_efficiency": Reward(
@@ -202,6 +211,9 @@ REWARDS: dict[str, Reward] = {
     "format": Reward(rules.format, "text", rules.format.__doc__, ("chain",), binary=True),
     "format_open_r1": Reward(format_open_r1, "text", format_open_r1.__doc__, ("chain",), binary=True),
     "tag_count": Reward(rules.tag_count, "text", rules.tag_count.__doc__, ("chain",)),
+    # A second model that reads question and sampled answer.
+    "judge": Reward(None, "judge", "P(yes) of judge.model, asked whether the answer is correct.", _SAMPLED),
+    "reward_model": Reward(None, "judge", "Score of the reward model judge.model.", _SAMPLED),
     # Shaping: give these a weight.
     "length": Reward(length, "step", length.__doc__, ("chain",)),
     "overlong": Reward(overlong, "step", overlong.__doc__, ("chain",)),

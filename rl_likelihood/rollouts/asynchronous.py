@@ -14,6 +14,7 @@ import numpy as np
 
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput, means
+from rl_likelihood.rollouts.local_judge import LocalJudge
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.sampler.queue import RolloutQueue, WeightBox, from_bytes, start_sampler, to_bytes
@@ -76,7 +77,8 @@ class Asynchronous:
             raise SamplerFailed from failure
         rollout = b.align(rollout)
         rows = b.rows(rollout.number)
-        with self.devices_free():
+        # A judge on these devices is one of the programs that must not meet the sampler's.
+        with contextlib.nullcontext() if isinstance(b.judge, LocalJudge) else self.devices_free():
             graded, texts = b.grade(rollout, rows)
             batch, rollout = b.batch(rollout, rows, graded)
         logged = means(graded.logged | b.text_metrics(texts))

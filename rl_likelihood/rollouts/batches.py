@@ -14,12 +14,14 @@ import numpy as np
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import no_chain_rows, slice_rows, to_batch
+from rl_likelihood.learner.batching import alternatives_of, no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
+from rl_likelihood.rollouts.asked_judge import AnyJudge, judged
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
 from rl_likelihood.rollouts.conversations import conversations_of
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
+from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
@@ -48,7 +50,7 @@ class SamplerFailed(Exception):
 class Batches:
     """The prompts, rollouts and batches of this process."""
 
-    def __init__(self, task: Task, devices: Devices, workdir: Path) -> None:
+    def __init__(self, task: Task, devices: Devices, workdir: Path, judge: AnyJudge | None = None) -> None:
         c = task.config
         self.task, self.devices = task, devices
         self.rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
@@ -57,7 +59,12 @@ class Batches:
         self.baseline: Callable[[Rows], Baseline] = lambda rows: Baseline()
         if c.reward.baseline == "frozen":
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
+        self.judge = judge
         self.conversations = conversations_of(task)
+        self.others: tuple[int, int] | None = None  # other answers of a question, and their tokens, at most
+        if c.reads_alternatives:
+            of_row = [row.alternatives for row in task.train]
+            self.others = max(map(len, of_row)), max(sum(1 + len(ids) for ids, _ in others) for others in of_row)
         self._widths: set[int] = set()  # of prompts that the sampler has had
 
     def rows(self, number: int) -> Rows:
@@ -113,7 +120,8 @@ class Batches:
     def grade(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts]:
         """The host's rewards, and the texts they were computed from, decoded once."""
         texts = sampled_texts(self.task, rollout)
-        return host_rewards(self.task, self.pool, rollout, rows, texts), texts
+        graded = host_rewards(self.task, self.pool, rollout, rows, texts)
+        return graded if self.judge is None else judged(self.judge, self.task, graded, rows, texts), texts
 
     def batch(self, rollout: Rollout, rows: Rows, graded: HostRewards) -> tuple[Batch, Rollout]:
         """The learner's batch, and the rows it trains on: all of a group vote, the first of it are trained on."""
@@ -125,6 +133,13 @@ class Batches:
         batch = to_batch(rollout, values, graded.keep[:, :n], base.score).replace(baseline_logp=base.logp)
         if c.scores_no_chain:
             batch = batch.replace(no_chain=no_chain_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
+        if self.others:
+            batch = batch.replace(
+                alternatives=alternatives_of([r.alternatives for r in rows], *self.others, fmt.pad_id)
+            )
+        if graded.judged is not None:
+            read = graded.judged
+            batch = batch.replace(judged=read.replace(rows=read.rows[:, :n], row_length=read.row_length[:, :n]))
         return batch, rollout
 
     def text_metrics(self, texts: Texts) -> dict[str, float]:
@@ -136,13 +151,17 @@ class Batches:
         return {"chain/closed": sum(closed) / len(closed), "chain/transition_words": words}
 
     def close(self) -> None:
-        """Ends the graders."""
+        """Ends the graders and the judge."""
         self.pool.close()
+        if isinstance(self.judge, HttpJudge):
+            self.judge.close()
 
 
 COUNTS = (
     "grader/failures",
     "env/failures",
+    "judge/failures",
+    "judge/cut",
     "resample/refused",
 )  # of the logged numbers: summed over processes, where the others are averaged
 

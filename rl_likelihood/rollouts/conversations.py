@@ -25,12 +25,14 @@ from rl_likelihood.envs.tools import Call
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.runtime.console import say
 from rl_likelihood.sampler import turns
-from rl_likelihood.sampler.decode import SamplerConfig
-from rl_likelihood.sampler.draw import Ends, Request
+from rl_likelihood.sampler.decode import SamplerConfig, request_of
+from rl_likelihood.sampler.draw import Request
 from rl_likelihood.sampler.turns import Given
 from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, Example, Outcomes, Prompts, Rollout, UserError
 from rl_likelihood.tables import environment_of
 from rl_likelihood.task import Task
+
+NO_STOP = np.zeros((1, 1), np.int8)  # a message ends by an end-of-sequence id alone
 
 
 class Paid(NamedTuple):
@@ -91,7 +93,7 @@ class Conversations:
             for j in range(0, g, g_step):
                 part = [group[j : j + g_step] for group in played[i : i + p_step]]
                 of_part = jax.tree.map(lambda x, i=i: x[i : i + p_step], prompts)
-                self._play(weights, request(of_part, key, cfg, j, len(part[0])), part, cfg)
+                self._play(weights, request_of(of_part, key, cfg, NO_STOP, range(j, j + len(part[0]))), part, cfg)
         return self.rollout(prompts, played, cfg.width_multiple)
 
     def begin(self, rows: Sequence[EncodedExample]) -> list[Conversation]:
@@ -302,23 +304,6 @@ def targets_of(
     most = task.config.spoken_tokens
     played = [conversations.given(row) for row in rows]
     return [(np.asarray(c.ids[:most], np.int32), np.asarray(c.kinds[:most], np.int32)) for c in played]
-
-
-def request(prompts: Prompts, key: jax.Array, cfg: SamplerConfig, first: int, rows: int) -> Request:
-    """Rows first, first + 1, ... of every prompt's group, each message up to an end-of-sequence id."""
-    fmt, t = cfg.chain_format, cfg.temperature
-    temperature = t[first : first + rows] if isinstance(t, tuple) else (t,) * rows
-    return Request(
-        prompts.tokens,
-        prompts.length,
-        prompts.uid,
-        key,
-        np.asarray(temperature, np.float32),
-        Ends(np.zeros((1, 1), np.int8), np.asarray(fmt.eos_ids, np.int32)),
-        np.int32(fmt.pad_id),
-        np.int32(cfg.first_chain + first),
-        cfg.cut,
-    )
 
 
 def ragged(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

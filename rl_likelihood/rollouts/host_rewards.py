@@ -11,7 +11,7 @@ from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rewards import rules
 from rl_likelihood.rewards.reward import HostInputs
-from rl_likelihood.shapes import CHAIN, SAMPLED, Outcomes, Rollout
+from rl_likelihood.shapes import CHAIN, SAMPLED, Judged, Outcomes, Rollout
 from rl_likelihood.task import Task
 
 Rewards = dict[str, np.ndarray]  # name -> [P, G] float32
@@ -26,11 +26,12 @@ OUTCOMES = {
 
 
 class HostRewards(NamedTuple):
-    """The terms that come with the batch, the rows to keep, and what to log."""
+    """The terms that come with the batch, the rows to keep, what to log, and what a judge in the step reads."""
 
     values: Rewards
     keep: np.ndarray
     logged: dict[str, float]
+    judged: Judged | None = None
 
 
 def candidate(answer: str) -> object:
@@ -100,6 +101,8 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     whole = responses(task, rollout, rows, texts) if any(r.kind == "text" for r in terms.values()) else []
     values: Rewards = {}
     for name, reward in terms.items():
+        if reward.kind == "judge":  # `asked_judge.judged` adds it
+            continue
         if reward.kind == "grader" or reward.function is None:
             values[name] = marks(name)
         elif reward.kind == "host":

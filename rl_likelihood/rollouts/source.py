@@ -15,6 +15,7 @@ import numpy as np
 
 from rl_likelihood.learner.batching import answers_after, given_rollout
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.rollouts.asked_judge import AnyJudge
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput, means
 from rl_likelihood.rollouts.conversations import targets_of, texts_of
@@ -39,9 +40,17 @@ class Source(Protocol):
         """Ends threads and processes."""
 
 
-def make_source(task: Task, devices: Devices, workdir: Path, start: int, saved: dict[str, Any] | None) -> Source:
-    """The source that the config asks for, from update `start` on; `saved`: the `state` of the checkpoint there."""
-    batches = Batches(task, devices, workdir)
+def make_source(
+    task: Task,
+    devices: Devices,
+    workdir: Path,
+    start: int,
+    saved: dict[str, Any] | None,
+    judge: AnyJudge | None = None,
+) -> Source:
+    """The source that the config asks for, from update `start` on; `saved`: the `state` of the checkpoint there;
+    `judge`: the run's, if its reward asks for one."""
+    batches = Batches(task, devices, workdir, judge)
     if task.config.reward.supervised:
         return Given(batches)
     if task.config.sampler.max_staleness:

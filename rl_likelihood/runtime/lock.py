@@ -47,6 +47,8 @@ def lock(workdir: Path, name: str = FILE, say: Say = say_line) -> Iterator[str]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _acquire(lease, workdir if name == FILE else workdir / name, say)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{workdir}: is a file, or stands below one; name a folder") from None
     except OSError as e:
         raise UserError(f"{workdir / name}: cannot be written ({e.strerror or e}); choose another folder") from None
     try:

@@ -23,7 +23,7 @@ from rl_likelihood.model.decoding import (
     prefill,
 )
 from rl_likelihood.sampler import engine
-from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, row_keys
+from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, request_specs, row_keys
 from rl_likelihood.sampler.stop import first_match, stop_table
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
 
@@ -107,23 +107,29 @@ def sample_ids(
     weights: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, until: str, max_tokens: int
 ) -> tuple[Int[np.ndarray, "P G N"], Float[np.ndarray, "P G N"], Int[np.ndarray, "P G"]]:
     """What follows the prompts, up to the id that completes `until`: ids, log-probs, and how many, on the host."""
-    fmt, t = cfg.chain_format, cfg.temperature
-    request = Request(
-        prompts.tokens,
-        prompts.length,
-        prompts.uid,
-        key,
-        np.asarray(t if isinstance(t, tuple) else (t,) * cfg.group_size, np.float32),
-        Ends(stop_table(fmt.vocab_bytes, (until,)), np.asarray(fmt.eos_ids, np.int32)),
-        np.int32(fmt.pad_id),
-        np.int32(cfg.first_chain),
-        cfg.cut,
-    )
+    table = stop_table(cfg.chain_format.vocab_bytes, (until,))
+    request = request_of(prompts, key, cfg, table, range(cfg.group_size))
     devices = weights["embed"].devices() if isinstance(weights["embed"], jax.Array) else ()
     if in_streams(devices, jax.device_count(), cfg.slots, engine.whole_on_each(weights)):
         return engine.sample_rows(weights, cfg.model, request, max_tokens, cfg.slots)
     mesh = getattr(weights["embed"].sharding, "mesh", None)
     return tuple(np.asarray(x) for x in generate_spread(weights, cfg.model, request, max_tokens, mesh))
+
+
+def request_of(prompts: Prompts, key: Array, cfg: SamplerConfig, table: Int[np.ndarray, "V N"], rows: range) -> Request:
+    """These rows of every prompt's group, each until `table` (`stop.stop_table`) or an end-of-sequence id stops it."""
+    fmt, t = cfg.chain_format, cfg.temperature
+    return Request(
+        prompts.tokens,
+        prompts.length,
+        prompts.uid,
+        key,
+        np.asarray([t[row] if isinstance(t, tuple) else t for row in rows], np.float32),
+        Ends(table, np.asarray(fmt.eos_ids, np.int32)),
+        np.int32(fmt.pad_id),
+        np.int32(cfg.first_chain + rows.start),
+        cfg.cut,
+    )
 
 
 def in_streams(devices: Collection, total: int, slots: int, whole: bool) -> bool:
@@ -204,8 +210,7 @@ def generate_spread(weights: Params, cfg: ModelConfig, request: Request, max_tok
         return generate(weights, cfg, request, max_tokens)
     p = "data" if len(request.uid) % mesh.shape["data"] == 0 else None
     g = "fsdp" if len(request.temperature) % mesh.shape["fsdp"] == 0 else None
-    whole, prompts = PartitionSpec(), PartitionSpec(p)
-    specs = Request(prompts, prompts, prompts, whole, PartitionSpec(g), Ends(whole, whole), whole, whole, whole)
+    specs = request_specs(p, g)
     if mesh.shape["tensor"] > 1:
         at = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
         return generate(weights, cfg, jax.lax.with_sharding_constraint(request, at), max_tokens)
@@ -215,7 +220,9 @@ def generate_spread(weights: Params, cfg: ModelConfig, request: Request, max_tok
         return generate(weights, cfg, request._replace(first_chain=request.first_chain + before), max_tokens)
 
     rows = PartitionSpec(p, g)
-    run = jax.shard_map(part, mesh=mesh, in_specs=(whole, specs), out_specs=(rows, rows, rows), check_vma=False)
+    run = jax.shard_map(
+        part, mesh=mesh, in_specs=(PartitionSpec(), specs), out_specs=(rows, rows, rows), check_vma=False
+    )
     return run(weights, request)
 
 

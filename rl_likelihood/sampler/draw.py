@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rl_likelihood.model.head import logits
@@ -46,6 +47,13 @@ class Request(NamedTuple):
     pad_id: Int[AnyArray, ""]
     first_chain: Int[AnyArray, ""]
     cut: Cut | None = None
+
+
+def request_specs(p: str | None, g: str | None) -> Request:
+    """How a request is split where a mesh's axis `p` has the prompts and `g` the rows of a group."""
+    everywhere, prompts = PartitionSpec(), PartitionSpec(p)
+    ends = Ends(everywhere, everywhere)
+    return Request(prompts, prompts, prompts, everywhere, PartitionSpec(g), ends, everywhere, everywhere, everywhere)
 
 
 def row_keys(key: Array, uid: Int[AnyArray, "P"], first: Int[AnyArray, "P"], g: int) -> Array:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
 from rl_likelihood.model.decoding import Cache, Positions, decode_step, empty_cache, extend, prefill
-from rl_likelihood.sampler.draw import Ends, Request, choose, row_keys
+from rl_likelihood.sampler.draw import Request, choose, request_specs, row_keys
 from rl_likelihood.shapes import AnyArray
 
 # Widths of caches and of replies are 0, this, twice this, four times this ...: each is another program.
@@ -71,7 +71,7 @@ def begin(weights: Params, cfg: ModelConfig, request: Request, mesh: Mesh | None
             sampled=jnp.zeros((p, g), jnp.int32),
         )
 
-    return _spread(part, mesh, (_of_request(p_axis, g_axis),), _of_rows(p_axis, g_axis))(weights, request)
+    return _spread(part, mesh, (request_specs(p_axis, g_axis),), _of_rows(p_axis, g_axis))(weights, request)
 
 
 class How(NamedTuple):
@@ -107,7 +107,7 @@ def turn(weights: Params, rows: Rows, given: Given, request: Request, how: How, 
     def part(weights: Params, rows: Rows, given: Given, request: Request) -> tuple[Rows, Turn]:
         return _turn(weights, rows, given, request, how, width)
 
-    return _spread(part, how.mesh, (at, by_row, _of_request(*axes)), (at, by_row))(weights, rows, given, request)
+    return _spread(part, how.mesh, (at, by_row, request_specs(*axes)), (at, by_row))(weights, rows, given, request)
 
 
 def _turn(weights: Params, rows: Rows, given: Given, request: Request, how: How, width: int) -> tuple[Rows, Turn]:
@@ -134,7 +134,9 @@ def _turn(weights: Params, rows: Rows, given: Given, request: Request, how: How,
 
     def body(carry):
         i, cache, used, hidden, running, turn = carry
-        token, logp = choose(hidden, head, rows.keys, rows.sampled + turn.length, request.temperature[None])
+        token, logp = choose(
+            hidden, head, rows.keys, rows.sampled + turn.length, request.temperature[None], request.cut
+        )
         used = used | ((index == e + i) & running[..., None])
         # The last token too is computed: what follows it is given later.
         state, cache = decode_step(weights, cfg, token, Positions(width + e + i, position + i, used, in_prompt), cache)
@@ -192,12 +194,6 @@ def _axes(request: Request, mesh: Mesh | None) -> tuple[str | None, str | None]:
         return None, None
     p = "data" if len(request.uid) % mesh.shape["data"] == 0 else None
     return p, "fsdp" if len(request.temperature) % mesh.shape["fsdp"] == 0 else None
-
-
-def _of_request(p: str | None, g: str | None) -> Request:
-    everywhere, prompts = PartitionSpec(), PartitionSpec(p)
-    ends = Ends(everywhere, everywhere)
-    return Request(prompts, prompts, prompts, everywhere, PartitionSpec(g), ends, everywhere, everywhere)
 
 
 def _of_rows(p: str | None, g: str | None) -> Rows:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from rl_likelihood.learner.step import make_step
 from rl_likelihood.mesh import ready
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.shapes import Batch, TrainState
@@ -19,10 +20,14 @@ from rl_likelihood.task import Task
 
 
 class StepPrograms:
-    """step(state, ref_params, batch) -> (state, metrics as floats, per-row values as numpy)."""
+    """step(state, ref_params, batch) -> (state, metrics as floats, per-row values as numpy). `judge`: the
+    run's, which the step may have to compute."""
 
-    def __init__(self, task: Task, mesh: Mesh, optimizer: optax.GradientTransformation) -> None:
+    def __init__(
+        self, task: Task, mesh: Mesh, optimizer: optax.GradientTransformation, judge: AnyJudge | None = None
+    ) -> None:
         self.task, self.mesh, self.optimizer = task, mesh, optimizer
+        self.judge = judge if isinstance(judge, StepJudge) else None
         self._compiled: dict[tuple[int, int], Any] = {}
 
     def __call__(
@@ -34,7 +39,9 @@ class StepPrograms:
                 number = len(self._compiled) + 1
                 say(f"compiles the step for prompts of {shape[0]} and rows of {shape[1]} tokens, shape {number}")
             step = self.task.config.step
-            self._compiled[shape] = make_step(self.task.model, step, self.optimizer, self.mesh, batch)
+            judge = None if self.judge is None else self.judge.judge
+            self._compiled[shape] = make_step(self.task.model, step, self.optimizer, self.mesh, batch, judge)
+        judging = () if self.judge is None else (self.judge.of_step(ref_params),)
         with using(self.mesh):
-            state, out, per_row = ready(self._compiled[shape](state, ref_params, batch))
+            state, out, per_row = ready(self._compiled[shape](state, ref_params, batch, *judging))
         return state, {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)

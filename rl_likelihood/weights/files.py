@@ -89,6 +89,13 @@ def tensors(cfg: ModelConfig, style: str = "hf") -> Iterator[Tensor]:
         yield from (tensor(key, spec, layer) for key, spec in specs["layers"].items())
 
 
+def describe(path: str | os.PathLike) -> ModelConfig:
+    """The architecture of what `load` reads. Reads no weights."""
+    path = Path(path)
+    gguf = gguf_file.find(path)
+    return (gguf_file.open_gguf(gguf) if gguf else hugging_face.open_folder(path)).cfg
+
+
 def load(
     path: str | os.PathLike, dtype: Any = np.float32, at: Callable[[ModelConfig], Any] | None = None
 ) -> tuple[ModelConfig, Params]:

@@ -323,6 +323,16 @@ def test_teleqna_free_leaves_out_questions_that_need_options(question, is_row):
     assert isinstance(DATASETS["teleqna_free"].parse({**TELE, "question": question}, HERE), Row) == is_row
 
 
+def test_teleqna_pairs_have_the_other_options_as_rejected():
+    row = parsed("teleqna_pairs", TELE | {"option 3": "Three"})
+    assert row.example.answer == "Two" and row.example.prompt == parsed("teleqna_free", TELE).example.prompt
+    assert "Two" not in row.extra["rejected"] and "One" in row.extra["rejected"] and not row.extra["refers"]
+    assert row.group == parsed("teleqna", TELE).group and row.example.chain == ""
+    assert parsed("teleqna_pairs", TELE).extra["refers"]
+    equal = DATASETS["teleqna_pairs"].parse(TELE | {"option 1": "Two"}, HERE)
+    assert isinstance(equal, Skipped)
+
+
 def test_teleqna_reads_the_object_of_questions(tmp_path):
     (tmp_path / "TeleQnA.txt").write_text(json.dumps({"question 0": TELE, "question 1": {**TELE, "question": "B?"}}))
     assert [r.example.id for r in rows("teleqna", tmp_path).rows] == ["question 0", "question 1"]

@@ -44,6 +44,7 @@ REAL = {
     ("mmlu_pro", "mmlu_pro"): (12032, {"test": 12032}, {"test": 12032}),
     ("teleqna", "teleqna"): (10000, {"train": 10000}, {"train": 8958, "test": 1039}),
     ("teleqna_free", "teleqna"): (10000, {"train": 9075}, {"train": 8095, "test": 950}),
+    ("teleqna_pairs", "teleqna"): (10000, {"train": 9983}, {"train": 8942, "test": 1038}),
     ("minif2f", "proofs"): (244, {"validation": 244}, {"validation": 244}),
     ("proofnet", "proofs"): (371, {"validation": 184, "test": 185}, {"validation": 184, "test": 185}),
 }

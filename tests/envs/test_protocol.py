@@ -100,6 +100,19 @@ def test_telecom_ends_by_done_and_by_transfer():
         environment.start({"task": "other"})
 
 
+def test_all_calls_in_one_message_are_paid_as_in_several():
+    """Stage 2 of docs/tools.md: max_turns=1. The reference is then that message."""
+    connected = ("assert_service_status", {"expected_status": "connected"})
+    job = task(("unseat_sim_card", {}), assertions=[connected], actions=[("reseat_sim_card", {}, None)])
+    environment = Telecom(world(), {job.id: job}, "")
+    row = {"task": job.id}
+    for texts in ([call("reseat_sim_card") + call("done")], [environment.start(row).reference]):
+        state = environment.start(row).state
+        played = play(environment, row, script(*texts), max_turns=1)
+        environment.step(state, texts[0])
+        assert (played.end, played.reward, played.turns, environment.calls_f1(state)) == ("done", 1.0, 1, 1.0)
+
+
 def test_a_conversation_can_be_stored_and_goes_on_where_it_was():
     job = task(("unseat_sim_card", {}), assertions=[("assert_service_status", {"expected_status": "connected"})])
     environment = Telecom(world(), {job.id: job}, "")

@@ -6,11 +6,13 @@ Expected numbers are tau2's (bench/compare_tau2.py compares every tool with it l
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from rl_likelihood.envs import telecom, telecom_agent, telecom_device
 from rl_likelihood.envs.telecom_phone import band, search, speed
+from rl_likelihood.envs.telecom_rollouts import system_prompt
 from rl_likelihood.envs.telecom_state import make_world, read_world
 from rl_likelihood.envs.tools import Call
 from rl_likelihood.shapes import UserError
@@ -295,3 +297,9 @@ def test_no_reference_call_can_be_left_out_at_the_end(tau2):
     for job in [job for job in list(tasks.values())[::45] if "ACTION" not in job.basis]:
         state, _ = replayed(start, job, job.reference[:-1])
         assert telecom.reward(job, state, job.reference[:-1], ended=True) == 0.0, job.id
+
+
+def test_the_document_has_both_prompts():
+    text = (Path(__file__).parents[2] / "docs" / "telecom_prompts.md").read_text()
+    full = Path(telecom.__file__).parent / "prompts" / "full.txt"
+    assert system_prompt("compact", "hermes") in text and full.read_text().strip() in text

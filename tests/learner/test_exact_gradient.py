@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_likelihood.learner.batching import alternatives_of
 from rl_likelihood.learner.step import gradients
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.decoder import forward
@@ -44,6 +45,19 @@ IS_SCORED = padded([[False] * (2 + len(f)) + list(s) for f, s in zip(FORCED, SCO
 REST = padded([f + a for f, a in zip(FORCED, ANSWERS, strict=True)], T - 2, GARBAGE)
 
 
+# Answers that are as good: two of the first prompt, one of the second, in 7 tokens with a gap before each.
+OTHERS = (((3, 2, 0), (2, 1)), ((4, 0),))
+OTHERS_SCORED = (((False, True, True), (True, True)), ((True, False),))
+
+
+def others():
+    answers = [
+        [(np.array(ids), np.array(scored)) for ids, scored in zip(*of_prompt, strict=True)]
+        for of_prompt in zip(OTHERS, OTHERS_SCORED, strict=True)
+    ]
+    return alternatives_of(answers, 2, 7, GARBAGE)
+
+
 def batch_of(chains):
     """The batch [2 prompts, G] with these chains, [2, G, 2] ids."""
     completion = jnp.concatenate([chains, jnp.broadcast_to(REST[:, None], (2, G, T - 2))], -1)
@@ -62,15 +76,17 @@ def batch_of(chains):
     )
 
 
-def chain_and_answer_log_probs(params, which):
-    """Of prompt `which` and every chain: log pi(chain) [25], and the scored ids' log-probs [25, n]."""
-    prompt, forced = PROMPTS[which], FORCED[which] + ANSWERS[which]
+def chain_and_answer_log_probs(params, which, answer=None, counts=None):
+    """Of prompt `which` and every chain: log pi(chain) [25], and the scored ids' log-probs [25, n]; of its reference
+    answer, or of another."""
+    answer, counts = answer or ANSWERS[which], counts or SCORED[which]
+    prompt, forced = PROMPTS[which], FORCED[which] + answer
     ids = np.concatenate([np.tile(prompt, (25, 1)), CHAINS, np.tile(forced, (25, 1))], 1).astype(np.int32)
     hidden = forward(params, MODEL, ids, np.full(25, ids.shape[1])).prompt
     table = jax.nn.log_softmax(hidden[:, :-1] @ params["embed"].T)
     logp = jnp.take_along_axis(table, ids[:, 1:, None], -1)[..., 0]
     start = len(prompt) - 1
-    scored = np.flatnonzero(SCORED[which]) + start + 2 + len(FORCED[which])
+    scored = np.flatnonzero(counts) + start + 2 + len(FORCED[which])
     return logp[:, start : start + 2].sum(-1), logp[:, scored]
 
 
@@ -103,7 +119,20 @@ exact = jax.jit(jax.jacrev(all_objectives))
 weights = jax.jit(lambda params: [jnp.exp(chain_and_answer_log_probs(params, i)[0]) for i in range(2)])
 
 
-def expected_step_gradient(cfg):
+def any_answer(params):
+    """E[f] of log_prob_any, the mean over the two prompts."""
+    total = 0
+    for which in range(2):
+        chain, answer = chain_and_answer_log_probs(params, which)
+        logp = [answer.sum(-1)]
+        for ids, counts in zip(OTHERS[which], OTHERS_SCORED[which], strict=True):
+            logp.append(chain_and_answer_log_probs(params, which, ids, counts)[1].sum(-1))
+        reward = jnp.log(sum(map(jnp.exp, logp)))
+        total += (jnp.exp(chain) * reward).sum() / 2
+    return total
+
+
+def expected_step_gradient(cfg, alternatives=None):
     """Minus the step's gradient, averaged over what a sampler would draw.
 
     The two prompts' groups are independent and the loss is a mean over prompts, so it is enough to vary one
@@ -118,15 +147,20 @@ def expected_step_gradient(cfg):
 
     @jax.jit
     def total(params):
-        each = jax.vmap(lambda chains: gradients(params, (None, None), batch_of(chains), MODEL, cfg)[0])(CHAINS[pairs])
+        of = lambda chains: batch_of(chains).replace(alternatives=alternatives)
+        each = jax.vmap(lambda chains: gradients(params, (None, None), of(chains), MODEL, cfg)[0])(CHAINS[pairs])
         return jax.tree.map(lambda g: -jnp.tensordot(weight, g, 1), each)
 
     return total(PARAMS)
 
 
 def check(objective, cfg):
-    got = expected_step_gradient(cfg)
-    expected = jax.tree.map(lambda x: x[list(FORMULAS).index(objective)], exact(PARAMS))
+    return compare(
+        expected_step_gradient(cfg), jax.tree.map(lambda x: x[list(FORMULAS).index(objective)], exact(PARAMS))
+    )
+
+
+def compare(got, expected):
     worst = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), got, expected)
     return max(jax.tree.leaves(worst)), max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
 
@@ -137,6 +171,12 @@ def test_the_expected_step_is_the_exact_gradient(objective):
     own = {"baseline": "frozen", "token_weights": "neg_log"} if objective == "nrt" else {}
     worst, size = check(objective, rewarded(objective, micro_batch_prompts=1, head_chunk=6, **own))
     # Sums of 1251 float32 gradients of order 1.
+    assert size > 0.02 and worst < 1e-5
+
+
+def test_the_expected_step_of_log_prob_any_is_the_exact_gradient():
+    cfg = rewarded("log_prob_any", micro_batch_prompts=1, head_chunk=6, two_branches=True)
+    worst, size = compare(expected_step_gradient(cfg, others()), jax.jit(jax.grad(any_answer))(PARAMS))
     assert size > 0.02 and worst < 1e-5
 
 

@@ -56,9 +56,11 @@ WRONG = [
     ({"ratio/max": math.inf}, "prob", ["ratio/max is inf:"]),
     ({"reward/underflow": 0.11}, "prob", ["reward/underflow is 11%", "reward.name=avg_log_prob"]),
     ({"grader/failures": 3}, "base_rl", ["grader/failures is 3:", "report.sample_prompts"]),
+    ({"judge/failures": 3}, "judge", ["judge/failures is 3:", "judge.timeout"]),
     ({"env/out_of_turns": 0.6}, "log_prob", ["env/out_of_turns is 60%", "sampler.max_turns"]),
     ({"env/failures": 2}, "log_prob", ["env/failures is 2:"]),
 ]
+OF_THEIR_OWN = {"over-optimisation"}  # it looks back over many steps and has a test of its own
 
 
 @pytest.mark.parametrize("wrong, reward, parts", WRONG, ids=lambda x: " ".join(x) if isinstance(x, dict) else "")
@@ -126,7 +128,7 @@ def test_numpy_numbers_are_numbers():
 def test_several_alarms_at_once_each_in_its_sentence():
     everything = {k: v for wrong, _, _ in WRONG for k, v in wrong.items()}
     sentences = started("prob").check(9, HEALTHY | everything)
-    assert len(sentences) == len(ALARMS) == 9 and len(set(sentences)) == 9
+    assert len(sentences) == len(set(sentences)) == len(ALARMS.keys() - OF_THEIR_OWN) == 10
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,23 @@ def test_supervision_samples_no_chains():
         assert alarms.check(step, HEALTHY | {"grader/failures": 0}) == []
     (sentence,) = alarms.check(11, HEALTHY | everything)
     assert "grader/failures" in sentence
+
+
+def judged(steps, proxy, known, noise=0.02):
+    """The sentences of so many steps in which proxy and known success move by so much a step."""
+    alarms, said, rng = Alarms(("reward_model",), "force_close"), [], np.random.default_rng(0)
+    for step in range(1, steps + 1):
+        values = {"reward/reward_model": proxy * step, "reward/exact_match": 0.5 + known * step}
+        said += alarms.check(step, {k: v + noise * rng.normal() for k, v in values.items()})
+    return said
+
+
+def test_a_judge_that_is_pleased_while_success_falls_is_over_optimised():
+    (sentence,) = judged(45, 0.01, -0.005)
+    assert "reward/reward_model" in sentence and "reward/exact_match" in sentence and "loss.kl" in sentence
+    assert sentence.startswith("step 40: ")
+    for steps, proxy, known in ((39, 0.01, -0.005), (60, 0.01, 0.005), (60, -0.01, -0.005), (60, 0, 0)):
+        assert judged(steps, proxy, known) == [], (steps, proxy, known)
 
 
 def test_a_new_alarms_object_says_it_again():

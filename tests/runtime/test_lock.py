@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rl_likelihood.runtime import lock
+from rl_likelihood.shapes import UserError
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
@@ -131,6 +132,13 @@ def test_a_process_that_was_suspended_for_too_long_ends_when_it_has_lost_its_loc
         said = process.communicate(timeout=30)[1]
         assert process.returncode == 1 and f"taken over by process {os.getpid()}" in said
         assert (tmp_path / "LOCK").exists()
+
+
+@pytest.mark.parametrize("below", ("", "run"))
+def test_a_workdir_that_is_a_file_is_said_to_be_one(below, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="rows.jsonl.*is a file"), lock.lock(tmp_path / "rows.jsonl" / below):
+        pass
 
 
 def test_a_look_says_who_holds_the_lock_and_neither_waits_nor_writes(tmp_path):

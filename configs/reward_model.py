@@ -1,0 +1,40 @@
+"""A reward model from TeleQnA's options, on two CPU cores or more.
+
+    python -m rl_likelihood.datasets.prepare --dataset=teleqna_pairs --out=data
+    python -m rl_likelihood.reward_model --config=configs/reward_model.py --workdir=runs/rm
+
+Chance is 50 % of the pairs; an answer's length alone gets 57 %, which is the number to beat. A model of 135 M
+parameters is not a good judge: look at `accuracy_when_shorter` and at the baselines beside every accuracy.
+
+Then RL on it, with what is known to be right logged beside it:
+
+    python -m rl_likelihood.train --config=configs/prepared.py:name=teleqna_free,reward=reward_model
+        --config.judge.model=runs/rm --workdir=runs/rl
+
+Arguments: data, model, steps, seed.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import get_config as base
+from rl_likelihood.config import parse_arg
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    a = parse_arg(arg, data="data/teleqna_pairs", model="smollm2-135m-instruct", steps=200, seed=0)
+    c = base()
+    c.seed = a.seed
+    c.model.path = a.model
+    c.data.source = "prepared"
+    c.data.train_path = a.data
+    c.data.train_size = 0
+    c.data.heldout_size = 200
+    c.judge.max_prompt = 192
+    c.judge.max_row = 96
+    c.optim.lr = 1e-5
+    c.optim.warmup_steps = 6
+    c.train.steps = a.steps
+    c.train.prompts_per_step = 8
+    c.eval.prompts = 200
+    c.eval.batch_prompts = 8
+    return c

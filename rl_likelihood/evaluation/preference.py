@@ -1,0 +1,165 @@
+"""How well scores of answers know the right one: from each question's scores, of which the first is the right answer's.
+
+Right answers may be longer than wrong ones, or share more words with the question. So what these alone would get stands
+beside every accuracy, and `accuracy_when_shorter` is of the pairs where length misleads. Pure numpy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+RESAMPLES = 2000
+BINS = 10
+_WORDS = re.compile(r"\w+")
+
+
+class Scored(NamedTuple):
+    """One question: its text, its answers with the right one first, their scores [K], and a category."""
+
+    question: str
+    answers: Sequence[str]
+    scores: np.ndarray
+    category: str = ""
+    refers: bool = False  # an answer refers to others, as "all of the above"
+
+
+def summary(rows: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Accuracies with 95 % intervals over the questions, calibration, and the baselines."""
+    d = np.concatenate([_differences(r.scores) for r in rows])
+    lengths = [np.asarray([len(a) for a in r.answers], float) for r in rows]
+    shorter = np.concatenate([_differences(x) for x in lengths]) < 0
+    of = np.repeat(np.arange(len(rows)), [len(r.scores) - 1 for r in rows])
+    right = _won(d)
+    counts = np.bincount(of, minlength=len(rows)).astype(float)
+    best = np.asarray([best_of(r.scores) for r in rows])
+    ratios = {
+        "pair_accuracy": (np.bincount(of, right, len(rows)), counts),
+        "best_of_options": (best, np.ones(len(rows))),
+        "accuracy_when_shorter": (
+            np.bincount(of, right * shorter, len(rows)),
+            np.bincount(of, shorter.astype(float), len(rows)),
+        ),
+    }
+    plain = np.asarray([not r.refers for r in rows], float)
+    if 0 < plain.sum() < len(rows):
+        ratios["pair_accuracy_without_referring"] = (ratios["pair_accuracy"][0] * plain, counts * plain)
+    for name in sorted({r.category for r in rows} - {""}):
+        own = np.asarray([r.category == name for r in rows], float)
+        ratios[f"pair_accuracy/{name}"] = (ratios["pair_accuracy"][0] * own, counts * own)
+    ratios = {k: (a, b) for k, (a, b) in ratios.items() if b.sum()}
+    p, y, temperature = sigmoid(np.abs(d)), right, best_temperature(d)
+    return {
+        **{k: float(a.sum() / b.sum()) for k, (a, b) in ratios.items()},
+        "ci95": {k: _interval(a, b, resamples) for k, (a, b) in ratios.items()},
+        "margin": float(d.mean()),
+        "nll": float(np.logaddexp(0, -d).mean()),
+        "brier": brier(sigmoid(d), np.ones_like(d)),
+        "ece": ece(p, y),
+        "temperature": temperature,
+        "ece_after_temperature": ece(sigmoid(np.abs(d) / temperature), y),
+        "length_correlation": _spearman_in_questions([r.scores for r in rows], lengths),
+        "chance_best_of_options": float(np.mean([1 / len(r.scores) for r in rows])),
+        **{f"{name}_{k}": v for name, scores in baselines(rows).items() for k, v in _alone(scores).items()},
+        "questions": len(rows),
+        "pairs": len(d),
+    }
+
+
+def baselines(rows: Sequence[Scored]) -> dict[str, list[np.ndarray]]:
+    """Scores that know nothing: an answer's length, and how many of its words stand in the question."""
+    words = [set(_WORDS.findall(r.question.casefold())) for r in rows]
+    shared = [
+        np.asarray([len(known & set(_WORDS.findall(a.casefold()))) for a in r.answers], float)
+        for r, known in zip(rows, words, strict=True)
+    ]
+    return {"length_only": [np.asarray([len(a) for a in r.answers], float) for r in rows], "overlap_only": shared}
+
+
+def _alone(scores: Sequence[np.ndarray]) -> dict[str, float]:
+    return {
+        "pair_accuracy": float(_won(np.concatenate([_differences(s) for s in scores])).mean()),
+        "best_of_options": float(np.mean([best_of(s) for s in scores])),
+    }
+
+
+def _differences(scores: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scores, float)
+    return scores[0] - scores[1:]
+
+
+def _won(d: np.ndarray) -> np.ndarray:
+    """1 where the right answer has more, one half of a tie."""
+    return np.where(d == 0, 0.5, d > 0)
+
+
+def best_of(scores: np.ndarray) -> float:
+    """1 over the number of highest scores if the right answer's, the first, is one of them; else 0."""
+    scores = np.asarray(scores, float)
+    top = scores == scores.max()
+    return float(top[0] / top.sum())
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def brier(p: np.ndarray, y: np.ndarray) -> float:
+    """Mean squared error of probabilities."""
+    return float(((np.asarray(p) - y) ** 2).mean())
+
+
+def nll(p: np.ndarray, y: np.ndarray) -> float:
+    """Mean of minus the log-probability of what happened."""
+    p = np.clip(p, 1e-12, 1 - 1e-12)
+    return float(-(y * np.log(p) + (1 - y) * np.log1p(-p)).mean())
+
+
+def ece(p: np.ndarray, y: np.ndarray, bins: int = BINS) -> float:
+    """Mean gap between probability and frequency in `bins` parts of equally many pairs."""
+    order = np.argsort(p, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    return float(sum(abs(p[part].mean() - y[part].mean()) * len(part) for part in parts) / len(p))
+
+
+def best_temperature(d: np.ndarray) -> float:
+    """The T of the least mean -log sigmoid(d / T), by bisection of its slope in 1/T; 1/100 to 100."""
+    low, high = np.log(0.01), np.log(100.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        x = d * np.exp(-middle)
+        slope = (sigmoid(-x) * x).mean()  # of the loss, in log T: above 0 where a smaller T is better
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return float(np.exp((low + high) / 2))
+
+
+def _interval(numerator: np.ndarray, denominator: np.ndarray, resamples: int) -> list[float]:
+    n = len(numerator)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
+    total = weights @ denominator
+    values = (weights @ numerator)[total > 0] / total[total > 0]
+    return [float(x) for x in np.percentile(values, (2.5, 97.5))]
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks, ties sharing their mean."""
+    return ((x[:, None] > x).sum(1) + ((x[:, None] == x).sum(1) - 1) / 2).astype(float)
+
+
+def _spearman_in_questions(scores: Sequence[np.ndarray], lengths: Sequence[np.ndarray]) -> float:
+    """Mean over questions of the rank correlation of score and length; 0 where none has one."""
+    values = []
+    for s, n in zip(scores, lengths, strict=True):
+        a, b = _ranks(np.asarray(s, float)), _ranks(n)
+        if a.std() > 0 and b.std() > 0:
+            values.append(float(np.corrcoef(a, b)[0, 1]))
+    return float(np.mean(values)) if values else 0.0
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL of the best of n samples to the sampler: log n - (n - 1) / n."""
+    return float(np.log(n) - (n - 1) / n)

@@ -1,0 +1,114 @@
+"""A second model that reads rows and says one number a row: a reward model, or a judge that is asked yes or no.
+
+It reads ids of its own tokenizer. A prompt is computed once for its rows. The numbers are constants for the gradient:
+they join `batch.host_rewards`, before the batch reaches the learner (`make_judge`) or at the start of the jitted step
+(`judge_batch`), with equal values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from rl_likelihood.learner.micro_batches import split, unstacked, whole
+from rl_likelihood.mesh import by_prompt, replicated
+from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
+from rl_likelihood.shapes import CHAIN, PAD, AnyArray, Batch, Judged
+
+
+class ValueHead(NamedTuple):
+    """score = weight . state + bias."""
+
+    weight: Float[AnyArray, "D"]
+    bias: Float[AnyArray, ""]
+
+
+class JudgeParams(NamedTuple):
+    """The decoder's parameters, and the value head of a reward model; None for a judge that is asked yes or no."""
+
+    model: Params
+    head: ValueHead | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """How the numbers are made. Frozen and hashable: it is static under jit.
+
+    `name`: the reward they are. `yes`, `no`: ids of the two answers, where the judge is asked for one. `spread`: a
+    reward model's scores are divided by it.
+    """
+
+    name: str
+    model: ModelConfig
+    yes: tuple[int, ...] = ()
+    no: tuple[int, ...] = ()
+    spread: float = 1.0
+
+
+def last_state(params: Params, model: ModelConfig, judged: Judged) -> Float[Array, "P Q D"]:
+    """The state at the last token of each row; of an empty row at the last token of its prompt."""
+    judged = jax.tree.map(jnp.asarray, judged)
+    there = jnp.arange(judged.rows.shape[-1]) < judged.row_length[..., None]
+    rows = Completions(judged.rows, jnp.where(there, CHAIN, PAD), two_branches=False)
+    hidden = forward(params, model, judged.prompt, judged.prompt_length, rows)
+    at = jnp.maximum(judged.row_length - 1, 0)[..., None, None]
+    of_row = jnp.take_along_axis(hidden.completion, at, 2)[:, :, 0]
+    of_prompt = jnp.take_along_axis(hidden.prompt, (judged.prompt_length - 1)[:, None, None], 1)
+    return jnp.where((judged.row_length > 0)[..., None], of_row, of_prompt)
+
+
+def value(params: Params, model: ModelConfig, head: ValueHead, judged: Judged) -> Float[Array, "P Q"]:
+    """A reward model's score of each row, in float32."""
+    state = last_state(params, model, judged).astype(jnp.float32)
+    return jnp.einsum("pqd,d->pq", state, head.weight, precision="highest") + head.bias
+
+
+def yes_logit(
+    params: Params, model: ModelConfig, yes: tuple[int, ...], no: tuple[int, ...], judged: Judged
+) -> Float[Array, "P Q"]:
+    """log P(yes) - log P(no) of the next token, each over a group of ids; P(yes) among them is its sigmoid."""
+    state = last_state(params, model, judged).astype(jnp.float32)
+    table = head_matrix(params)[jnp.asarray([*yes, *no])].astype(jnp.float32)
+    logits = jnp.einsum("pqd,vd->pqv", state, table, precision="highest")
+    of = jax.scipy.special.logsumexp
+    return of(logits[..., : len(yes)], axis=-1) - of(logits[..., len(yes) :], axis=-1)
+
+
+def scores(params: JudgeParams, judge: Judge, judged: Judged) -> Float[Array, "P Q"]:
+    """The judge's number for each row: a reward model's score, or P(yes)."""
+    if params.head is None:
+        return jax.nn.sigmoid(yes_logit(params.model, judge.model, judge.yes, judge.no, judged))
+    return value(params.model, judge.model, params.head, judged) / judge.spread
+
+
+def scores_in_parts(params: JudgeParams, judge: Judge, judged: Judged, size: int) -> Float[Array, "P Q"]:
+    """`scores`, of `size` prompts at a time."""
+    if size >= judged.prompt.shape[0]:
+        return scores(params, judge, judged)
+    params = params._replace(model=unstacked(judge.model, params.model)[0])
+    return whole(jax.lax.map(lambda part: scores(params, judge, part), split(judged, size)))
+
+
+def judge_batch(params: JudgeParams, judge: Judge, batch: Batch, size: int) -> Batch:
+    """The batch with the judge's numbers in place of the rows that it read."""
+    numbers = jax.lax.stop_gradient(scores_in_parts(params, judge, batch.judged, size))
+    return batch.replace(host_rewards={**batch.host_rewards, judge.name: numbers}, judged=None)
+
+
+def make_judge(judge: Judge, size: int = 0, mesh: Mesh | None = None):
+    """The jitted judge(params, judged) -> [P, Q], `size` prompts at a time (0: all), for where no step is.
+
+    With a mesh prompts are split over it, and every process gets all numbers.
+    """
+
+    def run(params: JudgeParams, judged: Judged) -> Float[Array, "P Q"]:
+        if mesh is not None:
+            judged = jax.lax.with_sharding_constraint(judged, by_prompt(mesh, judged))
+        return scores_in_parts(params, judge, judged, size or judged.prompt.shape[0])
+
+    return jax.jit(run, out_shardings=None if mesh is None else replicated(mesh))

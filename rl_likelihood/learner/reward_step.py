@@ -1,0 +1,153 @@
+"""The jitted step of a reward model: a decoder and its value head, trained on comparisons of answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from rl_likelihood.fields import field
+from rl_likelihood.learner import preference
+from rl_likelihood.learner.judge import ValueHead, value
+from rl_likelihood.learner.micro_batches import split, unstacked
+from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer, schedule
+from rl_likelihood.learner.rows import StepConfig
+from rl_likelihood.learner.step import state_shardings
+from rl_likelihood.mesh import by_prompt, compiler_options, replicated
+from rl_likelihood.model.decoder import ModelConfig, Params, is_spec, param_specs, stack_layers
+from rl_likelihood.rewards.shaping import init_filter
+from rl_likelihood.shapes import Compared, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig:
+    """How `python -m rl_likelihood.reward_model` trains. The decoder's learning rate is optim.lr."""
+
+    loss: Literal["bradley_terry", "listwise"] = field(
+        "bradley_terry", "bradley_terry: the pairs of right and wrong; listwise: the right one among all"
+    )
+    centre: float = field(0.0, "weight of (right + wrong)^2, which keeps scores near 0; 0.01 is usual", least=0)
+    head_lr: float = field(1e-3, "learning rate of the value head, with the decoder's schedule", above=0)
+    options: int = field(5, "answers of one question at most, the right one included", least=2)
+
+
+class Trained(struct.PyTreeNode):
+    """The `opt_state` of a reward model's TrainState: the head, and both optimizers' states."""
+
+    head: ValueHead
+    of_decoder: Any
+    of_head: Any
+
+
+class Optimizers(NamedTuple):
+    """One for the decoder, one for the head."""
+
+    decoder: optax.GradientTransformation
+    head: optax.GradientTransformation
+
+
+def make_optimizers(cfg: OptimizerConfig, head_lr: float) -> Optimizers:
+    """AdamW for the decoder, Adam for the head; the same schedule."""
+    of_head = schedule(dataclasses.replace(cfg, lr=head_lr))
+    return Optimizers(make_optimizer(cfg), optax.adam(of_head, cfg.b1, cfg.b2, cfg.eps))
+
+
+def init_state(params: Params, width: int, optimizers: Optimizers) -> TrainState:
+    """Step 0, with a head of zeros: every score is 0."""
+    head = ValueHead(jnp.zeros(width, jnp.float32), jnp.float32(0))
+    trained = Trained(head, optimizers.decoder.init(params), optimizers.head.init(head))
+    return TrainState(step=jnp.int32(0), params=params, opt_state=trained, filter=init_filter())
+
+
+def shardings(mesh: Mesh, model: ModelConfig, optimizers: Optimizers, state: Any) -> TrainState:
+    """Shardings of the state: the decoder as in the policy's step, the head everywhere. `state`: its shapes."""
+    of_decoder = state_shardings(mesh, model, optimizers.decoder, StepConfig())
+    everywhere = lambda tree: jax.tree.map(lambda _: replicated(mesh), tree)
+    trained = Trained(everywhere(state.opt_state.head), of_decoder.opt_state, everywhere(state.opt_state.of_head))
+    return of_decoder.replace(opt_state=trained)
+
+
+def _loss(trainable: tuple[Params, ValueHead], model: ModelConfig, cfg: PreferenceConfig, batch: Compared, count):
+    """Loss contribution of a micro-batch, and its sums of metrics."""
+    params, head = trainable
+    scores = value(params, model, head, batch.judged)
+    each = preference.loss(cfg.loss, scores, batch.there, batch.margins, cfg.centre)
+    d, pairs = preference.differences(scores, batch.there)
+    won = jnp.where(pairs, (d > 0) + 0.5 * (d == 0), 0.0).sum()
+    margin = jnp.where(pairs, d, 0.0).sum()
+    spread = jnp.where(batch.there, scores, 0.0)
+    sums = {"won": won, "pairs": pairs.sum(), "margin": margin, "squares": (spread**2).sum(), "rows": batch.there.sum()}
+    return each.sum() / count, sums | {"loss": each.sum() / count}
+
+
+def gradients(
+    trainable: tuple[Params, ValueHead], model: ModelConfig, cfg: PreferenceConfig, batch: Compared, size: int
+):
+    """Gradient of the mean loss over the batch's questions, and sums of metrics; `size` questions at a time, 0: all."""
+    count = jnp.maximum((batch.there[:, 0] & batch.there[:, 1:].any(-1)).sum(), 1).astype(jnp.float32)
+
+    def one(trainable, part):
+        (_, sums), grads = jax.value_and_grad(_loss, has_aux=True)(trainable, model, cfg, part, count)
+        return grads, sums
+
+    p = batch.there.shape[0]
+    if not size or size >= p:
+        return one(trainable, batch)
+    alone = (unstacked(model, trainable[0])[0], trainable[1])
+
+    def body(total, part):
+        grads, sums = one(alone, part)
+        return jax.tree.map(jnp.add, total, grads), sums
+
+    zero = jax.tree.map(jnp.zeros_like, alone)
+    grads, sums = jax.lax.scan(body, zero, split(batch, size))
+    if not model.scan_layers:
+        grads = (stack_layers(grads[0]), grads[1])
+    return grads, jax.tree.map(lambda x: x.sum(0), sums)
+
+
+def make_reward_step(
+    model: ModelConfig, cfg: PreferenceConfig, optimizers: Optimizers, mesh: Mesh, batch: Compared, size: int = 0
+):
+    """The jitted step(state, batch) -> (state, metrics). `state` is donated."""
+
+    def step(state: TrainState, batch: Compared):
+        trained = state.opt_state
+        (grads, of_head), sums = gradients((state.params, trained.head), model, cfg, batch, size)
+        # Differences of scores have no bias. Its gradient is rounding, which Adam would make as large as any.
+        of_head = of_head._replace(bias=jnp.zeros_like(of_head.bias))
+        updates, decoder = optimizers.decoder.update(grads, trained.of_decoder, state.params)
+        head_updates, head = optimizers.head.update(of_head, trained.of_head, trained.head)
+        pairs, rows = jnp.maximum(sums["pairs"], 1), jnp.maximum(sums["rows"], 1)
+        out = {
+            "loss/preference": sums["loss"],
+            "preference/accuracy": sums["won"] / pairs,
+            "preference/margin": sums["margin"] / pairs,
+            "preference/score_rms": jnp.sqrt(sums["squares"] / rows),
+            "grad/norm": optax.tree.norm((grads, of_head)),
+        }
+        return state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=Trained(optax.apply_updates(trained.head, head_updates), decoder, head),
+        ), out
+
+    state = jax.eval_shape(lambda p: init_state(p, model.width, optimizers), _shapes(model))
+    at, everywhere = shardings(mesh, model, optimizers, state), replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(at, by_prompt(mesh, batch)),
+        out_shardings=(at, everywhere),
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh, model.scratch_kib),
+    )
+
+
+def _shapes(model: ModelConfig) -> Params:
+    """The parameters as shapes."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(model), is_leaf=is_spec)

@@ -1,0 +1,175 @@
+"""Train and measure a reward model: python -m rl_likelihood.reward_model --config=configs/reward_model.py --workdir=DIR
+
+Comparisons are a prepared data set (teleqna_pairs) or files of lines with prompt, chosen, rejected. Prints one JSON
+object of the held-out comparisons and appends it to DIR/rm_eval.jsonl, before training and after it; with --evaluate
+only that. What the length of an answer or its words alone would get stands beside every accuracy. The same workdir
+resumes. RL on it: --config.reward.name=reward_model --config.judge.model=DIR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from rl_likelihood.cli.command import from_flags, run_main
+from rl_likelihood.config import build
+from rl_likelihood.data import judged_text, tokenizer
+from rl_likelihood.data.byte_tokenizer import BYTES
+from rl_likelihood.data.judged_text import SCORE, Reader
+from rl_likelihood.data.order import order
+from rl_likelihood.data.pairs import Comparison
+from rl_likelihood.evaluation import preference
+from rl_likelihood.evaluation.preference import Scored
+from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
+from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, shardings
+from rl_likelihood.mesh import put, ready
+from rl_likelihood.model.decoder import ModelConfig, Params
+from rl_likelihood.report.metrics import MetricsWriter
+from rl_likelihood.rollouts.local_judge import save_head
+from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.runtime.checkpoint import CheckpointConfig
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.devices import make_devices, using
+from rl_likelihood.runtime.lock import lock
+from rl_likelihood.runtime.signals import StopRequest
+from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim
+from rl_likelihood.settings import Config
+from rl_likelihood.shapes import TrainState, UserError
+from rl_likelihood.task import load_model, load_tokenizer
+from rl_likelihood.training.comparisons import encode, load_comparisons, scores_of
+
+EVAL = "rm_eval.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What stays the same from the first step to the last."""
+
+    config: Config
+    workdir: Path
+    reader: Reader
+    model: ModelConfig
+    model_path: str
+    train: list[Comparison]
+    heldout: list[Comparison]
+    run: Any  # the jitted judge of evaluations
+
+
+def main() -> None:
+    c = build(from_flags()[0])
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/rm")
+    out = reward_model(c, Path(flags.FLAGS.workdir), only_evaluate=flags.FLAGS.evaluate)
+    print(json.dumps(out))
+
+
+def reward_model(c: Config, workdir: Path, only_evaluate: bool = False) -> dict[str, Any]:
+    """Trains to the last step, or only evaluates; the held-out numbers."""
+    if jax.process_count() > 1:
+        raise UserError("reward_model runs in one process; give it one host's devices")
+    train, heldout = load_comparisons(c.data)
+    if only_evaluate and checkpoint.latest_step(workdir) is None:
+        raise UserError(f"{workdir} holds no reward model to evaluate; leave --evaluate out to train one")
+    with contextlib.ExitStack() as stack:
+        workdir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock(workdir))
+        claim(workdir, c)
+        devices = make_devices(c)
+        model, params, path = load_model(c, devices.learner)
+        text, eos_ids = load_tokenizer(path, c.judge.template)
+        vocab = tokenizer.vocab_bytes(text, model.vocab_size)
+        if c.judge.max_prompt + c.judge.max_row > model.max_position:
+            raise UserError(
+                f"judge.max_prompt + judge.max_row = {c.judge.max_prompt + c.judge.max_row}, more than the "
+                f"{model.max_position} positions of the model; lower one"
+            )
+        reader = Reader(text, vocab, SCORE, c.judge.max_prompt, c.judge.max_row)
+        judged_text.refuse_template(reader)
+        judged_text.refuse_long(reader, [r.prompt for r in (*train, *heldout)])
+        if path != BYTES and not (workdir / TOKENIZER).exists():
+            tokenizer.save_tokenizer(text, workdir / TOKENIZER, eos_ids)
+        setup = Setup(c, workdir, reader, model, path, train, heldout, make_judge(Judge("reward_model", model)))
+        say(f"{len(train)} comparisons to train on, {len(heldout)} held out")
+        return _learn(setup, devices, params, stack, only_evaluate)
+
+
+def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_evaluate: bool) -> dict[str, Any]:
+    """The loop, from the last checkpoint or the start."""
+    c, mesh = s.config, devices.learner
+    optimizers = make_optimizers(c.optimizer, c.preference.head_lr)
+    shapes = jax.eval_shape(lambda p: init_state(p, s.model.width, optimizers), params)
+    at = shardings(mesh, s.model, optimizers, shapes)
+    keep = CheckpointConfig(c.train.checkpoint_every, c.train.keep_checkpoints)
+    manager = checkpoint.open_manager(s.workdir, keep)
+    stack.callback(checkpoint.close, manager)
+    if checkpoint.latest_step(s.workdir) is None:
+        state = put(init_state(params, s.model.width, optimizers), at)
+    else:
+        abstract = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, at)
+        state, _ = checkpoint.restore(manager, abstract)
+    del params
+    step, steps = int(state.step), c.train.steps
+    if only_evaluate or step >= steps:
+        return _evaluate(s, state)
+    writer = stack.enter_context(MetricsWriter(s.workdir, steps, step))
+    writer.status("running", step)
+    if step == 0:
+        _evaluate(s, state)
+    rows_of, program, stop = order(len(s.train), c.train.prompts_per_step, c.seed), None, StopRequest()
+    stack.callback(stop.restore)
+    meta = checkpoint_meta(s.workdir, c, s.model, s.model_path)
+    while step < steps:
+        if stop.requested:
+            checkpoint.save(manager, state, meta)
+            writer.status("interrupted", step)
+            say(f"stopped after step {step}, saved; the same command goes on from there")
+            return {"step": step, "stopped": True}
+        begin = time.perf_counter()
+        batch, cut = encode(s.reader, [s.train[i] for i in rows_of(step)], c.preference.options)
+        if program is None:
+            size = max(0, c.train.micro_batch_prompts)
+            program = make_reward_step(s.model, c.preference, optimizers, mesh, batch, size)
+        with using(mesh):
+            state, out = ready(program(state, batch))
+        step += 1
+        out = {k: float(v) for k, v in out.items()}
+        if not np.isfinite(out["loss/preference"]) or not np.isfinite(out["grad/norm"]):
+            raise UserError(f"step {step}: the loss is not finite; lower optim.lr in a new workdir")
+        writer.metrics(step, out | {"judge/cut": cut, "time/learn": time.perf_counter() - begin})
+        say(f"step {step}/{steps}  loss {out['loss/preference']:.4f}  pairs right {out['preference/accuracy']:.1%}")
+        if checkpoint.due(keep, step, steps):
+            checkpoint.save(manager, state, meta)
+    writer.status("done", step)
+    return _evaluate(s, state)
+
+
+def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
+    """The held-out numbers, appended to rm_eval.jsonl; and the head as judges read it, with the scores' spread."""
+    head = state.opt_state.head
+    size = min(len(s.heldout), s.config.eval.batch_prompts)
+    scores = scores_of(s.run, JudgeParams(state.params, head), s.reader, s.heldout, size)
+    rows = [Scored(r.prompt, r.answers, x, r.category, r.refers) for r, x in zip(s.heldout, scores, strict=True)]
+    out = preference.summary(rows)
+    spread = float(np.concatenate(scores).std())
+    save_head(s.workdir, head, spread or 1.0)
+    line = {"step": int(state.step), **out, "score_spread": spread}
+    run_files.append(s.workdir / EVAL, line)
+    say(
+        f"held out: {out['pair_accuracy']:.1%} of {out['pairs']} pairs right; the longer answer alone gets "
+        f"{out['length_only_pair_accuracy']:.1%}"
+    )
+    return line
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder of the reward model; the same folder again resumes")
+    flags.DEFINE_bool("evaluate", False, "only measure the reward model of the workdir")
+    run_main(main)

@@ -1,0 +1,147 @@
+"""Win rate of one model over another: python -m rl_likelihood.winrate --a=RUN|FILE --b=RUN|FILE --judge=MODEL
+
+A and B are workdirs that were evaluated, or JSON-lines files with prompt, answer and reference. The judge is a model's
+name, folder or .gguf file, a reward model's workdir, or an address that speaks OpenAI's chat protocol, with
+--judge_name (the key is in the environment variable JUDGE_API_KEY). It sees both answers in both orders.
+
+First the judge is measured: it compares reference answers with those of other questions. Where its accuracy is not
+above chance no win rate is printed. Beside it stand its accuracy on reference answers cut in half, and what a judge
+would get that prefers the longer answer. Prints one JSON object and appends it to --out.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from rl_likelihood.cli.command import run_main
+from rl_likelihood.data.judged_text import BETTER
+from rl_likelihood.evaluation import winrate
+from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled, truncated
+from rl_likelihood.rollouts.http_judge import HttpJudge, HttpSettings
+from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts, local_judge
+from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import UserError
+
+# (questions, [P][2] answers) -> the preference for the first [P], and which pairs were judged.
+Compare = Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]
+
+
+def compare_locally(judge: LocalJudge, questions: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Verdicts:
+    """A local judge's preference for the first answer of each pair. A reward model scores each answer by itself."""
+    if judge.params.head is None:
+        out = judge(questions, [[pair] for pair in pairs])
+        return Verdicts(out.values[:, 0], out.keep[:, 0], out.cut)
+    out = judge(questions, [[(first,), (second,)] for first, second in pairs])
+    return Verdicts(winrate.sigmoid(out.values[:, 0] - out.values[:, 1]), out.keep.all(1), out.cut)
+
+
+def compare_by_http(judge: HttpJudge, questions: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Verdicts:
+    """A remote judge's preference for the first answer of each pair."""
+    out = judge(questions, [[pair] for pair in pairs])
+    return Verdicts(out.values[:, 0], out.keep[:, 0], out.cut)
+
+
+def both_orders(
+    compare: Compare, questions: Sequence[str], a: Sequence[str], b: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Preferences for the first answer, A first and then B first, of the pairs that were judged; and what was not."""
+    once = compare(questions, list(zip(a, b, strict=True)))
+    again = compare(questions, list(zip(b, a, strict=True)))
+    keep = once.keep & again.keep
+    return (
+        np.where(keep, once.values, np.nan),
+        np.where(keep, again.values, np.nan),
+        {"failures": int((~once.keep).sum() + (~again.keep).sum()), "cut": once.cut + again.cut},
+    )
+
+
+def calibrate(compare: Compare, rows: Sequence[Answered]) -> dict[str, Any]:
+    """How often the judge prefers a reference answer to another question's, and to its own first half."""
+    rows = [row for row in rows if row.reference.strip()]
+    if len({row.reference for row in rows}) < 2:
+        raise UserError(
+            "--a and --b have no reference answers to measure the judge with; give one of them a field reference"
+        )
+    questions, references = [row.prompt for row in rows], [row.reference for row in rows]
+    out: dict[str, Any] = {}
+    for name, losers in (("shuffled", shuffled(references)), ("truncated", [truncated(r) for r in references])):
+        at = [i for i, (own, other) in enumerate(zip(references, losers, strict=True)) if own.strip() != other.strip()]
+        chosen, rejected = [references[i] for i in at], [losers[i] for i in at]
+        first, second, _ = both_orders(compare, [questions[i] for i in at], chosen, rejected)
+        there = np.isfinite(first)
+        if not there.any():
+            raise UserError("--judge failed on every pair that it is measured with; see its messages above")
+        longer = [0.5 if len(x) == len(y) else float(len(x) > len(y)) for x, y in zip(chosen, rejected, strict=True)]
+        out[name] = winrate.accuracy(first[there], second[there]) | {"length_only": float(np.mean(longer))}
+    return out
+
+
+def measured(compare: Compare, a: dict[str, Answered], b: dict[str, Answered]) -> dict[str, Any]:
+    """The judge's accuracies, and the win rates where they are above chance."""
+    pairs = common(a, b)
+    judge = calibrate(compare, [x._replace(reference=x.reference or y.reference) for x, y in pairs])
+    low, high = judge["shuffled"]["ci95"]
+    if not winrate.above_chance(judge["shuffled"]):
+        why = (
+            f"no win rate: the judge prefers a reference answer to another question's in "
+            f"{100 * judge['shuffled']['accuracy']:.1f} % of {judge['shuffled']['pairs']} pairs (95 % interval "
+            f"{100 * low:.1f} to {100 * high:.1f}), which is not above chance; take another judge"
+        )
+        return {"judge": judge, "refused": why}
+    answers_a, answers_b = [x.answer for x, _ in pairs], [y.answer for _, y in pairs]
+    first, second, lost = both_orders(compare, [x.prompt for x, _ in pairs], answers_a, answers_b)
+    there = np.isfinite(first)
+    if there.sum() < 2:
+        raise UserError(f"--judge failed on {len(there) - there.sum()} of {len(there)} pairs; see its messages above")
+    lengths = [np.asarray([len(x) for x in side], float)[there] for side in (answers_a, answers_b)]
+    return {"judge": judge, **winrate.summary(first[there], second[there], *lengths), **lost}
+
+
+def main() -> None:
+    values = flags.FLAGS
+    for name in ("a", "b", "judge"):
+        if not values[name].value:
+            raise UserError(f"--{name} is missing; write --a=RUN --b=RUN --judge=MODEL")
+    a, b = (read_answers(values[name].value, name) for name in ("a", "b"))
+    if "://" in values.judge:
+        settings = HttpSettings(
+            values.judge, values.judge_name, max_calls=values.max_calls, cache=values.cache or ":memory:"
+        )
+        remote = HttpJudge(settings, BETTER)
+        out = measured(functools.partial(compare_by_http, remote), a, b)
+        out |= {"calls": remote.spent[0], "tokens": remote.spent[1], "failed": dict(remote.failures)}
+        remote.close()
+    else:
+        local = local_judge(values.judge, BETTER, values.max_prompt, values.max_row, values.template, "--")
+        out = measured(functools.partial(compare_locally, local), a, b)
+    row = {"step": 0, "a": values.a, "b": values.b, "by": values.judge, **out}
+    if values.out:
+        run_files.append(values.out, row)
+    print(json.dumps(row))
+    if "refused" in out:
+        raise UserError(out["refused"])
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("a", None, "the model whose wins are counted: a workdir, or a file of answers")
+    flags.DEFINE_string("b", None, "what it is compared with")
+    flags.DEFINE_string("judge", None, "who compares: a model's name, folder or file, or a reward model's workdir")
+    flags.DEFINE_string("judge_name", "", "the model's name at the judge's address")
+    flags.DEFINE_integer("max_calls", 0, "calls of a judge's address at most; 0: no limit", lower_bound=0)
+    flags.DEFINE_string("cache", "winrate.sqlite", "file that keeps an address's verdicts; empty: none")
+    flags.DEFINE_string("template", "model", "the judge's chat template: its own (model), or plain")
+    flags.DEFINE_integer("max_prompt", 512, "tokens of a question in the judge's template at most", lower_bound=1)
+    flags.DEFINE_integer("max_row", 512, "tokens of both answers at most; longer ones are cut", lower_bound=8)
+    flags.DEFINE_string("out", "winrate.jsonl", "file that gets the numbers; empty: none")
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_main(main, config_file=False)

@@ -1,0 +1,73 @@
+"""Accuracy, calibration and baselines of scores of answers: known numbers and identities."""
+
+import numpy as np
+import pytest
+
+from rl_likelihood.evaluation.preference import (
+    Scored,
+    best_of,
+    best_of_n_kl,
+    best_temperature,
+    brier,
+    ece,
+    nll,
+    sigmoid,
+    summary,
+)
+
+P, Y = np.array([0.9, 0.8, 0.7, 0.6, 0.55, 0.95]), np.array([1.0, 1, 0, 1, 0, 1])
+
+
+def rows(n=200, seed=0, flip=False):
+    """Questions of 4 answers whose scores follow which is right and, a little, how long it is."""
+    rng, out = np.random.default_rng(seed), []
+    for i in range(n):
+        answers = ["x" * int(k) for k in rng.integers(3, 20, 4)]
+        scores = rng.normal(size=4) + 0.05 * np.array([len(a) for a in answers])
+        scores[0] += 1.0
+        out.append(Scored("q", answers, -scores if flip else scores, "ab"[i % 2], i % 5 == 0))
+    return out
+
+
+def test_known_numbers():
+    assert brier(P, Y) == pytest.approx(0.1675) and nll(P, Y) == pytest.approx(0.482184, abs=1e-6)
+    assert [best_of_n_kl(n) for n in (1, 2, 4, 16)] == pytest.approx([0, 0.193147, 0.636294, 1.835089], abs=1e-6)
+    assert (
+        best_of([1, 0, 1]) == 0.5 and best_of([0, 1, 1]) == 0 and best_of([2, 1]) == 1 and best_of([1, 1, 1]) == 1 / 3
+    )
+    assert ece(np.full(10, 0.7), np.array([1.0] * 7 + [0] * 3), bins=1) == pytest.approx(0)
+    assert ece(np.full(10, 0.9), np.array([1.0] * 7 + [0] * 3), bins=1) == pytest.approx(0.2)
+
+
+def test_swapped_scores_give_one_minus_the_accuracy():
+    out, swapped = summary(rows(), 200), summary(rows(flip=True), 200)
+    for name in ("pair_accuracy", "accuracy_when_shorter", "pair_accuracy/a", "pair_accuracy_without_referring"):
+        assert swapped[name] == pytest.approx(1 - out[name]) and out[name] > 0.5, name
+        low, high = out["ci95"][name]
+        assert low < out[name] < high
+    assert out["accuracy_when_shorter"] < out["pair_accuracy"] and out["length_correlation"] > 0.1
+    assert swapped["length_only_pair_accuracy"] == out["length_only_pair_accuracy"] == pytest.approx(0.5, abs=0.05)
+    assert out["pairs"] == 600 and out["questions"] == 200 and out["chance_best_of_options"] == 0.25
+
+
+def test_equal_scores_know_nothing():
+    equal = [r._replace(scores=np.zeros(4)) for r in rows(20)]
+    out = summary(equal, 50)
+    assert out["pair_accuracy"] == 0.5 and out["best_of_options"] == 0.25 and out["nll"] == pytest.approx(np.log(2))
+    assert out["length_correlation"] == 0 and out["brier"] == 0.25
+
+
+def test_the_baselines_see_length_and_words():
+    out = summary([Scored("a red car", ["a red car here", "blue"], np.array([0.0, 1.0]))] * 3, 20)
+    assert out["length_only_pair_accuracy"] == out["overlap_only_pair_accuracy"] == 1 and out["pair_accuracy"] == 0
+    assert "accuracy_when_shorter" not in out, "no right answer is shorter"
+
+
+def test_a_temperature_calibrates():
+    rng = np.random.default_rng(3)
+    x = rng.normal(0, 2, 20000)
+    right = np.where(rng.random(20000) < sigmoid(x), x, -x)  # calibrated differences, right minus wrong
+    assert best_temperature(right) == pytest.approx(1, abs=0.05)
+    assert best_temperature(3 * right) == pytest.approx(3, abs=0.15)
+    p, y = sigmoid(np.abs(3 * right)), (right > 0).astype(float)
+    assert ece(sigmoid(np.abs(right)), y) < 0.02 < ece(p, y)

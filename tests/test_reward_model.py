@@ -1,0 +1,93 @@
+"""The reward_model command: trains, resumes, evaluates; its folder is a judge; what is wrong with the data is named."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from rl_likelihood.config import build
+from rl_likelihood.data.judged_text import SCORE
+from rl_likelihood.report.metric_table import unknown
+from rl_likelihood.reward_model import reward_model
+from rl_likelihood.rollouts.local_judge import local_judge
+from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import UserError
+from rl_likelihood.training.comparisons import load_comparisons
+from tests.runs import small_config
+
+
+def write(path, n=60, seed=0):
+    """Comparisons whose right answer alone has an x in it."""
+    rng = np.random.default_rng(seed)
+    with open(path, "w") as file:
+        for i in range(n):
+            words = ["".join(rng.choice(list("abcdef"), 4)) for _ in range(3)]
+            row = {"prompt": f"Which of {i}?", "chosen": words[0][:2] + "x" + words[0][2:], "rejected": words[1:]}
+            file.write(json.dumps(row) + "\n")
+    return str(path)
+
+
+def config(data, **changes):
+    values = {
+        "data__source": "files",
+        "data__train_path": data,
+        "data__train_size": 0,
+        "data__heldout_size": 8,
+        "judge__max_prompt": 40,
+        "judge__max_row": 20,
+        "preference__head_lr": 0.02,
+        "optim__lr": 3e-3,
+        "train__steps": 4,
+        "train__checkpoint_every": 2,
+        "eval__prompts": 8,
+        "eval__batch_prompts": 5,
+    }
+    return build(small_config(**{**values, **changes}))
+
+
+def test_it_trains_resumes_and_judges(tmp_path):
+    data, run = write(tmp_path / "rows.jsonl"), tmp_path / "run"
+    out = reward_model(config(data), run)
+    lines = run_files.read(run / "rm_eval.jsonl")
+    assert [line["step"] for line in lines] == [0, 4] and lines[1]["pair_accuracy"] == out["pair_accuracy"]
+    assert lines[0]["pair_accuracy"] == 0.5 and lines[0]["nll"] == pytest.approx(np.log(2), abs=1e-6)
+    assert lines[0]["length_only_pair_accuracy"] == 1 and "ci95" in lines[0]
+    rows = run_files.read(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and not unknown(rows[0])
+    again = reward_model(config(data), run, only_evaluate=True)
+    assert again["pair_accuracy"] == out["pair_accuracy"]
+
+    shutil.rmtree(run / "checkpoints" / "4")
+    assert reward_model(config(data), run)["pair_accuracy"] == out["pair_accuracy"]
+    resumed = run_files.read(run / "metrics.jsonl")
+    assert [row["loss/preference"] for row in resumed] == [row["loss/preference"] for row in rows]
+
+    judge = local_judge(str(run), SCORE, 40, 20)
+    _, heldout = load_comparisons(config(data).data)
+    scores = judge([r.prompt for r in heldout], [[(a,) for a in r.answers] for r in heldout])
+    right = scores.values[:, :1] > scores.values[:, 1:]
+    assert right.mean() == pytest.approx(out["pair_accuracy"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"data__source": "reasoning_gym"}, "data.source is 'reasoning_gym'"),
+        ({"judge__max_prompt": 10}, "judge.max_prompt is 10"),
+        ({"judge__max_row": 3000}, "2048 positions"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(changes, words, tmp_path):
+    data = write(tmp_path / "rows.jsonl", n=12)
+    with pytest.raises(UserError, match=words):
+        reward_model(config(data, **changes), tmp_path / "run")
+
+
+def test_no_question_is_on_both_sides(tmp_path):
+    data = write(tmp_path / "rows.jsonl", n=30)
+    train, heldout = load_comparisons(config(data).data)
+    assert len(heldout) == 8 and len(train) == 22
+    assert not {r.prompt for r in train} & {r.prompt for r in heldout}
+    with pytest.raises(UserError, match="no reward model to evaluate"):
+        reward_model(config(data), tmp_path / "none", only_evaluate=True)

@@ -1,0 +1,109 @@
+"""The winrate command: runs and files, a judge that can tell and one that cannot, both orders."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled
+from rl_likelihood.model.decoder import init
+from rl_likelihood.rollouts.local_judge import Verdicts
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import random_key, random_model
+from rl_likelihood.weights import files
+from rl_likelihood.winrate import measured
+
+QUESTIONS = [f"What is {n} + {n}?" for n in range(30)]
+A = {q: Answered(q, f"it is {2 * n}", f"it is {2 * n}") for n, q in enumerate(QUESTIONS)}
+# B is right on every third question only.
+B = {q: Answered(q, f"it is {2 * n + (n % 3 > 0)}", "") for n, q in enumerate(QUESTIONS)}
+
+
+def knows(questions, pairs):
+    """A judge that can add and prefers what it reads first a little."""
+    right = [f"it is {2 * int(q.split()[2])}" for q in questions]
+    marks = [[0.3 * (answer == goal) for answer in pair] for goal, pair in zip(right, pairs, strict=True)]
+    return Verdicts(np.array([0.55 + x - y for x, y in marks]), np.ones(len(pairs), bool), 0)
+
+
+def test_a_judge_that_can_tell_gives_a_win_rate():
+    out = measured(knows, A, B)
+    assert out["judge"]["shuffled"]["accuracy"] == 1 and out["judge"]["truncated"]["length_only"] == 1
+    assert out["judge"]["shuffled"]["length_only"] == pytest.approx(0.5, abs=0.2)
+    # 10 ties at one half, 20 wins by 0.3.
+    assert out["win_rate"] == pytest.approx(100 * (10 * 0.5 + 20 * 0.8) / 30)
+    assert out["first_bias"] == pytest.approx(0.05) and out["prompts"] == 30 and out["failures"] == 0
+    other = measured(knows, {q: a._replace(reference=A[q].reference) for q, a in B.items()}, A)
+    assert other["win_rate"] == pytest.approx(100 - out["win_rate"])
+
+
+def test_a_judge_that_cannot_tell_gives_none():
+    def first(questions, pairs):
+        return Verdicts(np.full(len(pairs), 0.9), np.ones(len(pairs), bool), 0)
+
+    out = measured(first, A, B)
+    assert "win_rate" not in out and "not above chance" in out["refused"]
+    assert out["judge"]["shuffled"]["accuracy"] == 0.5
+    assert out["judge"]["shuffled"]["first_bias"] == pytest.approx(0.4)
+
+
+def test_what_the_judge_failed_on_is_left_out_and_counted():
+    def fails_on_some(questions, pairs):
+        out = knows(questions, pairs)
+        return out._replace(keep=np.array([q != QUESTIONS[1] for q in questions]))
+
+    out = measured(fails_on_some, A, B)
+    assert out["prompts"] == 29 and out["failures"] == 2 and out["judge"]["shuffled"]["pairs"] == 29
+    assert out["win_rate"] == pytest.approx(100 * (10 * 0.5 + 19 * 0.8) / 29)
+
+
+def test_a_shuffled_reference_is_another_one():
+    references = ["a", "a", "a", "b", "c", "d"]
+    for seed in range(20):
+        others = shuffled(references, seed)
+        assert sorted(others) == sorted(references)
+        assert all(x != y for x, y in zip(others, references, strict=True)), seed
+
+
+def write(path, answered):
+    path.write_text("".join(json.dumps(a._asdict()) + "\n" for a in answered.values()))
+    return path
+
+
+def test_files_are_read_and_what_is_wrong_is_named(tmp_path):
+    a = read_answers(str(write(tmp_path / "a.jsonl", A)), "a")
+    assert a == A and len(common(a, B)) == 30
+    for text, words in (
+        ('{"prompt": "q"}', "'answer' or 'output'"),
+        ('{"instruction": 1, "output": "x"}', "'prompt' or 'instruction'"),
+        ("", "holds no answers"),
+        ('{"prompt": "q", "answer": "a"}\n' * 2, "twice"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(UserError, match=words):
+            read_answers(str(tmp_path / "bad.jsonl"), "b")
+    with pytest.raises(UserError, match="--b=.*nowhere"):
+        read_answers(str(tmp_path / "nowhere"), "b")
+    with pytest.raises(UserError, match="no evaluation"):
+        read_answers(str(tmp_path), "b")
+    with pytest.raises(UserError, match="1 questions in common"):
+        common(A, {QUESTIONS[0]: B[QUESTIONS[0]]})
+
+
+def test_the_command_refuses_a_judge_of_random_weights(tmp_path):
+    model = random_model("nano")
+    files.save(tmp_path / "judge", model, init(random_key(0, 0), model))
+    save_tokenizer(byte_tokenizer(), tmp_path / "judge")
+    a, b = write(tmp_path / "a.jsonl", A), write(tmp_path / "b.jsonl", B)
+    command = [sys.executable, "-m", "rl_likelihood.winrate", f"--a={a}", f"--b={b}", f"--judge={tmp_path / 'judge'}"]
+    done = subprocess.run([*command, f"--out={tmp_path / 'out.jsonl'}"], capture_output=True, text=True)
+    assert done.returncode == 2 and "not above chance" in done.stderr, done.stderr
+    row = json.loads(done.stdout)
+    assert row["judge"]["shuffled"]["pairs"] == 30 and 0 <= row["judge"]["shuffled"]["accuracy"] <= 1
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == row
+    missing = subprocess.run(command[:-1], capture_output=True, text=True)
+    assert missing.returncode == 2 and "--judge is missing" in missing.stderr
