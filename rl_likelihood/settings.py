@@ -33,7 +33,9 @@ SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512),
 class ModelSettings:
     """Which model, and how it is computed."""
 
-    path: str = field("", 'Hugging Face folder, .gguf file, workdir of another run, or "smollm2-135m-instruct"')
+    path: str = field(
+        "", 'folder or org/name of Hugging Face, .gguf file, workdir of another run, or "smollm2-135m-instruct"'
+    )
     preset: str = field("", 'instead of a path: random weights of this size ("tiny", 1.6 M parameters) over bytes')
     compute_dtype: Literal["auto", "float32", "bfloat16"] = field(
         "auto", "auto: bfloat16 on accelerators, float32 on CPU; parameters, log-probs and losses are always float32"
