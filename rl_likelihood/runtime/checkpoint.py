@@ -26,8 +26,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
-from rl_likelihood.model.decoder import ModelConfig, Params, RopeScaling, Spec, is_spec, param_specs
+from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
 from rl_likelihood.model.lora import LoraConfig, merged, trained_specs
+from rl_likelihood.model.rope import RopeScaling, YarnScaling
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.checksums import DamagedError, check_files, check_sums, checksums
 from rl_likelihood.runtime.quiet import quiet_orbax
@@ -369,7 +370,8 @@ def _model(path: epath.Path, meta: dict[str, Any]) -> tuple[ModelConfig, str]:
     try:
         fields, model_path = dict(meta["model_config"]), meta["model_path"]
         if fields.get("rope_scaling") is not None:
-            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+            kind = YarnScaling if "beta_fast" in fields["rope_scaling"] else RopeScaling
+            fields["rope_scaling"] = kind(**fields["rope_scaling"])
         return ModelConfig(**fields), model_path
     except (KeyError, TypeError) as e:
         raise UserError(
