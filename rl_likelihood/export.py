@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags
 from safetensors import SafetensorError
 
+from rl_likelihood import fields
 from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.tokenizer import save_tokenizer, vocab_bytes
 from rl_likelihood.model.decoder import ModelConfig, Params, count
@@ -67,7 +68,7 @@ def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path
         export(
             cfg, checkpoint.restore_params(workdir / checkpoint.INITIAL)[1], tokenizer_path(workdir, model_path), base
         )
-    files.save_adapters(out, adapters, LoraConfig(**meta["lora"]), str(base.resolve()))
+    files.save_adapters(out, adapters, fields.read(LoraConfig, meta["lora"], "lora."), str(base.resolve()))
 
 
 def main() -> None:

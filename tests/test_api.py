@@ -31,19 +31,21 @@ def test_a_config_of_a_file_with_other_fields():
         api.config("nowhere.py")
 
 
-def test_a_score_is_what_training_saw_of_the_chain(run):
-    """samples.jsonl has answers that were scored in training after their chains, by the model before the step."""
+def test_a_score_is_what_training_saw(run):
+    """samples.jsonl has what each answer scored after an empty chain, by the model before the step."""
     before = api.Run(run.workdir, 0, run.task, api.load(run.task.config, training=False)[1])
-    row = next(r for r in run_files.read(run.workdir / "samples.jsonl") if r["step"] == 1 and r["truncated"])
-    got = api.score(before, row["prompt"], row["chain"], row["reference_answer"])
-    np.testing.assert_allclose([x for _, x in got.answer], row["answer_logp"], atol=2e-4)
+    row = next(r for r in run_files.read(run.workdir / "samples.jsonl") if r["step"] == 1)
+    got = api.score(before, row["prompt"], "", row["reference_answer"])
+    np.testing.assert_allclose([x for _, x in got.answer], row["answer_logp_no_chain"], atol=2e-4)
     assert [token for token, _ in got.answer] == row["answer_tokens"]
-    assert got.rewards["log_prob"] == pytest.approx(row["reward/log_prob"], abs=1e-3)
     scored = np.asarray(row["scored"], bool)
     without = np.asarray(row["answer_logp_no_chain"])[scored].sum()
-    assert got.without_chain["log_prob"] == pytest.approx(without, abs=1e-3)
-    page = got._repr_html_()
-    assert page.count("<span") == len(got.chain) + len(got.answer) and "log_prob" in page
+    assert got.without_chain["log_prob"] == pytest.approx(without, abs=1e-3) == got.rewards["log_prob"]
+    after = api.score(before, row["prompt"], "1 and 2", row["reference_answer"])
+    assert after.without_chain == pytest.approx(got.without_chain) and after.rewards != got.rewards
+    assert "".join(token for token, _ in after.chain).startswith("1 and 2")
+    page = after._repr_html_()
+    assert page.count("<span") == len(after.chain) + len(after.answer) and "log_prob" in page
 
 
 def test_generated_texts_are_those_of_the_sampler_and_follow_the_seed(run):

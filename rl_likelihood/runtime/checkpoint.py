@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
+from rl_likelihood import fields
 from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
 from rl_likelihood.model.lora import LoraConfig, merged, trained_specs
 from rl_likelihood.model.rope import RopeScaling, YarnScaling
@@ -198,7 +199,7 @@ def restore_params(
             path = manager.directory / str(candidate)
             leaves, meta = _read_json(manager, candidate)
             cfg, model_path = _model(path, meta)
-            lora = LoraConfig(**meta["lora"]) if meta.get("lora") else LoraConfig()
+            lora = fields.read(LoraConfig, meta["lora"], "lora.") if meta.get("lora") else LoraConfig()
             leaves = {k: v for k, v in leaves.items() if k.startswith("params/")}
             target = {"params": _params(trained_specs(cfg, lora), leaves)}
             _check_shapes(path, _named(target), leaves)
@@ -254,10 +255,10 @@ def _params(specs: dict[str, Any], leaves: dict[str, dict]) -> Params:
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
     """Parameters, and the other fields by name: two items, so that the first can be read alone."""
-    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    parts = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     if state.reference is None:  # as in checkpoints of versions that had no such field
-        del fields["reference"]
-    return fields.pop("params"), fields
+        del parts["reference"]
+    return parts.pop("params"), parts
 
 
 def _name(path) -> str:
@@ -368,11 +369,11 @@ def _set_aside(path: epath.Path) -> None:
 def _model(path: epath.Path, meta: dict[str, Any]) -> tuple[ModelConfig, str]:
     """ModelConfig and model path from a checkpoint's meta."""
     try:
-        fields, model_path = dict(meta["model_config"]), meta["model_path"]
-        if fields.get("rope_scaling") is not None:
-            kind = YarnScaling if "beta_fast" in fields["rope_scaling"] else RopeScaling
-            fields["rope_scaling"] = kind(**fields["rope_scaling"])
-        return ModelConfig(**fields), model_path
+        values, model_path = dict(meta["model_config"]), meta["model_path"]
+        if values.get("rope_scaling") is not None:
+            kind = YarnScaling if "beta_fast" in values["rope_scaling"] else RopeScaling
+            values["rope_scaling"] = kind(**values["rope_scaling"])
+        return ModelConfig(**values), model_path
     except (KeyError, TypeError) as e:
         raise UserError(
             f"{path}: its meta does not describe the model ({e}); read it with the version that wrote it"

@@ -62,7 +62,7 @@ def test_a_run_without_progress_ends_keeps_its_best_step_and_stays_ended(tmp_pat
 
 
 def test_a_longer_run_of_the_same_workdir_is_the_longer_run(tmp_path):
-    few = {"eval__prompts": 0, "optim__schedule": "constant", "optim__lr": 1e-3}
+    few = {"eval__prompts": 0, "optim__schedule": "constant", "optim__warmup_steps": 1}
     whole = run(tmp_path / "whole", train__steps=3, **few)
     run(tmp_path / "grown", train__steps=2, **few)
     grown = run(tmp_path / "grown", train__steps=3, **few)
