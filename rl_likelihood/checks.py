@@ -51,6 +51,7 @@ def validate(c: Config) -> None:
                 f"{c.prompt.max_answer} tokens; set it to at least that"
             )
     validate_loss(c)
+    validate_posterior(c)
     if c.prompt.template == "raw" and c.worked_examples:
         raise UserError(
             f"prompt.template is 'raw', which has no turns, but {c.worked_examples} worked examples are asked for; set "
@@ -128,6 +129,59 @@ def validate_conversation(c: Config) -> None:
             f"env.credit is 'turn', which goes with loss.advantage loo or mean and two turns or more, not with "
             f"{c.loss.advantage!r} and sampler.max_turns = {c.sampler.max_turns}"
         )
+
+
+def validate_posterior(c: Config) -> None:
+    """Refuse what does not go with a second prompt, and fields of it where there is none."""
+    p, g = c.posterior, c.sampler.group_size
+    for own_name, number in (("target", p.target), ("kl", p.kl)):
+        if number and not p.share:
+            raise UserError(
+                f"posterior.{own_name} is {number}, but posterior.share is 0: no chain is sampled after the answer; "
+                "set a share"
+            )
+    if not p.used:
+        return
+    if "{answer}" not in p.prompt:
+        raise UserError(
+            f"posterior.prompt is {p.prompt!r}, which does not show the reference answer; write {{answer}} where it "
+            "belongs"
+        )
+    if c.reward.supervised or c.converses:
+        why = "reward.name is 'sft'" if c.reward.supervised else f"env.name is {c.env.name!r}"
+        raise UserError(f"posterior.share is {p.share}, posterior.distill {p.distill}, but {why}; set both to 0")
+    if p.distill:
+        if p.share:
+            raise UserError(f"posterior.distill is {p.distill} and posterior.share {p.share}; set one of them to 0")
+        return
+    own = p.rows(g)
+    if abs(own - p.share * g) > 1e-6 or own == 1 or g - own == 1:
+        raise UserError(
+            f"posterior.share is {p.share} of sampler.group_size = {g} chains; it must make a whole number, and both "
+            "prompts must have none or at least two of them"
+        )
+    if p.kl and not p.target:
+        raise UserError(f"posterior.kl is {p.kl}, but posterior.target is 0, from which it is 0; set target or kl=0")
+    for name, value, only in (
+        ("loss.advantage", c.loss.advantage, ("loo",)),
+        ("loss.span", c.loss.span, ("chain", "auto")),
+        ("loss.kl", c.loss.kl, ("none",)),
+        ("loss.ratio", c.loss.ratio, ("none",)),
+        ("loss.clip_low", c.loss.clip_low, (0.0,)),
+        ("loss.clip_high", c.loss.clip_high, (0.0,)),
+        ("loss.mask_move", c.loss.mask_move, (0.0,)),
+        ("reward.vote_train", c.reward.vote_train, (0,)),
+        ("sampler.max_staleness", c.sampler.max_staleness, (0,)),
+    ):
+        if value not in only:
+            raise UserError(f"{name} is {value!r}, but with posterior.share = {p.share} it must be {only[0]}")
+    for t in c.reward.terms:
+        by_group = t.per_std or "group" in t.reward.reads or t.reward.kind == "outcome" or c.reward.by_spread
+        if by_group or t.reward.credits != "chain":
+            raise UserError(
+                f"reward.name has {t.name!r}, but with posterior.share = {p.share} a reward must be of one chain "
+                "alone, as log_prob is: without /std, without the group, without a sampled answer"
+            )
 
 
 def validate_loss(c: Config) -> None:

@@ -15,6 +15,7 @@ from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.envs.table import EnvConfig
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
+from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.learner.reward_step import PreferenceConfig
 from rl_likelihood.learner.rows import ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
@@ -33,9 +34,7 @@ SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512),
 class ModelSettings:
     """Which model, and how it is computed."""
 
-    path: str = field(
-        "", 'folder or org/name of Hugging Face, .gguf file, workdir of another run, or "smollm2-135m-instruct"'
-    )
+    path: str = field("", 'Hugging Face folder or org/name, .gguf, workdir of a run, or "smollm2-135m-instruct"')
     preset: str = field("", 'instead of a path: random weights of this size ("tiny", 1.6 M parameters) over bytes')
     compute_dtype: Literal["auto", "float32", "bfloat16"] = field(
         "auto", "auto: bfloat16 on accelerators, float32 on CPU; parameters, log-probs and losses are always float32"
@@ -252,6 +251,7 @@ class Config:
     preference: PreferenceConfig = PreferenceConfig()
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
+    posterior: PosteriorConfig = PosteriorConfig()
     loss: LossConfig = LossConfig()
     optim: OptimizerConfig = OptimizerConfig()
     train: TrainSettings = TrainSettings()
@@ -274,6 +274,13 @@ class Config:
     def rows_per_prompt(self) -> int:
         """Rows of each prompt that the learner sees."""
         return 1 if self.reward.supervised else self.reward.vote_train or self.sampler.group_size
+
+    @property
+    def max_shown(self) -> int:
+        """Tokens that a prompt which shows its answer may have; 0: there is none."""
+        if not self.posterior.used:
+            return 0
+        return self.posterior.max_prompt or self.prompt.max_prompt + self.prompt.max_answer + 64
 
     @property
     def samples_answer(self) -> bool:
@@ -349,6 +356,7 @@ class Config:
             filter=self.filter,
             proxy=self.proxy,
             lora=self.lora,
+            posterior=self.posterior,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
             two_branches=self.sampled_answer > 0 or self.converses or self.reads_alternatives,

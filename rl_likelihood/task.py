@@ -18,6 +18,7 @@ from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.alternatives import with_alternatives
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.data.shown import with_shown
 from rl_likelihood.datasets import sources
 from rl_likelihood.learner.step import at_once
 from rl_likelihood.model import decoder, splash
@@ -28,7 +29,16 @@ from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.sampler.decode import SamplerConfig
 from rl_likelihood.settings import SIZES, Config
-from rl_likelihood.shapes import Alternatives, Batch, ChainFormat, Example, NoChainRows, Prompts, UserError
+from rl_likelihood.shapes import (
+    Alternatives,
+    Batch,
+    ChainFormat,
+    Example,
+    NoChainRows,
+    Prompts,
+    ShownPrompts,
+    UserError,
+)
 from rl_likelihood.tables import environment_of
 from rl_likelihood.weights import assets, files
 
@@ -124,6 +134,7 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         baseline=shape(f, p) if c.reward.frozen_score else None,
         baseline_logp=shape(f, p, c.prompt.max_answer) if c.reward.frozen_tokens else None,
         no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
+        shown=ShownPrompts(shape(i, p, c.max_shown), shape(i, p)) if c.max_shown else None,
         alternatives=Alternatives(shape(i, p, n), shape(i, p, n), shape(b, p, n), shape(b, p, k))
         if c.reads_alternatives
         else None,
@@ -237,6 +248,8 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
     _refuse_positions(c, model, fmt)
     encode = functools.partial(_begun if c.converses else _asked, c=c, text=text, fmt=fmt)
     rows, too_long = encode(train, skip=c.data.skip_bad_rows)
+    if c.max_shown:
+        rows = with_shown(rows, text, c.prompt, fmt, c.posterior.prompt, c.max_shown)
     if c.reads_alternatives:
         rows = with_alternatives(rows, text, c.prompt, fmt)
         if training and not any(row.alternatives for row in rows):
@@ -261,6 +274,8 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
 def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:
     """UserError where a row may have more tokens than the model has positions."""
     parts = {"prompt.max_prompt": c.prompt.max_prompt}
+    if c.max_shown > c.prompt.max_prompt:
+        parts = {"posterior.max_prompt": c.max_shown}
     if c.converses:
         s = c.sampler
         parts["sampler.max_turns x sampler.max_chain"] = s.max_turns * s.max_chain

@@ -153,41 +153,40 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     programs = StepPrograms(task, devices.learner, optimizer, judge)
     step, steps, over = int(state.step), c.train.steps, False
     source = make_source(task, devices, r.workdir, step, queue, judge)
-    profile = Profile(r.workdir, c.report.profile)
-    alarms, progress = first_alarms(r, step), Progress("trained", steps, "steps", done=step)
-    try:
-        while True:
-            policy = r.policy(state, ref_params)
-            evaluate_if_due(r, policy, step)
-            if over := without_progress(r, state, source, policy) or step >= steps:
-                break
-            r.stop.check()
-            profile.before(step + 1)
-            begin = time.perf_counter()
-            given = next_batch(r, source, state, policy)
-            del policy  # the step takes the state's memory
-            batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
-            t1 = time.perf_counter()
-            state, out, per_row = programs(state, ref_params, batch)
-            t2 = time.perf_counter()
-            step += 1
-            profile.after(step)
-            refuse_nan(step, out, r.workdir)
-            tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
-            out |= given.logged | {"time/learn": t2 - t1, "tokens_per_second": tokens / (t2 - begin)}
-            out = record(r, step, out, given, per_row)
-            progress.advance()
-            say(line(step, steps, out, progress.left()))
-            for sentence in alarms.check(step, out):
-                say(f"warning: {sentence}")
-            if checkpoint.due(keep, step, steps):
-                r.save(state, source.state())
-    except Stopped:
-        r.save(state, source.state())
-    finally:
-        profile.close()
-        source.close()
-        checkpoint.close(r.checkpoints)
+    profile, alarms = Profile(r.workdir, c.report.profile), first_alarms(r, step)
+    closed = contextlib.closing
+    with Progress("trained", steps, "steps", done=step) as progress, closed(source), closed(profile):
+        try:
+            while True:
+                policy = r.policy(state, ref_params)
+                evaluate_if_due(r, policy, step)
+                if over := without_progress(r, state, source, policy) or step >= steps:
+                    break
+                r.stop.check()
+                profile.before(step + 1)
+                begin = time.perf_counter()
+                given = next_batch(r, source, state, policy)
+                del policy  # the step takes the state's memory
+                batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
+                t1 = time.perf_counter()
+                state, out, per_row = programs(state, ref_params, batch)
+                t2 = time.perf_counter()
+                step += 1
+                profile.after(step)
+                refuse_nan(step, out, r.workdir)
+                tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
+                out |= given.logged | {"time/learn": t2 - t1, "tokens_per_second": tokens / (t2 - begin)}
+                out = record(r, step, out, given, per_row)
+                progress.advance()
+                say(line(step, steps, out, progress.left()))
+                for sentence in alarms.check(step, out):
+                    say(f"warning: {sentence}")
+                if checkpoint.due(keep, step, steps):
+                    r.save(state, source.state())
+        except Stopped:
+            r.save(state, source.state())
+        finally:
+            checkpoint.close(r.checkpoints)
     return step, over or step >= steps
 
 

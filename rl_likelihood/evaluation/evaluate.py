@@ -24,7 +24,7 @@ from rl_likelihood.evaluation import conversations, statistics, trace
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import answers_after, given_rollout, to_batch
+from rl_likelihood.learner.batching import answers_after, beside, given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
@@ -35,7 +35,7 @@ from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.settings import largest_divisor
-from rl_likelihood.shapes import CHAIN, REFERENCE, ROW_FIELDS, TAG, ChainFormat, Rollout
+from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout
 from rl_likelihood.tables import grader_table
 from rl_likelihood.task import EVALUATE, Task
 
@@ -172,7 +172,7 @@ def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Po
     sampler = task.eval_sampler(samples, width_multiple=0, max_sampled_answer=c.eval_answer if graded else 0)
     weights = sampler_weights(e.params, task.model, e.devices)
     # The chain that is scored with the next question's answer; a key of the files.
-    previous = Chain(**before[-1]["lent"]) if before and samples else None
+    previous = Chain(**before[-1]["first_sampled"]) if before and samples else None
     for batch in _sampled(e, weights, range(first, n), size, width, sampler):
         if graded:
             no_chain: list[list[Any]] = [[]] * len(batch.rows)
@@ -224,7 +224,7 @@ def _record(task: Task, batch: Batch, i: int, samples: int) -> Record:
         "no_chain": {**direct[0], "chain_tokens": len(task.fmt.close_think_ids), "samples": direct[1:]},
         "swapped": float(batch.logp[i, -2]) if batch.logp is not None and batch.swapped and batch.swapped[i] else None,
         "transition_words": rules.transition_rate(words, task.config.report.transition_words),
-        "lent": first_sampled_chain(batch.rollout, i)._asdict(),
+        "first_sampled": first_sampled_chain(batch.rollout, i)._asdict(),
     }
 
 
@@ -343,7 +343,7 @@ def _scores(e: Evaluation, rows: list[EncodedExample], rollout: Rollout, swapped
     ]
     parts = _parts(task, rows, rollout) if task.config.eval.trace else []
     given = [given_rollout(answers, after, pad, width) for after in (*parts, others)]
-    batch = to_batch(_beside(rollout, *given, no_chain))
+    batch = to_batch(beside(rollout, *given, no_chain))
     step = dataclasses.replace(
         task.config.step,
         two_branches=True,
@@ -371,9 +371,3 @@ def _after(chain: Chain, row: EncodedExample) -> tuple[np.ndarray, np.ndarray]:
     parts = ((CHAIN, chain.chain), (TAG, chain.tag), (REFERENCE, row.answer_ids))
     ids = np.concatenate([np.asarray(part, np.int32) for _, part in parts])
     return ids, np.repeat(np.asarray([kind for kind, _ in parts], np.int32), [len(part) for _, part in parts])
-
-
-def _beside(*rollouts: Rollout) -> Rollout:
-    """The rows of all of them in one group for each prompt."""
-    rows = ({k: getattr(rollout, k) for k in ROW_FIELDS} for rollout in rollouts)
-    return rollouts[0].replace(**jax.tree.map(lambda *parts: np.concatenate(parts, 1), *rows))

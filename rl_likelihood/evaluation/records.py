@@ -23,7 +23,7 @@ from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
 FOLDER = "evaluations"  # of a workdir: the records
-FORMAT = 2  # of the records: raise it when they change meaning
+FORMAT = 3  # of the records: raise it when they change meaning
 
 
 def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples: int) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.fields import field
+from rl_likelihood.learner.posterior import Chains, PosteriorConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.attention import predecessor
 from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
@@ -40,6 +42,7 @@ class StepConfig:
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
     lora: LoraConfig = LoraConfig()
+    posterior: PosteriorConfig = PosteriorConfig()
     policy_span: str = "chain"  # chain | response (chain and sampled answer)
     supervise_chain: bool = False  # the answer term also covers the chain (SFT on given chains)
     two_branches: bool = False  # rows may hold a sampled answer before the reference answer, or several references
@@ -159,11 +162,13 @@ def floored(logp: Float[Array, "P G T"], batch: Batch, cfg: StepConfig) -> Float
 
 
 class Forward(NamedTuple):
-    """One forward's rows, the inputs of rewards, and the log-prob of each prompt's answer without a chain."""
+    """One forward's rows, the inputs of rewards, the log-prob of each prompt's answer without a chain, and, where there
+    is a second prompt, the chains after both."""
 
     rows: RowStats
     observation: Observation
     no_chain_log_prob: Float[Array, "P"] | None
+    chains: Chains | None = None
 
 
 def observe(
@@ -204,4 +209,15 @@ def observe(
         alternatives=batch.alternatives,
         alternatives_logp=None if others is None else floored(others, batch, cfg),
     )
-    return Forward(rows, observation, no_chain)
+    chains = None if batch.shown is None else _chains(params, model, batch, cfg, observation)
+    return Forward(rows, observation, no_chain, chains)
+
+
+def _chains(params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, observation: Observation) -> Chains:
+    """The chains' log-probs after both prompts. Gradients go through the second where its chains earn the reward."""
+    after = batch.replace(prompt=batch.shown.tokens, prompt_length=batch.shown.length, no_chain=None, alternatives=None)
+    shown = row_stats(params if cfg.posterior.target else jax.lax.stop_gradient(params), model, after, cfg).stats
+    group = batch.completion.shape[1]
+    from_shown = np.arange(group) >= group - cfg.posterior.rows(group)
+    sampled = observation.sampled
+    return Chains(sampled.log_prob, shown.log_prob, sampled.mask, observation.keep, from_shown)

@@ -12,11 +12,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from rl_likelihood.learner import measures, surrogate
+from rl_likelihood.learner import measures, posterior, surrogate
 from rl_likelihood.learner.cross import cross_log_probs
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch
 from rl_likelihood.learner.micro_batches import split, unstacked, whole
-from rl_likelihood.learner.rows import RowStats, StepConfig, observe, policy_masks, row_stats
+from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts
 from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
 from rl_likelihood.model.decoder import (
@@ -65,6 +65,8 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
             forward = forward._replace(observation=forward.observation._replace(initial_nll=nll))
         if cfg.loss.kl == "reward_k1":
             extra = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
+    if forward.chains is not None and cfg.posterior.kl:
+        extra = -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(forward.chains, cfg.posterior.target))
     return forward, ref, mixture.objective(forward.observation, cfg.reward, extra)
 
 
@@ -74,18 +76,9 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
     loss = cfg.loss
     forward, ref, (f, reward, terms) = _rewards(*differentiated, models, batch, model, cfg)
     rows, keep = forward.rows, forward.observation.keep
-    logp, mask = forward.observation.logp, forward.observation.sampled.mask
-
-    difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
-    advantage = surrogate.advantages(difference, keep, loss.advantage)
-    paid = advantage
-    if cfg.turn_credit:
-        constant = jax.lax.stop_gradient(logp)
-        paid = advantage[..., None] + surrogate.turn_gains(constant, batch.scored, batch.segment, keep, cfg.turns)
-    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, paid, mask, keep, loss, counts)
-    # Supervision of a given chain is the same objective with the chain among the scored tokens.
-    answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
-    answer = -f(logp, answer_mask, keep).sum() / counts.prompts
+    mask = forward.observation.sampled.mask
+    mixed = forward.chains is not None and cfg.posterior.share > 0
+    advantage, policy, answer = (_mixture_terms if mixed else _terms)(forward, f, reward, batch, cfg, counts)
     kl = jnp.float32(0)
     if ref is not None and loss.kl != "none":
         kind = loss.kl if loss.kl in ("k1", "k2", "k3") else "k3"
@@ -93,18 +86,59 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
         kl = surrogate.aggregate(per_token, mask, keep, loss, counts)
     in_loss = 0.0 if loss.kl == "reward_k1" else loss.kl_coef
     total = loss.policy_term * policy + loss.answer_term * answer + in_loss * kl
-    format_loss = {}
+    more = {}
     if loss.format_term:
-        format_loss = {"loss/format": _format_loss(rows.stats.log_prob, batch, keep) / counts.prompts}
-        total = total + loss.format_term * format_loss["loss/format"]
+        more = {"loss/format": _format_loss(rows.stats.log_prob, batch, keep) / counts.prompts}
+        total = total + loss.format_term * more["loss/format"]
 
     per_row = {"reward": reward, "advantage": advantage, **{f"reward/{k}": v for k, v in terms.items()}}
     weights = mixture.token_weights(forward.observation, cfg.reward)
     if weights is not None:
         per_row["answer_weights"] = weights
+    if forward.chains is not None:
+        batch = batch.replace(sampler_logp=posterior.as_after_question(batch.sampler_logp, forward.chains))
+        shown = {k: v / counts.prompts for k, v in posterior.measured(forward.chains, reward, cfg.posterior).items()}
+        more |= jax.lax.stop_gradient(shown)
     sums, measured = measures.of_rows(forward, batch, cfg)
-    sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl, **format_loss}
+    sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl, **more}
     return total, (sums, per_row | measured)
+
+
+def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
+    """Each row's advantage [P, G], the policy term and the answer term, both as losses."""
+    loss, rows, keep = cfg.loss, forward.rows, forward.observation.keep
+    logp, mask = forward.observation.logp, forward.observation.sampled.mask
+    difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
+    advantage = surrogate.advantages(difference, keep, loss.advantage)
+    paid = advantage
+    if cfg.turn_credit:
+        constant = jax.lax.stop_gradient(logp)
+        paid = advantage[..., None] + surrogate.turn_gains(constant, batch.scored, batch.segment, keep, cfg.turns)
+    if forward.chains is not None:
+        own = posterior.distilled(forward.chains, cfg.posterior.distill_clip)
+        paid = advantage[..., None] + cfg.posterior.distill * own
+    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, paid, mask, keep, loss, counts)
+    # Supervision of a given chain is the same objective with the chain among the scored tokens.
+    answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
+    return advantage, policy, -f(logp, answer_mask, keep).sum() / counts.prompts
+
+
+def _mixture_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
+    """`_terms` of groups with chains from both prompts; the KL's own gradient is in the policy term."""
+    chains, p, logp = forward.chains, cfg.posterior, forward.observation.logp
+    w = posterior.weights(chains, p)
+    advantage = posterior.advantages(reward, w, chains)
+    log_target = posterior.token_target(chains.plain, chains.shown, p.target)
+    policy = surrogate.policy_loss(
+        log_target, batch.sampler_logp, advantage, chains.mask, chains.keep, cfg.loss, counts
+    )
+    if p.kl:
+        own = likelihood.kept_mean(w * posterior.kl_rows(chains, p.target), chains.keep)
+        policy = policy + p.kl * own.sum() / counts.prompts
+    if p.answer_rows == "positive":
+        w = jnp.where(chains.from_shown, 0.0, advantage > 0)
+    each = posterior.of_each_row(f, logp, batch.scored, chains.keep)
+    return advantage, policy, -likelihood.kept_mean(w * each, chains.keep).sum() / counts.prompts
 
 
 def _format_loss(logp: Float[Array, "P G T"], batch: Batch, keep: Bool[Array, "P G"]) -> Float[Array, ""]:
