@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -30,7 +31,7 @@ from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metric_table import higher_is_better, without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
 from rl_likelihood.report.tracking import Tracker, board
-from rl_likelihood.rollouts.asked_judge import judge_of
+from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
 from rl_likelihood.rollouts.samples import write_samples
@@ -136,6 +137,8 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     """
     # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
     devices = make_devices(c)
+    if c.reward.judged:
+        refuse_judge(c, session.workdir)
     task, params = load(c, mesh=devices.learner, known=known)
     judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)
@@ -154,8 +157,7 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     step, steps, over = int(state.step), c.train.steps, False
     source = make_source(task, devices, r.workdir, step, queue, judge)
     profile, alarms = Profile(r.workdir, c.report.profile), first_alarms(r, step)
-    closed = contextlib.closing
-    with Progress("trained", steps, "steps", done=step) as progress, closed(source), closed(profile):
+    with Progress("trained", steps, "steps", done=step) as progress, closing(source), closing(profile):
         try:
             while True:
                 policy = r.policy(state, ref_params)

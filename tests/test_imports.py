@@ -35,7 +35,7 @@ ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "settings", "tab
 for package in ("task", "rollouts", "evaluation", "planning", "report", "training", "sweeps", "cli"):
     ALLOWED[package] = set(ALLOWED)  # whatever stands above this row
 ALLOWED["api"] = set(ALLOWED) | {"train"}  # training from Python is the main's function
-MAINS = {"train", "evaluate", "sweep", "plan", "export", "winrate", "reward_model"}
+MAINS = {"train", "evaluate", "sweep", "plan", "export", "winrate", "reward_model", "rubrics"}
 EVERYTHING = set(ALLOWED)  # but no main: nobody imports one
 ALLOWED |= dict.fromkeys(MAINS, EVERYTHING)
 # Old import paths that keep working (docs/architecture.md, "Contracts"): they do nothing but import the new one.
