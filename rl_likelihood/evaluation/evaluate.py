@@ -1,6 +1,6 @@
 """Evaluation on held-out questions: what a model answers, and how likely it finds the reference answers.
 
-For every question: a greedy chain with its answer, `eval.samples` chains with theirs at temperature 1, as many
+For every question: a greedy chain with its answer, `eval.samples` sampled chains with theirs, as many
 answers of both kinds after no chain, and the log-probs of the reference answer after each of these chains, after a
 chain of another question, and after none. All of it is one record of a file; evaluation/statistics.py makes the
 numbers of it.
@@ -173,12 +173,7 @@ def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Po
     answered = graded or c.eval.texts != "none"
     sources = [] if graded or not answered else e.task.train
     trained = texts.runs_of(x for row in sources for x in (row.example.prompt, row.example.answer))
-    sampler = task.sampler(
-        group_size=1 + samples,
-        temperature=(0.0, *(1.0,) * samples),
-        width_multiple=0,
-        max_sampled_answer=c.eval_answer if answered else 0,
-    )
+    sampler = task.eval_sampler(samples, width_multiple=0, max_sampled_answer=c.eval_answer if answered else 0)
     weights = sampler_weights(e.params, task.model, e.devices)
     # The chain that is scored with the next question's answer; a key of the files.
     previous = Chain(**before[-1]["first_sampled"]) if before and samples else None
@@ -325,14 +320,14 @@ def _marks(
 def _answers_without_chain(
     task: Task, weights: Params, batch: Batch, width: int, samples: int
 ) -> list[list[str | None]]:
-    """A greedy answer and `samples` at temperature 1 after the empty scaffold `</think> <answer`, of each row.
+    """A greedy answer and `samples` sampled ones after the empty scaffold `</think> <answer`, of each row.
 
     Their random keys are not those of the chains.
     """
     fmt, scaffold = task.fmt, np.asarray(task.fmt.close_think_ids, np.int32)
     opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in batch.rows]
     prompts = task.collate(opened, batch.uid, width + len(scaffold))
-    cfg = task.sampler(group_size=1 + samples, temperature=(0.0, *(1.0,) * samples))
+    cfg = task.eval_sampler(samples)
     key = task.key(EVALUATE, 1)
     ids, _, length = sample_ids_all(weights, prompts, key, cfg, fmt.answer_close, task.config.eval_answer)
     text_of = lambda row, n: task.tokenizer.decode(row[:n], skip_special_tokens=True)

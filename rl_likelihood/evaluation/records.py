@@ -19,6 +19,7 @@ from rl_likelihood.evaluation import statistics, verse
 from rl_likelihood.grading import graders
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.runtime import run_files
+from rl_likelihood.settings import EvalSettings
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
@@ -43,6 +44,7 @@ def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples:
         trained = digest([row.example for row in task.train], [])
         measured = {"texts": [c.eval.texts, trained, verse.with_dictionary()]}
     talk = {"env": dataclasses.asdict(c.env), "file": own, "turns": turns} if c.converses else {}
+    drawn = {"temperature": c.eval.temperature, "top_p": c.eval.top_p, "top_k": c.eval.top_k, "min_p": c.eval.min_p}
     return {
         "format": FORMAT,
         "version": __version__,
@@ -61,6 +63,8 @@ def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples:
         **({"trace": True} if c.eval.trace else {}),
         **measured,
         **({"by_initial": True} if c.eval.by_initial else {}),
+        # Nothing where nothing is set, so that records of before are of the same name.
+        **({"sampling": drawn} if drawn != {name: getattr(EvalSettings, name) for name in drawn} else {}),
     }
 
 

@@ -6,11 +6,11 @@ A question's record holds (`evaluation/evaluate.py` writes it)
 
     answer_tokens      T_a, scored tokens of the reference answer
     greedy             the greedy chain: right, chain_tokens, own_tokens, truncated
-    samples            a list of chains at temperature 1, each with the same and log_prob (of the whole reference answer
+    samples            a list of sampled chains, each with the same and log_prob (of the whole reference answer
                        after it, nats) and vote (number of the first sample with the same answer, as a number or as text
                        whatever the grader; null without an answer)
     no_chain           after no chain: right (greedy), log_prob, chain_tokens (of the empty scaffold), and samples, a
-                       list of answers at temperature 1, each with right
+                       list of sampled answers, each with right
     swapped            log_prob after another question's chain, or null
     by_initial         with eval.by_initial: log_prob by the initial model, of samples, swapped and no_chain
     trace              with eval.trace: log_prob after 0, 25, 50, 75, 100 % of the first sampled chain
