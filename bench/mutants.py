@@ -157,7 +157,7 @@ MUTANTS = [
         "return jnp.broadcast_to(index, segment.shape)",
         "model/test_attention.py",
     ),
-    Mutant("model/decoder.py", "smooth + (1 - smooth) / s.factor", "1 / s.factor", "model/test_decoder.py"),
+    Mutant("model/rope.py", "smooth + (1 - smooth) / s.factor", "1 / s.factor", "model/test_decoder.py"),
     Mutant("model/decoder.py", "jax.lax.stop_gradient((w, keys))", "(w, keys)", f"{REWARDED} -k no_trace"),
     Mutant("model/decoding.py", "<= index, (*token", "< index, (*token", "sampler/test_engine.py -k whatever"),
     # sampler
@@ -202,7 +202,10 @@ MUTANTS = [
     ),
     # checkpoints
     Mutant(
-        "runtime/disk.py", "marked + cfg.keep + writing", "marked + cfg.keep", "runtime/test_disk.py -k at_one_time"
+        "runtime/disk.py",
+        "marked + cfg.keep + cfg.best + writing",
+        "marked + cfg.keep + cfg.best",
+        "runtime/test_disk.py -k at_one_time",
     ),
     Mutant(
         "runtime/disk.py", "math.lcm(cfg.every, cfg.keep_every)", "cfg.keep_every", "runtime/test_disk.py -k one_time"

@@ -25,11 +25,6 @@ def validate(c: Config) -> None:
     for target in c.lora.targets or ("",):
         one_of("lora.targets", target, MATRICES)
     one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
-    if c.eval.texts != "none" and c.eval.grader != "none":
-        raise UserError(
-            f"eval.texts is {c.eval.texts!r}, answers that are measured and not graded, but eval.grader is "
-            f"{c.eval.grader!r}; set it to none"
-        )
     g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
     if g < 2 and not c.reward.supervised:
         raise UserError(
@@ -46,15 +41,6 @@ def validate(c: Config) -> None:
     validate_reward(c)
     validate_judge(c)
     validate_conversation(c)
-    for name, value in (
-        ("eval.max_sampled_answer", c.eval.max_sampled_answer),
-        ("sampler.max_sampled_answer", c.sampler.max_sampled_answer),
-    ):
-        if 0 < value < c.prompt.max_answer:
-            raise UserError(
-                f"{name} is {value}, too short to write every answer of prompt.max_answer = "
-                f"{c.prompt.max_answer} tokens; set it to at least that"
-            )
     validate_loss(c)
     validate_posterior(c)
     if c.prompt.template == "raw" and c.worked_examples:
@@ -67,6 +53,25 @@ def validate(c: Config) -> None:
             f"warm_start.prompts is {c.warm_start.prompts}, fewer than warm_start.prompts_per_step = "
             f"{c.warm_start.prompts_per_step}; it must be at least that"
         )
+    validate_evaluation(c)
+
+
+def validate_evaluation(c: Config) -> None:
+    """Refuse evaluations that cannot measure what is asked for."""
+    if c.eval.texts != "none" and c.eval.grader != "none":
+        raise UserError(
+            f"eval.texts is {c.eval.texts!r}, answers that are measured and not graded, but eval.grader is "
+            f"{c.eval.grader!r}; set it to none"
+        )
+    for name, value in (
+        ("eval.max_sampled_answer", c.eval.max_sampled_answer),
+        ("sampler.max_sampled_answer", c.sampler.max_sampled_answer),
+    ):
+        if 0 < value < c.prompt.max_answer:
+            raise UserError(
+                f"{name} is {value}, too short to write every answer of prompt.max_answer = "
+                f"{c.prompt.max_answer} tokens; set it to at least that"
+            )
     if c.eval.prompts > c.data.heldout_size > 0:
         raise UserError(
             f"eval.prompts is {c.eval.prompts} but data.heldout_size is {c.data.heldout_size}; "
