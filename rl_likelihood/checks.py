@@ -35,7 +35,7 @@ def validate(c: Config) -> None:
             f"the nearest below that does is {near}"
         )
     validate_reward(c)
-    c.judge.check(c)
+    validate_judge(c)
     validate_conversation(c)
     for name, value in (
         ("eval.max_sampled_answer", c.eval.max_sampled_answer),
@@ -294,4 +294,51 @@ def validate_token_weights(c: Config) -> None:
         raise UserError(
             f"sampler.group_size is {c.rows_per_prompt}, but weights by spread need two other chains for each; set it "
             "to at least 3"
+        )
+
+
+def validate_judge(c: Config) -> None:
+    """UserError for a reward that a second model says without that model, for the model without the reward, and for
+    a place that does not go with it."""
+    j, reward = c.judge, c.reward
+    judged = [t.name for t in reward.terms if t.reward.kind == "judge"]
+    if len(judged) > 1:
+        raise UserError(f"reward.name is {reward.name!r}; a run has one judge, so keep one of {judged[:2]}")
+    if judged and not j.model:
+        raise UserError(f"reward.name has {judged[0]!r}, but judge.model is empty; name the model that judges")
+    if j.model and not judged:
+        raise UserError(
+            f"judge.model is {j.model!r}, but no term of reward.name = {reward.name!r} asks it; add judge, rubric or "
+            "reward_model, or leave it empty"
+        )
+    if j.remote and judged == ["reward_model"]:
+        raise UserError(f"judge.model is {j.model!r}, an address, which says yes or no; set reward.name=judge")
+    if judged == ["rubric"] and (j.where == "step" or j.model == "initial"):
+        raise UserError(
+            f"judge.model is {j.model!r} and judge.where {j.where!r}, but the verdicts of a rubric are put together "
+            "before the step; set judge.where=outside and name a model"
+        )
+    if (judged == ["rubric"]) != bool(c.rubric.path):
+        raise UserError(
+            f"rubric.path is {c.rubric.path!r} and reward.name is {reward.name!r}; they go together: set both or none"
+        )
+    if c.rubric.low > c.rubric.high:
+        raise UserError(f"rubric.low is {c.rubric.low:g}, more than rubric.high = {c.rubric.high:g}; lower it")
+    if j.remote and j.where == "step":
+        raise UserError(f"judge.where is 'step', but judge.model is {j.model!r}, an address; set it to outside")
+    if j.remote and not j.name:
+        raise UserError("judge.name is empty; set it to the model that the judge's address is asked for")
+    if j.normalise != "none" and judged != ["reward_model"]:
+        raise UserError(f"judge.normalise is {j.normalise!r}, which is for reward_model; set it to none")
+    if j.model == "initial" and j.where != "step":
+        raise UserError("judge.model is 'initial', the reference model, which the step has; set judge.where=step")
+    if j.model == "initial" and not c.step.with_reference:
+        raise UserError(
+            "judge.model is 'initial', but nothing asks for a reference model; set loss.kl=k3 with a loss.kl_coef, "
+            "or name the model that judges"
+        )
+    if j.model and j.where == "step" and c.filter.resample:
+        raise UserError(
+            f"filter.resample is {c.filter.resample}, which needs the judge's numbers before the step; set "
+            "judge.where to outside or filter.resample=0"
         )

@@ -220,6 +220,12 @@ def put(tree, shardings):
     return jax.tree.map(one, tree, shardings)
 
 
+def local_bytes(tree, at) -> int:
+    """Bytes of arrays, or of their shapes, on one device under these shardings."""
+    local = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, at)
+    return sum(jax.tree.leaves(local))
+
+
 def own_rows(mesh: Mesh, prompts: int, rows: int) -> dict[int, tuple[np.ndarray, slice]]:
     """For each process, what its devices hold of P prompts with G rows each: which prompts, and which rows of each.
 

@@ -28,6 +28,7 @@ from rl_likelihood.planning.estimates import estimates, floors
 from rl_likelihood.planning.programs import Plan
 from rl_likelihood.planning.search import advice, devices_of
 from rl_likelihood.planning.text import table
+from rl_likelihood.rollouts.local_judge import as_judge
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import using
@@ -56,13 +57,24 @@ def model_shapes(c: Config, platform: str = "cpu") -> ModelConfig:
     return run_on(model, c, platform)
 
 
+def judge_shapes(c: Config, model: ModelConfig, platform: str = "cpu") -> ModelConfig | None:
+    """The judge's model, in the same way; None where the run computes none."""
+    if not c.reward.judged or c.judge.remote:
+        return None
+    if c.judge.model == "initial":
+        return model
+    by_path = {"model.path": c.judge.model, "model.preset": "", "model.attention": "dense"}
+    return as_judge(model_shapes(changed(c, by_path), platform), platform)
+
+
 def make_plan(c: Config, model: ModelConfig, where: Target, memory: float | None, search: bool) -> dict[str, Any]:
     """What --json prints. `memory`: bytes per device that may be used; None: no limit is known, so nothing is judged.
 
     `search`: if the plan does not fit, compile changes until one does.
     """
     devices = devices_of(c, where)
-    plan = Plan(c, model, devices, len(where.devices))
+    judge = judge_shapes(c, model, "cpu" if where.chip is None else "tpu")
+    plan = Plan(c, model, devices, len(where.devices), judge)
     rows = program_rows(plan, memory)
     report = {
         "topology": where.name,
@@ -78,7 +90,7 @@ def make_plan(c: Config, model: ModelConfig, where: Target, memory: float | None
         "attention": model.attention,
         "batch": batch_sizes(plan),
         "disk": disk_of_run(c, model)._asdict(),
-        "held": programs.held_bytes(c, model, devices.learner),
+        "held": programs.held_bytes(plan),
         "activations": rows[0]["temporaries"],
         "cache": {} if c.reward.supervised else programs.cache_bytes(plan),
         "sampler_streams": programs.in_streams(plan),
@@ -113,8 +125,7 @@ def batch_sizes(plan: Plan) -> dict[str, int]:
 
 def model_flops(plan: Plan) -> float:
     """Floating-point operations that a step must do, without those that remat does again."""
-    model = dataclasses.replace(plan.model, remat="none")
-    traced = programs.trace_step(plan.config, model, plan.devices.learner, plan.batch)
+    traced = programs.trace_step(plan._replace(model=dataclasses.replace(plan.model, remat="none")))
     return aot.count_flops(aot.live(traced.jaxpr.jaxpr))
 
 

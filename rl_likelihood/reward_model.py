@@ -4,6 +4,9 @@ Comparisons are a prepared data set (teleqna_pairs) or files of lines with promp
 object of the held-out comparisons and appends it to DIR/rm_eval.jsonl, before training and after it; with --evaluate
 only that. What the length of an answer or its words alone would get stands beside every accuracy. The same workdir
 resumes. RL on it: --config.reward.name=reward_model --config.judge.model=DIR.
+
+With --best_of=N the config's model answers each held-out question N times: what the reward model says of the answer
+that it likes best of 1, 2, 4 ... N, and how often that one is right.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -28,12 +32,15 @@ from rl_likelihood.data.order import order
 from rl_likelihood.data.pairs import Comparison
 from rl_likelihood.evaluation import preference
 from rl_likelihood.evaluation.preference import Scored
+from rl_likelihood.grading.graders import reference_of
+from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
 from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_reward_step, shardings
 from rl_likelihood.mesh import put, ready
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.report.metrics import MetricsWriter
-from rl_likelihood.rollouts.local_judge import save_head
+from rl_likelihood.rollouts.local_judge import load_head, local_judge, save_head
+from rl_likelihood.rollouts.policy_answers import policy_answers
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.checkpoint import CheckpointConfig
 from rl_likelihood.runtime.console import say
@@ -43,7 +50,7 @@ from rl_likelihood.runtime.signals import StopRequest
 from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
-from rl_likelihood.task import load_model, load_tokenizer
+from rl_likelihood.task import load, load_model, load_tokenizer
 from rl_likelihood.training.comparisons import encode, load_comparisons, scores_of
 
 EVAL = "rm_eval.jsonl"
@@ -67,8 +74,38 @@ def main() -> None:
     c = build(from_flags()[0])
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/rm")
-    out = reward_model(c, Path(flags.FLAGS.workdir), only_evaluate=flags.FLAGS.evaluate)
-    print(json.dumps(out))
+    workdir = Path(flags.FLAGS.workdir)
+    if flags.FLAGS.best_of:
+        print(json.dumps(best_of(c, workdir, flags.FLAGS.best_of)))
+        return
+    print(json.dumps(reward_model(c, workdir, only_evaluate=flags.FLAGS.evaluate)))
+
+
+def best_of(c: Config, workdir: Path, many: int) -> dict[str, Any]:
+    """The reward model and the grader on the best of n answers of the config's model (`preference.best_of_curve`). A
+    reply without an answer is judged as an empty one; what the grader failed on is left out with its question."""
+    if c.data.source != "prepared":
+        raise UserError(f"data.source is {c.data.source!r}; --best_of asks prepared questions, so set it to prepared")
+    if load_head(str(workdir)) is None:
+        raise UserError(f"{workdir} holds no reward model; leave --best_of out to train one")
+    devices = make_devices(c)
+    task, params = load(c, training=False, mesh=devices.learner)
+    judge = local_judge(str(workdir), SCORE, c.judge.max_prompt, c.judge.max_row, c.judge.template)
+    judged_text.refuse_long(judge.reader, [row.example.prompt for row in task.heldout])
+    proxy, gold = [], []
+    with Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code) as pool:
+        for rows, answers in policy_answers(task, params, devices, task.heldout[: c.eval.prompts], many):
+            proxy.append(judge([r.example.prompt for r in rows], [[(a,) for a in group] for group in answers]).values)
+            references = [reference_of(c.eval.grader, r.example, pool.table) for r in rows for _ in range(many)]
+            marks = pool.grade(c.eval.grader, references, [a for group in answers for a in group])
+            gold.append(np.asarray([math.nan if m is None else m for m in marks], float).reshape(len(rows), many))
+    known = np.isfinite(np.concatenate(gold)).all(1)
+    if not known.any():
+        raise UserError(f"eval.grader is {c.eval.grader!r}, which failed on every question; choose another")
+    curve = preference.best_of_curve(np.concatenate(proxy)[known], np.concatenate(gold)[known])
+    out = {"best_of": curve, "questions": int(known.sum()), "grader": c.eval.grader}
+    step = checkpoint.latest_step(workdir) or 0
+    return run_files.append(workdir / EVAL, {"step": step, **out})
 
 
 def reward_model(c: Config, workdir: Path, only_evaluate: bool = False) -> dict[str, Any]:
@@ -171,5 +208,6 @@ def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the reward model; the same folder again resumes")
+    flags.DEFINE_integer("best_of", 0, "only judge the best of so many answers of the config's model", lower_bound=0)
     flags.DEFINE_bool("evaluate", False, "only measure the reward model of the workdir")
     run_main(main)

@@ -20,10 +20,10 @@ from rl_likelihood.learner.reward_step import PreferenceConfig
 from rl_likelihood.learner.rows import ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.rewards.reward import RewardConfig, Term
+from rl_likelihood.rewards.rubric import Kind
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
-from rl_likelihood.shapes import UserError
 
 # Sizes with random weights, over bytes: width, layers, heads, key/value heads, MLP width.
 SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512), "nano": (32, 2, 2, 1, 64)}
@@ -132,7 +132,7 @@ class EvalSettings:
 
 @dataclasses.dataclass(frozen=True)
 class JudgeSettings:
-    """The second model of the rewards `judge` and `reward_model`."""
+    """The second model of the rewards `judge`, `rubric` and `reward_model`."""
 
     model: str = field(
         "",
@@ -164,40 +164,26 @@ class JudgeSettings:
         """Whether the judge is an address."""
         return "://" in self.model
 
-    def check(self, c: Config) -> None:
-        """UserError for a reward that a second model says without that model, for the model without the reward, and for
-        a place that does not go with it."""
-        reward = c.reward
-        judged = [t.name for t in reward.terms if t.reward.kind == "judge"]
-        if len(judged) > 1:
-            raise UserError(f"reward.name is {reward.name!r}; a run has one judge, so keep one of {judged[:2]}")
-        if judged and not self.model:
-            raise UserError(f"reward.name has {judged[0]!r}, but judge.model is empty; name the model that judges")
-        if self.model and not judged:
-            raise UserError(
-                f"judge.model is {self.model!r}, but no term of reward.name = {reward.name!r} asks it; add judge or "
-                "reward_model, or leave it empty"
-            )
-        if self.remote and judged == ["reward_model"]:
-            raise UserError(f"judge.model is {self.model!r}, an address, which says yes or no; set reward.name=judge")
-        if self.remote and self.where == "step":
-            raise UserError(f"judge.where is 'step', but judge.model is {self.model!r}, an address; set it to outside")
-        if self.remote and not self.name:
-            raise UserError("judge.name is empty; set it to the model that the judge's address is asked for")
-        if self.normalise != "none" and judged != ["reward_model"]:
-            raise UserError(f"judge.normalise is {self.normalise!r}, which is for reward_model; set it to none")
-        if self.model == "initial" and self.where != "step":
-            raise UserError("judge.model is 'initial', the reference model, which the step has; set judge.where=step")
-        if self.model == "initial" and not c.step.with_reference:
-            raise UserError(
-                "judge.model is 'initial', but nothing asks for a reference model; set loss.kl=k3 with a loss.kl_coef, "
-                "or name the model that judges"
-            )
-        if self.model and self.where == "step" and c.filter.resample:
-            raise UserError(
-                f"filter.resample is {c.filter.resample}, which needs the judge's numbers before the step; set "
-                "judge.where to outside or filter.resample=0"
-            )
+
+@dataclasses.dataclass(frozen=True)
+class RubricSettings:
+    """The rubrics of the reward `rubric`, and how python -m rl_likelihood.rubrics makes them."""
+
+    path: str = field("", "file of rubrics, one for each training question, in HealthBench's format")
+    aggregate: Kind = field("healthbench", "how verdicts become a number (docs/judges.md)")
+    writer: str = field("", "who writes rubrics: a model as in model.path, or an address; empty: judge.model")
+    writer_name: str = field("", "the model's name at that address; empty: judge.name")
+    seeds: str = field("", "file of rubrics to begin with: cases to show, and their criteria to choose from")
+    retriever: Literal["bm25", "decoder", "http", "bm25+decoder", "bm25+http"] = field(
+        "bm25", "what finds them: shared words, states of the writer, vectors of the writer's address; + joins two"
+    )
+    cases: int = field(3, "of the questions nearest to a new one, so many are shown with their rubrics", least=0)
+    pool: int = field(15, "of the criteria nearest to it, so many are shown", least=0)
+    items: int = field(12, "criteria that a rubric has at most", least=1)
+    max_new: int = field(768, "tokens of a written rubric at most", least=16)
+    rollouts: int = field(8, "answers of the policy that --filter judges for each question", least=1)
+    low: float = field(0.05, "--filter drops criteria that a smaller share of the answers meets", least=0, most=1)
+    high: float = field(0.95, "--filter drops criteria that a larger share of the answers meets", least=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +220,7 @@ class Config:
     )
     reward: RewardConfig = RewardConfig()
     judge: JudgeSettings = JudgeSettings()
+    rubric: RubricSettings = RubricSettings()
     preference: PreferenceConfig = PreferenceConfig()
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
@@ -299,6 +286,11 @@ class Config:
         """Tokens of a conversation: messages and the replies between them."""
         s = self.sampler
         return s.max_turns * s.max_chain + (s.max_turns - 1) * s.max_env_tokens
+
+    @property
+    def judge_in_step(self) -> bool:
+        """Whether the learner's step computes a second model's reward."""
+        return bool(self.reward.judged) and self.judge.where == "step"
 
     @property
     def reads_alternatives(self) -> bool:

@@ -33,6 +33,7 @@ from rl_likelihood.shapes import (
     Batch,
     ChainFormat,
     Example,
+    Judged,
     NoChainRows,
     Prompts,
     ShownPrompts,
@@ -114,6 +115,8 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
     n = k * (1 + c.prompt.max_answer)
     shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)
     i, f, b = jnp.int32, jnp.float32, jnp.bool_
+    j, judged = c.judge, c.reward.judged if c.judge_in_step else None
+    read = Judged(shape(i, p, j.max_prompt), shape(i, p), shape(i, p, g, j.max_row), shape(i, p, g))
     return Batch(
         prompt=shape(i, p, c.prompt.max_prompt),
         prompt_length=shape(i, p),
@@ -121,13 +124,14 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         segment=shape(i, p, g, t),
         scored=shape(b, p, g, t),
         sampler_logp=shape(f, p, g, t),
-        host_rewards={name: shape(f, p, g) for name in c.step.reward.host_terms},
+        host_rewards={name: shape(f, p, g) for name in c.step.reward.host_terms if name != judged},
         truncated=shape(b, p, g),
         keep=shape(b, p, g),
         baseline=shape(f, p) if c.reward.frozen_score else None,
         baseline_logp=shape(f, p, c.prompt.max_answer) if c.reward.frozen_tokens else None,
         no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
         shown=ShownPrompts(shape(i, p, c.max_shown), shape(i, p)) if c.max_shown else None,
+        judged=read if judged else None,
         alternatives=Alternatives(shape(i, p, n), shape(i, p, n), shape(b, p, n), shape(b, p, k))
         if c.reads_alternatives
         else None,

@@ -33,7 +33,7 @@ from rl_likelihood.report.metric_table import without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
 from rl_likelihood.report.table_text import evaluation_line
 from rl_likelihood.report.tracking import Tracker
-from rl_likelihood.rollouts.asked_judge import judge_of
+from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
 from rl_likelihood.rollouts.samples import write_samples
@@ -169,6 +169,8 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     """
     # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
     devices = make_devices(c)
+    if c.reward.judged:
+        refuse_judge(c, session.workdir)
     task, params = load(c, mesh=devices.learner, known=known)
     judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)

@@ -23,7 +23,8 @@ from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.judged_text import BETTER
 from rl_likelihood.evaluation import winrate
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled, truncated
-from rl_likelihood.rollouts.http_judge import HttpJudge, HttpSettings
+from rl_likelihood.rollouts.endpoint import HttpSettings
+from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts, local_judge
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
@@ -115,7 +116,7 @@ def main() -> None:
         )
         remote = HttpJudge(settings, BETTER)
         out = measured(functools.partial(compare_by_http, remote), a, b)
-        out |= {"calls": remote.spent[0], "tokens": remote.spent[1], "failed": dict(remote.failures)}
+        out |= {"calls": remote.endpoint.spent[0], "tokens": remote.endpoint.spent[1], "failed": dict(remote.failures)}
         remote.close()
     else:
         local = local_judge(values.judge, BETTER, values.max_prompt, values.max_row, values.template, "--")

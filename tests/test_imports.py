@@ -34,7 +34,7 @@ ALLOWED["config"] = set(ALLOWED)
 ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "settings", "tables", "config"} | GROUND
 for package in ("task", "rollouts", "training", "evaluation", "planning", "report", "sweeps", "cli"):
     ALLOWED[package] = set(ALLOWED)  # whatever stands above this row
-MAINS = {"train", "evaluate", "sweep", "plan", "export", "winrate", "reward_model"}
+MAINS = {"train", "evaluate", "sweep", "plan", "export", "winrate", "reward_model", "rubrics"}
 EVERYTHING = set(ALLOWED)  # but no main: nobody imports one
 ALLOWED |= dict.fromkeys(MAINS, EVERYTHING)
 # Old import paths that keep working (docs/architecture.md, "Contracts"): they do nothing but import the new one.

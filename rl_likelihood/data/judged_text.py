@@ -26,8 +26,8 @@ _ANSWERS = "@@answers@@"
 
 class Form(NamedTuple):
     """How a judge is asked. `ask`: the user's message, with {question} and {answers}; "" is a conversation of question
-    and answer, as reward models read it. `pieces`: what stands before, between and after the answers. `words`: the two
-    replies whose probabilities are compared; () where a value head says the number."""
+    and answer, as reward models read it. `pieces`: what stands before, between and after the answers. `words`: the
+    replies whose probabilities are compared, best first; () where a value head says the number."""
 
     ask: str
     pieces: tuple[str, ...]
@@ -46,6 +46,19 @@ BETTER = Form(
     "Which answer is better? Reply with one number, 1 or 2.",
     (f"Answer 1:\n{OPEN}\n", f"\n{CLOSE}\n\nAnswer 2:\n{OPEN}\n", f"\n{CLOSE}"),
     ("1", "2"),
+)
+# Of a rubric: the question is followed by one criterion, or by all of them.
+MEETS = Form(
+    "{question}\n\nAnswer, between the marks:\n{answers}\n\n"
+    "Does the answer meet the criterion? Reply with one word, yes or no.",
+    (f"{OPEN}\n", f"\n{CLOSE}"),
+    ("yes", "no"),
+)
+MARK = Form(
+    "{question}\n\nAnswer, between the marks:\n{answers}\n\n"
+    "How well does the answer meet the criteria? Reply with one digit, from 0 for not at all to 9 for entirely.",
+    (f"{OPEN}\n", f"\n{CLOSE}"),
+    tuple("9876543210"),
 )
 
 
@@ -100,6 +113,11 @@ def word_ids(tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...],
             f"judge.model: {name_of(tokenizer)} has no single token for the reply {word!r}; take another judge"
         )
     return ids
+
+
+def words_of(reader: Reader) -> tuple[tuple[int, ...], ...]:
+    """`word_ids` of each of the form's words."""
+    return tuple(word_ids(reader.tokenizer, reader.vocab_bytes, word) for word in reader.form.words)
 
 
 def encode(reader: Reader, questions: Sequence[str], answers: Sequence[Sequence[Sequence[str | None]]]) -> Encoded:

@@ -6,6 +6,7 @@ beside every accuracy, and `accuracy_when_shorter` is of the pairs where length 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -94,6 +95,30 @@ def _differences(scores: np.ndarray) -> np.ndarray:
 def _won(d: np.ndarray) -> np.ndarray:
     """1 where the right answer has more, one half of a tie."""
     return np.where(d == 0, 0.5, d > 0)
+
+
+def best_of_n(proxy: np.ndarray, gold: np.ndarray, n: int) -> tuple[float, float]:
+    """(proxy, gold) of the answer that the proxy likes best of n, over all subsets of the answers to one question.
+    Answers that it likes alike share."""
+    total = len(proxy)
+    order = np.argsort(proxy, kind="stable")
+    proxy, gold = proxy[order], gold[order].astype(float)
+    for value in np.unique(proxy):
+        gold[proxy == value] = gold[proxy == value].mean()
+    chance = np.array([math.comb(i, n - 1) for i in range(total)], float) / math.comb(total, n)
+    return float(chance @ proxy), float(chance @ gold)
+
+
+def best_of_curve(proxy: np.ndarray, gold: np.ndarray) -> list[dict[str, float]]:
+    """Mean proxy and gold of the best of n = 1, 2, 4 ... of the [questions, answers], against its KL."""
+    rows, n = [], 1
+    while n <= proxy.shape[1]:
+        each = np.asarray([best_of_n(p, g, n) for p, g in zip(proxy, gold, strict=True)])
+        error = each[:, 1].std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+        means = {"proxy": each[:, 0].mean(), "gold": each[:, 1].mean(), "gold_error": error}
+        rows.append({"n": n, "kl": best_of_n_kl(n)} | {name: float(x) for name, x in means.items()})
+        n *= 2
+    return rows
 
 
 def best_of(scores: np.ndarray) -> float:

@@ -5,6 +5,7 @@ How references are written:
     tool_call    {"name": "get_line", "arguments": {"id": "L1"}}, or a JSON list of such calls
     code_output  the output as a Python literal: [(4, 1), (2, 3)]
     code_tests   {"prompt": "def f(x):\\n", "test": "def check(candidate):\\n    ...", "entry_point": "f"}
+                 with "script": true the answer is a whole script, and candidate(text) is what it prints for an input
 """
 
 from __future__ import annotations
@@ -178,13 +179,15 @@ def code_tests_outcome(reference: str, answer: str | None, limits: Limits | None
     try:
         task = json.loads(reference)
         parts = [task["prompt"], task["test"], task["entry_point"]]
+        script = task.get("script") is True
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if not all(isinstance(part, str) for part in parts):
         return None
     try:
         check = Check(*parts)
-        program = assembled_program(check.setup, check.entry_point, answer)
+        assemble = script_program if script else assembled_program
+        program = assemble(check.setup, check.entry_point, answer)
         return run_program(program, limits, check).outcome is Outcome.PASSED
     except OSError:  # no process, no file: nobody's wrong answer
         return None
@@ -205,6 +208,37 @@ def assembled_program(prompt: str, entry_point: str, answer: str) -> str:
     if fences:
         answer = next((code for code in fences if _defines(code, entry_point)), fences[0])
     return f"{prompt}{answer}\n"
+
+
+# The input is a file and descriptor 0, for programs that read either; what is printed comes back. exit() is an end.
+_SCRIPT = """
+def {entry_point}(text):
+    import io, os, sys
+    with open("input", "w") as file:
+        file.write(text)
+    given = os.open("input", os.O_RDONLY)
+    if given:  # 0 itself, after a program that closed it
+        os.dup2(given, 0)
+        os.close(given)
+    out = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    before = sys.stdin, sys.stdout
+    sys.stdin, sys.stdout = open(0, closefd=False), out
+    try:
+        names = {{"__name__": "__main__", "exit": sys.exit, "quit": sys.exit}}
+        exec(compile({source!r}, "script", "exec", dont_inherit=True), names)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+    finally:
+        sys.stdin, sys.stdout = before
+    return out.buffer.getvalue().decode()
+"""
+
+
+def script_program(prompt: str, entry_point: str, answer: str) -> str:
+    """A program whose function runs the answer, or its last code fence, as a script."""
+    fences = [m[1] for m in _FENCE.finditer(answer)]
+    return prompt + _SCRIPT.format(entry_point=entry_point, source=fences[-1] if fences else answer)
 
 
 def _defines(code: str, name: str) -> bool:

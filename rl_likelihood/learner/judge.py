@@ -1,4 +1,4 @@
-"""A second model that reads rows and says one number a row: a reward model, or a judge that is asked yes or no.
+"""A second model that reads rows and says one number a row: a reward model, or a judge that is asked for a word.
 
 It reads ids of its own tokenizer. A prompt is computed once for its rows. The numbers are constants for the gradient:
 they join `batch.host_rewards`, before the batch reaches the learner (`make_judge`) or at the start of the jitted step
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rl_likelihood.learner.micro_batches import split, unstacked, whole
 from rl_likelihood.mesh import by_prompt, replicated
@@ -29,7 +29,7 @@ class ValueHead(NamedTuple):
 
 
 class JudgeParams(NamedTuple):
-    """The decoder's parameters, and the value head of a reward model; None for a judge that is asked yes or no."""
+    """The decoder's parameters, and the value head of a reward model; None for a judge that is asked for a word."""
 
     model: Params
     head: ValueHead | None = None
@@ -39,14 +39,13 @@ class JudgeParams(NamedTuple):
 class Judge:
     """How the numbers are made. Frozen and hashable: it is static under jit.
 
-    `name`: the reward they are. `yes`, `no`: ids of the two answers, where the judge is asked for one. `spread`: a
-    reward model's scores are divided by it.
+    `name`: the reward they are. `words`: ids of each word that the judge may reply, best first, where it is asked.
+    `spread`: a reward model's scores are divided by it.
     """
 
     name: str
     model: ModelConfig
-    yes: tuple[int, ...] = ()
-    no: tuple[int, ...] = ()
+    words: tuple[tuple[int, ...], ...] = ()
     spread: float = 1.0
 
 
@@ -62,27 +61,40 @@ def last_state(params: Params, model: ModelConfig, judged: Judged) -> Float[Arra
     return jnp.where((judged.row_length > 0)[..., None], of_row, of_prompt)
 
 
+def mean_state(
+    params: Params, model: ModelConfig, tokens: Int[AnyArray, "P S"], length: Int[AnyArray, "P"]
+) -> Float[Array, "P D"]:
+    """The mean of the states of a text's tokens, by which texts are compared."""
+    hidden = forward(params, model, tokens, length).prompt.astype(jnp.float32)
+    there = jnp.arange(tokens.shape[1]) < length[:, None]
+    return jnp.where(there[..., None], hidden, 0.0).sum(1) / jnp.maximum(length, 1)[:, None]
+
+
 def value(params: Params, model: ModelConfig, head: ValueHead, judged: Judged) -> Float[Array, "P Q"]:
     """A reward model's score of each row, in float32."""
     state = last_state(params, model, judged).astype(jnp.float32)
     return jnp.einsum("pqd,d->pq", state, head.weight, precision="highest") + head.bias
 
 
-def yes_logit(
-    params: Params, model: ModelConfig, yes: tuple[int, ...], no: tuple[int, ...], judged: Judged
-) -> Float[Array, "P Q"]:
-    """log P(yes) - log P(no) of the next token, each over a group of ids; P(yes) among them is its sigmoid."""
+def word_logits(
+    params: Params, model: ModelConfig, words: tuple[tuple[int, ...], ...], judged: Judged
+) -> Float[Array, "P Q K"]:
+    """The logit of each word as the next token, over all its ids; their softmax is the words' probabilities."""
     state = last_state(params, model, judged).astype(jnp.float32)
-    table = head_matrix(params)[jnp.asarray([*yes, *no])].astype(jnp.float32)
-    logits = jnp.einsum("pqd,vd->pqv", state, table, precision="highest")
-    of = jax.scipy.special.logsumexp
-    return of(logits[..., : len(yes)], axis=-1) - of(logits[..., len(yes) :], axis=-1)
+    logits, matrix = [], head_matrix(params)
+    for ids in words:
+        table = matrix[jnp.asarray(ids)].astype(jnp.float32)
+        each = jnp.einsum("pqd,vd->pqv", state, table, precision="highest")
+        logits.append(jax.scipy.special.logsumexp(each, axis=-1))
+    return jnp.stack(logits, -1)
 
 
 def scores(params: JudgeParams, judge: Judge, judged: Judged) -> Float[Array, "P Q"]:
-    """The judge's number for each row: a reward model's score, or P(yes)."""
+    """The judge's number for each row: a reward model's score, or the mean over the words, from 1 for the first to 0
+    for the last: of two, the probability of the first."""
     if params.head is None:
-        return jax.nn.sigmoid(yes_logit(params.model, judge.model, judge.yes, judge.no, judged))
+        worth = jnp.linspace(1.0, 0.0, len(judge.words))
+        return jax.nn.softmax(word_logits(params.model, judge.model, judge.words, judged)) @ worth
     return value(params.model, judge.model, params.head, judged) / judge.spread
 
 

@@ -317,7 +317,7 @@ def make_step(
     state_at = state_shardings(mesh, model, optimizer, cfg)
     reference_at = reference_shardings(mesh, model) if cfg.with_reference else None
     everywhere = replicated(mesh)
-    judge_at = () if judge is None else (judge_shardings(mesh, judge.model, bool(judge.yes)),)
+    judge_at = () if judge is None else (judge_shardings(mesh, judge.model, bool(judge.words)),)
     return jax.jit(
         step,
         in_shardings=(state_at, reference_at, by_prompt(mesh, batch), *judge_at),

@@ -12,10 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, init_state, make_step, state_shardings
-from rl_likelihood.mesh import replicated, sharding
+from rl_likelihood.mesh import local_bytes, replicated, sharding
 from rl_likelihood.model.decoder import ModelConfig, Spec, is_spec, param_specs
 from rl_likelihood.planning import aot
 from rl_likelihood.planning.aot import Program
+from rl_likelihood.planning.judges import held_by_judge, planned_judge, trace_judge
 from rl_likelihood.runtime.devices import Devices, using
 from rl_likelihood.sampler import decode, engine, handover, turns
 from rl_likelihood.sampler.decode import SamplerConfig
@@ -27,12 +28,14 @@ from rl_likelihood.task import abstract_batch, sampler_config
 
 
 class Plan(NamedTuple):
-    """What is planned: a config, its model, and the devices of one process. `total`: devices in the whole run."""
+    """What is planned: a config, its model, and the devices of one process. `total`: devices in the whole run; `judge`:
+    the model of the config's judge, where this run computes one."""
 
     config: Config
     model: ModelConfig
     devices: Devices
     total: int
+    judge: ModelConfig | None = None
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -76,28 +79,30 @@ def abstract_params(model: ModelConfig, mesh: Mesh | None = None) -> Any:
     return jax.tree.map(shape, param_specs(model), is_leaf=is_spec)
 
 
-def trace_step(c: Config, model: ModelConfig, mesh: Mesh, batch: Batch) -> Any:
+def trace_step(plan: Plan) -> Any:
     """The learner's step, traced."""
-    cfg, optimizer = c.step, make_optimizer(c.optimizer)
+    c, model, mesh = plan.config, plan.model, plan.devices.learner
+    cfg, optimizer, batch = c.step, make_optimizer(c.optimizer), plan.batch
     state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), state.params)
+    judge = planned_judge(c, plan.judge) if c.judge_in_step else None
+    which, more = (None, ()) if judge is None else (judge.judge, (judge.params,))
     with using(mesh):
-        return make_step(model, cfg, optimizer, mesh, batch).trace(state, reference, batch)
+        return make_step(model, cfg, optimizer, mesh, batch, which).trace(state, reference, batch, *more)
 
 
-def held_bytes(c: Config, model: ModelConfig, mesh: Mesh) -> dict[str, int]:
+def held_bytes(plan: Plan) -> dict[str, int]:
     """Bytes per device of the arrays that stay there for the whole run."""
+    c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer = c.step, make_optimizer(c.optimizer)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
     placed = state_shardings(mesh, model, optimizer, cfg)
 
-    def size(tree: Any, at: Any) -> int:
-        local = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, at)
-        return sum(jax.tree.leaves(local))
-
-    params = size(state.params, placed.params)
+    params = local_bytes(state.params, placed.params)
     reference = params if cfg.with_reference else 0
-    return {"parameters": params, "optimizer": size(state, placed) - params, "reference": reference}
+    held = {"parameters": params, "optimizer": local_bytes(state, placed) - params, "reference": reference}
+    judge = planned_judge(c, plan.judge)
+    return held if judge is None else held | {"judge": held_by_judge(c, judge, mesh)}
 
 
 def in_streams(plan: Plan) -> bool:
@@ -253,10 +258,9 @@ def trace_stream(plan: Plan, weights: Any) -> tuple[Any, Any]:
     )
 
 
-def compile_step(c: Config, model: ModelConfig, mesh: Mesh, limit: float | None) -> Program:
+def compile_step(plan: Plan, limit: float | None) -> Program:
     """The learner's step, compiled to use at most `limit` bytes per device."""
-    batch = abstract_batch(c, byte_format(c))
-    return compiling("learner step", trace_step(c, model, mesh, batch), mesh, limit)[0]
+    return compiling("learner step", trace_step(plan), plan.devices.learner, limit)[0]
 
 
 class Compiled(NamedTuple):
@@ -276,25 +280,29 @@ def compile_all(plan: Plan, memory: float | None, with_step: bool = True) -> lis
     """The programs of a run. The learner's step comes first, unless `with_step` is False."""
     c, model, devices = plan.config, plan.model, plan.devices
     if c.reward.supervised:
-        return [Compiled(compile_step(c, model, devices.learner, memory), 0, memory)]
-    sizes = held_bytes(c, model, devices.learner)
+        return [Compiled(compile_step(plan, memory), 0, memory)]
+    sizes = held_bytes(plan)
+    outside = 0 if c.judge_in_step else sizes.pop("judge", 0)  # on the sampler's devices
     held = sum(sizes.values())
     (_, shared), (by_layer, layer) = compile_handover(plan, left(memory, held - sizes["parameters"]))
     made = [0 if x is None else x.memory_analysis().output_size_in_bytes for x in (shared, layer)]
     weights = made[0] + model.layers * made[1]
     # The sampler's old weights: on other devices, or freed before the learner's step when the two alternate.
     old = 0 if devices.separate or not c.sampler.max_staleness else weights
+    old += 0 if devices.separate else outside
     rows = []
     if with_step:
         limit = left(memory, old)
-        rows.append(Compiled(compile_step(c, model, devices.learner, limit), old, limit))
+        rows.append(Compiled(compile_step(plan, limit), old, limit))
     # When the last layer is made, all other layers exist already, new and old, and so do the parameters of no layer.
     others = held - by_layer.arguments + weights - made[1] + old
     rows.append(Compiled(by_layer, others, left(memory, others)))
     if shared is None or layer is None:
         return rows
     shapes = decoding_weights(model, devices.sampler, shared, layer)
-    return rows + compile_sampler(plan, shapes, 0 if devices.separate else held, memory)
+    others = 0 if devices.separate else held
+    rows += compile_sampler(plan, shapes, others + outside, memory)
+    return rows + compile_judge(plan, others + weights, memory)
 
 
 def compile_sampler(plan: Plan, weights: Any, others: float, memory: float | None) -> list[Compiled]:
@@ -312,6 +320,16 @@ def compile_sampler(plan: Plan, weights: Any, others: float, memory: float | Non
     prefill, decoding = trace_stream(plan, weights)
     caches = sum(cache_bytes(plan).values())  # an upper bound: at prefill they are still short
     return [compiled("prefill", prefill, others + caches), compiled("sampling", decoding, others)]
+
+
+def compile_judge(plan: Plan, others: float, memory: float | None) -> list[Compiled]:
+    """The judge's program on the sampler's first device, which runs while the sampler waits; none in the step."""
+    judge, limit = planned_judge(plan.config, plan.judge), left(memory, others)
+    if judge is None or plan.config.judge_in_step:
+        return []
+    device = plan.devices.sampler.devices.flat[0]
+    traced = trace_judge(plan.config, judge, device, len(plan.devices.prompts), plan.chains)
+    return [Compiled(compiling("judge", traced, Mesh([device], ("one",)), limit)[0], others, limit)]
 
 
 def left(memory: float | None, others: float) -> float | None:

@@ -85,6 +85,8 @@ def advice(plan: Plan, report: dict[str, Any], where: Target, search: bool) -> s
         last = f"lower train.prompts_per_step, sampler.group_size or sampler.max_chain, {half}{last}"
     stages: list[Stage] = [changes] if "learner step" in bad else []
     stages += [sampler_changes] if of_sampler else []
+    if "judge" in bad:
+        last = f"set judge.where=step, {last}"
     if not search:
         names = dict.fromkeys(name for stage in stages for change in stage(c, where) for name in change)
         instead = f"change {', '.join(names)} (--search finds the cheapest by compiling), {last}"
@@ -106,10 +108,11 @@ def judge(plan: Plan, report: dict[str, Any], where: Target) -> Callable[[Config
     def fits(new: Config, stage: Stage) -> bool:
         model = dataclasses.replace(plan.model, remat=new.model.remat)
         devices = devices_of(new, where)
+        made = plan._replace(config=new, model=model, devices=devices)
         if stage is changes:
-            return not programs.compile_step(new, model, devices.learner, memory - others).refused
-        made = programs.compile_all(Plan(new, model, devices, plan.total), memory, with_step=False)
-        return all(x.fits for x in made)
+            return not programs.compile_step(made, memory - others).refused
+        compiled = programs.compile_all(made, memory, with_step=False)
+        return all(x.fits for x in compiled)
 
     return fits
 

@@ -73,7 +73,8 @@ def _seconds(plan: dict[str, Any]) -> list[str]:
         lines.append(f"floors   {seconds} (peaks of the data sheet; no run is that fast)")
     if plan["estimates"]:
         e = plan["estimates"]
-        words = [f"{k} {e[k]:.3g} s, {e[f'{k}_over_floor']:.2f} of its floor" for k in ("step", "sampling") if k in e]
+        names = [name for name in ("step", "sampling", "judge") if name in e]
+        words = [f"{k} {e[k]:.3g} s, {e[f'{k}_over_floor']:.2f} of its floor" for k in names]
         lines.append(f"estimate {'; '.join(words)} (the compiler's cycles, no transfers; never compared with a TPU)")
     return [*lines, "sources  memory: the compiler; traffic: counted in the programs, as rings; nothing ran"]
 

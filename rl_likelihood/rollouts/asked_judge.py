@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from rl_likelihood.data import judged_text
-from rl_likelihood.data.judged_text import Reader
+from rl_likelihood.data import judged_text, rubrics
+from rl_likelihood.data.judged_text import Form, Reader
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading import graders
 from rl_likelihood.learner.judge import Judge, JudgeParams
@@ -17,11 +19,13 @@ from rl_likelihood.learner.micro_batches import unstacked
 from rl_likelihood.learner.step import judge_shardings
 from rl_likelihood.mesh import put
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
-from rl_likelihood.rollouts.http_judge import HttpJudge, HttpSettings
-from rl_likelihood.rollouts.local_judge import LocalJudge, load_head, local_judge, on_device
+from rl_likelihood.rollouts.http_judge import HttpJudge
+from rl_likelihood.rollouts.local_judge import LocalJudge, load_head, local_judge, on_device, reader_of
+from rl_likelihood.rollouts.rubric_judge import RubricJudge, asks, form_of, rubrics_of
 from rl_likelihood.runtime.devices import Devices
-from rl_likelihood.settings import JudgeSettings
+from rl_likelihood.settings import Config, JudgeSettings
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
@@ -45,30 +49,74 @@ class StepJudge:
         return JudgeParams(reference)
 
 
-AnyJudge = LocalJudge | HttpJudge | StepJudge
+AnyJudge = LocalJudge | HttpJudge | StepJudge | RubricJudge
+
+
+def refuse_judge(c: Config, workdir: Path) -> None:
+    """UserError for a judge that cannot be used, before any weights are read: nobody at its address, a folder without a
+    model, a template or positions that do not do, rubrics that cannot be read."""
+    j, form = c.judge, judged_text.CORRECT
+    if c.reward.judged == "rubric":
+        rubrics.refuse(rubrics.read_rubrics(c.rubric.path), c.rubric.aggregate)
+        form = form_of(c.rubric.aggregate)
+    if j.remote:
+        with contextlib.closing(Endpoint(dataclasses.replace(http_settings(j, workdir), cache=":memory:"))) as endpoint:
+            endpoint.refuse_unreachable()
+    elif j.model != "initial":
+        reader_of(j.model, form, j.max_prompt, j.max_row, j.template)
 
 
 def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
     """The config's judge: on this process's first sampler device, behind its address, or in the step. Every training
     question must fit it."""
-    j = task.config.judge
-    if j.remote:
-        return HttpJudge(http_settings(j, workdir), judged_text.CORRECT)
+    c, j = task.config, task.config.judge
+    questions = [row.example.prompt for row in task.train]
+    if c.reward.judged == "rubric":
+        found, kind = rubrics_of(c.rubric, questions), c.rubric.aggregate
+        asked = [text for question in dict.fromkeys(questions) for text in asks(found[question], kind)]
+        return RubricJudge(outside_judge(c, devices, workdir, form_of(kind), asked), found, kind)
     if j.model == "initial":
         return _initial(task)
-    name = "judge" if load_head(j.model) is None else "reward_model"
-    if name != task.config.reward.judged:
-        what = "no reward model" if name == "judge" else "a reward model"
-        raise UserError(f"judge.model is {j.model!r}, which is {what}; set reward.name to {name} or name another model")
-    judge = local_judge(j.model, judged_text.CORRECT, j.max_prompt, j.max_row, j.template)
-    if j.normalise == "none":
-        judge = judge.unscaled()
-    judged_text.refuse_long(judge.reader, [row.example.prompt for row in task.train])
-    if j.where == "outside":
-        return on_device(judge, devices.sampler.devices.flat[0])
+    if j.remote or j.where == "outside":
+        return outside_judge(c, devices, workdir, judged_text.CORRECT, questions)
+    judge = _local(c, judged_text.CORRECT, questions)
     params = judge.params._replace(model=unstacked(judge.judge.model, judge.params.model)[0])
     at = judge_shardings(devices.learner, judge.judge.model, params.head is None)
     return StepJudge(judge.reader, judge.judge, put(params, at))
+
+
+def outside_judge(
+    c: Config, devices: Devices, workdir: Path, form: Form, questions: Sequence[str]
+) -> LocalJudge | HttpJudge:
+    """A judge that is asked in this form, behind its address or on this process's first sampler device."""
+    if c.judge.remote:
+        return HttpJudge(http_settings(c.judge, workdir), form)
+    return on_device(_local(c, form, questions), devices.sampler.devices.flat[0])
+
+
+def _local(c: Config, form: Form, questions: Sequence[str]) -> LocalJudge:
+    """The config's model on the host. Every question must fit it."""
+    j, name = c.judge, c.reward.judged or "rubric"
+    what = "no reward model" if load_head(j.model) is None else "a reward model"
+    if (what == "a reward model") != (name == "reward_model"):
+        raise UserError(f"judge.model is {j.model!r}, which is {what}, but the reward is {name}; name another model")
+    judge = local_judge(j.model, form, j.max_prompt, j.max_row, j.template)
+    if j.normalise == "none":
+        judge = judge.unscaled()
+    judged_text.refuse_long(judge.reader, questions)
+    return judge
+
+
+def computes_here(judge: AnyJudge | None) -> bool:
+    """Whether its programs run on the sampler's devices."""
+    return isinstance(judge.judge if isinstance(judge, RubricJudge) else judge, LocalJudge)
+
+
+def close(judge: AnyJudge | None) -> None:
+    """Ends the connections of a judge behind an address."""
+    asked = judge.judge if isinstance(judge, RubricJudge) else judge
+    if isinstance(asked, HttpJudge):
+        asked.close()
 
 
 def _initial(task: Task) -> StepJudge:
@@ -84,15 +132,17 @@ def _initial(task: Task) -> StepJudge:
     reader = Reader(task.tokenizer, vocab, judged_text.CORRECT, j.max_prompt, j.max_row)
     judged_text.refuse_template(reader)
     judged_text.refuse_long(reader, [row.example.prompt for row in task.train])
-    yes, no = (judged_text.word_ids(task.tokenizer, vocab, word) for word in judged_text.CORRECT.words)
-    return StepJudge(reader, Judge("judge", task.model, yes, no), None)
+    return StepJudge(reader, Judge("judge", task.model, judged_text.words_of(reader)), None)
 
 
-def http_settings(j: JudgeSettings, workdir: Path) -> HttpSettings:
-    """The settings of an address."""
+def http_settings(
+    j: JudgeSettings, workdir: Path, url: str = "", model: str = "", name: str = "judge.model"
+) -> HttpSettings:
+    """The settings of an address: the judge's, or another that the field `name` gives."""
     return HttpSettings(
-        url=j.model,
-        model=j.name,
+        url=url or j.model,
+        model=model or j.name,
+        field=name,
         key_variable=j.key_variable,
         concurrency=j.concurrency,
         timeout=j.timeout,
@@ -107,12 +157,18 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
     """The host's rewards with the judge's number of each sampled answer. The judge sees question and answer, never the
     chain; a row without an answer is judged as an empty one, a row that it failed on is not kept."""
     questions = [row.example.prompt for row in rows]
-    answers = [[(graders.extract_answer(text, task.fmt),) for text in group] for group in texts]
+    plain = [[graders.extract_answer(text, task.fmt) for text in group] for group in texts]
+    answers = [[(answer,) for answer in group] for group in plain]
     if isinstance(judge, StepJudge):
         encoded = judged_text.encode(judge.reader, questions, answers)
         logged = {"judge/failures": 0.0, "judge/cut": float(encoded.cut)}
         return graded._replace(logged=graded.logged | logged, judged=encoded.judged)
-    out = judge(questions, answers)
+    verdicts = None
+    if isinstance(judge, RubricJudge):
+        out, met = judge(questions, plain)
+        verdicts = [judge.verdicts(question, of_row) for question, of_row in zip(questions, met, strict=True)]
+    else:
+        out = judge(questions, answers)
     logged = {"judge/failures": float((~out.keep).sum()), "judge/cut": float(out.cut)}
     values = {**graded.values, task.config.reward.judged: np.where(out.keep, out.values, 0).astype(np.float32)}
-    return graded._replace(values=values, keep=graded.keep & out.keep, logged=graded.logged | logged)
+    return graded._replace(values=values, keep=graded.keep & out.keep, logged=graded.logged | logged, verdicts=verdicts)

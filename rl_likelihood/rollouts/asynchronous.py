@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.rollouts.asked_judge import computes_here
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput, means
-from rl_likelihood.rollouts.local_judge import LocalJudge
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.sampler.queue import RolloutQueue, WeightBox, from_bytes, start_sampler, to_bytes
@@ -78,7 +78,7 @@ class Asynchronous:
         rollout = b.align(rollout)
         rows = b.rows(rollout.number)
         # A judge on these devices is one of the programs that must not meet the sampler's.
-        with contextlib.nullcontext() if isinstance(b.judge, LocalJudge) else self.devices_free():
+        with contextlib.nullcontext() if computes_here(b.judge) else self.devices_free():
             graded, texts = b.grade(rollout, rows)
             batch, rollout = b.batch(rollout, rows, graded)
         logged = means(graded.logged | b.text_metrics(texts))
@@ -87,7 +87,8 @@ class Asynchronous:
             "queue/depth": len(self.queue),
             "queue/dropped": self.queue.dropped,
         }
-        return StepInput(batch, rollout, rows, logged | queue | {"time/sample": rollout.seconds, "time/wait": waited})
+        times = {"time/sample": rollout.seconds, "time/wait": waited}
+        return StepInput(batch, rollout, rows, logged | queue | times, graded.verdicts)
 
     def _rows(self) -> list[int]:
         """Which chains of which prompts of a step are this process's."""

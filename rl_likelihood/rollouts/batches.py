@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,11 +18,11 @@ from rl_likelihood.grading.pool import Pool
 from rl_likelihood.learner.batching import alternatives_of, beside, no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
-from rl_likelihood.rollouts.asked_judge import AnyJudge, judged
+from rl_likelihood.rollouts import asked_judge
+from rl_likelihood.rollouts.asked_judge import AnyJudge
 from rl_likelihood.rollouts.baseline import Baseline, read_baseline
 from rl_likelihood.rollouts.conversations import conversations_of
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts, host_rewards, sampled_texts
-from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
@@ -36,12 +36,13 @@ Rows = list[EncodedExample]
 
 class StepInput(NamedTuple):
     """What one optimizer step needs: the batch of this process's prompts, the rollout and questions it is made of,
-    and the numbers to log beside the step's own."""
+    the numbers to log beside the step's own, and the verdicts of a rubric."""
 
     batch: Batch
     rollout: Rollout
     rows: Rows
     logged: dict[str, float]
+    verdicts: list[list[list[dict[str, Any]]]] | None = None
 
 
 class SamplerFailed(Exception):
@@ -145,7 +146,9 @@ class Batches:
         """The host's rewards, and the texts they were computed from, decoded once."""
         texts = sampled_texts(self.task, rollout)
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
-        return graded if self.judge is None else judged(self.judge, self.task, graded, rows, texts), texts
+        if self.judge is not None:
+            graded = asked_judge.judged(self.judge, self.task, graded, rows, texts)
+        return graded, texts
 
     def batch(self, rollout: Rollout, rows: Rows, graded: HostRewards) -> tuple[Batch, Rollout]:
         """The learner's batch, and the rows it trains on: all of a group vote, the first of it are trained on."""
@@ -179,8 +182,7 @@ class Batches:
     def close(self) -> None:
         """Ends the graders and the judge."""
         self.pool.close()
-        if isinstance(self.judge, HttpJudge):
-            self.judge.close()
+        asked_judge.close(self.judge)
 
 
 COUNTS = (

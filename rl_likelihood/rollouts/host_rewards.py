@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,12 +26,14 @@ OUTCOMES = {
 
 
 class HostRewards(NamedTuple):
-    """The terms that come with the batch, the rows to keep, what to log, and what a judge in the step reads."""
+    """The terms that come with the batch, the rows to keep, what to log, what a judge in the step reads, and [P][G] the
+    verdicts of a rubric."""
 
     values: Rewards
     keep: np.ndarray
     logged: dict[str, float]
     judged: Judged | None = None
+    verdicts: list[list[list[dict[str, Any]]]] | None = None
 
 
 def candidate(answer: str) -> object:

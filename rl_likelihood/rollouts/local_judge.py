@@ -21,6 +21,7 @@ from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import assets, files
 
 Answers = Sequence[Sequence[Sequence[str | None]]]  # [P][Q]: the answers of one row
+AT_ONCE = 8  # questions of one call of a local judge
 HEAD = "reward_head.npz"  # in a reward model's workdir or exported folder: weight, bias, spread
 
 
@@ -40,7 +41,7 @@ class LocalJudge:
     judge: Judge
     params: JudgeParams
     run: Callable[[JudgeParams, Judged], jax.Array] = dataclasses.field(repr=False)
-    at_once: int = 8
+    at_once: int = AT_ONCE
 
     def unscaled(self) -> LocalJudge:
         """The judge whose scores are those of its head."""
@@ -99,14 +100,21 @@ def save_head(path: str | Path, head: ValueHead, spread: float) -> None:
     np.savez(Path(path) / HEAD, weight=np.asarray(head.weight), bias=np.asarray(head.bias), spread=np.float32(spread))
 
 
-def local_judge(
+def as_judge(model: ModelConfig, platform: str) -> ModelConfig:
+    """The model with how a judge runs it."""
+    on_cpu = platform == "cpu"
+    dtype = "float32" if on_cpu else "bfloat16"
+    return dataclasses.replace(model, compute_dtype=dtype, scan_layers=not on_cpu, attention="dense", remat="none")
+
+
+def reader_of(
     path: str, form: Form, max_prompt: int, max_row: int, template: str = "model", setting: str = "judge."
-) -> LocalJudge:
-    """A judge from a model's path. A reward model (a folder with a value head) scores one answer, whatever `form`.
-    `setting`: what stands before max_prompt and max_row where the user sets them."""
+) -> tuple[Reader, ModelConfig]:
+    """How the model at a path reads, and its shape: all of a judge that can be refused without its weights. A reward
+    model (a folder with a value head) scores one answer, whatever `form`. `setting`: what stands before max_prompt and
+    max_row where the user sets them."""
     model, at = describe_decoder(path)
-    head = load_head(path)
-    if head is not None:
+    if load_head(path) is not None:
         form = judged_text.SCORE
     if max_prompt + max_row > model.max_position:
         raise UserError(
@@ -114,13 +122,19 @@ def local_judge(
             "positions of the judge; lower one"
         )
     text, _ = load_tokenizer(at, template)
-    vocab = tokenizer.vocab_bytes(text, model.vocab_size)
-    reader = Reader(text, vocab, form, max_prompt, max_row, setting)
+    reader = Reader(text, tokenizer.vocab_bytes(text, model.vocab_size), form, max_prompt, max_row, setting)
     judged_text.refuse_template(reader)
-    yes, no = ((), ()) if head else (judged_text.word_ids(text, vocab, word) for word in form.words)
-    model, params = load_decoder(path)  # last: all that can be refused without weights is
-    on_cpu = jax.default_backend() == "cpu"
-    dtype = "float32" if on_cpu else "bfloat16"
-    model = dataclasses.replace(model, compute_dtype=dtype, scan_layers=not on_cpu, attention="dense", remat="none")
-    judge = Judge("judge", model, yes, no) if head is None else Judge("reward_model", model, spread=head[1])
+    judged_text.words_of(reader)
+    return reader, model
+
+
+def local_judge(
+    path: str, form: Form, max_prompt: int, max_row: int, template: str = "model", setting: str = "judge."
+) -> LocalJudge:
+    """A judge from a model's path (`reader_of`)."""
+    reader, _ = reader_of(path, form, max_prompt, max_row, template, setting)
+    head, words = load_head(path), judged_text.words_of(reader)
+    model, params = load_decoder(path)
+    model = as_judge(model, jax.default_backend())
+    judge = Judge("judge", model, words) if head is None else Judge("reward_model", model, spread=head[1])
     return LocalJudge(reader, judge, JudgeParams(params, None if head is None else head[0]), make_judge(judge))

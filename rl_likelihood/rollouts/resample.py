@@ -67,4 +67,6 @@ def merged(parts: list[Drawn], accepts: list[np.ndarray], pad_id: int) -> Drawn:
     keep = np.concatenate([d.graded.keep for d in parts])[pick]
     rows = [row for d in parts for row in d.rows]
     texts = [text for d in parts for text in d.texts]
-    return Drawn(rollout, [rows[i] for i in pick], HostRewards(values, keep, logged), [texts[i] for i in pick])
+    verdicts = [v for d in parts for v in d.graded.verdicts or ()]
+    graded = HostRewards(values, keep, logged, verdicts=[verdicts[i] for i in pick] if verdicts else None)
+    return Drawn(rollout, [rows[i] for i in pick], graded, [texts[i] for i in pick])

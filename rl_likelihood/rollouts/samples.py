@@ -74,6 +74,7 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
         **no_chain,
         **also,
         **weights,
+        **({} if given.verdicts is None else {"verdicts": given.verdicts[i][j]}),
         "scored": batch.scored[i, j][answer].astype(int),
         **{k: digits(v[i, j]) for k, v in values.items() if k.startswith("reward")},
         "advantage": digits(values["advantage"][i, j]),

@@ -81,7 +81,7 @@ class Synchronous:
         logged = means(drawn.graded.logged | b.text_metrics(drawn.texts))
         queue = {"queue/lag": 0, "queue/depth": 0, "queue/dropped": 0}
         times = {"time/sample": rollout.seconds, "time/wait": 0.0}
-        return StepInput(batch, rollout, drawn.rows, logged | queue | times)
+        return StepInput(batch, rollout, drawn.rows, logged | queue | times, drawn.graded.verdicts)
 
     def _draw(self, weights: Params, step: int) -> Drawn:
         """The next batch of the stream, sampled and graded."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import jax
 
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, init_state, make_step
+from rl_likelihood.rollouts.asked_judge import StepJudge, judge_of
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.settings import Config
@@ -24,10 +26,12 @@ def dry_run(c: Config) -> None:
     optimizer, batch = make_optimizer(c.optimizer), abstract_batch(c, task.fmt)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, c.step), params)
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, task.model, c.step), params)
-    step = make_step(task.model, c.step, optimizer, mesh, batch)
+    judge = judge_of(task, devices, Path()) if c.judge_in_step else None
+    in_step = (judge.judge, (judge.of_step(reference),)) if isinstance(judge, StepJudge) else (None, ())
+    step = make_step(task.model, c.step, optimizer, mesh, batch, in_step[0])
     start = time.perf_counter()
     with using(mesh):
-        lowered = step.lower(state, reference, batch)
+        lowered = step.lower(state, reference, batch, *in_step[1])
     memory = lowered.compile().memory_analysis()
     say(
         f"step     compiled in {time.perf_counter() - start:.1f} s; on each device "

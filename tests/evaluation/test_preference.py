@@ -1,11 +1,15 @@
 """Accuracy, calibration and baselines of scores of answers: known numbers and identities."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from rl_likelihood.evaluation.preference import (
     Scored,
     best_of,
+    best_of_curve,
+    best_of_n,
     best_of_n_kl,
     best_temperature,
     brier,
@@ -71,3 +75,23 @@ def test_a_temperature_calibrates():
     assert best_temperature(3 * right) == pytest.approx(3, abs=0.15)
     p, y = sigmoid(np.abs(3 * right)), (right > 0).astype(float)
     assert ece(sigmoid(np.abs(right)), y) < 0.02 < ece(p, y)
+
+
+def test_the_best_of_n_by_hand_and_by_all_subsets():
+    rng = np.random.default_rng(0)
+    proxy, gold = rng.normal(size=6), rng.integers(0, 2, 6)
+    for n in (1, 2, 3, 6):
+        tops = [max(subset, key=lambda i: proxy[i]) for subset in itertools.combinations(range(6), n)]
+        got = best_of_n(proxy, gold, n)
+        assert got == pytest.approx((proxy[tops].mean(), gold[tops].mean()))
+    assert best_of_n(np.zeros(4), np.array([1, 0, 0, 0]), 4) == (0, 0.25), "a tie is shared"
+
+
+def test_the_curve_shows_a_proxy_that_is_pleased_by_what_is_wrong():
+    rng = np.random.default_rng(1)
+    gold = (rng.uniform(size=(200, 8)) < 0.5).astype(float)
+    good, bad = (best_of_curve(sign * gold + rng.normal(size=gold.shape), gold) for sign in (1, -1))
+    assert [row["n"] for row in good] == [1, 2, 4, 8]
+    assert all(a["proxy"] < b["proxy"] for a, b in itertools.pairwise(bad))
+    assert good[0]["gold"] < good[-1]["gold"] and bad[0]["gold"] > bad[-1]["gold"]
+    assert good[0]["gold"] == pytest.approx(gold.mean())

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch, make_judge, value, yes_logit
+from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch, make_judge, value, word_logits
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.step import init_state, judge_shardings, make_step
 from rl_likelihood.mesh import make_mesh, put
@@ -22,7 +22,7 @@ MODEL = tiny(vocab_size=40, width=24, layers=2, heads=2, kv_heads=1, head_dim=12
 PARAMS = random_params(MODEL, seed=3)
 RNG = np.random.default_rng(0)
 HEAD = ValueHead(RNG.normal(size=MODEL.width).astype(np.float32), np.float32(0.7))
-YES, NO = (3, 5, 11), (8, 2)
+WORDS = (3, 5, 11), (8, 2), (4,)
 JUDGED = Judged(
     prompt=RNG.integers(0, 40, (P, S)).astype(np.int32),
     prompt_length=RNG.integers(1, S + 1, P).astype(np.int32),
@@ -31,7 +31,7 @@ JUDGED = Judged(
 )
 JUDGED.row_length[0, 0], JUDGED.row_length[1, 1] = 0, U
 VALUE = Judge("reward_model", MODEL, spread=2.0)
-ASKED = Judge("judge", MODEL, YES, NO)
+ASKED = Judge("judge", MODEL, WORDS)
 BATCH = random_batch(8, P, Q)
 OPTIMIZER = make_optimizer(OptimizerConfig(lr=1e-2, warmup_steps=0, total_steps=10))
 
@@ -49,11 +49,14 @@ def test_a_score_is_that_of_the_plain_sequence():
         assert got[i, j] == pytest.approx(float(state @ HEAD.weight + HEAD.bias), abs=2e-5)
 
 
-def test_yes_against_no_is_that_of_the_plain_sequence():
-    got = jax.jit(yes_logit, static_argnums=(1, 2, 3))(PARAMS, MODEL, YES, NO, JUDGED)
+def test_words_are_compared_as_after_the_plain_sequence():
+    logits = jax.jit(word_logits, static_argnums=(1, 2))(PARAMS, MODEL, WORDS, JUDGED)
+    numbers = make_judge(ASKED)(JudgeParams(PARAMS), JUDGED)
     for i, j in np.ndindex(P, Q):
         p = np.exp(log_softmax(reference_logits(PARAMS, MODEL, sequence(i, j))[-1]))
-        assert got[i, j] == pytest.approx(np.log(p[list(YES)].sum() / p[list(NO)].sum()), abs=2e-4)
+        each = np.array([p[list(ids)].sum() for ids in WORDS])
+        assert logits[i, j, 0] - logits[i, j, 1] == pytest.approx(np.log(each[0] / each[1]), abs=2e-4)
+        assert numbers[i, j] == pytest.approx((each[0] + 0.5 * each[1]) / each.sum(), abs=1e-4)
 
 
 def test_padding_and_the_other_rows_change_nothing():
@@ -81,12 +84,13 @@ def stepped(judge, params, batch, mesh, **changes):
     else:
         step = make_step(POLICY, cfg, OPTIMIZER, mesh, batch, judge)
         with using(mesh):
-            state, _, rows = step(state, None, batch, put(params, judge_shardings(mesh, judge.model, bool(judge.yes))))
+            state, _, rows = step(
+                state, None, batch, put(params, judge_shardings(mesh, judge.model, bool(judge.words)))
+            )
     return jax.tree.map(np.asarray, (state.params, rows["reward"]))
 
 
-@pytest.mark.parametrize("judge", [VALUE, ASKED], ids=lambda j: j.name)
-@pytest.mark.parametrize("shape", [None, (2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize("judge, shape", [(VALUE, None), (ASKED, (2, 2, 2)), (VALUE, (1, 8, 1))])
 def test_in_the_step_as_before_it_and_on_eight_devices_as_on_one(judge, shape):
     """(1, 8, 1): fewer prompts than devices, so that the rows of a group are split."""
     params = JudgeParams(PARAMS, HEAD if judge is VALUE else None)

@@ -11,8 +11,10 @@ from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.planning import aot, programs
 from rl_likelihood.planning.programs import Plan, byte_format
 from rl_likelihood.planning.search import devices_of
-from rl_likelihood.task import abstract_batch, load
+from rl_likelihood.task import abstract_batch, load, random_model
+from rl_likelihood.weights import files
 from tests.runs import small_config
+from tests.small import random_params
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,32 @@ def test_with_slots_each_device_holds_its_rows_and_their_prompts():
     }
     assert programs.cache_bytes(p) == expected
     assert programs.sampling_steps(p) == 2 * p.sampler.max_sampled  # eight rows, four at once
+
+
+def test_a_judge_is_counted_in_the_step_or_as_a_program_of_its_own(tmp_path):
+    model = random_model("nano")
+    files.save(tmp_path, model, random_params(model))
+    size = sum(x.nbytes for x in jax.tree.leaves(random_params(model)))
+    judged = {"reward__name": "judge", "judge__model": str(tmp_path), "judge__max_prompt": 60, "judge__max_row": 40}
+
+    def planned(**changes):
+        settings = build(small_config(mesh__fsdp=1, mesh__tensor=1, **changes))
+        policy, where = plan.model_shapes(settings), devices_of(settings, aot.target("cpu:1"))
+        return Plan(settings, policy, where, 1, plan.judge_shapes(settings, policy))
+
+    alone, outside, step = (
+        planned(reward__name="exact_match"),
+        planned(**judged),
+        planned(**judged, judge__where="step"),
+    )
+    assert "judge" not in programs.held_bytes(alone) and programs.compile_judge(alone, 0, None) == []
+    assert programs.held_bytes(outside)["judge"] == programs.held_bytes(step)["judge"] == size
+    assert programs.compile_judge(step, 0, None) == []
+    (own,) = programs.compile_judge(outside, 5, None)
+    assert own.program.name == "judge" and own.program.arguments > size and own.others == 5
+    # 2 prompts of 60 and 3 rows of 40 tokens pass the layers' matrices; the rest is attention.
+    tokens = 2 * (60 + 3 * 40)
+    matrices = sum(x.size for x in jax.tree.leaves(random_params(model)["layers"]) if x.ndim == 3)
+    assert 1 < own.program.flops / (2 * tokens * matrices) < 3
+    flops = [plan.model_flops(x) for x in (alone, outside, step)]
+    assert flops[0] == flops[1] == flops[2] - own.program.flops

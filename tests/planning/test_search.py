@@ -39,7 +39,7 @@ def test_a_step_that_does_not_fit_is_made_to_by_the_cheapest_change():
     assert tried.startswith("it fits with --config.train.micro_batch_prompts=")
     smaller = build(small_config(**overrides, train__head_chunk=4096, train__micro_batch_prompts=int(tried[-1])))
     limit = memory - step["others"]
-    program = programs.compile_step(smaller, made.model, search.devices_of(smaller, where).learner, limit)
+    program = programs.compile_step(made._replace(config=smaller, devices=search.devices_of(smaller, where)), limit)
     assert 0 < program.peak <= limit < step["peak"]
 
 

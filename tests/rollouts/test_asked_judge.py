@@ -8,11 +8,16 @@ import pytest
 from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.rubrics import Criterion, Rubric, write_rubrics
 from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.datasets import sources
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import forward
-from rl_likelihood.rollouts.asked_judge import judge_of
+from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
+from rl_likelihood.rollouts.endpoint import HttpSettings
+from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import HEAD, load_decoder, save_head
+from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, rubrics_of
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.shapes import UserError
@@ -89,7 +94,6 @@ def test_a_run_on_a_reward_model(scorer, outside):
             assert judge([s["prompt"]], [[(answer,)]]).values[0, 0] == pytest.approx(s["reward/reward_model"], abs=1e-3)
 
 
-@pytest.mark.slow
 def test_a_run_with_the_judge_in_the_step_is_that_with_it_outside(scorer, outside, tmp_path):
     train.run(build(few(reward__name="reward_model", judge__model=str(scorer), judge__where="step")), tmp_path)
     for a, b in zip(metrics(outside), metrics(tmp_path), strict=True):
@@ -121,9 +125,100 @@ def test_a_run_asks_an_address_and_a_resumed_one_asks_nothing_again(tmp_path, mo
         assert metrics(tmp_path / "again")[1]["reward/judge"] >= 0
 
 
+def by_keyword(handler, number, body):
+    """A judge that says .9 where the answer has what the criterion names between quotes, else .2."""
+    text = body["messages"][0]["content"]
+    wanted, answer = text.partition("has '")[2].partition("'")[0], text.partition("<<<")[2].partition(">>>")[0]
+    p = 0.9 if wanted in answer else 0.2
+    pairs = [{"token": "yes", "logprob": math.log(p)}, {"token": "no", "logprob": math.log(1 - p)}]
+    return handler.reply(200, {"choices": [{"logprobs": {"content": [{"top_logprobs": pairs}]}}]})
+
+
+def rubric_file(path, c, *criteria):
+    """The same criteria, (text, points), for every training question."""
+    rows = [Rubric(e.prompt, e.id, tuple(Criterion(*x) for x in criteria)) for e in sources.load(c.data)[0]]
+    write_rubrics(path, rows)
+    return str(path)
+
+
+def test_a_run_on_rubrics_writes_every_verdict_down(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    criteria = ("it has '1'", 5.0), ("it has 'zebra'", 3.0), ("it has '2'", -4.0)
+    with serving(by_keyword) as (url, requests):
+        about = {"reward__name": "rubric", "judge__model": url, "judge__name": "m"}
+        path = rubric_file(tmp_path / "rubrics.jsonl", build(small_config()), *criteria)
+        train.run(build(few(**about, rubric__path=path)), tmp_path / "run")
+    samples = run_files.read(tmp_path / "run" / "samples.jsonl")
+    assert all("judge/failures" in row and math.isfinite(row["reward/rubric"]) for row in metrics(tmp_path / "run"))
+    for s in samples:
+        answer = s["sampled_answer"].removeprefix(">").partition("</answer")[0] if "</" in s["sampled_answer"] else ""
+        met = [v["met"] for v in s["verdicts"]]
+        assert [(v["criterion"], v["points"]) for v in s["verdicts"]] == list(criteria) and met[1] == 0.2
+        if s["sampled_answer"].startswith(">"):
+            assert met == [0.9 if x in answer else 0.2 for x in ("1", "zebra", "2")]
+        assert s["reward/rubric"] == pytest.approx(np.dot(met, [5, 3, -4]) / 8, abs=1e-3)
+
+
+def test_rubrics_are_judged_one_by_one_or_by_one_mark():
+    own = {q: Rubric(q, "", tuple(Criterion(f"it has '{w}'", p) for w, p in row)) for q, row in QUESTIONS.items()}
+    with serving(by_keyword) as (url, requests):
+        judge = HttpJudge(HttpSettings(url, "m"), form_of("signed"))
+        out, met = RubricJudge(judge, own, "signed")(list(own), [["ab", "b"], ["c", None]])
+        np.testing.assert_allclose(out.values, [[0.9 * 2 - 0.9, 0.2 * 2 - 0.9], [0.9, 0.2]], atol=1e-6)
+        assert [x.shape for x in met] == [(2, 2), (2, 1)] and out.keep.all()
+        assert all(q in r[3]["messages"][0]["content"] for q, r in zip(own, (requests[0], requests[-1]), strict=True))
+        judge.close()
+
+    def marks(handler, number, body):
+        if "it has 'c'" in body["messages"][0]["content"]:
+            return handler.reply(500, b"")
+        assert all(f"it has '{w}' ({p:+g})" in body["messages"][0]["content"] for w, p in QUESTIONS["one"])
+        tops = [{"token": "9", "logprob": math.log(0.5)}, {"token": "3", "logprob": math.log(0.25)}]
+        return handler.reply(200, {"choices": [{"logprobs": {"content": [{"top_logprobs": tops}]}}]})
+
+    with serving(marks) as (url, requests):
+        judge = HttpJudge(HttpSettings(url, "m", attempts=1), form_of("implicit"))
+        out, met = RubricJudge(judge, own, "implicit")(list(own), [["ab", "b"], ["c", None]])
+        np.testing.assert_allclose(out.values, [[(2 * 1 + 3 / 9) / 3] * 2, [0, 0]], atol=1e-6)
+        assert out.keep.tolist() == [[True, True], [False, False]], "a row without a verdict has no number"
+        assert RubricJudge(judge, own, "implicit").verdicts("two", met[1]) == [[{"mark": None}], [{"mark": None}]]
+        judge.close()
+
+
+QUESTIONS = {"one": (("a", 2.0), ("b", -1.0)), "two": (("c", 1.0),)}
+
+
+def test_what_cannot_be_judged_is_refused_before_weights_are_read(tmp_path, scorer):
+    def refused(words, **changes):
+        with pytest.raises(UserError, match=words):
+            refuse_judge(build(few(**changes)), tmp_path)
+
+    with serving(by_keyword) as (url, _):
+        pass  # nobody is there any more
+    refused("judge.model.*nobody answers", reward__name="judge", judge__model=url, judge__name="m")
+    refused("2048 positions", reward__name="reward_model", judge__model=str(scorer), judge__max_row=2000)
+    (tmp_path / "model.safetensors").touch()  # it would fail if it were read
+    refused("config.json", reward__name="judge", judge__model=str(tmp_path))
+    about = {"reward__name": "rubric", "judge__model": url, "judge__name": "m"}
+    refused("rubric.path is 'none'", **about, rubric__path="none")
+    path = rubric_file(tmp_path / "r.jsonl", build(small_config()), ("x", -1.0))
+    refused("negative points", **about, rubric__path=path)
+    with pytest.raises(UserError, match="no rubric for 2 of 3.*'B'"):
+        rubrics_of(build(few(**about, rubric__path=rubric_at(tmp_path / "a.jsonl", "A"))).rubric, ["A", "B", "C"])
+
+
+def rubric_at(path, *questions):
+    write_rubrics(path, [Rubric(q, "", (Criterion("x", 1.0),)) for q in questions])
+    return str(path)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
+        ({"reward__name": "rubric", "judge__model": "x"}, "rubric.path"),
+        ({"rubric__path": "x"}, "rubric.path is 'x'"),
+        ({"reward__name": "rubric", "judge__model": "initial", "rubric__path": "x"}, "judge.model is 'initial'"),
+        ({"rubric__low": 0.9, "rubric__high": 0.1}, "rubric.low is 0.9"),
         ({"reward__name": "judge"}, "judge.model is empty"),
         ({"judge__model": "x"}, "no term of reward.name"),
         ({"reward__name": "judge + reward_model", "judge__model": "x"}, "one judge"),

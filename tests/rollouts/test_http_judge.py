@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rl_likelihood.data.judged_text import CORRECT, filled
-from rl_likelihood.rollouts.http_judge import HttpJudge, HttpSettings, estimate, probability, retry_after
+from rl_likelihood.rollouts.endpoint import HttpSettings, estimate, retry_after
+from rl_likelihood.rollouts.http_judge import HttpJudge, probability
 from rl_likelihood.shapes import UserError
 from tests.servers import serving
 
@@ -142,7 +143,12 @@ def test_what_every_call_would_get_ends_the_run_and_no_message_has_the_key(statu
         with pytest.raises(UserError, match=f"judge.model.*{status}") as refusal:
             ask(judge, *map(str, range(20)))
         assert len(requests) <= 2
-        texts = [str(refusal.value), repr(judge.settings), caplog.text, repr(vars(judge._client)["_headers"])]
+        texts = [
+            str(refusal.value),
+            repr(judge.endpoint.settings),
+            caplog.text,
+            repr(vars(judge.endpoint._client)["_headers"]),
+        ]
         assert all(KEY not in text for text in texts)
 
 
@@ -228,7 +234,7 @@ def test_limits_end_the_run_before_they_are_passed(tmp_path):
         with judging(url, max_tokens=200, concurrency=1) as judge:
             with pytest.raises(UserError, match="judge.max_tokens is 200"):
                 ask(judge, *map(str, range(10)))
-            calls, used = judge.spent
+            calls, used = judge.endpoint.spent
             # Each took 50 by the server's count, and the next was estimated at more than what was left.
             assert used == 50 * calls <= 200 < used + estimate(body_of("0"))
 
@@ -240,7 +246,7 @@ def test_a_lying_count_of_tokens_changes_nothing():
 
     with serving(behave) as (url, _), judging(url, concurrency=1) as judge:
         ask(judge, *"abcde")
-        assert judge.spent == (5, 5 * estimate(body_of("a")))
+        assert judge.endpoint.spent == (5, 5 * estimate(body_of("a")))
 
 
 def body_of(answer):

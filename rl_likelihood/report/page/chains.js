@@ -56,12 +56,21 @@ function talk(messages) {  // a conversation: what the model writes, and the env
     const out = [make("p", {class: "text"}, m.text || "(empty)")];
     if (m.tokens) {
       const p = Math.exp(m.logp.reduce((sum, l) => sum + l, 0) / m.logp.length);
-      const gain = before === null ? "" : `, ${p >= before ? "+" : ""}${short(p - before)} by the message before`;
+      const gain = before === null ? "" : `, ${p >= before ? "+" : ""}${short(p - before)} since the last message`;
       before = p;
-      out.push(answer(m, m.logp, `here, ${short(p)} a token${gain}`));
+      out.push(answer(m, m.logp, `before this message, ${short(p)} a token${gain}`));
     }
     return out;
   });
+}
+function verdicts(rows) {  // of a rubric: how far each criterion is met, and its points
+  const list = make("dl");
+  for (const v of rows) {
+    const met = v.met ?? v.mark;
+    list.append(make("dt", {}, v.criterion ? `${v.criterion} (${v.points > 0 ? "+" : ""}${v.points})` : "mark"),
+      make("dd", {}, met == null ? "no verdict" : short(met)));
+  }
+  return make("details", {class: "more", open: ""}, make("summary", {}, "rubric"), list);
 }
 let unfolded = false;  // whether the reader wants to see all rewards
 function chainCard(group, c) {
@@ -82,6 +91,7 @@ function chainCard(group, c) {
         c.forced ? make("span", {class: "tag"}, ` [forced: ${c.forced.trim()}]`) : null),
       answer(group, c.logp, "after this chain", c.weights)]),
     c.sampled ? make("p", {class: "text answer"}, make("small", {}, "sampled answer"), c.sampled) : null,
+    c.verdicts ? verdicts(c.verdicts) : null,
     more);
 }
 const stepsOf = r => [...new Set(r.groups.map(g => g.step))];

@@ -87,6 +87,7 @@ def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[di
                 "advantage": row["advantage"],
                 "truncated": row["truncated"],
                 **({"messages": _messages(row)} if "messages" in row else {}),
+                **({"verdicts": row["verdicts"]} if "verdicts" in row else {}),
             }
         )
     return list(groups.values())

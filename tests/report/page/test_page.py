@@ -236,3 +236,10 @@ def test_weights_of_answer_tokens_reach_the_page(tmp_path):
     rows = [row | {"step": 1} for row in rows]
     (group,) = chains.groups_of(rows)
     assert [c["weights"] for c in group["chains"]] == [[0.25, 0.75], None]
+
+
+def test_verdicts_of_a_rubric_reach_the_page():
+    verdicts = [{"criterion": "names it", "points": 5.0, "met": None}]
+    rows = [sample("a", -3.0, 1, "z") | {"verdicts": verdicts, "step": 1}, sample("a", -2.0, 1, "y") | {"step": 1}]
+    (group,) = chains.groups_of(rows)
+    assert [c.get("verdicts") for c in group["chains"]] == [verdicts, None]

@@ -1,0 +1,147 @@
+"""LiveCodeBench (Jain et al. 2024): programs for problems of contests, by date; for evaluation only.
+
+Its files lie on the hub alone. Problems of Codeforces and AtCoder are scripts that read an input and print; those of
+LeetCode are functions. There are no reference programs: the answer is the starter code or `pass`, so likelihoods of
+it say nothing. `extra` has what runs the tests, all in one call: a program has 5 s for all of them, where the
+benchmark gives 6 s for each.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+import zlib
+from typing import Any
+
+from rl_likelihood.datasets.common import BadRow, DataSet, Location, Row, Skipped, field, text
+from rl_likelihood.shapes import Example
+
+MOST_BYTES = 1 << 28  # of one problem's unpacked tests
+
+# The benchmark's rule: line by line, as text or as numbers.
+SCRIPT_TESTS = """
+import decimal, json
+CASES = json.loads({cases!r})
+
+def numbers(line):
+    try:
+        return [decimal.Decimal(word) for word in line.split()]
+    except decimal.InvalidOperation:
+        return None
+
+def check(candidate):
+    for given, wanted in CASES:
+        printed, wanted = ([line.strip() for line in x.strip().split("\\n")] for x in (candidate(given), wanted))
+        assert len(printed) == len(wanted)
+        for a, b in zip(printed, wanted):
+            assert a == b or (numbers(a) is not None and numbers(a) == numbers(b))
+"""
+FUNCTION_TESTS = """
+import json
+CASES = json.loads({cases!r})
+
+def check(candidate):
+    for given, wanted in CASES:
+        value = candidate(*given)
+        assert (list(value) if isinstance(value, tuple) else value) == wanted
+"""
+# A method of Solution, or a function by itself; the usual imports of the platform are there.
+FUNCTION = """
+import collections, heapq, itertools, functools, math, bisect, random, re, string
+from collections import *
+from functools import *
+from itertools import *
+from math import *
+from typing import *
+
+def run_solution(*given):
+    return getattr(Solution(), {name!r})(*given) if "Solution" in globals() else globals()[{name!r}](*given)
+
+"""
+
+
+class _OnlyText(pickle.Unpickler):
+    """Admits nothing but plain values: no class, no function."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} is no text")
+
+
+def tests_of(value: str) -> list[dict[str, Any]]:
+    """Test cases as JSON, or as JSON that was pickled, packed and written in base64. BadRow for anything else."""
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        try:
+            unpacker = zlib.decompressobj()
+            data = unpacker.decompress(base64.b64decode(value, validate=True), MOST_BYTES)
+            if unpacker.unconsumed_tail:
+                raise BadRow(f"its tests are over {MOST_BYTES >> 20} MiB")
+            plain = _OnlyText(io.BytesIO(data)).load()
+            found = json.loads(plain) if isinstance(plain, str) else None
+        except BadRow:
+            raise
+        except Exception as e:  # a pickle of strangers may raise anything
+            raise BadRow(f"its tests can be read neither as JSON nor unpacked ({type(e).__name__}: {e})") from e
+    wanted = ("input", "output", "testtype")
+    if not isinstance(found, list) or any(
+        not isinstance(case, dict) or any(not isinstance(case.get(name), str) for name in wanted) for case in found
+    ):
+        raise BadRow("its tests must be a list of objects with the texts input, output and testtype")
+    return found
+
+
+def parse(record: dict, location: Location) -> Row | Skipped:
+    """A problem with all its tests, public and private."""
+    cases = [case for name in ("public_test_cases", "private_test_cases") for case in tests_of(text(record, name))]
+    kinds = {case["testtype"] for case in cases}
+    if len(kinds) != 1 or not kinds <= {"stdin", "functional"}:
+        raise BadRow(f"its tests are of the types {sorted(kinds)}; they must all be stdin or all functional")
+    starter, asked = str(record.get("starter_code") or "").strip(), text(record, "question_content")
+    if kinds == {"stdin"}:
+        pairs = [[case["input"], case["output"]] for case in cases]
+        prompt = f"{asked}\n\nAnswer with a Python program that reads the input and prints the output."
+        tests = SCRIPT_TESTS.format(cases=json.dumps(pairs))
+        extra = {"prompt": "", "test": tests, "entry_point": "run_script", "script": True}
+    else:
+        pairs = [_arguments(case) for case in cases]
+        prompt = f"{asked}\n\nAnswer with the whole code, which begins:\n\n```python\n{starter}\n```"
+        tests = FUNCTION_TESTS.format(cases=json.dumps(pairs))
+        extra = {"prompt": FUNCTION.format(name=_function(record)), "test": tests, "entry_point": "run_solution"}
+    about = {name: str(record.get(name) or "") for name in ("platform", "difficulty", "contest_date")}
+    example = Example(text(record, "question_id"), prompt, starter or "pass", task="livecodebench")
+    return Row(example, extra={**extra, **about})
+
+
+def _arguments(case: dict[str, Any]) -> list[Any]:
+    """(arguments, value) of a function's test: one JSON value a line."""
+    try:
+        return [[json.loads(line) for line in case["input"].split("\n") if line.strip()], json.loads(case["output"])]
+    except ValueError as e:
+        raise BadRow(f"a test of a function is not JSON ({e})") from e
+
+
+def _function(record: dict) -> str:
+    """The function's name, in the field metadata."""
+    given = field(record, "metadata")
+    try:
+        name = (json.loads(given) if isinstance(given, str) else given)["func_name"]
+    except (ValueError, KeyError, TypeError):
+        name = None
+    if not isinstance(name, str) or not name.isidentifier():
+        raise BadRow("field 'metadata' must name the function, as func_name")
+    return name
+
+
+DATASET = DataSet(
+    name="livecodebench",
+    parse=parse,
+    fetch="test*.jsonl of livecodebench/code_generation_lite, on the hub",
+    split="test",
+    grader="code_tests",
+    max_prompt=1536,
+    max_answer=1024,
+    max_chain=2048,
+)

@@ -1,0 +1,281 @@
+"""An HTTP address that speaks OpenAI's protocol: vLLM, llama.cpp, a vendor's. Many calls at one time, each with a
+deadline and repeated attempts.
+
+A call that gets no readable reply is a counted failure, without a value. What replies said is kept in a file by the
+hash of what was asked, so a resumed run asks nothing again. The key comes from the environment and stands in no
+message.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import email.utils
+import hashlib
+import json
+import math
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rl_likelihood.shapes import UserError
+
+RETRIED = {408, 409, 429}  # and every 5xx
+FATAL = {401: "refuses the key", 403: "refuses the key", 404: "knows no such address or model"}
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, which double; and at most
+MOST_BYTES = 8 << 20  # of a reply
+BYTES_PER_TOKEN = 3  # to estimate a call's tokens before it is made
+CHAT, EMBEDDINGS, MODELS = "/chat/completions", "/embeddings", "/models"
+
+Read = Callable[[Any], Any]  # of a reply's JSON: its value, which is JSON itself, or None where it says nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class HttpSettings:
+    """Where the model is and how it is asked. `field`: the setting that names the address; `key_variable`: the
+    environment variable that holds the key; `max_calls` and `max_tokens` (0: no limit) hold for the cache file's
+    lifetime."""
+
+    url: str
+    model: str
+    field: str = "judge.model"
+    key_variable: str = "JUDGE_API_KEY"
+    concurrency: int = 16
+    timeout: float = 60.0
+    attempts: int = 6
+    max_calls: int = 0
+    max_tokens: int = 0
+    cache: str = ":memory:"
+    first_wait: float = FIRST_WAIT
+
+
+class NoReply(Exception):
+    """One call's failure; the message is its kind."""
+
+
+class Endpoint:
+    """Asks and reads replies. Counts what failed in `failures`, by kind."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        s, parts = settings, urlsplit(settings.url)
+        try:
+            import httpx
+        except ImportError:
+            raise UserError(f"{s.field} is an address, which needs httpx; install rl_likelihood[judge]") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{s.field} is {s.url!r}, no http address; write http://HOST:PORT/v1")
+        if parts.username or parts.password:
+            raise UserError(f"{s.field} has a key in its address; give it in the variable {s.key_variable}")
+        if not s.model:
+            raise UserError(f"{s.field} is an address, but the model that it is asked for has no name; set it")
+        self.settings, self.httpx = s, httpx
+        self.failures: collections.Counter[str] = collections.Counter()
+        self._key = os.environ.get(s.key_variable, "").strip()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = httpx.Limits(max_connections=s.concurrency)
+        self._client = httpx.Client(headers=headers, timeout=s.timeout, limits=limits)
+        self._cache, self._lock, self._stop = _Cache(s.cache), threading.Lock(), threading.Event()
+
+    def ask(self, bodies: Sequence[dict[str, Any]], read: Read, path: str = CHAT) -> list[Any]:
+        """The value of each reply, None where a call failed. Equal bodies are asked once."""
+        asked = [{"model": self.settings.model, **body} for body in bodies]
+        keys = [hashlib.sha256(json.dumps([path, body], sort_keys=True).encode()).hexdigest() for body in asked]
+        new = dict(zip(keys, asked, strict=True))
+        known = self._cache.get(list(new))
+        self._ask({key: body for key, body in new.items() if key not in known}, known, read, path)
+        return [known.get(key) for key in keys]
+
+    def refuse_unreachable(self) -> None:
+        """UserError where nobody answers at the address. Any reply will do."""
+        try:
+            self._client.get(self.settings.url.rstrip("/") + MODELS)
+        except self.httpx.TransportError as error:
+            raise UserError(
+                f"{self.settings.field} is {self.settings.url}, where nobody answers ({type(error).__name__}); start "
+                "the server or give another address"
+            ) from None
+
+    @property
+    def spent(self) -> tuple[int, int]:
+        """Calls and tokens, over all runs with this cache."""
+        return self._cache.calls, self._cache.tokens
+
+    def close(self) -> None:
+        """Ends connections."""
+        self._client.close()
+        self._cache.close()
+
+    def _ask(self, bodies: dict[str, dict[str, Any]], known: dict[str, Any], read: Read, path: str) -> None:
+        """Puts the values of these into `known` and the cache. UserError where asking on makes no sense."""
+        self._stop.clear()
+        with concurrent.futures.ThreadPoolExecutor(self.settings.concurrency) as pool:
+            jobs = {pool.submit(self._one, body, read, path): key for key, body in bodies.items()}
+            try:
+                for job in concurrent.futures.as_completed(jobs):
+                    try:
+                        value = job.result()
+                    except NoReply as failure:
+                        self.failures[str(failure)] += 1
+                        continue
+                    known[jobs[job]] = value
+                    self._cache.put(jobs[job], value)
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            finally:
+                self._cache.keep_counts()
+
+    def _one(self, body: dict[str, Any], read: Read, path: str) -> Any:
+        """One call's value, with repeated attempts."""
+        s, why = self.settings, "no attempt"
+        for attempt in range(s.attempts):
+            self._reserve(body)
+            wait = s.first_wait * 2**attempt * random.uniform(0.5, 1)
+            try:
+                status, headers, content = self._post(body, path)
+            except self.httpx.TimeoutException:
+                why = "timeout"
+            except (self.httpx.TransportError, self.httpx.DecodingError) as error:
+                why = f"connection ({type(error).__name__})"
+            else:
+                if status == 200:
+                    return self._value(content, body, read)
+                self._refuse(status, headers, content)
+                why = f"status {status}"
+                if status not in RETRIED and status < 500:
+                    break
+                wait = max(wait, retry_after(headers.get("retry-after", "")))
+            if attempt + 1 == s.attempts or self._stop.wait(min(wait, LONGEST_WAIT)):
+                break
+        raise NoReply(why)
+
+    def _post(self, body: dict[str, Any], path: str) -> tuple[int, Any, bytes]:
+        """Status, headers and content. The deadline is that of the whole reply: a server may send a byte at a time."""
+        due = time.monotonic() + self.settings.timeout
+        address = self.settings.url.rstrip("/") + path
+        with self._client.stream("POST", address, json=body) as reply:
+            content = bytearray()
+            for part in reply.iter_bytes():
+                content += part
+                if time.monotonic() > due:
+                    raise self.httpx.ReadTimeout("the reply takes too long")
+                if len(content) > MOST_BYTES:
+                    break
+            return reply.status_code, reply.headers, bytes(content)
+
+    def _value(self, content: bytes, body: dict[str, Any], read: Read) -> Any:
+        try:
+            reply = json.loads(content)
+            value = read(reply)
+        except (ValueError, RecursionError):
+            raise NoReply("reply is no JSON") from None
+        self._correct(body, reply)
+        if value is None:
+            raise NoReply("reply says nothing that was asked for")
+        return value
+
+    def _refuse(self, status: int, headers: Any, content: bytes) -> None:
+        """UserError for a status that every further call would get too."""
+        s, address = self.settings, self.settings.url
+        if 300 <= status < 400:
+            raise UserError(f"{s.field}: {address} sends on to another address (status {status}); give that one")
+        if status in FATAL:
+            said = " ".join(self._without_key(content.decode(errors="replace")).split())[:200]
+            raise UserError(
+                f"{s.field}: {address} {FATAL[status]} (status {status}: {said}); check the address, the model's name "
+                f"and the environment variable {s.key_variable}"
+            )
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def _reserve(self, body: dict[str, Any]) -> None:
+        """Counts a call before it is made; UserError where it would pass a limit."""
+        s = self.settings
+        with self._lock:
+            calls, tokens = self._cache.calls + 1, self._cache.tokens + estimate(body)
+            if s.max_calls and calls > s.max_calls:
+                raise UserError(f"judge.max_calls is {s.max_calls}, and so many were made; raise it to go on")
+            if s.max_tokens and tokens > s.max_tokens:
+                raise UserError(
+                    f"judge.max_tokens is {s.max_tokens}, and {self._cache.tokens} were used; raise it to go on"
+                )
+            self._cache.calls, self._cache.tokens = calls, tokens
+
+    def _correct(self, body: dict[str, Any], reply: Any) -> None:
+        """The server's count of tokens in place of the estimate, if it is one."""
+        usage = reply.get("usage") if isinstance(reply, dict) else None
+        total = usage.get("total_tokens") if isinstance(usage, dict) else None
+        if isinstance(total, int) and not isinstance(total, bool) and 0 < total < 1 << 24:
+            with self._lock:
+                self._cache.tokens += total - estimate(body)
+
+
+class _Cache:
+    """Values by hash, and what was spent on them. Used from one thread, but for the two counts."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            if path != ":memory:":
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, check_same_thread=False)
+            self._db.execute("create table if not exists replies (hash text primary key, value text not null)")
+            self._db.execute("create table if not exists spent (id integer primary key, calls integer, tokens integer)")
+            self._db.execute("insert or ignore into spent values (0, 0, 0)")
+            self._db.commit()
+            ((self.calls, self.tokens),) = self._db.execute("select calls, tokens from spent")
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(
+                f"judge.cache is {path}, which cannot be used ({error}); delete it or choose another"
+            ) from None
+
+    def get(self, keys: list[str]) -> dict[str, Any]:
+        found = {}
+        for key in keys:
+            row = self._db.execute("select value from replies where hash = ?", (key,)).fetchone()
+            if row is not None:
+                found[key] = json.loads(row[0])
+        return found
+
+    def put(self, key: str, value: Any) -> None:
+        self._write("insert or replace into replies values (?, ?)", (key, json.dumps(value)))
+
+    def keep_counts(self) -> None:
+        """Writes down what was spent."""
+        self._write("update spent set calls = ?, tokens = ?", (self.calls, self.tokens))
+
+    def _write(self, statement: str, values: tuple) -> None:
+        try:
+            self._db.execute(statement, values)
+            self._db.commit()
+        except sqlite3.Error as error:
+            raise UserError(f"judge.cache: cannot be written ({error}); free some space or choose another") from None
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def estimate(body: dict[str, Any]) -> int:
+    """About how many tokens a call takes, more rather than fewer."""
+    asked = [m["content"] for m in body.get("messages", ())] + [body.get("input", "")]
+    return len("".join(asked).encode()) // BYTES_PER_TOKEN + 10 + body.get("max_tokens", 0)
+
+
+def retry_after(value: str) -> float:
+    """Seconds of a Retry-After header, a number or a date; 0 for what is neither."""
+    with contextlib.suppress(ValueError):
+        seconds = float(value)
+        return seconds if 0 <= seconds < math.inf else 0.0
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return 0.0

@@ -1,0 +1,95 @@
+"""The reward `rubric`: a judge's verdict on each criterion of a question, put together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rl_likelihood.data import judged_text, rubrics
+from rl_likelihood.data.judged_text import Form
+from rl_likelihood.data.rubrics import UNIVERSAL, Rubric
+from rl_likelihood.rewards.rubric import Kind, aggregate
+from rl_likelihood.rollouts.http_judge import HttpJudge
+from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts
+from rl_likelihood.settings import RubricSettings
+from rl_likelihood.shapes import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RubricJudge:
+    """Judges answers by their questions' rubrics, which `rubrics` has by the question."""
+
+    judge: LocalJudge | HttpJudge
+    rubrics: dict[str, Rubric]
+    kind: Kind
+
+    def __call__(
+        self, questions: Sequence[str], answers: Sequence[Sequence[str | None]]
+    ) -> tuple[Verdicts, list[np.ndarray]]:
+        """A number for each answer, of each question equally many; and [P][G, C] how far each criterion is met, NaN
+        without a verdict. A row that one verdict is missing for has no number."""
+        own = [self.rubrics[question] for question in questions]
+        asked = [asks(rubric, self.kind) for rubric in own]
+        flat = [text for texts in asked for text in texts]
+        rows = [[(a,) for a in group] for group, texts in zip(answers, asked, strict=True) for _ in texts]
+        out = self.judge(flat, rows)
+        numbers = np.where(out.keep, out.values, np.nan)
+        met = [x.T for x in np.split(numbers, np.cumsum([len(texts) for texts in asked])[:-1])]
+        most = max(map(len, asked))
+        padded = np.stack([np.pad(x, ((0, 0), (0, most - x.shape[1]))) for x in met])
+        points = np.zeros((len(own), most))
+        for i, rubric in enumerate(own):
+            points[i, : met[i].shape[1]] = [c.points for c in rubric.criteria][: met[i].shape[1]]
+        total = aggregate(np.nan_to_num(padded), points, self.kind)
+        keep = np.isfinite(padded).all(-1) & total.there[:, None]
+        return Verdicts(total.values.astype(np.float32), keep, out.cut), met
+
+    def verdicts(self, question: str, met: np.ndarray) -> list[list[dict[str, Any]]]:
+        """What samples.jsonl has of each answer to a question."""
+        criteria = self.rubrics[question].criteria
+        if self.kind == "implicit":
+            return [[{"mark": _number(x)} for x in row] for row in met]
+        return [
+            [{"criterion": c.text, "points": c.points, "met": _number(x)} for c, x in zip(criteria, row, strict=True)]
+            for row in met
+        ]
+
+
+def _number(x: float) -> float | None:
+    return round(float(x), 4) if np.isfinite(x) else None
+
+
+def form_of(kind: Kind) -> Form:
+    """How the judge is asked: about one criterion, or for one mark."""
+    return judged_text.MARK if kind == "implicit" else judged_text.MEETS
+
+
+def asks(rubric: Rubric, kind: Kind) -> list[str]:
+    """What the judge reads before an answer: the question with each criterion, or with all of them."""
+    question = f"Question:\n{rubric.prompt}\n\n"
+    if kind == "implicit":
+        return [question + "Criteria, with what each is worth:\n" + "\n".join(map(_line, rubric.criteria))]
+    return [f"{question}Criterion:\n{c.text}" for c in rubric.criteria]
+
+
+def _line(criterion: rubrics.Criterion) -> str:
+    return f"* {criterion.text} ({criterion.points:+g})"
+
+
+def rubrics_of(r: RubricSettings, questions: Sequence[str]) -> dict[str, Rubric]:
+    """The file's rubrics by question. UserError where a question has none, or one that does not go with the sum."""
+    rows = rubrics.read_rubrics(r.path)
+    rubrics.refuse(rows, r.aggregate)
+    if r.aggregate == "checklist":
+        rows = [row._replace(criteria=(*row.criteria, UNIVERSAL)) for row in rows]
+    found = {row.prompt: row for row in rows}
+    missing = [question for question in questions if question not in found]
+    if missing:
+        raise UserError(
+            f"rubric.path is {r.path!r}, which has no rubric for {len(missing)} of {len(questions)} training "
+            f"questions, such as {missing[0][:60]!r}; make them with python -m rl_likelihood.rubrics --make"
+        )
+    return found

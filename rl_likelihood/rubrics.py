@@ -1,0 +1,116 @@
+"""Rubrics for training questions: python -m rl_likelihood.rubrics --config=... --workdir=DIR --make|--filter|--show
+
+The config has reward.name=rubric, a judge, and rubric.path, the file of rubrics in HealthBench's format.
+--make: a model writes a rubric for each training question that has none, with the nearest known questions and criteria
+in view (rubric.seeds), and adds it to rubric.path. The same command goes on where it stopped.
+--filter: the config's model answers each question, the judge says which criteria are met. Criteria that too few or too
+many answers meet tell nothing; the others go to DIR/rubrics.jsonl.
+--show: the rubrics of the first questions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from rl_likelihood.cli.command import from_flags, run_main
+from rl_likelihood.config import build
+from rl_likelihood.data import rubrics
+from rl_likelihood.data.rubrics import Rubric
+from rl_likelihood.datasets import sources
+from rl_likelihood.rollouts import asked_judge
+from rl_likelihood.rollouts.policy_answers import policy_answers
+from rl_likelihood.rollouts.rubric_judge import RubricJudge, asks, form_of, rubrics_of
+from rl_likelihood.rollouts.rubric_writer import AT_ONCE, Shown, writer_of, written
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.devices import make_devices
+from rl_likelihood.settings import Config
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import load
+
+FILE = "rubrics.jsonl"  # in the workdir: what --filter leaves
+SHOWN = 3  # questions of --show
+
+
+def make(c: Config, workdir: Path) -> dict[str, Any]:
+    """Writes what is missing in rubric.path; how many."""
+    path = Path(c.rubric.path).expanduser()
+    done = rubrics.read_rubrics(c.rubric.path) if path.is_file() and path.stat().st_size else []
+    seeds = rubrics.read_rubrics(c.rubric.seeds, "rubric.seeds") if c.rubric.seeds else []
+    known = {rubric.prompt for rubric in done}
+    examples = {e.prompt: e for e in sources.load(c.data)[0] if e.prompt not in known}
+    missing, failed = list(examples.values()), 0
+    say(f"{len(known)} questions have a rubric, {len(missing)} have none")
+    if missing:
+        write, embed = writer_of(c, workdir)
+        shown = Shown(c, seeds, embed)
+    for start in range(0, len(missing), AT_ONCE):
+        part = missing[start : start + AT_ONCE]
+        replies = write(shown.messages([e.prompt for e in part]))
+        made = [written(e, reply, c.rubric.items) for e, reply in zip(part, replies, strict=True)]
+        done += [rubric for rubric in made if rubric]
+        rubrics.write_rubrics(path, done)
+        failed += sum(rubric is None for rubric in made)
+        say(f"{start + len(part)}/{len(missing)}  {failed} without a rubric in the reply")
+    return {"rubrics": len(known) + len(missing) - failed, "made": len(missing) - failed, "failed": failed}
+
+
+def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
+    """Judges answers of the config's model and writes the criteria that tell answers from each other."""
+    asked_judge.refuse_judge(c, workdir)
+    devices = make_devices(c)
+    task, params = load(c, mesh=devices.learner)
+    found = rubrics_of(c.rubric, [row.example.prompt for row in task.train])
+    questions = dict.fromkeys(row.example.prompt for row in task.train)
+    asked = [text for question in questions for text in asks(found[question], "signed")]
+    judge = RubricJudge(asked_judge.outside_judge(c, devices, workdir, form_of("signed"), asked), found, "signed")
+    kept, before, cut = [], 0, 0
+    rows = list({row.example.prompt: row for row in task.train}.values())
+    for part, answers in policy_answers(task, params, devices, rows, c.rubric.rollouts):
+        questions = [row.example.prompt for row in part]
+        out, met = judge(questions, answers)
+        for question, of_rows in zip(questions, met, strict=True):
+            kept.append(rubrics.telling(found[question], of_rows, c.rubric.low, c.rubric.high))
+            before += len(found[question].criteria)
+        cut += out.cut
+    asked_judge.close(judge)
+    useful = [rubric for rubric in kept if rubric.criteria]
+    path = workdir / FILE
+    rubrics.write_rubrics(path, useful)
+    counts = {"criteria": before, "criteria_kept": sum(len(r.criteria) for r in useful)}
+    return {"questions": len(kept), "questions_kept": len(useful), **counts, "cut": cut, "file": str(path)}
+
+
+def show(own: Sequence[Rubric]) -> str:
+    """The first rubrics as text."""
+    return "\n\n".join(
+        "\n".join([rubric.prompt, *(f"  {c.points:+5g}  {c.text}" for c in rubric.criteria)]) for rubric in own[:SHOWN]
+    )
+
+
+def main() -> None:
+    c, values = build(from_flags()[0]), flags.FLAGS
+    if c.reward.judged != "rubric":
+        raise UserError(f"reward.name is {c.reward.name!r}; set it to rubric, with judge.model and rubric.path")
+    if values.make + values.filter + values.show != 1:
+        raise UserError("give one of --make, --filter and --show")
+    if values.show:
+        say(show(rubrics.read_rubrics(c.rubric.path)))
+        return
+    if not values.workdir:
+        raise UserError("--workdir is missing; give a folder for the replies and for what --filter leaves")
+    workdir = Path(values.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    print(json.dumps((make if values.make else filter_rubrics)(c, workdir)))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder of this command's files")
+    flags.DEFINE_bool("make", False, "write a rubric for each training question that has none")
+    flags.DEFINE_bool("filter", False, "leave out criteria that nearly all or nearly no answers meet")
+    flags.DEFINE_bool("show", False, "print the first rubrics")
+    run_main(main)

@@ -1,0 +1,107 @@
+"""The rubrics command: writes rubrics with near ones in view, goes on where it stopped, drops what tells nothing."""
+
+import json
+
+import pytest
+
+from rl_likelihood import rubrics as command
+from rl_likelihood.config import build
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.rubrics import Criterion, Rubric, read_rubrics, write_rubrics
+from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.datasets import sources
+from rl_likelihood.rollouts.rubric_writer import Shown, writer_of
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import random_model
+from rl_likelihood.weights import files
+from tests.rollouts.test_asked_judge import by_keyword, rubric_file
+from tests.runs import small_config
+from tests.servers import serving
+from tests.small import random_params
+
+SEEDS = [
+    Rubric("What is 1 plus 1?", "s1", (Criterion("The sum is given as one number", 5), Criterion("It is wrong", -5))),
+    Rubric("Name a bird", "s2", (Criterion("The bird exists", 3), Criterion("The sum is given as one number!", 2))),
+]
+
+
+def config(url, path, **changes):
+    about = {"reward__name": "rubric", "judge__model": url, "judge__name": "m", "judge__attempts": 1}
+    return build(small_config(**about, **{"rubric__path": str(path), "data__train_size": 10, **changes}))
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def test_rubrics_are_written_and_the_rest_in_a_second_call(tmp_path):
+    pytest.importorskip("bm25s")
+    criteria = [{"criterion": f"demand number {i} of its own", "points": i or 7} for i in range(9)]
+
+    def write(handler, number, body):
+        if number == 2:
+            return handler.reply(200, {"choices": [{"message": {"content": "I would rather not."}}]})
+        text = f"Sure!\n```json\n{json.dumps(criteria)}\n```"
+        return handler.reply(200, {"choices": [{"message": {"content": text}}]})
+
+    write_rubrics(tmp_path / "seeds.jsonl", SEEDS)
+    with serving(write) as (url, requests):
+        more = {"rubric__seeds": str(tmp_path / "seeds.jsonl"), "rubric__cases": 1, "rubric__items": 4}
+        c = config(url, tmp_path / "rubrics.jsonl", judge__concurrency=1, **more)
+        assert command.make(c, tmp_path) == {"rubrics": 9, "made": 9, "failed": 1}
+        made = read_rubrics(str(tmp_path / "rubrics.jsonl"))
+        assert len(made) == 9 and all([x.points for x in r.criteria] == [7, 1, 2, 3] for r in made)
+        asked = [r[3]["messages"][0]["content"] for r in requests]
+        assert all(e.prompt in text for e, text in zip(sources.load(c.data)[0], asked, strict=True))
+        before = len(requests)
+        assert command.make(c, tmp_path)["made"] == 1 and len(requests) == before + 1
+        assert "demand number 3" in command.show(made)
+
+
+def test_what_is_shown_is_near_and_said_once():
+    pytest.importorskip("bm25s")
+    shown = Shown(config("http://h/v1", "x", rubric__cases=1, rubric__pool=2), SEEDS, None)
+    assert len(shown.criteria) == 3, "two criteria with the same words are one"
+    (message,) = shown.messages(["What sum is 2 plus 2, as one number?"])
+    assert "What is 1 plus 1?" in message and "Name a bird" not in message
+    assert "What sum is 2 plus 2" in message.rpartition("Question:")[2]
+
+
+def test_vectors_come_from_the_writers_address(tmp_path):
+    def embed(handler, number, body):
+        letters = [float(body["input"].count(c)) for c in "abcdefghijklmnopqrstuvwxyz"]
+        return handler.reply(200, {"data": [{"embedding": letters if "broken" not in body["input"] else ["x"]}]})
+
+    with serving(embed) as (url, requests):
+        c = config(url, "x", rubric__retriever="http")
+        _, vectors = writer_of(c, tmp_path)
+        assert vectors(["aab", "b"])[:, :2].tolist() == [[2, 1], [0, 1]] and requests[0][1] == "/v1/embeddings"
+        with pytest.raises(UserError, match="rubric.retriever.*no vectors"):
+            vectors(["broken"])
+    for retriever, model, words in (("http", "nano", "no address"), ("decoder", url, "is an address")):
+        with pytest.raises(UserError, match=words):
+            writer_of(config(model, "x", rubric__retriever=retriever), tmp_path)
+
+
+def test_a_local_model_writes_and_makes_vectors(tmp_path):
+    """Of random weights: no rubric can be read in its replies, which are counted."""
+    model, scorer = random_model("nano"), tmp_path / "model"
+    files.save(scorer, model, random_params(model))
+    save_tokenizer(byte_tokenizer(), scorer)
+    write_rubrics(tmp_path / "seeds.jsonl", SEEDS)
+    more = {"rubric__retriever": "decoder", "rubric__seeds": str(tmp_path / "seeds.jsonl"), "rubric__max_new": 16}
+    c = config(str(scorer), tmp_path / "rubrics.jsonl", data__train_size=3, rubric__cases=1, rubric__pool=1, **more)
+    assert command.make(c, tmp_path) == {"rubrics": 0, "made": 0, "failed": 3}
+    write, vectors = writer_of(c, tmp_path)
+    assert write(["Hi", "x" * 5000])[1] is None and isinstance(write(["Hi"])[0], str)
+    assert vectors(["one", "two"]).shape[0] == 2
+
+
+def test_criteria_that_all_or_no_answers_meet_are_left_out(tmp_path):
+    """By a judge of keywords: every answer has the empty text in it, none has a zebra."""
+    with serving(by_keyword) as (url, _):
+        c = config(url, tmp_path / "r.jsonl", data__train_size=5, rubric__rollouts=3, rubric__low=0.3, rubric__high=0.8)
+        rubric_file(tmp_path / "r.jsonl", c, ("it has ''", 5.0), ("it has 'zebra'", 3.0))
+        out = command.filter_rubrics(c, tmp_path)
+    assert out["criteria"] == 10 and out["criteria_kept"] == 0 and out["questions_kept"] == 0 and out["questions"] == 5
