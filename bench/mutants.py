@@ -157,7 +157,7 @@ MUTANTS = [
         "return jnp.broadcast_to(index, segment.shape)",
         "model/test_attention.py",
     ),
-    Mutant("model/decoder.py", "smooth + (1 - smooth) / s.factor", "1 / s.factor", "model/test_decoder.py"),
+    Mutant("model/rope.py", "smooth + (1 - smooth) / s.factor", "1 / s.factor", "model/test_decoder.py"),
     Mutant("model/decoder.py", "jax.lax.stop_gradient((w, keys))", "(w, keys)", f"{REWARDED} -k no_trace"),
     Mutant("model/decoding.py", "<= index, (*token", "< index, (*token", "sampler/test_engine.py -k whatever"),
     # sampler
@@ -196,13 +196,16 @@ MUTANTS = [
         "request.first_chain",
         "sampler/test_engine.py -k one_program",
     ),
-    Mutant("sampler/decode.py", "| (opened > cfg.max_chain)", "", "sampler/test_decode.py -k splic"),
+    Mutant("sampler/decode.py", "| (opened > cfg.max_chain)", "", "sampler/test_decode.py -k stands_between"),
     Mutant(
         "sampler/queue.py", "step - rollout.version <= self", "step - rollout.version < self", "sampler/test_queue.py"
     ),
     # checkpoints
     Mutant(
-        "runtime/disk.py", "marked + cfg.keep + writing", "marked + cfg.keep", "runtime/test_disk.py -k at_one_time"
+        "runtime/disk.py",
+        "marked + cfg.keep + cfg.best + writing",
+        "marked + cfg.keep + cfg.best",
+        "runtime/test_disk.py -k at_one_time",
     ),
     Mutant(
         "runtime/disk.py", "math.lcm(cfg.every, cfg.keep_every)", "cfg.keep_every", "runtime/test_disk.py -k one_time"

@@ -19,11 +19,13 @@ from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.learner.reward_step import PreferenceConfig
 from rl_likelihood.learner.rows import ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.rewards.reward import RewardConfig, Term
 from rl_likelihood.rewards.rubric import Kind
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
+from rl_likelihood.search_settings import DistillSettings, ReerSettings
 
 # Sizes with random weights, over bytes: width, layers, heads, key/value heads, MLP width.
 SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512), "nano": (32, 2, 2, 1, 64)}
@@ -33,7 +35,7 @@ SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512),
 class ModelSettings:
     """Which model, and how it is computed."""
 
-    path: str = field("", 'Hugging Face folder, .gguf file, workdir of another run, or "smollm2-135m-instruct"')
+    path: str = field("", 'Hugging Face folder or org/name, .gguf, workdir of a run, or "smollm2-135m-instruct"')
     preset: str = field("", 'instead of a path: random weights of this size ("tiny", 1.6 M parameters) over bytes')
     compute_dtype: Literal["auto", "float32", "bfloat16"] = field(
         "auto", "auto: bfloat16 on accelerators, float32 on CPU; parameters, log-probs and losses are always float32"
@@ -88,6 +90,8 @@ class TrainSettings:
     checkpoint_every: int = field(50, "steps between checkpoints", least=1)
     keep_checkpoints: int = field(2, "the last ones", least=1)
     keep_every: int = field(0, "and one every so many steps for good; 0: none", least=0)
+    best: str = field("", "a metric of eval.jsonl: the checkpoint of the best evaluation is kept besides")
+    patience: int = field(0, "evaluations without a better one by train.best after which a run ends; 0: never", least=0)
     keep_optimizer: bool = field(
         True, "False: a finished run deletes its optimizer state, two thirds of its disk, and can train no further"
     )
@@ -119,12 +123,24 @@ class EvalSettings:
         False, "run programs (code_tests) even where Linux cannot keep network and files from them"
     )
     samples: int = field(
-        1, "chains at temperature 1 per question; N give pass@k and majority@k up to N; 0: greedy only", least=0
+        1, "sampled chains per question; N give pass@k and majority@k up to N; 0: greedy only", least=0
     )
+    temperature: float = field(1.0, "of sampled chains and answers; reference answers are scored at 1", above=0)
+    top_p: float = field(
+        1.0, "these are drawn from the fewest ids that hold this share; training has no such cut", above=0, most=1
+    )
+    top_k: int = field(0, "and from so many likeliest ids; 0: all", least=0)
+    min_p: float = field(0.0, "and from ids at least so likely, over the likeliest", least=0, most=1)
     max_sampled_answer: int = field(0, "tokens of a sampled answer; 0: prompt.max_answer", least=0)
     batch_prompts: int = field(50, "questions decoded at one time; changes no number", least=1)
     mc_samples: int = field(0, "chains for what only many give, as log_prob_mc32 and pass@32; 0: eval.samples", least=0)
     mc_prompts: int = field(0, "questions that get them; 0: all", least=0)
+    texts: Literal["none", "prose", "verse"] = field(
+        "none", "what the answers are: sampled texts that are not graded but measured (docs/writing.md); none: answers"
+    )
+    by_initial: bool = field(
+        False, "`evaluate --workdir`: the model that the run began with scores the same chains and answers too"
+    )
     trace: bool = field(False, "also score each answer after 25, 50 and 75 % of its question's first sampled chain")
     fast_prompts: int = field(0, "questions of the evaluations every train.eval_every steps; 0: eval.prompts", least=0)
     fast_samples: int = field(-1, "chains for each of them; -1: eval.samples", least=-1)
@@ -200,6 +216,8 @@ class ReportSettings:
     console_samples: int = field(20, "steps between chains shown on the console; 0: none", least=0)
     wandb: Literal["off", "offline", "online"] = field("off", "a copy of the metrics in wandb")
     wandb_project: str = field("rl_likelihood", "its project")
+    tensorboard: bool = field(False, "a copy of the metrics as TensorBoard's files, in the workdir's tensorboard/")
+    profile: tuple[int, ...] = field((), "first and last step of which a trace is written, into the workdir's profile/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +226,7 @@ class Config:
 
     seed: int = field(0, "of sampling, data order and random initial weights", least=0, most=2**32 - 1)
     model: ModelSettings = ModelSettings()
+    lora: LoraConfig = LoraConfig()
     mesh: MeshSettings = MeshSettings()
     pod: PodSettings = PodSettings()
     data: DataConfig = DataConfig()
@@ -230,6 +249,8 @@ class Config:
     train: TrainSettings = TrainSettings()
     warm_start: WarmStartSettings = WarmStartSettings()
     eval: EvalSettings = EvalSettings()
+    reer: ReerSettings = ReerSettings()
+    distill: DistillSettings = DistillSettings()
     report: ReportSettings = ReportSettings()
 
     @property
@@ -333,6 +354,7 @@ class Config:
             loss=loss,
             filter=self.filter,
             proxy=self.proxy,
+            lora=self.lora,
             posterior=self.posterior,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
@@ -352,6 +374,7 @@ class Config:
         return StepConfig(
             reward=RewardConfig(terms=(Term("avg_log_prob", REWARDS["avg_log_prob"]),)),
             loss=LossConfig(policy_term=0.0),
+            lora=self.lora,
             supervise_chain=True,
             micro_batch_prompts=largest_divisor(rows, 8) if self.train.micro_batch_prompts else 0,
             head_chunk=self.train.head_chunk,

@@ -188,7 +188,7 @@ class TrainState(struct.PyTreeNode):
     """All that a step changes. Random keys are folded from (root, purpose, step), never stored.
 
     `filter` is the state of the group filter (`rewards.shaping.FilterState`); `proxy` is NOVER's slow copy of the
-    policy, or None.
+    policy, `reference` the moving reference of the KL term, or None.
     """
 
     step: Int[Array, ""]
@@ -196,6 +196,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     filter: Any = None
     proxy: Any = None
+    reference: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

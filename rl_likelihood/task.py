@@ -23,6 +23,7 @@ from rl_likelihood.datasets import sources
 from rl_likelihood.learner.step import at_once
 from rl_likelihood.model import decoder, splash
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
+from rl_likelihood.model.lora import init_adapters
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.workdir import tokenizer_path
@@ -46,7 +47,7 @@ if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come befo
     from transformers import PreTrainedTokenizerBase
 
 # Purposes of random keys: key = fold_in(fold_in(key(seed), purpose), step).
-INIT, SAMPLE, EVALUATE, WARM_START = range(4)
+INIT, SAMPLE, EVALUATE, WARM_START, SEARCH, ADAPTERS = range(6)
 
 # A model's architecture, its parameters or their shapes, and the path of its tokenizer.
 Model = tuple[ModelConfig, Params, str]
@@ -79,6 +80,12 @@ class Task:
     def sampler(self, **changes: Any) -> SamplerConfig:
         """The config's sampler for this model and format."""
         return dataclasses.replace(sampler_config(self.config, self.model, self.fmt), **changes)
+
+    def eval_sampler(self, samples: int, **changes: Any) -> SamplerConfig:
+        """How evaluation samples: one greedy row, then `samples` as the config's fields of eval say."""
+        e = self.config.eval
+        cut = {"top_p": e.top_p, "top_k": e.top_k, "min_p": e.min_p}
+        return self.sampler(group_size=1 + samples, temperature=(0.0, *(e.temperature,) * samples), **cut, **changes)
 
 
 def random_key(seed: int, purpose: int, step: int = 0) -> jax.Array:
@@ -174,6 +181,12 @@ def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
     return decoder.shardings(param_specs(model), mesh)
 
 
+def trained(task: Task, params: Params) -> Params:
+    """What a run trains at its start: new adapters, or the parameters."""
+    lora = task.config.lora
+    return init_adapters(task.key(ADAPTERS), task.model, lora) if lora.rank else params
+
+
 def random_model(preset: str) -> ModelConfig:
     """The architecture of a size of `settings.SIZES`, over bytes."""
     width, layers, heads, kv_heads, mlp = SIZES[preset]
@@ -197,7 +210,8 @@ def load_model(c: Config, mesh: Mesh | None = None) -> Model:
         path = tokenizer_path(Path(c.model.path), path)
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())
-        cfg, params = files.load(path, at=at)
+        half = c.lora.rank and not c.warm_start.steps  # a warm start is added up in float32
+        cfg, params = files.load(path, jnp.dtype(c.lora.base_dtype if half else "float32"), at)
     return run_on(cfg, c, jax.default_backend()), params, path
 
 

@@ -16,6 +16,7 @@ from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.attention import predecessor
 from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
 from rl_likelihood.model.head import TokenStats, token_stats
+from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.reward import Observation, RewardConfig
@@ -40,6 +41,7 @@ class StepConfig:
     loss: LossConfig = LossConfig()
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
+    lora: LoraConfig = LoraConfig()
     posterior: PosteriorConfig = PosteriorConfig()
     policy_span: str = "chain"  # chain | response (chain and sampled answer)
     supervise_chain: bool = False  # the answer term also covers the chain (SFT on given chains)
@@ -54,7 +56,17 @@ class StepConfig:
     @property
     def with_reference(self) -> bool:
         """Whether the initial model is asked for."""
-        return self.loss.kl != "none" or self.scored_by_initial
+        return (self.loss.kl != "none" and not self.moving_reference) or self.scored_by_initial
+
+    @property
+    def with_frozen(self) -> bool:
+        """Whether the step reads parameters that it does not change: the initial model, which adapters stand on."""
+        return self.with_reference or self.lora.rank > 0
+
+    @property
+    def moving_reference(self) -> bool:
+        """Whether the reference of the KL term follows the policy: then it is part of the state."""
+        return self.loss.kl != "none" and self.loss.reference_every > 0
 
     @property
     def scored_by_initial(self) -> bool:

@@ -222,7 +222,7 @@ def test_on_a_tpu_the_reference_does_not_see_the_answer_beside_it(monkeypatch):
     rollout = decode.sample(params, task.collate(task.heldout[:2], np.arange(2)), task.key(EVALUATE), sampler)
     assert (rollout.segment == SAMPLED).any()
     dense, kernel = (
-        _scores(Evaluation(other, params, []), task.heldout[:2], rollout, [None, None])
+        _scores(Evaluation(other, params, []), params, task.heldout[:2], rollout, [None, None])
         for other in (task, dataclasses.replace(task, model=dataclasses.replace(task.model, attention="splash")))
     )
     np.testing.assert_allclose(kernel, dense, atol=1e-3)

@@ -10,6 +10,7 @@ from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.learner.rows import row_stats
 from rl_likelihood.learner.step import init_state, make_step
 from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.shapes import ShownPrompts
 from tests.small import one_device, random_batch, random_params, rewarded, tiny
 
@@ -63,6 +64,15 @@ def test_switches_at_their_defaults_are_not_there():
     assert text("math", loss=off) == plain
     on = text("math", loss=LossConfig(mask_move=0.2)), text("math", loss=LossConfig(format_term=0.3))
     assert all(len(words) > len(plain) for words in on)
+
+
+def test_fields_of_lora_and_of_a_moving_reference_that_are_off_leave_no_trace():
+    plain = text("math")
+    assert text("math", lora=LoraConfig(rank=0, alpha=7.0, targets=("q",), base_dtype="bfloat16")) == plain
+    assert text("math", loss=LossConfig(reference_every=0, reference_decay=0.5)) == plain
+    kl = text("math", ref=True, loss=LossConfig(kl="k3", kl_coef=0.1))
+    moving = text("math", loss=LossConfig(kl="k3", kl_coef=0.1, reference_every=5))
+    assert dots(kl) == dots(moving) > dots(plain)
 
 
 def test_a_second_prompt_is_a_forward_of_those_who_ask():
