@@ -3,7 +3,7 @@
     python -m rl_likelihood.sweep experiments/long_answers.py --run
     python -m rl_likelihood.sweep experiments/long_answers.py --table --only task=long
 
-Hardware: as experiments/cpu_grid.py. Time: see docs/results.md; --run resumes.
+Hardware: as experiments/cpu_grid.py. Time (estimate, not measured): 8 hours for all 45 runs; --run resumes.
 
 long: the long task of experiments/cpu_grid.py, with chains of up to 160 tokens, so that fewer are cut, and TRACE in
 the evaluations. All rewards have one loss, that of Kwiatkowski et al. without KL: leave-one-out, sums over tokens, the
