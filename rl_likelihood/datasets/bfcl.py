@@ -25,6 +25,7 @@ _ALTERNATIVES = 8
 _FILES = Files(
     name="bfcl",
     fetch="bfcl_eval-2026.3.23-py3-none-any.whl of PyPI, or its folder bfcl_eval/data",
+    addresses=("https://files.pythonhosted.org/packages/py3/b/bfcl-eval/bfcl_eval-2026.3.23-py3-none-any.whl",),
     patterns=tuple(f"*BFCL_v4_{kind}.json" for kind in (*_KINDS, *_LIVE)),
 )
 
@@ -92,6 +93,7 @@ DATASET = DataSet(
     parse=parse,
     records=records,
     fetch=_FILES.fetch,
+    addresses=_FILES.addresses,
     patterns=_FILES.patterns,
     split="train",
     heldout=0.2,
