@@ -46,13 +46,11 @@ def test_a_checkpoint_holds_adapters_and_is_read_as_one_model(unbroken):
     assert cfg.width == whole["embed"].shape[1]
 
 
-@pytest.mark.slow
 def test_a_run_starts_from_the_model_of_another_s_adapters(unbroken, tmp_path):
     run(tmp_path / "next", model__preset="", model__path=str(unbroken), train__steps=1, eval__prompts=0)
     assert len(run_files.read(tmp_path / "next" / "metrics.jsonl")) == 1
 
 
-@pytest.mark.slow
 def test_adapters_of_a_run_without_any_are_refused(tmp_path):
     plain = run(tmp_path / "run", train__steps=1, eval__prompts=0)
     with pytest.raises(UserError, match="lora.rank"):

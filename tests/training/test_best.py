@@ -45,7 +45,6 @@ def test_fields_that_need_one_another(fields):
         build(small_config(**fields))
 
 
-@pytest.mark.slow
 def test_a_run_without_progress_ends_keeps_its_best_step_and_stays_ended(tmp_path, capsys):
     """At a learning rate of nearly 0 no evaluation beats the one before training."""
     few = {"train__steps": 9, "train__eval_every": 1, "train__best": "perplexity", "train__patience": 2}
@@ -62,7 +61,6 @@ def test_a_run_without_progress_ends_keeps_its_best_step_and_stays_ended(tmp_pat
     assert len(run_files.read(tmp_path / "run" / "metrics.jsonl")) == 2
 
 
-@pytest.mark.slow
 def test_a_longer_run_of_the_same_workdir_is_the_longer_run(tmp_path):
     few = {"eval__prompts": 0, "optim__schedule": "constant", "optim__warmup_steps": 1}
     whole = run(tmp_path / "whole", train__steps=3, **few)
