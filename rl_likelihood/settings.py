@@ -16,7 +16,7 @@ from rl_likelihood.envs.table import EnvConfig
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
 from rl_likelihood.learner.reward_step import PreferenceConfig
-from rl_likelihood.learner.rows import ProxyConfig, StepConfig
+from rl_likelihood.learner.rows import CriticConfig, ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.rewards.reward import RewardConfig, Term
 from rl_likelihood.rewards.rubric import Kind
@@ -223,6 +223,7 @@ class Config:
     preference: PreferenceConfig = PreferenceConfig()
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
+    adversarial: CriticConfig = CriticConfig()
     loss: LossConfig = LossConfig()
     optim: OptimizerConfig = OptimizerConfig()
     train: TrainSettings = TrainSettings()
@@ -284,6 +285,14 @@ class Config:
         return bool(self.reward.judged) and self.judge.where == "step"
 
     @property
+    def critic(self) -> CriticConfig | None:
+        """The critic of adversarial training; None without one."""
+        if self.reward.judged != "adversarial":
+            return None
+        a = self.adversarial
+        return dataclasses.replace(a, optimizer=dataclasses.replace(self.optimizer, lr=a.lr))
+
+    @property
     def reads_alternatives(self) -> bool:
         """Whether a reward reads other answers that are as good."""
         return any(t.reward.alternatives for t in self.reward.terms)
@@ -324,6 +333,7 @@ class Config:
             loss=loss,
             filter=self.filter,
             proxy=self.proxy,
+            critic=self.critic,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
             two_branches=self.sampled_answer > 0 or self.converses or self.reads_alternatives,

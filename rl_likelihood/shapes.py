@@ -140,7 +140,7 @@ class Compared(struct.PyTreeNode):
 
     judged: Judged
     there: Bool[Array, "P Q"]
-    margins: Float[Array, "P Q"]
+    margins: Float[Array, "P Q"] | None = None
 
     @property
     def prompt(self) -> Array:
@@ -174,13 +174,14 @@ class Batch(struct.PyTreeNode):
     no_chain: NoChainRows | None = None
     alternatives: Alternatives | None = None
     judged: Judged | None = None
+    replayed: Compared | None = None
 
 
 class TrainState(struct.PyTreeNode):
     """All that a step changes. Random keys are folded from (root, purpose, step), never stored.
 
     `filter` is the state of the group filter (`rewards.shaping.FilterState`); `proxy` is NOVER's slow copy of the
-    policy, or None.
+    policy, or None; `critic` is the TrainState of an adversarial run's critic, or None.
     """
 
     step: Int[Array, ""]
@@ -188,6 +189,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     filter: Any = None
     proxy: Any = None
+    critic: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from rl_likelihood.learner.adversarial import begin, make_run_step, placed
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_reference, init_state, make_step, state_shardings
+from rl_likelihood.learner.step import init_reference
 from rl_likelihood.mesh import local_bytes, replicated, sharding
 from rl_likelihood.model.decoder import ModelConfig, Spec, is_spec, param_specs
 from rl_likelihood.planning import aot
@@ -77,24 +78,26 @@ def trace_step(plan: Plan) -> Any:
     """The learner's step, traced."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer, batch = c.step, make_optimizer(c.optimizer), plan.batch
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
+    state = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), abstract_params(model))
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), state.params)
     judge = planned_judge(c, plan.judge) if c.judge_in_step else None
     which, more = (None, ()) if judge is None else (judge.judge, (judge.params,))
     with using(mesh):
-        return make_step(model, cfg, optimizer, mesh, batch, which).trace(state, reference, batch, *more)
+        return make_run_step(model, cfg, optimizer, mesh, batch, which).trace(state, reference, batch, *more)
 
 
 def held_bytes(plan: Plan) -> dict[str, int]:
     """Bytes per device of the arrays that stay there for the whole run."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer = c.step, make_optimizer(c.optimizer)
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model))
-    placed = state_shardings(mesh, model, optimizer, cfg)
+    state = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), abstract_params(model))
+    at = placed(mesh, model, optimizer, cfg)
 
-    params = local_bytes(state.params, placed.params)
+    params = local_bytes(state.params, at.params)
     reference = params if cfg.with_reference else 0
-    held = {"parameters": params, "optimizer": local_bytes(state, placed) - params, "reference": reference}
+    held = {"parameters": params, "optimizer": local_bytes(state.opt_state, at.opt_state), "reference": reference}
+    if state.critic is not None:
+        held["critic"] = local_bytes(state.critic, at.critic)
     judge = planned_judge(c, plan.judge)
     return held if judge is None else held | {"judge": held_by_judge(c, judge, mesh)}
 
