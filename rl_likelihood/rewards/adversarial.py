@@ -6,12 +6,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from rl_likelihood.shapes import AnyArray
 
 Kind = Literal["gan", "gail", "relative"]
 
 
-def policy_reward(kind: Kind, expert: Float[Array, "P"], policy: Float[Array, "P G"]) -> Float[Array, "P G"]:
+def policy_reward(kind: Kind, expert: Float[AnyArray, "P"], policy: Float[AnyArray, "P G"]) -> Float[AnyArray, "P G"]:
     """The policy's reward from the critic's scores of an expert's answer and of its own.
 
     A critic trained on such pairs (Bradley-Terry) has scores that differ by log p_expert / pi at its best. gan: the
