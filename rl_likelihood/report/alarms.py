@@ -204,9 +204,9 @@ def _critic_too_good(run: Alarms, values: Values) -> str | None:
     if CRITIC not in values or len(last) < WINDOW or min(last) <= TOLD:
         return None
     return (
-        f"{CRITIC} was over {TOLD:.0%} for {WINDOW} steps: the critic tells nearly every answer from the data's, so its "
-        "score says little about how to be nearer; lower adversarial.lr and adversarial.head_lr, or teach the format and "
-        "the answers first (warm_start.steps)"
+        f"{CRITIC} was over {TOLD:.0%} for {WINDOW} steps: the critic tells nearly every answer from the data's, so "
+        "its score says little about how to be nearer; lower adversarial.lr and adversarial.head_lr, or teach the "
+        "format first (warm_start.steps)"
     )
 
 
