@@ -73,13 +73,11 @@ def make_run_step(
         parts = [(fresh(batch), 1.0 - critic.replay_share if batch.replayed is not None else 1.0)]
         if batch.replayed is not None:
             parts.append((batch.replayed, critic.replay_share))
-        told = {}
         for _ in range(critic.steps):
             of_critic, outs = reward_step.update(of_critic, model, PreferenceConfig(), optimizers, parts, size)
-            told = {
-                "critic/loss": outs[0]["loss/preference"],
-                "critic/accuracy": outs[0]["preference/accuracy"],
-            } | ({"critic/accuracy_replay": outs[1]["preference/accuracy"]} if len(outs) > 1 else {})
+        told = {"critic/loss": outs[0]["loss/preference"], "critic/accuracy": outs[0]["preference/accuracy"]}
+        if len(outs) > 1:
+            told["critic/accuracy_replay"] = outs[1]["preference/accuracy"]
         params = JudgeParams(of_critic.params, of_critic.opt_state.head)
         scores = jax.lax.stop_gradient(scores_in_parts(params, own, batch.judged, size))
         paid = policy_reward(critic.reward, scores[:, 0], scores[:, 1:])
