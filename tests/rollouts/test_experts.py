@@ -10,7 +10,6 @@ from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.judged_text import SCORE, Reader
-from rl_likelihood.data.tokenizer import vocab_bytes
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.runtime import run_files
@@ -44,8 +43,9 @@ def test_a_run_learns_critic_and_policy_and_resumes_to_the_same_numbers(tmp_path
 
 
 def test_earlier_answers_come_again_behind_their_reference():
-    rows = load(few(data__train_size=4))[0].train[:2]
-    experts = Experts(Reader(TEXT, vocab_bytes(TEXT, 259), SCORE, 60, 40), seed=0, keep=3)
+    task = load(few(data__train_size=4))[0]
+    rows = task.train[:2]
+    experts = Experts(Reader(TEXT, task.fmt.vocab_bytes, SCORE, 60, 40), seed=0, keep=3)
     fresh, replayed = experts.read(rows, [["one", None], ["two", "three"]])
     assert fresh.judged.rows.shape[:2] == (2, 3) and not replayed.there.any(), "nothing was seen before"
 
