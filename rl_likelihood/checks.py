@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rl_likelihood.fields import one_of
+from rl_likelihood.model.lora import MATRICES
 from rl_likelihood.settings import SIZES, Config, largest_divisor
 from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import environment_table, grader_table
@@ -21,6 +22,8 @@ def validate(c: Config) -> None:
         )
     if c.model.preset:
         one_of("model.preset", c.model.preset, SIZES)
+    for target in c.lora.targets or ("",):
+        one_of("lora.targets", target, MATRICES)
     one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
     g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
     if g < 2 and not c.reward.supervised:
@@ -34,19 +37,12 @@ def validate(c: Config) -> None:
             f"train.micro_batch_prompts is {m}, which does not divide train.prompts_per_step = {p}; "
             f"the nearest below that does is {near}"
         )
+    validate_loop(c)
     validate_reward(c)
     validate_judge(c)
     validate_conversation(c)
-    for name, value in (
-        ("eval.max_sampled_answer", c.eval.max_sampled_answer),
-        ("sampler.max_sampled_answer", c.sampler.max_sampled_answer),
-    ):
-        if 0 < value < c.prompt.max_answer:
-            raise UserError(
-                f"{name} is {value}, too short to write every answer of prompt.max_answer = "
-                f"{c.prompt.max_answer} tokens; set it to at least that"
-            )
     validate_loss(c)
+    validate_posterior(c)
     if c.prompt.template == "raw" and c.worked_examples:
         raise UserError(
             f"prompt.template is 'raw', which has no turns, but {c.worked_examples} worked examples are asked for; set "
@@ -57,11 +53,42 @@ def validate(c: Config) -> None:
             f"warm_start.prompts is {c.warm_start.prompts}, fewer than warm_start.prompts_per_step = "
             f"{c.warm_start.prompts_per_step}; it must be at least that"
         )
+    validate_evaluation(c)
+
+
+def validate_evaluation(c: Config) -> None:
+    """Refuse evaluations that cannot measure what is asked for."""
+    if c.eval.texts != "none" and c.eval.grader != "none":
+        raise UserError(
+            f"eval.texts is {c.eval.texts!r}, answers that are measured and not graded, but eval.grader is "
+            f"{c.eval.grader!r}; set it to none"
+        )
+    for name, value in (
+        ("eval.max_sampled_answer", c.eval.max_sampled_answer),
+        ("sampler.max_sampled_answer", c.sampler.max_sampled_answer),
+    ):
+        if 0 < value < c.prompt.max_answer:
+            raise UserError(
+                f"{name} is {value}, too short to write every answer of prompt.max_answer = "
+                f"{c.prompt.max_answer} tokens; set it to at least that"
+            )
     if c.eval.prompts > c.data.heldout_size > 0:
         raise UserError(
             f"eval.prompts is {c.eval.prompts} but data.heldout_size is {c.data.heldout_size}; "
             f"set eval.prompts to at most {c.data.heldout_size}"
         )
+
+
+def validate_loop(c: Config) -> None:
+    """Refuse what the loop cannot do."""
+    if bool(c.train.best) > bool(c.train.eval_every and c.eval.prompts) or bool(c.train.patience) > bool(c.train.best):
+        name, value = ("train.patience", c.train.patience) if c.train.patience else ("train.best", c.train.best)
+        raise UserError(
+            f"{name} is {value!r}, which asks for train.best, a metric of eval.jsonl, train.eval_every and eval.prompts"
+        )
+    first, last = c.report.profile or (1, 1) if len(c.report.profile) in (0, 2) else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"report.profile is {c.report.profile}; it must be a first and a last step, as (10, 13), or ()")
 
 
 # Likelihood rewards of a conversation: means over the tokens of all its references. By a sum, the more messages a
@@ -114,6 +141,59 @@ def validate_conversation(c: Config) -> None:
         )
 
 
+def validate_posterior(c: Config) -> None:
+    """Refuse what does not go with a second prompt, and fields of it where there is none."""
+    p, g = c.posterior, c.sampler.group_size
+    for own_name, number in (("target", p.target), ("kl", p.kl)):
+        if number and not p.share:
+            raise UserError(
+                f"posterior.{own_name} is {number}, but posterior.share is 0: no chain is sampled after the answer; "
+                "set a share"
+            )
+    if not p.used:
+        return
+    if "{answer}" not in p.prompt:
+        raise UserError(
+            f"posterior.prompt is {p.prompt!r}, which does not show the reference answer; write {{answer}} where it "
+            "belongs"
+        )
+    if c.reward.supervised or c.converses:
+        why = "reward.name is 'sft'" if c.reward.supervised else f"env.name is {c.env.name!r}"
+        raise UserError(f"posterior.share is {p.share}, posterior.distill {p.distill}, but {why}; set both to 0")
+    if p.distill:
+        if p.share:
+            raise UserError(f"posterior.distill is {p.distill} and posterior.share {p.share}; set one of them to 0")
+        return
+    own = p.rows(g)
+    if abs(own - p.share * g) > 1e-6 or own == 1 or g - own == 1:
+        raise UserError(
+            f"posterior.share is {p.share} of sampler.group_size = {g} chains; it must make a whole number, and both "
+            "prompts must have none or at least two of them"
+        )
+    if p.kl and not p.target:
+        raise UserError(f"posterior.kl is {p.kl}, but posterior.target is 0, from which it is 0; set target or kl=0")
+    for name, value, only in (
+        ("loss.advantage", c.loss.advantage, ("loo",)),
+        ("loss.span", c.loss.span, ("chain", "auto")),
+        ("loss.kl", c.loss.kl, ("none",)),
+        ("loss.ratio", c.loss.ratio, ("none",)),
+        ("loss.clip_low", c.loss.clip_low, (0.0,)),
+        ("loss.clip_high", c.loss.clip_high, (0.0,)),
+        ("loss.mask_move", c.loss.mask_move, (0.0,)),
+        ("reward.vote_train", c.reward.vote_train, (0,)),
+        ("sampler.max_staleness", c.sampler.max_staleness, (0,)),
+    ):
+        if value not in only:
+            raise UserError(f"{name} is {value!r}, but with posterior.share = {p.share} it must be {only[0]}")
+    for t in c.reward.terms:
+        by_group = t.per_std or "group" in t.reward.reads or t.reward.kind == "outcome" or c.reward.by_spread
+        if by_group or t.reward.credits != "chain":
+            raise UserError(
+                f"reward.name has {t.name!r}, but with posterior.share = {p.share} a reward must be of one chain "
+                "alone, as log_prob is: without /std, without the group, without a sampled answer"
+            )
+
+
 def validate_loss(c: Config) -> None:
     """Refuse switches of the loss that exclude one another."""
     if c.loss.ratio != "none" and (c.loss.clip_low or c.loss.clip_high):
@@ -127,6 +207,9 @@ def validate_loss(c: Config) -> None:
         )
     if c.loss.kl == "none" and c.loss.kl_coef:
         raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2, k3 or reward_k1")
+    if c.loss.reference_every and (c.loss.kl == "none" or c.step.scored_by_initial):
+        why = "loss.kl is 'none'" if c.loss.kl == "none" else f"{c.reward.name} scores by the initial model"
+        raise UserError(f"loss.reference_every is {c.loss.reference_every}, but {why}; set it to 0")
     if c.loss.span == "response" and not c.reward.supervised and c.sampled_answer == 0:
         raise UserError(
             "loss.span is 'response', chain and sampled answer, but sampler.max_sampled_answer is 0; set it to -1"
@@ -281,6 +364,8 @@ def validate_judge(c: Config) -> None:
         raise UserError(f"judge.normalise is {j.normalise!r}, which is for reward_model; set it to none")
     if j.model == "initial" and j.where != "step":
         raise UserError("judge.model is 'initial', the reference model, which the step has; set judge.where=step")
+    if j.model == "initial" and c.lora.rank:
+        raise UserError(f"judge.model is 'initial', but lora.rank is {c.lora.rank}; name the model that judges")
     if j.model == "initial" and not c.step.with_reference:
         raise UserError(
             "judge.model is 'initial', but nothing asks for a reference model; set loss.kl=k3 with a loss.kl_coef, "
@@ -301,6 +386,8 @@ def validate_adversarial(c: Config) -> None:
         ("filter.resample", c.filter.resample, 0),
         ("filter.mode", c.filter.mode, "none"),
         ("reward.vote_train", c.reward.vote_train, 0),
+        ("lora.rank", c.lora.rank, 0),
+        ("posterior.share", c.posterior.share, 0),
     ):
         if value != only:
             raise UserError(f"{name} is {value!r}, but with reward.name=adversarial it must be {only!r}")

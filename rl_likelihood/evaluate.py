@@ -32,7 +32,7 @@ from rl_likelihood.runtime import checkpoint, distributed, run_files
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.runtime.workdir import pinned_date
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import known_model, load, param_shardings, run_on
+from rl_likelihood.task import known_model, load, load_model, param_shardings, run_on
 
 # What a checkpoint was trained with and an evaluation of it must share: how it is to answer, and what is scored.
 # Its questions may be others, in their lengths and with their instruction.
@@ -57,13 +57,17 @@ def main() -> None:
         raise UserError("eval.prompts is 0; set it to the number of held-out questions to use")
     if workdir is None and step is not None:
         raise UserError(f"--step={step} needs the --workdir of a run")
+    if c.eval.by_initial and workdir is None:
+        raise UserError("eval.by_initial compares a run with the model that it began with; give the run's --workdir")
     if workdir is not None:
         distributed.by_first(lambda: check_workdir(Path(workdir), flatten(c)))
         prompt = dataclasses.replace(c.prompt, date=pinned_date(Path(workdir), c.prompt.date))
         c = dataclasses.replace(c, prompt=prompt)
     devices = make_devices(c)
     known = None if workdir is None else known_model(c, Path(workdir), *checkpoint.describe(workdir)[:3])
-    task, params = load(c, training=False, mesh=devices.learner, known=known)
+    # What an answer copies is looked up in the training texts.
+    task, params = load(c, training=c.eval.texts != "none", mesh=devices.learner, known=known)
+    initial = load_model(c, devices.learner)[1] if c.eval.by_initial else None
     if workdir is not None:
         at = functools.partial(param_shardings, devices.learner)
         model, params, step, _ = checkpoint.restore_params(workdir, step, at)
@@ -72,9 +76,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         written = folder and stack.enter_context(distributed.folder_of_first(Path(folder)))
         try:
-            of = Evaluation(
-                task, params, task.heldout, devices, step or 0, written or None, say=tell, stream=sys.stderr
-            )
+            begun = Evaluation(task, params, task.heldout, devices, step or 0, written or None)
+            of = dataclasses.replace(begun, say=tell, stream=sys.stderr, initial=initial)
             numbers = evaluate(of)
         except KeyboardInterrupt:
             further = "the same command goes on from here" if folder else "nothing is kept without --out=DIR"

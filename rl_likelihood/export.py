@@ -1,9 +1,10 @@
 """Write a trained policy as a Hugging Face folder that transformers loads as it is.
 
-    python -m rl_likelihood.export --workdir=DIR --out=HF_DIR [--step=N] [--dtype=float32] [--force]
+    python -m rl_likelihood.export --workdir=DIR --out=HF_DIR [--step=N] [--dtype=float32] [--force] [--adapters]
 
 The folder holds config.json, model.safetensors, the tokenizer with its chat template, generation_config.json with the
 ids that end a text, and export.json, which says of which run it is. Over another model it writes only with --force.
+A run with LoRA is written as one model, or with --adapters as the folder of adapters that peft loads.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 from absl import flags
 from safetensors import SafetensorError
 
+from rl_likelihood import fields
 from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.tokenizer import save_tokenizer, vocab_bytes
 from rl_likelihood.model.decoder import ModelConfig, Params, count
+from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.shapes import UserError
@@ -53,6 +56,21 @@ def export(
     save_tokenizer(tokenizer, out)
 
 
+def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path) -> None:
+    """A folder for peft, and beside it in `base` the model that the adapters stand on, unless the run began with the
+    very model of a Hugging Face folder."""
+    model_path, meta = checkpoint.describe(workdir)[2:]
+    if not meta.get("lora"):
+        raise UserError(f"--adapters: {workdir} is a run without LoRA (lora.rank is 0); leave the flag out")
+    base = Path(model_path)
+    if meta["config"]["warm_start.steps"] or not (base / CONFIG).exists():
+        base = out / "base"
+        export(
+            cfg, checkpoint.restore_params(workdir / checkpoint.INITIAL)[1], tokenizer_path(workdir, model_path), base
+        )
+    files.save_adapters(out, adapters, fields.read(LoraConfig, meta["lora"], "lora."), str(base.resolve()))
+
+
 def main() -> None:
     flag = flags.FLAGS
     for name in ("workdir", "out"):
@@ -61,8 +79,12 @@ def main() -> None:
     out, run = Path(flag.out), str(Path(flag.workdir).resolve())
     if not flag.force:
         refuse_another(out, run)
-    cfg, params, step, model_path = checkpoint.restore_params(flag.workdir, flag.step)
+    cfg, params, step, model_path = checkpoint.restore_params(flag.workdir, flag.step, alone=flag.adapters)
     try:
+        if flag.adapters:
+            export_adapters(Path(flag.workdir), cfg, params, out)
+            print(f"{out}: step {step}, adapters of {count(params) / 1e6:.1f} M parameters")
+            return
         export(cfg, params, tokenizer_path(Path(flag.workdir), model_path), out, flag.dtype)
         (out / ORIGIN).write_text(json.dumps({"workdir": run, "step": step, "dtype": flag.dtype}) + "\n")
     except (OSError, SafetensorError) as e:
@@ -86,5 +108,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "folder to write")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of the written weights")
+    flags.DEFINE_bool("adapters", False, "of a run with LoRA the adapters alone, for peft")
     flags.DEFINE_bool("force", False, "write over another model")
     run_main(main, config_file=False)

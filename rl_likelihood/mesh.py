@@ -99,7 +99,7 @@ def ready(tree):
 
 
 # Fields of these that have one entry per prompt, not per chain.
-_OF_PROMPTS = ("prompt", "prompt_length", "baseline", "baseline_logp", "counted", "alternatives")
+_OF_PROMPTS = ("prompt", "prompt_length", "baseline", "baseline_logp", "counted", "alternatives", "shown")
 
 
 def divides(mesh_shape, prompts: int, rows: int) -> bool:

@@ -29,6 +29,12 @@ _NEUTRAL = {
     "loss.format_term": 0.0,
     "loss.kl": "none",
     "loss.kl_coef": 0.0,
+    "posterior.share": 0.0,
+    "posterior.target": 0.0,
+    "posterior.kl": 0.0,
+    "posterior.weight_cap": 0.0,
+    "posterior.answer_rows": "all",
+    "posterior.distill": 0.0,
     "sampler.temperature": 1.0,
 }
 # Kwiatkowski et al. 2602.03979, app. B: RLOO, exact answer term, G 32 (4 for jepo and on data that no rule verifies),
@@ -76,6 +82,15 @@ _LATRO = {
     "loss.aggregation": "seq_sum",
     "loss.kl": "reward_k1",
     "loss.kl_coef": 0.05,
+}
+
+# A variational bound: its exact gradient. The group's size is inferred.
+_BOUND = {
+    "sampler.group_size": 8,
+    "loss.answer_term": 1.0,
+    "loss.span": "chain",
+    "loss.advantage": "loo",
+    "loss.aggregation": "seq_sum",
 }
 
 _METHODS: dict[str, dict[str, Any]] = {
@@ -316,9 +331,43 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.clip_low": 0.2,
         "loss.clip_high": 0.2,
     },
-    # 2506.08007, on documents: 1 if the answer is a prefix of the continuation. GRPO without KL is inferred. Theirs
-    # asks for the end of a token, ours for the end of a word, and it trains on tokens of high entropy alone.
-    "rpt": {**_GRPO, "reward.name": "prefix", "loss.kl": "none", "loss.kl_coef": 0.0},
+    # 2506.08007, on documents: 1 if the answer is, in bytes, a prefix of the continuation that ends with one of its
+    # tokens. GRPO without KL is inferred. Theirs is trained on tokens of high entropy alone.
+    "rpt": {**_GRPO, "reward.name": "prefix_token", "loss.kl": "none", "loss.kl_coef": 0.0},
+    # Wen et al. 2512.12576: half the chains are from a prompt that shows the answer, the target is the average of both
+    # policies token by token, weights are target over what was sampled, log p(y|x,z) less its mean, KL from the target
+    # to the question's policy, answer term on the question's chains that did well. Inferred: coefficients of 1, sums
+    # over tokens, and a cap of 2 where theirs clips as GRPO does.
+    "covrl": {
+        "reward.name": "log_prob",
+        "posterior.share": 0.5,
+        "posterior.target": 0.5,
+        "posterior.kl": 1.0,
+        "posterior.weight_cap": 2.0,
+        "posterior.answer_rows": "positive",
+        **_BOUND,
+    },
+    # Lin et al. 2510.25206: E_q log p(y|x,z) - KL(q || p), chains after the answer judged against those after the
+    # question. Inferred: shares of a half, coefficients of 1.
+    "ravr": {
+        "reward.name": "log_prob",
+        "posterior.share": 0.5,
+        "posterior.target": 1.0,
+        "posterior.kl": 1.0,
+        **_BOUND,
+    },
+    # Zhao et al. 2601.18734, in its form with sampled tokens: reverse KL to the same model that is shown the answer,
+    # T 1.1, lr 2e-4 with LoRA. Its teacher is the initial model, ours the current one. The cut at 5 is inferred.
+    "opsd": {
+        "reward.name": "0*log_prob",
+        "sampler.temperature": 1.1,
+        "posterior.distill": 1.0,
+        "posterior.distill_clip": 5.0,
+        "loss.answer_term": 0.0,
+        "loss.span": "chain",
+        "loss.advantage": "loo",
+        "loss.aggregation": "token_mean",
+    },
     "em_rl_token": {**_EM_RL, "reward.name": "token_entropy_sum"},
     "em_rl_sequence": {**_EM_RL, "reward.name": "trajectory_sum"},
 }

@@ -15,14 +15,17 @@ from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.envs.table import EnvConfig
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
+from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.learner.reward_step import PreferenceConfig
 from rl_likelihood.learner.rows import CriticConfig, ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.rewards.reward import RewardConfig, Term
-from rl_likelihood.rewards.rubric import Kind
+from rl_likelihood.rewards.rubric import RubricSettings
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
+from rl_likelihood.search_settings import DistillSettings, ReerSettings
 
 # Sizes with random weights, over bytes: width, layers, heads, key/value heads, MLP width.
 SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512), "nano": (32, 2, 2, 1, 64)}
@@ -32,7 +35,7 @@ SIZES: dict[str, tuple[int, int, int, int, int]] = {"tiny": (128, 6, 4, 2, 512),
 class ModelSettings:
     """Which model, and how it is computed."""
 
-    path: str = field("", 'Hugging Face folder, .gguf file, workdir of another run, or "smollm2-135m-instruct"')
+    path: str = field("", 'Hugging Face folder or org/name, .gguf, workdir of a run, or "smollm2-135m-instruct"')
     preset: str = field("", 'instead of a path: random weights of this size ("tiny", 1.6 M parameters) over bytes')
     compute_dtype: Literal["auto", "float32", "bfloat16"] = field(
         "auto", "auto: bfloat16 on accelerators, float32 on CPU; parameters, log-probs and losses are always float32"
@@ -87,6 +90,8 @@ class TrainSettings:
     checkpoint_every: int = field(50, "steps between checkpoints", least=1)
     keep_checkpoints: int = field(2, "the last ones", least=1)
     keep_every: int = field(0, "and one every so many steps for good; 0: none", least=0)
+    best: str = field("", "a metric of eval.jsonl: the checkpoint of the best evaluation is kept besides")
+    patience: int = field(0, "evaluations without a better one by train.best after which a run ends; 0: never", least=0)
     keep_optimizer: bool = field(
         True, "False: a finished run deletes its optimizer state, two thirds of its disk, and can train no further"
     )
@@ -118,12 +123,24 @@ class EvalSettings:
         False, "run programs (code_tests) even where Linux cannot keep network and files from them"
     )
     samples: int = field(
-        1, "chains at temperature 1 per question; N give pass@k and majority@k up to N; 0: greedy only", least=0
+        1, "sampled chains per question; N give pass@k and majority@k up to N; 0: greedy only", least=0
     )
+    temperature: float = field(1.0, "of sampled chains and answers; reference answers are scored at 1", above=0)
+    top_p: float = field(
+        1.0, "these are drawn from the fewest ids that hold this share; training has no such cut", above=0, most=1
+    )
+    top_k: int = field(0, "and from so many likeliest ids; 0: all", least=0)
+    min_p: float = field(0.0, "and from ids at least so likely, over the likeliest", least=0, most=1)
     max_sampled_answer: int = field(0, "tokens of a sampled answer; 0: prompt.max_answer", least=0)
     batch_prompts: int = field(50, "questions decoded at one time; changes no number", least=1)
     mc_samples: int = field(0, "chains for what only many give, as log_prob_mc32 and pass@32; 0: eval.samples", least=0)
     mc_prompts: int = field(0, "questions that get them; 0: all", least=0)
+    texts: Literal["none", "prose", "verse"] = field(
+        "none", "what the answers are: sampled texts that are not graded but measured (docs/writing.md); none: answers"
+    )
+    by_initial: bool = field(
+        False, "`evaluate --workdir`: the model that the run began with scores the same chains and answers too"
+    )
     trace: bool = field(False, "also score each answer after 25, 50 and 75 % of its question's first sampled chain")
     fast_prompts: int = field(0, "questions of the evaluations every train.eval_every steps; 0: eval.prompts", least=0)
     fast_samples: int = field(-1, "chains for each of them; -1: eval.samples", least=-1)
@@ -165,27 +182,6 @@ class JudgeSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class RubricSettings:
-    """The rubrics of the reward `rubric`, and how python -m rl_likelihood.rubrics makes them."""
-
-    path: str = field("", "file of rubrics, one for each training question, in HealthBench's format")
-    aggregate: Kind = field("healthbench", "how verdicts become a number (docs/judges.md)")
-    writer: str = field("", "who writes rubrics: a model as in model.path, or an address; empty: judge.model")
-    writer_name: str = field("", "the model's name at that address; empty: judge.name")
-    seeds: str = field("", "file of rubrics to begin with: cases to show, and their criteria to choose from")
-    retriever: Literal["bm25", "decoder", "http", "bm25+decoder", "bm25+http"] = field(
-        "bm25", "what finds them: shared words, states of the writer, vectors of the writer's address; + joins two"
-    )
-    cases: int = field(3, "of the questions nearest to a new one, so many are shown with their rubrics", least=0)
-    pool: int = field(15, "of the criteria nearest to it, so many are shown", least=0)
-    items: int = field(12, "criteria that a rubric has at most", least=1)
-    max_new: int = field(768, "tokens of a written rubric at most", least=16)
-    rollouts: int = field(8, "answers of the policy that --filter judges for each question", least=1)
-    low: float = field(0.05, "--filter drops criteria that a smaller share of the answers meets", least=0, most=1)
-    high: float = field(0.95, "--filter drops criteria that a larger share of the answers meets", least=0, most=1)
-
-
-@dataclasses.dataclass(frozen=True)
 class ReportSettings:
     """What is logged and shown."""
 
@@ -199,6 +195,8 @@ class ReportSettings:
     console_samples: int = field(20, "steps between chains shown on the console; 0: none", least=0)
     wandb: Literal["off", "offline", "online"] = field("off", "a copy of the metrics in wandb")
     wandb_project: str = field("rl_likelihood", "its project")
+    tensorboard: bool = field(False, "a copy of the metrics as TensorBoard's files, in the workdir's tensorboard/")
+    profile: tuple[int, ...] = field((), "first and last step of which a trace is written, into the workdir's profile/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +205,7 @@ class Config:
 
     seed: int = field(0, "of sampling, data order and random initial weights", least=0, most=2**32 - 1)
     model: ModelSettings = ModelSettings()
+    lora: LoraConfig = LoraConfig()
     mesh: MeshSettings = MeshSettings()
     pod: PodSettings = PodSettings()
     data: DataConfig = DataConfig()
@@ -224,11 +223,14 @@ class Config:
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
     adversarial: CriticConfig = CriticConfig()
+    posterior: PosteriorConfig = PosteriorConfig()
     loss: LossConfig = LossConfig()
     optim: OptimizerConfig = OptimizerConfig()
     train: TrainSettings = TrainSettings()
     warm_start: WarmStartSettings = WarmStartSettings()
     eval: EvalSettings = EvalSettings()
+    reer: ReerSettings = ReerSettings()
+    distill: DistillSettings = DistillSettings()
     report: ReportSettings = ReportSettings()
 
     @property
@@ -246,6 +248,13 @@ class Config:
     def rows_per_prompt(self) -> int:
         """Rows of each prompt that the learner sees."""
         return 1 if self.reward.supervised else self.reward.vote_train or self.sampler.group_size
+
+    @property
+    def max_shown(self) -> int:
+        """Tokens that a prompt which shows its answer may have; 0: there is none."""
+        if not self.posterior.used:
+            return 0
+        return self.posterior.max_prompt or self.prompt.max_prompt + self.prompt.max_answer + 64
 
     @property
     def samples_answer(self) -> bool:
@@ -334,6 +343,8 @@ class Config:
             filter=self.filter,
             proxy=self.proxy,
             critic=self.critic,
+            lora=self.lora,
+            posterior=self.posterior,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
             two_branches=self.sampled_answer > 0 or self.converses or self.reads_alternatives,
@@ -352,6 +363,7 @@ class Config:
         return StepConfig(
             reward=RewardConfig(terms=(Term("avg_log_prob", REWARDS["avg_log_prob"]),)),
             loss=LossConfig(policy_term=0.0),
+            lora=self.lora,
             supervise_chain=True,
             micro_batch_prompts=largest_divisor(rows, 8) if self.train.micro_batch_prompts else 0,
             head_chunk=self.train.head_chunk,

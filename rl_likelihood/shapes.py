@@ -112,6 +112,13 @@ class NoChainRows(struct.PyTreeNode):
     scored: Bool[Array, "P 1 W"]
 
 
+class ShownPrompts(struct.PyTreeNode):
+    """Each prompt once more, with its reference answer in it (learner/posterior.py), right-padded."""
+
+    tokens: Int[Array, "P R"]
+    length: Int[Array, "P"]
+
+
 class Alternatives(struct.PyTreeNode):
     """Each prompt's other answers, one after the other with a gap before each; they follow every row of its group.
 
@@ -156,7 +163,7 @@ class Batch(struct.PyTreeNode):
     without a chain under the initial model, for RLPR; `baseline_logp` has the log-probs of its scored answer tokens
     there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is
     set where the answer's score without a chain is needed, `alternatives` where a reward reads other answers too,
-    `judged` where the step asks a judge.
+    `shown` where there is a second prompt, `judged` where the step asks a judge.
     """
 
     prompt: Int[Array, "P S"]
@@ -172,6 +179,7 @@ class Batch(struct.PyTreeNode):
     baseline_logp: Float[Array, "P A"] | None = None
     counted: Bool[Array, "P"] | None = None
     no_chain: NoChainRows | None = None
+    shown: ShownPrompts | None = None
     alternatives: Alternatives | None = None
     judged: Judged | None = None
     replayed: Compared | None = None
@@ -181,7 +189,8 @@ class TrainState(struct.PyTreeNode):
     """All that a step changes. Random keys are folded from (root, purpose, step), never stored.
 
     `filter` is the state of the group filter (`rewards.shaping.FilterState`); `proxy` is NOVER's slow copy of the
-    policy, or None; `critic` is the TrainState of an adversarial run's critic, or None.
+    policy, `reference` the moving reference of the KL term, or None; `critic` is the TrainState of an adversarial run's
+    critic, or None.
     """
 
     step: Int[Array, ""]
@@ -190,6 +199,7 @@ class TrainState(struct.PyTreeNode):
     filter: Any = None
     proxy: Any = None
     critic: Any = None
+    reference: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

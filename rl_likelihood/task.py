@@ -18,10 +18,12 @@ from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.alternatives import with_alternatives
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.data.shown import with_shown
 from rl_likelihood.datasets import sources
 from rl_likelihood.learner.step import at_once
 from rl_likelihood.model import decoder, splash
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
+from rl_likelihood.model.lora import init_adapters
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.workdir import tokenizer_path
@@ -36,6 +38,7 @@ from rl_likelihood.shapes import (
     Judged,
     NoChainRows,
     Prompts,
+    ShownPrompts,
     UserError,
 )
 from rl_likelihood.tables import environment_of
@@ -45,7 +48,7 @@ if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come befo
     from transformers import PreTrainedTokenizerBase
 
 # Purposes of random keys: key = fold_in(fold_in(key(seed), purpose), step).
-INIT, SAMPLE, EVALUATE, WARM_START = range(4)
+INIT, SAMPLE, EVALUATE, WARM_START, SEARCH, ADAPTERS = range(6)
 
 # A model's architecture, its parameters or their shapes, and the path of its tokenizer.
 Model = tuple[ModelConfig, Params, str]
@@ -78,6 +81,12 @@ class Task:
     def sampler(self, **changes: Any) -> SamplerConfig:
         """The config's sampler for this model and format."""
         return dataclasses.replace(sampler_config(self.config, self.model, self.fmt), **changes)
+
+    def eval_sampler(self, samples: int, **changes: Any) -> SamplerConfig:
+        """How evaluation samples: one greedy row, then `samples` as the config's fields of eval say."""
+        e = self.config.eval
+        cut = {"top_p": e.top_p, "top_k": e.top_k, "min_p": e.min_p}
+        return self.sampler(group_size=1 + samples, temperature=(0.0, *(e.temperature,) * samples), **cut, **changes)
 
 
 def random_key(seed: int, purpose: int, step: int = 0) -> jax.Array:
@@ -128,6 +137,7 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         baseline=shape(f, p) if c.reward.frozen_score else None,
         baseline_logp=shape(f, p, c.prompt.max_answer) if c.reward.frozen_tokens else None,
         no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
+        shown=ShownPrompts(shape(i, p, c.max_shown), shape(i, p)) if c.max_shown else None,
         judged=abstract_judged(c, g + (c.critic is not None)) if judged else None,
         replayed=Compared(abstract_judged(c, 2), shape(b, p, 2)) if c.critic and c.critic.replay else None,
         alternatives=Alternatives(shape(i, p, n), shape(i, p, n), shape(b, p, n), shape(b, p, k))
@@ -179,6 +189,12 @@ def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
     return decoder.shardings(param_specs(model), mesh)
 
 
+def trained(task: Task, params: Params) -> Params:
+    """What a run trains at its start: new adapters, or the parameters."""
+    lora = task.config.lora
+    return init_adapters(task.key(ADAPTERS), task.model, lora) if lora.rank else params
+
+
 def random_model(preset: str) -> ModelConfig:
     """The architecture of a size of `settings.SIZES`, over bytes."""
     width, layers, heads, kv_heads, mlp = SIZES[preset]
@@ -202,7 +218,8 @@ def load_model(c: Config, mesh: Mesh | None = None) -> Model:
         path = tokenizer_path(Path(c.model.path), path)
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())
-        cfg, params = files.load(path, at=at)
+        half = c.lora.rank and not c.warm_start.steps  # a warm start is added up in float32
+        cfg, params = files.load(path, jnp.dtype(c.lora.base_dtype if half else "float32"), at)
     return run_on(cfg, c, jax.default_backend()), params, path
 
 
@@ -243,6 +260,8 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
     _refuse_positions(c, model, fmt)
     encode = functools.partial(_begun if c.converses else _asked, c=c, text=text, fmt=fmt)
     rows, too_long = encode(train, skip=c.data.skip_bad_rows)
+    if c.max_shown:
+        rows = with_shown(rows, text, c.prompt, fmt, c.posterior.prompt, c.max_shown)
     if c.reads_alternatives:
         rows = with_alternatives(rows, text, c.prompt, fmt)
         if training and not any(row.alternatives for row in rows):
@@ -267,6 +286,8 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
 def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:
     """UserError where a row may have more tokens than the model has positions."""
     parts = {"prompt.max_prompt": c.prompt.max_prompt}
+    if c.max_shown > c.prompt.max_prompt:
+        parts = {"posterior.max_prompt": c.max_shown}
     if c.converses:
         s = c.sampler
         parts["sampler.max_turns x sampler.max_chain"] = s.max_turns * s.max_chain

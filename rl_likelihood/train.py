@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -20,20 +21,17 @@ from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.cli.summary import summary
 from rl_likelihood.config import build, describe, flatten
 from rl_likelihood.data.byte_tokenizer import BYTES
-from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets.questions import digest
-from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.learner.adversarial import begin, placed
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import all_finite, init_reference
+from rl_likelihood.learner.step import init_reference, models_of
 from rl_likelihood.mesh import from_own_prompts, put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
-from rl_likelihood.report.metric_table import without_samples
+from rl_likelihood.report.metric_table import higher_is_better, without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
-from rl_likelihood.report.table_text import evaluation_line
-from rl_likelihood.report.tracking import Tracker
+from rl_likelihood.report.tracking import Tracker, board
 from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
@@ -45,12 +43,12 @@ from rl_likelihood.runtime.devices import Devices, make_devices
 from rl_likelihood.runtime.disk import checkpoint_config, drop_optimizer, lost_optimizer
 from rl_likelihood.runtime.lock import FILE as LOCK
 from rl_likelihood.runtime.lock import lock
+from rl_likelihood.runtime.profile import Profile
 from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.signals import Stopped, StopRequest
 from rl_likelihood.runtime.workdir import (
     INITIAL,
     TOKENIZER,
-    checkpoint_meta,
     claim,
     keep_inputs,
     pinned_date,
@@ -59,11 +57,13 @@ from rl_likelihood.runtime.workdir import (
 )
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
-from rl_likelihood.task import Model, Task, known_model, load
+from rl_likelihood.task import Model, Task, known_model, load, param_shardings, trained
 from rl_likelihood.training.announcement import announce
+from rl_likelihood.training.best import Best
 from rl_likelihood.training.dry_run import dry_run
 from rl_likelihood.training.micro_batch import with_micro_batch
 from rl_likelihood.training.programs import StepPrograms
+from rl_likelihood.training.session import Run, Session, evaluate_if_due, evaluation, refuse_nan, without_progress
 from rl_likelihood.training.warm_start import warm_start, with_worked_examples
 
 
@@ -80,39 +80,6 @@ def main() -> None:
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/first")
     run(config, Path(flags.FLAGS.workdir), flags.FLAGS.force)
-
-
-@dataclasses.dataclass(frozen=True)
-class Session:
-    """One call of the command: its folder, its files, and how it is stopped. `force`: go on with other settings."""
-
-    workdir: Path
-    writer: MetricsWriter
-    stop: StopRequest
-    force: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Run(Session):
-    """What stays the same from the first step to the last."""
-
-    task: Task = dataclasses.field(kw_only=True)
-    devices: Devices = dataclasses.field(kw_only=True)
-    checkpoints: checkpoint.Manager = dataclasses.field(kw_only=True)
-
-    @property
-    def config(self) -> Config:
-        return self.task.config
-
-    def save(self, state: TrainState, queue: dict | None = None) -> None:
-        """A checkpoint of the state and of the source of batches. Refuses parameters that are not finite."""
-        if not all_finite(state.params):
-            raise distributed.SharedRefusal(not_finite(int(state.step), ["the parameters"], self.workdir))
-        checkpoint.save(self.checkpoints, state, self.meta() | ({} if queue is None else {"queue": queue}))
-
-    def meta(self) -> dict:
-        """What a checkpoint says beside its arrays."""
-        return checkpoint_meta(self.writer.workdir, self.config, self.task.model, self.task.model_path)
 
 
 def run(c: Config, workdir: Path, force: bool = False) -> None:
@@ -134,7 +101,8 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         c = dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
         tracking = c.report.wandb if folder == workdir else "off"
         begin = -1 if resume is None else resume
-        tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c))
+        copy = board(folder, begin) if c.report.tensorboard and distributed.first() else None
+        tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c), copy)
         writer = stack.enter_context(MetricsWriter(folder, c.train.steps, begin, tracker))
         writer.status("running", resume or 0)
         stop = StopRequest()
@@ -142,6 +110,8 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
             session = Session(workdir, writer, stop, force)
             step, finished = resume or 0, has_ended(workdir, resume, c.train.steps)
             if not finished:
+                if c.reward.judged:
+                    refuse_judge(c, workdir)
                 step, finished = learn(c, session, resume, saved and known_model(c, workdir, *saved[:3]))
             if finished and not c.train.keep_optimizer:
                 distributed.by_first(lambda: drop_optimizer(workdir))
@@ -170,15 +140,11 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     """
     # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
     devices = make_devices(c)
-    if c.reward.judged:
-        refuse_judge(c, session.workdir)
     task, params = load(c, mesh=devices.learner, known=known)
     judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)
     keep_what_it_needs(task, session)
-    keep = checkpoint_config(c.train)
-    r = Run(**vars(session), task=task, devices=devices, checkpoints=checkpoint.open_manager(session.workdir, keep))
-    optimizer = make_optimizer(c.optimizer)
+    r, keep, optimizer = open_run(session, task, devices), checkpoint_config(c.train), make_optimizer(c.optimizer)
     try:
         from_state = start if resume is None else resumed
         state, ref_params, queue = from_state(r, params, optimizer)
@@ -187,50 +153,66 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
         return 0, False
     del params
     if c.train.micro_batch_prompts < 0:
-        task = with_micro_batch(task, devices, state.params, (ref_params, state.proxy), r.workdir)
+        task = with_micro_batch(task, devices, state.params, models_of(state, ref_params, c.step), r.workdir)
     programs = StepPrograms(task, devices.learner, optimizer, judge)
-    step, steps = int(state.step), c.train.steps
+    step, steps, over = int(state.step), c.train.steps, False
     source = make_source(task, devices, r.workdir, step, queue, judge)
-    alarms, progress = first_alarms(r, step), Progress("trained", steps, "steps", done=step)
+    profile, alarms = Profile(r.workdir, c.report.profile), first_alarms(r, step)
+    with Progress("trained", steps, "steps", done=step) as progress, closing(source), closing(profile):
+        try:
+            while True:
+                policy = r.policy(state, ref_params)
+                evaluate_if_due(r, policy, step)
+                if over := without_progress(r, state, source, policy) or step >= steps:
+                    break
+                r.stop.check()
+                profile.before(step + 1)
+                begin = time.perf_counter()
+                given = next_batch(r, source, state, policy)
+                del policy  # the step takes the state's memory
+                batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
+                t1 = time.perf_counter()
+                state, out, per_row = programs(state, ref_params, batch)
+                t2 = time.perf_counter()
+                step += 1
+                profile.after(step)
+                refuse_nan(step, out, r.workdir)
+                tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
+                out |= given.logged | {"time/learn": t2 - t1, "tokens_per_second": tokens / (t2 - begin)}
+                out = record(r, step, out, given, per_row)
+                progress.advance()
+                say(line(step, steps, out, progress.left()))
+                for sentence in alarms.check(step, out):
+                    say(f"warning: {sentence}")
+                if checkpoint.due(keep, step, steps):
+                    r.save(state, source.state())
+        except Stopped:
+            r.save(state, source.state())
+        finally:
+            checkpoint.close(r.checkpoints)
+    return step, over or step >= steps
+
+
+def record(r: Run, step: int, out: dict[str, float], given: StepInput, per_row: dict) -> dict[str, float]:
+    """Writes what a step measured: its numbers, which are returned, and some chains."""
+    out = without_samples(out) if r.config.reward.supervised else out
+    r.writer.metrics(step, out)
+    write_samples(r.task, r.devices, r.writer, step, given, per_row)
+    return out
+
+
+def open_run(session: Session, task: Task, devices: Devices) -> Run:
+    """The run with its checkpoints, of which the best is kept if train.best asks for one."""
+    c = task.config.train
+    best = Best(session.workdir, c.best, bool(c.best) and higher_is_better(c.best))
+    manager = checkpoint.open_manager(session.workdir, checkpoint_config(c), best.is_best if c.best else None)
+    return Run(**vars(session), task=task, devices=devices, checkpoints=manager, best=best)
+
+
+def next_batch(r: Run, source: Source, state: TrainState, policy: Params) -> StepInput:
+    """The batch of the next update. If the sampler failed, what was learned is saved first."""
     try:
-        while True:
-            evaluate_if_due(r, state.params, step)
-            if step >= steps:
-                break
-            r.stop.check()
-            begin = time.perf_counter()
-            given = next_batch(r, source, state, step)
-            batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
-            t1 = time.perf_counter()
-            state, out, per_row = programs(state, ref_params, batch)
-            t2 = time.perf_counter()
-            step += 1
-
-            refuse_nan(step, out, r.workdir)
-            tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
-            out |= given.logged | {"time/learn": t2 - t1, "tokens_per_second": tokens / (t2 - begin)}
-            if c.reward.supervised:
-                out = without_samples(out)
-            r.writer.metrics(step, out)
-            write_samples(task, devices, r.writer, step, given, per_row)
-            progress.advance()
-            say(line(step, steps, out, progress.left()))
-            for sentence in alarms.check(step, out):
-                say(f"warning: {sentence}")
-            if checkpoint.due(keep, step, steps):
-                r.save(state, source.state())
-    except Stopped:
-        r.save(state, source.state())
-    finally:
-        source.close()
-        checkpoint.close(r.checkpoints)
-    return step, step >= steps
-
-
-def next_batch(r: Run, source: Source, state: TrainState, step: int) -> StepInput:
-    """The batch of the update from `step`. If the sampler failed, what was learned is saved first."""
-    try:
-        return source.next(step, state.params)
+        return source.next(int(state.step), policy)
     except SamplerFailed as failed:
         r.save(state, source.state())
         raise failed.__cause__ or failed from None
@@ -262,39 +244,41 @@ def first_alarms(r: Run, step: int) -> Alarms:
 
 
 def start(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None, None]:
-    """The state of step 0, the reference model if one is asked for, and no queue.
+    """The state of step 0, the reference model or the base of adapters if one is asked for, and no queue.
 
-    A warm start comes before step 0. The reference is the model of step 0, kept in the workdir: the same for
+    A warm start comes before step 0. The reference, or base, is the model of step 0, kept in the workdir: the same for
     every resume, whatever becomes of model.path.
     """
     c, mesh, model = r.config, r.devices.learner, r.task.model
     at = placed(mesh, model, optimizer, c.step)
     initial = prepare_start(r, params)
-    state = jax.jit(lambda p: begin(p, optimizer, c.step, model.width), out_shardings=at)(initial)
-    if c.step.with_reference:
-        alone = TrainState(step=put(np.int32(0), at.step), params=initial, opt_state=())
-        checkpoint.save_initial(r.workdir / INITIAL, alone, r.meta())
+    state = jax.jit(lambda p: begin(trained(r.task, p), optimizer, c.step, model.width), out_shardings=at)(initial)
+    frozen = init_reference(initial, mesh, model, c.step)
+    if c.step.with_frozen:
+        saved = frozen if c.lora.rank else initial  # a reference's layers may be unstacked
+        alone = TrainState(step=put(np.int32(0), at.step), params=saved, opt_state=())
+        checkpoint.save_initial(r.workdir / INITIAL, alone, r.meta() | {"lora": None})
     if c.reward.baseline == "frozen":
         write_baseline(r.task, r.devices, initial, r.workdir, r.stop.check)
     # Last: a checkpoint says that all that a run starts from is there.
     if c.warm_start.steps:
         r.save(state)
-    return state, init_reference(initial, mesh, model, c.step), None
+    return state, frozen, None
 
 
 def resumed(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None, dict | None]:
-    """The last checkpoint's state, the reference model, and what the source of batches kept. Of `params` only the
+    """The last checkpoint's state, the reference or base, and what the source of batches kept. Of `params` only the
     shapes are needed."""
     cfg, mesh, model = r.config.step, r.devices.learner, r.task.model
     at = placed(mesh, model, optimizer, cfg)
-    abstract = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), params)
+    abstract = jax.eval_shape(lambda p: begin(trained(r.task, p), optimizer, cfg, model.width), params)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, at)
     state, meta = checkpoint.restore(r.checkpoints, abstract)
     r.writer.rewind(int(state.step))
     warn_of_lost_lines(r.writer.workdir, meta.get("file_bytes", {}), int(state.step))
     reference = None
-    if cfg.with_reference:
-        initial = checkpoint.restore_params(r.workdir / INITIAL, at=lambda _: at.params)[1]
+    if cfg.with_frozen:
+        initial = checkpoint.restore_params(r.workdir / INITIAL, at=lambda _: param_shardings(mesh, model))[1]
         reference = init_reference(initial, mesh, model, cfg)
     return state, reference, meta.get("queue")
 
@@ -310,53 +294,6 @@ def prepare_start(r: Run, params: Params) -> Params:
         stage = f"untouched ({w.examples} examples)"
     evaluation(r, params, 0, stage, rows)
     return warm_start(r.task, r.devices, params, r.writer.workdir, r.stop.check)
-
-
-def evaluate_if_due(r: Run, params: Params, step: int) -> None:
-    """Before the first step (`train.eval_first`), after the last and, the fast one, every `train.eval_every`, unless
-    eval.jsonl has it already."""
-    t, c = r.config.train, r.config
-    if 0 < step < t.steps and not (t.eval_every and step % t.eval_every == 0):
-        return
-    if step == 0 and not t.eval_first:
-        return
-    stage = f"step {step}"
-    if step == 0:
-        stage = "untouched"
-        if c.warm_start.steps:
-            stage = "after format SFT" if c.warm_start.chains == "own" else "after warm start"
-    elif step == t.steps:
-        stage = f"after {step} steps of {c.reward.name}"
-    path = r.writer.workdir / run_files.EVAL
-    if distributed.share(path.exists() and any(row.get("stage") == stage for row in run_files.read(path))):
-        return
-    fast = 0 < step < t.steps
-    evaluation(r, params, step, stage, r.task.fast if fast and r.task.fast else r.task.heldout, fast)
-
-
-def evaluation(r: Run, params: Params, step: int, stage: str, rows: list[EncodedExample], fast: bool = False) -> None:
-    """Evaluate, write eval.jsonl and the records behind it, say it in one line."""
-    if not r.config.eval.prompts:
-        return
-    out = evaluate(Evaluation(r.task, params, rows, r.devices, step, r.writer.workdir, r.stop.check, say), fast=fast)
-    r.writer.eval(step, {"stage": stage, **out})
-    say(evaluation_line(stage, out))
-
-
-def refuse_nan(step: int, out: dict[str, float], workdir: Path) -> None:
-    """A non-finite loss or gradient ends the run before it is saved."""
-    bad = [k for k in ("loss/policy", "loss/answer", "loss/kl", "grad/norm") if not np.isfinite(out[k])]
-    if bad:
-        raise distributed.SharedRefusal(not_finite(step, bad, workdir))
-
-
-def not_finite(step: int, what: list[str], workdir: Path) -> str:
-    """What to say, and where to go on from: the last checkpoint, if there is one."""
-    last = checkpoint.latest_step(workdir)
-    cure = "no step has been saved: choose another --workdir and a lower optim.lr"
-    if last is not None:
-        cure = f"the checkpoint of step {last} is good: lower optim.lr in a new workdir, with model.path={workdir}"
-    return f"step {step}: {', '.join(what)} {'are' if what == ['the parameters'] else 'is'} not finite; {cure}"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
 
+HALF = {"posterior__share": 0.5, "sampler__group_size": 4}
 REFUSED = [
     ({"reward__name": "logprob"}, ["reward.name", "'logprob'", "did you mean 'log_prob'?"]),
     ({"reward__truncated": "skip"}, ["reward.truncated", "force_close, floor, drop"]),
@@ -87,6 +88,19 @@ REFUSED = [
     ({"reward__name": "max_rl(log_prob)"}, ["max_rl(log_prob)", "0 or 1"]),
     ({"reward__name": "max_rl(exactmatch)"}, ["reward.name has 'exactmatch'", "did you mean 'exact_match'?"]),
     ({"reward__name": "prob(exact_match)"}, ["prob(exact_match)", "write prob"]),
+    ({"posterior__kl": 1.0}, ["posterior.kl is 1.0", "posterior.share is 0"]),
+    ({"posterior__share": 0.5, "posterior__prompt": "Hint."}, ["posterior.prompt", "'Hint.'", "{answer}"]),
+    ({"posterior__share": 0.5, "reward__name": "sft"}, ["posterior.share is 0.5", "'sft'"]),
+    ({"posterior__share": 0.5}, ["posterior.share is 0.5", "sampler.group_size = 3", "at least two"]),
+    ({"posterior__share": 0.25, "sampler__group_size": 4}, ["posterior.share is 0.25", "at least two"]),
+    ({**HALF, "posterior__distill": 1.0}, ["posterior.distill is 1.0", "posterior.share 0.5"]),
+    ({**HALF, "posterior__kl": 1.0}, ["posterior.kl is 1.0", "posterior.target is 0"]),
+    ({**HALF, "loss__kl": "k3", "loss__kl_coef": 0.1}, ["loss.kl is 'k3'", "posterior.share = 0.5", "none"]),
+    ({**HALF, "sampler__max_staleness": 1}, ["sampler.max_staleness is 1", "posterior.share = 0.5"]),
+    *(
+        ({**HALF, "reward__name": name}, [f"reward.name has {name.split('/')[0]!r}", "posterior.share = 0.5"])
+        for name in ("jepo", "log_prob/std", "exact_match", "r3")
+    ),
     ({"loss__span": "response", "sampler__max_sampled_answer": 0}, ["loss.span is 'response'", "set it to -1"]),
 ]
 

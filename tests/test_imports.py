@@ -26,15 +26,17 @@ ALLOWED = {
     "sampler": {"model"} | GROUND,
     "learner": {"model", "rewards"} | GROUND,
     "presets": set(),
+    "search_settings": {"shapes", "fields"},
 }
 ALLOWED["settings"] = set(ALLOWED)  # of every package below
 ALLOWED["tables"] = set(ALLOWED)
 ALLOWED["checks"] = set(ALLOWED)
 ALLOWED["config"] = set(ALLOWED)
 ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "settings", "tables", "config"} | GROUND
-for package in ("task", "rollouts", "training", "evaluation", "planning", "report", "sweeps", "cli"):
+for package in ("task", "rollouts", "evaluation", "planning", "report", "search", "training", "sweeps", "cli"):
     ALLOWED[package] = set(ALLOWED)  # whatever stands above this row
-MAINS = {"train", "evaluate", "sweep", "plan", "export", "winrate", "reward_model", "rubrics"}
+ALLOWED["api"] = set(ALLOWED) | {"train"}  # training from Python is the main's function
+MAINS = {"train", "evaluate", "sweep", "plan", "export", "winrate", "reward_model", "rubrics", "reer", "distill"}
 EVERYTHING = set(ALLOWED)  # but no main: nobody imports one
 ALLOWED |= dict.fromkeys(MAINS, EVERYTHING)
 # Old import paths that keep working (docs/architecture.md, "Contracts"): they do nothing but import the new one.

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from rl_likelihood import rubrics as command
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.rubrics import Criterion, Rubric, read_rubrics, write_rubrics
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
 from rl_likelihood.rollouts.rubric_writer import Shown, writer_of
+from rl_likelihood.rubrics import filter_rubrics, make, show
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import random_model
 from rl_likelihood.weights import files
@@ -49,14 +49,14 @@ def test_rubrics_are_written_and_the_rest_in_a_second_call(tmp_path):
     with serving(write) as (url, requests):
         more = {"rubric__seeds": str(tmp_path / "seeds.jsonl"), "rubric__cases": 1, "rubric__items": 4}
         c = config(url, tmp_path / "rubrics.jsonl", judge__concurrency=1, **more)
-        assert command.make(c, tmp_path) == {"rubrics": 9, "made": 9, "failed": 1}
+        assert make(c, tmp_path) == {"rubrics": 9, "made": 9, "failed": 1}
         made = read_rubrics(str(tmp_path / "rubrics.jsonl"))
         assert len(made) == 9 and all([x.points for x in r.criteria] == [7, 1, 2, 3] for r in made)
         asked = [r[3]["messages"][0]["content"] for r in requests]
         assert all(e.prompt in text for e, text in zip(sources.load(c.data)[0], asked, strict=True))
         before = len(requests)
-        assert command.make(c, tmp_path)["made"] == 1 and len(requests) == before + 1
-        assert "demand number 3" in command.show(made)
+        assert make(c, tmp_path)["made"] == 1 and len(requests) == before + 1
+        assert "demand number 3" in show(made)
 
 
 def test_what_is_shown_is_near_and_said_once():
@@ -92,7 +92,7 @@ def test_a_local_model_writes_and_makes_vectors(tmp_path):
     write_rubrics(tmp_path / "seeds.jsonl", SEEDS)
     more = {"rubric__retriever": "decoder", "rubric__seeds": str(tmp_path / "seeds.jsonl"), "rubric__max_new": 16}
     c = config(str(scorer), tmp_path / "rubrics.jsonl", data__train_size=3, rubric__cases=1, rubric__pool=1, **more)
-    assert command.make(c, tmp_path) == {"rubrics": 0, "made": 0, "failed": 3}
+    assert make(c, tmp_path) == {"rubrics": 0, "made": 0, "failed": 3}
     write, vectors = writer_of(c, tmp_path)
     assert write(["Hi", "x" * 5000])[1] is None and isinstance(write(["Hi"])[0], str)
     assert vectors(["one", "two"]).shape[0] == 2
@@ -103,5 +103,5 @@ def test_criteria_that_all_or_no_answers_meet_are_left_out(tmp_path):
     with serving(by_keyword) as (url, _):
         c = config(url, tmp_path / "r.jsonl", data__train_size=5, rubric__rollouts=3, rubric__low=0.3, rubric__high=0.8)
         rubric_file(tmp_path / "r.jsonl", c, ("it has ''", 5.0), ("it has 'zebra'", 3.0))
-        out = command.filter_rubrics(c, tmp_path)
+        out = filter_rubrics(c, tmp_path)
     assert out["criteria"] == 10 and out["criteria_kept"] == 0 and out["questions_kept"] == 0 and out["questions"] == 5

@@ -549,6 +549,7 @@ def command(module: str, *arguments: str, **kwargs) -> subprocess.Popen:
         (["--config=configs/tiny.py", "--config.reward.nam=prob"], ["nam", "name"]),
         (["--config=configs/tiny.py", "--config.train.steps=many"], ["train.steps", "many"]),
         (["--config=configs/tiny.py", "--config.learning_rate=1e-4"], ["no field learning_rate"]),
+        (["--config=configs/tiny.py", "--config.sampler.top_p=0.9"], ["no field sampler.top_p", "config.eval.top_p"]),
         (["--config=configs/tiny.py", "--config.train.batch_size=8"], ["no field train.batch_size"]),
         (["--config=configs/tiny.py", "--config.reward=prob"], ["reward is a group", "--config.reward.name=VALUE"]),
         (["--config", "configs/tinny.py"], ["configs/tinny.py does not exist", "did you mean tiny.py?"]),

@@ -195,6 +195,11 @@ def explained(error: BaseException, argv: list[str]) -> str:
         inside = sorted((f for f in fields if f.startswith(f"{name}.")), key=lambda f: not f.endswith(".name"))
         if inside:
             return f"{name} is a group of fields; set one of them, as --config.{inside[0]}=VALUE"
+        if name in ("sampler.top_p", "sampler.top_k", "sampler.min_p"):
+            return (
+                f"the config has no field {name}: the learner's log-probs are of the whole distribution, so training "
+                f"samples from it; --config.{name.replace('sampler', 'eval')} is for evaluations"
+            )
         near = difflib.get_close_matches(name, fields, 1) or [f for f in fields if f.endswith(name.rpartition(".")[2])]
         hint = f"; did you mean {near[0]}?" if near else "; docs/config.md lists all fields"
         return f"the config has no field {name}{hint}"

@@ -82,12 +82,14 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExample:
-    """One example in ids (int32). `answer_ids` is what follows `<answer`: `>`, the reference, `</answer>`."""
+    """One example in ids (int32). `answer_ids` is what follows `<answer`: `>`, the reference, `</answer>`. `shown_ids`:
+    the prompt that shows the answer (data/shown.py), where the run has one."""
 
     example: Example
     prompt_ids: np.ndarray  # [s]
     answer_ids: np.ndarray  # [a]
     answer_scored: np.ndarray  # [a] bool: whose log-probs count
+    shown_ids: np.ndarray | None = None
     alternatives: tuple[tuple[np.ndarray, np.ndarray], ...] = ()  # (ids, scored) of other answers as good
 
 

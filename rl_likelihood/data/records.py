@@ -1,4 +1,4 @@
-"""Records out of files: JSON lines, a JSON array or object, parquet, each plain or compressed (.gz)."""
+"""Records out of files: JSON lines, a JSON array or object, parquet, a text, each plain or compressed (.gz)."""
 
 from __future__ import annotations
 
@@ -59,6 +59,9 @@ def records(name: str, data: bytes, split: str = "", as_written: bool = False) -
         for n, line in enumerate(data.split(b"\n"), start=1):
             if line.strip():
                 yield Location(name, n, "line", split=split), _line(line, as_written)
+        return
+    if plain.endswith(".txt") and data.lstrip()[:1] not in (b"[", b"{"):
+        yield Location(name, 1, "row", name, split), _text(data)
         return
     whole = _whole(name, data, as_written)
     if isinstance(whole, dict) and whole and all(isinstance(v, dict) for v in whole.values()):
@@ -134,6 +137,14 @@ def _line(line: bytes, as_written: bool) -> dict | str:
 
 def _object(value: Any) -> dict | str:
     return value if isinstance(value, dict) else f"not a JSON object but {kind(value)}"
+
+
+def _text(data: bytes) -> dict[str, str] | str:
+    """The record of a plain text."""
+    try:
+        return {"text": data.decode("utf-8")}
+    except UnicodeDecodeError as e:
+        return f"not UTF-8 text (byte {e.start})"
 
 
 def _whole(name: str, data: bytes, as_written: bool) -> Any:

@@ -1,8 +1,11 @@
-"""Plain documents as questions: a text is cut at random, and what follows the cut is the reference answer.
+"""Plain documents as questions: the prompt is a part of a text, and what follows it is the reference answer.
 
-RLP (2510.01265) and RPT (2506.08007) train a model to think before it goes on with a text. The prompt is the text
-itself (prompt.template=raw), at most `context` words of it before the cut; the answer is the next `continuation` words.
-Cuts depend on the seed and on the document's id alone.
+cut            RLP (2510.01265) and RPT (2506.08007) train a model to think before it goes on with a text: it is cut at
+               random, at most `context` words stand before the cut, and the answer is the next `continuation` words
+next_passage   the next paragraph of a story (datasets/passages.py)
+verse          the last lines of a poem
+
+What is drawn depends on the seed and on the document's id alone.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rl_likelihood.data.records import Location
+from rl_likelihood.datasets import passages
 from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, UserError
 
@@ -24,12 +28,19 @@ _WORD = re.compile(r"\S+")
 
 @dataclasses.dataclass(frozen=True)
 class DocumentConfig:
-    """How documents are cut, in words."""
+    """How documents become questions, in words or lines."""
 
-    column: str = field("text", "the field with the document")
-    context: int = field(64, "words before a cut that are shown, at most", least=1)
-    continuation: int = field(8, "words after it: the reference answer", least=1)
-    cuts: int = field(1, "cuts of each document, at different words as far as it has so many", least=1)
+    form: Literal["cut", "next_passage", "verse"] = field(
+        "cut", "cut: at any word; next_passage: before a paragraph of a story; verse: within a poem"
+    )
+    column: str = field("text", "the field with the document; a .txt file is one document")
+    context: int = field(64, "words before a cut or paragraph that are shown, at most", least=1)
+    continuation: int = field(8, "words after a cut, or of a paragraph at most: the reference answer", least=1)
+    least: int = field(1, "next_passage: words that a paragraph has at least", least=1)
+    cuts: int = field(1, "cuts or paragraphs of each document, different ones as far as it has so many", least=1)
+    shown: int = field(8, "verse: lines of a poem that are shown", least=1)
+    asked: int = field(6, "verse: lines after them, the reference answer, with which a poem ends; 0: all", least=0)
+    work: Literal["poem", "file"] = field("poem", "verse: what is on one side of a split")
 
 
 def questions_of(id: str, text: str, cfg: DocumentConfig, seed: int) -> list[Example]:
@@ -38,8 +49,7 @@ def questions_of(id: str, text: str, cfg: DocumentConfig, seed: int) -> list[Exa
     last = len(words) - cfg.continuation  # of the words that an answer may begin with
     if last < 1:
         return []
-    entropy = int.from_bytes(hashlib.sha256(id.encode(errors="replace")).digest()[:8], "big")
-    rng = np.random.default_rng((seed, entropy))
+    rng = _rng_of(id, seed)
     places = sorted(1 + rng.choice(last, size=min(cfg.cuts, last), replace=False))
     out = []
     for at in map(int, places):
@@ -49,21 +59,39 @@ def questions_of(id: str, text: str, cfg: DocumentConfig, seed: int) -> list[Exa
     return out
 
 
+def _rng_of(id: str, seed: int) -> np.random.Generator:
+    entropy = int.from_bytes(hashlib.sha256(id.encode(errors="replace")).digest()[:8], "big")
+    return np.random.default_rng((seed, entropy))
+
+
+def works_of(id: str, text: str, cfg: DocumentConfig, seed: int) -> tuple[list[list[Example]], list[str]]:
+    """The questions of each work in a document, and what is wrong with parts of it."""
+    if cfg.form == "cut":
+        return [questions_of(id, text, cfg, seed)], []
+    if cfg.form == "next_passage":
+        rows = passages.next_passages(id, text, cfg, _rng_of(id, seed))
+        none = f"no paragraph after the first has {cfg.least} to {cfg.continuation} words"
+        return [rows] if rows else [], [] if rows else [f"{none} (data.documents.least, data.documents.continuation)"]
+    rows, bad = passages.poems(id, text, cfg)
+    return [[row] for row in rows] if cfg.work == "poem" else [rows], bad
+
+
 def read_documents(
     located: Iterable[tuple[Location, Any]], folder: str, cfg: DocumentConfig, seed: int, skip_bad_rows: bool
 ) -> tuple[list[list[Example]], list[str]]:
-    """The questions of each document, and what is wrong with other rows ("file:line: reason").
+    """The questions of each work, and what is wrong with other rows or parts of them ("file:line: reason").
 
-    The first bad row is refused unless `skip_bad_rows`.
+    The first that is wrong is refused unless `skip_bad_rows`.
     """
     documents, bad = [], []
     for location, record in located:
         problem = _problem(record, cfg)
+        works, problems = [], [problem]
         if not problem:
-            documents.append(questions_of(str(record.get("id", location.id)), record[cfg.column], cfg, seed))
-            continue
-        bad.append(f"{folder}{location}: {problem}")
-        if not skip_bad_rows:
+            works, problems = works_of(str(record.get("id", location.id)), record[cfg.column], cfg, seed)
+        documents += works
+        bad += [f"{folder}{location}: {reason}" for reason in problems]
+        if bad and not skip_bad_rows:
             raise UserError(f"{bad[0]}; mend the row, or leave such rows out with --config.data.skip_bad_rows=True")
     return documents, bad
 
@@ -75,8 +103,10 @@ def _problem(record: Any, cfg: DocumentConfig) -> str:
     text = record.get(cfg.column)
     if not isinstance(text, str):
         return f"field {cfg.column!r} is {text!r}, not a text"
+    if not text.strip():
+        return "the document is empty"
     words = len(_WORD.findall(text))
-    if words <= cfg.continuation:
+    if cfg.form == "cut" and words <= cfg.continuation:
         return (
             f"the document has {words} words, too short for a cut: data.documents.continuation is {cfg.continuation}, "
             "and one word must stand before it"

@@ -102,7 +102,9 @@ def _belongs(path: str, dataset: Files) -> bool:
         return False
     plain = path.lower().removesuffix(".gz")
     fitting = [p for p in dataset.patterns if fnmatch.fnmatchcase(path.lower(), p.lower())]
-    return bool(fitting) and (plain.endswith(SUFFIXES) or any(p.endswith((".txt", ".toml")) for p in fitting))
+    return bool(fitting) and (
+        plain.endswith(SUFFIXES) or any(p.removesuffix(".gz").endswith((".txt", ".toml")) for p in fitting)
+    )
 
 
 def _members(file: Path, name: str, dataset: Files) -> Iterator[tuple[str, bytes]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rl_likelihood.data import prepared
 from rl_likelihood.data.own_rows import Columns, read_rows
 from rl_likelihood.data.prompts import PromptConfig
-from rl_likelihood.data.records import Location
+from rl_likelihood.data.records import SUFFIXES, Location
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets import files, procedural
 from rl_likelihood.datasets.common import Files
@@ -27,6 +27,11 @@ from rl_likelihood.shapes import Example, UserError
 # After this many draws in a row without a new question a procedural task counts as exhausted.
 DRY_DRAWS = 3000
 OWN = Files(name="your rows", fetch="a file of JSON lines, a JSON array or a parquet file")
+TEXTS = Files(
+    name="your texts",
+    fetch="text files, one work in each, or rows with a text",
+    patterns=("*.txt", "*.txt.gz", *(f"*{suffix}{gz}" for suffix in SUFFIXES for gz in ("", ".gz"))),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class DataConfig:
     source: Literal["reasoning_gym", "files", "jsonl", "prepared", "documents"] = field(
         "reasoning_gym",
         "reasoning_gym: tasks made by a program; files: your own rows (jsonl is its old name); prepared: a folder that "
-        "rl_likelihood.datasets.prepare wrote; documents: plain texts, cut at random",
+        "rl_likelihood.datasets.prepare wrote; documents: plain texts, cut in two (docs/writing.md)",
     )
     tasks: tuple[str, ...] = field(
         ("basic_arithmetic",),
@@ -242,10 +247,10 @@ def _draw_split(cfg: DataConfig, split: str, size: int, excluded: set[str]) -> t
 # ---------------------------------------------------------------------------------------- files
 
 
-def _located(path: str, field_name: str) -> files.Records:
+def _located(path: str, field_name: str, of: Files = OWN) -> files.Records:
     """The records of a file, folder, archive or data set of the hub. `field_name` is where the user named it."""
     source = files.from_hub(path, f"name a file with {field_name}") if path.startswith("hf:") else path
-    return files.read_all(files.locate([source], OWN, field_name), OWN, as_written=True)
+    return files.read_all(files.locate([source], of, field_name), of, as_written=True)
 
 
 def _folder(path: str) -> str:
@@ -331,7 +336,7 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
         raise UserError("data.train_path is empty; name a file of documents with --config.data.train_path=PATH")
 
     def read(path: str, name: str) -> tuple[list[list[Example]], list[str]]:
-        return read_documents(_located(path, name), _folder(path), cfg.documents, cfg.seed, cfg.skip_bad_rows)
+        return read_documents(_located(path, name, TEXTS), _folder(path), cfg.documents, cfg.seed, cfg.skip_bad_rows)
 
     documents, bad = read(cfg.train_path, "data.train_path")
     if cfg.heldout_path:
@@ -342,6 +347,11 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
         )
     else:
         total, bad_held = sum(map(len, documents)), []
+        if training and len(documents) == 1 and cfg.heldout_size:
+            raise UserError(
+                f"{cfg.train_path} holds one work, and a work is on one side of a split; add works, give "
+                "data.heldout_path, or set data.heldout_size=0"
+            )
         size = min(100, total // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
         train, held = sides(documents, size, cfg.seed)
     if training and not train:

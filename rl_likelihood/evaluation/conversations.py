@@ -1,4 +1,4 @@
-"""Evaluation of conversations: for every question one greedy conversation and `eval.samples` at temperature 1."""
+"""Evaluation of conversations: for every question one greedy conversation and `eval.samples` sampled."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def records(e: Evaluation, wanted: range, samples: int) -> Iterator[list[Record]
     task, rows, devices = e.task, e.rows[: wanted.stop], e.devices
     size = batch_size(min(task.config.eval.batch_prompts, len(wanted)), devices)
     width = max(task.config.prompt.max_prompt, *(len(row.prompt_ids) for row in rows))
-    temperature = (0.0, *(1.0,) * samples)
-    sampler = task.sampler(group_size=1 + samples, temperature=temperature, width_multiple=0)
+    sampler = task.eval_sampler(samples, width_multiple=0)
     weights, conversations = sampler_weights(e.params, task.model, devices), Conversations(task)
     for start in range(wanted.start, wanted.stop, size):
         e.between()

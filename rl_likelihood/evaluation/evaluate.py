@@ -1,6 +1,6 @@
 """Evaluation on held-out questions: what a model answers, and how likely it finds the reference answers.
 
-For every question: a greedy chain with its answer, `eval.samples` chains with theirs at temperature 1, as many
+For every question: a greedy chain with its answer, `eval.samples` sampled chains with theirs, as many
 answers of both kinds after no chain, and the log-probs of the reference answer after each of these chains, after a
 chain of another question, and after none. All of it is one record of a file; evaluation/statistics.py makes the
 numbers of it.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,22 +19,22 @@ import jax
 import numpy as np
 
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.evaluation import conversations, statistics, trace
+from rl_likelihood.evaluation import conversations, statistics, texts, trace, verse
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import answers_after, given_rollout, to_batch
+from rl_likelihood.learner.batching import answers_after, beside, given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.host_rewards import candidate, sampled_texts
 from rl_likelihood.runtime import distributed, run_files
-from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampler_weights, share_of, using
+from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sample_ids_all, sampler_weights, using
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.settings import largest_divisor
-from rl_likelihood.shapes import CHAIN, REFERENCE, ROW_FIELDS, TAG, ChainFormat, Rollout
+from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Rollout
 from rl_likelihood.tables import grader_table
 from rl_likelihood.task import EVALUATE, Task
 
@@ -44,8 +43,6 @@ AHEAD = 4  # batches of greedy answers that the sampler gets together
 ROWS_AT_ONCE = 32  # scored in one forward, about: more does not fit the caches of a CPU
 
 Record = dict[str, Any]
-# One compiled scorer for all evaluations of a run.
-_score_of = functools.lru_cache(maxsize=4)(make_score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +52,7 @@ class Evaluation:
     rows:     the questions, of which the first `eval.prompts` are used
     folder:   records are kept in `folder`/evaluations, under a name (`records`) for these weights, questions and
               settings; those that are there already are not made again
+    initial:  parameters that score the same rows too, where the model of the run's begin is asked (eval.by_initial)
     between:  called between batches; it may raise to break off
     say:      progress, at the start and every 15 s; a bar instead on `stream`, or on stdout, where it is a terminal
     """
@@ -68,6 +66,7 @@ class Evaluation:
     between: Callable[[], None] = lambda: None
     say: Callable[[str], None] = lambda _: None
     stream: TextIO | None = None
+    initial: Params | None = None
 
 
 def evaluate(e: Evaluation, fast: bool = False) -> dict[str, Any]:
@@ -146,7 +145,8 @@ class Chain(NamedTuple):
 
 class Batch(NamedTuple):
     """Some questions, what was sampled for them, and what that scored. Of `answers` and `marks` [P][...] the first
-    1 + samples follow chains, the others none; `logp` is `_scores`'s; `swapped`: whose chains were scored."""
+    1 + samples follow chains, the others none; `logp` is `_scores`'s, `initial` that by the initial model; `swapped`:
+    whose chains were scored."""
 
     first: int  # index of its first question
     rows: list[EncodedExample]
@@ -156,6 +156,7 @@ class Batch(NamedTuple):
     answers: list[list[str | None]] | None = None
     marks: list[list[bool | None]] | None = None
     logp: np.ndarray | None = None
+    initial: np.ndarray | None = None
     swapped: list[Chain | None] | None = None
 
 
@@ -169,43 +170,47 @@ def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Po
     size = batch_size(min(max(at_once, 1), n - first), e.devices)
     width = max(c.prompt.max_prompt, *(len(r.prompt_ids) for r in e.rows[:n]))
     graded = c.eval.grader != "none"
-    sampler = task.sampler(
-        group_size=1 + samples,
-        temperature=(0.0, *(1.0,) * samples),
-        width_multiple=0,
-        max_sampled_answer=c.eval_answer if graded else 0,
-    )
+    answered = graded or c.eval.texts != "none"
+    sources = [] if graded or not answered else e.task.train
+    trained = texts.runs_of(x for row in sources for x in (row.example.prompt, row.example.answer))
+    sampler = task.eval_sampler(samples, width_multiple=0, max_sampled_answer=c.eval_answer if answered else 0)
     weights = sampler_weights(e.params, task.model, e.devices)
     # The chain that is scored with the next question's answer; a key of the files.
-    previous = Chain(**before[-1]["lent"]) if before and samples else None
+    previous = Chain(**before[-1]["first_sampled"]) if before and samples else None
     for batch in _sampled(e, weights, range(first, n), size, width, sampler):
-        if graded:
+        if answered:
             no_chain: list[list[Any]] = [[]] * len(batch.rows)
             if samples:
                 no_chain = _answers_without_chain(task, weights, batch, width, samples)
-            by_chain = [[graders.extract_answer(text, task.fmt) for text in group] for group in batch.texts]
+            by_chain = [[_answer_in(text, task) for text in group] for group in batch.texts]
             answers = [[*group, *without] for group, without in zip(by_chain, no_chain, strict=True)]
-            batch = batch._replace(answers=answers, marks=_marks(task, pool, batch.rows, answers))
+            batch = batch._replace(answers=answers, marks=_marks(task, pool, batch.rows, answers) if graded else None)
         if samples:
             own = [first_sampled_chain(batch.rollout, i) for i in range(len(batch.rows))]
             swapped, previous = [previous, *own[:-1]], own[-1]
-            batch = batch._replace(swapped=swapped, logp=_scores(e, batch.rows, batch.rollout, swapped))
-        yield [_record(task, batch, i, samples) for i in range(min(len(batch.rows), n - batch.first))]
+            models = [p for p in (e.params, e.initial) if p is not None]
+            logp = [_scores(e, p, batch.rows, batch.rollout, swapped) for p in models]
+            batch = batch._replace(swapped=swapped, logp=logp[0], initial=logp[1] if len(logp) > 1 else None)
+        yield [_record(task, batch, i, samples, trained) for i in range(min(len(batch.rows), n - batch.first))]
 
 
-def _record(task: Task, batch: Batch, i: int, samples: int) -> Record:
+def _record(task: Task, batch: Batch, i: int, samples: int, trained: texts.Runs) -> Record:
     """Question i of a batch: one entry for each chain, the greedy one first, and as many for no chain."""
-    row, texts, chains = batch.rows[i], batch.texts[i], range(1 + samples)
+    row, written, chains = batch.rows[i], batch.texts[i], range(1 + samples)
     entries: list[Record] = [_tokens(task, batch.rollout, i, j) for j in chains]
     direct: list[Record] = [{} for _ in entries] if samples else []
     if batch.logp is not None:
         scored = [*batch.logp[i, : len(entries)], batch.logp[i, -1]]
         for entry, value in zip((*entries, direct[0]), scored, strict=True):
             entry["log_prob"] = float(value)
-    if batch.answers is not None and batch.marks is not None:
+    if batch.answers is not None:
         answers = batch.answers[i]
-        for entry, answer, mark in zip((*entries, *direct), answers, batch.marks[i], strict=True):
-            entry |= {"answer": answer, "right": mark}
+        marks = [{}] * len(answers) if batch.marks is None else [{"right": mark} for mark in batch.marks[i]]
+        for entry, answer, mark in zip((*entries, *direct), answers, marks, strict=True):
+            entry |= {"answer": answer, **mark}
+            if batch.marks is None and answer is not None:
+                entry["copied"] = texts.copied(answer, trained)
+                entry |= verse.form(answer, row.example.answer) if task.config.eval.texts == "verse" else {}
         for entry, vote in zip(entries[1:], votes(answers[1 : len(entries)]), strict=True):
             entry["vote"] = vote
     greedy, *sampled = entries
@@ -215,21 +220,24 @@ def _record(task: Task, batch: Batch, i: int, samples: int) -> Record:
         "prompt": row.example.prompt,
         "reference": row.example.answer,
         "answer_tokens": max(int(row.answer_scored.sum()), 1),
-        "greedy": {"text": texts[0], **greedy},
+        "greedy": {"text": written[0], **greedy},
         "samples": sampled,
     }
     if not samples:
         return record
-    sampled[0] = {"text": texts[1], **sampled[0]}
+    sampled[0] = {"text": written[1], **sampled[0]}
+    if batch.initial is not None:
+        by = batch.initial[i].tolist()
+        record["by_initial"] = {"samples": by[1 : len(entries)], "swapped": by[-2], "no_chain": by[-1]}
     if task.config.eval.trace and batch.logp is not None:
         parts = batch.logp[i, len(entries) : -2]
         record["trace"] = [float(x) for x in (batch.logp[i, -1], *parts, batch.logp[i, 1])]
-    words = [_chain_text(text, task.fmt) for text in texts[1:]]
+    words = [_chain_text(text, task.fmt) for text in written[1:]]
     return record | {
         "no_chain": {**direct[0], "chain_tokens": len(task.fmt.close_think_ids), "samples": direct[1:]},
         "swapped": float(batch.logp[i, -2]) if batch.logp is not None and batch.swapped and batch.swapped[i] else None,
         "transition_words": rules.transition_rate(words, task.config.report.transition_words),
-        "lent": first_sampled_chain(batch.rollout, i)._asdict(),
+        "first_sampled": first_sampled_chain(batch.rollout, i)._asdict(),
     }
 
 
@@ -284,6 +292,12 @@ def _chain_text(text: str, fmt: ChainFormat) -> str:
     return text.split(fmt.think_close)[0].split(fmt.answer_open)[0]
 
 
+def _answer_in(text: str, task: Task) -> str | None:
+    """The answer in what was sampled. One that nobody grades may be cut."""
+    graded = task.config.eval.grader != "none"
+    return graders.extract_answer(text if graded else text + task.fmt.answer_close, task.fmt)
+
+
 def votes(answers: list[str | None]) -> list[int | None]:
     """For each answer the number of the first that is the same candidate; None where there is no answer."""
     first: dict[object, int] = {}
@@ -306,20 +320,19 @@ def _marks(
 def _answers_without_chain(
     task: Task, weights: Params, batch: Batch, width: int, samples: int
 ) -> list[list[str | None]]:
-    """A greedy answer and `samples` at temperature 1 after the empty scaffold `</think> <answer`, of each row.
+    """A greedy answer and `samples` sampled ones after the empty scaffold `</think> <answer`, of each row.
 
     Their random keys are not those of the chains.
     """
     fmt, scaffold = task.fmt, np.asarray(task.fmt.close_think_ids, np.int32)
     opened = [dataclasses.replace(r, prompt_ids=np.concatenate([r.prompt_ids, scaffold])) for r in batch.rows]
-    prompts = share_of(task.collate(opened, batch.uid, width + len(scaffold)))
-    cfg = task.sampler(group_size=1 + samples, temperature=(0.0, *(1.0,) * samples))
+    prompts = task.collate(opened, batch.uid, width + len(scaffold))
+    cfg = task.eval_sampler(samples)
     key = task.key(EVALUATE, 1)
-    sampled = decode.sample_ids(weights, prompts, key, cfg, fmt.answer_close, task.config.eval_answer)
-    ids, _, length = distributed.gather(sampled)
+    ids, _, length = sample_ids_all(weights, prompts, key, cfg, fmt.answer_close, task.config.eval_answer)
     text_of = lambda row, n: task.tokenizer.decode(row[:n], skip_special_tokens=True)
     return [
-        [graders.extract_answer(fmt.answer_open + text_of(*row), fmt) for row in zip(*group, strict=True)]
+        [_answer_in(fmt.answer_open + text_of(*row), task) for row in zip(*group, strict=True)]
         for group in zip(ids, length, strict=True)
     ]
 
@@ -333,7 +346,9 @@ def first_sampled_chain(rollout: Rollout, i: int) -> Chain:
     return Chain(ids[kinds == CHAIN].tolist(), ids[kinds == TAG].tolist())
 
 
-def _scores(e: Evaluation, rows: list[EncodedExample], rollout: Rollout, swapped: list[Chain | None]) -> np.ndarray:
+def _scores(
+    e: Evaluation, params: Params, rows: list[EncodedExample], rollout: Rollout, swapped: list[Chain | None]
+) -> np.ndarray:
     """Log-probs of the reference answer [P, 1 + samples + 2]: after each chain, another question's chain, no chain.
     With eval.trace, after each chain, parts of the first sampled one, another question's, none.
 
@@ -348,7 +363,7 @@ def _scores(e: Evaluation, rows: list[EncodedExample], rollout: Rollout, swapped
     ]
     parts = _parts(task, rows, rollout) if task.config.eval.trace else []
     given = [given_rollout(answers, after, pad, width) for after in (*parts, others)]
-    batch = to_batch(_beside(rollout, *given, no_chain))
+    batch = to_batch(beside(rollout, *given, no_chain))
     step = dataclasses.replace(
         task.config.step,
         two_branches=True,
@@ -357,7 +372,7 @@ def _scores(e: Evaluation, rows: list[EncodedExample], rollout: Rollout, swapped
     )
     mesh = e.devices and e.devices.learner
     with using(mesh):
-        logp = _score_of(task.model, step, mesh)(e.params, batch).stats.log_prob
+        logp = make_score(task.model, step, mesh)(params, batch).stats.log_prob
     return np.where(batch.scored, logp, 0).sum(-1, dtype=np.float64)
 
 
@@ -376,9 +391,3 @@ def _after(chain: Chain, row: EncodedExample) -> tuple[np.ndarray, np.ndarray]:
     parts = ((CHAIN, chain.chain), (TAG, chain.tag), (REFERENCE, row.answer_ids))
     ids = np.concatenate([np.asarray(part, np.int32) for _, part in parts])
     return ids, np.repeat(np.asarray([kind for kind, _ in parts], np.int32), [len(part) for _, part in parts])
-
-
-def _beside(*rollouts: Rollout) -> Rollout:
-    """The rows of all of them in one group for each prompt."""
-    rows = ({k: getattr(rollout, k) for k in ROW_FIELDS} for rollout in rollouts)
-    return rollouts[0].replace(**jax.tree.map(lambda *parts: np.concatenate(parts, 1), *rows))

@@ -14,15 +14,17 @@ import numpy as np
 
 from rl_likelihood import __version__
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.evaluation import statistics
+from rl_likelihood.datasets.questions import digest
+from rl_likelihood.evaluation import statistics, verse
 from rl_likelihood.grading import graders
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.runtime import run_files
+from rl_likelihood.settings import EvalSettings
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
 FOLDER = "evaluations"  # of a workdir: the records
-FORMAT = 2  # of the records: raise it when they change meaning
+FORMAT = 3  # of the records: raise it when they change meaning
 
 
 def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples: int) -> dict[str, Any]:
@@ -37,7 +39,12 @@ def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples:
         questions.update((row.example.answer + row.example.check).encode(errors="replace") + b"\n")
     turns = [c.sampler.max_turns, c.sampler.max_env_tokens, c.prompt.max_answer]
     own = hashlib.sha256(Path(c.env.file).read_bytes()).hexdigest()[:16] if c.env.file else ""
+    measured: dict[str, Any] = {}
+    if c.eval.texts != "none":  # what is copied is looked up in the training texts
+        trained = digest([row.example for row in task.train], [])
+        measured = {"texts": [c.eval.texts, trained, verse.with_dictionary()]}
     talk = {"env": dataclasses.asdict(c.env), "file": own, "turns": turns} if c.converses else {}
+    drawn = {"temperature": c.eval.temperature, "top_p": c.eval.top_p, "top_k": c.eval.top_k, "min_p": c.eval.min_p}
     return {
         "format": FORMAT,
         "version": __version__,
@@ -54,6 +61,10 @@ def identity_of(task: Task, params: Params, rows: list[EncodedExample], samples:
         "transition_words": list(c.report.transition_words),
         **talk,
         **({"trace": True} if c.eval.trace else {}),
+        **measured,
+        **({"by_initial": True} if c.eval.by_initial else {}),
+        # Nothing where nothing is set, so that records of before are of the same name.
+        **({"sampling": drawn} if drawn != {name: getattr(EvalSettings, name) for name in drawn} else {}),
     }
 
 

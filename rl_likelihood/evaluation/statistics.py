@@ -6,14 +6,17 @@ A question's record holds (`evaluation/evaluate.py` writes it)
 
     answer_tokens      T_a, scored tokens of the reference answer
     greedy             the greedy chain: right, chain_tokens, own_tokens, truncated
-    samples            a list of chains at temperature 1, each with the same and log_prob (of the whole reference answer
+    samples            a list of sampled chains, each with the same and log_prob (of the whole reference answer
                        after it, nats) and vote (number of the first sample with the same answer, as a number or as text
                        whatever the grader; null without an answer)
     no_chain           after no chain: right (greedy), log_prob, chain_tokens (of the empty scaffold), and samples, a
-                       list of answers at temperature 1, each with right
+                       list of sampled answers, each with right
     swapped            log_prob after another question's chain, or null
+    by_initial         with eval.by_initial: log_prob by the initial model, of samples, swapped and no_chain
     trace              with eval.trace: log_prob after 0, 25, 50, 75, 100 % of the first sampled chain
     transition_words   per hundred words of its chains
+
+With eval.texts an answer has no `right`, but what evaluation/texts.py and verse.py measure of it.
 
 `right` is null where a grader failed, which counts as neither right nor wrong.
 """
@@ -29,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_likelihood.evaluation import trace
+from rl_likelihood.evaluation import texts, trace
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -110,6 +113,7 @@ def columns(records: Sequence[Record]) -> Columns:
     q: Columns = {"greedy_success": of_greedy("right")}
     if m:
         q |= _of_samples(records, m)
+        q |= _of_texts(records)
     q |= {
         "greedy_success_no_chain": _array([(r.get("no_chain") or {}).get("right") for r in records]),
         "sampled_success_no_chain": _mean(
@@ -181,7 +185,7 @@ def _of_samples(records: Sequence[Record], m: int) -> Columns:
         lme = _log_mean_exp(logp, k)
         q |= {f"log_prob_mc{k}": lme / tokens, f"_mc{k}": lme}
     x, y = length - length.mean(), logp - logp.mean()  # centred once: differences of squares keep their digits
-    q |= trace.curves(records, tokens)
+    q |= trace.curves(records, tokens) | _of_initial(records, tokens)
     return q | {
         "log_prob_no_chain": no_chain / tokens,
         "log_prob_swapped": swapped / tokens,
@@ -202,6 +206,27 @@ def _of_samples(records: Sequence[Record], m: int) -> Columns:
     }
 
 
+def _of_texts(records: Sequence[Record]) -> Columns:
+    """The columns of answers that are texts, after chains and after none."""
+    if "answer" not in records[0]["samples"][0] or "right" in records[0]["samples"][0]:
+        return {}
+    direct = texts.columns([r["no_chain"]["samples"] for r in records])
+    return texts.columns([r["samples"] for r in records]) | {f"no_chain/{name}": v for name, v in direct.items()}
+
+
+def _of_initial(records: Sequence[Record], tokens: np.ndarray) -> Columns:
+    """Log-probs per token by the initial model; nothing where it was not asked."""
+    if any("by_initial" not in r for r in records):
+        return {}
+    by = [r["by_initial"] for r in records]
+    q = {
+        "_initial_mc1": _array([r["samples"] for r in by]).mean(1),
+        "_initial_no_chain": _array([r["no_chain"] for r in by]),
+        "_initial_swapped": _array([r["by_initial"]["swapped"] if r["swapped"] is not None else None for r in records]),
+    }
+    return {k: v / tokens for k, v in q.items()}
+
+
 def _metrics(q: Columns, weights: np.ndarray) -> Columns:
     """Every metric, [B], from how often each question counts, `weights` [B, n]. NaN where it is not defined."""
     columns = np.stack(list(q.values()), 1)
@@ -214,6 +239,9 @@ def _metrics(q: Columns, weights: np.ndarray) -> Columns:
         out["perplexity"] = np.exp(-mean["log_prob_mc1"])
         out["perplexity_no_chain"] = np.exp(-mean["log_prob_no_chain"])
         out["perplexity_swapped"] = np.exp(-mean["log_prob_swapped"])
+        for k in ("mc1", "swapped", "no_chain") if "_initial_mc1" in mean else ():
+            name = "perplexity" + ("" if k == "mc1" else f"_{k}")
+            out[f"{name}_by_initial"] = np.exp(-mean[f"_initial_{k}"])
         x, y, xx, yy, xy = (mean[f"_{k}"] for k in ("x", "y", "xx", "yy", "xy"))
         out["length_correlation"] = (xy - x * y) / np.sqrt(_spread(xx, x) * _spread(yy, y))
     return out

@@ -65,6 +65,12 @@ def no_chain_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> N
     return NoChainRows(rows.completion, rows.segment, scored_mask(rows.segment, prompts))
 
 
+def beside(*rollouts: Rollout) -> Rollout:
+    """The rows of all of them, of one width, in one group for each prompt."""
+    rows = ({k: getattr(rollout, k) for k in ROW_FIELDS} for rollout in rollouts)
+    return rollouts[0].replace(**jax.tree.map(lambda *parts: np.concatenate(parts, 1), *rows))
+
+
 def alternatives_of(answers: Sequence[Answers], count: int, width: int, pad_id: int) -> Alternatives:
     """The other answers of P prompts, at most `count` each, in `width` tokens with a gap before each."""
     p = len(answers)

@@ -97,7 +97,7 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
         "loss/policy": sums["loss/policy"],
         "loss/answer": sums["loss/answer"],
         "loss/kl": sums["loss/kl"],
-        **{k: v for k, v in sums.items() if k == "loss/format"},
+        **{k: v for k, v in sums.items() if k == "loss/format" or k.startswith("posterior/")},
         "grad/answer_share": answer_grad / jnp.maximum(policy_grad + answer_grad, 1e-30),
         "policy/entropy": sums["sum/entropy"] / sampled,
         "policy/self_certainty": sums["sum/self_certainty"] / sampled,

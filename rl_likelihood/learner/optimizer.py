@@ -1,4 +1,4 @@
-"""AdamW with warm-up, a schedule and a global-norm clip."""
+"""Optimizers of optax, one row each, with warm-up, a schedule and a global-norm clip."""
 
 from __future__ import annotations
 
@@ -8,21 +8,30 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from rl_likelihood.fields import field
+from rl_likelihood.model.decoder import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = field(
+        "adamw",
+        "adafactor holds no moments, only sums of rows and columns; lion and sgd hold one, muon one of matrices",
+    )
     lr: float = field(1e-5, "learning rate at its highest", least=0)
-    schedule: Literal["cosine", "constant"] = field("cosine", "after the warm-up")
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = field(
+        "cosine", "after the warm-up; wsd is constant and linear at the end"
+    )
     warmup_steps: int = field(20, "steps of linear warm-up", least=0)
-    final_lr_fraction: float = field(0.0, "where cosine ends, over lr", least=0, most=1)
-    b1: float = field(0.9, "decay of the first moment", least=0, below=1)
-    b2: float = field(0.999, "decay of the second moment", least=0, below=1)
-    weight_decay: float = field(0.0, "decoupled weight decay")
+    decay_fraction: float = field(0.2, "wsd: how much of the steps the end is", above=0, most=1)
+    final_lr_fraction: float = field(0.0, "where the schedule ends, over lr", least=0, most=1)
+    b1: float = field(0.9, "decay of the first moment, sgd's momentum", least=0, below=1)
+    b2: float = field(0.999, "decay of the second moment; of lion's", least=0, below=1)
+    weight_decay: float = field(0.0, "decoupled weight decay, of matrices")
     clip_norm: float = field(1.0, "of the global gradient norm; 0: no clip", least=0)
     momentum_dtype: Literal["float32", "bfloat16"] = field("float32", "bfloat16 saves two bytes a parameter")
     total_steps: int = 1000  # train.steps
@@ -30,15 +39,20 @@ class OptimizerConfig:
 
 
 def schedule(cfg: OptimizerConfig) -> optax.Schedule:
-    """Learning rate against step: linear warm-up to `lr`, then cosine to `final_lr_fraction * lr`, or constant."""
+    """Learning rate against step: linear warm-up to `lr`, then down to `final_lr_fraction * lr`, or constant."""
     warmup = min(cfg.warmup_steps, cfg.total_steps)
-    if cfg.schedule == "constant":
-        after = optax.constant_schedule(cfg.lr)
-    else:
-        after = optax.cosine_decay_schedule(cfg.lr, max(1, cfg.total_steps - warmup), cfg.final_lr_fraction)
+    rest, end = max(1, cfg.total_steps - warmup), cfg.final_lr_fraction
     # The first step has lr / (warmup + 1), not 0, so that it changes something.
-    ramp = optax.linear_schedule(cfg.lr / (warmup + 1), cfg.lr, max(1, warmup))
-    return optax.join_schedules([ramp, after], [warmup])
+    parts, bounds = [optax.linear_schedule(cfg.lr / (warmup + 1), cfg.lr, max(1, warmup))], [warmup]
+    if cfg.schedule in ("constant", "wsd"):
+        parts.append(optax.constant_schedule(cfg.lr))
+    if cfg.schedule == "cosine":
+        parts.append(optax.cosine_decay_schedule(cfg.lr, rest, end))
+    if cfg.schedule in ("linear", "wsd"):
+        steps = max(1, round(cfg.decay_fraction * cfg.total_steps)) if cfg.schedule == "wsd" else rest
+        parts.append(optax.linear_schedule(cfg.lr, end * cfg.lr, steps))
+        bounds += [max(warmup, cfg.total_steps - steps)] * (cfg.schedule == "wsd")
+    return optax.join_schedules(parts, bounds)
 
 
 def clip_by_global_norm(most: float) -> optax.GradientTransformation:
@@ -56,22 +70,69 @@ def clip_by_global_norm(most: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
-    """clip by global norm, then AdamW. Norms and biases (arrays of one layer axis and one other) do not decay."""
+def decays(params: Params) -> Params:
+    """Which parameters decay: not norms and biases, arrays of one layer axis and one other."""
+    layers = {k: v.ndim > 2 and not k.endswith("bias") for k, v in params["layers"].items()}
+    return {k: v.ndim > 1 for k, v in params.items() if k != "layers"} | {"layers": layers}
 
-    def decays(params):
-        layers = {k: v.ndim > 2 and not k.endswith("bias") for k, v in params["layers"].items()}
-        return {k: v.ndim > 1 for k, v in params.items() if k != "layers"} | {"layers": layers}
 
-    return optax.chain(
-        clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
-        optax.adamw(
-            schedule(cfg),
-            cfg.b1,
-            cfg.b2,
-            cfg.eps,
-            mu_dtype=cfg.momentum_dtype,
-            weight_decay=cfg.weight_decay,
-            mask=decays,
-        ),
+def _adamw(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        lr, cfg.b1, cfg.b2, cfg.eps, mu_dtype=cfg.momentum_dtype, weight_decay=cfg.weight_decay, mask=decays
     )
+
+
+def _adafactor(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:
+    """In AdamW's units of the learning rate: not multiplied with the size of a parameter."""
+    return optax.adafactor(
+        lr,
+        multiply_by_parameter_scale=False,
+        weight_decay_rate=cfg.weight_decay or None,
+        weight_decay_mask=decays,
+    )
+
+
+def _lion(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:
+    return optax.lion(lr, cfg.b1, cfg.b2, mu_dtype=cfg.momentum_dtype, weight_decay=cfg.weight_decay, mask=decays)
+
+
+def _sgd(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:
+    momentum = optax.trace(cfg.b1, accumulator_dtype=cfg.momentum_dtype) if cfg.b1 else optax.identity()
+    decay = optax.add_decayed_weights(cfg.weight_decay, decays) if cfg.weight_decay else optax.identity()
+    return optax.chain(momentum, decay, optax.scale_by_learning_rate(lr))
+
+
+# Of each matrix of a layer after its layer axis: the axes that it sums over, and those it makes.
+_MATRICES = {
+    **dict.fromkeys(("q", "k", "v"), ((1,), (2, 3))),
+    **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
+    "o": ((1, 2), (3,)),
+}
+
+
+def _muon(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:
+    """Matrices of layers by Muon, each layer's alone, with steps as large as AdamW's; all else by AdamW."""
+
+    def axes(params):
+        layers = {k: MuonDimensionNumbers(*_MATRICES[k]) if k in _MATRICES else None for k in params["layers"]}
+        return {k: None for k in params if k != "layers"} | {"layers": layers}
+
+    return muon(
+        lr,
+        beta=cfg.b1,
+        adam_b1=cfg.b1,
+        adam_b2=cfg.b2,
+        mu_dtype=cfg.momentum_dtype,
+        weight_decay=cfg.weight_decay,
+        muon_weight_dimension_numbers=axes,
+        consistent_rms=0.2,
+    )
+
+
+OPTIMIZERS = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon, "sgd": _sgd}
+
+
+def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
+    """clip by global norm, then the optimizer."""
+    clip = clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
+    return optax.chain(clip, OPTIMIZERS[cfg.name](cfg, schedule(cfg)))

@@ -7,14 +7,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
+from rl_likelihood.learner.posterior import Chains, PosteriorConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.attention import predecessor
 from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
 from rl_likelihood.model.head import TokenStats, token_stats
+from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.adversarial import Kind
 from rl_likelihood.rewards.intrinsic import SampledStats
@@ -53,6 +56,8 @@ class StepConfig:
     loss: LossConfig = LossConfig()
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
+    lora: LoraConfig = LoraConfig()
+    posterior: PosteriorConfig = PosteriorConfig()
     policy_span: str = "chain"  # chain | response (chain and sampled answer)
     supervise_chain: bool = False  # the answer term also covers the chain (SFT on given chains)
     two_branches: bool = False  # rows may hold a sampled answer before the reference answer, or several references
@@ -67,7 +72,17 @@ class StepConfig:
     @property
     def with_reference(self) -> bool:
         """Whether the initial model is asked for."""
-        return self.loss.kl != "none" or self.scored_by_initial
+        return (self.loss.kl != "none" and not self.moving_reference) or self.scored_by_initial
+
+    @property
+    def with_frozen(self) -> bool:
+        """Whether the step reads parameters that it does not change: the initial model, which adapters stand on."""
+        return self.with_reference or self.lora.rank > 0
+
+    @property
+    def moving_reference(self) -> bool:
+        """Whether the reference of the KL term follows the policy: then it is part of the state."""
+        return self.loss.kl != "none" and self.loss.reference_every > 0
 
     @property
     def scored_by_initial(self) -> bool:
@@ -163,11 +178,13 @@ def floored(logp: Float[Array, "P G T"], batch: Batch, cfg: StepConfig) -> Float
 
 
 class Forward(NamedTuple):
-    """One forward's rows, the inputs of rewards, and the log-prob of each prompt's answer without a chain."""
+    """One forward's rows, the inputs of rewards, the log-prob of each prompt's answer without a chain, and, where there
+    is a second prompt, the chains after both."""
 
     rows: RowStats
     observation: Observation
     no_chain_log_prob: Float[Array, "P"] | None
+    chains: Chains | None = None
 
 
 def observe(
@@ -208,4 +225,15 @@ def observe(
         alternatives=batch.alternatives,
         alternatives_logp=None if others is None else floored(others, batch, cfg),
     )
-    return Forward(rows, observation, no_chain)
+    chains = None if batch.shown is None else _chains(params, model, batch, cfg, observation)
+    return Forward(rows, observation, no_chain, chains)
+
+
+def _chains(params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, observation: Observation) -> Chains:
+    """The chains' log-probs after both prompts. Gradients go through the second where its chains earn the reward."""
+    after = batch.replace(prompt=batch.shown.tokens, prompt_length=batch.shown.length, no_chain=None, alternatives=None)
+    shown = row_stats(params if cfg.posterior.target else jax.lax.stop_gradient(params), model, after, cfg).stats
+    group = batch.completion.shape[1]
+    from_shown = np.arange(group) >= group - cfg.posterior.rows(group)
+    sampled = observation.sampled
+    return Chains(sampled.log_prob, shown.log_prob, sampled.mask, observation.keep, from_shown)

@@ -6,17 +6,19 @@ both gradient terms. A group filter needs every group's rewards first: only then
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from rl_likelihood.learner import measures, surrogate
+from rl_likelihood.learner import measures, posterior, surrogate
 from rl_likelihood.learner.cross import cross_log_probs
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch
 from rl_likelihood.learner.micro_batches import split, unstacked, whole
-from rl_likelihood.learner.rows import RowStats, StepConfig, observe, policy_masks, row_stats
+from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts
 from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
 from rl_likelihood.model.decoder import (
@@ -28,13 +30,15 @@ from rl_likelihood.model.decoder import (
     shardings,
     stack_layers,
 )
+from rl_likelihood.model.lora import effective, trained_specs
 from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
 from rl_likelihood.shapes import SAMPLED, TAG, Batch, TrainState
 
 # Completion tokens per forward on a CPU: more take memory and save no time (docs/benchmarks.md).
 ENOUGH = 1024
 
-Models = tuple[Params | None, Params | None]  # reference and proxy, None where nothing asks for them
+# Reference and proxy, None where nothing asks for them; with LoRA also the base that the adapters stand on.
+Models = tuple[Params | None, Params | None] | tuple[Params | None, Params | None, Params]
 
 
 def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, "P G"]:
@@ -45,7 +49,8 @@ def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, 
 
 def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
     """The forward, the reference model's log-probs, and mixture.objective of them."""
-    ref_params, proxy = models
+    ref_params, proxy, *base = models
+    params = effective(base[0], params, cfg.lora) if base else params
     forward = observe(params, proxy, model, batch, cfg, probe)
     ref, extra = None, 0.0
     if cfg.reads_cross:
@@ -62,6 +67,8 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
             forward = forward._replace(observation=forward.observation._replace(initial_nll=nll))
         if cfg.loss.kl == "reward_k1":
             extra = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
+    if forward.chains is not None and cfg.posterior.kl:
+        extra = -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(forward.chains, cfg.posterior.target))
     return forward, ref, mixture.objective(forward.observation, cfg.reward, extra)
 
 
@@ -71,18 +78,9 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
     loss = cfg.loss
     forward, ref, (f, reward, terms) = _rewards(*differentiated, models, batch, model, cfg)
     rows, keep = forward.rows, forward.observation.keep
-    logp, mask = forward.observation.logp, forward.observation.sampled.mask
-
-    difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
-    advantage = surrogate.advantages(difference, keep, loss.advantage)
-    paid = advantage
-    if cfg.turn_credit:
-        constant = jax.lax.stop_gradient(logp)
-        paid = advantage[..., None] + surrogate.turn_gains(constant, batch.scored, batch.segment, keep, cfg.turns)
-    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, paid, mask, keep, loss, counts)
-    # Supervision of a given chain is the same objective with the chain among the scored tokens.
-    answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
-    answer = -f(logp, answer_mask, keep).sum() / counts.prompts
+    mask = forward.observation.sampled.mask
+    mixed = forward.chains is not None and cfg.posterior.share > 0
+    advantage, policy, answer = (_mixture_terms if mixed else _terms)(forward, f, reward, batch, cfg, counts)
     kl = jnp.float32(0)
     if ref is not None and loss.kl != "none":
         kind = loss.kl if loss.kl in ("k1", "k2", "k3") else "k3"
@@ -90,18 +88,59 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
         kl = surrogate.aggregate(per_token, mask, keep, loss, counts)
     in_loss = 0.0 if loss.kl == "reward_k1" else loss.kl_coef
     total = loss.policy_term * policy + loss.answer_term * answer + in_loss * kl
-    format_loss = {}
+    more = {}
     if loss.format_term:
-        format_loss = {"loss/format": _format_loss(rows.stats.log_prob, batch, keep) / counts.prompts}
-        total = total + loss.format_term * format_loss["loss/format"]
+        more = {"loss/format": _format_loss(rows.stats.log_prob, batch, keep) / counts.prompts}
+        total = total + loss.format_term * more["loss/format"]
 
     per_row = {"reward": reward, "advantage": advantage, **{f"reward/{k}": v for k, v in terms.items()}}
     weights = mixture.token_weights(forward.observation, cfg.reward)
     if weights is not None:
         per_row["answer_weights"] = weights
+    if forward.chains is not None:
+        batch = batch.replace(sampler_logp=posterior.as_after_question(batch.sampler_logp, forward.chains))
+        shown = {k: v / counts.prompts for k, v in posterior.measured(forward.chains, reward, cfg.posterior).items()}
+        more |= jax.lax.stop_gradient(shown)
     sums, measured = measures.of_rows(forward, batch, cfg)
-    sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl, **format_loss}
+    sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl, **more}
     return total, (sums, per_row | measured)
+
+
+def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
+    """Each row's advantage [P, G], the policy term and the answer term, both as losses."""
+    loss, rows, keep = cfg.loss, forward.rows, forward.observation.keep
+    logp, mask = forward.observation.logp, forward.observation.sampled.mask
+    difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
+    advantage = surrogate.advantages(difference, keep, loss.advantage)
+    paid = advantage
+    if cfg.turn_credit:
+        constant = jax.lax.stop_gradient(logp)
+        paid = advantage[..., None] + surrogate.turn_gains(constant, batch.scored, batch.segment, keep, cfg.turns)
+    if forward.chains is not None:
+        own = posterior.distilled(forward.chains, cfg.posterior.distill_clip)
+        paid = advantage[..., None] + cfg.posterior.distill * own
+    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, paid, mask, keep, loss, counts)
+    # Supervision of a given chain is the same objective with the chain among the scored tokens.
+    answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
+    return advantage, policy, -f(logp, answer_mask, keep).sum() / counts.prompts
+
+
+def _mixture_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
+    """`_terms` of groups with chains from both prompts; the KL's own gradient is in the policy term."""
+    chains, p, logp = forward.chains, cfg.posterior, forward.observation.logp
+    w = posterior.weights(chains, p)
+    advantage = posterior.advantages(reward, w, chains)
+    log_target = posterior.token_target(chains.plain, chains.shown, p.target)
+    policy = surrogate.policy_loss(
+        log_target, batch.sampler_logp, advantage, chains.mask, chains.keep, cfg.loss, counts
+    )
+    if p.kl:
+        own = likelihood.kept_mean(w * posterior.kl_rows(chains, p.target), chains.keep)
+        policy = policy + p.kl * own.sum() / counts.prompts
+    if p.answer_rows == "positive":
+        w = jnp.where(chains.from_shown, 0.0, advantage > 0)
+    each = posterior.of_each_row(f, logp, batch.scored, chains.keep)
+    return advantage, policy, -likelihood.kept_mean(w * each, chains.keep).sum() / counts.prompts
 
 
 def _format_loss(logp: Float[Array, "P G T"], batch: Batch, keep: Bool[Array, "P G"]) -> Float[Array, ""]:
@@ -192,8 +231,9 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: Ste
         params=params,
         opt_state=optimizer.init(params),
         filter=shaping.init_filter(),
-        # A copy: the state is donated, and a buffer can be donated once.
+        # Copies: the state is donated, and a buffer can be donated once.
         proxy=jax.tree.map(jnp.copy, params) if cfg.with_proxy else None,
+        reference=jax.tree.map(jnp.copy, params) if cfg.moving_reference else None,
     )
 
 
@@ -201,41 +241,58 @@ def state_shardings(
     mesh: Mesh, model: ModelConfig, optimizer: optax.GradientTransformation, cfg: StepConfig
 ) -> TrainState:
     """Shardings of the state: parameters and their moments by the mesh's table, all else replicated."""
-    specs, everywhere = param_specs(model), replicated(mesh)
+    specs, everywhere = trained_specs(model, cfg.lora), replicated(mesh)
     params = shardings(specs, mesh)
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda _, s: s,
-        jax.eval_shape(optimizer.init, shapes),
-        params,
-        transform_non_params=lambda _: everywhere,
-    )
+    by_path = {
+        path: (s.shape, at)
+        for (path, s), at in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(params), strict=True)
+    }
+
+    def moment(path, x):
+        """Of the parameter whose path ends this one, if it has its shape."""
+        for start in range(len(path)):
+            shape, at = by_path.get(path[start:], (None, everywhere))
+            if shape == x.shape:
+                return at
+        return everywhere
+
     return TrainState(
         step=everywhere,
         params=params,
-        opt_state=opt_state,
+        opt_state=jax.tree.map_with_path(moment, jax.eval_shape(optimizer.init, shapes)),
         filter=jax.tree.map(lambda _: everywhere, jax.eval_shape(shaping.init_filter)),
         proxy=params if cfg.with_proxy else None,
+        reference=params if cfg.moving_reference else None,
     )
 
 
-def reference_shardings(mesh: Mesh, model: ModelConfig) -> Params:
-    """Shardings of the reference model, `unstacked`: each layer is split as in the policy's stack."""
+def models_of(state: TrainState, ref_params: Params | None, cfg: StepConfig) -> Models:
+    """The models that a step reads beside the policy."""
+    if not cfg.lora.rank:
+        return ref_params if state.reference is None else state.reference, state.proxy
+    moving, proxy = (slow and effective(ref_params, slow, cfg.lora) for slow in (state.reference, state.proxy))
+    return moving or (ref_params if cfg.with_reference else None), proxy, ref_params
+
+
+def reference_shardings(mesh: Mesh, model: ModelConfig, stacked: bool = False) -> Params:
+    """Shardings of a model that does not change, `unstacked` unless `stacked`: split as in the policy's stack."""
     specs = param_specs(model)
-    if not model.scan_layers:
+    if not model.scan_layers and not stacked:
         one = {name: Spec(s.shape[1:], s.axes[1:], s.init) for name, s in specs["layers"].items()}
         specs |= {"layers": (one,) * model.layers}
     return shardings(specs, mesh)
 
 
 def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConfig) -> Params | None:
-    """The reference model as `make_step` takes it; None where nothing asks for one.
+    """The reference model, or the base of adapters, as `make_step` takes it; None where nothing asks for one.
 
-    It never changes, so its layers are unstacked once. The policy's are unstacked in every step.
+    A reference never changes, so its layers are unstacked once. The policy's are unstacked in every step.
     """
-    if not cfg.with_reference:
+    if not cfg.with_frozen:
         return None
+    if cfg.lora.rank:
+        return jax.tree.map(lambda x: x.astype(cfg.lora.base_dtype), params)
     if model.scan_layers:
         return params
     return jax.jit(lambda p: unstacked(model, p)[0], out_shardings=reference_shardings(mesh, model))(params)
@@ -257,15 +314,15 @@ def make_step(
 ):
     """The jitted step(state, ref_params, batch) -> (state, metrics, per-row values [P, G, ...]).
 
-    `state` is donated. `ref_params` comes from `init_reference`; without a reference model the program has no second
-    forward. The shapes of `batch` decide how groups are split over the mesh. A `judge` reads `batch.judged`; its
-    `JudgeParams` are then a fourth argument, placed by `judge_shardings`.
+    `state` is donated; with LoRA its parameters are the adapters. `ref_params` comes from `init_reference`; without a
+    reference model the program has no second forward. The shapes of `batch` decide how groups are split over the mesh.
+    A `judge` reads `batch.judged`; its `JudgeParams` are then a fourth argument, placed by `judge_shardings`.
     """
 
     def step(state: TrainState, ref_params: Params | None, batch: Batch, judge_params: JudgeParams | None = None):
         if judge is not None:
             batch = judge_batch(judge_params, judge, batch, at_once(batch, cfg))
-        models = (ref_params, state.proxy)
+        models = models_of(state, ref_params, cfg)
         batch, filter_state = filtered(state, models, batch, model, cfg)
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -276,12 +333,15 @@ def make_step(
             params=params,
             opt_state=opt_state,
             filter=filter_state,
-            proxy=_moved(state.proxy, params, state.step + 1, cfg),
+            proxy=_moved(state.proxy, params, state.step + 1, cfg.proxy.every, cfg.proxy.decay),
+            reference=_moved(
+                state.reference, params, state.step + 1, cfg.loss.reference_every, cfg.loss.reference_decay
+            ),
         )
         return next_state, out, per_row
 
     state_at = state_shardings(mesh, model, optimizer, cfg)
-    reference_at = reference_shardings(mesh, model) if cfg.with_reference else None
+    reference_at = reference_shardings(mesh, model, cfg.lora.rank > 0) if cfg.with_frozen else None
     everywhere = replicated(mesh)
     judge_at = () if judge is None else (judge_shardings(mesh, judge.model, bool(judge.words)),)
     return jax.jit(
@@ -293,14 +353,15 @@ def make_step(
     )
 
 
-def _moved(proxy: Params | None, params: Params, step, cfg: StepConfig) -> Params | None:
-    """NOVER's synchronisation: every `proxy.every` steps the proxy moves towards the policy."""
-    if proxy is None:
+def _moved(slow: Params | None, params: Params, step, every: int, decay: float) -> Params | None:
+    """A slow copy after a step: every so many steps it moves towards the policy, and keeps `decay` of itself."""
+    if slow is None:
         return None
-    towards = jnp.where(step % cfg.proxy.every == 0, 1 - cfg.proxy.decay, 0.0)
-    return jax.tree.map(lambda old, new: old + towards * (new - old), proxy, params)
+    towards = jnp.where(step % every == 0, 1 - decay, 0.0)
+    return jax.tree.map(lambda old, new: old + towards * (new - old), slow, params)
 
 
+@functools.lru_cache(maxsize=4)  # one compiled scorer for all that a run scores
 def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
     """The jitted score(params, batch) -> RowStats, for evaluation: the step's forward alone.
 

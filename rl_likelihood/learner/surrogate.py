@@ -59,9 +59,18 @@ class LossConfig:
         0.0, "leave out tokens whose probability moved further, the way the advantage pushes (DPPO); 0: none", least=0
     )
     kl: Literal["none", "k1", "k2", "k3", "reward_k1"] = field(
-        "none", "KL to the initial model: an estimator in the loss, or k1 in the reward (RLOO)"
+        "none", "KL to the reference, the initial model: an estimator in the loss, or k1 in the reward (RLOO)"
     )
     kl_coef: float = field(0.0, "coefficient of the KL term", least=0)
+    reference_every: int = field(
+        0, "steps between moves of the reference towards the policy; 0: it never moves", least=0
+    )
+    reference_decay: float = field(
+        0.0,
+        "how much of itself it keeps then; 0: it becomes the policy. An average, with reference_every=1",
+        least=0,
+        below=1,
+    )
     format_term: float = field(
         0.0, "coefficient of minus the mean log-prob of the closing tags that were forced on a chain (NRT)", least=0
     )

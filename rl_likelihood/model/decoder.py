@@ -1,4 +1,4 @@
-"""One decoder for Llama 2/3, Qwen2/2.5, Qwen3 and SmolLM2: specs, init, forward. Decoding is in `decoding.py`.
+"""One decoder for Llama 2/3, Mistral, Qwen2/2.5, Qwen3 and SmolLM2: specs, init, forward. Decoding is in `decoding.py`.
 
 Parameters are a nested dict of layer-stacked arrays; everything here is a function of them. The head
 (vocabulary) lives in `head.py`: `forward` returns hidden states.
@@ -19,26 +19,17 @@ from jaxtyping import Array, Bool, Float, Int
 from rl_likelihood.mesh import along_prompt, merged, row_shards, sharding
 from rl_likelihood.model import splash
 from rl_likelihood.model.attention import QUERIES, Kernel, PromptKeys, attention, branch_mask, branch_positions
+from rl_likelihood.model.rope import Scaling, YarnScaling, frequencies
 from rl_likelihood.shapes import CHAIN, AnyArray
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's frequency scaling: long wavelengths are stretched by `factor`, short ones are unchanged."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position: int
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Architecture (first block) and how to run it (second block)."""
 
-    family: str  # llama | qwen2 | qwen3
+    family: str  # llama | mistral | qwen2 | qwen3
     vocab_size: int
     width: int
     layers: int
@@ -47,7 +38,7 @@ class ModelConfig:
     head_dim: int
     mlp: int
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: Scaling | None = None
     norm_eps: float = 1e-5
     tied: bool = True
     qkv_bias: bool = False
@@ -145,14 +136,10 @@ def rms_norm(x: Float[AnyArray, "... D"], scale: Float[AnyArray, "D"], eps: floa
 
 def rope_tables(cfg: ModelConfig, position: Int[AnyArray, "*N"]) -> tuple[Float[Array, "*N i"], Float[Array, "*N i"]]:
     """cos and sin of position * frequency, in float32."""
-    half = cfg.head_dim // 2
-    freq = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    s = cfg.rope_scaling
-    if s is not None:
-        periods = s.original_max_position * freq / (2 * math.pi)  # within the original context
-        smooth = jnp.clip((periods - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
-        freq = freq * (smooth + (1 - smooth) / s.factor)
+    freq = frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
     angle = position[..., None].astype(jnp.float32) * freq
+    if isinstance(cfg.rope_scaling, YarnScaling):
+        return cfg.rope_scaling.attention_factor * jnp.cos(angle), cfg.rope_scaling.attention_factor * jnp.sin(angle)
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -163,15 +150,24 @@ def rotate(x: Float[AnyArray, "*N H Dh"], rope) -> Float[Array, "*N H Dh"]:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+def product(x: Float[AnyArray, "*N D"], w: Params, name: str) -> Float[Array, "*N E"]:
+    """x W, all output axes in one, with what an adapter of the matrix adds (model/lora.py)."""
+    y = x @ w[name].reshape(x.shape[-1], -1)
+    if f"{name}_a" in w:
+        a, b = w[f"{name}_a"], w[f"{name}_b"]
+        y = y + (x @ a.reshape(x.shape[-1], -1)) @ b.reshape(a.shape[-1], -1)
+    return y
+
+
 def qkv(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope):
     """Queries [*N, H, Dh] and keys, values [*N, K, Dh], biased, normalised and rotated as the family asks."""
-    lead, d = x.shape[:-1], x.shape[-1]
+    lead = x.shape[:-1]
     h, k, dh = cfg.heads, cfg.kv_heads, cfg.head_dim
     x = merged(x)
     if "qkv" in w:  # fused by `decoding.decoding_layout`
         parts = jnp.split(x @ w["qkv"], [h * dh, (h + k) * dh], -1)
     else:
-        parts = [x @ w[name].reshape(d, -1) for name in "qkv"]
+        parts = [product(x, w, name) for name in "qkv"]
     if cfg.qkv_bias:
         parts = [y + w[f"{name}_bias"].reshape(-1) for name, y in zip("qkv", parts, strict=True)]
     q, key, v = (y.reshape(*lead, n, dh) for y, n in zip(parts, (h, k, k), strict=True))
@@ -186,15 +182,14 @@ def mlp(x: Float[AnyArray, "*N D"], w: Params) -> Float[Array, "*N D"]:
     if "gate_up" in w:
         gate, up = jnp.split(y @ w["gate_up"], 2, -1)
     else:
-        gate, up = y @ w["gate"], y @ w["up"]
-    return ((jax.nn.silu(gate) * up) @ w["down"]).reshape(x.shape)
+        gate, up = product(y, w, "gate"), product(y, w, "up")
+    return product(jax.nn.silu(gate) * up, w, "down").reshape(x.shape)
 
 
 def block(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], Any]:
     """One layer. `attend` takes q [*N, H, Dh] and k, v [*N, K, Dh] and returns ([*N, H, Dh], a second result)."""
     out, extra = attend(*qkv(rms_norm(x, w["attn_norm"], cfg.norm_eps), w, cfg, rope))
-    mixed = merged(out.reshape(*x.shape[:-1], -1)) @ w["o"].reshape(-1, x.shape[-1])
-    x = x + mixed.reshape(x.shape)
+    x = x + product(merged(out.reshape(*x.shape[:-1], -1)), w, "o").reshape(x.shape)
     return x + mlp(rms_norm(x, w["mlp_norm"], cfg.norm_eps), w), extra
 
 

@@ -21,6 +21,7 @@ from rl_likelihood.model.decoder import (
     rope_tables,
     unstack_layers,
 )
+from rl_likelihood.model.lora import added_up
 from rl_likelihood.shapes import AnyArray
 
 
@@ -37,7 +38,7 @@ def decoding_layout(params: Params, cfg: ModelConfig) -> Params:
 
 def fuse_layer(w: Params, cfg: ModelConfig) -> Params:
     """One layer in the decoding layout."""
-    w = {k: v.astype(cfg.compute_dtype) for k, v in w.items()}
+    w = {k: v.astype(cfg.compute_dtype) for k, v in added_up(w).items()}
     w["qkv"] = jnp.concatenate([w.pop(name).reshape(cfg.width, -1) for name in "qkv"], -1)
     w["gate_up"] = jnp.concatenate([w.pop("gate"), w.pop("up")], -1)
     return w

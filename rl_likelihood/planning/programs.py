@@ -12,9 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from rl_likelihood.learner.adversarial import begin, make_run_step, placed
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_reference
+from rl_likelihood.learner.step import init_reference, reference_shardings
 from rl_likelihood.mesh import local_bytes, replicated, sharding
-from rl_likelihood.model.decoder import ModelConfig, Spec, is_spec, param_specs
+from rl_likelihood.model.decoder import ModelConfig, Spec, is_spec
+from rl_likelihood.model.lora import LoraConfig, trained_specs
 from rl_likelihood.planning import aot
 from rl_likelihood.planning.aot import Program
 from rl_likelihood.planning.judges import held_by_judge, planned_judge, trace_judge
@@ -64,22 +65,22 @@ def byte_format(c: Config) -> ChainFormat:
     return ChainFormat(p.think_open, p.think_close, p.answer_open, p.answer_close, *ids, (0,), 0, ())
 
 
-def abstract_params(model: ModelConfig, mesh: Mesh | None = None) -> Any:
-    """The parameters as shapes, on the learner's mesh if one is given."""
+def abstract_params(model: ModelConfig, mesh: Mesh | None = None, lora: LoraConfig | None = None) -> Any:
+    """The parameters, or what is trained with LoRA, as shapes, on the learner's mesh if one is given."""
 
     def shape(spec: Spec) -> jax.ShapeDtypeStruct:
         at = None if mesh is None else sharding(mesh, spec.axes, spec.shape)
         return jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=at)
 
-    return jax.tree.map(shape, param_specs(model), is_leaf=is_spec)
+    return jax.tree.map(shape, trained_specs(model, lora or LoraConfig()), is_leaf=is_spec)
 
 
 def trace_step(plan: Plan) -> Any:
     """The learner's step, traced."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer, batch = c.step, make_optimizer(c.optimizer), plan.batch
-    state = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), abstract_params(model))
-    reference = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), state.params)
+    state = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), abstract_params(model, lora=c.lora))
+    reference = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
     judge = planned_judge(c, plan.judge) if c.judge_in_step else None
     which, more = (None, ()) if judge is None else (judge.judge, (judge.params,))
     with using(mesh):
@@ -90,14 +91,15 @@ def held_bytes(plan: Plan) -> dict[str, int]:
     """Bytes per device of the arrays that stay there for the whole run."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer = c.step, make_optimizer(c.optimizer)
-    state = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), abstract_params(model))
+    state = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), abstract_params(model, lora=c.lora))
     at = placed(mesh, model, optimizer, cfg)
 
     params = local_bytes(state.params, at.params)
-    reference = params if cfg.with_reference else 0
-    held = {"parameters": params, "optimizer": local_bytes(state.opt_state, at.opt_state), "reference": reference}
-    if state.critic is not None:
-        held["critic"] = local_bytes(state.critic, at.critic)
+    frozen = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
+    reference = local_bytes(frozen, reference_shardings(mesh, model, c.lora.rank > 0)) if cfg.with_frozen else 0
+    critic = 0 if state.critic is None else local_bytes(state.critic, at.critic)
+    held = {"parameters": params, "optimizer": local_bytes(state, at) - params - critic, "reference": reference}
+    held |= {"critic": critic} if critic else {}
     judge = planned_judge(c, plan.judge)
     return held if judge is None else held | {"judge": held_by_judge(c, judge, mesh)}
 

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.shapes import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -85,6 +87,20 @@ def metric(name: str) -> Metric:
             if match:
                 return dataclasses.replace(row, name=name, label=row.label.replace(mark, match[1]))
     raise KeyError(name)
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether the best evaluation by this metric of eval.jsonl has the highest value; UserError for no such metric."""
+    try:
+        better = metric(name).better if metric(name).file == "eval.jsonl" else ""
+    except KeyError:
+        better = ""
+    if not better:
+        raise UserError(
+            f"train.best is {name!r}; it must be a metric of eval.jsonl that docs/metrics.md calls better higher or "
+            "lower, such as greedy_success"
+        )
+    return better == "higher"
 
 
 def unknown(row: Mapping[str, Any]) -> list[str]:

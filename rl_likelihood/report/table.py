@@ -29,6 +29,7 @@ GRID_COLUMNS: tuple[Metric, ...] = tuple(
         "sampled_success_no_chain",
         "perplexity",
         "perplexity_no_chain",
+        "perplexity_swapped",
         "log_prob_mc1",
         "log_prob_mc32",
         "log_prob_no_chain",
@@ -36,6 +37,10 @@ GRID_COLUMNS: tuple[Metric, ...] = tuple(
         "chain_length_no_chain",
         "chain_gain",
         "trace_area",
+        "distinct_2",
+        "self_bleu",
+        "copied",
+        "verse_rhymes",
         *(f"trace@{percent}" for percent in PERCENT),
     )
 )
@@ -52,7 +57,8 @@ WITHOUT_CHAIN = {
     "log_prob_mc32": "log_prob_no_chain",
     "chain_length": "chain_length_no_chain",
 }
-OF_CHAINS = ("chain_gain", "chain_helps", "truncated", "trace_area")  # asked without a chain, a model has none of these
+# Asked without a chain, a model has none of these.
+OF_CHAINS = ("perplexity_swapped", "chain_gain", "chain_helps", "truncated", "trace_area")
 
 
 class Run(NamedTuple):

@@ -11,19 +11,22 @@ from rl_likelihood.shapes import UserError
 
 MODES = ("off", "offline", "online")
 ID = "wandb_id"
+BOARD = "tensorboard"  # folder of a workdir
 
 
 class Tracker:
-    """One run in wandb. Its id is saved in the workdir, so that a resumed run continues it.
+    """Copies of a run's numbers: one run in wandb, and with `board` TensorBoard's files in the workdir.
+
+    wandb's id is saved in the workdir, so that a resumed run continues it.
 
     `mode` is off, offline (a folder wandb/ in the workdir, for `wandb sync`) or online. wandb shows `config` as the
     run's settings.
     """
 
-    def __init__(self, workdir: Path, mode: str, project: str, config: dict[str, Any]):
+    def __init__(self, workdir: Path, mode: str, project: str, config: dict[str, Any], board: Any = None):
         if mode not in MODES:
             raise UserError(f"report.wandb is {mode!r}, which is not one of {', '.join(MODES)}; use off to do without")
-        self._run = None
+        self._run, self._board = None, board
         if mode != "off":
             self._run = self._tried("did not start", lambda: _start(workdir, mode, project, config))
 
@@ -31,9 +34,15 @@ class Tracker:
         """Numbers by name, after `step` updates."""
         if self._run is not None:
             self._tried("failed", lambda: self._run.log(numbers, step=int(step)))
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, int(step))
+            self._board.flush()
 
     def close(self, failed: bool = False) -> None:
-        """Ends the run, if there is one."""
+        """Ends what there is."""
+        if self._board is not None:
+            self._board.close()
         if self._run is not None:
             self._tried("did not end", lambda: self._run.finish(exit_code=int(failed)))
             self._run = None
@@ -45,6 +54,18 @@ class Tracker:
             said = " ".join(str(error).split()) or type(error).__name__
             print(f"warning: wandb {what} ({said}); the run goes on without it, its files have everything", flush=True)
             self._run = None
+
+
+def board(workdir: Path, step: int) -> Any:
+    """What writes TensorBoard's files. Numbers after `step`, from which the run goes on, are hidden there."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as e:
+        raise UserError(
+            "report.tensorboard is True, but tensorboardX is missing; pip install 'rl_likelihood[tensorboard]', or set "
+            "it to False"
+        ) from e
+    return SummaryWriter(str(workdir / BOARD), purge_step=step + 1 if step > 0 else None)
 
 
 def _start(workdir: Path, mode: str, project: str, config: dict[str, Any]):

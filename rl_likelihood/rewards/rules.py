@@ -163,6 +163,15 @@ def majority_vote(groups: Sequence[Answers], same: Same, key: Key = str.strip) -
     return _agreement(groups, labels, same)
 
 
+def token_prefix(reference: str, ends: frozenset[int], answer: str | None) -> float:
+    """1 if the answer is a beginning of the reference, in bytes, that ends where a token of it does (RPT, 2506.08007).
+
+    `ends`: how many bytes of the reference each of its tokens ends after.
+    """
+    said = (answer or "").strip().encode(errors="surrogatepass")
+    return float(len(said) in ends and reference.strip().encode(errors="surrogatepass").startswith(said))
+
+
 def vote_share(groups: Sequence[Answers], key: Key = str.strip) -> Float32[np.ndarray, "P G"]:
     """R_i = the share of the group's rows whose answer is the same candidate as answer i (EMPO, 2504.05812).
 

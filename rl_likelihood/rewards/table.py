@@ -149,6 +149,12 @@ def vote_share(inputs: HostInputs) -> np.ndarray:
     return rules.vote_share(inputs.answers, inputs.candidate)
 
 
+def prefix_token(inputs: HostInputs) -> np.ndarray:
+    """1 where the answer is a prefix of the reference that ends with one of its tokens."""
+    groups = zip(inputs.references, inputs.token_ends, inputs.answers, strict=True)
+    return np.asarray([[rules.token_prefix(text, ends, a) for a in group] for text, ends, group in groups], np.float32)
+
+
 def random(inputs: HostInputs) -> np.ndarray:
     """A coin, the same in a resumed run."""
     return rules.random_reward(inputs.uid, inputs.group_size, inputs.seed)
@@ -205,6 +211,7 @@ REWARDS: dict[str, Reward] = {
     # Rules.
     "max_rl": Reward(max_rl, "outcome", max_rl.__doc__, _ANSWER),
     "base_rl": Reward(base_rl, "host", base_rl.__doc__, _ANSWER),
+    "prefix_token": Reward(prefix_token, "host", prefix_token.__doc__, _ANSWER, binary=True),
     "countdown_tinyzero": Reward(countdown_tinyzero, "host", countdown_tinyzero.__doc__, _ANSWER),
     "environment": Reward(environment, "host", environment.__doc__, ("chain",), conversation=True),
     "calls_f1": Reward(calls_f1, "host", calls_f1.__doc__, ("chain", "reference"), conversation=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import alternatives_of, no_chain_rows, slice_rows, to_batch
+from rl_likelihood.learner.batching import alternatives_of, beside, no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts import asked_judge
@@ -26,7 +27,7 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.sampler import decode
-from rl_likelihood.shapes import ROW_FIELDS, Batch, Prompts, Rollout
+from rl_likelihood.shapes import ROW_FIELDS, Batch, Prompts, Rollout, ShownPrompts
 from rl_likelihood.tables import grader_table
 from rl_likelihood.task import SAMPLE, Task
 
@@ -81,6 +82,12 @@ class Batches:
         width = min(c.max_prompt, -(-longest // multiple) * multiple)
         return self.task.collate(self.rows(number), number * len(index) + self.devices.prompts, width)
 
+    def shown(self, rows: Rows) -> ShownPrompts:
+        """The prompts that show these questions' answers, as wide as they may be."""
+        asked = [dataclasses.replace(row, prompt_ids=row.shown_ids) for row in rows if row.shown_ids is not None]
+        prompts = self.task.collate(asked, np.zeros(len(rows)), self.task.config.max_shown)
+        return ShownPrompts(prompts.tokens, prompts.length)
+
     def sample(self, number: int, weights: Params, version: int) -> Rollout:
         """Rollout `number`. One key for all: the uid makes each row's own."""
         start, chains = time.perf_counter(), self.devices.chains
@@ -92,9 +99,26 @@ class Batches:
         cfg = self.task.sampler(group_size=chains.stop - chains.start, first_chain=chains.start)
         if self.conversations is not None:
             rollout = self.conversations.sample(weights, prompts, self.rows(number), self.task.key(SAMPLE), cfg)
+        elif self.task.config.posterior.share:
+            rollout = self._sample_both(number, weights, prompts)
         else:
             rollout = decode.sample(weights, prompts, self.task.key(SAMPLE), cfg)
         return rollout.replace(version=version, number=number, seconds=time.perf_counter() - start)
+
+    def _sample_both(self, number: int, weights: Params, prompts: Prompts) -> Rollout:
+        """The first chains of each group after its prompt, the last ones after the one that shows the answer. A chain's
+        key is that of its place in the group, whichever prompt it is from."""
+        c, chains, shown = self.task.config, self.devices.chains, self.shown(self.rows(number))
+        first = c.sampler.group_size - c.posterior.rows(c.sampler.group_size)
+        after = prompts.replace(tokens=shown.tokens, length=shown.length)
+        parts = []
+        for asked, own in ((prompts, range(0, first)), (after, range(first, c.sampler.group_size))):
+            start, stop = max(chains.start, own.start), min(chains.stop, own.stop)
+            if start < stop:
+                cfg = self.task.sampler(group_size=stop - start, first_chain=start)
+                parts.append(decode.sample(weights, asked, self.task.key(SAMPLE), cfg).replace(prompts=prompts))
+        width = max(part.segment.shape[-1] for part in parts)
+        return beside(*(widened(part, width, prompts.tokens.shape[1], self.task.fmt.pad_id) for part in parts))
 
     def align(self, rollout: Rollout) -> Rollout:
         """The rollout as wide as the widest of all processes, with the chains of its groups that others sampled.
@@ -136,6 +160,8 @@ class Batches:
         batch = to_batch(rollout, values, graded.keep[:, :n], base.score).replace(baseline_logp=base.logp)
         if c.scores_no_chain:
             batch = batch.replace(no_chain=no_chain_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
+        if c.max_shown:
+            batch = batch.replace(shown=self.shown(rows))
         if self.others:
             batch = batch.replace(
                 alternatives=alternatives_of([r.alternatives for r in rows], *self.others, fmt.pad_id)

@@ -11,7 +11,7 @@ from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rewards import rules
 from rl_likelihood.rewards.reward import HostInputs
-from rl_likelihood.shapes import CHAIN, SAMPLED, Compared, Judged, Outcomes, Rollout
+from rl_likelihood.shapes import CHAIN, SAMPLED, ChainFormat, Compared, Judged, Outcomes, Rollout
 from rl_likelihood.task import Task
 
 Rewards = dict[str, np.ndarray]  # name -> [P, G] float32
@@ -99,7 +99,8 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     references = [row.example.answer for row in rows]
     who = rollout.prompts.uid, size, c.seed, c.reward
     how = outcome, graders.numeric_match, candidate
-    inputs = HostInputs(answers, references, *who, *how, rollout.outcomes)
+    ends = [token_ends(row, task.fmt) for row in rows]
+    inputs = HostInputs(answers, references, *who, *how, rollout.outcomes, ends)
     tags = task.fmt
     whole = responses(task, rollout, rows, texts) if any(r.kind == "text" for r in terms.values()) else []
     values: Rewards = {}
@@ -124,6 +125,12 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
         logged |= of_conversations(rollout.outcomes, rollout.truncated)
         failed |= rollout.outcomes.failed
     return HostRewards(values, ~failed, logged)
+
+
+def token_ends(row: EncodedExample, fmt: ChainFormat) -> frozenset[int]:
+    """Bytes of the reference answer after which one of its tokens ends. Its ids begin with those of a ">"."""
+    ends = np.cumsum([len(fmt.vocab_bytes[i]) for i in row.answer_ids]) - len(b">")
+    return frozenset(int(n) for n in ends if 0 < n <= len(row.example.answer.encode(errors="surrogatepass")))
 
 
 def of_conversations(o: Outcomes, cut: np.ndarray) -> dict[str, float]:

@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import logging
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,52 +24,40 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
-from rl_likelihood.model.decoder import ModelConfig, Params, RopeScaling, Spec, is_spec, param_specs
+from rl_likelihood import fields
+from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
+from rl_likelihood.model.lora import LoraConfig, merged, trained_specs
+from rl_likelihood.model.rope import RopeScaling, YarnScaling
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.checksums import DamagedError, check_files, check_sums, checksums
+from rl_likelihood.runtime.quiet import quiet_orbax
 from rl_likelihood.shapes import TrainState, UserError
 
 FOLDER, REST, DROPPED = "checkpoints", "rest", "optimizer_dropped"
+INITIAL = "initial"  # folder of a workdir: the model of step 0, for a reference model, or the base of adapters
 Manager = ocp.CheckpointManager
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Save every `every` steps; keep the last `keep` and each step that `keep_every` divides (0: none besides)."""
+    """Save every `every` steps; keep the last `keep`, each step that `keep_every` divides, and with `best` the best."""
 
     every: int
     keep: int
     keep_every: int = 0
+    best: bool = False
 
 
-def _in_orbax(e: BaseException | None) -> bool:
-    return e is not None and any("orbax" in Path(f.filename).parts for f in traceback.extract_tb(e.__traceback__))
+@dataclasses.dataclass
+class Chosen:
+    """A policy of orbax: the steps that a function chooses when another is saved."""
 
+    chosen: Callable[[int], bool]
 
-def _not_orbax(record: logging.LogRecord) -> bool:
-    raised = record.exc_info[1] if record.exc_info else None
-    return "orbax" not in Path(record.pathname).parts and not _in_orbax(raised)
-
-
-@functools.cache
-def _quiet_orbax() -> None:
-    """Keeps orbax's tracebacks, hundreds of lines for one full disk, off the terminal.
-
-    Its failures reach us as exceptions, and the user as one sentence. Besides, it logs them; asyncio logs those
-    that nobody awaited; and when one of its threads fails the others find their event loop closed, which Python
-    prints through `unraisablehook`.
-    """
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_not_orbax)
-    before = sys.unraisablehook
-
-    def hook(args) -> None:
-        closed_loop = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"
-        if not closed_loop and not _in_orbax(args.exc_value):
-            before(args)
-
-    sys.unraisablehook = hook
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return [self.chosen(c.step) for c in checkpoints]
 
 
 def due(cfg: CheckpointConfig, step: int, steps: int) -> bool:
@@ -79,19 +65,25 @@ def due(cfg: CheckpointConfig, step: int, steps: int) -> bool:
     return step == steps or (step > 0 and step % cfg.every == 0)
 
 
-def open_manager(workdir: str | Path, cfg: CheckpointConfig) -> ocp.CheckpointManager:
+def open_manager(
+    workdir: str | Path, cfg: CheckpointConfig, is_best: Callable[[int], bool] | None = None
+) -> ocp.CheckpointManager:
     """The checkpoints of `workdir`, made if need be; sweeps up what a killed run left half-written.
 
-    Close it with `close`. Raises UserError when the folder cannot be written or the settings make no sense.
+    A step that `is_best` is kept. Close it with `close`. Raises UserError when the folder cannot be written or the
+    settings make no sense.
     """
     if cfg.every < 1 or cfg.keep < 1 or cfg.keep_every < 0:
         raise UserError(
             f"checkpoint: every = {cfg.every}, keep = {cfg.keep}, keep_every = {cfg.keep_every}; "
             "the first two are at least 1 and the last at least 0"
         )
-    _quiet_orbax()
+    quiet_orbax()
+    kept: list[Any] = [LatestN(cfg.keep)]
+    kept += [EveryNSteps(cfg.keep_every)] if cfg.keep_every else []
+    kept += [Chosen(is_best)] if is_best else []
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=cfg.keep, keep_period=cfg.keep_every or None, cleanup_tmp_directories=True
+        preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True
     )
     directory = epath.Path(workdir).absolute() / FOLDER
     with _writing(directory):
@@ -190,12 +182,16 @@ def restore(
 
 
 def restore_params(
-    workdir: str | Path, step: int | None = None, at: Callable[[ModelConfig], Any] | None = None
+    workdir: str | Path,
+    step: int | None = None,
+    at: Callable[[ModelConfig], Any] | None = None,
+    alone: bool = False,
 ) -> tuple[ModelConfig, dict, int, str]:
     """(model settings, parameters, step, model path) of `step`, by default the newest readable one.
 
     Needs neither the mesh nor the optimizer of the run, and changes nothing on disk. The parameters are numpy arrays,
-    or lie where `at` says (the shardings of a model's parameters). Raises UserError as `restore` does.
+    or lie where `at` says (the shardings of a model's parameters). Those of a run with LoRA have its adapters added
+    up; `alone`: only the adapters. Raises UserError as `restore` does.
     """
     with _opened(workdir) as manager:
 
@@ -203,15 +199,19 @@ def restore_params(
             path = manager.directory / str(candidate)
             leaves, meta = _read_json(manager, candidate)
             cfg, model_path = _model(path, meta)
+            lora = fields.read(LoraConfig, meta["lora"], "lora.") if meta.get("lora") else LoraConfig()
             leaves = {k: v for k, v in leaves.items() if k.startswith("params/")}
-            target = {"params": _params(cfg, leaves)}
+            target = {"params": _params(trained_specs(cfg, lora), leaves)}
             _check_shapes(path, _named(target), leaves)
-            if at is not None:
+            if at is not None and not lora.rank:
                 put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
                 target = {"params": jax.tree.map(put, target["params"], at(cfg))}
-            out = _read_arrays(manager, candidate, target, host=at is None)
+            out = _read_arrays(manager, candidate, target, host=at is None or lora.rank > 0)
             check_sums(checksums(_named(out)), leaves)
-            return cfg, out["params"], model_path
+            params = out["params"]
+            if lora.rank and not alone:
+                params = merged(restore_params(Path(workdir) / INITIAL, at=at)[1], params, lora)
+            return cfg, params, model_path
 
         (cfg, params, model_path), step, _ = _newest_readable(manager, step, read)
     return cfg, params, step, model_path
@@ -227,7 +227,7 @@ def describe(workdir: str | Path) -> tuple[ModelConfig, Params, str, dict[str, A
         def read(candidate: int) -> tuple[ModelConfig, Params, str, dict[str, Any]]:
             leaves, meta = _read_json(manager, candidate)
             cfg, model_path = _model(manager.directory / str(candidate), meta)
-            return cfg, _params(cfg, leaves), model_path, meta
+            return cfg, _params(param_specs(cfg), leaves), model_path, meta
 
         return _newest_readable(manager, None, read, aloud=False)[0]
 
@@ -238,25 +238,27 @@ def _opened(workdir: str | Path) -> Iterator[ocp.CheckpointManager]:
     directory = epath.Path(workdir).absolute() / FOLDER
     if agreed_step(workdir) is None:
         raise UserError(f"{directory}: no checkpoint here; give the --workdir of a run that has saved one")
-    _quiet_orbax()
+    quiet_orbax()
     options = ocp.CheckpointManagerOptions(read_only=True, create=False, enable_async_checkpointing=False)
     with contextlib.closing(ocp.CheckpointManager(directory, options=options)) as manager:
         yield manager
 
 
-def _params(cfg: ModelConfig, leaves: dict[str, dict]) -> Params:
-    """A model's parameters as jax.ShapeDtypeStruct, of the types that were saved."""
+def _params(specs: dict[str, Any], leaves: dict[str, dict]) -> Params:
+    """Parameters as jax.ShapeDtypeStruct, of the types that were saved."""
 
     def abstract(path, spec: Spec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(spec.shape, leaves.get("params/" + _name(path), {}).get("dtype", "float32"))
 
-    return jax.tree.map_with_path(abstract, param_specs(cfg), is_leaf=is_spec)
+    return jax.tree.map_with_path(abstract, specs, is_leaf=is_spec)
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
     """Parameters, and the other fields by name: two items, so that the first can be read alone."""
-    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    return fields.pop("params"), fields
+    parts = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    if state.reference is None:  # as in checkpoints of versions that had no such field
+        del parts["reference"]
+    return parts.pop("params"), parts
 
 
 def _name(path) -> str:
@@ -367,10 +369,11 @@ def _set_aside(path: epath.Path) -> None:
 def _model(path: epath.Path, meta: dict[str, Any]) -> tuple[ModelConfig, str]:
     """ModelConfig and model path from a checkpoint's meta."""
     try:
-        fields, model_path = dict(meta["model_config"]), meta["model_path"]
-        if fields.get("rope_scaling") is not None:
-            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-        return ModelConfig(**fields), model_path
+        values, model_path = dict(meta["model_config"]), meta["model_path"]
+        if values.get("rope_scaling") is not None:
+            kind = YarnScaling if "beta_fast" in values["rope_scaling"] else RopeScaling
+            values["rope_scaling"] = kind(**values["rope_scaling"])
+        return ModelConfig(**values), model_path
     except (KeyError, TypeError) as e:
         raise UserError(
             f"{path}: its meta does not describe the model ({e}); read it with the version that wrote it"

@@ -144,3 +144,10 @@ def batch_size(wanted: int, devices: Devices | None) -> int:
 def sample_all(weights: Params, prompts: Prompts, key: jax.Array, cfg: SamplerConfig) -> Rollout:
     """`decode.sample`, each process doing its share of the prompts; all of them get the whole."""
     return distributed.gather(decode.sample(weights, share_of(prompts), key, cfg))
+
+
+def sample_ids_all(
+    weights: Params, prompts: Prompts, key: jax.Array, cfg: SamplerConfig, until: str, max_tokens: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`decode.sample_ids`, each process doing its share of the prompts; all of them get the whole."""
+    return distributed.gather(decode.sample_ids(weights, share_of(prompts), key, cfg, until, max_tokens))

@@ -14,6 +14,7 @@ import numpy as np
 from rl_likelihood.learner.adversarial import begin
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
+from rl_likelihood.model.lora import trained_specs
 from rl_likelihood.runtime.checkpoint import DROPPED, FOLDER, REST, CheckpointConfig, latest_step
 from rl_likelihood.settings import Config, TrainSettings
 from rl_likelihood.shapes import UserError
@@ -29,10 +30,13 @@ class Disk(NamedTuple):
 def disk_of_run(c: Config, model: ModelConfig) -> Disk:
     """What the checkpoints of a run take. Metrics, samples and evaluations come on top."""
     shape = lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32)
-    params = jax.tree.map(shape, param_specs(model), is_leaf=is_spec)
+    params = jax.tree.map(shape, trained_specs(model, c.lora), is_leaf=is_spec)
+    whole = jax.tree.map(shape, param_specs(model), is_leaf=is_spec)
     state = jax.eval_shape(lambda p: begin(p, make_optimizer(c.optimizer), c.step, model.width), params)
     cfg, steps, start = checkpoint_config(c.train), c.train.steps, bool(c.warm_start.steps)
-    reference = tree_bytes(params) if c.step.with_reference else 0  # the model of step 0
+    reference = tree_bytes(whole) if c.step.with_frozen else 0  # the model of step 0
+    if c.lora.rank and c.lora.base_dtype == "bfloat16":
+        reference //= 2
     training = checkpoints_at_once(cfg, steps, start) * tree_bytes(state)
     finished = checkpoints_at_once(cfg, steps, start, writing=False) * tree_bytes(
         state if c.train.keep_optimizer else params
@@ -42,7 +46,7 @@ def disk_of_run(c: Config, model: ModelConfig) -> Disk:
 
 def checkpoint_config(t: TrainSettings) -> CheckpointConfig:
     """When a run saves, and what it keeps."""
-    return CheckpointConfig(t.checkpoint_every, t.keep_checkpoints, t.keep_every)
+    return CheckpointConfig(t.checkpoint_every, t.keep_checkpoints, t.keep_every, bool(t.best))
 
 
 def checkpoints_at_once(cfg: CheckpointConfig, steps: int, start: bool = False, writing: bool = True) -> int:
@@ -55,7 +59,7 @@ def checkpoints_at_once(cfg: CheckpointConfig, steps: int, start: bool = False, 
     if cfg.keep_every:
         both = math.lcm(cfg.every, cfg.keep_every)
         marked = steps // both + (steps % cfg.every > 0 and steps % cfg.keep_every == 0) + start
-    return min(saved, marked + cfg.keep + writing)
+    return min(saved + cfg.best, marked + cfg.keep + cfg.best + writing)
 
 
 def tree_bytes(tree: Any) -> int:

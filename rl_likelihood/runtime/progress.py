@@ -77,6 +77,7 @@ class Progress:
         stream: TextIO | None = None,
     ) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
+        self.note = ""  # a number that changes meanwhile
         self._reports = [(time.monotonic(), done)]
         self._say, self._over = say, threading.Event()
         self._bar: Bar | None = None
@@ -118,7 +119,8 @@ class Progress:
 
     def _words(self) -> str:
         left = self.left()
-        return f"{self.done} of {self.total} {self.unit}" + ("" if left is None else f", {duration(left)} left")
+        note = f", {self.note}" if self.note else ""
+        return f"{self.done} of {self.total} {self.unit}{note}" + ("" if left is None else f", {duration(left)} left")
 
     def _lines(self, say: Callable[[str], None]) -> None:
         said = ""

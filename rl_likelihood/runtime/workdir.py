@@ -17,7 +17,7 @@ from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 
 CONFIG = "config.json"
-INITIAL = "initial"  # the model of step 0, where a reference model is asked for
+INITIAL = checkpoint.INITIAL
 TRACKING_ID = "wandb_id"
 INPUTS = "inputs.json"  # what a run depends on beside its config: the date in its prompts, its questions
 TOKENIZER = "tokenizer"  # folder: the model's own files may move
@@ -25,7 +25,7 @@ TOKENIZER = "tokenizer"  # folder: the model's own files may move
 
 def claim(workdir: Path, c: Config, force: bool = False) -> None:
     """Writes the config into a new workdir. Refuses the workdir of another config, unless `force`: then this config
-    replaces it."""
+    replaces it. More steps are no other config."""
     path, new = workdir / CONFIG, flatten(c)
     try:
         if path.exists() and begun(workdir):
@@ -33,6 +33,10 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
             names = binding_differences(old, new)
             if checkpoint.latest_step(workdir) is not None:  # it holds the weights: where they came from is history
                 names = [name for name in names if name != "model.path"]
+            before = old.get("train.steps", 0)
+            longer = "train.steps" in names and new["train.steps"] > before
+            if longer:
+                names.remove("train.steps")
             if names and not force:
                 both = [f"{k} ({old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} here)" for k in names[:5]]
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -40,9 +44,12 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
                     f"{workdir} belongs to a run with another config: {', '.join(both)}{more}; choose another "
                     "--workdir, or go on all the same with --force"
                 )
-            if not names:
+            if not names and not longer:
                 return
-            say(f"warning: {workdir} goes on with another config (--force): {', '.join(names)}")
+            if longer:
+                say(f"{workdir} goes on to step {new['train.steps']}, not {before}, at the learning rate of so many")
+            if names:
+                say(f"warning: {workdir} goes on with another config (--force): {', '.join(names)}")
         workdir.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(new, indent=1) + "\n")
@@ -86,7 +93,7 @@ def tokenizer_path(workdir: Path, path: str) -> str:
 
 def begun(workdir: Path) -> bool:
     """Whether the run has written results. A run that was refused at the start has not."""
-    written = (METRICS, EVAL, "baseline.jsonl")
+    written = (METRICS, EVAL, "baseline.jsonl", "rounds.jsonl")
     return (
         checkpoint.latest_step(workdir) is not None
         or (workdir / INITIAL).exists()
@@ -121,6 +128,7 @@ def checkpoint_meta(folder: Path, c: Config, model: ModelConfig, model_path: str
     files = [folder / name for name in (METRICS, SAMPLES, EVAL)]
     return {
         "model_config": dataclasses.asdict(model),
+        "lora": dataclasses.asdict(c.lora) if c.lora.rank else None,
         "model_path": model_path,
         "config": flatten(c),
         "file_bytes": {f.name: f.stat().st_size for f in files if f.exists()},

@@ -23,7 +23,7 @@ from rl_likelihood.model.decoding import (
     prefill,
 )
 from rl_likelihood.sampler import engine
-from rl_likelihood.sampler.draw import Ends, Request, choose, request_specs, row_keys
+from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, request_specs, row_keys
 from rl_likelihood.sampler.stop import first_match, stop_table
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
 
@@ -60,7 +60,10 @@ class SamplerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """One way to sample. `temperature` has one value for all rows, or one per row of a group; 0 is greedy."""
+    """One way to sample. `temperature` has one value for all rows, or one per row of a group; 0 is greedy.
+
+    `top_p`, `top_k`, `min_p` (`draw.Cut`) are for evaluation: the learner's log-probs are of the whole distribution.
+    """
 
     model: ModelConfig
     chain_format: ChainFormat
@@ -71,10 +74,20 @@ class SamplerConfig:
     width_multiple: int = SamplerSettings.width_multiple
     slots: int = SamplerSettings.slots
     first_chain: int = 0  # index in its group of the first chain, where another process samples those before
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
 
     @property
     def max_sampled(self) -> int:
         return self.max_chain + self.max_sampled_answer
+
+    @property
+    def cut(self) -> Cut | None:
+        """None where every id may be drawn: then the program has no trace of it."""
+        if (self.top_p, self.top_k, self.min_p) == (1.0, 0, 0.0):
+            return None
+        return Cut(np.float32(self.top_p), np.int32(self.top_k), np.float32(self.min_p))
 
 
 def sample(params: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, version: int = 0) -> Rollout:
@@ -115,6 +128,7 @@ def request_of(prompts: Prompts, key: Array, cfg: SamplerConfig, table: Int[np.n
         Ends(table, np.asarray(fmt.eos_ids, np.int32)),
         np.int32(fmt.pad_id),
         np.int32(cfg.first_chain + rows.start),
+        cfg.cut,
     )
 
 
@@ -154,7 +168,7 @@ def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: in
 
     def draw_token(i, hidden, rows):
         state, done, ids, logps, length = rows
-        token, logp = choose(hidden, head, keys, jnp.full((p, 1), i), request.temperature[None])
+        token, logp = choose(hidden, head, keys, jnp.full((p, 1), i), request.temperature[None], request.cut)
         ids = jax.lax.dynamic_update_slice_in_dim(ids, jnp.where(done, pad_id, token)[..., None], i, 2)
         logps = jax.lax.dynamic_update_slice_in_dim(logps, jnp.where(done, 0.0, logp)[..., None], i, 2)
         length = length + ~done

@@ -23,6 +23,15 @@ class Ends(NamedTuple):
     eos: Int[AnyArray, "E"]
 
 
+class Cut(NamedTuple):
+    """Which ids may be drawn: the `top_k` likeliest (0: all); of these the fewest that hold `top_p` of their mass;
+    none less likely than `min_p` times the likeliest. Ids as likely as the last one that may be drawn may be too."""
+
+    top_p: Float[AnyArray, ""]
+    top_k: Int[AnyArray, ""]
+    min_p: Float[AnyArray, ""]
+
+
 class Request(NamedTuple):
     """What is sampled: G rows of each prompt, row j at temperature[j] (0 is greedy). `uid` and `key` name its keys.
 
@@ -37,13 +46,14 @@ class Request(NamedTuple):
     ends: Ends
     pad_id: Int[AnyArray, ""]
     first_chain: Int[AnyArray, ""]
+    cut: Cut | None = None
 
 
 def request_specs(p: str | None, g: str | None) -> Request:
     """How a request is split where a mesh's axis `p` has the prompts and `g` the rows of a group."""
     everywhere, prompts = PartitionSpec(), PartitionSpec(p)
     ends = Ends(everywhere, everywhere)
-    return Request(prompts, prompts, prompts, everywhere, PartitionSpec(g), ends, everywhere, everywhere)
+    return Request(prompts, prompts, prompts, everywhere, PartitionSpec(g), ends, everywhere, everywhere, everywhere)
 
 
 def row_keys(key: Array, uid: Int[AnyArray, "P"], first: Int[AnyArray, "P"], g: int) -> Array:
@@ -58,8 +68,10 @@ def choose(
     keys: Array,
     index: Int[AnyArray, "P #G"],
     temperature: Float[AnyArray, "#P G"],
+    cut: Cut | None = None,
 ) -> tuple[Int[Array, "P G"], Float[Array, "P G"]]:
-    """Token number `index` of each row, and its log-prob at the row's temperature (1 for greedy rows, temperature 0).
+    """Token number `index` of each row, and its log-prob at the row's temperature (1 for greedy rows, temperature 0),
+    among the ids of the cut.
 
     `keys` are the rows' own; a token's uniforms depend on its row's key and its index alone.
     """
@@ -68,6 +80,8 @@ def choose(
     z = logits(hidden, head)
     top = z.max(-1, keepdims=True)
     e = jnp.exp(scale * (z - top))
+    if cut is not None:
+        e = kept_mass(e, cut)
     index = jnp.broadcast_to(index, hidden.shape[:2])
     u = jax.vmap(jax.vmap(lambda k, i: jax.random.uniform(jax.random.fold_in(k, i), (2,))))(keys, index)
     token, total = draw_mass(e, u)
@@ -75,6 +89,19 @@ def choose(
     best = jax.lax.cond(greedy.any(), lambda: z.argmax(-1), lambda: jnp.zeros_like(token))
     token = jnp.where(greedy, best, token).astype(jnp.int32)
     return token, (scale * (jnp.take_along_axis(z, token[..., None], -1) - top))[..., 0] - jnp.log(total)
+
+
+def kept_mass(e: Float[AnyArray, "... V"], cut: Cut) -> Float[Array, "... V"]:
+    """e, 1 at its largest, with 0 for the ids that the cut leaves out."""
+    v = e.shape[-1]
+    ordered = jnp.sort(e, -1, descending=True)
+    last = jnp.where(cut.top_k > 0, jnp.minimum(cut.top_k, v), v) - 1
+    least = jnp.take(ordered, last, -1)[..., None]
+    mass = jnp.where(ordered >= least, ordered, 0.0)
+    before = jnp.cumsum(mass, -1) - mass
+    nucleus = (before < cut.top_p * mass.sum(-1, keepdims=True)) & (mass > 0)
+    least = jnp.where(nucleus, ordered, 1.0).min(-1, keepdims=True)
+    return jnp.where(e >= jnp.maximum(least, cut.min_p), e, 0.0)
 
 
 def invert_cumulative(mass: Float[AnyArray, "... N"], u: Float[AnyArray, "..."]) -> Int[Array, "..."]:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rl_likelihood.mesh import cores
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
 from rl_likelihood.model.decoding import Cache, Positions, decode_step, empty_cache, prefill
-from rl_likelihood.sampler.draw import Ends, Request, choose, row_keys
+from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, row_keys
 from rl_likelihood.shapes import AnyArray
 
 # Length of the ring at the start on a CPU; it doubles until it holds the longest completion. On an accelerator it has
@@ -51,6 +51,7 @@ class Slots(NamedTuple):
     ids: Int[Array, "L g N"]
     logp: Float[Array, "L g N"]
     clock: Int[Array, ""]  # steps so far
+    cut: Cut | None = None
 
 
 def ring_length(slots: Slots) -> int:
@@ -162,6 +163,7 @@ def decode_stream(out: Rows, waiting: Waiting) -> None:
     most = out.ids.shape[-1]
     length = min(most, FIRST_LENGTH) if on_cpu(waiting.weights) else most
     slots = empty_slots(waiting.model, (n, wide), request.prompt.shape[1], length, most)
+    slots = slots._replace(cut=jax.tree.map(jnp.array, request.cut))  # a copy: slots are donated
     held: list[Item | None] = [None] * n
     while True:
         idle = np.flatnonzero(~np.asarray(slots.running).any(1))
@@ -363,7 +365,7 @@ def decode_until(weights: Params, cfg: ModelConfig, slots: Slots, ends: Ends, id
         at = Positions(write, s.prompt_length[:, None] + s.count - 1, age < s.count[..., None], in_prompt)
         hidden, cache = decode_step(weights, cfg, s.token, at, s.cache)
         hidden = jnp.where((s.count == 0)[..., None], s.hidden[:, None], hidden)
-        token, logp = choose(hidden, head, s.keys, s.count, s.temperature)
+        token, logp = choose(hidden, head, s.keys, s.count, s.temperature, s.cut)
         new = (jnp.arange(most) == s.count[..., None]) & s.running[..., None]
         count = s.count + s.running
         state = ends.table[token, s.state.astype(jnp.int32)].astype(s.state.dtype)

@@ -134,7 +134,9 @@ def _turn(weights: Params, rows: Rows, given: Given, request: Request, how: How,
 
     def body(carry):
         i, cache, used, hidden, running, turn = carry
-        token, logp = choose(hidden, head, rows.keys, rows.sampled + turn.length, request.temperature[None])
+        token, logp = choose(
+            hidden, head, rows.keys, rows.sampled + turn.length, request.temperature[None], request.cut
+        )
         used = used | ((index == e + i) & running[..., None])
         # The last token too is computed: what follows it is given later.
         state, cache = decode_step(weights, cfg, token, Positions(width + e + i, position + i, used, in_prompt), cache)

@@ -6,14 +6,16 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from rl_likelihood import __version__
-from rl_likelihood.model import decoder
-from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.learner.optimizer import make_optimizer
+from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
+from rl_likelihood.model.lora import trained_specs
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
-from rl_likelihood.runtime.disk import disk_of_run
+from rl_likelihood.runtime.disk import disk_of_run, tree_bytes
 from rl_likelihood.settings import Config
 from rl_likelihood.task import Task, prompts_at_once
 
@@ -21,12 +23,15 @@ from rl_likelihood.task import Task, prompts_at_once
 def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | None) -> None:
     """What runs, on what, with which reward, in words. `resume`: the step of the checkpoint to go on from."""
     c, m = task.config, task.model
-    specs = jax.tree.leaves(decoder.param_specs(m), is_leaf=decoder.is_spec)
+    specs = jax.tree.leaves(param_specs(m), is_leaf=is_spec)
     parameters = sum(math.prod(spec.shape) for spec in specs)
     say(f"rl_likelihood {__version__}, jax {jax.__version__}, {device_words(devices)}")
     layers = "scanned" if m.scan_layers else "unrolled"
     computed = f"compute {m.compute_dtype}, attention {m.attention}, layers {layers}"
     say(f"model    {c.model.path or c.model.preset}: {m.family}, {parameters / 1e6:.1f} M parameters, {computed}")
+    if c.lora.rank:
+        of = " ".join(c.lora.targets)
+        say(f"lora     rank {c.lora.rank}, alpha {c.lora.alpha:g}, of {of}; base {c.lora.base_dtype}")
     say(f"data     {task.data_line}")
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
     say(f"reward   {reward_words(c)}")
@@ -37,7 +42,7 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     at_once = prompts_at_once(c, task.fmt, devices.learner)
     measured = c.train.micro_batch_prompts < 0  # and said when it has been
     micro = "" if measured else f", micro-batches of {at_once} prompt{'s' * (at_once > 1)}"
-    schedule = f"{c.train.steps} steps, lr {c.optim.lr:g} {c.optim.schedule}"
+    schedule = f"{c.train.steps} steps, {c.optim.name}, lr {c.optim.lr:g} {c.optim.schedule}"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{micro}, {schedule}")
     copies = memory_copies(task, parameters, loops=at_once < p or (measured and p > 1))
     gib = sum(copies.values()) * 4 * parameters / 2**30
@@ -85,14 +90,23 @@ def reward_words(c: Config) -> str:
 
 def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
     """What a run holds, in copies of the parameters. `loops`: the step goes over micro-batches."""
-    m, step = task.model, task.config.step
+    m, step, lora = task.model, task.config.step, task.config.lora
+    specs = trained_specs(m, lora)
+    params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
+    optimizer = tree_bytes(jax.eval_shape(make_optimizer(task.config.optimizer).init, params)) / (4 * parameters)
+    trained = tree_bytes(params) / (4 * parameters)
     layers = 1 - m.vocab_size * m.width * (2 - m.tied) / parameters
-    copies: dict[str, float] = {"parameters": 1, "gradient": 1, "two moments": 2, "the sampler's copy": 1}
+    half = bool(lora.rank) and lora.base_dtype == "bfloat16"
+    copies: dict[str, float] = {"parameters": 0.5 if half else 1}
+    if lora.rank:
+        copies["adapters"] = trained
+    copies |= {"gradient": trained, "the optimizer's state": optimizer, "the sampler's copy": 1}
     # A loop over micro-batches sums gradients, and unstacks unrolled layers before it begins.
     if loops:
-        copies |= {"the sum of gradients": 1} if m.scan_layers else {"a copy of the layers": layers}
-    if step.with_reference:
-        copies["the reference model"] = 1
+        copies |= {"the sum of gradients": trained} if m.scan_layers else {"a copy of the layers": layers}
+    if (step.with_reference and not lora.rank) or step.moving_reference:  # adapters stand on the reference
+        copies["the reference model"] = trained
     if step.with_proxy:
-        copies["the proxy model"] = 1 + layers if loops and not m.scan_layers else 1
+        unstacked = layers if loops and not m.scan_layers and not lora.rank else 0
+        copies["the proxy model"] = trained + unstacked
     return copies

@@ -24,13 +24,14 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_state, make_step, state_shardings
 from rl_likelihood.mesh import by_prompt, put
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.lora import merged
 from rl_likelihood.rollouts.conversations import conversations_of, targets_of
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampler_weights, using
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Batch, Example, UserError
-from rl_likelihood.task import WARM_START, Task
+from rl_likelihood.task import WARM_START, Task, trained
 
 FILE = "warm_start.jsonl"
 
@@ -89,7 +90,8 @@ def chains_to_learn(task: Task, devices: Devices, params: Params, workdir: Path)
 
 
 def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None]) -> Params:
-    """Parameters after `warm_start.steps` supervised steps on chain, closing tags and answer.
+    """Parameters after `warm_start.steps` supervised steps on chain, closing tags and answer. With LoRA adapters learn
+    them and are added up, and the run begins with new ones.
 
     `between` is called between steps; it may raise to break off.
     """
@@ -112,12 +114,13 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
 
     optimizer = make_optimizer(c.warm_optimizer)
     at = state_shardings(mesh, task.model, optimizer, c.warm_step)
-    state = jax.jit(lambda p: init_state(p, optimizer, c.warm_step), out_shardings=at)(params)
+    state = jax.jit(lambda p: init_state(trained(task, p), optimizer, c.warm_step), out_shardings=at)(params)
+    base = params if c.lora.rank else None
     step = make_step(task.model, c.warm_step, optimizer, mesh, batch_of(0))
     for i in range(steps):
         between()
         with using(mesh):
-            state, out, _ = step(state, None, batch_of(i))
+            state, out, _ = step(state, base, batch_of(i))
         if i == 0 or (i + 1) % 10 == 0 or i + 1 == steps:
             say(f"warm start: step {i + 1}/{steps}  loss {float(out['loss/answer']):.3f} nats per token")
-    return state.params
+    return state.params if base is None else merged(base, state.params, c.lora)

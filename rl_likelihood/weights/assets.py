@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,10 @@ ASSETS = {
 }
 
 
+# What is read of a repository of the Hub: weights as safetensors, configuration and tokenizer.
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+
+
 def cache_dir() -> Path:
     """$RL_LIKELIHOOD_CACHE, or rl_likelihood under $XDG_CACHE_HOME (by default ~/.cache)."""
     own = os.environ.get("RL_LIKELIHOOD_CACHE")
@@ -52,7 +57,8 @@ def cache_path(name: str) -> Path:
 
 
 def resolve(name_or_path: str | os.PathLike) -> Path:
-    """Path of a model: an existing path unchanged, or a known name, downloaded to the cache once and checked.
+    """Path of a model: an existing path unchanged, a known name, downloaded to the cache once and checked, or org/name
+    of the Hugging Face Hub.
 
     UserError for an unknown name, a failed download or a wrong checksum; it says how to get the file by hand.
     """
@@ -60,10 +66,12 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     if path.exists():
         return path
     name = str(name_or_path)
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return _from_hub(name)
     if name not in ASSETS:
         raise UserError(
             f"model {name!r} is neither a path that exists nor a known name ({', '.join(sorted(ASSETS))}); "
-            "give a Hugging Face folder, a .gguf file or one of these names"
+            "give a Hugging Face folder, a .gguf file, one of these names, or org/name of the Hub"
         )
     asset = ASSETS[name]
     target = cache_path(name)
@@ -72,6 +80,20 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     else:
         _download(asset, target)
     return target
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a model of the Hugging Face Hub in huggingface_hub's own cache; HF_TOKEN opens gated ones."""
+    from huggingface_hub import snapshot_download  # slow to import
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as e:  # of several libraries, down to the connection's
+        why = " ".join(str(e).split())[:200] or type(e).__name__
+        raise UserError(
+            f"model {name!r} is no path that exists, and the Hugging Face Hub did not give it ({why}); check the name, "
+            "set HF_TOKEN for a gated model, or give a folder"
+        ) from None
 
 
 def _download(asset: Asset, target: Path) -> None:

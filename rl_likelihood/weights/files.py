@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
+from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import gguf_file, hugging_face
 from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS, Source
@@ -249,6 +250,32 @@ def save(
         _write_json(path / "generation_config.json", generation)
         config |= {k: v for k, v in generation.items() if k in config}
     _write_json(path / CONFIG, config)
+
+
+def save_adapters(path: str | os.PathLike, adapters: Params, lora: LoraConfig, base: str) -> None:
+    """Write a folder that peft loads onto the model in the folder `base`."""
+    path, arrays = Path(path), {}
+    for name in lora.targets:
+        a, b = (np.asarray(adapters["layers"][f"{name}_{part}"], np.float32) for part in "ab")
+        theirs = NAMES[name].hf.removesuffix(".weight")
+        for i in range(len(a)):
+            of = f"base_model.model.model.layers.{i}.{theirs}"
+            arrays[f"{of}.lora_A.weight"] = np.ascontiguousarray(a[i].reshape(-1, lora.rank).T)
+            arrays[f"{of}.lora_B.weight"] = np.ascontiguousarray(b[i].reshape(lora.rank, -1).T)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(arrays, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "target_modules": [NAMES[name].hf.split(".")[1] for name in lora.targets],
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    _write_json(path / "adapter_config.json", config)
 
 
 def _shards(wanted: list[Tensor], itemsize: int, limit: int) -> list[list[Tensor]]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader, dequantize
 
-from rl_likelihood.model.decoder import ModelConfig, RopeScaling
+from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights.hugging_face import ALL, CONFIG, FAMILIES, Source
 

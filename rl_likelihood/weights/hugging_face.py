@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from rl_likelihood.model.decoder import ModelConfig, RopeScaling
+from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.rope import RopeScaling, Scaling, YarnScaling
 from rl_likelihood.shapes import UserError
 
 # model_type -> (its class, what the family adds to a plain Llama). GGUF files use the same names.
 FAMILIES: dict[str, tuple[str, dict[str, bool]]] = {
     "llama": ("LlamaForCausalLM", {}),
+    "mistral": ("MistralForCausalLM", {}),
     "qwen2": ("Qwen2ForCausalLM", {"qkv_bias": True}),
     "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True}),
 }
@@ -123,6 +126,8 @@ def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
     slides = any(kind != "full_attention" for kind in kinds)
     if not kinds and config.get("use_sliding_window") and config.get("sliding_window"):
         slides = layers > config.get("max_window_layers", 28)
+    if not kinds and family == "mistral" and config.get("sliding_window"):
+        slides = True
     if slides:
         refuse("sliding_window", config.get("sliding_window"), "full attention in every layer")
 
@@ -153,7 +158,7 @@ def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
     )
 
 
-def _rope(config: dict[str, Any], file: Path, refuse) -> tuple[float, RopeScaling | None]:
+def _rope(config: dict[str, Any], file: Path, refuse) -> tuple[float, Scaling | None]:
     """Theta and scaling: under rope_parameters (transformers 5), or rope_theta beside rope_scaling (before)."""
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if any(isinstance(value, dict) for value in rope.values()):
@@ -165,21 +170,39 @@ def _rope(config: dict[str, Any], file: Path, refuse) -> tuple[float, RopeScalin
         refuse("partial_rotary_factor", partial, "1.0")
     if kind == "default":
         return theta, None
+    original = int(rope.get("original_max_position_embeddings") or config.get("max_position_embeddings") or 0)
+    if kind == "yarn":
+        return theta, _yarn(rope, original, file, refuse)
     if kind != "llama3":
-        refuse("rope_type", kind, "'default' and 'llama3'")
+        refuse("rope_type", kind, "'default', 'llama3' and 'yarn'")
     for field in ("factor", "low_freq_factor", "high_freq_factor"):
         if rope.get(field) is None:
             raise UserError(f"{file}: rope type llama3 needs field {field}; take the {CONFIG} of the model")
-    original = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings")
     return theta, RopeScaling(
-        float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]), int(original)
+        float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]), original
     )
+
+
+def _yarn(rope: dict[str, Any], original: int, file: Path, refuse) -> YarnScaling:
+    if rope.get("factor") is None:
+        raise UserError(f"{file}: rope type yarn needs field factor; take the {CONFIG} of the model")
+    for field, plain in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
+        if rope.get(field, plain) != plain:
+            refuse(field, rope[field], "yarn without it")
+    factor = float(rope["factor"])
+    attention = rope.get("attention_factor") or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
+    fast, slow = float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1)
+    return YarnScaling(factor, fast, slow, original, float(attention))
 
 
 def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
     """config.json of `cfg`, for transformers 5 (rope_parameters) and 4 (rope_theta, rope_scaling) alike."""
     rope: dict[str, Any] = {"rope_type": "default"}
-    if cfg.rope_scaling is not None:
+    if isinstance(cfg.rope_scaling, YarnScaling):
+        fields = dataclasses.asdict(cfg.rope_scaling)
+        original = fields.pop("original_max_position")
+        rope = {"rope_type": "yarn", **fields, "original_max_position_embeddings": original}
+    elif cfg.rope_scaling is not None:
         rope = {
             "rope_type": "llama3",
             "factor": cfg.rope_scaling.factor,
@@ -213,6 +236,8 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
     }
     if cfg.family == "llama":
         config |= {"attention_bias": False, "mlp_bias": False}
+    elif cfg.family == "mistral":
+        config |= {"sliding_window": None}
     else:
         config |= {"use_sliding_window": False}
     return config

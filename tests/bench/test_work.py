@@ -6,7 +6,7 @@ import sys
 import jax
 import numpy as np
 
-from bench import flops, machine, peers, work
+from bench import flops, machine, peers, token_weights, work
 from rl_likelihood.model.decoder import ModelConfig
 
 NANO = ModelConfig("llama", 64, 16, 2, 4, 2, 4, 32, scan_layers=False)
@@ -26,6 +26,13 @@ def test_every_call_runs_and_the_learner_changes_the_weights():
     first, second = (made.calls["learner"]()["loss/kl"] for _ in range(2))
     assert first == 0 and second > 0, "the policy moves, the reference does not"
     assert np.isfinite(made.calls["iteration"]()["grad/norm"])
+
+
+def test_the_rewards_compared_take_a_step_on_the_same_rows():
+    out = {name: call() for name, call in token_weights.calls(work.Case(NANO, SHAPE), tokens=2).items()}
+    assert list(out) == ["avg_log_prob", "nrt", "r3"]
+    first = [float(x["reward/avg_log_prob"]) for x in out.values()]
+    assert first[0] == first[1] == first[2] < 0 and len({float(x["reward/mean"]) for x in out.values()}) == 3
 
 
 def test_every_call_is_timed_in_every_round():

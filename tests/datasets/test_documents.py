@@ -70,8 +70,10 @@ def test_a_document_shorter_than_its_cut_is_refused_by_file_and_line(rows, words
 
 
 def test_all_held_out_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"data.heldout_size = 2 leaves no document"):
-        sources.load(documents(file_of(tmp_path, ["a b c d"]), heldout_size=2))
+    with pytest.raises(UserError, match=r"data.heldout_size = 4 leaves no document"):
+        sources.load(documents(file_of(tmp_path, ["a b c d", "e f g h"]), heldout_size=4))
+    with pytest.raises(UserError, match=r"texts.jsonl holds one work.*data.heldout_path"):
+        sources.load(documents(file_of(tmp_path, ["a b c d"])))
 
 
 def test_a_raw_prompt_is_the_text_and_the_tag(tmp_path):

@@ -184,7 +184,7 @@ def test_log_probs_are_those_of_the_plain_sequences(opens, tmp_path):
     out = evaluated(task, params, task.heldout, folder=tmp_path)
     records = records_of(tmp_path, out)
     scaffold = list(task.fmt.close_think_ids)
-    lent = [r["lent"]["chain"] + r["lent"]["tag"] for r in records]
+    chains = [r["first_sampled"]["chain"] + r["first_sampled"]["tag"] for r in records]
 
     def scores(chains):
         """Of each question's answer after its prompt and one of these chains."""
@@ -203,12 +203,12 @@ def test_log_probs_are_those_of_the_plain_sequences(opens, tmp_path):
     answered = [r["samples"][0]["answer"] is not None for r in records]
     assert any(answered) == opens
     for r in records:  # the tags that were forced on a chain count as its own do
-        assert r["samples"][0]["chain_tokens"] == len(r["lent"]["chain"]) + len(r["lent"]["tag"])
-    assert any(r["lent"]["tag"] for r in records)
+        assert r["samples"][0]["chain_tokens"] == len(r["first_sampled"]["chain"]) + len(r["first_sampled"]["tag"])
+    assert any(r["first_sampled"]["tag"] for r in records)
     near = lambda values: pytest.approx(np.asarray(values), abs=1e-3)
-    assert [r["samples"][0]["log_prob"] for r in records] == near(scores(lent))
+    assert [r["samples"][0]["log_prob"] for r in records] == near(scores(chains))
     assert [r["no_chain"]["log_prob"] for r in records] == near(scores([scaffold] * 5))
-    assert [r["swapped"] for r in records[1:]] == near(scores([scaffold, *lent[:-1]])[1:])
+    assert [r["swapped"] for r in records[1:]] == near(scores([scaffold, *chains[:-1]])[1:])
     assert abs(out["chain_swap_drop"]) > 0.1, "these answers depend on their chains, or the test shows nothing"
 
 
@@ -222,7 +222,7 @@ def test_on_a_tpu_the_reference_does_not_see_the_answer_beside_it(monkeypatch):
     rollout = decode.sample(params, task.collate(task.heldout[:2], np.arange(2)), task.key(EVALUATE), sampler)
     assert (rollout.segment == SAMPLED).any()
     dense, kernel = (
-        _scores(Evaluation(other, params, []), task.heldout[:2], rollout, [None, None])
+        _scores(Evaluation(other, params, []), params, task.heldout[:2], rollout, [None, None])
         for other in (task, dataclasses.replace(task, model=dataclasses.replace(task.model, attention="splash")))
     )
     np.testing.assert_allclose(kernel, dense, atol=1e-3)
@@ -274,7 +274,11 @@ def test_neither_batch_nor_number_of_questions_nor_of_samples_changes_a_chain(tm
     assert [len(records) for records in made.values()] == [5, 5, 5, 2, 5]
     for records in made.values():
         for r, s in zip(made["4"], records, strict=False):
-            assert (r["id"], r["lent"], r["greedy"]["text"]) == (s["id"], s["lent"], s["greedy"]["text"])
+            assert (r["id"], r["first_sampled"], r["greedy"]["text"]) == (
+                s["id"],
+                s["first_sampled"],
+                s["greedy"]["text"],
+            )
             both = [([x["no_chain"], x["greedy"], *x["samples"]]) for x in (r, s)]
             for a, b in zip(*both, strict=False):
                 assert a["log_prob"] == pytest.approx(b["log_prob"], abs=1e-3) and a["answer"] == b["answer"]
@@ -291,7 +295,7 @@ def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
         return [rollout.completion[i, 1][rollout.segment[i, 1] == CHAIN].tolist() for i in uid]
 
     out = evaluated(task, params, task.heldout, folder=tmp_path)
-    chosen = [r["lent"]["chain"] for r in records_of(tmp_path, out)]
+    chosen = [r["first_sampled"]["chain"] for r in records_of(tmp_path, out)]
     assert chosen == chains(EVALUATE)
     assert not [i for i in uid if chosen[i] == chains(SAMPLE)[i]]
 
@@ -430,7 +434,9 @@ def test_many_chains_of_the_first_questions_beside_one_of_all(questions, tmp_pat
         assert both["questions_of"][name] == 3
     assert few["ci95"].items() <= both["ci95"].items() and few["questions_of"].items() <= both["questions_of"].items()
     first, second = (records_of(tmp_path, {"records": both[k]}) for k in ("records", "records_mc"))
-    assert [r["lent"] for r in first[:3]] == [r["lent"] for r in second], "the same chains, and more of them"
+    assert [r["first_sampled"] for r in first[:3]] == [r["first_sampled"] for r in second], (
+        "the same chains, and more of them"
+    )
     fast = evaluated(dataclasses.replace(task, config=settings), params, task.heldout, fast=True)
     assert "log_prob_mc4" not in fast
 

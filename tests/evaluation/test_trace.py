@@ -36,7 +36,7 @@ def test_the_curve_is_the_answer_after_each_part(tmp_path):
     tag = list(task.fmt.close_think_ids)
     for row, r in zip(task.heldout, records_of(tmp_path, out), strict=False):
         assert r["trace"][0] == r["no_chain"]["log_prob"] and r["trace"][-1] == r["samples"][0]["log_prob"]
-        chain = r["lent"]["chain"]
+        chain = r["first_sampled"]["chain"]
         for part, got in zip(
             trace.cuts(chain, tokens_before_tags(np.array(chain), task.fmt)), r["trace"][1:-1], strict=True
         ):

@@ -1,4 +1,4 @@
-"""AdamW, its schedule, its clip and what decays, against the formulas."""
+"""AdamW, schedules, the clip and what decays, against the formulas; what the other optimizers do."""
 
 import math
 
@@ -8,7 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from rl_likelihood.learner.optimizer import OptimizerConfig, clip_by_global_norm, make_optimizer, schedule
+from rl_likelihood.learner.optimizer import (
+    OPTIMIZERS,
+    OptimizerConfig,
+    clip_by_global_norm,
+    make_optimizer,
+    schedule,
+)
+from rl_likelihood.learner.rows import StepConfig
+from rl_likelihood.learner.step import state_shardings
+from rl_likelihood.mesh import make_mesh
 from tests.small import random_params, tiny
 
 
@@ -31,6 +40,17 @@ def test_no_warm_up_and_a_warm_up_longer_than_the_run(warmup, total):
         np.testing.assert_allclose([float(lr(i)) for i in range(len(ramp))], ramp, rtol=1e-6)
         assert float(lr(len(ramp))) == pytest.approx(1.0)
     assert float(constant(1000)) == 1.0 and float(cosine(1000)) == 0.0
+
+
+def test_linear_and_warmup_stable_decay():
+    common = {"lr": 2.0, "warmup_steps": 2, "total_steps": 12, "final_lr_fraction": 0.5}
+    linear = schedule(OptimizerConfig(schedule="linear", **common))
+    np.testing.assert_allclose([float(linear(i)) for i in range(2, 14)], [*np.linspace(2, 1, 11), 1], rtol=1e-6)
+    wsd = schedule(OptimizerConfig(schedule="wsd", decay_fraction=1 / 3, **common))
+    expected = [2 / 3, 4 / 3, *[2] * 6, *np.linspace(2, 1, 5), 1]
+    np.testing.assert_allclose([float(wsd(i)) for i in range(14)], expected, rtol=1e-6)
+    late = schedule(OptimizerConfig(schedule="wsd", decay_fraction=1.0, **common))
+    assert float(late(2)) == 2.0 and float(late(12)) < 1.2, "the end begins after the warm-up"
 
 
 CFG = OptimizerConfig(
@@ -85,3 +105,43 @@ def test_a_small_gradient_is_not_scaled():
         sizes.append(-float(optimizer.update(grads, optimizer.init(params), params)[0]["embed"][0, 0]))
     # Norms 0.2 and 0.8 stay, 8 is cut to 1.
     np.testing.assert_allclose(np.array(sizes) * 1e6, [0.1, 0.4, 0.5], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_downhill_and_its_moments_lie_as_its_parameters(name):
+    model, mesh = tiny(), make_mesh((2, 2, 1), jax.devices()[:4])
+    params, goal = random_params(model), random_params(model, 1)
+    cfg = OptimizerConfig(name, lr=0.05, schedule="constant", warmup_steps=0, momentum_dtype="bfloat16")
+    optimizer = make_optimizer(cfg)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.tree.map(jnp.subtract, params, goal)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, optax.tree.norm(grads)
+
+    at = state_shardings(mesh, model, optimizer, StepConfig()).opt_state
+    state = jax.jit(optimizer.init, out_shardings=at)(params)
+    split = [x for x in jax.tree.leaves(state) if not x.sharding.is_fully_replicated]
+    assert len(split) == {"adamw": 16, "muon": 9}.get(name, 8)
+    norms = []
+    for _ in range(20):
+        params, state, norm = step(params, state)
+        norms.append(float(norm))
+    assert norms[-1] < 0.9 * norms[0]
+
+
+def test_muon_makes_each_matrix_of_each_layer_orthogonal():
+    model = tiny(layers=2)
+    params, grads = random_params(model), random_params(model, 1)
+    cfg = OptimizerConfig("muon", lr=1.0, schedule="constant", warmup_steps=0, clip_norm=0.0, b1=0.0)
+    optimizer = make_optimizer(cfg)
+    updates = jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]["layers"]
+    for name in ("q", "o", "gate"):
+        rows = model.heads * model.head_dim if name == "o" else model.width
+        for one, g in zip(updates[name], grads["layers"][name], strict=True):
+            got, of = np.linalg.svd(one.reshape(rows, -1))[1], np.linalg.svd(g.reshape(rows, -1))[1]
+            size = 0.2 * math.sqrt(max(one.reshape(rows, -1).shape))
+            assert of.max() > 10 * of.min() and got.max() < 1.3 * size and got.min() > 0.3 * size, name
+    # What is no matrix of a layer is AdamW's: its first step is the gradient's sign.
+    np.testing.assert_allclose(updates["attn_norm"], -np.sign(grads["layers"]["attn_norm"]), atol=1e-3)

@@ -274,6 +274,21 @@ def test_a_step_without_a_proxy_carries_none():
     assert steps_of(rewarded("log_prob", two_branches=True), 1)[0][0].proxy is None
 
 
+@pytest.mark.parametrize("every, decay", [(2, 0.0), (1, 0.75)])
+def test_a_reference_that_follows_the_policy_is_the_one_of_the_kl_term(every, decay):
+    loss = LossConfig(kl="k3", kl_coef=0.1, reference_every=every, reference_decay=decay)
+    cfg = rewarded("avg_log_prob", two_branches=True, loss=loss)
+    assert not cfg.with_reference
+    (first, out1, _), (second, _, _), (_, out3, _) = steps_of(cfg, 3)
+    moved = combined(decay, PARAMS, 1 - decay, first.params) if every == 1 else PARAMS
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), first.reference, moved)
+    moved = combined(decay, moved, 1 - decay, second.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), second.reference, moved)
+    assert float(out1["loss/kl"]) == pytest.approx(0, abs=1e-7)
+    # The third step measures against what the second left: nothing where it became the policy.
+    assert float(out3["loss/kl"]) == pytest.approx(0, abs=1e-7) if decay == 0 else float(out3["loss/kl"]) > 1e-6
+
+
 # ------------------------------------------------------------------ filters
 
 

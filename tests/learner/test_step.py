@@ -376,7 +376,7 @@ def test_devices_are_one(shape):
 
 
 @pytest.mark.parametrize("shape", [None, MESHES["mixed"]], ids=["one", "mixed"])
-def test_unrolled_layers_and_a_reference_model_laid_out_for_them_are_scanned_ones(shape):
+def test_unrolled_layers_and_an_unstacked_reference_model_are_scanned_ones(shape):
     scanned, unrolled = trained(None), trained(shape, scan=False)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5), scanned[:2], unrolled[:2])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5), scanned[2], unrolled[2])
@@ -529,7 +529,7 @@ def test_the_state_is_given_away_and_not_held_twice():
 
 @pytest.mark.parametrize("kl", [0.0, 0.1])
 @pytest.mark.parametrize("scan, micro, most", [(True, 0, 1.75), (False, 0, 1.75), (True, 1, 2.6), (False, 1, 2.6)])
-def test_beside_the_state_a_step_holds_one_gradient_and_in_portions_one_tree_more(scan, micro, most, kl):
+def test_beside_the_state_a_step_holds_one_gradient_and_in_micro_batches_one_tree_more(scan, micro, most, kl):
     """Of a model so large that a batch's own values count for little: in copies of its parameters. A reference model
     is beside them as it is given, and not copied."""
     model = tiny(layers=8, width=256, mlp=1024, scan_layers=scan)

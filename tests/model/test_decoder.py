@@ -9,8 +9,9 @@ import pytest
 
 from rl_likelihood.mesh import make_mesh, row_shards
 from rl_likelihood.model import decoder, decoding
-from rl_likelihood.model.decoder import Completions, RopeScaling, forward, head_matrix, param_specs
+from rl_likelihood.model.decoder import Completions, forward, head_matrix, param_specs
 from rl_likelihood.model.head import token_stats
+from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED
 from tests.small import OPTIMIZED, TINY, branches, log_softmax, random_batch, random_params, reference_frequencies, tiny
 from tests.small import reference_logits as by_hand

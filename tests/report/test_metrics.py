@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.report import metrics
-from rl_likelihood.report.tracking import Tracker
+from rl_likelihood.report.tracking import Tracker, board
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -217,3 +217,19 @@ def test_durations():
 def test_json_files_hold_no_nan_word(tmp_path):
     run_files.append(tmp_path / "m.jsonl", {"step": 1, "x": [math.nan]})
     json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_tensorboard_s_files_have_the_numbers(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    with metrics.MetricsWriter(tmp_path, 5, 0, Tracker(tmp_path, "off", "p", {}, board(tmp_path, 0))) as writer:
+        writer.metrics(1, {"reward/mean": 1.5})
+        writer.eval(2, {"greedy_success": 0.25})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, values = file.read_bytes(), {}
+    while data:  # records: a length of eight bytes, its checksum of four, the event, its checksum of four
+        size = int.from_bytes(data[:8], "little")
+        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+        values |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
+    assert values == {(1, "reward/mean"): 1.5, (2, "eval/greedy_success"): 0.25}

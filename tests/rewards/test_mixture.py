@@ -58,7 +58,7 @@ def test_every_grader_is_a_reward_and_every_row_says_what_it_is():
     table = reward_table()
     assert set(table) == set(REWARDS) | set(GRADERS)
     for name, reward in table.items():
-        assert reward.about and (reward.function is None) == (reward.kind == "grader"), name
+        assert reward.about and (reward.function is None) == (reward.kind in ("grader", "judge")), name
         assert set(reward.reads) <= {"chain", "answer", "reference", "group"}, name
 
 
@@ -116,11 +116,15 @@ AS_PUBLISHED = {
     "max_rl": ("loo", "seq_sum", (0, 0), ("none", 0), 3, 1.0),
     "rlp": ("loo", "seq_mean", (0.2, 0.2), ("none", 0), 16, 0.7),
     "rpt": ("std", "seq_mean", (0.2, 0.2), ("none", 0), 3, 1.0),
+    "covrl": ("loo", "seq_sum", (0, 0), ("none", 0), 8, 1.0),
+    "ravr": ("loo", "seq_sum", (0, 0), ("none", 0), 8, 1.0),
+    "opsd": ("loo", "token_mean", (0, 0), ("none", 0), 3, 1.1),
     "em_rl_sequence": ("loo", "seq_sum", (0, 0), ("k3", 0.001), 4, 1.0),
 }
 
 
-EXACT = ("kw_log_prob", "kw_jepo", "verifree", "jepo_tang", "latro", "nrt")  # with the whole answer term
+# With the whole answer term.
+EXACT = ("kw_log_prob", "kw_jepo", "verifree", "jepo_tang", "latro", "nrt", "covrl", "ravr")
 # What else a method is known by.
 OWN = {
     "vr_cli": {"reward.name": "vr_cli", "reward.baseline": "frozen"},
@@ -135,7 +139,10 @@ OWN = {
     "delta_l": {"loss.delta_l_alpha": 1.0},
     "gdpo": {"reward.name": "exact_match/std + format/std"},
     "rlp": {"reward.name": "log_prob"},
-    "rpt": {"reward.name": "prefix"},
+    "rpt": {"reward.name": "prefix_token"},
+    "covrl": {"posterior.share": 0.5, "posterior.target": 0.5, "posterior.answer_rows": "positive"},
+    "ravr": {"posterior.share": 0.5, "posterior.target": 1.0, "posterior.kl": 1.0},
+    "opsd": {"reward.name": "0*log_prob", "posterior.distill": 1.0, "sampler.temperature": 1.1},
     "max_rl": {"reward.name": "max_rl(exact_match)"},
 }
 

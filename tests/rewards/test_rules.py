@@ -406,3 +406,10 @@ def test_hostile_text_is_only_judged(text):
 def test_vote_share_by_hand():
     groups = [["1", "1 ", "2", None], [None, None, None, None]]
     np.testing.assert_allclose(rules.vote_share(groups), [[0.5, 0.5, 0.25, 0], [0, 0, 0, 0]])
+
+
+def test_a_prefix_ends_where_a_token_of_the_reference_does():
+    """`ends` in bytes: "né" is three."""
+    reference, ends = "née là", frozenset({3, 5, 8})
+    for said, right in (("né", 1), ("née ", 0), ("née l", 0), ("née là ", 1), ("ne", 0), ("", 0), (None, 0)):
+        assert rules.token_prefix(reference, ends, said) == right, said

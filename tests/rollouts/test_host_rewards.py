@@ -9,7 +9,7 @@ import pytest
 from rl_likelihood.config import build
 from rl_likelihood.grading.gym import pack
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.rollouts.host_rewards import host_rewards, responses, sampled_texts
+from rl_likelihood.rollouts.host_rewards import host_rewards, responses, sampled_texts, token_ends
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, Rollout, UserError
 from rl_likelihood.tables import grader_table
 from rl_likelihood.task import load
@@ -68,6 +68,22 @@ def test_a_grader_that_is_no_row_is_refused(tmp_path):
     file.write_text("GRADERS = {'mine': len}")
     with pytest.raises(UserError, match="own.py.* 'mine' .*Grader"):
         grader_table(str(file))
+
+
+def test_a_prefix_of_tokens_is_judged_by_the_ids_of_the_reference():
+    """Over bytes each beginning ends with a token; with ids of two bytes only every second one does."""
+    task = task_of("prefix_token")
+    row = task.heldout[0]
+    row = dataclasses.replace(row, example=dataclasses.replace(row.example, answer="abcd"))
+    ids = task.tokenizer(">abcd</answer>", add_special_tokens=False)["input_ids"]
+    whole = dataclasses.replace(row, answer_ids=np.array(ids))
+    assert token_ends(whole, task.fmt) == {1, 2, 3, 4}
+    pairs = dataclasses.replace(task.fmt, vocab_bytes=(b">a", b"bc", b"d<", b"/answer>"))
+    assert token_ends(dataclasses.replace(row, answer_ids=np.arange(4)), pairs) == {1, 3}
+    rollout, _ = rollout_of(task, [("1</think>\n<answer", f">{said}</answer") for said in ("ab", "ax", "abcd")])
+    with Pool() as pool:
+        rewards, _, _ = host_rewards(task, pool, rollout, [whole], sampled_texts(task, rollout))
+    assert rewards["prefix_token"].tolist() == [[1, 0, 1]]
 
 
 @isolated

@@ -38,7 +38,7 @@ def run(workdir, **overrides):
 def test_a_split_run_is_the_shared_run(tmp_path):
     """To the last bit: the same learner's mesh, four devices of which the other run has no more than these."""
     mesh = {"mesh__fsdp": 2, "mesh__tensor": 2}
-    apart = run(tmp_path / "apart", **mesh, sampler__devices="4")
+    split = run(tmp_path / "split", **mesh, sampler__devices="4")
     config = config_file(tmp_path, **mesh, eval__prompts=0)
     four = re.sub(r"(device_count=)\d+", r"\g<1>4", os.environ["XLA_FLAGS"])
     command = ["-m", "rl_likelihood.train", f"--config={config}", f"--workdir={tmp_path / 'shared'}"]
@@ -46,12 +46,12 @@ def test_a_split_run_is_the_shared_run(tmp_path):
     subprocess.run([sys.executable, *command], env=environment, check=True, capture_output=True)
     shared = run_files.read(tmp_path / "shared" / "metrics.jsonl")
     clock = ("time/", "tokens_per_second", "queue/depth")
-    for a, b in zip(shared, apart, strict=True):
+    for a, b in zip(shared, split, strict=True):
         assert b["queue/lag"] == b["queue/dropped"] == 0
         assert {k: v for k, v in a.items() if not k.startswith(clock)} == {
             k: v for k, v in b.items() if not k.startswith(clock)
         }
-    one, two = (run_files.read(tmp_path / name / "samples.jsonl") for name in ("shared", "apart"))
+    one, two = (run_files.read(tmp_path / name / "samples.jsonl") for name in ("shared", "split"))
     assert one == two
 
 

@@ -1,9 +1,11 @@
 """What ends a run from outside, as a user does it: `| head`, a closed terminal, a wrong coordinator, a full disk."""
 
+import contextlib
 import json
 import os
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -61,6 +63,41 @@ def test_a_reader_that_has_seen_enough_does_not_end_the_run(tmp_path):
     assert process.wait(300) == 0
     assert status(tmp_path / "run")["state"] == "done"
     assert len(run_files.read(tmp_path / "run" / run_files.METRICS)) == 4
+
+
+def on_a_terminal(folder: Path, **changes) -> tuple[subprocess.Popen, int]:
+    """`train` on a pseudo terminal, and the side of it that a terminal program reads."""
+    config = config_file(folder, **{**ONE, **changes})
+    words = ["-m", "rl_likelihood.train", f"--config={config}", f"--workdir={folder / 'run'}"]
+    screen, stdout = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, env=one_device(), stdin=stdout, stdout=stdout, stderr=stdout
+    )
+    os.close(stdout)
+    return process, screen
+
+
+def test_on_a_terminal_a_run_shows_its_bar_and_its_lines(tmp_path):
+    process, screen = on_a_terminal(tmp_path, **{"eval.prompts": 5, "train.steps": 3})
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side is closed
+        while part := os.read(screen, 65536):
+            shown += part
+    os.close(screen)
+    assert process.wait(300) == 0, shown.decode()
+    assert all(words in shown.decode() for words in ("1 of 3 steps", "step 3/3", "5 questions")), shown.decode()
+
+
+def test_a_terminal_that_is_gone_ends_no_run(tmp_path):
+    process, screen = on_a_terminal(tmp_path, **{"train.steps": 30, "train.checkpoint_every": 30})
+    metrics = tmp_path / "run" / run_files.METRICS
+    while not metrics.exists():
+        if select.select([screen], [], [], 0.1)[0]:
+            os.read(screen, 65536)
+        assert process.poll() is None
+    os.close(screen)  # the kernel sends HUP
+    assert process.wait(300) == 0
+    assert status(tmp_path / "run")["state"] in ("done", "interrupted") and status(tmp_path / "run")["step"] > 0
 
 
 def test_a_run_started_without_stdout_and_stderr_runs(tmp_path):

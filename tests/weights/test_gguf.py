@@ -10,7 +10,8 @@ import pytest
 from gguf import GGMLQuantizationType as Quant
 from safetensors.numpy import load_file, save_file
 
-from rl_likelihood.model.decoder import ModelConfig, RopeScaling
+from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.weights import files
 from tests.weights.make_checkpoints import BASE, CONFIGS, random_params
 from tests.weights.test_refused import refusal, truncate

@@ -56,9 +56,9 @@ function talk(messages) {  // a conversation: what the model writes, and the env
     const out = [make("p", {class: "text"}, m.text || "(empty)")];
     if (m.tokens) {
       const p = Math.exp(m.logp.reduce((sum, l) => sum + l, 0) / m.logp.length);
-      const gain = before === null ? "" : `, ${p >= before ? "+" : ""}${short(p - before)} by the message before`;
+      const gain = before === null ? "" : `, ${p >= before ? "+" : ""}${short(p - before)} since the last message`;
       before = p;
-      out.push(answer(m, m.logp, `here, ${short(p)} a token${gain}`));
+      out.push(answer(m, m.logp, `before this message, ${short(p)} a token${gain}`));
     }
     return out;
   });

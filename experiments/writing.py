@@ -1,0 +1,89 @@
+"""Prose and verse with SmolLM2-135M-Instruct: sonnets and novels, six ways to train, three seeds: 36 runs of 20 steps.
+
+    python -m rl_likelihood.sweep experiments/writing.py --prepare
+    python -m rl_likelihood.reer --config=configs/writing.py:data=runs/writing_data/sonnets.txt,form=verse \\
+        --workdir=runs/writing_data/verse_reer --config.data.train_size=32
+    python -m rl_likelihood.reer --config=configs/writing.py:data=runs/writing_data/novels \\
+        --workdir=runs/writing_data/prose_reer --config.data.train_size=32
+    python -m rl_likelihood.sweep experiments/writing.py --run
+    python -m rl_likelihood.sweep experiments/writing.py --table
+
+Put the texts there first: runs/writing_data/sonnets.txt, poems of 8 + 6 lines with blank lines between them, and
+runs/writing_data/novels, a .txt file for each novel, two at least. --prepare writes the held-out questions as rows, for
+the runs that learn chains of the search. All runs of a task have the same held-out works.
+
+Hardware: two x86-64 CPU cores, 10 GB of memory, 70 GB of disk. Time: not measured for the whole; docs/writing.md says
+what was run.
+
+The result is three numbers: the length of the chain, what the chain adds (perplexity against perplexity_no_chain), and
+the control (perplexity_swapped, after another prompt's chain). A model of 135 M hardly ever closes its chain by itself
+and cannot plan a text, so no gain over no chain is expected. What it can show is whether a reward shortens chains, and
+whether what they add is of the prompt or of the style alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from configs.writing import get_config
+from rl_likelihood.config import build
+from rl_likelihood.datasets import sources
+from rl_likelihood.shapes import UserError
+from rl_likelihood.sweeps.grid import Overrides, chain, named, product, sweep
+
+DATA = "runs/writing_data"
+RESOURCES = {"CPU": 2}
+TASKS = {"verse": f"data={DATA}/sonnets.txt,form=verse", "prose": f"data={DATA}/novels,form=next_passage"}
+SMALL: Overrides = {
+    "sampler.group_size": 4,
+    "sampler.max_chain": 96,
+    "sampler.width_multiple": 32,
+    "optim.lr": 2e-5,
+    "train.steps": 20,
+    "train.eval_every": 0,
+    "train.checkpoint_every": 5,
+    "train.keep_checkpoints": 1,
+    "train.keep_optimizer": False,
+    "eval.prompts": 15,
+    "eval.samples": 2,
+    "eval.max_sampled_answer": 240,
+}
+REWARDS: dict[str, Overrides] = {
+    "avg_log_prob": {"preset": "kw_avg_log_prob"},
+    "vr_cli": {"preset": "vr_cli"},
+    "r3": {"preset": "dro"},
+    "nrt": {"preset": "nrt"},
+    "sft": {"reward.name": "sft"},
+}
+
+
+def of_task(task: str) -> list[Overrides]:
+    """The runs of one task, but for their seeds."""
+    learned = {
+        "reward.name": "sft",
+        "reward.sft_chain": "both",
+        "data.source": "files",
+        "data.train_path": f"{DATA}/{task}_reer/reer.jsonl",
+        "data.heldout_path": f"{DATA}/{task}_heldout.jsonl",
+    }
+    points = chain(named("reward", REWARDS), named("reward", {"reer_sft": learned}))
+    group = {"sampler.group_size": 4}  # the presets have their papers'
+    return product(named("task", {task: {"config": f"configs/writing.py:{TASKS[task]}"}}), [SMALL], points, [group])
+
+
+def get_sweep() -> list[Overrides]:
+    return product(sweep("seed", (0, 1, 2)), chain(*map(of_task, TASKS)))
+
+
+def prepare() -> None:
+    """Write the held-out questions of each task as rows."""
+    for task, arguments in TASKS.items():
+        data = build(get_config(arguments)).data
+        if not Path(data.train_path).exists():
+            raise UserError(f"{data.train_path} does not exist; put the texts there, as experiments/writing.py says")
+        heldout = sources.load(data, training=False)[1]
+        rows = [{"id": e.id, "prompt": e.prompt, "answer": e.answer} for e in heldout]
+        path = Path(DATA) / f"{task}_heldout.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        print(f"{path}: {len(rows)} questions")

@@ -1,0 +1,223 @@
+"""The package from Python, for notebooks and scripts: thin functions over what the commands do.
+
+    from rl_likelihood import api
+
+    config = api.config("configs/tiny.py:steps=40", {"optim.lr": 1e-3})
+    run = api.train(config, "runs/first")
+    run.metrics.plot(y="reward/mean")
+    api.generate(run, ["3 + 4"], samples=2)
+    api.score(run, "3 + 4", chain="3 and 4 more is 7.", answer="7")
+
+docs/python.md explains them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import html
+import json
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rl_likelihood.config import apply_preset, build, flatten, tree
+from rl_likelihood.data.prompts import EncodedExample, collate, completion_ids, encode_all
+from rl_likelihood.fields import did_you_mean
+from rl_likelihood.grading.graders import extract_answer
+from rl_likelihood.learner.batching import given_rollout, to_batch
+from rl_likelihood.learner.step import make_score
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.rewards.likelihood import OBJECTIVES
+from rl_likelihood.rollouts.host_rewards import sampled_texts
+from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.runtime.workdir import CONFIG, pinned_date
+from rl_likelihood.sampler import decode
+from rl_likelihood.shapes import PAD, REFERENCE, Example, UserError
+from rl_likelihood.task import EVALUATE, Task, known_model, load, run_on
+from rl_likelihood.train import run as run_training
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def config(file: str = "", fields: dict[str, Any] | None = None) -> ConfigDict:
+    """The config of `configs/NAME.py[:key=value,...]`, or the defaults, with other values of some fields.
+
+    `fields` are as on the command line, {"optim.lr": 1e-4}; a "preset" among them sets its fields first.
+    """
+    fields, c = fields or {}, tree()
+    if file:
+        path, _, argument = file.partition(":")
+        if not Path(path).is_file():
+            raise UserError(f"config file {path} does not exist")
+        sys.path.insert(0, str(Path(path).resolve().parent.parent))  # configs import one another as configs.NAME
+        try:
+            c = runpy.run_path(path)["get_config"](argument)
+        finally:
+            sys.path.pop(0)
+    known = flatten(c)
+    for name in fields:
+        if name not in known:
+            raise UserError(f"the config has no field {name}; {did_you_mean(name, known)}docs/config.md lists all")
+    c.update_from_flattened_dict(fields)
+    apply_preset(c, list(fields))
+    return c
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run in its workdir, and the model of one of its checkpoints."""
+
+    workdir: Path
+    step: int
+    task: Task
+    params: Params
+
+    def frame(self, name: str) -> pandas.DataFrame:
+        """A file of JSON lines in the workdir as a table, by step."""
+        try:
+            import pandas
+        except ImportError as e:
+            raise UserError("tables need pandas; install it with pip install 'rl_likelihood[notebook]'") from e
+        path = self.workdir / name
+        table = pandas.DataFrame(run_files.read(path) if path.exists() else [])
+        return table.set_index("step") if "step" in table else table
+
+    @property
+    def metrics(self) -> pandas.DataFrame:
+        """metrics.jsonl: one row for each step (docs/metrics.md)."""
+        return self.frame(run_files.METRICS)
+
+    @property
+    def evaluations(self) -> pandas.DataFrame:
+        """eval.jsonl: one row for each evaluation."""
+        return self.frame(run_files.EVAL)
+
+    @property
+    def samples(self) -> pandas.DataFrame:
+        """samples.jsonl: chains of training, with what they scored."""
+        return self.frame(run_files.SAMPLES)
+
+    @functools.cached_property
+    def weights(self) -> Params:
+        """The parameters as the sampler reads them."""
+        return decode.prepare(self.params, self.task.model)
+
+    def encoded(self, prompts: Sequence[str], answers: Sequence[str]) -> list[EncodedExample]:
+        """Questions with their answers in ids, as the run asks them."""
+        c, task = self.task.config.prompt, self.task
+        examples = [Example(f"prompt {i}", p, a) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))]
+        wide = dataclasses.replace(c, max_prompt=task.model.max_position, max_answer=task.model.max_position)
+        return encode_all(examples, task.tokenizer, wide, task.fmt)
+
+
+def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> Run:
+    """Trains as `python -m rl_likelihood.train` does: the same workdir goes on where it stopped."""
+    run_training(build(config), Path(workdir), force)
+    return load_run(workdir)
+
+
+def load_run(workdir: str | Path, step: int | None = None) -> Run:
+    """The run of a workdir with the model of one checkpoint, by default the newest."""
+    workdir = Path(workdir)
+    c = tree()
+    if not (workdir / CONFIG).exists():
+        raise UserError(f"{workdir} holds no {CONFIG}; give the workdir of a run")
+    saved = json.loads((workdir / CONFIG).read_text())
+    c.update_from_flattened_dict({name: value for name, value in saved.items() if name in flatten(c)})
+    settings = build(c)
+    date = pinned_date(workdir, settings.prompt.date)
+    settings = dataclasses.replace(settings, prompt=dataclasses.replace(settings.prompt, date=date))
+    known = known_model(settings, workdir, *checkpoint.describe(workdir)[:3])
+    task, _ = load(settings, training=False, known=known)
+    model, params, step, _ = checkpoint.restore_params(workdir, step)
+    model = run_on(model, settings, jax.default_backend())
+    return Run(workdir, step, dataclasses.replace(task, model=model), jax.device_put(params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """One chain of thought with its answer (None where the model gave none), and the whole text."""
+
+    chain: str
+    answer: str | None
+    text: str
+
+
+def generate(
+    run: Run, prompts: Sequence[str], samples: int = 0, seed: int = 0, max_chain: int = 0
+) -> list[list[Generated]]:
+    """For each prompt a greedy chain with its answer, then `samples` as the run's fields of `eval` draw them."""
+    if not prompts:
+        return []
+    task, c = run.task, run.task.config
+    rows = run.encoded(prompts, ["0"] * len(prompts))
+    longest = max_chain or c.sampler.max_chain
+    cfg = task.eval_sampler(samples, width_multiple=0, max_chain=longest, max_sampled_answer=c.eval_answer)
+    collated = task.collate(rows, np.arange(len(rows)), max(len(row.prompt_ids) for row in rows))
+    key = jax.random.fold_in(task.key(EVALUATE), seed)
+    rollout = decode.sample(run.weights, collated, key, cfg)
+
+    def read(text: str) -> Generated:
+        chain = text.split(task.fmt.answer_open)[0].split(task.fmt.think_close)[0].strip()
+        return Generated(chain, extract_answer(text, task.fmt), text)
+
+    return [[read(text) for text in group] for group in sampled_texts(task, rollout)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How likely the model finds an answer after a chain: log-probs in nats of each token, and every likelihood reward.
+
+    `chain`, `answer`: (token, log-prob) pairs; `rewards` are of the tokens of the answer that count
+    (prompt.score_delims), `without_chain` the same rewards after an empty chain. A notebook shows it in colours.
+    """
+
+    chain: list[tuple[str, float]]
+    answer: list[tuple[str, float]]
+    rewards: dict[str, float]
+    without_chain: dict[str, float]
+
+    def _repr_html_(self) -> str:
+        words = []
+        for token, logp in [*self.chain, *self.answer]:
+            hue = 120 * float(np.exp(logp))  # from red, impossible, to green, certain
+            style = f"background: hsl({hue:.0f} 80% 85%); color: black; white-space: pre-wrap"
+            words.append(f'<span style="{style}" title="{logp:.3f} nats">{html.escape(token)}</span>')
+        rows = "".join(
+            f"<tr><td>{name}</td><td>{value:.4g}</td><td>{self.without_chain[name]:.4g}</td></tr>"
+            for name, value in self.rewards.items()
+        )
+        head = "<tr><th>reward</th><th>after the chain</th><th>without it</th></tr>"
+        return f"<div>{''.join(words)}</div><table>{head}{rows}</table>"
+
+
+def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
+    """The log-probs of a chain and, after it, of a reference answer, and the rewards these give."""
+    task = run.task
+    (row,) = run.encoded([prompt], [answer])
+    targets = [completion_ids(row, text, task.tokenizer, task.fmt) for text in (chain, "")]
+    width = max(len(ids) for ids, _ in targets)
+    given = collate([row, row], np.arange(2), len(row.prompt_ids), len(row.answer_ids), task.fmt.pad_id)
+    batch = to_batch(given_rollout(given, targets, task.fmt.pad_id, width))
+    step = dataclasses.replace(task.config.step, two_branches=False, temperature=1.0, micro_batch_prompts=0)
+    stats = make_score(task.model, step)(run.params, batch).stats
+    logp = np.asarray(stats.log_prob)[:, 0]
+
+    def tokens(of_answer: bool) -> list[tuple[str, float]]:
+        ids, kinds = targets[0]
+        wanted = np.flatnonzero((kinds == REFERENCE) == of_answer)
+        return [(task.tokenizer.decode([ids[t]]), float(logp[0, t])) for t in wanted if kinds[t] != PAD]
+
+    def rewards(i: int) -> dict[str, float]:
+        given = logp[i][None, None], np.asarray(batch.scored[i])[None], np.ones((1, 1), bool)
+        return {name: float(objective(*given)[0]) for name, objective in OBJECTIVES.items()}
+
+    return Score(tokens(False), tokens(True), rewards(0), rewards(1))

@@ -1,0 +1,120 @@
+"""Chains of a teacher: python -m rl_likelihood.distill --config=... --workdir=DIR --config.distill.teacher=...
+
+The teacher, a server that speaks OpenAI's chat protocol or a model of any kind that model.path takes, answers each
+training question. DIR/distill.jsonl has the chains that lead to an answer that the grader calls right, or, with
+distill.accept=likelihood, to a likelier reference; it feeds warm_start.chains=given and reward.sft_chain.
+DIR/dropped.jsonl has the other questions and why. After Ctrl-C or a kill the same command goes on, and asks nothing
+twice. Limits of calls and tokens, the key's variable and the rest of an address's settings are those of judge.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from rl_likelihood.cli.command import define_processes, from_flags, run_main
+from rl_likelihood.config import build
+from rl_likelihood.data.prompts import INSTRUCTION
+from rl_likelihood.datasets.questions import digest
+from rl_likelihood.grading.pool import Pool
+from rl_likelihood.rollouts.asked_judge import http_settings
+from rl_likelihood.rollouts.endpoint import Endpoint
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.devices import make_devices, sampler_weights
+from rl_likelihood.runtime.progress import Progress
+from rl_likelihood.runtime.workdir import keep_inputs
+from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
+from rl_likelihood.search.proposer import Ask, Length, asks_of, model_proposer, with_model
+from rl_likelihood.search.rounds import Finder, Journal
+from rl_likelihood.search.teacher import chosen, http_proposer, parsed
+from rl_likelihood.settings import Config
+from rl_likelihood.shapes import UserError
+from rl_likelihood.tables import grader_table
+from rl_likelihood.task import load
+
+DISTILL = "distill.jsonl"
+
+
+def main() -> None:
+    values, _ = from_flags()
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is missing; give the folder for the chains, for example --workdir=runs/teacher")
+    c, workdir = build(values), Path(flags.FLAGS.workdir)
+    try:
+        with claimed(c, workdir) as dated:
+            f = finder(dated, workdir)
+            questions = digest([row.example for row in f.task.train], [])
+            distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, questions))
+            distill(f, workdir)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        sys.exit(130)
+
+
+def finder(c: Config, workdir: Path) -> Finder:
+    """The teacher, the questions and, where a likelihood decides, the model that says it."""
+    d = c.distill
+    if not d.teacher:
+        raise UserError("distill.teacher is empty; name a model or the address of a server, as http://HOST:PORT/v1")
+    if d.accept == "grader" and c.eval.grader == "none":
+        raise UserError("eval.grader is none, but distill.accept is 'grader'; name a grader or accept by likelihood")
+    devices = make_devices(c)
+    task, params = load(c, mesh=devices.learner)
+    if "://" in d.teacher:
+        endpoint = Endpoint(http_settings(c.judge, workdir, d.teacher, d.name, "distill.teacher"))
+        endpoint.refuse_unreachable()
+        propose = http_proposer(endpoint, d.temperature, task.fmt)
+    else:
+        own, weights = with_model(task, d.teacher, devices.learner)
+        propose = model_proposer(own, sampler_weights(weights, own.model, devices), d.temperature)
+    return Finder(task, params, asks_of(task), propose, Journal(workdir), devices, say=say)
+
+
+def distill(f: Finder, workdir: Path) -> None:
+    """Asks the teacher for what is not there yet, and writes the chains and the dropped questions."""
+    c, n = f.task.config, len(f.task.train)
+    length = Length(c.distill.replies, f.task.fmt.answer_close + ">", c.distill.max_new)
+    asked = f.journal.of("teacher", 0)
+    for i in [i for i, line in asked.items() if not line["replies"]]:
+        del asked[i]  # a call that failed is made again
+
+    def make(part: list[int]) -> list[dict[str, Any]]:
+        instruction = c.prompt.instruction or INSTRUCTION
+        asks = [Ask(i, f"{instruction}\n\n{f.task.train[i].example.prompt}", "") for i in part]
+        progress.advance(len(part))
+        return [{"replies": group} for group in f.replies(asks, 0, length)]
+
+    with Progress("asked the teacher", n, "questions", f.say, done=len(asked)) as progress:
+        lines = f.each("teacher", 0, range(n), make)
+    table = grader_table(c.reward.file)
+    pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code, table=table)
+    good: list[dict[str, Any]] = []
+    dropped: list[dict[str, Any]] = []
+    with pool if c.distill.accept == "grader" else contextlib.nullcontext() as grades:
+        for start in range(0, n, f.size):
+            part = list(range(start, min(start + f.size, n)))
+            replies = [[r for text in lines[i]["replies"] if (r := parsed(text, f.task.fmt))] for i in part]
+            for i, group, (reply, why) in zip(part, replies, chosen(f, part, replies, grades), strict=True):
+                row = row_of(f.task.train[i].example)
+                if reply is not None:
+                    good.append(row | {"chain": reply[0], "teacher_answer": reply[1]})
+                else:
+                    unread = "not in the format" if lines[i]["replies"] else "no reply"
+                    dropped.append(row | {"dropped": why if group else unread})
+    write_rows(workdir / DISTILL, good)
+    write_rows(workdir / DROPPED, dropped)
+    counts = collections.Counter(row["dropped"] for row in dropped).items()
+    reasons = "".join(f", {k} ({reason})" for reason, k in counts)
+    f.say(f"{len(good)} chains in {workdir / DISTILL}; dropped {len(dropped)}{reasons}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder for the chains, and to go on from")
+    define_processes()
+    run_main(main)

@@ -1,0 +1,83 @@
+"""The form of verse: lines, syllables and rhymes of an answer, measured by those of the reference answer.
+
+Words are looked up in the CMU pronouncing dictionary, where the package `pronouncing` is installed (pip install
+rl_likelihood[writing]). Of others, and of those that it lacks, syllables are groups of vowels, and two words rhyme that
+end in the same letters from the last group on.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+
+from rl_likelihood.evaluation.texts import words
+
+_VOWELS = re.compile(r"[aeiouy]+")
+
+
+@functools.cache
+def _phones(word: str) -> list[str]:
+    """The pronunciations of a word; none where there is no dictionary."""
+    try:
+        import pronouncing
+    except ImportError:
+        return []
+    return pronouncing.phones_for_word(word)
+
+
+def with_dictionary() -> bool:
+    """Whether words are looked up."""
+    return bool(_phones("verse"))
+
+
+def syllables(word: str) -> int:
+    """Of a word's first pronunciation; else its groups of vowels, a silent e at its end left out."""
+    phones = _phones(word)
+    if phones:
+        return sum(sound[-1].isdigit() for sound in phones[0].split())
+    silent = word.endswith("e") and not word.endswith(("le", "ee", "ye")) and len(_VOWELS.findall(word)) > 1
+    return max(1, len(_VOWELS.findall(word)) - silent)
+
+
+def _endings(word: str) -> set[str]:
+    """What a word's rhymes share with it: the sounds from the last stressed vowel on, of each pronunciation."""
+    phones = [p.split() for p in _phones(word)]
+    if not phones:
+        groups = list(_VOWELS.finditer(word.removesuffix("e") if len(word) > 3 else word))
+        return {word[groups[-1].start() :] if groups else word}
+    out = set()
+    for sounds in phones:
+        stressed = [i for i, s in enumerate(sounds) if s[-1] in "12"] or [0]
+        out.add(" ".join(re.sub(r"\d", "", s) for s in sounds[stressed[-1] :]))
+    return out
+
+
+def rhyme(a: str, b: str) -> bool:
+    """Whether two different words rhyme."""
+    if bool(_phones(a)) != bool(_phones(b)):  # spelling on both sides, or sounds on both
+        return a != b and a[-3:] == b[-3:]
+    return a != b and bool(_endings(a) & _endings(b))
+
+
+def lines_of(text: str) -> list[list[str]]:
+    """The words of each line that has any."""
+    return [line for line in map(words, text.splitlines()) if line]
+
+
+def form(answer: str, reference: str) -> dict[str, Any]:
+    """lines: 1 where the answer has as many as the reference; syllables: how far its lines are on the mean from the
+    reference's mean; rhymes: share of the reference's pairs of rhyming lines that rhyme in the answer, null where the
+    reference has none."""
+    own, model = lines_of(answer), lines_of(reference)
+    if not own or not model:
+        return {"lines": 0.0, "syllables": None, "rhymes": None}
+    wanted = np.mean([sum(map(syllables, line)) for line in model])
+    off = float(np.mean([abs(sum(map(syllables, line)) - wanted) for line in own]))
+    pairs = [(i, j) for i, j in itertools.combinations(range(len(model)), 2) if rhyme(model[i][-1], model[j][-1])]
+    right = [j < len(own) and rhyme(own[i][-1], own[j][-1]) for i, j in pairs]
+    rhymes = float(np.mean(right)) if pairs else None
+    return {"lines": float(len(own) == len(model)), "syllables": off, "rhymes": rhymes}

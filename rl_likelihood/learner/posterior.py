@@ -1,0 +1,160 @@
+"""Chains from a second prompt that shows the reference answer: what they weigh, and what they teach.
+
+p is the policy after the question, q the same model after the question and its answer. A group has n chains, a share s
+of them from q and the others from p. The objective is the mean reward of chains from a target t,
+
+    J = E_t[ R(z) ] - kl * KL(t || p),   each token of t from (1 - target) p + target q:  0 is p, 1 is q.
+
+A chain weighs w = t / ((1 - s) p + s q), the balance heuristic: whichever prompt it is from, the mean of w R over the
+group is E_t R, and the gradient of  mean_i w_i ((R_i - b_i) log t(z_i) + R_i)  is that of J, with w and the first R
+constant. The baseline b_i is the group's mean of w R with chain i replaced by the mean of the others of its own prompt:
+its expectation is E_t R for every row, and it does not depend on z_i. (The plain mean of the others would be biased,
+because E_p[w grad log t] is not 0; only the sum over both prompts is.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from rl_likelihood.fields import field
+from rl_likelihood.learner.surrogate import MAX_LOG_RATIO
+from rl_likelihood.rewards.likelihood import Objective, kept_mean
+from rl_likelihood.shapes import AnyArray
+
+PROMPT = "\n\nThe right answer is:\n{answer}\n\nReason step by step towards it, as if you did not know it."
+
+
+@dataclasses.dataclass(frozen=True)
+class PosteriorConfig:
+    """A second prompt that shows the reference answer, for some of the chains or for self-distillation."""
+
+    share: float = field(0.0, "share of each group's chains that are sampled after it", least=0, most=1)
+    prompt: str = field(PROMPT, "what is added to the question; {answer} is the reference answer")
+    max_prompt: int = field(
+        0, "tokens of the whole prompt at most; 0: prompt.max_prompt + prompt.max_answer + 64", least=0
+    )
+    target: float = field(
+        0.0,
+        "whose chains earn the reward: 0 those after the question, 1 those after question and answer; between, each "
+        "token is from the mixture of both (CoVRL: 0.5)",
+        least=0,
+        most=1,
+    )
+    kl: float = field(0.0, "coefficient of the KL from the target to the chains after the question", least=0)
+    weight_cap: float = field(
+        0.0, "where a chain's importance weight is truncated; 0: nowhere, the exact gradient", least=0
+    )
+    answer_rows: Literal["all", "positive"] = field(
+        "all",
+        "rows of the answer term: all, weighted, which is exact; or those after the question with a positive advantage",
+    )
+    distill: float = field(
+        0.0, "self-distillation: each token's advantage is this times log q - log p; with share 0", least=0
+    )
+    distill_clip: float = field(5.0, "where log q - log p of a token is cut, on both sides", above=0)
+
+    @property
+    def used(self) -> bool:
+        """Whether there is a second prompt."""
+        return self.share > 0 or self.distill > 0
+
+    def rows(self, group: int) -> int:
+        """The last rows of a group, those that are sampled after it."""
+        return round(self.share * group)
+
+
+class Chains(NamedTuple):
+    """The chains' log-probs after both prompts, and which rows were sampled after the answer (the last ones)."""
+
+    plain: Float[Array, "P G T"]
+    shown: Float[Array, "P G T"]
+    mask: Bool[Array, "P G T"]
+    keep: Bool[Array, "P G"]
+    from_shown: Bool[Array, "G"]
+
+
+def token_target(plain: Float[AnyArray, "*N"], shown: Float[AnyArray, "*N"], target: float) -> Float[Array, "*N"]:
+    """Log-prob of each token under the target."""
+    if target in (0.0, 1.0):
+        return jnp.asarray(shown if target else plain)
+    return jnp.logaddexp(plain + jnp.log1p(-target), shown + jnp.log(target))
+
+
+def weights(chains: Chains, cfg: PosteriorConfig) -> Float[Array, "P G"]:
+    """w of each chain, constant for the gradient; s is the share of the kept rows."""
+    total = lambda x: jnp.where(chains.mask, x, 0.0).sum(-1)
+    log_target = token_target(chains.plain, chains.shown, cfg.target)
+    share = kept_mean(jnp.broadcast_to(chains.from_shown, chains.keep.shape).astype(jnp.float32), chains.keep)[:, None]
+    mixture = jnp.logaddexp(total(chains.plain) + jnp.log1p(-share), total(chains.shown) + jnp.log(share))
+    w = jnp.exp(jnp.minimum(total(log_target) - mixture, MAX_LOG_RATIO))
+    return jax.lax.stop_gradient(jnp.minimum(w, cfg.weight_cap) if cfg.weight_cap else w)
+
+
+def baseline(
+    values: Float[AnyArray, "P G"], keep: Bool[AnyArray, "P G"], from_shown: Bool[AnyArray, "G"]
+) -> Float[Array, "P G"]:
+    """The group's mean, for row i with its value replaced by the mean of the others of its own prompt."""
+    n, out = jnp.maximum(keep.sum(-1, keepdims=True), 1), jnp.zeros(values.shape)
+    for own in (from_shown, ~from_shown):
+        counts = keep & own
+        k = counts.sum(-1, keepdims=True)
+        total = jnp.where(counts, values, 0.0).sum(-1, keepdims=True)
+        others = (total - values) / jnp.maximum(k - 1, 1)
+        out = out + k / n * jnp.where(own, others, total / jnp.maximum(k, 1))
+    return out
+
+
+def advantages(reward: Float[AnyArray, "P G"], w: Float[AnyArray, "P G"], chains: Chains) -> Float[Array, "P G"]:
+    """w_i (R_i - b_i); 0 for a dropped row, and for a group that keeps a single row of one of the prompts."""
+    alone = (chains.keep & chains.from_shown).sum(-1) == 1
+    alone |= (chains.keep & ~chains.from_shown).sum(-1) == 1
+    counts = chains.keep & ~alone[:, None]
+    return jnp.where(counts, w * (reward - baseline(w * reward, chains.keep, chains.from_shown)), 0.0)
+
+
+def of_each_row(
+    f: Objective, logp: Float[AnyArray, "P G A"], mask: Bool[AnyArray, "P G A"], keep: Bool[AnyArray, "P G"]
+) -> Float[Array, "P G"]:
+    """R_i of an f that is a mean over rows, differentiable: f of the group with row i alone."""
+    one = jnp.eye(keep.shape[-1], dtype=bool)
+    return jax.vmap(lambda row: f(logp, mask, keep & row))(one).T
+
+
+def kl_rows(chains: Chains, target: float) -> Float[Array, "P G"]:
+    """log t(z_i) - log p(z_i): its mean over chains from t is KL(t || p)."""
+    return jnp.where(chains.mask, token_target(chains.plain, chains.shown, target) - chains.plain, 0.0).sum(-1)
+
+
+def as_after_question(sampler_logp: Float[AnyArray, "P G T"], chains: Chains) -> Float[Array, "P G T"]:
+    """The sampler's log-probs of all rows as if each had been sampled after the question, for the measured ratios."""
+    moved = jnp.where(chains.from_shown[:, None] & chains.mask, chains.plain - chains.shown, 0.0)
+    return sampler_logp + jax.lax.stop_gradient(moved)
+
+
+def measured(chains: Chains, reward: Float[AnyArray, "P G"], cfg: PosteriorConfig) -> dict[str, Float[Array, ""]]:
+    """Sums over prompts: both KLs in nats a chain, and with chains from both prompts how they compare."""
+    after = chains.keep & chains.from_shown, chains.keep & ~chains.from_shown
+    mean = lambda x, rows: kept_mean(x, rows).sum()
+    apart = kl_rows(chains, 1.0)
+    out = {}
+    if not chains.from_shown.all():
+        out["posterior/reverse_kl"] = mean(-apart, after[1])
+    if chains.from_shown.any():
+        w = weights(chains, cfg)
+        n, total = chains.keep.sum(-1), jnp.where(chains.keep, w, 0.0)
+        ess = total.sum(-1) ** 2 / jnp.maximum(n * (total**2).sum(-1), 1e-30)
+        out |= {"posterior/kl": mean(apart, after[0]), "posterior/ess": ess.sum()}
+        if not chains.from_shown.all():
+            out["posterior/gain"] = mean(reward, after[0]) - mean(reward, after[1])
+    return out
+
+
+def distilled(chains: Chains, clip: float) -> Float[Array, "P G T"]:
+    """log q - log p of each token, clipped and constant. As a token's own advantage it descends the sum over tokens of
+    KL(p || q) given the tokens before, one sampled token for each."""
+    return jax.lax.stop_gradient(jnp.clip(chains.shown - chains.plain, -clip, clip))

@@ -1,0 +1,96 @@
+"""LoRA: small adapters of the layers' matrices are trained instead of all parameters.
+
+A matrix W [in, out] acts as W + (alpha / rank) A B, with A [in, rank] random and B [rank, out] 0 at the start. Where
+rows are computed the product is x W + (x A) B, so W needs no gradient. The sampler's copy has it added up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rl_likelihood.fields import field
+from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
+
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Adapters, trained instead of all parameters."""
+
+    rank: int = field(0, "columns of an adapter; 0: all parameters are trained", least=0)
+    alpha: float = field(32.0, "adapters count alpha / rank", above=0)
+    targets: tuple[str, ...] = field(MATRICES, "which matrices of a layer have one: q k v o gate up down")
+    base_dtype: Literal["float32", "bfloat16"] = field("float32", "type of the parameters that are not trained")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def adapter_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
+    """`param_specs` of the adapters: A and B of each target, named q_a and q_b."""
+    layers, out = param_specs(model)["layers"], {}
+    for name in cfg.targets:
+        (n, *shape), (_, *axes), _ = layers[name]
+        inputs = 2 if name == "o" else 1
+        out[f"{name}_a"] = Spec((n, *shape[:inputs], cfg.rank), (None, *axes[:inputs], None), "uniform")
+        out[f"{name}_b"] = Spec((n, cfg.rank, *shape[inputs:]), (None, None, *axes[inputs:]), "zeros")
+    return {"layers": out}
+
+
+def trained_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
+    """What is trained: the adapters, or all parameters."""
+    return adapter_specs(model, cfg) if cfg.rank else param_specs(model)
+
+
+def init_adapters(key: Array, model: ModelConfig, cfg: LoraConfig) -> Params:
+    """A uniform in ±1 / sqrt(in), as PEFT has it; B zero."""
+    specs = adapter_specs(model, cfg)
+    leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
+
+    def draw(i: int, spec: Spec):
+        if spec.init == "zeros":
+            return jnp.zeros(spec.shape, jnp.float32)
+        most = 1 / math.sqrt(math.prod(spec.shape[1:-1]))
+        return jax.random.uniform(jax.random.fold_in(key, i), spec.shape, jnp.float32, -most, most)
+
+    return jax.tree.unflatten(tree, [draw(i, spec) for i, spec in enumerate(leaves)])
+
+
+def effective(base: Params, adapters: Params, cfg: LoraConfig) -> Params:
+    """The parameters that an adapted model is computed with: the base with scaled adapters in its layers."""
+
+    def scaled(w: Params) -> Params:
+        return {k: v * cfg.scale if k.endswith("_b") else v for k, v in w.items()}
+
+    layers, added = base["layers"], adapters["layers"]
+    if not isinstance(layers, tuple):
+        return base | {"layers": layers | scaled(added)}
+    if not isinstance(added, tuple):
+        added = [{k: v[i] for k, v in added.items()} for i in range(len(layers))]
+    return base | {"layers": tuple(w | scaled(a) for w, a in zip(layers, added, strict=True))}
+
+
+def added_up(w: Params, lead: int = 0) -> Params:
+    """One layer's parameters, or with `lead` 1 a stack of layers, with each effective adapter added to its matrix."""
+    out = {k: v for k, v in w.items() if f"{k[:-2]}_a" not in w}
+    for name in [k[:-2] for k in w if k.endswith("_a")]:
+        a, b, whole = w[f"{name}_a"], w[f"{name}_b"], w[name]
+        stack = a.shape[:lead]
+        both = a.reshape(*stack, -1, a.shape[-1]) @ b.reshape(*stack, a.shape[-1], -1)
+        out[name] = whole.astype(jnp.float32) + both.reshape(whole.shape)
+    return out
+
+
+def merged(base: Params, adapters: Params, cfg: LoraConfig) -> Params:
+    """Plain float32 parameters of the adapted model."""
+    whole = effective(base, adapters, cfg)
+    plain = whole | {"layers": added_up(whole["layers"], lead=1)}
+    return jax.tree.map(lambda x: x.astype(jnp.float32), plain)

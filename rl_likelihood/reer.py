@@ -1,0 +1,133 @@
+"""Find chains of thought for answers that exist: python -m rl_likelihood.reer --config=... --workdir=DIR.
+
+Each training question of the config gets a chain, by the search of REER (2509.06160; docs/writing.md). DIR/reer.jsonl
+has the chains that are of use, as rows for warm_start.chains=given and reward.sft_chain. DIR/dropped.jsonl has the
+others and why. DIR/rounds.jsonl has every candidate. A table compares the search with its controls. After Ctrl-C or a
+kill the same command goes on.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from rl_likelihood.cli.command import define_processes, from_flags, run_main
+from rl_likelihood.config import build
+from rl_likelihood.datasets.questions import digest
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.rollouts.asked_judge import http_settings
+from rl_likelihood.rollouts.endpoint import Endpoint
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.devices import Devices, make_devices, sampler_weights
+from rl_likelihood.runtime.workdir import keep_inputs
+from rl_likelihood.search.controls import controls, text_of
+from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
+from rl_likelihood.search.proposer import Propose, asks_of, model_proposer, with_model
+from rl_likelihood.search.rounds import Ended, Finder, Journal, Way, find, first_chains, unfit
+from rl_likelihood.search.segments import complaint, copied
+from rl_likelihood.search.teacher import http_proposer
+from rl_likelihood.settings import Config
+from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.task import Task, load
+
+REER, TABLE = "reer.jsonl", "reer.json"
+
+
+def main() -> None:
+    values, _ = from_flags()
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is missing; give the folder for the chains, for example --workdir=runs/reer")
+    try:
+        run(build(values), Path(flags.FLAGS.workdir))
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        sys.exit(130)
+
+
+def run(c: Config, workdir: Path) -> None:
+    """The search for every training question, and its controls."""
+    with claimed(c, workdir) as dated:
+        f = finder(dated, workdir)
+        questions = digest([row.example for row in f.task.train], [])
+        distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, questions))
+        search(f, workdir)
+
+
+def search(f: Finder, workdir: Path) -> None:
+    """Writes the chains, the dropped questions and the table."""
+    cfg, examples = f.task.config.reer, [row.example for row in f.task.train]
+    firsts = first_chains(f)
+    why = unfit(f, firsts)
+    chains = {i: text for i, text in enumerate(firsts) if not why[i]}
+    ended = find(f, chains, Way("search", cfg.max_copied)) if chains else {}
+    good, dropped = rows_of(examples, firsts, why, ended)
+    write_rows(workdir / REER, good)
+    write_rows(workdir / DROPPED, dropped)
+    counts = collections.Counter(row["dropped"] for row in dropped).items()
+    reasons = "".join(f", {n} ({reason})" for reason, n in counts)
+    if not chains:
+        raise UserError(
+            f"reer.min_chain is {cfg.min_chain}, and of {len(firsts)} first chains none is of use{reasons}; see "
+            f"{workdir / DROPPED}, and set reer.min_chain, reer.max_copied or sampler.max_chain to suit"
+        )
+    f.say(f"{len(good)} chains in {workdir / REER}; dropped {len(dropped)}{reasons}")
+    table = controls(f, chains, ended)
+    distributed.by_first(lambda: (workdir / TABLE).write_text(json.dumps(table, indent=1) + "\n"))
+    f.say("\n" + text_of(table, len(chains)))
+
+
+def finder(c: Config, workdir: Path) -> Finder:
+    """The models and the journal of a search."""
+    if c.prompt.template == "raw":
+        raise UserError("prompt.template is 'raw', but a search asks a chat model; set it to model or plain")
+    if c.converses:
+        raise UserError(f"env.name is {c.env.name!r}, but a search is for one answer; set it to none")
+    devices = make_devices(c)
+    task, params = load(c, mesh=devices.learner)
+    propose = proposer_of(task, params, devices, workdir)
+    return Finder(task, params, asks_of(task), propose, Journal(workdir), devices, say=say)
+
+
+def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> Propose:
+    """The model of reer.proposer, or the one that scores."""
+    c, name = task.config, task.config.reer.proposer
+    if "://" in name:
+        if c.reer.ask == "resample":
+            raise UserError(f"reer.ask is 'resample', which continues a reply, but {name} only chats; set it to edit")
+        endpoint = Endpoint(http_settings(c.judge, workdir, name, c.reer.proposer_name, "reer.proposer"))
+        endpoint.refuse_unreachable()
+        return http_proposer(endpoint, c.reer.temperature, task.fmt)
+    own, weights = with_model(task, name, devices.learner) if name else (task, params)
+    return model_proposer(own, sampler_weights(weights, own.model, devices), c.reer.temperature)
+
+
+def rows_of(
+    examples: Sequence[Example], firsts: list[str], why: list[str], ended: dict[int, Ended]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(rows with chains to learn from, dropped rows with the reason)."""
+    good, dropped = [], []
+    for i, e in enumerate(examples):
+        row, reason = row_of(e), why[i]
+        if i in ended:
+            s, nll_start, nll_none = ended[i]
+            row |= {"chain": s.chain, "start_chain": firsts[i], "nll_start": nll_start, "nll": s.nll}
+            row |= {"nll_none": nll_none, "steps": s.taken, "copied": copied(s.chain, e.answer)}
+            reason = complaint(s.chain)
+        if reason:
+            dropped.append(row | {"start_chain": firsts[i], "dropped": reason})
+        else:
+            good.append(row)
+    return good, dropped
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder for the chains, and to go on from")
+    define_processes()
+    run_main(main)

@@ -1,0 +1,45 @@
+"""The folder of a command that makes chains: whose it is, and the rows that it ends with."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime.lock import lock
+from rl_likelihood.runtime.workdir import claim, pinned_date
+from rl_likelihood.settings import Config
+from rl_likelihood.shapes import Example
+
+DROPPED = "dropped.jsonl"
+
+
+@contextlib.contextmanager
+def claimed(c: Config, workdir: Path) -> Iterator[Config]:
+    """The config at the date of the folder's first run. Nobody else works in the folder meanwhile."""
+    with contextlib.ExitStack() as stack:
+        distributed.by_first(lambda: stack.enter_context(lock(workdir)))
+        distributed.by_first(lambda: claim(workdir, c))
+        date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
+        yield dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
+
+
+def row_of(e: Example) -> dict[str, Any]:
+    """A question as a row that data.source=files reads."""
+    turns = [{"role": role, "content": content} for role, content in e.messages]
+    return {"id": e.id, "prompt": turns or e.prompt, "answer": e.answer, "task": e.task}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The whole file or none, by the first process."""
+
+    def write() -> None:
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        part.replace(path)
+
+    distributed.by_first(write)

@@ -1,0 +1,246 @@
+"""The rounds of the search: all questions advance one segment at a time, on the sampler and the learner's scorer.
+
+Each candidate and its NLL is in a line of the workdir's rounds.jsonl, of which the state of every search can be made.
+A killed search goes on after the last whole batch, with the same chains as one that was never killed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rl_likelihood.data import prompts
+from rl_likelihood.data.order import in_batches
+from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.data.token_ids import ids_after_text
+from rl_likelihood.learner.batching import beside, given_rollout, to_batch
+from rl_likelihood.learner.rows import StepConfig
+from rl_likelihood.learner.step import make_score
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.runtime import distributed, run_files
+from rl_likelihood.runtime.devices import Devices, batch_size, using
+from rl_likelihood.runtime.progress import Progress
+from rl_likelihood.search import reer
+from rl_likelihood.search.proposer import Ask, Asks, Length, Propose, padded_width
+from rl_likelihood.search.reer import Offer, Search
+from rl_likelihood.shapes import Example
+from rl_likelihood.task import Task
+
+FILE = "rounds.jsonl"
+Lines = dict[int, dict[str, Any]]  # question -> what is written of it
+
+
+class Journal:
+    """rounds.jsonl: one line for each question, search and round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        self._lines: dict[tuple[str, int], Lines] = {}
+        for line in distributed.share(run_files.read(self.path) if self.path.exists() else []):
+            self.of(line["search"], line["step"])[line["index"]] = line
+
+    def of(self, search: str, step: int) -> Lines:
+        return self._lines.setdefault((search, step), {})
+
+    def add(self, search: str, step: int, made: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        for index, values in made:
+            line = {"step": step, "search": search, "index": index, **values}
+            self.of(search, step)[index] = line
+            if distributed.first():
+                run_files.append(self.path, line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finder:
+    """What searches: the model that scores the answers of `task.train`, the proposer, and where it is written down.
+
+    between: called between batches; it may raise to break off
+    """
+
+    task: Task
+    params: Params
+    asks: Asks
+    propose: Propose
+    journal: Journal
+    devices: Devices | None = None
+    between: Callable[[], None] = lambda: None
+    say: Callable[[str], None] = lambda _: None
+
+    @property
+    def size(self) -> int:
+        """Questions at one time."""
+        return batch_size(min(self.task.config.eval.batch_prompts, len(self.task.train)), self.devices)
+
+    def each(self, search: str, step: int, wanted: Iterable[int], make: Callable[[list[int]], list[dict]]) -> Lines:
+        """The lines of the wanted questions in this round, those that are not there yet made a batch at a time."""
+        lines, wanted = self.journal.of(search, step), list(wanted)
+        for at in range(0, len(wanted), self.size):
+            part = wanted[at : at + self.size]
+            if not all(i in lines for i in part):  # a part of a batch is made again with the whole: it rounds alike
+                self.between()
+                self.journal.add(search, step, zip(part, make(part), strict=True))
+        return lines
+
+    def replies(self, asked: list[Ask], call: int, length: Length) -> list[list[str]]:
+        (_, filled) = next(in_batches(asked, self.size))
+        return self.propose(filled, call, length)[: len(asked)]
+
+    def row(self, i: int, shift: int = 0) -> EncodedExample:
+        """Question i with the answer of the question `shift` on, and of it the tokens that count."""
+        other = self.task.train[(i + shift) % len(self.task.train)]
+        row = reer.scored_from(other, self.task.fmt.vocab_bytes, self.task.config.reer)
+        return dataclasses.replace(row, prompt_ids=self.task.train[i].prompt_ids)
+
+
+def first_chains(f: Finder) -> list[str]:
+    """The first chain of every question; "" where its prompt is too long for the proposer."""
+
+    def make(part: list[int]) -> list[dict]:
+        asked = [f.asks.chain(i, f.task.train[i].example) for i in part]
+        groups = f.replies(asked, 0, f.asks.whole(1))
+        progress.advance(len(part))
+        return [{"chain": f.asks.chain_in(group[0]) if group else ""} for group in groups]
+
+    n, known = len(f.task.train), len(f.journal.of("first", 0))
+    with Progress("wrote first chains of", n, "questions", f.say, done=known) as progress:
+        lines = f.each("first", 0, range(n), make)
+    return [lines[i]["chain"] for i in range(n)]
+
+
+def unfit(f: Finder, chains: list[str]) -> list[str]:
+    """Of each first chain why no search starts from it; "" where one does."""
+    cfg, limit = f.task.config.reer, f.task.config.sampler.max_chain
+    tokens = [ids_after_text(f.task.tokenizer, f.task.fmt.vocab_bytes, [c])[0] for c in chains]
+    legal = [len(ids) <= limit and all(f.task.fmt.vocab_bytes[i] for i in ids) for ids in tokens]
+    answers = [row.example.answer for row in f.task.train]
+    return [
+        reer.unfit(chain, len(ids), answer, cfg) if fine else "first chain too long or with markup"
+        for chain, ids, answer, fine in zip(chains, tokens, answers, legal, strict=True)
+    ]
+
+
+class Way(NamedTuple):
+    """One way to search. `shift`: chains are scored on the answer of so many questions on."""
+
+    name: str
+    max_copied: float
+    shift: int = 0
+
+
+class Ended(NamedTuple):
+    """A search's end. `nll_none`, `nll_start`: after no chain and after the first one."""
+
+    search: Search
+    nll_start: float
+    nll_none: float
+
+
+def find(f: Finder, chains: dict[int, str], way: Way) -> dict[int, Ended]:
+    """The search from the first chains of these questions."""
+
+    def start(part: list[int]) -> list[dict]:
+        scores = score(f, [f.row(i, way.shift) for i in part], [["", chains[i]] for i in part])
+        return [{"nll_none": float(none), "nll": float(nll)} for none, nll in scores]
+
+    begin = {i: (line["nll"], line["nll_none"]) for i, line in f.each(way.name, 0, chains, start).items()}
+    searches = {i: reer.begun(chains[i], begin[i][0]) for i in chains}
+    cfg = f.task.config.reer
+    total = sum(reer.left(s, cfg) for s in searches.values())
+    with Progress(f"{way.name}: searched", total, "segments", f.say) as progress:
+        for step in range(1, cfg.max_segments + 1):
+            active = {i: s for i, s in searches.items() if reer.left(s, cfg)}
+            lines = f.each(way.name, step, active, functools.partial(_candidates, f, searches, way, step))
+            searches |= {i: reer.advanced(s, _offers(lines[i]), way.max_copied) for i, s in active.items()}
+            progress.advance(sum(reer.left(s, cfg) - reer.left(searches[i], cfg) for i, s in active.items()))
+            progress.note = f"mean NLL {np.mean([s.nll for s in searches.values()]):.3f}"
+    return {i: Ended(s, *begin[i]) for i, s in searches.items()}
+
+
+def _candidates(f: Finder, searches: dict[int, Search], way: Way, step: int, part: list[int]) -> list[dict]:
+    """The candidates for the current segment of each of these questions."""
+    examples = [f.task.train[i].example for i in part]
+    asked = [f.asks.segment(i, e, searches[i]) for i, e in zip(part, examples, strict=True)]
+    groups = [[f.asks.part_in(reply) for reply in group] for group in f.replies(asked, step, f.asks.part)]
+    chains = [
+        [reer.chain_with(searches[i], text) if text else None for text in group]
+        for i, group in zip(part, groups, strict=True)
+    ]
+    scores = score(f, [f.row(i, way.shift) for i in part], chains)
+    return [_offered(*one) for one in zip(groups, chains, scores, examples, strict=True)]
+
+
+def best_whole(f: Finder, chains: dict[int, str], max_copied: float) -> dict[int, float]:
+    """The least NLL after each question's first chain and K others: a search's tokens, without its segments."""
+
+    def make(part: list[int]) -> list[dict]:
+        examples = [f.task.train[i].example for i in part]
+        asked = [f.asks.chain(i, e) for i, e in zip(part, examples, strict=True)]
+        replies = f.replies(asked, cfg.max_segments + 1, f.asks.whole(cfg.candidates))
+        groups: list[list[str | None]] = [
+            [chains[i], *map(f.asks.chain_in, group)] for i, group in zip(part, replies, strict=True)
+        ]
+        scores = score(f, [f.row(i) for i in part], groups)
+        return [_offered(*one) for one in zip(groups, groups, scores, examples, strict=True)]
+
+    cfg = f.task.config.reer
+    lines = f.each("whole", 1, chains, make)
+    return {i: min(o.nll for o in _offers(lines[i]) if o.copied <= max_copied) for i in chains}
+
+
+def _offers(line: dict[str, Any]) -> list[Offer]:
+    """The candidates of a line."""
+    return [Offer(text, math.inf if nll is None else nll, share) for text, nll, share in line["offers"]]
+
+
+def _offered(
+    texts: Sequence[str | None], chains: Sequence[str | None], scores: list[float], example: Example
+) -> dict[str, Any]:
+    """Candidates as they are written down: text, NLL or null, share of the answer that the chain copies."""
+    return {
+        "offers": [
+            (text, float(nll) if np.isfinite(nll) else None, reer.copied(chain, example.answer))
+            for text, chain, nll in zip(texts, chains, scores, strict=False)
+            if chain
+        ]
+    }
+
+
+def score(f: Finder, rows: list[EncodedExample], chains: list[list[str | None]]) -> list[list[float]]:
+    """The clipped NLL of each row's answer after each of its chains, "" for none; inf where it cannot be scored."""
+    task, k = f.task, max(map(len, chains))
+    if not k:
+        return [[] for _ in rows]
+    groups = [group + [None] * (k - len(group)) for group in chains]
+    pairs = [[_completion(task, row, c) for c in group] for row, group in zip(rows, groups, strict=True)]
+    bare = [prompts.completion_ids(row, "", task.tokenizer, task.fmt) for row in rows]
+    lengths = [len(ids) for ids, _ in (*bare, *(one for group in pairs for one in group if one))]
+    there = [[one or none for one in group] for group, none in zip(pairs, bare, strict=True)]
+    _, rows = next(in_batches(rows, f.size))
+    _, filled = next(in_batches(there, f.size))
+    collated = task.collate(rows, np.arange(f.size))
+    width, pad = padded_width(max(lengths)), task.fmt.pad_id
+    given = [given_rollout(collated, [group[j] for group in filled], pad, width) for j in range(k)]
+    batch, mesh = to_batch(beside(*given)), f.devices and f.devices.learner
+    with using(mesh):
+        logp = make_score(task.model, StepConfig(head_chunk=task.config.train.head_chunk), mesh)(f.params, batch)
+    nll = reer.clipped_nll(np.asarray(logp.stats.log_prob), batch.scored, task.config.reer.clip)
+    return [
+        [x if one else math.inf for x, one in zip(values, group, strict=True)]
+        for values, group in zip(nll.tolist(), pairs, strict=False)
+    ]
+
+
+def _completion(task: Task, row: EncodedExample, chain: str | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Chain, closing tags and answer in ids; None without a chain, and for one that is too long or holds markup."""
+    if chain is None:
+        return None
+    ids, kinds = prompts.completion_ids(row, chain, task.tokenizer, task.fmt)
+    own = len(ids) - len(row.answer_ids) - len(task.fmt.close_think_ids)
+    legal = own <= task.config.sampler.max_chain and all(task.fmt.vocab_bytes[i] for i in ids[:own])
+    return (ids, kinds) if legal else None

@@ -1,0 +1,76 @@
+"""Replies of a model behind an address, and what a teacher's reply must be to be learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rl_likelihood.grading import graders
+from rl_likelihood.grading.pool import Pool
+from rl_likelihood.rollouts.endpoint import Endpoint
+from rl_likelihood.search.proposer import Ask, Length, Propose
+from rl_likelihood.search.rounds import Finder, score
+from rl_likelihood.shapes import Tags
+
+Reply = tuple[str, str]  # chain and answer
+
+
+def http_proposer(endpoint: Endpoint, temperature: float, tags: Tags) -> Propose:
+    """Replies of a chat model. The beginning of a reply cannot be given there. A call that fails has no reply."""
+
+    def propose(asked: Sequence[Ask], call: int, length: Length) -> list[list[str]]:
+        def body(ask: Ask, j: int) -> dict[str, Any]:
+            said = [{"role": "user", "content": ask.message}]
+            # Equal bodies are asked once; the seed makes the replies to one message differ.
+            seed = call * length.replies + j
+            return {"messages": said, "temperature": temperature, "max_tokens": length.tokens, "seed": seed}
+
+        bodies = [body(a, j) for a in asked for j in range(length.replies)]
+        said = endpoint.ask(bodies, lambda reply: text_of(reply, tags))
+        groups = [said[i * length.replies : (i + 1) * length.replies] for i in range(len(asked))]
+        return [[text for text in group if text is not None] for group in groups]
+
+    return propose
+
+
+def text_of(reply: Any, tags: Tags) -> str | None:
+    """The text of a chat's reply, with the reasoning that some servers give beside it in our tags."""
+    try:
+        message = reply["choices"][0]["message"]
+        text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return None
+    if not isinstance(text, str):
+        return None
+    return f"{tags.think_open}{reasoning}{tags.think_close}\n{text}" if isinstance(reasoning, str) else text
+
+
+def parsed(reply: str, tags: Tags) -> Reply | None:
+    """Chain and answer of a reply in the format; None for any other."""
+    answer = graders.extract_answer(reply, tags)
+    chain = reply.split(tags.think_close)[0].split(tags.answer_open)[0].strip().removeprefix(tags.think_open).strip()
+    clean = not any(tag in chain for tag in (tags.think_open, tags.answer_close))
+    return (chain, answer.strip()) if answer and answer.strip() and chain and clean else None
+
+
+def chosen(f: Finder, part: list[int], replies: list[list[Reply]], pool: Pool | None) -> list[tuple[Reply | None, str]]:
+    """Of each question's replies the first that the grader calls right, or without a grader the one after whose chain
+    the reference is likeliest, if it is likelier than after none; and where there is none, why."""
+    if pool is None:
+        chains: list[list[str | None]] = [["", *(chain for chain, _ in group)] for group in replies]
+        scores = score(f, [f.row(i) for i in part], chains)
+        return [_likeliest(group, values) for group, values in zip(replies, scores, strict=True)]
+    grader = f.task.config.eval.grader
+    pairs = [(i, reply) for i, group in zip(part, replies, strict=True) for reply in group]
+    references = [graders.reference_of(grader, f.task.train[i].example, pool.table) for i, _ in pairs]
+    marks = iter(pool.grade(grader, references, [answer for _, (_, answer) in pairs]))
+    right = [[reply for reply in group if next(marks) is True] for group in replies]
+    return [(group[0], "") if group else (None, "no right answer") for group in right]
+
+
+def _likeliest(group: list[Reply], values: list[float]) -> tuple[Reply | None, str]:
+    none, *after = values
+    best = min(range(len(group)), key=lambda j: after[j], default=None)
+    if best is None or not after[best] < none:
+        return None, "the reference is not likelier"
+    return group[best], ""

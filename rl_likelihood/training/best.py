@@ -1,0 +1,46 @@
+"""The best step of a run by one metric of its evaluations (`train.best`), and whether progress has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_likelihood.runtime import distributed, run_files
+from rl_likelihood.shapes import UserError
+
+
+def best_of(rows: Sequence[dict[str, Any]], name: str, higher: bool) -> tuple[int, int]:
+    """(step of the best, evaluations since), among the rows of eval.jsonl that are made like the last one: of as many
+    questions, with as many samples. Of equal ones the first is the best."""
+    alike = [row for row in rows if all(row.get(k) == rows[-1].get(k) for k in ("questions", "samples"))]
+    if any(name not in row for row in alike):
+        raise UserError(
+            f"train.best is {name!r}, which these evaluations do not have; choose a metric of docs/metrics.md that "
+            "eval.jsonl has"
+        )
+    values = [row[name] if higher else -row[name] for row in alike]
+    at = values.index(max(values))
+    return alike[at]["step"], len(alike) - 1 - at
+
+
+class Best:
+    """What `best_of` says of a workdir's eval.jsonl, the same in every process. Without a name no step is the best."""
+
+    def __init__(self, workdir: Path, name: str, higher: bool) -> None:
+        self.path, self.name, self.higher = workdir / run_files.EVAL, name, higher
+        self.step, self.since = -1, 0
+        self.look()
+
+    def look(self) -> None:
+        """After an evaluation."""
+
+        def read() -> tuple[int, int]:
+            rows = run_files.read(self.path) if self.name and self.path.exists() else []
+            return best_of(rows, self.name, self.higher) if rows else (-1, 0)
+
+        self.step, self.since = distributed.by_first(read)
+
+    def is_best(self, step: int) -> bool:
+        """Whether it is this step."""
+        return step == self.step

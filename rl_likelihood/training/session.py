@@ -1,0 +1,134 @@
+"""One call of the training command: what stays the same from its first step to the last, and its evaluations."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
+from rl_likelihood.learner.step import all_finite
+from rl_likelihood.model.decoder import Params
+from rl_likelihood.model.lora import effective
+from rl_likelihood.report.metrics import MetricsWriter
+from rl_likelihood.report.table_text import evaluation_line
+from rl_likelihood.rollouts.source import Source
+from rl_likelihood.runtime import checkpoint, distributed, run_files
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.devices import Devices
+from rl_likelihood.runtime.signals import StopRequest
+from rl_likelihood.runtime.workdir import checkpoint_meta
+from rl_likelihood.settings import Config
+from rl_likelihood.shapes import TrainState
+from rl_likelihood.task import Task
+from rl_likelihood.training.best import Best
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """One call of the command: its folder, its files, and how it is stopped. `force`: go on with other settings."""
+
+    workdir: Path
+    writer: MetricsWriter
+    stop: StopRequest
+    force: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Session):
+    """What stays the same from the first step to the last."""
+
+    task: Task = dataclasses.field(kw_only=True)
+    devices: Devices = dataclasses.field(kw_only=True)
+    checkpoints: checkpoint.Manager = dataclasses.field(kw_only=True)
+    best: Best = dataclasses.field(kw_only=True)
+
+    @property
+    def config(self) -> Config:
+        return self.task.config
+
+    def save(self, state: TrainState, queue: dict | None = None) -> None:
+        """A checkpoint of the state and of the source of batches. Refuses parameters that are not finite."""
+        if not all_finite(state.params):
+            raise distributed.SharedRefusal(not_finite(int(state.step), ["the parameters"], self.workdir))
+        checkpoint.save(self.checkpoints, state, self.meta() | ({} if queue is None else {"queue": queue}))
+
+    def meta(self) -> dict:
+        """What a checkpoint says beside its arrays."""
+        return checkpoint_meta(self.writer.workdir, self.config, self.task.model, self.task.model_path)
+
+    def policy(self, state: TrainState, frozen: Params | None) -> Params:
+        """The parameters that sample and are evaluated. `frozen`: the base of adapters, or a reference."""
+        lora = self.config.lora
+        return effective(frozen, state.params, lora) if lora.rank and frozen else state.params
+
+
+def evaluate_if_due(r: Run, params: Params, step: int) -> None:
+    """Before the first step (`train.eval_first`), after the last and, the fast one, every `train.eval_every`."""
+    t, c = r.config.train, r.config
+    if 0 < step < t.steps and not (t.eval_every and step % t.eval_every == 0):
+        return
+    if step == 0 and not t.eval_first:
+        return
+    stage = f"step {step}"
+    if step == 0:
+        stage = "untouched"
+        if c.warm_start.steps:
+            stage = "after format SFT" if c.warm_start.chains == "own" else "after warm start"
+    elif step == t.steps:
+        stage = f"after {step} steps of {c.reward.name}"
+    fast = 0 < step < t.steps
+    evaluate_once(r, params, step, stage, r.task.fast if fast and r.task.fast else r.task.heldout, fast)
+
+
+def evaluate_once(
+    r: Run, params: Params, step: int, stage: str, rows: list[EncodedExample], fast: bool = False
+) -> None:
+    """`evaluation`, unless eval.jsonl has it already."""
+    path = r.writer.workdir / run_files.EVAL
+    if not distributed.share(path.exists() and any(row.get("stage") == stage for row in run_files.read(path))):
+        evaluation(r, params, step, stage, rows, fast)
+
+
+def without_progress(r: Run, state: TrainState, source: Source, policy: Params) -> bool:
+    """Keeps the state if its evaluation is the best by train.best. Whether train.patience ends the run, which is then
+    evaluated and saved."""
+    t, step = r.config.train, int(state.step)
+    if not t.best:
+        return False
+    r.best.look()
+    if r.best.is_best(step):
+        r.save(state, source.state())
+    if not t.patience or r.best.since < t.patience:
+        return False
+    say(f"ends after step {step}: {r.best.since} evaluations without a better {t.best} than that of step {r.best.step}")
+    evaluate_once(r, policy, step, f"after {step} steps of {r.config.reward.name}", r.task.heldout)
+    r.save(state, source.state())
+    return True
+
+
+def evaluation(r: Run, params: Params, step: int, stage: str, rows: list[EncodedExample], fast: bool = False) -> None:
+    """Evaluate, write eval.jsonl and the records behind it, say it in one line."""
+    if not r.config.eval.prompts:
+        return
+    out = evaluate(Evaluation(r.task, params, rows, r.devices, step, r.writer.workdir, r.stop.check, say), fast=fast)
+    r.writer.eval(step, {"stage": stage, **out})
+    say(evaluation_line(stage, out))
+
+
+def refuse_nan(step: int, out: dict[str, float], workdir: Path) -> None:
+    """A non-finite loss or gradient ends the run before it is saved."""
+    bad = [k for k in ("loss/policy", "loss/answer", "loss/kl", "grad/norm") if not np.isfinite(out[k])]
+    if bad:
+        raise distributed.SharedRefusal(not_finite(step, bad, workdir))
+
+
+def not_finite(step: int, what: list[str], workdir: Path) -> str:
+    """What to say, and where to go on from: the last checkpoint, if there is one."""
+    last = checkpoint.latest_step(workdir)
+    cure = "no step has been saved: choose another --workdir and a lower optim.lr"
+    if last is not None:
+        cure = f"the checkpoint of step {last} is good: lower optim.lr in a new workdir, with model.path={workdir}"
+    return f"step {step}: {', '.join(what)} {'are' if what == ['the parameters'] else 'is'} not finite; {cure}"

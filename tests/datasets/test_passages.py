@@ -1,0 +1,91 @@
+"""The next paragraph of a story and the last lines of a poem, from folders of text files."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from rl_likelihood.datasets import sources
+from rl_likelihood.datasets.documents import DocumentConfig
+from rl_likelihood.datasets.passages import next_passages, poems
+from rl_likelihood.datasets.sources import DataConfig
+from rl_likelihood.shapes import UserError
+
+STORY = "CHAPTER 1\n\n\nOne two\nthree four.\n\nFive six seven.\r\n \r\nEight\nnine.\n\n\n\nTen."
+PROSE = DocumentConfig(form="next_passage", context=4, continuation=3, least=2, cuts=9)
+VERSE = DocumentConfig(form="verse", shown=2, asked=1)
+
+
+def config(path, documents, **changes):
+    return DataConfig(source="documents", train_path=str(path), documents=documents, **changes)
+
+
+def test_a_paragraph_follows_the_words_before_it():
+    rows = next_passages("a", STORY, PROSE, np.random.default_rng(0))
+    assert [(r.id, r.prompt, r.answer) for r in rows] == [
+        ("a@2", "One two three four.", "Five six seven."),
+        ("a@3", "four.\n\nFive six seven.", "Eight nine."),
+    ]
+    assert len(next_passages("a", STORY, DocumentConfig(form="next_passage", cuts=1), np.random.default_rng(0))) == 1
+    assert next_passages("a", "", PROSE, np.random.default_rng(0)) == []
+
+
+def test_poems_of_the_form_and_the_others():
+    rows, bad = poems("p", "a\n b\nc\n\nd\ne\n\nf\ng\n  h\n", VERSE)
+    assert [(r.id, r.prompt, r.answer) for r in rows] == [("p@1", "a\nb", "c"), ("p@3", "f\ng", "h")]
+    assert bad == ["poem 2 ('d') has 2 lines, but data.documents.shown + asked = 2 + 1"]
+    rows, bad = poems("p", "a\nb\nc\nd\n\ne\nf", DocumentConfig(form="verse", shown=2, asked=0))
+    assert [r.answer for r in rows] == ["c\nd"] and len(bad) == 1
+
+
+def test_a_folder_of_texts_is_split_by_work(tmp_path):
+    for i in range(4):
+        text = "\n\n".join(f"w{i} {n} x." for n in range(6)).encode()
+        name = f"{i}.txt" if i else f"{i}.txt.gz"
+        (tmp_path / name).write_bytes(text if i else gzip.compress(text))
+    train, held, _ = sources.load(config(tmp_path, PROSE, heldout_size=4))
+    of = lambda rows: {r.id.partition("@")[0] for r in rows}
+    assert len(of(train)) == 3 and len(of(held)) == 1 and not of(train) & of(held)
+    assert len(train) == 15 and len(held) == 4
+    with pytest.raises(UserError, match="one work"):
+        sources.load(config(tmp_path / "1.txt", PROSE))
+    train, held, _ = sources.load(config(tmp_path / "1.txt", PROSE, heldout_path=str(tmp_path / "2.txt")))
+    assert of(train) == {"1.txt"} and of(held) == {"2.txt"}
+
+
+def test_a_work_of_verse_is_a_poem_or_a_file(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("\n\n".join("x\ny\nz" for _ in range(5)))
+    train, held, _ = sources.load(config(tmp_path, VERSE, heldout_size=1))
+    assert (len(train), len(held)) == (9, 1)
+    by_file = DocumentConfig(form="verse", shown=2, asked=1, work="file")
+    train, held, _ = sources.load(config(tmp_path, by_file, heldout_size=1))
+    assert (len(train), len(held)) == (5, 1) and train[0].id[0] != held[0].id[0]
+
+
+@pytest.mark.parametrize(
+    "name, data, cfg, words",
+    [
+        ("a.txt", b" \n", PROSE, ["a.txt", "empty"]),
+        ("a.txt", b"caf\xe9", PROSE, ["a.txt", "not UTF-8 text (byte 3)"]),
+        ("a.txt", b"one\n\ntwo", PROSE, ["a.txt", "2 to 3 words", "data.documents.least"]),
+        ("a.txt", b"one\ntwo", VERSE, ["a.txt", "poem 1", "2 lines", "2 + 1"]),
+    ],
+)
+def test_what_cannot_be_used_is_refused_or_counted_and_named(name, data, cfg, words, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    for other in "bc":
+        good = "one\ntwo\nthree" if cfg is VERSE else "one two\n\nthree four"
+        (tmp_path / f"{other}.txt").write_text(good)
+    with pytest.raises(UserError) as error:
+        sources.load(config(tmp_path, cfg))
+    assert "\n" not in str(error.value) and all(word in str(error.value) for word in [*words, "skip_bad_rows"])
+    train, held, report = sources.load(config(tmp_path, cfg, skip_bad_rows=True))
+    assert len(train) == len(held) == 1 and len(report.bad_rows) == 1
+    assert all(word in report.bad_rows[0] for word in words)
+
+
+def test_a_folder_without_texts_is_refused(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(b"x")
+    with pytest.raises(UserError, match="data.train_path.*text files"):
+        sources.load(config(tmp_path, PROSE))

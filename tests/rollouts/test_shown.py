@@ -1,0 +1,56 @@
+"""Groups with chains from both prompts: which prompt each is from, and that a resumed run samples the same."""
+
+import numpy as np
+import pytest
+
+from rl_likelihood.rollouts.batches import Batches
+from rl_likelihood.rollouts.source import make_source
+from rl_likelihood.runtime.devices import sampler_weights
+from rl_likelihood.sampler import decode
+from rl_likelihood.shapes import CHAIN, UserError
+from rl_likelihood.task import SAMPLE
+from tests.rollouts.test_batches import loaded
+
+SHARED = {"posterior__share": 0.5, "sampler__group_size": 4, "posterior__prompt": " It is {answer}."}
+
+
+def test_the_last_chains_are_sampled_after_the_prompt_with_the_answer(tmp_path):
+    task, devices, params = loaded(**SHARED)
+    weights, b = sampler_weights(params, task.model, devices), Batches(task, devices, tmp_path)
+    try:
+        rollout, rows, prompts = b.sample(1, weights, 0), b.rows(1), b.collate(1)
+        shown = b.shown(rows)
+    finally:
+        b.close()
+    for i, row in enumerate(rows):
+        text = task.tokenizer.decode(shown.tokens[i, : shown.length[i]])
+        assert f"{row.example.prompt} It is {row.example.answer}." in text and text.endswith("<think>")
+    np.testing.assert_array_equal(rollout.prompts.tokens, prompts.tokens)
+    after = prompts.replace(tokens=shown.tokens, length=shown.length)
+    for asked, own, cfg in (
+        (prompts, slice(0, 2), task.sampler(group_size=2)),
+        (after, slice(2, 4), task.sampler(group_size=2, first_chain=2)),
+    ):
+        alone = decode.sample(weights, asked, task.key(SAMPLE), cfg)
+        for name in ("completion", "segment", "sampler_logp"):
+            np.testing.assert_array_equal(getattr(rollout, name)[:, own], getattr(alone, name))
+
+
+def test_a_resumed_run_goes_on_with_the_same_chains(tmp_path):
+    task, devices, params = loaded(**SHARED)
+    first, second = (make_source(task, devices, tmp_path, start, None) for start in (0, 1))
+    try:
+        first.next(0, params)
+        one, two = first.next(1, params), second.next(1, params)
+    finally:
+        first.close()
+        second.close()
+    for name in ("completion", "sampler_logp"):
+        np.testing.assert_array_equal(getattr(one.batch, name), getattr(two.batch, name))
+    np.testing.assert_array_equal(one.batch.shown.tokens, two.batch.shown.tokens)
+    assert (one.batch.segment == CHAIN).any(-1).all()
+
+
+def test_a_prompt_with_the_answer_that_is_too_long_is_refused():
+    with pytest.raises(UserError, match=r"posterior\.max_prompt=\d+"):
+        loaded(**SHARED, posterior__max_prompt=20)

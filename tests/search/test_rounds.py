@@ -1,0 +1,222 @@
+"""The search on a two-layer model: its scores, its journal, its files, and a search that was killed."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from rl_likelihood.config import build
+from rl_likelihood.data.prompts import completion_ids
+from rl_likelihood.data.tokenizer import save_tokenizer
+from rl_likelihood.reer import REER, TABLE, finder, run, search
+from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime.devices import sampler_weights
+from rl_likelihood.search import reer
+from rl_likelihood.search.folder import DROPPED
+from rl_likelihood.search.proposer import Length, asks_of, model_proposer
+from rl_likelihood.search.rounds import FILE, Finder, Journal, Way, find, first_chains, score
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import load
+from rl_likelihood.training.warm_start import chains_to_learn
+from rl_likelihood.weights import files
+from tests.runs import small_config
+from tests.small import log_softmax, reference_logits
+
+QUESTIONS = 5
+
+
+def long(word: str) -> str:
+    """A segment: 100 characters or more, no trigram twice."""
+    return " ".join(f"{word}{n}" for n in range(10, 10 + 100 // (len(word) + 3) + 1))
+
+
+def stub(asked, call, length):
+    """Distinct texts, without a model: a chain of three segments, or candidates."""
+    if length.until == "\n\n":
+        return [[long(f"c{a.uid}{call}{j}") for j in range(length.replies)] for a in asked]
+    chain = lambda uid, j: "\n\n".join(long(f"{part}{uid}{call}{j}") for part in "xyz")
+    return [[chain(a.uid, j) for j in range(length.replies)] for a in asked]
+
+
+def config(folder, **changes):
+    rows = [{"id": f"q{i}", "prompt": f"Write {i}.", "answer": f"{long(f'a{i}')}\n\n{long(f'b{i}')}"} for i in range(6)]
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "data__source": "files",
+        "data__train_path": str(path),
+        "data__train_size": 0,
+        "data__heldout_size": 1,
+        "prompt__max_answer": 260,
+        "sampler__max_chain": 500,
+        "eval__prompts": 1,
+        "eval__batch_prompts": 2,
+        "reer__ask": "resample",
+    }
+    return build(small_config(**{**values, **changes}))
+
+
+def stubbed(folder, propose=stub, **changes) -> Finder:
+    task, params = load(config(folder, **changes))
+    assert len(task.train) == QUESTIONS
+    return Finder(task, params, asks_of(task), propose, Journal(folder))
+
+
+def test_scores_are_those_of_the_reference_decoder(tmp_path):
+    f = stubbed(tmp_path)
+    rows = [f.row(0), f.row(1)]
+    got = score(f, rows, [["", "two words", None], ["other", "x" * 501, "<|end|>"]])
+    for row, group, chains in zip(rows, got, (["", "two words"], ["other"]), strict=True):
+        for chain, nll in zip(chains, group, strict=False):
+            ids, _ = completion_ids(row, chain, f.task.tokenizer, f.task.fmt)
+            whole = np.concatenate([row.prompt_ids, ids])
+            logp = log_softmax(reference_logits(f.params, f.task.model, whole))
+            at = len(whole) - len(row.answer_ids) + np.flatnonzero(row.answer_scored)
+            assert len(at) == len(long("b0")) + 1  # the second segment and "<"
+            assert nll == pytest.approx(np.clip(-logp[at - 1, whole[at]], 0, 2).mean(), abs=1e-5)
+    assert got[0][2] == got[1][1] == math.inf
+
+
+def test_the_best_candidate_of_each_round_is_in_the_chain(tmp_path):
+    f = stubbed(tmp_path, reer__clip=20.0, reer__max_segments=2)
+    chains = dict(enumerate(first_chains(f)))
+    ended = find(f, chains, Way("search", 0.2))
+    improved = 0
+    for i, one in ended.items():
+        start, parts = f.journal.of("search", 0)[i], chains[i].split("\n\n")
+        assert (one.nll_start, one.nll_none) == (start["nll"], start["nll_none"])
+        nll, taken = start["nll"], 0
+        for step in (1, 2):
+            offers = f.journal.of("search", step)[i]["offers"]
+            assert len(offers) == 2
+            text, best, _ = min(offers, key=lambda o: o[1])
+            if best < nll:
+                parts[step - 1], nll, taken = text, best, taken + 1
+        assert one.search.chain == "\n\n".join(parts) and (one.search.nll, one.search.taken) == (nll, taken)
+        improved += taken
+        ids_nll = score(f, [f.row(i)], [[one.search.chain]])[0][0]
+        assert ids_nll == pytest.approx(one.search.nll, abs=1e-5)
+    assert improved  # else the test says nothing
+
+
+def test_no_candidates_return_the_first_chain(tmp_path):
+    f = stubbed(tmp_path, reer__candidates=0)
+    chains = dict(enumerate(first_chains(f)))
+    assert {i: one.search.chain for i, one in find(f, chains, Way("search", 0.2)).items()} == chains
+
+
+def test_a_killed_search_is_the_unbroken_one(tmp_path):
+    class Killed(Exception):
+        pass
+
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    search(stubbed(tmp_path / "a"), tmp_path / "a")
+    for most in (2, 7, 1000):
+        calls = iter(range(most))
+
+        def between(calls=calls):
+            if next(calls, None) is None:
+                raise Killed
+
+        f = dataclasses.replace(stubbed(tmp_path / "b"), between=between)
+        try:
+            search(f, tmp_path / "b")
+        except Killed:
+            lines = (tmp_path / "b" / FILE).read_bytes().splitlines(keepends=True)
+            (tmp_path / "b" / FILE).write_bytes(b"".join(lines[:-1]) + lines[-1][:7])  # within a batch, within a line
+    for name in (REER, DROPPED, TABLE):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_the_files_and_the_table(tmp_path):
+    said = []
+    f = dataclasses.replace(stubbed(tmp_path, reer__clip=20.0), say=said.append)
+    search(f, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / REER).read_text().splitlines()]
+    assert len(rows) == QUESTIONS and not (tmp_path / DROPPED).read_text()
+    table = json.loads((tmp_path / TABLE).read_text())
+    assert list(table) == ["search", "another answer", "copying allowed", "whole chains"]
+    assert table["search"]["nll"] == pytest.approx(np.mean([r["nll"] for r in rows]))
+    assert table["search"]["fall"] == pytest.approx(np.mean([r["nll_start"] - r["nll"] for r in rows]))
+    assert table["whole chains"]["nll_start"] == table["search"]["nll_start"] != table["another answer"]["nll_start"]
+    assert all(line["fall"] >= 0 for line in table.values())
+    assert all(name in said[-1] for name in table)
+    # The other answer is the next question's.
+    want = score(f, [dataclasses.replace(f.row(1), prompt_ids=f.task.train[0].prompt_ids)], [[rows[0]["start_chain"]]])
+    assert f.journal.of("another answer", 0)[0]["nll"] == pytest.approx(want[0][0], abs=1e-5)
+
+
+def test_a_model_that_took_no_part_scores_the_chains(tmp_path):
+    f = stubbed(tmp_path)
+    other = jax.tree.map(lambda x: np.asarray(x) * 3, f.params)
+    files.save(tmp_path / "other", f.task.model, other)
+    save_tokenizer(f.task.tokenizer, tmp_path / "other", f.task.fmt.eos_ids)
+    f = stubbed(tmp_path, reer__controls=False, reer__other=str(tmp_path / "other"))
+    search(f, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / REER).read_text().splitlines()]
+    numbers = json.loads((tmp_path / TABLE).read_text())["search"]
+    g = dataclasses.replace(f, params=other)
+    pairs = [score(g, [g.row(i)], [[row["start_chain"], row["chain"]]])[0] for i, row in enumerate(rows)]
+    assert [numbers["other_start"], numbers["other"]] == pytest.approx(np.mean(pairs, 0), abs=1e-5)
+    assert numbers["other"] != pytest.approx(numbers["nll"], abs=1e-3)
+
+
+def test_the_chains_are_read_by_warm_start_and_fine_tuning(tmp_path):
+    search(stubbed(tmp_path), tmp_path)
+    again = {"data__train_path": str(tmp_path / REER), "warm_start__chains": "given", "prompt__examples": 0}
+    sides = {"data__heldout_size": 1, "warm_start__prompts_per_step": 2, "warm_start__prompts": 2}
+    (tmp_path / "next").mkdir()
+    c = config(tmp_path / "next", **again, **sides)
+    task, params = load(c)
+    rows = {r["prompt"]: r["chain"] for r in map(json.loads, (tmp_path / REER).read_text().splitlines())}
+    learned = chains_to_learn(task, None, params, tmp_path)
+    assert len(learned) == 4 and all(row.example.chain == rows[row.example.prompt] for row in learned)
+
+
+def test_a_models_replies_depend_on_no_other_question(tmp_path):
+    f = stubbed(tmp_path)
+    propose = model_proposer(f.task, sampler_weights(f.params, f.task.model, None), 0.8)
+    asked = [f.asks.chain(i, f.task.train[i].example) for i in range(3)]
+    all_three = propose(asked, 1, Length(2, "</think", 8))
+    assert all_three == propose(asked, 1, Length(2, "</think", 8))
+    assert propose([asked[2]], 1, Length(2, "</think", 8)) == [all_three[2]]
+    assert propose(asked, 2, Length(2, "</think", 8)) != all_three
+    assert len({text for group in all_three for text in group}) == 6
+    assert propose(asked, 1, Length(2, "</think", 5000)) == [[], [], []]  # more than the model has positions
+
+
+def test_what_is_asked(tmp_path):
+    f = stubbed(tmp_path)
+    example, s = f.task.train[0].example, reer.Search(("one\n\n", "two\n\n", "three"), 1.0, at=1)
+    whole, again = f.asks.chain(0, example), f.asks.segment(0, example, s)
+    assert example.prompt in whole.message and example.answer in whole.message and whole.reply == "<think>"
+    assert again == whole._replace(reply="<think>one\n\n")
+    edit = dataclasses.replace(f.asks, cfg=dataclasses.replace(f.asks.cfg, ask="edit"))
+    asked = edit.segment(0, example, s)
+    assert "one\n\n[MARKED]\ntwo\n[/MARKED]\nthree" in asked.message and asked.reply == "<analysis>"
+    assert edit.part_in("It lacks.</analysis> <part> more </part>") == "more" and edit.part_in("no part") == ""
+    assert f.asks.chain_in(" a chain </think> <answer>x") == "a chain"
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(UserError, match=r"reer.min_chain is 100000.*5 \(first chain too short\)"):
+        search(stubbed(tmp_path, reer__min_chain=100000), tmp_path)
+    dropped = [json.loads(line) for line in (tmp_path / DROPPED).read_text().splitlines()]
+    assert len(dropped) == QUESTIONS and all("short" in row["dropped"] for row in dropped)
+    (tmp_path / "first.txt").write_text("Of $question and $nothing")
+    with pytest.raises(UserError, match=r"reer.prompts.*first.txt.*nothing"):
+        stubbed(tmp_path, reer__prompts=str(tmp_path))
+    with pytest.raises(UserError, match="reer.prompts.*cannot be read"):
+        stubbed(tmp_path, reer__prompts=str(tmp_path / "none"))
+    with pytest.raises(UserError, match="prompt.template is 'raw'"):
+        finder(config(tmp_path, prompt__template="raw", warm_start__examples=0), tmp_path)
+
+
+def test_the_command_refuses_and_keeps_what_it_wrote(tmp_path):
+    """Random bytes are no chains: the nano model's are all of no use."""
+    with pytest.raises(UserError, match="none is of use"):
+        run(config(tmp_path, sampler__max_chain=12), tmp_path / "w")
+    assert len(run_files.read(tmp_path / "w" / FILE)) == QUESTIONS

@@ -1,0 +1,78 @@
+"""The package from Python: what training, generation and scoring give equals what the commands and files say."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rl_likelihood import api
+from rl_likelihood.config import flatten
+from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import UserError
+from tests.runs import small_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    c = small_config(train__steps=2, report__sample_prompts=2, eval__prompts=0)
+    return api.train(c, tmp_path_factory.mktemp("api") / "run")
+
+
+def test_a_config_of_a_file_with_other_fields():
+    c = api.config(str(ROOT / "configs/tiny.py") + ":steps=7", {"optim.lr": 1e-3, "preset": "dr_grpo"})
+    assert (c.train.steps, c.optim.lr, c.preset) == (7, 1e-3, "dr_grpo")
+    assert flatten(api.config())["model.preset"] == ""
+    with pytest.raises(UserError, match="no field optim.lrr; did you mean 'optim.lr'"):
+        api.config(fields={"optim.lrr": 1.0})
+    with pytest.raises(UserError, match="nowhere.py does not exist"):
+        api.config("nowhere.py")
+
+
+def test_a_score_is_what_training_saw(run):
+    """samples.jsonl has what each answer scored after an empty chain, by the model before the step."""
+    before = api.Run(run.workdir, 0, run.task, api.load(run.task.config, training=False)[1])
+    row = next(r for r in run_files.read(run.workdir / "samples.jsonl") if r["step"] == 1)
+    got = api.score(before, row["prompt"], "", row["reference_answer"])
+    np.testing.assert_allclose([x for _, x in got.answer], row["answer_logp_no_chain"], atol=2e-4)
+    assert [token for token, _ in got.answer] == row["answer_tokens"]
+    scored = np.asarray(row["scored"], bool)
+    without = np.asarray(row["answer_logp_no_chain"])[scored].sum()
+    assert got.without_chain["log_prob"] == pytest.approx(without, abs=1e-3) == got.rewards["log_prob"]
+    after = api.score(before, row["prompt"], "1 and 2", row["reference_answer"])
+    assert after.without_chain == pytest.approx(got.without_chain) and after.rewards != got.rewards
+    assert "".join(token for token, _ in after.chain).startswith("1 and 2")
+    page = after._repr_html_()
+    assert page.count("<span") == len(after.chain) + len(after.answer) and "log_prob" in page
+
+
+def test_generated_texts_are_those_of_the_sampler_and_follow_the_seed(run):
+    prompts = ["What is 2 + 2?", "And 3?"]
+    one, again, other = (api.generate(run, prompts, samples=2, seed=s, max_chain=6) for s in (0, 0, 1))
+    assert [len(group) for group in one] == [3, 3] and one == again
+    assert [group[0] for group in one] == [group[0] for group in other], "the greedy ones"
+    assert one != other and api.generate(run, []) == []
+
+
+def test_a_run_is_loaded_from_its_workdir_alone(run):
+    pandas = pytest.importorskip("pandas")
+    loaded = api.load_run(run.workdir)
+    assert loaded.step == 2 and loaded.task.config == run.task.config
+    metrics = loaded.metrics
+    assert isinstance(metrics, pandas.DataFrame) and list(metrics.index) == [1, 2]
+    assert metrics["reward/mean"].tolist() == [r["reward/mean"] for r in run_files.read(run.workdir / "metrics.jsonl")]
+    with pytest.raises(UserError, match="holds no config.json"):
+        api.load_run(run.workdir / "checkpoints")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("STEPS", "3")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(ROOT / "examples" / "notebook.ipynb", 4)
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT / "examples")}}).execute()
+    html = [o["data"].get("text/html", "") for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o]
+    assert any("hsl(" in text for text in html)

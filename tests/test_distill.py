@@ -1,0 +1,119 @@
+"""Chains of a teacher behind an address on this machine, or of a model here."""
+
+import dataclasses
+import json
+
+import pytest
+
+from rl_likelihood.config import build
+from rl_likelihood.distill import DISTILL, distill, finder
+from rl_likelihood.reer import proposer_of
+from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
+from rl_likelihood.search.folder import DROPPED
+from rl_likelihood.search.proposer import Ask, Length, asks_of
+from rl_likelihood.search.rounds import Finder, Journal
+from rl_likelihood.search.teacher import http_proposer, parsed, text_of
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import load
+from tests.runs import small_config
+from tests.servers import serving
+
+
+def said(text, **more):
+    return {"choices": [{"message": {"role": "assistant", "content": text, **more}}]}
+
+
+def config(**changes):
+    return build(small_config(**{"data__train_size": 6, "distill__replies": 2, **changes}))
+
+
+def taught(folder, url, **changes) -> Finder:
+    task, params = load(config(**changes))
+    settings = HttpSettings(url, "teacher", cache=str(folder / "cache.sqlite"), first_wait=0.01, attempts=1)
+    return Finder(task, params, asks_of(task), http_proposer(Endpoint(settings), 0.7, task.fmt), Journal(folder))
+
+
+def rows_in(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_right_answers_are_taken_and_the_others_named(tmp_path):
+    """Six questions: right at the second reply, wrong, without a chain, no text, an error, right."""
+    examples = [row.example for row in load(config())[0].train]
+    number = {e.prompt: i for i, e in enumerate(examples)}
+
+    def behave(handler, n, body):
+        i = next(i for prompt, i in number.items() if body["messages"][0]["content"].endswith("\n\n" + prompt))
+        right = f"<think>because {i}</think>\n<answer>{examples[i].answer}</answer>"
+        second = body["seed"] % 2 == 1
+        replies = [right if second else "<think>so</think><answer>-1</answer>", "<think>so</think><answer>-1</answer>"]
+        replies += [f"<answer>{examples[i].answer}</answer>", "I do not know", None, right]
+        if i == 4 and down:
+            handler.reply(500, b"{}")
+            return
+        handler.reply(200, said(replies[i] if i != 4 else right))
+
+    down = True
+    with serving(behave) as (url, requests):
+        lines = []
+        distill(dataclasses.replace(taught(tmp_path, url), say=lines.append), tmp_path)
+        good, dropped = rows_in(tmp_path / DISTILL), rows_in(tmp_path / DROPPED)
+        assert [row["chain"] for row in good] == ["because 0", "because 5"]
+        assert [row["answer"] for row in good] == [examples[0].answer, examples[5].answer]
+        assert [r["dropped"] for r in dropped] == ["no right answer", *["not in the format"] * 2, "no reply"]
+        assert "2 chains" in lines[-1] and "2 (not in the format)" in lines[-1]
+        asked, down = len(requests), False
+        assert asked == 12
+        distill(taught(tmp_path, url), tmp_path)  # only what failed is asked again
+        assert len(requests) == asked + 2 and len(rows_in(tmp_path / DISTILL)) == 3
+
+
+def test_chains_that_make_the_reference_likelier_are_taken(tmp_path):
+    def behave(handler, n, body):
+        chain = "ab" * (1 + body["seed"] % 2)
+        handler.reply(200, said(f"<think>{chain}</think><answer>1</answer>"))
+
+    with serving(behave) as (url, _):
+        f = taught(tmp_path, url, distill__accept="likelihood", eval__grader="none", reer__clip=20.0)
+        distill(f, tmp_path)
+    good, dropped = rows_in(tmp_path / DISTILL), rows_in(tmp_path / DROPPED)
+    assert len(good) + len(dropped) == 6 and {row["chain"] for row in good} <= {"ab", "abab"}
+    assert all(row["dropped"] == "the reference is not likelier" for row in dropped)
+    assert all(row["teacher_answer"] == "1" != row["answer"] for row in good)
+
+
+def test_a_reply_and_its_reasoning(tmp_path):
+    tags = load(config())[0].fmt
+    assert parsed("<think> a b </think>\n<answer> 4 </answer> more", tags) == ("a b", "4")
+    assert parsed("a b</think><answer>4</answer>", tags) == ("a b", "4")
+    beside = text_of(said("<answer>4</answer>", reasoning_content="why"), tags)
+    assert beside == "<think>why</think>\n<answer>4</answer>"
+    for bad in ("", "<think>a</think>4", "<think></think><answer>4</answer>", "<think>a</think><answer></answer>"):
+        assert parsed(bad, tags) is None, bad
+    assert text_of({"choices": []}, tags) is text_of(said(None), tags) is text_of(3, tags) is None
+
+
+def test_replies_to_one_message_differ_and_a_proposer_can_be_an_address(tmp_path):
+    seeds = []
+
+    def behave(handler, n, body):
+        seeds.append(body["seed"])
+        handler.reply(200, said(f"reply {body['seed']}"))
+
+    with serving(behave) as (url, _):
+        c = config(reer__proposer=url, reer__proposer_name="m")
+        f = taught(tmp_path, url)
+        asked = [Ask(0, "a message", "<analysis>"), Ask(1, "a message", "")]
+        groups = f.propose(asked, 3, Length(2, "</part>", 9))
+        assert groups == [["reply 6", "reply 7"]] * 2 and sorted(seeds) == [6, 7]
+        with pytest.raises(UserError, match="reer.ask is 'resample'"):
+            task = dataclasses.replace(f.task, config=config(reer__proposer=url, reer__ask="resample"))
+            proposer_of(task, f.params, None, tmp_path)
+    assert c.reer.proposer == url
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(UserError, match="distill.teacher is empty"):
+        finder(config(), tmp_path)
+    with pytest.raises(UserError, match="eval.grader is none"):
+        finder(config(distill__teacher="x", eval__grader="none"), tmp_path)

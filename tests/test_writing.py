@@ -1,0 +1,91 @@
+"""configs/writing.py: what it sets, its rewards in one step, and the experiment's held-out rows."""
+
+import json
+import math
+
+import pytest
+
+from configs.writing import get_config
+from experiments import writing
+from rl_likelihood import train
+from rl_likelihood.config import apply_preset, build
+from rl_likelihood.datasets import sources
+from rl_likelihood.report.metric_table import unknown
+from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import UserError
+
+
+def poems(n: int) -> str:
+    return "\n\n".join("\n".join(f"line {i} {j}" for j in range(4)) for i in range(n))
+
+
+@pytest.mark.parametrize("preset", ["vr_cli", "dro", "nrt", "none"])
+@pytest.mark.parametrize("form", ["next_passage", "verse"])
+@pytest.mark.parametrize("size", ["135m", "3b"])
+def test_the_rewards_of_the_papers_go_with_both_forms(preset, form, size):
+    c = get_config(f"data=texts,form={form},size={size}")
+    c.preset = preset
+    apply_preset(c, ["preset"])
+    settings = build(c)
+    assert settings.data.documents.form == form and form.split("_")[-1] in settings.data.documents.form
+    assert ("novelist" if form == "next_passage" else "poet") in settings.prompt.instruction
+    assert settings.reward.name == {"vr_cli": "vr_cli", "dro": "r3", "nrt": "nrt/std", "none": "avg_log_prob"}[preset]
+    assert settings.eval.texts == ("prose" if form == "next_passage" else "verse")
+
+
+def test_other_forms_are_refused():
+    with pytest.raises(UserError, match="form is 'prose'"):
+        get_config("form=prose")
+
+
+@pytest.mark.slow  # three programs with three models each
+def test_a_run_with_all_its_rewards(tmp_path):
+    (tmp_path / "poems.txt").write_text(poems(8))
+    c = get_config(f"data={tmp_path}/poems.txt,form=verse,reward=avg_log_prob + vr_cli + r3 + nrt,steps=1")
+    fields = {
+        "model.path": "",
+        "model.preset": "nano",
+        "mesh.data": 1,
+        "mesh.fsdp": 2,
+        "mesh.tensor": 4,
+        "data.documents.shown": 2,
+        "data.documents.asked": 2,
+        "data.heldout_size": 2,
+        "prompt.max_prompt": 512,
+        "prompt.max_answer": 40,
+        "sampler.group_size": 3,
+        "sampler.max_chain": 8,
+        "reward.baseline": "frozen",
+        "reward.token_weights": "neg_log",
+        "train.prompts_per_step": 2,
+        "train.eval_every": 0,
+        "train.eval_first": False,
+        "eval.prompts": 2,
+        "eval.samples": 2,
+        "eval.batch_prompts": 2,
+    }
+    c.update_from_flattened_dict(fields)
+    train.run(build(c), tmp_path / "run")
+    (step,) = run_files.read(tmp_path / "run" / run_files.METRICS)
+    for name in ("avg_log_prob", "vr_cli", "r3", "nrt"):
+        assert math.isfinite(step[f"reward/{name}"]), name
+    (after,) = run_files.read(tmp_path / "run" / run_files.EVAL)
+    assert "answered" in after and "no_chain/answered" in after and "perplexity_swapped" in after
+    assert unknown(step) == unknown(after) == []
+
+
+def test_the_held_out_rows_of_the_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="sonnets.txt does not exist"):
+        writing.prepare()
+    folder = tmp_path / writing.DATA
+    (folder / "novels").mkdir(parents=True)
+    (folder / "sonnets.txt").write_text("\n\n".join("\n".join(f"line {i} {j}" for j in range(14)) for i in range(12)))
+    for i in range(2):
+        words = " ".join(f"w{i}{j}" for j in range(30))
+        (folder / "novels" / f"{i}.txt").write_text("\n\n".join([words] * 3))
+    writing.prepare()
+    rows = [json.loads(line) for line in (folder / "verse_heldout.jsonl").read_text().splitlines()]
+    held = sources.load(build(get_config(writing.TASKS["verse"])).data)[1]
+    assert [r["answer"] for r in rows] == [e.answer for e in held] and len(rows) == 1
+    assert len((folder / "prose_heldout.jsonl").read_text().splitlines()) == 1

@@ -1,0 +1,73 @@
+"""The best evaluation, the checkpoint that is kept for it, the end of a run without progress, and a longer run."""
+
+import numpy as np
+import pytest
+
+from rl_likelihood import train
+from rl_likelihood.config import build
+from rl_likelihood.report.metric_table import higher_is_better
+from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.shapes import UserError
+from rl_likelihood.training.best import best_of
+from tests.runs import small_config
+from tests.test_train import rows, run
+
+
+def evaluations(*values, questions=4, samples=1):
+    made = {"questions": questions, "samples": samples}
+    return [{"step": 10 * i, "greedy_success": value, **made} for i, value in enumerate(values)]
+
+
+def test_the_best_is_the_first_of_the_best_and_later_ones_are_counted():
+    assert best_of(evaluations(0.1, 0.5, 0.3, 0.5), "greedy_success", True) == (10, 2)
+    assert best_of(evaluations(0.1, 0.5, 0.3, 0.5), "greedy_success", False) == (0, 3)
+    assert best_of(evaluations(0.1, 0.2), "greedy_success", True) == (10, 0)
+
+
+def test_an_evaluation_of_other_questions_or_samples_is_not_compared():
+    full = evaluations(0.9, questions=100)
+    assert best_of([*full, *evaluations(0.1, 0.5, 0.3)], "greedy_success", True) == (10, 1)
+    assert best_of([*evaluations(0.9, samples=3), *evaluations(0.1)], "greedy_success", True) == (0, 0)
+
+
+def test_a_metric_that_is_none_is_refused():
+    assert higher_is_better("greedy_success") and not higher_is_better("perplexity")
+    for name in ("succes", "grad/norm", "chain_length"):
+        with pytest.raises(UserError, match=f"train.best is '{name}'"):
+            higher_is_better(name)
+    with pytest.raises(UserError, match="train.best is 'pass@64'"):
+        best_of(evaluations(0.1), "pass@64", True)
+
+
+@pytest.mark.parametrize("fields", [{"train__best": "perplexity"}, {"train__eval_every": 1, "train__patience": 2}])
+def test_fields_that_need_one_another(fields):
+    with pytest.raises(UserError, match="train.best"):
+        build(small_config(**fields))
+
+
+def test_a_run_without_progress_ends_keeps_its_best_step_and_stays_ended(tmp_path, capsys):
+    """At a learning rate of nearly 0 no evaluation beats the one before training."""
+    few = {"train__steps": 9, "train__eval_every": 1, "train__best": "perplexity", "train__patience": 2}
+    few |= {"optim__lr": 1e-30, "train__keep_checkpoints": 1, "train__checkpoint_every": 1, "eval__samples": 1}
+    run(tmp_path / "run", **few)
+    evaluated = run_files.read(tmp_path / "run" / "eval.jsonl")
+    assert [row["step"] for row in evaluated] == [0, 1, 2, 2] and evaluated[-1]["stage"].startswith("after 2 steps")
+    assert "without a better perplexity than that of step 0" in capsys.readouterr().out
+    assert checkpoint.latest_step(tmp_path / "run") == 2
+    assert checkpoint.restore_params(tmp_path / "run", 0)[2] == 0, "the best one"
+    assert not (tmp_path / "run" / "checkpoints" / "1").exists()
+    assert run_files.read(tmp_path / "run" / "STATUS")[0]["state"] == "done"
+    run(tmp_path / "run", **few)
+    assert len(run_files.read(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+def test_a_longer_run_of_the_same_workdir_is_the_longer_run(tmp_path):
+    few = {"eval__prompts": 0, "optim__schedule": "constant", "optim__warmup_steps": 1}
+    whole = run(tmp_path / "whole", train__steps=3, **few)
+    run(tmp_path / "grown", train__steps=2, **few)
+    grown = run(tmp_path / "grown", train__steps=3, **few)
+    assert rows(grown, "metrics.jsonl") == rows(whole, "metrics.jsonl")
+    one, other = (checkpoint.restore_params(folder)[1] for folder in (whole, grown))
+    np.testing.assert_array_equal(one["embed"], other["embed"])
+    with pytest.raises(UserError, match="train.steps"):
+        train.run(build(small_config(train__steps=2, **few)), grown)
