@@ -39,7 +39,9 @@ def calls(case: work.Case, tokens: int = TOKENS) -> dict[str, Callable[[], Any]]
     params, batch = made.params(), made.random_batch()
     segment = np.array(batch.segment)
     segment[..., -tokens:] = REFERENCE
-    base = -np.random.default_rng(2).exponential(2.0, (case.shape.prompts, tokens)).astype(np.float32)
+    # Less likely than after most chains, so that NRT's gains are not all clipped to 0.
+    base = -np.log(case.model.vocab_size) - np.random.default_rng(2).exponential(2.0, (case.shape.prompts, tokens))
+    base = base.astype(np.float32)
     batch = batch.replace(segment=segment, scored=segment == REFERENCE, host_rewards={}, baseline_logp=base)
     out = {}
     for name, own in REWARDS.items():

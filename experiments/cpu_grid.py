@@ -22,6 +22,7 @@ answer term teaches it to distrust chains (docs/rewards.md). docs/results.md has
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from configs.cpu_grid import DATA
@@ -94,16 +95,21 @@ _ASK = " Give the result as your final answer. Do not include units."
 
 def prepare() -> None:
     """Write DATA/train.jsonl and DATA/heldout.jsonl if they do not exist. The rows are always the same."""
-    folder = Path(DATA)
-    paths = {folder / "train.jsonl": TRAIN, folder / "heldout.jsonl": HELDOUT}
+    write_rows(DATA, (TRAIN, HELDOUT), "word problems with worked solutions", word_problems)
+
+
+def write_rows(data: str, sizes: tuple[int, int], what: str, make: Callable[[int], list[dict]]) -> None:
+    """The rows of `make`, so many for training and so many held out, in the folder `data`, unless its files exist."""
+    folder = Path(data)
+    paths = dict(zip((folder / "train.jsonl", folder / "heldout.jsonl"), sizes, strict=True))
     if all(path.exists() for path in paths):
         return
-    rows = word_problems(TRAIN + HELDOUT)
+    rows = make(sum(sizes))
     folder.mkdir(parents=True, exist_ok=True)
     for path, size in paths.items():
         part, rows = rows[:size], rows[size:]
         path.write_text("".join(json.dumps(row) + "\n" for row in part))
-        print(f"{path}: {size} word problems with worked solutions")
+        print(f"{path}: {size} {what}")
 
 
 def word_problems(n: int) -> list[dict]:

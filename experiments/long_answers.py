@@ -3,7 +3,7 @@
     python -m rl_likelihood.sweep experiments/long_answers.py --run
     python -m rl_likelihood.sweep experiments/long_answers.py --table --only task=long
 
-Hardware: as experiments/cpu_grid.py. Time: see docs/results.md; --run resumes.
+Hardware: as experiments/cpu_grid.py. Time (estimate, not measured): 8 hours for all 45 runs; --run resumes.
 
 long: the long task of experiments/cpu_grid.py, with chains of up to 160 tokens, so that fewer are cut, and TRACE in
 the evaluations. All rewards have one loss, that of Kwiatkowski et al. without KL: leave-one-out, sums over tokens, the
@@ -17,9 +17,7 @@ short, countdown3: max_rl beside grpo and base_rl, with a grader and groups of 8
 from __future__ import annotations
 
 import itertools
-import json
 import random
-from pathlib import Path
 
 from configs.countdown3 import DATA
 from experiments import cpu_grid
@@ -94,16 +92,7 @@ SHOWN = (
 def prepare() -> None:
     """Write the long task's files and DATA's, if they do not exist. The rows are always the same."""
     cpu_grid.prepare()
-    folder = Path(DATA)
-    paths = {folder / "train.jsonl": TRAIN, folder / "heldout.jsonl": HELDOUT}
-    if all(path.exists() for path in paths):
-        return
-    rows = targets(TRAIN + HELDOUT)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, size in paths.items():
-        part, rows = rows[:size], rows[size:]
-        path.write_text("".join(json.dumps(row) + "\n" for row in part))
-        print(f"{path}: {size} targets of three numbers")
+    cpu_grid.write_rows(DATA, (TRAIN, HELDOUT), "targets of three numbers", targets)
 
 
 def targets(n: int) -> list[dict]:

@@ -137,6 +137,8 @@ _METHODS: dict[str, dict[str, Any]] = {
     },
     # Yu et al. 2506.18254: G 8, 768 prompts, lr 1e-6, 3072 tokens, baseline of the initial policy, filter beta 0.5
     # (Qwen; 0.9 for Llama, 1.0 for Gemma). `format` is stricter than theirs: no text is allowed around the two blocks.
+    # Its refused groups are left out, not replaced: the learner computes this reward, so the host cannot judge groups
+    # before the step (filter.resample).
     "rlpr": {
         "prompt.score_delims": "none",  # both scores of the difference cover the answer alone
         "reward.name": "0.9*rlpr + 0.1*format + repetition",

@@ -129,7 +129,7 @@ class EvalSettings:
     top_p: float = field(
         1.0, "these are drawn from the fewest ids that hold this share; training has no such cut", above=0, most=1
     )
-    top_k: int = field(0, "and from so many likeliest ids; 0: all", least=0)
+    top_k: int = field(0, "and from this many of the likeliest ids; 0: all", least=0)
     min_p: float = field(0.0, "and from ids at least so likely, over the likeliest", least=0, most=1)
     max_sampled_answer: int = field(0, "tokens of a sampled answer; 0: prompt.max_answer", least=0)
     batch_prompts: int = field(50, "questions decoded at one time; changes no number", least=1)
@@ -168,7 +168,7 @@ class JudgeSettings:
         "none", "whiten: a reward model's scores are divided by their spread on its held-out questions"
     )
     key_variable: str = field("JUDGE_API_KEY", "environment variable that holds the address's key")
-    concurrency: int = field(16, "rows asked at one time of an address", least=1, most=1024)
+    concurrency: int = field(16, "requests that are sent to an address at the same time", least=1, most=1024)
     timeout: float = field(60.0, "seconds for one reply of an address", above=0)
     attempts: int = field(6, "of one row at an address, the first included", least=1)
     max_calls: int = field(0, "calls of an address over the run's life; 0: no limit", least=0)

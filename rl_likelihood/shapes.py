@@ -184,6 +184,11 @@ class Batch(struct.PyTreeNode):
     judged: Judged | None = None
     replayed: Compared | None = None
 
+    @property
+    def rows_alone(self) -> Batch:
+        """Without the answers that are scored beside its rows, for a forward of its own."""
+        return self.replace(no_chain=None, alternatives=None)
+
 
 class TrainState(struct.PyTreeNode):
     """All that a step changes. Random keys are folded from (root, purpose, step), never stored.

@@ -67,7 +67,6 @@ def test_a_run_is_loaded_from_its_workdir_alone(run):
         api.load_run(run.workdir / "checkpoints")
 
 
-@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("STEPS", "3")

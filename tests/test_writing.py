@@ -38,7 +38,6 @@ def test_other_forms_are_refused():
         get_config("form=prose")
 
 
-@pytest.mark.slow  # three programs with three models each
 def test_a_run_with_all_its_rewards(tmp_path):
     (tmp_path / "poems.txt").write_text(poems(8))
     c = get_config(f"data={tmp_path}/poems.txt,form=verse,reward=avg_log_prob + vr_cli + r3 + nrt,steps=1")

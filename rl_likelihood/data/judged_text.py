@@ -34,12 +34,13 @@ class Form(NamedTuple):
     words: tuple[str, ...] = ()
 
 
+ONE_ANSWER, YES_NO = (f"{OPEN}\n", f"\n{CLOSE}"), ("yes", "no")
 SCORE = Form("", ("", ""))
 CORRECT = Form(
     "Question:\n{question}\n\nProposed answer, between the marks:\n{answers}\n\n"
     "Is the proposed answer correct? Reply with one word, yes or no.",
-    (f"{OPEN}\n", f"\n{CLOSE}"),
-    ("yes", "no"),
+    ONE_ANSWER,
+    YES_NO,
 )
 BETTER = Form(
     "Question:\n{question}\n\nTwo answers, between the marks:\n{answers}\n\n"
@@ -51,13 +52,13 @@ BETTER = Form(
 MEETS = Form(
     "{question}\n\nAnswer, between the marks:\n{answers}\n\n"
     "Does the answer meet the criterion? Reply with one word, yes or no.",
-    (f"{OPEN}\n", f"\n{CLOSE}"),
-    ("yes", "no"),
+    ONE_ANSWER,
+    YES_NO,
 )
 MARK = Form(
     "{question}\n\nAnswer, between the marks:\n{answers}\n\n"
     "How well does the answer meet the criteria? Reply with one digit, from 0 for not at all to 9 for entirely.",
-    (f"{OPEN}\n", f"\n{CLOSE}"),
+    ONE_ANSWER,
     tuple("9876543210"),
 )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_likelihood.datasets import files
-from rl_likelihood.datasets.common import BadRow, DataSet, Files, Location, Row, Skipped
+from rl_likelihood.datasets.common import BadRow, DataSet, Location, Row, Skipped
 from rl_likelihood.grading.bfcl import bfcl
 from rl_likelihood.shapes import ALTERNATIVES, Example
 
@@ -22,18 +22,12 @@ _KINDS = ("simple_python", "multiple", "parallel", "parallel_multiple")
 _LIVE = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
 _ALTERNATIVES = 8
 
-_FILES = Files(
-    name="bfcl",
-    fetch="bfcl_eval-2026.3.23-py3-none-any.whl of PyPI, or its folder bfcl_eval/data",
-    patterns=tuple(f"*BFCL_v4_{kind}.json" for kind in (*_KINDS, *_LIVE)),
-)
-
 
 def records(located: list[tuple[Path, Path]]) -> Iterator[tuple[Location, dict | str]]:
     """Each question with its possible answers, which other files hold."""
     questions: dict[str, tuple[Location, dict]] = {}
     possible: dict[str, Any] = {}
-    for location, record in files.read_all(located, _FILES):
+    for location, record in files.read_all(located, DATASET):
         if isinstance(record, str):
             yield location, record
         elif "ground_truth" in record:
@@ -91,8 +85,9 @@ DATASET = DataSet(
     name="bfcl",
     parse=parse,
     records=records,
-    fetch=_FILES.fetch,
-    patterns=_FILES.patterns,
+    fetch="bfcl_eval-2026.3.23-py3-none-any.whl of PyPI, or its folder bfcl_eval/data",
+    addresses=("https://files.pythonhosted.org/packages/py3/b/bfcl-eval/bfcl_eval-2026.3.23-py3-none-any.whl",),
+    patterns=tuple(f"*BFCL_v4_{kind}.json" for kind in (*_KINDS, *_LIVE)),
     split="train",
     heldout=0.2,
     strata=("kind",),

@@ -139,6 +139,7 @@ DATASET = DataSet(
     name="livecodebench",
     parse=parse,
     fetch="test*.jsonl of livecodebench/code_generation_lite, on the hub",
+    addresses=("hf:livecodebench/code_generation_lite",),
     split="test",
     grader="code_tests",
     max_prompt=1536,

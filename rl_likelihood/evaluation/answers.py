@@ -66,13 +66,13 @@ def truncated(reference: str) -> str:
 def _of_run(workdir: Path, flag: str) -> list[Answered]:
     path = workdir / run_files.EVAL
     rows = run_files.read(path) if path.exists() else []
-    kept = [row["records"] for row in rows if row.get("records", "").startswith(FOLDER)]
-    if not kept:
+    paths = [row["records"] for row in rows if row.get("records", "").startswith(FOLDER)]
+    if not paths:
         raise UserError(f"--{flag}={workdir} has no evaluation with records; evaluate the run first")
-    found = read_records(str(workdir / kept[-1]))[1]
-    if any("answer" not in row["greedy"] for row in found):
+    own = read_records(str(workdir / paths[-1]))[1]
+    if any("answer" not in row["greedy"] for row in own):
         raise UserError(f"--{flag}={workdir} was evaluated with eval.grader=none, which samples no answer; set another")
-    return [Answered(row["prompt"], row["greedy"]["answer"] or "", row["reference"]) for row in found]
+    return [Answered(row["prompt"], row["greedy"]["answer"] or "", row["reference"]) for row in own]
 
 
 def _of_row(record: object, where: str) -> Answered:

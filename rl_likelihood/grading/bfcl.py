@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from rl_likelihood.grading.code import calls_in
+from rl_likelihood.grading.text import exact_match
 
 _TYPES = {
     "string": str,
@@ -28,12 +29,16 @@ _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
 def bfcl(reference: str, answer: str | None) -> bool:
-    """The possible calls, each once, in any order (in the benchmark's `multiple` and `simple` there is one)."""
-    calls = None if answer is None else calls_in(answer)
-    if calls is None:
+    """The possible calls, each once, in any order (in the benchmark's `multiple` and `simple` there is one).
+
+    Compared as text where the reference is no such rule.
+    """
+    if answer is None:
         return False
-    goal = json.loads(reference)
-    if len(calls) != len(goal["possible"]):
+    goal, calls = _rule(reference), calls_in(answer)
+    if goal is None:
+        return exact_match(reference, answer)
+    if calls is None or len(calls) != len(goal["possible"]):
         return False
     functions = {function["name"]: function["parameters"] for function in goal["functions"]}
     try:
@@ -47,6 +52,14 @@ def bfcl(reference: str, answer: str | None) -> bool:
     except RecursionError:
         return False
     return True
+
+
+def _rule(reference: str) -> dict[str, list] | None:
+    try:
+        rule = json.loads(reference)
+    except (ValueError, RecursionError):
+        return None
+    return rule if isinstance(rule, dict) and {"functions", "possible"} <= rule.keys() else None
 
 
 def _fits(arguments: dict[str, Any], allowed: dict[str, list], parameters: dict[str, Any]) -> bool:

@@ -140,15 +140,15 @@ def measured(chains: Chains, reward: Float[AnyArray, "P G"], cfg: PosteriorConfi
     """Sums over prompts: both KLs in nats a chain, and with chains from both prompts how they compare."""
     after = chains.keep & chains.from_shown, chains.keep & ~chains.from_shown
     mean = lambda x, rows: kept_mean(x, rows).sum()
-    apart = kl_rows(chains, 1.0)
+    log_ratio = kl_rows(chains, 1.0)
     out = {}
     if not chains.from_shown.all():
-        out["posterior/reverse_kl"] = mean(-apart, after[1])
+        out["posterior/reverse_kl"] = mean(-log_ratio, after[1])
     if chains.from_shown.any():
         w = weights(chains, cfg)
         n, total = chains.keep.sum(-1), jnp.where(chains.keep, w, 0.0)
         ess = total.sum(-1) ** 2 / jnp.maximum(n * (total**2).sum(-1), 1e-30)
-        out |= {"posterior/kl": mean(apart, after[0]), "posterior/ess": ess.sum()}
+        out |= {"posterior/kl": mean(log_ratio, after[0]), "posterior/ess": ess.sum()}
         if not chains.from_shown.all():
             out["posterior/gain"] = mean(reward, after[0]) - mean(reward, after[1])
     return out

@@ -208,7 +208,7 @@ def observe(
     mask, keep = policy_masks(batch, cfg)
     proxy_nll = None
     if cfg.with_proxy:
-        by_proxy = row_stats(proxy, model, batch.replace(no_chain=None, alternatives=None), cfg)
+        by_proxy = row_stats(proxy, model, batch.rows_alone, cfg)
         proxy_nll = -likelihood.avg_log_prob(jax.lax.stop_gradient(by_proxy.stats.log_prob), batch.scored)
     stats, others = rows.stats, rows.alternatives_logp
     observation = Observation(
@@ -231,7 +231,7 @@ def observe(
 
 def _chains(params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, observation: Observation) -> Chains:
     """The chains' log-probs after both prompts. Gradients go through the second where its chains earn the reward."""
-    after = batch.replace(prompt=batch.shown.tokens, prompt_length=batch.shown.length, no_chain=None, alternatives=None)
+    after = batch.rows_alone.replace(prompt=batch.shown.tokens, prompt_length=batch.shown.length)
     shown = row_stats(params if cfg.posterior.target else jax.lax.stop_gradient(params), model, after, cfg).stats
     group = batch.completion.shape[1]
     from_shown = np.arange(group) >= group - cfg.posterior.rows(group)

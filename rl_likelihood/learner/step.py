@@ -59,9 +59,7 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
         )
         forward = forward._replace(observation=seen)
     if ref_params is not None:
-        ref = jax.lax.stop_gradient(
-            row_stats(ref_params, model, batch.replace(no_chain=None, alternatives=None), cfg).stats.log_prob
-        )
+        ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.rows_alone, cfg).stats.log_prob)
         if cfg.scored_by_initial:
             nll = -likelihood.avg_log_prob(ref, batch.scored)
             forward = forward._replace(observation=forward.observation._replace(initial_nll=nll))

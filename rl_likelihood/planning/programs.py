@@ -49,6 +49,12 @@ class Plan(NamedTuple):
         return self.devices.chains.stop - self.devices.chains.start
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the longest prompt that chains are sampled after."""
+        c = self.config
+        return max(c.prompt.max_prompt, c.max_shown if c.posterior.share else 0)
+
+    @property
     def batch(self) -> Batch:
         """The largest batch of the step, as shapes."""
         return abstract_batch(self.config, byte_format(self.config))
@@ -144,7 +150,7 @@ def cache_bytes(plan: Plan) -> dict[str, int]:
         own = len(plan.devices.prompts)
         prompts, rows = own / mesh["data"], own * plan.chains / (mesh["data"] * mesh["fsdp"])
     return {
-        "prompts": int(per_token * prompts * plan.config.prompt.max_prompt),
+        "prompts": int(per_token * prompts * plan.prompt_tokens),
         "rows": int(per_token * rows * own_tokens(plan)),
     }
 
@@ -216,7 +222,7 @@ def abstract_request(plan: Plan, table: tuple[int, int]) -> Request:
         return jax.ShapeDtypeStruct(dims, kind, sharding=sharding(mesh, axes, dims))
 
     return Request(
-        shape(i, p, plan.config.prompt.max_prompt, over="data"),
+        shape(i, p, plan.prompt_tokens, over="data"),
         shape(i, p, over="data"),
         shape(i, p, over="data"),
         shape(jax.eval_shape(lambda: jax.random.key(0)).dtype),
@@ -247,7 +253,7 @@ def trace_stream(plan: Plan, weights: Any) -> tuple[Any, Any]:
         return jax.tree.map(lambda x: shape(x.dtype, *x.shape), tree)
 
     weights = on_device(weights) if alone else weights
-    n, s, i = math.ceil(split.slots / split.streams), plan.config.prompt.max_prompt, jnp.int32
+    n, s, i = math.ceil(split.slots / split.streams), plan.prompt_tokens, jnp.int32
     prompts = math.ceil(n * split.wide * split.parts / plan.chains)
     slots = on_device(jax.eval_shape(lambda: engine.empty_slots(model, (n, split.wide), s, most, most)))
     ends = Ends(shape(jnp.int8, *stop_shape(plan)), shape(i, 1))

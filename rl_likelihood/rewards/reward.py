@@ -199,4 +199,4 @@ class HostInputs(NamedTuple):
     same: Callable[[str, str | None], bool]  # whether two answers are equal
     candidate: Callable[[str], Hashable]  # what makes two answers one candidate of a vote
     outcomes: Outcomes | None = None  # of conversations with an environment
-    token_ends: Sequence[frozenset[int]] = ()  # bytes of each reference after which one of its tokens ends
+    token_ends: Callable[[], Sequence[frozenset[int]]] = tuple  # bytes of each reference after which a token of it ends

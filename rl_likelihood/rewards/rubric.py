@@ -25,8 +25,8 @@ class RubricSettings:
     retriever: Literal["bm25", "decoder", "http", "bm25+decoder", "bm25+http"] = field(
         "bm25", "what finds them: shared words, states of the writer, vectors of the writer's address; + joins two"
     )
-    cases: int = field(3, "of the questions nearest to a new one, so many are shown with their rubrics", least=0)
-    pool: int = field(15, "of the criteria nearest to it, so many are shown", least=0)
+    cases: int = field(3, "similar questions that are shown, with their rubrics, when a new rubric is written", least=0)
+    pool: int = field(15, "similar criteria that are shown with them", least=0)
     items: int = field(12, "criteria that a rubric has at most", least=1)
     max_new: int = field(768, "tokens of a written rubric at most", least=16)
     rollouts: int = field(8, "answers of the policy that --filter judges for each question", least=1)

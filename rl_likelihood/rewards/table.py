@@ -151,7 +151,7 @@ def vote_share(inputs: HostInputs) -> np.ndarray:
 
 def prefix_token(inputs: HostInputs) -> np.ndarray:
     """1 where the answer is a prefix of the reference that ends with one of its tokens."""
-    groups = zip(inputs.references, inputs.token_ends, inputs.answers, strict=True)
+    groups = zip(inputs.references, inputs.token_ends(), inputs.answers, strict=True)
     return np.asarray([[rules.token_prefix(text, ends, a) for a in group] for text, ends, group in groups], np.float32)
 
 

@@ -239,12 +239,12 @@ class _Cache:
             ) from None
 
     def get(self, keys: list[str]) -> dict[str, Any]:
-        found = {}
+        known = {}
         for key in keys:
             row = self._db.execute("select value from replies where hash = ?", (key,)).fetchone()
             if row is not None:
-                found[key] = json.loads(row[0])
-        return found
+                known[key] = json.loads(row[0])
+        return known
 
     def put(self, key: str, value: Any) -> None:
         self._write("insert or replace into replies values (?, ?)", (key, json.dumps(value)))
@@ -262,6 +262,15 @@ class _Cache:
 
     def close(self) -> None:
         self._db.close()
+
+
+def message_of(reply: Any) -> dict[str, Any]:
+    """The message of a chat's reply; {} where there is none."""
+    try:
+        message = reply["choices"][0]["message"]
+    except (TypeError, KeyError, IndexError):
+        return {}
+    return message if isinstance(message, dict) else {}
 
 
 def estimate(body: dict[str, Any]) -> int:

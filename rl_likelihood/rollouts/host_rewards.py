@@ -99,7 +99,7 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     references = [row.example.answer for row in rows]
     who = rollout.prompts.uid, size, c.seed, c.reward
     how = outcome, graders.numeric_match, candidate
-    ends = [token_ends(row, task.fmt) for row in rows]
+    ends = lambda: [token_ends(row, task.fmt) for row in rows]
     inputs = HostInputs(answers, references, *who, *how, rollout.outcomes, ends)
     tags = task.fmt
     whole = responses(task, rollout, rows, texts) if any(r.kind == "text" for r in terms.values()) else []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rl_likelihood.data.judged_text import Form, filled
-from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
+from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings, message_of
 from rl_likelihood.rollouts.local_judge import Answers, Verdicts
 
 
@@ -46,10 +46,7 @@ def one_token(text: str) -> dict[str, Any]:
 
 def text_of(reply: Any) -> str | None:
     """The text of a chat's reply; None where there is none."""
-    try:
-        text = reply["choices"][0]["message"]["content"]
-    except (TypeError, KeyError, IndexError):
-        return None
+    text = message_of(reply).get("content")
     return text if isinstance(text, str) else None
 
 

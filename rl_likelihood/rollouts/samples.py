@@ -47,11 +47,14 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
     if batch.no_chain is not None:
         logp = values["no_chain_answer_logp"][i][batch.no_chain.segment[i, 0] == REFERENCE]
         no_chain["answer_logp_no_chain"] = rounded(logp)
-    conversation: dict[str, Any] = {}
+    also: dict[str, Any] = {}
     if rollout.outcomes is not None:
-        conversation["messages"] = messages_of(task, rollout, i, j)
-        conversation |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items()}
-        conversation["answer_turn"] = np.asarray(turn_of(rollout.segment[i : i + 1, j : j + 1]))[0, 0, answer].tolist()
+        also["messages"] = messages_of(task, rollout, i, j)
+        also |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items()}
+        also["answer_turn"] = np.asarray(turn_of(rollout.segment[i : i + 1, j : j + 1]))[0, 0, answer].tolist()
+    if batch.shown is not None:
+        group = rollout.segment.shape[1]
+        also["after_answer"] = j >= group - task.config.posterior.rows(group)
     weights = {}
     if "answer_weights" in values:
         scored = np.asarray(batch.scored[i, j][answer])
@@ -69,7 +72,7 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
         "answer_tokens": [text([t]) for t in ids[answer]],
         "answer_logp": rounded(values["answer_logp"][i, j][answer]),
         **no_chain,
-        **conversation,
+        **also,
         **weights,
         **({} if given.verdicts is None else {"verdicts": given.verdicts[i][j]}),
         "scored": batch.scored[i, j][answer].astype(int),

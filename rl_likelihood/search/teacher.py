@@ -7,7 +7,7 @@ from typing import Any
 
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.rollouts.endpoint import Endpoint
+from rl_likelihood.rollouts.endpoint import Endpoint, message_of
 from rl_likelihood.search.proposer import Ask, Length, Propose
 from rl_likelihood.search.rounds import Finder, score
 from rl_likelihood.shapes import Tags
@@ -35,11 +35,8 @@ def http_proposer(endpoint: Endpoint, temperature: float, tags: Tags) -> Propose
 
 def text_of(reply: Any, tags: Tags) -> str | None:
     """The text of a chat's reply, with the reasoning that some servers give beside it in our tags."""
-    try:
-        message = reply["choices"][0]["message"]
-        text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
-    except (TypeError, KeyError, IndexError, AttributeError):
-        return None
+    message = message_of(reply)
+    text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(text, str):
         return None
     return f"{tags.think_open}{reasoning}{tags.think_close}\n{text}" if isinstance(reasoning, str) else text

@@ -173,6 +173,7 @@ def test_graders_are_total(reference, answer):
 REFERENCES = {
     "exact_match": "5", "numeric": "5", "math": "5", "countdown": "(1+2)*3", "multiple_choice": "option 2: five",
     "telemath": "5.0", "tool_call": '{"name": "f", "arguments": {"x": 5}}', "code_output": "[5]", "prefix": "5 of them",
+    "bfcl": '{"functions": [{"name": "f", "parameters": {"properties": {}, "required": []}}], "possible": [{"f": {}}]}',
     "code_tests": '{"prompt": "def f():\\n", "test": "def check(f):\\n    assert f() == 5", "entry_point": "f"}',
     "reasoning_gym": pack("countdown", {}, {"answer": "19 + 3 - 9", "metadata": {"numbers": [19, 9, 3], "target": 13}}),
 }  # fmt: skip
@@ -301,7 +302,9 @@ def test_a_grader_is_one_row_and_the_documents_have_it():
             assert getattr(sys.modules[row.grade.__module__], row.grade.__name__) is row.grade
     example = Example("1", "?", "answer", check="check")
     compared = {name: reference_of(name, example) for name in GRADERS}
-    assert compared == {name: "check" if name in ("code_tests", "reasoning_gym") else "answer" for name in GRADERS}
+    assert compared == {
+        name: "check" if name in ("bfcl", "code_tests", "reasoning_gym") else "answer" for name in GRADERS
+    }
     assert reference_of("code_tests", Example("1", "?", "answer")) == "answer"
 
 

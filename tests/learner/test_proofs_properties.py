@@ -405,5 +405,7 @@ def test_the_switches_here_are_all_there_are():
         "delta_l_alpha",
         "kl",
         "kl_coef",
+        "reference_every",
+        "reference_decay",
         "span",
     }

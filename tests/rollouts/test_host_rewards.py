@@ -58,7 +58,7 @@ def test_a_row_whose_grader_fails_is_neither_right_nor_wrong(tmp_path):
     texts = [f">{'9' * len(reference)}</answer", ">fail</answer", ">no such length</answer"]
     rollout, rows = rollout_of(task, [(opened, text) for text in texts])
     with Pool(table=grader_table(str(file))) as pool:
-        rewards, keep, logged = host_rewards(task, pool, rollout, rows, sampled_texts(task, rollout))
+        rewards, keep, logged, *_ = host_rewards(task, pool, rollout, rows, sampled_texts(task, rollout))
     assert rewards["as_long"][0, 0] == 1 and rewards["as_long"][0, 2] == 0
     assert keep.tolist() == [[True, False, True]] and logged["grader/failures"] == 1
 
@@ -82,7 +82,7 @@ def test_a_prefix_of_tokens_is_judged_by_the_ids_of_the_reference():
     assert token_ends(dataclasses.replace(row, answer_ids=np.arange(4)), pairs) == {1, 3}
     rollout, _ = rollout_of(task, [("1</think>\n<answer", f">{said}</answer") for said in ("ab", "ax", "abcd")])
     with Pool() as pool:
-        rewards, _, _ = host_rewards(task, pool, rollout, [whole], sampled_texts(task, rollout))
+        rewards, _, _, *_ = host_rewards(task, pool, rollout, [whole], sampled_texts(task, rollout))
     assert rewards["prefix_token"].tolist() == [[1, 0, 1]]
 
 
@@ -111,7 +111,7 @@ def test_the_text_of_a_row_without_a_sampled_answer_ends_in_the_reference():
         [f"<think>1+1</think>\n<answer>{reference}</answer>", f"<think>1+1</thought><answer>{reference}</answer>"]
     ]
     with Pool() as pool:
-        rewards, keep, _ = host_rewards(task, pool, rollout, rows, sampled_texts(task, rollout))
+        rewards, keep, _, *_ = host_rewards(task, pool, rollout, rows, sampled_texts(task, rollout))
     assert rewards["format"].tolist() == [[1, 0]] and keep.all()
     open_chain, rows = rollout_of(task, [("1+1", None)], truncated=True)
     assert responses(task, open_chain, rows, sampled_texts(task, open_chain)) == [["<think>1+1"]]

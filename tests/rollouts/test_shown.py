@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.rollouts.batches import Batches
+from rl_likelihood.rollouts.samples import sample_of
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.sampler import decode
@@ -34,6 +35,20 @@ def test_the_last_chains_are_sampled_after_the_prompt_with_the_answer(tmp_path):
         alone = decode.sample(weights, asked, task.key(SAMPLE), cfg)
         for name in ("completion", "segment", "sampler_logp"):
             np.testing.assert_array_equal(getattr(rollout, name)[:, own], getattr(alone, name))
+
+
+def test_a_logged_chain_says_which_prompt_it_is_from(tmp_path):
+    task, devices, params = loaded(**SHARED)
+    source = make_source(task, devices, tmp_path, 0, None)
+    try:
+        given = source.next(0, params)
+    finally:
+        source.close()
+    rows, alone = given.rollout.segment.shape, given.batch.no_chain.segment.shape[-1]
+    values = {"answer_logp": np.zeros(rows), "no_chain_answer_logp": np.zeros((2, alone))}
+    values |= {name: np.zeros(rows[:2]) for name in ("reward", "advantage")}
+    said = [sample_of(task, given, values, 1, j)["after_answer"] for j in range(4)]
+    assert said == [False, False, True, True]
 
 
 def test_a_resumed_run_goes_on_with_the_same_chains(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model import decoder
+from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.runtime import checkpoint, checksums
 from rl_likelihood.runtime.checkpoint import CheckpointConfig
 from rl_likelihood.shapes import TrainState, UserError
@@ -23,7 +24,7 @@ MODEL = decoder.ModelConfig(
     kv_heads=2,
     head_dim=4,
     mlp=24,
-    rope_scaling=decoder.RopeScaling(8.0, 1.0, 4.0, 64),
+    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64),
 )
 META = {"position": {"next_index": 7}, "model_config": dataclasses.asdict(MODEL), "model_path": "some/model"}
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1e-3, 0.0, 10)))

@@ -229,7 +229,7 @@ def test_the_sweep_s_lock_leaves_the_run_s_alone(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="is a file"):
         grid.hold(tmp_path / "file" / "run")
 
 
