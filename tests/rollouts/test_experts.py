@@ -17,7 +17,8 @@ from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from tests.runs import small_config
 
-FEW = {"reward__name": "adversarial", "eval__prompts": 0, "judge__max_prompt": 60, "judge__max_row": 40}
+ONE_DEVICE = {"mesh__fsdp": 1, "mesh__tensor": 1}  # tests/learner/test_adversarial.py has eight
+FEW = {"reward__name": "adversarial", "eval__prompts": 0, "judge__max_prompt": 60, "judge__max_row": 40, **ONE_DEVICE}
 TEXT = byte_tokenizer()
 
 
