@@ -149,7 +149,7 @@ def row_stats(
     if other is not None:
         alternatives_logp = stats.log_prob[..., t:]
         stats, sampled = jax.tree.map(lambda x: x[..., :t], (stats, sampled))
-    if no_chain is not None:
+    if no_chain is not None:  # no gradient, so the backward pass has no trace of these rows in any layer
         states, head = jax.lax.stop_gradient((predicting(hidden.no_chain, no_chain.segment), head_matrix(params)))
         no_chain_logp = token_stats(states, head, no_chain.completion, cfg.head_chunk).log_prob
     return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, no_chain_logp, alternatives_logp)

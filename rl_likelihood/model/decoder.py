@@ -214,8 +214,8 @@ def attend_prompt(q, k, v, mask: Bool[AnyArray, "P 1 S S"], kernel: Kernel | Non
 class Completions(NamedTuple):
     """The G completions of each prompt. `segment` (shapes.py) says which tokens are chain, tag and answers.
 
-    `no_chain`: (ids, segment) of further rows of another width, through whose states no gradient runs. With
-    `two_branches` False there is no sampled answer, which saves the splash kernel a pass.
+    `no_chain`: (ids, segment) of further rows of another width. With `two_branches` False there is no sampled answer,
+    which saves the splash kernel a pass.
     """
 
     ids: Int[AnyArray, "P G T"]
@@ -277,14 +277,14 @@ def forward(
     states, through, leave = enter(embedded, cfg, prompt, rows and rows.ids, own, attend_first)
     z = None
     if no_chain is not None:
-        z, of_z = jax.lax.stop_gradient(embedded(no_chain[0])), _view(cfg, no_chain[1], prompt_length)
+        z, of_z = embedded(no_chain[0]), _view(cfg, no_chain[1], prompt_length)
 
     def layer(carry, w):
         states, z = carry
         w = jax.tree.map(lambda a: a.astype(dtype), w)
         states, keys = through(states, w)
-        if z is not None:  # made of nothing that has a tangent, so the backward pass has no trace of it
-            z = _row_block(z, *jax.lax.stop_gradient((w, keys)), cfg, of_z)
+        if z is not None:
+            z = _row_block(z, w, keys, cfg, of_z)
         return (states, z), None
 
     if cfg.remat != "none":
