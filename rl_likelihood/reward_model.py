@@ -196,7 +196,7 @@ def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
     rows = [Scored(r.prompt, r.answers, x, r.category, r.refers) for r, x in zip(s.heldout, scores, strict=True)]
     out = preference.summary(rows)
     spread = float(np.concatenate(scores).std())
-    save_head(s.workdir, head, spread or 1.0)
+    save_head(s.workdir, head, spread or 1.0, int(state.step))
     line = {"step": int(state.step), **out, "score_spread": spread}
     run_files.append(s.workdir / EVAL, line)
     say(

@@ -17,8 +17,7 @@ from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from tests.runs import small_config
 
-ONE_DEVICE = {"mesh__fsdp": 1, "mesh__tensor": 1}  # tests/learner/test_adversarial.py has eight
-FEW = {"reward__name": "adversarial", "eval__prompts": 0, "judge__max_prompt": 60, "judge__max_row": 40, **ONE_DEVICE}
+FEW = {"reward__name": "adversarial", "eval__prompts": 0, "judge__max_prompt": 60, "judge__max_row": 40}
 TEXT = byte_tokenizer()
 
 
