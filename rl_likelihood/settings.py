@@ -17,11 +17,11 @@ from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
 from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.learner.reward_step import PreferenceConfig
-from rl_likelihood.learner.rows import ProxyConfig, StepConfig
+from rl_likelihood.learner.rows import CriticConfig, ProxyConfig, StepConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.rewards.reward import RewardConfig, Term
-from rl_likelihood.rewards.rubric import Kind
+from rl_likelihood.rewards.rubric import RubricSettings
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.rewards.table import REWARDS
 from rl_likelihood.sampler.decode import SamplerSettings
@@ -183,27 +183,6 @@ class JudgeSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class RubricSettings:
-    """The rubrics of the reward `rubric`, and how python -m rl_likelihood.rubrics makes them."""
-
-    path: str = field("", "file of rubrics, one for each training question, in HealthBench's format")
-    aggregate: Kind = field("healthbench", "how verdicts become a number (docs/judges.md)")
-    writer: str = field("", "who writes rubrics: a model as in model.path, or an address; empty: judge.model")
-    writer_name: str = field("", "the model's name at that address; empty: judge.name")
-    seeds: str = field("", "file of rubrics to begin with: cases to show, and their criteria to choose from")
-    retriever: Literal["bm25", "decoder", "http", "bm25+decoder", "bm25+http"] = field(
-        "bm25", "what finds them: shared words, states of the writer, vectors of the writer's address; + joins two"
-    )
-    cases: int = field(3, "similar questions that are shown, with their rubrics, when a new rubric is written", least=0)
-    pool: int = field(15, "similar criteria that are shown with them", least=0)
-    items: int = field(12, "criteria that a rubric has at most", least=1)
-    max_new: int = field(768, "tokens of a written rubric at most", least=16)
-    rollouts: int = field(8, "answers of the policy that --filter judges for each question", least=1)
-    low: float = field(0.05, "--filter drops criteria that a smaller share of the answers meets", least=0, most=1)
-    high: float = field(0.95, "--filter drops criteria that a larger share of the answers meets", least=0, most=1)
-
-
-@dataclasses.dataclass(frozen=True)
 class ReportSettings:
     """What is logged and shown."""
 
@@ -244,6 +223,7 @@ class Config:
     preference: PreferenceConfig = PreferenceConfig()
     filter: FilterConfig = FilterConfig()
     proxy: ProxyConfig = ProxyConfig()
+    adversarial: CriticConfig = CriticConfig()
     posterior: PosteriorConfig = PosteriorConfig()
     loss: LossConfig = LossConfig()
     optim: OptimizerConfig = OptimizerConfig()
@@ -315,6 +295,14 @@ class Config:
         return bool(self.reward.judged) and self.judge.where == "step"
 
     @property
+    def critic(self) -> CriticConfig | None:
+        """The critic of adversarial training; None without one."""
+        if self.reward.judged != "adversarial":
+            return None
+        a = self.adversarial
+        return dataclasses.replace(a, optimizer=dataclasses.replace(self.optimizer, lr=a.lr))
+
+    @property
     def reads_alternatives(self) -> bool:
         """Whether a reward reads other answers that are as good."""
         return any(t.reward.alternatives for t in self.reward.terms)
@@ -355,6 +343,7 @@ class Config:
             loss=loss,
             filter=self.filter,
             proxy=self.proxy,
+            critic=self.critic,
             lora=self.lora,
             posterior=self.posterior,
             policy_span=span if self.loss.span == "auto" else self.loss.span,

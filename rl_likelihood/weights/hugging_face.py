@@ -27,6 +27,7 @@ FAMILIES: dict[str, tuple[str, dict[str, bool]]] = {
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ALL = slice(None)
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SCORE = "score.weight"  # of a sequence classifier, which has no lm_head
 
 
 class Source(NamedTuple):
@@ -85,6 +86,8 @@ def open_folder(path: Path) -> Source:
             del shapes[HEAD]
         else:
             cfg = dataclasses.replace(cfg, tied=False)
+    if SCORE in shapes and HEAD not in shapes:
+        cfg = dataclasses.replace(cfg, tied=True)
     return Source(cfg, files, shapes, read)
 
 
@@ -195,8 +198,9 @@ def _yarn(rope: dict[str, Any], original: int, file: Path, refuse) -> YarnScalin
     return YarnScaling(factor, fast, slow, original, float(attention))
 
 
-def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
-    """config.json of `cfg`, for transformers 5 (rope_parameters) and 4 (rope_theta, rope_scaling) alike."""
+def config_to_hf(cfg: ModelConfig, dtype: str, classifier: bool = False) -> dict[str, Any]:
+    """config.json of `cfg`, for transformers 5 (rope_parameters) and 4 (rope_theta, rope_scaling) alike. `classifier`:
+    of a sequence classifier with one label, which is how a reward model is written."""
     rope: dict[str, Any] = {"rope_type": "default"}
     if isinstance(cfg.rope_scaling, YarnScaling):
         fields = dataclasses.asdict(cfg.rope_scaling)
@@ -234,6 +238,9 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
         "eos_token_id": None,
         "pad_token_id": None,
     }
+    if classifier:
+        config["architectures"] = [FAMILIES[cfg.family][0].replace("ForCausalLM", "ForSequenceClassification")]
+        config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}
     if cfg.family == "llama":
         config |= {"attention_bias": False, "mlp_bias": False}
     elif cfg.family == "mistral":
