@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -89,6 +90,15 @@ class EncodedExample:
     answer_scored: np.ndarray  # [a] bool: whose log-probs count
     shown_ids: np.ndarray | None = None
     alternatives: tuple[tuple[np.ndarray, np.ndarray], ...] = ()  # (ids, scored) of other answers as good
+
+
+def digest_of_ids(rows: Sequence[EncodedExample]) -> str:
+    """Identifies the prompts and reference answers as the model reads them."""
+    total = hashlib.sha256()
+    for row in rows:
+        for ids in (row.prompt_ids, row.answer_ids, row.shown_ids):
+            total.update(b"" if ids is None else len(ids).to_bytes(4, "big") + np.asarray(ids, np.int32).tobytes())
+    return total.hexdigest()
 
 
 def chain_format(
