@@ -31,7 +31,7 @@ class OptimizerConfig:
     final_lr_fraction: float = field(0.0, "final learning rate, as a share of lr", least=0, most=1)
     b1: float = field(0.9, "decay of the first moment; momentum of sgd", least=0, below=1)
     b2: float = field(0.999, "decay of the second moment; of lion's only moment", least=0, below=1)
-    weight_decay: float = field(0.0, "decoupled weight decay, of matrices")
+    weight_decay: float = field(0.0, "decoupled weight decay, of matrices", least=0)
     clip_norm: float = field(1.0, "maximum global gradient norm; 0: no clipping", least=0)
     momentum_dtype: Literal["float32", "bfloat16"] = field("float32", "bfloat16 saves two bytes a parameter")
     total_steps: int = 1000  # train.steps
