@@ -281,6 +281,9 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
 
 
 def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
+    if cfg.prompt_column in (cfg.answer_column, cfg.chain_column):
+        other = "answer" if cfg.prompt_column == cfg.answer_column else "chain"
+        raise UserError(f"data.prompt_column and data.{other}_column are both {cfg.prompt_column!r}; name two columns")
     located, located_held = _sides(cfg)
     rows, bad = read_rows(located, _folder(cfg.train_path), cfg.columns, cfg.skip_bad_rows)
     held_path = cfg.heldout_path or cfg.train_path
@@ -292,7 +295,8 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
     rows, shown = without(rows, worked, "a worked example")
     held, shown_held = without(held, worked, "a worked example")
     if not rows:
-        raise UserError(f"{cfg.train_path} has no usable row; give it rows with a question and an answer")
+        why = f" ({bad[0]})" if bad else ""
+        raise UserError(f"{cfg.train_path} has no usable row{why}; give it rows with a question and an answer")
 
     if located_held is not None:
         held = _first(held, max(cfg.heldout_size, 0), "heldout", held_path)
@@ -319,6 +323,11 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
 def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
     """How many of the training rows are held out."""
     size = min(100, rows // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
+    if size >= groups and cfg.heldout_size < 0:
+        raise UserError(
+            f"{cfg.train_path} has {groups} distinct question, so none is left to hold out; add rows, give "
+            "data.heldout_path, or set data.heldout_size=0"
+        )
     if size and size >= groups:
         raise UserError(
             f"data.heldout_size = {size} leaves nothing to train on: {cfg.train_path} has {groups} distinct questions "
