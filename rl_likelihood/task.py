@@ -158,7 +158,7 @@ def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
         attention = "dense"
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
-    why = splash.refused(model.head_dim)
+    why = splash.refused(model.head_dim, model.local.window if model.local else 0)
     if attention == "splash" and (why or platform != "tpu"):
         why = why or f"it is for TPUs, and this is {platform}"
         raise UserError(f"model.attention is 'splash', but {why}; set it to auto or dense")

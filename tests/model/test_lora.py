@@ -106,7 +106,7 @@ def test_a_target_that_is_no_matrix_is_refused():
 
 
 def test_the_folder_for_peft_has_its_names_and_layout(tmp_path):
-    files.save_adapters(tmp_path, ADAPTERS, LORA, "base")
+    files.save_adapters(tmp_path, ADAPTERS, LORA, "base", "llama")
     arrays = load_file(tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]
