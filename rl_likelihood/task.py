@@ -211,7 +211,7 @@ def load_model(c: Config, mesh: Mesh | None = None) -> Model:
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())
         half = c.lora.rank and not c.warm_start.steps  # a warm start is added up in float32
-        cfg, params = files.load(path, jnp.dtype(c.lora.base_dtype if half else "float32"), at)
+        cfg, params = files.load(path, jnp.dtype(c.lora.stored_dtype if half else "float32"), at)
     return run_on(cfg, c, jax.default_backend()), params, path
 
 

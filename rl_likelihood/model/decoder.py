@@ -91,8 +91,10 @@ def rotate(x: Float[AnyArray, "*N H Dh"], rope) -> Float[Array, "*N H Dh"]:
 
 
 def product(x: Float[AnyArray, "*N D"], w: Params, name: str) -> Float[Array, "*N E"]:
-    """x W, all output axes in one, with what an adapter of the matrix adds (model/lora.py)."""
+    """x W, all output axes in one, with the scales of an int8 matrix and what an adapter adds (model/lora.py)."""
     y = x @ w[name].reshape(x.shape[-1], -1)
+    if f"{name}_scale" in w:
+        y = y * w[f"{name}_scale"].reshape(-1)
     if f"{name}_a" in w:
         a, b = w[f"{name}_a"], w[f"{name}_b"]
         y = y + (x @ a.reshape(x.shape[-1], -1)) @ b.reshape(a.shape[-1], -1)

@@ -101,7 +101,7 @@ def held_bytes(plan: Plan) -> dict[str, int]:
 
     params = local_bytes(state.params, placed.params)
     frozen = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
-    reference = local_bytes(frozen, reference_shardings(mesh, model, c.lora.rank > 0)) if cfg.with_frozen else 0
+    reference = local_bytes(frozen, reference_shardings(mesh, model, c.lora)) if cfg.with_frozen else 0
     held = {"parameters": params, "optimizer": local_bytes(state, placed) - params, "reference": reference}
     judge = planned_judge(c, plan.judge)
     return held if judge is None else held | {"judge": held_by_judge(c, judge, mesh)}

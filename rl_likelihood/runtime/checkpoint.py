@@ -28,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 from rl_likelihood import fields
 from rl_likelihood.model.architecture import ModelConfig, Params, Spec, from_values, is_spec, param_specs
-from rl_likelihood.model.lora import LoraConfig, merged, trained_specs
+from rl_likelihood.model.lora import LoraConfig, as_base, merged, trained_specs
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.checksums import DamagedError, check_files, check_sums, checksums
 from rl_likelihood.runtime.quiet import quiet_orbax
@@ -209,7 +209,8 @@ def restore_params(
             check_sums(checksums(_named(out)), leaves)
             params = out["params"]
             if lora.rank and not alone:
-                params = merged(restore_params(Path(workdir) / INITIAL, at=at)[1], params, lora)
+                base = as_base(restore_params(Path(workdir) / INITIAL, at=at)[1], lora)
+                params = merged(base, params, lora)
             return cfg, params, model_path
 
         (cfg, params, model_path), step, _ = _newest_readable(manager, step, read)
