@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rl_likelihood import __version__
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
-from rl_likelihood.model.lora import trained_specs
+from rl_likelihood.model.lora import as_base, trained_specs
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
@@ -96,10 +96,11 @@ def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
     optimizer = tree_bytes(jax.eval_shape(make_optimizer(task.config.optimizer).init, params)) / (4 * parameters)
     trained = tree_bytes(params) / (4 * parameters)
     layers = 1 - m.vocab_size * m.width * (2 - m.tied) / parameters
-    half = bool(lora.rank) and lora.base_dtype == "bfloat16"
-    copies: dict[str, float] = {"parameters": 0.5 if half else 1}
+    copies: dict[str, float] = {"parameters": 1}
     if lora.rank:
-        copies["adapters"] = trained
+        base = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(m), is_leaf=is_spec)
+        base = jax.eval_shape(lambda p: as_base(p, lora), base)
+        copies = {"parameters": tree_bytes(base) / (4 * parameters), "adapters": trained}
     copies |= {"gradient": trained, "the optimizer's state": optimizer, "the sampler's copy": 1}
     # A loop over micro-batches sums gradients, and unstacks unrolled layers before it begins.
     if loops:
