@@ -131,7 +131,10 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
     if finished and distributed.first():
         summary(workdir)
     elif not finished:
-        say(f"stopped after step {step}, saved; the same command goes on from there")
+        if checkpoint.latest_step(workdir) is None:
+            say("stopped before the first checkpoint; the same command begins again")
+        else:
+            say(f"stopped after step {step}, saved; the same command goes on from there")
 
 
 def has_ended(workdir: Path, resume: int | None, steps: int) -> bool:

@@ -167,14 +167,15 @@ def describe(
 ) -> str:
     """The data line of the start message. `too_long`: in words, the training rows that are not in `train`."""
     name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
-    removed = (
-        f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
-    )
-    return (
-        f"{name}: {len(train)} training and {len(heldout)} held-out questions; removed {report.duplicates} duplicates, "
-        f"{report.overlap_removed} that overlap held-out or worked questions{removed}, "
-        f"{named(report.bad_rows, 'bad row')}, {named(too_long, 'too long training row')}"
-    )
+    first = f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
+    duplicates = f"{report.duplicates:,} duplicate{'' if report.duplicates == 1 else 's'}"
+    parts = [duplicates] if report.duplicates else []
+    if report.overlap_removed:
+        parts.append(f"{report.overlap_removed:,} that overlap held-out or worked questions")
+    parts = [*parts[:-1], parts[-1] + first] if parts else []
+    parts += [named(rows, what) for rows, what in ((report.bad_rows, "bad row"), (too_long, "long row")) if rows]
+    removed = f"; removed {', '.join(parts)}" if parts else ""
+    return f"{name}: {len(train)} training and {len(heldout)} held-out questions{removed}"
 
 
 def _worked_groups(shown: Shots) -> set[str]:
