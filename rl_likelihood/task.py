@@ -20,6 +20,7 @@ from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.shown import with_shown
 from rl_likelihood.datasets import sources
+from rl_likelihood.learner.packing import abstract_packing
 from rl_likelihood.learner.step import at_once
 from rl_likelihood.model import decoder, splash
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
@@ -143,6 +144,15 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         if c.reads_alternatives
         else None,
     )
+
+
+def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh) -> Batch:
+    """`abstract_batch` as the step takes it on this mesh: with its packing, if train.packing asks for one."""
+    batch = abstract_batch(c, fmt)
+    if not c.train.packing:
+        return batch
+    with using(mesh):
+        return batch.replace(packing=abstract_packing(batch, c.step))
 
 
 def prompts_at_once(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:

@@ -61,7 +61,7 @@ from rl_likelihood.training.announcement import announce
 from rl_likelihood.training.best import Best
 from rl_likelihood.training.dry_run import dry_run
 from rl_likelihood.training.micro_batch import with_micro_batch
-from rl_likelihood.training.programs import StepPrograms
+from rl_likelihood.training.programs import StepPrograms, packed
 from rl_likelihood.training.session import Run, Session, evaluate_if_due, evaluation, refuse_nan, without_progress
 from rl_likelihood.training.warm_start import warm_start, with_worked_examples
 
@@ -169,7 +169,8 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
                 begin = time.perf_counter()
                 given = next_batch(r, source, state, policy)
                 del policy  # the step takes the state's memory
-                batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
+                own = packed(task, devices, given.batch)
+                batch = from_own_prompts(devices.learner, own, devices.prompts, c.train.prompts_per_step)
                 t1 = time.perf_counter()
                 state, out, per_row = programs(state, ref_params, batch)
                 t2 = time.perf_counter()

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rl_likelihood.mesh import along_prompt, merged, row_shards, sharding
 from rl_likelihood.model import splash
 from rl_likelihood.model.attention import QUERIES, Kernel, PromptKeys, attention, branch_mask, branch_positions
+from rl_likelihood.model.pool import Layout, Places
 from rl_likelihood.model.rope import Scaling, YarnScaling, frequencies
 from rl_likelihood.shapes import CHAIN, AnyArray
 
@@ -215,20 +216,22 @@ class Completions(NamedTuple):
     """The G completions of each prompt. `segment` (shapes.py) says which tokens are chain, tag and answers.
 
     `no_chain`: (ids, segment) of further rows of another width, through whose states no gradient runs. With
-    `two_branches` False there is no sampled answer, which saves the splash kernel a pass.
+    `two_branches` False there is no sampled answer, which saves the splash kernel a pass. `layout`: ids and states are
+    those of its pool, [U, N] (model/pool.py); segments stay as they are.
     """
 
-    ids: Int[AnyArray, "P G T"]
+    ids: Int[AnyArray, "*N"]
     segment: Int[AnyArray, "P G T"]
     no_chain: tuple[Int[AnyArray, "P 1 W"], Int[AnyArray, "P 1 W"]] | None = None
     two_branches: bool = True
+    layout: Layout | None = None
 
 
 class Hidden(NamedTuple):
     """Final hidden states of the prompt, of the completions and of the rows without a chain (None without them)."""
 
     prompt: Float[Array, "P S D"]
-    completion: Float[Array, "P G T D"] | None
+    completion: Float[Array, "*N D"] | None
     no_chain: Float[Array, "P 1 W D"] | None
 
 
@@ -262,7 +265,8 @@ def forward(
     in_prompt = jnp.arange(prompt.shape[1]) < prompt_length[:, None]
     mask, kernel, own, no_chain = prompt_mask(in_prompt), None, None, rows and rows.no_chain
     if rows is not None:
-        own = _view(cfg, rows.segment, prompt_length, rows.two_branches if cfg.attention == "splash" else None)
+        two_branches = rows.two_branches if cfg.attention == "splash" else None
+        own = _view(cfg, rows.segment, prompt_length, two_branches, rows.layout)
     if cfg.attention == "splash":  # causality hides what comes after a prompt
         kernel = Kernel(jnp.full((len(prompt), 1, prompt.shape[1]), CHAIN), False)
 
@@ -299,21 +303,34 @@ def forward(
 
 
 class _View(NamedTuple):
-    """Rotary tables of some rows, and which of their own tokens each token attends to."""
+    """Rotary tables of some rows, and which of their own tokens each token attends to. `rows`: of a pool's tokens, in
+    attention."""
 
     rope: tuple[Array, Array]
     mask: Bool[Array, "P G T T"]
     kernel: Kernel | None
+    rows: Places | None = None
 
 
-def _view(cfg: ModelConfig, segment, prompt_length, two_branches: bool | None = None) -> _View:
+def _view(
+    cfg: ModelConfig, segment, prompt_length, two_branches: bool | None = None, layout: Layout | None = None
+) -> _View:
     """`two_branches`: for the splash kernel; None is the dense attention."""
-    rope = rope_tables(cfg, branch_positions(segment, prompt_length))
-    return _View(rope, branch_mask(segment), None if two_branches is None else Kernel(segment, two_branches))
+    positions = branch_positions(segment, prompt_length)
+    if layout is None:
+        mask, rows = branch_mask(segment), None
+    else:
+        positions, mask, rows = layout.completions.pool(positions), layout.mask(), layout.rows
+        segment = rows.spread(layout.completions.pool(segment))
+    kernel = None if two_branches is None else Kernel(segment, two_branches)
+    return _View(rope_tables(cfg, positions), mask, kernel, rows)
 
 
 def _attend_rows(q, k, v, prompt: PromptKeys, view: _View):
-    return attention(q, (by_head(k), by_head(v)), view.mask, prompt, view.kernel, QUERIES)
+    if view.rows is not None:
+        q, k, v = map(view.rows.spread, (q, k, v))
+    out = attention(q, (by_head(k), by_head(v)), view.mask, prompt, view.kernel, QUERIES)
+    return out if view.rows is None else view.rows.pool(out)
 
 
 def _row_block(y, w: Params, prompt: PromptKeys, cfg: ModelConfig, view: _View):

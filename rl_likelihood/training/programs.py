@@ -1,4 +1,4 @@
-"""The learner's step, compiled once for each width of prompts and rows."""
+"""The learner's step, compiled once for each width of prompts and rows, or for each size of a packed batch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,30 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from rl_likelihood.learner.packing import pack
 from rl_likelihood.learner.step import make_step
 from rl_likelihood.mesh import ready
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
+from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
-from rl_likelihood.runtime.devices import using
+from rl_likelihood.runtime.devices import Devices, using
 from rl_likelihood.shapes import Batch, TrainState
 from rl_likelihood.task import Task
+
+
+def packed(task: Task, devices: Devices, batch: Batch) -> Batch:
+    """This process's batch with its packing, if train.packing asks for one. A collective of several processes."""
+    c = task.config
+    if not c.train.packing:
+        return batch
+
+    def largest(numbers: list[int]) -> list[int]:
+        return distributed.gather(np.asarray([numbers])).max(0).tolist()
+
+    shared = task.model.attention != "splash"
+    with using(devices.learner):
+        return pack(batch, c.step, devices.prompts, c.train.prompts_per_step, shared, largest)
 
 
 class StepPrograms:
@@ -28,16 +44,20 @@ class StepPrograms:
     ) -> None:
         self.task, self.mesh, self.optimizer = task, mesh, optimizer
         self.judge = judge if isinstance(judge, StepJudge) else None
-        self._compiled: dict[tuple[int, int], Any] = {}
+        self._compiled: dict[tuple[int, ...], Any] = {}
 
     def __call__(
         self, state: TrainState, ref_params: Params | None, batch: Batch
     ) -> tuple[TrainState, dict[str, float], dict[str, np.ndarray]]:
-        shape = batch.prompt.shape[1], batch.completion.shape[2]
+        shape, packing = (batch.prompt.shape[1], batch.completion.shape[2]), batch.packing
+        if packing is not None:
+            shape += (packing.prompts, packing.tokens, packing.rows, packing.width)
         if shape not in self._compiled:
             if self._compiled:  # the first step's line shows the time of the first one
                 number = len(self._compiled) + 1
-                say(f"compiles the step for prompts of {shape[0]} and rows of {shape[1]} tokens, shape {number}")
+                size = f"prompts of {shape[0]} and rows of {shape[1]} tokens"
+                size += f", packed into {packing.tokens} for {packing.prompts} prompts" if packing else ""
+                say(f"compiles the step for {size}, shape {number}")
             step = self.task.config.step
             judge = None if self.judge is None else self.judge.judge
             self._compiled[shape] = make_step(self.task.model, step, self.optimizer, self.mesh, batch, judge)
