@@ -43,8 +43,8 @@ def real_tokens(batch: Batch) -> Int[np.ndarray, "P G"]:
 
 
 def first_fit(lengths: Int[np.ndarray, "G"], width: int) -> tuple[Int[np.ndarray, "G"], int]:
-    """Where each chain begins, counted through rows of `width` tokens, and how many rows there are. The longest chain is
-    placed first, each in the first row that has room for it. None is cut."""
+    """Where each chain begins, counted through rows of `width` tokens, and how many rows there are. The longest chain
+    is placed first, each in the first row that has room for it. None is cut."""
     used: list[int] = []
     start = np.zeros(len(lengths), np.int32)
     for i in np.argsort(-lengths, kind="stable"):
@@ -69,8 +69,8 @@ def balanced(tokens: Int[np.ndarray, "P"], parts: int) -> Int[np.ndarray, "P"]:
 
 
 def prompts_at_once(batch: Batch, cfg: StepConfig, total: int, mean: float) -> int:
-    """Prompts of a micro-batch, of `total` in the step: as `step.at_once`. Where that goes by tokens, as many as have no
-    more real tokens (`mean` a prompt, to the next power of two) than its rows would have places."""
+    """Prompts of a micro-batch, of `total` in the step: as `step.at_once`. Where that goes by tokens, as many as have
+    no more real tokens (`mean` a prompt, to the next power of two) than its rows would have places."""
     if cfg.micro_batch_prompts or not on_cpu() or row_shards() > 1:
         return cfg.micro_batch_prompts or total
     _, g, t = batch.completion.shape

@@ -1,7 +1,6 @@
 """Packed batches: gradients, rewards and metrics are those of padded rows, and how chains are put together."""
 
 import dataclasses
-import math
 
 import jax
 import numpy as np
@@ -12,12 +11,13 @@ from hypothesis import strategies as st
 from rl_likelihood.learner import packing
 from rl_likelihood.learner.batching import alternatives_of, answers_after, scored_mask
 from rl_likelihood.learner.measures import metrics
+from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.packing import balanced, first_fit, pack, rounded
 from rl_likelihood.learner.posterior import PosteriorConfig
-from rl_likelihood.learner.step import gradients
+from rl_likelihood.learner.step import filtered, gradients, init_state
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import by_prompt, make_mesh, put
-from rl_likelihood.model import pool, splash
+from rl_likelihood.model import splash
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.runtime.devices import using
@@ -70,10 +70,8 @@ CASES = {
     "two branches": (TWO, rewarded("jepo", **BOTH)),
     "reference": (TWO, rewarded("avg_prob", loss=KL, temperature=0.7, **BOTH)),
     "text": (TWO, rewarded("math", **BOTH)),
-    "floor": (ONE, rewarded("prob", truncated="floor", floor=-3.0)),
     "crossed answers": (TWO, rewarded("cer", **BOTH)),
-    "environment": (conversations(), rewarded("environment", two_branches=True, turn_credit=True, turns=3)),
-    "references of turns": (conversations(), rewarded("avg_log_prob", two_branches=True)),
+    "environment": (conversations(), rewarded("environment + avg_log_prob", two_branches=True)),
     "without a chain": (without_chains(), rewarded("rlpr", baseline="live")),
     "other answers": (with_others(), rewarded("log_prob_any", two_branches=True)),
     "second prompt": (SHOWN, rewarded("log_prob", posterior=PosteriorConfig(distill=1.0))),
@@ -84,17 +82,20 @@ CASES = {
 def results(batch, cfg, model=MODEL):
     """Gradients, metrics and values of rows; what padding has is 0."""
 
-    def run(params, batch):
-        grads, sums, per_row = gradients(params, (REF if cfg.with_reference else None, None), batch, model, cfg)
+    def run(params, ref, batch):
+        grads, sums, per_row = gradients(params, (ref, None), batch, model, cfg)
         return grads, metrics(sums, per_row, batch), per_row
 
-    grads, out, per_row = jax.device_get(jax.jit(run)(PARAMS, batch))
+    grads, out, per_row = jax.device_get(jax.jit(run)(PARAMS, REF if cfg.with_reference else None, batch))
     real = batch.segment != PAD
     return grads, out, {k: np.where(real, v, 0) if v.shape == real.shape else v for k, v in per_row.items()}
 
 
 def assert_close(padded, packed):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5), padded, packed)
+    def one(a, b):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=1e-5 + 1e-5 * np.abs(a).max(initial=0))
+
+    jax.tree.map(one, padded, packed)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -103,7 +104,7 @@ def test_a_packed_batch_is_the_padded_one(name):
     packed = pack(batch, cfg)
     size = packed.packing
     assert size.tokens < size.prompts * batch.completion[0].size, "some padding is left out"
-    assert size.rows < G or name in ("environment", "references of turns"), "chains share rows"
+    assert (size.start % size.width > 0).any(), "chains share rows"
     assert_close(results(batch, cfg), results(packed, cfg))
 
 
@@ -113,15 +114,11 @@ def test_order_makes_micro_batches_alike_and_rows_keep_theirs():
     segment[[0, 2], :, 8:] = CHAIN
     batch, cfg = ONE.replace(segment=segment, scored=segment == REFERENCE), rewarded("jepo", micro_batch_prompts=2)
     order = pack(batch, cfg).packing.order
-    assert {tuple(sorted(order[j::2] % 2 + order[j::2] // 2 * 0)) for j in range(2)}
     assert sorted(order) == [0, 1, 2, 3] and {i in (0, 2) for i in order[::2]} == {True, False}
     assert_close(results(batch, cfg), results(pack(batch, cfg), cfg))
 
 
 def test_filtered_groups_are_those_of_the_padded_batch():
-    from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-    from rl_likelihood.learner.step import filtered, init_state
-
     cfg = rewarded("log_prob", filter=FilterConfig(mode="std_below", threshold=2.0), micro_batch_prompts=1)
     state = init_state(PARAMS, make_optimizer(OptimizerConfig()), cfg)
     counted = [filtered(state, (None, None), b, MODEL, cfg)[0].counted.tolist() for b in (ONE, pack(ONE, cfg))]
@@ -182,15 +179,15 @@ lengths_of_group = st.lists(st.integers(0, 40), min_size=1, max_size=24).map(np.
 @settings(deadline=None, derandomize=True)
 @given(lengths_of_group, st.integers(0, 20))
 def test_every_chain_is_in_one_row_whole(lengths, more):
-    width = int(lengths.max()) + more
-    start, rows = first_fit(lengths, max(1, width))
-    width, used = max(1, width), np.zeros((rows, max(1, width)), int)
+    width = max(1, int(lengths.max()) + more)
+    start, rows = first_fit(lengths, width)
+    used = np.zeros((rows + 1, width), int)  # a chain of no tokens may begin after the last row
     for at, n in zip(start, lengths, strict=True):
         row, begin = divmod(int(at), width)
         assert n == 0 or begin + n <= width, "none is cut"
         used[row, begin : begin + n] += 1
     assert used.max(initial=0) <= 1 and used.sum() == lengths.sum(), "each token has a place of its own"
-    halves = np.sort(used.sum(1))[:2]
+    halves = np.sort(used[:rows].sum(1))[:2]
     assert rows < 2 or halves.sum() > width, "no two rows fit into one"
     again, _ = first_fit(lengths.copy(), width)
     assert (start == again).all()
