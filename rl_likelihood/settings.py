@@ -83,9 +83,7 @@ class TrainSettings:
         least=-1,
     )
     packing: bool = field(
-        False,
-        "leave padding out of the learner's matrix products, where rows differ in length. Results are equal but for "
-        "rounding; each of a few sizes compiles once",
+        False, "compute no padding of rows. Equal but for rounding; each of a few sizes compiles once"
     )
     head_chunk: int = field(
         0, "tokens whose logits exist at one time on a device; 0: 512, on a CPU what its caches hold", least=0

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from rl_likelihood.learner.packing import pack
 from rl_likelihood.learner.step import make_step
-from rl_likelihood.mesh import ready
+from rl_likelihood.mesh import from_own_prompts, ready
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
 from rl_likelihood.runtime import distributed
@@ -21,23 +21,28 @@ from rl_likelihood.shapes import Batch, TrainState
 from rl_likelihood.task import Task
 
 
-def packed(task: Task, devices: Devices, batch: Batch) -> Batch:
-    """This process's batch with its packing, if train.packing asks for one. A collective of several processes."""
-    c = task.config
-    if not c.train.packing:
-        return batch
+def placed(task: Task, devices: Devices, batch: Batch) -> Batch:
+    """This process's batch as the step takes it: on the devices, with its packing if train.packing asks for one. A
+    collective of several processes."""
+    c = task.config.train
 
     def largest(numbers: list[int]) -> list[int]:
         return distributed.gather(np.asarray([numbers])).max(0).tolist()
 
-    shared = task.model.attention != "splash"
-    with using(devices.learner):
-        return pack(batch, c.step, devices.prompts, c.train.prompts_per_step, shared, largest)
+    if c.packing:
+        shared = task.model.attention != "splash"
+        with using(devices.learner):
+            batch = pack(batch, task.config.step, devices.prompts, c.prompts_per_step, shared, largest)
+    return from_own_prompts(devices.learner, batch, devices.prompts, c.prompts_per_step)
+
+
+# What a step gives: the state, metrics and per-row values, which may not be computed yet.
+Started = tuple[TrainState, dict[str, Any], dict[str, Any]]
 
 
 class StepPrograms:
-    """step(state, ref_params, batch) -> (state, metrics as floats, per-row values as numpy). `judge`: the
-    run's, which the step may have to compute."""
+    """start(state, ref_params, batch), which returns at once, then finish: (state, metrics as floats, per-row values as
+    numpy). `judge`: the run's, which the step may have to compute."""
 
     def __init__(
         self, task: Task, mesh: Mesh, optimizer: optax.GradientTransformation, judge: AnyJudge | None = None
@@ -46,9 +51,8 @@ class StepPrograms:
         self.judge = judge if isinstance(judge, StepJudge) else None
         self._compiled: dict[tuple[int, ...], Any] = {}
 
-    def __call__(
-        self, state: TrainState, ref_params: Params | None, batch: Batch
-    ) -> tuple[TrainState, dict[str, float], dict[str, np.ndarray]]:
+    def start(self, state: TrainState, ref_params: Params | None, batch: Batch) -> Started:
+        """Compiles the step if the batch has a new size, and launches it. `state` is donated."""
         shape, packing = (batch.prompt.shape[1], batch.completion.shape[2]), batch.packing
         if packing is not None:
             shape += (packing.prompts, packing.tokens, packing.rows, packing.width)
@@ -63,5 +67,9 @@ class StepPrograms:
             self._compiled[shape] = make_step(self.task.model, step, self.optimizer, self.mesh, batch, judge)
         judging = () if self.judge is None else (self.judge.of_step(ref_params),)
         with using(self.mesh):
-            state, out, per_row = ready(self._compiled[shape](state, ref_params, batch, *judging))
+            return self._compiled[shape](state, ref_params, batch, *judging)
+
+    def finish(self, started: Started) -> tuple[TrainState, dict[str, float], dict[str, np.ndarray]]:
+        """Waits for what was started. No other program may be launched in between (`mesh.ready`)."""
+        state, out, per_row = ready(started)
         return state, {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)

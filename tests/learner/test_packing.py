@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -111,7 +112,8 @@ def test_a_packed_batch_is_the_padded_one(name):
 def test_order_makes_micro_batches_alike_and_rows_keep_theirs():
     """Two long prompts, one after the other in what would be one micro-batch."""
     segment = np.array(ONE.segment)
-    segment[[0, 2], :, 8:] = CHAIN
+    segment[[0, 2], :, :20] = CHAIN
+    segment[[0, 2], :, 20:23] = REFERENCE
     batch, cfg = ONE.replace(segment=segment, scored=segment == REFERENCE), rewarded("jepo", micro_batch_prompts=2)
     order = pack(batch, cfg).packing.order
     assert sorted(order) == [0, 1, 2, 3] and {i in (0, 2) for i in order[::2]} == {True, False}
@@ -120,8 +122,10 @@ def test_order_makes_micro_batches_alike_and_rows_keep_theirs():
 
 def test_filtered_groups_are_those_of_the_padded_batch():
     cfg = rewarded("log_prob", filter=FilterConfig(mode="std_below", threshold=2.0), micro_batch_prompts=1)
-    state = init_state(PARAMS, make_optimizer(OptimizerConfig()), cfg)
-    counted = [filtered(state, (None, None), b, MODEL, cfg)[0].counted.tolist() for b in (ONE, pack(ONE, cfg))]
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = init_state(params, make_optimizer(OptimizerConfig()), cfg)
+    run = jax.jit(lambda state, batch: filtered(state, (None, None), batch, MODEL, cfg)[0].counted)
+    counted = [run(state, batch).tolist() for batch in (ONE, pack(ONE, cfg))]
     assert counted[0] == counted[1] and len(set(counted[0])) == 2
 
 
