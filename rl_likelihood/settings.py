@@ -82,9 +82,7 @@ class TrainSettings:
         "measured by the run and kept in its workdir. Results are equal but for rounding",
         least=-1,
     )
-    packing: bool = field(
-        False, "compute no padding of rows. Equal but for rounding; each of a few sizes compiles once"
-    )
+    packing: bool = field(False, "compute no padding of rows. Equal but for rounding; each of a few sizes compiles")
     head_chunk: int = field(
         0, "tokens whose logits exist at one time on a device; 0: 512, on a CPU what its caches hold", least=0
     )

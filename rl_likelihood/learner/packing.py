@@ -125,6 +125,6 @@ def abstract_packing(batch: Batch, cfg: StepConfig) -> Packing:
     """The packing of the largest batch, as shapes: all rows full, for the mesh in use."""
     p, g, _ = batch.completion.shape
     t, shape = width_of(batch), jax.ShapeDtypeStruct
-    size = prompts_at_once(batch, cfg, p, g * t)
+    size = prompts_at_once(batch, cfg, p, float(g * t))
     order = None if size == p else shape((p,), jnp.int32)
     return Packing(shape((p, g), jnp.int32), order, size, size // row_shards() * g * t, g, t)

@@ -23,7 +23,7 @@ from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, NoChainRows, Prompts, ShownPrompts
-from tests.small import random_batch, random_params, rewarded, tiny
+from tests.small import random_batch, random_params, reference_log_probs, rewarded, tiny
 
 MODEL = tiny(layers=2)
 PARAMS, REF = (random_params(MODEL, seed) for seed in (0, 1))
@@ -121,7 +121,9 @@ def test_order_makes_micro_batches_alike_and_rows_keep_theirs():
 
 
 def test_filtered_groups_are_those_of_the_padded_batch():
-    cfg = rewarded("log_prob", filter=FilterConfig(mode="std_below", threshold=2.0), micro_batch_prompts=1)
+    rewards = np.where(ONE.scored, reference_log_probs(PARAMS, MODEL, ONE), 0).sum(-1)
+    least = float(np.median(rewards.std(-1, ddof=1)))
+    cfg = rewarded("log_prob", filter=FilterConfig(mode="std_below", threshold=least), micro_batch_prompts=1)
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = init_state(params, make_optimizer(OptimizerConfig()), cfg)
     run = jax.jit(lambda state, batch: filtered(state, (None, None), batch, MODEL, cfg)[0].counted)

@@ -54,6 +54,8 @@ def test_a_packed_run_has_the_numbers_of_the_padded_one(tmp_path, capsys):
 
 
 def test_prompts_that_do_not_divide_are_refused():
-    config = build(small_config(**FOUR | {"train__prompts_per_step": 1, "train__packing": True}))
+    config = build(
+        small_config(**FOUR | {"train__prompts_per_step": 1, "sampler__group_size": 4, "train__packing": True})
+    )
     with pytest.raises(UserError, match=r"train\.packing.*train\.micro_batch_prompts"):
         make_devices(config, jax.devices()[:2])
