@@ -141,13 +141,14 @@ def row_stats(
             return jnp.take_along_axis(row, predecessor(segment)[..., None], 2)
         return row[:, :, :-1]
 
-    sampled = (segment == CHAIN) | (segment == SAMPLED)
-    scale = None if cfg.temperature == 1.0 else jnp.where(sampled, jnp.float32(1 / cfg.temperature), 1.0)
     if packed is None:
         states = predicting(hidden.completion, segment) + probe
     else:
         states = packed.predicting(last[:, 0, 0], hidden.completion, predecessor(segment)) + probe
-        scale = None if scale is None else packed.completions.pool(scale)
+    sampled = (segment == CHAIN) | (segment == SAMPLED)
+    scale = None if cfg.temperature == 1.0 else jnp.where(sampled, jnp.float32(1 / cfg.temperature), 1.0)
+    if packed is not None and scale is not None:
+        scale = packed.completions.pool(scale)
     stats = token_stats(states, head_matrix(params), own_ids, cfg.head_chunk, scale)
     stats = stats if packed is None else jax.tree.map(packed.completions.spread, stats)
     no_chain_logp, alternatives_logp = None, None

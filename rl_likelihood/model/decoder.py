@@ -317,13 +317,13 @@ def _view(
 ) -> _View:
     """`two_branches`: for the splash kernel; None is the dense attention."""
     positions = branch_positions(segment, prompt_length)
+    rope = rope_tables(cfg, positions if layout is None else layout.completions.pool(positions))
     if layout is None:
-        mask, rows = branch_mask(segment), None
+        mask = branch_mask(segment)
     else:
-        positions, mask, rows = layout.completions.pool(positions), layout.mask(), layout.rows
-        segment = rows.spread(layout.completions.pool(segment))
+        mask, segment = layout.mask(), layout.rows.spread(layout.completions.pool(segment))
     kernel = None if two_branches is None else Kernel(segment, two_branches)
-    return _View(rope_tables(cfg, positions), mask, kernel, rows)
+    return _View(rope, mask, kernel, layout and layout.rows)
 
 
 def _attend_rows(q, k, v, prompt: PromptKeys, view: _View):

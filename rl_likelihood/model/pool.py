@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.mesh import by_unit, row_shards
-from rl_likelihood.model.attention import branches
+from rl_likelihood.model.attention import branches, trunk
 from rl_likelihood.shapes import PAD, AnyArray, Packing
 
 
@@ -126,4 +126,5 @@ def layout(segment: Int[AnyArray, "P G T"], packing: Packing) -> Layout:
         jnp.where(filled, token, 0).reshape(u, -1),
         filled.reshape(p, r, w),
     )
-    return Layout(completions, rows, rows.spread(completions.pool(branches(segment))), chain.reshape(p, r, w))
+    branch = branches(segment, trunk(segment))
+    return Layout(completions, rows, rows.spread(completions.pool(branch)), chain.reshape(p, r, w))

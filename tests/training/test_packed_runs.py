@@ -1,6 +1,7 @@
 """Runs with train.packing: the numbers of the run without it, and the sizes that are planned."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def test_the_planned_step_is_packed_where_the_run_s_is():
         task, _ = load(config)
         batch = step_batch(config, task.fmt, make_devices(config, jax.devices()[:2]).learner)
         assert (batch.packing is not None) == packing
-    assert batch.packing.tokens == 2 * batch.completion[0].size, "two prompts on each of two devices"
+    assert batch.packing.tokens == 2 * math.prod(batch.completion.shape[1:]), "two prompts on each of two devices"
 
 
 def test_a_packed_run_has_the_numbers_of_the_padded_one(tmp_path, capsys):
