@@ -29,7 +29,7 @@ import numpy as np
 from bench import work
 from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.packing import pack, real_tokens
+from rl_likelihood.learner.packing import Whole, pack, real_tokens
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import at_once, init_reference, init_state, make_step
 from rl_likelihood.mesh import make_mesh
@@ -116,14 +116,15 @@ def shares(draw: Callable[[int], Lengths], devices: int, count: int = BATCHES) -
     for number in range(count):
         batch = batch_of(draw(number))
         with using(mesh):
-            size = pack(batch, cfg).packing
+            whole = pack(batch, cfg, whole=Whole(np.arange(len(batch.prompt)), len(batch.prompt), LONGEST))
+        size = whole.packing
         p = len(batch.prompt)
         real += real_tokens(batch).sum() + batch.prompt_length.sum()
         prompts += batch.prompt.size
         padded += batch.completion.size
         packed += p // size.prompts * devices * size.tokens
         wide.add((batch.prompt.shape, batch.completion.shape))
-        sizes.add((batch.prompt.shape, size.prompts, size.tokens, size.rows, size.width))
+        sizes.add((batch.prompt.shape, whole.completion.shape, size.prompts, size.tokens, size.rows, size.width))
     shares = {"padded": (padded + prompts) / real, "packed": (packed + prompts) / real}
     return shares | {"padded_sizes": len(wide), "packed_sizes": len(sizes)}
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rl_likelihood.learner.packing import pack
+from rl_likelihood.learner.packing import Whole, pack
 from rl_likelihood.learner.step import make_step
 from rl_likelihood.mesh import from_own_prompts, ready
 from rl_likelihood.model.decoder import Params
@@ -18,7 +18,7 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, using
 from rl_likelihood.shapes import Batch, TrainState
-from rl_likelihood.task import Task
+from rl_likelihood.task import Task, abstract_batch
 
 
 def placed(task: Task, devices: Devices, batch: Batch) -> Batch:
@@ -30,9 +30,10 @@ def placed(task: Task, devices: Devices, batch: Batch) -> Batch:
         return distributed.gather(np.asarray([numbers])).max(0).tolist()
 
     if c.packing:
-        shared = task.model.attention != "splash"
+        widest = abstract_batch(task.config, task.fmt).completion.shape[-1]
+        whole = Whole(devices.prompts, c.prompts_per_step, widest, largest)
         with using(devices.learner):
-            batch = pack(batch, task.config.step, devices.prompts, c.prompts_per_step, shared, largest)
+            batch = pack(batch, task.config.step, task.model.attention != "splash", whole)
     return from_own_prompts(devices.learner, batch, devices.prompts, c.prompts_per_step)
 
 

@@ -88,8 +88,8 @@ def results(batch, cfg, model=MODEL):
         return grads, metrics(sums, per_row, batch), per_row
 
     grads, out, per_row = jax.device_get(jax.jit(run)(PARAMS, REF if cfg.with_reference else None, batch))
-    real = batch.segment != PAD
-    return grads, out, {k: np.where(real, v, 0) if v.shape == real.shape else v for k, v in per_row.items()}
+    real = np.asarray(batch.segment) != PAD
+    return grads, out, {k: v[real] if v.shape == real.shape else v for k, v in per_row.items()}
 
 
 def assert_close(padded, packed):
@@ -169,13 +169,10 @@ def test_padding_costs_nothing():
         traced = jax.jit(lambda p, b: gradients(p, (None, None), b, MODEL, cfg)[0]).trace(PARAMS, how(wide))
         return count_flops(traced.jaxpr.jaxpr)
 
-    def packed(batch):
-        return pack(batch.replace(segment=batch.segment), cfg)
-
     narrow, wide = (operations(t, lambda b: b) for t in (24, 96))
     assert wide > 3 * narrow
     lengths = [packing.real_tokens(random_batch(8, P, G, t=t)).sum() for t in (24, 96)]
-    small, large = (operations(t, packed) for t in (24, 96))
+    small, large = (operations(t, lambda b: pack(b, cfg)) for t in (24, 96))
     assert large / small < 1.3 * lengths[1] / lengths[0] and small < 0.7 * narrow
 
 
@@ -212,5 +209,16 @@ def test_every_prompt_is_in_one_micro_batch_of_the_right_size(parts, size, seed)
 
 def test_sizes_are_few():
     sizes = {rounded(n, 8, 10**6) for n in range(1000, 2000)}
-    assert len(sizes) <= 9 and all(n <= rounded(n, 8, 10**6) <= n * 2 ** (1 / 8) + 1 for n in range(1, 3000))
+    assert len(sizes) <= 9 and all(n <= rounded(n, 8, 10**6) < n * 2 ** (1 / 8) + 8 for n in range(1, 3000))
     assert rounded(1000, 4, 1010) == 1010 and rounded(64, 1, 999) == 64 and rounded(0, 4, 5) == 1
+
+
+def test_padding_is_cut_and_rows_are_no_wider_than_allowed():
+    cfg, longest = rewarded("log_prob"), int(packing.real_tokens(ONE).max())
+    wide = packing.resized(ONE, 3 * T)
+    assert (wide.segment[..., :T] == ONE.segment).all() and not wide.segment[..., T:].any()
+    assert pack(wide, cfg).completion.shape[-1] == rounded(longest, packing.WIDTHS, 3 * T) < T
+    narrow = packing.resized(ONE, longest)
+    assert pack(narrow, cfg).completion.shape[-1] == longest
+    allowed = packing.Whole(np.arange(P), P, 3 * T)
+    assert pack(narrow, cfg, whole=allowed).completion.shape[-1] == rounded(longest, packing.WIDTHS, 3 * T)
