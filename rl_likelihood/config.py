@@ -126,7 +126,8 @@ def changed(c: Config, values: dict[str, Any]) -> Config:
 _FREE = (
     *("mesh.", "pod.", "report.", "model.layers", "model.attention", "model.remat", "model.scratch_kib"),
     *("sampler.devices", "sampler.tensor", "sampler.slots", "sampler.width_multiple", "prompt.width_multiple"),
-    *("train.micro_batch_prompts", "train.head_chunk", "train.checkpoint_every", "train.keep_checkpoints"),
+    *("train.micro_batch_prompts", "train.packing", "train.head_chunk"),
+    *("train.checkpoint_every", "train.keep_checkpoints"),
     *("train.keep_every", "train.keep_optimizer", "train.best", "train.patience"),
     *("eval.batch_prompts", "eval.grader_workers"),
     *("judge.where", "judge.concurrency", "judge.timeout", "judge.attempts"),

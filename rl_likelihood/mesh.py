@@ -146,6 +146,14 @@ def row_shards() -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[name] for name in ("data", "fsdp") if name in mesh.auto_axes)
 
 
+def by_unit(x: jax.Array) -> jax.Array:
+    """An array [U, ...] with one entry for each of the `row_shards` devices, on these."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if row_shards() == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+
+
 # KiB of a TPU's vector memory that one operation of the learner's step may use: more than the compiler's default, so
 # that large products take larger tiles. Estimated, never run (docs/pods.md).
 SCRATCH = {

@@ -83,6 +83,7 @@ class TrainSettings:
         "measured by the run and kept in its workdir. Results are equal but for rounding",
         least=-1,
     )
+    packing: bool = field(False, "compute no padding of rows. Equal but for rounding; each of a few sizes compiles")
     head_chunk: int = field(
         0, "tokens whose logits a device holds at once; 0: 512, on a CPU what its caches hold", least=0
     )

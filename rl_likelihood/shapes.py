@@ -155,6 +155,22 @@ class Compared(struct.PyTreeNode):
         return self.judged.prompt
 
 
+class Packing(struct.PyTreeNode):
+    """How a batch's completions are computed without their padding (model/pool.py, learner/packing.py).
+
+    `start`: where each chain begins in its prompt's R rows of W tokens, counted through them. `order`: the prompts in
+    the order in which micro-batches take them; None: as they are. `prompts`: of a micro-batch; `tokens`: places for the
+    tokens of a micro-batch on each device.
+    """
+
+    start: Int[Array, "P G"]
+    order: Int[Array, "P"] | None
+    prompts: int = struct.field(pytree_node=False)
+    tokens: int = struct.field(pytree_node=False)
+    rows: int = struct.field(pytree_node=False)
+    width: int = struct.field(pytree_node=False)
+
+
 class Batch(struct.PyTreeNode):
     """One optimizer step's input. Rows of one prompt are a group and stay together.
 
@@ -163,7 +179,7 @@ class Batch(struct.PyTreeNode):
     without a chain under the initial model, for RLPR; `baseline_logp` has the log-probs of its scored answer tokens
     there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is
     set where the answer's score without a chain is needed, `alternatives` where a reward reads other answers too,
-    `shown` where there is a second prompt, `judged` where the step asks a judge.
+    `shown` where there is a second prompt, `judged` where the step asks a judge, `packing` where padding is left out.
     """
 
     prompt: Int[Array, "P S"]
@@ -183,6 +199,7 @@ class Batch(struct.PyTreeNode):
     alternatives: Alternatives | None = None
     judged: Judged | None = None
     replayed: Compared | None = None
+    packing: Packing | None = None
 
     @property
     def rows_alone(self) -> Batch:

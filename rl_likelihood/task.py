@@ -20,6 +20,7 @@ from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.shown import with_shown
 from rl_likelihood.datasets import sources
+from rl_likelihood.learner.packing import abstract_packing
 from rl_likelihood.learner.step import at_once
 from rl_likelihood.model import decoder, splash
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
@@ -151,6 +152,15 @@ def abstract_judged(c: Config, rows: int) -> Judged:
     j, p = c.judge, c.train.prompts_per_step
     dims = (p, j.max_prompt), (p,), (p, rows, j.max_row), (p, rows)
     return Judged(*(jax.ShapeDtypeStruct(x, jnp.int32) for x in dims))
+
+
+def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh) -> Batch:
+    """`abstract_batch` as the step takes it on this mesh: with its packing, if train.packing asks for one."""
+    batch = abstract_batch(c, fmt)
+    if not c.train.packing:
+        return batch
+    with using(mesh):
+        return batch.replace(packing=abstract_packing(batch, c.step))
 
 
 def prompts_at_once(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:

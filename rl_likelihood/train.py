@@ -27,7 +27,7 @@ from rl_likelihood.datasets.questions import digest, digest_of_files
 from rl_likelihood.learner.adversarial import begin, placed
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, models_of
-from rl_likelihood.mesh import from_own_prompts, put
+from rl_likelihood.mesh import put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metric_table import higher_is_better, without_samples
@@ -35,7 +35,7 @@ from rl_likelihood.report.metrics import MetricsWriter, line
 from rl_likelihood.report.tracking import Tracker, board
 from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.baseline import write_baseline
-from rl_likelihood.rollouts.batches import SamplerFailed, StepInput
+from rl_likelihood.rollouts.batches import SamplerFailed, StepInput, means
 from rl_likelihood.rollouts.samples import write_samples
 from rl_likelihood.rollouts.source import Source, make_source
 from rl_likelihood.runtime import checkpoint, distributed, run_files
@@ -65,7 +65,7 @@ from rl_likelihood.training.announcement import announce
 from rl_likelihood.training.best import Best
 from rl_likelihood.training.dry_run import dry_run
 from rl_likelihood.training.micro_batch import with_micro_batch
-from rl_likelihood.training.programs import StepPrograms
+from rl_likelihood.training.programs import StepPrograms, on_devices
 from rl_likelihood.training.session import Run, Session, evaluate_if_due, evaluation, refuse_nan, without_progress
 from rl_likelihood.training.warm_start import warm_start, with_worked_examples
 
@@ -164,7 +164,7 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     if c.train.micro_batch_prompts < 0:
         task = with_micro_batch(task, devices, state.params, models_of(state, ref_params, c.step), r.workdir)
     programs = StepPrograms(task, devices.learner, optimizer, judge)
-    step, steps, over = int(state.step), c.train.steps, False
+    step, steps, over, written = int(state.step), c.train.steps, False, 0.0
     source = make_source(task, devices, r.workdir, step, queue, judge)
     profile, alarms = Profile(r.workdir, c.report.profile), first_alarms(r, step)
     with Progress("trained", steps, "steps", done=step) as progress, closing(source), closing(profile):
@@ -179,16 +179,18 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
                 begin = time.perf_counter()
                 given = next_batch(r, source, state, policy)
                 del policy  # the step takes the state's memory
-                batch = from_own_prompts(devices.learner, given.batch, devices.prompts, c.train.prompts_per_step)
-                t1 = time.perf_counter()
-                state, out, per_row = programs(state, ref_params, batch)
-                t2 = time.perf_counter()
+                batch = on_devices(task, devices, given.batch)
+                begin_step = time.perf_counter()
+                started = programs.start(state, ref_params, batch)
+                measured = given.measured()  # while the step runs
+                state, out, per_row = programs.finish(started)
+                end = time.perf_counter()
                 step += 1
                 profile.after(step)
                 refuse_nan(step, out, r.workdir)
-                tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
-                out |= given.logged | {"time/learn": t2 - t1, "tokens_per_second": tokens / (t2 - begin)}
-                out = record(r, step, out, given, per_row)
+                clock = times(given, (begin, begin_step, end), written)
+                out = record(r, step, out | means(measured) | given.logged | clock, given, per_row)
+                written = time.perf_counter() - end
                 progress.advance()
                 say(line(step, steps, out, progress.left()))
                 for sentence in alarms.check(step, out):
@@ -200,6 +202,15 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
         finally:
             checkpoint.close(r.checkpoints)
     return step, over or step >= steps
+
+
+def times(given: StepInput, clock: tuple[float, float, float], written: float) -> dict[str, float]:
+    """Seconds of a step. `clock`: when it began, when its batch was there, when it ended; `written`: seconds of writing
+    the step before."""
+    begin, start, end = clock
+    tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
+    host = start - begin - given.waited + written
+    return {"time/host": host, "time/learn": end - start, "tokens_per_second": tokens / (end - begin)}
 
 
 def record(r: Run, step: int, out: dict[str, float], given: StepInput, per_row: dict) -> dict[str, float]:

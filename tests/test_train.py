@@ -62,6 +62,7 @@ METRICS = [
     "time/sample",
     "time/learn",
     "time/wait",
+    "time/host",
     "tokens_per_second",
 ]
 EVAL = [

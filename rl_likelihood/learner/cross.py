@@ -38,7 +38,8 @@ def cross_log_probs(params: Params, model: ModelConfig, batch: Batch, cfg: StepC
     kinds = jnp.where(kinds == SAMPLED, SAMPLED, PAD)
     each = lambda x: jnp.broadcast_to(x[:, None], (p, g, g, width)).reshape(p * g, g, width)
     tokens, length = chains_as_prompts(batch)
-    answers = batch.rows_alone.replace(prompt=tokens, prompt_length=length, completion=each(ids), segment=each(kinds))
+    alone = batch.rows_alone.replace(packing=None)
+    answers = alone.replace(prompt=tokens, prompt_length=length, completion=each(ids), segment=each(kinds))
     stats = row_stats(jax.lax.stop_gradient(params), model, answers, dataclasses.replace(cfg, two_branches=False)).stats
     total = jnp.where(each(kinds) == SAMPLED, jax.lax.stop_gradient(stats.log_prob), 0.0).sum(-1)
     return jnp.swapaxes(total.reshape(p, g, g), 1, 2)

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from rl_likelihood.learner import surrogate
-from rl_likelihood.learner.rows import Forward, StepConfig, policy_masks
+from rl_likelihood.learner.rows import Forward, StepConfig, packed_rows, policy_masks
 from rl_likelihood.rewards import intrinsic, likelihood, shaping
 from rl_likelihood.shapes import AnyArray, Batch
 
@@ -50,12 +50,14 @@ def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[Values, Va
     return sums, per_row
 
 
-def hidden_grad_norms(grad_hidden: Float[AnyArray, "P G T D"], batch: Batch, cfg: StepConfig) -> Values:
+def hidden_grad_norms(grad_hidden: Float[AnyArray, "*N D"], batch: Batch, cfg: StepConfig) -> Values:
     """Squared gradient at the last hidden states, for the tokens of the policy term and those of the answer term.
 
     No token is in both (except where a given chain is supervised), so one backward pass gives both.
     """
-    squared = (grad_hidden.astype(jnp.float32) ** 2).sum(-1)
+    squared, packed = (grad_hidden.astype(jnp.float32) ** 2).sum(-1), packed_rows(batch)
+    if packed is not None:
+        squared = packed.completions.spread(squared)[..., : batch.segment.shape[-1]]
     mask, _ = policy_masks(batch, cfg)
     return {
         "sum/policy_grad_squared": jnp.where(mask, squared, 0).sum(),

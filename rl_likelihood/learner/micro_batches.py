@@ -7,7 +7,9 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from rl_likelihood.mesh import by_prompt
 from rl_likelihood.model.decoder import ModelConfig, Params, unstack_layers
+from rl_likelihood.shapes import Batch
 
 MaybeParams = TypeVar("MaybeParams", bound=Params | None)
 
@@ -27,3 +29,21 @@ def split(batch, size: int):
 def whole(parts):
     """The inverse of `split`."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def ordered(batch: Batch) -> Batch:
+    """The batch with its prompts in the order of its packing, which gives micro-batches about equally many tokens."""
+    if batch.packing is None or batch.packing.order is None:
+        return batch
+    order = batch.packing.order
+    out = jax.tree.map(lambda x: x[order], batch.replace(packing=batch.packing.replace(order=None)))
+    mesh = jax.sharding.get_abstract_mesh()
+    return out if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(out, by_prompt(mesh, out))
+
+
+def as_given(tree, batch: Batch):
+    """Values of the `ordered` batch's prompts, in the order of the batch."""
+    if batch.packing is None or batch.packing.order is None:
+        return tree
+    back = jnp.argsort(batch.packing.order)
+    return jax.tree.map(lambda x: x[back], tree)

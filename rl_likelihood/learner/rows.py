@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
@@ -18,6 +18,7 @@ from rl_likelihood.model.attention import predecessor
 from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
 from rl_likelihood.model.head import TokenStats, token_stats
 from rl_likelihood.model.lora import LoraConfig
+from rl_likelihood.model.pool import Layout, layout
 from rl_likelihood.rewards import likelihood
 from rl_likelihood.rewards.adversarial import Kind
 from rl_likelihood.rewards.intrinsic import SampledStats
@@ -113,23 +114,38 @@ class RowStats(NamedTuple):
     alternatives_logp: Float[Array, "P G B"] | None = None
 
 
+def with_alternatives(batch: Batch) -> tuple[Int[AnyArray, "P G U"], Int[AnyArray, "P G U"]]:
+    """The ids and segments of the rows, each with its prompt's other answers after it."""
+    other, ids, segment = batch.alternatives, batch.completion, batch.segment
+    if other is None:
+        return ids, segment
+    kinds = jnp.where(other.answer > 0, REFERENCE, PAD)
+    p, g, _ = ids.shape
+    after = lambda row, x: jnp.concatenate([row, jnp.broadcast_to(x[:, None], (p, g, x.shape[-1]))], -1)
+    return after(ids, other.tokens), after(segment, kinds)
+
+
+def packed_rows(batch: Batch) -> Layout | None:
+    """The pool in which the rows are computed; None where they are computed as they are."""
+    return None if batch.packing is None else layout(with_alternatives(batch)[1], batch.packing)
+
+
 def row_stats(
-    params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, probe: Float[AnyArray, "P G T D"] | float = 0.0
+    params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, probe: Float[AnyArray, "*N D"] | float = 0.0
 ) -> RowStats:
     """One forward: the token statistics of every completion token, given what precedes it on its branch.
 
     `probe`, zeros, is added to the state that predicts each token: its gradient is the loss's gradient at that state.
+    Of packed rows, it has one for each token of the pool.
     """
     no_chain = batch.no_chain
     extra = None if no_chain is None else (no_chain.completion, no_chain.segment)
-    (p, g, t), other = batch.completion.shape, batch.alternatives
-    ids, segment = batch.completion, batch.segment
-    if other is not None:
-        kinds = jnp.where(other.answer > 0, REFERENCE, PAD)
-        after = lambda row, x: jnp.concatenate([row, jnp.broadcast_to(x[:, None], (p, g, x.shape[-1]))], -1)
-        ids, segment = after(ids, other.tokens), after(segment, kinds)
+    t, other, packed = batch.completion.shape[-1], batch.alternatives, packed_rows(batch)
+    ids, segment = with_alternatives(batch)
+    own_ids = ids if packed is None else packed.completions.pool(ids)
+    if other is not None and packed is None:
         probe = jnp.pad(probe, [(0, 0), (0, 0), (0, other.answer.shape[-1]), (0, 0)]) if jnp.ndim(probe) else probe
-    completions = Completions(ids, segment, extra, cfg.two_branches)
+    completions = Completions(own_ids, segment, extra, cfg.two_branches, packed)
     hidden = forward(params, model, batch.prompt, batch.prompt_length, completions)
     last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)[:, None]  # [P, 1, 1, D]
 
@@ -141,10 +157,16 @@ def row_stats(
             return jnp.take_along_axis(row, predecessor(segment)[..., None], 2)
         return row[:, :, :-1]
 
-    states = predicting(hidden.completion, segment) + probe
+    if packed is None:
+        states = predicting(hidden.completion, segment) + probe
+    else:
+        states = packed.predicting(last[:, 0, 0], hidden.completion, predecessor(segment)) + probe
     sampled = (segment == CHAIN) | (segment == SAMPLED)
     scale = None if cfg.temperature == 1.0 else jnp.where(sampled, jnp.float32(1 / cfg.temperature), 1.0)
-    stats = token_stats(states, head_matrix(params), ids, cfg.head_chunk, scale)
+    if packed is not None and scale is not None:
+        scale = packed.completions.pool(scale)
+    stats = token_stats(states, head_matrix(params), own_ids, cfg.head_chunk, scale)
+    stats = stats if packed is None else jax.tree.map(packed.completions.spread, stats)
     no_chain_logp, alternatives_logp = None, None
     if other is not None:
         alternatives_logp = stats.log_prob[..., t:]
@@ -193,7 +215,7 @@ def observe(
     model: ModelConfig,
     batch: Batch,
     cfg: StepConfig,
-    probe: Float[AnyArray, "P G T D"] | float = 0.0,
+    probe: Float[AnyArray, "*N D"] | float = 0.0,
 ) -> Forward:
     """One forward, and the inputs of every reward."""
     rows = row_stats(params, model, batch, cfg, probe)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from rl_likelihood.learner import measures, posterior, surrogate
 from rl_likelihood.learner.cross import cross_log_probs
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch
-from rl_likelihood.learner.micro_batches import split, unstacked, whole
+from rl_likelihood.learner.micro_batches import as_given, ordered, split, unstacked, whole
 from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts
 from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
@@ -161,19 +161,21 @@ def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig
             return weighted.largest_spread(seen.logp, seen.scored, seen.keep)
         return shaping.group_std(reward, seen.keep)
 
-    std = whole(jax.lax.map(spread, split(batch, at_once(batch, cfg))))
+    std = as_given(whole(jax.lax.map(spread, split(ordered(batch), at_once(batch, cfg)))), batch)
     counts = shaping.filter_groups(std, cfg.filter, state.filter, state.step)
     return batch.replace(counted=counts), shaping.update(state.filter, state.step, std.mean(), cfg.filter)
 
 
 def at_once(batch: Batch, cfg: StepConfig) -> int:
-    """Prompts per forward: `micro_batch_prompts`, or, where that is 0, all.
+    """Prompts per forward: what the batch's packing says; `micro_batch_prompts`; or, where that is 0, all.
 
     On one CPU: the most prompts that divide the batch and have fewer than `ENOUGH` completion tokens, at least one. If
     these have less than half of it, and the next divisor has at most twice `ENOUGH`, that one. Prompt tokens are not
     counted. Depends on the mesh in use.
     """
     p, g, t = batch.completion.shape
+    if batch.packing is not None:
+        return batch.packing.prompts
     if cfg.micro_batch_prompts:
         return cfg.micro_batch_prompts
     if not on_cpu() or row_shards() > 1:
@@ -196,7 +198,8 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         counts = counts._replace(row_weights=surrogate.length_weights(policy_mask, keep, cfg.loss).sum())
 
     def one(batch):  # reads params and models when called, after `unstacked`
-        probe = jnp.zeros((*batch.completion.shape, model.width), model.compute_dtype)
+        tokens = batch.completion.shape if batch.packing is None else (row_shards(), batch.packing.tokens)
+        probe = jnp.zeros((*tokens, model.width), model.compute_dtype)
         grad = jax.value_and_grad(_loss, has_aux=True)
         (_, (sums, per_row)), (grads, grad_hidden) = grad((params, probe), models, batch, model, cfg, counts)
         return grads, sums | measures.hidden_grad_norms(grad_hidden, batch, cfg), per_row
@@ -210,10 +213,10 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
 
     (params,), models = unstacked(model, params), unstacked(model, *models)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
-    grads, (sums, per_row) = jax.lax.scan(body, zero, split(batch, size))
+    grads, (sums, per_row) = jax.lax.scan(body, zero, split(ordered(batch), size))
     grads = grads if model.scan_layers else stack_layers(grads)
     sums = {k: v.max(0) if k.startswith("max/") else v.sum(0) for k, v in sums.items()}
-    return grads, sums, whole(per_row)
+    return grads, sums, as_given(whole(per_row), batch)
 
 
 @jax.jit

@@ -160,9 +160,14 @@ def branch_mask(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T T"]:
     t = segment.shape[-1]
     causal = jnp.tril(jnp.ones((t, t), bool))
     shared = trunk(segment)
-    branch = jnp.where(shared, -1, jnp.cumsum(_starts(segment), -1))
+    branch = branches(segment, shared)
     own = branch[..., :, None] == branch[..., None, :]
     return causal & (segment != PAD)[..., None, :] & (shared[..., None, :] | own)
+
+
+def branches(segment: Int[AnyArray, "P G T"], shared: Bool[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
+    """The number of each token's branch in its row; -1 on the trunk, which is `shared`."""
+    return jnp.where(shared, -1, jnp.cumsum(_starts(segment), -1))
 
 
 def branch_positions(segment: Int[AnyArray, "P G T"], prompt_length: Int[AnyArray, "P"]) -> Int[Array, "P G T"]:

@@ -30,6 +30,7 @@ from rl_likelihood.model.architecture import (
     shardings,
 )
 from rl_likelihood.model.attention import QUERIES, Kernel, attention, branch_mask, branch_positions
+from rl_likelihood.model.pool import Layout, Places
 from rl_likelihood.model.rope import YarnScaling, frequencies
 from rl_likelihood.shapes import CHAIN, AnyArray
 
@@ -163,20 +164,22 @@ class Completions(NamedTuple):
     """The G completions of each prompt. `segment` (shapes.py) says which tokens are chain, tag and answers.
 
     `no_chain`: (ids, segment) of further rows of another width. With `two_branches` False there is no sampled answer,
-    which saves the splash kernel a pass.
+    which saves the splash kernel a pass. `layout`: ids and states are those of its pool, [U, N] (model/pool.py);
+    segments stay as they are.
     """
 
-    ids: Int[AnyArray, "P G T"]
+    ids: Int[AnyArray, "*N"]
     segment: Int[AnyArray, "P G T"]
     no_chain: tuple[Int[AnyArray, "P 1 W"], Int[AnyArray, "P 1 W"]] | None = None
     two_branches: bool = True
+    layout: Layout | None = None
 
 
 class Hidden(NamedTuple):
     """Final hidden states of the prompt, of the completions and of the rows without a chain (None without them)."""
 
     prompt: Float[Array, "P S D"]
-    completion: Float[Array, "P G T D"] | None
+    completion: Float[Array, "*N D"] | None
     no_chain: Float[Array, "P 1 W D"] | None
 
 
@@ -207,19 +210,26 @@ def forward(
     of prompts and completions are multiplied with each weight together: fewer, larger products, 10 % faster on a CPU.
     """
     index, no_chain = jnp.arange(prompt.shape[1]), rows and rows.no_chain
-    in_prompt, kernels = index < prompt_length[:, None], (None, None)
+    in_prompt, layout = index < prompt_length[:, None], rows and rows.layout
+    ways = Way(), Way(places=layout and layout.rows)
     if cfg.attention == "splash":  # causality hides what comes after a prompt
         first = Kernel(jnp.full((len(prompt), 1, prompt.shape[1]), CHAIN), False)
-        kernels = first, rows and Kernel(rows.segment, rows.two_branches)
+        segment = rows and (rows.segment if layout is None else layout.in_rows(rows.segment))
+        ways = Way(first), ways[1]._replace(kernel=rows and Kernel(segment, rows.two_branches))
 
-    def views(segment):
-        return layer_views(cfg, branch_positions(segment, prompt_length), branch_mask(segment), in_prompt)
+    def views(segment, layout=None):
+        position = branch_positions(segment, prompt_length)
+        if layout is None:
+            return layer_views(cfg, position, branch_mask(segment), in_prompt)
+        of_rows = layer_views(cfg, layout.in_rows(position), layout.mask(), in_prompt)
+        of_pool = layer_views(cfg, layout.completions.pool(position), None)
+        return tuple(one._replace(rope=other.rope) for one, other in zip(of_rows, of_pool, strict=True))
 
-    tables = [layer_views(cfg, index, prompt_mask(in_prompt)), rows and views(rows.segment)]
+    tables = [layer_views(cfg, index, prompt_mask(in_prompt)), rows and views(rows.segment, layout)]
     of_no_chain = no_chain and views(no_chain[1])
     embedded = functools.partial(embedding, params, cfg)
     enter = _pooled if pooled and rows is not None and row_shards() == 1 else _separate
-    states, through, leave = enter(embedded, cfg, prompt, rows and rows.ids, tables, kernels)
+    states, through, leave = enter(embedded, cfg, prompt, rows and rows.ids, tables, ways)
     z = None if no_chain is None else embedded(no_chain[0])
 
     def layer(carry, w, is_local):
@@ -227,7 +237,7 @@ def forward(
         w = jax.tree.map(lambda a: a.astype(cfg.compute_dtype), w)
         states, keys = through(states, w, *(views and of_layer(views, is_local) for views in tables))
         if z is not None:
-            z = _row_block(z, w, keys, cfg, of_layer(of_no_chain, is_local))
+            z = _row_block(z, w, keys, cfg, of_layer(of_no_chain, is_local), Way())
         return (states, z), None
 
     def remat(layer):
@@ -254,6 +264,13 @@ class View(NamedTuple):
     prompt: Bool[Array, "P S"] | Bool[Array, "P #G #T S"] | None
 
 
+class Way(NamedTuple):
+    """How attention is computed: by the splash kernel or densely (None); of a pool's tokens in the rows of `places`."""
+
+    kernel: Kernel | None = None
+    places: Places | None = None
+
+
 def layer_views(cfg: ModelConfig, position, own, in_prompt=None, ago=None) -> tuple[View, ...]:
     """The view of tokens at these positions in the ordinary layers, and in the local layers if there are any.
 
@@ -263,7 +280,7 @@ def layer_views(cfg: ModelConfig, position, own, in_prompt=None, ago=None) -> tu
     if cfg.local is None:
         return (view,)
     local, window = view._replace(rope=rope_tables(cfg, position, True)), cfg.local.window
-    if window:
+    if window and own is not None:
         ago = position[..., :, None] - position[..., None, :] if ago is None else ago
         local = local._replace(own=own & (ago < window))
     if window and in_prompt is not None:
@@ -279,28 +296,31 @@ def of_layer(views: tuple[View, ...], is_local: bool | Bool[Array, ""] | None) -
     return jax.tree.map(functools.partial(jnp.where, is_local), views[1], views[0])
 
 
-def _attend_rows(q, k, v, keys, view: View, kernel: Kernel | None):
-    return attention(q, (by_head(k), by_head(v)), view.own, (*keys, view.prompt), kernel, QUERIES)
+def _attend_rows(q, k, v, keys, view: View, way: Way):
+    if way.places is not None:
+        q, k, v = map(way.places.spread, (q, k, v))
+    out = attention(q, (by_head(k), by_head(v)), view.own, (*keys, view.prompt), way.kernel, QUERIES)
+    return out if way.places is None else way.places.pool(out)
 
 
-def _row_block(y, w: Params, keys, cfg: ModelConfig, view: View, kernel: Kernel | None = None):
+def _row_block(y, w: Params, keys, cfg: ModelConfig, view: View, way: Way):
     """One layer of rows that come after prompts with these keys and values."""
-    return block(y, w, cfg, view.rope, lambda q, k, v: (_attend_rows(q, k, v, keys, view, kernel), None))[0]
+    return block(y, w, cfg, view.rope, lambda q, k, v: (_attend_rows(q, k, v, keys, view, way), None))[0]
 
 
-def _separate(embedded, cfg: ModelConfig, prompt, ids, tables, kernels):
+def _separate(embedded, cfg: ModelConfig, prompt, ids, tables, ways):
     """Prompts and completions as two arrays: their states, one layer of them, and how to get both arrays."""
 
     def through(states, w, of_prompt: View, of_rows: View | None):
         x, y = states
-        attend = functools.partial(attend_prompt, mask=of_prompt.own, kernel=kernels[0])
+        attend = functools.partial(attend_prompt, mask=of_prompt.own, kernel=ways[0].kernel)
         x, keys = block(x, w, cfg, of_prompt.rope, attend)
-        return (along_prompt(x), None if y is None else _row_block(y, w, keys, cfg, of_rows, kernels[1])), keys
+        return (along_prompt(x), None if y is None else _row_block(y, w, keys, cfg, of_rows, ways[1])), keys
 
     return (along_prompt(embedded(prompt)), None if ids is None else embedded(ids)), through, lambda states: states
 
 
-def _pooled(embedded, cfg: ModelConfig, prompt, ids, tables, kernels):
+def _pooled(embedded, cfg: ModelConfig, prompt, ids, tables, ways):
     """`_separate`, with the tokens of both in one array, and of their rotary tables in those of the prompt's view."""
     join, part = pool(prompt.shape, ids.shape)
 
@@ -312,8 +332,8 @@ def _pooled(embedded, cfg: ModelConfig, prompt, ids, tables, kernels):
     def through(states, w, of_prompt: View, of_rows: View):
         def attend(q, k, v):
             (q, q_own), (k, k_own), (v, v_own) = map(part, (q, k, v))
-            out, keys = attend_prompt(q, k, v, of_prompt.own, kernels[0])
-            return join(out, _attend_rows(q_own, k_own, v_own, keys, of_rows, kernels[1])), keys
+            out, keys = attend_prompt(q, k, v, of_prompt.own, ways[0].kernel)
+            return join(out, _attend_rows(q_own, k_own, v_own, keys, of_rows, ways[1])), keys
 
         return block(states, w, cfg, of_prompt.rope, attend)
 

@@ -26,7 +26,7 @@ from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.engine import Assignment
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Batch, ChainFormat
-from rl_likelihood.task import abstract_batch, sampler_config
+from rl_likelihood.task import sampler_config, step_batch
 
 
 class Plan(NamedTuple):
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     @property
     def batch(self) -> Batch:
         """The largest batch of the step, as shapes."""
-        return abstract_batch(self.config, byte_format(self.config))
+        return step_batch(self.config, byte_format(self.config), self.devices.learner)
 
 
 def byte_format(c: Config) -> ChainFormat:

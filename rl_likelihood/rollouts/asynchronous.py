@@ -14,7 +14,7 @@ import numpy as np
 
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import computes_here
-from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput, means
+from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.sampler.queue import RolloutQueue, WeightBox, from_bytes, start_sampler, to_bytes
@@ -79,16 +79,19 @@ class Asynchronous:
         rows = b.rows(rollout.number)
         # A judge on these devices is one of the programs that must not meet the sampler's.
         with contextlib.nullcontext() if computes_here(b.judge) else self.devices_free():
-            graded, texts = b.grade(rollout, rows)
+            sampled, (graded, texts) = rollout, b.grade(rollout, rows)
             batch, rollout = b.batch(rollout, rows, graded)
-        logged = means(graded.logged | b.text_metrics(texts))
+
+        def measured() -> dict[str, float]:
+            return graded.logged | b.text_metrics(sampled, texts)
+
         queue = {
             "queue/lag": step - rollout.version,
             "queue/depth": len(self.queue),
             "queue/dropped": self.queue.dropped,
         }
         times = {"time/sample": rollout.seconds, "time/wait": waited}
-        return StepInput(batch, rollout, rows, logged | queue | times, graded.verdicts)
+        return StepInput(batch, rollout, rows, queue | times, graded.verdicts, measured, waited)
 
     def _rows(self) -> list[int]:
         """Which chains of which prompts of a step are this process's."""

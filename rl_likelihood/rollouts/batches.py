@@ -36,13 +36,19 @@ Rows = list[EncodedExample]
 
 class StepInput(NamedTuple):
     """What one optimizer step needs: the batch of this process's prompts, the rollout and questions it is made of,
-    the numbers to log beside the step's own, and the verdicts of a rubric."""
+    the numbers to log beside the step's own, and the verdicts of a rubric.
+
+    `measured` makes further numbers, of this process's rows. The step does not need them, so they are made while it
+    runs; their `means` over processes are logged. `waited`: seconds of sampling, or of waiting for a rollout.
+    """
 
     batch: Batch
     rollout: Rollout
     rows: Rows
     logged: dict[str, float]
     verdicts: list[list[list[dict[str, Any]]]] | None = None
+    measured: Callable[[], dict[str, float]] = dict
+    waited: float = 0.0
 
 
 class SamplerFailed(Exception):
@@ -142,11 +148,13 @@ class Batches:
         whole = lambda x: np.stack([np.concatenate(x[g]) for g in groups])
         return rollout.replace(**jax.tree.map(whole, {k: parts[k] for k in ROW_FIELDS}))
 
-    def grade(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts]:
-        """The host's rewards, and the texts they were computed from, decoded once."""
-        texts = sampled_texts(self.task, rollout)
+    def grade(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts | None]:
+        """The host's rewards, and the texts they were computed from, decoded once; None where nothing reads them."""
+        c = self.task.config
+        read = c.reward.host_terms or c.sampled_answer or self.judge
+        texts = sampled_texts(self.task, rollout) if read else None
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
-        if self.judge is not None:
+        if self.judge is not None and texts is not None:
             graded = asked_judge.judged(self.judge, self.task, graded, rows, texts)
         return graded, texts
 
@@ -173,8 +181,9 @@ class Batches:
             batch = batch.replace(judged=read, replayed=graded.replayed)
         return batch, rollout
 
-    def text_metrics(self, texts: Texts) -> dict[str, float]:
+    def text_metrics(self, rollout: Rollout, texts: Texts | None) -> dict[str, float]:
         """What is logged of the chains' words."""
+        texts = sampled_texts(self.task, rollout) if texts is None else texts
         flat = [text for group in texts for text in group]
         # By the tag itself: "</thought>" is none.
         closed = [self.task.fmt.think_close in text for text in flat]

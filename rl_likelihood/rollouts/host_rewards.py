@@ -69,8 +69,10 @@ def responses(task: Task, rollout: Rollout, rows: list[EncodedExample], texts: T
     return [[whole(t, row.example.answer, cut) for t, cut in zip(g, cuts, strict=True)] for g, row, cuts in groups]
 
 
-def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExample], texts: Texts) -> HostRewards:
-    """The host's terms of the reward.
+def host_rewards(
+    task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExample], texts: Texts | None
+) -> HostRewards:
+    """The host's terms of the reward. `texts`: `sampled_texts`, which no term and no answer need where they are None.
 
     With sampled answers `exact_match` is there whichever reward trains. A row that a grader failed on (it hung, it
     crashed) is neither right nor wrong: it is not kept, and counted in grader/failures.
@@ -78,9 +80,9 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     c = task.config
     terms = c.reward.host_terms
     size = rollout.segment.shape[1]
-    answers = [[graders.extract_answer(t, task.fmt) for t in group] for group in texts]
-    if not c.sampled_answer:
-        answers = [[None] * size for _ in rows]
+    answers: list[list[str | None]] = [[None] * size for _ in rows]
+    if c.sampled_answer and texts is not None:
+        answers = [[graders.extract_answer(t, task.fmt) for t in group] for group in texts]
     failed = np.zeros(rollout.segment.shape[:2], bool)
     failures = pool.failures
 
@@ -102,7 +104,8 @@ def host_rewards(task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExa
     ends = lambda: [token_ends(row, task.fmt) for row in rows]
     inputs = HostInputs(answers, references, *who, *how, rollout.outcomes, ends)
     tags = task.fmt
-    whole = responses(task, rollout, rows, texts) if any(r.kind == "text" for r in terms.values()) else []
+    reads = any(r.kind == "text" for r in terms.values())
+    whole = responses(task, rollout, rows, texts) if reads and texts is not None else []
     values: Rewards = {}
     for name, reward in terms.items():
         if reward.kind == "judge":  # `asked_judge.judged` adds it

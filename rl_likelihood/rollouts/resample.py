@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
     rollout: Rollout
     rows: list[EncodedExample]
     graded: HostRewards
-    texts: Texts
+    texts: Texts | None
 
 
 def accepted(drawn: Drawn, c: Config) -> np.ndarray:
@@ -66,7 +66,7 @@ def merged(parts: list[Drawn], accepts: list[np.ndarray], pad_id: int) -> Drawn:
     }
     keep = np.concatenate([d.graded.keep for d in parts])[pick]
     rows = [row for d in parts for row in d.rows]
-    texts = [text for d in parts for text in d.texts]
+    texts = [text for d in parts for text in d.texts or ()]  # there are host terms, so there are texts
     verdicts = [v for d in parts for v in d.graded.verdicts or ()]
     graded = HostRewards(values, keep, logged, verdicts=[verdicts[i] for i in pick] if verdicts else None)
     return Drawn(rollout, [rows[i] for i in pick], graded, [texts[i] for i in pick])

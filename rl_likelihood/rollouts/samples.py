@@ -70,7 +70,7 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
         "sampled_answer": text(ids[kinds == SAMPLED]),
         "reference_answer": example.answer,
         "answer_tokens": [text([t]) for t in ids[answer]],
-        "answer_logp": rounded(values["answer_logp"][i, j][answer]),
+        "answer_logp": rounded(values["answer_logp"][i, j][np.flatnonzero(answer)]),
         **no_chain,
         **also,
         **weights,

@@ -17,7 +17,7 @@ from rl_likelihood.learner.batching import answers_after, given_rollout
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import AnyJudge
 from rl_likelihood.rollouts.asynchronous import Asynchronous
-from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput, means
+from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
 from rl_likelihood.rollouts.conversations import targets_of, texts_of
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards
@@ -81,10 +81,13 @@ class Synchronous:
             drawn = merged(parts, accepts, b.task.fmt.pad_id)
         del weights  # the learner's step has the room
         batch, rollout = b.batch(drawn.rollout, drawn.rows, drawn.graded)
-        logged = means(drawn.graded.logged | b.text_metrics(drawn.texts))
+
+        def measured() -> dict[str, float]:
+            return drawn.graded.logged | b.text_metrics(drawn.rollout, drawn.texts)
+
         queue = {"queue/lag": 0, "queue/depth": 0, "queue/dropped": 0}
         times = {"time/sample": rollout.seconds, "time/wait": 0.0}
-        return StepInput(batch, rollout, drawn.rows, logged | queue | times, drawn.graded.verdicts)
+        return StepInput(batch, rollout, drawn.rows, queue | times, drawn.graded.verdicts, measured, rollout.seconds)
 
     def _draw(self, weights: Params, step: int) -> Drawn:
         """The next batch of the stream, sampled and graded."""

@@ -108,6 +108,11 @@ def _with_mesh(c: Config, learner: Mesh, micro: int, own: list, process: int) ->
             f"{name} is {micro}, which mesh.data x mesh.fsdp = {parts} does not divide; the nearest that it does "
             f"is {max(1, round(micro / parts)) * parts} (or mesh.data divides it, and mesh.fsdp its {rows} rows)"
         )
+    if c.train.packing and micro % parts:
+        raise UserError(
+            f"train.packing is True, but {micro} prompts at a time do not divide over mesh.data x mesh.fsdp = {parts} "
+            "devices; set train.packing=False, or train.micro_batch_prompts to a multiple of that"
+        )
     whole = step % parts == 0
     prompts, chains = own_rows(learner, step, 1 if whole else group)[process]
     chains = slice(0, group) if whole else chains

@@ -14,7 +14,7 @@ from rl_likelihood.rollouts.asked_judge import StepJudge, judge_of
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.settings import Config
-from rl_likelihood.task import abstract_batch, load, trained
+from rl_likelihood.task import load, step_batch, trained
 from rl_likelihood.training.announcement import announce
 
 
@@ -24,7 +24,7 @@ def dry_run(c: Config) -> None:
     mesh = devices.learner
     task, params = load(c, mesh=mesh)
     announce(task, devices, None, None)
-    optimizer, batch = make_optimizer(c.optimizer), abstract_batch(c, task.fmt)
+    optimizer, batch = make_optimizer(c.optimizer), step_batch(c, task.fmt, mesh)
     state = jax.eval_shape(lambda p: begin(trained(task, p), optimizer, c.step, task.model.width), params)
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, task.model, c.step), params)
     judge = judge_of(task, devices, Path()) if c.judge_in_step else None

@@ -1,0 +1,224 @@
+"""Packed batches: gradients, rewards and metrics are those of padded rows, and how chains are put together."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl_likelihood.learner import packing
+from rl_likelihood.learner.batching import alternatives_of, answers_after, scored_mask
+from rl_likelihood.learner.measures import metrics
+from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
+from rl_likelihood.learner.packing import balanced, first_fit, pack, rounded
+from rl_likelihood.learner.posterior import PosteriorConfig
+from rl_likelihood.learner.step import filtered, gradients, init_state
+from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.mesh import by_prompt, make_mesh, put
+from rl_likelihood.model import splash
+from rl_likelihood.planning.aot import count_flops
+from rl_likelihood.rewards.shaping import FilterConfig
+from rl_likelihood.runtime.devices import using
+from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, NoChainRows, Prompts, ShownPrompts
+from tests.small import random_batch, random_params, reference_log_probs, rewarded, tiny
+
+MODEL = tiny(layers=2)
+PARAMS, REF = (random_params(MODEL, seed) for seed in (0, 1))
+P, G, T = 4, 5, 24
+ONE, TWO = (random_batch(8, P, G, t=T, sampled=sampled) for sampled in (False, True))
+
+
+def conversations():
+    """Rows of one to three turns: the reference of a message, the message, the environment's reply."""
+    rng = np.random.default_rng(5)
+    segment = np.zeros((P, G, T), np.int32)
+    for i, j in np.ndindex(P, G):
+        kinds = []
+        for _ in range(rng.integers(1, 4)):
+            lengths = rng.integers(1, 4, 3) * [1, 1, bool(kinds)]
+            reply, reference, message = lengths[2], lengths[0], lengths[1]
+            kinds += [ENV] * reply + [REFERENCE] * reference + [CHAIN] * message
+        segment[i, j, : min(T, len(kinds))] = kinds[:T]
+    return ONE.replace(
+        segment=segment, scored=segment == REFERENCE, host_rewards={"environment": ONE.host_rewards["math"]}
+    )
+
+
+def without_chains():
+    """The batch with the answers after an empty chain beside it."""
+    rng = np.random.default_rng(6)
+    answer, length = rng.integers(0, 24, (P, 3)), rng.integers(1, 4, P)
+    asked = Prompts(ONE.prompt, ONE.prompt_length, answer, length, np.arange(3) < length[:, None], np.arange(P))
+    rows = answers_after(asked, (7, 8), 0)
+    return ONE.replace(no_chain=NoChainRows(rows.completion, rows.segment, scored_mask(rows.segment, asked)))
+
+
+def with_others():
+    """The batch with other answers that are as good: two of one prompt, one of the next, none of the others."""
+    answers = [[(np.array([3, 2, 0]), np.ones(3, bool)), (np.array([2, 1]), np.ones(2, bool))]]
+    answers += [[(np.array([4, 0]), np.array([True, False]))], [], []]
+    return ONE.replace(alternatives=alternatives_of(answers, 2, 7, 0))
+
+
+KL = LossConfig(kl="k3", kl_coef=0.3, aggregation="token_mean")
+BOTH = {"two_branches": True, "policy_span": "response"}
+SHOWN = ONE.replace(shown=ShownPrompts(TWO.prompt, TWO.prompt_length))
+CASES = {
+    "one branch": (ONE, rewarded("log_prob")),
+    "two branches": (TWO, rewarded("jepo", **BOTH)),
+    "reference": (TWO, rewarded("avg_prob", loss=KL, temperature=0.7, **BOTH)),
+    "text": (TWO, rewarded("math", **BOTH)),
+    "crossed answers": (TWO, rewarded("cer", **BOTH)),
+    "environment": (conversations(), rewarded("environment + avg_log_prob", two_branches=True)),
+    "without a chain": (without_chains(), rewarded("rlpr", baseline="live")),
+    "other answers": (with_others(), rewarded("log_prob_any", two_branches=True)),
+    "second prompt": (SHOWN, rewarded("log_prob", posterior=PosteriorConfig(distill=1.0))),
+    "micro-batches": (TWO, rewarded("jepo", loss=KL, micro_batch_prompts=2, **BOTH)),
+}
+
+
+def results(batch, cfg, model=MODEL):
+    """Gradients, metrics and values of rows; what padding has is 0."""
+
+    def run(params, ref, batch):
+        grads, sums, per_row = gradients(params, (ref, None), batch, model, cfg)
+        return grads, metrics(sums, per_row, batch), per_row
+
+    grads, out, per_row = jax.device_get(jax.jit(run)(PARAMS, REF if cfg.with_reference else None, batch))
+    real = np.asarray(batch.segment) != PAD
+    return grads, out, {k: v[real] if v.shape == real.shape else v for k, v in per_row.items()}
+
+
+def assert_close(padded, packed):
+    def one(a, b):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=1e-5 + 1e-5 * np.abs(a).max(initial=0))
+
+    jax.tree.map(one, padded, packed)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_packed_batch_is_the_padded_one(name):
+    batch, cfg = CASES[name]
+    packed = pack(batch, cfg)
+    size = packed.packing
+    assert size.tokens < size.prompts * batch.completion[0].size, "some padding is left out"
+    assert (size.start % size.width > 0).any(), "chains share rows"
+    assert_close(results(batch, cfg), results(packed, cfg))
+
+
+def test_order_makes_micro_batches_alike_and_rows_keep_theirs():
+    """Two long prompts, one after the other in what would be one micro-batch."""
+    segment = np.array(ONE.segment)
+    segment[[0, 2], :, :20] = CHAIN
+    segment[[0, 2], :, 20:23] = REFERENCE
+    batch, cfg = ONE.replace(segment=segment, scored=segment == REFERENCE), rewarded("jepo", micro_batch_prompts=2)
+    order = pack(batch, cfg).packing.order
+    assert sorted(order) == [0, 1, 2, 3] and {i in (0, 2) for i in order[::2]} == {True, False}
+    assert_close(results(batch, cfg), results(pack(batch, cfg), cfg))
+
+
+def test_filtered_groups_are_those_of_the_padded_batch():
+    rewards = np.where(ONE.scored, reference_log_probs(PARAMS, MODEL, ONE), 0).sum(-1)
+    least = float(np.median(rewards.std(-1, ddof=1)))
+    cfg = rewarded("log_prob", filter=FilterConfig(mode="std_below", threshold=least), micro_batch_prompts=1)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = init_state(params, make_optimizer(OptimizerConfig()), cfg)
+    run = jax.jit(lambda state, batch: filtered(state, (None, None), batch, MODEL, cfg)[0].counted)
+    counted = [run(state, batch).tolist() for batch in (ONE, pack(ONE, cfg))]
+    assert counted[0] == counted[1] and len(set(counted[0])) == 2
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)], ids=["data", "mixed"])
+def test_eight_devices_are_one(shape):
+    batch, cfg = random_batch(9, 16, G, t=T, sampled=True), rewarded("jepo", loss=KL, micro_batch_prompts=8, **BOTH)
+    mesh = make_mesh(shape)
+    with using(mesh):
+        packed = pack(batch, cfg)
+        assert packed.packing.order is not None
+        blocks = packed.packing.order.reshape(shape[0] * shape[1], -1)
+        assert (np.sort(blocks, -1).ravel() == np.arange(16)).all(), "no prompt changes its device"
+        eight = results(put(packed, by_prompt(mesh, packed)), cfg)
+    assert_close(results(batch, cfg), eight)
+
+
+def test_attention_by_the_kernel_has_a_row_for_each_chain(monkeypatch):
+    """The splash kernel, interpreted, as a TPU has it: two answers, and chains that begin at the rows' beginnings."""
+    attend = splash.attention
+    monkeypatch.setattr(splash, "attention", lambda *a, **k: attend(*a, **k, interpret=True))
+    model = tiny(layers=1, head_dim=64, attention="splash")
+    params, cfg = random_params(model), rewarded("log_prob", **BOTH)
+    packed = pack(TWO, cfg, shared=False)
+    assert packed.packing.start.tolist() == [[packed.packing.width * j for j in range(G)]] * P
+
+    def grads(batch, model):
+        return jax.jit(lambda p, b: gradients(p, (None, None), b, model, cfg)[0])(params, batch)
+
+    dense = dataclasses.replace(model, attention="dense")
+    assert_close(jax.device_get(grads(TWO, dense)), jax.device_get(grads(packed, model)))
+
+
+def test_padding_costs_nothing():
+    """Operations of the padded step grow with the width of rows, those of the packed one do not."""
+    cfg = rewarded("log_prob")
+
+    def operations(t, how):
+        wide = random_batch(8, P, G, t=t)
+        traced = jax.jit(lambda p, b: gradients(p, (None, None), b, MODEL, cfg)[0]).trace(PARAMS, how(wide))
+        return count_flops(traced.jaxpr.jaxpr)
+
+    narrow, wide = (operations(t, lambda b: b) for t in (24, 96))
+    assert wide > 3 * narrow
+    lengths = [packing.real_tokens(random_batch(8, P, G, t=t)).sum() for t in (24, 96)]
+    small, large = (operations(t, lambda b: pack(b, cfg)) for t in (24, 96))
+    assert large / small < 1.3 * lengths[1] / lengths[0] and small < 0.7 * narrow
+
+
+lengths_of_group = st.lists(st.integers(0, 40), min_size=1, max_size=24).map(np.array)
+
+
+@settings(deadline=None, derandomize=True)
+@given(lengths_of_group, st.integers(0, 20))
+def test_every_chain_is_in_one_row_whole(lengths, more):
+    width = max(1, int(lengths.max()) + more)
+    start, rows = first_fit(lengths, width)
+    used = np.zeros((rows + 1, width), int)  # a chain of no tokens may begin after the last row
+    for at, n in zip(start, lengths, strict=True):
+        row, begin = divmod(int(at), width)
+        assert n == 0 or begin + n <= width, "none is cut"
+        used[row, begin : begin + n] += 1
+    assert used.max(initial=0) <= 1 and used.sum() == lengths.sum(), "each token has a place of its own"
+    halves = np.sort(used[:rows].sum(1))[:2]
+    assert rows < 2 or halves.sum() > width, "no two rows fit into one"
+    again, _ = first_fit(lengths.copy(), width)
+    assert (start == again).all()
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 99))
+def test_every_prompt_is_in_one_micro_batch_of_the_right_size(parts, size, seed):
+    tokens = np.random.default_rng(seed).integers(0, 100, parts * size)
+    order = balanced(tokens, parts)
+    assert sorted(order) == list(range(parts * size))
+    totals = [tokens[order[j::parts]].sum() for j in range(parts)]
+    assert max(totals) - min(totals) <= tokens.max(), "no two differ by more than a prompt"
+    assert (order == balanced(tokens, parts)).all()
+
+
+def test_sizes_are_few():
+    sizes = {rounded(n, 8, 10**6) for n in range(1000, 2000)}
+    assert len(sizes) <= 9 and all(n <= rounded(n, 8, 10**6) < n * 2 ** (1 / 8) + 8 for n in range(1, 3000))
+    assert rounded(1000, 4, 1010) == 1010 and rounded(64, 1, 999) == 64 and rounded(0, 4, 5) == 1
+
+
+def test_padding_is_cut_and_rows_are_no_wider_than_allowed():
+    cfg, longest = rewarded("log_prob"), int(packing.real_tokens(ONE).max())
+    wide = packing.resized(ONE, 3 * T)
+    assert (wide.segment[..., :T] == ONE.segment).all() and not wide.segment[..., T:].any()
+    assert pack(wide, cfg).completion.shape[-1] == rounded(longest, packing.WIDTHS, 3 * T) < T
+    narrow = packing.resized(ONE, longest)
+    assert pack(narrow, cfg).completion.shape[-1] == longest
+    allowed = packing.Whole(np.arange(P), P, 3 * T)
+    assert pack(narrow, cfg, whole=allowed).completion.shape[-1] == rounded(longest, packing.WIDTHS, 3 * T)
