@@ -58,8 +58,16 @@ def changed(text: str, rng: random.Random) -> str:
 def more(answer: str, other: str) -> list[str]:
     """An answer that also says something else, denies itself or has another sign."""
     denied = [f"not {answer}", f"{answer} is wrong", f"anything but {answer}", f"not {answer} -> {answer}"]
-    hedged = [f"{answer} or 7", f"{answer} or {other}", f"{answer}\n{other}", f"{other} {answer}", f"{answer}, {answer}"]
-    marked = [f"-{answer}", f"{answer}0", f"{answer} 1", f"{answer} x", f"{answer}...C0", f"({answer}", f"{answer}!"]
+    hedged = [f"{answer} or 7", f"{answer} or {other}", f"{answer}\n{other}", f"{other} {answer}"]
+    marked = [
+        f"-{answer}",
+        f"{answer}, {answer}",
+        f"{answer}0",
+        f"{answer} 1",
+        f"{answer} x",
+        f"{answer}...C0",
+        f"({answer}",
+    ]
     return [text for text in denied + hedged + marked if text not in ("-0", "-0.0")]
 
 
@@ -79,7 +87,8 @@ def main() -> None:
     from reasoning_gym import factory
 
     names = a.only.split(",") if a.only else sorted(factory.DATASETS)
-    print(f"{'data set':32s} {'own':>6s} {'constant':>9s} {'other':>8s} {'copied':>8s} {'changed':>8s} {'more':>8s}  examples")
+    columns = ("constant", "other", "copied", "changed", "more")
+    print(f"{'data set':32s} {'own':>6s}", *(f"{c:>9s}" for c in columns), " examples")
     for name in names:
         try:
             data = factory.create_dataset(name, size=a.items, seed=7)
@@ -91,9 +100,7 @@ def main() -> None:
             continue
         rng = random.Random(0)
         answers = [str(item["answer"]).strip() for item in items]
-        hits: dict[str, list[tuple[int, str]]] = {
-            f: [] for f in ("constant", "other", "copied", "changed", "more")
-        }
+        hits: dict[str, list[tuple[int, str]]] = {c: [] for c in columns}
         tried = dict.fromkeys(hits, 0)
         own = sum(right(name, items, i, answers[i]) for i in range(a.items))
         for i, answer in enumerate(answers):

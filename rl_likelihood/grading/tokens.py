@@ -18,7 +18,8 @@ class Unreadable(Exception):
 
 
 class Token(NamedTuple):
-    """`kind`: number, name (one symbol), word, command, begin, end, op. `text`: one spelling of it."""
+    """`kind`: number, name (one symbol), run (letters alone: a word or a product), word, command, begin, end, op.
+    `text`: one spelling of it."""
 
     kind: str
     text: str
@@ -39,12 +40,13 @@ _GREEK = (
     "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "pi", "rho", "sigma", "tau", "phi", "omega",
 )  # fmt: skip
 _PLAIN |= {name: name for name in (*FUNCTIONS, *_GREEK)}
-SYMBOLS = {
-    "pi", "infty", "emptyset", "ldots", "reals", "imath", "angle", "triangle",
-    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa",
-    "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "ell",
-    "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar",
+_LETTERS = {
+    "pi", "imath", "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta",
+    "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega",
+    "ell", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar",
 }  # fmt: skip
+SYMBOLS = {*_LETTERS, "infty", "emptyset", "ldots", "reals", "angle", "triangle"}
+_DECORATED = ("mathbf", "boldsymbol", "bm", "vec", "hat", "mathcal", "overrightarrow", "overline")
 _SAME = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "bar": "overline",
     "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=", "geqslant": ">=", "ne": "!=", "neq": "!=",
@@ -56,7 +58,7 @@ _SAME = {
 _IGNORED = {
     "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
     "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "enspace",
-    "thickspace", "negthinspace", "middle",
+    "thickspace", "negthinspace", "middle", "underline", "bf", "rm", "it",
 }  # fmt: skip
 _TEXTS = ("text", "textbf", "textit", "textrm", "textnormal", "textsf", "mbox", "hbox")
 # Where letters of another shape are the same letters; \mathbf{i} stays, a vector's name.
@@ -90,6 +92,7 @@ _SCANNER = re.compile(
     r"|\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))(?P<degree>)"
     r"|\\(?P<command>[A-Za-z]+)"
     r"|\\(?P<escaped>[{}$%&#|])"
+    r"|(?P<clock>[ap]\.\s?m(?![A-Za-z])\.?)"
     r"|(?P<run>[A-Za-z]+)"
     r"|(?P<op>\*\*|<=|>=|!=|=|[-+*/^_(){}\[\]|,;:<>!&%'$])"
 )
@@ -119,6 +122,13 @@ def tokens(text: str) -> list[Token]:
             out += [new[0]._replace(spaced=spaced), *new[1:]]
             spaced = False
     return out
+
+
+def is_variable(name: str) -> bool:
+    """A letter, with a mark, subscript or primes or not: what can stand for a number. Infinity and R cannot."""
+    mark, _, letters = name.partition(" ")
+    bare = name.partition("_")[0].rstrip("'")
+    return (mark in _DECORATED and bool(letters)) or bare in _LETTERS or (len(bare) == 1 and bare.isalpha())
 
 
 def _bracket(text: str, before: list[Token], brackets: list[bool]) -> None:
@@ -193,6 +203,8 @@ def _token(m: re.Match[str]) -> list[Token]:
             return []
         name = _SAME.get(m["command"], m["command"])
         return [Token("command" if name.isalpha() else "op", name)]
+    if m["clock"]:
+        return [Token("word", m["clock"].replace(" ", "").lower())]
     if m["escaped"]:
         return [
             Token("op", m["escaped"] if m["escaped"] in "%$" else "||" if m["escaped"] == "|" else "\\" + m["escaped"])
@@ -203,7 +215,9 @@ def _token(m: re.Match[str]) -> list[Token]:
 def words(text: str) -> list[Token]:
     """The content of \\text{}: one token of kind word; nothing for white space alone."""
     text = " ".join(text.replace("~", " ").replace("\\ ", " ").split())
-    if text.strip(" .") in ("and", "or", ", and", ", or", ",and", ",or", "and ", ","):
+    if text.strip(" .,") in ("and", "or"):
+        return [Token("op", text.strip(" .,"))]
+    if text == ",":
         return [Token("op", ",")]
     return [Token("word", text)] if text else []
 
@@ -225,7 +239,7 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
     """A run of letters: a function or constant, a conjunction, a unit, a word, or a product of single symbols."""
     run, text = m["run"], m.string
     if run in ("and", "or"):
-        return [Token("op", ",")]
+        return [Token("op", run)]
     if run == "U" and before and before[-1].text in (")", "]", r"\}"):  # (-1,0) U (2,3)
         return [Token("command", "cup")]
     if run == "in" and before and before[-1].kind == "name" and spaced:  # x in [0, 1]
@@ -238,9 +252,11 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
     if run in UNITS and measured:
         return [Token("word", run)]
     after = text[m.end() :].lstrip()[:1]
-    alone = (not before or before[-1].text == ",") and after in ("", ",", ";")
-    phrase = not before or before[-1].text == "," or before[-1].kind == "word" or spaced
-    if alone or (len(run) > 3 and phrase and after not in ("^", "_", "*", "/", "+", "-", "(")):
+    begins = not before or before[-1].text in (",", "and", "or")
+    phrase = begins or before[-1].kind == "word" or spaced
+    if begins and after in ("", ",", ";"):
+        return [Token("run", run)]
+    if len(run) > 3 and phrase and after not in ("^", "_", "*", "/", "+", "-", "("):
         return [Token("word", run)]
     if len(run) > 3:  # 3sinx, pir
         return [_piece(piece) for piece in _SPLIT.findall(run)]

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import mpmath
 
-from rl_likelihood.grading.tokens import Unreadable
+from rl_likelihood.grading.tokens import Unreadable, is_variable
 from rl_likelihood.grading.tree import CONSTANTS, Node, symbols
 
 POINTS = 4
@@ -71,7 +71,18 @@ def _not_rational(node: Node, k: int) -> Fraction:
 def _name(node: Node, k: int) -> Fraction:
     if node.parts[0] in CONSTANTS:
         raise _Irrational
+    if not is_variable(node.parts[0]):
+        raise Unreadable(node.parts[0])
     return _point(node.parts[0], k)
+
+
+def _applied(node: Node, k: int) -> Fraction:
+    """f(2), of a function that is not known: some number, the same for the same argument."""
+    name, *arguments = node.parts
+    try:
+        return _point(f"{name}({','.join(str(rational(a, k)) for a in arguments)})", k)
+    except _Irrational:
+        raise Unreadable("an unknown function of an irrational number") from None
 
 
 def _product(node: Node, k: int) -> Fraction:
@@ -164,6 +175,7 @@ def _only(node: Node, k: int) -> Fraction:
 _RATIONAL: dict[str, Callable[[Node, int], Fraction]] = {
     "number": lambda node, k: node.parts[0],
     "name": _name,
+    "apply": _applied,
     "add": _sum,
     "mul": _product,
     "div": _quotient,
@@ -289,16 +301,24 @@ def same_value(a: Node, b: Node) -> bool:
         return _same_digits(a, b, points)
 
 
+def exact(node: Node) -> Fraction | None:
+    """The value of a formula without symbols as a rational; None where it has none, or none that is surely one."""
+    try:
+        return None if symbols(node) else rational(node)
+    except (_Irrational, Undefined, Unreadable):
+        return None
+
+
 def _exact_pair(a: Node, b: Node, k: int) -> tuple[Fraction | None, Fraction | None] | None:
     """Both values at a point; None, not both, where it has none. None alone where neither has."""
 
-    def exact(node: Node) -> Fraction | None:
+    def value(node: Node) -> Fraction | None:
         try:
             return rational(node, k)
         except Undefined:
             return None
 
-    pair = exact(a), exact(b)
+    pair = value(a), value(b)
     return None if pair == (None, None) else pair
 
 

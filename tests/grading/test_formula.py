@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from rl_likelihood.grading import units
-from rl_likelihood.grading.formula import read
+from rl_likelihood.grading.statements import read
 from rl_likelihood.grading.notation import latex, without_markdown
 from rl_likelihood.grading.tokens import Unreadable, tokens
 from rl_likelihood.grading.tree import Node, call, number

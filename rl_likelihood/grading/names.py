@@ -1,0 +1,101 @@
+"""What stands before "=" in an answer, x = 5, f(x) = 5, AB = 5, area = 5, and the value without it.
+
+Known names are letters, unknown functions of something, segments and angles (capitals), and words of `_WORDS`. An
+answer, not a reference, may also name a sum or quotient of such: a + b = 10. Everything else says something of its own.
+"""
+
+from __future__ import annotations
+
+from rl_likelihood.grading.tokens import is_variable
+from rl_likelihood.grading.tree import Node, symbols
+
+_WORDS = frozenset(
+    """a an the of is are final correct required desired total answer value result solution solutions expression area
+    perimeter volume surface length width height depth base side radius diameter circumference angle degree measure
+    slope distance speed time rate cost price amount number count probability sum product difference quotient remainder
+    ratio fraction median mean average mode range minimum maximum variance domain age weight mass""".split()
+)
+
+
+def without_names(reference: Node, answer: Node) -> tuple[Node, Node]:
+    """Both without the "x =" that only one of them has."""
+    if not _relations(answer):
+        return _value(reference, answers=False), answer
+    if not _relations(reference):
+        return reference, _value(answer, answers=True)
+    return reference, answer
+
+
+def _relations(node: Node) -> bool:
+    return node.kind in ("relation", "or", "and") or (node.kind == "list" and any(map(_relations, node.parts)))
+
+
+def _value(node: Node, answers: bool) -> Node:
+    """What x = 5 or a list of such says; of different names, x = 1, y = 2, the tuple in the order of the alphabet."""
+    if node.kind != "list":
+        return node.parts[2] if _names(node, answers) is not None else node
+    names = [_names(part, answers) for part in node.parts]
+    if None in names:
+        return node
+    values = tuple(part.parts[2] for part in node.parts)
+    if len({name.partition("_")[0] for name in names}) == 1:  # x_1 = 1, x_2 = 2
+        return Node("list", values)
+    if len(set(names)) < len(names) or any(value.kind in ("list", "sequence") for value in values):
+        return node
+    return Node("sequence", ("(", ")", *(value for _, value in sorted(zip(names, values, strict=True)))))
+
+
+def _names(node: Node, answers: bool) -> str | None:
+    """The name of x = 5 or of x in [1, 2], which does not occur in its value."""
+    if node.kind != "relation" or node.parts[0] not in (("=",), ("in",)):
+        return None
+    _, label, value = node.parts
+    known = _is_name(label, answers) or (answers and _is_sum(label))
+    if not known or (label.kind != "apply" and symbols(label) & symbols(value)):
+        return None
+    return label.parts[0] if label.kind == "name" else repr(label)
+
+
+def _is_name(node: Node, answers: bool) -> bool:
+    """x, x_1, f(x), (x, y), AB, angle ABC, |AB|, area of ABC."""
+    match node.kind:
+        case "name":
+            return is_variable(node.parts[0])
+        case "apply":
+            return True
+        case "word":
+            return all(w.lower() in _WORDS or (w.isalpha() and w.isupper()) for w in node.parts[0].split())
+        case "sequence":
+            names = [part.parts[0] for part in node.parts[2:] if part.kind == "name" and is_variable(part.parts[0])]
+            if answers and names != sorted(names):  # (y, x) = (1, 2)
+                return False
+            return node.parts[:2] == ("(", ")") and len(set(names)) == len(node.parts) - 2
+        case "mul":
+            return _is_figure(node.parts)
+        case "call":
+            return node.parts[0] == "abs" and node.parts[1].kind == "mul" and _is_figure(node.parts[1].parts)
+    return False
+
+
+def _is_figure(factors: tuple[Node, ...]) -> bool:
+    """Two points, or an angle or a triangle and its points. NO, with an N, is a word."""
+    letters = [part.parts[0] for part in factors if part.kind == "name"]
+    if len(letters) < len(factors):
+        return False
+    if letters[0] in ("angle", "triangle"):
+        letters = letters[1:]
+        return len(letters) in (1, 3) and all(len(c) == 1 and c.isupper() for c in letters)
+    return (
+        len(letters) == 2
+        and all(c.rstrip("'").isupper() and len(c.rstrip("'")) == 1 for c in letters)
+        and ("N" not in letters)
+    )
+
+
+def _is_sum(node: Node) -> bool:
+    """a + b, x - y, f(1) + f(2), AB/CD: different names, two or more, and no number."""
+    if node.kind not in ("add", "div"):
+        return False
+    terms = [part.parts[0] if part.kind == "neg" else part for part in node.parts]
+    simple = all(part.kind in ("name", "apply", "mul", "call") and _is_name(part, True) for part in terms)
+    return simple and len(set(terms)) == len(terms) and node.parts[0].kind != "neg"
