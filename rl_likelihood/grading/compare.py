@@ -19,6 +19,7 @@ from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import Node, number, parts_of, symbols
 from rl_likelihood.grading.values import exact, proportional, same_value
 
+_EMPTY = Node("name", ("emptyset",))
 _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 
@@ -162,7 +163,10 @@ def _same_collections(reference: Node, answer: Node) -> bool:
         sequence, other = (reference, answer) if reference.kind == "sequence" else (answer, reference)
         brackets_of_tuple = sequence.parts[:2] == ("(", ")")
         return other.kind == "list" and brackets_of_tuple and _in_order(sequence.parts[2:], other.parts)
-    references, others = (node.parts if node.kind in ("list", "set") else (node,) for node in (reference, answer))
+    references, others = (
+        () if node == _EMPTY else node.parts if node.kind in ("list", "set") else (node,)
+        for node in (reference, answer)
+    )
     if kinds == {"set"}:
         references, others = _distinct(references), _distinct(others)
     return len(references) == len(others) and _in_any_order(references, others)
@@ -235,7 +239,7 @@ def _as_matrix(node: Node) -> Node:
 
 
 def _same_words(reference: Node, answer: Node) -> bool:
-    """Words are equal as text; a run of letters is also the product of these where the other side is a formula."""
+    """Words are equal as text; up to three bare letters are also the product of these, xyz is z*y*x."""
     words = ("word", "run")
     if reference.kind in words and answer.kind in words:
         (said,), (goal,) = answer.parts, reference.parts
@@ -243,10 +247,11 @@ def _same_words(reference: Node, answer: Node) -> bool:
         return said == goal if symbols_only else plain(said) == plain(goal)
     word, other = (reference, answer) if reference.kind in words else (answer, reference)
     letters = word.parts[0]
-    product = letters.isalpha() and letters.isascii() and len(letters) <= (20 if word.kind == "run" else 1)
-    if not product or other.kind in _STRUCTURES:
-        return False
-    return same_value(Node("mul", tuple(Node("name", (c,)) for c in letters)), other)
+    if len(letters) == 1:
+        return other == Node("name", (letters,))
+    factors = [part.parts[0] for part in other.parts if part.kind == "name"] if other.kind == "mul" else []
+    product = word.kind == "run" and len(letters) <= 3 and len(factors) == len(other.parts)
+    return product and sorted(factors) == sorted(letters)
 
 
 def plain(words: str) -> str:

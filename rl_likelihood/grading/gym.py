@@ -53,7 +53,7 @@ _FUNCTIONS = (
     "Rational",
 )
 _WORD = re.compile(r"[^\W\d]\w*")
-_NOT_FORMULA = re.compile(r"""["'`\\@;$?]|__|\.\s*[^\W\d]|[^\x00-\x7f]""")
+_NOT_FORMULA = re.compile(r"""["'`\\@;$?!]|__|\.\s*[^\W\d]|[^\x00-\x7f]""")
 
 
 class Asked(NamedTuple):

@@ -24,6 +24,7 @@ _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
 _DOLLARS = re.compile(r"(?<!\\)(?:\$\$?|\\[()\[\]])")
 _WHOLE = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox|mathrm|mathbf|boldsymbol|bm)\s*\{([^{}]*)\}")
+_WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
 _WORDS_ONLY = re.compile(r"[A-Za-z\s.,;:'-]*[A-Za-z][A-Za-z\s.,;:'-]*")
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore|we|get|have|obtain|find|that|the|final|correct|required|desired|total|answer|value|"
@@ -52,7 +53,7 @@ def _core(text: str) -> str:
         text = _without_lead(text)
         text = _without_end(_formulas(text).strip())
         whole = _WHOLE.fullmatch(text)
-        text = whole[1].strip() if whole is not None else text
+        text = whole[1].strip() if whole is not None and not _WORD.fullmatch(text) else text
         if text == before:
             break
     return text

@@ -9,12 +9,13 @@ from __future__ import annotations
 from rl_likelihood.grading.tokens import is_variable
 from rl_likelihood.grading.tree import Node, symbols
 
-_WORDS = frozenset(
-    """a an the of is are final correct required desired total answer value result solution solutions expression area
-    perimeter volume surface length width height depth base side radius diameter circumference angle degree measure
-    slope distance speed time rate cost price amount number count probability sum product difference quotient remainder
-    ratio fraction median mean average mode range minimum maximum variance domain age weight mass""".split()
-)
+_WORDS = """
+a an the of is are final correct required desired total answer value result solution solutions expression area perimeter
+volume surface length width height depth base side radius diameter circumference angle degree measure slope distance
+speed time rate cost price amount number count probability sum product difference quotient remainder ratio fraction
+median mean average mode range minimum maximum variance domain age weight mass
+"""
+_KNOWN = frozenset(_WORDS.split())
 
 
 def without_names(reference: Node, answer: Node) -> tuple[Node, Node]:
@@ -38,11 +39,14 @@ def _value(node: Node, answers: bool) -> Node:
     if None in names:
         return node
     values = tuple(part.parts[2] for part in node.parts)
-    if len({name.partition("_")[0] for name in names}) == 1:  # x_1 = 1, x_2 = 2
-        return Node("list", values)
+    if len(set(names)) == 1:  # x = 1 or x = 2
+        return Node("set", values)
     if len(set(names)) < len(names) or any(value.kind in ("list", "sequence") for value in values):
         return node
-    return Node("sequence", ("(", ")", *(value for _, value in sorted(zip(names, values, strict=True)))))
+    values = tuple(value for _, value in sorted(zip(names, values, strict=True)))
+    if len({name.partition("_")[0] for name in names}) == 1:  # x_1 = 1, x_2 = 2
+        return Node("list", values)
+    return Node("sequence", ("(", ")", *values))
 
 
 def _names(node: Node, answers: bool) -> str | None:
@@ -51,20 +55,24 @@ def _names(node: Node, answers: bool) -> str | None:
         return None
     _, label, value = node.parts
     known = _is_name(label, answers) or (answers and _is_sum(label))
+    if node.parts[0] == ("in",) and value.kind not in ("sequence", "set", "union", "without"):
+        return None
     if not known or (label.kind != "apply" and symbols(label) & symbols(value)):
         return None
     return label.parts[0] if label.kind == "name" else repr(label)
 
 
 def _is_name(node: Node, answers: bool) -> bool:
-    """x, x_1, f(x), (x, y), AB, angle ABC, |AB|, area of ABC."""
+    """x, x_1, f(x), (x, y), AB, angle ABC, |AB|, the area."""
     match node.kind:
         case "name":
             return is_variable(node.parts[0])
         case "apply":
-            return True
+            return all(part.kind in ("name", "number") for part in node.parts[1:])
         case "word":
-            return all(w.lower() in _WORDS or (w.isalpha() and w.isupper()) for w in node.parts[0].split())
+            return all(
+                w.lower() in _KNOWN or (len(w) < 4 and w.isupper() and "N" not in w) for w in node.parts[0].split()
+            )
         case "sequence":
             names = [part.parts[0] for part in node.parts[2:] if part.kind == "name" and is_variable(part.parts[0])]
             if answers and names != sorted(names):  # (y, x) = (1, 2)

@@ -11,7 +11,7 @@ import re
 
 from rl_likelihood.grading import units
 from rl_likelihood.grading.formula import Formulas
-from rl_likelihood.grading.tokens import Unreadable, tokens
+from rl_likelihood.grading.tokens import Token, Unreadable, tokens
 from rl_likelihood.grading.tree import Node, number
 
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
@@ -64,10 +64,10 @@ class _Statements(Formulas):
         """Do a letter, names or numbers in brackets, and "=" follow?"""
         if self.token().kind != "name" or self.token(1).text != "(":
             return False
-        ahead = 2
-        while self.token(ahead).kind in ("name", "number") or self.token(ahead).text == ",":
-            ahead += 1
-        return ahead > 2 and self.token(ahead).text == ")" and self.token(ahead + 1).text == "="
+        ahead = 1
+        while self.token(ahead).text in ("(", ",") and self.token(ahead + 1).kind in ("name", "number"):
+            ahead += 2
+        return self.token(ahead).text == ")" and self.token(ahead + 1).text == "="
 
     def operand(self) -> Node:
         """A formula with its unit. Of a number in degrees or with a currency before it, that is the unit."""
@@ -84,20 +84,25 @@ class _Statements(Formulas):
 
     def measure(self, start: int, node: Node) -> Node | None:
         """10 m/s, 10 m^2: what was read as a product, but may be a number and a unit of letters."""
-        first, *rest = self.tokens[start : self.at] or [None]
+        minus = self.tokens[start : start + 1] == [Token("op", "-")]
+        first, *rest = self.tokens[start + minus : self.at] or [None]
         if self.depth or not rest or first.kind != "number" or not rest[0].spaced or rest[0].text not in units.LETTERS:
             return None
         text = " ".join(token.text for token in rest if token.text not in ("{", "}"))
         if len(rest) < 3 or _LETTERS_AS_UNIT.fullmatch(text) is None:
             return None
         unit = units.canonical(text.replace(" ^ ", " ^"))
-        return Node("measure", (number(first.value), unit.unit, node)) if unit.known else None
+        return (
+            Node("measure", (number(-first.value if minus else first.value), unit.unit, node)) if unit.known else None
+        )
 
     def with_unit(self, node: Node, unit: str) -> Node:
         sign = node.kind == "neg"
         inner = node.parts[0] if sign else node
         if inner.kind == "deg":
             unit, inner = "degree", inner.parts[0]
+        if self.peek() == "%" and unit:
+            raise Unreadable("two units")
         if self.accept("%"):
             unit = "percent"
         words = self.unit_words()

@@ -42,8 +42,8 @@ _GREEK = (
 _PLAIN |= {name: name for name in (*FUNCTIONS, *_GREEK)}
 _LETTERS = {
     "pi", "imath", "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta",
-    "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega",
-    "ell", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar",
+    "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi",
+    "omega", "ell", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar",
 }  # fmt: skip
 SYMBOLS = {*_LETTERS, "infty", "emptyset", "ldots", "reals", "angle", "triangle"}
 _DECORATED = ("mathbf", "boldsymbol", "bm", "vec", "hat", "mathcal", "overrightarrow", "overline")
