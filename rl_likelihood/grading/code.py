@@ -53,6 +53,9 @@ _ARGUMENTS = ("arguments", "parameters", "input", "args", "kwargs", "params")
 _IGNORED = ("id", "type", "index", "call_id", "tool_call_id")
 
 
+_TYPES = ("function", "tool_use", "tool_call", "function_call")
+
+
 def _call(call: Any) -> tuple[str, dict[str, Any]]:
     """(name, arguments) of one call, of any provider's form. ValueError for what is none, or says more than a call."""
     if isinstance(call, dict) and isinstance(call.get("function"), dict) and "name" not in call:
@@ -61,6 +64,8 @@ def _call(call: Any) -> tuple[str, dict[str, Any]]:
         call = call["function"]
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise ValueError("no name")
+    if call.get("type", _TYPES[0]) not in _TYPES or any(isinstance(call.get(key), dict | list) for key in _IGNORED):
+        raise ValueError("another type")
     keys = [key for key in call if key not in (*_IGNORED, "name")]
     if len(keys) > 1 or not set(keys) <= set(_ARGUMENTS):
         raise ValueError("not one set of arguments")
@@ -146,6 +151,8 @@ def code_output_outcome(reference: str, answer: str | None) -> bool | None:
     text = answer.strip()
     fenced = _FENCE.fullmatch(text)
     text = (fenced[1] if fenced else text.strip("`")).strip()
+    if text.count("#") > reference.count("#"):
+        return False  # a comment may say anything
     given = _literal(text) or _compared(text)
     try:
         return given is not None and bool(given[0] == goal[0])
@@ -159,7 +166,8 @@ def _compared(text: str) -> tuple[Any] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             (statement,) = ast.parse(text).body
-        test = statement.test if isinstance(statement, ast.Assert) and statement.msg is None else statement.value
+        asserted = isinstance(statement, ast.Assert) and statement.msg is None
+        test = statement.test if asserted else statement.value if isinstance(statement, ast.Expr) else None
         call, (equals,), (value,) = test.left, test.ops, test.comparators
         if not isinstance(equals, ast.Eq) or call.func.id != "f":
             return None

@@ -16,7 +16,7 @@ from typing import Any
 from rl_likelihood.grading.intervals import FLIPPED, region
 from rl_likelihood.grading.names import without_names
 from rl_likelihood.grading.tokens import Unreadable
-from rl_likelihood.grading.tree import Node, number, parts_of, symbols
+from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, symbols
 from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
@@ -32,7 +32,7 @@ def _same(reference: Node, answer: Node) -> bool:
     reference, answer = _measured(reference, answer), _measured(answer, reference)
     if reference == answer:
         return True
-    if reference.kind != answer.kind:
+    if reference.kind != answer.kind or _is_membership(reference) != _is_membership(answer):
         (variable, reference), (other, answer) = region(reference), region(answer)
         if variable and other and variable != other:
             return False
@@ -48,6 +48,10 @@ def _same(reference: Node, answer: Node) -> bool:
     if reference.kind != answer.kind and (reference.kind in _STRUCTURES or answer.kind in _STRUCTURES):
         return False
     return _STRUCTURES.get(reference.kind, _same_scalars)(reference, answer)
+
+
+def _is_membership(node: Node) -> bool:
+    return node.kind == "relation" and node.parts[0] == ("in",)
 
 
 def _same_scalars(reference: Node, answer: Node) -> bool:
@@ -211,17 +215,19 @@ def _signed(part: Any, negative: bool) -> Any:
 
 
 def _same_matrices(reference: Node, answer: Node) -> bool:
-    reference, answer = _as_matrix(reference), _as_matrix(answer)
+    reference, answer = _as_matrix(reference, answer), _as_matrix(answer, reference)
     if reference.kind != "matrix" or answer.kind != "matrix" or reference.parts[0] != answer.parts[0]:
         return False
     rows, others = reference.parts[1:], answer.parts[1:]
     return len(rows) == len(others) and all(map(_in_order, rows, others))
 
 
-def _as_matrix(node: Node) -> Node:
-    """(1, 2) as a column; a matrix times numbers with these in its entries."""
+def _as_matrix(node: Node, other: Node) -> Node:
+    """(1, 2) as a column, or as a row beside one; a matrix times numbers with these in its entries."""
     if node.kind == "sequence":
         shape, entries = node.parts[:2], node.parts[2:]
+        if shape == ("(", ")") and other.kind == "matrix" and len(other.parts) == 2:
+            return Node("matrix", ("matrix", entries))
         if shape == ("(", ")"):
             return Node("matrix", ("matrix", *((entry,) for entry in entries)))
     if node.kind == "neg" and node.parts[0].kind == "matrix":
@@ -276,9 +282,13 @@ def _same_with_units(reference: Node, answer: Node) -> bool:
     if "percent" in (unit, other) and {unit, other} <= {"percent", ""}:
         return _same_shares(value, given, unit == "percent", other == "percent")
     if not unit:  # the answer's own: none of it may be unknown
+        if other == "degree" and same_value(value, in_radians(Node("deg", (given,)))):
+            return True
         return known and _same(value, given)
     if other:
         return unit == other and _same(value, given)
+    if unit == "degree" and same_value(in_radians(Node("deg", (value,))), given):
+        return True
     letters = Node("name", (unit,))
     if len(unit) == 1 and given.kind == "mul" and given.parts[-1] == letters:  # 5 m for 5\text{ m}
         given = Node("mul", given.parts[:-1])

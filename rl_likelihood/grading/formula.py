@@ -74,6 +74,8 @@ class Formulas(Cursor):
         if token.kind == "command":
             known = SYMBOLS | {"frac", "binom", "sqrt", "surd", "cbrt", "lfloor", "lceil", "langle", *FUNCTIONS}
             return text in known
+        if token.text in ("C", "F") and self.tokens[self.at - 1].text == "degree":
+            return False
         if text == "{":  # 5{1} looks like 51
             return self.token(1).kind != "number"
         return token.kind in ("name", "begin") or text in ("(", "[", "\\{")

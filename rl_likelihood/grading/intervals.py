@@ -17,6 +17,8 @@ def region(node: Node) -> tuple[str, Node]:
     if node.kind == "without" and node.parts[0] in _REALS and node.parts[1].kind == "set":
         return "", _except(node.parts[1].parts[0]) if len(node.parts[1].parts) == 1 else node
     found = ("", node)
+    if node.kind == "relation" and node.parts[0] == ("in",) and node.parts[1].kind == "name":
+        return (node.parts[1].parts[0], node.parts[2]) if node.parts[2].kind in ("sequence", "union") else found
     if node.kind == "relation":
         found = _relation(node)
     elif node.kind in ("or", "and"):

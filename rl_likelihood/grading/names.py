@@ -34,11 +34,14 @@ def _relations(node: Node) -> bool:
 def _value(node: Node, answers: bool) -> Node:
     """What x = 5 or a list of such says; of different names, x = 1, y = 2, the tuple in the order of the alphabet."""
     if node.kind != "list":
-        return node.parts[2] if _names(node, answers) is not None else node
+        return _said(node) if _names(node, answers) is not None else node
+    first, *others = node.parts
+    if not any(map(_relations, others)) and _names(first, answers) is not None:  # x = 1, 2
+        return Node("set", (_said(first), *others))
     names = [_names(part, answers) for part in node.parts]
     if None in names:
         return node
-    values = tuple(part.parts[2] for part in node.parts)
+    values = tuple(map(_said, node.parts))
     if len(set(names)) == 1:  # x = 1 or x = 2
         return Node("set", values)
     if len(set(names)) < len(names) or any(value.kind in ("list", "sequence") for value in values):
@@ -49,11 +52,18 @@ def _value(node: Node, answers: bool) -> Node:
     return Node("sequence", ("(", ")", *values))
 
 
+def _said(node: Node) -> Node:
+    """The value: what follows "=", or stands before it in 5 = x."""
+    _, left, right = node.parts
+    return left if right.kind == "name" and left.kind not in ("word", "run") and not symbols(left) else right
+
+
 def _names(node: Node, answers: bool) -> str | None:
     """The name of x = 5 or of x in [1, 2], which does not occur in its value."""
     if node.kind != "relation" or node.parts[0] not in (("=",), ("in",)):
         return None
-    _, label, value = node.parts
+    value = _said(node)
+    label = node.parts[1] if value is node.parts[2] else node.parts[2]  # 5 = x
     known = _is_name(label, answers) or (answers and _is_sum(label))
     if node.parts[0] == ("in",) and value.kind not in ("sequence", "set", "union", "without"):
         return None
@@ -70,9 +80,7 @@ def _is_name(node: Node, answers: bool) -> bool:
         case "apply":
             return all(part.kind in ("name", "number") for part in node.parts[1:])
         case "word":
-            return all(
-                w.lower() in _KNOWN or (len(w) < 4 and w.isupper() and "N" not in w) for w in node.parts[0].split()
-            )
+            return set(node.parts[0].lower().split()) <= _KNOWN
         case "sequence":
             names = [part.parts[0] for part in node.parts[2:] if part.kind == "name" and is_variable(part.parts[0])]
             if answers and names != sorted(names):  # (y, x) = (1, 2)
@@ -87,17 +95,11 @@ def _is_name(node: Node, answers: bool) -> bool:
 
 def _is_figure(factors: tuple[Node, ...]) -> bool:
     """Two points, or an angle or a triangle and its points. NO, with an N, is a word."""
-    letters = [part.parts[0] for part in factors if part.kind == "name"]
-    if len(letters) < len(factors):
-        return False
+    letters = [part.parts[0] if part.kind == "name" else "" for part in factors]
     if letters[0] in ("angle", "triangle"):
-        letters = letters[1:]
-        return len(letters) in (1, 3) and all(len(c) == 1 and c.isupper() for c in letters)
-    return (
-        len(letters) == 2
-        and all(c.rstrip("'").isupper() and len(c.rstrip("'")) == 1 for c in letters)
-        and ("N" not in letters)
-    )
+        return len(letters) in (2, 4) and all(len(c) == 1 and c.isupper() for c in letters[1:])
+    points = [c.rstrip("'") for c in letters]
+    return len(points) == 2 and "N" not in points and all(len(c) == 1 and c.isupper() for c in points)
 
 
 def _is_sum(node: Node) -> bool:

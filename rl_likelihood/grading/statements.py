@@ -105,6 +105,8 @@ class _Statements(Formulas):
             raise Unreadable("two units")
         if self.accept("%"):
             unit = "percent"
+        elif not unit and inner.kind == "number" and self.peek() in ("euro", "pounds"):  # 5€
+            unit = _CURRENCIES[self.accept("euro", "pounds")]
         words = self.unit_words()
         if not words and not unit:
             return node

@@ -146,10 +146,16 @@ _ANOTHER = re.compile(
     r"|(?i:\b(?:option|choice)\s*)[(\[]?(?P<number>[0-9]{1,2}|[A-Z])(?![0-9A-Za-z])"
     r"|(?i:\banswer\s*(?:is\b|:)\s*)(?P<lead>[A-Z])(?![0-9A-Za-z])"
     r"|(?:[:;,/&)\]\n]|\.\s|(?<!\s[A-Z])\.|(?i:\bor\b|\band\b))\s*"
-    r"(?:(?P<letter>[A-Z])(?:[.:)\]](?![0-9A-Za-z])|\s*$|\s*\n)|(?P<subject>[B-HJ])(?![0-9A-Za-z.'])))",
+    r"(?P<letter>[A-Z])(?:[.:)\]](?![0-9A-Za-z])|\s*$|\s*\n))",
     re.ASCII,
 )
+# In a reason, each letter alone; in an option's text, one that is no article and in no formula: F = ma, 25 C.
 _ANY_LETTER = re.compile(r"(?:(?<![0-9A-Za-z])([A-Z])(?![0-9A-Za-z'])|\b(?:option|choice)\s*([0-9]{1,2}))", re.ASCII)
+_LETTER_IN_TEXT = re.compile(
+    r"(?<![0-9A-Za-z=+*/^_-])(?<![0-9]\s)(?:([B-HJ])|(A)(?!\s+(?!is\b|and\b|or\b)[a-z]))(?![0-9A-Za-z'=+*/^_.-]|\s*[=+*/^<>])"
+    r"|(?<![0-9A-Za-z])([B-HJ])\.(?![0-9A-Za-z])",
+    re.ASCII,
+)
 # The text of an option that names others: both (A) and (B), neither A nor B, all of the above, A and C.
 _COMBINED = re.compile(
     r"[.:)\]\s\u2013\u2014-]*(?=(?:(?i:both|either|neither|all|none|any|only|options?|choices?|statements?)\b"
@@ -186,7 +192,8 @@ def choice(text: str, own: str | None = "") -> int | None:
     described = bool(said) and not said[0].islower()
     if not (described or _END.match(head, start) or _REASON.match(head, start)):
         return None
-    others = (_ANOTHER if described else _ANY_LETTER).finditer(head, start)
+    kinds = (_ANOTHER, _LETTER_IN_TEXT) if described else (_ANY_LETTER,)
+    others = (other for kind in kinds for other in kind.finditer(head, start))
     if any(_place(next(filter(None, other.groups()))) != number for other in others):
         return None
     return number or None  # option 0 is none

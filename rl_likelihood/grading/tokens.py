@@ -34,7 +34,7 @@ _PLAIN = {
 }  # fmt: skip
 FUNCTIONS = (
     "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "ln", "lg", "log",
-    "exp", "abs", "max", "min", "gcd", "lcm",
+    "exp", "abs", "floor", "ceil", "max", "min", "gcd", "lcm",
 )  # fmt: skip
 _GREEK = (
     "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "pi", "rho", "sigma", "tau", "phi", "omega",
@@ -79,7 +79,7 @@ _REPEAT = re.compile(
 _ELLIPSIS = re.compile(r"\s*(?:\.\.\.|\\[lc]?dots(?![A-Za-z]))")
 _CYCLE = re.compile(r"(?P<block>[0-9]{1,12}?)(?P=block)+$")
 _EXPONENT = re.compile(r"[eE](?P<power>[-+]?[0-9]{1,4})(?![0-9A-Za-z])")
-_BASE = re.compile(r"\s*_\s*(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
+_BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
 
 _SCANNER = re.compile(
     r"(?P<row>\\\\(?:\[[0-9.]+(?:pt|em|ex|mm|cm)\])?|\\cr(?![A-Za-z])|\\tabularnewline)"
@@ -121,6 +121,8 @@ def tokens(text: str) -> list[Token]:
             _bracket(new[0].text, out, brackets)
             out += [new[0]._replace(spaced=spaced), *new[1:]]
             spaced = False
+            if m["run"] in UNITS and new[0].kind == "word" and re.match(r"\.(?:\s*[A-Za-z]|$)", text[at:]):
+                at += 1  # sq. in.
     return out
 
 

@@ -7,95 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 
-# One line a unit: the name that it gets, then its other spellings. Plurals are made of all that are words.
-_LINES = """
-m meter metre
-cm centimeter centimetre
-mm millimeter millimetre
-km kilometer kilometre kms
-nm nanometer
-inch in
-foot feet ft
-yard yd yds
-mile mi
-acre
-hectare ha
-g gram gm gms
-kg kilogram kgs
-mg milligram
-ton tonne
-lb pound lbs
-oz ounce
-L liter litre
-mL milliliter millilitre ml
-gallon gal
-quart qt
-pint pt
-cup
-s second sec secs
-ms millisecond
-minute min mins
-h hour hr hrs
-day
-week
-month
-year yr yrs
-decade
-century
-mph
-kph kmh
-rpm
-degree deg degs
-radian rad rads
-percent pct
-dollar USD buck
-cent penny pennies pence
-euro EUR
-pound-sterling GBP
-N newton
-J joule
-kJ kilojoule
-W watt
-kW kilowatt
-MW megawatt
-mW milliwatt
-V volt
-A ampere amp
-ohm
-F farad
-Hz hertz
-kHz kilohertz
-MHz megahertz
-GHz gigahertz
-dB decibel
-dBm
-dBi
-bps
-kbps Kbps
-Mbps
-Gbps
-bit
-kbit
-Mbit
-Gbit
-byte
-kB KB
-MB
-GB
-Erlang erlang
-packet
-symbol
-sample
-K kelvin
-Pa pascal
-kPa
-mol mole
-unit
-C Celsius
-Fahrenheit
-am a.m. AM A.M. a.m
-pm p.m. PM P.M. p.m
+# The name that a unit gets, then its other spellings. Plurals are made of all that are words.
+_NAMES = """
+m meter metre; cm centimeter centimetre; mm millimeter millimetre; km kilometer kilometre kms; nm nanometer;
+inch in; foot feet ft; yard yd yds; mile mi; acre; hectare ha; g gram gm gms; kg kilogram kgs; mg milligram;
+ton tonne; lb pound lbs; oz ounce; L liter litre; mL milliliter millilitre ml; gallon gal; quart qt; pint pt;
+cup; s second sec secs; ms millisecond; minute min mins; h hour hr hrs; day; week; month; year yr yrs; decade;
+century; mph; kph kmh; rpm; degree deg degs; radian rad rads; percent pct; dollar USD buck;
+cent penny pennies pence; euro EUR; pound-sterling GBP; N newton; J joule; kJ kilojoule; W watt; kW kilowatt;
+MW megawatt; mW milliwatt; V volt; A ampere amp; ohm; F farad; Hz hertz; kHz kilohertz; MHz megahertz;
+GHz gigahertz; dB decibel; dBm; dBi; bps; kbps Kbps; Mbps; Gbps; bit; kbit; Mbit; Gbit; byte; kB KB; MB; GB;
+Erlang erlang; packet; symbol; sample; K kelvin; Pa pascal; kPa; mol mole; unit; C Celsius; Fahrenheit;
+am a.m. AM A.M. a.m; pm p.m. PM P.M. p.m
 """
+_COMPOUND = {"mph": "mile / h", "kph": "km / h"}
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _BEFORE = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 _AFTER = {"squared": "^2", "cubed": "^3", "^2": "^2", "^3": "^3"}
@@ -110,8 +35,7 @@ def _plural(name: str) -> str:
 
 def _table() -> dict[str, str]:
     table: dict[str, str] = {}
-    for line in _LINES.split("\n"):
-        names = line.split()
+    for names in map(str.split, _NAMES.split(";")):
         for name in names:
             table[name] = names[0]
             if len(name) > 2 and name.isalpha() and name[1:].islower():
@@ -122,7 +46,7 @@ def _table() -> dict[str, str]:
 
 _CANONICAL = _table()
 # What a bare run of letters after a number may be. A single letter is a unit in \\text{}, or with a power or a slash.
-UNITS = {name for name in (*_CANONICAL, *SCALES, *_BEFORE, *_AFTER) if len(name) > 1 and name.isalpha()}
+UNITS = {name for name in (*_CANONICAL, *SCALES, *_BEFORE, *_AFTER, "per") if len(name) > 1 and name.isalpha()}
 LETTERS = {name for name in _CANONICAL if len(name) == 1}
 
 
@@ -149,7 +73,7 @@ def canonical(words: str) -> Measure:
         out.append(unit)
     if left:  # unknown words, as they stand
         return Measure(factor, " ".join(words.split()), known=False)
-    return Measure(factor, " / ".join(out), known=out == [""] or all(out))
+    return Measure(factor, " / ".join(_COMPOUND.get(u, u) for u in out), known=out == [""] or all(out))
 
 
 def _unit(words: list[str]) -> tuple[str, list[str]]:
