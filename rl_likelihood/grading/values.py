@@ -15,9 +15,10 @@ from fractions import Fraction
 import mpmath
 
 from rl_likelihood.grading.tokens import Unreadable, is_variable
-from rl_likelihood.grading.tree import CONSTANTS, Node, symbols
+from rl_likelihood.grading.tree import CONSTANTS, Node, parts_of, symbols
 
 POINTS = 4
+_MORE_POINTS = 2  # for formulas with steps: floor(x/2) and floor(x/3) are equal at most small points
 _BITS = 60_000  # of the largest rational
 _MAGNITUDE = 200_000  # the largest binary exponent
 _LARGEST_FACTORIAL = 3_000
@@ -48,7 +49,7 @@ def _point(name: str, k: int) -> Fraction:
     value = Fraction(1 + int.from_bytes(digest[:4], "big") % 9_999_991, 1_000_003)
     if k == 1 or (k == 2 and digest[5] % 2):
         return -value
-    return value / 11 if k == 3 else value
+    return {3: value / 11, 4: value * 1009, 5: -value * 211}.get(k, value)
 
 
 # ---------------------------------------------------------------------------------------------- rationals
@@ -292,13 +293,17 @@ def same_value(a: Node, b: Node) -> bool:
     if a == b:
         return True
     names = symbols(a) | symbols(b)
-    points = range(POINTS if names else 1)
+    points = range(POINTS + _MORE_POINTS * (_has_steps(a) or _has_steps(b)) if names else 1)
     try:
         pairs = [_exact_pair(a, b, k) for k in points]
         pairs = [pair for pair in pairs if pair is not None]
         return bool(pairs) and all(x == y for x, y in pairs)
     except _Irrational:
         return _same_digits(a, b, points)
+
+
+def _has_steps(node: Node) -> bool:
+    return node.parts[:1] in (("floor",), ("ceil",)) or any(map(_has_steps, parts_of(node)))
 
 
 def exact(node: Node) -> Fraction | None:
