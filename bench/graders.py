@@ -16,6 +16,7 @@ import json
 import random
 import re
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def _is_number(gold: str) -> bool:
 def _is_simple(gold: str) -> bool:
     one = _SIMPLE.fullmatch(gold) and not re.search(r"\\(text|mbox|begin|pm|cup|in|overline)|^[A-Za-z]+$", gold)
     return bool(one) and re.sub(r"[^0-9A-Za-z]", "", gold) != "0"
+
+
+def _one_of(forms: tuple[str, ...], gold: str) -> str:
+    """A form with the answer in the place of "_": another one for another answer, the same in each run."""
+    return forms[zlib.crc32(gold.encode()) % len(forms)].replace("_", gold)
+
+
+def _for_numbers(*forms: str, but: tuple[str, ...] = ()) -> Variant:
+    return lambda gold: _one_of(forms, gold) if _is_number(gold) and gold.strip("-") not in but else None
 
 
 # ---------------------------------------------------------------------------------------------- right
@@ -113,10 +123,18 @@ RIGHT: dict[str, Variant] = {
     "thousands, LaTeX": lambda gold: thousands(gold, r"\,"),
     "thousands, spaces": lambda gold: thousands(gold, " "),
     "its unit left out": without_unit,
-    "a unit more": lambda gold: rf"{gold}\text{{ cm}}" if _is_number(gold) else None,
+    "a unit more": _for_numbers(
+        *(r"_\text{ cm}", "_ inches", r"_\text{ square feet}", "_ m/s", "_ km/h", "_ degrees Celsius", r"_\text{ m}^2"),
+        *("_ cubic centimeters", "_ pennies", "_ m^2", "_ sq cm", r"_\text{ miles per hour}", "_ MHz", "_ centuries"),
+    ),
     "degrees": lambda gold: rf"{gold}^\circ" if _is_number(gold) else None,
     "a quotient": as_quotient,
     "a decimal": as_decimal,
+    "a longer name": _for_numbers(
+        *("a+b = _", "|AB| = _", "f(3) = _", r"\text{Area} = _", "P(x) = _", r"\angle ABC = _", "x - y = _", "CD = _"),
+        *(r"f^{-1}(2) = _", r"\text{The total cost} = _", "x + y + z = _"),
+    ),
+    "words that lead to it": lambda gold: rf"\text{{The answer is }}{gold}" if _is_simple(gold) else None,
     "a name before it": lambda gold: f"x = {gold}" if _is_simple(gold) and "x" not in gold else None,
 }
 
@@ -148,6 +166,13 @@ def swapped_rows(gold: str) -> str | None:
     return None if m is None or m[2].strip() == m[3].strip() else f"{m[1]}{m[3]} \\\\ {m[2]}{m[4]}"
 
 
+def swapped_names(gold: str) -> str | None:
+    m = re.fullmatch(r"\(\s*([-0-9/]+)\s*,\s*([-0-9/]+)\s*\)", gold)
+    forms = ("y = A, x = B", "(y,x) = (A,B)", "y = A and x = B", "x = B or y = A")
+    form = forms[zlib.crc32(gold.encode()) % len(forms)]
+    return None if m is None or m[1] == m[2] else form.replace("A", m[1]).replace("B", m[2])
+
+
 def other_case(gold: str) -> str | None:
     letters = re.sub(r"\\[A-Za-z]+", "", gold)
     if not re.search(r"[a-df-hj-zA-Z]", letters) or r"\begin" in gold or not _is_simple(gold):
@@ -163,6 +188,54 @@ WRONG: dict[str, Variant] = {
     "another entry": lambda gold: f"{gold}, 1789",
     "another formula": lambda gold: f"${gold}$ $1789$",
     "an equation": lambda gold: f"1789 = {gold}" if "=" not in gold else None,
+    "a denial before it": lambda gold: (
+        _one_of(
+            (
+                r"\text{10} = _",
+                r"\text{Answer is 7; ignore this} = _",
+                "minus = _",
+                "false = _",
+                r"\text{cannot} = _",
+                "anything but = _",
+                r"\text{less than} = _",
+                r"\text{six or} = _",
+                "no = _",
+                r"\text{not equal to} = _",
+            ),
+            gold,
+        )  # fmt: skip
+        if "=" not in gold
+        else None
+    ),
+    "a word that changes it": _for_numbers(
+        *(
+            "_ squared",
+            r"_\text{ cubed}",
+            r"_\text{ square}",
+            "_ squared cubed",
+            r"_\text{ dozen}",
+            "_ degrees radians",
+        ),
+        *("_ unit unit", r"_\text{ of }", r"_\text{ the degrees}", "_ per", "_ per second second"),
+        but=("0",),
+    ),
+    "an expression before it": _for_numbers(
+        "x^{-1} = _",
+        "f^{-1} = _",
+        "-x = _",
+        r"\frac{1}{x} = _",
+        "2x = _",
+        "x^2 = _",
+        "x + 1 = _",
+        "|x| = _",
+        but=("0",),
+    ),
+    "infinity": _for_numbers(
+        *(r"_ + 0\cdot\infty", r"_ + \infty - \infty", r"_\cdot\frac{\infty}{\infty}", r"_\cdot 1^\infty"),
+        *(r"_ + 0\ldots", r"_\cdot\frac{\mathbb{R}}{\mathbb{R}}", r"_\cdot\frac{\emptyset}{\emptyset}"),
+    ),
+    "a digit in braces": _for_numbers("_{1}", r"_\underline{1}", r"_\text{1}", r"_\mathbf{1}", but=("1",)),
+    "swapped names": swapped_names,
     "a changed digit": changed_digit,
     "another sign": other_sign,
     "swapped entries": swapped,

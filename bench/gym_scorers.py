@@ -3,8 +3,9 @@
     python -m bench.gym_scorers [--items=10] [--only=NAME,NAME]
 
 Each data set's own rule (as `grading.gym` asks it) is shown wrong answers to its own questions: constants, the answers
-to its other questions, parts of the question, and its own answer with one character changed. A rule that calls many of
-them right tests something else. Prints a line for every data set where any is right.
+to its other questions, parts of the question, and its own answer with one character changed or with more around it (a
+sign, a denial, a second answer). A rule that calls many of them right tests something else. Prints a line for every
+data set where any is right.
 """
 
 from __future__ import annotations
@@ -54,6 +55,22 @@ def changed(text: str, rng: random.Random) -> str:
     return text[:i] + (c.upper() if text[i].isupper() else c) + text[i + 1 :]
 
 
+def more(answer: str, other: str) -> list[str]:
+    """An answer that also says something else, denies itself or has another sign."""
+    denied = [f"not {answer}", f"{answer} is wrong", f"anything but {answer}", f"not {answer} -> {answer}"]
+    hedged = [f"{answer} or 7", f"{answer} or {other}", f"{answer}\n{other}", f"{other} {answer}"]
+    marked = [
+        f"-{answer}",
+        f"{answer}, {answer}",
+        f"{answer}0",
+        f"{answer} 1",
+        f"{answer} x",
+        f"{answer}...C0",
+        f"({answer}",
+    ]
+    return [text for text in denied + hedged + marked if text not in ("-0", "-0.0")]
+
+
 def parts(question: str) -> list[str]:
     """The question, its paragraphs and its last lines."""
     paragraphs = [p.strip() for p in question.split("\n\n")]
@@ -70,7 +87,8 @@ def main() -> None:
     from reasoning_gym import factory
 
     names = a.only.split(",") if a.only else sorted(factory.DATASETS)
-    print(f"{'data set':32s} {'own':>6s} {'constant':>9s} {'other':>8s} {'copied':>8s} {'changed':>8s}  examples")
+    columns = ("constant", "other", "copied", "changed", "more")
+    print(f"{'data set':32s} {'own':>6s}", *(f"{c:>9s}" for c in columns), " examples")
     for name in names:
         try:
             data = factory.create_dataset(name, size=a.items, seed=7)
@@ -82,7 +100,7 @@ def main() -> None:
             continue
         rng = random.Random(0)
         answers = [str(item["answer"]).strip() for item in items]
-        hits: dict[str, list[tuple[int, str]]] = {"constant": [], "other": [], "copied": [], "changed": []}
+        hits: dict[str, list[tuple[int, str]]] = {c: [] for c in columns}
         tried = dict.fromkeys(hits, 0)
         own = sum(right(name, items, i, answers[i]) for i in range(a.items))
         for i, answer in enumerate(answers):
@@ -91,6 +109,7 @@ def main() -> None:
                 "other": sorted({x for x in answers if x != answer}),
                 "copied": sorted(set(parts(items[i]["question"])) - {answer}),
                 "changed": [changed(answer, rng) for _ in range(8)],
+                "more": more(answer, answers[i - 1]),
             }
             for family, texts in wrong.items():
                 for text in texts:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import warnings
 from typing import Any
@@ -41,7 +42,7 @@ def calls_in(text: str) -> list[tuple[str, dict[str, Any]]] | None:
     calls = []
     try:
         for part in parts:
-            value = json.loads(part, parse_constant=_refuse, object_pairs_hook=_once)
+            value = json.loads(part, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
             calls += [_call(call) for call in (value if isinstance(value, list) else [value])]
     except (ValueError, RecursionError):
         return None
@@ -49,23 +50,28 @@ def calls_in(text: str) -> list[tuple[str, dict[str, Any]]] | None:
 
 
 _ARGUMENTS = ("arguments", "parameters", "input", "args", "kwargs", "params")
-_IGNORED = ("id", "type", "index", "call_id", "tool_call_id", "function", "name")
+_IGNORED = ("id", "type", "index", "call_id", "tool_call_id")
+
+
+_TYPES = ("function", "tool_use", "tool_call", "function_call")
 
 
 def _call(call: Any) -> tuple[str, dict[str, Any]]:
     """(name, arguments) of one call, of any provider's form. ValueError for what is none, or says more than a call."""
     if isinstance(call, dict) and isinstance(call.get("function"), dict) and "name" not in call:
-        if not set(call) <= set(_IGNORED):
+        if not set(call) <= {*_IGNORED, "function"}:
             raise ValueError("more than a call")
         call = call["function"]
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise ValueError("no name")
-    keys = [key for key in call if key not in _IGNORED]
+    if call.get("type", _TYPES[0]) not in _TYPES or any(isinstance(call.get(key), dict | list) for key in _IGNORED):
+        raise ValueError("another type")
+    keys = [key for key in call if key not in (*_IGNORED, "name")]
     if len(keys) > 1 or not set(keys) <= set(_ARGUMENTS):
         raise ValueError("not one set of arguments")
     arguments = call[keys[0]] if keys else {}
     if isinstance(arguments, str):  # some models write the arguments as JSON inside the JSON
-        arguments = json.loads(arguments, parse_constant=_refuse, object_pairs_hook=_once)
+        arguments = json.loads(arguments, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
     if not isinstance(arguments, dict):
         raise ValueError("arguments that are no object")
     return call["name"], arguments
@@ -80,6 +86,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    """A number that is neither too large nor too small for one: 1e400 and 1e500 are not both infinity."""
+    value = float(text)
+    if math.isinf(value) or (value == 0 and re.search("[1-9]", re.split("[eE]", text)[0])):
+        raise ValueError(f"{text} is out of range")
+    return value
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -137,13 +151,31 @@ def code_output_outcome(reference: str, answer: str | None) -> bool | None:
     text = answer.strip()
     fenced = _FENCE.fullmatch(text)
     text = (fenced[1] if fenced else text.strip("`")).strip()
-    given = _literal(text)
-    if given is None and "==" in text:  # f(1, 2) == [3], with or without assert
-        given = _literal(text.split("==", 1)[1])
+    if text.count("#") > reference.count("#"):
+        return False  # a comment may say anything
+    given = _literal(text) or _compared(text)
     try:
         return given is not None and bool(given[0] == goal[0])
     except RecursionError:
         return False
+
+
+def _compared(text: str) -> tuple[Any] | None:
+    """The value of f(1, 2) == [3], with or without assert: one call of f with literals, and one literal."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            (statement,) = ast.parse(text).body
+        asserted = isinstance(statement, ast.Assert) and statement.msg is None
+        test = statement.test if asserted else statement.value if isinstance(statement, ast.Expr) else None
+        call, (equals,), (value,) = test.left, test.ops, test.comparators
+        if not isinstance(equals, ast.Eq) or call.func.id != "f":
+            return None
+        for argument in (*call.args, *(k.value for k in call.keywords)):
+            ast.literal_eval(argument)
+        return (ast.literal_eval(value),)
+    except (AttributeError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
 
 
 def _literal(text: str) -> tuple[Any] | None:

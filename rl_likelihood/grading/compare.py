@@ -1,10 +1,10 @@
-"""Do two answers say the same? What is compared with what, and when order, brackets, names and units count.
+"""Do two answers say the same? What is compared with what, and when order, brackets and units count.
 
 a list 1, 2     as many entries, in any order; equal to a set or, in the same order, to a tuple of the same entries
 a set {1, 2}    in any order, each entry once; never equal to a tuple
 a tuple (1, 2)  in this order, with these brackets: (1, 2), [1, 2) and [1, 2] differ; equal to the column matrix
-x = 5           its value, where the other side names none; else the same equation up to a factor
-2 < x <= 3      the interval (2, 3]
+x = 5           its value, where the other side names none (`names`); else the same equation up to a factor
+2 < x <= 3      the interval (2, 3] (`intervals`)
 5 cm            5, where the other side says no unit or the same one; a reference's own words are a unit too
 """
 
@@ -13,36 +13,45 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl_likelihood.grading import units
+from rl_likelihood.grading.intervals import FLIPPED, region
+from rl_likelihood.grading.names import without_names
 from rl_likelihood.grading.tokens import Unreadable
-from rl_likelihood.grading.tree import Node, number, parts_of, symbols
-from rl_likelihood.grading.values import proportional, same_value
+from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, symbols
+from rl_likelihood.grading.values import exact, proportional, same_value
 
-_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
-_INFINITY = Node("name", ("infty",))
+_EMPTY = Node("name", ("emptyset",))
+_MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 
 def same(reference: Node, answer: Node) -> bool:
     """Does `answer` say what `reference` says? Raises Unreadable where one has parts that cannot be compared."""
-    reference, answer = _without_name(reference, answer)
+    return _same(*without_names(reference, answer))
+
+
+def _same(reference: Node, answer: Node) -> bool:
+    reference, answer = _measured(reference, answer), _measured(answer, reference)
     if reference == answer:
         return True
-    if (reference.kind == "relation") != (answer.kind == "relation"):
-        reference, answer = _interval(reference), _interval(answer)
+    if reference.kind != answer.kind or _is_membership(reference) != _is_membership(answer):
+        (variable, reference), (other, answer) = region(reference), region(answer)
+        if variable and other and variable != other:
+            return False
     if reference.kind == "unit" or answer.kind == "unit":
         return _same_with_units(reference, answer)
     reference, answer = _both_signs(reference), _both_signs(answer)
-    if {reference.kind, answer.kind} == {"union", "list"}:  # x < 1 or x > 3
-        return _in_any_order(*(tuple(map(_interval, node.parts)) for node in (reference, answer)))
     if "list" in (reference.kind, answer.kind) or "set" in (reference.kind, answer.kind):
         return _same_collections(reference, answer)
     if reference.kind == "matrix" or answer.kind == "matrix":
         return _same_matrices(reference, answer)
-    if reference.kind == "word" or answer.kind == "word":
+    if {reference.kind, answer.kind} & {"word", "run"}:
         return _same_words(reference, answer)
     if reference.kind != answer.kind and (reference.kind in _STRUCTURES or answer.kind in _STRUCTURES):
         return False
     return _STRUCTURES.get(reference.kind, _same_scalars)(reference, answer)
+
+
+def _is_membership(node: Node) -> bool:
+    return node.kind == "relation" and node.parts[0] == ("in",)
 
 
 def _same_scalars(reference: Node, answer: Node) -> bool:
@@ -54,29 +63,53 @@ def _same_sequences(reference: Node, answer: Node) -> bool:
 
 
 def _in_order(references: Sequence[Node], answer: Sequence[Node]) -> bool:
-    return len(references) == len(answer) and all(map(same, references, answer))
+    return len(references) == len(answer) and all(map(_same, references, answer))
 
 
 def _in_any_order(references: Sequence[Node], answer: Sequence[Node]) -> bool:
-    left = list(answer)
-    for reference in references:
-        match = next((i for i, node in enumerate(left) if _same_or_not(reference, node)), None)
+    """Equal rationals find each other by their value; the few others are compared one by one."""
+    if len(references) != len(answer):
+        return False
+    wanted, left = _keys(references), []
+    for key, node in _keys(answer):
+        at = next((i for i, (goal, _) in enumerate(wanted) if goal == key), None)
+        if at is None:
+            left.append((key, node))
+        else:
+            del wanted[at]
+    if _entries(wanted) * _entries(left) > _MOST_PAIRS:
+        raise Unreadable("too many entries")
+    for _, reference in wanted:
+        match = next((i for i, (_, node) in enumerate(left) if _same_or_not(reference, node)), None)
         if match is None:
             return False
         del left[match]
-    return not left
+    return True
+
+
+def _keys(nodes: Sequence[Node]) -> list[tuple[Any, Node]]:
+    """Each node with what it equals at a glance: its value, or itself."""
+    return [(node if (value := exact(node)) is None else value, node) for node in nodes]
+
+
+def _entries(pairs: Sequence[tuple[Any, Node]]) -> int:
+    def entries(node: Node) -> int:
+        inner = ("list", "set", "sequence", "matrix", "union", "or", "and", "relation")
+        return sum(map(entries, parts_of(node))) if node.kind in inner else 1
+
+    return sum(entries(node) for _, node in pairs)
 
 
 def _same_or_not(reference: Node, answer: Node) -> bool:
-    """As `same`, in a search: entries that cannot be compared with this one may be with the next."""
+    """As `_same`, in a search: entries that cannot be compared with this one may be with the next."""
     try:
-        return same(reference, answer)
+        return _same(reference, answer)
     except Unreadable:
         return False
 
 
-def _same_unions(reference: Node, answer: Node) -> bool:
-    return len(reference.parts) == len(answer.parts) and _in_any_order(reference.parts, answer.parts)
+def _same_in_any_order(reference: Node, answer: Node) -> bool:
+    return _in_any_order(reference.parts, answer.parts)
 
 
 def _same_based(reference: Node, answer: Node) -> bool:
@@ -88,11 +121,11 @@ def _same_relations(reference: Node, answer: Node) -> bool:
     if len(signs) != len(other):
         return False
     if ":" in signs + other:
-        return signs == other and _same_ratios(references, answers)
+        return signs == other and (all(map(_same_or_not, references, answers)) or _same_ratios(references, answers))
     for turned in (False, True):
         sides = answers[::-1] if turned else answers
         if turned:
-            other = tuple(_FLIPPED.get(sign, "") for sign in reversed(other))
+            other = tuple(FLIPPED.get(sign, "") for sign in reversed(other))
         if signs == other and all(map(_same_or_not, references, sides)):
             return True
     if signs == other == ("=",):
@@ -116,7 +149,9 @@ def _difference(sides: list[Node]) -> Node:
 
 _STRUCTURES: dict[str, Callable[[Node, Node], bool]] = {
     "sequence": _same_sequences,
-    "union": _same_unions,
+    "union": _same_in_any_order,
+    "or": _same_in_any_order,
+    "and": _same_in_any_order,
     "without": lambda reference, answer: _in_order(reference.parts, answer.parts),
     "relation": _same_relations,
     "based": _same_based,
@@ -132,16 +167,22 @@ def _same_collections(reference: Node, answer: Node) -> bool:
         sequence, other = (reference, answer) if reference.kind == "sequence" else (answer, reference)
         brackets_of_tuple = sequence.parts[:2] == ("(", ")")
         return other.kind == "list" and brackets_of_tuple and _in_order(sequence.parts[2:], other.parts)
-    references, others = (node.parts if node.kind in ("list", "set") else (node,) for node in (reference, answer))
+    references, others = (
+        () if node == _EMPTY else node.parts if node.kind in ("list", "set") else (node,)
+        for node in (reference, answer)
+    )
     if kinds == {"set"}:
         references, others = _distinct(references), _distinct(others)
     return len(references) == len(others) and _in_any_order(references, others)
 
 
 def _distinct(nodes: Sequence[Node]) -> list[Node]:
+    keys = _keys(nodes)
+    if len(keys) ** 2 > _MOST_PAIRS:
+        return list(dict(keys).values())
     out: list[Node] = []
     for node in nodes:
-        if len(out) > 50 or not any(_same_or_not(node, other) for other in out):
+        if not any(_same_or_not(node, other) for other in out):
             out.append(node)
     return out
 
@@ -174,21 +215,21 @@ def _signed(part: Any, negative: bool) -> Any:
 
 
 def _same_matrices(reference: Node, answer: Node) -> bool:
-    reference, answer = _as_matrix(reference), _as_matrix(answer)
+    reference, answer = _as_matrix(reference, answer), _as_matrix(answer, reference)
     if reference.kind != "matrix" or answer.kind != "matrix" or reference.parts[0] != answer.parts[0]:
         return False
     rows, others = reference.parts[1:], answer.parts[1:]
     return len(rows) == len(others) and all(map(_in_order, rows, others))
 
 
-def _as_matrix(node: Node) -> Node:
-    """(1, 2) as a column; [[1, 2], [3, 4]] as rows; a matrix times numbers with these in its entries."""
+def _as_matrix(node: Node, other: Node) -> Node:
+    """(1, 2) as a column, or as a row beside one; a matrix times numbers with these in its entries."""
     if node.kind == "sequence":
-        kind, entries = node.parts[:2], node.parts[2:]
-        if kind == ("(", ")"):
+        shape, entries = node.parts[:2], node.parts[2:]
+        if shape == ("(", ")") and other.kind == "matrix" and len(other.parts) == 2:
+            return Node("matrix", ("matrix", entries))
+        if shape == ("(", ")"):
             return Node("matrix", ("matrix", *((entry,) for entry in entries)))
-        if all(e.kind == "sequence" and e.parts[:2] == ("[", "]") for e in entries):
-            return Node("matrix", ("matrix", *(e.parts[2:] for e in entries)))
     if node.kind == "neg" and node.parts[0].kind == "matrix":
         node = Node("mul", (number(-1), node.parts[0]))
     if node.kind == "mul" and sum(part.kind == "matrix" for part in node.parts) == 1:
@@ -200,122 +241,69 @@ def _as_matrix(node: Node) -> Node:
     return node
 
 
-# ---------------------------------------------------------------------------------------------- words, units, names
+# ---------------------------------------------------------------------------------------------- words, units
 
 
 def _same_words(reference: Node, answer: Node) -> bool:
-    """Words are equal as text; a run of letters is also the product of these where the other side is a formula."""
-    if reference.kind == answer.kind:
-        return _plain(reference.parts[0]) == _plain(answer.parts[0])
-    word, other = (reference, answer) if reference.kind == "word" else (answer, reference)
+    """Words are equal as text; up to three bare letters are also the product of these, xyz is z*y*x."""
+    words = ("word", "run")
+    if reference.kind in words and answer.kind in words:
+        (said,), (goal,) = answer.parts, reference.parts
+        symbols_only = reference.kind == answer.kind == "run" and max(len(said), len(goal)) <= 3
+        return said == goal if symbols_only else plain(said) == plain(goal)
+    word, other = (reference, answer) if reference.kind in words else (answer, reference)
     letters = word.parts[0]
-    if not letters.isalpha() or not letters.isascii() or len(letters) > 20:
-        return False
     if len(letters) == 1:
-        return same_value(Node("name", (letters,)), other)
-    return other.kind not in _STRUCTURES and same_value(Node("mul", tuple(Node("name", (c,)) for c in letters)), other)
+        return other == Node("name", (letters,))
+    factors = [part.parts[0] for part in other.parts if part.kind == "name"] if other.kind == "mul" else []
+    product = word.kind == "run" and len(letters) <= 3 and len(factors) == len(other.parts)
+    return product and sorted(factors) == sorted(letters)
 
 
-def _plain(words: str) -> str:
-    return words.strip(" .").replace("a.m", "am").replace("p.m", "pm")
+def plain(words: str) -> str:
+    """Words without their case, but for single letters and up to three capitals, which are symbols: A, AB."""
+
+    def bare(word: str) -> str:
+        return word if len(word) == 1 or (word.isupper() and len(word) <= 3) else word.casefold()
+
+    return " ".join(bare(word) for word in words.strip(" .").split())
+
+
+def _measured(node: Node, other: Node) -> Node:
+    """10 m^2 beside a formula with symbols is one; beside all else it is a number with its unit."""
+    if node.kind != "measure":
+        return node
+    value, unit, product = node.parts
+    return product if other.kind == "measure" or symbols(other) else Node("unit", (value, unit, True))
 
 
 def _same_with_units(reference: Node, answer: Node) -> bool:
-    (value, unit), (answer_number, other) = _split(reference), _split(answer)
+    (value, unit, _), (given, other, known) = _split(reference), _split(answer)
     if "percent" in (unit, other) and {unit, other} <= {"percent", ""}:
-        return _same_shares(value, answer_number, unit == "percent", other == "percent")
+        return _same_shares(value, given, unit == "percent", other == "percent")
     if not unit:  # the answer's own: none of it may be unknown
-        _, other, known = units.canonical(other)
-        return known and same(value, answer_number)
+        if other == "degree" and same_value(value, in_radians(Node("deg", (given,)))):
+            return True
+        return known and _same(value, given)
     if other:
-        return units.canonical(unit)[1] == units.canonical(other)[1] and same(value, answer_number)
+        return unit == other and _same(value, given)
+    if unit == "degree" and same_value(in_radians(Node("deg", (value,))), given):
+        return True
     letters = Node("name", (unit,))
-    if len(unit) == 1 and answer_number.kind == "mul" and answer_number.parts[-1] == letters:  # 5 m for 5\text{ m}
-        answer_number = Node("mul", answer_number.parts[:-1])
-    return same(value, answer_number)
+    if len(unit) == 1 and given.kind == "mul" and given.parts[-1] == letters:  # 5 m for 5\text{ m}
+        given = Node("mul", given.parts[:-1])
+    return _same(value, given)
 
 
-def _split(node: Node) -> tuple[Node, str]:
-    return (node.parts[0], node.parts[1]) if node.kind == "unit" else (node, "")
+def _split(node: Node) -> tuple[Node, str, bool]:
+    return node.parts if node.kind == "unit" else (node, "", True)
 
 
 def _same_shares(reference: Node, answer: Node, reference_percent: bool, answer_percent: bool) -> bool:
     """50% is 50 as well as 0.5: see `text.same_value`."""
-    if same(reference, answer):
+    if _same(reference, answer):
         return True
     if reference_percent == answer_percent:
         return False
     hundredth = Node("div", (reference if reference_percent else answer, number(100)))
-    return same(hundredth, answer) if reference_percent else same(reference, hundredth)
-
-
-_NO = ("not", "no", "never", "isn't", "without", "neither", "nor", "wrong", "unequal")
-
-
-def _without_name(reference: Node, answer: Node) -> tuple[Node, Node]:
-    """Both without the "x =" that only one of them has; of lists, in each entry."""
-    if _named(reference) and not _relations(answer):
-        return _value(reference), answer
-    if _named(answer) and not _relations(reference):
-        return reference, _value(answer)
-    return reference, answer
-
-
-def _relations(node: Node) -> bool:
-    return node.kind == "relation" or (node.kind == "list" and any(map(_relations, node.parts)))
-
-
-def _named(node: Node) -> bool:
-    """x = 5, x in [1, 2], or a list x = 1, y = 2 of such: a name and what it stands for."""
-    if node.kind == "list":
-        return all(map(_named, node.parts))
-    return node.kind == "relation" and node.parts[0] in (("=",), ("in",)) and _is_name(node.parts[1])
-
-
-def _value(node: Node) -> Node:
-    if node.kind == "list":
-        return Node("list", tuple(map(_value, node.parts)))
-    return node.parts[2]
-
-
-def _is_name(node: Node) -> bool:
-    """x, x_1, AB, f(x), f^{-1}(x), (x, y), angle ABC, Area: symbols and no arithmetic."""
-    match node.kind:
-        case "name":
-            return True
-        case "word":
-            return not set(node.parts[0].lower().split()) & set(_NO)
-        case "mul":
-            letters = "".join(part.parts[0] for part in node.parts if part.kind == "name")
-            return letters.lower() not in _NO and all(map(_is_name, node.parts))
-        case "sequence":
-            return all(map(_is_name, node.parts[2:]))
-        case "pow":
-            return _is_name(node.parts[0]) and node.parts[1] == Node("neg", (number(1),))
-    return False
-
-
-def _interval(node: Node) -> Node:
-    """2 < x <= 3 as (2, 3], x > 1 as (1, infinity); everything else as it is."""
-    if node.kind != "relation":
-        return node
-    signs, *sides = node.parts
-    if set(signs) <= {">", ">="}:
-        signs, sides = tuple(_FLIPPED[s] for s in reversed(signs)), sides[::-1]
-    if not set(signs) <= {"<", "<="}:
-        return node
-    is_variable = [side.kind == "name" and bool(symbols(side)) for side in sides]
-    if len(sides) == 2 and is_variable in ([True, False], [False, True]) and not _shared(sides):
-        if is_variable[0]:
-            bounds, shut = (Node("neg", (_INFINITY,)), sides[1]), ("(", "]" if signs[0] == "<=" else ")")
-        else:
-            bounds, shut = (sides[0], _INFINITY), ("[" if signs[0] == "<=" else "(", ")")
-    elif len(sides) == 3 and is_variable == [False, True, False] and not _shared(sides[:2]) | _shared(sides[1:]):
-        bounds, shut = (sides[0], sides[2]), ("[" if signs[0] == "<=" else "(", "]" if signs[1] == "<=" else ")")
-    else:
-        return node
-    return Node("sequence", (*shut, *bounds))
-
-
-def _shared(sides: Sequence[Node]) -> frozenset[str]:
-    return symbols(sides[0]) & symbols(sides[1])
+    return _same(hundredth, answer) if reference_percent else _same(reference, hundredth)

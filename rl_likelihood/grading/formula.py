@@ -1,8 +1,6 @@
-r"""Reads an answer as mathematics, LaTeX or plain text: all of it becomes one tree, or it is Unreadable.
+"""Reads a formula, LaTeX or plain text, into a tree. `statements` reads what stands around formulas.
 
-    \frac{3}{4}   3/4   x**2 + 1   (-\infty, 2] \cup [3, 4)   \{1 \pm \sqrt5\}   x = 3, y = 4   2 3/4   5\text{ cm}
-
-Nothing is guessed and nothing is dropped: what no rule reads makes the whole text unreadable.
+Nothing is guessed and nothing is dropped: what no rule reads is Unreadable.
 """
 
 from __future__ import annotations
@@ -10,31 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from rl_likelihood.grading import units
-from rl_likelihood.grading.tokens import FUNCTIONS, SYMBOLS, Cursor, Token, Unreadable, tokens
+from rl_likelihood.grading.tokens import FUNCTIONS, SYMBOLS, Cursor, Token, Unreadable
 from rl_likelihood.grading.tree import Node, call, in_radians, number, over, signed, times
 
 _DEEPEST = 30  # formulas inside formulas
-RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
 _TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "langle": ("rangle",)}
-_CURRENCIES = {"$": "dollar", "euro": "euro", "pounds": "pound-sterling"}
+_FUNCTION_LETTERS = ("f", "g", "h", "F", "G", "H")  # before a bracket; x(x+1) is a product
 _PAIRS = {"lfloor": ("floor", "rfloor"), "lceil": ("ceil", "rceil")}
 
 
-def read(text: str) -> Node:
-    """The tree of an answer: one item, or a list of several. Raises Unreadable."""
-    reader = _Reader(tokens(text))
-    node = reader.items()
-    if not reader.done():
-        raise Unreadable(reader.peek())
-    return node
+class Formulas(Cursor):
+    """The rules of arithmetic. `items` and `item` read a list and an entry of one, in brackets too."""
 
+    items: Callable[[], Node]
+    item: Callable[[], Node]
 
-class _Reader(Cursor):
     def __init__(self, given: list[Token]):
         super().__init__(given)
         self.depth = self.bars = 0
+        self.label = -1  # the place of a letter that is a function because "=" follows its bracket: P(x) = ...
 
     def inside(self, rule: Callable[[], Node]) -> Node:
         """What a rule reads, one level deeper; bars outside do not close it."""
@@ -44,95 +37,6 @@ class _Reader(Cursor):
         node = rule()
         self.bars, self.depth = bars, self.depth - 1
         return node
-
-    # ---------------------------------------------------------------- lists, relations
-
-    def items(self) -> Node:
-        out = [self.item()]
-        while self.accept(",", ";"):
-            self.accept(",")  # "2, and 3": one separator
-            out.append(self.item())
-        return out[0] if len(out) == 1 else Node("list", tuple(out))
-
-    def item(self) -> Node:
-        """A formula, or several with relations between them."""
-        nodes, signs = [self.operand()], []
-        while sign := self.accept(*RELATIONS):
-            signs.append(sign)
-            nodes.append(self.operand())
-        return Node("relation", (tuple(signs), *nodes)) if signs else nodes[0]
-
-    def operand(self) -> Node:
-        """A formula with its unit. Of a number in degrees or with a currency before it, that is the unit."""
-        negative = self.peek() == "-" and self.token(1).text in _CURRENCIES
-        if negative:
-            self.at += 1
-        money = self.accept(*_CURRENCIES)
-        node = self.union()
-        return self.with_unit(Node("neg", (node,)) if negative else node, _CURRENCIES[money] if money else "")
-
-    def with_unit(self, node: Node, unit: str) -> Node:
-        sign = node.kind == "neg"
-        inner = node.parts[0] if sign else node
-        if inner.kind == "deg":
-            unit, inner = "degree", inner.parts[0]
-        if self.accept("%"):
-            unit = "percent"
-        words = self.unit_words()
-        if not words and not unit:
-            return node
-        factor, more, _ = units.canonical(words)
-        if node.kind in ("word", "list"):
-            raise Unreadable("words")
-        if unit == "degree" and more in ("C", "F"):
-            more = f"degree {more}"
-        elif unit and more and more != unit:
-            raise Unreadable("two units")
-        if factor != 1:  # "x million" and "0 million" say nothing that we know
-            if inner.kind != "number" or inner.parts[0] == 0:
-                raise Unreadable("a multiple of no number")
-            inner = Node("mul", (inner, number(factor)))
-        inner = Node("neg", (inner,)) if sign else inner
-        unit = more or unit
-        return Node("unit", (inner, unit)) if unit else inner
-
-    def unit_words(self) -> str:
-        """Words, their powers and slashes after a formula: "cm ^2", "miles / hour"; after degrees also C and F."""
-        out: list[str] = []
-        while True:
-            token = self.token()
-            if token.kind == "word":
-                out.append(token.text)
-                self.at += 1
-            elif out and self.peek() == "/" and self.token(1).kind == "word":
-                out.append("/")
-                self.at += 1
-            elif out and self.peek() == "^":
-                self.at += 1
-                braced = self.accept("{")
-                power = self.token()
-                if power.kind != "number":
-                    raise Unreadable("a unit's power")
-                self.at += 1
-                if braced:
-                    self.expect("}")
-                out[-1] += f"^{power.value}"
-            elif token.kind == "name" and token.text in "CF" and self.tokens[self.at - 1].text == "degree":
-                out.append(token.text)
-                self.at += 1
-            else:
-                return " ".join(out)
-
-    def union(self) -> Node:
-        nodes = [self.sum()]
-        while True:
-            if self.accept("cup"):
-                nodes.append(self.sum())
-            elif self.accept("setminus"):
-                left = nodes[0] if len(nodes) == 1 else Node("union", tuple(nodes))
-                nodes = [Node("without", (left, self.sum()))]
-            else:
-                return nodes[0] if len(nodes) == 1 else Node("union", tuple(nodes))
 
     def sum(self) -> Node:
         sign = self.accept("+", "-", "pm", "mp")
@@ -170,7 +74,11 @@ class _Reader(Cursor):
         if token.kind == "command":
             known = SYMBOLS | {"frac", "binom", "sqrt", "surd", "cbrt", "lfloor", "lceil", "langle", *FUNCTIONS}
             return text in known
-        return token.kind in ("name", "begin") or text in ("(", "[", "{", "\\{")
+        if token.text in ("C", "F") and self.tokens[self.at - 1].text == "degree":
+            return False
+        if text == "{":  # 5{1} looks like 51
+            return self.token(1).kind != "number"
+        return token.kind in ("name", "begin") or text in ("(", "[", "\\{")
 
     def factor(self) -> Node:
         base = self.mixed() if self.token().kind == "number" else self.atom()
@@ -230,7 +138,7 @@ class _Reader(Cursor):
 
     def atom(self) -> Node:
         token, text = self.token(), self.peek()
-        if token.kind in ("name", "based", "word"):
+        if token.kind in ("name", "based", "word", "run"):
             if token.kind == "word" and self.at and self.tokens[self.at - 1].kind != "op":
                 raise Unreadable("a word")
             self.at += 1
@@ -252,14 +160,25 @@ class _Reader(Cursor):
 
     def subscripted(self, token: Token) -> Node:
         """A symbol with its subscript and primes as one name."""
-        name = token.text
-        if token.kind in ("word", "based"):
+        name, labels = token.text, self.at - 1 == self.label
+        if token.kind in ("word", "based", "run"):
             return Node(token.kind, (name,))
         if self.accept("_"):
             name += "_" + self.subscript()
         while self.accept("'"):
             name += "'"
+        if labels or token.text in _FUNCTION_LETTERS:
+            if [self.token(i).text for i in range(6)] == ["^", "{", "-", "1", "}", "("]:
+                self.at, name = self.at + 5, f"{name}^-1"
+            if self.peek() == "(":
+                return self.applied(name)
         return Node("name", (name,))
+
+    def applied(self, name: str) -> Node:
+        """f(x), f(1, 2): a function that is not known of its arguments."""
+        inside = self.inside(self.brackets)
+        arguments = inside.parts[2:] if inside.kind == "sequence" else (inside,)
+        return Node("apply", (name, *arguments))
 
     def subscript(self) -> str:
         if not self.accept("{"):
@@ -278,6 +197,8 @@ class _Reader(Cursor):
     def group(self) -> Node:
         self.expect("{")
         node = self.inside(self.item)
+        if self.accept("over"):
+            node = Node("div", (node, self.inside(self.item)))
         self.expect("}")
         return node
 
@@ -354,6 +275,10 @@ class _Reader(Cursor):
 
     def brackets(self) -> Node:
         """(x), a group; (1, 2) and [1, 2), sequences; {1, 2}, a set; |_x_|."""
+        if self.peek() == "{" and "over" in [self.token(i).text for i in range(2, 4)]:  # {3 \\over 4}
+            return self.group()
+        if self.peek() == self.token(1).text == "[":
+            return self.rows()
         opening = self.expect("(", "[", "langle", "{", "\\{", *_PAIRS)
         if opening in _PAIRS:
             name, closing = _PAIRS[opening]
@@ -377,6 +302,22 @@ class _Reader(Cursor):
         if closing != _CLOSING[opening][0]:
             raise Unreadable("brackets that do not match")
         return node
+
+    def rows(self) -> Node:
+        """[[1, 2], [3, 4]], a matrix."""
+        rows: list[tuple[Node, ...]] = []
+        self.expect("[")
+        while True:
+            self.expect("[")
+            row = self.items()
+            self.expect("]")
+            rows.append(row.parts if row.kind == "list" else (row,))
+            if not self.accept(","):
+                break
+        self.expect("]")
+        if len({len(row) for row in rows}) > 1:
+            raise Unreadable("a matrix")
+        return Node("matrix", ("matrix", *rows))
 
     def matrix(self) -> Node:
         self.at += 1

@@ -28,7 +28,7 @@ from rl_likelihood.grading.text import exact_match, multiple_choice, numeric_mat
 if TYPE_CHECKING:  # workers import this module, and shapes imports jax
     from rl_likelihood.shapes import Example, Tags
 
-VERSION = 3  # of the rules: kept evaluation records of an older one are graded anew
+VERSION = 4  # of the rules: kept evaluation records of an older one are graded anew
 
 __all__ = [
     "GRADERS",
@@ -99,8 +99,8 @@ GRADERS: dict[str, Grader] = {
     ),
     "prefix": Grader(prefix_match, "the beginning of the reference, up to the end of one of its words"),
     "countdown": Grader(countdown, "an expression of exactly the given numbers that has the target's value"),
-    "multiple_choice": Grader(multiple_choice, "the same option: B, (B), option 2, the answer is B"),
-    "telemath": Grader(telemath, "a number within 1 % or 0.01 of the reference"),
+    "multiple_choice": Grader(multiple_choice, "the same option: B, (B), option 2, the answer is B; read to the end"),
+    "telemath": Grader(telemath, "a number that differs by at most 1 % of the larger, or 0.01"),
     "tool_call": Grader(tool_call, "the same calls in the same order: names and all arguments"),
     "bfcl": Grader(bfcl, "calls that the Berkeley leaderboard's rule of possible answers allows", reads="check"),
     "code_output": Grader(code_output_outcome, "the same value as a Python literal", quick=code_output_quick),

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import re
+from fractions import Fraction
 
 from rl_likelihood.grading import values
-from rl_likelihood.grading.compare import same
-from rl_likelihood.grading.formula import read
+from rl_likelihood.grading.compare import plain, same
+from rl_likelihood.grading.names import without_names
 from rl_likelihood.grading.notation import latex, without_markdown
+from rl_likelihood.grading.statements import read
 from rl_likelihood.grading.text import exact_match, last_boxed
 from rl_likelihood.grading.tokens import Unreadable, tokens
 from rl_likelihood.grading.tree import Node
@@ -22,6 +24,7 @@ _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
 _DOLLARS = re.compile(r"(?<!\\)(?:\$\$?|\\[()\[\]])")
 _WHOLE = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox|mathrm|mathbf|boldsymbol|bm)\s*\{([^{}]*)\}")
+_WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
 _WORDS_ONLY = re.compile(r"[A-Za-z\s.,;:'-]*[A-Za-z][A-Za-z\s.,;:'-]*")
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore|we|get|have|obtain|find|that|the|final|correct|required|desired|total|answer|value|"
@@ -31,6 +34,7 @@ _LEAD = re.compile(
 _LEADS_ON = re.compile(
     r"(?:\b(?:is|are|get|have|equals|equal to|obtain|find|answer|solutions?)|[:=])[\s,]*$", re.IGNORECASE
 )
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*)\}(?=\s*\S)")
 _TEN_TO = re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*(?:\^|\*\*))")  # 1.2 x 10^5: an x for the sign of a product
 _OTHER = r"\b(?!(?:and|or)\b)[A-Za-z]"
 _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
@@ -46,15 +50,22 @@ def _core(text: str) -> str:
     for _ in range(4):  # **$\text{5}$.**
         before = text
         text = _without_end(without_markdown(text).strip())
-        lead = _LEAD.match(text)
-        if lead is not None and _LEADS_ON.search(lead[0]):
-            text = text[lead.end() :]
+        text = _without_lead(text)
         text = _without_end(_formulas(text).strip())
         whole = _WHOLE.fullmatch(text)
-        text = whole[1].strip() if whole is not None else text
+        text = whole[1].strip() if whole is not None and not _WORD.fullmatch(text) else text
         if text == before:
             break
     return text
+
+
+def _without_lead(text: str) -> str:
+    r"""Without the words that lead to an answer: The answer is 5, \text{So } x = 5."""
+    said = _TEXT.match(text)
+    if said is not None:
+        return text[said.end() :] if _LEAD.fullmatch(said[1].strip() + " ") else text
+    lead = _LEAD.match(text)
+    return text[lead.end() :] if lead is not None and _LEADS_ON.search(lead[0]) else text
 
 
 def _without_end(text: str) -> str:
@@ -109,7 +120,7 @@ def math_outcome(reference: str, answer: str | None) -> bool | None:
     if _spelling(goal) == _spelling(given):
         return True
     if _is_prose(goal) or _is_prose(given):
-        return False
+        return _is_prose(goal) and _is_prose(given) and plain(goal) == plain(given)
     try:
         goal_tree, given_tree = _read(goal), _read(given)
         return goal_tree is not None and given_tree is not None and same(goal_tree, given_tree)
@@ -130,10 +141,11 @@ def math_match(reference: str, answer: str | None) -> bool:
 
 
 def telemath(reference: str, answer: str | None) -> bool:
-    """TeleMath's rule: within 1 % of the reference or within 0.01 of it; as text where one is not a number.
+    """TeleMath's rule: the two differ by at most 1 % of the larger, or by 0.01; as text where one is not a number.
 
     The last box counts, or everything without one; a leading colon and trailing dots and slashes are dropped. Numbers
-    are whatever formula has a real value: 2.5e-3, 2.5\\times10^{-3}, \\frac{1}{400}.
+    are whatever formula has a real value: 2.5e-3, 2.5\\times10^{-3}, \\frac{1}{400}; a known unit after it and a name
+    before it (250 MHz, x = 250) are dropped, as `math` does.
     """
     if answer is None:
         return False
@@ -149,10 +161,21 @@ def _tidy(text: str) -> str:
     return (text if boxed is None else boxed).strip().rstrip("./ ").lstrip(": ")
 
 
+_ABOUT = re.compile(r"\\approx(?![A-Za-z])|~(?=\s*[0-9])")
+_SOME = Node("number", (Fraction(0),))
+
+
 def _float(text: str) -> float | None:
-    node = _read(_core(text)) if len(text) <= 100 else None
+    text = latex(text)
+    node = _read(_core(_ABOUT.sub("=", text))) if len(text) <= 100 else None
     if node is None:
         return None
+    _, node = without_names(_SOME, node)
+    if node.kind == "unit":
+        node, unit, known = node.parts
+        if not known or unit == "percent":
+            return None
+    node = node.parts[0] if node.kind == "measure" else node
     try:
         return values.real(node)
     except Unreadable:

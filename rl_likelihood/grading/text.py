@@ -119,21 +119,27 @@ def last_boxed(text: str) -> str | None:
 
 _KIND = r"(?:answer|option|choice|selection)"
 _LEAD = (
-    r"(?:(?:so|thus|hence|therefore|,)\s*)*"
-    rf"(?P<lead>(?:(?:the|my)\s+)?(?:(?:correct|final|best|right|appropriate|only|most\s+likely)\s+)*{_KIND}\s*"
+    r"(?:(?:so|thus|hence|therefore|clearly|i\s+(?:think|believe)\s+(?:that\s+)?(?=it|the)|,)\s*)*"
+    rf"(?:(?:(?:the|my)\s+)?(?:(?:correct|final|best|right|appropriate|only|most\s+likely)\s+)*{_KIND}\s*"
     r"(?:is|would\s+be|should\s+be|must\s+be)?\b\s*(?:therefore|thus|clearly)?\s*[:=]?\s*"
     r"|it(?:'s|\s+is)\s+|(?:i\s+(?:would\s+)?)?(?:choose|select|pick|go\s+with)\s+(?:the\s+)?)?"
 )
 _CHOICE = re.compile(
-    _LEAD + r"(?:"
-    r"[(\[]?(?:option|choice|answer)\s*[(\[]?(?P<number>[0-9]{1,2}|[a-z])(?![0-9a-z])"  # option 2, choice B
-    r"|[(\[<](?P<bracketed>[a-z])[)\]>]"  # (B), (B) text
-    r"|(?P<letter>[a-z])(?:\s*$|\s*\n|[.:)\]]|\s+[-\u2013\u2014]\s"  # B, B., B: text, B - text, not "B text"
-    r"|,?\s+(?:because|since|as)\b|\s+is\s+(?:the\s+)?(?:right|correct|true|best|answer)\b"
-    r"|(?(lead)(?-i:(?<=[B-HJ-Z])\s|,)|(?!)))"  # the answer is B which ...
+    _LEAD + r"""["']?(?:"""
+    r"[(\[]?(?:option|choice|answer)\s*[(\[]?(?P<number>[0-9]{1,2}|[a-z])(?![0-9a-z])[)\]]*"  # option 2, choice B
+    r"|[(\[<](?P<bracketed>[a-z])[)\]>]"  # (B)
+    r"|(?P<letter>[a-z])(?![0-9a-z])"  # B
     r")",
     re.IGNORECASE | re.ASCII,
 )
+# What may follow: the end; that it is right; a reason; the option's own text.
+_RIGHT = r"(?:\s+is\s+(?:the\s+)?(?:right|correct|true|best|answer)(?:\s+(?:answer|option|choice|one))?)"
+_END = re.compile(rf"{_RIGHT}?[\s.!;,)\]\"']*$", re.ASCII)
+_REASON = re.compile(
+    rf"{_RIGHT}?(?:[.,;:]|\s)\s*(?:because|since|as|so|which\s+is|explanation|reason)\b|{_RIGHT}[.,;:]\s",
+    re.I | re.ASCII,
+)
+_OPTION_TEXT = re.compile(r"(?:[.:)\]]+|\s+[-\u2013\u2014]|(?<=[)\]>]))\s+(?P<text>\S.*)", re.DOTALL)
 # An option after the first: (C), option C, answer: C, and C), C. or C: after a stop, a comma, "or" or "and".
 _ANOTHER = re.compile(
     r"(?:(?<![0-9A-Za-z])[(\[](?P<bracketed>[A-Za-z])[)\]]"
@@ -141,6 +147,13 @@ _ANOTHER = re.compile(
     r"|(?i:\banswer\s*(?:is\b|:)\s*)(?P<lead>[A-Z])(?![0-9A-Za-z])"
     r"|(?:[:;,/&)\]\n]|\.\s|(?<!\s[A-Z])\.|(?i:\bor\b|\band\b))\s*"
     r"(?P<letter>[A-Z])(?:[.:)\]](?![0-9A-Za-z])|\s*$|\s*\n))",
+    re.ASCII,
+)
+# In a reason, each letter alone; in an option's text, one that is no article and in no formula: F = ma, 25 C.
+_ANY_LETTER = re.compile(r"(?:(?<![0-9A-Za-z])([A-Z])(?![0-9A-Za-z'])|\b(?:option|choice)\s*([0-9]{1,2}))", re.ASCII)
+_LETTER_IN_TEXT = re.compile(
+    r"(?<![0-9A-Za-z=+*/^_-])(?<![0-9]\s)(?:([B-HJ])|(A)(?!\s+(?!is\b|and\b|or\b)[a-z]))(?![0-9A-Za-z'=+*/^_.-]|\s*[=+*/^<>])"
+    r"|(?<![0-9A-Za-z])([B-HJ])\.(?![0-9A-Za-z])",
     re.ASCII,
 )
 # The text of an option that names others: both (A) and (B), neither A nor B, all of the above, A and C.
@@ -154,35 +167,55 @@ _COMBINED = re.compile(
 _FONTS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|boldsymbol|bm)\s*\{([^{}]*)\}")
 _SPACES = re.compile(r"\\[,;: !]|\\q?quad|~|\\[()]")
 _EMPHASIS = re.compile(r"[*_`]+")
-_CHOICE_HEAD = 200  # characters; the choice comes first
+_LONGEST_CHOICE = 2_000  # characters; longer texts name no choice
 
 
-def choice(text: str) -> int | None:
+def choice(text: str, own: str | None = "") -> int | None:
     r"""The number (from 1; A = 1) of the option that a text names in its last \boxed{}, or else at its start; or None.
 
-    Known: B, b, (B), [B], B., B) text, B: text, **B**, \text{B}, option 2, Option 2: text, choice B, B because,
-    B is right, each with "the (correct) answer is", "the right option is", "I choose" before it or not. Not a choice: a
-    bare number, a letter that begins a sentence ("A cat"), or a text that goes on to name another option within its
-    first 200 characters; an option that is made of others, "(D) Both (A) and (B)", is that option.
+    Known: B, b, (B), [B], B., **B**, \text{B}, option 2, choice B, "B"; with a reason (B because ...) or that it is
+    right after it, and with "the (correct) answer is", "the right option is", "I choose", "clearly" before it. The
+    option's own text may follow (B. Text): it is `own`, or begins with no small letter; with `own` None it is any.
+    Not a choice: a bare number, a letter that begins a sentence ("A cat", "(B) is wrong"), a text that goes on to name
+    another option; an option that is made of others, "(D) Both (A) and (B)", is that option.
     """
-    boxed = last_boxed(text)
-    head = latex((text if boxed is None else boxed).strip()[:_CHOICE_HEAD])
-    head = head.replace(r"\left", "").replace(r"\right", "")
-    for _ in range(2):
-        head = _FONTS.sub(r"\1", head)
-    head = _EMPHASIS.sub("", _SPACES.sub(" ", head)).replace("$", "").strip("#\"'{} \n")
+    head = _head(text)
     m = _CHOICE.match(head)
     if m is None:
         return None
     number = _place(m["number"] or m["bracketed"] or m["letter"])
-    start = max(m.end(name) for name in ("number", "bracketed", "letter"))
-    combined = _COMBINED.match(head, start)
-    if combined is not None:
-        start = combined.end()
-    for other in _ANOTHER.finditer(head, start):
-        if _place(other["bracketed"] or other["number"] or other["lead"] or other["letter"]) != number:
-            return None
+    combined = _COMBINED.match(head, m.end())
+    start = m.end() if combined is None else combined.end()
+    said = _own_text(head)
+    if said and (own is None or said.casefold() == own.casefold()):
+        return number or None
+    described = bool(said) and not said[0].islower()
+    if not (described or _END.match(head, start) or _REASON.match(head, start)):
+        return None
+    kinds = (_ANOTHER, _LETTER_IN_TEXT) if described else (_ANY_LETTER,)
+    others = (other for kind in kinds for other in kind.finditer(head, start))
+    if any(_place(next(filter(None, other.groups()))) != number for other in others):
+        return None
     return number or None  # option 0 is none
+
+
+def _head(text: str) -> str:
+    """The answer without fonts and marks; nothing of one that is too long."""
+    boxed = last_boxed(text)
+    text = (text if boxed is None else boxed).strip()
+    if len(text) > _LONGEST_CHOICE:
+        return ""
+    head = latex(text.replace("\u3002", ".")).replace(r"\left", "").replace(r"\right", "")
+    for _ in range(2):
+        head = _FONTS.sub(r"\1", head)
+    return _EMPHASIS.sub("", _SPACES.sub(" ", head)).replace("$", "").strip("#{} \n")
+
+
+def _own_text(head: str) -> str:
+    """The text of the option after its letter: of "B. 5G core" 5G core."""
+    m = _CHOICE.match(head)
+    own = None if m is None else _OPTION_TEXT.match(head, m.end())
+    return "" if own is None else own["text"].strip(" .")
 
 
 def _place(name: str) -> int:
@@ -193,8 +226,8 @@ def multiple_choice(reference: str, answer: str | None) -> bool:
     """The same option (see `choice`); as text (`exact_match`) where the reference names no option."""
     if answer is None:
         return False
-    right = choice(reference)
-    return exact_match(reference, answer) if right is None else choice(answer) == right
+    right = choice(reference, own=None)
+    return exact_match(reference, answer) if right is None else choice(answer, _own_text(_head(reference))) == right
 
 
 def prefix_match(reference: str, answer: str | None) -> bool:

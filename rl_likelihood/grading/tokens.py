@@ -18,7 +18,8 @@ class Unreadable(Exception):
 
 
 class Token(NamedTuple):
-    """`kind`: number, name (one symbol), word, command, begin, end, op. `text`: one spelling of it."""
+    """`kind`: number, name (one symbol), run (letters alone: a word or a product), word, command, begin, end, op.
+    `text`: one spelling of it."""
 
     kind: str
     text: str
@@ -33,18 +34,19 @@ _PLAIN = {
 }  # fmt: skip
 FUNCTIONS = (
     "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "ln", "lg", "log",
-    "exp", "abs", "max", "min", "gcd", "lcm",
+    "exp", "abs", "floor", "ceil", "max", "min", "gcd", "lcm",
 )  # fmt: skip
 _GREEK = (
     "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "pi", "rho", "sigma", "tau", "phi", "omega",
 )  # fmt: skip
 _PLAIN |= {name: name for name in (*FUNCTIONS, *_GREEK)}
-SYMBOLS = {
-    "pi", "infty", "emptyset", "ldots", "reals", "imath", "angle", "triangle",
-    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa",
-    "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "ell",
-    "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar",
+_LETTERS = {
+    "pi", "imath", "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta",
+    "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi",
+    "omega", "ell", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar",
 }  # fmt: skip
+SYMBOLS = {*_LETTERS, "infty", "emptyset", "ldots", "reals", "angle", "triangle"}
+_DECORATED = ("mathbf", "boldsymbol", "bm", "vec", "hat", "mathcal", "overrightarrow", "overline")
 _SAME = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "bar": "overline",
     "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=", "geqslant": ">=", "ne": "!=", "neq": "!=",
@@ -56,7 +58,7 @@ _SAME = {
 _IGNORED = {
     "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
     "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "enspace",
-    "thickspace", "negthinspace", "middle",
+    "thickspace", "negthinspace", "middle", "underline", "bf", "rm", "it",
 }  # fmt: skip
 _TEXTS = ("text", "textbf", "textit", "textrm", "textnormal", "textsf", "mbox", "hbox")
 # Where letters of another shape are the same letters; \mathbf{i} stays, a vector's name.
@@ -77,7 +79,7 @@ _REPEAT = re.compile(
 _ELLIPSIS = re.compile(r"\s*(?:\.\.\.|\\[lc]?dots(?![A-Za-z]))")
 _CYCLE = re.compile(r"(?P<block>[0-9]{1,12}?)(?P=block)+$")
 _EXPONENT = re.compile(r"[eE](?P<power>[-+]?[0-9]{1,4})(?![0-9A-Za-z])")
-_BASE = re.compile(r"\s*_\s*(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
+_BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
 
 _SCANNER = re.compile(
     r"(?P<row>\\\\(?:\[[0-9.]+(?:pt|em|ex|mm|cm)\])?|\\cr(?![A-Za-z])|\\tabularnewline)"
@@ -90,6 +92,7 @@ _SCANNER = re.compile(
     r"|\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))(?P<degree>)"
     r"|\\(?P<command>[A-Za-z]+)"
     r"|\\(?P<escaped>[{}$%&#|])"
+    r"|(?P<clock>[ap]\.\s?m(?![A-Za-z])\.?)"
     r"|(?P<run>[A-Za-z]+)"
     r"|(?P<op>\*\*|<=|>=|!=|=|[-+*/^_(){}\[\]|,;:<>!&%'$])"
 )
@@ -118,7 +121,16 @@ def tokens(text: str) -> list[Token]:
             _bracket(new[0].text, out, brackets)
             out += [new[0]._replace(spaced=spaced), *new[1:]]
             spaced = False
+            if m["run"] in UNITS and new[0].kind == "word" and re.match(r"\.(?:\s*[A-Za-z]|$)", text[at:]):
+                at += 1  # sq. in.
     return out
+
+
+def is_variable(name: str) -> bool:
+    """A letter, with a mark, subscript or primes or not: what can stand for a number. Infinity and R cannot."""
+    mark, _, letters = name.partition(" ")
+    bare = name.partition("_")[0].rstrip("'")
+    return (mark in _DECORATED and bool(letters)) or bare in _LETTERS or (len(bare) == 1 and bare.isalpha())
 
 
 def _bracket(text: str, before: list[Token], brackets: list[bool]) -> None:
@@ -193,6 +205,8 @@ def _token(m: re.Match[str]) -> list[Token]:
             return []
         name = _SAME.get(m["command"], m["command"])
         return [Token("command" if name.isalpha() else "op", name)]
+    if m["clock"]:
+        return [Token("word", m["clock"].replace(" ", "").lower())]
     if m["escaped"]:
         return [
             Token("op", m["escaped"] if m["escaped"] in "%$" else "||" if m["escaped"] == "|" else "\\" + m["escaped"])
@@ -203,7 +217,9 @@ def _token(m: re.Match[str]) -> list[Token]:
 def words(text: str) -> list[Token]:
     """The content of \\text{}: one token of kind word; nothing for white space alone."""
     text = " ".join(text.replace("~", " ").replace("\\ ", " ").split())
-    if text.strip(" .") in ("and", "or", ", and", ", or", ",and", ",or", "and ", ","):
+    if text.strip(" .,") in ("and", "or"):
+        return [Token("op", text.strip(" .,"))]
+    if text == ",":
         return [Token("op", ",")]
     return [Token("word", text)] if text else []
 
@@ -225,7 +241,7 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
     """A run of letters: a function or constant, a conjunction, a unit, a word, or a product of single symbols."""
     run, text = m["run"], m.string
     if run in ("and", "or"):
-        return [Token("op", ",")]
+        return [Token("op", run)]
     if run == "U" and before and before[-1].text in (")", "]", r"\}"):  # (-1,0) U (2,3)
         return [Token("command", "cup")]
     if run == "in" and before and before[-1].kind == "name" and spaced:  # x in [0, 1]
@@ -238,9 +254,11 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
     if run in UNITS and measured:
         return [Token("word", run)]
     after = text[m.end() :].lstrip()[:1]
-    alone = (not before or before[-1].text == ",") and after in ("", ",", ";")
-    phrase = not before or before[-1].text == "," or before[-1].kind == "word" or spaced
-    if alone or (len(run) > 3 and phrase and after not in ("^", "_", "*", "/", "+", "-", "(")):
+    begins = not before or before[-1].text in (",", "and", "or")
+    phrase = begins or before[-1].kind == "word" or spaced
+    if begins and after in ("", ",", ";"):
+        return [Token("run", run)]
+    if len(run) > 3 and phrase and after not in ("^", "_", "*", "/", "+", "-", "("):
         return [Token("word", run)]
     if len(run) > 3:  # 3sinx, pir
         return [_piece(piece) for piece in _SPLIT.findall(run)]

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
-from rl_likelihood.grading.tokens import Unreadable
+from rl_likelihood.grading.tokens import Unreadable, is_variable
 
 LONGEST_PRODUCT = 200  # factors
 
 
 class Node(NamedTuple):
-    """A tree. Kinds: number, name, word, based, add, mul, div, pow, neg, pm, call, deg, sequence, set, list, matrix,
-    union, without, relation, unit. `parts` are nodes, except for names: see the functions that make them."""
+    """A tree. Kinds: number, name, word, run, based, add, mul, div, pow, neg, pm, call, apply, deg, sequence, set,
+    list, or, and, matrix, union, without, relation, unit, measure. `parts` are nodes, except for names: see the
+    functions that make them."""
 
     kind: str
     parts: tuple = ()
@@ -40,10 +41,12 @@ CONSTANTS = ("pi", "e", "i", "imath")
 
 
 def symbols(node: Node) -> frozenset[str]:
-    """The names in a formula that are no constants."""
+    """The letters in a formula that may stand for any number, and the functions that are not known."""
+    inside = frozenset().union(*map(symbols, parts_of(node)))
     if node.kind == "name":
-        return frozenset() if node.parts[0] in CONSTANTS else frozenset(node.parts)
-    return frozenset().union(*map(symbols, parts_of(node)))
+        name = node.parts[0]
+        return frozenset({name} if is_variable(name) and name not in CONSTANTS else ())
+    return inside | {node.parts[0]} if node.kind == "apply" else inside
 
 
 def signed(sign: str, node: Node) -> Node:

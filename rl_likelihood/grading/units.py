@@ -1,118 +1,91 @@
-"""Words that may follow a number: units, and those that change its value (million)."""
+"""Units after a number, and words that change its value (million): a small grammar, read whole or unknown.
+
+[scale ...] [square | cubic] unit [^2 | squared] [(per | /) unit [^2]] ...     million square cm per second
+"""
 
 from __future__ import annotations
 
-# One line a unit: the name that it gets, then its other spellings. Plurals are made of the first two.
-_LINES = """
-m meter metre
-cm centimeter centimetre
-mm millimeter millimetre
-km kilometer kilometre kms
-inch in
-foot feet ft
-yard yd yds
-mile mi
-g gram gm gms
-kg kilogram kgs
-mg milligram
-ton tonne
-lb pound lbs
-oz ounce
-L liter litre
-mL milliliter millilitre ml
-gallon gal
-quart qt
-pint pt
-cup
-s second sec secs
-ms millisecond
-minute min mins
-h hour hr hrs
-day
-week
-month
-year yr yrs
-mph
-kph kmh
-degree deg degs
-radian rad rads
-percent pct
-dollar USD
-cent
-euro EUR
-pound-sterling GBP
-N newton
-J joule
-kJ kilojoule
-W watt
-kW kilowatt
-V volt
-A ampere amp
-ohm
-Hz hertz
-kHz
-MHz
-GHz
-K kelvin
-Pa pascal
-kPa
-mol mole
-unit
-C
-F
-am a.m. AM A.M. a.m
-pm p.m. PM P.M. p.m
+import dataclasses
+
+# The name that a unit gets, then its other spellings. Plurals are made of all that are words.
+_NAMES = """
+m meter metre; cm centimeter centimetre; mm millimeter millimetre; km kilometer kilometre kms; nm nanometer;
+inch in; foot feet ft; yard yd yds; mile mi; acre; hectare ha; g gram gm gms; kg kilogram kgs; mg milligram;
+ton tonne; lb pound lbs; oz ounce; L liter litre; mL milliliter millilitre ml; gallon gal; quart qt; pint pt;
+cup; s second sec secs; ms millisecond; minute min mins; h hour hr hrs; day; week; month; year yr yrs; decade;
+century; mph; kph kmh; rpm; degree deg degs; radian rad rads; percent pct; dollar USD buck;
+cent penny pennies pence; euro EUR; pound-sterling GBP; N newton; J joule; kJ kilojoule; W watt; kW kilowatt;
+MW megawatt; mW milliwatt; V volt; A ampere amp; ohm; F farad; Hz hertz; kHz kilohertz; MHz megahertz;
+GHz gigahertz; dB decibel; dBm; dBi; bps; kbps Kbps; Mbps; Gbps; bit; kbit; Mbit; Gbit; byte; kB KB; MB; GB;
+Erlang erlang; packet; symbol; sample; K kelvin; Pa pascal; kPa; mol mole; unit; C Celsius; Fahrenheit;
+am a.m. AM A.M. a.m; pm p.m. PM P.M. p.m
 """
+_COMPOUND = {"mph": "mile / h", "kph": "km / h"}
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_ONE_LETTER_ONLY_IN_TEXT = 2  # a shorter run of letters is a unit inside of \text{} alone
+_BEFORE = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
+_AFTER = {"squared": "^2", "cubed": "^3", "^2": "^2", "^3": "^3"}
+_OF_TEMPERATURE = {"C": "C", "F": "F", "Fahrenheit": "F"}
+
+
+def _plural(name: str) -> str:
+    if name.endswith("y") and name[-2] not in "aeiou":
+        return f"{name[:-1]}ies"
+    return f"{name}es" if name.endswith(("ch", "sh", "s", "x", "z")) else f"{name}s"
 
 
 def _table() -> dict[str, str]:
     table: dict[str, str] = {}
-    for line in _LINES.split("\n"):
-        names = line.split()
+    for names in map(str.split, _NAMES.split(";")):
         for name in names:
             table[name] = names[0]
-        for name in names[:3]:
-            if len(name) > 2 and name.isalpha():
-                table[f"{name}s"] = table[f"{name.capitalize()}s"] = table[name.capitalize()] = names[0]
+            if len(name) > 2 and name.isalpha() and name[1:].islower():
+                for word in (name, _plural(name)):
+                    table[word] = table[word.capitalize()] = names[0]
     return table
 
 
 _CANONICAL = _table()
-# What a bare run of letters after a number may be.
-UNITS = {name for name in (*_CANONICAL, *SCALES) if len(name) >= _ONE_LETTER_ONLY_IN_TEXT}
-KNOWN = frozenset(_CANONICAL.values())
-_POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cu": "3", "cubed": "3"}
-_NOTHING = {"of", "the"}
+# What a bare run of letters after a number may be. A single letter is a unit in \\text{}, or with a power or a slash.
+UNITS = {name for name in (*_CANONICAL, *SCALES, *_BEFORE, *_AFTER, "per") if len(name) > 1 and name.isalpha()}
+LETTERS = {name for name in _CANONICAL if len(name) == 1}
 
 
-def canonical(words: str) -> tuple[int, str, bool]:
-    """(factor, one spelling, whether all of it is known) of the words, powers and slashes after a number.
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What words after a number say: a factor, one spelling of the unit ("" for none), whether all of it is known."""
 
-    "million square centimeters" is (1000000, "cm^2", True); "ways" is (1, "ways", False).
-    """
-    factor, out, power, known = 1, [], "", True
-    for word in words.replace("/", " / ").replace("^", " ^").split():
-        bare = word.strip(".,") if word not in _CANONICAL else word
-        if bare in SCALES and not out:
-            factor *= SCALES[bare]
-        elif bare in _POWERS:
-            if out and bare in ("squared", "cubed"):
-                out[-1] += f"^{_POWERS[bare]}"
-            else:
-                power = _POWERS[bare]
-        elif bare.startswith("^"):
-            if not out:
-                return factor, words, False
-            out[-1] += bare
-        elif bare in ("/", "per", "an", "a") and out:
-            if out[-1] != "/":
-                out.append("/")
-        elif bare and bare not in _NOTHING:
-            unit = _CANONICAL.get(bare)
-            known = known and unit is not None
-            out.append((unit or bare) + (f"^{power}" if power else ""))
-            power = ""
-    text = " ".join(out)
-    return factor, text, known and not power and (not out or out[-1] != "/")
+    factor: int
+    unit: str
+    known: bool = True
+
+
+def canonical(words: str) -> Measure:
+    """The unit that words, their powers and slashes spell: "million square centimeters" is 1000000, "cm^2"."""
+    left = words.replace("/", " / ").replace("^", " ^").split()
+    left = [word if word in _CANONICAL else word.strip(".,") for word in left]
+    factor = 1
+    while left and left[0] in SCALES:
+        factor *= SCALES[left.pop(0)]
+    unit, left = _unit(left)
+    out = [unit]
+    while unit and len(left) > 1 and left[0] in ("per", "/", "an", "a"):
+        unit, left = _unit(left[1:])
+        out.append(unit)
+    if left:  # unknown words, as they stand
+        return Measure(factor, " ".join(words.split()), known=False)
+    return Measure(factor, " / ".join(_COMPOUND.get(u, u) for u in out), known=out == [""] or all(out))
+
+
+def _unit(words: list[str]) -> tuple[str, list[str]]:
+    """The unit at the start of some words, "" for none, and the words after it."""
+    power = _BEFORE.get(words[0], "") if words else ""
+    rest = words[1:] if power else words
+    name = _CANONICAL.get(rest[0]) if rest else None
+    if name is None:
+        return "", words
+    rest = rest[1:]
+    if name == "degree" and rest and _CANONICAL.get(rest[0]) in _OF_TEMPERATURE:
+        name, rest = f"degree {_OF_TEMPERATURE[_CANONICAL[rest[0]]]}", rest[1:]
+    if rest and rest[0] in _AFTER and not power:
+        power, rest = _AFTER[rest[0]], rest[1:]
+    return name + power, rest

@@ -14,10 +14,11 @@ from fractions import Fraction
 
 import mpmath
 
-from rl_likelihood.grading.tokens import Unreadable
-from rl_likelihood.grading.tree import CONSTANTS, Node, symbols
+from rl_likelihood.grading.tokens import Unreadable, is_variable
+from rl_likelihood.grading.tree import CONSTANTS, Node, parts_of, symbols
 
 POINTS = 4
+_MORE_POINTS = 2  # for formulas with steps: floor(x/2) and floor(x/3) are equal at most small points
 _BITS = 60_000  # of the largest rational
 _MAGNITUDE = 200_000  # the largest binary exponent
 _LARGEST_FACTORIAL = 3_000
@@ -48,7 +49,7 @@ def _point(name: str, k: int) -> Fraction:
     value = Fraction(1 + int.from_bytes(digest[:4], "big") % 9_999_991, 1_000_003)
     if k == 1 or (k == 2 and digest[5] % 2):
         return -value
-    return value / 11 if k == 3 else value
+    return {3: value / 11, 4: value * 1009, 5: -value * 211}.get(k, value)
 
 
 # ---------------------------------------------------------------------------------------------- rationals
@@ -71,7 +72,18 @@ def _not_rational(node: Node, k: int) -> Fraction:
 def _name(node: Node, k: int) -> Fraction:
     if node.parts[0] in CONSTANTS:
         raise _Irrational
+    if not is_variable(node.parts[0]):
+        raise Unreadable(node.parts[0])
     return _point(node.parts[0], k)
+
+
+def _applied(node: Node, k: int) -> Fraction:
+    """f(2), of a function that is not known: some number, the same for the same argument."""
+    name, *arguments = node.parts
+    try:
+        return _point(f"{name}({','.join(str(rational(a, k)) for a in arguments)})", k)
+    except _Irrational:
+        raise Unreadable("an unknown function of an irrational number") from None
 
 
 def _product(node: Node, k: int) -> Fraction:
@@ -164,6 +176,7 @@ def _only(node: Node, k: int) -> Fraction:
 _RATIONAL: dict[str, Callable[[Node, int], Fraction]] = {
     "number": lambda node, k: node.parts[0],
     "name": _name,
+    "apply": _applied,
     "add": _sum,
     "mul": _product,
     "div": _quotient,
@@ -280,7 +293,7 @@ def same_value(a: Node, b: Node) -> bool:
     if a == b:
         return True
     names = symbols(a) | symbols(b)
-    points = range(POINTS if names else 1)
+    points = range(POINTS + _MORE_POINTS * (_has_steps(a) or _has_steps(b)) if names else 1)
     try:
         pairs = [_exact_pair(a, b, k) for k in points]
         pairs = [pair for pair in pairs if pair is not None]
@@ -289,16 +302,28 @@ def same_value(a: Node, b: Node) -> bool:
         return _same_digits(a, b, points)
 
 
+def _has_steps(node: Node) -> bool:
+    return node.parts[:1] in (("floor",), ("ceil",)) or any(map(_has_steps, parts_of(node)))
+
+
+def exact(node: Node) -> Fraction | None:
+    """The value of a formula without symbols as a rational; None where it has none, or none that is surely one."""
+    try:
+        return None if symbols(node) else rational(node)
+    except (_Irrational, Undefined, Unreadable):
+        return None
+
+
 def _exact_pair(a: Node, b: Node, k: int) -> tuple[Fraction | None, Fraction | None] | None:
     """Both values at a point; None, not both, where it has none. None alone where neither has."""
 
-    def exact(node: Node) -> Fraction | None:
+    def value(node: Node) -> Fraction | None:
         try:
             return rational(node, k)
         except Undefined:
             return None
 
-    pair = exact(a), exact(b)
+    pair = value(a), value(b)
     return None if pair == (None, None) else pair
 
 

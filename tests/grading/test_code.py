@@ -40,6 +40,11 @@ CALL = '{"name": "set_plan", "arguments": {"line": "L1", "gb": 2, "auto": true, 
         (CALL[:-1] + ', "parameters": {}}', False),
         (CALL.replace('"gb": 2', '"gb": 1, "gb": 2'), False),
         (json.dumps({"function": json.loads(CALL), "arguments": {"line": "L9"}}), False),
+        (CALL[:-1] + ', "function": "erase"}', False),
+        (CALL[:-1] + ', "function": {"name": "erase", "arguments": {}}}', False),
+        (CALL[:-1] + ', "type": "erase"}', False),
+        (CALL[:-1] + ', "id": {"name": "erase"}}', False),
+        (CALL[:-1] + ', "type": "function", "id": "1"}', True),
         ('{"name": "set_plan"}', False),
         ('{"name": "set_plan", "arguments": {}}', False),
         (f"[{CALL}, {CALL}]", False),
@@ -58,6 +63,14 @@ CALL = '{"name": "set_plan", "arguments": {"line": "L1", "gb": 2, "auto": true, 
 )
 def test_tool_call(answer, right):
     assert tool_call(CALL, answer) is right
+
+
+@pytest.mark.parametrize(
+    "number, other", [("1e400", "1e500"), ("-1e400", "-1e999"), ("1e-400", "0"), ("1e-400", "1e-500")]
+)
+def test_numbers_out_of_range_are_no_call(number, other):
+    reference, answer = ('{"name": "f", "arguments": {"x": ' + n + "}}" for n in (number, other))
+    assert not tool_call(reference, answer) and not tool_call(answer, reference)
 
 
 def test_calls_have_an_order_and_missing_arguments_are_none():
@@ -100,6 +113,15 @@ def test_deep_json_is_only_wrong():
         ("'ab'", "`'ab'`", True),
         ("[3]", "f(1, 2) == [3]", True),
         ("[3]", "assert f(1, 2) == [3]", True),
+        ("[3]", "f('a', x=[1]) == [3]", True),
+        *[("[3]", text, False) for text in (
+            "not f(1) == [3]", '"x" == [3]', "[9]; f() == [3]", "[4] != [3] == [3]", "assert not f(1) == [3]",
+            "g(1) == [3]", "f == [3]", "f(f(1)) == [3]", "f(1).x == [3]", "lambda: f(1) == [3]", "x = f(1) == [3]",
+            "return f(1) == [3]", "f(1) == [3] # not", "[3] # wrong", "f(1) == [4] == [3]", "f(1) == [3] or True",
+            "assert f(1) == [3], 'no'",
+        )],
+        ("'#'", "'#'  ", True),
+        ("'#'", '"#"', True),
         ("'a == b'", "'a == b'", True),
         ("'a == b'", '"a == b"', True),
         ("None", " None", True),
@@ -119,7 +141,7 @@ def test_deep_json_is_only_wrong():
         ("object at 0", "object at 0 ", True),  # not a literal: text
         ("object at 0", "5", False),
     ],
-)
+)  # fmt: skip
 def test_code_output(reference, answer, right):
     assert code_output(reference, answer) is right
     assert code_output_outcome(reference, answer) is right

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 
 import pytest
 
 from rl_likelihood.grading import units
-from rl_likelihood.grading.formula import read
 from rl_likelihood.grading.notation import latex, without_markdown
+from rl_likelihood.grading.statements import read
 from rl_likelihood.grading.tokens import Unreadable, tokens
 from rl_likelihood.grading.tree import Node, call, number
 from rl_likelihood.grading.values import proportional, real, same_value
@@ -30,7 +31,14 @@ X, Y = Node("name", ("x",)), Node("name", ("y",))
         (r"\{x\}", Node("set", (X,))),
         (r"\sqrt x", call("root", X, number(2))),
         (r"x = y", Node("relation", (("=",), X, Y))),
-        (r"2\text{ cm}", Node("unit", (number(2), "cm"))),
+        (r"2\text{ cm}", Node("unit", (number(2), "cm", True))),
+        (r"2\text{ ways}", Node("unit", (number(2), "ways", False))),
+        ("2 m/s", Node("measure", (number(2), "m / s", read("2(m)/s")))),
+        ("f(x)", Node("apply", ("f", X))),
+        ("x(y)", Node("mul", (X, Y))),
+        ("x < 1 or x > 2", Node("or", (read("x < 1"), read("x > 2")))),
+        ("x = 1 or x = 2", Node("list", (read("x = 1"), read("x = 2")))),
+        ("xyz", Node("run", ("xyz",))),
         (r"\frac12", Node("div", (number(1), number(2)))),
         (r"\begin{pmatrix}x&y\end{pmatrix}", Node("matrix", ("matrix", (X, Y)))),
         ("2 1/2", number(Fraction(5, 2))),
@@ -45,6 +53,7 @@ def test_read(text, node):
     ["", "x +", "+", "(x", "x)", "[x)", r"\foo", "x y z $", "1 2", "x = ", "5 cm cm 3", r"\frac{1}", r"\|x\|", "x^",
      "x_",     "x^{2}^{3}", "5!!", "5.", "1.2.3", r"\sqrt[3", "a @ b", "{",
      r"\begin{pmatrix}1", r"\begin{pmatrix}1&2\\3\end{pmatrix}",
+     "5{1}", "{5}{1}", "x<1 and x>2 or x>3", "[[1],[2,3]]",
      r"\{x | x > 0\}", "0.12...", "5 % %", r"x million", "word word = 3 ."],
 )  # fmt: skip
 def test_what_is_not_read_whole_is_refused(text):
@@ -82,10 +91,14 @@ def test_markdown(text, bare):
     "words, found",
     [("cm", (1, "cm", True)), ("square centimeters", (1, "cm^2", True)), ("cm ^2", (1, "cm^2", True)),
      ("million", (10**6, "", True)), ("million dollars", (10**6, "dollar", True)), ("ways", (1, "ways", False)),
-     ("miles per hour", (1, "mile / h", True)), ("square", (1, "", False)), ("a.m.", (1, "am", True))],
+     ("miles per hour", (1, "mile / h", True)), ("mph", (1, "mile / h", True)), ("square", (1, "square", False)),
+     ("a.m.", (1, "am", True)), ("inches", (1, "inch", True)), ("centuries", (1, "century", True)),
+     ("Celsius", (1, "C", True)), ("degrees Celsius", (1, "degree C", True)), ("m / s ^2", (1, "m / s^2", True)),
+     ("cm cm", (1, "cm cm", False)), ("cm per", (1, "cm per", False)), ("per hour", (1, "per hour", False)),
+     ("squared", (1, "squared", False)), ("square cm squared", (1, "square cm squared", False))],
 )  # fmt: skip
 def test_units(words, found):
-    assert units.canonical(words) == found
+    assert dataclasses.astuple(units.canonical(words)) == found
 
 
 def test_values_are_equal_exactly():

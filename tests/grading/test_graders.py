@@ -205,8 +205,11 @@ def test_a_hostile_reference_is_only_compared(name):
 @pytest.mark.parametrize(
     "text, number",
     [
-        ("B", 2), ("b", 2), ("(B)", 2), ("(b) text", 2), ("[C]", 3), ("B.", 2), ("B. 5G core", 2), ("B) 5G core", 2),
-        ("B: 5G core", 2), ("B - 5G core", 2), ("**B**", 2), ("**B.** text", 2), ("`B`", 2), ("\\boxed{B}", 2),
+        ("B", 2), ("b", 2), ("(B)", 2), ("(b) Text", 2),
+        ("(b) text", None), ("[C]", 3), ("B.", 2), ("B. 5G core", 2), ("B) 5G core", 2),
+        ("B: 5G core", 2), ("B - 5G core", 2), ("**B**", 2), ("**B.** Text", 2),
+        ("B!", 2), ("B;", 2), ('The answer is "B"', 2), ("I think it is B", 2),
+        ("Clearly, B", 2), ("B\u3002", 2), ("`B`", 2), ("\\boxed{B}", 2),
         ("$\\boxed{\\text{B}}$", 2), ("\\text{(B)}.", 2), ("option 2", 2), ("Option 2: 5G core", 2), ("OPTION 2.", 2),
         ("(option 2)", 2), ("option B", 2), ("choice c", 3), ("option 12", 12), ("Answer: B", 2),
         ("answer is (D)", 4),
@@ -237,14 +240,25 @@ def test_a_hostile_reference_is_only_compared(name):
         ("not C", None), ("The answer is not C", None), ("The incorrect option is C", None),
         ("C or D is right", None),
         ("**B** is right", 2), ("B because it is", 2), ("B, since it is", 2), ("B is the answer.", 2), ("__B__", 2),
-        ("B. USB type C.", 2), ("B: packet(s) of f(x), U.S. rules", 2), ("(B) is right, so (B)", 2),
-        ("b. i.e. this", 2), ("A.B.C.D.", None), ("Answer: A. B. C. D.", None), ("Answer: A.B.C.", None),
+        ("B. USB type C.", None),
+        ("B: Packet(s) of f(x), U.S. rules", 2), ("B. 25 C and F = ma", 2), ("B. A cat", 2),
+        ("(B) is right, so (B)", 2),
+        ("b. i.e. this", None), ("A.B.C.D.", None), ("Answer: A. B. C. D.", None), ("Answer: A.B.C.", None),
         ("(A) or (B)", None), ("A. B. C. D.", None), ("(A)(B)(C)(D)", None), ("B) and C)", None),
         ("A\nB\nC\nD", None),
         ("option 1, option 2", None), ("Answer: A. Answer: B", None), ("(A), (B), (C)", None), ("**A** **B**", None),
         ("\\boxed{(A) or (B)}", None), ("A) or B", None), ("A: x; B: y", None), ("option A or option B", None),
         ("B or C", None), ("A cat", None), ("I think B", None), ("Beta", None), ("2", None), ("", None), ("BB", None),
         ("option", None), ("option 0", None), ("option 123", None), ("optional", None), ("(B", None), ("B, C", None),
+        *[(text, None) for text in (
+            "Option B is wrong", "Option B is incorrect, C is right", "(B) is wrong", "(B) is false",
+            "B because C is right", "B\n\nActually C", "B is wrong", "B. is wrong", "B: wrong",
+            "B. No. C is right", "B. No. A is right",
+            "B - C",
+            "B is right? No", "B is right, no C", "B is correct because C", "option 2 or 3", "option 2.5", "option 2/3",
+            "I choose B not", "I pick B over C", "it is B or", "B as in C", "B. I mean C", "B. Rather than C", "(B) A",
+            "B because " + "it is " * 100 + "C",
+        )],
         ("\u0412", None), ("B2", None), ("the answer is", None), ("\\boxed{A} \\boxed{B", None),
     ],
 )  # fmt: skip
@@ -261,6 +275,10 @@ def test_multiple_choice():
         "(D) Both A and B", "D"
     )
     assert not multiple_choice("(D) Both (A) and (B)", "A") and not multiple_choice("A", "(D) Both (A) and (B)")
+    assert multiple_choice("option 2: packet (C) core", "B. packet (C) core.") and multiple_choice(
+        "(b) text", "b) text"
+    )
+    assert not multiple_choice("option 2: packet core", "B. packets") and not multiple_choice("B", "B. packets")
     assert not multiple_choice("option 2: 5G core", "5G core")  # the choice is asked for, not the text
     assert not multiple_choice("B", "not B")
     assert not multiple_choice("B", None)

@@ -52,6 +52,7 @@ TABLE = [
     (INTEGRAL, "C + x*x", True),
     (INTEGRAL, "x**2 + sin(x) - sin(x) + C", True),
     (INTEGRAL, "x**3 + C", False),
+    *[(INTEGRAL, text, False) for text in ("x**2 + oo", "x**2 + y", "x**2 + C!", "x**2 + E", "x**2 + k")],
     (INTEGRAL, "x is x^2, and so on", False),
     (TEXT, "b a", True),
     (TEXT, "a b", False),
@@ -159,9 +160,9 @@ def test_a_rule_that_cannot_read_the_answer_says_wrong_and_one_that_breaks_down_
     e = asked("prime_factorization")
     assert gym_outcome(e.check, "hello") is False  # it raises ValueError
     broken = pack("prime_factorization", {}, {"question": "?", "answer": "two", "metadata": {}})
-    assert gym_outcome(broken, "2 x 2") is None
-    assert gym_outcome(pack("no_such_set", {}, {"answer": "1"}), "2") is None
-    assert gym_outcome(pack("leg_counting", {"bad": 1}, {"answer": "1"}), "2") is None
+    assert gym_outcome(broken, "2 × 2") is None and gym_outcome(broken, "2 x 2") is False
+    assert gym_outcome(pack("no_such_set", {}, {"answer": "1"}), "1.0") is None
+    assert gym_outcome(pack("leg_counting", {"bad": 1}, {"answer": "1"}), "1.0") is None
 
 
 @pytest.mark.parametrize(
@@ -202,6 +203,58 @@ def test_rules_that_do_not_test_the_question_are_replaced(reference, answer, rig
     assert gym_match(reference, answer) is right
 
 
+def item(dataset: str, answer: str, **metadata) -> str:
+    return pack(dataset, {}, {"question": "?", "answer": answer, "metadata": metadata})
+
+
+GSM = item("gsm_symbolic", "405")
+BACKWARD = item("spell_backward", "olleh")
+FRACTION = item("fraction_simplification", "$\\frac{3}{4}$",
+                simplified_numerator=3, simplified_denominator=4, numerator=6, denominator=8)  # fmt: skip
+ROWS = item("survo", "1 2\n3 4", board_size=2, solution=[[1, 2], [3, 4]])
+KAKURASU = item("kakurasu", "1 0\n0 1", row_sums=[1, 2], col_sums=[1, 2], n_rows=2, n_cols=2)
+KNIGHTS = item("knights_knaves", "Zoey is a hero, and Aria is a villain.")
+PRIMES = item("prime_factorization", "3 × 5")
+ROOTS = item("polynomial_equations", "-0.5, 1.5")
+LOCK = asked("quantum_lock").check
+
+
+@pytest.mark.parametrize(
+    "reference, answer, right",
+    [
+        *[(GSM, text, True) for text in ("405", "405.0", " 405 ")],
+        *[(GSM, text, False) for text in ("-405", "not 405", "405 or 7", "405\n1090", "$405 - 1", "x = 405")],
+        *[(BACKWARD, text, True) for text in ("olleh", "OLLEH")],
+        *[(BACKWARD, text, False) for text in ("olleh or 7", "olleh olleh", "not olleh", "olleh0", "o l l e h")],
+        *[(FRACTION, text, True) for text in ("$\\frac{3}{4}$", "$\\frac{ 3 }{ 4 }$")],
+        *[(FRACTION, text, False) for text in ("$\\frac{3}{4}$ or 7", "$\\frac{3}{4}$ $\\frac{1}{4}$",
+                                              "-$\\frac{3}{4}$")],
+        *[(ROWS, text, True) for text in ("1 2\n3 4", "1  2 \n3 4\n")],
+        *[(ROWS, text, False) for text in ("not 1 2\n3 4", "1 2\n3 4 or 7", "-1 2\n3 4")],
+        *[(KAKURASU, text, True) for text in ("1 0\n0 1", "1  0\n0 1\n")],
+        *[(KAKURASU, text, False) for text in ("-1 0\n0 1", "not 1 0\n0 1", "1 0\n0 1 or 7", "1 1\n0 1")],
+        *[(KNIGHTS, text, True) for text in (
+            "Aria is a villain, and Zoey is a hero.", "Zoey is a hero, Aria is a villain",
+        )],
+        *[(KNIGHTS, text, False) for text in (
+            "not Zoey is a hero, and Aria is a villain.", "Zoey is a hero, and Aria is a villain, or not",
+            "Zoey is a hero, and Aria is not a villain.",
+            "Zoey is a hero, and Aria is a villain, and Zoey is a villain",
+        )],
+        *[(PRIMES, text, True) for text in ("5 × 3", "3×5")],
+        *[(PRIMES, text, False) for text in ("3 × 5 × ", "3 × 5 or 7", "-3 × -5", "15", "3 × 5 × 1")],
+        *[(ROOTS, text, True) for text in ("1.5, -0.5", "-0.50,1.5")],
+        *[(ROOTS, text, False) for text in ("-0.5, 1.5, x", "not -0.5, 1.5", "-0.5", "-0.5, 1.5, 1.5", "0.5, 1.5")],
+        *[(LOCK, change(asked("quantum_lock").answer), False) for change in (
+            "not {}".format, "not A → {}".format, "{} or 7".format, "{}...C0".format, "{} → C".format,
+        )],
+        (LOCK, asked("quantum_lock").answer.replace("→", "->"), True),
+    ],
+)  # fmt: skip
+def test_a_rule_is_asked_only_about_what_it_reads_whole(reference, answer, right):
+    assert gym_match(reference, answer) is right
+
+
 def test_one_wrong_cell_of_a_hundred_is_wrong():
     e = asked("game_of_life")
     grid = e.answer.replace("0", "2", 1)
@@ -212,8 +265,8 @@ def test_one_wrong_cell_of_a_hundred_is_wrong():
 
 def test_in_the_pool_a_formula_without_end_is_a_counted_failure():
     with Pool(workers=1, deadline=3.0) as pool:
-        answers = ["(19 - 9) + 3", "9**9**9**9", "19 - 9", None]
-        assert pool.grade("reasoning_gym", [COUNTDOWN] * 4, answers) == [True, None, False, False]
+        answers = ["C + x*x", "9**9**9**9", "x**3", None]
+        assert pool.grade("reasoning_gym", [INTEGRAL] * 4, answers) == [True, None, False, False]
         assert pool.failures == 1
 
 

@@ -1,0 +1,80 @@
+"""Statements about one variable as intervals: 2 < x <= 3, x < 1 or x > 2, x > 0 and x < 1, x != 3."""
+
+from __future__ import annotations
+
+from rl_likelihood.grading.tree import Node, symbols
+
+FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+_INFINITY = Node("name", ("infty",))
+_MINUS_INFINITY = Node("neg", (_INFINITY,))
+_REALS = (Node("name", ("reals",)), Node("name", ("mathbb R",)))
+
+
+def region(node: Node) -> tuple[str, Node]:
+    """(variable, interval or union of intervals) of a statement about one variable; ("", node) of all else."""
+    if node in _REALS:
+        return "", _interval("(", _MINUS_INFINITY, _INFINITY, ")")
+    if node.kind == "without" and node.parts[0] in _REALS and node.parts[1].kind == "set":
+        return "", _except(node.parts[1].parts[0]) if len(node.parts[1].parts) == 1 else node
+    found = ("", node)
+    if node.kind == "relation" and node.parts[0] == ("in",) and node.parts[1].kind == "name":
+        return (node.parts[1].parts[0], node.parts[2]) if node.parts[2].kind in ("sequence", "union") else found
+    if node.kind == "relation":
+        found = _relation(node)
+    elif node.kind in ("or", "and"):
+        regions = [region(part) for part in node.parts]
+        if len({variable for variable, _ in regions}) == 1 and regions[0][0]:
+            parts = [part for _, part in regions]
+            both = _union(parts) if node.kind == "or" else _both(parts)
+            found = (regions[0][0], both) if both is not None else found
+    return found
+
+
+def _interval(opening: str, low: Node, high: Node, closing: str) -> Node:
+    return Node("sequence", (opening, closing, low, high))
+
+
+def _except(value: Node) -> Node:
+    parts = _interval("(", _MINUS_INFINITY, value, ")"), _interval("(", value, _INFINITY, ")")
+    return Node("union", parts)
+
+
+def _union(parts: list[Node]) -> Node | None:
+    if all(part.kind == "sequence" for part in parts):
+        return Node("union", tuple(parts))
+    return None
+
+
+def _both(parts: list[Node]) -> Node | None:
+    """x > 0 and x < 1: of one lower and one upper bound the interval between them."""
+    if len(parts) != 2 or any(part.kind != "sequence" for part in parts):
+        return None
+    low, high = parts if parts[0].parts[3] == _INFINITY else parts[::-1]
+    if low.parts[3] != _INFINITY or high.parts[2] != _MINUS_INFINITY:
+        return None
+    return _interval(low.parts[0], low.parts[2], high.parts[3], high.parts[1])
+
+
+def _relation(node: Node) -> tuple[str, Node]:
+    signs, *sides = node.parts
+    if set(signs) <= {">", ">="}:
+        signs, sides = tuple(FLIPPED[s] for s in reversed(signs)), sides[::-1]
+    middle = [i for i, side in enumerate(sides) if side.kind == "name" and symbols(side)]
+    if len(sides) == 3 and 1 in middle:
+        middle = [1]  # a < x < b
+    if len(middle) != 1 or not (set(signs) <= {"<", "<="} or signs == ("!=",)):
+        return "", node
+    at = middle[0]
+    variable, others = sides[at].parts[0], [side for i, side in enumerate(sides) if i != at]
+    if any(variable in symbols(side) for side in others):
+        return "", node
+    if signs == ("!=",):
+        return variable, _except(others[0])
+    shut = [sign == "<=" for sign in signs]
+    if len(sides) == 2 and at == 0:
+        return variable, _interval("(", _MINUS_INFINITY, others[0], "]" if shut[0] else ")")
+    if len(sides) == 2:
+        return variable, _interval("[" if shut[0] else "(", others[0], _INFINITY, ")")
+    if len(sides) == 3 and at == 1:
+        return variable, _interval("[" if shut[0] else "(", *others, "]" if shut[1] else ")")
+    return "", node

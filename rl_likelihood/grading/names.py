@@ -1,0 +1,111 @@
+"""What stands before "=" in an answer, x = 5, f(x) = 5, AB = 5, area = 5, and the value without it.
+
+Known names are letters, unknown functions of something, segments and angles (capitals), and words of `_WORDS`. An
+answer, not a reference, may also name a sum or quotient of such: a + b = 10. Everything else says something of its own.
+"""
+
+from __future__ import annotations
+
+from rl_likelihood.grading.tokens import is_variable
+from rl_likelihood.grading.tree import Node, symbols
+
+_WORDS = """
+a an the of is are final correct required desired total answer value result solution solutions expression area perimeter
+volume surface length width height depth base side radius diameter circumference angle degree measure slope distance
+speed time rate cost price amount number count probability sum product difference quotient remainder ratio fraction
+median mean average mode range minimum maximum variance domain age weight mass
+"""
+_KNOWN = frozenset(_WORDS.split())
+
+
+def without_names(reference: Node, answer: Node) -> tuple[Node, Node]:
+    """Both without the "x =" that only one of them has."""
+    if not _relations(answer):
+        return _value(reference, answers=False), answer
+    if not _relations(reference):
+        return reference, _value(answer, answers=True)
+    return reference, answer
+
+
+def _relations(node: Node) -> bool:
+    return node.kind in ("relation", "or", "and") or (node.kind == "list" and any(map(_relations, node.parts)))
+
+
+def _value(node: Node, answers: bool) -> Node:
+    """What x = 5 or a list of such says; of different names, x = 1, y = 2, the tuple in the order of the alphabet."""
+    if node.kind != "list":
+        return _said(node) if _names(node, answers) is not None else node
+    first, *others = node.parts
+    if not any(map(_relations, others)) and _names(first, answers) is not None:  # x = 1, 2
+        return Node("set", (_said(first), *others))
+    names = [_names(part, answers) for part in node.parts]
+    if None in names:
+        return node
+    values = tuple(map(_said, node.parts))
+    if len(set(names)) == 1:  # x = 1 or x = 2
+        return Node("set", values)
+    if len(set(names)) < len(names) or any(value.kind in ("list", "sequence") for value in values):
+        return node
+    values = tuple(value for _, value in sorted(zip(names, values, strict=True)))
+    if len({name.partition("_")[0] for name in names}) == 1:  # x_1 = 1, x_2 = 2
+        return Node("list", values)
+    return Node("sequence", ("(", ")", *values))
+
+
+def _said(node: Node) -> Node:
+    """The value: what follows "=", or stands before it in 5 = x."""
+    _, left, right = node.parts
+    return left if right.kind == "name" and left.kind not in ("word", "run") and not symbols(left) else right
+
+
+def _names(node: Node, answers: bool) -> str | None:
+    """The name of x = 5 or of x in [1, 2], which does not occur in its value."""
+    if node.kind != "relation" or node.parts[0] not in (("=",), ("in",)):
+        return None
+    value = _said(node)
+    label = node.parts[1] if value is node.parts[2] else node.parts[2]  # 5 = x
+    known = _is_name(label, answers) or (answers and _is_sum(label))
+    if node.parts[0] == ("in",) and value.kind not in ("sequence", "set", "union", "without"):
+        return None
+    if not known or (label.kind != "apply" and symbols(label) & symbols(value)):
+        return None
+    return label.parts[0] if label.kind == "name" else repr(label)
+
+
+def _is_name(node: Node, answers: bool) -> bool:
+    """x, x_1, f(x), (x, y), AB, angle ABC, |AB|, the area."""
+    match node.kind:
+        case "name":
+            return is_variable(node.parts[0])
+        case "apply":
+            return all(part.kind in ("name", "number") for part in node.parts[1:])
+        case "word":
+            return set(node.parts[0].lower().split()) <= _KNOWN
+        case "sequence":
+            names = [part.parts[0] for part in node.parts[2:] if part.kind == "name" and is_variable(part.parts[0])]
+            if answers and names != sorted(names):  # (y, x) = (1, 2)
+                return False
+            return node.parts[:2] == ("(", ")") and len(set(names)) == len(node.parts) - 2
+        case "mul":
+            return _is_figure(node.parts)
+        case "call":
+            return node.parts[0] == "abs" and node.parts[1].kind == "mul" and _is_figure(node.parts[1].parts)
+    return False
+
+
+def _is_figure(factors: tuple[Node, ...]) -> bool:
+    """Two points, or an angle or a triangle and its points. NO, with an N, is a word."""
+    letters = [part.parts[0] if part.kind == "name" else "" for part in factors]
+    if letters[0] in ("angle", "triangle"):
+        return len(letters) in (2, 4) and all(len(c) == 1 and c.isupper() for c in letters[1:])
+    points = [c.rstrip("'") for c in letters]
+    return len(points) == 2 and "N" not in points and all(len(c) == 1 and c.isupper() for c in points)
+
+
+def _is_sum(node: Node) -> bool:
+    """a + b, x - y, f(1) + f(2), AB/CD: different names, two or more, and no number."""
+    if node.kind not in ("add", "div"):
+        return False
+    terms = [part.parts[0] if part.kind == "neg" else part for part in node.parts]
+    simple = all(part.kind in ("name", "apply", "mul", "call") and _is_name(part, True) for part in terms)
+    return simple and len(set(terms)) == len(terms) and node.parts[0].kind != "neg"

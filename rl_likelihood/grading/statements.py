@@ -1,0 +1,161 @@
+r"""Reads an answer as mathematics, LaTeX or plain text: all of it becomes one tree, or it is Unreadable.
+
+    \frac{3}{4}   3/4   x**2 + 1   (-\infty, 2] \cup [3, 4)   \{1 \pm \sqrt5\}   x = 3, y = 4   2 3/4   5\text{ cm}
+
+Lists, relations and units; the formulas in them are read by `formula`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rl_likelihood.grading import units
+from rl_likelihood.grading.formula import Formulas
+from rl_likelihood.grading.tokens import Token, Unreadable, tokens
+from rl_likelihood.grading.tree import Node, number
+
+RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
+_CURRENCIES = {"$": "dollar", "euro": "euro", "pounds": "pound-sterling"}
+_LETTERS_AS_UNIT = re.compile(r"[A-Za-z](?: \^ [23])?(?: / [A-Za-z]+(?: \^ [23])?)*")  # m / s ^ 2
+
+
+def read(text: str) -> Node:
+    """The tree of an answer: one item, or a list of several. Raises Unreadable."""
+    reader = _Statements(tokens(text))
+    node = reader.items()
+    if not reader.done():
+        raise Unreadable(reader.peek())
+    return node
+
+
+def _equation(node: Node) -> bool:
+    return node.kind == "relation" and node.parts[0] == ("=",)
+
+
+class _Statements(Formulas):
+    def items(self) -> Node:
+        """A list; of relations between which "and" or "or" stands, these words count: x < 2 or x > 3."""
+        out, joints = [self.item()], set()
+        while joint := self.accept(",", ";", "and", "or"):
+            joints.add(self.accept("and", "or") or joint if joint in ",;" else joint)  # "2, and 3": one separator
+            out.append(self.item())
+        if len(out) == 1:
+            return out[0]
+        joints -= {",", ";"}
+        if not joints or any(node.kind != "relation" for node in out):
+            return Node("list", tuple(out))
+        if all(map(_equation, out)) and (joints == {"and"} or len({node.parts[1] for node in out}) == 1):
+            return Node("list", tuple(out))  # x = 1 and y = 2; x = 1 or x = 2
+        if len(joints) > 1:
+            raise Unreadable("and, or")
+        return Node(joints.pop(), tuple(out))
+
+    def item(self) -> Node:
+        """A formula, or several with relations between them."""
+        if self.labels():
+            self.label = self.at
+        nodes, signs = [self.operand()], []
+        while sign := self.accept(*RELATIONS):
+            signs.append(sign)
+            nodes.append(self.operand())
+        return Node("relation", (tuple(signs), *nodes)) if signs else nodes[0]
+
+    def labels(self) -> bool:
+        """Do a letter, names or numbers in brackets, and "=" follow?"""
+        if self.token().kind != "name" or self.token(1).text != "(":
+            return False
+        ahead = 1
+        while self.token(ahead).text in ("(", ",") and self.token(ahead + 1).kind in ("name", "number"):
+            ahead += 2
+        return self.token(ahead).text == ")" and self.token(ahead + 1).text == "="
+
+    def operand(self) -> Node:
+        """A formula with its unit. Of a number in degrees or with a currency before it, that is the unit."""
+        negative = self.peek() == "-" and self.token(1).text in _CURRENCIES
+        if negative:
+            self.at += 1
+        money = self.accept(*_CURRENCIES)
+        start = self.at
+        node = self.union()
+        measure = None if money or negative else self.measure(start, node)
+        if measure is not None:
+            return measure
+        return self.with_unit(Node("neg", (node,)) if negative else node, _CURRENCIES[money] if money else "")
+
+    def measure(self, start: int, node: Node) -> Node | None:
+        """10 m/s, 10 m^2: what was read as a product, but may be a number and a unit of letters."""
+        minus = self.tokens[start : start + 1] == [Token("op", "-")]
+        first, *rest = self.tokens[start + minus : self.at] or [None]
+        if self.depth or not rest or first.kind != "number" or not rest[0].spaced or rest[0].text not in units.LETTERS:
+            return None
+        text = " ".join(token.text for token in rest if token.text not in ("{", "}"))
+        if len(rest) < 3 or _LETTERS_AS_UNIT.fullmatch(text) is None:
+            return None
+        unit = units.canonical(text.replace(" ^ ", " ^"))
+        return (
+            Node("measure", (number(-first.value if minus else first.value), unit.unit, node)) if unit.known else None
+        )
+
+    def with_unit(self, node: Node, unit: str) -> Node:
+        sign = node.kind == "neg"
+        inner = node.parts[0] if sign else node
+        if inner.kind == "deg":
+            unit, inner = "degree", inner.parts[0]
+        if self.peek() == "%" and unit:
+            raise Unreadable("two units")
+        if self.accept("%"):
+            unit = "percent"
+        elif not unit and inner.kind == "number" and self.peek() in ("euro", "pounds"):  # 5€
+            unit = _CURRENCIES[self.accept("euro", "pounds")]
+        words = self.unit_words()
+        if not words and not unit:
+            return node
+        if node.kind in ("word", "run", "list"):
+            raise Unreadable("words")
+        more = units.canonical(f"degree {words}") if unit == "degree" else units.canonical(words)
+        more = more if more.known else units.canonical(words)  # "degree Celsius"; "degrees", again
+        if unit and more.unit and more.unit.partition(" ")[0] != unit:
+            raise Unreadable("two units")
+        if more.factor != 1:  # "x million" and "0 million" say nothing that we know
+            if inner.kind != "number" or inner.parts[0] == 0:
+                raise Unreadable("a multiple of no number")
+            inner = Node("mul", (inner, number(more.factor)))
+        inner = Node("neg", (inner,)) if sign else inner
+        unit = more.unit or unit
+        return Node("unit", (inner, unit, more.known or not words)) if unit else inner
+
+    def unit_words(self) -> str:
+        """Words, their powers and slashes after a formula: "cm ^2", "miles / hour", "km / h"; after degrees C and F."""
+        out: list[str] = []
+        while True:
+            token = self.token()
+            letter = token.kind == "name" and token.text in units.LETTERS
+            if token.kind == "word" or (letter and (out[-1:] == ["/"] or self.tokens[self.at - 1].text == "degree")):
+                out.append(token.text)
+                self.at += 1
+            elif out and self.peek() == "/":
+                out.append("/")
+                self.at += 1
+            elif out and self.peek() == "^":
+                self.at += 1
+                braced = self.accept("{")
+                power = self.token()
+                if power.kind != "number":
+                    raise Unreadable("a unit's power")
+                self.at += 1
+                if braced:
+                    self.expect("}")
+                out[-1] += f"^{power.value}"
+            else:
+                return " ".join(out)
+
+    def union(self) -> Node:
+        nodes = [self.sum()]
+        while True:
+            if self.accept("cup"):
+                nodes.append(self.sum())
+            elif self.accept("setminus"):
+                left = nodes[0] if len(nodes) == 1 else Node("union", tuple(nodes))
+                nodes = [Node("without", (left, self.sum()))]
+            else:
+                return nodes[0] if len(nodes) == 1 else Node("union", tuple(nodes))
