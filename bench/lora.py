@@ -28,13 +28,18 @@ from rl_likelihood.model.lora import LoraConfig, init_adapters
 from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.tables import parse_reward
 
-KINDS = {"full": "", "lora": "float32", "lora bfloat16": "bfloat16", "lora int8": "int8"}
+KINDS = {
+    "full": LoraConfig(),
+    "lora": LoraConfig(rank=1),
+    "lora bfloat16": LoraConfig(rank=1, base_dtype="bfloat16"),
+    "lora int8": LoraConfig(rank=1, base_dtype="int8"),
+}
 
 
 def call(kind: str, case: work.Case, rank: int, kl: bool) -> Callable[[], Any]:
     """A step of this kind on a batch of random ids; it changes its own state."""
     base = work.setup(case)
-    lora = LoraConfig(rank=rank, base_dtype=KINDS[kind]) if KINDS[kind] else LoraConfig()
+    lora = dataclasses.replace(KINDS[kind], rank=rank) if KINDS[kind].rank else KINDS[kind]
     reward = RewardConfig(terms=parse_reward("math"))
     loss = LossConfig(kl="k3", kl_coef=0.04) if kl else LossConfig()
     s = dataclasses.replace(base, step=dataclasses.replace(base.step, reward=reward, loss=loss, lora=lora))

@@ -158,7 +158,6 @@ MUTANTS = [
         "model/test_attention.py",
     ),
     Mutant("model/rope.py", "smooth + (1 - smooth) / s.factor", "1 / s.factor", "model/test_decoder.py"),
-    Mutant("model/decoder.py", "jax.lax.stop_gradient((w, keys))", "(w, keys)", f"{REWARDED} -k no_trace"),
     Mutant("model/decoding.py", "<= index, (*token", "< index, (*token", "sampler/test_engine.py -k whatever"),
     # sampler
     Mutant(

@@ -333,6 +333,9 @@ def validate_judge(c: Config) -> None:
     judged = [t.name for t in reward.terms if t.reward.kind == "judge"]
     if len(judged) > 1:
         raise UserError(f"reward.name is {reward.name!r}; a run has one judge, so keep one of {judged[:2]}")
+    if judged == ["adversarial"]:
+        validate_adversarial(c)
+        return
     if judged and not j.model:
         raise UserError(f"reward.name has {judged[0]!r}, but judge.model is empty; name the model that judges")
     if j.model and not judged:
@@ -373,3 +376,18 @@ def validate_judge(c: Config) -> None:
             f"filter.resample is {c.filter.resample}, which needs the judge's numbers before the step; set "
             "judge.where to outside or filter.resample=0"
         )
+
+
+def validate_adversarial(c: Config) -> None:
+    """Refuse what does not go with a critic that is updated in the step."""
+    for name, value, only in (
+        ("judge.model", c.judge.model, ""),
+        ("sampler.max_staleness", c.sampler.max_staleness, 0),
+        ("filter.resample", c.filter.resample, 0),
+        ("filter.mode", c.filter.mode, "none"),
+        ("reward.vote_train", c.reward.vote_train, 0),
+        ("lora.rank", c.lora.rank, 0),
+        ("posterior.share", c.posterior.share, 0),
+    ):
+        if value != only:
+            raise UserError(f"{name} is {value!r}, but with reward.name=adversarial it must be {only!r}")

@@ -5,7 +5,8 @@
 
 The folder holds config.json, model.safetensors, the tokenizer with its chat template, generation_config.json with the
 ids that end a text, and export.json, which says of which run it is. Over another model it writes only with --force.
-A run with LoRA is written as one model, or with --adapters as the folder of adapters that peft loads.
+A run with LoRA is written as one model, or with --adapters as the folder of adapters that peft loads. A reward model is
+written as a sequence classifier with one label, whose logit is the score.
 --push uploads the folder to a repository of the Hugging Face Hub, private unless --public, with the token in HF_TOKEN
 or that of `hf auth login`.
 """
@@ -16,6 +17,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from safetensors import SafetensorError
@@ -23,14 +25,19 @@ from safetensors import SafetensorError
 from rl_likelihood import fields
 from rl_likelihood.cli.command import run_main
 from rl_likelihood.data.tokenizer import save_tokenizer, vocab_bytes
+from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import ModelConfig, Params, count
 from rl_likelihood.model.lora import LoraConfig
+from rl_likelihood.rollouts.local_judge import load_head, save_head
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import files
 from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS
+
+if TYPE_CHECKING:  # over a second to import
+    from transformers import PreTrainedTokenizerBase
 
 ORIGIN = "export.json"  # in an exported folder: the run that it is of
 
@@ -49,6 +56,8 @@ def export(
     if Path(out).resolve() == Path(model_path).resolve():
         raise UserError(f"--out={out} is the folder that the run started from; choose another")
     tokenizer, stop = load_tokenizer(str(model_path))
+    if "score" in params:
+        pad_unlike_the_end(tokenizer)
     vocab_bytes(tokenizer, cfg.vocab_size)  # refuses a tokenizer of another model
     generation = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -58,6 +67,25 @@ def export(
     # The weights first: they refuse a folder of other weights before anything in it is touched.
     files.save(out, cfg, params, dtype, generation)
     save_tokenizer(tokenizer, out)
+
+
+def pad_unlike_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the tokenizer a padding id that no conversation ends with: transformers scores the last id that is no
+    padding."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    end = tokenizer(tokenizer.apply_chat_template(talk, tokenize=False), add_special_tokens=False)["input_ids"][-1]
+    others = [i for i in (tokenizer.pad_token_id, *tokenizer.all_special_ids) if i not in (None, end)]
+    if others:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(others[0])
+
+
+def with_head(workdir: str, params: Params, step: int, head: ValueHead) -> Params:
+    """A reward model's parameters and its value head, as a classifier has them."""
+    if step != checkpoint.latest_step(workdir):
+        raise UserError(f"--step={step}: the value head is of the newest checkpoint only; leave --step out")
+    if head.bias != 0:
+        raise UserError(f"{workdir}: the value head has a bias, which a sequence classifier has not; train it again")
+    return {**params, "score": head.weight[None]}
 
 
 def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path) -> None:
@@ -93,7 +121,11 @@ def main() -> None:
             export_adapters(Path(flag.workdir), cfg, params, out)
             what = f"adapters of {count(params) / 1e6:.1f} M parameters"
         else:
-            export(cfg, params, tokenizer_path(Path(flag.workdir), model_path), out, flag.dtype)
+            scoring = load_head(flag.workdir)
+            tree = params if scoring is None else with_head(flag.workdir, params, step, scoring[0])
+            export(cfg, tree, tokenizer_path(Path(flag.workdir), model_path), out, flag.dtype)
+            if scoring is not None:
+                save_head(out, *scoring)  # with the spread of its scores, for our judges
             (out / ORIGIN).write_text(json.dumps({"workdir": run, "step": step, "dtype": flag.dtype}) + "\n")
             what = f"{count(params) / 1e6:.1f} M parameters, {flag.dtype}"
     except (OSError, SafetensorError) as e:

@@ -47,7 +47,7 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.signals import StopRequest
-from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim
+from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, write_config
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import load, load_model, load_tokenizer
@@ -84,8 +84,8 @@ def main() -> None:
 def best_of(c: Config, workdir: Path, many: int) -> dict[str, Any]:
     """The reward model and the grader on the best of n answers of the config's model (`preference.best_of_curve`). A
     reply without an answer is judged as an empty one; what the grader failed on is left out with its question."""
-    if c.data.source != "prepared":
-        raise UserError(f"data.source is {c.data.source!r}; --best_of asks prepared questions, so set it to prepared")
+    if c.data.source in ("files", "jsonl"):
+        raise UserError(f"data.source is {c.data.source!r}; --best_of asks questions, so set it to prepared")
     if load_head(str(workdir)) is None:
         raise UserError(f"{workdir} holds no reward model; leave --best_of out to train one")
     devices = make_devices(c)
@@ -119,6 +119,7 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False) -> dict[
         workdir.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock(workdir))
         claim(workdir, c)
+        write_config(workdir, c)
         devices = make_devices(c)
         model, params, path = load_model(c, devices.learner)
         text, eos_ids = load_tokenizer(path, c.judge.template)
@@ -196,7 +197,7 @@ def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
     rows = [Scored(r.prompt, r.answers, x, r.category, r.refers) for r, x in zip(s.heldout, scores, strict=True)]
     out = preference.summary(rows)
     spread = float(np.concatenate(scores).std())
-    save_head(s.workdir, head, spread or 1.0)
+    save_head(s.workdir, head, spread or 1.0, int(state.step))
     line = {"step": int(state.step), **out, "score_spread": spread}
     run_files.append(s.workdir / EVAL, line)
     say(

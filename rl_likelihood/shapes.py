@@ -147,7 +147,7 @@ class Compared(struct.PyTreeNode):
 
     judged: Judged
     there: Bool[Array, "P Q"]
-    margins: Float[Array, "P Q"]
+    margins: Float[Array, "P Q"] | None = None
 
     @property
     def prompt(self) -> Array:
@@ -182,6 +182,7 @@ class Batch(struct.PyTreeNode):
     shown: ShownPrompts | None = None
     alternatives: Alternatives | None = None
     judged: Judged | None = None
+    replayed: Compared | None = None
 
     @property
     def rows_alone(self) -> Batch:
@@ -193,7 +194,8 @@ class TrainState(struct.PyTreeNode):
     """All that a step changes. Random keys are folded from (root, purpose, step), never stored.
 
     `filter` is the state of the group filter (`rewards.shaping.FilterState`); `proxy` is NOVER's slow copy of the
-    policy, `reference` the moving reference of the KL term, or None.
+    policy, `reference` the moving reference of the KL term, or None; `critic` is the TrainState of an adversarial run's
+    critic, or None.
     """
 
     step: Int[Array, ""]
@@ -201,6 +203,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     filter: Any = None
     proxy: Any = None
+    critic: Any = None
     reference: Any = None
 
 

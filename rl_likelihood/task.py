@@ -33,6 +33,7 @@ from rl_likelihood.shapes import (
     Alternatives,
     Batch,
     ChainFormat,
+    Compared,
     Example,
     Judged,
     NoChainRows,
@@ -122,8 +123,7 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
     n = k * (1 + c.prompt.max_answer)
     shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)
     i, f, b = jnp.int32, jnp.float32, jnp.bool_
-    j, judged = c.judge, c.reward.judged if c.judge_in_step else None
-    read = Judged(shape(i, p, j.max_prompt), shape(i, p), shape(i, p, g, j.max_row), shape(i, p, g))
+    judged = c.reward.judged if c.judge_in_step or c.critic else None
     return Batch(
         prompt=shape(i, p, c.prompt.max_prompt),
         prompt_length=shape(i, p),
@@ -138,11 +138,19 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         baseline_logp=shape(f, p, c.prompt.max_answer) if c.reward.frozen_tokens else None,
         no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
         shown=ShownPrompts(shape(i, p, c.max_shown), shape(i, p)) if c.max_shown else None,
-        judged=read if judged else None,
+        judged=abstract_judged(c, g + (c.critic is not None)) if judged else None,
+        replayed=Compared(abstract_judged(c, 2), shape(b, p, 2)) if c.critic and c.critic.replay else None,
         alternatives=Alternatives(shape(i, p, n), shape(i, p, n), shape(b, p, n), shape(b, p, k))
         if c.reads_alternatives
         else None,
     )
+
+
+def abstract_judged(c: Config, rows: int) -> Judged:
+    """What a judge or critic in the step reads, so many rows of each prompt, as shapes."""
+    j, p = c.judge, c.train.prompts_per_step
+    dims = (p, j.max_prompt), (p,), (p, rows, j.max_row), (p, rows)
+    return Judged(*(jax.ShapeDtypeStruct(x, jnp.int32) for x in dims))
 
 
 def prompts_at_once(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +13,14 @@ from rl_likelihood.config import build
 from rl_likelihood.data.judged_text import SCORE
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.reward_model import reward_model
-from rl_likelihood.rollouts.local_judge import local_judge
+from rl_likelihood.rollouts.local_judge import HEAD, load_head, local_judge, save_head
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 from rl_likelihood.training.comparisons import load_comparisons
+from rl_likelihood.weights import files
 from tests.runs import small_config
+
+ROOT = Path(__file__).parents[1]
 
 
 def write(path, n=60, seed=0):
@@ -68,6 +74,19 @@ def test_it_trains_resumes_and_judges(tmp_path):
     scores = judge([r.prompt for r in heldout], [[(a,) for a in r.answers] for r in heldout])
     right = scores.values[:, :1] > scores.values[:, 1:]
     assert right.mean() == pytest.approx(out["pair_accuracy"], abs=1e-6)
+
+    command = [sys.executable, "-m", "rl_likelihood.export", f"--workdir={run}"]
+    done = subprocess.run([*command, f"--out={tmp_path / 'out'}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    asked = [r.prompt for r in heldout], [[(a,) for a in r.answers] for r in heldout]
+    (tmp_path / "out" / HEAD).unlink()  # then its head is the classifier's
+    exported, ours = (local_judge(str(x), SCORE, 40, 20).unscaled()(*asked).values for x in (tmp_path / "out", run))
+    np.testing.assert_allclose(exported, ours, atol=1e-5)
+    with pytest.raises(UserError, match="score.weight"):
+        files.load(tmp_path / "out")  # a policy it is not
+    save_head(run, load_head(str(run))[0], 1.0, step=2)
+    with pytest.raises(UserError, match="of step 2.*of step 4.*--evaluate"):
+        local_judge(str(run), SCORE, 40, 20)
 
 
 @pytest.mark.parametrize(

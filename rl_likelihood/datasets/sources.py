@@ -53,9 +53,9 @@ class DataConfig:
         "files: JSON lines, a JSON array, parquet, each also .gz, a folder or archive of such, or a data set of the "
         "Hugging Face hub, hf:owner/name[@revision][/folder]; prepared: the folder",
     )
-    heldout_path: str = field("", "files: the held-out rows; empty: a split of train_path, or rows of it")
-    train_split: str = field("", "prepared, and files of which several are named; empty: train")
-    heldout_split: str = field("", "the same; empty: the first of validation and test that is there")
+    heldout_path: str = field("", "files: the held-out rows; empty: a split of train_path, or else some of its rows")
+    train_split: str = field("", "which split to train on, where there are several; empty: train")
+    heldout_split: str = field("", "which split to hold out; empty: validation, or test if there is no validation")
     fast_split: str = field("", "prepared: another split for the fast evaluations during training")
     prompt_column: str = field("prompt", "files: the field with the question, or with a conversation")
     answer_column: str = field("answer", "files: the field with the reference answer, text or a number")
@@ -67,9 +67,9 @@ class DataConfig:
         "rows and at most 100; 0: none of the training rows, all of the others",
         least=-1,
     )
-    seed: int = field(0, "of the questions that a program makes", least=0)
+    seed: int = field(0, "seed of generated questions", least=0)
     documents: DocumentConfig = DocumentConfig()
-    skip_bad_rows: bool = field(False, "leave out, count and name bad rows, and training rows that are too long")
+    skip_bad_rows: bool = field(False, "leave out bad or too long rows, which are counted and named")
 
     @property
     def columns(self) -> Columns:
@@ -281,6 +281,9 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
 
 
 def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
+    if cfg.prompt_column in (cfg.answer_column, cfg.chain_column):
+        other = "answer" if cfg.prompt_column == cfg.answer_column else "chain"
+        raise UserError(f"data.prompt_column and data.{other}_column are both {cfg.prompt_column!r}; name two columns")
     located, located_held = _sides(cfg)
     rows, bad = read_rows(located, _folder(cfg.train_path), cfg.columns, cfg.skip_bad_rows)
     held_path = cfg.heldout_path or cfg.train_path
@@ -292,7 +295,8 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
     rows, shown = without(rows, worked, "a worked example")
     held, shown_held = without(held, worked, "a worked example")
     if not rows:
-        raise UserError(f"{cfg.train_path} has no usable row; give it rows with a question and an answer")
+        why = f" ({bad[0]})" if bad else ""
+        raise UserError(f"{cfg.train_path} has no usable row{why}; give it rows with a question and an answer")
 
     if located_held is not None:
         held = _first(held, max(cfg.heldout_size, 0), "heldout", held_path)
@@ -319,6 +323,11 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
 def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
     """How many of the training rows are held out."""
     size = min(100, rows // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
+    if size >= groups and cfg.heldout_size < 0:
+        raise UserError(
+            f"{cfg.train_path} has {groups} distinct question, so none is left to hold out; add rows, give "
+            "data.heldout_path, or set data.heldout_size=0"
+        )
     if size and size >= groups:
         raise UserError(
             f"data.heldout_size = {size} leaves nothing to train on: {cfg.train_path} has {groups} distinct questions "

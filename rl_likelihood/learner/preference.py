@@ -54,7 +54,7 @@ def loss(
     kind: str,
     scores: Float[AnyArray, "P Q"],
     there: Bool[AnyArray, "P Q"],
-    margins: Float[AnyArray, "P Q"],
+    margins: Float[AnyArray, "P Q"] | float,
     centre: float = 0.0,
 ) -> Float[Array, "P"]:
     """The loss of each question: `kind` of LOSSES, and `centre` times the penalty that keeps scores near 0."""

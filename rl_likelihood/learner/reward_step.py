@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from rl_likelihood.fields import field
 from rl_likelihood.learner import preference
@@ -76,7 +78,8 @@ def _loss(trainable: tuple[Params, ValueHead], model: ModelConfig, cfg: Preferen
     """Loss contribution of a micro-batch, and its sums of metrics."""
     params, head = trainable
     scores = value(params, model, head, batch.judged)
-    each = preference.loss(cfg.loss, scores, batch.there, batch.margins, cfg.centre)
+    margins = 0.0 if batch.margins is None else batch.margins
+    each = preference.loss(cfg.loss, scores, batch.there, margins, cfg.centre)
     d, pairs = preference.differences(scores, batch.there)
     won = jnp.where(pairs, (d > 0) + 0.5 * (d == 0), 0.0).sum()
     margin = jnp.where(pairs, d, 0.0).sum()
@@ -111,33 +114,52 @@ def gradients(
     return grads, jax.tree.map(lambda x: x.sum(0), sums)
 
 
+def update(
+    state: TrainState,
+    model: ModelConfig,
+    cfg: PreferenceConfig,
+    optimizers: Optimizers,
+    parts: Sequence[tuple[Compared, float]],
+    size: int,
+) -> tuple[TrainState, list[dict[str, Array]]]:
+    """The state after one update on the weighted sum of the parts' mean losses, and each part's metrics."""
+    trained, total, outs = state.opt_state, None, []
+    for batch, weight in parts:
+        grads, sums = gradients((state.params, trained.head), model, cfg, batch, size)
+        weighted = jax.tree.map(lambda x, w=weight: w * x, grads)
+        total = weighted if total is None else jax.tree.map(jnp.add, total, weighted)
+        pairs, rows = jnp.maximum(sums["pairs"], 1), jnp.maximum(sums["rows"], 1)
+        outs.append(
+            {
+                "loss/preference": sums["loss"],
+                "preference/accuracy": sums["won"] / pairs,
+                "preference/margin": sums["margin"] / pairs,
+                "preference/score_rms": jnp.sqrt(sums["squares"] / rows),
+            }
+        )
+    grads, of_head = total
+    # Differences of scores have no bias. Its gradient is rounding, which Adam would make as large as any.
+    of_head = of_head._replace(bias=jnp.zeros_like(of_head.bias))
+    outs[0]["grad/norm"] = optax.tree.norm((grads, of_head))
+    updates, decoder = optimizers.decoder.update(grads, trained.of_decoder, state.params)
+    head_updates, head = optimizers.head.update(of_head, trained.of_head, trained.head)
+    return state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=Trained(optax.apply_updates(trained.head, head_updates), decoder, head),
+    ), outs
+
+
 def make_reward_step(
     model: ModelConfig, cfg: PreferenceConfig, optimizers: Optimizers, mesh: Mesh, batch: Compared, size: int = 0
 ):
     """The jitted step(state, batch) -> (state, metrics). `state` is donated."""
 
     def step(state: TrainState, batch: Compared):
-        trained = state.opt_state
-        (grads, of_head), sums = gradients((state.params, trained.head), model, cfg, batch, size)
-        # Differences of scores have no bias. Its gradient is rounding, which Adam would make as large as any.
-        of_head = of_head._replace(bias=jnp.zeros_like(of_head.bias))
-        updates, decoder = optimizers.decoder.update(grads, trained.of_decoder, state.params)
-        head_updates, head = optimizers.head.update(of_head, trained.of_head, trained.head)
-        pairs, rows = jnp.maximum(sums["pairs"], 1), jnp.maximum(sums["rows"], 1)
-        out = {
-            "loss/preference": sums["loss"],
-            "preference/accuracy": sums["won"] / pairs,
-            "preference/margin": sums["margin"] / pairs,
-            "preference/score_rms": jnp.sqrt(sums["squares"] / rows),
-            "grad/norm": optax.tree.norm((grads, of_head)),
-        }
-        return state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            opt_state=Trained(optax.apply_updates(trained.head, head_updates), decoder, head),
-        ), out
+        state, (out,) = update(state, model, cfg, optimizers, [(batch, 1.0)], size)
+        return state, out
 
-    state = jax.eval_shape(lambda p: init_state(p, model.width, optimizers), _shapes(model))
+    state = jax.eval_shape(lambda p: init_state(p, model.width, optimizers), param_shapes(model))
     at, everywhere = shardings(mesh, model, optimizers, state), replicated(mesh)
     return jax.jit(
         step,
@@ -148,6 +170,6 @@ def make_reward_step(
     )
 
 
-def _shapes(model: ModelConfig) -> Params:
+def param_shapes(model: ModelConfig) -> Params:
     """The parameters as shapes."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(model), is_leaf=is_spec)

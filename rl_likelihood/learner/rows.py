@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.fields import field
+from rl_likelihood.learner.optimizer import OptimizerConfig
 from rl_likelihood.learner.posterior import Chains, PosteriorConfig
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.model.attention import predecessor
@@ -18,6 +19,7 @@ from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forwar
 from rl_likelihood.model.head import TokenStats, token_stats
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.rewards import likelihood
+from rl_likelihood.rewards.adversarial import Kind
 from rl_likelihood.rewards.intrinsic import SampledStats
 from rl_likelihood.rewards.reward import Observation, RewardConfig
 from rl_likelihood.rewards.shaping import FilterConfig
@@ -29,8 +31,21 @@ from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, AnyArray, 
 class ProxyConfig:
     """NOVER's scoring model: a slow copy of the policy."""
 
-    every: int = field(100, "steps between its moves towards the policy", least=1)
+    every: int = field(100, "steps between moves of NOVER's proxy towards the policy", least=1)
     decay: float = field(0.9, "how much of itself it keeps", least=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig:
+    """The critic of the reward `adversarial`, which starts as the run's own model."""
+
+    reward: Kind = field("gan", "what its score pays the policy (docs/judges.md)")
+    lr: float = field(1e-5, "learning rate of its decoder, with the policy's schedule", least=0)
+    head_lr: float = field(1e-3, "learning rate of its value head", above=0)
+    steps: int = field(1, "updates of the critic for one of the policy", least=1)
+    replay: int = field(0, "earlier answers of the policy that it goes on learning from; 0: none", least=0)
+    replay_share: float = field(0.5, "weight of those in its loss", least=0, most=1)
+    optimizer: OptimizerConfig | None = None  # `optim` with this lr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +62,7 @@ class StepConfig:
     supervise_chain: bool = False  # the answer term also covers the chain (SFT on given chains)
     two_branches: bool = False  # rows may hold a sampled answer before the reference answer, or several references
     turn_credit: bool = False  # conversations: a message is also paid for what it adds to the references' likelihood
+    critic: CriticConfig | None = None  # of adversarial training
     turns: int = 1  # messages of a conversation at most
     temperature: float = 1.0  # of the sampler: chain log-probs are those of the distribution sampled from
     micro_batch_prompts: int = 0  # prompts per forward; 0: `step.at_once`
@@ -133,7 +149,7 @@ def row_stats(
     if other is not None:
         alternatives_logp = stats.log_prob[..., t:]
         stats, sampled = jax.tree.map(lambda x: x[..., :t], (stats, sampled))
-    if no_chain is not None:
+    if no_chain is not None:  # no gradient, so the backward pass has no trace of these rows in any layer
         states, head = jax.lax.stop_gradient((predicting(hidden.no_chain, no_chain.segment), head_matrix(params)))
         no_chain_logp = token_stats(states, head, no_chain.completion, cfg.head_chunk).log_prob
     return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, no_chain_logp, alternatives_logp)

@@ -162,8 +162,8 @@ def attend_prompt(q, k, v, mask: Bool[AnyArray, "P 1 S S"], kernel: Kernel | Non
 class Completions(NamedTuple):
     """The G completions of each prompt. `segment` (shapes.py) says which tokens are chain, tag and answers.
 
-    `no_chain`: (ids, segment) of further rows of another width, through whose states no gradient runs. With
-    `two_branches` False there is no sampled answer, which saves the splash kernel a pass.
+    `no_chain`: (ids, segment) of further rows of another width. With `two_branches` False there is no sampled answer,
+    which saves the splash kernel a pass.
     """
 
     ids: Int[AnyArray, "P G T"]
@@ -220,15 +220,14 @@ def forward(
     embedded = functools.partial(embedding, params, cfg)
     enter = _pooled if pooled and rows is not None and row_shards() == 1 else _separate
     states, through, leave = enter(embedded, cfg, prompt, rows and rows.ids, tables, kernels)
-    z = None if no_chain is None else jax.lax.stop_gradient(embedded(no_chain[0]))
+    z = None if no_chain is None else embedded(no_chain[0])
 
     def layer(carry, w, is_local):
         states, z = carry
         w = jax.tree.map(lambda a: a.astype(cfg.compute_dtype), w)
         states, keys = through(states, w, *(views and of_layer(views, is_local) for views in tables))
-        if z is not None:  # made of nothing that has a tangent, so the backward pass has no trace of it
-            view = of_layer(of_no_chain, is_local)
-            z = _row_block(z, *jax.lax.stop_gradient((w, keys)), cfg, view)
+        if z is not None:
+            z = _row_block(z, w, keys, cfg, of_layer(of_no_chain, is_local))
         return (states, z), None
 
     def remat(layer):

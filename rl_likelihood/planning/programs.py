@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from rl_likelihood.learner.adversarial import begin, make_run_step, placed
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_reference, init_state, make_step, reference_shardings, state_shardings
+from rl_likelihood.learner.step import init_reference, reference_shardings
 from rl_likelihood.mesh import local_bytes, replicated, sharding
 from rl_likelihood.model.decoder import ModelConfig, Spec, is_spec
 from rl_likelihood.model.lora import LoraConfig, trained_specs
@@ -84,25 +85,27 @@ def trace_step(plan: Plan) -> Any:
     """The learner's step, traced."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer, batch = c.step, make_optimizer(c.optimizer), plan.batch
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model, lora=c.lora))
+    state = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), abstract_params(model, lora=c.lora))
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
     judge = planned_judge(c, plan.judge) if c.judge_in_step else None
     which, more = (None, ()) if judge is None else (judge.judge, (judge.params,))
     with using(mesh):
-        return make_step(model, cfg, optimizer, mesh, batch, which).trace(state, reference, batch, *more)
+        return make_run_step(model, cfg, optimizer, mesh, batch, which).trace(state, reference, batch, *more)
 
 
 def held_bytes(plan: Plan) -> dict[str, int]:
     """Bytes per device of the arrays that stay there for the whole run."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer = c.step, make_optimizer(c.optimizer)
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), abstract_params(model, lora=c.lora))
-    placed = state_shardings(mesh, model, optimizer, cfg)
+    state = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), abstract_params(model, lora=c.lora))
+    at = placed(mesh, model, optimizer, cfg)
 
-    params = local_bytes(state.params, placed.params)
+    params = local_bytes(state.params, at.params)
     frozen = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
     reference = local_bytes(frozen, reference_shardings(mesh, model, c.lora)) if cfg.with_frozen else 0
-    held = {"parameters": params, "optimizer": local_bytes(state, placed) - params, "reference": reference}
+    critic = 0 if state.critic is None else local_bytes(state.critic, at.critic)
+    held = {"parameters": params, "optimizer": local_bytes(state, at) - params - critic, "reference": reference}
+    held |= {"critic": critic} if critic else {}
     judge = planned_judge(c, plan.judge)
     return held if judge is None else held | {"judge": held_by_judge(c, judge, mesh)}
 

@@ -33,7 +33,9 @@ RATIO_MAX, RATIO_ESS = 10.0, 0.5
 # A judge's reward is over-optimised if over so many steps it rose and the known success fell, against as many before,
 # each by more than so many standard errors.
 WINDOW, ERRORS = 20, 2.0
-PROXIES, KNOWN = ("reward/reward_model", "reward/judge"), "reward/exact_match"
+PROXIES, KNOWN = ("reward/reward_model", "reward/judge", "reward/rubric", "reward/adversarial"), "reward/exact_match"
+# A critic that so long tells so many pairs teaches the policy little.
+TOLD, CRITIC = 0.95, "critic/accuracy"
 
 # Terms of a reward that reward.floor acts on, and those that are exp of a whole sequence's log-prob. jepo is a
 # logsumexp: it does not underflow.
@@ -61,7 +63,7 @@ class Alarms:
         values = {k: v for k, v in metrics.items() if isinstance(v, numbers.Real) and not math.isnan(v)}
         # Supervision samples no chains: what its steps report of chains is the data's.
         alarms = {"grader failures": _grader_failures} if not self.terms else ALARMS
-        for metric in (*PROXIES, KNOWN):
+        for metric in (*PROXIES, KNOWN, CRITIC):
             if metric in values:
                 self.recent.setdefault(metric, collections.deque(maxlen=2 * WINDOW)).append(values[metric])
         new = []
@@ -197,6 +199,17 @@ def _over_optimised(run: Alarms, values: Values) -> str | None:
     return None
 
 
+def _critic_too_good(run: Alarms, values: Values) -> str | None:
+    last = list(run.recent.get(CRITIC, ()))[-WINDOW:]
+    if CRITIC not in values or len(last) < WINDOW or min(last) <= TOLD:
+        return None
+    return (
+        f"{CRITIC} was over {TOLD:.0%} for {WINDOW} steps: the critic tells nearly every answer from the data's, so "
+        "its score says little about how to be nearer; lower adversarial.lr and adversarial.head_lr, or teach the "
+        "format first (warm_start.steps)"
+    )
+
+
 def _cut_conversations(run: Alarms, values: Values) -> str | None:
     share = values.get("env/out_of_turns", 0.0)
     if share <= OPEN_SHARE:
@@ -228,6 +241,7 @@ ALARMS: dict[str, Callable[[Alarms, Values], str | None]] = {
     "grader failures": _grader_failures,
     "judge failures": _judge_failures,
     "over-optimisation": _over_optimised,
+    "critic": _critic_too_good,
     "cut conversations": _cut_conversations,
     "environment failures": _environment_failures,
 }

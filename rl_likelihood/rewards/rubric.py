@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from rl_likelihood.fields import field
+
 Kind = Literal["signed", "healthbench", "rar", "checklist", "implicit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RubricSettings:
+    """The rubrics of the reward `rubric`, and how python -m rl_likelihood.rubrics makes them."""
+
+    path: str = field("", "file of rubrics, one for each training question, in HealthBench's format")
+    aggregate: Kind = field("healthbench", "how verdicts become a number (docs/judges.md)")
+    writer: str = field("", "who writes rubrics: a model as in model.path, or an address; empty: judge.model")
+    writer_name: str = field("", "the model's name at that address; empty: judge.name")
+    seeds: str = field("", "file of rubrics to begin with: cases to show, and their criteria to choose from")
+    retriever: Literal["bm25", "decoder", "http", "bm25+decoder", "bm25+http"] = field(
+        "bm25", "what finds them: shared words, states of the writer, vectors of the writer's address; + joins two"
+    )
+    cases: int = field(3, "similar questions that are shown, with their rubrics, when a new rubric is written", least=0)
+    pool: int = field(15, "similar criteria that are shown with them", least=0)
+    items: int = field(12, "criteria that a rubric has at most", least=1)
+    max_new: int = field(768, "tokens of a written rubric at most", least=16)
+    rollouts: int = field(8, "answers of the policy that --filter judges for each question", least=1)
+    low: float = field(0.05, "--filter drops criteria that a smaller share of the answers meets", least=0, most=1)
+    high: float = field(0.95, "--filter drops criteria that a larger share of the answers meets", least=0, most=1)
 
 
 class Aggregated(NamedTuple):

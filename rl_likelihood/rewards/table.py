@@ -222,6 +222,7 @@ REWARDS: dict[str, Reward] = {
     "judge": Reward(None, "judge", "P(yes) of judge.model, asked whether the answer is correct.", _SAMPLED),
     "reward_model": Reward(None, "judge", "Score of the reward model judge.model.", _SAMPLED),
     "rubric": Reward(None, "judge", "The judge's verdicts on the question's criteria, put together.", _SAMPLED),
+    "adversarial": Reward(None, "judge", "Score of a critic that tells the data's answers from these.", _SAMPLED),
     # Shaping: give these a weight.
     "length": Reward(length, "step", length.__doc__, ("chain",)),
     "overlong": Reward(overlong, "step", overlong.__doc__, ("chain",)),

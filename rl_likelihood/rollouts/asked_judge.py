@@ -20,6 +20,7 @@ from rl_likelihood.learner.step import judge_shardings
 from rl_likelihood.mesh import put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
+from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import LocalJudge, load_head, local_judge, on_device, reader_of
@@ -49,7 +50,7 @@ class StepJudge:
         return JudgeParams(reference)
 
 
-AnyJudge = LocalJudge | HttpJudge | StepJudge | RubricJudge
+AnyJudge = LocalJudge | HttpJudge | StepJudge | RubricJudge | Experts
 
 
 def refuse_judge(c: Config, workdir: Path) -> None:
@@ -62,7 +63,7 @@ def refuse_judge(c: Config, workdir: Path) -> None:
     if j.remote:
         with contextlib.closing(Endpoint(dataclasses.replace(http_settings(j, workdir), cache=":memory:"))) as endpoint:
             endpoint.refuse_unreachable()
-    elif j.model != "initial":
+    elif j.model not in ("initial", ""):  # "": the critic of adversarial training
         reader_of(j.model, form, j.max_prompt, j.max_row, j.template)
 
 
@@ -75,8 +76,15 @@ def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
         found, kind = rubrics_of(c.rubric, questions), c.rubric.aggregate
         asked = [text for question in dict.fromkeys(questions) for text in asks(found[question], kind)]
         return RubricJudge(outside_judge(c, devices, workdir, form_of(kind), asked), found, kind)
+    if c.critic is not None:
+        if jax.process_count() > 1:
+            raise UserError("reward.name is 'adversarial', which runs in one process; give it one host's devices")
+        return Experts(_own_reader(task, judged_text.SCORE), c.seed, c.critic.replay)
     if j.model == "initial":
-        return _initial(task)
+        if c.reward.judged != "judge":
+            raise UserError("judge.model is 'initial', which is no reward model; set reward.name to judge")
+        reader = _own_reader(task, judged_text.CORRECT)
+        return StepJudge(reader, Judge("judge", task.model, judged_text.words_of(reader)), None)
     if j.remote or j.where == "outside":
         return outside_judge(c, devices, workdir, judged_text.CORRECT, questions)
     judge = _local(c, judged_text.CORRECT, questions)
@@ -119,20 +127,18 @@ def close(judge: AnyJudge | None) -> None:
         asked.close()
 
 
-def _initial(task: Task) -> StepJudge:
-    """The run's own model of step 0, asked in its own template."""
+def _own_reader(task: Task, form: Form) -> Reader:
+    """How the run's own model reads, in its own template."""
     j, vocab = task.config.judge, task.fmt.vocab_bytes
-    if task.config.reward.judged != "judge":
-        raise UserError("judge.model is 'initial', which is no reward model; set reward.name to judge")
     if j.max_prompt + j.max_row > task.model.max_position:
         raise UserError(
             f"judge.max_prompt + judge.max_row = {j.max_prompt + j.max_row}, more than the {task.model.max_position} "
             "positions of the model; lower one"
         )
-    reader = Reader(task.tokenizer, vocab, judged_text.CORRECT, j.max_prompt, j.max_row)
+    reader = Reader(task.tokenizer, vocab, form, j.max_prompt, j.max_row)
     judged_text.refuse_template(reader)
     judged_text.refuse_long(reader, [row.example.prompt for row in task.train])
-    return StepJudge(reader, Judge("judge", task.model, judged_text.words_of(reader)), None)
+    return reader
 
 
 def http_settings(
@@ -163,6 +169,10 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
         encoded = judged_text.encode(judge.reader, questions, answers)
         logged = {"judge/failures": 0.0, "judge/cut": float(encoded.cut)}
         return graded._replace(logged=graded.logged | logged, judged=encoded.judged)
+    if isinstance(judge, Experts):
+        encoded, replayed = judge.read(rows, plain)
+        logged = {"judge/failures": 0.0, "judge/cut": float(encoded.cut)}
+        return graded._replace(logged=graded.logged | logged, judged=encoded.judged, replayed=replayed)
     verdicts = None
     if isinstance(judge, RubricJudge):
         out, met = judge(questions, plain)

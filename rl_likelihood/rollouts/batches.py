@@ -168,7 +168,9 @@ class Batches:
             )
         if graded.judged is not None:
             read = graded.judged
-            batch = batch.replace(judged=read.replace(rows=read.rows[:, :n], row_length=read.row_length[:, :n]))
+            if c.critic is None:
+                read = read.replace(rows=read.rows[:, :n], row_length=read.row_length[:, :n])
+            batch = batch.replace(judged=read, replayed=graded.replayed)
         return batch, rollout
 
     def text_metrics(self, texts: Texts) -> dict[str, float]:

@@ -11,7 +11,7 @@ from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rewards import rules
 from rl_likelihood.rewards.reward import HostInputs
-from rl_likelihood.shapes import CHAIN, SAMPLED, ChainFormat, Judged, Outcomes, Rollout
+from rl_likelihood.shapes import CHAIN, SAMPLED, ChainFormat, Compared, Judged, Outcomes, Rollout
 from rl_likelihood.task import Task
 
 Rewards = dict[str, np.ndarray]  # name -> [P, G] float32
@@ -26,13 +26,14 @@ OUTCOMES = {
 
 
 class HostRewards(NamedTuple):
-    """The terms that come with the batch, the rows to keep, what to log, what a judge in the step reads, and [P][G] the
-    verdicts of a rubric."""
+    """The terms that come with the batch, the rows to keep, what to log, what a judge or critic in the step reads, and
+    the verdicts of a rubric [P][G]."""
 
     values: Rewards
     keep: np.ndarray
     logged: dict[str, float]
     judged: Judged | None = None
+    replayed: Compared | None = None
     verdicts: list[list[list[dict[str, Any]]]] | None = None
 
 

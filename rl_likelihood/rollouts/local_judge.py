@@ -75,19 +75,28 @@ def load_decoder(path: str) -> tuple[ModelConfig, Params]:
     """The model and its parameters, on the host."""
     if (Path(path) / checkpoint.FOLDER).is_dir():
         return checkpoint.restore_params(path)[:2]
-    return files.load(assets.resolve(path).resolve())
+    return files.load(assets.resolve(path).resolve(), classifier=True)
 
 
 def load_head(path: str) -> tuple[ValueHead, float] | None:
-    """The value head of a reward model and the spread of its scores; None for any other model."""
+    """The value head of a reward model, a run's or a sequence classifier's, and the spread of its scores (1 where it is
+    not known); None for any other model."""
     file = Path(path) / HEAD
     if not file.is_file():
-        return None
+        score = files.score_of(path if Path(path).exists() else assets.resolve(path))
+        return None if score is None else (ValueHead(score, np.float32(0)), 1.0)
     try:
-        with np.load(file) as kept:
-            return ValueHead(kept["weight"], kept["bias"]), float(kept["spread"])
+        with np.load(file) as stored:
+            head, spread = ValueHead(stored["weight"], stored["bias"]), float(stored["spread"])
+            step = int(stored["step"])
     except (OSError, ValueError, KeyError) as e:
         raise UserError(f"{file}: cannot be read ({e}); train the reward model again") from e
+    latest = checkpoint.latest_step(path)
+    if latest not in (None, step):
+        raise UserError(
+            f"{file} is of step {step}, but the newest checkpoint of step {latest}; run reward_model with --evaluate"
+        )
+    return head, spread
 
 
 def on_device(judge: LocalJudge, device: Any) -> LocalJudge:
@@ -95,9 +104,10 @@ def on_device(judge: LocalJudge, device: Any) -> LocalJudge:
     return dataclasses.replace(judge, params=jax.device_put(judge.params, device))
 
 
-def save_head(path: str | Path, head: ValueHead, spread: float) -> None:
-    """What `load_head` reads."""
-    np.savez(Path(path) / HEAD, weight=np.asarray(head.weight), bias=np.asarray(head.bias), spread=np.float32(spread))
+def save_head(path: str | Path, head: ValueHead, spread: float, step: int = 0) -> None:
+    """What `load_head` reads. `step`: that of the checkpoint beside it."""
+    weight, bias = np.asarray(head.weight), np.asarray(head.bias)
+    np.savez(Path(path) / HEAD, weight=weight, bias=bias, spread=np.float32(spread), step=step)
 
 
 def as_judge(model: ModelConfig, platform: str) -> ModelConfig:

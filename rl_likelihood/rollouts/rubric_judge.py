@@ -11,10 +11,9 @@ import numpy as np
 from rl_likelihood.data import judged_text, rubrics
 from rl_likelihood.data.judged_text import Form
 from rl_likelihood.data.rubrics import UNIVERSAL, Rubric
-from rl_likelihood.rewards.rubric import Kind, aggregate
+from rl_likelihood.rewards.rubric import Kind, RubricSettings, aggregate
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts
-from rl_likelihood.settings import RubricSettings
 from rl_likelihood.shapes import UserError
 
 

@@ -19,6 +19,7 @@ from rl_likelihood.rollouts.asked_judge import AnyJudge
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput, means
 from rl_likelihood.rollouts.conversations import targets_of, texts_of
+from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.resample import Drawn, accepted, merged
 from rl_likelihood.runtime import distributed
@@ -64,6 +65,8 @@ class Synchronous:
     def __init__(self, batches: Batches, start: int, saved: dict[str, Any] | None) -> None:
         self.batches = batches
         self.drawn = (saved or {}).get("drawn", start)
+        if isinstance(batches.judge, Experts) and saved:
+            batches.judge.restore(saved["experts"])
 
     def next(self, step: int, params: Params) -> StepInput:
         b, c = self.batches, self.batches.task.config
@@ -99,6 +102,8 @@ class Synchronous:
         return Drawn(rollout, rows, *b.grade(rollout, rows))
 
     def state(self) -> dict[str, Any]:
+        if isinstance(self.batches.judge, Experts):
+            return {"experts": self.batches.judge.state()}
         return {"drawn": self.drawn} if self.batches.task.config.filter.resample else {}
 
     def close(self) -> None:

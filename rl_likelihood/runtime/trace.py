@@ -44,7 +44,8 @@ def seconds(ops: Iterable[Op], origins: dict[tuple[str, str], str]) -> dict[str,
     """Seconds of each part. Of operations at the same time the one that began last counts: it is inside the others."""
     ops = sorted(ops)
     edges = sorted({t for op in ops for t in (op.start, op.end)})
-    out, active, i = dict.fromkeys(PARTS, 0.0), [], 0
+    out, i = dict.fromkeys(PARTS, 0.0), 0
+    active: list[tuple[float, int]] = []
     for now, then in zip(edges, edges[1:], strict=False):
         while i < len(ops) and ops[i].start <= now:
             heapq.heappush(active, (-ops[i].start, i))
@@ -80,7 +81,7 @@ def _program_at(programs: list[Op], time: float) -> str:
 
 def origins() -> dict[tuple[str, str], str]:
     """Of each instruction of the programs in memory, by program and name, the path of jax functions it came from."""
-    out = {}
+    out: dict[tuple[str, str], str] = {}
     for executable in jax.local_devices()[0].client.live_executables():
         for module in executable.hlo_modules():
             if module.name == "jit_step":

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rl_likelihood.learner.step import make_step
+from rl_likelihood.learner.adversarial import make_run_step
 from rl_likelihood.mesh import ready
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
@@ -40,7 +40,7 @@ class StepPrograms:
                 say(f"compiles the step for prompts of {shape[0]} and rows of {shape[1]} tokens, shape {number}")
             step = self.task.config.step
             judge = None if self.judge is None else self.judge.judge
-            self._compiled[shape] = make_step(self.task.model, step, self.optimizer, self.mesh, batch, judge)
+            self._compiled[shape] = make_run_step(self.task.model, step, self.optimizer, self.mesh, batch, judge)
         judging = () if self.judge is None else (self.judge.of_step(ref_params),)
         with using(self.mesh):
             state, out, per_row = ready(self._compiled[shape](state, ref_params, batch, *judging))

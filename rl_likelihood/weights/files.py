@@ -24,7 +24,7 @@ from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import gguf_file, hugging_face
 from rl_likelihood.weights.families import FAMILIES, NAMES, named
-from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS, Source
+from rl_likelihood.weights.hugging_face import CONFIG, INDEX, SCORE, WEIGHTS, Source
 
 
 class Tensor(NamedTuple):
@@ -63,8 +63,27 @@ def describe(path: str | os.PathLike) -> ModelConfig:
     return (gguf_file.open_gguf(gguf) if gguf else hugging_face.open_folder(path)).cfg
 
 
+def score_of(path: str | os.PathLike) -> np.ndarray | None:
+    """The value head [D] of a sequence classifier with one label; None for any other model."""
+    path = Path(path)
+    if gguf_file.find(path) or not (path / CONFIG).is_file():
+        return None
+    source = hugging_face.open_folder(path)
+    if SCORE not in source.shapes:
+        return None
+    if source.shapes[SCORE] != (1, source.cfg.width):
+        raise UserError(
+            f"{source.files[SCORE]}: tensor {SCORE} has shape {list(source.shapes[SCORE])}, but a reward model's has "
+            f"{[1, source.cfg.width]}; take a classifier with one label"
+        )
+    return source.read(SCORE)[0].astype(np.float32)
+
+
 def load(
-    path: str | os.PathLike, dtype: Any = np.float32, at: Callable[[ModelConfig], Any] | None = None
+    path: str | os.PathLike,
+    dtype: Any = np.float32,
+    at: Callable[[ModelConfig], Any] | None = None,
+    classifier: bool = False,
 ) -> tuple[ModelConfig, Params]:
     """Architecture and parameters (in `dtype`) of a Hugging Face folder or GGUF file.
 
@@ -72,14 +91,15 @@ def load(
     host reads only what its devices hold, one shard at a time (of GGUF files: one tensor).
 
     `path`: a folder with config.json and safetensors (one file or sharded; bf16, f16 or f32), a .gguf
-    file, or a folder with exactly one .gguf. UserError for a file or tensor that is missing, truncated,
-    of the wrong shape or unknown, and for an architecture that this decoder does not compute.
+    file, or a folder with exactly one .gguf. `classifier`: a sequence classifier will do; `score_of` reads its head.
+    UserError for a file or tensor that is missing, truncated, of the wrong shape or unknown, and for an architecture
+    that this decoder does not compute.
     """
     path = Path(path)
     gguf = gguf_file.find(path)
     source = gguf_file.open_gguf(gguf) if gguf else hugging_face.open_folder(path)
     wanted = list(tensors(source.cfg, "gguf" if gguf else "hf"))
-    _check(path, source, wanted)
+    _check(path, source, wanted, {SCORE} if classifier else set())
 
     specs = param_specs(source.cfg)
     if at is not None:
@@ -149,7 +169,7 @@ def _read_part(source: Source, t: Tensor, index: tuple[slice, ...]) -> np.ndarra
     return x.reshape([s for shape in shapes for s in shape])[tuple(c for cut in inner_cuts for c in cut)]
 
 
-def _check(path: Path, source: Source, wanted: list[Tensor]) -> None:
+def _check(path: Path, source: Source, wanted: list[Tensor], more: set[str]) -> None:
     """Refuses a source that does not hold exactly the wanted tensors in the right shapes. Reads no tensor."""
     family = source.cfg.family
     for t in wanted:
@@ -164,7 +184,8 @@ def _check(path: Path, source: Source, wanted: list[Tensor]) -> None:
                 f"configuration asks for {list(t.file_shape)}; take weights and configuration of the same model"
             )
     # Old Llama files keep the rotary frequencies, which follow from the configuration.
-    extra = sorted(n for n in source.shapes.keys() - {t.name for t in wanted} if not n.endswith("rotary_emb.inv_freq"))
+    known = {t.name for t in wanted} | more
+    extra = sorted(n for n in source.shapes.keys() - known if not n.endswith("rotary_emb.inv_freq"))
     if extra:
         raise UserError(
             f"{source.files[extra[0]]}: tensor {extra[0]} (one of {len(extra)} such) does not belong to a plain "
@@ -182,7 +203,8 @@ def save(
 ) -> None:
     """Write a Hugging Face folder: config.json, model.safetensors (sharded with an index above `shard_bytes`).
 
-    `params`: numpy or jax arrays, shapes of `param_specs(cfg)`; `dtype`: float32 or bfloat16; `generation`:
+    `params`: numpy or jax arrays, shapes of `param_specs(cfg)`, and with a value head [1, D] under "score" a sequence
+    classifier; `dtype`: float32 or bfloat16; `generation`:
     contents of generation_config.json (eos_token_id and the like, also put into config.json), not written
     when None. config.json comes last, so an interrupted save leaves a folder that does not load. UserError
     when the folder holds other weights that would mix with these.
@@ -192,6 +214,11 @@ def save(
         raise UserError(f"dtype: {dtype!r} cannot be written; use float32 or bfloat16")
     want = {k: v.shape for k, v in flatten_dict(param_specs(cfg), sep=".").items()}
     have = {k: tuple(v.shape) for k, v in flatten_dict(params, sep=".").items()}
+    wanted, classifier = _of_file(cfg), "score" in params
+    if classifier:
+        want["score"] = shape = (1, cfg.width)
+        wanted = [(name, parts) for name, parts in wanted if parts[0].key != "head"]
+        wanted.append((SCORE, [Tensor(SCORE, shape, "score", None, shape, 0)]))
     for key in want | have:
         if want.get(key) != have.get(key):
             raise UserError(
@@ -199,7 +226,7 @@ def save(
                 "save parameters with the configuration they were made with"
             )
     path, to = Path(path), np.dtype(types[dtype])
-    shards = _shards(_of_file(cfg), to.itemsize, shard_bytes)
+    shards = _shards(wanted, to.itemsize, shard_bytes)
     count = len(shards)
     names = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     _make_room(path, {*names, *([INDEX] if count > 1 else [])})
@@ -213,7 +240,7 @@ def save(
         size = sum(math.prod(t.shape) for shard in shards for _, parts in shard for t in parts) * to.itemsize
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor, _ in shard}
         _write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
-    config = hugging_face.config_to_hf(cfg, dtype)
+    config = hugging_face.config_to_hf(cfg, dtype, classifier)
     if generation is not None:
         _write_json(path / "generation_config.json", generation)
         config |= {k: v for k, v in generation.items() if k in config}

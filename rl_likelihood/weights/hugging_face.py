@@ -21,6 +21,7 @@ from rl_likelihood.weights.families import FAMILIES, FULL, NEVER_SLIDE, SLIDING,
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ALL = slice(None)
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SCORE = "score.weight"  # of a sequence classifier, which has no lm_head
 
 
 class Source(NamedTuple):
@@ -80,6 +81,8 @@ def open_folder(path: Path) -> Source:
             del shapes[HEAD]
         else:
             cfg = dataclasses.replace(cfg, tied=False)
+    if SCORE in shapes and HEAD not in shapes:
+        cfg = dataclasses.replace(cfg, tied=True)
     return Source(cfg, files, shapes, read)
 
 
@@ -224,8 +227,9 @@ def _yarn(rope: dict[str, Any], original: int, file: Path, refuse) -> YarnScalin
     return YarnScaling(factor, fast, slow, original, float(attention))
 
 
-def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
-    """config.json of `cfg`, for transformers 5 (rope_parameters) and 4 (rope_theta, rope_scaling) alike."""
+def config_to_hf(cfg: ModelConfig, dtype: str, classifier: bool = False) -> dict[str, Any]:
+    """config.json of `cfg`, for transformers 5 (rope_parameters) and 4 (rope_theta, rope_scaling) alike. `classifier`:
+    of a sequence classifier with one label, which is how a reward model is written."""
     rope, row = _rope_to_hf(cfg.rope_scaling), FAMILIES[cfg.family]
     field, activation = row.activation
     parameters: dict[str, Any] = {**rope, "rope_theta": cfg.rope_theta}
@@ -255,6 +259,9 @@ def config_to_hf(cfg: ModelConfig, dtype: str) -> dict[str, Any]:
         "eos_token_id": None,
         "pad_token_id": None,
     }
+    if classifier:
+        config["architectures"] = [row.architecture.replace("ForCausalLM", "ForSequenceClassification")]
+        config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}
     return config | row.written(cfg)
 
 

@@ -60,7 +60,7 @@ WRONG = [
     ({"env/out_of_turns": 0.6}, "log_prob", ["env/out_of_turns is 60%", "sampler.max_turns"]),
     ({"env/failures": 2}, "log_prob", ["env/failures is 2:"]),
 ]
-OF_THEIR_OWN = {"over-optimisation"}  # it looks back over many steps and has a test of its own
+OF_THEIR_OWN = {"over-optimisation", "critic"}  # they look back over many steps and have tests of their own
 
 
 @pytest.mark.parametrize("wrong, reward, parts", WRONG, ids=lambda x: " ".join(x) if isinstance(x, dict) else "")
@@ -180,6 +180,13 @@ def test_a_judge_that_is_pleased_while_success_falls_is_over_optimised():
     assert sentence.startswith("step 40: ")
     for steps, proxy, known in ((39, 0.01, -0.005), (60, 0.01, 0.005), (60, -0.01, -0.005), (60, 0, 0)):
         assert judged(steps, proxy, known) == [], (steps, proxy, known)
+
+
+def test_a_critic_that_is_never_wrong_is_named():
+    for accuracy, steps, says in ((0.97, 20, 1), (0.97, 19, 0), (0.94, 40, 0)):
+        alarms = Alarms(("adversarial",), "force_close")
+        said = [x for step in range(1, steps + 1) for x in alarms.check(step, {"critic/accuracy": accuracy})]
+        assert len(said) == says and all("critic/accuracy" in x and "adversarial.lr" in x for x in said)
 
 
 def test_a_new_alarms_object_says_it_again():

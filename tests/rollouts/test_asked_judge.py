@@ -1,6 +1,7 @@
 """A run whose reward a second model says: a reward model on this machine, a judge behind an address, refusals."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import forward
+from rl_likelihood.reward_model import best_of
 from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.endpoint import HttpSettings
 from rl_likelihood.rollouts.http_judge import HttpJudge
@@ -67,6 +69,18 @@ def test_a_reward_model_scores_question_and_answer(scorer):
     whitened = judged_by(scorer, judge__normalise="whiten")(questions, answers)
     np.testing.assert_allclose(whitened.values, out.values / 2.5, rtol=1e-5)
     assert judge(questions[:1], [[("x" * 90,), ("y",)]]).cut == 1
+
+
+def test_the_best_of_n_is_judged_by_the_model_and_by_the_grader(scorer, tmp_path):
+    shutil.copytree(scorer, tmp_path / "rm")
+    c = build(few(eval__prompts=3, eval__batch_prompts=2))
+    out = best_of(c, tmp_path / "rm", 4)
+    assert [row["n"] for row in out["best_of"]] == [1, 2, 4] and out["questions"] == 3
+    proxies = [row["proxy"] for row in out["best_of"]]
+    assert proxies == sorted(proxies) and all(0 <= row["gold"] <= 1 for row in out["best_of"])
+    assert run_files.read(tmp_path / "rm" / "rm_eval.jsonl") == [out]
+    with pytest.raises(UserError, match="no reward model"):
+        best_of(c, tmp_path, 4)
 
 
 def metrics(workdir):

@@ -16,6 +16,7 @@ from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.lock import lock
 from tests.runs import config_file, small_config
 from tests.runtime.processes import ROOT, alike, command, environment, pid_of, said, start, untimed, wait_for_step
+from tests.test_conversation_runs import TALK
 
 # Prompts over data, the chains of each over fsdp: the groups are split between the processes of the first mesh.
 MESHES = {
@@ -39,6 +40,20 @@ def test_two_processes_make_the_run_of_one(mesh, tmp_path):
         alike(tmp_path / "one" / name, tmp_path / "two" / name)
     one, two = (checkpoint.restore_params(tmp_path / run)[1] for run in ("one", "two"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-5), one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["groups split", "prompts split"])
+def test_two_processes_hold_the_conversations_of_one(mesh, tmp_path):
+    overrides = {**TALK, **MESHES[mesh], "sampler.group_size": 4, "train.steps": 2, "env.credit": "turn"}
+    overrides["report.sample_prompts"] = 1  # each process logs its own first prompts
+    both = start(config_file(tmp_path, **overrides), tmp_path / "two")
+    lines = [said(p) for p in both]
+    assert [p.returncode for p in both] == [0, 0], lines
+    train.run(build(small_config(**{k.replace(".", "__"): v for k, v in overrides.items()})), tmp_path / "one")
+    for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
+        alike(tmp_path / "one" / name, tmp_path / "two" / name)
+    assert all(row["env/turns"] == 2 for row in run_files.read(tmp_path / "two" / "metrics.jsonl"))
 
 
 @pytest.mark.slow

@@ -1,0 +1,27 @@
+"""What a critic that tells experts' answers from the policy's pays the policy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from rl_likelihood.shapes import AnyArray
+
+Kind = Literal["gan", "gail", "relative"]
+
+
+def policy_reward(kind: Kind, expert: Float[AnyArray, "P"], policy: Float[AnyArray, "P G"]) -> Float[AnyArray, "P G"]:
+    """The policy's reward from the critic's scores of an expert's answer and of its own.
+
+    A critic trained on such pairs (Bradley-Terry) has scores that differ by log p_expert / pi at its best. gan: the
+    score, which is then AIRL's reward; its mean is -KL(pi || expert). gail: -log(1 - sigmoid(score)). relative: the
+    log-probability that the policy's answer is taken for the expert's.
+    """
+    if kind == "gan":
+        return policy
+    if kind == "gail":
+        return jax.nn.softplus(policy)
+    return jnp.asarray(jax.nn.log_sigmoid(policy - expert[:, None]))

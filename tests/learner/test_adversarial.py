@@ -1,0 +1,104 @@
+"""The step with a critic: it is the reward model's step and the policy's, one after the other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rl_likelihood.learner import adversarial, reward_step
+from rl_likelihood.learner.adversarial import begin, make_run_step, optimizers_of
+from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
+from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
+from rl_likelihood.learner.reward_step import PreferenceConfig, make_reward_step
+from rl_likelihood.learner.rows import CriticConfig
+from rl_likelihood.learner.step import init_state, make_step
+from rl_likelihood.mesh import make_mesh
+from rl_likelihood.runtime.devices import using
+from rl_likelihood.shapes import Compared, Judged
+from tests.small import one_device, random_batch, random_params, rewarded, tiny
+
+P, G = 4, 3
+MODEL = tiny(layers=1)
+OF_POLICY = OptimizerConfig(lr=1e-2, warmup_steps=0, total_steps=10)
+OPTIMIZER = make_optimizer(OF_POLICY)
+CRITIC = CriticConfig(
+    lr=1e-3, head_lr=0.1, replay=8, replay_share=0.25, optimizer=dataclasses.replace(OF_POLICY, lr=1e-3)
+)
+BATCH = random_batch(8, P, G)
+
+
+def read(seed, rows):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, MODEL.vocab_size, (P, rows, 5)).astype(np.int32)
+    prompt = rng.integers(0, MODEL.vocab_size, (P, 4)).astype(np.int32)
+    return Judged(prompt, np.full(P, 4, np.int32), ids, rng.integers(1, 6, (P, rows)).astype(np.int32))
+
+
+FRESH, OLD = read(1, 1 + G), Compared(read(2, 2), np.ones((P, 2), bool))
+
+
+def config(critic):
+    cfg = rewarded("math")  # a reward that comes with the batch, under the critic's name
+    term = dataclasses.replace(cfg.reward.terms[0], name=adversarial.NAME)
+    return dataclasses.replace(cfg, reward=dataclasses.replace(cfg.reward, terms=(term,)), critic=critic)
+
+
+def stepped(critic, batch, mesh):
+    cfg = config(critic)
+    state = begin(random_params(MODEL), OPTIMIZER, cfg, MODEL.width)
+    step = make_run_step(MODEL, cfg, OPTIMIZER, mesh, batch)
+    with using(mesh):
+        return jax.tree.map(np.asarray, step(state, None, batch))
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-5), a, b)
+
+
+def test_it_is_the_critics_step_and_then_the_policys():
+    critic, mesh = dataclasses.replace(CRITIC, replay=0), one_device()
+    state, out, rows = stepped(critic, BATCH.replace(host_rewards={}, judged=FRESH), mesh)
+    pairs, optimizers = Compared(FRESH, np.ones((P, 1 + G), bool)), optimizers_of(critic)
+    alone = make_reward_step(MODEL, PreferenceConfig(), optimizers, mesh, pairs)
+    with using(mesh):
+        of_critic, told = alone(reward_step.init_state(random_params(MODEL), MODEL.width, optimizers), pairs)
+    close(state.critic, of_critic)
+    assert out["critic/loss"] == told["loss/preference"] and out["critic/accuracy"] == told["preference/accuracy"]
+    judge = make_judge(Judge("critic", MODEL))
+    scores = np.asarray(judge(JudgeParams(of_critic.params, of_critic.opt_state.head), FRESH))
+    assert np.ptp(scores) > 1e-3
+    close(rows["reward"], scores[:, 1:])
+    cfg = config(None)
+    paid = BATCH.replace(host_rewards={adversarial.NAME: scores[:, 1:]})
+    policy = make_step(MODEL, cfg, OPTIMIZER, mesh, paid)
+    with using(mesh):
+        want, _, _ = policy(init_state(random_params(MODEL), OPTIMIZER, cfg), None, paid)
+    close(state.params, want.params)
+
+
+def test_earlier_answers_have_their_share_and_eight_devices_change_nothing():
+    batch = BATCH.replace(host_rewards={}, judged=FRESH, replayed=OLD)
+    state, out, _ = stepped(CRITIC, batch, one_device())
+    params = random_params(MODEL)
+    head = jax.tree.map(jnp.zeros_like, state.critic.opt_state.head)
+
+    def gradient(pairs):
+        return reward_step.gradients((params, head), MODEL, PreferenceConfig(), pairs, 0)[0]
+
+    fresh, old = gradient(Compared(FRESH, np.ones((P, 1 + G), bool))), gradient(OLD)
+    total = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, fresh, old)
+    updates, _ = optimizers_of(CRITIC).head.update(
+        total[1]._replace(bias=jnp.float32(0)), optimizers_of(CRITIC).head.init(head), head
+    )
+    close(state.critic.opt_state.head.weight, updates.weight)
+    assert 0 <= out["critic/accuracy_replay"] <= 1
+    again, _, _ = stepped(CRITIC, batch, make_mesh((2, 2, 2)))
+    close(again.params, state.params)
+    close(again.critic.opt_state.head, state.critic.opt_state.head)
+
+
+def test_without_a_critic_the_state_has_none():
+    cfg = rewarded("math")
+    assert begin(random_params(MODEL), OPTIMIZER, cfg, MODEL.width).critic is None
+    assert adversarial.placed(one_device(), MODEL, OPTIMIZER, cfg).critic is None

@@ -1,0 +1,75 @@
+"""What a critic pays: known numbers, and a game over three answers that ends at the expert's distribution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_likelihood.learner.preference import bradley_terry
+from rl_likelihood.rewards.adversarial import policy_reward
+
+EXPERT, POLICY = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
+SCORE = np.log(EXPERT / POLICY)[None]  # the best critic's, of the three answers
+
+
+def test_known_rewards_of_the_best_critic():
+    gan, gail = (np.asarray(policy_reward(kind, SCORE[:, 0], SCORE)) for kind in ("gan", "gail"))
+    np.testing.assert_allclose(gan, [[0.9163, 0, -0.9163]], atol=1e-4)
+    np.testing.assert_allclose(gail, [[1.2528, 0.6931, 0.3365]], atol=1e-4)
+    assert POLICY @ gan[0] == pytest.approx(-0.2749, abs=1e-4), "minus the KL to the expert"
+    relative = np.asarray(policy_reward("relative", SCORE[:, 0], SCORE))
+    np.testing.assert_allclose(relative, [np.log(1 / (1 + np.exp(SCORE[0, 0] - SCORE[0])))], atol=1e-6)
+
+
+def test_a_critic_that_cannot_tell_prefers_no_answer():
+    for kind in ("gan", "gail", "relative"):
+        rewards = np.asarray(policy_reward(kind, np.zeros(2), np.zeros((2, 4))))
+        assert np.ptp(rewards) == 0
+
+
+def critic_loss(scores, expert, policy):
+    """The expected loss of pairs of an expert's and a policy's answer, by enumeration."""
+    pairs = jnp.stack([jnp.repeat(scores, len(scores)), jnp.tile(scores, len(scores))], -1)
+    each = bradley_terry(pairs, jnp.ones(pairs.shape, bool))
+    return (jnp.outer(expert, policy).ravel() * each).sum()
+
+
+@jax.jit
+def trained(scores, expert, policy, steps, rate=2.0):
+    scores = jax.lax.fori_loop(0, steps, lambda _, x: x - rate * jax.grad(critic_loss)(x, expert, policy), scores)
+    return scores - scores.mean()
+
+
+def best(expert, policy):
+    """Scores of the best critic, up to a constant."""
+    scores = np.log(expert / policy)
+    return scores - scores.mean()
+
+
+def test_the_best_critic_of_pairs_is_the_log_ratio():
+    np.testing.assert_allclose(trained(jnp.zeros(3), EXPERT, POLICY, 400), best(EXPERT, POLICY), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["gan", "gail", "relative"])
+def test_alternating_updates_end_at_the_experts_distribution(kind):
+    logits, scores = jnp.log(POLICY), jnp.zeros(3)
+    for _ in range(300):
+        policy = jax.nn.softmax(logits)
+        scores = trained(scores, EXPERT, policy, 5)
+        paid = EXPERT @ policy_reward(kind, scores, jnp.tile(scores, (3, 1)))  # a row for each answer of the expert
+        logits = logits + 0.5 * policy * (paid - policy @ paid)
+    policy = np.asarray(jax.nn.softmax(logits))
+    assert (policy * np.log(policy / EXPERT)).sum() < 1e-2
+
+
+def test_without_earlier_answers_the_critic_forgets_a_mode_that_the_policy_left():
+    """The policy leaves one wrong answer for another; a third one it never gives. The critic is trained to the end on
+    what it is shown."""
+    expert = np.array([0.94, 0.02, 0.02, 0.02])
+    first, then = np.array([0.02, 0.94, 0.02, 0.02]), np.array([0.02, 0.02, 0.94, 0.02])
+    of_first = trained(jnp.zeros(4), expert, first, 10_000, 20.0)
+    assert of_first[3] - of_first[1] == pytest.approx(np.log(47), abs=0.01), "it knows the first mode"
+    forgets = trained(of_first, expert, then, 10_000, 20.0)
+    remembers = trained(of_first, expert, (first + then) / 2, 10_000, 20.0)
+    assert forgets[3] - forgets[1] == pytest.approx(0, abs=0.01), "as good as an answer that nobody gives"
+    assert remembers[3] - remembers[1] == pytest.approx(np.log(24), abs=0.01)

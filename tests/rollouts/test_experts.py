@@ -1,0 +1,73 @@
+"""A run whose reward is a critic that learns in its step; what the critic reads; what does not go with it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from rl_likelihood import train
+from rl_likelihood.config import build
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.judged_text import SCORE, Reader
+from rl_likelihood.report.metric_table import unknown
+from rl_likelihood.rollouts.experts import Experts
+from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import load
+from tests.runs import small_config
+
+FEW = {"reward__name": "adversarial", "eval__prompts": 0, "judge__max_prompt": 60, "judge__max_row": 40}
+TEXT = byte_tokenizer()
+
+
+def few(**changes):
+    return build(small_config(**{**FEW, "train__steps": 2, "adversarial__replay": 4, **changes}))
+
+
+def metrics(workdir):
+    return run_files.read(workdir / "metrics.jsonl")
+
+
+def test_a_run_learns_critic_and_policy_and_resumes_to_the_same_numbers(tmp_path):
+    train.run(few(), tmp_path / "a")
+    rows = metrics(tmp_path / "a")
+    assert not unknown(rows[0]) and all(np.isfinite(row["reward/adversarial"]) for row in rows)
+    assert rows[0]["critic/loss"] == pytest.approx(np.log(2), abs=1e-5), "a head of zeros knows nothing"
+    assert rows[1]["critic/loss"] != rows[0]["critic/loss"] and "critic/accuracy_replay" in rows[1]
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "2")
+    train.run(few(), tmp_path / "a")
+    again = metrics(tmp_path / "a")
+    for name in ("critic/loss", "critic/accuracy_replay", "reward/adversarial", "loss/policy", "grad/norm"):
+        assert again[1][name] == rows[1][name], name
+
+
+def test_earlier_answers_come_again_behind_their_reference():
+    task = load(few(data__train_size=4))[0]
+    rows = task.train[:2]
+    experts = Experts(Reader(TEXT, task.fmt.vocab_bytes, SCORE, 60, 40), seed=0, keep=3)
+    fresh, replayed = experts.read(rows, [["one", None], ["two", "three"]])
+    assert fresh.judged.rows.shape[:2] == (2, 3) and not replayed.there.any(), "nothing was seen before"
+
+    def row(judged, i, j):
+        return TEXT.decode(judged.rows[i, j][: judged.row_length[i, j]])
+
+    assert rows[0].example.answer in row(fresh.judged, 0, 0) and "one" in row(fresh.judged, 0, 1)
+    before = list(experts.seen)
+    saved = json.loads(json.dumps(experts.state()))
+    again = Experts(experts.reader, seed=0, keep=3)
+    again.restore(saved)
+    for reader in (experts, again):
+        _, old = reader.read(rows, [["four"], ["five"]])
+        assert old.there.all() and len(reader.seen) == 3
+        taken = [(row(old.judged, i, 0), row(old.judged, i, 1)) for i in range(2)]
+        assert all(any(e in a and x in b for _, e, x in before) for a, b in taken)
+    assert experts.seen == again.seen
+
+
+@pytest.mark.parametrize(
+    "changes", [{"judge__model": "x"}, {"sampler__max_staleness": 1}, {"filter__mode": "std_zero"}]
+)
+def test_what_does_not_go_with_a_critic_is_refused(changes):
+    with pytest.raises(UserError, match=next(iter(changes)).replace("__", ".")):
+        few(**changes)
