@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -137,12 +138,12 @@ def table(questions: str, report: str) -> None:
     """One line a distribution."""
     cases: dict[str, tuple[Callable[[int], Lengths], int]] = {}
     for p, g in itertools.product((8, 64), (16, 32)):
-        cases[f"log-normal, {p} x {g}"] = (lambda n, p=p, g=g: log_normal(p, g, n), BATCHES)
+        cases[f"log-normal, {p} x {g}"] = (functools.partial(log_normal, p, g), BATCHES)
     if questions:
         given = solutions(Path(questions))
         for alike in (False, True):
             name = f"GSM8K, {'a group alike' if alike else 'any question'}, 64 x 16"
-            cases[name] = (lambda n, alike=alike: of_solutions(given, 64, 16, n, alike), BATCHES)
+            cases[name] = (functools.partial(of_solutions, given, 64, 16, alike=alike), BATCHES)
     if report:
         groups = list(recorded(Path(report)))
         cases[f"{Path(report).parent.name}, 6 x {len(groups[0].chains[0])}"] = (groups.__getitem__, len(groups))

@@ -1,17 +1,21 @@
 """Write a trained policy as a Hugging Face folder that transformers loads as it is.
 
     python -m rl_likelihood.export --workdir=DIR --out=HF_DIR [--step=N] [--dtype=float32] [--force] [--adapters]
+                                    [--push=OWNER/NAME [--public]]
 
 The folder holds config.json, model.safetensors, the tokenizer with its chat template, generation_config.json with the
 ids that end a text, and export.json, which says of which run it is. Over another model it writes only with --force.
 A run with LoRA is written as one model, or with --adapters as the folder of adapters that peft loads. A reward model is
 written as a sequence classifier with one label, whose logit is the score.
+--push uploads the folder to a repository of the Hugging Face Hub, private unless --public, with the token in HF_TOKEN
+or that of `hf auth login`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,6 +108,10 @@ def main() -> None:
     for name in ("workdir", "out"):
         if not flag[name].value:
             raise UserError(f"--{name} is missing; write --workdir=DIR --out=HF_DIR")
+    if flag.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", flag.push):
+        raise UserError(f"--push is {flag.push!r}; give a repository of the Hugging Face Hub, as owner/name")
+    if flag.push and flag.adapters:
+        raise UserError("--push with --adapters: adapters name their base by a folder of this machine; push one model")
     out, run = Path(flag.out), str(Path(flag.workdir).resolve())
     if not flag.force:
         refuse_another(out, run)
@@ -111,17 +119,40 @@ def main() -> None:
     try:
         if flag.adapters:
             export_adapters(Path(flag.workdir), cfg, params, out)
-            print(f"{out}: step {step}, adapters of {count(params):,} parameters")
-            return
-        scoring = load_head(flag.workdir)
-        tree = params if scoring is None else with_head(flag.workdir, params, step, scoring[0])
-        export(cfg, tree, tokenizer_path(Path(flag.workdir), model_path), out, flag.dtype)
-        if scoring is not None:
-            save_head(out, *scoring)  # with the spread of its scores, for our judges
-        (out / ORIGIN).write_text(json.dumps({"workdir": run, "step": step, "dtype": flag.dtype}) + "\n")
+            what = f"adapters of {count(params):,} parameters"
+        else:
+            scoring = load_head(flag.workdir)
+            tree = params if scoring is None else with_head(flag.workdir, params, step, scoring[0])
+            export(cfg, tree, tokenizer_path(Path(flag.workdir), model_path), out, flag.dtype)
+            if scoring is not None:
+                save_head(out, *scoring)  # with the spread of its scores, for our judges
+            (out / ORIGIN).write_text(json.dumps({"workdir": run, "step": step, "dtype": flag.dtype}) + "\n")
+            what = f"{count(params):,} parameters, {flag.dtype}"
     except (OSError, SafetensorError) as e:
         raise UserError(f"--out={out}: cannot be written ({getattr(e, 'strerror', None) or e})") from e
-    print(f"{out}: step {step}, {count(params):,} parameters, {flag.dtype}")
+    print(f"{out}: step {step}, {what}", flush=True)
+    if flag.push:
+        print(push(out, flag.push, f"Step {step}: {what}", flag.public))
+
+
+def push(folder: Path, repository: str, message: str, public: bool = False) -> str:
+    """Uploads an exported folder to the Hugging Face Hub; returns the commit's address. export.json stays behind: it
+    names a folder of this machine."""
+    from huggingface_hub import HfApi  # slow to import
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=not public, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=message, ignore_patterns=[ORIGIN]
+        )
+    except Exception as e:  # of several libraries, down to the connection's
+        why = " ".join(str(e).split())[:200] or type(e).__name__
+        raise UserError(
+            f"--push={repository}: the Hugging Face Hub did not take {folder} ({why}); the folder is complete: check "
+            "the name and HF_TOKEN, which must be allowed to write"
+        ) from None
+    return done.commit_url
 
 
 def refuse_another(out: Path, run: str) -> None:
@@ -141,5 +172,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of the written weights")
     flags.DEFINE_bool("adapters", False, "of a run with LoRA the adapters alone, for peft")
+    flags.DEFINE_string("push", None, "repository of the Hugging Face Hub, owner/name, to upload the folder to")
+    flags.DEFINE_bool("public", False, "a repository that --push makes can be read by everybody")
     flags.DEFINE_bool("force", False, "write over another model")
     run_main(main, config_file=False)

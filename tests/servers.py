@@ -8,6 +8,47 @@ import time
 
 
 @contextlib.contextmanager
+def hub(refuse=False):
+    """As much of the Hugging Face Hub as takes an upload; gives its address and [(path, token, body)]."""
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            requests.append((self.path, self.headers.get("Authorization"), body))
+            answer = {"url": f"{address}/me/model", "commitUrl": f"{address}/me/model/commit/1", "commitOid": "1"}
+            if "/preupload/" in self.path:
+                answer = {"files": [f | {"uploadMode": "regular", "shouldIgnore": False} for f in files(body)]}
+            self.answer(403 if refuse else 200, answer)
+
+        def do_GET(self):
+            self.answer(404, {})
+
+        def answer(self, status, value):
+            content = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    def files(body):
+        return [{"path": f["path"]} for f in json.loads(body)["files"]]
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    address = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield address, requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
 def serving(behave):
     """A server whose `behave(handler, number, body)` answers request `number`; gives its address and the requests."""
     requests = []

@@ -1,7 +1,9 @@
 """The export command, from a run's checkpoint to a folder that loads. That transformers reads it: tests/parity."""
 
+import base64
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,20 +20,29 @@ from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.weights import files
+from tests.servers import hub
 from tests.weights.make_checkpoints import BASE, random_params, write
 
 
-def run(*args):
+def run(*args, **env):
     command = [sys.executable, "-m", "rl_likelihood.export", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env={**os.environ, **env}
+    )
 
 
-def test_command(tmp_path):
+def save_run(tmp_path):
+    """A checkpoint at step 3 in tmp_path / run, of a model that came from tmp_path / base."""
     cfg, _ = write("qwen3", tmp_path / "base")
     params = random_params(cfg, 11)
     state = TrainState(step=jnp.int32(3), params=jax.tree.map(jnp.asarray, params), opt_state={})
     meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(tmp_path / "base")}
     checkpoint.save_initial(tmp_path / "run", state, meta)
+    return cfg, params
+
+
+def test_command(tmp_path):
+    cfg, params = save_run(tmp_path)
 
     done = run(f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
@@ -104,3 +115,37 @@ def test_tokenizer_of_another_model(tmp_path):
     with pytest.raises(UserError, match="ids up to"):
         export(cfg, random_params(cfg, 1), tmp_path / "base", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_pushed_to_the_hub_with_the_token_and_without_what_names_this_machine(tmp_path):
+    save_run(tmp_path)
+    to = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--push=me/model"]
+    with hub() as (address, requests):
+        done = run(*to, HF_ENDPOINT=address, HF_TOKEN="hf_secret")
+    assert done.returncode == 0, done.stderr
+    assert f"{address}/me/model/commit/1" in done.stdout
+    assert {token for _, token, _ in requests} == {"Bearer hf_secret"}
+    (created,) = [json.loads(body) for path, _, body in requests if path == "/api/repos/create"]
+    assert created["organization"] == "me" and created["name"] == "model" and created["visibility"] == "private"
+    (commit,) = [body.decode() for path, _, body in requests if "/commit/" in path]
+    lines = [json.loads(line)["value"] for line in commit.splitlines()]
+    sent = {value["path"]: value["content"] for value in lines[1:]}
+    assert set(sent) == {path.name for path in (tmp_path / "out").iterdir()} - {"export.json"}
+    assert base64.b64decode(sent["config.json"]) == (tmp_path / "out" / "config.json").read_bytes()
+    assert lines[0]["summary"].startswith("Step 3")
+
+
+def test_a_hub_that_refuses_and_a_name_that_is_none_are_one_sentence(tmp_path):
+    with hub(refuse=True) as (address, _):
+        code = "import sys; from rl_likelihood.export import push; push(sys.argv[1], 'me/model', 'message')"
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "HF_ENDPOINT": address, "HF_TOKEN": "hf_secret"},
+        )
+    assert "UserError: --push=me/model" in done.stderr and "403" in done.stderr and "HF_TOKEN" in done.stderr
+    assert "hf_secret" not in done.stderr
+    done = run(f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}", "--push=model")
+    assert done.returncode == 2 and "--push is 'model'" in done.stderr
