@@ -9,7 +9,7 @@ import pytest
 from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
-from rl_likelihood.data.judged_text import SCORE, Reader
+from rl_likelihood.data.judged_text import EXPERT, SCORE, Reader
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.runtime import run_files
@@ -46,7 +46,7 @@ def test_earlier_answers_come_again_behind_their_reference():
     task = load(few(data__train_size=4))[0]
     rows = task.train[:2]
     experts = Experts(Reader(TEXT, task.fmt.vocab_bytes, SCORE, 60, 40), seed=0, keep=3)
-    fresh, replayed = experts.read(rows, [["one", None], ["two", "three"]])
+    fresh, replayed, _ = experts.read(rows, [["one", None], ["two", "three"]])
     assert fresh.judged.rows.shape[:2] == (2, 3) and not replayed.there.any(), "nothing was seen before"
 
     def row(judged, i, j):
@@ -58,11 +58,27 @@ def test_earlier_answers_come_again_behind_their_reference():
     again = Experts(experts.reader, seed=0, keep=3)
     again.restore(saved)
     for reader in (experts, again):
-        _, old = reader.read(rows, [["four"], ["five"]])
+        _, old, _ = reader.read(rows, [["four"], ["five"]])
         assert old.there.all() and len(reader.seen) == 3
         taken = [(row(old.judged, i, 0), row(old.judged, i, 1)) for i in range(2)]
         assert all(any(e in a and x in b for _, e, x in before) for a, b in taken)
     assert experts.seen == again.seen
+
+
+def test_with_labels_each_answer_stands_beside_its_reference_in_either_order():
+    task = load(few(data__train_size=4))[0]
+    rows, answers = task.train[:2], [["one", "two", "three", None]] * 2
+    experts = Experts(Reader(TEXT, task.fmt.vocab_bytes, EXPERT, 400, 200), seed=0, keep=3)
+    for step in range(2):
+        read = experts.read(rows, answers)
+        assert read.compared.margins.shape == (2, 4) and set(np.unique(read.compared.margins)) == {-1, 1}
+        assert [TEXT.decode([i]) for i in read.compared.labels[0]] == ["1", "2", "0"]
+        for i, j in np.ndindex(2, 4):
+            text = TEXT.decode(read.compared.judged.rows[i, j][: read.compared.judged.row_length[i, j]])
+            shown = [part.partition(">>>")[0].strip() for part in text.split("<<<")[1:3]]
+            pair = [rows[i].example.answer, answers[i][j] or ""]
+            assert shown == (pair if read.compared.margins[i, j] > 0 else pair[::-1])
+        assert read.replayed.there.all() == (step > 0) and (read.replayed.margins == [1, -1]).all()
 
 
 @pytest.mark.parametrize(
