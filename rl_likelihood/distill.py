@@ -50,7 +50,7 @@ def main() -> None:
         with claimed(c, workdir) as dated:
             f = finder(dated, workdir)
             questions = digest([row.example for row in f.task.train], [])
-            distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, questions))
+            distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, {"questions": questions}))
             distill(f, workdir)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")

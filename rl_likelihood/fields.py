@@ -68,34 +68,38 @@ def checked(name: str, value: Any, kind: Any, item: dataclasses.Field) -> Any:
     if choices(kind):
         one_of(name, value, choices(kind))
         return value
-    if isinstance(value, list | tuple):
-        value = tuple(value)
-        numbers = [x for x in value if isinstance(x, float | int)]
-    else:
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise UserError(f"{name} is {value!r}; it must be of type {kind.__name__}")
-        numbers = [value] if kind in (int, float) else []
-    for x in numbers:
-        if not math.isfinite(x):
-            raise UserError(f"{name} is {value}; it must be a finite number")
-        if not _representable(x, item.metadata["bounds"]):
-            raise UserError(
-                f"{name} is {value}; no number of 32 bits is like that, and the program computes with these"
-            )
-        for bound, limit in item.metadata["bounds"].items():
-            holds, words = _BOUNDS[bound]
-            if not holds(x, limit):
-                raise UserError(f"{name} is {value}; it must be {words} {limit:.10g}")
-    return value
+    bounds = item.metadata["bounds"]
+    if typing.get_origin(kind) is not tuple:
+        return _scalar(name, value, kind, bounds)
+    element = typing.get_args(kind)[0]
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{name} is {value!r}; it must be a list of values of type {element.__name__}")
+    return tuple(_scalar(f"{name}[{i}]", x, element, bounds) for i, x in enumerate(value))
 
 
-def _representable(x: float, bounds: Mapping[str, float]) -> bool:
-    """Whether a device has the number: not one so large or so small that it becomes infinite or 0."""
-    if isinstance(x, int):
-        return "most" in bounds or abs(x) < 2**31
-    return x == 0 or 1e-38 < abs(x) < 1e38
+def _scalar(name: str, value: Any, kind: type, bounds: Mapping[str, float]) -> Any:
+    """A str, bool, int or float within its bounds."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole if kind is int else isinstance(value, kind) or (kind is float and whole)):
+        raise UserError(f"{name} is {_short(value)}; it must be of type {kind.__name__}")
+    if kind not in (int, float):
+        return value
+    if whole and "most" not in bounds and abs(value) >= 2**31:
+        raise UserError(f"{name} is {_short(value)}; no number of 32 bits is so large")
+    if not whole and not math.isfinite(value):
+        raise UserError(f"{name} is {value}; it must be a finite number")
+    if not whole and value != 0 and not 1e-38 < abs(value) < 1e38:  # it would become 0 or infinite
+        raise UserError(f"{name} is {value}; no number of 32 bits is like that")
+    for bound, limit in bounds.items():
+        holds, words = _BOUNDS[bound]
+        if not holds(value, limit):
+            raise UserError(f"{name} is {_short(value)}; it must be {words} {limit:.10g}")
+    return kind(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read(cls: type, values: Any, prefix: str = "") -> Any:

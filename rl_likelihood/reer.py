@@ -56,7 +56,7 @@ def run(c: Config, workdir: Path) -> None:
     with claimed(c, workdir) as dated:
         f = finder(dated, workdir)
         questions = digest([row.example for row in f.task.train], [])
-        distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, questions))
+        distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, {"questions": questions}))
         search(f, workdir)
 
 

@@ -47,7 +47,7 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.signals import StopRequest
-from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim
+from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, write_config
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import load, load_model, load_tokenizer
@@ -119,6 +119,7 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False) -> dict[
         workdir.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock(workdir))
         claim(workdir, c)
+        write_config(workdir, c)
         devices = make_devices(c)
         model, params, path = load_model(c, devices.learner)
         text, eos_ids = load_tokenizer(path, c.judge.template)

@@ -12,16 +12,16 @@ from rl_likelihood.fields import field
 class ReerSettings:
     """The search for a chain behind each training answer (`python -m rl_likelihood.reer`, docs/writing.md)."""
 
-    candidates: int = field(2, "K: for each segment of a chain; 0 keeps the first chain", least=0)
+    candidates: int = field(2, "K: candidates for each segment of a chain; 0: keep the first chain", least=0)
     max_segments: int = field(10, "segments that get candidates, from the first", least=1)
     clip: float = field(2.0, "each token's NLL counts up to this", above=0)
     stop: float = field(0.25, "a mean NLL below this ends a question's search", least=0)
     score_from: Literal["second_segment", "start"] = field(
         "second_segment", "what of an answer is scored; of one without blank lines or line ends it is all"
     )
-    min_chain: int = field(100, "tokens that a first chain must have", least=0)
+    min_chain: int = field(100, "minimum tokens of a first chain", least=0)
     max_copied: float = field(
-        0.2, "longest run of words from the answer that a chain may have, over its words", least=0
+        0.2, "maximum share of a chain's words that one run copied from the answer may have", least=0
     )
     temperature: float = field(0.8, "of first chains and candidates", least=0)
     max_segment: int = field(256, "sampled tokens of a candidate at most", least=1)
@@ -46,9 +46,9 @@ class DistillSettings:
 
     teacher: str = field("", "a model as in model.path, or an address that speaks OpenAI's chat protocol")
     name: str = field("", "the model's name at that address")
-    replies: int = field(1, "for each question", least=1)
-    temperature: float = field(0.7, "of the teacher", least=0)
-    max_new: int = field(2048, "tokens of a reply at most", least=1)
+    replies: int = field(1, "replies to each question", least=1)
+    temperature: float = field(0.7, "the teacher's sampling temperature", least=0)
+    max_new: int = field(2048, "maximum tokens of a reply", least=1)
     accept: Literal["grader", "likelihood"] = field(
         "grader", "grader: the answer is right by eval.grader; likelihood: the chain makes the reference likelier"
     )

@@ -41,11 +41,12 @@ class ModelSettings:
         "auto", "auto: bfloat16 on accelerators, float32 on CPU; parameters, log-probs and losses are always float32"
     )
     layers: Literal["auto", "scan", "unroll"] = field(
-        "auto", "scan compiles one layer and loops; unroll, auto's choice on a CPU, is faster there"
+        "auto",
+        "scan: compile one layer, loop over it; unroll: compile every layer, faster on CPUs and auto there",
     )
     attention: Literal["auto", "dense", "splash"] = field("auto", "splash: a TPU kernel, auto's choice where it fits")
     remat: Literal["none", "dots", "attention", "full"] = field(
-        "none", "how much the backward pass computes again to save memory, the least first"
+        "none", "how much the backward pass recomputes to save memory: from nothing to everything"
     )
     scratch_kib: int = field(
         -1,
@@ -58,16 +59,16 @@ class ModelSettings:
 class MeshSettings:
     """The learner's devices = data x fsdp x tensor."""
 
-    data: int = field(0, "copies of everything; over several TPU slices only data runs. 0: what is left", least=0)
-    fsdp: int = field(0, "parameters and optimizer split; 0: what is left, the most if both are 0", least=0)
-    tensor: int = field(1, "heads, MLP and vocabulary split, within a host", least=1)
+    data: int = field(0, "copies, the only axis across TPU slices; 0: what fsdp and tensor leave", least=0)
+    fsdp: int = field(0, "devices that share the parameters; 0: as many as data and tensor leave", least=0)
+    tensor: int = field(1, "devices of one host that share heads, MLP and vocabulary", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PodSettings:
     """Several processes."""
 
-    heartbeat: float = field(30.0, "seconds in which the death of another process is noticed", least=1)
+    heartbeat: float = field(30.0, "seconds until the loss of another process is noticed", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +84,15 @@ class TrainSettings:
         least=-1,
     )
     head_chunk: int = field(
-        0, "tokens whose logits exist at one time on a device; 0: 512, on a CPU what its caches hold", least=0
+        0, "tokens whose logits a device holds at once; 0: 512, on a CPU what its caches hold", least=0
     )
     eval_every: int = field(0, "steps between evaluations; 0: before and after only", least=0)
     eval_first: bool = field(True, "evaluate before the first step")
     checkpoint_every: int = field(50, "steps between checkpoints", least=1)
-    keep_checkpoints: int = field(2, "the last ones", least=1)
-    keep_every: int = field(0, "and one every so many steps for good; 0: none", least=0)
-    best: str = field("", "a metric of eval.jsonl: the checkpoint of the best evaluation is kept besides")
-    patience: int = field(0, "evaluations without a better one by train.best after which a run ends; 0: never", least=0)
+    keep_checkpoints: int = field(2, "latest checkpoints to keep", least=1)
+    keep_every: int = field(0, "also keep each checkpoint whose step is a multiple of this; 0: none", least=0)
+    best: str = field("", "a metric of eval.jsonl: the checkpoint with the best evaluation is kept too")
+    patience: int = field(0, "end a run after this many evaluations without a new best; 0: never", least=0)
     keep_optimizer: bool = field(
         True, "False: a finished run deletes its optimizer state, two thirds of its disk, and can train no further"
     )
@@ -115,10 +116,10 @@ class WarmStartSettings:
 class EvalSettings:
     """Evaluations on held-out questions."""
 
-    prompts: int = field(100, "held-out questions used", least=0)
+    prompts: int = field(100, "held-out questions to evaluate", least=0)
     grader: str = field("exact_match", "a grader of docs/data.md; none: nothing is sampled or graded, only scored")
     grader_workers: int = field(2, "processes that grade what may hang or crash; 0: one for each core", least=0)
-    grader_seconds: float = field(10.0, "for one answer; one that takes longer is a counted failure", least=1)
+    grader_seconds: float = field(10.0, "time limit for grading one answer; a slower one is a counted failure", least=1)
     unsafe_code: bool = field(
         False, "run programs (code_tests) even where Linux cannot keep network and files from them"
     )
@@ -127,14 +128,14 @@ class EvalSettings:
     )
     temperature: float = field(1.0, "of sampled chains and answers; reference answers are scored at 1", above=0)
     top_p: float = field(
-        1.0, "these are drawn from the fewest ids that hold this share; training has no such cut", above=0, most=1
+        1.0, "sample from the fewest ids that hold this probability; training has no such cut", above=0, most=1
     )
-    top_k: int = field(0, "and from this many of the likeliest ids; 0: all", least=0)
-    min_p: float = field(0.0, "and from ids at least so likely, over the likeliest", least=0, most=1)
-    max_sampled_answer: int = field(0, "tokens of a sampled answer; 0: prompt.max_answer", least=0)
-    batch_prompts: int = field(50, "questions decoded at one time; changes no number", least=1)
-    mc_samples: int = field(0, "chains for what only many give, as log_prob_mc32 and pass@32; 0: eval.samples", least=0)
-    mc_prompts: int = field(0, "questions that get them; 0: all", least=0)
+    top_k: int = field(0, "sample from this many of the likeliest ids; 0: all", least=0)
+    min_p: float = field(0.0, "sample from ids at least this likely, relative to the likeliest", least=0, most=1)
+    max_sampled_answer: int = field(0, "maximum tokens of a sampled answer; 0: prompt.max_answer", least=0)
+    batch_prompts: int = field(50, "questions decoded at once; no result depends on it", least=1)
+    mc_samples: int = field(0, "chains for log_prob_mcN and pass@k up to N; 0: eval.samples", least=0)
+    mc_prompts: int = field(0, "questions that get eval.mc_samples chains; 0: all", least=0)
     texts: Literal["none", "prose", "verse"] = field(
         "none", "what the answers are: sampled texts that are not graded but measured (docs/writing.md); none: answers"
     )
@@ -188,15 +189,15 @@ class ReportSettings:
     no_chain: bool = field(True, "score each answer without a chain too, every step; it has no gradient")
     transition_words: tuple[str, ...] = field(
         ("wait", "but", "however", "let me check", "hmm", "alternatively", "actually"),
-        "counted in the chains, per hundred words",
+        "words that are counted in the chains, per hundred words",
     )
     samples_every: int = field(1, "steps between entries in samples.jsonl; 0: none", least=0)
     sample_prompts: int = field(1, "prompts written each time, with all their chains", least=0)
     console_samples: int = field(20, "steps between chains shown on the console; 0: none", least=0)
     wandb: Literal["off", "offline", "online"] = field("off", "a copy of the metrics in wandb")
-    wandb_project: str = field("rl_likelihood", "its project")
+    wandb_project: str = field("rl_likelihood", "the project in wandb")
     tensorboard: bool = field(False, "a copy of the metrics as TensorBoard's files, in the workdir's tensorboard/")
-    profile: tuple[int, ...] = field((), "first and last step of which a trace is written, into the workdir's profile/")
+    profile: tuple[int, ...] = field((), "first and last step of a profiler trace, written into the workdir's profile/")
 
 
 @dataclasses.dataclass(frozen=True)

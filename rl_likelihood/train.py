@@ -21,8 +21,9 @@ from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.cli.summary import summary
 from rl_likelihood.config import build, describe, flatten
 from rl_likelihood.data.byte_tokenizer import BYTES
+from rl_likelihood.data.prompts import digest_of_ids
 from rl_likelihood.data.tokenizer import save_tokenizer
-from rl_likelihood.datasets.questions import digest
+from rl_likelihood.datasets.questions import digest, digest_of_files
 from rl_likelihood.learner.adversarial import begin, placed
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, models_of
@@ -49,11 +50,13 @@ from rl_likelihood.runtime.signals import Stopped, StopRequest
 from rl_likelihood.runtime.workdir import (
     INITIAL,
     TOKENIZER,
+    OtherInputs,
     claim,
     keep_inputs,
     pinned_date,
     restore_tracking_id,
     warn_of_lost_lines,
+    write_config,
 )
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
@@ -87,7 +90,7 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
 
     `force`: go on in the workdir of another config.
     """
-    finished = False
+    finished, before = False, run_files.read_status(workdir)
     with contextlib.ExitStack() as stack:
         holder = distributed.by_first(lambda: stack.enter_context(lock(workdir)))
         distributed.refuse_unshared(workdir / LOCK, holder)
@@ -98,7 +101,7 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         if saved is not None:
             distributed.by_first(lambda: restore_tracking_id(workdir, saved[-1].get("tracking_id")))
         date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
-        c = dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
+        given, c = c, dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
         tracking = c.report.wandb if folder == workdir else "off"
         begin = -1 if resume is None else resume
         copy = board(folder, begin) if c.report.tensorboard and distributed.first() else None
@@ -107,7 +110,7 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
-            session = Session(workdir, writer, stop, force)
+            session = Session(workdir, writer, stop, given, force)
             step, finished = resume or 0, has_ended(workdir, resume, c.train.steps)
             if not finished:
                 if c.reward.judged:
@@ -115,6 +118,9 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
                 step, finished = learn(c, session, resume, saved and known_model(c, workdir, *saved[:3]))
             if finished and not c.train.keep_optimizer:
                 distributed.by_first(lambda: drop_optimizer(workdir))
+        except OtherInputs:  # refused: the run is where it was
+            run_files.write_status(folder, **(before or {"state": "failed", "step": 0}))
+            raise
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             writer.status(state, checkpoint.latest_step(workdir) or 0, " ".join(str(error).split()) or repr(error))
@@ -219,12 +225,15 @@ def next_batch(r: Run, source: Source, state: TrainState, policy: Params) -> Ste
 
 
 def keep_what_it_needs(task: Task, session: Session) -> None:
-    """The workdir keeps its tokenizer and the digest of its questions: it may be moved, the model's folder may go, and
-    changed data are noticed."""
+    """The workdir keeps its tokenizer and digests of its inputs. So it may be moved, the model's folder may go, and
+    changed data, prompts or code are noticed."""
 
     def keep() -> None:
-        sides = [[row.example for row in rows] for rows in (task.train, task.heldout)]
-        keep_inputs(session.workdir, task.config.prompt.date, digest(*sides), session.force)
+        c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
+        digests = {"questions": digest(*sides), "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast])}
+        digests["code"] = digest_of_files(c.reward.file, c.env.file)
+        keep_inputs(session.workdir, c.prompt.date, digests, session.force)
+        write_config(session.workdir, session.given)
         if task.model_path != BYTES and not (session.workdir / TOKENIZER).exists():
             part = session.workdir / f"{TOKENIZER}.part"
             save_tokenizer(task.tokenizer, part, task.fmt.eos_ids)

@@ -188,7 +188,31 @@ def test_a_number_that_is_not_finite_or_out_of_bounds_is_refused_by_name(name, b
 def test_a_number_that_no_device_has_is_refused(name, value):
     c = tree()
     c.update_from_flattened_dict({name: value})
-    with pytest.raises(UserError, match=re.escape(f"{name} is {value}; no number of 32 bits")):
+    with pytest.raises(UserError, match=re.escape(f"{name} is {value}; no number of 32 bits is")):
+        fields.read(Config, c)
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("train.steps", [1, 2], "train.steps is [1, 2]; it must be of type int"),
+        ("train.steps", 10**400, "no number of 32 bits"),
+        ("optim.lr", [1e-5], "optim.lr is [1e-05]; it must be of type float"),
+        ("report.profile", ("a", 1), "report.profile[0] is 'a'; it must be of type int"),
+        ("report.profile", (1.5, 2.5), "report.profile[0] is 1.5; it must be of type int"),
+        ("report.transition_words", (1,), "report.transition_words[0] is 1; it must be of type str"),
+        ("data.tasks", (1, 2), "data.tasks[0] is 1; it must be of type str"),
+        ("data.tasks", "chain_sum", "data.tasks is 'chain_sum'; it must be a list"),
+        ("model.path", None, "model.path is None; it must be of type str"),
+        ("reward.base_rl", (1, None, 0), "reward.base_rl[1] is None"),
+        ("optim.weight_decay", -1.0, "optim.weight_decay is -1.0; it must be at least 0"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(name, value, words):
+    c = tree()
+    with c.ignore_type():
+        c.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError, match=re.escape(words)):
         fields.read(Config, c)
 
 

@@ -214,6 +214,27 @@ def test_other_questions_are_noticed_on_resume(tmp_path, capsys):
     assert "other questions (--force)" in capsys.readouterr().out
 
 
+def test_other_prompts_or_code_are_refused_and_leave_the_workdir_as_it_was(tmp_path):
+    (tmp_path / "instruction.txt").write_text("Add.")
+    (tmp_path / "mine.py").write_text("GRADERS = {}\n")
+    own = {"prompt__instruction": "", "prompt__instruction_path": str(tmp_path / "instruction.txt")}
+    own |= {"reward__file": str(tmp_path / "mine.py"), "eval__prompts": 0, "train__steps": 1}
+    run(tmp_path / "run", **own)
+    files = {name: (tmp_path / "run" / name).read_bytes() for name in ("config.json", "STATUS", "inputs.json")}
+    for name, text, words in (
+        ("instruction.txt", "Subtract.", "other prompts.*prompt.instruction_path"),
+        ("mine.py", "GRADERS = {}  # changed\n", "other code.*reward.file"),
+    ):
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=words):
+            run(tmp_path / "run", **own | {"train__steps": 2})
+        (tmp_path / name).write_text(before)
+        assert files == {name: (tmp_path / "run" / name).read_bytes() for name in files}
+    run(tmp_path / "run", **own | {"train__steps": 2})
+    assert run_files.read_status(tmp_path / "run")["step"] == 2
+
+
 def test_a_finished_run_only_shows_its_summary(unbroken, capsys):
     before = (unbroken / "metrics.jsonl").read_bytes()
     run(unbroken)

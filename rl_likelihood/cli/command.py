@@ -216,7 +216,9 @@ def _first_sentence(error: BaseException) -> str:
         origin = error
     message = " ".join(str(origin.args[0] if origin.args else origin).split())
     if by_config and not isinstance(origin, UserError):
-        frame = traceback.extract_tb(origin.__traceback__)[-1]
+        frames = traceback.extract_tb(origin.__traceback__)
+        own = [frame for frame in frames if "/ml_collections/" not in frame.filename]
+        frame = (own or frames)[-1]  # the user's line, not the library's
         message = f"{frame.filename}:{frame.lineno}: {type(origin).__name__}: {message}"
     return message
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -51,9 +52,7 @@ class PromptConfig:
         "model: the tokenizer's chat template; plain: Question and Answer lines, for base models without one; raw: the "
         "text itself and the tag, for documents",
     )
-    date: str = field(
-        "", "what a chat template that prints today's date prints, as 2026-11-28; empty: the day the run began"
-    )
+    date: str = field("", "date for chat templates that print one, as 2026-11-28; empty: the day the run began")
     examples: int = field(0, "worked examples before the question, as earlier turns of the chat", least=0)
     examples_path: str = field(
         "",
@@ -65,15 +64,15 @@ class PromptConfig:
     )
     think_open: str = field("<think>", "the prompt ends in it")
     think_close: str = field("</think>", "the policy ends its chain with it")
-    answer_open: str = field("<answer", 'without its ">": the seam where the reference answer is spliced in')
+    answer_open: str = field("<answer", 'without its ">"; the reference answer is inserted after it')
     answer_close: str = field("</answer", 'without its ">"')
-    max_prompt: int = field(128, "S: tokens of a prompt at most", least=1)
+    max_prompt: int = field(128, "S: maximum tokens of a prompt", least=1)
     width_multiple: int = field(0, "a batch's prompts are padded to a multiple of this; 0: to max_prompt", least=0)
-    max_answer: int = field(16, "A: tokens of a reference answer at most, delimiters included", least=1)
+    max_answer: int = field(16, "A: maximum tokens of a reference answer, delimiters included", least=1)
     max_alternatives: int = field(
         8,
-        "log_prob_any: other answers (`alternatives` of a row) scored beside the reference at most; further ones "
-        "are left out",
+        "log_prob_any: maximum other answers (`alternatives` of a row) scored beside the reference; the rest are left "
+        "out",
         least=1,
     )
     shots: Shots = ()  # the user's own worked examples (`sources.resolve_prompt`); (): those of the example's task
@@ -91,6 +90,15 @@ class EncodedExample:
     answer_scored: np.ndarray  # [a] bool: whose log-probs count
     shown_ids: np.ndarray | None = None
     alternatives: tuple[tuple[np.ndarray, np.ndarray], ...] = ()  # (ids, scored) of other answers as good
+
+
+def digest_of_ids(rows: Sequence[EncodedExample]) -> str:
+    """Identifies the prompts and reference answers as the model reads them."""
+    total = hashlib.sha256()
+    for row in rows:
+        for ids in (row.prompt_ids, row.answer_ids, row.shown_ids):
+            total.update(b"" if ids is None else len(ids).to_bytes(4, "big") + np.asarray(ids, np.int32).tobytes())
+    return total.hexdigest()
 
 
 def chain_format(

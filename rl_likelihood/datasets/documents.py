@@ -34,13 +34,13 @@ class DocumentConfig:
         "cut", "cut: at any word; next_passage: before a paragraph of a story; verse: within a poem"
     )
     column: str = field("text", "the field with the document; a .txt file is one document")
-    context: int = field(64, "words before a cut or paragraph that are shown, at most", least=1)
-    continuation: int = field(8, "words after a cut, or of a paragraph at most: the reference answer", least=1)
-    least: int = field(1, "next_passage: words that a paragraph has at least", least=1)
-    cuts: int = field(1, "cuts or paragraphs of each document, different ones as far as it has so many", least=1)
+    context: int = field(64, "maximum words shown before the cut or paragraph", least=1)
+    continuation: int = field(8, "words of the reference answer; of a paragraph, the maximum", least=1)
+    least: int = field(1, "next_passage: minimum words of a paragraph", least=1)
+    cuts: int = field(1, "questions for each document; fewer where it has too few places", least=1)
     shown: int = field(8, "verse: lines of a poem that are shown", least=1)
-    asked: int = field(6, "verse: lines after them, the reference answer, with which a poem ends; 0: all", least=0)
-    work: Literal["poem", "file"] = field("poem", "verse: what is on one side of a split")
+    asked: int = field(6, "verse: lines of the reference answer, which end the poem; 0: all that follow", least=0)
+    work: Literal["poem", "file"] = field("poem", "verse: what a split keeps together")
 
 
 def questions_of(id: str, text: str, cfg: DocumentConfig, seed: int) -> list[Example]:

@@ -12,6 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 from rl_likelihood.datasets.procedural import PRESETS
 from rl_likelihood.shapes import Example
@@ -107,6 +108,12 @@ def digest(train: Sequence[Example], heldout: Sequence[Example]) -> str:
     """Identifies the questions of a run: sha256 of every field of every example, in order."""
     sides = [[list(vars(row).values()) for row in rows] for rows in (train, heldout)]
     return hashlib.sha256(json.dumps(sides).encode()).hexdigest()
+
+
+def digest_of_files(*paths: str) -> str:
+    """Identifies the contents of the files that are named; "" is no file."""
+    parts = (hashlib.sha256(Path(path).read_bytes()).digest() for path in paths if path)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def named(rows: Sequence[str], what: str) -> str:

@@ -53,9 +53,9 @@ class DataConfig:
         "files: JSON lines, a JSON array, parquet, each also .gz, a folder or archive of such, or a data set of the "
         "Hugging Face hub, hf:owner/name[@revision][/folder]; prepared: the folder",
     )
-    heldout_path: str = field("", "files: the held-out rows; empty: a split of train_path, or rows of it")
-    train_split: str = field("", "prepared, and files of which several are named; empty: train")
-    heldout_split: str = field("", "the same; empty: the first of validation and test that is there")
+    heldout_path: str = field("", "files: the held-out rows; empty: a split of train_path, or else some of its rows")
+    train_split: str = field("", "which split to train on, where there are several; empty: train")
+    heldout_split: str = field("", "which split to hold out; empty: validation, or test if there is no validation")
     fast_split: str = field("", "prepared: another split for the fast evaluations during training")
     prompt_column: str = field("prompt", "files: the field with the question, or with a conversation")
     answer_column: str = field("answer", "files: the field with the reference answer, text or a number")
@@ -67,9 +67,9 @@ class DataConfig:
         "rows and at most 100; 0: none of the training rows, all of the others",
         least=-1,
     )
-    seed: int = field(0, "of the questions that a program makes", least=0)
+    seed: int = field(0, "seed of generated questions", least=0)
     documents: DocumentConfig = DocumentConfig()
-    skip_bad_rows: bool = field(False, "leave out, count and name bad rows, and training rows that are too long")
+    skip_bad_rows: bool = field(False, "leave out bad or too long rows, which are counted and named")
 
     @property
     def columns(self) -> Columns:

@@ -18,18 +18,16 @@ from rl_likelihood.shapes import UserError
 class EnvConfig:
     """A conversation with an environment, instead of one answer."""
 
-    name: str = field("none", "an environment of docs/tools.md that the model talks to; none: it answers by itself")
+    name: str = field("none", "environment that the model talks to (docs/tools.md); none: single-turn answers")
     file: str = field("", "a Python file of yours with more ENVIRONMENTS (docs/tools.md)")
     path: str = field("", "the folder with the files that the environment needs: tau2's, for telecom")
     style: Style = field("hermes", "how the model writes a tool call")
     prompt: Literal["compact", "full"] = field("compact", "telecom: our summary of the policy, or tau2's whole policy")
-    seconds: float = field(
-        10.0, "for the replies of one turn; a conversation whose environment takes longer is left out", above=0
-    )
+    seconds: float = field(10.0, "time limit for the replies of one turn; slower conversations are dropped", above=0)
     credit: Literal["outcome", "turn"] = field(
         "outcome",
-        "what a message is paid: the conversation's reward, or also how much likelier the reference calls become from "
-        "it on (IGPO)",
+        "what each message earns: outcome, the conversation's reward; turn, also its gain in the likelihood of the "
+        "reference calls (IGPO)",
     )
 
 

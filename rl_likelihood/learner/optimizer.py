@@ -27,12 +27,12 @@ class OptimizerConfig:
         "cosine", "after the warm-up; wsd is constant and linear at the end"
     )
     warmup_steps: int = field(20, "steps of linear warm-up", least=0)
-    decay_fraction: float = field(0.2, "wsd: how much of the steps the end is", above=0, most=1)
-    final_lr_fraction: float = field(0.0, "where the schedule ends, over lr", least=0, most=1)
-    b1: float = field(0.9, "decay of the first moment, sgd's momentum", least=0, below=1)
-    b2: float = field(0.999, "decay of the second moment; of lion's", least=0, below=1)
-    weight_decay: float = field(0.0, "decoupled weight decay, of matrices")
-    clip_norm: float = field(1.0, "of the global gradient norm; 0: no clip", least=0)
+    decay_fraction: float = field(0.2, "wsd: share of the steps in which the rate falls at the end", above=0, most=1)
+    final_lr_fraction: float = field(0.0, "final learning rate, as a share of lr", least=0, most=1)
+    b1: float = field(0.9, "decay of the first moment; momentum of sgd", least=0, below=1)
+    b2: float = field(0.999, "decay of the second moment; of lion's only moment", least=0, below=1)
+    weight_decay: float = field(0.0, "decoupled weight decay, of matrices", least=0)
+    clip_norm: float = field(1.0, "maximum global gradient norm; 0: no clipping", least=0)
     momentum_dtype: Literal["float32", "bfloat16"] = field("float32", "bfloat16 saves two bytes a parameter")
     total_steps: int = 1000  # train.steps
     eps: float = 1e-8

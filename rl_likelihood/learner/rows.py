@@ -31,7 +31,7 @@ from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, AnyArray, 
 class ProxyConfig:
     """NOVER's scoring model: a slow copy of the policy."""
 
-    every: int = field(100, "steps between its moves towards the policy", least=1)
+    every: int = field(100, "steps between moves of NOVER's proxy towards the policy", least=1)
     decay: float = field(0.9, "how much of itself it keeps", least=0, below=1)
 
 

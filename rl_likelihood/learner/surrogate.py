@@ -35,9 +35,9 @@ class LossConfig:
 
     answer_term: float = field(1.0, "coefficient of the reward's own gradient; 1 is exact, 0 leaves it out")
     span: Literal["auto", "chain", "response"] = field(
-        "auto", "what the policy term covers: the chain, also the sampled answer, or what the reward asks for"
+        "auto", "tokens of the policy term: the chain, chain and sampled answer, or what the reward needs (auto)"
     )
-    advantage: Literal["loo", "mean", "std", "std_clip"] = field("loo", "units of the leave-one-out differences")
+    advantage: Literal["loo", "mean", "std", "std_clip"] = field("loo", "how the leave-one-out differences are scaled")
     aggregation: Literal["seq_sum", "seq_mean", "token_mean", "const", "delta_l", "delta_l_batch"] = field(
         "seq_sum", "how tokens become one loss"
     )
@@ -47,11 +47,11 @@ class LossConfig:
     ratio: Literal["none", "token", "sequence"] = field(
         "none", "truncated importance weights of the policy term, for stale rollouts (the answer term has none)"
     )
-    ratio_cap: float = field(2.0, "where they are truncated", least=0)
+    ratio_cap: float = field(2.0, "cap of these weights", least=0)
     clip_low: float = field(
         0.0, "PPO clip of the token ratio at 1 - clip_low; 0 leaves that side open", least=0, most=1
     )
-    clip_high: float = field(0.0, "and at 1 + clip_high", least=0)
+    clip_high: float = field(0.0, "PPO clip of the token ratio at 1 + clip_high; 0 leaves that side open", least=0)
     clip_per: Literal["token", "sequence"] = field(
         "token", "what is clipped: each token's ratio, or the geometric mean of a row's (GSPO)"
     )
@@ -67,7 +67,7 @@ class LossConfig:
     )
     reference_decay: float = field(
         0.0,
-        "how much of itself it keeps then; 0: it becomes the policy. An average, with reference_every=1",
+        "share of itself that the reference keeps in a move; 0: it becomes the policy",
         least=0,
         below=1,
     )

@@ -24,9 +24,9 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 class LoraConfig:
     """Adapters, trained instead of all parameters."""
 
-    rank: int = field(0, "columns of an adapter; 0: all parameters are trained", least=0)
-    alpha: float = field(32.0, "adapters count alpha / rank", above=0)
-    targets: tuple[str, ...] = field(MATRICES, "which matrices of a layer have one: q k v o gate up down")
+    rank: int = field(0, "rank of the adapters; 0: no LoRA, all parameters are trained", least=0)
+    alpha: float = field(32.0, "adapters are scaled by alpha / rank", above=0)
+    targets: tuple[str, ...] = field(MATRICES, "matrices of each layer that get an adapter: q k v o gate up down")
     base_dtype: Literal["float32", "bfloat16"] = field("float32", "type of the parameters that are not trained")
 
     @property

@@ -95,9 +95,9 @@ class RewardConfig:
         "or sft: supervised on the reference answer",
     )
     file: str = field("", "a Python file of yours with more REWARDS or GRADERS (CONTRIBUTING.md)")
-    truncated: Literal["force_close", "floor", "drop"] = field("force_close", "a chain that never opens its answer")
+    truncated: Literal["force_close", "floor", "drop"] = field("force_close", "for chains that never open the answer")
     floor: float = field(-10.0, 'log-prob of each answer token after such a chain, with truncated="floor"', below=0)
-    base_rl: tuple[float, ...] = field((1.0, 0.1, 0.0), "right, wrong but in the format, not in the format")
+    base_rl: tuple[float, ...] = field((1.0, 0.1, 0.0), "base_rl: right; wrong but in the format; not in the format")
     baseline: Literal["none", "frozen", "live"] = field(
         "none",
         "the answer without a chain, under the initial or the current model: taken off by rlpr, nrt and r3, and the "
@@ -113,7 +113,7 @@ class RewardConfig:
     overlong_max: float = field(
         0.0, "sampled tokens from which `overlong` is -1; 0: as many as a row may have", least=0
     )
-    overlong_cache: float = field(0.0, "tokens before that over which it falls to -1; 0: a quarter of them", least=0)
+    overlong_cache: float = field(0.0, "tokens before it over which it falls to -1; 0: a quarter of it", least=0)
     entropy_base: Literal["e", "2"] = field("e", "unit of entropy and trajectory rewards: nats or bits")
     vote_train: int = field(0, "rows of each group trained on, while majority_vote counts all; 0: all", least=0)
     sft_chain: Literal["none", "answer", "both"] = field(

@@ -142,8 +142,7 @@ class FilterConfig:
     beta: float = field(0.5, "ema: the least standard deviation that counts, over the running mean", least=0)
     resample: int = field(
         0,
-        "batches of fresh prompts that a step may sample further, until it has a batch of groups that count (DAPO); "
-        "0: none",
+        "further batches of fresh prompts that a step may sample to replace the groups left out (DAPO); 0: none",
         least=0,
     )
     start: int = 10  # mode ema: steps that pass unfiltered

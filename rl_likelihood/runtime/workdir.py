@@ -20,42 +20,55 @@ CONFIG = "config.json"
 INITIAL = checkpoint.INITIAL
 TRACKING_ID = "wandb_id"
 INPUTS = "inputs.json"  # what a run depends on beside its config: the date in its prompts, its questions
+DEPENDS = {
+    "questions": "the data (data.train_path, data.heldout_path)",
+    "prompts": "instruction, worked examples or tokenizer (prompt.instruction_path, prompt.examples_path)",
+    "code": "reward.file or env.file",
+}
 TOKENIZER = "tokenizer"  # folder: the model's own files may move
 
 
+class OtherInputs(UserError):
+    """The run depends on something that has changed since it began. The workdir stays as it was."""
+
+
 def claim(workdir: Path, c: Config, force: bool = False) -> None:
-    """Writes the config into a new workdir. Refuses the workdir of another config, unless `force`: then this config
-    replaces it. More steps are no other config."""
+    """Writes the config into a new workdir. Refuses the workdir of another config, unless `force`. More steps are no
+    other config. A workdir that has results keeps its config until `write_config`."""
     path, new = workdir / CONFIG, flatten(c)
+    if not path.exists() or not begun(workdir):
+        write_config(workdir, c)
+        return
     try:
-        if path.exists() and begun(workdir):
-            old = json.loads(path.read_text())
-            names = binding_differences(old, new)
-            if checkpoint.latest_step(workdir) is not None:  # it holds the weights: where they came from is history
-                names = [name for name in names if name != "model.path"]
-            before = old.get("train.steps", 0)
-            longer = "train.steps" in names and new["train.steps"] > before
-            if longer:
-                names.remove("train.steps")
-            if names and not force:
-                both = [f"{k} ({old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} here)" for k in names[:5]]
-                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-                raise UserError(
-                    f"{workdir} belongs to a run with another config: {', '.join(both)}{more}; choose another "
-                    "--workdir, or go on all the same with --force"
-                )
-            if not names and not longer:
-                return
-            if longer:
-                say(f"{workdir} goes on to step {new['train.steps']}, not {before}, at the learning rate of so many")
-            if names:
-                say(f"warning: {workdir} goes on with another config (--force): {', '.join(names)}")
-        workdir.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(new, indent=1) + "\n")
-        part.replace(path)
+        old = json.loads(path.read_text())
     except json.JSONDecodeError:
         raise UserError(f"{path}: not JSON; delete it, or choose another --workdir") from None
+    names = binding_differences(old, new)
+    if checkpoint.latest_step(workdir) is not None:  # it holds the weights: where they came from is history
+        names = [name for name in names if name != "model.path"]
+    before = old.get("train.steps", 0)
+    if "train.steps" in names and new["train.steps"] > before:
+        names.remove("train.steps")
+        say(f"{workdir}: train.steps is raised from {before} to {new['train.steps']}; the learning rate follows it")
+    if names and not force:
+        both = [f"{k} ({old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} here)" for k in names[:5]]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise UserError(
+            f"{workdir} belongs to a run with another config: {', '.join(both)}{more}; choose another --workdir, or go "
+            "on all the same with --force"
+        )
+    if names:
+        say(f"warning: {workdir} goes on with another config (--force): {', '.join(names)}")
+
+
+def write_config(workdir: Path, c: Config) -> None:
+    """The workdir is of this config from now on."""
+    path = workdir / CONFIG
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(flatten(c), indent=1) + "\n")
+        part.replace(path)
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror}); choose another --workdir") from None
 
@@ -65,17 +78,18 @@ def pinned_date(workdir: Path, date: str) -> str:
     return date or _inputs(workdir).get("date") or datetime.date.today().isoformat()
 
 
-def keep_inputs(workdir: Path, date: str, digest: str, force: bool = False) -> None:
-    """Saves the date and the digest of the questions. Refuses questions that have changed since the run began."""
-    before = _inputs(workdir).get("questions", digest)
-    if before != digest and not force:
-        raise UserError(
-            f"{workdir} began with other questions: the data have changed since (data.train_path, data.heldout_path); "
-            "restore them, choose another --workdir, or go on all the same with --force"
+def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool = False) -> None:
+    """Saves the date and the digests of what a run depends on (DEPENDS). Refuses what has changed since it began."""
+    before = _inputs(workdir)
+    changed = [name for name in DEPENDS if name in digests and before.get(name, digests[name]) != digests[name]]
+    if changed and not force:
+        raise OtherInputs(
+            f"{workdir} began with other {changed[0]}: {DEPENDS[changed[0]]} changed since; restore it, choose another "
+            "--workdir, or go on all the same with --force"
         )
-    if before != digest:
-        say(f"warning: {workdir} goes on with other questions (--force)")
-    (workdir / INPUTS).write_text(json.dumps({"date": date, "questions": digest}) + "\n")
+    if changed:
+        say(f"warning: {workdir} goes on with other {changed[0]} (--force)")
+    (workdir / INPUTS).write_text(json.dumps({"date": date, **digests}) + "\n")
 
 
 def _inputs(workdir: Path) -> dict[str, str]:

@@ -34,28 +34,28 @@ class SamplerSettings:
 
     group_size: int = field(8, "G: chains per prompt", least=1)
     max_chain: int = field(
-        64, "sampled tokens of a chain at most, its closing tags included; of a message, in a conversation", least=1
+        64, "maximum sampled tokens of a chain, closing tags included; in a conversation, of one message", least=1
     )
-    max_turns: int = field(8, "messages of the model in a conversation with an environment at most", least=1)
+    max_turns: int = field(8, "maximum messages of the model in a conversation with an environment", least=1)
     max_env_tokens: int = field(
         256,
-        "tokens of an environment's reply at most, its chat markup included; a longer one is cut in the middle",
+        "maximum tokens of an environment's reply, chat markup included; a longer one is cut in the middle",
         least=16,
     )
     max_sampled_answer: int = field(
-        -1, "sampled tokens of an answer; 0: none is sampled, -1: prompt.max_answer if the reward reads it", least=-1
+        -1,
+        "maximum sampled tokens of an answer; 0: none; -1: prompt.max_answer if the reward reads it",
+        least=-1,
     )
     temperature: float = field(1.0, "the policy is the distribution at this temperature", above=0)
-    slots: int = field(
-        0, "rows decoded at one time; one that stops makes room for the next prompt's; 0: all at once", least=0
-    )
+    slots: int = field(0, "rows decoded at once; when one stops, the next row takes its slot; 0: all rows", least=0)
     width_multiple: int = field(
-        0, "rows are padded to a multiple of this (each width compiles once); 0: as wide as can be", least=0
+        0, "rows are padded to a multiple of this (each width compiles once); 0: to the maximum width", least=0
     )
-    max_staleness: int = field(0, "updates a rollout may be behind; 0 is on-policy and reproducible", least=0)
-    queue_depth: int = field(2, "rollouts waiting at most", least=1)
-    devices: str = field("shared", 'shared with the learner, or "4": the last 4 of each process are the sampler\'s')
-    tensor: int = field(1, "devices that hold one copy of the sampler's weights: 1 or mesh.tensor", least=1)
+    max_staleness: int = field(0, "updates that a rollout may lag behind; 0: on-policy and reproducible", least=0)
+    queue_depth: int = field(2, "maximum rollouts in the queue", least=1)
+    devices: str = field("shared", 'shared with the learner, or "4": the last 4 devices of each process only sample')
+    tensor: int = field(1, "devices that share one copy of the sampler's weights: 1 or mesh.tensor", least=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.lock import lock
-from rl_likelihood.runtime.workdir import claim, pinned_date
+from rl_likelihood.runtime.workdir import claim, pinned_date, write_config
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example
 
@@ -24,6 +24,7 @@ def claimed(c: Config, workdir: Path) -> Iterator[Config]:
     with contextlib.ExitStack() as stack:
         distributed.by_first(lambda: stack.enter_context(lock(workdir)))
         distributed.by_first(lambda: claim(workdir, c))
+        distributed.by_first(lambda: write_config(workdir, c))
         date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
         yield dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
 

@@ -28,11 +28,13 @@ from rl_likelihood.training.best import Best
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """One call of the command: its folder, its files, and how it is stopped. `force`: go on with other settings."""
+    """One call of the command: its folder, its files, how it is stopped, and its config as it was given. `force`: go on
+    with other settings."""
 
     workdir: Path
     writer: MetricsWriter
     stop: StopRequest
+    given: Config
     force: bool = False
 
 

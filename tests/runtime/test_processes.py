@@ -15,8 +15,8 @@ from rl_likelihood.config import build
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.lock import lock
 from tests.runs import config_file, small_config
-from tests.test_conversation_runs import TALK
 from tests.runtime.processes import ROOT, alike, command, environment, pid_of, said, start, untimed, wait_for_step
+from tests.test_conversation_runs import TALK
 
 # Prompts over data, the chains of each over fsdp: the groups are split between the processes of the first mesh.
 MESHES = {
