@@ -16,4 +16,5 @@ RUN pip install -c constraints.txt -e ".[${EXTRAS}]"
 COPY rl_likelihood rl_likelihood
 COPY configs configs
 COPY experiments experiments
+COPY tpu_setup tpu_setup
 CMD ["python", "-m", "rl_likelihood.train", "--help"]

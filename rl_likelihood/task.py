@@ -175,7 +175,7 @@ def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
         attention = "dense"
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
-    why = splash.refused(model.head_dim)
+    why = splash.refused(model.head_dim, model.local.window if model.local else 0)
     if attention == "splash" and (why or platform != "tpu"):
         why = why or f"it is for TPUs, and this is {platform}"
         raise UserError(f"model.attention is 'splash', but {why}; set it to auto or dense")
@@ -228,7 +228,7 @@ def load_model(c: Config, mesh: Mesh | None = None) -> Model:
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())
         half = c.lora.rank and not c.warm_start.steps  # a warm start is added up in float32
-        cfg, params = files.load(path, jnp.dtype(c.lora.base_dtype if half else "float32"), at)
+        cfg, params = files.load(path, jnp.dtype(c.lora.stored_dtype if half else "float32"), at)
     return run_on(cfg, c, jax.default_backend()), params, path
 
 

@@ -131,7 +131,10 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
     if finished and distributed.first():
         summary(workdir)
     elif not finished:
-        say(f"stopped after step {step}, saved; the same command goes on from there")
+        if checkpoint.latest_step(workdir) is None:
+            say("stopped before the first checkpoint; the same command begins again")
+        else:
+            say(f"stopped after step {step}, saved; the same command goes on from there")
 
 
 def has_ended(workdir: Path, resume: int | None, steps: int) -> bool:
@@ -264,7 +267,8 @@ def start(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None,
     state = jax.jit(lambda p: begin(trained(r.task, p), optimizer, c.step, model.width), out_shardings=at)(initial)
     frozen = init_reference(initial, mesh, model, c.step)
     if c.step.with_frozen:
-        saved = frozen if c.lora.rank else initial  # a reference's layers may be unstacked
+        # A reference's layers may be unstacked, and int8 matrices are made again of what they were made of.
+        saved = jax.tree.map(lambda x: x.astype(c.lora.stored_dtype), initial) if c.lora.rank else initial
         alone = TrainState(step=put(np.int32(0), at.step), params=saved, opt_state=())
         checkpoint.save_initial(r.workdir / INITIAL, alone, r.meta() | {"lora": None})
     if c.reward.baseline == "frozen":

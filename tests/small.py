@@ -13,6 +13,7 @@ import numpy as np
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import ModelConfig, Spec, param_specs
+from rl_likelihood.model.rope import LinearScaling
 from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, Batch
 from rl_likelihood.tables import parse_reward
@@ -117,41 +118,61 @@ def reference_logits(params, cfg, ids):
     """Logits [N, V] of a plain sequence: a decoder with loops over heads and rotations as complex products."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     n, half, ratio = len(ids), cfg.head_dim // 2, cfg.heads // cfg.kv_heads
-    rotation = np.exp(1j * np.arange(n)[:, None] * reference_frequencies(cfg))
+    before, after = cfg.norms != "after", cfg.norms != "before"
 
     def norm(x, scale):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * scale
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * (scale + cfg.norm_offset)
 
-    def rotated(x):
-        z = (x[:, :half] + 1j * x[:, half:]) * rotation
-        return np.concatenate([z.real, z.imag], -1)
+    def activated(z):
+        if cfg.activation == "silu":
+            return z / (1 + np.exp(-z))
+        return 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
 
-    x = params["embed"][ids]
+    x = params["embed"][ids] * (math.sqrt(cfg.width) if cfg.scaled_embedding else 1)
     for layer in range(cfg.layers):
         w = {name: value[layer] for name, value in params["layers"].items()}
+        local = cfg.local if cfg.local and cfg.local.which[layer] else None
+        rotation = np.exp(1j * np.arange(n)[:, None] * reference_frequencies(cfg, local and local.theta))
+        window = local.window if local and local.window else n
+        visible = [[j <= i < j + window for j in range(n)] for i in range(n)]
 
         def projected(y, name, head, w=w):
-            z = y @ w[name][:, head]
-            z = z + w[f"{name}_bias"][head] if cfg.qkv_bias else z
-            return norm(z, w[f"{name}_norm"]) if cfg.qk_norm and name != "v" else z
+            heads = [y @ w[name][:, i] for i in range(w[name].shape[1])]
+            if cfg.qkv_bias:
+                heads = [z + w[f"{name}_bias"][i] for i, z in enumerate(heads)]
+            if not cfg.qk_norm or name == "v":
+                return heads[head]
+            scale = w[f"{name}_norm"]
+            if cfg.qk_norm_joint:
+                return np.split(norm(np.concatenate(heads, -1), scale), len(heads), -1)[head]
+            return norm(heads[head], scale)
 
-        y = norm(x, w["attn_norm"])
+        def rotated(x, rotation=rotation):
+            z = (x[:, :half] + 1j * x[:, half:]) * rotation
+            return np.concatenate([z.real, z.imag], -1)
+
+        y, out = norm(x, w["attn_norm"]) if before else x, 0
         for head in range(cfg.heads):
             q, k = rotated(projected(y, "q", head)), rotated(projected(y, "k", head // ratio))
-            score = np.where(np.tril(np.ones((n, n), bool)), q @ k.T / math.sqrt(cfg.head_dim), -np.inf)
-            x = x + np.exp(log_softmax(score)) @ projected(y, "v", head // ratio) @ w["o"][head]
-        y = norm(x, w["mlp_norm"])
-        gate = y @ w["gate"]
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"])) @ w["down"]
+            score = np.where(visible, q @ k.T / math.sqrt(cfg.query_width or cfg.head_dim), -np.inf)
+            out = out + np.exp(log_softmax(score)) @ projected(y, "v", head // ratio) @ w["o"][head]
+        x = x + (norm(out, w["attn_out_norm"]) if after else out)
+        y = norm(x, w["mlp_norm"]) if before else x
+        out = (activated(y @ w["gate"]) * (y @ w["up"])) @ w["down"]
+        x = x + (norm(out, w["mlp_out_norm"]) if after else out)
     return norm(x, params["final_norm"]) @ params["embed" if cfg.tied else "head"].T
 
 
-def reference_frequencies(cfg):
+def reference_frequencies(cfg, local_theta=None):
     """Rotary frequencies; Llama 3 divides those of long wavelengths by `factor` and blends in between."""
-    freq = cfg.rope_theta ** (-np.arange(0, cfg.head_dim, 2) / cfg.head_dim)
+    if local_theta == 0:
+        return np.zeros(cfg.head_dim // 2)
+    freq = (local_theta or cfg.rope_theta) ** (-np.arange(0, cfg.head_dim, 2) / cfg.head_dim)
     s = cfg.rope_scaling
-    if s is None:
+    if s is None or local_theta:
         return freq
+    if isinstance(s, LinearScaling):
+        return freq / s.factor
     out = []
     for f in freq:
         wavelength = 2 * math.pi / f

@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
+import pandas
 import pytest
 
 from rl_likelihood import api
@@ -57,7 +60,6 @@ def test_generated_texts_are_those_of_the_sampler_and_follow_the_seed(run):
 
 
 def test_a_run_is_loaded_from_its_workdir_alone(run):
-    pandas = pytest.importorskip("pandas")
     loaded = api.load_run(run.workdir)
     assert loaded.step == 2 and loaded.task.config == run.task.config
     metrics = loaded.metrics
@@ -68,10 +70,15 @@ def test_a_run_is_loaded_from_its_workdir_alone(run):
 
 
 def test_the_notebook_runs(monkeypatch):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("STEPS", "3")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(ROOT / "examples" / "notebook.ipynb", 4)
     nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT / "examples")}}).execute()
-    html = [o["data"].get("text/html", "") for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o]
-    assert any("hsl(" in text for text in html)
+    shown = [o["data"] for cell in notebook.cells for o in cell.get("outputs", []) if "data" in o]
+    assert any("image/png" in data for data in shown), "the curves"
+    assert any("hsl(" in data.get("text/html", "") for data in shown), "the coloured answer"
+
+
+def test_the_notebook_is_committed_without_outputs():
+    notebook = nbformat.read(ROOT / "examples" / "notebook.ipynb", 4)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.export import export_adapters
-from rl_likelihood.model.lora import LoraConfig, merged
+from rl_likelihood.model.lora import LoraConfig, as_base, merged
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.shapes import UserError
 from tests.test_train import rows, run
@@ -44,6 +44,21 @@ def test_a_checkpoint_holds_adapters_and_is_read_as_one_model(unbroken):
     last = run_files.read(unbroken / "eval.jsonl")[-1]
     assert last["stage"].startswith("after 3 steps")
     assert cfg.width == whole["embed"].shape[1]
+
+
+def test_a_run_on_an_int8_base_resumes_and_is_read_as_the_model_that_was_trained(tmp_path):
+    how = KL | LORA | {"lora__base_dtype": "int8"}
+    once = run(tmp_path / "run", **how)
+    broken = shutil.copytree(once, tmp_path / "again")
+    shutil.rmtree(broken / "checkpoints" / "3")
+    run(broken, **how)
+    assert rows(broken, "metrics.jsonl") == rows(once, "metrics.jsonl")
+    whole, stored = checkpoint.restore_params(once)[1], checkpoint.restore_params(once / "initial")[1]
+    assert {x.dtype for x in jax.tree.leaves(stored)} == {np.dtype("bfloat16")}
+    lora = LoraConfig(2, targets=LORA["lora__targets"], base_dtype="int8")
+    o = np.asarray(as_base(stored, lora)["layers"]["o_scale"])[:, None, None]
+    steps = np.asarray(whole["layers"]["o"]) / o
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
 
 
 def test_a_run_starts_from_the_model_of_another_s_adapters(unbroken, tmp_path):

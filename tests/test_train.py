@@ -214,6 +214,20 @@ def test_other_questions_are_noticed_on_resume(tmp_path, capsys):
     assert "other questions (--force)" in capsys.readouterr().out
 
 
+def test_data_that_moved_are_the_same_data(tmp_path):
+    lines = [json.dumps({"prompt": f"{i}+1", "answer": str(i + 1)}) + "\n" for i in range(8)]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    data = {"data__source": "files", "data__heldout_size": 2, "data__train_size": 0, "eval__prompts": 0}
+    run(tmp_path / "run", **data, data__train_path=str(tmp_path / "train.jsonl"), train__steps=1)
+    (tmp_path / "train.jsonl").rename(tmp_path / "moved.jsonl")
+    moved = {**data, "data__train_path": str(tmp_path / "moved.jsonl"), "train__steps": 2}
+    with pytest.raises(UserError, match="other questions"):
+        (tmp_path / "other.jsonl").write_text("".join(lines[:-1]))
+        run(tmp_path / "run", **moved | {"data__train_path": str(tmp_path / "other.jsonl")})
+    run(tmp_path / "run", **moved)
+    assert run_files.read_status(tmp_path / "run")["step"] == 2
+
+
 def test_other_prompts_or_code_are_refused_and_leave_the_workdir_as_it_was(tmp_path):
     (tmp_path / "instruction.txt").write_text("Add.")
     (tmp_path / "mine.py").write_text("GRADERS = {}\n")
@@ -524,7 +538,7 @@ def test_what_a_run_on_one_cpu_chooses_changes_none_of_its_numbers(tmp_path, cap
     left = run(tmp_path / "left", **one, model__layers="auto")
     said = capsys.readouterr().out
     assert "layers unrolled" in said and ", micro-batches of 2 prompts, " in said
-    assert "the sampler's copy, a copy of the layers, the reference model, over 8 device(s)" in said
+    assert "the sampler's copy, a copy of the layers, the reference model, on 8 devices" in said
     told = run(tmp_path / "told", **one, model__layers="scan", train__micro_batch_prompts=4)
     said = capsys.readouterr().out
     assert "layers scanned" in said and ", micro-batches of 4 prompts, " in said
@@ -572,6 +586,8 @@ def command(module: str, *arguments: str, **kwargs) -> subprocess.Popen:
         (["--config=configs/tiny.py", "--config.learning_rate=1e-4"], ["no field learning_rate"]),
         (["--config=configs/tiny.py", "--config.sampler.top_p=0.9"], ["no field sampler.top_p", "config.eval.top_p"]),
         (["--config=configs/tiny.py", "--config.train.batch_size=8"], ["no field train.batch_size"]),
+        (["--config="], ["--config is empty"]),
+        (["--config=configs"], ["which is a folder"]),
         (["--config=configs/tiny.py", "--config.reward=prob"], ["reward is a group", "--config.reward.name=VALUE"]),
         (["--config", "configs/tinny.py"], ["configs/tinny.py does not exist", "did you mean tiny.py?"]),
         (["--config=configs/tiny.py:gruop=4"], ["'gruop' is unknown", "group"]),

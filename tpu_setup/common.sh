@@ -53,8 +53,8 @@ need_folders() {
 refuse_secrets() {
   local word
   for word in "$@"; do
-    [[ ! "$word" =~ ^([A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD))= ]] ||
-      refuse "${BASH_REMATCH[1]} is on the command line, which is logged; write it into a file and set SECRETS=FILE"
+    [[ ! "${word^^}" =~ (^|[^A-Z0-9_])([A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD))= ]] ||
+      refuse "${BASH_REMATCH[2]} is on the command line, which is logged; write it into a file and set SECRETS=FILE"
   done
 }
 

@@ -12,6 +12,8 @@ if [[ -n "$SECRETS" ]]; then
   [[ -f "$SECRETS" ]] || refuse "SECRETS is '$SECRETS', which is no file"
   bad="$(grep -nvE '^([A-Za-z_][A-Za-z0-9_]*=.*|#.*|)$' "$SECRETS" | cut -d: -f1 | head -n 1)" || true
   [[ -z "$bad" ]] || refuse "$SECRETS:$bad is not of the form NAME=VALUE"
+  bad="$(grep -nE "^[^#=]*=[\"'].*|"$'\r' "$SECRETS" | cut -d: -f1 | head -n 1)" || true
+  [[ -z "$bad" ]] || refuse "$SECRETS:$bad has quotes or a carriage return, which would become part of the value; write NAME=VALUE alone"
 fi
 root="$(cd "$HERE/.." && pwd)"
 commit="$(git -C "$root" rev-parse --verify --quiet "$COMMIT^{commit}")" ||

@@ -79,6 +79,10 @@ def find_config(argv: list[str]) -> None:
         if argument == "--config" or argument.startswith("--config="):
             given = following if argument == "--config" else argument.removeprefix("--config=")
             file = Path(given.partition(":")[0]).resolve()
+            if not given:
+                refuse("--config is empty; give a config file, as --config=configs/tiny.py")
+            if file.is_dir():
+                refuse(f"--config is {file}, which is a folder; give a config file in it")
             if not file.is_file():
                 near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
                 refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))

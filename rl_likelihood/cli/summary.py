@@ -9,7 +9,7 @@ from typing import Any
 from rl_likelihood.report import table_text
 from rl_likelihood.report.plots import curves
 from rl_likelihood.runtime import run_files
-from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.console import chains_words, counted, say
 
 
 def summary(workdir: Path) -> None:
@@ -22,7 +22,7 @@ def summary(workdir: Path) -> None:
         return
     say("\n" + table_text.side_by_side(rows))
     n = next(iter(rows.values()))["questions"]
-    say(f"\n{n:.0f} held-out questions; a success rate has a standard error of at most {50 / n**0.5:.1f} points")
+    say(f"\nOn {n:.0f} held-out questions, the standard error of a success rate is up to {50 / n**0.5:.1f} points")
     say("\nGreedy answers to the first of them")
     columns = [row.get("examples", []) for row in rows.values()]
     for shown in zip(*columns, strict=False):
@@ -38,7 +38,7 @@ def summary(workdir: Path) -> None:
 def evaluation_text(row: Mapping[str, Any]) -> str:
     """What `evaluate` prints for people: `row` is its line of eval.jsonl."""
     where = f"step {row['step']}" + (f", {row['data']}" if row.get("data") else "")
-    asked = f"{row['questions']} questions, {row['samples']} sampled chains each, {row['seconds']:.0f} s"
+    asked = f"{counted(row['questions'], 'question')}, {chains_words(row['samples'])}, {row['seconds']:.0f} s"
     failures = row.get("grader_failures", 0)
     lines = [f"{where}: {asked}", "", table_text.evaluation(row)]
     if failures:

@@ -74,6 +74,8 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
         if name == columns.answer:
             value = _number_as_text(value)
         problem = _problem(value, needed)
+        if problem and name == columns.answer:
+            problem = problem.replace("must be a string, not a number", "must be text or a finite number")
         if problem:
             return f"field {name!r} {problem}"
         texts.append(value)

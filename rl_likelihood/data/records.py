@@ -6,10 +6,13 @@ import gzip
 import io
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from rl_likelihood.shapes import UserError
 
@@ -54,9 +57,10 @@ def records(name: str, data: bytes, split: str = "", as_written: bool = False) -
             yield Location(name, n, "row", split=split), record
         return
     data = data.removeprefix(b"\xef\xbb\xbf")
+    _refuse_other_formats(name, data, plain)
     if _is_lines(data, plain):
-        # Bytes are split on \n alone: U+2028 and friends are legal inside a JSON string.
-        for n, line in enumerate(data.split(b"\n"), start=1):
+        # Bytes are split at \n, \r\n and \r alone: U+2028 and friends are legal inside a JSON string.
+        for n, line in enumerate(data.splitlines(), start=1):
             if line.strip():
                 yield Location(name, n, "line", split=split), _line(line, as_written)
         return
@@ -76,6 +80,29 @@ def records(name: str, data: bytes, split: str = "", as_written: bool = False) -
         raise UserError(f"{name} holds no records but {kind(whole)}; it should be a list of objects")
 
 
+def _refuse_other_formats(name: str, data: bytes, plain: str) -> None:
+    """UserError for contents that are no records at all: advice about one bad row would lead nowhere."""
+    begins = data.lstrip()[:40]
+    first = begins.partition(b"\n")[0]
+    what = ""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        what = "is UTF-16 text; save it as UTF-8"
+    elif begins.startswith(b"version https://git-lfs"):
+        what = "is a pointer of git-lfs, not the file itself; fetch it with git lfs pull"
+    elif begins[:1] == b"<" and not plain.endswith(".txt"):
+        what = "is a web page (HTML) or XML; download the file itself"
+    elif not begins:
+        what = "is empty"
+    elif (
+        plain.endswith(".jsonl")
+        and not re.search(rb"(?m)^\s*[\[{]", data)
+        and str(_line(first, False)).startswith("not JSON (")
+    ):
+        what = f"is no JSON (it begins {first.decode()!r}); write one JSON object a line, a JSON array, or parquet"
+    if what:
+        raise UserError(f"{name} {what}")
+
+
 def written_number(value: float | int | Decimal) -> str:
     """A number that a file holds in binary, as people write it: 43.0 is "43", 1e-05 is "0.00001"."""
     if isinstance(value, Decimal):
@@ -91,7 +118,8 @@ def is_number(value: Any) -> bool:
 def kind(value: Any) -> str:
     """The type of a value of a record, in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true/false", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, Written | int | float | Decimal) else "binary data")
+    number = isinstance(value, Written | int | float | Decimal)
+    return names.get(type(value), "a number" if number else f"a value of type {type(value).__name__}")
 
 
 def reason(e: Exception) -> str:
@@ -101,7 +129,7 @@ def reason(e: Exception) -> str:
 
 def _is_lines(data: bytes, name: str) -> bool:
     """Whether the contents are one record a line. An array of records is one, whatever its file is called."""
-    first, _, others = data.strip().partition(b"\n")
+    first, *others = data.strip().splitlines() or [b""]
     if name.endswith(".jsonl"):
         return not first.startswith(b"[") or (bool(others) and _is_json(first))
     return bool(others) and isinstance(_line(first, False), dict)
@@ -170,6 +198,10 @@ def _parquet(name: str, data: bytes) -> Iterator[dict]:
         raise UserError(f"reading {name} needs the package pyarrow; run pip install pyarrow") from e
     try:
         for batch in pyarrow.parquet.ParquetFile(io.BytesIO(data)).iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
+            single = [field.name for field in batch.schema if field.type in (pyarrow.float16(), pyarrow.float32())]
+            for row in batch.to_pylist():
+                for column in single:  # 0.1 stays 0.1, not 0.10000000149011612
+                    row[column] = row[column] if row[column] is None else float(str(np.float32(row[column])))
+                yield row
     except pyarrow.ArrowException as e:
         raise UserError(f"{name} is not a readable parquet file ({reason(e)}); fetch it again") from e

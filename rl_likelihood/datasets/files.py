@@ -35,7 +35,7 @@ def locate(sources: list[str], dataset: Files, field: str = "--source") -> list[
     located: list[tuple[Path, Path]] = []
     for source in sources:
         path = Path(source).expanduser()
-        if path.is_file():
+        if path.exists() and not path.is_dir():  # a file, a pipe
             located.append((path, path.parent))
         elif path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file())

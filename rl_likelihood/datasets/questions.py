@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rl_likelihood.datasets.procedural import PRESETS
@@ -22,13 +22,19 @@ _ARITHMETIC = re.compile(r"\d[-+* \d]*")
 
 
 def question_key(text: str) -> str:
-    """Equal for two wordings of one question: ignores spacing, and the wording of the presets' arithmetic."""
-    text = " ".join(unicodedata.normalize("NFC", text).split())
+    """Equal for two wordings of one question: ignores spaces within lines, and the wording of the presets' arithmetic.
+    Lines and their indentation count: programs and grids mean something else without."""
+    lines = unicodedata.normalize("NFC", text).strip("\n").splitlines()
+    text = "\n".join(_indent(line) + " ".join(line.split()) for line in lines).strip()
     for before, after in _WORDINGS:
         inner = text.removeprefix(before).removesuffix(after)
         if _ARITHMETIC.fullmatch(inner):
             return inner
     return text
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
 
 
 def variant_key(text: str) -> str:
@@ -40,17 +46,15 @@ def variant_key(text: str) -> str:
 
 
 def example_key(example: Example) -> str:
-    """`question_key` of the question, or of every turn of a conversation."""
-    return _of_turns(example, question_key)
+    """`question_key` of the question, or of every turn of a conversation with its role; and the environment's task."""
+    turns = [f"{role}: {question_key(content)}" for role, content in example.messages]
+    environment = [example.check] if '"environment"' in example.check else []
+    return "\n".join([*(turns or [question_key(example.prompt)]), *environment])
 
 
 def group_key(example: Example) -> str:
     """`variant_key` of the question, or of every turn of a conversation."""
-    return _of_turns(example, variant_key)
-
-
-def _of_turns(example: Example, key: Callable[[str], str]) -> str:
-    return "\n".join(key(content) for _, content in example.messages) or key(example.prompt)
+    return "\n".join(variant_key(content) for _, content in example.messages) or variant_key(example.prompt)
 
 
 def distinct(rows: Sequence[Example]) -> tuple[list[Example], list[str]]:

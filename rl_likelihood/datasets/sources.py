@@ -167,14 +167,15 @@ def describe(
 ) -> str:
     """The data line of the start message. `too_long`: in words, the training rows that are not in `train`."""
     name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
-    removed = (
-        f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
-    )
-    return (
-        f"{name}: {len(train)} training and {len(heldout)} held-out questions; removed {report.duplicates} duplicates, "
-        f"{report.overlap_removed} that overlap held-out or worked questions{removed}, "
-        f"{named(report.bad_rows, 'bad row')}, {named(too_long, 'too long training row')}"
-    )
+    first = f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
+    duplicates = f"{report.duplicates:,} duplicate{'' if report.duplicates == 1 else 's'}"
+    parts = [duplicates] if report.duplicates else []
+    if report.overlap_removed:
+        parts.append(f"{report.overlap_removed:,} that overlap held-out or worked questions")
+    parts = [*parts[:-1], parts[-1] + first] if parts else []
+    parts += [named(rows, what) for rows, what in ((report.bad_rows, "bad row"), (too_long, "long row")) if rows]
+    removed = f"; removed {', '.join(parts)}" if parts else ""
+    return f"{name}: {len(train)} training and {len(heldout)} held-out questions{removed}"
 
 
 def _worked_groups(shown: Shots) -> set[str]:
@@ -281,6 +282,9 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
 
 
 def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
+    if cfg.prompt_column in (cfg.answer_column, cfg.chain_column):
+        other = "answer" if cfg.prompt_column == cfg.answer_column else "chain"
+        raise UserError(f"data.prompt_column and data.{other}_column are both {cfg.prompt_column!r}; name two columns")
     located, located_held = _sides(cfg)
     rows, bad = read_rows(located, _folder(cfg.train_path), cfg.columns, cfg.skip_bad_rows)
     held_path = cfg.heldout_path or cfg.train_path
@@ -292,7 +296,8 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
     rows, shown = without(rows, worked, "a worked example")
     held, shown_held = without(held, worked, "a worked example")
     if not rows:
-        raise UserError(f"{cfg.train_path} has no usable row; give it rows with a question and an answer")
+        why = f" ({bad[0]})" if bad else ""
+        raise UserError(f"{cfg.train_path} has no usable row{why}; give it rows with a question and an answer")
 
     if located_held is not None:
         held = _first(held, max(cfg.heldout_size, 0), "heldout", held_path)
@@ -319,6 +324,11 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
 def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
     """How many of the training rows are held out."""
     size = min(100, rows // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
+    if size >= groups and cfg.heldout_size < 0:
+        raise UserError(
+            f"{cfg.train_path} has {groups} distinct question, so none is left to hold out; add rows, give "
+            "data.heldout_path, or set data.heldout_size=0"
+        )
     if size and size >= groups:
         raise UserError(
             f"data.heldout_size = {size} leaves nothing to train on: {cfg.train_path} has {groups} distinct questions "

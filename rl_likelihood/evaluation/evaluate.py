@@ -29,6 +29,7 @@ from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts.host_rewards import candidate, sampled_texts
 from rl_likelihood.runtime import distributed, run_files
+from rl_likelihood.runtime.console import chains_words, counted
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sample_ids_all, sampler_weights, using
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.progress import Progress
@@ -105,7 +106,7 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
                 e.say(f"{len(records)} of {n} questions have been evaluated already ({path})")
         done = len(records)
         if done < n:
-            e.say(f"evaluating {n - done} questions, {samples} sampled chains each")
+            e.say(f"evaluating {counted(n - done, 'question')}, {chains_words(samples)}")
 
         bar = Progress("evaluated", n, "questions", e.say, done=done, stream=e.stream)
         progress = stack.enter_context(bar)

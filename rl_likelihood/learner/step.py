@@ -30,7 +30,7 @@ from rl_likelihood.model.decoder import (
     shardings,
     stack_layers,
 )
-from rl_likelihood.model.lora import effective, trained_specs
+from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, effective, trained_specs
 from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
 from rl_likelihood.shapes import SAMPLED, TAG, Batch, TrainState
 
@@ -273,10 +273,11 @@ def models_of(state: TrainState, ref_params: Params | None, cfg: StepConfig) -> 
     return moving or (ref_params if cfg.with_reference else None), proxy, ref_params
 
 
-def reference_shardings(mesh: Mesh, model: ModelConfig, stacked: bool = False) -> Params:
-    """Shardings of a model that does not change, `unstacked` unless `stacked`: split as in the policy's stack."""
-    specs = param_specs(model)
-    if not model.scan_layers and not stacked:
+def reference_shardings(mesh: Mesh, model: ModelConfig, lora: LoraConfig | None = None) -> Params:
+    """Shardings of a model that does not change, `unstacked` unless adapters stand on it: split as in the policy's
+    stack."""
+    specs = base_specs(model, lora) if lora and lora.rank else param_specs(model)
+    if not model.scan_layers and not (lora and lora.rank):
         one = {name: Spec(s.shape[1:], s.axes[1:], s.init) for name, s in specs["layers"].items()}
         specs |= {"layers": (one,) * model.layers}
     return shardings(specs, mesh)
@@ -290,7 +291,10 @@ def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConf
     if not cfg.with_frozen:
         return None
     if cfg.lora.rank:
-        return jax.tree.map(lambda x: x.astype(cfg.lora.base_dtype), params)
+        if cfg.lora.base_dtype != "int8":
+            return as_base(params, cfg.lora)
+        at = reference_shardings(mesh, model, cfg.lora)
+        return jax.jit(lambda p: as_base(p, cfg.lora), out_shardings=at)(params)
     if model.scan_layers:
         return params
     return jax.jit(lambda p: unstacked(model, p)[0], out_shardings=reference_shardings(mesh, model))(params)
@@ -323,8 +327,9 @@ def make_step(
         models = models_of(state, ref_params, cfg)
         batch, filter_state = filtered(state, models, batch, model, cfg)
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("update"):  # the name that runtime/trace.py looks for
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)}
         next_state = TrainState(
             step=state.step + 1,
@@ -339,7 +344,7 @@ def make_step(
         return next_state, out, per_row
 
     state_at = state_shardings(mesh, model, optimizer, cfg)
-    reference_at = reference_shardings(mesh, model, cfg.lora.rank > 0) if cfg.with_frozen else None
+    reference_at = reference_shardings(mesh, model, cfg.lora) if cfg.with_frozen else None
     everywhere = replicated(mesh)
     judge_at = () if judge is None else (judge_shardings(mesh, judge.model, bool(judge.words)),)
     return jax.jit(

@@ -23,8 +23,10 @@ MASKED = -1e30
 # products. And blocks of them at most: each is compiled.
 QUERIES, BLOCKS = 128, 8
 
-# Keys, values and which of them are no padding.
-PromptKeys = tuple[Float[AnyArray, "P K S Dh"], Float[AnyArray, "P K S Dh"], Bool[AnyArray, "P S"]]
+# Keys, values and which of them are no padding, or which of them each query attends to.
+PromptKeys = tuple[
+    Float[AnyArray, "P K S Dh"], Float[AnyArray, "P K S Dh"], Bool[AnyArray, "P S"] | Bool[AnyArray, "P #G #T S"]
+]
 
 
 class Kernel(NamedTuple):
@@ -63,7 +65,11 @@ def attention(
     if prompt is not None:
         keys, values, mask = prompt
         q_prompt = q.transpose(0, 3, 1, 2, 4, 5).reshape(p, k, g * t * r, d)
-        parts = _part(q_prompt, keys, values, mask[:, None, None, :])
+        if mask.ndim == 2:
+            mask = mask[:, None, None, :]
+        else:  # one of each query
+            mask = jnp.broadcast_to(mask[:, :, :, None], (p, g, t, r, mask.shape[-1])).reshape(p, 1, g * t * r, -1)
+        parts = _part(q_prompt, keys, values, mask)
         # [P, K, G*T*R, x] -> [P, G, K, T*R, x]
         top2, total2, out2 = (x.reshape(p, k, g, t * r, -1).transpose(0, 2, 1, 3, 4) for x in parts)
         joint = jnp.maximum(top, top2)
@@ -102,9 +108,10 @@ def decode_attention(
     own: tuple[Float[AnyArray, "N K Dh T"], Float[AnyArray, "N K T Dh"]],
     own_mask: Bool[AnyArray, "N T"],
     prompt: tuple[Float[AnyArray, "P K Dh S"], Float[AnyArray, "P K S Dh"]],
-    prompt_mask: Bool[AnyArray, "P S"],
+    prompt_mask: Bool[AnyArray, "P S"] | Bool[AnyArray, "N S"],
 ) -> Float[Array, "N H Dh"]:
-    """`attention` for one token of each of N = P x G rows, over caches in decoding layout.
+    """`attention` for one token of each of N = P x G rows, over caches in decoding layout. `prompt_mask` is of each
+    prompt, or of each row.
 
     Keys have their position last: a product with few rows then reads them in order (on a CPU in half the time).
     Rows are one axis, so that no reshape stands between the cache and its update in place. With a group axis of size
@@ -128,7 +135,11 @@ def decode_attention(
         return jnp.einsum("nkrt,nktd->nkrd", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
     z = jnp.where(own_mask[:, None, None], scores(q, own[0]), MASKED)
-    z2 = jnp.where(prompt_mask[:, None, None], scores(by_prompt(q), prompt[0]), MASKED)
+    if len(prompt_mask) == p:
+        in_prompt = prompt_mask[:, None, None]
+    else:
+        in_prompt = by_prompt(jnp.broadcast_to(prompt_mask[:, None, None], (n, k, r, prompt_mask.shape[-1])))
+    z2 = jnp.where(in_prompt, scores(by_prompt(q), prompt[0]), MASKED)
     top = jnp.maximum(z.max(-1, keepdims=True), by_row(z2.max(-1, keepdims=True)))
     e, e2 = jnp.exp(z - top), jnp.exp(z2 - by_prompt(top))
     out = mixed(e, own[1]) + by_row(mixed(e2, prompt[1]))

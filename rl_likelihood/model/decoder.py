@@ -1,145 +1,85 @@
-"""One decoder for Llama 2/3, Mistral, Qwen2/2.5, Qwen3 and SmolLM2: specs, init, forward. Decoding is in `decoding.py`.
+"""One decoder for all families of weights/families.py: layers and forward. Decoding is in `decoding.py`.
 
-Parameters are a nested dict of layer-stacked arrays; everything here is a function of them. The head
-(vocabulary) lives in `head.py`: `forward` returns hidden states.
+Parameters (`architecture.py`) are a nested dict of layer-stacked arrays; everything here is a function of them. The
+head (vocabulary) lives in `head.py`: `forward` returns hidden states.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.mesh import along_prompt, merged, row_shards, sharding
+from rl_likelihood.mesh import along_prompt, merged, row_shards
 from rl_likelihood.model import splash
-from rl_likelihood.model.attention import QUERIES, Kernel, PromptKeys, attention, branch_mask, branch_positions
-from rl_likelihood.model.rope import Scaling, YarnScaling, frequencies
+from rl_likelihood.model.architecture import (
+    LocalLayers,
+    ModelConfig,
+    Params,
+    Spec,
+    count,
+    head_matrix,
+    init,
+    is_spec,
+    param_specs,
+    shardings,
+)
+from rl_likelihood.model.attention import QUERIES, Kernel, attention, branch_mask, branch_positions
+from rl_likelihood.model.rope import YarnScaling, frequencies
 from rl_likelihood.shapes import CHAIN, AnyArray
 
-Params = dict[str, Any]
+__all__ = [
+    "Completions",
+    "Hidden",
+    "LocalLayers",
+    "ModelConfig",
+    "Params",
+    "Spec",
+    "count",
+    "forward",
+    "head_matrix",
+    "init",
+    "is_spec",
+    "param_specs",
+    "shardings",
+]
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Architecture (first block) and how to run it (second block)."""
-
-    family: str  # llama | mistral | qwen2 | qwen3
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp: int
-    rope_theta: float = 10_000.0
-    rope_scaling: Scaling | None = None
-    norm_eps: float = 1e-5
-    tied: bool = True
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    max_position: int = 8192
-
-    compute_dtype: str = "float32"
-    scan_layers: bool = True  # compile one layer, or all of them (faster on CPU, slower to compile)
-    attention: str = "dense"  # dense | splash (the TPU's kernel, model/splash.py)
-    # none | dots (keep matrix products) | attention (keep layer inputs and the splash kernel's results) | full (inputs)
-    remat: str = "none"
-    scratch_kib: int = -1  # vector memory that the compiler of the learner's step may use (mesh.compiler_options)
-
-
-class Spec(NamedTuple):
-    """Shape of a parameter, the logical axis of each dimension (`mesh.RULES`), and its initial scale."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    init: str  # normal | ones | zeros
-
-
-def param_specs(cfg: ModelConfig) -> dict[str, Any]:
-    """The parameter tree, one Spec per leaf. Shapes, initial values, shardings and file names all come from it."""
-    n, d, h, k, dh, f = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
-    layer = {
-        "attn_norm": Spec((n, d), (None, None), "ones"),
-        "q": Spec((n, d, h, dh), (None, "width", "heads", None), "normal"),
-        "k": Spec((n, d, k, dh), (None, "width", "kv_heads", None), "normal"),
-        "v": Spec((n, d, k, dh), (None, "width", "kv_heads", None), "normal"),
-        "o": Spec((n, h, dh, d), (None, "heads", None, "width"), "normal"),
-        "mlp_norm": Spec((n, d), (None, None), "ones"),
-        "gate": Spec((n, d, f), (None, "width", "mlp"), "normal"),
-        "up": Spec((n, d, f), (None, "width", "mlp"), "normal"),
-        "down": Spec((n, f, d), (None, "mlp", "width"), "normal"),
-    }
-    if cfg.qkv_bias:
-        layer["q_bias"] = Spec((n, h, dh), (None, "heads", None), "zeros")
-        layer["k_bias"] = Spec((n, k, dh), (None, "kv_heads", None), "zeros")
-        layer["v_bias"] = Spec((n, k, dh), (None, "kv_heads", None), "zeros")
-    if cfg.qk_norm:
-        layer["q_norm"] = Spec((n, dh), (None, None), "ones")
-        layer["k_norm"] = Spec((n, dh), (None, None), "ones")
-    specs = {
-        "embed": Spec((cfg.vocab_size, d), ("vocab", "width"), "normal"),
-        "layers": layer,
-        "final_norm": Spec((d,), (None,), "ones"),
-    }
-    if not cfg.tied:
-        specs["head"] = Spec((cfg.vocab_size, d), ("vocab", "width"), "normal")
-    return specs
-
-
-def is_spec(x: Any) -> bool:
-    """For jax.tree: a Spec is a leaf, although it is a tuple."""
-    return isinstance(x, Spec)
-
-
-def shardings(specs: dict[str, Any], mesh: Mesh) -> Params:
-    """The sharding of each of these parameters on the mesh."""
-    return jax.tree.map(lambda s: sharding(mesh, s.axes, s.shape), specs, is_leaf=is_spec)
-
-
-def init(key: Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
-    """Random parameters: normal(0.02), residual outputs scaled by 1/sqrt(2 L), norms 1, biases 0."""
-    specs = param_specs(cfg)
-    leaves, tree = jax.tree.flatten_with_path(specs, is_leaf=is_spec)
-
-    def draw(i, path, spec):
-        if spec.init == "normal":
-            residual = path[-1].key in ("o", "down")
-            scale = 0.02 / math.sqrt(2 * cfg.layers) if residual else 0.02
-            return scale * jax.random.normal(jax.random.fold_in(key, i), spec.shape, dtype)
-        return (jnp.ones if spec.init == "ones" else jnp.zeros)(spec.shape, dtype)
-
-    return jax.tree.unflatten(tree, [draw(i, path, spec) for i, (path, spec) in enumerate(leaves)])
-
-
-def count(params: Params) -> int:
-    """Number of parameters."""
-    return sum(x.size for x in jax.tree.leaves(params))
-
-
-def head_matrix(params: Params) -> Float[AnyArray, "V D"]:
-    """The output matrix: the embedding when tied."""
-    return params.get("head", params["embed"])
-
-
-def rms_norm(x: Float[AnyArray, "... D"], scale: Float[AnyArray, "D"], eps: float) -> Float[Array, "... D"]:
+def rms_norm(x: Float[AnyArray, "... D"], scale: Float[AnyArray, "D"], cfg: ModelConfig) -> Float[Array, "... D"]:
     """x / rms(x) * scale, the mean square in float32."""
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + cfg.norm_eps)
+    if cfg.norm_offset:  # the sum in float32: bfloat16 has few numbers near 1
+        return (y * (cfg.norm_offset + scale.astype(jnp.float32))).astype(x.dtype)
     return y.astype(x.dtype) * scale
 
 
-def rope_tables(cfg: ModelConfig, position: Int[AnyArray, "*N"]) -> tuple[Float[Array, "*N i"], Float[Array, "*N i"]]:
-    """cos and sin of position * frequency, in float32."""
-    freq = frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-    angle = position[..., None].astype(jnp.float32) * freq
-    if isinstance(cfg.rope_scaling, YarnScaling):
-        return cfg.rope_scaling.attention_factor * jnp.cos(angle), cfg.rope_scaling.attention_factor * jnp.sin(angle)
+def normed(x: Float[AnyArray, "*N D"], w: Params, name: str, cfg: ModelConfig) -> Float[Array, "*N D"]:
+    """x by the layer's norm of this name; x itself where the family has none."""
+    return rms_norm(x, w[name], cfg) if name in w else x
+
+
+def embedding(params: Params, cfg: ModelConfig, ids: Int[AnyArray, "*N"]) -> Float[Array, "*N D"]:
+    """The first states of these ids, in the type that the network computes in."""
+    x = jnp.asarray(params["embed"][ids], cfg.compute_dtype)
+    return x * jnp.asarray(cfg.width**0.5, x.dtype) if cfg.scaled_embedding else x
+
+
+def rope_tables(
+    cfg: ModelConfig, position: Int[AnyArray, "*N"], local: bool = False
+) -> tuple[Float[Array, "*N i"], Float[Array, "*N i"]]:
+    """cos and sin of position * frequency, in float32; `local`: those of `cfg.local`."""
+    theta, scaling = cfg.rope_theta, cfg.rope_scaling
+    if local and cfg.local.theta is not None:
+        theta, scaling = cfg.local.theta, None
+    angle = position[..., None].astype(jnp.float32) * frequencies(cfg.head_dim, theta, scaling)
+    if isinstance(scaling, YarnScaling):
+        return scaling.attention_factor * jnp.cos(angle), scaling.attention_factor * jnp.sin(angle)
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -151,8 +91,10 @@ def rotate(x: Float[AnyArray, "*N H Dh"], rope) -> Float[Array, "*N H Dh"]:
 
 
 def product(x: Float[AnyArray, "*N D"], w: Params, name: str) -> Float[Array, "*N E"]:
-    """x W, all output axes in one, with what an adapter of the matrix adds (model/lora.py)."""
+    """x W, all output axes in one, with the scales of an int8 matrix and what an adapter adds (model/lora.py)."""
     y = x @ w[name].reshape(x.shape[-1], -1)
+    if f"{name}_scale" in w:
+        y = y * w[f"{name}_scale"].reshape(-1)
     if f"{name}_a" in w:
         a, b = w[f"{name}_a"], w[f"{name}_b"]
         y = y + (x @ a.reshape(x.shape[-1], -1)) @ b.reshape(a.shape[-1], -1)
@@ -170,27 +112,33 @@ def qkv(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope):
         parts = [product(x, w, name) for name in "qkv"]
     if cfg.qkv_bias:
         parts = [y + w[f"{name}_bias"].reshape(-1) for name, y in zip("qkv", parts, strict=True)]
+    if cfg.qk_norm and cfg.qk_norm_joint:
+        parts = [rms_norm(parts[0], w["q_norm"], cfg), rms_norm(parts[1], w["k_norm"], cfg), parts[2]]
     q, key, v = (y.reshape(*lead, n, dh) for y, n in zip(parts, (h, k, k), strict=True))
-    if cfg.qk_norm:
-        q, key = rms_norm(q, w["q_norm"], cfg.norm_eps), rms_norm(key, w["k_norm"], cfg.norm_eps)
+    if cfg.qk_norm and not cfg.qk_norm_joint:
+        q, key = rms_norm(q, w["q_norm"], cfg), rms_norm(key, w["k_norm"], cfg)
+    if cfg.query_width:  # attention divides by the root of the heads' own width
+        q = q * (dh / cfg.query_width) ** 0.5
     return rotate(q, rope), rotate(key, rope), v
 
 
-def mlp(x: Float[AnyArray, "*N D"], w: Params) -> Float[Array, "*N D"]:
+def mlp(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig) -> Float[Array, "*N D"]:
     """(silu(x gate) * x up) down."""
     y = merged(x)
     if "gate_up" in w:
         gate, up = jnp.split(y @ w["gate_up"], 2, -1)
     else:
         gate, up = product(y, w, "gate"), product(y, w, "up")
-    return product(jax.nn.silu(gate) * up, w, "down").reshape(x.shape)
+    gate = jax.nn.silu(gate) if cfg.activation == "silu" else jax.nn.gelu(gate)
+    return product(gate * up, w, "down").reshape(x.shape)
 
 
 def block(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], Any]:
     """One layer. `attend` takes q [*N, H, Dh] and k, v [*N, K, Dh] and returns ([*N, H, Dh], a second result)."""
-    out, extra = attend(*qkv(rms_norm(x, w["attn_norm"], cfg.norm_eps), w, cfg, rope))
-    x = x + product(merged(out.reshape(*x.shape[:-1], -1)), w, "o").reshape(x.shape)
-    return x + mlp(rms_norm(x, w["mlp_norm"], cfg.norm_eps), w), extra
+    out, extra = attend(*qkv(normed(x, w, "attn_norm", cfg), w, cfg, rope))
+    out = product(merged(out.reshape(*x.shape[:-1], -1)), w, "o").reshape(x.shape)
+    x = x + normed(out, w, "attn_out_norm", cfg)
+    return x + normed(mlp(normed(x, w, "mlp_norm", cfg), w, cfg), w, "mlp_out_norm", cfg), extra
 
 
 def by_head(x: Float[AnyArray, "*N T K Dh"]) -> Float[Array, "*N K T Dh"]:
@@ -258,93 +206,118 @@ def forward(
     Both answers of a completion continue its chain and do not attend to each other. `pooled`: on one device the tokens
     of prompts and completions are multiplied with each weight together: fewer, larger products, 10 % faster on a CPU.
     """
-    dtype = jnp.dtype(cfg.compute_dtype)
-    in_prompt = jnp.arange(prompt.shape[1]) < prompt_length[:, None]
-    mask, kernel, own, no_chain = prompt_mask(in_prompt), None, None, rows and rows.no_chain
-    if rows is not None:
-        own = _view(cfg, rows.segment, prompt_length, rows.two_branches if cfg.attention == "splash" else None)
+    index, no_chain = jnp.arange(prompt.shape[1]), rows and rows.no_chain
+    in_prompt, kernels = index < prompt_length[:, None], (None, None)
     if cfg.attention == "splash":  # causality hides what comes after a prompt
-        kernel = Kernel(jnp.full((len(prompt), 1, prompt.shape[1]), CHAIN), False)
+        first = Kernel(jnp.full((len(prompt), 1, prompt.shape[1]), CHAIN), False)
+        kernels = first, rows and Kernel(rows.segment, rows.two_branches)
 
-    def embedded(ids):
-        return params["embed"][ids].astype(dtype)
+    def views(segment):
+        return layer_views(cfg, branch_positions(segment, prompt_length), branch_mask(segment), in_prompt)
 
-    def attend_first(q, k, v):
-        out, keys = attend_prompt(q, k, v, mask, kernel)
-        return out, (*keys, in_prompt)
-
+    tables = [layer_views(cfg, index, prompt_mask(in_prompt)), rows and views(rows.segment)]
+    of_no_chain = no_chain and views(no_chain[1])
+    embedded = functools.partial(embedding, params, cfg)
     enter = _pooled if pooled and rows is not None and row_shards() == 1 else _separate
-    states, through, leave = enter(embedded, cfg, prompt, rows and rows.ids, own, attend_first)
-    z = None
-    if no_chain is not None:
-        z, of_z = embedded(no_chain[0]), _view(cfg, no_chain[1], prompt_length)
+    states, through, leave = enter(embedded, cfg, prompt, rows and rows.ids, tables, kernels)
+    z = None if no_chain is None else embedded(no_chain[0])
 
-    def layer(carry, w):
+    def layer(carry, w, is_local):
         states, z = carry
-        w = jax.tree.map(lambda a: a.astype(dtype), w)
-        states, keys = through(states, w)
+        w = jax.tree.map(lambda a: a.astype(cfg.compute_dtype), w)
+        states, keys = through(states, w, *(views and of_layer(views, is_local) for views in tables))
         if z is not None:
-            z = _row_block(z, w, keys, cfg, of_z)
+            z = _row_block(z, w, keys, cfg, of_layer(of_no_chain, is_local))
         return (states, z), None
 
-    if cfg.remat != "none":
-        layer = jax.checkpoint(layer, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
+    def remat(layer):
+        policy = _REMAT.get(cfg.remat)
+        return jax.checkpoint(layer, policy=policy, prevent_cse=not cfg.scan_layers) if policy else layer
+
     if cfg.scan_layers:
-        (states, z), _ = jax.lax.scan(layer, (states, z), params["layers"])
+        flags = jnp.array(cfg.are_local) if cfg.local else None
+        step = remat(lambda carry, x: layer(carry, *x))
+        (states, z), _ = jax.lax.scan(step, (states, z), (params["layers"], flags))
     else:
-        for w in unstack_layers(params, cfg)["layers"]:
-            (states, z), _ = layer((states, z), w)
-    scale = params["final_norm"].astype(dtype)
-    return Hidden(*(None if x is None else rms_norm(x, scale, cfg.norm_eps) for x in (*leave(states), z)))
+        steps = {flag: remat(functools.partial(layer, is_local=flag)) for flag in {*cfg.are_local}}
+        for w, flag in zip(unstack_layers(params, cfg)["layers"], cfg.are_local, strict=True):
+            (states, z), _ = steps[flag]((states, z), w)
+    scale = params["final_norm"].astype(cfg.compute_dtype)
+    return Hidden(*(None if x is None else rms_norm(x, scale, cfg) for x in (*leave(states), z)))
 
 
-class _View(NamedTuple):
-    """Rotary tables of some rows, and which of their own tokens each token attends to."""
+class View(NamedTuple):
+    """Rotary tables of some tokens, and which of their own and of their prompt's tokens each attends to."""
 
     rope: tuple[Array, Array]
-    mask: Bool[Array, "P G T T"]
-    kernel: Kernel | None
+    own: Bool[Array, "P #G T U"]
+    prompt: Bool[Array, "P S"] | Bool[Array, "P #G #T S"] | None
 
 
-def _view(cfg: ModelConfig, segment, prompt_length, two_branches: bool | None = None) -> _View:
-    """`two_branches`: for the splash kernel; None is the dense attention."""
-    rope = rope_tables(cfg, branch_positions(segment, prompt_length))
-    return _View(rope, branch_mask(segment), None if two_branches is None else Kernel(segment, two_branches))
+def layer_views(cfg: ModelConfig, position, own, in_prompt=None, ago=None) -> tuple[View, ...]:
+    """The view of tokens at these positions in the ordinary layers, and in the local layers if there are any.
+
+    `ago`: how many tokens before each query its own keys are; None: the keys are those of the queries.
+    """
+    view = View(rope_tables(cfg, position), own, in_prompt)
+    if cfg.local is None:
+        return (view,)
+    local, window = view._replace(rope=rope_tables(cfg, position, True)), cfg.local.window
+    if window:
+        ago = position[..., :, None] - position[..., None, :] if ago is None else ago
+        local = local._replace(own=own & (ago < window))
+    if window and in_prompt is not None:
+        view, within = view._replace(prompt=in_prompt[:, None, None]), jnp.arange(in_prompt.shape[-1])
+        local = local._replace(prompt=view.prompt & (position[..., None] - within < window))
+    return view, local
 
 
-def _attend_rows(q, k, v, prompt: PromptKeys, view: _View):
-    return attention(q, (by_head(k), by_head(v)), view.mask, prompt, view.kernel, QUERIES)
+def of_layer(views: tuple[View, ...], is_local: bool | Bool[Array, ""] | None) -> View:
+    """The view in one layer; where layers are scanned it is chosen in the program."""
+    if len(views) == 1 or isinstance(is_local, bool):
+        return views[bool(is_local and len(views) > 1)]
+    return jax.tree.map(functools.partial(jnp.where, is_local), views[1], views[0])
 
 
-def _row_block(y, w: Params, prompt: PromptKeys, cfg: ModelConfig, view: _View):
-    """One layer of rows that come after prompts."""
-    return block(y, w, cfg, view.rope, lambda q, k, v: (_attend_rows(q, k, v, prompt, view), None))[0]
+def _attend_rows(q, k, v, keys, view: View, kernel: Kernel | None):
+    return attention(q, (by_head(k), by_head(v)), view.own, (*keys, view.prompt), kernel, QUERIES)
 
 
-def _separate(embedded, cfg: ModelConfig, prompt, ids, view: _View | None, attend_first):
+def _row_block(y, w: Params, keys, cfg: ModelConfig, view: View, kernel: Kernel | None = None):
+    """One layer of rows that come after prompts with these keys and values."""
+    return block(y, w, cfg, view.rope, lambda q, k, v: (_attend_rows(q, k, v, keys, view, kernel), None))[0]
+
+
+def _separate(embedded, cfg: ModelConfig, prompt, ids, tables, kernels):
     """Prompts and completions as two arrays: their states, one layer of them, and how to get both arrays."""
-    rope = rope_tables(cfg, jnp.arange(prompt.shape[1]))
 
-    def through(states, w):
+    def through(states, w, of_prompt: View, of_rows: View | None):
         x, y = states
-        x, keys = block(x, w, cfg, rope, attend_first)
-        return (along_prompt(x), None if y is None else _row_block(y, w, keys, cfg, view)), keys
+        attend = functools.partial(attend_prompt, mask=of_prompt.own, kernel=kernels[0])
+        x, keys = block(x, w, cfg, of_prompt.rope, attend)
+        return (along_prompt(x), None if y is None else _row_block(y, w, keys, cfg, of_rows, kernels[1])), keys
 
     return (along_prompt(embedded(prompt)), None if ids is None else embedded(ids)), through, lambda states: states
 
 
-def _pooled(embedded, cfg: ModelConfig, prompt, ids, view: _View, attend_first):
-    """`_separate`, with the tokens of both in one array."""
+def _pooled(embedded, cfg: ModelConfig, prompt, ids, tables, kernels):
+    """`_separate`, with the tokens of both in one array, and of their rotary tables in those of the prompt's view."""
     join, part = pool(prompt.shape, ids.shape)
-    positions = jnp.broadcast_to(jnp.arange(prompt.shape[1]), prompt.shape)
-    rope = tuple(map(join, rope_tables(cfg, positions), view.rope))
 
-    def attend(q, k, v):
-        (q, q_own), (k, k_own), (v, v_own) = map(part, (q, k, v))
-        out, keys = attend_first(q, k, v)
-        return join(out, _attend_rows(q_own, k_own, v_own, keys, view)), keys
+    def both(one, other):
+        return join(jnp.broadcast_to(one, (*prompt.shape, one.shape[-1])), other)
 
-    return embedded(join(prompt, ids)), lambda states, w: block(states, w, cfg, rope, attend), part
+    tables[0] = tuple(p._replace(rope=tuple(map(both, p.rope, r.rope))) for p, r in zip(*tables, strict=True))
+
+    def through(states, w, of_prompt: View, of_rows: View):
+        def attend(q, k, v):
+            (q, q_own), (k, k_own), (v, v_own) = map(part, (q, k, v))
+            out, keys = attend_prompt(q, k, v, of_prompt.own, kernels[0])
+            return join(out, _attend_rows(q_own, k_own, v_own, keys, of_rows, kernels[1])), keys
+
+        return block(states, w, cfg, of_prompt.rope, attend)
+
+    return embedded(join(prompt, ids)), through, part
 
 
 def pool(*leads: tuple[int, ...]):

@@ -16,9 +16,11 @@ from rl_likelihood.model.decoder import (
     attend_prompt,
     block,
     by_head,
+    embedding,
+    layer_views,
+    of_layer,
     prompt_mask,
     rms_norm,
-    rope_tables,
     unstack_layers,
 )
 from rl_likelihood.model.lora import added_up
@@ -58,15 +60,15 @@ def prefill(
     `weights` are `decoding_layout(params, cfg)`. A prompt is computed once, whatever the group size.
     """
     index = jnp.arange(prompt.shape[1])
-    attend = functools.partial(attend_prompt, mask=prompt_mask(index < prompt_length[:, None]))
-    rope = rope_tables(cfg, index)
-    x = weights["embed"][prompt]
+    views = layer_views(cfg, index, prompt_mask(index < prompt_length[:, None]))
+    x = embedding(weights, cfg, prompt)
     cache = []
-    for w in weights["layers"]:
-        x, (keys, values) = block(x, w, cfg, rope, attend)
+    for w, is_local in zip(weights["layers"], cfg.are_local, strict=True):
+        view = of_layer(views, is_local)
+        x, (keys, values) = block(x, w, cfg, view.rope, functools.partial(attend_prompt, mask=view.own))
         cache.append((keys.swapaxes(2, 3), values))
     x = jnp.take_along_axis(x, (prompt_length - 1)[:, None, None], 1)[:, 0]
-    return rms_norm(x, weights["final_norm"], cfg.norm_eps), tuple(cache)
+    return rms_norm(x, weights["final_norm"], cfg), tuple(cache)
 
 
 def empty_cache(cfg: ModelConfig, rows: int, length: int) -> tuple:
@@ -105,6 +107,15 @@ def aligned_positions(
     return Positions(index, (prompt_length + index)[:, None], own_mask, in_prompt)
 
 
+def _ago(cfg: ModelConfig, own_mask: Bool[AnyArray, "P G T"], write: Int[AnyArray, ""]) -> Int[Array, "P G 1 T"] | None:
+    """How many tokens ago each of its own keys was, of those that a row attends to. A cache may be a ring."""
+    if cfg.local is None:
+        return None
+    count = jnp.cumsum(own_mask, -1)
+    after = jnp.where(jnp.arange(count.shape[-1]) > write, count[..., -1:], 0)  # the ring's older part
+    return (after + jnp.take(count, write, axis=-1)[..., None] - count)[:, :, None]
+
+
 def decode_step(
     weights: Params, cfg: ModelConfig, token: Int[AnyArray, "P G"], at: Positions, cache: Cache
 ) -> tuple[Float[Array, "P G D"], Cache]:
@@ -113,22 +124,25 @@ def decode_step(
     Rows of different ages all write at the same index of their own caches.
     """
     p, g = token.shape
-    rope = rope_tables(cfg, jnp.broadcast_to(at.position, (p, g)).reshape(-1, 1))
-    own_mask = at.own_mask.reshape(p * g, -1)
-    x = weights["embed"][token.reshape(-1)][:, None]  # [P x G, 1, D]
+    position = jnp.broadcast_to(at.position, (p, g))[..., None]
+    views = layer_views(cfg, position, at.own_mask[:, :, None], at.in_prompt, _ago(cfg, at.own_mask, at.write))
+    x = embedding(weights, cfg, token.reshape(-1))[:, None]  # [P x G, 1, D]
     own = []
-    for w, shared, (keys, values) in zip(weights["layers"], cache.prompt, cache.own, strict=True):
+    for i, (w, shared, (keys, values)) in enumerate(zip(weights["layers"], cache.prompt, cache.own, strict=True)):
+        view = of_layer(views, cfg.are_local[i])
+        own_mask, in_prompt = (mask.reshape(-1, mask.shape[-1]) for mask in (view.own, view.prompt))
+        rope = tuple(table.reshape(p * g, 1, -1) for table in view.rope)
 
-        def attend(q, k, v, shared=shared, keys=keys, values=values):
+        def attend(q, k, v, shared=shared, keys=keys, values=values, own_mask=own_mask, in_prompt=in_prompt):
             k, v = by_head(k), by_head(v)
             keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(2, 3), at.write, 3)
             values = jax.lax.dynamic_update_slice_in_dim(values, v, at.write, 2)
-            out = decode_attention(q[:, 0], (keys, values), own_mask, shared, at.in_prompt)
+            out = decode_attention(q[:, 0], (keys, values), own_mask, shared, in_prompt)
             return out[:, None], (keys, values)
 
         x, pair = block(x, w, cfg, rope, attend)
         own.append(pair)
-    x = rms_norm(x, weights["final_norm"], cfg.norm_eps)
+    x = rms_norm(x, weights["final_norm"], cfg)
     return x.reshape(p, g, -1), Cache(cache.prompt, tuple(own))
 
 
@@ -141,22 +155,24 @@ def extend(
     """
     p, g, e = tokens.shape
     length = at.own_mask.shape[-1]
-    rope = rope_tables(cfg, at.position[..., None] + jnp.arange(e))
     index = jnp.arange(length) - at.write
     among = (index >= 0) & (index <= jnp.arange(e)[:, None])  # [E, T]
     mask = (at.own_mask[:, :, None] & (index < 0)) | among
-    x = weights["embed"][tokens]
+    ago = mask.sum(-1, keepdims=True) - jnp.cumsum(mask, -1)
+    views = layer_views(cfg, at.position[..., None] + jnp.arange(e), mask, at.in_prompt, ago)
+    x = embedding(weights, cfg, tokens)
     own = []
-    for w, (prompt_keys, prompt_values), (keys, values) in zip(weights["layers"], cache.prompt, cache.own, strict=True):
-        prompt = prompt_keys.swapaxes(2, 3), prompt_values, at.in_prompt
+    for i, (w, shared, (keys, values)) in enumerate(zip(weights["layers"], cache.prompt, cache.own, strict=True)):
+        view = of_layer(views, cfg.are_local[i])
+        prompt = shared[0].swapaxes(2, 3), shared[1], view.prompt
 
-        def attend(q, k, v, prompt=prompt, keys=keys, values=values):
+        def attend(q, k, v, prompt=prompt, keys=keys, values=values, mask=view.own):
             k, v = (by_head(x).reshape(p * g, cfg.kv_heads, e, -1) for x in (k, v))
             keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(2, 3), at.write, 3)
             values = jax.lax.dynamic_update_slice_in_dim(values, v, at.write, 2)
             whole = (x.reshape(p, g, cfg.kv_heads, length, -1) for x in (keys.swapaxes(2, 3), values))
             return attention(q, tuple(whole), mask, prompt), (keys, values)
 
-        x, pair = block(x, w, cfg, rope, attend)
+        x, pair = block(x, w, cfg, view.rope, attend)
         own.append(pair)
-    return rms_norm(x, weights["final_norm"], cfg.norm_eps), Cache(cache.prompt, tuple(own))
+    return rms_norm(x, weights["final_norm"], cfg), Cache(cache.prompt, tuple(own))

@@ -27,11 +27,18 @@ class LoraConfig:
     rank: int = field(0, "rank of the adapters; 0: no LoRA, all parameters are trained", least=0)
     alpha: float = field(32.0, "adapters are scaled by alpha / rank", above=0)
     targets: tuple[str, ...] = field(MATRICES, "matrices of each layer that get an adapter: q k v o gate up down")
-    base_dtype: Literal["float32", "bfloat16"] = field("float32", "type of the parameters that are not trained")
+    base_dtype: Literal["float32", "bfloat16", "int8"] = field(
+        "float32", "type of the parameters that are not trained; int8: of their matrices, the rest is bfloat16"
+    )
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+    @property
+    def stored_dtype(self) -> str:
+        """The type in which the base is read and kept in the workdir; int8 is made of it."""
+        return "bfloat16" if self.base_dtype == "int8" else self.base_dtype
 
 
 def adapter_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
@@ -48,6 +55,34 @@ def adapter_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
 def trained_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
     """What is trained: the adapters, or all parameters."""
     return adapter_specs(model, cfg) if cfg.rank else param_specs(model)
+
+
+def as_base(params: Params, cfg: LoraConfig) -> Params:
+    """Parameters in the type of the base. int8 matrices have one float32 scale for each output, named q_scale."""
+    stored = jax.tree.map(lambda x: x.astype(cfg.stored_dtype), params)
+    if cfg.base_dtype != "int8":
+        return stored
+    layers = dict(stored["layers"])
+    for name in MATRICES:
+        whole = layers[name].astype(jnp.float32)
+        inputs = (1, 2) if name == "o" else (1,)
+        scale = jnp.maximum(jnp.abs(whole).max(inputs, keepdims=True), 1e-30) / 127
+        layers[name] = jnp.round(whole / scale).astype(jnp.int8)
+        layers[f"{name}_scale"] = scale.squeeze(inputs)
+    return stored | {"layers": layers}
+
+
+def base_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
+    """`param_specs` of the base."""
+    specs = param_specs(model)
+    if cfg.base_dtype != "int8":
+        return specs
+    layers = dict(specs["layers"])
+    for name in MATRICES:
+        (n, *shape), (_, *axes), _ = layers[name]
+        outputs = 2 if name == "o" else 1
+        layers[f"{name}_scale"] = Spec((n, *shape[outputs:]), (None, *axes[outputs:]), "ones")
+    return specs | {"layers": layers}
 
 
 def init_adapters(key: Array, model: ModelConfig, cfg: LoraConfig) -> Params:
@@ -79,7 +114,13 @@ def effective(base: Params, adapters: Params, cfg: LoraConfig) -> Params:
 
 
 def added_up(w: Params, lead: int = 0) -> Params:
-    """One layer's parameters, or with `lead` 1 a stack of layers, with each effective adapter added to its matrix."""
+    """One layer's parameters, or with `lead` 1 a stack of layers: int8 matrices multiplied with their scales, and each
+    effective adapter added to its matrix."""
+    w = dict(w)
+    for name in [k.removesuffix("_scale") for k in w if k.endswith("_scale")]:
+        scale = w.pop(f"{name}_scale")
+        inputs = range(lead, lead + w[name].ndim - scale.ndim)
+        w[name] = w[name].astype(jnp.float32) * jnp.expand_dims(scale, tuple(inputs))
     out = {k: v for k, v in w.items() if f"{k[:-2]}_a" not in w}
     for name in [k[:-2] for k in w if k.endswith("_a")]:
         a, b, whole = w[f"{name}_a"], w[f"{name}_b"], w[name]

@@ -31,17 +31,30 @@ class YarnScaling:
     attention_factor: float
 
 
-Scaling = RopeScaling | YarnScaling
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """All frequencies are divided by `factor`; with `dynamic` only in texts longer than the model's positions, which
+    are never computed here."""
+
+    factor: float
+    dynamic: bool = False
+
+
+Scaling = RopeScaling | YarnScaling | LinearScaling
 
 
 def frequencies(head_dim: int, theta: float, s: Scaling | None) -> Float[Array, "N"]:
-    """Radians a position of each pair of dimensions, in float32."""
+    """Radians a position of each pair of dimensions, in float32. A theta of 0: nothing is rotated."""
     half = head_dim // 2
+    if theta == 0:
+        return jnp.zeros(half)
     freq = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if isinstance(s, RopeScaling):
         periods = s.original_max_position * freq / (2 * math.pi)  # within the original context
         smooth = jnp.clip((periods - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
         freq = freq * (smooth + (1 - smooth) / s.factor)
+    if isinstance(s, LinearScaling) and not s.dynamic:
+        freq = freq / s.factor
     if isinstance(s, YarnScaling):
 
         def dimension(turns: float) -> float:

@@ -23,8 +23,10 @@ BLOCK = 512  # rows of a tile at most
 RESULTS = "splash"  # name of the kernel's results, for `jax.checkpoint`
 
 
-def refused(head_dim: int) -> str:
-    """Why the kernel does not take heads of this width; nothing if it does."""
+def refused(head_dim: int, window: int = 0) -> str:
+    """Why the kernel does not take heads of this width, or layers with a sliding window; nothing if it does."""
+    if window:
+        return f"some layers attend to {window} tokens only (a sliding window)"
     return "" if head_dim % (LANES // 2) == 0 else f"heads are {head_dim} wide, which {LANES // 2} does not divide"
 
 

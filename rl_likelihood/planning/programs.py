@@ -102,7 +102,7 @@ def held_bytes(plan: Plan) -> dict[str, int]:
 
     params = local_bytes(state.params, at.params)
     frozen = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
-    reference = local_bytes(frozen, reference_shardings(mesh, model, c.lora.rank > 0)) if cfg.with_frozen else 0
+    reference = local_bytes(frozen, reference_shardings(mesh, model, c.lora)) if cfg.with_frozen else 0
     critic = 0 if state.critic is None else local_bytes(state.critic, at.critic)
     held = {"parameters": params, "optimizer": local_bytes(state, at) - params - critic, "reference": reference}
     held |= {"critic": critic} if critic else {}

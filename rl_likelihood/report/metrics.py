@@ -114,6 +114,6 @@ def line(step: int, steps: int, metrics: dict[str, Any], seconds_left: float | N
             value, _ = plain(metrics[name])
             number = ("nan" if value is None else text(value)).rjust(width)
             parts.append(words.format(label=TABLE[name].short, number=number))
-    if seconds_left is not None:
+    if seconds_left is not None and step < steps:  # after the last step an evaluation follows
         parts.append(f"{duration(seconds_left):>6} left")
     return "  ".join(parts)

@@ -46,15 +46,16 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 def load(workdir: str | Path) -> dict[str, list[dict]]:
     """The rows of a run: {"train": metrics.jsonl, "heldout": what the run itself wrote to eval.jsonl}.
 
-    sft samples nothing: its numbers of sampled tokens are left out.
+    sft samples nothing: its numbers of sampled tokens are left out, and its evaluations are those without a chain, as
+    in the tables.
     """
     workdir = Path(workdir)
     if not (workdir / run_files.METRICS).exists():
         raise UserError(f"{workdir} has no {run_files.METRICS}; give the --workdir of a run")
-    rows = run_files.read(workdir / run_files.METRICS)
+    rows, heldout = run_files.read(workdir / run_files.METRICS), table.evaluations(workdir)
     if table.without_chain(table.Run({}, workdir)):
-        rows = [without_samples(row) for row in rows]
-    return {"train": rows, "heldout": table.evaluations(workdir)}
+        rows, heldout = [without_samples(row) for row in rows], [table.asked(row) for row in heldout]
+    return {"train": rows, "heldout": heldout}
 
 
 def figure(runs: dict[str, str | Path]) -> Figure:

@@ -30,6 +30,7 @@ from rl_likelihood.rewards.reward import RewardConfig
 from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, using
+from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.task import Task
 
 FILE = "baseline.jsonl"
@@ -70,14 +71,17 @@ def write_baseline(task: Task, devices: Devices, params: Params, workdir: Path, 
     bare = [without_chain(task, row) for row in rows] if c.reward.frozen_score else []
     alone = _scorer(task, devices, params, bare, ())
     after_none = _scorer(task, devices, params, rows if c.reward.frozen_tokens else [], task.fmt.close_think_ids)
-    for at, part in in_batches(rows, size):
-        between()
-        scores, tokens = alone(at, size), after_none(at, size)
-        for i, row in enumerate(part[: len(rows) - at]):
-            value: dict[str, Any] = {"avg_prob": float(np.exp(scores[i]).mean(dtype=np.float32))} if scores else {}
-            value |= {"logp": [round(float(x), 6) for x in tokens[i]]} if tokens else {}
-            if distributed.first():
-                run_files.append(path, {"step": 0, "key": key_of(row), "id": row.example.id, **value})
+    with Progress("baseline: scored", len(rows), "answers", say) as progress:
+        for at, part in in_batches(rows, size):
+            between()
+            scores, tokens = alone(at, size), after_none(at, size)
+            there = part[: len(rows) - at]
+            for i, row in enumerate(there):
+                value: dict[str, Any] = {"avg_prob": float(np.exp(scores[i]).mean(dtype=np.float32))} if scores else {}
+                value |= {"logp": [round(float(x), 6) for x in tokens[i]]} if tokens else {}
+                if distributed.first():
+                    run_files.append(path, {"step": 0, "key": key_of(row), "id": row.example.id, **value})
+            progress.advance(len(there))
     say(f"baseline: {len(rows)} answers scored without a chain, once, under the model of step 0")
 
 

@@ -27,9 +27,8 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from rl_likelihood import fields
-from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
-from rl_likelihood.model.lora import LoraConfig, merged, trained_specs
-from rl_likelihood.model.rope import RopeScaling, YarnScaling
+from rl_likelihood.model.architecture import ModelConfig, Params, Spec, from_values, is_spec, param_specs
+from rl_likelihood.model.lora import LoraConfig, as_base, merged, trained_specs
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.checksums import DamagedError, check_files, check_sums, checksums
 from rl_likelihood.runtime.quiet import quiet_orbax
@@ -210,7 +209,8 @@ def restore_params(
             check_sums(checksums(_named(out)), leaves)
             params = out["params"]
             if lora.rank and not alone:
-                params = merged(restore_params(Path(workdir) / INITIAL, at=at)[1], params, lora)
+                base = as_base(restore_params(Path(workdir) / INITIAL, at=at)[1], lora)
+                params = merged(base, params, lora)
             return cfg, params, model_path
 
         (cfg, params, model_path), step, _ = _newest_readable(manager, step, read)
@@ -369,11 +369,7 @@ def _set_aside(path: epath.Path) -> None:
 def _model(path: epath.Path, meta: dict[str, Any]) -> tuple[ModelConfig, str]:
     """ModelConfig and model path from a checkpoint's meta."""
     try:
-        values, model_path = dict(meta["model_config"]), meta["model_path"]
-        if values.get("rope_scaling") is not None:
-            kind = YarnScaling if "beta_fast" in values["rope_scaling"] else RopeScaling
-            values["rope_scaling"] = kind(**values["rope_scaling"])
-        return ModelConfig(**values), model_path
+        return from_values(meta["model_config"]), meta["model_path"]
     except (KeyError, TypeError) as e:
         raise UserError(
             f"{path}: its meta does not describe the model ({e}); read it with the version that wrote it"

@@ -63,6 +63,21 @@ def say_at_once(text: str) -> None:
             os.write(1, f"{text}\n".encode())
 
 
+def size(count: float) -> str:
+    """A number of bytes as people say it: 16.9 MiB, 2.3 GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def counted(n: int, what: str) -> str:
+    """ "1 question", "8 questions"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def chains_words(samples: int) -> str:
+    """The chains of a question in an evaluation."""
+    return f"1 greedy and {counted(samples, 'sampled chain')} each" if samples else "1 greedy chain each"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: 42s, 3m12s, 2h05m, 3d04h."""
     s = max(0, round(seconds))

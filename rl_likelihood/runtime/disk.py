@@ -35,7 +35,7 @@ def disk_of_run(c: Config, model: ModelConfig) -> Disk:
     state = jax.eval_shape(lambda p: begin(p, make_optimizer(c.optimizer), c.step, model.width), params)
     cfg, steps, start = checkpoint_config(c.train), c.train.steps, bool(c.warm_start.steps)
     reference = tree_bytes(whole) if c.step.with_frozen else 0  # the model of step 0
-    if c.lora.rank and c.lora.base_dtype == "bfloat16":
+    if c.lora.rank and c.lora.stored_dtype == "bfloat16":
         reference //= 2
     training = checkpoints_at_once(cfg, steps, start) * tree_bytes(state)
     finished = checkpoints_at_once(cfg, steps, start, writing=False) * tree_bytes(

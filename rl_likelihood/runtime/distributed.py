@@ -169,7 +169,7 @@ def _checked(values: list[str]) -> dict[str, Any]:
     missing = [f"{flag} ({name})" for v, flag, name in zip(values, FLAGS, ENVIRONMENT, strict=True) if not v]
     if missing:
         raise UserError(f"{', '.join(missing)} missing; give all three: {', '.join(FLAGS)}")
-    if not re.fullmatch(r".+:\d{1,5}", values[0]):
+    if not re.fullmatch(r".+:\d{1,5}", values[0]) or not 0 < int(values[0].rpartition(":")[2]) < 2**16:
         raise UserError(f"--coordinator is {values[0]!r}; it is HOST:PORT of process 0, such as 10.0.0.2:8476")
     for flag, value in zip(FLAGS[1:], values[1:], strict=True):
         if not value.isdigit():

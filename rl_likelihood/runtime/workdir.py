@@ -25,6 +25,11 @@ DEPENDS = {
     "prompts": "instruction, worked examples or tokenizer (prompt.instruction_path, prompt.examples_path)",
     "code": "reward.file or env.file",
 }
+PATHS = {
+    "questions": ("data.train_path", "data.heldout_path"),
+    "prompts": ("prompt.instruction_path", "prompt.examples_path"),
+    "code": ("reward.file", "env.file"),
+}
 TOKENIZER = "tokenizer"  # folder: the model's own files may move
 
 
@@ -46,6 +51,8 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
     names = binding_differences(old, new)
     if checkpoint.latest_step(workdir) is not None:  # it holds the weights: where they came from is history
         names = [name for name in names if name != "model.path"]
+    digests = _inputs(workdir)  # files may have moved: their contents are compared (`keep_inputs`)
+    names = [name for name in names if not any(name in paths and key in digests for key, paths in PATHS.items())]
     before = old.get("train.steps", 0)
     if "train.steps" in names and new["train.steps"] > before:
         names.remove("train.steps")

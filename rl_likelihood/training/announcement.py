@@ -11,13 +11,24 @@ import jax.numpy as jnp
 from rl_likelihood import __version__
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
-from rl_likelihood.model.lora import trained_specs
+from rl_likelihood.model.lora import as_base, trained_specs
 from rl_likelihood.rewards.likelihood import OBJECTIVES
-from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.console import counted, say, size
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.runtime.disk import disk_of_run, tree_bytes
 from rl_likelihood.settings import Config
 from rl_likelihood.task import Task, prompts_at_once
+
+SCORED = {
+    "none": "the reference answer's tokens",
+    "close": "the reference answer's tokens and the </ after them",
+    "both": "the reference answer's tokens with the brackets around them",
+}
+TRUNCATED = {
+    "force_close": "a chain that never opens the answer gets the missing tags",
+    "floor": "a chain that never opens the answer gets reward.floor",
+    "drop": "a chain that never opens the answer is dropped",
+}
 
 
 def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | None) -> None:
@@ -37,7 +48,7 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     say(f"reward   {reward_words(c)}")
     if c.loss.kl == "k1":
         say("warning: loss.kl=k1 has no gradient in expectation; k2, or reward_k1, pulls to the initial model")
-    say(f"scored   answer tokens, delimiters: {c.prompt.score_delims}; no answer tag: {c.reward.truncated}")
+    say(f"scored   {SCORED[c.prompt.score_delims]}; {TRUNCATED[c.reward.truncated]}")
     p, g = c.train.prompts_per_step, 1 if c.reward.supervised else c.sampler.group_size
     at_once = prompts_at_once(c, task.fmt, devices.learner)
     measured = c.train.micro_batch_prompts < 0  # and said when it has been
@@ -45,9 +56,8 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     schedule = f"{c.train.steps} steps, {c.optim.name}, lr {c.optim.lr:g} {c.optim.schedule}"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{micro}, {schedule}")
     copies = memory_copies(task, parameters, loops=at_once < p or (measured and p > 1))
-    gib = sum(copies.values()) * 4 * parameters / 2**30
-    held = f"{', '.join(copies)}, over {devices.learner.size} device(s)"
-    say(f"memory   at least {gib:.1f} GiB for {held}; activations come on top")
+    held = f"{', '.join(copies)}, on {counted(devices.learner.size, 'device')}"
+    say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {held}; activations come on top")
     say(f"disk     {disk_words(c, m)}")
     if workdir is not None:
         where = f"goes on after step {resume}" if resume is not None else "new run"
@@ -58,13 +68,13 @@ def disk_words(c: Config, model: ModelConfig) -> str:
     """The disk of the run's checkpoints, and what a finished run leaves."""
     disk = disk_of_run(c, model)
     without = "" if c.train.keep_optimizer else " without optimizer state"
-    most, after = (f"{n / 2**30:.1f} GiB" for n in disk)
+    most, after = map(size, disk)
     return f"at most {most} of checkpoints, {after}{without} once the run is finished"
 
 
 def device_words(devices: Devices) -> str:
     """How many devices of what kind, and the learner's mesh."""
-    words = f"{jax.device_count()} {jax.default_backend()} device(s)"
+    words = counted(jax.device_count(), f"{jax.default_backend()} device")
     if jax.process_count() > 1:
         words += f" of {jax.process_count()} processes"
     if devices.separate:
@@ -96,10 +106,11 @@ def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
     optimizer = tree_bytes(jax.eval_shape(make_optimizer(task.config.optimizer).init, params)) / (4 * parameters)
     trained = tree_bytes(params) / (4 * parameters)
     layers = 1 - m.vocab_size * m.width * (2 - m.tied) / parameters
-    half = bool(lora.rank) and lora.base_dtype == "bfloat16"
-    copies: dict[str, float] = {"parameters": 0.5 if half else 1}
+    copies: dict[str, float] = {"parameters": 1}
     if lora.rank:
-        copies["adapters"] = trained
+        base = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(m), is_leaf=is_spec)
+        base = jax.eval_shape(lambda p: as_base(p, lora), base)
+        copies = {"parameters": tree_bytes(base) / (4 * parameters), "adapters": trained}
     copies |= {"gradient": trained, "the optimizer's state": optimizer, "the sampler's copy": 1}
     # A loop over micro-batches sums gradients, and unstacks unrolled layers before it begins.
     if loops:

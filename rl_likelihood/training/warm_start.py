@@ -30,6 +30,7 @@ from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampler_weights, using
+from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Batch, Example, UserError
 from rl_likelihood.task import WARM_START, Task, trained
 
@@ -48,8 +49,11 @@ def with_worked_examples(task: Task, rows: list[EncodedExample], examples: int) 
     return encoded, max(len(r.prompt_ids) for r in encoded)
 
 
-def own_chains(task: Task, devices: Devices, params: Params) -> list[dict[str, Any]]:
-    """Greedy chains and answers of `params` on training questions: rows {id, prompt, chain, answer, task}."""
+def own_chains(
+    task: Task, devices: Devices, params: Params, between: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
+    """Greedy chains and answers of `params` on training questions: rows {id, prompt, chain, answer, task}. `between` is
+    called before each batch."""
     c = task.config
     rows = task.train[: c.warm_start.prompts]
     encoded, width = with_worked_examples(task, rows, c.warm_start.examples)
@@ -57,24 +61,30 @@ def own_chains(task: Task, devices: Devices, params: Params) -> list[dict[str, A
     sampler = task.sampler(group_size=1, temperature=(0.0,), max_sampled_answer=c.eval_answer, width_multiple=0)
     weights = sampler_weights(params, task.model, devices)
     out = []
-    for start, part in in_batches(encoded, size):
-        collated = task.collate(part, np.arange(start, start + size), width)
-        rollout = sample_all(weights, collated, task.key(WARM_START), sampler)
-        for row, (text,) in zip(rows[start : start + size], sampled_texts(task, rollout), strict=False):
-            answer = (graders.extract_answer(text, task.fmt) or "").strip()
-            chain = text.split(task.fmt.answer_open)[0].split(task.fmt.think_close)[0].strip()
-            if answer and chain and "<" not in chain + answer:
-                e = row.example
-                out.append({"id": e.id, "prompt": e.prompt, "chain": chain, "answer": answer, "task": e.task})
+    with Progress("warm start: sampled", len(rows), "chains", say) as progress:
+        for start, part in in_batches(encoded, size):
+            between()
+            collated = task.collate(part, np.arange(start, start + size), width)
+            rollout = sample_all(weights, collated, task.key(WARM_START), sampler)
+            asked = rows[start : start + size]
+            for row, (text,) in zip(asked, sampled_texts(task, rollout), strict=False):
+                answer = (graders.extract_answer(text, task.fmt) or "").strip()
+                chain = text.split(task.fmt.answer_open)[0].split(task.fmt.think_close)[0].strip()
+                if answer and chain and "<" not in chain + answer:
+                    e = row.example
+                    out.append({"id": e.id, "prompt": e.prompt, "chain": chain, "answer": answer, "task": e.task})
+            progress.advance(len(asked))
     say(f"warm start: {len(out)} of {len(rows)} own chains are in the format")
     return out
 
 
-def chains_to_learn(task: Task, devices: Devices, params: Params, workdir: Path) -> list[EncodedExample]:
+def chains_to_learn(
+    task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None] = lambda: None
+) -> list[EncodedExample]:
     """The questions with the chains that the warm start learns."""
     w = task.config.warm_start
     if w.chains == "own":
-        chains = own_chains(task, devices, params)
+        chains = own_chains(task, devices, params, between)
         if distributed.first():
             (workdir / FILE).write_text("".join(json.dumps(row) + "\n" for row in chains))
         examples = [Example(**row) for row in chains]
@@ -97,7 +107,7 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
     """
     c, mesh = task.config, devices.learner
     steps = c.warm_start.steps
-    rows = chains_to_learn(task, devices, params, workdir)
+    rows = chains_to_learn(task, devices, params, workdir, between)
     targets = targets_of(task, rows, conversations_of(task))
     # The closing tags are learned too: they count as chain.
     targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]

@@ -1,7 +1,7 @@
 """Model weights on disk <-> parameter tree: Hugging Face folders (read, write) and GGUF files (read).
 
-`NAMES` is the one table between our names and theirs. Files are read on the host in numpy, one tensor at a time.
-Loading needs memory for the model and its largest tensor; onto a mesh, for one shard.
+`families.NAMES` is the one table between our names and theirs. Files are read on the host in numpy, one tensor at a
+time. Loading needs memory for the model and its largest tensor; onto a mesh, for one shard.
 """
 
 from __future__ import annotations
@@ -23,41 +23,8 @@ from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, para
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import gguf_file, hugging_face
+from rl_likelihood.weights.families import FAMILIES, NAMES, named
 from rl_likelihood.weights.hugging_face import CONFIG, INDEX, SCORE, WEIGHTS, Source
-
-
-class Name(NamedTuple):
-    """A parameter's name in Hugging Face and in GGUF files, and its layout there.
-
-    Files store the matrix of x @ w as [out, in]; ours is [in axes, out axes] with an axis of heads, and `inputs` is its
-    number of input axes. 0: the file has our layout, heads and their width in one axis.
-    """
-
-    hf: str
-    gguf: str
-    inputs: int
-
-
-NAMES = {
-    "embed": Name("model.embed_tokens.weight", "token_embd.weight", 0),
-    "final_norm": Name("model.norm.weight", "output_norm.weight", 0),
-    "head": Name("lm_head.weight", "output.weight", 0),
-    # Once per layer, after "model.layers.{i}." or "blk.{i}.".
-    "attn_norm": Name("input_layernorm.weight", "attn_norm.weight", 0),
-    "q": Name("self_attn.q_proj.weight", "attn_q.weight", 1),
-    "k": Name("self_attn.k_proj.weight", "attn_k.weight", 1),
-    "v": Name("self_attn.v_proj.weight", "attn_v.weight", 1),
-    "o": Name("self_attn.o_proj.weight", "attn_output.weight", 2),
-    "q_bias": Name("self_attn.q_proj.bias", "attn_q.bias", 0),
-    "k_bias": Name("self_attn.k_proj.bias", "attn_k.bias", 0),
-    "v_bias": Name("self_attn.v_proj.bias", "attn_v.bias", 0),
-    "q_norm": Name("self_attn.q_norm.weight", "attn_q_norm.weight", 0),
-    "k_norm": Name("self_attn.k_norm.weight", "attn_k_norm.weight", 0),
-    "mlp_norm": Name("post_attention_layernorm.weight", "ffn_norm.weight", 0),
-    "gate": Name("mlp.gate_proj.weight", "ffn_gate.weight", 1),
-    "up": Name("mlp.up_proj.weight", "ffn_up.weight", 1),
-    "down": Name("mlp.down_proj.weight", "ffn_down.weight", 1),
-}
 
 
 class Tensor(NamedTuple):
@@ -76,7 +43,7 @@ def tensors(cfg: ModelConfig, style: str = "hf") -> Iterator[Tensor]:
     block = {"hf": "model.layers", "gguf": "blk"}[style]
 
     def tensor(key: str, spec: Spec, layer: int | None = None) -> Tensor:
-        name, n = getattr(NAMES[key], style), NAMES[key].inputs
+        name, n = named(cfg.family, key, style), NAMES[key].inputs
         if layer is None:
             return Tensor(name, spec.shape, key, None, spec.shape, n)
         shape = spec.shape[1:]
@@ -247,11 +214,11 @@ def save(
         raise UserError(f"dtype: {dtype!r} cannot be written; use float32 or bfloat16")
     want = {k: v.shape for k, v in flatten_dict(param_specs(cfg), sep=".").items()}
     have = {k: tuple(v.shape) for k, v in flatten_dict(params, sep=".").items()}
-    wanted, classifier = list(tensors(cfg)), "score" in params
+    wanted, classifier = _of_file(cfg), "score" in params
     if classifier:
-        want["score"] = (1, cfg.width)
-        wanted = [t for t in wanted if t.key != "head"]
-        wanted.append(Tensor(SCORE, want["score"], "score", None, want["score"], 0))
+        want["score"] = shape = (1, cfg.width)
+        wanted = [(name, parts) for name, parts in wanted if parts[0].key != "head"]
+        wanted.append((SCORE, [Tensor(SCORE, shape, "score", None, shape, 0)]))
     for key in want | have:
         if want.get(key) != have.get(key):
             raise UserError(
@@ -265,12 +232,13 @@ def save(
     _make_room(path, {*names, *([INDEX] if count > 1 else [])})
     for name, shard in zip(names, shards, strict=True):
         partial = path / f"{name}.partial"
-        save_file({t.name: _file_array(params, t, to) for t in shard}, partial, metadata={"format": "pt"})
+        arrays = {name: np.concatenate([_file_array(params, t, to) for t in parts]) for name, parts in shard}
+        save_file(arrays, partial, metadata={"format": "pt"})
         partial.chmod(path.stat().st_mode & 0o666)  # safetensors makes it private to its user
         os.replace(partial, path / name)
     if count > 1:
-        size = sum(math.prod(t.shape) for shard in shards for t in shard) * to.itemsize
-        weight_map = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
+        size = sum(math.prod(t.shape) for shard in shards for _, parts in shard for t in parts) * to.itemsize
+        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor, _ in shard}
         _write_json(path / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
     config = hugging_face.config_to_hf(cfg, dtype, classifier)
     if generation is not None:
@@ -279,9 +247,14 @@ def save(
     _write_json(path / CONFIG, config)
 
 
-def save_adapters(path: str | os.PathLike, adapters: Params, lora: LoraConfig, base: str) -> None:
-    """Write a folder that peft loads onto the model in the folder `base`."""
+def save_adapters(path: str | os.PathLike, adapters: Params, lora: LoraConfig, base: str, family: str) -> None:
+    """Write a folder that peft loads onto the model of this family in the folder `base`."""
     path, arrays = Path(path), {}
+    if FAMILIES[family].fused:
+        raise UserError(
+            f"{path}: {family} files hold several matrices in one, of which peft cannot adapt each by its own; "
+            "export the merged model"
+        )
     for name in lora.targets:
         a, b = (np.asarray(adapters["layers"][f"{name}_{part}"], np.float32) for part in "ab")
         theirs = NAMES[name].hf.removesuffix(".weight")
@@ -305,16 +278,25 @@ def save_adapters(path: str | os.PathLike, adapters: Params, lora: LoraConfig, b
     _write_json(path / "adapter_config.json", config)
 
 
-def _shards(wanted: list[Tensor], itemsize: int, limit: int) -> list[list[Tensor]]:
+def _of_file(cfg: ModelConfig) -> list[tuple[str, list[Tensor]]]:
+    """The tensors of a file in order, each with those of ours that it holds one below the other: mostly one."""
+    into = {key: name for name, keys in FAMILIES[cfg.family].fused.items() for key in keys}
+    out: dict[str, list[Tensor]] = {}
+    for t in tensors(cfg):
+        out.setdefault(f"model.layers.{t.layer}.{into[t.key]}" if t.key in into else t.name, []).append(t)
+    return list(out.items())
+
+
+def _shards(wanted: list[tuple[str, list[Tensor]]], itemsize: int, limit: int) -> list[list[tuple[str, list[Tensor]]]]:
     """Split in order, each part at most `limit` bytes (or a single tensor)."""
-    shards: list[list[Tensor]] = [[]]
+    shards: list[list[tuple[str, list[Tensor]]]] = [[]]
     size = 0
-    for t in wanted:
-        n = math.prod(t.shape) * itemsize
+    for name, parts in wanted:
+        n = sum(math.prod(t.shape) for t in parts) * itemsize
         if shards[-1] and size + n > limit:
             shards.append([])
             size = 0
-        shards[-1].append(t)
+        shards[-1].append((name, parts))
         size += n
     return shards
 

@@ -14,7 +14,8 @@ from gguf import GGUFReader, dequantize
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.model.rope import RopeScaling
 from rl_likelihood.shapes import UserError
-from rl_likelihood.weights.hugging_face import ALL, CONFIG, FAMILIES, Source
+from rl_likelihood.weights.families import FAMILIES
+from rl_likelihood.weights.hugging_face import ALL, CONFIG, Source
 
 ROPE_FREQS = "rope_freqs.weight"  # Llama 3's frequency divisors; the scaling itself is not in the metadata
 
@@ -82,10 +83,11 @@ def _config(reader: GGUFReader, shapes: dict[str, tuple[int, ...]], file: Path) 
         return default if field is None else field.contents()
 
     family = get("general.architecture")
-    if family not in FAMILIES:
+    readable = [name for name, row in FAMILIES.items() if row.gguf]
+    if family not in readable:
         raise UserError(
-            f"{file}: general.architecture = {family!r} is not supported, only {', '.join(FAMILIES)}; "
-            "take another model"
+            f"{file}: general.architecture = {family!r} is not supported, only {', '.join(readable)}; "
+            "take another model, or a folder with safetensors"
         )
 
     def need(key: str, default: Any = None) -> Any:
@@ -124,7 +126,7 @@ def _config(reader: GGUFReader, shapes: dict[str, tuple[int, ...]], file: Path) 
         norm_eps=_decimal(need("attention.layer_norm_rms_epsilon")),
         tied="output.weight" not in shapes,
         max_position=need("context_length"),
-        **FAMILIES[family][1],
+        **FAMILIES[family].switches,
     )
 
 

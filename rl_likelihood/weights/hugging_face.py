@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -12,17 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from rl_likelihood.model.decoder import ModelConfig
-from rl_likelihood.model.rope import RopeScaling, Scaling, YarnScaling
+from rl_likelihood.model.architecture import ModelConfig
+from rl_likelihood.model.rope import LinearScaling, RopeScaling, Scaling, YarnScaling
 from rl_likelihood.shapes import UserError
-
-# model_type -> (its class, what the family adds to a plain Llama). GGUF files use the same names.
-FAMILIES: dict[str, tuple[str, dict[str, bool]]] = {
-    "llama": ("LlamaForCausalLM", {}),
-    "mistral": ("MistralForCausalLM", {}),
-    "qwen2": ("Qwen2ForCausalLM", {"qkv_bias": True}),
-    "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True}),
-}
+from rl_likelihood.weights.families import FAMILIES, FULL, NEVER_SLIDE, SLIDING, Family, named
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ALL = slice(None)
@@ -78,8 +72,9 @@ def open_folder(path: Path) -> Source:
         if rows == columns == ALL:
             return handles[tensor].get_tensor(tensor)
         part = handles[tensor].get_slice(tensor)
-        return part[rows, columns] if len(shapes[tensor]) > 1 else part[rows]
+        return part[rows, columns] if len(part.get_shape()) > 1 else part[rows]
 
+    read = _split(path, cfg, files, shapes, read)
     # The configuration says "tied", but there is an output matrix: believe the weights, as transformers does.
     if cfg.tied and HEAD in shapes:
         if shapes[HEAD] == shapes.get(EMBED) and np.array_equal(read(HEAD), read(EMBED)):
@@ -89,6 +84,30 @@ def open_folder(path: Path) -> Source:
     if SCORE in shapes and HEAD not in shapes:
         cfg = dataclasses.replace(cfg, tied=True)
     return Source(cfg, files, shapes, read)
+
+
+def _split(path: Path, cfg: ModelConfig, files: dict, shapes: dict, read: Callable) -> Callable:
+    """Tensors that hold several matrices one below the other are replaced by these; returns how to read all."""
+    attend, rows = cfg.head_dim * cfg.kv_heads, {}
+    sizes = {"q": cfg.head_dim * cfg.heads, "k": attend, "v": attend, "gate": cfg.mlp, "up": cfg.mlp}
+    for i, (name, keys) in itertools.product(range(cfg.layers), FAMILIES[cfg.family].fused.items()):
+        whole, start = f"model.layers.{i}.{name}", 0
+        shape, file = (sum(sizes[key] for key in keys), cfg.width), files.pop(whole, path)
+        if shapes.pop(whole, None) != shape:
+            raise UserError(f"{file}: tensor {whole} of shape {list(shape)} is missing; download or export it again")
+        for key in keys:
+            part, end = f"model.layers.{i}.{named(cfg.family, key)}", start + sizes[key]
+            rows[part], files[part], shapes[part] = (whole, start, end), file, (sizes[key], cfg.width)
+            start = end
+
+    def read_part(tensor: str, part: slice = ALL, columns: slice = ALL) -> np.ndarray:
+        if tensor not in rows:
+            return read(tensor, part, columns)
+        whole, start, end = rows[tensor]
+        first, last, _ = part.indices(end - start)
+        return read(whole, slice(start + first, start + last), columns)
+
+    return read_part
 
 
 def _open(file: Path):
@@ -115,34 +134,36 @@ def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
     family = need("model_type")
     if family not in FAMILIES:
         refuse("model_type", family, ", ".join(FAMILIES))
-    extras = FAMILIES[family][1]
-    if config.get("hidden_act", "silu") != "silu":
-        refuse("hidden_act", config["hidden_act"], "'silu'")
-    if config.get("attention_bias") and not extras.get("qkv_bias"):
+    row = FAMILIES[family]
+    config = row.defaults | config
+    field, value = row.activation
+    if config.get(field, value) != value:
+        refuse(field, config[field], repr(value))
+    if config.get("attention_bias") and not row.switches.get("qkv_bias"):
         refuse("attention_bias", True, "false")
-    if config.get("mlp_bias"):
-        refuse("mlp_bias", True, "false")
+    for field in ("mlp_bias", "attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if config.get(field):
+            refuse(field, config[field], "a model without it")
     if config.get("quantization_config"):
         refuse("quantization_config", config["quantization_config"], "weights in F32, F16 or BF16 (or a .gguf)")
     layers = need("num_hidden_layers")
-    kinds = config.get("layer_types") or []
-    slides = any(kind != "full_attention" for kind in kinds)
-    if not kinds and config.get("use_sliding_window") and config.get("sliding_window"):
-        slides = layers > config.get("max_window_layers", 28)
-    if not kinds and family == "mistral" and config.get("sliding_window"):
-        slides = True
-    if slides:
-        refuse("sliding_window", config.get("sliding_window"), "full attention in every layer")
+    local = row.local(config, layers)
+    slides = SLIDING in (config.get("layer_types") or []) or config.get("use_sliding_window")
+    if slides and row.local in NEVER_SLIDE:
+        refuse("sliding_window", config.get("sliding_window"), f"full attention in every layer of {family} models")
+    if local and len(local.which) != layers:
+        refuse("layer_types", len(local.which), f"one entry for each of num_hidden_layers = {layers}")
 
     heads, width = need("num_attention_heads"), need("hidden_size")
     kv_heads = config.get("num_key_value_heads") or heads
-    head_dim = config.get("head_dim") or (128 if family == "qwen3" else width // heads)
+    head_dim = config.get("head_dim") or width // heads
+    query_width = config.get("query_pre_attn_scalar") or head_dim
     if heads % kv_heads or head_dim % 2:
         raise UserError(
             f"{file}: num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv_heads}, "
             f"and head_dim = {head_dim} must be even; take the {CONFIG} that came with the weights"
         )
-    theta, scaling = _rope(config, file, refuse)
+    theta, scaling = _rope(config, file, refuse, row)
     return ModelConfig(
         family=family,
         vocab_size=need("vocab_size"),
@@ -156,14 +177,20 @@ def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
         rope_scaling=scaling,
         norm_eps=float(need("rms_norm_eps")),
         tied=bool(config.get("tie_word_embeddings", False)),
+        query_width=0 if query_width == head_dim else query_width,
+        local=local,
         max_position=need("max_position_embeddings"),
-        **extras,
+        **row.switches,
     )
 
 
-def _rope(config: dict[str, Any], file: Path, refuse) -> tuple[float, Scaling | None]:
+def _rope(config: dict[str, Any], file: Path, refuse, row: Family) -> tuple[float, Scaling | None]:
     """Theta and scaling: under rope_parameters (transformers 5), or rope_theta beside rope_scaling (before)."""
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if "rope_local_base_freq" in row.defaults and FULL in rope:  # one set for each kind of layer
+        if (rope.get(SLIDING) or {}).get("rope_type", "default") != "default":
+            refuse("rope_parameters", rope[SLIDING], f"a plain embedding of {SLIDING}")
+        rope = rope[FULL]
     if any(isinstance(value, dict) for value in rope.values()):
         refuse("rope_parameters", rope, "one set of rotary parameters for all layers")
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
@@ -176,11 +203,13 @@ def _rope(config: dict[str, Any], file: Path, refuse) -> tuple[float, Scaling | 
     original = int(rope.get("original_max_position_embeddings") or config.get("max_position_embeddings") or 0)
     if kind == "yarn":
         return theta, _yarn(rope, original, file, refuse)
-    if kind != "llama3":
-        refuse("rope_type", kind, "'default', 'llama3' and 'yarn'")
-    for field in ("factor", "low_freq_factor", "high_freq_factor"):
+    if kind not in ("linear", "dynamic", "llama3"):
+        refuse("rope_type", kind, "'default', 'linear', 'dynamic', 'llama3' and 'yarn'")
+    for field in ("factor", "low_freq_factor", "high_freq_factor")[: 3 if kind == "llama3" else 1]:
         if rope.get(field) is None:
-            raise UserError(f"{file}: rope type llama3 needs field {field}; take the {CONFIG} of the model")
+            raise UserError(f"{file}: rope type {kind} needs field {field}; take the {CONFIG} of the model")
+    if kind != "llama3":
+        return theta, LinearScaling(float(rope["factor"]), kind == "dynamic")
     return theta, RopeScaling(
         float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]), original
     )
@@ -201,21 +230,13 @@ def _yarn(rope: dict[str, Any], original: int, file: Path, refuse) -> YarnScalin
 def config_to_hf(cfg: ModelConfig, dtype: str, classifier: bool = False) -> dict[str, Any]:
     """config.json of `cfg`, for transformers 5 (rope_parameters) and 4 (rope_theta, rope_scaling) alike. `classifier`:
     of a sequence classifier with one label, which is how a reward model is written."""
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if isinstance(cfg.rope_scaling, YarnScaling):
-        fields = dataclasses.asdict(cfg.rope_scaling)
-        original = fields.pop("original_max_position")
-        rope = {"rope_type": "yarn", **fields, "original_max_position_embeddings": original}
-    elif cfg.rope_scaling is not None:
-        rope = {
-            "rope_type": "llama3",
-            "factor": cfg.rope_scaling.factor,
-            "low_freq_factor": cfg.rope_scaling.low_freq_factor,
-            "high_freq_factor": cfg.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": cfg.rope_scaling.original_max_position,
-        }
+    rope, row = _rope_to_hf(cfg.rope_scaling), FAMILIES[cfg.family]
+    field, activation = row.activation
+    parameters: dict[str, Any] = {**rope, "rope_theta": cfg.rope_theta}
+    if "rope_local_base_freq" in row.defaults:
+        parameters = {FULL: parameters, SLIDING: {"rope_type": "default", "rope_theta": cfg.local.theta}}
     config = {
-        "architectures": [FAMILIES[cfg.family][0]],
+        "architectures": [row.architecture],
         "model_type": cfg.family,
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.width,
@@ -224,12 +245,12 @@ def config_to_hf(cfg: ModelConfig, dtype: str, classifier: bool = False) -> dict
         "num_attention_heads": cfg.heads,
         "num_key_value_heads": cfg.kv_heads,
         "head_dim": cfg.head_dim,
-        "hidden_act": "silu",
+        field: activation,
         "max_position_embeddings": cfg.max_position,
         "rms_norm_eps": cfg.norm_eps,
         "rope_theta": cfg.rope_theta,
         "rope_scaling": None if cfg.rope_scaling is None else rope,
-        "rope_parameters": {**rope, "rope_theta": cfg.rope_theta},
+        "rope_parameters": parameters,
         "tie_word_embeddings": cfg.tied,
         "attention_dropout": 0.0,
         "torch_dtype": dtype,
@@ -239,12 +260,17 @@ def config_to_hf(cfg: ModelConfig, dtype: str, classifier: bool = False) -> dict
         "pad_token_id": None,
     }
     if classifier:
-        config["architectures"] = [FAMILIES[cfg.family][0].replace("ForCausalLM", "ForSequenceClassification")]
+        config["architectures"] = [row.architecture.replace("ForCausalLM", "ForSequenceClassification")]
         config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}
-    if cfg.family == "llama":
-        config |= {"attention_bias": False, "mlp_bias": False}
-    elif cfg.family == "mistral":
-        config |= {"sliding_window": None}
-    else:
-        config |= {"use_sliding_window": False}
-    return config
+    return config | row.written(cfg)
+
+
+def _rope_to_hf(s: Scaling | None) -> dict[str, Any]:
+    if s is None:
+        return {"rope_type": "default"}
+    fields = dataclasses.asdict(s)
+    if isinstance(s, LinearScaling):
+        return {"rope_type": "dynamic" if s.dynamic else "linear", "factor": s.factor}
+    original = fields.pop("original_max_position")
+    kind = "yarn" if isinstance(s, YarnScaling) else "llama3"
+    return {"rope_type": kind, **fields, "original_max_position_embeddings": original}

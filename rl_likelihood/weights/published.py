@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import hugging_face
 
-# Published shapes: family, vocabulary, width, layers, heads, key/value heads, head width, MLP width, tied.
+# What makes the shapes, in the words of config.json; the family says the rest (families.py).
+FIELDS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "tie_word_embeddings",
+)
 PUBLISHED: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "llama-3.2-1b": ("llama", 128256, 2048, 16, 32, 8, 64, 8192, True),
     "llama-3.2-3b": ("llama", 128256, 3072, 28, 24, 8, 128, 8192, True),
@@ -22,20 +34,30 @@ PUBLISHED: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "qwen3-1.7b": ("qwen3", 151936, 2048, 28, 16, 8, 128, 6144, True),
     "qwen3-4b": ("qwen3", 151936, 2560, 36, 32, 8, 128, 9728, True),
     "qwen3-8b": ("qwen3", 151936, 4096, 36, 32, 8, 128, 12288, False),
+    "qwen3-14b": ("qwen3", 151936, 5120, 40, 40, 8, 128, 17408, False),
+    "qwen3-32b": ("qwen3", 151936, 5120, 64, 64, 8, 128, 25600, False),
+    "gemma-3-270m": ("gemma3_text", 262144, 640, 18, 4, 1, 256, 2048, True),
+    "gemma-3-1b": ("gemma3_text", 262144, 1152, 26, 4, 1, 256, 6912, True),
+    "olmo-2-0425-1b": ("olmo2", 100352, 2048, 16, 16, 16, 128, 8192, False),
+    "olmo-2-1124-7b": ("olmo2", 100352, 4096, 32, 32, 32, 128, 11008, False),
+    "phi-4": ("phi3", 100352, 5120, 40, 40, 10, 128, 17920, False),
     "smollm2-135m": ("llama", 49152, 576, 30, 9, 3, 64, 1536, True),
     "smollm2-360m": ("llama", 49152, 960, 32, 15, 5, 64, 2560, True),
     "smollm2-1.7b": ("llama", 49152, 2048, 24, 32, 32, 64, 8192, True),
+    "smollm3-3b": ("smollm3", 128256, 2048, 36, 16, 4, 128, 11008, True),
 }
+# What shapes do not depend on. The window is that of the small Gemma models.
+REST = {"max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "sliding_window": 512}
 
 
 def published(name: str) -> ModelConfig:
     """Shapes of a model by its name, with or without `-Instruct` and the publisher before it."""
-    short = name.rstrip("/").rpartition("/")[2].lower().removesuffix("-instruct")
+    short = name.rstrip("/").rpartition("/")[2].lower().removesuffix("-instruct").removesuffix("-it")
     if short not in PUBLISHED:
         near = difflib.get_close_matches(short, PUBLISHED, 1, 0.0)[0]
         raise UserError(
             f"model {name!r} is neither an existing folder or file nor a name whose shapes are known; "
             f"the nearest is {near} (of {', '.join(PUBLISHED)})"
         )
-    *sizes, tied = PUBLISHED[short]
-    return ModelConfig(*sizes, tied=tied, **hugging_face.FAMILIES[sizes[0]][1])
+    sizes = dict(zip(FIELDS, PUBLISHED[short], strict=True))
+    return hugging_face.config_from_hf(REST | sizes, Path(short))

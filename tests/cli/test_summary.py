@@ -7,7 +7,7 @@ def test_an_evaluation_says_what_was_asked_its_numbers_and_what_could_not_be_gra
     row = {"step": 20, "data": "chain_sum", "questions": 24, "samples": 4, "seconds": 61.2, "grader_failures": 2}
     row |= {"greedy_success": 0.5, "ci95": {"greedy_success": [0.3, 0.7]}, "records": "evaluations/20.jsonl"}
     first, *_, failures, _, records = evaluation_text(row).splitlines()
-    assert first == "step 20, chain_sum: 24 questions, 4 sampled chains each, 61 s"
+    assert first == "step 20, chain_sum: 24 questions, 1 greedy and 4 sampled chains each, 61 s"
     assert any(
         line.split()[-5:] == ["50.0%", "30.0%", "to", "70.0%", "24"] for line in evaluation_text(row).splitlines()
     )

@@ -39,6 +39,8 @@ def test_one_question_whatever_its_spacing_and_the_wording_of_an_arithmetic_pres
         ("Is 3 = 4", "Is 3 = 4?"),
         ("Calculate n.", "n"),
         ("１", "1"),
+        ("for i in a:\n  f()\n  g()", "for i in a:\n  f()\ng()"),
+        ("1 2\n3 4 5", "1 2 3\n4 5"),
     ],
 )
 def test_distinct_questions_stay_distinct_and_on_one_side(tmp_path, one, other):
@@ -52,6 +54,16 @@ def test_distinct_questions_stay_distinct_and_on_one_side(tmp_path, one, other):
             train, held, _ = load(own(path, heldout_size=size))
             assert len(held) == size
             assert not {group_key(e) for e in train} & {group_key(e) for e in held}
+
+
+def test_one_sentence_in_another_role_or_over_another_environment_is_another_question(tmp_path):
+    row = {"prompt": "Help the caller.", "answer": "done"}
+    tasks = [row | {"environment": {"ticket": i}} for i in (1, 2)]
+    turns = [{"role": role, "content": "Be brief."} for role in ("system", "user")]
+    asked = [{"prompt": [turn, {"role": "user", "content": "Why?"}], "answer": "x"} for turn in turns]
+    path = write(tmp_path / "rows.jsonl", questions(10) + tasks + [tasks[0]] + asked)
+    train, _, report = load(own(path))
+    assert len(train) == 14 and report.duplicates == 1
 
 
 def test_the_digest_changes_with_any_field_and_with_the_side():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import re
 
 import pytest
 
@@ -155,7 +157,7 @@ def test_a_broken_file_is_named(tmp_path):
         ),
         ("rows.csv", b"prompt,answer\n1,2\n", "rows.csv:1: neither JSON lines nor a JSON array"),
         ("rows.parquet", b"PAR1", "rows.parquet is not a readable parquet file"),
-        ("rows.jsonl", b"\n\n", "has no usable row"),
+        ("rows.jsonl", b"\n\n", "rows.jsonl is empty"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError) as e:
@@ -187,7 +189,7 @@ BAD_LINES = [
     ("null\n", "not a JSON object but null"),
     ({"answer": "b"}, "field 'prompt' is missing"),
     ({"prompt": "a"}, "field 'answer' is missing"),
-    ('{"prompt": "a", "answer": NaN}\n', "field 'answer' must be a string, not a number"),
+    ('{"prompt": "a", "answer": NaN}\n', "field 'answer' must be text or a finite number"),
     ({"prompt": "a", "answer": True}, "field 'answer' must be a string, not true/false"),
     ({"prompt": 7, "answer": "b"}, "field 'prompt' must be a string, not a number"),
     ({"prompt": ["a"], "answer": "b"}, "field 'prompt[0]' must be an object"),
@@ -236,3 +238,53 @@ def test_bad_lines_are_counted_and_named_when_skipped(tmp_path):
     for i, ((_, reason), said) in enumerate(zip(BAD_LINES, report.bad_rows, strict=False), start=3):
         assert said.startswith(f"{path}:{i}: ") and reason in said
     assert report.bad_rows[-1].endswith("not UTF-8 text")
+
+
+@pytest.mark.parametrize(
+    "name, data, words",
+    [
+        ("rows.jsonl", b"prompt,answer\n2+2,4\n", "is no JSON (it begins 'prompt,answer')"),
+        ("rows.jsonl", b"<!DOCTYPE html>\n<html>", "web page"),
+        ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("rows.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_files_that_are_no_rows_at_all_are_named_for_what_they_are(name, data, words, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    for skip in (False, True):
+        with pytest.raises(UserError, match=re.escape(words)):
+            load(own(tmp_path / name, skip_bad_rows=skip))
+
+
+def test_lines_may_end_in_cr_alone_and_a_pipe_is_a_file(tmp_path):
+    rows = "".join(json.dumps(row) + "\r" for row in questions(4))
+    (tmp_path / "rows.jsonl").write_text(rows, newline="")
+    assert [e.answer for e in load(own(tmp_path / "rows.jsonl"))[0]] == ["0", "1", "2", "3"]
+    with pytest.raises(UserError, match="null is empty"):
+        load(own("/dev/null"))
+
+
+def test_single_floats_of_parquet_stay_as_people_write_them(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    answers = pyarrow.array([0.1, 2.7, 3.0], pyarrow.float32())
+    table = pyarrow.table({"prompt": ["a?", "b?", "c?"], "answer": answers})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert [e.answer for e in load(own(tmp_path / "rows.parquet"))[0]] == ["0.1", "2.7", "3"]
+
+
+@pytest.mark.parametrize(
+    "rows, fields, words",
+    [
+        (questions(3), {"answer_column": "prompt"}, "data.prompt_column and data.answer_column are both 'prompt'"),
+        (questions(3), {"chain_column": "prompt"}, "data.prompt_column and data.chain_column are both 'prompt'"),
+        (questions(1), {"heldout_size": -1}, "data.heldout_size=0"),
+        ([{"prompt": "a?", "answer": math.nan}], {}, "must be text or a finite number"),
+        ([{"prompt": "a?"}] * 2, {"skip_bad_rows": True}, "rows.jsonl:1: field 'answer' is missing"),
+    ],
+)
+def test_messages_name_what_to_change(rows, fields, words, tmp_path):
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=re.escape(words)):
+        load(own(path, **fields))

@@ -9,9 +9,9 @@ import pytest
 
 from rl_likelihood.mesh import make_mesh, row_shards
 from rl_likelihood.model import decoder, decoding
-from rl_likelihood.model.decoder import Completions, forward, head_matrix, param_specs
+from rl_likelihood.model.decoder import Completions, LocalLayers, forward, head_matrix, param_specs
 from rl_likelihood.model.head import token_stats
-from rl_likelihood.model.rope import RopeScaling
+from rl_likelihood.model.rope import LinearScaling, RopeScaling
 from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED
 from tests.small import OPTIMIZED, TINY, branches, log_softmax, random_batch, random_params, reference_frequencies, tiny
 from tests.small import reference_logits as by_hand
@@ -23,6 +23,19 @@ FAMILIES = {
     "llama3": tiny(rope_scaling=SCALING, tied=False),
     "qwen2": tiny(family="qwen2", qkv_bias=True),
     "qwen3": tiny(family="qwen3", qk_norm=True, tied=False, head_dim=8, kv_heads=4),
+    "gemma3": tiny(
+        qk_norm=True,
+        norms="both",
+        norm_offset=1.0,
+        activation="gelu",
+        scaled_embedding=True,
+        query_width=3,
+        rope_scaling=LinearScaling(4.0),
+        local=LocalLayers((True, False), window=4, theta=20.0),
+    ),
+    "olmo2": tiny(qk_norm=True, qk_norm_joint=True, norms="after"),
+    "smollm3": tiny(local=LocalLayers((False, True), theta=0.0)),
+    "window": tiny(local=LocalLayers((True, True), window=5)),
 }
 
 
@@ -62,6 +75,18 @@ def test_the_switches_of_the_families_are_not_the_same_model():
         ("llama3", {"tied": True}),
         ("qwen2", {"qkv_bias": False}),
         ("qwen3", {"qk_norm": False}),
+        ("gemma3", {"norm_offset": 0.0}),
+        ("gemma3", {"activation": "silu"}),
+        ("gemma3", {"scaled_embedding": False}),
+        ("gemma3", {"query_width": 0}),
+        ("gemma3", {"rope_scaling": None}),
+        ("gemma3", {"local": LocalLayers((True, False), window=4, theta=10_000.0)}),
+        ("gemma3", {"local": LocalLayers((False, True), window=4, theta=20.0)}),
+        ("gemma3", {"norms": "before"}),
+        ("gemma3", {"norms": "after"}),
+        ("olmo2", {"qk_norm": False}),
+        ("smollm3", {"local": None}),
+        ("window", {"local": LocalLayers((True, True), window=4)}),
     ):
         cfg = FAMILIES[family]
         params = random_params(cfg)
@@ -285,6 +310,6 @@ def test_the_gradient_of_a_product_contracts_one_axis_and_copies_no_operand():
     x = jnp.ones((2, 3, 16, TINY.width))
     w = {name: jnp.ones(shape) for name, shape in (("gate", (TINY.width, 97)), ("up", (TINY.width, 97)))}
     w["down"] = jnp.ones((97, TINY.width))
-    lowered = jax.jit(jax.grad(lambda w: decoder.mlp(x, w).sum())).lower(w)
+    lowered = jax.jit(jax.grad(lambda w: decoder.mlp(x, w, TINY).sum())).lower(w)
     text = lowered.compile(compiler_options=OPTIMIZED).as_text()
     assert "f32[96,97]" in text and "f32[97,96]" not in text

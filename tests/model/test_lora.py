@@ -14,8 +14,8 @@ from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.step import gradients, init_reference, init_state, make_step
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model.decoder import forward
-from rl_likelihood.model.lora import MATRICES, LoraConfig, effective, init_adapters, merged
+from rl_likelihood.model.decoder import forward, is_spec
+from rl_likelihood.model.lora import MATRICES, LoraConfig, as_base, base_specs, effective, init_adapters, merged
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import files
@@ -99,6 +99,51 @@ def test_the_optimizer_holds_adapters_alone_and_the_base_is_the_reference():
     assert set(state.params["layers"]) == {"q_a", "q_b", "down_a", "down_b"}
 
 
+@pytest.fixture(scope="module")
+def int8():
+    """(the base in int8, the very parameters that it stands for)."""
+    lora = dataclasses.replace(LORA, base_dtype="int8")
+    base = as_base(BASE, lora)
+    return base, merged(base, init_adapters(jax.random.key(0), MODEL, lora), lora)
+
+
+def test_int8_matrices_are_near_the_parameters_and_a_quarter_of_their_size(int8):
+    base, plain = int8
+    for name in MATRICES:
+        whole, near = matrices(BASE, name), matrices(plain, name)
+        step = np.abs(whole).max(1, keepdims=True) / 127
+        assert base["layers"][name].dtype == jnp.int8
+        assert (np.abs(whole - near) <= 0.5 * step + 0.004 * np.abs(whole)).all(), "bfloat16, then half a step"
+        assert np.abs(whole - near).max() > 0
+    assert base["embed"].dtype == jnp.bfloat16 and base["layers"]["q_scale"].dtype == jnp.float32
+    specs = base_specs(MODEL, dataclasses.replace(LORA, base_dtype="int8"))
+    assert jax.tree.map(lambda s: s.shape, specs, is_leaf=is_spec) == jax.tree.map(jnp.shape, base)
+
+
+def test_learner_and_sampler_compute_with_an_int8_base(int8):
+    base, plain = int8
+    states = jax.jit(lambda p: forward(p, MODEL, BATCH.prompt, BATCH.prompt_length).prompt)
+    expected = effective(plain, ADAPTERS, LORA)
+    used = effective(base, ADAPTERS, LORA)
+    np.testing.assert_allclose(states(used), states(expected), atol=2e-5)
+    assert np.abs(states(used) - states(WHOLE)).max() > 1e-4
+    ours, theirs = decode.prepare(used, MODEL), decode.prepare(expected, MODEL)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, theirs)
+
+
+def test_a_step_on_an_int8_base_is_that_on_the_parameters_it_stands_for(int8):
+    base, plain = int8
+    optimizer, mesh = make_optimizer(OptimizerConfig(lr=1e-2, warmup_steps=0)), make_mesh((1, 2, 2), jax.devices()[:4])
+    norms = []
+    for dtype, frozen in (("int8", BASE), ("float32", plain)):
+        cfg = dataclasses.replace(ADAPTED, lora=dataclasses.replace(LORA, base_dtype=dtype))
+        at = init_reference(jax.tree.map(jnp.asarray, frozen), mesh, MODEL, cfg)
+        step = make_step(MODEL, cfg, optimizer, mesh, BATCH)
+        _, out, _ = step(init_state(jax.tree.map(jnp.array, ADAPTERS), optimizer, cfg), at, BATCH)
+        norms.append(float(out["grad/norm"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
 def test_a_target_that_is_no_matrix_is_refused():
     for targets in (("q", "query"), ()):
         with pytest.raises(UserError, match="lora.targets"):
@@ -106,7 +151,7 @@ def test_a_target_that_is_no_matrix_is_refused():
 
 
 def test_the_folder_for_peft_has_its_names_and_layout(tmp_path):
-    files.save_adapters(tmp_path, ADAPTERS, LORA, "base")
+    files.save_adapters(tmp_path, ADAPTERS, LORA, "base", "llama")
     arrays = load_file(tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]

@@ -148,6 +148,8 @@ def test_babysit_starts_both_again_after_a_death_and_the_run_is_bit_for_bit_the_
         (["--coordinator=127.0.0.1:1"], "--num_processes (JAX_NUM_PROCESSES), --process_id (JAX_PROCESS_ID) missing"),
         (["--coordinator=here", "--num_processes=2", "--process_id=0"], "--coordinator is 'here'"),
         (["--coordinator=a:b", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:b'"),
+        (["--coordinator=a:99999", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:99999'"),
+        (["--coordinator=a:0", "--num_processes=2", "--process_id=1"], "--coordinator is 'a:0'"),
         (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "--process_id is 2, but --num_processes is 2"),
     ],
 )

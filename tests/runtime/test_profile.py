@@ -1,10 +1,15 @@
 """A trace of some steps, and the refusal of steps that are none."""
 
+import re
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import pytest
 
+from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.runtime.profile import Profile
+from rl_likelihood.runtime.trace import PARTS, Op, device_ops, seconds
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
 
@@ -24,6 +29,44 @@ def test_a_trace_of_the_steps_asked_for_and_of_no_others(tmp_path, capsys):
     assert len(list((tmp_path / "run").rglob("*.xplane.pb"))) == 1
     assert len(list((tmp_path / "run").rglob("perfetto_trace.json.gz"))) == 1
     assert "steps 2 to 3" in capsys.readouterr().out and not (tmp_path / "off").exists()
+
+
+def test_a_line_says_what_the_devices_of_a_run_did(tmp_path, capsys):
+    c = small_config(train__steps=2, report__profile=(2, 2), eval__prompts=0)
+    train.run(build(c), tmp_path / "run")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "on the first device" in line]
+    seconds = {name: float(value) for name, value in re.findall(r"(\w+) (\S+) s(?:,|$)", line)}
+    assert set(seconds) == {*PARTS, "host"}
+    assert all(seconds[name] > 0 for name in ("sampling", "forward", "backward", "update")), line
+
+
+def test_the_operation_that_began_last_counts_and_idle_time_counts_nowhere():
+    ops = [
+        Op(0, 6e9, "jit_step", "while"),
+        Op(1e9, 3e9, "jit_step", "back"),
+        Op(4e9, 5e9, "jit_step", "adam"),
+        Op(8e9, 9e9, "jit_prefill", "dot"),
+        Op(9e9, 9.5e9, "jit_convert", "copy"),
+    ]
+    origins = {
+        ("jit_step", "while"): "jit(step)/jvp()/while",
+        ("jit_step", "back"): "jit(step)/transpose(jvp())/dot_general",
+        ("jit_step", "adam"): "jit(step)/update/mul",
+    }
+    assert seconds(ops, origins) == {"sampling": 1, "forward": 3, "backward": 2, "update": 1, "other": 0.5}
+
+
+def test_a_tpu_s_operations_belong_to_the_program_that_runs():
+    def event(name, start, end, **stats):
+        return SimpleNamespace(name=name, start_ns=start, end_ns=end, stats=list(stats.items()))
+
+    modules = [event("jit_prefill(12)", 0, 10), event("jit_step(7)", 10, 30)]
+    work = [event("%fusion.1 = f32[] fusion()", 1, 4), event("%fusion.1 = f32[] fusion()", 12, 20)]
+    lines = [SimpleNamespace(name="XLA Modules", events=modules), SimpleNamespace(name="XLA Ops", events=work)]
+    host = SimpleNamespace(name="/host:CPU", lines=[])
+    data = SimpleNamespace(planes=[host, SimpleNamespace(name="/device:TPU:0", lines=lines)])
+    wanted = [Op(1, 4, "jit_prefill", "fusion.1"), Op(12, 20, "jit_step", "fusion.1")]
+    assert device_ops(data) == wanted
 
 
 @pytest.mark.parametrize("steps", [(3,), (3, 2), (0, 1), (1, 2, 3)])

@@ -11,6 +11,7 @@ from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import state_shardings
 from rl_likelihood.mesh import make_mesh, replicated
+from rl_likelihood.model.architecture import LocalLayers
 from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.sampler import decode, engine
 from rl_likelihood.sampler.draw import Ends, Request
@@ -72,8 +73,14 @@ def test_a_ring_that_goes_round_many_times(weights, wanted, short_ring):
     same(by_engine(weights, p=p, slots=2, streams=1), plain(weights, p=p))
 
 
-def test_grouped_heads_biases_and_norms_too(short_ring):
-    cfg = tiny(family="qwen3", qkv_bias=True, qk_norm=True, kv_heads=1)
+NETWORKS = {
+    "grouped heads, biases, norms": tiny(qkv_bias=True, qk_norm=True, kv_heads=1),
+    "windows": tiny(local=LocalLayers((True, False), window=4, theta=20.0), norms="both", scaled_embedding=True),
+}
+
+
+@pytest.mark.parametrize("cfg", NETWORKS.values(), ids=NETWORKS)
+def test_other_networks_too(cfg, short_ring):
     weights = decode.prepare(random_params(cfg, 5), cfg)
     same(by_engine(weights, cfg, slots=5), plain(weights, cfg))
 

@@ -9,13 +9,14 @@ import pytest
 from rl_likelihood.learner.batching import to_batch
 from rl_likelihood.learner.rows import StepConfig, row_stats
 from rl_likelihood.mesh import make_mesh, replicated
+from rl_likelihood.model.architecture import LocalLayers
 from rl_likelihood.sampler import decode, turns
 from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.stop import stop_table
 from rl_likelihood.sampler.turns import Given, How
 from rl_likelihood.shapes import CHAIN, ENV, Rollout
 from tests.sampler.test_decode import EOS, KEY, PAD_ID, PARAMS, VOCAB, prompts
-from tests.small import TINY
+from tests.small import TINY, tiny
 
 TEMPERATURE = (0.0, 1.0, 0.7, 1.5)
 TOKENS, TURNS = 24, 4
@@ -42,10 +43,10 @@ def weights():
     return decode.prepare(PARAMS, TINY)
 
 
-def played(r, at=(slice(None), slice(None)), mesh=None, params=None, stop_early=True):
+def played(r, at=(slice(None), slice(None)), mesh=None, params=None, stop_early=True, cfg=TINY):
     """[(ids, log-prob, segment) of each row]: a turn, a reply, a turn ... Row (0, 1) ends after its second turn."""
     params = weights() if params is None else params
-    rows = turns.begin(params, TINY, r, mesh)
+    rows = turns.begin(params, cfg, r, mesh)
     replies, sizes = REPLIES[:, *at], SIZES[:, *at]
     p, g = sizes.shape[1:]
     going = np.ones((p, g), bool)
@@ -53,7 +54,7 @@ def played(r, at=(slice(None), slice(None)), mesh=None, params=None, stop_early=
     given = Given(np.zeros((p, g, 0), np.int32), np.zeros((p, g), np.int32), going)
     last = np.arange(3)[at[0]][:, None] * 4 + np.arange(4)[at[1]] == 1
     for k in range(TURNS):
-        rows, turn = turns.take_turn(params, rows, given, r, How(TINY, TOKENS, mesh))
+        rows, turn = turns.take_turn(params, rows, given, r, How(cfg, TOKENS, mesh))
         turn = jax.tree.map(np.asarray, turn)
         for i, j in np.argwhere(given.going):
             ids, logp, kinds = out[i][j]
@@ -92,17 +93,20 @@ def rollout_of(out):
     return Rollout(P, pad(0, PAD_ID, np.int32), pad(2, 0, np.int32), pad(1, 0, np.float32), cut)
 
 
-def learner_logp(rollout, temperature=1.0):
-    stats = row_stats(PARAMS, TINY, to_batch(rollout), StepConfig(temperature=temperature, two_branches=True)).stats
+def learner_logp(rollout, temperature=1.0, cfg=TINY):
+    stats = row_stats(PARAMS, cfg, to_batch(rollout), StepConfig(temperature=temperature, two_branches=True)).stats
     return np.asarray(stats.log_prob)
 
 
-def test_the_learner_finds_the_same_log_probs_in_one_forward():
-    rollout = rollout_of(played(request()))
+@pytest.mark.parametrize(
+    "cfg", [TINY, tiny(local=LocalLayers((True, False), window=7, theta=20.0))], ids=["", "windows"]
+)
+def test_the_learner_finds_the_same_log_probs_in_one_forward(cfg):
+    rollout = rollout_of(played(request(), cfg=cfg))
     sampled = rollout.segment == CHAIN
     assert (rollout.segment == ENV).any() and sampled.sum() > 50
     for j, temperature in enumerate(TEMPERATURE):  # greedy rows report log-probs at temperature 1
-        logp = learner_logp(rollout, temperature or 1.0)
+        logp = learner_logp(rollout, temperature or 1.0, cfg)
         row = sampled[:, j]
         np.testing.assert_allclose(rollout.sampler_logp[:, j][row], logp[:, j][row], atol=1e-4)
     assert (rollout.sampler_logp[~sampled] == 0).all()

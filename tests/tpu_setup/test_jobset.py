@@ -1,8 +1,13 @@
 """The JobSet manifest."""
 
+import re
+from pathlib import Path
+
 import yaml
 
 from tests.tpu_setup.scripts import script
+
+ROOT = Path(__file__).parents[2]
 
 
 def pod_of(manifest: str) -> dict:
@@ -61,3 +66,10 @@ def test_jobset_does_not_try_a_refused_command_again():
     assert job["backoffLimit"] == 0 and job["template"]["spec"]["restartPolicy"] == "Never"
     rule = {"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     assert spec["failurePolicy"] == {"maxRestarts": 7, "rules": [rule]}
+
+
+def test_the_image_holds_what_the_manifest_runs():
+    copied = re.findall(r"^COPY (\S+) \S+$", (ROOT / "Dockerfile").read_text(), re.M)
+    done = script("jobset.sh", "python", "-m", "rl_likelihood.train", "--config=configs/tiny.py", IMAGE="i", CLAIM="c")
+    paths = [word for word in re.findall(r"[\w./]+", done.stdout) if (ROOT / word).exists() and "/" in word]
+    assert paths and {path.partition("/")[0] for path in paths} <= {*copied}

@@ -95,6 +95,13 @@ def test_setup_sends_keys_as_a_file_that_others_cannot_read(tmp_path):
     assert send == [*gcloud("tpu-vm scp"), str(keys), "rl-likelihood:.rl_likelihood_secrets", *WHERE, "--worker=all"]
 
 
+@pytest.mark.parametrize("line", ['HF_TOKEN="0123"', "HF_TOKEN='0123'", "HF_TOKEN=0123\r"])
+def test_keys_whose_marks_would_become_part_of_them_are_refused(line, tmp_path):
+    (tmp_path / "keys").write_text(f"# mine\n{line}\n", newline="")
+    done = script("setup.sh", check=2, **CLOUD, SECRETS=str(tmp_path / "keys"))
+    assert "keys:2 has quotes or a carriage return" in done.stderr and "0123" not in done.stderr
+
+
 @pytest.mark.parametrize("nfs, target, worker", [("10.0.0.2:/share", "share/", "0"), ("", "", "all")])
 def test_copy_sends_weights_and_data_once_to_the_share_or_to_every_worker(tmp_path, nfs, target, worker):
     (out,) = commands(script("copy.sh", str(tmp_path), **CLOUD, NFS=nfs))
@@ -172,6 +179,9 @@ def test_a_sweep_goes_on_after_a_point_that_fails_and_names_it(tmp_path):
         ("setup.sh", [], {**CLOUD, "SECRETS": "/nowhere"}, ["SECRETS is '/nowhere'"]),
         ("copy.sh", ["/nowhere"], CLOUD, ["/nowhere does not exist"]),
         ("run.sh", ["env", "WANDB_API_KEY=0123", "x"], CLOUD, ["WANDB_API_KEY", "SECRETS=FILE"]),
+        ("run.sh", ["bash", "-c", "export HF_TOKEN=0123; x"], CLOUD, ["HF_TOKEN", "SECRETS=FILE"]),
+        ("run.sh", ["x", "--config.judge.api_key=0123"], CLOUD, ["API_KEY", "SECRETS=FILE"]),
+        ("run.sh", ["env", "wandb_api_key=0123", "x"], CLOUD, ["WANDB_API_KEY"]),
         ("babysit.sh", ["env", "HF_TOKEN=0123", "x"], {"LOCAL": "1"}, ["HF_TOKEN", "SECRETS=FILE"]),
         ("jobset.sh", ["env", "HF_TOKEN=0123", "x"], {"IMAGE": "i", "CLAIM": "c"}, ["HF_TOKEN"]),
         ("jobset.sh", ["x"], {"IMAGE": "i", "CLAIM": "c", "PRICING": "reserved"}, ["RESERVATION"]),

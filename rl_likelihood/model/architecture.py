@@ -1,0 +1,157 @@
+"""What a model is made of: its architecture, its parameters' shapes and their initial values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from rl_likelihood.mesh import sharding
+from rl_likelihood.model.rope import LinearScaling, RopeScaling, Scaling, YarnScaling
+from rl_likelihood.shapes import AnyArray
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalLayers:
+    """The layers whose attention differs from that of the others."""
+
+    which: tuple[bool, ...]  # layer by layer
+    window: int = 0  # a token attends to itself and the tokens before it, so many in all; 0: to all
+    theta: float | None = None  # of their rotary embedding, which is not scaled; 0: none; None: as in the other layers
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture (first block) and how to run it (second block)."""
+
+    family: str  # a row of weights/families.py
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    rope_theta: float = 10_000.0
+    rope_scaling: Scaling | None = None
+    norm_eps: float = 1e-5
+    tied: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    qk_norm_joint: bool = False  # one norm over all heads together
+    norms: Literal["before", "after", "both"] = "before"  # of attention and of the MLP
+    norm_offset: float = 0.0  # norms multiply by this plus their scale
+    activation: Literal["silu", "gelu"] = "silu"  # of the gate; gelu by its tanh formula
+    scaled_embedding: bool = False  # embeddings are multiplied by sqrt(width)
+    query_width: int = 0  # attention divides by its square root; 0: head_dim
+    local: LocalLayers | None = None
+    max_position: int = 8192
+
+    compute_dtype: str = "float32"
+    scan_layers: bool = True  # compile one layer, or all of them (faster on CPU, slower to compile)
+    attention: str = "dense"  # dense | splash (the TPU's kernel, model/splash.py)
+    # none | dots (keep matrix products) | attention (keep layer inputs and the splash kernel's results) | full (inputs)
+    remat: str = "none"
+    scratch_kib: int = -1  # vector memory that the compiler of the learner's step may use (mesh.compiler_options)
+
+    @property
+    def are_local(self) -> tuple[bool, ...]:
+        """Of each layer, whether it is one of `local`."""
+        return self.local.which if self.local else (False,) * self.layers
+
+
+def from_values(values: dict[str, Any]) -> ModelConfig:
+    """The inverse of `dataclasses.asdict`, also after JSON."""
+    values = dict(values)
+    scaling, local = values.get("rope_scaling"), values.get("local")
+    if scaling is not None:
+        kind = YarnScaling if "beta_fast" in scaling else LinearScaling if "dynamic" in scaling else RopeScaling
+        values["rope_scaling"] = kind(**scaling)
+    if local is not None:
+        values["local"] = LocalLayers(**local | {"which": tuple(local["which"])})
+    return ModelConfig(**values)
+
+
+class Spec(NamedTuple):
+    """Shape of a parameter, the logical axis of each dimension (`mesh.RULES`), and its initial scale."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: str  # normal | ones | zeros
+
+
+def param_specs(cfg: ModelConfig) -> dict[str, Any]:
+    """The parameter tree, one Spec per leaf. Shapes, initial values, shardings and file names all come from it."""
+    n, d, h, k, dh, f = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
+    scale = "zeros" if cfg.norm_offset else "ones"
+    layer = {
+        "q": Spec((n, d, h, dh), (None, "width", "heads", None), "normal"),
+        "k": Spec((n, d, k, dh), (None, "width", "kv_heads", None), "normal"),
+        "v": Spec((n, d, k, dh), (None, "width", "kv_heads", None), "normal"),
+        "o": Spec((n, h, dh, d), (None, "heads", None, "width"), "normal"),
+        "gate": Spec((n, d, f), (None, "width", "mlp"), "normal"),
+        "up": Spec((n, d, f), (None, "width", "mlp"), "normal"),
+        "down": Spec((n, f, d), (None, "mlp", "width"), "normal"),
+    }
+    for name in ("attn", "mlp"):
+        if cfg.norms in ("before", "both"):
+            layer[f"{name}_norm"] = Spec((n, d), (None, None), scale)
+        if cfg.norms in ("after", "both"):
+            layer[f"{name}_out_norm"] = Spec((n, d), (None, None), scale)
+    if cfg.qkv_bias:
+        layer["q_bias"] = Spec((n, h, dh), (None, "heads", None), "zeros")
+        layer["k_bias"] = Spec((n, k, dh), (None, "kv_heads", None), "zeros")
+        layer["v_bias"] = Spec((n, k, dh), (None, "kv_heads", None), "zeros")
+    if cfg.qk_norm:
+        for name, heads in (("q_norm", h), ("k_norm", k)):
+            layer[name] = Spec((n, heads * dh if cfg.qk_norm_joint else dh), (None, None), scale)
+    specs = {
+        "embed": Spec((cfg.vocab_size, d), ("vocab", "width"), "normal"),
+        "layers": layer,
+        "final_norm": Spec((d,), (None,), scale),
+    }
+    if not cfg.tied:
+        specs["head"] = Spec((cfg.vocab_size, d), ("vocab", "width"), "normal")
+    return specs
+
+
+def is_spec(x: Any) -> bool:
+    """For jax.tree: a Spec is a leaf, although it is a tuple."""
+    return isinstance(x, Spec)
+
+
+def shardings(specs: dict[str, Any], mesh: Mesh) -> Params:
+    """The sharding of each of these parameters on the mesh."""
+    return jax.tree.map(lambda s: sharding(mesh, s.axes, s.shape), specs, is_leaf=is_spec)
+
+
+def init(key: Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
+    """Random parameters: normal(0.02), residual outputs scaled by 1/sqrt(2 L), norms and biases neutral."""
+    specs = param_specs(cfg)
+    leaves, tree = jax.tree.flatten_with_path(specs, is_leaf=is_spec)
+
+    def draw(i, path, spec):
+        if spec.init == "normal":
+            residual = path[-1].key in ("o", "down")
+            scale = 0.02 / math.sqrt(2 * cfg.layers) if residual else 0.02
+            return scale * jax.random.normal(jax.random.fold_in(key, i), spec.shape, dtype)
+        return (jnp.ones if spec.init == "ones" else jnp.zeros)(spec.shape, dtype)
+
+    return jax.tree.unflatten(tree, [draw(i, path, spec) for i, (path, spec) in enumerate(leaves)])
+
+
+def count(params: Params) -> int:
+    """Number of parameters."""
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def head_matrix(params: Params) -> Float[AnyArray, "V D"]:
+    """The output matrix: the embedding when tied."""
+    return params.get("head", params["embed"])
