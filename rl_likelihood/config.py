@@ -45,7 +45,9 @@ def build(c: ConfigDict) -> Config:
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     """`key=value,key=value` after a config file's colon, typed like the defaults; unknown keys are refused."""
     values = dict(defaults)
-    for item in filter(None, (arg or "").split(",")):
+    for item in arg.split(",") if arg else ():
+        if not item:
+            raise UserError(f"config arguments {arg!r} have a comma too many; write key=value,key=value")
         key, equals, text = item.partition("=")
         if key not in defaults:
             takes = ", ".join(defaults) or "no arguments"

@@ -111,7 +111,7 @@ def main() -> None:
     try:
         if flag.adapters:
             export_adapters(Path(flag.workdir), cfg, params, out)
-            print(f"{out}: step {step}, adapters of {count(params) / 1e6:.1f} M parameters")
+            print(f"{out}: step {step}, adapters of {count(params):,} parameters")
             return
         scoring = load_head(flag.workdir)
         tree = params if scoring is None else with_head(flag.workdir, params, step, scoring[0])
@@ -121,7 +121,7 @@ def main() -> None:
         (out / ORIGIN).write_text(json.dumps({"workdir": run, "step": step, "dtype": flag.dtype}) + "\n")
     except (OSError, SafetensorError) as e:
         raise UserError(f"--out={out}: cannot be written ({getattr(e, 'strerror', None) or e})") from e
-    print(f"{out}: step {step}, {count(params) / 1e6:.1f} M parameters, {flag.dtype}")
+    print(f"{out}: step {step}, {count(params):,} parameters, {flag.dtype}")
 
 
 def refuse_another(out: Path, run: str) -> None:

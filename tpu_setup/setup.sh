@@ -7,7 +7,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 need PROJECT ZONE
 [[ -z "$NFS" || "$NFS" =~ ^[^/]+:/[^/] ]] || refuse "NFS is '$NFS'; it must be HOST:/SHARE of a file server"
-[[ -z "$EXTRAS" || "$EXTRAS" =~ ^[a-z]+(,[a-z]+)*$ ]] || refuse "EXTRAS is '$EXTRAS'; it must be names with commas, such as math,ray"
+[[ -z "$EXTRAS" || "$EXTRAS" =~ ^[a-z]+(,[a-z]+)*$ ]] || refuse "EXTRAS is '$EXTRAS'; it must be names with commas, such as hub,ray"
+for extra in ${EXTRAS//,/ }; do
+  grep -q "^ *\"$extra\": \[" "$HERE/../setup.py" || refuse "EXTRAS has '$extra', which setup.py does not list under extras_require"
+done
 if [[ -n "$SECRETS" ]]; then
   [[ -f "$SECRETS" ]] || refuse "SECRETS is '$SECRETS', which is no file"
   bad="$(grep -nvE '^([A-Za-z_][A-Za-z0-9_]*=.*|#.*|)$' "$SECRETS" | cut -d: -f1 | head -n 1)" || true

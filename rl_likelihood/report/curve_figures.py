@@ -123,7 +123,7 @@ def _footnote(groups: Runs, panels: Sequence[Panel], words: Words, width: int) -
         few = sorted(step for step, n in asked.items() if n < most)
         when = f"at step {few[0]}" if len(few) == 1 else "in between"
         among = f" ({most}" + (f", {when} the first {min(asked.values())}" if few else "") + ")"
-        parts.append(f"Points: held-out questions{among if most else ''}")
+        parts.append(f"Markers: held-out questions{among if most else ''}")
         parts.append("Faint: training" + (f", mean of {width} steps" if width > 1 else ""))
     parts.append("Bars: ± standard error over seeds" if seeds > 1 else "One seed")
     return ".  ".join(parts) + "." + style.asked_without_chain(words.no_chain)

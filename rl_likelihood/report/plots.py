@@ -90,7 +90,7 @@ def figure(runs: dict[str, str | Path]) -> Figure:
     else:
         style.legend(fig, looks)
     lines = "Lines: training" + (f", mean of {width} steps" if width > 1 else "") + (" (faint: each)" if faint else "")
-    style.footnote(fig, f"{lines}.  Points: held-out questions.")
+    style.footnote(fig, f"{lines}.  Markers: held-out questions.")
     return fig
 
 

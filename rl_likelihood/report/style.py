@@ -66,7 +66,7 @@ def panel_style(ax: Axes, title: str) -> None:
     ax.grid(True, color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=10, colors=INK, length=0, pad=6)
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     for side, spine in ax.spines.items():
         spine.set_visible(side == "bottom")

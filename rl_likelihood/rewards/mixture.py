@@ -42,9 +42,9 @@ def parse(text: str, table: Mapping[str, Reward]) -> tuple[Term, ...]:
     while more:
         m = _TERM.match(text, at)
         if m is None:
+            where = f", which cannot be read from {text[at:].strip()!r} on" if text.strip() else ""
             raise UserError(
-                f"reward.name is {text!r}, which cannot be read from {text[at:].strip()!r} on; write a name, or "
-                "WEIGHT*NAME and NAME/std with + between them"
+                f"reward.name is {text!r}{where}; write a name, or WEIGHT*NAME and NAME/std with + between them"
             )
         terms.append(_term(m, table))
         at, more = m.end(), m["more"]

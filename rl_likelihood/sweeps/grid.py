@@ -97,7 +97,7 @@ class Point:
     def name(self) -> str:
         """The run folder's name: sorted labels, then a fingerprint of config file and overrides.
 
-        It depends on this point alone, so a sweep may grow, and two people get the same folder.
+        A sweep may grow by more values of what varies; the fingerprint depends on this point alone.
         """
         shown = ",".join(f"{k}={_slug(v)}" for k, v in sorted(self.labels.items()))
         what = [self.config, sorted((k, _plain(v)) for k, v in self.overrides.items())]
@@ -135,6 +135,18 @@ def point(overrides: Overrides) -> Point:
     else:
         labels = {k: _text(v) for k, v in fields.items()}
     return Point(overrides[CONFIG], fields, labels)
+
+
+def of_what_varies(points: list[Point]) -> list[Point]:
+    """The points, of which those without labels of their own are named by what differs between points, and the seed."""
+
+    def value(p: Point, key: str) -> str:
+        return json.dumps(_plain(p.overrides.get(key)))
+
+    constant = {key for p in points for key in p.overrides if len({value(q, key) for q in points}) == 1} - {SEED}
+    if len(points) == 1:
+        return points
+    return [dataclasses.replace(p, labels={k: v for k, v in p.labels.items() if k not in constant}) for p in points]
 
 
 def only(points: Sequence[Point], selections: Iterable[str]) -> list[Point]:
@@ -209,7 +221,7 @@ def load(path: str) -> Experiment:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_sweep"):
         raise UserError(f"{path} has no get_sweep(); it must return the list of points")
-    points = [point(overrides) for overrides in module.get_sweep()]
+    points = of_what_varies([point(overrides) for overrides in module.get_sweep()])
     if not points:
         raise UserError(f"{path}: get_sweep() gives no point; it must return at least one")
     numbers: dict[str, int] = {}

@@ -70,7 +70,8 @@ def test_help_exits_0_and_lists_the_flags(main):
     [
         (["--config=configs/tiny.py:rewrd=prob"], ["'rewrd' is unknown", "reward, group"]),
         (["--config=configs/tiny.py:reward"], ["'reward' has no value"]),
-        (["--config=configs/tiny.py:reward="], ["reward.name is ''"]),
+        (["--config=configs/tiny.py:reward="], ["reward.name is ''; write a name"]),
+        (["--config=configs/tiny.py:steps=3,,seed=1"], ["'steps=3,,seed=1'", "a comma too many"]),
         (["--config=configs/tiny.py", "--workdir="], ["--workdir is empty"]),
         (["--config=configs/tiny.py", "--config.seed=-1"], ["seed is -1", "at least 0"]),
         (["--config=configs/tiny.py:seed=4294967296"], ["seed is 4294967296", "at most 4294967295"]),

@@ -36,7 +36,7 @@ def test_a_weighted_sum_is_read(text, terms):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", "cannot be read"),
+        ("", "write a name"),
         ("log_prob +", "cannot be read from ''"),
         ("1e400*log_prob", "weight of log_prob"),
         ("log_prob format", "cannot be read from 'log_prob format'"),

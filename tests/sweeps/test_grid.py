@@ -9,7 +9,7 @@ from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid
-from rl_likelihood.sweeps.grid import chain, named, point, product, sweep, zipped
+from rl_likelihood.sweeps.grid import chain, named, of_what_varies, point, product, sweep, zipped
 
 BASE = {"config": "configs/base.py"}
 
@@ -50,6 +50,15 @@ def test_without_labels_every_override_is_one():
     p = point(BASE | {"reward.name": "0.9*rlpr + 0.1*format", "optim.lr": 1e-5})
     assert p.labels == {"reward.name": "0.9*rlpr + 0.1*format", "optim.lr": "1e-05"}
     assert "/" not in p.name and " " not in p.name and "*" not in p.name
+
+
+def test_names_hold_only_what_varies_and_the_seed():
+    same = {"train.steps": 2, "data.tasks": ("a",), "seed": 0}
+    points = of_what_varies([point(BASE | same | {"reward.name": name}) for name in ("prob", "log_prob")])
+    assert [p.labels for p in points] == [{"reward.name": name, "seed": "0"} for name in ("prob", "log_prob")]
+    assert points[0].overrides == same | {"reward.name": "prob"}
+    labelled = of_what_varies([point(BASE | {"@reward": "x", "seed": i}) for i in (0, 1)])
+    assert [p.labels for p in labelled] == [{"reward": "x", "seed": str(i)} for i in (0, 1)]
 
 
 def test_a_name_is_a_file_name_however_long_its_labels():

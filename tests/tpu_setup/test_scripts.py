@@ -72,7 +72,7 @@ def test_setup_sends_the_commit_and_makes_the_environment_on_all_workers(tmp_pat
     if not commit:
         pytest.skip("not a git checkout")
     archive, send, make, check = commands(
-        script("setup.sh", **CLOUD, TMPDIR=str(tmp_path), NFS="10.0.0.2:/share", EXTRAS="math,ray")
+        script("setup.sh", **CLOUD, TMPDIR=str(tmp_path), NFS="10.0.0.2:/share", EXTRAS="hub,ray")
     )
     file = f"{tmp_path}/rl_likelihood-{commit[:12]}.tar.gz"
     assert archive == [*git, "archive", "--format=tar.gz", "--prefix=rl_likelihood/", f"--output={file}", commit]
@@ -80,7 +80,7 @@ def test_setup_sends_the_commit_and_makes_the_environment_on_all_workers(tmp_pat
     ssh = [*gcloud("tpu-vm ssh rl-likelihood"), *WHERE, "--worker=all"]
     assert make[:-1] == check[:-1] == ssh
     assert make[-1].startswith("--command=tar -xzf code.tar.gz && ") and commit in make[-1]
-    assert make[-1].endswith("NFS='10.0.0.2:/share' EXTRAS='math,ray' bash rl_likelihood/tpu_setup/worker.sh setup")
+    assert make[-1].endswith("NFS='10.0.0.2:/share' EXTRAS='hub,ray' bash rl_likelihood/tpu_setup/worker.sh setup")
     assert "jax.device_count()" in check[-1]
     assert not list(tmp_path.iterdir())  # nothing was done
 
@@ -175,7 +175,8 @@ def test_a_sweep_goes_on_after_a_point_that_fails_and_names_it(tmp_path):
         ("create.sh", [], {**CLOUD, "PRICING": "cheap"}, ["cheap", "spot, on-demand or reserved"]),
         ("setup.sh", [], {**CLOUD, "COMMIT": "nowhere"}, ["nowhere", "no commit"]),
         ("setup.sh", [], {**CLOUD, "NFS": "gs://bucket"}, ["NFS is 'gs://bucket'", "HOST:/SHARE"]),
-        ("setup.sh", [], {**CLOUD, "EXTRAS": "math; rm"}, ["EXTRAS", "math,ray"]),
+        ("setup.sh", [], {**CLOUD, "EXTRAS": "math; rm"}, ["EXTRAS", "hub,ray"]),
+        ("setup.sh", [], {**CLOUD, "EXTRAS": "hub,mth"}, ["EXTRAS has 'mth'", "setup.py"]),
         ("setup.sh", [], {**CLOUD, "SECRETS": "/nowhere"}, ["SECRETS is '/nowhere'"]),
         ("copy.sh", ["/nowhere"], CLOUD, ["/nowhere does not exist"]),
         ("run.sh", ["env", "WANDB_API_KEY=0123", "x"], CLOUD, ["WANDB_API_KEY", "SECRETS=FILE"]),
