@@ -82,6 +82,8 @@ setup(
         "harness": ["lm-eval[hf]>=0.4.13,<0.5"],
         "judge": ["httpx>=0.28,<0.29"],  # a judge behind an HTTP address
         "rubrics": ["bm25s>=0.3.16,<0.4"],  # what finds the rubrics of questions that are near
+        "faiss": ["faiss-cpu>=1.15,<2"],  # rubric.store=faiss
+        "milvus": ["pymilvus>=3.0,<4", "milvus-lite>=3.2,<4"],  # rubric.store=milvus:FILE or milvus:ADDRESS
         "ray": ["ray>=2.40,<3"],
     },
 )

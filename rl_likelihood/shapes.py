@@ -143,11 +143,14 @@ class Judged(struct.PyTreeNode):
 
 
 class Compared(struct.PyTreeNode):
-    """P questions with up to Q answers, the right one first; which there are, and the margins."""
+    """P questions with up to Q answers, the right one first; which there are, and the margins. Or Q pairs of an
+    expert's and a policy's answer (learner/adversarial.py): then margins are 1 where the expert's is the first, else
+    -1, and labels are the ids of the replies "the first", "the second", "a tie"."""
 
     judged: Judged
     there: Bool[Array, "P Q"]
     margins: Float[Array, "P Q"] | None = None
+    labels: Int[Array, "P 3"] | None = None
 
     @property
     def prompt(self) -> Array:
@@ -198,6 +201,7 @@ class Batch(struct.PyTreeNode):
     shown: ShownPrompts | None = None
     alternatives: Alternatives | None = None
     judged: Judged | None = None
+    compared: Compared | None = None
     replayed: Compared | None = None
     packing: Packing | None = None
 

@@ -124,7 +124,7 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
     n = k * (1 + c.prompt.max_answer)
     shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)
     i, f, b = jnp.int32, jnp.float32, jnp.bool_
-    judged = c.reward.judged if c.judge_in_step or c.critic else None
+    judged = c.reward.judged if c.judge_in_step or c.critic else None  # its numbers are made in the step
     return Batch(
         prompt=shape(i, p, c.prompt.max_prompt),
         prompt_length=shape(i, p),
@@ -139,8 +139,9 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         baseline_logp=shape(f, p, c.prompt.max_answer) if c.reward.frozen_tokens else None,
         no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
         shown=ShownPrompts(shape(i, p, c.max_shown), shape(i, p)) if c.max_shown else None,
-        judged=abstract_judged(c, g + (c.critic is not None)) if judged else None,
-        replayed=Compared(abstract_judged(c, 2), shape(b, p, 2)) if c.critic and c.critic.replay else None,
+        judged=abstract_judged(c, g) if c.judge_in_step else None,
+        compared=abstract_compared(c, g + (c.critic.form == "head")) if c.critic else None,
+        replayed=abstract_compared(c, 2) if c.critic and c.critic.replay else None,
         alternatives=Alternatives(shape(i, p, n), shape(i, p, n), shape(b, p, n), shape(b, p, k))
         if c.reads_alternatives
         else None,
@@ -148,7 +149,7 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
 
 
 def abstract_judged(c: Config, rows: int) -> Judged:
-    """What a judge or critic in the step reads, so many rows of each prompt, as shapes."""
+    """What a judge in the step reads, this many rows of each prompt, as shapes."""
     j, p = c.judge, c.train.prompts_per_step
     dims = (p, j.max_prompt), (p,), (p, rows, j.max_row), (p, rows)
     return Judged(*(jax.ShapeDtypeStruct(x, jnp.int32) for x in dims))
@@ -161,6 +162,14 @@ def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh) -> Batch:
         return batch
     with using(mesh):
         return batch.replace(packing=abstract_packing(batch, c.step))
+
+
+def abstract_compared(c: Config, rows: int) -> Compared:
+    """The same for the critic of adversarial training."""
+    dims, labels = (c.train.prompts_per_step, rows), c.adversarial.form == "label"
+    there, signs = (jax.ShapeDtypeStruct(dims, kind) for kind in (jnp.bool_, jnp.float32))
+    ids = jax.ShapeDtypeStruct((dims[0], 3), jnp.int32)
+    return Compared(abstract_judged(c, rows), there, *((signs, ids) if labels else ()))
 
 
 def prompts_at_once(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:

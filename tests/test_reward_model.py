@@ -103,6 +103,18 @@ def test_what_cannot_be_trained_on_is_refused(changes, words, tmp_path):
         reward_model(config(data, **changes), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "bad, words",
+    [({"rejected": "b"}, "rows.jsonl:3: chosen and rejected are equal"), ({"rejected": []}, "rejected")],
+)
+def test_a_bad_row_is_named_before_weights_are_read(bad, words, tmp_path):
+    data = write(tmp_path / "rows.jsonl", n=2)
+    with open(data, "a") as file:
+        file.write(json.dumps({"prompt": "Q?", "chosen": "b", **bad}) + "\n")
+    with pytest.raises(UserError, match=words):
+        reward_model(config(data, model__preset="", model__path="nowhere"), tmp_path / "run")
+
+
 def test_no_question_is_on_both_sides(tmp_path):
     data = write(tmp_path / "rows.jsonl", n=30)
     train, heldout = load_comparisons(config(data).data)

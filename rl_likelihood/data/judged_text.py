@@ -48,6 +48,13 @@ BETTER = Form(
     (f"Answer 1:\n{OPEN}\n", f"\n{CLOSE}\n\nAnswer 2:\n{OPEN}\n", f"\n{CLOSE}"),
     ("1", "2"),
 )
+# One of the answers is an expert's (adversarial training).
+EXPERT = Form(
+    "Question:\n{question}\n\nTwo answers, between the marks:\n{answers}\n\n"
+    "Which one did an expert write? Reply with one number, 1 or 2, or 0 if it cannot be told.",
+    BETTER.pieces,
+    ("1", "2", "0"),
+)
 # Of a rubric: the question is followed by one criterion, or by all of them.
 MEETS = Form(
     "{question}\n\nAnswer, between the marks:\n{answers}\n\n"

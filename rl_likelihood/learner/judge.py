@@ -8,7 +8,8 @@ they join `batch.host_rewards`, before the batch reaches the learner (`make_judg
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,12 +99,18 @@ def scores(params: JudgeParams, judge: Judge, judged: Judged) -> Float[Array, "P
     return value(params.model, judge.model, params.head, judged) / judge.spread
 
 
+def in_parts(run: Callable[[Params, Any], Any], model: ModelConfig, params: Params, rows: Any, size: int) -> Any:
+    """`run(params, rows)`, of `size` prompts at a time."""
+    if size >= rows.prompt.shape[0]:
+        return run(params, rows)
+    alone = unstacked(model, params)[0]
+    return whole(jax.lax.map(lambda part: run(alone, part), split(rows, size)))
+
+
 def scores_in_parts(params: JudgeParams, judge: Judge, judged: Judged, size: int) -> Float[Array, "P Q"]:
     """`scores`, of `size` prompts at a time."""
-    if size >= judged.prompt.shape[0]:
-        return scores(params, judge, judged)
-    params = params._replace(model=unstacked(judge.model, params.model)[0])
-    return whole(jax.lax.map(lambda part: scores(params, judge, part), split(judged, size)))
+    run = lambda model, part: scores(params._replace(model=model), judge, part)
+    return in_parts(run, judge.model, params.model, judged, size)
 
 
 def judge_batch(params: JudgeParams, judge: Judge, batch: Batch, size: int) -> Batch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -59,6 +60,11 @@ def make_optimizers(cfg: OptimizerConfig, head_lr: float) -> Optimizers:
     return Optimizers(make_optimizer(cfg), optax.adam(of_head, cfg.b1, cfg.b2, cfg.eps))
 
 
+Trainable = tuple[Params, ValueHead]
+# The loss of each question of a micro-batch, and sums of its metrics: won, pairs, margin, squares, rows.
+Loss = Callable[[Trainable, Compared], tuple[Array, dict[str, Array]]]
+
+
 def init_state(params: Params, width: int, optimizers: Optimizers) -> TrainState:
     """Step 0, with a head of zeros: every score is 0."""
     head = ValueHead(jnp.zeros(width, jnp.float32), jnp.float32(0))
@@ -74,8 +80,12 @@ def shardings(mesh: Mesh, model: ModelConfig, optimizers: Optimizers, state: Any
     return of_decoder.replace(opt_state=trained)
 
 
-def _loss(trainable: tuple[Params, ValueHead], model: ModelConfig, cfg: PreferenceConfig, batch: Compared, count):
-    """Loss contribution of a micro-batch, and its sums of metrics."""
+def preference_loss(model: ModelConfig, cfg: PreferenceConfig) -> Loss:
+    """The loss of a reward model."""
+    return functools.partial(_preference_loss, model, cfg)
+
+
+def _preference_loss(model: ModelConfig, cfg: PreferenceConfig, trainable: Trainable, batch: Compared):
     params, head = trainable
     scores = value(params, model, head, batch.judged)
     margins = 0.0 if batch.margins is None else batch.margins
@@ -85,17 +95,19 @@ def _loss(trainable: tuple[Params, ValueHead], model: ModelConfig, cfg: Preferen
     margin = jnp.where(pairs, d, 0.0).sum()
     spread = jnp.where(batch.there, scores, 0.0)
     sums = {"won": won, "pairs": pairs.sum(), "margin": margin, "squares": (spread**2).sum(), "rows": batch.there.sum()}
-    return each.sum() / count, sums | {"loss": each.sum() / count}
+    return each, sums
 
 
-def gradients(
-    trainable: tuple[Params, ValueHead], model: ModelConfig, cfg: PreferenceConfig, batch: Compared, size: int
-):
+def gradients(trainable: Trainable, model: ModelConfig, loss: Loss, batch: Compared, size: int):
     """Gradient of the mean loss over the batch's questions, and sums of metrics; `size` questions at a time, 0: all."""
     count = jnp.maximum((batch.there[:, 0] & batch.there[:, 1:].any(-1)).sum(), 1).astype(jnp.float32)
 
+    def contribution(trainable, part):
+        each, sums = loss(trainable, part)
+        return each.sum() / count, sums | {"loss": each.sum() / count}
+
     def one(trainable, part):
-        (_, sums), grads = jax.value_and_grad(_loss, has_aux=True)(trainable, model, cfg, part, count)
+        (_, sums), grads = jax.value_and_grad(contribution, has_aux=True)(trainable, part)
         return grads, sums
 
     p = batch.there.shape[0]
@@ -117,7 +129,7 @@ def gradients(
 def update(
     state: TrainState,
     model: ModelConfig,
-    cfg: PreferenceConfig,
+    loss: Loss,
     optimizers: Optimizers,
     parts: Sequence[tuple[Compared, float]],
     size: int,
@@ -125,7 +137,7 @@ def update(
     """The state after one update on the weighted sum of the parts' mean losses, and each part's metrics."""
     trained, total, outs = state.opt_state, None, []
     for batch, weight in parts:
-        grads, sums = gradients((state.params, trained.head), model, cfg, batch, size)
+        grads, sums = gradients((state.params, trained.head), model, loss, batch, size)
         weighted = jax.tree.map(lambda x, w=weight: w * x, grads)
         total = weighted if total is None else jax.tree.map(jnp.add, total, weighted)
         pairs, rows = jnp.maximum(sums["pairs"], 1), jnp.maximum(sums["rows"], 1)
@@ -156,7 +168,7 @@ def make_reward_step(
     """The jitted step(state, batch) -> (state, metrics). `state` is donated."""
 
     def step(state: TrainState, batch: Compared):
-        state, (out,) = update(state, model, cfg, optimizers, [(batch, 1.0)], size)
+        state, (out,) = update(state, model, preference_loss(model, cfg), optimizers, [(batch, 1.0)], size)
         return state, out
 
     state = jax.eval_shape(lambda p: init_state(p, model.width, optimizers), param_shapes(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,12 @@ class ProxyConfig:
 class CriticConfig:
     """The critic of the reward `adversarial`, which starts as the run's own model."""
 
-    reward: Kind = field("gan", "what its score pays the policy (docs/judges.md)")
+    form: Literal["head", "label"] = field(
+        "head", "head: a value head scores an answer; label: it says which of two answers is the expert's, or neither"
+    )
+    reward: Kind = field("gan", "what its score pays the policy (docs/judges.md); with a head")
+    tau_critic: float = field(0.55, "what the critic gets for a tie; with labels", least=0, most=1)
+    tau_policy: float = field(0.6, "what the policy gets for a tie; with labels", least=0, most=1)
     lr: float = field(1e-5, "learning rate of its decoder, with the policy's schedule", least=0)
     head_lr: float = field(1e-3, "learning rate of its value head", above=0)
     steps: int = field(1, "updates of the critic for one of the policy", least=1)

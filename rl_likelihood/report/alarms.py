@@ -35,7 +35,7 @@ RATIO_MAX, RATIO_ESS = 10.0, 0.5
 WINDOW, ERRORS = 20, 2.0
 PROXIES, KNOWN = ("reward/reward_model", "reward/judge", "reward/rubric", "reward/adversarial"), "reward/exact_match"
 # A critic that so long tells so many pairs teaches the policy little.
-TOLD, CRITIC = 0.95, "critic/accuracy"
+TOLD, CRITIC, TIE = 0.95, "critic/accuracy", "critic/tie"
 
 # Terms of a reward that reward.floor acts on, and those that are exp of a whole sequence's log-prob. jepo is a
 # logsumexp: it does not underflow.
@@ -63,7 +63,7 @@ class Alarms:
         values = {k: v for k, v in metrics.items() if isinstance(v, numbers.Real) and not math.isnan(v)}
         # Supervision samples no chains: what its steps report of chains is the data's.
         alarms = {"grader failures": _grader_failures} if not self.terms else ALARMS
-        for metric in (*PROXIES, KNOWN, CRITIC):
+        for metric in (*PROXIES, KNOWN, CRITIC, TIE):
             if metric in values:
                 self.recent.setdefault(metric, collections.deque(maxlen=2 * WINDOW)).append(values[metric])
         new = []
@@ -199,9 +199,17 @@ def _over_optimised(run: Alarms, values: Values) -> str | None:
     return None
 
 
-def _critic_too_good(run: Alarms, values: Values) -> str | None:
-    last = list(run.recent.get(CRITIC, ()))[-WINDOW:]
-    if CRITIC not in values or len(last) < WINDOW or min(last) <= TOLD:
+def _critic(run: Alarms, values: Values) -> str | None:
+    def always(metric: str) -> bool:
+        last = list(run.recent.get(metric, ()))[-WINDOW:]
+        return metric in values and len(last) == WINDOW and min(last) > TOLD
+
+    if always(TIE):
+        return (
+            f"{TIE} was over {TOLD:.0%} for {WINDOW} steps: the critic no longer tries to tell answers from the "
+            "data's, so all answers are paid alike; lower adversarial.tau_critic"
+        )
+    if not always(CRITIC):
         return None
     return (
         f"{CRITIC} was over {TOLD:.0%} for {WINDOW} steps: the critic tells nearly every answer from the data's, so "
@@ -241,7 +249,7 @@ ALARMS: dict[str, Callable[[Alarms, Values], str | None]] = {
     "grader failures": _grader_failures,
     "judge failures": _judge_failures,
     "over-optimisation": _over_optimised,
-    "critic": _critic_too_good,
+    "critic": _critic,
     "cut conversations": _cut_conversations,
     "environment failures": _environment_failures,
 }

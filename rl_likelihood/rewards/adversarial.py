@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rl_likelihood.shapes import AnyArray
 
 Kind = Literal["gan", "gail", "relative"]
+
+
+class Verdicts(NamedTuple):
+    """How likely a critic picks the expert's answer of two, the policy's, or neither."""
+
+    expert: Float[AnyArray, "P G"]
+    policy: Float[AnyArray, "P G"]
+    tie: Float[AnyArray, "P G"]
+
+
+def verdicts_of(labels: Float[AnyArray, "P G 3"], expert_first: Bool[AnyArray, "P G"]) -> Verdicts:
+    """From the probabilities of the labels: the first answer, the second, a tie."""
+    first, second = labels[..., 0], labels[..., 1]
+    at = jnp.asarray(expert_first)
+    return Verdicts(jnp.where(at, first, second), jnp.where(at, second, first), labels[..., 2])
 
 
 def policy_reward(kind: Kind, expert: Float[AnyArray, "P"], policy: Float[AnyArray, "P G"]) -> Float[AnyArray, "P G"]:

@@ -25,6 +25,7 @@ class RubricSettings:
     retriever: Literal["bm25", "decoder", "http", "bm25+decoder", "bm25+http"] = field(
         "bm25", "what finds them: shared words, states of the writer, vectors of the writer's address; + joins two"
     )
+    store: str = field("numpy", "what compares vectors: numpy, faiss, or milvus: with a file or address")
     cases: int = field(3, "similar questions that are shown, with their rubrics, when a new rubric is written", least=0)
     pool: int = field(15, "similar criteria that are shown with them", least=0)
     items: int = field(12, "criteria that a rubric has at most", least=1)

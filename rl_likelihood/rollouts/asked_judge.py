@@ -79,7 +79,8 @@ def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
     if c.critic is not None:
         if jax.process_count() > 1:
             raise UserError("reward.name is 'adversarial', which runs in one process; give it one host's devices")
-        return Experts(_own_reader(task, judged_text.SCORE), c.seed, c.critic.replay)
+        form = judged_text.EXPERT if c.critic.form == "label" else judged_text.SCORE
+        return Experts(_own_reader(task, form), c.seed, c.critic.replay)
     if j.model == "initial":
         if c.reward.judged != "judge":
             raise UserError("judge.model is 'initial', which is no reward model; set reward.name to judge")
@@ -170,9 +171,9 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
         logged = {"judge/failures": 0.0, "judge/cut": float(encoded.cut)}
         return graded._replace(logged=graded.logged | logged, judged=encoded.judged)
     if isinstance(judge, Experts):
-        encoded, replayed = judge.read(rows, plain)
-        logged = {"judge/failures": 0.0, "judge/cut": float(encoded.cut)}
-        return graded._replace(logged=graded.logged | logged, judged=encoded.judged, replayed=replayed)
+        read = judge.read(rows, plain)
+        logged = {"judge/failures": 0.0, "judge/cut": float(read.cut)}
+        return graded._replace(logged=graded.logged | logged, compared=read.compared, replayed=read.replayed)
     verdicts = None
     if isinstance(judge, RubricJudge):
         out, met = judge(questions, plain)

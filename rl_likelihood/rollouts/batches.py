@@ -176,9 +176,8 @@ class Batches:
             )
         if graded.judged is not None:
             read = graded.judged
-            if c.critic is None:
-                read = read.replace(rows=read.rows[:, :n], row_length=read.row_length[:, :n])
-            batch = batch.replace(judged=read, replayed=graded.replayed)
+            batch = batch.replace(judged=read.replace(rows=read.rows[:, :n], row_length=read.row_length[:, :n]))
+        batch = batch.replace(compared=graded.compared, replayed=graded.replayed)
         return batch, rollout
 
     def text_metrics(self, rollout: Rollout, texts: Texts | None) -> dict[str, float]:

@@ -33,6 +33,7 @@ class HostRewards(NamedTuple):
     keep: np.ndarray
     logged: dict[str, float]
     judged: Judged | None = None
+    compared: Compared | None = None
     replayed: Compared | None = None
     verdicts: list[list[list[dict[str, Any]]]] | None = None
 

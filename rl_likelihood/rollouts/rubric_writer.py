@@ -13,7 +13,7 @@ import numpy as np
 
 from rl_likelihood.data import prompts, rubrics, tokenizer
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.data.retrieval import Embed, Store
+from rl_likelihood.data.retrieval import Embed, Store, refuse_store
 from rl_likelihood.data.rubrics import Criterion, Rubric
 from rl_likelihood.data.token_ids import ids_of
 from rl_likelihood.learner.judge import mean_state
@@ -54,7 +54,7 @@ class Shown:
     def __init__(self, c: Config, seeds: Sequence[Rubric], embed: Embed | None) -> None:
         self.c, self.seeds = c.rubric, list(seeds)
         self.criteria = rubrics.distinct(x for rubric in seeds for x in rubric.criteria)
-        self.cases, self.pool = Store(c.rubric.retriever, embed), Store(c.rubric.retriever, embed)
+        self.cases, self.pool = (Store(c.rubric.retriever, embed, c.rubric.store) for _ in range(2))
         self.cases.add([rubric.prompt for rubric in seeds])
         self.pool.add([x.text for x in self.criteria])
 
@@ -86,6 +86,7 @@ def written(example: Example, reply: str | None, items: int) -> Rubric | None:
 def writer_of(c: Config, workdir: Path) -> tuple[Write, Embed | None]:
     """The config's writer, and what makes vectors where the retriever asks for them."""
     name = c.rubric.writer or c.judge.model
+    refuse_store(c.rubric.store)
     if "http" in c.rubric.retriever and "://" not in name:
         raise UserError(f"rubric.retriever is {c.rubric.retriever!r}, but {name!r} is no address; set bm25 or decoder")
     if "decoder" in c.rubric.retriever and "://" in name:

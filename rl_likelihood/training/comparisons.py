@@ -44,7 +44,7 @@ def _of_file(path: str, name: str) -> list[Comparison]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"{name} is {path!r}, which is no file; give lines with prompt, chosen, rejected")
-    rows = [of_record(record, f"{path}: {at}") for at, record in records(file.name, file.read_bytes())]
+    rows = [of_record(record, str(file.parent / str(at))) for at, record in records(file.name, file.read_bytes())]
     if not rows:
         raise UserError(f"{name} is {path!r}, which has no rows; give it comparisons")
     return rows

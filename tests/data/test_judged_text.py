@@ -78,6 +78,8 @@ def test_what_cannot_be_read_is_refused_in_words():
         refuse_template(reader(CORRECT, max_row=30))
     with pytest.raises(UserError, match="does not show an answer"):
         refuse_template(reader(template="{{ messages[0].content }}"))
+    with pytest.raises(UserError, match="judge.model.*no chat template.*judge.template=plain"):
+        refuse_template(reader(template=""))
     with pytest.raises(UserError, match="no single token.*'yes'"):
         word_ids(TEXT, VOCAB, "yes")
     refuse_template(reader()), refuse_template(reader(BETTER)), refuse_template(reader(template=PLAIN_TEMPLATE))

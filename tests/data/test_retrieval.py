@@ -1,9 +1,12 @@
 """What is near a query: planted neighbours are found, by words, by vectors and by both."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
-from rl_likelihood.data.retrieval import Store, fused
+from rl_likelihood.data.retrieval import PACKAGES, Store, fused, refuse_store
+from rl_likelihood.shapes import UserError
 
 TEXTS = ["handover between two cells", "colour of the sky at noon", "price of bread", "a cell phone's battery"]
 
@@ -25,14 +28,39 @@ def test_a_planted_neighbour_is_the_nearest(by):
     assert all(len(row) <= 2 for row in found)
 
 
-def test_vectors_are_exact_without_what_all_share():
+@pytest.mark.parametrize("where", ["numpy", "faiss", "milvus"])
+def test_vectors_are_exact_without_what_all_share(where, tmp_path):
+    pytest.importorskip(PACKAGES.get(where, "numpy"))
+    where = f"milvus:{tmp_path / 'near.db'}" if where == "milvus" else where
     rng = np.random.default_rng(0)
     corpus, query = rng.normal(size=(50, 8)) + 30, rng.normal(size=8) + 30
-    store = Store("http", lambda texts: np.array([corpus[int(t)] if t != "q" else query for t in texts]))
-    store.add([str(i) for i in range(50)])
+
+    def embed(texts):
+        return np.array([corpus[int(t)] if t != "q" else query for t in texts])
+
+    store = Store("http", embed, where)
+    store.add([str(i) for i in range(20)])
+    assert set(store.search(["q"], 99)[0]) == set(range(20))
+    store.add([str(i) for i in range(20, 50)])
     centred, asked = corpus - corpus.mean(0), query - corpus.mean(0)
     cosine = centred @ asked / np.linalg.norm(centred, axis=1) / np.linalg.norm(asked)
-    assert store.search(["q"], 5)[0] == np.argsort(-cosine)[:5].tolist()
+    again = Store("http", embed, where)
+    again.add(store.texts)
+    for each in (store, again):
+        assert each.search(["q"], 5)[0] == np.argsort(-cosine)[:5].tolist()
+
+
+@pytest.mark.parametrize("where", ["chroma", "milvus", "numpy:x"])
+def test_an_unknown_store_is_refused(where):
+    with pytest.raises(UserError, match=f"rubric.store is '{where}'.*numpy, faiss"):
+        refuse_store(where)
+
+
+@pytest.mark.parametrize("where", ["faiss", "milvus:near.db"])
+def test_a_store_that_is_not_installed_is_named(where, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=rf"rubric.store is '{where}'.*rl_likelihood\[{where.partition(':')[0]}\]"):
+        refuse_store(where)
 
 
 def test_a_word_that_nobody_has_finds_nothing_and_an_empty_store_neither():

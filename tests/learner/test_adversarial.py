@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rl_likelihood.learner import adversarial, reward_step
 from rl_likelihood.learner.adversarial import begin, make_run_step, optimizers_of
-from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge
+from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge, word_logits
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.reward_step import PreferenceConfig, make_reward_step
 from rl_likelihood.learner.rows import CriticConfig
@@ -36,6 +37,7 @@ def read(seed, rows):
 
 
 FRESH, OLD = read(1, 1 + G), Compared(read(2, 2), np.ones((P, 2), bool))
+PAIRS = Compared(FRESH, np.ones((P, 1 + G), bool))
 
 
 def config(critic):
@@ -58,11 +60,11 @@ def close(a, b):
 
 def test_it_is_the_critics_step_and_then_the_policys():
     critic, mesh = dataclasses.replace(CRITIC, replay=0), one_device()
-    state, out, rows = stepped(critic, BATCH.replace(host_rewards={}, judged=FRESH), mesh)
-    pairs, optimizers = Compared(FRESH, np.ones((P, 1 + G), bool)), optimizers_of(critic)
-    alone = make_reward_step(MODEL, PreferenceConfig(), optimizers, mesh, pairs)
+    state, out, rows = stepped(critic, BATCH.replace(host_rewards={}, compared=PAIRS), mesh)
+    optimizers = optimizers_of(critic)
+    alone = make_reward_step(MODEL, PreferenceConfig(), optimizers, mesh, PAIRS)
     with using(mesh):
-        of_critic, told = alone(reward_step.init_state(random_params(MODEL), MODEL.width, optimizers), pairs)
+        of_critic, told = alone(reward_step.init_state(random_params(MODEL), MODEL.width, optimizers), PAIRS)
     close(state.critic, of_critic)
     assert out["critic/loss"] == told["loss/preference"] and out["critic/accuracy"] == told["preference/accuracy"]
     judge = make_judge(Judge("critic", MODEL))
@@ -78,15 +80,16 @@ def test_it_is_the_critics_step_and_then_the_policys():
 
 
 def test_earlier_answers_have_their_share_and_eight_devices_change_nothing():
-    batch = BATCH.replace(host_rewards={}, judged=FRESH, replayed=OLD)
+    batch = BATCH.replace(host_rewards={}, compared=PAIRS, replayed=OLD)
     state, out, _ = stepped(CRITIC, batch, one_device())
     params = random_params(MODEL)
     head = jax.tree.map(jnp.zeros_like, state.critic.opt_state.head)
 
     def gradient(pairs):
-        return reward_step.gradients((params, head), MODEL, PreferenceConfig(), pairs, 0)[0]
+        loss = reward_step.preference_loss(MODEL, PreferenceConfig())
+        return reward_step.gradients((params, head), MODEL, loss, pairs, 0)[0]
 
-    fresh, old = gradient(Compared(FRESH, np.ones((P, 1 + G), bool))), gradient(OLD)
+    fresh, old = gradient(PAIRS), gradient(OLD)
     total = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, fresh, old)
     updates, _ = optimizers_of(CRITIC).head.update(
         total[1]._replace(bias=jnp.float32(0)), optimizers_of(CRITIC).head.init(head), head
@@ -96,6 +99,27 @@ def test_earlier_answers_have_their_share_and_eight_devices_change_nothing():
     again, _, _ = stepped(CRITIC, batch, make_mesh((2, 2, 2)))
     close(again.params, state.params)
     close(again.critic.opt_state.head, state.critic.opt_state.head)
+
+
+def test_a_critic_of_labels_learns_by_its_expected_reward_and_pays_for_its_mistakes():
+    critic = dataclasses.replace(CRITIC, form="label", replay=0, tau_critic=0.3)
+    signs = np.where(np.arange(P * G).reshape(P, G) % 2, 1.0, -1.0).astype(np.float32)
+    labels = np.tile(np.array([3, 5, 8], np.int32), (P, 1))
+    pairs = Compared(read(3, G), np.ones((P, G), bool), signs, labels)
+    state, out, rows = stepped(critic, BATCH.replace(host_rewards={}, compared=pairs), one_device())
+
+    def says(params):
+        logits = word_logits(params, MODEL, ((3,), (5,), (8,)), pairs.judged)
+        first, second, tie = np.moveaxis(np.asarray(jax.nn.softmax(logits)), -1, 0)
+        return np.where(signs > 0, first, second), np.where(signs > 0, second, first), tie
+
+    expert, _, tie = says(random_params(MODEL))
+    assert out["critic/loss"] == pytest.approx(-(expert + 0.3 * tie).mean(), abs=1e-5)
+    after, policy, tie_after = says(state.critic.params)
+    assert (after + 0.3 * tie_after).mean() > (expert + 0.3 * tie).mean(), "one update pays"
+    close(rows["reward"], policy + 0.6 * tie_after)
+    assert out["critic/tie"] == pytest.approx(tie_after.mean(), abs=1e-5)
+    assert out["critic/first_bias"] == pytest.approx((signs * (after - policy)).mean(), abs=1e-5)
 
 
 def test_without_a_critic_the_state_has_none():

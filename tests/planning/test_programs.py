@@ -67,6 +67,15 @@ def test_with_slots_each_device_holds_its_rows_and_their_prompts():
     assert programs.sampling_steps(p) == 2 * p.sampler.max_sampled  # eight rows, four at once
 
 
+@pytest.mark.parametrize("form", ["head", "label"])
+def test_a_critic_is_counted_and_its_step_is_traced(form):
+    of_critic = {"reward__name": "adversarial", "adversarial__form": form, "adversarial__replay": 4}
+    p = plan_on(1, **of_critic, judge__max_prompt=60, judge__max_row=40)
+    size = sum(x.nbytes for x in jax.tree.leaves(random_params(p.model)))
+    assert 3 * size <= programs.held_bytes(p)["critic"] < 3.1 * size, "parameters and Adam's two averages"
+    assert programs.trace_step(p).jaxpr
+
+
 def test_a_judge_is_counted_in_the_step_or_as_a_program_of_its_own(tmp_path):
     model = random_model("nano")
     files.save(tmp_path, model, random_params(model))

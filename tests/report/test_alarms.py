@@ -189,6 +189,12 @@ def test_a_critic_that_is_never_wrong_is_named():
         assert len(said) == says and all("critic/accuracy" in x and "adversarial.lr" in x for x in said)
 
 
+def test_a_critic_that_only_says_tie_is_named():
+    alarms = Alarms(("adversarial",), "force_close")
+    said = [x for step in range(1, 21) for x in alarms.check(step, {"critic/accuracy": 0.5, "critic/tie": 0.96})]
+    assert len(said) == 1 and "critic/tie" in said[0] and "adversarial.tau_critic" in said[0]
+
+
 def test_a_new_alarms_object_says_it_again():
     for _ in range(2):
         assert len(started().check(6, HEALTHY | {"chain/truncated": 0.9})) == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.learner.preference import bradley_terry
-from rl_likelihood.rewards.adversarial import policy_reward
+from rl_likelihood.rewards.adversarial import policy_reward, verdicts_of
 
 EXPERT, POLICY = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
 SCORE = np.log(EXPERT / POLICY)[None]  # the best critic's, of the three answers
@@ -25,6 +25,30 @@ def test_a_critic_that_cannot_tell_prefers_no_answer():
     for kind in ("gan", "gail", "relative"):
         rewards = np.asarray(policy_reward(kind, np.zeros(2), np.zeros((2, 4))))
         assert np.ptp(rewards) == 0
+
+
+def test_the_critic_of_labels_is_paid_by_whose_answer_it_picks():
+    labels = np.array([[[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]])
+    says = verdicts_of(labels, np.array([[True, False]]))
+    np.testing.assert_allclose(says.expert, [[0.7, 0.2]])
+    np.testing.assert_allclose(says.policy, [[0.2, 0.7]])
+    np.testing.assert_allclose(says.tie, [[0.1, 0.1]])
+
+
+@pytest.mark.parametrize("chance, tau, best", [(0.5, 0.55, 2), (0.54, 0.55, 2), (0.56, 0.55, 0), (0.44, 0.55, 1)])
+def test_the_best_critic_ties_where_it_is_not_sure_enough(chance, tau, best):
+    """`chance`: that the first of two answers, which look alike, is the expert's. Labels: first, second, tie."""
+    logits = jnp.zeros(3)
+
+    def loss(logits):
+        of = jnp.broadcast_to(jax.nn.softmax(logits), (1, 2, 3))
+        says = verdicts_of(of, jnp.array([[True, False]]))
+        return -jnp.array([chance, 1 - chance]) @ (says.expert + tau * says.tie)[0]
+
+    step = jax.jit(lambda x: x - 20.0 * jax.grad(loss)(x))
+    for _ in range(2000):
+        logits = step(logits)
+    assert jax.nn.softmax(logits)[best] > 0.95
 
 
 def critic_loss(scores, expert, policy):

@@ -1,7 +1,12 @@
 """A run whose reward a second model says: a reward model on this machine, a judge behind an address, refusals."""
 
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,10 +30,11 @@ from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load, random_model
 from rl_likelihood.weights import files
-from tests.runs import small_config
+from tests.runs import config_file, small_config
 from tests.servers import serving
 from tests.small import random_params
 
+ROOT = Path(__file__).parents[2]
 FEW = {"train__steps": 2, "eval__prompts": 0, "judge__max_prompt": 60, "judge__max_row": 40}
 
 
@@ -91,8 +97,23 @@ def metrics(workdir):
 def outside(scorer, tmp_path_factory):
     """The workdir of a run whose judge is computed before the step."""
     workdir = tmp_path_factory.mktemp("outside")
-    train.run(build(few(reward__name="reward_model", judge__model=str(scorer))), workdir)
+    train.run(build(few(reward__name="reward_model", judge__model=str(scorer), eval__prompts=3)), workdir)
     return workdir
+
+
+def test_a_run_on_a_reward_model_is_evaluated_without_it(scorer, outside, tmp_path):
+    """Greedy answers are graded by what is known to be right; the judge is not asked."""
+    during = run_files.read(outside / "eval.jsonl")
+    assert [row["step"] for row in during] == [0, 2] and all(0 <= row["greedy_success"] <= 1 for row in during)
+    values = {**FEW, "reward__name": "reward_model", "judge__model": str(scorer), "eval__prompts": 3}
+    config = config_file(tmp_path, **values)
+    command = [sys.executable, "-m", "rl_likelihood.evaluate", f"--config={config}", f"--workdir={outside}", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    for name in ("step", "questions", "greedy_success", "perplexity"):
+        assert again[name] == during[1][name], name
 
 
 def test_a_run_on_a_reward_model(scorer, outside):

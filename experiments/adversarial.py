@@ -1,0 +1,92 @@
+"""Does a policy rise above its start on experts' answers alone? A tiny model makes targets from three numbers.
+
+    python -m experiments.adversarial [--seed=0] [--form=head|label] [--steps=60] [--only_table]
+
+The start is a supervised warm start on chains that repeat the numbers of the question: 1.6 M parameters know the format
+and little else. Then the reward is a critic's, which reads the data's answers and the policy's. No grader is in the
+training; the evaluations are graded. Writes experiments/results/adversarial.json. The same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from rl_likelihood.datasets.countdown import solve
+
+ROOT = Path(__file__).parents[1]
+HELDOUT = 256
+NUMBERS = ("step", "stage", "greedy_success", "sampled_success", "perplexity", "questions")
+CONFIG = {
+    "data.source": "files",
+    "data.train_size": 0,
+    "data.heldout_size": 0,
+    "prompt.instruction": "Make.",
+    "prompt.max_prompt": 40,
+    "prompt.max_answer": 16,
+    "sampler.max_chain": 12,
+    "eval.grader": "countdown",
+    "train.eval_every": 0,
+    "warm_start.steps": 240,
+    "optim.lr": 1e-4,
+    "optim.clip_norm": 1.0,
+    "adversarial.lr": 1e-4,
+    "adversarial.replay": 512,
+    "model.layers": "scan",
+}
+READS = {"head": (40, 40), "label": (300, 200)}  # judge.max_prompt, judge.max_row
+
+
+def rows() -> list[dict[str, str]]:
+    """Every target up to 99 that three different numbers up to 9 make, in a fixed order."""
+    asked = list(itertools.product(itertools.combinations(range(1, 10), 3), range(1, 100)))
+    random.Random(0).shuffle(asked)
+    out = []
+    for numbers, target in asked:
+        answer, shown = solve(list(numbers), target), " ".join(map(str, numbers))
+        if answer is not None:
+            out.append({"id": f"{len(out)}", "prompt": f"{shown} = {target}", "answer": answer, "chain": shown})
+    return out
+
+
+def prepare(folder: Path) -> None:
+    """The two files of questions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    every = rows()
+    for name, part in (("train", every[HELDOUT:]), ("heldout", every[:HELDOUT])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--form", choices=sorted(READS), default="head")
+    arguments.add_argument("--steps", type=int, default=60)
+    arguments.add_argument("--only_table", action="store_true", help="of a run that is there")
+    a = arguments.parse_args()
+    data, workdir = ROOT / "runs" / "countdown3_answers", ROOT / "runs" / f"adversarial_{a.form}_{a.seed}"
+    if not a.only_table:
+        prepare(data)
+        files = {f"data.{name}_path": str(data / f"{name}.jsonl") for name in ("train", "heldout")}
+        reads = dict(zip(("judge.max_prompt", "judge.max_row"), READS[a.form], strict=True))
+        values = {**CONFIG, **files, **reads, "adversarial.form": a.form}
+        config = f"--config=configs/tiny.py:reward=adversarial,steps={a.steps},seed={a.seed}"
+        fields = [f"--config.{name}={value}" for name, value in values.items()]
+        command = [sys.executable, "-m", "rl_likelihood.train", config, f"--workdir={workdir}", *fields]
+        subprocess.run(command, check=True, cwd=ROOT)
+    out = ROOT / "experiments" / "results" / "adversarial.json"
+    results = json.loads(out.read_text()) if out.exists() else {}
+    lines = [json.loads(line) for line in (workdir / "eval.jsonl").read_text().splitlines()]
+    results[f"{a.form}, seed {a.seed}"] = [{k: row[k] for k in NUMBERS if k in row} for row in lines]
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    for row in lines:
+        print(f"step {row['step']}: greedy success {row['greedy_success']:.1%} of {row['questions']} questions")
+
+
+if __name__ == "__main__":
+    main()

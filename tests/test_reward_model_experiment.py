@@ -1,0 +1,55 @@
+"""experiments/reward_model.py: what it says of options is what the model says, by itself, of each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.reward_model import Model, letters, likelihoods, measure, pairs, table
+from rl_likelihood.data.judged_text import SCORE
+from rl_likelihood.data.pairs import Comparison
+from rl_likelihood.data.tokenizer import load_tokenizer
+from rl_likelihood.model.decoder import forward, head_matrix
+from tests.weights.make_checkpoints import write
+
+ROWS = [
+    Comparison("a", "What is 2 + 3?", ("five", "six, I think", "ten"), (0.0, 0.0)),
+    Comparison("b", "Name a colour.", ("red", "a"), (0.0,)),
+    Comparison("c", "And now?", ("later", "no"), (0.0,)),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    return Model(str(path), *write("llama", path))
+
+
+def test_the_likelihood_of_an_option_is_that_of_its_tokens(model):
+    found = likelihoods(model, ROWS)
+    total = found["option likelihood, sum (ranks as option_prob)"]
+    assert [len(x) for x in total] == [3, 2, 2]
+    reader = model.reader(SCORE, ROWS, [[(a,) for a in r.answers] for r in ROWS])
+    tokenizer = load_tokenizer(model.path, require_template=True)
+    talk = [{"role": "user", "content": ROWS[0].prompt}, {"role": "assistant", "content": "six, I think"}]
+    ids = np.asarray(tokenizer(tokenizer.apply_chat_template(talk, tokenize=False))["input_ids"], np.int32)
+    before = tokenizer.apply_chat_template(talk, tokenize=False).partition("six")[0]
+    start = len(tokenizer(before)["input_ids"])
+    assert start <= reader.max_prompt
+    hidden = forward(model.params, model.config, ids[None], np.asarray([len(ids)])).prompt[0]
+    logp = jax.nn.log_softmax(hidden @ jnp.asarray(head_matrix(model.params)).T)
+    want = sum(float(logp[i - 1, ids[i]]) for i in range(start, len(ids)))
+    assert total[0][1] == pytest.approx(want, abs=2e-3)
+
+
+def test_every_way_scores_every_option_and_the_table_names_all(model):
+    rows = {}
+    for way in (likelihoods, letters, pairs):  # these tokenizers have no single token for yes
+        for name, scores in way(model, ROWS).items():
+            assert [len(x) for x in scores] == [3, 2, 2] and np.isfinite(np.concatenate(scores)).all(), name
+            rows[name] = measure(scores, ROWS)
+    both, first = rows["pairwise, both orders"], rows["pairwise, right one first"]
+    assert both["pairs"] == first["pairs"] == 4
+    curve = [{"n": 1, "kl": 0.0, "proxy": 0.5, "gold": 0.25, "gold_error": 0.01}]
+    text = table({"rows": rows, "best_of": curve})
+    assert all(name in text for name in (*rows, "length only", "overlap only", "chance", "25.0%"))
