@@ -203,7 +203,7 @@ WRONG: dict[str, Variant] = {
                 r"\text{not equal to} = _",
             ),
             gold,
-        )  # fmt: skip
+        )
         if "=" not in gold
         else None
     ),

@@ -168,11 +168,8 @@ def describe(
     """The data line of the start message. `too_long`: in words, the training rows that are not in `train`."""
     name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
     first = f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
-    duplicates = f"{report.duplicates:,} duplicate{'' if report.duplicates == 1 else 's'}"
-    parts = [duplicates] if report.duplicates else []
-    if report.overlap_removed:
-        parts.append(f"{report.overlap_removed:,} that overlap held-out or worked questions")
-    parts = [*parts[:-1], parts[-1] + first] if parts else []
+    repeated = report.duplicates + report.overlap_removed
+    parts = [f"{repeated:,} that repeat others or ask held-out or worked questions{first}"] if repeated else []
     parts += [named(rows, what) for rows, what in ((report.bad_rows, "bad row"), (too_long, "long row")) if rows]
     removed = f"; removed {', '.join(parts)}" if parts else ""
     return f"{name}: {len(train)} training and {len(heldout)} held-out questions{removed}"
@@ -324,12 +321,9 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
 def _heldout_size(cfg: DataConfig, rows: int, groups: int) -> int:
     """How many of the training rows are held out."""
     size = min(100, rows // 10 or 1) if cfg.heldout_size < 0 else cfg.heldout_size
-    if size >= groups and cfg.heldout_size < 0:
-        raise UserError(
-            f"{cfg.train_path} has {groups} distinct question, so none is left to hold out; add rows, give "
-            "data.heldout_path, or set data.heldout_size=0"
-        )
     if size and size >= groups:
+        if cfg.heldout_size < 0:
+            raise UserError(f"{cfg.train_path} has one question; add rows, or set data.heldout_size=0")
         raise UserError(
             f"data.heldout_size = {size} leaves nothing to train on: {cfg.train_path} has {groups} distinct questions "
             f"(variants count once); add rows, give data.heldout_path, or set data.heldout_size to at most {groups - 1}"

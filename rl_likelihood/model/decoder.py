@@ -217,14 +217,7 @@ def forward(
         segment = rows and (rows.segment if layout is None else layout.in_rows(rows.segment))
         ways = Way(first), ways[1]._replace(kernel=rows and Kernel(segment, rows.two_branches))
 
-    def views(segment, layout=None):
-        position = branch_positions(segment, prompt_length)
-        if layout is None:
-            return layer_views(cfg, position, branch_mask(segment), in_prompt)
-        of_rows = layer_views(cfg, layout.in_rows(position), layout.mask(), in_prompt)
-        of_pool = layer_views(cfg, layout.completions.pool(position), None)
-        return tuple(one._replace(rope=other.rope) for one, other in zip(of_rows, of_pool, strict=True))
-
+    views = functools.partial(_row_views, cfg, prompt_length, in_prompt)
     tables = [layer_views(cfg, index, prompt_mask(in_prompt)), rows and views(rows.segment, layout)]
     of_no_chain = no_chain and views(no_chain[1])
     embedded = functools.partial(embedding, params, cfg)
@@ -287,6 +280,16 @@ def layer_views(cfg: ModelConfig, position, own, in_prompt=None, ago=None) -> tu
         view, within = view._replace(prompt=in_prompt[:, None, None]), jnp.arange(in_prompt.shape[-1])
         local = local._replace(prompt=view.prompt & (position[..., None] - within < window))
     return view, local
+
+
+def _row_views(cfg: ModelConfig, prompt_length, in_prompt, segment, layout: Layout | None = None) -> tuple[View, ...]:
+    """The views of completions. Of a pool's tokens the rotary tables are in its order, masks in that of its rows."""
+    position = branch_positions(segment, prompt_length)
+    if layout is None:
+        return layer_views(cfg, position, branch_mask(segment), in_prompt)
+    of_rows = layer_views(cfg, layout.in_rows(position), layout.mask(), in_prompt)
+    of_pool = layer_views(cfg, layout.completions.pool(position), None)
+    return tuple(one._replace(rope=other.rope) for one, other in zip(of_rows, of_pool, strict=True))
 
 
 def of_layer(views: tuple[View, ...], is_local: bool | Bool[Array, ""] | None) -> View:

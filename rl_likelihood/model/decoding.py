@@ -128,16 +128,16 @@ def decode_step(
     views = layer_views(cfg, position, at.own_mask[:, :, None], at.in_prompt, _ago(cfg, at.own_mask, at.write))
     x = embedding(weights, cfg, token.reshape(-1))[:, None]  # [P x G, 1, D]
     own = []
-    for i, (w, shared, (keys, values)) in enumerate(zip(weights["layers"], cache.prompt, cache.own, strict=True)):
+    for i, (w, shared, before) in enumerate(zip(weights["layers"], cache.prompt, cache.own, strict=True)):
         view = of_layer(views, cfg.are_local[i])
-        own_mask, in_prompt = (mask.reshape(-1, mask.shape[-1]) for mask in (view.own, view.prompt))
+        masks = [mask.reshape(-1, mask.shape[-1]) for mask in (view.own, view.prompt)]
         rope = tuple(table.reshape(p * g, 1, -1) for table in view.rope)
 
-        def attend(q, k, v, shared=shared, keys=keys, values=values, own_mask=own_mask, in_prompt=in_prompt):
+        def attend(q, k, v, shared=shared, before=before, masks=masks):
             k, v = by_head(k), by_head(v)
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(2, 3), at.write, 3)
-            values = jax.lax.dynamic_update_slice_in_dim(values, v, at.write, 2)
-            out = decode_attention(q[:, 0], (keys, values), own_mask, shared, in_prompt)
+            keys = jax.lax.dynamic_update_slice_in_dim(before[0], k.swapaxes(2, 3), at.write, 3)
+            values = jax.lax.dynamic_update_slice_in_dim(before[1], v, at.write, 2)
+            out = decode_attention(q[:, 0], (keys, values), masks[0], shared, masks[1])
             return out[:, None], (keys, values)
 
         x, pair = block(x, w, cfg, rope, attend)
@@ -162,14 +162,14 @@ def extend(
     views = layer_views(cfg, at.position[..., None] + jnp.arange(e), mask, at.in_prompt, ago)
     x = embedding(weights, cfg, tokens)
     own = []
-    for i, (w, shared, (keys, values)) in enumerate(zip(weights["layers"], cache.prompt, cache.own, strict=True)):
+    for i, (w, shared, before) in enumerate(zip(weights["layers"], cache.prompt, cache.own, strict=True)):
         view = of_layer(views, cfg.are_local[i])
         prompt = shared[0].swapaxes(2, 3), shared[1], view.prompt
 
-        def attend(q, k, v, prompt=prompt, keys=keys, values=values, mask=view.own):
+        def attend(q, k, v, prompt=prompt, before=before, mask=view.own):
             k, v = (by_head(x).reshape(p * g, cfg.kv_heads, e, -1) for x in (k, v))
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, k.swapaxes(2, 3), at.write, 3)
-            values = jax.lax.dynamic_update_slice_in_dim(values, v, at.write, 2)
+            keys = jax.lax.dynamic_update_slice_in_dim(before[0], k.swapaxes(2, 3), at.write, 3)
+            values = jax.lax.dynamic_update_slice_in_dim(before[1], v, at.write, 2)
             whole = (x.reshape(p, g, cfg.kv_heads, length, -1) for x in (keys.swapaxes(2, 3), values))
             return attention(q, tuple(whole), mask, prompt), (keys, values)
 

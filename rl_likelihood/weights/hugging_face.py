@@ -136,16 +136,7 @@ def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
         refuse("model_type", family, ", ".join(FAMILIES))
     row = FAMILIES[family]
     config = row.defaults | config
-    field, value = row.activation
-    if config.get(field, value) != value:
-        refuse(field, config[field], repr(value))
-    if config.get("attention_bias") and not row.switches.get("qkv_bias"):
-        refuse("attention_bias", True, "false")
-    for field in ("mlp_bias", "attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
-        if config.get(field):
-            refuse(field, config[field], "a model without it")
-    if config.get("quantization_config"):
-        refuse("quantization_config", config["quantization_config"], "weights in F32, F16 or BF16 (or a .gguf)")
+    _refuse_features(config, row, refuse)
     layers = need("num_hidden_layers")
     local = row.local(config, layers)
     slides = SLIDING in (config.get("layer_types") or []) or config.get("use_sliding_window")
@@ -182,6 +173,20 @@ def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
         max_position=need("max_position_embeddings"),
         **row.switches,
     )
+
+
+def _refuse_features(config: dict[str, Any], row: Family, refuse) -> None:
+    """Refuses what would change the outputs and is not computed here."""
+    field, value = row.activation
+    if config.get(field, value) != value:
+        refuse(field, config[field], repr(value))
+    if config.get("attention_bias") and not row.switches.get("qkv_bias"):
+        refuse("attention_bias", True, "false")
+    for field in ("mlp_bias", "attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if config.get(field):
+            refuse(field, config[field], "a model without it")
+    if config.get("quantization_config"):
+        refuse("quantization_config", config["quantization_config"], "weights in F32, F16 or BF16 (or a .gguf)")
 
 
 def _rope(config: dict[str, Any], file: Path, refuse, row: Family) -> tuple[float, Scaling | None]:

@@ -114,12 +114,28 @@ def test_deep_json_is_only_wrong():
         ("[3]", "f(1, 2) == [3]", True),
         ("[3]", "assert f(1, 2) == [3]", True),
         ("[3]", "f('a', x=[1]) == [3]", True),
-        *[("[3]", text, False) for text in (
-            "not f(1) == [3]", '"x" == [3]', "[9]; f() == [3]", "[4] != [3] == [3]", "assert not f(1) == [3]",
-            "g(1) == [3]", "f == [3]", "f(f(1)) == [3]", "f(1).x == [3]", "lambda: f(1) == [3]", "x = f(1) == [3]",
-            "return f(1) == [3]", "f(1) == [3] # not", "[3] # wrong", "f(1) == [4] == [3]", "f(1) == [3] or True",
-            "assert f(1) == [3], 'no'",
-        )],
+        *[
+            ("[3]", text, False)
+            for text in (
+                "not f(1) == [3]",
+                '"x" == [3]',
+                "[9]; f() == [3]",
+                "[4] != [3] == [3]",
+                "assert not f(1) == [3]",
+                "g(1) == [3]",
+                "f == [3]",
+                "f(f(1)) == [3]",
+                "f(1).x == [3]",
+                "lambda: f(1) == [3]",
+                "x = f(1) == [3]",
+                "return f(1) == [3]",
+                "f(1) == [3] # not",
+                "[3] # wrong",
+                "f(1) == [4] == [3]",
+                "f(1) == [3] or True",
+                "assert f(1) == [3], 'no'",
+            )
+        ],
         ("'#'", "'#'  ", True),
         ("'#'", '"#"', True),
         ("'a == b'", "'a == b'", True),
@@ -141,7 +157,7 @@ def test_deep_json_is_only_wrong():
         ("object at 0", "object at 0 ", True),  # not a literal: text
         ("object at 0", "5", False),
     ],
-)  # fmt: skip
+)
 def test_code_output(reference, answer, right):
     assert code_output(reference, answer) is right
     assert code_output_outcome(reference, answer) is right

@@ -89,14 +89,29 @@ def test_markdown(text, bare):
 
 @pytest.mark.parametrize(
     "words, found",
-    [("cm", (1, "cm", True)), ("square centimeters", (1, "cm^2", True)), ("cm ^2", (1, "cm^2", True)),
-     ("million", (10**6, "", True)), ("million dollars", (10**6, "dollar", True)), ("ways", (1, "ways", False)),
-     ("miles per hour", (1, "mile / h", True)), ("mph", (1, "mile / h", True)), ("square", (1, "square", False)),
-     ("a.m.", (1, "am", True)), ("inches", (1, "inch", True)), ("centuries", (1, "century", True)),
-     ("Celsius", (1, "C", True)), ("degrees Celsius", (1, "degree C", True)), ("m / s ^2", (1, "m / s^2", True)),
-     ("cm cm", (1, "cm cm", False)), ("cm per", (1, "cm per", False)), ("per hour", (1, "per hour", False)),
-     ("squared", (1, "squared", False)), ("square cm squared", (1, "square cm squared", False))],
-)  # fmt: skip
+    [
+        ("cm", (1, "cm", True)),
+        ("square centimeters", (1, "cm^2", True)),
+        ("cm ^2", (1, "cm^2", True)),
+        ("million", (10**6, "", True)),
+        ("million dollars", (10**6, "dollar", True)),
+        ("ways", (1, "ways", False)),
+        ("miles per hour", (1, "mile / h", True)),
+        ("mph", (1, "mile / h", True)),
+        ("square", (1, "square", False)),
+        ("a.m.", (1, "am", True)),
+        ("inches", (1, "inch", True)),
+        ("centuries", (1, "century", True)),
+        ("Celsius", (1, "C", True)),
+        ("degrees Celsius", (1, "degree C", True)),
+        ("m / s ^2", (1, "m / s^2", True)),
+        ("cm cm", (1, "cm cm", False)),
+        ("cm per", (1, "cm per", False)),
+        ("per hour", (1, "per hour", False)),
+        ("squared", (1, "squared", False)),
+        ("square cm squared", (1, "square cm squared", False)),
+    ],
+)
 def test_units(words, found):
     assert dataclasses.astuple(units.canonical(words)) == found
 

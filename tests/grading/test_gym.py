@@ -227,30 +227,47 @@ LOCK = asked("quantum_lock").check
         *[(BACKWARD, text, True) for text in ("olleh", "OLLEH")],
         *[(BACKWARD, text, False) for text in ("olleh or 7", "olleh olleh", "not olleh", "olleh0", "o l l e h")],
         *[(FRACTION, text, True) for text in ("$\\frac{3}{4}$", "$\\frac{ 3 }{ 4 }$")],
-        *[(FRACTION, text, False) for text in ("$\\frac{3}{4}$ or 7", "$\\frac{3}{4}$ $\\frac{1}{4}$",
-                                              "-$\\frac{3}{4}$")],
+        *[
+            (FRACTION, text, False)
+            for text in ("$\\frac{3}{4}$ or 7", "$\\frac{3}{4}$ $\\frac{1}{4}$", "-$\\frac{3}{4}$")
+        ],
         *[(ROWS, text, True) for text in ("1 2\n3 4", "1  2 \n3 4\n")],
         *[(ROWS, text, False) for text in ("not 1 2\n3 4", "1 2\n3 4 or 7", "-1 2\n3 4")],
         *[(KAKURASU, text, True) for text in ("1 0\n0 1", "1  0\n0 1\n")],
         *[(KAKURASU, text, False) for text in ("-1 0\n0 1", "not 1 0\n0 1", "1 0\n0 1 or 7", "1 1\n0 1")],
-        *[(KNIGHTS, text, True) for text in (
-            "Aria is a villain, and Zoey is a hero.", "Zoey is a hero, Aria is a villain",
-        )],
-        *[(KNIGHTS, text, False) for text in (
-            "not Zoey is a hero, and Aria is a villain.", "Zoey is a hero, and Aria is a villain, or not",
-            "Zoey is a hero, and Aria is not a villain.",
-            "Zoey is a hero, and Aria is a villain, and Zoey is a villain",
-        )],
+        *[
+            (KNIGHTS, text, True)
+            for text in (
+                "Aria is a villain, and Zoey is a hero.",
+                "Zoey is a hero, Aria is a villain",
+            )
+        ],
+        *[
+            (KNIGHTS, text, False)
+            for text in (
+                "not Zoey is a hero, and Aria is a villain.",
+                "Zoey is a hero, and Aria is a villain, or not",
+                "Zoey is a hero, and Aria is not a villain.",
+                "Zoey is a hero, and Aria is a villain, and Zoey is a villain",
+            )
+        ],
         *[(PRIMES, text, True) for text in ("5 × 3", "3×5")],
         *[(PRIMES, text, False) for text in ("3 × 5 × ", "3 × 5 or 7", "-3 × -5", "15", "3 × 5 × 1")],
         *[(ROOTS, text, True) for text in ("1.5, -0.5", "-0.50,1.5")],
         *[(ROOTS, text, False) for text in ("-0.5, 1.5, x", "not -0.5, 1.5", "-0.5", "-0.5, 1.5, 1.5", "0.5, 1.5")],
-        *[(LOCK, change(asked("quantum_lock").answer), False) for change in (
-            "not {}".format, "not A → {}".format, "{} or 7".format, "{}...C0".format, "{} → C".format,
-        )],
+        *[
+            (LOCK, change(asked("quantum_lock").answer), False)
+            for change in (
+                "not {}".format,
+                "not A → {}".format,
+                "{} or 7".format,
+                "{}...C0".format,
+                "{} → C".format,
+            )
+        ],
         (LOCK, asked("quantum_lock").answer.replace("→", "->"), True),
     ],
-)  # fmt: skip
+)
 def test_a_rule_is_asked_only_about_what_it_reads_whole(reference, answer, right):
     assert gym_match(reference, answer) is right
 

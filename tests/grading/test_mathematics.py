@@ -258,14 +258,34 @@ def test_long_answers_are_compared_as_text():
         ("250", r"2.5\times10^{-3}", False),
         ("5.0", "-5.0", False),
         ("5.0", "5.04 Mbps", True),
-        *[("250", text, True) for text in (
-            "250 Mbps", "250 dB", "250 MHz", "250 km", r"\boxed{250\text{ Mbps}}", "x=250", r"\approx 250", "≈ 250",
-            "250 m/s",
-        )],
-        *[("250", text, False) for text in (
-            "250 squared", "250 Mbps dB", "250 x", r"250\%", "1/x = 250", "not 250", "x = 3 = 250", "250 dozen",
-            "minus = 250",
-        )],
+        *[
+            ("250", text, True)
+            for text in (
+                "250 Mbps",
+                "250 dB",
+                "250 MHz",
+                "250 km",
+                r"\boxed{250\text{ Mbps}}",
+                "x=250",
+                r"\approx 250",
+                "≈ 250",
+                "250 m/s",
+            )
+        ],
+        *[
+            ("250", text, False)
+            for text in (
+                "250 squared",
+                "250 Mbps dB",
+                "250 x",
+                r"250\%",
+                "1/x = 250",
+                "not 250",
+                "x = 3 = 250",
+                "250 dozen",
+                "minus = 250",
+            )
+        ],
         ("5.0", "nan", False),
         ("5.0", "inf", False),
         ("5.0", "1_0", False),
@@ -276,6 +296,6 @@ def test_long_answers_are_compared_as_text():
         ("M/M/1", r"\boxed{M/M/1}", True),  # not a number: text
         ("M/M/1", "5", False),
     ],
-)  # fmt: skip
+)
 def test_telemath(reference, answer, right):
     assert telemath(reference, answer) is right
