@@ -1,10 +1,11 @@
-"""About an hour on two CPU cores: SmolLM2-135M-Instruct learns countdown with a calculator, then improves by RL.
+"""SmolLM2-135M-Instruct learns countdown with a calculator on two CPU cores, then improves by RL. Not run to its end.
 
     python -m rl_likelihood.train --config=configs/calculator.py --workdir=runs/calculator
 
 Countdown as a conversation: the model tries an expression with the tool `calculate`, reads its value, and gives one
 with `submit`, which ends the game. A short supervised warm start on conversations teaches the calls; then RL on the
-environment's reward. docs/tools.md has the measured result.
+environment's reward. Untouched, the model is right in none of 64 games. Random weights of 1.6 M parameters
+(`model.preset="tiny"`) wrote calls after a warm start on 2,400 conversations, but no right expression.
 
 Arguments: model, reward (environment, avg_log_prob, ...), credit (outcome, turn), group, steps, seed.
 """
