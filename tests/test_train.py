@@ -220,11 +220,12 @@ def test_data_that_moved_are_the_same_data(tmp_path):
     (tmp_path / "train.jsonl").write_text("".join(lines))
     data = {"data__source": "files", "data__heldout_size": 2, "data__train_size": 0, "eval__prompts": 0}
     run(tmp_path / "run", **data, data__train_path=str(tmp_path / "train.jsonl"), train__steps=1)
-    (tmp_path / "train.jsonl").rename(tmp_path / "moved.jsonl")
-    moved = {**data, "data__train_path": str(tmp_path / "moved.jsonl"), "train__steps": 2}
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "train.jsonl").rename(tmp_path / "moved" / "train.jsonl")
+    moved = {**data, "data__train_path": str(tmp_path / "moved" / "train.jsonl"), "train__steps": 2}
+    (tmp_path / "train.jsonl").write_text("".join(lines[:-1]))
     with pytest.raises(UserError, match="other questions"):
-        (tmp_path / "other.jsonl").write_text("".join(lines[:-1]))
-        run(tmp_path / "run", **moved | {"data__train_path": str(tmp_path / "other.jsonl")})
+        run(tmp_path / "run", **moved | {"data__train_path": str(tmp_path / "train.jsonl")})
     run(tmp_path / "run", **moved)
     assert run_files.read_status(tmp_path / "run")["step"] == 2
 

@@ -91,10 +91,9 @@ def _refuse_other_formats(name: str, data: bytes, plain: str) -> None:
         what = "is a pointer of git-lfs, not the file itself; fetch it with git lfs pull"
     elif begins[:1] == b"<" and not plain.endswith(".txt"):
         what = "is a web page (HTML) or XML; download the file itself"
-    elif not begins:
-        what = "is empty"
     elif (
-        plain.endswith(".jsonl")
+        begins
+        and plain.endswith(".jsonl")
         and not re.search(rb"(?m)^\s*[\[{]", data)
         and str(_line(first, False)).startswith("not JSON (")
     ):

@@ -74,7 +74,7 @@ def test_a_file_that_is_missing_is_hinted_at(tmp_path):
         ("train.jsonl", b"[1]", "train.jsonl row 1: not a JSON object but a number"),
         ("train.jsonl", b"\xff", "train.jsonl:1: not UTF-8"),
         ("train.jsonl", b'{"question": "\\ud800", "answer": "#### 1"}', "train.jsonl:1: a text holds half"),
-        ("train.jsonl", b"", "train.jsonl is empty"),
+        ("train.jsonl", b"", "no row of gsm8k is left of 0 (the files are empty)"),
         ("train.jsonl", b'{"question": "q", "answer": "####"}', "no row of gsm8k is left of 1 (1 no answer)"),
         ("train.jsonl", b'{"question": "q", "answer": "1"}', "train.jsonl:1: field 'answer' has no '####'"),
         (

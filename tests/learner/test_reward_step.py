@@ -15,6 +15,7 @@ from rl_likelihood.learner.reward_step import (
     init_state,
     make_optimizers,
     make_reward_step,
+    preference_loss,
 )
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.runtime.devices import using
@@ -76,7 +77,7 @@ def test_layers_unrolled_give_the_same_gradient():
     head = ValueHead(np.linspace(-1, 1, MODEL.width).astype(np.float32), np.float32(0.1))
     at = (random_params(MODEL), head)
     unrolled = dataclasses.replace(MODEL, scan_layers=False)
-    want, _ = jax.jit(gradients, static_argnums=(1, 2, 4))(at, MODEL, CFG, batch(0), 0)
-    got, _ = jax.jit(gradients, static_argnums=(1, 2, 4))(at, unrolled, CFG, batch(0), 2)
+    want, _ = jax.jit(gradients, static_argnums=(1, 2, 4))(at, MODEL, preference_loss(MODEL, CFG), batch(0), 0)
+    got, _ = jax.jit(gradients, static_argnums=(1, 2, 4))(at, unrolled, preference_loss(unrolled, CFG), batch(0), 2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
     assert any(np.asarray(x).any() for x in jax.tree.leaves(want[0]["layers"]))

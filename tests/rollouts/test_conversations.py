@@ -22,7 +22,8 @@ from tests.envs.small_world import REAL, needs_tau2
 
 def config(**changes):
     c = get_config()
-    c.model.preset, c.warm_start.steps = "nano", 0
+    c.model.path, c.model.preset, c.warm_start.steps = "", "nano", 0
+    c.prompt.max_prompt, c.prompt.max_answer = 352, 64  # of bytes
     c.data.train_size, c.data.heldout_size, c.eval.prompts = 8, 4, 4
     c.sampler.group_size, c.sampler.max_chain, c.sampler.max_turns, c.sampler.max_env_tokens = 3, 8, 3, 40
     for name, value in changes.items():

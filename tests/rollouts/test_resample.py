@@ -16,6 +16,10 @@ from tests.runs import small_config
 COIN = {"reward__name": "random", "filter__mode": "std_zero"}
 
 
+def logged(given):
+    return given.logged | given.measured()
+
+
 def test_accepted_groups_come_first_and_refused_ones_fill_up():
     yes, no = True, False
     assert chosen([np.array([no, yes]), np.array([yes, yes])]) == [1, 2]
@@ -44,12 +48,12 @@ def test_a_batch_is_filled_from_the_stream_and_all_of_it_counts(tmp_path):
     uid = np.concatenate([x.rollout.prompts.uid for x in plain])
     counts, at, per_step = reward.std(1) > 0, 0, 2
     for x in given:
-        n, taken = int(x.logged["resample/batches"]), []
+        n, taken = int(logged(x)["resample/batches"]), []
         span = slice(at * per_step, (at + n) * per_step)
         taken = uid[span][counts[span]][:per_step]
         assert x.rollout.prompts.uid.tolist() == taken.tolist(), "the first of the stream that count"
         assert (x.batch.host_rewards["random"].std(1) > 0).all()
-        assert x.logged["resample/refused"] == (~counts[span]).sum() and x.logged["resample/filled"] == 1
+        assert logged(x)["resample/refused"] == (~counts[span]).sum() and logged(x)["resample/filled"] == 1
         for j, u in enumerate(x.rollout.prompts.uid):
             of_plain = next(p for p in plain if u in p.rollout.prompts.uid)
             i = of_plain.rollout.prompts.uid.tolist().index(u)
@@ -68,7 +72,7 @@ def test_it_ends_where_nothing_is_accepted(tmp_path):
         given = source.next(0, params)
     finally:
         source.close()
-    assert source.drawn == 3 and given.logged["resample/filled"] == 0 and given.logged["resample/refused"] == 6
+    assert source.drawn == 3 and logged(given)["resample/filled"] == 0 and logged(given)["resample/refused"] == 6
     assert given.rollout.prompts.uid.tolist() == [0, 1]
 
 
