@@ -13,6 +13,7 @@ or that of `hf auth login`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -30,7 +31,8 @@ from rl_likelihood.model.decoder import ModelConfig, Params, count
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.rollouts.local_judge import load_head, save_head
 from rl_likelihood.runtime import checkpoint
-from rl_likelihood.runtime.workdir import tokenizer_path
+from rl_likelihood.runtime.workdir import CONFIG as RUN_CONFIG
+from rl_likelihood.runtime.workdir import INPUTS, tokenizer_path
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import files
@@ -114,7 +116,7 @@ def main() -> None:
         raise UserError("--push with --adapters: adapters name their base by a folder of this machine; push one model")
     out, run = Path(flag.out), str(Path(flag.workdir).resolve())
     if not flag.force:
-        refuse_another(out, run)
+        refuse_another(out, Path(flag.workdir))
     cfg, params, step, model_path = checkpoint.restore_params(flag.workdir, flag.step, alone=flag.adapters)
     try:
         if flag.adapters:
@@ -126,7 +128,8 @@ def main() -> None:
             export(cfg, tree, tokenizer_path(Path(flag.workdir), model_path), out, flag.dtype)
             if scoring is not None:
                 save_head(out, *scoring)  # with the spread of its scores, for our judges
-            (out / ORIGIN).write_text(json.dumps({"workdir": run, "step": step, "dtype": flag.dtype}) + "\n")
+            origin = {"workdir": run, "run": run_id(Path(flag.workdir)), "step": step, "dtype": flag.dtype}
+            (out / ORIGIN).write_text(json.dumps(origin) + "\n")
             what = f"{count(params):,} parameters, {flag.dtype}"
     except (OSError, SafetensorError) as e:
         raise UserError(f"--out={out}: cannot be written ({getattr(e, 'strerror', None) or e})") from e
@@ -155,15 +158,27 @@ def push(folder: Path, repository: str, message: str, public: bool = False) -> s
     return done.commit_url
 
 
-def refuse_another(out: Path, run: str) -> None:
-    """UserError where the folder holds a model that was not exported from this run."""
+def run_id(workdir: Path) -> str:
+    """The same for a run wherever its workdir is: from its config, but for its length, and from its inputs."""
     try:
-        of = json.loads((out / ORIGIN).read_text())["workdir"] if (out / ORIGIN).exists() else ""
-    except (OSError, ValueError, KeyError, TypeError):
-        of = ""
-    if of != run and any((out / name).exists() for name in (ORIGIN, CONFIG, WEIGHTS, INDEX)):
-        whose = f"the model of {of}" if of else "another model"
-        raise UserError(f"--out={out} holds {whose}; choose another folder, or write over it with --force")
+        config = json.loads((workdir / RUN_CONFIG).read_text()) | {"train.steps": 0}
+        inputs = (workdir / INPUTS).read_text()
+    except (OSError, ValueError):
+        return ""
+    return hashlib.sha256((json.dumps(config, sort_keys=True) + inputs).encode()).hexdigest()[:16]
+
+
+def refuse_another(out: Path, workdir: Path) -> None:
+    """UserError where the folder holds a model that was not exported from this run, wherever it was then."""
+    try:
+        of = json.loads((out / ORIGIN).read_text()) if (out / ORIGIN).exists() else {}
+        whose = of.get("workdir", "")
+    except (OSError, ValueError, AttributeError):
+        of, whose = {}, ""
+    same = whose == str(workdir.resolve()) or (bool(of.get("run")) and of["run"] == run_id(workdir))
+    if not same and any((out / name).exists() for name in (ORIGIN, CONFIG, WEIGHTS, INDEX)):
+        what = f"the model of {whose}" if whose else "another model"
+        raise UserError(f"--out={out} holds {what}; choose another folder, or write over it with --force")
 
 
 if __name__ == "__main__":

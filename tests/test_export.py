@@ -15,7 +15,7 @@ import pytest
 
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer
-from rl_likelihood.export import export, refuse_another
+from rl_likelihood.export import export, refuse_another, run_id
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.shapes import TrainState, UserError
@@ -55,6 +55,7 @@ def test_command(tmp_path):
     stop = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert json.loads((tmp_path / "out" / "export.json").read_text()) == {
         "workdir": str((tmp_path / "run").resolve()),
+        "run": run_id(tmp_path / "run"),
         "step": 3,
         "dtype": "float32",
     }
@@ -63,22 +64,30 @@ def test_command(tmp_path):
 
 def test_another_model_is_written_over_only_when_told_to(tmp_path):
     out, run_a, run_b = tmp_path / "out", str(tmp_path / "a"), str(tmp_path / "b")
-    refuse_another(out, run_a)
+    refuse_another(out, Path(run_a))
     out.mkdir()
-    refuse_another(out, run_a)
+    refuse_another(out, Path(run_a))
     for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):  # of nobody knows what
         (out / name).write_text("{}")
         with pytest.raises(UserError, match="holds another model.*--force"):
-            refuse_another(out, run_a)
+            refuse_another(out, Path(run_a))
         (out / name).unlink()
     (out / "export.json").write_text(json.dumps({"workdir": run_b}))
     (out / "config.json").write_text("{}")
     with pytest.raises(UserError, match=f"holds the model of {run_b}.*--force"):
-        refuse_another(out, run_a)
-    refuse_another(out, run_b)
+        refuse_another(out, Path(run_a))
+    refuse_another(out, Path(run_b))
+    (tmp_path / "a").mkdir()
+    for name in ("config.json", "inputs.json"):
+        (tmp_path / "a" / name).write_text('{"seed": 1}')
+    (out / "export.json").write_text(json.dumps({"workdir": "/elsewhere", "run": run_id(tmp_path / "a")}))
+    refuse_another(out, tmp_path / "a")  # it has moved since
+    (tmp_path / "a" / "config.json").write_text('{"seed": 2}')
+    with pytest.raises(UserError, match="holds the model of /elsewhere"):
+        refuse_another(out, tmp_path / "a")
     (out / "export.json").write_text("half a li")
     with pytest.raises(UserError, match="holds another model"):
-        refuse_another(out, run_b)
+        refuse_another(out, Path(run_b))
 
 
 def test_a_folder_that_cannot_be_made_is_refused_in_words(tmp_path):
