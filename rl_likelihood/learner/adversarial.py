@@ -22,8 +22,8 @@ from rl_likelihood.learner import reward_step
 from rl_likelihood.learner.judge import Judge, JudgeParams, in_parts, last_state, scores_in_parts
 from rl_likelihood.learner.reward_step import Optimizers, PreferenceConfig, Trainable, preference_loss
 from rl_likelihood.learner.rows import CriticConfig, StepConfig
-from rl_likelihood.learner.step import at_once, init_state, make_step, reference_shardings, state_shardings
-from rl_likelihood.mesh import by_prompt, compiler_options, replicated
+from rl_likelihood.learner.step import at_once, init_state, jitted, make_step, reference_shardings, state_shardings
+from rl_likelihood.mesh import by_prompt
 from rl_likelihood.model.decoder import ModelConfig, Params, head_matrix
 from rl_likelihood.rewards.adversarial import Verdicts, policy_reward, verdicts_of
 from rl_likelihood.shapes import Batch, Compared, TrainState
@@ -120,15 +120,8 @@ def make_run_step(
         new, out, per_row = policy(state.replace(critic=None), ref_params, _rewarded(batch, paid))
         return new.replace(critic=of_critic), out | told, per_row
 
-    at, everywhere = placed(mesh, model, optimizer, cfg), replicated(mesh)
     reference_at = reference_shardings(mesh, model) if cfg.with_reference else None
-    return jax.jit(
-        step,
-        in_shardings=(at, reference_at, by_prompt(mesh, batch)),
-        out_shardings=(at, everywhere, everywhere),
-        donate_argnums=0,
-        compiler_options=compiler_options(mesh, model.scratch_kib),
-    )
+    return jitted(step, mesh, model, (placed(mesh, model, optimizer, cfg), reference_at, by_prompt(mesh, batch)))
 
 
 def _rewarded(batch: Batch, paid) -> Batch:

@@ -20,8 +20,8 @@ from rl_likelihood.learner.judge import ValueHead, value
 from rl_likelihood.learner.micro_batches import split, unstacked
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer, schedule
 from rl_likelihood.learner.rows import StepConfig
-from rl_likelihood.learner.step import state_shardings
-from rl_likelihood.mesh import by_prompt, compiler_options, replicated
+from rl_likelihood.learner.step import jitted, state_shardings
+from rl_likelihood.mesh import by_prompt, replicated
 from rl_likelihood.model.decoder import ModelConfig, Params, is_spec, param_specs, stack_layers
 from rl_likelihood.rewards.shaping import init_filter
 from rl_likelihood.shapes import Compared, TrainState
@@ -172,14 +172,7 @@ def make_reward_step(
         return state, out
 
     state = jax.eval_shape(lambda p: init_state(p, model.width, optimizers), param_shapes(model))
-    at, everywhere = shardings(mesh, model, optimizers, state), replicated(mesh)
-    return jax.jit(
-        step,
-        in_shardings=(at, by_prompt(mesh, batch)),
-        out_shardings=(at, everywhere),
-        donate_argnums=0,
-        compiler_options=compiler_options(mesh, model.scratch_kib),
-    )
+    return jitted(step, mesh, model, (shardings(mesh, model, optimizers, state), by_prompt(mesh, batch)), others=1)
 
 
 def param_shapes(model: ModelConfig) -> Params:

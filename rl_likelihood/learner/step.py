@@ -348,12 +348,17 @@ def make_step(
 
     state_at = state_shardings(mesh, model, optimizer, cfg)
     reference_at = reference_shardings(mesh, model, cfg.lora) if cfg.with_frozen else None
-    everywhere = replicated(mesh)
     judge_at = () if judge is None else (judge_shardings(mesh, judge.model, bool(judge.words)),)
+    return jitted(step, mesh, model, (state_at, reference_at, by_prompt(mesh, batch), *judge_at))
+
+
+def jitted(step, mesh: Mesh, model: ModelConfig, arguments_at: tuple, others: int = 2):
+    """step(state, ...) -> (state, and `others` results that every device gets) as one program, which reuses the state's
+    memory."""
     return jax.jit(
         step,
-        in_shardings=(state_at, reference_at, by_prompt(mesh, batch), *judge_at),
-        out_shardings=(state_at, everywhere, everywhere),
+        in_shardings=arguments_at,
+        out_shardings=(arguments_at[0], *[replicated(mesh)] * others),
         donate_argnums=0,
         compiler_options=compiler_options(mesh, model.scratch_kib),
     )
