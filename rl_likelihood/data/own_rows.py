@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 from rl_likelihood.data.records import Location, Written, is_number, kind, written_number
@@ -73,9 +74,9 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
         value = row.get(name, "")
         if name == columns.answer:
             value = _number_as_text(value)
+            if isinstance(value, float | Decimal):
+                return f"field {name!r} must be text or a finite number"
         problem = _problem(value, needed)
-        if problem and name == columns.answer:
-            problem = problem.replace("must be a string, not a number", "must be text or a finite number")
         if problem:
             return f"field {name!r} {problem}"
         texts.append(value)

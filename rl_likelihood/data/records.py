@@ -82,22 +82,21 @@ def records(name: str, data: bytes, split: str = "", as_written: bool = False) -
 
 def _refuse_other_formats(name: str, data: bytes, plain: str) -> None:
     """UserError for contents that are no records at all: advice about one bad row would lead nowhere."""
-    begins = data.lstrip()[:40]
-    first = begins.partition(b"\n")[0]
+    _, first = re.match(rb"(\s*)([^\r\n]*)", data).groups()
     what = ""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         what = "is UTF-16 text; save it as UTF-8"
-    elif begins.startswith(b"version https://git-lfs"):
+    elif first.startswith(b"version https://git-lfs"):
         what = "is a pointer of git-lfs, not the file itself; fetch it with git lfs pull"
-    elif begins[:1] == b"<" and not plain.endswith(".txt"):
+    elif first[:1] == b"<" and not plain.endswith(".txt"):
         what = "is a web page (HTML) or XML; download the file itself"
     elif (
-        begins
+        first
         and plain.endswith(".jsonl")
         and not re.search(rb"(?m)^\s*[\[{]", data)
         and str(_line(first, False)).startswith("not JSON (")
     ):
-        what = f"is no JSON (it begins {first.decode()!r}); write one JSON object a line, a JSON array, or parquet"
+        what = f"is no JSON (it begins {first.decode()[:40]!r}); write one JSON object a line, a JSON array, or parquet"
     if what:
         raise UserError(f"{name} {what}")
 
@@ -128,7 +127,7 @@ def reason(e: Exception) -> str:
 
 def _is_lines(data: bytes, name: str) -> bool:
     """Whether the contents are one record a line. An array of records is one, whatever its file is called."""
-    first, *others = data.strip().splitlines() or [b""]
+    first, *others = re.split(rb"\r\n?|\n", data.strip(), maxsplit=1)
     if name.endswith(".jsonl"):
         return not first.startswith(b"[") or (bool(others) and _is_json(first))
     return bool(others) and isinstance(_line(first, False), dict)

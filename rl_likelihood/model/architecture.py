@@ -23,7 +23,7 @@ class LocalLayers:
     """The layers whose attention differs from that of the others."""
 
     which: tuple[bool, ...]  # layer by layer
-    window: int = 0  # a token attends to itself and the tokens before it, so many in all; 0: to all
+    window: int = 0  # tokens that a token attends to, itself included; 0: all up to itself
     theta: float | None = None  # of their rotary embedding, which is not scaled; 0: none; None: as in the other layers
 
 

@@ -34,7 +34,7 @@ RATIO_MAX, RATIO_ESS = 10.0, 0.5
 # each by more than so many standard errors.
 WINDOW, ERRORS = 20, 2.0
 PROXIES, KNOWN = ("reward/reward_model", "reward/judge", "reward/rubric", "reward/adversarial"), "reward/exact_match"
-# A critic that so long tells so many pairs teaches the policy little.
+# A critic that is right on this share of the pairs for WINDOW steps teaches the policy little.
 TOLD, CRITIC, TIE = 0.95, "critic/accuracy", "critic/tie"
 
 # Terms of a reward that reward.floor acts on, and those that are exp of a whole sequence's log-prob. jepo is a

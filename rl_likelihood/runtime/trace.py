@@ -90,7 +90,7 @@ def origins() -> dict[tuple[str, str], str]:
 
 
 def summary(folder: Path, wall: float, steps: int) -> str:
-    """One line on the newest trace in a folder, of so many steps that took `wall` seconds together."""
+    """One line on the newest trace in a folder, of some steps that took `wall` seconds in all."""
     file = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     parts = seconds(device_ops(jax.profiler.ProfileData.from_file(str(file))), origins())
     parts["host"] = max(0.0, wall - sum(parts.values()))

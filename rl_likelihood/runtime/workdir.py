@@ -20,15 +20,11 @@ CONFIG = "config.json"
 INITIAL = checkpoint.INITIAL
 TRACKING_ID = "wandb_id"
 INPUTS = "inputs.json"  # what a run depends on beside its config: the date in its prompts, its questions
+# What else a run depends on, in words, and the fields with its files. These may move: their contents are compared.
 DEPENDS = {
-    "questions": "the data (data.train_path, data.heldout_path)",
-    "prompts": "instruction, worked examples or tokenizer (prompt.instruction_path, prompt.examples_path)",
-    "code": "reward.file or env.file",
-}
-PATHS = {
-    "questions": ("data.train_path", "data.heldout_path"),
-    "prompts": ("prompt.instruction_path", "prompt.examples_path"),
-    "code": ("reward.file", "env.file"),
+    "questions": ("the data", ("data.train_path", "data.heldout_path")),
+    "prompts": ("instruction, worked examples or tokenizer", ("prompt.instruction_path", "prompt.examples_path")),
+    "code": ("a file of your own", ("reward.file", "env.file")),
 }
 TOKENIZER = "tokenizer"  # folder: the model's own files may move
 
@@ -51,8 +47,8 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
     names = binding_differences(old, new)
     if checkpoint.latest_step(workdir) is not None:  # it holds the weights: where they came from is history
         names = [name for name in names if name != "model.path"]
-    digests = _inputs(workdir)  # files may have moved: their contents are compared (`keep_inputs`)
-    names = [name for name in names if not any(name in paths and key in digests for key, paths in PATHS.items())]
+    compared = [paths for key, (_, paths) in DEPENDS.items() if key in _inputs(workdir)]  # by `keep_inputs`
+    names = [name for name in names if not any(name in paths for paths in compared)]
     before = old.get("train.steps", 0)
     if "train.steps" in names and new["train.steps"] > before:
         names.remove("train.steps")
@@ -90,9 +86,10 @@ def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool =
     before = _inputs(workdir)
     changed = [name for name in DEPENDS if name in digests and before.get(name, digests[name]) != digests[name]]
     if changed and not force:
+        what, paths = DEPENDS[changed[0]]
         raise OtherInputs(
-            f"{workdir} began with other {changed[0]}: {DEPENDS[changed[0]]} changed since; restore it, choose another "
-            "--workdir, or go on all the same with --force"
+            f"{workdir} began with other {changed[0]}: {what} ({', '.join(paths)}) changed since; restore it, choose "
+            "another --workdir, or go on all the same with --force"
         )
     if changed:
         say(f"warning: {workdir} goes on with other {changed[0]} (--force)")
