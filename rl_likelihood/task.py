@@ -203,6 +203,11 @@ def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
     )
 
 
+def rollout_model(c: Config, model: ModelConfig) -> ModelConfig:
+    """The model whose decoding layout training samples from."""
+    return dataclasses.replace(model, int8_decoding=c.sampler.weights == "int8")
+
+
 def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
     """Where each parameter lies on the learner's mesh."""
     return decoder.shardings(param_specs(model), mesh)

@@ -50,6 +50,7 @@ METRICS = [
     "policy/self_certainty",
     "ratio/mean",
     "ratio/max",
+    "ratio/kl",
     "reward/zero_std_groups",
     "reward/underflow",
     "grad/answer_share",

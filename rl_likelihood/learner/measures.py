@@ -46,6 +46,7 @@ def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[Values, Va
         "sum/ratio": jnp.where(mask, ratio, 0).sum(),
         "sum/ratio_squared": jnp.where(mask, ratio**2, 0).sum(),
         "max/ratio": jnp.where(mask, ratio, 0).max(),
+        "sum/sampler_kl": jnp.where(mask, surrogate.kl_estimate("k3", batch.sampler_logp, stats.log_prob), 0).sum(),
     }
     return sums, per_row
 
@@ -105,6 +106,7 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
         "policy/self_certainty": sums["sum/self_certainty"] / sampled,
         "ratio/mean": sums["sum/ratio"] / policy_tokens,
         "ratio/max": sums["max/ratio"],
+        "ratio/kl": sums["sum/sampler_kl"] / policy_tokens,
         # Effective sample size of the importance weights, as a share of the tokens.
         "ratio/ess": sums["sum/ratio"] ** 2 / jnp.maximum(policy_tokens * sums["sum/ratio_squared"], 1e-30),
         "keep/fraction": per_row["keep"].mean(),

@@ -59,6 +59,7 @@ class ModelConfig:
     attention: str = "dense"  # dense | splash (the TPU's kernel, model/splash.py)
     # none | dots (keep matrix products) | attention (keep layer inputs and the splash kernel's results) | full (inputs)
     remat: str = "none"
+    int8_decoding: bool = False  # the sampler's matrices are int8 (decoding.fuse_layer)
     scratch_kib: int = -1  # vector memory that the compiler of the learner's step may use (mesh.compiler_options)
 
     @property

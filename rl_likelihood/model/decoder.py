@@ -95,7 +95,7 @@ def product(x: Float[AnyArray, "*N D"], w: Params, name: str) -> Float[Array, "*
     """x W, all output axes in one, with the scales of an int8 matrix and what an adapter adds (model/lora.py)."""
     y = x @ w[name].reshape(x.shape[-1], -1)
     if f"{name}_scale" in w:
-        y = y * w[f"{name}_scale"].reshape(-1)
+        y = (y * w[f"{name}_scale"].reshape(-1)).astype(x.dtype)
     if f"{name}_a" in w:
         a, b = w[f"{name}_a"], w[f"{name}_b"]
         y = y + (x @ a.reshape(x.shape[-1], -1)) @ b.reshape(a.shape[-1], -1)
@@ -108,7 +108,7 @@ def qkv(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope):
     h, k, dh = cfg.heads, cfg.kv_heads, cfg.head_dim
     x = merged(x)
     if "qkv" in w:  # fused by `decoding.decoding_layout`
-        parts = jnp.split(x @ w["qkv"], [h * dh, (h + k) * dh], -1)
+        parts = jnp.split(product(x, w, "qkv"), [h * dh, (h + k) * dh], -1)
     else:
         parts = [product(x, w, name) for name in "qkv"]
     if cfg.qkv_bias:
@@ -127,7 +127,7 @@ def mlp(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig) -> Float[Array,
     """(silu(x gate) * x up) down."""
     y = merged(x)
     if "gate_up" in w:
-        gate, up = jnp.split(y @ w["gate_up"], 2, -1)
+        gate, up = jnp.split(product(y, w, "gate_up"), 2, -1)
     else:
         gate, up = product(y, w, "gate"), product(y, w, "up")
     gate = jax.nn.silu(gate) if cfg.activation == "silu" else jax.nn.gelu(gate)

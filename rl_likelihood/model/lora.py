@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int8
 
 from rl_likelihood.fields import field
 from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
+from rl_likelihood.shapes import AnyArray
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -64,12 +65,16 @@ def as_base(params: Params, cfg: LoraConfig) -> Params:
         return stored
     layers = dict(stored["layers"])
     for name in MATRICES:
-        whole = layers[name].astype(jnp.float32)
-        inputs = (1, 2) if name == "o" else (1,)
-        scale = jnp.maximum(jnp.abs(whole).max(inputs, keepdims=True), 1e-30) / 127
-        layers[name] = jnp.round(whole / scale).astype(jnp.int8)
-        layers[f"{name}_scale"] = scale.squeeze(inputs)
+        layers[name], layers[f"{name}_scale"] = to_int8(layers[name], (1, 2) if name == "o" else (1,))
     return stored | {"layers": layers}
+
+
+def to_int8(matrix: Float[AnyArray, "..."], inputs: tuple[int, ...]) -> tuple[Int8[Array, "..."], Float[Array, "..."]]:
+    """Rounded to 8 bits, and a float32 scale for each output: the largest of its weights is 127. `inputs`: the axes
+    over which a product sums."""
+    whole = matrix.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(whole).max(inputs, keepdims=True), 1e-30) / 127
+    return jnp.round(whole / scale).astype(jnp.int8), scale.squeeze(inputs)
 
 
 def base_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.engine import Assignment
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Batch, ChainFormat
-from rl_likelihood.task import sampler_config, step_batch
+from rl_likelihood.task import rollout_model, sampler_config, step_batch
 
 
 class Plan(NamedTuple):
@@ -304,7 +304,7 @@ def compile_all(plan: Plan, memory: float | None, with_step: bool = True) -> lis
     rows.append(Compiled(by_layer, others, left(memory, others)))
     if shared is None or layer is None:
         return rows
-    shapes = decoding_weights(model, devices.sampler, shared, layer)
+    shapes = decoding_weights(rollout_model(c, model), devices.sampler, shared, layer)
     others = 0 if devices.separate else held
     rows += compile_sampler(plan, shapes, others + outside, memory)
     return rows + compile_judge(plan, others + weights, memory)
@@ -345,7 +345,7 @@ def left(memory: float | None, others: float) -> float | None:
 def compile_handover(plan: Plan, limit: float | None) -> list[tuple[Program, Any]]:
     """The programs that make the sampler's weights: first of what belongs to no layer, then of one layer."""
     model, mesh = plan.model, plan.devices.learner
-    programs = handover.gather(model, mesh, plan.devices.sampler.shape["tensor"])
+    programs = handover.gather(rollout_model(plan.config, model), mesh, plan.devices.sampler.shape["tensor"])
     params = abstract_params(model, mesh)
     layers = params.pop("layers")
     traced = programs.outer.trace(params), programs.layer.trace(layers, jax.ShapeDtypeStruct((), jnp.int32))

@@ -19,6 +19,7 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.sampler.queue import RolloutQueue, WeightBox, from_bytes, start_sampler, to_bytes
 from rl_likelihood.shapes import Rollout
+from rl_likelihood.task import rollout_model
 
 
 class Asynchronous:
@@ -65,7 +66,7 @@ class Asynchronous:
 
     def next(self, step: int, params: Params) -> StepInput:
         b, failure, rollout, waited = self.batches, None, None, 0.0
-        self.box.publish(step, sampler_weights(params, b.task.model, b.devices))
+        self.box.publish(step, sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices))
         with self.devices_free():
             try:
                 rollout, waited = self.queue.get(step)

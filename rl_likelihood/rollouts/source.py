@@ -25,7 +25,7 @@ from rl_likelihood.rollouts.resample import Drawn, accepted, merged
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import Devices, sampler_weights
 from rl_likelihood.shapes import CHAIN, TAG, UserError
-from rl_likelihood.task import Task
+from rl_likelihood.task import Task, rollout_model
 
 
 class Source(Protocol):
@@ -70,7 +70,7 @@ class Synchronous:
 
     def next(self, step: int, params: Params) -> StepInput:
         b, c = self.batches, self.batches.task.config
-        weights = sampler_weights(params, b.task.model, b.devices)
+        weights = sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices)
         drawn = self._draw(weights, step)
         if c.filter.resample:
             parts, accepts = [drawn], [accepted(drawn, c)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Collection
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,11 @@ class SamplerSettings:
     max_staleness: int = field(0, "updates that a rollout may lag behind; 0: on-policy and reproducible", least=0)
     queue_depth: int = field(2, "maximum rollouts in the queue", least=1)
     devices: str = field("shared", 'shared with the learner, or "4": the last 4 devices of each process only sample')
+    weights: Literal["compute", "int8"] = field(
+        "compute",
+        "type of the sampler's matrices: model.compute_dtype, or int8 with a scale for each output; evaluations always "
+        "use model.compute_dtype",
+    )
     tensor: int = field(1, "devices that share one copy of the sampler's weights: 1 or mesh.tensor", least=1)
 
 

@@ -21,7 +21,7 @@ from rl_likelihood.model.decoding import fuse_layer, without_layers
 from rl_likelihood.shapes import UserError
 
 # Which dimension of an array of the decoding layout is split over tensor; other arrays are on every device.
-SPLIT = {"embed": 0, "head": 0, "qkv": 1, "gate_up": 1, "o": 0, "down": 0}
+SPLIT = {"embed": 0, "head": 0, "qkv": 1, "gate_up": 1, "qkv_scale": 0, "gate_up_scale": 0, "o": 0, "down": 0}
 
 
 def sampler_mesh(devices: list, prompts: int, group: int, tensor: int) -> Mesh:

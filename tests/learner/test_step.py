@@ -415,6 +415,7 @@ def test_metrics_mean_what_their_names_say():
         "policy/self_certainty",
         "ratio/mean",
         "ratio/max",
+        "ratio/kl",
         *(f"reward/{name}" for name in OBJECTIVES),
     }
     assert all(np.ndim(x) == 0 and np.isfinite(x) for x in out.values())
@@ -449,6 +450,7 @@ def test_metrics_mean_what_their_names_say():
         "policy/self_certainty": (-table.mean(-1) - np.log(24))[sampled].mean(),
         "ratio/mean": ratio.mean(),
         "ratio/max": ratio.max(),
+        "ratio/kl": (ratio - 1 - np.log(ratio)).mean(),
         "ratio/ess": ratio.sum() ** 2 / (ratio.size * (ratio**2).sum()),
     }
     for name, x in expected.items():
