@@ -4,9 +4,9 @@
     python -m rl_likelihood.sweep experiments/telecom_calls.py --run
     python -m rl_likelihood.sweep experiments/telecom_calls.py --table
 
-A row shows the policy, the ticket and the calls so far with the environment's replies: 880 to 1,553 tokens. The answer is
-the next reference call. `avg_log_prob` is how likely the model finds it after its chain; the rule `tool_call` is 1 for
-the same call and 0 otherwise.
+A row shows the policy, the ticket and the calls so far with the environment's replies: 880 to 1,553 tokens. The answer
+is the next reference call. `avg_log_prob` is how likely the model finds it after its chain; the rule `tool_call` is 1
+for the same call and 0 otherwise.
 
 Hardware: two x86-64 CPU cores and 8 GB of memory. Time (estimate): 20 minutes for a run.
 
