@@ -30,9 +30,9 @@ def log_prob_any(others: Float[AnyArray, "P G B"], alternatives: Alternatives) -
 
     `others`: log-probs of their tokens, differentiable.
     """
-    k = alternatives.there.shape[-1]
+    k = alternatives.present.shape[-1]
     of_answer = (alternatives.answer[..., None] == jnp.arange(1, k + 1)) & alternatives.scored[..., None]
-    there = jnp.pad(alternatives.there, ((0, 0), (1, 0)), constant_values=True)[:, None]  # the reference first
+    present = jnp.pad(alternatives.present, ((0, 0), (1, 0)), constant_values=True)[:, None]  # the reference first
 
     def masks(mask: TokenMask) -> Bool[Array, "K P G T"]:
         """Of each answer, over the row's tokens and those of the alternatives."""
@@ -47,7 +47,7 @@ def log_prob_any(others: Float[AnyArray, "P G B"], alternatives: Alternatives) -
         return jnp.moveaxis(jax.vmap(lambda m: log_prob(tokens, m))(masks(mask)), 0, -1)
 
     def score(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
-        return jax.nn.logsumexp(all_log_probs(logp, mask), -1, where=there)
+        return jax.nn.logsumexp(all_log_probs(logp, mask), -1, where=present)
 
     def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return kept_mean(score(logp, mask), keep)
@@ -57,8 +57,8 @@ def log_prob_any(others: Float[AnyArray, "P G B"], alternatives: Alternatives) -
         tokens = jax.lax.stop_gradient(jnp.concatenate([logp, others], -1))
         above = jnp.moveaxis(jax.vmap(lambda m: relative(log_prob, tokens, m, keep))(masks(mask)), 0, -1)
         best = jnp.where(keep[..., None], all_log_probs(logp, mask), -jnp.inf).max(1, keepdims=True)
-        best = jnp.where(there, jnp.where(keep.any(-1)[:, None, None], best, 0.0), -jnp.inf)
-        rows = jax.nn.logsumexp(jax.lax.stop_gradient(best - best.max(-1, keepdims=True)) + above, -1, where=there)
+        best = jnp.where(present, jnp.where(keep.any(-1)[:, None, None], best, 0.0), -jnp.inf)
+        rows = jax.nn.logsumexp(jax.lax.stop_gradient(best - best.max(-1, keepdims=True)) + above, -1, where=present)
         return mean_difference(above_best(rows, keep), keep)
 
     return Objective(value, difference, score)

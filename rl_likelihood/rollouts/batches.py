@@ -15,7 +15,7 @@ import numpy as np
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import alternatives_of, beside, no_chain_rows, slice_rows, to_batch
+from rl_likelihood.learner.batching import alternatives_of, concat_rows, no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts import asked_judge
@@ -124,7 +124,7 @@ class Batches:
                 cfg = self.task.sampler(group_size=stop - start, first_chain=start)
                 parts.append(decode.sample(weights, asked, self.task.key(SAMPLE), cfg).replace(prompts=prompts))
         width = max(part.segment.shape[-1] for part in parts)
-        return beside(*(widened(part, width, prompts.tokens.shape[1], self.task.fmt.pad_id) for part in parts))
+        return concat_rows(*(widened(part, width, prompts.tokens.shape[1], self.task.fmt.pad_id) for part in parts))
 
     def align(self, rollout: Rollout) -> Rollout:
         """The rollout as wide as the widest of all processes, with the chains of its groups that others sampled.

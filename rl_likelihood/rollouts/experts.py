@@ -48,7 +48,7 @@ class Experts:
             # Two rows of each: reference and answer, or the pair in both orders.
             again = [(q, e, [a, a] if self.reader.form.words else [a]) for q, e, a in old]
             replayed, _ = self._compared(again, np.tile([True, False], (len(rows), 1)))
-            replayed = replayed.replace(there=np.full((len(rows), 2), bool(self.seen)))
+            replayed = replayed.replace(present=np.full((len(rows), 2), bool(self.seen)))
             taken = [group[rng.integers(len(group))] or "" for group in answers]
             new = [(e.prompt, e.answer, a) for e, a in zip(examples, taken, strict=True)]
             self.seen = [*self.seen, *new][-self.keep :]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rl_likelihood.learner.adversarial import begin
+from rl_likelihood.learner.adversarial import init_run_state
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.model.decoder import ModelConfig, is_spec, param_specs
 from rl_likelihood.model.lora import trained_specs
@@ -32,7 +32,7 @@ def disk_of_run(c: Config, model: ModelConfig) -> Disk:
     shape = lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32)
     params = jax.tree.map(shape, trained_specs(model, c.lora), is_leaf=is_spec)
     whole = jax.tree.map(shape, param_specs(model), is_leaf=is_spec)
-    state = jax.eval_shape(lambda p: begin(p, make_optimizer(c.optimizer), c.step, model.width), params)
+    state = jax.eval_shape(lambda p: init_run_state(p, make_optimizer(c.optimizer), c.step, model.width), params)
     cfg, steps, start = checkpoint_config(c.train), c.train.steps, bool(c.warm_start.steps)
     reference = tree_bytes(whole) if c.step.with_frozen else 0  # the model of step 0
     if c.lora.rank and c.lora.stored_dtype == "bfloat16":

@@ -17,7 +17,7 @@ from rl_likelihood.runtime.console import counted, say, size
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.runtime.disk import disk_of_run, tree_bytes
 from rl_likelihood.settings import Config
-from rl_likelihood.task import Task, prompts_at_once
+from rl_likelihood.task import Task, largest_forward
 
 SCORED = {
     "none": "the reference answer's tokens",
@@ -50,12 +50,12 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
         say("warning: loss.kl=k1 has no gradient in expectation; k2, or reward_k1, pulls to the initial model")
     say(f"scored   {SCORED[c.prompt.score_delims]}; {TRUNCATED[c.reward.truncated]}")
     p, g = c.train.prompts_per_step, 1 if c.reward.supervised else c.sampler.group_size
-    at_once = prompts_at_once(c, task.fmt, devices.learner)
+    micro_size = largest_forward(c, task.fmt, devices.learner)
     measured = c.train.micro_batch_prompts < 0  # and said when it has been
-    micro = "" if measured else f", micro-batches of {at_once} prompt{'s' * (at_once > 1)}"
+    micro = "" if measured else f", micro-batches of {micro_size} prompt{'s' * (micro_size > 1)}"
     schedule = f"{c.train.steps} steps, {c.optim.name}, lr {c.optim.lr:g} {c.optim.schedule}"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{micro}, {schedule}")
-    copies = memory_copies(task, parameters, loops=at_once < p or (measured and p > 1))
+    copies = memory_copies(task, parameters, loops=micro_size < p or (measured and p > 1))
     held = f"{', '.join(copies)}, on {counted(devices.learner.size, 'device')}"
     say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {held}; activations come on top")
     say(f"disk     {disk_words(c, m)}")

@@ -67,11 +67,11 @@ def encode(reader: Reader, rows: Sequence[Comparison], options: int) -> tuple[Co
     answers = [[(a,) for a in r.answers[:options]] for r in rows]
     padded = [group + group[-1:] * (options - len(group)) for group in answers]
     encoded = judged_text.encode(reader, [r.prompt for r in rows], padded)
-    there = np.arange(options) < np.asarray([len(group) for group in answers])[:, None]
+    present = np.arange(options) < np.asarray([len(group) for group in answers])[:, None]
     margins = np.zeros((len(rows), options), np.float32)
     for i, r in enumerate(rows):
         margins[i, : len(answers[i])] = r.margins[:options]
-    return Compared(encoded.judged, there, margins), encoded.cut
+    return Compared(encoded.judged, present, margins), encoded.cut
 
 
 def scores_of(
