@@ -43,7 +43,7 @@ class RubricJudge:
         for i, rubric in enumerate(own):
             points[i, : met[i].shape[1]] = [c.points for c in rubric.criteria][: met[i].shape[1]]
         total = aggregate(np.nan_to_num(padded), points, self.kind)
-        keep = np.isfinite(padded).all(-1) & total.there[:, None]
+        keep = np.isfinite(padded).all(-1) & total.valid[:, None]
         return Verdicts(total.values.astype(np.float32), keep, out.cut), met
 
     def verdicts(self, question: str, met: np.ndarray) -> list[list[dict[str, Any]]]:
