@@ -181,21 +181,21 @@ def trace_turn(plan: Plan, weights: Any) -> Any:
     each = lambda x: shape(x, "data", "rows")
     array = jax.ShapeDtypeStruct
     request = abstract_request(plan, (1, 1))
-    begun = jax.eval_shape(lambda w, r: turns.begin(w, model, r), weights, request)
-    own = jax.tree.map(lambda x: array(tuple(n or width for n in x.shape), x.dtype), begun.cache.own)
+    started = jax.eval_shape(lambda w, r: turns.start_rows(w, model, r), weights, request)
+    own = jax.tree.map(lambda x: array(tuple(n or width for n in x.shape), x.dtype), started.cache.own)
     rows = turns.Rows(
-        cache=begun.cache._replace(
-            prompt=jax.tree.map(lambda x: shape(x, "data"), begun.cache.prompt), own=jax.tree.map(each, own)
+        cache=started.cache._replace(
+            prompt=jax.tree.map(lambda x: shape(x, "data"), started.cache.prompt), own=jax.tree.map(each, own)
         ),
         used=each(array((p, g, width), jnp.bool_)),
-        hidden=each(begun.hidden),
-        prompt_length=shape(begun.prompt_length, "data"),
-        keys=each(begun.keys),
-        sampled=each(begun.sampled),
+        hidden=each(started.hidden),
+        prompt_length=shape(started.prompt_length, "data"),
+        keys=each(started.keys),
+        sampled=each(started.sampled),
     )
     ids, many = array((p, g, turns.padded(s.max_env_tokens)), jnp.int32), array((p, g), jnp.int32)
-    given = turns.Given(each(ids), each(many), each(array((p, g), jnp.bool_)))
-    return turns.turn.trace(weights, rows, given, request, turns.How(model, s.max_chain, mesh), width)
+    given = turns.TurnPrefix(each(ids), each(many), each(array((p, g), jnp.bool_)))
+    return turns.turn.trace(weights, rows, given, request, turns.TurnSettings(model, s.max_chain, mesh), width)
 
 
 def decoding_weights(model: ModelConfig, mesh: Mesh, shared: Any, layer: Any) -> Any:

@@ -27,7 +27,7 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.sampler import turns
 from rl_likelihood.sampler.decode import SamplerConfig, request_of
 from rl_likelihood.sampler.draw import Request
-from rl_likelihood.sampler.turns import Given
+from rl_likelihood.sampler.turns import TurnPrefix
 from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, Example, Outcomes, Prompts, Rollout, UserError
 from rl_likelihood.tables import environment_of
 from rl_likelihood.task import Task
@@ -124,15 +124,15 @@ class Conversations:
         mesh = getattr(weights["embed"].sharding, "mesh", None)
         flat = [conversation for group in played for conversation in group]
         shape = len(played), len(played[0])
-        how = turns.How(cfg.model, cfg.max_chain, mesh)
-        rows, replies = turns.begin(weights, cfg.model, request, mesh), [np.zeros(0, np.int32)] * len(flat)
+        settings = turns.TurnSettings(cfg.model, cfg.max_chain, mesh)
+        rows, replies = turns.start_rows(weights, cfg.model, request, mesh), [np.zeros(0, np.int32)] * len(flat)
         for turn in range(self.task.config.sampler.max_turns):
             going = np.asarray([conversation.going for conversation in flat])
             if not going.any():
                 break
             ids, count = ragged(replies)
-            given = Given(ids.reshape(*shape, -1), count.reshape(shape), going.reshape(shape))
-            rows, written = turns.take_turn(weights, rows, given, request, how)
+            prefix = TurnPrefix(ids.reshape(*shape, -1), count.reshape(shape), going.reshape(shape))
+            rows, written = turns.take_turn(weights, rows, prefix, request, settings)
             ids, logp, length = (np.asarray(x).reshape(len(flat), *x.shape[2:]) for x in written)
             spoken = []
             for k in np.flatnonzero(going):
