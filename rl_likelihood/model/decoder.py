@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.mesh import along_prompt, merged, row_shards
+from rl_likelihood.mesh import along_prompt, flatten_tokens, row_shards
 from rl_likelihood.model import splash
 from rl_likelihood.model.architecture import (
     LocalLayers,
@@ -107,7 +107,7 @@ def qkv(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope):
     """Queries [*N, H, Dh], keys and values [*N, K, Dh], with the family's biases, norms and rotation."""
     lead = x.shape[:-1]
     h, k, dh = cfg.heads, cfg.kv_heads, cfg.head_dim
-    x = merged(x)
+    x = flatten_tokens(x)
     if "qkv" in w:  # fused by `decoding.decoding_layout`
         parts = jnp.split(x @ w["qkv"], [h * dh, (h + k) * dh], -1)
     else:
@@ -126,7 +126,7 @@ def qkv(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope):
 
 def mlp(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig) -> Float[Array, "*N D"]:
     """(act(x gate) * x up) down, where act is silu or gelu."""
-    y = merged(x)
+    y = flatten_tokens(x)
     if "gate_up" in w:
         gate, up = jnp.split(y @ w["gate_up"], 2, -1)
     else:
@@ -138,7 +138,7 @@ def mlp(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig) -> Float[Array,
 def block(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], Any]:
     """One layer. `attend` maps q [*N, H, Dh] and k, v [*N, K, Dh] to ([*N, H, Dh], any second result)."""
     out, second = attend(*qkv(normed(x, w, "attn_norm", cfg), w, cfg, rope))
-    out = product(merged(out.reshape(*x.shape[:-1], -1)), w, "o").reshape(x.shape)
+    out = product(flatten_tokens(out.reshape(*x.shape[:-1], -1)), w, "o").reshape(x.shape)
     x = x + normed(out, w, "attn_out_norm", cfg)
     return x + normed(mlp(normed(x, w, "mlp_norm", cfg), w, cfg), w, "mlp_out_norm", cfg), second
 

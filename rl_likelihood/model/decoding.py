@@ -158,7 +158,7 @@ def extend(
 ) -> tuple[Float[Array, "P G E D"], Cache]:
     """`decode_step` for E tokens of each row. They are stored from `positions.write` on in the rows' own caches.
 
-    `positions.position`: the position of the first of them. `positions.own_mask`: the earlier entries that a row attends to.
+    `positions.position`: of the first of them. `positions.own_mask`: the earlier entries that a row attends to.
     """
     p, g, e = tokens.shape
     length = positions.own_mask.shape[-1]
