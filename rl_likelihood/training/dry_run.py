@@ -1,4 +1,4 @@
-"""`train --dry_run`: load everything, compile the step, report; allocate and train nothing."""
+"""`train --dry_run`: loads everything, compiles the step and reports its memory, but trains nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rl_likelihood.training.announcement import announce
 
 
 def dry_run(c: Config) -> None:
-    """Print what a run would be, and what its compiled step needs on each device."""
+    """Prints the summary of the run, and the memory that its compiled step needs on each device."""
     devices = make_devices(c)
     mesh = devices.learner
     task, params = load(c, mesh=mesh)
