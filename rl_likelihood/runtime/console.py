@@ -1,4 +1,4 @@
-"""What a run says to a person, from the first of several processes. A terminal that is gone never ends a run."""
+"""Console output of a run, from process 0 only. A closed terminal never ends a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Console:
         try:
             yield
         except OSError as e:
-            if e.errno in (errno.EPIPE, errno.EIO, errno.EBADF):  # it will not come back
+            if e.errno in (errno.EPIPE, errno.EIO, errno.EBADF):  # closed for good
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
@@ -39,32 +39,32 @@ class Console:
 
 
 def outlive_the_terminal() -> None:
-    """From now on no `print` of this process fails, even where it was started without stdout or stderr."""
+    """From now on no `print` of this process fails, even if it was started without stdout or stderr."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file would get its number, and what is printed
+        except OSError:  # closed: the next opened file would get this number, and the printed text
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
     nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stdout, sys.stderr = Console(sys.stdout or nowhere), Console(sys.stderr or nowhere)
 
 
 def say(text: str) -> None:
-    """One line to the console, at once, from the first of several processes."""
+    """Prints one line at once, from process 0."""
     if distributed.first():
         print(text, flush=True)
 
 
 def say_at_once(text: str) -> None:
-    """`say` for signal handlers. They may interrupt a print, and Python's buffer refuses a second one inside it. So
-    this writes past the buffer."""
+    """`say` for signal handlers. A handler may interrupt a print, and Python's buffer refuses a second print inside the
+    first. So this bypasses the buffer."""
     if distributed.first():
         with contextlib.suppress(OSError):
             os.write(1, f"{text}\n".encode())
 
 
 def size(count: float) -> str:
-    """A number of bytes as people say it: 16.9 MiB, 2.3 GiB."""
+    """A number of bytes in words: 16.9 MiB, 2.3 GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
@@ -74,12 +74,12 @@ def counted(n: int, what: str) -> str:
 
 
 def chains_words(samples: int) -> str:
-    """The chains of a question in an evaluation."""
+    """The chains per question of an evaluation, in words."""
     return f"1 greedy and {counted(samples, 'sampled chain')} each" if samples else "1 greedy chain each"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42s, 3m12s, 2h05m, 3d04h."""
+    """A duration in words: 42s, 3m12s, 2h05m, 3d04h."""
     s = max(0, round(seconds))
     if s < 60:
         return f"{s}s"

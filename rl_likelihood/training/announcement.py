@@ -1,4 +1,4 @@
-"""What a run says of itself before it starts."""
+"""The summary that a run prints before it starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rl_likelihood.runtime.console import counted, say, size
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.runtime.disk import disk_of_run, tree_bytes
 from rl_likelihood.settings import Config
-from rl_likelihood.task import Task, prompts_at_once
+from rl_likelihood.task import Task, largest_forward
 
 SCORED = {
     "none": "the reference answer's tokens",
@@ -32,7 +32,7 @@ TRUNCATED = {
 
 
 def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | None) -> None:
-    """What runs, on what, with which reward, in words. `resume`: the step of the checkpoint to go on from."""
+    """Prints what runs, on which devices, with which reward. `resume`: the step of the checkpoint that is resumed."""
     c, m = task.config, task.model
     specs = jax.tree.leaves(param_specs(m), is_leaf=is_spec)
     parameters = sum(math.prod(spec.shape) for spec in specs)
@@ -41,39 +41,39 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     computed = f"compute {m.compute_dtype}, attention {m.attention}, layers {layers}"
     say(f"model    {c.model.path or c.model.preset}: {m.family}, {parameters / 1e6:.1f} M parameters, {computed}")
     if c.lora.rank:
-        of = " ".join(c.lora.targets)
-        say(f"lora     rank {c.lora.rank}, alpha {c.lora.alpha:g}, of {of}; base {c.lora.base_dtype}")
+        targets = " ".join(c.lora.targets)
+        say(f"lora     rank {c.lora.rank}, alpha {c.lora.alpha:g}, of {targets}; base {c.lora.base_dtype}")
     say(f"data     {task.data_line}")
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
     say(f"reward   {reward_words(c)}")
     if c.loss.kl == "k1":
-        say("warning: loss.kl=k1 has no gradient in expectation; k2, or reward_k1, pulls to the initial model")
+        say("warning: loss.kl=k1 has no gradient in expectation; use k2 or reward_k1 to stay near the initial model")
     say(f"scored   {SCORED[c.prompt.score_delims]}; {TRUNCATED[c.reward.truncated]}")
     p, g = c.train.prompts_per_step, 1 if c.reward.supervised else c.sampler.group_size
-    at_once = prompts_at_once(c, task.fmt, devices.learner)
-    measured = c.train.micro_batch_prompts < 0  # and said when it has been
-    micro = "" if measured else f", micro-batches of {at_once} prompt{'s' * (at_once > 1)}"
+    micro_size = largest_forward(c, task.fmt, devices.learner)
+    measured = c.train.micro_batch_prompts < 0  # the size is then printed after its measurement
+    micro = "" if measured else f", micro-batches of {micro_size} prompt{'s' * (micro_size > 1)}"
     schedule = f"{c.train.steps} steps, {c.optim.name}, lr {c.optim.lr:g} {c.optim.schedule}"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{micro}, {schedule}")
-    copies = memory_copies(task, parameters, loops=at_once < p or (measured and p > 1))
-    held = f"{', '.join(copies)}, on {counted(devices.learner.size, 'device')}"
-    say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {held}; activations come on top")
+    copies = memory_copies(task, parameters, loops=micro_size < p or (measured and p > 1))
+    copy_words = f"{', '.join(copies)}, on {counted(devices.learner.size, 'device')}"
+    say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {copy_words}; activations come on top")
     say(f"disk     {disk_words(c, m)}")
     if workdir is not None:
-        where = f"goes on after step {resume}" if resume is not None else "new run"
-        say(f"workdir  {workdir} ({where}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
+        start_words = f"goes on after step {resume}" if resume is not None else "new run"
+        say(f"workdir  {workdir} ({start_words}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
 
 
 def disk_words(c: Config, model: ModelConfig) -> str:
-    """The disk of the run's checkpoints, and what a finished run leaves."""
+    """The disk space of the run's checkpoints: the maximum, and after the run is finished."""
     disk = disk_of_run(c, model)
     without = "" if c.train.keep_optimizer else " without optimizer state"
-    most, after = map(size, disk)
-    return f"at most {most} of checkpoints, {after}{without} once the run is finished"
+    maximum, finished = map(size, disk)
+    return f"at most {maximum} of checkpoints, {finished}{without} once the run is finished"
 
 
 def device_words(devices: Devices) -> str:
-    """How many devices of what kind, and the learner's mesh."""
+    """The number and kind of devices, and the learner's mesh."""
     words = counted(jax.device_count(), f"{jax.default_backend()} device")
     if jax.process_count() > 1:
         words += f" of {jax.process_count()} processes"
@@ -83,7 +83,7 @@ def device_words(devices: Devices) -> str:
 
 
 def reward_words(c: Config) -> str:
-    """The reward and the switches of the loss."""
+    """The reward and the settings of the loss."""
     terms = [f"advantage {c.loss.advantage}", f"policy term on the {c.step.policy_span}"]
     name = c.reward.name
     if c.reward.supervised:
@@ -99,7 +99,8 @@ def reward_words(c: Config) -> str:
 
 
 def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
-    """What a run holds, in copies of the parameters. `loops`: the step goes over micro-batches."""
+    """The arrays that a run holds, in units of one float32 copy of the parameters. `loops`: the step has several
+    micro-batches."""
     m, step, lora = task.model, task.config.step, task.config.lora
     specs = trained_specs(m, lora)
     params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
@@ -112,10 +113,10 @@ def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
         base = jax.eval_shape(lambda p: as_base(p, lora), base)
         copies = {"parameters": tree_bytes(base) / (4 * parameters), "adapters": trained}
     copies |= {"gradient": trained, "the optimizer's state": optimizer, "the sampler's copy": 1}
-    # A loop over micro-batches sums gradients, and unstacks unrolled layers before it begins.
+    # A loop over micro-batches sums gradients, and unstacks unrolled layers first.
     if loops:
         copies |= {"the sum of gradients": trained} if m.scan_layers else {"a copy of the layers": layers}
-    if (step.with_reference and not lora.rank) or step.moving_reference:  # adapters stand on the reference
+    if (step.with_reference and not lora.rank) or step.moving_reference:  # with LoRA the base is the reference
         copies["the reference model"] = trained
     if step.with_proxy:
         unstacked = layers if loops and not m.scan_layers and not lora.rank else 0
