@@ -1,4 +1,4 @@
-"""What a run says of itself before it starts."""
+"""The lines that a run prints before it starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRUNCATED = {
 
 
 def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | None) -> None:
-    """What runs, on what, with which reward, in words. `resume`: the step of the checkpoint to go on from."""
+    """Print the model, devices, data, reward, sizes and workdir. `resume`: the checkpoint's step."""
     c, m = task.config, task.model
     specs = jax.tree.leaves(param_specs(m), is_leaf=is_spec)
     parameters = sum(math.prod(spec.shape) for spec in specs)
@@ -47,29 +47,31 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
     say(f"reward   {reward_words(c)}")
     if c.loss.kl == "k1":
-        say("warning: loss.kl=k1 has no gradient in expectation; k2, or reward_k1, pulls to the initial model")
+        say(
+            "warning: loss.kl=k1 has no gradient in expectation; use k2, k3 or reward_k1 to stay near the initial model"
+        )
     say(f"scored   {SCORED[c.prompt.score_delims]}; {TRUNCATED[c.reward.truncated]}")
     p, g = c.train.prompts_per_step, 1 if c.reward.supervised else c.sampler.group_size
     at_once = prompts_at_once(c, task.fmt, devices.learner)
-    measured = c.train.micro_batch_prompts < 0  # and said when it has been
+    measured = c.train.micro_batch_prompts < 0  # printed once it is known
     micro = "" if measured else f", micro-batches of {at_once} prompt{'s' * (at_once > 1)}"
     schedule = f"{c.train.steps} steps, {c.optim.name}, lr {c.optim.lr:g} {c.optim.schedule}"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{micro}, {schedule}")
     copies = memory_copies(task, parameters, loops=at_once < p or (measured and p > 1))
     held = f"{', '.join(copies)}, on {counted(devices.learner.size, 'device')}"
-    say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {held}; activations come on top")
+    say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {held}, plus activations")
     say(f"disk     {disk_words(c, m)}")
     if workdir is not None:
-        where = f"goes on after step {resume}" if resume is not None else "new run"
+        where = f"resumes after step {resume}" if resume is not None else "new run"
         say(f"workdir  {workdir} ({where}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
 
 
 def disk_words(c: Config, model: ModelConfig) -> str:
-    """The disk of the run's checkpoints, and what a finished run leaves."""
+    """The disk space of the checkpoints, during the run and after it."""
     disk = disk_of_run(c, model)
     without = "" if c.train.keep_optimizer else " without optimizer state"
     most, after = map(size, disk)
-    return f"at most {most} of checkpoints, {after}{without} once the run is finished"
+    return f"at most {most} of checkpoints, {after}{without} after the run"
 
 
 def device_words(devices: Devices) -> str:
@@ -78,8 +80,8 @@ def device_words(devices: Devices) -> str:
     if jax.process_count() > 1:
         words += f" of {jax.process_count()} processes"
     if devices.separate:
-        words += f", {devices.sampler.size} of each process for sampling"
-    return f"{words}: {' x '.join(f'{k} {v}' for k, v in devices.learner.shape.items())}"
+        words += f", {devices.sampler.size} per process for sampling"
+    return f"{words}; learner: {' x '.join(f'{k} {v}' for k, v in devices.learner.shape.items())}"
 
 
 def reward_words(c: Config) -> str:
@@ -87,19 +89,19 @@ def reward_words(c: Config) -> str:
     terms = [f"advantage {c.loss.advantage}", f"policy term on the {c.step.policy_span}"]
     name = c.reward.name
     if c.reward.supervised:
-        chain = {"none": "without chain", "answer": "after the given chain", "both": "and the given chain before it"}
-        name, terms = f"none: supervised on the reference answer, {chain[c.reward.sft_chain]}", []
+        chain = {"none": "without a chain", "answer": "after the data's chain", "both": "and on the data's chain"}
+        name, terms = f"none: supervised on the reference answer {chain[c.reward.sft_chain]}", []
     elif any(t.reward.differentiable for t in c.reward.terms):
         name += " of the reference answer after the chain" if name in OBJECTIVES else ""
         terms.append(f"answer term x {c.loss.answer_term:g}")
     terms.append(f"KL {c.loss.kl} x {c.loss.kl_coef:g}" if c.loss.kl != "none" else "no KL")
     if c.filter.mode != "none":
-        terms.append(f"groups filtered by {c.filter.mode}")
+        terms.append(f"filter {c.filter.mode}")
     return f"{name}; {', '.join(terms)}"
 
 
 def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
-    """What a run holds, in copies of the parameters. `loops`: the step goes over micro-batches."""
+    """The arrays that a run holds, in units of the parameters' size. `loops`: the step loops over micro-batches."""
     m, step, lora = task.model, task.config.step, task.config.lora
     specs = trained_specs(m, lora)
     params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
@@ -115,7 +117,7 @@ def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
     # A loop over micro-batches sums gradients, and unstacks unrolled layers before it begins.
     if loops:
         copies |= {"the sum of gradients": trained} if m.scan_layers else {"a copy of the layers": layers}
-    if (step.with_reference and not lora.rank) or step.moving_reference:  # adapters stand on the reference
+    if (step.with_reference and not lora.rank) or step.moving_reference:  # with LoRA the base is the reference
         copies["the reference model"] = trained
     if step.with_proxy:
         unstacked = layers if loops and not m.scan_layers and not lora.rank else 0
