@@ -105,7 +105,7 @@ def validate_conversation(c: Config) -> None:
     if not c.converses:
         needing = [t.name for t in c.reward.terms if t.reward.conversation]
         if needing:
-            raise UserError(f"reward.name has {needing[0]!r}, which needs an environment; set env.name")
+            raise UserError(f"reward.name has {needing[0]!r}, but env.name is none; set it to an environment")
         if c.env.credit == "turn":
             raise UserError("env.credit is 'turn', but env.name is none: there are no turns; set it to outcome")
         return
@@ -139,8 +139,8 @@ def validate_conversation(c: Config) -> None:
         )
     if c.env.credit == "turn" and (c.loss.advantage not in ("loo", "mean") or c.sampler.max_turns < 2):
         raise UserError(
-            f"env.credit is 'turn', which needs loss.advantage loo or mean and sampler.max_turns of at least 2, not "
-            f"{c.loss.advantage!r} and {c.sampler.max_turns}"
+            f"env.credit is 'turn', which needs loss.advantage loo or mean and at least 2 messages, not "
+            f"{c.loss.advantage!r} and sampler.max_turns = {c.sampler.max_turns}"
         )
 
 
