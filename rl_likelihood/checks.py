@@ -1,4 +1,4 @@
-"""Every refusal of settings that do not fit one another, and that needs neither data nor model."""
+"""Every check that settings fit together, as far as it needs neither data nor model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rl_likelihood.tables import environment_table, grader_table
 
 
 def validate(c: Config) -> None:
-    """Refuse, in one sentence, fields that do not fit one another."""
+    """Refuse, in one sentence, fields that do not fit together."""
     if bool(c.model.path) == bool(c.model.preset):
         both = "both are set" if c.model.path else "neither is set"
-        raise UserError(f"model.path (weights) or model.preset (random weights): {both}; set exactly one of them")
+        raise UserError(f"model.path (weights) and model.preset (random weights): {both}; set exactly one of them")
     devices = c.sampler.devices
     if devices != "shared" and (not devices.isdigit() or int(devices) < 1):
         raise UserError(
-            f"sampler.devices is {devices!r}; it must be shared, or how many of each process's devices are "
-            "the sampler's alone"
+            f"sampler.devices is {devices!r}; it must be shared, or the number of devices of each process that only "
+            "sample"
         )
     if c.model.preset:
         one_of("model.preset", c.model.preset, SIZES)
@@ -35,7 +35,7 @@ def validate(c: Config) -> None:
         near = largest_divisor(p, m)
         raise UserError(
             f"train.micro_batch_prompts is {m}, which does not divide train.prompts_per_step = {p}; "
-            f"the nearest below that does is {near}"
+            f"the largest smaller value that does is {near}"
         )
     validate_loop(c)
     validate_reward(c)
@@ -45,7 +45,7 @@ def validate(c: Config) -> None:
     validate_posterior(c)
     if c.prompt.template == "raw" and c.worked_examples:
         raise UserError(
-            f"prompt.template is 'raw', which has no turns, but {c.worked_examples} worked examples are asked for; set "
+            f"prompt.template is 'raw', which cannot show worked examples, but {c.worked_examples} are asked for; set "
             "prompt.examples and warm_start.examples to 0"
         )
     if c.warm_start.steps and c.warm_start.prompts < c.warm_start.prompts_per_step:
@@ -57,10 +57,10 @@ def validate(c: Config) -> None:
 
 
 def validate_evaluation(c: Config) -> None:
-    """Refuse evaluations that cannot measure what is asked for."""
+    """Refuse evaluations that cannot measure what they should."""
     if c.eval.texts != "none" and c.eval.grader != "none":
         raise UserError(
-            f"eval.texts is {c.eval.texts!r}, answers that are measured and not graded, but eval.grader is "
+            f"eval.texts is {c.eval.texts!r}, which measures answers and grades none, but eval.grader is "
             f"{c.eval.grader!r}; set it to none"
         )
     for name, value in (
@@ -84,15 +84,18 @@ def validate_loop(c: Config) -> None:
     if bool(c.train.best) > bool(c.train.eval_every and c.eval.prompts) or bool(c.train.patience) > bool(c.train.best):
         name, value = ("train.patience", c.train.patience) if c.train.patience else ("train.best", c.train.best)
         raise UserError(
-            f"{name} is {value!r}, which asks for train.best, a metric of eval.jsonl, train.eval_every and eval.prompts"
+            f"{name} is {value!r}, which needs train.best (a metric of eval.jsonl), train.eval_every and eval.prompts; "
+            "set them"
         )
     first, last = c.report.profile or (1, 1) if len(c.report.profile) in (0, 2) else (0, 0)
     if not 1 <= first <= last:
-        raise UserError(f"report.profile is {c.report.profile}; it must be a first and a last step, as (10, 13), or ()")
+        raise UserError(
+            f"report.profile is {c.report.profile}; it must be () or a first and last step, such as (10, 13)"
+        )
 
 
-# Likelihood rewards of a conversation: means over the tokens of all its references. By a sum, the more messages a
-# conversation has, the less it would be worth.
+# Likelihood rewards of a conversation: means over the tokens of all its references. A sum would pay longer
+# conversations less.
 OVER_TOKENS = ("avg_log_prob", "avg_prob", "geo_mean_prob", "rlpr")
 
 
@@ -102,7 +105,7 @@ def validate_conversation(c: Config) -> None:
     if not c.converses:
         needing = [t.name for t in c.reward.terms if t.reward.conversation]
         if needing:
-            raise UserError(f"reward.name has {needing[0]!r}, which an environment gives, but env.name is none; set it")
+            raise UserError(f"reward.name has {needing[0]!r}, but env.name is none; set it to an environment")
         if c.env.credit == "turn":
             raise UserError("env.credit is 'turn', but env.name is none: there are no turns; set it to outcome")
         return
@@ -111,8 +114,8 @@ def validate_conversation(c: Config) -> None:
         without_answer = r.conversation or t.name in OVER_TOKENS or (r.kind == "step" and "reference" not in r.reads)
         if not without_answer and t.name != "random":
             raise UserError(
-                f"reward.name has {t.name!r}, which needs one answer; with env.name = {c.env.name!r} there is none: "
-                f"choose environment, calls_f1, or of the likelihood rewards {', '.join(OVER_TOKENS)}"
+                f"reward.name has {t.name!r}, which needs a single answer, but with env.name = {c.env.name!r} there "
+                f"are several messages; choose environment, calls_f1 or one of {', '.join(OVER_TOKENS)}"
             )
     for name, value, only in (
         ("loss.span", c.loss.span, ("auto", "chain")),
@@ -129,14 +132,14 @@ def validate_conversation(c: Config) -> None:
             allowed = " or ".join(map(str, only))
             raise UserError(f"{name} is {value!r}, but with env.name = {c.env.name!r} it must be {allowed}")
     if c.warm_start.steps and c.warm_start.chains == "own":
-        raise UserError("warm_start.chains is 'own', but a conversation is learned from the data's; set it to given")
+        raise UserError("warm_start.chains is 'own', but conversations are learned from the data; set it to given")
     if c.reward.supervised and c.reward.sft_chain != "both":
         raise UserError(
             f"reward.sft_chain is {c.reward.sft_chain!r}, but with env.name = {c.env.name!r} it must be both"
         )
     if c.env.credit == "turn" and (c.loss.advantage not in ("loo", "mean") or c.sampler.max_turns < 2):
         raise UserError(
-            f"env.credit is 'turn', which goes with loss.advantage loo or mean and two turns or more, not with "
+            f"env.credit is 'turn', which needs loss.advantage loo or mean and at least 2 messages, not "
             f"{c.loss.advantage!r} and sampler.max_turns = {c.sampler.max_turns}"
         )
 
@@ -147,8 +150,8 @@ def validate_posterior(c: Config) -> None:
     for own_name, number in (("target", p.target), ("kl", p.kl)):
         if number and not p.share:
             raise UserError(
-                f"posterior.{own_name} is {number}, but posterior.share is 0: no chain is sampled after the answer; "
-                "set a share"
+                f"posterior.{own_name} is {number}, but posterior.share is 0: no chain is sampled from the prompt with "
+                "the answer; set a share"
             )
     if not p.used:
         return
@@ -167,11 +170,11 @@ def validate_posterior(c: Config) -> None:
     own = p.rows(g)
     if abs(own - p.share * g) > 1e-6 or own == 1 or g - own == 1:
         raise UserError(
-            f"posterior.share is {p.share} of sampler.group_size = {g} chains; it must make a whole number, and both "
-            "prompts must have none or at least two of them"
+            f"posterior.share is {p.share} of sampler.group_size = {g} chains; each of the two prompts must get a "
+            "whole number of chains, 0 or at least two"
         )
     if p.kl and not p.target:
-        raise UserError(f"posterior.kl is {p.kl}, but posterior.target is 0, from which it is 0; set target or kl=0")
+        raise UserError(f"posterior.kl is {p.kl}, but posterior.target is 0, so this KL is 0; set target or kl=0")
     for name, value, only in (
         ("loss.advantage", c.loss.advantage, ("loo",)),
         ("loss.span", c.loss.span, ("chain", "auto")),
@@ -189,8 +192,8 @@ def validate_posterior(c: Config) -> None:
         by_group = t.per_std or "group" in t.reward.reads or t.reward.kind == "outcome" or c.reward.by_spread
         if by_group or t.reward.credits != "chain":
             raise UserError(
-                f"reward.name has {t.name!r}, but with posterior.share = {p.share} a reward must be of one chain "
-                "alone, as log_prob is: without /std, without the group, without a sampled answer"
+                f"reward.name has {t.name!r}, but with posterior.share = {p.share} a reward may read only one chain, "
+                "as log_prob does: no /std, no group, no sampled answer"
             )
 
 
@@ -199,7 +202,7 @@ def validate_loss(c: Config) -> None:
     if c.loss.ratio != "none" and (c.loss.clip_low or c.loss.clip_high):
         raise UserError(
             f"loss.ratio is {c.loss.ratio!r}, but loss.clip_low or loss.clip_high clips the ratio already; "
-            "set one of them off"
+            "set loss.ratio=none, or both clips to 0"
         )
     if c.loss.clip_per == "sequence" and not (c.loss.clip_low or c.loss.clip_high):
         raise UserError(
@@ -217,7 +220,7 @@ def validate_loss(c: Config) -> None:
 
 
 def validate_reward(c: Config) -> None:
-    """Refuse rewards that ask for what the other fields do not give."""
+    """Refuse rewards that need what the other fields do not give."""
     r, name = c.reward, c.reward.name
     if len(r.base_rl) != 3:
         raise UserError(f"reward.base_rl is {r.base_rl}; it must be three numbers: right, wrong, unreadable")
@@ -265,23 +268,24 @@ def validate_reward(c: Config) -> None:
         raise UserError(f"reward.vote_train is {r.vote_train}, which goes with the term majority_vote; set it to 0")
     if c.filter.mode in ("std_below", "token_spread") and not c.filter.threshold:
         raise UserError(
-            f"filter.mode is {c.filter.mode!r} but filter.threshold is 0; set the least standard deviation kept"
+            f"filter.mode is {c.filter.mode!r} but filter.threshold is 0; set it to the smallest standard deviation to "
+            "keep"
         )
 
 
 def validate_resample(c: Config) -> None:
-    """Refuse fresh prompts where it is not the host that decides which groups count, before the step."""
+    """Refuse fresh prompts unless the host knows before the step which groups count."""
     n = c.filter.resample
     if not n:
         return
     if c.filter.mode not in ("std_zero", "std_below"):
         raise UserError(
-            f"filter.resample is {n}, but filter.mode is {c.filter.mode!r}, which the learner decides; set "
+            f"filter.resample is {n}, but filter.mode is {c.filter.mode!r}, which only the learner can apply; set "
             "filter.mode to std_zero or std_below, or filter.resample=0"
         )
     if not c.reward.host_terms:
         raise UserError(
-            f"filter.resample is {n}, but reward.name is {c.reward.name!r}, which the learner computes; add a grader "
+            f"filter.resample is {n}, but reward.name is {c.reward.name!r}, which only the learner knows; add a grader "
             "to the sum or set filter.resample=0"
         )
     if c.sampler.max_staleness:
@@ -291,7 +295,7 @@ def validate_resample(c: Config) -> None:
 
 
 def validate_token_weights(c: Config) -> None:
-    """Refuse weights of answer tokens without their source, and sources that nothing reads."""
+    """Refuse token weights without their source, and sources that no reward reads."""
     r, by_base = c.reward, ("inverse", "neg_log")
     weighted = [t.name for t in r.terms if t.reward.no_chain == "weights" or t.name == "nrt"]
     if weighted and r.token_weights == "none":
@@ -321,14 +325,13 @@ def validate_token_weights(c: Config) -> None:
         )
     if r.by_spread and c.rows_per_prompt < 3:
         raise UserError(
-            f"sampler.group_size is {c.rows_per_prompt}, but weights by spread need two other chains for each; set it "
-            "to at least 3"
+            f"sampler.group_size is {c.rows_per_prompt}, but weights by spread need two other chains; set it to at "
+            "least 3"
         )
 
 
 def validate_judge(c: Config) -> None:
-    """UserError for a reward that a second model says without that model, for the model without the reward, and for
-    a place that does not go with it."""
+    """Refuse a judged reward without its model, a model without its reward, and a `judge.where` that does not fit."""
     j, reward = c.judge, c.reward
     judged = [t.name for t in reward.terms if t.reward.kind == "judge"]
     if len(judged) > 1:
@@ -340,36 +343,37 @@ def validate_judge(c: Config) -> None:
         raise UserError(f"reward.name has {judged[0]!r}, but judge.model is empty; name the model that judges")
     if j.model and not judged:
         raise UserError(
-            f"judge.model is {j.model!r}, but no term of reward.name = {reward.name!r} asks it; add judge, rubric or "
-            "reward_model, or leave it empty"
+            f"judge.model is {j.model!r}, but no term of reward.name = {reward.name!r} uses it; add judge, rubric or "
+            "reward_model to the reward, or leave judge.model empty"
         )
     if j.remote and judged == ["reward_model"]:
-        raise UserError(f"judge.model is {j.model!r}, an address, which says yes or no; set reward.name=judge")
+        raise UserError(f"judge.model is {j.model!r}, a server, which cannot be a reward model; set reward.name=judge")
     if judged == ["rubric"] and (j.where == "step" or j.model == "initial"):
         raise UserError(
-            f"judge.model is {j.model!r} and judge.where {j.where!r}, but the verdicts of a rubric are put together "
-            "before the step; set judge.where=outside and name a model"
+            f"judge.model is {j.model!r} and judge.where {j.where!r}, but the verdicts of a rubric are combined before "
+            "the step; set judge.where=outside and name a model"
         )
     if (judged == ["rubric"]) != bool(c.rubric.path):
         raise UserError(
-            f"rubric.path is {c.rubric.path!r} and reward.name is {reward.name!r}; they go together: set both or none"
+            f"rubric.path is {c.rubric.path!r} but reward.name is {reward.name!r}; set rubric.path if and only if "
+            "reward.name is rubric"
         )
     if c.rubric.low > c.rubric.high:
-        raise UserError(f"rubric.low is {c.rubric.low:g}, more than rubric.high = {c.rubric.high:g}; lower it")
+        raise UserError(f"rubric.low is {c.rubric.low:g}, more than rubric.high = {c.rubric.high:g}; lower rubric.low")
     if j.remote and j.where == "step":
-        raise UserError(f"judge.where is 'step', but judge.model is {j.model!r}, an address; set it to outside")
+        raise UserError(f"judge.where is 'step', but judge.model is {j.model!r}, a server; set judge.where=outside")
     if j.remote and not j.name:
-        raise UserError("judge.name is empty; set it to the model that the judge's address is asked for")
+        raise UserError("judge.name is empty; set it to the name of the model on the judge's server")
     if j.normalise != "none" and judged != ["reward_model"]:
-        raise UserError(f"judge.normalise is {j.normalise!r}, which is for reward_model; set it to none")
+        raise UserError(f"judge.normalise is {j.normalise!r}, which is only for reward_model; set it to none")
     if j.model == "initial" and j.where != "step":
-        raise UserError("judge.model is 'initial', the reference model, which the step has; set judge.where=step")
+        raise UserError("judge.model is 'initial', which is available only in the step; set judge.where=step")
     if j.model == "initial" and c.lora.rank:
-        raise UserError(f"judge.model is 'initial', but lora.rank is {c.lora.rank}; name the model that judges")
+        raise UserError(f"judge.model is 'initial', but lora.rank is {c.lora.rank}; name another model")
     if j.model == "initial" and not c.step.with_reference:
         raise UserError(
-            "judge.model is 'initial', but nothing asks for a reference model; set loss.kl=k3 with a loss.kl_coef, "
-            "or name the model that judges"
+            "judge.model is 'initial', but the run has no reference model; set loss.kl=k3 with a loss.kl_coef, "
+            "or name another model"
         )
     if j.model and j.where == "step" and c.filter.resample:
         raise UserError(

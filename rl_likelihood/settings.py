@@ -42,15 +42,17 @@ class ModelSettings:
     )
     layers: Literal["auto", "scan", "unroll"] = field(
         "auto",
-        "scan: compile one layer, loop over it; unroll: compile every layer, faster on CPUs and auto there",
+        "scan: compile one layer and loop over it; unroll: compile every layer. auto: unroll on CPUs",
     )
-    attention: Literal["auto", "dense", "splash"] = field("auto", "splash: a TPU kernel, auto's choice where it fits")
+    attention: Literal["auto", "dense", "splash"] = field(
+        "auto", "splash: a TPU kernel; auto: splash if it supports the model, else dense"
+    )
     remat: Literal["none", "dots", "attention", "full"] = field(
-        "none", "how much the backward pass recomputes to save memory: from nothing to everything"
+        "none", "what the backward pass recomputes to save memory, from nothing to everything"
     )
     scratch_kib: int = field(
         -1,
-        "KiB of a TPU's vector memory for one operation of the learner's step; -1: mesh.SCRATCH, 0: the compiler's",
+        "KiB of a TPU's vector memory for one operation of the step; -1: mesh.SCRATCH, 0: the compiler's default",
         least=-1,
     )
 
@@ -59,16 +61,16 @@ class ModelSettings:
 class MeshSettings:
     """The learner's devices = data x fsdp x tensor."""
 
-    data: int = field(0, "copies, the only axis across TPU slices; 0: what fsdp and tensor leave", least=0)
-    fsdp: int = field(0, "devices that share the parameters; 0: as many as data and tensor leave", least=0)
-    tensor: int = field(1, "devices of one host that share heads, MLP and vocabulary", least=1)
+    data: int = field(0, "copies, the only axis across TPU slices; 0: the devices that fsdp and tensor leave", least=0)
+    fsdp: int = field(0, "devices that parameters are split over; 0: those that data and tensor leave", least=0)
+    tensor: int = field(1, "devices of one host that heads, MLP and vocabulary are split over", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PodSettings:
     """Several processes."""
 
-    heartbeat: float = field(30.0, "seconds until the loss of another process is noticed", least=1)
+    heartbeat: float = field(30.0, "seconds until the death of another process is noticed", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,26 +78,27 @@ class TrainSettings:
     """The loop."""
 
     steps: int = field(200, "optimizer steps", least=0)
-    prompts_per_step: int = field(8, "P: a step sees P x group_size chains", least=1)
+    prompts_per_step: int = field(8, "P: prompts per step, each with sampler.group_size chains", least=1)
     micro_batch_prompts: int = field(
         0,
-        "prompts per forward; 0: all, on one CPU as many as have about 1,000 completion tokens; -1: the fastest, "
-        "measured by the run and kept in its workdir. Results are equal but for rounding",
+        "prompts per micro-batch; 0: all, on one CPU as many as have about 1,000 completion tokens; -1: the fastest, "
+        "measured by the run and stored in its workdir. Results are equal up to rounding",
         least=-1,
     )
-    packing: bool = field(False, "compute no padding of rows. Equal but for rounding; each of a few sizes compiles")
+    packing: bool = field(False, "compute no padding; results are equal up to rounding, more step sizes compile")
     head_chunk: int = field(
-        0, "tokens whose logits a device holds at once; 0: 512, on a CPU what its caches hold", least=0
+        0, "tokens whose logits a device holds at once; 0: 512, on a CPU as many as fit its caches", least=0
     )
     eval_every: int = field(0, "steps between evaluations; 0: before and after only", least=0)
     eval_first: bool = field(True, "evaluate before the first step")
     checkpoint_every: int = field(50, "steps between checkpoints", least=1)
     keep_checkpoints: int = field(2, "latest checkpoints to keep", least=1)
     keep_every: int = field(0, "also keep each checkpoint whose step is a multiple of this; 0: none", least=0)
-    best: str = field("", "a metric of eval.jsonl: the checkpoint with the best evaluation is kept too")
-    patience: int = field(0, "end a run after this many evaluations without a new best; 0: never", least=0)
+    best: str = field("", "a metric of eval.jsonl: also keep the checkpoint with its best evaluation; empty: none")
+    patience: int = field(0, "end the run after this many evaluations without a new best; 0: never", least=0)
     keep_optimizer: bool = field(
-        True, "False: a finished run deletes its optimizer state, two thirds of its disk, and can train no further"
+        True,
+        "False: a finished run deletes its optimizer state, two thirds of its disk space, and cannot train further",
     )
 
 
@@ -103,14 +106,14 @@ class TrainSettings:
 class WarmStartSettings:
     """Supervised steps on chains before the first RL step, to teach a format or a start policy."""
 
-    steps: int = field(0, "0: no warm start", least=0)
+    steps: int = field(0, "supervised steps; 0: no warm start", least=0)
     chains: Literal["own", "given"] = field(
-        "own", "the model's own, greedy with worked examples, or the data's \"chain\""
+        "own", "own: the model's own greedy chains after worked examples; given: the data's \"chain\""
     )
-    examples: int = field(2, "worked examples in the prompt with which own chains are sampled", least=0)
-    prompts: int = field(128, "training questions whose own chains are sampled", least=1)
+    examples: int = field(2, "worked examples in the prompt for own chains", least=0)
+    prompts: int = field(128, "training questions for own chains", least=1)
     prompts_per_step: int = field(32, "chains in a step", least=1)
-    lr: float = field(1e-5, "learning rate, constant", least=0)
+    lr: float = field(1e-5, "constant learning rate", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,33 +122,33 @@ class EvalSettings:
 
     prompts: int = field(100, "held-out questions to evaluate", least=0)
     grader: str = field("exact_match", "a grader of docs/data.md; none: nothing is sampled or graded, only scored")
-    grader_workers: int = field(2, "processes that grade what may hang or crash; 0: one for each core", least=0)
-    grader_seconds: float = field(10.0, "time limit for grading one answer; a slower one is a counted failure", least=1)
+    grader_workers: int = field(2, "processes for graders that may hang or crash; 0: one per core", least=0)
+    grader_seconds: float = field(10.0, "time limit for grading one answer; a timeout counts as failure", least=1)
     unsafe_code: bool = field(
-        False, "run programs (code_tests) even where Linux cannot keep network and files from them"
+        False, "run programs (code_tests) even if Linux cannot cut them off from network and files"
     )
-    samples: int = field(
-        1, "sampled chains per question; N give pass@k and majority@k up to N; 0: greedy only", least=0
+    samples: int = field(1, "sampled chains per question, N for pass@k and majority@k up to N; 0: greedy only", least=0)
+    temperature: float = field(
+        1.0, "temperature of sampled chains and answers; reference answers are scored at 1", above=0
     )
-    temperature: float = field(1.0, "of sampled chains and answers; reference answers are scored at 1", above=0)
     top_p: float = field(
-        1.0, "sample from the fewest ids that hold this probability; training has no such cut", above=0, most=1
+        1.0, "sample from the smallest set of ids with this probability; training has no such cut", above=0, most=1
     )
-    top_k: int = field(0, "sample from this many of the likeliest ids; 0: all", least=0)
-    min_p: float = field(0.0, "sample from ids at least this likely, relative to the likeliest", least=0, most=1)
+    top_k: int = field(0, "sample from this many most likely ids; 0: all", least=0)
+    min_p: float = field(0.0, "sample from ids with at least this share of the top id's probability", least=0, most=1)
     max_sampled_answer: int = field(0, "maximum tokens of a sampled answer; 0: prompt.max_answer", least=0)
-    batch_prompts: int = field(50, "questions decoded at once; no result depends on it", least=1)
+    batch_prompts: int = field(50, "questions decoded at once; results do not depend on it", least=1)
     mc_samples: int = field(0, "chains for log_prob_mcN and pass@k up to N; 0: eval.samples", least=0)
     mc_prompts: int = field(0, "questions that get eval.mc_samples chains; 0: all", least=0)
     texts: Literal["none", "prose", "verse"] = field(
-        "none", "what the answers are: sampled texts that are not graded but measured (docs/writing.md); none: answers"
+        "none", "measure sampled answers as prose or verse instead of grading them (docs/writing.md)"
     )
     by_initial: bool = field(
-        False, "`evaluate --workdir`: the model that the run began with scores the same chains and answers too"
+        False, "`evaluate --workdir`: also score the same chains and answers with the run's initial model"
     )
     trace: bool = field(False, "also score each answer after 25, 50 and 75 % of its question's first sampled chain")
-    fast_prompts: int = field(0, "questions of the evaluations every train.eval_every steps; 0: eval.prompts", least=0)
-    fast_samples: int = field(-1, "chains for each of them; -1: eval.samples", least=-1)
+    fast_prompts: int = field(0, "questions of each evaluation during training; 0: eval.prompts", least=0)
+    fast_samples: int = field(-1, "sampled chains for each of these; -1: eval.samples", least=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,28 +157,28 @@ class JudgeSettings:
 
     model: str = field(
         "",
-        "who judges: a model as in model.path, the workdir of a reward model, initial (the run's own model of step 0), "
-        "or the address of a server that speaks OpenAI's chat protocol, as http://HOST:PORT/v1",
+        "a model as in model.path, the workdir of a reward model, initial (the run's own model of step 0), "
+        "or a server that speaks OpenAI's chat protocol, such as http://HOST:PORT/v1",
     )
     where: Literal["outside", "step"] = field(
         "outside",
-        "outside: before the batch, on the sampler's first device or at the address; step: in the learner's step, "
-        "split over its mesh, for judges that one device cannot hold",
+        "outside: before the step, on the sampler's first device or on the server; step: in the learner's step, "
+        "split over its mesh, for a judge that one device cannot hold",
     )
-    name: str = field("", "the model's name at that address")
+    name: str = field("", "the model's name on that server")
     template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
-    max_prompt: int = field(512, "tokens of a question in the judge's template at most", least=1)
-    max_row: int = field(256, "tokens of an answer and what is around it at most; longer answers are cut", least=8)
+    max_prompt: int = field(512, "maximum tokens of a question in the judge's template", least=1)
+    max_row: int = field(256, "maximum tokens of an answer in the template; longer answers are cut", least=8)
     normalise: Literal["none", "whiten"] = field(
-        "none", "whiten: a reward model's scores are divided by their spread on its held-out questions"
+        "none", "whiten: divide a reward model's scores by their spread on its held-out questions"
     )
-    key_variable: str = field("JUDGE_API_KEY", "environment variable that holds the address's key")
-    concurrency: int = field(16, "requests that are sent to an address at the same time", least=1, most=1024)
-    timeout: float = field(60.0, "seconds for one reply of an address", above=0)
-    attempts: int = field(6, "of one row at an address, the first included", least=1)
-    max_calls: int = field(0, "calls of an address over the run's life; 0: no limit", least=0)
-    max_tokens: int = field(0, "tokens of an address over the run's life; 0: no limit", least=0)
-    cache: str = field("", "file that keeps an address's verdicts; empty: judge.sqlite in the workdir")
+    key_variable: str = field("JUDGE_API_KEY", "environment variable with the server's key")
+    concurrency: int = field(16, "requests to a server at the same time", least=1, most=1024)
+    timeout: float = field(60.0, "time limit in seconds for one reply of a server", above=0)
+    attempts: int = field(6, "attempts for one row on a server, including the first", least=1)
+    max_calls: int = field(0, "limit on calls of a server over the whole run; 0: none", least=0)
+    max_tokens: int = field(0, "limit on tokens of a server over the whole run; 0: none", least=0)
+    cache: str = field("", "file that stores a server's verdicts; empty: judge.sqlite in the workdir")
 
     @property
     def remote(self) -> bool:
@@ -187,17 +190,17 @@ class JudgeSettings:
 class ReportSettings:
     """What is logged and shown."""
 
-    no_chain: bool = field(True, "score each answer without a chain too, every step; it has no gradient")
+    no_chain: bool = field(True, "every step, also score each answer without a chain; without a gradient")
     transition_words: tuple[str, ...] = field(
         ("wait", "but", "however", "let me check", "hmm", "alternatively", "actually"),
-        "words that are counted in the chains, per hundred words",
+        "words counted in the chains, per hundred words",
     )
     samples_every: int = field(1, "steps between entries in samples.jsonl; 0: none", least=0)
-    sample_prompts: int = field(1, "prompts written each time, with all their chains", least=0)
-    console_samples: int = field(20, "steps between chains shown on the console; 0: none", least=0)
-    wandb: Literal["off", "offline", "online"] = field("off", "a copy of the metrics in wandb")
+    sample_prompts: int = field(1, "prompts per entry, each with all its chains", least=0)
+    console_samples: int = field(20, "steps between chains printed on the console; 0: none", least=0)
+    wandb: Literal["off", "offline", "online"] = field("off", "copy the metrics to wandb")
     wandb_project: str = field("rl_likelihood", "the project in wandb")
-    tensorboard: bool = field(False, "a copy of the metrics as TensorBoard's files, in the workdir's tensorboard/")
+    tensorboard: bool = field(False, "copy the metrics to TensorBoard files in the workdir's tensorboard/")
     profile: tuple[int, ...] = field((), "first and last step of a profiler trace, written into the workdir's profile/")
 
 
@@ -205,7 +208,7 @@ class ReportSettings:
 class Config:
     """Every field there is, and what follows from several."""
 
-    seed: int = field(0, "of sampling, data order and random initial weights", least=0, most=2**32 - 1)
+    seed: int = field(0, "seed of sampling, data order and random initial weights", least=0, most=2**32 - 1)
     model: ModelSettings = ModelSettings()
     lora: LoraConfig = LoraConfig()
     mesh: MeshSettings = MeshSettings()
@@ -216,7 +219,7 @@ class Config:
     env: EnvConfig = EnvConfig()
     preset: str = field(
         "none",
-        "a published method (rl_likelihood/presets.py), which sets what its paper sets; the command line overrides it",
+        "a published method: sets what its paper sets (rl_likelihood/presets.py); the command line overrides it",
     )
     reward: RewardConfig = RewardConfig()
     judge: JudgeSettings = JudgeSettings()

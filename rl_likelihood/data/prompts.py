@@ -45,14 +45,14 @@ class PromptConfig:
     """
 
     instruction: str = field("", "how to answer; empty: the standard one (data/prompts.py)")
-    instruction_path: str = field("", "a text file with the instruction, in its place")
-    use_system: bool = field(True, "instruction as system message; False puts it before the question")
+    instruction_path: str = field("", "a text file with the instruction, instead of prompt.instruction")
+    use_system: bool = field(True, "True: the instruction is the system message; False: it comes before the question")
     template: Literal["model", "plain", "raw"] = field(
         "model",
         "model: the tokenizer's chat template; plain: Question and Answer lines, for base models without one; raw: the "
         "text itself and the tag, for documents",
     )
-    date: str = field("", "date for chat templates that print one, as 2026-11-28; empty: the day the run began")
+    date: str = field("", "date for chat templates that print one, such as 2026-11-28; empty: the day the run began")
     examples: int = field(0, "worked examples before the question, as earlier turns of the chat", least=0)
     examples_path: str = field(
         "",

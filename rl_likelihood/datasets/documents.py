@@ -37,10 +37,10 @@ class DocumentConfig:
     context: int = field(64, "maximum words shown before the cut or paragraph", least=1)
     continuation: int = field(8, "words of the reference answer; of a paragraph, the maximum", least=1)
     least: int = field(1, "next_passage: minimum words of a paragraph", least=1)
-    cuts: int = field(1, "questions for each document; fewer where it has too few places", least=1)
-    shown: int = field(8, "verse: lines of a poem that are shown", least=1)
-    asked: int = field(6, "verse: lines of the reference answer, which end the poem; 0: all that follow", least=0)
-    work: Literal["poem", "file"] = field("poem", "verse: what a split keeps together")
+    cuts: int = field(1, "questions per document; fewer if the document is too short", least=1)
+    shown: int = field(8, "verse: lines of the poem in the prompt", least=1)
+    asked: int = field(6, "verse: lines of the reference answer, the last of the poem; 0: all that follow", least=0)
+    work: Literal["poem", "file"] = field("poem", "verse: what is held out as a whole")
 
 
 def questions_of(id: str, text: str, cfg: DocumentConfig, seed: int) -> list[Example]:

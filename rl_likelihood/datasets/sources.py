@@ -40,8 +40,8 @@ class DataConfig:
 
     source: Literal["reasoning_gym", "files", "jsonl", "prepared", "documents"] = field(
         "reasoning_gym",
-        "reasoning_gym: tasks made by a program; files: your own rows (jsonl is its old name); prepared: a folder that "
-        "rl_likelihood.datasets.prepare wrote; documents: plain texts, cut in two (docs/writing.md)",
+        "reasoning_gym: generated tasks; files: your own rows (jsonl is its old name); prepared: a folder that "
+        "rl_likelihood.datasets.prepare wrote; documents: plain texts, cut into prompt and answer (docs/writing.md)",
     )
     tasks: tuple[str, ...] = field(
         ("basic_arithmetic",),
@@ -54,7 +54,7 @@ class DataConfig:
         "Hugging Face hub, hf:owner/name[@revision][/folder]; prepared: the folder",
     )
     heldout_path: str = field("", "files: the held-out rows; empty: a split of train_path, or else some of its rows")
-    train_split: str = field("", "which split to train on, where there are several; empty: train")
+    train_split: str = field("", "which split to train on, if there are several; empty: train")
     heldout_split: str = field("", "which split to hold out; empty: validation, or test if there is no validation")
     fast_split: str = field("", "prepared: another split for the fast evaluations during training")
     prompt_column: str = field("prompt", "files: the field with the question, or with a conversation")
@@ -69,7 +69,9 @@ class DataConfig:
     )
     seed: int = field(0, "seed of generated questions", least=0)
     documents: DocumentConfig = DocumentConfig()
-    skip_bad_rows: bool = field(False, "leave out bad or too long rows, which are counted and named")
+    skip_bad_rows: bool = field(
+        False, "leave out bad or too long rows instead of refusing them; they are counted and named"
+    )
 
     @property
     def columns(self) -> Columns:

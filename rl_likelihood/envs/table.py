@@ -18,12 +18,16 @@ from rl_likelihood.shapes import UserError
 class EnvConfig:
     """A conversation with an environment, instead of one answer."""
 
-    name: str = field("none", "environment that the model talks to (docs/tools.md); none: single-turn answers")
-    file: str = field("", "a Python file of yours with more ENVIRONMENTS (docs/tools.md)")
+    name: str = field("none", "environment that replies to the model (docs/tools.md); none: single-turn answers")
+    file: str = field("", "your own Python file with more ENVIRONMENTS (docs/tools.md)")
     path: str = field("", "the folder with the files that the environment needs: tau2's, for telecom")
     style: Style = field("hermes", "how the model writes a tool call")
     prompt: Literal["compact", "full"] = field("compact", "telecom: our summary of the policy, or tau2's whole policy")
-    seconds: float = field(10.0, "time limit for the replies of one turn; slower conversations are dropped", above=0)
+    seconds: float = field(
+        10.0,
+        "time limit in seconds for the replies to one message of all rows; slower conversations are dropped",
+        above=0,
+    )
     credit: Literal["outcome", "turn"] = field(
         "outcome",
         "what each message earns: outcome, the conversation's reward; turn, also its gain in the likelihood of the "

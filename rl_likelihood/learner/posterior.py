@@ -35,7 +35,7 @@ PROMPT = "\n\nThe right answer is:\n{answer}\n\nReason step by step towards it, 
 class PosteriorConfig:
     """A second prompt that shows the reference answer, for some of the chains or for self-distillation."""
 
-    share: float = field(0.0, "share of each group's chains sampled after the posterior prompt", least=0, most=1)
+    share: float = field(0.0, "share of each group's chains that is sampled from the posterior prompt", least=0, most=1)
     prompt: str = field(PROMPT, "the posterior prompt: text added to the question; {answer} is the reference answer")
     max_prompt: int = field(
         0, "maximum tokens of the posterior prompt; 0: prompt.max_prompt + prompt.max_answer + 64", least=0
@@ -47,16 +47,18 @@ class PosteriorConfig:
         least=0,
         most=1,
     )
-    kl: float = field(0.0, "coefficient of the KL from the target to the chains after the question", least=0)
-    weight_cap: float = field(0.0, "cap of a chain's importance weight; 0: none, the exact gradient", least=0)
+    kl: float = field(0.0, "coefficient of the KL from the target to the policy given the question", least=0)
+    weight_cap: float = field(0.0, "cap on a chain's importance weight; 0: none, the exact gradient", least=0)
     answer_rows: Literal["all", "positive"] = field(
         "all",
         "rows of the answer term: all, weighted, which is exact; or those after the question with a positive advantage",
     )
     distill: float = field(
-        0.0, "self-distillation: each token's advantage is this times log q - log p; with share 0", least=0
+        0.0,
+        "self-distillation: this times log q - log p is added to each token's advantage; needs posterior.share=0",
+        least=0,
     )
-    distill_clip: float = field(5.0, "bound on log q - log p of a token, on both sides", above=0)
+    distill_clip: float = field(5.0, "clip of log q - log p of a token, on both sides", above=0)
 
     @property
     def used(self) -> bool:

@@ -32,11 +32,11 @@ class PreferenceConfig:
     """How `python -m rl_likelihood.reward_model` trains. The decoder's learning rate is optim.lr."""
 
     loss: Literal["bradley_terry", "listwise"] = field(
-        "bradley_terry", "bradley_terry: the pairs of right and wrong; listwise: the right one among all"
+        "bradley_terry", "bradley_terry: pairs of a right and a wrong answer; listwise: the right answer among all"
     )
     centre: float = field(0.0, "weight of (right + wrong)^2, which keeps scores near 0; 0.01 is usual", least=0)
     head_lr: float = field(1e-3, "learning rate of the value head, with the decoder's schedule", above=0)
-    options: int = field(5, "answers of one question at most, the right one included", least=2)
+    options: int = field(5, "maximum answers to one question, including the right one", least=2)
 
 
 class Trained(struct.PyTreeNode):

@@ -32,8 +32,8 @@ from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, AnyArray, 
 class ProxyConfig:
     """NOVER's proxy: a slowly moving copy of the policy that scores answers."""
 
-    every: int = field(100, "steps between moves of NOVER's proxy towards the policy", least=1)
-    decay: float = field(0.9, "how much of itself it keeps", least=0, below=1)
+    every: int = field(100, "steps between updates of NOVER's proxy model towards the policy", least=1)
+    decay: float = field(0.9, "share of itself that the proxy keeps in an update", least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +41,17 @@ class CriticConfig:
     """The critic of the reward `adversarial`, which starts as the run's own model."""
 
     form: Literal["head", "label"] = field(
-        "head", "head: a value head scores an answer; label: it says which of two answers is the expert's, or neither"
+        "head",
+        "head: the critic scores an answer with a value head; label: it says which of two answers is the expert's",
     )
-    reward: Kind = field("gan", "what its score pays the policy (docs/judges.md); with a head")
-    tau_critic: float = field(0.55, "what the critic gets for a tie; with labels", least=0, most=1)
-    tau_policy: float = field(0.6, "what the policy gets for a tie; with labels", least=0, most=1)
-    lr: float = field(1e-5, "learning rate of its decoder, with the policy's schedule", least=0)
-    head_lr: float = field(1e-3, "learning rate of its value head", above=0)
-    steps: int = field(1, "updates of the critic for one of the policy", least=1)
-    replay: int = field(0, "earlier answers of the policy that it goes on learning from; 0: none", least=0)
-    replay_share: float = field(0.5, "weight of those in its loss", least=0, most=1)
+    reward: Kind = field("gan", "form head: the policy's reward from the critic's score (docs/judges.md)")
+    tau_critic: float = field(0.55, "form label: what the critic gets for a tie", least=0, most=1)
+    tau_policy: float = field(0.6, "form label: what the policy gets for a tie", least=0, most=1)
+    lr: float = field(1e-5, "learning rate of the critic's decoder, with the policy's schedule", least=0)
+    head_lr: float = field(1e-3, "learning rate of the critic's value head", above=0)
+    steps: int = field(1, "updates of the critic per update of the policy", least=1)
+    replay: int = field(0, "number of earlier answers of the policy that stay in the critic's loss; 0: none", least=0)
+    replay_share: float = field(0.5, "weight of these earlier answers in the critic's loss", least=0, most=1)
     optimizer: OptimizerConfig | None = None  # `optim` with this lr
 
 

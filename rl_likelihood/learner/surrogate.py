@@ -34,19 +34,20 @@ class LossConfig:
 
     answer_term: float = field(1.0, "coefficient of the reward's own gradient; 1 is exact, 0 leaves it out")
     span: Literal["auto", "chain", "response"] = field(
-        "auto", "tokens of the policy term: the chain, chain and sampled answer, or what the reward needs (auto)"
+        "auto",
+        "tokens of the policy term: the chain, or chain and sampled answer (response); auto: what the reward needs",
     )
     advantage: Literal["loo", "mean", "std", "std_clip"] = field("loo", "how the leave-one-out differences are scaled")
     aggregation: Literal["seq_sum", "seq_mean", "token_mean", "const", "delta_l", "delta_l_batch"] = field(
         "seq_sum", "how tokens become one loss"
     )
     delta_l_alpha: float = field(
-        1.0, "delta_l: a row of n tokens weighs n^-alpha, over the mean of the group or of the batch", least=0
+        1.0, "delta_l: a row of n tokens has weight n^-alpha, divided by the mean over the group or batch", least=0
     )
     ratio: Literal["none", "token", "sequence"] = field(
         "none", "truncated importance weights of the policy term, for stale rollouts (the answer term has none)"
     )
-    ratio_cap: float = field(2.0, "cap of these weights", least=0)
+    ratio_cap: float = field(2.0, "cap on these weights", least=0)
     clip_low: float = field(
         0.0, "PPO clip of the token ratio at 1 - clip_low; 0 leaves that side open", least=0, most=1
     )
@@ -55,24 +56,24 @@ class LossConfig:
         "token", "what is clipped: each token's ratio, or the geometric mean of a row's (GSPO)"
     )
     mask_move: float = field(
-        0.0, "leave out tokens whose probability moved further, the way the advantage pushes (DPPO); 0: none", least=0
+        0.0,
+        "leave out tokens whose probability moved further than this in the advantage's direction (DPPO); 0: none",
+        least=0,
     )
     kl: Literal["none", "k1", "k2", "k3", "reward_k1"] = field(
-        "none", "KL to the reference, the initial model: an estimator in the loss, or k1 in the reward (RLOO)"
+        "none", "KL to the reference model: an estimator in the loss, or k1 in the reward (RLOO)"
     )
     kl_coef: float = field(0.0, "coefficient of the KL term", least=0)
     reference_every: int = field(
-        0, "steps between moves of the reference towards the policy; 0: it never moves", least=0
+        0, "steps between updates of the reference towards the policy; 0: it stays the initial model", least=0
     )
     reference_decay: float = field(
         0.0,
-        "share of itself that the reference keeps in a move; 0: it becomes the policy",
+        "share of itself that the reference keeps in an update; 0: it becomes the policy",
         least=0,
         below=1,
     )
-    format_term: float = field(
-        0.0, "coefficient of minus the mean log-prob of the closing tags that were forced on a chain (NRT)", least=0
-    )
+    format_term: float = field(0.0, "coefficient of minus the mean log-prob of forced closing tags (NRT)", least=0)
     policy_term: float = 1.0  # coefficient of the log pi(z) term; 0 is supervised training
     max_tokens: int = 1  # the constant of aggregation "const" (Dr.GRPO): tokens that a row may have
 

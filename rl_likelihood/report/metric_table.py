@@ -1,9 +1,9 @@
-"""The table of metrics, metrics.csv: name, label, unit, which way is better, definition.
+"""The table of metrics, metrics.csv: name, label, unit, which direction is better, definition.
 
     python -m rl_likelihood.report.metric_table > docs/metrics.md
 
 The console, tables, figures, the page and docs/metrics.md take their words from it. A name is the one in the files of
-a workdir. `{name}`, `{k}` or `{n}` in a name stands for any word or number: one row describes a family.
+a workdir. `{name}`, `{k}` or `{n}` in a name stands for any word or number, so that one row describes a family.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rl_likelihood.shapes import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One number of a line of metrics.jsonl or eval.jsonl, whichever `file` is.
+    """One metric of metrics.jsonl or eval.jsonl, as `file` says.
 
     unit:    "%" for a share, which the files hold as 0 to 1
-    better:  "higher", "lower", or "" where neither is
+    better:  "higher", "lower", or "" if neither is better
     digits:  decimals in a table
     short:   label in the console line of a step
-    sampled: made from tokens that the policy sampled; sft samples none, so it has no such number
+    sampled: computed from tokens that the policy sampled; sft samples none, so it lacks this metric
     """
 
     file: str
@@ -42,7 +42,7 @@ class Metric:
 
     @property
     def scale(self) -> int:
-        """What turns the number of a file into the number that is shown."""
+        """Factor from the number in a file to the number that is shown."""
         return 100 if self.unit == "%" else 1
 
     @property
@@ -69,7 +69,7 @@ def _read() -> list[Metric]:
 
 
 METRICS = {row.name: row for row in _read()}
-# What else stands in a line of the files.
+# Other keys of a line in the files.
 NOT_METRICS = frozenset({"step", "stage", "data", "records", "records_mc", "examples", "ci95", "questions_of"})
 
 _MARKS = {"{name}": r"(.+)", "{k}": r"(\d+)", "{n}": r"(\d+)"}
@@ -77,7 +77,7 @@ _MARKS = {"{name}": r"(.+)", "{k}": r"(\d+)", "{n}": r"(\d+)"}
 
 @functools.cache
 def metric(name: str) -> Metric:
-    """The row of a name, or of its family with the label made for it. KeyError for a name that the table lacks."""
+    """The row of a name, or of its family with the label filled in. KeyError for a name that the table lacks."""
     if name in METRICS:
         return METRICS[name]
     for row in METRICS.values():
@@ -90,14 +90,14 @@ def metric(name: str) -> Metric:
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether the best evaluation by this metric of eval.jsonl has the highest value; UserError for no such metric."""
+    """Whether higher values of this metric of eval.jsonl are better; UserError if it has no better direction."""
     try:
         better = metric(name).better if metric(name).file == "eval.jsonl" else ""
     except KeyError:
         better = ""
     if not better:
         raise UserError(
-            f"train.best is {name!r}; it must be a metric of eval.jsonl that docs/metrics.md calls better higher or "
+            f"train.best is {name!r}; it must be a metric of eval.jsonl for which docs/metrics.md says higher or "
             "lower, such as greedy_success"
         )
     return better == "higher"
@@ -115,7 +115,7 @@ def unknown(row: Mapping[str, Any]) -> list[str]:
 
 
 def without_samples(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A step's numbers without those made from sampled tokens: sft samples none, and they would read 0."""
+    """A step's metrics without those of sampled tokens: sft samples none, so they would be 0."""
     return {name: value for name, value in row.items() if not (name in METRICS and METRICS[name].sampled)}
 
 
@@ -124,13 +124,13 @@ def markdown() -> str:
     parts = [
         "# Metrics",
         "<!-- Made by `python -m rl_likelihood.report.metric_table > docs/metrics.md` from report/metrics.csv. -->",
-        "A share is 0 to 1 in the files and % wherever it is shown. A name in braces stands for any word or number.",
+        "Shares are 0 to 1 in the files and % wherever they are shown. A name in braces stands for any word or number.",
     ]
     about = {
-        "metrics.jsonl": "One line for each step of training.",
-        "eval.jsonl": "One line for each evaluation. `ci95` holds 95 % intervals: percentiles over bootstrap samples "
-        "of the questions, or, of a share that is 0 or 1 in every question, the exact interval of Clopper and Pearson. "
-        "`questions_of` says how many questions a number is made of, where not all have it.",
+        "metrics.jsonl": "One line per training step.",
+        "eval.jsonl": "One line per evaluation. `ci95` holds 95 % intervals, by bootstrap over the questions. If a "
+        "share is 0 or 1 in every question, it is the exact interval of Clopper and Pearson. "
+        "`questions_of` has the number of questions behind a metric that not all questions have.",
     }
     for file, words in about.items():
         lines = ["| name | label | unit | better | definition |", "|---|---|---|---|---|"]

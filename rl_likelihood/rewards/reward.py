@@ -94,8 +94,10 @@ class RewardConfig:
         'a reward of docs/rewards.md, a weighted sum as "0.9*rlpr + 0.1*format" or "self_certainty/std + math/std", '
         "or sft: supervised on the reference answer",
     )
-    file: str = field("", "a Python file of yours with more REWARDS or GRADERS (CONTRIBUTING.md)")
-    truncated: Literal["force_close", "floor", "drop"] = field("force_close", "for chains that never open the answer")
+    file: str = field("", "your own Python file with more REWARDS or GRADERS (CONTRIBUTING.md)")
+    truncated: Literal["force_close", "floor", "drop"] = field(
+        "force_close", "a chain that never opens the answer gets the missing tags, gets reward.floor, or is dropped"
+    )
     floor: float = field(-10.0, 'log-prob of each answer token after such a chain, with truncated="floor"', below=0)
     base_rl: tuple[float, ...] = field((1.0, 0.1, 0.0), "base_rl: right; wrong but in the format; not in the format")
     baseline: Literal["none", "frozen", "live"] = field(
@@ -108,16 +110,20 @@ class RewardConfig:
         "of the answer's tokens, in weighted_log_prob, weighted_avg_prob and nrt: 1/p or -log p without a chain, or "
         "the standard deviation of log p over the group",
     )
-    clip_gain: bool = field(True, "nrt: a chain that does worse than none earns 0 instead of less")
+    clip_gain: bool = field(True, "nrt: a chain that is worse than no chain gets 0 instead of a negative reward")
     length_min: float = field(100.0, "tokens below which `length` = min(tokens - this, 0) is negative", least=0)
     overlong_max: float = field(
-        0.0, "sampled tokens from which `overlong` is -1; 0: as many as a row may have", least=0
+        0.0, "sampled tokens from which `overlong` is -1; 0: the most that a row may have", least=0
     )
-    overlong_cache: float = field(0.0, "tokens before it over which it falls to -1; 0: a quarter of it", least=0)
+    overlong_cache: float = field(
+        0.0, "tokens before overlong_max over which it falls from 0 to -1; 0: a quarter of overlong_max", least=0
+    )
     entropy_base: Literal["e", "2"] = field("e", "unit of entropy and trajectory rewards: nats or bits")
-    vote_train: int = field(0, "rows of each group trained on, while majority_vote counts all; 0: all", least=0)
+    vote_train: int = field(
+        0, "rows of each group that are trained on; majority_vote still counts all; 0: all", least=0
+    )
     sft_chain: Literal["none", "answer", "both"] = field(
-        "none", "sft: the answer alone, the answer after the data's chain, or both"
+        "none", "sft: train the answer alone, the answer after the data's chain, or chain and answer"
     )
     terms: tuple[Term, ...] = ()
 

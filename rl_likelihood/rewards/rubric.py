@@ -19,20 +19,21 @@ class RubricSettings:
 
     path: str = field("", "file of rubrics, one for each training question, in HealthBench's format")
     aggregate: Kind = field("healthbench", "how verdicts become a number (docs/judges.md)")
-    writer: str = field("", "who writes rubrics: a model as in model.path, or an address; empty: judge.model")
-    writer_name: str = field("", "the model's name at that address; empty: judge.name")
-    seeds: str = field("", "file of rubrics to begin with: cases to show, and their criteria to choose from")
+    writer: str = field("", "the model that writes rubrics: as in model.path, or a server; empty: judge.model")
+    writer_name: str = field("", "the model's name on that server; empty: judge.name")
+    seeds: str = field("", "file of rubrics that the writer is shown examples from")
     retriever: Literal["bm25", "decoder", "http", "bm25+decoder", "bm25+http"] = field(
-        "bm25", "what finds them: shared words, states of the writer, vectors of the writer's address; + joins two"
+        "bm25",
+        "how similar examples are found: shared words, hidden states of the writer, its server's embeddings; +: both",
     )
-    store: str = field("numpy", "what compares vectors: numpy, faiss, or milvus: with a file or address")
-    cases: int = field(3, "similar questions that are shown, with their rubrics, when a new rubric is written", least=0)
-    pool: int = field(15, "similar criteria that are shown with them", least=0)
-    items: int = field(12, "criteria that a rubric has at most", least=1)
-    max_new: int = field(768, "tokens of a written rubric at most", least=16)
-    rollouts: int = field(8, "answers of the policy that --filter judges for each question", least=1)
-    low: float = field(0.05, "--filter drops criteria that a smaller share of the answers meets", least=0, most=1)
-    high: float = field(0.95, "--filter drops criteria that a larger share of the answers meets", least=0, most=1)
+    store: str = field("numpy", "what compares vectors: numpy, faiss, or milvus:FILE_OR_ADDRESS")
+    cases: int = field(3, "similar questions shown to the writer, with their rubrics", least=0)
+    pool: int = field(15, "similar criteria shown to the writer", least=0)
+    items: int = field(12, "maximum criteria of a rubric", least=1)
+    max_new: int = field(768, "maximum tokens of a written rubric", least=16)
+    rollouts: int = field(8, "answers per question that --filter samples and judges", least=1)
+    low: float = field(0.05, "--filter drops criteria met by a smaller share of the answers", least=0, most=1)
+    high: float = field(0.95, "--filter drops criteria met by a larger share of the answers", least=0, most=1)
 
 
 class Aggregated(NamedTuple):

@@ -141,11 +141,13 @@ class FilterConfig:
         "leave out groups of equal rewards (DAPO), below a constant, or below beta times a running mean (RLPR); "
         "token_spread: by the answer token whose log-prob differs most between the chains (DRO)",
     )
-    threshold: float = field(0.0, "std_below, token_spread: the least standard deviation that counts", least=0)
-    beta: float = field(0.5, "ema: the least standard deviation that counts, over the running mean", least=0)
+    threshold: float = field(0.0, "std_below, token_spread: the smallest standard deviation that is kept", least=0)
+    beta: float = field(
+        0.5, "ema: the smallest standard deviation that is kept, as a share of the running mean", least=0
+    )
     resample: int = field(
         0,
-        "further batches of fresh prompts that a step may sample to replace the groups left out (DAPO); 0: none",
+        "extra batches of fresh prompts that a step may sample to replace groups left out (DAPO); 0: none",
         least=0,
     )
     start: int = 10  # mode ema: the number of first steps without a filter

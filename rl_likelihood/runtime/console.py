@@ -1,4 +1,4 @@
-"""Console output of a run, from process 0 only. A closed terminal never ends a run."""
+"""Printing to the console, by the first of several processes. A lost terminal never ends a run."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def outlive_the_terminal() -> None:
 
 
 def say(text: str) -> None:
-    """Prints one line at once, from process 0."""
+    """Print one line, unbuffered, in the first of several processes."""
     if distributed.first():
         print(text, flush=True)
 
 
 def say_at_once(text: str) -> None:
-    """`say` for signal handlers. A handler may interrupt a print, and Python's buffer refuses a second print inside the
-    first. So this bypasses the buffer."""
+    """`say` for signal handlers. They may interrupt a print, and Python's buffer allows no print inside a print, so
+    this bypasses the buffer."""
     if distributed.first():
         with contextlib.suppress(OSError):
             os.write(1, f"{text}\n".encode())
 
 
 def size(count: float) -> str:
-    """A number of bytes in words: 16.9 MiB, 2.3 GiB."""
+    """Bytes for people: 16.9 MiB, 2.3 GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
@@ -74,12 +74,12 @@ def counted(n: int, what: str) -> str:
 
 
 def chains_words(samples: int) -> str:
-    """The chains per question of an evaluation, in words."""
+    """How many chains an evaluation samples for each question."""
     return f"1 greedy and {counted(samples, 'sampled chain')} each" if samples else "1 greedy chain each"
 
 
 def duration(seconds: float) -> str:
-    """A duration in words: 42s, 3m12s, 2h05m, 3d04h."""
+    """Seconds for people: 42s, 3m12s, 2h05m, 3d04h."""
     s = max(0, round(seconds))
     if s < 60:
         return f"{s}s"

@@ -49,11 +49,13 @@ class SamplerSettings:
         least=-1,
     )
     temperature: float = field(1.0, "the policy is the distribution at this temperature", above=0)
-    slots: int = field(0, "rows decoded at once; when one stops, the next row takes its slot; 0: all rows", least=0)
+    slots: int = field(0, "rows decoded at once on a device; when one stops, the next starts; 0: all rows", least=0)
     width_multiple: int = field(
         0, "rows are padded to a multiple of this (each width compiles once); 0: to the maximum width", least=0
     )
-    max_staleness: int = field(0, "updates that a rollout may lag behind; 0: on-policy and reproducible", least=0)
+    max_staleness: int = field(
+        0, "updates that a rollout may be behind the learner; 0: on-policy and reproducible", least=0
+    )
     queue_depth: int = field(2, "maximum rollouts in the queue", least=1)
     devices: str = field("shared", 'shared with the learner, or "4": the last 4 devices of each process only sample')
     weights: Literal["compute", "int8"] = field(

@@ -1,4 +1,4 @@
-"""The summary that a run prints before it starts."""
+"""The lines that a run prints before it starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRUNCATED = {
 
 
 def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | None) -> None:
-    """Prints what runs, on which devices, with which reward. `resume`: the step of the checkpoint that is resumed."""
+    """Print the model, devices, data, reward, sizes and workdir. `resume`: the checkpoint's step."""
     c, m = task.config, task.model
     specs = jax.tree.leaves(param_specs(m), is_leaf=is_spec)
     parameters = sum(math.prod(spec.shape) for spec in specs)
@@ -47,7 +47,7 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
     say(f"reward   {reward_words(c)}")
     if c.loss.kl == "k1":
-        say("warning: loss.kl=k1 has no gradient in expectation; use k2 or reward_k1 to stay near the initial model")
+        say("warning: loss.kl=k1 has no gradient in expectation; use k2, k3 or reward_k1")
     say(f"scored   {SCORED[c.prompt.score_delims]}; {TRUNCATED[c.reward.truncated]}")
     p, g = c.train.prompts_per_step, 1 if c.reward.supervised else c.sampler.group_size
     micro_size = largest_forward(c, task.fmt, devices.learner)
@@ -57,10 +57,10 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{micro}, {schedule}")
     copies = memory_copies(task, parameters, loops=micro_size < p or (measured and p > 1))
     copy_words = f"{', '.join(copies)}, on {counted(devices.learner.size, 'device')}"
-    say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {copy_words}; activations come on top")
+    say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {copy_words}, plus activations")
     say(f"disk     {disk_words(c, m)}")
     if workdir is not None:
-        start_words = f"goes on after step {resume}" if resume is not None else "new run"
+        start_words = f"resumes after step {resume}" if resume is not None else "new run"
         say(f"workdir  {workdir} ({start_words}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
 
 
@@ -69,7 +69,7 @@ def disk_words(c: Config, model: ModelConfig) -> str:
     disk = disk_of_run(c, model)
     without = "" if c.train.keep_optimizer else " without optimizer state"
     maximum, finished = map(size, disk)
-    return f"at most {maximum} of checkpoints, {finished}{without} once the run is finished"
+    return f"at most {maximum} of checkpoints, {finished}{without} after the run"
 
 
 def device_words(devices: Devices) -> str:
@@ -78,8 +78,8 @@ def device_words(devices: Devices) -> str:
     if jax.process_count() > 1:
         words += f" of {jax.process_count()} processes"
     if devices.separate:
-        words += f", {devices.sampler.size} of each process for sampling"
-    return f"{words}: {' x '.join(f'{k} {v}' for k, v in devices.learner.shape.items())}"
+        words += f", {devices.sampler.size} per process for sampling"
+    return f"{words}; learner: {' x '.join(f'{k} {v}' for k, v in devices.learner.shape.items())}"
 
 
 def reward_words(c: Config) -> str:
@@ -87,20 +87,19 @@ def reward_words(c: Config) -> str:
     terms = [f"advantage {c.loss.advantage}", f"policy term on the {c.step.policy_span}"]
     name = c.reward.name
     if c.reward.supervised:
-        chain = {"none": "without chain", "answer": "after the given chain", "both": "and the given chain before it"}
-        name, terms = f"none: supervised on the reference answer, {chain[c.reward.sft_chain]}", []
+        chain = {"none": "without a chain", "answer": "after the data's chain", "both": "and on the data's chain"}
+        name, terms = f"none: supervised on the reference answer {chain[c.reward.sft_chain]}", []
     elif any(t.reward.differentiable for t in c.reward.terms):
         name += " of the reference answer after the chain" if name in OBJECTIVES else ""
         terms.append(f"answer term x {c.loss.answer_term:g}")
     terms.append(f"KL {c.loss.kl} x {c.loss.kl_coef:g}" if c.loss.kl != "none" else "no KL")
     if c.filter.mode != "none":
-        terms.append(f"groups filtered by {c.filter.mode}")
+        terms.append(f"filter {c.filter.mode}")
     return f"{name}; {', '.join(terms)}"
 
 
 def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
-    """The arrays that a run holds, in units of one float32 copy of the parameters. `loops`: the step has several
-    micro-batches."""
+    """The arrays that a run holds, in units of the parameters' size. `loops`: the step loops over micro-batches."""
     m, step, lora = task.model, task.config.step, task.config.lora
     specs = trained_specs(m, lora)
     params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)

@@ -127,7 +127,7 @@ def test_sigterm_finishes_the_step_saves_and_the_run_goes_on_with_its_queue(tmp_
     "changes, words",
     [
         ({"sampler__devices": "8"}, "sampler.devices is 8 of the 8 devices .* at most 7"),
-        ({"sampler__devices": "half"}, "sampler.devices is 'half'; it must be shared, or how many"),
+        ({"sampler__devices": "half"}, "sampler.devices is 'half'; it must be shared"),
         ({"sampler__devices": "2"}, "data x fsdp x tensor = .* = 8 devices, but there are 6"),
         ({"sampler__tensor": 3}, "sampler.tensor is 3, which does not divide the 8 devices"),
         ({"sampler__tensor": 2}, "sampler.tensor is 2; it must be 1, or mesh.tensor = 4"),
