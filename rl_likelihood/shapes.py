@@ -56,7 +56,8 @@ class Prompts(struct.PyTreeNode):
 
     `answer` holds the ids that follow the opening answer tag: closing bracket of the tag, the
     reference answer, the closing tag. `answer_scored` marks those whose log-probs count.
-    `uid` is the row's position in the run's data stream; the row's random keys are made from it.
+    `uid` is the row's position in the run's data stream; the row's random keys are made from it. All prompts begin with
+    the same `common` ids (instruction and worked examples), which model and sampler compute once.
     """
 
     tokens: Int[np.ndarray, "P S"]
@@ -65,6 +66,7 @@ class Prompts(struct.PyTreeNode):
     answer_length: Int[np.ndarray, "P"]
     answer_scored: Bool[np.ndarray, "P A"]
     uid: Int[np.ndarray, "P"]
+    common: int = struct.field(pytree_node=False, default=0)
 
 
 class Outcomes(struct.PyTreeNode):
@@ -204,6 +206,7 @@ class Batch(struct.PyTreeNode):
     compared: Compared | None = None
     replayed: Compared | None = None
     packing: Packing | None = None
+    common: int = struct.field(pytree_node=False, default=0)  # as in Prompts
 
     @property
     def rows_alone(self) -> Batch:

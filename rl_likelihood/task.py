@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.alternatives import with_alternatives
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
+from rl_likelihood.data.common import all_begin_with, common_ids
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.shown import with_shown
 from rl_likelihood.datasets import sources
@@ -69,6 +70,7 @@ class Task:
     heldout: list[EncodedExample]
     data_line: str
     fast: list[EncodedExample] = dataclasses.field(default_factory=list)
+    common: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # data/common.py
 
     def key(self, purpose: int, step: int = 0) -> jax.Array:
         """The random key of one purpose at one step."""
@@ -77,7 +79,9 @@ class Task:
     def collate(self, rows: list[EncodedExample], uid: np.ndarray, max_prompt: int = 0) -> Prompts:
         """Rows as fixed-width arrays; `uid` names their random keys."""
         c = self.config.prompt
-        return prompts.collate(rows, uid, max_prompt or c.max_prompt, c.max_answer, self.fmt.pad_id)
+        out = prompts.collate(rows, uid, max_prompt or c.max_prompt, c.max_answer, self.fmt.pad_id)
+        begin = len(self.common) and all_begin_with([row.prompt_ids for row in rows], self.common)
+        return out.replace(common=len(self.common)) if begin else out
 
     def sampler(self, **changes: Any) -> SamplerConfig:
         """The config's sampler for this model and format."""
@@ -293,6 +297,7 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
                 f"reward.name is {c.reward.name!r}, but no training row has a field 'alternatives' (a list of other "
                 "answers); add it, or choose log_prob"
             )
+    heldout_rows, fast_rows = encode(heldout)[0], encode(fast)[0]
     task = Task(
         config=c,
         model=model,
@@ -300,11 +305,22 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
         tokenizer=text,
         fmt=fmt,
         train=rows,
-        heldout=encode(heldout)[0],
+        heldout=heldout_rows,
         data_line=sources.describe(c.data, rows, heldout, report, too_long),
-        fast=encode(fast)[0],
+        fast=fast_rows,
+        common=_common(c, text, fmt, [*rows, *heldout_rows, *fast_rows]),
     )
     return task, params
+
+
+def _common(c: Config, text: PreTrainedTokenizerBase, fmt: ChainFormat, rows: list[EncodedExample]) -> np.ndarray:
+    """The ids with which all prompts begin. They do not depend on which rows are loaded, except in conversations, whose
+    environment writes the instruction."""
+    if not rows:
+        return np.zeros(0, np.int32)
+    questions = [dataclasses.replace(rows[0].example, prompt=x, messages=(), answer="0") for x in ("0", "a")]
+    probes = [row.prompt_ids for row in (rows if c.converses else prompts.encode_all(questions, text, c.prompt, fmt))]
+    return common_ids(probes, [row.prompt_ids for row in rows])
 
 
 def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:
