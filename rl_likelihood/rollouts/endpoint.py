@@ -204,10 +204,10 @@ class Endpoint:
         with self._lock:
             calls, tokens = self._cache.calls + 1, self._cache.tokens + estimate(body)
             if s.max_calls and calls > s.max_calls:
-                raise UserError(f"judge.max_calls is {s.max_calls}, and so many were made; raise it to go on")
+                raise UserError(f"judge.max_calls is {s.max_calls}, and that many were made; raise it to continue")
             if s.max_tokens and tokens > s.max_tokens:
                 raise UserError(
-                    f"judge.max_tokens is {s.max_tokens}, and {self._cache.tokens} were used; raise it to go on"
+                    f"judge.max_tokens is {s.max_tokens}, and {self._cache.tokens} were used; raise it to continue"
                 )
             self._cache.calls, self._cache.tokens = calls, tokens
 
