@@ -162,7 +162,7 @@ def restore(
         if distributed.share((path / DROPPED).exists()):
             raise UserError(
                 f"{path}: its optimizer state was dropped, so this run cannot train further; it can be evaluated "
-                "and exported, and a new run in another --workdir can begin from it, with model.path set to this workdir"
+                "and exported, and a new run in another --workdir can begin from it, with model.path set to this one"
             )
         leaves, meta = _read_json(manager, candidate)
         _check_shapes(path, _named(abstract_state), leaves)
