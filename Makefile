@@ -16,6 +16,8 @@ SHELL := /bin/bash
 VENV := .venv
 RUN := $(VENV)/bin/python
 PYTHON ?=
+# On a terminal pip shows what it downloads.
+INSTALL := $(RUN) -m pip install $(if $(MAKE_TERMOUT),,-q) --disable-pip-version-check
 
 .PHONY: quickstart test slow learn parity pods sweeps lint bench clean
 .DEFAULT_GOAL := test
@@ -68,18 +70,18 @@ $(VENV)/.test: setup.py constraints.txt
 	if ! $$found -m venv $(VENV); then \
 	  echo "make: $$found cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)" >&2; exit 1; \
 	fi
-	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(INSTALL) -c constraints.txt -e '.[test]'
 	@touch $@
 
 # Beside the environment, not in it: wherever libtpu is installed, jax looks for a TPU first.
 $(VENV)/libtpu: $(VENV)/.test
-	@$(RUN) -m pip install -q --disable-pip-version-check --target $@.part $$(grep ^libtpu constraints.txt)
+	@$(INSTALL) --target $@.part $$(grep ^libtpu constraints.txt)
 	@mv $@.part $@
 
 $(VENV)/.parity: $(VENV)/.test
-	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+	@$(INSTALL) -c constraints.txt -e '.[test,parity]'
 	@touch $@
 
 $(VENV)/.sweeps: $(VENV)/.test
-	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,ray]'
+	@$(INSTALL) -c constraints.txt -e '.[test,ray]'
 	@touch $@

@@ -32,7 +32,7 @@ from rl_likelihood.data.tokenizer import load_tokenizer
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.packing import Whole, pack, real_tokens
 from rl_likelihood.learner.rows import StepConfig
-from rl_likelihood.learner.step import at_once, init_reference, init_state, make_step
+from rl_likelihood.learner.step import init_reference, init_state, make_step, prompts_per_forward
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import ModelConfig, init
 from rl_likelihood.planning.aot import count_flops, live
@@ -180,7 +180,7 @@ def cost(model: ModelConfig, group: int, longest: int) -> None:
         by_xla = traced(model, in_one, whole).lower().compile().cost_analysis()["flops"]
         temporary = program.lower().compile().memory_analysis().temp_size_in_bytes
         rows[name] = {"flops": flops, "flops_by_xla": by_xla, "temporary_gib": temporary / 2**30}
-        print(json.dumps({"batch": name, **rows[name], "micro_batch": at_once(run, cfg)}), flush=True)
+        print(json.dumps({"batch": name, **rows[name], "micro_batch": prompts_per_forward(run, cfg)}), flush=True)
     ratio = {k: round(rows["padded"][k] / rows["packed"][k], 2) for k in rows["padded"]}
     print(json.dumps({"padded_over_packed": ratio}))
 

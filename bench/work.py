@@ -17,7 +17,14 @@ from bench.flops import Shape
 from rl_likelihood.learner.batching import no_chain_rows, to_batch
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
-from rl_likelihood.learner.step import at_once, init_reference, init_state, make_score, make_step, state_shardings
+from rl_likelihood.learner.step import (
+    init_reference,
+    init_state,
+    make_score,
+    make_step,
+    prompts_per_forward,
+    state_shardings,
+)
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh, replicated
 from rl_likelihood.model.decoder import ModelConfig, Params, init
@@ -131,7 +138,7 @@ def workload(case: Case, wanted: tuple[str, ...] = CALLS) -> Work:
         calls["scoring"] = lambda: score(params, batch.replace(no_chain=None))
     if {"learner", "iteration"} & set(wanted):
         calls |= learning_calls(s, params, batch)
-    return Work({name: calls[name] for name in wanted}, at_once(batch, s.step))
+    return Work({name: calls[name] for name in wanted}, prompts_per_forward(batch, s.step))
 
 
 def sampling_calls(s: Setup, params: Params) -> dict[str, Callable[[], Any]]:

@@ -185,11 +185,11 @@ def on_cpu() -> bool:
     return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == "cpu"
 
 
-def merged(x: jax.Array) -> jax.Array:
+def flatten_tokens(x: jax.Array) -> jax.Array:
     """Tokens [..., D] as [N, D] for a product with a matrix; unchanged where they are split over devices.
 
     The product's gradient then contracts one axis. Over several axes XLA's CPU compiler first writes one operand out
-    again, transposed. Axes that are split cannot be merged without moving data.
+    again, transposed. Axes that are split cannot be flatten_tokens without moving data.
     """
     return x.reshape(-1, x.shape[-1]) if row_shards() == 1 else x
 

@@ -20,7 +20,7 @@ from absl import flags
 
 from rl_likelihood.cli.command import from_flags, run_main
 from rl_likelihood.config import build, changed
-from rl_likelihood.learner.step import at_once
+from rl_likelihood.learner.step import prompts_per_forward
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.planning import aot, programs
 from rl_likelihood.planning.aot import GIB, Target
@@ -118,7 +118,7 @@ def batch_sizes(plan: Plan) -> dict[str, int]:
     """The largest batch of a step."""
     p, g, t = plan.batch.completion.shape
     with using(plan.devices.learner):
-        micro = at_once(plan.batch, plan.config.step)
+        micro = prompts_per_forward(plan.batch, plan.config.step)
     s = plan.batch.prompt.shape[1]
     return {"prompts": p, "rows": g, "prompt_tokens": s, "row_tokens": t, "micro_batch_prompts": micro}
 

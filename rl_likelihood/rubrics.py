@@ -24,8 +24,8 @@ from rl_likelihood.data.rubrics import Rubric
 from rl_likelihood.datasets import sources
 from rl_likelihood.rollouts import asked_judge
 from rl_likelihood.rollouts.policy_answers import policy_answers
-from rl_likelihood.rollouts.rubric_judge import RubricJudge, asks, form_of, rubrics_of
-from rl_likelihood.rollouts.rubric_writer import AT_ONCE, Shown, writer_of, written
+from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, judge_prompts_of, rubrics_of
+from rl_likelihood.rollouts.rubric_writer import AT_ONCE, WriterPrompts, writer_of, written
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.settings import Config
@@ -47,10 +47,10 @@ def make(c: Config, workdir: Path) -> dict[str, Any]:
     say(f"{len(known)} questions have a rubric, {len(missing)} have none")
     if missing:
         write, embed = writer_of(c, workdir)
-        shown = Shown(c, seeds, embed)
+        prompts = WriterPrompts(c, seeds, embed)
     for start in range(0, len(missing), AT_ONCE):
         part = missing[start : start + AT_ONCE]
-        replies = write(shown.messages([e.prompt for e in part]))
+        replies = write(prompts.messages([e.prompt for e in part]))
         made = [written(e, reply, c.rubric.items) for e, reply in zip(part, replies, strict=True)]
         done += [rubric for rubric in made if rubric]
         rubrics.write_rubrics(path, done)
@@ -66,7 +66,7 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     task, params = load(c, mesh=devices.learner)
     found = rubrics_of(c.rubric, [row.example.prompt for row in task.train])
     questions = dict.fromkeys(row.example.prompt for row in task.train)
-    asked = [text for question in questions for text in asks(found[question], "signed")]
+    asked = [text for question in questions for text in judge_prompts_of(found[question], "signed")]
     judge = RubricJudge(asked_judge.outside_judge(c, devices, workdir, form_of("signed"), asked), found, "signed")
     kept, before, cut = [], 0, 0
     rows = list({row.example.prompt: row for row in task.train}.values())

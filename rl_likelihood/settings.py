@@ -334,12 +334,12 @@ class Config:
             overlong_max=overlong_max,
             overlong_cache=self.reward.overlong_cache or overlong_max / 4,
         )
-        stale = self.sampler.max_staleness > 0
+        off_policy = self.sampler.max_staleness > 0 or self.sampler.weights == "int8"
         loss = dataclasses.replace(
             self.loss,
             policy_term=0.0 if supervised else 1.0,
             max_tokens=self.sampled_tokens,
-            ratio="token" if stale and self.loss.ratio == "none" else self.loss.ratio,
+            ratio="token" if off_policy and self.loss.ratio == "none" else self.loss.ratio,
         )
         span = "response" if self.samples_answer else "chain"
         return StepConfig(

@@ -129,7 +129,7 @@ class Alternatives(struct.PyTreeNode):
     tokens: Int[Array, "P B"]
     answer: Int[Array, "P B"]
     scored: Bool[Array, "P B"]
-    there: Bool[Array, "P K"]
+    present: Bool[Array, "P K"]
 
 
 class Judged(struct.PyTreeNode):
@@ -148,7 +148,7 @@ class Compared(struct.PyTreeNode):
     -1, and labels are the ids of the replies "the first", "the second", "a tie"."""
 
     judged: Judged
-    there: Bool[Array, "P Q"]
+    present: Bool[Array, "P Q"]
     margins: Float[Array, "P Q"] | None = None
     labels: Int[Array, "P 3"] | None = None
 

@@ -21,7 +21,7 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.shown import with_shown
 from rl_likelihood.datasets import sources
 from rl_likelihood.learner.packing import abstract_packing
-from rl_likelihood.learner.step import at_once
+from rl_likelihood.learner.step import prompts_per_forward
 from rl_likelihood.model import decoder, splash
 from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
 from rl_likelihood.model.lora import init_adapters
@@ -167,15 +167,15 @@ def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh) -> Batch:
 def abstract_compared(c: Config, rows: int) -> Compared:
     """The same for the critic of adversarial training."""
     dims, labels = (c.train.prompts_per_step, rows), c.adversarial.form == "label"
-    there, signs = (jax.ShapeDtypeStruct(dims, kind) for kind in (jnp.bool_, jnp.float32))
+    present, signs = (jax.ShapeDtypeStruct(dims, kind) for kind in (jnp.bool_, jnp.float32))
     ids = jax.ShapeDtypeStruct((dims[0], 3), jnp.int32)
-    return Compared(abstract_judged(c, rows), there, *((signs, ids) if labels else ()))
+    return Compared(abstract_judged(c, rows), present, *((signs, ids) if labels else ()))
 
 
-def prompts_at_once(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:
+def largest_forward(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:
     """Prompts that the learner's step takes at one time, of a batch as wide as can be."""
     with using(mesh):
-        return at_once(abstract_batch(c, fmt), c.step)
+        return prompts_per_forward(abstract_batch(c, fmt), c.step)
 
 
 def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
@@ -201,6 +201,11 @@ def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
         attention=attention,
         scratch_kib=c.model.scratch_kib,
     )
+
+
+def rollout_model(c: Config, model: ModelConfig) -> ModelConfig:
+    """The model whose decoding layout training samples from."""
+    return dataclasses.replace(model, int8_decoding=c.sampler.weights == "int8")
 
 
 def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:

@@ -24,7 +24,7 @@ from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.data.prompts import digest_of_ids
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets.questions import digest, digest_of_files
-from rl_likelihood.learner.adversarial import begin, placed
+from rl_likelihood.learner.adversarial import init_run_state, run_state_shardings
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, models_of
 from rl_likelihood.mesh import put
@@ -273,9 +273,11 @@ def start(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None,
     every resume, whatever becomes of model.path.
     """
     c, mesh, model = r.config, r.devices.learner, r.task.model
-    at = placed(mesh, model, optimizer, c.step)
+    at = run_state_shardings(mesh, model, optimizer, c.step)
     initial = prepare_start(r, params)
-    state = jax.jit(lambda p: begin(trained(r.task, p), optimizer, c.step, model.width), out_shardings=at)(initial)
+    state = jax.jit(lambda p: init_run_state(trained(r.task, p), optimizer, c.step, model.width), out_shardings=at)(
+        initial
+    )
     frozen = init_reference(initial, mesh, model, c.step)
     if c.step.with_frozen:
         # A reference's layers may be unstacked, and int8 matrices are made again of what they were made of.
@@ -294,8 +296,8 @@ def resumed(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | Non
     """The last checkpoint's state, the reference or base, and what the source of batches kept. Of `params` only the
     shapes are needed."""
     cfg, mesh, model = r.config.step, r.devices.learner, r.task.model
-    at = placed(mesh, model, optimizer, cfg)
-    abstract = jax.eval_shape(lambda p: begin(trained(r.task, p), optimizer, cfg, model.width), params)
+    at = run_state_shardings(mesh, model, optimizer, cfg)
+    abstract = jax.eval_shape(lambda p: init_run_state(trained(r.task, p), optimizer, cfg, model.width), params)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, at)
     state, meta = checkpoint.restore(r.checkpoints, abstract)
     r.writer.rewind(int(state.step))

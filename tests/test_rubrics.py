@@ -9,7 +9,7 @@ from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.rubrics import Criterion, Rubric, read_rubrics, write_rubrics
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
-from rl_likelihood.rollouts.rubric_writer import Shown, writer_of
+from rl_likelihood.rollouts.rubric_writer import WriterPrompts, writer_of
 from rl_likelihood.rubrics import filter_rubrics, make, show
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import random_model
@@ -61,7 +61,7 @@ def test_rubrics_are_written_and_the_rest_in_a_second_call(tmp_path):
 
 def test_what_is_shown_is_near_and_said_once():
     pytest.importorskip("bm25s")
-    shown = Shown(config("http://h/v1", "x", rubric__cases=1, rubric__pool=2), SEEDS, None)
+    shown = WriterPrompts(config("http://h/v1", "x", rubric__cases=1, rubric__pool=2), SEEDS, None)
     assert len(shown.criteria) == 3, "two criteria with the same words are one"
     (message,) = shown.messages(["What sum is 2 plus 2, as one number?"])
     assert "What is 1 plus 1?" in message and "Name a bird" not in message

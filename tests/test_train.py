@@ -50,6 +50,7 @@ METRICS = [
     "policy/self_certainty",
     "ratio/mean",
     "ratio/max",
+    "ratio/kl",
     "reward/zero_std_groups",
     "reward/underflow",
     "grad/answer_share",
@@ -260,7 +261,7 @@ def test_a_finished_run_only_shows_its_summary(unbroken, capsys):
 
 
 def test_a_workdir_of_another_config_is_refused(unbroken):
-    with pytest.raises(UserError, match=r"another config: optim.lr \(0.001 there, 0.002 here\)"):
+    with pytest.raises(UserError, match=r"another config: optim.lr \(was 0.001, is 0.002\)"):
         run(unbroken, optim__lr=2e-3)
 
 
@@ -390,7 +391,7 @@ def test_policies_and_precisions_train(extra, tmp_path):
 
 
 def test_a_warm_start_on_own_chains_says_when_there_are_none(tmp_path):
-    with pytest.raises(UserError, match="only 0 chains are there .warm_start.chains='own'."):
+    with pytest.raises(UserError, match="there are only 0 chains .warm_start.chains='own'."):
         run(
             tmp_path / "run",
             warm_start__steps=2,

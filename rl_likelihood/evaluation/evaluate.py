@@ -23,7 +23,7 @@ from rl_likelihood.evaluation import conversations, statistics, texts, trace, ve
 from rl_likelihood.evaluation.records import FOLDER, identity_of, make_folder, read_or_begin, records_path
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import answers_after, beside, given_rollout, to_batch
+from rl_likelihood.learner.batching import answers_after, concat_rows, given_rollout, to_batch
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
@@ -364,7 +364,7 @@ def _scores(
     ]
     parts = _parts(task, rows, rollout) if task.config.eval.trace else []
     given = [given_rollout(answers, after, pad, width) for after in (*parts, others)]
-    batch = to_batch(beside(rollout, *given, no_chain))
+    batch = to_batch(concat_rows(rollout, *given, no_chain))
     step = dataclasses.replace(
         task.config.step,
         two_branches=True,

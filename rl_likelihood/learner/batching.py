@@ -1,4 +1,4 @@
-"""Rollouts into batches, and supervised examples into batches of the same shape. Numpy, on the host."""
+"""Converts rollouts and supervised examples to batches. Numpy, on the host."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int
 
 from rl_likelihood.shapes import REFERENCE, ROW_FIELDS, TAG, Alternatives, Batch, NoChainRows, Prompts, Rollout
 
-# Answers in ids [a], and which of these count [a].
+# For each answer: its ids [a], and which of them are scored [a].
 Answers = Sequence[tuple[Int[np.ndarray, "_"], Bool[np.ndarray, "_"]]]
 
 
 def scored_mask(segment: Int[np.ndarray, "P G T"], prompts: Prompts) -> Bool[np.ndarray, "P G T"]:
-    """`prompts.answer_scored`, at the positions of the reference answer in each row."""
+    """`prompts.answer_scored`, moved to the positions of the reference answer in each row."""
     is_reference = segment == REFERENCE
     rank = np.clip(np.cumsum(is_reference, -1) - 1, 0, prompts.answer.shape[1] - 1)
     answer_scored = np.broadcast_to(prompts.answer_scored[:, None], (*segment.shape[:2], prompts.answer.shape[1]))
@@ -45,9 +45,9 @@ def to_batch(
 
 
 def answers_after(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int, width: int = 0) -> Rollout:
-    """Each prompt's reference answer after the ids of `scaffold` instead of a chain, one row per prompt.
+    """One row per prompt: the ids of `scaffold` in place of a chain, then the reference answer.
 
-    Steps, evaluation, RLPR's baseline and supervised training all take "the answer without a chain" from here.
+    The training step, evaluation, RLPR's baseline and supervised training all build "the answer without a chain" here.
     """
     p, a = prompts.answer.shape
     n = len(scaffold)
@@ -60,33 +60,34 @@ def answers_after(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int, widt
 
 
 def no_chain_rows(prompts: Prompts, scaffold: tuple[int, ...], pad_id: int) -> NoChainRows:
-    """`answers_after`, as the step scores it beside the chains."""
+    """The rows of `answers_after` as the step's extra input: it scores them beside the chains."""
     rows = answers_after(prompts, scaffold, pad_id)
     return NoChainRows(rows.completion, rows.segment, scored_mask(rows.segment, prompts))
 
 
-def beside(*rollouts: Rollout) -> Rollout:
-    """The rows of all of them, of one width, in one group for each prompt."""
-    rows = ({k: getattr(rollout, k) for k in ROW_FIELDS} for rollout in rollouts)
-    return rollouts[0].replace(**jax.tree.map(lambda *parts: np.concatenate(parts, 1), *rows))
+def concat_rows(*rollouts: Rollout) -> Rollout:
+    """Joins rollouts of the same prompts and width T: each prompt's group then has the rows of all of them."""
+    fields = ({k: getattr(rollout, k) for k in ROW_FIELDS} for rollout in rollouts)
+    return rollouts[0].replace(**jax.tree.map(lambda *parts: np.concatenate(parts, 1), *fields))
 
 
 def alternatives_of(answers: Sequence[Answers], count: int, width: int, pad_id: int) -> Alternatives:
-    """The other answers of P prompts, at most `count` each, in `width` tokens with a gap before each."""
+    """The alternative answers of P prompts: at most `count` each, concatenated with a gap of one token before each, and
+    padded to `width` tokens."""
     p = len(answers)
     tokens, answer = np.full((p, width), pad_id, np.int32), np.zeros((p, width), np.int32)
-    scored, there = np.zeros((p, width), bool), np.zeros((p, count), bool)
-    for i, others in enumerate(answers):
-        at = 0
-        for k, (ids, counts) in enumerate(others):
-            part = slice(at + 1, at + 1 + len(ids))
-            tokens[i, part], answer[i, part], scored[i, part], there[i, k] = ids, k + 1, counts, True
-            at = part.stop
-    return Alternatives(tokens, answer, scored, there)
+    scored, present = np.zeros((p, width), bool), np.zeros((p, count), bool)
+    for i, row_answers in enumerate(answers):
+        end = 0
+        for k, (ids, counts) in enumerate(row_answers):
+            part = slice(end + 1, end + 1 + len(ids))
+            tokens[i, part], answer[i, part], scored[i, part], present[i, k] = ids, k + 1, counts, True
+            end = part.stop
+    return Alternatives(tokens, answer, scored, present)
 
 
 def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:
-    """Rows start to stop of each group."""
+    """Rows [start, stop) of each group."""
     rows = {k: getattr(rollout, k) for k in ROW_FIELDS}
     return rollout.replace(**jax.tree.map(lambda x: x[:, start:stop], rows))
 
@@ -94,10 +95,10 @@ def slice_rows(rollout: Rollout, start: int, stop: int | None) -> Rollout:
 def given_rollout(
     prompts: Prompts, rows: list[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]], pad_id: int, width: int
 ) -> Rollout:
-    """Given rows (ids, segments), one per prompt, as a rollout of group size 1 and width `width`."""
+    """A rollout of group size 1 from one (ids, segments) row per prompt, padded to `width`."""
     completion = np.full((len(rows), 1, width), pad_id, np.int32)
     segment = np.zeros((len(rows), 1, width), np.int32)
     for i, (ids, kinds) in enumerate(rows):
         completion[i, 0, : len(ids)], segment[i, 0, : len(ids)] = ids, kinds
-    none = np.zeros((len(rows), 1), bool)
-    return Rollout(prompts, completion, segment, np.zeros(segment.shape, np.float32), none)
+    truncated = np.zeros((len(rows), 1), bool)
+    return Rollout(prompts, completion, segment, np.zeros(segment.shape, np.float32), truncated)

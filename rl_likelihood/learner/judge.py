@@ -1,8 +1,8 @@
-"""A second model that reads rows and says one number a row: a reward model, or a judge that is asked for a word.
+"""A second model that reads rows and gives each row one number: a reward model, or a judge that replies with a word.
 
-It reads ids of its own tokenizer. A prompt is computed once for its rows. The numbers are constants for the gradient:
-they join `batch.host_rewards`, before the batch reaches the learner (`make_judge`) or at the start of the jitted step
-(`judge_batch`), with equal values.
+It reads ids of its own tokenizer. Each prompt is computed once for all of its rows. The numbers are constants for the
+gradient and become entries of `batch.host_rewards`. `make_judge` computes them before the batch reaches the learner,
+`judge_batch` at the start of the jitted step. Both give equal values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ValueHead(NamedTuple):
 
 
 class JudgeParams(NamedTuple):
-    """The decoder's parameters, and the value head of a reward model; None for a judge that is asked for a word."""
+    """The decoder's parameters, and the value head of a reward model (None for a judge that replies with a word)."""
 
     model: Params
     head: ValueHead | None = None
@@ -38,10 +38,10 @@ class JudgeParams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """How the numbers are made. Frozen and hashable: it is static under jit.
+    """A judge's settings. Frozen and hashable, because it is static under jit.
 
-    `name`: the reward they are. `words`: ids of each word that the judge may reply, best first, where it is asked.
-    `spread`: a reward model's scores are divided by it.
+    `name`: the name of its reward. `words`: the words that the judge may reply, best first, each as the ids that count
+    as it; empty for a reward model. `spread`: a reward model's scores are divided by it.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Judge:
 
 
 def last_state(params: Params, model: ModelConfig, judged: Judged) -> Float[Array, "P Q D"]:
-    """The state at the last token of each row; of an empty row at the last token of its prompt."""
+    """The hidden state at the last token of each row. For an empty row: at the last token of its prompt."""
     judged = jax.tree.map(jnp.asarray, judged)
-    there = jnp.arange(judged.rows.shape[-1]) < judged.row_length[..., None]
-    rows = Completions(judged.rows, jnp.where(there, CHAIN, PAD), two_branches=False)
+    real = jnp.arange(judged.rows.shape[-1]) < judged.row_length[..., None]
+    rows = Completions(judged.rows, jnp.where(real, CHAIN, PAD), two_branches=False)
     hidden = forward(params, model, judged.prompt, judged.prompt_length, rows)
-    at = jnp.maximum(judged.row_length - 1, 0)[..., None, None]
-    of_row = jnp.take_along_axis(hidden.completion, at, 2)[:, :, 0]
+    last = jnp.maximum(judged.row_length - 1, 0)[..., None, None]
+    of_row = jnp.take_along_axis(hidden.completion, last, 2)[:, :, 0]
     of_prompt = jnp.take_along_axis(hidden.prompt, (judged.prompt_length - 1)[:, None, None], 1)
     return jnp.where((judged.row_length > 0)[..., None], of_row, of_prompt)
 
@@ -65,10 +65,10 @@ def last_state(params: Params, model: ModelConfig, judged: Judged) -> Float[Arra
 def mean_state(
     params: Params, model: ModelConfig, tokens: Int[AnyArray, "P S"], length: Int[AnyArray, "P"]
 ) -> Float[Array, "P D"]:
-    """The mean of the states of a text's tokens, by which texts are compared."""
+    """An embedding of each text: the mean of its tokens' hidden states."""
     hidden = forward(params, model, tokens, length).prompt.astype(jnp.float32)
-    there = jnp.arange(tokens.shape[1]) < length[:, None]
-    return jnp.where(there[..., None], hidden, 0.0).sum(1) / jnp.maximum(length, 1)[:, None]
+    real = jnp.arange(tokens.shape[1]) < length[:, None]
+    return jnp.where(real[..., None], hidden, 0.0).sum(1) / jnp.maximum(length, 1)[:, None]
 
 
 def value(params: Params, model: ModelConfig, head: ValueHead, judged: Judged) -> Float[Array, "P Q"]:
@@ -80,19 +80,21 @@ def value(params: Params, model: ModelConfig, head: ValueHead, judged: Judged) -
 def word_logits(
     params: Params, model: ModelConfig, words: tuple[tuple[int, ...], ...], judged: Judged
 ) -> Float[Array, "P Q K"]:
-    """The logit of each word as the next token, over all its ids; their softmax is the words' probabilities."""
+    """The logit of each of K words as the next token: logsumexp over the word's ids. Their softmax gives the words'
+    probabilities."""
     state = last_state(params, model, judged).astype(jnp.float32)
     logits, matrix = [], head_matrix(params)
     for ids in words:
         table = matrix[jnp.asarray(ids)].astype(jnp.float32)
-        each = jnp.einsum("pqd,vd->pqv", state, table, precision="highest")
-        logits.append(jax.scipy.special.logsumexp(each, axis=-1))
+        id_logits = jnp.einsum("pqd,vd->pqv", state, table, precision="highest")
+        logits.append(jax.scipy.special.logsumexp(id_logits, axis=-1))
     return jnp.stack(logits, -1)
 
 
 def scores(params: JudgeParams, judge: Judge, judged: Judged) -> Float[Array, "P Q"]:
-    """The judge's number for each row: a reward model's score, or the mean over the words, from 1 for the first to 0
-    for the last: of two, the probability of the first."""
+    """The judge's number for each row. A reward model gives its score. For K words it is the expected value, where the
+    first word is worth 1, the last 0, and the others lie evenly between. With two words that is the probability of the
+    first."""
     if params.head is None:
         worth = jnp.linspace(1.0, 0.0, len(judge.words))
         return jax.nn.softmax(word_logits(params.model, judge.model, judge.words, judged)) @ worth
@@ -100,29 +102,30 @@ def scores(params: JudgeParams, judge: Judge, judged: Judged) -> Float[Array, "P
 
 
 def in_parts(run: Callable[[Params, Any], Any], model: ModelConfig, params: Params, rows: Any, size: int) -> Any:
-    """`run(params, rows)`, of `size` prompts at a time."""
+    """`run(params, rows)`, computed for `size` prompts at a time."""
     if size >= rows.prompt.shape[0]:
         return run(params, rows)
-    alone = unstacked(model, params)[0]
-    return whole(jax.lax.map(lambda part: run(alone, part), split(rows, size)))
+    layers = unstacked(model, params)[0]
+    return whole(jax.lax.map(lambda part: run(layers, part), split(rows, size)))
 
 
 def scores_in_parts(params: JudgeParams, judge: Judge, judged: Judged, size: int) -> Float[Array, "P Q"]:
-    """`scores`, of `size` prompts at a time."""
+    """`scores`, computed for `size` prompts at a time."""
     run = lambda model, part: scores(params._replace(model=model), judge, part)
     return in_parts(run, judge.model, params.model, judged, size)
 
 
 def judge_batch(params: JudgeParams, judge: Judge, batch: Batch, size: int) -> Batch:
-    """The batch with the judge's numbers in place of the rows that it read."""
+    """The batch with the judge's numbers as a host reward, without the judge's inputs."""
     numbers = jax.lax.stop_gradient(scores_in_parts(params, judge, batch.judged, size))
     return batch.replace(host_rewards={**batch.host_rewards, judge.name: numbers}, judged=None)
 
 
 def make_judge(judge: Judge, size: int = 0, mesh: Mesh | None = None):
-    """The jitted judge(params, judged) -> [P, Q], `size` prompts at a time (0: all), for where no step is.
+    """The jitted judge(params, judged) -> [P, Q], for use outside the training step.
 
-    With a mesh prompts are split over it, and every process gets all numbers.
+    It computes `size` prompts at a time (0: all). With a mesh, prompts are split over it, and every process gets all
+    numbers.
     """
 
     def run(params: JudgeParams, judged: Judged) -> Float[Array, "P Q"]:

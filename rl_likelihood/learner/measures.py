@@ -1,4 +1,4 @@
-"""What a step measures besides its loss: sums over micro-batches, values of rows, and metrics from both."""
+"""The metrics of a step: sums over micro-batches, values of each row, and the metrics computed from both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Values = dict[str, ArrayLike]
 
 
 def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[Values, Values]:
-    """(sums and maxima over the rows, values of each row [P, G, ...] and of each prompt [P])."""
+    """(sums and maxima over all rows, values of each row [P, G, ...] or prompt [P])."""
     rows, observation = jax.lax.stop_gradient((forward.rows, forward.observation))
     stats, mask = rows.stats, observation.sampled.mask
     _, keep = policy_masks(batch.replace(counted=None), cfg)  # logs show filtered groups too
@@ -46,14 +46,15 @@ def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[Values, Va
         "sum/ratio": jnp.where(mask, ratio, 0).sum(),
         "sum/ratio_squared": jnp.where(mask, ratio**2, 0).sum(),
         "max/ratio": jnp.where(mask, ratio, 0).max(),
+        "sum/sampler_kl": jnp.where(mask, surrogate.kl_estimate("k3", batch.sampler_logp, stats.log_prob), 0).sum(),
     }
     return sums, per_row
 
 
 def hidden_grad_norms(grad_hidden: Float[AnyArray, "*N D"], batch: Batch, cfg: StepConfig) -> Values:
-    """Squared gradient at the last hidden states, for the tokens of the policy term and those of the answer term.
+    """Squared gradient norms at the last hidden states: over the tokens of the policy term, and of the answer term.
 
-    No token is in both (except where a given chain is supervised), so one backward pass gives both.
+    No token is in both terms (except when a given chain is supervised), so one backward pass gives both norms.
     """
     squared, packed = (grad_hidden.astype(jnp.float32) ** 2).sum(-1), packed_rows(batch)
     if packed is not None:
@@ -66,10 +67,10 @@ def hidden_grad_norms(grad_hidden: Float[AnyArray, "*N D"], batch: Batch, cfg: S
 
 
 def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
-    """Means from sums and counts, under the names of docs/metrics.md.
+    """The step's metrics, under the names of docs/metrics.md.
 
-    corr/NAME is the correlation of a reward with the trained one, each value less its group's mean: what group-relative
-    advantages depend on. corr/chain_length likewise.
+    corr/NAME is the correlation of reward NAME with the trained reward. Each value has its group's mean subtracted,
+    because group-relative advantages depend on these differences only. corr/chain_length is the same for the length.
     """
     keep = per_row["logged"]
 
@@ -105,6 +106,7 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
         "policy/self_certainty": sums["sum/self_certainty"] / sampled,
         "ratio/mean": sums["sum/ratio"] / policy_tokens,
         "ratio/max": sums["max/ratio"],
+        "ratio/kl": sums["sum/sampler_kl"] / policy_tokens,
         # Effective sample size of the importance weights, as a share of the tokens.
         "ratio/ess": sums["sum/ratio"] ** 2 / jnp.maximum(policy_tokens * sums["sum/ratio_squared"], 1e-30),
         "keep/fraction": per_row["keep"].mean(),
@@ -118,7 +120,7 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
 
 
 def within_groups(a: Float[AnyArray, "P G"], b: Float[AnyArray, "P G"], keep) -> Float[Array, ""]:
-    """Pearson correlation of the kept rows' deviations from their groups' means; 0 where one has no spread."""
+    """Pearson correlation of the kept rows' deviations from their group means; 0 if `a` or `b` has no spread."""
 
     def centred(x):
         x = jnp.where(keep, x - likelihood.kept_mean(x, keep)[:, None], 0.0)

@@ -1,4 +1,4 @@
-"""A batch in parts: what a loop over forwards needs before it and after it."""
+"""Splits a batch into micro-batches, and joins their results."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ MaybeParams = TypeVar("MaybeParams", bound=Params | None)
 
 
 def unstacked(model: ModelConfig, *params: MaybeParams) -> tuple[MaybeParams, ...]:
-    """Parameters for a loop over `forward`. Slicing an unrolled layer out of the stack copies it, so that is done once,
-    before the loop."""
+    """Parameters for a loop over `forward`: unless layers are scanned, the layer stack becomes a tuple of layers.
+
+    Slicing a layer out of the stack copies it. So that is done once, before the loop.
+    """
     return params if model.scan_layers else tuple(x if x is None else unstack_layers(x, model) for x in params)
 
 
 def split(batch, size: int):
-    """Micro-batches of `size` prompts on a new leading axis. Prompt i goes to number i mod k, so each micro-batch has
-    prompts of every device."""
+    """[P, ...] -> [k, size, ...]: k micro-batches of `size` prompts. Prompt i goes to micro-batch i mod k, so each
+    micro-batch has prompts of every device."""
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(size, -1, *x.shape[1:]), 0, 1), batch)
 
 
@@ -32,7 +34,7 @@ def whole(parts):
 
 
 def ordered(batch: Batch) -> Batch:
-    """The batch with its prompts in the order of its packing, which gives micro-batches about equally many tokens."""
+    """The batch with its prompts in the order of its packing, in which micro-batches have about equally many tokens."""
     if batch.packing is None or batch.packing.order is None:
         return batch
     order = batch.packing.order
@@ -42,7 +44,7 @@ def ordered(batch: Batch) -> Batch:
 
 
 def as_given(tree, batch: Batch):
-    """Values of the `ordered` batch's prompts, in the order of the batch."""
+    """The inverse of `ordered`: per-prompt values in the order of the original batch."""
     if batch.packing is None or batch.packing.order is None:
         return tree
     back = jnp.argsort(batch.packing.order)

@@ -1,4 +1,4 @@
-"""Optimizers of optax, one row each, with warm-up, a schedule and a global-norm clip."""
+"""Optimizers from optax, with warm-up, a schedule and clipping by global norm."""
 
 from __future__ import annotations
 
@@ -39,39 +39,40 @@ class OptimizerConfig:
 
 
 def schedule(cfg: OptimizerConfig) -> optax.Schedule:
-    """Learning rate against step: linear warm-up to `lr`, then down to `final_lr_fraction * lr`, or constant."""
+    """The learning rate of each step: linear warm-up to `lr`, then constant or falling to `final_lr_fraction * lr`."""
     warmup = min(cfg.warmup_steps, cfg.total_steps)
-    rest, end = max(1, cfg.total_steps - warmup), cfg.final_lr_fraction
+    steps_after_warmup, end = max(1, cfg.total_steps - warmup), cfg.final_lr_fraction
     # The first step has lr / (warmup + 1), not 0, so that it changes something.
     parts, bounds = [optax.linear_schedule(cfg.lr / (warmup + 1), cfg.lr, max(1, warmup))], [warmup]
     if cfg.schedule in ("constant", "wsd"):
         parts.append(optax.constant_schedule(cfg.lr))
     if cfg.schedule == "cosine":
-        parts.append(optax.cosine_decay_schedule(cfg.lr, rest, end))
+        parts.append(optax.cosine_decay_schedule(cfg.lr, steps_after_warmup, end))
     if cfg.schedule in ("linear", "wsd"):
-        steps = max(1, round(cfg.decay_fraction * cfg.total_steps)) if cfg.schedule == "wsd" else rest
+        steps = max(1, round(cfg.decay_fraction * cfg.total_steps)) if cfg.schedule == "wsd" else steps_after_warmup
         parts.append(optax.linear_schedule(cfg.lr, end * cfg.lr, steps))
         bounds += [max(warmup, cfg.total_steps - steps)] * (cfg.schedule == "wsd")
     return optax.join_schedules(parts, bounds)
 
 
-def clip_by_global_norm(most: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm`, bit for bit, in the gradient's own memory.
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` with the same bits and less memory.
 
-    Optax's chooses between the gradient and the clipped one where the moments are made, so both trees exist until then.
+    Optax selects between the gradient and the clipped gradient, so both trees exist until the moments are computed.
+    This version scales the gradient in place.
     """
 
     def update(grads, state, params=None):
         norm = optax.tree.norm(grads)
-        within = norm < most
-        by, to = jnp.where(within, 1.0, norm), jnp.where(within, 1.0, most)
-        return jax.tree.map(lambda g: (g / by.astype(g.dtype)) * to.astype(g.dtype), grads), state
+        small = norm < limit
+        divisor, multiplier = jnp.where(small, 1.0, norm), jnp.where(small, 1.0, limit)
+        return jax.tree.map(lambda g: (g / divisor.astype(g.dtype)) * multiplier.astype(g.dtype), grads), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def decays(params: Params) -> Params:
-    """Which parameters decay: not norms and biases, arrays of one layer axis and one other."""
+    """True for parameters with weight decay: matrices, but not norms and biases (a layer axis and one more axis)."""
     layers = {k: v.ndim > 2 and not k.endswith("bias") for k, v in params["layers"].items()}
     return {k: v.ndim > 1 for k, v in params.items() if k != "layers"} | {"layers": layers}
 
@@ -83,7 +84,7 @@ def _adamw(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransforma
 
 
 def _adafactor(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:
-    """In AdamW's units of the learning rate: not multiplied with the size of a parameter."""
+    """The learning rate has AdamW's meaning: updates are not scaled by the parameter's norm."""
     return optax.adafactor(
         lr,
         multiply_by_parameter_scale=False,
@@ -102,7 +103,7 @@ def _sgd(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformati
     return optax.chain(momentum, decay, optax.scale_by_learning_rate(lr))
 
 
-# Of each matrix of a layer after its layer axis: the axes that it sums over, and those it makes.
+# For each stacked matrix (axis 0 is the layer): its input (reduction) axes and its output axes, as Muon wants them.
 _MATRICES = {
     **dict.fromkeys(("q", "k", "v"), ((1,), (2, 3))),
     **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
@@ -111,7 +112,7 @@ _MATRICES = {
 
 
 def _muon(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:
-    """Matrices of layers by Muon, each layer's alone, with steps as large as AdamW's; all else by AdamW."""
+    """Muon for the matrices of each layer, with the step size of AdamW; AdamW for all other parameters."""
 
     def axes(params):
         layers = {k: MuonDimensionNumbers(*_MATRICES[k]) if k in _MATRICES else None for k in params["layers"]}
@@ -133,6 +134,6 @@ OPTIMIZERS = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _
 
 
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
-    """clip by global norm, then the optimizer."""
+    """The optimizer of the config, after clipping by global norm."""
     clip = clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
     return optax.chain(clip, OPTIMIZERS[cfg.name](cfg, schedule(cfg)))

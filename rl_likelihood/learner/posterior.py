@@ -1,15 +1,17 @@
-"""Chains from a second prompt that shows the reference answer: what they weigh, and what they teach.
+"""Chains sampled from the posterior prompt, which shows the reference answer: their weights, advantages and losses.
 
-p is the policy after the question, q the same model after the question and its answer. A group has n chains, a share s
-of them from q and the others from p. The objective is the mean reward of chains from a target t,
+p is the policy after the question. q is the same model after the posterior prompt (the question and its answer). A
+share s of a group's n chains is sampled from q, the others from p. The objective is the mean reward of a target t:
 
     J = E_t[ R(z) ] - kl * KL(t || p),   each token of t from (1 - target) p + target q:  0 is p, 1 is q.
 
-A chain weighs w = t / ((1 - s) p + s q), the balance heuristic: whichever prompt it is from, the mean of w R over the
-group is E_t R, and the gradient of  mean_i w_i ((R_i - b_i) log t(z_i) + R_i)  is that of J, with w and the first R
-constant. The baseline b_i is the group's mean of w R with chain i replaced by the mean of the others of its own prompt:
-its expectation is E_t R for every row, and it does not depend on z_i. (The plain mean of the others would be biased,
-because E_p[w grad log t] is not 0; only the sum over both prompts is.)
+Each chain has the importance weight w = t / ((1 - s) p + s q), the balance heuristic. The expectation of the group's
+mean of w R is then E_t R. The gradient of  mean_i w_i ((R_i - b_i) log t(z_i) + R_i)  is the gradient of J, with w and
+the first R constant.
+
+The baseline b_i is the group's mean of w R, in which chain i is replaced by the mean of the other chains of its prompt.
+It does not depend on z_i, and its expectation is E_t R. (The plain mean of the other chains would be biased, because
+E_p[w grad log t] is not 0. Only the sum over both prompts is 0.)
 """
 
 from __future__ import annotations
@@ -64,12 +66,15 @@ class PosteriorConfig:
         return self.share > 0 or self.distill > 0
 
     def rows(self, group: int) -> int:
-        """The last rows of a group, those that are sampled after it."""
+        """How many chains of a group are sampled after the posterior prompt. They are the group's last rows."""
         return round(self.share * group)
 
 
 class Chains(NamedTuple):
-    """The chains' log-probs after both prompts, and which rows were sampled after the answer (the last ones)."""
+    """The chains' log-probs (nats) after the question (`plain`) and after the posterior prompt (`shown`).
+
+    `from_shown` marks the rows that were sampled after the posterior prompt: the last ones.
+    """
 
     plain: Float[Array, "P G T"]
     shown: Float[Array, "P G T"]
@@ -79,14 +84,14 @@ class Chains(NamedTuple):
 
 
 def token_target(plain: Float[AnyArray, "*N"], shown: Float[AnyArray, "*N"], target: float) -> Float[Array, "*N"]:
-    """Log-prob of each token under the target."""
+    """Log-prob of each token under the target t."""
     if target in (0.0, 1.0):
         return jnp.asarray(shown if target else plain)
     return jnp.logaddexp(plain + jnp.log1p(-target), shown + jnp.log(target))
 
 
 def weights(chains: Chains, cfg: PosteriorConfig) -> Float[Array, "P G"]:
-    """w of each chain, constant for the gradient; s is the share of the kept rows."""
+    """w of each chain, constant for the gradient. Its s is the share among the kept rows."""
     total = lambda x: jnp.where(chains.mask, x, 0.0).sum(-1)
     log_target = token_target(chains.plain, chains.shown, cfg.target)
     share = kept_mean(jnp.broadcast_to(chains.from_shown, chains.keep.shape).astype(jnp.float32), chains.keep)[:, None]
@@ -98,63 +103,67 @@ def weights(chains: Chains, cfg: PosteriorConfig) -> Float[Array, "P G"]:
 def baseline(
     values: Float[AnyArray, "P G"], keep: Bool[AnyArray, "P G"], from_shown: Bool[AnyArray, "G"]
 ) -> Float[Array, "P G"]:
-    """The group's mean, for row i with its value replaced by the mean of the others of its own prompt."""
+    """For each row i the mean of its group, where value i is replaced by the mean of the other rows of its prompt."""
     n, out = jnp.maximum(keep.sum(-1, keepdims=True), 1), jnp.zeros(values.shape)
-    for own in (from_shown, ~from_shown):
-        counts = keep & own
-        k = counts.sum(-1, keepdims=True)
-        total = jnp.where(counts, values, 0.0).sum(-1, keepdims=True)
+    for from_prompt in (from_shown, ~from_shown):
+        members = keep & from_prompt
+        k = members.sum(-1, keepdims=True)
+        total = jnp.where(members, values, 0.0).sum(-1, keepdims=True)
         others = (total - values) / jnp.maximum(k - 1, 1)
-        out = out + k / n * jnp.where(own, others, total / jnp.maximum(k, 1))
+        out = out + k / n * jnp.where(from_prompt, others, total / jnp.maximum(k, 1))
     return out
 
 
 def advantages(reward: Float[AnyArray, "P G"], w: Float[AnyArray, "P G"], chains: Chains) -> Float[Array, "P G"]:
-    """w_i (R_i - b_i); 0 for a dropped row, and for a group that keeps a single row of one of the prompts."""
-    alone = (chains.keep & chains.from_shown).sum(-1) == 1
-    alone |= (chains.keep & ~chains.from_shown).sum(-1) == 1
-    counts = chains.keep & ~alone[:, None]
-    return jnp.where(counts, w * (reward - baseline(w * reward, chains.keep, chains.from_shown)), 0.0)
+    """w_i (R_i - b_i). It is 0 for a dropped row, and in a group with exactly one kept row of one of the prompts."""
+    single = (chains.keep & chains.from_shown).sum(-1) == 1
+    single |= (chains.keep & ~chains.from_shown).sum(-1) == 1
+    usable = chains.keep & ~single[:, None]
+    return jnp.where(usable, w * (reward - baseline(w * reward, chains.keep, chains.from_shown)), 0.0)
 
 
 def of_each_row(
     f: Objective, logp: Float[AnyArray, "P G A"], mask: Bool[AnyArray, "P G A"], keep: Bool[AnyArray, "P G"]
 ) -> Float[Array, "P G"]:
-    """R_i of an f that is a mean over rows, differentiable: f of the group with row i alone."""
-    one = jnp.eye(keep.shape[-1], dtype=bool)
-    return jax.vmap(lambda row: f(logp, mask, keep & row))(one).T
+    """R_i of an objective f that is a mean over rows: f of the group with row i alone. Differentiable."""
+    single = jnp.eye(keep.shape[-1], dtype=bool)
+    return jax.vmap(lambda row: f(logp, mask, keep & row))(single).T
 
 
 def kl_rows(chains: Chains, target: float) -> Float[Array, "P G"]:
-    """log t(z_i) - log p(z_i): its mean over chains from t is KL(t || p)."""
+    """log t(z_i) - log p(z_i) in nats. Its mean over chains sampled from t is KL(t || p)."""
     return jnp.where(chains.mask, token_target(chains.plain, chains.shown, target) - chains.plain, 0.0).sum(-1)
 
 
 def as_after_question(sampler_logp: Float[AnyArray, "P G T"], chains: Chains) -> Float[Array, "P G T"]:
-    """The sampler's log-probs of all rows as if each had been sampled after the question, for the measured ratios."""
-    moved = jnp.where(chains.from_shown[:, None] & chains.mask, chains.plain - chains.shown, 0.0)
-    return sampler_logp + jax.lax.stop_gradient(moved)
+    """The sampler's log-probs as if every row had been sampled after the question. The logged ratios need them."""
+    shift = jnp.where(chains.from_shown[:, None] & chains.mask, chains.plain - chains.shown, 0.0)
+    return sampler_logp + jax.lax.stop_gradient(shift)
 
 
 def measured(chains: Chains, reward: Float[AnyArray, "P G"], cfg: PosteriorConfig) -> dict[str, Float[Array, ""]]:
-    """Sums over prompts: both KLs in nats a chain, and with chains from both prompts how they compare."""
-    after = chains.keep & chains.from_shown, chains.keep & ~chains.from_shown
+    """Metrics, summed over prompts: both KLs in nats per chain, the effective sample size, and the reward gained by
+    chains from the posterior prompt."""
+    chains_of = chains.keep & chains.from_shown, chains.keep & ~chains.from_shown
     mean = lambda x, rows: kept_mean(x, rows).sum()
     log_ratio = kl_rows(chains, 1.0)
     out = {}
     if not chains.from_shown.all():
-        out["posterior/reverse_kl"] = mean(-log_ratio, after[1])
+        out["posterior/reverse_kl"] = mean(-log_ratio, chains_of[1])
     if chains.from_shown.any():
         w = weights(chains, cfg)
         n, total = chains.keep.sum(-1), jnp.where(chains.keep, w, 0.0)
         ess = total.sum(-1) ** 2 / jnp.maximum(n * (total**2).sum(-1), 1e-30)
-        out |= {"posterior/kl": mean(log_ratio, after[0]), "posterior/ess": ess.sum()}
+        out |= {"posterior/kl": mean(log_ratio, chains_of[0]), "posterior/ess": ess.sum()}
         if not chains.from_shown.all():
-            out["posterior/gain"] = mean(reward, after[0]) - mean(reward, after[1])
+            out["posterior/gain"] = mean(reward, chains_of[0]) - mean(reward, chains_of[1])
     return out
 
 
 def distilled(chains: Chains, clip: float) -> Float[Array, "P G T"]:
-    """log q - log p of each token, clipped and constant. As a token's own advantage it descends the sum over tokens of
-    KL(p || q) given the tokens before, one sampled token for each."""
+    """log q - log p of each token, clipped, without a gradient.
+
+    Used as the token's advantage, it descends the sum over tokens of KL(p || q) given the preceding tokens, estimated
+    with the one sampled token.
+    """
     return jax.lax.stop_gradient(jnp.clip(chains.shown - chains.plain, -clip, clip))

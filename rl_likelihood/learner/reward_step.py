@@ -40,7 +40,7 @@ class PreferenceConfig:
 
 
 class Trained(struct.PyTreeNode):
-    """The `opt_state` of a reward model's TrainState: the head, and both optimizers' states."""
+    """The `opt_state` of a reward model's TrainState: the value head, and the states of both optimizers."""
 
     head: ValueHead
     of_decoder: Any
@@ -48,14 +48,14 @@ class Trained(struct.PyTreeNode):
 
 
 class Optimizers(NamedTuple):
-    """One for the decoder, one for the head."""
+    """The optimizers of the decoder and of the value head."""
 
     decoder: optax.GradientTransformation
     head: optax.GradientTransformation
 
 
 def make_optimizers(cfg: OptimizerConfig, head_lr: float) -> Optimizers:
-    """AdamW for the decoder, Adam for the head; the same schedule."""
+    """The config's optimizer for the decoder, Adam for the head. Both have the same schedule."""
     of_head = schedule(dataclasses.replace(cfg, lr=head_lr))
     return Optimizers(make_optimizer(cfg), optax.adam(of_head, cfg.b1, cfg.b2, cfg.eps))
 
@@ -66,14 +66,14 @@ Loss = Callable[[Trainable, Compared], tuple[Array, dict[str, Array]]]
 
 
 def init_state(params: Params, width: int, optimizers: Optimizers) -> TrainState:
-    """Step 0, with a head of zeros: every score is 0."""
+    """The state at step 0. The head is zero, so every score is 0."""
     head = ValueHead(jnp.zeros(width, jnp.float32), jnp.float32(0))
     trained = Trained(head, optimizers.decoder.init(params), optimizers.head.init(head))
     return TrainState(step=jnp.int32(0), params=params, opt_state=trained, filter=init_filter())
 
 
 def shardings(mesh: Mesh, model: ModelConfig, optimizers: Optimizers, state: Any) -> TrainState:
-    """Shardings of the state: the decoder as in the policy's step, the head everywhere. `state`: its shapes."""
+    """Shardings of the state: the decoder as in the policy's step, the head replicated. `state`: its shapes."""
     of_decoder = state_shardings(mesh, model, optimizers.decoder, StepConfig())
     everywhere = lambda tree: jax.tree.map(lambda _: replicated(mesh), tree)
     trained = Trained(everywhere(state.opt_state.head), of_decoder.opt_state, everywhere(state.opt_state.of_head))
@@ -81,7 +81,7 @@ def shardings(mesh: Mesh, model: ModelConfig, optimizers: Optimizers, state: Any
 
 
 def preference_loss(model: ModelConfig, cfg: PreferenceConfig) -> Loss:
-    """The loss of a reward model."""
+    """The loss that trains a reward model on comparisons."""
     return functools.partial(_preference_loss, model, cfg)
 
 
@@ -89,37 +89,44 @@ def _preference_loss(model: ModelConfig, cfg: PreferenceConfig, trainable: Train
     params, head = trainable
     scores = value(params, model, head, batch.judged)
     margins = 0.0 if batch.margins is None else batch.margins
-    each = preference.loss(cfg.loss, scores, batch.there, margins, cfg.centre)
-    d, pairs = preference.differences(scores, batch.there)
-    won = jnp.where(pairs, (d > 0) + 0.5 * (d == 0), 0.0).sum()
-    margin = jnp.where(pairs, d, 0.0).sum()
-    spread = jnp.where(batch.there, scores, 0.0)
-    sums = {"won": won, "pairs": pairs.sum(), "margin": margin, "squares": (spread**2).sum(), "rows": batch.there.sum()}
-    return each, sums
+    losses = preference.loss(cfg.loss, scores, batch.present, margins, cfg.centre)
+    difference, pairs = preference.differences(scores, batch.present)
+    won = jnp.where(pairs, (difference > 0) + 0.5 * (difference == 0), 0.0).sum()
+    margin = jnp.where(pairs, difference, 0.0).sum()
+    real_scores = jnp.where(batch.present, scores, 0.0)
+    sums = {
+        "won": won,
+        "pairs": pairs.sum(),
+        "margin": margin,
+        "squares": (real_scores**2).sum(),
+        "rows": batch.present.sum(),
+    }
+    return losses, sums
 
 
 def gradients(trainable: Trainable, model: ModelConfig, loss: Loss, batch: Compared, size: int):
-    """Gradient of the mean loss over the batch's questions, and sums of metrics; `size` questions at a time, 0: all."""
-    count = jnp.maximum((batch.there[:, 0] & batch.there[:, 1:].any(-1)).sum(), 1).astype(jnp.float32)
+    """(gradient of the mean loss over the batch's questions, sums for metrics). `size`: questions per micro-batch, or 0
+    for all."""
+    count = jnp.maximum((batch.present[:, 0] & batch.present[:, 1:].any(-1)).sum(), 1).astype(jnp.float32)
 
     def contribution(trainable, part):
-        each, sums = loss(trainable, part)
-        return each.sum() / count, sums | {"loss": each.sum() / count}
+        losses, sums = loss(trainable, part)
+        return losses.sum() / count, sums | {"loss": losses.sum() / count}
 
-    def one(trainable, part):
+    def micro_batch(trainable, part):
         (_, sums), grads = jax.value_and_grad(contribution, has_aux=True)(trainable, part)
         return grads, sums
 
-    p = batch.there.shape[0]
+    p = batch.present.shape[0]
     if not size or size >= p:
-        return one(trainable, batch)
-    alone = (unstacked(model, trainable[0])[0], trainable[1])
+        return micro_batch(trainable, batch)
+    layers = (unstacked(model, trainable[0])[0], trainable[1])
 
     def body(total, part):
-        grads, sums = one(alone, part)
+        grads, sums = micro_batch(layers, part)
         return jax.tree.map(jnp.add, total, grads), sums
 
-    zero = jax.tree.map(jnp.zeros_like, alone)
+    zero = jax.tree.map(jnp.zeros_like, layers)
     grads, sums = jax.lax.scan(body, zero, split(batch, size))
     if not model.scan_layers:
         grads = (stack_layers(grads[0]), grads[1])
@@ -134,7 +141,8 @@ def update(
     parts: Sequence[tuple[Compared, float]],
     size: int,
 ) -> tuple[TrainState, list[dict[str, Array]]]:
-    """The state after one update on the weighted sum of the parts' mean losses, and each part's metrics."""
+    """The state after one update, and the metrics of each part. `parts` are (batch, weight); the loss is the weighted
+    sum of their mean losses."""
     trained, total, outs = state.opt_state, None, []
     for batch, weight in parts:
         grads, sums = gradients((state.params, trained.head), model, loss, batch, size)
@@ -149,12 +157,12 @@ def update(
                 "preference/score_rms": jnp.sqrt(sums["squares"] / rows),
             }
         )
-    grads, of_head = total
-    # Differences of scores have no bias. Its gradient is rounding, which Adam would make as large as any.
-    of_head = of_head._replace(bias=jnp.zeros_like(of_head.bias))
-    outs[0]["grad/norm"] = optax.tree.norm((grads, of_head))
+    grads, head_grads = total
+    # The bias cancels in a difference of scores. Its gradient is rounding error, which Adam would scale to full size.
+    head_grads = head_grads._replace(bias=jnp.zeros_like(head_grads.bias))
+    outs[0]["grad/norm"] = optax.tree.norm((grads, head_grads))
     updates, decoder = optimizers.decoder.update(grads, trained.of_decoder, state.params)
-    head_updates, head = optimizers.head.update(of_head, trained.of_head, trained.head)
+    head_updates, head = optimizers.head.update(head_grads, trained.of_head, trained.head)
     return state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
@@ -172,9 +180,11 @@ def make_reward_step(
         return state, out
 
     state = jax.eval_shape(lambda p: init_state(p, model.width, optimizers), param_shapes(model))
-    return jitted(step, mesh, model, (shardings(mesh, model, optimizers, state), by_prompt(mesh, batch)), others=1)
+    return jitted(
+        step, mesh, model, (shardings(mesh, model, optimizers, state), by_prompt(mesh, batch)), replicated_outputs=1
+    )
 
 
 def param_shapes(model: ModelConfig) -> Params:
-    """The parameters as shapes."""
+    """The decoder's parameters as float32 shapes."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), param_specs(model), is_leaf=is_spec)

@@ -1,4 +1,4 @@
-"""Statistics of each row of a batch from one forward, and which of its tokens and rows count."""
+"""One forward over a batch: the statistics of each row, and which tokens and rows count in the loss."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG, AnyArray, 
 
 @dataclasses.dataclass(frozen=True)
 class ProxyConfig:
-    """NOVER's scoring model: a slow copy of the policy."""
+    """NOVER's proxy: a slowly moving copy of the policy that scores answers."""
 
     every: int = field(100, "steps between updates of NOVER's proxy model towards the policy", least=1)
     decay: float = field(0.9, "share of itself that the proxy keeps in an update", least=0, below=1)
@@ -57,7 +57,8 @@ class CriticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What the step computes. Frozen and hashable: it is static under jit. `config.step_config` makes it."""
+    """Settings of the training step. Frozen and hashable, because it is static under jit. `config.step_config` makes
+    it."""
 
     reward: RewardConfig = RewardConfig()
     loss: LossConfig = LossConfig()
@@ -68,49 +69,51 @@ class StepConfig:
     policy_span: str = "chain"  # chain | response (chain and sampled answer)
     supervise_chain: bool = False  # the answer term also covers the chain (SFT on given chains)
     two_branches: bool = False  # rows may hold a sampled answer before the reference answer, or several references
-    turn_credit: bool = False  # conversations: a message is also paid for what it adds to the references' likelihood
-    critic: CriticConfig | None = None  # of adversarial training
-    turns: int = 1  # messages of a conversation at most
-    temperature: float = 1.0  # of the sampler: chain log-probs are those of the distribution sampled from
-    micro_batch_prompts: int = 0  # prompts per forward; 0: `step.at_once`
-    sampled_answer: int = 0  # tokens that a sampled answer may have; 0: as many as a row
-    head_chunk: int = 0  # tokens whose logits exist at one time; 0: `head.token_stats` decides
+    turn_credit: bool = False  # conversations: each message also earns what it adds to the references' likelihood
+    critic: CriticConfig | None = None  # adversarial training only
+    turns: int = 1  # maximum number of the model's messages in a conversation
+    temperature: float = 1.0  # the sampler's; log-probs of sampled tokens are taken at it
+    micro_batch_prompts: int = 0  # prompts per forward; 0: `step.prompts_per_forward` decides
+    sampled_answer: int = 0  # maximum tokens of a sampled answer; 0: those of a row
+    head_chunk: int = 0  # tokens whose logits exist at the same time; 0: `head.token_stats` decides
 
     @property
     def with_reference(self) -> bool:
-        """Whether the initial model is asked for."""
+        """Whether the step reads the initial model: for the KL term, or for a reward."""
         return (self.loss.kl != "none" and not self.moving_reference) or self.scored_by_initial
 
     @property
     def with_frozen(self) -> bool:
-        """Whether the step reads parameters that it does not change: the initial model, which adapters stand on."""
+        """Whether the step reads parameters that it does not train: the reference model, or the base of adapters."""
         return self.with_reference or self.lora.rank > 0
 
     @property
     def moving_reference(self) -> bool:
-        """Whether the reference of the KL term follows the policy: then it is part of the state."""
+        """Whether the reference of the KL term follows the policy. It is then part of the training state."""
         return self.loss.kl != "none" and self.loss.reference_every > 0
 
     @property
     def scored_by_initial(self) -> bool:
-        """Whether a reward asks for the initial model's score of the answer."""
+        """Whether a reward needs the initial model's score of the answer."""
         return any(t.reward.initial for t in self.reward.terms)
 
     @property
     def reads_cross(self) -> bool:
-        """Whether a reward asks for every answer after every chain."""
+        """Whether a reward needs the score of every sampled answer after every chain of its group."""
         return any(t.reward.cross for t in self.reward.terms)
 
     @property
     def with_proxy(self) -> bool:
-        """Whether NOVER's proxy model is asked for."""
+        """Whether a reward needs NOVER's proxy model."""
         return any(t.reward.proxy for t in self.reward.terms)
 
 
 class RowStats(NamedTuple):
-    """Per-token statistics of each completion row, [P, G, T]; PAD positions are meaningless. `no_chain_logp`: the
-    log-probs of the tokens of `batch.no_chain`, without a gradient; `alternatives_logp`: of `batch.alternatives` after
-    each row's chain."""
+    """Per-token statistics of each completion row, [P, G, T]. Values at PAD positions are meaningless.
+
+    `no_chain_logp`: log-probs of the tokens of `batch.no_chain`, without a gradient. `alternatives_logp`: log-probs of
+    the tokens of `batch.alternatives` after each row's chain.
+    """
 
     stats: TokenStats
     chain: Bool[AnyArray, "P G T"]
@@ -121,42 +124,44 @@ class RowStats(NamedTuple):
 
 
 def with_alternatives(batch: Batch) -> tuple[Int[AnyArray, "P G U"], Int[AnyArray, "P G U"]]:
-    """The ids and segments of the rows, each with its prompt's other answers after it."""
-    other, ids, segment = batch.alternatives, batch.completion, batch.segment
-    if other is None:
+    """The ids and segments of the rows, each followed by its prompt's alternative answers."""
+    alternatives, ids, segment = batch.alternatives, batch.completion, batch.segment
+    if alternatives is None:
         return ids, segment
-    kinds = jnp.where(other.answer > 0, REFERENCE, PAD)
+    kinds = jnp.where(alternatives.answer > 0, REFERENCE, PAD)
     p, g, _ = ids.shape
-    after = lambda row, x: jnp.concatenate([row, jnp.broadcast_to(x[:, None], (p, g, x.shape[-1]))], -1)
-    return after(ids, other.tokens), after(segment, kinds)
+    append = lambda row, x: jnp.concatenate([row, jnp.broadcast_to(x[:, None], (p, g, x.shape[-1]))], -1)
+    return append(ids, alternatives.tokens), append(segment, kinds)
 
 
 def packed_rows(batch: Batch) -> Layout | None:
-    """The pool in which the rows are computed; None where they are computed as they are."""
+    """The layout of the pool of tokens in which the rows are computed; None for a batch without packing."""
     return None if batch.packing is None else layout(with_alternatives(batch)[1], batch.packing)
 
 
 def row_stats(
     params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, probe: Float[AnyArray, "*N D"] | float = 0.0
 ) -> RowStats:
-    """One forward: the token statistics of every completion token, given what precedes it on its branch.
+    """One forward: the statistics of every completion token, given the tokens before it on its branch.
 
-    `probe`, zeros, is added to the state that predicts each token: its gradient is the loss's gradient at that state.
-    Of packed rows, it has one for each token of the pool.
+    `probe` is an array of zeros that is added to the hidden state that predicts each token. So the gradient of the loss
+    with respect to the probe is its gradient at that state. For packed rows, N is the size of the pool.
     """
     no_chain = batch.no_chain
     extra = None if no_chain is None else (no_chain.completion, no_chain.segment)
-    t, other, packed = batch.completion.shape[-1], batch.alternatives, packed_rows(batch)
+    t, alternatives, packed = batch.completion.shape[-1], batch.alternatives, packed_rows(batch)
     ids, segment = with_alternatives(batch)
-    own_ids = ids if packed is None else packed.completions.pool(ids)
-    if other is not None and packed is None:
-        probe = jnp.pad(probe, [(0, 0), (0, 0), (0, other.answer.shape[-1]), (0, 0)]) if jnp.ndim(probe) else probe
-    completions = Completions(own_ids, segment, extra, cfg.two_branches, packed)
+    pool_ids = ids if packed is None else packed.completions.pool(ids)
+    if alternatives is not None and packed is None:
+        probe = (
+            jnp.pad(probe, [(0, 0), (0, 0), (0, alternatives.answer.shape[-1]), (0, 0)]) if jnp.ndim(probe) else probe
+        )
+    completions = Completions(pool_ids, segment, extra, cfg.two_branches, packed)
     hidden = forward(params, model, batch.prompt, batch.prompt_length, completions)
     last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)[:, None]  # [P, 1, 1, D]
 
     def predicting(states, segment):
-        """The state that predicts each token: that of the token before it on its branch."""
+        """The hidden state that predicts each token: the state of its predecessor on its branch."""
         first = jnp.broadcast_to(last, (*states.shape[:2], 1, last.shape[-1]))
         row = jnp.concatenate([first, states], 2)
         if cfg.two_branches:
@@ -171,20 +176,20 @@ def row_stats(
     scale = None if cfg.temperature == 1.0 else jnp.where(sampled, jnp.float32(1 / cfg.temperature), 1.0)
     if packed is not None and scale is not None:
         scale = packed.completions.pool(scale)
-    stats = token_stats(states, head_matrix(params), own_ids, cfg.head_chunk, scale)
+    stats = token_stats(states, head_matrix(params), pool_ids, cfg.head_chunk, scale)
     stats = stats if packed is None else jax.tree.map(packed.completions.spread, stats)
     no_chain_logp, alternatives_logp = None, None
-    if other is not None:
+    if alternatives is not None:
         alternatives_logp = stats.log_prob[..., t:]
         stats, sampled = jax.tree.map(lambda x: x[..., :t], (stats, sampled))
-    if no_chain is not None:  # no gradient, so the backward pass has no trace of these rows in any layer
+    if no_chain is not None:  # without a gradient, so that the backward pass skips these rows in every layer
         states, head = jax.lax.stop_gradient((predicting(hidden.no_chain, no_chain.segment), head_matrix(params)))
         no_chain_logp = token_stats(states, head, no_chain.completion, cfg.head_chunk).log_prob
     return RowStats(stats, batch.segment == CHAIN, sampled, batch.scored, no_chain_logp, alternatives_logp)
 
 
 def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[AnyArray, "P G T"], Bool[AnyArray, "P G"]]:
-    """Which tokens the policy term covers, and which rows count in baseline, scale and loss."""
+    """(tokens of the policy term, rows that count in baseline, scale and loss)."""
     tokens = batch.segment == CHAIN
     if cfg.policy_span == "response":
         tokens |= batch.segment == SAMPLED
@@ -195,10 +200,10 @@ def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[AnyArray, "P G T"]
 
 
 def floored(logp: Float[Array, "P G T"], batch: Batch, cfg: StepConfig) -> Float[Array, "P G T"]:
-    """Log-probs for the reward: the model's, or reward.floor after a truncated chain.
+    """Log-probs (nats) for the reward: the model's, but reward.floor after a truncated chain.
 
-    The floor is per token. So under every reward and at every answer length, a truncated chain is worth less than a
-    chain after which the answer's tokens are likelier than that.
+    The floor is per token. So for every reward and answer length, a truncated chain earns less than any chain after
+    which each answer token has a log-prob above the floor.
     """
     if cfg.reward.truncated == "floor":
         logp = jnp.where(batch.truncated[..., None], cfg.reward.floor, logp)
@@ -206,8 +211,8 @@ def floored(logp: Float[Array, "P G T"], batch: Batch, cfg: StepConfig) -> Float
 
 
 class Forward(NamedTuple):
-    """One forward's rows, the inputs of rewards, the log-prob of each prompt's answer without a chain, and, where there
-    is a second prompt, the chains after both."""
+    """The results of one forward: the rows, the inputs of rewards, the log-prob of each prompt's answer without a
+    chain, and, with a posterior prompt, the chains' log-probs after both prompts."""
 
     rows: RowStats
     observation: Observation
@@ -238,7 +243,7 @@ def observe(
     if cfg.with_proxy:
         by_proxy = row_stats(proxy, model, batch.rows_alone, cfg)
         proxy_nll = -likelihood.avg_log_prob(jax.lax.stop_gradient(by_proxy.stats.log_prob), batch.scored)
-    stats, others = rows.stats, rows.alternatives_logp
+    stats, alternatives_logp = rows.stats, rows.alternatives_logp
     observation = Observation(
         logp=floored(stats.log_prob, batch, cfg),
         scored=batch.scored,
@@ -251,17 +256,20 @@ def observe(
         proxy_nll=proxy_nll,
         no_chain_logp=no_chain_logp,
         alternatives=batch.alternatives,
-        alternatives_logp=None if others is None else floored(others, batch, cfg),
+        alternatives_logp=None if alternatives_logp is None else floored(alternatives_logp, batch, cfg),
     )
     chains = None if batch.shown is None else _chains(params, model, batch, cfg, observation)
     return Forward(rows, observation, no_chain, chains)
 
 
 def _chains(params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, observation: Observation) -> Chains:
-    """The chains' log-probs after both prompts. Gradients go through the second where its chains earn the reward."""
-    after = batch.rows_alone.replace(prompt=batch.shown.tokens, prompt_length=batch.shown.length)
-    shown = row_stats(params if cfg.posterior.target else jax.lax.stop_gradient(params), model, after, cfg).stats
+    """The chains' log-probs after both prompts. Those after the posterior prompt have a gradient only if
+    posterior.target is above 0."""
+    shown_batch = batch.rows_alone.replace(prompt=batch.shown.tokens, prompt_length=batch.shown.length)
+    shown_stats = row_stats(
+        params if cfg.posterior.target else jax.lax.stop_gradient(params), model, shown_batch, cfg
+    ).stats
     group = batch.completion.shape[1]
     from_shown = np.arange(group) >= group - cfg.posterior.rows(group)
     sampled = observation.sampled
-    return Chains(sampled.log_prob, shown.log_prob, sampled.mask, observation.keep, from_shown)
+    return Chains(sampled.log_prob, shown_stats.log_prob, sampled.mask, observation.keep, from_shown)

@@ -1,7 +1,7 @@
 """The one jitted step: forward -> rewards -> leave-one-out differences -> surrogate -> update.
 
-Micro-batches hold whole groups, so one forward with gradients yields the rewards, the differences and
-both gradient terms. A group filter needs every group's rewards first: only then is there a forward before it.
+A micro-batch holds whole groups. So one forward with gradients gives the rewards, the differences and both gradient
+terms. Only a group filter needs another forward before it, because it decides from the rewards of all groups.
 """
 
 from __future__ import annotations
@@ -34,45 +34,47 @@ from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, effective,
 from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
 from rl_likelihood.shapes import SAMPLED, TAG, Batch, TrainState
 
-# Completion tokens per forward on a CPU: more take memory and save no time (docs/benchmarks.md).
+# Completion tokens per forward on a CPU. More tokens take memory and save no time (docs/benchmarks.md).
 ENOUGH = 1024
 
-# Reference and proxy, None where nothing asks for them; with LoRA also the base that the adapters stand on.
+# (reference, proxy), each None if nothing needs it; with LoRA also the base model of the adapters.
 Models = tuple[Params | None, Params | None] | tuple[Params | None, Params | None, Params]
 
 
 def _k1_in_reward(params_logp, ref_logp, mask, cfg: StepConfig) -> Float[Array, "P G"]:
-    """-beta sum_t (log pi - log ref): RLOO's KL, constant for the gradient."""
+    """-beta sum_t (log pi - log ref) for each row: RLOO's KL as a part of the reward. It has no gradient."""
     d = jnp.where(mask, params_logp - ref_logp, 0.0).sum(-1)
     return -cfg.loss.kl_coef * jax.lax.stop_gradient(d)
 
 
 def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
-    """The forward, the reference model's log-probs, and mixture.objective of them."""
+    """(the forward, the reference model's log-probs or None, the result of `mixture.objective`)."""
     ref_params, proxy, *base = models
     params = effective(base[0], params, cfg.lora) if base else params
     forward = observe(params, proxy, model, batch, cfg, probe)
-    ref, extra = None, 0.0
+    ref, reward_bonus = None, 0.0
     if cfg.reads_cross:
-        seen = forward.observation._replace(
+        observation = forward.observation._replace(
             cross_logp=cross_log_probs(params, model, batch, cfg), answered=(batch.segment == SAMPLED).any(-1)
         )
-        forward = forward._replace(observation=seen)
+        forward = forward._replace(observation=observation)
     if ref_params is not None:
         ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.rows_alone, cfg).stats.log_prob)
         if cfg.scored_by_initial:
             nll = -likelihood.avg_log_prob(ref, batch.scored)
             forward = forward._replace(observation=forward.observation._replace(initial_nll=nll))
         if cfg.loss.kl == "reward_k1":
-            extra = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
+            reward_bonus = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
     if forward.chains is not None and cfg.posterior.kl:
-        extra = -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(forward.chains, cfg.posterior.target))
-    return forward, ref, mixture.objective(forward.observation, cfg.reward, extra)
+        reward_bonus = -cfg.posterior.kl * jax.lax.stop_gradient(
+            posterior.kl_rows(forward.chains, cfg.posterior.target)
+        )
+    return forward, ref, mixture.objective(forward.observation, cfg.reward, reward_bonus)
 
 
 def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig, counts: Counts):
-    """Loss contribution of one micro-batch, its metric sums, and its per-row values. `differentiated`: parameters, and
-    the probe of `row_stats`."""
+    """(loss of one micro-batch, (sums for metrics, values of each row)). `differentiated`: the parameters and the probe
+    of `row_stats`."""
     loss = cfg.loss
     forward, ref, (f, reward, terms) = _rewards(*differentiated, models, batch, model, cfg)
     rows, keep = forward.rows, forward.observation.keep
@@ -84,12 +86,12 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
         kind = loss.kl if loss.kl in ("k1", "k2", "k3") else "k3"
         per_token = surrogate.kl_estimate(kind, rows.stats.log_prob, ref)
         kl = surrogate.aggregate(per_token, mask, keep, loss, counts)
-    in_loss = 0.0 if loss.kl == "reward_k1" else loss.kl_coef
-    total = loss.policy_term * policy + loss.answer_term * answer + in_loss * kl
-    more = {}
+    kl_weight = 0.0 if loss.kl == "reward_k1" else loss.kl_coef
+    total = loss.policy_term * policy + loss.answer_term * answer + kl_weight * kl
+    extra_sums = {}
     if loss.format_term:
-        more = {"loss/format": _format_loss(rows.stats.log_prob, batch, keep) / counts.prompts}
-        total = total + loss.format_term * more["loss/format"]
+        extra_sums = {"loss/format": _format_loss(rows.stats.log_prob, batch, keep) / counts.prompts}
+        total = total + loss.format_term * extra_sums["loss/format"]
 
     per_row = {"reward": reward, "advantage": advantage, **{f"reward/{k}": v for k, v in terms.items()}}
     weights = mixture.token_weights(forward.observation, cfg.reward)
@@ -97,34 +99,38 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
         per_row["answer_weights"] = weights
     if forward.chains is not None:
         batch = batch.replace(sampler_logp=posterior.as_after_question(batch.sampler_logp, forward.chains))
-        shown = {k: v / counts.prompts for k, v in posterior.measured(forward.chains, reward, cfg.posterior).items()}
-        more |= jax.lax.stop_gradient(shown)
+        posterior_sums = {
+            k: v / counts.prompts for k, v in posterior.measured(forward.chains, reward, cfg.posterior).items()
+        }
+        extra_sums |= jax.lax.stop_gradient(posterior_sums)
     sums, measured = measures.of_rows(forward, batch, cfg)
-    sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl, **more}
+    sums |= {"loss/policy": policy, "loss/answer": answer, "loss/kl": kl, **extra_sums}
     return total, (sums, per_row | measured)
 
 
 def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
-    """Each row's advantage [P, G], the policy term and the answer term, both as losses."""
+    """(each row's advantage [P, G], policy term, answer term). Both terms are losses, to be minimised."""
     loss, rows, keep = cfg.loss, forward.rows, forward.observation.keep
     logp, mask = forward.observation.logp, forward.observation.sampled.mask
     difference = surrogate.leave_one_out(f, jax.lax.stop_gradient(logp), batch.scored, keep)
     advantage = surrogate.advantages(difference, keep, loss.advantage)
-    paid = advantage
+    token_advantage = advantage
     if cfg.turn_credit:
         constant = jax.lax.stop_gradient(logp)
-        paid = advantage[..., None] + surrogate.turn_gains(constant, batch.scored, batch.segment, keep, cfg.turns)
+        token_advantage = advantage[..., None] + surrogate.turn_gains(
+            constant, batch.scored, batch.segment, keep, cfg.turns
+        )
     if forward.chains is not None:
-        own = posterior.distilled(forward.chains, cfg.posterior.distill_clip)
-        paid = advantage[..., None] + cfg.posterior.distill * own
-    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, paid, mask, keep, loss, counts)
+        distillation = posterior.distilled(forward.chains, cfg.posterior.distill_clip)
+        token_advantage = advantage[..., None] + cfg.posterior.distill * distillation
+    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, token_advantage, mask, keep, loss, counts)
     # Supervision of a given chain is the same objective with the chain among the scored tokens.
     answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
     return advantage, policy, -f(logp, answer_mask, keep).sum() / counts.prompts
 
 
 def _mixture_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
-    """`_terms` of groups with chains from both prompts; the KL's own gradient is in the policy term."""
+    """`_terms` for groups with chains from both prompts. The policy term includes the gradient of posterior.kl."""
     chains, p, logp = forward.chains, cfg.posterior, forward.observation.logp
     w = posterior.weights(chains, p)
     advantage = posterior.advantages(reward, w, chains)
@@ -133,45 +139,45 @@ def _mixture_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, c
         log_target, batch.sampler_logp, advantage, chains.mask, chains.keep, cfg.loss, counts
     )
     if p.kl:
-        own = likelihood.kept_mean(w * posterior.kl_rows(chains, p.target), chains.keep)
-        policy = policy + p.kl * own.sum() / counts.prompts
+        kl_surrogate = likelihood.kept_mean(w * posterior.kl_rows(chains, p.target), chains.keep)
+        policy = policy + p.kl * kl_surrogate.sum() / counts.prompts
     if p.answer_rows == "positive":
         w = jnp.where(chains.from_shown, 0.0, advantage > 0)
-    each = posterior.of_each_row(f, logp, batch.scored, chains.keep)
-    return advantage, policy, -likelihood.kept_mean(w * each, chains.keep).sum() / counts.prompts
+    row_rewards = posterior.of_each_row(f, logp, batch.scored, chains.keep)
+    return advantage, policy, -likelihood.kept_mean(w * row_rewards, chains.keep).sum() / counts.prompts
 
 
 def _format_loss(logp: Float[Array, "P G T"], batch: Batch, keep: Bool[Array, "P G"]) -> Float[Array, ""]:
-    """Minus the mean log-prob of each row's forced tags, mean over a group's kept rows, sum over prompts."""
+    """Minus the mean log-prob of a row's forced tags, averaged over a group's kept rows and summed over prompts."""
     tags = batch.segment == TAG
     rows = -jnp.where(tags, logp, 0.0).sum(-1) / jnp.maximum(tags.sum(-1), 1)
     return likelihood.kept_mean(rows, keep).sum()
 
 
 def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
-    """The batch without the groups whose rewards the filter refuses, and the filter's next state."""
+    """(the batch with the groups that the filter accepts marked in `counted`, the filter's next state)."""
     if cfg.filter.mode == "none":
         return batch, state.filter
     (params,), models = unstacked(model, state.params), unstacked(model, *models)
 
     def spread(batch):
         forward, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
-        seen = forward.observation
+        observation = forward.observation
         if cfg.filter.mode == "token_spread":
-            return weighted.largest_spread(seen.logp, seen.scored, seen.keep)
-        return shaping.group_std(reward, seen.keep)
+            return weighted.largest_spread(observation.logp, observation.scored, observation.keep)
+        return shaping.group_std(reward, observation.keep)
 
-    std = as_given(whole(jax.lax.map(spread, split(ordered(batch), at_once(batch, cfg)))), batch)
+    std = as_given(whole(jax.lax.map(spread, split(ordered(batch), prompts_per_forward(batch, cfg)))), batch)
     counts = shaping.filter_groups(std, cfg.filter, state.filter, state.step)
     return batch.replace(counted=counts), shaping.update(state.filter, state.step, std.mean(), cfg.filter)
 
 
-def at_once(batch: Batch, cfg: StepConfig) -> int:
-    """Prompts per forward: what the batch's packing says; `micro_batch_prompts`; or, where that is 0, all.
+def prompts_per_forward(batch: Batch, cfg: StepConfig) -> int:
+    """Prompts per forward: of the batch's packing, else `micro_batch_prompts`, else (0) all prompts.
 
-    On one CPU: the most prompts that divide the batch and have fewer than `ENOUGH` completion tokens, at least one. If
-    these have less than half of it, and the next divisor has at most twice `ENOUGH`, that one. Prompt tokens are not
-    counted. Depends on the mesh in use.
+    On one CPU, 0 means the largest divisor of P whose prompts have fewer than `ENOUGH` completion tokens (at least 1).
+    If that gives less than half of `ENOUGH`, the next divisor is taken, unless it gives more than twice `ENOUGH`.
+    Prompt tokens are not counted. The mesh in use decides which case applies.
     """
     p, g, t = batch.completion.shape
     if batch.packing is not None:
@@ -181,14 +187,14 @@ def at_once(batch: Batch, cfg: StepConfig) -> int:
     if not on_cpu() or row_shards() > 1:
         return p
     sizes = [k for k in range(1, p + 1) if p % k == 0]
-    few = max(k for k in sizes if k * g * t < ENOUGH or k == 1)
-    more = [k for k in sizes if k > few and k * g * t <= 2 * ENOUGH]
-    return min(more, default=few) if few * g * t < ENOUGH // 2 else few
+    below = max(k for k in sizes if k * g * t < ENOUGH or k == 1)
+    above = [k for k in sizes if k > below and k * g * t <= 2 * ENOUGH]
+    return min(above, default=below) if below * g * t < ENOUGH // 2 else below
 
 
 def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
-    """Gradient of the loss over the whole batch, metric sums, per-row values; micro-batched."""
-    p, size = batch.prompt.shape[0], at_once(batch, cfg)
+    """(gradient of the loss over the whole batch, sums for metrics, values of each row), in micro-batches."""
+    p, size = batch.prompt.shape[0], prompts_per_forward(batch, cfg)
     policy_mask, keep = policy_masks(batch, cfg)
     counts = Counts(
         prompts=jnp.maximum(keep.any(-1).sum(), 1).astype(jnp.float32),
@@ -197,7 +203,7 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
     if cfg.loss.aggregation == "delta_l_batch":
         counts = counts._replace(row_weights=surrogate.length_weights(policy_mask, keep, cfg.loss).sum())
 
-    def one(batch):  # reads params and models when called, after `unstacked`
+    def micro_batch(batch):  # reads params and models when called, after `unstacked`
         tokens = batch.completion.shape if batch.packing is None else (row_shards(), batch.packing.tokens)
         probe = jnp.zeros((*tokens, model.width), model.compute_dtype)
         grad = jax.value_and_grad(_loss, has_aux=True)
@@ -205,10 +211,10 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
         return grads, sums | measures.hidden_grad_norms(grad_hidden, batch, cfg), per_row
 
     if size >= p:
-        return one(batch)
+        return micro_batch(batch)
 
     def body(total, batch):
-        grads, sums, per_row = one(batch)
+        grads, sums, per_row = micro_batch(batch)
         return jax.tree.map(jnp.add, total, grads), (sums, per_row)
 
     (params,), models = unstacked(model, params), unstacked(model, *models)
@@ -226,13 +232,13 @@ def all_finite(params: Params) -> Bool[Array, ""]:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: StepConfig) -> TrainState:
-    """Step 0."""
+    """The state at step 0."""
     return TrainState(
         step=jnp.int32(0),
         params=params,
         opt_state=optimizer.init(params),
         filter=shaping.init_filter(),
-        # Copies: the state is donated, and a buffer can be donated once.
+        # Copies, because the state is donated and a buffer can be donated only once.
         proxy=jax.tree.map(jnp.copy, params) if cfg.with_proxy else None,
         reference=jax.tree.map(jnp.copy, params) if cfg.moving_reference else None,
     )
@@ -241,7 +247,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, cfg: Ste
 def state_shardings(
     mesh: Mesh, model: ModelConfig, optimizer: optax.GradientTransformation, cfg: StepConfig
 ) -> TrainState:
-    """Shardings of the state: parameters and their moments by the mesh's table, all else replicated."""
+    """Shardings of the state: parameters and their moments by `mesh.RULES`, everything else replicated."""
     specs, everywhere = trained_specs(model, cfg.lora), replicated(mesh)
     params = shardings(specs, mesh)
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), specs, is_leaf=is_spec)
@@ -251,7 +257,7 @@ def state_shardings(
     }
 
     def moment(path, x):
-        """Of the parameter whose path ends this one, if it has its shape."""
+        """The sharding of the parameter whose path is the end of `path`, if the shapes agree; else replicated."""
         for start in range(len(path)):
             shape, at = by_path.get(path[start:], (None, everywhere))
             if shape == x.shape:
@@ -269,7 +275,7 @@ def state_shardings(
 
 
 def models_of(state: TrainState, ref_params: Params | None, cfg: StepConfig) -> Models:
-    """The models that a step reads beside the policy."""
+    """The models that a step reads besides the policy."""
     if not cfg.lora.rank:
         return ref_params if state.reference is None else state.reference, state.proxy
     moving, proxy = (slow and effective(ref_params, slow, cfg.lora) for slow in (state.reference, state.proxy))
@@ -277,19 +283,19 @@ def models_of(state: TrainState, ref_params: Params | None, cfg: StepConfig) -> 
 
 
 def reference_shardings(mesh: Mesh, model: ModelConfig, lora: LoraConfig | None = None) -> Params:
-    """Shardings of a model that does not change, `unstacked` unless adapters stand on it: split as in the policy's
-    stack."""
+    """Shardings of a model that is not trained. Its layers are `unstacked`, unless it is the base of adapters. Each
+    layer is split as in the policy's stack."""
     specs = base_specs(model, lora) if lora and lora.rank else param_specs(model)
     if not model.scan_layers and not (lora and lora.rank):
-        one = {name: Spec(s.shape[1:], s.axes[1:], s.init) for name, s in specs["layers"].items()}
-        specs |= {"layers": (one,) * model.layers}
+        layer = {name: Spec(s.shape[1:], s.axes[1:], s.init) for name, s in specs["layers"].items()}
+        specs |= {"layers": (layer,) * model.layers}
     return shardings(specs, mesh)
 
 
 def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConfig) -> Params | None:
-    """The reference model, or the base of adapters, as `make_step` takes it; None where nothing asks for one.
+    """The reference model or the base of adapters, as `make_step` takes it; None if the step needs neither.
 
-    A reference never changes, so its layers are unstacked once. The policy's are unstacked in every step.
+    A reference never changes, so its layers are unstacked once. The policy's layers are unstacked in every step.
     """
     if not cfg.with_frozen:
         return None
@@ -303,10 +309,10 @@ def init_reference(params: Params, mesh: Mesh, model: ModelConfig, cfg: StepConf
     return jax.jit(lambda p: unstacked(model, p)[0], out_shardings=reference_shardings(mesh, model))(params)
 
 
-def judge_shardings(mesh: Mesh, model: ModelConfig, asked: bool) -> JudgeParams:
-    """Shardings of a judge, its decoder `unstacked`. `asked`: it says yes or no and has no value head."""
+def judge_shardings(mesh: Mesh, model: ModelConfig, by_words: bool) -> JudgeParams:
+    """Shardings of a judge, whose decoder is `unstacked`. `by_words`: it replies with a word and has no value head."""
     everywhere = replicated(mesh)
-    return JudgeParams(reference_shardings(mesh, model), None if asked else ValueHead(everywhere, everywhere))
+    return JudgeParams(reference_shardings(mesh, model), None if by_words else ValueHead(everywhere, everywhere))
 
 
 def make_step(
@@ -319,14 +325,14 @@ def make_step(
 ):
     """The jitted step(state, ref_params, batch) -> (state, metrics, per-row values [P, G, ...]).
 
-    `state` is donated; with LoRA its parameters are the adapters. `ref_params` comes from `init_reference`; without a
+    `state` is donated. With LoRA its parameters are the adapters. `ref_params` comes from `init_reference`; without a
     reference model the program has no second forward. The shapes of `batch` decide how groups are split over the mesh.
-    A `judge` reads `batch.judged`; its `JudgeParams` are then a fourth argument, placed by `judge_shardings`.
+    A `judge` reads `batch.judged`. Its `JudgeParams` are then a fourth argument, sharded by `judge_shardings`.
     """
 
     def step(state: TrainState, ref_params: Params | None, batch: Batch, judge_params: JudgeParams | None = None):
         if judge is not None:
-            batch = judge_batch(judge_params, judge, batch, at_once(batch, cfg))
+            batch = judge_batch(judge_params, judge, batch, prompts_per_forward(batch, cfg))
         models = models_of(state, ref_params, cfg)
         batch, filter_state = filtered(state, models, batch, model, cfg)
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
@@ -352,38 +358,37 @@ def make_step(
     return jitted(step, mesh, model, (state_at, reference_at, by_prompt(mesh, batch), *judge_at))
 
 
-def jitted(step, mesh: Mesh, model: ModelConfig, arguments_at: tuple, others: int = 2):
-    """step(state, ...) -> (state, and `others` results that every device gets) as one program, which reuses the state's
-    memory."""
+def jitted(step, mesh: Mesh, model: ModelConfig, arguments_at: tuple, replicated_outputs: int = 2):
+    """Compiles step(state, ...) -> (state, `replicated_outputs` more outputs, replicated). The state is donated."""
     return jax.jit(
         step,
         in_shardings=arguments_at,
-        out_shardings=(arguments_at[0], *[replicated(mesh)] * others),
+        out_shardings=(arguments_at[0], *[replicated(mesh)] * replicated_outputs),
         donate_argnums=0,
         compiler_options=compiler_options(mesh, model.scratch_kib),
     )
 
 
 def _moved(slow: Params | None, params: Params, step, every: int, decay: float) -> Params | None:
-    """A slow copy after a step: every so many steps it moves towards the policy, and keeps `decay` of itself."""
+    """A slow copy of the policy after a step. Once every `every` steps: decay * copy + (1 - decay) * policy."""
     if slow is None:
         return None
     towards = jnp.where(step % every == 0, 1 - decay, 0.0)
     return jax.tree.map(lambda old, new: old + towards * (new - old), slow, params)
 
 
-@functools.lru_cache(maxsize=4)  # one compiled scorer for all that a run scores
+@functools.lru_cache(maxsize=4)  # so that a run compiles each scorer once
 def make_score(model: ModelConfig, cfg: StepConfig, mesh: Mesh | None = None):
-    """The jitted score(params, batch) -> RowStats, for evaluation: the step's forward alone.
+    """The jitted score(params, batch) -> RowStats, for evaluation: only the step's forward.
 
-    Prompts are scored `at_once` at a time, split over `mesh` as in the step; every process gets all results.
+    It scores `prompts_per_forward` prompts at a time, split over `mesh` as in the step. Every process gets all results.
     """
 
     def score(params: Params, batch: Batch) -> RowStats:
         if mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, by_prompt(mesh, batch))
         (params,) = unstacked(model, params)
-        parts = split(batch, at_once(batch, cfg))
+        parts = split(batch, prompts_per_forward(batch, cfg))
         return whole(jax.lax.map(lambda b: row_stats(params, model, b, cfg), parts))
 
     return jax.jit(score, out_shardings=None if mesh is None else replicated(mesh))

@@ -1,13 +1,12 @@
-"""The one equation, which makes a loss of any reward of the family.
+"""The one equation: it turns every reward into a loss.
 
-For a group objective f (rewards/likelihood.py), with `without i` meaning row i removed from `keep`,
+For a group objective f (rewards/likelihood.py), where `without i` means that row i is removed from `keep`,
 
     surrogate = sum_i stop_gradient(f(group) - f(group without i)) log pi(z_i | p)  +  f(group)
 
-and the loss is minus its mean over prompts, plus beta KL. For a mean, f(group) - f(group without i) is
-RLOO's (R_i - mean of the others)/G; for jepo it is Tang et al.'s difference (2503.19618, sec. 4), which
-takes no further 1/G. The second term differentiates to the exact weights of the answer's tokens; no
-baseline enters it.
+The loss is minus its mean over prompts, plus beta KL. If f is a mean, f(group) - f(group without i) is RLOO's
+(R_i - mean of the others) / G. For jepo it is the difference of Tang et al. (2503.19618, sec. 4), which takes no
+further 1/G. The gradient of the second term gives the answer's tokens their exact weights. It has no baseline.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from rl_likelihood.shapes import ENV, AnyArray
 
 # Log-ratios are clipped here, before exp() overflows.
 MAX_LOG_RATIO = 20.0
-# A group with a smaller standard deviation differs by rounding alone.
+# Below this standard deviation, the rows of a group differ by rounding only.
 MIN_STD = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Switches of the policy term. The answer term has only its coefficient."""
+    """Settings of the policy term and the KL term. The answer term has only a coefficient."""
 
     answer_term: float = field(1.0, "coefficient of the reward's own gradient; 1 is exact, 0 leaves it out")
     span: Literal["auto", "chain", "response"] = field(
@@ -80,7 +79,7 @@ class LossConfig:
 
 
 class Counts(NamedTuple):
-    """Denominators over the whole batch: losses of micro-batches and devices then add up."""
+    """Denominators over the whole batch, so that the losses of micro-batches and devices can be added."""
 
     prompts: Float[Array, ""]
     policy_tokens: Float[Array, ""]
@@ -93,19 +92,20 @@ def leave_one_out(
     mask: Bool[AnyArray, "P G A"],
     keep: Bool[AnyArray, "P G"],
 ) -> Float[Array, "P G"]:
-    """f(group) - f(group without i). 0 for a dropped row and for a group with fewer than two kept."""
-    counts = keep & (keep.sum(-1, keepdims=True) > 1)
-    return jnp.where(counts, difference(f, logp, mask, keep), 0.0)
+    """f(group) - f(group without i). It is 0 for a dropped row, and in a group with fewer than two kept rows."""
+    usable = keep & (keep.sum(-1, keepdims=True) > 1)
+    return jnp.where(usable, difference(f, logp, mask, keep), 0.0)
 
 
 def advantages(
     differences: Float[AnyArray, "P G"], keep: Bool[AnyArray, "P G"], kind: str, eps: float = 1e-4
 ) -> Float[Array, "P G"]:
-    """Leave-one-out differences in the field's units.
+    """Leave-one-out differences, scaled as a published method scales its advantages. The formulas are for a mean f.
 
-    loo: R_i - mean of the others (for means); mean: R_i - mean R (Dr.GRPO, 2503.20783); std: that over the
-    group's standard deviation (GRPO, ddof 1); std_clip: the difference over its standard deviation (ddof 1),
-    clipped to [-1, 1] (Tang et al. 2503.19618, app. B.2, which subtract no mean). A group without spread gets 0.
+    loo: R_i - mean of the others. mean: R_i - mean R (Dr.GRPO, 2503.20783). std: (R_i - mean R) / standard deviation
+    of the group (GRPO, ddof 1). std_clip: the difference over the standard deviation of the group's differences
+    (ddof 1), clipped to [-1, 1], with no mean subtracted (Tang et al. 2503.19618, app. B.2). With std and std_clip, a
+    group without spread gets 0.
     """
     n = keep.sum(-1, keepdims=True).astype(jnp.float32)
     if kind == "loo":
@@ -121,7 +121,7 @@ def advantages(
 
 
 def turn_of(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
-    """How many of the environment's replies precede each token, a token of a reply included."""
+    """The number of environment replies before each token. A token of a reply counts its own reply."""
     reply = segment == ENV
     before = jnp.pad(reply[..., :-1], [(0, 0), (0, 0), (1, 0)])
     return jnp.cumsum(reply & ~before, -1)
@@ -134,21 +134,22 @@ def turn_gains(
     keep: Bool[AnyArray, "P G"],
     turns: int,
 ) -> Float[Array, "P G T"]:
-    """What each message adds to the likelihood of the reference from it on, less the mean of the group's others.
+    """A per-token advantage for each message: how much the rest of the conversation raises the reference's likelihood.
 
-    The reference before message k (from 0) has probability v_k, the geometric mean over its tokens (after IGPO,
-    2510.14967). A message of turn k is paid the gains v_{j+1} - v_j of all j >= k, which sum to v_last - v_k. The
-    baseline is the others' sum from turn k on, which is 0 for rows that are over by then. `turns`: most of them.
+    v_k is the geometric-mean probability of the reference that precedes message k, counted from 0 (after IGPO,
+    2510.14967). The tokens of message k earn the gains v_{j+1} - v_j of all j >= k, which sum to v_last - v_k. The
+    baseline is the mean of the same sum over the group's other kept rows. A row that ended before message k adds 0.
+    `turns`: the maximum number of messages.
     """
     turn = turn_of(segment)
-    of_turn = (turn[..., None] == jnp.arange(turns)) & scored[..., None]  # [P, G, T, K]
-    n = of_turn.sum(2)
-    v = jnp.exp(jnp.where(of_turn, logp[..., None], 0.0).sum(2) / jnp.maximum(n, 1))  # [P, G, K]
+    in_turn = (turn[..., None] == jnp.arange(turns)) & scored[..., None]  # [P, G, T, K]
+    n = in_turn.sum(2)
+    v = jnp.exp(jnp.where(in_turn, logp[..., None], 0.0).sum(2) / jnp.maximum(n, 1))  # [P, G, K]
     last = jnp.maximum((jnp.arange(turns) * (n > 0)).max(-1, keepdims=True), 0)
     to_go = jnp.where(n > 0, jnp.take_along_axis(v, last, -1) - v, 0.0)
     to_go = jnp.where(keep[..., None], to_go, 0.0)
-    others = jnp.maximum(keep.sum(-1)[:, None, None] - 1, 1)
-    centred = to_go - (to_go.sum(1, keepdims=True) - to_go) / others
+    others_count = jnp.maximum(keep.sum(-1)[:, None, None] - 1, 1)
+    centred = to_go - (to_go.sum(1, keepdims=True) - to_go) / others_count
     centred = jnp.where(keep[..., None] & (keep.sum(-1)[:, None, None] > 1), centred, 0.0)
     return jnp.take_along_axis(centred, jnp.clip(turn, 0, turns - 1), -1)
 
@@ -160,10 +161,11 @@ def aggregate(
     cfg: LossConfig,
     counts: Counts,
 ) -> Float[Array, ""]:
-    """Sum over tokens, mean over the kept rows of a group, mean over prompts; or what `aggregation` says instead.
+    """Reduces per-token values to one number: sum over tokens, mean over a group's kept rows, mean over prompts.
 
-    seq_mean divides each row by its length, const by max_tokens; token_mean is one mean over all tokens. delta_l
-    weighs a group's rows by their length to the power of -alpha, delta_l_batch all rows of the batch (2509.07558).
+    That is seq_sum. seq_mean divides each row by its length, const by max_tokens. token_mean is one mean over all
+    tokens. delta_l averages a group's rows with weights (length)^-alpha; delta_l_batch does so over all rows of the
+    batch (2509.07558).
     """
     values = jnp.where(mask & keep[..., None], values, 0.0)
     if cfg.aggregation == "token_mean":
@@ -178,12 +180,12 @@ def aggregate(
         if counts.row_weights is not None:
             return (weights * rows).sum() / jnp.maximum(counts.row_weights, 1e-30)
         return ((weights * rows).sum(-1) / jnp.maximum(weights.sum(-1), 1e-30)).sum() / counts.prompts
-    groups = rows.sum(-1) / jnp.maximum(keep.sum(-1), 1)
-    return groups.sum() / counts.prompts
+    group_means = rows.sum(-1) / jnp.maximum(keep.sum(-1), 1)
+    return group_means.sum() / counts.prompts
 
 
 def length_weights(mask: Bool[AnyArray, "P G T"], keep: Bool[AnyArray, "P G"], cfg: LossConfig) -> Float[Array, "P G"]:
-    """(tokens of a row)^-alpha, 0 for dropped rows and rows without a token."""
+    """(tokens of a row)^-alpha; 0 for dropped rows and for rows without tokens."""
     n = mask.sum(-1).astype(jnp.float32)
     return jnp.where(keep & (n > 0), jnp.maximum(n, 1) ** -cfg.delta_l_alpha, 0.0)
 
@@ -191,8 +193,8 @@ def length_weights(mask: Bool[AnyArray, "P G T"], keep: Bool[AnyArray, "P G"], c
 def importance(
     logp: Float[AnyArray, "P G T"], sampler_logp: Float[AnyArray, "P G T"], mask: Bool[AnyArray, "P G T"], per: str
 ) -> Float[Array, "P G T"]:
-    """pi(now) / pi(when sampled), per token, for the whole row, or the geometric mean of a row's; 1 outside the mask.
-    Not truncated."""
+    """Importance ratios pi(now) / pi(when sampled). `per`: "token", "sequence" (their product over the row), or "mean"
+    (their geometric mean over the row). Not truncated; in "token" it is 1 outside the mask."""
     d = jnp.where(mask, logp - sampler_logp, 0.0)
     if per == "sequence":
         d = jnp.broadcast_to(d.sum(-1, keepdims=True), d.shape)
@@ -210,11 +212,11 @@ def policy_loss(
     cfg: LossConfig,
     counts: Counts,
 ) -> Float[Array, ""]:
-    """Minus the policy term. `advantage`, of each row or of each token, is constant (stop-gradient is applied here).
+    """Minus the policy term. `advantage` [P, G] or [P, G, T] gets no gradient: stop_gradient is applied to it.
 
-    Without clipping the gradient is that of weight * A * logp, with weight 1 on-policy and a truncated
-    importance ratio for stale rollouts. With clipping it is PPO's min(ratio A, clip(ratio) A), for the ratio of each
-    token or GSPO's of the row.
+    Without clipping, the gradient is that of weight * A * logp. The weight is 1, or a truncated importance ratio if
+    loss.ratio asks for one (stale rollouts). With clipping, it is PPO's min(ratio A, clip(ratio) A), with each token's
+    ratio or, as in GSPO, the geometric mean of the row's ratios.
     """
     a = jax.lax.stop_gradient(advantage if advantage.ndim == 3 else advantage[..., None])
     if cfg.clip_low or cfg.clip_high:
@@ -234,8 +236,9 @@ def policy_loss(
 
 
 def kl_estimate(kind: str, logp: Float[AnyArray, "..."], ref_logp: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
-    """Per-token estimate of KL(pi || ref) at sampled tokens, with d = logp - ref_logp (Schulman's k1, k2, k3):
-    k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. In a loss, k2 has the right gradient, k1 none in expectation."""
+    """Schulman's per-token estimates of KL(pi || ref) at sampled tokens, in nats. With d = logp - ref_logp:
+    k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. As a loss, k2 has the right gradient; the gradient of k1 is 0 in
+    expectation."""
     d = logp - ref_logp
     if kind == "k1":
         return d

@@ -1,1 +1,1 @@
-"""The decoder: specs, forward, attention, the fused head, and weights on disk."""
+"""The decoder: architecture, forward, attention, decoding, the fused head, and LoRA."""

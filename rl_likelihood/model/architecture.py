@@ -1,4 +1,4 @@
-"""What a model is made of: its architecture, its parameters' shapes and their initial values."""
+"""A model's architecture, and its parameters' shapes, shardings and initial values."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class LocalLayers:
-    """The layers whose attention differs from that of the others."""
+    """The layers with local attention: a sliding window, or another rotary embedding than the other layers."""
 
-    which: tuple[bool, ...]  # layer by layer
-    window: int = 0  # tokens that a token attends to, itself included; 0: all up to itself
-    theta: float | None = None  # of their rotary embedding, which is not scaled; 0: none; None: as in the other layers
+    which: tuple[bool, ...]  # for each layer, whether it is local
+    window: int = 0  # tokens that a token attends to, itself included; 0: all tokens up to itself
+    theta: float | None = None  # theta of their unscaled rotary embedding; 0: no rotation; None: as in the other layers
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Architecture (first block) and how to run it (second block)."""
+    """The architecture (first block of fields) and how to run it (second block)."""
 
     family: str  # a row of weights/families.py
     vocab_size: int
@@ -46,29 +46,31 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     qk_norm_joint: bool = False  # one norm over all heads together
-    norms: Literal["before", "after", "both"] = "before"  # of attention and of the MLP
-    norm_offset: float = 0.0  # norms multiply by this plus their scale
-    activation: Literal["silu", "gelu"] = "silu"  # of the gate; gelu by its tanh formula
+    norms: Literal["before", "after", "both"] = "before"  # where norms are, relative to attention and to the MLP
+    norm_offset: float = 0.0  # norms multiply by (this + their scale)
+    activation: Literal["silu", "gelu"] = "silu"  # of the gate; gelu is the tanh approximation
     scaled_embedding: bool = False  # embeddings are multiplied by sqrt(width)
-    query_width: int = 0  # attention divides by its square root; 0: head_dim
+    query_width: int = 0  # logits are divided by the square root of this; 0: of head_dim
     local: LocalLayers | None = None
     max_position: int = 8192
 
     compute_dtype: str = "float32"
-    scan_layers: bool = True  # compile one layer, or all of them (faster on CPU, slower to compile)
+    scan_layers: bool = True  # True: compile one layer and scan it; False: unroll (faster on CPU, slower to compile)
     attention: str = "dense"  # dense | splash (the TPU's kernel, model/splash.py)
-    # none | dots (keep matrix products) | attention (keep layer inputs and the splash kernel's results) | full (inputs)
+    # What the backward pass does not recompute: none: everything is kept | dots: matrix products | attention: layer
+    # inputs and the splash kernel's results | full: layer inputs.
     remat: str = "none"
-    scratch_kib: int = -1  # vector memory that the compiler of the learner's step may use (mesh.compiler_options)
+    int8_decoding: bool = False  # the sampler's matrices are int8 (decoding.fuse_layer)
+    scratch_kib: int = -1  # KiB of vector memory for an operation of the learner's step (mesh.compiler_options)
 
     @property
     def are_local(self) -> tuple[bool, ...]:
-        """Of each layer, whether it is one of `local`."""
+        """For each layer, whether it is one of the `local` layers."""
         return self.local.which if self.local else (False,) * self.layers
 
 
 def from_values(values: dict[str, Any]) -> ModelConfig:
-    """The inverse of `dataclasses.asdict`, also after JSON."""
+    """The inverse of `dataclasses.asdict`. It also accepts values that went through JSON."""
     values = dict(values)
     scaling, local = values.get("rope_scaling"), values.get("local")
     if scaling is not None:
@@ -80,7 +82,7 @@ def from_values(values: dict[str, Any]) -> ModelConfig:
 
 
 class Spec(NamedTuple):
-    """Shape of a parameter, the logical axis of each dimension (`mesh.RULES`), and its initial scale."""
+    """A parameter's shape, the logical axis of each dimension (`mesh.RULES`), and its initial values."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -88,7 +90,7 @@ class Spec(NamedTuple):
 
 
 def param_specs(cfg: ModelConfig) -> dict[str, Any]:
-    """The parameter tree, one Spec per leaf. Shapes, initial values, shardings and file names all come from it."""
+    """The parameter tree with one Spec per leaf. Shapes, initial values, shardings and file names come from it."""
     n, d, h, k, dh, f = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
     scale = "zeros" if cfg.norm_offset else "ones"
     layer = {
@@ -123,17 +125,18 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def is_spec(x: Any) -> bool:
-    """For jax.tree: a Spec is a leaf, although it is a tuple."""
+    """`is_leaf` for jax.tree functions: a Spec is a leaf, although it is a tuple."""
     return isinstance(x, Spec)
 
 
 def shardings(specs: dict[str, Any], mesh: Mesh) -> Params:
-    """The sharding of each of these parameters on the mesh."""
+    """The sharding of each parameter on the mesh."""
     return jax.tree.map(lambda s: sharding(mesh, s.axes, s.shape), specs, is_leaf=is_spec)
 
 
 def init(key: Array, cfg: ModelConfig, dtype: Any = jnp.float32) -> Params:
-    """Random parameters: normal(0.02), residual outputs scaled by 1/sqrt(2 L), norms and biases neutral."""
+    """Random parameters: normal with std 0.02, times 1/sqrt(2 L) for the residual outputs o and down; neutral norms and
+    biases."""
     specs = param_specs(cfg)
     leaves, tree = jax.tree.flatten_with_path(specs, is_leaf=is_spec)
 
@@ -153,5 +156,5 @@ def count(params: Params) -> int:
 
 
 def head_matrix(params: Params) -> Float[AnyArray, "V D"]:
-    """The output matrix: the embedding when tied."""
+    """The output matrix. For a tied model it is the embedding."""
     return params.get("head", params["embed"])

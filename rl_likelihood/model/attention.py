@@ -1,8 +1,8 @@
-"""Attention over (the prompt's keys, shared by the group; the completion's own keys).
+"""Attention over two sets of keys: the prompt's, which the group shares, and the row's own.
 
-One function serves the learner, scoring and prefill (no prompt part, G = 1), another a single token while decoding.
-The two parts are computed separately, each as one batched product, and joined by their softmax statistics. So the
-prompt's keys and values are read once per group and never repeated. (The splash kernel, for TPUs, repeats them.)
+`attention` serves the learner, scoring and prefill (no prompt keys, G = 1). `decode_attention` serves one token of each
+row while decoding. Each set of keys is one batched product, and the two results are joined by their softmax statistics.
+So the prompt's keys and values are read once per group and never repeated. (The TPU's splash kernel does repeat them.)
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from rl_likelihood.mesh import row_shards
 from rl_likelihood.model import splash
 from rl_likelihood.shapes import CHAIN, ENV, PAD, TAG, AnyArray
 
-# Finite, so that a fully masked part gives weight 0 instead of NaN.
+# The logit of a masked key. Finite, so that a fully masked set of keys gives weight 0 instead of NaN.
 MASKED = -1e30
-# Tokens whose queries are multiplied with their row's own keys at a time: fewer skip more keys, more make larger
-# products. And blocks of them at most: each is compiled.
+# Tokens in a block of queries. Small blocks skip more masked keys, large blocks make larger products. BLOCKS: maximum
+# number of blocks, because each block is compiled.
 QUERIES, BLOCKS = 128, 8
 
-# Keys, values and which of them are no padding, or which of them each query attends to.
+# Keys, values, and a mask: of the keys that are not padding [P, S], or of the keys that each query attends to.
 PromptKeys = tuple[
     Float[AnyArray, "P K S Dh"], Float[AnyArray, "P K S Dh"], Bool[AnyArray, "P S"] | Bool[AnyArray, "P #G #T S"]
 ]
 
 
 class Kernel(NamedTuple):
-    """What the splash kernel masks by, instead of a mask: segment ids, and whether any may be a sampled answer."""
+    """The splash kernel's input instead of a mask: segments, and whether a row may have a sampled answer."""
 
     segment: Int[AnyArray, "P G T"]
     two_branches: bool
@@ -44,12 +44,12 @@ def attention(
     kernel: Kernel | None = None,
     queries: int = 0,
 ) -> Float[Array, "P G T H Dh"]:
-    """softmax(q k / sqrt(Dh)) v over the prompt's and the row's own keys together.
+    """softmax(q k / sqrt(Dh)) v over the prompt's keys and the row's own keys together.
 
-    Query heads h use key head h // (H/K). Logits and softmax are in float32. A query may have no own key if it has a
-    prompt key. `queries`: where no query has an own key after it, a row longer than that is computed in blocks of so
-    many queries or more, each with the keys up to its last (only where tokens are not split over devices). With
-    `kernel` the TPU's splash kernel computes it; `own_mask` must be made of the same segments.
+    Query head h uses key head h // (H/K). Logits and softmax are in float32. Each query needs at least one key in one
+    of the two sets. `queries`: if above 0, the own keys must be causal; a longer row is then computed in blocks of at
+    least so many tokens, each with only the keys up to its end (unless tokens are split over devices). `kernel`: if
+    given, the TPU's splash kernel computes the result; `own_mask` must agree with its segments.
     """
     if kernel is not None:
         return splash.attention(q, own, kernel.segment, prompt, kernel.two_branches)
@@ -67,7 +67,7 @@ def attention(
         q_prompt = q.transpose(0, 3, 1, 2, 4, 5).reshape(p, k, g * t * r, d)
         if mask.ndim == 2:
             mask = mask[:, None, None, :]
-        else:  # one of each query
+        else:  # a mask for each query
             mask = jnp.broadcast_to(mask[:, :, :, None], (p, g, t, r, mask.shape[-1])).reshape(p, 1, g * t * r, -1)
         parts = _part(q_prompt, keys, values, mask)
         # [P, K, G*T*R, x] -> [P, G, K, T*R, x]
@@ -81,7 +81,7 @@ def attention(
 
 
 def _causal(q, k, v, mask, per_token, size):
-    """`_part` in blocks of `size` tokens, `per_token` queries each, where no query has a key after its token."""
+    """`_part` for causal keys, in blocks of `size` tokens. A token has `per_token` queries."""
     t = q.shape[-2] // per_token
     if t <= size:
         return _part(q, k, v, mask)
@@ -93,7 +93,7 @@ def _causal(q, k, v, mask, per_token, size):
 
 
 def _part(q, k, v, mask):
-    """Row maximum, sum of exponentials and unnormalised output of one set of keys, in float32."""
+    """(maximum logit, sum of exponentials, unnormalised output) of each query over one set of keys, in float32."""
     logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
     logits = jnp.where(mask, logits, MASKED)
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
@@ -110,12 +110,12 @@ def decode_attention(
     prompt: tuple[Float[AnyArray, "P K Dh S"], Float[AnyArray, "P K S Dh"]],
     prompt_mask: Bool[AnyArray, "P S"] | Bool[AnyArray, "N S"],
 ) -> Float[Array, "N H Dh"]:
-    """`attention` for one token of each of N = P x G rows, over caches in decoding layout. `prompt_mask` is of each
-    prompt, or of each row.
+    """`attention` for one token of each of N = P x G rows, over caches in the decoding layout. `prompt_mask` has one
+    row per prompt, or one per completion row.
 
-    Keys have their position last: a product with few rows then reads them in order (on a CPU in half the time).
-    Rows are one axis, so that no reshape stands between the cache and its update in place. With a group axis of size
-    one XLA copied every cache at every step.
+    Position is the last axis of keys, so that a product with few rows reads them in order (half the time on a CPU).
+    Rows are one axis, so that there is no reshape between the cache and its update in place: with a group axis of size
+    1, XLA copied every cache at every step.
     """
     n, h, d = q.shape
     p, k = prompt[0].shape[:2]
@@ -131,7 +131,7 @@ def decode_attention(
     def scores(q, keys):
         return jnp.einsum("nkrd,nkdt->nkrt", q, keys, preferred_element_type=jnp.float32)
 
-    def mixed(e, v):
+    def weighted_sum(e, v):
         return jnp.einsum("nkrt,nktd->nkrd", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
     z = jnp.where(own_mask[:, None, None], scores(q, own[0]), MASKED)
@@ -142,21 +142,22 @@ def decode_attention(
     z2 = jnp.where(in_prompt, scores(by_prompt(q), prompt[0]), MASKED)
     top = jnp.maximum(z.max(-1, keepdims=True), by_row(z2.max(-1, keepdims=True)))
     e, e2 = jnp.exp(z - top), jnp.exp(z2 - by_prompt(top))
-    out = mixed(e, own[1]) + by_row(mixed(e2, prompt[1]))
+    out = weighted_sum(e, own[1]) + by_row(weighted_sum(e2, prompt[1]))
     total = e.sum(-1, keepdims=True) + by_row(e2.sum(-1, keepdims=True))
     return (out / total).astype(q.dtype).reshape(n, h, d)
 
 
 def trunk(segment: Int[AnyArray, "P G T"]) -> Bool[AnyArray, "P G T"]:
-    """The tokens of the conversation itself: what the policy thinks, forced tags, what an environment replies.
+    """The trunk of each row: chain tokens, forced tags and the environment's replies.
 
-    Every other run of tokens is a branch: an answer that continues the conversation, and that nothing else sees.
+    Any other run of tokens is a branch: an answer that follows the trunk. Only the branch's own tokens attend to it.
     """
     return (segment == CHAIN) | (segment == TAG) | (segment == ENV)
 
 
 def branch_mask(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T T"]:
-    """[query, key] of a completion row: causal, no padding, and of branches only a query's own."""
+    """The mask [query, key] of completion rows: causal, without padding. A query attends to the trunk and to its own
+    branch."""
     t = segment.shape[-1]
     causal = jnp.tril(jnp.ones((t, t), bool))
     shared = trunk(segment)
@@ -166,24 +167,25 @@ def branch_mask(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T T"]:
 
 
 def branches(segment: Int[AnyArray, "P G T"], shared: Bool[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
-    """The number of each token's branch in its row; -1 on the trunk, which is `shared`."""
+    """The number of each token's branch in its row; -1 on the trunk. `shared`: the mask of the trunk."""
     return jnp.where(shared, -1, jnp.cumsum(_starts(segment), -1))
 
 
 def branch_positions(segment: Int[AnyArray, "P G T"], prompt_length: Int[AnyArray, "P"]) -> Int[Array, "P G T"]:
-    """Rotary positions: every branch continues the trunk, and so does what follows it in the row."""
+    """Rotary positions. A branch continues the trunk before it. The trunk after a branch continues as if there were no
+    branch."""
     return prompt_length[:, None, None] + _offset(segment)
 
 
 def predecessor(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
-    """Index, in the row [last prompt token; completion], of the token whose state predicts each token.
+    """The index of the token whose state predicts each token, in the row [last prompt token; completion].
 
-    That is the token before it on its branch: for the first token of a branch, and for the first of the trunk after
-    one, the last token of the trunk.
+    It is the previous token on the same branch or trunk. For the first token of a branch, it is the last token of the
+    trunk before the branch.
     """
     index = jnp.arange(segment.shape[-1])
     shared = trunk(segment)
-    # In that row token t has index t + 1. The last token of the trunk before each token; 0 is the prompt's.
+    # `last`: the last trunk token before each token. Token t has index t + 1, the prompt's last token index 0.
     last = jnp.where(shared, index + 1, 0)
     last = jnp.pad(jax.lax.cummax(last, axis=last.ndim - 1)[..., :-1], [(0, 0), (0, 0), (1, 0)])
     before = jnp.pad(segment[..., :-1], [(0, 0), (0, 0), (1, 0)])
@@ -191,13 +193,13 @@ def predecessor(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
 
 
 def _offset(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
-    """How many tokens precede each on its branch."""
+    """The number of tokens before each token, on the trunk and on its own branch."""
     index, shared = jnp.arange(segment.shape[-1]), trunk(segment)
-    before = jnp.cumsum(shared, -1) - shared  # of the trunk
+    before = jnp.cumsum(shared, -1) - shared  # trunk tokens before each token
     start = jax.lax.cummax(jnp.where(_starts(segment), index, 0), axis=segment.ndim - 1)
     return before + jnp.where(shared, 0, index - start)
 
 
 def _starts(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T"]:
-    """The first token of each branch. Two answers in a row have padding between them."""
+    """The first token of each branch. Padding separates two adjacent answers of the same kind."""
     return ~trunk(segment) & (segment != jnp.pad(segment[..., :-1], [(0, 0), (0, 0), (1, 0)]))

@@ -1,8 +1,8 @@
-"""The fused head: per-token statistics of softmax(hidden W^T), never [tokens, V] at once.
+"""The fused head: per-token statistics of softmax(hidden W^T), without an array of shape [tokens, V].
 
-A scan over blocks of the vocabulary computes logits, reduces them and drops them; the backward pass computes
-each block's logits again, turns them into their gradient in place, and multiplies that into the block's dW. One pass
-gives the log-prob that rewards need, and the entropy and self-certainty that every step logs.
+A scan over blocks of the vocabulary computes logits, reduces them and drops them. The backward pass recomputes each
+block's logits, turns them into their gradient in place, and multiplies that into the block's dW. One pass gives the
+log-prob that rewards need, and the entropy and self-certainty that every step logs.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from jaxtyping import Array, Bool, Float, Int
 from rl_likelihood.mesh import axis_shards, gathered, on_cpu, row_shards
 from rl_likelihood.shapes import AnyArray
 
-# Finite, so that what is masked weighs 0 and not NaN.
+# The logit of a masked column. Finite, so that its weight is 0 and not NaN.
 MASKED = -1e30
-LANES = 128  # blocks of more columns than a TPU's registers have are a multiple
-# Without a `chunk`: on an accelerator the logits of so many tokens exist at a time, on a CPU so many logits, which fit
-# in its caches between the passes over a block.
+LANES = 128  # lanes of a TPU's registers; the size of a larger block is a multiple of it
+# With chunk = 0: on an accelerator, CHUNK tokens' logits exist at the same time; on a CPU, CACHED logits, so that a
+# block stays in its caches between the passes over it.
 CHUNK, CACHED = 512, 2**21
 
 
 class TokenStats(NamedTuple):
     """Float32, in nats, each with the shape of `targets`.
 
-    log_prob: log p(target); logsumexp: of the logits; entropy: -sum_v p log p;
-    self_certainty: KL(uniform || p) = logsumexp - mean logit - log V (Intuitor, arXiv 2505.19590, eq. 1).
+    log_prob: log p(target). logsumexp: of the logits. entropy: -sum_v p log p. self_certainty: KL(uniform || p) =
+    logsumexp - mean logit - log V (Intuitor, 2505.19590, eq. 1).
     """
 
     log_prob: Float[Array, "..."]
@@ -46,12 +46,12 @@ def token_stats(
     chunk: int = 0,
     scale: Float[AnyArray, "..."] | None = None,
 ) -> TokenStats:
-    """Statistics of the distribution that each hidden state gives, and the log-prob of its target.
+    """Statistics of the distribution of each hidden state, and the log-prob of its target.
 
-    `chunk`: each device holds as many logits at a time as that many tokens have; 0: as suits the device. The scan runs
-    along the vocabulary, so hidden states may be sharded along any axis, and the gradient of a block of the matrix is
-    computed once, from all tokens. Differentiable in hidden and head; log-probs are computed in float32 whatever
-    the inputs' type. `scale` multiplies each token's logits (one over its temperature), in float32 too.
+    `chunk`: each device holds as many logits at a time as `chunk` tokens have; 0: chosen for the device. The scan runs
+    along the vocabulary. So hidden states may be sharded along any axis, and the gradient of each block of the matrix
+    is computed once, from all tokens. Differentiable in `hidden` and `head`. Statistics are computed in float32 for
+    inputs of any dtype. `scale`: multiplies each token's logits (1 / temperature), in float32.
     """
     parts = axis_shards("vocab", head.shape[0])
     size = _block(head.shape[0] // parts, targets.size, chunk)
@@ -59,33 +59,33 @@ def token_stats(
 
 
 def _block(columns: int, tokens: int, chunk: int) -> int:
-    """Columns of the logits of all tokens at one time."""
+    """The number of columns in a block of the vocabulary."""
     chunk = chunk or (max(1, CACHED // columns) if on_cpu() else CHUNK)
-    most = max(1, columns * chunk * row_shards() // max(1, tokens))
-    count = -(-columns // most)
-    even = -(-columns // count)  # so that the last block overlaps the one before it by little
+    limit = max(1, columns * chunk * row_shards() // max(1, tokens))
+    count = -(-columns // limit)
+    even = -(-columns // count)  # even blocks, so that the last one overlaps the one before it only a little
     return even if count == 1 or even < LANES else min(columns, -(-even // LANES) * LANES)
 
 
 def logits(hidden: Float[AnyArray, "... D"], head: Float[AnyArray, "V D"]) -> Float[Array, "... V"]:
-    """hidden W^T in float32. Only for few tokens: a decode step."""
+    """hidden W^T in float32. Use it only for few tokens, as in a decode step."""
     return jnp.einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 class Block(NamedTuple):
-    """Some columns of the logits, from each of the parts in which the vocabulary is split."""
+    """A block of columns of the logits, with some columns from each part of the split vocabulary."""
 
-    z: Float[Array, "... parts block"]  # float32; MASKED where an earlier block had the column
+    z: Float[Array, "... parts block"]  # logits, float32; MASKED for columns that an earlier block had
     weights: Float[Array, "parts block D"]
-    start: Int[Array, ""]  # number of the first column in its part
-    local: Int[Array, "... parts"]  # column of the target in the block,
-    inside: Bool[Array, "... parts"]  # if the block has it
+    start: Int[Array, ""]  # index of the first column in its part
+    local: Int[Array, "... parts"]  # index of the target's column in the block, valid if `inside`
+    inside: Bool[Array, "... parts"]  # whether the block has the target's column
 
 
 def _blocks(hidden, head, targets, scale, parts: int, size: int):
-    """How many there are, and a function from a number to its Block. Where the size does not divide the columns, the
-    last one overlaps the one before it."""
-    # No longer split over fsdp. The cast comes first: less to send and to hold.
+    """(the number of blocks, the function from a number to its Block). If `size` does not divide the columns, the last
+    block overlaps the one before it."""
+    # Gathered over fsdp. The cast comes first, so that fewer bytes are sent and held.
     whole = gathered(head.astype(hidden.dtype), ("vocab", "width")).reshape(parts, -1, head.shape[1])
     columns = whole.shape[1]
 
@@ -113,20 +113,20 @@ def _forward(hidden, head, targets, scale, parts, size):
     mean_row = head.astype(hidden.dtype).astype(jnp.float32).mean(0)
     count, block = _blocks(hidden, head, targets, scale, parts, size)
 
-    def one(so_far, i):
-        top, total, sum_z, target = so_far
+    def add_block(sums, i):
+        top, total, sum_z, target = sums
         b = block(i)
         new = jnp.maximum(top, b.z.max((-1, -2)))
         below = b.z - new[..., None, None]
         e, less = jnp.exp(below), jnp.exp(top - new)
-        # sum_v exp(z_v - top) and sum_v exp(z_v - top) (z_v - top): relative to the maximum, large logits cancel
+        # sum_v exp(z_v - top) and sum_v exp(z_v - top) (z_v - top). Relative to the maximum, large logits cancel.
         sum_z = less * (sum_z + (top - new) * total) + (e * below).sum((-1, -2))
         total = less * total + e.sum((-1, -2))
         picked = jnp.take_along_axis(b.z, jnp.clip(b.local, 0, size - 1)[..., None], -1)[..., 0]
         return (new, total, sum_z, target + jnp.where(b.inside, picked, 0.0).sum(-1)), None
 
     zero = jnp.zeros(targets.shape, jnp.float32)
-    (top, total, sum_z, target), _ = jax.lax.scan(one, (zero + MASKED, zero, zero, zero), jnp.arange(count))
+    (top, total, sum_z, target), _ = jax.lax.scan(add_block, (zero + MASKED, zero, zero, zero), jnp.arange(count))
     log_total = jnp.log(total)
     mean_z = hidden.astype(jnp.float32) @ mean_row
     mean_z = mean_z if scale is None else mean_z * scale
@@ -151,8 +151,8 @@ def _stats_bwd(parts, size, saved, grad):
     # d log_prob = onehot - p;  d logsumexp = p;  d entropy = -p (log p + entropy);  d certainty = p - 1/V
     weight = grad.logsumexp - grad.log_prob + grad.self_certainty - grad.entropy * entropy
 
-    def one(so_far, i):
-        d_hidden, d_head = so_far
+    def add_block(sums, i):
+        d_hidden, d_head = sums
         b = block(i)
         log_p = b.z - over(lse)
         d = jnp.exp(log_p) * (over(weight) - over(grad.entropy) * log_p)
@@ -162,14 +162,14 @@ def _stats_bwd(parts, size, saved, grad):
         d = (d if scale is None else d * over(scale)).astype(hidden.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         d_hidden = d_hidden + product("...pv,pvd->...d", d, b.weights)
-        # As one matrix: with an axis of parts, XLA's CPU compiler would first write d out again, transposed.
+        # As one matrix, because with an axis of parts XLA's CPU compiler would first write a transposed copy of d.
         d_block = product("nv,nd->vd", d.reshape(-1, parts * size), states).reshape(b.weights.shape)
         if count * size > d_head.shape[1]:  # the last block overlaps the one before it
             d_block += jax.lax.dynamic_slice_in_dim(d_head, b.start, size, 1)
         return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, d_block, b.start, 1)), None
 
     zero = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros((parts, head.shape[0] // parts, head.shape[1]), jnp.float32)
-    (d_hidden, d_head), _ = jax.lax.scan(one, zero, jnp.arange(count))
+    (d_hidden, d_head), _ = jax.lax.scan(add_block, zero, jnp.arange(count))
     return d_hidden.astype(hidden.dtype), d_head.reshape(head.shape).astype(head.dtype), None, None
 
 

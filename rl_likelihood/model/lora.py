@@ -1,7 +1,7 @@
-"""LoRA: small adapters of the layers' matrices are trained instead of all parameters.
+"""LoRA: trains small adapters of the layers' matrices instead of all parameters.
 
-A matrix W [in, out] acts as W + (alpha / rank) A B, with A [in, rank] random and B [rank, out] 0 at the start. Where
-rows are computed the product is x W + (x A) B, so W needs no gradient. The sampler's copy has it added up.
+A matrix W [in, out] becomes W + (alpha / rank) A B, with A [in, rank] random and B [rank, out] zero at the start. The
+learner computes x W + (x A) B, so W needs no gradient. The sampler's copy of the weights has the adapters added in.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int8
 
 from rl_likelihood.fields import field
 from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
+from rl_likelihood.shapes import AnyArray
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -37,7 +38,7 @@ class LoraConfig:
 
     @property
     def stored_dtype(self) -> str:
-        """The type in which the base is read and kept in the workdir; int8 is made of it."""
+        """The dtype in which the base is read and stored in the workdir. An int8 base is quantised from bfloat16."""
         return "bfloat16" if self.base_dtype == "int8" else self.base_dtype
 
 
@@ -53,23 +54,27 @@ def adapter_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
 
 
 def trained_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
-    """What is trained: the adapters, or all parameters."""
+    """`param_specs` of what is trained: the adapters, or all parameters."""
     return adapter_specs(model, cfg) if cfg.rank else param_specs(model)
 
 
 def as_base(params: Params, cfg: LoraConfig) -> Params:
-    """Parameters in the type of the base. int8 matrices have one float32 scale for each output, named q_scale."""
+    """Parameters in the base's dtype. An int8 matrix q has one float32 scale per output, named q_scale."""
     stored = jax.tree.map(lambda x: x.astype(cfg.stored_dtype), params)
     if cfg.base_dtype != "int8":
         return stored
     layers = dict(stored["layers"])
     for name in MATRICES:
-        whole = layers[name].astype(jnp.float32)
-        inputs = (1, 2) if name == "o" else (1,)
-        scale = jnp.maximum(jnp.abs(whole).max(inputs, keepdims=True), 1e-30) / 127
-        layers[name] = jnp.round(whole / scale).astype(jnp.int8)
-        layers[f"{name}_scale"] = scale.squeeze(inputs)
+        layers[name], layers[f"{name}_scale"] = to_int8(layers[name], (1, 2) if name == "o" else (1,))
     return stored | {"layers": layers}
+
+
+def to_int8(matrix: Float[AnyArray, "..."], inputs: tuple[int, ...]) -> tuple[Int8[Array, "..."], Float[Array, "..."]]:
+    """Rounded to 8 bits, and a float32 scale for each output: the largest of its weights is 127. `inputs`: the axes
+    over which a product sums."""
+    whole = matrix.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(whole).max(inputs, keepdims=True), 1e-30) / 127
+    return jnp.round(whole / scale).astype(jnp.int8), scale.squeeze(inputs)
 
 
 def base_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
@@ -86,21 +91,21 @@ def base_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
 
 
 def init_adapters(key: Array, model: ModelConfig, cfg: LoraConfig) -> Params:
-    """A uniform in ±1 / sqrt(in), as PEFT has it; B zero."""
+    """New adapters: A uniform in ±1 / sqrt(in), as in PEFT; B zero."""
     specs = adapter_specs(model, cfg)
     leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
 
     def draw(i: int, spec: Spec):
         if spec.init == "zeros":
             return jnp.zeros(spec.shape, jnp.float32)
-        most = 1 / math.sqrt(math.prod(spec.shape[1:-1]))
-        return jax.random.uniform(jax.random.fold_in(key, i), spec.shape, jnp.float32, -most, most)
+        bound = 1 / math.sqrt(math.prod(spec.shape[1:-1]))
+        return jax.random.uniform(jax.random.fold_in(key, i), spec.shape, jnp.float32, -bound, bound)
 
     return jax.tree.unflatten(tree, [draw(i, spec) for i, spec in enumerate(leaves)])
 
 
 def effective(base: Params, adapters: Params, cfg: LoraConfig) -> Params:
-    """The parameters that an adapted model is computed with: the base with scaled adapters in its layers."""
+    """The parameters with which `forward` computes the adapted model: the base, with scaled adapters in its layers."""
 
     def scaled(w: Params) -> Params:
         return {k: v * cfg.scale if k.endswith("_b") else v for k, v in w.items()}
@@ -114,8 +119,8 @@ def effective(base: Params, adapters: Params, cfg: LoraConfig) -> Params:
 
 
 def added_up(w: Params, lead: int = 0) -> Params:
-    """One layer's parameters, or with `lead` 1 a stack of layers: int8 matrices multiplied with their scales, and each
-    effective adapter added to its matrix."""
+    """Plain matrices: multiplies int8 matrices by their scales, and adds each effective adapter to its matrix. `w`: one
+    layer's parameters, or with `lead` 1 a stack of layers."""
     w = dict(w)
     for name in [k.removesuffix("_scale") for k in w if k.endswith("_scale")]:
         scale = w.pop(f"{name}_scale")
@@ -125,8 +130,8 @@ def added_up(w: Params, lead: int = 0) -> Params:
     for name in [k[:-2] for k in w if k.endswith("_a")]:
         a, b, whole = w[f"{name}_a"], w[f"{name}_b"], w[name]
         stack = a.shape[:lead]
-        both = a.reshape(*stack, -1, a.shape[-1]) @ b.reshape(*stack, a.shape[-1], -1)
-        out[name] = whole.astype(jnp.float32) + both.reshape(whole.shape)
+        update = a.reshape(*stack, -1, a.shape[-1]) @ b.reshape(*stack, a.shape[-1], -1)
+        out[name] = whole.astype(jnp.float32) + update.reshape(whole.shape)
     return out
 
 

@@ -1,13 +1,14 @@
-"""Completions without their padding: the tokens of many rows as one array, a pool.
+"""Completions without their padding: the real tokens of many rows in one array, a pool.
 
-    completions [P, G, T]  --pool-->  tokens [U, N]  <--pool, spread-->  attention's rows [P, R, W]
+    completions [P, G, T]  --pool-->  tokens [U, N]  <--pool, spread-->  attention rows [P, R, W]
 
-Everything that treats tokens one by one (matrix products, norms, the vocabulary) works on the pool, which has N places
-for the real tokens of a unit and no padding but what rounds N up. A unit is the prompts of one device; there are U.
-Attention alone needs rows. There, several chains share a row of W tokens, and a token attends to the prompt and to its
-own chain. Rotary positions, branches and predecessors are those of the completions, looked up for each token, so
-nothing else knows about it: rewards, losses and metrics see chains. All of it follows from `Packing`
-(learner/packing.py makes it on the host) and from which tokens are padding.
+Operations on single tokens (matrix products, norms, the vocabulary) work on the pool. It has N positions for the real
+tokens of a unit, and padding only because N is rounded up. A unit is the prompts of one device; there are U units.
+
+Only attention needs rows. Several chains share an attention row of W tokens, and a token attends to the prompt and to
+its own chain. Rotary positions, branches and predecessors are looked up from the completions. So no other code depends
+on packing: rewards, losses and metrics see chains. The layout follows from `Packing`, which learner/packing.py makes on
+the host, and from the padding of the completions.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from rl_likelihood.shapes import PAD, AnyArray, Packing
 
 
 class Places(NamedTuple):
-    """Where the tokens of a pool are among M places of some rows, and which token each place has.
+    """Maps between the N positions of a pool and the M places of some rows, in both directions.
 
-    A place or a token of the pool that has no counterpart reads as 0.
+    A position without a token, or a place without one, reads as 0.
     """
 
-    place: Int[Array, "U N"]
-    is_token: Bool[Array, "U N"]
-    token: Int[Array, "U M"]
-    filled: Bool[Array, "P G T"]  # of the rows' shape, with U M = P G T
+    place: Int[Array, "U N"]  # the place of each token of the pool
+    is_token: Bool[Array, "U N"]  # positions of the pool that hold a token
+    token: Int[Array, "U M"]  # the pool's position of the token at each place
+    filled: Bool[Array, "P G T"]  # places that hold a token, in the shape of the rows, with U M = P G T
 
     def pool(self, x: Array) -> Array:
         """[P, G, T, ...] -> [U, N, ...]."""
@@ -50,10 +51,11 @@ class Places(NamedTuple):
 
 
 @jax.custom_vjp
-def _looked_up(x, index, there, back, back_there):
-    """x[u, index[u]] where `there`, else 0. `back` is the inverse, so the gradient is a lookup too, and no scatter."""
+def _looked_up(x, index, valid, back, back_valid):
+    """x[u, index[u]] where `valid`, else 0. `back` is the inverse map, so that the gradient is a lookup, not a
+    scatter."""
     out = jax.vmap(lambda row, at: row[at])(x, index)
-    return jnp.where(there.reshape(*there.shape, *[1] * (x.ndim - 2)), out, jnp.zeros((), x.dtype))
+    return jnp.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), out, jnp.zeros((), x.dtype))
 
 
 def _looked_up_fwd(x, *maps):
@@ -61,27 +63,27 @@ def _looked_up_fwd(x, *maps):
 
 
 def _looked_up_bwd(maps, grad):
-    index, there, back, back_there = maps
-    return _looked_up(grad, back, back_there, index, there), None, None, None, None
+    index, valid, back, back_valid = maps
+    return _looked_up(grad, back, back_valid, index, valid), None, None, None, None
 
 
 _looked_up.defvjp(_looked_up_fwd, _looked_up_bwd)
 
 
 class Layout(NamedTuple):
-    """A pool's tokens in the completions and in attention's rows; and what attention's mask is made of."""
+    """The maps between a pool, the completions and the attention rows, and the inputs of the attention mask."""
 
     completions: Places
     rows: Places
-    branch: Int[Array, "P R W"]  # of the token at each place: -1 on the trunk (attention.branches)
-    chain: Int[Array, "P R W"]
+    branch: Int[Array, "P R W"]  # branch of the token at each place; -1 on the trunk (attention.branches)
+    chain: Int[Array, "P R W"]  # chain of the token at each place, as its index in the group
 
     def in_rows(self, x: Array) -> Array:
-        """Of each completion's token [P, G, T, ...], in attention's rows [P, R, W, ...]."""
+        """Moves values of completion tokens [P, G, T, ...] to the attention rows [P, R, W, ...]."""
         return self.rows.spread(self.completions.pool(x))
 
     def mask(self) -> Bool[Array, "P R W W"]:
-        """[query, key] of attention's rows: `attention.branch_mask` within each chain."""
+        """The mask [query, key] of the attention rows: `attention.branch_mask` within each chain."""
         w = self.chain.shape[-1]
         visible = jnp.tril(jnp.ones((w, w), bool)) & self.rows.filled[..., None, :]
         visible &= self.chain[..., :, None] == self.chain[..., None, :]
@@ -90,42 +92,45 @@ class Layout(NamedTuple):
     def predicting(
         self, last: Float[AnyArray, "P D"], states: Float[AnyArray, "U N D"], before: Int[AnyArray, "P G T"]
     ) -> Float[Array, "U N D"]:
-        """The state that predicts each token. `last`: of the prompts; `before`: `attention.predecessor`."""
-        own = self.completions
-        u, (p, g, t) = own.place.shape[0], own.filled.shape
-        each = p // u
-        token = own.token.reshape(p, g, t)
-        prompt = jnp.broadcast_to((jnp.arange(p) % each)[:, None, None], before.shape)
+        """The state that predicts each token. `last`: the states of the prompts' last tokens; `before`: the result of
+        `attention.predecessor`."""
+        places = self.completions
+        u, (p, g, t) = places.place.shape[0], places.filled.shape
+        prompts_per_unit = p // u
+        token = places.token.reshape(p, g, t)
+        prompt = jnp.broadcast_to((jnp.arange(p) % prompts_per_unit)[:, None, None], before.shape)
         earlier = jnp.take_along_axis(token, jnp.maximum(before - 1, 0), 2)
-        at = own.pool(jnp.where(before == 0, prompt, each + earlier))
-        return jax.vmap(lambda row, at: row[at])(jnp.concatenate([last.reshape(u, each, -1), states], 1), at)
+        position = places.pool(jnp.where(before == 0, prompt, prompts_per_unit + earlier))
+        return jax.vmap(lambda row, position: row[position])(
+            jnp.concatenate([last.reshape(u, prompts_per_unit, -1), states], 1), position
+        )
 
 
 def layout(segment: Int[AnyArray, "P G T"], packing: Packing) -> Layout:
-    """The pool of these completions. Padding between the tokens of a row is left out too."""
+    """The layout of these completions. Padding in the middle of a row is left out too."""
     segment = jnp.asarray(segment)
     (p, g, t), u, r, w = segment.shape, row_shards(), packing.rows, packing.width
     real = segment != PAD
-    # The n-th token of a unit is the first place up to which n + 1 are real.
+    # Token n of a unit (from 0) is at the first place up to which n + 1 places are real.
     count = jnp.cumsum(real.reshape(u, -1), 1)
     number = jnp.arange(packing.tokens)
     place = jax.vmap(lambda c: jnp.searchsorted(c, number + 1))(count)
     is_token = number < count[:, -1:]
     place = jnp.where(is_token, place, 0)
     completions = Places(place, is_token, jnp.maximum(count - 1, 0), real)
-    # A chain's tokens follow one another in the pool, from `first` on, and in a row, from `start` on.
+    # A chain's tokens are contiguous in the pool, from `first` on, and in the attention rows, from `start` on.
     length = real.sum(-1)
-    of_unit = length.reshape(u, -1)
-    first = jnp.cumsum(of_unit, 1) - of_unit
+    unit_lengths = length.reshape(u, -1)
+    first = jnp.cumsum(unit_lengths, 1) - unit_lengths
     start = packing.start
     in_unit = (start + (jnp.arange(p) % (p // u) * r * w)[:, None]).reshape(u, -1)
-    at = jnp.take_along_axis(in_unit - first, place // t, 1) + number
+    row_place = jnp.take_along_axis(in_unit - first, place // t, 1) + number
     spot = jnp.arange(r * w)
     inside = (spot >= start[..., None]) & (spot < (start + length)[..., None])  # [P, G, R W]
     chain, filled = inside.argmax(1), inside.any(1)
     token = jnp.take_along_axis(first.reshape(p, g) - start, chain, 1) + spot
     rows = Places(
-        jnp.where(is_token, at, 0),
+        jnp.where(is_token, row_place, 0),
         is_token,
         jnp.where(filled, token, 0).reshape(u, -1),
         filled.reshape(p, r, w),

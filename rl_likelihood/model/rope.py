@@ -1,4 +1,4 @@
-"""Frequencies of rotary embeddings, and how models stretch them to longer contexts."""
+"""Frequencies of rotary embeddings, and their scaling to longer contexts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class YarnScaling:
-    """YaRN: between the pairs that turn `beta_fast` and `beta_slow` times in the original context the frequencies
-    go from unchanged to divided by `factor`; cos and sin are multiplied by `attention_factor`."""
+    """YaRN scaling. Pairs with more than `beta_fast` rotations in the original context keep their frequency; pairs with
+    fewer than `beta_slow` have it divided by `factor`; between them it is interpolated. cos and sin are multiplied by
+    `attention_factor`."""
 
     factor: float
     beta_fast: float
@@ -33,8 +34,8 @@ class YarnScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
-    """All frequencies are divided by `factor`; with `dynamic` only in texts longer than the model's positions, which
-    are never computed here."""
+    """All frequencies are divided by `factor`. With `dynamic`, only in texts longer than the model's positions; such
+    texts are refused, so nothing is scaled."""
 
     factor: float
     dynamic: bool = False
@@ -44,7 +45,7 @@ Scaling = RopeScaling | YarnScaling | LinearScaling
 
 
 def frequencies(head_dim: int, theta: float, s: Scaling | None) -> Float[Array, "N"]:
-    """Radians a position of each pair of dimensions, in float32. A theta of 0: nothing is rotated."""
+    """The frequency of each pair of dimensions, in radians per position, float32. theta = 0: no rotation."""
     half = head_dim // 2
     if theta == 0:
         return jnp.zeros(half)
@@ -58,7 +59,7 @@ def frequencies(head_dim: int, theta: float, s: Scaling | None) -> Float[Array, 
     if isinstance(s, YarnScaling):
 
         def dimension(turns: float) -> float:
-            """The pair that turns so often in the original context."""
+            """The (fractional) index of the pair with this many rotations in the original context."""
             return head_dim * math.log(s.original_max_position / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
         low = max(math.floor(dimension(s.beta_fast)), 0)

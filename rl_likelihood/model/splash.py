@@ -1,8 +1,8 @@
-"""Attention by the Pallas splash kernel for TPUs: what `attention.attention` computes, without a matrix of logits.
+"""`attention.attention` by the Pallas splash kernel for TPUs, without a matrix of logits in memory.
 
-A row's keys are the prompt's and its own in one sequence, in which its queries come after the prompt: a causal mask
-with an offset. Padding of the prompt, and the sampled answer that the reference answer must not attend to, are masked
-by segment ids, which are data. So a row with two branches takes two passes, one for each branch's queries.
+A row's keys are one sequence: the prompt's keys, then its own. Its queries come after the prompt, so the mask is causal
+with an offset. Segment ids, which are data, mask the prompt's padding, and mask the sampled answer for the queries of
+the reference answer. So a row with two branches takes two passes, one for each branch's queries.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jaxtyping import Array, Bool, Float, Int
 from rl_likelihood.mesh import prompt_tokens_split
 from rl_likelihood.shapes import REFERENCE, SAMPLED, AnyArray
 
-LANES = 128  # of the hardware: sequences are padded to a multiple, and a head has this width, or half of it
-BLOCK = 512  # rows of a tile at most
+LANES = 128  # of the hardware: sequence lengths are padded to a multiple; head widths are a multiple of half of it
+BLOCK = 512  # maximum rows of a tile
 RESULTS = "splash"  # name of the kernel's results, for `jax.checkpoint`
 
 
 def refused(head_dim: int, window: int = 0) -> str:
-    """Why the kernel does not take heads of this width, or layers with a sliding window; nothing if it does."""
+    """Why the kernel does not support heads of this width or a sliding window; "" if it supports them."""
     if window:
         return f"some layers attend to {window} tokens only (a sliding window)"
     return "" if head_dim % (LANES // 2) == 0 else f"heads are {head_dim} wide, which {LANES // 2} does not divide"
@@ -38,12 +38,12 @@ def attention(
     two_branches: bool = True,
     interpret: bool = False,
 ) -> Float[Array, "P G T H Dh"]:
-    """softmax(q k / sqrt(Dh)) v over the prompt's keys, if there is a prompt, and the row's own up to the query.
+    """softmax(q k / sqrt(Dh)) v over the prompt's keys, if there is a prompt, and the row's own keys up to the query.
 
-    Under a mesh (`jax.set_mesh`) prompts are split over data and fsdp, or the rows of a group over fsdp, and heads over
-    tensor, as far as they divide: every device runs the kernel on its own part. Rows that are prompts themselves (no
-    prompt before them, one a group) have their queries over fsdp where `mesh.along_prompt` splits their tokens.
-    `two_branches` False: no row has a sampled answer, and one pass is enough.
+    Under a mesh (`jax.set_mesh`), every device runs the kernel on its own part. As far as sizes divide, prompts are
+    split over data and fsdp, or the rows of a group over fsdp, and heads over tensor. If `q` are prompts (`prompt` is
+    None, G = 1), their queries are split over fsdp wherever `mesh.along_prompt` splits their tokens. `two_branches`
+    False: no row has a sampled answer, so one pass is enough.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -69,7 +69,8 @@ def attention(
 
 
 def _part(q, own, segment, prompt, two_branches: bool, interpret: bool):
-    """On one device of fsdp, which has the queries of some of the tokens: the tokens before them are its prompt."""
+    """Attention on one device of fsdp, which has the queries of a part of the tokens. Tokens before that part are
+    treated as its prompt."""
     k, v = own
     t, u = q.shape[2], k.shape[3]
     start = jax.lax.axis_index("fsdp") * t
@@ -77,20 +78,20 @@ def _part(q, own, segment, prompt, two_branches: bool, interpret: bool):
     def part(x, axis):
         return jax.lax.dynamic_slice_in_dim(x, start, t, axis)
 
-    before = k[:, 0], v[:, 0], jnp.broadcast_to(jnp.arange(u) < start, (len(q), u))
-    return _local(q, (part(k, 3), part(v, 3)), part(segment, 2), before, two_branches, interpret)
+    prompt_keys = k[:, 0], v[:, 0], jnp.broadcast_to(jnp.arange(u) < start, (len(q), u))
+    return _local(q, (part(k, 3), part(v, 3)), part(segment, 2), prompt_keys, two_branches, interpret)
 
 
 def _padded(x: Array, more: int, axis: int) -> Array:
-    """With `more` zeros at the end of an axis."""
+    """x with `more` zeros at the end of an axis."""
     return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
 
 
 def _local(q, own, segment, prompt, two_branches: bool, interpret: bool):
-    """On one device."""
+    """Attention on one device."""
     p, g, t, h, d = q.shape
     two_branches = two_branches and prompt is not None
-    if prompt is None:  # as after a prompt of no tokens
+    if prompt is None:  # use a prompt without tokens
         nothing = jnp.zeros((p, own[0].shape[2], 0, d), own[0].dtype)
         prompt = nothing, nothing, jnp.zeros((p, 0), bool)
     s = prompt[0].shape[2]

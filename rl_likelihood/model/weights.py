@@ -1,4 +1,4 @@
-"""The old import path of `rl_likelihood.weights.files`."""
+"""The old import path of `rl_likelihood.weights.files`, kept for compatibility."""
 
 from rl_likelihood.weights.files import load, save
 

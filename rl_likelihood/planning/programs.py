@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from rl_likelihood.learner.adversarial import begin, make_run_step, placed
+from rl_likelihood.learner.adversarial import init_run_state, make_run_step, run_state_shardings
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference, reference_shardings
 from rl_likelihood.mesh import local_bytes, replicated, sharding
@@ -26,7 +26,7 @@ from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.engine import Assignment
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Batch, ChainFormat
-from rl_likelihood.task import sampler_config, step_batch
+from rl_likelihood.task import rollout_model, sampler_config, step_batch
 
 
 class Plan(NamedTuple):
@@ -85,7 +85,9 @@ def trace_step(plan: Plan) -> Any:
     """The learner's step, traced."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer, batch = c.step, make_optimizer(c.optimizer), plan.batch
-    state = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), abstract_params(model, lora=c.lora))
+    state = jax.eval_shape(
+        lambda p: init_run_state(p, optimizer, cfg, model.width), abstract_params(model, lora=c.lora)
+    )
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
     judge = planned_judge(c, plan.judge) if c.judge_in_step else None
     which, more = (None, ()) if judge is None else (judge.judge, (judge.params,))
@@ -97,8 +99,10 @@ def held_bytes(plan: Plan) -> dict[str, int]:
     """Bytes per device of the arrays that stay there for the whole run."""
     c, model, mesh = plan.config, plan.model, plan.devices.learner
     cfg, optimizer = c.step, make_optimizer(c.optimizer)
-    state = jax.eval_shape(lambda p: begin(p, optimizer, cfg, model.width), abstract_params(model, lora=c.lora))
-    at = placed(mesh, model, optimizer, cfg)
+    state = jax.eval_shape(
+        lambda p: init_run_state(p, optimizer, cfg, model.width), abstract_params(model, lora=c.lora)
+    )
+    at = run_state_shardings(mesh, model, optimizer, cfg)
 
     params = local_bytes(state.params, at.params)
     frozen = jax.eval_shape(lambda p: init_reference(p, mesh, model, cfg), abstract_params(model))
@@ -177,21 +181,21 @@ def trace_turn(plan: Plan, weights: Any) -> Any:
     each = lambda x: shape(x, "data", "rows")
     array = jax.ShapeDtypeStruct
     request = abstract_request(plan, (1, 1))
-    begun = jax.eval_shape(lambda w, r: turns.begin(w, model, r), weights, request)
-    own = jax.tree.map(lambda x: array(tuple(n or width for n in x.shape), x.dtype), begun.cache.own)
+    started = jax.eval_shape(lambda w, r: turns.start_rows(w, model, r), weights, request)
+    own = jax.tree.map(lambda x: array(tuple(n or width for n in x.shape), x.dtype), started.cache.own)
     rows = turns.Rows(
-        cache=begun.cache._replace(
-            prompt=jax.tree.map(lambda x: shape(x, "data"), begun.cache.prompt), own=jax.tree.map(each, own)
+        cache=started.cache._replace(
+            prompt=jax.tree.map(lambda x: shape(x, "data"), started.cache.prompt), own=jax.tree.map(each, own)
         ),
         used=each(array((p, g, width), jnp.bool_)),
-        hidden=each(begun.hidden),
-        prompt_length=shape(begun.prompt_length, "data"),
-        keys=each(begun.keys),
-        sampled=each(begun.sampled),
+        hidden=each(started.hidden),
+        prompt_length=shape(started.prompt_length, "data"),
+        keys=each(started.keys),
+        sampled=each(started.sampled),
     )
     ids, many = array((p, g, turns.padded(s.max_env_tokens)), jnp.int32), array((p, g), jnp.int32)
-    given = turns.Given(each(ids), each(many), each(array((p, g), jnp.bool_)))
-    return turns.turn.trace(weights, rows, given, request, turns.How(model, s.max_chain, mesh), width)
+    given = turns.TurnPrefix(each(ids), each(many), each(array((p, g), jnp.bool_)))
+    return turns.turn.trace(weights, rows, given, request, turns.TurnSettings(model, s.max_chain, mesh), width)
 
 
 def decoding_weights(model: ModelConfig, mesh: Mesh, shared: Any, layer: Any) -> Any:
@@ -304,7 +308,7 @@ def compile_all(plan: Plan, memory: float | None, with_step: bool = True) -> lis
     rows.append(Compiled(by_layer, others, left(memory, others)))
     if shared is None or layer is None:
         return rows
-    shapes = decoding_weights(model, devices.sampler, shared, layer)
+    shapes = decoding_weights(rollout_model(c, model), devices.sampler, shared, layer)
     others = 0 if devices.separate else held
     rows += compile_sampler(plan, shapes, others + outside, memory)
     return rows + compile_judge(plan, others + weights, memory)
@@ -345,7 +349,7 @@ def left(memory: float | None, others: float) -> float | None:
 def compile_handover(plan: Plan, limit: float | None) -> list[tuple[Program, Any]]:
     """The programs that make the sampler's weights: first of what belongs to no layer, then of one layer."""
     model, mesh = plan.model, plan.devices.learner
-    programs = handover.gather(model, mesh, plan.devices.sampler.shape["tensor"])
+    programs = handover.gather(rollout_model(plan.config, model), mesh, plan.devices.sampler.shape["tensor"])
     params = abstract_params(model, mesh)
     layers = params.pop("layers")
     traced = programs.outer.trace(params), programs.layer.trace(layers, jax.ShapeDtypeStruct((), jnp.int32))

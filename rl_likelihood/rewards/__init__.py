@@ -1,1 +1,1 @@
-"""Rewards: pure functions of log-probs. `likelihood.OBJECTIVES` is the table of the design."""
+"""Rewards as pure functions. `table.REWARDS` lists all of them; `likelihood.OBJECTIVES` has the likelihood rewards."""

@@ -1,4 +1,4 @@
-"""What a critic that tells experts' answers from the policy's pays the policy."""
+"""The policy's reward from a critic that tells expert answers (the references) from the policy's answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal["gan", "gail", "relative"]
 
 
 class Verdicts(NamedTuple):
-    """How likely a critic picks the expert's answer of two, the policy's, or neither."""
+    """The probabilities that a critic picks the expert's answer of a pair, the policy's answer, or neither."""
 
     expert: Float[AnyArray, "P G"]
     policy: Float[AnyArray, "P G"]
@@ -22,18 +22,20 @@ class Verdicts(NamedTuple):
 
 
 def verdicts_of(labels: Float[AnyArray, "P G 3"], expert_first: Bool[AnyArray, "P G"]) -> Verdicts:
-    """From the probabilities of the labels: the first answer, the second, a tie."""
+    """Verdicts from the probabilities of the labels "the first answer", "the second answer", "a tie"."""
     first, second = labels[..., 0], labels[..., 1]
-    at = jnp.asarray(expert_first)
-    return Verdicts(jnp.where(at, first, second), jnp.where(at, second, first), labels[..., 2])
+    expert_is_first = jnp.asarray(expert_first)
+    return Verdicts(
+        jnp.where(expert_is_first, first, second), jnp.where(expert_is_first, second, first), labels[..., 2]
+    )
 
 
 def policy_reward(kind: Kind, expert: Float[AnyArray, "P"], policy: Float[AnyArray, "P G"]) -> Float[AnyArray, "P G"]:
-    """The policy's reward from the critic's scores of an expert's answer and of its own.
+    """The policy's reward from the critic's scores of the expert's answer and of the policy's answers.
 
-    A critic trained on such pairs (Bradley-Terry) has scores that differ by log p_expert / pi at its best. gan: the
-    score, which is then AIRL's reward; its mean is -KL(pi || expert). gail: -log(1 - sigmoid(score)). relative: the
-    log-probability that the policy's answer is taken for the expert's.
+    Scores of the optimal critic (Bradley-Terry on such pairs) equal log(p_expert / pi), up to a constant of the
+    question. gan: the score itself, which is then AIRL's reward with mean -KL(pi || expert). gail:
+    -log(1 - sigmoid(score)). relative: the log-probability that the critic takes the policy's answer for the expert's.
     """
     if kind == "gan":
         return policy

@@ -1,8 +1,8 @@
-"""The reference answer is one of several that are as good: how likely the model gives any of them.
+"""The likelihood of any of several right answers: the reference and its alternatives.
 
     log_prob_any    log sum_k exp(l_ik),  l_ik the log-prob of answer k after chain i
 
-With one answer it is log_prob. A model that moves its belief from one good answer to another neither gains nor loses.
+With one answer it is log_prob. Probability that moves from one right answer to another does not change the reward.
 """
 
 from __future__ import annotations
@@ -25,40 +25,42 @@ from rl_likelihood.rewards.likelihood import (
 from rl_likelihood.shapes import Alternatives, AnyArray
 
 
-def log_prob_any(others: Float[AnyArray, "P G B"], alternatives: Alternatives) -> Objective:
-    """mean_i log sum_k exp(l_ik) over the reference answer, which f is given, and the `alternatives`.
+def log_prob_any(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alternatives) -> Objective:
+    """mean_i log sum_k exp(l_ik), where k runs over the reference answer (whose log-probs f gets as its argument) and
+    the `alternatives`.
 
-    `others`: log-probs of their tokens, differentiable.
+    `others`: log-probs (nats) of the alternatives' tokens after each chain, differentiable.
     """
-    k = alternatives.there.shape[-1]
+    k = alternatives.present.shape[-1]
     of_answer = (alternatives.answer[..., None] == jnp.arange(1, k + 1)) & alternatives.scored[..., None]
-    there = jnp.pad(alternatives.there, ((0, 0), (1, 0)), constant_values=True)[:, None]  # the reference first
+    present = jnp.pad(alternatives.present, ((0, 0), (1, 0)), constant_values=True)[:, None]  # the reference first
 
     def masks(mask: TokenMask) -> Bool[Array, "K P G T"]:
-        """Of each answer, over the row's tokens and those of the alternatives."""
-        none = jnp.zeros(others.shape, bool)
-        reference = jnp.concatenate([jnp.broadcast_to(mask, (*none.shape[:2], mask.shape[-1])), none], -1)
-        each = jnp.moveaxis(jnp.broadcast_to(of_answer[:, None], (*none.shape, k)), -1, 0)
-        others_only = jnp.concatenate([jnp.zeros((k, *reference.shape[:2], mask.shape[-1]), bool), each], -1)
-        return jnp.concatenate([reference[None], others_only])
+        """The token mask of each answer, over the row's tokens followed by the tokens of the alternatives."""
+        no_tokens = jnp.zeros(alternatives_logp.shape, bool)
+        reference = jnp.concatenate([jnp.broadcast_to(mask, (*no_tokens.shape[:2], mask.shape[-1])), no_tokens], -1)
+        by_answer = jnp.moveaxis(jnp.broadcast_to(of_answer[:, None], (*no_tokens.shape, k)), -1, 0)
+        alternative_masks = jnp.concatenate([jnp.zeros((k, *reference.shape[:2], mask.shape[-1]), bool), by_answer], -1)
+        return jnp.concatenate([reference[None], alternative_masks])
 
     def all_log_probs(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G K"]:
-        tokens = jnp.concatenate([logp, others], -1)
+        tokens = jnp.concatenate([logp, alternatives_logp], -1)
         return jnp.moveaxis(jax.vmap(lambda m: log_prob(tokens, m))(masks(mask)), 0, -1)
 
     def score(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
-        return jax.nn.logsumexp(all_log_probs(logp, mask), -1, where=there)
+        return jax.nn.logsumexp(all_log_probs(logp, mask), -1, where=present)
 
     def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return kept_mean(score(logp, mask), keep)
 
     def difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-        # Relative to the best row of each answer, and to one constant: differences keep the digits that sums lose.
-        tokens = jax.lax.stop_gradient(jnp.concatenate([logp, others], -1))
+        # Each answer's log-probs are taken relative to its best row, so that small differences between rows survive
+        # the rounding of large sums.
+        tokens = jax.lax.stop_gradient(jnp.concatenate([logp, alternatives_logp], -1))
         above = jnp.moveaxis(jax.vmap(lambda m: relative(log_prob, tokens, m, keep))(masks(mask)), 0, -1)
         best = jnp.where(keep[..., None], all_log_probs(logp, mask), -jnp.inf).max(1, keepdims=True)
-        best = jnp.where(there, jnp.where(keep.any(-1)[:, None, None], best, 0.0), -jnp.inf)
-        rows = jax.nn.logsumexp(jax.lax.stop_gradient(best - best.max(-1, keepdims=True)) + above, -1, where=there)
+        best = jnp.where(present, jnp.where(keep.any(-1)[:, None, None], best, 0.0), -jnp.inf)
+        rows = jax.nn.logsumexp(jax.lax.stop_gradient(best - best.max(-1, keepdims=True)) + above, -1, where=present)
         return mean_difference(above_best(rows, keep), keep)
 
     return Objective(value, difference, score)

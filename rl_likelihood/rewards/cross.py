@@ -1,8 +1,9 @@
-"""CER (2603.10624): how likely the reference answer is after the chains that lead to the sampled answer.
+"""CER (2603.10624): the probability of the reference answer a*, averaged over the group's chains.
 
     rho_j = sum_s softmax_s(log pi(a_j | z_s)) pi(a* | z_s)
 
-over the group's kept chains s. In expectation over answers this is the chance of a*. Constant for the gradient.
+s runs over the group's kept chains. A chain z_s weighs more if it makes row j's sampled answer a_j likelier. The
+expectation of rho over sampled answers is the probability of a*. It has no gradient.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def cer(
     answered: Bool[AnyArray, "P G"],
     keep: Keep,
 ) -> Float[Array, "P G"]:
-    """`answers` [p, j, s]: log-prob of answer j after chain s; `prob`: of the reference answer after chain s. 0 for a
-    row without an answer and where no chain is kept."""
+    """rho_j. `answers` [p, j, s]: log-prob (nats) of answer j after chain s. `prob` [p, s]: probability of the
+    reference answer after chain s. It is 0 for a row without an answer, and in a group without kept chains."""
     share = jax.nn.softmax(jnp.asarray(answers), -1, where=jnp.asarray(keep)[:, None, :])
     share = jnp.where(jnp.asarray(keep)[:, None, :], share, 0.0)
     rho = jnp.where(share > 0, share * jnp.asarray(prob)[:, None, :], 0.0).sum(-1)

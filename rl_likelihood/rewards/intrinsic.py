@@ -1,11 +1,11 @@
-"""Rewards without a reference answer, from the policy's own distributions of the tokens it sampled.
+"""Rewards without a reference answer, from the policy's own token distributions.
 
 Each reward maps the statistics of a group's sampled tokens to one number per row,
 
     f(SampledStats) -> [P, G],
 
-the R_i of the surrogate, constant for the gradient (the caller stops it). p_t is the distribution that token t was
-drawn from, n_i the number of sampled tokens of row i, V the vocabulary:
+the R_i of the surrogate. The caller stops the gradient. p_t is the distribution from which token t was sampled, V the
+size of the vocabulary; means and sums are over the sampled tokens of row i:
 
     self_certainty      mean_t KL(uniform || p_t)            Intuitor, 2505.19590, eq. 1
     self_certainty_raw  mean_t KL(uniform || p_t) + log V    the same as its released code computes it
@@ -14,7 +14,7 @@ drawn from, n_i the number of sampled tokens of row i, V the vocabulary:
     trajectory          mean_t log p_t(y_t)                  RLIF
     trajectory_sum      sum_t log p_t(y_t)                   EM-RL-sequence, 2505.15134
 
-A sum prefers short rows, a mean of log-probs long ones. A row without tokens scores 0. No finite input gives NaN or
+A sum favours short rows, a mean of log-probs long ones. A row without tokens scores 0. No finite input gives NaN or
 inf. Masked tokens may have any value.
 """
 
@@ -29,17 +29,16 @@ from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.shapes import AnyArray, UserError
 
-# Bound far outside any statistic of a token: sums of clipped values stay finite in float32.
+# Far beyond any real statistic of a token. Sums of values clipped to it stay finite in float32.
 _LARGEST = 1e30
 
 
 class SampledStats(NamedTuple):
-    """Per-token statistics of what was sampled, float32.
+    """Per-token statistics of the sampled tokens, float32, in nats.
 
-    All statistics of token t are of the distribution that produced token t (the model's output one position earlier),
-    so one `mask`, of the sampled tokens that count, fits all three.
-    log_prob: log p_t(y_t), nats; entropy: H(p_t), nats; self_certainty: KL(uniform || p_t) =
-    logsumexp - mean logit - log V, nats. `in_base` gives the first two in bits.
+    log_prob: log p_t(y_t). entropy: H(p_t). self_certainty: KL(uniform || p_t) = logsumexp - mean logit - log V. All
+    describe the distribution from which token t was sampled (the model's output one position earlier). So one `mask`
+    marks the tokens that count in all three. `in_base` converts the first two to bits.
     """
 
     log_prob: Float[AnyArray, "P G T"]
@@ -62,9 +61,9 @@ def _mean(values: Float[AnyArray, "P G T"], mask: Bool[AnyArray, "P G T"]) -> Fl
 
 
 def in_base(stats: SampledStats, base: int | str) -> SampledStats:
-    """H / log(base), log p / log(base): entropies and log-probs in nats (base "e") or bits (base 2 or "2").
+    """Entropies and log-probs in nats (base "e") or bits (base 2 or "2"). Self-certainty stays in nats.
 
-    RLIF writes its entropies in bits. Self-certainty is left in nats. UserError for any other base.
+    RLIF reports entropies in bits. UserError for any other base.
     """
     if base not in ("e", "2", 2):
         raise UserError(f'reward.entropy_base is {base!r}; it must be "e" (nats) or 2 (bits)')
@@ -73,15 +72,15 @@ def in_base(stats: SampledStats, base: int | str) -> SampledStats:
 
 
 def self_certainty(stats: SampledStats) -> Float[Array, "P G"]:
-    """(1/n) sum_t KL(uniform || p_t) = mean_t [-log V - (1/V) sum_v log p_t(v)], nats; 0 for uniform
-    distributions, otherwise positive, without bound where any token becomes impossible. Intuitor eq. 1."""
+    """(1/n) sum_t KL(uniform || p_t) = mean_t [-log V - (1/V) sum_v log p_t(v)], nats (Intuitor, eq. 1). 0 for uniform
+    distributions, else positive. It grows without bound as the probability of any token goes to 0."""
     return _mean(stats.self_certainty, stats.mask)
 
 
 def self_certainty_raw(stats: SampledStats) -> Float[Array, "P G"]:
-    """(1/n) sum_t -(1/V) sum_v log p_t(v): self_certainty + log V, nats, as Intuitor's released code has it.
+    """(1/n) sum_t -(1/V) sum_v log p_t(v) = self_certainty + log V, nats, as in Intuitor's released code.
 
-    The constant cancels in every advantage within a group, so it shows only in logs.
+    The constant cancels in every group-relative advantage, so it changes only the logged values.
     """
     raw = self_certainty(stats) + jnp.log(jnp.float32(stats.vocab_size))
     return jnp.where(stats.mask.any(-1), raw, 0.0)
@@ -93,17 +92,17 @@ def token_entropy(stats: SampledStats) -> Float[Array, "P G"]:
 
 
 def token_entropy_sum(stats: SampledStats) -> Float[Array, "P G"]:
-    """-sum_t H(p_t), EM-RL-token: prefers short rows."""
+    """-sum_t H(p_t), EM-RL-token. It favours short rows."""
     return _sum(-stats.entropy, stats.mask)
 
 
 def trajectory(stats: SampledStats) -> Float[Array, "P G"]:
-    """(1/n) sum_t log p_t(y_t), RLIF: a long row of easy tokens raises it."""
+    """(1/n) sum_t log p_t(y_t), RLIF. It favours long rows of easy tokens."""
     return _mean(stats.log_prob, stats.mask)
 
 
 def trajectory_sum(stats: SampledStats) -> Float[Array, "P G"]:
-    """sum_t log p_t(y_t) = log pi(y | x), EM-RL-sequence: prefers short rows."""
+    """sum_t log p_t(y_t) = log pi(y | x), EM-RL-sequence. It favours short rows."""
     return _sum(stats.log_prob, stats.mask)
 
 

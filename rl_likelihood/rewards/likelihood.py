@@ -1,11 +1,11 @@
 """Rewards from the likelihood of the reference answer: f(group) of the one equation (`learner.surrogate`).
 
-Each objective maps the reference-answer token log-probs of a group to one number per prompt,
+Each objective maps the log-probs (nats) of a group's reference-answer tokens to one number per prompt,
 
-    f(logp [P, G, A], mask [P, G, A], keep [P, G]) -> [P],
+    f(logp [P, G, A], mask [P, G, A], keep [P, G]) -> [P].
 
-differentiable; the surrogate (`learner.surrogate`) turns it into advantages and the answer term.
-With l_i = sum_t logp[i, t], n = number of answer tokens, mean_i over the kept rows:
+It is differentiable. The surrogate turns it into advantages and the answer term. Let l_i = sum_t logp[i, t], n the
+number of answer tokens, and mean_i the mean over the kept rows:
 
     log_prob        mean_i l_i                   Kwiatkowski et al. 2602.03979, sec. 2
     avg_log_prob    mean_i l_i / n               same
@@ -14,11 +14,11 @@ With l_i = sum_t logp[i, t], n = number of answer tokens, mean_i over the kept r
     geo_mean_prob   mean_i exp(l_i / n)
     jepo            log mean_i exp(l_i)          Tang et al. 2503.19618, eq. 6
 
-A masked token counts as certain (log-prob 0), a dropped row as absent; nothing kept gives 0. No finite
-input gives NaN or inf, in value or gradient.
+A token outside `mask` counts as certain (log-prob 0). A row outside `keep` is left out. A group without kept rows
+gives 0. No finite input gives NaN or inf, in value or gradient.
 
-Differences between rows are what trains the policy, and subtracting float32 values of -3,000 nats would lose
-them. So an `Objective` also computes its differences itself, from rows relative to the group's best row.
+The policy is trained by differences between rows. Subtracting two float32 values near -3,000 nats would lose small
+differences. So each `Objective` also computes the differences itself, from rows relative to the group's best row.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ Score = Callable[[LogProbs, TokenMask], Float[Array, "P G"]]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """f(group), and f(group) - f(group without i) for each kept row of a group that keeps two or more.
+    """`value`: f(group). `difference`: f(group) - f(group without i), for each kept row of a group with at least two.
 
-    `score`: each row's own number, for logs, where it is not its log-prob; `weights`: of its answer's scored tokens.
+    `score`: the number of each row in logs; None: its log-prob. `weights`: the weights of the answer's scored tokens,
+    in order; None: there are none.
     """
 
     value: GroupValue
@@ -56,7 +57,7 @@ class Objective:
         return self.value(logp, mask, keep)
 
 
-# Bounds far outside any log-prob: sums of clipped values stay finite in float32, exponentials too.
+# Far beyond any real log-prob. Sums and exponentials of values clipped to these stay finite in float32.
 _LOWEST, _HIGHEST_EXP = -1e30, 80.0
 _NO_PROBABILITY = -200.0  # its exponential is 0 in float32
 
@@ -67,7 +68,7 @@ def sequence_log_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
 
 
 def answer_tokens(mask: TokenMask) -> Float[Array, "P G"]:
-    """n, at least 1 so that an empty answer divides by 1."""
+    """n, the number of answer tokens; 1 for an empty answer, so that it can be a divisor."""
     return jnp.maximum(mask.sum(-1), 1).astype(jnp.float32)
 
 
@@ -76,7 +77,7 @@ def _exp(x):
 
 
 def log_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
-    """l_i."""
+    """l_i, the log-prob of the answer."""
     return sequence_log_prob(logp, mask)
 
 
@@ -101,7 +102,7 @@ def geo_mean_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
 
 
 def kept_mean(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P"]:
-    """Mean over the kept rows of each group, 0 where none is."""
+    """Mean over the kept rows of each group; 0 for a group without kept rows."""
     return jnp.where(keep, values, 0.0).sum(-1) / jnp.maximum(keep.sum(-1), 1)
 
 
@@ -110,7 +111,7 @@ def _row(values: Float[AnyArray, "P G"], index: Int[Array, "P 1"]) -> Float[Arra
 
 
 def _best_row(values: Float[AnyArray, "P G"], keep: Keep) -> Int[Array, "P 1"]:
-    """The kept row with the highest value; row 0 where none is kept."""
+    """The index of the kept row with the highest value; 0 if no row is kept."""
     return jnp.where(keep, values, -jnp.inf).argmax(-1, keepdims=True)
 
 
@@ -123,9 +124,10 @@ def above_best(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P G"
 def _quotients_above_best(
     tokens: Float[Array, "P G A"], n: Float[Array, "P G"], keep: Keep
 ) -> tuple[Float[Array, "P 1"], Float[Array, "P G"]]:
-    """x_best and x_i - x_best of x = (sum over tokens) / n. The difference has its own rounding error, not the sums'.
+    """x_best and x_i - x_best of x = (sum over tokens) / n. The rounding error is relative to the difference, not to x.
 
-    Each number is split in a multiple of `unit`, so coarse that sums of multiples are exact, and a small remainder.
+    Each number is split into a multiple of `unit` and a small remainder. `unit` is so coarse that sums of multiples
+    are exact.
     """
     tokens = jnp.where(keep[..., None], tokens, 0.0)
     _, exponent = jnp.frexp(jnp.abs(tokens).sum(-1).max(-1))
@@ -141,23 +143,23 @@ def _quotients_above_best(
 def _mean_probs_above_best(
     tokens: Float[Array, "P G A"], mask: TokenMask, n: Float[Array, "P G"], keep: Keep
 ) -> Float[Array, "P G"]:
-    """x_i - x_best of x = mean_t exp(tokens_it), from differences of the log-probs of each token."""
-    counts = jnp.asarray(mask) & keep[..., None]
-    tokens = jnp.where(counts, jnp.clip(tokens, _NO_PROBABILITY, _HIGHEST_EXP), _NO_PROBABILITY)
+    """x_i - x_best of x = mean_t exp(tokens_it), computed from each token's difference of log-probs."""
+    usable = jnp.asarray(mask) & keep[..., None]
+    tokens = jnp.where(usable, jnp.clip(tokens, _NO_PROBABILITY, _HIGHEST_EXP), _NO_PROBABILITY)
     x = jnp.exp(tokens).sum(-1) / n
     best = _best_row(x, keep)
-    of_best = jnp.take_along_axis(tokens, best[..., None], 1)
-    d = tokens - of_best
-    near = jnp.exp(of_best) * jnp.expm1(jnp.minimum(d, 1.0))
-    above = jnp.where(d < 1, near, jnp.exp(tokens) - jnp.exp(of_best)).sum(-1)
+    best_tokens = jnp.take_along_axis(tokens, best[..., None], 1)
+    difference = tokens - best_tokens
+    near = jnp.exp(best_tokens) * jnp.expm1(jnp.minimum(difference, 1.0))
+    above = jnp.where(difference < 1, near, jnp.exp(tokens) - jnp.exp(best_tokens)).sum(-1)
     return (above + _row(x, best) * (_row(n, best) - n)) / n
 
 
 def relative(score: Score, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-    """score_i - score_best of the kept rows, exactly 0 for equal rows.
+    """score_i - score_best for the kept rows; exactly 0 for equal rows.
 
-    Of answers as unlikely as -3,000 nats a difference of 0.01 keeps four digits. A score of your own is computed for
-    each row first.
+    Scores in SCORES are precise: near -3,000 nats, a difference of 0.01 keeps four digits. Any other score is computed
+    for each row and then subtracted.
     """
     if score not in SCORES.values():
         return above_best(score(logp, mask), keep)
@@ -170,13 +172,13 @@ def relative(score: Score, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float
 
 
 def mean_difference(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P G"]:
-    """mean over all kept rows - mean without i = (R_i - mean R) / (n - 1)."""
-    others = jnp.maximum(keep.sum(-1, keepdims=True) - 1, 1)
-    return (values - kept_mean(values, keep)[:, None]) / others
+    """(mean over all n kept rows) - (mean without row i) = (R_i - mean R) / (n - 1)."""
+    others_count = jnp.maximum(keep.sum(-1, keepdims=True) - 1, 1)
+    return (values - kept_mean(values, keep)[:, None]) / others_count
 
 
 def mean_of(score: Score) -> Objective:
-    """The objective whose group value is the mean of a per-row score."""
+    """The objective f = mean over the kept rows of a per-row score."""
 
     def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return kept_mean(score(logp, mask), keep)
@@ -188,23 +190,25 @@ def mean_of(score: Score) -> Objective:
 
 
 def log_mean_exp(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
-    """log mean_i exp(l_i), by logsumexp over the kept rows."""
+    """log mean_i exp(l_i) over the kept rows."""
     total = jax.nn.logsumexp(sequence_log_prob(logp, mask), -1, where=keep)
     return jnp.where(keep.any(-1), total - jnp.log(jnp.maximum(keep.sum(-1), 1)), 0.0)
 
 
 def _log_mean_exp_difference(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-    """log((e_i + (n - 1) m) / (n m)), with e_i = exp(l_i - top), m the mean of the others' e, top their highest l.
+    """log((e_i + (n - 1) m) / (n m)). `top` is the highest l of the other rows, e_i = exp(l_i - top), and m is the mean
+    of e over the other rows.
 
-    Near equal rows e_i - m is a difference of expm1, and for a row that dominates e_i itself would overflow.
+    Two formulas: if row i is not much above the others, e_i - m comes from expm1, which keeps its digits; if row i
+    dominates, e_i would overflow.
     """
     above = relative(log_prob, logp, mask, keep)
     n = jnp.maximum(keep.sum(-1, keepdims=True), 2)
-    other = keep[:, None, :] & ~jnp.eye(keep.shape[-1], dtype=bool)
-    top = jnp.where(other, above[:, None, :], -jnp.inf).max(-1)
-    top = jnp.where(other.any(-1), top, 0.0)
+    is_other = keep[:, None, :] & ~jnp.eye(keep.shape[-1], dtype=bool)
+    top = jnp.where(is_other, above[:, None, :], -jnp.inf).max(-1)
+    top = jnp.where(is_other.any(-1), top, 0.0)
     x = above - top
-    below = jnp.where(other, jnp.expm1(above[:, None, :] - top[..., None]), 0.0).sum(-1) / (n - 1)  # m - 1
+    below = jnp.where(is_other, jnp.expm1(above[:, None, :] - top[..., None]), 0.0).sum(-1) / (n - 1)  # m - 1
     near = jnp.log1p((jnp.expm1(jnp.minimum(x, 1.0)) - below) / (n * (1 + below)))
     far = x + jnp.log1p((n - 1) * (1 + below) * jnp.exp(-jnp.maximum(x, 1.0))) - jnp.log(n * (1 + below))
     return jnp.where(x < 1, near, far)
@@ -214,7 +218,7 @@ jepo = Objective(log_mean_exp, _log_mean_exp_difference)
 
 
 def difference(f: Objective | GroupValue, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P G"]:
-    """f(group) - f(group without i); by two values of f where f is a plain function."""
+    """f(group) - f(group without i). A plain function f is evaluated on both groups and subtracted."""
     if isinstance(f, Objective):
         return f.difference(logp, mask, keep)
     rows = jnp.arange(keep.shape[-1])
@@ -225,7 +229,7 @@ def difference(f: Objective | GroupValue, logp: LogProbs, mask: TokenMask, keep:
 def weighted_sum(
     constant: Float[Array, "P G"], terms: Sequence[tuple[Objective | GroupValue, Float[Array, "P"]]]
 ) -> Objective:
-    """The mean of each row's constant, plus each term times its group's weight."""
+    """The objective mean_i constant_i + sum over terms of (the group's weight * f)."""
 
     def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return kept_mean(constant, keep) + sum(weight * f(logp, mask, keep) for f, weight in terms)
@@ -237,7 +241,7 @@ def weighted_sum(
     return Objective(value, differences)
 
 
-# Per-row value of each reward, for logs and for rewards that are means.
+# The per-row scores. Each is logged, and its mean over rows is an objective.
 SCORES: dict[str, Score] = {
     "log_prob": log_prob,
     "avg_log_prob": avg_log_prob,
@@ -246,5 +250,5 @@ SCORES: dict[str, Score] = {
     "geo_mean_prob": geo_mean_prob,
 }
 
-# Adding a reward is adding a function and its row here.
+# To add a likelihood reward, write a function and add it here.
 OBJECTIVES: dict[str, Objective] = {**{name: mean_of(score) for name, score in SCORES.items()}, "jepo": jepo}

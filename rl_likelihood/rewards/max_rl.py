@@ -1,10 +1,11 @@
-"""MaxRL (2602.02710): an objective of 0/1 numbers from outside the graph that is no mean.
+"""MaxRL (2602.02710): an objective over 0/1 rewards that is not a mean.
 
-    f(group) = H_K - H_N      K right of N kept rows, H the harmonic numbers
+    f(group) = H_K - H_N      K right rows among N kept rows, H the harmonic numbers
 
-E f = -sum_{k=1..N} (1 - p)^k / k for the chance p of a right row, which tends to log p: jepo for graders. The
-difference f(group) - f(group without i) is 1/K - 1/N for a right row and -1/N for a wrong one. In a group with none
-right each row has -1/N: with that the estimator is unbiased. The published codes give such groups 0.
+If a row is right with probability p, then E f = -sum_{k=1..N} (1 - p)^k / k, which tends to log p as N grows. So it is
+the counterpart of jepo for graders. The difference f(group) - f(group without i) is 1/K - 1/N for a right row and -1/N
+for a wrong row. In a group without right rows every row has -1/N, which the unbiased estimator requires. Published code
+gives such groups 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rl_likelihood.shapes import AnyArray
 
 
 def max_rl(right: Float[AnyArray, "P G"]) -> Objective:
-    """H_K - H_N of the K right of a group's N rows, by a reward that gives 0 or 1: max_rl(exact_match)."""
+    """H_K - H_N for K right rows among N, judged by a reward of 0 or 1: max_rl(exact_match)."""
     size = right.shape[-1]
     harmonic = jnp.cumsum(jnp.concatenate([jnp.zeros(1), 1 / jnp.arange(1, size + 1, dtype=jnp.float32)]))
 

@@ -1,11 +1,10 @@
-"""A reward is a weighted sum of terms; here they become the one f(group) of the surrogate.
+"""Parses a reward, a weighted sum of terms, and builds the one f(group) of the surrogate from it.
 
     "log_prob"    "0.9*rlpr + 0.1*format + repetition"    "self_certainty/std + exact_match/std"    "max_rl(math)"
 
-A term is an objective of the reference answer's log-probs, differentiable, or a number for each row, constant for
-the gradient. `/std` divides a term by its standard deviation within the group; what is subtracted there is
-immaterial, because the surrogate takes differences. For row numbers f is their mean, so a sum of terms has the sum
-of their differences and of their gradients.
+A term is either a differentiable objective of the reference answer's log-probs, or a constant number for each row,
+whose f is the mean over rows. `/std` divides a term by its standard deviation within the group. (No mean is subtracted,
+because the surrogate takes differences.) The differences and gradients of a sum are the sums of those of its terms.
 """
 
 from __future__ import annotations
@@ -33,21 +32,22 @@ _TERM = re.compile(
 
 
 def parse(text: str, table: Mapping[str, Reward]) -> tuple[Term, ...]:
-    """The terms of "0.9*rlpr + 0.1*format": names of `table`, each with `weight*` before it or `/std` after it.
+    """The terms of a text such as "0.9*rlpr + 0.1*format": names of `table`, with optional `WEIGHT*` before and `/std`
+    after each.
 
-    Raises UserError for what cannot be read, a name that is not in the table, a name twice, a term that needs another,
-    brackets where there should be none, and none where there should be some.
+    Raises UserError for text that cannot be parsed, an unknown or repeated name, a term without the other term that it
+    needs, and wrong or missing brackets.
     """
-    terms, at, more = [], 0, "+"
-    while more:
-        m = _TERM.match(text, at)
+    terms, position, joined = [], 0, "+"
+    while joined:
+        m = _TERM.match(text, position)
         if m is None:
-            where = f", which cannot be read from {text[at:].strip()!r} on" if text.strip() else ""
+            unreadable = f", which cannot be read from {text[position:].strip()!r} on" if text.strip() else ""
             raise UserError(
-                f"reward.name is {text!r}{where}; write a name, or WEIGHT*NAME and NAME/std with + between them"
+                f"reward.name is {text!r}{unreadable}; write a name, or WEIGHT*NAME and NAME/std with + between them"
             )
         terms.append(_term(m, table))
-        at, more = m.end(), m["more"]
+        position, joined = m.end(), m["more"]
     names = [t.name for t in terms]
     if len(set(names)) < len(names):
         raise UserError(f"reward.name is {text!r}, which names a term twice; give it one weight")
@@ -61,33 +61,35 @@ def parse(text: str, table: Mapping[str, Reward]) -> tuple[Term, ...]:
 
 
 def _term(m: re.Match[str], table: Mapping[str, Reward]) -> Term:
-    """One term of the sum: NAME, or NAME(OTHER) for a reward that is made of another's 0/1 numbers."""
-    name, of = m["name"], m["of"]
-    for known in filter(None, (name, of)):
-        if known not in table:
-            hint = did_you_mean(known, table)
-            raise UserError(f"reward.name has {known!r}; {hint}it must be of {', '.join(table)}, or sft")
+    """One term of the sum: NAME, or NAME(OTHER) for a reward that is computed from another reward's 0/1 values."""
+    name, inner_name = m["name"], m["of"]
+    for used in filter(None, (name, inner_name)):
+        if used not in table:
+            hint = did_you_mean(used, table)
+            raise UserError(f"reward.name has {used!r}; {hint}it must be of {', '.join(table)}, or sft")
     reward, weight, per_std = table[name], float(m["weight"] or 1), bool(m["std"])
     if abs(weight) > 1e38:
         raise UserError(f"reward.name has {m[0].strip()!r}; the weight of {name} is too large for a number of 32 bits")
     if reward.kind != "outcome":
-        if of:
-            raise UserError(f"reward.name has {name}({of}), but {name} is made of no other reward; write {name}")
+        if inner_name:
+            raise UserError(
+                f"reward.name has {name}({inner_name}), but {name} takes no other reward in brackets; write {name}"
+            )
         return Term(name, reward, weight, per_std)
-    if not of:
-        raise UserError(f"reward.name has {name!r} alone, which is made of right and wrong; write {name}(exact_match)")
-    inner = table[of]
+    if not inner_name:
+        raise UserError(f"reward.name has {name!r} alone, but it needs a grader in brackets; write {name}(exact_match)")
+    inner = table[inner_name]
     if not inner.binary or not inner.on_host:
         raise UserError(
-            f"reward.name has {name}({of}), but {of} is not a number that is 0 or 1; put a grader in the brackets, "
-            f"such as {name}(exact_match)"
+            f"reward.name has {name}({inner_name}), but the values of {inner_name} are not 0 or 1; put a grader in the "
+            f"brackets, such as {name}(exact_match)"
         )
     outer = dataclasses.replace(reward, reads=inner.reads, span=inner.span)
-    return Term(f"{name}({of})", outer, weight, per_std, (of, inner))
+    return Term(f"{name}({inner_name})", outer, weight, per_std, (inner_name, inner))
 
 
 def built(term: Term, observation: Observation, cfg: RewardConfig) -> Objective | None:
-    """The term's f(group); None where that is the mean of a constant for each row."""
+    """The term's f(group); None for a term of constant row numbers, whose f is their mean."""
     reward = term.reward
     if reward.kind == "group":
         return reward.function
@@ -99,7 +101,7 @@ def built(term: Term, observation: Observation, cfg: RewardConfig) -> Objective 
 
 
 def token_weights(observation: Observation, cfg: RewardConfig) -> Float[Array, "P G A"] | None:
-    """The weights of the answer's scored tokens, in order, of the first term that has some; None where none has."""
+    """The weights of the answer's scored tokens, in order, from the first term with token weights; None without one."""
     for term in cfg.terms:
         if term.reward.kind == "built":
             weights = term.reward.function(observation, cfg).weights
@@ -109,7 +111,7 @@ def token_weights(observation: Observation, cfg: RewardConfig) -> Float[Array, "
 
 
 def row_values(term: Term, observation: Observation, cfg: RewardConfig) -> Float[Array, "P G"]:
-    """One term's number for each row, unweighted. A group objective's rows show their log-probs l_i."""
+    """One term's number for each row, without its weight. For a group objective such as jepo: the log-prob l_i."""
     reward = term.reward
     if reward.kind == "step":
         return reward.function(observation, cfg)
@@ -125,10 +127,10 @@ def row_values(term: Term, observation: Observation, cfg: RewardConfig) -> Float
 def objective(
     observation: Observation, cfg: RewardConfig, extra: Float[Array, "P G"] | float = 0.0
 ) -> tuple[Objective, Float[Array, "P G"], dict[str, Float[Array, "P G"]]]:
-    """(f, the trained reward of each row, each term's own numbers). `extra` is added to the rows, as a constant.
+    """(f, the trained reward of each row, each term's unweighted numbers). `extra`: a constant to add to each row.
 
-    f(logp, mask, keep) is differentiable in logp through the likelihood terms; everything else, the
-    standard deviations of `/std` too, is constant.
+    f(logp, mask, keep) is differentiable in logp through the likelihood terms. Everything else is constant, including
+    the standard deviations of `/std`.
     """
     stop, keep = jax.lax.stop_gradient, observation.keep
     rows = {t.name: stop(row_values(t, observation, cfg)) for t in cfg.terms}
@@ -138,15 +140,15 @@ def objective(
         if t.per_std:
             values = rows[t.name]
             if t.reward.kind in ("score", "group"):
-                # Of rows relative to the best, which keep the digits that their own values have lost.
+                # Relative to the best row, because rounding may have removed small differences from the values.
                 score = t.reward.function if t.reward.kind == "score" else likelihood.log_prob
                 values = stop(likelihood.relative(score, observation.logp, observation.scored, keep))
             std = shaping.group_std(values, keep)
             scale = jnp.where(std > _STD_EPS, scale / jnp.maximum(std, _STD_EPS), 0.0)
         total = total + scale[:, None] * rows[t.name]
-        of_group = built(t, observation, cfg)
-        if of_group is not None:
-            objectives.append((of_group, scale))
+        objective_of_term = built(t, observation, cfg)
+        if objective_of_term is not None:
+            objectives.append((objective_of_term, scale))
         else:
             constant = constant + scale[:, None] * rows[t.name]
 

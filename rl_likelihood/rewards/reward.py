@@ -1,4 +1,4 @@
-"""What a reward is: a row of the table, a term of the trained sum, and what its function is given."""
+"""The types of rewards: a row of the table, a term of the trained sum, and the inputs of a reward's function."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rl_likelihood.shapes import Alternatives, Outcomes
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """A row of the table. `kind` says how `function` is called, and what it gives:
+    """A row of the table. `kind` says how `function` is called and what it returns:
 
     score   (logp [P, G, A], mask [P, G, A]) -> [P, G]: from the reference answer's log-probs, differentiable;
             the group's value is the mean over its rows
-    group   (logp, mask, keep [P, G]) -> [P]: the same, but the group's value is no mean of rows
-    built   (observation, cfg) -> Objective: the same, with constants of the step, such as weights of tokens
-    outcome (right [P, G]) -> Objective: of another reward's 0/1 numbers, written NAME(OTHER)
+    group   (logp, mask, keep [P, G]) -> [P]: as score, but the group's value is not a mean of rows
+    built   (observation, cfg) -> Objective: as group, with constants of the step, such as token weights
+    outcome (right [P, G]) -> Objective: from the 0/1 numbers of another reward, written NAME(OTHER)
     step    (observation, cfg) -> [P, G]: inside the jitted step, constant for the gradient
-    text    (text, tags) -> float: of one whole response, on the host
-    host    (HostInputs) -> [P, G]: of all responses, on the host
-    grader  1 where a grader says that the sampled answer is right; no function here
-    judge   what a second model says of the sampled answer; no function here (config group `judge`)
+    text    (text, tags) -> float: from one whole response, on the host
+    host    (HostInputs) -> [P, G]: from all responses, on the host
+    grader  1 if a grader calls the sampled answer right, else 0; has no function
+    judge   a second model's number for the sampled answer; has no function (config group `judge`)
 
-    `reads`: chain, answer (the sampled one), reference, group. A reward that reads the sampled answer makes the
-    sampler write one, and by default credits it together with the chain; `span` overrides what is credited.
+    `reads`: a subset of chain, answer (the sampled one), reference, group. If a reward reads the sampled answer, the
+    sampler writes one, and by default the policy term covers it together with the chain. `span` overrides that.
     """
 
     function: Callable[..., Any] | None
@@ -37,15 +37,15 @@ class Reward:
     about: str
     reads: tuple[str, ...] = ("chain", "reference")
     span: Literal["auto", "chain", "response"] = "auto"
-    with_terms: tuple[str, ...] = ()  # other terms that must stand in the same sum
+    with_terms: tuple[str, ...] = ()  # other terms that the sum must contain
     proxy: bool = False  # needs NOVER's proxy model
     conversation: bool = False  # needs an environment
     binary: bool = False  # its numbers are 0 or 1
-    cross: bool = False  # needs every sampled answer's log-prob after every chain of its group
-    initial: bool = False  # needs the initial model, as a scorer that never moves
-    alternatives: bool = False  # reads other answers that are as good
-    # The answer's token log-probs without a chain: read where reward.baseline gives them, where reward.token_weights
-    # is made of them, or always.
+    cross: bool = False  # needs the log-prob of every sampled answer after every chain of its group
+    initial: bool = False  # needs the initial model's score of the answer
+    alternatives: bool = False  # reads the alternative answers
+    # Does it read the answer's token log-probs without a chain? may: if reward.baseline provides them. weights: if
+    # reward.token_weights is made from them. must: always.
     no_chain: Literal["no", "may", "weights", "must"] = "no"
 
     @property
@@ -55,7 +55,7 @@ class Reward:
 
     @property
     def on_host(self) -> bool:
-        """Whether its values come with the batch."""
+        """Whether its values are computed before the step and come with the batch."""
         return self.kind in ("text", "host", "grader", "judge")
 
     @property
@@ -65,7 +65,7 @@ class Reward:
 
     @property
     def credits(self) -> str:
-        """What the policy term covers by default: chain | response."""
+        """Which tokens the policy term covers by default: chain | response."""
         return ("response" if "answer" in self.reads else "chain") if self.span == "auto" else self.span
 
 
@@ -81,7 +81,7 @@ class Term:
 
     @property
     def on_host(self) -> tuple[str, Reward] | None:
-        """Name and row of what the host computes for this term, if it computes anything."""
+        """(name, row) of the reward that the host computes for this term; None if it computes none."""
         return self.of or ((self.name, self.reward) if self.reward.on_host else None)
 
 
@@ -129,12 +129,12 @@ class RewardConfig:
 
     @property
     def supervised(self) -> bool:
-        """Whether nothing is sampled: the reference answers are what is learned."""
+        """Whether this is supervised training on the reference answers (sft): nothing is sampled."""
         return self.name == "sft"
 
     @property
     def by_spread(self) -> bool:
-        """Whether weights of tokens come from the group."""
+        """Whether token weights come from the spread over the group."""
         return self.token_weights == "spread" or self.has("r3")
 
     @property
@@ -148,7 +148,7 @@ class RewardConfig:
 
     @property
     def frozen_score(self) -> bool:
-        """Whether rlpr takes off the answer's score under the initial model."""
+        """Whether rlpr subtracts the answer's score without a chain under the initial model."""
         return self.baseline == "frozen" and self.has("rlpr")
 
     @property
@@ -158,23 +158,23 @@ class RewardConfig:
 
     @property
     def host_terms(self) -> dict[str, Reward]:
-        """What the host computes for the terms, by name."""
+        """The rewards that the host computes for the terms, by name."""
         return dict(t.on_host for t in self.terms if t.on_host)
 
     @property
     def judged(self) -> str:
-        """The term that a second model says; "" where none does."""
+        """The name of the term that a second model computes; "" without one."""
         return next((t.name for t in self.terms if t.reward.kind == "judge"), "")
 
     def has(self, *names: str) -> bool:
-        """Whether any of these is a term."""
+        """Whether the sum contains a term with one of these names."""
         return any(t.name in names for t in self.terms)
 
 
 class Observation(NamedTuple):
-    """What rewards of kind `step` may look at, for P groups of G rows."""
+    """The inputs of rewards of kind `step` and `built`, for P groups of G rows. Log-probs are in nats."""
 
-    logp: Float[Array, "P G T"]  # of every completion token, floored where reward.truncated says so
+    logp: Float[Array, "P G T"]  # of every completion token, with reward.floor applied
     scored: Bool[Array, "P G T"]  # the reference answer's tokens that count
     keep: Bool[Array, "P G"]
     truncated: Bool[Array, "P G"]  # chains that never opened their answer
@@ -182,18 +182,21 @@ class Observation(NamedTuple):
     chain_tokens: Float[Array, "P G"]
     host_rewards: dict[str, Float[Array, "P G"]]
     baseline: Float[Array, "P"] | None = None  # avg_prob of the reference answer without a chain, for rlpr
-    proxy_nll: Float[Array, "P G"] | None = None  # mean over tokens, by the proxy model, for NOVER
-    cross_logp: Float[Array, "P G G"] | None = None  # of row j's sampled answer after row s's chain, for CER
+    proxy_nll: Float[Array, "P G"] | None = None  # NOVER: mean NLL of the reference's tokens under the proxy
+    cross_logp: Float[Array, "P G G"] | None = None  # CER: [p, j, s], row j's sampled answer after row s's chain
     answered: Bool[Array, "P G"] | None = None  # rows with a sampled answer
-    initial_nll: Float[Array, "P G"] | None = None  # mean over tokens, by the initial model, for VR-CLI
+    initial_nll: Float[Array, "P G"] | None = None  # VR-CLI: mean NLL of the reference under the initial model
     no_chain_logp: Float[Array, "P A"] | None = None  # of the answer's scored tokens, in order, without a chain
-    alternatives: Alternatives | None = None  # other answers that are as good
-    alternatives_logp: Float[Array, "P G B"] | None = None  # of their tokens after each chain
+    alternatives: Alternatives | None = None  # the alternative answers
+    alternatives_logp: Float[Array, "P G B"] | None = None  # of the alternatives' tokens after each chain
 
 
 class HostInputs(NamedTuple):
-    """What rewards of kind `host` may look at, for P groups of G rows. An answer is None where the row is not in the
-    format; `outcome(grader)` says True, False or None (cannot be read) of every answer [P][G]."""
+    """The inputs of rewards of kind `host`, for P groups of G rows.
+
+    `answers` [P][G]: None for a row that is not in the format. `outcome(grader)` [P][G]: True, False, or None for an
+    answer that the grader cannot read.
+    """
 
     answers: Sequence[Sequence[str | None]]
     references: Sequence[str]
@@ -203,6 +206,6 @@ class HostInputs(NamedTuple):
     cfg: RewardConfig
     outcome: Callable[[str], list[list[bool | None]]]
     same: Callable[[str, str | None], bool]  # whether two answers are equal
-    candidate: Callable[[str], Hashable]  # what makes two answers one candidate of a vote
+    candidate: Callable[[str], Hashable]  # answers with equal keys are one candidate in a vote
     outcomes: Outcomes | None = None  # of conversations with an environment
-    token_ends: Callable[[], Sequence[frozenset[int]]] = tuple  # bytes of each reference after which a token of it ends
+    token_ends: Callable[[], Sequence[frozenset[int]]] = tuple  # byte offsets where each reference's tokens end

@@ -1,4 +1,4 @@
-"""From verdicts on the criteria of a rubric to one number a row."""
+"""Combines a judge's verdicts on the criteria of a rubric into one number per row."""
 
 from __future__ import annotations
 
@@ -37,22 +37,27 @@ class RubricSettings:
 
 
 class Aggregated(NamedTuple):
-    """Each row's number, and which prompts have criteria that it can be made of; the others' numbers are 0."""
+    """`values`: each row's number. `valid`: prompts whose criteria allow such a number; elsewhere it is 0."""
 
     values: Float[np.ndarray, "P G"]
-    there: Bool[np.ndarray, "P"]
+    valid: Bool[np.ndarray, "P"]
 
 
 def aggregate(met: Float[np.ndarray, "P G C"], points: Float[np.ndarray, "P C"], kind: Kind) -> Aggregated:
-    """`met`: how far each criterion holds, 0 to 1; `points`: what it is worth. A criterion of 0 points is padding.
+    """One number per row from P rubrics with up to C criteria.
 
-    signed: the points of what holds (ORBIT). healthbench: of all points that there are to win. rar, checklist: the
-    weighted mean, of criteria that are all good. implicit: one mark for all criteria.
+    `met`: how far each criterion is met, from 0 to 1. `points`: its points; 0 marks padding.
+
+    signed: the sum of the points of met criteria (ORBIT). healthbench: that sum over the sum of all positive points.
+    rar, checklist: the same formula, where all points are positive: a weighted mean. implicit: `met[..., 0]`, the
+    judge's one mark for all criteria.
     """
     if kind == "implicit":
         return Aggregated(met[..., 0], (points != 0).any(-1))
     total = (met * points[:, None]).sum(-1)
     if kind == "signed":
         return Aggregated(total, (points != 0).any(-1))
-    most = np.maximum(points, 0).sum(-1)
-    return Aggregated(total / np.where(most > 0, most, 1)[:, None] * (most > 0)[:, None], most > 0)
+    attainable = np.maximum(points, 0).sum(-1)
+    return Aggregated(
+        total / np.where(attainable > 0, attainable, 1)[:, None] * (attainable > 0)[:, None], attainable > 0
+    )

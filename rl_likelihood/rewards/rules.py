@@ -1,8 +1,8 @@
-"""Rewards from the text of a response: its format, its repetitions, votes among answers, and a coin.
+"""Rewards from the text of a response: its format, its repetitions, votes among answers, and a random control.
 
-Computed on the host. Every function takes any text, in linear time, and never raises. `text` is a whole response with
-the prompt's prefilled `<think>`: "<think>chain</think>\\n<answer>42</answer>". Sampling stops at `</answer`, so a text
-that ends there counts as ending in `</answer>`, as in grading.
+Computed on the host. Every function accepts any text, runs in linear time, and never raises. `text` is a whole response
+that begins with the prompt's `<think>`: "<think>chain</think>\\n<answer>42</answer>". Sampling stops at `</answer`, so
+a text that ends there counts as ending in `</answer>`, as in grading.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from jaxtyping import Float32, Int
 from rl_likelihood.shapes import Tags
 
 Answers = Sequence[str | None]  # of one group, None where no answer could be extracted
-Same = Callable[[str, str | None], bool]  # (reference, answer): a grader
-Key = Callable[[str], Hashable]  # answers with equal keys are one candidate of a vote
+Same = Callable[[str, str | None], bool]  # a grader: (reference, answer) -> whether the answer is right
+Key = Callable[[str], Hashable]  # answers with equal keys are one candidate in a vote
 
 
 # ---------------------------------------------------------------------------------------- format
@@ -34,9 +34,9 @@ def _four(tags: Tags) -> tuple[str, str, str, str]:
 
 
 def format(text: str, tags: Tags) -> float:
-    """1 iff the response is one think block and one answer block with white space around and between, else 0.
+    """1 if the response is one think block and one answer block, with only white space around and between, else 0.
 
-    Each of the four tags occurs exactly once, in order (DeepSeek-R1-Zero; RLPR; NOVER's format gate).
+    Each of the four tags must occur exactly once, in order (DeepSeek-R1-Zero; RLPR; NOVER's format gate).
     """
     text = _closed(text.strip(), tags.answer_close)
     four = think_open, think_close, answer_open, answer_close = _four(tags)
@@ -51,46 +51,47 @@ def format(text: str, tags: Tags) -> float:
 
 
 def format_open_r1(text: str) -> float:
-    """open-r1's stricter rule, whose tags stand on lines of their own: 1 where a match starts the text, else 0,
+    """open-r1's stricter rule, with each tag on its own line: 1 if the text starts with a match of this pattern.
 
         ^<think>\\n.*?\\n</think>\\n<answer>\\n.*?\\n</answer>$        (. any character, $ the end of any line)
 
-    As published it accepts further tags inside the blocks, and further lines after the match.
+    As published, it accepts more tags inside the blocks, and more lines after the match.
     """
     start, middle, end = "<think>\n", "\n</think>\n<answer>\n", "\n</answer>\n"
     if not text.startswith(start):
         return 0.0
-    # The first middle leaves the most text for an end, so no other one can match where it does not.
+    # The first `middle` leaves the most text to search for `end`. If it does not match, no later one does.
     split = text.find(middle, len(start))
     closed = _closed(text, "\n</answer") + "\n"
     return float(split >= 0 and closed.find(end, split + len(middle)) >= 0)
 
 
 def tag_count(text: str, tags: Tags) -> float:
-    """0.25 for each of the four tags that occurs exactly once, wherever (open-r1)."""
+    """0.25 for each of the four tags that occurs exactly once, at any position (open-r1)."""
     text = _closed(text.rstrip(), tags.answer_close)
     return 0.25 * sum(text.count(tag) == 1 for tag in _four(tags))
 
 
-TINYZERO = (1.0, 0.1, 0.0)  # its countdown: right, an equation that is wrong or against the rules, no equation
+TINYZERO = (1.0, 0.1, 0.0)  # TinyZero's countdown: right; a wrong or illegal equation; no equation
 
 
 def scaled(right: bool | None, scale: Sequence[float | int] = (1.0, 0.1, 0.0)) -> float:
-    """`scale` is (right, wrong, unreadable), by default in KW's ratio 100 : 10 : 0; None is no readable answer."""
-    at_right, wrong, unreadable = scale
+    """The value of an outcome. `scale`: (right, wrong, unreadable), by default in Kwiatkowski et al.'s ratio
+    100 : 10 : 0. `right` is None for an answer that cannot be read."""
+    value_right, wrong, unreadable = scale
     if right is None:
         return float(unreadable)
-    return float(at_right if right else wrong)
+    return float(value_right if right else wrong)
 
 
 # ---------------------------------------------------------------------------------------- words
 
 
 def repetition(text: str, n: int = 10, times: int = 10) -> float:
-    """-1 if some n words in a row occur at least `times` times (they may overlap), else 0.
+    """-1 if some sequence of n words occurs at least `times` times (occurrences may overlap), else 0.
 
-    Words are separated by white space and `_` (RLPR). The penalty is added to any reward; RLPR's own code does not add
-    it to a reward of exactly 0.
+    Words are separated by white space and `_` (RLPR). Unlike RLPR's code, the penalty is also added to a reward of
+    exactly 0.
     """
     words = text.replace("_", " ").split()
     counts = Counter(zip(*(islice(words, i, None) for i in range(n)), strict=False))
@@ -105,10 +106,10 @@ def _words(text: str) -> list[str]:
 
 
 def transition_rate(texts: Sequence[str], words: Sequence[str]) -> float:
-    """How often the listed words or phrases ("but", "let me check") occur per 100 words of all texts together.
+    """Occurrences of the listed words or phrases ("but", "let me check") per 100 words of all texts together.
 
-    Whole words, in any case, whatever punctuation or white space stands between those of a phrase. Where
-    several phrases begin at a word the longest counts, alone: "but wait" is not also a "but" and a "wait".
+    Only whole words match, in upper or lower case. Punctuation and white space between the words of a phrase are
+    ignored. If several phrases begin at a word, only the longest counts: "but wait" is not also a "but" and a "wait".
     """
     by_first: dict[str, list[tuple[str, ...]]] = {}
     for phrase in sorted({tuple(_words(w)) for w in words} - {()}, key=len, reverse=True):
@@ -130,7 +131,7 @@ def transition_rate(texts: Sequence[str], words: Sequence[str]) -> float:
 
 
 def _vote(answers: Answers, key: Key) -> tuple[str | None, int]:
-    """The winning answer, as it was first written, and its votes."""
+    """(the winning answer, as its first voter wrote it; its votes), or (None, 0) without any answer."""
     votes: Counter[Hashable] = Counter()
     first: dict[Hashable, str] = {}
     for answer in answers:
@@ -140,42 +141,44 @@ def _vote(answers: Answers, key: Key) -> tuple[str | None, int]:
             first.setdefault(k, answer)
     if not votes:
         return None, 0
-    winner = max(votes, key=votes.__getitem__)  # of equals the first in the order of insertion
+    winner = max(votes, key=votes.__getitem__)  # a tie goes to the candidate that was inserted first
     return first[winner], votes[winner]
 
 
 def plurality(answers: Answers, key: Key = str.strip) -> str | None:
-    """The most frequent answer, majority or not; of equally frequent ones the first.
+    """The most frequent answer; in a tie, the first one. It need not have a majority.
 
-    None never counts, and is the result if no row has an answer. `key` says which answers are the same: by default
-    those that are equal without white space at the ends.
+    Rows without an answer (None) have no vote. The result is None if no row has an answer. Answers with equal `key` are
+    the same candidate; by default, white space at both ends is ignored.
     """
     return _vote(answers, key)[0]
 
 
 def majority_vote(groups: Sequence[Answers], same: Same, key: Key = str.strip) -> Float32[np.ndarray, "P G"]:
-    """R_i = 1 where answer i is, by `same`, the plurality of its group, else 0 (TTRL, 2504.16084).
+    """R_i = 1 if answer i equals the plurality of its group by `same`, else 0 (TTRL, 2504.16084).
 
-    `groups` holds P groups of G answers. A group without any answer is all 0. To vote with more samples than are
-    trained on, pass all of them and use the first columns.
+    `groups`: P groups of G answers. A group without any answer gets only 0. To vote with more samples than are trained
+    on, pass all of them and use the first columns of the result.
     """
     labels = [plurality(answers, key) for answers in groups]
     return _agreement(groups, labels, same)
 
 
 def token_prefix(reference: str, ends: frozenset[int], answer: str | None) -> float:
-    """1 if the answer is a beginning of the reference, in bytes, that ends where a token of it does (RPT, 2506.08007).
+    """1 if the answer is a prefix of the reference, in bytes, that ends at a token boundary (RPT, 2506.08007), else 0.
 
-    `ends`: how many bytes of the reference each of its tokens ends after.
+    `ends`: the byte offsets at which the reference's tokens end.
     """
-    said = (answer or "").strip().encode(errors="surrogatepass")
-    return float(len(said) in ends and reference.strip().encode(errors="surrogatepass").startswith(said))
+    answer_bytes = (answer or "").strip().encode(errors="surrogatepass")
+    return float(
+        len(answer_bytes) in ends and reference.strip().encode(errors="surrogatepass").startswith(answer_bytes)
+    )
 
 
 def vote_share(groups: Sequence[Answers], key: Key = str.strip) -> Float32[np.ndarray, "P G"]:
     """R_i = the share of the group's rows whose answer is the same candidate as answer i (EMPO, 2504.05812).
 
-    A row without an answer gets 0, and counts among the rows.
+    A row without an answer gets 0, but it counts in the denominator.
     """
     out = np.zeros((len(groups), max(map(len, groups), default=0)), np.float32)
     for row, answers in zip(out, groups, strict=True):
@@ -196,15 +199,15 @@ def _agreement(groups: Sequence[Answers], labels: Answers, same: Same) -> Float3
 def vote_diagnostics(
     groups: Sequence[Answers], references: Sequence[str], same: Same, key: Key = str.strip
 ) -> dict[str, float]:
-    """What TTRL logs of a vote, given the references, which the vote does not use; means over the P groups.
+    """TTRL's metrics of a vote, as means over the P groups. They use the references, which the vote does not.
 
         label_accuracy      share of groups whose plurality is right; a group without any answer is wrong
         reward_accuracy     share of samples whose reward by vote equals the reward by reference
-        majority_ratio      votes for the plurality over all samples, unanswered ones among them
+        majority_ratio      votes for the plurality over all samples, including samples without an answer
         ground_truth_ratio  share of samples that are right
 
-    reward_accuracy can be high with a low label_accuracy: a sample that is wrong, but not as the label is wrong, earns
-    0 either way.
+    reward_accuracy can be high although label_accuracy is low. A wrong sample that differs from a wrong plurality earns
+    0 by vote and 0 by reference.
     """
     elected = [_vote(answers, key) for answers in groups]
     labels = [label for label, _ in elected]
@@ -219,16 +222,16 @@ def vote_diagnostics(
     }
 
 
-_COIN = 0x636F696E  # makes this random stream differ from others of the same seed
+_COIN = 0x636F696E  # separates this random stream from others with the same seed
 
 
 def random_reward(
     uid: Int[np.ndarray, "P"], group_size: int, seed: int, p: float = 0.5
 ) -> Float32[np.ndarray, "P {group_size}"]:
-    """R_i = 1 with probability p, else 0, whatever the response: the control that must teach nothing.
+    """R_i = 1 with probability p, else 0, independent of the response: a control from which nothing can be learned.
 
-    Depends on (seed, uid, row) alone: a resumed run draws the same numbers, and a row's number does not depend on the
-    size of its group.
+    The numbers depend only on (seed, uid, row). So a resumed run draws the same numbers, and a row's number does not
+    depend on the size of its group.
     """
     draws = [np.random.default_rng((_COIN, seed % 2**32, int(u) % 2**32)).random(group_size) for u in uid]
     return (np.asarray(draws).reshape(len(uid), group_size) < p).astype(np.float32)

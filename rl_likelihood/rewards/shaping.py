@@ -1,19 +1,19 @@
-"""Terms that are added to a reward, and filters of groups. With |z| the number of tokens of a chain:
+"""Terms that shape a reward, and filters of groups. With |z| the number of tokens of a chain:
 
     length           min(|z| - l0, 0)                              Kwiatkowski et al. 2602.03979, sec. 3.4
-    overlong         clip((most - cache - |z|) / cache, -1, 0)     DAPO, 2503.14476, soft overlong punishment
+    overlong         clip((limit - cache - |z|) / cache, -1, 0)    DAPO, 2503.14476, soft overlong punishment
     improvement      clip(r - r', 0, 1)                            RLPR, 2506.18254
     perplexity       exp(nll / max(1, 1 + log10 |z|))              NOVER, 2505.16022
     perplexity_rank  (m - k) / m                                   same
     efficiency       #{j: |z_i| < |z_j|, ppl_i < ppl_j} / (m - 1)  same
     group_std        sqrt(sum_i (R_i - mean R)^2 / (n - 1))        RLPR's filter
 
-The caller multiplies with coefficients and stops the gradient. No finite input gives NaN or inf. Rows that are not in
-`keep` or `valid` may have any value: they change no other row.
+The caller multiplies by coefficients and stops the gradient. No finite input gives NaN or inf. Rows outside `keep` or
+`valid` may have any value and change no other row.
 
-Filters: a group counts if its reward's std reaches a threshold; the modes of `FilterConfig` differ in that number. Mode
-`ema` has a state, which a run keeps through all its steps and in its checkpoints. `step` is always the number of steps
-already done, `TrainState.step`: 0 in the first.
+Filters: a group counts if its reward's std reaches a threshold. The modes of `FilterConfig` differ in the threshold.
+Mode `ema` has a state, which is part of the training state and its checkpoints. `step` is `TrainState.step`, the number
+of finished steps: 0 in the first step.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from rl_likelihood.shapes import AnyArray
 Tokens = Real[AnyArray, "P G"]  # lengths: counts of tokens, as integers or floats
 Rows = Float[AnyArray, "P G"]
 
-# Bounds far outside any reward or mean log-prob: sums, differences and exponentials stay finite in float32.
+# Far beyond any real reward or mean log-prob. Sums and exponentials of values clipped to these stay finite in float32.
 _LARGEST, _HIGHEST_EXP = 1e30, 80.0
 
-# Rewards whose std is below this count as equal; RLPR's bound for giving a group no advantage.
+# A group with a smaller std counts as having equal rewards. RLPR gives such groups no advantage.
 ZERO_STD = 1e-6
 
 
@@ -50,39 +50,42 @@ def length(tokens: Tokens, least: int | float) -> Float[Array, "P G"]:
     return jnp.minimum(jnp.asarray(tokens, jnp.float32) - least, 0.0)
 
 
-def overlong(tokens: Tokens, cut: Keep, most: int | float, cache: int | float) -> Float[Array, "P G"]:
-    """0 up to most - cache tokens, then linear to -1 at `most`, -1 above (DAPO). A row that was `cut` off before its
-    answer gets -1 whatever its length, so that no finished row is worth less.
+def overlong(tokens: Tokens, cut: Keep, limit: int | float, cache: int | float) -> Float[Array, "P G"]:
+    """0 up to `limit` - `cache` tokens, then linear down to -1 at `limit`, and -1 above (DAPO). Units: tokens.
 
-    With a cache of 0 it is a step: 0 up to `most`, -1 above.
+    A row that was `cut` off before its answer gets -1 at any length, so that no finished row earns less. With cache 0
+    the penalty is a step function: 0 up to `limit`, -1 above.
     """
-    spare = (most - cache) - jnp.asarray(tokens, jnp.float32)
+    spare = (limit - cache) - jnp.asarray(tokens, jnp.float32)
     penalty = jnp.where(spare < 0, -1.0, 0.0) if cache == 0 else jnp.clip(spare / cache, -1.0, 0.0)
     return jnp.where(cut, -1.0, penalty)
 
 
 def improvement(score: Rows, baseline: Float[AnyArray, "P"]) -> Float[Array, "P G"]:
-    """clip(score - baseline, 0, 1): what a chain adds to the score of its prompt without a chain (RLPR)."""
+    """clip(score - baseline, 0, 1): how much a chain raises the score of its prompt without a chain (RLPR)."""
     without = jnp.asarray(baseline, jnp.float32)[:, None]
     return jnp.clip(_bounded(score) - jnp.clip(without, -_LARGEST, _LARGEST), 0.0, 1.0)
 
 
 def perplexity(nll_mean: Rows, tokens: Tokens) -> Float[Array, "P G"]:
-    """exp(nll / max(1, 1 + log10 |z|)), NOVER: the answer's perplexity, with a discount for longer chains.
+    """exp(nll / max(1, 1 + log10 |z|)), NOVER: the answer's perplexity, discounted for longer chains.
 
-    `nll_mean` is minus the mean log-prob of the answer's tokens, nats; the divisor is 1 for chains of 0 or 1
-    token, 2 for 10, 3 for 100. Bounded at exp(80), where all that is less likely still is equal.
+    `nll_mean` is minus the mean log-prob of the answer's tokens, in nats. The divisor is 1 for a chain of 0 or 1
+    tokens, 2 for 10 tokens, 3 for 100 tokens. The result is at most exp(80).
     """
     digits = jnp.log10(jnp.maximum(jnp.asarray(tokens, jnp.float32), 1.0))
     return jnp.exp(jnp.minimum(_bounded(nll_mean) / (1.0 + digits), _HIGHEST_EXP))
 
 
-# VR-CLI's reward: from so many percent less perplexity on, so much.
+# VR-CLI's reward: (least reduction of perplexity in percent, reward).
 VR_CLI = ((0.05, 0.5), (1.0, 0.9), (2.0, 1.0))
 
 
 def vr_cli(nll_mean: Rows, without_chain: Float[AnyArray, "P"]) -> Float[Array, "P G"]:
-    """0, 0.5, 0.9 or 1 by I = 100 (1 - PPL with the chain / PPL without), VR-CLI 2503.22828."""
+    """0, 0.5, 0.9 or 1, by the percentage I = 100 (1 - PPL with the chain / PPL without it) (VR-CLI, 2503.22828).
+
+    Both arguments are mean negative log-probs per token of the reference answer, in nats.
+    """
     more = _bounded(nll_mean) - jnp.clip(jnp.asarray(without_chain, jnp.float32), -_LARGEST, _LARGEST)[:, None]
     percent = -100.0 * jnp.expm1(jnp.minimum(more, _HIGHEST_EXP))
     reward = jnp.zeros_like(percent)
@@ -92,15 +95,15 @@ def vr_cli(nll_mean: Rows, without_chain: Float[AnyArray, "P"]) -> Float[Array, 
 
 
 def _pairs(values: Real[AnyArray, "P G"]) -> Bool[Array, "P G G"]:
-    """[p, i, j]: values[p, i] < values[p, j]."""
+    """Entry [p, i, j] is whether values[p, i] < values[p, j]."""
     return jnp.asarray(values)[:, :, None] < jnp.asarray(values)[:, None, :]
 
 
 def perplexity_rank(ppl: Rows, valid: Keep) -> Float[Array, "P G"]:
-    """(m - k) / m, with m the number of valid rows and k the number of them whose perplexity is strictly lower.
+    """(m - k) / m, with m the number of valid rows and k the number of valid rows with strictly lower perplexity.
 
-    1 for the best of a group. Equal perplexities get equal rewards (NOVER sorts, so there the order of the samples
-    decides). 0 for an invalid row.
+    The best row of a group gets 1, an invalid row 0. Equal perplexities get equal rewards. (NOVER sorts, so that the
+    order of the samples decides.)
     """
     m = valid.sum(-1, keepdims=True)
     better = (_pairs(ppl) & valid[:, :, None]).sum(-2)  # over i, the better one of each pair
@@ -108,22 +111,22 @@ def perplexity_rank(ppl: Rows, valid: Keep) -> Float[Array, "P G"]:
 
 
 def efficiency(ppl: Rows, tokens: Tokens, valid: Keep) -> Float[Array, "P G"]:
-    """#{j valid: |z_i| < |z_j| and ppl_i < ppl_j} / (m - 1), NOVER: the share of the other valid rows that are
-    both longer and worse. 0 for an invalid row and where fewer than m = 2 are valid."""
+    """#{j valid: |z_i| < |z_j| and ppl_i < ppl_j} / (m - 1), NOVER: the share of the other valid rows that are longer
+    and have a higher perplexity. It is 0 for an invalid row, and in a group with m < 2 valid rows."""
     m = valid.sum(-1, keepdims=True)
     beaten = (_pairs(tokens) & _pairs(ppl) & valid[:, None, :]).sum(-1)
     return jnp.where(valid, beaten / jnp.maximum(m - 1, 1), 0.0).astype(jnp.float32)
 
 
 def group_std(reward: Rows, keep: Keep) -> Float[Array, "P"]:
-    """sqrt(sum_i (R_i - mean R)^2 / (n - 1)) over the n kept rows; 0 where fewer than two are kept.
+    """sqrt(sum_i (R_i - mean R)^2 / (n - 1)) over the n kept rows; 0 if n < 2.
 
-    Exactly 0 for equal rewards: they are taken relative to the group's highest before the mean is formed.
+    Equal rewards give exactly 0, because the group's highest reward is subtracted before the mean is computed.
     """
     reward = _bounded(reward)
     below = reward - jnp.where(keep, reward, -_LARGEST).max(-1, keepdims=True, initial=-_LARGEST)
     centred = jnp.where(keep, below - kept_mean(below, keep)[:, None], 0.0)
-    # In units of the largest deviation, so that no square overflows or vanishes.
+    # In units of the largest deviation, so that no square overflows or underflows.
     unit = jnp.maximum(jnp.abs(centred).max(-1, keepdims=True, initial=0.0), 1.0 / _LARGEST)
     variance = ((centred / unit) ** 2).sum(-1) / jnp.maximum(keep.sum(-1) - 1, 1)
     return unit[:, 0] * jnp.sqrt(variance)
@@ -147,16 +150,16 @@ class FilterConfig:
         "extra batches of fresh prompts that a step may sample to replace groups left out (DAPO); 0: none",
         least=0,
     )
-    start: int = 10  # mode ema: steps that pass unfiltered
-    record_from: int = 6  # mode ema: the first of them, counted from 1, whose mean std is recorded
-    decay: float = 0.99
+    start: int = 10  # mode ema: the number of first steps without a filter
+    record_from: int = 6  # mode ema: the step, counted from 1, from which the mean std is recorded
+    decay: float = 0.99  # mode ema: of the moving average
 
 
 class FilterState(NamedTuple):
-    """The state of mode `ema`: scalars, float32 and int32.
+    """The state of mode `ema`: float32 and int32 scalars.
 
-    `total` and `count` are the sum and number of the mean stds recorded before filtering starts. `ema` is their mean
-    until then, and the moving average after.
+    `total` and `count`: sum and number of the mean stds recorded before filtering starts. `ema`: their mean until then,
+    and a moving average afterwards.
     """
 
     ema: Float[Array, ""]
@@ -170,10 +173,10 @@ def init_filter() -> FilterState:
 
 
 def threshold(state: FilterState, step: Int[AnyArray, ""] | int, cfg: FilterConfig) -> Float[Array, ""]:
-    """The least std that counts in this step, from the state after the step before.
+    """The least std with which a group counts in this step. `state` is the state after the previous step.
 
-    none: 0; std_zero: ZERO_STD; std_below, token_spread: cfg.threshold; ema: beta * ema (RLPR), 0 during the first
-    cfg.start steps. At 0 every group counts.
+    none: 0. std_zero: ZERO_STD. std_below, token_spread: cfg.threshold. ema: beta * ema (RLPR), but 0 during the first
+    cfg.start steps. With 0 every group counts.
     """
     if cfg.mode == "ema":
         return jnp.where(jnp.asarray(step) >= cfg.start, cfg.beta * state.ema, 0.0).astype(jnp.float32)
@@ -184,17 +187,19 @@ def threshold(state: FilterState, step: Int[AnyArray, ""] | int, cfg: FilterConf
 def filter_groups(
     std: Float[AnyArray, "P"], cfg: FilterConfig, state: FilterState, step: Int[AnyArray, ""] | int
 ) -> Bool[Array, "P"]:
-    """std >= threshold: which groups count in this step. `std` is `group_std` of the rewards."""
+    """Which groups count in this step: std >= threshold. `std`: each group's `group_std` of the rewards, or in mode
+    token_spread its `weighted.largest_spread`."""
     return jnp.asarray(std) >= threshold(state, step, cfg)
 
 
 def update(
     state: FilterState, step: Int[AnyArray, ""] | int, mean_std: Float[AnyArray, ""] | int | float, cfg: FilterConfig
 ) -> FilterState:
-    """ema <- decay * ema + (1 - decay) * mean_std; the mean of the recorded ones until filtering starts (RLPR).
+    """The next state: ema <- decay * ema + (1 - decay) * mean_std. Until filtering starts, ema is the mean of the
+    recorded values (RLPR).
 
-    To be called once per step, after `filter_groups`, with the same `step` and the mean of `group_std` over all its
-    prompts, filtered or not. A run that recorded nothing before filtering starts takes the first value it gets.
+    Call it once per step, after `filter_groups`, with the same `step` and the mean of `std` over all prompts, filtered
+    or not. If nothing was recorded before filtering starts, ema becomes the first value.
     """
     step, mean_std = jnp.asarray(step), jnp.clip(jnp.asarray(mean_std, jnp.float32), 0.0, _LARGEST)
     recording = (step + 1 >= cfg.record_from) & ((step < cfg.start) | (state.count == 0))

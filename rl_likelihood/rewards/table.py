@@ -1,6 +1,6 @@
-"""The table of rewards: one row each. Graders are rewards too; `tables.reward_table` adds a row for each.
+"""The table of rewards, one row each. Graders are rewards too: `tables.reward_table` adds a row for each grader.
 
-Adding a reward is adding a function and its row (CONTRIBUTING.md has a worked example of every kind).
+To add a reward, write a function and its row. CONTRIBUTING.md has a worked example of each kind.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def _intrinsic(name: str):
 
 
 def rlpr(observation: Observation, cfg: RewardConfig) -> Rows:
-    """avg_prob, or what it exceeds the baseline by, clipped to [0, 1]."""
+    """avg_prob; with a baseline, its excess over the baseline, clipped to [0, 1]."""
     score = likelihood.avg_prob(observation.logp, observation.scored)
     return score if observation.baseline is None else shaping.improvement(score, observation.baseline)
 
 
 def _without_chain(observation: Observation) -> tuple[Array, Array]:
-    """Log-probs of the answer's tokens without a chain, and which there are; none where no term needs them."""
+    """(log-probs of the answer's tokens without a chain, the mask of the tokens); zeros if no term needs them."""
     n = jnp.where(observation.keep, observation.scored.sum(-1), 0).max(-1, keepdims=True)
     if observation.no_chain_logp is None:
         return jnp.zeros((n.shape[0], observation.logp.shape[-1])), jnp.arange(observation.logp.shape[-1]) < n
@@ -42,9 +42,9 @@ def _without_chain(observation: Observation) -> tuple[Array, Array]:
 
 def _token_weights(observation: Observation, kind: str) -> Array:
     """Weights of sum 1: [P, 1, A] from the answer without a chain, [P, G, A] from the other rows of the group."""
-    base, there = _without_chain(observation)
+    base, answer_mask = _without_chain(observation)
     if kind != "spread":
-        return weighted.base_weights(kind, base, there)[:, None]
+        return weighted.base_weights(kind, base, answer_mask)[:, None]
     logp = jax.lax.stop_gradient(observation.logp)
     tokens, first = weighted.answers_first(logp, observation.scored, base.shape[-1])
     return weighted.shares(weighted.spread_of_others(tokens, first, observation.keep), first)
@@ -56,37 +56,37 @@ def _sum_to_length(weights: Array, observation: Observation) -> Array:
 
 
 def weighted_log_prob(observation: Observation, cfg: RewardConfig) -> Objective:
-    """sum_t w_t log p_t, weights of mean 1 by reward.token_weights."""
+    """sum_t w_t log p_t, with the weights of reward.token_weights, scaled to mean 1."""
     weights = _sum_to_length(_token_weights(observation, cfg.token_weights), observation)
     return weighted.weighted(weighted.log_probability, weights, jnp.zeros_like(weights[:, 0]))
 
 
 def weighted_avg_prob(observation: Observation, cfg: RewardConfig) -> Objective:
-    """sum_t w_t p_t, weights of sum 1 by reward.token_weights."""
+    """sum_t w_t p_t, with the weights of reward.token_weights, scaled to sum 1."""
     weights = _token_weights(observation, cfg.token_weights)
     return weighted.weighted(weighted.probability, weights, jnp.zeros_like(weights[:, 0]))
 
 
 def nrt(observation: Observation, cfg: RewardConfig) -> Objective:
-    """max(0, sum_t w_t (p_t - its value without a chain)), weights of sum 1 from the answer without a chain."""
-    base, there = _without_chain(observation)
-    weights = weighted.base_weights(cfg.token_weights, base, there)
-    return weighted.gain(weights, jnp.where(there, weighted.probability(base), 0.0), cfg.clip_gain)
+    """max(0, sum_t w_t (p_t - its value without a chain)). Weights have sum 1 and come from these values."""
+    base, answer_mask = _without_chain(observation)
+    weights = weighted.base_weights(cfg.token_weights, base, answer_mask)
+    return weighted.gain(weights, jnp.where(answer_mask, weighted.probability(base), 0.0), cfg.clip_gain)
 
 
 def r3(observation: Observation, cfg: RewardConfig) -> Objective:
-    """sum_t w_t (log p_t - its value without a chain), weights of mean 1 by the spread over the other rows."""
-    base, there = _without_chain(observation)
+    """sum_t w_t (log p_t - its value without a chain), with weights of mean 1 from the spread over the other rows."""
+    base, answer_mask = _without_chain(observation)
     weights = _sum_to_length(_token_weights(observation, "spread"), observation)
-    return weighted.weighted(weighted.log_probability, weights, jnp.where(there, base, 0.0))
+    return weighted.weighted(weighted.log_probability, weights, jnp.where(answer_mask, base, 0.0))
 
 
 def log_prob_any(observation: Observation, cfg: RewardConfig) -> Objective:
-    """log of the chance of any of the answers that are as good: the reference or one of its `alternatives`."""
-    others = observation.alternatives_logp
-    if others is None:  # the data has none
+    """Log-probability of any right answer: the reference or one of its `alternatives`."""
+    alternatives_logp = observation.alternatives_logp
+    if alternatives_logp is None:  # the data has none
         return likelihood.mean_of(likelihood.log_prob)
-    return alternatives.log_prob_any(others, observation.alternatives)
+    return alternatives.log_prob_any(alternatives_logp, observation.alternatives)
 
 
 def _nover(observation: Observation) -> tuple[Rows, Array]:
@@ -95,25 +95,25 @@ def _nover(observation: Observation) -> tuple[Rows, Array]:
 
 
 def nover_rank(observation: Observation, cfg: RewardConfig) -> Rows:
-    """(m - rank of perplexity) / m among the m rows in the format."""
+    """(m - k) / m, where k of the m rows in the format have a lower perplexity."""
     return shaping.perplexity_rank(*_nover(observation))
 
 
 def nover_efficiency(observation: Observation, cfg: RewardConfig) -> Rows:
-    """Share of rows that are longer and have the worse perplexity."""
+    """The share of the other rows in the format that are longer and have a higher perplexity."""
     perplexity, valid = _nover(observation)
     return shaping.efficiency(perplexity, observation.chain_tokens, valid)
 
 
 def vr_cli(observation: Observation, cfg: RewardConfig) -> Rows:
-    """0, 0.5, 0.9, 1 from 0.05, 1, 2 % less perplexity than without a chain, by the initial model."""
-    base, there = _without_chain(observation)
-    nll = -jnp.where(there, base, 0.0).sum(-1) / jnp.maximum(there.sum(-1), 1)
+    """0.5, 0.9 or 1 from a 0.05, 1 or 2 % lower perplexity than without a chain, else 0; by the initial model."""
+    base, answer_mask = _without_chain(observation)
+    nll = -jnp.where(answer_mask, base, 0.0).sum(-1) / jnp.maximum(answer_mask.sum(-1), 1)
     return shaping.vr_cli(observation.initial_nll, nll)
 
 
 def cer_reward(observation: Observation, cfg: RewardConfig) -> Rows:
-    """Chance of the reference answer after the group's chains, each by how likely it leads to the sampled answer."""
+    """The reference's probability, averaged over chains with weights by how likely each makes the sampled answer."""
     prob = likelihood.prob(observation.logp, observation.scored)
     return cer(observation.cross_logp, prob, observation.answered, observation.keep)
 
@@ -124,39 +124,39 @@ def length(observation: Observation, cfg: RewardConfig) -> Rows:
 
 
 def overlong(observation: Observation, cfg: RewardConfig) -> Rows:
-    """0, falling to -1 at overlong_max sampled tokens; -1 for a chain that never opens its answer."""
+    """0, falling linearly to -1 at overlong_max sampled tokens; -1 for a chain that never opens its answer."""
     tokens = observation.sampled.mask.sum(-1).astype(jnp.float32)
     return shaping.overlong(tokens, observation.truncated, cfg.overlong_max, cfg.overlong_cache)
 
 
 def format_open_r1(text: str, tags: rules.Tags) -> float:
-    """1 where open-r1's stricter rule matches, whose tags stand on lines of their own."""
+    """1 if the response matches open-r1's stricter rule, with each tag on its own line."""
     return rules.format_open_r1(text)
 
 
 def repetition(text: str, tags: rules.Tags) -> float:
-    """-1 where ten words in a row occur ten times."""
+    """-1 if some sequence of ten words occurs ten times."""
     return rules.repetition(text)
 
 
 def majority_vote(inputs: HostInputs) -> np.ndarray:
-    """1 where the answer is the plurality of its group."""
+    """1 if the answer is the most frequent one of its group."""
     return rules.majority_vote(inputs.answers, inputs.same, inputs.candidate)
 
 
 def vote_share(inputs: HostInputs) -> np.ndarray:
-    """Share of the group whose answer is the same candidate."""
+    """The share of the group with the same answer."""
     return rules.vote_share(inputs.answers, inputs.candidate)
 
 
 def prefix_token(inputs: HostInputs) -> np.ndarray:
-    """1 where the answer is a prefix of the reference that ends with one of its tokens."""
+    """1 if the answer is a prefix of the reference that ends at one of its token boundaries."""
     groups = zip(inputs.references, inputs.token_ends(), inputs.answers, strict=True)
     return np.asarray([[rules.token_prefix(text, ends, a) for a in group] for text, ends, group in groups], np.float32)
 
 
 def random(inputs: HostInputs) -> np.ndarray:
-    """A coin, the same in a resumed run."""
+    """0 or 1 at random, the same in a resumed run."""
     return rules.random_reward(inputs.uid, inputs.group_size, inputs.seed)
 
 
@@ -165,22 +165,22 @@ def _scaled(outcomes: list[list[bool | None]], scale: tuple[float, ...]) -> np.n
 
 
 def base_rl(inputs: HostInputs) -> np.ndarray:
-    """reward.base_rl: right, wrong, not in the format."""
+    """The numbers of reward.base_rl for an answer that is right, wrong, or not in the format."""
     return _scaled(inputs.outcome("exact_match"), inputs.cfg.base_rl)
 
 
 def countdown_tinyzero(inputs: HostInputs) -> np.ndarray:
-    """1 right, 0.1 wrong, 0 not an expression (TinyZero)."""
+    """1 for a right expression, 0.1 for a wrong one, 0 for none (TinyZero)."""
     return _scaled(inputs.outcome("countdown"), rules.TINYZERO)
 
 
 def environment(inputs: HostInputs) -> np.ndarray:
-    """How the environment pays the conversation (env.name)."""
+    """The reward that the environment env.name gives the conversation."""
     return inputs.outcomes.reward
 
 
 def calls_f1(inputs: HostInputs) -> np.ndarray:
-    """F1 of the conversation's tool calls and the reference calls, where the environment has them."""
+    """F1 score of the conversation's tool calls against the environment's reference calls."""
     return inputs.outcomes.calls_f1
 
 
@@ -188,7 +188,7 @@ _ANSWER, _VOTE = ("chain", "answer", "reference"), ("chain", "answer", "group")
 _SAMPLED = ("chain", "answer")  # statistics of whatever was sampled
 
 REWARDS: dict[str, Reward] = {
-    # Likelihood of the reference answer: a row of likelihood.SCORES, or a group's value that is no mean.
+    # Likelihood of the reference answer.
     **{name: Reward(score, "score", score.__doc__) for name, score in likelihood.SCORES.items()},
     "jepo": Reward(likelihood.jepo, "group", likelihood.log_mean_exp.__doc__, ("chain", "reference", "group")),
     "weighted_log_prob": Reward(weighted_log_prob, "built", weighted_log_prob.__doc__, no_chain="weights"),
@@ -203,7 +203,7 @@ REWARDS: dict[str, Reward] = {
     ),
     "cer": Reward(cer_reward, "step", cer_reward.__doc__, ("chain", "answer", "reference", "group"), cross=True),
     "vr_cli": Reward(vr_cli, "step", vr_cli.__doc__, no_chain="must", initial=True),
-    # No reference answer: statistics of the sampled tokens, or the other answers of the group.
+    # Without a reference answer: from statistics of the sampled tokens, or from the other answers of the group.
     **{name: Reward(_intrinsic(name), "step", f.__doc__, _SAMPLED) for name, f in intrinsic.INTRINSIC.items()},
     "majority_vote": Reward(majority_vote, "host", majority_vote.__doc__, _VOTE, binary=True),
     "vote_share": Reward(vote_share, "host", vote_share.__doc__, _VOTE),
@@ -221,7 +221,7 @@ REWARDS: dict[str, Reward] = {
     # A second model that reads question and sampled answer.
     "judge": Reward(None, "judge", "P(yes) of judge.model, asked whether the answer is correct.", _SAMPLED),
     "reward_model": Reward(None, "judge", "Score of the reward model judge.model.", _SAMPLED),
-    "rubric": Reward(None, "judge", "The judge's verdicts on the question's criteria, put together.", _SAMPLED),
+    "rubric": Reward(None, "judge", "The judge's verdicts on the question's criteria, combined.", _SAMPLED),
     "adversarial": Reward(None, "judge", "Score of a critic that tells the data's answers from these.", _SAMPLED),
     # Shaping: give these a weight.
     "length": Reward(length, "step", length.__doc__, ("chain",)),
@@ -231,5 +231,5 @@ REWARDS: dict[str, Reward] = {
 
 
 def grader_reward(about: str) -> Reward:
-    """The row of a grader: 1 where the sampled answer is right."""
+    """The row of a grader: 1 if the sampled answer is right."""
     return Reward(None, "grader", about, _ANSWER, binary=True)

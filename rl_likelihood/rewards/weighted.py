@@ -1,18 +1,19 @@
-"""Likelihoods whose tokens have weights, constant for the gradient. With w_it the weight of answer token t in row i:
+"""Likelihood rewards with token weights, which are constant for the gradient. w_it is the weight of answer token t in
+row i:
 
     weighted_log_prob   sum_t w_it log p_it                       w of mean 1
     weighted_avg_prob   sum_t w_it p_it                           w of sum 1
     nrt                 max(0, sum_t w_t (p_it - base_t))         NRT, 2602.11549; w of sum 1
     r3                  sum_t w_it (log p_it - log base_t)        DRO, 2506.13351; w of mean 1
 
-base_t is the token's probability without a chain. Weights come from there, one set for all rows of a group,
+base_t is the token's probability without a chain. Weights either come from base_t, the same for all rows of a group:
 
     inverse   w_t proportional to 1 / base_t          neg_log   w_t proportional to -log base_t
 
-or from the group: w_it is proportional to the standard deviation (ddof 1) of log p_t over the *other* rows. So w_i does
-not depend on what row i sampled. This keeps the estimator unbiased: its expectation is the gradient of
-sum_t w_t E[log p_t], with w the mean weight, held constant. Weights of the whole group would not
-(tests/learner/test_weighted.py shows both by enumeration).
+or from the group's spread: w_it is proportional to the standard deviation (ddof 1) of log p_t over the *other* rows.
+Then w_i does not depend on what row i sampled, so the estimator stays unbiased: its expectation is the gradient of
+sum_t w_t E[log p_t], with w the mean weight, held constant. With the standard deviation over all rows it would be
+biased. tests/learner/test_weighted.py shows both by enumeration.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rl_likelihood.rewards.likelihood import (
 )
 from rl_likelihood.shapes import AnyArray
 
-# Bounds far outside any log-prob: sums of clipped values stay finite in float32, exponentials too.
+# Far beyond any real log-prob. Sums and exponentials of values clipped to these stay finite in float32.
 _LOWEST, _HIGHEST_EXP = -1e30, 80.0
 
 Tokens = Float[Array, "P G A"]
@@ -44,9 +45,10 @@ OfTokens = Callable[[Float[AnyArray, "..."]], Float[Array, "..."]]
 def answers_first(
     logp: LogProbs, mask: TokenMask, width: int = 0
 ) -> tuple[Float[Array, "P G W"], Bool[Array, "P G W"]]:
-    """The unmasked tokens of each row first, in their order: token t of all rows is then at one position. 0 elsewhere.
+    """Moves the tokens in `mask` to the front of each row, in their order, so that answer token t is at position t in
+    every row. Returns (log-probs, 0 after the answer's end; the mask of the moved tokens).
 
-    `width`: as many positions are kept; 0: all.
+    `width`: W, the number of positions to return; 0: all.
     """
     order = jnp.argsort(~jnp.asarray(mask), -1, stable=True)[..., : width or None]
     first = jnp.take_along_axis(jnp.asarray(mask), order, -1)
@@ -55,7 +57,7 @@ def answers_first(
 
 
 def shares(values: Float[AnyArray, "*N A"], mask: Bool[AnyArray, "*N A"]) -> Float[Array, "*N A"]:
-    """Values of at least 0 over their sum; all 0 where the sum is."""
+    """Non-negative values divided by their sum; all 0 if the sum is 0."""
     values = jnp.where(mask, jnp.asarray(values, jnp.float32), 0.0)
     largest = values.max(-1, keepdims=True, initial=0.0)
     values = values / jnp.where(largest > 0, largest, 1.0)  # so that no sum overflows
@@ -63,7 +65,7 @@ def shares(values: Float[AnyArray, "*N A"], mask: Bool[AnyArray, "*N A"]) -> Flo
 
 
 def base_weights(kind: str, base: Float[AnyArray, "P A"], mask: Bool[AnyArray, "P A"]) -> Float[Array, "P A"]:
-    """Weights of sum 1 from the log-probs without a chain. Where every token is certain there, all are equal."""
+    """Weights of sum 1 from the log-probs `base` (nats) without a chain. If every token is certain, all are equal."""
     base = jnp.where(mask, jnp.clip(base, _LOWEST, 0.0), 0.0)
     if kind == "inverse":
         lowest = base.min(-1, keepdims=True, initial=0.0)
@@ -73,7 +75,8 @@ def base_weights(kind: str, base: Float[AnyArray, "P A"], mask: Bool[AnyArray, "
 
 
 def _spread(values: Tokens, mask: Bool[Array, "P G A"], keep: Keep) -> Float[Array, "P A"]:
-    """Standard deviation (ddof 1) of each token over the kept rows, 0 of fewer than two; exactly 0 for equal ones."""
+    """Standard deviation (ddof 1) of each token over the kept rows. It is 0 with fewer than two rows, and exactly 0 for
+    equal values."""
     counts = mask & keep[..., None]
     highest = jnp.where(counts, values, _LOWEST).max(1, keepdims=True)
     below = jnp.where(counts, values - highest, 0.0)
@@ -85,17 +88,17 @@ def _spread(values: Tokens, mask: Bool[Array, "P G A"], keep: Keep) -> Float[Arr
 def spread_of_others(values: Tokens, mask: Bool[Array, "P G A"], keep: Keep) -> Tokens:
     """For each row i the standard deviation of each token's log-prob over the other kept rows."""
     rows = jnp.arange(values.shape[1])
-    each = jax.lax.map(lambda i: _spread(values, mask, keep & (rows != i)), rows)
-    return jnp.moveaxis(each, 0, 1)
+    spreads = jax.lax.map(lambda i: _spread(values, mask, keep & (rows != i)), rows)
+    return jnp.moveaxis(spreads, 0, 1)
 
 
 def largest_spread(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
-    """max_t of the standard deviation over the group of answer token t's log-prob: DRO's filter looks at it."""
+    """max_t of the standard deviation over the group of answer token t's log-prob (nats), for DRO's filter."""
     return _spread(*answers_first(logp, mask), keep).max(-1, initial=0.0)
 
 
 def weighted(of_token: OfTokens, weights: Float[AnyArray, "P #G A"], base: Float[AnyArray, "P A"]) -> Objective:
-    """mean_i sum_t w_it (of_token(log p_it) - base_t). Difference i has row i's weights in all rows:
+    """mean_i sum_t w_it (of_token(log p_it) - base_t). The difference of row i applies row i's weights to all rows:
 
     sum_t w_it (x_it - mean over the others of x_jt) / n,      x = of_token(log p)
     """
@@ -121,14 +124,14 @@ def weighted(of_token: OfTokens, weights: Float[AnyArray, "P #G A"], base: Float
 
 
 def gain(weights: Float[AnyArray, "P A"], base: Float[AnyArray, "P A"], clip: bool) -> Objective:
-    """mean_i of sum_t w_t (p_it - base_t), or of what of it is above 0 (NRT). A clipped row has no gradient."""
+    """mean_i of sum_t w_t (p_it - base_t); with `clip`, of max(0, that) (NRT). A clipped row has no gradient."""
     plain = weighted(probability, weights[:, None], base)
-    of_rows = plain.score
-    if not clip or of_rows is None:
+    unclipped = plain.score
+    if not clip or unclipped is None:
         return plain
 
     def score(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
-        return jnp.maximum(of_rows(logp, mask), 0.0)
+        return jnp.maximum(unclipped(logp, mask), 0.0)
 
     def value(logp: LogProbs, mask: TokenMask, keep: Keep) -> Float[Array, "P"]:
         return kept_mean(score(logp, mask), keep)
@@ -140,10 +143,10 @@ def gain(weights: Float[AnyArray, "P A"], base: Float[AnyArray, "P A"], clip: bo
 
 
 def probability(logp: Float[AnyArray, "..."]) -> Float[Array, "..."]:
-    """exp, bounded."""
+    """exp(logp), bounded so that it cannot overflow."""
     return jnp.exp(jnp.minimum(logp, _HIGHEST_EXP))
 
 
 def log_probability(logp: Float[AnyArray, "..."]) -> Float[Array, "..."]:
-    """The log-prob as it is."""
+    """The log-prob itself."""
     return jnp.asarray(logp)

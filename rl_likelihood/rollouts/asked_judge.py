@@ -1,4 +1,4 @@
-"""The judge of a training run: which one the config names, and its numbers beside the host's other rewards."""
+"""The judge of a training run: builds the one that the config names, and adds its numbers to the host's rewards."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import LocalJudge, load_head, local_judge, on_device, reader_of
-from rl_likelihood.rollouts.rubric_judge import RubricJudge, asks, form_of, rubrics_of
+from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, judge_prompts_of, rubrics_of
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.settings import Config, JudgeSettings
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import Task
 
-CACHE = "judge.sqlite"  # in a workdir: the verdicts of an address; of several processes each has its own
+CACHE = "judge.sqlite"  # in a workdir: verdicts of an HTTP judge; with several processes, each has its own file
 
 
 @dataclasses.dataclass(frozen=True)
 class StepJudge:
-    """A judge that the step computes (`make_step`): only what it reads is made here. `params` lie on the learner's
-    mesh; None: they are the reference model's."""
+    """A judge that the training step computes (`make_step`). On the host only its inputs are prepared. `params` are on
+    the learner's mesh; None: the reference model is the judge."""
 
     reader: Reader
     judge: Judge
     params: JudgeParams | None
 
     def of_step(self, reference: Params | None) -> JudgeParams:
-        """The step's fourth argument."""
+        """The judge's parameters, the fourth argument of the step."""
         if self.params is not None:
             return self.params
-        assert reference is not None, "the settings see to a reference model"
+        assert reference is not None, "the settings ensure that there is a reference model"
         return JudgeParams(reference)
 
 
@@ -54,8 +54,8 @@ AnyJudge = LocalJudge | HttpJudge | StepJudge | RubricJudge | Experts
 
 
 def refuse_judge(c: Config, workdir: Path) -> None:
-    """UserError for a judge that cannot be used, before any weights are read: nobody at its address, a folder without a
-    model, a template or positions that do not do, rubrics that cannot be read."""
+    """UserError for a judge that cannot be used, before any weights are read: an address where nobody answers, a folder
+    without a model, an unsuitable template, too few positions, or unreadable rubrics."""
     j, form = c.judge, judged_text.CORRECT
     if c.reward.judged == "rubric":
         rubrics.refuse(rubrics.read_rubrics(c.rubric.path), c.rubric.aggregate)
@@ -68,14 +68,18 @@ def refuse_judge(c: Config, workdir: Path) -> None:
 
 
 def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
-    """The config's judge: on this process's first sampler device, behind its address, or in the step. Every training
-    question must fit it."""
+    """The config's judge: at an HTTP address, on this process's first sampler device, or in the step. UserError if a
+    training question is too long for it."""
     c, j = task.config, task.config.judge
     questions = [row.example.prompt for row in task.train]
     if c.reward.judged == "rubric":
-        found, kind = rubrics_of(c.rubric, questions), c.rubric.aggregate
-        asked = [text for question in dict.fromkeys(questions) for text in asks(found[question], kind)]
-        return RubricJudge(outside_judge(c, devices, workdir, form_of(kind), asked), found, kind)
+        rubrics_by_question, kind = rubrics_of(c.rubric, questions), c.rubric.aggregate
+        judge_prompts = [
+            text
+            for question in dict.fromkeys(questions)
+            for text in judge_prompts_of(rubrics_by_question[question], kind)
+        ]
+        return RubricJudge(outside_judge(c, devices, workdir, form_of(kind), judge_prompts), rubrics_by_question, kind)
     if c.critic is not None:
         if jax.process_count() > 1:
             raise UserError("reward.name is 'adversarial', which runs in one process; give it one host's devices")
@@ -90,25 +94,28 @@ def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
         return outside_judge(c, devices, workdir, judged_text.CORRECT, questions)
     judge = _local(c, judged_text.CORRECT, questions)
     params = judge.params._replace(model=unstacked(judge.judge.model, judge.params.model)[0])
-    at = judge_shardings(devices.learner, judge.judge.model, params.head is None)
-    return StepJudge(judge.reader, judge.judge, put(params, at))
+    params_at = judge_shardings(devices.learner, judge.judge.model, params.head is None)
+    return StepJudge(judge.reader, judge.judge, put(params, params_at))
 
 
 def outside_judge(
     c: Config, devices: Devices, workdir: Path, form: Form, questions: Sequence[str]
 ) -> LocalJudge | HttpJudge:
-    """A judge that is asked in this form, behind its address or on this process's first sampler device."""
+    """A judge outside the step, which is prompted by `form`: at an HTTP address, or on this process's first sampler
+    device."""
     if c.judge.remote:
         return HttpJudge(http_settings(c.judge, workdir), form)
     return on_device(_local(c, form, questions), devices.sampler.devices.flat[0])
 
 
 def _local(c: Config, form: Form, questions: Sequence[str]) -> LocalJudge:
-    """The config's model on the host. Every question must fit it."""
+    """The judge's model, loaded on the host. UserError if a question is too long for it."""
     j, name = c.judge, c.reward.judged or "rubric"
-    what = "no reward model" if load_head(j.model) is None else "a reward model"
-    if (what == "a reward model") != (name == "reward_model"):
-        raise UserError(f"judge.model is {j.model!r}, which is {what}, but the reward is {name}; name another model")
+    model_kind = "no reward model" if load_head(j.model) is None else "a reward model"
+    if (model_kind == "a reward model") != (name == "reward_model"):
+        raise UserError(
+            f"judge.model is {j.model!r}, which is {model_kind}, but the reward is {name}; name another model"
+        )
     judge = local_judge(j.model, form, j.max_prompt, j.max_row, j.template)
     if j.normalise == "none":
         judge = judge.unscaled()
@@ -116,20 +123,20 @@ def _local(c: Config, form: Form, questions: Sequence[str]) -> LocalJudge:
     return judge
 
 
-def computes_here(judge: AnyJudge | None) -> bool:
-    """Whether its programs run on the sampler's devices."""
+def computes_on_sampler(judge: AnyJudge | None) -> bool:
+    """Whether the judge's programs run on the sampler's devices."""
     return isinstance(judge.judge if isinstance(judge, RubricJudge) else judge, LocalJudge)
 
 
 def close(judge: AnyJudge | None) -> None:
-    """Ends the connections of a judge behind an address."""
-    asked = judge.judge if isinstance(judge, RubricJudge) else judge
-    if isinstance(asked, HttpJudge):
-        asked.close()
+    """Closes the connections of an HTTP judge."""
+    inner = judge.judge if isinstance(judge, RubricJudge) else judge
+    if isinstance(inner, HttpJudge):
+        inner.close()
 
 
 def _own_reader(task: Task, form: Form) -> Reader:
-    """How the run's own model reads, in its own template."""
+    """The reader for the run's own model, with its own template."""
     j, vocab = task.config.judge, task.fmt.vocab_bytes
     if j.max_prompt + j.max_row > task.model.max_position:
         raise UserError(
@@ -145,7 +152,7 @@ def _own_reader(task: Task, form: Form) -> Reader:
 def http_settings(
     j: JudgeSettings, workdir: Path, url: str = "", model: str = "", name: str = "judge.model"
 ) -> HttpSettings:
-    """The settings of an address: the judge's, or another that the field `name` gives."""
+    """The settings of the judge's HTTP address, or of `url`, which the config field `name` gives."""
     return HttpSettings(
         url=url or j.model,
         model=model or j.name,
@@ -161,8 +168,11 @@ def http_settings(
 
 
 def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedExample], texts: Texts) -> HostRewards:
-    """The host's rewards with the judge's number of each sampled answer. The judge sees question and answer, never the
-    chain; a row without an answer is judged as an empty one, a row that it failed on is not kept."""
+    """The host's rewards with the judge's number for each sampled answer, or with the inputs of a judge in the step.
+
+    The judge sees question and answer, never the chain. A row without an answer is judged as an empty answer. A row on
+    which the judge failed is dropped.
+    """
     questions = [row.example.prompt for row in rows]
     plain = [[graders.extract_answer(text, task.fmt) for text in group] for group in texts]
     answers = [[(answer,) for answer in group] for group in plain]

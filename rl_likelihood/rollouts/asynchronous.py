@@ -1,4 +1,4 @@
-"""A sampler that runs ahead of the learner: a thread, a bounded queue of rollouts, weights by version."""
+"""The asynchronous source: a thread samples ahead of the learner into a bounded queue of rollouts."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import jax
 import numpy as np
 
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.rollouts.asked_judge import computes_here
+from rl_likelihood.rollouts.asked_judge import computes_on_sampler
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.sampler.queue import RolloutQueue, WeightBox, from_bytes, start_sampler, to_bytes
 from rl_likelihood.shapes import Rollout
+from rl_likelihood.task import rollout_model
 
 
 class Asynchronous:
-    """Rollouts of a thread that is up to sampler.max_staleness updates ahead.
+    """Batches from a sampler thread that is up to sampler.max_staleness updates ahead.
 
-    Where learner and sampler share several devices, their programs must start in one order on all of them, or each
-    waits for ever for the other's collectives. So the learner's thread owns a lock, but for the times within `next`
-    when it waits or grades; the sampler's thread takes it for each rollout.
+    If learner and sampler share several devices, their programs must start in the same order on all of them. Otherwise
+    each waits for ever for the other's collectives. So the learner's thread holds a lock, except while it waits or
+    grades in `next`. The sampler's thread takes the lock for each rollout.
     """
 
     def __init__(self, batches: Batches, start: int, saved: dict[str, Any] | None) -> None:
@@ -38,11 +39,13 @@ class Asynchronous:
         waiting, dropped = restored(saved, self._rows())
         self.queue = RolloutQueue(c.sampler.queue_depth, c.sampler.max_staleness, waiting, dropped)
         self.box = WeightBox()
-        self._own()
-        begin = start + dropped + len(waiting)
-        self.thread = start_sampler(self._produce, self.box, self.queue, c.sampler.max_staleness, begin, c.train.steps)
+        self._acquire()
+        first_number = start + dropped + len(waiting)
+        self.thread = start_sampler(
+            self._produce, self.box, self.queue, c.sampler.max_staleness, first_number, c.train.steps
+        )
 
-    def _own(self) -> None:
+    def _acquire(self) -> None:
         if self.lock is not None:
             self.lock.acquire()
 
@@ -52,12 +55,12 @@ class Asynchronous:
 
     @contextlib.contextmanager
     def devices_free(self) -> Iterator[None]:
-        """The sampler's thread may start programs meanwhile."""
+        """Inside this context the sampler's thread may start programs."""
         self._release()
         try:
             yield
         finally:
-            self._own()
+            self._acquire()
 
     def _produce(self, number: int, weights: Params, version: int) -> Rollout:
         with self.lock or contextlib.nullcontext():
@@ -65,11 +68,11 @@ class Asynchronous:
 
     def next(self, step: int, params: Params) -> StepInput:
         b, failure, rollout, waited = self.batches, None, None, 0.0
-        self.box.publish(step, sampler_weights(params, b.task.model, b.devices))
+        self.box.publish(step, sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices))
         with self.devices_free():
             try:
                 rollout, waited = self.queue.get(step)
-            except Exception as error:  # the sampler's own
+            except Exception as error:  # raised by the sampler's thread
                 failure = error
         if distributed.several():
             failure = distributed.failure_of_any(failure)
@@ -77,8 +80,8 @@ class Asynchronous:
             raise SamplerFailed from failure
         rollout = b.align(rollout)
         rows = b.rows(rollout.number)
-        # A judge on these devices is one of the programs that must not meet the sampler's.
-        with contextlib.nullcontext() if computes_here(b.judge) else self.devices_free():
+        # The lock stays held for a judge on these devices: its programs must not overlap with the sampler's.
+        with contextlib.nullcontext() if computes_on_sampler(b.judge) else self.devices_free():
             sampled, (graded, texts) = rollout, b.grade(rollout, rows)
             batch, rollout = b.batch(rollout, rows, graded)
 
@@ -94,12 +97,12 @@ class Asynchronous:
         return StepInput(batch, rollout, rows, queue | times, graded.verdicts, measured, waited)
 
     def _rows(self) -> list[int]:
-        """Which chains of which prompts of a step are this process's."""
+        """[first chain, last chain + 1, prompts ...]: which rows of a step belong to this process."""
         devices = self.batches.devices
         return [devices.chains.start, devices.chains.stop, *map(int, devices.prompts)]
 
     def state(self) -> dict[str, Any]:
-        """The queue of every process, as JSON."""
+        """The queues of all processes, as JSON."""
         waiting, dropped = self.queue.contents()
         rollouts = distributed.gather_bytes(to_bytes(waiting))
         numbers = distributed.gather(np.asarray([[dropped, len(waiting)]]))
@@ -119,16 +122,16 @@ class Asynchronous:
 
 
 def restored(saved: dict[str, Any] | None, rows: list[int]) -> tuple[list[Rollout], int]:
-    """(rollouts that wait, how many have been dropped) of this process, whose `rows` they must be.
+    """(the saved rollouts of this process's queue, the number of rollouts dropped so far).
 
-    With another number of processes than saved them, or where one has other rows on another mesh, none waits in any:
-    they are sampled anew.
+    If the number of processes has changed, or the `rows` of any process have, all queues start empty, and the rollouts
+    are resampled.
     """
     if not saved:
         return [], 0
     process = jax.process_index()
-    same = len(saved["waiting"]) == jax.process_count()
-    if not same or distributed.any_of(saved.get("rows", {process: None})[process] != rows):
+    same_processes = len(saved["waiting"]) == jax.process_count()
+    if not same_processes or distributed.any_of(saved.get("rows", {process: None})[process] != rows):
         return [], max(saved["dropped"])
     data = base64.b64decode(saved["waiting"][process])
     return from_bytes(data) if data else [], saved["dropped"][process]

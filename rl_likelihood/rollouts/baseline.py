@@ -1,12 +1,12 @@
-"""How likely each reference answer is with no chain at all, under the policy of step 0.
+"""The likelihood of each reference answer without a chain, under the policy of step 0.
 
-avg_prob: RLPR's base score. As published (Yu et al. 2506.18254, sec. 3.2) the answer stands directly after the
-          assistant's header, without think and answer tags.
-logp:     of each scored token, after an empty chain: the very ids that are scored after a chain. Weights of tokens and
-          gains are made of it (NRT, 2602.11549).
+avg_prob: RLPR's base score. As published (Yu et al. 2506.18254, sec. 3.2), the answer follows the assistant's header
+          directly, without think and answer tags.
+logp:     the log-prob (nats) of each scored token after an empty chain. The ids are those that are scored after a
+          chain. Token weights and gains are computed from it (NRT, 2602.11549).
 
-Both are computed once for each training question that the run will see, as far as its reward reads them, and kept in
-the workdir. What is there is not computed again.
+The reward decides which of the two are needed. They are computed once for each training question that the run will use,
+and stored in the workdir.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ FILE = "baseline.jsonl"
 
 
 def key_of(row: EncodedExample) -> str:
-    """Names a question for good, whatever its row number."""
+    """A key of the question that does not depend on its row number."""
     return hashlib.sha256(questions.example_key(row.example).encode()).hexdigest()[:16]
 
 
 def without_chain(task: Task, row: EncodedExample) -> EncodedExample:
-    """The question with its prompt ending in the assistant's header, and " answer", all of it scored."""
+    """The question with a prompt that ends after the assistant's header, and " answer" as its scored answer."""
     cfg, tokenizer = task.config.prompt, task.tokenizer
     text = prompts.render(row.example, tokenizer, cfg).rstrip().removesuffix(cfg.think_open)
     ids, answer = tokenizer([text, " " + row.example.answer.strip()], add_special_tokens=False)["input_ids"]
@@ -52,75 +52,77 @@ def without_chain(task: Task, row: EncodedExample) -> EncodedExample:
 
 
 class Baseline(NamedTuple):
-    """What the run's reward reads of it: avg_prob [P], and log-probs of the scored tokens [P, A]."""
+    """`score`: avg_prob [P]. `logp`: log-probs (nats) of the scored tokens [P, A]. None if the reward does not read
+    it."""
 
     score: np.ndarray | None = None
     logp: np.ndarray | None = None
 
 
 def write_baseline(task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None]) -> None:
-    """What is read of every answer that the run will train on, into `workdir`/baseline.jsonl."""
+    """Writes the baseline of every answer that the run will train on to `workdir`/baseline.jsonl. `between`: called
+    before each batch; it may raise to stop."""
     c, path = task.config, workdir / FILE
     rows_of = order(len(task.train), c.train.prompts_per_step, c.seed)
-    known = {row["key"] for row in _written(path)}
-    wanted = sorted({int(i) for step in range(c.train.steps * (1 + c.filter.resample)) for i in rows_of(step)})
-    rows = [task.train[i] for i in wanted if key_of(task.train[i]) not in known]
+    done = {row["key"] for row in _written(path)}
+    needed = sorted({int(i) for step in range(c.train.steps * (1 + c.filter.resample)) for i in rows_of(step)})
+    rows = [task.train[i] for i in needed if key_of(task.train[i]) not in done]
     if not rows:
         return
     size = min(c.eval.batch_prompts, len(rows))
     bare = [without_chain(task, row) for row in rows] if c.reward.frozen_score else []
-    alone = _scorer(task, devices, params, bare, ())
+    after_header = _scorer(task, devices, params, bare, ())
     after_none = _scorer(task, devices, params, rows if c.reward.frozen_tokens else [], task.fmt.close_think_ids)
     with Progress("baseline: scored", len(rows), "answers", say) as progress:
-        for at, part in in_batches(rows, size):
+        for first, part in in_batches(rows, size):
             between()
-            scores, tokens = alone(at, size), after_none(at, size)
-            there = part[: len(rows) - at]
-            for i, row in enumerate(there):
+            scores, tokens = after_header(first, size), after_none(first, size)
+            real = part[: len(rows) - first]
+            for i, row in enumerate(real):
                 value: dict[str, Any] = {"avg_prob": float(np.exp(scores[i]).mean(dtype=np.float32))} if scores else {}
                 value |= {"logp": [round(float(x), 6) for x in tokens[i]]} if tokens else {}
                 if distributed.first():
                     run_files.append(path, {"step": 0, "key": key_of(row), "id": row.example.id, **value})
-            progress.advance(len(there))
+            progress.advance(len(real))
     say(f"baseline: {len(rows)} answers scored without a chain, once, under the model of step 0")
 
 
 def _scorer(
     task: Task, devices: Devices, params: Params, rows: list[EncodedExample], scaffold: tuple[int, ...]
 ) -> Callable[[int, int], list[np.ndarray]]:
-    """(first row, how many at one time) -> log-probs of each answer's scored tokens, after the ids of `scaffold`."""
+    """A function (first row, batch size) -> log-probs of each answer's scored tokens after the ids of `scaffold`."""
     if not rows:
-        return lambda at, size: []
+        return lambda first, size: []
     s, a = (max(len(getattr(r, name)) for r in rows) for name in ("prompt_ids", "answer_ids"))
     score = make_score(task.model, StepConfig(head_chunk=task.config.train.head_chunk), devices.learner)
 
-    def score_from(at: int, size: int) -> list[np.ndarray]:
-        _, part = next(in_batches(rows[at : at + size], size))
-        asked = prompts.collate(part, np.arange(at, at + size), s, a, task.fmt.pad_id)
-        batch = to_batch(answers_after(asked, scaffold, task.fmt.pad_id))
+    def score_from(first: int, size: int) -> list[np.ndarray]:
+        _, part = next(in_batches(rows[first : first + size], size))
+        collated = prompts.collate(part, np.arange(first, first + size), s, a, task.fmt.pad_id)
+        batch = to_batch(answers_after(collated, scaffold, task.fmt.pad_id))
         with using(devices.learner):
             logp = np.asarray(score(params, batch).stats.log_prob)
-        return [x[there] for x, there in zip(logp[:, 0], batch.scored[:, 0], strict=True)]
+        return [x[scored] for x, scored in zip(logp[:, 0], batch.scored[:, 0], strict=True)]
 
     return score_from
 
 
 def _written(path: Path) -> list[dict]:
-    """The rows that are there, as process 0 sees the file."""
+    """The rows of the file, as process 0 sees it."""
     return distributed.share(run_files.read(path) if path.exists() else [])
 
 
 def read_baseline(workdir: Path, reward: RewardConfig, width: int) -> Callable[[list[EncodedExample]], Baseline]:
-    """rows -> Baseline, from the file that `write_baseline` made; `width`: the most tokens of an answer."""
-    known = {row["key"]: row for row in _written(workdir / FILE)}
+    """A function rows -> Baseline, from the file of `write_baseline`. `width`: A, the maximum tokens of an answer."""
+    by_key = {row["key"]: row for row in _written(workdir / FILE)}
 
     def read(rows: list[EncodedExample]) -> Baseline:
-        there = [known[key_of(row)] for row in rows]
-        score = np.asarray([row["avg_prob"] for row in there], np.float32) if reward.frozen_score else None
+        entries = [by_key[key_of(row)] for row in rows]
+        score = np.asarray([row["avg_prob"] for row in entries], np.float32) if reward.frozen_score else None
         logp = None
         if reward.frozen_tokens:
             logp = np.zeros((len(rows), width), np.float32)
-            for values, row in zip(logp, there, strict=True):
+            for values, row in zip(logp, entries, strict=True):
                 values[: len(row["logp"])] = row["logp"]
         return Baseline(score, logp)
 

@@ -1,4 +1,4 @@
-"""From a step's number to its prompts, from prompts to a rollout, from a rollout to the learner's batch."""
+"""Makes a step's prompts from its number, a rollout from the prompts, and the learner's batch from the rollout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from rl_likelihood.data.order import order
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading.pool import Pool
-from rl_likelihood.learner.batching import alternatives_of, beside, no_chain_rows, slice_rows, to_batch
+from rl_likelihood.learner.batching import alternatives_of, concat_rows, no_chain_rows, slice_rows, to_batch
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards import rules
 from rl_likelihood.rollouts import asked_judge
@@ -35,10 +35,10 @@ Rows = list[EncodedExample]
 
 
 class StepInput(NamedTuple):
-    """What one optimizer step needs: the batch of this process's prompts, the rollout and questions it is made of,
-    the numbers to log beside the step's own, and the verdicts of a rubric.
+    """The input of one optimizer step, for this process's prompts.
 
-    `measured` makes further numbers, of this process's rows. The step does not need them, so they are made while it
+    `rollout` and `rows`: the rollout and the questions from which `batch` was made. `logged`: metrics in addition to
+    the step's own. `verdicts`: a rubric's. `measured`: computes more metrics of this process's rows while the step
     runs; their `means` over processes are logged. `waited`: seconds of sampling, or of waiting for a rollout.
     """
 
@@ -52,11 +52,11 @@ class StepInput(NamedTuple):
 
 
 class SamplerFailed(Exception):
-    """The sampler raised `__cause__`; every process knows it."""
+    """The sampler failed with `__cause__`. Every process raises this at the same step."""
 
 
 class Batches:
-    """The prompts, rollouts and batches of this process."""
+    """Makes the prompts, rollouts and batches of this process."""
 
     def __init__(self, task: Task, devices: Devices, workdir: Path, judge: AnyJudge | None = None) -> None:
         c = task.config
@@ -69,37 +69,45 @@ class Batches:
             self.baseline = read_baseline(workdir, c.reward, c.prompt.max_answer)
         self.judge = judge
         self.conversations = conversations_of(task)
-        self.others: tuple[int, int] | None = None  # other answers of a question, and their tokens, at most
+        self.alternatives_size: tuple[int, int] | None = (
+            None  # maximum (alternative answers, tokens of them) of a question
+        )
         if c.reads_alternatives:
-            of_row = [row.alternatives for row in task.train]
-            self.others = max(map(len, of_row)), max(sum(1 + len(ids) for ids, _ in others) for others in of_row)
-        self._widths: set[int] = set()  # of prompts that the sampler has had
+            row_alternatives = [row.alternatives for row in task.train]
+            self.alternatives_size = (
+                max(map(len, row_alternatives)),
+                max(sum(1 + len(ids) for ids, _ in answers) for answers in row_alternatives),
+            )
+        self._widths: set[int] = set()  # prompt widths for which the sampler is compiled
 
     def rows(self, number: int) -> Rows:
         """This process's questions of step `number`."""
         return [self.task.train[i] for i in self.rows_of(number)[self.devices.prompts]]
 
     def collate(self, number: int) -> Prompts:
-        """This process's prompts of step `number`; a row's uid is its index in the stream of prompts."""
+        """This process's prompts of step `number`. A row's uid is its index in the run's stream of prompts."""
         index, c = self.rows_of(number), self.task.config.prompt
-        # The longest of all processes' prompts, so that all choose one width; and fsdp may split a prompt's tokens.
+        # From the longest prompt of all processes, so that all choose one width. fsdp must divide it, because the
+        # tokens of prompts may be split over fsdp.
         longest = max(len(self.task.train[i].prompt_ids) for i in index)
         multiple = math.lcm(c.width_multiple, self.devices.learner.shape["fsdp"]) or c.max_prompt
         width = min(c.max_prompt, -(-longest // multiple) * multiple)
         return self.task.collate(self.rows(number), number * len(index) + self.devices.prompts, width)
 
     def shown(self, rows: Rows) -> ShownPrompts:
-        """The prompts that show these questions' answers, as wide as they may be."""
-        asked = [dataclasses.replace(row, prompt_ids=row.shown_ids) for row in rows if row.shown_ids is not None]
-        prompts = self.task.collate(asked, np.zeros(len(rows)), self.task.config.max_shown)
+        """The posterior prompts of these questions, padded to the maximum width."""
+        posterior_rows = [
+            dataclasses.replace(row, prompt_ids=row.shown_ids) for row in rows if row.shown_ids is not None
+        ]
+        prompts = self.task.collate(posterior_rows, np.zeros(len(rows)), self.task.config.max_shown)
         return ShownPrompts(prompts.tokens, prompts.length)
 
     def sample(self, number: int, weights: Params, version: int) -> Rollout:
-        """Rollout `number`. One key for all: the uid makes each row's own."""
+        """Rollout `number`. All rows share one random key; each row's own key is folded from it by uid."""
         start, chains = time.perf_counter(), self.devices.chains
         prompts = self.collate(number)
         width = prompts.tokens.shape[1]
-        if self._widths and width not in self._widths:  # the first compilation is within the first step
+        if self._widths and width not in self._widths:  # the first compilation is part of the first step
             say(f"compiles the sampler for prompts of {width} tokens, shape {len(self._widths) + 1}")
         self._widths.add(width)
         cfg = self.task.sampler(group_size=chains.stop - chains.start, first_chain=chains.start)
@@ -112,30 +120,35 @@ class Batches:
         return rollout.replace(version=version, number=number, seconds=time.perf_counter() - start)
 
     def _sample_both(self, number: int, weights: Params, prompts: Prompts) -> Rollout:
-        """The first chains of each group after its prompt, the last ones after the one that shows the answer. A chain's
-        key is that of its place in the group, whichever prompt it is from."""
+        """Samples the first chains of each group after the prompt, and the last ones after the posterior prompt. A
+        chain's random key depends on its index in the group, not on its prompt."""
         c, chains, shown = self.task.config, self.devices.chains, self.shown(self.rows(number))
         first = c.sampler.group_size - c.posterior.rows(c.sampler.group_size)
-        after = prompts.replace(tokens=shown.tokens, length=shown.length)
+        posterior_prompts = prompts.replace(tokens=shown.tokens, length=shown.length)
         parts = []
-        for asked, own in ((prompts, range(0, first)), (after, range(first, c.sampler.group_size))):
-            start, stop = max(chains.start, own.start), min(chains.stop, own.stop)
+        for sampled_prompts, chain_range in (
+            (prompts, range(0, first)),
+            (posterior_prompts, range(first, c.sampler.group_size)),
+        ):
+            start, stop = max(chains.start, chain_range.start), min(chains.stop, chain_range.stop)
             if start < stop:
                 cfg = self.task.sampler(group_size=stop - start, first_chain=start)
-                parts.append(decode.sample(weights, asked, self.task.key(SAMPLE), cfg).replace(prompts=prompts))
+                parts.append(
+                    decode.sample(weights, sampled_prompts, self.task.key(SAMPLE), cfg).replace(prompts=prompts)
+                )
         width = max(part.segment.shape[-1] for part in parts)
-        return beside(*(widened(part, width, prompts.tokens.shape[1], self.task.fmt.pad_id) for part in parts))
+        return concat_rows(*(widened(part, width, prompts.tokens.shape[1], self.task.fmt.pad_id) for part in parts))
 
     def align(self, rollout: Rollout) -> Rollout:
-        """The rollout as wide as the widest of all processes, with the chains of its groups that others sampled.
+        """The rollout, padded to the widest of all processes, with the chains that other processes sampled.
 
-        A collective of several processes. Prompts have one width everywhere, but where a run goes on with other
-        widths and some processes still have rollouts of before.
+        A collective of all processes. Prompts already have one width everywhere, except after a resume with another
+        width, while some processes still have old rollouts.
         """
         if jax.process_count() == 1:
             return rollout
-        own = np.asarray([[rollout.segment.shape[-1], rollout.prompts.tokens.shape[1]]])
-        width, prompt_width = distributed.gather(own).max(0)
+        own_width = np.asarray([[rollout.segment.shape[-1], rollout.prompts.tokens.shape[1]]])
+        width, prompt_width = distributed.gather(own_width).max(0)
         rollout = widened(rollout, int(width), int(prompt_width), self.task.fmt.pad_id)
         chains = self.devices.chains
         if chains == slice(0, self.task.config.sampler.group_size):
@@ -145,21 +158,22 @@ class Batches:
         parts = distributed.gather({"uid": rollout.prompts.uid, "start": starts, **values})
         groups = [np.flatnonzero(parts["uid"] == uid) for uid in rollout.prompts.uid]
         groups = [g[np.argsort(parts["start"][g])] for g in groups]  # in the order of their chains
-        whole = lambda x: np.stack([np.concatenate(x[g]) for g in groups])
-        return rollout.replace(**jax.tree.map(whole, {k: parts[k] for k in ROW_FIELDS}))
+        join_group = lambda x: np.stack([np.concatenate(x[g]) for g in groups])
+        return rollout.replace(**jax.tree.map(join_group, {k: parts[k] for k in ROW_FIELDS}))
 
     def grade(self, rollout: Rollout, rows: Rows) -> tuple[HostRewards, Texts | None]:
-        """The host's rewards, and the texts they were computed from, decoded once; None where nothing reads them."""
+        """(the host's rewards, the sampled texts, or None if nothing reads them). Texts are decoded only once."""
         c = self.task.config
-        read = c.reward.host_terms or c.sampled_answer or self.judge
-        texts = sampled_texts(self.task, rollout) if read else None
+        needed = c.reward.host_terms or c.sampled_answer or self.judge
+        texts = sampled_texts(self.task, rollout) if needed else None
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
         if self.judge is not None and texts is not None:
             graded = asked_judge.judged(self.judge, self.task, graded, rows, texts)
         return graded, texts
 
     def batch(self, rollout: Rollout, rows: Rows, graded: HostRewards) -> tuple[Batch, Rollout]:
-        """The learner's batch, and the rows it trains on: all of a group vote, the first of it are trained on."""
+        """(the learner's batch, the rollout with only the rows of the batch). With reward.vote_train, all rows of a
+        group vote, and only the first ones are trained on."""
         c, fmt = self.task.config, self.task.fmt
         n = c.reward.vote_train or rollout.segment.shape[1]
         rollout = slice_rows(rollout, 0, n)
@@ -170,58 +184,59 @@ class Batches:
             batch = batch.replace(no_chain=no_chain_rows(rollout.prompts, fmt.close_think_ids, fmt.pad_id))
         if c.max_shown:
             batch = batch.replace(shown=self.shown(rows))
-        if self.others:
+        if self.alternatives_size:
             batch = batch.replace(
-                alternatives=alternatives_of([r.alternatives for r in rows], *self.others, fmt.pad_id)
+                alternatives=alternatives_of([r.alternatives for r in rows], *self.alternatives_size, fmt.pad_id)
             )
         if graded.judged is not None:
-            read = graded.judged
-            batch = batch.replace(judged=read.replace(rows=read.rows[:, :n], row_length=read.row_length[:, :n]))
+            judged = graded.judged
+            batch = batch.replace(judged=judged.replace(rows=judged.rows[:, :n], row_length=judged.row_length[:, :n]))
         batch = batch.replace(compared=graded.compared, replayed=graded.replayed)
         return batch, rollout
 
     def text_metrics(self, rollout: Rollout, texts: Texts | None) -> dict[str, float]:
-        """What is logged of the chains' words."""
+        """Metrics of the chains' text."""
         texts = sampled_texts(self.task, rollout) if texts is None else texts
         flat = [text for group in texts for text in group]
-        # By the tag itself: "</thought>" is none.
+        # Only the exact tag counts: "</thought>" is another one.
         closed = [self.task.fmt.think_close in text for text in flat]
         words = rules.transition_rate(flat, self.task.config.report.transition_words)
         return {"chain/closed": sum(closed) / len(closed), "chain/transition_words": words}
 
     def close(self) -> None:
-        """Ends the graders and the judge."""
+        """Closes the grader pool and the judge."""
         self.pool.close()
         asked_judge.close(self.judge)
 
 
+# Metrics that are summed over processes. All others are averaged.
 COUNTS = (
     "grader/failures",
     "env/failures",
     "judge/failures",
     "judge/cut",
     "resample/refused",
-)  # of the logged numbers: summed over processes, where the others are averaged
+)
 
 
 def combined(parts: list[dict[str, float]]) -> dict[str, float]:
-    """The numbers of several processes as those of one."""
+    """Combines the metrics of several processes into one set."""
     total = {k: sum(part[k] for part in parts) for k in parts[0]}
     return {k: v if k in COUNTS else v / len(parts) for k, v in total.items()}
 
 
 def means(logged: dict[str, float]) -> dict[str, float]:
-    """`combined` of all processes' numbers. A collective of several processes."""
+    """The metrics of all processes, `combined`. A collective of all processes."""
     names = sorted(logged)
     rows = distributed.gather(np.asarray([[logged[k] for k in names]], np.float32))
     return logged if len(rows) == 1 else combined([dict(zip(names, map(float, row), strict=True)) for row in rows])
 
 
 def widened(rollout: Rollout, width: int, prompt_width: int, pad_id: int) -> Rollout:
-    """Its rows and its prompts padded to so many tokens."""
-    more = [(0, 0), (0, 0), (0, width - rollout.segment.shape[-1])]
+    """The rollout with rows padded to `width` tokens and prompts padded to `prompt_width` tokens."""
+    padding = [(0, 0), (0, 0), (0, width - rollout.segment.shape[-1])]
     values = {"completion": pad_id, "segment": 0, "sampler_logp": 0}
-    padded = {k: np.pad(getattr(rollout, k), more, constant_values=v) for k, v in values.items()}
+    padded = {k: np.pad(getattr(rollout, k), padding, constant_values=v) for k, v in values.items()}
     tokens = rollout.prompts.tokens
     tokens = np.pad(tokens, [(0, 0), (0, prompt_width - tokens.shape[1])], constant_values=pad_id)
     return rollout.replace(prompts=rollout.prompts.replace(tokens=tokens), **padded)

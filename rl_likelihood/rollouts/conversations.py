@@ -1,6 +1,6 @@
-"""Rollouts of conversations: the model's messages from the sampler, the environment's replies from this host.
+"""Rollouts of conversations: the sampler writes the model's messages, and environments on this host reply.
 
-All rows of a batch take their turns together: the sampler writes a message for each, then every environment replies.
+All rows of a batch advance together: the sampler writes a message for each row, then every environment replies.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.sampler import turns
 from rl_likelihood.sampler.decode import SamplerConfig, request_of
 from rl_likelihood.sampler.draw import Request
-from rl_likelihood.sampler.turns import Given
+from rl_likelihood.sampler.turns import TurnPrefix
 from rl_likelihood.shapes import CHAIN, ENV, REFERENCE, Example, Outcomes, Prompts, Rollout, UserError
 from rl_likelihood.tables import environment_of
 from rl_likelihood.task import Task
 
-NO_STOP = np.zeros((1, 1), np.int8)  # a message ends by an end-of-sequence id alone
+NO_STOP = np.zeros((1, 1), np.int8)  # a stop table without stop strings: only an end-of-sequence id ends a message
 
 
 class Paid(NamedTuple):
-    """What a conversation is worth: the environment's reward, and the F1 of its calls."""
+    """The scores of a finished conversation: the environment's reward, and the F1 of its calls."""
 
     reward: float = 0.0
     calls_f1: float = 0.0
@@ -44,7 +44,7 @@ class Paid(NamedTuple):
 
 @dataclasses.dataclass
 class Conversation:
-    """One row while it is played: its ids so far, and what the environment knows of it."""
+    """One row in progress: its ids so far, and the environment's state."""
 
     state: Any
     ids: list[int] = dataclasses.field(default_factory=list)
@@ -58,7 +58,7 @@ class Conversation:
     paid: Paid = Paid()
 
     def add(self, ids: np.ndarray, kind: int, logp: np.ndarray | None = None) -> None:
-        """Append ids [n] of one kind (shapes.py), with their log-probs [n] where they were sampled."""
+        """Appends ids [n] of one segment kind (shapes.py), with their log-probs [n] (nats) if they were sampled."""
         self.ids += ids.tolist()
         self.kinds += [kind] * len(ids)
         self.logp += [0.0] * len(ids) if logp is None else logp.tolist()
@@ -69,7 +69,7 @@ class Conversation:
 
 
 class Conversations:
-    """Plays conversations of a task's questions with its environment."""
+    """Runs conversations between the model and the task's environment."""
 
     def __init__(self, task: Task) -> None:
         c = task.config
@@ -82,22 +82,22 @@ class Conversations:
     def sample(
         self, weights: Params, prompts: Prompts, rows: list[EncodedExample], key: jax.Array, cfg: SamplerConfig
     ) -> Rollout:
-        """A conversation for each of the G rows of every prompt. `cfg.slots` conversations go on at one time (0: all);
-        the ids of a row do not depend on how many."""
+        """A conversation for each of the G rows of every prompt. `cfg.slots`: conversations that run at the same time
+        (0: all). A row's ids do not depend on it."""
         g = cfg.group_size
-        begun = iter(self.begin([row for row in rows for _ in range(g)]))
-        played = [[next(begun) for _ in range(g)] for _ in rows]
-        at_once = min(cfg.slots or len(rows) * g, len(rows) * g)
-        p_step, g_step = max(1, at_once // g), min(at_once, g)
+        new_conversations = iter(self.begin([row for row in rows for _ in range(g)]))
+        played = [[next(new_conversations) for _ in range(g)] for _ in rows]
+        limit = min(cfg.slots or len(rows) * g, len(rows) * g)
+        p_step, g_step = max(1, limit // g), min(limit, g)
         for i in range(0, len(rows), p_step):
             for j in range(0, g, g_step):
                 part = [group[j : j + g_step] for group in played[i : i + p_step]]
-                of_part = jax.tree.map(lambda x, i=i: x[i : i + p_step], prompts)
-                self._play(weights, request_of(of_part, key, cfg, NO_STOP, range(j, j + len(part[0]))), part, cfg)
+                part_prompts = jax.tree.map(lambda x, i=i: x[i : i + p_step], prompts)
+                self._play(weights, request_of(part_prompts, key, cfg, NO_STOP, range(j, j + len(part[0]))), part, cfg)
         return self.rollout(prompts, played, cfg.width_multiple)
 
     def begin(self, rows: Sequence[EncodedExample]) -> list[Conversation]:
-        """A conversation for each row, before its first message."""
+        """A new conversation for each row, before its first message."""
         start_of = lambda row: lambda: self.environment.start(task_of(row))
         started = self._asked([start_of(row) for row in rows], Start)
         out = []
@@ -109,7 +109,8 @@ class Conversations:
         return out
 
     def _asked(self, calls: Sequence[Callable[[], Any]], kind: type) -> list[Any]:
-        """What the environment returns, of the kind that it must be, or None. Each failure is said once in a run."""
+        """The result of each call to the environment, or None if it failed or is not of type `kind`. Each kind of
+        failure is reported once per run."""
         out = []
         for value in in_time(calls, self.seconds):
             why = value.why if isinstance(value, Failed) else problem_of(value, kind)
@@ -124,31 +125,31 @@ class Conversations:
         mesh = getattr(weights["embed"].sharding, "mesh", None)
         flat = [conversation for group in played for conversation in group]
         shape = len(played), len(played[0])
-        how = turns.How(cfg.model, cfg.max_chain, mesh)
-        rows, replies = turns.begin(weights, cfg.model, request, mesh), [np.zeros(0, np.int32)] * len(flat)
+        settings = turns.TurnSettings(cfg.model, cfg.max_chain, mesh)
+        rows, replies = turns.start_rows(weights, cfg.model, request, mesh), [np.zeros(0, np.int32)] * len(flat)
         for turn in range(self.task.config.sampler.max_turns):
             going = np.asarray([conversation.going for conversation in flat])
             if not going.any():
                 break
             ids, count = ragged(replies)
-            given = Given(ids.reshape(*shape, -1), count.reshape(shape), going.reshape(shape))
-            rows, written = turns.take_turn(weights, rows, given, request, how)
+            prefix = TurnPrefix(ids.reshape(*shape, -1), count.reshape(shape), going.reshape(shape))
+            rows, written = turns.take_turn(weights, rows, prefix, request, settings)
             ids, logp, length = (np.asarray(x).reshape(len(flat), *x.shape[2:]) for x in written)
             spoken = []
             for k in np.flatnonzero(going):
                 flat[k].add(ids[k, : length[k]], CHAIN, logp[k, : length[k]])
                 spoken.append((flat[k], ids[k, : length[k]]))
             last = turn + 1 == self.task.config.sampler.max_turns
-            answered = iter(self.reply(spoken, last))
-            replies = [next(answered) if g else np.zeros(0, np.int32) for g in going]
+            reply_ids = iter(self.reply(spoken, last))
+            replies = [next(reply_ids) if g else np.zeros(0, np.int32) for g in going]
         for conversation in flat:
             if conversation.going:
                 conversation.end = "out_of_turns"
 
     def given(self, row: EncodedExample) -> Conversation:
-        """The conversation that the row's chain makes: its messages, with the environment's real replies."""
+        """The conversation with the messages of the row's chain and the environment's real replies to them."""
         (conversation,) = self.begin([row])
-        conversation = dataclasses.replace(conversation, ids=[], kinds=[], logp=[])  # nothing is scored beside it
+        conversation = dataclasses.replace(conversation, ids=[], kinds=[], logp=[])  # drops the reference ids
         texts = texts_of(row.example, self.task.config.env.style)[: self.task.config.sampler.max_turns]
         for text in texts:
             if not conversation.going:
@@ -164,8 +165,9 @@ class Conversations:
     def reply(
         self, messages: Sequence[tuple[Conversation, np.ndarray]], last: bool, refer: bool = True
     ) -> list[np.ndarray]:
-        """The environment's replies [e] to the messages [n], which are added to their conversations; none after an end,
-        nor where the message was the `last` that it may write. `refer`: then what should follow is added too."""
+        """The environment's replies [e] to messages [n]. Each reply is added to its conversation, and with `refer` also
+        the reference for the next message. A reply is empty after the end, or if the message was the `last` one
+        allowed."""
         text_of = self.task.tokenizer.decode
         eos = self.task.fmt.eos_ids
         texts = [text_of(ids[:-1] if len(ids) and ids[-1] in eos else ids) for _, ids in messages]
@@ -175,16 +177,16 @@ class Conversations:
         for (conversation, ids), reply in zip(messages, self._asked(calls, Reply), strict=True):
             conversation.turns += 1
             conversation.failed = reply is None
-            given = np.zeros(0, np.int32)
+            reply_ids = np.zeros(0, np.int32)
             if reply is not None:
                 conversation.calls += reply.calls
                 conversation.bad += len(reply.bad)
                 conversation.end = reply.end
                 if not reply.end and not last:
-                    given = self.markup.reply(reply.text, ids, self.task.config.sampler.max_env_tokens)
-                    conversation.add(given, ENV)
+                    reply_ids = self.markup.reply(reply.text, ids, self.task.config.sampler.max_env_tokens)
+                    conversation.add(reply_ids, ENV)
                     self._refer(conversation, reply.reference if refer else "")
-            out.append(given)
+            out.append(reply_ids)
         return out
 
     def _refer(self, conversation: Conversation, text: str) -> None:
@@ -193,8 +195,8 @@ class Conversations:
         conversation.add(ids, REFERENCE)
 
     def rollout(self, prompts: Prompts, played: list[list[Conversation]], multiple: int) -> Rollout:
-        """The rows and outcomes of conversations that are over, as wide as the longest, rounded up to a multiple; 0: as
-        wide as can be."""
+        """A rollout of finished conversations. Its width is the longest row, rounded up to a `multiple`, or with 0 the
+        maximum."""
         width = self.task.config.conversation_tokens
         if multiple:
             width = -(-max(len(row.ids) for group in played for row in group) // multiple) * multiple
@@ -206,7 +208,7 @@ class Conversations:
                     out[i, j, : len(row.ids)] = values(row)
             return out
 
-        def each(value: Callable[[Conversation], Any], kind: type) -> np.ndarray:
+        def per_row(value: Callable[[Conversation], Any], kind: type) -> np.ndarray:
             return np.asarray([[value(row) for row in group] for group in played], kind)
 
         self._pay([row for group in played for row in group])
@@ -215,19 +217,19 @@ class Conversations:
             array(lambda row: row.ids, self.task.fmt.pad_id, np.int32),
             array(lambda row: row.kinds, 0, np.int32),
             array(lambda row: row.logp, 0, np.float32),
-            truncated=each(lambda row: row.end == "out_of_turns", bool),
+            truncated=per_row(lambda row: row.end == "out_of_turns", bool),
             outcomes=Outcomes(
-                reward=each(lambda row: row.paid.reward, np.float32),
-                calls_f1=each(lambda row: row.paid.calls_f1, np.float32),
-                turns=each(lambda row: row.turns, np.int32),
-                calls=each(lambda row: row.calls, np.int32),
-                bad_calls=each(lambda row: row.bad, np.int32),
-                failed=each(lambda row: row.failed, bool),
+                reward=per_row(lambda row: row.paid.reward, np.float32),
+                calls_f1=per_row(lambda row: row.paid.calls_f1, np.float32),
+                turns=per_row(lambda row: row.turns, np.int32),
+                calls=per_row(lambda row: row.calls, np.int32),
+                bad_calls=per_row(lambda row: row.bad, np.int32),
+                failed=per_row(lambda row: row.failed, bool),
             ),
         )
 
     def _pay(self, played: Sequence[Conversation]) -> None:
-        """Asks the environment for the rewards of conversations that are over."""
+        """Gets the rewards of finished conversations from the environment."""
         reward, f1 = self.environment.reward, getattr(self.environment, "calls_f1", lambda state: 0.0)
         ran = [row for row in played if not row.failed]
         calls = [lambda row=row: Paid(float(reward(row.state, row.end)), float(f1(row.state))) for row in ran]
@@ -237,7 +239,7 @@ class Conversations:
 
 
 def problem_of(value: Any, kind: Any) -> str:
-    """What is wrong with a value that an environment returned; "" if nothing is."""
+    """What is wrong with a value that an environment returned, or ""."""
     if not isinstance(value, kind):
         return f"it returned {type(value).__name__} and not {kind.__name__}"
     if kind is Paid:
@@ -271,7 +273,7 @@ def messages_of(task: Task, rollout: Rollout, i: int, j: int) -> list[dict[str, 
 
 
 def task_of(row: EncodedExample) -> dict[str, Any]:
-    """What the environment is told of a question."""
+    """The question's field `environment`, which the environment gets."""
     return json.loads(row.example.check)["environment"]
 
 
@@ -291,23 +293,23 @@ def texts_of(example: Example, style: Style) -> list[str]:
 
 
 def conversations_of(task: Task) -> Conversations | None:
-    """What plays the task's conversations; None where the model answers by itself."""
+    """`Conversations` for a task with an environment, else None."""
     return Conversations(task) if task.config.converses else None
 
 
 def targets_of(
     task: Task, rows: Sequence[EncodedExample], conversations: Conversations | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, segments) that supervised training learns of the rows: their chains with answers, or conversations."""
+    """The targets of supervised training, as (ids, segments) for each row: chain and answer, or a conversation."""
     if conversations is None:
         return [completion_ids(row, row.example.chain, task.tokenizer, task.fmt) for row in rows]
-    most = task.config.spoken_tokens
+    limit = task.config.spoken_tokens
     played = [conversations.given(row) for row in rows]
-    return [(np.asarray(c.ids[:most], np.int32), np.asarray(c.kinds[:most], np.int32)) for c in played]
+    return [(np.asarray(c.ids[:limit], np.int32), np.asarray(c.kinds[:limit], np.int32)) for c in played]
 
 
 def ragged(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(ids [N, E], how many [N]) of ragged ids."""
+    """Pads N lists of ids. Returns (ids [N, E], lengths [N])."""
     out = np.zeros((len(ids), max(map(len, ids))), np.int32)
     for k, row in enumerate(ids):
         out[k, : len(row)] = row
@@ -315,15 +317,15 @@ def ragged(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Failed(NamedTuple):
-    """A call of the environment that raised, or did not return in time."""
+    """The result of a call to the environment that raised or timed out."""
 
     why: str
 
 
 def in_time(calls: Iterable[Callable[[], Any]], seconds: float) -> list[Any]:
-    """What each call returns, or `Failed`. They run at the same time, each on a thread, and have `seconds` together.
+    """The result of each call, or `Failed`. Each call runs on its own thread; all share one deadline of `seconds`.
 
-    A call that hangs keeps its thread; what it returns later is not seen.
+    A call that hangs keeps its thread, and its later result is ignored.
     """
     calls = list(calls)
     results: list[Any] = [Failed(f"no reply within env.seconds = {seconds:g}")] * len(calls)
@@ -331,7 +333,7 @@ def in_time(calls: Iterable[Callable[[], Any]], seconds: float) -> list[Any]:
     def run(k: int) -> None:
         try:
             results[k] = calls[k]()
-        except BaseException as e:  # whatever a user's environment raises, SystemExit too
+        except BaseException as e:  # a user's environment may raise anything, even SystemExit
             results[k] = Failed(f"{type(e).__name__}: {e}")
 
     threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(len(calls))]

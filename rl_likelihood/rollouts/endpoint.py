@@ -1,8 +1,8 @@
-"""An HTTP address that speaks OpenAI's protocol: vLLM, llama.cpp, a vendor's. Many calls at one time, each with a
-deadline and repeated attempts.
+"""A client of an HTTP server that speaks OpenAI's protocol (vLLM, llama.cpp, a vendor). Calls run concurrently, each
+with a deadline and retries.
 
-A call that gets no readable reply is a counted failure, without a value. What replies said is kept in a file by the
-hash of what was asked, so a resumed run asks nothing again. The key comes from the environment and stands in no
+A call without a readable reply counts as a failure and has no value. Values of replies are cached in a file by the hash
+of the request, so a resumed run repeats no request. The API key comes from the environment and never appears in a
 message.
 """
 
@@ -28,21 +28,23 @@ from urllib.parse import urlsplit
 
 from rl_likelihood.shapes import UserError
 
-RETRIED = {408, 409, 429}  # and every 5xx
+RETRIED = {408, 409, 429}  # statuses that are retried, in addition to every 5xx
 FATAL = {401: "refuses the key", 403: "refuses the key", 404: "knows no such address or model"}
-FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, which double; and at most
-MOST_BYTES = 8 << 20  # of a reply
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, then doubled; and the maximum
+MOST_BYTES = 8 << 20  # maximum size of a reply
 BYTES_PER_TOKEN = 3  # to estimate a call's tokens before it is made
 CHAT, EMBEDDINGS, MODELS = "/chat/completions", "/embeddings", "/models"
 
-Read = Callable[[Any], Any]  # of a reply's JSON: its value, which is JSON itself, or None where it says nothing
+Read = Callable[[Any], Any]  # a reply's JSON -> the value in it (itself JSON), or None if there is none
 
 
 @dataclasses.dataclass(frozen=True)
 class HttpSettings:
-    """Where the model is and how it is asked. `field`: the setting that names the address; `key_variable`: the
-    environment variable that holds the key; `max_calls` and `max_tokens` (0: no limit) hold for the cache file's
-    lifetime."""
+    """The server's address, the model's name on it, and how to call it.
+
+    `field`: the config field that gives the address. `key_variable`: the environment variable with the API key.
+    `max_calls`, `max_tokens`: limits over the lifetime of the cache file (0: no limit).
+    """
 
     url: str
     model: str
@@ -58,11 +60,11 @@ class HttpSettings:
 
 
 class NoReply(Exception):
-    """One call's failure; the message is its kind."""
+    """A failed call. Its message is the kind of failure."""
 
 
 class Endpoint:
-    """Asks and reads replies. Counts what failed in `failures`, by kind."""
+    """Sends requests and reads the replies. `failures` counts failed calls by kind."""
 
     def __init__(self, settings: HttpSettings) -> None:
         s, parts = settings, urlsplit(settings.url)
@@ -75,7 +77,7 @@ class Endpoint:
         if parts.username or parts.password:
             raise UserError(f"{s.field} has a key in its address; give it in the variable {s.key_variable}")
         if not s.model:
-            raise UserError(f"{s.field} is an address, but the model that it is asked for has no name; set it")
+            raise UserError(f"{s.field} is an address, but the name of the model there is empty; set it")
         self.settings, self.httpx = s, httpx
         self.failures: collections.Counter[str] = collections.Counter()
         self._key = os.environ.get(s.key_variable, "").strip()
@@ -85,16 +87,16 @@ class Endpoint:
         self._cache, self._lock, self._stop = _Cache(s.cache), threading.Lock(), threading.Event()
 
     def ask(self, bodies: Sequence[dict[str, Any]], read: Read, path: str = CHAT) -> list[Any]:
-        """The value of each reply, None where a call failed. Equal bodies are asked once."""
-        asked = [{"model": self.settings.model, **body} for body in bodies]
-        keys = [hashlib.sha256(json.dumps([path, body], sort_keys=True).encode()).hexdigest() for body in asked]
-        new = dict(zip(keys, asked, strict=True))
-        known = self._cache.get(list(new))
-        self._ask({key: body for key, body in new.items() if key not in known}, known, read, path)
-        return [known.get(key) for key in keys]
+        """The value of each reply, None for a failed call. Equal bodies are sent once. `read` gets a reply's value."""
+        requests = [{"model": self.settings.model, **body} for body in bodies]
+        keys = [hashlib.sha256(json.dumps([path, body], sort_keys=True).encode()).hexdigest() for body in requests]
+        by_key = dict(zip(keys, requests, strict=True))
+        cached = self._cache.get(list(by_key))
+        self._ask({key: body for key, body in by_key.items() if key not in cached}, cached, read, path)
+        return [cached.get(key) for key in keys]
 
     def refuse_unreachable(self) -> None:
-        """UserError where nobody answers at the address. Any reply will do."""
+        """UserError if nobody answers at the address. Any reply is accepted."""
         try:
             self._client.get(self.settings.url.rstrip("/") + MODELS)
         except self.httpx.TransportError as error:
@@ -105,16 +107,16 @@ class Endpoint:
 
     @property
     def spent(self) -> tuple[int, int]:
-        """Calls and tokens, over all runs with this cache."""
+        """(calls, tokens) of all runs with this cache file."""
         return self._cache.calls, self._cache.tokens
 
     def close(self) -> None:
-        """Ends connections."""
+        """Closes the connections and the cache."""
         self._client.close()
         self._cache.close()
 
-    def _ask(self, bodies: dict[str, dict[str, Any]], known: dict[str, Any], read: Read, path: str) -> None:
-        """Puts the values of these into `known` and the cache. UserError where asking on makes no sense."""
+    def _ask(self, bodies: dict[str, dict[str, Any]], cached: dict[str, Any], read: Read, path: str) -> None:
+        """Sends these requests and adds their values to `cached` and the cache. UserError if all calls would fail."""
         self._stop.clear()
         with concurrent.futures.ThreadPoolExecutor(self.settings.concurrency) as pool:
             jobs = {pool.submit(self._one, body, read, path): key for key, body in bodies.items()}
@@ -125,7 +127,7 @@ class Endpoint:
                     except NoReply as failure:
                         self.failures[str(failure)] += 1
                         continue
-                    known[jobs[job]] = value
+                    cached[jobs[job]] = value
                     self._cache.put(jobs[job], value)
             except BaseException:
                 self._stop.set()
@@ -135,31 +137,31 @@ class Endpoint:
                 self._cache.keep_counts()
 
     def _one(self, body: dict[str, Any], read: Read, path: str) -> Any:
-        """One call's value, with repeated attempts."""
-        s, why = self.settings, "no attempt"
+        """The value of one call, with retries."""
+        s, failure = self.settings, "no attempt"
         for attempt in range(s.attempts):
             self._reserve(body)
             wait = s.first_wait * 2**attempt * random.uniform(0.5, 1)
             try:
                 status, headers, content = self._post(body, path)
             except self.httpx.TimeoutException:
-                why = "timeout"
+                failure = "timeout"
             except (self.httpx.TransportError, self.httpx.DecodingError) as error:
-                why = f"connection ({type(error).__name__})"
+                failure = f"connection ({type(error).__name__})"
             else:
                 if status == 200:
                     return self._value(content, body, read)
                 self._refuse(status, headers, content)
-                why = f"status {status}"
+                failure = f"status {status}"
                 if status not in RETRIED and status < 500:
                     break
                 wait = max(wait, retry_after(headers.get("retry-after", "")))
             if attempt + 1 == s.attempts or self._stop.wait(min(wait, LONGEST_WAIT)):
                 break
-        raise NoReply(why)
+        raise NoReply(failure)
 
     def _post(self, body: dict[str, Any], path: str) -> tuple[int, Any, bytes]:
-        """Status, headers and content. The deadline is that of the whole reply: a server may send a byte at a time."""
+        """(status, headers, content). The deadline covers the whole reply: a server may send it byte by byte."""
         due = time.monotonic() + self.settings.timeout
         address = self.settings.url.rstrip("/") + path
         with self._client.stream("POST", address, json=body) as reply:
@@ -180,18 +182,18 @@ class Endpoint:
             raise NoReply("reply is no JSON") from None
         self._correct(body, reply)
         if value is None:
-            raise NoReply("reply says nothing that was asked for")
+            raise NoReply("reply without the requested value")
         return value
 
     def _refuse(self, status: int, headers: Any, content: bytes) -> None:
-        """UserError for a status that every further call would get too."""
+        """UserError for a status that every other call would get too."""
         s, address = self.settings, self.settings.url
         if 300 <= status < 400:
-            raise UserError(f"{s.field}: {address} sends on to another address (status {status}); give that one")
+            raise UserError(f"{s.field}: {address} redirects to another address (status {status}); give that address")
         if status in FATAL:
-            said = " ".join(self._without_key(content.decode(errors="replace")).split())[:200]
+            text = " ".join(self._without_key(content.decode(errors="replace")).split())[:200]
             raise UserError(
-                f"{s.field}: {address} {FATAL[status]} (status {status}: {said}); check the address, the model's name "
+                f"{s.field}: {address} {FATAL[status]} (status {status}: {text}); check the address, the model's name "
                 f"and the environment variable {s.key_variable}"
             )
 
@@ -199,7 +201,7 @@ class Endpoint:
         return text.replace(self._key, "[key]") if self._key else text
 
     def _reserve(self, body: dict[str, Any]) -> None:
-        """Counts a call before it is made; UserError where it would pass a limit."""
+        """Counts a call before it is made. UserError if it would exceed a limit."""
         s = self.settings
         with self._lock:
             calls, tokens = self._cache.calls + 1, self._cache.tokens + estimate(body)
@@ -212,7 +214,7 @@ class Endpoint:
             self._cache.calls, self._cache.tokens = calls, tokens
 
     def _correct(self, body: dict[str, Any], reply: Any) -> None:
-        """The server's count of tokens in place of the estimate, if it is one."""
+        """Replaces the estimated number of tokens by the server's count, if it gives a valid one."""
         usage = reply.get("usage") if isinstance(reply, dict) else None
         total = usage.get("total_tokens") if isinstance(usage, dict) else None
         if isinstance(total, int) and not isinstance(total, bool) and 0 < total < 1 << 24:
@@ -221,7 +223,8 @@ class Endpoint:
 
 
 class _Cache:
-    """Values by hash, and what was spent on them. Used from one thread, but for the two counts."""
+    """Values of replies by the hash of the request, and the calls and tokens spent. Only the two counts are used from
+    several threads."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -239,18 +242,18 @@ class _Cache:
             ) from None
 
     def get(self, keys: list[str]) -> dict[str, Any]:
-        known = {}
+        cached = {}
         for key in keys:
             row = self._db.execute("select value from replies where hash = ?", (key,)).fetchone()
             if row is not None:
-                known[key] = json.loads(row[0])
-        return known
+                cached[key] = json.loads(row[0])
+        return cached
 
     def put(self, key: str, value: Any) -> None:
         self._write("insert or replace into replies values (?, ?)", (key, json.dumps(value)))
 
     def keep_counts(self) -> None:
-        """Writes down what was spent."""
+        """Stores the numbers of calls and tokens."""
         self._write("update spent set calls = ?, tokens = ?", (self.calls, self.tokens))
 
     def _write(self, statement: str, values: tuple) -> None:
@@ -265,7 +268,7 @@ class _Cache:
 
 
 def message_of(reply: Any) -> dict[str, Any]:
-    """The message of a chat's reply; {} where there is none."""
+    """The message in a chat reply, or {}."""
     try:
         message = reply["choices"][0]["message"]
     except (TypeError, KeyError, IndexError):
@@ -274,13 +277,13 @@ def message_of(reply: Any) -> dict[str, Any]:
 
 
 def estimate(body: dict[str, Any]) -> int:
-    """About how many tokens a call takes, more rather than fewer."""
-    asked = [m["content"] for m in body.get("messages", ())] + [body.get("input", "")]
-    return len("".join(asked).encode()) // BYTES_PER_TOKEN + 10 + body.get("max_tokens", 0)
+    """An estimate of a call's tokens, on the high side."""
+    texts = [m["content"] for m in body.get("messages", ())] + [body.get("input", "")]
+    return len("".join(texts).encode()) // BYTES_PER_TOKEN + 10 + body.get("max_tokens", 0)
 
 
 def retry_after(value: str) -> float:
-    """Seconds of a Retry-After header, a number or a date; 0 for what is neither."""
+    """The seconds of a Retry-After header, which is a number or a date; 0 for anything else."""
     with contextlib.suppress(ValueError):
         seconds = float(value)
         return seconds if 0 <= seconds < math.inf else 0.0

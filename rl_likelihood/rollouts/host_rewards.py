@@ -1,4 +1,4 @@
-"""Rewards that are computed on the host, from the text of what was sampled: rules, graders, votes, controls."""
+"""Rewards that the host computes from the sampled text: rules, graders, votes, controls."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rl_likelihood.shapes import CHAIN, SAMPLED, ChainFormat, Compared, Judged, 
 from rl_likelihood.task import Task
 
 Rewards = dict[str, np.ndarray]  # name -> [P, G] float32
-Texts = list[list[str]]  # [P][G]: chain, tags the policy wrote itself, sampled answer
+Texts = list[list[str]]  # [P][G]: the sampled text: chain, the tags that the policy wrote, sampled answer
 
 
-# What three-valued rewards ask: right, wrong, or None for an answer that cannot be read at all.
+# Graders with three outcomes: True (right), False (wrong), or None for an answer that cannot be read.
 OUTCOMES = {
     "exact_match": lambda reference, answer: None if answer is None else graders.exact_match(reference, answer),
     "countdown": graders.countdown_outcome,
@@ -26,8 +26,8 @@ OUTCOMES = {
 
 
 class HostRewards(NamedTuple):
-    """The terms that come with the batch, the rows to keep, what to log, what a judge or critic in the step reads, and
-    the verdicts of a rubric [P][G]."""
+    """`values`: the rewards by name. `keep` [P, G]: rows to keep. `logged`: metrics. `judged`, `compared`, `replayed`:
+    inputs of a judge or critic in the step. `verdicts` [P][G]: a rubric's."""
 
     values: Rewards
     keep: np.ndarray
@@ -39,13 +39,13 @@ class HostRewards(NamedTuple):
 
 
 def candidate(answer: str) -> object:
-    """What makes two answers one candidate of a vote: their number, or their text."""
+    """The key of an answer in a vote: its number, or else its text."""
     value = graders.parse_number(answer)
     return answer.strip() if value is None else value
 
 
 def sampled_texts(task: Task, rollout: Rollout) -> Texts:
-    """The text of what was sampled."""
+    """The text of the sampled ids of each row."""
     sampled = (rollout.segment == CHAIN) | (rollout.segment == SAMPLED)
     return [
         [task.tokenizer.decode(ids[row], skip_special_tokens=True) for ids, row in zip(*group, strict=True)]
@@ -54,29 +54,28 @@ def sampled_texts(task: Task, rollout: Rollout) -> Texts:
 
 
 def responses(task: Task, rollout: Rollout, rows: list[EncodedExample], texts: Texts) -> Texts:
-    """Whole responses, the prompt's `<think>` included.
+    """Whole responses, including the prompt's `<think>`.
 
-    Where answers are not sampled, the reference answer stands after a chain that opened the tag, as it does in
-    the row that is scored.
+    If answers are not sampled, the reference answer follows a chain that opened the tag, as in the scored row.
     """
     p, with_answers = task.config.prompt, task.config.sampled_answer > 0
 
-    def whole(text: str, reference: str, truncated: bool) -> str:
+    def response(text: str, reference: str, truncated: bool) -> str:
         if with_answers:
             return p.think_open + text + (">" if text.endswith(p.answer_close) else "")
         return p.think_open + text + ("" if truncated else f">{reference}{p.answer_close}>")
 
     groups = zip(texts, rows, rollout.truncated, strict=True)
-    return [[whole(t, row.example.answer, cut) for t, cut in zip(g, cuts, strict=True)] for g, row, cuts in groups]
+    return [[response(t, row.example.answer, cut) for t, cut in zip(g, cuts, strict=True)] for g, row, cuts in groups]
 
 
 def host_rewards(
     task: Task, pool: Pool, rollout: Rollout, rows: list[EncodedExample], texts: Texts | None
 ) -> HostRewards:
-    """The host's terms of the reward. `texts`: `sampled_texts`, which no term and no answer need where they are None.
+    """The rewards that the host computes. `texts`: `sampled_texts`, or None if nothing reads them.
 
-    With sampled answers `exact_match` is there whichever reward trains. A row that a grader failed on (it hung, it
-    crashed) is neither right nor wrong: it is not kept, and counted in grader/failures.
+    With sampled answers, `exact_match` is logged under any reward. A row on which a grader hung or crashed is neither
+    right nor wrong: it is dropped, and counted in grader/failures.
     """
     c = task.config
     terms = c.reward.host_terms
@@ -100,13 +99,13 @@ def host_rewards(
         return [[grade(graders.reference_of(name, row.example), a) for a in group] for row, group in pairs]
 
     references = [row.example.answer for row in rows]
-    who = rollout.prompts.uid, size, c.seed, c.reward
-    how = outcome, graders.numeric_match, candidate
+    stream = rollout.prompts.uid, size, c.seed, c.reward
+    functions = outcome, graders.numeric_match, candidate
     ends = lambda: [token_ends(row, task.fmt) for row in rows]
-    inputs = HostInputs(answers, references, *who, *how, rollout.outcomes, ends)
+    inputs = HostInputs(answers, references, *stream, *functions, rollout.outcomes, ends)
     tags = task.fmt
     reads = any(r.kind == "text" for r in terms.values())
-    whole = responses(task, rollout, rows, texts) if reads and texts is not None else []
+    full_texts = responses(task, rollout, rows, texts) if reads and texts is not None else []
     values: Rewards = {}
     for name, reward in terms.items():
         if reward.kind == "judge":  # `asked_judge.judged` adds it
@@ -116,7 +115,7 @@ def host_rewards(
         elif reward.kind == "host":
             values[name] = reward.function(inputs)
         else:
-            values[name] = np.asarray([[reward.function(t, tags) for t in group] for group in whole], np.float32)
+            values[name] = np.asarray([[reward.function(t, tags) for t in group] for group in full_texts], np.float32)
     logged: dict[str, float] = {}
     if "majority_vote" in terms:
         votes = rules.vote_diagnostics(answers, references, graders.numeric_match, candidate)
@@ -126,19 +125,19 @@ def host_rewards(
         logged["reward/exact_match"] = float(right.mean())
     logged["grader/failures"] = float(pool.failures - failures)
     if rollout.outcomes is not None:
-        logged |= of_conversations(rollout.outcomes, rollout.truncated)
+        logged |= conversation_metrics(rollout.outcomes, rollout.truncated)
         failed |= rollout.outcomes.failed
     return HostRewards(values, ~failed, logged)
 
 
 def token_ends(row: EncodedExample, fmt: ChainFormat) -> frozenset[int]:
-    """Bytes of the reference answer after which one of its tokens ends. Its ids begin with those of a ">"."""
+    """The byte offsets in the reference answer at which its tokens end. Its ids begin with those of a ">"."""
     ends = np.cumsum([len(fmt.vocab_bytes[i]) for i in row.answer_ids]) - len(b">")
     return frozenset(int(n) for n in ends if 0 < n <= len(row.example.answer.encode(errors="surrogatepass")))
 
 
-def of_conversations(o: Outcomes, cut: np.ndarray) -> dict[str, float]:
-    """How a step's conversations went, those left out that failed. `cut`: which of them did not end by themselves."""
+def conversation_metrics(o: Outcomes, cut: np.ndarray) -> dict[str, float]:
+    """Metrics of a step's conversations, without those that failed. `cut`: conversations that ran out of turns."""
     ran = ~o.failed
     mean = lambda x: float(x[ran].mean()) if ran.any() else 0.0
     return {

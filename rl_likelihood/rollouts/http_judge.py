@@ -1,4 +1,4 @@
-"""A judge behind an HTTP address. A row that gets no readable verdict is a counted failure, without a number."""
+"""A judge at an HTTP address. A row without a readable verdict counts as a failure and has no number."""
 
 from __future__ import annotations
 
@@ -16,43 +16,49 @@ from rl_likelihood.rollouts.local_judge import Answers, Verdicts
 
 
 class HttpJudge:
-    """Says the mean over the form's words (`Form.words`), of two the probability of the first, for rows of text."""
+    """Gives each row of text its expected value over the form's words (`probability`)."""
 
     def __init__(self, settings: HttpSettings, form: Form) -> None:
         self.form, self.endpoint = form, Endpoint(settings)
 
     def __call__(self, questions: Sequence[str], answers: Answers) -> Verdicts:
-        """The number of every row; rows with the same text are asked once."""
+        """The number of each row. Rows with equal text are sent once."""
         rows = [filled(self.form, q, row) for q, group in zip(questions, answers, strict=True) for row in group]
-        said = self.endpoint.ask([one_token(text) for text in rows], lambda reply: probability(reply, self.form.words))
-        values = np.array([math.nan if x is None else x for x in said], np.float32).reshape(len(questions), -1)
+        replies = self.endpoint.ask(
+            [one_token(text) for text in rows], lambda reply: probability(reply, self.form.words)
+        )
+        values = np.array([math.nan if x is None else x for x in replies], np.float32).reshape(len(questions), -1)
         return Verdicts(values, np.isfinite(values), 0)
 
     @property
     def failures(self) -> collections.Counter[str]:
-        """Failed rows by kind."""
+        """The number of failed rows by kind of failure."""
         return self.endpoint.failures
 
     def close(self) -> None:
-        """Ends connections."""
+        """Closes the connections."""
         self.endpoint.close()
 
 
 def one_token(text: str) -> dict[str, Any]:
-    """A call that asks for one token and its likeliest alternatives."""
+    """A request for one token and its likeliest alternatives."""
     message = {"role": "user", "content": text}
     return {"messages": [message], "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
 
 
 def text_of(reply: Any) -> str | None:
-    """The text of a chat's reply; None where there is none."""
+    """The text of a chat reply, or None."""
     text = message_of(reply).get("content")
     return text if isinstance(text, str) else None
 
 
 def probability(reply: Any, words: Sequence[str]) -> float | None:
-    """The mean over the words, from 1 for the first to 0 for the last: of two P(first word). By the log-probs of the
-    reply's first token, or by its text where there are none; None where it says none of the words, or two by text."""
+    """The expected value of the reply, where the first word is worth 1, the last 0, and the others lie evenly between.
+    With two words it is P(first word).
+
+    It comes from the log-probs of the reply's first token or, without log-probs, from its text. None if no word occurs,
+    or if the text has several.
+    """
     try:
         choice = reply["choices"][0]
     except (TypeError, KeyError, IndexError):
@@ -68,12 +74,12 @@ def probability(reply: Any, words: Sequence[str]) -> float | None:
     if total > 0:
         return sum(worth[word] * p for word, p in mass.items()) / total
     text = text_of(reply) or ""
-    said = [w for w in words if re.search(rf"\b{re.escape(w)}\b", text.casefold())]
-    return worth[said[0]] if len(said) == 1 else None
+    words_in_text = [w for w in words if re.search(rf"\b{re.escape(w)}\b", text.casefold())]
+    return worth[words_in_text[0]] if len(words_in_text) == 1 else None
 
 
 def _top(choice: dict[str, Any]) -> list[tuple[str, float]]:
-    """(token, log-prob) of the likeliest first tokens; [] where they are missing or no log-probs."""
+    """(token, log-prob) of the likeliest first tokens; [] if they are missing or invalid."""
     try:
         entries = choice["logprobs"]["content"][0]["top_logprobs"]
         pairs = [(str(e["token"]).strip().casefold(), float(e["logprob"])) for e in entries]

@@ -1,4 +1,4 @@
-"""A judge that is computed here: a model that says which of two words it would reply, or a reward model."""
+"""A judge that this process computes: a model that replies with one of some words, or a reward model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rl_likelihood.shapes import Judged, UserError
 from rl_likelihood.task import load_tokenizer
 from rl_likelihood.weights import assets, files
 
-Answers = Sequence[Sequence[Sequence[str | None]]]  # [P][Q]: the answers of one row
-AT_ONCE = 8  # questions of one call of a local judge
+Answers = Sequence[Sequence[Sequence[str | None]]]  # [P][Q][answers in a row]
+AT_ONCE = 8  # questions per batch of a local judge
 HEAD = "reward_head.npz"  # in a reward model's workdir or exported folder: weight, bias, spread
 
 
 class Verdicts(NamedTuple):
-    """A number for each row, which rows have one, and how many were cut."""
+    """`values` [P, Q]: the number of each row. `keep` [P, Q]: rows with a number. `cut`: how many rows were cut."""
 
     values: np.ndarray
     keep: np.ndarray
@@ -35,7 +35,7 @@ class Verdicts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LocalJudge:
-    """Reads text and says numbers. `run(params, judged)` is jitted; `at_once`: questions of one call."""
+    """Gives rows of text their numbers. `run(params, judged)` is jitted. `at_once`: questions per batch."""
 
     reader: Reader
     judge: Judge
@@ -44,12 +44,12 @@ class LocalJudge:
     at_once: int = AT_ONCE
 
     def unscaled(self) -> LocalJudge:
-        """The judge whose scores are those of its head."""
+        """The judge without division by the spread of its scores."""
         judge = dataclasses.replace(self.judge, spread=1.0)
         return dataclasses.replace(self, judge=judge, run=make_judge(judge))
 
     def __call__(self, questions: Sequence[str], answers: Answers) -> Verdicts:
-        """The number of every row, a batch of questions at a time. Every question has equally many rows."""
+        """The number of each row, in batches of questions. Every question must have the same number of rows."""
         values, cut = [], 0
         for start in range(0, len(questions), self.at_once):
             part = slice(start, start + self.at_once)
@@ -63,24 +63,25 @@ class LocalJudge:
 
 
 def describe_decoder(path: str) -> tuple[ModelConfig, str]:
-    """The model and its tokenizer's path, of a name, a folder, a .gguf file or a run's workdir. Reads no weights."""
+    """(the model, its tokenizer's path) for a model's name, a folder, a .gguf file or a run's workdir. Reads no
+    weights."""
     if (Path(path) / checkpoint.FOLDER).is_dir():
-        model, _, at, _ = checkpoint.describe(path)
-        return model, tokenizer_path(Path(path), at)
-    found = str(assets.resolve(path).resolve())
-    return files.describe(found), found
+        model, _, tokenizer_at, _ = checkpoint.describe(path)
+        return model, tokenizer_path(Path(path), tokenizer_at)
+    resolved = str(assets.resolve(path).resolve())
+    return files.describe(resolved), resolved
 
 
 def load_decoder(path: str) -> tuple[ModelConfig, Params]:
-    """The model and its parameters, on the host."""
+    """(the model, its parameters on the host)."""
     if (Path(path) / checkpoint.FOLDER).is_dir():
         return checkpoint.restore_params(path)[:2]
     return files.load(assets.resolve(path).resolve(), classifier=True)
 
 
 def load_head(path: str) -> tuple[ValueHead, float] | None:
-    """The value head of a reward model, a run's or a sequence classifier's, and the spread of its scores (1 where it is
-    not known); None for any other model."""
+    """(the value head, the spread of its scores) of a reward model's workdir or of a sequence classifier (whose spread
+    is taken as 1); None for any other model."""
     file = Path(path) / HEAD
     if not file.is_file():
         score = files.score_of(path if Path(path).exists() else assets.resolve(path))
@@ -100,18 +101,18 @@ def load_head(path: str) -> tuple[ValueHead, float] | None:
 
 
 def on_device(judge: LocalJudge, device: Any) -> LocalJudge:
-    """The judge with its parameters on one device, where all of it is computed: no other thread's program waits."""
+    """The judge with its parameters on one device. It has no collectives, so no other thread's program waits for it."""
     return dataclasses.replace(judge, params=jax.device_put(judge.params, device))
 
 
 def save_head(path: str | Path, head: ValueHead, spread: float, step: int = 0) -> None:
-    """What `load_head` reads. `step`: that of the checkpoint beside it."""
+    """Writes the file that `load_head` reads. `step`: of the checkpoint that the head belongs to."""
     weight, bias = np.asarray(head.weight), np.asarray(head.bias)
     np.savez(Path(path) / HEAD, weight=weight, bias=bias, spread=np.float32(spread), step=step)
 
 
 def as_judge(model: ModelConfig, platform: str) -> ModelConfig:
-    """The model with how a judge runs it."""
+    """The model, with the settings with which a judge runs it."""
     on_cpu = platform == "cpu"
     dtype = "float32" if on_cpu else "bfloat16"
     return dataclasses.replace(model, compute_dtype=dtype, scan_layers=not on_cpu, attention="dense", remat="none")
@@ -120,10 +121,12 @@ def as_judge(model: ModelConfig, platform: str) -> ModelConfig:
 def reader_of(
     path: str, form: Form, max_prompt: int, max_row: int, template: str = "model", setting: str = "judge."
 ) -> tuple[Reader, ModelConfig]:
-    """How the model at a path reads, and its shape: all of a judge that can be refused without its weights. A reward
-    model (a folder with a value head) scores one answer, whatever `form`. `setting`: what stands before max_prompt and
-    max_row where the user sets them."""
-    model, at = describe_decoder(path)
+    """(the reader, the architecture) of the model at `path`. It refuses everything that can be refused without weights.
+
+    A reward model (a folder with a value head) always scores one answer, whatever `form` is. `setting`: the prefix of
+    the user's settings max_prompt and max_row, for messages.
+    """
+    model, tokenizer_at = describe_decoder(path)
     if load_head(path) is not None:
         form = judged_text.SCORE
     if max_prompt + max_row > model.max_position:
@@ -131,7 +134,7 @@ def reader_of(
             f"{setting}max_prompt + {setting}max_row = {max_prompt + max_row}, more than the {model.max_position} "
             "positions of the judge; lower one"
         )
-    text, _ = load_tokenizer(at, template)
+    text, _ = load_tokenizer(tokenizer_at, template)
     reader = Reader(text, tokenizer.vocab_bytes(text, model.vocab_size), form, max_prompt, max_row, setting)
     judged_text.refuse_template(reader)
     judged_text.words_of(reader)
@@ -141,7 +144,7 @@ def reader_of(
 def local_judge(
     path: str, form: Form, max_prompt: int, max_row: int, template: str = "model", setting: str = "judge."
 ) -> LocalJudge:
-    """A judge from a model's path (`reader_of`)."""
+    """The judge of the model at `path` (`reader_of`), with its weights."""
     reader, _ = reader_of(path, form, max_prompt, max_row, template, setting)
     head, words = load_head(path), judged_text.words_of(reader)
     model, params = load_decoder(path)

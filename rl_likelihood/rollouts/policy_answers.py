@@ -1,4 +1,4 @@
-"""Answers of a policy to questions, for what judges them outside of training."""
+"""Samples a policy's answers to questions, outside of training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Answers = list[list[str | None]]
 
 
 def policy_answers(
-    task: Task, params: Params, devices: Devices, rows: list[EncodedExample], many: int
+    task: Task, params: Params, devices: Devices, rows: list[EncodedExample], count: int
 ) -> Iterator[tuple[list[EncodedExample], Answers]]:
-    """(questions, so many answers to each) a batch at a time; None where a reply has no answer."""
+    """Yields batches of (questions, `count` answers to each). An answer is None if the reply has none."""
     c = task.config
     size = batch_size(min(c.eval.batch_prompts, len(rows)), devices)
-    sampler = task.sampler(group_size=many, max_sampled_answer=c.eval_answer, width_multiple=0)
+    sampler = task.sampler(group_size=count, max_sampled_answer=c.eval_answer, width_multiple=0)
     weights = sampler_weights(params, task.model, devices)
     for start, part in in_batches(rows, size):
         rollout = sample_all(weights, task.collate(part, np.arange(start, start + size)), task.key(EVALUATE), sampler)

@@ -1,9 +1,9 @@
-"""Fresh prompts in place of groups that teach nothing (DAPO, 2503.14476: dynamic sampling).
+"""Replaces groups without a learning signal by groups of fresh prompts (DAPO's dynamic sampling, 2503.14476).
 
-A step draws whole batches from the run's stream of prompts until it has a batch of groups that `filter.mode` accepts,
-or until `filter.resample` further batches were drawn. It takes the accepted groups in the order of the stream. Where
-they are too few, refused ones fill the batch, and the step leaves them out. Groups beyond a batch are dropped. Which
-prompts a step draws depends only on how many batches were drawn before it, a number that checkpoints keep.
+A step draws whole batches from the run's stream of prompts until `filter.mode` accepts enough groups for a batch, or
+until `filter.resample` extra batches were drawn. It takes the accepted groups in the order of the stream. If there are
+too few, refused groups fill the batch, and the step ignores them. Surplus groups are dropped. Which prompts a step
+draws depends only on the number of batches drawn before it, which checkpoints store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rl_likelihood.shapes import Rollout
 
 
 class Drawn(NamedTuple):
-    """A batch of prompts, what was sampled for them, and what the host says of it."""
+    """A batch of prompts with its rollout, the host's rewards, and the sampled texts."""
 
     rollout: Rollout
     rows: list[EncodedExample]
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
 
 
 def accepted(drawn: Drawn, c: Config) -> np.ndarray:
-    """Which groups the filter accepts [P], by the terms of the reward that the host computes."""
+    """The groups that the filter accepts [P], judged by the reward terms that the host computes."""
     weights = {t.on_host[0]: t.weight for t in c.reward.terms if t.on_host}
     n = c.rows_per_prompt
     total = sum(w * drawn.graded.values[name][:, :n] for name, w in weights.items())
@@ -40,23 +40,23 @@ def accepted(drawn: Drawn, c: Config) -> np.ndarray:
 
 
 def chosen(accepts: list[np.ndarray]) -> list[int]:
-    """Positions of a batch's groups among all that were drawn: the first accepted ones, then refused ones."""
+    """The indices, among all drawn groups, of the groups in the batch: accepted groups first, then refused ones."""
     flat = np.concatenate(accepts)
     order = np.concatenate([np.flatnonzero(flat), np.flatnonzero(~flat)])
     return sorted(order[: len(accepts[0])].tolist())
 
 
-def merged(parts: list[Drawn], accepts: list[np.ndarray], pad_id: int) -> Drawn:
-    """The batch of the chosen groups, and what to log: the means of all that was drawn, and how much that was."""
+def merge_drawn(parts: list[Drawn], accepts: list[np.ndarray], pad_id: int) -> Drawn:
+    """The batch of the chosen groups. Its metrics are means over everything that was drawn, and the numbers drawn."""
     pick = chosen(accepts)
     width = max(d.rollout.segment.shape[-1] for d in parts)
     prompt_width = max(d.rollout.prompts.tokens.shape[1] for d in parts)
     last = parts[-1].rollout
-    wide = [
+    padded = [
         widened(d.rollout, width, prompt_width, pad_id).replace(version=last.version, number=last.number, seconds=0.0)
         for d in parts
     ]
-    rollout = jax.tree.map(lambda *x: np.concatenate(x)[pick], *wide)
+    rollout = jax.tree.map(lambda *x: np.concatenate(x)[pick], *padded)
     rollout = rollout.replace(seconds=sum(d.rollout.seconds for d in parts))
     values = {k: np.concatenate([d.graded.values[k] for d in parts])[pick] for k in parts[0].graded.values}
     logged = combined([d.graded.logged for d in parts]) | {

@@ -1,4 +1,4 @@
-"""The reward `rubric`: a judge's verdict on each criterion of a question, put together."""
+"""The reward `rubric`: a judge's verdicts on the criteria of a question, combined into one number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rl_likelihood.shapes import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RubricJudge:
-    """Judges answers by their questions' rubrics, which `rubrics` has by the question."""
+    """Judges answers by the rubrics of their questions. `rubrics`: question -> rubric."""
 
     judge: LocalJudge | HttpJudge
     rubrics: dict[str, Rubric]
@@ -28,26 +28,26 @@ class RubricJudge:
     def __call__(
         self, questions: Sequence[str], answers: Sequence[Sequence[str | None]]
     ) -> tuple[Verdicts, list[np.ndarray]]:
-        """A number for each answer, of each question equally many; and [P][G, C] how far each criterion is met, NaN
-        without a verdict. A row that one verdict is missing for has no number."""
-        own = [self.rubrics[question] for question in questions]
-        asked = [asks(rubric, self.kind) for rubric in own]
-        flat = [text for texts in asked for text in texts]
-        rows = [[(a,) for a in group] for group, texts in zip(answers, asked, strict=True) for _ in texts]
+        """(a number for each answer [P, G]; how far each criterion is met [P][G, C], NaN without a verdict). A row with
+        a missing verdict has no number."""
+        own_rubrics = [self.rubrics[question] for question in questions]
+        judge_prompts = [judge_prompts_of(rubric, self.kind) for rubric in own_rubrics]
+        flat = [text for texts in judge_prompts for text in texts]
+        rows = [[(a,) for a in group] for group, texts in zip(answers, judge_prompts, strict=True) for _ in texts]
         out = self.judge(flat, rows)
         numbers = np.where(out.keep, out.values, np.nan)
-        met = [x.T for x in np.split(numbers, np.cumsum([len(texts) for texts in asked])[:-1])]
-        most = max(map(len, asked))
-        padded = np.stack([np.pad(x, ((0, 0), (0, most - x.shape[1]))) for x in met])
-        points = np.zeros((len(own), most))
-        for i, rubric in enumerate(own):
+        met = [x.T for x in np.split(numbers, np.cumsum([len(texts) for texts in judge_prompts])[:-1])]
+        max_criteria = max(map(len, judge_prompts))
+        padded = np.stack([np.pad(x, ((0, 0), (0, max_criteria - x.shape[1]))) for x in met])
+        points = np.zeros((len(own_rubrics), max_criteria))
+        for i, rubric in enumerate(own_rubrics):
             points[i, : met[i].shape[1]] = [c.points for c in rubric.criteria][: met[i].shape[1]]
         total = aggregate(np.nan_to_num(padded), points, self.kind)
-        keep = np.isfinite(padded).all(-1) & total.there[:, None]
+        keep = np.isfinite(padded).all(-1) & total.valid[:, None]
         return Verdicts(total.values.astype(np.float32), keep, out.cut), met
 
     def verdicts(self, question: str, met: np.ndarray) -> list[list[dict[str, Any]]]:
-        """What samples.jsonl has of each answer to a question."""
+        """The verdicts on each answer to a question, as samples.jsonl stores them."""
         criteria = self.rubrics[question].criteria
         if self.kind == "implicit":
             return [[{"mark": _number(x)} for x in row] for row in met]
@@ -62,12 +62,12 @@ def _number(x: float) -> float | None:
 
 
 def form_of(kind: Kind) -> Form:
-    """How the judge is asked: about one criterion, or for one mark."""
+    """The form of the judge's prompt: about one criterion, or for one mark over all criteria."""
     return judged_text.MARK if kind == "implicit" else judged_text.MEETS
 
 
-def asks(rubric: Rubric, kind: Kind) -> list[str]:
-    """What the judge reads before an answer: the question with each criterion, or with all of them."""
+def judge_prompts_of(rubric: Rubric, kind: Kind) -> list[str]:
+    """The texts that the judge reads before an answer: the question with each criterion, or with all criteria."""
     question = f"Question:\n{rubric.prompt}\n\n"
     if kind == "implicit":
         return [question + "Criteria, with what each is worth:\n" + "\n".join(map(_line, rubric.criteria))]
@@ -79,16 +79,16 @@ def _line(criterion: rubrics.Criterion) -> str:
 
 
 def rubrics_of(r: RubricSettings, questions: Sequence[str]) -> dict[str, Rubric]:
-    """The file's rubrics by question. UserError where a question has none, or one that does not go with the sum."""
+    """The file's rubrics by question. UserError if a question has none, or if one does not suit rubric.aggregate."""
     rows = rubrics.read_rubrics(r.path)
     rubrics.refuse(rows, r.aggregate)
     if r.aggregate == "checklist":
         rows = [row._replace(criteria=(*row.criteria, UNIVERSAL)) for row in rows]
-    found = {row.prompt: row for row in rows}
-    missing = [question for question in questions if question not in found]
+    by_question = {row.prompt: row for row in rows}
+    missing = [question for question in questions if question not in by_question]
     if missing:
         raise UserError(
             f"rubric.path is {r.path!r}, which has no rubric for {len(missing)} of {len(questions)} training "
             f"questions, such as {missing[0][:60]!r}; make them with python -m rl_likelihood.rubrics --make"
         )
-    return found
+    return by_question

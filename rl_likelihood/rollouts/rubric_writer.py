@@ -1,5 +1,5 @@
-"""Who writes rubrics: a model that replies to a prompt with the nearest known rubrics and criteria, here or behind an
-address."""
+"""Writes rubrics with a model, local or at an HTTP address. Its prompt shows the most similar known rubrics and
+criteria."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example, UserError
 from rl_likelihood.task import load_tokenizer
 
-WIDTHS = 64  # prompts are padded to a multiple of this: each width compiles once
-MOST_EMBEDDED = 256  # tokens of a text that its vector is made of
-AT_ONCE = 8  # questions that one call of a local model writes for, and texts that it embeds
+WIDTHS = 64  # prompts are padded to a multiple of this, because each width is compiled once
+MOST_EMBEDDED = 256  # maximum tokens of a text that are embedded
+AT_ONCE = 8  # questions, or texts to embed, per batch of a local model
 TEMPERATURE = 0.2
-END = "\n\n\n"  # of a reply that goes on after its list
+END = "\n\n\n"  # stops a reply that continues after its list
 
 ASK = """Write a grading rubric for answers to the question below.
 
@@ -45,11 +45,11 @@ Question:
 
 Reply with the JSON list alone."""
 
-Write = Callable[[Sequence[str]], list[str | None]]  # messages to replies, None where there is none
+Write = Callable[[Sequence[str]], list[str | None]]  # messages -> replies, None for a missing reply
 
 
-class Shown:
-    """Known rubrics and criteria, and what of them is shown for a question."""
+class WriterPrompts:
+    """The known rubrics and criteria, and the writer's prompts that show the most similar ones."""
 
     def __init__(self, c: Config, seeds: Sequence[Rubric], embed: Embed | None) -> None:
         self.c, self.seeds = c.rubric, list(seeds)
@@ -59,18 +59,18 @@ class Shown:
         self.pool.add([x.text for x in self.criteria])
 
     def messages(self, questions: Sequence[str]) -> list[str]:
-        """What the writer is asked for each question."""
+        """The writer's prompt for each question."""
         cases, pool = self.cases.search(questions, self.c.cases), self.pool.search(questions, self.c.pool)
         return [self._message(*row) for row in zip(questions, cases, pool, strict=True)]
 
     def _message(self, question: str, cases: Sequence[int], pool: Sequence[int]) -> str:
-        shown = "".join(
+        examples = "".join(
             f"\nAn example. Question:\n{self.seeds[i].prompt}\nIts rubric:\n{_json(self.seeds[i].criteria)}\n"
             for i in cases
         )
-        near = _json([self.criteria[i] for i in pool])
-        near = f"\nCriteria of questions that are near:\n{near}\n" if pool else ""
-        return ASK.format(items=self.c.items, cases=shown, pool=near, question=question)
+        similar = _json([self.criteria[i] for i in pool])
+        similar = f"\nCriteria of questions that are near:\n{similar}\n" if pool else ""
+        return ASK.format(items=self.c.items, cases=examples, pool=similar, question=question)
 
 
 def _json(criteria: Sequence[Criterion]) -> str:
@@ -78,13 +78,13 @@ def _json(criteria: Sequence[Criterion]) -> str:
 
 
 def written(example: Example, reply: str | None, items: int) -> Rubric | None:
-    """The rubric in a reply; None where there is none."""
+    """The rubric in a reply, or None."""
     criteria = rubrics.distinct(rubrics.criteria_in(reply or ""))[:items]
     return Rubric(example.prompt, example.id, tuple(criteria)) if criteria else None
 
 
 def writer_of(c: Config, workdir: Path) -> tuple[Write, Embed | None]:
-    """The config's writer, and what makes vectors where the retriever asks for them."""
+    """(the config's writer, the function that embeds texts, or None if the retriever needs no vectors)."""
     name = c.rubric.writer or c.judge.model
     refuse_store(c.rubric.store)
     if "http" in c.rubric.retriever and "://" not in name:
@@ -103,9 +103,9 @@ def _remote(c: Config, workdir: Path, url: str) -> tuple[Write, Embed | None]:
     endpoint.refuse_unreachable()
 
     def write(messages: Sequence[str]) -> list[str | None]:
-        asked = [{"role": "user", "content": m} for m in messages]
+        messages_sent = [{"role": "user", "content": m} for m in messages]
         limits = {"temperature": TEMPERATURE, "max_tokens": c.rubric.max_new}
-        return endpoint.ask([{"messages": [m], **limits} for m in asked], rubric_text, CHAT)
+        return endpoint.ask([{"messages": [m], **limits} for m in messages_sent], rubric_text, CHAT)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         vectors = endpoint.ask([{"input": text} for text in texts], vector_of, EMBEDDINGS)
@@ -118,13 +118,13 @@ def _remote(c: Config, workdir: Path, url: str) -> tuple[Write, Embed | None]:
 
 
 def rubric_text(reply: object) -> str | None:
-    """The text of a reply with criteria in it; None for any other, which a later call asks for again."""
+    """The text of a reply that has criteria, else None; a later call then repeats the request."""
     text = text_of(reply)
     return text if text and rubrics.criteria_in(text) else None
 
 
 def vector_of(reply: object) -> list[float] | None:
-    """The vector of a reply of /v1/embeddings; None where there is none."""
+    """The vector in a reply of /v1/embeddings, or None."""
     try:
         vector = [float(x) for x in reply["data"][0]["embedding"]]  # type: ignore[index]
     except (TypeError, KeyError, IndexError, ValueError):
@@ -133,8 +133,8 @@ def vector_of(reply: object) -> list[float] | None:
 
 
 def _local(c: Config, path: str) -> tuple[Write, Embed | None]:
-    _, at = describe_decoder(path)
-    text, eos_ids = load_tokenizer(at, c.judge.template)
+    _, tokenizer_at = describe_decoder(path)
+    text, eos_ids = load_tokenizer(tokenizer_at, c.judge.template)
     model, params = load_decoder(path)
     model = as_judge(model, jax.default_backend())
     params = jax.device_put(params, jax.local_devices()[0])
@@ -151,11 +151,11 @@ def _local(c: Config, path: str) -> tuple[Write, Embed | None]:
         for start in range(0, len(fits), AT_ONCE):
             part = fits[start : start + AT_ONCE]
             width = -(-max(len(ids[i]) for i in part) // WIDTHS) * WIDTHS
-            rows = [_bare(ids[i]) for i in (part + part[-1:] * AT_ONCE)[:AT_ONCE]]  # always as many: one program
-            asked = prompts.collate(rows, np.arange(start, start + AT_ONCE), width, 1, fmt.pad_id)
+            rows = [_bare(ids[i]) for i in (part + part[-1:] * AT_ONCE)[:AT_ONCE]]  # a fixed number: one program
+            collated = prompts.collate(rows, np.arange(start, start + AT_ONCE), width, 1, fmt.pad_id)
             key = jax.random.key(c.seed)
-            made, _, length = decode.sample_ids(weights, asked, key, sampler, END, c.rubric.max_new)
-            for i, row, n in zip(part, made[:, 0], length[:, 0], strict=False):
+            sampled_ids, _, length = decode.sample_ids(weights, collated, key, sampler, END, c.rubric.max_new)
+            for i, row, n in zip(part, sampled_ids[:, 0], length[:, 0], strict=False):
                 out[i] = text.decode(row[:n], skip_special_tokens=True)
         return out
 
@@ -164,14 +164,14 @@ def _local(c: Config, path: str) -> tuple[Write, Embed | None]:
 
 
 def _bare(ids: Sequence[int]) -> EncodedExample:
-    """A prompt that nothing is known about."""
+    """An example with only a prompt."""
     return EncodedExample(Example("", "", ""), np.asarray(ids, np.int32), np.zeros(0, np.int32), np.zeros(0, bool))
 
 
 def decoder_vectors(
     model: ModelConfig, params: Params, encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str]
 ) -> np.ndarray:
-    """[n, D] `mean_state` of texts, cut at MOST_EMBEDDED tokens."""
+    """Embeddings [n, D] of texts: `mean_state` of their first MOST_EMBEDDED tokens."""
     rows = [ids[:MOST_EMBEDDED] for ids in encode(texts)]
     width = -(-max(map(len, rows)) // WIDTHS) * WIDTHS
     out, run = [], jax.jit(mean_state, static_argnums=1)

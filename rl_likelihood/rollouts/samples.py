@@ -1,4 +1,4 @@
-"""What is written down of a step's chains: samples.jsonl, and now and then one on the console."""
+"""Writes a step's chains to samples.jsonl, and from time to time one to the console."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG
 from rl_likelihood.task import Task
 
 
-def write_samples(task: Task, devices: Devices, writer, step: int, given: StepInput, per_row: dict) -> None:
-    """Every chain of the first few prompts, with all that it scored; with several processes: those of the first."""
+def write_samples(task: Task, devices: Devices, writer, step: int, step_input: StepInput, per_row: dict) -> None:
+    """Writes every chain of the first few prompts, with its rewards. With several processes, only the first writes."""
     c = task.config.report
     to_file = bool(c.samples_every) and step % c.samples_every == 0
     to_console = bool(c.console_samples) and step % c.console_samples == 0
     if not to_file and not to_console or not distributed.first():
         return
-    n = min(len(given.rows), max(c.sample_prompts if to_file else 0, int(to_console)))
+    n = min(len(step_input.rows), max(c.sample_prompts if to_file else 0, int(to_console)))
     values = {k: v[devices.prompts[:n]] for k, v in per_row.items()}
     for i in range(n):
-        for j in range(given.rollout.segment.shape[1]):
-            row = sample_of(task, given, values, i, j)
+        for j in range(step_input.rollout.segment.shape[1]):
+            row = sample_of(task, step_input, values, i, j)
             if to_file and i < c.sample_prompts:
                 writer.sample(step, row)
             if to_console and i == j == 0:
@@ -36,31 +36,31 @@ def write_samples(task: Task, devices: Devices, writer, step: int, given: StepIn
                 say(f"    {row['prompt']}  {chain}  [{row['reference_answer']}]  reward {row['reward']:.2f}")
 
 
-def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: int, j: int) -> dict[str, Any]:
-    """Chain j of prompt i as a line of samples.jsonl. `values`: what the step measured of the rows [P, G, ...]."""
-    rollout, batch, example = given.rollout, given.batch, given.rows[i].example
+def sample_of(task: Task, step_input: StepInput, values: dict[str, np.ndarray], i: int, j: int) -> dict[str, Any]:
+    """Chain j of prompt i as a line of samples.jsonl. `values`: the step's values of each row [P, G, ...]."""
+    rollout, batch, example = step_input.rollout, step_input.batch, step_input.rows[i].example
     kinds, ids, text = rollout.segment[i, j], rollout.completion[i, j], task.tokenizer.decode
     answer = kinds == REFERENCE
     rounded = lambda x: [round(float(v), 5) for v in x]
-    digits = lambda x: float(f"{x:.6g}")  # not decimals: the probability of a long answer is 1e-40 or less
+    digits = lambda x: float(f"{x:.6g}")  # significant digits, because a long answer's probability is 1e-40 or less
     no_chain = {}
     if batch.no_chain is not None:
         logp = values["no_chain_answer_logp"][i][batch.no_chain.segment[i, 0] == REFERENCE]
         no_chain["answer_logp_no_chain"] = rounded(logp)
-    also: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     if rollout.outcomes is not None:
-        also["messages"] = messages_of(task, rollout, i, j)
-        also |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items()}
-        also["answer_turn"] = np.asarray(turn_of(rollout.segment[i : i + 1, j : j + 1]))[0, 0, answer].tolist()
+        extra["messages"] = messages_of(task, rollout, i, j)
+        extra |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items()}
+        extra["answer_turn"] = np.asarray(turn_of(rollout.segment[i : i + 1, j : j + 1]))[0, 0, answer].tolist()
     if batch.shown is not None:
         group = rollout.segment.shape[1]
-        also["after_answer"] = j >= group - task.config.posterior.rows(group)
+        extra["after_answer"] = j >= group - task.config.posterior.rows(group)
     weights = {}
     if "answer_weights" in values:
         scored = np.asarray(batch.scored[i, j][answer])
-        each = np.zeros(len(scored))
-        each[scored] = values["answer_weights"][i, j][: scored.sum()]
-        weights["answer_weights"] = rounded(each)
+        token_weights = np.zeros(len(scored))
+        token_weights[scored] = values["answer_weights"][i, j][: scored.sum()]
+        weights["answer_weights"] = rounded(token_weights)
     return {
         "id": example.id,
         "prompt": example.prompt,
@@ -72,9 +72,9 @@ def sample_of(task: Task, given: StepInput, values: dict[str, np.ndarray], i: in
         "answer_tokens": [text([t]) for t in ids[answer]],
         "answer_logp": rounded(values["answer_logp"][i, j][np.flatnonzero(answer)]),
         **no_chain,
-        **also,
+        **extra,
         **weights,
-        **({} if given.verdicts is None else {"verdicts": given.verdicts[i][j]}),
+        **({} if step_input.verdicts is None else {"verdicts": step_input.verdicts[i][j]}),
         "scored": batch.scored[i, j][answer].astype(int),
         **{k: digits(v[i, j]) for k, v in values.items() if k.startswith("reward")},
         "advantage": digits(values["advantage"][i, j]),

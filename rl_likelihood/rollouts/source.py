@@ -1,8 +1,8 @@
-"""Where batches come from. `learn` asks for the next one and does not know which source it has.
+"""Sources of batches. `learn` takes the next batch and does not know which source it has.
 
-Synchronous    samples when asked, from the parameters it is given: on-policy, no thread, no queue
+Synchronous    samples on demand from the current parameters: on-policy, without a thread or a queue
 Asynchronous   a thread samples ahead into a bounded queue (`rollouts.asynchronous`)
-Given          the reference answers themselves, after the data's chains or none: supervised training
+Given          supervised training: the reference answers, with or without the data's chains
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
 from rl_likelihood.rollouts.conversations import targets_of, texts_of
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards
-from rl_likelihood.rollouts.resample import Drawn, accepted, merged
+from rl_likelihood.rollouts.resample import Drawn, accepted, merge_drawn
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import Devices, sampler_weights
 from rl_likelihood.shapes import CHAIN, TAG, UserError
-from rl_likelihood.task import Task
+from rl_likelihood.task import Task, rollout_model
 
 
 class Source(Protocol):
     """A stream of batches. All processes call every method at the same points."""
 
     def next(self, step: int, params: Params) -> StepInput:
-        """The batch for the update from version `step`, which has these parameters."""
+        """The batch for the next update. `params`: the current parameters, after `step` updates."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON, so that a resumed run goes on with the same batches."""
+        """The state for a checkpoint, as JSON, so that a resumed run continues with the same batches."""
 
     def close(self) -> None:
-        """Ends threads and processes."""
+        """Stops threads and processes."""
 
 
 def make_source(
@@ -49,8 +49,8 @@ def make_source(
     saved: dict[str, Any] | None,
     judge: AnyJudge | None = None,
 ) -> Source:
-    """The source that the config asks for, from update `start` on; `saved`: the `state` of the checkpoint there;
-    `judge`: the run's, if its reward asks for one."""
+    """The source of the config's batches, from update `start` on. `saved`: the source's `state` in that checkpoint.
+    `judge`: the run's judge, if its reward needs one."""
     batches = Batches(task, devices, workdir, judge)
     if task.config.reward.supervised:
         return Given(batches)
@@ -60,7 +60,7 @@ def make_source(
 
 
 class Synchronous:
-    """Samples when it is asked. `drawn`: how many batches of the stream of prompts were sampled so far."""
+    """Samples on demand. `drawn`: the number of batches drawn from the stream of prompts so far."""
 
     def __init__(self, batches: Batches, start: int, saved: dict[str, Any] | None) -> None:
         self.batches = batches
@@ -70,7 +70,7 @@ class Synchronous:
 
     def next(self, step: int, params: Params) -> StepInput:
         b, c = self.batches, self.batches.task.config
-        weights = sampler_weights(params, b.task.model, b.devices)
+        weights = sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices)
         drawn = self._draw(weights, step)
         if c.filter.resample:
             parts, accepts = [drawn], [accepted(drawn, c)]
@@ -78,8 +78,8 @@ class Synchronous:
             while len(parts) <= c.filter.resample and distributed.any_of(sum(a.sum() for a in accepts) < wanted):
                 parts.append(self._draw(weights, step))
                 accepts.append(accepted(parts[-1], c))
-            drawn = merged(parts, accepts, b.task.fmt.pad_id)
-        del weights  # the learner's step has the room
+            drawn = merge_drawn(parts, accepts, b.task.fmt.pad_id)
+        del weights  # frees memory for the learner's step
         batch, rollout = b.batch(drawn.rollout, drawn.rows, drawn.graded)
 
         def measured() -> dict[str, float]:
@@ -90,7 +90,7 @@ class Synchronous:
         return StepInput(batch, rollout, drawn.rows, queue | times, drawn.graded.verdicts, measured, rollout.seconds)
 
     def _draw(self, weights: Params, step: int) -> Drawn:
-        """The next batch of the stream, sampled and graded."""
+        """The next batch of the stream of prompts, sampled and graded."""
         b, failure, rollout = self.batches, None, None
         try:
             rollout = b.sample(self.drawn, weights, step)
@@ -114,7 +114,7 @@ class Synchronous:
 
 
 class Given:
-    """The reference answer of each question as its one row, after the data's chain if reward.sft_chain says so."""
+    """One row per question: its reference answer, after the data's chain if reward.sft_chain asks for it."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -124,7 +124,7 @@ class Given:
         self.width += longest_chain(task) if self.chains else 0
         if task.config.converses:
             self.width = task.config.spoken_tokens
-            for row in task.train:  # what cannot be read is refused now
+            for row in task.train:  # refuses unreadable rows at the start
                 texts_of(row.example, task.config.env.style)
 
     def next(self, step: int, params: Params) -> StepInput:
@@ -150,7 +150,7 @@ class Given:
 
 
 def longest_chain(task: Task) -> int:
-    """Tokens of the longest given chain; every training row must have one."""
+    """The tokens of the data's longest chain. UserError if a training row has no chain."""
     missing = [row.example.id for row in task.train if not row.example.chain]
     if missing:
         raise UserError(

@@ -1,12 +1,12 @@
-"""Checkpoints of a run: orbax, asynchronous, restored onto whatever mesh the run now has.
+"""Checkpoints of a run, by orbax: saved asynchronously, restored onto the run's current mesh.
 
     workdir/checkpoints/STEP/params   the parameters
                             /rest     every other field of TrainState
-                            /meta     JSON of the caller: data position, model_config, model_path, ...
-                            /leaves   JSON: shape, type and checksum of every array
+                            /meta     JSON from the caller: data position, model_config, model_path, ...
+                            /leaves   JSON: shape, dtype and checksum of every array
 
-A checkpoint appears under its name only when all of it is on disk. Every array carries a checksum that does not
-depend on how it is sharded (checksums.py). `disk.drop_optimizer` leaves a file optimizer_dropped in place of rest.
+A checkpoint appears under its name only when all of it is on disk. The checksum of an array does not depend on its
+sharding (checksums.py). `disk.drop_optimizer` replaces rest by a file optimizer_dropped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ Manager = ocp.CheckpointManager
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Save every `every` steps; keep the last `keep`, each step that `keep_every` divides, and with `best` the best."""
+    """Save every `every` steps. Keep the last `keep`, each step that `keep_every` divides, and with `best` the best
+    step."""
 
     every: int
     keep: int
@@ -51,7 +52,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass
 class Chosen:
-    """A policy of orbax: the steps that a function chooses when another is saved."""
+    """A preservation policy for orbax: keeps the steps that a function chooses."""
 
     chosen: Callable[[int], bool]
 
@@ -60,17 +61,18 @@ class Chosen:
 
 
 def due(cfg: CheckpointConfig, step: int, steps: int) -> bool:
-    """Whether the state after `step` of `steps` updates is to be saved."""
+    """Whether to save the state after `step` of `steps` updates."""
     return step == steps or (step > 0 and step % cfg.every == 0)
 
 
 def open_manager(
     workdir: str | Path, cfg: CheckpointConfig, is_best: Callable[[int], bool] | None = None
 ) -> ocp.CheckpointManager:
-    """The checkpoints of `workdir`, made if need be; sweeps up what a killed run left half-written.
+    """The checkpoint manager of `workdir`. Creates the folder if necessary, and deletes checkpoints that a killed run
+    left unfinished.
 
-    A step that `is_best` is kept. Close it with `close`. Raises UserError when the folder cannot be written or the
-    settings make no sense.
+    `is_best`: steps to keep. Close the manager with `close`. UserError if the folder cannot be written or a setting is
+    out of range.
     """
     if cfg.every < 1 or cfg.keep < 1 or cfg.keep_every < 0:
         raise UserError(
@@ -78,11 +80,11 @@ def open_manager(
             "the first two are at least 1 and the last at least 0"
         )
     quiet_orbax()
-    kept: list[Any] = [LatestN(cfg.keep)]
-    kept += [EveryNSteps(cfg.keep_every)] if cfg.keep_every else []
-    kept += [Chosen(is_best)] if is_best else []
+    policies: list[Any] = [LatestN(cfg.keep)]
+    policies += [EveryNSteps(cfg.keep_every)] if cfg.keep_every else []
+    policies += [Chosen(is_best)] if is_best else []
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
     )
     directory = epath.Path(workdir).absolute() / FOLDER
     with _writing(directory):
@@ -91,12 +93,13 @@ def open_manager(
 
 
 def latest_step(workdir: str | Path) -> int | None:
-    """The newest finished checkpoint's step; None without one."""
+    """The step of the newest finished checkpoint; None without one."""
     return max(ocp.path.step.checkpoint_steps(epath.Path(workdir).absolute() / FOLDER), default=None)
 
 
 def agreed_step(workdir: str | Path) -> int | None:
-    """The newest checkpoint's step, process 0's answer in every process, once all of them see its folder."""
+    """The step of the newest checkpoint, as process 0 sees it. Returns in every process once all of them see its
+    folder."""
     step = distributed.share(latest_step(workdir))
     if step is not None:
         distributed.await_file(Path(workdir).absolute() / FOLDER / str(step))
@@ -104,12 +107,11 @@ def agreed_step(workdir: str | Path) -> int | None:
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]) -> None:
-    """Starts to save `state` under its step; arrays are copied before this returns, so they may be donated.
+    """Starts to save `state` under its step. Arrays are copied before this returns, so they may be donated.
 
-    `meta` is JSON: at least `model_config` (dataclasses.asdict) and `model_path` for `restore_params`. A step
-    that is saved already is left alone. A failure (disk full) of this save or of the one before it raises
-    UserError, here or in `close`. With several processes all of them call this, and every array of the state
-    must lie on the global mesh, scalars too.
+    `meta` is JSON, with at least `model_config` (dataclasses.asdict) and `model_path` for `restore_params`. A step that
+    is already saved is skipped. If this save or the one before it fails (disk full), UserError is raised here or in
+    `close`. All processes must call this, and every array of the state must be on the global mesh, even scalars.
     """
     step = int(state.step)
     if distributed.share(step in manager.all_steps()):
@@ -121,15 +123,15 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]
                 raise ValueError(f"{name} lives on one process; put it on the mesh (mesh.replicated) before saving")
     sums = checksums(arrays)
     leaves = {k: {"shape": list(x.shape), "dtype": str(x.dtype), "sum": sums[k]} for k, x in arrays.items()}
-    params, others = _split(state)
-    arrays_of = {"params": ocp.args.PyTreeSave(params), REST: ocp.args.PyTreeSave(others)}
+    params, rest = _split(state)
+    arrays_of = {"params": ocp.args.PyTreeSave(params), REST: ocp.args.PyTreeSave(rest)}
     items = ocp.args.Composite(**arrays_of, meta=ocp.args.JsonSave(meta), leaves=ocp.args.JsonSave(leaves))
     with _writing(manager.directory):
         manager.save(step, args=items, force=True)
 
 
 def save_initial(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -> None:
-    """Saves the state that a run starts from into a folder of its own, which no retention rule touches."""
+    """Saves the state from which a run starts in a separate folder, so that no retention rule deletes it."""
     manager = open_manager(workdir, CheckpointConfig(every=1, keep=1))
     try:
         save(manager, state, meta)
@@ -138,7 +140,7 @@ def save_initial(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -
 
 
 def close(manager: ocp.CheckpointManager) -> None:
-    """Waits until every save is on disk, and ends the manager; raises UserError if one failed."""
+    """Waits until every save is on disk, then closes the manager. UserError if a save failed."""
     try:
         with _writing(manager.directory):
             manager.wait_until_finished()
@@ -149,12 +151,12 @@ def close(manager: ocp.CheckpointManager) -> None:
 def restore(
     manager: ocp.CheckpointManager, abstract_state: TrainState, step: int | None = None
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state and meta of `step`, by default of the newest checkpoint that can be read.
+    """(state, meta) of `step`, by default of the newest readable checkpoint.
 
-    `abstract_state` is a TrainState of jax.ShapeDtypeStruct with shardings: arrays are read straight onto
-    that mesh, whatever mesh they were saved from. Damaged checkpoints are warned about and passed over (and
-    renamed to STEP.damaged, so that the run can save that step again). Raises UserError when there is none,
-    when none is readable, when the one asked for is not, or when its arrays are not those of `abstract_state`.
+    `abstract_state` is a TrainState of jax.ShapeDtypeStruct with shardings. Arrays are read directly onto that mesh,
+    even if they were saved from another one. Damaged checkpoints are skipped with a warning, and renamed to
+    STEP.damaged so that the run can save that step again. UserError if no checkpoint is readable, if the requested one
+    is not, or if its arrays do not match `abstract_state`.
     """
 
     def read(candidate: int) -> tuple[TrainState, dict[str, Any]]:
@@ -166,8 +168,8 @@ def restore(
             )
         leaves, meta = _read_json(manager, candidate)
         _check_shapes(path, _named(abstract_state), leaves)
-        params, others = _split(abstract_state)
-        out = _read_arrays(manager, candidate, {"params": params, REST: others})
+        params, rest = _split(abstract_state)
+        out = _read_arrays(manager, candidate, {"params": params, REST: rest})
         state = abstract_state.replace(params=out["params"], **out[REST])
         check_sums(checksums(_named(state)), leaves)
         return state, meta
@@ -186,11 +188,11 @@ def restore_params(
     at: Callable[[ModelConfig], Any] | None = None,
     alone: bool = False,
 ) -> tuple[ModelConfig, dict, int, str]:
-    """(model settings, parameters, step, model path) of `step`, by default the newest readable one.
+    """(model settings, parameters, step, model path) of `step`, by default of the newest readable checkpoint.
 
-    Needs neither the mesh nor the optimizer of the run, and changes nothing on disk. The parameters are numpy arrays,
-    or lie where `at` says (the shardings of a model's parameters). Those of a run with LoRA have its adapters added
-    up; `alone`: only the adapters. Raises UserError as `restore` does.
+    Needs neither the mesh nor the optimizer of the run, and changes nothing on disk. `at`: the function from a model to
+    its shardings; without it, parameters are numpy arrays. With LoRA, the adapters are added to the base; `alone`: only
+    the adapters are returned. UserError as in `restore`.
     """
     with _opened(workdir) as manager:
 
@@ -218,9 +220,9 @@ def restore_params(
 
 
 def describe(workdir: str | Path) -> tuple[ModelConfig, Params, str, dict[str, Any]]:
-    """(model settings, shapes of the parameters, model path, meta) of the newest checkpoint that says so.
+    """(model settings, shapes of the parameters, model path, meta) of the newest checkpoint with readable JSON.
 
-    Reads no array, so it may be of a checkpoint that `restore` will pass over. Raises UserError as `restore` does.
+    Reads no array, so `restore` may skip this checkpoint as damaged. UserError as in `restore`.
     """
     with _opened(workdir) as manager:
 
@@ -229,12 +231,12 @@ def describe(workdir: str | Path) -> tuple[ModelConfig, Params, str, dict[str, A
             cfg, model_path = _model(manager.directory / str(candidate), meta)
             return cfg, _params(param_specs(cfg), leaves), model_path, meta
 
-        return _newest_readable(manager, None, read, aloud=False)[0]
+        return _newest_readable(manager, None, read, warn=False)[0]
 
 
 @contextlib.contextmanager
 def _opened(workdir: str | Path) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints of a workdir, to read."""
+    """A read-only checkpoint manager of a workdir."""
     directory = epath.Path(workdir).absolute() / FOLDER
     if agreed_step(workdir) is None:
         raise UserError(f"{directory}: no checkpoint here; give the --workdir of a run that has saved one")
@@ -245,7 +247,7 @@ def _opened(workdir: str | Path) -> Iterator[ocp.CheckpointManager]:
 
 
 def _params(specs: dict[str, Any], leaves: dict[str, dict]) -> Params:
-    """Parameters as jax.ShapeDtypeStruct, of the types that were saved."""
+    """Parameters as jax.ShapeDtypeStruct, with the saved dtypes."""
 
     def abstract(path, spec: Spec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(spec.shape, leaves.get("params/" + _name(path), {}).get("dtype", "float32"))
@@ -254,9 +256,9 @@ def _params(specs: dict[str, Any], leaves: dict[str, dict]) -> Params:
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
-    """Parameters, and the other fields by name: two items, so that the first can be read alone."""
+    """(parameters, the other fields by name). They are separate items, so that parameters can be read alone."""
     parts = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    if state.reference is None:  # as in checkpoints of versions that had no such field
+    if state.reference is None:  # as in checkpoints of older versions without this field
         del parts["reference"]
     return parts.pop("params"), parts
 
@@ -266,7 +268,7 @@ def _name(path) -> str:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Leaves by path, such as params/layers/q."""
+    """The leaves of a tree by path, such as params/layers/q."""
     return {_name(path): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
@@ -277,16 +279,17 @@ def _read_json(manager: ocp.CheckpointManager, step: int) -> tuple[dict, dict]:
 
 
 def _read_arrays(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any], host: bool = False) -> dict:
-    """The items of `abstract` onto its shardings, or as numpy with `host`."""
+    """Reads the items of `abstract` onto its shardings, or with `host` as numpy arrays."""
 
-    def how(x: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    def restore_args(x: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
         if host:
             return ocp.RestoreArgs(restore_type=np.ndarray)
-        where = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return ocp.ArrayRestoreArgs(sharding=where, global_shape=x.shape, dtype=x.dtype)
+        sharding = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=x.shape, dtype=x.dtype)
 
     items = {
-        name: ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(how, tree)) for name, tree in abstract.items()
+        name: ocp.args.PyTreeRestore(item=tree, restore_args=jax.tree.map(restore_args, tree))
+        for name, tree in abstract.items()
     }
     for name in abstract:
         _reading(functools.partial(check_files, manager.directory / str(step) / name))
@@ -295,13 +298,13 @@ def _read_arrays(manager: ocp.CheckpointManager, step: int, abstract: dict[str, 
 
 
 def _reading(read):
-    """`read()`, its failure as DamagedError, in every process if it failed in one."""
+    """The result of `read()`. If it fails in any process, DamagedError in every process."""
     reason, out = "", None
     try:
         out = read()
     except (jax.errors.JaxRuntimeError, MemoryError):
-        raise  # the machine's fault (no memory left), not the file's
-    except Exception as e:  # orbax raises bare Exception for some unreadable files; nothing is swallowed
+        raise  # out of memory: the file may be fine
+    except Exception as e:  # orbax raises bare Exception for some unreadable files
         reason = " ".join(str(e).split())[:200] or type(e).__name__
     if distributed.any_of(bool(reason)):
         reason = reason or "another process could not read it"
@@ -310,29 +313,30 @@ def _reading(read):
     return out
 
 
-def _check_shapes(path: epath.Path, wanted: dict[str, Any], saved: dict[str, dict]) -> None:
-    """UserError unless the saved arrays are those wanted: that is another run's checkpoint, not a damaged one."""
+def _check_shapes(path: epath.Path, expected: dict[str, Any], saved: dict[str, dict]) -> None:
+    """UserError unless the saved arrays are the expected ones. If not, the checkpoint is another run's, not damaged."""
     show = lambda shape, dtype: f"{dtype}[{', '.join(map(str, shape))}]"
-    want = {k: show(x.shape, jnp.dtype(x.dtype)) for k, x in wanted.items()}
-    have = {k: show(v["shape"], v["dtype"]) for k, v in saved.items()}
-    for name in [*want, *have]:
-        if want.get(name) != have.get(name):
+    expected_text = {k: show(x.shape, jnp.dtype(x.dtype)) for k, x in expected.items()}
+    saved_text = {k: show(v["shape"], v["dtype"]) for k, v in saved.items()}
+    for name in [*expected_text, *saved_text]:
+        if expected_text.get(name) != saved_text.get(name):
             raise UserError(
-                f"{path}: {name} is {have.get(name, 'absent')} in the checkpoint and {want.get(name, 'absent')} "
-                "in this run; give the config that the workdir was made with, or another --workdir"
+                f"{path}: {name} is {saved_text.get(name, 'absent')} in the checkpoint and "
+                f"{expected_text.get(name, 'absent')} in this run; give the config that the workdir was made with, or "
+                "another --workdir"
             )
 
 
 def _newest_readable(
-    manager: ocp.CheckpointManager, step: int | None, read, aloud: bool = True
+    manager: ocp.CheckpointManager, step: int | None, read, warn: bool = True
 ) -> tuple[Any, int, list[int]]:
-    """(what `read(step)` gives, the step, the damaged steps passed over: `aloud`, unless somebody else will say so)."""
+    """(the result of `read(step)`, the step, the damaged steps that were skipped). `warn`: prints the latter."""
     steps = distributed.share(sorted(manager.all_steps(), reverse=True))
     if not steps:
         raise UserError(f"{manager.directory}: no checkpoint here; give the --workdir of a run that has saved one")
     if step is not None and step not in steps:
-        have = ", ".join(map(str, reversed(steps)))
-        raise UserError(f"{manager.directory}: no checkpoint of step {step}; choose one of {have}")
+        available = ", ".join(map(str, reversed(steps)))
+        raise UserError(f"{manager.directory}: no checkpoint of step {step}; choose one of {available}")
     damaged, reason = [], ""
     for candidate in steps if step is None else [step]:
         distributed.await_file(Path(manager.directory) / str(candidate))
@@ -342,7 +346,7 @@ def _newest_readable(
             damaged.append(candidate)
             reason = str(e)
             continue
-        for bad in damaged if aloud and distributed.first() else ():
+        for bad in damaged if warn and distributed.first() else ():
             message = f"{manager.directory / str(bad)}: damaged checkpoint passed over, going on from step {candidate}"
             print(f"warning: {message} ({reason})", file=sys.stderr, flush=True)
         return result, candidate, damaged
@@ -354,8 +358,8 @@ def _newest_readable(
 
 
 def _set_aside(path: epath.Path) -> None:
-    """Renames a damaged checkpoint to STEP.damaged (a number after it if taken), as every process sees it:
-    nothing is deleted."""
+    """Renames a damaged checkpoint to STEP.damaged, with a number if that name is taken. Deletes nothing. Waits until
+    every process sees the change."""
     if distributed.first():
         name, i = f"{path.name}.damaged", 1
         while (path.parent / name).exists():
@@ -363,11 +367,11 @@ def _set_aside(path: epath.Path) -> None:
             name = f"{path.name}.damaged{i}"
         with _writing(path.parent):
             path.rename(path.parent / name)
-    distributed.await_file(Path(path), there=False)
+    distributed.await_file(Path(path), exists=False)
 
 
 def _model(path: epath.Path, meta: dict[str, Any]) -> tuple[ModelConfig, str]:
-    """ModelConfig and model path from a checkpoint's meta."""
+    """(ModelConfig, model path) from a checkpoint's meta."""
     try:
         return from_values(meta["model_config"]), meta["model_path"]
     except (KeyError, TypeError) as e:
@@ -378,14 +382,14 @@ def _model(path: epath.Path, meta: dict[str, Any]) -> tuple[ModelConfig, str]:
 
 @contextlib.contextmanager
 def _writing(directory: epath.Path) -> Iterator[None]:
-    """Turns what the disk refuses into one sentence; orbax wraps it in a ValueError that names the code."""
+    """Turns write errors into a UserError. Orbax wraps them in a ValueError that names the error code."""
     try:
         yield
     except (OSError, ValueError) as e:
         text = str(e)
         if not isinstance(e, OSError) and "os_error_code" not in text:
             raise
-        why = getattr(e, "strerror", None) or text.split(" [os_error_code")[0].rsplit(": ", 1)[-1]
+        reason = getattr(e, "strerror", None) or text.split(" [os_error_code")[0].rsplit(": ", 1)[-1]
         raise UserError(
-            f"{directory}: checkpoint cannot be written ({why}); free space or choose another --workdir"
+            f"{directory}: checkpoint cannot be written ({reason}); free space or choose another --workdir"
         ) from e

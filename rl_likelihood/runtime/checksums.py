@@ -1,5 +1,5 @@
-"""Checks that a checkpoint is read as it was saved: checksums of arrays, and whether files are there. Orbax notices
-missing and cut files, but not a flipped bit."""
+"""Checks that a checkpoint is read as it was saved, by checksums of arrays and a read of all files. Orbax notices
+missing and truncated files, but not a flipped bit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from etils import epath
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be read as it was written; the message says why in a few words."""
+    """A checkpoint that cannot be read as it was written. The message gives the reason in a few words."""
 
 
 @jax.jit
 def checksum(x: jax.Array) -> jax.Array:
     """sum_i bits(x_i) (2 i + 1) mod 2^32 over the elements in row order.
 
-    Odd factors, so a change of one element, whichever bit, always shows; positions, so that exchanged
-    elements do; integers, so that neither sharding nor the order of the sum matters. A position is made from
-    one iota a dimension, not from a reshape, which would gather a sharded array.
+    The factors are odd, so that any change of one element changes the sum. They depend on the position, so that
+    exchanged elements change it too. Integers make it independent of sharding and of the order of the sum. Positions
+    come from one iota per dimension, because a reshape would gather a sharded array.
     """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
@@ -34,22 +34,22 @@ def checksum(x: jax.Array) -> jax.Array:
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, int]:
-    """One array at a time: host arrays pass through a device that may not hold all of them."""
+    """The checksum of each array. They are computed one by one, because a device may not hold all of them."""
     return {name: int(checksum(x)) for name, x in arrays.items()}
 
 
 def check_sums(sums: dict[str, int], saved: dict[str, dict]) -> None:
-    """DamagedError unless every array's checksum is the saved one."""
+    """DamagedError unless every array has its saved checksum."""
     for name, value in sums.items():
         if value != saved[name]["sum"]:
             raise DamagedError(f"{name} is not what was saved (checksum)")
 
 
 def check_files(path: epath.Path) -> None:
-    """Reads every stored chunk once, this process its share of them.
+    """Reads every stored chunk once; each process reads its share.
 
-    Orbax reads chunks in many threads; when one fails the others print tracebacks of their own, past every
-    handler. Here the first failure is one exception.
+    Orbax reads chunks in many threads. When one fails, the others print tracebacks that no handler can catch. Here the
+    first failure is a single exception.
     """
     store = tensorstore.KvStore.open(
         {"driver": "ocdbt", "base": f"{path}/" if "://" in str(path) else {"driver": "file", "path": f"{path}/"}}
@@ -58,6 +58,6 @@ def check_files(path: epath.Path) -> None:
     if not keys:
         raise DamagedError(f"{path.name} is empty")
     for key in keys[jax.process_index() :: jax.process_count()]:
-        # A chunk whose file is gone reads as empty, without an error; a stored one never is.
+        # A chunk whose file is missing reads as empty, without an error. A stored chunk is never empty.
         if not store.read(key).result().value:
             raise DamagedError(f"a file of {path.name} is gone")

@@ -31,7 +31,7 @@ class Console:
         try:
             yield
         except OSError as e:
-            if e.errno in (errno.EPIPE, errno.EIO, errno.EBADF):  # it will not come back
+            if e.errno in (errno.EPIPE, errno.EIO, errno.EBADF):  # closed for good
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
@@ -39,11 +39,11 @@ class Console:
 
 
 def outlive_the_terminal() -> None:
-    """From now on no `print` of this process fails, even where it was started without stdout or stderr."""
+    """From now on no `print` of this process fails, even if it was started without stdout or stderr."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file would get its number, and what is printed
+        except OSError:  # closed: the next opened file would get this number, and the printed text
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
     nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stdout, sys.stderr = Console(sys.stdout or nowhere), Console(sys.stderr or nowhere)

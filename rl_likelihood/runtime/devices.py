@@ -23,8 +23,8 @@ from rl_likelihood.shapes import Prompts, Rollout, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The learner's mesh; this process's sampler's mesh; which prompts of a step, and which chains of each, are this
-    process's to sample."""
+    """`learner`: the learner's mesh over all processes. `sampler`: the mesh of this process's sampler. `prompts` and
+    `chains`: which prompts of a step, and which chains of each, this process samples."""
 
     learner: Mesh
     sampler: Mesh
@@ -33,15 +33,15 @@ class Devices:
 
     @property
     def separate(self) -> bool:
-        """Whether sampler and learner share no device."""
+        """Whether sampler and learner have no device in common."""
         return not set(self.learner.devices.flat) & set(self.sampler.devices.flat)
 
 
 def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int | None = None) -> Devices:
-    """The config's devices, for one process: by default this one.
+    """The devices of the config, as seen from one process (by default this one).
 
-    If mesh.data and mesh.fsdp leave a choice, takes the first mesh over which the batch divides. If there is none, the
-    UserError names settings that would do.
+    If mesh.data and mesh.fsdp leave a choice, it takes the first mesh over which the batch divides. If there is none,
+    the UserError names settings that would work.
     """
     devices = list(devices or jax.devices())
     process = jax.process_index() if process is None else process
@@ -55,12 +55,12 @@ def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int |
         )
     n, local = _of_sampler(c), len(by_process[process])
     if n >= local:
-        most = f"at most {local - 1}, or to shared" if local > 1 else "shared"
+        limit = f"at most {local - 1}, or to shared" if local > 1 else "shared"
         raise UserError(
-            f"sampler.devices is {n} of the {local} devices of a process and leaves the learner none; set it to {most}"
+            f"sampler.devices is {n} of the {local} devices of a process and leaves the learner none; set it to {limit}"
         )
     sampling = {d for group in by_process.values() for d in group[len(group) - n :]}
-    own = sorted(sampling & set(by_process[process]), key=lambda d: d.id)
+    sampler_only = sorted(sampling & set(by_process[process]), key=lambda d: d.id)
     learning = [d for d in devices if d not in sampling]
     slices = len({getattr(d, "slice_index", 0) for d in learning})
     candidates = shapes(len(learning), c.mesh.data, c.mesh.fsdp, c.mesh.tensor, slices)
@@ -68,11 +68,11 @@ def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int |
     refusals = []
     for shape in candidates:
         try:
-            return _with_mesh(c, make_mesh(shape, learning), micro, own, process)
+            return _with_mesh(c, make_mesh(shape, learning), micro, sampler_only, process)
         except UserError as error:
             refusals.append(error)
     if len(candidates) > 1:
-        _suggest(c, micro, learning, slices, own, process)
+        _suggest(c, micro, learning, slices, sampler_only, process)
     raise refusals[0]
 
 
@@ -80,14 +80,14 @@ def _of_sampler(c: Config) -> int:
     return 0 if c.sampler.devices == "shared" else int(c.sampler.devices)
 
 
-def _suggest(c: Config, micro: int, learning: list, slices: int, own: list, process: int) -> None:
-    """Raises a UserError that names a mesh and a micro-batch that divide, if there are any."""
+def _suggest(c: Config, micro: int, learning: list, slices: int, sampler_only: list, process: int) -> None:
+    """Raises a UserError that suggests a mesh and a micro-batch that divide evenly, if there are any."""
     sizes = [k for k in range(c.train.prompts_per_step, 0, -1) if c.train.prompts_per_step % k == 0]
     tensors = [t for t in (c.mesh.tensor, 2, 4, 8) if len(learning) % t == 0]
     for tensor, size in itertools.product(tensors, sizes):
         for shape in shapes(len(learning), 0, 0, tensor, slices):
             with contextlib.suppress(UserError):
-                _with_mesh(c, make_mesh(shape, learning), size, own, process)
+                _with_mesh(c, make_mesh(shape, learning), size, sampler_only, process)
                 fits = f"set mesh.tensor={tensor} and train.micro_batch_prompts={size}, which do"
                 break
         else:
@@ -98,8 +98,8 @@ def _suggest(c: Config, micro: int, learning: list, slices: int, own: list, proc
         )
 
 
-def _with_mesh(c: Config, learner: Mesh, micro: int, own: list, process: int) -> Devices:
-    """The devices with this mesh of the learner's. `own`: devices that are the sampler's alone, if there are any."""
+def _with_mesh(c: Config, learner: Mesh, micro: int, sampler_only: list, process: int) -> Devices:
+    """The devices with this learner's mesh. `sampler_only`: this process's devices that only sample, if any."""
     rows, step, group = c.rows_per_prompt, c.train.prompts_per_step, c.sampler.group_size
     parts = learner.shape["data"] * learner.shape["fsdp"]
     if not divides(learner.shape, micro, rows):
@@ -116,43 +116,43 @@ def _with_mesh(c: Config, learner: Mesh, micro: int, own: list, process: int) ->
     whole = step % parts == 0
     prompts, chains = own_rows(learner, step, 1 if whole else group)[process]
     chains = slice(0, group) if whole else chains
-    local = own or [d for d in learner.devices.flat if d.process_index == process]
+    local = sampler_only or [d for d in learner.devices.flat if d.process_index == process]
     sampler = handover.sampler_mesh(local, len(prompts), chains.stop - chains.start, c.sampler.tensor)
     return Devices(learner, sampler, prompts, chains)
 
 
 def using(mesh: Mesh | None):
-    """A context in which programs are traced over `mesh`: the splash kernel and `mesh.gathered` have to know it."""
+    """A context in which programs are traced over `mesh`. The splash kernel and `mesh.gathered` read it."""
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def sampler_weights(params: Params, model: ModelConfig, devices: Devices | None) -> Params:
-    """The sampler's copy of parameters, on its devices. Every process calls it at the same point."""
+    """The sampler's copy of the parameters, on its devices. Every process must call it at the same point."""
     if devices is None:
         return decode.prepare(params, model)
     return handover.hand_over(params, model, devices.learner, devices.sampler)
 
 
 def share_of(prompts: Prompts) -> Prompts:
-    """This process's part of prompts whose number all processes divide."""
+    """This process's part of the prompts. Their number must be a multiple of the number of processes."""
     n, i = jax.process_count(), jax.process_index()
     size = len(prompts.length) // n
     return jax.tree.map(lambda x: x[i * size : (i + 1) * size], prompts)
 
 
 def batch_size(wanted: int, devices: Devices | None) -> int:
-    """`wanted` prompts, or as few more as every process and every part of its sampler's mesh get alike."""
+    """`wanted`, rounded up so that all processes and all data shards of their samplers get equally many prompts."""
     parts = 1 if devices is None else jax.process_count() * devices.sampler.shape["data"]
     return -(-wanted // parts) * parts
 
 
 def sample_all(weights: Params, prompts: Prompts, key: jax.Array, cfg: SamplerConfig) -> Rollout:
-    """`decode.sample`, each process doing its share of the prompts; all of them get the whole."""
+    """`decode.sample`, where each process samples its share of the prompts. All processes get the whole rollout."""
     return distributed.gather(decode.sample(weights, share_of(prompts), key, cfg))
 
 
 def sample_ids_all(
     weights: Params, prompts: Prompts, key: jax.Array, cfg: SamplerConfig, until: str, max_tokens: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`decode.sample_ids`, each process doing its share of the prompts; all of them get the whole."""
+    """`decode.sample_ids`, where each process samples its share of the prompts. All processes get all results."""
     return distributed.gather(decode.sample_ids(weights, share_of(prompts), key, cfg, until, max_tokens))

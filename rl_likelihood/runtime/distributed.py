@@ -33,8 +33,8 @@ from rl_likelihood.shapes import UserError
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--num_processes", "--process_id")
-_watching: list[Watch] = []  # the one of this process, if there are several
-_number = 0  # this process's, once they have found each other
+_watching: list[Watch] = []  # this process's Watch, if there are several processes
+_number = 0  # this process's number, once the processes are connected
 
 
 class SharedRefusal(UserError):
@@ -52,16 +52,16 @@ class SharedFailure(Exception):
 def start(
     coordinator: str = "", num_processes: int = 0, process_id: int = -1, heartbeat: float = 30.0, wait: float = 300.0
 ) -> None:
-    """Joins the other processes, if there are any; before anything else of jax.
+    """Connects to the other processes, if there are any. Must be called before any other use of jax.
 
-    Arguments that are not given come from the environment (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID),
-    or, where neither is set, from a Cloud TPU's metadata. Raises Unreachable after `wait` seconds. If a process dies,
-    the others notice within `heartbeat` seconds. One of them prints a line, and all end with exit code 1.
+    Missing arguments come from the environment (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or, if
+    none is set, from a Cloud TPU's metadata. Raises Unreachable after `wait` seconds. If a process dies, the others
+    notice within `heartbeat` seconds. One of them prints a line, and all end with exit code 1.
     """
     global _number
-    given = (coordinator, str(num_processes or ""), "" if process_id < 0 else str(process_id))
-    values = [value or os.environ.get(name, "") for value, name in zip(given, ENVIRONMENT, strict=True)]
-    # The second is there on other machines too.
+    arguments_given = (coordinator, str(num_processes or ""), "" if process_id < 0 else str(process_id))
+    values = [value or os.environ.get(name, "") for value, name in zip(arguments_given, ENVIRONMENT, strict=True)]
+    # /dev/vfio/0 exists on machines without a TPU too.
     devices = any(Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0"))
     chips = devices and importlib.util.find_spec("libtpu") is not None
     if not any(values):
@@ -72,7 +72,7 @@ def start(
         arguments = _checked(values)
         if arguments["num_processes"] == 1:
             return
-    # jax would wait silently for a wrong coordinator, and abort with a page of C++ after five minutes.
+    # With a wrong coordinator, jax would wait silently for five minutes and abort with a page of C++.
     peers = _meet(arguments, wait) if arguments else None
     timeout = max(1, int(heartbeat))
     try:
@@ -82,12 +82,12 @@ def start(
         raise Unreachable(f"--coordinator: the processes of this run did not find each other ({_line(e)})") from e
     if jax.process_count() == 1:
         return
-    _number = jax.process_index()  # a TPU counts its hosts itself
-    wanted = gather(np.asarray([arguments.get("process_id", _number)])).tolist()
-    if wanted != sorted(wanted):
+    _number = jax.process_index()  # a TPU numbers its hosts itself
+    numbers = gather(np.asarray([arguments.get("process_id", _number)])).tolist()
+    if numbers != sorted(numbers):
         raise SharedRefusal(
-            f"--process_id: the processes {', '.join(map(str, wanted))} are to the devices "
-            f"{', '.join(map(str, range(len(wanted))))}; on a Cloud TPU leave {', '.join(FLAGS)} out, or number the "
+            f"--process_id: the slice numbers the processes {', '.join(map(str, numbers))} as "
+            f"{', '.join(map(str, range(len(numbers))))}; on a Cloud TPU leave {', '.join(FLAGS)} out, or number the "
             "processes as the slice does"
         )
     _watching.append(Watch(_number, peers or _connections(), heartbeat))
@@ -95,10 +95,10 @@ def start(
 
 
 def _meet(arguments: dict[str, Any], wait: float) -> dict[int, socket.socket]:
-    """The watch's connections, made at the coordinator's address before jax uses it."""
+    """The watch's connections. They are made at the coordinator's address before jax uses it."""
     host, _, port = arguments["coordinator_address"].rpartition(":")
     host, number, count = host.strip("[]"), arguments["process_id"], arguments["num_processes"]
-    token = f"{count:03d}rl_likelihood"[:TOKEN].encode()  # no secret: it tells this run's processes from other programs
+    token = f"{count:03d}rl_likelihood"[:TOKEN].encode()  # not a secret; it marks the processes of this run
     if number:
         return {0: watch.reach(host, int(port), token, number, wait)}
     try:
@@ -109,17 +109,17 @@ def _meet(arguments: dict[str, Any], wait: float) -> dict[int, socket.socket]:
 
 
 def _listen(port: int, count: int) -> socket.socket:
-    """A server on every address of this machine; the others may come by IPv4 or IPv6."""
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    return socket.create_server(("", port), family=family, backlog=count + 16, dualstack_ipv6=both)
+    """A server on every address of this machine, for IPv4 and IPv6."""
+    dual_stack = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual_stack else socket.AF_INET
+    return socket.create_server(("", port), family=family, backlog=count + 16, dualstack_ipv6=dual_stack)
 
 
 def _connections() -> dict[int, socket.socket]:
     """The watch's connections on a Cloud TPU, where jax finds the processes by itself.
 
-    Process 0 has one with every other process, and they have one with process 0. It listens on a free port, and sends
-    the port and a token to the others through jax. Their connections begin with the token.
+    Process 0 connects with every other process. It listens on a free port, and sends the port and a token to the others
+    through jax. Their connections begin with the token.
     """
     if not first():
         host, port, token = share(None)
@@ -130,14 +130,14 @@ def _connections() -> dict[int, socket.socket]:
 
 
 def _address() -> str:
-    """The address at which other processes reach this one: the coordinator's if that is this process, else the one
-    from which this process reaches the coordinator."""
+    """The address at which other processes reach this one. If this process is the coordinator, it is the coordinator's
+    address; else it is the address from which this process reaches the coordinator."""
     host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
     return host if global_state.process_id == 0 else watch.address_towards(host)
 
 
 def say_error(text: str) -> None:
-    """Prints why this process ends, in one line. The watch prints nothing more."""
+    """Prints in one line why this process ends. The watch then prints nothing more."""
     if _watching:
         _watching[0].quiet()
     with contextlib.suppress(OSError):
@@ -146,10 +146,11 @@ def say_error(text: str) -> None:
 
 
 def finish(code: int = 0, together: bool = True, why: str = "") -> None:
-    """Ends a process of several: `together` with the others, or alone, which ends the others too and tells them `why`.
+    """Ends this process of a run. `together`: all processes end now. Otherwise only this one does, with an error: the
+    others are told `why` and end too.
 
-    With a code other than 0 the process exits here, without waiting for other processes. Process 0 ends the others
-    first: jax's coordinator is gone with it, and jax would abort a process that ends a moment later.
+    With a code other than 0 the process exits here, without waiting for the others. Process 0 ends the others first:
+    jax's coordinator ends with process 0, and jax would abort any process that ends a moment later.
     """
     met = global_state.client is not None
     if _watching and together and (not code or not first()):
@@ -187,12 +188,12 @@ def first() -> bool:
 
 @contextlib.contextmanager
 def folder_of_first(folder: Path) -> Iterator[Path]:
-    """Where this process writes what all of them write: process 0 into `folder`, the others into a temporary one."""
+    """The folder for files that every process writes: `folder` in process 0, a temporary folder in the others."""
     if first():
         yield folder
         return
-    with tempfile.TemporaryDirectory() as other:
-        yield Path(other)
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
 
 
 def several() -> bool:
@@ -204,7 +205,7 @@ def several() -> bool:
 
 
 def share(value: Any) -> Any:
-    """Process 0's `value`, JSON, in every process."""
+    """Process 0's `value` (JSON), in every process."""
     if jax.process_count() == 1:
         return value
     text = json.dumps(value).encode() if first() else b""
@@ -215,14 +216,14 @@ def share(value: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """The processes' numpy arrays [N, ...], of one shape, one after the other [processes * N, ...]."""
+    """Concatenates all processes' numpy arrays [N, ...], which have one shape, to [processes * N, ...]."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
 
 
 def gather_bytes(data: bytes) -> list[bytes]:
-    """Every process's bytes, by process."""
+    """The bytes of every process, in the order of processes."""
     if jax.process_count() == 1:
         return [data]
     sizes = gather(np.asarray([len(data)], np.int64))
@@ -237,9 +238,9 @@ def any_of(flag: bool) -> bool:
 
 
 def failure_of_any(error: Exception | None) -> Exception | None:
-    """None if no process has an error; else, in every process, a SharedFailure that names the process and its error.
+    """None if no process has an error. Else, in every process, a SharedFailure that names the processes and errors.
 
-    The process with the error prints it at once: the others may reach this point much later.
+    A process with an error prints it at once, because the others may reach this point much later.
     """
     if error is not None:
         traceback.print_exception(error)
@@ -252,7 +253,7 @@ def failure_of_any(error: Exception | None) -> Exception | None:
 
 
 def by_first(act: Callable[[], Any]) -> Any:
-    """Runs `act()` in process 0 and gives every process its value, JSON. All of them raise its UserError."""
+    """Runs `act()` in process 0 and returns its value (JSON) in every process. If it raises UserError, all raise it."""
     if jax.process_count() == 1:
         return act()
     value, refused = None, ""
@@ -268,9 +269,9 @@ def by_first(act: Callable[[], Any]) -> Any:
 
 
 def refuse_unshared(file: Path, text: str, seconds: float = 60.0) -> None:
-    """Refuses, in every process, unless all of them read process 0's `text` in `file`: else its folder is not shared.
+    """SharedRefusal unless every process reads process 0's `text` in `file`. Otherwise the folder is not shared.
 
-    `seconds` allows for a slow file server: an NFS client's listing may be a minute old.
+    `seconds`: time for a slow file server, because an NFS client's listing may be a minute old.
     """
     if jax.process_count() == 1:
         return
@@ -282,17 +283,18 @@ def refuse_unshared(file: Path, text: str, seconds: float = 60.0) -> None:
         )
 
 
-def await_file(path: Path, there: bool = True, seconds: float = 120.0) -> None:
-    """Waits until every process sees the file or folder that process 0 sees, or, if not `there`, until no process sees
-    the one that process 0 has removed. After `seconds` all of them refuse.
+def await_file(path: Path, exists: bool = True, seconds: float = 120.0) -> None:
+    """Waits until the file or folder exists in the view of every process, or with `exists` False until it is gone.
 
-    A network share may show one host a listing that is a minute old.
+    On a network share, a host may see a listing that is a minute old. After `seconds`, all processes refuse.
     """
-    who = "" if jax.process_count() == 1 else _without(path, lambda: path.exists() == there, seconds)
-    if who:
-        what = "cannot see it" if there else "can see it still"
-        how = "can" if there else "cannot"
-        raise SharedUnreachable(f"{path}: {who} {what} after {seconds:g} s, though process 0 {how}; start all again")
+    blind = "" if jax.process_count() == 1 else _without(path, lambda: path.exists() == exists, seconds)
+    if blind:
+        problem = "cannot see it" if exists else "can see it still"
+        first_sees = "can" if exists else "cannot"
+        raise SharedUnreachable(
+            f"{path}: {blind} {problem} after {seconds:g} s, though process 0 {first_sees}; start all again"
+        )
 
 
 def _without(file: Path, test: Callable[[], bool], seconds: float) -> str:
@@ -300,7 +302,7 @@ def _without(file: Path, test: Callable[[], bool], seconds: float) -> str:
     passed, end = False, time.monotonic() + seconds
     while not passed and time.monotonic() < end:
         with contextlib.suppress(OSError):
-            os.listdir(file.parent)  # else the file's absence may be remembered
+            os.listdir(file.parent)  # refreshes a cached listing without the file
             passed = test()
         time.sleep(0 if passed else 0.2)
     without = np.flatnonzero(~gather(np.asarray([passed]))).tolist()

@@ -1,9 +1,9 @@
-"""One run at a time in a workdir, one evaluation at a time on a file of records: a lease of filelock.
+"""Locks: one run at a time in a workdir, one evaluation at a time on a file of records. Built on filelock's lease.
 
 The holder touches the lock file every HEARTBEAT seconds. A second process is refused as soon as it sees a touch. The
-lock of a killed process of this host is taken over at once, that of another host after DURATION seconds without a
-touch. filelock takes a lock over by exchanging two names. A network file system cannot do that, and there filelock
-would wait for ever; `_remove` is for that case.
+lock of a killed process is taken over at once on the same host, and after DURATION seconds without a touch from another
+host. filelock takes a lock over by exchanging two file names. Network file systems cannot do that, so filelock would
+wait for ever; `_remove` handles that case.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from filelock import LeaseCompromise, SoftFileLease, Timeout
 from rl_likelihood.shapes import UserError
 
 FILE = "LOCK"
-HEARTBEAT, DURATION = 2.0, 30.0  # seconds; every process that wants a lock must have the same DURATION
+HEARTBEAT, DURATION = 2.0, 30.0  # seconds; all processes must have the same DURATION
 Say = Callable[[str], None]
-State = tuple[str, int, int] | None  # of a lock file: its text, its inode, the time of the last touch
+State = tuple[str, int, int] | None  # a lock file's text, inode, and time of the last touch; None: no file
 
 
 class InUse(UserError):
@@ -32,23 +32,24 @@ class InUse(UserError):
 
 
 def say_line(text: str) -> None:
-    """Instead of the console's `say`, which imports jax: sweeps and ray's workers take locks without it."""
+    """Like `console.say`, but without importing jax: sweeps and ray's workers take locks without jax."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
 
 
 @contextlib.contextmanager
 def lock(workdir: Path, name: str = FILE, say: Say = say_line) -> Iterator[str]:
-    """Holds `workdir`/`name`, which says which process of which host runs there; InUse when another does.
+    """Holds the lock file `workdir`/`name`, which names the process and host of its holder. InUse if another process
+    holds it.
 
-    Gives the text of the file, which is of this process alone.
+    Yields the text of the file, which is unique to this process.
     """
     lease = _lease(workdir / name)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _acquire(lease, workdir if name == FILE else workdir / name, say)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{workdir}: is a file, or stands below one; name a folder") from None
+        raise UserError(f"{workdir}: it or a parent of it is a file; name a folder") from None
     except OSError as e:
         raise UserError(f"{workdir / name}: cannot be written ({e.strerror or e}); choose another folder") from None
     try:
@@ -58,11 +59,11 @@ def lock(workdir: Path, name: str = FILE, say: Say = say_line) -> Iterator[str]:
 
 
 def in_use(workdir: Path, now: float | None = None, name: str = FILE) -> str:
-    """Who holds the lock, as "process 7 on this host", or "". Waits for nothing and writes nothing.
+    """The holder of the lock, as "process 7 on this host", or "". It does not wait and writes nothing.
 
-    A holder is alive if it touched the file within DURATION and, on this host, if the process exists. `now` is the
-    time by the file system's clock; by default it is this host's, and where the two differ the answer may be wrong.
-    `lock` watches for a touch and has the last word.
+    A holder counts as alive if it touched the file within DURATION and, on this host, if its process exists. `now`: the
+    time by the file system's clock. The default is this host's clock, so the answer may be wrong if the clocks differ.
+    `lock` waits for a touch, so its answer is reliable.
     """
     path = workdir / name
     try:
@@ -81,34 +82,34 @@ def _lease(path: Path) -> SoftFileLease:
     return SoftFileLease(path, lease_duration=DURATION, heartbeat_interval=HEARTBEAT, on_compromise=_lost)
 
 
-def _acquire(lease: SoftFileLease, what: Path, say: Say) -> None:
-    """Takes the lock, or refuses. `what`: how a message names it."""
+def _acquire(lease: SoftFileLease, target: Path, say: Say) -> None:
+    """Takes the lock, or raises InUse. `target`: the path that messages name."""
     path = Path(lease.lock_file)
-    before, holder = _state(path), _holder(path)
-    if not _try(lease, HEARTBEAT + 1, before) and _state(path) == before:
-        say(f"{what}: waiting up to {DURATION:.0f} s for a sign of {holder}")
-        if not _try(lease, DURATION, before) and _state(path) == before:
-            _remove(path, before)
+    old_state, holder = _state(path), _holder(path)
+    if not _try(lease, HEARTBEAT + 1, old_state) and _state(path) == old_state:
+        say(f"{target}: waiting up to {DURATION:.0f} s for a sign of {holder}")
+        if not _try(lease, DURATION, old_state) and _state(path) == old_state:
+            _remove(path, old_state)
             _try(lease, 0.2, None)
     if not lease.is_locked:
-        raise InUse(f"{what} is in use by {_holder(path)}; end it, or choose another --workdir")
-    if before is not None:
-        say(f"{what}: taken over from {holder}, which no longer runs")
+        raise InUse(f"{target} is in use by {_holder(path)}; end it, or choose another --workdir")
+    if old_state is not None:
+        say(f"{target}: taken over from {holder}, which no longer runs")
 
 
-def _try(lease: SoftFileLease, seconds: float, before: State) -> bool:
-    """Whether the lock could be had within so many seconds; gives up at once when somebody touches the file."""
-    changed = lambda: before is not None and _state(Path(lease.lock_file)) != before
+def _try(lease: SoftFileLease, seconds: float, old_state: State) -> bool:
+    """Tries to take the lock for `seconds`; returns whether it did. Stops at once if the lock file changes."""
+    changed = lambda: old_state is not None and _state(Path(lease.lock_file)) != old_state
     with contextlib.suppress(Timeout):
         lease.acquire(timeout=seconds, poll_interval=0.05, cancel_check=changed)
     return lease.is_locked
 
 
 def _remove(path: Path, stale: State) -> None:
-    """Removes the stale lock. If another process has replaced it meanwhile, puts that one back."""
+    """Removes the stale lock. If another process has replaced it in the meantime, restores that process's lock."""
     aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.stale")
     with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)  # of several processes one succeeds
+        path.rename(aside)  # only one of several processes succeeds
         if _state(aside) != stale:
             with contextlib.suppress(FileExistsError):
                 os.link(aside, path)
@@ -130,7 +131,7 @@ def _holder(path: Path) -> str:
 
 
 def _host(name: str) -> str:
-    """filelock adds the container's process namespace after a question mark."""
+    """The host in words. filelock appends the container's process namespace after a question mark."""
     name = name.partition("?")[0]
     return "this host" if name == socket.gethostname() else name
 
@@ -146,7 +147,7 @@ def _exists(pid: int) -> bool:
 
 
 def _lost(loss: LeaseCompromise) -> None:
-    """This process was suspended for longer than DURATION and another has begun: it may not write any more."""
+    """Ends this process if another one has taken its lock, which happens if it was suspended longer than DURATION."""
     if loss.reason == "owner-changed":
         sys.stderr.write(f"error: {loss.lock_file} was taken over by {_holder(Path(loss.lock_file))}; this one ends\n")
         os._exit(1)

@@ -1,4 +1,4 @@
-"""A trace of some steps, which TensorBoard, XProf and Perfetto open, and one line on what is in it."""
+"""Traces some steps for TensorBoard, XProf and Perfetto, and prints one line about the trace."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import jax
 from rl_likelihood.runtime import trace
 from rl_likelihood.runtime.console import say
 
-FOLDER = "profile"  # of a workdir
+FOLDER = "profile"  # in a workdir
 
 
 class Profile:
-    """Traces the steps first to last into the workdir; nothing for ()."""
+    """Traces steps into the workdir. `steps`: (first, last), or () for no trace."""
 
     def __init__(self, workdir: Path, steps: tuple[int, ...]) -> None:
         self.folder, self.steps, self.running, self.began = workdir / FOLDER, steps, False, 0.0
 
     def before(self, step: int) -> None:
-        """Before step number `step`."""
+        """To be called before step number `step`."""
         if self.steps and step == self.steps[0]:
             jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
             self.running, self.began = True, time.perf_counter()
 
     def after(self, step: int) -> None:
-        """After it."""
+        """To be called after step number `step`."""
         if self.running and step >= self.steps[1]:
             wall = time.perf_counter() - self.began
             self.close()
@@ -34,7 +34,7 @@ class Profile:
             say(f"profile  {trace.summary(self.folder, wall, step - self.steps[0] + 1)}")
 
     def close(self) -> None:
-        """Ends a trace that runs."""
+        """Stops a running trace."""
         if self.running:
             jax.profiler.stop_trace()
             self.running = False

@@ -1,4 +1,4 @@
-"""How far a long piece of work has come: a bar on a terminal, a line now and then in a log.
+"""Progress of long work: a bar on a terminal, or a line from time to time in a log.
 
 with Progress("evaluated", 96, "questions", say) as progress:
     for batch in batches:
@@ -23,15 +23,15 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import duration
 
 EVERY = 15.0  # seconds between two lines of a log
-RECENT = 50  # reports that the estimate uses, because the pace may change
+RECENT = 50  # reports that the estimate uses, because the speed may change
 
 
 def time_left(reports: Sequence[tuple[float, int]], total: int, now: float) -> float | None:
-    """Seconds until `total` is done; None where they are not known yet.
+    """An estimate of the seconds until `total` is done; None if there are too few reports.
 
-    reports: (time, how much was done); the first is from the start. Work before it (steps before a resume) does not
-        count, nor does the first piece of work, which also compiles.
-    now: between two reports the time falls, but not below the time of the pieces after the current one.
+    reports: (time, amount done). The first is from the start, so that steps before a resume do not count. The first
+        piece of work does not count either, because it also compiles.
+    now: the estimate falls between two reports, but not below the time for the pieces after the current one.
     """
     if reports and reports[-1][1] >= total:
         return 0.0
@@ -39,12 +39,12 @@ def time_left(reports: Sequence[tuple[float, int]], total: int, now: float) -> f
         return None
     recent = reports[1:][-RECENT:]
     (began, first), (last, done) = recent[0], recent[-1]
-    each, piece = (last - began) / max(done - first, 1), done - recent[-2][1]
-    return max(each * (total - done) - (now - last), each * max(total - done - piece, 0))
+    seconds_per_piece, piece = (last - began) / max(done - first, 1), done - recent[-2][1]
+    return max(seconds_per_piece * (total - done) - (now - last), seconds_per_piece * max(total - done - piece, 0))
 
 
 class _Left(ProgressColumn):
-    """Time since the beginning, and time left."""
+    """A column with the amount of work done and the time left."""
 
     max_refresh = 0.5
 
@@ -57,13 +57,13 @@ class _Left(ProgressColumn):
 
 
 class Progress:
-    """The progress of `total` pieces of work, `done` of them before it began; a context manager.
+    """A context manager that shows the progress of `total` pieces of work. `done`: pieces done before it starts.
 
-    what, unit: "evaluated", "questions": the words of the line "evaluated 16 of 96 questions, 2m10s left"
+    what, unit: words such as "evaluated", "questions" for the line "evaluated 16 of 96 questions, 2m10s left"
     say:    prints a line of a log; None for work whose log has its own lines
-    stream: where the bar goes if it is a terminal, stdout by default; what is printed meanwhile stands above the bar
+    stream: where the bar is shown if it is a terminal, stdout by default; other output appears above the bar
 
-    The bar moves twice a second, whatever the work does. On several processes the first alone shows it.
+    The bar is redrawn twice a second. With several processes, only process 0 shows it.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Progress:
         stream: TextIO | None = None,
     ) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
-        self.note = ""  # a number that changes meanwhile
+        self.note = ""  # extra text for the line, which the caller may change
         self._reports = [(time.monotonic(), done)]
         self._say, self._over = say, threading.Event()
         self._bar: Bar | None = None
@@ -107,14 +107,14 @@ class Progress:
             self._thread.join()
 
     def advance(self, n: int = 1) -> None:
-        """`n` more pieces are done."""
+        """Reports that `n` more pieces are done."""
         self.done += n
         self._reports.append((time.monotonic(), self.done))
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
 
     def left(self) -> float | None:
-        """Seconds until all is done, where they are known."""
+        """An estimate of the seconds until all is done; None if it is unknown."""
         return time_left(self._reports, self.total, time.monotonic())
 
     def _words(self) -> str:
@@ -123,8 +123,8 @@ class Progress:
         return f"{self.done} of {self.total} {self.unit}{note}" + ("" if left is None else f", {duration(left)} left")
 
     def _lines(self, say: Callable[[str], None]) -> None:
-        said = ""
+        last_line = ""
         while not self._over.wait(EVERY):
-            if (words := f"{self.what} {self._words()}") != said:
-                said = words
+            if (words := f"{self.what} {self._words()}") != last_line:
+                last_line = words
                 say(words)

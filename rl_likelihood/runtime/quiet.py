@@ -1,4 +1,4 @@
-"""Orbax's and asyncio's own messages about failed checkpoints stay off the terminal."""
+"""Suppresses orbax's and asyncio's own messages about failed checkpoints."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def _not_orbax(record: logging.LogRecord) -> bool:
 
 @functools.cache
 def quiet_orbax() -> None:
-    """Keeps orbax's tracebacks, hundreds of lines for one full disk, off the terminal.
+    """Keeps orbax's tracebacks (hundreds of lines for one full disk) off the terminal.
 
-    Its failures reach us as exceptions, and the user as one sentence. Besides, it logs them; asyncio logs those
-    that nobody awaited; and when one of its threads fails the others find their event loop closed, which Python
+    Its failures are raised as exceptions, and the user sees one sentence. But orbax also logs them, and asyncio logs
+    failures that nobody awaited. When one thread of orbax fails, the others find their event loop closed, which Python
     prints through `unraisablehook`.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_not_orbax)
-    before = sys.unraisablehook
+    old_hook = sys.unraisablehook
 
     def hook(args) -> None:
         closed_loop = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"
         if not closed_loop and not _in_orbax(args.exc_value):
-            before(args)
+            old_hook(args)
 
     sys.unraisablehook = hook

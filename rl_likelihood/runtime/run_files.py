@@ -1,7 +1,7 @@
 """The files of a workdir: metrics, samples and evaluations as JSON lines, and STATUS.
 
-Every line is one JSON object with an integer `step`, the number of updates done when it was written. On resume at
-step k the lines beyond k are cut, so that a killed run and an unbroken one leave the same files.
+Every line is one JSON object with an integer `step`, the number of updates done when it was written. When a run resumes
+at step k, lines of later steps are deleted. So a killed and resumed run leaves the same files as an unbroken one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def _number(x: float) -> tuple[float | None, int]:
 
 
 def plain(value: Any) -> tuple[Any, int]:
-    """`value` as JSON can hold it, and how many non-finite numbers became null.
+    """(`value` as plain JSON, the number of non-finite numbers that became null).
 
-    A float32 is written with the fewest digits that give the same float32 back.
+    A float32 gets the fewest digits that give the same float32 back.
     """
     if value is None or isinstance(value, (str, bool, int)):
         return value, 0
@@ -54,9 +54,9 @@ def plain(value: Any) -> tuple[Any, int]:
 
 
 def append(path: str | Path, row: dict[str, Any]) -> dict[str, Any]:
-    """Adds `row` (numbers, strings, arrays, nested; with an integer `step`) as one line; returns what was written.
+    """Appends `row` (numbers, strings, arrays, nested, with an integer `step`) as one line. Returns the written row.
 
-    A non-finite number is written as null, so that the file stays JSON, and counted in `metrics/non_finite`.
+    A non-finite number is written as null, so that the file stays valid JSON, and counted in `metrics/non_finite`.
     """
     written, bad = plain(row)
     if not isinstance(written.get("step"), int):
@@ -74,7 +74,7 @@ def append(path: str | Path, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end_last_line(f: BinaryIO) -> None:
-    """Ends the file with a newline: a killed process may have left half a line, which is cut."""
+    """Makes the file end with a newline. A half-written line, which a killed process may have left, is deleted."""
     if f.seek(0, os.SEEK_END) == 0:
         return
     f.seek(-1, os.SEEK_END)
@@ -102,7 +102,7 @@ def cannot_write(path: str | Path, e: OSError) -> UserError:
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any] | None:
-    """One line's object; None for the half line that a killed process leaves at the end."""
+    """The object in one line; None for a half-written last line, which a killed process may have left."""
     valid = _is_json(line)
     if not valid and not line.endswith(b"\n"):
         return None
@@ -113,15 +113,15 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any] | None:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file, in order; a half-written last line is left out.
+    """The rows of a JSON-lines file, in order, without a half-written last line.
 
-    Raises UserError for a file that is missing, or a line that is no row, naming file and line.
+    UserError for a missing file, or with file and line number for an invalid line.
     """
     return list(rows(path))
 
 
 def rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    """What `read` gives, one row at a time: a file of samples can be larger than memory."""
+    """Like `read`, but one row at a time, because a file of samples can be larger than memory."""
     path = Path(path)
     try:
         with open(path, "rb") as f:
@@ -131,9 +131,9 @@ def rows(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def truncate(path: str | Path, step: int) -> int:
-    """Cuts the lines of `path` beyond `step`, and a half-written last line; returns how many went.
+    """Deletes the lines of `path` beyond `step` and a half-written last line. Returns how many were deleted.
 
-    The file is replaced at once: a crash leaves the old one or the new one.
+    The file is replaced atomically: a crash leaves the old file or the new one.
     """
     path = Path(path)
     if not path.exists():
@@ -158,9 +158,9 @@ _running: dict[Path, tuple[int, int]] = {}  # workdirs for which this process wr
 
 
 def write_status(workdir: str | Path, state: str, step: int, steps: int, error: str = "") -> None:
-    """Replaces `workdir`/STATUS by one line of JSON; a reader sees the old line or the new one, never a part.
+    """Replaces `workdir`/STATUS atomically by one line of JSON.
 
-    If the disk is full, the status of an ended run is written over the old file.
+    If the disk is full, the status of an ended run overwrites the old file in place.
     """
     if state not in STATES:
         raise ValueError(f"state is one of {STATES}, got {state!r}")
@@ -181,7 +181,7 @@ def write_status(workdir: str | Path, state: str, step: int, steps: int, error: 
                 file.write(line)
                 file.truncate()
     except OSError as e:
-        if state in ("failed", "interrupted"):  # do not hide why the run ended
+        if state in ("failed", "interrupted"):  # a raise would hide why the run ended
             print(f"warning: {cannot_write(path, e)}", file=sys.stderr, flush=True)
             return
         raise cannot_write(path, e) from e
@@ -192,15 +192,15 @@ def write_status(workdir: str | Path, state: str, step: int, steps: int, error: 
 
 
 def fail_running(error: str) -> None:
-    """Writes "failed" over every "running" of this process, before it exits without an exception."""
+    """Sets every STATUS that this process has set to "running" to "failed". For an exit without an exception."""
     for workdir, (step, steps) in list(_running.items()):
         write_status(workdir, "failed", step, steps, error)
 
 
 def read_status(workdir: str | Path) -> dict[str, Any] | None:
-    """The object in `workdir`/STATUS, or None for a folder where no run has started.
+    """The object in `workdir`/STATUS, or None for a folder in which no run has started.
 
-    A killed run leaves a STATUS that says running. Where nobody holds the workdir it is read as interrupted.
+    A killed run leaves the state "running". If no process holds the workdir's lock, it is returned as "interrupted".
     """
     path = Path(workdir) / STATUS
     if not path.exists():

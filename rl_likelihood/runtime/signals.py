@@ -1,4 +1,4 @@
-"""How a run is asked to stop: Ctrl-C, SIGTERM, and SIGHUP of a closed terminal."""
+"""Stops a run on Ctrl-C, SIGTERM, or the SIGHUP of a closed terminal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Ctrl-C, SIGTERM and SIGHUP finish the step and save. A second Ctrl-C or SIGTERM ends at once. A second SIGHUP
-    does not: kernel and shell may both send one when a terminal closes."""
+    """After Ctrl-C, SIGTERM or SIGHUP, the run finishes its step and saves. A second Ctrl-C or SIGTERM ends it at once.
+    A second SIGHUP does not, because kernel and shell may both send one when a terminal closes."""
 
     def __init__(self) -> None:
         self.requested = False
         self._old = {}
         if threading.current_thread() is threading.main_thread():
-            asked = [signal.SIGINT, signal.SIGTERM]
+            signals = [signal.SIGINT, signal.SIGTERM]
             if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-                asked.append(signal.SIGHUP)
-            self._old = {s: signal.signal(s, self._ask) for s in asked}
+                signals.append(signal.SIGHUP)
+            self._old = {s: signal.signal(s, self._ask) for s in signals}
 
     def _ask(self, number: int, _: FrameType | None = None) -> None:
         if self.requested and number == signal.SIGHUP:
@@ -37,11 +37,11 @@ class StopRequest:
         say_at_once("stopping after this step (again to stop at once)")
 
     def check(self) -> None:
-        """Raises Stopped if the user asked to stop. All processes call it at the same point, where nothing is lost."""
+        """Raises Stopped if the user asked to stop. All processes must call it at the same point, between steps."""
         if distributed.any_of(self.requested):
             raise Stopped
 
     def restore(self) -> None:
-        """The handlers from before."""
+        """Restores the previous signal handlers."""
         for s, handler in self._old.items():
             signal.signal(s, handler)

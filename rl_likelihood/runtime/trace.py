@@ -1,4 +1,4 @@
-"""What the devices did in a trace: sampling, forward, backward, update, something else, or nothing."""
+"""Sums up a trace: the devices' time in sampling, forward, backward, update, other programs, and idle time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import jax
 
-# Jitted functions of the sampler, and those of `learner/step.py` by what their operations are named after.
+# Names of the sampler's jitted functions, and the parts of a step.
 SAMPLING = (
-    *("prefill", "decode_until", "fill", "longer", "empty_slots", "begin", "turn", "generate", "generate_spread"),
+    *("prefill", "decode_until", "fill", "longer", "empty_slots", "start_rows", "turn", "generate", "generate_spread"),
     *("prepare", "outer", "layer"),  # the sampler's copy of the weights
 )
 PARTS = ("sampling", "forward", "backward", "update", "other")
@@ -20,7 +20,7 @@ INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*?metadata=\{[^}]*?op_na
 
 
 class Op(NamedTuple):
-    """One operation on a device: nanoseconds from and to, its program and its name there."""
+    """One operation on a device: start and end in nanoseconds, its program, and its name in the program."""
 
     start: float
     end: float
@@ -29,7 +29,7 @@ class Op(NamedTuple):
 
 
 def part_of(program: str, origin: str) -> str:
-    """Which part of a step an operation belongs to; `origin` is the path of jax functions that it was compiled from."""
+    """The part of a step to which an operation belongs. `origin`: the path of jax functions that it came from."""
     name = program.removeprefix("jit_")
     if name in SAMPLING:
         return "sampling"
@@ -41,12 +41,12 @@ def part_of(program: str, origin: str) -> str:
 
 
 def seconds(ops: Iterable[Op], origins: dict[tuple[str, str], str]) -> dict[str, float]:
-    """Seconds of each part. Of operations at the same time the one that began last counts: it is inside the others."""
+    """Seconds of each part. Of overlapping operations, the one that began last counts: it is nested in the others."""
     ops = sorted(ops)
     edges = sorted({t for op in ops for t in (op.start, op.end)})
     out, i = dict.fromkeys(PARTS, 0.0), 0
     active: list[tuple[float, int]] = []
-    for now, then in zip(edges, edges[1:], strict=False):
+    for now, next_edge in zip(edges, edges[1:], strict=False):
         while i < len(ops) and ops[i].start <= now:
             heapq.heappush(active, (-ops[i].start, i))
             i += 1
@@ -54,17 +54,17 @@ def seconds(ops: Iterable[Op], origins: dict[tuple[str, str], str]) -> dict[str,
             heapq.heappop(active)
         if active:
             op = ops[active[0][1]]
-            out[part_of(op.program, origins.get((op.program, op.name), ""))] += (then - now) / 1e9
+            out[part_of(op.program, origins.get((op.program, op.name), ""))] += (next_edge - now) / 1e9
     return out
 
 
 def device_ops(data: jax.profiler.ProfileData) -> list[Op]:
-    """The operations of one device: of the first accelerator, or of the CPU's threads."""
+    """The operations of the first accelerator, or of the CPU's threads."""
     planes = sorted((p for p in data.planes if p.name.startswith("/device:")), key=lambda p: p.name)
     planes = planes[:1] or [p for p in data.planes if p.name == "/host:CPU"]
     ops, programs = [], []
     for line in (line for plane in planes for line in plane.lines):
-        if line.name == "XLA Modules":  # of a TPU, whose operations do not name their program
+        if line.name == "XLA Modules":  # a TPU, whose operations do not name their program
             programs += [Op(e.start_ns, e.end_ns, e.name.partition("(")[0], "") for e in line.events]
             continue
         for e in line.events:
@@ -80,7 +80,7 @@ def _program_at(programs: list[Op], time: float) -> str:
 
 
 def origins() -> dict[tuple[str, str], str]:
-    """Of each instruction of the programs in memory, by program and name, the path of jax functions it came from."""
+    """{(program, instruction): the path of jax functions that it came from}, for the step's programs in memory."""
     out: dict[tuple[str, str], str] = {}
     for executable in jax.local_devices()[0].client.live_executables():
         for module in executable.hlo_modules():
@@ -90,7 +90,7 @@ def origins() -> dict[tuple[str, str], str]:
 
 
 def summary(folder: Path, wall: float, steps: int) -> str:
-    """One line on the newest trace in a folder, of some steps that took `wall` seconds in all."""
+    """One line about the newest trace in a folder. `wall`: seconds of all `steps` together."""
     file = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     parts = seconds(device_ops(jax.profiler.ProfileData.from_file(str(file))), origins())
     parts["host"] = max(0.0, wall - sum(parts.values()))

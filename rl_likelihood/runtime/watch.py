@@ -14,26 +14,26 @@ import time
 from rl_likelihood.runtime.run_files import fail_running
 from rl_likelihood.shapes import UserError
 
-LOST = 1  # exit code of a process that has lost another
-REFUSED = 2  # exit code of one that refused its input: another start is of no use
+LOST = 1  # exit code of a process that has lost another one
+REFUSED = 2  # exit code of a process that refused its input, so that a restart would fail too
 ADVICE = "hosts must be able to reach each other on any port: open the firewall between the workers"
 TOKEN = 16  # bytes
 READY = b"go\n"  # what process 0 tells the others when all are connected
-GOODBYE = 2.0  # seconds that process 0 waits for the others to end before it does
-MEETING = 60.0  # seconds that the processes have to connect; a silent one may be waiting for a third
+GOODBYE = 2.0  # seconds that process 0 waits for the others to end before it ends
+MEETING = 60.0  # seconds for all processes to connect; until then a silent process counts as alive
 
 
 class Unreachable(UserError):
-    """The processes did not find each other. The settings may be right: another start may succeed."""
+    """The processes could not connect. The settings may be right, and a restart may succeed."""
 
 
 def processes(numbers: list[int]) -> str:
-    """Processes in words."""
+    """Process numbers in words: "process 1", "processes 1, 2"."""
     return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 class Notice:
-    """Says what is being waited for: after 3 seconds, and then twice a minute."""
+    """Prints what a process is waiting for: after 3 seconds, and then twice a minute."""
 
     def __init__(self) -> None:
         self.due = time.monotonic() + 3
@@ -47,10 +47,10 @@ class Notice:
 def admit(
     server: socket.socket, token: bytes, count: int, host: str, seconds: float = MEETING
 ) -> dict[int, socket.socket]:
-    """The connections of processes 1 to `count` - 1, by number, once all of them are there.
+    """Accepts the connections of processes 1 to `count` - 1, and returns them by number once all are connected.
 
-    Each begins with the token and the process's number (4 bytes); others are closed. Unreachable if a process does
-    not come within `seconds`.
+    Each connection begins with the token and the process's number (4 bytes); others are closed. Unreachable if a
+    process does not connect within `seconds`.
     """
     peers: dict[int, socket.socket] = {}
     address, end, notice = f"{host}:{server.getsockname()[1]}", time.monotonic() + seconds, Notice()
@@ -79,9 +79,9 @@ def admit(
 
 
 def reach(host: str, port: int, token: bytes, number: int, seconds: float = MEETING) -> socket.socket:
-    """Process `number`'s connection with process 0, which listens there, once all processes are connected.
+    """Connects process `number` with process 0 at host:port, and returns once all processes are connected.
 
-    Tries again until `seconds` are over; then Unreachable.
+    It retries for `seconds`, then raises Unreachable.
     """
     end, notice, why = time.monotonic() + seconds, Notice(), ""
     while (left := end - time.monotonic()) > 0:
@@ -103,7 +103,7 @@ def reach(host: str, port: int, token: bytes, number: int, seconds: float = MEET
 
 
 def _is_ready(connection: socket.socket, end: float, notice: Notice, what: str) -> bool:
-    """Whether process 0 says so before `end`; False when it closes the connection or says something else."""
+    """Waits until `end` for process 0 to send READY. False if it closes the connection or sends something else."""
     got = b""
     connection.settimeout(1.0)
     while len(got) < len(READY) and time.monotonic() < end:
@@ -117,7 +117,7 @@ def _is_ready(connection: socket.socket, end: float, notice: Notice, what: str) 
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
-    """So many bytes, or fewer if no more come."""
+    """Receives `size` bytes, or fewer if the connection ends or times out."""
     got = b""
     with contextlib.suppress(OSError):
         while len(got) < size and (part := connection.recv(size - len(got))):
@@ -126,7 +126,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def address_towards(host: str) -> str:
-    """This machine's address as `host` sees it; nothing is sent."""
+    """This machine's address in the network of `host`. Nothing is sent."""
     family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)
@@ -134,53 +134,53 @@ def address_towards(host: str) -> str:
 
 
 def write_error(text: str) -> None:
-    """Writes in one piece, because other processes write there too. A closed terminal is ignored."""
+    """Writes the line in one piece, because other processes write to the same stderr. Ignores a closed terminal."""
     with contextlib.suppress(OSError):
         os.write(sys.stderr.fileno(), f"error: {text}\n".encode())
 
 
 class Watch:
-    """A connection of every process with process 0, which carries a heartbeat both ways.
+    """Watches the connections of every process with process 0, which carry a heartbeat in both directions.
 
-    jax's own service notices a dead process too, but then aborts the others with a page of C++. The watch is faster and
-    prints one line: the kernel closes the connections of a dead process at once, and a dead host stops its heartbeat.
+    jax's own service also notices a dead process, but it aborts the others with a page of C++. The watch is faster and
+    prints one line: the kernel closes the connections of a dead process at once, and a dead host sends no heartbeat.
     Process 0 prints the line and ends the others. If process 0 died, process 1 prints it. Messages:
 
-        .                 alive
-        quit              ends normally: the closed connection that follows is no death
-        failed CODE WHY   to process 0: ends because of an error
-        end CODE          from process 0, which has printed why
+        .                 the sender is alive
+        quit              the sender ends normally, and its connection will close
+        failed CODE WHY   to process 0: the sender ends because of an error
+        end CODE          from process 0, which has printed the reason: the receiver must end
     """
 
     def __init__(self, number: int, peers: dict[int, socket.socket], heartbeat: float) -> None:
-        """Process `number`'s, with its connections by the number of the other."""
+        """`number`: of this process. `peers`: its connections, by the number of the other process."""
         self.number, self.peers, self.heartbeat = number, peers, heartbeat
         self.over = False
-        self.lock = threading.Lock()  # one thread says why this process ends: the watch, or the caller of `quiet`
+        self.lock = threading.Lock()  # only one thread prints why this process ends: the watch or a caller of `quiet`
 
     def begin(self) -> None:
-        """Watch from now to the end of the process."""
+        """Starts the thread that watches until the process ends."""
         self._send(".")  # starts the heartbeat
         self.thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self.thread.start()
 
     def await_first(self) -> None:
-        """Waits until process 0 ends normally: its last work, such as a figure, may take a while."""
+        """Waits until process 0 ends normally, because its last work, such as a figure, may take a while."""
         if self.number:
             self.thread.join()  # the thread ends this process if process 0 dies
 
     def quiet(self) -> None:
-        """Print nothing more: this process is about to end, and says why itself."""
+        """Silences the watch, because this process is about to end and prints the reason itself."""
         with self.lock:
             self.over = True
 
     def leave(self) -> None:
-        """Stop watching: this process is about to end normally."""
+        """Stops watching, and tells the others that this process is about to end normally."""
         self.quiet()
         self._send("quit")
 
     def fail(self, code: int, why: str) -> None:
-        """This process is about to end with `code` because of an error. The others end too."""
+        """Ends the others too, because this process is about to end with `code` after an error."""
         self.quiet()
         if self.number:
             self._send(f"failed {code} {why}")
@@ -193,7 +193,7 @@ class Watch:
                 peer.sendall(line.encode() + b"\n")
 
     def _end_others(self, code: int) -> None:
-        """From process 0. Waits until the others are gone: jax's coordinator ends with this process."""
+        """Ends the other processes, from process 0, and waits, because jax's coordinator ends with this process."""
         self._send(f"end {code}")
         until = time.monotonic() + GOODBYE
         for peer in self.peers.values():
@@ -205,41 +205,41 @@ class Watch:
 
     def _watch(self) -> None:
         heard = dict.fromkeys(self.peers, time.monotonic() + MEETING)
-        begun = dict.fromkeys(self.peers, b"")  # incomplete lines
-        said = 0.0
+        partial = dict.fromkeys(self.peers, b"")  # incomplete lines
+        last_sent = 0.0
         with selectors.DefaultSelector() as ready:
             for number, peer in self.peers.items():
                 peer.settimeout(self.heartbeat)
                 ready.register(peer, selectors.EVENT_READ, number)
             while heard and not self.over:
                 for key, _ in ready.select(min(1.0, self.heartbeat / 4)):
-                    if self._hear(key.data, begun, heard):
+                    if self._hear(key.data, partial, heard):
                         ready.unregister(key.fileobj)
                 now = time.monotonic()
                 for number, when in heard.items():
                     if now - when > self.heartbeat:
                         self._lost(number, f"has not been heard of for {self.heartbeat:g} s (pod.heartbeat)")
-                if now - said > self.heartbeat / 4:
-                    said = now
+                if now - last_sent > self.heartbeat / 4:
+                    last_sent = now
                     for number in heard:
                         try:
                             self.peers[number].sendall(b".\n")
                         except OSError:
                             self._lost(number, "is gone")
 
-    def _hear(self, number: int, begun: dict[int, bytes], heard: dict[int, float]) -> bool:
-        """Reads what has come from a process; whether it has said goodbye."""
+    def _hear(self, number: int, partial: dict[int, bytes], heard: dict[int, float]) -> bool:
+        """Reads the messages of a process. Returns whether it has quit."""
         try:
-            got = self.peers[number].recv(4096)
+            data = self.peers[number].recv(4096)
         except OSError:
-            got = b""
-        *lines, begun[number] = (begun[number] + got).split(b"\n")
+            data = b""
+        *lines, partial[number] = (partial[number] + data).split(b"\n")
         for line in lines:
             self._obey(number, line.decode(errors="replace"))
         if b"quit" in lines:
             heard.pop(number)
             return True
-        if not got:
+        if not data:
             self._lost(number, "is gone")
         heard[number] = time.monotonic()
         return False

@@ -1,4 +1,4 @@
-"""The folder of a run: which config it belongs to, its files, and what a checkpoint holds besides arrays."""
+"""The folder of a run: its config and inputs, its files, and the JSON part of its checkpoints."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from rl_likelihood.shapes import UserError
 CONFIG = "config.json"
 INITIAL = checkpoint.INITIAL
 TRACKING_ID = "wandb_id"
-INPUTS = "inputs.json"  # what a run depends on beside its config: the date in its prompts, its questions
-# What else a run depends on, in words, and the fields with its files. These may move: their contents are compared.
+INPUTS = "inputs.json"  # the inputs of a run besides its config: the date in its prompts, and digests (DEPENDS)
+# The inputs whose digests are compared: a description, and the config fields with their paths. The files may move.
 DEPENDS = {
     "questions": ("the data", ("data.train_path", "data.heldout_path")),
     "prompts": ("instruction, worked examples or tokenizer", ("prompt.instruction_path", "prompt.examples_path")),
     "code": ("a file of your own", ("reward.file", "env.file")),
 }
-TOKENIZER = "tokenizer"  # folder: the model's own files may move
+TOKENIZER = "tokenizer"  # folder with a copy of the tokenizer, because the model's files may move
 
 
 class OtherInputs(UserError):
-    """The run depends on something that has changed since it began. The workdir stays as it was."""
+    """An input of the run has changed since it began. The workdir is not modified."""
 
 
 def claim(workdir: Path, c: Config, force: bool = False) -> None:
-    """Writes the config into a new workdir. Refuses the workdir of another config, unless `force`. More steps are no
-    other config. A workdir that has results keeps its config until `write_config`."""
+    """Writes the config into a new workdir. UserError for a workdir with another config, unless `force`; a higher
+    train.steps is allowed. A workdir with results keeps its old config until `write_config`."""
     path, new = workdir / CONFIG, flatten(c)
-    if not path.exists() or not begun(workdir):
+    if not path.exists() or not has_results(workdir):
         write_config(workdir, c)
         return
     try:
@@ -45,27 +45,27 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
     except json.JSONDecodeError:
         raise UserError(f"{path}: not JSON; delete it, or choose another --workdir") from None
     names = binding_differences(old, new)
-    if checkpoint.latest_step(workdir) is not None:  # it holds the weights: where they came from is history
+    if checkpoint.latest_step(workdir) is not None:  # the weights come from the checkpoint
         names = [name for name in names if name != "model.path"]
     compared = [paths for key, (_, paths) in DEPENDS.items() if key in _inputs(workdir)]  # by `keep_inputs`
     names = [name for name in names if not any(name in paths for paths in compared)]
-    before = old.get("train.steps", 0)
-    if "train.steps" in names and new["train.steps"] > before:
+    old_steps = old.get("train.steps", 0)
+    if "train.steps" in names and new["train.steps"] > old_steps:
         names.remove("train.steps")
-        say(f"{workdir}: train.steps is raised from {before} to {new['train.steps']}; the learning rate follows it")
+        say(f"{workdir}: train.steps is raised from {old_steps} to {new['train.steps']}; the learning rate follows it")
     if names and not force:
-        both = [f"{k} ({old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} here)" for k in names[:5]]
+        changes = [f"{k} (was {old.get(k, 'absent')!r}, is {new.get(k, 'absent')!r})" for k in names[:5]]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise UserError(
-            f"{workdir} belongs to a run with another config: {', '.join(both)}{more}; choose another --workdir, or go "
-            "on all the same with --force"
+            f"{workdir} belongs to a run with another config: {', '.join(changes)}{more}; choose another --workdir, or "
+            "continue anyway with --force"
         )
     if names:
         say(f"warning: {workdir} resumes with another config (--force): {', '.join(names)}")
 
 
 def write_config(workdir: Path, c: Config) -> None:
-    """The workdir is of this config from now on."""
+    """Writes the config as the workdir's config."""
     path = workdir / CONFIG
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -77,19 +77,19 @@ def write_config(workdir: Path, c: Config) -> None:
 
 
 def pinned_date(workdir: Path, date: str) -> str:
-    """prompt.date, or the day on which the run began, so that a resumed run has the same prompts."""
+    """prompt.date or, if it is empty, the day on which the run began, so that a resumed run has the same prompts."""
     return date or _inputs(workdir).get("date") or datetime.date.today().isoformat()
 
 
 def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool = False) -> None:
-    """Saves the date and the digests of what a run depends on (DEPENDS). Refuses what has changed since it began."""
-    before = _inputs(workdir)
-    changed = [name for name in DEPENDS if name in digests and before.get(name, digests[name]) != digests[name]]
+    """Saves the date and the digests of a run's inputs (DEPENDS). OtherInputs if one has changed, unless `force`."""
+    old = _inputs(workdir)
+    changed = [name for name in DEPENDS if name in digests and old.get(name, digests[name]) != digests[name]]
     if changed and not force:
-        what, paths = DEPENDS[changed[0]]
+        description, paths = DEPENDS[changed[0]]
         raise OtherInputs(
-            f"{workdir} began with other {changed[0]}: {what} ({', '.join(paths)}) changed since; restore it, choose "
-            "another --workdir, or resume anyway with --force"
+            f"{workdir} began with other {changed[0]}: {description} ({', '.join(paths)}) changed since; restore it, "
+            "choose another --workdir, or resume anyway with --force"
         )
     if changed:
         say(f"warning: {workdir} resumes with other {changed[0]} (--force)")
@@ -105,12 +105,12 @@ def _inputs(workdir: Path) -> dict[str, str]:
 
 
 def tokenizer_path(workdir: Path, path: str) -> str:
-    """The tokenizer of a run: in its workdir, or, for runs of older versions, beside the model."""
+    """The path of a run's tokenizer: in its workdir or, for runs of older versions, the model's `path`."""
     return str(workdir / TOKENIZER) if (workdir / TOKENIZER).is_dir() else path
 
 
-def begun(workdir: Path) -> bool:
-    """Whether the run has written results. A run that was refused at the start has not."""
+def has_results(workdir: Path) -> bool:
+    """Whether the workdir holds results. A run that was refused at the start left none."""
     written = (METRICS, EVAL, "baseline.jsonl", "rounds.jsonl")
     return (
         checkpoint.latest_step(workdir) is not None
@@ -137,10 +137,10 @@ def warn_of_lost_lines(folder: Path, sizes: dict[str, int], step: int) -> None:
 
 
 def checkpoint_meta(folder: Path, c: Config, model: ModelConfig, model_path: str) -> dict[str, Any]:
-    """What a checkpoint holds besides its arrays and its queue.
+    """The JSON part of a checkpoint, without its queue.
 
-    The position in the data follows from the step and the queue, random keys from the seed and the step. On resume the
-    files of `folder` are cut back to the step.
+    The position in the data follows from the step and the queue, random keys from the seed and the step. On resume, the
+    files of `folder` are cut back to the step; `file_bytes` are their sizes now.
     """
     tracking = folder / TRACKING_ID
     files = [folder / name for name in (METRICS, SAMPLES, EVAL)]

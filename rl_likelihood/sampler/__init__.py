@@ -1,1 +1,1 @@
-"""The sampler: decoding, stopping, splicing rollouts, and the queue between sampler and learner."""
+"""The sampler: decoding, stop strings, conversations, and the queue between sampler and learner."""

@@ -1,10 +1,11 @@
-"""Sampling: G rows of each prompt until they stop, with tags and reference answers spliced in as ids."""
+"""Samples G completions of each prompt, and appends tags and reference answers to them as ids."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Collection
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -57,14 +58,20 @@ class SamplerSettings:
     )
     queue_depth: int = field(2, "maximum rollouts in the queue", least=1)
     devices: str = field("shared", 'shared with the learner, or "4": the last 4 devices of each process only sample')
+    weights: Literal["compute", "int8"] = field(
+        "compute",
+        "type of the sampler's matrices: model.compute_dtype, or int8 with a scale for each output; evaluations always "
+        "use model.compute_dtype",
+    )
     tensor: int = field(1, "devices that share one copy of the sampler's weights: 1 or mesh.tensor", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """One way to sample. `temperature` has one value for all rows, or one per row of a group; 0 is greedy.
+    """How to sample. `temperature`: one value for all rows, or one for each row of a group; 0 is greedy.
 
-    `top_p`, `top_k`, `min_p` (`draw.Cut`) are for evaluation: the learner's log-probs are of the whole distribution.
+    `top_p`, `top_k` and `min_p` (`draw.Cut`) are for evaluation only, because the learner's log-probs are those of the
+    full distribution.
     """
 
     model: ModelConfig
@@ -75,7 +82,7 @@ class SamplerConfig:
     temperature: float | tuple[float, ...] = SamplerSettings.temperature
     width_multiple: int = SamplerSettings.width_multiple
     slots: int = SamplerSettings.slots
-    first_chain: int = 0  # index in its group of the first chain, where another process samples those before
+    first_chain: int = 0  # index in the group of the first row; another process samples the rows before it
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
@@ -86,7 +93,7 @@ class SamplerConfig:
 
     @property
     def cut(self) -> Cut | None:
-        """None where every id may be drawn: then the program has no trace of it."""
+        """The restriction to likely ids; None if every id may be drawn, so that the program does no work for it."""
         if (self.top_p, self.top_k, self.min_p) == (1.0, 0, 0.0):
             return None
         return Cut(np.float32(self.top_p), np.int32(self.top_k), np.float32(self.min_p))
@@ -95,8 +102,8 @@ class SamplerConfig:
 def sample(params: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, version: int = 0) -> Rollout:
     """G completions of each prompt, with tags and reference answers appended as ids.
 
-    `params`: layer-stacked, or in `decoding_layout`, made once per weight version. A row's ids depend on the weights,
-    the prompt, `key`, the prompt's uid and its index in the group, not on other rows.
+    `params`: layer-stacked, or already in `decoding_layout`. A row's ids depend on the weights, the prompt, `key`, the
+    prompt's uid and the row's index in its group. They do not depend on other rows.
     """
     weights = params if isinstance(params["layers"], tuple) else prepare(params, cfg.model)
     fmt = cfg.chain_format
@@ -108,7 +115,8 @@ def sample(params: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, ver
 def sample_ids(
     weights: Params, prompts: Prompts, key: Array, cfg: SamplerConfig, until: str, max_tokens: int
 ) -> tuple[Int[np.ndarray, "P G N"], Float[np.ndarray, "P G N"], Int[np.ndarray, "P G"]]:
-    """What follows the prompts, up to the id that completes `until`: ids, log-probs, and how many, on the host."""
+    """(sampled ids, their log-probs in nats, the number of ids of each row), on the host. A row ends with the id that
+    completes the text `until`, with an end-of-sequence id, or after `max_tokens`."""
     table = stop_table(cfg.chain_format.vocab_bytes, (until,))
     request = request_of(prompts, key, cfg, table, range(cfg.group_size))
     devices = weights["embed"].devices() if isinstance(weights["embed"], jax.Array) else ()
@@ -119,7 +127,7 @@ def sample_ids(
 
 
 def request_of(prompts: Prompts, key: Array, cfg: SamplerConfig, table: Int[np.ndarray, "V N"], rows: range) -> Request:
-    """These rows of every prompt's group, each until `table` (`stop.stop_table`) or an end-of-sequence id stops it."""
+    """A request for these rows of every prompt's group. `table`: the stop strings (`stop.stop_table`)."""
     fmt, t = cfg.chain_format, cfg.temperature
     return Request(
         prompts.tokens,
@@ -135,11 +143,12 @@ def request_of(prompts: Prompts, key: Array, cfg: SamplerConfig, table: Int[np.n
 
 
 def in_streams(devices: Collection, total: int, slots: int, whole: bool) -> bool:
-    """Whether the engine samples, with a stream for each device, and not `generate_spread`, one program for all.
-    `total`: devices of the run; `whole`: each of several has all the weights.
+    """True: `engine.sample_rows` samples, with a stream for each device. False: `generate_spread`, one program for all
+    devices. `total`: devices of the run; `whole`: each of several devices holds all weights.
 
-    One program compiles once, not once per device. But it waits for the longest row, so with `slots` the engine
-    samples. And some compilers accept programs for one device of a TPU's slice or for all, but none for a part.
+    One program is compiled once, a stream's program once per device. But one program runs until its longest row stops,
+    so with `slots` the engine samples. It also samples on a part of a TPU slice, because some compilers accept programs
+    for one device or for the whole slice, but not for a part.
     """
     if len(devices) < 2 or slots:
         return True
@@ -148,7 +157,7 @@ def in_streams(devices: Collection, total: int, slots: int, whole: bool) -> bool
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def prepare(params: Params, cfg: ModelConfig) -> Params:
-    """The sampler's copy of the weights, made once per version."""
+    """The sampler's copy of the weights, in `decoding_layout`. Made once per weight version."""
     return decoding_layout(params, cfg)
 
 
@@ -157,10 +166,10 @@ Sampled = tuple[Int[Array, "P G N"], Float[Array, "P G N"], Int[Array, "P G"]]
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_tokens"))
 def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: int) -> Sampled:
-    """Sampled ids, their log-probs (at the row's temperature; 1 for greedy rows), and how many there are.
+    """(sampled ids, their log-probs in nats at the row's temperature, or at 1 for greedy rows, the number of ids).
 
-    The plain way, one program for all rows: `engine.sample_rows` gives the same, faster, and is tested against it.
-    The loop ends when all rows have stopped.
+    One simple program for all rows, which runs until all rows have stopped. `engine.sample_rows` gives the same results
+    faster, and is tested against it.
     """
     table, eos = map(jnp.asarray, request.ends)
     p, g = request.prompt.shape[0], request.temperature.shape[0]
@@ -190,23 +199,23 @@ def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: in
         return (i < max_tokens) & ~done.all()
 
     def body(carry):
-        i, own, (token, rows) = carry
-        cache = Cache(shared, own)
-        at = aligned_positions(token, i - 1, request.prompt_length, cache)
-        hidden, cache = decode_step(weights, cfg, token, at, cache)
+        i, row_cache, (token, rows) = carry
+        cache = Cache(shared, row_cache)
+        positions = aligned_positions(token, i - 1, request.prompt_length, cache)
+        hidden, cache = decode_step(weights, cfg, token, positions, cache)
         return i + 1, cache.own, draw_token(i, hidden, rows)
 
-    own = empty_cache(cfg, p * g, max_tokens)
-    _, _, (_, (_, _, ids, logps, length)) = jax.lax.while_loop(running, body, (jnp.int32(1), own, first))
+    row_cache = empty_cache(cfg, p * g, max_tokens)
+    _, _, (_, (_, _, ids, logps, length)) = jax.lax.while_loop(running, body, (jnp.int32(1), row_cache, first))
     return ids, logps, length
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_tokens", "mesh"))
 def generate_spread(weights: Params, cfg: ModelConfig, request: Request, max_tokens: int, mesh: Mesh | None) -> Sampled:
-    """`generate` on the devices of `mesh`: prompts over its data, the rows of a group over its fsdp.
+    """`generate` on the devices of `mesh`: prompts are split over its data axis, the rows of a group over fsdp.
 
-    Each device samples its own rows, until these have stopped. The program has no collective, without which the
-    compiler of some TPUs refuses programs for part of a slice. Weights that are split over tensor do need some.
+    Each device samples its own rows until they have stopped. There is no collective, because the compilers of some TPUs
+    refuse a program with collectives on part of a slice. Only weights that are split over tensor need collectives.
     """
     if mesh is None or mesh.size == 1:
         return generate(weights, cfg, request, max_tokens)
@@ -214,12 +223,12 @@ def generate_spread(weights: Params, cfg: ModelConfig, request: Request, max_tok
     g = "fsdp" if len(request.temperature) % mesh.shape["fsdp"] == 0 else None
     specs = request_specs(p, g)
     if mesh.shape["tensor"] > 1:
-        at = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-        return generate(weights, cfg, jax.lax.with_sharding_constraint(request, at), max_tokens)
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        return generate(weights, cfg, jax.lax.with_sharding_constraint(request, shardings), max_tokens)
 
     def part(weights, request):
-        before = jax.lax.axis_index("fsdp") * len(request.temperature) if g else 0
-        return generate(weights, cfg, request._replace(first_chain=request.first_chain + before), max_tokens)
+        first_row = jax.lax.axis_index("fsdp") * len(request.temperature) if g else 0
+        return generate(weights, cfg, request._replace(first_chain=request.first_chain + first_row), max_tokens)
 
     rows = PartitionSpec(p, g)
     run = jax.shard_map(
@@ -231,16 +240,17 @@ def generate_spread(weights: Params, cfg: ModelConfig, request: Request, max_tok
 def splice(
     prompts: Prompts, ids: np.ndarray, logp: np.ndarray, length: np.ndarray, cfg: SamplerConfig, version: int = 0
 ) -> Rollout:
-    """Rows [chain, tag, sampled answer, reference answer] from sampled ids [P, G, N]; nothing is re-encoded.
+    """A rollout with rows [chain, tag, sampled answer, reference answer] from sampled ids [P, G, N]. No text is
+    re-encoded.
 
-    A chain ends with the id that completes the opening answer tag. Without one it is `truncated`: the closing tags are
-    appended as forced ids, so that its reference answer can still be scored.
+    A chain ends with the id that completes the opening answer tag. A chain without that tag is `truncated`: the missing
+    tags are appended as forced ids, so that its reference answer can still be scored.
     """
     fmt = cfg.chain_format
     p, g, _ = ids.shape
     opened = first_match(stop_table(fmt.vocab_bytes, (fmt.answer_open,)), ids, length)
     closed = first_match(stop_table(fmt.vocab_bytes, (fmt.think_close,)), ids, length)
-    # A tag that opens after max_chain ids leaves too few for the sampled answer.
+    # If the tag opens after max_chain ids, too few ids are left for the sampled answer.
     truncated = (opened < 0) | (opened > cfg.max_chain)
     longest_tag = max(len(fmt.close_think_ids), len(fmt.open_answer_ids))
     full = cfg.max_sampled + longest_tag + prompts.answer.shape[1]
@@ -248,7 +258,7 @@ def splice(
     completion = np.full((p, g, full), fmt.pad_id, np.int32)
     segment = np.zeros((p, g, full), np.int32)
     sampler_logp = np.zeros((p, g, full), np.float32)
-    # Never narrower than the reference answer after an empty chain: the learner scores that too.
+    # At least as wide as the reference answer after an empty chain, because the learner scores that row too.
     width = longest_tag + int(prompts.answer_length.max())
     for i in range(p):
         answer = prompts.answer[i, : prompts.answer_length[i]]

@@ -1,8 +1,8 @@
-"""Weights from the learner's mesh to the sampler's, from device to device and never through host memory.
+"""Copies weights from the learner's mesh to the sampler's, from device to device and never through host memory.
 
-On the learner's mesh they are gathered into the sampler's layout, each device then holding all of them or one
-tensor-parallel part. That program runs on all hosts. After it each host's devices hold all that its sampler needs, so
-the sampler never runs a collective between hosts.
+A program on all hosts gathers them on the learner's mesh, in the sampler's layout. Each device then holds all weights
+or one tensor-parallel part. So each host's devices hold everything that its sampler needs, and the sampler never runs
+a collective between hosts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from rl_likelihood.model.decoder import ModelConfig, Params, is_spec, param_spec
 from rl_likelihood.model.decoding import fuse_layer, without_layers
 from rl_likelihood.shapes import UserError
 
-# Which dimension of an array of the decoding layout is split over tensor; other arrays are on every device.
-SPLIT = {"embed": 0, "head": 0, "qkv": 1, "gate_up": 1, "o": 0, "down": 0}
+# For each array of the decoding layout: the dimension that is split over tensor. Other arrays are replicated.
+SPLIT = {"embed": 0, "head": 0, "qkv": 1, "gate_up": 1, "qkv_scale": 0, "gate_up_scale": 0, "o": 0, "down": 0}
 
 
 def sampler_mesh(devices: list, prompts: int, group: int, tensor: int) -> Mesh:
-    """The mesh of a process's sampler, for `prompts` prompts of `group` rows; `tensor` devices share one copy of the
-    weights."""
+    """The mesh of a process's sampler, for `prompts` prompts of `group` rows. `tensor`: devices that share one copy of
+    the weights."""
     if len(devices) % tensor:
         raise UserError(
             f"sampler.tensor is {tensor}, which does not divide the {len(devices)} devices of a process's sampler"
@@ -35,11 +35,10 @@ def sampler_mesh(devices: list, prompts: int, group: int, tensor: int) -> Mesh:
 
 
 class Gather(NamedTuple):
-    """Jitted programs that leave the sampler's weights on the learner's mesh, whole or split over tensor.
+    """Jitted programs that compute the sampler's weights on the learner's mesh, replicated or split over tensor.
 
-    outer: what belongs to no layer, (params) -> (weights, 0); layer: one layer, (params["layers"], number) ->
-    (weights, number + 1). One layer at a time: a program for all of them would hold what it gathers twice. The number
-    stays on the devices too.
+    outer: (params) -> (weights outside layers, 0). layer: (params["layers"], number) -> (one layer's weights,
+    number + 1). One program for all layers would hold the gathered weights twice. `number` stays on the devices.
     """
 
     outer: Any
@@ -48,11 +47,11 @@ class Gather(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def gather(model: ModelConfig, mesh: Mesh, tensor: int) -> Gather:
-    """The programs for a sampler of which `tensor` devices share one copy."""
+    """The programs for a sampler in which `tensor` devices share one copy of the weights."""
     if tensor not in (1, mesh.shape["tensor"]):
         raise UserError(f"sampler.tensor is {tensor}; it must be 1, or mesh.tensor = {mesh.shape['tensor']}")
 
-    def at(path, x) -> NamedSharding:
+    def sharding_of(path, x) -> NamedSharding:
         axis = SPLIT.get(getattr(path[-1], "key", "")) if tensor > 1 else None
         if axis is None or axis >= len(x.shape) or x.shape[axis] % tensor:
             return replicated(mesh)
@@ -62,11 +61,11 @@ def gather(model: ModelConfig, mesh: Mesh, tensor: int) -> Gather:
         return without_layers(params, model), jnp.int32(0)
 
     def layer(layers: Params, number):
-        one = {k: jax.lax.dynamic_index_in_dim(v, number, 0, keepdims=False) for k, v in layers.items()}
-        return fuse_layer(one, model), number + 1
+        weights = {k: jax.lax.dynamic_index_in_dim(v, number, 0, keepdims=False) for k, v in layers.items()}
+        return fuse_layer(weights, model), number + 1
 
-    def jitted(f, *of):
-        return jax.jit(f, out_shardings=jax.tree.map_with_path(at, jax.eval_shape(f, *of)))
+    def jitted(f, *arguments):
+        return jax.jit(f, out_shardings=jax.tree.map_with_path(sharding_of, jax.eval_shape(f, *arguments)))
 
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), param_specs(model), is_leaf=is_spec)
     unstacked = {k: v for k, v in shapes.items() if k != "layers"}
@@ -76,33 +75,33 @@ def gather(model: ModelConfig, mesh: Mesh, tensor: int) -> Gather:
 def hand_over(params: Params, model: ModelConfig, learner: Mesh, sampler: Mesh) -> Params:
     """The sampler's copy of the learner's parameters, in the decoding layout, on the sampler's mesh.
 
-    Every process calls it at the same point of its program.
+    Every process must call it at the same point of its program.
     """
     programs = gather(model, learner, sampler.shape["tensor"])
 
-    def moved(tree):
+    def on_sampler(tree):
         return ready(jax.tree.map(lambda x: _local(x, learner, sampler), tree))
 
     outer, number = programs.outer({k: v for k, v in params.items() if k != "layers"})
-    weights, layers = moved(outer), []
+    weights, layers = on_sampler(outer), []
     for _ in range(model.layers):
         layer, number = programs.layer(params["layers"], number)
-        layers.append(moved(layer))
+        layers.append(on_sampler(layer))
     return {**weights, "layers": tuple(layers)}
 
 
 def _local(x: jax.Array, learner: Mesh, sampler: Mesh) -> jax.Array:
-    """One array from the learner's mesh to the sampler's."""
+    """Copies one array from the learner's mesh to the sampler's."""
     spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else PartitionSpec()
     target = NamedSharding(sampler, spec)
-    held = {shard.device: shard.data for shard in x.addressable_shards}
-    if set(sampler.devices.flat) <= held.keys():  # the very buffers
-        return _assembled(x.shape, target, held)
-    # Other devices of the same host: first this host's shards as an array of their own, then a copy device to device.
-    own = np.asarray([d for d in learner.devices.flat if d in held])
-    source = Mesh(own.reshape(1, -1, sampler.shape["tensor"]), AXES)
-    return jax.device_put(_assembled(x.shape, NamedSharding(source, spec), held), target)
+    shards = {shard.device: shard.data for shard in x.addressable_shards}
+    if set(sampler.devices.flat) <= shards.keys():  # the sampler uses the same buffers
+        return _assembled(x.shape, target, shards)
+    # The sampler has other devices of this host: make an array of this host's shards, then copy device to device.
+    local_devices = np.asarray([d for d in learner.devices.flat if d in shards])
+    source = Mesh(local_devices.reshape(1, -1, sampler.shape["tensor"]), AXES)
+    return jax.device_put(_assembled(x.shape, NamedSharding(source, spec), shards), target)
 
 
-def _assembled(shape: tuple[int, ...], at: NamedSharding, held: dict) -> jax.Array:
-    return jax.make_array_from_single_device_arrays(shape, at, [held[d] for d in at.mesh.devices.flat])
+def _assembled(shape: tuple[int, ...], sharding: NamedSharding, shards: dict) -> jax.Array:
+    return jax.make_array_from_single_device_arrays(shape, sharding, [shards[d] for d in sharding.mesh.devices.flat])

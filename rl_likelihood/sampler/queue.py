@@ -3,8 +3,8 @@
     learner  --publish(version, weights)-->  WeightBox  --wait(at_least)-->  sampler thread
     learner  <--get(step)--  RolloutQueue  <--put(rollout)--  sampler thread
 
-Rollout number i may be sampled from weights no older than version i - max_staleness. With 0 sampler and learner
-alternate and a run is deterministic; with more the sampler runs ahead.
+Rollout number i may be sampled from weights of version i - max_staleness or newer. With max_staleness = 0, sampler and
+learner alternate, and a run is deterministic. With more, the sampler runs ahead.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Closed(Exception):
 
 
 class WeightBox:
-    """The newest published weights, and their version: the number of updates behind them."""
+    """The newest published weights and their version, the number of updates that made them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._version, self._weights, self._closed = -1, None, False
 
     def publish(self, version: int, weights: Any) -> None:
-        """Replace the weights. Versions only grow."""
+        """Replaces the weights. Each version must be higher than the last."""
         with self._changed:
             if version <= self._version:
                 raise ValueError(f"weights of version {version} published after version {self._version}")
@@ -42,9 +42,9 @@ class WeightBox:
             self._changed.notify_all()
 
     def wait(self, at_least: int, take: bool = False) -> tuple[int, Any]:
-        """(version, weights) once the version is `at_least`; raises Closed when the learner has stopped.
+        """Waits for version `at_least` or newer; returns (version, weights). Raises Closed if the learner has stopped.
 
-        With `take` the box keeps no reference, so each version can be taken once.
+        With `take` the box drops its reference, so each version can be taken only once.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._version >= max(at_least, 0))
@@ -63,7 +63,7 @@ class WeightBox:
 class RolloutQueue:
     """A bounded first-in first-out queue of rollouts that enforces the staleness rule.
 
-    `waiting` and `dropped` are those of a checkpoint (`contents`) to go on from.
+    `waiting` and `dropped`: the `contents` in the checkpoint of a resumed run.
     """
 
     def __init__(self, depth: int, max_staleness: int, waiting: Sequence[Rollout] = (), dropped: int = 0) -> None:
@@ -82,7 +82,7 @@ class RolloutQueue:
             return list(self._items), self.dropped
 
     def put(self, rollout: Rollout) -> None:
-        """Append, once the queue is not full; raises Closed when the learner has stopped."""
+        """Waits until the queue is not full, then appends. Raises Closed if the learner has stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
             if self._closed:
@@ -91,10 +91,10 @@ class RolloutQueue:
             self._changed.notify_all()
 
     def get(self, step: int) -> tuple[Rollout, float]:
-        """The oldest rollout that the update from version `step` may use, and the seconds waited for it.
+        """(the oldest rollout that the update of version `step` may use, the seconds waited for it).
 
-        Rollouts older than max_staleness are dropped and counted. One from a later version is an error: this learner
-        does not have its weights. An exception of the sampler is raised here.
+        Rollouts that are older than max_staleness are dropped and counted. A rollout of a version later than `step` is
+        an error. An exception of the sampler is raised here.
         """
         start = time.perf_counter()
         with self._changed:
@@ -116,13 +116,13 @@ class RolloutQueue:
                 self.dropped += 1
 
     def wait_for_drop(self, dropped: int) -> bool:
-        """True once more than `dropped` rollouts have been dropped, False once the queue is empty without that."""
+        """Waits until the queue is empty or more than `dropped` rollouts have been dropped; True for the latter."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._items or self.dropped > dropped)
             return self.dropped > dropped
 
     def close(self, error: BaseException | None = None) -> None:
-        """Wake all waiting threads. With `error`, the learner's next get raises it."""
+        """Wakes all waiting threads. With `error`, the learner's next `get` raises it."""
         with self._changed:
             self._closed, self._error = True, self._error or error
             self._changed.notify_all()
@@ -136,11 +136,11 @@ def start_sampler(
     start: int,
     stop: int,
 ) -> threading.Thread:
-    """Thread that puts rollouts start..stop-1: `produce(number, weights, version)`.
+    """Starts the thread that puts rollouts start..stop-1 into the queue. `produce(number, weights, version)` makes one.
 
-    An exception closes the queue, and the learner's next `get` raises it. For each rollout that the queue dropped,
-    another is sampled after the last. With max_staleness=0 each version serves one rollout and is then freed, so that
-    the learner's step has the memory.
+    For each rollout that the queue dropped, one more is sampled at the end. An exception closes the queue, and the
+    learner's next `get` raises it. With max_staleness=0 the weights of a version are freed after their one rollout, so
+    that the learner's step has the memory.
     """
 
     def run() -> None:
@@ -184,7 +184,7 @@ def _arrays(rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def from_bytes(data: bytes) -> list[Rollout]:
-    """The inverse of `to_bytes`; [] for rollouts of an older version, which lack a field: they are sampled anew."""
+    """The inverse of `to_bytes`. Returns [] for rollouts of an older program that lack a field; they are resampled."""
     kinds = {"version": int, "number": int, "seconds": float}
     with np.load(io.BytesIO(data)) as stored:
         out = []

@@ -1,7 +1,7 @@
-"""Stop strings inside a compiled loop: a small automaton over bytes, composed into a table over token ids.
+"""Finds stop strings inside a compiled loop: a byte automaton, compiled into a table over token ids.
 
-A model may spell `<answer` with any tokens. table[id, state] is the state after the bytes of `id`, so following a row
-costs one lookup per token, on the device or in numpy.
+A model may spell `<answer` with any tokens. table[id, state] is the automaton's state after the bytes of `id`. So each
+token costs one lookup, on the device or in numpy.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 
 @functools.lru_cache(maxsize=16)
 def stop_table(vocab_bytes: tuple[bytes, ...], patterns: tuple[str, ...]) -> np.ndarray:
-    """Transitions [V, states] int8: state 0 is no match so far, the last state a complete match, which is final.
+    """Transitions [V, states], int8. State 0 means no match so far. The last state is a complete match and is final.
 
-    Ids without bytes (special tokens) break a match.
+    An id without bytes (a special token) resets the state to 0.
     """
     targets = [p.encode() for p in patterns]
     prefixes = sorted({t[:i] for t in targets for i in range(len(t))}, key=lambda p: (len(p), p))
@@ -40,7 +40,7 @@ def stop_table(vocab_bytes: tuple[bytes, ...], patterns: tuple[str, ...]) -> np.
 
 
 def first_match(table: np.ndarray, ids: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Number of ids, [..., N] -> [...], up to and including the one that completes a match; -1 without one."""
+    """[..., N] -> [...]: the number of ids up to and including the id that completes a match; -1 without a match."""
     matched = table.shape[1] - 1
     state = np.zeros(ids.shape[:-1], np.int8)
     end = np.full(ids.shape[:-1], -1)

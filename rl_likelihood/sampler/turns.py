@@ -1,9 +1,9 @@
-"""Multi-turn sampling: rows continue after the environment's tokens; earlier keys and values stay in the cache.
+"""Samples conversations: rows continue after the environment's tokens, and earlier keys and values stay in the cache.
 
-`begin` computes the prompts, once per group. Each `take_turn` appends given ids to every row (the environment's reply,
-in one product) and samples until the message ends. Between turns the caches are packed: unused positions of the last
-turn are freed. A row's random numbers come from its own key and from how many
-tokens it has sampled, so its ids depend on no other row.
+`start_rows` computes each prompt once for its group. `take_turn` appends the environment's reply to every row, in one
+forward, and samples the model's next message. Between turns the caches are packed, which frees the unused positions of
+the last turn. A row's random numbers come from its own key and the number of tokens that it has sampled, so its ids do
+not depend on other rows.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from rl_likelihood.model.decoding import Cache, Positions, decode_step, empty_ca
 from rl_likelihood.sampler.draw import Request, choose, request_specs, row_keys
 from rl_likelihood.shapes import AnyArray
 
-# Widths of caches and of replies are 0, this, twice this, four times this ...: each is another program.
+# Widths of caches and replies are rounded up to 0, this, twice this, four times this, ... Each width is compiled once.
 WIDTH = 64
 
 
 class Rows(NamedTuple):
-    """Rows between two turns, on the device. Caches have C positions for a row's own tokens."""
+    """The rows between two turns, on the device. C: positions in the cache for a row's own tokens."""
 
-    cache: Cache  # leading with P (the prompts') and P, G (the rows' own)
-    used: Bool[Array, "P G C"]  # positions that hold one of the row's tokens, in order
-    hidden: Float[Array, "P G D"]  # after the row's last token: the next one is drawn from it
+    cache: Cache  # leading axes: [P] for the prompts, [P, G] for the rows' own keys and values
+    used: Bool[Array, "P G C"]  # positions that hold one of the row's tokens; these are in order
+    hidden: Float[Array, "P G D"]  # state after the row's last token, from which the next token is drawn
     prompt_length: Int[Array, "P"]
     keys: Array  # [P, G]
     sampled: Int[Array, "P G"]  # tokens sampled so far
 
 
-class Given(NamedTuple):
-    """What the rows of a turn begin with: `count` of the ids each. Rows that are not `going` stay as they are."""
+class TurnPrefix(NamedTuple):
+    """The ids to append to each row before it samples: the first `count` of `ids`. Rows that are not `going` do not
+    change."""
 
     ids: Int[AnyArray, "P G E"]
     count: Int[AnyArray, "P G"]
@@ -46,7 +47,7 @@ class Given(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What the policy wrote in one turn, the end-of-sequence id included where it wrote one."""
+    """The model's messages in one turn, with their end-of-sequence ids if they have one."""
 
     ids: Int[Array, "P G N"]
     logp: Float[Array, "P G N"]  # nats, at the row's temperature
@@ -54,8 +55,8 @@ class Turn(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "mesh"))
-def begin(weights: Params, cfg: ModelConfig, request: Request, mesh: Mesh | None = None) -> Rows:
-    """Rows that have their prompts and nothing else. `mesh`: prompts are split over its data, rows over its fsdp."""
+def start_rows(weights: Params, cfg: ModelConfig, request: Request, mesh: Mesh | None = None) -> Rows:
+    """Rows with only their prompts. `mesh`: prompts are split over its data axis, the rows of a group over fsdp."""
     p_axis, g_axis = _axes(request, mesh)
 
     def part(weights: Params, request: Request) -> Rows:
@@ -71,64 +72,72 @@ def begin(weights: Params, cfg: ModelConfig, request: Request, mesh: Mesh | None
             sampled=jnp.zeros((p, g), jnp.int32),
         )
 
-    return _spread(part, mesh, (request_specs(p_axis, g_axis),), _of_rows(p_axis, g_axis))(weights, request)
+    return _spread(part, mesh, (request_specs(p_axis, g_axis),), _row_specs(p_axis, g_axis))(weights, request)
 
 
-class How(NamedTuple):
-    """The model, the most ids that a message may have, and the mesh whose devices sample (None: one device)."""
+class TurnSettings(NamedTuple):
+    """The model, the maximum ids of a message, and the mesh whose devices sample (None: one device)."""
 
     model: ModelConfig
     max_tokens: int
     mesh: Mesh | None = None
 
 
-def take_turn(weights: Params, rows: Rows, given: Given, request: Request, how: How) -> tuple[Rows, Turn]:
-    """One turn: the given ids, then what each row samples, at most `how.max_tokens`, up to an end-of-sequence id."""
+def take_turn(
+    weights: Params, rows: Rows, prefix: TurnPrefix, request: Request, settings: TurnSettings
+) -> tuple[Rows, Turn]:
+    """One turn: appends the given ids, then samples at most `settings.max_tokens` ids, up to an end-of-sequence id."""
     width = padded(int(np.asarray(rows.used.sum(-1)).max()))
-    more = padded(given.ids.shape[-1]) - given.ids.shape[-1]
-    given = given._replace(
-        ids=np.pad(given.ids, [(0, 0), (0, 0), (0, more)], constant_values=int(request.pad_id)),
-        count=np.where(given.going, given.count, 0),
+    padding = padded(prefix.ids.shape[-1]) - prefix.ids.shape[-1]
+    prefix = prefix._replace(
+        ids=np.pad(prefix.ids, [(0, 0), (0, 0), (0, padding)], constant_values=int(request.pad_id)),
+        count=np.where(prefix.going, prefix.count, 0),
     )
-    return turn(weights, rows, given, request, how, width)
+    return turn(weights, rows, prefix, request, settings, width)
 
 
 def padded(n: int) -> int:
-    """The smallest width that holds n."""
+    """The smallest allowed width of at least n."""
     return 0 if n == 0 else max(WIDTH, 1 << (n - 1).bit_length())
 
 
-@functools.partial(jax.jit, static_argnames=("how", "width"))
-def turn(weights: Params, rows: Rows, given: Given, request: Request, how: How, width: int) -> tuple[Rows, Turn]:
-    """`take_turn` as one program. The rows' earlier tokens go into the first `width` positions of their caches."""
-    axes = _axes(request, how.mesh)
-    by_row, at = PartitionSpec(*axes), _of_rows(*axes)
+@functools.partial(jax.jit, static_argnames=("settings", "width"))
+def turn(
+    weights: Params, rows: Rows, prefix: TurnPrefix, request: Request, settings: TurnSettings, width: int
+) -> tuple[Rows, Turn]:
+    """`take_turn` as one program. `width`: the cache positions into which the rows' earlier tokens are packed."""
+    axes = _axes(request, settings.mesh)
+    leading, row_specs = PartitionSpec(*axes), _row_specs(*axes)
 
-    def part(weights: Params, rows: Rows, given: Given, request: Request) -> tuple[Rows, Turn]:
-        return _turn(weights, rows, given, request, how, width)
+    def part(weights: Params, rows: Rows, prefix: TurnPrefix, request: Request) -> tuple[Rows, Turn]:
+        return _turn(weights, rows, prefix, request, settings, width)
 
-    return _spread(part, how.mesh, (at, by_row, request_specs(*axes)), (at, by_row))(weights, rows, given, request)
+    return _spread(part, settings.mesh, (row_specs, leading, request_specs(*axes)), (row_specs, leading))(
+        weights, rows, prefix, request
+    )
 
 
-def _turn(weights: Params, rows: Rows, given: Given, request: Request, how: How, width: int) -> tuple[Rows, Turn]:
-    """A turn of one device's rows."""
-    cfg, max_tokens = how.model, how.max_tokens
-    p, g, e = given.ids.shape
+def _turn(
+    weights: Params, rows: Rows, prefix: TurnPrefix, request: Request, settings: TurnSettings, width: int
+) -> tuple[Rows, Turn]:
+    """One turn of the rows of one device."""
+    cfg, max_tokens = settings.model, settings.max_tokens
+    p, g, e = prefix.ids.shape
     own, used = _packed(rows, width, e + max_tokens)
     cache, hidden = Cache(rows.cache.prompt, own), rows.hidden
     in_prompt = jnp.arange(cache.prompt[0][0].shape[-1]) < rows.prompt_length[:, None]
     position = rows.prompt_length[:, None] + used.sum(-1)
     index = jnp.arange(used.shape[-1]) - width
     if e:
-        at = Positions(jnp.int32(width), position, used, in_prompt)
-        states, cache = extend(weights, cfg, given.ids, at, cache)
-        last = jnp.take_along_axis(states, jnp.maximum(given.count - 1, 0)[..., None, None], 2)[:, :, 0]
-        hidden = jnp.where((given.count > 0)[..., None], last, hidden)
-        used = used | ((index >= 0) & (index < given.count[..., None]))
-        position = position + given.count
+        positions = Positions(jnp.int32(width), position, used, in_prompt)
+        states, cache = extend(weights, cfg, prefix.ids, positions, cache)
+        last = jnp.take_along_axis(states, jnp.maximum(prefix.count - 1, 0)[..., None, None], 2)[:, :, 0]
+        hidden = jnp.where((prefix.count > 0)[..., None], last, hidden)
+        used = used | ((index >= 0) & (index < prefix.count[..., None]))
+        position = position + prefix.count
     head = head_matrix(weights)
 
-    def going_on(carry):
+    def running_rows(carry):
         i, _, _, _, running, _ = carry
         return (i < max_tokens) & running.any()
 
@@ -138,7 +147,7 @@ def _turn(weights: Params, rows: Rows, given: Given, request: Request, how: How,
             hidden, head, rows.keys, rows.sampled + turn.length, request.temperature[None], request.cut
         )
         used = used | ((index == e + i) & running[..., None])
-        # The last token too is computed: what follows it is given later.
+        # The last token is computed too, because the next turn continues after it.
         state, cache = decode_step(weights, cfg, token, Positions(width + e + i, position + i, used, in_prompt), cache)
         hidden = jnp.where(running[..., None], state, hidden)
         new = (jnp.arange(max_tokens) == i) & running[..., None]
@@ -149,34 +158,35 @@ def _turn(weights: Params, rows: Rows, given: Given, request: Request, how: How,
         )
         return i + 1, cache, used, hidden, running & ~(token[..., None] == request.ends.eos).any(-1), turn
 
-    nothing = Turn(
+    empty = Turn(
         jnp.full((p, g, max_tokens), request.pad_id, jnp.int32),
         jnp.zeros((p, g, max_tokens), jnp.float32),
         jnp.zeros((p, g), jnp.int32),
     )
-    start = (jnp.int32(0), cache, used, hidden, jnp.asarray(given.going), nothing)
-    _, cache, used, hidden, _, written = jax.lax.while_loop(going_on, body, start)
+    start = (jnp.int32(0), cache, used, hidden, jnp.asarray(prefix.going), empty)
+    _, cache, used, hidden, _, written = jax.lax.while_loop(running_rows, body, start)
     cache = Cache(cache.prompt, _split_rows(cache.own, p))
     return rows._replace(cache=cache, used=used, hidden=hidden, sampled=rows.sampled + written.length), written
 
 
-def _packed(rows: Rows, width: int, more: int) -> tuple[tuple, Bool[Array, "P G C"]]:
-    """The rows' own caches [P x G, ...] with their tokens in the first `width` positions, and `more` free ones."""
+def _packed(rows: Rows, width: int, extra: int) -> tuple[tuple, Bool[Array, "P G C"]]:
+    """(the rows' own caches [P x G, ...], positions in use). Their tokens move to the first `width` positions; `more`
+    free positions follow."""
     p, g, c = rows.used.shape
-    keep = min(width, c)
-    order = jnp.argsort(~rows.used, axis=-1, stable=True)[..., :keep].reshape(p * g, keep)
-    free = (0, width - keep + more)
+    kept_width = min(width, c)
+    order = jnp.argsort(~rows.used, axis=-1, stable=True)[..., :kept_width].reshape(p * g, kept_width)
+    padding = (0, width - kept_width + extra)
     own = []
     for keys, values in rows.cache.own:
         k, v = (x.reshape(p * g, *x.shape[2:]) for x in (keys, values))
         k = jnp.take_along_axis(k, order[:, None, None, :], 3)
         v = jnp.take_along_axis(v, order[:, None, :, None], 2)
-        own.append((jnp.pad(k, [(0, 0)] * 3 + [free]), jnp.pad(v, [(0, 0), (0, 0), free, (0, 0)])))
-    return tuple(own), jnp.arange(width + more) < rows.used.sum(-1, keepdims=True)
+        own.append((jnp.pad(k, [(0, 0)] * 3 + [padding]), jnp.pad(v, [(0, 0), (0, 0), padding, (0, 0)])))
+    return tuple(own), jnp.arange(width + extra) < rows.used.sum(-1, keepdims=True)
 
 
 def _split_rows(own: tuple, p: int) -> tuple:
-    """Caches [P x G, ...] as [P, G, ...]: both axes may be split over devices."""
+    """Reshapes caches [P x G, ...] to [P, G, ...], so that both axes can be split over devices."""
     return jax.tree.map(lambda x: x.reshape(p, len(x) // p, *x.shape[1:]), own)
 
 
@@ -184,33 +194,33 @@ def _split_rows(own: tuple, p: int) -> tuple:
 
 
 def _shards(mesh: Mesh | None) -> bool:
-    """Whether each device samples its own rows. Weights that are split over tensor need one program for all."""
+    """Whether each device samples its own rows. With weights split over tensor, one program samples all rows."""
     return mesh is not None and mesh.size > 1 and mesh.shape["tensor"] == 1
 
 
 def _axes(request: Request, mesh: Mesh | None) -> tuple[str | None, str | None]:
-    """The mesh's axes over which prompts and the rows of a group are split; None where they do not divide."""
+    """The mesh axes over which (prompts, the rows of a group) are split; None where they do not divide evenly."""
     if mesh is None:
         return None, None
     p = "data" if len(request.uid) % mesh.shape["data"] == 0 else None
     return p, "fsdp" if len(request.temperature) % mesh.shape["fsdp"] == 0 else None
 
 
-def _of_rows(p: str | None, g: str | None) -> Rows:
+def _row_specs(p: str | None, g: str | None) -> Rows:
     prompts, rows = PartitionSpec(p), PartitionSpec(p, g)
     return Rows(Cache(prompts, rows), rows, rows, prompts, rows, rows)
 
 
-def _spread(function, mesh: Mesh | None, given, results):
-    """`function(weights, ...)` with arguments and results split over the mesh as the specs say; weights are not."""
+def _spread(function, mesh: Mesh | None, argument_specs, result_specs):
+    """`function(weights, ...)`, with its other arguments and its results split over the mesh by the specs."""
     if mesh is None or mesh.size == 1:
         return function
     if _shards(mesh):
-        specs = (PartitionSpec(), *given)
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=results, check_vma=False)
+        specs = (PartitionSpec(), *argument_specs)
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=result_specs, check_vma=False)
 
-    def at(specs, values):
+    def constrained(specs, values):
         leaves = jax.tree.map(lambda spec, part: jax.tree.map(lambda _: NamedSharding(mesh, spec), part), specs, values)
         return jax.lax.with_sharding_constraint(values, leaves)
 
-    return lambda weights, *arguments: function(weights, *map(at, given, arguments))
+    return lambda weights, *arguments: function(weights, *map(constrained, argument_specs, arguments))

@@ -19,7 +19,7 @@ from rl_likelihood.data import prompts
 from rl_likelihood.data.order import in_batches
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.token_ids import ids_after_text
-from rl_likelihood.learner.batching import beside, given_rollout, to_batch
+from rl_likelihood.learner.batching import concat_rows, given_rollout, to_batch
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
@@ -226,7 +226,7 @@ def score(f: Finder, rows: list[EncodedExample], chains: list[list[str | None]])
     collated = task.collate(rows, np.arange(f.size))
     width, pad = padded_width(max(lengths)), task.fmt.pad_id
     given = [given_rollout(collated, [group[j] for group in filled], pad, width) for j in range(k)]
-    batch, mesh = to_batch(beside(*given)), f.devices and f.devices.learner
+    batch, mesh = to_batch(concat_rows(*given)), f.devices and f.devices.learner
     with using(mesh):
         logp = make_score(task.model, StepConfig(head_chunk=task.config.train.head_chunk), mesh)(f.params, batch)
     nll = reer.clipped_nll(np.asarray(logp.stats.log_prob), batch.scored, task.config.reer.clip)

@@ -17,7 +17,7 @@ from rl_likelihood.runtime.console import counted, say, size
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.runtime.disk import disk_of_run, tree_bytes
 from rl_likelihood.settings import Config
-from rl_likelihood.task import Task, prompts_at_once
+from rl_likelihood.task import Task, largest_forward
 
 SCORED = {
     "none": "the reference answer's tokens",
@@ -41,41 +41,39 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     computed = f"compute {m.compute_dtype}, attention {m.attention}, layers {layers}"
     say(f"model    {c.model.path or c.model.preset}: {m.family}, {parameters / 1e6:.1f} M parameters, {computed}")
     if c.lora.rank:
-        of = " ".join(c.lora.targets)
-        say(f"lora     rank {c.lora.rank}, alpha {c.lora.alpha:g}, of {of}; base {c.lora.base_dtype}")
+        targets = " ".join(c.lora.targets)
+        say(f"lora     rank {c.lora.rank}, alpha {c.lora.alpha:g}, of {targets}; base {c.lora.base_dtype}")
     say(f"data     {task.data_line}")
     say(f"prompt   {c.prompt.examples} worked examples, at most {c.prompt.max_prompt} tokens")
     say(f"reward   {reward_words(c)}")
     if c.loss.kl == "k1":
-        say(
-            "warning: loss.kl=k1 has no gradient in expectation; use k2, k3 or reward_k1 to stay near the initial model"
-        )
+        say("warning: loss.kl=k1 has no gradient in expectation; use k2, k3 or reward_k1")
     say(f"scored   {SCORED[c.prompt.score_delims]}; {TRUNCATED[c.reward.truncated]}")
     p, g = c.train.prompts_per_step, 1 if c.reward.supervised else c.sampler.group_size
-    at_once = prompts_at_once(c, task.fmt, devices.learner)
-    measured = c.train.micro_batch_prompts < 0  # printed once it is known
-    micro = "" if measured else f", micro-batches of {at_once} prompt{'s' * (at_once > 1)}"
+    micro_size = largest_forward(c, task.fmt, devices.learner)
+    measured = c.train.micro_batch_prompts < 0  # the size is then printed after its measurement
+    micro = "" if measured else f", micro-batches of {micro_size} prompt{'s' * (micro_size > 1)}"
     schedule = f"{c.train.steps} steps, {c.optim.name}, lr {c.optim.lr:g} {c.optim.schedule}"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{micro}, {schedule}")
-    copies = memory_copies(task, parameters, loops=at_once < p or (measured and p > 1))
-    held = f"{', '.join(copies)}, on {counted(devices.learner.size, 'device')}"
-    say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {held}, plus activations")
+    copies = memory_copies(task, parameters, loops=micro_size < p or (measured and p > 1))
+    copy_words = f"{', '.join(copies)}, on {counted(devices.learner.size, 'device')}"
+    say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {copy_words}, plus activations")
     say(f"disk     {disk_words(c, m)}")
     if workdir is not None:
-        where = f"resumes after step {resume}" if resume is not None else "new run"
-        say(f"workdir  {workdir} ({where}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
+        start_words = f"resumes after step {resume}" if resume is not None else "new run"
+        say(f"workdir  {workdir} ({start_words}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
 
 
 def disk_words(c: Config, model: ModelConfig) -> str:
-    """The disk space of the checkpoints, during the run and after it."""
+    """The disk space of the run's checkpoints: the maximum, and after the run is finished."""
     disk = disk_of_run(c, model)
     without = "" if c.train.keep_optimizer else " without optimizer state"
-    most, after = map(size, disk)
-    return f"at most {most} of checkpoints, {after}{without} after the run"
+    maximum, finished = map(size, disk)
+    return f"at most {maximum} of checkpoints, {finished}{without} after the run"
 
 
 def device_words(devices: Devices) -> str:
-    """How many devices of what kind, and the learner's mesh."""
+    """The number and kind of devices, and the learner's mesh."""
     words = counted(jax.device_count(), f"{jax.default_backend()} device")
     if jax.process_count() > 1:
         words += f" of {jax.process_count()} processes"
@@ -85,7 +83,7 @@ def device_words(devices: Devices) -> str:
 
 
 def reward_words(c: Config) -> str:
-    """The reward and the switches of the loss."""
+    """The reward and the settings of the loss."""
     terms = [f"advantage {c.loss.advantage}", f"policy term on the {c.step.policy_span}"]
     name = c.reward.name
     if c.reward.supervised:
@@ -114,7 +112,7 @@ def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:
         base = jax.eval_shape(lambda p: as_base(p, lora), base)
         copies = {"parameters": tree_bytes(base) / (4 * parameters), "adapters": trained}
     copies |= {"gradient": trained, "the optimizer's state": optimizer, "the sampler's copy": 1}
-    # A loop over micro-batches sums gradients, and unstacks unrolled layers before it begins.
+    # A loop over micro-batches sums gradients, and unstacks unrolled layers first.
     if loops:
         copies |= {"the sum of gradients": trained} if m.scan_layers else {"a copy of the layers": layers}
     if (step.with_reference and not lora.rank) or step.moving_reference:  # with LoRA the base is the reference

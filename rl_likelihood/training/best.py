@@ -11,21 +11,22 @@ from rl_likelihood.shapes import UserError
 
 
 def best_of(rows: Sequence[dict[str, Any]], name: str, higher: bool) -> tuple[int, int]:
-    """(step of the best, evaluations since), among the rows of eval.jsonl that are made like the last one: of as many
-    questions, with as many samples. Of equal ones the first is the best."""
-    alike = [row for row in rows if all(row.get(k) == rows[-1].get(k) for k in ("questions", "samples"))]
-    if any(name not in row for row in alike):
+    """(best step, number of evaluations since). Only rows of eval.jsonl with the last row's numbers of questions and
+    samples count. The first of equal values is the best."""
+    comparable = [row for row in rows if all(row.get(k) == rows[-1].get(k) for k in ("questions", "samples"))]
+    if any(name not in row for row in comparable):
         raise UserError(
             f"train.best is {name!r}, which these evaluations do not have; choose a metric of docs/metrics.md that "
             "eval.jsonl has"
         )
-    values = [row[name] if higher else -row[name] for row in alike]
-    at = values.index(max(values))
-    return alike[at]["step"], len(alike) - 1 - at
+    values = [row[name] if higher else -row[name] for row in comparable]
+    best = values.index(max(values))
+    return comparable[best]["step"], len(comparable) - 1 - best
 
 
 class Best:
-    """What `best_of` says of a workdir's eval.jsonl, the same in every process. Without a name no step is the best."""
+    """The result of `best_of` on a workdir's eval.jsonl, equal in every process. With an empty `name`, no step is
+    best."""
 
     def __init__(self, workdir: Path, name: str, higher: bool) -> None:
         self.path, self.name, self.higher = workdir / run_files.EVAL, name, higher
@@ -33,7 +34,7 @@ class Best:
         self.look()
 
     def look(self) -> None:
-        """After an evaluation."""
+        """Reads eval.jsonl again. Call it after an evaluation."""
 
         def read() -> tuple[int, int]:
             rows = run_files.read(self.path) if self.name and self.path.exists() else []
@@ -42,5 +43,5 @@ class Best:
         self.step, self.since = distributed.by_first(read)
 
     def is_best(self, step: int) -> bool:
-        """Whether it is this step."""
+        """Whether `step` is the best step."""
         return step == self.step

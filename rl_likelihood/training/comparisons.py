@@ -1,4 +1,4 @@
-"""The comparisons that a reward model is trained and measured on: read, split, in ids."""
+"""Reads, splits and encodes the comparisons that a reward model is trained and evaluated on."""
 
 from __future__ import annotations
 
@@ -17,61 +17,63 @@ from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.learner.judge import JudgeParams
 from rl_likelihood.shapes import Compared, Judged, UserError
 
-MOST_HELDOUT = 100  # of a file's rows, where neither size nor file is given; and at most a tenth
+MOST_HELDOUT = 100  # default limit of held-out questions of a file, with at most a tenth of its rows
 
 
 def load_comparisons(c: DataConfig) -> tuple[list[Comparison], list[Comparison]]:
-    """(train, heldout) of a prepared data set or of files; no question is in both."""
+    """(train, heldout) from a prepared data set or from files. No question is in both."""
     if c.source == "prepared":
         examples = prepared.load(c.train_path, c.train_split, c.heldout_split)
-        train, held = ([of_example(e) for e in side] for side in examples)
+        train, heldout = ([of_example(e) for e in side] for side in examples)
     elif c.source in ("files", "jsonl"):
         train = _of_file(c.train_path, "data.train_path")
-        train, held = (train, _of_file(c.heldout_path, "data.heldout_path")) if c.heldout_path else _split(train, c)
+        train, heldout = (train, _of_file(c.heldout_path, "data.heldout_path")) if c.heldout_path else _split(train, c)
     else:
         raise UserError(f"data.source is {c.source!r}, which has no comparisons; set it to prepared or files")
-    held = held[: c.heldout_size] if c.heldout_size > 0 else held
-    asked = {variant_key(r.prompt) for r in held}
-    train = [r for r in train if variant_key(r.prompt) not in asked]
+    heldout = heldout[: c.heldout_size] if c.heldout_size > 0 else heldout
+    heldout_keys = {variant_key(r.prompt) for r in heldout}
+    train = [r for r in train if variant_key(r.prompt) not in heldout_keys]
     train = train[: c.train_size] if c.train_size > 0 else train
-    for rows, what in ((train, "training"), (held, "held-out")):
+    for rows, side in ((train, "training"), (heldout, "held-out")):
         if not rows:
-            raise UserError(f"data.train_path = {c.train_path!r} leaves no {what} comparisons; give more rows")
-    return train, held
+            raise UserError(f"data.train_path = {c.train_path!r} leaves no {side} comparisons; give more rows")
+    return train, heldout
 
 
 def _of_file(path: str, name: str) -> list[Comparison]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"{name} is {path!r}, which is no file; give lines with prompt, chosen, rejected")
-    rows = [of_record(record, str(file.parent / str(at))) for at, record in records(file.name, file.read_bytes())]
+    rows = [
+        of_record(record, str(file.parent / str(number))) for number, record in records(file.name, file.read_bytes())
+    ]
     if not rows:
         raise UserError(f"{name} is {path!r}, which has no rows; give it comparisons")
     return rows
 
 
 def _split(rows: list[Comparison], c: DataConfig) -> tuple[list[Comparison], list[Comparison]]:
-    """By a hash of the question, so that the order of the file changes nothing."""
+    """(train, heldout), split by a hash of the question, so that the order of the file does not matter."""
     size = c.heldout_size if c.heldout_size > 0 else min(MOST_HELDOUT, len(rows) // 10)
     keys = sorted({variant_key(r.prompt) for r in rows}, key=hash_of)[: max(1, size)]
-    held = set(keys)
-    inside = [variant_key(r.prompt) in held for r in rows]
+    heldout_keys = set(keys)
+    is_heldout = [variant_key(r.prompt) in heldout_keys for r in rows]
     return (
-        [r for r, is_in in zip(rows, inside, strict=True) if not is_in],
-        [r for r, is_in in zip(rows, inside, strict=True) if is_in],
+        [r for r, is_in in zip(rows, is_heldout, strict=True) if not is_in],
+        [r for r, is_in in zip(rows, is_heldout, strict=True) if is_in],
     )
 
 
 def encode(reader: Reader, rows: Sequence[Comparison], options: int) -> tuple[Compared, int]:
-    """The comparisons in ids, `options` answers wide: wrong ones beyond are left out. And how many answers were cut."""
+    """(the comparisons in ids, the number of cut answers). Q = `options`: further wrong answers are left out."""
     answers = [[(a,) for a in r.answers[:options]] for r in rows]
     padded = [group + group[-1:] * (options - len(group)) for group in answers]
     encoded = judged_text.encode(reader, [r.prompt for r in rows], padded)
-    there = np.arange(options) < np.asarray([len(group) for group in answers])[:, None]
+    present = np.arange(options) < np.asarray([len(group) for group in answers])[:, None]
     margins = np.zeros((len(rows), options), np.float32)
     for i, r in enumerate(rows):
         margins[i, : len(answers[i])] = r.margins[:options]
-    return Compared(encoded.judged, there, margins), encoded.cut
+    return Compared(encoded.judged, present, margins), encoded.cut
 
 
 def scores_of(
@@ -81,7 +83,8 @@ def scores_of(
     rows: Sequence[Comparison],
     size: int,
 ) -> list[np.ndarray]:
-    """The scores of each question's answers, the right one first, `size` questions at a time. `run`: `make_judge`."""
+    """The scores of each question's answers, the right answer first. `size`: questions per batch; `run`: from
+    `make_judge`."""
     options = max(len(r.answers) for r in rows)
     out: list[np.ndarray] = []
     for start in range(0, len(rows), size):

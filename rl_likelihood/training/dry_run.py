@@ -1,4 +1,4 @@
-"""`train --dry_run`: load everything, compile the step, report; allocate and train nothing."""
+"""`train --dry_run`: loads everything, compiles the step and reports its memory, but trains nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from rl_likelihood.learner.adversarial import begin, make_run_step
+from rl_likelihood.learner.adversarial import init_run_state, make_run_step
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference
 from rl_likelihood.rollouts.asked_judge import StepJudge, judge_of
@@ -19,13 +19,13 @@ from rl_likelihood.training.announcement import announce
 
 
 def dry_run(c: Config) -> None:
-    """Print what a run would be, and what its compiled step needs on each device."""
+    """Prints the summary of the run, and the memory that its compiled step needs on each device."""
     devices = make_devices(c)
     mesh = devices.learner
     task, params = load(c, mesh=mesh)
     announce(task, devices, None, None)
     optimizer, batch = make_optimizer(c.optimizer), step_batch(c, task.fmt, mesh)
-    state = jax.eval_shape(lambda p: begin(trained(task, p), optimizer, c.step, task.model.width), params)
+    state = jax.eval_shape(lambda p: init_run_state(trained(task, p), optimizer, c.step, task.model.width), params)
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, task.model, c.step), params)
     judge = judge_of(task, devices, Path()) if c.judge_in_step else None
     in_step = (judge.judge, (judge.of_step(reference),)) if isinstance(judge, StepJudge) else (None, ())

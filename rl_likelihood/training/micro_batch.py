@@ -1,13 +1,13 @@
-"""train.micro_batch_prompts=-1: how many prompts at a time is fastest here, measured once and saved in the workdir.
+"""train.micro_batch_prompts=-1: measures once which micro-batch size is fastest, and saves it in the workdir.
 
-Timed are forward and backward of two micro-batches of the longest rows (or of one, if that is a whole step), in the
-step's own loop. Sizes are tried from the smallest up, until one is slower per prompt or does not fit. Work that a step
-does once, such as copying unrolled layers, is divided by two micro-batches only, so sizes below half a step look a
+It times the forward and backward of two micro-batches of the longest rows (or of one, if that is a whole step), in the
+loop of the step. It tries sizes from the smallest up, until one is slower per prompt or does not fit. Work that a step
+does once, such as copying unrolled layers, is shared by only two micro-batches here. So sizes below half a step look a
 little slower than they are.
 
-A resumed run uses the size in its workdir, so that it goes on bit for bit. It measures again if its `conditions`
-(devices, how the model is run) have changed, or if an older version saved none. Two runs may choose different sizes:
-then they differ by rounding.
+A resumed run uses the size in its workdir, so that it continues bit for bit. It measures again if its `conditions`
+(devices, settings of the model) have changed, or if an older version saved none. Two runs may choose different sizes.
+Their numbers then differ by rounding.
 """
 
 from __future__ import annotations
@@ -32,69 +32,69 @@ from rl_likelihood.shapes import CHAIN, REFERENCE, Batch, UserError
 from rl_likelihood.task import Task, abstract_batch
 
 FILE = "MICRO_BATCH"
-ROUNDS = 3  # timed runs, of which the fastest counts
+ROUNDS = 3  # timed calls of a program; the fastest counts
 LARGER = "rl_likelihood.plan says what would"
 WORSE = 1.05  # slower than the best by more than this factor is not noise
 
 
 def with_micro_batch(task: Task, devices: Devices, params: Params, models: Models, workdir: Path) -> Task:
-    """The task with the micro-batch size of the workdir, or else the fastest one. Every process calls it."""
+    """The task with the micro-batch size saved in the workdir, or else the fastest size. All processes must call it."""
     path = workdir / FILE
     saved = distributed.by_first(lambda: json.loads(path.read_text()) if path.exists() else None)
     now = conditions(task, devices)
     if saved is None or saved.get("conditions") != now:
         if saved is not None:
-            before = saved.get("conditions", "a machine that is not named")
-            say(f"micro-batch {saved['prompts']} prompts at a time were fastest on {before}; this is {now}")
+            old_conditions = saved.get("conditions", "a machine that is not named")
+            say(f"micro-batch {saved['prompts']} prompts at a time were fastest on {old_conditions}; this is {now}")
         seconds = distributed.share({str(k): t for k, t in measured(task, devices, params, models).items()})
         fastest = int(min(seconds, key=seconds.get))
         saved = {"prompts": fastest, "seconds_per_prompt": seconds, "conditions": now}
         distributed.by_first(lambda: path.write_text(json.dumps(saved) + "\n") and None)
-        each = ", ".join(f"{k}: {t:.3g}" for k, t in seconds.items())
-        say(f"micro-batch {saved['prompts']} prompts at a time, the fastest (seconds a prompt by size: {each})")
+        by_size = ", ".join(f"{k}: {t:.3g}" for k, t in seconds.items())
+        say(f"micro-batch {saved['prompts']} prompts at a time, the fastest (seconds a prompt by size: {by_size})")
     c = task.config
     train = dataclasses.replace(c.train, micro_batch_prompts=saved["prompts"])
     return dataclasses.replace(task, config=dataclasses.replace(c, train=train))
 
 
 def conditions(task: Task, devices: Devices) -> str:
-    """What the measurement depends on, and a resumed run may have changed."""
+    """Everything that the measurement depends on and that may differ in a resumed run, in words."""
     mesh, m, c = devices.learner, task.model, task.config
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    how = f"{m.compute_dtype}, layers {'scanned' if m.scan_layers else 'unrolled'}, remat {m.remat}"
+    model_words = f"{m.compute_dtype}, layers {'scanned' if m.scan_layers else 'unrolled'}, remat {m.remat}"
     work = f"{c.train.prompts_per_step} prompts x {c.sampler.group_size} chains, head_chunk {c.train.head_chunk}"
     scratch = "" if m.scratch_kib < 0 else f", scratch_kib {m.scratch_kib}"
     kind = mesh.devices.flat[0].device_kind
     kind += f" of {cores()} cores" if kind == "cpu" else ""
-    return f"{kind}, {axes}, {work}, {how}, attention {m.attention}{scratch}"
+    return f"{kind}, {axes}, {work}, {model_words}, attention {m.attention}{scratch}"
 
 
 def measured(task: Task, devices: Devices, params: Params, models: Models) -> dict[int, float]:
-    """Seconds a prompt of forward and backward, by the prompts in it. `models`: the step's."""
-    whole, mesh = longest_batch(task), devices.learner
-    p, rows = whole.completion.shape[:2]
+    """{micro-batch size in prompts: seconds of forward and backward per prompt}. `models`: from `step.models_of`."""
+    longest, mesh = longest_batch(task), devices.learner
+    p, rows = longest.completion.shape[:2]
     cfg = task.config.step
-    options = compiler_options(mesh, task.model.scratch_kib)  # the step's
+    options = compiler_options(mesh, task.model.scratch_kib)  # the same as the step's
     timed = jax.jit(gradients, static_argnums=(3, 4), compiler_options=options)
     seconds: dict[int, float] = {}
     # All processes use the times of process 0, so that they leave the loop at the same size.
     for k in (k for k in range(1, p + 1) if p % k == 0 and divides(mesh.shape, k, rows)):
         count = min(2 * k, p)
-        part = jax.tree.map(lambda x, n=count: x[:n], whole)
+        part = jax.tree.map(lambda x, n=count: x[:n], longest)
         batch = put(part, by_prompt(mesh, part))
         program, times = None, []
         with _unless_full(), using(mesh):
-            one = dataclasses.replace(cfg, micro_batch_prompts=k)
-            program = timed.lower(params, models, batch, task.model, one).compile()
+            step_config = dataclasses.replace(cfg, micro_batch_prompts=k)
+            program = timed.lower(params, models, batch, task.model, step_config).compile()
         if distributed.any_of(program is None):
             break
         with _unless_full():
-            for _ in range(1 + ROUNDS):  # the first one touches its memory
+            for _ in range(1 + ROUNDS):  # the first call only warms up
                 start = time.perf_counter()
                 jax.block_until_ready(program(params, models, batch))
                 times.append(time.perf_counter() - start)
         if len(times) <= ROUNDS:
-            # Other processes still wait inside the program that has ended in this one.
+            # Out of memory in this process, while other processes still wait inside the program.
             if distributed.several():
                 raise UserError(refusal(k, f"set train.micro_batch_prompts={max(seconds)}" if seconds else LARGER))
             break
@@ -113,7 +113,7 @@ def refusal(prompts: int, instead: str) -> str:
 
 @contextlib.contextmanager
 def _unless_full() -> Iterator[None]:
-    """Ends its block if memory runs out."""
+    """Leaves its block silently if the device runs out of memory."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -122,7 +122,7 @@ def _unless_full() -> Iterator[None]:
 
 
 def longest_batch(task: Task) -> Batch:
-    """A batch of the longest rows: their last tokens are the answer's, the others chain."""
+    """A batch of the longest rows, with random ids. The last tokens of a row are the answer, all others the chain."""
     shapes, rng = abstract_batch(task.config, task.fmt), np.random.default_rng(0)
     answer = task.config.prompt.max_answer
 

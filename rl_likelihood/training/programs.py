@@ -1,4 +1,4 @@
-"""The learner's step, compiled once for each width of prompts and rows, or for each size of a packed batch."""
+"""Compiles the learner's step once for each width of prompts and rows, or for each size of a packed batch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from rl_likelihood.task import Task, abstract_batch
 
 
 def on_devices(task: Task, devices: Devices, batch: Batch) -> Batch:
-    """This process's batch as the step takes it: on the devices, with its packing if train.packing asks for one. A
-    collective of several processes."""
+    """Moves this process's batch to the devices, as the step takes it; with train.packing, adds its packing. A
+    collective of all processes."""
     c = task.config.train
 
     def largest(numbers: list[int]) -> list[int]:
@@ -37,13 +37,13 @@ def on_devices(task: Task, devices: Devices, batch: Batch) -> Batch:
     return from_own_prompts(devices.learner, batch, devices.prompts, c.prompts_per_step)
 
 
-# What a step gives: the state, metrics and per-row values, which may not be computed yet.
+# The step's (state, metrics, values of each row), which may still be being computed.
 Started = tuple[TrainState, dict[str, Any], dict[str, Any]]
 
 
 class StepPrograms:
-    """start(state, ref_params, batch), which returns at once, then finish: (state, metrics as floats, per-row values as
-    numpy). `judge`: the run's, which the step may have to compute."""
+    """The compiled steps. `start` launches a step and returns at once; `finish` waits for its results. `judge`: the
+    run's judge, which the step may have to compute."""
 
     def __init__(
         self, task: Task, mesh: Mesh, optimizer: optax.GradientTransformation, judge: AnyJudge | None = None
@@ -59,7 +59,7 @@ class StepPrograms:
         if packing is not None:
             shape += (packing.prompts, packing.tokens, packing.rows, packing.width)
         if shape not in self._compiled:
-            if self._compiled:  # the first step's line shows the time of the first one
+            if self._compiled:  # the first compilation is part of the first step's time
                 number = len(self._compiled) + 1
                 size = f"prompts of {shape[0]} and rows of {shape[1]} tokens"
                 size += f", packed into {packing.tokens} for {packing.prompts} prompts" if packing else ""
@@ -72,6 +72,7 @@ class StepPrograms:
             return self._compiled[shape](state, ref_params, batch, *judging)
 
     def finish(self, started: Started) -> tuple[TrainState, dict[str, float], dict[str, np.ndarray]]:
-        """Waits for what was started. No other program may be launched in between (`mesh.ready`)."""
+        """Waits for a started step: (state, metrics as floats, values of each row as numpy). No other program may be
+        launched between `start` and this (`mesh.ready`)."""
         state, out, per_row = ready(started)
         return state, {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)

@@ -1,4 +1,4 @@
-"""One call of the training command: what stays the same from its first step to the last, and its evaluations."""
+"""One call of the training command: the objects that do not change during it, and its evaluations."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ from rl_likelihood.training.best import Best
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """One call of the command: its folder, its files, how it is stopped, and its config as it was given. `force`: go on
-    with other settings."""
+    """One call of the command. `given`: the config before its date was fixed. `force`: continue with other settings."""
 
     workdir: Path
     writer: MetricsWriter
@@ -40,7 +39,7 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class Run(Session):
-    """What stays the same from the first step to the last."""
+    """A session with its task, devices, checkpoints and best step."""
 
     task: Task = dataclasses.field(kw_only=True)
     devices: Devices = dataclasses.field(kw_only=True)
@@ -52,23 +51,24 @@ class Run(Session):
         return self.task.config
 
     def save(self, state: TrainState, queue: dict | None = None) -> None:
-        """A checkpoint of the state and of the source of batches. Refuses parameters that are not finite."""
+        """Saves a checkpoint of the state. `queue`: the state of the source. Refuses non-finite parameters."""
         if not all_finite(state.params):
             raise distributed.SharedRefusal(not_finite(int(state.step), ["the parameters"], self.workdir))
         checkpoint.save(self.checkpoints, state, self.meta() | ({} if queue is None else {"queue": queue}))
 
     def meta(self) -> dict:
-        """What a checkpoint says beside its arrays."""
+        """The JSON part of a checkpoint."""
         return checkpoint_meta(self.writer.workdir, self.config, self.task.model, self.task.model_path)
 
     def policy(self, state: TrainState, frozen: Params | None) -> Params:
-        """The parameters that sample and are evaluated. `frozen`: the base of adapters, or a reference."""
+        """The parameters for sampling and evaluation. `frozen`: the base of adapters, or a reference model."""
         lora = self.config.lora
         return effective(frozen, state.params, lora) if lora.rank and frozen else state.params
 
 
 def evaluate_if_due(r: Run, params: Params, step: int) -> None:
-    """Before the first step (`train.eval_first`), after the last and, the fast one, every `train.eval_every`."""
+    """Evaluates before the first step (if `train.eval_first`), after the last, and fast every `train.eval_every`
+    steps."""
     t, c = r.config.train, r.config
     if 0 < step < t.steps and not (t.eval_every and step % t.eval_every == 0):
         return
@@ -88,15 +88,15 @@ def evaluate_if_due(r: Run, params: Params, step: int) -> None:
 def evaluate_once(
     r: Run, params: Params, step: int, stage: str, rows: list[EncodedExample], fast: bool = False
 ) -> None:
-    """`evaluation`, unless eval.jsonl has it already."""
+    """Runs `evaluation`, unless eval.jsonl already has one of this stage."""
     path = r.writer.workdir / run_files.EVAL
     if not distributed.share(path.exists() and any(row.get("stage") == stage for row in run_files.read(path))):
         evaluation(r, params, step, stage, rows, fast)
 
 
 def without_progress(r: Run, state: TrainState, source: Source, policy: Params) -> bool:
-    """Keeps the state if its evaluation is the best by train.best. Whether train.patience ends the run, which is then
-    evaluated and saved."""
+    """Saves the state if its evaluation is the best by train.best. Returns whether train.patience ends the run; if so,
+    evaluates and saves it."""
     t, step = r.config.train, int(state.step)
     if not t.best:
         return False
@@ -112,7 +112,7 @@ def without_progress(r: Run, state: TrainState, source: Source, policy: Params) 
 
 
 def evaluation(r: Run, params: Params, step: int, stage: str, rows: list[EncodedExample], fast: bool = False) -> None:
-    """Evaluate, write eval.jsonl and the records behind it, say it in one line."""
+    """Evaluates, writes eval.jsonl and the records of the questions, and prints one line."""
     if not r.config.eval.prompts:
         return
     out = evaluate(Evaluation(r.task, params, rows, r.devices, step, r.writer.workdir, r.stop.check, say), fast=fast)
@@ -121,16 +121,16 @@ def evaluation(r: Run, params: Params, step: int, stage: str, rows: list[Encoded
 
 
 def refuse_nan(step: int, out: dict[str, float], workdir: Path) -> None:
-    """A non-finite loss or gradient ends the run before it is saved."""
+    """Raises if the loss or the gradient is not finite, before the state is saved."""
     bad = [k for k in ("loss/policy", "loss/answer", "loss/kl", "grad/norm") if not np.isfinite(out[k])]
     if bad:
         raise distributed.SharedRefusal(not_finite(step, bad, workdir))
 
 
-def not_finite(step: int, what: list[str], workdir: Path) -> str:
-    """What to say, and where to go on from: the last checkpoint, if there is one."""
+def not_finite(step: int, values: list[str], workdir: Path) -> str:
+    """The message for non-finite values, with the checkpoint from which a new run can start."""
     last = checkpoint.latest_step(workdir)
     cure = "no step has been saved: choose another --workdir and a lower optim.lr"
     if last is not None:
         cure = f"the checkpoint of step {last} is good: lower optim.lr in a new workdir, with model.path={workdir}"
-    return f"step {step}: {', '.join(what)} {'are' if what == ['the parameters'] else 'is'} not finite; {cure}"
+    return f"step {step}: {', '.join(values)} {'are' if values == ['the parameters'] else 'is'} not finite; {cure}"

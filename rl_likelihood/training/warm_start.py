@@ -1,7 +1,8 @@
-"""Supervised steps before RL, on the model's own chains in the wanted format or on chains of the data.
+"""Supervised steps before RL, on the model's own chains or on chains of the data.
 
-`own` teaches the format only. With worked examples in the prompt the untouched model writes greedy chains and answers,
-right or wrong. They become the targets for the prompt without the examples. No reference answer is used.
+warm_start.chains=own teaches only the format. With worked examples in its prompt, the initial model writes greedy
+chains and answers, right or wrong. They become the targets for the prompt without examples. No reference answer is
+used.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ FILE = "warm_start.jsonl"
 
 
 def with_worked_examples(task: Task, rows: list[EncodedExample], examples: int) -> tuple[list[EncodedExample], int]:
-    """The same questions with worked examples before them, and the prompt width they need."""
+    """(the same questions with worked examples in their prompts, the width of these prompts)."""
     cfg = dataclasses.replace(
         task.config.prompt,
         examples=examples,
@@ -52,8 +53,8 @@ def with_worked_examples(task: Task, rows: list[EncodedExample], examples: int) 
 def own_chains(
     task: Task, devices: Devices, params: Params, between: Callable[[], None] = lambda: None
 ) -> list[dict[str, Any]]:
-    """Greedy chains and answers of `params` on training questions: rows {id, prompt, chain, answer, task}. `between` is
-    called before each batch."""
+    """Greedy chains and answers to training questions, as rows {id, prompt, chain, answer, task}. Only replies in the
+    format are returned. `between`: called before each batch."""
     c = task.config
     rows = task.train[: c.warm_start.prompts]
     encoded, width = with_worked_examples(task, rows, c.warm_start.examples)
@@ -66,14 +67,14 @@ def own_chains(
             between()
             collated = task.collate(part, np.arange(start, start + size), width)
             rollout = sample_all(weights, collated, task.key(WARM_START), sampler)
-            asked = rows[start : start + size]
-            for row, (text,) in zip(asked, sampled_texts(task, rollout), strict=False):
+            sources = rows[start : start + size]
+            for row, (text,) in zip(sources, sampled_texts(task, rollout), strict=False):
                 answer = (graders.extract_answer(text, task.fmt) or "").strip()
                 chain = text.split(task.fmt.answer_open)[0].split(task.fmt.think_close)[0].strip()
                 if answer and chain and "<" not in chain + answer:
                     e = row.example
                     out.append({"id": e.id, "prompt": e.prompt, "chain": chain, "answer": answer, "task": e.task})
-            progress.advance(len(asked))
+            progress.advance(len(sources))
     say(f"warm start: {len(out)} of {len(rows)} own chains are in the format")
     return out
 
@@ -81,7 +82,7 @@ def own_chains(
 def chains_to_learn(
     task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None] = lambda: None
 ) -> list[EncodedExample]:
-    """The questions with the chains that the warm start learns."""
+    """The questions with the chains for the warm start."""
     w = task.config.warm_start
     if w.chains == "own":
         chains = own_chains(task, devices, params, between)
@@ -93,23 +94,23 @@ def chains_to_learn(
         encoded = [row for row in task.train if row.example.chain]
     if len(encoded) < w.prompts_per_step:
         raise UserError(
-            f"warm_start.prompts_per_step is {w.prompts_per_step} but only {len(encoded)} chains are there "
+            f"warm_start.prompts_per_step is {w.prompts_per_step}, but there are only {len(encoded)} chains "
             f"(warm_start.chains={w.chains!r}); lower it or give more"
         )
     return encoded
 
 
 def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None]) -> Params:
-    """Parameters after `warm_start.steps` supervised steps on chain, closing tags and answer. With LoRA adapters learn
-    them and are added up, and the run begins with new ones.
+    """The parameters after `warm_start.steps` supervised steps on chain, closing tags and answer. With LoRA, adapters
+    are trained and then added to the parameters, and the run begins with new adapters.
 
-    `between` is called between steps; it may raise to break off.
+    `between`: called before each step; it may raise to stop.
     """
     c, mesh = task.config, devices.learner
     steps = c.warm_start.steps
     rows = chains_to_learn(task, devices, params, workdir, between)
     targets = targets_of(task, rows, conversations_of(task))
-    # The closing tags are learned too: they count as chain.
+    # Closing tags are marked as chain, so that they are learned too.
     targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]
     width = max(len(ids) for ids, _ in targets)
     rows_of = order(len(rows), c.warm_start.prompts_per_step, c.seed)
@@ -118,13 +119,13 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
         index = rows_of(i)
         collated = task.collate([rows[j] for j in index], index)
         batch = to_batch(given_rollout(collated, [targets[j] for j in index], task.fmt.pad_id, width))
-        # The whole format is learned, brackets and closing tag too, whatever `score_delims` says.
+        # The whole format is learned, including brackets and the closing tag, for any prompt.score_delims.
         batch = batch.replace(scored=batch.segment == REFERENCE)
         return put(batch, by_prompt(mesh, batch))
 
     optimizer = make_optimizer(c.warm_optimizer)
-    at = state_shardings(mesh, task.model, optimizer, c.warm_step)
-    state = jax.jit(lambda p: init_state(trained(task, p), optimizer, c.warm_step), out_shardings=at)(params)
+    state_at = state_shardings(mesh, task.model, optimizer, c.warm_step)
+    state = jax.jit(lambda p: init_state(trained(task, p), optimizer, c.warm_step), out_shardings=state_at)(params)
     base = params if c.lora.rank else None
     step = make_step(task.model, c.warm_step, optimizer, mesh, batch_of(0))
     for i in range(steps):

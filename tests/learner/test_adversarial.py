@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.learner import adversarial, reward_step
-from rl_likelihood.learner.adversarial import begin, make_run_step, optimizers_of
+from rl_likelihood.learner.adversarial import init_run_state, make_run_step, optimizers_of
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge, word_logits
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.reward_step import PreferenceConfig, make_reward_step
@@ -48,7 +48,7 @@ def config(critic):
 
 def stepped(critic, batch, mesh):
     cfg = config(critic)
-    state = begin(random_params(MODEL), OPTIMIZER, cfg, MODEL.width)
+    state = init_run_state(random_params(MODEL), OPTIMIZER, cfg, MODEL.width)
     step = make_run_step(MODEL, cfg, OPTIMIZER, mesh, batch)
     with using(mesh):
         return jax.tree.map(np.asarray, step(state, None, batch))
@@ -124,5 +124,5 @@ def test_a_critic_of_labels_learns_by_its_expected_reward_and_pays_for_its_mista
 
 def test_without_a_critic_the_state_has_none():
     cfg = rewarded("math")
-    assert begin(random_params(MODEL), OPTIMIZER, cfg, MODEL.width).critic is None
-    assert adversarial.placed(one_device(), MODEL, OPTIMIZER, cfg).critic is None
+    assert init_run_state(random_params(MODEL), OPTIMIZER, cfg, MODEL.width).critic is None
+    assert adversarial.run_state_shardings(one_device(), MODEL, OPTIMIZER, cfg).critic is None

@@ -55,7 +55,7 @@ def test_it_learns_which_answers_have_the_mark():
     state, out = after(steps=60)
     new = batch(1000, p=100)
     scores = value(state.params, MODEL, ValueHead(*state.opt_state.head), new.judged)
-    pairs = new.there[:, 1:]
+    pairs = new.present[:, 1:]
     assert (np.asarray(scores[:, :1] - scores[:, 1:])[pairs] > 0).mean() > 0.95
     assert out["preference/accuracy"] > 0.9 and out["preference/margin"] > 1 and int(state.step) == 60
 

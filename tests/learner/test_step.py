@@ -16,12 +16,12 @@ from rl_likelihood.learner.measures import metrics
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import (
-    at_once,
     gradients,
     init_reference,
     init_state,
     make_score,
     make_step,
+    prompts_per_forward,
     state_shardings,
 )
 from rl_likelihood.learner.surrogate import LossConfig
@@ -261,18 +261,18 @@ def test_micro_batches_are_one_batch():
 
 def test_left_to_itself_a_cpu_takes_no_more_prompts_than_pay():
     batch = lambda p, g, t: random_batch(6, p=p, g=g, s=4, t=t)
-    assert at_once(batch(6, 2, 100), StepConfig()) == 3, "600 tokens; 6 prompts have 1,200"
-    assert at_once(batch(6, 2, 300), StepConfig()) == 1
-    assert at_once(batch(2, 2, 600), StepConfig()) == 1, "a prompt is not divided"
-    assert at_once(batch(6, 2, 20), StepConfig()) == 6
-    assert at_once(batch(7, 4, 60), StepConfig()) == 7, "240 tokens are few, 1,680 not too many"
-    assert at_once(batch(7, 4, 120), StepConfig()) == 1, "3,360 are"
-    assert at_once(batch(6, 2, 300), StepConfig(micro_batch_prompts=2)) == 2
+    assert prompts_per_forward(batch(6, 2, 100), StepConfig()) == 3, "600 tokens; 6 prompts have 1,200"
+    assert prompts_per_forward(batch(6, 2, 300), StepConfig()) == 1
+    assert prompts_per_forward(batch(2, 2, 600), StepConfig()) == 1, "a prompt is not divided"
+    assert prompts_per_forward(batch(6, 2, 20), StepConfig()) == 6
+    assert prompts_per_forward(batch(7, 4, 60), StepConfig()) == 7, "240 tokens are few, 1,680 not too many"
+    assert prompts_per_forward(batch(7, 4, 120), StepConfig()) == 1, "3,360 are"
+    assert prompts_per_forward(batch(6, 2, 300), StepConfig(micro_batch_prompts=2)) == 2
     with using(make_mesh((2, 2, 2))):
-        assert at_once(batch(6, 2, 300), StepConfig()) == 6
+        assert prompts_per_forward(batch(6, 2, 300), StepConfig()) == 6
     tpu = jax.sharding.AbstractDevice("TPU v5e", 1, "tpu")
     with jax.sharding.use_abstract_mesh(one_device().abstract_mesh.update(abstract_device=tpu)):
-        assert at_once(batch(6, 2, 300), StepConfig()) == 6
+        assert prompts_per_forward(batch(6, 2, 300), StepConfig()) == 6
 
 
 def test_everything_but_the_network_is_float32():
@@ -415,6 +415,7 @@ def test_metrics_mean_what_their_names_say():
         "policy/self_certainty",
         "ratio/mean",
         "ratio/max",
+        "ratio/kl",
         *(f"reward/{name}" for name in OBJECTIVES),
     }
     assert all(np.ndim(x) == 0 and np.isfinite(x) for x in out.values())
@@ -449,6 +450,7 @@ def test_metrics_mean_what_their_names_say():
         "policy/self_certainty": (-table.mean(-1) - np.log(24))[sampled].mean(),
         "ratio/mean": ratio.mean(),
         "ratio/max": ratio.max(),
+        "ratio/kl": (ratio - 1 - np.log(ratio)).mean(),
         "ratio/ess": ratio.sum() ** 2 / (ratio.size * (ratio**2).sum()),
     }
     for name, x in expected.items():

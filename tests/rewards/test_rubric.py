@@ -20,7 +20,7 @@ KNOWN = [  # points, how far each criterion is met, the sum
 @pytest.mark.parametrize("kind, points, met, value", KNOWN)
 def test_known_sums(kind, points, met, value):
     out = aggregate(np.array([[met]], float), np.array([points], float), kind)
-    assert out.values[0, 0] == pytest.approx(value, abs=1e-6) and out.there.all()
+    assert out.values[0, 0] == pytest.approx(value, abs=1e-6) and out.valid.all()
 
 
 def test_padding_and_the_scale_of_points_change_nothing():
@@ -44,8 +44,8 @@ def test_a_criterion_that_all_answers_meet_alike_changes_no_difference():
 
 def test_no_criteria_and_nothing_to_win_are_no_number():
     met, points = np.ones((3, 2, 2)), np.array([[0.0, 0], [-1, -2], [1, 0]])
-    assert aggregate(met, points, "healthbench").there.tolist() == [False, False, True]
-    assert aggregate(met, points, "signed").there.tolist() == [False, True, True]
+    assert aggregate(met, points, "healthbench").valid.tolist() == [False, False, True]
+    assert aggregate(met, points, "signed").valid.tolist() == [False, True, True]
     for kind in ("signed", "healthbench", "rar"):
         out = aggregate(met, points, kind)
         assert np.isfinite(out.values).all() and (out.values[0] == 0).all()

@@ -12,7 +12,7 @@ from rl_likelihood.config import build
 from rl_likelihood.datasets import DATASETS, files, prepare
 from rl_likelihood.envs.protocol import Reply, Start
 from rl_likelihood.rollouts.conversations import Conversations, in_time, messages_of, targets_of
-from rl_likelihood.rollouts.host_rewards import of_conversations
+from rl_likelihood.rollouts.host_rewards import conversation_metrics
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
 from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, UserError
@@ -134,7 +134,7 @@ def test_whatever_fails_costs_its_own_row_and_is_said_once(loaded, capsys):
     for word in ("ValueError: no such word", "SystemExit: bye", "env.seconds = 1", "str and not Reply", "surrogate"):
         assert out.count(word) == 1
     assert "ZeroDivisionError: nobody counted" in out and "its reward is nan" in out
-    logged = of_conversations(rollout.outcomes, rollout.truncated)
+    logged = conversation_metrics(rollout.outcomes, rollout.truncated)
     assert logged["env/failures"] == 7 and logged["env/turns"] == 3 and logged["env/reward"] == pytest.approx(1.3)
 
 

@@ -57,7 +57,7 @@ def test_earlier_answers_come_again_behind_their_reference():
     rows = task.train[:2]
     experts = Experts(Reader(TEXT, task.fmt.vocab_bytes, SCORE, 60, 40), seed=0, keep=3)
     fresh, replayed, _ = experts.read(rows, [["one", None], ["two", "three"]])
-    assert fresh.judged.rows.shape[:2] == (2, 3) and not replayed.there.any(), "nothing was seen before"
+    assert fresh.judged.rows.shape[:2] == (2, 3) and not replayed.present.any(), "nothing was seen before"
 
     def row(judged, i, j):
         return TEXT.decode(judged.rows[i, j][: judged.row_length[i, j]])
@@ -69,7 +69,7 @@ def test_earlier_answers_come_again_behind_their_reference():
     again.restore(saved)
     for reader in (experts, again):
         _, old, _ = reader.read(rows, [["four"], ["five"]])
-        assert old.there.all() and len(reader.seen) == 3
+        assert old.present.all() and len(reader.seen) == 3
         taken = [(row(old.judged, i, 0), row(old.judged, i, 1)) for i in range(2)]
         assert all(any(e in a and x in b for _, e, x in before) for a, b in taken)
     assert experts.seen == again.seen
@@ -88,7 +88,7 @@ def test_with_labels_each_answer_stands_beside_its_reference_in_either_order():
             shown = [part.partition(">>>")[0].strip() for part in text.split("<<<")[1:3]]
             pair = [rows[i].example.answer, answers[i][j] or ""]
             assert shown == (pair if read.compared.margins[i, j] > 0 else pair[::-1])
-        assert read.replayed.there.all() == (step > 0) and (read.replayed.margins == [1, -1]).all()
+        assert read.replayed.present.all() == (step > 0) and (read.replayed.margins == [1, -1]).all()
 
 
 @pytest.mark.parametrize("form", ["head", "label"])

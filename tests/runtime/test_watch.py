@@ -134,7 +134,7 @@ me = int(sys.argv[2])
 distributed.start(sys.argv[1], 2, me)
 seen = Path(sys.argv[3]) / str(me)
 distributed.await_file(seen / "late", seconds=60)
-distributed.await_file(seen / "gone", there=False, seconds=60)
+distributed.await_file(seen / "gone", exists=False, seconds=60)
 print("agreed", flush=True)
 for there, name in ((True, "never"), (False, "stays")):
     try:

@@ -13,7 +13,7 @@ from rl_likelihood.model.architecture import LocalLayers
 from rl_likelihood.sampler import decode, turns
 from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.stop import stop_table
-from rl_likelihood.sampler.turns import Given, How
+from rl_likelihood.sampler.turns import TurnPrefix, TurnSettings
 from rl_likelihood.shapes import CHAIN, ENV, Rollout
 from tests.sampler.test_decode import EOS, KEY, PAD_ID, PARAMS, VOCAB, prompts
 from tests.small import TINY, tiny
@@ -46,15 +46,15 @@ def weights():
 def played(r, at=(slice(None), slice(None)), mesh=None, params=None, stop_early=True, cfg=TINY):
     """[(ids, log-prob, segment) of each row]: a turn, a reply, a turn ... Row (0, 1) ends after its second turn."""
     params = weights() if params is None else params
-    rows = turns.begin(params, cfg, r, mesh)
+    rows = turns.start_rows(params, cfg, r, mesh)
     replies, sizes = REPLIES[:, *at], SIZES[:, *at]
     p, g = sizes.shape[1:]
     going = np.ones((p, g), bool)
     out = [[([], [], []) for _ in range(g)] for _ in range(p)]
-    given = Given(np.zeros((p, g, 0), np.int32), np.zeros((p, g), np.int32), going)
+    given = TurnPrefix(np.zeros((p, g, 0), np.int32), np.zeros((p, g), np.int32), going)
     last = np.arange(3)[at[0]][:, None] * 4 + np.arange(4)[at[1]] == 1
     for k in range(TURNS):
-        rows, turn = turns.take_turn(params, rows, given, r, How(cfg, TOKENS, mesh))
+        rows, turn = turns.take_turn(params, rows, given, r, TurnSettings(cfg, TOKENS, mesh))
         turn = jax.tree.map(np.asarray, turn)
         for i, j in np.argwhere(given.going):
             ids, logp, kinds = out[i][j]
@@ -63,7 +63,7 @@ def played(r, at=(slice(None), slice(None)), mesh=None, params=None, stop_early=
             logp += [*[0.0] * n, *turn.logp[i, j, :m]]
             kinds += [ENV] * n + [CHAIN] * m
         going = going & ~(last & (k == 1) & stop_early)
-        given = Given(replies[k], sizes[k], going)
+        given = TurnPrefix(replies[k], sizes[k], going)
     return out
 
 
@@ -75,9 +75,9 @@ def same(got, wanted):
 
 def test_the_first_turn_is_plain_sampling():
     ids, logp, length = map(np.asarray, decode.generate(weights(), TINY, request(), TOKENS))
-    rows = turns.begin(weights(), TINY, request())
-    none = Given(np.zeros((3, 4, 0), np.int32), np.zeros((3, 4), np.int32), np.ones((3, 4), bool))
-    _, turn = turns.take_turn(weights(), rows, none, request(), How(TINY, TOKENS))
+    rows = turns.start_rows(weights(), TINY, request())
+    none = TurnPrefix(np.zeros((3, 4, 0), np.int32), np.zeros((3, 4), np.int32), np.ones((3, 4), bool))
+    _, turn = turns.take_turn(weights(), rows, none, request(), TurnSettings(TINY, TOKENS))
     assert length.min() < TOKENS
     np.testing.assert_array_equal(turn.ids, ids)
     np.testing.assert_array_equal(turn.length, length)
