@@ -53,7 +53,7 @@ def main() -> None:
             distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, {"questions": questions}))
             distill(f, workdir)
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from here")
+        say("stopped; run the same command to resume")
         sys.exit(130)
 
 
@@ -115,6 +115,6 @@ def distill(f: Finder, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder for the chains, and to go on from")
+    flags.DEFINE_string("workdir", None, "folder for the chains; an existing one resumes")
     define_processes()
     run_main(main)

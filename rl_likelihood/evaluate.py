@@ -2,7 +2,7 @@
 
 Prints a table on a terminal, elsewhere and with --json one JSON object, and appends that object to DIR/eval.jsonl
 (evaluation/statistics.py says what is in it). The records of the questions are in DIR/evaluations. After Ctrl-C or a
-kill the same command goes on from there. Without --workdir: the model that the config starts from, whose files --out
+kill run the same command to resume. Without --workdir: the model that the config starts from, whose files --out
 keeps.
 
 `eval.samples` chains are sampled of each question. The papers' configs also take eval.mc_samples = 32 of the first
@@ -80,7 +80,7 @@ def main() -> None:
             of = dataclasses.replace(begun, say=tell, stream=sys.stderr, initial=initial)
             numbers = evaluate(of)
         except KeyboardInterrupt:
-            further = "the same command goes on from here" if folder else "nothing is kept without --out=DIR"
+            further = "run the same command to resume" if folder else "nothing is kept without --out=DIR"
             tell(f"stopped; {further}")
             sys.exit(130)
     if not distributed.first():

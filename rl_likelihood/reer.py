@@ -47,7 +47,7 @@ def main() -> None:
     try:
         run(build(values), Path(flags.FLAGS.workdir))
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from here")
+        say("stopped; run the same command to resume")
         sys.exit(130)
 
 
@@ -128,6 +128,6 @@ def rows_of(
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder for the chains, and to go on from")
+    flags.DEFINE_string("workdir", None, "folder for the chains; an existing one resumes")
     define_processes()
     run_main(main)

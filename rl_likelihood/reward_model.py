@@ -168,7 +168,7 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
         if stop.requested:
             checkpoint.save(manager, state, meta)
             writer.status("interrupted", step)
-            say(f"stopped after step {step}, saved; the same command goes on from there")
+            say(f"stopped after step {step}, saved; run the same command to resume")
             return {"step": step, "stopped": True}
         begin = time.perf_counter()
         batch, cut = encode(s.reader, [s.train[i] for i in rows_of(step)], c.preference.options)

@@ -88,7 +88,7 @@ def main() -> None:
 def run(c: Config, workdir: Path, force: bool = False) -> None:
     """One run, from its workdir's last checkpoint or from the start, to its last step; STATUS says how it went.
 
-    `force`: go on in the workdir of another config.
+    `force`: resume the workdir with another config.
     """
     finished, before = False, run_files.read_status(workdir)
     with contextlib.ExitStack() as stack:
@@ -132,9 +132,9 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         summary(workdir)
     elif not finished:
         if checkpoint.latest_step(workdir) is None:
-            say("stopped before the first checkpoint; the same command begins again")
+            say("stopped before the first checkpoint; run the same command to start again")
         else:
-            say(f"stopped after step {step}, saved; the same command goes on from there")
+            say(f"stopped after step {step}, saved; run the same command to resume")
 
 
 def has_ended(workdir: Path, resume: int | None, steps: int) -> bool:
@@ -326,6 +326,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run; the same folder again resumes")
     flags.DEFINE_bool("print_config", False, "print every field, with what was overridden, and exit")
     flags.DEFINE_bool("dry_run", False, "load, compile and report; train nothing")
-    flags.DEFINE_bool("force", False, "go on in the workdir of another config")
+    flags.DEFINE_bool("force", False, "resume the workdir with another config")
     define_processes()
     run_main(main)

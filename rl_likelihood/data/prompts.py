@@ -56,8 +56,8 @@ class PromptConfig:
     examples: int = field(0, "worked examples before the question, as earlier turns of the chat", least=0)
     examples_path: str = field(
         "",
-        "a file of worked examples: rows like the data's, with chains (the training file will do, its first rows are "
-        "then shown and not trained on); empty: those of the task, or the first training rows with a chain",
+        "a file of worked examples: rows like the data's, with chains. In the training file the first rows are used, "
+        "and not trained on. Empty: those of the task, or the first training rows with a chain",
     )
     score_delims: Literal["none", "close", "both"] = field(
         "close", 'what is scored besides the answer: nothing, the "</" after it, or every token from ">" to the last'
@@ -71,8 +71,7 @@ class PromptConfig:
     max_answer: int = field(16, "A: maximum tokens of a reference answer, delimiters included", least=1)
     max_alternatives: int = field(
         8,
-        "log_prob_any: maximum other answers (`alternatives` of a row) scored beside the reference; the rest are left "
-        "out",
+        "log_prob_any: maximum other answers (`alternatives` of a row) scored beside the reference",
         least=1,
     )
     shots: Shots = ()  # the user's own worked examples (`sources.resolve_prompt`); (): those of the example's task
