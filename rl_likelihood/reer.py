@@ -30,7 +30,7 @@ from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.search.controls import controls, text_of
 from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
 from rl_likelihood.search.proposer import Propose, asks_of, model_proposer, with_model
-from rl_likelihood.search.rounds import Ended, Finder, Journal, Way, find, first_chains, unfit
+from rl_likelihood.search.rounds import Ended, Finder, Journal, Variant, find, first_chains, unfit
 from rl_likelihood.search.segments import complaint, copied
 from rl_likelihood.search.teacher import http_proposer
 from rl_likelihood.settings import Config
@@ -66,7 +66,7 @@ def search(f: Finder, workdir: Path) -> None:
     firsts = first_chains(f)
     why = unfit(f, firsts)
     chains = {i: text for i, text in enumerate(firsts) if not why[i]}
-    ended = find(f, chains, Way("search", cfg.max_copied)) if chains else {}
+    ended = find(f, chains, Variant("search", cfg.max_copied)) if chains else {}
     good, dropped = rows_of(examples, firsts, why, ended)
     write_rows(workdir / REER, good)
     write_rows(workdir / DROPPED, dropped)
