@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.mesh import along_prompt, flatten_tokens, row_shards
+from rl_likelihood.mesh import flatten_tokens, row_shards, shard_prompt_tokens
 from rl_likelihood.model import splash
 from rl_likelihood.model.architecture import (
     LocalLayers,
@@ -324,9 +324,13 @@ def _separate(embedded, cfg: ModelConfig, prompt, ids, tables, modes):
         x, y = states
         attend = functools.partial(attend_prompt, mask=prompt_view.own, kernel=modes[0].kernel)
         x, keys = block(x, w, cfg, prompt_view.rope, attend)
-        return (along_prompt(x), None if y is None else _row_block(y, w, keys, cfg, row_view, modes[1])), keys
+        return (shard_prompt_tokens(x), None if y is None else _row_block(y, w, keys, cfg, row_view, modes[1])), keys
 
-    return (along_prompt(embedded(prompt)), None if ids is None else embedded(ids)), through, lambda states: states
+    return (
+        (shard_prompt_tokens(embedded(prompt)), None if ids is None else embedded(ids)),
+        through,
+        lambda states: states,
+    )
 
 
 def _pooled(embedded, cfg: ModelConfig, prompt, ids, tables, modes):
