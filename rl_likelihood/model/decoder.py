@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.mesh import along_prompt, flatten_tokens, row_shards
+from rl_likelihood.mesh import flatten_tokens, row_shards, shard_prompt_tokens
 from rl_likelihood.model import splash
 from rl_likelihood.model.architecture import (
     LocalLayers,
@@ -166,10 +166,10 @@ def prompt_block(states: Sequence[Array], w: Params, cfg: ModelConfig, views: Se
     first = functools.partial(attend_prompt, mask=views[0].own, kernel=kernel)
     x, keys = block(states[0], w, cfg, views[0].rope, first)
     if len(states) == 1:
-        return (along_prompt(x),), keys
+        return (shard_prompt_tokens(x),), keys
     after = functools.partial(attend_after, common=keys, view=views[1])
     rest, keys = block(states[1], w, cfg, views[1].rope, after)
-    return (x, along_prompt(rest)), keys
+    return (x, shard_prompt_tokens(rest)), keys
 
 
 class Completions(NamedTuple):
@@ -313,7 +313,7 @@ def _separate(embedded, cfg: ModelConfig, prompts, ids, tables, modes):
         parts, keys = prompt_block(parts, w, cfg, views[:-1], modes[0].kernel)
         return (*parts, None if y is None else _row_block(y, w, keys, cfg, views[-1], modes[1])), keys
 
-    states = (*(along_prompt(embedded(x)) for x in prompts), None if ids is None else embedded(ids))
+    states = (*(shard_prompt_tokens(embedded(x)) for x in prompts), None if ids is None else embedded(ids))
     return states, through, lambda states: states
 
 
