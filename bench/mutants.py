@@ -103,7 +103,7 @@ MUTANTS = [
     Mutant(
         "rewards/likelihood.py",
         "jnp.exp(best_tokens) * jnp.expm1(jnp.minimum(difference, 1.0))",
-        "jnp.exp(tokens) - jnp.exp(of_best)",
+        "jnp.exp(tokens) - jnp.exp(best_tokens)",
         f"{SURROGATE} -k 'five_digits or lengths'",
     ),
     Mutant("rewards/likelihood.py", "-1, where=keep)", "-1)", "rewards/test_likelihood.py"),
