@@ -174,8 +174,12 @@ def _same_words(goal: str, answer: str) -> bool:
     return words(goal) == words(answer)
 
 
-def gym_outcome(reference: str, answer: str | None) -> bool | None:
-    """`gym_match`, with None where the data set's own rule breaks down. It may hang: see `Pool`."""
+def gym_match(reference: str, answer: str | None) -> bool | None:
+    """Right by the rule of the reasoning_gym data set that asked: score_answer is 1, or the text is equal.
+
+    `reference` is what `pack` made; any other is compared as text, and so is an answer over 10,000 characters. An
+    answer that the rule cannot read is wrong. None where the rule itself breaks down. It may hang: see `Pool`.
+    """
     importlib.import_module("reasoning_gym")  # not above: it takes seconds, and a worker makes ready with this function
 
     quick = gym_quick(reference, answer)
@@ -191,15 +195,6 @@ def gym_outcome(reference: str, answer: str | None) -> bool | None:
     except Exception:  # any kind: it is someone else's code, and the check someone's file
         return None
     return _right(rules, answer, asked.item) is True
-
-
-def gym_match(reference: str, answer: str | None) -> bool:
-    """Right by the rule of the reasoning_gym data set that asked: score_answer is 1, or the text is equal.
-
-    `reference` is what `pack` made; any other is compared as text, and so is an answer over 10,000 characters. An
-    answer that the rule cannot read is wrong.
-    """
-    return gym_outcome(reference, answer) is True
 
 
 def _right(rules, answer: str, item: dict[str, Any]) -> bool | None:

@@ -195,7 +195,7 @@ def test_code_is_refused_where_it_cannot_be_isolated_unless_that_is_allowed(monk
     with Pool() as pool, pytest.raises(UserError, match="keeps nothing from them.* set eval.unsafe_code=True") as error:
         pool.grade("code_tests", [task], ["    return x * x"])
     assert "\n" not in str(error.value) and pool.counts["workers"] == 0
-    assert code.code_tests_outcome(task, "    return x * x") is None  # not run, and nobody's wrong answer
+    assert code.code_tests(task, "    return x * x") is None  # not run, and nobody's wrong answer
     with Pool(unsafe_code=True) as pool:
         assert pool.grade("code_tests", [task] * 2, ["    return x * x", "    return x"]) == [True, False]
         assert pool.kept_from_code == ()
