@@ -29,6 +29,7 @@ setup(
         "jaxtyping>=0.3,<0.4",
         "filelock>=4.2.11,<5",  # SoftFileLease; jax bounds its cache of compiled programs with it
         "numpy>=2,<3",
+        "scipy>=1.13,<2",
         "mpmath>=1.3,<2",  # digits of irrational answers, in grading
         # Weights, tokenizers.
         "transformers>=5,<6",
