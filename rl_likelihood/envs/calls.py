@@ -247,12 +247,6 @@ def f1(made: Sequence[Call], reference: Sequence[Call]) -> float:
     return 2 * common.total() / (len(made) + len(reference))
 
 
-def f1_of_text(text: str, reference: Sequence[Call], style: Style = "json") -> float:
-    """`f1` of what a text calls; a malformed call counts as a call made in vain."""
-    calls = parse(text, style)
-    return f1([call if isinstance(call, Call) else Call("", {"n": n}) for n, call in enumerate(calls)], reference)
-
-
 def _key(call: Call) -> str:
     return text_of(Call(call.name, _numbers(dict(call.arguments))))
 
