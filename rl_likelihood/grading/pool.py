@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from types import TracebackType
+from typing import Self
 
 from rl_likelihood.grading.graders import GRADERS, Grader, Outcome
 from rl_likelihood.grading.run_code import isolation
@@ -132,11 +133,6 @@ class Pool:
         unsafe_code: bool = False,
         table: Mapping[str, Grader] = GRADERS,
     ):
-        for name, value in (("deadline", deadline), ("recycle", recycle)):
-            if value <= 0:
-                raise UserError(f"grading {name} is {value}; it must be more than 0")
-        if workers < 0:
-            raise UserError(f"grading workers is {workers}; it must be 0 (one a core) or more")
         self.workers, self.deadline, self.recycle = workers or _cores(), deadline, recycle
         self.table, self._unsafe = table, unsafe_code
         self.kept_from_code: tuple[str, ...] | None = None  # see `grade`
@@ -150,7 +146,7 @@ class Pool:
         """Items that no grader could judge."""
         return self.counts["hangs"] + self.counts["crashes"] + self.counts["errors"]
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from rl_likelihood.shapes import UserError
 
-MODES = ("off", "offline", "online")
 ID = "wandb_id"
 BOARD = "tensorboard"  # folder of a workdir
 
@@ -24,8 +23,6 @@ class Tracker:
     """
 
     def __init__(self, workdir: Path, mode: str, project: str, config: dict[str, Any], board: Any = None):
-        if mode not in MODES:
-            raise UserError(f"report.wandb is {mode!r}, which is not one of {', '.join(MODES)}; use off to do without")
         self._run, self._board = None, board
         if mode != "off":
             self._run = self._tried("did not start", lambda: _start(workdir, mode, project, config))

@@ -69,14 +69,8 @@ def open_manager(
 ) -> ocp.CheckpointManager:
     """The checkpoints of `workdir`, made if need be; sweeps up what a killed run left half-written.
 
-    A step that `is_best` is kept. Close it with `close`. Raises UserError when the folder cannot be written or the
-    settings make no sense.
+    A step that `is_best` is kept. Close it with `close`. Raises UserError when the folder cannot be written.
     """
-    if cfg.every < 1 or cfg.keep < 1 or cfg.keep_every < 0:
-        raise UserError(
-            f"checkpoint: every = {cfg.every}, keep = {cfg.keep}, keep_every = {cfg.keep_every}; "
-            "the first two are at least 1 and the last at least 0"
-        )
     quiet_orbax()
     kept: list[Any] = [LatestN(cfg.keep)]
     kept += [EveryNSteps(cfg.keep_every)] if cfg.keep_every else []
@@ -181,10 +175,7 @@ def restore(
 
 
 def restore_params(
-    workdir: str | Path,
-    step: int | None = None,
-    at: Callable[[ModelConfig], Any] | None = None,
-    alone: bool = False,
+    workdir: str | Path, step: int | None = None, at: Callable[[ModelConfig], Any] | None = None, alone: bool = False
 ) -> tuple[ModelConfig, dict, int, str]:
     """(model settings, parameters, step, model path) of `step`, by default the newest readable one.
 
