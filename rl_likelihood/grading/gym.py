@@ -31,27 +31,7 @@ RIGHT = 1 - 1e-9
 _LONGEST = 10_000  # characters of an answer; longer ones are compared as text
 _EVALUATES = re.compile(r"\b(?:eval|exec|parse_expr|sympify|literal_eval)\s*\(")
 _SYMPY = re.compile(r"^\s*(?:import|from)\s+sympy\b", re.M)
-_FUNCTIONS = (
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "asin",
-    "acos",
-    "atan",
-    "sinh",
-    "cosh",
-    "tanh",
-    "exp",
-    "log",
-    "ln",
-    "sqrt",
-    "Abs",
-    "pi",
-    "Rational",
-)
+_FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln sqrt Abs pi Rational".split()
 _WORD = re.compile(r"[^\W\d]\w*")
 _NOT_FORMULA = re.compile(r"""["'`\\@;$?!]|__|\.\s*[^\W\d]|[^\x00-\x7f]""")
 

@@ -18,10 +18,8 @@ _COMMANDS = {
     "≈": r"\approx", "≡": r"\equiv", "¬": r"\neg", "→": r"\to", "⇒": r"\implies", "△": r"\triangle", "€": r"\euro",
     "£": r"\pounds", "ϕ": r"\varphi", "ϵ": r"\varepsilon", "ϑ": r"\vartheta",
 }  # fmt: skip
-_GREEK = (
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lamda", "mu", "nu", "xi",
-    "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
-)  # fmt: skip
+_GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau upsilon phi chi psi
+    omega""".split()
 _PLAIN = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "∣": "|", "∶": ":", "⁄": "/", "∕": "/", "’": "'",
     "‘": "'", "“": '"', "”": '"',
