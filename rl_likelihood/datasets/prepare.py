@@ -71,12 +71,7 @@ def _count(n: int, what: str) -> str:
 
 
 def prepare(
-    name: str,
-    source: str,
-    out: str,
-    max_chars: int = 0,
-    heldout: float | None = None,
-    skip_bad_rows: bool = False,
+    name: str, source: str, out: str, max_chars: int = 0, heldout: float | None = None, skip_bad_rows: bool = False
 ) -> PrepareReport:
     """Reads, splits and writes the data set `name`; `source` is one or more paths with commas, or "" to fetch it.
 

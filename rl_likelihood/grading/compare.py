@@ -47,15 +47,11 @@ def _same(reference: Node, answer: Node) -> bool:
         return _same_words(reference, answer)
     if reference.kind != answer.kind and (reference.kind in _STRUCTURES or answer.kind in _STRUCTURES):
         return False
-    return _STRUCTURES.get(reference.kind, _same_scalars)(reference, answer)
+    return _STRUCTURES.get(reference.kind, same_value)(reference, answer)
 
 
 def _is_membership(node: Node) -> bool:
     return node.kind == "relation" and node.parts[0] == ("in",)
-
-
-def _same_scalars(reference: Node, answer: Node) -> bool:
-    return same_value(reference, answer)
 
 
 def _same_sequences(reference: Node, answer: Node) -> bool:
@@ -112,10 +108,6 @@ def _same_in_any_order(reference: Node, answer: Node) -> bool:
     return _in_any_order(reference.parts, answer.parts)
 
 
-def _same_based(reference: Node, answer: Node) -> bool:
-    return False  # equal nodes never come here
-
-
 def _same_relations(reference: Node, answer: Node) -> bool:
     (signs, *references), (other, *answers) = reference.parts, answer.parts
     if len(signs) != len(other):
@@ -154,7 +146,7 @@ _STRUCTURES: dict[str, Callable[[Node, Node], bool]] = {
     "and": _same_in_any_order,
     "without": lambda reference, answer: _in_order(reference.parts, answer.parts),
     "relation": _same_relations,
-    "based": _same_based,
+    "based": lambda reference, answer: False,  # equal nodes never come here
 }
 
 

@@ -25,8 +25,8 @@ def region(node: Node) -> tuple[str, Node]:
         regions = [region(part) for part in node.parts]
         if len({variable for variable, _ in regions}) == 1 and regions[0][0]:
             parts = [part for _, part in regions]
-            both = _union(parts) if node.kind == "or" else _both(parts)
-            found = (regions[0][0], both) if both is not None else found
+            joined = _either(parts) if node.kind == "or" else _both(parts)
+            found = (regions[0][0], joined) if joined is not None else found
     return found
 
 
@@ -39,10 +39,8 @@ def _except(value: Node) -> Node:
     return Node("union", parts)
 
 
-def _union(parts: list[Node]) -> Node | None:
-    if all(part.kind == "sequence" for part in parts):
-        return Node("union", tuple(parts))
-    return None
+def _either(parts: list[Node]) -> Node | None:
+    return Node("union", tuple(parts)) if all(part.kind == "sequence" for part in parts) else None
 
 
 def _both(parts: list[Node]) -> Node | None:

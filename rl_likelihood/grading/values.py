@@ -33,13 +33,9 @@ class Undefined(Exception):
     """No value at this point."""
 
 
-def _context(digits: int):
-    context = mpmath.mp.clone()
+_CONTEXTS = {digits: mpmath.mp.clone() for digits in (_QUICK, _EXACT)}
+for digits, context in _CONTEXTS.items():
     context.dps = digits
-    return context
-
-
-_CONTEXTS = {digits: _context(digits) for digits in (_QUICK, _EXACT)}
 _LOCK = threading.Lock()  # mpmath's contexts change their precision while they work
 
 
@@ -169,10 +165,6 @@ def _call(node: Node, k: int) -> Fraction:
     return _RATIONAL_CALLS[name](*values)
 
 
-def _only(node: Node, k: int) -> Fraction:
-    return rational(node.parts[0], k)
-
-
 _RATIONAL: dict[str, Callable[[Node, int], Fraction]] = {
     "number": lambda node, k: node.parts[0],
     "name": _name,
@@ -182,7 +174,7 @@ _RATIONAL: dict[str, Callable[[Node, int], Fraction]] = {
     "div": _quotient,
     "pow": _power,
     "neg": lambda node, k: -rational(node.parts[0], k),
-    "deg": _only,
+    "deg": lambda node, k: rational(node.parts[0], k),
     "call": _call,
 }
 

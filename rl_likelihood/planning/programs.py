@@ -149,10 +149,7 @@ def cache_bytes(plan: Plan) -> dict[str, int]:
     else:
         own = len(plan.devices.prompts)
         prompts, rows = own / mesh["data"], own * plan.chains / (mesh["data"] * mesh["fsdp"])
-    return {
-        "prompts": int(per_token * prompts * plan.prompt_tokens),
-        "rows": int(per_token * rows * own_tokens(plan)),
-    }
+    return {"prompts": int(per_token * prompts * plan.prompt_tokens), "rows": int(per_token * rows * own_tokens(plan))}
 
 
 def own_tokens(plan: Plan) -> int:

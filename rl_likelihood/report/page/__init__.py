@@ -98,11 +98,7 @@ def _render(contents: Contents, runs: Sequence[table.Run], data: list[dict[str, 
         caption=table_text.caption(contents.blocks, contents.paper),
         figures=[{"name": k.replace("_", " "), "alt": k, "png": _png(f)} for k, f in contents.figures.items()],
         data=_as_data(
-            {
-                "runs": data,
-                "panels": [_panel_data(p) for p in shown],
-                "colours": style.numbers(r["row"] for r in data),
-            }
+            {"runs": data, "panels": [_panel_data(p) for p in shown], "colours": style.numbers(r["row"] for r in data)}
         ),
         style=Markup((FILES / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
