@@ -1,7 +1,5 @@
 """The command line of the mains: config file, overrides, preset; every refusal in one line."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 import os

@@ -8,8 +8,6 @@ read as that many for the chain and as many for the answer.
 Not run on the real file; its format (a list of objects with instruction, input, output) is its authors'.
 """
 
-from __future__ import annotations
-
 from rl_likelihood.datasets.common import WRITTEN, DataSet, Location, Row, Skipped, text
 from rl_likelihood.shapes import Example
 

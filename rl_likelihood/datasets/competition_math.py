@@ -6,8 +6,6 @@ out as validation, as Kwiatkowski et al. do. Rows of MATH-500 (they have a uniqu
 Published numbers (Kwiatkowski et al. 2602.03979) are in experiments/paper_verifiable.py.
 """
 
-from __future__ import annotations
-
 from rl_likelihood.datasets.common import DataSet, Location, Row, Skipped, text
 from rl_likelihood.grading.text import last_boxed
 from rl_likelihood.shapes import Example

@@ -10,8 +10,6 @@ Published numbers (Kwiatkowski et al. 2602.03979) are in experiments/paper_verif
 Run on rllm's parts (MATH, AIME; three test sets). Not run on the real deepscaler.json.
 """
 
-from __future__ import annotations
-
 import re
 
 from rl_likelihood.datasets.common import DataSet, Location, Row, Skipped, field, number, text

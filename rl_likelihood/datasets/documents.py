@@ -8,8 +8,6 @@ verse          the last lines of a poem
 What is drawn depends on the seed and on the document's id alone.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import re

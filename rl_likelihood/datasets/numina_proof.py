@@ -12,8 +12,6 @@ Not run on the real files; their format (parquet with problem, solution, answer,
 authors'.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -9,8 +9,6 @@ This writes DIR/NAME/1.0.0 with array_record files that tensorflow-datasets read
 and prepare_report.json, which it also prints.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib

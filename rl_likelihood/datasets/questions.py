@@ -5,8 +5,6 @@ There are two keys. Rows with the same `example_key` ask the same question, and 
 split, so that no variant of a held-out question is ever trained on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -4,8 +4,6 @@ No held-out question, nor a variant of one, is ever a training question, and non
 prompt.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ every task, so histories hold its real replies. Answers are calls as sorted JSON
 alternatives, the other calls that remain, which may as well come next. Splits are tau2's, by task.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path

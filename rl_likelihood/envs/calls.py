@@ -8,8 +8,6 @@ What a model writes may be anything. Each malformed call becomes a `BadCall`, wh
 is counted; no text raises an error, and time grows no faster than the text.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

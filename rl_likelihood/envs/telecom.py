@@ -4,8 +4,6 @@ Written from what tau2 does, with its replies letter for letter, for its solo mo
 sides and reads a ticket. It needs tau2's files (docs/tools.md); a task starts in microseconds.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import json

@@ -1,7 +1,5 @@
 """The 13 tools with which an agent reads and changes the carrier's records. Replies are tau2's, letter for letter."""
 
-from __future__ import annotations
-
 import json
 from typing import NamedTuple
 

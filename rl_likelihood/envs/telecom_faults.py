@@ -1,7 +1,5 @@
 """What a task does to the world before it begins: the functions of tau2's initialization_actions."""
 
-from __future__ import annotations
-
 from rl_likelihood.envs.telecom_agent import Month, disable_roaming, enable_roaming, look_up, new_bill, own_line
 from rl_likelihood.envs.telecom_device import permit, set_airplane_mode, set_apn, set_network_mode_preference
 from rl_likelihood.envs.telecom_phone import search

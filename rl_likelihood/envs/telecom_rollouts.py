@@ -1,7 +1,5 @@
 """The telecom tasks as an `Environment`: what the model reads first, what its calls do, and when it is over."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

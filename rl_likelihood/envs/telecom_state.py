@@ -5,8 +5,6 @@ changed but replaced (`State.change`), so that conversations share what they do 
 The phone's fields have the names of tau2's user_db.toml.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import tomllib

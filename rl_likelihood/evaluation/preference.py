@@ -4,8 +4,6 @@ Right answers may be longer than wrong ones, or share more words with the questi
 beside every accuracy, and `accuracy_when_shorter` is of the pairs where length misleads.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

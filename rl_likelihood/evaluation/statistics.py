@@ -21,8 +21,6 @@ With eval.texts an answer has no `right`, but what evaluation/texts.py and verse
 `right` is null where a grader failed, which counts as neither right nor wrong.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -3,8 +3,6 @@
 A text's words are its runs of letters and apostrophes, in lower case.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 import re

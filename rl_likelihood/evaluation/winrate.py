@@ -4,8 +4,6 @@ A judge is asked twice about each prompt, with the answers in both orders. Its p
 answer shown first is the better one.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np

@@ -8,8 +8,6 @@ How references are written:
                  with "script": true the answer is a whole script, and candidate(text) is what it prints for an input
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import math

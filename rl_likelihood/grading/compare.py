@@ -8,8 +8,6 @@ x = 5           its value, where the other side names none (`names`); else the s
 5 cm            5, where the other side says no unit or the same one; a reference's own words are a unit too
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

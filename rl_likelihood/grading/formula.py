@@ -3,8 +3,6 @@
 Nothing is guessed and nothing is dropped: what no rule reads is Unreadable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from fractions import Fraction
 

@@ -11,8 +11,6 @@ when they are evaluated: literals, or formulas of numbers, the question's letter
 of it runs in `grading_pool.Pool`'s workers, because a formula such as 9**9**9 still takes for ever.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import importlib

@@ -1,7 +1,5 @@
 """Statements about one variable as intervals: 2 < x <= 3, x < 1 or x > 2, x > 0 and x < 1, x != 3."""
 
-from __future__ import annotations
-
 from rl_likelihood.grading.tree import Node, symbols
 
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}

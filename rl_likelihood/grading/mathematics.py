@@ -5,8 +5,6 @@ two trees are compared (`compare.same`), exactly. Nothing here can hang or end t
 characters, formulas at 30 levels, numbers at 60,000 bits.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from fractions import Fraction

@@ -3,8 +3,6 @@ r"""One spelling for what people and models write: Unicode mathematics, digits o
 `latex("√3 ≤ x²")` is `\sqrt 3 \le x^{2}`. What it does not know stays as it is, for the reader of formulas to refuse.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

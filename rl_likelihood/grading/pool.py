@@ -14,8 +14,6 @@ imports jax, on two cores: 204 MB and 1.5 to 2.4 s for every worker, first or af
 over its worker could forge; here they are words in JSON.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import json

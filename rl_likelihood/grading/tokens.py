@@ -4,8 +4,6 @@ Numbers are read whole: thousands (58,500  58{,}500  58\,500  58 500), repeating
 0.333...), powers of ten (2.5e-3), other bases (2516_8).
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Formulas with symbols are compared at several points: two different polynomials 
 a chance of about d in a million. No step takes more than a bounded time: what is too large is Unreadable.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import threading

@@ -7,8 +7,6 @@ Messages are JSON, not pickles: what comes back is a word, whatever the graded t
 imports jax. Run as `python -m rl_likelihood.grading.worker FD MEMORY_BYTES PATIENCE`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib

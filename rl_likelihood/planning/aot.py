@@ -4,8 +4,6 @@ libtpu compiles for a named TPU on any x86 machine, from shapes alone. The resul
 the compiler says how much memory it needs, and its text shows the collectives.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import importlib.util

@@ -1,7 +1,5 @@
 """The programs of a training run, traced and compiled from shapes alone. Nothing is allocated and nothing runs."""
 
-from __future__ import annotations
-
 import math
 import sys
 from typing import Any, NamedTuple

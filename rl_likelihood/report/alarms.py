@@ -6,8 +6,6 @@
 A metric that is missing raises no alarm. After a resume an alarm may be raised again.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """What a run writes as it goes, and the console line of a step. The files are the record; wandb is a copy."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Self
 

@@ -3,8 +3,6 @@
 python -m rl_likelihood.report.plots RUN_DIR... --out=DIR
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The runs of a grid as tables: for each name and metric the mean over seeds, with its errors."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

@@ -1,8 +1,6 @@
 """An optional copy of a run in wandb. The files of the workdir are the record. If wandb is missing or fails, one line
 says so and the run goes on without it."""
 
-from __future__ import annotations
-
 import uuid
 from pathlib import Path
 from typing import Any

@@ -9,8 +9,6 @@ A checkpoint appears under its name only when all of it is on disk. Every array 
 depend on how it is sharded (checksums.py). `disk.drop_optimizer` leaves a file optimizer_dropped in place of rest.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

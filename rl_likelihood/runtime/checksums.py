@@ -1,8 +1,6 @@
 """Checks that a checkpoint is read as it was saved: checksums of arrays, and whether files are there. Orbax notices
 missing and cut files, but not a flipped bit."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """What a run says to a person, from the first of several processes. A terminal that is gone never ends a run."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

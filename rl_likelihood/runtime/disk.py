@@ -1,7 +1,5 @@
 """The disk that a run takes, and what of it a finished run can do without."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path

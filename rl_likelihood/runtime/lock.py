@@ -6,8 +6,6 @@ touch. filelock takes a lock over by exchanging two names. A network file system
 would wait for ever; `_remove` is for that case.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

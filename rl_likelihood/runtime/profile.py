@@ -1,7 +1,5 @@
 """A trace of some steps, which TensorBoard, XProf and Perfetto open, and one line on what the devices did in it."""
 
-from __future__ import annotations
-
 import heapq
 import re
 import time

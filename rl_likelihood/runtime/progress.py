@@ -6,8 +6,6 @@ with Progress("evaluated", 96, "questions", say) as progress:
         progress.advance(len(batch))
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

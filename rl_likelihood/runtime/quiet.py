@@ -1,7 +1,5 @@
 """Orbax's and asyncio's own messages about failed checkpoints stay off the terminal."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import sys

@@ -4,8 +4,6 @@ Every line is one JSON object with an integer `step`, the number of updates done
 step k the lines beyond k are cut, so that a killed run and an unbroken one leave the same files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

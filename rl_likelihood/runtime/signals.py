@@ -1,7 +1,5 @@
 """How a run is asked to stop: Ctrl-C, SIGTERM, and SIGHUP of a closed terminal."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from types import FrameType

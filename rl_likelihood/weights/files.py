@@ -4,8 +4,6 @@
 time. Loading needs memory for the model and its largest tensor; onto a mesh, for one shard.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

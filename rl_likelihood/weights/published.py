@@ -1,7 +1,5 @@
 """Shapes of published models by name, for `plan` without the model's files."""
 
-from __future__ import annotations
-
 import difflib
 from pathlib import Path
 

@@ -6,8 +6,6 @@ It uses no server and no network: its content security policy forbids both. Text
 markup. Its HTML, CSS and JavaScript are the files in this folder.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import hashlib
