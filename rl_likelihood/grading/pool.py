@@ -49,20 +49,15 @@ class _Worker:
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         arguments = map(str, (theirs.fileno(), _MEMORY, deadline * 2 + 10))
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", _WORKER, *arguments],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, "PYTHONPATH": path},
-            )
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-W", "ignore", "-m", _WORKER, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env={**os.environ, "PYTHONPATH": path},
+                )
         except OSError as error:
-            self.connection.close()
             raise UserError(f"a grading process could not start: {error}; make room or set fewer workers") from None
-        except BaseException:
-            self.connection.close()
-            raise
-        finally:
-            theirs.close()
         self.function = ""  # what it is ready for
         self.pair: Pair | None = None
         self.due: float | None = None

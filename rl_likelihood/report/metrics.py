@@ -7,17 +7,7 @@ from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.report.metric_table import METRICS as TABLE
 from rl_likelihood.report.tracking import Tracker
 from rl_likelihood.runtime.console import duration
-from rl_likelihood.runtime.run_files import (
-    EVAL,
-    METRICS,
-    SAMPLES,
-    State,
-    append,
-    cannot_write,
-    plain,
-    truncate,
-    write_status,
-)
+from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, append, cannot_write, plain, truncate, write_status
 
 
 class MetricsWriter:
@@ -60,7 +50,7 @@ class MetricsWriter:
         """One line of samples.jsonl: a prompt, its chain, and the numbers that belong to them."""
         append(self.workdir / SAMPLES, {"step": int(step), **row})
 
-    def status(self, state: State, step: int, error: str = "") -> None:
+    def status(self, state: str, step: int, error: str = "") -> None:
         """Replaces STATUS; `error` is the sentence that ended a failed run."""
         write_status(self.workdir, state, step, self.steps, error)
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from rl_likelihood.runtime.lock import in_use
 from rl_likelihood.shapes import UserError
 
 METRICS, SAMPLES, EVAL, STATUS = "metrics.jsonl", "samples.jsonl", "eval.jsonl", "STATUS"
-State = Literal["running", "done", "failed", "interrupted"]
 
 
 def _number(x: float) -> tuple[float | None, int]:
@@ -153,9 +152,10 @@ def truncate(path: str | Path, step: int) -> int:
 _running: dict[Path, tuple[int, int]] = {}  # workdirs for which this process wrote "running": step, steps
 
 
-def write_status(workdir: str | Path, state: State, step: int, steps: int, error: str = "") -> None:
+def write_status(workdir: str | Path, state: str, step: int, steps: int, error: str = "") -> None:
     """Replaces `workdir`/STATUS by one line of JSON; a reader sees the old line or the new one, never a part.
 
+    `state` is running, done, failed or interrupted.
     If the disk is full, the status of an ended run is written over the old file.
     """
     path = Path(workdir) / STATUS
