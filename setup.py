@@ -45,7 +45,7 @@ setup(
         # Runs.
         "absl-py>=2,<3",
         "ml-collections>=1.1,<2",
-        "orbax-checkpoint>=0.12,<0.13",  # moves fast; pod/checkpoint.py is the only file that knows it
+        "orbax-checkpoint>=0.12,<0.13",  # moves fast; runtime/checkpoint.py is the only file that knows it
         "tensorstore>=0.1.74,<0.2",
         "etils>=1.12,<2",
         "rich>=14.1,<16",  # bars inside bars

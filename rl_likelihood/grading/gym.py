@@ -8,7 +8,7 @@ that the question asks for (`_FORMS`). bench/gym_scorers.py shows every rule wro
 
 Some data sets hand the model's answer to Python's eval, or to sympy, which does. Those see only answers that do nothing
 when they are evaluated: literals, or formulas of numbers, the question's letters and functions; any other is wrong. All
-of it runs in `grading_pool.Pool`'s workers, because a formula such as 9**9**9 still takes for ever.
+of it runs in `pool.Pool`'s workers, because a formula such as 9**9**9 still takes for ever.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""The process that `grading_pool.Pool` starts: takes (function, reference, answer), gives a verdict, until the end.
+"""The process that `pool.Pool` starts: takes (function, reference, answer), gives a verdict, until the end.
 
 A request of the function alone is to get ready for it: it is imported, and called once on "x" and "y", so that what it
 imports itself is there too and no answer's deadline pays for it.
