@@ -29,6 +29,7 @@ setup(
         "jaxtyping>=0.3,<0.4",
         "filelock>=4.2.11,<5",  # SoftFileLease; jax bounds its cache of compiled programs with it
         "numpy>=2,<3",
+        "scipy>=1.13,<2",
         "mpmath>=1.3,<2",  # digits of irrational answers, in grading
         # Weights, tokenizers.
         "transformers>=5,<6",
@@ -44,7 +45,7 @@ setup(
         # Runs.
         "absl-py>=2,<3",
         "ml-collections>=1.1,<2",
-        "orbax-checkpoint>=0.12,<0.13",  # moves fast; pod/checkpoint.py is the only file that knows it
+        "orbax-checkpoint>=0.12,<0.13",  # moves fast; runtime/checkpoint.py is the only file that knows it
         "tensorstore>=0.1.74,<0.2",
         "etils>=1.12,<2",
         "rich>=14.1,<16",  # bars inside bars

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from rl_likelihood.grading.mathematics import math_outcome
+from rl_likelihood.grading.mathematics import math_match
 from rl_likelihood.grading.text import last_boxed
 
 Variant = Callable[[str], str | None]  # of an answer; None where there is none
@@ -261,7 +261,7 @@ def other_answers(golds: list[str]) -> list[tuple[str, str]]:
 
 def measure(name: str, pairs: list[tuple[str, str]], right: bool, show: int) -> tuple[int, int]:
     start = time.perf_counter()
-    faults = [pair for pair in pairs if math_outcome(*pair) is not right]
+    faults = [pair for pair in pairs if math_match(*pair) is not right]
     each = (time.perf_counter() - start) / max(len(pairs), 1)
     print(f"| {name} | {len(pairs)} | {len(faults)} | {1e3 * each:.2f} |", flush=True)
     for pair in faults[:show]:

@@ -37,7 +37,7 @@ def right(dataset: str, items: list, i: int, answer: str) -> bool:
     signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, 3.0)
     try:
-        return gym.gym_outcome(gym.pack(dataset, {}, items[i]), answer) is True
+        return gym.gym_match(gym.pack(dataset, {}, items[i]), answer) is True
     except _Late:
         return False
     finally:

@@ -21,7 +21,7 @@ def texts(tau2: str) -> dict[str, list[str]]:
     from rl_likelihood.envs.telecom_state import read_world
 
     world, tasks = read_world(tau2), telecom.read_tasks(tau2)
-    base = [tasks[name] for name in telecom.read_splits(tau2)["base"]]
+    base = [tasks[name] for name in telecom.read_json(Path(tau2) / "split_tasks.json")["base"]]
     expert = [[turn.reply for turn in telecom_expert.solve(world, task)[0]] for task in base]
     return {
         "prompt full": [system_prompt("full", "hermes", tau2)],

@@ -1,7 +1,5 @@
 """The command line of the mains: config file, overrides, preset; every refusal in one line."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 import os
@@ -94,7 +92,9 @@ def usage() -> str:
     main = sys.modules["__main__"]
     lines = [(main.__doc__ or "").strip(), "", "Flags:"]
     by_module = flags.FLAGS.flags_by_module_dict()
-    for flag in sorted((f for name in (sys.argv[0], "__main__", __name__) for f in by_module.get(name, [])), key=_name):
+    for flag in sorted(
+        (f for name in (sys.argv[0], "__main__", __name__) for f in by_module.get(name, [])), key=lambda f: f.name
+    ):
         default = "" if flag.default in (None, "", False) else f" [{flag.default}]"
         lines.append(f"  --{flag.name:<18} {flag.help}{default}")
     if "config" in flags.FLAGS:
@@ -102,10 +102,6 @@ def usage() -> str:
             "  --config.FIELD=VALUE sets a field of the config; docs/config.md lists them, --print_config their values"
         )
     return "\n".join(lines)
-
-
-def _name(flag: flags.Flag) -> str:
-    return flag.name
 
 
 def guarded(main: Callable[[], None]) -> None:

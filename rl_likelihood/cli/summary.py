@@ -1,7 +1,5 @@
 """The results of a run or of an evaluation, on the console."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -2,14 +2,11 @@
 
 The prompt is the instruction and, where there is one, its input below it.
 
-Published (Kwiatkowski et al. 2602.03979, table 2, Llama-3.2-3B-Instruct; not run here): perplexity 3.85 untouched, 2.56
-log_prob and sft, 2.59 avg_prob, 4.84 prob; chains shrink from 134 tokens to 14, 59 with prob. Prepare with
---max_chars=3000: the paper's 1,024 tokens are read as that many for the chain and as many for the answer.
+Published numbers are in experiments/paper_nonverifiable.py. Prepare with --max_chars=3000: the paper's 1,024 tokens are
+read as that many for the chain and as many for the answer.
 
 Not run on the real file; its format (a list of objects with instruction, input, output) is its authors'.
 """
-
-from __future__ import annotations
 
 from rl_likelihood.datasets.common import WRITTEN, DataSet, Location, Row, Skipped, text
 from rl_likelihood.shapes import Example

@@ -5,8 +5,6 @@ as a JSON list, each argument with the first value that the benchmark allows. `a
 write them that it allows. `extra` has what the grader `bfcl` reads.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What all data sets share: the row that a record becomes, and how its fields are read."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping

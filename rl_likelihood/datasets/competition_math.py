@@ -3,12 +3,8 @@ r"""MATH (Hendrycks et al. 2021): 7,500 training and 5,000 test competition prob
 The answer is the last \boxed of the solution, the chain the solution. A tenth of the training problems is held
 out as validation, as Kwiatkowski et al. do. Rows of MATH-500 (they have a unique_id) are a split of their own.
 
-Published (Kwiatkowski et al. 2602.03979, table 1, Llama-3.2-3B-Instruct, G = 32; not run here): greedy success 17.1 %
-untouched, 43.3 log_prob, 44.2 prob, 42.7 base_rl, 14.4 sft; at temperature 1 34.7 log_prob, 41.4 prob and base_rl;
-perplexity 67.3 untouched, 2.21 log_prob, 7.14 prob, 13.9 base_rl, 2.63 sft; chains of about 300 tokens.
+Published numbers (Kwiatkowski et al. 2602.03979) are in experiments/paper_verifiable.py.
 """
-
-from __future__ import annotations
 
 from rl_likelihood.datasets.common import DataSet, Location, Row, Skipped, text
 from rl_likelihood.grading.text import last_boxed

@@ -8,8 +8,6 @@ base_rl compare with that one too; the grader and the rules countdown and countd
 The question is asked in one wording, whatever the source's, and the order of the numbers makes no other question.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from fractions import Fraction
 

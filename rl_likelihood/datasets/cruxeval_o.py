@@ -1,7 +1,5 @@
 """CRUXEval-O (Gu et al. 2024): what does this Python function return? 800 questions, for evaluation only."""
 
-from __future__ import annotations
-
 from rl_likelihood.datasets.common import DataSet, Location, Row, Skipped, field, text
 from rl_likelihood.shapes import Example
 

@@ -5,14 +5,10 @@ there every file of the test folder (AIME, AMC, OlympiadBench, Minerva) is a spl
 answer is the reference, the solution, where there is one, the chain. The paper drops long solutions without
 saying how long: --max_chars does.
 
-Published (Kwiatkowski et al. 2602.03979, table 1, Qwen2.5-3B-Instruct, G = 32; not run here): greedy success 14.0 %
-untouched, 37.9 log_prob, 38.7 prob, 39.2 avg_prob, 38.3 base_rl, 11.5 sft; at temperature 1 25.8 log_prob, 36.8 prob,
-38.6 base_rl; perplexity 13.1 untouched, 1.80 log_prob, 15.3 prob, 34.9 base_rl, 2.14 sft; chains of 450 to 530 tokens.
+Published numbers (Kwiatkowski et al. 2602.03979) are in experiments/paper_verifiable.py.
 
 Run on rllm's parts (MATH, AIME; three test sets). Not run on the real deepscaler.json.
 """
-
-from __future__ import annotations
 
 import re
 

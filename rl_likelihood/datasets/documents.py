@@ -2,13 +2,11 @@
 
 cut            RLP (2510.01265) and RPT (2506.08007) train a model to think before it goes on with a text: it is cut at
                random, at most `context` words stand before the cut, and the answer is the next `continuation` words
-next_passage   the next paragraph of a story (datasets/passages.py)
+next_passage   the next paragraph of a story
 verse          the last lines of a poem
 
 What is drawn depends on the seed and on the document's id alone.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import hashlib
@@ -19,11 +17,11 @@ from typing import Any, Literal
 import numpy as np
 
 from rl_likelihood.data.records import Location
-from rl_likelihood.datasets import passages
 from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, UserError
 
 _WORD = re.compile(r"\S+")
+_BLANK = re.compile(r"\n\s*\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +67,10 @@ def works_of(id: str, text: str, cfg: DocumentConfig, seed: int) -> tuple[list[l
     if cfg.form == "cut":
         return [questions_of(id, text, cfg, seed)], []
     if cfg.form == "next_passage":
-        rows = passages.next_passages(id, text, cfg, _rng_of(id, seed))
+        rows = next_passages(id, text, cfg, _rng_of(id, seed))
         none = f"no paragraph after the first has {cfg.least} to {cfg.continuation} words"
         return [rows] if rows else [], [] if rows else [f"{none} (data.documents.least, data.documents.continuation)"]
-    rows, bad = passages.poems(id, text, cfg)
+    rows, bad = poems(id, text, cfg)
     return [[row] for row in rows] if cfg.work == "poem" else [rows], bad
 
 
@@ -125,3 +123,49 @@ def sides(documents: list[list[Example]], heldout: int, seed: int) -> tuple[list
         chosen.add(int(i))
         held += documents[i]
     return [row for i, rows in enumerate(documents) if i not in chosen for row in rows], held[:heldout]
+
+
+# ---------------------------------------------------------------------------------------- prose and verse
+
+
+def blocks(text: str) -> list[str]:
+    """What stands between blank lines."""
+    return [block.strip("\n") for block in _BLANK.split(text.replace("\r\n", "\n")) if block.strip()]
+
+
+def next_passages(id: str, text: str, cfg: DocumentConfig, rng: np.random.Generator) -> list[Example]:
+    """Paragraphs of a story, each after the `context` words before it. Lines that were broken are joined.
+
+    `cuts` of those of `least` to `continuation` words are drawn, in the order of the story.
+    """
+    paragraphs = [" ".join(block.split()) for block in blocks(text)]
+    words = [len(p.split()) for p in paragraphs]
+    fitting = [i for i in range(1, len(paragraphs)) if cfg.least <= words[i] <= cfg.continuation]
+    drawn = sorted(rng.choice(fitting, size=min(cfg.cuts, len(fitting)), replace=False)) if fitting else []
+    return [Example(f"{id}@{i}", _last_words(paragraphs[: int(i)], cfg.context), paragraphs[i]) for i in drawn]
+
+
+def _last_words(paragraphs: list[str], count: int) -> str:
+    """The last words of the story so far, in their paragraphs."""
+    first, n = len(paragraphs), 0
+    while first and n < count:
+        first -= 1
+        n += len(paragraphs[first].split())
+    text = "\n\n".join(paragraphs[first:])
+    starts = [m.start() for m in _WORD.finditer(text)]
+    return text[starts[-count] :] if len(starts) > count else text
+
+
+def poems(id: str, text: str, cfg: DocumentConfig) -> tuple[list[Example], list[str]]:
+    """The poems between blank lines, each its first `shown` lines and the `asked` after them, and what is wrong with
+    the others. `asked` 0: all that follow."""
+    out, bad = [], []
+    for number, block in enumerate(blocks(text), start=1):
+        lines = [line.strip() for line in block.splitlines()]
+        n = len(lines)
+        if (n != cfg.shown + cfg.asked) if cfg.asked else (n <= cfg.shown):
+            form = f"data.documents.shown + asked = {cfg.shown} + {cfg.asked}"
+            bad.append(f"poem {number} ({lines[0][:40]!r}) has {n} lines, but {form}")
+            continue
+        out.append(Example(f"{id}@{number}", "\n".join(lines[: cfg.shown]), "\n".join(lines[cfg.shown :])))
+    return out, bad

@@ -1,7 +1,5 @@
 """The files and archives of a data set, their records, and their download."""
 
-from __future__ import annotations
-
 import difflib
 import fnmatch
 import hashlib

@@ -7,8 +7,6 @@ Published: Intuitor (2505.19590) has 67.3 % for Qwen2.5-3B and 68.8 % for Llama-
 0/1 reward teaches it nothing.
 """
 
-from __future__ import annotations
-
 import re
 
 from rl_likelihood.datasets.common import BadRow, DataSet, Location, Row, Skipped, text

@@ -4,8 +4,6 @@ The answer is the canonical body, indented as it follows the prompt. `extra` has
 head ("prompt"), the tests ("test") and its name ("entry_point").
 """
 
-from __future__ import annotations
-
 import re
 
 from rl_likelihood.datasets.common import DataSet, Location, Row, Skipped, field, text

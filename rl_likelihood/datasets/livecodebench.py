@@ -6,8 +6,6 @@ it say nothing. `extra` has what runs the tests, all in one call: a program has 
 benchmark gives 6 s for each.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

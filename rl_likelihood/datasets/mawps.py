@@ -5,8 +5,6 @@ with sQuestion and lSolutions. The collections share problems that differ in a w
 problems are one question if they have the same numbers, in order, and begin with the same words.
 """
 
-from __future__ import annotations
-
 import re
 
 from rl_likelihood.datasets.common import BadRow, DataSet, Location, Row, Skipped, field, number, text

@@ -4,8 +4,6 @@ Read from the repository's folder (informal/valid, informal/test: a file for eac
 from JSON lines with problem_name, informal_statement, informal_proof. Run on the real validation proofs.
 """
 
-from __future__ import annotations
-
 from rl_likelihood.datasets.common import WRITTEN, DataSet, Location, Row, Skipped, text
 from rl_likelihood.shapes import Example
 

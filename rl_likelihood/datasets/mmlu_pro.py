@@ -3,8 +3,6 @@
 The answer is the letter, as the authors grade. Options that say N/A fill up the lists of the original and go.
 """
 
-from __future__ import annotations
-
 from rl_likelihood.datasets.common import LETTERS, BadRow, DataSet, Location, Row, Skipped, field, multiple_choice, text
 from rl_likelihood.shapes import Example
 

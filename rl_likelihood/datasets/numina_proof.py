@@ -4,16 +4,13 @@ Kept are rows whose question_type or answer is "proof", without hyperlinks or im
 markdown head marks, labels such as "Problem 3." or "Solution:", contest codes such as "A1 (ROU)" and runs of
 trailing dots go, and so do control characters.
 
-Published (Kwiatkowski et al. 2602.03979, table 2, Llama-3.2-3B-Instruct; not run here): perplexity 3.62 untouched and
-with prob, 3.04 log_prob, jepo and sft, 3.05 avg_prob; chains fall from 474 tokens to 9, 34 with jepo, 470 with prob.
-The paper keeps chains from collapsing with loss.kl=k3 and a loss.kl_coef of 0.01 or so. Prepare with --max_chars=3000
-(formulas have about two characters a token).
+Published numbers (Kwiatkowski et al. 2602.03979) are in experiments/paper_nonverifiable.py. The paper keeps chains from
+collapsing with loss.kl=k3 and a loss.kl_coef of 0.01 or so. Prepare with --max_chars=3000 (formulas have about two
+characters a token).
 
 Not run on the real files; their format (parquet with problem, solution, answer, question_type, ...) is their
 authors'.
 """
-
-from __future__ import annotations
 
 import re
 import unicodedata

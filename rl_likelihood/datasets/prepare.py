@@ -9,8 +9,6 @@ This writes DIR/NAME/1.0.0 with array_record files that tensorflow-datasets read
 and prepare_report.json, which it also prints.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib
@@ -71,12 +69,7 @@ def _count(n: int, what: str) -> str:
 
 
 def prepare(
-    name: str,
-    source: str,
-    out: str,
-    max_chars: int = 0,
-    heldout: float | None = None,
-    skip_bad_rows: bool = False,
+    name: str, source: str, out: str, max_chars: int = 0, heldout: float | None = None, skip_bad_rows: bool = False
 ) -> PrepareReport:
     """Reads, splits and writes the data set `name`; `source` is one or more paths with commas, or "" to fetch it.
 

@@ -11,8 +11,6 @@ Questions and answers are reasoning_gym's own words. What else its graders need 
 `Example.check`. Data sets that give no reference answer (rubiks_cube, graph_color, ...) are refused.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import difflib

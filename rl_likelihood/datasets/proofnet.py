@@ -1,8 +1,6 @@
 """ProofNet, informal proofs: 185 validation and 186 test statements of undergraduate textbooks; the answer is the
 proof in words, without its LaTeX environment. One proof of each split is empty and left out."""
 
-from __future__ import annotations
-
 import re
 
 from rl_likelihood.datasets.common import WRITTEN, DataSet, Location, Row, Skipped, text

@@ -5,8 +5,6 @@ There are two keys. Rows with the same `example_key` ask the same question, and 
 split, so that no variant of a held-out question is ever trained on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -25,16 +23,13 @@ def question_key(text: str) -> str:
     """Equal for two wordings of one question: ignores spaces within lines, and the wording of the presets' arithmetic.
     Lines and their indentation count: programs and grids mean something else without."""
     lines = unicodedata.normalize("NFC", text).strip("\n").splitlines()
-    text = "\n".join(_indent(line) + " ".join(line.split()) for line in lines).strip()
+    indents = [line[: len(line) - len(line.lstrip())] for line in lines]
+    text = "\n".join(indent + " ".join(line.split()) for indent, line in zip(indents, lines, strict=True)).strip()
     for before, after in _WORDINGS:
         inner = text.removeprefix(before).removesuffix(after)
         if _ARITHMETIC.fullmatch(inner):
             return inner
     return text
-
-
-def _indent(line: str) -> str:
-    return line[: len(line) - len(line.lstrip())]
 
 
 def variant_key(text: str) -> str:

@@ -3,8 +3,6 @@
 No held-out question, nor a variant of one, is a training question, and none of either is a worked example.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Splits the rows of a data set into training and held-out rows, by a hash of each question; leaves out long rows."""
 
-from __future__ import annotations
-
 import collections
 import json
 from collections.abc import Sequence

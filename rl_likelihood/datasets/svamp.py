@@ -5,8 +5,6 @@ Read from SVAMP.json or JSON lines with Body, Question, Answer; files named trai
 Not run on the real file.
 """
 
-from __future__ import annotations
-
 import re
 
 from rl_likelihood.datasets.common import BadRow, DataSet, Location, Row, Skipped, number, text

@@ -5,11 +5,7 @@ every task, so histories hold its real replies. Answers are calls as sorted JSON
 alternatives, the other calls that remain, which may as well come next. Splits are tau2's, by task.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import gzip
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,9 +28,7 @@ Build = Callable[[World, telecom.Task], list[Turn]]
 Reader = Callable[[list[tuple[Path, Path]]], Iterator[tuple[Location, dict | str]]]
 
 
-def records(
-    build: Build, base_only: bool
-) -> Callable[[list[tuple[Path, Path]]], Iterator[tuple[Location, dict | str]]]:
+def records(build: Build, base_only: bool) -> Reader:
     """The reader of a data set: a record for each row that `build` makes of a task."""
 
     def read(located: list[tuple[Path, Path]]) -> Iterator[tuple[Location, dict | str]]:
@@ -43,9 +37,9 @@ def records(
         if missing:
             raise UserError(f"{missing[0]} is missing from --source; name a folder with {', '.join(_FILES)}")
         world = make_world(read_toml(paths["db.toml"]), read_toml(paths["user_db.toml"]))
-        splits = _json(paths["split_tasks.json"])
+        splits = telecom.read_json(paths["split_tasks.json"])
         test, base = set(splits["test"]), set(splits["base"])
-        for number, record in enumerate(_json(paths["tasks.json"]), start=1):
+        for number, record in enumerate(telecom.read_json(paths["tasks.json"]), start=1):
             location = Location(paths["tasks.json"].name, number, "row")
             try:
                 task = telecom.make_task(record)
@@ -59,14 +53,6 @@ def records(
             )
 
     return read
-
-
-def _json(path: Path):
-    try:
-        data = path.read_bytes()
-        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    except (OSError, ValueError, EOFError) as e:
-        raise UserError(f"{path} is not readable JSON ({e}); fetch it again") from e
 
 
 def parse(record: dict, location: Location) -> Row:
@@ -86,9 +72,7 @@ def parse_conversation(record: dict, location: Location) -> Row:
     return Row(Example(task.id, task.ticket, turn.answer, turn.thought, "tau2_telecom"), key=task.id, extra=extra)
 
 
-def _dataset(
-    name: str, build: Build, max_prompt: int, max_answer: int = 64, base_only: bool = True, parse=parse
-) -> DataSet:
+def _dataset(name: str, build: Build, max_prompt: int, max_answer: int = 64, base_only: bool = True) -> DataSet:
     return DataSet(
         name=name,
         parse=parse,

@@ -5,8 +5,6 @@ Not run on the real file, which its authors give out on the hub after a log-in (
 its fields (question, answer, category, tags, difficulty) are theirs.
 """
 
-from __future__ import annotations
-
 from rl_likelihood.datasets.common import DataSet, Location, Row, Skipped, number, text
 from rl_likelihood.shapes import Example
 

@@ -15,8 +15,6 @@ which are marked), and explanations give the right option away in 89 %, so none 
 The authors' archive is encrypted (AES) with the password that their README prints.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 

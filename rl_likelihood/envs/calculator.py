@@ -1,7 +1,5 @@
 """Countdown with a calculator: try expressions with a tool, then submit one. The smallest environment with tools."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

@@ -8,8 +8,6 @@ What a model writes may be anything. Each malformed call becomes a `BadCall`, wh
 is counted; no text raises an error, and time grows no faster than the text.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -245,12 +243,6 @@ def f1(made: Sequence[Call], reference: Sequence[Call]) -> float:
         return 1.0
     common = Counter(map(_key, made)) & Counter(map(_key, reference))
     return 2 * common.total() / (len(made) + len(reference))
-
-
-def f1_of_text(text: str, reference: Sequence[Call], style: Style = "json") -> float:
-    """`f1` of what a text calls; a malformed call counts as a call made in vain."""
-    calls = parse(text, style)
-    return f1([call if isinstance(call, Call) else Call("", {"n": n}) for n, call in enumerate(calls)], reference)
 
 
 def _key(call: Call) -> str:

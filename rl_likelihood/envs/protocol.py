@@ -5,8 +5,6 @@ conversations, so what belongs to a conversation stands in its state. Replies mu
 alone: a resumed run plays its conversations again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol

@@ -1,7 +1,5 @@
 """The table of environments: one row each, made from the config's section `env`."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal

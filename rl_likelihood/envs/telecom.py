@@ -4,8 +4,6 @@ Written from what tau2 does, with its replies letter for letter, for its solo mo
 sides and reads a ticket. It needs tau2's files (docs/tools.md); a task starts in microseconds.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import json
@@ -202,21 +200,17 @@ def _gold(action: Mapping) -> Gold:
 
 def read_tasks(folder: str | Path) -> dict[str, Task]:
     """id -> task, in the order of tasks.json or tasks.json.gz."""
-    tasks = (make_task(record) for record in _json(folder, "tasks.json"))
+    tasks = (make_task(record) for record in read_json(Path(folder) / "tasks.json"))
     return {task.id: task for task in tasks}
 
 
-def read_splits(folder: str | Path) -> dict[str, list[str]]:
-    """train, test, base (both), small, full -> the ids of their tasks."""
-    return _json(folder, "split_tasks.json")
-
-
-def _json(folder: str | Path, name: str) -> Any:
-    plain, packed = Path(folder) / name, Path(folder) / f"{name}.gz"
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds, which may be packed, with .gz after its name."""
+    path = path if path.exists() else path.with_name(f"{path.name}.gz")
     try:
-        data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
-        return json.loads(data)
+        data = path.read_bytes()
+        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     except OSError as e:
-        raise UserError(f"{plain} cannot be read ({e}); name a folder with tau2's telecom files") from e
-    except ValueError as e:
-        raise UserError(f"{plain} is not JSON ({e}); fetch it again") from e
+        raise UserError(f"{path} cannot be read ({e}); name a folder with tau2's telecom files") from e
+    except (ValueError, EOFError) as e:
+        raise UserError(f"{path} is not JSON ({e}); fetch it again") from e

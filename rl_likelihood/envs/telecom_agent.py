@@ -1,32 +1,34 @@
 """The 13 tools with which an agent reads and changes the carrier's records. Replies are tau2's, letter for letter."""
 
-from __future__ import annotations
-
 import json
-from typing import Any
+from typing import NamedTuple
 
 from rl_likelihood.envs.telecom_state import TODAY, State
 from rl_likelihood.envs.tools import Parameter, Tool, ToolError, table
 
+
+class Month(NamedTuple):
+    """The dates of a bill."""
+
+    period_start: str
+    period_end: str
+    issue_date: str
+    due_date: str
+
+
 # Dates that follow from TODAY.
 _CYCLE_END = "2025-02-28"
-_NEXT_MONTH = {
-    "period_start": "2025-03-01",
-    "period_end": "2025-03-31",
-    "issue_date": "2025-03-01",
-    "due_date": "2025-03-15",
-}
+_NEXT_MONTH = Month("2025-03-01", "2025-03-31", "2025-03-01", "2025-03-15")
 
-_TABLES = {"L": ("lines", "Line"), "D": ("devices", "Device"), "B": ("bills", "Bill"), "C": ("customers", "Customer"),
-           "P": ("plans", "Plan")}  # fmt: skip
+_KINDS = {word[0]: word for word in ("Line", "Device", "Bill", "Customer", "Plan")}
 
 
 def _record(state: State, key: str) -> dict:
     """The record of an id, whose first letter says what it is."""
-    if key[:1] not in _TABLES:
+    if key[:1] not in _KINDS:
         raise ToolError(f"Unknown ID format or type: {key}")
-    name, word = _TABLES[key[0]]
-    return look_up(getattr(state, name), key, word)
+    word = _KINDS[key[0]]
+    return look_up(getattr(state, f"{word.lower()}s"), key, word)
 
 
 def look_up(records, key: str, word: str) -> dict:
@@ -55,39 +57,31 @@ def awaiting_payment(state: State, customer: dict) -> list[dict]:
     return [bill for bill in bills if bill["status"] == "Awaiting Payment"]
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value)
-
-
 # ---------------------------------------------------------------------------------------- reading
 
 
 def get_customer_by_phone(state: State, phone_number: str) -> str:
-    return _json(customer_of(state, phone_number))
+    return json.dumps(customer_of(state, phone_number))
 
 
 def get_customer_by_id(state: State, customer_id: str) -> str:
-    return _json(look_up(state.customers, customer_id, "Customer"))
+    return json.dumps(look_up(state.customers, customer_id, "Customer"))
 
 
 def get_customer_by_name(state: State, full_name: str, dob: str) -> str:
     name = full_name.lower()
     matches = [c for c in state.customers.values() if c["full_name"].lower() == name and c["date_of_birth"] == dob]
-    return _json(matches)
+    return json.dumps(matches)
 
 
 def get_details_by_id(state: State, id: str) -> str:
-    return _json(_record(state, id))
+    return json.dumps(_record(state, id))
 
 
 def get_bills_for_customer(state: State, customer_id: str, limit: int = 12) -> str:
     customer = look_up(state.customers, customer_id, "Customer")
     bills = [look_up(state.bills, key, "Bill") for key in customer["bill_ids"]]
-    return _json(sorted(bills, key=_issued, reverse=True)[:limit])
-
-
-def _issued(bill: dict) -> str:
-    return bill["issue_date"]
+    return json.dumps(sorted(bills, key=lambda bill: bill["issue_date"], reverse=True)[:limit])
 
 
 def get_data_usage(state: State, customer_id: str, line_id: str) -> str:
@@ -99,7 +93,7 @@ def get_data_usage(state: State, customer_id: str, line_id: str) -> str:
         "data_refueling_gb": str(line["data_refueling_gb"]),
         "cycle_end_date": _CYCLE_END,
     }
-    return _json(usage)
+    return json.dumps(usage)
 
 
 # ---------------------------------------------------------------------------------------- changing
@@ -109,14 +103,14 @@ def suspend_line(state: State, customer_id: str, line_id: str, reason: str) -> s
     if own_line(state, customer_id, line_id)["status"] != "Active":
         raise ToolError("Line must be active to suspend")
     line = state.change("lines", line_id, status="Suspended", suspension_start_date=TODAY)
-    return _json({"message": "Line suspended successfully. $5/month holding fee will apply.", "line": line})
+    return json.dumps({"message": "Line suspended successfully. $5/month holding fee will apply.", "line": line})
 
 
 def resume_line(state: State, customer_id: str, line_id: str) -> str:
     if own_line(state, customer_id, line_id)["status"] not in ("Suspended", "Pending Activation"):
         raise ToolError("Line must be suspended to resume")
     line = state.change("lines", line_id, status="Active", suspension_start_date=None)
-    return _json({"message": "Line resumed successfully", "line": line})
+    return json.dumps({"message": "Line resumed successfully", "line": line})
 
 
 def send_payment_request(state: State, customer_id: str, bill_id: str) -> str:
@@ -157,7 +151,7 @@ def refuel_data(state: State, customer_id: str, line_id: str, gb_amount: float) 
         "new_data_refueling_gb": str(line["data_refueling_gb"]),
         "charge": str(charge),
     }
-    return _json(done)
+    return json.dumps(done)
 
 
 def _charge(state: State, customer_id: str, amount: float, description: str) -> None:
@@ -170,15 +164,15 @@ def _charge(state: State, customer_id: str, amount: float, description: str) -> 
     state.change("bills", key, total_due=bill["total_due"] + amount, line_items=[*bill["line_items"], item])
 
 
-def new_bill(state: State, customer_id: str, key: str, status: str, dates: dict) -> str:
+def new_bill(state: State, customer_id: str, key: str, status: str, month: Month) -> str:
     state.bills[key] = {
         "bill_id": key,
         "customer_id": customer_id,
-        "period_start": dates["period_start"],
-        "period_end": dates["period_end"],
-        "issue_date": dates["issue_date"],
+        "period_start": month.period_start,
+        "period_end": month.period_end,
+        "issue_date": month.issue_date,
         "total_due": 0,
-        "due_date": dates["due_date"],
+        "due_date": month.due_date,
         "line_items": [],
         "status": status,
     }

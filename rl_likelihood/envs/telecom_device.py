@@ -1,7 +1,5 @@
 """The 30 tools of the user's phone. Replies are tau2's, letter for letter."""
 
-from __future__ import annotations
-
 from rl_likelihood.envs.telecom_agent import awaiting_payment, customer_of
 from rl_likelihood.envs.telecom_phone import MODES, band, lose_wifi, mms_works, search, sim, speed, status_bar
 from rl_likelihood.envs.telecom_state import APN, PERMISSIONS, State

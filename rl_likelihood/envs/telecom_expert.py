@@ -4,8 +4,6 @@ It sees what a model sees, the ticket and the replies, never the state. Each cal
 a conversation is a sequence of thoughts and calls to learn from.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Generator

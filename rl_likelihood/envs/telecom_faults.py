@@ -1,19 +1,12 @@
 """What a task does to the world before it begins: the functions of tau2's initialization_actions."""
 
-from __future__ import annotations
-
-from rl_likelihood.envs.telecom_agent import disable_roaming, enable_roaming, look_up, new_bill, own_line
+from rl_likelihood.envs.telecom_agent import Month, disable_roaming, enable_roaming, look_up, new_bill, own_line
 from rl_likelihood.envs.telecom_device import permit, set_airplane_mode, set_apn, set_network_mode_preference
 from rl_likelihood.envs.telecom_phone import search
 from rl_likelihood.envs.telecom_state import PERMISSIONS, TODAY, State
 from rl_likelihood.envs.tools import ToolError
 
-_LAST_MONTH = {
-    "period_start": "2025-01-01",
-    "period_end": "2025-01-31",
-    "issue_date": "2025-01-01",
-    "due_date": "2025-01-15",
-}
+_LAST_MONTH = Month("2025-01-01", "2025-01-31", "2025-01-01", "2025-01-15")
 
 # ---------------------------------------------------------------------------------------- the user
 
@@ -119,7 +112,7 @@ def suspend_line_for_overdue_bill(
     state.change("bills", new_bill_id, total_due=amount, line_items=[item])
     state.change("lines", line_id, status="Suspended", suspension_start_date=TODAY)
     if contract_ended:
-        state.change("lines", line_id, contract_end_date=_LAST_MONTH["period_end"])
+        state.change("lines", line_id, contract_end_date=_LAST_MONTH.period_end)
 
 
 FAULTS = {

@@ -1,7 +1,5 @@
 """How the phone of a telecom task works: its network search, its data, its speed, its picture messages, its icons."""
 
-from __future__ import annotations
-
 from rl_likelihood.envs.telecom_state import Phone, State
 
 # What the network offers where the user is.

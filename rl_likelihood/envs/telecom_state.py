@@ -5,8 +5,6 @@ changed but replaced (`State.change`), so that conversations share what they do 
 The phone's fields have the names of tau2's user_db.toml.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import tomllib
@@ -19,78 +17,27 @@ from rl_likelihood.shapes import UserError
 TODAY = "2025-02-25"  # the day on which every task takes place
 FOLDER = "RL_LIKELIHOOD_TAU2"  # the environment variable that names the folder of tau2's telecom files
 
-REQUIRED = object()
-# Table of db.toml -> (field, its value where the file has none). The first field is the record's id.
-RECORDS: dict[str, tuple[tuple[str, Any], ...]] = {
-    "plans": (
-        ("plan_id", REQUIRED),
-        ("name", REQUIRED),
-        ("data_limit_gb", REQUIRED),
-        ("price_per_month", REQUIRED),
-        ("data_refueling_price_per_gb", REQUIRED),
-    ),
-    "devices": (
-        ("device_id", REQUIRED),
-        ("device_type", REQUIRED),
-        ("model", REQUIRED),
-        ("imei", None),
-        ("is_esim_capable", REQUIRED),
-        ("activated", False),
-        ("activation_date", None),
-        ("last_esim_transfer_date", None),
-    ),
-    "lines": (
-        ("line_id", REQUIRED),
-        ("phone_number", REQUIRED),
-        ("status", "Pending Activation"),
-        ("plan_id", REQUIRED),
-        ("device_id", None),
-        ("data_used_gb", 0.0),
-        ("data_refueling_gb", 0.0),
-        ("roaming_enabled", False),
-        ("contract_end_date", None),
-        ("last_plan_change_date", None),
-        ("last_sim_replacement_date", None),
-        ("suspension_start_date", None),
-    ),
-    "bills": (
-        ("bill_id", REQUIRED),
-        ("customer_id", REQUIRED),
-        ("period_start", REQUIRED),
-        ("period_end", REQUIRED),
-        ("issue_date", REQUIRED),
-        ("total_due", REQUIRED),
-        ("due_date", REQUIRED),
-        ("line_items", ()),
-        ("status", "Draft"),
-    ),
-    "customers": (
-        ("customer_id", REQUIRED),
-        ("full_name", REQUIRED),
-        ("date_of_birth", REQUIRED),
-        ("email", REQUIRED),
-        ("phone_number", REQUIRED),
-        ("address", REQUIRED),
-        ("account_status", "Pending Verification"),
-        ("payment_methods", ()),
-        ("line_ids", ()),
-        ("bill_ids", ()),
-        ("created_at", REQUIRED),
-        ("last_extension_date", None),
-        ("goodwill_credit_used_this_year", 0.0),
-    ),
+# Table of db.toml -> its fields in order, the record's id first. A field with a question mark may be missing.
+_FIELDS = {
+    "plans": "plan_id name data_limit_gb price_per_month data_refueling_price_per_gb",
+    "devices": "device_id device_type model imei? is_esim_capable activated? activation_date? last_esim_transfer_date?",
+    "lines": """line_id phone_number status? plan_id device_id? data_used_gb? data_refueling_gb? roaming_enabled?
+        contract_end_date? last_plan_change_date? last_sim_replacement_date? suspension_start_date?""",
+    "bills": "bill_id customer_id period_start period_end issue_date total_due due_date line_items? status?",
+    "customers": """customer_id full_name date_of_birth email phone_number address account_status? payment_methods?
+        line_ids? bill_ids? created_at last_extension_date? goodwill_credit_used_this_year?""",
 }
+_STATUS = {"lines": "Pending Activation", "bills": "Draft"}
+_DEFAULTS = {
+    "activated": False,
+    "roaming_enabled": False,
+    "account_status": "Pending Verification",
+    **dict.fromkeys(("data_used_gb", "data_refueling_gb", "goodwill_credit_used_this_year"), 0.0),
+    **dict.fromkeys(("line_items", "payment_methods", "line_ids", "bill_ids"), ()),
+}  # None for the others
 _TIMES = ("activation_date", "last_esim_transfer_date", "created_at")  # printed with a space in place of the T
-_AMOUNTS = (
-    "data_limit_gb",
-    "price_per_month",
-    "data_refueling_price_per_gb",
-    "data_used_gb",
-    "data_refueling_gb",
-    "total_due",
-    "goodwill_credit_used_this_year",
-    "amount",
-)
+_AMOUNTS = """data_limit_gb price_per_month data_refueling_price_per_gb data_used_gb data_refueling_gb total_due
+    goodwill_credit_used_this_year amount""".split()
 
 APN = {"apn_name": "internet", "mmsc_url": "http://mms.carrier.com/mms/wapenc", "reset_at_reboot": False}
 PERMISSIONS = ("sms", "storage", "phone", "network")
@@ -191,22 +138,22 @@ def read_world(folder: str | Path) -> World:
 
 def make_world(carrier: Mapping, user: Mapping) -> World:
     """The world of what db.toml and user_db.toml hold."""
-    tables = {name: {} for name in RECORDS}
-    for name, fields in RECORDS.items():
-        for row in carrier.get(name, ()):
-            record = {field: _value(name, row, field, default) for field, default in fields}
-            tables[name][record[fields[0][0]]] = record
+    tables = {}
+    for name, fields in _FIELDS.items():
+        rows = [{f.rstrip("?"): _value(name, row, f) for f in fields.split()} for row in carrier.get(name, ())]
+        tables[name] = {next(iter(record.values())): record for record in rows}
     for line in tables["lines"].values():
         if line["plan_id"] not in tables["plans"]:
             raise UserError(f"db.toml: line {line['line_id']} has plan_id {line['plan_id']!r}, which is no plan there")
     return World(**tables, phone=_phone(user))
 
 
-def _value(table: str, row: Mapping, field: str, default: Any) -> Any:
-    value = row.get(field, default)
-    if value is REQUIRED:
+def _value(table: str, row: Mapping, field: str) -> Any:
+    name = field.rstrip("?")
+    if name not in row and name == field:
         raise UserError(f"db.toml: a record of {table} has no {field}; add it")
-    return _plain(field, value)
+    default = _STATUS[table] if name == "status" else _DEFAULTS.get(name)
+    return _plain(name, row.get(name, default))
 
 
 def _plain(field: str, value: Any) -> Any:

@@ -1,7 +1,5 @@
 """Conversations of telecom tasks cut into rows: what has been called and replied, and which call comes next."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """A tool that a model may call: what it is called, what it takes, and the function behind it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple

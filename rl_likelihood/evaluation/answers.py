@@ -1,7 +1,5 @@
 """Answers of a model to compare with another's: from a run's evaluation, or from a file."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import NamedTuple

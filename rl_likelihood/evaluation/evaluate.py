@@ -6,8 +6,6 @@ chain of another question, and after none. All of it is one record of a file; ev
 numbers of it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time

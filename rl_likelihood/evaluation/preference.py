@@ -1,10 +1,8 @@
 """How well scores of answers know the right one: from each question's scores, of which the first is the right answer's.
 
 Right answers may be longer than wrong ones, or share more words with the question. So what these alone would get stands
-beside every accuracy, and `accuracy_when_shorter` is of the pairs where length misleads. Pure numpy.
+beside every accuracy, and `accuracy_when_shorter` is of the pairs where length misleads.
 """
-
-from __future__ import annotations
 
 import math
 import re
@@ -12,6 +10,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit as sigmoid
+from scipy.stats import spearmanr
 
 RESAMPLES = 2000
 BINS = 10
@@ -128,20 +129,9 @@ def best_of(scores: np.ndarray) -> float:
     return float(top[0] / top.sum())
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), without overflow."""
-    return 0.5 * (1 + np.tanh(0.5 * x))
-
-
 def brier(p: np.ndarray, y: np.ndarray) -> float:
     """Mean squared error of probabilities."""
     return float(((np.asarray(p) - y) ** 2).mean())
-
-
-def nll(p: np.ndarray, y: np.ndarray) -> float:
-    """Mean of minus the log-probability of what happened."""
-    p = np.clip(p, 1e-12, 1 - 1e-12)
-    return float(-(y * np.log(p) + (1 - y) * np.log1p(-p)).mean())
 
 
 def ece(p: np.ndarray, y: np.ndarray, bins: int = BINS) -> float:
@@ -152,14 +142,9 @@ def ece(p: np.ndarray, y: np.ndarray, bins: int = BINS) -> float:
 
 
 def best_temperature(d: np.ndarray) -> float:
-    """The T of the least mean -log sigmoid(d / T), by bisection of its slope in 1/T; 1/100 to 100."""
-    low, high = np.log(0.01), np.log(100.0)
-    for _ in range(60):
-        middle = (low + high) / 2
-        x = d * np.exp(-middle)
-        slope = (sigmoid(-x) * x).mean()  # of the loss, in log T: above 0 where a smaller T is better
-        low, high = (low, middle) if slope > 0 else (middle, high)
-    return float(np.exp((low + high) / 2))
+    """The T from 1/100 to 100 of the least mean -log sigmoid(d / T), which has one minimum in log T."""
+    loss = lambda log_t: np.logaddexp(0, -d * np.exp(-log_t)).mean()
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.01), np.log(100)), method="bounded").x))
 
 
 def _interval(numerator: np.ndarray, denominator: np.ndarray, resamples: int) -> list[float]:
@@ -170,19 +155,10 @@ def _interval(numerator: np.ndarray, denominator: np.ndarray, resamples: int) ->
     return [float(x) for x in np.percentile(values, (2.5, 97.5))]
 
 
-def _ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks, ties sharing their mean."""
-    return ((x[:, None] > x).sum(1) + ((x[:, None] == x).sum(1) - 1) / 2).astype(float)
-
-
 def _spearman_in_questions(scores: Sequence[np.ndarray], lengths: Sequence[np.ndarray]) -> float:
     """Mean over questions of the rank correlation of score and length; 0 where none has one."""
-    values = []
-    for s, n in zip(scores, lengths, strict=True):
-        a, b = _ranks(np.asarray(s, float)), _ranks(n)
-        if a.std() > 0 and b.std() > 0:
-            values.append(float(np.corrcoef(a, b)[0, 1]))
-    return float(np.mean(values)) if values else 0.0
+    both = [(s, n) for s, n in zip(scores, lengths, strict=True) if np.ptp(s) > 0 and np.ptp(n) > 0]
+    return float(np.mean([spearmanr(s, n).statistic for s, n in both])) if both else 0.0
 
 
 def best_of_n_kl(n: int) -> float:

@@ -1,7 +1,5 @@
 """The records of an evaluation: one file for each way to evaluate one checkpoint step, and what its name stands for."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

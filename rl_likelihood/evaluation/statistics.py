@@ -21,8 +21,6 @@ With eval.texts an answer has no `right`, but what evaluation/texts.py and verse
 `right` is null where a grader failed, which counts as neither right nor wrong.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -40,16 +38,8 @@ Record = Mapping[str, Any]
 Columns = dict[str, np.ndarray]  # name -> [n], NaN where a question has no value
 
 RESAMPLES = 2000
-SHARES = (
-    "greedy_success",
-    "sampled_success",
-    "pass@",
-    "pass^",
-    "majority@",
-    "out_of_turns",
-    "greedy_truncated",
-    "truncated",
-    "chain_helps",
+SHARES = tuple(
+    "greedy_success sampled_success pass@ pass^ majority@ out_of_turns greedy_truncated truncated chain_helps".split()
 )
 WITH_STANDARD_ERROR = ("greedy_success", "sampled_success", "log_prob_mc1")
 NORMAL = 2 * 1.96  # standard errors in a 95 % interval
@@ -66,8 +56,6 @@ def summary(records: Sequence[Record], resamples: int = RESAMPLES) -> dict[str, 
     question, these see no spread. Its interval is then the exact one of Clopper and Pearson, 0 to 1 - 0.025^(1/n) for
     0 of n, and its standard error the width of that / 3.92. Of one question only such intervals are known.
     """
-    if not records:
-        raise ValueError("no records")
     q, n = columns(records), len(records)
     with np.errstate(invalid="ignore", divide="ignore"):
         point = {k: float(v[0]) for k, v in _metrics(q, np.ones((1, n))).items()}
@@ -106,8 +94,6 @@ def columns(records: Sequence[Record]) -> Columns:
         return _array([r["greedy"].get(name) for r in records])
 
     m = len(records[0]["samples"])
-    if any(len(r["samples"]) != m for r in records):
-        raise ValueError("records with different numbers of samples")
     if records[0].get("conversation"):
         return _of_conversations(records, m)
     q: Columns = {"greedy_success": of_greedy("right")}

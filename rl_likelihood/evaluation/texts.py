@@ -3,8 +3,6 @@
 A text's words are its runs of letters and apostrophes, in lower case.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 import re
@@ -35,13 +33,13 @@ def distinct(texts: Iterable[str], n: int) -> float:
     return len(counts) / counts.total() if counts else math.nan
 
 
-def bleu(text: Sequence[str], others: Sequence[Sequence[str]], most: int = 4) -> float:
+def bleu(text: Sequence[str], others: Sequence[Sequence[str]]) -> float:
     """BLEU of one text against others, up to 4-grams; one is added to both counts of an order above 1, as one text is
     short (Lin and Och 2004)."""
     if not text or not others:
         return 0.0
     logs = []
-    for n in range(1, most + 1):
+    for n in range(1, 5):
         own = ngrams(text, n)
         most_often: collections.Counter = collections.Counter()
         for other in others:
@@ -52,7 +50,7 @@ def bleu(text: Sequence[str], others: Sequence[Sequence[str]], most: int = 4) ->
             return 0.0
         logs.append(math.log(right / (own.total() + add)))
     nearest = min((abs(len(o) - len(text)), len(o)) for o in others)[1]
-    return math.exp(min(0.0, 1 - nearest / len(text)) + sum(logs) / most)
+    return math.exp(min(0.0, 1 - nearest / len(text)) + sum(logs) / 4)
 
 
 def self_bleu(texts: Sequence[str]) -> float:

@@ -4,8 +4,6 @@ A chain that does its work moves the log-prob of the answer along the way. A fla
 jump at the end is one that states the answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

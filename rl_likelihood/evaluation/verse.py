@@ -5,8 +5,6 @@ rl_likelihood[writing]). Of others, and of those that it lacks, syllables are gr
 end in the same letters from the last group on.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import re

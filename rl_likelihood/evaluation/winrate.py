@@ -1,14 +1,13 @@
-"""Win rates of one model over another, from a judge's preferences. Pure numpy; every function is of n prompts.
+"""Win rates of one model over another, from a judge's preferences. Every function is of n prompts.
 
 A judge is asked twice about each prompt, with the answers in both orders. Its preference is the probability that the
 answer shown first is the better one.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from scipy.special import expit as sigmoid
 
 RESAMPLES = 2000
 ROUNDS = 60  # of Newton's method, which needs about ten
@@ -30,11 +29,6 @@ class Fit(NamedTuple):
     def at_equal_length(self) -> np.ndarray:
         """The length-controlled win rate."""
         return sigmoid(self.theta)
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), without overflow."""
-    return 0.5 * (1 + np.tanh(0.5 * x))
 
 
 def of_both_orders(first: Numbers, second: Numbers) -> Numbers:

@@ -6,8 +6,6 @@ argument has one of its values, and a parameter may be left out only where "" is
 case, spaces and the marks ,./-_*^; an integer will do for a float, and nothing else for an integer.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

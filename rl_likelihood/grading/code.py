@@ -8,8 +8,6 @@ How references are written:
                  with "script": true the answer is a whole script, and candidate(text) is what it prints for an input
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import math
@@ -139,8 +137,13 @@ def code_output_quick(reference: str, answer: str | None) -> bool | None:
     return False if len(answer) > _LONGEST_LITERAL else None
 
 
-def code_output_outcome(reference: str, answer: str | None) -> bool | None:
-    """`code_output`. Python says that reading a hostile literal may end the process: see `Pool`."""
+def code_output(reference: str, answer: str | None) -> bool | None:
+    """CRUXEval-O: the answer is a Python literal of the reference's value (1 == 1.0 == True, as Python has it).
+
+    A code fence, backticks, and an assertion "f(...) == literal" are looked into. Compared as text where the
+    reference is not a literal. Answers over 10,000 characters are compared as text. Python says that reading a hostile
+    literal may end the process: see `Pool`.
+    """
     quick = code_output_quick(reference, answer)
     if quick is not None:
         return quick
@@ -188,22 +191,18 @@ def _literal(text: str) -> tuple[Any] | None:
         return None
 
 
-def code_output(reference: str, answer: str | None) -> bool:
-    """CRUXEval-O: the answer is a Python literal of the reference's value (1 == 1.0 == True, as Python has it).
-
-    A code fence, backticks, and an assertion "f(...) == literal" are looked into. Compared as text where the
-    reference is not a literal. Answers over 10,000 characters are compared as text.
-    """
-    return code_output_outcome(reference, answer) is True
-
-
 def code_tests_quick(reference: str, answer: str | None) -> bool | None:
     """`code_tests` where nothing need be run; None where it must."""
     return False if answer is None or not answer.strip() or len(answer) > _LONGEST_PROGRAM else None
 
 
-def code_tests_outcome(reference: str, answer: str | None, limits: Limits | None = None) -> bool | None:
-    """`code_tests`, with None where the reference cannot be read or the machine cannot run or isolate programs."""
+def code_tests(reference: str, answer: str | None, limits: Limits | None = None) -> bool | None:
+    """HumanEval: check(entry_point) does not raise (`run_code.run_program`, default limits).
+
+    The tests run in a process of their own and call the program's function: values are plain data. Python's standard
+    library only. Time over, memory over, an early exit are wrong answers. None where the reference cannot be read or
+    the machine cannot run or isolate programs.
+    """
     quick = code_tests_quick(reference, answer)
     if quick is not None:
         return quick
@@ -225,9 +224,9 @@ def code_tests_outcome(reference: str, answer: str | None, limits: Limits | None
         return None
 
 
-def code_tests_unsafe_outcome(reference: str, answer: str | None) -> bool | None:
-    """`code_tests_outcome` where the machine need not keep network and files from the program."""
-    return code_tests_outcome(reference, answer, Limits(namespaces=None))
+def code_tests_unsafe(reference: str, answer: str | None) -> bool | None:
+    """`code_tests` where the machine need not keep network and files from the program."""
+    return code_tests(reference, answer, Limits(namespaces=None))
 
 
 def assembled_program(prompt: str, entry_point: str, answer: str) -> str:
@@ -290,12 +289,3 @@ def _defines(code: str, name: str) -> bool:
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             return True
     return False
-
-
-def code_tests(reference: str, answer: str | None) -> bool:
-    """HumanEval: check(entry_point) does not raise (`run_code.run_program`, default limits).
-
-    The tests run in a process of their own and call the program's function: values are plain data. Python's standard
-    library only. Time over, memory over, an early exit are wrong answers.
-    """
-    return code_tests_outcome(reference, answer) is True

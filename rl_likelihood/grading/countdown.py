@@ -1,7 +1,5 @@
 """Countdown: an arithmetic expression over given numbers, each used once, worth the target. Exact, and never `eval`."""
 
-from __future__ import annotations
-
 import operator
 import re
 from fractions import Fraction

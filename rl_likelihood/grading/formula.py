@@ -3,8 +3,6 @@
 Nothing is guessed and nothing is dropped: what no rule reads is Unreadable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -42,27 +40,25 @@ class Formulas(Cursor):
         sign = self.accept("+", "-", "pm", "mp")
         nodes = [signed(sign, self.product())]
         while sign := self.accept("+", "-", "pm", "mp"):
-            nodes.append(signed(sign, self.signed_product()))
+            nodes.append(signed(sign, self.negated(self.product)))
         return nodes[0] if len(nodes) == 1 else Node("add", tuple(nodes))
 
-    def signed_product(self) -> Node:
-        return Node("neg", (self.product(),)) if self.accept("-") else self.product()
+    def negated(self, rule: Callable[[], Node]) -> Node:
+        """What a rule reads, with or without a minus before it."""
+        return Node("neg", (rule(),)) if self.accept("-") else rule()
 
     def product(self) -> Node:
         node = self.factor()
         while True:
             if self.accept("*"):
-                node = times(node, self.signed_factor())
+                node = times(node, self.negated(self.factor))
             elif self.peek() == "/" and self.token(1).kind != "word":
                 self.at += 1
-                node = over(node, self.signed_factor())
+                node = over(node, self.negated(self.factor))
             elif self.begins_factor():
                 node = times(node, self.factor())
             else:
                 return node
-
-    def signed_factor(self) -> Node:
-        return Node("neg", (self.factor(),)) if self.accept("-") else self.factor()
 
     def begins_factor(self) -> bool:
         """Does the next token go on a product without a sign? Words do not, and a number only after a bracket."""
@@ -258,7 +254,7 @@ class Formulas(Cursor):
         return node if power is None else Node("pow", (node, power))
 
     def plain_argument(self) -> Node:
-        node = Node("neg", (self.factor(),)) if self.accept("-") else self.factor()
+        node = self.negated(self.factor)
         while self.begins_factor() and self.peek() not in (*FUNCTIONS, "(", "["):
             node = times(node, self.factor())
         return node

@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Literal
 from rl_likelihood.grading.bfcl import bfcl
 from rl_likelihood.grading.code import (
     code_output,
-    code_output_outcome,
     code_output_quick,
     code_tests,
-    code_tests_outcome,
     code_tests_quick,
-    code_tests_unsafe_outcome,
+    code_tests_unsafe,
     tool_call,
 )
 from rl_likelihood.grading.countdown import countdown, countdown_outcome
-from rl_likelihood.grading.gym import gym_match, gym_outcome, gym_quick
-from rl_likelihood.grading.mathematics import math_match, math_outcome, telemath
+from rl_likelihood.grading.gym import gym_match, gym_quick
+from rl_likelihood.grading.mathematics import math_match, telemath
 from rl_likelihood.grading.text import exact_match, multiple_choice, numeric_match, parse_number, prefix_match
 
 if TYPE_CHECKING:  # workers import this module, and shapes imports jax
@@ -30,26 +28,8 @@ if TYPE_CHECKING:  # workers import this module, and shapes imports jax
 
 VERSION = 4  # of the rules: kept evaluation records of an older one are graded anew
 
-__all__ = [
-    "GRADERS",
-    "VERSION",
-    "Grader",
-    "code_output",
-    "code_tests",
-    "countdown",
-    "countdown_outcome",
-    "exact_match",
-    "extract_answer",
-    "gym_match",
-    "math_match",
-    "multiple_choice",
-    "numeric_match",
-    "parse_number",
-    "prefix_match",
-    "reference_of",
-    "telemath",
-    "tool_call",
-]
+# Also what other packages ask of a text by itself.
+__all__ = ["GRADERS", "Grader", "countdown_outcome", "exact_match", "extract_answer", "parse_number", "reference_of"]
 
 
 def extract_answer(text: str, tags: Tags) -> str | None:
@@ -94,25 +74,23 @@ class Grader:
 GRADERS: dict[str, Grader] = {
     "exact_match": Grader(exact_match, "the same text, but for white space around it"),
     "numeric": Grader(numeric_match, "the same number, exactly; as text where the reference is none"),
-    "math": Grader(
-        math_outcome, "the same mathematics, read whole: LaTeX, Unicode or plain text, with or without units"
-    ),
+    "math": Grader(math_match, "the same mathematics, read whole: LaTeX, Unicode or plain text, with or without units"),
     "prefix": Grader(prefix_match, "the beginning of the reference, up to the end of one of its words"),
     "countdown": Grader(countdown, "an expression of exactly the given numbers that has the target's value"),
     "multiple_choice": Grader(multiple_choice, "the same option: B, (B), option 2, the answer is B; read to the end"),
     "telemath": Grader(telemath, "a number that differs by at most 1 % of the larger, or 0.01"),
     "tool_call": Grader(tool_call, "the same calls in the same order: names and all arguments"),
     "bfcl": Grader(bfcl, "calls that the Berkeley leaderboard's rule of possible answers allows", reads="check"),
-    "code_output": Grader(code_output_outcome, "the same value as a Python literal", quick=code_output_quick),
+    "code_output": Grader(code_output, "the same value as a Python literal", quick=code_output_quick),
     "code_tests": Grader(
-        code_tests_outcome,
+        code_tests,
         "a program that passes the example's tests, in a sandbox",
         quick=code_tests_quick,
         reads="check",
-        unsafe=code_tests_unsafe_outcome,
+        unsafe=code_tests_unsafe,
     ),
     "reasoning_gym": Grader(
-        gym_outcome, "the rule of the reasoning_gym data set that asked", quick=gym_quick, reads="check"
+        gym_match, "the rule of the reasoning_gym data set that asked", quick=gym_quick, reads="check"
     ),
 }
 

@@ -8,10 +8,8 @@ that the question asks for (`_FORMS`). bench/gym_scorers.py shows every rule wro
 
 Some data sets hand the model's answer to Python's eval, or to sympy, which does. Those see only answers that do nothing
 when they are evaluated: literals, or formulas of numbers, the question's letters and functions; any other is wrong. All
-of it runs in `grading_pool.Pool`'s workers, because a formula such as 9**9**9 still takes for ever.
+of it runs in `pool.Pool`'s workers, because a formula such as 9**9**9 still takes for ever.
 """
-
-from __future__ import annotations
 
 import ast
 import functools
@@ -31,27 +29,7 @@ RIGHT = 1 - 1e-9
 _LONGEST = 10_000  # characters of an answer; longer ones are compared as text
 _EVALUATES = re.compile(r"\b(?:eval|exec|parse_expr|sympify|literal_eval)\s*\(")
 _SYMPY = re.compile(r"^\s*(?:import|from)\s+sympy\b", re.M)
-_FUNCTIONS = (
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "asin",
-    "acos",
-    "atan",
-    "sinh",
-    "cosh",
-    "tanh",
-    "exp",
-    "log",
-    "ln",
-    "sqrt",
-    "Abs",
-    "pi",
-    "Rational",
-)
+_FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln sqrt Abs pi Rational".split()
 _WORD = re.compile(r"[^\W\d]\w*")
 _NOT_FORMULA = re.compile(r"""["'`\\@;$?!]|__|\.\s*[^\W\d]|[^\x00-\x7f]""")
 
@@ -174,8 +152,12 @@ def _same_words(goal: str, answer: str) -> bool:
     return words(goal) == words(answer)
 
 
-def gym_outcome(reference: str, answer: str | None) -> bool | None:
-    """`gym_match`, with None where the data set's own rule breaks down. It may hang: see `Pool`."""
+def gym_match(reference: str, answer: str | None) -> bool | None:
+    """Right by the rule of the reasoning_gym data set that asked: score_answer is 1, or the text is equal.
+
+    `reference` is what `pack` made; any other is compared as text, and so is an answer over 10,000 characters. An
+    answer that the rule cannot read is wrong. None where the rule itself breaks down. It may hang: see `Pool`.
+    """
     importlib.import_module("reasoning_gym")  # not above: it takes seconds, and a worker makes ready with this function
 
     quick = gym_quick(reference, answer)
@@ -191,15 +173,6 @@ def gym_outcome(reference: str, answer: str | None) -> bool | None:
     except Exception:  # any kind: it is someone else's code, and the check someone's file
         return None
     return _right(rules, answer, asked.item) is True
-
-
-def gym_match(reference: str, answer: str | None) -> bool:
-    """Right by the rule of the reasoning_gym data set that asked: score_answer is 1, or the text is equal.
-
-    `reference` is what `pack` made; any other is compared as text, and so is an answer over 10,000 characters. An
-    answer that the rule cannot read is wrong.
-    """
-    return gym_outcome(reference, answer) is True
 
 
 def _right(rules, answer: str, item: dict[str, Any]) -> bool | None:

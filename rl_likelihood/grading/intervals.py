@@ -1,7 +1,5 @@
 """Statements about one variable as intervals: 2 < x <= 3, x < 1 or x > 2, x > 0 and x < 1, x != 3."""
 
-from __future__ import annotations
-
 from rl_likelihood.grading.tree import Node, symbols
 
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
@@ -25,8 +23,8 @@ def region(node: Node) -> tuple[str, Node]:
         regions = [region(part) for part in node.parts]
         if len({variable for variable, _ in regions}) == 1 and regions[0][0]:
             parts = [part for _, part in regions]
-            both = _union(parts) if node.kind == "or" else _both(parts)
-            found = (regions[0][0], both) if both is not None else found
+            joined = _either(parts) if node.kind == "or" else _both(parts)
+            found = (regions[0][0], joined) if joined is not None else found
     return found
 
 
@@ -39,10 +37,8 @@ def _except(value: Node) -> Node:
     return Node("union", parts)
 
 
-def _union(parts: list[Node]) -> Node | None:
-    if all(part.kind == "sequence" for part in parts):
-        return Node("union", tuple(parts))
-    return None
+def _either(parts: list[Node]) -> Node | None:
+    return Node("union", tuple(parts)) if all(part.kind == "sequence" for part in parts) else None
 
 
 def _both(parts: list[Node]) -> Node | None:

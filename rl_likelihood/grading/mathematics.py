@@ -5,8 +5,6 @@ two trees are compared (`compare.same`), exactly. Nothing here can hang or end t
 characters, formulas at 30 levels, numbers at 60,000 bits.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from fractions import Fraction
@@ -108,8 +106,14 @@ def _is_prose(text: str) -> bool:
     return _WORDS_ONLY.fullmatch(text) is not None and _PROSE.search(text) is not None
 
 
-def math_outcome(reference: str, answer: str | None) -> bool | None:
-    """`math_match` that tells a failure of the grader (None) from a wrong answer (False)."""
+def math_match(reference: str, answer: str | None) -> bool | None:
+    r"""Equal in value. Reference and answer may each hold a last \boxed{}; without one the whole text counts.
+
+    LaTeX, Unicode and plain text are read alike. Units that the reference does not write are dropped if they are known
+    (cm, degrees, dollars), words that lead to the answer too ("the answer is"); 50% is 50 as well as 0.5. Any other
+    word makes an answer wrong, and so does everything that cannot be read. `compare` says what equals what. None where
+    the grader failed.
+    """
     if answer is None:
         return False
     goal, given = _core(reference), _core(answer)
@@ -128,16 +132,6 @@ def math_outcome(reference: str, answer: str | None) -> bool | None:
         return False
     except RecursionError:
         return None
-
-
-def math_match(reference: str, answer: str | None) -> bool:
-    r"""Equal in value. Reference and answer may each hold a last \boxed{}; without one the whole text counts.
-
-    LaTeX, Unicode and plain text are read alike. Units that the reference does not write are dropped if they are known
-    (cm, degrees, dollars), words that lead to the answer too ("the answer is"); 50% is 50 as well as 0.5. Any other
-    word makes an answer wrong, and so does everything that cannot be read. `compare` says what equals what.
-    """
-    return math_outcome(reference, answer) is True
 
 
 def telemath(reference: str, answer: str | None) -> bool:

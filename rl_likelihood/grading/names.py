@@ -4,8 +4,6 @@ Known names are letters, unknown functions of something, segments and angles (ca
 answer, not a reference, may also name a sum or quotient of such: a + b = 10. Everything else says something of its own.
 """
 
-from __future__ import annotations
-
 from rl_likelihood.grading.tokens import is_variable
 from rl_likelihood.grading.tree import Node, symbols
 

@@ -3,8 +3,6 @@ r"""One spelling for what people and models write: Unicode mathematics, digits o
 `latex("√3 ≤ x²")` is `\sqrt 3 \le x^{2}`. What it does not know stays as it is, for the reader of formulas to refuse.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 
@@ -18,10 +16,8 @@ _COMMANDS = {
     "≈": r"\approx", "≡": r"\equiv", "¬": r"\neg", "→": r"\to", "⇒": r"\implies", "△": r"\triangle", "€": r"\euro",
     "£": r"\pounds", "ϕ": r"\varphi", "ϵ": r"\varepsilon", "ϑ": r"\vartheta",
 }  # fmt: skip
-_GREEK = (
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lamda", "mu", "nu", "xi",
-    "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
-)  # fmt: skip
+_GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau upsilon phi chi psi
+    omega""".split()
 _PLAIN = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "∣": "|", "∶": ":", "⁄": "/", "∕": "/", "’": "'",
     "‘": "'", "“": '"', "”": '"',

@@ -14,8 +14,6 @@ imports jax, on two cores: 204 MB and 1.5 to 2.4 s for every worker, first or af
 over its worker could forge; here they are words in JSON.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import json
@@ -28,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from types import TracebackType
+from typing import Self
 
 from rl_likelihood.grading.graders import GRADERS, Grader, Outcome
 from rl_likelihood.grading.run_code import isolation
@@ -50,20 +49,15 @@ class _Worker:
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         arguments = map(str, (theirs.fileno(), _MEMORY, deadline * 2 + 10))
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", _WORKER, *arguments],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, "PYTHONPATH": path},
-            )
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-W", "ignore", "-m", _WORKER, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env={**os.environ, "PYTHONPATH": path},
+                )
         except OSError as error:
-            self.connection.close()
             raise UserError(f"a grading process could not start: {error}; make room or set fewer workers") from None
-        except BaseException:
-            self.connection.close()
-            raise
-        finally:
-            theirs.close()
         self.function = ""  # what it is ready for
         self.pair: Pair | None = None
         self.due: float | None = None
@@ -132,11 +126,6 @@ class Pool:
         unsafe_code: bool = False,
         table: Mapping[str, Grader] = GRADERS,
     ):
-        for name, value in (("deadline", deadline), ("recycle", recycle)):
-            if value <= 0:
-                raise UserError(f"grading {name} is {value}; it must be more than 0")
-        if workers < 0:
-            raise UserError(f"grading workers is {workers}; it must be 0 (one a core) or more")
         self.workers, self.deadline, self.recycle = workers or _cores(), deadline, recycle
         self.table, self._unsafe = table, unsafe_code
         self.kept_from_code: tuple[str, ...] | None = None  # see `grade`
@@ -150,7 +139,7 @@ class Pool:
         """Items that no grader could judge."""
         return self.counts["hangs"] + self.counts["crashes"] + self.counts["errors"]
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

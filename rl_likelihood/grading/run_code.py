@@ -20,8 +20,6 @@ the program cannot forge it, but where there are no namespaces a hostile one may
 pass means that the program says it ran to its last line. Leaving early, by sys.exit() or os._exit(0), is no pass.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import enum

@@ -32,52 +32,17 @@ CAPABILITY_VERSION_3 = 0x20080522
 REPLY_BYTES = 32 << 20
 
 # Python's own events for what a graded program has no business with; sys.addaudithook cannot be undone.
-REFUSED = (
-    "socket.",
-    "subprocess.",
-    "ctypes.",
-    "pty.",
-    "os.fork",
-    "os.forkpty",
-    "os.exec",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.system",
-    "os.startfile",
-    "os.kill",
-    "os.killpg",
-    "signal.pthread_kill",
+REFUSED = tuple(
+    """socket. subprocess. ctypes. pty. os.fork os.forkpty os.exec os.posix_spawn os.spawn os.system os.startfile
+    os.kill os.killpg signal.pthread_kill""".split()
 )
-CHANGES = {
-    "os.remove",
-    "os.rename",
-    "os.mkdir",
-    "os.rmdir",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-    "os.chmod",
-    "os.chown",
-    "os.lchown",
-    "os.utime",
-    "os.setxattr",
-    "os.removexattr",
-    "os.chflags",
-    "os.mkfifo",
-    "os.mknod",
-    "sqlite3.connect",
-}
+CHANGES = """os.remove os.rename os.mkdir os.rmdir os.link os.symlink os.truncate os.chmod os.chown os.lchown os.utime
+    os.setxattr os.removexattr os.chflags os.mkfifo os.mknod sqlite3.connect""".split()
 # Where their directory descriptors begin, to which paths may be relative.
 AT = {
-    "os.remove": 1,
-    "os.rmdir": 1,
-    "os.mkdir": 2,
-    "os.rename": 2,
-    "os.link": 2,
-    "os.symlink": 2,
-    "os.chmod": 2,
-    "os.chown": 3,
-    "os.utime": 3,
+    **dict.fromkeys(("os.remove", "os.rmdir"), 1),
+    **dict.fromkeys(("os.mkdir", "os.rename", "os.link", "os.symlink", "os.chmod"), 2),
+    **dict.fromkeys(("os.chown", "os.utime"), 3),
 }
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 

@@ -5,8 +5,6 @@ r"""Reads an answer as mathematics, LaTeX or plain text: all of it becomes one t
 Lists, relations and units; the formulas in them are read by `formula`.
 """
 
-from __future__ import annotations
-
 import re
 
 from rl_likelihood.grading import units

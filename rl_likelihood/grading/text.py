@@ -1,7 +1,5 @@
 """Graders of text: equal strings, equal numbers, the same option. Linear time in any text, never an error."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 

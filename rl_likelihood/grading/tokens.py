@@ -4,8 +4,6 @@ Numbers are read whole: thousands (58,500  58{,}500  58\,500  58 500), repeating
 0.333...), powers of ten (2.5e-3), other bases (2516_8).
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 from typing import NamedTuple
@@ -32,19 +30,14 @@ _PLAIN = {
     "sqrt": "surd", "cbrt": "cbrt", "inf": "infty", "infinity": "infty", "oo": "infty", "Infinity": "infty",
     "union": "cup", "arcsin": "arcsin", "asin": "arcsin", "acos": "arccos", "atan": "arctan",
 }  # fmt: skip
-FUNCTIONS = (
-    "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "ln", "lg", "log",
-    "exp", "abs", "floor", "ceil", "max", "min", "gcd", "lcm",
-)  # fmt: skip
-_GREEK = (
-    "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "pi", "rho", "sigma", "tau", "phi", "omega",
-)  # fmt: skip
+FUNCTIONS = """sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan ln lg log exp abs floor ceil max min gcd
+    lcm""".split()
+_GREEK = "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi omega".split()
 _PLAIN |= {name: name for name in (*FUNCTIONS, *_GREEK)}
-_LETTERS = {
-    "pi", "imath", "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta",
-    "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi",
-    "omega", "ell", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "hbar",
-}  # fmt: skip
+_LETTERS = set(
+    """pi imath alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma
+    tau upsilon phi varphi chi psi omega ell Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar""".split()
+)
 SYMBOLS = {*_LETTERS, "infty", "emptyset", "ldots", "reals", "angle", "triangle"}
 _DECORATED = ("mathbf", "boldsymbol", "bm", "vec", "hat", "mathcal", "overrightarrow", "overline")
 _SAME = {
@@ -55,11 +48,10 @@ _SAME = {
     "ast": "*", "cdot": "*", "times": "*", "div": "/", "colon": ":", "textdollar": "$", "degrees": "degree",
     "textdegree": "degree", "varnothing": "emptyset", "backslash": "setminus",
 }  # fmt: skip
-_IGNORED = {
-    "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
-    "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "enspace",
-    "thickspace", "negthinspace", "middle", "underline", "bf", "rm", "it",
-}  # fmt: skip
+_IGNORED = set(
+    """left right displaystyle textstyle limits nolimits quad qquad thinspace medspace big Big bigg Bigg bigl bigr Bigl
+    Bigr biggl biggr Biggl Biggr enspace thickspace negthinspace middle underline bf rm it""".split()
+)
 _TEXTS = ("text", "textbf", "textit", "textrm", "textnormal", "textsf", "mbox", "hbox")
 # Where letters of another shape are the same letters; \mathbf{i} stays, a vector's name.
 _FONTS = ("mathrm", "mathit", "mathnormal", "operatorname", "mathsf")

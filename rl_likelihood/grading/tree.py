@@ -1,7 +1,5 @@
 """What a formula is once it is read: a tree of nodes, and the few ways in which trees are made."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 [scale ...] [square | cubic] unit [^2 | squared] [(per | /) unit [^2]] ...     million square cm per second
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 # The name that a unit gets, then its other spellings. Plurals are made of all that are words.

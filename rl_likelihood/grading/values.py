@@ -4,8 +4,6 @@ Formulas with symbols are compared at several points: two different polynomials 
 a chance of about d in a million. No step takes more than a bounded time: what is too large is Unreadable.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import threading
@@ -33,13 +31,9 @@ class Undefined(Exception):
     """No value at this point."""
 
 
-def _context(digits: int):
-    context = mpmath.mp.clone()
+_CONTEXTS = {digits: mpmath.mp.clone() for digits in (_QUICK, _EXACT)}
+for digits, context in _CONTEXTS.items():
     context.dps = digits
-    return context
-
-
-_CONTEXTS = {digits: _context(digits) for digits in (_QUICK, _EXACT)}
 _LOCK = threading.Lock()  # mpmath's contexts change their precision while they work
 
 
@@ -169,10 +163,6 @@ def _call(node: Node, k: int) -> Fraction:
     return _RATIONAL_CALLS[name](*values)
 
 
-def _only(node: Node, k: int) -> Fraction:
-    return rational(node.parts[0], k)
-
-
 _RATIONAL: dict[str, Callable[[Node, int], Fraction]] = {
     "number": lambda node, k: node.parts[0],
     "name": _name,
@@ -182,7 +172,7 @@ _RATIONAL: dict[str, Callable[[Node, int], Fraction]] = {
     "div": _quotient,
     "pow": _power,
     "neg": lambda node, k: -rational(node.parts[0], k),
-    "deg": _only,
+    "deg": lambda node, k: rational(node.parts[0], k),
     "call": _call,
 }
 

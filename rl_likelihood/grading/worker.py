@@ -1,4 +1,4 @@
-"""The process that `grading_pool.Pool` starts: takes (function, reference, answer), gives a verdict, until the end.
+"""The process that `pool.Pool` starts: takes (function, reference, answer), gives a verdict, until the end.
 
 A request of the function alone is to get ready for it: it is imported, and called once on "x" and "y", so that what it
 imports itself is there too and no answer's deadline pays for it.
@@ -6,8 +6,6 @@ imports itself is there too and no answer's deadline pays for it.
 Messages are JSON, not pickles: what comes back is a word, whatever the graded text did in here. Nothing of this
 imports jax. Run as `python -m rl_likelihood.grading.worker FD MEMORY_BYTES PATIENCE`.
 """
-
-from __future__ import annotations
 
 import contextlib
 import functools

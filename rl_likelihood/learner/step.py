@@ -336,7 +336,7 @@ def make_step(
         models = models_of(state, ref_params, cfg)
         batch, filter_state = filtered(state, models, batch, model, cfg)
         grads, sums, per_row = gradients(state.params, models, batch, model, cfg)
-        with jax.named_scope("update"):  # the name that runtime/trace.py looks for
+        with jax.named_scope("update"):  # the name that runtime/profile.py looks for
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         out = measures.metrics(sums, per_row, batch) | {"grad/norm": optax.tree.norm(grads)}

@@ -4,8 +4,6 @@ libtpu compiles for a named TPU on any x86 machine, from shapes alone. The resul
 the compiler says how much memory it needs, and its text shows the collectives.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import importlib.util
@@ -38,7 +36,6 @@ class Chip:
     links: float  # bytes per second to its neighbours, over all links, in one direction
     dims: int  # of the torus
     clock: float  # cycles per second at which its matrix units reach the peak
-    devices_per_chip: int = 1
     network: float | None = None  # bytes per second to other slices; None: the sheet does not say
 
 
@@ -47,7 +44,7 @@ CHIPS = {
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 448e9, 2, 1.75e9, network=12.5e9),
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, 3, 1.75e9, network=6.25e9),
     "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9, 3, 1.05e9),
-    "tpu7x": Chip(94.75 * GIB, 1153e12, 3690e9, 600e9, 3, 2.2e9, 2),
+    "tpu7x": Chip(94.75 * GIB, 1153e12, 3690e9, 600e9, 3, 2.2e9),
 }
 SHAPES = {
     2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),

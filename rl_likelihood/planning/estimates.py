@@ -1,7 +1,5 @@
 """Seconds of a plan: floors that no run can beat, and estimates from the compiler's cycles."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Reads the text of a compiled program: its traffic between devices, and the compiler's estimate of its cycles."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

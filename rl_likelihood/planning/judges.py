@@ -1,7 +1,5 @@
 """The second model of a planned run: its memory, and its program where it is not part of the learner's step."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

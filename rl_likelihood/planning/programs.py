@@ -1,7 +1,5 @@
 """The programs of a training run, traced and compiled from shapes alone. Nothing is allocated and nothing runs."""
 
-from __future__ import annotations
-
 import math
 import sys
 from typing import Any, NamedTuple
@@ -153,10 +151,7 @@ def cache_bytes(plan: Plan) -> dict[str, int]:
     else:
         own = len(plan.devices.prompts)
         prompts, rows = own / mesh["data"], own * plan.chains / (mesh["data"] * mesh["fsdp"])
-    return {
-        "prompts": int(per_token * prompts * plan.prompt_tokens),
-        "rows": int(per_token * rows * own_tokens(plan)),
-    }
+    return {"prompts": int(per_token * prompts * plan.prompt_tokens), "rows": int(per_token * rows * own_tokens(plan))}
 
 
 def own_tokens(plan: Plan) -> int:

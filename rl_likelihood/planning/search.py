@@ -1,7 +1,5 @@
 """If a plan does not fit: search for the cheapest settings that do, by compiling them."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A plan as a table for people: what `rl_likelihood.plan` prints without --json."""
 
-from __future__ import annotations
-
 from typing import Any
 
 GIB = 2**30

@@ -6,8 +6,6 @@
 A metric that is missing raises no alarm. After a resume an alarm may be raised again.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import math
@@ -62,7 +60,7 @@ class Alarms:
         """The sentences of the alarms that `step` raises for the first time, in the order of ALARMS."""
         values = {k: v for k, v in metrics.items() if isinstance(v, numbers.Real) and not math.isnan(v)}
         # Supervision samples no chains: what its steps report of chains is the data's.
-        alarms = {"grader failures": _grader_failures} if not self.terms else ALARMS
+        alarms = {"grader failures": GRADER_FAILURES} if not self.terms else ALARMS
         for metric in (*PROXIES, KNOWN, CRITIC, TIE):
             if metric in values:
                 self.recent.setdefault(metric, collections.deque(maxlen=2 * WINDOW)).append(values[metric])
@@ -134,17 +132,6 @@ def _open_chains(run: Alarms, values: Values) -> str | None:
     return f"chain/truncated is {share:.0%}: most chains never open the answer tag; {remedy}"
 
 
-def _same_reward(run: Alarms, values: Values) -> str | None:
-    share = values.get("reward/zero_std_groups", 0.0)
-    if share <= SAME_REWARD_SHARE:
-        return None
-    return (
-        f"reward/zero_std_groups is {share:.0%}: in most groups every chain has the same reward, so none "
-        "is preferred; raise sampler.group_size or sampler.temperature, or ask questions that are neither too easy "
-        "nor too hard (data.tasks, data.train_path)"
-    )
-
-
 def _ratio_tails(run: Alarms, values: Values) -> str | None:
     largest, ess = values.get("ratio/max", 1.0), values.get("ratio/ess", 1.0)
     if largest <= RATIO_MAX and ess >= RATIO_ESS:
@@ -165,26 +152,6 @@ def _underflow(run: Alarms, values: Values) -> str | None:
         f"reward/underflow is {share:.0%}: this share of answers has probability 0 in float32 (below about -87 nats) "
         "and so no gradient; set reward.name=avg_log_prob, avg_prob or geo_mean_prob, which do not shrink with the "
         "answer's length"
-    )
-
-
-def _grader_failures(run: Alarms, values: Values) -> str | None:
-    failures = values.get("grader/failures", 0.0)
-    if failures <= 0:
-        return None
-    return (
-        f"grader/failures is {failures:g}: answers that could not be graded; they do not count as wrong; "
-        "to read them in samples.jsonl set report.samples_every=1 and report.sample_prompts to train.prompts_per_step"
-    )
-
-
-def _judge_failures(run: Alarms, values: Values) -> str | None:
-    failures = values.get("judge/failures", 0.0)
-    if failures <= 0:
-        return None
-    return (
-        f"judge/failures is {failures:g}: answers without a verdict, whose rows are left out; check that judge.model "
-        "answers, or raise judge.timeout and judge.attempts"
     )
 
 
@@ -218,38 +185,57 @@ def _critic(run: Alarms, values: Values) -> str | None:
     )
 
 
-def _cut_conversations(run: Alarms, values: Values) -> str | None:
-    share = values.get("env/out_of_turns", 0.0)
-    if share <= OPEN_SHARE:
-        return None
-    return (
-        f"env/out_of_turns is {share:.0%}: most conversations never end; raise sampler.max_turns or sampler.max_chain, "
-        "or teach the calls first (warm_start.steps with warm_start.chains=given)"
-    )
+Alarm = Callable[[Alarms, Values], str | None]
 
 
-def _environment_failures(run: Alarms, values: Values) -> str | None:
-    failures = values.get("env/failures", 0.0)
-    if failures <= 0:
-        return None
-    return (
-        f"env/failures is {failures:g}: conversations left out because the environment raised or was too slow; a "
-        "warning above says why; if it only needs more time, raise env.seconds"
-    )
+def _above(metric: str, limit: float, words: str) -> Alarm:
+    """The alarm of a metric above a limit: a share, or, with the limit 0, a number of failures."""
+
+    def alarm(run: Alarms, values: Values) -> str | None:
+        value = values.get(metric, 0.0)
+        return f"{metric} is {value:{'.0%' if limit else 'g'}}: {words}" if value > limit else None
+
+    return alarm
 
 
-# A new alarm is a function and a row of this table.
-ALARMS: dict[str, Callable[[Alarms, Values], str | None]] = {
+GRADER_FAILURES = _above(
+    "grader/failures",
+    0,
+    "answers that could not be graded; they do not count as wrong; to read them in samples.jsonl set "
+    "report.samples_every=1 and report.sample_prompts to train.prompts_per_step",
+)
+# A new alarm is a row of this table, and a function where `_above` is not enough.
+ALARMS: dict[str, Alarm] = {
     "entropy collapse": _entropy_collapse,
     "chain collapse": _chain_collapse,
     "open chains": _open_chains,
-    "same reward": _same_reward,
+    "same reward": _above(
+        "reward/zero_std_groups",
+        SAME_REWARD_SHARE,
+        "in most groups every chain has the same reward, so none is preferred; raise sampler.group_size or "
+        "sampler.temperature, or ask questions that are neither too easy nor too hard (data.tasks, data.train_path)",
+    ),
     "ratio tails": _ratio_tails,
     "underflow": _underflow,
-    "grader failures": _grader_failures,
-    "judge failures": _judge_failures,
+    "grader failures": GRADER_FAILURES,
+    "judge failures": _above(
+        "judge/failures",
+        0,
+        "answers without a verdict, whose rows are left out; check that judge.model answers, or raise judge.timeout "
+        "and judge.attempts",
+    ),
     "over-optimisation": _over_optimised,
     "critic": _critic,
-    "cut conversations": _cut_conversations,
-    "environment failures": _environment_failures,
+    "cut conversations": _above(
+        "env/out_of_turns",
+        OPEN_SHARE,
+        "most conversations never end; raise sampler.max_turns or sampler.max_chain, or teach the calls first "
+        "(warm_start.steps with warm_start.chains=given)",
+    ),
+    "environment failures": _above(
+        "env/failures",
+        0,
+        "conversations left out because the environment raised or was too slow; a warning above says why; if it only "
+        "needs more time, raise env.seconds",
+    ),
 }

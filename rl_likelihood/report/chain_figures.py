@@ -1,7 +1,5 @@
 """Figures of a grid's sampled chains: how their rewards go together, and how they depend on the answer's length."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

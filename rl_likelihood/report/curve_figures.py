@@ -1,7 +1,5 @@
 """Figures of a grid against step: means over seeds of what was measured in training and on held-out questions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 

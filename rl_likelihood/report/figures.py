@@ -1,7 +1,5 @@
 """The figures of a grid, drawn from its runs' files. `plots.save` writes them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures of a grid's last evaluations: all metrics by row, success against perplexity, and against the group size."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 

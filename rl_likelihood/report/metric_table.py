@@ -6,8 +6,6 @@ The console, tables, figures, the page and docs/metrics.md take their words from
 a workdir. `{name}`, `{k}` or `{n}` in a name stands for any word or number, so that one row describes a family.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import functools

@@ -1,9 +1,7 @@
 """What a run writes as it goes, and the console line of a step. The files are the record; wandb is a copy."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.report.metric_table import METRICS as TABLE
@@ -19,13 +17,7 @@ class MetricsWriter:
     Use as `with MetricsWriter(...) as writer`, or call `close`.
     """
 
-    def __init__(
-        self,
-        workdir: str | Path,
-        steps: int,
-        resume_step: int = 0,
-        tracker: Tracker | None = None,
-    ):
+    def __init__(self, workdir: str | Path, steps: int, resume_step: int = 0, tracker: Tracker | None = None):
         self.workdir = Path(workdir)
         self.steps = steps
         try:
@@ -35,7 +27,7 @@ class MetricsWriter:
         self.rewind(resume_step)
         self._tracker = tracker
 
-    def __enter__(self) -> MetricsWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind, value, trace) -> None:
@@ -59,7 +51,7 @@ class MetricsWriter:
         append(self.workdir / SAMPLES, {"step": int(step), **row})
 
     def status(self, state: str, step: int, error: str = "") -> None:
-        """Replaces STATUS; `state` is one of STATES, `error` the sentence that ended a failed run."""
+        """Replaces STATUS; `error` is the sentence that ended a failed run."""
         write_status(self.workdir, state, step, self.steps, error)
 
     def close(self, failed: bool = False) -> None:
@@ -83,17 +75,13 @@ def _short(x: float) -> str:
     return f"{x:.2f}" if abs(x) >= 0.1 or x == 0 else f"{x:.2g}"
 
 
-def _rate(x: float) -> str:
-    return f"{x:.0f}" if x < 1e4 else _short(x)
-
-
 # Metric, how its label and number stand, width, how the number is written: what a person watches while a run goes on.
 _LINE = (
     ("reward/mean", "{label} {number}", 8, _short),
     ("reward/exact_match", "{label} {number}", 4, "{:.0%}".format),
     ("answer/perplexity", "{label} {number}", 6, _short),
     ("chain/length", "{label} {number}", 6, "{:.1f}".format),
-    ("tokens_per_second", "{number} {label}", 5, _rate),
+    ("tokens_per_second", "{number} {label}", 5, lambda x: f"{x:.0f}" if x < 1e4 else _short(x)),
     ("queue/lag", "{label} {number}", 1, "{:.0f}".format),
 )
 

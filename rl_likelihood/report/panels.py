@@ -1,7 +1,5 @@
 """What the panels of figures and of the page show: a metric of training beside one of evaluation."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from rl_likelihood.report.metric_table import Metric, metric

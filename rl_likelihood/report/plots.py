@@ -3,8 +3,6 @@
 python -m rl_likelihood.report.plots RUN_DIR... --out=DIR
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Mapping
@@ -60,8 +58,6 @@ def load(workdir: str | Path) -> dict[str, list[dict]]:
 
 def figure(runs: dict[str, str | Path]) -> Figure:
     """The figure of `curves`: four panels against step, one colour a run (name -> workdir)."""
-    if not runs:
-        raise UserError("plots: no run to draw; give at least one RUN_DIR")
     rows = {name: load(workdir) for name, workdir in runs.items()}
     looks = {name: style.look_of(i) for i, name in enumerate(rows)}
     width = window(max(len(series(r["train"], panels.REWARD.train)[0]) for r in rows.values()))

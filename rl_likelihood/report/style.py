@@ -1,7 +1,5 @@
 """How figures look: colours and markers of names, panels, lines, scales, legends."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 

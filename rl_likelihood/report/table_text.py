@@ -1,7 +1,5 @@
 """Tables as text: for the console, Markdown, LaTeX and CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -14,20 +12,11 @@ from rl_likelihood.report.metric_table import NOT_METRICS, Metric, metric
 from rl_likelihood.report.table import GRID_COLUMNS, MISSING, ON_REQUEST, UNTOUCHED, Block, Cell, Line
 
 # What a person looks at after a run.
-EVAL_ROWS = (
-    "greedy_success",
-    "sampled_success",
-    "greedy_success_no_chain",
-    "perplexity",
-    "perplexity_no_chain",
-    "chain_length",
-    "truncated",
-)
+EVAL_ROWS = """greedy_success sampled_success greedy_success_no_chain perplexity perplexity_no_chain chain_length
+    truncated""".split()
 EVAL_LINE = ("greedy_success", "sampled_success", "perplexity", "perplexity_no_chain", "chain_length")
 # Numbers that describe an evaluation, not the model.
-OF_THE_EVALUATION = frozenset(
-    {"questions", "samples", "mc_samples", "seconds", "grader_failures", "mc_grader_failures"}
-)
+OF_THE_EVALUATION = "questions samples mc_samples seconds grader_failures mc_grader_failures".split()
 Paper = Sequence[Mapping[str, Any]]  # published numbers: labels, and metrics under their names
 
 
@@ -41,9 +30,9 @@ def number(value: float | None, of: Metric) -> str:
     return f"{of.scale * value:.{digits}f}" + ("%" if of.unit == "%" else "")
 
 
-def side_by_side(columns: Mapping[str, Mapping[str, float]], rows: Sequence[str] = EVAL_ROWS) -> str:
+def side_by_side(columns: Mapping[str, Mapping[str, float]]) -> str:
     """One column for each entry of `columns` (title -> metrics), one line for each metric that was measured."""
-    measured = [metric(name) for name in rows if any(name in c for c in columns.values())]
+    measured = [metric(name) for name in EVAL_ROWS if any(name in c for c in columns.values())]
     body = [
         [m.label if m.unit == "%" else m.heading, *(number(c.get(m.name), m) for c in columns.values())]
         for m in measured

@@ -1,15 +1,12 @@
 """An optional copy of a run in wandb. The files of the workdir are the record. If wandb is missing or fails, one line
 says so and the run goes on without it."""
 
-from __future__ import annotations
-
 import uuid
 from pathlib import Path
 from typing import Any
 
 from rl_likelihood.shapes import UserError
 
-MODES = ("off", "offline", "online")
 ID = "wandb_id"
 BOARD = "tensorboard"  # folder of a workdir
 
@@ -24,8 +21,6 @@ class Tracker:
     """
 
     def __init__(self, workdir: Path, mode: str, project: str, config: dict[str, Any], board: Any = None):
-        if mode not in MODES:
-            raise UserError(f"report.wandb is {mode!r}, which is not one of {', '.join(MODES)}; use off to do without")
         self._run, self._board = None, board
         if mode != "off":
             self._run = self._tried("did not start", lambda: _start(workdir, mode, project, config))

@@ -9,8 +9,6 @@ A checkpoint appears under its name only when all of it is on disk. The checksum
 sharding (checksums.py). `disk.drop_optimizer` replaces rest by a file optimizer_dropped.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -71,14 +69,8 @@ def open_manager(
     """The checkpoint manager of `workdir`. Creates the folder if necessary, and deletes checkpoints that a killed run
     left unfinished.
 
-    `is_best`: steps to keep. Close the manager with `close`. UserError if the folder cannot be written or a setting is
-    out of range.
+    `is_best`: steps to keep. Close the manager with `close`. Raises UserError if the folder cannot be written.
     """
-    if cfg.every < 1 or cfg.keep < 1 or cfg.keep_every < 0:
-        raise UserError(
-            f"checkpoint: every = {cfg.every}, keep = {cfg.keep}, keep_every = {cfg.keep_every}; "
-            "the first two are at least 1 and the last at least 0"
-        )
     quiet_orbax()
     policies: list[Any] = [LatestN(cfg.keep)]
     policies += [EveryNSteps(cfg.keep_every)] if cfg.keep_every else []
@@ -183,10 +175,7 @@ def restore(
 
 
 def restore_params(
-    workdir: str | Path,
-    step: int | None = None,
-    at: Callable[[ModelConfig], Any] | None = None,
-    alone: bool = False,
+    workdir: str | Path, step: int | None = None, at: Callable[[ModelConfig], Any] | None = None, alone: bool = False
 ) -> tuple[ModelConfig, dict, int, str]:
     """(model settings, parameters, step, model path) of `step`, by default of the newest readable checkpoint.
 

@@ -1,8 +1,6 @@
 """Checks that a checkpoint is read as it was saved, by checksums of arrays and a read of all files. Orbax notices
 missing and truncated files, but not a flipped bit."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

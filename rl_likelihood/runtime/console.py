@@ -1,7 +1,5 @@
 """Printing to the console, by the first of several processes. A lost terminal never ends a run."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """Which devices compute what: the learner's mesh over all processes, and the mesh of each process's sampler."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

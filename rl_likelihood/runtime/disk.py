@@ -1,7 +1,5 @@
 """The disk space of a run, and the part of it that a finished run no longer needs."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path

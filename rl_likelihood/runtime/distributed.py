@@ -5,8 +5,6 @@ The collectives here run on all devices: every process must call them at the sam
 thread.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

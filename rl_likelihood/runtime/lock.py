@@ -6,8 +6,6 @@ host. filelock takes a lock over by exchanging two file names. Network file syst
 wait for ever; `_remove` handles that case.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

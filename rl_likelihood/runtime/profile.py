@@ -1,13 +1,14 @@
 """Traces some steps for TensorBoard, XProf and Perfetto, and prints one line about the trace."""
 
-from __future__ import annotations
-
+import heapq
+import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
-from rl_likelihood.runtime import trace
 from rl_likelihood.runtime.console import say
 
 FOLDER = "profile"  # in a workdir
@@ -31,10 +32,100 @@ class Profile:
             wall = time.perf_counter() - self.began
             self.close()
             say(f"profile  steps {self.steps[0]} to {step} in {self.folder}: tensorboard, xprof or ui.perfetto.dev")
-            say(f"profile  {trace.summary(self.folder, wall, step - self.steps[0] + 1)}")
+            say(f"profile  {summary(self.folder, wall, step - self.steps[0] + 1)}")
 
     def close(self) -> None:
         """Stops a running trace."""
         if self.running:
             jax.profiler.stop_trace()
             self.running = False
+
+
+# ---------------------------------------------------------------------------------------- what is in a trace
+
+# Names of the sampler's jitted functions, and the parts of a step.
+SAMPLING = (
+    *("prefill", "decode_until", "fill", "longer", "empty_slots", "start_rows", "turn", "generate", "generate_spread"),
+    *("prepare", "outer", "layer"),  # the sampler's copy of the weights
+)
+PARTS = ("sampling", "forward", "backward", "update", "other")
+INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*?metadata=\{[^}]*?op_name="([^"]*)"', re.MULTILINE)
+
+
+class Op(NamedTuple):
+    """One operation on a device: start and end in nanoseconds, its program, and its name in the program."""
+
+    start: float
+    end: float
+    program: str
+    name: str
+
+
+def part_of(program: str, origin: str) -> str:
+    """The part of a step to which an operation belongs. `origin`: the path of jax functions that it came from."""
+    name = program.removeprefix("jit_")
+    if name in SAMPLING:
+        return "sampling"
+    if name != "step":
+        return "other"
+    if "transpose(" in origin:
+        return "backward"
+    return "update" if "/update/" in origin else "forward"
+
+
+def seconds(ops: Iterable[Op], origins: dict[tuple[str, str], str]) -> dict[str, float]:
+    """Seconds of each part. Of overlapping operations, the one that began last counts: it is nested in the others."""
+    ops = sorted(ops)
+    edges = sorted({t for op in ops for t in (op.start, op.end)})
+    out, i = dict.fromkeys(PARTS, 0.0), 0
+    active: list[tuple[float, int]] = []
+    for now, next_edge in zip(edges, edges[1:], strict=False):
+        while i < len(ops) and ops[i].start <= now:
+            heapq.heappush(active, (-ops[i].start, i))
+            i += 1
+        while active and ops[active[0][1]].end <= now:
+            heapq.heappop(active)
+        if active:
+            op = ops[active[0][1]]
+            out[part_of(op.program, origins.get((op.program, op.name), ""))] += (next_edge - now) / 1e9
+    return out
+
+
+def device_ops(data: jax.profiler.ProfileData) -> list[Op]:
+    """The operations of the first accelerator, or of the CPU's threads."""
+    planes = sorted((p for p in data.planes if p.name.startswith("/device:")), key=lambda p: p.name)
+    planes = planes[:1] or [p for p in data.planes if p.name == "/host:CPU"]
+    ops, programs = [], []
+    for line in (line for plane in planes for line in plane.lines):
+        if line.name == "XLA Modules":  # a TPU, whose operations do not name their program
+            programs += [Op(e.start_ns, e.end_ns, e.name.partition("(")[0], "") for e in line.events]
+            continue
+        for e in line.events:
+            stats = dict(e.stats)
+            if "hlo_op" in stats or line.name == "XLA Ops":
+                name = str(stats.get("hlo_op", e.name.partition(" ")[0].lstrip("%")))
+                ops.append(Op(e.start_ns, e.end_ns, str(stats.get("hlo_module", "")), name))
+    return [op if op.program else op._replace(program=_program_at(programs, op.start)) for op in ops]
+
+
+def _program_at(programs: list[Op], time: float) -> str:
+    return next((p.program for p in programs if p.start <= time < p.end), "")
+
+
+def origins() -> dict[tuple[str, str], str]:
+    """{(program, instruction): the path of jax functions that it came from}, for the step's programs in memory."""
+    out: dict[tuple[str, str], str] = {}
+    for executable in jax.local_devices()[0].client.live_executables():
+        for module in executable.hlo_modules():
+            if module.name == "jit_step":
+                out |= {(module.name, name): origin for name, origin in INSTRUCTION.findall(module.to_string())}
+    return out
+
+
+def summary(folder: Path, wall: float, steps: int) -> str:
+    """One line about the newest trace in a folder. `wall`: seconds of all `steps` together."""
+    file = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    parts = seconds(device_ops(jax.profiler.ProfileData.from_file(str(file))), origins())
+    parts["host"] = max(0.0, wall - sum(parts.values()))
+    text = ", ".join(f"{name} {value / steps:.3g} s" for name, value in parts.items())
+    return f"{wall / steps:.3g} s a step on the first device: {text}"

@@ -6,13 +6,11 @@ with Progress("evaluated", 96, "questions", say) as progress:
         progress.advance(len(batch))
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -90,7 +88,7 @@ class Progress:
             to_stdout = console.file is sys.stdout
             self._bar = Bar(*columns, console=console, transient=True, redirect_stdout=to_stdout, refresh_per_second=2)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(self.what, total=self.total, completed=self.done)

@@ -1,7 +1,5 @@
 """Suppresses orbax's and asyncio's own messages about failed checkpoints."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import sys

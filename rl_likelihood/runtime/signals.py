@@ -1,7 +1,5 @@
 """Stops a run on Ctrl-C, SIGTERM, or the SIGHUP of a closed terminal."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from types import FrameType

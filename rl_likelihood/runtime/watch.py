@@ -1,7 +1,5 @@
 """Notices when one of a run's processes dies, and ends the others with one line. Needs no jax."""
 
-from __future__ import annotations
-
 import contextlib
 import hmac
 import os

@@ -1,7 +1,5 @@
 """The folder of a run: its config and inputs, its files, and the JSON part of its checkpoints."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import json

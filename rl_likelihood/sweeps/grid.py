@@ -13,8 +13,6 @@ Labels and the seed give the name of the run and its row in tables, and --only s
 command line. The history of a point is in its run folder.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import dataclasses

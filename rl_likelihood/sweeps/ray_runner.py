@@ -1,7 +1,5 @@
 """The points of a sweep as tasks of a ray cluster, each with its resources; attempts are those of `runners`."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import os

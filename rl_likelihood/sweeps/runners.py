@@ -6,8 +6,6 @@ without limit. The same error twice in a row stops the point (`grid.history`). I
 go on, and the next runner waits for them.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses

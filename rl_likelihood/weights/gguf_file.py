@@ -1,7 +1,5 @@
 """GGUF files opened for reading: metadata -> ModelConfig, any quantisation -> float32 in Hugging Face layout."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

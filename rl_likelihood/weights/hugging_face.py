@@ -1,7 +1,5 @@
 """Hugging Face folders: config.json <-> ModelConfig, and safetensors opened for reading by name."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

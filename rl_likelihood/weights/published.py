@@ -1,7 +1,5 @@
 """Shapes of published models by name, for `plan` without the model's files."""
 
-from __future__ import annotations
-
 import difflib
 from pathlib import Path
 
@@ -10,17 +8,8 @@ from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import hugging_face
 
 # What makes the shapes, in the words of config.json; the family says the rest (families.py).
-FIELDS = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "tie_word_embeddings",
-)
+FIELDS = """model_type vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    intermediate_size tie_word_embeddings""".split()
 PUBLISHED: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "llama-3.2-1b": ("llama", 128256, 2048, 16, 32, 8, 64, 8192, True),
     "llama-3.2-3b": ("llama", 128256, 3072, 28, 24, 8, 128, 8192, True),

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.datasets import sources
-from rl_likelihood.datasets.documents import DocumentConfig
-from rl_likelihood.datasets.passages import next_passages, poems
+from rl_likelihood.datasets.documents import DocumentConfig, next_passages, poems
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.shapes import UserError
 

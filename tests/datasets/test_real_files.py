@@ -17,7 +17,7 @@ from rl_likelihood.data import prepared
 from rl_likelihood.datasets import DATASETS, countdown, files, prepare, splitting
 from rl_likelihood.datasets.common import Row
 from rl_likelihood.grading import graders
-from rl_likelihood.grading.mathematics import math_outcome
+from rl_likelihood.grading.mathematics import math_match
 from rl_likelihood.grading.pool import Pool
 from tests.datasets.test_datasets import rows
 from tests.programs import isolated
@@ -173,8 +173,8 @@ def test_the_real_answers_are_those_that_the_records_say(name, folder):
 def test_the_solutions_of_math_500_are_graded_as_their_answers():
     """By the rules that need no algebra; the solution of another problem is right only where the answers are alike."""
     ours = [row.example for row in read("math", "math").rows if row.split == "math500"]
-    assert all(math_outcome(e.answer, e.chain) for e in ours) and len(ours) == 500
-    others = [math_outcome(e.answer, other.chain) for e, other in zip(ours, ours[1:] + ours[:1], strict=True)]
+    assert all(math_match(e.answer, e.chain) for e in ours) and len(ours) == 500
+    others = [math_match(e.answer, other.chain) for e, other in zip(ours, ours[1:] + ours[:1], strict=True)]
     assert sum(bool(right) for right in others) < 15
 
 

@@ -254,7 +254,7 @@ def test_a_search_finds_5g_again():
 
 @pytest.fixture(scope="module")
 def tau2():
-    return read_world(REAL), telecom.read_tasks(REAL), telecom.read_splits(REAL)
+    return read_world(REAL), telecom.read_tasks(REAL), telecom.read_json(REAL / "split_tasks.json")
 
 
 def replayed(start, job, calls):

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from rl_likelihood.grading.code import code_output_outcome, code_tests_outcome
-from rl_likelihood.grading.graders import code_output, code_tests, tool_call
+from rl_likelihood.grading.code import code_output, code_tests, tool_call
 from rl_likelihood.grading.run_code import Limits
 from tests.programs import isolated
 
@@ -160,7 +159,6 @@ def test_deep_json_is_only_wrong():
 )
 def test_code_output(reference, answer, right):
     assert code_output(reference, answer) is right
-    assert code_output_outcome(reference, answer) is right
 
 
 def test_invalid_escapes_in_an_answer_are_no_warning():
@@ -209,15 +207,15 @@ WHOLE = "def total(numbers):\n    return sum(numbers)\n"
     ],
 )
 def test_code_tests(answer, right):
-    assert code_tests_outcome(TASK, answer, Limits(seconds=20.0, namespaces=None)) is right
+    assert code_tests(TASK, answer, Limits(seconds=20.0, namespaces=None)) is right
 
 
 def test_time_over_is_a_wrong_answer():
-    assert code_tests_outcome(TASK, "    return 9**9**9", Limits(seconds=0.7, namespaces=None)) is False
+    assert code_tests(TASK, "    return 9**9**9", Limits(seconds=0.7, namespaces=None)) is False
 
 
 @isolated
-def test_code_tests_is_the_outcome_with_default_limits():
+def test_code_tests_with_default_limits():
     assert code_tests(TASK, WHOLE)
     assert not code_tests(TASK, "    return 3")
 
@@ -226,5 +224,4 @@ def test_code_tests_is_the_outcome_with_default_limits():
     "task", ["", "{}", "[1]", "null", '{"prompt": 1, "test": "", "entry_point": "f"}', "[" * 100_000]
 )
 def test_a_task_that_cannot_be_read_is_no_verdict(task):
-    assert code_tests_outcome(task, WHOLE) is None
-    assert not code_tests(task, WHOLE)
+    assert code_tests(task, WHOLE) is None

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_likelihood.grading.countdown import evaluate
-from rl_likelihood.grading.graders import countdown, countdown_outcome
+from rl_likelihood.grading.countdown import countdown, countdown_outcome, evaluate
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from rl_likelihood.datasets.procedural import generate
-from rl_likelihood.grading.gym import gym_match, gym_outcome, gym_quick, is_formula, is_literal, pack, unpack
+from rl_likelihood.grading.gym import gym_match, gym_quick, is_formula, is_literal, pack, unpack
 from rl_likelihood.grading.pool import Pool
 
 
@@ -133,7 +133,7 @@ ATTACKS = [
 )
 def test_a_models_answer_is_never_evaluated(reference, answer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert gym_outcome(reference, answer) in (False, None)
+    assert gym_match(reference, answer) in (False, None)
     assert MARK not in os.environ and not list(tmp_path.iterdir())
 
 
@@ -158,11 +158,11 @@ def test_literals_and_what_is_no_python_at_all():
 
 def test_a_rule_that_cannot_read_the_answer_says_wrong_and_one_that_breaks_down_nothing():
     e = asked("prime_factorization")
-    assert gym_outcome(e.check, "hello") is False  # it raises ValueError
+    assert gym_match(e.check, "hello") is False  # it raises ValueError
     broken = pack("prime_factorization", {}, {"question": "?", "answer": "two", "metadata": {}})
-    assert gym_outcome(broken, "2 × 2") is None and gym_outcome(broken, "2 x 2") is False
-    assert gym_outcome(pack("no_such_set", {}, {"answer": "1"}), "1.0") is None
-    assert gym_outcome(pack("leg_counting", {"bad": 1}, {"answer": "1"}), "1.0") is None
+    assert gym_match(broken, "2 × 2") is None and gym_match(broken, "2 x 2") is False
+    assert gym_match(pack("no_such_set", {}, {"answer": "1"}), "1.0") is None
+    assert gym_match(pack("leg_counting", {"bad": 1}, {"answer": "1"}), "1.0") is None
 
 
 @pytest.mark.parametrize(

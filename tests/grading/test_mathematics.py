@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rl_likelihood.grading import compare, values
-from rl_likelihood.grading.mathematics import math_match, math_outcome, telemath
+from rl_likelihood.grading.mathematics import math_match, telemath
 
 
 def kinds() -> dict[str, list[tuple[str, bool, str]]]:
@@ -31,9 +31,9 @@ CASES = kinds()
 @pytest.mark.parametrize("kind", CASES)
 def test_what_says_the_same_is_right_and_nothing_else(kind):
     for reference, right, answer in CASES[kind]:
-        assert math_outcome(reference, answer) is right, (reference, answer)
+        assert math_match(reference, answer) is right, (reference, answer)
         if right:
-            assert math_outcome(reference, rf"so $\boxed{{{answer}}}$.") is True, (reference, answer)
+            assert math_match(reference, rf"so $\boxed{{{answer}}}$.") is True, (reference, answer)
 
 
 def test_the_cases_are_many_of_each_kind():
@@ -41,8 +41,8 @@ def test_the_cases_are_many_of_each_kind():
 
 
 def test_fences_and_the_end_of_an_answer():
-    assert math_outcome("58", "```\n58\n```") and math_outcome("58", "```text\n58\n```\n")
-    assert not math_outcome("58", "```\n58\n59\n```") and not math_outcome("12", "12, ")
+    assert math_match("58", "```\n58\n```") and math_match("58", "```text\n58\n```\n")
+    assert not math_match("58", "```\n58\n59\n```") and not math_match("12", "12, ")
 
 
 # reference, answer, right
@@ -155,7 +155,6 @@ ALGEBRA = [
 
 @pytest.mark.parametrize("reference, answer, right", PLAIN + ALGEBRA)
 def test_answers(reference, answer, right):
-    assert math_outcome(reference, answer) is right
     assert math_match(reference, answer) is right
 
 
@@ -172,7 +171,7 @@ def test_answers(reference, answer, right):
     ],
 )  # fmt: skip
 def test_order_counts_in_tuples_and_not_in_sets_and_lists(reference, answer, right):
-    assert math_outcome(reference, answer) is right
+    assert math_match(reference, answer) is right
 
 
 MANY = (
@@ -201,7 +200,7 @@ def test_long_lists_are_compared_at_once_or_wrong(reference, answer, right, monk
     """Rationals find each other; of other entries at most a thousand pairs are compared."""
     asked = []
     monkeypatch.setattr(compare, "same_value", lambda *nodes: asked.append(1) or values.same_value(*nodes))
-    assert math_outcome(reference, answer) is right and len(asked) <= 1_000
+    assert math_match(reference, answer) is right and len(asked) <= 1_000
 
 
 HOSTILE = (
@@ -221,12 +220,12 @@ HOSTILE = (
 def test_hostile_formulas_are_wrong_at_once(answer):
     """No verdict takes more than a moment: there is no process to kill."""
     for reference in ("x+1", "5", r"\sqrt{2}", r"\{1,2\}", r"(-\infty,2]\cup[3,4)"):
-        assert math_outcome(reference, answer) in (False, None)
+        assert math_match(reference, answer) in (False, None)
 
 
 def test_long_answers_are_compared_as_text():
     long = "x+" * 1_001
-    assert math_outcome(long, long) is True and math_outcome("x", long) is False
+    assert math_match(long, long) is True and math_match("x", long) is False
 
 
 @pytest.mark.parametrize(

@@ -143,9 +143,6 @@ def test_refusals():
             pool.grade("maths", ["5"], ["5"])
         with pytest.raises(ValueError):
             pool.grade("math", ["5"], [])
-    for field, value in (("workers", -1), ("deadline", 0), ("recycle", 0)):
-        with pytest.raises(UserError, match=f"{field} is {value}"):
-            Pool(**{field: value})
 
 
 def test_no_number_of_workers_is_one_a_core():
@@ -195,7 +192,7 @@ def test_code_is_refused_where_it_cannot_be_isolated_unless_that_is_allowed(monk
     with Pool() as pool, pytest.raises(UserError, match="keeps nothing from them.* set eval.unsafe_code=True") as error:
         pool.grade("code_tests", [task], ["    return x * x"])
     assert "\n" not in str(error.value) and pool.counts["workers"] == 0
-    assert code.code_tests_outcome(task, "    return x * x") is None  # not run, and nobody's wrong answer
+    assert code.code_tests(task, "    return x * x") is None  # not run, and nobody's wrong answer
     with Pool(unsafe_code=True) as pool:
         assert pool.grade("code_tests", [task] * 2, ["    return x * x", "    return x"]) == [True, False]
         assert pool.kept_from_code == ()

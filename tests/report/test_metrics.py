@@ -43,11 +43,6 @@ def test_non_finite_numbers_become_null_and_are_counted(tmp_path):
     assert "metrics/non_finite" not in second
 
 
-def test_a_row_without_a_step_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="integer step"):
-        run_files.append(tmp_path / "m.jsonl", {"loss": 1.0})
-
-
 def test_resume_leaves_every_step_once(tmp_path):
     with metrics.MetricsWriter(tmp_path, steps=9) as writer:
         for step in range(1, 8):
@@ -114,8 +109,6 @@ def test_status_is_replaced_whole(tmp_path):
     assert run_files.read_status(tmp_path) == expected
     assert len(lines(tmp_path / "STATUS")) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["STATUS"]
-    with pytest.raises(ValueError, match="state is one of"):
-        writer.status("finished", 3)
 
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path):

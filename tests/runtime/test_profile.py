@@ -8,8 +8,7 @@ import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
-from rl_likelihood.runtime.profile import Profile
-from rl_likelihood.runtime.trace import PARTS, Op, device_ops, seconds
+from rl_likelihood.runtime.profile import PARTS, Op, Profile, device_ops, seconds
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
 

@@ -6,8 +6,6 @@ It uses no server and no network: its content security policy forbids both. Text
 markup. Its HTML, CSS and JavaScript are the files in this folder.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import hashlib
@@ -98,11 +96,7 @@ def _render(contents: Contents, runs: Sequence[table.Run], data: list[dict[str, 
         caption=table_text.caption(contents.blocks, contents.paper),
         figures=[{"name": k.replace("_", " "), "alt": k, "png": _png(f)} for k, f in contents.figures.items()],
         data=_as_data(
-            {
-                "runs": data,
-                "panels": [_panel_data(p) for p in shown],
-                "colours": style.numbers(r["row"] for r in data),
-            }
+            {"runs": data, "panels": [_panel_data(p) for p in shown], "colours": style.numbers(r["row"] for r in data)}
         ),
         style=Markup((FILES / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),

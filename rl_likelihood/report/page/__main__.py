@@ -1,7 +1,5 @@
 """The command of the page: see the package."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """The sampled chains of a page: read from the runs' files, thinned to what a browser opens at once, and grouped."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
