@@ -30,6 +30,7 @@ from rl_likelihood.model.architecture import (
     shardings,
 )
 from rl_likelihood.model.attention import QUERIES, Kernel, attention, branch_mask, branch_positions
+from rl_likelihood.model.experts import activated, experts_mlp
 from rl_likelihood.model.pool import Layout, Places
 from rl_likelihood.model.rope import YarnScaling, frequencies
 from rl_likelihood.shapes import CHAIN, AnyArray
@@ -124,14 +125,15 @@ def qkv(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope):
 
 
 def mlp(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig) -> Float[Array, "*N D"]:
-    """(silu(x gate) * x up) down."""
+    """(silu(x gate) * x up) down, or that of the experts of each token."""
+    if cfg.experts:
+        return experts_mlp(x, w, cfg)
     y = merged(x)
     if "gate_up" in w:
         gate, up = jnp.split(product(y, w, "gate_up"), 2, -1)
     else:
         gate, up = product(y, w, "gate"), product(y, w, "up")
-    gate = jax.nn.silu(gate) if cfg.activation == "silu" else jax.nn.gelu(gate)
-    return product(gate * up, w, "down").reshape(x.shape)
+    return product(activated(gate, cfg) * up, w, "down").reshape(x.shape)
 
 
 def block(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], Any]:
