@@ -178,8 +178,22 @@ def prompts_at_once(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:
         return at_once(abstract_batch(c, fmt), c.step)
 
 
+def _check_experts(c: Config) -> None:
+    """Refuses what is not computed for the matrices of experts."""
+    targets = [name for name in c.lora.targets if name in ("gate", "up", "down")]
+    for field, value, refused, advice in (
+        ("lora.targets", " ".join(targets), c.lora.rank and targets, "name only q, k, v and o"),
+        ("lora.base_dtype", "int8", c.lora.rank and c.lora.base_dtype == "int8", "set it to bfloat16"),
+        ("sampler.weights", "int8", c.sampler.weights == "int8", "set it to compute"),
+    ):
+        if refused:
+            raise UserError(f"{field}: {value} does not work for a mixture of experts; {advice}")
+
+
 def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
     """The model with how to run it, the part of ModelConfig that the config decides, on a platform."""
+    if model.experts:
+        _check_experts(c)
     dtype, attention = c.model.compute_dtype, c.model.attention
     if c.converses or c.reads_alternatives:  # the kernel knows one branch of each kind
         attention = "dense"

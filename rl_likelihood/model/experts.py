@@ -1,12 +1,12 @@
 """The MLP of a mixture of experts: a router chooses a few of many MLPs for each token, and their results are added.
 
-The tokens are sorted by expert and multiplied with `jax.lax.ragged_dot`, so that each is multiplied with its own experts
-alone. All experts for every token would be simpler, and exact too, but Qwen3-30B-A3B has 128 and uses 8: 16 times the
-work. No expert has a capacity, so no token is dropped, and what a row gets does not depend on the other rows: the
-sampler and the learner compute the same. (On a CPU, XLA writes `ragged_dot` as a product over all experts.)
+Tokens are sorted by expert, and `jax.lax.ragged_dot` multiplies each with its own experts alone. All experts for every
+token would be simpler, and exact too, but Qwen3-30B-A3B uses 8 of 128: 16 times the work. No expert has a capacity, so no
+token is dropped and no row depends on another: the sampler and the learner compute the same. (On a CPU, XLA makes
+`ragged_dot` a product over all experts.)
 
-Over a mesh the experts are split over tensor. Each device sorts its own tokens, which all devices of tensor have, and
-computes those of its own experts; one sum over tensor adds the results. No token travels.
+Over a mesh the experts are split over tensor. The devices of that axis have the same tokens. Each sorts them and computes
+those of its own experts, and a sum over the axis adds the results. No token moves between devices.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _local(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, axis: str | 
 
 
 @jax.custom_vjp
-def _taken(x: Float[AnyArray, "N D"], index: Int[AnyArray, "M"], back: Int[AnyArray, "N u"]) -> Float[Array, "M D"]:
+def _taken(x: Float[AnyArray, "N D"], index: Int[AnyArray, "T"], back: Int[AnyArray, "N u"]) -> Float[Array, "T D"]:
     """x[index]. `back`: where each row of x goes, so that the gradient is a lookup too, and no scatter."""
     return x[index]
 
