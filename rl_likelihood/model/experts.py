@@ -1,12 +1,12 @@
 """The MLP of a mixture of experts: a router chooses a few of many MLPs for each token, and their results are added.
 
 Tokens are sorted by expert, and `jax.lax.ragged_dot` multiplies each with its own experts alone. All experts for every
-token would be simpler, and exact too, but Qwen3-30B-A3B uses 8 of 128: 16 times the work. No expert has a capacity, so no
-token is dropped and no row depends on another: the sampler and the learner compute the same. (On a CPU, XLA makes
+token would be simpler, and exact too, but Qwen3-30B-A3B uses 8 of 128: 16 times the work. No expert has a capacity, so
+no token is dropped and no row depends on another: the sampler and the learner compute the same. (On a CPU, XLA makes
 `ragged_dot` a product over all experts.)
 
-Over a mesh the experts are split over tensor. The devices of that axis have the same tokens. Each sorts them and computes
-those of its own experts, and a sum over the axis adds the results. No token moves between devices.
+Over a mesh the experts are split over tensor. The devices of that axis have the same tokens. Each sorts them and
+computes those of its own experts, and a sum over the axis adds the results. No token moves between devices.
 """
 
 from __future__ import annotations
