@@ -74,7 +74,7 @@ def open_folder(path: Path) -> Source:
         return handles[tensor].get_slice(tensor)[cuts[: len(shapes_of_files[tensor])]]
 
     shapes_of_files = dict(shapes)
-    read = _split_experts(cfg, files, shapes, _split(path, cfg, files, shapes, read))
+    read = _split(path, cfg, files, shapes, _split_experts(cfg, files, shapes, read))
     # The configuration says "tied", but there is an output matrix: believe the weights, as transformers does.
     if cfg.tied and HEAD in shapes:
         if shapes[HEAD] == shapes.get(EMBED) and np.array_equal(read(HEAD), read(EMBED)):
@@ -111,7 +111,7 @@ def _split(path: Path, cfg: ModelConfig, files: dict, shapes: dict, read: Callab
 
 
 def _split_experts(cfg: ModelConfig, files: dict, shapes: dict, read: Callable) -> Callable:
-    """The same for the second layout of transformers 5, one tensor for the matrices of all experts of a layer."""
+    """`_split` for the second layout of transformers 5, one tensor for the matrices of all experts of a layer."""
     inside: dict[str, tuple[str, int, int]] = {}
     for i, name in itertools.product(range(cfg.layers if cfg.experts else 0), ("gate_up_proj", "down_proj")):
         whole = f"model.layers.{i}.mlp.experts.{name}"

@@ -21,10 +21,10 @@ from rl_likelihood.model.experts import experts_mlp
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.handover import hand_over
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import CHAIN, UserError
 from rl_likelihood.task import run_on
 from tests.runs import small_config
-from tests.sampler.test_decode import FORMAT, KEY, prompts
+from tests.sampler.test_decode import KEY, NEVER, prompts
 from tests.small import random_batch, random_params, rewarded, tiny
 
 MOE = tiny(family="qwen3_moe", qk_norm=True, mlp=12, experts=8, experts_per_token=3, norm_topk_prob=True)
@@ -110,12 +110,12 @@ def test_gradients_of_a_step_are_the_same_with_experts_on_many_devices(scan):
 
 
 def test_the_sampler_s_log_probs_are_the_learner_s():
-    cfg = decode.SamplerConfig(MOE, FORMAT, group_size=3, max_chain=6)
+    cfg = decode.SamplerConfig(MOE, NEVER, group_size=3, max_chain=6)
     rollout = decode.sample(PARAMS, prompts(3), KEY, cfg)
     stats = make_score(MOE, StepConfig())(PARAMS, to_batch(rollout)).stats
-    sampled = rollout.sampler_logp != 0
-    np.testing.assert_allclose(rollout.sampler_logp[sampled], np.asarray(stats.log_prob)[sampled], atol=1e-4)
-    assert sampled.sum() > 20
+    chain = rollout.segment == CHAIN
+    np.testing.assert_allclose(rollout.sampler_logp[chain], np.asarray(stats.log_prob)[chain], atol=1e-4)
+    assert chain.sum() == 3 * 3 * 6
 
 
 def test_devices_of_the_sampler_hold_their_experts_and_compute_the_same():
