@@ -29,7 +29,8 @@ class Shape:
 def body_parameters(m: ModelConfig) -> int:
     """Entries of the matrices that each token is multiplied with, without those of the vocabulary."""
     width = m.heads * m.head_dim
-    return m.layers * (2 * m.width * width + 2 * m.width * m.kv_heads * m.head_dim + 3 * m.width * m.mlp)
+    mlp = 3 * m.width * m.mlp * max(1, m.experts_per_token) + m.width * m.experts
+    return m.layers * (2 * m.width * width + 2 * m.width * m.kv_heads * m.head_dim + mlp)
 
 
 def head_parameters(m: ModelConfig) -> int:

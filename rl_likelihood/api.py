@@ -36,11 +36,12 @@ from rl_likelihood.learner.step import make_score
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rollouts.host_rewards import sampled_texts
+from rl_likelihood.run_model import run_on
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.workdir import CONFIG, pinned_date
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import PAD, REFERENCE, Example, UserError
-from rl_likelihood.task import EVALUATE, Task, checkpoint_model, load, run_on
+from rl_likelihood.task import EVALUATE, Task, checkpoint_model, load
 from rl_likelihood.train import run as run_training
 
 if TYPE_CHECKING:

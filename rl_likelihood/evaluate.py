@@ -29,11 +29,12 @@ from rl_likelihood.cli.summary import evaluation_text
 from rl_likelihood.config import build, differences, flatten
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
+from rl_likelihood.run_model import param_shardings, run_on
 from rl_likelihood.runtime import checkpoint, distributed, run_files
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.runtime.workdir import pinned_date
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import checkpoint_model, load, load_model, param_shardings, run_on
+from rl_likelihood.task import checkpoint_model, load, load_model
 
 # Fields that must be equal in training and evaluation: the format of answers, and the scored tokens. The questions,
 # their maximum lengths and their instruction may differ.

@@ -24,6 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "experts": ("tensor",),
 }
 
 
@@ -201,6 +202,17 @@ def axis_shards(axis: str, size: int) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES.get(axis, ()))
     return count if size % count == 0 else 1
+
+
+def token_axes(shape: tuple[int, ...]) -> PartitionSpec:
+    """How tokens [P, ..., D] are split under the mesh in use: as `by_prompt` and `along_prompt` have it."""
+    size = jax.sharding.get_abstract_mesh().shape
+    data, fsdp = size["data"], size["fsdp"]
+    if shape[0] % (data * fsdp) == 0:
+        return PartitionSpec(("data", "fsdp"))
+    return PartitionSpec(
+        "data" if shape[0] % data == 0 else None, "fsdp" if len(shape) > 2 and shape[1] % fsdp == 0 else None
+    )
 
 
 def prompt_tokens_split(mesh, prompts: int, tokens: int) -> bool:

@@ -30,12 +30,12 @@ from rl_likelihood.planning.programs import Plan
 from rl_likelihood.planning.search import advice, devices_of
 from rl_likelihood.planning.text import table
 from rl_likelihood.rollouts.local_judge import as_judge
+from rl_likelihood.run_model import random_model, run_on
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.disk import disk_of_run
 from rl_likelihood.settings import Config
-from rl_likelihood.task import random_model, run_on
 from rl_likelihood.weights import gguf_file, hugging_face
 from rl_likelihood.weights.published import published
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +22,15 @@ from rl_likelihood.data.shown import with_shown
 from rl_likelihood.datasets import sources
 from rl_likelihood.learner.packing import abstract_packing
 from rl_likelihood.learner.step import prompts_per_forward
-from rl_likelihood.model import decoder, splash
-from rl_likelihood.model.decoder import ModelConfig, Params, param_specs
+from rl_likelihood.model import decoder
+from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.model.lora import init_adapters
+from rl_likelihood.run_model import param_shardings, random_model, run_on
 from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.runtime.workdir import tokenizer_path
 from rl_likelihood.sampler.decode import SamplerConfig
-from rl_likelihood.settings import SIZES, Config
+from rl_likelihood.settings import Config
 from rl_likelihood.shapes import (
     Alternatives,
     Batch,
@@ -183,52 +183,10 @@ def largest_forward(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:
         return prompts_per_forward(abstract_batch(c, fmt), c.step)
 
 
-def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
-    """The model with its run-time settings: the fields of ModelConfig that the config and the platform decide."""
-    dtype, attention = c.model.compute_dtype, c.model.attention
-    if c.converses or c.reads_alternatives:  # the kernel supports only one branch of each kind
-        attention = "dense"
-    if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
-    reason = splash.refused(model.head_dim, model.local.window if model.local else 0)
-    if attention == "splash" and (reason or platform != "tpu"):
-        reason = reason or f"it is for TPUs, and this is {platform}"
-        raise UserError(f"model.attention is 'splash', but {reason}; set it to auto or dense")
-    if attention == "auto":
-        attention = "splash" if platform == "tpu" and not reason else "dense"
-        if platform == "tpu" and reason and distributed.first():
-            print(f"attention dense, without the splash kernel: {reason}", file=sys.stderr, flush=True)
-    return dataclasses.replace(
-        model,
-        compute_dtype=dtype,
-        scan_layers=c.model.layers == "scan" or (c.model.layers == "auto" and platform != "cpu"),
-        remat=c.model.remat,
-        attention=attention,
-        scratch_kib=c.model.scratch_kib,
-    )
-
-
-def rollout_model(c: Config, model: ModelConfig) -> ModelConfig:
-    """The model whose decoding layout training samples from."""
-    return dataclasses.replace(model, int8_decoding=c.sampler.weights == "int8")
-
-
-def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
-    """The sharding of each parameter on the learner's mesh."""
-    return decoder.shardings(param_specs(model), mesh)
-
-
 def trained(task: Task, params: Params) -> Params:
     """What a run trains: new adapters with LoRA, else the parameters themselves."""
     lora = task.config.lora
     return init_adapters(task.key(ADAPTERS), task.model, lora) if lora.rank else params
-
-
-def random_model(preset: str) -> ModelConfig:
-    """The architecture of a random model of a size in `settings.SIZES`, with the byte tokenizer."""
-    width, layers, heads, kv_heads, mlp = SIZES[preset]
-    vocab = len(byte_tokenizer())
-    return ModelConfig("llama", vocab, width, layers, heads, kv_heads, width // heads, mlp, max_position=2048)
 
 
 def load_model(c: Config, mesh: Mesh | None = None) -> Model:

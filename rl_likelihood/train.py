@@ -38,6 +38,7 @@ from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput, means
 from rl_likelihood.rollouts.samples import write_samples
 from rl_likelihood.rollouts.source import Source, make_source
+from rl_likelihood.run_model import param_shardings
 from rl_likelihood.runtime import checkpoint, distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices
@@ -60,7 +61,7 @@ from rl_likelihood.runtime.workdir import (
 )
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
-from rl_likelihood.task import Model, Task, checkpoint_model, load, param_shardings, trained
+from rl_likelihood.task import Model, Task, checkpoint_model, load, trained
 from rl_likelihood.training.announcement import announce
 from rl_likelihood.training.best import Best
 from rl_likelihood.training.dry_run import dry_run

@@ -128,6 +128,16 @@ def reference_logits(params, cfg, ids):
             return z / (1 + np.exp(-z))
         return 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
 
+    def mlp(y, gate, up, down):
+        return (activated(y @ gate) * (y @ up)) @ down
+
+    def of_experts(y, w):
+        """Of one token."""
+        chance = np.exp(log_softmax(y @ w["router"]))
+        best = np.argsort(-chance)[: cfg.experts_per_token]
+        whole = chance[best].sum() if cfg.norm_topk_prob else 1
+        return sum(chance[e] / whole * mlp(y, *(w[name][e] for name in ("gate", "up", "down"))) for e in best)
+
     x = params["embed"][ids] * (math.sqrt(cfg.width) if cfg.scaled_embedding else 1)
     for layer in range(cfg.layers):
         w = {name: value[layer] for name, value in params["layers"].items()}
@@ -158,7 +168,7 @@ def reference_logits(params, cfg, ids):
             out = out + np.exp(log_softmax(score)) @ projected(y, "v", head // ratio) @ w["o"][head]
         x = x + (norm(out, w["attn_out_norm"]) if after else out)
         y = norm(x, w["mlp_norm"]) if before else x
-        out = (activated(y @ w["gate"]) * (y @ w["up"])) @ w["down"]
+        out = np.stack([of_experts(z, w) for z in y]) if cfg.experts else mlp(y, w["gate"], w["up"], w["down"])
         x = x + (norm(out, w["mlp_out_norm"]) if after else out)
     return norm(x, params["final_norm"]) @ params["embed" if cfg.tied else "head"].T
 

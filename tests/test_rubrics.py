@@ -11,8 +11,8 @@ from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
 from rl_likelihood.rollouts.rubric_writer import WriterPrompts, writer_of
 from rl_likelihood.rubrics import filter_rubrics, make, show
+from rl_likelihood.run_model import random_model
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import random_model
 from rl_likelihood.weights import files
 from tests.rollouts.test_asked_judge import by_keyword, rubric_file
 from tests.runs import small_config

@@ -12,8 +12,9 @@ from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled
 from rl_likelihood.model.decoder import init
 from rl_likelihood.rollouts.local_judge import Verdicts
+from rl_likelihood.run_model import random_model
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import random_key, random_model
+from rl_likelihood.task import random_key
 from rl_likelihood.weights import files
 from rl_likelihood.winrate import measured
 

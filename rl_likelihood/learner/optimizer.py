@@ -109,13 +109,15 @@ _MATRICES = {
     **dict.fromkeys(("gate", "up", "down"), ((1,), (2,))),
     "o": ((1, 2), (3,)),
 }
+_OF_EXPERTS = dict.fromkeys(("gate", "up", "down"), ((2,), (3,)))  # after an axis of experts
 
 
 def _muon(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:
     """Muon for the matrices of each layer, with the step size of AdamW; AdamW for all other parameters."""
 
     def axes(params):
-        layers = {k: MuonDimensionNumbers(*_MATRICES[k]) if k in _MATRICES else None for k in params["layers"]}
+        known = _MATRICES | (_OF_EXPERTS if "router" in params["layers"] else {})
+        layers = {k: MuonDimensionNumbers(*known[k]) if k in known else None for k in params["layers"]}
         return {k: None for k in params if k != "layers"} | {"layers": layers}
 
     return muon(

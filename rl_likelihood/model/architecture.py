@@ -38,7 +38,7 @@ class ModelConfig:
     heads: int
     kv_heads: int
     head_dim: int
-    mlp: int
+    mlp: int  # with experts: of each
     rope_theta: float = 10_000.0
     rope_scaling: Scaling | None = None
     norm_eps: float = 1e-5
@@ -53,6 +53,9 @@ class ModelConfig:
     query_width: int = 0  # logits are divided by the square root of this; 0: of head_dim
     local: LocalLayers | None = None
     max_position: int = 8192
+    experts: int = 0  # MLPs of each layer, of which a router chooses `experts_per_token`; 0: one MLP, no router
+    experts_per_token: int = 0
+    norm_topk_prob: bool = False  # the weights of a token's experts are divided by their sum
 
     compute_dtype: str = "float32"
     scan_layers: bool = True  # True: compile one layer and scan it; False: unroll (faster on CPU, slower to compile)
@@ -98,10 +101,17 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
         "k": Spec((n, d, k, dh), (None, "width", "kv_heads", None), "normal"),
         "v": Spec((n, d, k, dh), (None, "width", "kv_heads", None), "normal"),
         "o": Spec((n, h, dh, d), (None, "heads", None, "width"), "normal"),
-        "gate": Spec((n, d, f), (None, "width", "mlp"), "normal"),
-        "up": Spec((n, d, f), (None, "width", "mlp"), "normal"),
-        "down": Spec((n, f, d), (None, "mlp", "width"), "normal"),
     }
+    if cfg.experts:
+        e = cfg.experts
+        layer["router"] = Spec((n, d, e), (None, "width", None), "normal")
+        layer["gate"] = Spec((n, e, d, f), (None, "experts", "width", None), "normal")
+        layer["up"] = Spec((n, e, d, f), (None, "experts", "width", None), "normal")
+        layer["down"] = Spec((n, e, f, d), (None, "experts", None, "width"), "normal")
+    else:
+        layer["gate"] = Spec((n, d, f), (None, "width", "mlp"), "normal")
+        layer["up"] = Spec((n, d, f), (None, "width", "mlp"), "normal")
+        layer["down"] = Spec((n, f, d), (None, "mlp", "width"), "normal")
     for name in ("attn", "mlp"):
         if cfg.norms in ("before", "both"):
             layer[f"{name}_norm"] = Spec((n, d), (None, None), scale)

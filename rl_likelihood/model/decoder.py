@@ -31,6 +31,7 @@ from rl_likelihood.model.architecture import (
     shardings,
 )
 from rl_likelihood.model.attention import QUERIES, Kernel, attention, branch_mask, branch_positions
+from rl_likelihood.model.experts import activated, experts_mlp
 from rl_likelihood.model.pool import Layout, Places
 from rl_likelihood.model.views import View, layer_views, of_layer, prompt_parts, prompt_views, whole_prompts
 from rl_likelihood.shapes import CHAIN, AnyArray
@@ -113,14 +114,15 @@ def qkv(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope):
 
 
 def mlp(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig) -> Float[Array, "*N D"]:
-    """(act(x gate) * x up) down, where act is silu or gelu."""
+    """(act(x gate) * x up) down, where act is silu or gelu, or that of each token's experts."""
+    if cfg.experts:
+        return experts_mlp(x, w, cfg)
     y = flatten_tokens(x)
     if "gate_up" in w:
         gate, up = jnp.split(product(y, w, "gate_up"), 2, -1)
     else:
         gate, up = product(y, w, "gate"), product(y, w, "up")
-    gate = jax.nn.silu(gate) if cfg.activation == "silu" else jax.nn.gelu(gate)
-    return product(gate * up, w, "down").reshape(x.shape)
+    return product(activated(gate, cfg) * up, w, "down").reshape(x.shape)
 
 
 def block(x: Float[AnyArray, "*N D"], w: Params, cfg: ModelConfig, rope, attend) -> tuple[Float[Array, "*N D"], Any]:

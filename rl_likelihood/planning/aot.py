@@ -224,6 +224,9 @@ def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
             depth = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
             total += 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
             continue
+        if eqn.primitive.name == "ragged_dot_general" and not only_kernels:  # each row with the matrix of its group
+            total += 2.0 * math.prod(eqn.invars[0].aval.shape) * eqn.outvars[0].aval.shape[-1]
+            continue
         kernel = eqn.primitive.name == "pallas_call"
         inner = [count_flops(j, trips, only_kernels and not kernel) for v in eqn.params.values() for j in _jaxprs(v)]
         if eqn.primitive.name == "cond":

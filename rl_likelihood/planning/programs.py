@@ -17,6 +17,7 @@ from rl_likelihood.model.lora import LoraConfig, trained_specs
 from rl_likelihood.planning import aot
 from rl_likelihood.planning.aot import Program
 from rl_likelihood.planning.judges import held_by_judge, planned_judge, trace_judge
+from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime.devices import Devices, using
 from rl_likelihood.sampler import decode, engine, handover, turns
 from rl_likelihood.sampler.decode import SamplerConfig
@@ -24,7 +25,7 @@ from rl_likelihood.sampler.draw import Ends, Request
 from rl_likelihood.sampler.engine import Assignment
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Batch, ChainFormat
-from rl_likelihood.task import rollout_model, sampler_config, step_batch
+from rl_likelihood.task import sampler_config, step_batch
 
 
 class Plan(NamedTuple):

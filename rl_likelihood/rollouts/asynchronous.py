@@ -15,11 +15,11 @@ import numpy as np
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import computes_on_sampler
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
+from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.sampler.queue import RolloutQueue, WeightBox, from_bytes, start_sampler, to_bytes
 from rl_likelihood.shapes import Rollout
-from rl_likelihood.task import rollout_model
 
 
 class Asynchronous:

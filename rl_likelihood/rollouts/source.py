@@ -22,10 +22,11 @@ from rl_likelihood.rollouts.conversations import targets_of, texts_of
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.resample import Drawn, accepted, merge_drawn
+from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import Devices, sampler_weights
 from rl_likelihood.shapes import CHAIN, TAG, UserError
-from rl_likelihood.task import Task, rollout_model
+from rl_likelihood.task import Task
 
 
 class Source(Protocol):

@@ -52,7 +52,9 @@ def gather(model: ModelConfig, mesh: Mesh, tensor: int) -> Gather:
         raise UserError(f"sampler.tensor is {tensor}; it must be 1, or mesh.tensor = {mesh.shape['tensor']}")
 
     def sharding_of(path, x) -> NamedSharding:
-        axis = SPLIT.get(getattr(path[-1], "key", "")) if tensor > 1 else None
+        name = getattr(path[-1], "key", "")
+        axis = SPLIT.get(name) if tensor > 1 else None
+        axis = 0 if axis is not None and model.experts and name in ("gate_up", "down") else axis  # experts
         if axis is None or axis >= len(x.shape) or x.shape[axis] % tensor:
             return replicated(mesh)
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "tensor"))

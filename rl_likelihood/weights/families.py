@@ -10,7 +10,7 @@ from rl_likelihood.model.architecture import LocalLayers, ModelConfig
 
 
 class Name(NamedTuple):
-    """A parameter's name in Hugging Face and in GGUF files, and its layout there.
+    """A parameter's name in Hugging Face and in GGUF files, and its layout there. `{}` is an expert's number.
 
     Files store the matrix of x @ w as [out, in]; ours is [in axes, out axes] with an axis of heads, and `inputs` is its
     number of input axes. 0: the file has our layout, heads and their width in one axis.
@@ -42,6 +42,7 @@ NAMES = {
     "gate": Name("mlp.gate_proj.weight", "ffn_gate.weight", 1),
     "up": Name("mlp.up_proj.weight", "ffn_up.weight", 1),
     "down": Name("mlp.down_proj.weight", "ffn_down.weight", 1),
+    "router": Name("mlp.gate.weight", "ffn_gate_inp.weight", 1),
 }
 
 
@@ -111,6 +112,18 @@ def _gemma(cfg: ModelConfig) -> HfConfig:
     }
 
 
+def _experts(cfg: ModelConfig) -> HfConfig:
+    return {
+        "num_experts": cfg.experts,
+        "num_experts_per_tok": cfg.experts_per_token,
+        "norm_topk_prob": cfg.norm_topk_prob,
+        "moe_intermediate_size": cfg.mlp,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "use_sliding_window": False,
+    }
+
+
 # Of these families a file that asks for a window is refused.
 NEVER_SLIDE = (_no_local, _not_rotated)
 
@@ -126,6 +139,7 @@ class Family(NamedTuple):
     names: dict[str, str] = {}  # of tensors, where not those of `NAMES`
     fused: dict[str, tuple[str, ...]] = {}  # a tensor of a layer, and which matrices it holds one below the other
     activation: tuple[str, str] = ("hidden_act", "silu")  # a field, and the one value of it that is computed
+    experts: bool = False  # whether every layer has experts
     gguf: bool = False  # whether its GGUF files can be read
 
 
@@ -142,6 +156,13 @@ FAMILIES: dict[str, Family] = {
         _later_slide,
         _qwen,
         gguf=True,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        {"qk_norm": True},
+        written=_experts,
+        names={key: f"mlp.experts.{{}}.{key}_proj.weight" for key in ("gate", "up", "down")},
+        experts=True,
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",

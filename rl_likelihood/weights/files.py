@@ -25,13 +25,13 @@ from rl_likelihood.weights.hugging_face import CONFIG, INDEX, SCORE, WEIGHTS, So
 
 
 class Tensor(NamedTuple):
-    """One tensor of a file, its key and layer in our tree (layer None: not stacked), and both its shapes."""
+    """One tensor of a file, its key in our tree, where it is in that array, and both its shapes."""
 
     name: str
     file_shape: tuple[int, ...]
     key: str
-    layer: int | None
-    shape: tuple[int, ...]  # ours, without the layer axis
+    at: tuple[int, ...]  # (): all of it; (layer,) or (layer, expert): a part
+    shape: tuple[int, ...]  # ours, without the axes of `at`
     inputs: int
 
 
@@ -39,18 +39,20 @@ def tensors(cfg: ModelConfig, style: str = "hf") -> Iterator[Tensor]:
     """Every tensor of the model as a Hugging Face ("hf") or GGUF ("gguf") file holds it."""
     block = {"hf": "model.layers", "gguf": "blk"}[style]
 
-    def tensor(key: str, spec: Spec, layer: int | None = None) -> Tensor:
+    def of_layer(key: str, spec: Spec, layer: int) -> Iterator[Tensor]:
         name, n = named(cfg.family, key, style), NAMES[key].inputs
-        if layer is None:
-            return Tensor(name, spec.shape, key, None, spec.shape, n)
-        shape = spec.shape[1:]
-        file_shape = (math.prod(shape[n:]), math.prod(shape[:n])) if n else (math.prod(shape),)
-        return Tensor(f"{block}.{layer}.{name}", file_shape, key, layer, shape, n)
+        for expert in np.ndindex(spec.shape[1:2] if "{}" in name else ()):
+            shape = spec.shape[1 + len(expert) :]
+            file_shape = (math.prod(shape[n:]), math.prod(shape[:n])) if n else (math.prod(shape),)
+            yield Tensor(f"{block}.{layer}.{name.format(*expert)}", file_shape, key, (layer, *expert), shape, n)
 
     specs = param_specs(cfg)
-    yield from (tensor(key, spec) for key, spec in specs.items() if key != "layers")
+    for key, spec in specs.items():
+        if key != "layers":
+            yield Tensor(named(cfg.family, key, style), spec.shape, key, (), spec.shape, NAMES[key].inputs)
     for layer in range(cfg.layers):
-        yield from (tensor(key, spec, layer) for key, spec in specs["layers"].items())
+        for key, spec in specs["layers"].items():
+            yield from of_layer(key, spec, layer)
 
 
 def describe(path: str | os.PathLike) -> ModelConfig:
@@ -105,10 +107,7 @@ def load(
     for t in wanted:
         x = source.read(t.name)
         x = (x.T if t.inputs else x).reshape(t.shape)
-        if t.layer is None:
-            params[t.key][...] = x
-        else:
-            params["layers"][t.key][t.layer] = x
+        (params["layers"] if t.at else params)[t.key][t.at] = x
     return source.cfg, params
 
 
@@ -116,16 +115,18 @@ def _load_onto(source: Source, specs: Any, wanted: list[Tensor], at: Any, dtype:
     """The parameters on devices, each shard read from the files separately."""
     of: dict[str, list[Tensor]] = {}
     for t in wanted:
-        of.setdefault(t.key, []).append(t)  # layer by layer
+        of.setdefault(t.key, []).append(t)  # layer by layer, expert by expert
 
     def one(path, spec: Spec, where: jax.sharding.Sharding) -> jax.Array:
         parts = of[path[-1].key]
 
         def shard(index: tuple[slice, ...]) -> np.ndarray:
-            if parts[0].layer is None:
+            lead = len(parts[0].at)
+            if not lead:
                 return _read_part(source, parts[0], index).astype(dtype, copy=False)
-            layers = [_read_part(source, t, index[1:]) for t in parts[index[0]]]
-            return np.stack(layers).astype(dtype, copy=False)
+            numbers = np.arange(len(parts)).reshape(spec.shape[:lead])[index[:lead]]
+            pieces = np.stack([_read_part(source, parts[i], index[lead:]) for i in numbers.flat])
+            return pieces.reshape(*numbers.shape, *pieces.shape[1:]).astype(dtype, copy=False)
 
         known: dict[str, np.ndarray] = {}
 
@@ -212,7 +213,7 @@ def save(
     if classifier:
         want["score"] = shape = (1, cfg.width)
         wanted = [(name, parts) for name, parts in wanted if parts[0].key != "head"]
-        wanted.append((SCORE, [Tensor(SCORE, shape, "score", None, shape, 0)]))
+        wanted.append((SCORE, [Tensor(SCORE, shape, "score", (), shape, 0)]))
     for key in want | have:
         if want.get(key) != have.get(key):
             raise UserError(
@@ -277,7 +278,7 @@ def _of_file(cfg: ModelConfig) -> list[tuple[str, list[Tensor]]]:
     into = {key: name for name, keys in FAMILIES[cfg.family].fused.items() for key in keys}
     out: dict[str, list[Tensor]] = {}
     for t in tensors(cfg):
-        out.setdefault(f"model.layers.{t.layer}.{into[t.key]}" if t.key in into else t.name, []).append(t)
+        out.setdefault(f"model.layers.{t.at[0]}.{into[t.key]}" if t.key in into else t.name, []).append(t)
     return list(out.items())
 
 
@@ -308,7 +309,7 @@ def _make_room(path: Path, names: set[str]) -> None:
 
 def _file_array(params: Params, t: Tensor, dtype: np.dtype) -> np.ndarray:
     """One tensor in the file's layout, contiguous, fetched alone from the device."""
-    x = params[t.key] if t.layer is None else params["layers"][t.key][t.layer]
+    x = params["layers"][t.key][t.at] if t.at else params[t.key]
     x = np.asarray(x).astype(dtype, copy=False)
     return np.ascontiguousarray(x.reshape(t.file_shape[::-1]).T if t.inputs else x.reshape(t.file_shape))
 

@@ -66,13 +66,13 @@ def open_folder(path: Path) -> Source:
         if tensor not in shapes:
             raise UserError(f"{path / name}: tensor {tensor} is listed in {INDEX} but not there; download it again")
 
-    def read(tensor: str, rows: slice = ALL, columns: slice = ALL) -> np.ndarray:
-        if rows == columns == ALL:
+    def read(tensor: str, *cuts: slice) -> np.ndarray:
+        if all(cut == ALL for cut in cuts):
             return handles[tensor].get_tensor(tensor)
-        part = handles[tensor].get_slice(tensor)
-        return part[rows, columns] if len(part.get_shape()) > 1 else part[rows]
+        return handles[tensor].get_slice(tensor)[cuts[: len(shapes_of_files[tensor])]]
 
-    read = _split(path, cfg, files, shapes, read)
+    shapes_of_files = dict(shapes)
+    read = _split(path, cfg, files, shapes, _split_experts(cfg, files, shapes, read))
     # The configuration says "tied", but there is an output matrix: believe the weights, as transformers does.
     if cfg.tied and HEAD in shapes:
         if shapes[HEAD] == shapes.get(EMBED) and np.array_equal(read(HEAD), read(EMBED)):
@@ -104,6 +104,29 @@ def _split(path: Path, cfg: ModelConfig, files: dict, shapes: dict, read: Callab
         whole, start, end = rows[tensor]
         first, last, _ = part.indices(end - start)
         return read(whole, slice(start + first, start + last), columns)
+
+    return read_part
+
+
+def _split_experts(cfg: ModelConfig, files: dict, shapes: dict, read: Callable) -> Callable:
+    """`_split` for the second layout of transformers 5, one tensor for the matrices of all experts of a layer."""
+    inside: dict[str, tuple[str, int, int]] = {}
+    for i, name in itertools.product(range(cfg.layers if cfg.experts else 0), ("gate_up_proj", "down_proj")):
+        whole = f"model.layers.{i}.mlp.experts.{name}"
+        keys, rows = (("gate", "up"), cfg.mlp) if name == "gate_up_proj" else (("down",), cfg.width)
+        if shapes.get(whole) != (cfg.experts, rows * len(keys), cfg.width if len(keys) > 1 else cfg.mlp):
+            continue  # files.load says what is missing or does not belong
+        columns, file = shapes.pop(whole)[-1], files.pop(whole)
+        for (j, key), expert in itertools.product(enumerate(keys), range(cfg.experts)):
+            part = f"model.layers.{i}.{named(cfg.family, key).format(expert)}"
+            inside[part], files[part], shapes[part] = (whole, expert, j * rows), file, (rows, columns)
+
+    def read_part(tensor: str, part: slice = ALL, columns: slice = ALL) -> np.ndarray:
+        if tensor not in inside:
+            return read(tensor, part, columns)
+        whole, expert, start = inside[tensor]
+        first, last, _ = part.indices(shapes[tensor][0])
+        return read(whole, slice(expert, expert + 1), slice(start + first, start + last), columns)[0]
 
     return read_part
 
@@ -161,7 +184,7 @@ def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        mlp=need("intermediate_size"),
+        mlp=need("moe_intermediate_size" if row.experts else "intermediate_size"),
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=float(need("rms_norm_eps")),
@@ -169,8 +192,23 @@ def config_from_hf(config: dict[str, Any], file: Path) -> ModelConfig:
         query_width=0 if query_width == head_dim else query_width,
         local=local,
         max_position=need("max_position_embeddings"),
+        **_experts(config, row, need, refuse),
         **row.switches,
     )
+
+
+def _experts(config: dict[str, Any], row: Family, need, refuse) -> dict[str, Any]:
+    """What ModelConfig says about experts."""
+    if not row.experts:
+        return {}
+    for field, value in (("decoder_sparse_step", 1), ("mlp_only_layers", [])):
+        if config.get(field) not in (None, value):
+            refuse(field, config[field], f"{value}, experts in every layer")
+    # transformers 5 writes the number under a name of its own.
+    count, each = config.get("num_local_experts") or need("num_experts"), need("num_experts_per_tok")
+    if not 0 < each <= count:
+        refuse("num_experts_per_tok", each, f"1 to num_experts = {count}")
+    return {"experts": count, "experts_per_token": each, "norm_topk_prob": bool(need("norm_topk_prob"))}
 
 
 def _refuse_features(config: dict[str, Any], row: Family, refuse) -> None:

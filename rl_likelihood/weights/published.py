@@ -25,6 +25,7 @@ PUBLISHED: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "qwen3-8b": ("qwen3", 151936, 4096, 36, 32, 8, 128, 12288, False),
     "qwen3-14b": ("qwen3", 151936, 5120, 40, 40, 8, 128, 17408, False),
     "qwen3-32b": ("qwen3", 151936, 5120, 64, 64, 8, 128, 25600, False),
+    "qwen3-30b-a3b": ("qwen3_moe", 151936, 2048, 48, 32, 4, 128, 6144, False),
     "gemma-3-270m": ("gemma3_text", 262144, 640, 18, 4, 1, 256, 2048, True),
     "gemma-3-1b": ("gemma3_text", 262144, 1152, 26, 4, 1, 256, 6912, True),
     "olmo-2-0425-1b": ("olmo2", 100352, 2048, 16, 16, 16, 128, 8192, False),
@@ -35,8 +36,9 @@ PUBLISHED: dict[str, tuple[str, int, int, int, int, int, int, int, bool]] = {
     "smollm2-1.7b": ("llama", 49152, 2048, 24, 32, 32, 64, 8192, True),
     "smollm3-3b": ("smollm3", 128256, 2048, 36, 16, 4, 128, 11008, True),
 }
+EXPERTS = {"qwen3-30b-a3b": {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}}
 # What shapes do not depend on. The window is that of the small Gemma models.
-REST = {"max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "sliding_window": 512}
+REST = {"max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "sliding_window": 512, "norm_topk_prob": True}
 
 
 def published(name: str) -> ModelConfig:
@@ -49,4 +51,4 @@ def published(name: str) -> ModelConfig:
             f"the nearest is {near} (of {', '.join(PUBLISHED)})"
         )
     sizes = dict(zip(FIELDS, PUBLISHED[short], strict=True))
-    return hugging_face.config_from_hf(REST | sizes, Path(short))
+    return hugging_face.config_from_hf(REST | sizes | EXPERTS.get(short, {}), Path(short))

@@ -36,6 +36,7 @@ FAMILIES = {
     "olmo2": tiny(qk_norm=True, qk_norm_joint=True, norms="after"),
     "smollm3": tiny(local=LocalLayers((False, True), theta=0.0)),
     "window": tiny(local=LocalLayers((True, True), window=5)),
+    "qwen3_moe": tiny(qk_norm=True, experts=5, experts_per_token=2, norm_topk_prob=True),
 }
 
 

@@ -11,7 +11,8 @@ from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.planning import aot, programs
 from rl_likelihood.planning.programs import Plan, byte_format
 from rl_likelihood.planning.search import devices_of
-from rl_likelihood.task import abstract_batch, load, random_model
+from rl_likelihood.run_model import random_model
+from rl_likelihood.task import abstract_batch, load
 from rl_likelihood.weights import files
 from tests.runs import small_config
 from tests.small import random_params

@@ -25,10 +25,11 @@ from rl_likelihood.rollouts.endpoint import HttpSettings
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import HEAD, load_decoder, save_head
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, rubrics_of
+from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import load, random_model
+from rl_likelihood.task import load
 from rl_likelihood.weights import files
 from tests.runs import config_file, small_config
 from tests.servers import serving

@@ -10,11 +10,11 @@ from rl_likelihood.export import export
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import count
 from rl_likelihood.planning.programs import abstract_params
+from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.checkpoint import CheckpointConfig
 from rl_likelihood.runtime.disk import Disk, checkpoints_at_once, disk_of_run, drop_optimizer, tree_bytes
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import random_model
 from tests.runs import small_config
 from tests.runtime.test_checkpoint import abstract, restored, saved
 

@@ -11,10 +11,11 @@ from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.model.decoding import prefill
 from rl_likelihood.model.lora import MATRICES
+from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.sampler import decode
-from rl_likelihood.task import load, rollout_model
+from rl_likelihood.task import load
 from tests.runs import small_config
 from tests.small import random_params, tiny
 

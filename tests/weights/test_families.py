@@ -46,6 +46,10 @@ CONFIGS = {
     "smollm3": ModelConfig("smollm3", kv_heads=2, **BASE, local=LocalLayers((True, False), theta=0.0)),
     "phi3": ModelConfig("phi3", kv_heads=2, **BASE, tied=False),
     "phi3-window": ModelConfig("phi3", kv_heads=2, **BASE, local=LocalLayers((True, True), window=9)),
+    "qwen3_moe": ModelConfig(
+        "qwen3_moe", kv_heads=2, **BASE, tied=False, qk_norm=True, experts=4, experts_per_token=2, norm_topk_prob=True
+    ),
+    "qwen3_moe-plain": ModelConfig("qwen3_moe", kv_heads=2, **BASE, qk_norm=True, experts=4, experts_per_token=3),
 }
 
 
@@ -76,6 +80,38 @@ def test_matrices_that_share_a_tensor_are_read_shard_by_shard_and_written_in_sha
     assert "model.layers.1.self_attn.qkv_proj.weight" in index and not any("q_proj" in name for name in index)
     _, spread = files.load(tmp_path, at=lambda cfg: shardings(param_specs(cfg), mesh))
     assert_same(jax.device_get(spread), params)
+
+
+def experts_in_one(folder, cfg):
+    """The file's experts in the other layout of transformers 5: one tensor a layer for gates and ups, one for downs."""
+
+    def change(tensors):
+        for i in range(cfg.layers):
+            block = f"model.layers.{i}.mlp.experts"
+            gate, up, down = (
+                np.stack([tensors.pop(f"{block}.{e}.{name}_proj.weight") for e in range(cfg.experts)])
+                for name in ("gate", "up", "down")
+            )
+            tensors |= {f"{block}.gate_up_proj": np.concatenate([gate, up], 1), f"{block}.down_proj": down}
+
+    edit_tensors(folder, change)
+
+
+def test_experts_are_read_from_both_layouts_whole_and_shard_by_shard(tmp_path):
+    cfg, mesh = CONFIGS["qwen3_moe"], make_mesh((1, 2, 2), jax.devices()[:4])
+    params = random_params(cfg, 2)
+    files.save(tmp_path, cfg, params, shard_bytes=10_000_000)
+    at = lambda cfg: shardings(param_specs(cfg), mesh)
+    assert_same(jax.device_get(files.load(tmp_path, at=at)[1]), params)
+    experts_in_one(tmp_path, cfg)
+    loaded, again = files.load(tmp_path)
+    assert loaded == cfg
+    assert_same(again, params)
+    spread = files.load(tmp_path, at=at)[1]
+    assert_same(jax.device_get(spread), params)
+    assert spread["layers"]["gate"].addressable_shards[0].data.shape == (2, 2, 32, 96)
+    edit_tensors(tmp_path, lambda t: t.pop("model.layers.1.mlp.experts.down_proj"))
+    refusal(lambda: files.load(tmp_path), "model.layers.1.mlp.experts.0.down_proj.weight", "[64, 96]")
 
 
 def test_the_names_and_layout_of_transformers(tmp_path):
@@ -171,6 +207,10 @@ REFUSED = {
     "short list": ("gemma3", {"layer_types": ["full_attention"]}, ["layer_types", "num_hidden_layers = 2"]),
     "a window in NoPE layers": ("smollm3", {"use_sliding_window": True, "sliding_window": 8}, ["sliding_window", "8"]),
     "two rotations": ("phi3", {"rope_scaling": {"rope_type": "longrope"}}, ["rope_type", "longrope"]),
+    "dense layers": ("qwen3_moe", {"decoder_sparse_step": 2}, ["decoder_sparse_step = 2"]),
+    "a dense layer": ("qwen3_moe", {"mlp_only_layers": [0]}, ["mlp_only_layers = [0]"]),
+    "experts": ("qwen3_moe", {"num_experts_per_tok": 5}, ["num_experts_per_tok = 5", "4"]),
+    "no experts": ("qwen3_moe", {"num_experts": None}, ["num_experts"]),
     "part of a head": ("phi3", {"partial_rotary_factor": 0.75}, ["partial_rotary_factor", "0.75"]),
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.task import param_shardings
+from rl_likelihood.run_model import param_shardings
 from rl_likelihood.weights import files, hugging_face
 from tests.weights.make_checkpoints import CONFIGS, random_params, write
 from tests.weights.test_gguf import write_gguf
