@@ -28,7 +28,7 @@ from rl_likelihood.grading.text import exact_match, multiple_choice, numeric_mat
 if TYPE_CHECKING:  # workers import this module, and shapes imports jax
     from rl_likelihood.shapes import Example, Tags
 
-VERSION = 4  # of the rules: kept evaluation records of an older one are graded anew
+VERSION = 5  # of the rules: kept evaluation records of an older one are graded anew
 
 __all__ = [
     "GRADERS",

@@ -149,9 +149,9 @@ _LONGEST_CHOICE = 2_000  # characters; longer texts name no choice
 def choice(text: str, own: str = "", numbered: bool = False) -> int | None:
     r"""The number (from 1; A = 1) of the option that a text names in its last \boxed{}, or else as a whole; or None.
 
-    Known: B, b, (B), [B], B., **B**, \text{B}, option 2, choice B, "B"; that it is right after it, "the (correct) answer
-    is", "it must be", "I choose", "clearly" before it; several of these, of one option. `own` is the option's text,
-    which may follow its name: B. Text. `numbered`: options have numbers, so a bare 2 names one.
+    Known: B, b, (B), [B], B., **B**, \text{B}, option 2, choice B, "B"; that it is right after it, "the (correct)
+    answer is", "it must be", "I choose", "clearly" before it; several of these, of one option. `own` is the option's
+    text, which may follow its name: B. Text. `numbered`: options have numbers, so a bare 2 names one.
     Not a choice: any other text around the name, a reason too, for it may say that the option is wrong.
     """
     head, at, named = _head(text), 0, set()

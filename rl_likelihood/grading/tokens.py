@@ -58,7 +58,8 @@ _SAME = {
 _IGNORED = {
     "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
     "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "enspace",
-    "thickspace", "negthinspace", "middle", "underline", "bf", "rm", "it",
+    "thickspace", "negthinspace", "middle", "underline", "bf", "rm", "it", "tiny", "scriptsize", "footnotesize",
+    "small", "normalsize", "large", "Large", "LARGE", "huge", "Huge",
 }  # fmt: skip
 _TEXTS = ("text", "textbf", "textit", "textrm", "textnormal", "textsf", "mbox", "hbox")
 # Where letters of another shape are the same letters; \mathbf{i} stays, a vector's name.
@@ -83,7 +84,7 @@ _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?
 
 _SCANNER = re.compile(
     r"(?P<row>\\\\(?:\[[0-9.]+(?:pt|em|ex|mm|cm)\])?|\\cr(?![A-Za-z])|\\tabularnewline)"
-    r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\hspace\*?\s*\{[^{}]*\}|\\left\s*\.|\\right\s*\.)"
+    r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\(?:hspace\*?|(?:text)?color)\s*\{[^{}]*\}|\\left\s*\.|\\right\s*\.)"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
     rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>[^{{}}]*)\}}"
     rf"|\\(?P<font>{'|'.join(_FONTS)})\s*\{{\s*(?P<letters>[^{{}}\\]*)\}}"

@@ -210,7 +210,8 @@ def test_a_hostile_reference_is_only_compared(name):
         ("B: 5G core", None), ("B - 5G core", None), ("**B**", 2), ("**B.** Text", None),
         ("B!", 2), ("B;", 2), ('The answer is "B"', 2), ("I think it is B", 2),
         ("Clearly, B", 2), ("B\u3002", 2), ("`B`", 2), ("\\boxed{B}", 2),
-        ("$\\boxed{\\text{B}}$", 2), ("\\text{(B)}.", 2), ("option 2", 2), ("Option 2: 5G core", None), ("OPTION 2.", 2),
+        ("$\\boxed{\\text{B}}$", 2), ("\\text{(B)}.", 2), ("option 2", 2),
+        ("Option 2: 5G core", None), ("OPTION 2.", 2),
         ("(option 2)", 2), ("option B", 2), ("choice c", 3), ("option 12", 12), ("Answer: B", 2),
         ("answer is (D)", 4),
         ("The correct answer is B.", 2), ("The answer is: option 3", 3), ("  J \n", 10), ("A\nbecause", None),
@@ -239,7 +240,8 @@ def test_a_hostile_reference_is_only_compared(name):
         ("The option", None),
         ("not C", None), ("The answer is not C", None), ("The incorrect option is C", None),
         ("C or D is right", None),
-        ("**B** is right", 2), ("B because it is", None), ("B, since it is", None), ("B is the answer.", 2), ("__B__", 2),
+        ("**B** is right", 2), ("B because it is", None), ("B, since it is", None), ("B is the answer.", 2),
+        ("__B__", 2),
         ("B. USB type C.", None),
         ("B: Packet(s) of f(x), U.S. rules", None), ("B. 25 C and F = ma", None), ("B. A cat", None),
         ("(B) is right, so (B)", 2),
@@ -271,8 +273,8 @@ NOT_B = (
     """
 B. This is wrong|B: Incorrect|B) Wrong answer|(B) Not the right option|B. Not correct|B. False|Option B: Eliminated
 B. The third option is right|B. Only C is right|B because B is wrong|B since it is not B|B, which is wrong
-B, as c is right|B because (c) is right|B as the answer is c|B is right. Answer: c|~B|~~B~~|\\neg B|\u00acB|\\overline{B}
-B'|B?|not B|B is not right|The answer is not B|B is the wrong answer|B.2|B2|-B|!B|B^c|B: C|B (C)|B > C|Is it B
+B, as c is right|B because (c) is right|B as the answer is c|B is right. Answer: c|~B|~~B~~|\\neg B|\u00acB
+\\overline{B}|B'|B?|not B|B is not right|The answer is not B|B is the wrong answer|B.2|B2|-B|!B|B^c|B: C|B (C)|B > C|Is it B
 B is the best answer of the worst|Anything but B|I would not choose B|B isn't right|B is right, C is right|\\cancel{B}
 B is true is false|The answer is B is wrong|2|C|the second option|B and C|\\boxed{B} is wrong, \\boxed{C}
 """.replace("\n", "|")
@@ -281,8 +283,8 @@ B is true is false|The answer is B is wrong|2|C|the second option|B and C|\\boxe
 )
 IS_B = (
     """
-I'd choose B|I'll go with B|Definitely B|It must be B|(B|B)|Ans: B|Answer - B|Answer = B|b|[B]|'B'|"B"|The answer is (B).
-Option B|choice B|**B** is right|B is the correct option.|So the answer is B|B is right, so (B)|It has to be B|ANSWER: B
+I'd choose B|I'll go with B|Definitely B|It must be B|(B|B)|Ans: B|Answer - B|Answer = B|b|[B]|'B'|"B"
+The answer is (B).|Option B|choice B|**B** is right|B is the correct option.|So the answer is B|B is right, so (B)|It has to be B|ANSWER: B
 Option B is correct. Answer: B|The right answer is definitely B|The correct choice must be B|B is clearly right|option 2
 \\boxed{\\text{(B)}}|the letter B|$\\mathbf{B}$|Final answer - (b)
 """.replace("\n", "|")
