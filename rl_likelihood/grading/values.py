@@ -136,9 +136,9 @@ def _value(node: Node, k: int, digits: int):
 
 def _size(node: Node, k: int) -> float:
     """How many digits, before or after the point, the numbers have that are met on the way to the value at point k."""
-    if not symbols(node):
+    if not symbols(node) or node.parts[0] in ("factorial", "binomial"):
         try:
-            value = rational(node)
+            value = rational(node, k)
             return 0.302 * (value.numerator.bit_length() + value.denominator.bit_length())
         except (Irrational, Undefined):
             pass

@@ -274,9 +274,9 @@ NOT_B = (
 B. This is wrong|B: Incorrect|B) Wrong answer|(B) Not the right option|B. Not correct|B. False|Option B: Eliminated
 B. The third option is right|B. Only C is right|B because B is wrong|B since it is not B|B, which is wrong
 B, as c is right|B because (c) is right|B as the answer is c|B is right. Answer: c|~B|~~B~~|\\neg B|\u00acB
-\\overline{B}|B'|B?|not B|B is not right|The answer is not B|B is the wrong answer|B.2|B2|-B|!B|B^c|B: C|B (C)|B > C|Is it B
-B is the best answer of the worst|Anything but B|I would not choose B|B isn't right|B is right, C is right|\\cancel{B}
-B is true is false|The answer is B is wrong|2|C|the second option|B and C|\\boxed{B} is wrong, \\boxed{C}
+\\overline{B}|B'|B?|not B|B is not right|The answer is not B|B is the wrong answer|B.2|B2|-B|!B|B^c|B: C|B (C)|B > C
+Is it B|B is the best answer of the worst|Anything but B|I would not choose B|B isn't right|B is right, C is right
+\\cancel{B}|B is true is false|The answer is B is wrong|2|C|the second option|B and C|\\boxed{B} is wrong, \\boxed{C}
 """.replace("\n", "|")
     .strip("|")
     .split("|")
@@ -284,9 +284,9 @@ B is true is false|The answer is B is wrong|2|C|the second option|B and C|\\boxe
 IS_B = (
     """
 I'd choose B|I'll go with B|Definitely B|It must be B|(B|B)|Ans: B|Answer - B|Answer = B|b|[B]|'B'|"B"
-The answer is (B).|Option B|choice B|**B** is right|B is the correct option.|So the answer is B|B is right, so (B)|It has to be B|ANSWER: B
-Option B is correct. Answer: B|The right answer is definitely B|The correct choice must be B|B is clearly right|option 2
-\\boxed{\\text{(B)}}|the letter B|$\\mathbf{B}$|Final answer - (b)
+The answer is (B).|Option B|choice B|**B** is right|B is the correct option.|So the answer is B|B is right, so (B)
+It has to be B|ANSWER: B|Option B is correct. Answer: B|The right answer is definitely B|The correct choice must be B
+B is clearly right|option 2|\\boxed{\\text{(B)}}|the letter B|$\\mathbf{B}$|Final answer - (b)
 """.replace("\n", "|")
     .strip("|")
     .split("|")
