@@ -124,7 +124,9 @@ def _same_relations(reference: Node, answer: Node) -> bool:
         if {*signs, *other} - {":", "clock"}:
             return False
         written = all(map(_same_or_not, references, answers))
-        return written or ("clock" not in signs and _same_ratios(references, answers))  # 5:30 is not 10:60
+        if "clock" in signs:  # 5:30 is neither 10:60 nor a ratio
+            return written and signs == other
+        return written or _same_ratios(references, answers)
     for turned in (False, True):
         sides = answers[::-1] if turned else answers
         if turned:

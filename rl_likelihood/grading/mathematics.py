@@ -23,7 +23,7 @@ from rl_likelihood.grading.tree import Node
 _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
 _DOLLARS = re.compile(r"(?<!\\)(?:\$\$?|\\[()\[\]])")
-_DANGLING = re.compile(r"(?<!\\)\\$")  # what is left of a space, "\ ", at the end
+_SPACE_AT_END = re.compile(r"(?<!\\)(?:\\\s+)+$")  # "\ ", of which a strip would leave the backslash
 _WHOLE = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox|mathrm|mathbf|boldsymbol|bm)\s*\{([^{}]*)\}")
 _WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
 _WORDS_ONLY = re.compile(r"[A-Za-z\s.,;:'-]*[A-Za-z][A-Za-z\s.,;:'-]*")
@@ -44,15 +44,15 @@ _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
 def _core(text: str) -> str:
     """The answer itself: what is in the last box, or everything; without marks, dollars and words that lead to it."""
     boxed = last_boxed(text)
-    text = (text if boxed is None else boxed).strip()
-    if len(text) > _LONGEST:
-        return text
-    text = _TEN_TO.sub(r"\\times ", latex(text))
+    text = text if boxed is None else boxed
+    if len(text.strip()) > _LONGEST:
+        return text.strip()
+    text = _TEN_TO.sub(r"\\times ", latex(_SPACE_AT_END.sub("", text).strip()))
     for _ in range(4):  # **$\text{5}$.**
         before = text
         text = _without_end(without_markdown(text).strip())
         text = _without_lead(text)
-        text = _DANGLING.sub("", _without_end(_formulas(text).strip()))
+        text = _without_end(_SPACE_AT_END.sub("", _formulas(text)).strip())
         whole = _WHOLE.fullmatch(text)
         text = whole[1].strip() if whole is not None and not _WORD.fullmatch(text) else text
         if text == before:
@@ -165,13 +165,15 @@ def _tidy(text: str) -> str:
 
 
 _ABOUT = re.compile(r"\\approx(?![A-Za-z])|~(?=\s*[0-9])")
+_LETTER_AS_UNIT = re.compile(r"(?<=[0-9])\s+([AFJKNVWms])$")
 _SOME = Node("number", (Fraction(0),))
 
 
 def _float(text: str) -> tuple[float | None, str]:
     """The value of a text, None where it has none, and its unit."""
     text = latex(text)
-    node = _read(_core(_ABOUT.sub("=", text))) if len(text) <= 100 else None
+    text = _LETTER_AS_UNIT.sub(r"\\text{ \1}", _ABOUT.sub("=", text))  # no products here: 5 W is no unknown W
+    node = _read(_core(text)) if len(text) <= 100 else None
     if node is None:
         return None, ""
     _, node = without_names(_SOME, node)

@@ -122,8 +122,10 @@ def _factorial(value: Fraction) -> Fraction:
 
 def _binomial(above: Fraction, below: Fraction) -> Fraction:
     n, k = above.numerator, below.numerator
-    if above.denominator * below.denominator != 1 or not 0 <= n <= _LARGEST_FACTORIAL or not k >= 0:
+    if above.denominator * below.denominator != 1 or n > _LARGEST_FACTORIAL:
         raise Unreadable("a binomial")
+    if n < 0 or k < 0:
+        raise Undefined
     return Fraction(math.comb(n, k))
 
 

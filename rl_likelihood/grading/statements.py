@@ -8,6 +8,7 @@ Lists, relations and units; the formulas in them are read by `formula`.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from rl_likelihood.grading import units
 from rl_likelihood.grading.formula import Formulas
@@ -96,7 +97,10 @@ class _Statements(Formulas):
         first, *rest = self.tokens[start + minus : self.at] or [None]
         if self.depth or not rest or first.kind != "number":
             return None
-        text = " ".join(token.text for token in rest if token.text not in ("{", "}")).replace("mu ", "u")
+        text = "".join(
+            " " * (t.spaced or t.kind != "name" or u.kind != "name") + t.text for u, t in pairwise([first, *rest])
+        )
+        text = " ".join(text.replace("{", " ").replace("}", " ").split()).replace("mu ", "u")
         letter = text.partition(" ")[0]
         alone = rest[0].spaced and letter.removeprefix("u") in units.LETTERS and (len(letter) == 2 or len(rest) > 2)
         if not (alone or letter == "frac") or _LETTERS_AS_UNIT.fullmatch(text) is None:

@@ -88,6 +88,7 @@ _SCANNER = re.compile(
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
     rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>[^{{}}]*)\}}"
     rf"|\\(?P<font>{'|'.join(_FONTS)})\s*\{{\s*(?P<letters>[^{{}}\\]*)\}}"
+    r"|\\mu\s*\\(?:text|mathrm)\s*\{\s*(?P<micro>[smgFHAVW])\s*\}"
     r"|\\(?P<bold>mathbf|boldsymbol|bm|vec|hat|mathbb|mathcal|overrightarrow|overline|bar)\s*"
     r"(?:\{\s*(?P<bolded>[A-Za-z]{1,4})\s*\}|\s(?P<bolded1>[A-Za-z])(?![A-Za-z]))"
     r"|\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))(?P<degree>)"
@@ -197,6 +198,8 @@ def _token(m: re.Match[str]) -> list[Token]:
         return words(m["text"])
     if m["letters"] is not None:
         return _letters(m["letters"].strip(), m["font"] == "mathrm")
+    if m["micro"]:
+        return [Token("word", "u" + m["micro"])]
     if m["bold"]:
         return [Token("name", f"{_SAME.get(m['bold'], m['bold'])} {m['bolded'] or m['bolded1']}")]
     if m["degree"] is not None:

@@ -10,7 +10,7 @@ import dataclasses
 # The name that a unit gets, then its other spellings. Plurals are made of all that are words.
 _NAMES = """
 m meter metre; cm centimeter centimetre; mm millimeter millimetre; km kilometer kilometre kms; nm nanometer;
-um micrometer micrometre micron;
+um micrometer micrometre micron; us microsecond; ug microgram; uF; uH; uA; uV; uW;
 inch in; foot feet ft; yard yd yds; mile mi; acre; hectare ha; g gram gm gms; kg kilogram kgs; mg milligram;
 ton tonne; lb pound lbs; oz ounce; L liter litre; mL milliliter millilitre ml; gallon gal; quart qt; pint pt;
 cup; s second sec secs; ms millisecond; minute min mins; h hour hr hrs; day; week; month; year yr yrs; decade;

@@ -147,6 +147,8 @@ def _size(node: Node, k: int) -> float:
         return max(inner) + 1
     size = sum(inner) if inner else 7 if symbols(node) else 1  # a symbol; pi, e
     call = node.parts[0] if node.kind == "call" else ""
+    if call not in ("", "root", "abs") or (node.kind == "pow" and node.parts[1].kind != "number"):
+        size *= 2  # sin x is x but for a third power
     if call in ("exp", "sinh", "cosh", "tanh"):
         size += _magnitude(node.parts[1], k) / 2.3
     elif node.kind == "pow":
