@@ -33,7 +33,8 @@ ALLOWED["tables"] = set(ALLOWED)
 ALLOWED["checks"] = set(ALLOWED)
 ALLOWED["config"] = set(ALLOWED)
 ALLOWED["runtime"] = {"model", "learner", "sampler", "weights", "settings", "tables", "config"} | GROUND
-for package in ("run_model", "task", "rollouts", "evaluation", "planning", "report", "search", "training", "sweeps", "cli"):
+UPPER = ("run_model", "task", "rollouts", "evaluation", "planning", "report", "search", "training", "sweeps", "cli")
+for package in UPPER:
     ALLOWED[package] = set(ALLOWED)  # whatever stands above this row
 ALLOWED["api"] = set(ALLOWED) | {"train"}  # training from Python is the main's function
 MAINS = {"train", "evaluate", "sweep", "plan", "export", "winrate", "reward_model", "rubrics", "reer", "distill"}

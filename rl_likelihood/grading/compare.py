@@ -110,8 +110,13 @@ def _same_relations(reference: Node, answer: Node) -> bool:
     (signs, *references), (other, *answers) = reference.parts, answer.parts
     if len(signs) != len(other):
         return False
-    if ":" in signs + other:
-        return signs == other and (all(map(_same_or_not, references, answers)) or _same_ratios(references, answers))
+    if {":", "clock"} & {*signs, *other}:
+        if {*signs, *other} - {":", "clock"}:
+            return False
+        written = all(map(_same_or_not, references, answers))
+        if "clock" in signs:  # 5:30 is neither 10:60 nor a ratio
+            return written and signs == other
+        return written or _same_ratios(references, answers)
     for turned in (False, True):
         sides = answers[::-1] if turned else answers
         if turned:
@@ -256,7 +261,8 @@ def plain(words: str) -> str:
     def bare(word: str) -> str:
         return word if len(word) == 1 or (word.isupper() and len(word) <= 3) else word.casefold()
 
-    return " ".join(bare(word) for word in words.strip(" .").split())
+    said = [bare(word) for word in words.strip(" .").split()]
+    return " ".join("solution" if word == "solutions" else word for word in said)
 
 
 def _measured(node: Node, other: Node) -> Node:
@@ -275,6 +281,9 @@ def _same_with_units(reference: Node, answer: Node) -> bool:
         if other == "degree" and same_value(value, in_radians(Node("deg", (given,)))):
             return True
         return known and _same(value, given)
+    if {unit, other} == {"degree", "radian"}:
+        turned, plain_ = (value, given) if unit == "degree" else (given, value)
+        return same_value(in_radians(Node("deg", (turned,))), plain_)
     if other:
         return unit == other and _same(value, given)
     if unit == "degree" and same_value(in_radians(Node("deg", (value,))), given):

@@ -6,6 +6,7 @@ Nothing is guessed and nothing is dropped: what no rule reads is Unreadable.
 from collections.abc import Callable
 from fractions import Fraction
 
+from rl_likelihood.grading.intervals import region
 from rl_likelihood.grading.tokens import FUNCTIONS, SYMBOLS, Cursor, Token, Unreadable
 from rl_likelihood.grading.tree import Node, call, in_radians, number, over, signed, times
 
@@ -193,8 +194,9 @@ class Formulas(Cursor):
     def group(self) -> Node:
         self.expect("{")
         node = self.inside(self.item)
-        if self.accept("over"):
-            node = Node("div", (node, self.inside(self.item)))
+        if joint := self.accept("over", "choose"):
+            below = self.inside(self.item)
+            node = Node("div", (node, below)) if joint == "over" else call("binomial", node, below)
         self.expect("}")
         return node
 
@@ -271,8 +273,10 @@ class Formulas(Cursor):
 
     def brackets(self) -> Node:
         """(x), a group; (1, 2) and [1, 2), sequences; {1, 2}, a set; |_x_|."""
-        if self.peek() == "{" and "over" in [self.token(i).text for i in range(2, 4)]:  # {3 \\over 4}
+        if self.peek() == "{" and {"over", "choose"} & {self.token(i).text for i in range(2, 4)}:  # {3 \\over 4}
             return self.group()
+        if self.peek() == "\\{" and self.builds_set():
+            return self.built_set()
         if self.peek() == self.token(1).text == "[":
             return self.rows()
         opening = self.expect("(", "[", "langle", "{", "\\{", *_PAIRS)
@@ -297,6 +301,22 @@ class Formulas(Cursor):
             return Node("sequence", (*shown, *node.parts))
         if closing != _CLOSING[opening][0]:
             raise Unreadable("brackets that do not match")
+        return node
+
+    def builds_set(self) -> bool:
+        r"""Does {x | ...}, {x : ...} or {x \in R | ...} begin?"""
+        real = 2 * (self.token(2).text == "in" and self.token(3).text in ("mathbb R", "reals"))
+        return self.token(1).kind == "name" and self.token(2 + real).text in ("|", ":")
+
+    def built_set(self) -> Node:
+        r"""{x | 0 < x < 1} as the interval that its condition is."""
+        self.at += 2
+        variable = self.tokens[self.at - 1].text
+        self.at += 3 if self.peek() == "in" else 1
+        name, node = region(self.items())
+        self.expect("\\}")
+        if name != variable:
+            raise Unreadable("a set's condition")
         return node
 
     def rows(self) -> Node:

@@ -140,16 +140,20 @@ def _understood(asked: Asked, answer: str) -> bool:
     return _same_words(goal, answer) or (value is not None and value == parse_number(answer))
 
 
-_WORDS = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)|[^\W\d_]+|[^\s\w'\"\u00b0]|_")
+_WORDS = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)|[^\W\d_]+|\S")
 
 
 def _same_words(goal: str, answer: str) -> bool:
-    """The same words, numbers and marks in one order; 1.0 is 1, case, white space, quotes and degrees do not count."""
+    """The same words, numbers and marks in one order; 1.0 is 1, case, white space and quotes do not count.
+
+    Every other character does, a digit of another script too. An answer may leave out the reference's degree signs.
+    """
 
     def words(text: str) -> list:
-        return [parse_number(m[0]) if m["number"] else m[0].casefold() for m in _WORDS.finditer(text)]
+        found = (m for m in _WORDS.finditer(text) if m[0] not in ("'", '"'))
+        return [parse_number(m[0]) if m["number"] else m[0].casefold() for m in found]
 
-    return words(goal) == words(answer)
+    return words(answer) in (words(goal), words(goal.replace("\u00b0", "")))
 
 
 def gym_match(reference: str, answer: str | None) -> bool | None:

@@ -21,6 +21,7 @@ from rl_likelihood.grading.tree import Node
 _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
 _DOLLARS = re.compile(r"(?<!\\)(?:\$\$?|\\[()\[\]])")
+_SPACE_AT_END = re.compile(r"(?<!\\)(?:\\\s+)+$")  # "\ ", of which a strip would leave the backslash
 _WHOLE = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox|mathrm|mathbf|boldsymbol|bm)\s*\{([^{}]*)\}")
 _WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
 _WORDS_ONLY = re.compile(r"[A-Za-z\s.,;:'-]*[A-Za-z][A-Za-z\s.,;:'-]*")
@@ -41,15 +42,15 @@ _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
 def _core(text: str) -> str:
     """The answer itself: what is in the last box, or everything; without marks, dollars and words that lead to it."""
     boxed = last_boxed(text)
-    text = (text if boxed is None else boxed).strip()
-    if len(text) > _LONGEST:
-        return text
-    text = _TEN_TO.sub(r"\\times ", latex(text))
+    text = text if boxed is None else boxed
+    if len(text.strip()) > _LONGEST:
+        return text.strip()
+    text = _TEN_TO.sub(r"\\times ", latex(_SPACE_AT_END.sub("", text).strip()))
     for _ in range(4):  # **$\text{5}$.**
         before = text
         text = _without_end(without_markdown(text).strip())
         text = _without_lead(text)
-        text = _without_end(_formulas(text).strip())
+        text = _without_end(_SPACE_AT_END.sub("", _formulas(text)).strip())
         whole = _WHOLE.fullmatch(text)
         text = whole[1].strip() if whole is not None and not _WORD.fullmatch(text) else text
         if text == before:
@@ -138,15 +139,17 @@ def telemath(reference: str, answer: str | None) -> bool:
     """TeleMath's rule: the two differ by at most 1 % of the larger, or by 0.01; as text where one is not a number.
 
     The last box counts, or everything without one; a leading colon and trailing dots and slashes are dropped. Numbers
-    are whatever formula has a real value: 2.5e-3, 2.5\\times10^{-3}, \\frac{1}{400}; a known unit after it and a name
-    before it (250 MHz, x = 250) are dropped, as `math` does.
+    are whatever formula has a real value: 2.5e-3, 2.5\\times10^{-3}, \\frac{1}{400}; a known unit after it that the
+    reference does not contradict (250 MHz), and a name before it (x = 250) are dropped, as `math` does.
     """
     if answer is None:
         return False
     goal, given = _tidy(reference), _tidy(answer)
-    value, number = _float(goal), _float(given)
+    (value, unit), (number, other) = _float(goal), _float(given)
     if value is None or number is None:
         return exact_match(goal, given)
+    if unit and other and unit != other:
+        return False
     return abs(number - value) <= max(0.01 * max(abs(number), abs(value)), 0.01)
 
 
@@ -156,21 +159,25 @@ def _tidy(text: str) -> str:
 
 
 _ABOUT = re.compile(r"\\approx(?![A-Za-z])|~(?=\s*[0-9])")
+_LETTER_AS_UNIT = re.compile(r"(?<=[0-9])\s+([AFJKNVWms])$")
 _SOME = Node("number", (Fraction(0),))
 
 
-def _float(text: str) -> float | None:
+def _float(text: str) -> tuple[float | None, str]:
+    """The value of a text, None where it has none, and its unit."""
     text = latex(text)
-    node = _read(_core(_ABOUT.sub("=", text))) if len(text) <= 100 else None
+    text = _LETTER_AS_UNIT.sub(r"\\text{ \1}", _ABOUT.sub("=", text))  # no products here: 5 W is no unknown W
+    node = _read(_core(text)) if len(text) <= 100 else None
     if node is None:
-        return None
+        return None, ""
     _, node = without_names(_SOME, node)
-    if node.kind == "unit":
-        node, unit, known = node.parts
-        if not known or unit == "percent":
-            return None
-    node = node.parts[0] if node.kind == "measure" else node
+    unit, known = "", True
+    if node.kind in ("unit", "measure"):
+        node, unit, last = node.parts
+        known = last is True or isinstance(last, Node)
+    if not known or unit == "percent":
+        return None, ""
     try:
-        return values.real(node)
+        return values.real(node), unit
     except Unreadable:
-        return None
+        return None, ""

@@ -1,11 +1,14 @@
 """What stands before "=" in an answer, x = 5, f(x) = 5, AB = 5, area = 5, and the value without it.
 
-Known names are letters, unknown functions of something, segments and angles (capitals), and words of `_WORDS`. An
+Known names are letters, unknown functions of something, segments and angles (capitals), and words of `_WORDS`. A
+subscript is a number, a letter, points or a word of `_SUBSCRIPTS`. An
 answer, not a reference, may also name a sum or quotient of such: a + b = 10. Everything else says something of its own.
 """
 
+import re
+
 from rl_likelihood.grading.tokens import is_variable
-from rl_likelihood.grading.tree import Node, symbols
+from rl_likelihood.grading.tree import CONSTANTS, Node, symbols
 
 _WORDS = """
 a an the of is are final correct required desired total answer value result solution solutions expression area perimeter
@@ -14,6 +17,9 @@ speed time rate cost price amount number count probability sum product differenc
 median mean average mode range minimum maximum variance domain age weight mass
 """
 _KNOWN = frozenset(_WORDS.split())
+_SUBSCRIPTS = frozenset({"max", "min", "total", "avg", "net", "in", "out", "eff", "rms", "tot", "opt", "new", "old"})
+_POINTS = "[A-MO-Z]{1,3}"  # NO and NOT, with an N, are words
+_PLAIN_SUBSCRIPT = re.compile(rf"[0-9,]*[A-Za-z]?[0-9,]*|[a-z](?:,[a-z])+|[a-z][+-][0-9]+|(?:triangle|angle)?{_POINTS}")
 
 
 def without_names(reference: Node, answer: Node) -> tuple[Node, Node]:
@@ -74,13 +80,17 @@ def _is_name(node: Node, answers: bool) -> bool:
     """x, x_1, f(x), (x, y), AB, angle ABC, |AB|, the area."""
     match node.kind:
         case "name":
-            return is_variable(node.parts[0])
+            return _is_letter(node.parts[0], answers)
         case "apply":
-            return all(part.kind in ("name", "number") for part in node.parts[1:])
+            arguments = (part.parts[0] for part in node.parts[1:] if part.kind == "name")
+            known = all(part.kind in ("name", "number") for part in node.parts[1:])
+            return known and (not answers or all(map(_says_nothing, (node.parts[0], *arguments))))
         case "word":
             return set(node.parts[0].lower().split()) <= _KNOWN
         case "sequence":
-            names = [part.parts[0] for part in node.parts[2:] if part.kind == "name" and is_variable(part.parts[0])]
+            names = [
+                part.parts[0] for part in node.parts[2:] if part.kind == "name" and _is_letter(part.parts[0], answers)
+            ]
             if answers and names != sorted(names):  # (y, x) = (1, 2)
                 return False
             return node.parts[:2] == ("(", ")") and len(set(names)) == len(node.parts) - 2
@@ -89,6 +99,19 @@ def _is_name(node: Node, answers: bool) -> bool:
         case "call":
             return node.parts[0] == "abs" and node.parts[1].kind == "mul" and _is_figure(node.parts[1].parts)
     return False
+
+
+def _is_letter(name: str, answers: bool) -> bool:
+    """A letter; in an answer its subscript says nothing, and it has no value of its own: pi = 5 is false."""
+    return is_variable(name) and not (answers and (name in CONSTANTS or not _says_nothing(name)))
+
+
+def _says_nothing(name: str) -> bool:
+    """A symbol without words in its subscript or under its bar."""
+    marked, _, subscript = name.removesuffix("^-1").rstrip("'").partition("_")
+    mark, _, letter = marked.rpartition(" ")
+    bare = not mark or len(letter) == 1 or re.fullmatch(_POINTS, letter) is not None
+    return bare and (subscript in _SUBSCRIPTS or _PLAIN_SUBSCRIPT.fullmatch(subscript) is not None)
 
 
 def _is_figure(factors: tuple[Node, ...]) -> bool:

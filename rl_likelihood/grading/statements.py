@@ -6,6 +6,7 @@ Lists, relations and units; the formulas in them are read by `formula`.
 """
 
 import re
+from itertools import pairwise
 
 from rl_likelihood.grading import units
 from rl_likelihood.grading.formula import Formulas
@@ -13,8 +14,10 @@ from rl_likelihood.grading.tokens import Token, Unreadable, tokens
 from rl_likelihood.grading.tree import Node, number
 
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
+_HOURS, _MINUTES = re.compile("1?[0-9]|2[0-4]|0[0-9]"), re.compile("[0-5][0-9]")
 _CURRENCIES = {"$": "dollar", "euro": "euro", "pounds": "pound-sterling"}
-_LETTERS_AS_UNIT = re.compile(r"[A-Za-z](?: \^ [23])?(?: / [A-Za-z]+(?: \^ [23])?)*")  # m / s ^ 2
+_ONE = r"[A-Za-z]+(?: \^ [23])?"
+_LETTERS_AS_UNIT = re.compile(rf"(?:frac {_ONE} {_ONE}|u?[A-Za-z](?: \^ [23])?(?: [/*] {_ONE})*)")  # m / s ^ 2
 
 
 def read(text: str) -> Node:
@@ -52,11 +55,17 @@ class _Statements(Formulas):
         """A formula, or several with relations between them."""
         if self.labels():
             self.label = self.at
-        nodes, signs = [self.operand()], []
+        start, nodes, signs = self.at, [self.operand()], []
         while sign := self.accept(*RELATIONS):
-            signs.append(sign)
+            signs.append("clock" if sign == ":" and self.is_clock(start) else sign)
             nodes.append(self.operand())
         return Node("relation", (tuple(signs), *nodes)) if signs else nodes[0]
+
+    def is_clock(self, start: int) -> bool:
+        """Is what was read since `start`, and the next number, a time of the day: 5:30, and no ratio such as 2:3?"""
+        hours = [token.text for token in self.tokens[start : self.at - 1]]
+        minutes = self.token()
+        return len(hours) == 1 and bool(_HOURS.fullmatch(hours[0]) and _MINUTES.fullmatch(minutes.text))
 
     def labels(self) -> bool:
         """Do a letter, names or numbers in brackets, and "=" follow?"""
@@ -84,11 +93,17 @@ class _Statements(Formulas):
         """10 m/s, 10 m^2: what was read as a product, but may be a number and a unit of letters."""
         minus = self.tokens[start : start + 1] == [Token("op", "-")]
         first, *rest = self.tokens[start + minus : self.at] or [None]
-        if self.depth or not rest or first.kind != "number" or not rest[0].spaced or rest[0].text not in units.LETTERS:
+        if self.depth or not rest or first.kind != "number":
             return None
-        text = " ".join(token.text for token in rest if token.text not in ("{", "}"))
-        if len(rest) < 3 or _LETTERS_AS_UNIT.fullmatch(text) is None:
+        text = "".join(
+            " " * (t.spaced or t.kind != "name" or u.kind != "name") + t.text for u, t in pairwise([first, *rest])
+        )
+        text = " ".join(text.replace("{", " ").replace("}", " ").split()).replace("mu ", "u")
+        letter = text.partition(" ")[0]
+        alone = rest[0].spaced and letter.removeprefix("u") in units.LETTERS and (len(letter) == 2 or len(rest) > 2)
+        if not (alone or letter == "frac") or _LETTERS_AS_UNIT.fullmatch(text) is None:
             return None
+        text = re.sub(rf"frac ({_ONE}) ({_ONE})", r"\1 / \2", text)
         unit = units.canonical(text.replace(" ^ ", " ^"))
         return (
             Node("measure", (number(-first.value if minus else first.value), unit.unit, node)) if unit.known else None
@@ -128,12 +143,13 @@ class _Statements(Formulas):
         while True:
             token = self.token()
             letter = token.kind == "name" and token.text in units.LETTERS
-            if token.kind == "word" or (letter and (out[-1:] == ["/"] or self.tokens[self.at - 1].text == "degree")):
+            if token.kind == "word" or (
+                letter and (out[-1:] in (["/"], ["*"]) or self.tokens[self.at - 1].text == "degree")
+            ):
                 out.append(token.text)
                 self.at += 1
-            elif out and self.peek() == "/":
-                out.append("/")
-                self.at += 1
+            elif out and self.peek() in ("/", "*"):
+                out.append(self.accept("/", "*"))
             elif out and self.peek() == "^":
                 self.at += 1
                 braced = self.accept("{")

@@ -115,90 +115,72 @@ def last_boxed(text: str) -> str | None:
     return ""
 
 
-_KIND = r"(?:answer|option|choice|selection)"
+# A statement: words that lead to it, the option's name, its own text, that it is right. All of these are closed.
+_KIND = r"(?:answer|ans\.?|option|choice|selection|letter)"
+_SURELY = r"(?:clearly|definitely|certainly|obviously|surely|therefore|thus|hence|so)"
+_IS = r"(?:is|would\s+be|should\s+be|must\s+be|has\s+to\s+be)"
 _LEAD = (
-    r"(?:(?:so|thus|hence|therefore|clearly|i\s+(?:think|believe)\s+(?:that\s+)?(?=it|the)|,)\s*)*"
-    rf"(?:(?:(?:the|my)\s+)?(?:(?:correct|final|best|right|appropriate|only|most\s+likely)\s+)*{_KIND}\s*"
-    r"(?:is|would\s+be|should\s+be|must\s+be)?\b\s*(?:therefore|thus|clearly)?\s*[:=]?\s*"
-    r"|it(?:'s|\s+is)\s+|(?:i\s+(?:would\s+)?)?(?:choose|select|pick|go\s+with)\s+(?:the\s+)?)?"
+    rf"(?:(?:{_SURELY}|i\s+(?:think|believe)\s+(?:that\s+)?(?=it|the)|,)\s*)*"
+    r"(?:(?:(?:the|my)\s+)?(?:(?:correct|final|best|right|appropriate|only|most\s+likely)\s+)*"
+    rf"{_KIND}\s*{_IS}?(?![0-9a-z])\s*{_SURELY}?\s*(?:[:=-]\s*)?(?:the\s+)?"
+    rf"|it(?:'s|\s+{_IS})\s+|(?:i(?:\s+would|\s+will|'d|'ll)?\s+)?(?:choose|select|pick|go\s+with)\s+(?:the\s+)?)?"
 )
-_CHOICE = re.compile(
-    _LEAD + r"""["']?(?:"""
-    r"[(\[]?(?:option|choice|answer)\s*[(\[]?(?P<number>[0-9]{1,2}|[a-z])(?![0-9a-z])[)\]]*"  # option 2, choice B
-    r"|[(\[<](?P<bracketed>[a-z])[)\]>]"  # (B)
-    r"|(?P<letter>[a-z])(?![0-9a-z])"  # B
-    r")",
-    re.IGNORECASE | re.ASCII,
-)
-# What may follow: the end; that it is right; a reason; the option's own text.
-_RIGHT = r"(?:\s+is\s+(?:the\s+)?(?:right|correct|true|best|answer)(?:\s+(?:answer|option|choice|one))?)"
-_END = re.compile(rf"{_RIGHT}?[\s.!;,)\]\"']*$", re.ASCII)
-_REASON = re.compile(
-    rf"{_RIGHT}?(?:[.,;:]|\s)\s*(?:because|since|as|so|which\s+is|explanation|reason)\b|{_RIGHT}[.,;:]\s",
-    re.I | re.ASCII,
-)
-_OPTION_TEXT = re.compile(r"(?:[.:)\]]+|\s+[-\u2013\u2014]|(?<=[)\]>]))\s+(?P<text>\S.*)", re.DOTALL)
-# An option after the first: (C), option C, answer: C, and C), C. or C: after a stop, a comma, "or" or "and".
-_ANOTHER = re.compile(
-    r"(?:(?<![0-9A-Za-z])[(\[](?P<bracketed>[A-Za-z])[)\]]"
-    r"|(?i:\b(?:option|choice)\s*)[(\[]?(?P<number>[0-9]{1,2}|[A-Z])(?![0-9A-Za-z])"
-    r"|(?i:\banswer\s*(?:is\b|:)\s*)(?P<lead>[A-Z])(?![0-9A-Za-z])"
-    r"|(?:[:;,/&)\]\n]|\.\s|(?<!\s[A-Z])\.|(?i:\bor\b|\band\b))\s*"
-    r"(?P<letter>[A-Z])(?:[.:)\]](?![0-9A-Za-z])|\s*$|\s*\n))",
+_NAME = re.compile(
+    _LEAD + r"""(?P<quote>["']?)[(\[<]{0,2}(?:(?:option|choice|answer|letter)\s*)?[(\[<]{0,2}"""
+    r"(?P<name>[a-z]|[0-9]{1,2})(?![0-9a-z])[)\]>]*(?P=quote)",
     re.ASCII,
 )
-# In a reason, each letter alone; in an option's text, one that is no article and in no formula: F = ma, 25 C.
-_ANY_LETTER = re.compile(r"(?:(?<![0-9A-Za-z])([A-Z])(?![0-9A-Za-z'])|\b(?:option|choice)\s*([0-9]{1,2}))", re.ASCII)
-_LETTER_IN_TEXT = re.compile(
-    r"(?<![0-9A-Za-z=+*/^_-])(?<![0-9]\s)(?:([B-HJ])|(A)(?!\s+(?!is\b|and\b|or\b)[a-z]))(?![0-9A-Za-z'=+*/^_.-]|\s*[=+*/^<>])"
-    r"|(?<![0-9A-Za-z])([B-HJ])\.(?![0-9A-Za-z])",
+_BETWEEN = re.compile(r"[\s.:,)\]>(\u2013\u2014-]+")  # a name and the option's own text
+_OF_REFERENCE = re.compile(r"(?:[.:)\]]+ | [-\u2013\u2014] |(?<=[)\]>]) )(?P<own>.+)")
+_RIGHT = re.compile(
+    rf"\s+is\s+(?:{_SURELY}\s+)?(?:the\s+)?(?:right|correct|true|best|answer)(?:\s+(?:answer|option|choice|one))?"
+    r"(?![0-9a-z])",
     re.ASCII,
 )
-# The text of an option that names others: both (A) and (B), neither A nor B, all of the above, A and C.
-_COMBINED = re.compile(
-    r"[.:)\]\s\u2013\u2014-]*(?=(?:(?i:both|either|neither|all|none|any|only|options?|choices?|statements?)\b"
-    r"|[A-Z]\s+(?:and|or|&)\s+[A-Z]\b))"
-    r"(?:(?i:both|either|neither|all|none|any|only|options?|choices?|statements?|of|the|above|and|or|nor)\b"
-    r"|[(\[]?\b[A-Z]\b[)\]]?|[,&\s])+",
-    re.ASCII,
-)
+_STOP = re.compile(r"[.!;,:)\]\s]*")
 _FONTS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|boldsymbol|bm)\s*\{([^{}]*)\}")
-_SPACES = re.compile(r"\\[,;: !]|\\q?quad|~|\\[()]")
+_SPACES = re.compile(r"\\[,;: !]|\\q?quad|(?<=[^\s~])~(?=[^\s~])|\\[()]")
 _EMPHASIS = re.compile(r"[*_`]+")
 _LONGEST_CHOICE = 2_000  # characters; longer texts name no choice
 
 
-def choice(text: str, own: str | None = "") -> int | None:
-    r"""The number (from 1; A = 1) of the option that a text names in its last \boxed{}, or else at its start; or None.
+def choice(text: str, own: str = "", numbered: bool = False) -> int | None:
+    r"""The number (from 1; A = 1) of the option that a text names in its last \boxed{}, or else as a whole; or None.
 
-    Known: B, b, (B), [B], B., **B**, \text{B}, option 2, choice B, "B"; with a reason (B because ...) or that it is
-    right after it, and with "the (correct) answer is", "the right option is", "I choose", "clearly" before it. The
-    option's own text may follow (B. Text): it is `own`, or begins with no small letter; with `own` None it is any.
-    Not a choice: a bare number, a letter that begins a sentence ("A cat", "(B) is wrong"), a text that goes on to name
-    another option; an option that is made of others, "(D) Both (A) and (B)", is that option.
+    Known: B, b, (B), [B], B., **B**, \text{B}, option 2, choice B, "B"; that it is right after it, "the (correct)
+    answer is", "it must be", "I choose", "clearly" before it; several of these, of one option. `own` is the option's
+    text, which may follow its name: B. Text. `numbered`: options have numbers, so a bare 2 names one.
+    Not a choice: any other text around the name, a reason too, for it may say that the option is wrong.
     """
-    head = _head(text)
-    m = _CHOICE.match(head)
-    if m is None:
-        return None
-    number = _place(m["number"] or m["bracketed"] or m["letter"])
-    combined = _COMBINED.match(head, m.end())
-    start = m.end() if combined is None else combined.end()
-    said = _own_text(head)
-    if said and (own is None or said.casefold() == own.casefold()):
-        return number or None
-    described = bool(said) and not said[0].islower()
-    if not (described or _END.match(head, start) or _REASON.match(head, start)):
-        return None
-    kinds = (_ANOTHER, _LETTER_IN_TEXT) if described else (_ANY_LETTER,)
-    others = (other for kind in kinds for other in kind.finditer(head, start))
-    if any(_place(next(filter(None, other.groups()))) != number for other in others):
-        return None
+    head, at, named = _head(text), 0, set()
+    while at < len(head):
+        m = _NAME.match(head, at)
+        if m is None:
+            return None
+        if m["name"].isdigit() and not (numbered or _says_option(m)):
+            return None
+        named.add(_place(m["name"]))
+        end = _after_own_text(head, m.end(), own)
+        right = _RIGHT.match(head, end)
+        end = right.end() if right else end
+        at = _STOP.match(head, end).end()
+        if at == end < len(head):  # "Bx"
+            return None
+    number = named.pop() if len(named) == 1 else None
     return number or None  # option 0 is none
 
 
+def _after_own_text(head: str, at: int, own: str) -> int:
+    """Where the option's own text ends, if it follows."""
+    between = _BETWEEN.match(head, at)
+    if not own or between is None or not head.startswith(own, between.end()):
+        return at
+    end = between.end() + len(own)
+    return at if head[end : end + 1].isalnum() else end
+
+
 def _head(text: str) -> str:
-    """The answer without fonts and marks; nothing of one that is too long."""
+    """The answer in small letters without fonts and marks; nothing of one that is too long."""
     boxed = last_boxed(text)
     text = (text if boxed is None else boxed).strip()
     if len(text) > _LONGEST_CHOICE:
@@ -206,26 +188,38 @@ def _head(text: str) -> str:
     head = latex(text.replace("\u3002", ".")).replace(r"\left", "").replace(r"\right", "")
     for _ in range(2):
         head = _FONTS.sub(r"\1", head)
-    return _EMPHASIS.sub("", _SPACES.sub(" ", head)).replace("$", "").strip("#{} \n")
-
-
-def _own_text(head: str) -> str:
-    """The text of the option after its letter: of "B. 5G core" 5G core."""
-    m = _CHOICE.match(head)
-    own = None if m is None else _OPTION_TEXT.match(head, m.end())
-    return "" if own is None else own["text"].strip(" .")
+    return " ".join(_EMPHASIS.sub("", _SPACES.sub(" ", head)).replace("$", "").strip("#{} \n").casefold().split())
 
 
 def _place(name: str) -> int:
-    return int(name) if name.isdigit() else ord(name.lower()) - ord("a") + 1
+    return int(name) if name.isdigit() else ord(name) - ord("a") + 1
+
+
+def _says_option(m: re.Match[str]) -> bool:
+    """Does "option" or "choice" stand before the name?"""
+    return re.search(r"(?:option|choice)\s*[(\[]*$", m.string[m.start() : m.start("name")]) is not None
+
+
+def _option(reference: str) -> tuple[int, str, bool] | None:
+    """The number of the reference's option, its own text, and whether it is named by a number: option 2: Text."""
+    head = _head(reference)
+    m, number = _NAME.match(head), choice(reference)
+    if m is not None and number is None and (m["name"].isalpha() or _says_option(m)):
+        after = _OF_REFERENCE.match(head, m.end())
+        if after is not None and choice(after["own"]) is None and _place(m["name"]):
+            return _place(m["name"]), after["own"].strip(" ."), m["name"].isdigit()
+    return None if m is None or number is None else (number, "", m["name"].isdigit())
 
 
 def multiple_choice(reference: str, answer: str | None) -> bool:
     """The same option (see `choice`); as text (`exact_match`) where the reference names no option."""
     if answer is None:
         return False
-    right = choice(reference, own=None)
-    return exact_match(reference, answer) if right is None else choice(answer, _own_text(_head(reference))) == right
+    option = _option(reference)
+    if option is None:
+        return exact_match(reference, answer)
+    right, own, numbered = option
+    return choice(answer, own, numbered) == right
 
 
 def prefix_match(reference: str, answer: str | None) -> bool:

@@ -48,10 +48,12 @@ _SAME = {
     "ast": "*", "cdot": "*", "times": "*", "div": "/", "colon": ":", "textdollar": "$", "degrees": "degree",
     "textdegree": "degree", "varnothing": "emptyset", "backslash": "setminus",
 }  # fmt: skip
-_IGNORED = set(
-    """left right displaystyle textstyle limits nolimits quad qquad thinspace medspace big Big bigg Bigg bigl bigr Bigl
-    Bigr biggl biggr Biggl Biggr enspace thickspace negthinspace middle underline bf rm it""".split()
-)
+_IGNORED = {
+    "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
+    "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "enspace",
+    "thickspace", "negthinspace", "middle", "underline", "bf", "rm", "it", "tiny", "scriptsize", "footnotesize",
+    "small", "normalsize", "large", "Large", "LARGE", "huge", "Huge",
+}  # fmt: skip
 _TEXTS = ("text", "textbf", "textit", "textrm", "textnormal", "textsf", "mbox", "hbox")
 # Where letters of another shape are the same letters; \mathbf{i} stays, a vector's name.
 _FONTS = ("mathrm", "mathit", "mathnormal", "operatorname", "mathsf")
@@ -75,10 +77,11 @@ _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?
 
 _SCANNER = re.compile(
     r"(?P<row>\\\\(?:\[[0-9.]+(?:pt|em|ex|mm|cm)\])?|\\cr(?![A-Za-z])|\\tabularnewline)"
-    r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\hspace\*?\s*\{[^{}]*\}|\\left\s*\.|\\right\s*\.)"
+    r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\(?:hspace\*?|(?:text)?color)\s*\{[^{}]*\}|\\left\s*\.|\\right\s*\.)"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
     rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>[^{{}}]*)\}}"
     rf"|\\(?P<font>{'|'.join(_FONTS)})\s*\{{\s*(?P<letters>[^{{}}\\]*)\}}"
+    r"|\\mu\s*\\(?:text|mathrm)\s*\{\s*(?P<micro>[smgFHAVW])\s*\}"
     r"|\\(?P<bold>mathbf|boldsymbol|bm|vec|hat|mathbb|mathcal|overrightarrow|overline|bar)\s*"
     r"(?:\{\s*(?P<bolded>[A-Za-z]{1,4})\s*\}|\s(?P<bolded1>[A-Za-z])(?![A-Za-z]))"
     r"|\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))(?P<degree>)"
@@ -188,6 +191,8 @@ def _token(m: re.Match[str]) -> list[Token]:
         return words(m["text"])
     if m["letters"] is not None:
         return _letters(m["letters"].strip(), m["font"] == "mathrm")
+    if m["micro"]:
+        return [Token("word", "u" + m["micro"])]
     if m["bold"]:
         return [Token("name", f"{_SAME.get(m['bold'], m['bold'])} {m['bolded'] or m['bolded1']}")]
     if m["degree"] is not None:

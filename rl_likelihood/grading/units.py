@@ -8,11 +8,12 @@ import dataclasses
 # The name that a unit gets, then its other spellings. Plurals are made of all that are words.
 _NAMES = """
 m meter metre; cm centimeter centimetre; mm millimeter millimetre; km kilometer kilometre kms; nm nanometer;
+um micrometer micrometre micron; us microsecond; ug microgram; uF; uH; uA; uV; uW;
 inch in; foot feet ft; yard yd yds; mile mi; acre; hectare ha; g gram gm gms; kg kilogram kgs; mg milligram;
 ton tonne; lb pound lbs; oz ounce; L liter litre; mL milliliter millilitre ml; gallon gal; quart qt; pint pt;
 cup; s second sec secs; ms millisecond; minute min mins; h hour hr hrs; day; week; month; year yr yrs; decade;
 century; mph; kph kmh; rpm; degree deg degs; radian rad rads; percent pct; dollar USD buck;
-cent penny pennies pence; euro EUR; pound-sterling GBP; N newton; J joule; kJ kilojoule; W watt; kW kilowatt;
+cent penny pennies pence; euro EUR; pound-sterling GBP; N newton; J joule; kJ kilojoule; W watt; kW kilowatt; kWh; Wh;
 MW megawatt; mW milliwatt; V volt; A ampere amp; ohm; F farad; Hz hertz; kHz kilohertz; MHz megahertz;
 GHz gigahertz; dB decibel; dBm; dBi; bps; kbps Kbps; Mbps; Gbps; bit; kbit; Mbit; Gbit; byte; kB KB; MB; GB;
 Erlang erlang; packet; symbol; sample; K kelvin; Pa pascal; kPa; mol mole; unit; C Celsius; Fahrenheit;
@@ -59,19 +60,21 @@ class Measure:
 
 def canonical(words: str) -> Measure:
     """The unit that words, their powers and slashes spell: "million square centimeters" is 1000000, "cm^2"."""
-    left = words.replace("/", " / ").replace("^", " ^").split()
+    words = words.replace(r"\mu ", "u").replace(r"\cdot ", "*")
+    left = words.replace("/", " / ").replace("*", " * ").replace("^", " ^").split()
     left = [word if word in _CANONICAL else word.strip(".,") for word in left]
     factor = 1
     while left and left[0] in SCALES:
         factor *= SCALES[left.pop(0)]
     unit, left = _unit(left)
     out = [unit]
-    while unit and len(left) > 1 and left[0] in ("per", "/", "an", "a"):
+    while unit and len(left) > 1 and left[0] in ("per", "/", "an", "a", "*"):
+        sign = "*" if left[0] == "*" else "/"
         unit, left = _unit(left[1:])
-        out.append(unit)
+        out += [sign, unit]
     if left:  # unknown words, as they stand
         return Measure(factor, " ".join(words.split()), known=False)
-    return Measure(factor, " / ".join(_COMPOUND.get(u, u) for u in out), known=out == [""] or all(out))
+    return Measure(factor, " ".join(_COMPOUND.get(u, u) for u in out), known=out == [""] or all(out))
 
 
 def _unit(words: list[str]) -> tuple[str, list[str]]:

@@ -1,183 +1,40 @@
-"""Are two formulas equal? Exactly, by rationals, wherever these suffice; else by 600 digits of both.
+"""Are two formulas equal? Exactly, by rationals, wherever these suffice; else by 600 digits of both, or more.
+
+How many digits: numbers met on the way of up to `size` digits, before or after the point, give values that are equal or
+differ by more than 10^-(2 size + 300); 3 size + 450 digits show this. So e^-1100 is neither e^-1200 nor 0.
 
 Formulas with symbols are compared at several points: two different polynomials of degree d agree at one of these with
-a chance of about d in a million. No step takes more than a bounded time: what is too large is Unreadable.
+a chance of about d in a million. Those with factorials of symbols are compared at whole numbers. No step takes more
+than a bounded time: what is too large is Unreadable.
 """
 
-import hashlib
+import functools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from fractions import Fraction
 
 import mpmath
 
-from rl_likelihood.grading.tokens import Unreadable, is_variable
-from rl_likelihood.grading.tree import CONSTANTS, Node, parts_of, symbols
+from rl_likelihood.grading.rationals import WHOLE_POINTS, Irrational, Undefined, rational
+from rl_likelihood.grading.tokens import Unreadable
+from rl_likelihood.grading.tree import Node, parts_of, symbols
 
 POINTS = 4
 _MORE_POINTS = 2  # for formulas with steps: floor(x/2) and floor(x/3) are equal at most small points
-_BITS = 60_000  # of the largest rational
 _MAGNITUDE = 200_000  # the largest binary exponent
-_LARGEST_FACTORIAL = 3_000
-_QUICK, _EXACT = 50, 600  # decimal digits
+_QUICK, _EXACT = 50, (600, 1200, 2400, 4800)  # decimal digits
+_MOST_CALLS = 600  # of functions at 600 digits: twice the digits take four times as long
 
 
-class _Irrational(Exception):
-    """No rational number: digits are needed."""
-
-
-class Undefined(Exception):
-    """No value at this point."""
-
-
-_CONTEXTS = {digits: mpmath.mp.clone() for digits in (_QUICK, _EXACT)}
-for digits, context in _CONTEXTS.items():
+@functools.cache
+def _context(digits: int):
+    context = mpmath.mp.clone()
     context.dps = digits
+    return context
+
+
 _LOCK = threading.Lock()  # mpmath's contexts change their precision while they work
-
-
-def _point(name: str, k: int) -> Fraction:
-    """What a symbol stands for at point k: positive, negative, of either sign, small."""
-    digest = hashlib.sha256(f"{k} {name}".encode()).digest()
-    value = Fraction(1 + int.from_bytes(digest[:4], "big") % 9_999_991, 1_000_003)
-    if k == 1 or (k == 2 and digest[5] % 2):
-        return -value
-    return {3: value / 11, 4: value * 1009, 5: -value * 211}.get(k, value)
-
-
-# ---------------------------------------------------------------------------------------------- rationals
-
-
-def rational(node: Node, k: int = 0) -> Fraction:
-    """The exact value at point k. Raises _Irrational, Undefined, Unreadable."""
-    value = _RATIONAL.get(node.kind, _not_rational)(node, k)
-    if value.numerator.bit_length() + value.denominator.bit_length() > _BITS:
-        raise _Irrational
-    return value
-
-
-def _not_rational(node: Node, k: int) -> Fraction:
-    if node.kind in ("call", "pow"):
-        raise _Irrational
-    raise Unreadable(node.kind)
-
-
-def _name(node: Node, k: int) -> Fraction:
-    if node.parts[0] in CONSTANTS:
-        raise _Irrational
-    if not is_variable(node.parts[0]):
-        raise Unreadable(node.parts[0])
-    return _point(node.parts[0], k)
-
-
-def _applied(node: Node, k: int) -> Fraction:
-    """f(2), of a function that is not known: some number, the same for the same argument."""
-    name, *arguments = node.parts
-    try:
-        return _point(f"{name}({','.join(str(rational(a, k)) for a in arguments)})", k)
-    except _Irrational:
-        raise Unreadable("an unknown function of an irrational number") from None
-
-
-def _product(node: Node, k: int) -> Fraction:
-    above = below = 1
-    for part in node.parts:
-        value = rational(part, k)
-        above, below = above * value.numerator, below * value.denominator
-        if above.bit_length() + below.bit_length() > 2 * _BITS:
-            raise _Irrational
-    return Fraction(above, below)
-
-
-def _sum(node: Node, k: int) -> Fraction:
-    value = Fraction(0)
-    for part in node.parts:
-        value += rational(part, k)
-        if value.denominator.bit_length() > _BITS:
-            raise _Irrational
-    return value
-
-
-def _quotient(node: Node, k: int) -> Fraction:
-    above, below = (rational(part, k) for part in node.parts)
-    if below == 0:
-        raise Undefined
-    return above / below
-
-
-def _power(node: Node, k: int) -> Fraction:
-    base, exponent = (rational(part, k) for part in node.parts)
-    if exponent.denominator != 1:
-        raise _Irrational
-    if base == 0 and exponent <= 0:
-        raise Undefined
-    size = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if abs(exponent) * size > _BITS and abs(base) not in (0, 1):
-        raise _Irrational
-    if abs(exponent) > _BITS:
-        exponent = 2 + exponent % 2  # of -1, 0 or 1
-    return base ** int(exponent)
-
-
-def _whole(*values: Fraction) -> list[int]:
-    if any(v.denominator != 1 for v in values):
-        raise _Irrational
-    return [int(v) for v in values]
-
-
-def _factorial(value: Fraction) -> Fraction:
-    (n,) = _whole(value)
-    if n < 0:
-        raise Undefined
-    if n > _LARGEST_FACTORIAL:
-        raise Unreadable("a large factorial")
-    return Fraction(math.factorial(n))
-
-
-def _binomial(above: Fraction, below: Fraction) -> Fraction:
-    n, k = _whole(above, below)
-    if not 0 <= n <= _LARGEST_FACTORIAL or not k >= 0:
-        raise Unreadable("a binomial")
-    return Fraction(math.comb(n, k))
-
-
-_RATIONAL_CALLS: dict[str, Callable[..., Fraction]] = {
-    "abs": abs,
-    "floor": lambda x: Fraction(math.floor(x)),
-    "ceil": lambda x: Fraction(math.ceil(x)),
-    "factorial": _factorial,
-    "binomial": _binomial,
-    "max": max,
-    "min": min,
-    "gcd": lambda *values: Fraction(math.gcd(*_whole(*values))),
-    "lcm": lambda *values: Fraction(math.lcm(*_whole(*values))),
-}
-
-
-def _call(node: Node, k: int) -> Fraction:
-    name, *arguments = node.parts
-    if name not in _RATIONAL_CALLS:
-        raise _Irrational
-    values = [rational(a, k) for a in arguments]
-    return _RATIONAL_CALLS[name](*values)
-
-
-_RATIONAL: dict[str, Callable[[Node, int], Fraction]] = {
-    "number": lambda node, k: node.parts[0],
-    "name": _name,
-    "apply": _applied,
-    "add": _sum,
-    "mul": _product,
-    "div": _quotient,
-    "pow": _power,
-    "neg": lambda node, k: -rational(node.parts[0], k),
-    "deg": lambda node, k: rational(node.parts[0], k),
-    "call": _call,
-}
-
-
-# ---------------------------------------------------------------------------------------------- digits
 
 
 def _digits(node: Node, k: int, mp):
@@ -185,7 +42,7 @@ def _digits(node: Node, k: int, mp):
     try:
         exact = rational(node, k)
         return mp.mpf(exact.numerator) / exact.denominator
-    except _Irrational:
+    except Irrational:
         pass
     if node.kind == "name":
         name = node.parts[0]
@@ -250,11 +107,14 @@ def _function(name: str, values: list, mp):
         if any(mp.im(v) != 0 for v in values):
             raise Undefined
         return (max if name == "max" else min)(values)
-    if name in ("floor", "ceil", "factorial", "binomial", "gcd", "lcm"):
-        if any(mp.im(v) != 0 or abs(v) > _LARGEST_FACTORIAL for v in values) or name in ("gcd", "lcm"):
-            raise Unreadable(f"{name} of this")
-        return getattr(mp, name)(*values)
+    if name in ("factorial", "binomial", "gcd", "lcm"):  # of whole numbers only: the gamma function takes too long
+        raise Unreadable(f"{name} of this")
     (value,) = values
+    if name in ("floor", "ceil"):
+        if mp.im(value) != 0 or abs(value) > mp.mpf(10) ** 15:
+            raise Unreadable(f"{name} of this")
+        nearest = mp.nint(value)  # sqrt(2)^2 is 2, not 1.999...
+        return nearest if abs(value - nearest) < mp.mpf(10) ** (-0.75 * mp.dps) else getattr(mp, name)(value)
     if name in ("exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh") and abs(value) > _MAGNITUDE:
         raise Unreadable("a large argument")
     return abs(value) if name == "abs" else getattr(mp, name.replace("arc", "a"))(value)
@@ -262,7 +122,7 @@ def _function(name: str, values: list, mp):
 
 def _value(node: Node, k: int, digits: int):
     """The value at point k; None where there is none."""
-    mp = _CONTEXTS[digits]
+    mp = _context(digits)
     try:
         with _LOCK:
             return _digits(node, k, mp)
@@ -272,10 +132,55 @@ def _value(node: Node, k: int, digits: int):
         raise Unreadable(str(error)) from None
 
 
-def _close(a, b, digits: int, tolerance: float) -> bool:
-    mp = _CONTEXTS[digits]
+def _size(node: Node, k: int) -> float:
+    """How many digits, before or after the point, the numbers have that are met on the way to the value at point k."""
+    if not symbols(node) or node.parts[0] in ("factorial", "binomial"):
+        try:
+            value = rational(node, k)
+            return 0.302 * (value.numerator.bit_length() + value.denominator.bit_length())
+        except (Irrational, Undefined):
+            pass
+    inner = [_size(part, k) for part in parts_of(node)]
+    if node.kind == "add":
+        return max(inner) + 1
+    size = sum(inner) if inner else 7 if symbols(node) else 1  # a symbol; pi, e
+    call = node.parts[0] if node.kind == "call" else ""
+    if call not in ("", "root", "abs") or (node.kind == "pow" and node.parts[1].kind != "number"):
+        size *= 2  # sin x is x but for a third power
+    if call in ("exp", "sinh", "cosh", "tanh"):
+        size += _magnitude(node.parts[1], k) / 2.3
+    elif node.kind == "pow":
+        base = _value(node.parts[0], k, _QUICK)
+        size += _magnitude(node.parts[1], k) * (abs(mpmath.log10(abs(base))) if base else 0)
+    return float(size)
+
+
+def _magnitude(node: Node, k: int):
+    value = _value(node, k, _QUICK)
+    return 0 if value is None else abs(value)
+
+
+def _calls(node: Node) -> int:
+    """How many functions and powers other than whole ones are to be computed."""
+    slow = node.kind == "call" or (node.kind == "pow" and node.parts[1].kind != "number")
+    return slow + sum(map(_calls, parts_of(node)))
+
+
+def _enough(size: float, nodes: tuple[Node, ...], points: Sequence[int]) -> int:
+    """How many digits to compute. Raises Unreadable where they are too many."""
+    for digits in _EXACT:
+        if digits >= 3 * size + 450:
+            if sum(map(_calls, nodes)) * len(points) * (digits / _EXACT[0]) ** 2 > _MOST_CALLS:
+                raise Unreadable("too many digits of too many functions")
+            return digits
+    raise Unreadable("too many digits")
+
+
+def _zero(value, digits: int, size: float) -> bool:
+    """Is a value with this many digits 0 as far as these show?"""
+    mp = _context(digits)
     with _LOCK:
-        return abs(a - b) <= mp.mpf(10) ** (-tolerance) * max(1, abs(a), abs(b))
+        return abs(value) <= mp.mpf(10) ** (size - 25 if digits == _QUICK else -2 * size - 300)
 
 
 def same_value(a: Node, b: Node) -> bool:
@@ -283,24 +188,31 @@ def same_value(a: Node, b: Node) -> bool:
     if a == b:
         return True
     names = symbols(a) | symbols(b)
-    points = range(POINTS + _MORE_POINTS * (_has_steps(a) or _has_steps(b)) if names else 1)
+    steps, whole = (
+        any(_has(node, *kind) for node in (a, b)) for kind in (("floor", "ceil"), ("factorial", "binomial"))
+    )
+    points = range(POINTS + _MORE_POINTS * steps if names else 1)
+    whole = whole and bool(names)
+    points = WHOLE_POINTS if whole else points
     try:
         pairs = [_exact_pair(a, b, k) for k in points]
-        pairs = [pair for pair in pairs if pair is not None]
-        return bool(pairs) and all(x == y for x, y in pairs)
-    except _Irrational:
+        pairs = [pair for pair in pairs if pair is not None and not (whole and None in pair)]
+        return len(pairs) > whole and all(x == y for x, y in pairs)
+    except Irrational:
         return _same_digits(a, b, points)
 
 
-def _has_steps(node: Node) -> bool:
-    return node.parts[:1] in (("floor",), ("ceil",)) or any(map(_has_steps, parts_of(node)))
+def _has(node: Node, *calls: str) -> bool:
+    """Is there such a call of something with symbols in a formula?"""
+    here = node.kind == "call" and node.parts[0] in calls and bool(symbols(node))
+    return here or any(_has(part, *calls) for part in parts_of(node))
 
 
 def exact(node: Node) -> Fraction | None:
     """The value of a formula without symbols as a rational; None where it has none, or none that is surely one."""
     try:
         return None if symbols(node) else rational(node)
-    except (_Irrational, Undefined, Unreadable):
+    except (Irrational, Undefined, Unreadable):
         return None
 
 
@@ -317,13 +229,15 @@ def _exact_pair(a: Node, b: Node, k: int) -> tuple[Fraction | None, Fraction | N
     return None if pair == (None, None) else pair
 
 
-def _same_digits(a: Node, b: Node, points: range) -> bool:
+def _same_digits(a: Node, b: Node, points: Sequence[int]) -> bool:
     """At the points where both are real; where they nowhere are, at all."""
-    for digits, tolerance in ((_QUICK, 25), (_EXACT, 450)):
+    size = max(_size(node, k) for node in (a, b) for k in points)
+    for quick in (True, False):
+        digits = _QUICK if quick else _enough(size, (a, b), points)
         pairs = [(k, _value(a, k, digits), _value(b, k, digits)) for k in points]
         pairs = [(k, x, y) for k, x, y in pairs if x is not None and y is not None]
         real = [(k, x, y) for k, x, y in pairs if _real(x) and _real(y)]
-        if not pairs or not all(_close(x, y, digits, tolerance) for _, x, y in real or pairs):
+        if not pairs or not all(_zero(x - y, digits, size) for _, x, y in real or pairs):
             return False
         points = [k for k, _, _ in real or pairs]
     return True
@@ -337,16 +251,14 @@ def proportional(a: Node, b: Node) -> bool:
     """Is one formula the other times a number that is not 0? Of what two equations say is 0."""
     if not symbols(a) or symbols(a) != symbols(b):
         return False
-    factor = None
-    for k in range(POINTS):
-        x, y = _value(a, k, _EXACT), _value(b, k, _EXACT)
-        if x is None or y is None or x == 0 or y == 0:
+    sizes = [max(_size(node, k) for k in range(POINTS)) for node in (a, b)]
+    digits = _enough(sum(sizes), (a, b), range(POINTS))
+    values = [[_value(node, k, digits) for k in range(POINTS)] for node in (a, b)]
+    for of_node, size in zip(values, sizes, strict=True):
+        if any(value is None or _zero(value, digits, size) for value in of_node):
             return False
-        if factor is None:
-            factor = x / y
-        if not _close(x / y, factor, _EXACT, 450):
-            return False
-    return True
+    (x, *xs), (y, *ys) = values
+    return all(_zero(x * other_y - other_x * y, digits, sum(sizes)) for other_x, other_y in zip(xs, ys, strict=True))
 
 
 def real(node: Node) -> float | None:

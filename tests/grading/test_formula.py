@@ -54,7 +54,7 @@ def test_read(text, node):
      "x_",     "x^{2}^{3}", "5!!", "5.", "1.2.3", r"\sqrt[3", "a @ b", "{",
      r"\begin{pmatrix}1", r"\begin{pmatrix}1&2\\3\end{pmatrix}",
      "5{1}", "{5}{1}", "x<1 and x>2 or x>3", "[[1],[2,3]]",
-     r"\{x | x > 0\}", "0.12...", "5 % %", r"x million", "word word = 3 ."],
+     r"\{x | x = 0\}", r"\{x | y > 0\}", r"\{x : x > 0", "0.12...", "5 % %", r"x million", "word word = 3 ."],
 )  # fmt: skip
 def test_what_is_not_read_whole_is_refused(text):
     with pytest.raises(Unreadable):

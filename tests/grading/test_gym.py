@@ -208,6 +208,7 @@ def item(dataset: str, answer: str, **metadata) -> str:
 
 
 GSM = item("gsm_symbolic", "405")
+DEGREES = item("advanced_geometry", "54.7\u00b0")
 BACKWARD = item("spell_backward", "olleh")
 FRACTION = item("fraction_simplification", "$\\frac{3}{4}$",
                 simplified_numerator=3, simplified_denominator=4, numerator=6, denominator=8)  # fmt: skip
@@ -223,6 +224,11 @@ LOCK = asked("quantum_lock").check
     "reference, answer, right",
     [
         *[(GSM, text, True) for text in ("405", "405.0", " 405 ")],
+        *[(GSM, text, False) for text in ("405 \u0663\u0664", "405\u0663", "405\u00b0", "405\u00b2")],
+        *[(BACKWARD, text, False) for text in ("olleh\u0663", "olleh\u00b0", "olleh_")],
+        (FRACTION, "$\\frac{3}{4}$\u0663", False),
+        (DEGREES, "54.7\u00b0 3", False),
+        (DEGREES, "54.7\u00b0\u0663", False),
         *[(GSM, text, False) for text in ("-405", "not 405", "405 or 7", "405\n1090", "$405 - 1", "x = 405")],
         *[(BACKWARD, text, True) for text in ("olleh", "OLLEH")],
         *[(BACKWARD, text, False) for text in ("olleh or 7", "olleh olleh", "not olleh", "olleh0", "o l l e h")],
@@ -270,6 +276,10 @@ LOCK = asked("quantum_lock").check
 )
 def test_a_rule_is_asked_only_about_what_it_reads_whole(reference, answer, right):
     assert gym_match(reference, answer) is right
+
+
+def test_the_degrees_of_a_reference_may_be_left_out():
+    assert gym_quick(DEGREES, "54.7") is None and gym_quick(GSM, "405\u00b0") is False
 
 
 def test_one_wrong_cell_of_a_hundred_is_wrong():

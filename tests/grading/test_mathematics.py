@@ -37,7 +37,7 @@ def test_what_says_the_same_is_right_and_nothing_else(kind):
 
 
 def test_the_cases_are_many_of_each_kind():
-    assert len(CASES) == 18 and all(len(rows) >= 10 for rows in CASES.values())
+    assert len(CASES) == 22 and all(len(rows) >= 10 for rows in CASES.values())
 
 
 def test_fences_and_the_end_of_an_answer():
@@ -212,7 +212,9 @@ HOSTILE = (
     "1," * 990 + "1", "''" * 900, "x" + "'" * 1_900, r"\begin{pmatrix}" * 120, "$" * 1_999, r"\text{" * 300, "**" * 900,
     " *a" * 600, r"\binom{99999}{5}", "99999!", "°" * 900, r"\max(" * 300, r"\tan(10^{5000})", r"10^{10^{10}}",
     "1e9999",
-    "(-1)^{10^{50}}", "0^{-1}", r"\log 0", r"\frac{0}{0}",
+    "(-1)^{10^{50}}", "0^{-1}", r"\log 0", r"\frac{0}{0}", r"5+\pi!" + r"+\pi!-\pi!" * 200,
+    r"5+x" + r"+\sin x-\cos x" * 130,
+    r"x+1" + r"+x^{x}-x^{x}" * 110, r"\lfloor" * 25 + r"\pi" + r"\rfloor" * 25,
 )  # fmt: skip
 
 
@@ -285,6 +287,17 @@ def test_long_answers_are_compared_as_text():
                 "minus = 250",
             )
         ],
+        ("250 MHz", "250 MHz", True),
+        ("250 MHz", "250", True),
+        ("250 MHz", "250 GHz", False),
+        ("250 m/s", "250 meters per second", True),
+        ("250 m/s", "250 km/h", False),
+        ("3 dB", "3 dBm", False),
+        ("100 W", "100 watts", True),
+        ("100 W", "100 kW", False),
+        ("100", "100 W", True),
+        ("100", "100 x", False),
+        ("5 ms", "5 s", False),
         ("5.0", "nan", False),
         ("5.0", "inf", False),
         ("5.0", "1_0", False),
