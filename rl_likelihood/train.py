@@ -26,7 +26,7 @@ from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets.questions import digest, digest_of_files
 from rl_likelihood.learner.adversarial import init_run_state, run_state_shardings
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_reference, models_of
+from rl_likelihood.learner.step import all_finite, init_reference, models_of
 from rl_likelihood.mesh import put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
@@ -106,7 +106,7 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         begin = -1 if resume is None else resume
         copy = board(folder, begin) if c.report.tensorboard and distributed.first() else None
         tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c), copy)
-        writer = stack.enter_context(MetricsWriter(folder, c.train.steps, begin, tracker))
+        writer = stack.enter_context(MetricsWriter(folder, c.train.steps, None, tracker))
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
@@ -118,8 +118,9 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
                 step, finished = learn(c, session, resume, saved and known_model(c, workdir, *saved[:3]))
             if finished and not c.train.keep_optimizer:
                 distributed.by_first(lambda: drop_optimizer(workdir))
-        except OtherInputs:  # refused: the run is where it was
-            run_files.write_status(folder, **(before or {"state": "failed", "step": 0}))
+        except OtherInputs as error:  # refused: the run is where it was
+            lost = {"state": "failed", "step": resume or 0, "steps": c.train.steps, "error": str(error)}
+            run_files.write_status(folder, **(before or lost))
             raise
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -153,6 +154,7 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)
     keep_what_it_needs(task, session)
+    session.writer.rewind(-1 if resume is None else resume)  # not earlier: a refused resume changes no file
     r, keep, optimizer = open_run(session, task, devices), checkpoint_config(c.train), make_optimizer(c.optimizer)
     try:
         from_state = start if resume is None else resumed
@@ -310,8 +312,10 @@ def resumed(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | Non
 
 
 def prepare_start(r: Run, params: Params) -> Params:
-    """Parameters of step 0: those given, or those after the warm start, with an evaluation before it."""
+    """Parameters of step 0: those given, or those after the warm start, with an evaluation before it. All finite."""
     w = r.config.warm_start
+    if not all_finite(params):
+        raise distributed.SharedRefusal(f"model.path is {r.task.model_path}, whose weights are not finite; fetch them again")
     if not w.steps:
         return params
     rows, stage = r.task.heldout, "untouched"

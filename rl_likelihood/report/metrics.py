@@ -15,7 +15,8 @@ from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, append, cann
 class MetricsWriter:
     """Writes the files of one workdir. On several hosts only process 0 makes one.
 
-    `resume_step` is the step that the run goes on from (0 for a new run); `tracker` copies the numbers to wandb.
+    `resume_step` is the step that the run goes on from (0 for a new run); with None nothing is cut before `rewind`.
+    `tracker` copies the numbers to wandb.
     Use as `with MetricsWriter(...) as writer`, or call `close`.
     """
 
@@ -23,7 +24,7 @@ class MetricsWriter:
         self,
         workdir: str | Path,
         steps: int,
-        resume_step: int = 0,
+        resume_step: int | None = 0,
         tracker: Tracker | None = None,
     ):
         self.workdir = Path(workdir)
@@ -32,7 +33,8 @@ class MetricsWriter:
             self.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise cannot_write(self.workdir, e) from e
-        self.rewind(resume_step)
+        if resume_step is not None:
+            self.rewind(resume_step)
         self._tracker = tracker
 
     def __enter__(self) -> MetricsWriter:

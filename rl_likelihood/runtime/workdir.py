@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -12,7 +13,7 @@ from rl_likelihood.config import binding_differences, flatten
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.console import say
-from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES
+from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, cannot_write
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 
@@ -66,14 +67,20 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
 
 def write_config(workdir: Path, c: Config) -> None:
     """Writes the config as the workdir's config."""
-    path = workdir / CONFIG
+    _replace(workdir / CONFIG, json.dumps(flatten(c), indent=1) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file of a workdir whole: if that fails, the old file stays as it was."""
+    part = path.with_suffix(".part")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(flatten(c), indent=1) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text)
         part.replace(path)
     except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror}); choose another --workdir") from None
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise cannot_write(path, e) from None
 
 
 def pinned_date(workdir: Path, date: str) -> str:
@@ -93,7 +100,7 @@ def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool =
         )
     if changed:
         say(f"warning: {workdir} goes on with other {changed[0]} (--force)")
-    (workdir / INPUTS).write_text(json.dumps({"date": date, **digests}) + "\n")
+    _replace(workdir / INPUTS, json.dumps({"date": date, **digests}) + "\n")
 
 
 def _inputs(workdir: Path) -> dict[str, str]:
@@ -122,7 +129,7 @@ def has_results(workdir: Path) -> bool:
 def restore_tracking_id(workdir: Path, tracking_id: str | None) -> None:
     """Writes the wandb id again if its file is gone, so that wandb continues the same run."""
     if tracking_id and not (workdir / TRACKING_ID).exists():
-        (workdir / TRACKING_ID).write_text(tracking_id + "\n")
+        _replace(workdir / TRACKING_ID, tracking_id + "\n")
 
 
 def warn_of_lost_lines(folder: Path, sizes: dict[str, int], step: int) -> None:
