@@ -48,10 +48,12 @@ from rl_likelihood.runtime.profile import Profile
 from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.signals import Stopped, StopRequest
 from rl_likelihood.runtime.workdir import (
+    EXAMPLES,
     INITIAL,
     TOKENIZER,
     OtherInputs,
     claim,
+    digest_of_examples,
     keep_inputs,
     pinned_date,
     restore_tracking_id,
@@ -154,7 +156,6 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)
     keep_what_it_needs(task, session)
-    session.writer.rewind(-1 if resume is None else resume)  # not earlier: a refused resume changes no file
     r, keep, optimizer = open_run(session, task, devices), checkpoint_config(c.train), make_optimizer(c.optimizer)
     try:
         from_state = start if resume is None else resumed
@@ -247,7 +248,7 @@ def keep_what_it_needs(task: Task, session: Session) -> None:
     def keep() -> None:
         c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
         digests = {"questions": digest(*sides), "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast])}
-        digests["code"] = digest_of_files(c.reward.file, c.env.file)
+        digests |= {"code": digest_of_files(c.reward.file, c.env.file), EXAMPLES: digest_of_examples(c)}
         keep_inputs(session.workdir, c.prompt.date, digests, session.force)
         write_config(session.workdir, session.given)
         if task.model_path != BYTES and not (session.workdir / TOKENIZER).exists():
@@ -276,6 +277,7 @@ def start(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None,
     """
     c, mesh, model = r.config, r.devices.learner, r.task.model
     at = run_state_shardings(mesh, model, optimizer, c.step)
+    r.writer.rewind(-1)
     initial = prepare_start(r, params)
     state = jax.jit(lambda p: init_run_state(trained(r.task, p), optimizer, c.step, model.width), out_shardings=at)(
         initial
@@ -315,7 +317,9 @@ def prepare_start(r: Run, params: Params) -> Params:
     """Parameters of step 0: those given, or those after the warm start, with an evaluation before it. All finite."""
     w = r.config.warm_start
     if not all_finite(params):
-        raise distributed.SharedRefusal(f"model.path is {r.task.model_path}, whose weights are not finite; fetch them again")
+        raise distributed.SharedRefusal(
+            f"model.path is {r.task.model_path}, whose weights are not finite; fetch them again"
+        )
     if not w.steps:
         return params
     rows, stage = r.task.heldout, "untouched"

@@ -44,7 +44,10 @@ class LossConfig:
         "seq_sum", "how tokens become one loss"
     )
     delta_l_alpha: float = field(
-        1.0, "delta_l: a row of n tokens has weight n^-alpha, divided by the mean over the group or batch", least=0, most=10
+        1.0,
+        "delta_l: a row of n tokens has weight n^-alpha, divided by the mean over the group or batch",
+        least=0,
+        most=10,
     )
     ratio: Literal["none", "token", "sequence"] = field(
         "none", "truncated importance weights of the policy term, for stale rollouts (the answer term has none)"

@@ -76,10 +76,11 @@ class MetricsWriter:
 
 
 def _short(x: float) -> str:
-    """Three or so digits: 2.1e-05, 0.031, 12.34, 1234, 12.3k, 4.56M."""
-    for letter, scale, above in (("M", 1e6, 1e6), ("k", 1e3, 1e4)):
-        if abs(x) >= above:
-            return f"{x / scale:.3g}{letter}"
+    """Three or so digits: 2.1e-05, 0.031, 12.34, 1234, 12.3k, 4.56M, 7.89G, 1.2e+12."""
+    rounded = float(f"{x:.3g}")
+    for letter, scale, above in (("", 1.0, 1e12), ("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e3, 1e4)):
+        if abs(rounded) >= above:
+            return f"{rounded / scale:.3g}{letter}"
     if abs(x) >= 1000:
         return f"{x:.0f}"
     return f"{x:.2f}" if abs(x) >= 0.1 or x == 0 else f"{x:.2g}"
