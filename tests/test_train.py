@@ -572,7 +572,7 @@ def test_a_workdir_whose_start_was_refused_may_be_used_with_the_mended_config(tm
     run(tmp_path / "run", train__steps=1, eval__prompts=0)
     assert run_files.read_status(tmp_path / "run")["state"] == "done"
     with pytest.raises(UserError, match="another config"):
-        run(tmp_path / "run", train__steps=2, eval__prompts=0)
+        run(tmp_path / "run", train__steps=1, eval__prompts=0, optim__lr=1e-4)
 
 
 # -------------------------------------------------------------------------------- as a user runs it
