@@ -44,7 +44,7 @@ MUTANTS = [
     # learner: the surrogate
     Mutant("learner/surrogate.py", "return jnp.where(std > MIN_STD, scaled, 0.0)", "return scaled", SURROGATE),
     Mutant("learner/surrogate.py", "return differences * n", "return differences * (n - 1)", SURROGATE),
-    Mutant("learner/surrogate.py", "counts = keep & (keep.sum(-1, keepdims=True) > 1)", "counts = keep", SURROGATE),
+    Mutant("learner/surrogate.py", "usable = keep & (keep.sum(-1, keepdims=True) > 1)", "usable = keep", SURROGATE),
     Mutant("learner/surrogate.py", "jnp.clip(values / jnp.maximum(std, MIN_STD), -1, 1)", "values / std", SURROGATE),
     Mutant(
         "learner/surrogate.py", "rows = rows / jnp.maximum(mask.sum(-1), 1)", "rows = rows / mask.shape[-1]", SURROGATE
@@ -53,8 +53,13 @@ MUTANTS = [
     Mutant("learner/surrogate.py", "jax.lax.stop_gradient(weight) * a * logp", "weight * a * logp", SURROGATE),
     Mutant("learner/surrogate.py", "return 0.5 * d * d", "return d * d", SURROGATE),
     # learner: chains from a second prompt
-    Mutant("learner/posterior.py", "jnp.where(own, others, total", "jnp.where(own, total / n, total", POSTERIOR),
-    Mutant("learner/posterior.py", "jnp.where(counts, w * (reward", "jnp.where(counts, (reward", POSTERIOR),
+    Mutant(
+        "learner/posterior.py",
+        "jnp.where(from_prompt, others, total",
+        "jnp.where(from_prompt, total / n, total",
+        POSTERIOR,
+    ),
+    Mutant("learner/posterior.py", "jnp.where(usable, w * (reward", "jnp.where(usable, (reward", POSTERIOR),
     Mutant(
         "learner/posterior.py",
         "return jax.lax.stop_gradient(jnp.minimum(w, cfg",
@@ -98,7 +103,7 @@ MUTANTS = [
     Mutant("rewards/likelihood.py", "return jnp.where(x < 1, near, far)", "return near", SURROGATE),
     Mutant(
         "rewards/likelihood.py",
-        "jnp.exp(of_best) * jnp.expm1(jnp.minimum(d, 1.0))",
+        "jnp.exp(best_tokens) * jnp.expm1(jnp.minimum(difference, 1.0))",
         "jnp.exp(tokens) - jnp.exp(of_best)",
         f"{SURROGATE} -k 'five_digits or lengths'",
     ),
@@ -192,7 +197,7 @@ MUTANTS = [
     Mutant("sampler/engine.py", "starts.first + first_chain", "starts.first", "sampler/test_engine.py -k any_index"),
     Mutant(
         "sampler/decode.py",
-        "request.first_chain + before",
+        "request.first_chain + first_row",
         "request.first_chain",
         "sampler/test_engine.py -k one_program",
     ),
@@ -249,7 +254,12 @@ MUTANTS = [
     Mutant("evaluation/statistics.py", "(logp > no_chain[:, None])", "(logp >= no_chain[:, None])", STATISTICS),
     Mutant("evaluation/statistics.py", "logp.mean(1) - swapped", "swapped - logp.mean(1)", STATISTICS),
     # where batches come from
-    Mutant("rollouts/batches.py", "prompts, self.task.key(SAMPLE)", "prompts, self.task.key(2)", f"{BATCHES} -k keys"),
+    Mutant(
+        "rollouts/batches.py",
+        "weights, prompts, self.task.key(SAMPLE)",
+        "weights, prompts, self.task.key(2)",
+        f"{BATCHES} -k keys",
+    ),
     Mutant("rollouts/batches.py", "v[:, :n] for k, v", "v[:, -n:] for k, v", f"{BATCHES} -k trained_on"),
     Mutant("sampler/queue.py", "stop + queue.dropped or", "stop or", "sampler/test_queue.py"),
 ]

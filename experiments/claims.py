@@ -110,11 +110,11 @@ def _judged(claim: Claim, runs: Runs, resamples: int) -> dict[str, Any]:
     by_seed = each.mean(1)
     if claim.sign:
         ahead = claim.sign * np.asarray([low, high, *by_seed])
-        verdict = "appears" if (ahead > 0).all() else "contradicted" if (ahead < 0).all() else "not told apart"
+        verdict = "appears" if (ahead > 0).all() else "contradicted" if (ahead < 0).all() else "undecided"
     else:
         outside = low > claim.margin or high < -claim.margin
         inside = -claim.margin <= low and high <= claim.margin
-        verdict = "appears" if inside else "contradicted" if outside else "not told apart"
+        verdict = "appears" if inside else "contradicted" if outside else "undecided"
     result = {"difference": each.mean(), "low": low, "high": high, "by_seed": by_seed.tolist(), "seeds": seeds}
     return {"verdict": verdict, **result}
 

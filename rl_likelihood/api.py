@@ -1,4 +1,4 @@
-"""The package from Python, for notebooks and scripts: thin functions over what the commands do.
+"""The package's Python interface, for notebooks and scripts: thin functions over the commands.
 
     from rl_likelihood import api
 
@@ -8,7 +8,7 @@
     api.generate(run, ["3 + 4"], samples=2)
     api.score(run, "3 + 4", chain="3 and 4 more is 7.", answer="7")
 
-docs/python.md explains them.
+docs/python.md explains it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.workdir import CONFIG, pinned_date, read_config
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import PAD, REFERENCE, Example, UserError
-from rl_likelihood.task import EVALUATE, Task, known_model, load, run_on
+from rl_likelihood.task import EVALUATE, Task, checkpoint_model, load, run_on
 from rl_likelihood.train import run as run_training
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 
 
 def config(file: str = "", fields: dict[str, Any] | None = None) -> ConfigDict:
-    """The config of `configs/NAME.py[:key=value,...]`, or the defaults, with other values of some fields.
+    """The config of `configs/NAME.py[:key=value,...]`, or the defaults. `fields` overrides some of its values.
 
-    `fields` are as on the command line, {"optim.lr": 1e-4}; a "preset" among them sets its fields first.
+    `fields` have the names of the command line, {"optim.lr": 1e-4}. A "preset" among them is applied first.
     """
     fields, c = fields or {}, tree()
     if file:
@@ -61,10 +61,11 @@ def config(file: str = "", fields: dict[str, Any] | None = None) -> ConfigDict:
             c = runpy.run_path(path)["get_config"](argument)
         finally:
             sys.path.pop(0)
-    known = flatten(c)
+    known_fields = flatten(c)
     for name in fields:
-        if name not in known:
-            raise UserError(f"the config has no field {name}; {did_you_mean(name, known)}docs/config.md lists all")
+        if name not in known_fields:
+            hint = did_you_mean(name, known_fields)
+            raise UserError(f"the config has no field {name}; {hint}docs/config.md lists all")
     c.update_from_flattened_dict(fields)
     apply_preset(c, list(fields))
     return c
@@ -72,7 +73,7 @@ def config(file: str = "", fields: dict[str, Any] | None = None) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run in its workdir, and the model of one of its checkpoints."""
+    """A run: its workdir, and the model of one of its checkpoints."""
 
     workdir: Path
     step: int
@@ -80,7 +81,7 @@ class Run:
     params: Params
 
     def frame(self, name: str) -> pandas.DataFrame:
-        """A file of JSON lines in the workdir as a table, by step."""
+        """A JSON-lines file of the workdir as a table, indexed by step."""
         try:
             import pandas
         except ImportError as e:
@@ -101,16 +102,16 @@ class Run:
 
     @property
     def samples(self) -> pandas.DataFrame:
-        """samples.jsonl: chains of training, with what they scored."""
+        """samples.jsonl: sampled chains of training, with their rewards."""
         return self.frame(run_files.SAMPLES)
 
     @functools.cached_property
     def weights(self) -> Params:
-        """The parameters as the sampler reads them."""
+        """The parameters in the sampler's layout."""
         return decode.prepare(self.params, self.task.model)
 
     def encoded(self, prompts: Sequence[str], answers: Sequence[str]) -> list[EncodedExample]:
-        """Questions with their answers in ids, as the run asks them."""
+        """Questions with their answers in ids, in the run's prompt format."""
         c, task = self.task.config.prompt, self.task
         examples = [Example(f"prompt {i}", p, a) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))]
         wide = dataclasses.replace(c, max_prompt=task.model.max_position, max_answer=task.model.max_position)
@@ -118,13 +119,13 @@ class Run:
 
 
 def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> Run:
-    """Trains as `python -m rl_likelihood.train` does: the same workdir goes on where it stopped."""
+    """Trains as `python -m rl_likelihood.train` does. The same workdir resumes."""
     run_training(build(config), Path(workdir), force)
     return load_run(workdir)
 
 
 def load_run(workdir: str | Path, step: int | None = None) -> Run:
-    """The run of a workdir with the model of one checkpoint, by default the newest."""
+    """The run in a workdir, with the model of one checkpoint (by default the newest)."""
     workdir = Path(workdir)
     c = tree()
     if not (workdir / CONFIG).exists():
@@ -134,8 +135,8 @@ def load_run(workdir: str | Path, step: int | None = None) -> Run:
     settings = build(c)
     date = pinned_date(workdir, settings.prompt.date)
     settings = dataclasses.replace(settings, prompt=dataclasses.replace(settings.prompt, date=date))
-    known = known_model(settings, workdir, *checkpoint.describe(workdir)[:3])
-    task, _ = load(settings, training=False, known=known)
+    saved_model = checkpoint_model(settings, workdir, *checkpoint.describe(workdir)[:3])
+    task, _ = load(settings, training=False, saved_model=saved_model)
     model, params, step, _ = checkpoint.restore_params(workdir, step)
     model = run_on(model, settings, jax.default_backend())
     return Run(workdir, step, dataclasses.replace(task, model=model), jax.device_put(params))
@@ -143,7 +144,7 @@ def load_run(workdir: str | Path, step: int | None = None) -> Run:
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """One chain of thought with its answer (None where the model gave none), and the whole text."""
+    """One sampled reply: its chain of thought, its answer (None if it has none), and its whole text."""
 
     chain: str
     answer: str | None
@@ -153,7 +154,7 @@ class Generated:
 def generate(
     run: Run, prompts: Sequence[str], samples: int = 0, seed: int = 0, max_chain: int = 0
 ) -> list[list[Generated]]:
-    """For each prompt a greedy chain with its answer, then `samples` as the run's fields of `eval` draw them."""
+    """For each prompt one greedy reply, then `samples` sampled replies with the run's settings in `eval`."""
     if not prompts:
         return []
     task, c = run.task, run.task.config
@@ -173,10 +174,10 @@ def generate(
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How likely the model finds an answer after a chain: log-probs in nats of each token, and every likelihood reward.
+    """The likelihood of an answer after a chain: the log-prob (nats) of each token, and every likelihood reward.
 
-    `chain`, `answer`: (token, log-prob) pairs; `rewards` are of the tokens of the answer that count
-    (prompt.score_delims), `without_chain` the same rewards after an empty chain. A notebook shows it in colours.
+    `chain`, `answer`: (token, log-prob) pairs. `rewards`: over the scored tokens of the answer (prompt.score_delims).
+    `without_chain`: the same rewards after an empty chain. A notebook shows it in colours.
     """
 
     chain: list[tuple[str, float]]
@@ -187,7 +188,7 @@ class Score:
     def _repr_html_(self) -> str:
         words = []
         for token, logp in [*self.chain, *self.answer]:
-            hue = 120 * float(np.exp(logp))  # from red, impossible, to green, certain
+            hue = 120 * float(np.exp(logp))  # from red (impossible) to green (certain)
             style = f"background: hsl({hue:.0f} 80% 85%); color: black; white-space: pre-wrap"
             words.append(f'<span style="{style}" title="{logp:.3f} nats">{html.escape(token)}</span>')
         rows = "".join(
@@ -199,24 +200,24 @@ class Score:
 
 
 def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
-    """The log-probs of a chain and, after it, of a reference answer, and the rewards these give."""
+    """Scores a chain and a reference answer after it: their log-probs, and the likelihood rewards."""
     task = run.task
     (row,) = run.encoded([prompt], [answer])
     targets = [completion_ids(row, text, task.tokenizer, task.fmt) for text in (chain, "")]
     width = max(len(ids) for ids, _ in targets)
-    given = collate([row, row], np.arange(2), len(row.prompt_ids), len(row.answer_ids), task.fmt.pad_id)
-    batch = to_batch(given_rollout(given, targets, task.fmt.pad_id, width))
+    collated = collate([row, row], np.arange(2), len(row.prompt_ids), len(row.answer_ids), task.fmt.pad_id)
+    batch = to_batch(given_rollout(collated, targets, task.fmt.pad_id, width))
     step = dataclasses.replace(task.config.step, two_branches=False, temperature=1.0, micro_batch_prompts=0)
     stats = make_score(task.model, step)(run.params, batch).stats
     logp = np.asarray(stats.log_prob)[:, 0]
 
     def tokens(of_answer: bool) -> list[tuple[str, float]]:
         ids, kinds = targets[0]
-        wanted = np.flatnonzero((kinds == REFERENCE) == of_answer)
-        return [(task.tokenizer.decode([ids[t]]), float(logp[0, t])) for t in wanted if kinds[t] != PAD]
+        positions = np.flatnonzero((kinds == REFERENCE) == of_answer)
+        return [(task.tokenizer.decode([ids[t]]), float(logp[0, t])) for t in positions if kinds[t] != PAD]
 
     def rewards(i: int) -> dict[str, float]:
-        given = logp[i][None, None], np.asarray(batch.scored[i])[None], np.ones((1, 1), bool)
-        return {name: float(objective(*given)[0]) for name, objective in OBJECTIVES.items()}
+        arguments = logp[i][None, None], np.asarray(batch.scored[i])[None], np.ones((1, 1), bool)
+        return {name: float(objective(*arguments)[0]) for name, objective in OBJECTIVES.items()}
 
     return Score(tokens(False), tokens(True), rewards(0), rewards(1))

@@ -1,10 +1,10 @@
 """Chains of a teacher: python -m rl_likelihood.distill --config=... --workdir=DIR --config.distill.teacher=...
 
-The teacher, a server that speaks OpenAI's chat protocol or a model of any kind that model.path takes, answers each
-training question. DIR/distill.jsonl has the chains that lead to an answer that the grader calls right, or, with
-distill.accept=likelihood, to a likelier reference; it feeds warm_start.chains=given and reward.sft_chain.
-DIR/dropped.jsonl has the other questions and why. After Ctrl-C or a kill the same command goes on, and asks nothing
-twice. Limits of calls and tokens, the key's variable and the rest of an address's settings are those of judge.
+The teacher is a server that speaks OpenAI's chat protocol, or any model that model.path accepts. It answers each
+training question. DIR/distill.jsonl has the chains whose answer the grader calls right or, with
+distill.accept=likelihood, the chains that make the reference likelier. Its rows are for warm_start.chains=given and
+reward.sft_chain. DIR/dropped.jsonl has the other questions and the reasons. After Ctrl-C or a kill, the same command
+resumes and repeats no request. The config group `judge` has the settings of a server (limits, the API key's variable).
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def main() -> None:
             distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, {"questions": questions}))
             distill(f, workdir)
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from here")
+        say("stopped; run the same command to resume")
         sys.exit(130)
 
 
 def finder(c: Config, workdir: Path) -> Finder:
-    """The teacher, the questions and, where a likelihood decides, the model that says it."""
+    """The teacher, the questions, and the config's model, which scores with distill.accept=likelihood."""
     d = c.distill
     if not d.teacher:
         raise UserError("distill.teacher is empty; name a model or the address of a server, as http://HOST:PORT/v1")
@@ -71,18 +71,18 @@ def finder(c: Config, workdir: Path) -> Finder:
         endpoint.refuse_unreachable()
         propose = http_proposer(endpoint, d.temperature, task.fmt)
     else:
-        own, weights = with_model(task, d.teacher, devices.learner)
-        propose = model_proposer(own, sampler_weights(weights, own.model, devices), d.temperature)
+        teacher_task, weights = with_model(task, d.teacher, devices.learner)
+        propose = model_proposer(teacher_task, sampler_weights(weights, teacher_task.model, devices), d.temperature)
     return Finder(task, params, asks_of(task), propose, Journal(workdir), devices, say=say)
 
 
 def distill(f: Finder, workdir: Path) -> None:
-    """Asks the teacher for what is not there yet, and writes the chains and the dropped questions."""
+    """Gets the teacher's missing replies, then writes the chains and the dropped questions."""
     c, n = f.task.config, len(f.task.train)
     length = Length(c.distill.replies, f.task.fmt.answer_close + ">", c.distill.max_new)
-    asked = f.journal.of("teacher", 0)
-    for i in [i for i, line in asked.items() if not line["replies"]]:
-        del asked[i]  # a call that failed is made again
+    answered = f.journal.of("teacher", 0)
+    for i in [i for i, line in answered.items() if not line["replies"]]:
+        del answered[i]  # repeats a failed call
 
     def make(part: list[int]) -> list[dict[str, Any]]:
         instruction = c.prompt.instruction or INSTRUCTION
@@ -90,7 +90,7 @@ def distill(f: Finder, workdir: Path) -> None:
         progress.advance(len(part))
         return [{"replies": group} for group in f.replies(asks, 0, length)]
 
-    with Progress("asked the teacher", n, "questions", f.say, done=len(asked)) as progress:
+    with Progress("asked the teacher", n, "questions", f.say, done=len(answered)) as progress:
         lines = f.each("teacher", 0, range(n), make)
     table = grader_table(c.reward.file)
     pool = Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code, table=table)
@@ -115,6 +115,6 @@ def distill(f: Finder, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder for the chains, and to go on from")
+    flags.DEFINE_string("workdir", None, "folder for the chains; an existing one resumes")
     define_processes()
     run_main(main)

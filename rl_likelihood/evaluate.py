@@ -1,13 +1,14 @@
 """Evaluate: python -m rl_likelihood.evaluate --config=... [--workdir=DIR] [--step=N] [--out=DIR].
 
-Prints a table on a terminal, elsewhere and with --json one JSON object, and appends that object to DIR/eval.jsonl
-(evaluation/statistics.py says what is in it). The records of the questions are in DIR/evaluations. After Ctrl-C or a
-kill the same command goes on from there. Without --workdir: the model that the config starts from, whose files --out
-keeps.
+Prints a table on a terminal; elsewhere, or with --json, one JSON object. Appends that object to DIR/eval.jsonl
+(evaluation/statistics.py defines its numbers). DIR/evaluations has a record of each question. After Ctrl-C or a kill,
+the same command resumes. Without --workdir, the model that the config starts from is evaluated; --out=DIR then names
+the folder for the files.
 
-`eval.samples` chains are sampled of each question. The papers' configs also take eval.mc_samples = 32 of the first
-eval.mc_prompts questions: log_prob_mc32, pass@k, majority@k. A run may be evaluated with the config of another data
-set, if tags and scoring are the same. Several processes share the questions: --coordinator and so on as in `train`.
+For each question, `eval.samples` chains are sampled. The papers' configs also sample eval.mc_samples = 32 chains for
+the first eval.mc_prompts questions: log_prob_mc32, pass@k, majority@k. A run may be evaluated with the config of
+another data set, if tags and scoring are the same. Several processes share the questions: --coordinator etc. as in
+`train`.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.runtime.workdir import CONFIG, has_examples, pinned_date, read_config
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
-from rl_likelihood.task import known_model, load, load_model, param_shardings, run_on
+from rl_likelihood.task import checkpoint_model, load, load_model, param_shardings, run_on
 
-# What a checkpoint was trained with and an evaluation of it must share: how it is to answer, and what is scored.
-# Its questions may be others, in their lengths and with their instruction.
+# Fields that must be equal in training and evaluation: the format of answers, and the scored tokens. The questions,
+# their maximum lengths and their instruction may differ.
 SAME = (
     "prompt.use_system",
     "prompt.examples",
@@ -65,48 +66,48 @@ def main() -> None:
         prompt = dataclasses.replace(c.prompt, date=pinned_date(Path(workdir), c.prompt.date))
         c = dataclasses.replace(c, prompt=prompt)
     devices = make_devices(c)
-    known = None if workdir is None else known_model(c, Path(workdir), *checkpoint.describe(workdir)[:3])
-    # What an answer copies is looked up in the training texts.
-    task, params = load(c, training=c.eval.texts != "none", mesh=devices.learner, known=known)
+    saved_model = None if workdir is None else checkpoint_model(c, Path(workdir), *checkpoint.describe(workdir)[:3])
+    # The metric `copied` compares answers with the training texts.
+    task, params = load(c, training=c.eval.texts != "none", mesh=devices.learner, saved_model=saved_model)
     initial = load_model(c, devices.learner)[1] if c.eval.by_initial else None
     if workdir is not None:
-        at = functools.partial(param_shardings, devices.learner)
-        model, params, step, _ = checkpoint.restore_params(workdir, step, at)
+        sharding_of = functools.partial(param_shardings, devices.learner)
+        model, params, step, _ = checkpoint.restore_params(workdir, step, sharding_of)
         task = dataclasses.replace(task, model=run_on(model, c, jax.default_backend()))
     folder = out or workdir
     with contextlib.ExitStack() as stack:
         written = folder and stack.enter_context(distributed.folder_of_first(Path(folder)))
         try:
-            begun = Evaluation(task, params, task.heldout, devices, step or 0, written or None)
-            of = dataclasses.replace(begun, say=tell, stream=sys.stderr, initial=initial)
-            numbers = evaluate(of)
+            evaluation = Evaluation(task, params, task.heldout, devices, step or 0, written or None)
+            request = dataclasses.replace(evaluation, say=tell, stream=sys.stderr, initial=initial)
+            numbers = evaluate(request)
         except KeyboardInterrupt:
-            further = "the same command goes on from here" if folder else "nothing is kept without --out=DIR"
+            further = "run the same command to resume" if folder else "nothing is kept without --out=DIR"
             tell(f"stopped; {further}")
             sys.exit(130)
     if not distributed.first():
         return
-    row: dict[str, Any] = {"step": step or 0, "data": asked(c.data), **numbers}
+    row: dict[str, Any] = {"step": step or 0, "data": data_name(c.data), **numbers}
     if folder is not None:
         run_files.append(Path(folder) / run_files.EVAL, row)
     print(json.dumps(row) if flags.FLAGS.json or not sys.stdout.isatty() else evaluation_text(row))
 
 
-def asked(data: DataConfig) -> str:
-    """Where the questions come from: one run may be evaluated on several sets."""
+def data_name(data: DataConfig) -> str:
+    """The name of the evaluated data set, because a run may be evaluated on several."""
     if data.source == "reasoning_gym":
         return ", ".join(data.tasks)
     return (data.heldout_path or data.train_path) + (f", {data.heldout_split}" if data.heldout_split else "")
 
 
 def tell(text: str) -> None:
-    """Progress, where it does not disturb the one JSON object; by the first process."""
+    """Prints progress to stderr, so that stdout has only the JSON object. Only process 0 prints."""
     if distributed.first():
         print(text, file=sys.stderr, flush=True)
 
 
 def check_workdir(workdir: Path, c: Config) -> None:
-    """Refuse a folder without checkpoints, or one whose run asked its questions in another way."""
+    """UserError for a folder without checkpoints, or for a run whose SAME fields differ from this config's."""
     config = flatten(c)
     if checkpoint.latest_step(workdir) is None:
         raise UserError(f"{workdir} holds no checkpoint; leave --workdir out to evaluate the untouched model")
@@ -126,7 +127,7 @@ def check_workdir(workdir: Path, c: Config) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of a run; without it, the model that the config starts from")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
-    flags.DEFINE_bool("json", False, "one JSON object on a terminal too; without a terminal it is always that")
+    flags.DEFINE_bool("json", False, "print one JSON object even on a terminal; elsewhere it is always printed")
     flags.DEFINE_string("out", None, "folder for eval.jsonl and the records; the workdir by default")
     define_processes()
     run_main(main)

@@ -1,14 +1,13 @@
-"""Write a trained policy as a Hugging Face folder that transformers loads as it is.
+"""Export a trained policy to a Hugging Face folder that transformers loads directly.
 
     python -m rl_likelihood.export --workdir=DIR --out=HF_DIR [--step=N] [--dtype=float32] [--force] [--adapters]
                                     [--push=OWNER/NAME [--public]]
 
-The folder holds config.json, model.safetensors, the tokenizer with its chat template, generation_config.json with the
-ids that end a text, and export.json, which says of which run it is. Over another model it writes only with --force.
-A run with LoRA is written as one model, or with --adapters as the folder of adapters that peft loads. A reward model is
-written as a sequence classifier with one label, whose logit is the score.
---push uploads the folder to a repository of the Hugging Face Hub, private unless --public, with the token in HF_TOKEN
-or that of `hf auth login`.
+The folder has config.json, model.safetensors, the tokenizer with its chat template, generation_config.json with the ids
+that end a text, and export.json, which names the run. Another model is overwritten only with --force. A run with LoRA
+is exported as one model, or with --adapters as a folder of adapters for peft. A reward model is exported as a sequence
+classifier with one label, whose logit is the score. --push uploads the folder to a repository of the Hugging Face Hub
+(private unless --public), with the token in HF_TOKEN or of `hf auth login`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from rl_likelihood.weights.hugging_face import CONFIG, INDEX, WEIGHTS
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase
 
-ORIGIN = "export.json"  # in an exported folder: the run that it is of
+ORIGIN = "export.json"  # in an exported folder: the run that it came from
 
 
 def export(
@@ -51,9 +50,9 @@ def export(
     out: str | os.PathLike,
     dtype: str = "float32",
 ) -> None:
-    """Write `params` to the folder `out`, with the tokenizer that belongs to `model_path`.
+    """Writes `params` to the folder `out`, with the tokenizer at `model_path`.
 
-    UserError when that tokenizer does not fit the vocabulary, or when `out` holds other weights.
+    UserError if the tokenizer does not match the vocabulary, or if `out` contains other weights.
     """
     if Path(out).resolve() == Path(model_path).resolve():
         raise UserError(f"--out={out} is the folder that the run started from; choose another")
@@ -66,33 +65,33 @@ def export(
         "eos_token_id": stop[0] if len(stop) == 1 else list(stop) or None,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    # The weights first: they refuse a folder of other weights before anything in it is touched.
+    # The weights first: this refuses a folder with other weights before anything in it changes.
     files.save(out, cfg, params, dtype, generation)
     save_tokenizer(tokenizer, out)
 
 
 def pad_unlike_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives the tokenizer a padding id that no conversation ends with: transformers scores the last id that is no
-    padding."""
+    """Sets a padding id that differs from the id that ends a conversation, because transformers scores the last id that
+    is not padding."""
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     end = tokenizer(tokenizer.apply_chat_template(talk, tokenize=False), add_special_tokens=False)["input_ids"][-1]
-    others = [i for i in (tokenizer.pad_token_id, *tokenizer.all_special_ids) if i not in (None, end)]
-    if others:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(others[0])
+    candidates = [i for i in (tokenizer.pad_token_id, *tokenizer.all_special_ids) if i not in (None, end)]
+    if candidates:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(candidates[0])
 
 
 def with_head(workdir: str, params: Params, step: int, head: ValueHead) -> Params:
-    """A reward model's parameters and its value head, as a classifier has them."""
+    """The parameters of a sequence classifier: a reward model's parameters with its value head as `score`."""
     if step != checkpoint.latest_step(workdir):
         raise UserError(f"--step={step}: the value head is of the newest checkpoint only; leave --step out")
     if head.bias != 0:
-        raise UserError(f"{workdir}: the value head has a bias, which a sequence classifier has not; train it again")
+        raise UserError(f"{workdir}: the value head has a bias, but a sequence classifier has none; train it again")
     return {**params, "score": head.weight[None]}
 
 
 def export_adapters(workdir: Path, cfg: ModelConfig, adapters: Params, out: Path) -> None:
-    """A folder for peft, and beside it in `base` the model that the adapters stand on, unless the run began with the
-    very model of a Hugging Face folder."""
+    """Writes the adapters to a folder for peft. Also writes their base model to `out`/base, unless it is exactly the
+    model of a Hugging Face folder."""
     model_path, meta = checkpoint.describe(workdir)[2:]
     if not meta.get("lora"):
         raise UserError(f"--adapters: {workdir} is a run without LoRA (lora.rank is 0); leave the flag out")
@@ -128,7 +127,7 @@ def main() -> None:
             tree = params if scoring is None else with_head(flag.workdir, params, step, scoring[0])
             export(cfg, tree, tokenizer_path(Path(flag.workdir), model_path), out, flag.dtype)
             if scoring is not None:
-                save_head(out, *scoring)  # with the spread of its scores, for our judges
+                save_head(out, *scoring)  # with the spread of its scores, for this package's judges
             origin = {"workdir": run, "run": run_id(Path(flag.workdir)), "step": step, "dtype": flag.dtype}
             (out / ORIGIN).write_text(json.dumps(origin) + "\n")
             what = f"{count(params):,} parameters, {flag.dtype}"
@@ -140,8 +139,8 @@ def main() -> None:
 
 
 def push(folder: Path, repository: str, message: str, public: bool = False) -> str:
-    """Uploads an exported folder to the Hugging Face Hub; returns the commit's address. export.json stays behind: it
-    names a folder of this machine."""
+    """Uploads an exported folder to the Hugging Face Hub. Returns the commit's address. export.json is not uploaded,
+    because it names a folder of this machine."""
     from huggingface_hub import HfApi  # slow to import
 
     try:
@@ -150,17 +149,18 @@ def push(folder: Path, repository: str, message: str, public: bool = False) -> s
         done = api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message=message, ignore_patterns=[ORIGIN]
         )
-    except Exception as e:  # of several libraries, down to the connection's
-        why = " ".join(str(e).split())[:200] or type(e).__name__
+    except Exception as e:  # raised by one of several libraries
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise UserError(
-            f"--push={repository}: the Hugging Face Hub did not take {folder} ({why}); the folder is complete: check "
-            "the name and HF_TOKEN, which must be allowed to write"
+            f"--push={repository}: the Hugging Face Hub refused {folder} ({reason}); the folder itself is complete; "
+            "check the name and HF_TOKEN, which must be allowed to write"
         ) from None
     return done.commit_url
 
 
 def run_id(workdir: Path) -> str:
-    """The same for a run wherever its workdir is: from its config, but for its length, and from its inputs."""
+    """An id of a run that does not depend on the workdir's path: a hash of its config (without train.steps) and its
+    inputs. "" if they cannot be read."""
     try:
         config = json.loads((workdir / RUN_CONFIG).read_text()) | {"train.steps": 0}
         inputs = (workdir / INPUTS).read_text()
@@ -177,16 +177,17 @@ def refuse_workdir(out: Path, workdir: Path) -> None:
 
 
 def refuse_another(out: Path, workdir: Path) -> None:
-    """UserError where the folder holds a model that was not exported from this run, wherever it was then."""
+    """UserError if the folder `out` contains a model that was not exported from this run."""
     try:
-        of = json.loads((out / ORIGIN).read_text()) if (out / ORIGIN).exists() else {}
-        whose = of.get("workdir", "")
+        origin = json.loads((out / ORIGIN).read_text()) if (out / ORIGIN).exists() else {}
+        origin_workdir = origin.get("workdir", "")
     except (OSError, ValueError, AttributeError):
-        of, whose = {}, ""
-    same = whose == str(workdir.resolve()) or (bool(of.get("run")) and of["run"] == run_id(workdir))
-    if not same and any((out / name).exists() for name in (ORIGIN, CONFIG, WEIGHTS, INDEX)):
-        what = f"the model of {whose}" if whose else "another model"
-        raise UserError(f"--out={out} holds {what}; choose another folder, or write over it with --force")
+        origin, origin_workdir = {}, ""
+    same_folder = origin_workdir == str(workdir.resolve())
+    same_run = same_folder or (bool(origin.get("run")) and origin["run"] == run_id(workdir))
+    if not same_run and any((out / name).exists() for name in (ORIGIN, CONFIG, WEIGHTS, INDEX)):
+        description = f"the model of {origin_workdir}" if origin_workdir else "another model"
+        raise UserError(f"--out={out} holds {description}; choose another folder, or write over it with --force")
 
 
 if __name__ == "__main__":
@@ -194,7 +195,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "folder to write")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of the written weights")
-    flags.DEFINE_bool("adapters", False, "of a run with LoRA the adapters alone, for peft")
+    flags.DEFINE_bool("adapters", False, "export only the adapters of a run with LoRA, for peft")
     flags.DEFINE_string("push", None, "repository of the Hugging Face Hub, owner/name, to upload the folder to")
     flags.DEFINE_bool("public", False, "a repository that --push makes can be read by everybody")
     flags.DEFINE_bool("force", False, "write over another model")

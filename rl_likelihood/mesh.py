@@ -1,4 +1,4 @@
-"""The device mesh, and the one table from logical axes of arrays to axes of the mesh."""
+"""The device mesh, and the table from the logical axes of arrays to the axes of the mesh."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AXES = ("data", "fsdp", "tensor")
 # Logical axis of a parameter or batch array -> mesh axes. Names not listed are replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "prompts": ("data", "fsdp"),
-    "data": ("data",),  # prompts and the rows of their groups, where there are too few prompts for both axes
+    "data": ("data",),  # with "rows": prompts over data and their rows over fsdp, if there are few prompts
     "rows": ("fsdp",),
     "width": ("fsdp",),
     "vocab": ("tensor",),
@@ -28,10 +28,10 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = None) -> Mesh:
-    """Mesh with axes (data, fsdp, tensor) over `devices`; by default all of them on fsdp.
+    """A mesh with axes (data, fsdp, tensor) over `devices`; by default all devices are on fsdp.
 
-    Neighbours in the mesh are neighbours on a TPU's torus. Of several slices, only data goes across. `Mesh` makes Auto
-    axes: the compiler propagates shardings, a mismatch is no error (`jax.make_mesh` would make Explicit ones).
+    Neighbours in the mesh are neighbours on a TPU's torus. Only data runs across slices. `Mesh` makes Auto axes: the
+    compiler propagates shardings, and a mismatch is not an error. (`jax.make_mesh` would make Explicit axes.)
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = (1, len(devices), 1) if shape is None else tuple(shape)
@@ -55,24 +55,26 @@ def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = 
             grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices, allow_split_physical_axes=True)
         else:
             grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    except (AssertionError, NotImplementedError, ValueError):  # a part of a slice is no torus
+    except (AssertionError, NotImplementedError, ValueError):  # a part of a slice is not a torus
         by_slice = sorted(devices, key=lambda d: getattr(d, "slice_index", 0))  # stable: order within a slice stays
         grid = np.asarray(by_slice).reshape(shape)
     return Mesh(grid, AXES)
 
 
 def shapes(n: int, data: int, fsdp: int, tensor: int, slices: int = 1) -> list[tuple[int, int, int]]:
-    """Meshes of n devices that agree with these settings, where 0 is free. The first splits parameters the most."""
-    both = max(1, n // tensor)  # data x fsdp
+    """The shapes of meshes of n devices with these settings (0: any). The first one splits parameters the most."""
+    product = max(1, n // tensor)  # data x fsdp
     if fsdp:
-        return [(data or max(1, both // fsdp), fsdp, tensor)]
+        return [(data or max(1, product // fsdp), fsdp, tensor)]
     if data:
-        return [(data, max(1, both // data), tensor)]
-    return [(d, both // d, tensor) for d in range(slices, both + 1, slices) if both % d == 0] or [(1, both, tensor)]
+        return [(data, max(1, product // data), tensor)]
+    return [(d, product // d, tensor) for d in range(slices, product + 1, slices) if product % d == 0] or [
+        (1, product, tensor)
+    ]
 
 
 def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """NamedSharding of an array with these logical axes; a dimension that does not divide is replicated."""
+    """The sharding of an array with these logical axes. A dimension that does not divide evenly is replicated."""
     spec = []
     for axis, size in zip(axes, shape, strict=True):
         names = RULES.get(axis, ())
@@ -82,14 +84,14 @@ def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of scalars and of all that every device needs whole."""
+    """The sharding of scalars and of arrays that every device needs completely."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def ready(tree):
-    """`tree`, on a CPU once all of it is computed. To be called before another thread launches programs.
+    """On a CPU, waits until `tree` is computed. Returns `tree`. Call it before another thread launches programs.
 
-    An accelerator runs programs in the order of their launches. CPU devices share one pool of threads, in which two
+    An accelerator runs programs in the order of their launches. CPU devices share one thread pool, in which two
     programs may wait for each other for ever.
     """
     leaves = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
@@ -98,24 +100,24 @@ def ready(tree):
     return tree
 
 
-# Fields of these that have one entry per prompt, not per chain.
+# Fields of a Batch (or of a judge's inputs) that have one entry per prompt, not per row.
 _OF_PROMPTS = ("prompt", "prompt_length", "baseline", "baseline_logp", "counted", "alternatives", "shown")
 
 
 def divides(mesh_shape, prompts: int, rows: int) -> bool:
-    """Whether P prompts of so many rows can be split: prompts over data and fsdp, or prompts over data and each group
-    over fsdp."""
+    """Whether `prompts` groups of `rows` rows divide evenly: prompts over data and fsdp, or prompts over data and the
+    rows of each group over fsdp."""
     data, fsdp = mesh_shape["data"], mesh_shape["fsdp"]
     return prompts % (data * fsdp) == 0 or (prompts % data == 0 and rows % fsdp == 0)
 
 
 def by_prompt(mesh: Mesh, batch):
-    """Shardings of a Batch or of what a judge reads: prompts over data and fsdp. Where there are too few, prompts over
-    data and the rows of each group over fsdp."""
+    """Shardings of a Batch or of a judge's inputs: prompts over data and fsdp. If there are too few prompts, they are
+    split over data, and the rows of each group over fsdp."""
     p = batch.prompt.shape[0]
     grouped = p % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
 
-    def one(path, x):
+    def sharding_of(path, x):
         axes = ("prompts",)
         if not grouped:
             of_prompts = any(getattr(key, "name", "") in _OF_PROMPTS for key in path)
@@ -123,14 +125,14 @@ def by_prompt(mesh: Mesh, batch):
         axes = axes[: np.ndim(x)]
         return sharding(mesh, axes + (None,) * (np.ndim(x) - len(axes)), np.shape(x))
 
-    return jax.tree.map_with_path(one, batch)
+    return jax.tree.map_with_path(sharding_of, batch)
 
 
-def gathered(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """A parameter with these logical axes, no longer split over fsdp, under the mesh in use.
+def gather_fsdp(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Gathers a parameter with these logical axes over fsdp, under the mesh in use.
 
-    By itself the compiler may multiply with the parts and add the products. For the output matrix these are logits, a
-    hundred times its size.
+    Otherwise the compiler may multiply with each part and add the products. For the output matrix, these are logits, a
+    hundred times as large as the matrix.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -140,22 +142,22 @@ def gathered(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 
 def row_shards() -> int:
-    """Over how many devices rows are split under the mesh in use; 1 without one, and in a program for one device
-    (shard_map)."""
+    """The number of devices over which rows are split, under the mesh in use. It is 1 without a mesh, and in a program
+    for one device (shard_map)."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[name] for name in ("data", "fsdp") if name in mesh.auto_axes)
 
 
-def by_unit(x: jax.Array) -> jax.Array:
-    """An array [U, ...] with one entry for each of the `row_shards` devices, on these."""
+def shard_units(x: jax.Array) -> jax.Array:
+    """Shards an array [U, ...] with one entry for each of the U = `row_shards` devices."""
     mesh = jax.sharding.get_abstract_mesh()
     if row_shards() == 1:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
 
-# KiB of a TPU's vector memory that one operation of the learner's step may use: more than the compiler's default, so
-# that large products take larger tiles. Estimated, never run (docs/pods.md).
+# KiB of a TPU's vector memory that one operation of the learner's step may use. More than the compiler's default, so
+# that large products have larger tiles. Estimated, never run (docs/pods.md).
 SCRATCH = {
     "TPU v5 lite": 32768,
     "TPU v5e": 32768,
@@ -167,49 +169,49 @@ SCRATCH = {
 
 
 def compiler_options(mesh: Mesh, scratch_kib: int = -1) -> dict[str, str]:
-    """Compiler options of the learner's step for the devices of a mesh. `scratch_kib`: a TPU's vector memory for one
-    operation; -1: SCRATCH, 0: the compiler's default."""
+    """Compiler options of the learner's step for the devices of a mesh. `scratch_kib`: KiB of a TPU's vector memory for
+    one operation; -1: from SCRATCH, 0: the compiler's default."""
     device = mesh.devices.flat[0]
     scratch = SCRATCH.get(device.device_kind, 0) if scratch_kib < 0 else scratch_kib
     return {"xla_tpu_scoped_vmem_limit_kib": str(scratch)} if scratch and device.platform == "tpu" else {}
 
 
 def cores() -> int:
-    """CPU cores that this process may use, or that the machine has where the system does not say."""
+    """The CPU cores that this process may use, or, if the system does not tell, those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def on_cpu() -> bool:
-    """Whether the program being traced is for a CPU, by the mesh in use or else by the default device."""
+    """Whether the program being traced is for a CPU: by the mesh in use, or else by the default device."""
     mesh = jax.sharding.get_abstract_mesh()
     return (jax.default_backend() if mesh.empty else mesh.abstract_device.platform) == "cpu"
 
 
 def flatten_tokens(x: jax.Array) -> jax.Array:
-    """Tokens [..., D] as [N, D] for a product with a matrix; unchanged where they are split over devices.
+    """Reshapes tokens [..., D] to [N, D] for a matrix product, unless they are split over devices.
 
-    The product's gradient then contracts one axis. Over several axes XLA's CPU compiler first writes one operand out
-    again, transposed. Axes that are split cannot be flatten_tokens without moving data.
+    The gradient of the product then contracts one axis. With several axes, XLA's CPU compiler first writes a transposed
+    copy of one operand. Split axes cannot be merged without moving data.
     """
     return x.reshape(-1, x.shape[-1]) if row_shards() == 1 else x
 
 
 def axis_shards(axis: str, size: int) -> int:
-    """In how many parts the mesh in use splits a dimension of this logical axis."""
+    """The number of parts into which the mesh in use splits a dimension of this logical axis and size."""
     mesh = jax.sharding.get_abstract_mesh()
     count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES.get(axis, ()))
     return count if size % count == 0 else 1
 
 
 def prompt_tokens_split(mesh, prompts: int, tokens: int) -> bool:
-    """Whether the tokens of P prompts of S tokens are split over fsdp. Where there are too few prompts for that axis,
-    every device of it would otherwise compute all of them."""
+    """Whether the tokens of P prompts of S tokens are split over fsdp. They are if there are too few prompts for that
+    axis, because otherwise each of its devices would compute all prompts."""
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     return fsdp > 1 and prompts % (data * fsdp) > 0 and prompts % data == 0 and tokens % fsdp == 0
 
 
-def along_prompt(x: jax.Array) -> jax.Array:
-    """States [P, S, ...] of prompts, split as `prompt_tokens_split` says under the mesh in use."""
+def shard_prompt_tokens(x: jax.Array) -> jax.Array:
+    """Splits states [P, S, ...] of prompts over fsdp by tokens, if `prompt_tokens_split` under the mesh in use."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or not prompt_tokens_split(mesh, *x.shape[:2]):
         return x
@@ -217,27 +219,27 @@ def along_prompt(x: jax.Array) -> jax.Array:
 
 
 def put(tree, shardings):
-    """Host arrays, the same on every host, on the mesh; each host copies what its own devices hold."""
+    """Puts host arrays, which are equal on every host, on the mesh. Each host copies the parts of its own devices."""
 
-    def one(x, at):
-        if isinstance(x, jax.Array) and (at.is_fully_addressable or not x.is_fully_addressable):
-            return jax.device_put(x, at)
+    def put_array(x, sharding):
+        if isinstance(x, jax.Array) and (sharding.is_fully_addressable or not x.is_fully_addressable):
+            return jax.device_put(x, sharding)
         x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, at, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    return jax.tree.map(one, tree, shardings)
+    return jax.tree.map(put_array, tree, shardings)
 
 
-def local_bytes(tree, at) -> int:
-    """Bytes of arrays, or of their shapes, on one device under these shardings."""
-    local = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, at)
+def local_bytes(tree, shardings) -> int:
+    """Bytes of arrays (or shapes) on one device, under these shardings."""
+    local = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings)
     return sum(jax.tree.leaves(local))
 
 
-def own_rows(mesh: Mesh, prompts: int, rows: int) -> dict[int, tuple[np.ndarray, slice]]:
-    """For each process, what its devices hold of P prompts with G rows each: which prompts, and which rows of each.
+def rows_by_process(mesh: Mesh, prompts: int, rows: int) -> dict[int, tuple[np.ndarray, slice]]:
+    """{process: (its prompts, its rows of each group)} for P prompts with G rows each.
 
-    A UserError, the same in every process, unless all hold equally many of both.
+    UserError, the same in every process, unless all processes have equally many prompts and rows.
     """
     processes = sorted({d.process_index for d in mesh.devices.flat})
     if len(processes) == 1:
@@ -253,35 +255,39 @@ def own_rows(mesh: Mesh, prompts: int, rows: int) -> dict[int, tuple[np.ndarray,
                 "mesh.data the prompts, and mesh.fsdp the prompts of each data part or the chains of a prompt"
             )
         part[...] = device.process_index
-    held = {}
+    by_process = {}
     for process in processes:
         owned = owner == process
-        own, columns = np.flatnonzero(owned.any(1)), np.flatnonzero(owned.any(0))
-        if not len(own) or owned.sum() != len(own) * len(columns) or columns[-1] - columns[0] + 1 != len(columns):
+        own_prompts, columns = np.flatnonzero(owned.any(1)), np.flatnonzero(owned.any(0))
+        if (
+            not len(own_prompts)
+            or owned.sum() != len(own_prompts) * len(columns)
+            or columns[-1] - columns[0] + 1 != len(columns)
+        ):
             raise UserError("mesh: a process would hold different chains of different prompts; choose other sizes")
-        held[process] = own, slice(int(columns[0]), int(columns[-1]) + 1)
-    if len({(len(own), columns.stop - columns.start) for own, columns in held.values()}) > 1:
+        by_process[process] = own_prompts, slice(int(columns[0]), int(columns[-1]) + 1)
+    if len({(len(own_prompts), columns.stop - columns.start) for own_prompts, columns in by_process.values()}) > 1:
         raise UserError("mesh: some processes would hold more chains than others; choose other sizes")
-    return held
+    return by_process
 
 
-def from_own_prompts(mesh: Mesh, batch, own: np.ndarray, prompts: int):
-    """A Batch of global arrays [P, ...] from this process's Batch, which has the prompts `own`."""
-    row = {int(p): i for i, p in enumerate(own)}
+def global_batch(mesh: Mesh, batch, own_prompts: np.ndarray, prompts: int):
+    """A Batch of global arrays [P, ...] from this process's Batch. `own`: the global indices of its prompts."""
+    local_row = {int(p): i for i, p in enumerate(own_prompts)}
 
-    def one(x, at, shape):
-        def part(index):
-            return x[[row[p] for p in range(prompts)[index[0]]]][(slice(None), *index[1:])]
+    def global_array(x, at, shape):
+        def local_part(index):
+            return x[[local_row[p] for p in range(prompts)[index[0]]]][(slice(None), *index[1:])]
 
-        return jax.make_array_from_callback(shape, at, part)
+        return jax.make_array_from_callback(shape, at, local_part)
 
     batch = jax.tree.map(np.asarray, batch)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((prompts, *x.shape[1:]), x.dtype), batch)
-    return jax.tree.map(lambda x, at, s: one(x, at, s.shape), batch, by_prompt(mesh, shapes), shapes)
+    return jax.tree.map(lambda x, at, s: global_array(x, at, s.shape), batch, by_prompt(mesh, shapes), shapes)
 
 
 def rows_mesh(devices: list, prompts: int, group: int, tensor: int = 1) -> Mesh:
-    """A sampler's mesh: prompts over data, the rows of a group over fsdp, weights over tensor or on every device."""
+    """A sampler's mesh: prompts are split over data, the rows of a group over fsdp, weights over tensor."""
     n = len(devices) // tensor
     parts = math.gcd(prompts, n)
     return Mesh(np.asarray(devices).reshape(parts, n // parts, tensor), AXES)

@@ -2,8 +2,9 @@
 
     [--slices=N] [--memory_gib=X] [--search=False]
 
-Compiles the programs that `train` would run on a TPU (or on cpu:N), and says what they need. No TPU and no weights are
-needed, and nothing runs. Memory is the compiler's number; time is a floor, and an estimate from the compiler's cycles.
+Compiles the programs that `train` would run on a TPU (or on cpu:N), and prints the memory and time that they need. It
+needs no TPU and no weights, and runs nothing. Memory is the compiler's number. Time is a lower bound, and an estimate
+from the compiler's cycles.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from rl_likelihood.weights.published import published
 
 
 def model_shapes(c: Config, platform: str = "cpu") -> ModelConfig:
-    """The config's model. Only its shape is read: from config.json, a .gguf file's header, a workdir, or a name."""
+    """The architecture of the config's model, from config.json, a .gguf file's header, a workdir, or a known name."""
     path = Path(c.model.path)
     if c.model.preset:
         model = random_model(c.model.preset)
@@ -58,7 +59,7 @@ def model_shapes(c: Config, platform: str = "cpu") -> ModelConfig:
 
 
 def judge_shapes(c: Config, model: ModelConfig, platform: str = "cpu") -> ModelConfig | None:
-    """The judge's model, in the same way; None where the run computes none."""
+    """The architecture of the judge's model; None if the run computes no judge."""
     if not c.reward.judged or c.judge.remote:
         return None
     if c.judge.model == "initial":
@@ -67,19 +68,19 @@ def judge_shapes(c: Config, model: ModelConfig, platform: str = "cpu") -> ModelC
     return as_judge(model_shapes(changed(c, by_path), platform), platform)
 
 
-def make_plan(c: Config, model: ModelConfig, where: Target, memory: float | None, search: bool) -> dict[str, Any]:
-    """What --json prints. `memory`: bytes per device that may be used; None: no limit is known, so nothing is judged.
+def make_plan(c: Config, model: ModelConfig, target: Target, memory: float | None, search: bool) -> dict[str, Any]:
+    """The object that --json prints. `memory`: usable bytes per device; None: unknown, so nothing is compared with it.
 
-    `search`: if the plan does not fit, compile changes until one does.
+    `search`: if the plan does not fit, compiles changes of the config until one fits.
     """
-    devices = devices_of(c, where)
-    judge = judge_shapes(c, model, "cpu" if where.chip is None else "tpu")
-    plan = Plan(c, model, devices, len(where.devices), judge)
+    devices = devices_of(c, target)
+    judge = judge_shapes(c, model, "cpu" if target.chip is None else "tpu")
+    plan = Plan(c, model, devices, len(target.devices), judge)
     rows = program_rows(plan, memory)
     report = {
-        "topology": where.name,
-        "slices": where.slices,
-        "devices": len(where.devices),
+        "topology": target.name,
+        "slices": target.slices,
+        "devices": len(target.devices),
         "memory": memory,
         "mesh": dict(devices.learner.shape),
         "sampler_mesh": dict(devices.sampler.shape),
@@ -99,15 +100,15 @@ def make_plan(c: Config, model: ModelConfig, where: Target, memory: float | None
         "fits": None if memory is None else all(row["fits"] for row in rows),
         "short": 0 if memory is None else max(0, *(int(row["total"] - memory) for row in rows)),
     }
-    report["floors"] = floors(report, where, devices, 0 if c.reward.supervised else programs.sampling_steps(plan))
-    report["estimates"] = estimates(report, where, devices)
+    report["floors"] = floors(report, target, devices, 0 if c.reward.supervised else programs.sampling_steps(plan))
+    report["estimates"] = estimates(report, target, devices)
     if report["fits"] is False:
-        report["advice"] = advice(plan, report, where, search)
+        report["advice"] = advice(plan, report, target, search)
     return report
 
 
 def program_rows(plan: Plan, memory: float | None) -> list[dict[str, Any]]:
-    """Each program's sizes, and whether it fits beside the arrays of others."""
+    """The sizes of each program, and whether it fits in memory together with the arrays of the other programs."""
     return [
         dataclasses.asdict(x.program) | {"others": x.others, "total": x.program.peak + x.others, "fits": x.fits}
         for x in programs.compile_all(plan, memory)
@@ -115,7 +116,7 @@ def program_rows(plan: Plan, memory: float | None) -> list[dict[str, Any]]:
 
 
 def batch_sizes(plan: Plan) -> dict[str, int]:
-    """The largest batch of a step."""
+    """The sizes of the largest batch of a step."""
     p, g, t = plan.batch.completion.shape
     with using(plan.devices.learner):
         micro = prompts_per_forward(plan.batch, plan.config.step)
@@ -124,16 +125,16 @@ def batch_sizes(plan: Plan) -> dict[str, int]:
 
 
 def model_flops(plan: Plan) -> float:
-    """Floating-point operations that a step must do, without those that remat does again."""
+    """The floating-point operations of a step, without those that remat repeats."""
     traced = programs.trace_step(plan._replace(model=dataclasses.replace(plan.model, remat="none")))
     return aot.count_flops(aot.live(traced.jaxpr.jaxpr))
 
 
 def main() -> None:
     f = flags.FLAGS
-    # The CPU traces the programs, and stands for cpu:N. No other device of this machine is used.
+    # The CPU traces the programs, and is the device of cpu:N. No other device of this machine is used.
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # programs for a TPU that is not there cannot be read back
+    jax.config.update("jax_enable_compilation_cache", False)  # programs for an absent TPU cannot be read back
     count = f.topology.removeprefix("cpu:")
     if count.isdigit() and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", max(1, int(count)))
@@ -141,18 +142,18 @@ def main() -> None:
     if f.model:
         values.model.path, values.model.preset = f.model, ""
     c = build(values)
-    where = aot.target(f.topology, f.slices)
-    model = model_shapes(c, "cpu" if where.chip is None else "tpu")
-    memory = f.memory_gib * GIB if f.memory_gib else where.chip.memory if where.chip else None
-    report = make_plan(c, model, where, memory, f.search)
+    target = aot.target(f.topology, f.slices)
+    model = model_shapes(c, "cpu" if target.chip is None else "tpu")
+    memory = f.memory_gib * GIB if f.memory_gib else target.chip.memory if target.chip else None
+    report = make_plan(c, model, target, memory, f.search)
     say(json.dumps(report) if f.json else table(report))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("topology", "cpu:8", "a TPU such as v5e:4x4 or v5p:2x2x1, or cpu:N")
     flags.DEFINE_integer("slices", 1, "slices of that topology, mesh.data across them", lower_bound=1)
-    flags.DEFINE_string("model", "", "instead of the config's model: a name such as llama-3.2-3b, a folder or a file")
-    flags.DEFINE_float("memory_gib", 0, "GiB per device that may be used, instead of the chip's", lower_bound=0)
-    flags.DEFINE_bool("search", True, "if it does not fit, compile changes of the config until one does")
+    flags.DEFINE_string("model", "", "in place of the config's model: a name such as llama-3.2-3b, a folder or a file")
+    flags.DEFINE_float("memory_gib", 0, "usable GiB per device, in place of the chip's", lower_bound=0)
+    flags.DEFINE_bool("search", True, "if the plan does not fit, compile changes of the config until one fits")
     flags.DEFINE_bool("json", False, "print one JSON object")
     run_main(main)

@@ -1,9 +1,9 @@
-"""Find chains of thought for answers that exist: python -m rl_likelihood.reer --config=... --workdir=DIR.
+"""Search chains of thought for given answers: python -m rl_likelihood.reer --config=... --workdir=DIR.
 
-Each training question of the config gets a chain, by the search of REER (2509.06160; docs/writing.md). DIR/reer.jsonl
-has the chains that are of use, as rows for warm_start.chains=given and reward.sft_chain. DIR/dropped.jsonl has the
-others and why. DIR/rounds.jsonl has every candidate. A table compares the search with its controls. After Ctrl-C or a
-kill the same command goes on.
+REER's search (2509.06160; docs/writing.md) finds a chain for each training question of the config. DIR/reer.jsonl has
+the useful chains, as rows for warm_start.chains=given and reward.sft_chain. DIR/dropped.jsonl has the other questions
+and the reasons. DIR/rounds.jsonl has every candidate. A table compares the search with its controls. After Ctrl-C or a
+kill, the same command resumes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.search.controls import controls, text_of
 from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
 from rl_likelihood.search.proposer import Propose, asks_of, model_proposer, with_model
-from rl_likelihood.search.rounds import Ended, Finder, Journal, Way, find, first_chains, unfit
+from rl_likelihood.search.rounds import Ended, Finder, Journal, Variant, find, first_chains, unfit
 from rl_likelihood.search.segments import complaint, copied
 from rl_likelihood.search.teacher import http_proposer
 from rl_likelihood.settings import Config
@@ -47,12 +47,12 @@ def main() -> None:
     try:
         run(build(values), Path(flags.FLAGS.workdir))
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from here")
+        say("stopped; run the same command to resume")
         sys.exit(130)
 
 
 def run(c: Config, workdir: Path) -> None:
-    """The search for every training question, and its controls."""
+    """Runs the search for every training question, and its controls."""
     with claimed(c, workdir) as dated:
         f = finder(dated, workdir)
         questions = digest([row.example for row in f.task.train], [])
@@ -61,12 +61,12 @@ def run(c: Config, workdir: Path) -> None:
 
 
 def search(f: Finder, workdir: Path) -> None:
-    """Writes the chains, the dropped questions and the table."""
+    """Runs the search. Writes the chains, the dropped questions and the table of controls."""
     cfg, examples = f.task.config.reer, [row.example for row in f.task.train]
     firsts = first_chains(f)
     why = unfit(f, firsts)
     chains = {i: text for i, text in enumerate(firsts) if not why[i]}
-    ended = find(f, chains, Way("search", cfg.max_copied)) if chains else {}
+    ended = find(f, chains, Variant("search", cfg.max_copied)) if chains else {}
     good, dropped = rows_of(examples, firsts, why, ended)
     write_rows(workdir / REER, good)
     write_rows(workdir / DROPPED, dropped)
@@ -96,7 +96,7 @@ def finder(c: Config, workdir: Path) -> Finder:
 
 
 def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> Propose:
-    """The model of reer.proposer, or the one that scores."""
+    """The proposer that reer.proposer names, by default the model that scores."""
     c, name = task.config, task.config.reer.proposer
     if "://" in name:
         if c.reer.ask == "resample":
@@ -104,8 +104,8 @@ def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> 
         endpoint = Endpoint(http_settings(c.judge, workdir, name, c.reer.proposer_name, "reer.proposer"))
         endpoint.refuse_unreachable()
         return http_proposer(endpoint, c.reer.temperature, task.fmt)
-    own, weights = with_model(task, name, devices.learner) if name else (task, params)
-    return model_proposer(own, sampler_weights(weights, own.model, devices), c.reer.temperature)
+    proposer_task, weights = with_model(task, name, devices.learner) if name else (task, params)
+    return model_proposer(proposer_task, sampler_weights(weights, proposer_task.model, devices), c.reer.temperature)
 
 
 def rows_of(
@@ -128,6 +128,6 @@ def rows_of(
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder for the chains, and to go on from")
+    flags.DEFINE_string("workdir", None, "folder for the chains; an existing one resumes")
     define_processes()
     run_main(main)

@@ -1,12 +1,12 @@
 """Train and measure a reward model: python -m rl_likelihood.reward_model --config=configs/reward_model.py --workdir=DIR
 
-Comparisons are a prepared data set (teleqna_pairs) or files of lines with prompt, chosen, rejected. Prints one JSON
-object of the held-out comparisons and appends it to DIR/rm_eval.jsonl, before training and after it; with --evaluate
-only that. What the length of an answer or its words alone would get stands beside every accuracy. The same workdir
-resumes. RL on it: --config.reward.name=reward_model --config.judge.model=DIR.
+Comparisons come from a prepared data set (teleqna_pairs), or from files of lines with prompt, chosen, rejected. Before
+and after training it evaluates the held-out comparisons, prints one JSON object and appends it to DIR/rm_eval.jsonl.
+With --evaluate it does only that. Every accuracy is printed beside the accuracies of an answer's length alone and of
+its words alone. The same workdir resumes. To use it in RL: --config.reward.name=reward_model --config.judge.model=DIR.
 
-With --best_of=N the config's model answers each held-out question N times: what the reward model says of the answer
-that it likes best of 1, 2, 4 ... N, and how often that one is right.
+With --best_of=N the config's model answers each held-out question N times. For the answer with the highest score of 1,
+2, 4 ... N answers, it prints the score, and how often that answer is right.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ EVAL = "rm_eval.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What stays the same from the first step to the last."""
+    """The fixed inputs of a run."""
 
     config: Config
     workdir: Path
@@ -81,9 +81,12 @@ def main() -> None:
     print(json.dumps(reward_model(c, workdir, only_evaluate=flags.FLAGS.evaluate)))
 
 
-def best_of(c: Config, workdir: Path, many: int) -> dict[str, Any]:
-    """The reward model and the grader on the best of n answers of the config's model (`preference.best_of_curve`). A
-    reply without an answer is judged as an empty one; what the grader failed on is left out with its question."""
+def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
+    """The reward model's score and the grader's mark of the best of n answers (`preference.best_of_curve`). `count`:
+    answers per question.
+
+    A reply without an answer is judged as an empty answer. Questions on which the grader failed are left out.
+    """
     if c.data.source in ("files", "jsonl"):
         raise UserError(f"data.source is {c.data.source!r}; --best_of asks questions, so set it to prepared")
     if load_head(str(workdir)) is None:
@@ -94,22 +97,22 @@ def best_of(c: Config, workdir: Path, many: int) -> dict[str, Any]:
     judged_text.refuse_long(judge.reader, [row.example.prompt for row in task.heldout])
     proxy, gold = [], []
     with Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code) as pool:
-        for rows, answers in policy_answers(task, params, devices, task.heldout[: c.eval.prompts], many):
+        for rows, answers in policy_answers(task, params, devices, task.heldout[: c.eval.prompts], count):
             proxy.append(judge([r.example.prompt for r in rows], [[(a,) for a in group] for group in answers]).values)
-            references = [reference_of(c.eval.grader, r.example, pool.table) for r in rows for _ in range(many)]
+            references = [reference_of(c.eval.grader, r.example, pool.table) for r in rows for _ in range(count)]
             marks = pool.grade(c.eval.grader, references, [a for group in answers for a in group])
-            gold.append(np.asarray([math.nan if m is None else m for m in marks], float).reshape(len(rows), many))
-    known = np.isfinite(np.concatenate(gold)).all(1)
-    if not known.any():
+            gold.append(np.asarray([math.nan if m is None else m for m in marks], float).reshape(len(rows), count))
+    graded = np.isfinite(np.concatenate(gold)).all(1)
+    if not graded.any():
         raise UserError(f"eval.grader is {c.eval.grader!r}, which failed on every question; choose another")
-    curve = preference.best_of_curve(np.concatenate(proxy)[known], np.concatenate(gold)[known])
-    out = {"best_of": curve, "questions": int(known.sum()), "grader": c.eval.grader}
+    curve = preference.best_of_curve(np.concatenate(proxy)[graded], np.concatenate(gold)[graded])
+    out = {"best_of": curve, "questions": int(graded.sum()), "grader": c.eval.grader}
     step = checkpoint.latest_step(workdir) or 0
     return run_files.append(workdir / EVAL, {"step": step, **out})
 
 
 def reward_model(c: Config, workdir: Path, only_evaluate: bool = False) -> dict[str, Any]:
-    """Trains to the last step, or only evaluates; the held-out numbers."""
+    """Trains to the last step, or only evaluates. Returns the numbers of the held-out comparisons."""
     if jax.process_count() > 1:
         raise UserError("reward_model runs in one process; give it one host's devices")
     train, heldout = load_comparisons(c.data)
@@ -140,18 +143,20 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False) -> dict[
 
 
 def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_evaluate: bool) -> dict[str, Any]:
-    """The loop, from the last checkpoint or the start."""
+    """The training loop, from the last checkpoint or from the start."""
     c, mesh = s.config, devices.learner
     optimizers = make_optimizers(c.optimizer, c.preference.head_lr)
     shapes = jax.eval_shape(lambda p: init_state(p, s.model.width, optimizers), params)
-    at = shardings(mesh, s.model, optimizers, shapes)
-    keep = CheckpointConfig(c.train.checkpoint_every, c.train.keep_checkpoints)
-    manager = checkpoint.open_manager(s.workdir, keep)
+    state_at = shardings(mesh, s.model, optimizers, shapes)
+    checkpoint_config = CheckpointConfig(c.train.checkpoint_every, c.train.keep_checkpoints)
+    manager = checkpoint.open_manager(s.workdir, checkpoint_config)
     stack.callback(checkpoint.close, manager)
     if checkpoint.latest_step(s.workdir) is None:
-        state = put(init_state(params, s.model.width, optimizers), at)
+        state = put(init_state(params, s.model.width, optimizers), state_at)
     else:
-        abstract = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, at)
+        abstract = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, state_at
+        )
         state, _ = checkpoint.restore(manager, abstract)
     del params
     step, steps = int(state.step), c.train.steps
@@ -168,7 +173,7 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
         if stop.requested:
             checkpoint.save(manager, state, meta)
             writer.status("interrupted", step)
-            say(f"stopped after step {step}, saved; the same command goes on from there")
+            say(f"stopped after step {step}, saved; run the same command to resume")
             return {"step": step, "stopped": True}
         begin = time.perf_counter()
         batch, cut = encode(s.reader, [s.train[i] for i in rows_of(step)], c.preference.options)
@@ -183,14 +188,15 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
             raise UserError(f"step {step}: the loss is not finite; lower optim.lr in a new workdir")
         writer.metrics(step, out | {"judge/cut": cut, "time/learn": time.perf_counter() - begin})
         say(f"step {step}/{steps}  loss {out['loss/preference']:.4f}  pairs right {out['preference/accuracy']:.1%}")
-        if checkpoint.due(keep, step, steps):
+        if checkpoint.due(checkpoint_config, step, steps):
             checkpoint.save(manager, state, meta)
     writer.status("done", step)
     return _evaluate(s, state)
 
 
 def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
-    """The held-out numbers, appended to rm_eval.jsonl; and the head as judges read it, with the scores' spread."""
+    """Evaluates the held-out comparisons, and appends the numbers to rm_eval.jsonl. Also saves the head with the spread
+    of its scores, as judges read it."""
     head = state.opt_state.head
     size = min(len(s.heldout), s.config.eval.batch_prompts)
     scores = scores_of(s.run, JudgeParams(state.params, head), s.reader, s.heldout, size)

@@ -1,11 +1,11 @@
 """Rubrics for training questions: python -m rl_likelihood.rubrics --config=... --workdir=DIR --make|--filter|--show
 
-The config has reward.name=rubric, a judge, and rubric.path, the file of rubrics in HealthBench's format.
---make: a model writes a rubric for each training question that has none, with the nearest known questions and criteria
-in view (rubric.seeds), and adds it to rubric.path. The same command goes on where it stopped.
---filter: the config's model answers each question, the judge says which criteria are met. Criteria that too few or too
-many answers meet tell nothing; the others go to DIR/rubrics.jsonl.
---show: the rubrics of the first questions.
+The config sets reward.name=rubric, a judge, and rubric.path, the file of rubrics in HealthBench's format.
+--make: a model writes a rubric for each training question without one, and appends it to rubric.path. Its prompt shows
+the most similar questions and criteria of rubric.seeds. The same command resumes.
+--filter: the config's model answers each question, and the judge decides which criteria are met. Criteria that too few
+or too many answers meet do not separate answers; the others are written to DIR/rubrics.jsonl.
+--show: prints the rubrics of the first questions.
 """
 
 from __future__ import annotations
@@ -37,58 +37,61 @@ SHOWN = 3  # questions of --show
 
 
 def make(c: Config, workdir: Path) -> dict[str, Any]:
-    """Writes what is missing in rubric.path; how many."""
+    """Adds the missing rubrics to rubric.path. Returns counts."""
     path = Path(c.rubric.path).expanduser()
-    done = rubrics.read_rubrics(c.rubric.path) if path.is_file() and path.stat().st_size else []
+    rubrics_so_far = rubrics.read_rubrics(c.rubric.path) if path.is_file() and path.stat().st_size else []
     seeds = rubrics.read_rubrics(c.rubric.seeds, "rubric.seeds") if c.rubric.seeds else []
-    known = {rubric.prompt for rubric in done}
-    examples = {e.prompt: e for e in sources.load(c.data)[0] if e.prompt not in known}
+    done_prompts = {rubric.prompt for rubric in rubrics_so_far}
+    examples = {e.prompt: e for e in sources.load(c.data)[0] if e.prompt not in done_prompts}
     missing, failed = list(examples.values()), 0
-    say(f"{len(known)} questions have a rubric, {len(missing)} have none")
+    say(f"{len(done_prompts)} questions have a rubric, {len(missing)} have none")
     if missing:
         write, embed = writer_of(c, workdir)
         prompts = WriterPrompts(c, seeds, embed)
     for start in range(0, len(missing), AT_ONCE):
         part = missing[start : start + AT_ONCE]
         replies = write(prompts.messages([e.prompt for e in part]))
-        made = [written(e, reply, c.rubric.items) for e, reply in zip(part, replies, strict=True)]
-        done += [rubric for rubric in made if rubric]
-        rubrics.write_rubrics(path, done)
-        failed += sum(rubric is None for rubric in made)
+        new_rubrics = [written(e, reply, c.rubric.items) for e, reply in zip(part, replies, strict=True)]
+        rubrics_so_far += [rubric for rubric in new_rubrics if rubric]
+        rubrics.write_rubrics(path, rubrics_so_far)
+        failed += sum(rubric is None for rubric in new_rubrics)
         say(f"{start + len(part)}/{len(missing)}  {failed} without a rubric in the reply")
-    return {"rubrics": len(known) + len(missing) - failed, "made": len(missing) - failed, "failed": failed}
+    return {"rubrics": len(done_prompts) + len(missing) - failed, "made": len(missing) - failed, "failed": failed}
 
 
 def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
-    """Judges answers of the config's model and writes the criteria that tell answers from each other."""
+    """Judges answers of the config's model, and writes the criteria that separate answers."""
     asked_judge.refuse_judge(c, workdir)
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)
-    found = rubrics_of(c.rubric, [row.example.prompt for row in task.train])
+    by_question = rubrics_of(c.rubric, [row.example.prompt for row in task.train])
     questions = dict.fromkeys(row.example.prompt for row in task.train)
-    asked = [text for question in questions for text in judge_prompts_of(found[question], "signed")]
-    judge = RubricJudge(asked_judge.outside_judge(c, devices, workdir, form_of("signed"), asked), found, "signed")
-    kept, before, cut = [], 0, 0
+    judge_prompts = [text for question in questions for text in judge_prompts_of(by_question[question], "signed")]
+    judge = RubricJudge(
+        asked_judge.outside_judge(c, devices, workdir, form_of("signed"), judge_prompts), by_question, "signed"
+    )
+    filtered, criteria_before, cut = [], 0, 0
     rows = list({row.example.prompt: row for row in task.train}.values())
     for part, answers in policy_answers(task, params, devices, rows, c.rubric.rollouts):
         questions = [row.example.prompt for row in part]
         out, met = judge(questions, answers)
-        for question, of_rows in zip(questions, met, strict=True):
-            kept.append(rubrics.telling(found[question], of_rows, c.rubric.low, c.rubric.high))
-            before += len(found[question].criteria)
+        for question, question_met in zip(questions, met, strict=True):
+            filtered.append(rubrics.telling(by_question[question], question_met, c.rubric.low, c.rubric.high))
+            criteria_before += len(by_question[question].criteria)
         cut += out.cut
     asked_judge.close(judge)
-    useful = [rubric for rubric in kept if rubric.criteria]
+    useful = [rubric for rubric in filtered if rubric.criteria]
     path = workdir / FILE
     rubrics.write_rubrics(path, useful)
-    counts = {"criteria": before, "criteria_kept": sum(len(r.criteria) for r in useful)}
-    return {"questions": len(kept), "questions_kept": len(useful), **counts, "cut": cut, "file": str(path)}
+    counts = {"criteria": criteria_before, "criteria_kept": sum(len(r.criteria) for r in useful)}
+    return {"questions": len(filtered), "questions_kept": len(useful), **counts, "cut": cut, "file": str(path)}
 
 
-def show(own: Sequence[Rubric]) -> str:
+def show(shown: Sequence[Rubric]) -> str:
     """The first rubrics as text."""
     return "\n\n".join(
-        "\n".join([rubric.prompt, *(f"  {c.points:+5g}  {c.text}" for c in rubric.criteria)]) for rubric in own[:SHOWN]
+        "\n".join([rubric.prompt, *(f"  {c.points:+5g}  {c.text}" for c in rubric.criteria)])
+        for rubric in shown[:SHOWN]
     )
 
 

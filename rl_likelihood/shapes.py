@@ -1,4 +1,4 @@
-"""The dimension table, and the values that packages exchange.
+"""The table of dimensions, and the data types that packages exchange.
 
     P  prompts per step            S  prompt tokens
     G  chains per prompt           T  completion tokens (chain + tag + answers)
@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 AnyArray = Array | np.ndarray  # of a parameter: what jax.numpy takes
 
-# Keys of a row, and of `Example.check`: what an environment is told of the row (docs/tools.md), and other answers that
-# are as good as its own (docs/rewards.md, log_prob_any).
+# Keys of a row and of `Example.check`: an environment's input (docs/tools.md), and alternative answers that are as good
+# as the row's own (docs/rewards.md, log_prob_any).
 ENVIRONMENT, ALTERNATIVES = "environment", "alternatives"
 
 # Segment of a completion token (docs/architecture.md, "Shapes").
@@ -29,17 +29,17 @@ PAD, CHAIN, TAG, REFERENCE, SAMPLED, ENV = 0, 1, 2, 3, 4, 5
 
 
 class UserError(ValueError):
-    """Bad input, in the user's words. The mains print it on one line and exit with 2."""
+    """Bad input, explained in the user's words. The mains print it on one line and exit with code 2."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One question with its reference answer.
 
-    `chain` is a reference chain of thought (for fine-tuning only). `task` names the worked examples that fit.
-    `messages` is the whole conversation as (role, content) pairs when it has more than one message; `prompt` is then
-    the user's last one. `check` is JSON: what a grader needs besides the answer (a program's tests, an item of
-    reasoning_gym: `grading.reference_of`), what an environment is told, and `alternatives`, other answers as good.
+    `chain` is a reference chain of thought, used only for fine-tuning. `task` names the matching worked examples.
+    `messages` is the whole conversation as (role, content) pairs, if it has more than one message; `prompt` is then the
+    user's last message. `check` is JSON: the input of a grader besides the answer (a program's tests, an item of
+    reasoning_gym: `grading.reference_of`), the input of an environment, and `alternatives`, the alternative answers.
     """
 
     id: str
@@ -54,9 +54,10 @@ class Example:
 class Prompts(struct.PyTreeNode):
     """P prompts with their reference answers, right-padded with the tokenizer's pad id.
 
-    `answer` holds the ids that follow the opening answer tag: closing bracket of the tag, the
-    reference answer, the closing tag. `answer_scored` marks those whose log-probs count.
-    `uid` is the row's position in the run's data stream; the row's random keys are made from it.
+    `answer` holds the ids after the opening answer tag: the tag's closing bracket, the reference answer, the closing
+    tag. `answer_scored` marks the ids whose log-probs count. `uid` is the row's position in the run's data stream; the
+    row's random keys are folded from it. All prompts begin with the same `common` ids (instruction and worked
+    examples), which the model computes once.
     """
 
     tokens: Int[np.ndarray, "P S"]
@@ -65,12 +66,13 @@ class Prompts(struct.PyTreeNode):
     answer_length: Int[np.ndarray, "P"]
     answer_scored: Bool[np.ndarray, "P A"]
     uid: Int[np.ndarray, "P"]
+    common: int = struct.field(pytree_node=False, default=0)
 
 
 class Outcomes(struct.PyTreeNode):
-    """How the conversations with an environment went, one value per row."""
+    """The outcomes of conversations with an environment, one value per row."""
 
-    reward: Float[np.ndarray, "P G"]  # the environment's own
+    reward: Float[np.ndarray, "P G"]  # from the environment
     calls_f1: Float[np.ndarray, "P G"]  # agreement with the reference calls; 0 where the environment has none
     turns: Int[np.ndarray, "P G"]
     calls: Int[np.ndarray, "P G"]
@@ -79,14 +81,14 @@ class Outcomes(struct.PyTreeNode):
 
 
 class Rollout(struct.PyTreeNode):
-    """A sampler's result: prompts, G completions of each, and how they were sampled.
+    """A sampler's result: prompts with G completions each.
 
-    `completion` is chain ids, tag ids, sampled-answer ids, reference-answer ids, right-padded;
-    `segment` says which is which; `sampler_logp` is the log-prob (nats, at the sampling
-    temperature) of each sampled id under policy `version`, 0 for ids that were not sampled.
-    `truncated` marks chains that did not open the answer tag by themselves. In a conversation `completion` is the
-    model's messages (CHAIN), the environment's replies (ENV), and before each message what it should have been
-    (REFERENCE, a branch); `truncated` marks conversations that did not end by themselves.
+    `completion`: chain ids, tag ids, sampled-answer ids, reference-answer ids, right-padded. `segment`: the kind of
+    each id. `sampler_logp`: the log-prob (nats, at the sampling temperature) of each sampled id under policy `version`,
+    0 for ids that were not sampled. `truncated` marks chains that did not open the answer tag.
+
+    In a conversation, `completion` has the model's messages (CHAIN), the environment's replies (ENV), and before each
+    message its reference (REFERENCE, a branch). `truncated` marks conversations that ran out of turns.
     """
 
     prompts: Prompts
@@ -95,17 +97,17 @@ class Rollout(struct.PyTreeNode):
     sampler_logp: Float[np.ndarray, "P G T"]
     truncated: Bool[np.ndarray, "P G"]
     version: int = struct.field(pytree_node=False, default=0)
-    number: int = struct.field(pytree_node=False, default=0)  # of the step whose prompts these are
-    seconds: float = struct.field(pytree_node=False, default=0.0)  # spent sampling
+    number: int = struct.field(pytree_node=False, default=0)  # its index in the stream of batches
+    seconds: float = struct.field(pytree_node=False, default=0.0)  # sampling time
     outcomes: Outcomes | None = None  # of conversations with an environment
 
 
-# Fields of a Rollout that have one entry per row, [P, G, ...], or are trees of such.
+# Fields of a Rollout with one entry per row, [P, G, ...]; outcomes is a tree of such arrays.
 ROW_FIELDS = ("completion", "segment", "sampler_logp", "truncated", "outcomes")
 
 
 class NoChainRows(struct.PyTreeNode):
-    """Each prompt's reference answer after an empty chain, of width W: scored beside the chains, never trained on."""
+    """Each prompt's reference answer after an empty chain, W tokens wide. It is scored, but never trained on."""
 
     completion: Int[Array, "P 1 W"]
     segment: Int[Array, "P 1 W"]
@@ -113,17 +115,17 @@ class NoChainRows(struct.PyTreeNode):
 
 
 class ShownPrompts(struct.PyTreeNode):
-    """Each prompt once more, with its reference answer in it (learner/posterior.py), right-padded."""
+    """The posterior prompts, which show the reference answer (learner/posterior.py), right-padded to R tokens."""
 
     tokens: Int[Array, "P R"]
     length: Int[Array, "P"]
 
 
 class Alternatives(struct.PyTreeNode):
-    """Each prompt's other answers, one after the other with a gap before each; they follow every row of its group.
+    """The alternative answers of each prompt, concatenated with a gap before each. They follow every row of its group.
 
-    `answer` says which one a token belongs to: 1 to K, 0 in gaps and padding. `scored` marks those that count, `there`
-    the answers that the prompt has.
+    `answer`: the number of each token's answer, 1 to K; 0 in gaps and padding. `scored`: the tokens that count.
+    `present`: which of the K answers the prompt has.
     """
 
     tokens: Int[Array, "P B"]
@@ -133,7 +135,7 @@ class Alternatives(struct.PyTreeNode):
 
 
 class Judged(struct.PyTreeNode):
-    """What a second model reads, in ids of its own tokenizer: P prompts and Q right-padded rows of each, U tokens wide.
+    """The inputs of a second model, in ids of its own tokenizer: P prompts with Q rows each, right-padded to U tokens.
     Padding may be any id."""
 
     prompt: Int[Array, "P S"]
@@ -143,9 +145,13 @@ class Judged(struct.PyTreeNode):
 
 
 class Compared(struct.PyTreeNode):
-    """P questions with up to Q answers, the right one first; which there are, and the margins. Or Q pairs of an
-    expert's and a policy's answer (learner/adversarial.py): then margins are 1 where the expert's is the first, else
-    -1, and labels are the ids of the replies "the first", "the second", "a tie"."""
+    """Comparisons for a reward model: P questions with up to Q answers, the right one first. `present`: which answers
+    exist.
+
+    For the label critic (learner/adversarial.py), a row is a pair of an expert's and a policy's answer. `margins` are
+    then 1 if the expert's answer is the first, else -1; `labels` are the ids of the replies "the first", "the second",
+    "a tie".
+    """
 
     judged: Judged
     present: Bool[Array, "P Q"]
@@ -154,16 +160,16 @@ class Compared(struct.PyTreeNode):
 
     @property
     def prompt(self) -> Array:
-        """What `mesh.by_prompt` looks at."""
+        """The prompts, which `mesh.by_prompt` reads."""
         return self.judged.prompt
 
 
 class Packing(struct.PyTreeNode):
-    """How a batch's completions are computed without their padding (model/pool.py, learner/packing.py).
+    """The layout of a batch whose completions are computed without padding (model/pool.py, learner/packing.py).
 
-    `start`: where each chain begins in its prompt's R rows of W tokens, counted through them. `order`: the prompts in
-    the order in which micro-batches take them; None: as they are. `prompts`: of a micro-batch; `tokens`: places for the
-    tokens of a micro-batch on each device.
+    `start`: the flat index at which each chain begins in its prompt's attention rows. `order`: the prompts in the order
+    in which micro-batches take them; None: unchanged. `prompts`: per micro-batch. `tokens`: size of a micro-batch's
+    pool on each device. `rows`, `width`: number and tokens of a prompt's attention rows.
     """
 
     start: Int[Array, "P G"]
@@ -175,14 +181,16 @@ class Packing(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-    """One optimizer step's input. Rows of one prompt are a group and stay together.
+    """The input of one optimizer step. The rows of a prompt are a group and stay together. Log-probs are in nats.
 
-    `scored` marks the reference-answer tokens whose log-probs count. `host_rewards` holds rewards computed on the host
-    (rules, votes) by name. `keep` is the one mask for baseline, scale and loss. `baseline` is each prompt's reward
-    without a chain under the initial model, for RLPR; `baseline_logp` has the log-probs of its scored answer tokens
-    there, in order, then zeros. `counted` are the groups that a filter accepts, None without a filter. `no_chain` is
-    set where the answer's score without a chain is needed, `alternatives` where a reward reads other answers too,
-    `shown` where there is a second prompt, `judged` where the step asks a judge, `packing` where padding is left out.
+    `scored`: the reference-answer tokens whose log-probs count. `host_rewards`: rewards computed on the host (rules,
+    votes) by name. `keep`: the one mask for baseline, scale and loss. `baseline`: each prompt's score without a chain
+    under the initial model, for RLPR. `baseline_logp`: the log-probs of the scored answer tokens without a chain under
+    the initial model, in order, then zeros. `counted`: the groups that a filter accepts; None without a filter.
+
+    Inputs that only some runs have: `no_chain`: the answers without a chain. `alternatives`: alternative answers.
+    `shown`: posterior prompts. `judged`: the inputs of a judge in the step. `compared`, `replayed`: new and earlier
+    answers for a critic. `packing`: the layout without padding.
     """
 
     prompt: Int[Array, "P S"]
@@ -204,19 +212,20 @@ class Batch(struct.PyTreeNode):
     compared: Compared | None = None
     replayed: Compared | None = None
     packing: Packing | None = None
+    common: int = struct.field(pytree_node=False, default=0)  # as in Prompts
 
     @property
     def rows_alone(self) -> Batch:
-        """Without the answers that are scored beside its rows, for a forward of its own."""
+        """The batch without the extra answers (`no_chain`, `alternatives`), for a separate forward."""
         return self.replace(no_chain=None, alternatives=None)
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a step changes. Random keys are folded from (root, purpose, step), never stored.
+    """Everything that a step changes. Random keys are folded from (root, purpose, step), never stored.
 
-    `filter` is the state of the group filter (`rewards.shaping.FilterState`); `proxy` is NOVER's slow copy of the
-    policy, `reference` the moving reference of the KL term, or None; `critic` is the TrainState of an adversarial run's
-    critic, or None.
+    `filter`: the state of the group filter (`rewards.shaping.FilterState`). `proxy`: NOVER's slow copy of the policy.
+    `reference`: the moving reference of the KL term. `critic`: the TrainState of an adversarial run's critic. The last
+    three are None in runs without them.
     """
 
     step: Int[Array, ""]
@@ -230,7 +239,7 @@ class TrainState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Tags:
-    """The tags of a response: "<think>", "</think>", "<answer", "</answer". Those of the answer leave out their `>`."""
+    """The tags of a response: "<think>", "</think>", "<answer", "</answer". Answer tags leave out their ">"."""
 
     think_open: str
     think_close: str
@@ -242,11 +251,10 @@ class Tags:
 class ChainFormat(Tags):
     """The chain-of-thought format in one tokenizer's ids (made by `data.prompts.chain_format`).
 
-    A completion reads  chain  </think> <answer  > reference answer </answer>.
-    The policy samples up to and including `<answer`; `close_think_ids` is the forced tag for a
-    chain that never closed its thinking, `open_answer_ids` for one that closed it but did not
-    open the answer. `vocab_bytes[i]` is the text of id i as bytes (empty for special ids), from
-    which stop strings are matched exactly, whatever token boundaries the model chooses.
+    A completion reads  chain  </think> <answer  > reference answer </answer>.  The policy samples up to and including
+    `<answer`. `close_think_ids`: the forced tags after a chain that never closed its thinking. `open_answer_ids`: the
+    forced tag after a chain that closed it but did not open the answer. `vocab_bytes[i]`: the bytes of id i (empty for
+    special ids), by which stop strings are matched at any token boundaries.
     """
 
     close_think_ids: tuple[int, ...]

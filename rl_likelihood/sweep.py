@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     actions.add_argument("--table", action="store_true", help="rewards by metrics, over seeds")
     actions.add_argument("--report", action="store_true", help="tables, figures and a page to read")
     actions.add_argument("--prepare", action="store_true", help="make the files that points read; --run does it too")
-    free = "delete the optimizer state of finished runs, which then cannot go on"
+    free = "delete the optimizer state of finished runs, which then cannot train further"
     actions.add_argument("--drop_optimizer", action="store_true", help=free)
     only = "only points that have it; KEY!=VALUE: that do not"
     p.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help=only)

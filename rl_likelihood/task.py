@@ -1,4 +1,4 @@
-"""What a run is about, once its config is read: model, tokenizer, chain format, questions as ids."""
+"""The task of a run, built from its config: model, tokenizer, chain format, and questions as ids."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from rl_likelihood.data import conversation, prompts, tokenizer
 from rl_likelihood.data.alternatives import with_alternatives
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
+from rl_likelihood.data.common import all_begin_with, common_ids
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.shown import with_shown
 from rl_likelihood.datasets import sources
@@ -51,14 +52,15 @@ if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come befo
 # Purposes of random keys: key = fold_in(fold_in(key(seed), purpose), step).
 INIT, SAMPLE, EVALUATE, WARM_START, SEARCH, ADAPTERS = range(6)
 
-# A model's architecture, its parameters or their shapes, and the path of its tokenizer.
+# (a model's architecture, its parameters or their shapes, the path of its tokenizer).
 Model = tuple[ModelConfig, Params, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Fixed for a run. `train`, `heldout`: questions in ids; `fast`: those of the evaluations during training, empty
-    where they are the held-out ones; `model_path`: where weights and tokenizer came from."""
+    """The fixed inputs of a run. `train`, `heldout`: questions in ids. `fast`: the questions of evaluations during
+    training; empty if these use `heldout`. `model_path`: where weights and tokenizer came from. `data_line`: a summary
+    of the data in words."""
 
     config: Config
     model: ModelConfig
@@ -69,22 +71,25 @@ class Task:
     heldout: list[EncodedExample]
     data_line: str
     fast: list[EncodedExample] = dataclasses.field(default_factory=list)
+    common: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # data/common.py
 
     def key(self, purpose: int, step: int = 0) -> jax.Array:
         """The random key of one purpose at one step."""
         return random_key(self.config.seed, purpose, step)
 
     def collate(self, rows: list[EncodedExample], uid: np.ndarray, max_prompt: int = 0) -> Prompts:
-        """Rows as fixed-width arrays; `uid` names their random keys."""
+        """The rows as arrays of fixed width. A row's random keys are folded from its `uid`."""
         c = self.config.prompt
-        return prompts.collate(rows, uid, max_prompt or c.max_prompt, c.max_answer, self.fmt.pad_id)
+        out = prompts.collate(rows, uid, max_prompt or c.max_prompt, c.max_answer, self.fmt.pad_id)
+        begin = len(self.common) and all_begin_with([row.prompt_ids for row in rows], self.common)
+        return out.replace(common=len(self.common)) if begin else out
 
     def sampler(self, **changes: Any) -> SamplerConfig:
         """The config's sampler for this model and format."""
         return dataclasses.replace(sampler_config(self.config, self.model, self.fmt), **changes)
 
     def eval_sampler(self, samples: int, **changes: Any) -> SamplerConfig:
-        """How evaluation samples: one greedy row, then `samples` as the config's fields of eval say."""
+        """The sampler of evaluations: one greedy row, then `samples` rows with the settings in `eval`."""
         e = self.config.eval
         cut = {"top_p": e.top_p, "top_k": e.top_k, "min_p": e.min_p}
         return self.sampler(group_size=1 + samples, temperature=(0.0, *(e.temperature,) * samples), **cut, **changes)
@@ -96,7 +101,7 @@ def random_key(seed: int, purpose: int, step: int = 0) -> jax.Array:
 
 
 def sampler_config(c: Config, model: ModelConfig, fmt: ChainFormat) -> SamplerConfig:
-    """How training samples."""
+    """The sampler of training."""
     s = c.sampler
     return SamplerConfig(
         model=model,
@@ -124,7 +129,7 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
     n = k * (1 + c.prompt.max_answer)
     shape = lambda kind, *dims: jax.ShapeDtypeStruct(dims, kind)
     i, f, b = jnp.int32, jnp.float32, jnp.bool_
-    judged = c.reward.judged if c.judge_in_step or c.critic else None  # its numbers are made in the step
+    judged = c.reward.judged if c.judge_in_step or c.critic else None  # computed in the step, so not an input
     return Batch(
         prompt=shape(i, p, c.prompt.max_prompt),
         prompt_length=shape(i, p),
@@ -149,14 +154,14 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
 
 
 def abstract_judged(c: Config, rows: int) -> Judged:
-    """What a judge in the step reads, this many rows of each prompt, as shapes."""
+    """The inputs of a judge in the step, with `rows` rows per prompt, as shapes."""
     j, p = c.judge, c.train.prompts_per_step
     dims = (p, j.max_prompt), (p,), (p, rows, j.max_row), (p, rows)
     return Judged(*(jax.ShapeDtypeStruct(x, jnp.int32) for x in dims))
 
 
 def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh) -> Batch:
-    """`abstract_batch` as the step takes it on this mesh: with its packing, if train.packing asks for one."""
+    """`abstract_batch` as the step takes it on this mesh: with a packing if train.packing is set."""
     batch = abstract_batch(c, fmt)
     if not c.train.packing:
         return batch
@@ -165,7 +170,7 @@ def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh) -> Batch:
 
 
 def abstract_compared(c: Config, rows: int) -> Compared:
-    """The same for the critic of adversarial training."""
+    """The inputs of the critic of adversarial training, with `rows` rows per prompt, as shapes."""
     dims, labels = (c.train.prompts_per_step, rows), c.adversarial.form == "label"
     present, signs = (jax.ShapeDtypeStruct(dims, kind) for kind in (jnp.bool_, jnp.float32))
     ids = jax.ShapeDtypeStruct((dims[0], 3), jnp.int32)
@@ -173,26 +178,26 @@ def abstract_compared(c: Config, rows: int) -> Compared:
 
 
 def largest_forward(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:
-    """Prompts that the learner's step takes at one time, of a batch as wide as can be."""
+    """Prompts per forward of the learner's step, for a batch of the maximum widths."""
     with using(mesh):
         return prompts_per_forward(abstract_batch(c, fmt), c.step)
 
 
 def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
-    """The model with how to run it, the part of ModelConfig that the config decides, on a platform."""
+    """The model with its run-time settings: the fields of ModelConfig that the config and the platform decide."""
     dtype, attention = c.model.compute_dtype, c.model.attention
-    if c.converses or c.reads_alternatives:  # the kernel knows one branch of each kind
+    if c.converses or c.reads_alternatives:  # the kernel supports only one branch of each kind
         attention = "dense"
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
-    why = splash.refused(model.head_dim, model.local.window if model.local else 0)
-    if attention == "splash" and (why or platform != "tpu"):
-        why = why or f"it is for TPUs, and this is {platform}"
-        raise UserError(f"model.attention is 'splash', but {why}; set it to auto or dense")
+    reason = splash.refused(model.head_dim, model.local.window if model.local else 0)
+    if attention == "splash" and (reason or platform != "tpu"):
+        reason = reason or f"it is for TPUs, and this is {platform}"
+        raise UserError(f"model.attention is 'splash', but {reason}; set it to auto or dense")
     if attention == "auto":
-        attention = "splash" if platform == "tpu" and not why else "dense"
-        if platform == "tpu" and why and distributed.first():
-            print(f"attention dense, without the splash kernel: {why}", file=sys.stderr, flush=True)
+        attention = "splash" if platform == "tpu" and not reason else "dense"
+        if platform == "tpu" and reason and distributed.first():
+            print(f"attention dense, without the splash kernel: {reason}", file=sys.stderr, flush=True)
     return dataclasses.replace(
         model,
         compute_dtype=dtype,
@@ -209,80 +214,82 @@ def rollout_model(c: Config, model: ModelConfig) -> ModelConfig:
 
 
 def param_shardings(mesh: Mesh, model: ModelConfig) -> Params:
-    """Where each parameter lies on the learner's mesh."""
+    """The sharding of each parameter on the learner's mesh."""
     return decoder.shardings(param_specs(model), mesh)
 
 
 def trained(task: Task, params: Params) -> Params:
-    """What a run trains at its start: new adapters, or the parameters."""
+    """What a run trains: new adapters with LoRA, else the parameters themselves."""
     lora = task.config.lora
     return init_adapters(task.key(ADAPTERS), task.model, lora) if lora.rank else params
 
 
 def random_model(preset: str) -> ModelConfig:
-    """The architecture of a size of `settings.SIZES`, over bytes."""
+    """The architecture of a random model of a size in `settings.SIZES`, with the byte tokenizer."""
     width, layers, heads, kv_heads, mlp = SIZES[preset]
     vocab = len(byte_tokenizer())
     return ModelConfig("llama", vocab, width, layers, heads, kv_heads, width // heads, mlp, max_position=2048)
 
 
 def load_model(c: Config, mesh: Mesh | None = None) -> Model:
-    """The model that the config names: weights, a workdir, or a random one.
+    """The config's model: from weight files, from a workdir, or with random weights.
 
-    The parameters are made or read shard by shard onto `mesh`; without one they are numpy arrays of this host.
+    The parameters are created or read shard by shard onto `mesh`. Without a mesh they are numpy arrays on this host.
     """
-    at = None if mesh is None else functools.partial(param_shardings, mesh)
+    sharding_of = None if mesh is None else functools.partial(param_shardings, mesh)
     if c.model.preset:
         cfg, path = random_model(c.model.preset), BYTES
-        init = jax.jit(decoder.init, static_argnums=1, out_shardings=at and at(cfg))
+        init = jax.jit(decoder.init, static_argnums=1, out_shardings=sharding_of and sharding_of(cfg))
         params = init(random_key(c.seed, INIT), cfg)
-        params = params if at else jax.tree.map(np.asarray, params)
+        params = params if sharding_of else jax.tree.map(np.asarray, params)
     elif distributed.share((Path(c.model.path) / checkpoint.FOLDER).is_dir()):  # one host may not see it yet
-        cfg, params, _, path = checkpoint.restore_params(c.model.path, at=at)
+        cfg, params, _, path = checkpoint.restore_params(c.model.path, at=sharding_of)
         path = tokenizer_path(Path(c.model.path), path)
     else:
         path = str(Path(assets.resolve(c.model.path)).resolve())
-        half = c.lora.rank and not c.warm_start.steps  # a warm start is added up in float32
-        cfg, params = files.load(path, jnp.dtype(c.lora.stored_dtype if half else "float32"), at)
+        stored_as_lora = c.lora.rank and not c.warm_start.steps  # a warm start adds its adapters in float32
+        cfg, params = files.load(path, jnp.dtype(c.lora.stored_dtype if stored_as_lora else "float32"), sharding_of)
     return run_on(cfg, c, jax.default_backend()), params, path
 
 
-def known_model(c: Config, workdir: Path, model: ModelConfig, params: Params, path: str) -> Model:
-    """The model as a workdir's checkpoints describe it (`checkpoint.describe`), with its parameters' shapes.
+def checkpoint_model(c: Config, workdir: Path, model: ModelConfig, params: Params, path: str) -> Model:
+    """The model as a workdir's checkpoint describes it (`checkpoint.describe`), with its parameters as shapes.
 
-    Who goes on from a checkpoint needs neither weights nor tokenizer of model.path.
+    So a resumed run does not need the weights and the tokenizer of model.path.
     """
     path = tokenizer_path(workdir, path)
     elsewhere = path != BYTES and not Path(path).exists() and not (Path(c.model.path) / checkpoint.FOLDER).is_dir()
-    if elsewhere:  # this host has the model in another place than the one that saved
+    if elsewhere:  # this host has the model at another path than the host that saved the checkpoint
         path = str(Path(assets.resolve(c.model.path)).resolve())
     return run_on(model, c, jax.default_backend()), params, path
 
 
 def load_tokenizer(path: str, template: str = "model") -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
-    """The tokenizer that belongs to `load_model`'s path, with a chat template, and the ids that end a text."""
+    """(the tokenizer at the path that `load_model` returns, with its chat template set; the ids that end a text)."""
     loaded = byte_tokenizer() if path == BYTES else tokenizer.load_tokenizer(path)
     tokenizer.set_template(loaded, template, path)
     return loaded, (loaded.eos_token_id,) if path == BYTES else tokenizer.eos_ids(loaded, path)
 
 
-def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Model | None = None) -> tuple[Task, Params]:
-    """The task of a config, and the parameters it starts from. Every refusal about files is made here.
+def load(
+    c: Config, training: bool = True, mesh: Mesh | None = None, saved_model: Model | None = None
+) -> tuple[Task, Params]:
+    """(the task of a config, the parameters that it starts from). Every problem with files is refused here.
 
-    An evaluation (`training` False) loads no training questions. With `mesh` the parameters come onto it shard by
-    shard, without it as numpy arrays of this host; `known` takes the place of `load_model`.
+    `training` False: no training questions are loaded, for evaluations. `mesh`: the parameters are read onto it shard
+    by shard; without it they are numpy arrays on this host. `saved_model`: the model to use instead of `load_model`'s.
     """
-    # Questions first: they are quick to refuse, weights are not.
+    # Questions first, because they load faster than weights.
     c = dataclasses.replace(c, prompt=sources.resolve_prompt(c.prompt, c.data, c.worked_examples))
     train, heldout, report = sources.load(c.data, training, c.prompt.shots)
     fast = sources.load_fast(c.data, c.prompt.shots) if training else []
     if not heldout and c.eval.prompts:
         raise UserError("data.heldout_size is 0 but eval.prompts is not; hold some questions out or set eval.prompts=0")
-    model, params, path = known or load_model(c, mesh)
+    model, params, path = saved_model or load_model(c, mesh)
     text, eos_ids = load_tokenizer(path, c.prompt.template)
     fmt = prompts.chain_format(text, tokenizer.vocab_bytes(text, model.vocab_size), eos_ids, c.prompt)
     _refuse_positions(c, model, fmt)
-    encode = functools.partial(_begun if c.converses else _asked, c=c, text=text, fmt=fmt)
+    encode = functools.partial(_encode_conversations if c.converses else _encode_questions, c=c, text=text, fmt=fmt)
     rows, too_long = encode(train, skip=c.data.skip_bad_rows)
     if c.max_shown:
         rows = with_shown(rows, text, c.prompt, fmt, c.posterior.prompt, c.max_shown)
@@ -293,6 +300,7 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
                 f"reward.name is {c.reward.name!r}, but no training row has a field 'alternatives' (a list of other "
                 "answers); add it, or choose log_prob"
             )
+    heldout_rows, fast_rows = encode(heldout)[0], encode(fast)[0]
     task = Task(
         config=c,
         model=model,
@@ -300,15 +308,26 @@ def load(c: Config, training: bool = True, mesh: Mesh | None = None, known: Mode
         tokenizer=text,
         fmt=fmt,
         train=rows,
-        heldout=encode(heldout)[0],
+        heldout=heldout_rows,
         data_line=sources.describe(c.data, rows, heldout, report, too_long),
-        fast=encode(fast)[0],
+        fast=fast_rows,
+        common=_common(c, text, fmt, [*rows, *heldout_rows, *fast_rows]),
     )
     return task, params
 
 
+def _common(c: Config, text: PreTrainedTokenizerBase, fmt: ChainFormat, rows: list[EncodedExample]) -> np.ndarray:
+    """The ids with which all prompts begin. They do not depend on which rows are loaded, except in conversations, whose
+    environment writes the instruction."""
+    if not rows:
+        return np.zeros(0, np.int32)
+    questions = [dataclasses.replace(rows[0].example, prompt=x, messages=(), answer="0") for x in ("0", "a")]
+    probes = [row.prompt_ids for row in (rows if c.converses else prompts.encode_all(questions, text, c.prompt, fmt))]
+    return common_ids(probes, [row.prompt_ids for row in rows])
+
+
 def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:
-    """UserError where a row may have more tokens than the model has positions."""
+    """UserError if a row may have more tokens than the model has positions."""
     parts = {"prompt.max_prompt": c.prompt.max_prompt}
     if c.max_shown > c.prompt.max_prompt:
         parts = {"posterior.max_prompt": c.max_shown}
@@ -328,39 +347,40 @@ def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:
         )
 
 
-# Questions in ids, and the rows that are left out because they are too long.
+# (questions in ids, descriptions of the rows that are left out because they are too long).
 Encoded = tuple[list[EncodedExample], list[str]]
 
 
-def _asked(
+def _encode_questions(
     examples: list[Example], c: Config, text: PreTrainedTokenizerBase, fmt: ChainFormat, skip: bool = False
 ) -> Encoded:
-    """Questions with their answers. `skip`: long rows are left out, not refused."""
+    """Encodes questions with their answers. `skip`: long rows are left out instead of refused."""
     if skip:
         return prompts.encode_fitting(examples, text, c.prompt, fmt)
     return prompts.encode_all(examples, text, c.prompt, fmt), []
 
 
-def _begun(
+def _encode_conversations(
     examples: list[Example], c: Config, text: PreTrainedTokenizerBase, fmt: ChainFormat, skip: bool = False
 ) -> Encoded:
-    """Questions as the first messages of conversations, with what the model should write first as the answer."""
+    """Encodes the first messages of conversations as prompts, with the reference for the model's first message as the
+    answer."""
     environment = environment_of(c.env)
     rows = []
     for example in examples:
-        told = json.loads(example.check or "{}")
-        if "environment" not in told:
+        check = json.loads(example.check or "{}")
+        if "environment" not in check:
             raise UserError(
                 f"row {example.id} has no field 'environment', which tells env.name = {c.env.name!r} its task; add it"
             )
         try:
-            start = environment.start(told["environment"])
+            start = environment.start(check["environment"])
             messages, reference = list(start.messages), start.reference
         except UserError:
             raise
         except Exception as e:
             raise UserError(
-                f"row {example.id}: the environment {c.env.name} cannot begin with {told['environment']} "
+                f"row {example.id}: the environment {c.env.name} cannot begin with {check['environment']} "
                 f"({type(e).__name__}: {e}); mend the row's field 'environment'"
             ) from e
         prompt = conversation.prompt_ids(text, fmt, messages, c.prompt.date)

@@ -62,7 +62,7 @@ from rl_likelihood.runtime.workdir import (
 )
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
-from rl_likelihood.task import Model, Task, known_model, load, param_shardings, trained
+from rl_likelihood.task import Model, Task, checkpoint_model, load, param_shardings, trained
 from rl_likelihood.training.announcement import announce
 from rl_likelihood.training.best import Best
 from rl_likelihood.training.dry_run import dry_run
@@ -88,11 +88,11 @@ def main() -> None:
 
 
 def run(c: Config, workdir: Path, force: bool = False) -> None:
-    """One run, from its workdir's last checkpoint or from the start, to its last step; STATUS says how it went.
+    """Trains from the workdir's last checkpoint, or from the start, to the last step. STATUS holds the outcome.
 
-    `force`: go on in the workdir of another config.
+    `force`: resume the workdir with another config.
     """
-    finished, before = False, run_files.read_status(workdir)
+    finished, old_status = False, run_files.read_status(workdir)
     with contextlib.ExitStack() as stack:
         holder = distributed.by_first(lambda: stack.enter_context(lock(workdir)))
         distributed.refuse_unshared(workdir / LOCK, holder)
@@ -103,26 +103,26 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         if saved is not None:
             distributed.by_first(lambda: restore_tracking_id(workdir, saved[-1].get("tracking_id")))
         date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
-        given, c = c, dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
+        original, c = c, dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
         tracking = c.report.wandb if folder == workdir else "off"
-        begin = -1 if resume is None else resume
-        copy = board(folder, begin) if c.report.tensorboard and distributed.first() else None
-        tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c), copy)
+        start_step = -1 if resume is None else resume
+        tensorboard = board(folder, start_step) if c.report.tensorboard and distributed.first() else None
+        tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c), tensorboard)
         writer = stack.enter_context(MetricsWriter(folder, c.train.steps, None, tracker))
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
-            session = Session(workdir, writer, stop, given, force)
+            session = Session(workdir, writer, stop, original, force)
             step, finished = resume or 0, has_ended(workdir, resume, c.train.steps)
             if not finished:
                 if c.reward.judged:
                     refuse_judge(c, workdir)
-                step, finished = learn(c, session, resume, saved and known_model(c, workdir, *saved[:3]))
+                step, finished = learn(c, session, resume, saved and checkpoint_model(c, workdir, *saved[:3]))
             if finished and not c.train.keep_optimizer:
                 distributed.by_first(lambda: drop_optimizer(workdir))
-        except OtherInputs as error:  # refused: the run is where it was
+        except OtherInputs as error:  # refused before anything changed: keep the old status
             lost = {"state": "failed", "step": resume or 0, "steps": c.train.steps, "error": str(error)}
-            run_files.write_status(folder, **(before or lost))
+            run_files.write_status(folder, **(old_status or lost))
             raise
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -135,27 +135,27 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         summary(workdir)
     elif not finished:
         if checkpoint.latest_step(workdir) is None:
-            say("stopped before the first checkpoint; the same command begins again")
+            say("stopped before the first checkpoint; run the same command to start again")
         else:
-            say(f"stopped after step {step}, saved; the same command goes on from there")
+            say(f"stopped after step {step}, saved; run the same command to resume")
 
 
 def has_ended(workdir: Path, resume: int | None, steps: int) -> bool:
-    """Whether the run was finished and gave up its optimizer state, so that there is nothing to load."""
+    """Whether the run is finished and its optimizer state was deleted, so that it cannot be loaded."""
     return resume is not None and resume >= steps and distributed.share(lost_optimizer(workdir, resume))
 
 
-def learn(c: Config, session: Session, resume: int | None, known: Model | None = None) -> tuple[int, bool]:
-    """The loop: batch -> step -> metrics. Returns (step, finished).
+def learn(c: Config, session: Session, resume: int | None, saved_model: Model | None = None) -> tuple[int, bool]:
+    """The training loop: batch -> step -> metrics. Returns (last step, whether the run is finished).
 
-    `resume`: the step of the checkpoint to go on from, None for a new run; `known`: `known_model` of one that goes on.
+    `resume`: the checkpoint to resume; None: a new run. `saved_model`: the `checkpoint_model` of a resumed run.
     """
-    # Loaded here and not passed in: a caller's reference would keep these parameters for the whole run.
+    # Loaded here, because a caller's reference would keep these parameters in memory for the whole run.
     devices = make_devices(c)
-    task, params = load(c, mesh=devices.learner, known=known)
+    task, params = load(c, mesh=devices.learner, saved_model=saved_model)
     judge = judge_of(task, devices, session.workdir) if c.reward.judged else None
     announce(task, devices, session.workdir, resume)
-    keep_what_it_needs(task, session)
+    keep_inputs_of_run(task, session)
     r, keep, optimizer = open_run(session, task, devices), checkpoint_config(c.train), make_optimizer(c.optimizer)
     try:
         from_state = start if resume is None else resumed
@@ -167,7 +167,7 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
     if c.train.micro_batch_prompts < 0:
         task = with_micro_batch(task, devices, state.params, models_of(state, ref_params, c.step), r.workdir)
     programs = StepPrograms(task, devices.learner, optimizer, judge)
-    step, steps, over, written = int(state.step), c.train.steps, False, 0.0
+    step, steps, ended, write_seconds = int(state.step), c.train.steps, False, 0.0
     source = make_source(task, devices, r.workdir, step, queue, judge)
     profile, alarms = Profile(r.workdir, c.report.profile), first_alarms(r, step)
     with Progress("trained", steps, "steps", done=step) as progress, closing(source), closing(profile):
@@ -175,25 +175,25 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
             while True:
                 policy = r.policy(state, ref_params)
                 evaluate_if_due(r, policy, step)
-                if over := without_progress(r, state, source, policy) or step >= steps:
+                if ended := without_progress(r, state, source, policy) or step >= steps:
                     break
                 r.stop.check()
                 profile.before(step + 1)
                 begin = time.perf_counter()
-                given = next_batch(r, source, state, policy)
+                step_input = next_batch(r, source, state, policy)
                 del policy  # the step takes the state's memory
-                batch = on_devices(task, devices, given.batch)
+                batch = on_devices(task, devices, step_input.batch)
                 begin_step = time.perf_counter()
-                started = programs.start(state, ref_params, batch)
-                measured = given.measured()  # while the step runs
-                state, out, per_row = programs.finish(started)
+                in_flight = programs.start(state, ref_params, batch)
+                measured = step_input.measured()  # while the step runs
+                state, out, per_row = programs.finish(in_flight)
                 end = time.perf_counter()
                 step += 1
                 profile.after(step)
                 refuse_nan(step, out, r.workdir)
-                clock = times(given, (begin, begin_step, end), written)
-                out = record(r, step, out | means(measured) | given.logged | clock, given, per_row)
-                written = time.perf_counter() - end
+                clock = times(step_input, (begin, begin_step, end), write_seconds)
+                out = record(r, step, out | means(measured) | step_input.logged | clock, step_input, per_row)
+                write_seconds = time.perf_counter() - end
                 progress.advance()
                 say(line(step, steps, out, progress.left()))
                 for sentence in alarms.check(step, out):
@@ -204,28 +204,28 @@ def learn(c: Config, session: Session, resume: int | None, known: Model | None =
             r.save(state, source.state())
         finally:
             checkpoint.close(r.checkpoints)
-    return step, over or step >= steps
+    return step, ended or step >= steps
 
 
-def times(given: StepInput, clock: tuple[float, float, float], written: float) -> dict[str, float]:
-    """Seconds of a step. `clock`: when it began, when its batch was there, when it ended; `written`: seconds of writing
-    the step before."""
-    begin, start, end = clock
-    tokens = int((given.rollout.segment != 0).sum()) * jax.process_count()
-    host = start - begin - given.waited + written
-    return {"time/host": host, "time/learn": end - start, "tokens_per_second": tokens / (end - begin)}
+def times(step_input: StepInput, clock: tuple[float, float, float], write_seconds: float) -> dict[str, float]:
+    """The times of a step, in seconds. `clock`: the times of its begin, of its batch being ready, and of its end.
+    `written`: seconds spent writing the previous step's metrics."""
+    step_begin, batch_ready, end = clock
+    tokens = int((step_input.rollout.segment != 0).sum()) * jax.process_count()
+    host = batch_ready - step_begin - step_input.waited + write_seconds
+    return {"time/host": host, "time/learn": end - batch_ready, "tokens_per_second": tokens / (end - step_begin)}
 
 
-def record(r: Run, step: int, out: dict[str, float], given: StepInput, per_row: dict) -> dict[str, float]:
-    """Writes what a step measured: its numbers, which are returned, and some chains."""
+def record(r: Run, step: int, out: dict[str, float], step_input: StepInput, per_row: dict) -> dict[str, float]:
+    """Writes a step's metrics, which are returned, and some of its chains."""
     out = without_samples(out) if r.config.reward.supervised else out
     r.writer.metrics(step, out)
-    write_samples(r.task, r.devices, r.writer, step, given, per_row)
+    write_samples(r.task, r.devices, r.writer, step, step_input, per_row)
     return out
 
 
 def open_run(session: Session, task: Task, devices: Devices) -> Run:
-    """The run with its checkpoints, of which the best is kept if train.best asks for one."""
+    """The run, with its checkpoint manager. The best checkpoint is kept if train.best names a metric."""
     c = task.config.train
     best = Best(session.workdir, c.best, bool(c.best) and higher_is_better(c.best))
     manager = checkpoint.open_manager(session.workdir, checkpoint_config(c), best.is_best if c.best else None)
@@ -233,7 +233,7 @@ def open_run(session: Session, task: Task, devices: Devices) -> Run:
 
 
 def next_batch(r: Run, source: Source, state: TrainState, policy: Params) -> StepInput:
-    """The batch of the next update. If the sampler failed, what was learned is saved first."""
+    """The batch of the next update. If the sampler failed, the state is saved before the error is raised."""
     try:
         return source.next(int(state.step), policy)
     except SamplerFailed as failed:
@@ -241,9 +241,9 @@ def next_batch(r: Run, source: Source, state: TrainState, policy: Params) -> Ste
         raise failed.__cause__ or failed from None
 
 
-def keep_what_it_needs(task: Task, session: Session) -> None:
-    """The workdir keeps its tokenizer and digests of its inputs. So it may be moved, the model's folder may go, and
-    changed data, prompts or code are noticed."""
+def keep_inputs_of_run(task: Task, session: Session) -> None:
+    """Saves the tokenizer and digests of the inputs in the workdir. So the workdir does not need the model's folder,
+    and a resumed run notices changed data, prompts or code."""
 
     def keep() -> None:
         c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
@@ -260,7 +260,8 @@ def keep_what_it_needs(task: Task, session: Session) -> None:
 
 
 def first_alarms(r: Run, step: int) -> Alarms:
-    """The alarms of a run that goes on from `step`: they compare with the run's own beginning."""
+    """The alarms of a run that starts or resumes at `step`. They compare with the first steps of the run, so a resumed
+    run reads those from metrics.jsonl."""
     alarms = Alarms(tuple(t.name for t in r.config.reward.terms), r.config.reward.truncated)
     path = r.workdir / run_files.METRICS
     if step and distributed.first() and path.exists():
@@ -270,39 +271,39 @@ def first_alarms(r: Run, step: int) -> Alarms:
 
 
 def start(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None, None]:
-    """The state of step 0, the reference model or the base of adapters if one is asked for, and no queue.
+    """(the state at step 0; the reference model, or the base of adapters, or None; no state of a source).
 
-    A warm start comes before step 0. The reference, or base, is the model of step 0, kept in the workdir: the same for
-    every resume, whatever becomes of model.path.
+    A warm start comes before step 0. The reference or base is the model of step 0. It is saved in the workdir, so that
+    every resume has the same one, even if model.path changes.
     """
     c, mesh, model = r.config, r.devices.learner, r.task.model
-    at = run_state_shardings(mesh, model, optimizer, c.step)
+    state_at = run_state_shardings(mesh, model, optimizer, c.step)
     r.writer.rewind(-1)
     initial = prepare_start(r, params)
-    state = jax.jit(lambda p: init_run_state(trained(r.task, p), optimizer, c.step, model.width), out_shardings=at)(
-        initial
-    )
+    state = jax.jit(
+        lambda p: init_run_state(trained(r.task, p), optimizer, c.step, model.width), out_shardings=state_at
+    )(initial)
     frozen = init_reference(initial, mesh, model, c.step)
     if c.step.with_frozen:
-        # A reference's layers may be unstacked, and int8 matrices are made again of what they were made of.
-        saved = jax.tree.map(lambda x: x.astype(c.lora.stored_dtype), initial) if c.lora.rank else initial
-        alone = TrainState(step=put(np.int32(0), at.step), params=saved, opt_state=())
-        checkpoint.save_initial(r.workdir / INITIAL, alone, r.meta() | {"lora": None})
+        # Saves `initial`, not `frozen`: its layers are stacked, and an int8 base is quantised again on resume.
+        stored = jax.tree.map(lambda x: x.astype(c.lora.stored_dtype), initial) if c.lora.rank else initial
+        initial_state = TrainState(step=put(np.int32(0), state_at.step), params=stored, opt_state=())
+        checkpoint.save_initial(r.workdir / INITIAL, initial_state, r.meta() | {"lora": None})
     if c.reward.baseline == "frozen":
         write_baseline(r.task, r.devices, initial, r.workdir, r.stop.check)
-    # Last: a checkpoint says that all that a run starts from is there.
+    # Saved last: this checkpoint implies that everything that the run starts from has been written.
     if c.warm_start.steps:
         r.save(state)
     return state, frozen, None
 
 
 def resumed(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None, dict | None]:
-    """The last checkpoint's state, the reference or base, and what the source of batches kept. Of `params` only the
-    shapes are needed."""
+    """(the last checkpoint's state; the reference or base, or None; the saved state of the source). Only the shapes of
+    `params` are used."""
     cfg, mesh, model = r.config.step, r.devices.learner, r.task.model
-    at = run_state_shardings(mesh, model, optimizer, cfg)
+    state_at = run_state_shardings(mesh, model, optimizer, cfg)
     abstract = jax.eval_shape(lambda p: init_run_state(trained(r.task, p), optimizer, cfg, model.width), params)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, at)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state_at)
     state, meta = checkpoint.restore(r.checkpoints, abstract)
     r.writer.rewind(int(state.step))
     warn_of_lost_lines(r.writer.workdir, meta.get("file_bytes", {}), int(state.step))
@@ -314,7 +315,7 @@ def resumed(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | Non
 
 
 def prepare_start(r: Run, params: Params) -> Params:
-    """Parameters of step 0: those given, or those after the warm start, with an evaluation before it. All finite."""
+    """The parameters at step 0: `params`, or with a warm start the parameters after it. It first evaluates `params`."""
     w = r.config.warm_start
     if not all_finite(params):
         raise distributed.SharedRefusal(
@@ -323,7 +324,7 @@ def prepare_start(r: Run, params: Params) -> Params:
     if not w.steps:
         return params
     rows, stage = r.task.heldout, "untouched"
-    if w.chains == "own" and w.examples:  # the format is not yet known: show it
+    if w.chains == "own" and w.examples:  # the model does not know the format yet, so its prompts show examples
         rows, _ = with_worked_examples(r.task, rows[: r.config.eval.prompts], w.examples)
         stage = f"untouched ({w.examples} examples)"
     evaluation(r, params, 0, stage, rows)
@@ -334,6 +335,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run; the same folder again resumes")
     flags.DEFINE_bool("print_config", False, "print every field, with what was overridden, and exit")
     flags.DEFINE_bool("dry_run", False, "load, compile and report; train nothing")
-    flags.DEFINE_bool("force", False, "go on in the workdir of another config")
+    flags.DEFINE_bool("force", False, "resume the workdir with another config")
     define_processes()
     run_main(main)

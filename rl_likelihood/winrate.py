@@ -1,12 +1,12 @@
 """Win rate of one model over another: python -m rl_likelihood.winrate --a=RUN|FILE --b=RUN|FILE --judge=MODEL
 
-A and B are workdirs that were evaluated, or JSON-lines files with prompt, answer and reference. The judge is a model's
+A and B are workdirs with an evaluation, or JSON-lines files with prompt, answer and reference. The judge is a model's
 name, folder or .gguf file, a reward model's workdir, or an address that speaks OpenAI's chat protocol, with
---judge_name (the key is in the environment variable JUDGE_API_KEY). It sees both answers in both orders.
+--judge_name (the API key is in the environment variable JUDGE_API_KEY). It sees each pair of answers in both orders.
 
-First the judge is measured: it compares reference answers with those of other questions. Where its accuracy is not
-above chance no win rate is printed. Beside it stand its accuracy on reference answers cut in half, and what a judge
-would get that prefers the longer answer. Prints one JSON object and appends it to --out.
+First the judge is calibrated: it compares reference answers with reference answers to other questions. If its accuracy
+is not above chance, no win rate is printed. The output also has its accuracy on reference answers cut in half, and the
+accuracy of a judge that always prefers the longer answer. Prints one JSON object and appends it to --out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts, local_judge
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
-# (questions, [P][2] answers) -> the preference for the first [P], and which pairs were judged.
+# (P questions, P pairs of answers) -> Verdicts: the preference for the first answer [P], and which pairs were judged.
 Compare = Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]
 
 
@@ -51,19 +51,20 @@ def compare_by_http(judge: HttpJudge, questions: Sequence[str], pairs: Sequence[
 def both_orders(
     compare: Compare, questions: Sequence[str], a: Sequence[str], b: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Preferences for the first answer, A first and then B first, of the pairs that were judged; and what was not."""
-    once = compare(questions, list(zip(a, b, strict=True)))
-    again = compare(questions, list(zip(b, a, strict=True)))
-    keep = once.keep & again.keep
+    """(the preference for A when A is first, the preference for B when B is first, counts of failures and cut rows).
+    Preferences are NaN for pairs without a verdict in both orders."""
+    a_first = compare(questions, list(zip(a, b, strict=True)))
+    b_first = compare(questions, list(zip(b, a, strict=True)))
+    keep = a_first.keep & b_first.keep
     return (
-        np.where(keep, once.values, np.nan),
-        np.where(keep, again.values, np.nan),
-        {"failures": int((~once.keep).sum() + (~again.keep).sum()), "cut": once.cut + again.cut},
+        np.where(keep, a_first.values, np.nan),
+        np.where(keep, b_first.values, np.nan),
+        {"failures": int((~a_first.keep).sum() + (~b_first.keep).sum()), "cut": a_first.cut + b_first.cut},
     )
 
 
 def calibrate(compare: Compare, rows: Sequence[Answered]) -> dict[str, Any]:
-    """How often the judge prefers a reference answer to another question's, and to its own first half."""
+    """How often the judge prefers a reference answer to another question's reference, and to its own first half."""
     rows = [row for row in rows if row.reference.strip()]
     if len({row.reference for row in rows}) < 2:
         raise UserError(
@@ -72,36 +73,41 @@ def calibrate(compare: Compare, rows: Sequence[Answered]) -> dict[str, Any]:
     questions, references = [row.prompt for row in rows], [row.reference for row in rows]
     out: dict[str, Any] = {}
     for name, losers in (("shuffled", shuffled(references)), ("truncated", [truncated(r) for r in references])):
-        at = [i for i, (own, other) in enumerate(zip(references, losers, strict=True)) if own.strip() != other.strip()]
-        chosen, rejected = [references[i] for i in at], [losers[i] for i in at]
-        first, second, _ = both_orders(compare, [questions[i] for i in at], chosen, rejected)
-        there = np.isfinite(first)
-        if not there.any():
+        pairs = [
+            i
+            for i, (reference, other) in enumerate(zip(references, losers, strict=True))
+            if reference.strip() != other.strip()
+        ]
+        chosen, rejected = [references[i] for i in pairs], [losers[i] for i in pairs]
+        first, second, _ = both_orders(compare, [questions[i] for i in pairs], chosen, rejected)
+        judged = np.isfinite(first)
+        if not judged.any():
             raise UserError("--judge failed on every pair that it is measured with; see its messages above")
         longer = [0.5 if len(x) == len(y) else float(len(x) > len(y)) for x, y in zip(chosen, rejected, strict=True)]
-        out[name] = winrate.accuracy(first[there], second[there]) | {"length_only": float(np.mean(longer))}
+        out[name] = winrate.accuracy(first[judged], second[judged]) | {"length_only": float(np.mean(longer))}
     return out
 
 
 def measured(compare: Compare, a: dict[str, Answered], b: dict[str, Answered]) -> dict[str, Any]:
-    """The judge's accuracies, and the win rates where they are above chance."""
+    """The judge's accuracies, and the win rate if the judge is above chance."""
     pairs = common(a, b)
     judge = calibrate(compare, [x._replace(reference=x.reference or y.reference) for x, y in pairs])
     low, high = judge["shuffled"]["ci95"]
     if not winrate.above_chance(judge["shuffled"]):
-        why = (
+        refusal = (
             f"no win rate: the judge prefers a reference answer to another question's in "
             f"{100 * judge['shuffled']['accuracy']:.1f} % of {judge['shuffled']['pairs']} pairs (95 % interval "
             f"{100 * low:.1f} to {100 * high:.1f}), which is not above chance; take another judge"
         )
-        return {"judge": judge, "refused": why}
+        return {"judge": judge, "refused": refusal}
     answers_a, answers_b = [x.answer for x, _ in pairs], [y.answer for _, y in pairs]
     first, second, lost = both_orders(compare, [x.prompt for x, _ in pairs], answers_a, answers_b)
-    there = np.isfinite(first)
-    if there.sum() < 2:
-        raise UserError(f"--judge failed on {len(there) - there.sum()} of {len(there)} pairs; see its messages above")
-    lengths = [np.asarray([len(x) for x in side], float)[there] for side in (answers_a, answers_b)]
-    return {"judge": judge, **winrate.summary(first[there], second[there], *lengths), **lost}
+    judged = np.isfinite(first)
+    if judged.sum() < 2:
+        failed = len(judged) - judged.sum()
+        raise UserError(f"--judge failed on {failed} of {len(judged)} pairs; see its messages above")
+    lengths = [np.asarray([len(x) for x in side], float)[judged] for side in (answers_a, answers_b)]
+    return {"judge": judge, **winrate.summary(first[judged], second[judged], *lengths), **lost}
 
 
 def main() -> None:
@@ -133,13 +139,13 @@ def define_flags() -> None:
     """The flags of this command."""
     flags.DEFINE_string("a", None, "the model whose wins are counted: a workdir, or a file of answers")
     flags.DEFINE_string("b", None, "what it is compared with")
-    flags.DEFINE_string("judge", None, "who compares: a model's name, folder or file, or a reward model's workdir")
+    flags.DEFINE_string("judge", None, "a model's name, folder or file, a reward model's workdir, or an address")
     flags.DEFINE_string("judge_name", "", "the model's name at the judge's address")
-    flags.DEFINE_integer("max_calls", 0, "calls of a judge's address at most; 0: no limit", lower_bound=0)
-    flags.DEFINE_string("cache", "winrate.sqlite", "file that keeps an address's verdicts; empty: none")
+    flags.DEFINE_integer("max_calls", 0, "maximum calls to the judge's address; 0: no limit", lower_bound=0)
+    flags.DEFINE_string("cache", "winrate.sqlite", "file that stores an address's verdicts; empty: none")
     flags.DEFINE_string("template", "model", "the judge's chat template: its own (model), or plain")
-    flags.DEFINE_integer("max_prompt", 512, "tokens of a question in the judge's template at most", lower_bound=1)
-    flags.DEFINE_integer("max_row", 512, "tokens of both answers at most; longer ones are cut", lower_bound=8)
+    flags.DEFINE_integer("max_prompt", 512, "maximum tokens of a question in the judge's template", lower_bound=1)
+    flags.DEFINE_integer("max_row", 512, "maximum tokens of both answers; longer answers are cut", lower_bound=8)
     flags.DEFINE_string("out", "winrate.jsonl", "file that gets the numbers; empty: none")
 
 

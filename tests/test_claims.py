@@ -26,11 +26,11 @@ def runs(**means: tuple[float, ...]) -> dict:
     [
         ((1.0, 1.2), (0.5, 0.4), 1, 0, "appears"),
         ((1.0, 1.2), (0.5, 0.4), -1, 0, "contradicted"),
-        ((1.0, 0.2), (0.5, 0.4), 1, 0, "not told apart"),  # the seeds disagree
-        ((0.5, 0.5), (0.5, 0.5), 1, 0, "not told apart"),
+        ((1.0, 0.2), (0.5, 0.4), 1, 0, "undecided"),  # the seeds disagree
+        ((0.5, 0.5), (0.5, 0.5), 1, 0, "undecided"),
         ((0.5, 0.5), (0.5, 0.5), 0, 0.1, "appears"),
         ((0.5, 0.5), (0.9, 0.9), 0, 0.1, "contradicted"),
-        ((0.5, 0.5), (0.6, 0.6), 0, 0.1, "not told apart"),  # the interval lies across the margin
+        ((0.5, 0.5), (0.6, 0.6), 0, 0.1, "undecided"),  # the interval lies across the margin
     ],
 )
 def test_a_claim_appears_where_interval_and_seeds_are_on_its_side(a, b, sign, margin, verdict):

@@ -2,5 +2,5 @@
 
 import os
 
-# transformers announces on import that torch is absent. Here it always may be: only its tokenizers are used.
+# Without torch, transformers prints a warning on import. Only its tokenizers are used, so torch is not needed.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,4 +1,4 @@
-"""Other answers to a row's question that are as good as its reference answer, in ids."""
+"""Encodes the alternative answers of rows: other answers that are as good as the reference."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ if TYPE_CHECKING:  # over a second to import
 def with_alternatives(
     rows: Sequence[EncodedExample], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, fmt: ChainFormat
 ) -> list[EncodedExample]:
-    """The rows with the first `max_alternatives` of their `alternatives` in ids; refuses those of over `max_answer`."""
-    others = [_alternatives(row.example)[: cfg.max_alternatives] for row in rows]
-    flat = [(row, e) for row, some in zip(rows, others, strict=True) for e in some]
+    """The rows with their first `max_alternatives` alternative answers in ids. UserError if one exceeds
+    `max_answer`."""
+    alternatives = [_alternatives(row.example)[: cfg.max_alternatives] for row in rows]
+    flat = [(row, e) for row, some in zip(rows, alternatives, strict=True) for e in some]
     if not flat:
         return list(rows)
     answers = answer_ids([e for _, e in flat], tokenizer, cfg, fmt)
-    both = zip(flat, answers, strict=True)
-    refuse_longer("max_answer", cfg, [EncodedExample(e, row.prompt_ids, *answer) for (row, e), answer in both])
-    each = iter(answers)
-    counted = zip(rows, others, strict=True)
-    return [dataclasses.replace(row, alternatives=tuple(next(each) for _ in some)) for row, some in counted]
+    encoded = zip(flat, answers, strict=True)
+    refuse_longer("max_answer", cfg, [EncodedExample(e, row.prompt_ids, *answer) for (row, e), answer in encoded])
+    next_answer = iter(answers)
+    rows_with_alternatives = zip(rows, alternatives, strict=True)
+    return [
+        dataclasses.replace(row, alternatives=tuple(next(next_answer) for _ in some))
+        for row, some in rows_with_alternatives
+    ]
 
 
 def _alternatives(example: Example) -> list[Example]:
-    """The example with each of its other answers, every answer once."""
+    """One copy of the example for each distinct alternative answer, which takes the place of its answer."""
     texts = dict.fromkeys(json.loads(example.check or "{}").get(ALTERNATIVES, []))
     return [dataclasses.replace(example, answer=text) for text in texts if text != example.answer]

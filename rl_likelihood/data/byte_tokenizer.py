@@ -1,11 +1,11 @@
-"""A tokenizer over bytes for models with random weights: 256 bytes, a few words of the format, four controls."""
+"""A byte tokenizer for models with random weights: 256 bytes, two words of the chain format, four control tokens."""
 
 from __future__ import annotations
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-# What `model_path` says when the tokenizer is this one.
+# The `model_path` that stands for this tokenizer.
 BYTES = "bytes"
 CONTROLS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
 # Whole words of the chain format, so that tags cost three tokens and not sixteen.
@@ -17,7 +17,7 @@ TEMPLATE = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE whose only merges spell WORDS; with a chat template of one control per turn."""
+    """A byte-level BPE whose only merges spell WORDS, with a chat template that has one control token per turn."""
     tokens = [*CONTROLS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = []
     for word in WORDS:

@@ -1,8 +1,8 @@
-"""Conversations in ids: how they begin, and what stands between two messages of the model.
+"""Conversations in ids: their prompts, and the ids between two messages of the model.
 
-A conversation is rendered once, before the first message. After that only ids are appended: what the model sampled, and
-an environment's reply in the chat template's markup. So templates that would change earlier messages (some strip their
-thoughts) change nothing, and what is learned from is what was sampled.
+A conversation is rendered only once, before the first message. After that, ids are appended: the model's sampled ids,
+and the environment's reply in the markup of the chat template. So a template cannot change earlier messages (some
+remove thoughts), and training uses exactly the sampled ids.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rl_likelihood.shapes import ChainFormat, UserError
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase
 
-# Two lines with quotation marks: some templates write a tool's reply as JSON.
+# The reply has two lines and quotation marks, to detect templates that write a tool's reply as JSON.
 _MESSAGE, _REPLY = "a message", 'the "reply"\nof a tool'
 _CUT = "\n[...]\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class Markup:
-    """Ids around an environment's reply: from the end of the model's message to where its next one begins."""
+    """The ids before and after an environment's reply, between two messages of the model."""
 
     tokenizer: PreTrainedTokenizerBase = dataclasses.field(repr=False)
     fmt: ChainFormat = dataclasses.field(repr=False)
@@ -37,29 +37,29 @@ class Markup:
     after: tuple[int, ...]
     as_json: bool = False  # the template writes replies as JSON strings
 
-    def reply(self, text: str, message: Sequence[int] | np.ndarray, most: int) -> np.ndarray:
-        """The ids that follow the model's `message` [n], `most` of them: longer texts are cut in the middle.
+    def reply(self, text: str, message: Sequence[int] | np.ndarray, limit: int) -> np.ndarray:
+        """At most `limit` ids to append after the model's `message` [n]. A longer text is cut in the middle.
 
-        The text is encoded as plain text: what looks like chat markup in it is none.
+        The text is encoded as plain text, so chat markup in it has no effect.
         """
-        before = list(self.before)
-        if before and before[0] in self.fmt.eos_ids and len(message) and message[-1] in self.fmt.eos_ids:
-            before = before[1:]  # the model has ended its message itself
+        opening = list(self.before)
+        if opening and opening[0] in self.fmt.eos_ids and len(message) and message[-1] in self.fmt.eos_ids:
+            opening = opening[1:]  # the model has already written the end-of-message id
         text = _as_json(text) if self.as_json else text
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        space = most - len(before) - len(self.after)
+        space = limit - len(opening) - len(self.after)
         if len(ids) > space:
             (cut,) = ids_after_text(self.tokenizer, self.fmt.vocab_bytes, [_CUT])
             half = max(0, space - len(cut)) // 2
             ids = [*ids[:half], *cut[:space], *ids[len(ids) - half :]]
-        return np.asarray([*before, *ids, *self.after], np.int32)
+        return np.asarray([*opening, *ids, *self.after], np.int32)
 
 
-def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, most: int) -> Markup:
-    """The markup of a tokenizer's chat template, from a conversation rendered with a reply and one without.
+def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, limit: int) -> Markup:
+    """The markup of a tokenizer's chat template, read off a rendered conversation with a reply.
 
-    Where a template knows no tool's message, the reply is the user's. UserError where neither can be shown, or where
-    the markup alone has more than `most` tokens.
+    If the template does not support messages of a tool, the reply is the user's message. UserError if it supports
+    neither, or if the markup alone has more than `limit` tokens.
     """
     for role in ("tool", "user"):
         messages = [("user", "?"), ("assistant", _MESSAGE), (role, _REPLY)]
@@ -72,10 +72,10 @@ def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, most: int) -> M
         between, shown, after = between.partition(_as_json(_REPLY) if as_json else _REPLY)
         if spoken and shown:
             before_ids, after_ids = ids_of(tokenizer, fmt.vocab_bytes, [between, after])
-            if len(before_ids) + len(after_ids) >= most:
+            if len(before_ids) + len(after_ids) >= limit:
                 raise UserError(
-                    f"sampler.max_env_tokens is {most}, but the chat markup of {name_of(tokenizer)} around a reply has "
-                    f"{len(before_ids) + len(after_ids)} tokens; set it to some hundreds more"
+                    f"sampler.max_env_tokens is {limit}, but the chat markup of {name_of(tokenizer)} around a reply "
+                    f"has {len(before_ids) + len(after_ids)} tokens; set it to some hundreds more"
                 )
             return Markup(tokenizer, fmt, tuple(before_ids), tuple(after_ids), as_json)
     raise UserError(f"the chat template of {name_of(tokenizer)} shows no reply after a message; use another tokenizer")
@@ -84,7 +84,8 @@ def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, most: int) -> M
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, messages: Sequence[tuple[str, str]], date: str = ""
 ) -> np.ndarray:
-    """A conversation's first messages in ids, up to where the model begins. `date`: as in `prompts.rendered`."""
+    """A conversation's first messages in ids, up to the beginning of the model's message. `date`: as in
+    `prompts.rendered`."""
     try:
         text = rendered(tokenizer, _chat(messages), date)
     except TemplateError as e:
@@ -97,13 +98,13 @@ def prompt_ids(
     return np.asarray(ids_of(tokenizer, fmt.vocab_bytes, [text])[0], np.int32)
 
 
-def reference_ids(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, text: str, most: int) -> np.ndarray:
-    """What the model should write, in ids, its first `most`."""
-    return np.asarray(ids_after_text(tokenizer, fmt.vocab_bytes, [text])[0][:most] if text else [], np.int32)
+def reference_ids(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, text: str, limit: int) -> np.ndarray:
+    """The first `limit` ids of the text that the model should write."""
+    return np.asarray(ids_after_text(tokenizer, fmt.vocab_bytes, [text])[0][:limit] if text else [], np.int32)
 
 
 def _as_json(text: str) -> str:
-    """The inside of the text as a JSON string."""
+    """The text as a JSON string, without its quotation marks."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 

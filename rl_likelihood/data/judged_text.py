@@ -1,8 +1,8 @@
-"""What a judge reads: questions and answers as text in its own template, and in ids of its own tokenizer.
+"""Encodes questions and answers for a judge, in its own chat template and its own tokenizer's ids.
 
-A question with all that precedes an answer is the prompt, computed once. A row is what follows: the answer, or two of
-them, and the template's end. The policy's ids are not touched: an answer comes as text and is encoded as plain text,
-so that chat markup in it is none.
+The prompt is everything before an answer: the question and the template's beginning. It is computed once. A row is
+everything after it: one or two answers, and the template's end. Answers come as text, not as the policy's ids, and are
+encoded as plain text, so chat markup in them has no effect.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from rl_likelihood.shapes import Judged, UserError
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase
 
-OPEN, CLOSE = "<<<", ">>>"  # around an answer; removed from within it
+OPEN, CLOSE = "<<<", ">>>"  # marks around an answer; they are removed from its text
 _ANSWERS = "@@answers@@"
 
 
 class Form(NamedTuple):
-    """How a judge is asked. `ask`: the user's message, with {question} and {answers}; "" is a conversation of question
-    and answer, as reward models read it. `pieces`: what stands before, between and after the answers. `words`: the
-    replies whose probabilities are compared, best first; () where a value head says the number."""
+    """The form of a judge's prompt.
+
+    `ask`: the user's message, with {question} and {answers}; "" means a conversation of question and answer, as reward
+    models read it. `pieces`: the texts before, between and after the answers. `words`: the replies whose probabilities
+    are compared, best first; () for a reward model, whose value head gives the number.
+    """
 
     ask: str
     pieces: tuple[str, ...]
@@ -55,7 +58,7 @@ EXPERT = Form(
     BETTER.pieces,
     ("1", "2", "0"),
 )
-# Of a rubric: the question is followed by one criterion, or by all of them.
+# For rubrics. The question is followed by one criterion (MEETS) or by all criteria (MARK).
 MEETS = Form(
     "{question}\n\nAnswer, between the marks:\n{answers}\n\n"
     "Does the answer meet the criterion? Reply with one word, yes or no.",
@@ -72,18 +75,18 @@ MARK = Form(
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Question and answers to ids. `max_prompt`, `max_row`: tokens at most; answers that are too long are cut."""
+    """Converts questions and answers to ids. `max_prompt`, `max_row`: maximum tokens; longer answers are cut."""
 
     tokenizer: PreTrainedTokenizerBase = dataclasses.field(repr=False)
     vocab_bytes: tuple[bytes, ...] = dataclasses.field(repr=False)
     form: Form
     max_prompt: int
     max_row: int
-    setting: str = "judge."  # what stands before max_prompt and max_row where the user sets them
+    setting: str = "judge."  # prefix of the user's settings max_prompt and max_row, for messages
 
 
 class Encoded(NamedTuple):
-    """Ids for the judge, and how many rows were cut."""
+    """The ids for a judge, and the number of cut rows."""
 
     judged: Judged
     cut: int
@@ -92,13 +95,13 @@ class Encoded(NamedTuple):
 def cleaned(answer: str | None) -> str:
     """An answer without white space around it and without the marks; "" for None."""
     text = answer or ""
-    while OPEN in text or CLOSE in text:  # taking one out may join another
+    while OPEN in text or CLOSE in text:  # removing one mark may create another
         text = text.replace(OPEN, "").replace(CLOSE, "")
     return text.strip()
 
 
 def filled(form: Form, question: str, answers: Sequence[str | None]) -> str:
-    """The user's message to a judge that reads text."""
+    """The user's message to a judge, as text."""
     parts = [form.pieces[0]]
     for answer, piece in zip(answers, form.pieces[1:], strict=True):
         parts += [cleaned(answer), piece]
@@ -106,7 +109,7 @@ def filled(form: Form, question: str, answers: Sequence[str | None]) -> str:
 
 
 def word_ids(tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], word: str) -> tuple[int, ...]:
-    """Ids that are this word by themselves: with and without a capital and a space before it."""
+    """The ids of the word's single-token spellings: capitalised or not, with or without a space before it."""
     spellings = [space + text for text in dict.fromkeys((word.capitalize(), word)) for space in ("", " ")]
     rows = ids_of(tokenizer, vocab_bytes, spellings)
     ids = tuple(
@@ -124,14 +127,14 @@ def word_ids(tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...],
 
 
 def words_of(reader: Reader) -> tuple[tuple[int, ...], ...]:
-    """`word_ids` of each of the form's words."""
+    """`word_ids` of each word of the form."""
     return tuple(word_ids(reader.tokenizer, reader.vocab_bytes, word) for word in reader.form.words)
 
 
 def encode(reader: Reader, questions: Sequence[str], answers: Sequence[Sequence[Sequence[str | None]]]) -> Encoded:
-    """Ids of P questions and of Q rows of each; a row is as many answers as the form has places for.
+    """The ids of P questions with Q rows each. A row has as many answers as the form has places.
 
-    Every array is as wide as `max_prompt` and `max_row` allow: one program reads them all.
+    Arrays have the full widths `max_prompt` and `max_row`, so that one program reads all of them.
     """
     rendered = [_rendered(reader, question) for question in questions]
     prompts = _prompts(reader, questions, rendered)
@@ -150,7 +153,7 @@ def encode(reader: Reader, questions: Sequence[str], answers: Sequence[Sequence[
 
 
 def refuse_long(reader: Reader, questions: Sequence[str]) -> None:
-    """UserError where a question does not fit."""
+    """UserError if a question has more than `max_prompt` tokens."""
     _prompts(reader, questions, [_rendered(reader, question) for question in questions])
 
 
@@ -166,8 +169,8 @@ def _prompts(reader: Reader, questions: Sequence[str], rendered: list[_Rendered]
 
 
 def refuse_template(reader: Reader) -> None:
-    """UserError where the judge's template shows no answer, has no positions for one, or where its tokenizer joins the
-    end of the prompt and the start of a row to one token."""
+    """UserError if the judge's template does not show an answer, if it leaves no tokens for one, or if its tokenizer
+    merges the end of the prompt and the beginning of a row into one token."""
     rendered = _rendered(reader, "a question")
     around = _around(reader, rendered)
     if sum(map(len, around)) >= reader.max_row:
@@ -186,7 +189,7 @@ def refuse_template(reader: Reader) -> None:
 
 
 class _Rendered(NamedTuple):
-    """The template's text before the answers, spaces that belong to the first of them, and the text after them."""
+    """The template's text before the answers, spaces to move to the first answer, and the text after the answers."""
 
     before: str
     space: str
@@ -210,15 +213,15 @@ def _rendered(reader: Reader, question: str) -> _Rendered:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=bool(form.ask))
     except TemplateError as e:
         raise UserError(f"judge.model: the chat template of {name_of(tokenizer)} refuses a question ({e})") from e
-    before, found, after = text.rpartition(_ANSWERS)
-    if not found:
+    before, marker, after = text.rpartition(_ANSWERS)
+    if not marker:
         raise UserError(f"judge.model: the chat template of {name_of(tokenizer)} does not show an answer")
-    shown = before.rstrip(" ")  # a space is one token with the word after it
-    return _Rendered(shown, before[len(shown) :], after.rstrip(" ") if form.ask else after)
+    trimmed = before.rstrip(" ")  # a space is one token with the word after it
+    return _Rendered(trimmed, before[len(trimmed) :], after.rstrip(" ") if form.ask else after)
 
 
 def _around(reader: Reader, rendered: _Rendered) -> list[list[int]]:
-    """Ids of what stands before, between and after the answers of a row."""
+    """The ids of the texts before, between and after the answers of a row."""
     *pieces, last = reader.form.pieces
     if pieces[0]:
         pieces[0] = rendered.space + pieces[0]
@@ -226,16 +229,16 @@ def _around(reader: Reader, rendered: _Rendered) -> list[list[int]]:
 
 
 def _row(reader: Reader, answers: Sequence[str | None], rendered: _Rendered) -> tuple[list[int], bool]:
-    """Ids of one row, and whether an answer was cut at its end to make it fit."""
-    around, texts = _around(reader, rendered), [cleaned(answer) for answer in answers]
-    if not around[0]:
+    """(the ids of one row, whether an answer was cut at its end to fit)."""
+    pieces, texts = _around(reader, rendered), [cleaned(answer) for answer in answers]
+    if not pieces[0]:
         texts[0] = rendered.space + texts[0]
     inner = ids_after_text(reader.tokenizer, reader.vocab_bytes, texts, plain=True)
-    most = (reader.max_row - sum(map(len, around))) // len(texts)
-    ids = list(around[0])
-    for answer, after in zip(inner, around[1:], strict=True):
-        ids += [*answer[:most], *after]
-    return ids, any(len(answer) > most for answer in inner)
+    limit = (reader.max_row - sum(map(len, pieces))) // len(texts)
+    ids = list(pieces[0])
+    for answer, after in zip(inner, pieces[1:], strict=True):
+        ids += [*answer[:limit], *after]
+    return ids, any(len(answer) > limit for answer in inner)
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""In which order a run sees its questions, and questions in batches."""
+"""The order in which a run uses its questions, and batches of fixed size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rl_likelihood.shapes import UserError
 
 
 def order(n: int, batch: int, seed: int, host: int = 0, hosts: int = 1) -> Callable[[int], np.ndarray]:
-    """step -> row indices [batch / hosts] (int64) into n rows: every row once an epoch, each epoch in a new order.
+    """A function step -> row indices [batch / hosts] (int64) into n rows. An epoch has every row once, in a new order.
 
-    Random access by step: the step is all the state there is, and a resumed run goes on with the very row. A step may
-    span two epochs. Of `hosts` processes each takes its own part of every step's rows; the parts of all, in the order
-    of their numbers, are the rows of one process alone.
+    The step is the only state, so a resumed run continues with the right row. A step may span two epochs. Each of
+    `hosts` processes takes its part of every step's rows. The parts in the order of processes are the rows that a
+    single process would take.
     """
     if n < 1 or batch < 1:
         raise UserError(f"{batch} prompts a step from {n} training questions is not possible; both must be at least 1")
@@ -36,8 +36,8 @@ def order(n: int, batch: int, seed: int, host: int = 0, hosts: int = 1) -> Calla
 
 
 def in_batches(rows: list, size: int) -> Iterator[tuple[int, list]]:
-    """(index of its first row, rows) of batches of exactly `size`, which need one program. The last row fills up the
-    last batch."""
+    """Yields (index of the first row, rows) for batches of exactly `size` rows, so that one program serves all. Copies
+    of the last row fill the last batch."""
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield start, part + part[-1:] * (size - len(part))

@@ -1,4 +1,4 @@
-"""The user's own rows as examples, each checked by itself."""
+"""Converts the user's own rows to examples, and checks each row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROLES = ("system", "user", "assistant")
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What the user's files call the question, the reference answer and the chain."""
+    """The field names of question, reference answer and chain in the user's files."""
 
     prompt: str = "prompt"
     answer: str = "answer"
@@ -26,10 +26,10 @@ class Columns:
 def read_rows(
     located: Iterable[tuple[Location, Any]], folder: str, columns: Columns, skip_bad_rows: bool
 ) -> tuple[list[Example], list[str]]:
-    """Examples out of records, and what is wrong with the others ("file:line: reason").
+    """(examples, bad rows as "file:line: reason").
 
-    `folder` stands before the file in messages. An id belongs to one row. The first bad row is refused unless
-    `skip_bad_rows`.
+    `folder`: prefix of the file in messages. Ids must be unique. Unless `skip_bad_rows`, the first bad row raises
+    UserError.
     """
     examples, bad = [], []
     first: dict[str, Location] = {}
@@ -47,11 +47,11 @@ def read_rows(
 
 
 def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Example | str:
-    """The record's Example, or what is wrong with it. `default_id` is for a record without an id.
+    """The record's Example, or a text that says what is wrong with it. `default_id`: for a record without an id.
 
-    The question is text, or a conversation (a list of messages with role and content) that ends with the user; a
-    conversation may also stand in the field "messages", and without an answer its last turn is the answer, if that is
-    the assistant's. Fields that are null are not there, others are ignored. An answer may be a number.
+    The question is a text, or a conversation (a list of messages with role and content) that ends with the user's
+    message. A conversation may also be in the field "messages". Without an answer, its last message is the answer, if
+    it is the assistant's. An answer may be a number. Null counts as a missing field; unknown fields are ignored.
     """
     row = {field: value for field, value in record.items() if value is not None}
     if "messages" in row and columns.prompt in row and columns.prompt != "messages":
@@ -103,14 +103,14 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
 
 
 def _number_as_text(value: Any) -> Any:
-    """A number as its file writes it, or, where that is binary, as people do; anything else as it is."""
+    """A number as text: as its file writes it, or for binary files as people write it. Other values are unchanged."""
     if isinstance(value, Written):
         return str(value)
     return written_number(value) if is_number(value) else value
 
 
 def _numbers(value: Any) -> Any:
-    """The value with its numbers as numbers again."""
+    """The value with every `Written` number converted to a number."""
     if isinstance(value, Written):
         return json.loads(value)
     if isinstance(value, dict):
@@ -119,7 +119,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _problem(value: Any, needed: bool) -> str:
-    """What is wrong with a text; "" if nothing is."""
+    """What is wrong with a text, or ""."""
     if not _is_text(value):
         return f"must be a string, not {kind(value)}"
     if not _encodable(value):
@@ -139,7 +139,8 @@ def _missing(record: dict[str, Any], columns: Columns, column: str) -> str:
 
 
 def _parse_messages(value: Any, field: str, answered: bool) -> tuple[tuple[str, str], ...] | str:
-    """(role, content) of every turn; the last is the user's, or the assistant's answer where there is no other."""
+    """(role, content) of every message, or what is wrong with them. The last must be the user's, or without an answer
+    field the assistant's."""
     if not isinstance(value, list) or not value:
         return f"field {field!r} must be a list with at least one message"
     turns = []

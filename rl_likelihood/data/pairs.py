@@ -1,7 +1,7 @@
-"""Comparisons of answers for reward models: one question, its right answer and the wrong ones.
+"""Comparisons of answers for reward models: one question, its right answer and its wrong answers.
 
-Rows are those of a prepared data set (answer and rejected), or lines with prompt, chosen, rejected and perhaps margin,
-where each may be text or a conversation (a list of messages), as TRL writes them. `rejected` may be a list of texts.
+Rows come from a prepared data set (answer and rejected), or from lines with prompt, chosen, rejected and optionally
+margin. As in TRL's formats, a text may also be a conversation (a list of messages). `rejected` may be a list of texts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rl_likelihood.shapes import Example, UserError
 
 
 class Comparison(NamedTuple):
-    """A question and its answers, the right one first. `margins`: by how much its score should exceed each wrong one's.
-    `refers`: an answer refers to others, as "all of the above"."""
+    """A question and its answers, the right one first. `margins`: how far the right answer's score should exceed the
+    score of each wrong answer. `refers`: whether an answer refers to others, such as "all of the above"."""
 
     id: str
     prompt: str
@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
 
 
 def of_example(example: Example) -> Comparison:
-    """The comparison of a prepared row."""
+    """The comparison in a prepared row."""
     extra = json.loads(example.check or "{}")
     if "rejected" not in extra:
         raise UserError(
@@ -37,7 +37,7 @@ def of_example(example: Example) -> Comparison:
 
 
 def of_record(record: Any, where: str) -> Comparison:
-    """The comparison of a line; UserError naming `where` for anything else."""
+    """The comparison in a line, or a UserError that names `where`."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record}")
     missing = [name for name in ("chosen", "rejected") if not record.get(name)]
@@ -46,8 +46,8 @@ def of_record(record: Any, where: str) -> Comparison:
     chosen, rejected = record["chosen"], record["rejected"]
     if isinstance(rejected, str) or (isinstance(rejected, list) and rejected and isinstance(rejected[0], dict)):
         rejected = [rejected]
-    asked = record.get("prompt")
-    prompt = _last(asked, "user", f"{where}: field 'prompt'") if asked else _implicit(chosen, where)
+    question = record.get("prompt")
+    prompt = _last(question, "user", f"{where}: field 'prompt'") if question else _implicit(chosen, where)
     answers = [_last(chosen, "assistant", f"{where}: field 'chosen'")]
     answers += [_last(text, "assistant", f"{where}: field 'rejected'") for text in rejected]
     if answers[0] in answers[1:]:
@@ -62,17 +62,17 @@ def of_record(record: Any, where: str) -> Comparison:
 
 
 def _implicit(chosen: Any, where: str) -> str:
-    """The user's last message of a conversation that holds question and answer."""
+    """The question of a comparison without a prompt: the user's last message in the chosen conversation."""
     if not isinstance(chosen, list):
         raise UserError(f"{where}: field 'prompt' is missing; write it, or conversations in chosen and rejected")
     return _last(chosen, "user", f"{where}: field 'chosen'")
 
 
 def _last(value: Any, role: str, where: str) -> str:
-    """A text, or the last message of that role in a conversation."""
+    """The text itself, or the last message of `role` in a conversation."""
     if isinstance(value, list):
-        own = [m.get("content") for m in value if isinstance(m, dict) and m.get("role") == role]
-        value = own[-1] if own else None
+        texts = [m.get("content") for m in value if isinstance(m, dict) and m.get("role") == role]
+        value = texts[-1] if texts else None
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where} holds no text of the {role}")
     return value.strip()

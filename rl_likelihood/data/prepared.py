@@ -1,7 +1,7 @@
-"""Reading what `prepare` wrote: array_record files of tensorflow-datasets, no TensorFlow needed.
+"""Reads prepared data sets: array_record files of tensorflow-datasets, without TensorFlow.
 
-A split's rows stand in a fixed order that mixes the source's (tensorflow-datasets orders by a hash of the id), so
-the first n rows are a fair sample of it.
+The rows of a split have a fixed, shuffled order (tensorflow-datasets orders by a hash of the id). So the first n rows
+are a fair sample.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, Example, UserError
 
 REPORT = "prepare_report.json"
 FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON
-# An `extra` with one of these keys is `Example.check`.
+# An `extra` with one of these keys becomes `Example.check`.
 READ = {"test", ENVIRONMENT, ALTERNATIVES, "rejected"}
-HELDOUT = ("validation", "test")  # what is held out by default: the first of these that is there
+HELDOUT = ("validation", "test")  # the default held-out split is the first of these that exists
 
 
 def folder(path: str) -> Path:
-    """The folder of the one prepared data set in `path`, which is that folder or one above it."""
+    """The folder of the only prepared data set in `path`: `path` itself, or a folder below it."""
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"{path} is no folder; name one that python -m rl_likelihood.datasets.prepare wrote")
@@ -40,12 +40,12 @@ def folder(path: str) -> Path:
 
 
 def splits(path: str) -> dict[str, int]:
-    """Rows of every split."""
+    """{split: number of rows}."""
     return {name: int(split.num_examples) for name, split in _builder(path).info.splits.items()}
 
 
 def read(path: str, split: str) -> list[Example]:
-    """Every example of a split, in the stored order. UserError names the splits there are."""
+    """Every example of a split, in the stored order. The UserError for an unknown split names the splits."""
     return [
         Example(
             *(row[name] for name in FIELDS[:-1]), check=row["extra"] if READ & json.loads(row["extra"]).keys() else ""
@@ -57,10 +57,9 @@ def read(path: str, split: str) -> list[Example]:
 def load(
     path: str, train_split: str = "", heldout_split: str = "", training: bool = True
 ) -> tuple[list[Example], list[Example]]:
-    """(train, heldout): the splits by name; by default train, and the first of validation and test.
+    """(train, heldout): the named splits; by default train, and the first of validation and test that exists.
 
-    A set without training rows gives an empty list for them, unless `train_split` names a split. So does one that is
-    only evaluated (`training` False): its training split is not looked at.
+    `train` is empty if there is no split train and `train_split` names none, or if `training` is False.
     """
     sizes = splits(path)
     train_split = (train_split or ("train" if "train" in sizes else "")) if training else ""
@@ -78,13 +77,13 @@ def _builder(path: str):
     import tensorflow_datasets as tfds  # here because it takes half a second
     from absl import logging
 
-    where, verbosity = folder(path), logging.get_verbosity()
+    location, verbosity = folder(path), logging.get_verbosity()
     try:
-        logging.set_verbosity(logging.WARNING)  # it announces every look into a folder
-        return tfds.builder_from_directory(where)
+        logging.set_verbosity(logging.WARNING)  # it logs every access to a folder
+        return tfds.builder_from_directory(location)
     except Exception as e:  # its own JSON and protocol errors
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UserError(f"{where} cannot be read as a prepared data set ({reason}); prepare it again") from e
+        raise UserError(f"{location} cannot be read as a prepared data set ({reason}); prepare it again") from e
     finally:
         logging.set_verbosity(verbosity)
 

@@ -1,4 +1,4 @@
-"""What is refused in texts and vocabularies, because its ids would not mean what it says."""
+"""Refuses texts and vocabularies whose ids would not mean what the text says."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ if TYPE_CHECKING:  # prompts.py imports this module; transformers takes over a s
 
 
 def refuse_token_across_seam(name: str, vocab_bytes: tuple[bytes, ...], answer_open: str) -> None:
-    """A token such as "r>" or "answer>" would run over the seam. "br>" cannot: "<abr>" is not the tag."""
+    """UserError if a token, such as "r>" or "answer>", could span the seam between `answer_open` and ">". A token "br>"
+    cannot, because "<abr>" is not the tag."""
     seam, last = answer_open.encode() + b">", answer_open[-1:].encode() + b">"
     for i, token in enumerate(vocab_bytes):
-        at = token.find(last)
-        while at >= 0:
-            left = token[: at + len(last)]
+        found_at = token.find(last)
+        while found_at >= 0:
+            left = token[: found_at + len(last)]
             if seam.endswith(left) or left.endswith(seam):
                 raise UserError(
                     f"{name} has a token {token.decode(errors='replace')!r} (id {i}) across the seam of "
                     f"{answer_open!r} and '>', so a reference answer cannot be spliced there; "
                     f"use another prompt.answer_open or another tokenizer"
                 )
-            at = token.find(last, at + 1)
+            found_at = token.find(last, found_at + 1)
 
 
 def refuse_texts(examples: list[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig) -> None:
-    """Texts whose ids would not mean what they say."""
+    """UserError for an empty answer, a text with a control token, or an answer or chain with a tag that ends it."""
     control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
     markup = re.compile("|".join(map(re.escape, control)) or r"(?!)")
     for e in examples:
@@ -57,7 +58,7 @@ def refuse_texts(examples: list[Example], tokenizer: PreTrainedTokenizerBase, cf
 
 
 def longer(row: EncodedExample, cfg: PromptConfig) -> dict[str, int]:
-    """Settings that the row has more tokens than, and how many it has."""
+    """{setting: the row's number of tokens} for each of max_prompt and max_answer that the row exceeds."""
     sizes = {"max_prompt": len(row.prompt_ids), "max_answer": len(row.answer_ids)}
     return {name: n for name, n in sizes.items() if n > getattr(cfg, name)}
 

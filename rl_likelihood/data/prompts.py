@@ -1,9 +1,9 @@
-"""Examples to ids: chat prompt ending in `<think>`, reference answer after `<answer`, tags between them.
+"""Converts examples to ids: a chat prompt that ends in `<think>`, tags, and the reference answer after `<answer`.
 
-A completion reads  chain </think>\\n<answer  |  >reference</answer>.  The bar is the one seam: the policy
-samples up to and including `<answer`, the reference ids follow. Pieces are tokenised once, here, and joined
-as ids, so the seam must be a token boundary of the tokenizer: `chain_format` checks its vocabulary and
-`encode_all` every answer. Nothing that was sampled is ever encoded again.
+A completion reads  chain </think>\\n<answer  |  >reference</answer>.  The bar is the seam: the policy samples up to and
+including `<answer`, then the reference ids follow. Each piece is tokenized once, here, and pieces are joined as ids. So
+the seam must be a token boundary: `chain_format` checks the vocabulary, and `encode_all` checks every answer. Sampled
+text is never encoded again.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ _TODAY = re.compile(_CALL.pattern + r"""\s*(["'])([^"']*)\1\s*\)""")
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """How a question is asked and what of the reference answer is scored.
+    """The prompt's format, and which tokens of the reference answer are scored, in training and in evaluation.
 
-    Training and evaluation share it.
     `answer_open` and `answer_close` leave out their `>`: see the module's first lines.
     """
 
@@ -56,8 +55,8 @@ class PromptConfig:
     examples: int = field(0, "worked examples before the question, as earlier turns of the chat", least=0)
     examples_path: str = field(
         "",
-        "a file of worked examples: rows like the data's, with chains (the training file will do, its first rows are "
-        "then shown and not trained on); empty: those of the task, or the first training rows with a chain",
+        "a file of worked examples: rows like the data's, with chains. In the training file the first rows are used, "
+        "and not trained on. Empty: those of the task, or the first training rows with a chain",
     )
     score_delims: Literal["none", "close", "both"] = field(
         "close", 'what is scored besides the answer: nothing, the "</" after it, or every token from ">" to the last'
@@ -71,8 +70,7 @@ class PromptConfig:
     max_answer: int = field(16, "A: maximum tokens of a reference answer, delimiters included", least=1)
     max_alternatives: int = field(
         8,
-        "log_prob_any: maximum other answers (`alternatives` of a row) scored beside the reference; the rest are left "
-        "out",
+        "log_prob_any: maximum other answers (`alternatives` of a row) scored beside the reference",
         least=1,
     )
     shots: Shots = ()  # the user's own worked examples (`sources.resolve_prompt`); (): those of the example's task
@@ -81,19 +79,19 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExample:
-    """One example in ids (int32). `answer_ids` is what follows `<answer`: `>`, the reference, `</answer>`. `shown_ids`:
-    the prompt that shows the answer (data/shown.py), where the run has one."""
+    """One example in ids (int32). `answer_ids`: the ids after `<answer`, which are `>`, the reference, `</answer>`.
+    `shown_ids`: the posterior prompt, which shows the answer (data/shown.py), if the run has one."""
 
     example: Example
     prompt_ids: np.ndarray  # [s]
     answer_ids: np.ndarray  # [a]
-    answer_scored: np.ndarray  # [a] bool: whose log-probs count
+    answer_scored: np.ndarray  # [a] bool: the ids whose log-probs count
     shown_ids: np.ndarray | None = None
-    alternatives: tuple[tuple[np.ndarray, np.ndarray], ...] = ()  # (ids, scored) of other answers as good
+    alternatives: tuple[tuple[np.ndarray, np.ndarray], ...] = ()  # (ids, scored) of each alternative answer
 
 
 def digest_of_ids(rows: Sequence[EncodedExample]) -> str:
-    """Identifies the prompts and reference answers as the model reads them."""
+    """A digest of the ids of all prompts and reference answers."""
     total = hashlib.sha256()
     for row in rows:
         for ids in (row.prompt_ids, row.answer_ids, row.shown_ids):
@@ -107,9 +105,9 @@ def chain_format(
     eos_ids: tuple[int, ...],
     cfg: PromptConfig,
 ) -> ChainFormat:
-    """The tags in this tokenizer's ids. `vocab_bytes[i]` is the text of id i, empty for control tokens.
+    """The tags in this tokenizer's ids. `vocab_bytes[i]`: the bytes of id i, empty for control tokens.
 
-    Raises UserError for a tokenizer without an end-of-text id, or with tags or a seam that its tokens do not respect.
+    UserError for a tokenizer without an end-of-text id, or one that does not preserve the tags or the seam.
     """
     _validate(cfg)
     name = name_of(tokenizer)
@@ -133,18 +131,18 @@ def chain_format(
         close_think_ids=tuple(close_think),
         open_answer_ids=tuple(open_answer),
         eos_ids=tuple(eos_ids),
-        # Padding is masked wherever it matters, so a tokenizer without a pad id may use any.
+        # Padding is always masked, so any id will do for a tokenizer without a pad id.
         pad_id=eos_ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
         vocab_bytes=tuple(vocab_bytes),
     )
 
 
 def chat(example: Example, cfg: PromptConfig, shots: Shots) -> list[dict[str, str]]:
-    """The conversation of an example: instruction, worked examples, then its own turns."""
+    """The conversation of an example: instruction, worked examples, then its own messages."""
     instruction = cfg.instruction or INSTRUCTION
-    own = list(example.messages) or [("user", example.prompt)]
-    system = [content for role, content in own if role == "system"]
-    turns = [(role, content) for role, content in own if role != "system"]
+    own_messages = list(example.messages) or [("user", example.prompt)]
+    system = [content for role, content in own_messages if role == "system"]
+    turns = [(role, content) for role, content in own_messages if role != "system"]
     worked = []
     for question, chain, answer in shots:
         reply = f"{cfg.think_open}{chain}{cfg.think_close}\n{cfg.answer_open}>{answer}{cfg.answer_close}>"
@@ -160,7 +158,7 @@ def chat(example: Example, cfg: PromptConfig, shots: Shots) -> list[dict[str, st
 
 
 def render(example: Example, tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, shots: Shots | None = None) -> str:
-    """The prompt as text, by the tokenizer's chat template at the date `cfg.date`, ending in `<think>`."""
+    """The prompt as text, which ends in `<think>`, by the tokenizer's chat template with the date `cfg.date`."""
     if cfg.template == "raw":
         return example.prompt + cfg.think_open
     shots = _worked(example, cfg) if shots is None else shots
@@ -174,7 +172,7 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, cfg: PromptConf
             "if it has no system role set prompt.use_system=False"
         ) from e
     for message in messages:
-        # Some templates drop system messages, others the reasoning of earlier turns.
+        # Some templates drop system messages, others drop the reasoning of earlier messages.
         if message["content"].strip() not in text:
             system = message["role"] == "system"
             cure = "prompt.use_system=False" if system else f"{cfg.examples_field}=0, and give single-turn rows"
@@ -182,24 +180,24 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, cfg: PromptConf
                 f"the chat template of {name} leaves out part of the {message['role']} message "
                 f"{message['content'][:60]!r} (row {example.id}); set {cure}"
             )
-    # Some templates open the thinking themselves, others close an empty one at once.
+    # Some templates already add `<think>`, others add an empty think block.
     text = re.sub(rf"{re.escape(cfg.think_open)}\s*{re.escape(cfg.think_close)}\s*\Z", "", text)
     return text if text.rstrip().endswith(cfg.think_open) else text + cfg.think_open
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], date: str) -> str:
-    """Messages as text by the chat template, up to where the model's next one begins; `date`: PromptConfig.date."""
+    """Messages as text by the chat template, up to the beginning of the model's message. `date`: PromptConfig.date."""
     template = _template_at(tokenizer, date)
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, chat_template=template)
 
 
 def prints_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the prompt depends on the day: the chat template asks for today's date."""
+    """Whether the chat template prints today's date."""
     return bool(tokenizer.chat_template) and _CALL.search(tokenizer.get_chat_template()) is not None
 
 
 def _template_at(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
-    """The chat template with its calls for today's date answered for that day; None, its own, where it has none."""
+    """The chat template with `day` in place of its calls for today's date. None (its own template) without calls."""
     if not day or not prints_date(tokenizer):
         return None
     try:
@@ -222,7 +220,7 @@ def encode(
     fmt: ChainFormat,
     shots: Shots | None = None,
 ) -> EncodedExample:
-    """`encode_all` of one example."""
+    """`encode_all` for one example."""
     return encode_all([example], tokenizer, cfg, fmt, shots)[0]
 
 
@@ -235,8 +233,8 @@ def encode_all(
 ) -> list[EncodedExample]:
     """Every example in ids, in order. `shots` overrides the worked examples of the examples' tasks.
 
-    Raises UserError naming the rows that have an empty answer, hold a control token or the closing tag,
-    break the seam, or are longer than `max_prompt` or `max_answer`.
+    UserError with the rows that have an empty answer, contain a control token or a closing tag, break the seam, or
+    exceed `max_prompt` or `max_answer`.
     """
     rows = _encode_any_length(examples, tokenizer, cfg, fmt, shots)
     for name in ("max_prompt", "max_answer"):
@@ -247,14 +245,14 @@ def encode_all(
 def encode_fitting(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, fmt: ChainFormat
 ) -> tuple[list[EncodedExample], list[str]]:
-    """`fitting` of the examples in ids."""
+    """Encodes the examples, then `fitting`."""
     return fitting(_encode_any_length(examples, tokenizer, cfg, fmt, None), cfg)
 
 
 def fitting(rows: list[EncodedExample], cfg: PromptConfig) -> tuple[list[EncodedExample], list[str]]:
-    """(rows, left out): those within `max_prompt` and `max_answer`, and the others in words.
+    """(rows within `max_prompt` and `max_answer`, descriptions of the other rows).
 
-    UserError if there are rows and none of them fits.
+    UserError if there are rows but none fits.
     """
     short = [row for row in rows if not longer(row, cfg)]
     left_out = [
@@ -292,7 +290,7 @@ def _encode_any_length(
 def answer_ids(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, fmt: ChainFormat
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, which of them count) of what follows `<answer` in each example."""
+    """For each example (the ids after `<answer`, which of them are scored)."""
     tails = [f">{e.answer}{cfg.answer_close}>" for e in examples]
     answers = ids_after_text(tokenizer, fmt.vocab_bytes, tails)
     joined = ids_after_text(tokenizer, fmt.vocab_bytes, [cfg.answer_open + tail for tail in tails])
@@ -314,9 +312,9 @@ def answer_ids(
 def collate(
     rows: Sequence[EncodedExample], uid: Sequence[int] | np.ndarray, max_prompt: int, max_answer: int, pad_id: int
 ) -> Prompts:
-    """Right-padded host arrays of widths S = max_prompt, A = max_answer.
+    """Right-pads the rows to host arrays of widths S = max_prompt and A = max_answer.
 
-    `uid` [P] is each row's position in the data stream.
+    `uid` [P]: each row's position in the data stream.
     """
     tokens = np.full((len(rows), max_prompt), pad_id, np.int32)
     answer = np.full((len(rows), max_answer), pad_id, np.int32)
@@ -341,10 +339,10 @@ def completion_ids(
     tokenizer: PreTrainedTokenizerBase,
     fmt: ChainFormat,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(ids [t], segment [t]) of chain, closing tags, reference answer: the target of supervised fine-tuning.
+    """(ids [t], segment [t]) of chain, closing tags and reference answer: the target of supervised fine-tuning.
 
-    A `chain` of text is encoded; one of ids (a sampled one) is taken as it is; None or "" is the empty
-    scaffold. Segments are CHAIN, TAG, REFERENCE of shapes.py.
+    A `chain` of text is encoded, a `chain` of (sampled) ids is used unchanged, and None or "" is an empty chain.
+    Segments are CHAIN, TAG, REFERENCE of shapes.py.
     """
     if chain is None:
         chain = ()
@@ -383,7 +381,7 @@ def _worked(example: Example, cfg: PromptConfig) -> Shots:
 
 
 def _scored(ids: list[int], vocab_bytes: tuple[bytes, ...], cfg: PromptConfig) -> np.ndarray:
-    """[a] bool by byte offsets (characters may span tokens): which of the ids of `>answer</answer>` count."""
+    """[a] bool: which ids of `>answer</answer>` are scored, by byte offsets (a character may span tokens)."""
     if cfg.score_delims == "both":
         return np.ones(len(ids), bool)
     ends = np.cumsum([len(vocab_bytes[i]) for i in ids])

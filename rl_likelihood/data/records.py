@@ -1,4 +1,4 @@
-"""Records out of files: JSON lines, a JSON array or object, parquet, a text, each plain or compressed (.gz)."""
+"""Reads records from files: JSON lines, a JSON array or object, parquet or text, each plain or compressed (.gz)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ UNREAD |= dict.fromkeys(
 
 
 class Location(NamedTuple):
-    """Where a record stands, for ids and for messages."""
+    """Where a record is, for ids and for messages."""
 
-    file: str  # path below the source, members of an archive behind its name
+    file: str  # path below the source; a member of an archive follows the archive's name
     number: int  # from 1
     unit: str  # line | row
-    key: str = ""  # the record's name, where the file is an object of records
-    split: str = ""  # train | validation | test, as the path says; "" where it does not
+    key: str = ""  # the record's key, if the file is an object of records
+    split: str = ""  # train | validation | test, from the path; "" if the path names none
 
     def __str__(self) -> str:
         return f"{self.file}:{self.number}" if self.unit == "line" else f"{self.file} row {self.number}"
@@ -46,9 +46,9 @@ class Written(str):
 
 
 def records(name: str, data: bytes, split: str = "", as_written: bool = False) -> Iterator[tuple[Location, Any]]:
-    """(location, record) of the records in `data`, the contents of the file `name`.
+    """Yields (location, record) for the contents `data` of the file `name`.
 
-    A str in place of a record says what is wrong with it. With `as_written` JSON numbers come as `Written`.
+    A str in place of a record says what is wrong with it. With `as_written`, JSON numbers are `Written`.
     """
     plain = name.lower()
     if plain.endswith(".gz"):
@@ -64,7 +64,7 @@ def records(name: str, data: bytes, split: str = "", as_written: bool = False) -
     data = data.removeprefix(b"\xef\xbb\xbf")
     _refuse_other_formats(name, data, plain)
     if _is_lines(data, plain):
-        # Bytes are split at \n, \r\n and \r alone: U+2028 and friends are legal inside a JSON string.
+        # Bytes are split only at \n, \r\n and \r, because U+2028 and the like are legal inside a JSON string.
         for n, line in enumerate(data.splitlines(), start=1):
             if line.strip():
                 yield Location(name, n, "line", split=split), _line(line, as_written)
@@ -86,58 +86,58 @@ def records(name: str, data: bytes, split: str = "", as_written: bool = False) -
 
 
 def _refuse_other_formats(name: str, data: bytes, plain: str) -> None:
-    """UserError for contents that are no records at all: advice about one bad row would lead nowhere."""
+    """UserError for contents in another format, because a message about the first bad row would be misleading."""
     _, first = re.match(rb"(\s*)([^\r\n]*)", data).groups()
-    what, suffix = "", plain[plain.rfind(".") :]
+    problem, suffix = "", plain[plain.rfind(".") :]
     if suffix in UNREAD and first[:1] not in (b"{", b"["):  # JSON is JSON, whatever its file is called
-        what = f"is not read: rows of {suffix} files are not supported; {UNREAD[suffix]}"
+        problem = f"is not read: rows of {suffix} files are not supported; {UNREAD[suffix]}"
     elif data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        what = "is UTF-16 text; save it as UTF-8"
+        problem = "is UTF-16 text; save it as UTF-8"
     elif first.startswith(b"version https://git-lfs"):
-        what = "is a pointer of git-lfs, not the file itself; fetch it with git lfs pull"
+        problem = "is a pointer of git-lfs, not the file itself; fetch it with git lfs pull"
     elif first[:1] == b"<" and not plain.endswith(".txt"):
-        what = "is a web page (HTML) or XML; download the file itself"
+        problem = "is a web page (HTML) or XML; download the file itself"
     elif (
         first
         and plain.endswith(".jsonl")
         and not re.search(rb"(?m)^\s*[\[{]", data)
         and str(_line(first, False)).startswith("not JSON (")
     ):
-        what = f"is no JSON (it begins {first.decode()[:40]!r}); write one JSON object a line, a JSON array, or parquet"
-    if what:
-        raise UserError(f"{name} {what}")
+        problem = f"is no JSON (it begins {first.decode()[:40]!r}); write one JSON object a line, an array, or parquet"
+    if problem:
+        raise UserError(f"{name} {problem}")
 
 
 def written_number(value: float | int | Decimal) -> str:
-    """A number that a file holds in binary, as people write it: 43.0 is "43", 1e-05 is "0.00001"."""
+    """A binary number as people write it: 43.0 is "43", 1e-05 is "0.00001"."""
     if isinstance(value, Decimal):
         return format(value, "f")
     return str(int(value)) if value == int(value) else format(Decimal(repr(value)), "f")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a record is a finite number."""
+    """Whether a record's value is a finite number."""
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def kind(value: Any) -> str:
-    """The type of a value of a record, in words."""
+    """The type of a record's value, in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true/false", type(None): "null"}
     number = isinstance(value, Written | int | float | Decimal)
     return names.get(type(value), "a number" if number else f"a value of type {type(value).__name__}")
 
 
 def reason(e: Exception) -> str:
-    """The first line of what went wrong."""
+    """The first line of an error's message."""
     return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 
 def _is_lines(data: bytes, name: str) -> bool:
-    """Whether the contents are one record a line. An array of records is one, whatever its file is called."""
-    first, *others = re.split(rb"\r\n?|\n", data.strip(), maxsplit=1)
+    """Whether the contents are JSON lines. A JSON array is recognised even in a .jsonl file."""
+    first, *rest_of_lines = re.split(rb"\r\n?|\n", data.strip(), maxsplit=1)
     if name.endswith(".jsonl"):
-        return not first.startswith(b"[") or (bool(others) and _is_json(first))
-    return bool(others) and isinstance(_line(first, False), dict)
+        return not first.startswith(b"[") or (bool(rest_of_lines) and _is_json(first))
+    return bool(rest_of_lines) and isinstance(_line(first, False), dict)
 
 
 def _is_json(line: bytes) -> bool:
@@ -151,7 +151,7 @@ def _load(text: bytes, as_written: bool) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a user's row: of a key that is there twice, nobody can say which value was meant."""
+    """A JSON object of a user's row. Refuses a repeated key, because its value would be ambiguous."""
     names = [name for name, _ in pairs]
     twice = [name for name in dict(pairs) if names.count(name) > 1] if len(names) > len(set(names)) else []
     if twice:
@@ -173,7 +173,7 @@ def _object(value: Any) -> dict | str:
 
 
 def _text(data: bytes) -> dict[str, str] | str:
-    """The record of a plain text."""
+    """The record of a plain text file."""
     try:
         return {"text": data.decode("utf-8")}
     except UnicodeDecodeError as e:
@@ -181,16 +181,16 @@ def _text(data: bytes) -> dict[str, str] | str:
 
 
 def _whole(name: str, data: bytes, as_written: bool) -> Any:
-    """The one JSON value that the file is."""
+    """The file's single JSON value."""
     try:
         return _load(data, as_written)
     except UnicodeDecodeError as e:
         raise UserError(f"{name} is not UTF-8 text (byte {e.start}); fetch it again") from e
     except json.JSONDecodeError as e:
-        what = "the JSON array that it begins is broken" if data.lstrip().startswith(b"[") else "not JSON"
+        problem = "the JSON array that it begins is broken" if data.lstrip().startswith(b"[") else "not JSON"
         if not name.lower().removesuffix(".gz").endswith(SUFFIXES):
-            what = "neither JSON lines nor a JSON array (nor is the file named .parquet)"
-        raise UserError(f"{name}:{e.lineno}: {what} ({e.msg}); mend the file, or write one object a line") from e
+            problem = "neither JSON lines nor a JSON array (nor is the file named .parquet)"
+        raise UserError(f"{name}:{e.lineno}: {problem} ({e.msg}); mend the file, or write one object a line") from e
     except (ValueError, RecursionError) as e:
         raise UserError(f"{name} is not JSON (nested too deeply or a number too long); fetch it again") from e
 

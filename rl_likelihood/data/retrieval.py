@@ -1,6 +1,6 @@
-"""Texts that are near a query: by shared words (BM25), by vectors (exact cosine), or by both ranks together.
+"""Finds texts that are similar to a query: by shared words (BM25), by vectors (exact cosine), or by both rankings.
 
-Vectors are compared by numpy, by faiss, or by Milvus, in a file or on a server: all three are exact and find the same.
+Vectors are compared by numpy, by faiss, or by Milvus (in a file or on a server). All three are exact and agree.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 
 from rl_likelihood.shapes import UserError
 
-Embed = Callable[[Sequence[str]], np.ndarray]  # [n] texts to [n, D]
-Ranked = list[list[int]]  # for each query the numbers of texts, nearest first
-Index = Callable[[np.ndarray, int], Ranked]  # vectors [n, D] of queries, and how many texts of each
+Embed = Callable[[Sequence[str]], np.ndarray]  # n texts -> vectors [n, D]
+Ranked = list[list[int]]  # for each query the numbers of texts, the most similar first
+Index = Callable[[np.ndarray, int], Ranked]  # (query vectors [n, D], number of texts per query) -> Ranked
 FUSION = 60  # a text counts 1 / (60 + rank) in each ranking (reciprocal rank fusion)
 
 
 class Store:
-    """Texts, and for each query the numbers of those nearest to it. `embed` makes vectors, where `by` has them; `where`
-    is one of STORES, and compares them."""
+    """A searchable collection of texts. `by`: bm25, a kind of vectors, or both joined with +. `embed`: makes the
+    vectors. `where`: what compares vectors, one of STORES."""
 
     def __init__(self, by: str, embed: Embed | None = None, where: str = "numpy") -> None:
         self.texts: list[str] = []
@@ -30,14 +30,14 @@ class Store:
         self._index: Index | None = None
 
     def add(self, texts: Sequence[str]) -> None:
-        """More texts, numbered from where the last ones end."""
+        """Adds texts. Their numbers continue those of the texts before."""
         self.texts += texts
         if self._embed is not None and texts:
             self._vectors.append(np.asarray(self._embed(texts), np.float32))
             self._index = None
 
     def search(self, queries: Sequence[str], k: int) -> Ranked:
-        """The k texts nearest to each query, nearest first; fewer where fewer share a word with it."""
+        """The k texts most similar to each query, the most similar first. BM25 finds only texts that share a word."""
         if not self.texts or k < 1 or not queries:
             return [[] for _ in queries]
         if self._words and self._embed is not None:
@@ -53,14 +53,16 @@ class Store:
             raise UserError("rubric.retriever needs bm25s; install rl_likelihood[rubrics]") from None
         index = bm25s.BM25()
         index.index(bm25s.tokenize(self.texts, show_progress=False), show_progress=False)
-        asked = bm25s.tokenize(list(queries), show_progress=False)
-        found, scores = index.retrieve(asked, k=min(k, len(self.texts)), show_progress=False)
-        return [[int(i) for i, score in zip(*row, strict=True) if score > 0] for row in zip(found, scores, strict=True)]
+        query_tokens = bm25s.tokenize(list(queries), show_progress=False)
+        numbers, scores = index.retrieve(query_tokens, k=min(k, len(self.texts)), show_progress=False)
+        return [
+            [int(i) for i, score in zip(*row, strict=True) if score > 0] for row in zip(numbers, scores, strict=True)
+        ]
 
     def _by_vectors(self, queries: Sequence[str], k: int) -> Ranked:
         assert self._embed is not None
         corpus = np.concatenate(self._vectors)
-        mean = corpus.mean(0)  # what all texts share says nothing
+        mean = corpus.mean(0)  # subtracted, because what all texts have in common does not tell them apart
         if self._index is None:
             name, _, uri = self._where.partition(":")
             self._index = STORES[name](unit(corpus - mean), uri)
@@ -68,7 +70,7 @@ class Store:
 
 
 def by_numpy(corpus: np.ndarray, _: str) -> Index:
-    """Every text is compared with every query."""
+    """Compares every text with every query, in numpy."""
 
     def nearest(queries: np.ndarray, k: int) -> Ranked:
         return [np.argsort(-row, kind="stable")[:k].tolist() for row in queries @ corpus.T]
@@ -77,7 +79,7 @@ def by_numpy(corpus: np.ndarray, _: str) -> Index:
 
 
 def by_faiss(corpus: np.ndarray, _: str) -> Index:
-    """The same, in C++."""
+    """Compares every text with every query, in faiss."""
     import faiss
 
     index = faiss.IndexFlatIP(corpus.shape[1])
@@ -86,7 +88,7 @@ def by_faiss(corpus: np.ndarray, _: str) -> Index:
 
 
 def by_milvus(corpus: np.ndarray, uri: str) -> Index:
-    """A collection of a Milvus server or file, which stays there and is used again for the same vectors."""
+    """Uses a collection in a Milvus server or file. It is kept, and reused for the same vectors."""
     from pymilvus import MilvusClient, MilvusException
 
     name = "rl_likelihood_" + hashlib.sha256(corpus.tobytes()).hexdigest()[:16]
@@ -109,7 +111,7 @@ PACKAGES = {"faiss": "faiss", "milvus": "pymilvus"}
 
 
 def refuse_store(where: str) -> None:
-    """UserError where vectors cannot be compared so."""
+    """UserError if `where` is not a usable store of vectors."""
     name, _, uri = where.partition(":")
     if name not in STORES or (name == "milvus") != bool(uri):
         raise UserError(
@@ -121,13 +123,13 @@ def refuse_store(where: str) -> None:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of length 1; those of no length stay as they are."""
+    """The vectors scaled to length 1. Zero vectors are unchanged."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(length > 0, length, 1)
 
 
 def fused(rankings: Sequence[Sequence[int]]) -> list[int]:
-    """One ranking of several, by the sum of 1 / (60 + rank)."""
+    """Reciprocal rank fusion: one ranking from several, by the sum of 1 / (60 + rank)."""
     scores: dict[int, float] = {}
     for ranking in rankings:
         for rank, i in enumerate(ranking, 1):

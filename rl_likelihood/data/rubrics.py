@@ -1,4 +1,4 @@
-"""Rubrics: what a good answer to a question has, as criteria with points. Read, written, found in prose, thinned.
+"""Rubrics: criteria with points for a good answer to a question. Reads, writes, extracts and filters them.
 
 A file has one JSON object a line, in the format of HealthBench:
 {"prompt": "..." or messages, "prompt_id": "...", "rubrics": [{"criterion": "...", "points": 5, "tags": []}]}
@@ -19,10 +19,10 @@ import numpy as np
 from rl_likelihood.data.records import records
 from rl_likelihood.shapes import UserError
 
-# Points as words (Rubrics as Rewards, 2507.17746); a pitfall is worded as its absence.
+# Points for words (Rubrics as Rewards, 2507.17746). The text of a pitfall says that the fault is absent.
 POINTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.8}
-ALIKE = 0.85  # share of common words from which two criteria are one
-MOST_PROSE, MOST_STARTS = 100_000, 2000  # characters of a reply that are searched, and places where JSON may begin
+ALIKE = 0.85  # two criteria with more than this share of common words count as one
+MOST_PROSE, MOST_STARTS = 100_000, 2000  # maximum characters of a reply to search, and maximum starts of JSON to try
 
 
 class Criterion(NamedTuple):
@@ -41,12 +41,12 @@ class Rubric(NamedTuple):
     criteria: tuple[Criterion, ...]
 
 
-# What a checklist asks of every answer, of as many points as its largest criterion can have (2507.18624).
+# The criterion that a checklist adds for every question, with the highest number of points (2507.18624).
 UNIVERSAL = Criterion("The answer does all that the question asks, without anything off the point or missing.", 100.0)
 
 
 def read_rubrics(path: str, name: str = "rubric.path") -> list[Rubric]:
-    """The rubrics of a file. UserError for a row that is none."""
+    """The rubrics of a file. UserError for an invalid row."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"{name} is {path!r}, which is no file; make one with python -m rl_likelihood.rubrics --make")
@@ -56,11 +56,11 @@ def read_rubrics(path: str, name: str = "rubric.path") -> list[Rubric]:
     return rows
 
 
-def write_rubrics(path: str | Path, own: Sequence[Rubric]) -> None:
-    """What `read_rubrics` reads. The file is replaced at once: a crash leaves the old one or the new one."""
+def write_rubrics(path: str | Path, rubrics: Sequence[Rubric]) -> None:
+    """Writes the file that `read_rubrics` reads. It is replaced atomically."""
     path = Path(path).expanduser()
     new = path.with_name(path.name + ".new")
-    lines = [json.dumps(to_record(rubric), ensure_ascii=False) + "\n" for rubric in own]
+    lines = [json.dumps(to_record(rubric), ensure_ascii=False) + "\n" for rubric in rubrics]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new.write_text("".join(lines), encoding="utf-8")
@@ -70,16 +70,16 @@ def write_rubrics(path: str | Path, own: Sequence[Rubric]) -> None:
 
 
 def of_record(record: object, where: str) -> Rubric:
-    """A row's rubric."""
+    """The rubric in a row."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record if isinstance(record, str) else 'a rubric must be an object'}")
     prompt = _prompt(record.get("prompt"))
     if not prompt:
         raise UserError(f"{where}: field 'prompt' must be text or messages with text")
-    given = record.get("rubrics")
-    if not isinstance(given, list) or not given:
+    rows = record.get("rubrics")
+    if not isinstance(rows, list) or not rows:
         raise UserError(f"{where}: field 'rubrics' must be a list of criteria, at least one; this question has none")
-    criteria = [criterion_of(row) for row in given]
+    criteria = [criterion_of(row) for row in rows]
     for i, criterion in enumerate(criteria):
         if criterion is None:
             raise UserError(
@@ -96,7 +96,7 @@ def to_record(rubric: Rubric) -> dict[str, Any]:
 
 
 def criterion_of(row: object) -> Criterion | None:
-    """A criterion; None for what is none."""
+    """The criterion in an object, or None."""
     if not isinstance(row, dict) or not isinstance(row.get("criterion"), str) or not row["criterion"].strip():
         return None
     points, tags = row.get("points"), row.get("tags", [])
@@ -108,7 +108,7 @@ def criterion_of(row: object) -> Criterion | None:
 
 
 def _prompt(prompt: object) -> str:
-    """A question as text; of several messages each with its role before it."""
+    """A question as text. If it has several messages, each is preceded by its role."""
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt, list) or not prompt:
@@ -120,7 +120,7 @@ def _prompt(prompt: object) -> str:
 
 
 def refuse(rubrics: Sequence[Rubric], kind: str, name: str = "rubric.path") -> None:
-    """UserError where a rubric's points do not go with how they are put together."""
+    """UserError if a rubric's points do not suit `kind`, the setting rubric.aggregate."""
     for rubric in rubrics:
         points = [c.points for c in rubric.criteria]
         if kind in ("rar", "checklist") and min(points) < 0:
@@ -136,20 +136,20 @@ def refuse(rubrics: Sequence[Rubric], kind: str, name: str = "rubric.path") -> N
 
 
 def criteria_in(prose: str) -> list[Criterion]:
-    """The criteria in the JSON of a reply, whatever stands around it, and of JSON that breaks off its whole objects."""
-    text, end, found, decoder = prose[:MOST_PROSE], 0, list[Criterion](), json.JSONDecoder()
+    """The criteria in the JSON of a reply, whatever text surrounds it. Truncated JSON gives its complete objects."""
+    text, end, criteria, decoder = prose[:MOST_PROSE], 0, list[Criterion](), json.JSONDecoder()
     for start in itertools.islice(re.finditer(r"\[(?=\s*\{)|\{", text), MOST_STARTS):
         if start.start() < end:
             continue
         try:
-            value, after = decoder.raw_decode(text, start.start())
+            value, value_end = decoder.raw_decode(text, start.start())
         except (ValueError, RecursionError):
             continue
-        inside = _criteria_of(value)
-        if inside:
-            found += inside
-            end = after
-    return found
+        parsed = _criteria_of(value)
+        if parsed:
+            criteria += parsed
+            end = value_end
+    return criteria
 
 
 def _criteria_of(value: object) -> list[Criterion]:
@@ -162,20 +162,20 @@ def _criteria_of(value: object) -> list[Criterion]:
     return []
 
 
-def distinct(criteria: Iterable[Criterion], most: float = ALIKE) -> list[Criterion]:
-    """The criteria without those whose words are nearly those of an earlier one."""
-    kept: list[tuple[Criterion, set[str]]] = []
+def distinct(criteria: Iterable[Criterion], limit: float = ALIKE) -> list[Criterion]:
+    """The criteria without near-duplicates of earlier ones, by shared words."""
+    unique: list[tuple[Criterion, set[str]]] = []
     for criterion in criteria:
         words = set(re.findall(r"\w+", criterion.text.casefold()))
-        if words and all(len(words & other) <= most * len(words | other) for _, other in kept):
-            kept.append((criterion, words))
-    return [criterion for criterion, _ in kept]
+        if words and all(len(words & earlier) <= limit * len(words | earlier) for _, earlier in unique):
+            unique.append((criterion, words))
+    return [criterion for criterion, _ in unique]
 
 
 def telling(rubric: Rubric, met: np.ndarray, low: float, high: float) -> Rubric:
-    """The rubric without criteria that a share of the answers below `low` or above `high` meets. `met` [G, C]: NaN
-    where there is no verdict; a criterion without any stays."""
-    known = np.isfinite(met)
-    share = np.where(known, met, 0).sum(0) / np.maximum(known.sum(0), 1)
-    stays = ((share >= low) & (share <= high)) | ~known.any(0)
-    return rubric._replace(criteria=tuple(c for c, is_in in zip(rubric.criteria, stays, strict=True) if is_in))
+    """The rubric without criteria that fewer than a share `low` or more than a share `high` of the answers meet. `met`
+    [G, C]: NaN without a verdict. A criterion without any verdict is kept."""
+    judged = np.isfinite(met)
+    share = np.where(judged, met, 0).sum(0) / np.maximum(judged.sum(0), 1)
+    kept = ((share >= low) & (share <= high)) | ~judged.any(0)
+    return rubric._replace(criteria=tuple(c for c, is_in in zip(rubric.criteria, kept, strict=True) if is_in))

@@ -1,4 +1,4 @@
-"""The second prompt of a question, which shows its reference answer (`learner.posterior`)."""
+"""The posterior prompt of a question, which shows its reference answer (`learner.posterior`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # over a second to import
 
 
 def showing(example: Example, added: str) -> Example:
-    """The question with `added`, {answer} replaced by the reference answer, at its end."""
+    """The question with `added` at its end, in which {answer} is replaced by the reference answer."""
     text = added.replace("{answer}", example.answer)
     messages = example.messages
     if messages:
@@ -31,16 +31,16 @@ def with_shown(
     cfg: PromptConfig,
     fmt: ChainFormat,
     added: str,
-    most: int,
+    limit: int,
 ) -> list[EncodedExample]:
-    """The rows with the ids of their second prompts. UserError for one of more than `most` tokens."""
+    """The rows with the ids of their posterior prompts. UserError if one has more than `limit` tokens."""
     texts = [render(showing(row.example, added), tokenizer, cfg) for row in rows]
     ids = ids_of(tokenizer, fmt.vocab_bytes, texts) if texts else []
     longest = max(map(len, ids), default=0)
-    if longest > most:
+    if longest > limit:
         row = rows[[len(x) for x in ids].index(longest)]
         raise UserError(
-            f"the prompt that shows the answer of row {row.example.id} has {longest} tokens, more than {most}; set "
+            f"the prompt that shows the answer of row {row.example.id} has {longest} tokens, more than {limit}; set "
             f"--config.posterior.max_prompt={longest}"
         )
     return [dataclasses.replace(row, shown_ids=np.asarray(x, np.int32)) for row, x in zip(rows, ids, strict=True)]

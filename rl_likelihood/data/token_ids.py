@@ -1,4 +1,4 @@
-"""Texts to ids, for whole texts and for texts that continue another."""
+"""Encodes texts to ids: whole texts, and texts that continue another text."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:  # over a second to import
 
 
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer in a message."""
+    """The tokenizer's name for messages."""
     return f"the tokenizer {tokenizer.name_or_path}" if tokenizer.name_or_path else "the tokenizer"
 
 
 def bytes_of(vocab_bytes: tuple[bytes, ...], ids: Sequence[int]) -> bytes:
-    """The text of ids."""
+    """The bytes of a sequence of ids."""
     return b"".join(vocab_bytes[i] for i in ids)
 
 
 def ids_of(
     tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], texts: list[str], plain: bool = False
 ) -> list[list[int]]:
-    """Ids of whole texts, without those that a tokenizer puts around a text. `plain`: what looks like chat markup in
-    them is none."""
+    """The ids of whole texts, without the special ids that a tokenizer adds around a text. `plain`: chat markup in them
+    is encoded as plain text."""
     rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
-    largest = max((max(ids, default=0) for ids in rows), default=0)
-    if largest >= len(vocab_bytes):  # looked up in the model's embedding it would silently be another token
+    highest = max((max(ids, default=0) for ids in rows), default=0)
+    if highest >= len(vocab_bytes):  # the model's embedding would silently return another token
         raise UserError(
-            f"{name_of(tokenizer)} gives id {largest} but the model has {len(vocab_bytes)} tokens; "
+            f"{name_of(tokenizer)} gives id {highest} but the model has {len(vocab_bytes)} tokens; "
             "use the tokenizer that belongs to the model"
         )
     return rows
@@ -39,10 +39,10 @@ def ids_of(
 def ids_after_text(
     tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], texts: list[str], plain: bool = False
 ) -> list[list[int]]:
-    """Ids of texts that continue another text.
+    """The ids of texts that continue another text.
 
-    Tokenizers in the style of Llama 2 put a space before every text. There the ids are taken from behind a line feed,
-    which never merges.
+    Tokenizers like Llama 2's add a space before every text. For them, the text is encoded after a line feed, which
+    never merges with it.
     """
     if bytes_of(vocab_bytes, ids_of(tokenizer, vocab_bytes, [">"])[0]) == b">":
         return ids_of(tokenizer, vocab_bytes, texts, plain)

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face folders and GGUF files, and the exact bytes of every id."""
+"""Loads tokenizers from Hugging Face folders and GGUF files, and gives the exact bytes of every id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rl_likelihood.shapes import UserError
 
-# For base models: nothing but words that stand in plain text.
+# For base models: only words, no control tokens.
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\n"
     "{% elif m.role == 'assistant' %}Answer: {{ m.content }}\n\n{% else %}{{ m.content }}\n\n{% endif %}{% endfor %}"
@@ -25,7 +25,7 @@ CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 
 
 def _words(digits: str) -> str:
-    """Splitting rule of GPT-4-like vocabularies; `digits` says how many digits a token may hold."""
+    """The splitting rule of GPT-4-like vocabularies. `digits`: the pattern of the digits in one token."""
     contraction, letters = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+"
     return "|".join([contraction, letters, digits, r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
 
@@ -50,11 +50,10 @@ PRE_TOKENIZERS = {
 
 
 def load_tokenizer(path: str | os.PathLike, require_template: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer of a Hugging Face folder, a .gguf file, or a folder with exactly one .gguf; no network.
+    """The tokenizer of a Hugging Face folder, a .gguf file, or a folder with exactly one .gguf. Uses no network.
 
-    With its chat template, eos, bos and pad as the model has them (None where it has none). UserError for
-    missing or broken files, for a GGUF vocabulary of unknown kind, and, if `require_template`, for a
-    tokenizer without chat template.
+    It has the model's chat template, eos, bos and pad (None if the model has none). UserError for missing or broken
+    files, for a GGUF vocabulary of unknown kind, and with `require_template` for a tokenizer without a chat template.
     """
     path = Path(path)
     gguf = _gguf(path)
@@ -65,10 +64,10 @@ def load_tokenizer(path: str | os.PathLike, require_template: bool = False) -> P
 
 
 def set_template(tokenizer: PreTrainedTokenizerFast, template: str, path: str = "") -> None:
-    """Give the tokenizer the chat template of `prompt.template`: its own ("model"), or the plain one ("plain"). Raw
+    """Sets the chat template by `prompt.template`: the tokenizer's own ("model"), or the plain one ("plain"). Raw
     prompts ("raw") need none.
 
-    UserError if its own is asked for and it has none. `path` is where the tokenizer is, for the message.
+    UserError for "model" if the tokenizer has no template. `path`: the tokenizer's location, for the message.
     """
     if template == "plain":
         tokenizer.chat_template = PLAIN_TEMPLATE
@@ -80,7 +79,7 @@ def set_template(tokenizer: PreTrainedTokenizerFast, template: str, path: str = 
 
 
 def _gguf(path: Path) -> Path | None:
-    """As for weights: the .gguf that `path` is, or the only one of a folder without config.json."""
+    """The .gguf file: `path` itself, or the only one in a folder without config.json (the rule for weights)."""
     if path.suffix == ".gguf":
         return path
     files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else []
@@ -97,14 +96,14 @@ def _from_folder(path: Path) -> PreTrainedTokenizerFast:
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it)"
         )
     try:
-        # This class takes tokenizer.json as it is, whatever class tokenizer_config.json names.
+        # This class uses tokenizer.json unchanged, whatever class tokenizer_config.json names.
         return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as e:  # tokenizers raises bare Exception for a file that it cannot parse
         raise UserError(f"{file}: cannot be read as a tokenizer ({e}); download the model again") from e
 
 
 def _from_gguf(file: Path) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer from the metadata tokenizer.ggml.*."""
+    """A byte-level BPE tokenizer from a GGUF file's metadata tokenizer.ggml.*."""
     meta = _metadata(file)
     kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
     if kind != "gpt2" or pre not in PRE_TOKENIZERS:
@@ -153,7 +152,7 @@ def _from_gguf(file: Path) -> PreTrainedTokenizerFast:
 
 
 def _metadata(file: Path) -> dict[str, Any]:
-    """Every field of a GGUF file whose name begins with "tokenizer."."""
+    """The fields of a GGUF file whose names begin with "tokenizer."."""
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a .gguf file or a model folder")
     try:
@@ -166,10 +165,10 @@ def _metadata(file: Path) -> dict[str, Any]:
 def save_tokenizer(
     tokenizer: PreTrainedTokenizerFast, path: str | os.PathLike, stop: tuple[int, ...] | None = None
 ) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat template to a folder, for transformers 4 and 5.
+    """Writes tokenizer.json, tokenizer_config.json and the chat template to a folder, for transformers 4 and 5.
 
-    With `stop`, `load_tokenizer` and `eos_ids` of the folder give the same tokenizer and these ids, wherever the folder
-    is moved to; without it the folder's own generation_config.json stays.
+    `stop`: ids that end a text; they are written to generation_config.json, from which `eos_ids` reads them. Without
+    `stop`, an existing generation_config.json is kept.
     """
     tokenizer.save_pretrained(path)
     file = Path(path) / "tokenizer_config.json"
@@ -181,9 +180,9 @@ def save_tokenizer(
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerFast, model_path: str | os.PathLike) -> tuple[int, ...]:
-    """Ids that end a text: the tokenizer's eos, then those of generation_config.json, or else config.json.
+    """The ids that end a text: the tokenizer's eos, then those of generation_config.json, or else of config.json.
 
-    Chat models often have several (Llama 3: end of turn and end of text). Empty when none is known.
+    Chat models often have several (Llama 3: end of turn and end of text). Empty if none is known.
     """
     ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
@@ -207,11 +206,11 @@ def eos_ids(tokenizer: PreTrainedTokenizerFast, model_path: str | os.PathLike) -
 
 
 def vocab_bytes(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> tuple[bytes, ...]:
-    """The exact bytes of every id [vocab_size]: joined over the ids of a text they are its UTF-8.
+    """The exact bytes of every id [vocab_size]. Joined over the ids of a text, they are the text in UTF-8.
 
-    b"" for special tokens and for ids that the tokenizer does not use (models round their vocabulary up).
-    Sentencepiece vocabularies begin a text with a space of their own. UserError for a tokenizer that is
-    neither byte-level nor sentencepiece with byte fallback, or that has ids the model does not.
+    b"" for special tokens and for ids that the tokenizer does not use (models round their vocabulary up). Sentencepiece
+    vocabularies add a space at the start of a text. UserError for a tokenizer that is neither byte-level nor
+    sentencepiece with byte fallback, or that has ids outside the model's vocabulary.
     """
     vocab = tokenizer.get_vocab()
     top = max(vocab.values())
@@ -232,7 +231,7 @@ def vocab_bytes(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> tuple[by
 
 
 def _inverse(tokenizer: PreTrainedTokenizerFast):
-    """Vocabulary entry -> bytes, by the kind of decoder."""
+    """The function from a vocabulary entry to its bytes, for the tokenizer's kind of decoder."""
     decoder = tokenizer.backend_tokenizer.decoder
     kinds = json.loads(decoder.__getstate__()) if decoder is not None else {}
     steps = kinds.get("decoders", [kinds])
@@ -257,7 +256,7 @@ def _inverse(tokenizer: PreTrainedTokenizerFast):
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Character -> byte of byte-level BPE: printable Latin-1 bytes are themselves, the others follow from U+0100 on."""
+    """{character: byte} of byte-level BPE. Printable Latin-1 bytes stand for themselves, others are U+0100 and up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}

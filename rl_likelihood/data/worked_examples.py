@@ -5,7 +5,7 @@ from __future__ import annotations
 Shots = tuple[tuple[str, str, str], ...]  # (question, chain, answer)
 
 # Task -> (question, chain of thought, answer), hand-written in the wording of `procedural.PRESETS`. `sources.load`
-# keeps these questions out of its sets, so that no prompt contains the answer it asks for.
+# removes these questions from its sets, so that no prompt contains the answer to its own question.
 WORKED_EXAMPLES: dict[str, Shots] = {
     "one_operation": (
         ("Calculate 8 * 3.", "8 * 3 = 24.", "24"),

@@ -294,7 +294,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default="", help="folder to write")
     parser.add_argument("--max_chars", type=int, default=0, help="leave out rows with more characters; 0 for no limit")
     parser.add_argument("--heldout", type=float, default=None, help="number or share of questions to hold out")
-    parser.add_argument("--skip_bad_rows", action="store_true", help="count rows that cannot be read, and go on")
+    parser.add_argument("--skip_bad_rows", action="store_true", help="leave out and count rows that cannot be read")
     try:
         flags = parser.parse_args(argv)
         if not flags.out:

@@ -1,7 +1,6 @@
 """Where questions come from: tasks made by a program, the user's own files, or prepared data sets.
 
-No held-out question, nor a variant of one, is ever a training question, and none of either is a worked example of a
-prompt.
+No held-out question, nor a variant of one, is a training question, and none of either is a worked example.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ def to_batch(
         truncated=rollout.truncated,
         keep=np.ones(rollout.segment.shape[:2], bool) if keep is None else keep,
         baseline=baseline,
+        common=prompts.common,
     )
 
 

@@ -39,7 +39,7 @@ def cross_log_probs(params: Params, model: ModelConfig, batch: Batch, cfg: StepC
     kinds = jnp.where(kinds == SAMPLED, SAMPLED, PAD)
     every_answer = lambda x: jnp.broadcast_to(x[:, None], (p, g, g, width)).reshape(p * g, g, width)
     tokens, length = chains_as_prompts(batch)
-    chains_only = batch.rows_alone.replace(packing=None)
+    chains_only = batch.rows_alone.replace(packing=None)  # their prompts begin with the same common ids
     answers = chains_only.replace(
         prompt=tokens, prompt_length=length, completion=every_answer(ids), segment=every_answer(kinds)
     )

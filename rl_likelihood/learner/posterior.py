@@ -42,8 +42,8 @@ class PosteriorConfig:
     )
     target: float = field(
         0.0,
-        "whose chains earn the reward: 0 those after the question, 1 those after question and answer; between, each "
-        "token is from the mixture of both (CoVRL: 0.5)",
+        "chains whose reward is maximised: 0: sampled given the question; 1: given question and answer; between: each "
+        "token from the mixture of both (CoVRL: 0.5)",
         least=0,
         most=1,
     )
@@ -51,7 +51,7 @@ class PosteriorConfig:
     weight_cap: float = field(0.0, "cap on a chain's importance weight; 0: none, the exact gradient", least=0)
     answer_rows: Literal["all", "positive"] = field(
         "all",
-        "rows of the answer term: all, weighted, which is exact; or those after the question with a positive advantage",
+        "rows of the answer term: all, weighted, which is exact; or the question's with a positive advantage",
     )
     distill: float = field(
         0.0,

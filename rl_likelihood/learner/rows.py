@@ -157,7 +157,7 @@ def row_stats(
             jnp.pad(probe, [(0, 0), (0, 0), (0, alternatives.answer.shape[-1]), (0, 0)]) if jnp.ndim(probe) else probe
         )
     completions = Completions(pool_ids, segment, extra, cfg.two_branches, packed)
-    hidden = forward(params, model, batch.prompt, batch.prompt_length, completions)
+    hidden = forward(params, model, batch.prompt, batch.prompt_length, completions, common=batch.common)
     last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)[:, None]  # [P, 1, 1, D]
 
     def predicting(states, segment):
@@ -265,7 +265,7 @@ def observe(
 def _chains(params: Params, model: ModelConfig, batch: Batch, cfg: StepConfig, observation: Observation) -> Chains:
     """The chains' log-probs after both prompts. Those after the posterior prompt have a gradient only if
     posterior.target is above 0."""
-    shown_batch = batch.rows_alone.replace(prompt=batch.shown.tokens, prompt_length=batch.shown.length)
+    shown_batch = batch.rows_alone.replace(prompt=batch.shown.tokens, prompt_length=batch.shown.length, common=0)
     shown_stats = row_stats(
         params if cfg.posterior.target else jax.lax.stop_gradient(params), model, shown_batch, cfg
     ).stats

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.mesh import along_prompt, flatten_tokens, row_shards
+from rl_likelihood.mesh import flatten_tokens, row_shards, shard_prompt_tokens
 from rl_likelihood.model import splash
 from rl_likelihood.model.architecture import (
     LocalLayers,
@@ -31,7 +32,7 @@ from rl_likelihood.model.architecture import (
 )
 from rl_likelihood.model.attention import QUERIES, Kernel, attention, branch_mask, branch_positions
 from rl_likelihood.model.pool import Layout, Places
-from rl_likelihood.model.rope import YarnScaling, frequencies
+from rl_likelihood.model.views import View, layer_views, of_layer, prompt_parts, prompt_views, whole_prompts
 from rl_likelihood.shapes import CHAIN, AnyArray
 
 __all__ = [
@@ -69,19 +70,6 @@ def embedding(params: Params, cfg: ModelConfig, ids: Int[AnyArray, "*N"]) -> Flo
     """The embeddings of these ids, in the compute dtype."""
     x = jnp.asarray(params["embed"][ids], cfg.compute_dtype)
     return x * jnp.asarray(cfg.width**0.5, x.dtype) if cfg.scaled_embedding else x
-
-
-def rope_tables(
-    cfg: ModelConfig, position: Int[AnyArray, "*N"], local: bool = False
-) -> tuple[Float[Array, "*N i"], Float[Array, "*N i"]]:
-    """cos and sin of position * frequency, in float32. `local`: for the layers of `cfg.local`."""
-    theta, scaling = cfg.rope_theta, cfg.rope_scaling
-    if local and cfg.local.theta is not None:
-        theta, scaling = cfg.local.theta, None
-    angle = position[..., None].astype(jnp.float32) * frequencies(cfg.head_dim, theta, scaling)
-    if isinstance(scaling, YarnScaling):
-        return scaling.attention_factor * jnp.cos(angle), scaling.attention_factor * jnp.sin(angle)
-    return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x: Float[AnyArray, "*N H Dh"], rope) -> Float[Array, "*N H Dh"]:
@@ -148,12 +136,6 @@ def by_head(x: Float[AnyArray, "*N T K Dh"]) -> Float[Array, "*N K T Dh"]:
     return jnp.swapaxes(x, -3, -2)
 
 
-def prompt_mask(in_prompt: Bool[AnyArray, "P S"]) -> Bool[Array, "P 1 S S"]:
-    """The mask [query, key] of prompts: causal, without padding."""
-    s = in_prompt.shape[-1]
-    return jnp.tril(jnp.ones((s, s), bool)) & in_prompt[:, None, None, :]
-
-
 def attend_prompt(q, k, v, mask: Bool[AnyArray, "P 1 S S"], kernel: Kernel | None = None):
     """`block`'s `attend` for prompts. Its second result is (keys, values), each [P, K, S, Dh]."""
     k, v = by_head(k), by_head(v)
@@ -161,12 +143,42 @@ def attend_prompt(q, k, v, mask: Bool[AnyArray, "P 1 S S"], kernel: Kernel | Non
     return out[:, 0], (k, v)
 
 
+def attend_after(q, k, v, common: tuple[Array, Array], view: View):
+    """`block`'s `attend` for the rest of prompts after their common ids, whose keys and values are `common`
+    [1, K, C, Dh]. Its second result is that of whole prompts."""
+    k, v = by_head(k), by_head(v)
+    before = tuple(jnp.broadcast_to(x, (len(q), *x.shape[1:])) for x in common)
+    out = attention(q[:, None], (k[:, None], v[:, None]), view.own, (*before, view.prompt), queries=QUERIES)
+    return out[:, 0], tuple(jnp.concatenate(parts, 2) for parts in zip(before, (k, v), strict=True))
+
+
+def attend_prompts(q, k, v, views: Sequence[View], kernel: Kernel | None = None):
+    """Attention of `prompt_parts`: (the outputs of the parts, (keys, values) of whole prompts, each [P, K, S, Dh])."""
+    out, keys = attend_prompt(q[0], k[0], v[0], views[0].own, kernel)
+    if len(q) == 1:
+        return (out,), keys
+    rest, keys = attend_after(q[1], k[1], v[1], keys, views[1])
+    return (out, rest), keys
+
+
+def prompt_block(states: Sequence[Array], w: Params, cfg: ModelConfig, views: Sequence[View], kernel=None):
+    """One layer of `prompt_parts`: (their states, (keys, values) of whole prompts)."""
+    first = functools.partial(attend_prompt, mask=views[0].own, kernel=kernel)
+    x, keys = block(states[0], w, cfg, views[0].rope, first)
+    if len(states) == 1:
+        return (shard_prompt_tokens(x),), keys
+    after = functools.partial(attend_after, common=keys, view=views[1])
+    rest, keys = block(states[1], w, cfg, views[1].rope, after)
+    return (x, shard_prompt_tokens(rest)), keys
+
+
 class Completions(NamedTuple):
     """The G completions of each prompt. `segment`: whether a token is chain, tag or answer (shapes.py).
 
     `no_chain`: (ids, segment) of one more row per prompt, of another width. `two_branches` False: no row has a sampled
     answer, which saves the splash kernel a pass. `layout`: if given, ids and states have the shape [U, N] of its pool
-    (model/pool.py); segments keep theirs.
+    (model/pool.py); segments keep theirs. `pooled`: on one device, each weight is multiplied with the tokens of prompts
+    and completions at once; the larger products are 10 % faster on a CPU.
     """
 
     ids: Int[AnyArray, "*N"]
@@ -174,6 +186,7 @@ class Completions(NamedTuple):
     no_chain: tuple[Int[AnyArray, "P 1 W"], Int[AnyArray, "P 1 W"]] | None = None
     two_branches: bool = True
     layout: Layout | None = None
+    pooled: bool = True
 
 
 class Hidden(NamedTuple):
@@ -197,7 +210,7 @@ def forward(
     prompt: Int[AnyArray, "P S"],
     prompt_length: Int[AnyArray, "P"],
     rows: Completions | None = None,
-    pooled: bool = True,
+    common: int = 0,
 ) -> Hidden:
     """Hidden states of P right-padded prompts, each computed once, and of their completions.
 
@@ -207,23 +220,19 @@ def forward(
         stats = token_stats(hidden[:, :-1], head_matrix(params), ids[:, 1:], chunk=512)
         logp = jnp.where(jnp.arange(1, ids.shape[1]) < lengths[:, None], stats.log_prob, 0.0)
 
-    The two answers of a completion both follow its chain and do not attend to each other. `pooled`: on one device, each
-    weight is multiplied with the tokens of prompts and completions at once. The larger products are 10 % faster on CPU.
+    The two answers of a completion both follow its chain and do not attend to each other. `common`: all prompts begin
+    with the same `common` ids, and every prompt is longer; with dense attention these ids are computed once.
     """
-    index, no_chain = jnp.arange(prompt.shape[1]), rows and rows.no_chain
-    in_prompt, layout = index < prompt_length[:, None], rows and rows.layout
-    modes = AttentionMode(), AttentionMode(places=layout and layout.rows)
-    if cfg.attention == "splash":  # causality hides what comes after a prompt
-        first = Kernel(jnp.full((len(prompt), 1, prompt.shape[1]), CHAIN), False)
-        segment = rows and (rows.segment if layout is None else layout.in_rows(rows.segment))
-        modes = AttentionMode(first), modes[1]._replace(kernel=rows and Kernel(segment, rows.two_branches))
-
+    no_chain, layout = rows and rows.no_chain, rows and rows.layout
+    in_prompt = jnp.arange(prompt.shape[1]) < prompt_length[:, None]
+    modes = _modes(cfg, prompt, rows)
+    common = 0 if cfg.attention == "splash" else common
     views = functools.partial(_row_views, cfg, prompt_length, in_prompt)
-    tables = [layer_views(cfg, index, prompt_mask(in_prompt)), rows and views(rows.segment, layout)]
+    tables = [*prompt_views(cfg, in_prompt, common), rows and views(rows.segment, layout)]
     of_no_chain = no_chain and views(no_chain[1])
     embedded = functools.partial(embedding, params, cfg)
-    enter = _pooled if pooled and rows is not None and row_shards() == 1 else _separate
-    states, through, leave = enter(embedded, cfg, prompt, rows and rows.ids, tables, modes)
+    enter = _pooled if rows is not None and rows.pooled and row_shards() == 1 else _separate
+    states, through, leave = enter(embedded, cfg, prompt_parts(prompt, common), rows and rows.ids, tables, modes)
     z = None if no_chain is None else embedded(no_chain[0])
 
     def layer(carry, w, is_local):
@@ -247,15 +256,8 @@ def forward(
         for w, flag in zip(unstack_layers(params, cfg)["layers"], cfg.are_local, strict=True):
             (states, z), _ = steps[flag]((states, z), w)
     scale = params["final_norm"].astype(cfg.compute_dtype)
-    return Hidden(*(None if x is None else rms_norm(x, scale, cfg) for x in (*leave(states), z)))
-
-
-class View(NamedTuple):
-    """The rotary tables of some tokens, and their masks over the row's own tokens and over the prompt's tokens."""
-
-    rope: tuple[Array, Array]
-    own: Bool[Array, "P #G T U"]
-    prompt: Bool[Array, "P S"] | Bool[Array, "P #G #T S"] | None
+    *prompts, completions = leave(states)
+    return Hidden(*(None if x is None else rms_norm(x, scale, cfg) for x in (whole_prompts(prompts), completions, z)))
 
 
 class AttentionMode(NamedTuple):
@@ -266,22 +268,15 @@ class AttentionMode(NamedTuple):
     places: Places | None = None
 
 
-def layer_views(cfg: ModelConfig, position, own, in_prompt=None, ago=None) -> tuple[View, ...]:
-    """The views of tokens at these positions: (in ordinary layers,) or (in ordinary layers, in local layers).
-
-    `ago`: for each query, how many tokens ago its own keys were; None: keys and queries are the same tokens.
-    """
-    view = View(rope_tables(cfg, position), own, in_prompt)
-    if cfg.local is None:
-        return (view,)
-    local, window = view._replace(rope=rope_tables(cfg, position, True)), cfg.local.window
-    if window and own is not None:
-        ago = position[..., :, None] - position[..., None, :] if ago is None else ago
-        local = local._replace(own=own & (ago < window))
-    if window and in_prompt is not None:
-        view, key_position = view._replace(prompt=in_prompt[:, None, None]), jnp.arange(in_prompt.shape[-1])
-        local = local._replace(prompt=view.prompt & (position[..., None] - key_position < window))
-    return view, local
+def _modes(cfg: ModelConfig, prompt, rows: Completions | None) -> tuple[AttentionMode, AttentionMode]:
+    """Those of prompts and of completions."""
+    layout = rows and rows.layout
+    places = layout and layout.rows
+    if cfg.attention != "splash":
+        return AttentionMode(), AttentionMode(places=places)
+    first = Kernel(jnp.full((len(prompt), 1, prompt.shape[1]), CHAIN), False)  # causality hides what follows a prompt
+    segment = rows and (rows.segment if layout is None else layout.in_rows(rows.segment))
+    return AttentionMode(first), AttentionMode(rows and Kernel(segment, rows.two_branches), places)
 
 
 def _row_views(cfg: ModelConfig, prompt_length, in_prompt, segment, layout: Layout | None = None) -> tuple[View, ...]:
@@ -297,13 +292,6 @@ def _row_views(cfg: ModelConfig, prompt_length, in_prompt, segment, layout: Layo
     )
 
 
-def of_layer(views: tuple[View, ...], is_local: bool | Bool[Array, ""] | None) -> View:
-    """The view in one layer. When layers are scanned, the program selects it at run time."""
-    if len(views) == 1 or isinstance(is_local, bool):
-        return views[bool(is_local and len(views) > 1)]
-    return jax.tree.map(functools.partial(jnp.where, is_local), views[1], views[0])
-
-
 def _attend_rows(q, k, v, keys, view: View, mode: AttentionMode):
     if mode.places is not None:
         q, k, v = map(mode.places.spread, (q, k, v))
@@ -316,37 +304,41 @@ def _row_block(y, w: Params, keys, cfg: ModelConfig, view: View, mode: Attention
     return block(y, w, cfg, view.rope, lambda q, k, v: (_attend_rows(q, k, v, keys, view, mode), None))[0]
 
 
-def _separate(embedded, cfg: ModelConfig, prompt, ids, tables, modes):
-    """Prompts and completions as two arrays. Returns (initial states, the function of one layer, the function that
-    gives both arrays)."""
+def _separate(embedded, cfg: ModelConfig, prompts, ids, tables, modes):
+    """The parts of the prompts and the completions as arrays of their own. Returns (initial states, the function of one
+    layer, the function that gives all arrays)."""
 
-    def through(states, w, prompt_view: View, row_view: View | None):
-        x, y = states
-        attend = functools.partial(attend_prompt, mask=prompt_view.own, kernel=modes[0].kernel)
-        x, keys = block(x, w, cfg, prompt_view.rope, attend)
-        return (along_prompt(x), None if y is None else _row_block(y, w, keys, cfg, row_view, modes[1])), keys
+    def through(states, w, *views: View | None):
+        *parts, y = states
+        parts, keys = prompt_block(parts, w, cfg, views[:-1], modes[0].kernel)
+        return (*parts, None if y is None else _row_block(y, w, keys, cfg, views[-1], modes[1])), keys
 
-    return (along_prompt(embedded(prompt)), None if ids is None else embedded(ids)), through, lambda states: states
+    states = (*(shard_prompt_tokens(embedded(x)) for x in prompts), None if ids is None else embedded(ids))
+    return states, through, lambda states: states
 
 
-def _pooled(embedded, cfg: ModelConfig, prompt, ids, tables, modes):
-    """`_separate` with all tokens in one array. The prompt's view gets the rotary tables of both."""
-    join, part = pool(prompt.shape, ids.shape)
+def _pooled(embedded, cfg: ModelConfig, prompts, ids, tables, modes):
+    """`_separate` with all tokens in one array. The first view gets the rotary tables of all."""
+    shapes = [*(x.shape for x in prompts), ids.shape]
+    join, part = pool(*shapes)
 
-    def joined(prompt_table, row_table):
-        return join(jnp.broadcast_to(prompt_table, (*prompt.shape, prompt_table.shape[-1])), row_table)
+    def joined(*ropes):
+        return join(*(jnp.broadcast_to(x, (*shape, x.shape[-1])) for x, shape in zip(ropes, shapes, strict=True)))
 
-    tables[0] = tuple(p._replace(rope=tuple(map(joined, p.rope, r.rope))) for p, r in zip(*tables, strict=True))
+    tables[0] = tuple(
+        first._replace(rope=tuple(map(joined, first.rope, *(view.rope for view in others))))
+        for first, *others in zip(*tables, strict=True)
+    )
 
-    def through(states, w, prompt_view: View, row_view: View):
+    def through(states, w, *views: View):
         def attend(q, k, v):
-            (q, q_own), (k, k_own), (v, v_own) = map(part, (q, k, v))
-            out, keys = attend_prompt(q, k, v, prompt_view.own, modes[0].kernel)
-            return join(out, _attend_rows(q_own, k_own, v_own, keys, row_view, modes[1])), keys
+            (*q, q_own), (*k, k_own), (*v, v_own) = map(part, (q, k, v))
+            out, keys = attend_prompts(q, k, v, views[:-1], modes[0].kernel)
+            return join(*out, _attend_rows(q_own, k_own, v_own, keys, views[-1], modes[1])), keys
 
-        return block(states, w, cfg, prompt_view.rope, attend)
+        return block(states, w, cfg, views[0].rope, attend)
 
-    return embedded(join(prompt, ids)), through, part
+    return embedded(join(*prompts, ids)), through, part
 
 
 def pool(*leads: tuple[int, ...]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -13,17 +12,15 @@ from rl_likelihood.model.attention import attention, decode_attention
 from rl_likelihood.model.decoder import (
     ModelConfig,
     Params,
-    attend_prompt,
     block,
     by_head,
     embedding,
-    layer_views,
-    of_layer,
-    prompt_mask,
+    prompt_block,
     rms_norm,
     unstack_layers,
 )
 from rl_likelihood.model.lora import added_up, to_int8
+from rl_likelihood.model.views import layer_views, of_layer, prompt_parts, prompt_views
 from rl_likelihood.shapes import AnyArray
 
 
@@ -58,22 +55,21 @@ def without_layers(params: Params, cfg: ModelConfig) -> Params:
 
 
 def prefill(
-    weights: Params, cfg: ModelConfig, prompt: Int[AnyArray, "P S"], prompt_length: Int[AnyArray, "P"]
+    weights: Params, cfg: ModelConfig, prompt: Int[AnyArray, "P S"], prompt_length: Int[AnyArray, "P"], common: int = 0
 ) -> tuple[Float[Array, "P D"], tuple]:
     """(the hidden state of each prompt's last token; the prompts' keys and values for each layer, as in `Cache`).
 
-    `weights` are `decoding_layout(params, cfg)`. Each prompt is computed once for its whole group.
+    `weights` are `decoding_layout(params, cfg)`. Each prompt is computed once for its whole group, and the first
+    `common` ids, with which all prompts begin, once for all.
     """
-    index = jnp.arange(prompt.shape[1])
-    views = layer_views(cfg, index, prompt_mask(index < prompt_length[:, None]))
-    x = embedding(weights, cfg, prompt)
+    views = prompt_views(cfg, jnp.arange(prompt.shape[1]) < prompt_length[:, None], common)
+    states = tuple(embedding(weights, cfg, ids) for ids in prompt_parts(prompt, common))
     cache = []
     for w, is_local in zip(weights["layers"], cfg.are_local, strict=True):
-        view = of_layer(views, is_local)
-        x, (keys, values) = block(x, w, cfg, view.rope, functools.partial(attend_prompt, mask=view.own))
+        states, (keys, values) = prompt_block(states, w, cfg, [of_layer(view, is_local) for view in views])
         cache.append((keys.swapaxes(2, 3), values))
-    x = jnp.take_along_axis(x, (prompt_length - 1)[:, None, None], 1)[:, 0]
-    return rms_norm(x, weights["final_norm"], cfg), tuple(cache)
+    last = jnp.take_along_axis(states[-1], (prompt_length - common - 1)[:, None, None], 1)[:, 0]
+    return rms_norm(last, weights["final_norm"], cfg), tuple(cache)
 
 
 def empty_cache(cfg: ModelConfig, rows: int, length: int) -> tuple:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.mesh import axis_shards, gathered, on_cpu, row_shards
+from rl_likelihood.mesh import axis_shards, gather_fsdp, on_cpu, row_shards
 from rl_likelihood.shapes import AnyArray
 
 # The logit of a masked column. Finite, so that its weight is 0 and not NaN.
@@ -86,7 +86,7 @@ def _blocks(hidden, head, targets, scale, parts: int, size: int):
     """(the number of blocks, the function from a number to its Block). If `size` does not divide the columns, the last
     block overlaps the one before it."""
     # Gathered over fsdp. The cast comes first, so that fewer bytes are sent and held.
-    whole = gathered(head.astype(hidden.dtype), ("vocab", "width")).reshape(parts, -1, head.shape[1])
+    whole = gather_fsdp(head.astype(hidden.dtype), ("vocab", "width")).reshape(parts, -1, head.shape[1])
     columns = whole.shape[1]
 
     def block(i) -> Block:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.mesh import by_unit, row_shards
+from rl_likelihood.mesh import row_shards, shard_units
 from rl_likelihood.model.attention import branches, trunk
 from rl_likelihood.shapes import PAD, AnyArray, Packing
 
@@ -38,7 +38,7 @@ class Places(NamedTuple):
     def pool(self, x: Array) -> Array:
         """[P, G, T, ...] -> [U, N, ...]."""
         flat = x.reshape(*self.token.shape, *x.shape[3:])
-        return by_unit(_looked_up(flat, self.place, self.is_token, self.token, self._filled))
+        return shard_units(_looked_up(flat, self.place, self.is_token, self.token, self._filled))
 
     def spread(self, x: Array) -> Array:
         """[U, N, ...] -> [P, G, T, ...]."""

@@ -42,8 +42,8 @@ def attention(
 
     Under a mesh (`jax.set_mesh`), every device runs the kernel on its own part. As far as sizes divide, prompts are
     split over data and fsdp, or the rows of a group over fsdp, and heads over tensor. If `q` are prompts (`prompt` is
-    None, G = 1), their queries are split over fsdp wherever `mesh.along_prompt` splits their tokens. `two_branches`
-    False: no row has a sampled answer, so one pass is enough.
+    None, G = 1), their queries are split over fsdp wherever `mesh.shard_prompt_tokens` splits their tokens.
+    `two_branches` False: no row has a sampled answer, so one pass is enough.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

@@ -151,7 +151,7 @@ def _ratio_tails(run: Alarms, values: Values) -> str | None:
         return None
     parts = [f"ratio/max is {largest:.3g}"] * (largest > RATIO_MAX) + [f"ratio/ess is {ess:.2f}"] * (ess < RATIO_ESS)
     return (
-        f"{' and '.join(parts)}: the learner's policy has left the one that was sampled from; lower "
+        f"{' and '.join(parts)}: the learner's policy is far from the one that sampled; lower "
         "sampler.max_staleness or optim.lr, or cap the weights with loss.ratio=token and loss.ratio_cap; if "
         "sampler.max_staleness is 0, the two differ by rounding: set model.compute_dtype=float32"
     )
@@ -162,9 +162,9 @@ def _underflow(run: Alarms, values: Values) -> str | None:
     if share <= UNDERFLOW_SHARE or not run.trains_on(UNDERFLOWING):
         return None
     return (
-        f"reward/underflow is {share:.0%}: so many answers have a probability that is 0 in float32 (below about "
-        "-87 nats), and with it no gradient; set reward.name=avg_log_prob, avg_prob or geo_mean_prob, which do not "
-        "shrink with the answer's length"
+        f"reward/underflow is {share:.0%}: this share of answers has probability 0 in float32 (below about -87 nats) "
+        "and so no gradient; set reward.name=avg_log_prob, avg_prob or geo_mean_prob, which do not shrink with the "
+        "answer's length"
     )
 
 
@@ -173,7 +173,7 @@ def _grader_failures(run: Alarms, values: Values) -> str | None:
     if failures <= 0:
         return None
     return (
-        f"grader/failures is {failures:g}: answers that could not be graded, which is not the same as wrong; "
+        f"grader/failures is {failures:g}: answers that could not be graded; they do not count as wrong; "
         "to read them in samples.jsonl set report.samples_every=1 and report.sample_prompts to train.prompts_per_step"
     )
 
@@ -183,8 +183,8 @@ def _judge_failures(run: Alarms, values: Values) -> str | None:
     if failures <= 0:
         return None
     return (
-        f"judge/failures is {failures:g}: answers that the judge gave no number for, whose rows are left out; check "
-        "that judge.model answers, or raise judge.timeout and judge.attempts"
+        f"judge/failures is {failures:g}: answers without a verdict, whose rows are left out; check that judge.model "
+        "answers, or raise judge.timeout and judge.attempts"
     )
 
 
@@ -192,8 +192,8 @@ def _over_optimised(run: Alarms, values: Values) -> str | None:
     for proxy in PROXIES:
         if proxy in values and run.moved(proxy) > ERRORS and run.moved(KNOWN) < -ERRORS:
             return (
-                f"{proxy} rose over the last {WINDOW} steps while {KNOWN} fell: the policy pleases the judge and is "
-                "right less often; stop here, hold it near the initial model (loss.kl=k3 and loss.kl_coef), or train a "
+                f"{proxy} rose over the last {WINDOW} steps while {KNOWN} fell: the policy pleases the judge but is "
+                "right less often; stop, hold it near the initial model (loss.kl=k3 and loss.kl_coef), or train a "
                 "better judge.model"
             )
     return None
@@ -206,15 +206,15 @@ def _critic(run: Alarms, values: Values) -> str | None:
 
     if always(TIE):
         return (
-            f"{TIE} was over {TOLD:.0%} for {WINDOW} steps: the critic no longer tries to tell answers from the "
-            "data's, so all answers are paid alike; lower adversarial.tau_critic"
+            f"{TIE} was over {TOLD:.0%} for {WINDOW} steps: the critic no longer tries to distinguish answers from the "
+            "data's, so all answers get the same reward; lower adversarial.tau_critic"
         )
     if not always(CRITIC):
         return None
     return (
-        f"{CRITIC} was over {TOLD:.0%} for {WINDOW} steps: the critic tells nearly every answer from the data's, so "
-        "its score says little about how to be nearer; lower adversarial.lr and adversarial.head_lr, or teach the "
-        "format first (warm_start.steps)"
+        f"{CRITIC} was over {TOLD:.0%} for {WINDOW} steps: the critic recognises nearly every sampled answer, so its "
+        "score hardly shows how to improve; lower adversarial.lr and adversarial.head_lr, or teach the format first "
+        "(warm_start.steps)"
     )
 
 
@@ -233,8 +233,8 @@ def _environment_failures(run: Alarms, values: Values) -> str | None:
     if failures <= 0:
         return None
     return (
-        f"env/failures is {failures:g}: conversations left out, since the environment raised or did not reply in time; "
-        "a warning above says why; where it only needs longer, raise env.seconds"
+        f"env/failures is {failures:g}: conversations left out because the environment raised or was too slow; a "
+        "warning above says why; if it only needs more time, raise env.seconds"
     )
 
 

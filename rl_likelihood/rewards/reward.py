@@ -104,8 +104,8 @@ class RewardConfig:
     base_rl: tuple[float, ...] = field((1.0, 0.1, 0.0), "base_rl: right; wrong but in the format; not in the format")
     baseline: Literal["none", "frozen", "live"] = field(
         "none",
-        "the answer without a chain, under the initial or the current model: taken off by rlpr, nrt and r3, and the "
-        "source of token_weights",
+        "model that scores the answer without a chain: the initial (frozen) or the current one (live); for rlpr, nrt, "
+        "r3, vr_cli and reward.token_weights",
     )
     token_weights: Literal["none", "inverse", "neg_log", "spread"] = field(
         "none",

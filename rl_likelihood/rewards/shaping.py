@@ -138,8 +138,8 @@ class FilterConfig:
 
     mode: Literal["none", "std_zero", "std_below", "ema", "token_spread"] = field(
         "none",
-        "leave out groups of equal rewards (DAPO), below a constant, or below beta times a running mean (RLPR); "
-        "token_spread: by the answer token whose log-prob differs most between the chains (DRO)",
+        "leave out groups whose rewards have a standard deviation of 0 (DAPO), below filter.threshold, or below "
+        "filter.beta times a running mean (ema, RLPR); token_spread: that of the answer token that varies most (DRO)",
     )
     threshold: float = field(0.0, "std_below, token_spread: the smallest standard deviation that is kept", least=0)
     beta: float = field(

@@ -163,8 +163,8 @@ def restore(
         path = manager.directory / str(candidate)
         if distributed.share((path / DROPPED).exists()):
             raise UserError(
-                f"{path}: its optimizer state was dropped, so this run cannot go on; it can be evaluated and exported, "
-                "and a new run in another --workdir can begin from it, with model.path set to this workdir"
+                f"{path}: its optimizer state was dropped, so this run cannot train further; it can be evaluated "
+                "and exported, and a new run in another --workdir can begin from it, with model.path set to this one"
             )
         leaves, meta = _read_json(manager, candidate)
         _check_shapes(path, _named(abstract_state), leaves)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rl_likelihood.mesh import divides, make_mesh, own_rows, shapes
+from rl_likelihood.mesh import divides, make_mesh, rows_by_process, shapes
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.runtime import distributed
 from rl_likelihood.sampler import decode, handover
@@ -114,7 +114,7 @@ def _with_mesh(c: Config, learner: Mesh, micro: int, sampler_only: list, process
             "devices; set train.packing=False, or train.micro_batch_prompts to a multiple of that"
         )
     whole = step % parts == 0
-    prompts, chains = own_rows(learner, step, 1 if whole else group)[process]
+    prompts, chains = rows_by_process(learner, step, 1 if whole else group)[process]
     chains = slice(0, group) if whole else chains
     local = sampler_only or [d for d in learner.devices.flat if d.process_index == process]
     sampler = handover.sampler_mesh(local, len(prompts), chains.stop - chains.start, c.sampler.tensor)
@@ -122,7 +122,7 @@ def _with_mesh(c: Config, learner: Mesh, micro: int, sampler_only: list, process
 
 
 def using(mesh: Mesh | None):
-    """A context in which programs are traced over `mesh`. The splash kernel and `mesh.gathered` read it."""
+    """A context in which programs are traced over `mesh`. The splash kernel and `mesh.gather_fsdp` read it."""
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 

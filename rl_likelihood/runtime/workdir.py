@@ -60,7 +60,7 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
             "continue anyway with --force"
         )
     if names:
-        say(f"warning: {workdir} goes on with another config (--force): {', '.join(names)}")
+        say(f"warning: {workdir} resumes with another config (--force): {', '.join(names)}")
 
 
 def write_config(workdir: Path, c: Config) -> None:
@@ -86,10 +86,10 @@ def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool =
         description, paths = DEPENDS[changed[0]]
         raise OtherInputs(
             f"{workdir} began with other {changed[0]}: {description} ({', '.join(paths)}) changed since; restore it, "
-            "choose another --workdir, or continue anyway with --force"
+            "choose another --workdir, or resume anyway with --force"
         )
     if changed:
-        say(f"warning: {workdir} goes on with other {changed[0]} (--force)")
+        say(f"warning: {workdir} resumes with other {changed[0]} (--force)")
     replace(workdir / INPUTS, json.dumps({"date": date, **digests}) + "\n")
 
 

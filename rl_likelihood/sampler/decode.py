@@ -139,6 +139,7 @@ def request_of(prompts: Prompts, key: Array, cfg: SamplerConfig, table: Int[np.n
         np.int32(fmt.pad_id),
         np.int32(cfg.first_chain + rows.start),
         cfg.cut,
+        prompts.tokens[0, : prompts.common] if prompts.common else None,
     )
 
 
@@ -187,7 +188,7 @@ def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: in
         done = done | (state == matched) | (token[..., None] == eos).any(-1)
         return token, (state, done, ids, logps, length)
 
-    hidden, shared = prefill(weights, cfg, request.prompt, request.prompt_length)
+    hidden, shared = prefill(weights, cfg, request.prompt, request.prompt_length, request.common_length)
     ids = jnp.full((p, g, max_tokens), pad_id, jnp.int32)
     logps = jnp.zeros((p, g, max_tokens), jnp.float32)
     zero = jnp.zeros((p, g), jnp.int32)

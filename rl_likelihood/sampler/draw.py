@@ -50,13 +50,19 @@ class Request(NamedTuple):
     pad_id: Int[AnyArray, ""]
     first_chain: Int[AnyArray, ""]
     cut: Cut | None = None
+    common: Int[AnyArray, "C"] | None = None  # ids with which all prompts begin; they are computed once
+
+    @property
+    def common_length(self) -> int:
+        """C, which is fixed in a program."""
+        return 0 if self.common is None else len(self.common)
 
 
 def request_specs(p: str | None, g: str | None) -> Request:
     """Partition specs of a request whose prompts are split over mesh axis `p` and whose rows over axis `g`."""
     everywhere, prompts = PartitionSpec(), PartitionSpec(p)
     ends = Ends(everywhere, everywhere)
-    return Request(prompts, prompts, prompts, everywhere, PartitionSpec(g), ends, everywhere, everywhere, everywhere)
+    return Request(prompts, prompts, prompts, everywhere, PartitionSpec(g), ends, *[everywhere] * 4)
 
 
 def row_keys(key: Array, uid: Int[AnyArray, "P"], first: Int[AnyArray, "P"], g: int) -> Array:

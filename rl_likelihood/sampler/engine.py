@@ -245,7 +245,7 @@ class Waiting:
                 if not is_prefilled:
                     with self.launching:
                         tokens, length = self.request.prompt[part], self.request.prompt_length[part]
-                        batch = prefill_jit(self.weights, self.model, tokens, length)
+                        batch = prefill_jit(self.weights, self.model, tokens, length, self.request.common_length)
                     self.prefilled = {number: (index, batch) for index, number in enumerate(part)}
                 starting = [(slot, item) for slot, item in group if item.prompt in part]
                 yield starting, self._starts(starting), self.prefilled[part[0]][1]
@@ -267,7 +267,7 @@ class Waiting:
         return Starts(*(np.pad(np.asarray(x, np.int32), (0, unused)) for x in columns), len(pairs))
 
 
-prefill_jit = jax.jit(prefill, static_argnames="cfg")
+prefill_jit = jax.jit(prefill, static_argnames=("cfg", "common"))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

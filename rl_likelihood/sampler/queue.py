@@ -185,17 +185,19 @@ def _arrays(rollout: Rollout) -> dict[str, np.ndarray]:
 
 def from_bytes(data: bytes) -> list[Rollout]:
     """The inverse of `to_bytes`. Returns [] for rollouts of an older program that lack a field; they are resampled."""
-    kinds = {"version": int, "number": int, "seconds": float}
+    kinds = {"version": int, "number": int, "seconds": float, "common": int}
     with np.load(io.BytesIO(data)) as stored:
         out = []
         for i in range(int(stored["count"])):
-            if f"{i}.number" not in stored:
+            if f"{i}.number" not in stored or f"{i}.prompts.common" not in stored:
                 return []
             plain = [f.name for f in dataclasses.fields(Rollout) if f.name not in NESTED]
             fields: dict[str, Any] = {name: kinds.get(name, np.asarray)(stored[f"{i}.{name}"]) for name in plain}
             for name, kind in NESTED.items():
                 parts = [f.name for f in dataclasses.fields(kind)]
                 if f"{i}.{name}.{parts[0]}" in stored:
-                    fields[name] = kind(**{part: stored[f"{i}.{name}.{part}"] for part in parts})
+                    fields[name] = kind(
+                        **{part: kinds.get(part, np.asarray)(stored[f"{i}.{name}.{part}"]) for part in parts}
+                    )
             out.append(Rollout(**fields))
     return out

@@ -62,7 +62,7 @@ def start_rows(weights: Params, cfg: ModelConfig, request: Request, mesh: Mesh |
     def part(weights: Params, request: Request) -> Rows:
         p, g = request.prompt.shape[0], request.temperature.shape[0]
         first = request.first_chain + (jax.lax.axis_index(g_axis) * g if g_axis and _shards(mesh) else 0)
-        hidden, shared = prefill(weights, cfg, request.prompt, request.prompt_length)
+        hidden, shared = prefill(weights, cfg, request.prompt, request.prompt_length, request.common_length)
         return Rows(
             cache=Cache(shared, _split_rows(empty_cache(cfg, p * g, 0), p)),
             used=jnp.zeros((p, g, 0), bool),

@@ -1,9 +1,9 @@
-"""What a search must be compared with before its fall of the NLL means anything, in one table.
+"""The controls of a search, in one table. A lower NLL means nothing without them.
 
-another answer     the same search, scored on another question's answer: what choosing among candidates gives by itself
-copying allowed    the same search without reer.max_copied: how much better a chain does that gives the answer away
-whole chains       the best of K whole chains beside the first, about the tokens of one pass over the segments
-another model      the NLL of first and last chains under a model that took no part (reer.other)
+another answer     the same search, scored on another question's answer: the gain from selection alone
+copying allowed    the same search without reer.max_copied: the gain if a chain may give the answer away
+whole chains       the best of the first chain and K other whole chains: about the sampled tokens of a search
+another model      the NLL of first and last chains under a model that took no part in the search (reer.other)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from rl_likelihood.report.table_text import aligned
 from rl_likelihood.search.proposer import with_model
-from rl_likelihood.search.rounds import Ended, Finder, Way, best_whole, find, score
+from rl_likelihood.search.rounds import Ended, Finder, Variant, best_whole, find, score
 from rl_likelihood.search.segments import copied
 
 COLUMNS = {
@@ -34,14 +34,14 @@ COLUMNS = {
 
 
 def controls(f: Finder, chains: dict[int, str], ended: dict[int, Ended]) -> dict[str, dict[str, float]]:
-    """{search: numbers}, means over the questions that have a first chain."""
+    """{name of the search: its numbers}, as means over the questions that have a first chain."""
     limit = f.task.config.reer.max_copied
     searches = {"search": ended}
     if f.task.config.reer.controls:
         if len(f.task.train) > 1:
-            searches["another answer"] = find(f, chains, Way("another answer", limit, shift=1))
-        searches["copying allowed"] = find(f, chains, Way("copying allowed", math.inf))
-    table = {name: row(f, each) for name, each in searches.items()}
+            searches["another answer"] = find(f, chains, Variant("another answer", limit, shift=1))
+        searches["copying allowed"] = find(f, chains, Variant("copying allowed", math.inf))
+    table = {name: row(f, ended_searches) for name, ended_searches in searches.items()}
     if f.task.config.reer.controls and f.task.config.reer.candidates:
         best = best_whole(f, chains, limit)
         table["whole chains"] = numbers({i: (*ended[i][1:], nll) for i, nll in best.items()})
@@ -52,7 +52,8 @@ def controls(f: Finder, chains: dict[int, str], ended: dict[int, Ended]) -> dict
 
 
 def numbers(nll: Mapping[int, tuple[float, float, float]]) -> dict[str, float]:
-    """Means of (after the first chain, without a chain, after the last), and of the fall."""
+    """Means over questions. `nll`: for each question the NLL (after the first chain, without a chain, after the last
+    chain)."""
     start, none, last = np.asarray(list(nll.values())).T
     fall = start - last
     error = fall.std(ddof=1) / math.sqrt(len(fall)) if len(fall) > 1 else 0.0
@@ -61,20 +62,20 @@ def numbers(nll: Mapping[int, tuple[float, float, float]]) -> dict[str, float]:
 
 
 def row(f: Finder, ended: dict[int, Ended]) -> dict[str, float]:
-    """A search's line of the table."""
+    """The table's line of one search."""
     answers = {i: f.task.train[i].example.answer for i in ended}
-    more: dict[str, list[float]] = {
+    other_means: dict[str, list[float]] = {
         "taken": [s.search.taken for s in ended.values()],
         "copied": [copied(s.search.chain, answers[i]) for i, s in ended.items()],
     }
     nll = {i: (s.nll_start, s.nll_none, s.search.nll) for i, s in ended.items()}
-    return numbers(nll) | {k: float(np.mean(v)) for k, v in more.items()}
+    return numbers(nll) | {k: float(np.mean(v)) for k, v in other_means.items()}
 
 
 def under_other(
     f: Finder, chains: dict[int, str], searches: dict[str, dict[int, Ended]]
 ) -> dict[str, dict[str, float]]:
-    """What another model says of the first and the last chain of each search, of its own answers."""
+    """The NLL under another model after the first and the last chain of each search, for the answer that it used."""
     task, params = with_model(f.task, f.task.config.reer.other, f.devices and f.devices.learner)
     g, out = dataclasses.replace(f, task=task, params=params), {}
     for name, ended in searches.items():
@@ -91,7 +92,7 @@ def under_other(
 
 def text_of(table: Mapping[str, Mapping[str, float]], questions: int) -> str:
     """The table for the console."""
-    there = [k for k in COLUMNS if any(k in line for line in table.values())]
-    body = [[name, *(f"{line[k]:.3f}" if k in line else "-" for k in there)] for name, line in table.items()]
+    columns = [k for k in COLUMNS if any(k in line for line in table.values())]
+    body = [[name, *(f"{line[k]:.3f}" if k in line else "-" for k in columns)] for name, line in table.items()]
     legend = f"means over {questions} questions; NLL in nats per token, each cut at reer.clip; lower is better"
-    return aligned([["", *(COLUMNS[k] for k in there)], *body]) + "\n\n" + legend
+    return aligned([["", *(COLUMNS[k] for k in columns)], *body]) + "\n\n" + legend

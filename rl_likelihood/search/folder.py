@@ -1,4 +1,4 @@
-"""The folder of a command that makes chains: whose it is, and the rows that it ends with."""
+"""The folder of a command that makes chains: its lock, its config, and its result rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DROPPED = "dropped.jsonl"
 
 @contextlib.contextmanager
 def claimed(c: Config, workdir: Path) -> Iterator[Config]:
-    """The config at the date of the folder's first run. Nobody else works in the folder meanwhile."""
+    """Locks the folder and writes its config. Yields the config with the date of the folder's first run."""
     with contextlib.ExitStack() as stack:
         distributed.by_first(lambda: stack.enter_context(lock(workdir)))
         distributed.by_first(lambda: claim(workdir, c))
@@ -36,7 +36,7 @@ def row_of(e: Example) -> dict[str, Any]:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The whole file or none, by the first process."""
+    """Writes the file atomically, in process 0."""
 
     def write() -> None:
         part = path.with_suffix(".part")

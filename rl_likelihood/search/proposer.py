@@ -1,4 +1,4 @@
-"""Who writes first chains and candidates: what is asked, and a model that replies."""
+"""The proposer, which writes first chains and candidates: its prompts, and a local model that replies."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rl_likelihood.shapes import Example, Tags, UserError
 from rl_likelihood.task import SEARCH, Task, load_model, load_tokenizer
 
 PROMPTS = Path(__file__).with_name("prompts")
-WIDTHS = 128  # prompts and rows are padded to a multiple of this: each width compiles once
+WIDTHS = 128  # prompts and rows are padded to a multiple of this, because each width is compiled once
 PART, BLANK = ("<part>", "</part>"), "\n\n"
 
 
 class Ask(NamedTuple):
-    """A message, and the beginning of the reply. `uid`: the question's number."""
+    """A request to the proposer: a message, and the beginning of its reply. `uid`: the question's number."""
 
     uid: int
     message: str
@@ -35,20 +35,20 @@ class Ask(NamedTuple):
 
 
 class Length(NamedTuple):
-    """How much is written: so many replies, each up to the text `until` or so many tokens."""
+    """The number of replies to a request, and their end: the text `until`, or a maximum of `tokens`."""
 
     replies: int
     until: str
     tokens: int
 
 
-# (what is asked, number of the call, how much) -> the texts of each; none for what is too long to be asked.
+# (requests, number of the call, Length) -> the replies to each request; [] for a request that is too long.
 Propose = Callable[[Sequence[Ask], int, Length], list[list[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Asks:
-    """What is asked of the proposer, in the words of the prompt files."""
+    """Makes the requests to the proposer from the prompt files, and reads its replies."""
 
     cfg: ReerSettings
     tags: Tags
@@ -57,11 +57,11 @@ class Asks:
     edit: string.Template
 
     def chain(self, uid: int, example: Example) -> Ask:
-        """For a whole chain."""
+        """The request for a whole chain."""
         return Ask(uid, _filled(self.first, example), self.tags.think_open)
 
     def segment(self, uid: int, example: Example, s: Search) -> Ask:
-        """For another text instead of the current segment."""
+        """The request for a text that replaces the current segment."""
         before, after = "".join(s.segments[: s.at]), "".join(s.segments[s.at + 1 :])
         if self.cfg.ask == "resample":
             ask = self.chain(uid, example)
@@ -70,7 +70,7 @@ class Asks:
         return Ask(uid, _filled(self.edit, example, **words), "<analysis>")
 
     def whole(self, replies: int) -> Length:
-        """A quarter of sampler.max_chain is left for candidates that are longer than what they replace."""
+        """The length of whole chains: 3/4 of sampler.max_chain, because a candidate may be longer than its segment."""
         return Length(replies, self.tags.think_close, max(1, self.max_chain * 3 // 4))
 
     @property
@@ -78,21 +78,21 @@ class Asks:
         return Length(self.cfg.candidates, PART[1] if self.cfg.ask == "edit" else BLANK, self.cfg.max_segment)
 
     def chain_in(self, reply: str) -> str:
-        """The chain of a reply: what stands before any tag."""
+        """The chain in a reply: the text before the first tag."""
         reply = reply.strip().removeprefix(self.tags.think_open)
         for tag in (self.tags.think_open, self.tags.think_close, self.tags.answer_open, self.tags.answer_close):
             reply = reply.split(tag)[0]
         return reply.strip()
 
     def part_in(self, reply: str) -> str:
-        """The candidate of a reply; "" where there is none."""
+        """The candidate in a reply, or ""."""
         if self.cfg.ask == "edit":
             reply = reply.partition(PART[0])[2].partition(PART[1])[0]
         return self.chain_in(reply if self.cfg.ask == "edit" else reply.split(BLANK)[0])
 
 
 def asks_of(task: Task) -> Asks:
-    """The prompt files in `reer.prompts`, or our own."""
+    """The requests from the prompt files in `reer.prompts`, by default those of this package."""
     cfg = task.config.reer
     folder = Path(cfg.prompts).expanduser() if cfg.prompts else PROMPTS
     first, edit = _template(folder / "first.txt"), _template(folder / "edit.txt")
@@ -102,12 +102,14 @@ def asks_of(task: Task) -> Asks:
 def _template(path: Path) -> string.Template:
     try:
         text = string.Template(path.read_text(encoding="utf-8"))
-        known = dict.fromkeys(("question", "answer", "before", "part", "after"), "")
-        text.substitute(known)
+        known_fields = dict.fromkeys(("question", "answer", "before", "part", "after"), "")
+        text.substitute(known_fields)
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"reer.prompts: {path} cannot be read as text ({e}); give a folder with this file") from e
     except (KeyError, ValueError) as e:
-        raise UserError(f"reer.prompts: {path} has a field {e} that is none of ${', $'.join(known)}; mend it") from e
+        raise UserError(
+            f"reer.prompts: {path} has a field {e} that is none of ${', $'.join(known_fields)}; mend it"
+        ) from e
     return text
 
 
@@ -120,27 +122,28 @@ def padded_width(tokens: int) -> int:
 
 
 def model_proposer(task: Task, weights: Params, temperature: float) -> Propose:
-    """Replies of a model. One depends on the weights, what is asked, its question's number and the call's."""
+    """A proposer with a local model. A reply depends only on the weights, the request (with its uid) and the number of
+    the call."""
     think = re.compile(rf"{re.escape(task.fmt.think_open)}\s*\Z")
 
-    def ids(asked: Ask) -> np.ndarray:
-        message = [{"role": "user", "content": asked.message}]
+    def ids(ask: Ask) -> np.ndarray:
+        message = [{"role": "user", "content": ask.message}]
         text = think.sub("", prompts.rendered(task.tokenizer, message, task.config.prompt.date))
-        return np.asarray(ids_of(task.tokenizer, task.fmt.vocab_bytes, [text + asked.reply])[0], np.int32)
+        return np.asarray(ids_of(task.tokenizer, task.fmt.vocab_bytes, [text + ask.reply])[0], np.int32)
 
-    def propose(asked: Sequence[Ask], call: int, length: Length) -> list[list[str]]:
-        out: list[list[str]] = [[] for _ in asked]
-        given = [ids(a) for a in asked]
-        fits = [i for i, x in enumerate(given) if len(x) + length.tokens <= task.model.max_position]
-        if not fits or not length.replies:
+    def propose(asks: Sequence[Ask], call: int, length: Length) -> list[list[str]]:
+        out: list[list[str]] = [[] for _ in asks]
+        prompt_ids = [ids(a) for a in asks]
+        fitting = [i for i, x in enumerate(prompt_ids) if len(x) + length.tokens <= task.model.max_position]
+        if not fitting or not length.replies:
             return out
-        filled = fits + fits[-1:] * (len(asked) - len(fits))  # always as many: one program
-        rows = [dataclasses.replace(task.train[asked[i].uid], prompt_ids=given[i]) for i in filled]
+        filled = fitting + fitting[-1:] * (len(asks) - len(fitting))  # a fixed number: one program
+        rows = [dataclasses.replace(task.train[asks[i].uid], prompt_ids=prompt_ids[i]) for i in filled]
         width = min(padded_width(max(len(r.prompt_ids) for r in rows)), task.model.max_position - length.tokens)
-        collated = task.collate(rows, np.asarray([asked[i].uid for i in filled]), width)
+        collated = task.collate(rows, np.asarray([asks[i].uid for i in filled]), width)
         sampler = task.sampler(group_size=length.replies, temperature=temperature)
         ids_of_all = sample_ids_all(weights, collated, task.key(SEARCH, call), sampler, length.until, length.tokens)
-        for i, group, sizes in zip(fits, ids_of_all[0], ids_of_all[2], strict=False):
+        for i, group, sizes in zip(fitting, ids_of_all[0], ids_of_all[2], strict=False):
             out[i] = [task.tokenizer.decode(x[:n], skip_special_tokens=True) for x, n in zip(group, sizes, strict=True)]
         return out
 
@@ -148,10 +151,10 @@ def model_proposer(task: Task, weights: Params, temperature: float) -> Propose:
 
 
 def with_model(task: Task, path: str, mesh) -> tuple[Task, Params]:
-    """The same questions for another model, and its parameters."""
+    """(the task with another model, encoded for its tokenizer; that model's parameters)."""
     c = dataclasses.replace(task.config, model=dataclasses.replace(task.config.model, path=path, preset=""))
-    model, params, where = load_model(c, mesh)
-    tokenizer, eos_ids = load_tokenizer(where, c.prompt.template)
+    model, params, tokenizer_at = load_model(c, mesh)
+    tokenizer, eos_ids = load_tokenizer(tokenizer_at, c.prompt.template)
     fmt = prompts.chain_format(tokenizer, vocab_bytes(tokenizer, model.vocab_size), eos_ids, c.prompt)
     rows = prompts.encode_all([row.example for row in task.train], tokenizer, c.prompt, fmt)
     return dataclasses.replace(task, config=c, model=model, tokenizer=tokenizer, fmt=fmt, train=rows), params

@@ -1,9 +1,10 @@
-"""The search for a chain of thought behind a text that exists (REER, 2509.06160), as data and pure functions.
+"""The search for a chain of thought that leads to a given text (REER, 2509.06160), as data and pure functions.
 
     min over chains of the mean NLL of the answer after the chain,
 
-each token's NLL cut at reer.clip. A first chain is cut into segments. From left to right each of them gets candidates
-to replace it. The best one does if the NLL falls strictly. One pass, until the NLL is below reer.stop.
+with each token's NLL clipped at reer.clip. A first chain is split into segments. From left to right, each segment gets
+candidates. The best candidate replaces the segment if it strictly lowers the NLL. There is one pass, which stops early
+if the NLL is below reer.stop.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from rl_likelihood.search_settings import ReerSettings
 
 
 class Offer(NamedTuple):
-    """A candidate for a segment. `nll`: of the answer after the chain that has it, inf where that cannot be scored;
-    `copied`: of that chain."""
+    """A candidate for a segment. `nll`: the answer's NLL after the chain with the candidate, inf if it cannot be
+    scored. `copied`: the share of the answer that this chain copies."""
 
     text: str
     nll: float
@@ -32,7 +33,8 @@ class Offer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A question's chain so far. `at`: the segment that gets candidates next; `taken`: how many were replaced."""
+    """A question's chain so far. `at`: the index of the next segment to get candidates. `taken`: the number of replaced
+    segments."""
 
     segments: tuple[str, ...]
     nll: float
@@ -44,27 +46,27 @@ class Search:
         return "".join(self.segments)
 
 
-def begun(chain: str, nll: float) -> Search:
+def new_search(chain: str, nll: float) -> Search:
     """The search that starts from a chain."""
     return Search(tuple(segments(chain)), nll)
 
 
 def left(s: Search, cfg: ReerSettings) -> int:
-    """How many segments still get candidates."""
+    """The number of segments that still get candidates."""
     if not cfg.candidates or s.nll < cfg.stop:
         return 0
     return max(0, min(len(s.segments), cfg.max_segments) - s.at)
 
 
 def chain_with(s: Search, text: str) -> str:
-    """The chain with this text instead of the current segment."""
+    """The chain in which `text` replaces the current segment."""
     parts = list(s.segments)
     parts[s.at] = replaced(parts[s.at], text)
     return "".join(parts)
 
 
 def advanced(s: Search, offers: Sequence[Offer], max_copied: float) -> Search:
-    """The search after one segment's candidates. Equal is not better."""
+    """The search after the candidates for one segment. A candidate with equal NLL does not replace it."""
     allowed = [o for o in offers if o.copied <= max_copied and o.text.strip()]
     best = min(allowed, key=lambda o: o.nll, default=Offer("", math.inf, 0.0))
     if not best.nll < s.nll:
@@ -76,13 +78,13 @@ def advanced(s: Search, offers: Sequence[Offer], max_copied: float) -> Search:
 def clipped_nll(
     logp: Float[np.ndarray, "*rows T"], mask: Bool[np.ndarray, "*rows T"], clip: float
 ) -> Float[np.ndarray, "*rows"]:
-    """Mean NLL over the tokens of the mask, each cut to [0, clip]."""
+    """The mean over the tokens in the mask of their NLL (nats), clipped to [0, clip]."""
     cut = np.clip(-logp.astype(np.float64), 0, clip)
     return np.where(mask, cut, 0).sum(-1) / np.maximum(mask.sum(-1), 1)
 
 
 def scored_from(row: EncodedExample, vocab_bytes: tuple[bytes, ...], cfg: ReerSettings) -> EncodedExample:
-    """The row with the tokens that the search scores: those after the answer's first segment, if it has several."""
+    """The row with a new `answer_scored`: only the tokens after the answer's first segment, if it has several."""
     parts = segments(row.example.answer)
     if cfg.score_from == "start" or len(parts) < 2:
         return row
@@ -93,7 +95,7 @@ def scored_from(row: EncodedExample, vocab_bytes: tuple[bytes, ...], cfg: ReerSe
 
 
 def unfit(chain: str, tokens: int, answer: str, cfg: ReerSettings) -> str:
-    """Why no search starts from a first chain; "" if one does."""
+    """Why a first chain cannot be searched from, or ""."""
     if tokens < cfg.min_chain:
         return "first chain too short"
     if len(segments(chain)) < 2:

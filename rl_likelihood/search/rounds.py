@@ -1,7 +1,7 @@
-"""The rounds of the search: all questions advance one segment at a time, on the sampler and the learner's scorer.
+"""The rounds of the search. All questions advance one segment at a time. The sampler proposes, the learner scores.
 
-Each candidate and its NLL is in a line of the workdir's rounds.jsonl, of which the state of every search can be made.
-A killed search goes on after the last whole batch, with the same chains as one that was never killed.
+rounds.jsonl in the workdir holds every candidate with its NLL, so the state of every search can be restored from it. A
+killed search resumes after the last complete batch, with the same chains as an unbroken one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rl_likelihood.shapes import Example
 from rl_likelihood.task import Task
 
 FILE = "rounds.jsonl"
-Lines = dict[int, dict[str, Any]]  # question -> what is written of it
+Lines = dict[int, dict[str, Any]]  # question -> its line
 
 
 class Journal:
@@ -48,8 +48,8 @@ class Journal:
     def of(self, search: str, step: int) -> Lines:
         return self._lines.setdefault((search, step), {})
 
-    def add(self, search: str, step: int, made: Iterable[tuple[int, dict[str, Any]]]) -> None:
-        for index, values in made:
+    def add(self, search: str, step: int, new_lines: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        for index, values in new_lines:
             line = {"step": step, "search": search, "index": index, **values}
             self.of(search, step)[index] = line
             if distributed.first():
@@ -58,9 +58,9 @@ class Journal:
 
 @dataclasses.dataclass(frozen=True)
 class Finder:
-    """What searches: the model that scores the answers of `task.train`, the proposer, and where it is written down.
+    """The parts of a search: the model that scores the answers of `task.train`, the proposer, and the journal.
 
-    between: called between batches; it may raise to break off
+    between: called between batches; it may raise to stop
     """
 
     task: Task
@@ -74,32 +74,32 @@ class Finder:
 
     @property
     def size(self) -> int:
-        """Questions at one time."""
+        """Questions per batch."""
         return batch_size(min(self.task.config.eval.batch_prompts, len(self.task.train)), self.devices)
 
-    def each(self, search: str, step: int, wanted: Iterable[int], make: Callable[[list[int]], list[dict]]) -> Lines:
-        """The lines of the wanted questions in this round, those that are not there yet made a batch at a time."""
-        lines, wanted = self.journal.of(search, step), list(wanted)
-        for at in range(0, len(wanted), self.size):
-            part = wanted[at : at + self.size]
-            if not all(i in lines for i in part):  # a part of a batch is made again with the whole: it rounds alike
+    def each(self, search: str, step: int, questions: Iterable[int], make: Callable[[list[int]], list[dict]]) -> Lines:
+        """The journal's lines of these questions in this round. `make` computes the missing ones in batches."""
+        lines, questions = self.journal.of(search, step), list(questions)
+        for start in range(0, len(questions), self.size):
+            part = questions[start : start + self.size]
+            if not all(i in lines for i in part):  # recomputes an incomplete batch as a whole: the same rounding
                 self.between()
                 self.journal.add(search, step, zip(part, make(part), strict=True))
         return lines
 
-    def replies(self, asked: list[Ask], call: int, length: Length) -> list[list[str]]:
-        (_, filled) = next(in_batches(asked, self.size))
-        return self.propose(filled, call, length)[: len(asked)]
+    def replies(self, asks: list[Ask], call: int, length: Length) -> list[list[str]]:
+        (_, filled) = next(in_batches(asks, self.size))
+        return self.propose(filled, call, length)[: len(asks)]
 
     def row(self, i: int, shift: int = 0) -> EncodedExample:
-        """Question i with the answer of the question `shift` on, and of it the tokens that count."""
+        """Question i with the answer of question i + `shift`, and its scored tokens."""
         other = self.task.train[(i + shift) % len(self.task.train)]
         row = reer.scored_from(other, self.task.fmt.vocab_bytes, self.task.config.reer)
         return dataclasses.replace(row, prompt_ids=self.task.train[i].prompt_ids)
 
 
 def first_chains(f: Finder) -> list[str]:
-    """The first chain of every question; "" where its prompt is too long for the proposer."""
+    """The first chain of every question; "" if its prompt is too long for the proposer."""
 
     def make(part: list[int]) -> list[dict]:
         asked = [f.asks.chain(i, f.task.train[i].example) for i in part]
@@ -107,14 +107,14 @@ def first_chains(f: Finder) -> list[str]:
         progress.advance(len(part))
         return [{"chain": f.asks.chain_in(group[0]) if group else ""} for group in groups]
 
-    n, known = len(f.task.train), len(f.journal.of("first", 0))
-    with Progress("wrote first chains of", n, "questions", f.say, done=known) as progress:
+    n, done = len(f.task.train), len(f.journal.of("first", 0))
+    with Progress("wrote first chains of", n, "questions", f.say, done=done) as progress:
         lines = f.each("first", 0, range(n), make)
     return [lines[i]["chain"] for i in range(n)]
 
 
 def unfit(f: Finder, chains: list[str]) -> list[str]:
-    """Of each first chain why no search starts from it; "" where one does."""
+    """For each first chain why it cannot be searched from, or ""."""
     cfg, limit = f.task.config.reer, f.task.config.sampler.max_chain
     tokens = [ids_after_text(f.task.tokenizer, f.task.fmt.vocab_bytes, [c])[0] for c in chains]
     legal = [len(ids) <= limit and all(f.task.fmt.vocab_bytes[i] for i in ids) for ids in tokens]
@@ -125,8 +125,8 @@ def unfit(f: Finder, chains: list[str]) -> list[str]:
     ]
 
 
-class Way(NamedTuple):
-    """One way to search. `shift`: chains are scored on the answer of so many questions on."""
+class Variant(NamedTuple):
+    """A variant of the search. `shift`: the chains of question i are scored on the answer of question i + `shift`."""
 
     name: str
     max_copied: float
@@ -134,35 +134,35 @@ class Way(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A search's end. `nll_none`, `nll_start`: after no chain and after the first one."""
+    """A finished search. `nll_start`: the answer's NLL after the first chain; `nll_none`: without a chain."""
 
     search: Search
     nll_start: float
     nll_none: float
 
 
-def find(f: Finder, chains: dict[int, str], way: Way) -> dict[int, Ended]:
-    """The search from the first chains of these questions."""
+def find(f: Finder, chains: dict[int, str], variant: Variant) -> dict[int, Ended]:
+    """Runs a search from the first chains of these questions."""
 
     def start(part: list[int]) -> list[dict]:
-        scores = score(f, [f.row(i, way.shift) for i in part], [["", chains[i]] for i in part])
+        scores = score(f, [f.row(i, variant.shift) for i in part], [["", chains[i]] for i in part])
         return [{"nll_none": float(none), "nll": float(nll)} for none, nll in scores]
 
-    begin = {i: (line["nll"], line["nll_none"]) for i, line in f.each(way.name, 0, chains, start).items()}
-    searches = {i: reer.begun(chains[i], begin[i][0]) for i in chains}
+    baselines = {i: (line["nll"], line["nll_none"]) for i, line in f.each(variant.name, 0, chains, start).items()}
+    searches = {i: reer.new_search(chains[i], baselines[i][0]) for i in chains}
     cfg = f.task.config.reer
     total = sum(reer.left(s, cfg) for s in searches.values())
-    with Progress(f"{way.name}: searched", total, "segments", f.say) as progress:
+    with Progress(f"{variant.name}: searched", total, "segments", f.say) as progress:
         for step in range(1, cfg.max_segments + 1):
             active = {i: s for i, s in searches.items() if reer.left(s, cfg)}
-            lines = f.each(way.name, step, active, functools.partial(_candidates, f, searches, way, step))
-            searches |= {i: reer.advanced(s, _offers(lines[i]), way.max_copied) for i, s in active.items()}
+            lines = f.each(variant.name, step, active, functools.partial(_candidates, f, searches, variant, step))
+            searches |= {i: reer.advanced(s, _offers(lines[i]), variant.max_copied) for i, s in active.items()}
             progress.advance(sum(reer.left(s, cfg) - reer.left(searches[i], cfg) for i, s in active.items()))
             progress.note = f"mean NLL {np.mean([s.nll for s in searches.values()]):.3f}"
-    return {i: Ended(s, *begin[i]) for i, s in searches.items()}
+    return {i: Ended(s, *baselines[i]) for i, s in searches.items()}
 
 
-def _candidates(f: Finder, searches: dict[int, Search], way: Way, step: int, part: list[int]) -> list[dict]:
+def _candidates(f: Finder, searches: dict[int, Search], variant: Variant, step: int, part: list[int]) -> list[dict]:
     """The candidates for the current segment of each of these questions."""
     examples = [f.task.train[i].example for i in part]
     asked = [f.asks.segment(i, e, searches[i]) for i, e in zip(part, examples, strict=True)]
@@ -171,12 +171,12 @@ def _candidates(f: Finder, searches: dict[int, Search], way: Way, step: int, par
         [reer.chain_with(searches[i], text) if text else None for text in group]
         for i, group in zip(part, groups, strict=True)
     ]
-    scores = score(f, [f.row(i, way.shift) for i in part], chains)
-    return [_offered(*one) for one in zip(groups, chains, scores, examples, strict=True)]
+    scores = score(f, [f.row(i, variant.shift) for i in part], chains)
+    return [_offered(*values) for values in zip(groups, chains, scores, examples, strict=True)]
 
 
 def best_whole(f: Finder, chains: dict[int, str], max_copied: float) -> dict[int, float]:
-    """The least NLL after each question's first chain and K others: a search's tokens, without its segments."""
+    """The lowest NLL after each question's first chain or K other whole chains: as many tokens as a search samples."""
 
     def make(part: list[int]) -> list[dict]:
         examples = [f.task.train[i].example for i in part]
@@ -186,7 +186,7 @@ def best_whole(f: Finder, chains: dict[int, str], max_copied: float) -> dict[int
             [chains[i], *map(f.asks.chain_in, group)] for i, group in zip(part, replies, strict=True)
         ]
         scores = score(f, [f.row(i) for i in part], groups)
-        return [_offered(*one) for one in zip(groups, groups, scores, examples, strict=True)]
+        return [_offered(*values) for values in zip(groups, groups, scores, examples, strict=True)]
 
     cfg = f.task.config.reer
     lines = f.each("whole", 1, chains, make)
@@ -194,14 +194,14 @@ def best_whole(f: Finder, chains: dict[int, str], max_copied: float) -> dict[int
 
 
 def _offers(line: dict[str, Any]) -> list[Offer]:
-    """The candidates of a line."""
+    """The candidates in a line of the journal."""
     return [Offer(text, math.inf if nll is None else nll, share) for text, nll, share in line["offers"]]
 
 
 def _offered(
     texts: Sequence[str | None], chains: Sequence[str | None], scores: list[float], example: Example
 ) -> dict[str, Any]:
-    """Candidates as they are written down: text, NLL or null, share of the answer that the chain copies."""
+    """The candidates as a line of the journal: (text, NLL or null, share of the answer that the chain copies)."""
     return {
         "offers": [
             (text, float(nll) if np.isfinite(nll) else None, reer.copied(chain, example.answer))
@@ -212,7 +212,8 @@ def _offered(
 
 
 def score(f: Finder, rows: list[EncodedExample], chains: list[list[str | None]]) -> list[list[float]]:
-    """The clipped NLL of each row's answer after each of its chains, "" for none; inf where it cannot be scored."""
+    """The clipped NLL of each row's answer after each of its chains. A chain "" means no chain. The NLL is inf if it
+    cannot be scored."""
     task, k = f.task, max(map(len, chains))
     if not k:
         return [[] for _ in rows]
@@ -220,13 +221,13 @@ def score(f: Finder, rows: list[EncodedExample], chains: list[list[str | None]])
     pairs = [[_completion(task, row, c) for c in group] for row, group in zip(rows, groups, strict=True)]
     bare = [prompts.completion_ids(row, "", task.tokenizer, task.fmt) for row in rows]
     lengths = [len(ids) for ids, _ in (*bare, *(one for group in pairs for one in group if one))]
-    there = [[one or none for one in group] for group, none in zip(pairs, bare, strict=True)]
+    filled_pairs = [[one or empty for one in group] for group, empty in zip(pairs, bare, strict=True)]
     _, rows = next(in_batches(rows, f.size))
-    _, filled = next(in_batches(there, f.size))
+    _, filled = next(in_batches(filled_pairs, f.size))
     collated = task.collate(rows, np.arange(f.size))
     width, pad = padded_width(max(lengths)), task.fmt.pad_id
-    given = [given_rollout(collated, [group[j] for group in filled], pad, width) for j in range(k)]
-    batch, mesh = to_batch(concat_rows(*given)), f.devices and f.devices.learner
+    rollouts = [given_rollout(collated, [group[j] for group in filled], pad, width) for j in range(k)]
+    batch, mesh = to_batch(concat_rows(*rollouts)), f.devices and f.devices.learner
     with using(mesh):
         logp = make_score(task.model, StepConfig(head_chunk=task.config.train.head_chunk), mesh)(f.params, batch)
     nll = reer.clipped_nll(np.asarray(logp.stats.log_prob), batch.scored, task.config.reer.clip)
@@ -237,10 +238,11 @@ def score(f: Finder, rows: list[EncodedExample], chains: list[list[str | None]])
 
 
 def _completion(task: Task, row: EncodedExample, chain: str | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Chain, closing tags and answer in ids; None without a chain, and for one that is too long or holds markup."""
+    """(ids, segments) of chain, closing tags and answer. None if there is no chain, or if it is too long or contains
+    markup."""
     if chain is None:
         return None
     ids, kinds = prompts.completion_ids(row, chain, task.tokenizer, task.fmt)
-    own = len(ids) - len(row.answer_ids) - len(task.fmt.close_think_ids)
-    legal = own <= task.config.sampler.max_chain and all(task.fmt.vocab_bytes[i] for i in ids[:own])
+    chain_length = len(ids) - len(row.answer_ids) - len(task.fmt.close_think_ids)
+    legal = chain_length <= task.config.sampler.max_chain and all(task.fmt.vocab_bytes[i] for i in ids[:chain_length])
     return (ids, kinds) if legal else None

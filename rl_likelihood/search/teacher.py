@@ -1,4 +1,4 @@
-"""Replies of a model behind an address, and what a teacher's reply must be to be learned from."""
+"""A proposer at an HTTP address, and the selection of a teacher's replies to learn from."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ Reply = tuple[str, str]  # chain and answer
 
 
 def http_proposer(endpoint: Endpoint, temperature: float, tags: Tags) -> Propose:
-    """Replies of a chat model. The beginning of a reply cannot be given there. A call that fails has no reply."""
+    """A proposer with a chat model at an HTTP address. It ignores the given beginning of a reply. A failed call has no
+    reply."""
 
     def propose(asked: Sequence[Ask], call: int, length: Length) -> list[list[str]]:
         def body(ask: Ask, j: int) -> dict[str, Any]:
             said = [{"role": "user", "content": ask.message}]
-            # Equal bodies are asked once; the seed makes the replies to one message differ.
+            # Equal bodies are sent once, so the seed makes the replies to one message differ.
             seed = call * length.replies + j
             return {"messages": said, "temperature": temperature, "max_tokens": length.tokens, "seed": seed}
 
@@ -34,7 +35,7 @@ def http_proposer(endpoint: Endpoint, temperature: float, tags: Tags) -> Propose
 
 
 def text_of(reply: Any, tags: Tags) -> str | None:
-    """The text of a chat's reply, with the reasoning that some servers give beside it in our tags."""
+    """The text of a chat reply. If the server returns the reasoning separately, it is put before it in our tags."""
     message = message_of(reply)
     text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(text, str):
@@ -43,7 +44,7 @@ def text_of(reply: Any, tags: Tags) -> str | None:
 
 
 def parsed(reply: str, tags: Tags) -> Reply | None:
-    """Chain and answer of a reply in the format; None for any other."""
+    """(chain, answer) of a reply in the format; None for any other reply."""
     answer = graders.extract_answer(reply, tags)
     chain = reply.split(tags.think_close)[0].split(tags.answer_open)[0].strip().removeprefix(tags.think_open).strip()
     clean = not any(tag in chain for tag in (tags.think_open, tags.answer_close))
@@ -51,8 +52,11 @@ def parsed(reply: str, tags: Tags) -> Reply | None:
 
 
 def chosen(f: Finder, part: list[int], replies: list[list[Reply]], pool: Pool | None) -> list[tuple[Reply | None, str]]:
-    """Of each question's replies the first that the grader calls right, or without a grader the one after whose chain
-    the reference is likeliest, if it is likelier than after none; and where there is none, why."""
+    """For each question (the chosen reply, ""), or (None, the reason).
+
+    With a grader, it is the first reply that is right. Without one, it is the reply after whose chain the reference is
+    likeliest, if that is likelier than without a chain.
+    """
     if pool is None:
         chains: list[list[str | None]] = [["", *(chain for chain, _ in group)] for group in replies]
         scores = score(f, [f.row(i) for i in part], chains)
@@ -66,8 +70,8 @@ def chosen(f: Finder, part: list[int], replies: list[list[Reply]], pool: Pool | 
 
 
 def _likeliest(group: list[Reply], values: list[float]) -> tuple[Reply | None, str]:
-    none, *after = values
-    best = min(range(len(group)), key=lambda j: after[j], default=None)
-    if best is None or not after[best] < none:
+    without_chain, *with_chain = values
+    best = min(range(len(group)), key=lambda j: with_chain[j], default=None)
+    if best is None or not with_chain[best] < without_chain:
         return None, "the reference is not likelier"
     return group[best], ""

@@ -65,7 +65,7 @@ def run_ray(jobs: Sequence[Job], resources: dict[str, float], say: Say, pause: t
         if ours:
             ray.shutdown()
     if asked.times:
-        say(f"interrupted: {ended['done']} done; the same command goes on from there")
+        say(f"interrupted: {ended['done']} done; run the same command to resume")
         return runners.INTERRUPTED
     return runners.verdict(ended, say)
 

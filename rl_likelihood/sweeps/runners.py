@@ -256,7 +256,7 @@ def run_local(jobs: Sequence[Job], at_once: int, say: Say, pause: tuple[float, f
     finally:
         asked.restore()
     if asked.times:
-        say(f"interrupted: {ended['done']} done, {len(queue)} to go; the same command goes on from there")
+        say(f"interrupted: {ended['done']} done, {len(queue)} to go; run the same command to resume")
         return INTERRUPTED
     return verdict(ended, say)
 
@@ -280,7 +280,7 @@ def report(job: Job, outcome: str, seconds: float, say: Say) -> str:
     if outcome == "done":
         say(f"done       {job.name}  ({took})")
     elif outcome == "preempted":
-        say(f"preempted  {job.name} after step {state.step} ({took}; {state.preemptions} times so far): it goes on")
+        say(f"preempted  {job.name} after step {state.step} ({took}; {state.preemptions} times so far): it resumes")
     elif outcome == "elsewhere":
         say(f"elsewhere  {job.name}: another process was first; its end is waited for")
     elif state.why:

@@ -24,7 +24,7 @@ def dry_run(c: Config) -> None:
     mesh = devices.learner
     task, params = load(c, mesh=mesh)
     announce(task, devices, None, None)
-    optimizer, batch = make_optimizer(c.optimizer), step_batch(c, task.fmt, mesh)
+    optimizer, batch = make_optimizer(c.optimizer), step_batch(c, task.fmt, mesh).replace(common=len(task.common))
     state = jax.eval_shape(lambda p: init_run_state(trained(task, p), optimizer, c.step, task.model.width), params)
     reference = jax.eval_shape(lambda p: init_reference(p, mesh, task.model, c.step), params)
     judge = judge_of(task, devices, Path()) if c.judge_in_step else None

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from rl_likelihood.learner.adversarial import make_run_step
 from rl_likelihood.learner.packing import Whole, pack
-from rl_likelihood.mesh import from_own_prompts, ready
+from rl_likelihood.mesh import global_batch, ready
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
 from rl_likelihood.runtime import distributed
@@ -34,7 +34,7 @@ def on_devices(task: Task, devices: Devices, batch: Batch) -> Batch:
         whole = Whole(devices.prompts, c.prompts_per_step, widest, largest)
         with using(devices.learner):
             batch = pack(batch, task.config.step, task.model.attention != "splash", whole)
-    return from_own_prompts(devices.learner, batch, devices.prompts, c.prompts_per_step)
+    return global_batch(devices.learner, batch, devices.prompts, c.prompts_per_step)
 
 
 # The step's (state, metrics, values of each row), which may still be being computed.

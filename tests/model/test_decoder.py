@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.mesh import make_mesh, row_shards
-from rl_likelihood.model import decoder, decoding
+from rl_likelihood.model import decoder, decoding, views
 from rl_likelihood.model.decoder import Completions, LocalLayers, forward, head_matrix, param_specs
 from rl_likelihood.model.head import token_stats
 from rl_likelihood.model.rope import LinearScaling, RopeScaling
@@ -178,7 +178,7 @@ def test_prompts_and_completions_in_one_product_are_what_they_are_in_two(cfg):
     rows = Completions(batch.completion, batch.segment, no_chain)
 
     def loss(params, pooled):
-        hidden = forward(params, cfg, batch.prompt, batch.prompt_length, rows, pooled)
+        hidden = forward(params, cfg, batch.prompt, batch.prompt_length, rows._replace(pooled=pooled))
         in_prompt = jnp.arange(batch.prompt.shape[1]) < batch.prompt_length[:, None]
         masks = in_prompt, batch.segment != PAD, no_chain[1] != PAD
         return sum(jnp.where(m[..., None], jnp.sin(h), 0).sum() for m, h in zip(masks, hidden, strict=True)), hidden
@@ -195,8 +195,8 @@ def test_prompts_and_completions_meet_a_weight_in_one_product_where_one_device_h
     tokens = 2 * (5 + 3 * 11)
 
     def products(pooled):
-        args = batch.prompt, batch.prompt_length, Completions(batch.completion, batch.segment)
-        jaxpr = jax.make_jaxpr(lambda p: forward(p, cfg, *args, pooled=pooled))(random_params(cfg))
+        args = batch.prompt, batch.prompt_length, Completions(batch.completion, batch.segment, pooled=pooled)
+        jaxpr = jax.make_jaxpr(lambda p: forward(p, cfg, *args))(random_params(cfg))
         return [
             e.invars[0].aval.shape[0]
             for e in jaxpr.eqns
@@ -265,7 +265,7 @@ def test_llama3_rope_frequencies():
     assert stretched[0] == 1 and stretched[-1] == pytest.approx(32)
     assert ((stretched > 1.01) & (stretched < 31)).any()
     position = np.array([0, 1, 100])
-    cos, sin = decoder.rope_tables(cfg, position)
+    cos, sin = views.rope_tables(cfg, position)
     # Angles up to 100 in float32.
     np.testing.assert_allclose(cos, np.cos(position[:, None] * expected), atol=2e-5)
     np.testing.assert_allclose(sin, np.sin(position[:, None] * expected), atol=2e-5)

@@ -17,7 +17,7 @@ from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.search import reer
 from rl_likelihood.search.folder import DROPPED
 from rl_likelihood.search.proposer import Length, asks_of, model_proposer
-from rl_likelihood.search.rounds import FILE, Finder, Journal, Way, find, first_chains, score
+from rl_likelihood.search.rounds import FILE, Finder, Journal, Variant, find, first_chains, score
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from rl_likelihood.training.warm_start import chains_to_learn
@@ -85,7 +85,7 @@ def test_scores_are_those_of_the_reference_decoder(tmp_path):
 def test_the_best_candidate_of_each_round_is_in_the_chain(tmp_path):
     f = stubbed(tmp_path, reer__clip=20.0, reer__max_segments=2)
     chains = dict(enumerate(first_chains(f)))
-    ended = find(f, chains, Way("search", 0.2))
+    ended = find(f, chains, Variant("search", 0.2))
     improved = 0
     for i, one in ended.items():
         start, parts = f.journal.of("search", 0)[i], chains[i].split("\n\n")
@@ -107,7 +107,7 @@ def test_the_best_candidate_of_each_round_is_in_the_chain(tmp_path):
 def test_no_candidates_return_the_first_chain(tmp_path):
     f = stubbed(tmp_path, reer__candidates=0)
     chains = dict(enumerate(first_chains(f)))
-    assert {i: one.search.chain for i, one in find(f, chains, Way("search", 0.2)).items()} == chains
+    assert {i: one.search.chain for i, one in find(f, chains, Variant("search", 0.2)).items()} == chains
 
 
 def test_a_killed_search_is_the_unbroken_one(tmp_path):

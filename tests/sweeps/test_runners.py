@@ -160,7 +160,7 @@ def test_ctrl_c_lets_the_runs_save_and_starts_no_more(tmp_path):
     assert code == runners.INTERRUPTED and signal.getsignal(signal.SIGINT) is handler
     assert grid.state(tmp_path / "run").kind == "preempted" and not (tmp_path / "other" / "n").exists()
     assert run_files.read_status(tmp_path / "run")["state"] == "interrupted"
-    assert "the same command goes on" in said[-1]
+    assert "run the same command" in said[-1]
 
 
 def test_the_third_ctrl_c_kills_what_will_not_end(tmp_path):

@@ -1,0 +1,46 @@
+"""The ids with which all prompts begin."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rl_likelihood.config import build
+from rl_likelihood.data.common import LEAST, common_ids
+from rl_likelihood.task import load
+from tests.runs import small_config
+
+BEGIN = np.arange(LEAST + 4)
+
+
+def after(*ends):
+    return [np.append(BEGIN, end) for end in ends]
+
+
+def test_it_is_what_all_questions_share_and_never_a_whole_prompt():
+    np.testing.assert_array_equal(common_ids(after([90], [91, 7]), after([5], [6, 6])), BEGIN)
+    np.testing.assert_array_equal(common_ids(after([90], [90]), after([90, 4], [90])), BEGIN, "one id is left")
+
+
+@pytest.mark.parametrize(
+    "probes, prompts",
+    [
+        (after([90], [91]), [*after([5]), np.arange(1, LEAST + 9)]),  # another prompt begins otherwise
+        ([BEGIN[:5], BEGIN[:6]], after([5], [6])),  # short
+        ([np.append(90, BEGIN), np.append(91, BEGIN)], after([5])),  # the questions come first
+    ],
+)
+def test_otherwise_there_is_none(probes, prompts):
+    assert not len(common_ids(probes, prompts))
+
+
+def test_a_task_says_it_of_batches_whose_rows_all_have_it():
+    task, _ = load(build(small_config(data__tasks=("one_operation",), prompt__examples=1, prompt__max_prompt=400)))
+    common = task.common
+    assert len(common) > LEAST
+    for row in (*task.train, *task.heldout):
+        np.testing.assert_array_equal(row.prompt_ids[: len(common)], common)
+    rows = task.train[:2]
+    assert task.collate(rows, np.arange(2)).common == len(common)
+    other = dataclasses.replace(rows[1], prompt_ids=rows[1].prompt_ids[1:])
+    assert task.collate([rows[0], other], np.arange(2)).common == 0
