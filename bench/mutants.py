@@ -1,6 +1,6 @@
 """Do the tests notice a wrong program? Each mutant is one small change of the package; some test must fail on it.
 
-    python bench/mutants.py [--only=TEXT] [--list] [--timeout=600]
+    python -m bench.mutants [--only=TEXT] [--list] [--timeout=600]
 
 Mutants are applied one at a time in a temporary copy of the repository, where the tests named beside them run until one
 fails. A mutant that survives is a missing test, or a change without effect: explain it, or add the test. A mutant whose
@@ -38,6 +38,7 @@ class Mutant(NamedTuple):
 SURROGATE, STEP, REWARDED = "learner/test_surrogate.py", "learner/test_step.py", "learner/test_rewards_in_step.py"
 EVALUATE, STATISTICS = "evaluation/test_evaluate.py", "evaluation/test_statistics.py"
 BATCHES, POSTERIOR = "rollouts/test_batches.py", "learner/test_posterior.py"
+OWN_FILES = "datasets/test_own_files.py"
 
 MUTANTS = [
     # learner: the surrogate
@@ -204,7 +205,26 @@ MUTANTS = [
     Mutant(
         "sampler/queue.py", "step - rollout.version <= self", "step - rollout.version < self", "sampler/test_queue.py"
     ),
+    Mutant(
+        "rollouts/asynchronous.py",
+        "start + dropped + len(waiting)",
+        "start + dropped",
+        f"{BATCHES} -k waiting",
+    ),
+    Mutant("rollouts/batches.py", '    "grader/failures",\n', "", f"{BATCHES} -k counts_are_summed"),
     # checkpoints
+    Mutant(
+        "runtime/checkpoint.py",
+        "check_sums(checksums(_named(state)), leaves)",
+        "pass",
+        "runtime/test_checkpoint.py -k passed_over",
+    ),
+    Mutant(
+        "runtime/checkpoint.py",
+        "_check_shapes(path, _named(abstract_state), leaves)",
+        "pass",
+        "runtime/test_checkpoint.py -k another_models",
+    ),
     Mutant(
         "runtime/disk.py",
         "marked + cfg.keep + cfg.best + writing",
@@ -213,6 +233,17 @@ MUTANTS = [
     ),
     Mutant(
         "runtime/disk.py", "math.lcm(cfg.every, cfg.keep_every)", "cfg.keep_every", "runtime/test_disk.py -k one_time"
+    ),
+    # the run's data
+    Mutant("datasets/questions.py", "key=hash_of)", "key=lambda k: groups[k][0].id)", f"{OWN_FILES} -k do_not_move"),
+    Mutant("datasets/sources.py", "{group_key(row) for row in held}", "set()", f"{OWN_FILES} -k test_question"),
+    Mutant("data/prompt_checks.py", "e.answer, e.chain, *(", "e.answer, *(", "data/test_prompts_refused.py"),
+    # meshes
+    Mutant(
+        "mesh.py",
+        'axes = ("data", "rows" if np.ndim(x) > 1 and not of_prompts else None)',
+        "axes = (None, None)",
+        "test_mesh.py",
     ),
     # evaluation
     Mutant("evaluation/evaluate.py", "two_branches=True", "two_branches=False", f"{EVALUATE} -k on_a_tpu"),

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import html
-import json
 import runpy
 import sys
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.run_model import run_on
 from rl_likelihood.runtime import checkpoint, run_files
-from rl_likelihood.runtime.workdir import CONFIG, pinned_date
+from rl_likelihood.runtime.workdir import CONFIG, pinned_date, read_config
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import PAD, REFERENCE, Example, UserError
 from rl_likelihood.task import EVALUATE, Task, checkpoint_model, load
@@ -132,7 +131,7 @@ def load_run(workdir: str | Path, step: int | None = None) -> Run:
     c = tree()
     if not (workdir / CONFIG).exists():
         raise UserError(f"{workdir} holds no {CONFIG}; give the workdir of a run")
-    saved = json.loads((workdir / CONFIG).read_text())
+    saved = read_config(workdir)
     c.update_from_flattened_dict({name: value for name, value in saved.items() if name in flatten(c)})
     settings = build(c)
     date = pinned_date(workdir, settings.prompt.date)

@@ -240,6 +240,8 @@ def validate_reward(c: Config) -> None:
                 f"loss.answer_term is {c.loss.answer_term}, but with reward.name='sft' it is the only term; set it to 1"
             )
         return
+    if not (any(t.weight for t in r.terms) or c.posterior.distill):
+        raise UserError(f"reward.name is {name!r}, whose weights are 0, so nothing trains; give a term a weight")
     if r.sft_chain != "none":
         raise UserError(f"reward.sft_chain is {r.sft_chain!r}, which goes with reward.name='sft', not {name!r}")
     if c.loss.span != "response" and c.samples_answer and c.sampled_answer == 0:

@@ -143,7 +143,7 @@ def binding_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [name for name in differences(old, new) if not free(name)]
 
 
-_SIGNS = {"least": "≥", "most": "≤", "above": ">", "below": "<"}
+_SIGNS = {"least": "≥", "most": "≤", "above": ">", "below": "<", "zero_or": "0 or ≥"}
 
 
 def document() -> str:

@@ -27,12 +27,13 @@ from absl import flags
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.cli.summary import evaluation_text
 from rl_likelihood.config import build, differences, flatten
-from rl_likelihood.datasets.sources import DataConfig
+from rl_likelihood.datasets.sources import DataConfig, resolve_prompt
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.run_model import param_shardings, run_on
 from rl_likelihood.runtime import checkpoint, distributed, run_files
 from rl_likelihood.runtime.devices import make_devices
-from rl_likelihood.runtime.workdir import pinned_date
+from rl_likelihood.runtime.workdir import CONFIG, has_examples, pinned_date, read_config
+from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import checkpoint_model, load, load_model
 
@@ -62,7 +63,7 @@ def main() -> None:
     if c.eval.by_initial and workdir is None:
         raise UserError("eval.by_initial compares a run with the model that it began with; give the run's --workdir")
     if workdir is not None:
-        distributed.by_first(lambda: check_workdir(Path(workdir), flatten(c)))
+        distributed.by_first(lambda: check_workdir(Path(workdir), c))
         prompt = dataclasses.replace(c.prompt, date=pinned_date(Path(workdir), c.prompt.date))
         c = dataclasses.replace(c, prompt=prompt)
     devices = make_devices(c)
@@ -106,13 +107,16 @@ def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
+def check_workdir(workdir: Path, c: Config) -> None:
     """UserError for a folder without checkpoints, or for a run whose SAME fields differ from this config's."""
+    config = flatten(c)
     if checkpoint.latest_step(workdir) is None:
         raise UserError(f"{workdir} holds no checkpoint; leave --workdir out to evaluate the untouched model")
-    path = workdir / "config.json"
-    old = json.loads(path.read_text()) if path.exists() else config
+    old = read_config(workdir) if (workdir / CONFIG).exists() else config
     names = [k for k in differences(old, config) if k in SAME]
+    if "prompt.examples_path" in names:  # the file may have moved
+        shown = dataclasses.replace(c, prompt=resolve_prompt(c.prompt, c.data, c.worked_examples))
+        names = [k for k in names if k != "prompt.examples_path" or not has_examples(workdir, shown)]
     if names:
         first = names[0]
         raise UserError(

@@ -114,6 +114,7 @@ def main() -> None:
     if flag.push and flag.adapters:
         raise UserError("--push with --adapters: adapters name their base by a folder of this machine; push one model")
     out, run = Path(flag.out), str(Path(flag.workdir).resolve())
+    refuse_workdir(out, Path(flag.workdir))
     if not flag.force:
         refuse_another(out, Path(flag.workdir))
     cfg, params, step, model_path = checkpoint.restore_params(flag.workdir, flag.step, alone=flag.adapters)
@@ -166,6 +167,13 @@ def run_id(workdir: Path) -> str:
     except (OSError, ValueError):
         return ""
     return hashlib.sha256((json.dumps(config, sort_keys=True) + inputs).encode()).hexdigest()[:16]
+
+
+def refuse_workdir(out: Path, workdir: Path) -> None:
+    """UserError where the folder is a run's, in whose config.json a model's would be written."""
+    if (out / checkpoint.FOLDER).is_dir():
+        whose = "the run's own workdir" if out.resolve() == workdir.resolve() else "the workdir of another run"
+        raise UserError(f"--out={out} is {whose}; choose another folder")
 
 
 def refuse_another(out: Path, workdir: Path) -> None:

@@ -23,7 +23,8 @@ from rl_likelihood.shapes import UserError
 
 
 def field(default: Any, doc: str, **bounds: float) -> Any:
-    """A field that the user may set. `bounds`: least, most (inclusive), above, below (exclusive)."""
+    """A field that the user may set. `bounds`: least, most (inclusive), above, below (exclusive), zero_or (0 or at
+    least this)."""
     unknown = set(bounds) - _BOUNDS.keys()
     assert not unknown, f"bounds are {', '.join(_BOUNDS)}, not {unknown}"
     return dataclasses.field(default=default, metadata={"doc": doc, "bounds": bounds})
@@ -34,6 +35,7 @@ _BOUNDS = {
     "most": (lambda x, bound: x <= bound, "at most"),
     "above": (lambda x, bound: x > bound, "above"),
     "below": (lambda x, bound: x < bound, "below"),
+    "zero_or": (lambda x, bound: x == 0 or x >= bound, "0 or at least"),
 }
 
 

@@ -21,7 +21,7 @@ class ReerSettings:
     )
     min_chain: int = field(100, "minimum tokens of the first chain", least=0)
     max_copied: float = field(0.2, "maximum share of a chain's words in one run copied from the answer", least=0)
-    temperature: float = field(0.8, "sampling temperature of first chains and candidates", least=0)
+    temperature: float = field(0.8, "sampling temperature of first chains and candidates", zero_or=1e-3, most=1e3)
     max_segment: int = field(256, "maximum sampled tokens of a candidate", least=1)
     ask: Literal["edit", "resample"] = field(
         "edit",
@@ -45,7 +45,7 @@ class DistillSettings:
     teacher: str = field("", "a model as in model.path, or a server that speaks OpenAI's chat protocol")
     name: str = field("", "the model's name on that server")
     replies: int = field(1, "replies to each question", least=1)
-    temperature: float = field(0.7, "the teacher's sampling temperature", least=0)
+    temperature: float = field(0.7, "the teacher's sampling temperature", zero_or=1e-3, most=1e3)
     max_new: int = field(2048, "maximum tokens of a reply", least=1)
     accept: Literal["grader", "likelihood"] = field(
         "grader", "grader: eval.grader calls the answer right; likelihood: the chain makes the reference more likely"

@@ -113,7 +113,7 @@ class WarmStartSettings:
     examples: int = field(2, "worked examples in the prompt for own chains", least=0)
     prompts: int = field(128, "training questions for own chains", least=1)
     prompts_per_step: int = field(32, "chains in a step", least=1)
-    lr: float = field(1e-5, "constant learning rate", least=0)
+    lr: float = field(1e-5, "constant learning rate", least=0, most=100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ class EvalSettings:
     )
     samples: int = field(1, "sampled chains per question, N for pass@k and majority@k up to N; 0: greedy only", least=0)
     temperature: float = field(
-        1.0, "temperature of sampled chains and answers; reference answers are scored at 1", above=0
+        1.0, "temperature of sampled chains and answers; reference answers are scored at 1", least=1e-3, most=1e3
     )
     top_p: float = field(
         1.0, "sample from the smallest set of ids with this probability; training has no such cut", above=0, most=1

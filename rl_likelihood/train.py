@@ -26,7 +26,7 @@ from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets.questions import digest, digest_of_files
 from rl_likelihood.learner.adversarial import init_run_state, run_state_shardings
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_reference, models_of
+from rl_likelihood.learner.step import all_finite, init_reference, models_of
 from rl_likelihood.mesh import put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
@@ -49,10 +49,12 @@ from rl_likelihood.runtime.profile import Profile
 from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.signals import Stopped, StopRequest
 from rl_likelihood.runtime.workdir import (
+    EXAMPLES,
     INITIAL,
     TOKENIZER,
     OtherInputs,
     claim,
+    digest_of_examples,
     keep_inputs,
     pinned_date,
     restore_tracking_id,
@@ -107,7 +109,7 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         start_step = -1 if resume is None else resume
         tensorboard = board(folder, start_step) if c.report.tensorboard and distributed.first() else None
         tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c), tensorboard)
-        writer = stack.enter_context(MetricsWriter(folder, c.train.steps, start_step, tracker))
+        writer = stack.enter_context(MetricsWriter(folder, c.train.steps, None, tracker))
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
@@ -119,8 +121,9 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
                 step, finished = learn(c, session, resume, saved and checkpoint_model(c, workdir, *saved[:3]))
             if finished and not c.train.keep_optimizer:
                 distributed.by_first(lambda: drop_optimizer(workdir))
-        except OtherInputs:  # refused before anything changed: keep the old status
-            run_files.write_status(folder, **(old_status or {"state": "failed", "step": 0}))
+        except OtherInputs as error:  # refused before anything changed: keep the old status
+            lost = {"state": "failed", "step": resume or 0, "steps": c.train.steps, "error": str(error)}
+            run_files.write_status(folder, **(old_status or lost))
             raise
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -246,7 +249,7 @@ def keep_inputs_of_run(task: Task, session: Session) -> None:
     def keep() -> None:
         c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
         digests = {"questions": digest(*sides), "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast])}
-        digests["code"] = digest_of_files(c.reward.file, c.env.file)
+        digests |= {"code": digest_of_files(c.reward.file, c.env.file), EXAMPLES: digest_of_examples(c)}
         keep_inputs(session.workdir, c.prompt.date, digests, session.force)
         write_config(session.workdir, session.given)
         if task.model_path != BYTES and not (session.workdir / TOKENIZER).exists():
@@ -276,6 +279,7 @@ def start(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | None,
     """
     c, mesh, model = r.config, r.devices.learner, r.task.model
     state_at = run_state_shardings(mesh, model, optimizer, c.step)
+    r.writer.rewind(-1)
     initial = prepare_start(r, params)
     state = jax.jit(
         lambda p: init_run_state(trained(r.task, p), optimizer, c.step, model.width), out_shardings=state_at
@@ -314,6 +318,10 @@ def resumed(r: Run, params: Params, optimizer) -> tuple[TrainState, Params | Non
 def prepare_start(r: Run, params: Params) -> Params:
     """The parameters at step 0: `params`, or with a warm start the parameters after it. It first evaluates `params`."""
     w = r.config.warm_start
+    if not all_finite(params):
+        raise distributed.SharedRefusal(
+            f"model.path is {r.task.model_path}, whose weights are not finite; fetch them again"
+        )
     if not w.steps:
         return params
     rows, stage = r.task.heldout, "untouched"

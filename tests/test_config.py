@@ -32,7 +32,15 @@ REFUSED = [
     ({"reward__truncated": "skip"}, ["reward.truncated", "force_close, floor, drop"]),
     ({"sampler__group_size": 1}, ["sampler.group_size is 1", "leave-one-out", "at least 2"]),
     ({"sampler__group_size": 0}, ["sampler.group_size is 0", "at least 1"]),
-    ({"sampler__temperature": 0.0}, ["sampler.temperature", "above 0"]),
+    ({"sampler__temperature": 0.0}, ["sampler.temperature", "at least 0.001"]),
+    ({"sampler__temperature": 1e-30}, ["sampler.temperature is 1e-30", "at least 0.001"]),
+    ({"eval__temperature": 1e30}, ["eval.temperature is 1e+30", "at most 1000"]),
+    ({"reer__temperature": 1e-30}, ["reer.temperature is 1e-30", "0 or at least 0.001"]),
+    ({"optim__lr": 1e30}, ["optim.lr is 1e+30", "at most 100"]),
+    ({"warm_start__lr": 1e30}, ["warm_start.lr is 1e+30", "at most 100"]),
+    ({"loss__kl": "k3", "loss__kl_coef": 1e30}, ["loss.kl_coef is 1e+30", "at most 1000000"]),
+    ({"reward__name": "0*prob"}, ["reward.name is '0*prob'", "weights are 0"]),
+    *(({"reward__name": f"{w}*prob"}, [f"'{w}*prob'", "at most 1000000"]) for w in ("1e-50", "1e-400", "1e7")),
     ({"train__prompts_per_step": 6, "train__micro_batch_prompts": 4}, ["micro_batch_prompts is 4", "= 6", "is 3"]),
     ({"reward__name": "base_rl", "sampler__max_sampled_answer": 0}, ["'base_rl'", "sampler.max_sampled_answer is 0"]),
     ({"model__path": "x"}, ["model.path", "model.preset", "exactly one"]),
@@ -172,7 +180,7 @@ def numeric_fields():
 def test_a_number_that_is_not_finite_or_out_of_bounds_is_refused_by_name(name, bounds):
     c = tree()
     kind = type(get(c, name))
-    wrong = {"least": -1, "most": 1, "above": 0, "below": 0}
+    wrong = {"least": -1, "most": 1, "above": 0, "below": 0, "zero_or": -0.5e-3}
     values = [kind(limit + wrong[bound]) for bound, limit in bounds.items()]
     for value in values + ([math.nan, math.inf, -math.inf] if kind is float else []):
         c = tree()

@@ -15,7 +15,7 @@ import pytest
 
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer
-from rl_likelihood.export import export, refuse_another, run_id
+from rl_likelihood.export import export, refuse_another, refuse_workdir, run_id
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.shapes import TrainState, UserError
@@ -60,6 +60,16 @@ def test_command(tmp_path):
         "dtype": "float32",
     }
     assert stop == {"bos_token_id": None, "eos_token_id": base.eos_token_id, "pad_token_id": base.pad_token_id}
+
+
+def test_a_workdir_is_no_folder_to_export_to(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"--out={run} is the run's own workdir"):
+        refuse_workdir(run, run)
+    with pytest.raises(UserError, match=f"--out={run} is the workdir of another run"):
+        refuse_workdir(run, tmp_path)
+    refuse_workdir(tmp_path / "out", run)
 
 
 def test_another_model_is_written_over_only_when_told_to(tmp_path):

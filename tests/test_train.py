@@ -237,7 +237,9 @@ def test_other_prompts_or_code_are_refused_and_leave_the_workdir_as_it_was(tmp_p
     own = {"prompt__instruction": "", "prompt__instruction_path": str(tmp_path / "instruction.txt")}
     own |= {"reward__file": str(tmp_path / "mine.py"), "eval__prompts": 0, "train__steps": 1}
     run(tmp_path / "run", **own)
-    files = {name: (tmp_path / "run" / name).read_bytes() for name in ("config.json", "STATUS", "inputs.json")}
+    run_files.append(tmp_path / "run" / "metrics.jsonl", {"step": 2})  # of a step after the checkpoint
+    names = ("config.json", "STATUS", "inputs.json", "metrics.jsonl")
+    files = {name: (tmp_path / "run" / name).read_bytes() for name in names}
     for name, text, words in (
         ("instruction.txt", "Subtract.", "other prompts.*prompt.instruction_path"),
         ("mine.py", "GRADERS = {}  # changed\n", "other code.*reward.file"),
@@ -248,8 +250,15 @@ def test_other_prompts_or_code_are_refused_and_leave_the_workdir_as_it_was(tmp_p
             run(tmp_path / "run", **own | {"train__steps": 2})
         (tmp_path / name).write_text(before)
         assert files == {name: (tmp_path / "run" / name).read_bytes() for name in files}
+    (tmp_path / "run" / "STATUS").unlink()
+    (tmp_path / "other.txt").write_text("Divide.")
+    with pytest.raises(UserError, match="other prompts"):
+        run(tmp_path / "run", **own | {"train__steps": 2, "prompt__instruction_path": str(tmp_path / "other.txt")})
+    status = run_files.read_status(tmp_path / "run")
+    assert (status["state"], status["step"], status["steps"]) == ("failed", 1, 2) and "other prompts" in status["error"]
     run(tmp_path / "run", **own | {"train__steps": 2})
     assert run_files.read_status(tmp_path / "run")["step"] == 2
+    assert [row["step"] for row in run_files.read(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
 
 
 def test_a_finished_run_only_shows_its_summary(unbroken, capsys):
@@ -563,7 +572,7 @@ def test_a_workdir_whose_start_was_refused_may_be_used_with_the_mended_config(tm
     run(tmp_path / "run", train__steps=1, eval__prompts=0)
     assert run_files.read_status(tmp_path / "run")["state"] == "done"
     with pytest.raises(UserError, match="another config"):
-        run(tmp_path / "run", train__steps=2, eval__prompts=0)
+        run(tmp_path / "run", train__steps=1, eval__prompts=0, optim__lr=1e-4)
 
 
 # -------------------------------------------------------------------------------- as a user runs it

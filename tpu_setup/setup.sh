@@ -8,8 +8,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need PROJECT ZONE
 [[ -z "$NFS" || "$NFS" =~ ^[^/]+:/[^/] ]] || refuse "NFS is '$NFS'; it must be HOST:/SHARE of a file server"
 [[ -z "$EXTRAS" || "$EXTRAS" =~ ^[a-z]+(,[a-z]+)*$ ]] || refuse "EXTRAS is '$EXTRAS'; it must be names with commas, such as hub,ray"
+extras="$(grep -oE '^ *"[a-z]+": \[' "$HERE/../setup.py" | tr -d ' ":[' | paste -sd ' ')"
 for extra in ${EXTRAS//,/ }; do
-  grep -q "^ *\"$extra\": \[" "$HERE/../setup.py" || refuse "EXTRAS has '$extra', which setup.py does not list under extras_require"
+  [[ " $extras " == *" $extra "* ]] || refuse "EXTRAS has '$extra'; setup.py has these extras: $extras"
 done
 if [[ -n "$SECRETS" ]]; then
   [[ -f "$SECRETS" ]] || refuse "SECRETS is '$SECRETS', which is no file"

@@ -58,7 +58,7 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
         return f"both {columns.prompt!r} and 'messages' are given; keep one"
     field = columns.prompt if columns.prompt in row else "messages"
     if field not in row:
-        return _missing(row, columns, "prompt")
+        return _missing(record, columns, "prompt")
     messages: tuple[tuple[str, str], ...] = ()
     if field == "messages" or isinstance(row[field], list):
         turns = _parse_messages(row[field], field, columns.answer in row)
@@ -68,7 +68,7 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
             row[columns.answer], turns = turns[-1][1], turns[:-1]
         messages, row[field] = turns, turns[-1][1]
     if columns.answer not in row:
-        return _missing(row, columns, "answer")
+        return _missing(record, columns, "answer")
     texts = []
     for name, needed in ((field, True), (columns.answer, True), (columns.chain, False), ("task", False)):
         value = row.get(name, "")
@@ -127,10 +127,13 @@ def _problem(value: Any, needed: bool) -> str:
     return "is empty" if needed and not value.strip() else ""
 
 
-def _missing(row: dict[str, Any], columns: Columns, column: str) -> str:
-    fields = ", ".join(list(row)[:8]) or "no field"
+def _missing(record: dict[str, Any], columns: Columns, column: str) -> str:
+    name = getattr(columns, column)
+    if name in record:
+        return f"field {name!r} is null; write the {column}"
+    fields = ", ".join([field for field, value in record.items() if value is not None][:8]) or "no field"
     return (
-        f"field {getattr(columns, column)!r} is missing (the row has {fields}); "
+        f"field {name!r} is missing (the row has {fields}); "
         f"if another field has it, name it with --config.data.{column}_column=NAME"
     )
 

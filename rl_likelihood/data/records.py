@@ -17,6 +17,11 @@ import numpy as np
 from rl_likelihood.shapes import UserError
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
+# Other formats of rows, and how they become one that is read.
+UNREAD = {".arrow": "write parquet with ds.to_parquet(...)"}
+UNREAD |= dict.fromkeys(
+    (".csv", ".tsv", ".xlsx"), "write JSON lines with df.to_json(..., orient='records', lines=True)"
+)
 
 
 class Location(NamedTuple):
@@ -83,8 +88,10 @@ def records(name: str, data: bytes, split: str = "", as_written: bool = False) -
 def _refuse_other_formats(name: str, data: bytes, plain: str) -> None:
     """UserError for contents in another format, because a message about the first bad row would be misleading."""
     _, first = re.match(rb"(\s*)([^\r\n]*)", data).groups()
-    problem = ""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    problem, suffix = "", plain[plain.rfind(".") :]
+    if suffix in UNREAD and first[:1] not in (b"{", b"["):  # JSON is JSON, whatever its file is called
+        problem = f"is not read: rows of {suffix} files are not supported; {UNREAD[suffix]}"
+    elif data.startswith((b"\xff\xfe", b"\xfe\xff")):
         problem = "is UTF-16 text; save it as UTF-8"
     elif first.startswith(b"version https://git-lfs"):
         problem = "is a pointer of git-lfs, not the file itself; fetch it with git lfs pull"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rl_likelihood.data.records import SUFFIXES, Location, reason, records
+from rl_likelihood.data.records import SUFFIXES, UNREAD, Location, reason, records
 from rl_likelihood.datasets.common import SPLITS, Files, split_in
 from rl_likelihood.shapes import UserError
 
@@ -37,13 +37,24 @@ def locate(sources: list[str], dataset: Files, field: str = "--source") -> list[
             located.append((path, path.parent))
         elif path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file())
+            saved = {p.parent for p in inside if p.suffix == ".arrow"}  # save_to_disk writes a state.json beside them
+            inside = [p for p in inside if p.name != "state.json" or p.parent not in saved]
             fitting = [p for p in inside if _is_archive(p.name) or _belongs(str(p.relative_to(path)), dataset)]
             if not fitting:
-                raise UserError(f"{field}={source} holds no file of {dataset.name}; it needs {dataset.fetch}")
+                other = next(iter(unread(source)), "")
+                holds = f" but {other}, which is not read ({UNREAD[Path(other).suffix.lower()]})" if other else ""
+                raise UserError(f"{field}={source} holds no file of {dataset.name}{holds}; it needs {dataset.fetch}")
             located += [(p, path) for p in fitting]
         else:
             raise UserError(f"{field}={source} does not exist; {_advice(source, path) or f'give {dataset.fetch}'}")
     return located
+
+
+def unread(source: str) -> list[str]:
+    """The names of the folder's files that hold rows in a format that is not read."""
+    folder = Path(source).expanduser()
+    inside = folder.rglob("*") if folder.is_dir() else ()
+    return sorted(str(p.relative_to(folder)) for p in inside if p.suffix.lower() in UNREAD)
 
 
 def _advice(source: str, path: Path) -> str:

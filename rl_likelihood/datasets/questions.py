@@ -9,9 +9,10 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets.procedural import PRESETS
 from rl_likelihood.shapes import Example
 
@@ -50,6 +51,12 @@ def example_key(example: Example) -> str:
 def group_key(example: Example) -> str:
     """`variant_key` of the question, or of every turn of a conversation."""
     return "\n".join(variant_key(content) for _, content in example.messages) or variant_key(example.prompt)
+
+
+def worked_groups(shown: Shots, tasks: Iterable[str]) -> set[str]:
+    """Questions that prompts may show: the user's own worked examples, and those of the rows' tasks."""
+    built_in = (shot for task in set(tasks) for shot in WORKED_EXAMPLES.get(task, ()))
+    return {variant_key(question) for question, _, _ in (*built_in, *shown)}
 
 
 def distinct(rows: Sequence[Example]) -> tuple[list[Example], list[str]]:

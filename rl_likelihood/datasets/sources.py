@@ -13,7 +13,7 @@ from rl_likelihood.data.own_rows import Columns, read_rows
 from rl_likelihood.data.prompts import PromptConfig
 from rl_likelihood.data.records import SUFFIXES, Location
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
-from rl_likelihood.datasets import files, procedural
+from rl_likelihood.datasets import files, procedural, questions
 from rl_likelihood.datasets.common import Files
 from rl_likelihood.datasets.documents import DocumentConfig, read_documents, sides
 from rl_likelihood.datasets.procedural import PRESETS
@@ -96,14 +96,13 @@ def load(cfg: DataConfig, training: bool = True, shown: Shots = ()) -> Loaded:
     Raises UserError for anything missing, unreadable or too small. An evaluation (`training` False) gets no training
     rows and needs none. `shown` are the user's own worked examples, whose questions are in neither set.
     """
-    worked = _worked_groups(shown)
     if cfg.source == "reasoning_gym":
-        return _load_procedural(cfg, training, worked)
+        return _load_procedural(cfg, training, questions.worked_groups(shown, WORKED_EXAMPLES))
     if cfg.source == "prepared":
-        return _load_prepared(cfg, training, worked)
+        return _load_prepared(cfg, training, shown)
     if cfg.source == "documents":
         return _load_documents(cfg, training)
-    return _load_files(cfg, training, worked)
+    return _load_files(cfg, training, shown)
 
 
 def load_fast(cfg: DataConfig, shown: Shots = ()) -> list[Example]:
@@ -116,7 +115,7 @@ def load_fast(cfg: DataConfig, shown: Shots = ()) -> list[Example]:
         )
     if cfg.fast_split == (cfg.train_split or "train"):
         raise UserError(f"data.fast_split is {cfg.fast_split!r}, which is trained on; name another split")
-    return without(prepared.read(cfg.train_path, cfg.fast_split), _worked_groups(shown), "")[0]
+    return without(prepared.read(cfg.train_path, cfg.fast_split), questions.worked_groups(shown, ()), "")[0]
 
 
 def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptConfig:
@@ -146,7 +145,7 @@ def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
     if not most or (cfg.source == "reasoning_gym" and not path):
         return ()
     if path:
-        rows = read_rows(_located(path, "prompt.examples_path"), _folder(path), cfg.columns, False)[0]
+        rows = read_rows(_located(path, "prompt.examples_path"), _folder(path), cfg.columns, cfg.skip_bad_rows)[0]
     elif cfg.source == "prepared":
         train = cfg.train_split or "train"
         rows = prepared.read(cfg.train_path, train) if train in prepared.splits(cfg.train_path) else []
@@ -171,12 +170,9 @@ def describe(
     parts = [f"{repeated:,} that repeat others or ask held-out or worked questions{first}"] if repeated else []
     parts += [named(rows, what) for rows, what in ((report.bad_rows, "bad row"), (too_long, "long row")) if rows]
     removed = f"; removed {', '.join(parts)}" if parts else ""
+    other = [] if cfg.source in ("reasoning_gym", "prepared") else files.unread(cfg.train_path)
+    removed += f"; not read: {', '.join(other[:5])} (only JSON, JSON lines, parquet)" if other else ""
     return f"{name}: {len(train)} training and {len(heldout)} held-out questions{removed}"
-
-
-def _worked_groups(shown: Shots) -> set[str]:
-    built_in = (shot for shots in WORKED_EXAMPLES.values() for shot in shots)
-    return {variant_key(question) for question, _, _ in (*built_in, *shown)}
 
 
 # ---------------------------------------------------------------------------------------- procedural
@@ -277,7 +273,7 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
     return by_split[train], by_split[heldout] if heldout and not cfg.heldout_path else None
 
 
-def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
+def _load_files(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
     if cfg.prompt_column in (cfg.answer_column, cfg.chain_column):
         other = "answer" if cfg.prompt_column == cfg.answer_column else "chain"
         raise UserError(f"data.prompt_column and data.{other}_column are both {cfg.prompt_column!r}; name two columns")
@@ -289,8 +285,9 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
     held, bad_held = read_rows(located_held or [], _folder(held_path), cfg.columns, cfg.skip_bad_rows)
     read = len(rows) + len(held)
     (rows, again), (held, again_held) = distinct(rows), distinct(held)
-    rows, shown = without(rows, worked, "a worked example")
-    held, shown_held = without(held, worked, "a worked example")
+    worked = questions.worked_groups(shown, (row.task for row in (*rows, *held)))
+    rows, removed = without(rows, worked, "a worked example")
+    held, removed_held = without(held, worked, "a worked example")
     if not rows:
         why = f" ({bad[0]})" if bad else ""
         raise UserError(f"{cfg.train_path} has no usable row{why}; give it rows with a question and an answer")
@@ -313,7 +310,7 @@ def _load_files(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
             f"({held_path}); give training questions of their own"
         )
     train = _first(train, max(cfg.train_size, 0) if training else 0, "train", cfg.train_path)
-    merged, overlap = again + again_held, shown + shown_held + variants
+    merged, overlap = again + again_held, removed + removed_held + variants
     return train, held, LoadReport(read, len(merged), len(overlap), (*bad, *bad_held), (*merged, *overlap))
 
 
@@ -369,7 +366,7 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
 # ---------------------------------------------------------------------------------------- prepared
 
 
-def _load_prepared(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
+def _load_prepared(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
     """Splits that `prepare` made and cleaned; only questions of the worked examples are left to remove."""
     if not cfg.train_path:
         raise UserError("data.train_path is empty; name a folder that python -m rl_likelihood.datasets.prepare wrote")
@@ -381,12 +378,13 @@ def _load_prepared(cfg: DataConfig, training: bool, worked: set[str]) -> Loaded:
             "by naming two of them in data.train_split and data.heldout_split"
         )
     read = len(rows) + len(held)
-    rows, shown = without(rows, worked, "a worked example")
-    held, shown_held = without(held, worked, "a worked example")
+    worked = questions.worked_groups(shown, ())
+    rows, removed = without(rows, worked, "a worked example")
+    held, removed_held = without(held, worked, "a worked example")
     train = _first(rows, max(cfg.train_size, 0) if training else 0, "train", cfg.train_path)
     heldout = _first(held, max(cfg.heldout_size, 0), "heldout", cfg.train_path)
-    removed = (*shown, *shown_held)
-    return train, heldout, LoadReport(read, 0, len(removed), removed=removed)
+    removed += removed_held
+    return train, heldout, LoadReport(read, 0, len(removed), removed=tuple(removed))
 
 
 def _first(rows: list[Example], size: int, side: str, path: str) -> list[Example]:

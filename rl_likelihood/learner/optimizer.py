@@ -22,7 +22,7 @@ class OptimizerConfig:
         "adamw",
         "memory: adafactor only sums of rows and columns; lion, sgd and muon (for matrices) one moment; adamw two",
     )
-    lr: float = field(1e-5, "peak learning rate", least=0)
+    lr: float = field(1e-5, "peak learning rate", least=0, most=100)
     schedule: Literal["cosine", "linear", "wsd", "constant"] = field(
         "cosine", "after the warm-up; wsd: constant, then linear to the end"
     )
@@ -31,7 +31,7 @@ class OptimizerConfig:
     final_lr_fraction: float = field(0.0, "final learning rate, as a share of lr", least=0, most=1)
     b1: float = field(0.9, "decay of the first moment; momentum of sgd", least=0, below=1)
     b2: float = field(0.999, "decay of the second moment; of lion's only moment", least=0, below=1)
-    weight_decay: float = field(0.0, "decoupled weight decay of matrices", least=0)
+    weight_decay: float = field(0.0, "decoupled weight decay of matrices", least=0, most=1e3)
     clip_norm: float = field(1.0, "maximum global gradient norm; 0: no clipping", least=0)
     momentum_dtype: Literal["float32", "bfloat16"] = field("float32", "bfloat16 saves two bytes a parameter")
     total_steps: int = 1000  # train.steps

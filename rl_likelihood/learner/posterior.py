@@ -47,7 +47,7 @@ class PosteriorConfig:
         least=0,
         most=1,
     )
-    kl: float = field(0.0, "coefficient of the KL from the target to the policy given the question", least=0)
+    kl: float = field(0.0, "coefficient of the KL from the target to the policy given the question", least=0, most=1e6)
     weight_cap: float = field(0.0, "cap on a chain's importance weight; 0: none, the exact gradient", least=0)
     answer_rows: Literal["all", "positive"] = field(
         "all",
@@ -57,6 +57,7 @@ class PosteriorConfig:
         0.0,
         "self-distillation: this times log q - log p is added to each token's advantage; needs posterior.share=0",
         least=0,
+        most=1e6,
     )
     distill_clip: float = field(5.0, "clip of log q - log p of a token, on both sides", above=0)
 

@@ -34,8 +34,10 @@ class PreferenceConfig:
     loss: Literal["bradley_terry", "listwise"] = field(
         "bradley_terry", "bradley_terry: pairs of a right and a wrong answer; listwise: the right answer among all"
     )
-    centre: float = field(0.0, "weight of (right + wrong)^2, which keeps scores near 0; 0.01 is usual", least=0)
-    head_lr: float = field(1e-3, "learning rate of the value head, with the decoder's schedule", above=0)
+    centre: float = field(
+        0.0, "weight of (right + wrong)^2, which keeps scores near 0; 0.01 is usual", least=0, most=1e6
+    )
+    head_lr: float = field(1e-3, "learning rate of the value head, with the decoder's schedule", above=0, most=100)
     options: int = field(5, "maximum answers to one question, including the right one", least=2)
 
 

@@ -32,7 +32,9 @@ MIN_STD = 1e-6
 class LossConfig:
     """Settings of the policy term and the KL term. The answer term has only a coefficient."""
 
-    answer_term: float = field(1.0, "coefficient of the reward's own gradient; 1 is exact, 0 leaves it out")
+    answer_term: float = field(
+        1.0, "coefficient of the reward's own gradient; 1 is exact, 0 leaves it out", least=-1e6, most=1e6
+    )
     span: Literal["auto", "chain", "response"] = field(
         "auto",
         "tokens of the policy term: the chain, or chain and sampled answer (response); auto: what the reward needs",
@@ -42,7 +44,10 @@ class LossConfig:
         "seq_sum", "how tokens become one loss"
     )
     delta_l_alpha: float = field(
-        1.0, "delta_l: a row of n tokens has weight n^-alpha, divided by the mean over the group or batch", least=0
+        1.0,
+        "delta_l: a row of n tokens has weight n^-alpha, divided by the mean over the group or batch",
+        least=0,
+        most=10,
     )
     ratio: Literal["none", "token", "sequence"] = field(
         "none", "truncated importance weights of the policy term, for stale rollouts (the answer term has none)"
@@ -63,7 +68,7 @@ class LossConfig:
     kl: Literal["none", "k1", "k2", "k3", "reward_k1"] = field(
         "none", "KL to the reference model: an estimator in the loss, or k1 in the reward (RLOO)"
     )
-    kl_coef: float = field(0.0, "coefficient of the KL term", least=0)
+    kl_coef: float = field(0.0, "coefficient of the KL term", least=0, most=1e6)
     reference_every: int = field(
         0, "steps between updates of the reference towards the policy; 0: it stays the initial model", least=0
     )
@@ -73,7 +78,9 @@ class LossConfig:
         least=0,
         below=1,
     )
-    format_term: float = field(0.0, "coefficient of minus the mean log-prob of forced closing tags (NRT)", least=0)
+    format_term: float = field(
+        0.0, "coefficient of minus the mean log-prob of forced closing tags (NRT)", least=0, most=1e6
+    )
     policy_term: float = 1.0  # coefficient of the log pi(z) term; 0 is supervised training
     max_tokens: int = 1  # the constant of aggregation "const" (Dr.GRPO): tokens that a row may have
 

@@ -13,18 +13,26 @@ from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, append, cann
 class MetricsWriter:
     """Writes the files of one workdir. On several hosts only process 0 makes one.
 
-    `resume_step` is the step that the run goes on from (0 for a new run); `tracker` copies the numbers to wandb.
+    `resume_step` is the step that the run goes on from (0 for a new run); with None nothing is cut before `rewind`.
+    `tracker` copies the numbers to wandb.
     Use as `with MetricsWriter(...) as writer`, or call `close`.
     """
 
-    def __init__(self, workdir: str | Path, steps: int, resume_step: int = 0, tracker: Tracker | None = None):
+    def __init__(
+        self,
+        workdir: str | Path,
+        steps: int,
+        resume_step: int | None = 0,
+        tracker: Tracker | None = None,
+    ):
         self.workdir = Path(workdir)
         self.steps = steps
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise cannot_write(self.workdir, e) from e
-        self.rewind(resume_step)
+        if resume_step is not None:
+            self.rewind(resume_step)
         self._tracker = tracker
 
     def __enter__(self) -> Self:
@@ -66,10 +74,11 @@ class MetricsWriter:
 
 
 def _short(x: float) -> str:
-    """Three or so digits: 2.1e-05, 0.031, 12.34, 1234, 12.3k, 4.56M."""
-    for letter, scale, above in (("M", 1e6, 1e6), ("k", 1e3, 1e4)):
-        if abs(x) >= above:
-            return f"{x / scale:.3g}{letter}"
+    """Three or so digits: 2.1e-05, 0.031, 12.34, 1234, 12.3k, 4.56M, 7.89G, 1.2e+12."""
+    rounded = float(f"{x:.3g}")
+    for letter, scale, above in (("", 1.0, 1e12), ("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e3, 1e4)):
+        if abs(rounded) >= above:
+            return f"{rounded / scale:.3g}{letter}"
     if abs(x) >= 1000:
         return f"{x:.0f}"
     return f"{x:.2f}" if abs(x) >= 0.1 or x == 0 else f"{x:.2g}"

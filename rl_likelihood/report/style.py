@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from rl_likelihood.report.metric_table import Metric
@@ -132,10 +132,18 @@ def spans_decades(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) > 10 * min(values)
 
 
+class Decades(LogLocator):
+    """1, 2, 5, 10, ... over two decades and less, else powers of ten, at most 7 of them."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        self.set_params(subs=(1, 2, 5) if vmax <= 100 * vmin else (1,), numticks=7)
+        return super().tick_values(vmin, vmax)
+
+
 def plain_log(axis: Axis) -> None:
-    """1, 2, 5, 10, ... on a logarithmic axis, as people write them."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FormatStrFormatter("%g"))
+    """Ticks of a logarithmic axis, as people write them: up to 100,000 in full."""
+    axis.set_major_locator(Decades())
+    axis.set_major_formatter(lambda x, _: f"{x:g}" if x < 1e6 else f"$10^{{{np.log10(x):.0f}}}$")
     axis.set_minor_locator(NullLocator())
 
 

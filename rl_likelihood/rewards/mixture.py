@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from rl_likelihood.rewards.reward import Observation, Reward, RewardConfig, Term
 from rl_likelihood.shapes import UserError
 
 _STD_EPS = 1e-6
+MAX_WEIGHT = 1e6  # of a term: the squares of its gradients are finite in float32
 
 _TERM = re.compile(
     r"\s*(?:(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*)?"
@@ -68,8 +70,11 @@ def _term(m: re.Match[str], table: Mapping[str, Reward]) -> Term:
             hint = did_you_mean(used, table)
             raise UserError(f"reward.name has {used!r}; {hint}it must be of {', '.join(table)}, or sft")
     reward, weight, per_std = table[name], float(m["weight"] or 1), bool(m["std"])
-    if abs(weight) > 1e38:
-        raise UserError(f"reward.name has {m[0].strip()!r}; the weight of {name} is too large for a number of 32 bits")
+    if Decimal(m["weight"] or 1) and not 1e-38 < abs(weight) <= MAX_WEIGHT:
+        raise UserError(
+            f"reward.name has {m[0].strip()!r}; the weight of {name} must be 0, or a number of 32 bits that is at most "
+            f"{MAX_WEIGHT:.10g}"
+        )
     if reward.kind != "outcome":
         if inner_name:
             raise UserError(

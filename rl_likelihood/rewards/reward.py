@@ -98,7 +98,9 @@ class RewardConfig:
     truncated: Literal["force_close", "floor", "drop"] = field(
         "force_close", "a chain that never opens the answer gets the missing tags, gets reward.floor, or is dropped"
     )
-    floor: float = field(-10.0, 'log-prob of each answer token after such a chain, with truncated="floor"', below=0)
+    floor: float = field(
+        -10.0, 'log-prob of each answer token after such a chain, with truncated="floor"', below=0, least=-1e6
+    )
     base_rl: tuple[float, ...] = field((1.0, 0.1, 0.0), "base_rl: right; wrong but in the format; not in the format")
     baseline: Literal["none", "frozen", "live"] = field(
         "none",

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from typing import Any, TextIO
@@ -43,6 +44,8 @@ def outlive_the_terminal() -> None:
             os.fstat(number)
         except OSError:  # closed: the next opened file would get this number, and the printed text
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a sampled chain may have characters that the terminal lacks
+        sys.stdout.reconfigure(errors="replace")
     nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stdout, sys.stderr = Console(sys.stdout or nowhere), Console(sys.stderr or nowhere)
 

@@ -96,6 +96,32 @@ def cannot_write(path: str | Path, e: OSError) -> UserError:
     return UserError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another --workdir")
 
 
+def replace(path: Path, text: str) -> None:
+    """Writes a file of a workdir whole: if that fails, the old file stays as it was."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise cannot_write(path, e) from e
+
+
+def read_object(path: Path, cure: str) -> dict[str, Any]:
+    """The JSON object that a file of a workdir holds. UserError with `cure` for another content."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror or e}); check its permissions") from e
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not JSON, or not an object; {cure}")
+    return value
+
+
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any] | None:
     """The object in one line; None for a half-written last line, which a killed process may have left."""
     valid = _is_json(line)

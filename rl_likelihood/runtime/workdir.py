@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rl_likelihood.config import binding_differences, flatten
 from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.console import say
-from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES
+from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, read_object, replace
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 
@@ -24,6 +25,7 @@ DEPENDS = {
     "prompts": ("instruction, worked examples or tokenizer", ("prompt.instruction_path", "prompt.examples_path")),
     "code": ("a file of your own", ("reward.file", "env.file")),
 }
+EXAMPLES = "examples"  # the digest of the worked examples in every prompt, for evaluations
 TOKENIZER = "tokenizer"  # folder with a copy of the tokenizer, because the model's files may move
 
 
@@ -38,10 +40,7 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
     if not path.exists() or not has_results(workdir):
         write_config(workdir, c)
         return
-    try:
-        old = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        raise UserError(f"{path}: not JSON; delete it, or choose another --workdir") from None
+    old = read_config(workdir)
     names = binding_differences(old, new)
     if checkpoint.latest_step(workdir) is not None:  # the weights come from the checkpoint
         names = [name for name in names if name != "model.path"]
@@ -64,14 +63,12 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
 
 def write_config(workdir: Path, c: Config) -> None:
     """Writes the config as the workdir's config."""
-    path = workdir / CONFIG
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(flatten(c), indent=1) + "\n")
-        part.replace(path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror}); choose another --workdir") from None
+    replace(workdir / CONFIG, json.dumps(flatten(c), indent=1) + "\n")
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The flattened config that the workdir's run had."""
+    return read_object(workdir / CONFIG, "delete it, or choose another --workdir")
 
 
 def pinned_date(workdir: Path, date: str) -> str:
@@ -91,15 +88,22 @@ def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool =
         )
     if changed:
         say(f"warning: {workdir} resumes with other {changed[0]} (--force)")
-    (workdir / INPUTS).write_text(json.dumps({"date": date, **digests}) + "\n")
+    replace(workdir / INPUTS, json.dumps({"date": date, **digests}) + "\n")
 
 
 def _inputs(workdir: Path) -> dict[str, str]:
     path = workdir / INPUTS
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:
-        raise UserError(f"{path}: not JSON; delete it, and the next run of this workdir writes it anew") from None
+    return read_object(path, "delete it, and the next run of this workdir writes it anew") if path.exists() else {}
+
+
+def digest_of_examples(c: Config) -> str:
+    """Identifies the worked examples from files or training rows that every prompt shows."""
+    return hashlib.sha256(json.dumps(c.prompt.shots[: c.prompt.examples]).encode()).hexdigest()
+
+
+def has_examples(workdir: Path, c: Config) -> bool:
+    """Whether the run's prompts show these worked examples, wherever their file is now."""
+    return _inputs(workdir).get(EXAMPLES) == digest_of_examples(c)
 
 
 def tokenizer_path(workdir: Path, path: str) -> str:
@@ -120,7 +124,7 @@ def has_results(workdir: Path) -> bool:
 def restore_tracking_id(workdir: Path, tracking_id: str | None) -> None:
     """Writes the wandb id again if its file is gone, so that wandb continues the same run."""
     if tracking_id and not (workdir / TRACKING_ID).exists():
-        (workdir / TRACKING_ID).write_text(tracking_id + "\n")
+        replace(workdir / TRACKING_ID, tracking_id + "\n")
 
 
 def warn_of_lost_lines(folder: Path, sizes: dict[str, int], step: int) -> None:

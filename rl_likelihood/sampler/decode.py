@@ -48,7 +48,7 @@ class SamplerSettings:
         "maximum sampled tokens of an answer; 0: none; -1: prompt.max_answer if the reward reads it",
         least=-1,
     )
-    temperature: float = field(1.0, "the policy is the distribution at this temperature", above=0)
+    temperature: float = field(1.0, "the policy is the distribution at this temperature", least=1e-3, most=1e3)
     slots: int = field(0, "rows decoded at once on a device; when one stops, the next starts; 0: all rows", least=0)
     width_multiple: int = field(
         0, "rows are padded to a multiple of this (each width compiles once); 0: to the maximum width", least=0

@@ -25,7 +25,7 @@ import numpy as np
 from rl_likelihood.learner.step import Models, gradients
 from rl_likelihood.mesh import by_prompt, compiler_options, cores, divides, put
 from rl_likelihood.model.decoder import Params
-from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, using
 from rl_likelihood.shapes import CHAIN, REFERENCE, Batch, UserError
@@ -34,13 +34,14 @@ from rl_likelihood.task import Task, abstract_batch
 FILE = "MICRO_BATCH"
 ROUNDS = 3  # timed calls of a program; the fastest counts
 LARGER = "rl_likelihood.plan says what would"
+AGAIN = "delete it, and the run measures again"
 WORSE = 1.05  # slower than the best by more than this factor is not noise
 
 
 def with_micro_batch(task: Task, devices: Devices, params: Params, models: Models, workdir: Path) -> Task:
     """The task with the micro-batch size saved in the workdir, or else the fastest size. All processes must call it."""
     path = workdir / FILE
-    saved = distributed.by_first(lambda: json.loads(path.read_text()) if path.exists() else None)
+    saved = distributed.by_first(lambda: run_files.read_object(path, AGAIN) if path.exists() else None)
     now = conditions(task, devices)
     if saved is None or saved.get("conditions") != now:
         if saved is not None:
@@ -49,7 +50,7 @@ def with_micro_batch(task: Task, devices: Devices, params: Params, models: Model
         seconds = distributed.share({str(k): t for k, t in measured(task, devices, params, models).items()})
         fastest = int(min(seconds, key=seconds.get))
         saved = {"prompts": fastest, "seconds_per_prompt": seconds, "conditions": now}
-        distributed.by_first(lambda: path.write_text(json.dumps(saved) + "\n") and None)
+        distributed.by_first(lambda: run_files.replace(path, json.dumps(saved) + "\n"))
         by_size = ", ".join(f"{k}: {t:.3g}" for k, t in seconds.items())
         say(f"micro-batch {saved['prompts']} prompts at a time, the fastest (seconds a prompt by size: {by_size})")
     c = task.config

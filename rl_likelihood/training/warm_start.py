@@ -22,7 +22,7 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading import graders
 from rl_likelihood.learner.batching import given_rollout, to_batch
 from rl_likelihood.learner.optimizer import make_optimizer
-from rl_likelihood.learner.step import init_state, make_step, state_shardings
+from rl_likelihood.learner.step import all_finite, init_state, make_step, state_shardings
 from rl_likelihood.mesh import by_prompt, put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.model.lora import merged
@@ -133,5 +133,17 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
         with using(mesh):
             state, out, _ = step(state, base, batch_of(i))
         if i == 0 or (i + 1) % 10 == 0 or i + 1 == steps:
+            refuse_diverged(np.isfinite(out["loss/answer"]), i + 1, c.warm_start.lr)
             say(f"warm start: step {i + 1}/{steps}  loss {float(out['loss/answer']):.3f} nats per token")
-    return state.params if base is None else merged(base, state.params, c.lora)
+    trained_params = state.params if base is None else merged(base, state.params, c.lora)
+    refuse_diverged(all_finite(trained_params), steps, c.warm_start.lr)
+    return trained_params
+
+
+def refuse_diverged(finite: Any, step: int, lr: float) -> None:
+    """Raises unless `finite`, which every process computes alike."""
+    if not finite:
+        raise distributed.SharedRefusal(
+            f"warm start: step {step}: loss or parameters are not finite, and nothing has been saved; lower "
+            f"warm_start.lr ({lr:g}) and choose another --workdir"
+        )

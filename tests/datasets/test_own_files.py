@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 import types
@@ -110,7 +111,8 @@ def test_variants_of_a_test_question_are_never_trained_on(tmp_path):
 
 def test_what_is_removed_is_counted_and_named(tmp_path):
     worked = WORKED_EXAMPLES["basic_arithmetic"][0][0]
-    more = [{"prompt": "What is  item 3?", "answer": "three"}, {"prompt": worked, "answer": "6"}]
+    more = [{"prompt": "What is  item 3?", "answer": "three"}]
+    more += [{"prompt": worked, "answer": "6", "task": "basic_arithmetic"}]
     path = write(tmp_path / "train.jsonl", questions(10) + more)
     test = write(tmp_path / "test.jsonl", questions(4, start=8) + questions(1, start=8))
     cfg = own(path, heldout_path=test)
@@ -238,6 +240,20 @@ def test_worked_examples_come_from_a_file(tmp_path, tokenizer):
     assert resolve_prompt(PromptConfig(examples=2, examples_path=shown), gym, most=2).shots == prompt.shots
     with pytest.raises(UserError, match="prompt.examples_path = .* has 2 rows with a chain, but 3"):
         resolve_prompt(PromptConfig(examples=3, examples_path=shown), cfg, most=3)
+
+
+def test_a_question_that_no_prompt_shows_stays(tmp_path):
+    worked = {"prompt": WORKED_EXAMPLES["basic_arithmetic"][0][0], "answer": "24"}
+    train, _, report = load(own(write(tmp_path / "train.jsonl", [*questions(2), worked])))
+    assert prompts(train)[2] == worked["prompt"] and report.removed == ()
+
+
+def test_bad_rows_of_worked_examples_are_left_out_where_the_config_says_so(tmp_path):
+    shown = PromptConfig(examples=2, examples_path=write(tmp_path / "shown.jsonl", [{"prompt": "?"}, *with_chains(2)]))
+    cfg = own(write(tmp_path / "train.jsonl", questions(5, start=9)))
+    with pytest.raises(UserError, match="shown.jsonl:1.*--config.data.skip_bad_rows=True"):
+        resolve_prompt(shown, cfg, most=2)
+    assert len(resolve_prompt(shown, dataclasses.replace(cfg, skip_bad_rows=True), most=2).shots) == 2
 
 
 def test_rows_without_chains_are_no_worked_examples(tmp_path, tokenizer):

@@ -157,7 +157,7 @@ def test_a_broken_file_is_named(tmp_path):
             b'[\n{"prompt": "a", "answer": "b"},\n',
             "rows.jsonl:3: the JSON array",
         ),
-        ("rows.csv", b"prompt,answer\n1,2\n", "rows.csv:1: neither JSON lines nor a JSON array"),
+        ("rows.csv", b"prompt,answer\n1,2\n", "rows.csv is not read: rows of .csv files"),
         ("rows.parquet", b"PAR1", "rows.parquet is not a readable parquet file"),
         ("rows.jsonl", b"\n\n", "has no usable row"),
     ):
@@ -195,7 +195,8 @@ BAD_LINES = [
     ({"prompt": "a", "answer": True}, "field 'answer' must be a string, not true/false"),
     ({"prompt": 7, "answer": "b"}, "field 'prompt' must be a string, not a number"),
     ({"prompt": ["a"], "answer": "b"}, "field 'prompt[0]' must be an object"),
-    ({"prompt": "a", "answer": None}, "field 'answer' is missing"),
+    ({"prompt": "a", "answer": None}, "field 'answer' is null; write the answer"),
+    ({"prompt": None, "answer": "b"}, "field 'prompt' is null; write the prompt"),
     ({"prompt": "a", "answer": "b", "chain": {}}, "field 'chain' must be a string, not an object"),
     ({"prompt": "a", "answer": "b", "alternatives": "c"}, "field 'alternatives' must be a list of answers, not a str"),
     ({"prompt": "a", "answer": "b", "alternatives": ["c", {}]}, "field 'alternatives' must be a string, not an object"),
@@ -240,6 +241,21 @@ def test_bad_lines_are_counted_and_named_when_skipped(tmp_path):
     for i, ((_, reason), said) in enumerate(zip(BAD_LINES, report.bad_rows, strict=False), start=3):
         assert said.startswith(f"{path}:{i}: ") and reason in said
     assert report.bad_rows[-1].endswith("not UTF-8 text")
+
+
+def test_formats_that_are_not_read_are_named(tmp_path):
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in ("state.json", "dataset_info.json"):
+        (folder / name).write_text("{}")
+    (folder / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+    with pytest.raises(UserError, match="data.train_path=.*00001.arrow, which is not read .*ds.to_parquet"):
+        load(own(folder))
+    write(folder / "rows.jsonl", questions(3))
+    (folder / "more.csv").write_text("prompt,answer\n")
+    train, held, report = load(own(folder))
+    assert len(train) == 3
+    assert "not read: data-00000-of-00001.arrow, more.csv" in describe(own(folder), train, held, report)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from rl_likelihood import train
-from rl_likelihood.config import build, flatten
+from rl_likelihood.config import build, changed, flatten
 from rl_likelihood.datasets import prepare, sources
-from rl_likelihood.datasets.sources import DataConfig
+from rl_likelihood.datasets.sources import DataConfig, resolve_prompt
 from rl_likelihood.evaluate import check_workdir
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.evaluate import Evaluation, _marks, _scores, evaluate, tokens_before_tags, votes
@@ -33,6 +33,7 @@ from rl_likelihood.model.decoder import forward, head_matrix, init, param_specs
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.runtime.lock import lock
+from rl_likelihood.runtime.workdir import EXAMPLES, digest_of_examples, keep_inputs
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import CHAIN, SAMPLED, UserError
 from rl_likelihood.task import EVALUATE, INIT, SAMPLE, WARM_START, load
@@ -458,14 +459,33 @@ def test_one_evaluation_at_a_time_writes_a_file_and_says_how_far_it_is(tmp_path,
 
 
 def test_a_run_is_evaluated_on_other_questions_but_not_in_another_format(tmp_path, monkeypatch):
-    old = flatten(small_config())
-    (tmp_path / "config.json").write_text(json.dumps(old))
+    old = build(small_config())
+    (tmp_path / "config.json").write_text(json.dumps(flatten(old)))
     monkeypatch.setattr(checkpoint, "latest_step", lambda _: 3)
     other = {"prompt.max_prompt": 99, "prompt.max_answer": 9, "prompt.instruction": "Subtract.", "data.heldout_size": 7}
-    check_workdir(tmp_path, {**old, **other})
+    check_workdir(tmp_path, changed(old, other))
     for name, value in {"prompt.answer_open": "<a", "prompt.score_delims": "both", "prompt.examples": 1}.items():
         with pytest.raises(UserError, match=f"was trained with {name} = "):
-            check_workdir(tmp_path, {**old, name: value})
+            check_workdir(tmp_path, changed(old, {name: value}))
+    (tmp_path / "config.json").write_text(json.dumps(flatten(old))[:50])
+    with pytest.raises(UserError, match="config.json: not JSON"):
+        check_workdir(tmp_path, old)
+
+
+def test_a_run_is_evaluated_where_its_worked_examples_are_now(tmp_path, monkeypatch):
+    rows = [json.dumps({"prompt": f"{i} + 1", "answer": str(i + 1), "chain": f"{i + 1}."}) + "\n" for i in range(3)]
+    (tmp_path / "moved.jsonl").write_text("".join(rows))
+    (tmp_path / "other.jsonl").write_text("".join(rows[1:]))
+    asked = {"prompt__examples": 2, "prompt__max_prompt": 200}
+    of = lambda name: build(small_config(**asked, prompt__examples_path=str(tmp_path / name)))
+    resolved = resolve_prompt(of("moved.jsonl").prompt, of("moved.jsonl").data, 2)
+    keep_inputs(tmp_path, "", {EXAMPLES: digest_of_examples(dataclasses.replace(of("moved.jsonl"), prompt=resolved))})
+    (tmp_path / "config.json").write_text(json.dumps(flatten(of("gone.jsonl"))))
+    monkeypatch.setattr(checkpoint, "latest_step", lambda _: 3)
+    check_workdir(tmp_path, of("moved.jsonl"))
+    for config in (of("other.jsonl"), build(small_config(**asked))):
+        with pytest.raises(UserError, match="was trained with prompt.examples_path = "):
+            check_workdir(tmp_path, config)
 
 
 def test_damaged_records_and_folders_are_refused(tmp_path):

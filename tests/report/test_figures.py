@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from rl_likelihood.report import (
     chain_figures,
@@ -17,6 +18,7 @@ from rl_likelihood.report import (
     table,
     table_text,
 )
+from rl_likelihood.report.metric_table import metric
 from rl_likelihood.report.table import Run
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
@@ -216,6 +218,18 @@ def test_one_run_is_a_line_for_each_evaluation(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize("largest", [12.0, 900.0, 1e7, 1e12, 1e40])
+def test_a_logarithmic_axis_has_a_few_labels_however_wide_it_is(largest):
+    fig = Figure(figsize=(4, 3))
+    ax = fig.subplots()
+    ax.plot([0, 1], [1.0, largest])
+    style.fit_scale(ax, metric("perplexity"))
+    fig.canvas.draw()
+    low, high = ax.get_ylim()
+    labels = [t.get_text() for t in ax.get_yticklabels() if low <= t.get_position()[1] <= high]
+    assert 3 <= len(labels) <= 8 and "1" in labels and all(labels) and not any("e+" in text for text in labels)
 
 
 def test_curves_are_means_over_seeds(runs):

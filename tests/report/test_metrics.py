@@ -198,6 +198,8 @@ def test_console_lines_are_aligned_and_in_order():
     assert "success" not in metrics.line(1, 500, first | {"greedy_success": 0.5}, 1), "an evaluation is not the step's"
     assert "left" not in metrics.line(1, 500, first, None), "not known before the second step"
     assert "left" not in metrics.line(500, 500, first, 0.0), "an evaluation follows"
+    for value, words in ((9994, "9994"), (999_600, "1M"), (1e9, "1G"), (9.996e11, "1e+12"), (1e30, "1e+30")):
+        assert f"ppl {words:>6}" in metrics.line(1, 500, {"answer/perplexity": value}, 1)
     assert "ppl    nan" in metrics.line(1, 500, {"answer/perplexity": math.inf}, 1)
 
 

@@ -1,8 +1,13 @@
 """Tables as text: side by side, of one evaluation, and in one line."""
 
+import csv
 import math
+from pathlib import Path
 
-from rl_likelihood.report.table_text import aligned, evaluation, evaluation_line, side_by_side
+from rl_likelihood.report.table import Block, Cell, Line
+from rl_likelihood.report.table_text import FORMATS, aligned, evaluation, evaluation_line, side_by_side
+
+GRID = Path(__file__).parents[2] / "experiments" / "results" / "cpu_grid"
 
 COLUMNS = {
     "untouched": {"greedy_success": 0.0712, "perplexity": 12.3456, "other": 1.0},
@@ -56,3 +61,18 @@ def test_an_evaluation_in_one_line_says_what_was_asked_for():
     row = {"greedy_success": 0.5, "chain_length": 31.26, "questions": 96, "seconds": 12.4}
     line = evaluation_line("untouched", row)
     assert line == "untouched: greedy success 50.0%, chain length with tags 31.3 tokens; 96 questions in 12 s"
+
+
+def test_the_committed_tables_of_a_grid_hold_the_same_numbers():
+    tasks: dict[str, dict[str, Line]] = {}
+    with open(GRID / "table.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            no_chain, counts = row["reward"] == "sft", [int(row[name]) for name in ("done", "runs")]
+            made = Line(row["reward"], {}, *counts, no_chain, int(row["questions"]))
+            cells = tasks.setdefault(row["task"], {}).setdefault(row["reward"], made).cells
+            if row["mean"]:
+                numbers = (float(row[name]) for name in Cell._fields[:-1])
+                cells[row["measured"]] = Cell(*numbers, counts[0])
+    blocks = [Block({"task": task}, "reward", [*lines.values()]) for task, lines in tasks.items()]
+    for kind, name in (("csv", "table.csv"), ("markdown", "table.md"), ("latex", "table.tex")):
+        assert (GRID / name).read_text() == FORMATS[kind](blocks) + "\n", name

@@ -176,7 +176,7 @@ def test_a_sweep_goes_on_after_a_point_that_fails_and_names_it(tmp_path):
         ("setup.sh", [], {**CLOUD, "COMMIT": "nowhere"}, ["nowhere", "no commit"]),
         ("setup.sh", [], {**CLOUD, "NFS": "gs://bucket"}, ["NFS is 'gs://bucket'", "HOST:/SHARE"]),
         ("setup.sh", [], {**CLOUD, "EXTRAS": "math; rm"}, ["EXTRAS", "hub,ray"]),
-        ("setup.sh", [], {**CLOUD, "EXTRAS": "hub,mth"}, ["EXTRAS has 'mth'", "setup.py"]),
+        ("setup.sh", [], {**CLOUD, "EXTRAS": "hub,mth"}, ["EXTRAS has 'mth'", "setup.py", "hub", "ray", "tpu"]),
         ("setup.sh", [], {**CLOUD, "SECRETS": "/nowhere"}, ["SECRETS is '/nowhere'"]),
         ("copy.sh", ["/nowhere"], CLOUD, ["/nowhere does not exist"]),
         ("run.sh", ["env", "WANDB_API_KEY=0123", "x"], CLOUD, ["WANDB_API_KEY", "SECRETS=FILE"]),

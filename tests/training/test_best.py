@@ -32,7 +32,7 @@ def test_an_evaluation_of_other_questions_or_samples_is_not_compared():
 
 def test_a_metric_that_is_none_is_refused():
     assert higher_is_better("greedy_success") and not higher_is_better("perplexity")
-    for name in ("succes", "grad/norm", "chain_length"):
+    for name in ("succes", "grad/norm", "chain_length", "greedy_success_se", "grader_failures", "seconds"):
         with pytest.raises(UserError, match=f"train.best is '{name}'"):
             higher_is_better(name)
     with pytest.raises(UserError, match="train.best is 'pass@64'"):

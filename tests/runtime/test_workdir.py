@@ -1,0 +1,33 @@
+"""The files of a workdir on a full disk, and a terminal that lacks characters."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from rl_likelihood.runtime.workdir import INPUTS, keep_inputs
+from rl_likelihood.shapes import UserError
+
+
+def test_a_full_disk_leaves_the_inputs_of_the_run_as_they_were(tmp_path):
+    keep_inputs(tmp_path, "2026-01-02", {"questions": "a"})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(UserError, match=f"{INPUTS}: cannot be written"):
+            keep_inputs(tmp_path, "2026-01-02", {"questions": "a", "prompts": "b"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert json.loads((tmp_path / INPUTS).read_text()) == {"date": "2026-01-02", "questions": "a"}
+    assert [path.name for path in tmp_path.iterdir()] == [INPUTS]
+
+
+def test_a_character_that_stdout_lacks_is_replaced():
+    code = "from rl_likelihood.runtime.console import outlive_the_terminal, say; outlive_the_terminal(); "
+    code += "say('\\u00e9 \\u221a3'); say('end')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"? ?3\nend\n"), done.stderr.decode()

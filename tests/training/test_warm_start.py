@@ -1,0 +1,46 @@
+"""Parameters that are not finite: a start saves none, and the message names the field that helps."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rl_likelihood import train
+from rl_likelihood.config import build
+from rl_likelihood.runtime import checkpoint
+from rl_likelihood.runtime.workdir import INITIAL
+from rl_likelihood.shapes import UserError
+from rl_likelihood.task import load
+from rl_likelihood.training import warm_start
+from tests.runs import small_config
+
+ONE = {"eval__prompts": 0, "train__steps": 1}
+WARM = {"warm_start__steps": 3, "warm_start__chains": "given", "warm_start__prompts": 8}
+WARM |= {"warm_start__prompts_per_step": 8, "loss__kl": "k3", "loss__kl_coef": 0.1}
+
+
+def test_a_warm_start_that_diverges_names_its_learning_rate_and_leaves_no_model(tmp_path):
+    config = build(small_config(**ONE, **WARM))
+    config = dataclasses.replace(config, warm_start=dataclasses.replace(config.warm_start, lr=1e38))
+    with pytest.raises(UserError, match=r"warm start: step 3.*not finite.*lower warm_start.lr \(1e\+38\)"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / INITIAL).exists() and checkpoint.latest_step(tmp_path / "run") is None
+
+
+def test_the_last_step_of_a_warm_start_is_checked_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm_start, "all_finite", lambda _: False)
+    with pytest.raises(UserError, match="warm start: step 1.*not finite.*lower warm_start.lr"):
+        train.run(build(small_config(**ONE, **WARM | {"warm_start__steps": 1})), tmp_path / "run")
+    assert not (tmp_path / "run" / INITIAL).exists()
+
+
+def test_a_model_that_is_not_finite_is_refused_before_anything_is_saved(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        task, params = load(*args, **kwargs)
+        return task, jax.tree.map(lambda x: x * jnp.nan, params)
+
+    monkeypatch.setattr(train, "load", broken)
+    with pytest.raises(UserError, match="model.path is .*not finite"):
+        train.run(build(small_config(**ONE, loss__kl="k3", loss__kl_coef=0.1)), tmp_path / "run")
+    assert not (tmp_path / "run" / INITIAL).exists()
