@@ -269,19 +269,9 @@ def load(
         heldout=heldout_rows,
         data_line=sources.describe(c.data, rows, heldout, report, too_long),
         fast=fast_rows,
-        common=_common(c, text, fmt, [*rows, *heldout_rows, *fast_rows]),
+        common=common_ids([row.prompt_ids for row in (*rows, *heldout_rows, *fast_rows)]),
     )
     return task, params
-
-
-def _common(c: Config, text: PreTrainedTokenizerBase, fmt: ChainFormat, rows: list[EncodedExample]) -> np.ndarray:
-    """The ids with which all prompts begin. They do not depend on which rows are loaded, except in conversations, whose
-    environment writes the instruction."""
-    if not rows:
-        return np.zeros(0, np.int32)
-    questions = [dataclasses.replace(rows[0].example, prompt=x, messages=(), answer="0") for x in ("0", "a")]
-    probes = [row.prompt_ids for row in (rows if c.converses else prompts.encode_all(questions, text, c.prompt, fmt))]
-    return common_ids(probes, [row.prompt_ids for row in rows])
 
 
 def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:

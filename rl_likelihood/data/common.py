@@ -1,6 +1,4 @@
-"""The ids with which all prompts of a run begin: the instruction and the worked examples. They are computed once."""
-
-from __future__ import annotations
+"""The ids with which all prompts of a run begin: usually the instruction and worked examples. Computed once."""
 
 from collections.abc import Sequence
 
@@ -11,13 +9,14 @@ from jaxtyping import Int
 LEAST = 16
 
 
-def common_ids(probes: Sequence[np.ndarray], prompts: Sequence[np.ndarray]) -> Int[np.ndarray, "_"]:
-    """The longest common beginning of `probes`, prompts whose questions differ from the first character on. It is empty
-    if it is short, or if not all prompts begin with it and go on."""
-    width = min(len(ids) for ids in (*probes, *prompts)) - 1
-    equal = np.all([ids[:width] == probes[0][:width] for ids in probes], 0)
-    ids = probes[0][: width if equal.all() else int(equal.argmin())]
-    return ids if len(ids) >= LEAST and all_begin_with(prompts, ids) else ids[:0]
+def common_ids(prompts: Sequence[np.ndarray]) -> Int[np.ndarray, "_"]:
+    """The longest common beginning that leaves each prompt an id of its own; empty if it is short."""
+    if not prompts:
+        return np.zeros(0, np.int32)
+    width = min(map(len, prompts)) - 1
+    equal = np.all([ids[:width] == prompts[0][:width] for ids in prompts], 0)
+    ids = prompts[0][: width if equal.all() else int(equal.argmin())]
+    return ids if len(ids) >= LEAST else ids[:0]
 
 
 def all_begin_with(prompts: Sequence[np.ndarray], ids: np.ndarray) -> bool:

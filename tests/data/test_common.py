@@ -17,21 +17,22 @@ def after(*ends):
     return [np.append(BEGIN, end) for end in ends]
 
 
-def test_it_is_what_all_questions_share_and_never_a_whole_prompt():
-    np.testing.assert_array_equal(common_ids(after([90], [91, 7]), after([5], [6, 6])), BEGIN)
-    np.testing.assert_array_equal(common_ids(after([90], [90]), after([90, 4], [90])), BEGIN, "one id is left")
+def test_it_is_what_all_prompts_share_and_never_a_whole_prompt():
+    np.testing.assert_array_equal(common_ids(after([90], [91, 7], [5])), BEGIN)
+    np.testing.assert_array_equal(common_ids(after([90, 4], [90])), BEGIN, "one id is left")
+    np.testing.assert_array_equal(common_ids(after([90, 4, 5], [90, 4, 6])), [*BEGIN, 90, 4])
 
 
 @pytest.mark.parametrize(
-    "probes, prompts",
+    "prompts",
     [
-        (after([90], [91]), [*after([5]), np.arange(1, LEAST + 9)]),  # another prompt begins otherwise
-        ([BEGIN[:5], BEGIN[:6]], after([5], [6])),  # short
-        ([np.append(90, BEGIN), np.append(91, BEGIN)], after([5])),  # the questions come first
+        [*after([5]), np.arange(1, LEAST + 9)],  # one begins otherwise
+        [np.append(BEGIN[: LEAST - 1], 90), np.append(BEGIN[: LEAST - 1], 91)],  # short
+        [],
     ],
 )
-def test_otherwise_there_is_none(probes, prompts):
-    assert not len(common_ids(probes, prompts))
+def test_otherwise_there_is_none(prompts):
+    assert not len(common_ids(prompts))
 
 
 def test_a_task_says_it_of_batches_whose_rows_all_have_it():
