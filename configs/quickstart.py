@@ -3,9 +3,8 @@
     make quickstart
 
 Sums, differences and products of two numbers up to 10. Two worked examples stand before each question, and the second
-takes two steps. The untouched model copies that second step where one step is the answer. So it is right on 19 % of the
-questions greedily, and on 13 % when it samples. docs/results.md has three seeds, and the untouched model with better
-examples.
+takes two steps. The untouched model copies that second step where one step is the answer. So it is right on 14 % of the
+questions, greedily or when it samples. docs/results.md has three seeds, and the untouched model with better examples.
 
 Arguments: reward, group, steps, seed, as configs/quickstart.py:reward=jepo,seed=1.
 """
