@@ -275,7 +275,7 @@ class Formulas(Cursor):
         """(x), a group; (1, 2) and [1, 2), sequences; {1, 2}, a set; |_x_|."""
         if self.peek() == "{" and {"over", "choose"} & {self.token(i).text for i in range(2, 4)}:  # {3 \\over 4}
             return self.group()
-        if self.peek() == "\\{" and self.builds_set():
+        if self.peek() in ("\\{", "{") and self.builds_set():
             return self.built_set()
         if self.peek() == self.token(1).text == "[":
             return self.rows()
@@ -310,11 +310,12 @@ class Formulas(Cursor):
 
     def built_set(self) -> Node:
         r"""{x | 0 < x < 1} as the interval that its condition is."""
-        self.at += 2
+        closing = self.expect("\\{", "{").replace("{", "}")
+        self.at += 1
         variable = self.tokens[self.at - 1].text
         self.at += 3 if self.peek() == "in" else 1
         name, node = region(self.items())
-        self.expect("\\}")
+        self.expect(closing)
         if name != variable:
             raise Unreadable("a set's condition")
         return node

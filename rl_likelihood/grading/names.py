@@ -19,7 +19,9 @@ median mean average mode range minimum maximum variance domain age weight mass
 _KNOWN = frozenset(_WORDS.split())
 _SUBSCRIPTS = frozenset({"max", "min", "total", "avg", "net", "in", "out", "eff", "rms", "tot", "opt", "new", "old"})
 _POINTS = "[A-MO-Z]{1,3}"  # NO and NOT, with an N, are words
-_PLAIN_SUBSCRIPT = re.compile(rf"[0-9,]*[A-Za-z]?[0-9,]*|[a-z](?:,[a-z])+|[a-z][+-][0-9]+|(?:triangle|angle)?{_POINTS}")
+_PLAIN_SUBSCRIPT = re.compile(
+    rf"[0-9,]*[A-Za-z]?[0-9,]*|[a-z](?:,[a-z])+|[i-n]{{2}}|[a-z][+-][0-9]+|(?:triangle|angle)?{_POINTS}"
+)
 
 
 def without_names(reference: Node, answer: Node) -> tuple[Node, Node]:
@@ -83,8 +85,9 @@ def _is_name(node: Node, answers: bool) -> bool:
             return _is_letter(node.parts[0], answers)
         case "apply":
             arguments = (part.parts[0] for part in node.parts[1:] if part.kind == "name")
-            known = all(part.kind in ("name", "number") for part in node.parts[1:])
-            return known and (not answers or all(map(_says_nothing, (node.parts[0], *arguments))))
+            if not all(part.kind in ("name", "number") for part in node.parts[1:]):
+                return False
+            return not answers or (node.parts[0] not in CONSTANTS and all(map(_plain, (node.parts[0], *arguments))))
         case "word":
             return set(node.parts[0].lower().split()) <= _KNOWN
         case "sequence":
@@ -102,12 +105,12 @@ def _is_name(node: Node, answers: bool) -> bool:
 
 
 def _is_letter(name: str, answers: bool) -> bool:
-    """A letter; in an answer its subscript says nothing, and it has no value of its own: pi = 5 is false."""
-    return is_variable(name) and not (answers and (name in CONSTANTS or not _says_nothing(name)))
+    """A letter; in an answer one without words in it or a value of its own: pi = 5 is false."""
+    return is_variable(name) and (not answers or (_plain(name) and name.removesuffix("_") not in CONSTANTS))
 
 
-def _says_nothing(name: str) -> bool:
-    """A symbol without words in its subscript or under its bar."""
+def _plain(name: str) -> bool:
+    """Is a symbol without words in its subscript or under its bar?"""
     marked, _, subscript = name.removesuffix("^-1").rstrip("'").partition("_")
     mark, _, letter = marked.rpartition(" ")
     bare = not mark or len(letter) == 1 or re.fullmatch(_POINTS, letter) is not None

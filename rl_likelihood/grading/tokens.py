@@ -74,10 +74,12 @@ _ELLIPSIS = re.compile(r"\s*(?:\.\.\.|\\[lc]?dots(?![A-Za-z]))")
 _CYCLE = re.compile(r"(?P<block>[0-9]{1,12}?)(?P=block)+$")
 _EXPONENT = re.compile(r"[eE](?P<power>[-+]?[0-9]{1,4})(?![0-9A-Za-z])")
 _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?P<bare>[0-9]{1,3}))")
+_COLOURS = "black|blue|brown|cyan|gray|green|lime|magenta|olive|orange|pink|purple|red|teal|violet|yellow"
 
 _SCANNER = re.compile(
     r"(?P<row>\\\\(?:\[[0-9.]+(?:pt|em|ex|mm|cm)\])?|\\cr(?![A-Za-z])|\\tabularnewline)"
-    r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\(?:hspace\*?|(?:text)?color)\s*\{[^{}]*\}|\\left\s*\.|\\right\s*\.)"
+    r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\left\s*\.|\\right\s*\."
+    rf"|\\hspace\*?\s*\{{\s*-?[0-9.]+\s*[a-z]{{2}}\s*\}}|\\(?:text)?color\s*\{{\s*(?:{_COLOURS})\s*\}})"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
     rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>[^{{}}]*)\}}"
     rf"|\\(?P<font>{'|'.join(_FONTS)})\s*\{{\s*(?P<letters>[^{{}}\\]*)\}}"

@@ -151,7 +151,7 @@ def _size(node: Node, k: int) -> float:
         size += _magnitude(node.parts[1], k) / 2.3
     elif node.kind == "pow":
         base = _value(node.parts[0], k, _QUICK)
-        size += _magnitude(node.parts[1], k) * (abs(mpmath.log10(abs(base))) if base else 0)
+        size += _magnitude(node.parts[1], k) * (0.31 * abs(_context(_QUICK).mag(base)) if base else 0)
     return float(size)
 
 
