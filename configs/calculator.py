@@ -4,8 +4,7 @@
 
 Countdown as a conversation: the model tries an expression with the tool `calculate`, reads its value, and gives one
 with `submit`, which ends the game. A short supervised warm start on conversations teaches the calls; then RL on the
-environment's reward. Untouched, the model is right in none of 64 games. Random weights of 1.6 M parameters
-(`model.preset="tiny"`) wrote calls after a warm start on 2,400 conversations, but no right expression.
+environment's reward. Untouched, the model is right in none of 64 games.
 
 Arguments: model, reward (environment, avg_log_prob, ...), credit (outcome, turn), group, steps, seed.
 """

@@ -73,7 +73,8 @@ class Outcomes(struct.PyTreeNode):
     """The outcomes of conversations with an environment, one value per row."""
 
     reward: Float[np.ndarray, "P G"]  # from the environment
-    calls_f1: Float[np.ndarray, "P G"]  # agreement with the reference calls; 0 where the environment has none
+    calls_f1: Float[np.ndarray, "P G"]  # agreement with the reference calls; nan where the environment has none
+    end: Int[np.ndarray, "P G"]  # how it ended: the index in envs.protocol.ENDS
     turns: Int[np.ndarray, "P G"]
     calls: Int[np.ndarray, "P G"]
     bad_calls: Int[np.ndarray, "P G"]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_likelihood.envs.protocol import Environment
+from rl_likelihood.envs.deadline import Failed, in_time
+from rl_likelihood.envs.protocol import Environment, Start
 from rl_likelihood.envs.table import ENVIRONMENTS, EnvConfig
 from rl_likelihood.grading.graders import GRADERS, Grader
 from rl_likelihood.grading.worker import run_file
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.reward import Reward, Term
 from rl_likelihood.rewards.table import REWARDS, grader_reward
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import ENVIRONMENT, Example, UserError
 
 
 def reward_table(file: str = "") -> dict[str, Reward]:
@@ -48,6 +50,48 @@ def environment_of(cfg: EnvConfig) -> Environment:
         raise
     except Exception as e:
         raise UserError(f"env.name is {cfg.name!r}, which cannot be made ({type(e).__name__}: {e})") from e
+
+
+def begun(cfg: EnvConfig, example: Example) -> Start:
+    """The beginning of the conversation about a row, within env.seconds. UserError names the row."""
+    check = json.loads(example.check or "{}")
+    if ENVIRONMENT not in check:
+        raise UserError(
+            f"row {example.id} has no field 'environment', which tells env.name = {cfg.name!r} its task; add it"
+        )
+
+    def start() -> Start:
+        value = environment_of(cfg).start(check[ENVIRONMENT])
+        return value._replace(messages=list(value.messages))
+
+    (value,) = in_time([start], cfg.seconds)
+    if not isinstance(value, Failed):
+        return value
+    if value.kind == "UserError":
+        raise UserError(value.why.removeprefix("UserError: "))
+    raise UserError(
+        f"row {example.id}: the environment {cfg.name} cannot begin with {check[ENVIRONMENT]} ({value.why}); mend the "
+        "row's field 'environment'"
+    )
+
+
+def refuse_unscored(cfg: EnvConfig, terms: Sequence[Term], referenced: bool) -> None:
+    """UserError if the reward or the credit reads what the environment lacks. `referenced`: a training row's
+    conversation begins with a reference."""
+    if any(t.name == "calls_f1" for t in terms) and not hasattr(environment_of(cfg), "calls_f1"):
+        raise UserError(
+            f"reward.name has 'calls_f1', but the environment {cfg.name} has no method calls_f1(state); write it or "
+            "choose another reward"
+        )
+    reading = [
+        f"reward.name has {t.name!r}" for t in terms if not t.reward.conversation and "reference" in t.reward.reads
+    ]
+    reading += ["env.credit is 'turn'"] * (cfg.credit == "turn")
+    if reading and not referenced:
+        raise UserError(
+            f"{reading[0]}, which scores references, but the environment {cfg.name} gives none: Start.reference is "
+            "empty in every training row; fill it or choose the reward environment with env.credit=outcome"
+        )
 
 
 def parse_reward(name: str, file: str = "") -> tuple[Term, ...]:

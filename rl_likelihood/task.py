@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,7 @@ from rl_likelihood.shapes import (
     ShownPrompts,
     UserError,
 )
-from rl_likelihood.tables import environment_of
+from rl_likelihood.tables import begun, refuse_unscored
 from rl_likelihood.weights import assets, files
 
 if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come before
@@ -249,6 +248,8 @@ def load(
     _refuse_positions(c, model, fmt)
     encode = functools.partial(_encode_conversations if c.converses else _encode_questions, c=c, text=text, fmt=fmt)
     rows, too_long = encode(train, skip=c.data.skip_bad_rows)
+    if training and c.converses and not c.reward.supervised:
+        refuse_unscored(c.env, c.reward.terms, any(len(row.answer_ids) for row in rows))
     if c.max_shown:
         rows = with_shown(rows, text, c.prompt, fmt, c.posterior.prompt, c.max_shown)
     if c.reads_alternatives:
@@ -313,26 +314,11 @@ def _encode_conversations(
 ) -> Encoded:
     """Encodes the first messages of conversations as prompts, with the reference for the model's first message as the
     answer."""
-    environment = environment_of(c.env)
     rows = []
     for example in examples:
-        check = json.loads(example.check or "{}")
-        if "environment" not in check:
-            raise UserError(
-                f"row {example.id} has no field 'environment', which tells env.name = {c.env.name!r} its task; add it"
-            )
-        try:
-            start = environment.start(check["environment"])
-            messages, reference = list(start.messages), start.reference
-        except UserError:
-            raise
-        except Exception as e:
-            raise UserError(
-                f"row {example.id}: the environment {c.env.name} cannot begin with {check['environment']} "
-                f"({type(e).__name__}: {e}); mend the row's field 'environment'"
-            ) from e
-        prompt = conversation.prompt_ids(text, fmt, messages, c.prompt.date)
-        answer = conversation.reference_ids(text, fmt, reference, c.prompt.max_answer)
+        start = begun(c.env, example)
+        prompt = conversation.prompt_ids(text, fmt, start.messages, c.prompt.date)
+        answer = conversation.reference_ids(text, fmt, start.reference, c.prompt.max_answer)
         rows.append(EncodedExample(example, prompt, answer, np.ones(len(answer), bool)))
     if skip:
         return prompts.fitting(rows, c.prompt)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,16 @@ def test_a_grader_grades_evaluations_and_trains(tmp_path):
     metrics, samples = trained(tmp_path / "run", reward__file=file, reward__name="same_words")
     assert metrics["grader/failures"] == 0
     assert all(row["reward"] == row["reward/same_words"] for row in samples)
+
+
+def test_the_command_for_an_environment_runs_as_it_stands(package):
+    file_of("An environment", package)
+    (package / "rows.jsonl").write_text(example("An environment", "json"))
+    program, *arguments = shlex.split(example("An environment", "sh").replace("\\\n", " "))
+    assert program == "python"
+    python(package, *arguments)
+    metrics = run_files.read(package / "runs" / "guess" / "metrics.jsonl")
+    assert [row["env/failures"] for row in metrics] == [0, 0, 0]
 
 
 def test_an_environment_is_talked_to(tmp_path):

@@ -54,6 +54,17 @@ class Markup:
             ids = [*ids[:half], *cut[:space], *ids[len(ids) - half :]]
         return np.asarray([*opening, *ids, *self.after], np.int32)
 
+    def text_of(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of a reply in ids that `reply` made. Without the markup's ids: decoded, its role would be text."""
+        own = [int(i) for i in ids]
+        opening = next((b for b in (self.before, self.before[1:]) if tuple(own[: len(b)]) == b), ())
+        own = own[len(opening) : len(own) - len(self.after)]
+        text = self.tokenizer.decode(own, skip_special_tokens=True)
+        try:
+            return json.loads(f'"{text}"') if self.as_json else text
+        except ValueError:  # cut in the middle of an escape
+            return text
+
 
 def markup(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, limit: int) -> Markup:
     """The markup of a tokenizer's chat template, read off a rendered conversation with a reply.

@@ -2,7 +2,8 @@
 
 Read from tasks.json, split_tasks.json, db.toml and user_db.toml together. The environment (envs/telecom.py) plays
 every task, so histories hold its real replies. Answers are calls as sorted JSON; `extra` names the task and, as
-alternatives, the other calls that remain, which may as well come next. Splits are tau2's, by task.
+alternatives, the other calls that remain, which may as well come next, and which arguments count where not all do
+(`compare_args`). Splits are tau2's, by task.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from rl_likelihood.envs import telecom, telecom_turns
 from rl_likelihood.envs.telecom_rollouts import system_prompt
 from rl_likelihood.envs.telecom_state import World, make_world, read_toml
 from rl_likelihood.envs.telecom_turns import Turn
+from rl_likelihood.grading.code import COMPARED
 from rl_likelihood.shapes import Example, UserError
 
 _FILES = ("tasks.json", "split_tasks.json", "db.toml", "user_db.toml")
@@ -61,6 +63,8 @@ def parse(record: dict, location: Location) -> Row:
     prompt = telecom_turns.question(system_prompt("compact", "json"), task, turn, asked)
     name = f"{task.id} {record['number']}"
     extra = {"task": task.id, "issue": task.issue, "turn": record["number"], "alternatives": turn.remaining[1:]}
+    if any(names is not None for names in turn.compared):
+        extra[COMPARED] = turn.compared  # of a transfer, whose summary may say anything
     # Many tasks have one ticket, so a question has several answers: task and turn are a row's key.
     return Row(Example(name, prompt, turn.answer, turn.thought, "tau2_telecom"), key=name, group=task.id, extra=extra)
 

@@ -4,8 +4,8 @@
     llama3   {"name": "reboot_device", "parameters": {}}                            Llama 3, after <|python_tag|> or not
     json     {"name": "reboot_device", "arguments": {}}, or a list of such objects  an answer between answer tags
 
-What a model writes may be anything. Each malformed call becomes a `BadCall`, whose text the model reads and whose kind
-is counted; no text raises an error, and time grows no faster than the text.
+What a model writes may be anything. Each malformed call becomes a `BadCall`, whose text the model reads; no text raises
+an error, and time grows no faster than the text. `grading/calls.py` says what the JSON of a call may be.
 """
 
 import json
@@ -14,27 +14,29 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from rl_likelihood.envs.tools import Call, Tool, ToolError, wrong_arguments
+from rl_likelihood.envs.tools import KINDS, Call, Tool, ToolError, wrong_arguments
+from rl_likelihood.grading.calls import CLOSE, OPEN, NoCall, call_of, first_value, tagged_value
 
 Style = Literal["hermes", "llama3", "json"]
 LONGEST = 20_000  # characters of one call
 DEEPEST = 20  # brackets within brackets
 MOST = 32  # calls of one turn
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _PYTHON_TAG = "<|python_tag|>"
 _LLAMA_ENDS = ("<|eom_id|>", "<|eot_id|>")
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
+_TAG = re.compile(f"{OPEN}|{_THINK_OPEN}|{_THINK_CLOSE}")
+_LLAMA_TAG = re.compile("|".join(map(re.escape, (_PYTHON_TAG, *_LLAMA_ENDS, _THINK_OPEN, _THINK_CLOSE))))
 
 PROBLEMS = {
     "no_call": "your message has no tool call",
     "truncated": "the tool call does not end",
     "too_long": f"a tool call has at most {LONGEST} characters",
     "too_many": f"a message has at most {MOST} tool calls; the others were not made",
-    "not_json": "the tool call is not JSON",
+    "not_json": "the tool call is not JSON, or it names a key twice",
     "too_deep": f"the arguments are nested more than {DEEPEST} deep",
     "not_text": "the tool call holds half of a surrogate pair, which is not text",
-    "no_name": 'a tool call is a JSON object with the fields "name" and "arguments"',
+    "no_name": 'a tool call is a JSON object with the fields "name" and "arguments" and no other',
     "not_object": "the arguments must be a JSON object",
     "unknown_tool": "there is no such tool",
     "wrong_arguments": "the arguments do not fit the tool",
@@ -48,53 +50,99 @@ class BadCall(NamedTuple):
 
 def parse(text: str, style: Style) -> list[Call | BadCall]:
     """The calls of a message, in order; empty if it has none. Thoughts are not searched."""
-    text = _said(text)
-    if style == "hermes":
-        calls = _tagged(text)
-    elif style == "llama3":
-        calls = _bare(text)
-    else:
-        fenced = _FENCE.fullmatch(text.strip())
-        text = (fenced[1] if fenced else text).strip()
-        calls = _read(text, many=True) if text else []
+    calls = {"hermes": _tagged, "llama3": _bare, "json": _whole}[style](text)
     return calls if len(calls) <= MOST else [*calls[:MOST], BadCall("too_many")]
 
 
-def _said(text: str) -> str:
-    """What follows the thoughts; nothing where they do not end."""
-    thoughts, closed, said = text.partition(_THINK_CLOSE)
-    if closed:
-        return said
-    return "" if _THINK_OPEN in text else thoughts
-
-
 def _tagged(text: str) -> list[Call | BadCall]:
-    calls = []
-    for part in text.split(OPEN)[1 : MOST + 2]:
-        inside, closed, _ = part.partition(CLOSE)
-        calls += _read(inside) if closed else [BadCall("truncated")]
+    """A call is read from its opening tag on, so that its strings may hold tags."""
+    calls: list[Call | BadCall] = []
+    at = 0
+    while tag := _TAG.search(text, at):
+        at = tag.end()
+        if tag[0] == OPEN and len(calls) <= MOST:
+            found, length = _first(text, at, tagged=True)
+            calls += found
+            at += length
+        elif tag[0] == _THINK_CLOSE:
+            calls = []  # the chat template opened the thought
+        elif tag[0] == _THINK_OPEN:
+            at = _thought_end(text, at)
+            if at < 0:
+                return []
     return calls
 
 
 def _bare(text: str) -> list[Call | BadCall]:
     """Objects one after another, with semicolons or white space between; other text at the start means no call."""
-    tagged = _PYTHON_TAG in text
-    text = text.partition(_PYTHON_TAG)[2] if tagged else text
-    for end in _LLAMA_ENDS:
-        text = text.partition(end)[0]
-    text = text.strip()
-    if not text.startswith("{"):
-        return [BadCall("not_json")] if tagged else []
-    calls = []
-    while text and len(calls) <= MOST:
-        end = _object_end(text[: LONGEST + 1])
-        if end == 0:
-            return [*calls, BadCall("too_long" if len(text) > LONGEST else "truncated")]
-        calls += _read(text[:end])
-        text = text[end:].lstrip(" \t\r\n;")
-        if text and not text.startswith("{"):
-            return [*calls, BadCall("not_json")]
-    return calls
+    calls: list[Call | BadCall] = []
+    at, tagged = 0, False  # tagged: after <|python_tag|>
+    while True:
+        at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n;"))
+        if text.startswith("{", at) and len(calls) <= MOST:
+            found, length = _first(text, at)
+            calls += found
+            at += length
+            if length:
+                continue
+        elif (calls or tagged) and at < len(text) and not _LLAMA_TAG.match(text, at):
+            calls.append(BadCall("not_json"))
+        tag = _LLAMA_TAG.search(text, at)
+        if tag is None or tag[0] in _LLAMA_ENDS:
+            return calls
+        at = tag.end()
+        if tag[0] == _PYTHON_TAG:
+            tagged = True
+        elif tag[0] == _THINK_CLOSE:
+            calls, tagged = [], False
+        else:
+            at = _thought_end(text, at)
+            if at < 0:
+                return []
+
+
+def _thought_end(text: str, at: int) -> int:
+    """The end of the thought that has begun; -1 if it does not end: then the message is all thought."""
+    end = text.find(_THINK_CLOSE, at)
+    return -1 if end < 0 else end + len(_THINK_CLOSE)
+
+
+def _whole(text: str) -> list[Call | BadCall]:
+    """The message is one call or a list of calls, alone or in a code fence, after its thoughts."""
+    calls = _alone(text)
+    said = text.rpartition(_THINK_CLOSE)[2]
+    if said == text and _THINK_OPEN not in text or any(isinstance(call, Call) for call in calls):
+        return calls
+    return [] if _THINK_OPEN in said else _alone(said)
+
+
+def _alone(text: str) -> list[Call | BadCall]:
+    fenced = _FENCE.fullmatch(text.strip())
+    text = (fenced[1] if fenced else text).strip()
+    if len(text) > LONGEST:
+        return [BadCall("too_long")]
+    calls, length = _first(text, 0) if text else ([], 0)
+    return [BadCall("not_json")] if 0 < length < len(text) or BadCall("truncated") in calls else calls
+
+
+def _first(text: str, at: int, tagged: bool = False) -> tuple[list[Call | BadCall], int]:
+    """The calls of the JSON value that begins at `at`, and its length, with a closing tag if it is `tagged`.
+
+    If there is no such value: what is wrong, and the length after which reading can go on.
+    """
+    part = text[at : at + LONGEST + 1]
+    try:
+        value, length = tagged_value(text[at : at + LONGEST + len(CLOSE)]) if tagged else first_value(part)
+    except RecursionError:
+        return [BadCall("too_deep")], 0 if tagged else _object_end(part)
+    except ValueError:
+        if tagged:
+            end = text[at:].partition(OPEN)[0].find(CLOSE)
+        else:
+            end = _object_end(part) or (-1 if len(part) <= LONGEST else LONGEST + 1)
+        kind = "truncated" if end < 0 else "too_long" if end > LONGEST else "not_json"
+        return [BadCall(kind)], 0 if tagged or kind != "not_json" else end
+    return [_call(each) for each in (value if isinstance(value, list) else [value])] or [BadCall("no_name")], length
 
 
 def _object_end(text: str) -> int:
@@ -115,38 +163,13 @@ def _object_end(text: str) -> int:
     return 0
 
 
-def _read(text: str, many: bool = False) -> list[Call | BadCall]:
-    """The call that a JSON text is; of a list of calls each, where there may be `many`."""
-    if len(text) > LONGEST:
-        return [BadCall("too_long")]
-    try:
-        value = json.loads(text, parse_constant=_refuse)
-    except RecursionError:
-        return [BadCall("too_deep")]
-    except ValueError:  # no JSON, NaN, or a number of thousands of digits
-        return [BadCall("not_json")]
-    return [_call(part) for part in value] if many and isinstance(value, list) else [_call(value)]
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
 def _call(value: Any) -> Call | BadCall:
-    name = value.get("name") if isinstance(value, dict) else None
-    if not isinstance(name, str) or not name:
-        return BadCall("no_name")
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if isinstance(arguments, str):  # some models write the arguments as JSON inside the JSON
-        try:
-            arguments = json.loads(arguments, parse_constant=_refuse)
-        except (ValueError, RecursionError):
-            return BadCall("not_object")
-    if not isinstance(arguments, dict):
-        return BadCall("not_object")
-    if _deeper(arguments, DEEPEST):
+    try:
+        call = Call(*call_of(value))
+    except NoCall as e:
+        return BadCall(str(e))
+    if _deeper(call.arguments, DEEPEST):
         return BadCall("too_deep")
-    call = Call(name, arguments)
     try:
         text_of(call).encode()
     except UnicodeEncodeError:
@@ -174,10 +197,11 @@ class Answered(NamedTuple):
 def answer(text: str, style: Style, tools: Mapping[str, Tool], state: Any, last: Sequence[str] = ()) -> Answered:
     """Make the calls of a message, in order, up to the first call of a tool in `last`."""
     calls = parse(text, style) or [BadCall("no_call")]
+    hint = f" Write {example(tools, style)}" if tools else ""
     replies, made, bad = [], [], []
     for call in calls:
         if isinstance(call, BadCall):
-            kind, reply = call.kind, f"Error: {PROBLEMS[call.kind]}. Write {example(tools, style)}"
+            kind, reply, hint = call.kind, f"Error: {PROBLEMS[call.kind]}.{hint}", ""  # the hint once
         else:
             kind, reply = make(call, tools, state)
         replies.append(reply)
@@ -226,8 +250,7 @@ def message(calls: Sequence[Call], style: Style, thought: str = "") -> str:
 def example(tools: Mapping[str, Tool], style: Style) -> str:
     """A call to show: of the tool that needs the fewest arguments, the first of these."""
     tool = min(tools.values(), key=lambda tool: sum(p.required for p in tool.parameters))
-    shown = {"string": "...", "number": 0, "integer": 0, "boolean": True, "object": {}}
-    return message([Call(tool.name, {p.name: shown[p.kind] for p in tool.parameters if p.required})], style)
+    return message([Call(tool.name, {p.name: KINDS[p.kind].example for p in tool.parameters if p.required})], style)
 
 
 def _object(call: Call, arguments: str) -> str:

@@ -7,10 +7,11 @@ alone: a resumed run plays its conversations again.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 Messages = Sequence[tuple[str, str]]  # (role, content): system, user, assistant or tool
 End = Literal["", "done", "transfer", "out_of_turns"]
+ENDS: tuple[End, ...] = get_args(End)
 
 
 class Start(NamedTuple):
@@ -23,7 +24,7 @@ class Reply(NamedTuple):
     text: str  # what the model reads next; "" at an end
     end: End = ""  # "": the conversation goes on
     calls: int = 0  # tool calls made
-    bad: Sequence[str] = ()  # kinds of malformed or refused calls, for counting
+    bad: Sequence[str] = ()  # kinds of malformed or refused calls; their number is a metric
     reference: str = ""  # what the model should write now
 
 

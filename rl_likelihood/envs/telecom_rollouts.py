@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rl_likelihood.envs import telecom
-from rl_likelihood.envs.calls import Style, answer, f1, message
+from rl_likelihood.envs.calls import Style, answer, message
 from rl_likelihood.envs.protocol import End, Reply, Start
 from rl_likelihood.envs.telecom_state import State, World, read_world
 from rl_likelihood.envs.tools import Call, Tool, schema, signature
@@ -62,8 +62,11 @@ class Telecom:
         return message(calls if ended else [*calls, Call("done", {})], self.style)
 
     def calls_f1(self, state: Conversation) -> float:
-        """Agreement with the reference calls; ends do not count."""
-        return f1([call for call in state.made if call.name != "done"], state.task.reference)
+        """F1 of the calls made and the reference calls, compared as the reward compares them; `done` does not count."""
+        made = [call for call in state.made if call.name != "done"]
+        total = len(made) + len(state.task.gold)
+        common = len(state.task.gold) - len(telecom.remaining(state.task, made))
+        return 2 * common / total if total else 1.0
 
     def reward(self, state: Conversation, end: End) -> float:
         return telecom.reward(state.task, state.world, state.made, ended=end in _ENDS.values())

@@ -12,21 +12,24 @@ from rl_likelihood.envs.tools import Call
 
 
 class Turn(NamedTuple):
-    """Calls are sorted JSON. `remaining` are the calls still to be made, the answer first: any may be as good."""
+    """Calls are sorted JSON. `remaining` are the calls still to be made, the answer first: any may be as good.
+    `compared`: of each call of the answer the arguments that count, None for all (tau2's compare_args)."""
 
     history: tuple[tuple[str, str], ...]  # (call, reply)
     answer: str
     remaining: tuple[str, ...]
     thought: str = ""
+    compared: tuple[tuple[str, ...] | None, ...] = (None,)
 
 
 def turns(world: World, task: telecom.Task, calls: Sequence[Call], thoughts: Sequence[str] = ()) -> list[Turn]:
     """One row for each of the calls, with the environment's real replies to those before it."""
     state = telecom.start(world, task)
     texts = [text_of(call) for call in calls]
-    rows, history = [], []
+    rows, history, compared = [], [], {gold.call.name: gold.compared for gold in task.gold}
     for n, call in enumerate(calls):
-        rows.append(Turn(tuple(history), texts[n], tuple(texts[n:]), thoughts[n] if thoughts else ""))
+        thought = thoughts[n] if thoughts else ""
+        rows.append(Turn(tuple(history), texts[n], tuple(texts[n:]), thought, (compared.get(call.name),)))
         history.append((texts[n], telecom.call(state, *call)))
     return rows
 
@@ -47,7 +50,8 @@ def expert_turns(world: World, task: telecom.Task) -> list[Turn]:
 def whole(world: World, task: telecom.Task) -> list[Turn]:
     """One row: all reference calls as one JSON list."""
     texts = [text_of(call) for call in task.reference]
-    return [Turn((), json.dumps([json.loads(text) for text in texts], ensure_ascii=False), tuple(texts))]
+    answer = json.dumps([json.loads(text) for text in texts], ensure_ascii=False)
+    return [Turn((), answer, tuple(texts), compared=tuple(gold.compared for gold in task.gold))]
 
 
 def conversation(world: World, task: telecom.Task) -> list[Turn]:

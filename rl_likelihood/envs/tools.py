@@ -4,8 +4,26 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-_PYTHON = {"string": str, "number": (int, float), "integer": int, "boolean": bool, "object": dict}
+from rl_likelihood.shapes import UserError
+
 _LARGEST = 1e9  # a number beyond it is a mistake, and its text or its product may be very long
+
+
+class Kind(NamedTuple):
+    """A JSON type: the Python types of its values, and a value to show."""
+
+    types: tuple[type, ...]
+    example: Any
+
+
+KINDS = {
+    "string": Kind((str,), "..."),
+    "number": Kind((int, float), 0),
+    "integer": Kind((int,), 0),
+    "boolean": Kind((bool,), True),
+    "object": Kind((dict,), {}),
+    "array": Kind((list,), []),
+}
 
 
 class Call(NamedTuple):
@@ -20,7 +38,7 @@ class ToolError(Exception):
 @dataclasses.dataclass(frozen=True)
 class Parameter:
     name: str
-    kind: str  # a JSON type: string | number | integer | boolean | object
+    kind: str  # of KINDS
     about: str
     required: bool = True
 
@@ -39,7 +57,15 @@ class Tool:
 
 
 def table(tools: Iterable[Tool]) -> dict[str, Tool]:
-    return {tool.name: tool for tool in tools}
+    """Tools by name. UserError for a parameter whose kind is no JSON type."""
+    by_name = {tool.name: tool for tool in tools}
+    for tool in by_name.values():
+        for p in tool.parameters:
+            if p.kind not in KINDS:
+                raise UserError(
+                    f"parameter {p.name!r} of the tool {tool.name} has the kind {p.kind!r}; choose {', '.join(KINDS)}"
+                )
+    return by_name
 
 
 def wrong_arguments(tool: Tool, arguments: Mapping[str, Any]) -> str:
@@ -60,7 +86,7 @@ def wrong_arguments(tool: Tool, arguments: Mapping[str, Any]) -> str:
 def _fits(value: Any, kind: str) -> bool:
     if isinstance(value, bool):
         return kind == "boolean"
-    if not isinstance(value, _PYTHON[kind]):
+    if not isinstance(value, KINDS[kind].types):
         return False
     return kind not in ("number", "integer") or abs(value) <= _LARGEST
 

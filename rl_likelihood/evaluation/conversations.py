@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.envs.protocol import ENDS
 from rl_likelihood.rollouts.conversations import Conversations, messages_of
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import batch_size, sampler_weights, share_of
@@ -58,7 +59,7 @@ def _record(task: Task, row: EncodedExample, rollout: Rollout, i: int, index: in
 
 
 # Of a conversation; all null where the environment failed.
-FIELDS = ("right", "reward", "calls_f1", "turns", "calls", "bad_calls", "chain_tokens", "truncated")
+FIELDS = ("right", "reward", "calls_f1", "end", "turns", "calls", "bad_calls", "chain_tokens", "truncated")
 
 
 def _entry(rollout: Rollout, i: int, j: int) -> Record:
@@ -69,7 +70,8 @@ def _entry(rollout: Rollout, i: int, j: int) -> Record:
     return {
         "right": bool(o.reward[i, j] >= 1),
         "reward": round(float(o.reward[i, j]), 6),
-        "calls_f1": round(float(o.calls_f1[i, j]), 6),
+        "calls_f1": None if np.isnan(o.calls_f1[i, j]) else round(float(o.calls_f1[i, j]), 6),
+        "end": ENDS[int(o.end[i, j])],
         "turns": int(o.turns[i, j]),
         "calls": int(o.calls[i, j]),
         "bad_calls": int(o.bad_calls[i, j]),

@@ -25,7 +25,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,9 @@ def _of_conversations(records: Sequence[Record], m: int) -> Columns:
         q |= {f"pass^{k}": np.asarray([_pass_all(row, k) for row in right]) for k in range(2, m + 1)}
     for name, metric in _COUNTED.items():
         q[metric] = _mean(_array([[e[name] for e in (r["greedy"], *r["samples"])] for r in records]))
+    for name, ended in _ENDED.items():
+        of = lambda e, ended=ended: None if e.get("end") is None else ended(e)
+        q[name] = _mean(_array([[of(e) for e in (r["greedy"], *r["samples"])] for r in records]))
     kinds = [r["kind"] for r in records]
     for kind in sorted(set(kinds) - {""}):
         q[f"greedy_success/{kind}"] = np.where(np.asarray(kinds) == kind, greedy["right"], np.nan)
@@ -137,6 +140,13 @@ _COUNTED = {
     "bad_calls": "bad_calls",
     "chain_tokens": "chain_length_no_tags",
     "truncated": "out_of_turns",
+}
+
+# How a conversation ended, as shares of greedy and sampled ones; `out_of_turns` is above.
+_ENDED: dict[str, Callable[[Record], bool]] = {
+    "done": lambda e: e["end"] == "done",
+    "transfer": lambda e: e["end"] == "transfer",
+    "no_call": lambda e: e["truncated"] and e["calls"] == 0,
 }
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from rl_likelihood.grading.code import calls_in
+from rl_likelihood.grading.calls import calls_in
 from rl_likelihood.grading.text import exact_match
 
 _TYPES = {

@@ -2,7 +2,8 @@
 
 How references are written:
 
-    tool_call    {"name": "get_line", "arguments": {"id": "L1"}}, or a JSON list of such calls
+    tool_call    {"name": "get_line", "arguments": {"id": "L1"}}, or a JSON list of such calls; or with the names of
+                 each call's arguments that count, null for all: {"calls": the calls as text, "compare_args": [["id"]]}
     code_output  the output as a Python literal: [(4, 1), (2, 3)]
     code_tests   {"prompt": "def f(x):\\n", "test": "def check(candidate):\\n    ...", "entry_point": "f"}
                  with "script": true the answer is a whole script, and candidate(text) is what it prints for an input
@@ -11,89 +12,20 @@ How references are written:
 import ast
 import io
 import json
-import math
 import re
 import tokenize
 import warnings
 from typing import Any
 
+from rl_likelihood.grading.calls import Named, calls_in, finite
 from rl_likelihood.grading.run_code import Check, Limits, Outcome, run_program
 from rl_likelihood.grading.text import exact_match
 
-_LONGEST_JSON = 100_000  # characters
-_LONGEST_LITERAL = 10_000
+_LONGEST_LITERAL = 10_000  # characters
 _LONGEST_PROGRAM = 100_000
 
+COMPARED = "compare_args"  # in the example's `check`: a list for each reference call
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
-
-
-def calls_in(text: str) -> list[tuple[str, dict[str, Any]]] | None:
-    """(name, arguments) of each call in a text; None if any part of it is not a call."""
-    if len(text) > _LONGEST_JSON:
-        return None
-    parts = [text]
-    if "<tool_call>" in text:
-        opened = text.split("<tool_call>")[1:]
-        if not all("</tool_call>" in part for part in opened):
-            return None
-        parts = [part[: part.index("</tool_call>")] for part in opened]
-    elif (fenced := _FENCE.fullmatch(text.strip())) is not None:
-        parts = [fenced[1]]
-    calls = []
-    try:
-        for part in parts:
-            value = json.loads(part, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
-            calls += [_call(call) for call in (value if isinstance(value, list) else [value])]
-    except (ValueError, RecursionError):
-        return None
-    return calls
-
-
-_ARGUMENTS = ("arguments", "parameters", "input", "args", "kwargs", "params")
-_IGNORED = ("id", "type", "index", "call_id", "tool_call_id")
-
-
-_TYPES = ("function", "tool_use", "tool_call", "function_call")
-
-
-def _call(call: Any) -> tuple[str, dict[str, Any]]:
-    """(name, arguments) of one call, of any provider's form. ValueError for what is none, or says more than a call."""
-    if isinstance(call, dict) and isinstance(call.get("function"), dict) and "name" not in call:
-        if not set(call) <= {*_IGNORED, "function"}:
-            raise ValueError("more than a call")
-        call = call["function"]
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise ValueError("no name")
-    if call.get("type", _TYPES[0]) not in _TYPES or any(isinstance(call.get(key), dict | list) for key in _IGNORED):
-        raise ValueError("another type")
-    keys = [key for key in call if key not in (*_IGNORED, "name")]
-    if len(keys) > 1 or not set(keys) <= set(_ARGUMENTS):
-        raise ValueError("not one set of arguments")
-    arguments = call[keys[0]] if keys else {}
-    if isinstance(arguments, str):  # some models write the arguments as JSON inside the JSON
-        arguments = json.loads(arguments, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
-    if not isinstance(arguments, dict):
-        raise ValueError("arguments that are no object")
-    return call["name"], arguments
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; one that names a key twice is refused: which value is meant?"""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key twice")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(text: str) -> float:
-    """A number that is neither too large nor too small for one: 1e400 and 1e500 are not both infinity."""
-    value = float(text)
-    if math.isinf(value) or (value == 0 and re.search("[1-9]", re.split("[eE]", text)[0])):
-        raise ValueError(f"{text} is out of range")
-    return value
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -110,24 +42,42 @@ def _same(a: Any, b: Any) -> bool:
 def tool_call(reference: str, answer: str | None) -> bool:
     """The same calls in the same order: names equal, arguments equal whatever their order.
 
-    A call is {"name": ..., "arguments": {...}}, alone or as the "function" of an object; "parameters", "input" or
-    "args" is the same as "arguments", id and type are ignored, missing arguments are none; any other key is no call.
-    The answer is one call, a JSON list of calls, either in a code fence or bare, or calls each between <tool_call>
-    and </tool_call>, where text outside the tags is ignored. Every argument counts on both sides: an argument
-    left out is wrong (tau2's rule lets it pass). Compared as text where the reference is not a call.
+    Calls are read as `grading/calls.py` says. Every argument counts on both sides: an argument left out is wrong
+    (tau2's rule lets it pass), unless the reference says which count. Compared as text where it is not a call.
     """
     if answer is None:
         return False
-    goal = calls_in(reference)
+    goal, compared = _goal(reference)
     if goal is None:
         return exact_match(reference, answer)
     given = calls_in(answer)
     if given is None or len(given) != len(goal):
         return False
     try:
-        return all(name == n and _same(arguments, a) for (name, arguments), (n, a) in zip(goal, given, strict=True))
+        return all(map(_same_call, goal, given, compared))
     except RecursionError:
         return False
+
+
+def _goal(reference: str) -> tuple[list[Named] | None, list[list[str] | None]]:
+    """The reference calls, and of each the arguments that count (None: all)."""
+    calls = calls_in(reference)
+    if calls is not None:
+        return calls, [None] * len(calls)
+    try:
+        told = json.loads(reference)
+        calls, compared = calls_in(told["calls"]), told[COMPARED]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, []
+    fits = calls is not None and isinstance(compared, list) and len(compared) == len(calls)
+    return (calls, compared) if fits else (None, [])
+
+
+def _same_call(goal: Named, given: Named, compared: list[str] | None) -> bool:
+    if compared is None:
+        return goal.name == given.name and _same(goal.arguments, given.arguments)
+    of = lambda call: {name: call.arguments[name] for name in compared if name in call.arguments}
+    return goal.name == given.name and _same(of(goal), of(given))
 
 
 def code_output_quick(reference: str, answer: str | None) -> bool | None:
@@ -172,7 +122,7 @@ def _only_values(text: str) -> bool:
             if token.type == tokenize.COMMENT:
                 return False
             if token.type == tokenize.NUMBER and re.fullmatch("0*[^0xXoObB].*[.eEjJ].*|0*[.eEjJ].*", token.string):
-                _finite(token.string.rstrip("jJ"))
+                finite(token.string.rstrip("jJ"))
         return True
     except (ValueError, SyntaxError, tokenize.TokenError):
         return False

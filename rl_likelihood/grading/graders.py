@@ -6,11 +6,13 @@ A grader is one row of `GRADERS`. Nothing else names it: config, rewards, evalua
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from rl_likelihood.grading.bfcl import bfcl
 from rl_likelihood.grading.code import (
+    COMPARED,
     code_output,
     code_output_quick,
     code_tests,
@@ -60,14 +62,15 @@ class Grader:
     quick:  for a grader that may hang, or end its process, on a text made for that: what is decided at once and safely,
             None where `grade` must be asked, in a process of the pool. `grade` is then a function at the top of its
             module. Without `quick`, `grade` is called in this process
-    reads:  what of the example an answer is compared with: its answer, or its `check`, if it has one
+    reads:  what of the example an answer is compared with: its answer; its `check`, if it has one; or its answer with
+            the arguments that count, if its `check` names them ("compared")
     unsafe: for a grader that runs programs of a model: `grade` for a machine that cannot isolate them
     """
 
     grade: Outcome
     about: str
     quick: Outcome | None = None
-    reads: Literal["answer", "check"] = "answer"
+    reads: Literal["answer", "check", "compared"] = "answer"
     unsafe: Outcome | None = None
 
 
@@ -79,7 +82,7 @@ GRADERS: dict[str, Grader] = {
     "countdown": Grader(countdown, "an expression of exactly the given numbers that has the target's value"),
     "multiple_choice": Grader(multiple_choice, "the same option: B, (B), option 2, the answer is B; read to the end"),
     "telemath": Grader(telemath, "a number that differs by at most 1 % of the larger, or 0.01"),
-    "tool_call": Grader(tool_call, "the same calls in the same order: names and all arguments"),
+    "tool_call": Grader(tool_call, "the same calls in the same order: names and arguments", reads="compared"),
     "bfcl": Grader(bfcl, "calls that the Berkeley leaderboard's rule of possible answers allows", reads="check"),
     "code_output": Grader(code_output, "the same value as a Python literal", quick=code_output_quick),
     "code_tests": Grader(
@@ -97,4 +100,8 @@ GRADERS: dict[str, Grader] = {
 
 def reference_of(name: str, example: Example, table: Mapping[str, Grader] = GRADERS) -> str:
     """What the grader `name` compares answers to this question with."""
-    return example.check or example.answer if table[name].reads == "check" else example.answer
+    reads = table[name].reads
+    if reads == "compared":
+        compared = json.loads(example.check or "{}").get(COMPARED)
+        return example.answer if compared is None else json.dumps({"calls": example.answer, COMPARED: compared})
+    return example.check or example.answer if reads == "check" else example.answer

@@ -6,12 +6,11 @@ All rows of a batch advance together: the sampler writes a message for each row,
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +19,8 @@ from rl_likelihood.data.conversation import Markup, markup, reference_ids
 from rl_likelihood.data.prompts import EncodedExample, completion_ids
 from rl_likelihood.data.token_ids import ids_after_text
 from rl_likelihood.envs.calls import Style, message
-from rl_likelihood.envs.protocol import End, Environment, Reply, Start
+from rl_likelihood.envs.deadline import Failed, in_time
+from rl_likelihood.envs.protocol import ENDS, End, Environment, Reply, Start
 from rl_likelihood.envs.tools import Call
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.runtime.console import say
@@ -36,10 +36,10 @@ NO_STOP = np.zeros((1, 1), np.int8)  # a stop table without stop strings: only a
 
 
 class Paid(NamedTuple):
-    """The scores of a finished conversation: the environment's reward, and the F1 of its calls."""
+    """The scores of a finished conversation: the environment's reward, and the F1 of its calls if it has one."""
 
     reward: float = 0.0
-    calls_f1: float = 0.0
+    calls_f1: float | None = None
 
 
 @dataclasses.dataclass
@@ -114,8 +114,9 @@ class Conversations:
         out = []
         for value in in_time(calls, self.seconds):
             why = value.why if isinstance(value, Failed) else problem_of(value, kind)
-            if why and why not in self._said:
-                self._said.add(why)
+            of_kind = value.kind if isinstance(value, Failed) else f"{type(value).__name__} for {kind.__name__}"
+            if why and of_kind not in self._said:  # its words may differ in every conversation
+                self._said.add(of_kind)
                 name = self.task.config.env.name
                 say(f"warning: the environment {name} failed ({why}); such conversations are left out")
             out.append(None if why else value)
@@ -221,6 +222,7 @@ class Conversations:
             outcomes=Outcomes(
                 reward=per_row(lambda row: row.paid.reward, np.float32),
                 calls_f1=per_row(lambda row: row.paid.calls_f1, np.float32),
+                end=per_row(lambda row: ENDS.index(row.end), np.int32),
                 turns=per_row(lambda row: row.turns, np.int32),
                 calls=per_row(lambda row: row.calls, np.int32),
                 bad_calls=per_row(lambda row: row.bad, np.int32),
@@ -230,9 +232,10 @@ class Conversations:
 
     def _pay(self, played: Sequence[Conversation]) -> None:
         """Gets the rewards of finished conversations from the environment."""
-        reward, f1 = self.environment.reward, getattr(self.environment, "calls_f1", lambda state: 0.0)
+        reward, f1 = self.environment.reward, getattr(self.environment, "calls_f1", None)
         ran = [row for row in played if not row.failed]
-        calls = [lambda row=row: Paid(float(reward(row.state, row.end)), float(f1(row.state))) for row in ran]
+        f1_of = lambda row: None if f1 is None else float(f1(row.state))
+        calls = [lambda row=row: Paid(float(reward(row.state, row.end)), f1_of(row)) for row in ran]
         for row, paid in zip(ran, self._asked(calls, Paid), strict=True):
             row.failed = paid is None
             row.paid = paid or Paid()
@@ -243,7 +246,8 @@ def problem_of(value: Any, kind: Any) -> str:
     if not isinstance(value, kind):
         return f"it returned {type(value).__name__} and not {kind.__name__}"
     if kind is Paid:
-        return "" if math.isfinite(value.reward) and math.isfinite(value.calls_f1) else f"its reward is {value.reward}"
+        numbers = {"reward": value.reward, "calls_f1": value.calls_f1 or 0.0}
+        return next((f"its {name} is {number}" for name, number in numbers.items() if not math.isfinite(number)), "")
     for text in (value.reference, getattr(value, "text", "")):
         if not isinstance(text, str):
             return f"{kind.__name__} has {type(text).__name__} where it should have text"
@@ -251,7 +255,7 @@ def problem_of(value: Any, kind: Any) -> str:
             text.encode()
         except UnicodeEncodeError:
             return f"half of a surrogate pair in its {kind.__name__}, which is not text"
-    if isinstance(value, Reply) and (value.end not in get_args(End) or not isinstance(value.bad, list | tuple)):
+    if isinstance(value, Reply) and (value.end not in ENDS or not isinstance(value.bad, list | tuple)):
         return f"Reply has end={value.end!r} and bad={value.bad!r}; docs/tools.md says what they may be"
     return ""
 
@@ -262,10 +266,12 @@ def messages_of(task: Task, rollout: Rollout, i: int, j: int) -> list[dict[str, 
     spoken = (kinds == CHAIN) | (kinds == ENV)
     ids, kinds = ids[spoken], kinds[spoken]
     ends = np.flatnonzero(np.diff(kinds, append=-1)) + 1
+    text_of = functools.partial(task.tokenizer.decode, skip_special_tokens=True)
+    shown = markup(task.tokenizer, task.fmt, task.config.sampler.max_env_tokens).text_of
     return [
         {
             "role": "assistant" if kinds[start] == CHAIN else "environment",
-            "text": task.tokenizer.decode(ids[start:end], skip_special_tokens=True).strip(),
+            "text": (text_of if kinds[start] == CHAIN else shown)(ids[start:end]).strip(),
         }
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
         if end > start
@@ -292,6 +298,18 @@ def texts_of(example: Example, style: Style) -> list[str]:
         ) from e
 
 
+def say_longer(task: Task, rows: Sequence[EncodedExample]) -> None:
+    """Names the given conversations of which only the beginning is learned. UserError for one that is unreadable."""
+    most, style = task.config.sampler.max_turns, task.config.env.style
+    longer = [row.example.id for row in rows if len(texts_of(row.example, style)) > most]
+    if longer:
+        first = ", ".join(longer[:3]) + (", ..." if len(longer) > 3 else "")
+        say(
+            f"warning: {len(longer)} of {len(rows)} given conversations have more than sampler.max_turns = {most} "
+            f"messages ({first}); only their first {most} are learned"
+        )
+
+
 def conversations_of(task: Task) -> Conversations | None:
     """`Conversations` for a task with an environment, else None."""
     return Conversations(task) if task.config.converses else None
@@ -314,32 +332,3 @@ def ragged(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     for k, row in enumerate(ids):
         out[k, : len(row)] = row
     return out, np.asarray(list(map(len, ids)), np.int32)
-
-
-class Failed(NamedTuple):
-    """The result of a call to the environment that raised or timed out."""
-
-    why: str
-
-
-def in_time(calls: Iterable[Callable[[], Any]], seconds: float) -> list[Any]:
-    """The result of each call, or `Failed`. Each call runs on its own thread; all share one deadline of `seconds`.
-
-    A call that hangs keeps its thread, and its later result is ignored.
-    """
-    calls = list(calls)
-    results: list[Any] = [Failed(f"no reply within env.seconds = {seconds:g}")] * len(calls)
-
-    def run(k: int) -> None:
-        try:
-            results[k] = calls[k]()
-        except BaseException as e:  # a user's environment may raise anything, even SystemExit
-            results[k] = Failed(f"{type(e).__name__}: {e}")
-
-    threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-    return list(results)

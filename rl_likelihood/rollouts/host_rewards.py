@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.envs.protocol import ENDS
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rewards import rules
@@ -140,13 +141,17 @@ def conversation_metrics(o: Outcomes, cut: np.ndarray) -> dict[str, float]:
     """Metrics of a step's conversations, without those that failed. `cut`: conversations that ran out of turns."""
     ran = ~o.failed
     mean = lambda x: float(x[ran].mean()) if ran.any() else 0.0
+    share = lambda end: mean(o.end == ENDS.index(end))
     return {
         "env/reward": mean(o.reward),
         "env/success": mean(o.reward >= 1),
-        "env/calls_f1": mean(o.calls_f1),
+        **({} if np.isnan(o.calls_f1).all() else {"env/calls_f1": mean(o.calls_f1)}),
         "env/turns": mean(o.turns),
         "env/calls": mean(o.calls),
         "env/bad_calls": mean(o.bad_calls),
+        "env/done": share("done"),
+        "env/transfer": share("transfer"),
         "env/out_of_turns": mean(cut),
+        "env/no_call": mean(cut & (o.calls == 0)),
         "env/failures": float(o.failed.sum()),
     }

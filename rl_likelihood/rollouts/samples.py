@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_likelihood.envs.protocol import ENDS
 from rl_likelihood.learner.surrogate import turn_of
 from rl_likelihood.rollouts.batches import StepInput
 from rl_likelihood.rollouts.conversations import messages_of
@@ -50,7 +51,8 @@ def sample_of(task: Task, step_input: StepInput, values: dict[str, np.ndarray], 
     extra: dict[str, Any] = {}
     if rollout.outcomes is not None:
         extra["messages"] = messages_of(task, rollout, i, j)
-        extra |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items()}
+        extra |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items() if not np.isnan(v[i, j])}
+        extra["end"] = ENDS[int(rollout.outcomes.end[i, j])]
         extra["answer_turn"] = np.asarray(turn_of(rollout.segment[i : i + 1, j : j + 1]))[0, 0, answer].tolist()
     if batch.shown is not None:
         group = rollout.segment.shape[1]

@@ -18,7 +18,7 @@ from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import AnyJudge
 from rl_likelihood.rollouts.asynchronous import Asynchronous
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
-from rl_likelihood.rollouts.conversations import targets_of, texts_of
+from rl_likelihood.rollouts.conversations import say_longer, targets_of
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.resample import Drawn, accepted, merge_drawn
@@ -125,8 +125,7 @@ class Given:
         self.width += longest_chain(task) if self.chains else 0
         if task.config.converses:
             self.width = task.config.spoken_tokens
-            for row in task.train:  # refuses unreadable rows at the start
-                texts_of(row.example, task.config.env.style)
+            say_longer(task, task.train)
 
     def next(self, step: int, params: Params) -> StepInput:
         start, b = time.perf_counter(), self.batches

@@ -196,6 +196,8 @@ def from_bytes(data: bytes) -> list[Rollout]:
             for name, kind in NESTED.items():
                 parts = [f.name for f in dataclasses.fields(kind)]
                 if f"{i}.{name}.{parts[0]}" in stored:
+                    if not all(f"{i}.{name}.{part}" in stored for part in parts):
+                        return []
                     fields[name] = kind(
                         **{part: kinds.get(part, np.asarray)(stored[f"{i}.{name}.{part}"]) for part in parts}
                     )

@@ -48,7 +48,7 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     say(f"reward   {reward_words(c)}")
     if c.loss.kl == "k1":
         say("warning: loss.kl=k1 has no gradient in expectation; use k2, k3 or reward_k1")
-    say(f"scored   {SCORED[c.prompt.score_delims]}; {TRUNCATED[c.reward.truncated]}")
+    say(scored_line(c))
     p, g = c.train.prompts_per_step, 1 if c.reward.supervised else c.sampler.group_size
     micro_size = largest_forward(c, task.fmt, devices.learner)
     measured = c.train.micro_batch_prompts < 0  # the size is then printed after its measurement
@@ -96,6 +96,15 @@ def reward_words(c: Config) -> str:
     if c.filter.mode != "none":
         terms.append(f"filter {c.filter.mode}")
     return f"{name}; {', '.join(terms)}"
+
+
+def scored_line(c: Config) -> str:
+    """What is scored of the one answer, or how long a conversation may be."""
+    if not c.converses:
+        return f"scored   {SCORED[c.prompt.score_delims]}; {TRUNCATED[c.reward.truncated]}"
+    s, e = c.sampler, c.env
+    sizes = f"at most {s.max_turns} messages of {s.max_chain} tokens and replies of {s.max_env_tokens}"
+    return f"tools    environment {e.name}, calls in the style {e.style}, credit {e.credit}, {sizes}"
 
 
 def memory_copies(task: Task, parameters: int, loops: bool) -> dict[str, float]:

@@ -26,7 +26,7 @@ from rl_likelihood.learner.step import all_finite, init_state, make_step, state_
 from rl_likelihood.mesh import by_prompt, put
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.model.lora import merged
-from rl_likelihood.rollouts.conversations import conversations_of, targets_of
+from rl_likelihood.rollouts.conversations import conversations_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
@@ -109,6 +109,8 @@ def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, betw
     c, mesh = task.config, devices.learner
     steps = c.warm_start.steps
     rows = chains_to_learn(task, devices, params, workdir, between)
+    if c.converses:
+        say_longer(task, rows)
     targets = targets_of(task, rows, conversations_of(task))
     # Closing tags are marked as chain, so that they are learned too.
     targets = [(ids, np.where(kinds == TAG, CHAIN, kinds)) for ids, kinds in targets]

@@ -68,6 +68,24 @@ def test_markup_in_a_reply_is_plain_text():
     assert "<|end|><|assistant|>" in text_of(tokenizer, ids)
 
 
+@pytest.mark.parametrize("which", ["made", "smollm2"])
+def test_the_text_of_a_reply_has_no_role_of_the_template(which, make_tokenizer, request):
+    tokenizer, of_bytes = make_tokenizer() if which == "made" else request.getfixturevalue("smollm2")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    fmt = chain_format(tokenizer, of_bytes, (end,), PromptConfig())
+    between = markup(tokenizer, fmt, 200)
+    for message in ([5, end], [5]):  # ended by the model, or cut
+        assert between.text_of(between.reply("8\nuser", message, 200)) == "8\nuser"
+
+
+def test_the_text_of_a_reply_in_json_is_what_the_environment_wrote():
+    tokenizer, fmt = tokenizer_with(
+        CHATML.replace("m.content }}", "(m.content | tojson if m.role == 'tool' else m.content) }}")
+    )
+    between = markup(tokenizer, fmt, 200)
+    assert between.text_of(between.reply('Line "L1"\nok', [5], 200)) == 'Line "L1"\nok'
+
+
 @pytest.mark.parametrize("most", [30, 60, 61, 300])
 def test_a_long_reply_is_cut_in_the_middle(most):
     tokenizer, fmt = tokenizer_with(CHATML)

@@ -21,8 +21,9 @@ from rl_likelihood.envs.calls import (
     text_of,
 )
 from rl_likelihood.envs.telecom_rollouts import TOOLS
-from rl_likelihood.envs.tools import Call, schema, signature
+from rl_likelihood.envs.tools import Call, Parameter, Tool, schema, signature, table
 from rl_likelihood.grading.code import tool_call
+from rl_likelihood.shapes import UserError
 from tests.envs.small_world import LINE, task, world
 
 REBOOT = Call("reboot_device", {})
@@ -56,6 +57,65 @@ def test_calls_in_thoughts_are_not_made():
     assert parse(f"Maybe {reboot}</think>{hermes(text_of(GRANT))}", "hermes") == [GRANT]
 
 
+TOGGLE = '<tool_call>{"name": "toggle_data", "arguments": {}}</tool_call>'
+
+
+@pytest.mark.parametrize("after", ["no</think> nothing", "no"])
+def test_calls_in_later_thoughts_are_not_made(after):
+    assert parse(f"<think>a</think> hm <think>maybe {TOGGLE} {after}", "hermes") == []
+    bare = '{"name": "toggle_data", "parameters": {}}'
+    for style in ("llama3", "json"):
+        calls = parse(f"<think>a</think> <think>{bare} {after}", style)
+        assert not any(isinstance(call, Call) for call in calls), style
+    assert parse(f"<think>a</think> <think>b</think>{bare}", "llama3") == [Call("toggle_data", {})]
+    assert parse(f"{bare} or not </think>{bare}", "llama3") == [Call("toggle_data", {})]
+
+
+@pytest.mark.parametrize("words", ["the </tool_call> tag", "<tool_call>", "<think>", "a</think>", "<|eot_id|>"])
+def test_tags_in_strings_of_a_call_are_text(words):
+    call = Call("say", {"text": words})
+    for style in ("hermes", "llama3", "json"):
+        assert parse(message([call], style), style) == [call], style
+    assert tool_call(text_of(call), hermes(text_of(call)))
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        '{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}',
+        '{"name": "f", "args": {"a": 1}, "id": "1"}',
+        '[{"name": "f", "input": {"a": 1}}]',
+        '{"name": "f", "arguments": "{\\"a\\": 1}"}',
+    ],
+)
+def test_environments_and_graders_read_the_same_calls(inside):
+    (call,) = parse(hermes(inside), "hermes")
+    assert call == Call("f", {"a": 1}) and tool_call(text_of(call), hermes(inside))
+    assert parse(inside, "json") == [call]
+
+
+def test_kinds_of_parameters_are_checked_and_arrays_are_one():
+    def pick(state, numbers):
+        return str(len(numbers))
+
+    tools = table([Tool(pick, "Pick.", (Parameter("numbers", "array", "Numbers."),))])
+    assert answer(hermes('{"name": "pick", "arguments": {"numbers": [1, 2]}}'), "hermes", tools, None).reply == "2"
+    wrong = answer(hermes('{"name": "pick", "arguments": {"numbers": {}}}') + "x", "hermes", tools, None)
+    assert wrong.bad == ["wrong_arguments"] and "array" in wrong.reply
+    assert '"numbers": []' in answer("x", "hermes", tools, None).reply
+    with pytest.raises(UserError, match="'numbers' of the tool pick .*'list'.*array"):
+        table([Tool(pick, "Pick.", (Parameter("numbers", "list", "Numbers."),))])
+
+
+def test_a_message_without_a_call_is_replied_to_even_without_tools():
+    assert answer("x", "hermes", {}, None) == ("Error: your message has no tool call.", [], ["no_call"])
+
+
+def test_how_to_write_a_call_is_said_once_in_a_reply():
+    reply = answer(hermes(*"{{{"), "hermes", TOOLS, state()).reply
+    assert reply.count("Error: ") == 3 and reply.count("Write ") == 1
+
+
 def test_text_without_a_call_is_none():
     for style in ("hermes", "llama3", "json"):
         assert parse("", style) == []
@@ -78,6 +138,10 @@ def test_text_without_a_call_is_none():
         ("no_name", "[]"),
         ("no_name", '{"name": 5, "arguments": {}}'),
         ("no_name", '{"arguments": {}}'),
+        ("no_name", '{"name": "f", "arguments": {}, "parameters": {}}'),
+        ("no_name", '{"name": "f", "settings": {}}'),
+        ("not_json", '{"name": "f", "arguments": {"a": 1, "a": 2}}'),
+        ("not_json", '{"name": "f", "arguments": {"a": 1e400}}'),
         ("not_object", '{"name": "f", "arguments": [1]}'),
         ("not_object", '{"name": "f", "arguments": "[1]"}'),
         ("not_object", '{"name": "f", "arguments": null}'),
@@ -197,7 +261,7 @@ def test_ten_thousand_fuzzed_texts_each_get_a_reply_that_can_be_read(style):
         result.reply.encode()
         made += len(result.made)
         kinds |= set(result.bad)
-    assert kinds <= set(PROBLEMS) and len(kinds) >= 6 and made > 50, (kinds, made)
+    assert kinds <= set(PROBLEMS) and len(kinds) >= 6 and made > 25, (kinds, made)
 
 
 # ---------------------------------------------------------------------------------------- agreement

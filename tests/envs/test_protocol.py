@@ -7,14 +7,14 @@ import pickle
 
 import pytest
 
-from rl_likelihood.envs import telecom_rollouts
+from rl_likelihood.envs import telecom, telecom_rollouts
 from rl_likelihood.envs.calculator import Calculator
 from rl_likelihood.envs.calls import text_of
 from rl_likelihood.envs.protocol import Reply, Start, play
 from rl_likelihood.envs.telecom_rollouts import Telecom, system_prompt
 from rl_likelihood.envs.tools import Call
 from rl_likelihood.shapes import UserError
-from tests.envs.small_world import task, world
+from tests.envs.small_world import REAL, needs_tau2, task, world
 
 
 def call(name: str, **arguments) -> str:
@@ -111,6 +111,28 @@ def test_all_calls_in_one_message_are_paid_as_in_several():
         played = play(environment, row, script(*texts), max_turns=1)
         environment.step(state, texts[0])
         assert (played.end, played.reward, played.turns, environment.calls_f1(state)) == ("done", 1.0, 1, 1.0)
+
+
+def test_a_transfer_agrees_with_the_reference_whatever_its_summary():
+    transfer = ("transfer_to_human_agents", {"summary": "I cannot fix the issue."}, [])
+    job = task(("unseat_sim_card", {}), actions=[transfer])
+    environment = Telecom(world(), {job.id: job}, "")
+    for extra, f1 in ((), 1.0), ((call("toggle_data"),), 2 / 3):
+        state = environment.start({"task": job.id}).state
+        environment.step(state, "".join([*extra, call("transfer_to_human_agents", summary="Their SIM is broken.")]))
+        assert environment.calls_f1(state) == pytest.approx(f1)
+
+
+@needs_tau2
+def test_always_transferring_scores_20_of_the_114_base_tasks():
+    environment, splits = telecom_rollouts.read(REAL), telecom.read_splits(REAL)
+    transfer = call("transfer_to_human_agents", summary="I cannot.")
+    paid = {}
+    for name in ("train", "test", "base"):
+        played = [play(environment, {"task": id}, lambda messages: transfer, max_turns=1) for id in splits[name]]
+        assert {p.end for p in played} == {"transfer"}
+        paid[name] = sum(p.reward for p in played), len(played)
+    assert paid == {"train": (8, 74), "test": (12, 40), "base": (20, 114)}
 
 
 def test_a_conversation_can_be_stored_and_goes_on_where_it_was():

@@ -313,6 +313,10 @@ def test_conversations_pass_k_times_and_failed_ones_do_not_count():
     assert [out["sampled_success"], out["pass^2"], out["pass^3"], out["pass^4"]] == [0.75, 0.5, 0.25, 0]
     assert [out["pass@2"], out["pass@3"], out["pass@4"]] == [1, 1, 1]
     assert out["env_reward"] == pytest.approx(0.8) and out["greedy_success/a"] == 1
+    ends = [right | {"end": "done"}, right | {"end": "transfer"}]
+    ends += [wrong | {"end": "out_of_turns", "truncated": True, "calls": calls} for calls in (0, 2)]
+    out = summary([question | {"greedy": ends[0], "samples": ends[1:]}])
+    assert [out[name] for name in ("done", "transfer", "out_of_turns", "no_call")] == [0.25, 0.25, 0.5, 0.25]
     left_out = summary([question | {"greedy": failed, "samples": [right, failed, right, failed], "kind": ""}])
     assert left_out["env_reward"] == left_out["sampled_success"] == 1 and left_out["turns"] == 2
     assert "greedy_success" not in left_out and "pass^3" not in left_out and left_out["pass^2"] == 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
-from rl_likelihood.grading.code import code_output, code_tests, tool_call
+from rl_likelihood.grading.code import code_output, code_tests
+from rl_likelihood.grading.graders import reference_of, tool_call
 from rl_likelihood.grading.run_code import Limits
+from rl_likelihood.shapes import Example
 from tests.programs import isolated
 
 CALL = '{"name": "set_plan", "arguments": {"line": "L1", "gb": 2, "auto": true, "tags": [1, 2]}}'
@@ -86,6 +89,17 @@ def test_arguments_under_another_key_are_not_none(key):
     assert not tool_call(none, f'{{"name": "reboot", "{key}": {{"id": "L9"}}}}')
     some = '{"name": "reboot", "arguments": {"id": "L9"}}'
     assert tool_call(some, f'{{"name": "reboot", "{key}": {{"id": "L9"}}}}') is (key not in ("payload", "Arguments"))
+
+
+def test_a_reference_may_say_which_arguments_count():
+    call = Example("1", "?", '{"name": "transfer", "arguments": {"summary": "I cannot.", "to": "Ada"}}')
+    other = call.answer.replace("I cannot.", "It is broken.")
+    for compared, right in ((None, False), ([["to"]], True), ([[]], True), ([["summary"]], False), ([None], False)):
+        check = "" if compared is None else json.dumps({"compare_args": compared})
+        assert tool_call(reference_of("tool_call", dataclasses.replace(call, check=check)), other) is right, compared
+    named = reference_of("tool_call", dataclasses.replace(call, check='{"compare_args": [["to"]]}'))
+    assert not tool_call(named, other.replace("Ada", "Bob")) and not tool_call(named, '{"name": "transfer"}')
+    assert not tool_call(named, other.replace("transfer", "give"))
 
 
 def test_a_reference_that_is_no_call_is_compared_as_text():

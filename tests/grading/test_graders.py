@@ -356,10 +356,11 @@ def test_a_grader_is_one_row_and_the_documents_have_it():
         assert row.about and "\n" not in row.about, name
         if row.quick is not None:  # a worker finds it by its module and name
             assert getattr(sys.modules[row.grade.__module__], row.grade.__name__) is row.grade
-    example = Example("1", "?", "answer", check="check")
+    check = '{"test": "check"}'
+    example = Example("1", "?", "answer", check=check)
     compared = {name: reference_of(name, example) for name in GRADERS}
     assert compared == {
-        name: "check" if name in ("bfcl", "code_tests", "reasoning_gym") else "answer" for name in GRADERS
+        name: check if name in ("bfcl", "code_tests", "reasoning_gym") else "answer" for name in GRADERS
     }
     assert reference_of("code_tests", Example("1", "?", "answer")) == "answer"
 

@@ -10,8 +10,10 @@ import pytest
 from configs.calculator import get_config
 from rl_likelihood.config import build
 from rl_likelihood.datasets import DATASETS, files, prepare
+from rl_likelihood.envs.deadline import in_time
 from rl_likelihood.envs.protocol import Reply, Start
-from rl_likelihood.rollouts.conversations import Conversations, in_time, messages_of, targets_of
+from rl_likelihood.report.metric_table import unknown
+from rl_likelihood.rollouts.conversations import Conversations, messages_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
@@ -41,8 +43,8 @@ def loaded():
 class Words:
     """Replies with a number, and ends after `last` messages, which is paid with 1, and each message with 0.1."""
 
-    def __init__(self, last=3):
-        self.last = last
+    def __init__(self, last=3, end="done"):
+        self.last, self.end = last, end
 
     def start(self, task):
         return Start({"said": []}, [("user", "?")], "go")
@@ -50,7 +52,7 @@ class Words:
     def step(self, state, text):
         state["said"].append(text)
         n = len(state["said"])
-        return Reply(f"reply {n}", "done" if n == self.last else "", 1, ["no_call"], f"go {n}")
+        return Reply(f"reply {n}", self.end if n == self.last else "", 1, ["no_call"], f"go {n}")
 
     def reward(self, state, end):
         return float(end == "done") + len(state["said"]) / 10
@@ -88,6 +90,22 @@ def test_how_a_conversation_ends_and_what_it_is_paid(loaded):
     np.testing.assert_allclose(cut.outcomes.reward, 0.3)
     assert (cut.outcomes.calls == 3).all() and (cut.outcomes.bad_calls == 3).all()
     assert cut.segment[0, 0][cut.segment[0, 0] > 0][-1] == CHAIN, "nothing is replied to the last message"
+
+
+def test_each_end_of_conversations_is_counted_and_f1_is_absent_without_references(loaded):
+    shares = ("env/done", "env/transfer", "env/out_of_turns", "env/no_call")
+    wanted = {"done": [1, 0, 0, 0], "transfer": [0, 1, 0, 0]}
+    for end, share in wanted.items():
+        rollout = sampled(*loaded, Words(last=1, end=end), loaded[0].train[:1])
+        logged = conversation_metrics(rollout.outcomes, rollout.truncated)
+        assert [logged[name] for name in shares] == share and not unknown(logged)
+    assert "env/calls_f1" not in logged and np.isnan(rollout.outcomes.calls_f1).all()
+    outcomes = rollout.outcomes.replace(
+        end=np.asarray([[3, 3, 1]]), calls=np.asarray([[0, 2, 0]]), calls_f1=np.asarray([[0.0, 0.5, 1.0]])
+    )
+    logged = conversation_metrics(outcomes, np.asarray([[True, True, False]]))
+    np.testing.assert_allclose([logged[name] for name in shares], [1 / 3, 0, 2 / 3, 1 / 3])
+    assert logged["env/calls_f1"] == 0.5
 
 
 class Some(Words):
@@ -138,6 +156,15 @@ def test_whatever_fails_costs_its_own_row_and_is_said_once(loaded, capsys):
     assert logged["env/failures"] == 7 and logged["env/turns"] == 3 and logged["env/reward"] == pytest.approx(1.3)
 
 
+def test_failures_of_one_kind_are_said_once_whatever_their_words(loaded, capsys):
+    class Unlike(Words):
+        def start(self, task):
+            raise ValueError(f"no such word in {id(object())} {time.monotonic_ns()}")
+
+    rollout = sampled(*loaded, Unlike())
+    assert rollout.outcomes.failed.all() and capsys.readouterr().out.count("ValueError") == 1
+
+
 def test_hanging_calls_wait_together():
     start = time.monotonic()
     results = in_time([lambda: time.sleep(30)] * 20 + [lambda: "there"], 0.3)
@@ -175,6 +202,17 @@ def test_given_conversations_have_the_environment_s_real_replies(loaded):
         targets_of(task, [bad], Conversations(task))
 
 
+def test_given_conversations_that_are_cut_are_named(loaded, capsys):
+    task = loaded[0]
+    say_longer(task, task.train)
+    assert not capsys.readouterr().out
+    chain = json.dumps(json.loads(task.train[0].example.chain) * 4)
+    long = dataclasses.replace(task.train[0], example=dataclasses.replace(task.train[0].example, chain=chain))
+    say_longer(task, [*task.train[1:], long])
+    out = capsys.readouterr().out
+    assert "1 of 8" in out and "sampler.max_turns = 3" in out and str(long.example.id) in out
+
+
 REFUSED = (
     ({"env__name": "calculater"}, ["env.name", "did you mean 'calculator'?"]),
     ({"reward__name": "exact_match"}, ["reward.name", "exact_match", "environment"]),
@@ -194,6 +232,7 @@ REFUSED = (
     ({"prompt__examples": 1}, ["prompt.examples"]),
     ({"env__file": "nowhere.py"}, ["env.file", "nowhere.py"]),
     ({"reward__name": "sft"}, ["reward.sft_chain", "both"]),
+    ({"reward__name": "calls_f1"}, ["reward.name", "calls_f1(state)", "calculator"]),
     ({"sampler__max_turns": 200}, ["sampler.max_turns", "positions"]),
     ({"prompt__max_prompt": 20}, ["prompt.max_prompt", "20"]),
 )
@@ -229,6 +268,49 @@ def test_a_task_that_the_environment_refuses_is_named(tmp_path):
     changes = {"data__source": "files", "data__train_path": str(path), "data__train_size": 0, "data__heldout_size": 1}
     with pytest.raises(UserError, match="row .* cannot begin with .*numbers.*KeyError"):
         load(config(**changes, eval__prompts=1))
+
+
+OWN = """
+import time
+from rl_likelihood.envs.protocol import Reply, Start
+class Mute:
+    def start(self, task):
+        if task["n"] == 99:
+            time.sleep(20)
+        return Start(task, [("user", "Speak.")])
+    def step(self, state, text): return Reply("no")
+    def reward(self, state, end): return 0.5
+ENVIRONMENTS = {"mute": lambda cfg: Mute()}
+"""
+
+
+def mute(tmp_path, first=0, **changes):
+    rows = [{"prompt": f"q{i}", "answer": "a", "environment": {"n": i}} for i in range(first, first + 4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mute.py").write_text(OWN)
+    own = {"data__source": "files", "data__train_path": str(tmp_path / "rows.jsonl"), "data__train_size": 0}
+    own |= {"data__heldout_size": 1, "eval__prompts": 1, "env__name": "mute", "env__file": str(tmp_path / "mute.py")}
+    return config(**own | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reward__name": "avg_log_prob"}, ["reward.name", "avg_log_prob", "Start.reference"]),
+        ({"reward__name": "environment + 0.1*avg_prob"}, ["reward.name", "avg_prob", "Start.reference"]),
+        ({"env__credit": "turn"}, ["env.credit", "Start.reference"]),
+        ({"reward__name": "calls_f1"}, ["reward.name", "calls_f1"]),
+    ],
+)
+def test_a_reward_that_the_environment_cannot_give_is_refused(tmp_path, changes, words):
+    with pytest.raises(UserError) as e:
+        load(mute(tmp_path, **changes))
+    assert all(word in str(e.value) for word in words)
+
+
+def test_an_environment_that_hangs_at_the_start_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"row .*cannot begin with .*99.*env.seconds = 0.3"):
+        load(mute(tmp_path, first=97, env__seconds=0.3, eval__prompts=0, data__heldout_size=0))
 
 
 def test_long_rows_are_left_out_where_that_is_asked_for():

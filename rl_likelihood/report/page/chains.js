@@ -49,16 +49,17 @@ $("rollouts").addEventListener("keydown", e => {
   e.stopPropagation();
 });
 function talk(messages) {  // a conversation: what the model writes, and the environment's replies, folded
-  let before = null;
+  let before = null, count = 0;
   return messages.flatMap(m => {
     if (m.role !== "assistant") return [make("details", {class: "reply"}, make("summary", {}, `reply: ${m.text.slice(0, 60)}`),
       make("p", {class: "text"}, m.text))];
-    const out = [make("p", {class: "text"}, m.text || "(empty)")];
+    const label = make("small", {}, `model, message ${++count}`);
+    const out = [make("p", {class: "text message"}, label, m.text || "(empty)")];
     if (m.tokens) {
       const p = Math.exp(m.logp.reduce((sum, l) => sum + l, 0) / m.logp.length);
-      const gain = before === null ? "" : `, ${p >= before ? "+" : ""}${short(p - before)} since the last message`;
+      const gain = before === null ? "" : `, gain of the message before ${p >= before ? "+" : ""}${short(p - before)}`;
       before = p;
-      out.push(answer(m, m.logp, `before this message, ${short(p)} a token${gain}`));
+      out.push(answer(m, m.logp, `before message ${count}, probability ${short(p)} a token (geometric mean)${gain}`));
     }
     return out;
   });

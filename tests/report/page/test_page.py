@@ -3,7 +3,10 @@
 import base64
 import hashlib
 import json
+import math
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -243,3 +246,28 @@ def test_verdicts_of_a_rubric_reach_the_page():
     rows = [sample("a", -3.0, 1, "z") | {"verdicts": verdicts, "step": 1}, sample("a", -2.0, 1, "y") | {"step": 1}]
     (group,) = chains.groups_of(rows)
     assert [c.get("verdicts") for c in group["chains"]] == [verdicts, None]
+
+
+def test_a_conversation_s_messages_are_labelled_and_their_gain_is_named():
+    """The script's function `talk`, in node, with stand-ins for the page's elements."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    source = (page.FILES / "chains.js").read_text(encoding="utf-8")
+    talk = source[source.index("function talk(") : source.index("function verdicts(")]
+    stand_ins = (
+        "const make = (tag, of, ...inside) => inside.flat().join(' ');\n"
+        "const short = x => x.toFixed(2);\n"
+        "const answer = (m, logp, where) => `[${where}]`;\n"
+    )
+    of = {"tokens": ["a"], "scored": [True]}
+    messages = [
+        {"role": "assistant", "text": "first", **of, "logp": [math.log(0.25)]},
+        {"role": "environment", "text": "reply"},
+        {"role": "assistant", "text": "second", **of, "logp": [math.log(0.75)]},
+    ]
+    program = f"{stand_ins}{talk}\nconsole.log(talk({json.dumps(messages)}).join('\\n'));"
+    done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert "message 1" in lines[0] and "first" in lines[0] and "message 2" in lines[3] and "second" in lines[3]
+    assert "0.25" in lines[1] and "gain" not in lines[1]
+    assert "0.75" in lines[4] and "gain of the message before +0.50" in lines[4]

@@ -1,0 +1,121 @@
+"""Tool calls out of JSON: the one reader, for the graders and for environments.
+
+A call is {"name": ..., "arguments": {...}}, alone or as the "function" of an object. "parameters", "input", "args",
+"kwargs" or "params" is the same as "arguments"; id, type and index are ignored; without arguments there are none. Any
+other field makes it no call, and so does a field named twice, NaN, or a number out of range.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NamedTuple
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_LONGEST = 100_000  # characters that `calls_in` reads
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
+_SPACE = re.compile(r"\s*")
+_ARGUMENTS = ("arguments", "parameters", "input", "args", "kwargs", "params")
+_IGNORED = ("id", "type", "index", "call_id", "tool_call_id")
+_TYPES = ("function", "tool_use", "tool_call", "function_call")
+
+
+class NoCall(ValueError):
+    """JSON that is no call: `no_name`, or `not_object` for its arguments."""
+
+
+class Named(NamedTuple):
+    name: str
+    arguments: dict[str, Any]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one that names a key twice is refused: which value is meant?"""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key twice")
+    return dict(pairs)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def finite(text: str) -> float:
+    """A number that is neither too large nor too small for one: 1e400 and 1e500 are not both infinity."""
+    value = float(text)
+    if math.isinf(value) or (value == 0 and re.search("[1-9]", re.split("[eE]", text)[0])):
+        raise ValueError(f"{text} is out of range")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=finite, object_pairs_hook=_once)
+
+
+def first_value(text: str) -> tuple[Any, int]:
+    """The JSON value that the text begins with, and where it ends, white space included on both sides.
+
+    ValueError for what is none; RecursionError for JSON that is nested too deep.
+    """
+    value, end = _DECODER.raw_decode(text, _space(text, 0))
+    return value, _space(text, end)
+
+
+def tagged_value(text: str) -> tuple[Any, int]:
+    """The JSON value that the text begins with, up to the end of the closing tag that must follow it."""
+    value, end = first_value(text)
+    if not text.startswith(CLOSE, end):
+        raise ValueError("no closing tag after the value")
+    return value, end + len(CLOSE)
+
+
+def _space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def call_of(value: Any) -> Named:
+    """One call, of any provider's form. NoCall for what is none, or says more than a call."""
+    if isinstance(value, dict) and isinstance(value.get("function"), dict) and "name" not in value:
+        if not set(value) <= {*_IGNORED, "function"}:
+            raise NoCall("no_name")
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
+        raise NoCall("no_name")
+    if value.get("type", _TYPES[0]) not in _TYPES or any(isinstance(value.get(key), dict | list) for key in _IGNORED):
+        raise NoCall("no_name")
+    keys = [key for key in value if key not in (*_IGNORED, "name")]
+    if len(keys) > 1 or not set(keys) <= set(_ARGUMENTS):
+        raise NoCall("no_name")
+    arguments = value[keys[0]] if keys else {}
+    if isinstance(arguments, str):  # some models write the arguments as JSON inside the JSON
+        try:
+            arguments = _DECODER.decode(arguments)
+        except (ValueError, RecursionError) as e:
+            raise NoCall("not_object") from e
+    if not isinstance(arguments, dict):
+        raise NoCall("not_object")
+    return Named(value["name"], arguments)
+
+
+def calls_in(text: str) -> list[Named] | None:
+    """The calls of a text; None if any part of it is not a call.
+
+    The text is one call or a list of them, bare or in a code fence, or any text with calls between <tool_call> tags.
+    """
+    if len(text) > _LONGEST:
+        return None
+    values = []
+    try:
+        if OPEN in text and text.lstrip()[:1] not in ("{", "["):
+            while OPEN in text:
+                text = text.partition(OPEN)[2]
+                value, end = tagged_value(text)
+                values.append(value)
+                text = text[end:]
+        else:
+            fenced = _FENCE.fullmatch(text.strip())
+            values.append(_DECODER.decode(fenced[1] if fenced else text))
+        return [call_of(part) for value in values for part in (value if isinstance(value, list) else [value])]
+    except (ValueError, RecursionError):
+        return None
