@@ -168,10 +168,10 @@ def prompt_block(states: Sequence[Array], w: Params, cfg: ModelConfig, views: Se
     first = functools.partial(attend_prompt, mask=views[0].own, kernel=kernel)
     x, keys = block(states[0], w, cfg, views[0].rope, first)
     if len(states) == 1:
-        return (shard_prompt_tokens(x),), keys
+        return (x,), keys
     after = functools.partial(attend_after, common=keys, view=views[1])
     rest, keys = block(states[1], w, cfg, views[1].rope, after)
-    return (x, shard_prompt_tokens(rest)), keys
+    return (x, rest), keys
 
 
 class Completions(NamedTuple):
@@ -313,6 +313,7 @@ def _separate(embedded, cfg: ModelConfig, prompts, ids, tables, modes):
     def through(states, w, *views: View | None):
         *parts, y = states
         parts, keys = prompt_block(parts, w, cfg, views[:-1], modes[0].kernel)
+        parts = map(shard_prompt_tokens, parts)
         return (*parts, None if y is None else _row_block(y, w, keys, cfg, views[-1], modes[1])), keys
 
     states = (*(shard_prompt_tokens(embedded(x)) for x in prompts), None if ids is None else embedded(ids))

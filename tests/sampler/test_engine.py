@@ -172,9 +172,9 @@ def test_each_prompt_is_prefilled_once_and_its_rows_start_together_or_one_after_
     made = []
     real = engine.prefill_jit
 
-    def counted(weights, model, tokens, length):
+    def counted(weights, model, tokens, length, common):
         made.append(len(length))
-        return real(weights, model, tokens, length)
+        return real(weights, model, tokens, length, common)
 
     monkeypatch.setattr(engine, "prefill_jit", counted)
     by_engine(weights, slots=0, streams=1)
