@@ -244,13 +244,23 @@ def test_a_task_that_cannot_be_read_is_no_verdict(task):
 @pytest.mark.parametrize(
     "reference, answer, right",
     [
-        ("'#a'", "'\\x23a' # no", False), ("'#a'", "'\\x23a'", True), ("'#a'", '"#a"', True),
-        ("[1, 2]", "[1,\n 2]", True), ("[1, 2]", "[1,  # one\n 2]", False),
-        ("1e400", "1e500", False), ("0.0", "1e-400", False),
-        ("0.0", "1e400j", False), ("0.0", "0." + "0" * 400 + "1", False), ("0.0", "0.0e5", True),
-        ("0.5", "5e-1", True), ("480", "0x1e0", True),
-        ("1000000", "1_000_000", True), ("1e308", "10e307", True), ("5", "5;", False), ("[inf]", "[1e999]", False),
+        ("'#a'", "'\\x23a' # no", False),
+        ("'#a'", "'\\x23a'", True),
+        ("'#a'", '"#a"', True),
+        ("[1, 2]", "[1,\n 2]", True),
+        ("[1, 2]", "[1,  # one\n 2]", False),
+        ("1e400", "1e500", False),
+        ("0.0", "1e-400", False),
+        ("0.0", "1e400j", False),
+        ("0.0", "0." + "0" * 400 + "1", False),
+        ("0.0", "0.0e5", True),
+        ("0.5", "5e-1", True),
+        ("480", "0x1e0", True),
+        ("1000000", "1_000_000", True),
+        ("1e308", "10e307", True),
+        ("5", "5;", False),
+        ("[inf]", "[1e999]", False),
     ],
-)  # fmt: skip
+)
 def test_a_literal_without_comments_and_with_numbers_that_exist(reference, answer, right):
     assert code_output(reference, answer) is right

@@ -302,9 +302,12 @@ def test_a_bare_letter_is_named_and_nothing_else_is_said():
 @pytest.mark.parametrize(
     "reference, right, wrong",
     [
-        ("option 2: 5G core", "B|b|2|2.|(2)|option 2|2. 5G core|B: 5g core|B (5G core)|the answer is B, 5G core.|"
-         "B - 5G core is right|choice B", "C|3|-2|2.5|2/3|22|2 or 3|5G core|2. 4G|B. packets|B. 5G core, or C|"
-         "B. 5G cores"),
+        (
+            "option 2: 5G core",
+            "B|b|2|2.|(2)|option 2|2. 5G core|B: 5g core|B (5G core)|the answer is B, 5G core.|"
+            "B - 5G core is right|choice B",
+            "C|3|-2|2.5|2/3|22|2 or 3|5G core|2. 4G|B. packets|B. 5G core, or C|B. 5G cores",
+        ),
         ("option 4: Both (A) and (B)", "D|4|(D) Both (A) and (B)|D is right", "A|B|Both (A) and (B)"),
         ("(b) text", "B|b) text|(B) Text.", "2|(b) texts|(a) text"),
         ("B. Yes", "B|b. yes|B: Yes is correct", "B. No|B. Yes is wrong|2|Yes"),
@@ -317,7 +320,7 @@ def test_a_bare_letter_is_named_and_nothing_else_is_said():
         ("The answer is 5", "The answer is 5", "5|E"),
         ("2", "2", "B|option 2"),
     ],
-)  # fmt: skip
+)
 def test_the_options_own_text_may_follow_where_it_is_known(reference, right, wrong):
     assert [text for text in right.split("|") if not multiple_choice(reference, text)] == []
     assert [text for text in wrong.split("|") if multiple_choice(reference, text)] == []
