@@ -1,10 +1,11 @@
-"""SmolLM2-135M-Instruct learns countdown with a calculator on two CPU cores, then improves by RL. Not run to its end.
+"""SmolLM2-135M-Instruct learns countdown with a calculator on two CPU cores, then improves by RL.
 
     python -m rl_likelihood.train --config=configs/calculator.py --workdir=runs/calculator
 
 Countdown as a conversation: the model tries an expression with the tool `calculate`, reads its value, and gives one
 with `submit`, which ends the game. A short supervised warm start on conversations teaches the calls; then RL on the
-environment's reward. Untouched, the model is right in none of 64 games.
+environment's reward. Of 64 games the untouched model wins none, and after the warm start 9 greedily and 6 when it
+samples. The RL steps were not run to their end.
 
 Arguments: model, reward (environment, avg_log_prob, ...), credit (outcome, turn), group, steps, seed.
 """
