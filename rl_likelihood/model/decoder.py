@@ -271,7 +271,7 @@ class AttentionMode(NamedTuple):
 
 
 def _modes(cfg: ModelConfig, prompt, rows: Completions | None) -> tuple[AttentionMode, AttentionMode]:
-    """Those of prompts and of completions."""
+    """How attention is computed for prompts, and for completions."""
     layout = rows and rows.layout
     places = layout and layout.rows
     if cfg.attention != "splash":

@@ -38,10 +38,9 @@ def decoding_layout(params: Params, cfg: ModelConfig) -> Params:
 def fuse_layer(w: Params, cfg: ModelConfig) -> Params:
     """One layer in the decoding layout. With `cfg.int8_decoding` its matrices are int8, with a float32 scale for each
     output, which halves what a decode step reads in bfloat16."""
-    w = added_up(w)
+    w = {k: v.astype(cfg.compute_dtype) for k, v in added_up(w).items()}
     w["qkv"] = jnp.concatenate([w.pop(name).reshape(cfg.width, -1) for name in "qkv"], -1)
     w["gate_up"] = jnp.concatenate([w.pop("gate"), w.pop("up")], -1)
-    w = {k: v.astype(cfg.compute_dtype) for k, v in w.items()}
     if cfg.int8_decoding:
         for name, inputs in (("qkv", (0,)), ("gate_up", (0,)), ("o", (0, 1)), ("down", (0,))):
             w[name], w[f"{name}_scale"] = to_int8(w[name], inputs)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rl_likelihood.runtime import distributed
+from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.workdir import claim, pinned_date, write_config
 from rl_likelihood.settings import Config
@@ -37,10 +37,5 @@ def row_of(e: Example) -> dict[str, Any]:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes the file atomically, in process 0."""
-
-    def write() -> None:
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        part.replace(path)
-
-    distributed.by_first(write)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    distributed.by_first(lambda: run_files.replace(path, text))
