@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rl_likelihood.cli.command import in_order
+from tests.commands import run_each
 
 ROOT = Path(__file__).parents[2]
 ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
@@ -65,22 +66,22 @@ def test_help_exits_0_and_lists_the_flags(main):
     assert "Traceback" not in done.stderr and "logtostderr" not in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["--config=configs/tiny.py:rewrd=prob"], ["'rewrd' is unknown", "reward, group"]),
-        (["--config=configs/tiny.py:reward"], ["'reward' has no value"]),
-        (["--config=configs/tiny.py:reward="], ["reward.name is ''; write a name"]),
-        (["--config=configs/tiny.py:steps=3,,seed=1"], ["'steps=3,,seed=1'", "a comma too many"]),
-        (["--config=configs/tiny.py", "--workdir="], ["--workdir is empty"]),
-        (["--config=configs/tiny.py", "--config.seed=-1"], ["seed is -1", "at least 0"]),
-        (["--config=configs/tiny.py:seed=4294967296"], ["seed is 4294967296", "at most 4294967295"]),
-    ],
-)
-def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(arguments, words, tmp_path):
-    workdir = [] if any(a.startswith("--workdir") for a in arguments) else [f"--workdir={tmp_path / 'run'}"]
-    done = command("train", *arguments, *workdir)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ") and [word for word in words if word not in line] == []
+WRONG = [
+    (["--config=configs/tiny.py:rewrd=prob"], ["'rewrd' is unknown", "reward, group"]),
+    (["--config=configs/tiny.py:reward"], ["'reward' has no value"]),
+    (["--config=configs/tiny.py:reward="], ["reward.name is ''; write a name"]),
+    (["--config=configs/tiny.py:steps=3,,seed=1"], ["'steps=3,,seed=1'", "a comma too many"]),
+    (["--config=configs/tiny.py", "--workdir="], ["--workdir is empty"]),
+    (["--config=configs/tiny.py", "--config.seed=-1"], ["seed is -1", "at least 0"]),
+    (["--config=configs/tiny.py:seed=4294967296"], ["seed is 4294967296", "at most 4294967295"]),
+]
+
+
+def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    lines = [[workdir, *arguments] for arguments, _ in WRONG]  # of a flag given twice the last one counts
+    for done, (_, words) in zip(run_each("train", lines), WRONG, strict=True):
+        assert done.returncode == 2, (done.args, done.stderr)
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("error: ") and [word for word in words if word not in line] == [], (done.args, line)
     assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.lock import lock
+from tests.commands import run_each
 from tests.runs import config_file, small_config
 from tests.runtime.processes import ROOT, alike, command, environment, pid_of, said, start, untimed, wait_for_step
 from tests.test_conversation_runs import TALK
@@ -142,27 +143,21 @@ def test_babysit_starts_both_again_after_a_death_and_the_run_is_bit_for_bit_the_
     jax.tree.map(np.testing.assert_array_equal, run, whole)
 
 
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        (["--coordinator=127.0.0.1:1"], "--num_processes (JAX_NUM_PROCESSES), --process_id (JAX_PROCESS_ID) missing"),
-        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "--coordinator is 'here'"),
-        (["--coordinator=a:b", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:b'"),
-        (["--coordinator=a:99999", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:99999'"),
-        (["--coordinator=a:0", "--num_processes=2", "--process_id=1"], "--coordinator is 'a:0'"),
-        (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "--process_id is 2, but --num_processes is 2"),
-    ],
-)
-def test_processes_that_cannot_be_are_refused(flags, words, tmp_path):
-    arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'run'}", *flags]
-    done = subprocess.run(
-        [sys.executable, "-m", "rl_likelihood.train", *arguments],
-        cwd=ROOT,
-        env=environment(),
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+IMPOSSIBLE = [
+    (["--coordinator=127.0.0.1:1"], "--num_processes (JAX_NUM_PROCESSES), --process_id (JAX_PROCESS_ID) missing"),
+    (["--coordinator=here", "--num_processes=2", "--process_id=0"], "--coordinator is 'here'"),
+    (["--coordinator=a:b", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:b'"),
+    (["--coordinator=a:99999", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:99999'"),
+    (["--coordinator=a:0", "--num_processes=2", "--process_id=1"], "--coordinator is 'a:0'"),
+    (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "--process_id is 2, but --num_processes is 2"),
+]
+
+
+def test_processes_that_cannot_be_are_refused(tmp_path):
+    arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'run'}"]
+    done = run_each("train", [[*arguments, *flags] for flags, _ in IMPOSSIBLE], **environment())
+    for one, (_, words) in zip(done, IMPOSSIBLE, strict=True):
+        assert one.returncode == 2 and words in one.stderr and len(one.stderr.splitlines()) == 1, (one.args, one.stderr)
 
 
 @pytest.mark.slow
