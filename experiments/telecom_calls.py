@@ -24,14 +24,16 @@ TASK: Overrides = {
     "config": "configs/prepared.py:name=tau2_telecom_turns,model=smollm2-135m-instruct,group=8,steps=20",
     "model.compute_dtype": "auto",
     "model.remat": "none",
+    "model.layers": "scan",
+    "lora.rank": 16,  # as in configs/quickstart.py
     "prompt.max_prompt": 1664,
     "prompt.width_multiple": 128,
-    "prompt.max_answer": 48,
+    "prompt.max_answer": 56,  # the longest call has 50 tokens
     "sampler.max_chain": 48,
     "sampler.width_multiple": 16,
     "loss.kl": "none",
     "loss.kl_coef": 0.0,
-    "optim.lr": 2e-5,
+    "optim.lr": 3e-4,
     "optim.warmup_steps": 4,
     "train.prompts_per_step": 2,
     "train.micro_batch_prompts": 1,
