@@ -29,6 +29,7 @@ TASK: Overrides = {
     "prompt.max_prompt": 1664,
     "prompt.width_multiple": 128,
     "prompt.max_answer": 56,  # the longest call has 50 tokens
+    "sampler.group_size": 8,  # the preset of avg_log_prob has 32
     "sampler.max_chain": 48,
     "sampler.width_multiple": 16,
     "loss.kl": "none",
@@ -40,7 +41,7 @@ TASK: Overrides = {
     "train.eval_every": 0,
     "train.checkpoint_every": 5,
     "train.keep_checkpoints": 1,
-    "eval.prompts": 24,
+    "eval.prompts": 16,
     "eval.batch_prompts": 8,
     "report.samples_every": 1,
 }
