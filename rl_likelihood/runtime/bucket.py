@@ -1,0 +1,251 @@
+"""A workdir in a Google Cloud Storage bucket. The run works in a local copy, which every save uploads.
+
+    gs://BUCKET/RUN/FILES.json   names and sizes of the run's other objects, and a token of the process that wrote them
+                   /...          the files of the workdir, under their names
+
+FILES.json is written last, so an upload counts as a whole: objects that it does not name are ignored. A run that is
+killed while it uploads resumes from the upload before. The lines that metrics.jsonl has more by then are cut off, as on
+a disk.
+
+FILES.json is also the lock. A run writes it when it starts, and later only if nobody else has written it since. So the
+newest start owns the run. An older one that still runs, say on a machine that was given up, ends at its next save.
+
+The client is tensorstore, which orbax needs anyway. Orbax could write to gs:// itself, and then from several processes,
+but only with gcsfs and Google's clients: 25 packages.
+"""
+
+import contextlib
+import dataclasses
+import json
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import jax
+import tensorstore
+
+from rl_likelihood.runtime.checkpoint import FOLDER
+from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.lock import FILE as LOCK
+from rl_likelihood.runtime.lock import lock
+from rl_likelihood.shapes import UserError
+from rl_likelihood.weights.assets import cache_dir
+
+PREFIX, FILES, CONFIG = "gs://", "FILES.json", "config.json"
+BATCH = 2**30  # bytes in memory at once, unless one file is larger
+UNFINISHED = re.compile(rf"(^|/){LOCK}$|\.(part|lock|stale)$|orbax-checkpoint-tmp")
+Store = tensorstore.KvStore
+Upload = Callable[[], None]
+
+
+class NotOwner(UserError):
+    """Another process has written the run in the bucket."""
+
+
+def is_address(workdir: str | Path | None) -> bool:
+    """Whether the workdir is in a bucket."""
+    return str(workdir).startswith(PREFIX)
+
+
+@contextlib.contextmanager
+def opened(workdir: str | Path) -> Iterator[tuple[Path, Upload | None]]:
+    """(the folder to train in, what uploads it after a save). For a folder: the folder itself, and None.
+
+    For a gs:// address: a local copy in the user's cache, made anew from the bucket and uploaded at the end.
+    """
+    if not is_address(workdir):
+        yield Path(workdir), None
+        return
+    address = str(workdir).rstrip("/")
+    if jax.process_count() > 1:
+        raise UserError(
+            f"--workdir is {address}, which one process can use, and this run has {jax.process_count()}: they write one "
+            "checkpoint together; give a folder that all hosts mount"
+        )
+    store, folder = open_store(address), cache_dir() / "buckets" / quote(address.removeprefix(PREFIX), safe="")
+    with lock(folder.parent, f"{folder.name}.lock"):
+        copy = claim(address, store, folder)
+        say(f"bucket   {address}: uploaded with every checkpoint; local copy in {folder}")
+        try:
+            yield folder, copy.upload
+        except BaseException:
+            with contextlib.suppress(UserError):  # it would hide why the run ended
+                copy.upload()
+            raise
+        copy.upload()
+
+
+@contextlib.contextmanager
+def copied(workdir: str | Path, step: int | None) -> Iterator[Path]:
+    """The folder to read a run from, with the checkpoint of `step`, by default the newest. For a gs:// address: a
+    temporary copy. It changes nothing in the bucket."""
+    if not is_address(workdir):
+        yield Path(workdir)
+        return
+    address = str(workdir).rstrip("/")
+    store = open_store(address)
+    sizes = _manifest(address, store)[0]
+    steps = sorted({int(name.split("/")[1]) for name in sizes if re.match(rf"{FOLDER}/\d+/", name)})
+    if not steps:
+        raise UserError(f"{address} holds no checkpoint; give the --workdir of a run that has saved one")
+    if step is not None and step not in steps:
+        raise UserError(f"{address} has no checkpoint of step {step}; choose one of {', '.join(map(str, steps))}")
+    wanted = f"{FOLDER}/{steps[-1] if step is None else step}/"
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="run-") as folder:
+        chosen = {n: size for n, size in sizes.items() if n.startswith(wanted) or not n.startswith(f"{FOLDER}/")}
+        _download(address, store, chosen, Path(folder))
+        yield Path(folder)
+
+
+@dataclasses.dataclass
+class Copy:
+    """A run's local copy. `owner`: this process's token. `generation`: of FILES.json as this process wrote it. `sent`:
+    size and time of each file as it is in the bucket."""
+
+    address: str
+    store: Store
+    folder: Path
+    owner: str
+    generation: bytes
+    sent: dict[str, tuple[int, int]]
+
+    def upload(self) -> None:
+        """Makes the run in the bucket equal to the folder. NotOwner if another process has started this run."""
+        files = _files(self.folder)
+        changed = {name: file[0] for name, file in files.items() if self.sent.get(name) != file}
+        if json.loads(_read(self.address, self.store, FILES).value or "{}").get("owner") != self.owner:
+            raise self.lost()
+        with _asking(self.address):
+            for names in _batches(changed):
+                writes = [self.store.write(name, (self.folder / name).read_bytes()) for name in names]
+                for write in writes:
+                    write.result()
+            self.commit({name: file[0] for name, file in files.items()})
+            of_checkpoints = self.store.list(Store.KeyRange(f"{FOLDER}/", f"{FOLDER}0")).result()
+            kept = {name.decode() for name in of_checkpoints} | set(self.sent)  # half-uploaded ones too
+            for delete in [self.store.write(name, None) for name in sorted(kept - set(files))]:
+                delete.result()
+        self.sent = files
+
+    def commit(self, sizes: dict[str, int]) -> None:
+        """Writes FILES.json, if it is still the one that this process wrote or read last."""
+        text = json.dumps({"owner": self.owner, "files": sizes}).encode()
+        with _asking(self.address):
+            generation = self.store.write(FILES, text, if_equal=self.generation).result().generation
+        if not generation:  # refused. It may be our own write, if the answer to it was lost and it was sent again
+            now = _read(self.address, self.store, FILES)
+            if now.value != text:
+                raise self.lost()
+            generation = now.stamp.generation
+        self.generation = generation
+
+    def lost(self) -> NotOwner:
+        return NotOwner(
+            f"{self.address} was started again by another process, which owns it now; this one ends, and nothing of it "
+            f"since its last save is in the bucket; its own files are in {self.folder}"
+        )
+
+
+def claim(address: str, store: Store, folder: Path) -> Copy:
+    """Takes the run over from any process that still runs it, and makes `folder` its copy."""
+    sizes, generation = _manifest(address, store)
+    if not sizes and _read(address, store, CONFIG).state == "value":
+        raise UserError(
+            f"{address} holds files but no {FILES}, so they were copied there by hand; choose another --workdir, or copy "
+            "them to a folder and give that"
+        )
+    copy = Copy(address, store, folder, secrets.token_hex(8), generation, {})
+    copy.commit(sizes)  # first, so that nobody changes what is downloaded
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier copy: the bucket is the record
+        folder.mkdir(parents=True)
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written ({e.strerror or e}); set RL_LIKELIHOOD_CACHE") from e
+    _download(address, store, sizes, folder)
+    copy.sent = _files(folder)
+    return copy
+
+
+def open_store(address: str) -> Store:
+    """The objects of an address. Nothing is asked of the server yet."""
+    bucket, _, path = address.removeprefix(PREFIX).partition("/")
+    if not bucket or not path:
+        raise UserError(f"--workdir is {address!r}; give a bucket and a folder in it, as {PREFIX}bucket/run")
+    with _asking(address):
+        return Store.open({"driver": "gcs", "bucket": bucket, "path": f"{path}/"}).result()
+
+
+def _manifest(address: str, store: Store) -> tuple[dict[str, int], bytes]:
+    """(the sizes of the run's objects by name, the generation of FILES.json). Empty for a new run."""
+    found = _read(address, store, FILES)
+    return json.loads(found.value or '{"files": {}}')["files"], found.stamp.generation
+
+
+def _read(address: str, store: Store, name: str) -> tensorstore.KvStore.ReadResult:
+    with _asking(address):
+        return store.read(name).result()
+
+
+def _download(address: str, store: Store, sizes: dict[str, int], folder: Path) -> None:
+    for names in _batches(sizes):
+        reads = [(name, store.read(name)) for name in names]
+        for name, read in reads:
+            path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"{address}/{FILES} names {name!r}, which is outside of the run; delete that name")
+            with _asking(address):
+                found = read.result()
+            if found.state != "value":
+                raise UserError(f"{address}/{name} is gone, though {FILES} names it; restore it, or delete the run")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(found.value)
+            except OSError as e:
+                raise UserError(f"{path}: cannot be written ({e.strerror or e}); set RL_LIKELIHOOD_CACHE") from e
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of each finished file of a workdir, by its name in it."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    named = {path.relative_to(folder).as_posix(): path.stat() for path in paths}
+    return {name: (s.st_size, s.st_mtime_ns) for name, s in named.items() if not UNFINISHED.search(name)}
+
+
+def _batches(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """The names in groups of at most 64 files and BATCH bytes, or of one larger file."""
+    names: list[str] = []
+    total = 0
+    for name, size in sizes.items():
+        if names and (len(names) == 64 or total + size > BATCH):
+            yield names
+            names, total = [], 0
+        names.append(name)
+        total += size
+    if names:
+        yield names
+
+
+@contextlib.contextmanager
+def _asking(address: str) -> Iterator[None]:
+    """Turns tensorstore's errors into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:  # mostly ValueError; the code stands in the text
+        text = " ".join(str(e).split())[:200]
+        if "PERMISSION_DENIED" in text or "UNAUTHENTICATED" in text:
+            why = (
+                "access was refused; run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS, "
+                "for an account that may read and write objects of this bucket"
+            )
+        elif "NOT_FOUND" in text:
+            why = "there is no such bucket; create it, or correct --workdir"
+        else:
+            why = f"the bucket cannot be used ({text})"
+        raise UserError(f"{address}: {why}") from e
