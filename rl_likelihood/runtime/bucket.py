@@ -63,8 +63,8 @@ def opened(workdir: str | Path) -> Iterator[tuple[Path, Upload | None]]:
     address = str(workdir).rstrip("/")
     if jax.process_count() > 1:
         raise UserError(
-            f"--workdir is {address}, which one process can use, and this run has {jax.process_count()}: they write one "
-            "checkpoint together; give a folder that all hosts mount"
+            f"--workdir is {address}, which is for runs of one process, and this one has {jax.process_count()}; give a "
+            "folder that all hosts mount"
         )
     store, folder = open_store(address), cache_dir() / "buckets" / quote(address.removeprefix(PREFIX), safe="")
     with lock(folder.parent, f"{folder.name}.lock"):
@@ -88,7 +88,7 @@ def copied(workdir: str | Path, step: int | None) -> Iterator[Path]:
         return
     address = str(workdir).rstrip("/")
     store = open_store(address)
-    sizes = _manifest(address, store)[0]
+    sizes = _manifest(address, store)[0] or {}
     steps = sorted({int(name.split("/")[1]) for name in sizes if re.match(rf"{FOLDER}/\d+/", name)})
     if not steps:
         raise UserError(f"{address} holds no checkpoint; give the --workdir of a run that has saved one")
@@ -154,12 +154,12 @@ class Copy:
 def claim(address: str, store: Store, folder: Path) -> Copy:
     """Takes the run over from any process that still runs it, and makes `folder` its copy."""
     sizes, generation = _manifest(address, store)
-    if not sizes and _read(address, store, CONFIG).state == "value":
+    if sizes is None and _read(address, store, CONFIG).state == "value":
         raise UserError(
-            f"{address} holds files but no {FILES}, so they were copied there by hand; choose another --workdir, or copy "
-            "them to a folder and give that"
+            f"{address} holds {CONFIG} but no {FILES}, so it was copied there by hand; choose another --workdir, or "
+            "copy it to a folder and give that"
         )
-    copy = Copy(address, store, folder, secrets.token_hex(8), generation, {})
+    sizes, copy = sizes or {}, Copy(address, store, folder, secrets.token_hex(8), generation, {})
     copy.commit(sizes)  # first, so that nobody changes what is downloaded
     try:
         shutil.rmtree(folder, ignore_errors=True)  # an earlier copy: the bucket is the record
@@ -180,10 +180,10 @@ def open_store(address: str) -> Store:
         return Store.open({"driver": "gcs", "bucket": bucket, "path": f"{path}/"}).result()
 
 
-def _manifest(address: str, store: Store) -> tuple[dict[str, int], bytes]:
-    """(the sizes of the run's objects by name, the generation of FILES.json). Empty for a new run."""
+def _manifest(address: str, store: Store) -> tuple[dict[str, int] | None, bytes]:
+    """(the sizes of the run's objects by name, or None if there is no FILES.json; the generation of FILES.json)."""
     found = _read(address, store, FILES)
-    return json.loads(found.value or '{"files": {}}')["files"], found.stamp.generation
+    return json.loads(found.value)["files"] if found.state == "value" else None, found.stamp.generation
 
 
 def _read(address: str, store: Store, name: str) -> tensorstore.KvStore.ReadResult:
@@ -241,7 +241,7 @@ def _asking(address: str) -> Iterator[None]:
         text = " ".join(str(e).split())[:200]
         if "PERMISSION_DENIED" in text or "UNAUTHENTICATED" in text:
             why = (
-                "access was refused; run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS, "
+                "access was refused; run `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS "
                 "for an account that may read and write objects of this bucket"
             )
         elif "NOT_FOUND" in text:
