@@ -63,16 +63,17 @@ def main() -> None:
     if c.eval.by_initial and workdir is None:
         raise UserError("eval.by_initial compares a run with the model that it began with; give the run's --workdir")
     if workdir is None:
-        run(c, None, None, out)
+        run(c, None, None, out and Path(out))
         return
     if bucket.is_address(workdir) and out is None:
         raise UserError(f"--workdir is {workdir}, where only training writes; give a folder for the results: --out=DIR")
-    with bucket.copied(workdir, step) as folder:
-        run(c, folder, step, out)
+    with bucket.copied(workdir, step) as copy:
+        run(c, copy, step, Path(out or copy))
 
 
-def run(c: Config, workdir: Path | None, step: int | None, out: str | None) -> None:
-    """Evaluates a checkpoint of `workdir`, or with None the model that the config starts from."""
+def run(c: Config, workdir: Path | None, step: int | None, folder: Path | None) -> None:
+    """Evaluates a checkpoint of `workdir`, or with None the model that the config starts from. The files are written to
+    `folder`."""
     if workdir is not None:
         distributed.by_first(lambda: check_workdir(workdir, c))
         prompt = dataclasses.replace(c.prompt, date=pinned_date(workdir, c.prompt.date))
@@ -86,9 +87,8 @@ def run(c: Config, workdir: Path | None, step: int | None, out: str | None) -> N
         sharding_of = functools.partial(param_shardings, devices.learner)
         model, params, step, _ = checkpoint.restore_params(workdir, step, sharding_of)
         task = dataclasses.replace(task, model=run_on(model, c, jax.default_backend()))
-    folder = out or workdir
     with contextlib.ExitStack() as stack:
-        written = folder and stack.enter_context(distributed.folder_of_first(Path(folder)))
+        written = folder and stack.enter_context(distributed.folder_of_first(folder))
         try:
             evaluation = Evaluation(task, params, task.heldout, devices, step or 0, written or None)
             request = dataclasses.replace(evaluation, say=tell, stream=sys.stderr, initial=initial)
@@ -101,7 +101,7 @@ def run(c: Config, workdir: Path | None, step: int | None, out: str | None) -> N
         return
     row: dict[str, Any] = {"step": step or 0, "data": data_name(c.data), **numbers}
     if folder is not None:
-        run_files.append(Path(folder) / run_files.EVAL, row)
+        run_files.append(folder / run_files.EVAL, row)
     print(json.dumps(row) if flags.FLAGS.json or not sys.stdout.isatty() else evaluation_text(row))
 
 

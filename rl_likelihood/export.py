@@ -80,7 +80,7 @@ def pad_unlike_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(candidates[0])
 
 
-def with_head(workdir: str, params: Params, step: int, head: ValueHead) -> Params:
+def with_head(workdir: Path, params: Params, step: int, head: ValueHead) -> Params:
     """The parameters of a sequence classifier: a reward model's parameters with its value head as `score`."""
     if step != checkpoint.latest_step(workdir):
         raise UserError(f"--step={step}: the value head is of the newest checkpoint only; leave --step out")

@@ -127,8 +127,8 @@ class Copy:
                     write.result()
             self.commit({name: file[0] for name, file in files.items()})
             of_checkpoints = self.store.list(Store.KeyRange(f"{FOLDER}/", f"{FOLDER}0")).result()
-            kept = {name.decode() for name in of_checkpoints} | set(self.sent)  # half-uploaded ones too
-            for delete in [self.store.write(name, None) for name in sorted(kept - set(files))]:
+            present = {name.decode() for name in of_checkpoints} | set(self.sent)  # with half-uploaded checkpoints
+            for delete in [self.store.write(name, None) for name in sorted(present - set(files))]:
                 delete.result()
         self.sent = files
 
@@ -182,8 +182,8 @@ def open_store(address: str) -> Store:
 
 def _manifest(address: str, store: Store) -> tuple[dict[str, int] | None, bytes]:
     """(the sizes of the run's objects by name, or None if there is no FILES.json; the generation of FILES.json)."""
-    found = _read(address, store, FILES)
-    return json.loads(found.value)["files"] if found.state == "value" else None, found.stamp.generation
+    file = _read(address, store, FILES)
+    return json.loads(file.value)["files"] if file.state == "value" else None, file.stamp.generation
 
 
 def _read(address: str, store: Store, name: str) -> tensorstore.KvStore.ReadResult:
@@ -197,14 +197,14 @@ def _download(address: str, store: Store, sizes: dict[str, int], folder: Path) -
         for name, read in reads:
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"{address}/{FILES} names {name!r}, which is outside of the run; delete that name")
+                raise UserError(f"{address}/{FILES} names {name!r}, which is no file of the run; delete that name")
             with _asking(address):
-                found = read.result()
-            if found.state != "value":
+                stored = read.result()
+            if stored.state != "value":
                 raise UserError(f"{address}/{name} is gone, though {FILES} names it; restore it, or delete the run")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(found.value)
+                path.write_bytes(stored.value)
             except OSError as e:
                 raise UserError(f"{path}: cannot be written ({e.strerror or e}); set RL_LIKELIHOOD_CACHE") from e
 
