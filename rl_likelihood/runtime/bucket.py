@@ -10,8 +10,8 @@ a disk.
 FILES.json is also the lock. A run writes it when it starts, and later only if nobody else has written it since. So the
 newest start owns the run. An older one that still runs, say on a machine that was given up, ends at its next save.
 
-The client is tensorstore, which orbax needs anyway. Orbax could write to gs:// itself, and then from several processes,
-but only with gcsfs and Google's clients: 25 packages.
+The client is tensorstore, which orbax needs anyway. Orbax itself would write to gs:// only with gcsfs and Google's
+clients, which are 25 packages.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ import tensorstore
 
 from rl_likelihood.runtime.checkpoint import FOLDER
 from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.distributed import SharedRefusal
 from rl_likelihood.runtime.lock import FILE as LOCK
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.shapes import UserError
@@ -37,7 +38,8 @@ from rl_likelihood.weights.assets import cache_dir
 
 PREFIX, FILES, CONFIG = "gs://", "FILES.json", "config.json"
 BATCH = 2**30  # bytes in memory at once, unless one file is larger
-UNFINISHED = re.compile(rf"(^|/){LOCK}$|\.(part|lock|stale)$|orbax-checkpoint-tmp")
+# Not uploaded: locks, unfinished files, and files that other threads and processes rename while the run goes on.
+NOT_SENT = re.compile(rf"^wandb/|(^|/){LOCK}$|\.(part|lock|stale)$|-(journal|shm|wal)$|orbax-checkpoint-tmp")
 Store = tensorstore.KvStore
 Upload = Callable[[], None]
 
@@ -62,7 +64,7 @@ def opened(workdir: str | Path) -> Iterator[tuple[Path, Upload | None]]:
         return
     address = str(workdir).rstrip("/")
     if jax.process_count() > 1:
-        raise UserError(
+        raise SharedRefusal(
             f"--workdir is {address}, which is for runs of one process, and this one has {jax.process_count()}; give a "
             "folder that all hosts mount"
         )
@@ -161,11 +163,8 @@ def claim(address: str, store: Store, folder: Path) -> Copy:
         )
     sizes, copy = sizes or {}, Copy(address, store, folder, secrets.token_hex(8), generation, {})
     copy.commit(sizes)  # first, so that nobody changes what is downloaded
-    try:
-        shutil.rmtree(folder, ignore_errors=True)  # an earlier copy: the bucket is the record
-        folder.mkdir(parents=True)
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written ({e.strerror or e}); set RL_LIKELIHOOD_CACHE") from e
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier copy: the bucket is the record
+    folder.mkdir(parents=True, exist_ok=True)
     _download(address, store, sizes, folder)
     copy.sent = _files(folder)
     return copy
@@ -186,7 +185,7 @@ def _manifest(address: str, store: Store) -> tuple[dict[str, int] | None, bytes]
     return json.loads(file.value)["files"] if file.state == "value" else None, file.stamp.generation
 
 
-def _read(address: str, store: Store, name: str) -> tensorstore.KvStore.ReadResult:
+def _read(address: str, store: Store, name: str) -> Store.ReadResult:
     with _asking(address):
         return store.read(name).result()
 
@@ -201,7 +200,7 @@ def _download(address: str, store: Store, sizes: dict[str, int], folder: Path) -
             with _asking(address):
                 stored = read.result()
             if stored.state != "value":
-                raise UserError(f"{address}/{name} is gone, though {FILES} names it; restore it, or delete the run")
+                raise UserError(f"{address}/{name} is gone, though {FILES} names it; try again, as a run may be saving")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(stored.value)
@@ -210,10 +209,10 @@ def _download(address: str, store: Store, sizes: dict[str, int], folder: Path) -
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of each finished file of a workdir, by its name in it."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
-    named = {path.relative_to(folder).as_posix(): path.stat() for path in paths}
-    return {name: (s.st_size, s.st_mtime_ns) for name, s in named.items() if not UNFINISHED.search(name)}
+    """Size and time of each file of a workdir to upload, by its name in it."""
+    named = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    files = {n: path.stat() for n, path in named.items() if not NOT_SENT.search(n) and path.is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in files.items()}
 
 
 def _batches(sizes: dict[str, int]) -> Iterator[list[str]]:

@@ -25,7 +25,13 @@ from tests.runtime.test_kills import environment, text
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "gs://bucket/run"
-IGNORED = {"LOCK": "7", "STATUS.part": "", "evaluations/a.lock": "", "checkpoints/3.orbax-checkpoint-tmp/a": "half"}
+IGNORED = {
+    "LOCK": "7",
+    "STATUS.part": "",
+    "a/b.lock": "",
+    "wandb/c": "",
+    "checkpoints/3.orbax-checkpoint-tmp/a": "half",
+}
 FIRST = {"metrics.jsonl": "1\n", "config.json": "{}", "checkpoints/1/a": "a1", "checkpoints/1/b": ""}
 SECOND = {"metrics.jsonl": "1\n2\n", "config.json": "{}", "checkpoints/2/a": "a2", "checkpoints/2/b": "b2"}
 
