@@ -128,8 +128,8 @@ class Copy:
                 for write in writes:
                     write.result()
             self.commit({name: file[0] for name, file in files.items()})
-            of_checkpoints = self.store.list(Store.KeyRange(f"{FOLDER}/", f"{FOLDER}0")).result()
-            present = {name.decode() for name in of_checkpoints} | set(self.sent)  # with half-uploaded checkpoints
+            listed = [name.decode() for name in self.store.list(Store.KeyRange(f"{FOLDER}/", f"{FOLDER}0")).result()]
+            present = {name for name in listed if name.startswith(f"{FOLDER}/")} | set(self.sent)  # half-uploaded too
             for delete in [self.store.write(name, None) for name in sorted(present - set(files))]:
                 delete.result()
         self.sent = files
