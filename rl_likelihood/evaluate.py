@@ -30,7 +30,7 @@ from rl_likelihood.config import build, differences, flatten
 from rl_likelihood.datasets.sources import DataConfig, resolve_prompt
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.run_model import param_shardings, run_on
-from rl_likelihood.runtime import checkpoint, distributed, run_files
+from rl_likelihood.runtime import bucket, checkpoint, distributed, run_files
 from rl_likelihood.runtime.devices import make_devices
 from rl_likelihood.runtime.workdir import CONFIG, has_examples, pinned_date, read_config
 from rl_likelihood.settings import Config
@@ -62,12 +62,24 @@ def main() -> None:
         raise UserError(f"--step={step} needs the --workdir of a run")
     if c.eval.by_initial and workdir is None:
         raise UserError("eval.by_initial compares a run with the model that it began with; give the run's --workdir")
+    if workdir is None:
+        run(c, None, None, out and Path(out))
+        return
+    if bucket.is_address(workdir) and out is None:
+        raise UserError(f"--workdir is {workdir}, where only training writes; give a folder for the results: --out=DIR")
+    with bucket.copied(workdir, step) as copy:
+        run(c, copy, step, Path(out or copy))
+
+
+def run(c: Config, workdir: Path | None, step: int | None, folder: Path | None) -> None:
+    """Evaluates a checkpoint of `workdir`, or with None the model that the config starts from. The files are written to
+    `folder`."""
     if workdir is not None:
-        distributed.by_first(lambda: check_workdir(Path(workdir), c))
-        prompt = dataclasses.replace(c.prompt, date=pinned_date(Path(workdir), c.prompt.date))
+        distributed.by_first(lambda: check_workdir(workdir, c))
+        prompt = dataclasses.replace(c.prompt, date=pinned_date(workdir, c.prompt.date))
         c = dataclasses.replace(c, prompt=prompt)
     devices = make_devices(c)
-    saved_model = None if workdir is None else checkpoint_model(c, Path(workdir), *checkpoint.describe(workdir)[:3])
+    saved_model = None if workdir is None else checkpoint_model(c, workdir, *checkpoint.describe(workdir)[:3])
     # The metric `copied` compares answers with the training texts.
     task, params = load(c, training=c.eval.texts != "none", mesh=devices.learner, saved_model=saved_model)
     initial = load_model(c, devices.learner)[1] if c.eval.by_initial else None
@@ -75,9 +87,8 @@ def main() -> None:
         sharding_of = functools.partial(param_shardings, devices.learner)
         model, params, step, _ = checkpoint.restore_params(workdir, step, sharding_of)
         task = dataclasses.replace(task, model=run_on(model, c, jax.default_backend()))
-    folder = out or workdir
     with contextlib.ExitStack() as stack:
-        written = folder and stack.enter_context(distributed.folder_of_first(Path(folder)))
+        written = folder and stack.enter_context(distributed.folder_of_first(folder))
         try:
             evaluation = Evaluation(task, params, task.heldout, devices, step or 0, written or None)
             request = dataclasses.replace(evaluation, say=tell, stream=sys.stderr, initial=initial)
@@ -90,7 +101,7 @@ def main() -> None:
         return
     row: dict[str, Any] = {"step": step or 0, "data": data_name(c.data), **numbers}
     if folder is not None:
-        run_files.append(Path(folder) / run_files.EVAL, row)
+        run_files.append(folder / run_files.EVAL, row)
     print(json.dumps(row) if flags.FLAGS.json or not sys.stdout.isatty() else evaluation_text(row))
 
 
@@ -126,9 +137,9 @@ def check_workdir(workdir: Path, c: Config) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of a run; without it, the model that the config starts from")
+    flags.DEFINE_string("workdir", None, "folder of a run, or gs://BUCKET/RUN; without it, the untrained model")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
     flags.DEFINE_bool("json", False, "print one JSON object even on a terminal; elsewhere it is always printed")
     flags.DEFINE_string("out", None, "folder for eval.jsonl and the records; the workdir by default")
     define_processes()
-    run_main(main)
+    run_main(main, in_bucket=True)

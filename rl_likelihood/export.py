@@ -29,7 +29,7 @@ from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import ModelConfig, Params, count
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.rollouts.local_judge import load_head, save_head
-from rl_likelihood.runtime import checkpoint
+from rl_likelihood.runtime import bucket, checkpoint
 from rl_likelihood.runtime.workdir import CONFIG as RUN_CONFIG
 from rl_likelihood.runtime.workdir import INPUTS, tokenizer_path
 from rl_likelihood.shapes import UserError
@@ -80,7 +80,7 @@ def pad_unlike_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(candidates[0])
 
 
-def with_head(workdir: str, params: Params, step: int, head: ValueHead) -> Params:
+def with_head(workdir: Path, params: Params, step: int, head: ValueHead) -> Params:
     """The parameters of a sequence classifier: a reward model's parameters with its value head as `score`."""
     if step != checkpoint.latest_step(workdir):
         raise UserError(f"--step={step}: the value head is of the newest checkpoint only; leave --step out")
@@ -113,22 +113,29 @@ def main() -> None:
         raise UserError(f"--push is {flag.push!r}; give a repository of the Hugging Face Hub, as owner/name")
     if flag.push and flag.adapters:
         raise UserError("--push with --adapters: adapters name their base by a folder of this machine; push one model")
-    out, run = Path(flag.out), str(Path(flag.workdir).resolve())
-    refuse_workdir(out, Path(flag.workdir))
+    with bucket.copied(flag.workdir, flag.step) as workdir:
+        write(workdir, Path(flag.out))
+
+
+def write(workdir: Path, out: Path) -> None:
+    """Exports the run in `workdir` to `out`, by the flags."""
+    flag = flags.FLAGS
+    refuse_workdir(out, workdir)
     if not flag.force:
-        refuse_another(out, Path(flag.workdir))
-    cfg, params, step, model_path = checkpoint.restore_params(flag.workdir, flag.step, alone=flag.adapters)
+        refuse_another(out, workdir)
+    cfg, params, step, model_path = checkpoint.restore_params(workdir, flag.step, alone=flag.adapters)
     try:
         if flag.adapters:
-            export_adapters(Path(flag.workdir), cfg, params, out)
+            export_adapters(workdir, cfg, params, out)
             what = f"adapters of {count(params):,} parameters"
         else:
-            scoring = load_head(flag.workdir)
-            tree = params if scoring is None else with_head(flag.workdir, params, step, scoring[0])
-            export(cfg, tree, tokenizer_path(Path(flag.workdir), model_path), out, flag.dtype)
+            scoring = load_head(workdir)
+            tree = params if scoring is None else with_head(workdir, params, step, scoring[0])
+            export(cfg, tree, tokenizer_path(workdir, model_path), out, flag.dtype)
             if scoring is not None:
                 save_head(out, *scoring)  # with the spread of its scores, for this package's judges
-            origin = {"workdir": run, "run": run_id(Path(flag.workdir)), "step": step, "dtype": flag.dtype}
+            run = flag.workdir if bucket.is_address(flag.workdir) else str(workdir.resolve())
+            origin = {"workdir": run, "run": run_id(workdir), "step": step, "dtype": flag.dtype}
             (out / ORIGIN).write_text(json.dumps(origin) + "\n")
             what = f"{count(params):,} parameters, {flag.dtype}"
     except (OSError, SafetensorError) as e:
@@ -191,7 +198,7 @@ def refuse_another(out: Path, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of the training run")
+    flags.DEFINE_string("workdir", None, "folder of the training run, or gs://BUCKET/RUN")
     flags.DEFINE_string("out", None, "folder to write")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of the written weights")
@@ -199,4 +206,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("push", None, "repository of the Hugging Face Hub, owner/name, to upload the folder to")
     flags.DEFINE_bool("public", False, "a repository that --push makes can be read by everybody")
     flags.DEFINE_bool("force", False, "write over another model")
-    run_main(main, config_file=False)
+    run_main(main, config_file=False, in_bucket=True)

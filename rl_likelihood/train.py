@@ -39,7 +39,7 @@ from rl_likelihood.rollouts.batches import SamplerFailed, StepInput, means
 from rl_likelihood.rollouts.samples import write_samples
 from rl_likelihood.rollouts.source import Source, make_source
 from rl_likelihood.run_model import param_shardings
-from rl_likelihood.runtime import checkpoint, distributed, run_files
+from rl_likelihood.runtime import bucket, checkpoint, distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices
 from rl_likelihood.runtime.disk import checkpoint_config, drop_optimizer, lost_optimizer
@@ -85,13 +85,14 @@ def main() -> None:
         return
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/first")
-    run(config, Path(flags.FLAGS.workdir), flags.FLAGS.force)
+    with bucket.opened(flags.FLAGS.workdir) as (workdir, upload):
+        run(config, workdir, flags.FLAGS.force, upload)
 
 
-def run(c: Config, workdir: Path, force: bool = False) -> None:
+def run(c: Config, workdir: Path, force: bool = False, upload: bucket.Upload | None = None) -> None:
     """Trains from the workdir's last checkpoint, or from the start, to the last step. STATUS holds the outcome.
 
-    `force`: resume the workdir with another config.
+    `force`: resume the workdir with another config. `upload`: copies the workdir to a bucket.
     """
     finished, old_status = False, run_files.read_status(workdir)
     with contextlib.ExitStack() as stack:
@@ -113,7 +114,7 @@ def run(c: Config, workdir: Path, force: bool = False) -> None:
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
-            session = Session(workdir, writer, stop, original, force)
+            session = Session(workdir, writer, stop, original, force, upload)
             step, finished = resume or 0, has_ended(workdir, resume, c.train.steps)
             if not finished:
                 if c.reward.judged:
@@ -333,9 +334,9 @@ def prepare_start(r: Run, params: Params) -> Params:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of the run; the same folder again resumes")
+    flags.DEFINE_string("workdir", None, "folder of the run, or gs://BUCKET/RUN; the same again resumes")
     flags.DEFINE_bool("print_config", False, "print every field, with what was overridden, and exit")
     flags.DEFINE_bool("dry_run", False, "load, compile and report; train nothing")
     flags.DEFINE_bool("force", False, "resume the workdir with another config")
     define_processes()
-    run_main(main)
+    run_main(main, in_bucket=True)

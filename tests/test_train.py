@@ -605,7 +605,8 @@ REFUSED = [
     (["--config=configs/tinny.py"], ["configs/tinny.py does not exist", "did you mean tiny.py?"]),
     (["--config=configs/tiny.py", "--wrkdir=x"], ["wrkdir"]),
     (["--config=configs/tiny.py"], ["--workdir is missing"]),
-    (["--config=configs/tiny.py", "--workdir=gs://b/run"], ["--workdir is gs://b/run", "gcsfuse"]),
+    (["--config=configs/tiny.py", "--workdir=s3://b/run"], ["--workdir is s3://b/run", "gcsfuse"]),
+    (["--config=configs/tiny.py", "--workdir=gs://bucket"], ["--workdir is 'gs://bucket'", "gs://bucket/run"]),
     ([], ["--config is missing"]),
 ]
 

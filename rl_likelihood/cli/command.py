@@ -23,9 +23,9 @@ from rl_likelihood.weights.assets import cache_dir
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 
 
-def run_main(main: Callable[[], None], config_file: bool = True) -> None:
+def run_main(main: Callable[[], None], config_file: bool = True, in_bucket: bool = False) -> None:
     """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2 (1 where
-    the processes did not find each other: another start may succeed)."""
+    the processes did not find each other: another start may succeed). `in_bucket`: --workdir may be gs://BUCKET/RUN."""
     outlive_the_terminal()
     if config_file:
         config_flags.DEFINE_config_file("config", None, "path of a config, as configs/NAME.py[:key=value,...]")
@@ -37,7 +37,7 @@ def run_main(main: Callable[[], None], config_file: bool = True) -> None:
             sys.exit(0)
         return parse_flags(argv, config_file)
 
-    app.run(lambda _: guarded(main), flags_parser=parse)
+    app.run(lambda _: guarded(main, in_bucket), flags_parser=parse)
 
 
 def quiet_start() -> None:
@@ -104,12 +104,14 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def guarded(main: Callable[[], None]) -> None:
+def guarded(main: Callable[[], None], in_bucket: bool = False) -> None:
     """`main()` after the other processes are found; how it ends decides the exit code and the one line."""
     try:
         for name in ("workdir", "out"):
             if name in flags.FLAGS and flags.FLAGS[name].present:
-                refuse_address(f"--{name}", flags.FLAGS[name].value)
+                value = flags.FLAGS[name].value
+                if not (in_bucket and name == "workdir" and value.startswith("gs://")):
+                    refuse_address(f"--{name}", value)
         if "coordinator" in flags.FLAGS:
             join(flags.FLAGS)
         main()

@@ -79,7 +79,7 @@ def load_decoder(path: str) -> tuple[ModelConfig, Params]:
     return files.load(assets.resolve(path).resolve(), classifier=True)
 
 
-def load_head(path: str) -> tuple[ValueHead, float] | None:
+def load_head(path: str | Path) -> tuple[ValueHead, float] | None:
     """(the value head, the spread of its scores) of a reward model's workdir or of a sequence classifier (whose spread
     is taken as 1); None for any other model."""
     file = Path(path) / HEAD

@@ -131,11 +131,16 @@ def save_initial(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -
         close(manager)
 
 
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits until every save is on disk. UserError if a save failed."""
+    with _writing(manager.directory):
+        manager.wait_until_finished()
+
+
 def close(manager: ocp.CheckpointManager) -> None:
-    """Waits until every save is on disk, then closes the manager. UserError if a save failed."""
+    """`finish`, then closes the manager."""
     try:
-        with _writing(manager.directory):
-            manager.wait_until_finished()
+        finish(manager)
     finally:
         manager.close()
 

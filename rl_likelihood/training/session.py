@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,15 @@ from rl_likelihood.training.best import Best
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """One call of the command. `given`: the config before its date was fixed. `force`: continue with other settings."""
+    """One call of the command. `given`: the config before its date was fixed. `force`: continue with other settings.
+    `upload`: copies the workdir to a bucket."""
 
     workdir: Path
     writer: MetricsWriter
     stop: StopRequest
     given: Config
     force: bool = False
+    upload: Callable[[], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,9 @@ class Run(Session):
         if not all_finite(state.params):
             raise distributed.SharedRefusal(not_finite(int(state.step), ["the parameters"], self.workdir))
         checkpoint.save(self.checkpoints, state, self.meta() | ({} if queue is None else {"queue": queue}))
+        if self.upload:
+            checkpoint.finish(self.checkpoints)
+            self.upload()
 
     def meta(self) -> dict:
         """The JSON part of a checkpoint."""
