@@ -171,6 +171,5 @@ _RATIONAL: dict[str, Callable[[Node, int], Fraction]] = {
     "div": _quotient,
     "pow": _power,
     "neg": lambda node, k: -rational(node.parts[0], k),
-    "deg": lambda node, k: rational(node.parts[0], k),
     "call": _call,
 }

@@ -59,8 +59,6 @@ def _digits(node: Node, k: int, mp):
             return _bounded(mp.fprod(values), mp)
         case "neg":
             return -values[0]
-        case "deg":
-            return values[0]
         case "div":
             if values[1] == 0:
                 raise Undefined
