@@ -168,7 +168,7 @@ def _same_collections(reference: Node, answer: Node) -> bool:
     )
     if kinds == {"set"}:
         references, others = _distinct(references), _distinct(others)
-    return len(references) == len(others) and _in_any_order(references, others)
+    return _in_any_order(references, others)
 
 
 def _distinct(nodes: Sequence[Node]) -> list[Node]:
