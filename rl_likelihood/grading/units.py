@@ -69,10 +69,13 @@ def canonical(words: str) -> Measure:
         factor *= SCALES[left.pop(0)]
     unit, left = _unit(left)
     out = [unit]
-    while unit and left and (left[0] in _JOINTS or (_is_short(unit) and _is_short(left[0]) and left[0] != unit)):
-        sign = "/" if left[0] in _JOINTS[:-1] else "*"  # kg m
-        unit, left = _unit(left[left[0] in _JOINTS :])
-        out += [sign, unit]
+    while unit and left:
+        joint = len(left) > 1 and left[0] in _JOINTS
+        if not joint and not (_is_short(unit) and _is_short(left[0]) and left[0] != unit):
+            break
+        out.append("/" if joint and left[0] != "*" else "*")  # kg m
+        unit, left = _unit(left[joint:])
+        out.append(unit)
     if left:  # unknown words, as they stand
         return Measure(factor, " ".join(words.split()), known=False)
     return Measure(factor, " ".join(_COMPOUND.get(u, u) for u in out), known=out == [""] or all(out))
