@@ -6,10 +6,10 @@ Mutants are applied one at a time in a temporary copy of the repository, where t
 fails. A mutant that survives is a missing test, or a change without effect: explain it, or add the test. A mutant whose
 old text is not exactly once in its file is an error: the list must follow the code.
 
-Last measured: 25 of the 67 were run (evaluation, rollouts, disk, attention; of rewards and the surrogate the first
-ones), and all 25 were killed. The others have not been run since the list was made. One needs its own test to be seen:
-dense attention always hides the sampled answer from the reference, so `two_branches=False` changes nothing on a CPU; a
-test that interprets the TPU's kernel fails on it.
+Last measured: 25 of the first 67 were run (evaluation, rollouts, disk, attention; of rewards and the surrogate the
+first ones), and all 25 were killed; so were the 14 of the graders. The others have not been run since the list was
+made. One needs its own test to be seen: dense attention always hides the sampled answer from the reference, so
+`two_branches=False` changes nothing on a CPU; a test that interprets the TPU's kernel fails on it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ SURROGATE, STEP, REWARDED = "learner/test_surrogate.py", "learner/test_step.py",
 EVALUATE, STATISTICS = "evaluation/test_evaluate.py", "evaluation/test_statistics.py"
 BATCHES, POSTERIOR = "rollouts/test_batches.py", "learner/test_posterior.py"
 OWN_FILES = "datasets/test_own_files.py"
+ANSWERS = "grading/test_mathematics.py -k nothing_else"
+CHOICES = "grading/test_graders.py -k 'choice or named or numeric'"
 
 MUTANTS = [
     # learner: the surrogate
@@ -238,6 +240,26 @@ MUTANTS = [
     Mutant("datasets/questions.py", "key=hash_of)", "key=lambda k: groups[k][0].id)", f"{OWN_FILES} -k do_not_move"),
     Mutant("datasets/sources.py", "{group_key(row) for row in held}", "set()", f"{OWN_FILES} -k test_question"),
     Mutant("data/prompt_checks.py", "e.answer, e.chain, *(", "e.answer, *(", "data/test_prompts_refused.py"),
+    # graders
+    Mutant("grading/values.py", "return KINK_POINTS", "return range(POINTS)", ANSWERS),
+    Mutant("grading/values.py", "len(ratios) < 2 or any(x != y for x, y in zeros)", "len(ratios) < 2", ANSWERS),
+    Mutant("grading/values.py", "_zero(first * y - x * other,", "_zero(0 * first * y,", ANSWERS),
+    Mutant("grading/rationals.py", "return [Fraction(n, 2) for n in order]", "return [Fraction(1)] * 17", ANSWERS),
+    Mutant("grading/statements.py", 'math.gcd(*map(int, text.split(":"))) > 1', "True", ANSWERS),
+    Mutant("grading/compare.py", "letter = is_reference and", "letter = False and", ANSWERS),
+    Mutant("grading/compare.py", "if len(references) != len(answer):", "if False:", ANSWERS),
+    Mutant("grading/tree.py", "fits = sum(angles) == 1 and", "fits = any(angles) and", ANSWERS),
+    Mutant("grading/units.py", " and left[0] != unit", "", ANSWERS),
+    Mutant("grading/names.py", "simple and len(set(terms)) == len(terms)", "simple", ANSWERS),
+    Mutant("grading/names.py", "answers and names != sorted(names)", "False", ANSWERS),
+    Mutant("grading/text.py", "if _STATED.search(m[0]) else None", "", CHOICES),
+    Mutant("grading/text.py", "goal / 100 == given if goal_percent else", "goal / 100 == given or", CHOICES),
+    Mutant(
+        "grading/countdown.py",
+        "given[0] == goal[0] and sorted(given[1]) == sorted(goal[1])",
+        "given[0] == goal[0]",
+        "grading/test_countdown.py",
+    ),
     # meshes
     Mutant(
         "mesh.py",

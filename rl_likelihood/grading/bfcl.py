@@ -111,7 +111,7 @@ def _has_inner(value: list, options: list, inner: type) -> bool:
 
 
 def _is_dict(value: Any, option: dict[str, list]) -> bool:
-    if not isinstance(value, dict) or not value.keys() <= option.keys():
+    if not isinstance(value, dict) or not isinstance(option, dict) or not value.keys() <= option.keys():
         return False
     if any("" not in values for key, values in option.items() if key not in value):
         return False

@@ -27,16 +27,16 @@ def same(reference: Node, answer: Node) -> bool:
 
 
 def _same(reference: Node, answer: Node) -> bool:
-    reference, answer = _measured(reference, answer), _measured(answer, reference)
+    reference, answer = _measured(reference, answer, True), _measured(answer, reference)
     if reference == answer:
         return True
     if reference.kind != answer.kind or _is_membership(reference) != _is_membership(answer):
         (variable, reference), (other, answer) = region(reference), region(answer)
         if variable and other and variable != other:
             return False
+    reference, answer = _both_signs(reference), _both_signs(answer)
     if reference.kind == "unit" or answer.kind == "unit":
         return _same_with_units(reference, answer)
-    reference, answer = _both_signs(reference), _both_signs(answer)
     if "list" in (reference.kind, answer.kind) or "set" in (reference.kind, answer.kind):
         return _same_collections(reference, answer)
     if reference.kind == "matrix" or answer.kind == "matrix":
@@ -168,7 +168,7 @@ def _same_collections(reference: Node, answer: Node) -> bool:
     )
     if kinds == {"set"}:
         references, others = _distinct(references), _distinct(others)
-    return len(references) == len(others) and _in_any_order(references, others)
+    return _in_any_order(references, others)
 
 
 def _distinct(nodes: Sequence[Node]) -> list[Node]:
@@ -265,12 +265,17 @@ def plain(words: str) -> str:
     return " ".join("solution" if word == "solutions" else word for word in said)
 
 
-def _measured(node: Node, other: Node) -> Node:
-    """10 m^2 beside a formula with symbols is one; beside all else it is a number with its unit."""
+def _measured(node: Node, other: Node, is_reference: bool = False) -> Node:
+    """10 m^2 beside a formula with symbols is one; beside all else it is a number with its unit.
+
+    A reference of a number and one letter, 10 m, is a product beside a number without a unit.
+    """
     if node.kind != "measure":
         return node
     value, unit, product = node.parts
-    return product if other.kind == "measure" or symbols(other) else Node("unit", (value, unit, True))
+    factors = (product.parts[0] if product.kind == "neg" else product).parts
+    letter = is_reference and len(factors) == 2 and factors[1].kind == "name" and other.kind != "unit"
+    return product if letter or other.kind == "measure" or symbols(other) else Node("unit", (value, unit, True))
 
 
 def _same_with_units(reference: Node, answer: Node) -> bool:

@@ -8,16 +8,18 @@ _TOKEN = re.compile(r"\s*(?:([0-9]+)|([-+*/()]))", re.ASCII)
 _LONGEST = 500  # characters of an expression
 _LONGEST_NUMBER = 30  # digits
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "negate": 3}
+_SIGNS = str.maketrans("\u00d7\u00b7\u00f7\u2212", "**/-")
 _FUNCTIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
 def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
     """(exact value, the integers written, in order) of an expression; None if it is not one or divides by zero.
 
-    An expression is made of non-negative integers, + - * / with the usual precedence, signs, ( ) and white space.
+    An expression is made of non-negative integers, + - * / (or their typographic signs) with the usual precedence,
+    signs, ( ) and white space.
     Not known, so None: decimals, powers, //, an equals sign, a product without its *.
     """
-    text = text.strip()
+    text = text.strip().translate(_SIGNS)
     if len(text) > _LONGEST:
         return None
     try:

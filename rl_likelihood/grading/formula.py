@@ -86,7 +86,7 @@ class Formulas(Cursor):
             if self.accept("^"):
                 if base.kind == "pow":
                     raise Unreadable("two powers")
-                base = Node("pow", (base, self.exponent()))
+                base = Node("pow", (base, in_radians(self.exponent())))
             elif self.peek() in ("!", "degree") and (base.kind == "deg" or base.parts[:1] == ("factorial",)):
                 raise Unreadable("two marks")
             elif self.accept("!"):
@@ -164,6 +164,9 @@ class Formulas(Cursor):
             name += "_" + self.subscript()
         while self.accept("'"):
             name += "'"
+        for star in ("^*", "^{*}"):
+            if "".join(self.token(i).text for i in range(len(star))) == star:
+                self.at, name = self.at + len(star), f"{name}*"
         if labels or token.text in _FUNCTION_LETTERS:
             if [self.token(i).text for i in range(6)] == ["^", "{", "-", "1", "}", "("]:
                 self.at, name = self.at + 5, f"{name}^-1"
@@ -305,7 +308,7 @@ class Formulas(Cursor):
 
     def builds_set(self) -> bool:
         r"""Does {x | ...}, {x : ...} or {x \in R | ...} begin?"""
-        real = 2 * (self.token(2).text == "in" and self.token(3).text in ("mathbb R", "reals"))
+        real = 2 * (self.token(2).text == "in" and self.token(3).text in ("mathbb R", "reals", "R"))
         return self.token(1).kind == "name" and self.token(2 + real).text in ("|", ":")
 
     def built_set(self) -> Node:

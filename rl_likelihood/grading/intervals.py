@@ -16,7 +16,8 @@ def region(node: Node) -> tuple[str, Node]:
         return "", _except(node.parts[1].parts[0]) if len(node.parts[1].parts) == 1 else node
     found = ("", node)
     if node.kind == "relation" and node.parts[0] == ("in",) and node.parts[1].kind == "name":
-        return (node.parts[1].parts[0], node.parts[2]) if node.parts[2].kind in ("sequence", "union") else found
+        _, inside = region(_REALS[0] if node.parts[2] == Node("name", ("R",)) else node.parts[2])
+        return (node.parts[1].parts[0], inside) if inside.kind in ("sequence", "union") else found
     if node.kind == "relation":
         found = _relation(node)
     elif node.kind in ("or", "and"):

@@ -18,7 +18,7 @@ median mean average mode range minimum maximum variance domain age weight mass
 """
 _KNOWN = frozenset(_WORDS.split())
 _SUBSCRIPTS = frozenset({"max", "min", "total", "avg", "net", "in", "out", "eff", "rms", "tot", "opt", "new", "old"})
-_POINTS = "[A-MO-Z]{1,3}"  # NO and NOT, with an N, are words
+_POINTS = "[A-MO-Z]{1,4}"  # NO and NOT, with an N, are words
 _PLAIN_SUBSCRIPT = re.compile(
     rf"[0-9,]*[A-Za-z]?[0-9,]*|[a-z](?:,[a-z])+|[i-n]{{2}}|[a-z][+-][0-9]+|(?:triangle|angle)?{_POINTS}"
 )
@@ -111,7 +111,7 @@ def _is_letter(name: str, answers: bool) -> bool:
 
 def _plain(name: str) -> bool:
     """Is a symbol without words in its subscript or under its bar?"""
-    marked, _, subscript = name.removesuffix("^-1").rstrip("'").partition("_")
+    marked, _, subscript = name.removesuffix("^-1").rstrip("'*").partition("_")
     mark, _, letter = marked.rpartition(" ")
     bare = not mark or len(letter) == 1 or re.fullmatch(_POINTS, letter) is not None
     return bare and (subscript in _SUBSCRIPTS or _PLAIN_SUBSCRIPT.fullmatch(subscript) is not None)

@@ -1,5 +1,6 @@
 """The exact value of a formula, where it is a rational number, at one of the points where formulas are compared."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -11,6 +12,10 @@ from rl_likelihood.grading.tree import CONSTANTS, Node
 WHOLE_POINTS = range(100, 108)  # where symbols stand for whole numbers, for formulas with factorials
 _BITS = 60_000  # of the largest rational
 _LARGEST_FACTORIAL = 3_000
+# The first points scale all symbols alike. After them each symbol runs through all halves of whole numbers up to 4, in
+# an order of its own: there steps and kinks are.
+_SCALES = tuple(map(Fraction, ("1", "-1", "1", "1/11", "1009", "-211")))
+KINK_POINTS = range(len(_SCALES) + 17)
 
 
 class Irrational(Exception):
@@ -21,15 +26,22 @@ class Undefined(Exception):
     """No value at this point."""
 
 
+@functools.lru_cache(maxsize=1024)
+def _halves(name: str) -> list[Fraction]:
+    """-4, -7/2, ..., 4 in an order of the symbol's own."""
+    order = sorted(range(-8, 9), key=lambda n: hashlib.sha256(f"{n} {name}".encode()).digest())
+    return [Fraction(n, 2) for n in order]
+
+
 def _point(name: str, k: int) -> Fraction:
-    """What a symbol stands for at point k: positive, negative, of either sign, small, a whole number."""
+    """What a symbol stands for at point k: positive, negative, small, of any sign and size, a whole number."""
+    if k in KINK_POINTS[len(_SCALES) :]:
+        return _halves(name)[k - len(_SCALES)]
     digest = hashlib.sha256(f"{k} {name}".encode()).digest()
     if k in WHOLE_POINTS:
         return Fraction(2 + int.from_bytes(digest[:4], "big") % 50)
     value = Fraction(1 + int.from_bytes(digest[:4], "big") % 9_999_991, 1_000_003)
-    if k == 1 or (k == 2 and digest[5] % 2):
-        return -value
-    return {3: value / 11, 4: value * 1009, 5: -value * 211}.get(k, value)
+    return value * _SCALES[k] * (-1 if k == 2 and digest[5] % 2 else 1)
 
 
 def rational(node: Node, k: int = 0) -> Fraction:
@@ -159,6 +171,5 @@ _RATIONAL: dict[str, Callable[[Node, int], Fraction]] = {
     "div": _quotient,
     "pow": _power,
     "neg": lambda node, k: -rational(node.parts[0], k),
-    "deg": lambda node, k: rational(node.parts[0], k),
     "call": _call,
 }

@@ -5,19 +5,20 @@ r"""Reads an answer as mathematics, LaTeX or plain text: all of it becomes one t
 Lists, relations and units; the formulas in them are read by `formula`.
 """
 
+import math
 import re
 from itertools import pairwise
 
 from rl_likelihood.grading import units
 from rl_likelihood.grading.formula import Formulas
 from rl_likelihood.grading.tokens import Token, Unreadable, tokens
-from rl_likelihood.grading.tree import Node, number
+from rl_likelihood.grading.tree import Node, in_degrees, number
 
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
-_HOURS, _MINUTES = re.compile("1?[0-9]|2[0-4]|0[0-9]"), re.compile("[0-5][0-9]")
+_CLOCK = re.compile("(?:[01]?[0-9]|2[0-4])(?::[0-5][0-9]){1,2}(?![0-9.:/])")
 _CURRENCIES = {"$": "dollar", "euro": "euro", "pounds": "pound-sterling"}
 _ONE = r"[A-Za-z]+(?: \^ [23])?"
-_LETTERS_AS_UNIT = re.compile(rf"(?:frac {_ONE} {_ONE}|u?[A-Za-z](?: \^ [23])?(?: [/*] {_ONE})*)")  # m / s ^ 2
+_LETTERS_AS_UNIT = re.compile(rf"(?:frac {_ONE} {_ONE}|{_ONE}(?: (?:[/*] )?{_ONE})*)")  # N m / s ^ 2
 
 
 def read(text: str) -> Node:
@@ -31,6 +32,14 @@ def read(text: str) -> Node:
 
 def _equation(node: Node) -> bool:
     return node.kind == "relation" and node.parts[0] == ("=",)
+
+
+def _is_clock(text: str) -> bool:
+    """Is this a time of the day: 5:30, 5:07, 5:12 p.m.? 2:3 is a ratio, and so is 5:12, in lowest terms and alone."""
+    time = _CLOCK.match(text)
+    if time is None or time.end() < len(text):
+        return time is not None
+    return any(len(n) > 1 and n[0] == "0" for n in text.split(":")) or math.gcd(*map(int, text.split(":"))) > 1
 
 
 class _Statements(Formulas):
@@ -57,15 +66,11 @@ class _Statements(Formulas):
             self.label = self.at
         start, nodes, signs = self.at, [self.operand()], []
         while sign := self.accept(*RELATIONS):
-            signs.append("clock" if sign == ":" and self.is_clock(start) else sign)
+            signs.append(sign)
             nodes.append(self.operand())
+        if set(signs) == {":"} and _is_clock("".join(token.text for token in self.tokens[start : self.at])):
+            signs = ["clock"] * len(signs)
         return Node("relation", (tuple(signs), *nodes)) if signs else nodes[0]
-
-    def is_clock(self, start: int) -> bool:
-        """Is what was read since `start`, and the next number, a time of the day: 5:30, and no ratio such as 2:3?"""
-        hours = [token.text for token in self.tokens[start : self.at - 1]]
-        minutes = self.token()
-        return len(hours) == 1 and bool(_HOURS.fullmatch(hours[0]) and _MINUTES.fullmatch(minutes.text))
 
     def labels(self) -> bool:
         """Do a letter, names or numbers in brackets, and "=" follow?"""
@@ -90,7 +95,7 @@ class _Statements(Formulas):
         return self.with_unit(Node("neg", (node,)) if negative else node, _CURRENCIES[money] if money else "")
 
     def measure(self, start: int, node: Node) -> Node | None:
-        """10 m/s, 10 m^2: what was read as a product, but may be a number and a unit of letters."""
+        """10 m, 10 m/s^2: what was read as a product, but may be a number and a unit of letters."""
         minus = self.tokens[start : start + 1] == [Token("op", "-")]
         first, *rest = self.tokens[start + minus : self.at] or [None]
         if self.depth or not rest or first.kind != "number":
@@ -100,8 +105,8 @@ class _Statements(Formulas):
         )
         text = " ".join(text.replace("{", " ").replace("}", " ").split()).replace("mu ", "u")
         letter = text.partition(" ")[0]
-        alone = rest[0].spaced and letter.removeprefix("u") in units.LETTERS and (len(letter) == 2 or len(rest) > 2)
-        if not (alone or letter == "frac") or _LETTERS_AS_UNIT.fullmatch(text) is None:
+        spaced = rest[0].spaced and letter.removeprefix("u") in units.LETTERS
+        if not (spaced or letter == "frac") or _LETTERS_AS_UNIT.fullmatch(text) is None:
             return None
         text = re.sub(rf"frac ({_ONE}) ({_ONE})", r"\1 / \2", text)
         unit = units.canonical(text.replace(" ^ ", " ^"))
@@ -112,8 +117,8 @@ class _Statements(Formulas):
     def with_unit(self, node: Node, unit: str) -> Node:
         sign = node.kind == "neg"
         inner = node.parts[0] if sign else node
-        if inner.kind == "deg":
-            unit, inner = "degree", inner.parts[0]
+        if (degrees := in_degrees(inner, not self.depth)) is not None:
+            unit, inner = "degree", degrees
         if self.peek() == "%" and unit:
             raise Unreadable("two units")
         if self.accept("%"):
@@ -143,9 +148,7 @@ class _Statements(Formulas):
         while True:
             token = self.token()
             letter = token.kind == "name" and token.text in units.LETTERS
-            if token.kind == "word" or (
-                letter and (out[-1:] in (["/"], ["*"]) or self.tokens[self.at - 1].text == "degree")
-            ):
+            if token.kind == "word" or (letter and (out or self.tokens[self.at - 1].text == "degree")):
                 out.append(token.text)
                 self.at += 1
             elif out and self.peek() in ("/", "*"):

@@ -137,6 +137,11 @@ _RIGHT = re.compile(
     r"(?![0-9a-z])",
     re.ASCII,
 )
+# After "the answer is B": one sentence, in which no other statement can hide.
+_REASON = re.compile(
+    rf",?\s+(?:because|since)(?:(?!\b(?:{_KIND}|right|correct|true|false|wrong|not|actually|choose|select|pick)\b)[^.!?;:])+"
+)
+_STATED = re.compile(rf"{_KIND}\s+{_IS}\s")
 _STOP = re.compile(r"[.!;,:)\]\s]*")
 _FONTS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|mbox|boldsymbol|bm)\s*\{([^{}]*)\}")
 _SPACES = re.compile(r"\\[,;: !]|\\q?quad|(?<=[^\s~])~(?=[^\s~])|\\[()]")
@@ -149,8 +154,9 @@ def choice(text: str, own: str = "", numbered: bool = False) -> int | None:
 
     Known: B, b, (B), [B], B., **B**, \text{B}, option 2, choice B, "B"; that it is right after it, "the (correct)
     answer is", "it must be", "I choose", "clearly" before it; several of these, of one option. `own` is the option's
-    text, which may follow its name: B. Text. `numbered`: options have numbers, so a bare 2 names one.
-    Not a choice: any other text around the name, a reason too, for it may say that the option is wrong.
+    text, which may follow its name: B. Text. `numbered`: options have numbers, so a bare 2 names one. A reason counts
+    after "the answer is B" only.
+    Not a choice: any other text around the name, for it may say that the option is wrong.
     """
     head, at, named = _head(text), 0, set()
     while at < len(head):
@@ -163,6 +169,8 @@ def choice(text: str, own: str = "", numbered: bool = False) -> int | None:
         end = _after_own_text(head, m.end(), own)
         right = _RIGHT.match(head, end)
         end = right.end() if right else end
+        reason = _REASON.match(head, end) if _STATED.search(m[0]) else None
+        end = reason.end() if reason else end
         at = _STOP.match(head, end).end()
         if at == end < len(head):  # "Bx"
             return None

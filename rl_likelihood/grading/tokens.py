@@ -82,7 +82,7 @@ _SCANNER = re.compile(
     rf"|\\hspace\*?\s*\{{\s*-?[0-9.]+\s*[a-z]{{2}}\s*\}}|\\(?:text)?color\s*\{{\s*(?:{_COLOURS})\s*\}})"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
     rf"|\\(?:{'|'.join(_TEXTS)})\s*\{{(?P<text>[^{{}}]*)\}}"
-    rf"|\\(?P<font>{'|'.join(_FONTS)})\s*\{{\s*(?P<letters>[^{{}}\\]*)\}}"
+    rf"|\\(?P<font>{'|'.join(_FONTS)})\s*\{{\s*(?P<letters>(?:[^{{}}\\]|\\[,;:! ]|\\cdot(?![A-Za-z]))*)\}}"
     r"|\\mu\s*\\(?:text|mathrm)\s*\{\s*(?P<micro>[smgFHAVW])\s*\}"
     r"|\\(?P<bold>mathbf|boldsymbol|bm|vec|hat|mathbb|mathcal|overrightarrow|overline|bar)\s*"
     r"(?:\{\s*(?P<bolded>[A-Za-z]{1,4})\s*\}|\s(?P<bolded1>[A-Za-z])(?![A-Za-z]))"
@@ -126,7 +126,7 @@ def tokens(text: str) -> list[Token]:
 def is_variable(name: str) -> bool:
     """A letter, with a mark, subscript or primes or not: what can stand for a number. Infinity and R cannot."""
     mark, _, letters = name.partition(" ")
-    bare = name.partition("_")[0].rstrip("'")
+    bare = name.partition("_")[0].rstrip("'*")
     return (mark in _DECORATED and bool(letters)) or bare in _LETTERS or (len(bare) == 1 and bare.isalpha())
 
 
@@ -192,7 +192,8 @@ def _token(m: re.Match[str]) -> list[Token]:
     if m["text"] is not None:
         return words(m["text"])
     if m["letters"] is not None:
-        return _letters(m["letters"].strip(), m["font"] == "mathrm")
+        letters = re.sub(r"\\[,;:! ]", " ", m["letters"].replace(r"\cdot", "*"))
+        return _letters(letters.strip(), m["font"] == "mathrm")
     if m["micro"]:
         return [Token("word", "u" + m["micro"])]
     if m["bold"]:

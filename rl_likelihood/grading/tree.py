@@ -70,6 +70,25 @@ def over(above: Node, below: Node) -> Node:
     return Node("div", (above, below))
 
 
+def in_degrees(node: Node, mixed: bool) -> Node | None:
+    """The number of degrees of an angle, None of what is none: 180/3 of a third of 180 degrees.
+
+    `mixed`: terms of a sum without a unit are degrees as well: 180 degrees - x.
+    """
+    if node.kind == "deg" or (node.kind == "unit" and node.parts[1] == "degree"):
+        return node.parts[0]
+    if node.kind not in ("neg", "pm", "add", "mul", "div"):
+        return None
+    numbers = [in_degrees(part, mixed) for part in node.parts]
+    angles = [number is not None for number in numbers]
+    if node.kind in ("mul", "div"):
+        fits = sum(angles) == 1 and (node.kind == "mul" or angles[0])
+    else:
+        fits = all(angles) or (mixed and any(angles))
+    parts = (part if number is None else number for part, number in zip(node.parts, numbers, strict=True))
+    return Node(node.kind, tuple(parts)) if fits else None
+
+
 def in_radians(node: Node) -> Node:
     """Degrees inside the argument of a sine are an eighteenth of ten pi."""
     if node.kind == "deg":

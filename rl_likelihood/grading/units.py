@@ -14,7 +14,7 @@ ton tonne; lb pound lbs; oz ounce; L liter litre; mL milliliter millilitre ml; g
 cup; s second sec secs; ms millisecond; minute min mins; h hour hr hrs; day; week; month; year yr yrs; decade;
 century; mph; kph kmh; rpm; degree deg degs; radian rad rads; percent pct; dollar USD buck;
 cent penny pennies pence; euro EUR; pound-sterling GBP; N newton; J joule; kJ kilojoule; W watt; kW kilowatt; kWh; Wh;
-MW megawatt; mW milliwatt; V volt; A ampere amp; ohm; F farad; Hz hertz; kHz kilohertz; MHz megahertz;
+MW megawatt; mW milliwatt; V volt; A ampere amp; ohm Omega; F farad; Hz hertz; kHz kilohertz; MHz megahertz;
 GHz gigahertz; dB decibel; dBm; dBi; bps; kbps Kbps; Mbps; Gbps; bit; kbit; Mbit; Gbit; byte; kB KB; MB; GB;
 Erlang erlang; packet; symbol; sample; K kelvin; Pa pascal; kPa; mol mole; unit; C Celsius; Fahrenheit;
 am a.m. AM A.M. a.m; pm p.m. PM P.M. p.m
@@ -23,6 +23,7 @@ _COMPOUND = {"mph": "mile / h", "kph": "km / h"}
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _BEFORE = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 _AFTER = {"squared": "^2", "cubed": "^3", "^2": "^2", "^3": "^3"}
+_JOINTS = ("per", "/", "an", "a", "*")
 _OF_TEMPERATURE = {"C": "C", "F": "F", "Fahrenheit": "F"}
 
 
@@ -46,7 +47,7 @@ def _table() -> dict[str, str]:
 _CANONICAL = _table()
 # What a bare run of letters after a number may be. A single letter is a unit in \\text{}, or with a power or a slash.
 UNITS = {name for name in (*_CANONICAL, *SCALES, *_BEFORE, *_AFTER, "per") if len(name) > 1 and name.isalpha()}
-LETTERS = {name for name in _CANONICAL if len(name) == 1}
+LETTERS = {name for name in _CANONICAL if len(name) == 1 or name == "Omega"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +69,21 @@ def canonical(words: str) -> Measure:
         factor *= SCALES[left.pop(0)]
     unit, left = _unit(left)
     out = [unit]
-    while unit and len(left) > 1 and left[0] in ("per", "/", "an", "a", "*"):
-        sign = "*" if left[0] == "*" else "/"
-        unit, left = _unit(left[1:])
-        out += [sign, unit]
+    while unit and left:
+        joint = len(left) > 1 and left[0] in _JOINTS
+        if not joint and not (_is_short(unit) and _is_short(left[0]) and left[0] != unit):
+            break
+        out.append("/" if joint and left[0] != "*" else "*")  # kg m
+        unit, left = _unit(left[joint:])
+        out.append(unit)
     if left:  # unknown words, as they stand
         return Measure(factor, " ".join(words.split()), known=False)
     return Measure(factor, " ".join(_COMPOUND.get(u, u) for u in out), known=out == [""] or all(out))
+
+
+def _is_short(unit: str) -> bool:
+    """A symbol of a unit, such as kg, and no word."""
+    return unit in _CANONICAL and len(unit) < 3
 
 
 def _unit(words: list[str]) -> tuple[str, list[str]]:

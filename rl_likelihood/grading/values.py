@@ -16,12 +16,12 @@ from fractions import Fraction
 
 import mpmath
 
-from rl_likelihood.grading.rationals import WHOLE_POINTS, Irrational, Undefined, rational
+from rl_likelihood.grading.rationals import KINK_POINTS, WHOLE_POINTS, Irrational, Undefined, rational
 from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import Node, parts_of, symbols
 
 POINTS = 4
-_MORE_POINTS = 2  # for formulas with steps: floor(x/2) and floor(x/3) are equal at most small points
+_KINKS = ("floor", "ceil", "abs", "max", "min", "root")
 _MAGNITUDE = 200_000  # the largest binary exponent
 _QUICK, _EXACT = 50, (600, 1200, 2400, 4800)  # decimal digits
 _MOST_CALLS = 600  # of functions at 600 digits: twice the digits take four times as long
@@ -59,8 +59,6 @@ def _digits(node: Node, k: int, mp):
             return _bounded(mp.fprod(values), mp)
         case "neg":
             return -values[0]
-        case "deg":
-            return values[0]
         case "div":
             if values[1] == 0:
                 raise Undefined
@@ -187,19 +185,21 @@ def same_value(a: Node, b: Node) -> bool:
     """Have two formulas the same value, whatever their symbols stand for? Raises Unreadable."""
     if a == b:
         return True
-    names = symbols(a) | symbols(b)
-    steps, whole = (
-        any(_has(node, *kind) for node in (a, b)) for kind in (("floor", "ceil"), ("factorial", "binomial"))
-    )
-    points = range(POINTS + _MORE_POINTS * steps if names else 1)
-    whole = whole and bool(names)
-    points = WHOLE_POINTS if whole else points
+    whole = _has(a, "factorial", "binomial") or _has(b, "factorial", "binomial")
+    points = WHOLE_POINTS if whole else _points(a, b)
     try:
-        pairs = [_exact_pair(a, b, k) for k in points]
-        pairs = [pair for pair in pairs if pair is not None and not (whole and None in pair)]
+        pairs = [(_defined(a, k), _defined(b, k)) for k in points]
+        pairs = [pair for pair in pairs if None not in pair]
         return len(pairs) > whole and all(x == y for x, y in pairs)
     except Irrational:
         return _same_digits(a, b, points)
+
+
+def _points(a: Node, b: Node) -> range:
+    """Where two formulas are compared: at one place without symbols, at many with steps or kinks."""
+    if _has(a, *_KINKS) or _has(b, *_KINKS):
+        return KINK_POINTS
+    return range(POINTS if symbols(a) | symbols(b) else 1)
 
 
 def _has(node: Node, *calls: str) -> bool:
@@ -216,17 +216,12 @@ def exact(node: Node) -> Fraction | None:
         return None
 
 
-def _exact_pair(a: Node, b: Node, k: int) -> tuple[Fraction | None, Fraction | None] | None:
-    """Both values at a point; None, not both, where it has none. None alone where neither has."""
-
-    def value(node: Node) -> Fraction | None:
-        try:
-            return rational(node, k)
-        except Undefined:
-            return None
-
-    pair = value(a), value(b)
-    return None if pair == (None, None) else pair
+def _defined(node: Node, k: int) -> Fraction | None:
+    """The exact value at a point; None where there is none."""
+    try:
+        return rational(node, k)
+    except Undefined:
+        return None
 
 
 def _same_digits(a: Node, b: Node, points: Sequence[int]) -> bool:
@@ -239,7 +234,7 @@ def _same_digits(a: Node, b: Node, points: Sequence[int]) -> bool:
         real = [(k, x, y) for k, x, y in pairs if _real(x) and _real(y)]
         if not pairs or not all(_zero(x - y, digits, size) for _, x, y in real or pairs):
             return False
-        points = [k for k, _, _ in real or pairs]
+        points = [k for k, _, _ in real or pairs][:POINTS]
     return True
 
 
@@ -251,14 +246,17 @@ def proportional(a: Node, b: Node) -> bool:
     """Is one formula the other times a number that is not 0? Of what two equations say is 0."""
     if not symbols(a) or symbols(a) != symbols(b):
         return False
-    sizes = [max(_size(node, k) for k in range(POINTS)) for node in (a, b)]
-    digits = _enough(sum(sizes), (a, b), range(POINTS))
-    values = [[_value(node, k, digits) for k in range(POINTS)] for node in (a, b)]
-    for of_node, size in zip(values, sizes, strict=True):
-        if any(value is None or _zero(value, digits, size) for value in of_node):
-            return False
-    (x, *xs), (y, *ys) = values
-    return all(_zero(x * other_y - other_x * y, digits, sum(sizes)) for other_x, other_y in zip(xs, ys, strict=True))
+    points = _points(a, b)
+    sizes = [max(_size(node, k) for k in points) for node in (a, b)]
+    digits = _enough(sum(sizes), (a, b), points)
+    pairs = [(_value(a, k, digits), _value(b, k, digits)) for k in points]
+    pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
+    zeros = [(_zero(x, digits, sizes[0]), _zero(y, digits, sizes[1])) for x, y in pairs]
+    ratios = [pair for pair, zero in zip(pairs, zeros, strict=True) if not any(zero)]
+    if len(ratios) < 2 or any(x != y for x, y in zeros):
+        return False
+    first, other = ratios[0]
+    return all(_zero(first * y - x * other, digits, sum(sizes)) for x, y in ratios)
 
 
 def real(node: Node) -> float | None:

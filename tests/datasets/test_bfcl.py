@@ -72,6 +72,18 @@ def test_names_counts_and_required_arguments():
     assert not bfcl(RULE, None)
 
 
+@pytest.mark.parametrize(
+    "rows, right", [([{"a": 1}], True), ([{"a": 2}], False), ([{"a": 1}] * 5, False), ("names", True)]
+)
+def test_objects_beside_the_name_of_a_variable_are_only_compared(rows, right):
+    parameters = {"properties": {"rows": {"type": "array", "items": {"type": "dict"}}}, "required": []}
+    rule = {
+        "functions": [{"name": "f", "parameters": parameters}],
+        "possible": [{"f": {"rows": ["names", [{"a": [1]}]]}}],
+    }
+    assert bfcl(json.dumps(rule), json.dumps({"name": "f", "arguments": {"rows": rows}})) is right
+
+
 def test_several_calls_have_no_order_and_each_counts_once():
     two = [{"area": POSSIBLE}, {"area": POSSIBLE | {"base": [20]}}]
     rule = json.dumps({"functions": [AREA], "possible": two})

@@ -105,6 +105,7 @@ def test_markdown(text, bare):
         ("Celsius", (1, "C", True)),
         ("degrees Celsius", (1, "degree C", True)),
         ("m / s ^2", (1, "m / s^2", True)),
+        ("kg m / s", (1, "kg * m / s", True)),
         ("cm cm", (1, "cm cm", False)),
         ("cm per", (1, "cm per", False)),
         ("per hour", (1, "per hour", False)),

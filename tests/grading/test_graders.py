@@ -276,6 +276,8 @@ B. The third option is right|B. Only C is right|B because B is wrong|B since it 
 B, as c is right|B because (c) is right|B as the answer is c|B is right. Answer: c|~B|~~B~~|\\neg B|\u00acB
 \\overline{B}|B'|B?|not B|B is not right|The answer is not B|B is the wrong answer|B.2|B2|-B|!B|B^c|B: C|B (C)|B > C
 Is it B|B is the best answer of the worst|Anything but B|I would not choose B|B isn't right|B is right, C is right
+The answer is B because C is right|The answer is B since it is not A|The answer is B because it is small. Actually C
+The answer is B because option C is small|The answer is B because|The answer is B because of x: C|It is B because of C
 \\cancel{B}|B is true is false|The answer is B is wrong|2|C|the second option|B and C|\\boxed{B} is wrong, \\boxed{C}
 """.replace("\n", "|")
     .strip("|")
@@ -285,6 +287,7 @@ IS_B = (
     """
 I'd choose B|I'll go with B|Definitely B|It must be B|(B|B)|Ans: B|Answer - B|Answer = B|b|[B]|'B'|"B"
 The answer is (B).|Option B|choice B|**B** is right|B is the correct option.|So the answer is B|B is right, so (B)
+The answer is B because A and C are too small.|The correct answer is (B), since 5G has it|The option is B because of x
 It has to be B|ANSWER: B|Option B is correct. Answer: B|The right answer is definitely B|The correct choice must be B
 B is clearly right|option 2|\\boxed{\\text{(B)}}|the letter B|$\\mathbf{B}$|Final answer - (b)
 """.replace("\n", "|")
