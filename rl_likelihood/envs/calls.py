@@ -111,7 +111,8 @@ def _thought_end(text: str, at: int) -> int:
 
 def _whole(text: str) -> list[Call | BadCall]:
     """The message is one call or a list of calls, alone or in a code fence, after its thoughts."""
-    text, at, calls = text.strip(), 0, []
+    text, at = text.strip(), 0
+    calls: list[Call | BadCall] = []
     while at >= 0:
         part = text[at : at + LONGEST + 1]
         calls = [] if part.lstrip().startswith(_THINK_OPEN) else _alone(part)

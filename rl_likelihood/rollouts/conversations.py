@@ -117,7 +117,7 @@ class Conversations:
         """The result of each call to the environment, or None if it failed or is not of type `kind`. Each kind of
         failure is reported once per run."""
         out = []
-        problem = Paid.problem if kind is Paid else functools.partial(problem_of, kind=kind)
+        problem: Callable[[Any], str] = Paid.problem if kind is Paid else functools.partial(problem_of, kind=kind)
         for value in in_time(calls, self.seconds):
             why = value.why if isinstance(value, Failed) else problem(value)
             of_kind = value.kind if isinstance(value, Failed) else f"{type(value).__name__} for {kind.__name__}"
