@@ -43,7 +43,7 @@ class Paid(NamedTuple):
     def problem(self) -> str:
         """What is wrong with the scores, or ""."""
         numbers = {"reward": self.reward, "calls_f1": self.calls_f1 or 0.0}
-        wrong = [name for name, number in numbers.items() if not abs(number) <= np.finfo(np.float32).max]
+        wrong = [name for name, number in numbers.items() if not abs(number) <= float(np.finfo(np.float32).max)]
         return f"its {wrong[0]} is {numbers[wrong[0]]}" if wrong else ""
 
 
