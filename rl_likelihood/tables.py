@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_likelihood.envs.deadline import Failed, in_time
-from rl_likelihood.envs.protocol import Environment, Start
+from rl_likelihood.envs.protocol import METHODS, Environment, Start, problem_of
 from rl_likelihood.envs.table import ENVIRONMENTS, EnvConfig
 from rl_likelihood.grading.graders import GRADERS, Grader
 from rl_likelihood.grading.worker import run_file
@@ -38,18 +38,28 @@ def grader_table(file: str = "") -> dict[str, Grader]:
 
 def environment_table(file: str = "") -> Mapping[str, Callable[[EnvConfig], Environment]]:
     """The environments by name: those of `envs.table`, and the user's own from `file`."""
-    return {**ENVIRONMENTS, **getattr(user_file(file, "env.file", ("ENVIRONMENTS",)), "ENVIRONMENTS", {})}
+    own = getattr(user_file(file, "env.file", ("ENVIRONMENTS",)), "ENVIRONMENTS", {})
+    if not isinstance(own, dict):
+        raise UserError(f"env.file is {file!r}, whose ENVIRONMENTS is {own!r}; write {{'name': lambda cfg: Yours()}}")
+    return {**ENVIRONMENTS, **own}
 
 
 @functools.lru_cache(maxsize=4)
 def environment_of(cfg: EnvConfig) -> Environment:
     """The environment that the config names, made once: one object plays all conversations."""
     try:
-        return environment_table(cfg.file)[cfg.name](cfg)
+        made = environment_table(cfg.file)[cfg.name](cfg)
     except UserError:
         raise
     except Exception as e:
         raise UserError(f"env.name is {cfg.name!r}, which cannot be made ({type(e).__name__}: {e})") from e
+    missing = [name for name in METHODS if isinstance(made, type) or not callable(getattr(made, name, None))]
+    if missing:
+        raise UserError(
+            f"env.name is {cfg.name!r}, which makes {made!r:.100} without the method {missing[0]}; return an object "
+            f"with the methods {', '.join(METHODS)}"
+        )
+    return made
 
 
 def begun(cfg: EnvConfig, example: Example) -> Start:
@@ -60,18 +70,15 @@ def begun(cfg: EnvConfig, example: Example) -> Start:
             f"row {example.id} has no field 'environment', which tells env.name = {cfg.name!r} its task; add it"
         )
 
-    def start() -> Start:
-        value = environment_of(cfg).start(check[ENVIRONMENT])
-        return value._replace(messages=list(value.messages))
-
-    (value,) = in_time([start], cfg.seconds)
-    if not isinstance(value, Failed):
+    (value,) = in_time([lambda: environment_of(cfg).start(check[ENVIRONMENT])], cfg.seconds)
+    why = value.why if isinstance(value, Failed) else problem_of(value, Start)
+    if not why:
         return value
-    if value.kind == "UserError":
-        raise UserError(value.why.removeprefix("UserError: "))
+    if why.startswith("UserError: "):
+        raise UserError(why.removeprefix("UserError: "))
     raise UserError(
-        f"row {example.id}: the environment {cfg.name} cannot begin with {check[ENVIRONMENT]} ({value.why}); mend the "
-        "row's field 'environment'"
+        f"row {example.id}: the environment {cfg.name} cannot begin with {check[ENVIRONMENT]} ({why}); mend its method "
+        "start or the row's field 'environment'"
     )
 
 
@@ -108,7 +115,7 @@ def user_file(file: str, field: str = "reward.file", tables: tuple[str, ...] = (
         raise UserError(f"{field} is {file!r}, which is no file; give the path of a Python file")
     try:
         module = run_file(str(path), path.stat().st_mtime_ns)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise UserError(f"{field} is {file!r}, which cannot be run ({type(e).__name__}: {e})") from e
     if not any(hasattr(module, name) for name in tables):
         raise UserError(f"{field} is {file!r}, which has none of {', '.join(tables)}; CONTRIBUTING.md shows them")

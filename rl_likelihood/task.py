@@ -247,7 +247,7 @@ def load(
     fmt = prompts.chain_format(text, tokenizer.vocab_bytes(text, model.vocab_size), eos_ids, c.prompt)
     _refuse_positions(c, model, fmt)
     encode = functools.partial(_encode_conversations if c.converses else _encode_questions, c=c, text=text, fmt=fmt)
-    rows, too_long = encode(train, skip=c.data.skip_bad_rows)
+    rows, left_out = encode(train, skip=c.data.skip_bad_rows)
     if training and c.converses and not c.reward.supervised:
         refuse_unscored(c.env, c.reward.terms, any(len(row.answer_ids) for row in rows))
     if c.max_shown:
@@ -268,7 +268,7 @@ def load(
         fmt=fmt,
         train=rows,
         heldout=heldout_rows,
-        data_line=sources.describe(c.data, rows, heldout, report, too_long),
+        data_line=sources.describe(c.data, rows, heldout, report, left_out),
         fast=fast_rows,
         common=common_ids([row.prompt_ids for row in (*rows, *heldout_rows, *fast_rows)]),
     )
@@ -296,7 +296,7 @@ def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:
         )
 
 
-# (questions in ids, descriptions of the rows that are left out because they are too long).
+# (questions in ids, descriptions of the rows that are left out).
 Encoded = tuple[list[EncodedExample], list[str]]
 
 
@@ -314,13 +314,22 @@ def _encode_conversations(
 ) -> Encoded:
     """Encodes the first messages of conversations as prompts, with the reference for the model's first message as the
     answer."""
-    rows = []
+    rows, refused = [], []
     for example in examples:
-        start = begun(c.env, example)
+        try:
+            start = begun(c.env, example)
+        except UserError as e:
+            if not skip:
+                raise
+            refused.append(str(e))
+            continue
         prompt = conversation.prompt_ids(text, fmt, start.messages, c.prompt.date)
         answer = conversation.reference_ids(text, fmt, start.reference, c.prompt.max_answer)
         rows.append(EncodedExample(example, prompt, answer, np.ones(len(answer), bool)))
+    if refused and not rows:
+        raise UserError(f"none of the {len(examples)} rows can be used; {refused[0]}")
     if skip:
-        return prompts.fitting(rows, c.prompt)
+        fitting, too_long = prompts.fitting(rows, c.prompt)
+        return fitting, refused + too_long
     prompts.refuse_longer("max_prompt", c.prompt, rows)
     return rows, []

@@ -1,4 +1,4 @@
-"""Tool calls out of a model's text, in its own format; and how well calls agree with reference calls.
+"""Tool calls out of a model's text, in its own format; and the replies to them.
 
     hermes   <tool_call>{"name": "reboot_device", "arguments": {}}</tool_call>      Qwen, SmolLM, Hermes
     llama3   {"name": "reboot_device", "parameters": {}}                            Llama 3, after <|python_tag|> or not
@@ -10,7 +10,6 @@ an error, and time grows no faster than the text. `grading/calls.py` says what t
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +22,8 @@ DEEPEST = 20  # brackets within brackets
 MOST = 32  # calls of one turn
 _PYTHON_TAG = "<|python_tag|>"
 _LLAMA_ENDS = ("<|eom_id|>", "<|eot_id|>")
+_BETWEEN = tuple(" \t\r\n;")
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _TAG = re.compile(f"{OPEN}|{_THINK_OPEN}|{_THINK_CLOSE}")
@@ -61,8 +62,8 @@ def _tagged(text: str) -> list[Call | BadCall]:
     while tag := _TAG.search(text, at):
         at = tag.end()
         if tag[0] == OPEN and len(calls) <= MOST:
-            found, length = _first(text, at, tagged=True)
-            calls += found
+            more, length = _first(text, at, tagged=True)
+            calls += more
             at += length
         elif tag[0] == _THINK_CLOSE:
             calls = []  # the chat template opened the thought
@@ -78,10 +79,11 @@ def _bare(text: str) -> list[Call | BadCall]:
     calls: list[Call | BadCall] = []
     at, tagged = 0, False  # tagged: after <|python_tag|>
     while True:
-        at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n;"))
+        while text[at : at + 1] in _BETWEEN:
+            at += 1
         if text.startswith("{", at) and len(calls) <= MOST:
-            found, length = _first(text, at)
-            calls += found
+            more, length = _first(text, at)
+            calls += more
             at += length
             if length:
                 continue
@@ -109,18 +111,22 @@ def _thought_end(text: str, at: int) -> int:
 
 def _whole(text: str) -> list[Call | BadCall]:
     """The message is one call or a list of calls, alone or in a code fence, after its thoughts."""
-    calls = _alone(text)
-    said = text.rpartition(_THINK_CLOSE)[2]
-    if said == text and _THINK_OPEN not in text or any(isinstance(call, Call) for call in calls):
-        return calls
-    return [] if _THINK_OPEN in said else _alone(said)
+    text, at = text.strip(), 0
+    calls: list[Call | BadCall] = []
+    while at >= 0:
+        part = text[at : at + LONGEST + 1]
+        calls = [] if part.lstrip().startswith(_THINK_OPEN) else _alone(part)
+        if any(isinstance(call, Call) for call in calls):
+            break
+        at = _thought_end(text, at)
+    return calls
 
 
 def _alone(text: str) -> list[Call | BadCall]:
-    fenced = _FENCE.fullmatch(text.strip())
-    text = (fenced[1] if fenced else text).strip()
     if len(text) > LONGEST:
         return [BadCall("too_long")]
+    fenced = _FENCE.fullmatch(text.strip())
+    text = (fenced[1] if fenced else text).strip()
     calls, length = _first(text, 0) if text else ([], 0)
     return [BadCall("not_json")] if 0 < length < len(text) or BadCall("truncated") in calls else calls
 
@@ -147,19 +153,11 @@ def _first(text: str, at: int, tagged: bool = False) -> tuple[list[Call | BadCal
 
 def _object_end(text: str) -> int:
     """The length of the JSON object that the text begins with, judged by its brackets; 0 if it does not end."""
-    depth, in_string, escaped = 0, False, False
-    for at, c in enumerate(text):
-        if in_string:
-            in_string = escaped or c != '"'
-            escaped = c == "\\" and not escaped
-        elif c == '"':
-            in_string = True
-        elif c in "{[":
-            depth += 1
-        elif c in "}]":
-            depth -= 1
-            if depth == 0:
-                return at + 1
+    depth = 0
+    for part in _STRING_OR_BRACKET.finditer(text):
+        depth += (part[0] in "{[") - (part[0] in "}]")
+        if depth == 0 and part[0] in "}]":
+            return part.end()
     return 0
 
 
@@ -228,7 +226,7 @@ def make(call: Call, tools: Mapping[str, Tool], state: Any) -> tuple[str, str]:
         return "refused", f"Error: {e}"
 
 
-# ---------------------------------------------------------------------------------------- text and agreement
+# ---------------------------------------------------------------------------------------- calls as text
 
 
 def text_of(call: Call) -> str:
@@ -255,27 +253,3 @@ def example(tools: Mapping[str, Tool], style: Style) -> str:
 
 def _object(call: Call, arguments: str) -> str:
     return json.dumps({"name": call.name, arguments: dict(call.arguments)}, ensure_ascii=False)
-
-
-def f1(made: Sequence[Call], reference: Sequence[Call]) -> float:
-    """2 x common / (made + reference), a call counted as often as it comes; 1 if there are none of either.
-
-    Order does not count. Calls are common if name and arguments are equal as JSON: 2 is 2.0, but not true.
-    """
-    if not made and not reference:
-        return 1.0
-    common = Counter(map(_key, made)) & Counter(map(_key, reference))
-    return 2 * common.total() / (len(made) + len(reference))
-
-
-def _key(call: Call) -> str:
-    return text_of(Call(call.name, _numbers(dict(call.arguments))))
-
-
-def _numbers(value: Any) -> Any:
-    """Whole floats as integers."""
-    if isinstance(value, dict):
-        return {name: _numbers(v) for name, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

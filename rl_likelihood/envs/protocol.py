@@ -7,11 +7,14 @@ alone: a resumed run plays its conversations again.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-Messages = Sequence[tuple[str, str]]  # (role, content): system, user, assistant or tool
+Messages = Sequence[tuple[str, str]]  # (role of ROLES, content)
 End = Literal["", "done", "transfer", "out_of_turns"]
 ENDS: tuple[End, ...] = get_args(End)
+ROLES = ("system", "user", "assistant", "tool")
+_OF_ROLES = f"{', '.join(ROLES[:-1])} or {ROLES[-1]}"
 
 
 class Start(NamedTuple):
@@ -37,6 +40,36 @@ class Environment(Protocol):
 
     def reward(self, state: Any, end: End) -> float:
         """How well the conversation went, once it is over."""
+
+
+METHODS = tuple(name for name in vars(Environment) if not name.startswith("_"))
+
+
+def problem_of(value: Any, kind: type) -> str:
+    """What is wrong with the Start or Reply that an environment returned, or ""."""
+    if not isinstance(value, kind):
+        return f"it returned {type(value).__name__} and not {kind.__name__}"
+    name, texts = kind.__name__, [value.reference]
+    if isinstance(value, Start):
+        is_message = lambda m: isinstance(m, list | tuple) and len(m) == 2 and m[0] in ROLES
+        some = isinstance(value.messages, list | tuple) and value.messages
+        if not some or not all(map(is_message, some)):
+            return f"Start.messages is {value.messages!r:.200}; give a list of (role, text); a role is {_OF_ROLES}"
+        texts += [text for _, text in some]
+    else:
+        if value.end not in ENDS or not isinstance(value.bad, list | tuple):
+            return f"Reply has end={value.end!r} and bad={value.bad!r}; docs/tools.md says what they may be"
+        if not isinstance(value.calls, Integral) or not 0 <= value.calls < 2**31:
+            return f"Reply has calls={value.calls!r}; give the number of calls"
+        texts.append(value.text)
+    for text in texts:
+        if not isinstance(text, str):
+            return f"{name} has {type(text).__name__} where it should have text"
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"half of a surrogate pair in its {name}, which is not text"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)

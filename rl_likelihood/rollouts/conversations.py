@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from rl_likelihood.data.prompts import EncodedExample, completion_ids
 from rl_likelihood.data.token_ids import ids_after_text
 from rl_likelihood.envs.calls import Style, message
 from rl_likelihood.envs.deadline import Failed, in_time
-from rl_likelihood.envs.protocol import ENDS, End, Environment, Reply, Start
+from rl_likelihood.envs.protocol import ENDS, End, Environment, Reply, Start, problem_of
 from rl_likelihood.envs.tools import Call
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.runtime.console import say
@@ -40,6 +39,12 @@ class Paid(NamedTuple):
 
     reward: float = 0.0
     calls_f1: float | None = None
+
+    def problem(self) -> str:
+        """What is wrong with the scores, or ""."""
+        numbers = {"reward": self.reward, "calls_f1": self.calls_f1 or 0.0}
+        wrong = [name for name, number in numbers.items() if not abs(number) <= float(np.finfo(np.float32).max)]
+        return f"its {wrong[0]} is {numbers[wrong[0]]}" if wrong else ""
 
 
 @dataclasses.dataclass
@@ -112,8 +117,9 @@ class Conversations:
         """The result of each call to the environment, or None if it failed or is not of type `kind`. Each kind of
         failure is reported once per run."""
         out = []
+        problem: Callable[[Any], str] = Paid.problem if kind is Paid else functools.partial(problem_of, kind=kind)
         for value in in_time(calls, self.seconds):
-            why = value.why if isinstance(value, Failed) else problem_of(value, kind)
+            why = value.why if isinstance(value, Failed) else problem(value)
             of_kind = value.kind if isinstance(value, Failed) else f"{type(value).__name__} for {kind.__name__}"
             if why and of_kind not in self._said:  # its words may differ in every conversation
                 self._said.add(of_kind)
@@ -239,25 +245,6 @@ class Conversations:
         for row, paid in zip(ran, self._asked(calls, Paid), strict=True):
             row.failed = paid is None
             row.paid = paid or Paid()
-
-
-def problem_of(value: Any, kind: Any) -> str:
-    """What is wrong with a value that an environment returned, or ""."""
-    if not isinstance(value, kind):
-        return f"it returned {type(value).__name__} and not {kind.__name__}"
-    if kind is Paid:
-        numbers = {"reward": value.reward, "calls_f1": value.calls_f1 or 0.0}
-        return next((f"its {name} is {number}" for name, number in numbers.items() if not math.isfinite(number)), "")
-    for text in (value.reference, getattr(value, "text", "")):
-        if not isinstance(text, str):
-            return f"{kind.__name__} has {type(text).__name__} where it should have text"
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return f"half of a surrogate pair in its {kind.__name__}, which is not text"
-    if isinstance(value, Reply) and (value.end not in ENDS or not isinstance(value.bad, list | tuple)):
-        return f"Reply has end={value.end!r} and bad={value.bad!r}; docs/tools.md says what they may be"
-    return ""
 
 
 def messages_of(task: Task, rollout: Rollout, i: int, j: int) -> list[dict[str, str]]:

@@ -15,7 +15,6 @@ from rl_likelihood.envs.calls import (
     PROBLEMS,
     BadCall,
     answer,
-    f1,
     message,
     parse,
     text_of,
@@ -75,7 +74,9 @@ def test_calls_in_later_thoughts_are_not_made(after):
 def test_tags_in_strings_of_a_call_are_text(words):
     call = Call("say", {"text": words})
     for style in ("hermes", "llama3", "json"):
-        assert parse(message([call], style), style) == [call], style
+        for thought in ("", "I say it.</think><think>Now."):
+            assert parse(message([call], style, thought), style) == [call], (style, thought)
+        assert parse(f"The prompt opened this.</think>{message([call], style)}", style) == [call], style
     assert tool_call(text_of(call), hermes(text_of(call)))
 
 
@@ -264,16 +265,7 @@ def test_ten_thousand_fuzzed_texts_each_get_a_reply_that_can_be_read(style):
     assert kinds <= set(PROBLEMS) and len(kinds) >= 6 and made > 25, (kinds, made)
 
 
-# ---------------------------------------------------------------------------------------- agreement
-
-
-def test_f1_counts_calls_as_often_as_they_come_in_any_order():
-    a, b = Call("a", {"x": 2.0}), Call("b", {})
-    assert f1([b, Call("a", {"x": 2})], [a, b]) == 1.0
-    assert f1([a], [a, b]) == pytest.approx(2 / 3)
-    assert (f1([a, a], [a, b]), f1([a, a], [a, a]), f1([a], [a, a])) == (0.5, 1.0, pytest.approx(2 / 3))
-    assert f1([Call("a", {"x": True})], [Call("a", {"x": 1})]) == 0.0
-    assert (f1([], [a]), f1([a], []), f1([], [])) == (0.0, 0.0, 1.0)
+# ---------------------------------------------------------------------------------------- calls as text
 
 
 def test_the_text_of_a_call_is_right_for_the_grader_and_schemas_name_every_argument():

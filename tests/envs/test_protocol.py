@@ -11,10 +11,12 @@ import pytest
 from rl_likelihood.envs import telecom, telecom_rollouts
 from rl_likelihood.envs.calculator import Calculator
 from rl_likelihood.envs.calls import text_of
-from rl_likelihood.envs.protocol import Reply, Start, play
+from rl_likelihood.envs.protocol import Reply, Start, play, problem_of
+from rl_likelihood.envs.table import EnvConfig
 from rl_likelihood.envs.telecom_rollouts import Telecom, system_prompt
 from rl_likelihood.envs.tools import Call
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.tables import begun
 from tests.envs.small_world import REAL, needs_tau2, task, world
 
 
@@ -54,6 +56,72 @@ def test_an_environment_of_three_methods_is_enough():
 def test_a_conversation_that_does_not_end_is_out_of_turns():
     played = play(Guess(), {"number": 7}, script("1", "2", "3"), max_turns=2)
     assert (played.end, played.reward, played.turns) == ("out_of_turns", 0.0, 2)
+
+
+SAID = [("user", "Speak.")]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (Start({}, [*SAID, ["tool", ""]], "go"), ""),
+        (Start({}, "hello"), "hello"),
+        (Start({}, []), "[]"),
+        (Start({}, SAID[0]), "Speak."),
+        (Start({}, [{"role": "user", "content": "x"}]), "(role, text)"),  # would be read as its keys
+        (Start({}, [("robot", "x")]), "assistant or tool"),
+        (Start({}, [("user", 5)]), "int"),
+        (Start({}, [("user", "\ud800")]), "surrogate"),
+        (Start({}, SAID, None), "NoneType"),
+        (({}, SAID), "tuple and not Start"),
+        (Reply("x", "transfer", 2**31 - 1, ["no_call"]), ""),
+        (Reply("x", calls="1"), "calls='1'"),
+        (Reply("x", calls=-3), "calls=-3"),
+        (Reply("x", calls=10**20), f"calls={10**20}"),
+        (Reply("x", "finished"), "end='finished'"),
+        (Reply("x", bad="no_call"), "bad='no_call'"),
+        (Reply(None), "NoneType"),
+    ],
+)
+def test_what_an_environment_returns_wrongly_is_named(value, words):
+    kind = Reply if isinstance(value, Reply) else Start
+    assert words in problem_of(value, kind) and bool(words) == bool(problem_of(value, kind))
+
+
+OWN = """
+from rl_likelihood.envs.protocol import Start
+class Mute:
+    def start(self, task): return Start({}, task["messages"])
+    def step(self, state, text): raise NotImplementedError
+    def reward(self, state, end): return 0.5
+class Unpaid:
+    start = step = Mute.start
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("ENVIRONMENTS = {'own': lambda cfg: Mute()}", ["row r1", "hello", "(role, text)", "method start"]),
+        ("ENVIRONMENTS = {'own': lambda cfg: Unpaid()}", ["'own'", "method reward", "start, step, reward"]),
+        ("ENVIRONMENTS = {'own': lambda cfg: Mute}", ["'own'", "Mute", "return an object"]),
+        ("ENVIRONMENTS = {'own': lambda cfg: None}", ["'own'", "None", "return an object"]),
+        ("ENVIRONMENTS = ['own']", ["env.file", "['own']", "lambda cfg"]),
+        ("raise SystemExit(3)", ["env.file", "SystemExit: 3"]),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_refused_in_words(line, words, tmp_path):
+    (tmp_path / "own.py").write_text(OWN + line)
+    cfg = EnvConfig("own", str(tmp_path / "own.py"))
+    with pytest.raises(UserError) as e:
+        begun(cfg, Example("r1", "?", "!", check=json.dumps({"environment": {"messages": "hello"}})))
+    assert all(word in str(e.value) for word in words), e.value
+
+
+def test_an_environment_of_its_own_file_begins(tmp_path):
+    (tmp_path / "own.py").write_text(OWN + "ENVIRONMENTS = {'own': lambda cfg: Mute()}")
+    row = Example("r1", "?", "!", check=json.dumps({"environment": {"messages": SAID}}))
+    assert begun(EnvConfig("own", str(tmp_path / "own.py")), row).messages == [["user", "Speak."]]
 
 
 COUNTDOWN = {"nums": [2, 3, 4], "target": 14}

@@ -13,12 +13,12 @@ from rl_likelihood.datasets import DATASETS, files, prepare
 from rl_likelihood.envs.deadline import in_time
 from rl_likelihood.envs.protocol import Reply, Start
 from rl_likelihood.report.metric_table import unknown
-from rl_likelihood.rollouts.conversations import Conversations, messages_of, say_longer, targets_of
+from rl_likelihood.rollouts.conversations import Conversations, Paid, messages_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
 from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, UserError
-from rl_likelihood.task import SAMPLE, load
+from rl_likelihood.task import SAMPLE, _encode_conversations, load
 from tests.envs.small_world import REAL, needs_tau2
 
 
@@ -163,6 +163,22 @@ def test_failures_of_one_kind_are_said_once_whatever_their_words(loaded, capsys)
 
     rollout = sampled(*loaded, Unlike())
     assert rollout.outcomes.failed.all() and capsys.readouterr().out.count("ValueError") == 1
+
+
+def test_a_reward_beyond_float32_is_a_failure():
+    assert Paid(-3e38).problem() == "" and "its reward is 1e+300" in Paid(1e300).problem()
+
+
+def test_rows_that_the_environment_refuses_are_left_out_where_that_is_asked_for(loaded):
+    task = loaded[0]
+    good = [row.example for row in task.train[:2]]
+    bad = dataclasses.replace(good[0], id="r3", check=json.dumps({"environment": {"numbers": []}}))
+    arguments = task.config, task.tokenizer, task.fmt
+    rows, left_out = _encode_conversations([good[0], bad, good[1]], *arguments, skip=True)
+    assert [row.example for row in rows] == good and len(left_out) == 1 and "row r3" in left_out[0]
+    for examples, skip in (([good[0], bad], False), ([bad], True)):
+        with pytest.raises(UserError, match="row r3: .*KeyError"):
+            _encode_conversations(examples, *arguments, skip=skip)
 
 
 def test_hanging_calls_wait_together():
