@@ -254,13 +254,14 @@ def test_a_run_killed_and_resumed_from_the_bucket_on_an_empty_disk_is_the_unbrok
 
     try:
         whole = start(tmp_path / "whole", "disk")
-        assert not whole.wait(), whole.stdout.read()
+        out, _ = whole.communicate()
+        assert whole.returncode == 0, out
         killed = start(ADDRESS, "disk1")
         while not saved():
             assert killed.poll() is None, killed.stdout.read()
             time.sleep(0.01)
         killed.kill()
-        killed.wait()
+        killed.communicate()
         resumed = start(ADDRESS, "disk2")
         out, _ = resumed.communicate()
         assert resumed.returncode == 0 and f"bucket   {ADDRESS}" in out, out
