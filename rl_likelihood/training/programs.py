@@ -72,7 +72,7 @@ class StepPrograms:
         StepInput."""
         if spread is not None:
             cfg = self.task.config.filter
-            state = state.replace(filter=shaping.update(state.filter, state.step, np.float32(spread), cfg))
+            state = state.replace(filter=shaping.update(state.filter, state.step, spread, cfg))
         packing = batch.packing
         shape: tuple[int, ...] = (batch.prompt.shape[1], batch.completion.shape[2])
         if packing is not None:

@@ -148,7 +148,7 @@ def test_the_learner_judges_what_only_it_knows(tmp_path):
         source.close()
     assert source.drawn == len(batches) == 3 and given.rollout.prompts.uid.tolist() == [1, 4]
     assert given.batch.counted.all() and given.spread == 3.0 and logged(given)["resample/refused"] == 3
-    state = TrainState(step=np.int32(5), params=None, opt_state=(), filter=shaping.init_filter())
+    state = TrainState(step=jnp.int32(5), params=None, opt_state=(), filter=shaping.init_filter())
     assert filtered(state, (None, None), given.batch, task.model, task.config.step) == (given.batch, state.filter)
     programs = StepPrograms(task, devices, None)
     programs._compiled[given.batch.prompt.shape[1], given.batch.completion.shape[2]] = lambda state, *_: state.filter
