@@ -57,7 +57,7 @@ TRAINING: Overrides = {
 ABLATIONS = {
     "rlpr": {},
     "no debiasing": {"reward.baseline": "none"},
-    "no filter": {"filter.mode": "none"},
+    "no filter": {"filter.mode": "none", "filter.resample": 0},
     "product": {"reward.name": "0.9*prob + 0.1*format + repetition", "reward.baseline": "none"},
 }
 

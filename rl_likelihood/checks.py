@@ -39,6 +39,7 @@ def validate(c: Config) -> None:
         )
     validate_loop(c)
     validate_reward(c)
+    validate_filter(c)
     validate_judge(c)
     validate_conversation(c)
     validate_loss(c)
@@ -179,12 +180,14 @@ def validate_posterior(c: Config) -> None:
         ("loss.advantage", c.loss.advantage, ("loo",)),
         ("loss.span", c.loss.span, ("chain", "auto")),
         ("loss.kl", c.loss.kl, ("none",)),
+        ("loss.aggregation", c.loss.aggregation, ("seq_sum",)),
         ("loss.ratio", c.loss.ratio, ("none",)),
         ("loss.clip_low", c.loss.clip_low, (0.0,)),
         ("loss.clip_high", c.loss.clip_high, (0.0,)),
         ("loss.mask_move", c.loss.mask_move, (0.0,)),
         ("reward.vote_train", c.reward.vote_train, (0,)),
         ("sampler.max_staleness", c.sampler.max_staleness, (0,)),
+        ("sampler.weights", c.sampler.weights, ("compute",)),
     ):
         if value not in only:
             raise UserError(f"{name} is {value!r}, but with posterior.share = {p.share} it must be {only[0]}")
@@ -207,6 +210,11 @@ def validate_loss(c: Config) -> None:
     if c.loss.clip_per == "sequence" and not (c.loss.clip_low or c.loss.clip_high):
         raise UserError(
             "loss.clip_per is 'sequence', but loss.clip_low and loss.clip_high are 0; set one, or clip_per=token"
+        )
+    if c.loss.format_term and c.reward.truncated == "drop":
+        raise UserError(
+            f"loss.format_term is {c.loss.format_term}, which trains chains with forced tags, but reward.truncated is "
+            "'drop', which drops them; set one of them otherwise"
         )
     if c.loss.kl == "none" and c.loss.kl_coef:
         raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2, k3 or reward_k1")
@@ -255,7 +263,6 @@ def validate_reward(c: Config) -> None:
             "set it to dense"
         )
     validate_token_weights(c)
-    validate_resample(c)
     if r.baseline != "none" and not r.has("rlpr") and not r.reads_no_chain:
         raise UserError(
             f"reward.baseline is {r.baseline!r}, which terms such as rlpr and nrt read, but reward.name is {name!r}; "
@@ -268,32 +275,24 @@ def validate_reward(c: Config) -> None:
         )
     if r.vote_train and not r.has("majority_vote"):
         raise UserError(f"reward.vote_train is {r.vote_train}, which goes with the term majority_vote; set it to 0")
-    if c.filter.mode in ("std_below", "token_spread") and not c.filter.threshold:
-        raise UserError(
-            f"filter.mode is {c.filter.mode!r} but filter.threshold is 0; set it to the smallest standard deviation to "
-            "keep"
-        )
 
 
-def validate_resample(c: Config) -> None:
-    """Refuse fresh prompts unless the host knows before the step which groups count."""
-    n = c.filter.resample
-    if not n:
-        return
-    if c.filter.mode not in ("std_zero", "std_below"):
+def validate_filter(c: Config) -> None:
+    """Refuse filters that would leave out every group or none, and what does not go with fresh prompts."""
+    f, r = c.filter, c.reward
+    if f.mode != "none" and not any(t.weight for t in r.terms):
         raise UserError(
-            f"filter.resample is {n}, but filter.mode is {c.filter.mode!r}, which only the learner can apply; set "
-            "filter.mode to std_zero or std_below, or filter.resample=0"
+            f"filter.mode is {f.mode!r}, which compares the rewards of a group, but reward.name is {r.name!r}; set it "
+            "to none"
         )
-    if not c.reward.host_terms:
+    if f.mode in ("std_below", "token_spread") and not f.threshold:
         raise UserError(
-            f"filter.resample is {n}, but reward.name is {c.reward.name!r}, which only the learner knows; add a grader "
-            "to the sum or set filter.resample=0"
+            f"filter.mode is {f.mode!r} but filter.threshold is 0; set it to the smallest standard deviation to keep"
         )
-    if c.sampler.max_staleness:
-        raise UserError(
-            f"filter.resample is {n}, but sampler.max_staleness is {c.sampler.max_staleness}; set one of them to 0"
-        )
+    stale = c.sampler.max_staleness
+    if f.resample and (f.mode == "none" or stale):
+        why = f"sampler.max_staleness is {stale}" if stale else "filter.mode is 'none'"
+        raise UserError(f"filter.resample is {f.resample}, but {why}; set filter.resample=0 or change that")
 
 
 def validate_token_weights(c: Config) -> None:
@@ -303,7 +302,7 @@ def validate_token_weights(c: Config) -> None:
     if weighted and r.token_weights == "none":
         raise UserError(
             f"reward.name has {weighted[0]}, but reward.token_weights is 'none'; set it to inverse or neg_log with "
-            "reward.baseline=live or frozen, or to spread"
+            f"reward.baseline=live or frozen{'' if r.has('nrt') else ', or to spread'}"
         )
     if r.token_weights != "none" and not weighted:
         raise UserError(
@@ -348,12 +347,12 @@ def validate_judge(c: Config) -> None:
             f"judge.model is {j.model!r}, but no term of reward.name = {reward.name!r} uses it; add judge, rubric or "
             "reward_model to the reward, or leave judge.model empty"
         )
-    if j.remote and judged == ["reward_model"]:
-        raise UserError(f"judge.model is {j.model!r}, a server, which cannot be a reward model; set reward.name=judge")
-    if judged == ["rubric"] and (j.where == "step" or j.model == "initial"):
+    if j.remote and judged[0] in ("reward_model", "similar_share"):
+        raise UserError(f"judge.model is {j.model!r}, a server, without weights for {judged[0]}; set reward.name=judge")
+    if judged and judged[0] in ("rubric", "similar_share") and (j.where == "step" or j.model == "initial"):
         raise UserError(
-            f"judge.model is {j.model!r} and judge.where {j.where!r}, but the verdicts of a rubric are combined before "
-            "the step; set judge.where=outside and name a model"
+            f"judge.model is {j.model!r} and judge.where {j.where!r}, but the numbers of {judged[0]} are combined "
+            "before the step; set judge.where=outside and name a model"
         )
     if (judged == ["rubric"]) != bool(c.rubric.path):
         raise UserError(

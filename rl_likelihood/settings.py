@@ -153,7 +153,7 @@ class EvalSettings:
 
 @dataclasses.dataclass(frozen=True)
 class JudgeSettings:
-    """The second model of the rewards `judge`, `rubric` and `reward_model`."""
+    """The second model of the rewards `judge`, `rubric`, `reward_model` and `similar_share`."""
 
     model: str = field(
         "",
@@ -172,6 +172,7 @@ class JudgeSettings:
     normalise: Literal["none", "whiten"] = field(
         "none", "whiten: divide a reward model's scores by their spread on its held-out questions"
     )
+    cosine: float = field(0.9, "similar_share: answers whose vectors have at least this cosine", least=-1, most=1)
     key_variable: str = field("JUDGE_API_KEY", "environment variable with the server's key")
     concurrency: int = field(16, "requests to a server at the same time", least=1, most=1024)
     timeout: float = field(60.0, "time limit in seconds for one reply of a server", above=0)

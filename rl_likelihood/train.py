@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from contextlib import closing
 from pathlib import Path
@@ -36,6 +37,7 @@ from rl_likelihood.report.tracking import Tracker, board
 from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput, means
+from rl_likelihood.rollouts.resample import LearnerFilter
 from rl_likelihood.rollouts.samples import write_samples
 from rl_likelihood.rollouts.source import Source, make_source
 from rl_likelihood.run_model import param_shardings
@@ -168,7 +170,7 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
     del params
     if c.train.micro_batch_prompts < 0:
         task = with_micro_batch(task, devices, state.params, models_of(state, ref_params, c.step), r.workdir)
-    programs = StepPrograms(task, devices.learner, optimizer, judge)
+    programs = StepPrograms(task, devices, optimizer, judge)
     step, steps, ended, write_seconds = int(state.step), c.train.steps, False, 0.0
     source = make_source(task, devices, r.workdir, step, queue, judge)
     profile, alarms = Profile(r.workdir, c.report.profile), first_alarms(r, step)
@@ -182,11 +184,11 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
                 r.stop.check()
                 profile.before(step + 1)
                 begin = time.perf_counter()
-                step_input = next_batch(r, source, state, policy)
+                step_input = next_batch(r, source, state, policy, functools.partial(programs.groups, state, ref_params))
                 del policy  # the step takes the state's memory
                 batch = on_devices(task, devices, step_input.batch)
                 begin_step = time.perf_counter()
-                in_flight = programs.start(state, ref_params, batch)
+                in_flight = programs.start(state, ref_params, batch, step_input.spread)
                 measured = step_input.measured()  # while the step runs
                 state, out, per_row = programs.finish(in_flight)
                 end = time.perf_counter()
@@ -234,10 +236,12 @@ def open_run(session: Session, task: Task, devices: Devices) -> Run:
     return Run(**vars(session), task=task, devices=devices, checkpoints=manager, best=best)
 
 
-def next_batch(r: Run, source: Source, state: TrainState, policy: Params) -> StepInput:
+def next_batch(
+    r: Run, source: Source, state: TrainState, policy: Params, by_learner: LearnerFilter | None
+) -> StepInput:
     """The batch of the next update. If the sampler failed, the state is saved before the error is raised."""
     try:
-        return source.next(int(state.step), policy)
+        return source.next(int(state.step), policy, by_learner)
     except SamplerFailed as failed:
         r.save(state, source.state())
         raise failed.__cause__ or failed from None

@@ -79,8 +79,16 @@ REFUSED = [
     ({"reward__token_weights": "spread"}, ["token_weights is 'spread'", "'log_prob'", "none"]),
     ({"reward__name": "r3", "sampler__group_size": 2}, ["sampler.group_size is 2", "at least 3"]),
     ({"reward__name": "vr_cli", "reward__baseline": "live"}, ["reward.baseline is 'live'", "vr_cli", "frozen"]),
-    ({"filter__resample": 2, "filter__mode": "ema"}, ["filter.resample is 2", "'ema'", "std_zero"]),
-    ({"filter__resample": 2, "filter__mode": "std_zero"}, ["filter.resample is 2", "'log_prob'", "grader"]),
+    ({"filter__resample": 2}, ["filter.resample is 2", "filter.mode is 'none'"]),
+    ({"filter__mode": "std_zero", "reward__name": "sft"}, ["filter.mode is 'std_zero'", "reward.name is 'sft'"]),
+    (
+        {"filter__mode": "std_zero", "reward__name": "0*log_prob", "posterior__distill": 1.0},
+        ["filter.mode is 'std_zero'", "reward.name is '0*log_prob'"],
+    ),
+    (
+        {"loss__format_term": 0.3, "reward__truncated": "drop"},
+        ["loss.format_term is 0.3", "truncated is 'drop'"],
+    ),
     (
         {
             "filter__resample": 2,
@@ -105,6 +113,17 @@ REFUSED = [
     ({**HALF, "posterior__kl": 1.0}, ["posterior.kl is 1.0", "posterior.target is 0"]),
     ({**HALF, "loss__kl": "k3", "loss__kl_coef": 0.1}, ["loss.kl is 'k3'", "posterior.share = 0.5", "none"]),
     ({**HALF, "sampler__max_staleness": 1}, ["sampler.max_staleness is 1", "posterior.share = 0.5"]),
+    (
+        {"reward__name": "similar_share", "judge__model": "http://localhost/v1", "judge__name": "m"},
+        ["judge.model is 'http://localhost/v1'", "similar_share"],
+    ),
+    (
+        {"reward__name": "similar_share", "judge__model": "m", "judge__where": "step"},
+        ["judge.where 'step'", "similar_share", "outside"],
+    ),
+    ({"reward__name": "similar_share"}, ["similar_share", "judge.model is empty"]),
+    ({**HALF, "sampler__weights": "int8"}, ["sampler.weights is 'int8'", "posterior.share = 0.5", "compute"]),
+    ({**HALF, "loss__aggregation": "token_mean"}, ["loss.aggregation is 'token_mean'", "posterior.share", "seq_sum"]),
     *(
         ({**HALF, "reward__name": name}, [f"reward.name has {name.split('/')[0]!r}", "posterior.share = 0.5"])
         for name in ("jepo", "log_prob/std", "exact_match", "r3")

@@ -18,7 +18,7 @@ from rl_likelihood.learner import measures, posterior, surrogate
 from rl_likelihood.learner.cross import cross_log_probs
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch
 from rl_likelihood.learner.micro_batches import as_given, ordered, split, unstacked, whole
-from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, observe, policy_masks, row_stats
+from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, floored, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts
 from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
 from rl_likelihood.model.decoder import (
@@ -61,7 +61,7 @@ def _rewards(params, probe, models: Models, batch: Batch, model: ModelConfig, cf
     if ref_params is not None:
         ref = jax.lax.stop_gradient(row_stats(ref_params, model, batch.rows_alone, cfg).stats.log_prob)
         if cfg.scored_by_initial:
-            nll = -likelihood.avg_log_prob(ref, batch.scored)
+            nll = -likelihood.avg_log_prob(floored(ref, batch, cfg), batch.scored)
             forward = forward._replace(observation=forward.observation._replace(initial_nll=nll))
         if cfg.loss.kl == "reward_k1":
             reward_bonus = _k1_in_reward(forward.rows.stats.log_prob, ref, forward.observation.sampled.mask, cfg)
@@ -154,20 +154,24 @@ def _format_loss(logp: Float[Array, "P G T"], batch: Batch, keep: Bool[Array, "P
     return likelihood.kept_mean(rows, keep).sum()
 
 
-def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
-    """(the batch with the groups that the filter accepts marked in `counted`, the filter's next state)."""
-    if cfg.filter.mode == "none":
-        return batch, state.filter
-    (params,), models = unstacked(model, state.params), unstacked(model, *models)
+def group_spreads(params: Params, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
+    """The spread of each group [P], which the filter compares with its threshold."""
+    (params,), models = unstacked(model, params), unstacked(model, *models)
 
     def spread(batch):
         forward, _, (_, reward, _) = _rewards(params, 0.0, models, batch, model, cfg)
-        observation = forward.observation
-        if cfg.filter.mode == "token_spread":
-            return weighted.largest_spread(observation.logp, observation.scored, observation.keep)
-        return shaping.group_std(reward, observation.keep)
+        logp, keep, by_token = forward.observation.logp, forward.observation.keep, cfg.filter.mode == "token_spread"
+        return weighted.largest_spread(logp, batch.scored, keep) if by_token else shaping.group_std(reward, keep)
 
-    std = as_given(whole(jax.lax.map(spread, split(ordered(batch), prompts_per_forward(batch, cfg)))), batch)
+    return as_given(whole(jax.lax.map(spread, split(ordered(batch), prompts_per_forward(batch, cfg)))), batch)
+
+
+def filtered(state: TrainState, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
+    """(the batch with the groups that the filter accepts marked in `counted`, the filter's next state). With
+    filter.resample, the groups were marked when they were drawn."""
+    if cfg.filter.mode == "none" or batch.counted is not None:
+        return batch, state.filter
+    std = group_spreads(state.params, models, batch, model, cfg)
     counts = shaping.filter_groups(std, cfg.filter, state.filter, state.step)
     return batch.replace(counted=counts), shaping.update(state.filter, state.step, std.mean(), cfg.filter)
 

@@ -147,7 +147,7 @@ class FilterConfig:
     )
     resample: int = field(
         0,
-        "extra batches of fresh prompts that a step may sample to replace groups left out (DAPO); 0: none",
+        "extra batches of fresh prompts that a step may sample to replace groups left out (DAPO, RLPR); 0: none",
         least=0,
     )
     start: int = 10  # mode ema: the number of first steps without a filter

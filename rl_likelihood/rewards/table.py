@@ -222,6 +222,7 @@ REWARDS: dict[str, Reward] = {
     "judge": Reward(None, "judge", "P(yes) of judge.model, asked whether the answer is correct.", _SAMPLED),
     "reward_model": Reward(None, "judge", "Score of the reward model judge.model.", _SAMPLED),
     "rubric": Reward(None, "judge", "The judge's verdicts on the question's criteria, combined.", _SAMPLED),
+    "similar_share": Reward(None, "judge", "The share of the group whose answers are similar to this one.", _VOTE),
     "adversarial": Reward(None, "judge", "Score of a critic that tells the data's answers from these.", _SAMPLED),
     # Shaping: give these a weight.
     "length": Reward(length, "step", length.__doc__, ("chain",)),

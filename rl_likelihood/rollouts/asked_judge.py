@@ -23,8 +23,16 @@ from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.rollouts.http_judge import HttpJudge
-from rl_likelihood.rollouts.local_judge import LocalJudge, load_head, local_judge, on_device, reader_of
+from rl_likelihood.rollouts.local_judge import (
+    LocalJudge,
+    describe_decoder,
+    load_head,
+    local_judge,
+    on_device,
+    reader_of,
+)
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, judge_prompts_of, rubrics_of
+from rl_likelihood.rollouts.similar_answers import SimilarAnswers, similar_answers
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.settings import Config, JudgeSettings
 from rl_likelihood.shapes import UserError
@@ -50,7 +58,7 @@ class StepJudge:
         return JudgeParams(reference)
 
 
-AnyJudge = LocalJudge | HttpJudge | StepJudge | RubricJudge | Experts
+AnyJudge = LocalJudge | HttpJudge | StepJudge | RubricJudge | Experts | SimilarAnswers
 
 
 def refuse_judge(c: Config, workdir: Path) -> None:
@@ -60,7 +68,9 @@ def refuse_judge(c: Config, workdir: Path) -> None:
     if c.reward.judged == "rubric":
         rubrics.refuse(rubrics.read_rubrics(c.rubric.path), c.rubric.aggregate)
         form = form_of(c.rubric.aggregate)
-    if j.remote:
+    if c.reward.judged == "similar_share":
+        describe_decoder(j.model)
+    elif j.remote:
         with contextlib.closing(Endpoint(dataclasses.replace(http_settings(j, workdir), cache=":memory:"))) as endpoint:
             endpoint.refuse_unreachable()
     elif j.model not in ("initial", ""):  # "": the critic of adversarial training
@@ -72,6 +82,9 @@ def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
     training question is too long for it."""
     c, j = task.config, task.config.judge
     questions = [row.example.prompt for row in task.train]
+    if c.reward.judged == "similar_share":
+        references = [row.example.answer for row in task.train]
+        return similar_answers(j.model, devices.sampler.devices.flat[0], references, j.cosine)
     if c.reward.judged == "rubric":
         rubrics_by_question, kind = rubrics_of(c.rubric, questions), c.rubric.aggregate
         judge_prompts = [
@@ -125,7 +138,7 @@ def _local(c: Config, form: Form, questions: Sequence[str]) -> LocalJudge:
 
 def computes_on_sampler(judge: AnyJudge | None) -> bool:
     """Whether the judge's programs run on the sampler's devices."""
-    return isinstance(judge.judge if isinstance(judge, RubricJudge) else judge, LocalJudge)
+    return isinstance(judge.judge if isinstance(judge, RubricJudge) else judge, LocalJudge | SimilarAnswers)
 
 
 def close(judge: AnyJudge | None) -> None:
@@ -184,12 +197,14 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
         read = judge.read(rows, plain)
         logged = {"judge/failures": 0.0, "judge/cut": float(read.cut)}
         return graded._replace(logged=graded.logged | logged, compared=read.compared, replayed=read.replayed)
-    verdicts = None
-    if isinstance(judge, RubricJudge):
+    verdicts, measured = None, {}
+    if isinstance(judge, SimilarAnswers):
+        out, measured = judge([row.example.answer for row in rows], plain)
+    elif isinstance(judge, RubricJudge):
         out, met = judge(questions, plain)
         verdicts = [judge.verdicts(question, of_row) for question, of_row in zip(questions, met, strict=True)]
     else:
         out = judge(questions, answers)
-    logged = {"judge/failures": float((~out.keep).sum()), "judge/cut": float(out.cut)}
+    logged = {"judge/failures": float((~out.keep).sum()), "judge/cut": float(out.cut), **measured}
     values = {**graded.values, task.config.reward.judged: np.where(out.keep, out.values, 0).astype(np.float32)}
     return graded._replace(values=values, keep=graded.keep & out.keep, logged=graded.logged | logged, verdicts=verdicts)

@@ -15,6 +15,7 @@ import numpy as np
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import computes_on_sampler
 from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
+from rl_likelihood.rollouts.resample import LearnerFilter
 from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import sampler_weights
@@ -66,7 +67,7 @@ class Asynchronous:
         with self.lock or contextlib.nullcontext():
             return self.batches.sample(number, weights, version)
 
-    def next(self, step: int, params: Params) -> StepInput:
+    def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
         b, failure, rollout, waited = self.batches, None, None, 0.0
         self.box.publish(step, sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices))
         with self.devices_free():

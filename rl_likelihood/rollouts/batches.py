@@ -39,7 +39,8 @@ class StepInput(NamedTuple):
 
     `rollout` and `rows`: the rollout and the questions from which `batch` was made. `logged`: metrics in addition to
     the step's own. `verdicts`: a rubric's. `measured`: computes more metrics of this process's rows while the step
-    runs; their `means` over processes are logged. `waited`: seconds of sampling, or of waiting for a rollout.
+    runs; their `means` over processes are logged. `waited`: seconds of sampling, or of waiting for a rollout. `spread`:
+    the mean spread of all groups drawn, if the learner filtered them.
     """
 
     batch: Batch
@@ -49,6 +50,7 @@ class StepInput(NamedTuple):
     verdicts: list[list[list[dict[str, Any]]]] | None = None
     measured: Callable[[], dict[str, float]] = dict
     waited: float = 0.0
+    spread: float | None = None
 
 
 class SamplerFailed(Exception):

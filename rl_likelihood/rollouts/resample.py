@@ -1,13 +1,16 @@
-"""Replaces groups without a learning signal by groups of fresh prompts (DAPO's dynamic sampling, 2503.14476).
+"""Replaces groups without a learning signal by groups of fresh prompts (DAPO's dynamic sampling, 2503.14476; RLPR).
 
 A step draws whole batches from the run's stream of prompts until `filter.mode` accepts enough groups for a batch, or
 until `filter.resample` extra batches were drawn. It takes the accepted groups in the order of the stream. If there are
 too few, refused groups fill the batch, and the step ignores them. Surplus groups are dropped. Which prompts a step
 draws depends only on the number of batches drawn before it, which checkpoints store.
+
+The host filters if only it knows the reward (`by_host`). Otherwise the learner filters, in a forward of each batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,25 +21,43 @@ from rl_likelihood.rewards import shaping
 from rl_likelihood.rollouts.batches import combined, widened
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import Rollout
+from rl_likelihood.shapes import Batch, Rollout
+
+
+class Groups(NamedTuple):
+    """What the filter says of a drawn batch. `accepted` [P]: this process's groups. `spread`: the mean spread of the
+    groups of all processes, if the learner computed it."""
+
+    accepted: np.ndarray
+    spread: float | None = None
+
+
+LearnerFilter = Callable[[Batch], Groups]
 
 
 class Drawn(NamedTuple):
-    """A batch of prompts with its rollout, the host's rewards, and the sampled texts."""
+    """A batch of prompts with its rollout, the host's rewards, the sampled texts, and what the filter says of it."""
 
     rollout: Rollout
     rows: list[EncodedExample]
     graded: HostRewards
     texts: Texts | None
+    groups: Groups | None = None
 
 
-def accepted(drawn: Drawn, c: Config) -> np.ndarray:
-    """The groups that the filter accepts [P], judged by the reward terms that the host computes."""
-    weights = {t.on_host[0]: t.weight for t in c.reward.terms if t.on_host}
+def by_host(c: Config) -> bool:
+    """Whether the host filters: for std_zero, if the host computes all terms but those of a chain's length."""
+    terms = [t for t in c.reward.terms if t.weight]
+    known = all(t.on_host or t.reward.reads == ("chain",) for t in terms)
+    return c.filter.mode == "std_zero" and known and any(t.on_host for t in terms)
+
+
+def host_groups(drawn: Drawn, c: Config) -> Groups:
+    """The groups that the filter accepts, judged by the reward terms that the host computes."""
     n = c.rows_per_prompt
-    total = sum(w * drawn.graded.values[name][:, :n] for name, w in weights.items())
+    total = sum(t.weight * drawn.graded.values[t.on_host[0]][:, :n] for t in c.reward.terms if t.on_host)
     std = shaping.group_std(np.asarray(total, np.float32), drawn.graded.keep[:, :n])
-    return np.asarray(shaping.filter_groups(std, c.filter, shaping.init_filter(), 0))
+    return Groups(np.asarray(shaping.filter_groups(std, c.filter, shaping.init_filter(), 0)))
 
 
 def chosen(accepts: list[np.ndarray]) -> list[int]:
@@ -46,8 +67,9 @@ def chosen(accepts: list[np.ndarray]) -> list[int]:
     return sorted(order[: len(accepts[0])].tolist())
 
 
-def merge_drawn(parts: list[Drawn], accepts: list[np.ndarray], pad_id: int) -> Drawn:
+def merge_drawn(parts: list[Drawn], groups: list[Groups], pad_id: int) -> Drawn:
     """The batch of the chosen groups. Its metrics are means over everything that was drawn, and the numbers drawn."""
+    accepts = [x.accepted for x in groups]
     pick = chosen(accepts)
     width = max(d.rollout.segment.shape[-1] for d in parts)
     prompt_width = max(d.rollout.prompts.tokens.shape[1] for d in parts)
@@ -66,7 +88,9 @@ def merge_drawn(parts: list[Drawn], accepts: list[np.ndarray], pad_id: int) -> D
     }
     keep = np.concatenate([d.graded.keep for d in parts])[pick]
     rows = [row for d in parts for row in d.rows]
-    texts = [text for d in parts for text in d.texts or ()]  # there are host terms, so there are texts
+    texts = [text for d in parts for text in d.texts or ()]
     verdicts = [v for d in parts for v in d.graded.verdicts or ()]
     graded = HostRewards(values, keep, logged, verdicts=[verdicts[i] for i in pick] if verdicts else None)
-    return Drawn(rollout, [rows[i] for i in pick], graded, [texts[i] for i in pick])
+    spreads = [x.spread for x in groups if x.spread is not None]
+    counted = Groups(np.concatenate(accepts)[pick], float(np.mean(spreads)) if spreads else None)
+    return Drawn(rollout, [rows[i] for i in pick], graded, [texts[i] for i in pick] if texts else None, counted)

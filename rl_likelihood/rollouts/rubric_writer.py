@@ -16,20 +16,17 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.retrieval import Embed, Store, refuse_store
 from rl_likelihood.data.rubrics import Criterion, Rubric
 from rl_likelihood.data.token_ids import ids_of
-from rl_likelihood.learner.judge import mean_state
-from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import CHAT, EMBEDDINGS, Endpoint
 from rl_likelihood.rollouts.http_judge import text_of
 from rl_likelihood.rollouts.local_judge import as_judge, describe_decoder, load_decoder
+from rl_likelihood.rollouts.similar_answers import WIDTHS, decoder_vectors
 from rl_likelihood.sampler import decode
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example, UserError
 from rl_likelihood.task import load_tokenizer
 
-WIDTHS = 64  # prompts are padded to a multiple of this, because each width is compiled once
-MOST_EMBEDDED = 256  # maximum tokens of a text that are embedded
-AT_ONCE = 8  # questions, or texts to embed, per batch of a local model
+AT_ONCE = 8  # questions per batch of a local model
 TEMPERATURE = 0.2
 END = "\n\n\n"  # stops a reply that continues after its list
 
@@ -166,20 +163,3 @@ def _local(c: Config, path: str) -> tuple[Write, Embed | None]:
 def _bare(ids: Sequence[int]) -> EncodedExample:
     """An example with only a prompt."""
     return EncodedExample(Example("", "", ""), np.asarray(ids, np.int32), np.zeros(0, np.int32), np.zeros(0, bool))
-
-
-def decoder_vectors(
-    model: ModelConfig, params: Params, encode: Callable[[Sequence[str]], list[list[int]]], texts: Sequence[str]
-) -> np.ndarray:
-    """Embeddings [n, D] of texts: `mean_state` of their first MOST_EMBEDDED tokens."""
-    rows = [ids[:MOST_EMBEDDED] for ids in encode(texts)]
-    width = -(-max(map(len, rows)) // WIDTHS) * WIDTHS
-    out, run = [], jax.jit(mean_state, static_argnums=1)
-    for start in range(0, len(rows), AT_ONCE):
-        part = rows[start : start + AT_ONCE]
-        tokens = np.zeros((AT_ONCE, width), np.int32)
-        for i, ids in enumerate(part):
-            tokens[i, : len(ids)] = ids
-        length = np.asarray([len(ids) for ids in part] + [1] * (AT_ONCE - len(part)), np.int32)
-        out.append(np.asarray(run(params, model, tokens, length))[: len(part)])
-    return np.concatenate(out)

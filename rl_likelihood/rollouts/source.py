@@ -21,7 +21,7 @@ from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
 from rl_likelihood.rollouts.conversations import say_longer, targets_of
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards
-from rl_likelihood.rollouts.resample import Drawn, accepted, merge_drawn
+from rl_likelihood.rollouts.resample import Drawn, Groups, LearnerFilter, by_host, host_groups, merge_drawn
 from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.devices import Devices, sampler_weights
@@ -32,8 +32,9 @@ from rl_likelihood.task import Task
 class Source(Protocol):
     """A stream of batches. All processes call every method at the same points."""
 
-    def next(self, step: int, params: Params) -> StepInput:
-        """The batch for the next update. `params`: the current parameters, after `step` updates."""
+    def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
+        """The batch for the next update. `params`: the current parameters, after `step` updates. `by_learner`: the
+        learner's filter of drawn groups, for filter.resample."""
 
     def state(self) -> dict[str, Any]:
         """The state for a checkpoint, as JSON, so that a resumed run continues with the same batches."""
@@ -69,26 +70,40 @@ class Synchronous:
         if isinstance(batches.judge, Experts) and saved:
             batches.judge.restore(saved["experts"])
 
-    def next(self, step: int, params: Params) -> StepInput:
+    def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
         b, c = self.batches, self.batches.task.config
         weights = sampler_weights(params, rollout_model(b.task.config, b.task.model), b.devices)
         drawn = self._draw(weights, step)
         if c.filter.resample:
-            parts, accepts = [drawn], [accepted(drawn, c)]
-            wanted = len(drawn.rows)
-            while len(parts) <= c.filter.resample and distributed.any_of(sum(a.sum() for a in accepts) < wanted):
-                parts.append(self._draw(weights, step))
-                accepts.append(accepted(parts[-1], c))
-            drawn = merge_drawn(parts, accepts, b.task.fmt.pad_id)
+            drawn = self._filled(drawn, weights, step, by_learner)
         del weights  # frees memory for the learner's step
         batch, rollout = b.batch(drawn.rollout, drawn.rows, drawn.graded)
+        counted, spread = drawn.groups or (None, None)
+        batch = batch.replace(counted=counted)
 
         def measured() -> dict[str, float]:
             return drawn.graded.logged | b.text_metrics(drawn.rollout, drawn.texts)
 
         queue = {"queue/lag": 0, "queue/depth": 0, "queue/dropped": 0}
         times = {"time/sample": rollout.seconds, "time/wait": 0.0}
-        return StepInput(batch, rollout, drawn.rows, queue | times, drawn.graded.verdicts, measured, rollout.seconds)
+        verdicts = drawn.graded.verdicts
+        return StepInput(batch, rollout, drawn.rows, queue | times, verdicts, measured, rollout.seconds, spread)
+
+    def _filled(self, drawn: Drawn, weights: Params, step: int, by_learner: LearnerFilter | None) -> Drawn:
+        """The groups that the filter accepts, of `drawn` and of as many more batches as it takes (filter.resample)."""
+        b, c = self.batches, self.batches.task.config
+
+        def groups(part: Drawn) -> Groups:
+            if by_host(c):
+                return host_groups(part, c)
+            assert by_learner is not None, "training gives it"
+            return by_learner(b.batch(part.rollout, part.rows, part.graded)[0])
+
+        parts, filtered, wanted = [drawn], [groups(drawn)], len(drawn.rows)
+        while len(parts) <= c.filter.resample and distributed.any_of(sum(g.accepted.sum() for g in filtered) < wanted):
+            parts.append(self._draw(weights, step))
+            filtered.append(groups(parts[-1]))
+        return merge_drawn(parts, filtered, b.task.fmt.pad_id)
 
     def _draw(self, weights: Params, step: int) -> Drawn:
         """The next batch of the stream of prompts, sampled and graded."""
@@ -127,7 +142,7 @@ class Given:
             self.width = task.config.spoken_tokens
             say_longer(task, task.train)
 
-    def next(self, step: int, params: Params) -> StepInput:
+    def next(self, step: int, params: Params, by_learner: LearnerFilter | None = None) -> StepInput:
         start, b = time.perf_counter(), self.batches
         rows, fmt = b.rows(step), b.task.fmt
         if self.chains:

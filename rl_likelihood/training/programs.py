@@ -7,13 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from rl_likelihood.learner.adversarial import make_run_step
 from rl_likelihood.learner.packing import Whole, pack
-from rl_likelihood.mesh import global_batch, ready
+from rl_likelihood.learner.step import group_spreads, models_of
+from rl_likelihood.mesh import global_batch, ready, replicated
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.rewards import shaping
 from rl_likelihood.rollouts.asked_judge import AnyJudge, StepJudge
+from rl_likelihood.rollouts.resample import Groups
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, using
@@ -46,14 +48,31 @@ class StepPrograms:
     run's judge, which the step may have to compute."""
 
     def __init__(
-        self, task: Task, mesh: Mesh, optimizer: optax.GradientTransformation, judge: AnyJudge | None = None
+        self, task: Task, devices: Devices, optimizer: optax.GradientTransformation, judge: AnyJudge | None = None
     ) -> None:
-        self.task, self.mesh, self.optimizer = task, mesh, optimizer
+        self.task, self.devices, self.mesh, self.optimizer = task, devices, devices.learner, optimizer
         self.judge = judge if isinstance(judge, StepJudge) else None
         self._compiled: dict[tuple[int, ...], Any] = {}
+        cfg = task.config.step
 
-    def start(self, state: TrainState, ref_params: Params | None, batch: Batch) -> Started:
-        """Compiles the step if the batch has a new size, and launches it. `state` is donated."""
+        def filter_drawn(state: TrainState, ref_params: Params | None, batch: Batch):
+            std = group_spreads(state.params, models_of(state, ref_params, cfg), batch, task.model, cfg)
+            return shaping.filter_groups(std, cfg.filter, state.filter, state.step), std.mean()
+
+        self._filter_drawn = jax.jit(filter_drawn, out_shardings=replicated(self.mesh))
+
+    def groups(self, state: TrainState, ref_params: Params | None, batch: Batch) -> Groups:
+        """What the filter says of the groups of this process's batch, by the learner's rewards. A collective."""
+        with using(self.mesh):
+            accepted, spread = self._filter_drawn(state, ref_params, on_devices(self.task, self.devices, batch))
+        return Groups(np.asarray(accepted)[self.devices.prompts], float(spread))
+
+    def start(self, state: TrainState, ref_params: Params | None, batch: Batch, spread: float | None = None) -> Started:
+        """Compiles the step if the batch has a new size, and launches it. `state` is donated. `spread`: as in
+        StepInput."""
+        if spread is not None:
+            cfg = self.task.config.filter
+            state = state.replace(filter=shaping.update(state.filter, state.step, spread, cfg))
         packing = batch.packing
         shape: tuple[int, ...] = (batch.prompt.shape[1], batch.completion.shape[2])
         if packing is not None:

@@ -120,7 +120,8 @@ def test_the_steps_of_vr_cli():
 
 
 def test_vr_cli_is_scored_by_the_model_that_does_not_move():
-    batch, cfg = random_batch(3), rewarded("vr_cli", baseline="frozen", head_chunk=40)
+    """And a chain that never opened its answer has the floor's score."""
+    batch, cfg = random_batch(3), rewarded("vr_cli", baseline="frozen", truncated="floor", floor=-99.0, head_chunk=40)
     assert cfg.with_reference and cfg.loss.kl == "none"
     logp = np.asarray(row_stats(INITIAL, MODEL, batch, cfg).stats.log_prob)
     n = batch.scored.sum(-1)
@@ -133,5 +134,7 @@ def test_vr_cli_is_scored_by_the_model_that_does_not_move():
     )
     percent = 100 * (1 - np.exp(nll - np.array([-row[0] for row in base])[:, None]))
     expected = np.select([percent >= 2, percent >= 1, percent >= 0.05], [1, 0.9, 0.5], 0)
+    assert expected[batch.truncated].any()
+    expected = np.where(batch.truncated, 0, expected)
     np.testing.assert_allclose(got[2]["reward"], expected, atol=1e-6)
     assert len(np.unique(expected)) > 1 and float(got[1]["loss/kl"]) == 0

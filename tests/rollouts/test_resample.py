@@ -2,13 +2,19 @@
 
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
-from rl_likelihood.rollouts.resample import accepted, chosen
+from rl_likelihood.learner.step import filtered
+from rl_likelihood.rewards import shaping
+from rl_likelihood.rollouts.resample import Groups, by_host, chosen, host_groups
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime import run_files
+from rl_likelihood.shapes import TrainState
+from rl_likelihood.training.programs import StepPrograms
 from tests.rollouts.test_batches import loaded
 from tests.runs import small_config
 
@@ -97,12 +103,63 @@ def test_a_resumed_run_draws_the_same_prompts(tmp_path):
     assert sum(row["resample/batches"] for row in run_files.read(one / "metrics.jsonl")) > 4
 
 
-def test_what_counts_is_what_the_step_s_filter_says(tmp_path):
-    task, devices, params = loaded(**COIN, filter__resample=1)
+def test_the_host_judges_by_its_own_terms(tmp_path):
+    """A coin beside the length penalty: as DAPO judges by the answers alone. A weight of 0 takes nothing away."""
+    name = "random + overlong + 0*max_rl(random)"
+    task, devices, params = loaded(**{**COIN, "reward__name": name}, filter__resample=1)
     source = make_source(task, devices, tmp_path, 0, None)
     try:
         drawn = source._draw(params, 0)
+        drawn.graded.values["random"][:] = [[1, 1, 1], [0, 1, 0]]
+        assert host_groups(drawn, task.config).accepted.tolist() == [False, True]
+        source._draw = lambda weights, step: drawn  # the refused groups of both draws fill the batch
+        drawn.graded.values["random"][:] = [[1, 1, 1], [0, 0, 0]]
+        given = source.next(0, params)
     finally:
         source.close()
-    drawn.graded.values["random"][:] = [[1, 1, 1], [0, 1, 0]]
-    assert accepted(drawn, task.config).tolist() == [False, True]
+    assert given.batch.counted.tolist() == [False, False] and given.spread is None
+
+
+@pytest.mark.parametrize(
+    "name, mode, host",
+    [
+        ("exact_match + overlong", "std_zero", True),
+        ("max_rl(exact_match)", "std_zero", True),
+        ("exact_match + 0*log_prob", "std_zero", True),
+        ("exact_match + log_prob", "std_zero", False),
+        ("0*exact_match + log_prob", "std_zero", False),
+        ("exact_match", "std_below", False),
+    ],
+)
+def test_the_host_filters_only_what_it_knows(name, mode, host):
+    threshold = 0.1 if mode == "std_below" else 0.0
+    c = build(small_config(reward__name=name, filter__mode=mode, filter__threshold=threshold))
+    assert by_host(c) == host
+
+
+def test_the_learner_judges_what_only_it_knows(tmp_path):
+    """Its verdicts choose the groups, its mean spread reaches the step, and the step does not filter again."""
+    task, devices, params = loaded(filter__mode="ema", filter__resample=5)
+    verdicts = [Groups(np.array(x), s) for x, s in (([False, True], 1.0), ([False, False], 2.0), ([True, True], 6.0))]
+    batches, source = [], make_source(task, devices, tmp_path, 0, None)
+    try:
+        given = source.next(0, params, lambda batch: batches.append(batch) or verdicts[len(batches) - 1])
+    finally:
+        source.close()
+    assert source.drawn == len(batches) == 3 and given.rollout.prompts.uid.tolist() == [1, 4]
+    assert given.batch.counted.all() and given.spread == 3.0 and logged(given)["resample/refused"] == 3
+    state = TrainState(step=jnp.int32(5), params=None, opt_state=(), filter=shaping.init_filter())
+    assert filtered(state, (None, None), given.batch, task.model, task.config.step) == (given.batch, state.filter)
+    programs = StepPrograms(task, devices, None)
+    programs._compiled[given.batch.prompt.shape[1], given.batch.completion.shape[2]] = lambda state, *_: state.filter
+    after = programs.start(state, None, given.batch, given.spread)
+    assert float(after.ema) == 3.0 and int(after.count) == 1, "RLPR's running mean takes the mean over all drawn groups"
+
+
+def test_groups_below_the_threshold_of_the_learner_are_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(shaping, "threshold", lambda *_: jnp.float32(9.0))
+    extra = {"reward__name": "avg_prob", "filter__mode": "ema", "filter__resample": 1, "eval__prompts": 0}
+    train.run(build(small_config(**extra, train__steps=1)), tmp_path / "run")
+    (row,) = run_files.read(tmp_path / "run" / "metrics.jsonl")
+    assert row["resample/batches"] == 2 and row["resample/refused"] == 4
+    assert row["keep/fraction"] == row["grad/norm"] == 0 and row["reward/std"] > 0
