@@ -350,10 +350,10 @@ def validate_judge(c: Config) -> None:
         )
     if j.remote and judged == ["reward_model"]:
         raise UserError(f"judge.model is {j.model!r}, a server, which cannot be a reward model; set reward.name=judge")
-    if judged == ["rubric"] and (j.where == "step" or j.model == "initial"):
+    if judged in (["rubric"], ["pairwise"]) and (j.where == "step" or j.model == "initial"):
         raise UserError(
-            f"judge.model is {j.model!r} and judge.where {j.where!r}, but the verdicts of a rubric are combined before "
-            "the step; set judge.where=outside and name a model"
+            f"judge.model is {j.model!r} and judge.where {j.where!r}, but the verdicts of {judged[0]} are combined "
+            "before the step; set judge.where=outside and name a model"
         )
     if (judged == ["rubric"]) != bool(c.rubric.path):
         raise UserError(

@@ -153,7 +153,7 @@ class EvalSettings:
 
 @dataclasses.dataclass(frozen=True)
 class JudgeSettings:
-    """The second model of the rewards `judge`, `rubric` and `reward_model`."""
+    """The second model of the rewards `judge`, `pairwise`, `rubric` and `reward_model`."""
 
     model: str = field(
         "",
@@ -166,6 +166,7 @@ class JudgeSettings:
         "split over its mesh, for a judge that one device cannot hold",
     )
     name: str = field("", "the model's name on that server")
+    task: str = field("", "what the judge, or a rubric's writer, reads before each question, if it must know the task")
     template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
     max_prompt: int = field(512, "maximum tokens of a question in the judge's template", least=1)
     max_row: int = field(256, "maximum tokens of an answer in the template; longer answers are cut", least=8)

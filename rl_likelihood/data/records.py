@@ -117,7 +117,10 @@ def written_number(value: float | int | Decimal) -> str:
 
 def is_number(value: Any) -> bool:
     """Whether a record's value is a finite number."""
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def kind(value: Any) -> str:

@@ -25,7 +25,7 @@ def read_answers(path: str, flag: str) -> dict[str, Answered]:
     if Path(path).is_dir():
         answers = _of_run(Path(path), flag)
     elif Path(path).is_file():
-        answers = [_of_row(record, f"--{flag}={path}, {at}") for at, record in records(path, Path(path).read_bytes())]
+        answers = [_of_row(record, f"--{flag}={at}") for at, record in records(path, Path(path).read_bytes())]
     else:
         raise UserError(f"--{flag}={path} is neither a run's folder nor a file; give one of them")
     if not answers:

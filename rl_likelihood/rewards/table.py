@@ -221,6 +221,7 @@ REWARDS: dict[str, Reward] = {
     # A second model that reads question and sampled answer.
     "judge": Reward(None, "judge", "P(yes) of judge.model, asked whether the answer is correct.", _SAMPLED),
     "reward_model": Reward(None, "judge", "Score of the reward model judge.model.", _SAMPLED),
+    "pairwise": Reward(None, "judge", "How often judge.model prefers the answer to a random one of its group.", _VOTE),
     "rubric": Reward(None, "judge", "The judge's verdicts on the question's criteria, combined.", _SAMPLED),
     "adversarial": Reward(None, "judge", "Score of a critic that tells the data's answers from these.", _SAMPLED),
     # Shaping: give these a weight.

@@ -218,7 +218,10 @@ def test_rubrics_are_judged_one_by_one_or_by_one_mark():
         out, met = RubricJudge(judge, own, "implicit")(list(own), [["ab", "b"], ["c", None]])
         np.testing.assert_allclose(out.values, [[(2 * 1 + 3 / 9) / 3] * 2, [0, 0]], atol=1e-6)
         assert out.keep.tolist() == [[True, True], [False, False]], "a row without a verdict has no number"
-        assert RubricJudge(judge, own, "implicit").verdicts("question two", met[1]) == [[{"mark": None}], [{"mark": None}]]
+        assert RubricJudge(judge, own, "implicit").verdicts("question two", met[1]) == [
+            [{"mark": None}],
+            [{"mark": None}],
+        ]
         judge.close()
 
 
