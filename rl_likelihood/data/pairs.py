@@ -10,7 +10,7 @@ import json
 from typing import Any, NamedTuple
 
 from rl_likelihood.data.judged_text import as_question
-from rl_likelihood.data.records import is_number
+from rl_likelihood.data.records import is_number, refuse_no_text
 from rl_likelihood.shapes import Example, UserError
 
 MOST_MARGIN = 1e6
@@ -43,6 +43,7 @@ def of_record(record: Any, where: str) -> Comparison:
     """The comparison in a line, or a UserError that names `where`."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record}")
+    refuse_no_text(record, where)
     missing = [name for name in ("chosen", "rejected") if not record.get(name)]
     if missing:
         raise UserError(f"{where}: field {missing[0]!r} is missing or empty; a comparison has chosen and rejected")

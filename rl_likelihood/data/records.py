@@ -123,6 +123,21 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def encodable(value: Any) -> bool:
+    """Whether no text in a JSON value holds half of a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def refuse_no_text(value: Any, where: str) -> None:
+    """UserError for a JSON value that is not `encodable`."""
+    if not encodable(value):
+        raise UserError(f"{where}: a text holds half of a surrogate pair, which is not text; remove it")
+
+
 def kind(value: Any) -> str:
     """The type of a record's value, in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true/false", type(None): "null"}

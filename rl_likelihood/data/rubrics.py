@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rl_likelihood.data.judged_text import as_question
-from rl_likelihood.data.records import is_number, records
+from rl_likelihood.data.records import is_number, records, refuse_no_text
 from rl_likelihood.shapes import UserError
 
 # Points for words (Rubrics as Rewards, 2507.17746). The text of a pitfall says that the fault is absent.
@@ -74,6 +74,7 @@ def of_record(record: object, where: str) -> Rubric:
     """The rubric in a row."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record if isinstance(record, str) else 'a rubric must be an object'}")
+    refuse_no_text(record, where)
     prompt = _prompt(record.get("prompt"))
     if not prompt:
         raise UserError(f"{where}: field 'prompt' must be text or messages with text")
