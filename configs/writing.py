@@ -91,8 +91,10 @@ def get_config(arg: str = "") -> ConfigDict:
         c.prompt.max_prompt, c.prompt.max_answer = 320, 128
     if a.size == "3b":
         long_chains(c)
-    c.judge.model, c.judge.task, c.rubric.path = a.judge, TASKS[a.form], a.rubrics
-    c.judge.max_prompt, c.judge.max_row = c.prompt.max_prompt + 256, 2 * c.prompt.max_answer + 64  # two answers
+    c.rubric.path = a.rubrics
+    if a.judge:
+        c.judge.model, c.judge.task = a.judge, TASKS[a.form]
+        c.judge.max_prompt, c.judge.max_row = c.prompt.max_prompt + 256, 2 * c.prompt.max_answer + 64  # two answers
     return c
 
 

@@ -98,9 +98,8 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     proxy, gold = [], []
     with Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code) as pool:
         for rows, answers in policy_answers(task, params, devices, task.heldout[: c.eval.prompts], count):
-            proxy.append(
-                judge([question_of(r.example) for r in rows], [[(a,) for a in group] for group in answers]).values
-            )
+            questions = [question_of(r.example) for r in rows]
+            proxy.append(judge(questions, [[(a,) for a in group] for group in answers]).values)
             references = [reference_of(c.eval.grader, r.example, pool.table) for r in rows for _ in range(count)]
             marks = pool.grade(c.eval.grader, references, [a for group in answers for a in group])
             gold.append(np.asarray([math.nan if m is None else m for m in marks], float).reshape(len(rows), count))

@@ -50,9 +50,8 @@ def of_record(record: Any, where: str) -> Comparison:
     chosen, rejected = record["chosen"], record["rejected"]
     if isinstance(rejected, str) or (isinstance(rejected, list) and rejected and isinstance(rejected[0], dict)):
         rejected = [rejected]
-    prompt = (
-        _question(record["prompt"], f"{where}: field 'prompt'") if record.get("prompt") else _implicit(chosen, where)
-    )
+    question = record.get("prompt")
+    prompt = _question(question, f"{where}: field 'prompt'") if question else _implicit(chosen, where)
     answers = [_answer(chosen, f"{where}: field 'chosen'")]
     answers += [_answer(text, f"{where}: field 'rejected'") for text in rejected]
     if answers[0] in answers[1:]:

@@ -31,10 +31,8 @@ class PairwiseJudge:
         The bar depends only on the seed, the question and the answers, so a resumed run asks the same again.
         """
         groups = [list(group) for group in answers]
-        bars = [
-            random.Random(repr((self.seed, question, group))).randrange(len(group))
-            for question, group in zip(questions, groups, strict=True)
-        ]
+        seeds = [repr((self.seed, *row)) for row in zip(questions, groups, strict=True)]
+        bars = [random.Random(seed).randrange(len(group)) for seed, group in zip(seeds, groups, strict=True)]
         rows = [
             [pair for i, a in enumerate(group) if i != bar for pair in ((a, group[bar]), (group[bar], a))]
             for group, bar in zip(groups, bars, strict=True)
