@@ -308,9 +308,9 @@ class Config:
         return dataclasses.replace(a, optimizer=dataclasses.replace(self.optimizer, lr=a.lr))
 
     @property
-    def reads_alternatives(self) -> bool:
-        """Whether a reward reads other answers that are as good."""
-        return any(t.reward.alternatives for t in self.reward.terms)
+    def reads_alternatives(self) -> str:
+        """The field of a row with the other answers that a reward reads; "" if none reads any."""
+        return next((t.reward.alternatives for t in self.reward.terms if t.reward.alternatives), "")
 
     @property
     def eval_answer(self) -> int:
@@ -353,7 +353,7 @@ class Config:
             posterior=self.posterior,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
-            two_branches=self.sampled_answer > 0 or self.converses or self.reads_alternatives,
+            two_branches=self.sampled_answer > 0 or self.converses or bool(self.reads_alternatives),
             turn_credit=self.converses and self.env.credit == "turn",
             turns=self.sampler.max_turns if self.converses else 1,
             temperature=self.sampler.temperature,

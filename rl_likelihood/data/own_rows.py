@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from rl_likelihood.data.records import Location, Written, encodable, is_number, kind, written_number
-from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, Example, UserError
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example, UserError
 
 ROLES = ("system", "user", "assistant")
 
@@ -98,6 +98,9 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
         problem = next(filter(None, (_problem(value, True) for value in check[ALTERNATIVES])), "")
         if problem:
             return f"an answer of field {ALTERNATIVES!r} {problem}"
+    rejected = row.get(REJECTED)
+    if isinstance(rejected, list) and not any(_problem(value, True) for value in rejected):
+        check[REJECTED] = rejected  # for option_prob; other values of the field are of other uses
     messages = messages if len(messages) > 1 else ()
     return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages, json.dumps(check) if check else "")
 

@@ -23,7 +23,7 @@ from rl_likelihood.shapes import UserError
 POINTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.8}
 MOST_POINTS = 1e6
 ALIKE = 0.85  # two criteria with more than this share of common words count as one
-MOST_PROSE, MOST_STARTS = 100_000, 2000  # maximum characters of a reply to search, and maximum starts of JSON to try
+MOST_PROSE, MOST_STARTS = 20_000, 2000  # maximum characters of a reply to search, and maximum starts of JSON to try
 
 
 class Criterion(NamedTuple):
