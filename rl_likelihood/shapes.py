@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 AnyArray = Array | np.ndarray  # of a parameter: what jax.numpy takes
 
-# Keys of a row and of `Example.check`: an environment's input (docs/tools.md); answers that are as good as the row's own
-# (docs/rewards.md, log_prob_any); wrong answers (option_prob).
+# Keys of a row and of `Example.check`: an environment's input (docs/tools.md); other right answers (docs/rewards.md,
+# log_prob_any); wrong answers (option_prob).
 ENVIRONMENT, ALTERNATIVES, REJECTED = "environment", "alternatives", "rejected"
 
 # Segment of a completion token (docs/architecture.md, "Shapes").
