@@ -118,9 +118,8 @@ def main() -> None:
     a, b = (read_answers(values[name].value, name) for name in ("a", "b"))
     form = BETTER.after(values.task)
     if "://" in values.judge:
-        settings = HttpSettings(
-            values.judge, values.judge_name, max_calls=values.max_calls, cache=values.cache or ":memory:"
-        )
+        cache = values.cache or ":memory:"
+        settings = HttpSettings(values.judge, values.judge_name, "--judge", max_calls=values.max_calls, cache=cache)
         remote = HttpJudge(settings, form)
         remote.endpoint.refuse_unreachable()
         out = measured(functools.partial(compare_by_http, remote), a, b)
