@@ -11,7 +11,12 @@ side of a split. next_passage: the prompt is the last 300 words, the answer the 
 verse: a poem of 8 + 6 lines, a sonnet; --config.data.documents.shown and asked say other forms. The system prompts are
 the files configs/prompts/next_passage.txt and verse.txt.
 
-Rewards (docs/writing.md): --config.preset=vr_cli, dro (r3) or nrt, or the argument reward, as avg_log_prob.
+Rewards (docs/writing.md): --config.preset=vr_cli, dro (r3) or nrt, or the argument reward, as avg_log_prob. With a
+judge, a model or an address (then also --config.judge.name), reward=pairwise compares the texts of a group, and
+reward=rubric reads criteria from the file `rubrics`, which python -m rl_likelihood.rubrics --make writes:
+
+    python -m rl_likelihood.train --config=configs/writing.py:data=texts/,reward=pairwise,judge=http://HOST:PORT/v1 \
+        --config.judge.name=MODEL --workdir=runs/pairwise
 
 Hardware and time (not measured): two CPU cores take SmolLM2-135M-Instruct with small groups (experiments/writing.py).
 `size=3b` has the papers' lengths and batch for a model of 3 B parameters on a v5p-8 (not run).
@@ -19,7 +24,7 @@ Hardware and time (not measured): two CPU cores take SmolLM2-135M-Instruct with 
 What to expect: a small model's chains do not make the reference likelier. Compare perplexity with perplexity_no_chain
 and perplexity_swapped: a chain that helps no more than another prompt's chain carries style, not content.
 
-Arguments: data, form (next_passage, verse), heldout, model, reward, size (135m, 3b), steps, seed.
+Arguments: data, form (next_passage, verse), heldout, model, reward, judge, rubrics, size (135m, 3b), steps, seed.
 """
 
 from pathlib import Path
@@ -31,6 +36,10 @@ from rl_likelihood.config import parse_arg
 from rl_likelihood.fields import one_of
 
 PROMPTS = Path(__file__).with_name("prompts")
+TASKS = {
+    "next_passage": "The question shows the last pages of a story. An answer is the next paragraph of this story.",
+    "verse": "The question shows the first lines of a poem. An answer is the last lines of this poem.",
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -41,6 +50,8 @@ def get_config(arg: str = "") -> ConfigDict:
         heldout="",
         model="",
         reward="avg_log_prob",
+        judge="",
+        rubrics="",
         size="135m",
         steps=200,
         seed=0,
@@ -80,6 +91,10 @@ def get_config(arg: str = "") -> ConfigDict:
         c.prompt.max_prompt, c.prompt.max_answer = 320, 128
     if a.size == "3b":
         long_chains(c)
+    c.rubric.path = a.rubrics
+    if a.judge:
+        c.judge.model, c.judge.task = a.judge, TASKS[a.form]
+        c.judge.max_prompt, c.judge.max_row = c.prompt.max_prompt + 256, 2 * c.prompt.max_answer + 64  # two answers
     return c
 
 

@@ -349,7 +349,8 @@ def validate_judge(c: Config) -> None:
         )
     if j.remote and judged[0] in ("reward_model", "similar_share"):
         raise UserError(f"judge.model is {j.model!r}, a server, without weights for {judged[0]}; set reward.name=judge")
-    if judged and judged[0] in ("rubric", "similar_share") and (j.where == "step" or j.model == "initial"):
+    combined = judged and judged[0] in ("rubric", "pairwise", "similar_share")
+    if combined and (j.where == "step" or j.model == "initial"):
         raise UserError(
             f"judge.model is {j.model!r} and judge.where {j.where!r}, but the numbers of {judged[0]} are combined "
             "before the step; set judge.where=outside and name a model"

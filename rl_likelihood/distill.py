@@ -19,6 +19,7 @@ from absl import flags
 
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.config import build
+from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import INSTRUCTION
 from rl_likelihood.datasets.questions import digest
 from rl_likelihood.grading.pool import Pool
@@ -86,7 +87,7 @@ def distill(f: Finder, workdir: Path) -> None:
 
     def make(part: list[int]) -> list[dict[str, Any]]:
         instruction = c.prompt.instruction or INSTRUCTION
-        asks = [Ask(i, f"{instruction}\n\n{f.task.train[i].example.prompt}", "") for i in part]
+        asks = [Ask(i, f"{instruction}\n\n{question_of(f.task.train[i].example)}", "") for i in part]
         progress.advance(len(part))
         return [{"replies": group} for group in f.replies(asks, 0, length)]
 

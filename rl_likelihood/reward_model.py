@@ -27,7 +27,7 @@ from rl_likelihood.cli.command import from_flags, run_main
 from rl_likelihood.config import build
 from rl_likelihood.data import judged_text, tokenizer
 from rl_likelihood.data.byte_tokenizer import BYTES
-from rl_likelihood.data.judged_text import SCORE, Reader
+from rl_likelihood.data.judged_text import SCORE, Reader, question_of
 from rl_likelihood.data.order import order
 from rl_likelihood.data.pairs import Comparison
 from rl_likelihood.evaluation import preference
@@ -94,11 +94,12 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     devices = make_devices(c)
     task, params = load(c, training=False, mesh=devices.learner)
     judge = local_judge(str(workdir), SCORE, c.judge.max_prompt, c.judge.max_row, c.judge.template)
-    judged_text.refuse_long(judge.reader, [row.example.prompt for row in task.heldout])
+    judged_text.refuse_long(judge.reader, [question_of(row.example) for row in task.heldout])
     proxy, gold = [], []
     with Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code) as pool:
         for rows, answers in policy_answers(task, params, devices, task.heldout[: c.eval.prompts], count):
-            proxy.append(judge([r.example.prompt for r in rows], [[(a,) for a in group] for group in answers]).values)
+            questions = [question_of(r.example) for r in rows]
+            proxy.append(judge(questions, [[(a,) for a in group] for group in answers]).values)
             references = [reference_of(c.eval.grader, r.example, pool.table) for r in rows for _ in range(count)]
             marks = pool.grade(c.eval.grader, references, [a for group in answers for a in group])
             gold.append(np.asarray([math.nan if m is None else m for m in marks], float).reshape(len(rows), count))

@@ -10,6 +10,7 @@ or too many answers meet do not separate answers; the others are written to DIR/
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +21,12 @@ from absl import flags
 from rl_likelihood.cli.command import from_flags, run_main
 from rl_likelihood.config import build
 from rl_likelihood.data import rubrics
+from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.rubrics import Rubric
 from rl_likelihood.datasets import sources
 from rl_likelihood.rollouts import asked_judge
 from rl_likelihood.rollouts.policy_answers import policy_answers
-from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, judge_prompts_of, rubrics_of
+from rl_likelihood.rollouts.rubric_judge import RubricJudge, judge_prompts_of, rubrics_of
 from rl_likelihood.rollouts.rubric_writer import AT_ONCE, WriterPrompts, writer_of, written
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices
@@ -42,16 +44,16 @@ def make(c: Config, workdir: Path) -> dict[str, Any]:
     rubrics_so_far = rubrics.read_rubrics(c.rubric.path) if path.is_file() and path.stat().st_size else []
     seeds = rubrics.read_rubrics(c.rubric.seeds, "rubric.seeds") if c.rubric.seeds else []
     done_prompts = {rubric.prompt for rubric in rubrics_so_far}
-    examples = {e.prompt: e for e in sources.load(c.data)[0] if e.prompt not in done_prompts}
-    missing, failed = list(examples.values()), 0
+    examples = {question_of(e): e for e in sources.load(c.data)[0]}
+    missing, failed = [(q, e) for q, e in examples.items() if q not in done_prompts], 0
     say(f"{len(done_prompts)} questions have a rubric, {len(missing)} have none")
     if missing:
         write, embed = writer_of(c, workdir)
         prompts = WriterPrompts(c, seeds, embed)
     for start in range(0, len(missing), AT_ONCE):
         part = missing[start : start + AT_ONCE]
-        replies = write(prompts.messages([e.prompt for e in part]))
-        new_rubrics = [written(e, reply, c.rubric.items) for e, reply in zip(part, replies, strict=True)]
+        replies = write(prompts.messages([question for question, _ in part]))
+        new_rubrics = [written(q, e.id, reply, c.rubric.items) for (q, e), reply in zip(part, replies, strict=True)]
         rubrics_so_far += [rubric for rubric in new_rubrics if rubric]
         rubrics.write_rubrics(path, rubrics_so_far)
         failed += sum(rubric is None for rubric in new_rubrics)
@@ -61,19 +63,18 @@ def make(c: Config, workdir: Path) -> dict[str, Any]:
 
 def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     """Judges answers of the config's model, and writes the criteria that separate answers."""
+    c = dataclasses.replace(c, rubric=dataclasses.replace(c.rubric, aggregate="signed"))  # of the file's criteria alone
     asked_judge.refuse_judge(c, workdir)
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)
-    by_question = rubrics_of(c.rubric, [row.example.prompt for row in task.train])
-    questions = dict.fromkeys(row.example.prompt for row in task.train)
+    rows = list({question_of(row.example): row for row in task.train}.values())
+    questions = [question_of(row.example) for row in rows]
+    by_question = rubrics_of(c.rubric, questions)
     judge_prompts = [text for question in questions for text in judge_prompts_of(by_question[question], "signed")]
-    judge = RubricJudge(
-        asked_judge.outside_judge(c, devices, workdir, form_of("signed"), judge_prompts), by_question, "signed"
-    )
+    judge = RubricJudge(asked_judge.outside_judge(c, devices, workdir, judge_prompts), by_question, "signed")
     filtered, criteria_before, cut = [], 0, 0
-    rows = list({row.example.prompt: row for row in task.train}.values())
     for part, answers in policy_answers(task, params, devices, rows, c.rubric.rollouts):
-        questions = [row.example.prompt for row in part]
+        questions = [question_of(row.example) for row in part]
         out, met = judge(questions, answers)
         for question, question_met in zip(questions, met, strict=True):
             filtered.append(rubrics.telling(by_question[question], question_met, c.rubric.low, c.rubric.high))

@@ -153,7 +153,7 @@ class EvalSettings:
 
 @dataclasses.dataclass(frozen=True)
 class JudgeSettings:
-    """The second model of the rewards `judge`, `rubric`, `reward_model` and `similar_share`."""
+    """The second model of the rewards `judge`, `pairwise`, `rubric`, `reward_model` and `similar_share`."""
 
     model: str = field(
         "",
@@ -166,6 +166,7 @@ class JudgeSettings:
         "split over its mesh, for a judge that one device cannot hold",
     )
     name: str = field("", "the model's name on that server")
+    task: str = field("", "what the judge, or a rubric's writer, reads before each question, if it must know the task")
     template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
     max_prompt: int = field(512, "maximum tokens of a question in the judge's template", least=1)
     max_row: int = field(256, "maximum tokens of an answer in the template; longer answers are cut", least=8)
@@ -308,9 +309,9 @@ class Config:
         return dataclasses.replace(a, optimizer=dataclasses.replace(self.optimizer, lr=a.lr))
 
     @property
-    def reads_alternatives(self) -> bool:
-        """Whether a reward reads other answers that are as good."""
-        return any(t.reward.alternatives for t in self.reward.terms)
+    def reads_alternatives(self) -> str:
+        """The field of a row with the other answers that a reward reads; "" if none reads any."""
+        return next((t.reward.alternatives for t in self.reward.terms if t.reward.alternatives), "")
 
     @property
     def eval_answer(self) -> int:
@@ -353,7 +354,7 @@ class Config:
             posterior=self.posterior,
             policy_span=span if self.loss.span == "auto" else self.loss.span,
             supervise_chain=self.reward.sft_chain == "both",
-            two_branches=self.sampled_answer > 0 or self.converses or self.reads_alternatives,
+            two_branches=self.sampled_answer > 0 or self.converses or bool(self.reads_alternatives),
             turn_credit=self.converses and self.env.credit == "turn",
             turns=self.sampler.max_turns if self.converses else 1,
             temperature=self.sampler.temperature,

@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 AnyArray = Array | np.ndarray  # of a parameter: what jax.numpy takes
 
-# Keys of a row and of `Example.check`: an environment's input (docs/tools.md), and alternative answers that are as good
-# as the row's own (docs/rewards.md, log_prob_any).
-ENVIRONMENT, ALTERNATIVES = "environment", "alternatives"
+# Keys of a row and of `Example.check`: an environment's input (docs/tools.md); other right answers (docs/rewards.md,
+# log_prob_any); wrong answers (option_prob).
+ENVIRONMENT, ALTERNATIVES, REJECTED = "environment", "alternatives", "rejected"
 
 # Segment of a completion token (docs/architecture.md, "Shapes").
 PAD, CHAIN, TAG, REFERENCE, SAMPLED, ENV = 0, 1, 2, 3, 4, 5

@@ -253,11 +253,13 @@ def load(
     if c.max_shown:
         rows = with_shown(rows, text, c.prompt, fmt, c.posterior.prompt, c.max_shown)
     if c.reads_alternatives:
-        rows = with_alternatives(rows, text, c.prompt, fmt)
+        if {t.reward.alternatives for t in c.reward.terms} - {"", c.reads_alternatives}:
+            raise UserError(f"reward.name is {c.reward.name!r}; a run has either log_prob_any or option_prob, not both")
+        rows = with_alternatives(rows, c.reads_alternatives, text, c.prompt, fmt)
         if training and not any(row.alternatives for row in rows):
             raise UserError(
-                f"reward.name is {c.reward.name!r}, but no training row has a field 'alternatives' (a list of other "
-                "answers); add it, or choose log_prob"
+                f"reward.name is {c.reward.name!r}, but no training row has a field {c.reads_alternatives!r} (a list "
+                "of other answers); add it, or choose log_prob"
             )
     heldout_rows, fast_rows = encode(heldout)[0], encode(fast)[0]
     task = Task(

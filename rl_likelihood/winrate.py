@@ -116,16 +116,17 @@ def main() -> None:
         if not values[name].value:
             raise UserError(f"--{name} is missing; write --a=RUN --b=RUN --judge=MODEL")
     a, b = (read_answers(values[name].value, name) for name in ("a", "b"))
+    form = BETTER.after(values.task)
     if "://" in values.judge:
-        settings = HttpSettings(
-            values.judge, values.judge_name, max_calls=values.max_calls, cache=values.cache or ":memory:"
-        )
-        remote = HttpJudge(settings, BETTER)
+        cache = values.cache or ":memory:"
+        settings = HttpSettings(values.judge, values.judge_name, "--judge", max_calls=values.max_calls, cache=cache)
+        remote = HttpJudge(settings, form)
+        remote.endpoint.refuse_unreachable()
         out = measured(functools.partial(compare_by_http, remote), a, b)
         out |= {"calls": remote.endpoint.spent[0], "tokens": remote.endpoint.spent[1], "failed": dict(remote.failures)}
         remote.close()
     else:
-        local = local_judge(values.judge, BETTER, values.max_prompt, values.max_row, values.template, "--")
+        local = local_judge(values.judge, form, values.max_prompt, values.max_row, values.template, "--")
         out = measured(functools.partial(compare_locally, local), a, b)
     row = {"step": 0, "a": values.a, "b": values.b, "by": values.judge, **out}
     if values.out:
@@ -141,6 +142,7 @@ def define_flags() -> None:
     flags.DEFINE_string("b", None, "what it is compared with")
     flags.DEFINE_string("judge", None, "a model's name, folder or file, a reward model's workdir, or an address")
     flags.DEFINE_string("judge_name", "", "the model's name at the judge's address")
+    flags.DEFINE_string("task", "", "what the judge reads before each question, if it must know the task")
     flags.DEFINE_integer("max_calls", 0, "maximum calls to the judge's address; 0: no limit", lower_bound=0)
     flags.DEFINE_string("cache", "winrate.sqlite", "file that stores an address's verdicts; empty: none")
     flags.DEFINE_string("template", "model", "the judge's chat template: its own (model), or plain")

@@ -49,7 +49,7 @@ def hub(refuse=False):
 
 
 @contextlib.contextmanager
-def serving(behave):
+def serving(behave, get=lambda handler: handler.reply(200, {})):
     """A server whose `behave(handler, number, body)` answers request `number`; gives its address and the requests."""
     requests = []
 
@@ -59,6 +59,10 @@ def serving(behave):
             requests.append((time.monotonic(), self.path, self.headers.get("Authorization"), body))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 behave(self, len(requests), body)
+
+        def do_GET(self):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                get(self)
 
         def reply(self, status, content, headers=()):
             content = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -140,3 +140,14 @@ def test_log_prob_any_pays_for_every_answer_of_a_row(tmp_path, model):
     rows(tmp_path / "none.jsonl", 20)
     with pytest.raises(UserError, match="no training row has a field 'alternatives'"):
         loaded(model, tmp_path / "none.jsonl", reward__name="log_prob_any")
+
+
+def test_option_prob_reads_the_wrong_answers_of_a_row(tmp_path, model):
+    rows(tmp_path / "train.jsonl", 20, rejected=["few", "none"], alternatives=["many"])
+    task = loaded(model, tmp_path / "train.jsonl", reward__name="option_prob")
+    assert [task.tokenizer.decode(ids) for ids, _ in task.train[0].alternatives] == [">few</answer>", ">none</answer>"]
+    with pytest.raises(UserError, match="not both"):
+        loaded(model, tmp_path / "train.jsonl", reward__name="option_prob + log_prob_any")
+    rows(tmp_path / "texts.jsonl", 20, rejected="few")
+    with pytest.raises(UserError, match="no training row has a field 'rejected'"):
+        loaded(model, tmp_path / "texts.jsonl", reward__name="option_prob")

@@ -113,6 +113,11 @@ def test_a_bad_row_is_named_before_weights_are_read(bad, words, tmp_path):
         file.write(json.dumps({"prompt": "Q?", "chosen": "b", **bad}) + "\n")
     with pytest.raises(UserError, match=words):
         reward_model(config(data, model__preset="", model__path="nowhere"), tmp_path / "run")
+    write(data, n=30)
+    with open(data, "a") as file:
+        file.write(json.dumps({"prompt": "Q?", "chosen": "b", **bad}) + "\n")
+    train, heldout = load_comparisons(config(data, data__skip_bad_rows=True).data)
+    assert len(train) + len(heldout) == 30
 
 
 def test_no_question_is_on_both_sides(tmp_path):

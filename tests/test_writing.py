@@ -11,6 +11,7 @@ from rl_likelihood import train
 from rl_likelihood.config import apply_preset, build
 from rl_likelihood.datasets import sources
 from rl_likelihood.report.metric_table import unknown
+from rl_likelihood.rollouts.asked_judge import form_for
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -31,6 +32,16 @@ def test_the_rewards_of_the_papers_go_with_both_forms(preset, form, size):
     assert ("novelist" if form == "next_passage" else "poet") in settings.prompt.instruction
     assert settings.reward.name == {"vr_cli": "vr_cli", "dro": "r3", "nrt": "nrt/std", "none": "avg_log_prob"}[preset]
     assert settings.eval.texts == ("prose" if form == "next_passage" else "verse")
+
+
+@pytest.mark.parametrize("form", ["next_passage", "verse"])
+@pytest.mark.parametrize("reward, more", [("pairwise", ""), ("rubric", ",rubrics=rubrics.jsonl")])
+def test_a_judge_reads_the_texts_and_what_they_are(reward, more, form):
+    c = get_config(f"data=texts,form={form},reward={reward},judge=smollm2-135m-instruct{more}")
+    settings = build(c)
+    assert settings.reward.judged == reward and settings.rubric.path == more.partition("=")[2]
+    assert ("story" if form == "next_passage" else "poem") in form_for(settings).ask.partition("{question}")[0]
+    assert settings.judge.max_prompt > settings.prompt.max_prompt and settings.judge.max_row > 2 * c.prompt.max_answer
 
 
 def test_other_forms_are_refused():

@@ -1,4 +1,4 @@
-"""Encodes the alternative answers of rows: other answers that are as good as the reference."""
+"""Encodes the other answers of rows: answers that are as good as the reference, or wrong ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from rl_likelihood.data.prompt_checks import refuse_longer
 from rl_likelihood.data.prompts import EncodedExample, PromptConfig, answer_ids
-from rl_likelihood.shapes import ALTERNATIVES, ChainFormat, Example
+from rl_likelihood.shapes import ChainFormat, Example
 
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase
 
 
 def with_alternatives(
-    rows: Sequence[EncodedExample], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, fmt: ChainFormat
+    rows: Sequence[EncodedExample], field: str, tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, fmt: ChainFormat
 ) -> list[EncodedExample]:
-    """The rows with their first `max_alternatives` alternative answers in ids. UserError if one exceeds
+    """The rows with the first `max_alternatives` answers of their `field` in ids. UserError if one exceeds
     `max_answer`."""
-    alternatives = [_alternatives(row.example)[: cfg.max_alternatives] for row in rows]
+    alternatives = [_alternatives(row.example, field)[: cfg.max_alternatives] for row in rows]
     flat = [(row, e) for row, some in zip(rows, alternatives, strict=True) for e in some]
     if not flat:
         return list(rows)
@@ -35,7 +35,7 @@ def with_alternatives(
     ]
 
 
-def _alternatives(example: Example) -> list[Example]:
-    """One copy of the example for each distinct alternative answer, which takes the place of its answer."""
-    texts = dict.fromkeys(json.loads(example.check or "{}").get(ALTERNATIVES, []))
+def _alternatives(example: Example, field: str) -> list[Example]:
+    """One copy of the example for each distinct other answer, which takes the place of its answer."""
+    texts = dict.fromkeys(json.loads(example.check or "{}").get(field, []))
     return [dataclasses.replace(example, answer=text) for text in texts if text != example.answer]

@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from rl_likelihood.data.token_ids import ids_after_text, ids_of, name_of
-from rl_likelihood.shapes import Judged, UserError
+from rl_likelihood.shapes import Example, Judged, UserError
 
 if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +35,10 @@ class Form(NamedTuple):
     ask: str
     pieces: tuple[str, ...]
     words: tuple[str, ...] = ()
+
+    def after(self, task: str) -> Form:
+        """The form with `task` before it, which says what all questions have in common."""
+        return self._replace(ask=f"{task}\n\n{self.ask}") if task and self.ask else self
 
 
 ONE_ANSWER, YES_NO = (f"{OPEN}\n", f"\n{CLOSE}"), ("yes", "no")
@@ -92,6 +96,16 @@ class Encoded(NamedTuple):
     cut: int
 
 
+def as_question(messages: Sequence[tuple[str, str]]) -> str:
+    """A conversation, (role, content) pairs, as a question. If it has several messages, their roles are shown."""
+    return messages[0][1] if len(messages) == 1 else "\n\n".join(f"{role}: {text}" for role, text in messages)
+
+
+def question_of(example: Example) -> str:
+    """An example's question, as second models read it."""
+    return as_question(example.messages) if example.messages else example.prompt
+
+
 def cleaned(answer: str | None) -> str:
     """An answer without white space around it and without the marks; "" for None."""
     text = answer or ""
@@ -101,10 +115,11 @@ def cleaned(answer: str | None) -> str:
 
 
 def filled(form: Form, question: str, answers: Sequence[str | None]) -> str:
-    """The user's message to a judge, as text."""
+    """The user's message to a judge, as text. Its server would read the markup <|...|> of an answer as markup, so a
+    space breaks it."""
     parts = [form.pieces[0]]
     for answer, piece in zip(answers, form.pieces[1:], strict=True):
-        parts += [cleaned(answer), piece]
+        parts += [cleaned(answer).replace("<|", "< |").replace("|>", "| >"), piece]
     return form.ask.replace("{answers}", _ANSWERS).replace("{question}", question).replace(_ANSWERS, "".join(parts))
 
 

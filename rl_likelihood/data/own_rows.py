@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
-from rl_likelihood.data.records import Location, Written, is_number, kind, written_number
-from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, Example, UserError
+from rl_likelihood.data.records import Location, Written, encodable, is_number, kind, written_number
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example, UserError
 
 ROLES = ("system", "user", "assistant")
 
@@ -83,7 +83,7 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
     prompt, answer, chain, task = texts
     uid = row.get("id", default_id)
     whole = isinstance(uid, int) or (isinstance(uid, Written) and uid.lstrip("-").isdigit())
-    text = _is_text(uid) and _encodable(uid)
+    text = _is_text(uid) and encodable(uid)
     if isinstance(uid, bool) or not (whole or text):
         return f"field 'id' must be text or an integer, not {kind(uid)}"
     check = {}
@@ -98,6 +98,9 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
         problem = next(filter(None, (_problem(value, True) for value in check[ALTERNATIVES])), "")
         if problem:
             return f"an answer of field {ALTERNATIVES!r} {problem}"
+    rejected = row.get(REJECTED)
+    if isinstance(rejected, list) and not any(_problem(value, True) for value in rejected):
+        check[REJECTED] = rejected  # for option_prob; other values of the field are of other uses
     messages = messages if len(messages) > 1 else ()
     return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages, json.dumps(check) if check else "")
 
@@ -122,7 +125,7 @@ def _problem(value: Any, needed: bool) -> str:
     """What is wrong with a text, or ""."""
     if not _is_text(value):
         return f"must be a string, not {kind(value)}"
-    if not _encodable(value):
+    if not encodable(value):
         return "holds half of a surrogate pair, which is not text"
     return "is empty" if needed and not value.strip() else ""
 
@@ -149,7 +152,7 @@ def _parse_messages(value: Any, field: str, answered: bool) -> tuple[tuple[str, 
             return f"field '{field}[{i}]' must be an object with string fields 'role' and 'content'"
         if message.get("role") not in ROLES:
             return f"field '{field}[{i}].role' is {message.get('role')!r}; use one of {', '.join(ROLES)}"
-        if not _encodable(message["content"]):
+        if not encodable(message["content"]):
             return f"field '{field}[{i}].content' holds half of a surrogate pair, which is not text"
         turns.append((message["role"], message["content"]))
     last = turns[-1][0]
@@ -164,11 +167,3 @@ def _parse_messages(value: Any, field: str, answered: bool) -> tuple[tuple[str, 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not isinstance(value, Written)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from rl_likelihood.data.records import is_number
+from rl_likelihood.data.judged_text import as_question
+from rl_likelihood.data.records import is_number, refuse_no_text
 from rl_likelihood.shapes import Example, UserError
+
+MOST_MARGIN = 1e6
 
 
 class Comparison(NamedTuple):
@@ -40,6 +43,7 @@ def of_record(record: Any, where: str) -> Comparison:
     """The comparison in a line, or a UserError that names `where`."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record}")
+    refuse_no_text(record, where)
     missing = [name for name in ("chosen", "rejected") if not record.get(name)]
     if missing:
         raise UserError(f"{where}: field {missing[0]!r} is missing or empty; a comparison has chosen and rejected")
@@ -47,32 +51,46 @@ def of_record(record: Any, where: str) -> Comparison:
     if isinstance(rejected, str) or (isinstance(rejected, list) and rejected and isinstance(rejected[0], dict)):
         rejected = [rejected]
     question = record.get("prompt")
-    prompt = _last(question, "user", f"{where}: field 'prompt'") if question else _implicit(chosen, where)
-    answers = [_last(chosen, "assistant", f"{where}: field 'chosen'")]
-    answers += [_last(text, "assistant", f"{where}: field 'rejected'") for text in rejected]
+    prompt = _question(question, f"{where}: field 'prompt'") if question else _implicit(chosen, where)
+    answers = [_answer(chosen, f"{where}: field 'chosen'")]
+    answers += [_answer(text, f"{where}: field 'rejected'") for text in rejected]
     if answers[0] in answers[1:]:
         raise UserError(f"{where}: chosen and rejected are equal ({answers[0][:60]!r}); remove the row")
     margins = record.get("margin", 0.0)
     margins = margins if isinstance(margins, list) else [margins] * (len(answers) - 1)
-    if len(margins) != len(answers) - 1 or not all(is_number(m) and float(m) == float(m) for m in margins):
-        raise UserError(f"{where}: field 'margin' is {record['margin']!r}; write one number for each rejected answer")
+    if len(margins) != len(answers) - 1 or not all(is_number(m) and abs(m) <= MOST_MARGIN for m in margins):
+        raise UserError(
+            f"{where}: field 'margin' is {record['margin']!r}; write one number for each rejected answer, up to "
+            f"{MOST_MARGIN:g}"
+        )
     return Comparison(
         str(record.get("id", where)), prompt, tuple(answers), (0.0, *map(float, margins)), str(record.get("task", ""))
     )
 
 
 def _implicit(chosen: Any, where: str) -> str:
-    """The question of a comparison without a prompt: the user's last message in the chosen conversation."""
+    """The question of a comparison without a prompt: what stands before the last message of the chosen conversation."""
     if not isinstance(chosen, list):
         raise UserError(f"{where}: field 'prompt' is missing; write it, or conversations in chosen and rejected")
-    return _last(chosen, "user", f"{where}: field 'chosen'")
+    return _question(chosen[:-1], f"{where}: field 'chosen'")
 
 
-def _last(value: Any, role: str, where: str) -> str:
-    """The text itself, or the last message of `role` in a conversation."""
+def _question(value: Any, where: str) -> str:
+    """The text itself, or the text of a conversation."""
     if isinstance(value, list):
-        texts = [m.get("content") for m in value if isinstance(m, dict) and m.get("role") == role]
-        value = texts[-1] if texts else None
+        turns = [(m.get("role"), m.get("content")) for m in value if isinstance(m, dict)]
+        complete = len(turns) == len(value) > 0 and all(isinstance(content, str) for _, content in turns)
+        value = as_question(turns) if complete else None
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where} holds no text of the {role}")
+        raise UserError(f"{where} holds no text of the user")
+    return value.strip()
+
+
+def _answer(value: Any, where: str) -> str:
+    """The text itself, or the last message of a conversation."""
+    last = value[-1] if isinstance(value, list) and value else None
+    if isinstance(last, dict) and last.get("role") == "assistant":
+        value = last.get("content")
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where} holds no text of the assistant")
     return value.strip()

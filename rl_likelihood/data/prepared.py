@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, Example, UserError
+from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example, UserError
 
 REPORT = "prepare_report.json"
 FIELDS = ("id", "prompt", "answer", "chain", "task", "extra")  # all text; extra is JSON
 # An `extra` with one of these keys becomes `Example.check`.
-READ = {"test", ENVIRONMENT, ALTERNATIVES, "rejected"}
+READ = {"test", ENVIRONMENT, ALTERNATIVES, REJECTED}
 HELDOUT = ("validation", "test")  # the default held-out split is the first of these that exists
 
 

@@ -70,7 +70,7 @@ class PromptConfig:
     max_answer: int = field(16, "A: maximum tokens of a reference answer, delimiters included", least=1)
     max_alternatives: int = field(
         8,
-        "log_prob_any: maximum other answers (`alternatives` of a row) scored beside the reference",
+        "log_prob_any, option_prob: maximum other answers of a row scored beside the reference",
         least=1,
     )
     shots: Shots = ()  # the user's own worked examples (`sources.resolve_prompt`); (): those of the example's task

@@ -117,7 +117,25 @@ def written_number(value: float | int | Decimal) -> str:
 
 def is_number(value: Any) -> bool:
     """Whether a record's value is a finite number."""
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
+def encodable(value: Any) -> bool:
+    """Whether no text in a JSON value holds half of a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def refuse_no_text(value: Any, where: str) -> None:
+    """UserError for a JSON value that is not `encodable`."""
+    if not encodable(value):
+        raise UserError(f"{where}: a text holds half of a surrogate pair, which is not text; remove it")
 
 
 def kind(value: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +29,12 @@ class Store:
         self._words, self._embed, self._where = "bm25" in by, embed if by != "bm25" else None, where
         self._vectors: list[np.ndarray] = []
         self._index: Index | None = None
+        self._lexical: Any = None  # of bm25s
 
     def add(self, texts: Sequence[str]) -> None:
         """Adds texts. Their numbers continue those of the texts before."""
         self.texts += texts
+        self._lexical = None
         if self._embed is not None and texts:
             self._vectors.append(np.asarray(self._embed(texts), np.float32))
             self._index = None
@@ -51,10 +54,11 @@ class Store:
             import bm25s
         except ImportError:
             raise UserError("rubric.retriever needs bm25s; install rl_likelihood[rubrics]") from None
-        index = bm25s.BM25()
-        index.index(bm25s.tokenize(self.texts, show_progress=False), show_progress=False)
+        if self._lexical is None:
+            self._lexical = bm25s.BM25()
+            self._lexical.index(bm25s.tokenize(self.texts, show_progress=False), show_progress=False)
         query_tokens = bm25s.tokenize(list(queries), show_progress=False)
-        numbers, scores = index.retrieve(query_tokens, k=min(k, len(self.texts)), show_progress=False)
+        numbers, scores = self._lexical.retrieve(query_tokens, k=min(k, len(self.texts)), show_progress=False)
         return [
             [int(i) for i, score in zip(*row, strict=True) if score > 0] for row in zip(numbers, scores, strict=True)
         ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,13 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rl_likelihood.data.records import records
+from rl_likelihood.data.judged_text import as_question
+from rl_likelihood.data.records import is_number, records, refuse_no_text
 from rl_likelihood.shapes import UserError
 
 # Points for words (Rubrics as Rewards, 2507.17746). The text of a pitfall says that the fault is absent.
 POINTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.8}
+MOST_POINTS = 1e6
 ALIKE = 0.85  # two criteria with more than this share of common words count as one
-MOST_PROSE, MOST_STARTS = 100_000, 2000  # maximum characters of a reply to search, and maximum starts of JSON to try
+MOST_PROSE, MOST_STARTS = 20_000, 2000  # maximum characters of a reply to search, and maximum starts of JSON to try
 
 
 class Criterion(NamedTuple):
@@ -50,7 +51,7 @@ def read_rubrics(path: str, name: str = "rubric.path") -> list[Rubric]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"{name} is {path!r}, which is no file; make one with python -m rl_likelihood.rubrics --make")
-    rows = [of_record(record, f"{path}: {at}") for at, record in records(file.name, file.read_bytes())]
+    rows = [of_record(record, str(at)) for at, record in records(path, file.read_bytes())]
     if not rows:
         raise UserError(f"{name} is {path!r}, which has no rubrics; give it some")
     return rows
@@ -73,6 +74,7 @@ def of_record(record: object, where: str) -> Rubric:
     """The rubric in a row."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record if isinstance(record, str) else 'a rubric must be an object'}")
+    refuse_no_text(record, where)
     prompt = _prompt(record.get("prompt"))
     if not prompt:
         raise UserError(f"{where}: field 'prompt' must be text or messages with text")
@@ -83,8 +85,8 @@ def of_record(record: object, where: str) -> Rubric:
     for i, criterion in enumerate(criteria):
         if criterion is None:
             raise UserError(
-                f"{where}: criterion {i + 1} must have a text 'criterion' and 'points', a number that is not 0 or one "
-                f"of {', '.join(POINTS)}"
+                f"{where}: criterion {i + 1} must have a text 'criterion' and 'points', a number that is not 0 and at "
+                f"most {MOST_POINTS:g}, or one of {', '.join(POINTS)}"
             )
     return Rubric(prompt, str(record.get("prompt_id", "")), tuple(c for c in criteria if c is not None))
 
@@ -102,7 +104,7 @@ def criterion_of(row: object) -> Criterion | None:
     points, tags = row.get("points"), row.get("tags", [])
     if isinstance(points, str):
         points = POINTS.get(points.strip().casefold())
-    if isinstance(points, bool) or not isinstance(points, (int, float)) or not math.isfinite(points) or points == 0:
+    if not is_number(points) or not 0 < abs(points) <= MOST_POINTS:
         return None
     return Criterion(row["criterion"].strip(), float(points), tuple(map(str, tags)) if isinstance(tags, list) else ())
 
@@ -114,9 +116,7 @@ def _prompt(prompt: object) -> str:
     if not isinstance(prompt, list) or not prompt:
         return ""
     texts = [(m.get("role"), m.get("content")) if isinstance(m, dict) else ("", None) for m in prompt]
-    if any(not isinstance(content, str) for _, content in texts):
-        return ""
-    return texts[0][1] if len(texts) == 1 else "\n\n".join(f"{role}: {content}" for role, content in texts)
+    return as_question(texts) if all(isinstance(content, str) for _, content in texts) else ""
 
 
 def refuse(rubrics: Sequence[Rubric], kind: str, name: str = "rubric.path") -> None:

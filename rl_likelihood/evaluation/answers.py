@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-from rl_likelihood.data.records import records
+from rl_likelihood.data.records import records, refuse_no_text
 from rl_likelihood.evaluation.records import FOLDER
 from rl_likelihood.evaluation.statistics import read_records
 from rl_likelihood.runtime import run_files
@@ -25,7 +25,7 @@ def read_answers(path: str, flag: str) -> dict[str, Answered]:
     if Path(path).is_dir():
         answers = _of_run(Path(path), flag)
     elif Path(path).is_file():
-        answers = [_of_row(record, f"--{flag}={path}, {at}") for at, record in records(path, Path(path).read_bytes())]
+        answers = [_of_row(record, f"--{flag}={at}") for at, record in records(path, Path(path).read_bytes())]
     else:
         raise UserError(f"--{flag}={path} is neither a run's folder nor a file; give one of them")
     if not answers:
@@ -76,6 +76,7 @@ def _of_run(workdir: Path, flag: str) -> list[Answered]:
 def _of_row(record: object, where: str) -> Answered:
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record}")
+    refuse_no_text(record, where)
     values = []
     for names in (("prompt", "instruction"), ("answer", "output"), ("reference",)):
         value = next((record[name] for name in names if name in record), "" if names == ("reference",) else None)

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 Runs = frozenset[tuple[str, ...]]
 COPIED = 4  # words of a run that is looked up in the training text
 
 
 def words(text: str) -> list[str]:
     """The words of a text."""
-    return _WORD.findall(text.lower())
+    return _WORD.findall(text.lower().replace("’", "'"))
 
 
 def ngrams(of: Sequence[str], n: int) -> collections.Counter:

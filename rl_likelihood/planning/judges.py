@@ -51,6 +51,7 @@ def held_by_judge(c: Config, judge: PlannedJudge | None, mesh: Mesh) -> int:
 def trace_judge(c: Config, judge: PlannedJudge, device: Any, prompts: int, rows: int) -> Any:
     """The judge's program, on one device, traced."""
     p, at, j = min(prompts, AT_ONCE), SingleDeviceSharding(device), c.judge
+    rows = 2 * (rows - 1) if c.reward.judged == "pairwise" else rows  # both orders
     array = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32, sharding=at)
     judged = Judged(array(p, j.max_prompt), array(p), array(p, rows, j.max_row), array(p, rows))
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), judge.params)

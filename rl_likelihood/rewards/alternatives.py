@@ -1,8 +1,8 @@
-"""The likelihood of any of several right answers: the reference and its alternatives.
+"""The likelihood of a reference answer beside other answers, where l_ik is the log-prob of answer k after chain i.
 
-    log_prob_any    log sum_k exp(l_ik),  l_ik the log-prob of answer k after chain i
-
-With one answer it is log_prob. Probability that moves from one right answer to another does not change the reward.
+log_prob_any    log sum_k exp(l_ik): any of several right answers. With one answer it is log_prob. Probability that
+                moves from one right answer to another does not change the reward.
+option_prob     l_i0 - log sum_k exp(l_ik): the reference among wrong answers. With one answer it is 0.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rl_likelihood.rewards.likelihood import (
     kept_mean,
     log_prob,
     mean_difference,
+    mean_of,
     relative,
 )
 from rl_likelihood.shapes import Alternatives, AnyArray
@@ -64,3 +65,15 @@ def log_prob_any(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alte
         return mean_difference(above_best(rows, keep), keep)
 
     return Objective(value, difference, score)
+
+
+def option_prob(alternatives_logp: Float[AnyArray, "P G B"], alternatives: Alternatives) -> Objective:
+    """mean_i log softmax_k(l_ik) at the reference. The `alternatives` are wrong answers."""
+    reference, any_option = mean_of(log_prob), log_prob_any(alternatives_logp, alternatives)
+    any_score = any_option.score
+    assert any_score is not None
+    return Objective(
+        lambda *group: reference.value(*group) - any_option.value(*group),
+        lambda *group: reference.difference(*group) - any_option.difference(*group),
+        lambda logp, mask: log_prob(logp, mask) - any_score(logp, mask),
+    )

@@ -43,7 +43,7 @@ class Reward:
     binary: bool = False  # its numbers are 0 or 1
     cross: bool = False  # needs the log-prob of every sampled answer after every chain of its group
     initial: bool = False  # needs the initial model's score of the answer
-    alternatives: bool = False  # reads the alternative answers
+    alternatives: str = ""  # the field of a row with the other answers that it reads
     # Does it read the answer's token log-probs without a chain? may: if reward.baseline provides them. weights: if
     # reward.token_weights is made from them. must: always.
     no_chain: Literal["no", "may", "weights", "must"] = "no"

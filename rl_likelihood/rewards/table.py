@@ -5,6 +5,8 @@ To add a reward, write a function and its row. CONTRIBUTING.md has a worked exam
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from rl_likelihood.rewards.cross import cer
 from rl_likelihood.rewards.likelihood import Objective
 from rl_likelihood.rewards.max_rl import max_rl
 from rl_likelihood.rewards.reward import HostInputs, Observation, Reward, RewardConfig
+from rl_likelihood.shapes import ALTERNATIVES, REJECTED
 
 Rows = Float[Array, "P G"]
 
@@ -83,10 +86,19 @@ def r3(observation: Observation, cfg: RewardConfig) -> Objective:
 
 def log_prob_any(observation: Observation, cfg: RewardConfig) -> Objective:
     """Log-probability of any right answer: the reference or one of its `alternatives`."""
-    alternatives_logp = observation.alternatives_logp
-    if alternatives_logp is None:  # the data has none
+    return _with_others(alternatives.log_prob_any, observation)
+
+
+def option_prob(observation: Observation, cfg: RewardConfig) -> Objective:
+    """Log-probability of the reference among the options: the reference and the row's `rejected` answers."""
+    return _with_others(alternatives.option_prob, observation)
+
+
+def _with_others(objective: Callable[..., Objective], observation: Observation) -> Objective:
+    """An objective of the reference and other answers; log_prob if the data has no other answers."""
+    if observation.alternatives_logp is None:
         return likelihood.mean_of(likelihood.log_prob)
-    return alternatives.log_prob_any(alternatives_logp, observation.alternatives)
+    return objective(observation.alternatives_logp, observation.alternatives)
 
 
 def _nover(observation: Observation) -> tuple[Rows, Array]:
@@ -195,7 +207,8 @@ REWARDS: dict[str, Reward] = {
     "weighted_avg_prob": Reward(weighted_avg_prob, "built", weighted_avg_prob.__doc__, no_chain="weights"),
     "nrt": Reward(nrt, "built", nrt.__doc__, no_chain="must"),
     "r3": Reward(r3, "built", r3.__doc__, ("chain", "reference", "group"), no_chain="may"),
-    "log_prob_any": Reward(log_prob_any, "built", log_prob_any.__doc__, alternatives=True),
+    "log_prob_any": Reward(log_prob_any, "built", log_prob_any.__doc__, alternatives=ALTERNATIVES),
+    "option_prob": Reward(option_prob, "built", option_prob.__doc__, alternatives=REJECTED),
     "rlpr": Reward(rlpr, "step", rlpr.__doc__, span="response"),
     "nover_rank": Reward(nover_rank, "step", nover_rank.__doc__, span="response", with_terms=("format",), proxy=True),
     "nover_efficiency": Reward(
@@ -221,6 +234,7 @@ REWARDS: dict[str, Reward] = {
     # A second model that reads question and sampled answer.
     "judge": Reward(None, "judge", "P(yes) of judge.model, asked whether the answer is correct.", _SAMPLED),
     "reward_model": Reward(None, "judge", "Score of the reward model judge.model.", _SAMPLED),
+    "pairwise": Reward(None, "judge", "How often judge.model prefers the answer to a random one of its group.", _VOTE),
     "rubric": Reward(None, "judge", "The judge's verdicts on the question's criteria, combined.", _SAMPLED),
     "similar_share": Reward(None, "judge", "The share of the group whose answers are similar to this one.", _VOTE),
     "adversarial": Reward(None, "judge", "Score of a critic that tells the data's answers from these.", _SAMPLED),

@@ -31,6 +31,7 @@ from rl_likelihood.rollouts.local_judge import (
     on_device,
     reader_of,
 )
+from rl_likelihood.rollouts.pairwise_judge import PairwiseJudge
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, judge_prompts_of, rubrics_of
 from rl_likelihood.rollouts.similar_answers import SimilarAnswers, similar_answers
 from rl_likelihood.runtime.devices import Devices
@@ -58,30 +59,38 @@ class StepJudge:
         return JudgeParams(reference)
 
 
-AnyJudge = LocalJudge | HttpJudge | StepJudge | RubricJudge | Experts | SimilarAnswers
+AnyJudge = LocalJudge | HttpJudge | StepJudge | RubricJudge | PairwiseJudge | Experts | SimilarAnswers
 
 
 def refuse_judge(c: Config, workdir: Path) -> None:
     """UserError for a judge that cannot be used, before any weights are read: an address where nobody answers, a folder
     without a model, an unsuitable template, too few positions, or unreadable rubrics."""
-    j, form = c.judge, judged_text.CORRECT
+    j = c.judge
     if c.reward.judged == "rubric":
         rubrics.refuse(rubrics.read_rubrics(c.rubric.path), c.rubric.aggregate)
-        form = form_of(c.rubric.aggregate)
     if c.reward.judged == "similar_share":
         describe_decoder(j.model)
     elif j.remote:
         with contextlib.closing(Endpoint(dataclasses.replace(http_settings(j, workdir), cache=":memory:"))) as endpoint:
             endpoint.refuse_unreachable()
-    elif j.model not in ("initial", ""):  # "": the critic of adversarial training
-        reader_of(j.model, form, j.max_prompt, j.max_row, j.template)
+    elif j.model not in ("initial", ""):
+        reader_of(j.model, form_for(c), j.max_prompt, j.max_row, j.template)
+    elif c.model.path:  # the run's own model; "": the critic of adversarial training
+        reader_of(c.model.path, form_for(c), j.max_prompt, j.max_row, c.prompt.template)
+
+
+def form_for(c: Config) -> Form:
+    """The form of the judge's prompt for the config's reward, after judge.task."""
+    critic = judged_text.EXPERT if c.adversarial.form == "label" else judged_text.SCORE
+    others = {"adversarial": critic, "pairwise": judged_text.BETTER, "rubric": form_of(c.rubric.aggregate)}
+    return others.get(c.reward.judged, judged_text.CORRECT).after(c.judge.task)
 
 
 def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
     """The config's judge: at an HTTP address, on this process's first sampler device, or in the step. UserError if a
     training question is too long for it."""
-    c, j = task.config, task.config.judge
-    questions = [row.example.prompt for row in task.train]
+    c, j, form = task.config, task.config.judge, form_for(task.config)
+    questions = [judged_text.question_of(row.example) for row in task.train]
     if c.reward.judged == "similar_share":
         references = [row.example.answer for row in task.train]
         return similar_answers(j.model, devices.sampler.devices.flat[0], references, j.cosine)
@@ -92,36 +101,34 @@ def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
             for question in dict.fromkeys(questions)
             for text in judge_prompts_of(rubrics_by_question[question], kind)
         ]
-        return RubricJudge(outside_judge(c, devices, workdir, form_of(kind), judge_prompts), rubrics_by_question, kind)
+        return RubricJudge(outside_judge(c, devices, workdir, judge_prompts), rubrics_by_question, kind)
+    if c.reward.judged == "pairwise":
+        return PairwiseJudge(outside_judge(c, devices, workdir, questions), c.seed)
     if c.critic is not None:
         if jax.process_count() > 1:
             raise UserError("reward.name is 'adversarial', which runs in one process; give it one host's devices")
-        form = judged_text.EXPERT if c.critic.form == "label" else judged_text.SCORE
         return Experts(_own_reader(task, form), c.seed, c.critic.replay)
     if j.model == "initial":
         if c.reward.judged != "judge":
             raise UserError("judge.model is 'initial', which is no reward model; set reward.name to judge")
-        reader = _own_reader(task, judged_text.CORRECT)
+        reader = _own_reader(task, form)
         return StepJudge(reader, Judge("judge", task.model, judged_text.words_of(reader)), None)
     if j.remote or j.where == "outside":
-        return outside_judge(c, devices, workdir, judged_text.CORRECT, questions)
-    judge = _local(c, judged_text.CORRECT, questions)
+        return outside_judge(c, devices, workdir, questions)
+    judge = _local(c, questions)
     params = judge.params._replace(model=unstacked(judge.judge.model, judge.params.model)[0])
     params_at = judge_shardings(devices.learner, judge.judge.model, params.head is None)
     return StepJudge(judge.reader, judge.judge, put(params, params_at))
 
 
-def outside_judge(
-    c: Config, devices: Devices, workdir: Path, form: Form, questions: Sequence[str]
-) -> LocalJudge | HttpJudge:
-    """A judge outside the step, which is prompted by `form`: at an HTTP address, or on this process's first sampler
-    device."""
+def outside_judge(c: Config, devices: Devices, workdir: Path, questions: Sequence[str]) -> LocalJudge | HttpJudge:
+    """A judge outside the step: at an HTTP address, or on this process's first sampler device."""
     if c.judge.remote:
-        return HttpJudge(http_settings(c.judge, workdir), form)
-    return on_device(_local(c, form, questions), devices.sampler.devices.flat[0])
+        return HttpJudge(http_settings(c.judge, workdir), form_for(c))
+    return on_device(_local(c, questions), devices.sampler.devices.flat[0])
 
 
-def _local(c: Config, form: Form, questions: Sequence[str]) -> LocalJudge:
+def _local(c: Config, questions: Sequence[str]) -> LocalJudge:
     """The judge's model, loaded on the host. UserError if a question is too long for it."""
     j, name = c.judge, c.reward.judged or "rubric"
     model_kind = "no reward model" if load_head(j.model) is None else "a reward model"
@@ -129,7 +136,7 @@ def _local(c: Config, form: Form, questions: Sequence[str]) -> LocalJudge:
         raise UserError(
             f"judge.model is {j.model!r}, which is {model_kind}, but the reward is {name}; name another model"
         )
-    judge = local_judge(j.model, form, j.max_prompt, j.max_row, j.template)
+    judge = local_judge(j.model, form_for(c), j.max_prompt, j.max_row, j.template)
     if j.normalise == "none":
         judge = judge.unscaled()
     judged_text.refuse_long(judge.reader, questions)
@@ -138,14 +145,19 @@ def _local(c: Config, form: Form, questions: Sequence[str]) -> LocalJudge:
 
 def computes_on_sampler(judge: AnyJudge | None) -> bool:
     """Whether the judge's programs run on the sampler's devices."""
-    return isinstance(judge.judge if isinstance(judge, RubricJudge) else judge, LocalJudge | SimilarAnswers)
+    return isinstance(_asked(judge), LocalJudge | SimilarAnswers)
 
 
 def close(judge: AnyJudge | None) -> None:
     """Closes the connections of an HTTP judge."""
-    inner = judge.judge if isinstance(judge, RubricJudge) else judge
+    inner = _asked(judge)
     if isinstance(inner, HttpJudge):
         inner.close()
+
+
+def _asked(judge: AnyJudge | None) -> AnyJudge | None:
+    """The judge that reads the rows."""
+    return judge.judge if isinstance(judge, (RubricJudge, PairwiseJudge)) else judge
 
 
 def _own_reader(task: Task, form: Form) -> Reader:
@@ -158,7 +170,7 @@ def _own_reader(task: Task, form: Form) -> Reader:
         )
     reader = Reader(task.tokenizer, vocab, form, j.max_prompt, j.max_row)
     judged_text.refuse_template(reader)
-    judged_text.refuse_long(reader, [row.example.prompt for row in task.train])
+    judged_text.refuse_long(reader, [judged_text.question_of(row.example) for row in task.train])
     return reader
 
 
@@ -186,7 +198,7 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
     The judge sees question and answer, never the chain. A row without an answer is judged as an empty answer. A row on
     which the judge failed is dropped.
     """
-    questions = [row.example.prompt for row in rows]
+    questions = [judged_text.question_of(row.example) for row in rows]
     plain = [[graders.extract_answer(text, task.fmt) for text in group] for group in texts]
     answers = [[(answer,) for answer in group] for group in plain]
     if isinstance(judge, StepJudge):
@@ -197,14 +209,16 @@ def judged(judge: AnyJudge, task: Task, graded: HostRewards, rows: list[EncodedE
         read = judge.read(rows, plain)
         logged = {"judge/failures": 0.0, "judge/cut": float(read.cut)}
         return graded._replace(logged=graded.logged | logged, compared=read.compared, replayed=read.replayed)
-    verdicts, measured = None, {}
+    verdicts, further = None, dict[str, float]()
     if isinstance(judge, SimilarAnswers):
-        out, measured = judge([row.example.answer for row in rows], plain)
+        out, further = judge([row.example.answer for row in rows], plain)
     elif isinstance(judge, RubricJudge):
         out, met = judge(questions, plain)
         verdicts = [judge.verdicts(question, of_row) for question, of_row in zip(questions, met, strict=True)]
+    elif isinstance(judge, PairwiseJudge):
+        out, further = judge(questions, plain)
     else:
         out = judge(questions, answers)
-    logged = {"judge/failures": float((~out.keep).sum()), "judge/cut": float(out.cut), **measured}
+    logged = further | {"judge/failures": float((~out.keep).sum()), "judge/cut": float(out.cut)}
     values = {**graded.values, task.config.reward.judged: np.where(out.keep, out.values, 0).astype(np.float32)}
     return graded._replace(values=values, keep=graded.keep & out.keep, logged=graded.logged | logged, verdicts=verdicts)

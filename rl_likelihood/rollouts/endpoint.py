@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from rl_likelihood.runtime.console import say
 from rl_likelihood.shapes import UserError
 
 RETRIED = {408, 409, 429}  # statuses that are retried, in addition to every 5xx
@@ -60,27 +60,34 @@ class HttpSettings:
 
 
 class NoReply(Exception):
-    """A failed call. Its message is the kind of failure."""
+    """A failed call: the kind of failure, and what the server said."""
 
 
 class Endpoint:
     """Sends requests and reads the replies. `failures` counts failed calls by kind."""
 
     def __init__(self, settings: HttpSettings) -> None:
-        s, parts = settings, urlsplit(settings.url)
+        s = settings
         try:
             import httpx
         except ImportError:
             raise UserError(f"{s.field} is an address, which needs httpx; install rl_likelihood[judge]") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = httpx.URL(s.url)
+            parts.raw_host.decode().encode("idna")  # what the system's resolver does
+        except (httpx.InvalidURL, ValueError):
+            parts = httpx.URL()
+        if parts.scheme not in ("http", "https") or not parts.host:
             raise UserError(f"{s.field} is {s.url!r}, no http address; write http://HOST:PORT/v1")
-        if parts.username or parts.password:
+        if parts.userinfo:
             raise UserError(f"{s.field} has a key in its address; give it in the variable {s.key_variable}")
         if not s.model:
             raise UserError(f"{s.field} is an address, but the name of the model there is empty; set it")
         self.settings, self.httpx = s, httpx
         self.failures: collections.Counter[str] = collections.Counter()
         self._key = os.environ.get(s.key_variable, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(f"{s.key_variable} holds characters that no key has; set it to the key alone")
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=s.concurrency)
         self._client = httpx.Client(headers=headers, timeout=s.timeout, limits=limits)
@@ -96,9 +103,10 @@ class Endpoint:
         return [cached.get(key) for key in keys]
 
     def refuse_unreachable(self) -> None:
-        """UserError if nobody answers at the address. Any reply is accepted."""
+        """UserError if nobody answers at the address. Any reply is accepted, and its content is not read."""
         try:
-            self._client.get(self.settings.url.rstrip("/") + MODELS)
+            with self._client.stream("GET", self.settings.url.rstrip("/") + MODELS):
+                pass
         except self.httpx.TransportError as error:
             raise UserError(
                 f"{self.settings.field} is {self.settings.url}, where nobody answers ({type(error).__name__}); start "
@@ -125,7 +133,7 @@ class Endpoint:
                     try:
                         value = job.result()
                     except NoReply as failure:
-                        self.failures[str(failure)] += 1
+                        self._count(*failure.args)
                         continue
                     cached[jobs[job]] = value
                     self._cache.put(jobs[job], value)
@@ -136,9 +144,15 @@ class Endpoint:
             finally:
                 self._cache.keep_counts()
 
+    def _count(self, kind: str, text: str = "") -> None:
+        """Counts a failed call. The first one of its kind is reported, with what the server said."""
+        if kind not in self.failures:
+            say(f"{self.settings.field}: a call to {self.settings.url} failed: {kind}{text and f' ({text})'}")
+        self.failures[kind] += 1
+
     def _one(self, body: dict[str, Any], read: Read, path: str) -> Any:
         """The value of one call, with retries."""
-        s, failure = self.settings, "no attempt"
+        s, failure, text = self.settings, "no attempt", ""
         for attempt in range(s.attempts):
             self._reserve(body)
             wait = s.first_wait * 2**attempt * random.uniform(0.5, 1)
@@ -151,14 +165,15 @@ class Endpoint:
             else:
                 if status == 200:
                     return self._value(content, body, read)
-                self._refuse(status, headers, content)
+                text = " ".join(self._without_key(content.decode(errors="replace")).split())[:200]
+                self._refuse(status, text)
                 failure = f"status {status}"
                 if status not in RETRIED and status < 500:
                     break
                 wait = max(wait, retry_after(headers.get("retry-after", "")))
             if attempt + 1 == s.attempts or self._stop.wait(min(wait, LONGEST_WAIT)):
                 break
-        raise NoReply(failure)
+        raise NoReply(failure, text)
 
     def _post(self, body: dict[str, Any], path: str) -> tuple[int, Any, bytes]:
         """(status, headers, content). The deadline covers the whole reply: a server may send it byte by byte."""
@@ -178,20 +193,19 @@ class Endpoint:
         try:
             reply = json.loads(content)
             value = read(reply)
-        except (ValueError, RecursionError):
-            raise NoReply("reply is no JSON") from None
+        except (ValueError, RecursionError, OverflowError):
+            raise NoReply("reply is no JSON, or has a number that is too large") from None
         self._correct(body, reply)
         if value is None:
             raise NoReply("reply without the requested value")
         return value
 
-    def _refuse(self, status: int, headers: Any, content: bytes) -> None:
-        """UserError for a status that every other call would get too."""
+    def _refuse(self, status: int, text: str) -> None:
+        """UserError for a status that every other call would get too. `text`: what the server said."""
         s, address = self.settings, self.settings.url
         if 300 <= status < 400:
             raise UserError(f"{s.field}: {address} redirects to another address (status {status}); give that address")
         if status in FATAL:
-            text = " ".join(self._without_key(content.decode(errors="replace")).split())[:200]
             raise UserError(
                 f"{s.field}: {address} {FATAL[status]} (status {status}: {text}); check the address, the model's name "
                 f"and the environment variable {s.key_variable}"

@@ -40,20 +40,21 @@ class Experts:
     def read(self, rows: list[EncodedExample], answers: list[list[str | None]]) -> Read:
         """The inputs of one step: the reference and the policy's answers to each question, and one replayed earlier
         answer per question with its reference."""
-        rng, examples = np.random.default_rng([self.seed, self.steps]), [row.example for row in rows]
-        questions = [(e.prompt, e.answer, group) for e, group in zip(examples, answers, strict=True)]
+        rng = np.random.default_rng([self.seed, self.steps])
+        asked = [(judged_text.question_of(row.example), row.example.answer) for row in rows]
+        questions = [(q, e, group) for (q, e), group in zip(asked, answers, strict=True)]
         fresh, cut = self._compared(questions, rng.random((len(rows), len(answers[0]))) < 0.5)
         replayed = None
         if self.keep:
             # Before there are earlier answers: rows that are masked out, because the step has one shape.
-            old = self.seen or [(e.prompt, "", "") for e in examples]
+            old = self.seen or [(q, "", "") for q, _ in asked]
             old = [old[i] for i in rng.integers(0, len(old), len(rows))]
             # Two rows per question: reference and answer, or the pair in both orders.
             replay = [(q, e, [a, a] if self.reader.form.words else [a]) for q, e, a in old]
             replayed, _ = self._compared(replay, np.tile([True, False], (len(rows), 1)))
             replayed = replayed.replace(present=np.full((len(rows), 2), bool(self.seen)))
             remembered = [group[rng.integers(len(group))] or "" for group in answers]
-            new_entries = [(e.prompt, e.answer, a) for e, a in zip(examples, remembered, strict=True)]
+            new_entries = [(q, e, a) for (q, e), a in zip(asked, remembered, strict=True)]
             self.seen = [*self.seen, *new_entries][-self.keep :]
         self.steps += 1
         return Read(fresh, replayed, cut)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -85,6 +86,9 @@ def rubrics_of(r: RubricSettings, questions: Sequence[str]) -> dict[str, Rubric]
     if r.aggregate == "checklist":
         rows = [row._replace(criteria=(*row.criteria, UNIVERSAL)) for row in rows]
     by_question = {row.prompt: row for row in rows}
+    if len(by_question) < len(rows):
+        twice = next(q for q, n in collections.Counter(row.prompt for row in rows).items() if n > 1)
+        raise UserError(f"rubric.path is {r.path!r}, which has two rubrics for {twice[:60]!r}; remove one")
     missing = [question for question in questions if question not in by_question]
     if missing:
         raise UserError(

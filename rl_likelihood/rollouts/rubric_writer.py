@@ -49,7 +49,7 @@ class WriterPrompts:
     """The known rubrics and criteria, and the writer's prompts that show the most similar ones."""
 
     def __init__(self, c: Config, seeds: Sequence[Rubric], embed: Embed | None) -> None:
-        self.c, self.seeds = c.rubric, list(seeds)
+        self.c, self.seeds, self.task = c.rubric, list(seeds), c.judge.task
         self.criteria = rubrics.distinct(x for rubric in seeds for x in rubric.criteria)
         self.cases, self.pool = (Store(c.rubric.retriever, embed, c.rubric.store) for _ in range(2))
         self.cases.add([rubric.prompt for rubric in seeds])
@@ -67,17 +67,18 @@ class WriterPrompts:
         )
         similar = _json([self.criteria[i] for i in pool])
         similar = f"\nCriteria of questions that are near:\n{similar}\n" if pool else ""
-        return ASK.format(items=self.c.items, cases=examples, pool=similar, question=question)
+        asked = f"{self.task}\n\n{question}" if self.task else question
+        return ASK.format(items=self.c.items, cases=examples, pool=similar, question=asked)
 
 
 def _json(criteria: Sequence[Criterion]) -> str:
     return json.dumps([{"criterion": c.text, "points": c.points} for c in criteria], ensure_ascii=False)
 
 
-def written(example: Example, reply: str | None, items: int) -> Rubric | None:
+def written(question: str, id: str, reply: str | None, items: int) -> Rubric | None:
     """The rubric in a reply, or None."""
     criteria = rubrics.distinct(rubrics.criteria_in(reply or ""))[:items]
-    return Rubric(example.prompt, example.id, tuple(criteria)) if criteria else None
+    return Rubric(question, id, tuple(criteria)) if criteria else None
 
 
 def writer_of(c: Config, workdir: Path) -> tuple[Write, Embed | None]:

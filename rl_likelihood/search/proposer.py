@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rl_likelihood.data import prompts
+from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.token_ids import ids_of
 from rl_likelihood.data.tokenizer import vocab_bytes
 from rl_likelihood.model.decoder import Params
@@ -114,7 +115,7 @@ def _template(path: Path) -> string.Template:
 
 
 def _filled(template: string.Template, example: Example, **words: str) -> str:
-    return template.substitute({"question": example.prompt, "answer": example.answer, **words})
+    return template.substitute({"question": question_of(example), "answer": example.answer, **words})
 
 
 def padded_width(tokens: int) -> int:

@@ -15,6 +15,7 @@ from rl_likelihood.data.records import records
 from rl_likelihood.datasets.questions import hash_of, variant_key
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.learner.judge import JudgeParams
+from rl_likelihood.runtime.console import say
 from rl_likelihood.shapes import Compared, Judged, UserError
 
 MOST_HELDOUT = 100  # default limit of held-out questions of a file, with at most a tenth of its rows
@@ -26,8 +27,9 @@ def load_comparisons(c: DataConfig) -> tuple[list[Comparison], list[Comparison]]
         examples = prepared.load(c.train_path, c.train_split, c.heldout_split)
         train, heldout = ([of_example(e) for e in side] for side in examples)
     elif c.source in ("files", "jsonl"):
-        train = _of_file(c.train_path, "data.train_path")
-        train, heldout = (train, _of_file(c.heldout_path, "data.heldout_path")) if c.heldout_path else _split(train, c)
+        train = _of_file(c.train_path, "data.train_path", c.skip_bad_rows)
+        heldout = _of_file(c.heldout_path, "data.heldout_path", c.skip_bad_rows) if c.heldout_path else []
+        train, heldout = (train, heldout) if c.heldout_path else _split(train, c)
     else:
         raise UserError(f"data.source is {c.source!r}, which has no comparisons; set it to prepared or files")
     heldout = heldout[: c.heldout_size] if c.heldout_size > 0 else heldout
@@ -40,13 +42,19 @@ def load_comparisons(c: DataConfig) -> tuple[list[Comparison], list[Comparison]]
     return train, heldout
 
 
-def _of_file(path: str, name: str) -> list[Comparison]:
-    file = Path(path).expanduser()
+def _of_file(path: str, name: str, skip_bad_rows: bool) -> list[Comparison]:
+    file, rows, bad = Path(path).expanduser(), list[Comparison](), list[str]()
     if not file.is_file():
         raise UserError(f"{name} is {path!r}, which is no file; give lines with prompt, chosen, rejected")
-    rows = [
-        of_record(record, str(file.parent / str(number))) for number, record in records(file.name, file.read_bytes())
-    ]
+    for location, record in records(str(file), file.read_bytes()):
+        try:
+            rows.append(of_record(record, str(location)))
+        except UserError as e:
+            bad.append(str(e))
+            if not skip_bad_rows:
+                raise
+    if bad:
+        say(f"{name}: {len(bad)} bad rows left out, such as {bad[0]}")
     if not rows:
         raise UserError(f"{name} is {path!r}, which has no rows; give it comparisons")
     return rows

@@ -28,6 +28,22 @@ def test_a_planted_neighbour_is_the_nearest(by):
     assert all(len(row) <= 2 for row in found)
 
 
+def test_words_are_indexed_once(monkeypatch):
+    bm25s, built = pytest.importorskip("bm25s"), []
+
+    class Counted(bm25s.BM25):
+        def index(self, *texts, **options):
+            built.append(texts)
+            return super().index(*texts, **options)
+
+    monkeypatch.setattr(bm25s, "BM25", Counted)
+    store = Store("bm25")
+    store.add(TEXTS[:3])
+    assert [store.search(["the price of bread"], 1) for _ in range(3)] == [[[2]]] * 3 and len(built) == 1
+    store.add(TEXTS[3:])
+    assert store.search(["a phone's battery"], 1) == [[3]] and len(built) == 2
+
+
 @pytest.mark.parametrize("where", ["numpy", "faiss", "milvus"])
 def test_vectors_are_exact_without_what_all_share(where, tmp_path):
     pytest.importorskip(PACKAGES.get(where, "numpy"))

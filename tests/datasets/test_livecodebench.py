@@ -72,9 +72,23 @@ class Evil:
         return os.system, ("echo it ran",)
 
 
+def pack(pickled):
+    return base64.b64encode(zlib.compress(pickled)).decode()
+
+
+def test_packed_tests_are_read_without_unpickling():
+    """One text is read, of any protocol. Operations that compute a text or take gigabytes are not done."""
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert livecodebench.tests_of(pack(pickle.dumps("[]", protocol))) == []
+    two_texts, large_memo = b"\x8c\x01a0\x8c\x02[].", b"\x8c\x02[]r\xff\xff\xff\xff."
+    with pytest.raises(ValueError, match="tests"):
+        livecodebench.tests_of(pack(two_texts))
+    assert livecodebench.tests_of(pack(large_memo)) == []
+
+
 @pytest.mark.parametrize("value", [Evil(), ["not text"], {"a": 1}, "no json"])
 def test_packed_tests_are_text_and_nothing_is_run(value, capfd):
-    packed = base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+    packed = pack(pickle.dumps(value))
     with pytest.raises(ValueError, match="tests"):
         livecodebench.tests_of(packed)
     assert "it ran" not in capfd.readouterr().out

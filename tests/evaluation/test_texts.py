@@ -26,6 +26,7 @@ with_dictionary = pytest.mark.skipif(not importlib.util.find_spec("pronouncing")
 def test_distinct_n():
     assert texts.distinct([CAT, DOG], 1) == 7 / 12 and texts.distinct([CAT, DOG], 2) == 8 / 10
     assert math.isnan(texts.distinct(["", "one"], 2))
+    assert texts.words("Don’t, o’er") == texts.words("don't o'er") == ["don't", "o'er"]
 
 
 def test_self_bleu():

@@ -1,11 +1,12 @@
-"""log_prob_any: how likely the model gives any of several answers that are as good."""
+"""log_prob_any: how likely the model gives any of several answers that are as good. option_prob: the reference among
+wrong answers."""
 
 import jax
 import numpy as np
 import pytest
 
 from rl_likelihood.learner.batching import alternatives_of
-from rl_likelihood.rewards.alternatives import log_prob_any
+from rl_likelihood.rewards.alternatives import log_prob_any, option_prob
 from rl_likelihood.rewards.likelihood import log_prob, mean_of
 
 IDS, SCORED = np.arange(3), np.array([False, True, True])
@@ -30,17 +31,30 @@ def test_the_score_is_the_log_of_the_sum_over_the_answers_there_are():
     np.testing.assert_allclose(log_prob_any(others, TWO).score(logp, MASK), by_hand(logp, others), rtol=1e-5)
 
 
+def test_the_reference_among_its_options():
+    logp, others = log_probs()
+    reference = np.where(MASK, logp, 0).sum(-1)
+    options = option_prob(others, TWO)
+    np.testing.assert_allclose(options.score(logp, MASK), reference - by_hand(logp, others), atol=1e-5)
+    np.testing.assert_allclose(options.score(logp - 9, MASK)[1], 0, atol=1e-5)
+    keep = np.array([[True, True, False, True], [False] * 4])
+    mean = (reference - by_hand(logp, others))[0, keep[0]].mean()
+    np.testing.assert_allclose(options(logp, MASK, keep), [mean, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("of", (log_prob_any, option_prob))
 @pytest.mark.parametrize("mean", (-1.0, -1000.0))
-def test_differences_are_those_of_leaving_one_out(mean):
+def test_differences_are_those_of_leaving_one_out(mean, of):
     logp, others = log_probs(mean, 0.01)
     keep = np.array([[True, True, False, True], [True] * 4])
     rows = by_hand(logp, others)
+    rows = rows if of is log_prob_any else np.where(MASK, logp.astype(np.float64), 0).sum(-1) - rows
     want = np.zeros((2, 4))
     for p, g in zip(*np.nonzero(keep), strict=True):
         kept = keep[p].copy()
         kept[g] = False
         want[p, g] = rows[p, keep[p]].mean() - rows[p, kept].mean()
-    got = np.asarray(log_prob_any(others, TWO).difference(logp, MASK, keep))
+    got = np.asarray(of(others, TWO).difference(logp, MASK, keep))
     np.testing.assert_allclose(got[keep], want[keep], rtol=1e-3, atol=1e-5)
 
 
@@ -53,6 +67,7 @@ def test_with_one_answer_it_is_log_prob():
     logp, others = log_probs()
     none = alternatives_of([[], []], 2, 7, 0)
     keep = np.ones((2, 4), bool)
+    np.testing.assert_allclose(option_prob(others, none)(logp, MASK, keep), 0, atol=1e-5)
     ours, plain = log_prob_any(others, none), mean_of(log_prob)
     np.testing.assert_allclose(ours(logp, MASK, keep), plain(logp, MASK, keep), rtol=1e-6)
     np.testing.assert_allclose(ours.difference(logp, MASK, keep), plain.difference(logp, MASK, keep), atol=1e-6)

@@ -237,6 +237,8 @@ def test_what_cannot_be_judged_is_refused_before_weights_are_read(tmp_path, scor
         pass  # nobody is there any more
     refused("judge.model.*nobody answers", reward__name="judge", judge__model=url, judge__name="m")
     refused("2048 positions", reward__name="reward_model", judge__model=str(scorer), judge__max_row=2000)
+    own = {"model__preset": "", "model__path": str(scorer)}
+    refused("2048 positions", **own, reward__name="adversarial", judge__max_row=2000)
     (tmp_path / "model.safetensors").touch()  # it would fail if it were read
     refused("config.json", reward__name="judge", judge__model=str(tmp_path))
     about = {"reward__name": "rubric", "judge__model": url, "judge__name": "m"}
@@ -245,6 +247,8 @@ def test_what_cannot_be_judged_is_refused_before_weights_are_read(tmp_path, scor
     refused("negative points", **about, rubric__path=path)
     with pytest.raises(UserError, match="no rubric for 2 of 3.*'B'"):
         rubrics_of(build(few(**about, rubric__path=rubric_at(tmp_path / "a.jsonl", "A"))).rubric, ["A", "B", "C"])
+    with pytest.raises(UserError, match="two rubrics for 'A'"):
+        rubrics_of(build(few(**about, rubric__path=rubric_at(tmp_path / "a.jsonl", "A", "B", "A"))).rubric, ["A", "B"])
 
 
 def rubric_at(path, *questions):
@@ -258,6 +262,7 @@ def rubric_at(path, *questions):
         ({"reward__name": "rubric", "judge__model": "x"}, "rubric.path"),
         ({"rubric__path": "x"}, "rubric.path is 'x'"),
         ({"reward__name": "rubric", "judge__model": "initial", "rubric__path": "x"}, "judge.model is 'initial'"),
+        ({"reward__name": "pairwise", "judge__model": "x", "judge__where": "step"}, "judge.where 'step'"),
         ({"rubric__low": 0.9, "rubric__high": 0.1}, "rubric.low is 0.9"),
         ({"reward__name": "judge"}, "judge.model is empty"),
         ({"judge__model": "x"}, "no term of reward.name"),

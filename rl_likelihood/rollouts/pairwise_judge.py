@@ -1,0 +1,46 @@
+"""The reward `pairwise`: how often a judge prefers an answer to the bar, a random answer of the same group.
+
+Judges compare better than they rate. The bar is the policy's own answer, so it rises with the policy (Writing-Zero,
+2506.00103).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from rl_likelihood.rollouts.http_judge import HttpJudge
+from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts
+
+
+@dataclasses.dataclass(frozen=True)
+class PairwiseJudge:
+    """Compares the answers of each group with one of them. `judge` prefers the first or the second answer of a row."""
+
+    judge: LocalJudge | HttpJudge
+    seed: int
+
+    def __call__(
+        self, questions: Sequence[str], answers: Sequence[Sequence[str | None]]
+    ) -> tuple[Verdicts, dict[str, float]]:
+        """(the preference for each answer over the bar [P, G], metrics). Both orders are averaged; the bar has 0.5.
+
+        The bar depends only on the seed, the question and the answers, so a resumed run asks the same again.
+        """
+        groups = [list(group) for group in answers]
+        seeds = [repr((self.seed, *row)) for row in zip(questions, groups, strict=True)]
+        bars = [random.Random(seed).randrange(len(group)) for seed, group in zip(seeds, groups, strict=True)]
+        rows = [
+            [pair for i, a in enumerate(group) if i != bar for pair in ((a, group[bar]), (group[bar], a))]
+            for group, bar in zip(groups, bars, strict=True)
+        ]
+        out = self.judge(questions, rows)
+        first, second = np.where(out.keep, out.values, np.nan).reshape(len(rows), -1, 2).transpose(2, 0, 1)
+        bias = ((first + second) / 2 - 0.5)[np.isfinite(first + second)]
+        wins = [np.insert(row, bar, 0.5) for row, bar in zip((first + 1 - second) / 2, bars, strict=True)]
+        values = np.asarray(wins, np.float32)
+        logged = {"judge/first_bias": float(bias.mean()) if bias.size else 0.0}
+        return Verdicts(values, np.isfinite(values), out.cut), logged
