@@ -13,13 +13,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rl_likelihood.shapes import UserError
 
 AXES = ("data", "fsdp", "tensor")
+WITH_CONTEXT = ("data", "fsdp", "context", "tensor")  # the learner's mesh, if mesh.context is above 1
 
-# Logical axis of a parameter or batch array -> mesh axes. Names not listed are replicated.
+# Logical axis of a parameter or batch array -> mesh axes, as far as the mesh has them. Names not listed are replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "prompts": ("data", "fsdp"),
     "data": ("data",),  # with "rows": prompts over data and their rows over fsdp, if there are few prompts
     "rows": ("fsdp",),
-    "width": ("fsdp",),
+    "width": ("fsdp", "context"),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -28,17 +29,18 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = None) -> Mesh:
-    """A mesh with axes (data, fsdp, tensor) over `devices`; by default all devices are on fsdp.
+def make_mesh(shape: tuple[int, ...] | None = None, devices: list | None = None) -> Mesh:
+    """A mesh with AXES (or WITH_CONTEXT, for four sizes) over `devices`; by default all devices are on fsdp.
 
     Neighbours in the mesh are neighbours on a TPU's torus. Only data runs across slices. `Mesh` makes Auto axes: the
     compiler propagates shardings, and a mismatch is not an error. (`jax.make_mesh` would make Explicit axes.)
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = (1, len(devices), 1) if shape is None else tuple(shape)
+    axes = AXES if len(shape) == len(AXES) else WITH_CONTEXT
     if int(np.prod(shape)) != len(devices):
         raise UserError(
-            f"mesh: data x fsdp x tensor = {' x '.join(map(str, shape))} = {int(np.prod(shape))} devices, "
+            f"mesh: {' x '.join(axes)} = {' x '.join(map(str, shape))} = {int(np.prod(shape))} devices, "
             f"but there are {len(devices)}; the nearest that fits is fsdp = {len(devices)} with the others 1"
         )
     on_tpu = devices[0].platform == "tpu"
@@ -49,28 +51,31 @@ def make_mesh(shape: tuple[int, int, int] | None = None, devices: list | None = 
             f"slices; the nearest that they do is {max(1, round(shape[0] / slices)) * slices}"
         )
     if not on_tpu or len(devices) == 1:
-        return Mesh(np.asarray(devices).reshape(shape), AXES)
+        return Mesh(np.asarray(devices).reshape(shape), axes)
     inner = (shape[0] // slices, *shape[1:])
     try:
         if slices > 1:
-            grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices, allow_split_physical_axes=True)
+            grid = mesh_utils.create_hybrid_device_mesh(
+                inner, (slices, *[1] * (len(shape) - 1)), devices, allow_split_physical_axes=True
+            )
         else:
             grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (AssertionError, NotImplementedError, ValueError):  # a part of a slice is not a torus
         by_slice = sorted(devices, key=lambda d: getattr(d, "slice_index", 0))  # stable: order within a slice stays
         grid = np.asarray(by_slice).reshape(shape)
-    return Mesh(grid, AXES)
+    return Mesh(grid, axes)
 
 
-def shapes(n: int, data: int, fsdp: int, tensor: int, slices: int = 1) -> list[tuple[int, int, int]]:
-    """The shapes of meshes of n devices with these settings (0: any). The first one splits parameters the most."""
-    product = max(1, n // tensor)  # data x fsdp
+def shapes(n: int, data: int, fsdp: int, inner: tuple[int, ...], slices: int = 1) -> list[tuple[int, ...]]:
+    """The shapes of meshes of n devices with these settings (0: any). The first one splits parameters the most.
+    `inner`: (tensor,) or (context, tensor)."""
+    product = max(1, n // math.prod(inner))  # data x fsdp
     if fsdp:
-        return [(data or max(1, product // fsdp), fsdp, tensor)]
+        return [(data or max(1, product // fsdp), fsdp, *inner)]
     if data:
-        return [(data, max(1, product // data), tensor)]
-    return [(d, product // d, tensor) for d in range(slices, product + 1, slices) if product % d == 0] or [
-        (1, product, tensor)
+        return [(data, max(1, product // data), *inner)]
+    return [(d, product // d, *inner) for d in range(slices, product + 1, slices) if product % d == 0] or [
+        (1, product, *inner)
     ]
 
 
@@ -78,7 +83,7 @@ def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -
     """The sharding of an array with these logical axes. A dimension that does not divide evenly is replicated."""
     spec = []
     for axis, size in zip(axes, shape, strict=True):
-        names = RULES.get(axis, ())
+        names = tuple(name for name in RULES.get(axis, ()) if name in mesh.shape)
         divides = size % int(np.prod([mesh.shape[n] for n in names])) == 0
         spec.append(names if names and divides else None)
     return NamedSharding(mesh, PartitionSpec(*spec))
@@ -143,10 +148,29 @@ def gather_fsdp(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 
 def row_shards() -> int:
-    """The number of devices over which rows are split, under the mesh in use. It is 1 without a mesh, and in a program
-    for one device (shard_map)."""
+    """The number of devices over which rows and their tokens are split, under the mesh in use. It is 1 without a mesh,
+    and in a program for one device (shard_map)."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in ("data", "fsdp") if name in mesh.auto_axes)
+    axes = ("data", "fsdp", "context")
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in axes if name in mesh.auto_axes)
+
+
+def context_shards() -> int:
+    """The number of devices over which the tokens of each row are split, under the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape["context"] if not mesh.empty and "context" in mesh.auto_axes else 1
+
+
+def split_tokens(x: jax.Array, split: bool = True) -> jax.Array:
+    """Splits an array of tokens [P, G, T, ...] over context, or gathers it, if context is on the mesh in use.
+
+    A T that does not divide is not split; `rows.row_stats` pads its rows so that they do.
+    """
+    if context_shards() == 1:
+        return x
+    spec = [*_row_axes(x.shape), "context" if split and x.shape[2] % context_shards() == 0 else None]
+    spec += [PartitionSpec.UNCONSTRAINED] * (x.ndim - 3)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec(*spec)))
 
 
 def shard_units(x: jax.Array) -> jax.Array:
@@ -206,13 +230,17 @@ def axis_shards(axis: str, size: int) -> int:
 
 def token_axes(shape: tuple[int, ...]) -> PartitionSpec:
     """How tokens [P, ..., D] are split under the mesh in use: as `by_prompt` and `along_prompt` have it."""
+    split = len(shape) > 3 and context_shards() > 1 and shape[2] % context_shards() == 0
+    return PartitionSpec(*_row_axes(shape), *["context"] * split)
+
+
+def _row_axes(shape: tuple[int, ...]) -> tuple:
+    """How prompts and rows of tokens [P, G, ...] are split, or prompts alone [P, D]."""
     size = jax.sharding.get_abstract_mesh().shape
     data, fsdp = size["data"], size["fsdp"]
     if shape[0] % (data * fsdp) == 0:
-        return PartitionSpec(("data", "fsdp"))
-    return PartitionSpec(
-        "data" if shape[0] % data == 0 else None, "fsdp" if len(shape) > 2 and shape[1] % fsdp == 0 else None
-    )
+        return ("data", "fsdp"), None
+    return "data" if shape[0] % data == 0 else None, "fsdp" if len(shape) > 2 and shape[1] % fsdp == 0 else None
 
 
 def prompt_tokens_split(mesh, prompts: int, tokens: int) -> bool:
@@ -223,11 +251,14 @@ def prompt_tokens_split(mesh, prompts: int, tokens: int) -> bool:
 
 
 def shard_prompt_tokens(x: jax.Array) -> jax.Array:
-    """Splits states [P, S, ...] of prompts over fsdp by tokens, if `prompt_tokens_split` under the mesh in use."""
+    """Splits states [P, S, ...] of prompts over fsdp by tokens, if `prompt_tokens_split` under the mesh in use. The
+    devices of context all compute the same prompts."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or not prompt_tokens_split(mesh, *x.shape[:2]):
+    if not (mesh.empty or mesh.size == 1) and prompt_tokens_split(mesh, *x.shape[:2]):
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", "fsdp")))
+    if context_shards() == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data", "fsdp")))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(_row_axes(x.shape)[0])))
 
 
 def put(tree, shardings):
@@ -263,8 +294,8 @@ def rows_by_process(mesh: Mesh, prompts: int, rows: int) -> dict[int, tuple[np.n
         part = owner[index]
         if ((part >= 0) & (part != device.process_index)).any():
             raise UserError(
-                "mesh: two processes would hold the same chains; mesh.tensor must divide the devices of a process, "
-                "mesh.data the prompts, and mesh.fsdp the prompts of each data part or the chains of a prompt"
+                "mesh: two processes would hold the same chains; mesh.context x mesh.tensor must divide the devices of "
+                "a process, mesh.data the prompts, and mesh.fsdp the prompts of a data part or the chains of a prompt"
             )
         part[...] = device.process_index
     by_process = {}

@@ -59,10 +59,11 @@ class ModelSettings:
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """The learner's devices = data x fsdp x tensor."""
+    """The learner's devices = data x fsdp x context x tensor."""
 
-    data: int = field(0, "copies, the only axis across TPU slices; 0: the devices that fsdp and tensor leave", least=0)
-    fsdp: int = field(0, "devices that parameters are split over; 0: those that data and tensor leave", least=0)
+    data: int = field(0, "copies, the only axis across TPU slices; 0: the devices that the others leave", least=0)
+    fsdp: int = field(0, "devices that parameters are split over; 0: those that the others leave", least=0)
+    context: int = field(1, "devices of one host that the tokens of each chain are split over, for long ones", least=1)
     tensor: int = field(1, "devices of one host that heads, MLP and vocabulary are split over", least=1)
 
 

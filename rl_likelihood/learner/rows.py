@@ -8,13 +8,14 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from rl_likelihood.fields import field
 from rl_likelihood.learner.optimizer import OptimizerConfig
 from rl_likelihood.learner.posterior import Chains, PosteriorConfig
 from rl_likelihood.learner.surrogate import LossConfig
-from rl_likelihood.model.attention import predecessor
+from rl_likelihood.mesh import split_tokens
+from rl_likelihood.model.attention import predecessor, row_multiple
 from rl_likelihood.model.decoder import Completions, ModelConfig, Params, forward, head_matrix
 from rl_likelihood.model.head import TokenStats, token_stats
 from rl_likelihood.model.lora import LoraConfig
@@ -134,6 +135,11 @@ def with_alternatives(batch: Batch) -> tuple[Int[AnyArray, "P G U"], Int[AnyArra
     return append(ids, alternatives.tokens), append(segment, kinds)
 
 
+def padded(x: Shaped[AnyArray, "P G T *D"], width: int) -> Shaped[AnyArray, "P G W *D"]:
+    """x with zeros (PAD) after each row, up to `width` tokens."""
+    return x if x.shape[2] == width else jnp.pad(x, [(0, width - n if i == 2 else 0) for i, n in enumerate(x.shape)])
+
+
 def packed_rows(batch: Batch) -> Layout | None:
     """The layout of the pool of tokens in which the rows are computed; None for a batch without packing."""
     return None if batch.packing is None else layout(with_alternatives(batch)[1], batch.packing)
@@ -151,11 +157,11 @@ def row_stats(
     extra = None if no_chain is None else (no_chain.completion, no_chain.segment)
     t, alternatives, packed = batch.completion.shape[-1], batch.alternatives, packed_rows(batch)
     ids, segment = with_alternatives(batch)
+    width = -(-ids.shape[-1] // row_multiple(model.attention)) * row_multiple(model.attention)
+    ids, segment = padded(ids, width), padded(segment, width)
     pool_ids = ids if packed is None else packed.completions.pool(ids)
-    if alternatives is not None and packed is None:
-        probe = (
-            jnp.pad(probe, [(0, 0), (0, 0), (0, alternatives.answer.shape[-1]), (0, 0)]) if jnp.ndim(probe) else probe
-        )
+    if packed is None and jnp.ndim(probe):
+        probe = padded(probe, width)
     completions = Completions(pool_ids, segment, extra, cfg.two_branches, packed)
     hidden = forward(params, model, batch.prompt, batch.prompt_length, completions, common=batch.common)
     last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)[:, None]  # [P, 1, 1, D]
@@ -163,13 +169,13 @@ def row_stats(
     def predicting(states, segment):
         """The hidden state that predicts each token: the state of its predecessor on its branch."""
         first = jnp.broadcast_to(last, (*states.shape[:2], 1, last.shape[-1]))
-        row = jnp.concatenate([first, states], 2)
+        row = jnp.concatenate([first, split_tokens(states, False)], 2)
         if cfg.two_branches:
             return jnp.take_along_axis(row, predecessor(segment)[..., None], 2)
         return row[:, :, :-1]
 
     if packed is None:
-        states = predicting(hidden.completion, segment) + probe
+        states = split_tokens(predicting(hidden.completion, segment)) + probe
     else:
         states = packed.predicting(last[:, 0, 0], hidden.completion, predecessor(segment)) + probe
     sampled = (segment == CHAIN) | (segment == SAMPLED)
@@ -180,7 +186,8 @@ def row_stats(
     stats = stats if packed is None else jax.tree.map(packed.completions.spread, stats)
     no_chain_logp, alternatives_logp = None, None
     if alternatives is not None:
-        alternatives_logp = stats.log_prob[..., t:]
+        alternatives_logp = stats.log_prob[..., t : t + alternatives.answer.shape[-1]]
+    if width > t:
         stats, sampled = jax.tree.map(lambda x: x[..., :t], (stats, sampled))
     if no_chain is not None:  # without a gradient, so that the backward pass skips these rows in every layer
         states, head = jax.lax.stop_gradient((predicting(hidden.no_chain, no_chain.segment), head_matrix(params)))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.mesh import row_shards
+from rl_likelihood.mesh import context_shards, row_shards
 from rl_likelihood.model import splash
 from rl_likelihood.shapes import CHAIN, ENV, PAD, TAG, AnyArray
 
@@ -64,14 +64,17 @@ def attention(
     top, total, out = _causal(q_own, *own, row_mask, r, size)
     if prompt is not None:
         keys, values, mask = prompt
-        q_prompt = q.transpose(0, 3, 1, 2, 4, 5).reshape(p, k, g * t * r, d)
-        if mask.ndim == 2:
-            mask = mask[:, None, None, :]
-        else:  # a mask for each query
-            mask = jnp.broadcast_to(mask[:, :, :, None], (p, g, t, r, mask.shape[-1])).reshape(p, 1, g * t * r, -1)
-        parts = _part(q_prompt, keys, values, mask)
-        # [P, K, G*T*R, x] -> [P, G, K, T*R, x]
-        top2, total2, out2 = (x.reshape(p, k, g, t * r, -1).transpose(0, 2, 1, 3, 4) for x in parts)
+        if mask.ndim > 2:  # a mask for each query
+            mask = jnp.broadcast_to(mask[:, :, :, None], (p, g, t, r, mask.shape[-1]))
+        if context_shards() > 1:  # split tokens cannot be merged with rows without moving them
+            mask = mask[:, None, None, None] if mask.ndim == 2 else mask.reshape(p, g, 1, t * r, -1)
+            top2, total2, out2 = _part(q_own, keys[:, None], values[:, None], mask)
+        else:
+            q_prompt = q.transpose(0, 3, 1, 2, 4, 5).reshape(p, k, g * t * r, d)
+            mask = mask[:, None, None, :] if mask.ndim == 2 else mask.reshape(p, 1, g * t * r, -1)
+            parts = _part(q_prompt, keys, values, mask)
+            # [P, K, G*T*R, x] -> [P, G, K, T*R, x]
+            top2, total2, out2 = (x.reshape(p, k, g, t * r, -1).transpose(0, 2, 1, 3, 4) for x in parts)
         joint = jnp.maximum(top, top2)
         a, b = jnp.exp(top - joint), jnp.exp(top2 - joint)
         total = a * total + b * total2
@@ -145,6 +148,11 @@ def decode_attention(
     out = weighted_sum(e, own[1]) + by_row(weighted_sum(e2, prompt[1]))
     total = e.sum(-1, keepdims=True) + by_row(e2.sum(-1, keepdims=True))
     return (out / total).astype(q.dtype).reshape(n, h, d)
+
+
+def row_multiple(kind: str) -> int:
+    """Rows of a multiple of so many tokens are split evenly over context, by this kind of attention."""
+    return context_shards() * (splash.LANES if kind == "splash" and context_shards() > 1 else 1)
 
 
 def trunk(segment: Int[AnyArray, "P G T"]) -> Bool[AnyArray, "P G T"]:

@@ -16,7 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.mesh import flatten_tokens, row_shards, shard_prompt_tokens
+from rl_likelihood.mesh import (
+    context_shards,
+    flatten_tokens,
+    gather_fsdp,
+    row_shards,
+    shard_prompt_tokens,
+    split_tokens,
+)
 from rl_likelihood.model import splash
 from rl_likelihood.model.architecture import (
     LocalLayers,
@@ -232,6 +239,8 @@ def forward(
     views = functools.partial(_row_views, cfg, prompt_length, in_prompt)
     tables = [*prompt_views(cfg, in_prompt, common), rows and views(rows.segment, layout)]
     of_no_chain = no_chain and views(no_chain[1])
+    if context_shards() > 1:  # split over fsdp alone ("rows"), or each device would look up a part of every token
+        params = params | {"embed": gather_fsdp(params["embed"], ("vocab", "rows"))}
     embedded = functools.partial(embedding, params, cfg)
     enter = _pooled if rows is not None and rows.pooled and row_shards() == 1 else _separate
     states, through, leave = enter(embedded, cfg, prompt_parts(prompt, common), rows and rows.ids, tables, modes)
@@ -239,7 +248,7 @@ def forward(
 
     def layer(carry, w, is_local):
         states, z = carry
-        w = jax.tree.map(lambda a: a.astype(cfg.compute_dtype), w)
+        w = gathered(jax.tree.map(lambda a: a.astype(cfg.compute_dtype), w), cfg)
         states, keys = through(states, w, *(views and of_layer(views, is_local) for views in tables))
         if z is not None:
             z = _row_block(z, w, keys, cfg, of_layer(of_no_chain, is_local), AttentionMode())
@@ -260,6 +269,15 @@ def forward(
     scale = params["final_norm"].astype(cfg.compute_dtype)
     *prompts, completions = leave(states)
     return Hidden(*(None if x is None else rms_norm(x, scale, cfg) for x in (whole_prompts(prompts), completions, z)))
+
+
+def gathered(w: Params, cfg: ModelConfig) -> Params:
+    """The weights of one layer, gathered over fsdp and context if tokens are split over context. Left to itself, the
+    compiler would rather move the tokens, which are split over both axes."""
+    if context_shards() == 1:
+        return w
+    specs = param_specs(cfg)["layers"]
+    return {name: gather_fsdp(x, specs[name].axes[1:]) if name in specs else x for name, x in w.items()}
 
 
 class AttentionMode(NamedTuple):
@@ -297,6 +315,7 @@ def _row_views(cfg: ModelConfig, prompt_length, in_prompt, segment, layout: Layo
 def _attend_rows(q, k, v, keys, view: View, mode: AttentionMode):
     if mode.places is not None:
         q, k, v = map(mode.places.spread, (q, k, v))
+    k, v = split_tokens(k, False), split_tokens(v, False)  # each device of context has its queries, and all keys
     out = attention(q, (by_head(k), by_head(v)), view.own, (*keys, view.prompt), mode.kernel, QUERIES)
     return out if mode.places is None else mode.places.pool(out)
 
@@ -314,9 +333,12 @@ def _separate(embedded, cfg: ModelConfig, prompts, ids, tables, modes):
         *parts, y = states
         parts, keys = prompt_block(parts, w, cfg, views[:-1], modes[0].kernel)
         parts = map(shard_prompt_tokens, parts)
-        return (*parts, None if y is None else _row_block(y, w, keys, cfg, views[-1], modes[1])), keys
+        return (*parts, None if y is None else split_tokens(_row_block(y, w, keys, cfg, views[-1], modes[1]))), keys
 
-    states = (*(shard_prompt_tokens(embedded(x)) for x in prompts), None if ids is None else embedded(ids))
+    states = (
+        *(shard_prompt_tokens(embedded(x)) for x in prompts),
+        None if ids is None else embedded(split_tokens(ids)),
+    )
     return states, through, lambda states: states
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rl_likelihood.mesh import axis_shards, gather_fsdp, on_cpu, row_shards
+from rl_likelihood.mesh import axis_shards, context_shards, gather_fsdp, on_cpu, row_shards
 from rl_likelihood.shapes import AnyArray
 
 # The logit of a masked column. Finite, so that its weight is 0 and not NaN.
@@ -143,7 +143,8 @@ def _stats_fwd(hidden, head, targets, scale, parts, size):
 def _stats_bwd(parts, size, saved, grad):
     hidden, head, targets, scale, lse, entropy = saved
     count, block = _blocks(hidden, head, targets, scale, parts, size)
-    states = hidden.reshape(-1, hidden.shape[-1])
+    lead = (-1,) if context_shards() == 1 else targets.shape  # split tokens cannot be merged without moving them
+    states, tokens = hidden.reshape(*lead, hidden.shape[-1]), tuple(range(len(lead)))
 
     def over(x):
         return x[..., None, None]
@@ -163,7 +164,9 @@ def _stats_bwd(parts, size, saved, grad):
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         d_hidden = d_hidden + product("...pv,pvd->...d", d, b.weights)
         # As one matrix, because with an axis of parts XLA's CPU compiler would first write a transposed copy of d.
-        d_block = product("nv,nd->vd", d.reshape(-1, parts * size), states).reshape(b.weights.shape)
+        d = d.reshape(*lead, parts * size)
+        d_block = jnp.tensordot(d, states, (tokens, tokens), preferred_element_type=jnp.float32)
+        d_block = d_block.reshape(b.weights.shape)
         if count * size > d_head.shape[1]:  # the last block overlaps the one before it
             d_block += jax.lax.dynamic_slice_in_dim(d_head, b.start, size, 1)
         return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, d_block, b.start, 1)), None

@@ -42,7 +42,8 @@ def attention(
 
     Under a mesh (`jax.set_mesh`), every device runs the kernel on its own part. As far as sizes divide, prompts are
     split over data and fsdp, or the rows of a group over fsdp, and heads over tensor. If `q` are prompts (`prompt` is
-    None, G = 1), their queries are split over fsdp wherever `mesh.shard_prompt_tokens` splits their tokens.
+    None, G = 1), their queries are split over fsdp wherever `mesh.shard_prompt_tokens` splits their tokens. The queries
+    of rows are split over context, if that gives whole tiles; every device of context has all keys.
     `two_branches` False: no row has a sampled answer, so one pass is enough.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -56,7 +57,9 @@ def attention(
     heads = "tensor" if k % size["tensor"] == 0 else None
     by_row, by_prompt = PartitionSpec(prompts, rows, heads), PartitionSpec(prompts, heads)
     split = prompt is None and g == 1 and prompt_tokens_split(mesh, p, q.shape[2])
-    queries = PartitionSpec(prompts, rows, "fsdp" if split else None, heads)
+    tiles = prompt is not None and "context" in size and q.shape[2] % (size["context"] * LANES) == 0
+    tokens = "fsdp" if split else "context" if tiles else None
+    queries = PartitionSpec(prompts, rows, tokens, heads)
     of_prompt = None if prompt is None else (by_prompt, by_prompt, PartitionSpec(prompts))
     branches = two_branches and not split
     run = jax.shard_map(
@@ -88,8 +91,9 @@ def _padded(x: Array, more: int, axis: int) -> Array:
 
 
 def _local(q, own, segment, prompt, two_branches: bool, interpret: bool):
-    """Attention on one device."""
+    """Attention on one device. Fewer queries than keys: those of this device of context."""
     p, g, t, h, d = q.shape
+    shards = own[0].shape[3] // t
     two_branches = two_branches and prompt is not None
     if prompt is None:  # use a prompt without tokens
         nothing = jnp.zeros((p, own[0].shape[2], 0, d), own[0].dtype)
@@ -105,27 +109,36 @@ def _local(q, own, segment, prompt, two_branches: bool, interpret: bool):
     queries = _padded(q * d**-0.5, t_pad, 2).swapaxes(2, 3)
     in_prompt = jnp.broadcast_to(_padded(prompt[2], s_pad, 1)[:, None], (p, g, s + s_pad))
     segment = _padded(segment, t_pad, 2)
-    run = jax.vmap(jax.vmap(_kernel(h, t + t_pad, s + s_pad, interpret)))
+    run = jax.vmap(jax.vmap(_kernel(h, t + t_pad, s + s_pad, interpret, shards)))
 
-    def one_pass(attended: Bool[AnyArray, "P G T"]):
+    def one_pass(attended: Bool[AnyArray, "P G U"]):
         ids = jnp.concatenate([in_prompt, attended], 2).astype(jnp.int32)
-        ones = jnp.ones(segment.shape, jnp.int32)
+        ones = jnp.ones(queries.shape[:2] + queries.shape[3:4], jnp.int32)
         return run(queries, keys, values, splash_attention_kernel.SegmentIds(ones, ids))
 
     def one_branch():
         return one_pass(jnp.ones(segment.shape, bool))
 
     def both_branches():
-        reference = (segment == REFERENCE)[:, :, None, :, None]
+        reference = (_of_shard(segment, 2, shards) == REFERENCE)[:, :, None, :, None]
         return jnp.where(reference, one_pass(segment != SAMPLED), one_branch())
 
     out = jax.lax.cond((segment == SAMPLED).any(), both_branches, one_branch) if two_branches else one_branch()
     return out.swapaxes(2, 3)[:, :, :t].astype(q.dtype)
 
 
-def _kernel(heads: int, t: int, s: int, interpret: bool):
-    """kernel(q [H, T, Dh], k, v [K, S + T, Dh], segment ids)."""
-    bq, bk = (max(b for b in range(LANES, BLOCK + 1, LANES) if n % b == 0) for n in (t, s + t))
+def _of_shard(x: Array, axis: int, shards: int) -> Array:
+    """The part of an array that belongs to this device of context, if an axis is split over it."""
+    if shards == 1:
+        return x
+    size = x.shape[axis] // shards
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("context") * size, size, axis)
+
+
+def _kernel(heads: int, t: int, s: int, interpret: bool, shards: int = 1):
+    """kernel(q [H, T, Dh], k, v [K, S + U, Dh], segment ids), where a row has U = T x shards tokens."""
+    u = t * shards
+    bq, bk = (max(b for b in range(LANES, BLOCK + 1, LANES) if n % b == 0) for n in (t, s + u))
     sizes = splash_attention_kernel.BlockSizes(
         block_q=bq,
         block_kv=bk,
@@ -136,13 +149,24 @@ def _kernel(heads: int, t: int, s: int, interpret: bool):
         block_q_dq=bq,
         block_kv_dq=bk,
     )
-    causal = splash_attention_mask.CausalMask((t, s + t), offset=s)
+    causal = splash_attention_mask.CausalMask((u, s + u), offset=s)
     mask = splash_attention_mask.MultiHeadMask([causal] * heads)
-    return splash_attention_kernel.make_splash_mha(
+    kernel = splash_attention_kernel.make_splash_mha(
         mask,
         block_sizes=sizes,
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=shards,
         interpret=interpret,
         residual_checkpoint_name=RESULTS,
     )
+    if shards == 1:
+        return kernel
+    # The mask of all queries, blocks [heads, queries, keys], is cut into this device's rows.
+    blocks, positions = (functools.partial(_of_shard, axis=axis, shards=shards) for axis in (1, 0))
+    infos = (
+        info._replace(
+            data_next=blocks(info.data_next), block_mask=blocks(info.block_mask), q_sequence=positions(info.q_sequence)
+        )
+        for info in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+    )
+    return splash_attention_kernel.SplashAttentionKernel(*infos, **kernel.kwargs)

@@ -39,7 +39,8 @@ def changes(c: Config, where: Target) -> list[dict[str, Any]]:
 
 def wider(c: Config, where: Target) -> list[dict[str, Any]]:
     """Meshes that split parameters and optimizer over more devices."""
-    data, fsdp, _ = devices_of(c, where).learner.devices.shape
+    mesh = devices_of(c, where).learner.shape
+    data, fsdp = mesh["data"], mesh["fsdp"]
     fewer = [d for d in range(data - 1, 0, -1) if data % d == 0 and d % where.slices == 0]
     meshes = [{"mesh.data": d, "mesh.fsdp": data * fsdp // d} for d in fewer]
     return [change for change in meshes if _divides(changed(c, change), where)]

@@ -61,7 +61,7 @@ def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int |
     sampler_only = sorted(sampling & set(by_process[process]), key=lambda d: d.id)
     learning = [d for d in devices if d not in sampling]
     slices = len({getattr(d, "slice_index", 0) for d in learning})
-    candidates = shapes(len(learning), c.mesh.data, c.mesh.fsdp, c.mesh.tensor, slices)
+    candidates = shapes(len(learning), c.mesh.data, c.mesh.fsdp, _inner(c, c.mesh.tensor), slices)
     micro = max(0, c.train.micro_batch_prompts) or c.train.prompts_per_step
     refusals = []
     for shape in candidates:
@@ -78,12 +78,22 @@ def _of_sampler(c: Config) -> int:
     return 0 if c.sampler.devices == "shared" else int(c.sampler.devices)
 
 
+def _inner(c: Config, tensor: int) -> tuple[int, ...]:
+    """The last axes of the learner's mesh. Without context it has none of that name, so that programs stay the same."""
+    if c.mesh.context == 1:
+        return (tensor,)
+    if c.train.packing or c.step.reads_cross:
+        other = "train.packing is True" if c.train.packing else f"reward.name {c.reward.name!r} reads chains as prompts"
+        raise UserError(f"mesh.context is {c.mesh.context}, but {other}; set mesh.context=1")
+    return c.mesh.context, tensor
+
+
 def _suggest(c: Config, micro: int, learning: list, slices: int, sampler_only: list, process: int) -> None:
     """Raises a UserError that suggests a mesh and a micro-batch that divide evenly, if there are any."""
     sizes = [k for k in range(c.train.prompts_per_step, 0, -1) if c.train.prompts_per_step % k == 0]
-    tensors = [t for t in (c.mesh.tensor, 2, 4, 8) if len(learning) % t == 0]
+    tensors = [t for t in (c.mesh.tensor, 2, 4, 8) if len(learning) % (c.mesh.context * t) == 0]
     for tensor, size in itertools.product(tensors, sizes):
-        for shape in shapes(len(learning), 0, 0, tensor, slices):
+        for shape in shapes(len(learning), 0, 0, _inner(c, tensor), slices):
             with contextlib.suppress(UserError):
                 _with_mesh(c, make_mesh(shape, learning), size, sampler_only, process)
                 fits = f"set mesh.tensor={tensor} and train.micro_batch_prompts={size}, which do"

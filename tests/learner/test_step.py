@@ -355,6 +355,7 @@ def trained(shape, scan=True):
 
 
 # groups: the prompts of a micro-batch over data, the rows of each over fsdp. tokens: those of each prompt over fsdp.
+# context: the tokens of each row, padded because 4 does not divide them. all: fsdp x context x tensor.
 MESHES = {
     "data": (8, 1, 1),
     "fsdp": (1, 8, 1),
@@ -362,6 +363,8 @@ MESHES = {
     "mixed": (2, 2, 2),
     "groups": (4, 2, 1),
     "tokens": (1, S, 1),
+    "context": (1, 2, 4, 1),
+    "all": (1, 2, 2, 2),
 }
 
 

@@ -80,6 +80,28 @@ def test_a_prompt_that_too_few_share_is_split_by_tokens():
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_rows_are_split_by_tokens_over_context():
+    """One tile of queries on each of two devices, with all keys: values and gradients as on one."""
+    rng, t = np.random.default_rng(3), 2 * splash.LANES
+    shapes = ((1, 1, t, 2, D), (1, 1, 1, t, D), (1, 1, 1, t, D), (1, 1, S, D), (1, 1, S, D))
+    x = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    segment = jnp.asarray([[[CHAIN] * 110 + [SAMPLED] * 50 + [REFERENCE] * 60 + [PAD] * 36]])
+    real, in_prompt = (segment != PAD)[..., None, None], jnp.arange(S) < np.array([[3]])
+
+    def run(q, k, v, pk, pv):
+        return real * splash.attention(q, (k, v), segment, (pk, pv, in_prompt), interpret=True)
+
+    both = jax.value_and_grad(lambda *x: (run(*x) ** 2).sum(), argnums=range(5))
+    value, grads = jax.jit(both)(*x)
+    with jax.set_mesh(make_mesh((1, 1, 2, 1), jax.devices()[:2])):
+        lowered = jax.jit(both).lower(*x)
+        got, got_grads = lowered.compile()(*x)
+    assert f"tensor<1x1x{splash.LANES}x2x{D}xf32>" in lowered.as_text(), "each device has a part of the queries"
+    np.testing.assert_allclose(got, value, rtol=1e-5)
+    for a, b in zip(got_grads, grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 def test_on_a_mesh_every_device_runs_it_on_its_part():
     one, two = both(BRANCHES)
     # Without a sampled answer the second pass, which then changes nothing, may be there or not.
