@@ -60,7 +60,7 @@ class SimilarAnswers:
     ) -> tuple[Verdicts, dict[str, float]]:
         """(a number for each answer [P, G], 0 for None; how far the clusters agree with the references)."""
         texts = list(dict.fromkeys(a for group in answers for a in group if a is not None))
-        vectors = unit(self.embed(texts) - self.centre) if texts else []
+        vectors = list(unit(self.embed(texts) - self.centre)) if texts else []
         vector_of = dict(zip(texts, vectors, strict=True))
         clusters = [self._clusters(group, vector_of) for group in answers]
         mixed = []
