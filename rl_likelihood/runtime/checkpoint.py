@@ -134,10 +134,15 @@ def save_initial(workdir: str | Path, state: TrainState, meta: dict[str, Any]) -
 def close(manager: ocp.CheckpointManager) -> None:
     """Waits until every save is on disk, then closes the manager. UserError if a save failed."""
     try:
-        with _writing(manager.directory):
-            manager.wait_until_finished()
+        wait(manager)
     finally:
         manager.close()
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Waits until every save is on disk. UserError if a save failed."""
+    with _writing(manager.directory):
+        manager.wait_until_finished()
 
 
 def restore(

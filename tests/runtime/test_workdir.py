@@ -8,8 +8,11 @@ import sys
 
 import pytest
 
-from rl_likelihood.runtime.workdir import INPUTS, keep_inputs
+from rl_likelihood.report.metrics import MetricsWriter
+from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime.workdir import INPUTS, OtherInputs, keep_inputs
 from rl_likelihood.shapes import UserError
+from rl_likelihood.training.session import failure_in_status
 
 
 def test_a_full_disk_leaves_the_inputs_of_the_run_as_they_were(tmp_path):
@@ -31,3 +34,25 @@ def test_a_character_that_stdout_lacks_is_replaced():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"? ?3\nend\n"), done.stderr.decode()
+
+
+def test_inputs_may_change_until_there_are_results(tmp_path):
+    keep_inputs(tmp_path, "2026-01-02", {"questions": "a"})
+    keep_inputs(tmp_path, "2026-01-02", {"questions": "b"})
+    run_files.append(tmp_path / run_files.METRICS, {"step": 1})
+    with pytest.raises(OtherInputs, match="other questions.*another --workdir$"):
+        keep_inputs(tmp_path, "2026-01-02", {"questions": "a"})
+    with pytest.raises(OtherInputs, match="--force$"):
+        keep_inputs(tmp_path, "2026-01-02", {"questions": "a"}, force=False)
+
+
+@pytest.mark.parametrize(
+    "error, state",
+    [(UserError("no space"), "failed"), (KeyboardInterrupt(), "interrupted"), (OtherInputs(), "running")],
+)
+def test_status_says_how_a_run_ended(tmp_path, error, state):
+    with pytest.raises(type(error)), MetricsWriter(tmp_path, 9) as writer:
+        writer.status("running", 0)
+        with failure_in_status(writer):
+            raise error
+    assert json.loads((tmp_path / run_files.STATUS).read_text())["state"] == state
