@@ -196,9 +196,9 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
         if checkpoint.due(checkpoint_config, step, steps):
             checkpoint.save(manager, state, meta)
     checkpoint.wait(manager)
-    out = _evaluate(s, state)
+    numbers = _evaluate(s, state)
     writer.status("done", step)
-    return out
+    return numbers
 
 
 def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:

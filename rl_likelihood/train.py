@@ -152,7 +152,7 @@ def has_ended(workdir: Path, resume: int | None, steps: int, status: dict[str, A
     it may have ended before `steps`; then `status` says so."""
     if resume is None or not distributed.share(lost_optimizer(workdir, resume)):
         return False
-    early = bool(status) and status["state"] == "done" and status["steps"] == steps
+    early = status is not None and status["state"] == "done" and status["steps"] == steps
     return resume >= steps or distributed.share(early)
 
 
@@ -259,7 +259,7 @@ def keep_inputs_of_run(task: Task, session: Session) -> None:
     def keep() -> None:
         c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
         digests = {"questions": digest(*sides), "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast])}
-        digests |= {"code": digest_of_files(c.reward.file, c.env.file), EXAMPLES: digest_of_examples(c)}
+        digests |= {"code": digest_of_files(c.reward.file, c.env.file, c.rubric.path), EXAMPLES: digest_of_examples(c)}
         keep_inputs(session.workdir, c.prompt.date, digests, session.force)
         write_config(session.workdir, session.given)
         if task.model_path != BYTES and not (session.workdir / TOKENIZER).exists():

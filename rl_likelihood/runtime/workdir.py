@@ -23,7 +23,7 @@ INPUTS = "inputs.json"  # the inputs of a run besides its config: the date in it
 DEPENDS = {
     "questions": ("the data", ("data.train_path", "data.heldout_path")),
     "prompts": ("instruction, worked examples or tokenizer", ("prompt.instruction_path", "prompt.examples_path")),
-    "code": ("a file of your own", ("reward.file", "env.file")),
+    "code": ("a file of your own", ("reward.file", "env.file", "rubric.path")),
 }
 EXAMPLES = "examples"  # the digest of the worked examples in every prompt, for evaluations
 TOKENIZER = "tokenizer"  # folder with a copy of the tokenizer, because the model's files may move

@@ -1,18 +1,24 @@
 """The files of a workdir on a full disk, and a terminal that lacks characters."""
 
+import dataclasses
 import json
 import os
 import resource
 import subprocess
 import sys
+import types
 
 import pytest
 
+from rl_likelihood import train
+from rl_likelihood.config import build
+from rl_likelihood.data.byte_tokenizer import BYTES
 from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.workdir import INPUTS, OtherInputs, keep_inputs
 from rl_likelihood.shapes import UserError
-from rl_likelihood.training.session import failure_in_status
+from rl_likelihood.training.session import Session, failure_in_status
+from tests.runs import small_config
 
 
 def test_a_full_disk_leaves_the_inputs_of_the_run_as_they_were(tmp_path):
@@ -56,3 +62,18 @@ def test_status_says_how_a_run_ended(tmp_path, error, state):
         with failure_in_status(writer):
             raise error
     assert json.loads((tmp_path / run_files.STATUS).read_text())["state"] == state
+
+
+def test_other_rubrics_are_other_inputs(tmp_path):
+    path = tmp_path / "rubrics.jsonl"
+    c = build(small_config())
+    c = dataclasses.replace(c, rubric=dataclasses.replace(c.rubric, path=str(path)))
+    task = types.SimpleNamespace(config=c, train=[], heldout=[], fast=[], model_path=BYTES)
+    session = Session(tmp_path, None, None, c, force=False)
+    path.write_text("a")
+    train.keep_inputs_of_run(task, session)
+    run_files.append(tmp_path / run_files.METRICS, {"step": 1})
+    train.keep_inputs_of_run(task, session)
+    path.write_text("b")
+    with pytest.raises(OtherInputs, match="other code.*rubric.path"):
+        train.keep_inputs_of_run(task, session)
