@@ -46,6 +46,8 @@ need() {
   ((${#missing[@]} == 0)) || refuse "not set: ${missing[*]}; for example $1=... ${0##*/} (tpu_setup/common.sh lists all)"
 }
 
+SHARE="" # jobset.sh has one
+
 # A run's folder is a folder: a bucket must be mounted. Where SHARE is set, it is below that.
 need_folders() {
   local word before="" folder
