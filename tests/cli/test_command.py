@@ -91,7 +91,7 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(arguments, words, 
 @pytest.mark.parametrize(
     "value, words",
     [("lr=", "--lr is ''; it must be a number"), ("n=1.5", "--n is '1.5'; it must be a whole number")]
-    + [("force=maybe", "--force is 'maybe'; it must be true or false"), ("n=-1", "flag --n=-1: -1 is not positive")],
+    + [("force=maybe", "--force is 'maybe'; it must be true or false"), ("n=-1", "flag --n=-1: -1 is not")],
 )
 def test_a_value_of_another_kind_is_refused_in_words(value, words):
     own = flags.FlagValues()
