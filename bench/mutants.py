@@ -8,9 +8,9 @@ old text is not exactly once in its file is an error: the list must follow the c
 
 Last measured: 53 of the 77 were run, and all 53 were killed: all of evaluation, rollouts, the model, the surrogate, the
 optimizer, disk, checkpoints and the run's data; most of the sampler and of the likelihoods. Not run since the list was
-made: chains from a second prompt; the step, its rows and measures; the table of rewards; the queue; meshes. One needs its
-own test to be seen: dense attention always hides the sampled answer from the reference, so `two_branches=False` changes
-nothing on a CPU; a test that interprets the TPU's kernel fails on it.
+made: chains from a second prompt; the step, its rows and measures; the table of rewards; the queue; meshes. One needs
+its own test to be seen: dense attention always hides the sampled answer from the reference, so `two_branches=False`
+changes nothing on a CPU; a test that interprets the TPU's kernel fails on it.
 """
 
 from __future__ import annotations
