@@ -44,7 +44,7 @@ def build(c: ConfigDict) -> Config:
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     """`key=value,key=value` after a config file's colon, typed like the defaults; unknown keys are refused."""
-    values = dict(defaults)
+    values, given = dict(defaults), set()
     for item in arg.split(",") if arg else ():
         if not item:
             raise UserError(f"config arguments {arg!r} have a comma too many; write key=value,key=value")
@@ -54,6 +54,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
             raise UserError(f"config argument {key!r} is unknown; this config takes {takes}")
         if not equals:
             raise UserError(f"config argument {key!r} has no value; write {key}=VALUE")
+        if key in given:
+            raise UserError(f"config argument {key!r} is given twice; give it once")
+        given.add(key)
         kind = type(defaults[key])
         try:
             values[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)

@@ -54,8 +54,6 @@ def export(
 
     UserError if the tokenizer does not match the vocabulary, or if `out` contains other weights.
     """
-    if Path(out).resolve() == Path(model_path).resolve():
-        raise UserError(f"--out={out} is the folder that the run started from; choose another")
     tokenizer, stop = load_tokenizer(str(model_path))
     if "score" in params:
         pad_unlike_the_end(tokenizer)
@@ -120,7 +118,7 @@ def main() -> None:
 def write(workdir: Path, out: Path) -> None:
     """Exports the run in `workdir` to `out`, by the flags."""
     flag = flags.FLAGS
-    refuse_workdir(out, workdir)
+    refuse_workdir(out, workdir, checkpoint.describe(workdir)[2])
     if not flag.force:
         refuse_another(out, workdir)
     cfg, params, step, model_path = checkpoint.restore_params(workdir, flag.step, alone=flag.adapters)
@@ -176,8 +174,11 @@ def run_id(workdir: Path) -> str:
     return hashlib.sha256((json.dumps(config, sort_keys=True) + inputs).encode()).hexdigest()[:16]
 
 
-def refuse_workdir(out: Path, workdir: Path) -> None:
-    """UserError where the folder is a run's, in whose config.json a model's would be written."""
+def refuse_workdir(out: Path, workdir: Path, model_path: str) -> None:
+    """UserError where the folder is a run's, in whose config.json a model's would be written, or that of the run's
+    first model."""
+    if out.resolve() == Path(model_path).resolve():
+        raise UserError(f"--out={out} is the folder that the run started from; choose another")
     if (out / checkpoint.FOLDER).is_dir():
         whose = "the run's own workdir" if out.resolve() == workdir.resolve() else "the workdir of another run"
         raise UserError(f"--out={out} is {whose}; choose another folder")

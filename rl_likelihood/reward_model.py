@@ -47,11 +47,12 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.signals import StopRequest
-from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, write_config
+from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, keep_inputs, write_config
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.task import load, load_model, load_tokenizer
-from rl_likelihood.training.comparisons import encode, load_comparisons, scores_of
+from rl_likelihood.training.comparisons import digest, encode, load_comparisons, scores_of
+from rl_likelihood.training.session import failure_in_status
 
 EVAL = "rm_eval.jsonl"
 
@@ -78,7 +79,7 @@ def main() -> None:
     if flags.FLAGS.best_of:
         print(json.dumps(best_of(c, workdir, flags.FLAGS.best_of)))
         return
-    print(json.dumps(reward_model(c, workdir, only_evaluate=flags.FLAGS.evaluate)))
+    print(json.dumps(reward_model(c, workdir, flags.FLAGS.evaluate, flags.FLAGS.force)))
 
 
 def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
@@ -112,8 +113,9 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     return run_files.append(workdir / EVAL, {"step": step, **out})
 
 
-def reward_model(c: Config, workdir: Path, only_evaluate: bool = False) -> dict[str, Any]:
-    """Trains to the last step, or only evaluates. Returns the numbers of the held-out comparisons."""
+def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: bool = False) -> dict[str, Any]:
+    """Trains to the last step, or only evaluates. Returns the numbers of the held-out comparisons. `force`: resume the
+    workdir with another config or other comparisons."""
     if jax.process_count() > 1:
         raise UserError("reward_model runs in one process; give it one host's devices")
     train, heldout = load_comparisons(c.data)
@@ -122,7 +124,8 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False) -> dict[
     with contextlib.ExitStack() as stack:
         workdir.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock(workdir))
-        claim(workdir, c)
+        claim(workdir, c, force)
+        keep_inputs(workdir, "", {"questions": digest(train, heldout)}, force)
         write_config(workdir, c)
         devices = make_devices(c)
         model, params, path = load_model(c, devices.learner)
@@ -165,6 +168,7 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
         return _evaluate(s, state)
     writer = stack.enter_context(MetricsWriter(s.workdir, steps, step))
     writer.status("running", step)
+    stack.enter_context(failure_in_status(writer))
     if step == 0:
         _evaluate(s, state)
     rows_of, program, stop = order(len(s.train), c.train.prompts_per_step, c.seed), None, StopRequest()
@@ -173,6 +177,7 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
     while step < steps:
         if stop.requested:
             checkpoint.save(manager, state, meta)
+            checkpoint.finish(manager)
             writer.status("interrupted", step)
             say(f"stopped after step {step}, saved; run the same command to resume")
             return {"step": step, "stopped": True}
@@ -191,8 +196,10 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
         say(f"step {step}/{steps}  loss {out['loss/preference']:.4f}  pairs right {out['preference/accuracy']:.1%}")
         if checkpoint.due(checkpoint_config, step, steps):
             checkpoint.save(manager, state, meta)
+    checkpoint.finish(manager)
+    numbers = _evaluate(s, state)
     writer.status("done", step)
-    return _evaluate(s, state)
+    return numbers
 
 
 def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
@@ -217,5 +224,6 @@ def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the reward model; the same folder again resumes")
     flags.DEFINE_integer("best_of", 0, "only judge the best of so many answers of the config's model", lower_bound=0)
+    flags.DEFINE_bool("force", False, "resume the workdir with another config or other comparisons")
     flags.DEFINE_bool("evaluate", False, "only measure the reward model of the workdir")
     run_main(main)

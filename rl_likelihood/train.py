@@ -13,6 +13,7 @@ import functools
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,7 +72,15 @@ from rl_likelihood.training.best import Best
 from rl_likelihood.training.dry_run import dry_run
 from rl_likelihood.training.micro_batch import with_micro_batch
 from rl_likelihood.training.programs import StepPrograms, on_devices
-from rl_likelihood.training.session import Run, Session, evaluate_if_due, evaluation, refuse_nan, without_progress
+from rl_likelihood.training.session import (
+    Run,
+    Session,
+    evaluate_if_due,
+    evaluation,
+    failure_in_status,
+    refuse_nan,
+    without_progress,
+)
 from rl_likelihood.training.warm_start import warm_start, with_worked_examples
 
 
@@ -116,21 +125,18 @@ def run(c: Config, workdir: Path, force: bool = False, upload: bucket.Upload | N
         writer.status("running", resume or 0)
         stop = StopRequest()
         try:
-            session = Session(workdir, writer, stop, original, force, upload)
-            step, finished = resume or 0, has_ended(workdir, resume, c.train.steps)
-            if not finished:
-                if c.reward.judged:
-                    refuse_judge(c, workdir)
-                step, finished = learn(c, session, resume, saved and checkpoint_model(c, workdir, *saved[:3]))
-            if finished and not c.train.keep_optimizer:
-                distributed.by_first(lambda: drop_optimizer(workdir))
+            with failure_in_status(writer):
+                session = Session(workdir, writer, stop, original, force, upload)
+                step, finished = resume or 0, has_ended(workdir, resume, c.train.steps, old_status)
+                if not finished:
+                    if c.reward.judged:
+                        refuse_judge(c, workdir)
+                    step, finished = learn(c, session, resume, saved and checkpoint_model(c, workdir, *saved[:3]))
+                if finished and not c.train.keep_optimizer:
+                    distributed.by_first(lambda: drop_optimizer(workdir))
         except OtherInputs as error:  # refused before anything changed: keep the old status
             lost = {"state": "failed", "step": resume or 0, "steps": c.train.steps, "error": str(error)}
             run_files.write_status(folder, **(old_status or lost))
-            raise
-        except BaseException as error:
-            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            writer.status(state, checkpoint.latest_step(workdir) or 0, " ".join(str(error).split()) or repr(error))
             raise
         finally:
             stop.restore()
@@ -144,9 +150,13 @@ def run(c: Config, workdir: Path, force: bool = False, upload: bucket.Upload | N
             say(f"stopped after step {step}, saved; run the same command to resume")
 
 
-def has_ended(workdir: Path, resume: int | None, steps: int) -> bool:
-    """Whether the run is finished and its optimizer state was deleted, so that it cannot be loaded."""
-    return resume is not None and resume >= steps and distributed.share(lost_optimizer(workdir, resume))
+def has_ended(workdir: Path, resume: int | None, steps: int, status: dict[str, Any] | None) -> bool:
+    """Whether the run is finished and its optimizer state was deleted, so that it cannot be loaded. With train.patience
+    it may have ended before `steps`; then `status` says so."""
+    if resume is None or not distributed.share(lost_optimizer(workdir, resume)):
+        return False
+    early = status is not None and status["state"] == "done" and status["steps"] == steps
+    return resume >= steps or distributed.share(early)
 
 
 def learn(c: Config, session: Session, resume: int | None, saved_model: Model | None = None) -> tuple[int, bool]:
@@ -254,7 +264,7 @@ def keep_inputs_of_run(task: Task, session: Session) -> None:
     def keep() -> None:
         c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
         digests = {"questions": digest(*sides), "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast])}
-        digests |= {"code": digest_of_files(c.reward.file, c.env.file), EXAMPLES: digest_of_examples(c)}
+        digests |= {"code": digest_of_files(c.reward.file, c.env.file, c.rubric.path), EXAMPLES: digest_of_examples(c)}
         keep_inputs(session.workdir, c.prompt.date, digests, session.force)
         write_config(session.workdir, session.given)
         if task.model_path != BYTES and not (session.workdir / TOKENIZER).exists():

@@ -281,6 +281,8 @@ def test_arguments_of_a_config_file():
         parse_arg("group=many", group=8)
     with pytest.raises(UserError, match="no value"):
         parse_arg("group", group=8)
+    with pytest.raises(UserError, match="'group' is given twice"):
+        parse_arg("group=4,group=8", group=8)
     with pytest.raises(UserError, match="'reward' is unknown; this config takes no arguments"):
         base.get_config("reward=prob")
 

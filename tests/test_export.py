@@ -66,10 +66,12 @@ def test_a_workdir_is_no_folder_to_export_to(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=f"--out={run} is the run's own workdir"):
-        refuse_workdir(run, run)
+        refuse_workdir(run, run, "org/name")
     with pytest.raises(UserError, match=f"--out={run} is the workdir of another run"):
-        refuse_workdir(run, tmp_path)
-    refuse_workdir(tmp_path / "out", run)
+        refuse_workdir(run, tmp_path, "org/name")
+    with pytest.raises(UserError, match="the folder that the run started from"):
+        refuse_workdir(tmp_path / "base", run, str(tmp_path / "base"))
+    refuse_workdir(tmp_path / "out", run, "org/name")
 
 
 def test_another_model_is_written_over_only_when_told_to(tmp_path):

@@ -15,8 +15,9 @@ from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.reward_model import reward_model
 from rl_likelihood.rollouts.local_judge import HEAD, load_head, local_judge, save_head
 from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.shapes import UserError
-from rl_likelihood.training.comparisons import load_comparisons
+from rl_likelihood.training.comparisons import digest, load_comparisons
 from rl_likelihood.weights import files
 from tests.runs import small_config
 
@@ -127,3 +128,15 @@ def test_no_question_is_on_both_sides(tmp_path):
     assert not {r.prompt for r in train} & {r.prompt for r in heldout}
     with pytest.raises(UserError, match="no reward model to evaluate"):
         reward_model(config(data), tmp_path / "none", only_evaluate=True)
+
+
+def test_other_comparisons_are_noticed_on_resume(tmp_path):
+    data, run = write(tmp_path / "rows.jsonl", n=12), tmp_path / "run"
+    sides = load_comparisons(config(data).data)
+    keep_inputs(run, "", {"questions": digest(*sides)})
+    run_files.append(run / run_files.METRICS, {"step": 1})
+    moved = (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
+    assert digest(*load_comparisons(config(str(moved)).data)) == digest(*sides)
+    other = config(write(tmp_path / "rows.jsonl", n=11), model__preset="", model__path="nowhere")
+    with pytest.raises(UserError, match="other questions"):
+        reward_model(other, run)

@@ -31,6 +31,14 @@ refuse() {
   exit 2
 }
 
+for name in DRY_RUN QUEUED LOCAL RESTART; do # DRY_RUN=true must not do it for real
+  [[ "${!name:-0}" =~ ^[01]$ ]] || refuse "$name is '${!name}'; it must be 0 or 1"
+done
+[[ "$TPU_NAME" =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
+  refuse "TPU_NAME is '$TPU_NAME'; it must be small letters, digits and -, from a letter"
+[[ "$RUN_NAME" =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] ||
+  refuse "RUN_NAME is '$RUN_NAME'; it must be letters, digits, _, - and ."
+
 # The named variables must have values; the missing ones are named together.
 need() {
   local name missing=()
@@ -38,12 +46,18 @@ need() {
   ((${#missing[@]} == 0)) || refuse "not set: ${missing[*]}; for example $1=... ${0##*/} (tpu_setup/common.sh lists all)"
 }
 
-# A run's folder is a folder: a bucket must be mounted.
+SHARE="" # jobset.sh has one
+
+# A run's folder is a folder: a bucket must be mounted. Where SHARE is set, it is below that.
 need_folders() {
-  local word before=""
+  local word before="" folder
   for word in "$@"; do
-    [[ ! "${before:+$before=}$word" =~ ^--(workdir|root|out)=[a-z0-9]+:// ]] ||
-      refuse "$word is no folder; mount it (a bucket with gcsfuse) on all workers and give that path"
+    if [[ "${before:+$before=}$word" =~ ^--(workdir|root|out)=(.*) ]]; then
+      folder="${BASH_REMATCH[2]}"
+      [[ ! "$folder" =~ ^[a-z0-9]+:// ]] ||
+        refuse "$word is no folder; mount it (a bucket with gcsfuse) on all workers and give that path"
+      [[ "$folder" == "${SHARE:+$SHARE/}"* ]] || refuse "$word ends with its pod; give a folder below $SHARE"
+    fi
     before=""
     [[ ! "$word" =~ ^--(workdir|root|out)$ ]] || before="$word"
   done
@@ -53,6 +67,7 @@ need_folders() {
 refuse_secrets() {
   local word
   for word in "$@"; do
+    [[ "$word" != -* || "$word" == *=* ]] || word+="=" # its value is the next word
     [[ ! "${word^^}" =~ (^|[^A-Z0-9_])([A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD))= ]] ||
       refuse "${BASH_REMATCH[2]} is on the command line, which is logged; write it into a file and set SECRETS=FILE"
   done

@@ -18,16 +18,20 @@ RESTARTS="${RESTARTS:-100}" # of all pods together, preemptions included: the ru
 
 need IMAGE CLAIM
 (($# > 0)) || refuse "no command; for example tpu_setup/jobset.sh python -m rl_likelihood.train --config=... --workdir=/share/..."
+SHARE=/share
 need_folders "$@"
 refuse_secrets "$@"
 hardware
 [[ "$PRICING" != reserved ]] || need RESERVATION
-[[ "$SLICES" =~ ^[1-9][0-9]*$ ]] || refuse "SLICES is '$SLICES'; it must be a number from 1"
+for name in SLICES RESTARTS; do
+  [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || refuse "$name is '${!name}'; it must be a number from 1"
+done
 flag="$(pricing_flag)"
 
 quoted() { # a JSON string is a YAML string
   local text="${1//\\/\\\\}"
-  printf '"%s"' "${text//\"/\\\"}"
+  text="${text//\"/\\\"}"
+  printf '"%s"' "${text//$'\n'/\\n}"
 }
 
 cat <<YAML
@@ -82,7 +86,7 @@ cat <<YAML
                   google.com/tpu: $CHIPS_PER_HOST
               volumeMounts:
               - name: share
-                mountPath: /share
+                mountPath: $SHARE
 YAML
 if [[ -n "$SECRET" ]]; then
   cat <<YAML
@@ -98,5 +102,5 @@ cat <<YAML
             volumes:
             - name: share
               persistentVolumeClaim:
-                claimName: $CLAIM
+                claimName: $(quoted "$CLAIM")
 YAML

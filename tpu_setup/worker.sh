@@ -5,7 +5,7 @@
 #   worker.sh restart NAME COMMAND   the same, but end first what runs under NAME
 #   worker.sh stop [NAME]        ask it, or all that run, to stop (they save), then make them
 #   worker.sh once COMMAND       COMMAND, in the folder we are in; its exit code, but 143 if it is a training run that
-#                                ended with 0 before it was done: asked to stop it saves, and only its STATUS says more
+#                                (or a reward model's) ended with 0 before it was done: asked to stop it saves, and only its STATUS says more
 # A command outlives the connection that started it.
 set -euo pipefail
 
@@ -73,7 +73,8 @@ once() {
   fi
   ((code == 0)) || return "$code"
   for word in "$@"; do
-    [[ "$word" != rl_likelihood.train ]] || training=1
+    [[ ! "$word" =~ ^rl_likelihood\.(train|reward_model)$ ]] || training=1
+    [[ ! "$word" =~ ^--(evaluate|best_of) ]] || training=0
     [[ "$before" != --workdir ]] || workdir="$word"
     [[ "$word" != --workdir=* ]] || workdir="${word#*=}"
     before="$word"

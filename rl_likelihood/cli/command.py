@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -185,6 +186,10 @@ def refuse_address(name: str, value: str) -> None:
         raise UserError(f"{name} is empty; give a folder, as {name}=runs/first")
     if "://" in value:
         raise UserError(f"{name} is {value}, which is no folder; mount it (a bucket with gcsfuse) and give that path")
+    try:
+        Path(value).exists()
+    except OSError as e:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"{name} is {value}, which cannot be opened ({e.strerror}); choose another folder") from None
 
 
 def explained(error: BaseException, argv: list[str]) -> str:
@@ -208,6 +213,9 @@ def explained(error: BaseException, argv: list[str]) -> str:
     return _first_sentence(error)
 
 
+_KINDS = {"to float": "a number", "for int": "a whole number", "Non-boolean": "true or false"}
+
+
 def _first_sentence(error: BaseException) -> str:
     """The message of the error that began it: ml_collections and absl wrap what a config file raises."""
     origin = error
@@ -216,6 +224,10 @@ def _first_sentence(error: BaseException) -> str:
     by_config = "parsing config file" in str(error) or not isinstance(error, flags.Error)
     if not by_config:
         origin = error
+        unread = re.fullmatch(r"flag --(\S+?)=(.*): .*(to float|for int|Non-boolean).*", str(error))
+        if unread:
+            flag, value, why = unread.groups()
+            return f"--{flag} is {value!r}; it must be {_KINDS[why]}"
     message = " ".join(str(origin.args[0] if origin.args else origin).split())
     if by_config and not isinstance(origin, UserError):
         frames = traceback.extract_tb(origin.__traceback__)

@@ -134,6 +134,12 @@ def _missing(record: dict[str, Any], columns: Columns, column: str) -> str:
     name = getattr(columns, column)
     if name in record:
         return f"field {name!r} is null; write the {column}"
+    first = {field: value[0] for field, value in record.items() if isinstance(value, list) and value}
+    rows = [field for field, value in first.items() if isinstance(value, dict) and name in value]
+    if rows:
+        return f"field {rows[0]!r} holds the rows; write that list alone into a file"
+    if record and all(field.isdigit() for field in record):  # as pandas writes by default
+        return "the file is written by columns; write JSON lines with df.to_json(..., orient='records', lines=True)"
     fields = ", ".join([field for field, value in record.items() if value is not None][:8]) or "no field"
     return (
         f"field {name!r} is missing (the row has {fields}); "

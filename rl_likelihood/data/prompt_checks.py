@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rl_likelihood.data.token_ids import name_of
@@ -31,30 +32,32 @@ def refuse_token_across_seam(name: str, vocab_bytes: tuple[bytes, ...], answer_o
             found_at = token.find(last, found_at + 1)
 
 
-def refuse_texts(examples: list[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig) -> None:
-    """UserError for an empty answer, a text with a control token, or an answer or chain with a tag that ends it."""
+def problems(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig) -> list[str]:
+    """What is wrong with each row, or "": an empty answer, a control token, or an answer or chain with a tag that ends
+    it."""
     control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
     markup = re.compile("|".join(map(re.escape, control)) or r"(?!)")
-    for e in examples:
+
+    def problem(e: Example) -> str:
         if not e.answer.strip():
-            raise UserError(f"row {e.id} has an empty answer; give it a reference answer or remove it")
+            return f"row {e.id} has an empty answer; give it a reference answer or remove it"
         if cfg.answer_close in e.answer:
-            raise UserError(
+            return (
                 f"the answer of row {e.id} contains {cfg.answer_close!r}, which ends an answer; "
                 "remove the row or choose another prompt.answer_close"
             )
         for tag in (cfg.think_close, cfg.answer_open):
             if tag in e.chain:
-                raise UserError(
-                    f"the chain of row {e.id} contains {tag!r}, which ends a chain; give the reasoning alone"
-                )
+                return f"the chain of row {e.id} contains {tag!r}, which ends a chain; give the reasoning alone"
         for text in (e.prompt, e.answer, e.chain, *(content for _, content in e.messages)):
-            match = markup.search(text)
-            if match:
-                raise UserError(
+            if match := markup.search(text):
+                return (
                     f"row {e.id} contains {match[0]!r}, a control token of {name_of(tokenizer)}; "
                     "give plain text, without the model's chat markup"
                 )
+        return ""
+
+    return [problem(e) for e in examples]
 
 
 def longer(row: EncodedExample, cfg: PromptConfig) -> dict[str, int]:

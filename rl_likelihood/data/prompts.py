@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jinja2 import TemplateError
 
-from rl_likelihood.data.prompt_checks import longer, refuse_longer, refuse_texts, refuse_token_across_seam
+from rl_likelihood.data.prompt_checks import longer, problems, refuse_longer, refuse_token_across_seam
 from rl_likelihood.data.token_ids import bytes_of, ids_after_text, ids_of, name_of
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.fields import field
@@ -245,8 +245,11 @@ def encode_all(
 def encode_fitting(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig, fmt: ChainFormat
 ) -> tuple[list[EncodedExample], list[str]]:
-    """Encodes the examples, then `fitting`."""
-    return fitting(_encode_any_length(examples, tokenizer, cfg, fmt, None), cfg)
+    """Encodes the examples without `problems`, then `fitting`."""
+    wrong = problems(examples, tokenizer, cfg)
+    good = [e for e, words in zip(examples, wrong, strict=True) if not words]
+    rows, long = fitting(_encode_any_length(good or examples, tokenizer, cfg, fmt, None), cfg)
+    return rows, [words for words in wrong if words] + long
 
 
 def fitting(rows: list[EncodedExample], cfg: PromptConfig) -> tuple[list[EncodedExample], list[str]]:
@@ -280,7 +283,8 @@ def _encode_any_length(
     examples = list(examples)
     if not examples:
         return []
-    refuse_texts(examples, tokenizer, cfg)
+    for words in filter(None, problems(examples, tokenizer, cfg)):
+        raise UserError(f"{words} (data.skip_bad_rows=True leaves such training rows out)")
     prompts = ids_of(tokenizer, fmt.vocab_bytes, [render(e, tokenizer, cfg, shots) for e in examples])
 
     answers = answer_ids(examples, tokenizer, cfg, fmt)

@@ -38,8 +38,9 @@ Record = Mapping[str, Any]
 Columns = dict[str, np.ndarray]  # name -> [n], NaN where a question has no value
 
 RESAMPLES = 2000
-SHARES = tuple(
-    "greedy_success sampled_success pass@ pass^ majority@ out_of_turns greedy_truncated truncated chain_helps".split()
+SHARES = tuple(  # metrics that begin so, and the same without a chain: those in % of report/metrics.csv
+    """greedy_success sampled_success pass@ pass^ majority@ greedy_truncated truncated chain_helps done transfer
+    out_of_turns no_call answered copied verse_lines verse_rhymes""".split()
 )
 WITH_STANDARD_ERROR = ("greedy_success", "sampled_success", "log_prob_mc1")
 NORMAL = 2 * 1.96  # standard errors in a 95 % interval
@@ -265,7 +266,7 @@ def _bootstrap(q: Columns, names: list[str], n: int, resamples: int) -> dict[str
 
 def _exact_interval(name: str, q: Columns) -> tuple[float, float] | None:
     """Clopper and Pearson's interval of a share that is 0 in all questions, or 1 in all; None for any other metric."""
-    if not name.startswith(SHARES):
+    if not name.removeprefix("no_chain/").startswith(SHARES):
         return None
     values = q[name][np.isfinite(q[name])]
     bound = 0.025 ** (1 / len(values))

@@ -143,7 +143,7 @@ def final(workdir: str | Path) -> dict[str, Any] | None:
     status = run_files.read_status(workdir)
     if status is None or status["state"] != "done":
         return None
-    return next((row for row in reversed(evaluations(workdir)) if row["step"] == status["steps"]), None)
+    return next((row for row in reversed(evaluations(workdir)) if row["step"] == status["step"]), None)
 
 
 def starts(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:

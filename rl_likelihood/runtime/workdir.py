@@ -23,7 +23,7 @@ INPUTS = "inputs.json"  # the inputs of a run besides its config: the date in it
 DEPENDS = {
     "questions": ("the data", ("data.train_path", "data.heldout_path")),
     "prompts": ("instruction, worked examples or tokenizer", ("prompt.instruction_path", "prompt.examples_path")),
-    "code": ("a file of your own", ("reward.file", "env.file")),
+    "code": ("a file of your own", ("reward.file", "env.file", "rubric.path")),
 }
 EXAMPLES = "examples"  # the digest of the worked examples in every prompt, for evaluations
 TOKENIZER = "tokenizer"  # folder with a copy of the tokenizer, because the model's files may move
@@ -33,9 +33,12 @@ class OtherInputs(UserError):
     """An input of the run has changed since it began. The workdir is not modified."""
 
 
-def claim(workdir: Path, c: Config, force: bool = False) -> None:
+def claim(workdir: Path, c: Config, force: bool | None = None) -> None:
     """Writes the config into a new workdir. UserError for a workdir with another config, unless `force`; a higher
-    train.steps is allowed. A workdir with results keeps its old config until `write_config`."""
+    train.steps is allowed. A workdir with results keeps its old config until `write_config`.
+
+    `force`: None for a command without --force.
+    """
     path, new = workdir / CONFIG, flatten(c)
     if not path.exists() or not has_results(workdir):
         write_config(workdir, c)
@@ -54,8 +57,8 @@ def claim(workdir: Path, c: Config, force: bool = False) -> None:
         changes = [f"{k} (was {old.get(k, 'absent')!r}, is {new.get(k, 'absent')!r})" for k in names[:5]]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise UserError(
-            f"{workdir} belongs to a run with another config: {', '.join(changes)}{more}; choose another --workdir, or "
-            "continue anyway with --force"
+            f"{workdir} belongs to a run with another config: {', '.join(changes)}{more}; choose another --workdir"
+            + _or_force(force)
         )
     if names:
         say(f"warning: {workdir} resumes with another config (--force): {', '.join(names)}")
@@ -76,19 +79,24 @@ def pinned_date(workdir: Path, date: str) -> str:
     return date or _inputs(workdir).get("date") or datetime.date.today().isoformat()
 
 
-def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool = False) -> None:
-    """Saves the date and the digests of a run's inputs (DEPENDS). OtherInputs if one has changed, unless `force`."""
-    old = _inputs(workdir)
+def keep_inputs(workdir: Path, date: str, digests: dict[str, str], force: bool | None = None) -> None:
+    """Saves the date and the digests of a run's inputs (DEPENDS). OtherInputs if one has changed since the first
+    results, unless `force`, as in `claim`."""
+    old = _inputs(workdir) if has_results(workdir) else {}
     changed = [name for name in DEPENDS if name in digests and old.get(name, digests[name]) != digests[name]]
     if changed and not force:
         description, paths = DEPENDS[changed[0]]
         raise OtherInputs(
-            f"{workdir} began with other {changed[0]}: {description} ({', '.join(paths)}) changed since; restore it, "
-            "choose another --workdir, or resume anyway with --force"
+            f"{workdir} began with other {changed[0]}: {description} ({', '.join(paths)}) changed since; restore it "
+            f"or choose another --workdir{_or_force(force)}"
         )
     if changed:
         say(f"warning: {workdir} resumes with other {changed[0]} (--force)")
     replace(workdir / INPUTS, json.dumps({"date": date, **digests}) + "\n")
+
+
+def _or_force(force: bool | None) -> str:
+    return "" if force is None else ", or continue anyway with --force"
 
 
 def _inputs(workdir: Path) -> dict[str, str]:

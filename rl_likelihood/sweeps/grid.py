@@ -211,6 +211,8 @@ def load(path: str) -> Experiment:
     if not file.is_file():
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
         raise UserError(f"{path} does not exist" + (f"; did you mean {near[0]}?" if near else "; name a sweep's file"))
+    if file.suffix != ".py":
+        raise UserError(f"{path} is no Python file; name a sweep's file")
     root = str(file.parents[1])
     if root not in sys.path:  # sweeps import one another as experiments.NAME, configs as configs.NAME
         sys.path.insert(0, root)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,6 +42,11 @@ def load_comparisons(c: DataConfig) -> tuple[list[Comparison], list[Comparison]]
         if not rows:
             raise UserError(f"data.train_path = {c.train_path!r} leaves no {side} comparisons; give more rows")
     return train, heldout
+
+
+def digest(*sides: Sequence[Comparison]) -> str:
+    """Identifies the comparisons of a run, wherever their file is: ids name it."""
+    return hashlib.sha256(json.dumps([[row[1:] for row in rows] for rows in sides]).encode()).hexdigest()
 
 
 def _of_file(path: str, name: str, skip_bad_rows: bool) -> list[Comparison]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from rl_likelihood.runtime import checkpoint, distributed, run_files
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.runtime.signals import StopRequest
-from rl_likelihood.runtime.workdir import checkpoint_meta
+from rl_likelihood.runtime.workdir import OtherInputs, checkpoint_meta
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import TrainState
 from rl_likelihood.task import Task
@@ -38,6 +39,20 @@ class Session:
     given: Config
     force: bool = False
     upload: Callable[[], None] | None = None
+
+
+@contextlib.contextmanager
+def failure_in_status(writer: MetricsWriter) -> Iterator[None]:
+    """Writes an error of the block into STATUS, unless the block has changed nothing in the workdir."""
+    try:
+        yield
+    except OtherInputs:
+        raise
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        last = checkpoint.latest_step(writer.workdir) or 0
+        writer.status(state, last, " ".join(str(error).split()) or repr(error))
+        raise
 
 
 @dataclasses.dataclass(frozen=True)

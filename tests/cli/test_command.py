@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
-from rl_likelihood.cli.command import in_order
+from rl_likelihood.cli.command import explained, in_order, refuse_address
+from rl_likelihood.shapes import UserError
 from tests.commands import run_each
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +87,24 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(tmp_path):
         (line,) = done.stderr.strip().splitlines()
         assert line.startswith("error: ") and [word for word in words if word not in line] == [], (done.args, line)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [("lr=", "--lr is ''; it must be a number"), ("n=1.5", "--n is '1.5'; it must be a whole number")]
+    + [("force=maybe", "--force is 'maybe'; it must be true or false"), ("n=-1", "flag --n=-1: -1 is not")],
+)
+def test_a_value_of_another_kind_is_refused_in_words(value, words):
+    own = flags.FlagValues()
+    flags.DEFINE_float("lr", 1.0, "", flag_values=own)
+    flags.DEFINE_integer("n", 1, "", flag_values=own, lower_bound=1)
+    flags.DEFINE_bool("force", False, "", flag_values=own)
+    with pytest.raises(flags.Error) as error:
+        own(["train", f"--{value}"])
+    assert explained(error.value, []).startswith(words)
+
+
+def test_a_folder_that_cannot_be_opened_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--workdir is .*too long"):
+        refuse_address("--workdir", str(tmp_path / ("a" * 300)))
+    refuse_address("--workdir", str(tmp_path / "new"))

@@ -67,6 +67,10 @@ def test_long_rows_are_left_out_and_named_when_that_is_wanted(tok, fmt):
         f"both: {full} tokens over prompt.max_prompt = {full - 1} and 20 tokens over prompt.max_answer = 19",
     ]
     assert encode_fitting([], tok[0], cfg, fmt) == ([], [])
+    closed = dataclasses.replace(SUM, id="closed", answer="7</answer>")
+    rows, (said,) = encode_fitting([closed, SUM], tok[0], cfg, fmt)
+    assert [row.example for row in rows] == [SUM] and "row closed contains" in said
+    assert "row closed contains" in refusal(lambda: encode_fitting([closed], tok[0], cfg, fmt))
     assert len(encode_fitting([long, both], tok[0], replace(max_prompt=full, max_answer=20), fmt)[0]) == 2
     said = refusal(lambda: encode_fitting([long, both], tok[0], cfg, fmt))
     for words in ("none of the 2", f"prompt.max_prompt = {full - 1}", "prompt.max_answer = 19"):

@@ -9,7 +9,7 @@ import pytest
 
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.statistics import summary
-from rl_likelihood.report.metric_table import unknown
+from rl_likelihood.report.metric_table import METRICS, unknown
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -320,3 +320,10 @@ def test_conversations_pass_k_times_and_failed_ones_do_not_count():
     left_out = summary([question | {"greedy": failed, "samples": [right, failed, right, failed], "kind": ""}])
     assert left_out["env_reward"] == left_out["sampled_success"] == 1 and left_out["turns"] == 2
     assert "greedy_success" not in left_out and "pass^3" not in left_out and left_out["pass^2"] == 1
+
+
+def test_every_share_of_the_table_has_an_exact_interval_where_it_is_zero():
+    shares = [m.name for m in METRICS.values() if m.file == "eval.jsonl" and m.unit == "%" and m.name[-3:] != "_se"]
+    zero = 0, pytest.approx(1 - 0.025 ** (1 / 24))
+    for name in [*shares, "no_chain/copied"]:
+        assert statistics._exact_interval(name, {name: np.zeros(24)}) == zero, name

@@ -431,3 +431,11 @@ def test_a_step_without_a_number_is_a_gap_and_a_step_between_gaps_a_dot():
     np.testing.assert_array_equal(line.get_ydata(), [1, np.nan, 3, np.nan])
     (dots,) = (line for line in fig.axes[0].lines if line.get_gid() == "alone")
     assert dots.get_xydata().tolist() == [[1, 1], [3, 3]]
+
+
+def test_a_run_that_ended_before_its_last_step_is_finished(tmp_path):
+    with metrics.MetricsWriter(tmp_path, 9) as writer:
+        for stage in ("step 3", "after 3 steps"):
+            writer.eval(3, {"stage": stage})
+        writer.status("done", 3)
+    assert table.final(tmp_path)["stage"] == "after 3 steps"

@@ -1,15 +1,24 @@
 """The files of a workdir on a full disk, and a terminal that lacks characters."""
 
+import dataclasses
 import json
 import os
 import resource
 import subprocess
 import sys
+import types
 
 import pytest
 
-from rl_likelihood.runtime.workdir import INPUTS, keep_inputs
+from rl_likelihood import train
+from rl_likelihood.config import build
+from rl_likelihood.data.byte_tokenizer import BYTES
+from rl_likelihood.report.metrics import MetricsWriter
+from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime.workdir import INPUTS, OtherInputs, keep_inputs
 from rl_likelihood.shapes import UserError
+from rl_likelihood.training.session import Session, failure_in_status
+from tests.runs import small_config
 
 
 def test_a_full_disk_leaves_the_inputs_of_the_run_as_they_were(tmp_path):
@@ -31,3 +40,40 @@ def test_a_character_that_stdout_lacks_is_replaced():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"? ?3\nend\n"), done.stderr.decode()
+
+
+def test_inputs_may_change_until_there_are_results(tmp_path):
+    keep_inputs(tmp_path, "2026-01-02", {"questions": "a"})
+    keep_inputs(tmp_path, "2026-01-02", {"questions": "b"})
+    run_files.append(tmp_path / run_files.METRICS, {"step": 1})
+    with pytest.raises(OtherInputs, match="other questions.*another --workdir$"):
+        keep_inputs(tmp_path, "2026-01-02", {"questions": "a"})
+    with pytest.raises(OtherInputs, match="--force$"):
+        keep_inputs(tmp_path, "2026-01-02", {"questions": "a"}, force=False)
+
+
+@pytest.mark.parametrize(
+    "error, state",
+    [(UserError("no space"), "failed"), (KeyboardInterrupt(), "interrupted"), (OtherInputs(), "running")],
+)
+def test_status_says_how_a_run_ended(tmp_path, error, state):
+    with pytest.raises(type(error)), MetricsWriter(tmp_path, 9) as writer:
+        writer.status("running", 0)
+        with failure_in_status(writer):
+            raise error
+    assert json.loads((tmp_path / run_files.STATUS).read_text())["state"] == state
+
+
+def test_other_rubrics_are_other_inputs(tmp_path):
+    path = tmp_path / "rubrics.jsonl"
+    c = build(small_config())
+    c = dataclasses.replace(c, rubric=dataclasses.replace(c.rubric, path=str(path)))
+    task = types.SimpleNamespace(config=c, train=[], heldout=[], fast=[], model_path=BYTES)
+    session = Session(tmp_path, None, None, c, force=False)
+    path.write_text("a")
+    train.keep_inputs_of_run(task, session)
+    run_files.append(tmp_path / run_files.METRICS, {"step": 1})
+    train.keep_inputs_of_run(task, session)
+    path.write_text("b")
+    with pytest.raises(OtherInputs, match="other code.*rubric.path"):
+        train.keep_inputs_of_run(task, session)

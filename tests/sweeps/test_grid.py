@@ -147,6 +147,8 @@ def test_a_missing_file_is_refused_with_the_nearest(tmp_path):
     write(tmp_path / "experiments" / "cpu_grid.py", "")
     with pytest.raises(UserError, match="did you mean cpu_grid.py"):
         grid.load(str(tmp_path / "experiments" / "cpu_gird.py"))
+    with pytest.raises(UserError, match="no Python file"):
+        grid.load("README.md")
 
 
 # ------------------------------------------------------------------------------------------- histories

@@ -23,14 +23,14 @@ def test_keys_come_from_a_secret_of_the_cluster():
 
 def test_jobset_speaks_of_the_same_slice():
     values = {"IMAGE": "r/i:t", "CLAIM": "disk", "SLICES": "2", "TOPOLOGY": "v5e:4x8", "TPU_NAME": "mine"}
-    text = script("jobset.sh", "python", "-c", 'print("a\\b")', **values).stdout
+    text = script("jobset.sh", "python", "-c", 'print("a\\b")\nx', **values).stdout
     for line in (
         "name: mine",
         "replicas: 2",
         "parallelism: 8",
         "completions: 8",
         "google.com/tpu: 4",
-        "claimName: disk",
+        'claimName: "disk"',
         "gke-tpu-topology: 4x8",
         "gke-tpu-accelerator: tpu-v5-lite-podslice",
         'gke-spot: "true"',
@@ -52,7 +52,7 @@ def test_jobset_speaks_of_the_same_slice():
         "once",
         "python",
         "-c",
-        'print("a\\b")',
+        'print("a\\b")\nx',
     ]
 
 

@@ -71,3 +71,9 @@ def test_a_longer_run_of_the_same_workdir_is_the_longer_run(tmp_path):
     np.testing.assert_array_equal(one["embed"], other["embed"])
     with pytest.raises(UserError, match="train.steps"):
         train.run(build(small_config(train__steps=2, **few)), grown)
+
+
+@pytest.mark.parametrize("state, steps, ended", [("done", 9, True), ("failed", 9, False), ("done", 7, False)])
+def test_a_run_without_progress_stays_ended_without_its_optimizer(tmp_path, monkeypatch, state, steps, ended):
+    monkeypatch.setattr(train, "lost_optimizer", lambda *_: True)
+    assert train.has_ended(tmp_path, 3, 9, {"state": state, "steps": steps}) is ended
