@@ -317,7 +317,7 @@ MUTANTS = [
         f"{BATCHES} -k keys",
     ),
     Mutant("rollouts/batches.py", "v[:, :n] for k, v", "v[:, -n:] for k, v", f"{BATCHES} -k trained_on"),
-    Mutant("sampler/queue.py", "stop + queue.dropped or", "stop or", "sampler/test_queue.py"),
+    Mutant("sampler/queue.py", "return self.dropped > dropped", "return False", "sampler/test_queue.py -k made_up"),
 ]
 
 

@@ -146,7 +146,7 @@ def start_sampler(
     def run() -> None:
         try:
             number = start
-            while number < stop + queue.dropped or queue.wait_for_drop(number - stop):
+            while number < stop or queue.wait_for_drop(number - stop):
                 version, value = weights.wait(number - queue.dropped - max_staleness, take=max_staleness == 0)
                 rollout = produce(number, value, version)
                 del value  # before the learner has the rollout
