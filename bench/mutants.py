@@ -10,7 +10,7 @@ Last measured: 53 of the first 77 were run, and all 53 were killed: all of evalu
 surrogate, the optimizer, disk, checkpoints and the run's data; most of the sampler and of the likelihoods. So were the
 14 of the graders. Not run since the list was made: chains from a second prompt; the step, its rows and measures; the
 table of rewards; the queue; meshes. One needs its own test to be seen: dense attention always hides the sampled answer
-from the reference, so `two_branches=False` changes nothing on a CPU; a test that interprets the TPU's kernel fails on it.
+from the reference, so `two_branches=False` changes nothing on a CPU; a test of the kernel of TPUs fails on it.
 """
 
 from __future__ import annotations
