@@ -6,8 +6,8 @@ Mutants are applied one at a time in a temporary copy of the repository, where t
 fails. A mutant that survives is a missing test, or a change without effect: explain it, or add the test. A mutant whose
 old text is not exactly once in its file is an error: the list must follow the code.
 
-Last measured: all of the first 77, some of them against earlier code, and all were killed; so were the 14 of the graders.
-One needs its own test to be seen: dense attention always hides the sampled answer from the reference, so
+Last measured: all of the first 77, some of them against earlier code, and all were killed; so were the 14 of the
+graders. One needs its own test to be seen: dense attention always hides the sampled answer from the reference, so
 `two_branches=False` changes nothing on a CPU; a test of the kernel of TPUs fails on it.
 """
 
