@@ -7,10 +7,10 @@ fails. A mutant that survives is a missing test, or a change without effect: exp
 old text is not exactly once in its file is an error: the list must follow the code.
 
 Last measured: 53 of the first 77 were run, and all 53 were killed: all of evaluation, rollouts, the model, the
-surrogate, the optimizer, disk, checkpoints and the run's data; most of the sampler and of the likelihoods. So were the
-14 of the graders. Not run since the list was made: chains from a second prompt; the step, its rows and measures; the
-table of rewards; the queue; meshes. One needs its own test to be seen: dense attention always hides the sampled answer
-from the reference, so `two_branches=False` changes nothing on a CPU; a test of the kernel of TPUs fails on it.
+surrogate, the optimizer, disk, checkpoints and the run's data; most of the sampler and of the likelihoods. The 14 of
+the graders were run and killed too. Not run since the list was made: chains from a second prompt; the step, its rows
+and measures; the table of rewards; the queue; meshes. `two_branches=False` changes nothing on a CPU, because dense
+attention always hides the sampled answer from the reference. Only a test of the TPU's kernel fails on it.
 """
 
 from __future__ import annotations
@@ -333,7 +333,7 @@ def copied(folder: Path) -> None:
 
 
 def outcome(mutant: Mutant, folder: Path, timeout: float) -> str:
-    """Whether some test fails on the mutant. A run out of time says nothing: the machine may be busy."""
+    """killed if a test fails on the mutant, else SURVIVED. NO END: time ran out; perhaps the machine was busy."""
     file = folder / "rl_likelihood" / mutant.file
     text = file.read_text()
     if text.count(mutant.old) != 1:
@@ -342,7 +342,7 @@ def outcome(mutant: Mutant, folder: Path, timeout: float) -> str:
     tests, _, only = mutant.tests.partition(" -k ")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
     command += [f"tests/{name}" for name in tests.split()] + (["-k", only.strip("'")] if only else [])
-    # Programs that a mutant does not change are compiled once for all.
+    # Programs that mutants do not change are compiled only once.
     environment = os.environ | {"PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     try:
         run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=timeout)
