@@ -35,13 +35,13 @@ def right(dataset: str, items: list, i: int, answer: str) -> bool:
         raise _Late
 
     signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, 3.0)  # of CPU time: the machine may be busy
+    signal.setitimer(signal.ITIMER_PROF, 3.0)  # of CPU time, because the machine may be busy
     try:
         try:
             return gym.gym_match(gym.pack(dataset, {}, items[i]), answer) is True
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-    except _Late:  # also one that comes in `finally`
+    except _Late:  # it may also be raised in `finally`
         return False
 
 

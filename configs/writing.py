@@ -11,9 +11,10 @@ side of a split. next_passage: the prompt is the last 300 words, the answer the 
 verse: a poem of 8 + 6 lines, a sonnet; --config.data.documents.shown and asked say other forms. The system prompts are
 the files configs/prompts/next_passage.txt and verse.txt.
 
-Rewards (docs/writing.md): --config.preset=vr_cli, dro (r3) or nrt, or the argument reward, as avg_log_prob. With a
-judge, a model or an address (then also --config.judge.name), reward=pairwise compares the texts of a group, and
-reward=rubric reads criteria from the file `rubrics`, which python -m rl_likelihood.rubrics --make writes:
+Rewards (docs/writing.md): --config.preset=vr_cli, dro (r3) or nrt, or the argument reward, as avg_log_prob. Two
+rewards need the argument judge: a model, or an address (then also set --config.judge.name). reward=pairwise compares
+the texts of a group. reward=rubric reads criteria from the file `rubrics`, which python -m rl_likelihood.rubrics --make
+writes. For example:
 
     python -m rl_likelihood.train --config=configs/writing.py:data=texts/,reward=pairwise,judge=http://HOST:PORT/v1 \
         --config.judge.name=MODEL --workdir=runs/pairwise

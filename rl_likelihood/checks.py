@@ -214,7 +214,7 @@ def validate_loss(c: Config) -> None:
     if c.loss.format_term and c.reward.truncated == "drop":
         raise UserError(
             f"loss.format_term is {c.loss.format_term}, which trains chains with forced tags, but reward.truncated is "
-            "'drop', which drops them; set one of them otherwise"
+            "'drop', which drops these chains; set loss.format_term=0 or another reward.truncated"
         )
     if c.loss.kl == "none" and c.loss.kl_coef:
         raise UserError(f"loss.kl_coef is {c.loss.kl_coef} but loss.kl is 'none'; choose k2, k3 or reward_k1")
@@ -259,7 +259,7 @@ def validate_reward(c: Config) -> None:
         )
     if c.reads_alternatives and c.model.attention == "splash":
         raise UserError(
-            "model.attention is 'splash', which knows one reference answer, but reward.name has log_prob_any; "
+            f"model.attention is 'splash', which supports one reference answer, but reward.name is {name!r}; "
             "set it to dense"
         )
     validate_token_weights(c)
@@ -278,12 +278,12 @@ def validate_reward(c: Config) -> None:
 
 
 def validate_filter(c: Config) -> None:
-    """Refuse filters that would leave out every group or none, and what does not go with fresh prompts."""
+    """Refuse filters that would leave out every group or none, and settings that do not work with fresh prompts."""
     f, r = c.filter, c.reward
     if f.mode != "none" and not any(t.weight for t in r.terms):
         raise UserError(
-            f"filter.mode is {f.mode!r}, which compares the rewards of a group, but reward.name is {r.name!r}; set it "
-            "to none"
+            f"filter.mode is {f.mode!r}, which compares the rewards of a group, but reward.name is {r.name!r}; set "
+            "filter.mode=none"
         )
     if f.mode in ("std_below", "token_spread") and not f.threshold:
         raise UserError(
@@ -292,7 +292,7 @@ def validate_filter(c: Config) -> None:
     stale = c.sampler.max_staleness
     if f.resample and (f.mode == "none" or stale):
         why = f"sampler.max_staleness is {stale}" if stale else "filter.mode is 'none'"
-        raise UserError(f"filter.resample is {f.resample}, but {why}; set filter.resample=0 or change that")
+        raise UserError(f"filter.resample is {f.resample}, but {why}; set filter.resample=0 or change the other field")
 
 
 def validate_token_weights(c: Config) -> None:
@@ -344,11 +344,11 @@ def validate_judge(c: Config) -> None:
         raise UserError(f"reward.name has {judged[0]!r}, but judge.model is empty; name the model that judges")
     if j.model and not judged:
         raise UserError(
-            f"judge.model is {j.model!r}, but no term of reward.name = {reward.name!r} uses it; add judge, rubric or "
-            "reward_model to the reward, or leave judge.model empty"
+            f"judge.model is {j.model!r}, but no term of reward.name = {reward.name!r} uses it; add a term such as "
+            "judge or reward_model to the reward, or leave judge.model empty"
         )
     if j.remote and judged[0] in ("reward_model", "similar_share"):
-        raise UserError(f"judge.model is {j.model!r}, a server, without weights for {judged[0]}; set reward.name=judge")
+        raise UserError(f"judge.model is {j.model!r}, a server, but {judged[0]} needs weights; set reward.name=judge")
     combined = judged and judged[0] in ("rubric", "pairwise", "similar_share")
     if combined and (j.where == "step" or j.model == "initial"):
         raise UserError(

@@ -137,7 +137,7 @@ def check_workdir(workdir: Path, c: Config) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of a run, or gs://BUCKET/RUN; without it, the untrained model")
+    flags.DEFINE_string("workdir", None, "folder of a run, or gs://BUCKET/RUN; without it, the config's model")
     flags.DEFINE_integer("step", None, "which checkpoint; the newest by default")
     flags.DEFINE_bool("json", False, "print one JSON object even on a terminal; elsewhere it is always printed")
     flags.DEFINE_string("out", None, "folder for eval.jsonl and the records; the workdir by default")

@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def write(workdir: Path, out: Path) -> None:
-    """Exports the run in `workdir` to `out`, by the flags."""
+    """Exports the run in `workdir` to `out`, as the flags say."""
     flag = flags.FLAGS
     refuse_workdir(out, workdir, checkpoint.describe(workdir)[2])
     if not flag.force:
@@ -175,8 +175,8 @@ def run_id(workdir: Path) -> str:
 
 
 def refuse_workdir(out: Path, workdir: Path, model_path: str) -> None:
-    """UserError where the folder is a run's, in whose config.json a model's would be written, or that of the run's
-    first model."""
+    """UserError if `out` is a run's folder, whose config.json a model's would replace, or the folder of the model that
+    the run started from."""
     if out.resolve() == Path(model_path).resolve():
         raise UserError(f"--out={out} is the folder that the run started from; choose another")
     if (out / checkpoint.FOLDER).is_dir():

@@ -15,7 +15,7 @@ from rl_likelihood.shapes import UserError
 AXES = ("data", "fsdp", "tensor")
 WITH_CONTEXT = ("data", "fsdp", "context", "tensor")  # the learner's mesh, if mesh.context is above 1
 
-# Logical axis of a parameter or batch array -> mesh axes, as far as the mesh has them. Names not listed are replicated.
+# Logical axis of a parameter or batch array -> mesh axes, if the mesh has them. Names not listed are replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "prompts": ("data", "fsdp"),
     "data": ("data",),  # with "rows": prompts over data and their rows over fsdp, if there are few prompts
@@ -164,7 +164,7 @@ def context_shards() -> int:
 def split_tokens(x: jax.Array, split: bool = True) -> jax.Array:
     """Splits an array of tokens [P, G, T, ...] over context, or gathers it, if context is on the mesh in use.
 
-    A T that does not divide is not split; `rows.row_stats` pads its rows so that they do.
+    If context does not divide T, nothing is split; `rows.row_stats` pads its rows so that it does.
     """
     if context_shards() == 1:
         return x

@@ -3,7 +3,7 @@
 A preset sets what defines its method: reward, shaping, advantage, loss, filter, group size and temperature. Model,
 data, lengths, batch and learning rate are up to the experiment; the comments give the papers' values. "Inferred" marks
 a value that a paper does not state. The presets dapo and rlpr replace the groups that their filter refuses by
-fresh prompts, in at most ten batches a step.
+groups of fresh prompts. A step samples at most ten batches.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     },
     # Yu et al. 2506.18254: G 8, 768 prompts, lr 1e-6, 3072 tokens, baseline of the initial policy, filter beta 0.5
     # (Qwen; 0.9 for Llama, 1.0 for Gemma). `format` is stricter than theirs: no text is allowed around the two blocks.
-    # Refused groups are replaced; that ten batches are enough is inferred.
+    # Refused groups are replaced; the limit of ten batches is inferred.
     "rlpr": {
         "prompt.score_delims": "none",  # both scores of the difference cover the answer alone
         "reward.name": "0.9*rlpr + 0.1*format + repetition",
@@ -255,13 +255,13 @@ _METHODS: dict[str, dict[str, Any]] = {
         "loss.advantage": "loo",
         "loss.aggregation": "seq_sum",
     },
-    # 2506.13351: G 16, lr 1e-6, KL 0.001. Its w and the threshold of its filter are not stated. Without its factor for
-    # the length of a sampled answer.
+    # 2506.13351: G 16, lr 1e-6, KL 0.001. Its w and the threshold of its filter are not stated. Its factor for
+    # the length of a sampled answer is left out.
     "dro": {**_GRPO, "reward.name": "r3", "loss.span": "chain", "sampler.group_size": 16},
     # Prabhudesai et al. 2505.22660: minus the mean entropy of the response's tokens, by GRPO. KL as grpo's (inferred).
     "rent": {**_GRPO, "reward.name": "token_entropy"},
-    # Zhang et al. 2504.05812: the share of the group in the same cluster, by GRPO; clusters are equal answers, as for
-    # mathematics (reward.name=similar_share: similar ones). KL as grpo's (inferred).
+    # Zhang et al. 2504.05812: the share of the group in the same cluster, by GRPO; a cluster is equal answers, as for
+    # mathematics (with reward.name=similar_share, similar ones). KL as grpo's (inferred).
     "empo": {**_GRPO, "reward.name": "vote_share"},
     # 2603.10624: by GRPO; clip and KL as grpo's are inferred.
     "cer": {**_GRPO, "reward.name": "cer"},

@@ -63,7 +63,7 @@ def make(c: Config, workdir: Path) -> dict[str, Any]:
 
 def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     """Judges answers of the config's model, and writes the criteria that separate answers."""
-    c = dataclasses.replace(c, rubric=dataclasses.replace(c.rubric, aggregate="signed"))  # of the file's criteria alone
+    c = dataclasses.replace(c, rubric=dataclasses.replace(c.rubric, aggregate="signed"))  # only the file's criteria
     asked_judge.refuse_judge(c, workdir)
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)

@@ -61,9 +61,9 @@ class ModelSettings:
 class MeshSettings:
     """The learner's devices = data x fsdp x context x tensor."""
 
-    data: int = field(0, "copies, the only axis across TPU slices; 0: the devices that the others leave", least=0)
-    fsdp: int = field(0, "devices that parameters are split over; 0: those that the others leave", least=0)
-    context: int = field(1, "devices of one host that the tokens of each chain are split over, for long ones", least=1)
+    data: int = field(0, "copies, the only axis across TPU slices; 0: the devices that the other axes leave", least=0)
+    fsdp: int = field(0, "devices that parameters are split over; 0: those that the other axes leave", least=0)
+    context: int = field(1, "devices of one host that the tokens of a chain are split over, for long chains", least=1)
     tensor: int = field(1, "devices of one host that heads, MLP and vocabulary are split over", least=1)
 
 
@@ -167,14 +167,14 @@ class JudgeSettings:
         "split over its mesh, for a judge that one device cannot hold",
     )
     name: str = field("", "the model's name on that server")
-    task: str = field("", "what the judge, or a rubric's writer, reads before each question, if it must know the task")
+    task: str = field("", "explains the task to the judge, or to a rubric's writer; it reads this before each question")
     template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
     max_prompt: int = field(512, "maximum tokens of a question in the judge's template", least=1)
     max_row: int = field(256, "maximum tokens of an answer in the template; longer answers are cut", least=8)
     normalise: Literal["none", "whiten"] = field(
         "none", "whiten: divide a reward model's scores by their spread on its held-out questions"
     )
-    cosine: float = field(0.9, "similar_share: answers whose vectors have at least this cosine", least=-1, most=1)
+    cosine: float = field(0.9, "similar_share: the smallest cosine of two similar answers' vectors", least=-1, most=1)
     key_variable: str = field("JUDGE_API_KEY", "environment variable with the server's key")
     concurrency: int = field(16, "requests to a server at the same time", least=1, most=1024)
     timeout: float = field(60.0, "time limit in seconds for one reply of a server", above=0)

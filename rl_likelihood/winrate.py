@@ -142,7 +142,7 @@ def define_flags() -> None:
     flags.DEFINE_string("b", None, "what it is compared with")
     flags.DEFINE_string("judge", None, "a model's name, folder or file, a reward model's workdir, or an address")
     flags.DEFINE_string("judge_name", "", "the model's name at the judge's address")
-    flags.DEFINE_string("task", "", "what the judge reads before each question, if it must know the task")
+    flags.DEFINE_string("task", "", "a text that explains the task, which the judge reads before each question")
     flags.DEFINE_integer("max_calls", 0, "maximum calls to the judge's address; 0: no limit", lower_bound=0)
     flags.DEFINE_string("cache", "winrate.sqlite", "file that stores an address's verdicts; empty: none")
     flags.DEFINE_string("template", "model", "the judge's chat template: its own (model), or plain")

@@ -1,4 +1,4 @@
-"""Command lines of one main, each in a process of its own, with one import for all."""
+"""Runs several command lines of one main, each in its own process, after one import."""
 
 import json
 import os

@@ -99,8 +99,8 @@ def test_a_local_model_writes_and_makes_vectors(tmp_path):
 
 
 def test_criteria_that_all_or_no_answers_meet_are_left_out(tmp_path):
-    """By a judge of keywords: every answer has the empty text in it, none has a zebra. The criterion that a checklist
-    adds to all questions is not of the file."""
+    """With a judge of keywords: every answer contains the empty text, and none contains a zebra. The criterion that a
+    checklist adds to all questions is not in the file."""
     limits = {"rubric__low": 0.3, "rubric__high": 0.8, "rubric__aggregate": "checklist"}
     with serving(by_keyword) as (url, _):
         c = config(url, tmp_path / "r.jsonl", data__train_size=5, rubric__rollouts=3, **limits)

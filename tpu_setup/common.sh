@@ -31,11 +31,11 @@ refuse() {
   exit 2
 }
 
-for name in DRY_RUN QUEUED LOCAL RESTART; do # DRY_RUN=true must not do it for real
+for name in DRY_RUN QUEUED LOCAL RESTART; do # DRY_RUN=true must not run the commands
   [[ "${!name:-0}" =~ ^[01]$ ]] || refuse "$name is '${!name}'; it must be 0 or 1"
 done
 [[ "$TPU_NAME" =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
-  refuse "TPU_NAME is '$TPU_NAME'; it must be small letters, digits and -, from a letter"
+  refuse "TPU_NAME is '$TPU_NAME'; it must be lower-case letters, digits and -, and begin with a letter"
 [[ "$RUN_NAME" =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] ||
   refuse "RUN_NAME is '$RUN_NAME'; it must be letters, digits, _, - and ."
 
@@ -46,9 +46,9 @@ need() {
   ((${#missing[@]} == 0)) || refuse "not set: ${missing[*]}; for example $1=... ${0##*/} (tpu_setup/common.sh lists all)"
 }
 
-SHARE="" # jobset.sh has one
+SHARE="" # jobset.sh sets it
 
-# A run's folder is a folder: a bucket must be mounted. Where SHARE is set, it is below that.
+# A workdir must be a folder, so a bucket must be mounted. If SHARE is set, the workdir must be below it.
 need_folders() {
   local word before="" folder
   for word in "$@"; do
@@ -56,7 +56,7 @@ need_folders() {
       folder="${BASH_REMATCH[2]}"
       [[ ! "$folder" =~ ^[a-z0-9]+:// ]] ||
         refuse "$word is no folder; mount it (a bucket with gcsfuse) on all workers and give that path"
-      [[ "$folder" == "${SHARE:+$SHARE/}"* ]] || refuse "$word ends with its pod; give a folder below $SHARE"
+      [[ "$folder" == "${SHARE:+$SHARE/}"* ]] || refuse "$word would be lost with its pod; give a folder below $SHARE"
     fi
     before=""
     [[ ! "$word" =~ ^--(workdir|root|out)$ ]] || before="$word"

@@ -4,8 +4,9 @@
 #   worker.sh run NAME COMMAND   start COMMAND under NAME, or follow it if it runs already; its exit code at the end
 #   worker.sh restart NAME COMMAND   the same, but end first what runs under NAME
 #   worker.sh stop [NAME]        ask it, or all that run, to stop (they save), then make them
-#   worker.sh once COMMAND       COMMAND, in the folder we are in; its exit code, but 143 if it is a training run that
-#                                (or a reward model's) ended with 0 before it was done: asked to stop it saves, and only its STATUS says more
+#   worker.sh once COMMAND       COMMAND, in the folder we are in; its exit code, but 143 if it is a training run (also a
+#                                reward model's) that ended with 0 before it was done. A run that is asked to stop saves
+#                                and ends with 0; only its STATUS says that it is not done.
 # A command outlives the connection that started it.
 set -euo pipefail
 

@@ -188,7 +188,7 @@ def refuse_address(name: str, value: str) -> None:
         raise UserError(f"{name} is {value}, which is no folder; mount it (a bucket with gcsfuse) and give that path")
     try:
         Path(value).exists()
-    except OSError as e:  # a name that is too long, a folder that may not be entered
+    except OSError as e:  # such as a name that is too long, or a folder without permission
         raise UserError(f"{name} is {value}, which cannot be opened ({e.strerror}); choose another folder") from None
 
 

@@ -1,4 +1,4 @@
-"""Encodes the other answers of rows: answers that are as good as the reference, or wrong ones."""
+"""Encodes the other answers of rows: answers that are as good as the reference, or wrong answers."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def with_alternatives(
 
 
 def _alternatives(example: Example, field: str) -> list[Example]:
-    """One copy of the example for each distinct other answer, which takes the place of its answer."""
+    """One copy of the example for each distinct other answer, with that answer as its own."""
     texts = dict.fromkeys(json.loads(example.check or "{}").get(field, []))
     return [dataclasses.replace(example, answer=text) for text in texts if text != example.answer]

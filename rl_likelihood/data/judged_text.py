@@ -37,7 +37,7 @@ class Form(NamedTuple):
     words: tuple[str, ...] = ()
 
     def after(self, task: str) -> Form:
-        """The form with `task` before it, which says what all questions have in common."""
+        """The form with `task` before it: a text that explains the task of all questions."""
         return self._replace(ask=f"{task}\n\n{self.ask}") if task and self.ask else self
 
 
@@ -115,8 +115,8 @@ def cleaned(answer: str | None) -> str:
 
 
 def filled(form: Form, question: str, answers: Sequence[str | None]) -> str:
-    """The user's message to a judge, as text. Its server would read the markup <|...|> of an answer as markup, so a
-    space breaks it."""
+    """The user's message to a judge on a server, as text. A space is put into an answer's <|...|>, because the server
+    would read it as markup."""
     parts = [form.pieces[0]]
     for answer, piece in zip(answers, form.pieces[1:], strict=True):
         parts += [cleaned(answer).replace("<|", "< |").replace("|>", "| >"), piece]

@@ -100,7 +100,7 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
             return f"an answer of field {ALTERNATIVES!r} {problem}"
     rejected = row.get(REJECTED)
     if isinstance(rejected, list) and not any(_problem(value, True) for value in rejected):
-        check[REJECTED] = rejected  # for option_prob; other values of the field are of other uses
+        check[REJECTED] = rejected  # for option_prob; other values of this field have other uses
     messages = messages if len(messages) > 1 else ()
     return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages, json.dumps(check) if check else "")
 
@@ -139,7 +139,7 @@ def _missing(record: dict[str, Any], columns: Columns, column: str) -> str:
     if rows:
         return f"field {rows[0]!r} holds the rows; write that list alone into a file"
     if record and all(field.isdigit() for field in record):  # as pandas writes by default
-        return "the file is written by columns; write JSON lines with df.to_json(..., orient='records', lines=True)"
+        return "the file is one object of columns; write JSON lines with df.to_json(..., orient='records', lines=True)"
     fields = ", ".join([field for field, value in record.items() if value is not None][:8]) or "no field"
     return (
         f"field {name!r} is missing (the row has {fields}); "

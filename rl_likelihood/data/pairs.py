@@ -69,7 +69,7 @@ def of_record(record: Any, where: str) -> Comparison:
 
 
 def _implicit(chosen: Any, where: str) -> str:
-    """The question of a comparison without a prompt: what stands before the last message of the chosen conversation."""
+    """The question of a comparison without a prompt: the chosen conversation without its last message."""
     if not isinstance(chosen, list):
         raise UserError(f"{where}: field 'prompt' is missing; write it, or conversations in chosen and rejected")
     return _question(chosen[:-1], f"{where}: field 'chosen'")

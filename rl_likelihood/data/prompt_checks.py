@@ -33,8 +33,8 @@ def refuse_token_across_seam(name: str, vocab_bytes: tuple[bytes, ...], answer_o
 
 
 def problems(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig) -> list[str]:
-    """What is wrong with each row, or "": an empty answer, a control token, or an answer or chain with a tag that ends
-    it."""
+    """What is wrong with each row, or "". Wrong are an empty answer, a control token, and a tag that ends the answer or
+    chain that contains it."""
     control = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
     markup = re.compile("|".join(map(re.escape, control)) or r"(?!)")
 

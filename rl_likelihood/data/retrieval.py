@@ -29,7 +29,7 @@ class Store:
         self._words, self._embed, self._where = "bm25" in by, embed if by != "bm25" else None, where
         self._vectors: list[np.ndarray] = []
         self._index: Index | None = None
-        self._lexical: Any = None  # of bm25s
+        self._lexical: Any = None  # the index of bm25s
 
     def add(self, texts: Sequence[str]) -> None:
         """Adds texts. Their numbers continue those of the texts before."""

@@ -60,7 +60,7 @@ def run_solution(*given):
 """
 
 
-# What pickle.dumps writes around one text. Nothing is unpickled: the text is read from the list of operations.
+# The operations that pickle.dumps writes for one text. Nothing is unpickled: the text is read from the operations.
 _TEXT = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _AROUND = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
 

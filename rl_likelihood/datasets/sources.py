@@ -161,12 +161,12 @@ def _own_examples(path: str, cfg: DataConfig, most: int) -> Shots:
 
 
 def describe(cfg: DataConfig, train: Sequence, heldout: Sequence, report: LoadReport, unfit: Sequence[str] = ()) -> str:
-    """The data line of the start message. `unfit`: in words, the training rows that are not in `train`."""
+    """The data line of the start message. `unfit`: descriptions of the training rows that are not in `train`."""
     name = ", ".join(cfg.tasks) if cfg.source == "reasoning_gym" else Path(cfg.train_path).name
     first = f" ({'; '.join(report.removed[:5])}{'; ...' if len(report.removed) > 5 else ''})" if report.removed else ""
     repeated = report.duplicates + report.overlap_removed
     parts = [f"{repeated:,} that repeat others or ask held-out or worked questions{first}"] if repeated else []
-    parts += [named(rows, what) for rows, what in ((report.bad_rows, "bad row"), (unfit, "unfit row")) if rows]
+    parts += [named(rows, what) for rows, what in ((report.bad_rows, "bad row"), (unfit, "unusable row")) if rows]
     removed = f"; removed {', '.join(parts)}" if parts else ""
     other = [] if cfg.source in ("reasoning_gym", "prepared") else files.unread(cfg.train_path)
     removed += f"; not read: {', '.join(other[:5])} (only JSON, JSON lines, parquet)" if other else ""

@@ -1,4 +1,4 @@
-"""Tool calls out of a model's text, in its own format; and the replies to them.
+"""Tool calls in a model's text, in the model's own format, and the replies to them.
 
     hermes   <tool_call>{"name": "reboot_device", "arguments": {}}</tool_call>      Qwen, SmolLM, Hermes
     llama3   {"name": "reboot_device", "parameters": {}}                            Llama 3, after <|python_tag|> or not

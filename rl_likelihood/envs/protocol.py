@@ -58,7 +58,7 @@ def problem_of(value: Any, kind: type) -> str:
         texts += [text for _, text in some]
     else:
         if value.end not in ENDS or not isinstance(value.bad, list | tuple):
-            return f"Reply has end={value.end!r} and bad={value.bad!r}; docs/tools.md says what they may be"
+            return f"Reply has end={value.end!r} and bad={value.bad!r}; docs/tools.md lists what they may be"
         if not isinstance(value.calls, Integral) or not 0 <= value.calls < 2**31:
             return f"Reply has calls={value.calls!r}; give the number of calls"
         texts.append(value.text)
@@ -68,7 +68,7 @@ def problem_of(value: Any, kind: type) -> str:
         try:
             text.encode()
         except UnicodeEncodeError:
-            return f"half of a surrogate pair in its {name}, which is not text"
+            return f"its {name} has half of a surrogate pair, which is not text"
     return ""
 
 

@@ -38,7 +38,7 @@ Record = Mapping[str, Any]
 Columns = dict[str, np.ndarray]  # name -> [n], NaN where a question has no value
 
 RESAMPLES = 2000
-SHARES = tuple(  # metrics that begin so, and the same without a chain: those in % of report/metrics.csv
+SHARES = tuple(  # beginnings of the names of shares, with and without a chain: those in % in report/metrics.csv
     """greedy_success sampled_success pass@ pass^ majority@ greedy_truncated truncated chain_helps done transfer
     out_of_turns no_call answered copied verse_lines verse_rhymes""".split()
 )

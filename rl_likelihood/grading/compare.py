@@ -266,9 +266,9 @@ def plain(words: str) -> str:
 
 
 def _measured(node: Node, other: Node, is_reference: bool = False) -> Node:
-    """10 m^2 beside a formula with symbols is one; beside all else it is a number with its unit.
+    """Reads 10 m^2 as a formula if the other side has symbols, else as a number with a unit.
 
-    A reference of a number and one letter, 10 m, is a product beside a number without a unit.
+    A reference of a number and one letter, such as 10 m, is a product if the other side has no unit.
     """
     if node.kind != "measure":
         return node

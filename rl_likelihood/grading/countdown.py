@@ -16,8 +16,7 @@ def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
     """(exact value, the integers written, in order) of an expression; None if it is not one or divides by zero.
 
     An expression is made of non-negative integers, + - * / (or their typographic signs) with the usual precedence,
-    signs, ( ) and white space.
-    Not known, so None: decimals, powers, //, an equals sign, a product without its *.
+    signs, ( ) and white space. Not known, so None: decimals, powers, //, an equals sign, a product without its *.
     """
     text = text.strip().translate(_SIGNS)
     if len(text) > _LONGEST:

@@ -28,7 +28,7 @@ from rl_likelihood.grading.text import exact_match, multiple_choice, numeric_mat
 if TYPE_CHECKING:  # workers import this module, and shapes imports jax
     from rl_likelihood.shapes import Example, Tags
 
-VERSION = 6  # of the rules: kept evaluation records of an older one are graded anew
+VERSION = 6  # of the rules: evaluation records of an older version are graded again
 
 # Also what other packages ask of a text by itself.
 __all__ = ["GRADERS", "Grader", "countdown_outcome", "exact_match", "extract_answer", "parse_number", "reference_of"]

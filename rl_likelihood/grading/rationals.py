@@ -12,8 +12,8 @@ from rl_likelihood.grading.tree import CONSTANTS, Node
 WHOLE_POINTS = range(100, 108)  # where symbols stand for whole numbers, for formulas with factorials
 _BITS = 60_000  # of the largest rational
 _LARGEST_FACTORIAL = 3_000
-# The first points scale all symbols alike. After them each symbol runs through all halves of whole numbers up to 4, in
-# an order of its own: there steps and kinks are.
+# At each of the first points, all symbols have the same scale. At the later points, each symbol takes every multiple of
+# 1/2 from -4 to 4, in an order of its own, because floor, ceiling and absolute values change there.
 _SCALES = tuple(map(Fraction, ("1", "-1", "1", "1/11", "1009", "-211")))
 KINK_POINTS = range(len(_SCALES) + 17)
 
@@ -28,13 +28,13 @@ class Undefined(Exception):
 
 @functools.lru_cache(maxsize=1024)
 def _halves(name: str) -> list[Fraction]:
-    """-4, -7/2, ..., 4 in an order of the symbol's own."""
+    """-4, -7/2, ..., 4 in an order that depends on the symbol."""
     order = sorted(range(-8, 9), key=lambda n: hashlib.sha256(f"{n} {name}".encode()).digest())
     return [Fraction(n, 2) for n in order]
 
 
 def _point(name: str, k: int) -> Fraction:
-    """What a symbol stands for at point k: positive, negative, small, of any sign and size, a whole number."""
+    """The value of a symbol at point k. Among the points are positive, negative, small, large and whole numbers."""
     if k in KINK_POINTS[len(_SCALES) :]:
         return _halves(name)[k - len(_SCALES)]
     digest = hashlib.sha256(f"{k} {name}".encode()).digest()

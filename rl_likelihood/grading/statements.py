@@ -35,7 +35,7 @@ def _equation(node: Node) -> bool:
 
 
 def _is_clock(text: str) -> bool:
-    """Is this a time of the day: 5:30, 5:07, 5:12 p.m.? 2:3 is a ratio, and so is 5:12, in lowest terms and alone."""
+    """Is this a time of the day: 5:30, 5:07, 5:12 p.m.? 2:3 is a ratio, and so is 5:12, which is in lowest terms."""
     time = _CLOCK.match(text)
     if time is None or time.end() < len(text):
         return time is not None

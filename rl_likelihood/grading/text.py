@@ -137,7 +137,7 @@ _RIGHT = re.compile(
     r"(?![0-9a-z])",
     re.ASCII,
 )
-# After "the answer is B": one sentence, in which no other statement can hide.
+# What may follow "the answer is B": one sentence, without words that could name or deny an option.
 _REASON = re.compile(
     rf",?\s+(?:because|since)(?:(?!\b(?:{_KIND}|right|correct|true|false|wrong|not|actually|choose|select|pick)\b)[^.!?;:])+"
 )
@@ -154,8 +154,8 @@ def choice(text: str, own: str = "", numbered: bool = False) -> int | None:
 
     Known: B, b, (B), [B], B., **B**, \text{B}, option 2, choice B, "B"; that it is right after it, "the (correct)
     answer is", "it must be", "I choose", "clearly" before it; several of these, of one option. `own` is the option's
-    text, which may follow its name: B. Text. `numbered`: options have numbers, so a bare 2 names one. A reason counts
-    after "the answer is B" only.
+    text, which may follow its name: B. Text. `numbered`: options have numbers, so a bare 2 names one. A reason may
+    follow "the answer is B" only.
     Not a choice: any other text around the name, for it may say that the option is wrong.
     """
     head, at, named = _head(text), 0, set()

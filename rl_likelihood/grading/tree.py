@@ -71,9 +71,9 @@ def over(above: Node, below: Node) -> Node:
 
 
 def in_degrees(node: Node, mixed: bool) -> Node | None:
-    """The number of degrees of an angle, None of what is none: 180/3 of a third of 180 degrees.
+    """The number of degrees of an angle, such as 180/3 for a third of 180 degrees. None if the node is no angle.
 
-    `mixed`: terms of a sum without a unit are degrees as well: 180 degrees - x.
+    `mixed`: terms of a sum that have no unit are degrees too, such as x in 180 degrees - x.
     """
     if node.kind == "deg" or (node.kind == "unit" and node.parts[1] == "degree"):
         return node.parts[0]

@@ -82,7 +82,7 @@ def canonical(words: str) -> Measure:
 
 
 def _is_short(unit: str) -> bool:
-    """A symbol of a unit, such as kg, and no word."""
+    """Whether it is the short symbol of a unit, such as kg, and not a word."""
     return unit in _CANONICAL and len(unit) < 3
 
 

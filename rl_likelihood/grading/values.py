@@ -196,7 +196,7 @@ def same_value(a: Node, b: Node) -> bool:
 
 
 def _points(a: Node, b: Node) -> range:
-    """Where two formulas are compared: at one place without symbols, at many with steps or kinks."""
+    """The points where two formulas are compared: one without symbols, more with symbols, most with _KINKS."""
     if _has(a, *_KINKS) or _has(b, *_KINKS):
         return KINK_POINTS
     return range(POINTS if symbols(a) | symbols(b) else 1)
@@ -243,7 +243,7 @@ def _real(value) -> bool:
 
 
 def proportional(a: Node, b: Node) -> bool:
-    """Is one formula the other times a number that is not 0? Of what two equations say is 0."""
+    """Is one formula the other times a number that is not 0? For equations, written as formula = 0."""
     if not symbols(a) or symbols(a) != symbols(b):
         return False
     points = _points(a, b)

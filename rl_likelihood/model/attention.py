@@ -66,7 +66,7 @@ def attention(
         keys, values, mask = prompt
         if mask.ndim > 2:  # a mask for each query
             mask = jnp.broadcast_to(mask[:, :, :, None], (p, g, t, r, mask.shape[-1]))
-        if context_shards() > 1:  # split tokens cannot be merged with rows without moving them
+        if context_shards() > 1:  # merging split tokens with rows would move them between devices
             mask = mask[:, None, None, None] if mask.ndim == 2 else mask.reshape(p, g, 1, t * r, -1)
             top2, total2, out2 = _part(q_own, keys[:, None], values[:, None], mask)
         else:
@@ -151,7 +151,7 @@ def decode_attention(
 
 
 def row_multiple(kind: str) -> int:
-    """Rows of a multiple of so many tokens are split evenly over context, by this kind of attention."""
+    """With this kind of attention, rows whose length is a multiple of this number are split evenly over context."""
     return context_shards() * (splash.LANES if kind == "splash" and context_shards() > 1 else 1)
 
 

@@ -239,7 +239,7 @@ def forward(
     views = functools.partial(_row_views, cfg, prompt_length, in_prompt)
     tables = [*prompt_views(cfg, in_prompt, common), rows and views(rows.segment, layout)]
     of_no_chain = no_chain and views(no_chain[1])
-    if context_shards() > 1:  # split over fsdp alone ("rows"), or each device would look up a part of every token
+    if context_shards() > 1:  # split over fsdp alone ("rows"); otherwise a device has only a part of each vector
         params = params | {"embed": gather_fsdp(params["embed"], ("vocab", "rows"))}
     embedded = functools.partial(embedding, params, cfg)
     enter = _pooled if rows is not None and rows.pooled and row_shards() == 1 else _separate

@@ -143,7 +143,7 @@ def _stats_fwd(hidden, head, targets, scale, parts, size):
 def _stats_bwd(parts, size, saved, grad):
     hidden, head, targets, scale, lse, entropy = saved
     count, block = _blocks(hidden, head, targets, scale, parts, size)
-    lead = (-1,) if context_shards() == 1 else targets.shape  # split tokens cannot be merged without moving them
+    lead = (-1,) if context_shards() == 1 else targets.shape  # merging split tokens would move them between devices
     states, tokens = hidden.reshape(*lead, hidden.shape[-1]), tuple(range(len(lead)))
 
     def over(x):

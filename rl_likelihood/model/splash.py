@@ -91,7 +91,7 @@ def _padded(x: Array, more: int, axis: int) -> Array:
 
 
 def _local(q, own, segment, prompt, two_branches: bool, interpret: bool):
-    """Attention on one device. Fewer queries than keys: those of this device of context."""
+    """Attention on one device. If there are fewer queries than keys, they are this device's part of context."""
     p, g, t, h, d = q.shape
     shards = own[0].shape[3] // t
     two_branches = two_branches and prompt is not None

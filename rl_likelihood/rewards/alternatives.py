@@ -1,4 +1,4 @@
-"""The likelihood of a reference answer beside other answers, where l_ik is the log-prob of answer k after chain i.
+"""The likelihood of a reference answer and other answers, where l_ik is the log-prob of answer k after chain i.
 
 log_prob_any    log sum_k exp(l_ik): any of several right answers. With one answer it is log_prob. Probability that
                 moves from one right answer to another does not change the reward.

@@ -75,7 +75,7 @@ def refuse_judge(c: Config, workdir: Path) -> None:
             endpoint.refuse_unreachable()
     elif j.model not in ("initial", ""):
         reader_of(j.model, form_for(c), j.max_prompt, j.max_row, j.template)
-    elif c.model.path:  # the run's own model; "": the critic of adversarial training
+    elif c.model.path:  # judged by the run's own model, or by the critic of adversarial training
         reader_of(c.model.path, form_for(c), j.max_prompt, j.max_row, c.prompt.template)
 
 
@@ -156,7 +156,7 @@ def close(judge: AnyJudge | None) -> None:
 
 
 def _asked(judge: AnyJudge | None) -> AnyJudge | None:
-    """The judge that reads the rows."""
+    """The judge that another one asks, or the judge itself."""
     return judge.judge if isinstance(judge, (RubricJudge, PairwiseJudge)) else judge
 
 

@@ -1,6 +1,6 @@
-"""The reward `pairwise`: how often a judge prefers an answer to the bar, a random answer of the same group.
+"""The reward `pairwise`: how often a judge prefers an answer to a random answer of the same group, the "bar".
 
-Judges compare better than they rate. The bar is the policy's own answer, so it rises with the policy (Writing-Zero,
+Judges compare better than they rate. The bar is the policy's own answer, so it improves with the policy (Writing-Zero,
 2506.00103).
 """
 
@@ -18,7 +18,7 @@ from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts
 
 @dataclasses.dataclass(frozen=True)
 class PairwiseJudge:
-    """Compares the answers of each group with one of them. `judge` prefers the first or the second answer of a row."""
+    """Compares the answers of each group with one of them. `judge` says how much it prefers the first of two."""
 
     judge: LocalJudge | HttpJudge
     seed: int

@@ -5,7 +5,8 @@ until `filter.resample` extra batches were drawn. It takes the accepted groups i
 too few, refused groups fill the batch, and the step ignores them. Surplus groups are dropped. Which prompts a step
 draws depends only on the number of batches drawn before it, which checkpoints store.
 
-The host filters if only it knows the reward (`by_host`). Otherwise the learner filters, in a forward of each batch.
+The host filters if it computes the reward (`by_host`). Otherwise the learner filters, with one more forward pass of
+each batch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rl_likelihood.shapes import Batch, Rollout
 
 
 class Groups(NamedTuple):
-    """What the filter says of a drawn batch. `accepted` [P]: this process's groups. `spread`: the mean spread of the
+    """The filter's result for a drawn batch. `accepted` [P]: this process's groups. `spread`: the mean spread of the
     groups of all processes, if the learner computed it."""
 
     accepted: np.ndarray
@@ -36,7 +37,7 @@ LearnerFilter = Callable[[Batch], Groups]
 
 
 class Drawn(NamedTuple):
-    """A batch of prompts with its rollout, the host's rewards, the sampled texts, and what the filter says of it."""
+    """A batch of prompts with its rollout, the host's rewards, the sampled texts, and the filter's result."""
 
     rollout: Rollout
     rows: list[EncodedExample]
@@ -46,7 +47,7 @@ class Drawn(NamedTuple):
 
 
 def by_host(c: Config) -> bool:
-    """Whether the host filters: for std_zero, if the host computes all terms but those of a chain's length."""
+    """Whether the host filters: with std_zero, if it computes all terms but those that read only a chain's length."""
     terms = [t for t in c.reward.terms if t.weight]
     known = all(t.on_host or t.reward.reads == ("chain",) for t in terms)
     return c.filter.mode == "std_zero" and known and any(t.on_host for t in terms)

@@ -58,7 +58,7 @@ class SimilarAnswers:
     def __call__(
         self, references: Sequence[str], answers: Sequence[Sequence[str | None]]
     ) -> tuple[Verdicts, dict[str, float]]:
-        """(a number for each answer [P, G], 0 for None; how far the clusters agree with the references)."""
+        """(a number for each answer [P, G], 0 for None; metrics that compare the clusters with the references)."""
         texts = list(dict.fromkeys(a for group in answers for a in group if a is not None))
         vectors = list(unit(self.embed(texts) - self.centre)) if texts else []
         vector_of = dict(zip(texts, vectors, strict=True))
@@ -88,8 +88,8 @@ class SimilarAnswers:
 
 
 def similar_answers(path: str, device: Any, references: Sequence[str], cosine: float) -> SimilarAnswers:
-    """Compares answers by the vectors of the model at `path`. What all texts have in common tells no two of them apart:
-    so the mean vector of some reference answers is subtracted."""
+    """Compares answers by the vectors of the model at `path`. The mean vector of some reference answers is subtracted,
+    because what all texts have in common does not distinguish them."""
     _, tokenizer_at = describe_decoder(path)
     text, _ = load_tokenizer(tokenizer_at, "plain")
     model, params = load_decoder(path)

@@ -90,13 +90,13 @@ class Synchronous:
         return StepInput(batch, rollout, drawn.rows, queue | times, verdicts, measured, rollout.seconds, spread)
 
     def _filled(self, drawn: Drawn, weights: Params, step: int, by_learner: LearnerFilter | None) -> Drawn:
-        """The groups that the filter accepts, of `drawn` and of as many more batches as it takes (filter.resample)."""
+        """The groups that the filter accepts, from `drawn` and from at most filter.resample more batches."""
         b, c = self.batches, self.batches.task.config
 
         def groups(part: Drawn) -> Groups:
             if by_host(c):
                 return host_groups(part, c)
-            assert by_learner is not None, "training gives it"
+            assert by_learner is not None, "train.py passes it"
             return by_learner(b.batch(part.rollout, part.rows, part.graded)[0])
 
         parts, filtered, wanted = [drawn], [groups(drawn)], len(drawn.rows)

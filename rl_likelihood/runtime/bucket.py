@@ -4,11 +4,10 @@
                    /...          the files of the workdir, under their names
 
 FILES.json is written last, so an upload counts as a whole: objects that it does not name are ignored. A run that is
-killed while it uploads resumes from the upload before. The lines that metrics.jsonl has more by then are cut off, as on
-a disk.
+killed while it uploads resumes from the upload before it. Later lines of metrics.jsonl are cut off then, as on a disk.
 
 FILES.json is also the lock. A run writes it when it starts, and later only if nobody else has written it since. So the
-newest start owns the run. An older one that still runs, say on a machine that was given up, ends at its next save.
+newest start owns the run. An older process that still runs, perhaps on a forgotten machine, ends at its next save.
 
 The client is tensorstore, which orbax needs anyway. Orbax itself would write to gs:// only with gcsfs and Google's
 clients, which are 25 packages.
@@ -57,7 +56,7 @@ def is_address(workdir: str | Path | None) -> bool:
 def opened(workdir: str | Path) -> Iterator[tuple[Path, Upload | None]]:
     """(the folder to train in, what uploads it after a save). For a folder: the folder itself, and None.
 
-    For a gs:// address: a local copy in the user's cache, made anew from the bucket and uploaded at the end.
+    For a gs:// address: a local copy in the user's cache. It is downloaded at the start and uploaded at the end.
     """
     if not is_address(workdir):
         yield Path(workdir), None
@@ -75,7 +74,7 @@ def opened(workdir: str | Path) -> Iterator[tuple[Path, Upload | None]]:
         try:
             yield folder, copy.upload
         except BaseException:
-            with contextlib.suppress(UserError):  # it would hide why the run ended
+            with contextlib.suppress(UserError):  # an error of the upload would hide why the run ended
                 copy.upload()
             raise
         copy.upload()
@@ -129,7 +128,7 @@ class Copy:
                     write.result()
             self.commit({name: file[0] for name, file in files.items()})
             listed = [name.decode() for name in self.store.list(Store.KeyRange(f"{FOLDER}/", f"{FOLDER}0")).result()]
-            present = {name for name in listed if name.startswith(f"{FOLDER}/")} | set(self.sent)  # half-uploaded too
+            present = {name for name in listed if name.startswith(f"{FOLDER}/")} | set(self.sent)  # unfinished ones too
             for delete in [self.store.write(name, None) for name in sorted(present - set(files))]:
                 delete.result()
         self.sent = files
@@ -139,7 +138,7 @@ class Copy:
         text = json.dumps({"owner": self.owner, "files": sizes}).encode()
         with _asking(self.address):
             generation = self.store.write(FILES, text, if_equal=self.generation).result().generation
-        if not generation:  # refused. It may be our own write, if the answer to it was lost and it was sent again
+        if not generation:  # refused, perhaps because our own write was sent twice, after its first reply was lost
             now = _read(self.address, self.store, FILES)
             if now.value != text:
                 raise self.lost()
@@ -148,8 +147,8 @@ class Copy:
 
     def lost(self) -> NotOwner:
         return NotOwner(
-            f"{self.address} was started again by another process, which owns it now; this one ends, and nothing of it "
-            f"since its last save is in the bucket; its own files are in {self.folder}"
+            f"{self.address} was started again by another process, which owns it now, so this process ends; "
+            f"its files since the last save are not in the bucket, but in {self.folder}"
         )
 
 
@@ -163,7 +162,7 @@ def claim(address: str, store: Store, folder: Path) -> Copy:
         )
     sizes, copy = sizes or {}, Copy(address, store, folder, secrets.token_hex(8), generation, {})
     copy.commit(sizes)  # first, so that nobody changes what is downloaded
-    shutil.rmtree(folder, ignore_errors=True)  # an earlier copy: the bucket is the record
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier copy; only the bucket counts
     folder.mkdir(parents=True, exist_ok=True)
     _download(address, store, sizes, folder)
     copy.sent = _files(folder)
@@ -200,7 +199,7 @@ def _download(address: str, store: Store, sizes: dict[str, int], folder: Path) -
             with _asking(address):
                 stored = read.result()
             if stored.state != "value":
-                raise UserError(f"{address}/{name} is gone, though {FILES} names it; try again, as a run may be saving")
+                raise UserError(f"{address}/{name} is missing, though {FILES} names it; a run may be saving: try again")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(stored.value)
@@ -209,7 +208,7 @@ def _download(address: str, store: Store, sizes: dict[str, int], folder: Path) -
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of each file of a workdir to upload, by its name in it."""
+    """Size and time of each file to upload, by its name in the workdir."""
     named = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     files = {n: path.stat() for n, path in named.items() if not NOT_SENT.search(n) and path.is_file()}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in files.items()}
@@ -231,12 +230,12 @@ def _batches(sizes: dict[str, int]) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _asking(address: str) -> Iterator[None]:
-    """Turns tensorstore's errors into one sentence."""
+    """Reports tensorstore's errors in one sentence."""
     try:
         yield
     except UserError:
         raise
-    except Exception as e:  # mostly ValueError; the code stands in the text
+    except Exception as e:  # mostly ValueError, with the error's code in its text
         text = " ".join(str(e).split())[:200]
         if "PERMISSION_DENIED" in text or "UNAUTHENTICATED" in text:
             why = (

@@ -79,7 +79,7 @@ def _of_sampler(c: Config) -> int:
 
 
 def _inner(c: Config, tensor: int) -> tuple[int, ...]:
-    """The last axes of the learner's mesh. Without context it has none of that name, so that programs stay the same."""
+    """The sizes of the last axes of the learner's mesh: (tensor,), or (context, tensor) if mesh.context is above 1."""
     if c.mesh.context == 1:
         return (tensor,)
     if c.train.packing or c.step.reads_cross:

@@ -45,7 +45,7 @@ def load_comparisons(c: DataConfig) -> tuple[list[Comparison], list[Comparison]]
 
 
 def digest(*sides: Sequence[Comparison]) -> str:
-    """Identifies the comparisons of a run, wherever their file is: ids name it."""
+    """Identifies the comparisons of a run. Ids do not count, because they contain the file's path."""
     return hashlib.sha256(json.dumps([[row[1:] for row in rows] for rows in sides]).encode()).hexdigest()
 
 

@@ -62,7 +62,7 @@ class StepPrograms:
         self._filter_drawn = jax.jit(filter_drawn, out_shardings=replicated(self.mesh))
 
     def groups(self, state: TrainState, ref_params: Params | None, batch: Batch) -> Groups:
-        """What the filter says of the groups of this process's batch, by the learner's rewards. A collective."""
+        """The filter's result for the groups of this process's batch, by the learner's rewards. A collective."""
         with using(self.mesh):
             accepted, spread = self._filter_drawn(state, ref_params, on_devices(self.task, self.devices, batch))
         return Groups(np.asarray(accepted)[self.devices.prompts], float(spread))

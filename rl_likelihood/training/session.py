@@ -43,7 +43,7 @@ class Session:
 
 @contextlib.contextmanager
 def failure_in_status(writer: MetricsWriter) -> Iterator[None]:
-    """Writes an error of the block into STATUS, unless the block has changed nothing in the workdir."""
+    """Writes an error of the block into STATUS, but not OtherInputs, which changes nothing in the workdir."""
     try:
         yield
     except OtherInputs:

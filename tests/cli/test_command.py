@@ -81,7 +81,7 @@ WRONG = [
 
 def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
-    lines = [[workdir, *arguments] for arguments, _ in WRONG]  # of a flag given twice the last one counts
+    lines = [[workdir, *arguments] for arguments, _ in WRONG]  # if a flag is given twice, the last one counts
     for done, (_, words) in zip(run_each("train", lines), WRONG, strict=True):
         assert done.returncode == 2, (done.args, done.stderr)
         (line,) = done.stderr.strip().splitlines()

@@ -120,7 +120,7 @@ def test_the_steps_of_vr_cli():
 
 
 def test_vr_cli_is_scored_by_the_model_that_does_not_move():
-    """And a chain that never opened its answer has the floor's score."""
+    """A chain that never opened its answer also gets the score of the floor."""
     batch, cfg = random_batch(3), rewarded("vr_cli", baseline="frozen", truncated="floor", floor=-99.0, head_chunk=40)
     assert cfg.with_reference and cfg.loss.kl == "none"
     logp = np.asarray(row_stats(INITIAL, MODEL, batch, cfg).stats.log_prob)

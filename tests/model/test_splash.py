@@ -81,7 +81,7 @@ def test_a_prompt_that_too_few_share_is_split_by_tokens():
 
 
 def test_rows_are_split_by_tokens_over_context():
-    """One tile of queries on each of two devices, with all keys: values and gradients as on one."""
+    """Each of two devices has one tile of queries and all keys. Values and gradients equal those on one device."""
     rng, t = np.random.default_rng(3), 2 * splash.LANES
     shapes = ((1, 1, t, 2, D), (1, 1, 1, t, D), (1, 1, 1, t, D), (1, 1, S, D), (1, 1, S, D))
     x = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]

@@ -104,7 +104,7 @@ def test_a_resumed_run_draws_the_same_prompts(tmp_path):
 
 
 def test_the_host_judges_by_its_own_terms(tmp_path):
-    """A coin beside the length penalty: as DAPO judges by the answers alone. A weight of 0 takes nothing away."""
+    """A coin and the length penalty: like DAPO, the filter reads only the answers. Weight 0 changes nothing."""
     name = "random + overlong + 0*max_rl(random)"
     task, devices, params = loaded(**{**COIN, "reward__name": name}, filter__resample=1)
     source = make_source(task, devices, tmp_path, 0, None)

@@ -1,5 +1,5 @@
-"""A workdir in a bucket: an upload counts as a whole, the newest start owns the run, refusals. The store is memory of
-tensorstore and, for a whole run, an emulator of Google Cloud Storage."""
+"""A workdir in a bucket: an upload counts as a whole, the newest start owns the run, refusals. The store is
+tensorstore's in memory or, for a whole run, an emulator of Google Cloud Storage."""
 
 import http.server
 import json
@@ -116,7 +116,7 @@ def test_a_run_killed_at_any_write_leaves_a_whole_checkpoint_and_no_line_less(tm
         assert files | {"metrics.jsonl": expected["metrics.jsonl"]} == expected
         assert files["metrics.jsonl"].startswith(expected["metrics.jsonl"])  # more lines are cut off on resume
         resumed.upload()
-        assert names(store) == {*expected, bucket.FILES}  # half an upload is swept away
+        assert names(store) == {*expected, bucket.FILES}  # an unfinished upload is deleted
         steps.add(step)
     assert steps == {"1", "2"}
 
@@ -138,7 +138,7 @@ def test_the_newest_start_owns_the_run(store, tmp_path):
     fill(old.folder, SECOND)
     with pytest.raises(bucket.NotOwner, match="started again by another process"):
         old.upload()
-    with pytest.raises(bucket.NotOwner):  # the start came after the look
+    with pytest.raises(bucket.NotOwner):  # the other start came after our read
         old.commit({})
     assert content(new.folder) == FIRST and names(store) == {*FIRST, bucket.FILES}
     new.upload()
