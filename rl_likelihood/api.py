@@ -121,8 +121,9 @@ class Run:
 
 def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> Run:
     """Trains as `python -m rl_likelihood.train` does. The same workdir resumes."""
-    with bucket.opened(workdir) as (folder, upload):
-        run_training(build(config), folder, force, upload)
+    c = build(config)
+    with bucket.opened(workdir) as (folder, copy):
+        run_training(c, folder, force, copy)
     return load_run(folder)
 
 

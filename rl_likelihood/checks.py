@@ -234,13 +234,11 @@ def validate_reward(c: Config) -> None:
         raise UserError(f"reward.base_rl is {r.base_rl}; it must be three numbers: right, wrong, unreadable")
     if r.overlong_max and r.overlong_cache > r.overlong_max:
         raise UserError(
-            f"reward.overlong_cache is {r.overlong_cache}, more than reward.overlong_max = {r.overlong_max}; "
-            f"set it to at most that"
+            f"reward.overlong_cache is {r.overlong_cache}, more than reward.overlong_max = {r.overlong_max}; lower it"
         )
     if r.vote_train > c.sampler.group_size or r.vote_train == 1:
         raise UserError(
-            f"reward.vote_train is {r.vote_train}; it must be 0, or from 2 to sampler.group_size = "
-            f"{c.sampler.group_size}"
+            f"reward.vote_train is {r.vote_train}; set 0, or from 2 to sampler.group_size = {c.sampler.group_size}"
         )
     if r.supervised:
         if c.loss.answer_term != 1:
@@ -257,6 +255,8 @@ def validate_reward(c: Config) -> None:
             f"reward.name is {name!r}, which reads a sampled answer, but sampler.max_sampled_answer is 0; "
             f"set it to -1, or to at least prompt.max_answer = {c.prompt.max_answer}"
         )
+    if {t.reward.alternatives for t in r.terms} - {"", c.reads_alternatives}:
+        raise UserError(f"reward.name is {name!r}; use log_prob_any or option_prob, not both")
     if c.reads_alternatives and c.model.attention == "splash":
         raise UserError(
             f"model.attention is 'splash', which supports one reference answer, but reward.name is {name!r}; "

@@ -224,7 +224,7 @@ def flatten_tokens(x: jax.Array) -> jax.Array:
 def axis_shards(axis: str, size: int) -> int:
     """The number of parts into which the mesh in use splits a dimension of this logical axis and size."""
     mesh = jax.sharding.get_abstract_mesh()
-    count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES.get(axis, ()))
+    count = 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES.get(axis, ()) if name in mesh.shape)
     return count if size % count == 0 else 1
 
 

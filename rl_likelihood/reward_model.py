@@ -164,7 +164,7 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
         state, _ = checkpoint.restore(manager, abstract)
     del params
     step, steps = int(state.step), c.train.steps
-    if only_evaluate or step >= steps:
+    if only_evaluate:
         return _evaluate(s, state)
     writer = stack.enter_context(MetricsWriter(s.workdir, steps, step))
     writer.status("running", step)

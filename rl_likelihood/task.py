@@ -253,8 +253,6 @@ def load(
     if c.max_shown:
         rows = with_shown(rows, text, c.prompt, fmt, c.posterior.prompt, c.max_shown)
     if c.reads_alternatives:
-        if {t.reward.alternatives for t in c.reward.terms} - {"", c.reads_alternatives}:
-            raise UserError(f"reward.name is {c.reward.name!r}; use log_prob_any or option_prob, not both")
         rows = with_alternatives(rows, c.reads_alternatives, text, c.prompt, fmt)
         if training and not any(row.alternatives for row in rows):
             raise UserError(

@@ -96,14 +96,14 @@ def main() -> None:
         return
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/first")
-    with bucket.opened(flags.FLAGS.workdir) as (workdir, upload):
-        run(config, workdir, flags.FLAGS.force, upload)
+    with bucket.opened(flags.FLAGS.workdir) as (workdir, copy):
+        run(config, workdir, flags.FLAGS.force, copy)
 
 
-def run(c: Config, workdir: Path, force: bool = False, upload: bucket.Upload | None = None) -> None:
+def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None = None) -> None:
     """Trains from the workdir's last checkpoint, or from the start, to the last step. STATUS holds the outcome.
 
-    `force`: resume the workdir with another config. `upload`: copies the workdir to a bucket.
+    `force`: resume the workdir with another config. `copy`: the workdir is the copy of a run in a bucket.
     """
     finished, old_status = False, run_files.read_status(workdir)
     with contextlib.ExitStack() as stack:
@@ -126,13 +126,14 @@ def run(c: Config, workdir: Path, force: bool = False, upload: bucket.Upload | N
         stop = StopRequest()
         try:
             with failure_in_status(writer):
-                session = Session(workdir, writer, stop, original, force, upload)
+                session = Session(workdir, writer, stop, original, force, copy)
                 step, finished = resume or 0, has_ended(workdir, resume, c.train.steps, old_status)
                 if not finished:
                     if c.reward.judged:
                         refuse_judge(c, workdir)
                     step, finished = learn(c, session, resume, saved and checkpoint_model(c, workdir, *saved[:3]))
                 if finished and not c.train.keep_optimizer:
+                    writer.status("done", step)  # first: after a kill, only this says that the state is not needed
                     distributed.by_first(lambda: drop_optimizer(workdir))
         except OtherInputs as error:  # refused before anything changed: keep the old status
             lost = {"state": "failed", "step": resume or 0, "steps": c.train.steps, "error": str(error)}
@@ -259,7 +260,7 @@ def next_batch(
 
 def keep_inputs_of_run(task: Task, session: Session) -> None:
     """Saves the tokenizer and digests of the inputs in the workdir. So the workdir does not need the model's folder,
-    and a resumed run notices changed data, prompts or code."""
+    and a resumed run notices changed data, prompts or code. A run that is accepted takes its bucket over."""
 
     def keep() -> None:
         c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
@@ -273,6 +274,8 @@ def keep_inputs_of_run(task: Task, session: Session) -> None:
             part.rename(session.workdir / TOKENIZER)
 
     distributed.by_first(keep)
+    if session.copy:
+        session.copy.own()
 
 
 def first_alarms(r: Run, step: int) -> Alarms:

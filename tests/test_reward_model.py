@@ -65,6 +65,10 @@ def test_it_trains_resumes_and_judges(tmp_path):
     again = reward_model(config(data), run, only_evaluate=True)
     assert again["pair_accuracy"] == out["pair_accuracy"]
 
+    run_files.write_status(run, state="running", step=4, steps=4)  # killed in its last evaluation
+    assert reward_model(config(data), run)["pair_accuracy"] == out["pair_accuracy"]
+    assert run_files.read_status(run)["state"] == "done"
+
     shutil.rmtree(run / "checkpoints" / "4")
     assert reward_model(config(data), run)["pair_accuracy"] == out["pair_accuracy"]
     resumed = run_files.read(run / "metrics.jsonl")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # workers import this module, and shapes imports jax
 
 VERSION = 6  # of the rules: evaluation records of an older version are graded again
 
+OTHER_ANSWERS = {"alternatives", "rejected"}  # keys of `check` that likelihood rewards read, and no grader
+
 # Also what other packages ask of a text by itself.
 __all__ = ["GRADERS", "Grader", "countdown_outcome", "exact_match", "extract_answer", "parse_number", "reference_of"]
 
@@ -104,4 +106,5 @@ def reference_of(name: str, example: Example, table: Mapping[str, Grader] = GRAD
     if reads == "compared":
         compared = json.loads(example.check or "{}").get(COMPARED)
         return example.answer if compared is None else json.dumps({"calls": example.answer, COMPARED: compared})
-    return example.check or example.answer if reads == "check" else example.answer
+    has_input = reads == "check" and json.loads(example.check or "{}").keys() - OTHER_ANSWERS
+    return example.check if has_input else example.answer

@@ -328,9 +328,10 @@ def compile_sampler(plan: Plan, weights: Any, others: float, memory: float | Non
 
 
 def compile_judge(plan: Plan, others: float, memory: float | None) -> list[Compiled]:
-    """The judge's program on the sampler's first device, which runs while the sampler waits; none in the step."""
+    """The judge's program on the sampler's first device, which runs while the sampler waits; none in the step, and none
+    for similar_share, which reads a few short texts at a time."""
     judge, limit = planned_judge(plan.config, plan.judge), left(memory, others)
-    if judge is None or plan.config.judge_in_step:
+    if judge is None or plan.config.judge_in_step or plan.config.reward.judged == "similar_share":
         return []
     device = plan.devices.sampler.devices.flat[0]
     traced = trace_judge(plan.config, judge, device, len(plan.devices.prompts), plan.chains)

@@ -5,8 +5,6 @@ To add a reward, write a function and its row. CONTRIBUTING.md has a worked exam
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,19 +84,16 @@ def r3(observation: Observation, cfg: RewardConfig) -> Objective:
 
 def log_prob_any(observation: Observation, cfg: RewardConfig) -> Objective:
     """Log-probability of any right answer: the reference or one of its `alternatives`."""
-    return _with_others(alternatives.log_prob_any, observation)
+    if observation.alternatives_logp is None:
+        return likelihood.mean_of(likelihood.log_prob)
+    return alternatives.log_prob_any(observation.alternatives_logp, observation.alternatives)
 
 
 def option_prob(observation: Observation, cfg: RewardConfig) -> Objective:
     """Log-probability of the reference among the options: the reference and the row's `rejected` answers."""
-    return _with_others(alternatives.option_prob, observation)
-
-
-def _with_others(objective: Callable[..., Objective], observation: Observation) -> Objective:
-    """An objective of the reference and other answers; log_prob if the data has no other answers."""
-    if observation.alternatives_logp is None:
-        return likelihood.mean_of(likelihood.log_prob)
-    return objective(observation.alternatives_logp, observation.alternatives)
+    if observation.alternatives_logp is None:  # the only option
+        return likelihood.mean_of(lambda logp, mask: 0 * likelihood.log_prob(logp, mask))
+    return alternatives.option_prob(observation.alternatives_logp, observation.alternatives)
 
 
 def _nover(observation: Observation) -> tuple[Rows, Array]:

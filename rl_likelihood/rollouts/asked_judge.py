@@ -34,6 +34,7 @@ from rl_likelihood.rollouts.local_judge import (
 from rl_likelihood.rollouts.pairwise_judge import PairwiseJudge
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, judge_prompts_of, rubrics_of
 from rl_likelihood.rollouts.similar_answers import SimilarAnswers, similar_answers
+from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.settings import Config, JudgeSettings
 from rl_likelihood.shapes import UserError
@@ -75,7 +76,8 @@ def refuse_judge(c: Config, workdir: Path) -> None:
             endpoint.refuse_unreachable()
     elif j.model not in ("initial", ""):
         reader_of(j.model, form_for(c), j.max_prompt, j.max_row, j.template)
-    elif c.model.path:  # judged by the run's own model, or by the critic of adversarial training
+    elif c.model.path and checkpoint.latest_step(workdir) is None:
+        # Judged by the run's own model, or by the critic of adversarial training. A resumed run has a copy of it.
         reader_of(c.model.path, form_for(c), j.max_prompt, j.max_row, c.prompt.template)
 
 

@@ -6,8 +6,9 @@
 FILES.json is written last, so an upload counts as a whole: objects that it does not name are ignored. A run that is
 killed while it uploads resumes from the upload before it. Later lines of metrics.jsonl are cut off then, as on a disk.
 
-FILES.json is also the lock. A run writes it when it starts, and later only if nobody else has written it since. So the
-newest start owns the run. An older process that still runs, perhaps on a forgotten machine, ends at its next save.
+FILES.json is also the lock. A process writes it once the run's config and data are accepted, and later only if nobody
+else has written it since. So the newest start owns the run. An older process that still runs, perhaps on a forgotten
+machine, ends at its next save.
 
 The client is tensorstore, which orbax needs anyway. Orbax itself would write to gs:// only with gcsfs and Google's
 clients, which are 25 packages.
@@ -20,7 +21,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -40,7 +41,6 @@ BATCH = 2**30  # bytes in memory at once, unless one file is larger
 # Not uploaded: locks, unfinished files, and files that other threads and processes rename while the run goes on.
 NOT_SENT = re.compile(rf"^wandb/|(^|/){LOCK}$|\.(part|lock|stale)$|-(journal|shm|wal)$|orbax-checkpoint-tmp")
 Store = tensorstore.KvStore
-Upload = Callable[[], None]
 
 
 class NotOwner(UserError):
@@ -53,10 +53,10 @@ def is_address(workdir: str | Path | None) -> bool:
 
 
 @contextlib.contextmanager
-def opened(workdir: str | Path) -> Iterator[tuple[Path, Upload | None]]:
-    """(the folder to train in, what uploads it after a save). For a folder: the folder itself, and None.
+def opened(workdir: str | Path) -> Iterator[tuple[Path, "Copy | None"]]:
+    """(the folder to train in, None). For a gs:// address: a local copy in the user's cache, and what uploads it.
 
-    For a gs:// address: a local copy in the user's cache. It is downloaded at the start and uploaded at the end.
+    The copy is downloaded at the start. If it was made the run's owner, it is uploaded at the end too.
     """
     if not is_address(workdir):
         yield Path(workdir), None
@@ -69,15 +69,15 @@ def opened(workdir: str | Path) -> Iterator[tuple[Path, Upload | None]]:
         )
     store, folder = open_store(address), cache_dir() / "buckets" / quote(address.removeprefix(PREFIX), safe="")
     with lock(folder.parent, f"{folder.name}.lock"):
-        copy = claim(address, store, folder)
+        copy = download(address, store, folder)
         say(f"bucket   {address}: uploaded with every checkpoint; local copy in {folder}")
         try:
-            yield folder, copy.upload
+            yield folder, copy
         except BaseException:
             with contextlib.suppress(UserError):  # an error of the upload would hide why the run ended
-                copy.upload()
+                copy.close()
             raise
-        copy.upload()
+        copy.close()
 
 
 @contextlib.contextmanager
@@ -105,15 +105,40 @@ def copied(workdir: str | Path, step: int | None) -> Iterator[Path]:
 
 @dataclasses.dataclass
 class Copy:
-    """A run's local copy. `owner`: this process's token. `generation`: of FILES.json as this process wrote it. `sent`:
-    size and time of each file as it is in the bucket."""
+    """A run's local copy. `owner`: this process's token, once it owns the run. `generation`: of FILES.json as this
+    process read or wrote it last. `sent`: size and time of each file as it is in the bucket."""
 
     address: str
     store: Store
     folder: Path
-    owner: str
     generation: bytes
     sent: dict[str, tuple[int, int]]
+    owner: str = ""
+
+    def own(self) -> None:
+        """Takes the run over from any process that still runs it."""
+        self.owner = secrets.token_hex(8)
+        try:
+            self.commit({name: file[0] for name, file in self.sent.items()})
+        except NotOwner:
+            self.owner = ""
+            raise UserError(
+                f"{self.address} changed while this process read it, so another process runs it; run the same command "
+                "again to take the run over"
+            ) from None
+
+    def close(self) -> None:
+        """The last upload, of a run that this process owns. If it fails, the files stay, under another name."""
+        if not self.owner:
+            return
+        try:
+            self.upload()
+        except UserError:
+            kept = self.folder.with_name(f"{self.folder.name}.not_uploaded")
+            shutil.rmtree(kept, ignore_errors=True)
+            self.folder.rename(kept)
+            say(f"bucket   the last files are not in {self.address}, but in {kept}")
+            raise
 
     def upload(self) -> None:
         """Makes the run in the bucket equal to the folder. NotOwner if another process has started this run."""
@@ -146,26 +171,23 @@ class Copy:
         self.generation = generation
 
     def lost(self) -> NotOwner:
-        return NotOwner(
-            f"{self.address} was started again by another process, which owns it now, so this process ends; "
-            f"its files since the last save are not in the bucket, but in {self.folder}"
-        )
+        return NotOwner(f"{self.address} was started again by another process, which owns it now, so this process ends")
 
 
-def claim(address: str, store: Store, folder: Path) -> Copy:
-    """Takes the run over from any process that still runs it, and makes `folder` its copy."""
+def download(address: str, store: Store, folder: Path) -> Copy:
+    """Makes `folder` a copy of the run. Changes nothing in a bucket that has the run."""
     sizes, generation = _manifest(address, store)
     if sizes is None and _read(address, store, CONFIG).state == "value":
         raise UserError(
             f"{address} holds {CONFIG} but no {FILES}, so it was copied there by hand; choose another --workdir, or "
             "copy it to a folder and give that"
         )
-    sizes, copy = sizes or {}, Copy(address, store, folder, secrets.token_hex(8), generation, {})
-    copy.commit(sizes)  # first, so that nobody changes what is downloaded
     shutil.rmtree(folder, ignore_errors=True)  # an earlier copy; only the bucket counts
     folder.mkdir(parents=True, exist_ok=True)
-    _download(address, store, sizes, folder)
-    copy.sent = _files(folder)
+    _download(address, store, sizes or {}, folder)
+    copy = Copy(address, store, folder, generation, _files(folder))
+    if sizes is None:  # a new run: says at once whether the bucket can be written
+        copy.own()
     return copy
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from rl_likelihood.report.metrics import MetricsWriter
 from rl_likelihood.report.table_text import evaluation_line
 from rl_likelihood.rollouts.source import Source
 from rl_likelihood.runtime import checkpoint, distributed, run_files
+from rl_likelihood.runtime.bucket import Copy
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.runtime.signals import StopRequest
@@ -31,14 +32,14 @@ from rl_likelihood.training.best import Best
 @dataclasses.dataclass(frozen=True)
 class Session:
     """One call of the command. `given`: the config before its date was fixed. `force`: continue with other settings.
-    `upload`: copies the workdir to a bucket."""
+    `copy`: the workdir is the copy of a run in a bucket."""
 
     workdir: Path
     writer: MetricsWriter
     stop: StopRequest
     given: Config
     force: bool = False
-    upload: Callable[[], None] | None = None
+    copy: Copy | None = None
 
 
 @contextlib.contextmanager
@@ -73,9 +74,9 @@ class Run(Session):
         if not all_finite(state.params):
             raise distributed.SharedRefusal(not_finite(int(state.step), ["the parameters"], self.workdir))
         checkpoint.save(self.checkpoints, state, self.meta() | ({} if queue is None else {"queue": queue}))
-        if self.upload:
+        if self.copy:
             checkpoint.finish(self.checkpoints)
-            self.upload()
+            self.copy.upload()
 
     def meta(self) -> dict:
         """The JSON part of a checkpoint."""

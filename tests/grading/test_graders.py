@@ -368,7 +368,8 @@ def test_a_grader_is_one_row_and_the_documents_have_it():
     assert compared == {
         name: check if name in ("bfcl", "code_tests", "reasoning_gym") else "answer" for name in GRADERS
     }
-    assert reference_of("code_tests", Example("1", "?", "answer")) == "answer"
+    for check in ("", '{"rejected": ["few"], "alternatives": ["many"]}'):
+        assert reference_of("code_tests", Example("1", "?", "answer", check=check)) == "answer"
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,15 @@ def test_a_run_on_rubrics_writes_every_verdict_down(tmp_path, monkeypatch):
         assert s["reward/rubric"] == pytest.approx(np.dot(met, [5, 3, -4]) / 8, abs=1e-3)
 
 
+def test_a_resumed_run_judges_itself_without_the_model_that_it_began_with(tmp_path):
+    about = {"reward__name": "judge", "judge__model": "initial", "judge__where": "step", "loss__kl": "k3"}
+    c = build(few(**about, loss__kl_coef=0.1, model__path=str(tmp_path / "gone"), model__preset=""))
+    with pytest.raises(UserError, match="gone"):
+        refuse_judge(c, tmp_path)
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    refuse_judge(c, tmp_path)
+
+
 def test_rubrics_are_judged_one_by_one_or_by_one_mark():
     own = {q: Rubric(q, "", tuple(Criterion(f"it has '{w}'", p) for w, p in row)) for q, row in QUESTIONS.items()}
     with serving(by_keyword) as (url, requests):

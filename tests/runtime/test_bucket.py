@@ -84,13 +84,20 @@ def names(store) -> set[str]:
     return {name.decode() for name in store.list().result()}
 
 
+def started(store, folder):
+    """The copy of a process that has begun to train."""
+    copy = bucket.download(ADDRESS, store, folder)
+    copy.own()
+    return copy
+
+
 def test_a_copy_is_the_folder_without_unfinished_files_and_what_is_deleted_goes(store, tmp_path):
     store.write("of another", b"").result()
     for files in (FIRST, SECOND):
-        copy = bucket.claim(ADDRESS, ListingAll(store), tmp_path / "a")
+        copy = started(ListingAll(store), tmp_path / "a")
         fill(copy.folder, files | IGNORED)
         copy.upload()
-        assert content(bucket.claim(ADDRESS, store, tmp_path / "b").folder) == files
+        assert content(started(store, tmp_path / "b").folder) == files
         assert names(store) == {*files, bucket.FILES, "of another"}
 
 
@@ -98,7 +105,7 @@ def test_a_run_killed_at_any_write_leaves_a_whole_checkpoint_and_no_line_less(tm
     steps = set()
     for writes in range(8):
         store = tensorstore.KvStore.open({"driver": "memory", "path": "run/"}).result()
-        copy = bucket.claim(ADDRESS, store, tmp_path / "a")
+        copy = started(store, tmp_path / "a")
         fill(copy.folder, FIRST)
         copy.upload()
         copy.store = Dying(store, writes)
@@ -109,7 +116,7 @@ def test_a_run_killed_at_any_write_leaves_a_whole_checkpoint_and_no_line_less(tm
             pass
         else:
             assert writes == 7  # a kill before every other write was tried
-        resumed = bucket.claim(ADDRESS, store, tmp_path / "b")
+        resumed = started(store, tmp_path / "b")
         files = content(resumed.folder)
         step = max(name.split("/")[1] for name in files if name.startswith("checkpoints/"))
         expected = {"1": FIRST, "2": SECOND}[step]
@@ -122,19 +129,19 @@ def test_a_run_killed_at_any_write_leaves_a_whole_checkpoint_and_no_line_less(tm
 
 
 def test_a_run_killed_in_its_first_upload_starts_again(store, tmp_path):
-    copy = bucket.claim(ADDRESS, store, tmp_path / "a")
+    copy = started(store, tmp_path / "a")
     fill(copy.folder, FIRST)
     copy.store = Dying(store, len(FIRST))  # before FILES.json
     with pytest.raises(Killed):
         copy.upload()
-    assert content(bucket.claim(ADDRESS, store, tmp_path / "a").folder) == {}
+    assert content(started(store, tmp_path / "a").folder) == {}
 
 
 def test_the_newest_start_owns_the_run(store, tmp_path):
-    old = bucket.claim(ADDRESS, store, tmp_path / "a")
+    old = started(store, tmp_path / "a")
     fill(old.folder, FIRST)
     old.upload()
-    new = bucket.claim(ADDRESS, store, tmp_path / "b")
+    new = started(store, tmp_path / "b")
     fill(old.folder, SECOND)
     with pytest.raises(bucket.NotOwner, match="started again by another process"):
         old.upload()
@@ -144,13 +151,39 @@ def test_the_newest_start_owns_the_run(store, tmp_path):
     new.upload()
 
 
+def test_a_start_that_is_refused_takes_nothing_over(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("RL_LIKELIHOOD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bucket, "open_store", lambda address: store)
+    running = started(store, tmp_path / "a")
+    with pytest.raises(UserError, match="another config"), bucket.opened(ADDRESS):
+        raise UserError("another config")
+    fill(running.folder, FIRST)
+    with bucket.opened(ADDRESS) as (_, late):
+        running.upload()
+        with pytest.raises(UserError, match="changed while this process read it"):
+            late.own()
+    running.upload()
+    assert names(store) == {*FIRST, bucket.FILES}
+
+
+def test_files_that_cannot_be_uploaded_stay_on_the_disk(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RL_LIKELIHOOD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bucket, "open_store", lambda address: store)
+    with pytest.raises(bucket.NotOwner), bucket.opened(ADDRESS) as (folder, copy):
+        copy.own()
+        fill(folder, FIRST)
+        started(store, tmp_path / "b")
+    kept = folder.with_name(f"{folder.name}.not_uploaded")
+    assert content(kept) == FIRST and str(kept) in capsys.readouterr().out
+
+
 def test_a_write_that_is_sent_twice_is_no_other_owner(store, tmp_path):
     class Twice(Dying):
         def write(self, *args, **kwargs):
             self.store.write(*args, **kwargs).result()
             return self.store.write(*args, **kwargs)
 
-    copy = bucket.claim(ADDRESS, Twice(store), tmp_path / "a")
+    copy = started(Twice(store), tmp_path / "a")
     fill(copy.folder, FIRST)
     copy.upload()
     copy.upload()
@@ -161,7 +194,7 @@ def test_readers_get_one_checkpoint_and_a_temporary_folder(store, tmp_path, monk
     monkeypatch.setattr(bucket, "open_store", lambda address: store)
     with pytest.raises(UserError, match="holds no checkpoint"), bucket.copied(ADDRESS, None):
         pass
-    copy = bucket.claim(ADDRESS, store, tmp_path / "a")
+    copy = started(store, tmp_path / "a")
     fill(copy.folder, FIRST | SECOND | {"initial/checkpoints/0/a": "base"})
     copy.upload()
     for step, other in ((None, "1"), (2, "1"), (1, "2")):
@@ -177,13 +210,13 @@ def test_readers_get_one_checkpoint_and_a_temporary_folder(store, tmp_path, monk
 def test_what_cannot_be_a_run_is_refused_in_one_sentence(store, tmp_path, monkeypatch):
     store.write("config.json", b"{}").result()
     with pytest.raises(UserError, match="copied there by hand"):
-        bucket.claim(ADDRESS, store, tmp_path / "a")
+        started(store, tmp_path / "a")
     store.write(bucket.FILES, json.dumps({"owner": "", "files": {"../b": 1}}).encode()).result()
     with pytest.raises(UserError, match=r"'\.\./b', which is no file of the run"):
-        bucket.claim(ADDRESS, store, tmp_path / "a")
+        started(store, tmp_path / "a")
     store.write(bucket.FILES, json.dumps({"owner": "", "files": {"b": 1}}).encode()).result()
-    with pytest.raises(UserError, match="run/b is gone"):
-        bucket.claim(ADDRESS, store, tmp_path / "a")
+    with pytest.raises(UserError, match="run/b is missing"):
+        started(store, tmp_path / "a")
     for address in ("gs://", "gs://bucket", "gs:///run"):
         with pytest.raises(UserError, match="as gs://bucket/run"):
             bucket.open_store(address)
