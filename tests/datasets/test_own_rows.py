@@ -262,7 +262,7 @@ def test_formats_that_are_not_read_are_named(tmp_path):
     "name, data, words",
     [
         ("rows.json", b'{"train": [{"prompt": "a", "answer": "b"}], "n": []}', "field 'train' holds the rows"),
-        ("rows.json", b'{"prompt": {"0": "a"}, "answer": {"0": "b"}}', "written by columns"),
+        ("rows.json", b'{"prompt": {"0": "a"}, "answer": {"0": "b"}}', "one object of columns"),
         ("rows.jsonl", b"prompt,answer\n2+2,4\n", "is no JSON (it begins 'prompt,answer')"),
         ("rows.jsonl", b"<!DOCTYPE html>\n<html>", "web page"),
         ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
