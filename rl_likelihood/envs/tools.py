@@ -57,7 +57,7 @@ class Tool:
 
 
 def table(tools: Iterable[Tool]) -> dict[str, Tool]:
-    """Tools by name. UserError for a parameter whose kind is no JSON type."""
+    """Tools by name. UserError if the kind of a parameter is not a JSON type."""
     by_name = {tool.name: tool for tool in tools}
     for tool in by_name.values():
         for p in tool.parameters:

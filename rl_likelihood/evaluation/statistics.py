@@ -38,7 +38,9 @@ Record = Mapping[str, Any]
 Columns = dict[str, np.ndarray]  # name -> [n], NaN where a question has no value
 
 RESAMPLES = 2000
-SHARES = tuple(  # beginnings of the names of shares, with and without a chain: those in % in report/metrics.csv
+# How the names of shares begin: of all metrics of eval.jsonl that are in % in report/metrics.csv. This package may not
+# import report; a test compares the two.
+SHARES = tuple(
     """greedy_success sampled_success pass@ pass^ majority@ greedy_truncated truncated chain_helps done transfer
     out_of_turns no_call answered copied verse_lines verse_rhymes""".split()
 )

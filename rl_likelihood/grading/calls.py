@@ -22,7 +22,7 @@ _TYPES = ("function", "tool_use", "tool_call", "function_call")
 
 
 class NoCall(ValueError):
-    """JSON that is no call: `no_name`, or `not_object` for its arguments."""
+    """A JSON value that is not a call: it has no name (`no_name`), or its arguments are no object (`not_object`)."""
 
 
 class Named(NamedTuple):

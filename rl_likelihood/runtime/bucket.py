@@ -99,7 +99,7 @@ def copied(workdir: str | Path, step: int | None) -> Iterator[Path]:
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="run-") as folder:
         chosen = {n: size for n, size in sizes.items() if n.startswith(wanted) or not n.startswith(f"{FOLDER}/")}
-        _download(address, store, chosen, Path(folder))
+        _fetch(address, store, chosen, Path(folder))
         yield Path(folder)
 
 
@@ -184,7 +184,7 @@ def download(address: str, store: Store, folder: Path) -> Copy:
         )
     shutil.rmtree(folder, ignore_errors=True)  # an earlier copy; only the bucket counts
     folder.mkdir(parents=True, exist_ok=True)
-    _download(address, store, sizes or {}, folder)
+    _fetch(address, store, sizes or {}, folder)
     copy = Copy(address, store, folder, generation, _files(folder))
     if sizes is None:  # a new run: says at once whether the bucket can be written
         copy.own()
@@ -211,7 +211,7 @@ def _read(address: str, store: Store, name: str) -> Store.ReadResult:
         return store.read(name).result()
 
 
-def _download(address: str, store: Store, sizes: dict[str, int], folder: Path) -> None:
+def _fetch(address: str, store: Store, sizes: dict[str, int], folder: Path) -> None:
     for names in _batches(sizes):
         reads = [(name, store.read(name)) for name in names]
         for name, read in reads:

@@ -8,6 +8,7 @@ import pytest
 
 import rl_likelihood
 from rl_likelihood import config, train
+from rl_likelihood.evaluation.statistics import SHARES
 from rl_likelihood.report import metric_table
 from rl_likelihood.report.metric_table import METRICS, metric, unknown
 from rl_likelihood.runtime import run_files
@@ -27,6 +28,12 @@ def test_every_row_is_whole_and_no_two_of_a_file_have_one_label():
         assert m.label and m.definition.endswith(".") and "|" not in m.definition + m.label, m
     labels = [(m.file, m.label) for m in METRICS.values()]
     assert len(set(labels)) == len(labels)
+
+
+def test_zero_of_n_has_an_interval_for_every_share_of_an_evaluation():
+    for row in METRICS.values():
+        if row.file == "eval.jsonl" and not row.name.endswith("_se"):
+            assert row.name.startswith(SHARES) == (row.unit == "%"), row.name
 
 
 def test_one_row_describes_a_family_and_its_own_row_comes_first():

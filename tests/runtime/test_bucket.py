@@ -187,6 +187,7 @@ def test_a_write_that_is_sent_twice_is_no_other_owner(store, tmp_path):
     fill(copy.folder, FIRST)
     copy.upload()
     copy.upload()
+    assert names(store) == {*FIRST, bucket.FILES}
 
 
 def test_readers_get_one_checkpoint_and_a_temporary_folder(store, tmp_path, monkeypatch):
