@@ -36,7 +36,7 @@ TASK: Overrides = {
     "loss.kl_coef": 0.0,
     "optim.lr": 3e-4,
     "optim.warmup_steps": 4,
-    "train.prompts_per_step": 2,
+    "train.prompts_per_step": 1,
     "train.micro_batch_prompts": 1,
     "train.eval_every": 0,
     "train.checkpoint_every": 5,
