@@ -224,7 +224,7 @@ def learn(c: Config, session: Session, resume: int | None, saved_model: Model | 
 
 def times(step_input: StepInput, clock: tuple[float, float, float], write_seconds: float) -> dict[str, float]:
     """The times of a step, in seconds. `clock`: the times of its begin, of its batch being ready, and of its end.
-    `written`: seconds spent writing the previous step's metrics."""
+    `write_seconds`: seconds spent writing the previous step's metrics."""
     step_begin, batch_ready, end = clock
     tokens = int((step_input.rollout.segment != 0).sum()) * jax.process_count()
     host = batch_ready - step_begin - step_input.waited + write_seconds

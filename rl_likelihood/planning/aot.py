@@ -213,7 +213,8 @@ def out_of_memory(name: str, error: Exception) -> tuple[str, int]:
 def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
     """Floating-point operations of a jaxpr's matrix products; a multiplication and an addition are two.
 
-    A loop's body counts once for each iteration; a while loop has `trips`. Of a conditional the largest branch counts.
+    A loop's body counts once for each iteration. A while loop has as many as its condition allows, or else `trips`. Of a
+    conditional the largest branch counts.
     Inside shard_map the work of one device counts once for each device that has a part of the result. `only_kernels`:
     only what is in Pallas kernels.
     """
@@ -234,7 +235,7 @@ def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
         elif eqn.primitive.name == "scan":
             total += eqn.params["length"] * sum(inner)
         elif eqn.primitive.name == "while":
-            total += trips * sum(inner)
+            total += bound(eqn.params["cond_jaxpr"].jaxpr, trips) * sum(inner)
         elif kernel:
             total += math.prod(eqn.params["grid_mapping"].grid) * sum(inner)
         elif eqn.primitive.name == "shard_map":
@@ -243,6 +244,17 @@ def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
         else:
             total += sum(inner)
     return total
+
+
+def bound(condition, unknown: int) -> int:
+    """The most iterations of a while loop: the bound of its counter, which starts at 0, or `unknown` if it has none."""
+    limits = [
+        int(x.val)
+        for eqn in condition.eqns
+        for x in eqn.invars
+        if eqn.primitive.name == "lt" and hasattr(x, "val") and np.issubdtype(x.aval.dtype, np.integer)
+    ]
+    return max(limits, default=unknown)
 
 
 def live(jaxpr):

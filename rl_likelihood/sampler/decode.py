@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Collection
 from typing import Literal
 
@@ -27,6 +28,10 @@ from rl_likelihood.sampler import engine
 from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, request_specs, row_keys
 from rl_likelihood.sampler.stop import first_match, stop_table
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
+
+
+# Initial length of the rows' caches in `generate`. It doubles, so that a step reads at most twice what is filled.
+FIRST_LENGTH = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +174,8 @@ Sampled = tuple[Int[Array, "P G N"], Float[Array, "P G N"], Int[Array, "P G"]]
 def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: int) -> Sampled:
     """(sampled ids, their log-probs in nats at the row's temperature, or at 1 for greedy rows, the number of ids).
 
-    One simple program for all rows, which runs until all rows have stopped. `engine.sample_rows` gives the same results
-    faster, and is tested against it.
+    One simple program for all rows, which runs until all rows have stopped. The rows' caches grow: for each length there
+    is one loop. `engine.sample_rows` gives the same results faster, and is tested against it.
     """
     table, eos = map(jnp.asarray, request.ends)
     p, g = request.prompt.shape[0], request.temperature.shape[0]
@@ -195,19 +200,24 @@ def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: in
     hidden = jnp.broadcast_to(hidden[:, None], (p, g, hidden.shape[-1]))
     first = draw_token(0, hidden, (zero.astype(table.dtype), zero.astype(bool), ids, logps, zero))
 
-    def running(carry):
-        i, _, (_, (_, done, *_)) = carry
-        return (i < max_tokens) & ~done.all()
+    def running(length, carry):
+        count, _, _, (_, (_, done, *_)) = carry
+        return (count < length) & ~done.all()
 
     def body(carry):
-        i, row_cache, (token, rows) = carry
+        count, i, row_cache, (token, rows) = carry
         cache = Cache(shared, row_cache)
         positions = aligned_positions(token, i - 1, request.prompt_length, cache)
         hidden, cache = decode_step(weights, cfg, token, positions, cache)
-        return i + 1, cache.own, draw_token(i, hidden, rows)
+        return count + 1, i + 1, cache.own, draw_token(i, hidden, rows)
 
-    row_cache = empty_cache(cfg, p * g, max_tokens)
-    _, _, (_, (_, _, ids, logps, length)) = jax.lax.while_loop(running, body, (jnp.int32(1), row_cache, first))
+    i, row_cache, rows = jnp.int32(1), empty_cache(cfg, p * g, 0), first
+    for before, size in itertools.pairwise([0, *engine.cache_lengths(max_tokens, FIRST_LENGTH)]):
+        row_cache = tuple(engine.longer(*pair, size - before) for pair in row_cache)
+        steps = min(size, max_tokens - 1) - before  # the last token is not computed
+        loop = functools.partial(running, steps)
+        _, i, row_cache, rows = jax.lax.while_loop(loop, body, (jnp.int32(0), i, row_cache, rows))
+    _, (_, _, ids, logps, length) = rows
     return ids, logps, length
 
 

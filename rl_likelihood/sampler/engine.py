@@ -30,9 +30,9 @@ from rl_likelihood.model.decoding import Cache, Positions, decode_step, empty_ca
 from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, row_keys
 from rl_likelihood.shapes import AnyArray
 
-# Initial length of the ring on a CPU. It doubles until it holds the longest completion. On an accelerator the ring has
-# its full length from the start, because each length is compiled separately, which takes minutes.
-FIRST_LENGTH = 64
+# Initial length of the ring on a CPU and on an accelerator. It doubles until it holds the longest completion. Each
+# length is compiled separately, which takes minutes on an accelerator.
+FIRST_LENGTH, FIRST_ON_ACCELERATOR = 64, 512
 # With fewer rows than this, one more stream saves no time.
 ROWS_PER_STREAM = 16
 
@@ -58,6 +58,11 @@ class Slots(NamedTuple):
 def ring_length(slots: Slots) -> int:
     """C, the positions of the ring."""
     return slots.cache.own[0][0].shape[-1]
+
+
+def cache_lengths(most: int, first: int) -> list[int]:
+    """`first`, twice this, four times this, ..., `most`."""
+    return [first << k for k in range(32) if first << k < most] + [most]
 
 
 class Item(NamedTuple):
@@ -164,7 +169,7 @@ def decode_stream(out: Rows, waiting: Waiting) -> None:
     """Runs one stream: fill idle slots, decode until a slot is idle, collect its results; repeat until all is done."""
     request, n, wide = waiting.request, waiting.slots, waiting.wide
     max_ids = out.ids.shape[-1]
-    length = min(max_ids, FIRST_LENGTH) if on_cpu(waiting.weights) else max_ids
+    length = min(max_ids, FIRST_LENGTH if on_cpu(waiting.weights) else FIRST_ON_ACCELERATOR)
     slots = empty_slots(waiting.model, (n, wide), request.prompt.shape[1], length, max_ids)
     slots = slots._replace(cut=jax.tree.map(jnp.array, request.cut))  # a copy: slots are donated
     items: list[Item | None] = [None] * n

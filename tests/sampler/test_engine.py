@@ -68,6 +68,22 @@ def test_the_same_samples_in_the_same_order_whatever_the_slots(weights, wanted, 
     same(by_engine(weights, slots=slots, streams=streams), wanted)
 
 
+def test_the_plain_loops_caches_grow_as_they_fill(weights, wanted, monkeypatch):
+    monkeypatch.setattr(decode, "FIRST_LENGTH", 3)  # then 6, 12, 20
+    jax.clear_caches()
+    lengths = cache_lengths_read(jax.make_jaxpr(lambda: decode.generate(weights, TINY, request(), TOKENS))())
+    assert lengths == [3, 6, 12, 20]
+    same(plain(weights), wanted)
+    jax.clear_caches()
+
+
+def cache_lengths_read(jaxpr):
+    """The lengths of the rows' caches in each while loop of a program, in order."""
+    loops = [eqn for eqn in jaxpr.eqns[0].params["jaxpr"].jaxpr.eqns if eqn.primitive.name == "while"]
+    caches = [[x.aval.shape for x in loop.outvars if x.aval.ndim == 4] for loop in loops]
+    return [shapes[0][-1] for shapes in caches]
+
+
 def test_a_ring_that_goes_round_many_times(weights, wanted, short_ring):
     p = prompts(7, seed=3)
     same(by_engine(weights, p=p, slots=2, streams=1), plain(weights, p=p))
