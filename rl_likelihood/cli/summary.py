@@ -7,7 +7,7 @@ from typing import Any
 from rl_likelihood.report import table_text
 from rl_likelihood.report.plots import curves
 from rl_likelihood.runtime import run_files
-from rl_likelihood.runtime.console import chains_words, counted, say
+from rl_likelihood.runtime.console import chains_words, counted, excerpt, say
 
 
 def summary(workdir: Path) -> None:
@@ -24,10 +24,10 @@ def summary(workdir: Path) -> None:
     say("\nGreedy answers to the first of them")
     columns = [row.get("examples", []) for row in rows.values()]
     for shown in zip(*columns, strict=False):
-        say(f"  {shown[0]['prompt']}  [{shown[0]['reference']}]")
+        say(f"  {excerpt(shown[0]['prompt'])}  [{excerpt(shown[0]['reference'])}]")
         for stage, example in zip(rows, shown, strict=True):
             mark = "right" if example["right"] else "wrong"
-            say(f"    {stage:<{max(map(len, rows))}}  {mark}  {' '.join(example['text'].split())}")
+            say(f"    {stage:<{max(map(len, rows))}}  {mark}  {excerpt(example['text'])}")
     if (workdir / run_files.METRICS).exists():
         say(f"\nfigure   {curves({workdir.name: workdir}, workdir)[0]}")
     say(f"chains   {workdir / run_files.SAMPLES}")

@@ -11,7 +11,7 @@ from rl_likelihood.learner.surrogate import turn_of
 from rl_likelihood.rollouts.batches import StepInput
 from rl_likelihood.rollouts.conversations import messages_of
 from rl_likelihood.runtime import distributed
-from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.console import excerpt, say
 from rl_likelihood.runtime.devices import Devices
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG
 from rl_likelihood.task import Task
@@ -32,9 +32,9 @@ def write_samples(task: Task, devices: Devices, writer, step: int, step_input: S
             if to_file and i < c.sample_prompts:
                 writer.sample(step, row)
             if to_console and i == j == 0:
-                chain = " ".join(row["chain"].removesuffix(task.fmt.answer_open).split())
-                chain = chain.removesuffix(task.fmt.think_close)
-                say(f"    {row['prompt']}  {chain}  [{row['reference_answer']}]  reward {row['reward']:.2f}")
+                chain = row["chain"].removesuffix(task.fmt.answer_open).rstrip().removesuffix(task.fmt.think_close)
+                prompt, chain, answer = map(excerpt, (row["prompt"], chain, row["reference_answer"]))
+                say(f"    {prompt}  {chain}  [{answer}]  reward {row['reward']:.2f}")
 
 
 def sample_of(task: Task, step_input: StepInput, values: dict[str, np.ndarray], i: int, j: int) -> dict[str, Any]:

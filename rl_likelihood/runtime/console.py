@@ -64,6 +64,12 @@ def say_at_once(text: str) -> None:
             os.write(1, f"{text}\n".encode())
 
 
+def excerpt(text: str, most: int = 240) -> str:
+    """A text on one line: the middle of a longer one is replaced by [...]."""
+    line, half = " ".join(text.split()), most // 2
+    return line if len(line) <= most else f"{line[:half].rstrip()} [...] {line[-half:].lstrip()}"
+
+
 def size(count: float) -> str:
     """Bytes for people: 16.9 MiB, 2.3 GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

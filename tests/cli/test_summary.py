@@ -1,6 +1,8 @@
 """What an evaluation came to, for people."""
 
-from rl_likelihood.cli.summary import evaluation_text
+import json
+
+from rl_likelihood.cli.summary import evaluation_text, summary
 
 
 def test_an_evaluation_says_what_was_asked_its_numbers_and_what_could_not_be_graded():
@@ -17,3 +19,15 @@ def test_an_evaluation_says_what_was_asked_its_numbers_and_what_could_not_be_gra
     ]
     quiet = evaluation_text({k: v for k, v in row.items() if k not in ("records", "grader_failures")})
     assert "graded" not in quiet and "records" not in quiet
+
+
+def test_long_prompts_and_chains_are_cut_in_the_middle(tmp_path, capsys):
+    prompt = "Rules:\n" + "one rule\n" * 200 + "Which call comes next?"
+    example = {"prompt": prompt, "reference": "done()", "right": False, "text": "word " * 400 + "the end"}
+    row = {"stage": "untouched", "step": 0, "questions": 1, "greedy_success": 0.0, "examples": [example]}
+    (tmp_path / "eval.jsonl").write_text(json.dumps(row) + "\n")
+    summary(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    (asked,), (answered,) = ([x for x in lines if end in x] for end in ("[done()]", "the end"))
+    assert asked.split()[:2] == ["Rules:", "one"] and "[...]" in asked and "call comes next?" in asked
+    assert "[...]" in answered and max(len(asked), len(answered)) < 320
