@@ -213,10 +213,9 @@ def out_of_memory(name: str, error: Exception) -> tuple[str, int]:
 def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
     """Floating-point operations of a jaxpr's matrix products; a multiplication and an addition are two.
 
-    A loop's body counts once for each iteration. A while loop has as many as its condition allows, or else `trips`. Of a
-    conditional the largest branch counts.
-    Inside shard_map the work of one device counts once for each device that has a part of the result. `only_kernels`:
-    only what is in Pallas kernels.
+    A loop's body counts once for each iteration. A while loop has as many as its condition allows, or else `trips`. The
+    largest branch of a conditional counts. Inside shard_map the work of one device counts once for each device that has
+    a part of the result. `only_kernels`: only what is in Pallas kernels.
     """
     total = 0.0
     for eqn in jaxpr.eqns:

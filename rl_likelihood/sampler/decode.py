@@ -29,7 +29,6 @@ from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, request_specs
 from rl_likelihood.sampler.stop import first_match, stop_table
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
 
-
 # Initial length of the rows' caches in `generate`. It doubles, so that a step reads at most twice what is filled.
 FIRST_LENGTH = 256
 
@@ -174,8 +173,8 @@ Sampled = tuple[Int[Array, "P G N"], Float[Array, "P G N"], Int[Array, "P G"]]
 def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: int) -> Sampled:
     """(sampled ids, their log-probs in nats at the row's temperature, or at 1 for greedy rows, the number of ids).
 
-    One simple program for all rows, which runs until all rows have stopped. The rows' caches grow: for each length there
-    is one loop. `engine.sample_rows` gives the same results faster, and is tested against it.
+    One simple program for all rows, which runs until all rows have stopped. The rows' caches grow, with one loop for each
+    length. `engine.sample_rows` gives the same results faster, and is tested against it.
     """
     table, eos = map(jnp.asarray, request.ends)
     p, g = request.prompt.shape[0], request.temperature.shape[0]
