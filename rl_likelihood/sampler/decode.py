@@ -173,7 +173,7 @@ Sampled = tuple[Int[Array, "P G N"], Float[Array, "P G N"], Int[Array, "P G"]]
 def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: int) -> Sampled:
     """(sampled ids, their log-probs in nats at the row's temperature, or at 1 for greedy rows, the number of ids).
 
-    One simple program for all rows, which runs until all rows have stopped. The rows' caches grow, with one loop for each
+    One simple program for all rows, which runs until all rows have stopped. The rows' caches grow, with a loop for each
     length. `engine.sample_rows` gives the same results faster, and is tested against it.
     """
     table, eos = map(jnp.asarray, request.ends)

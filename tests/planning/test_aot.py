@@ -32,6 +32,9 @@ def test_flops_of_products_loops_and_branches():
     def loop(x):
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ square, x)
 
+    def counted(x):
+        return jax.lax.while_loop(lambda c: (c[0] < 4) & (c[1].sum() < 9), lambda c: (c[0] + 1, c[1] @ square), (0, x))
+
     def branches(x):
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ square @ square, lambda x: x @ square, x)
 
@@ -39,6 +42,7 @@ def test_flops_of_products_loops_and_branches():
     assert flops(lambda a, b: jnp.einsum("gij,gjk->gik", a[None] * jnp.ones((4, 1, 1)), b[None]), a, b) >= one
     assert flops(lambda a, b: jax.lax.scan(lambda c, _: (c, a @ b), 0.0, None, length=6)[1], a, b) == 6 * one
     assert flops(loop, square, trips=11) == 11 * 2 * 27
+    assert flops(counted, square, trips=11) == 4 * 2 * 27
     assert flops(branches, square) == 2 * 2 * 27
     assert flops(jax.jit(jax.checkpoint(lambda a, b: a @ b)), a, b) == one
 
