@@ -221,9 +221,12 @@ def make(call: Call, tools: Mapping[str, Tool], state: Any) -> tuple[str, str]:
     if problem:
         return "wrong_arguments", f"Error: {problem}"
     try:
-        return "", tool.run(state, **call.arguments)
+        reply = tool.run(state, **call.arguments)
     except ToolError as e:
         return "refused", f"Error: {e}"
+    if not isinstance(reply, str):
+        raise TypeError(f"the tool {call.name} returned {type(reply).__name__} and not text")
+    return "", reply
 
 
 # ---------------------------------------------------------------------------------------- calls as text

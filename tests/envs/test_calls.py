@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -106,6 +107,28 @@ def test_kinds_of_parameters_are_checked_and_arrays_are_one():
     assert '"numbers": []' in answer("x", "hermes", tools, None).reply
     with pytest.raises(UserError, match="'numbers' of the tool pick .*'list'.*array"):
         table([Tool(pick, "Pick.", (Parameter("numbers", "list", "Numbers."),))])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ([Parameter("to", "string", ""), Parameter("mode", "string", "")], "change .*'mode'"),
+        ([Parameter("state", "string", "")], "change .*'state'"),
+        ([], "change .*'to'"),
+        ([Parameter("to", "string", "", required=False)], "change .*'to'"),
+    ],
+)
+def test_tools_that_cannot_be_called_are_refused_at_once(parameters, words):
+    def change(state, to):
+        state["to"] = to
+
+    with pytest.raises(UserError, match=words):
+        table([Tool(change, "Change.", tuple(parameters))])
+    good = Tool(change, "Change.", (Parameter("to", "string", ""),))
+    with pytest.raises(UserError, match="two tools have the name change"):
+        table([good, dataclasses.replace(good, about="Again.")])
+    with pytest.raises(TypeError, match="the tool change returned NoneType"):
+        answer(hermes('{"name": "change", "arguments": {"to": "x"}}'), "hermes", table([good]), {})
 
 
 def test_a_message_without_a_call_is_replied_to_even_without_tools():
