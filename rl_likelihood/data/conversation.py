@@ -114,6 +114,7 @@ def prompt_ids(
 
 def reference_ids(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, text: str, limit: int) -> np.ndarray:
     """The first `limit` ids of the text that the model should write."""
+    text = text[: limit * _LONGEST]
     return np.asarray(ids_after_text(tokenizer, fmt.vocab_bytes, [text])[0][:limit] if text else [], np.int32)
 
 

@@ -19,7 +19,7 @@ from rl_likelihood.grading.calls import CLOSE, OPEN, NoCall, call_of, first_valu
 Style = Literal["hermes", "llama3", "json"]
 LONGEST = 20_000  # characters of one call
 DEEPEST = 20  # brackets within brackets
-MOST = 32  # calls of one turn
+MOST = 32  # calls of one message, and thoughts
 _PYTHON_TAG = "<|python_tag|>"
 _LLAMA_ENDS = ("<|eom_id|>", "<|eot_id|>")
 _BETWEEN = tuple(" \t\r\n;")
@@ -50,7 +50,9 @@ class BadCall(NamedTuple):
 
 
 def parse(text: str, style: Style) -> list[Call | BadCall]:
-    """The calls of a message, in order; empty if it has none. Thoughts are not searched."""
+    """The calls of a message, in order; empty if it has none. Thoughts are not searched, and many are all it has."""
+    if text.count(_THINK_CLOSE) > MOST:
+        return []
     calls = {"hermes": _tagged, "llama3": _bare, "json": _whole}[style](text)
     return calls if len(calls) <= MOST else [*calls[:MOST], BadCall("too_many")]
 

@@ -176,6 +176,13 @@ def test_malformed_calls_are_named_by_kind(kind, inside):
     assert parse(hermes(inside, text_of(REBOOT)), "hermes") == [BadCall(kind), REBOOT]
 
 
+@pytest.mark.parametrize("style", ["hermes", "llama3", "json"])
+def test_a_message_of_very_many_thoughts_has_no_call(style):
+    reboot = message([REBOOT], style)
+    assert parse("a</think>" * MOST + reboot, style) == [REBOOT]
+    assert parse("a</think>" * (MOST + 1) + reboot, style) == parse("{</think>" * 10**5 + reboot, style) == []
+
+
 def test_truncated_calls_and_too_many():
     assert parse("<tool_call>" + text_of(REBOOT), "hermes") == [BadCall("truncated")]
     assert parse(text_of(REBOOT)[:-1], "llama3") == [BadCall("truncated")]

@@ -377,6 +377,14 @@ def test_an_environment_that_hangs_at_the_start_is_refused(tmp_path):
         load(mute(tmp_path, first=97, env__seconds=0.3, eval__prompts=0, data__heldout_size=0))
 
 
+def test_a_beginning_that_is_new_each_time_is_refused(tmp_path, loaded):
+    c = mute(tmp_path)
+    (tmp_path / "mute.py").write_text(OWN.replace('"Speak."', "str(time.perf_counter_ns())"))
+    row = dataclasses.replace(loaded[0].train[0].example, id="r7", check=json.dumps({"environment": {"n": 1}}))
+    with pytest.raises(UserError, match="row r7: the environment mute begins differently .* method start"):
+        _encode_conversations([row], c, loaded[0].tokenizer, loaded[0].fmt)
+
+
 def test_long_rows_are_left_out_where_that_is_asked_for():
     c = config(data__skip_bad_rows=True)
     longest = max(len(row.prompt_ids) for row in load(c)[0].train)
