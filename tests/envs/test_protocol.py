@@ -143,6 +143,22 @@ def test_the_calculator_pays_for_the_submitted_expression(texts, reward, end):
     assert (played.reward, played.end, played.calls, played.bad) == (reward, end, len(texts), {})
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nums": ["2", 3, 4]}, "whole numbers"),
+        ({"nums": "234"}, "whole numbers"),
+        ({"target": 14.0}, "14.0"),
+        ({"solution": "2+3+4"}, "2[+]3[+]4' is wrong"),
+        ({"solution": "14"}, "'14' is wrong"),
+    ],
+)
+def test_a_task_that_the_calculator_cannot_pose_is_refused(change, words):
+    assert Calculator().start(COUNTDOWN | {"solution": "2+3*4"}).reference
+    with pytest.raises(UserError, match=words):
+        Calculator().start(COUNTDOWN | change)
+
+
 def test_the_calculator_calculates_exactly_and_refuses_in_words():
     texts = [
         call("calculate", expression=e) for e in ("1/3+1/6", "1/0", "9*" * 40 + "9", "__import__('os')", "1" * 600)
