@@ -50,7 +50,7 @@ class BadCall(NamedTuple):
 
 
 def parse(text: str, style: Style) -> list[Call | BadCall]:
-    """The calls of a message, in order; empty if it has none. Thoughts are not searched, and many are all it has."""
+    """The calls of a message, in order; empty if it has none, or over MOST thoughts. Thoughts are not searched."""
     if text.count(_THINK_CLOSE) > MOST:
         return []
     calls = {"hermes": _tagged, "llama3": _bare, "json": _whole}[style](text)

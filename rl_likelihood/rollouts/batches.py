@@ -222,7 +222,7 @@ COUNTS = (
 
 
 def combined(parts: list[dict[str, float]]) -> dict[str, float]:
-    """Combines the metrics of several processes into one set, without NaN: there a process has nothing to measure."""
+    """Combines the metrics of several processes. NaN, of a process with nothing to measure, is left out."""
     known = {k: [part[k] for part in parts if not math.isnan(part[k])] for k in parts[0]}
     return {k: sum(values) if k in COUNTS else sum(values) / len(values) for k, values in known.items() if values}
 

@@ -209,16 +209,16 @@ def test_a_call_that_is_late_is_ended():
     assert isinstance(in_time([endless], 0.2)[0], Failed) and ended.wait(30)
 
 
-def test_what_holds_the_interpreter_s_lock_ends_the_process_and_is_named(tmp_path):
-    script = tmp_path / "locked.py"
-    script.write_text(
+def test_what_holds_the_interpreter_s_lock_ends_the_process_and_is_named():
+    program = (
         "import re\n"
         "from rl_likelihood.envs import deadline\n"
         "deadline.LOCKED = 0.5\n"
         "def backtracks(): return re.match('(a+)+b', 'a' * 60)\n"
         "deadline.in_time([backtracks], 0.1)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, cwd=Path.cwd())
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
     assert done.returncode == 1 and "in backtracks" in done.stderr
 
 
