@@ -34,6 +34,7 @@ def build(c: ConfigDict) -> Config:
     """The settings of a config, every field checked. UserError, in one sentence, for whatever is wrong without data
     and model."""
     config = fields.read(Config, c)
+    config = dataclasses.replace(config, env=dataclasses.replace(config.env, max_turns=config.sampler.max_turns))
     one_of("preset", config.preset, ("none", *PRESETS))
     if not config.reward.supervised:
         terms = parse_reward(config.reward.name, config.reward.file)

@@ -70,15 +70,14 @@ def begun(cfg: EnvConfig, example: Example) -> Start:
             f"row {example.id} has no field 'environment', which tells env.name = {cfg.name!r} its task; add it"
         )
 
-    (value,) = in_time([lambda: environment_of(cfg).start(check[ENVIRONMENT])], cfg.seconds)
-    why = value.why if isinstance(value, Failed) else problem_of(value, Start)
-    if not why:
+    start = functools.partial(environment_of(cfg).start, check[ENVIRONMENT])
+    (value,) = in_time([start], cfg.seconds, functools.partial(problem_of, kind=Start))
+    if not isinstance(value, Failed):
         return value
-    if why.startswith("UserError: "):
-        raise UserError(why.removeprefix("UserError: "))
     raise UserError(
-        f"row {example.id}: the environment {cfg.name} cannot begin with {check[ENVIRONMENT]} ({why}); mend its method "
-        "start or the row's field 'environment'"
+        f"row {example.id}: the environment {cfg.name} cannot begin with {check[ENVIRONMENT]!r:.200} "
+        f"({value.why.removeprefix('UserError: ')}); "
+        "mend its method start or the row's field 'environment'"
     )
 
 

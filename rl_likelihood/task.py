@@ -328,6 +328,11 @@ def _encode_conversations(
         rows.append(EncodedExample(example, prompt, answer, np.ones(len(answer), bool)))
     if refused and not rows:
         raise UserError(f"none of the {len(examples)} rows can be used; {refused[0]}")
+    if rows and begun(c.env, rows[0].example)[1:] != begun(c.env, rows[0].example)[1:]:
+        raise UserError(
+            f"row {rows[0].example.id}: the environment {c.env.name} begins differently each time; the messages and "
+            "the reference of its method start must depend on the row's field 'environment' alone"
+        )
     if skip:
         fitting, too_long = prompts.fitting(rows, c.prompt)
         return fitting, refused + too_long

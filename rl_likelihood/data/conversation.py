@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # over a second to import
 # The reply has two lines and quotation marks, to detect templates that write a tool's reply as JSON.
 _MESSAGE, _REPLY = "a message", 'the "reply"\nof a tool'
 _CUT = "\n[...]\n"
+_LONGEST = 128  # characters of a token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Markup:
         opening = list(self.before)
         if opening and opening[0] in self.fmt.eos_ids and len(message) and message[-1] in self.fmt.eos_ids:
             opening = opening[1:]  # the model has already written the end-of-message id
+        most = limit * _LONGEST
+        text = text if len(text) <= 2 * most else text[:most] + text[-most:]  # to encode megabytes takes minutes
         text = _as_json(text) if self.as_json else text
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         space = limit - len(opening) - len(self.after)
@@ -111,6 +114,7 @@ def prompt_ids(
 
 def reference_ids(tokenizer: PreTrainedTokenizerBase, fmt: ChainFormat, text: str, limit: int) -> np.ndarray:
     """The first `limit` ids of the text that the model should write."""
+    text = text[: limit * _LONGEST]
     return np.asarray(ids_after_text(tokenizer, fmt.vocab_bytes, [text])[0][:limit] if text else [], np.int32)
 
 

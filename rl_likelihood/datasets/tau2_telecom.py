@@ -59,8 +59,9 @@ def records(build: Build, base_only: bool) -> Reader:
 
 def parse(record: dict, location: Location) -> Row:
     task, turn = record["task"], record["turn"]
-    asked = _ALL if turn.answer.startswith("[") else _NEXT
-    prompt = telecom_turns.question(system_prompt("compact", "json"), task, turn, asked)
+    at_once = turn.answer.startswith("[")
+    system = system_prompt("compact", "json", at_once=at_once)
+    prompt = telecom_turns.question(system, task, turn, _ALL if at_once else _NEXT)
     name = f"{task.id} {record['number']}"
     extra = {"task": task.id, "issue": task.issue, "turn": record["number"], "alternatives": turn.remaining[1:]}
     if any(names is not None for names in turn.compared):
@@ -72,8 +73,8 @@ def parse(record: dict, location: Location) -> Row:
 def parse_conversation(record: dict, location: Location) -> Row:
     """A whole task: the ticket, what the environment is told, all reference calls, the expert's messages as chain."""
     task, turn = record["task"], record["turn"]
-    extra = {"environment": {"task": task.id}, "issue": task.issue}
-    return Row(Example(task.id, task.ticket, turn.answer, turn.thought, "tau2_telecom"), key=task.id, extra=extra)
+    extra = {"environment": {"task": task.id}}
+    return Row(Example(task.id, task.ticket, turn.answer, turn.thought, task.issue), key=task.id, extra=extra)
 
 
 def _dataset(name: str, build: Build, max_prompt: int, max_answer: int = 64, base_only: bool = True) -> DataSet:

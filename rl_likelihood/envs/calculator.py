@@ -7,6 +7,7 @@ from rl_likelihood.envs.calls import Style, answer, message
 from rl_likelihood.envs.protocol import End, Reply, Start
 from rl_likelihood.envs.tools import Call, Parameter, Tool, ToolError, signature, table
 from rl_likelihood.grading.countdown import evaluate
+from rl_likelihood.shapes import UserError
 
 _LARGEST = 10**12  # of a numerator or denominator that is written out
 
@@ -51,6 +52,10 @@ class Calculator:
 
     def start(self, task: Mapping) -> Start:
         state = Sum(list(task["nums"]), task["target"], task.get("solution", ""))
+        if not all(type(n) is int for n in (*state.numbers, state.target)):
+            raise UserError(f"nums and target are {state.numbers} and {state.target!r}; write whole numbers")
+        if state.solution and self.reward(dataclasses.replace(state, submitted=state.solution), "done") < 1:
+            raise UserError(f"the solution {state.solution!r} is wrong; mend it or leave it out")
         example = message([Call("calculate", {"expression": "1+2"})], self.style)
         tools = [f"{signature(tool)}: {tool.about}" for tool in TOOLS.values()]
         system = "\n".join(["Tools:", *tools, "", "Each message is one tool call:", example])

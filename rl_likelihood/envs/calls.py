@@ -19,7 +19,7 @@ from rl_likelihood.grading.calls import CLOSE, OPEN, NoCall, call_of, first_valu
 Style = Literal["hermes", "llama3", "json"]
 LONGEST = 20_000  # characters of one call
 DEEPEST = 20  # brackets within brackets
-MOST = 32  # calls of one turn
+MOST = 32  # calls of one message, and thoughts
 _PYTHON_TAG = "<|python_tag|>"
 _LLAMA_ENDS = ("<|eom_id|>", "<|eot_id|>")
 _BETWEEN = tuple(" \t\r\n;")
@@ -50,7 +50,9 @@ class BadCall(NamedTuple):
 
 
 def parse(text: str, style: Style) -> list[Call | BadCall]:
-    """The calls of a message, in order; empty if it has none. Thoughts are not searched."""
+    """The calls of a message, in order; empty if it has none, or over MOST thoughts. Thoughts are not searched."""
+    if text.count(_THINK_CLOSE) > MOST:
+        return []
     calls = {"hermes": _tagged, "llama3": _bare, "json": _whole}[style](text)
     return calls if len(calls) <= MOST else [*calls[:MOST], BadCall("too_many")]
 
@@ -221,9 +223,12 @@ def make(call: Call, tools: Mapping[str, Tool], state: Any) -> tuple[str, str]:
     if problem:
         return "wrong_arguments", f"Error: {problem}"
     try:
-        return "", tool.run(state, **call.arguments)
+        reply = tool.run(state, **call.arguments)
     except ToolError as e:
         return "refused", f"Error: {e}"
+    if not isinstance(reply, str):
+        raise TypeError(f"the tool {call.name} returned {type(reply).__name__} and not text")
+    return "", reply
 
 
 # ---------------------------------------------------------------------------------------- calls as text

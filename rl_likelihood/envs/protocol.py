@@ -57,10 +57,11 @@ def problem_of(value: Any, kind: type) -> str:
             return f"Start.messages is {value.messages!r:.200}; give a list of (role, text); a role is {_OF_ROLES}"
         texts += [text for _, text in some]
     else:
-        if value.end not in ENDS or not isinstance(value.bad, list | tuple):
-            return f"Reply has end={value.end!r} and bad={value.bad!r}; docs/tools.md lists what they may be"
+        listed = isinstance(value.bad, list | tuple) and all(isinstance(kind, str) for kind in value.bad)
+        if value.end not in ENDS or not listed:
+            return f"Reply has end={value.end!r:.100} and bad={value.bad!r:.100}; docs/tools.md lists what they may be"
         if not isinstance(value.calls, Integral) or not 0 <= value.calls < 2**31:
-            return f"Reply has calls={value.calls!r}; give the number of calls"
+            return f"Reply has calls={value.calls!r:.100}; give the number of calls"
         texts.append(value.text)
     for text in texts:
         if not isinstance(text, str):

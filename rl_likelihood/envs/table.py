@@ -25,18 +25,20 @@ class EnvConfig:
         10.0,
         "time limit in seconds for the replies to one message of all rows; slower conversations are dropped",
         above=0,
+        most=86_400,
     )
     credit: Literal["outcome", "turn"] = field(
         "outcome",
         "what each message earns: outcome, the conversation's reward; turn, also its gain in the likelihood of the "
         "reference calls (IGPO)",
     )
+    max_turns: int = 0  # sampler.max_turns; the program sets it
 
 
 def _telecom(cfg: EnvConfig) -> Environment:
     if not cfg.path:
         raise UserError("env.name is 'telecom', but env.path is empty; name the folder with tau2's files")
-    return telecom_rollouts.read(cfg.path, cfg.prompt, cfg.style)
+    return telecom_rollouts.read(cfg.path, cfg.prompt, cfg.style, at_once=cfg.max_turns == 1)
 
 
 ENVIRONMENTS: Mapping[str, Callable[[EnvConfig], Any]] = {

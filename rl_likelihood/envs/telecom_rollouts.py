@@ -72,14 +72,16 @@ class Telecom:
         return telecom.reward(state.task, state.world, state.made, ended=end in _ENDS.values())
 
 
-def read(folder: str | Path, prompt: Prompt = "compact", style: Style = "hermes") -> Telecom:
+def read(folder: str | Path, prompt: Prompt = "compact", style: Style = "hermes", at_once: bool = False) -> Telecom:
     """The environment of a folder with tau2's telecom files."""
-    return Telecom(read_world(folder), telecom.read_tasks(folder), system_prompt(prompt, style, folder), style)
+    return Telecom(read_world(folder), telecom.read_tasks(folder), system_prompt(prompt, style, folder, at_once), style)
 
 
-def system_prompt(prompt: Prompt, style: Style, folder: str | Path = "") -> str:
-    """What the model is told before the ticket. `full` holds tau2's own policy and workflow, read from its folder."""
-    filled = {"call": message([Call("reboot_device", {})], style)}
+def system_prompt(prompt: Prompt, style: Style, folder: str | Path = "", at_once: bool = False) -> str:
+    """What the model is told before the ticket. `full` holds tau2's own policy and workflow, read from its folder.
+    `at_once`: the model has one message for all its calls."""
+    pace = "all calls in one message" if at_once else "one call at a time"
+    filled = {"call": message([Call("reboot_device", {})], style), "pace": pace}
     if prompt == "compact":
         filled["tools"] = "\n".join(map(signature, TOOLS.values()))
     else:

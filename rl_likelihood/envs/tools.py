@@ -1,6 +1,7 @@
 """A tool that a model may call: what it is called, what it takes, and the function behind it."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -57,14 +58,24 @@ class Tool:
 
 
 def table(tools: Iterable[Tool]) -> dict[str, Tool]:
-    """Tools by name. UserError if the kind of a parameter is not a JSON type."""
-    by_name = {tool.name: tool for tool in tools}
-    for tool in by_name.values():
+    """Tools by name. UserError for two of one name, and for parameters that are no JSON type or not the function's."""
+    by_name: dict[str, Tool] = {}
+    for tool in tools:
+        if by_name.setdefault(tool.name, tool) is not tool:
+            raise UserError(f"two tools have the name {tool.name}; rename the function of one")
         for p in tool.parameters:
             if p.kind not in KINDS:
                 raise UserError(
                     f"parameter {p.name!r} of the tool {tool.name} has the kind {p.kind!r}; choose {', '.join(KINDS)}"
                 )
+        for called in (tool.parameters, [p for p in tool.parameters if p.required]):
+            try:
+                inspect.signature(tool.run).bind(None, **{p.name: None for p in called})
+            except TypeError as e:
+                raise UserError(
+                    f"the tool {tool.name} cannot be called with its parameters ({e}); name those of its function, and "
+                    "as required those without a default"
+                ) from e
     return by_name
 
 

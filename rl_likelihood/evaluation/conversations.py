@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,7 @@ def _record(task: Task, row: EncodedExample, rollout: Rollout, i: int, index: in
         "id": row.example.id,
         "prompt": row.example.prompt,
         "reference": row.example.answer,
-        "kind": json.loads(row.example.check).get("issue", ""),
+        "kind": row.example.task,
         "conversation": True,
         "greedy": entries[0],
         "samples": entries[1:],

@@ -222,16 +222,16 @@ COUNTS = (
 
 
 def combined(parts: list[dict[str, float]]) -> dict[str, float]:
-    """Combines the metrics of several processes into one set."""
-    total = {k: sum(part[k] for part in parts) for k in parts[0]}
-    return {k: v if k in COUNTS else v / len(parts) for k, v in total.items()}
+    """Combines the metrics of several processes. NaN, of a process with nothing to measure, is left out."""
+    known = {k: [part[k] for part in parts if not math.isnan(part[k])] for k in parts[0]}
+    return {k: sum(values) if k in COUNTS else sum(values) / len(values) for k, values in known.items() if values}
 
 
 def means(logged: dict[str, float]) -> dict[str, float]:
     """The metrics of all processes, `combined`. A collective of all processes."""
     names = sorted(logged)
     rows = distributed.gather(np.asarray([[logged[k] for k in names]], np.float32))
-    return logged if len(rows) == 1 else combined([dict(zip(names, map(float, row), strict=True)) for row in rows])
+    return combined([logged] if len(rows) == 1 else [dict(zip(names, map(float, row), strict=True)) for row in rows])
 
 
 def widened(rollout: Rollout, width: int, prompt_width: int, pad_id: int) -> Rollout:

@@ -21,6 +21,7 @@ from rl_likelihood.envs.calls import Style, message
 from rl_likelihood.envs.deadline import Failed, in_time
 from rl_likelihood.envs.protocol import ENDS, End, Environment, Reply, Start, problem_of
 from rl_likelihood.envs.tools import Call
+from rl_likelihood.grading.calls import call_of
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.runtime.console import say
 from rl_likelihood.sampler import turns
@@ -104,7 +105,7 @@ class Conversations:
     def begin(self, rows: Sequence[EncodedExample]) -> list[Conversation]:
         """A new conversation for each row, before its first message."""
         start_of = lambda row: lambda: self.environment.start(task_of(row))
-        started = self._asked([start_of(row) for row in rows], Start)
+        started = self._asked("start", [start_of(row) for row in rows], functools.partial(problem_of, kind=Start))
         out = []
         for start in started:
             conversation = Conversation(None, failed=True) if start is None else Conversation(start.state)
@@ -113,20 +114,19 @@ class Conversations:
             out.append(conversation)
         return out
 
-    def _asked(self, calls: Sequence[Callable[[], Any]], kind: type) -> list[Any]:
-        """The result of each call to the environment, or None if it failed or is not of type `kind`. Each kind of
-        failure is reported once per run."""
-        out = []
-        problem: Callable[[Any], str] = Paid.problem if kind is Paid else functools.partial(problem_of, kind=kind)
-        for value in in_time(calls, self.seconds):
-            why = value.why if isinstance(value, Failed) else problem(value)
-            of_kind = value.kind if isinstance(value, Failed) else f"{type(value).__name__} for {kind.__name__}"
-            if why and of_kind not in self._said:  # its words may differ in every conversation
-                self._said.add(of_kind)
-                name = self.task.config.env.name
-                say(f"warning: the environment {name} failed ({why}); such conversations are left out")
-            out.append(None if why else value)
-        return out
+    def _asked(self, method: str, calls: Sequence[Callable[[], Any]], problem: Callable[[Any], str]) -> list[Any]:
+        """The result of each call to a method of the environment, or None if it failed or has a `problem`. Each kind of
+        failure of a method is reported once per run."""
+        results = in_time(calls, self.seconds, problem)
+        for failed in (result for result in results if isinstance(result, Failed)):
+            kind = f"{method} {failed.kind}"  # its words may differ in every conversation
+            if kind not in self._said:
+                self._said.add(kind)
+                say(
+                    f"warning: the environment {self.task.config.env.name} failed in its method {method} "
+                    f"({failed.why}); such conversations are left out"
+                )
+        return [None if isinstance(result, Failed) else result for result in results]
 
     def _play(self, weights: Params, request: Request, played: list[list[Conversation]], cfg: SamplerConfig) -> None:
         mesh = getattr(weights["embed"].sharding, "mesh", None)
@@ -181,7 +181,8 @@ class Conversations:
         step = self.environment.step
         calls = [lambda c=c, t=t: step(c.state, t) for (c, _), t in zip(messages, texts, strict=True)]
         out = []
-        for (conversation, ids), reply in zip(messages, self._asked(calls, Reply), strict=True):
+        replies = self._asked("step", calls, functools.partial(problem_of, kind=Reply))
+        for (conversation, ids), reply in zip(messages, replies, strict=True):
             conversation.turns += 1
             conversation.failed = reply is None
             reply_ids = np.zeros(0, np.int32)
@@ -242,7 +243,7 @@ class Conversations:
         ran = [row for row in played if not row.failed]
         f1_of = lambda row: None if f1 is None else float(f1(row.state))
         calls = [lambda row=row: Paid(float(reward(row.state, row.end)), f1_of(row)) for row in ran]
-        for row, paid in zip(ran, self._asked(calls, Paid), strict=True):
+        for row, paid in zip(ran, self._asked("reward", calls, Paid.problem), strict=True):
             row.failed = paid is None
             row.paid = paid or Paid()
 
@@ -274,10 +275,10 @@ def texts_of(example: Example, style: Style) -> list[str]:
     """The messages of an example's chain: JSON, a list of {"calls": [{"name", "arguments"}], "thought": text}."""
     try:
         messages = json.loads(example.chain)
-        return [
-            message([Call(call["name"], call["arguments"]) for call in m["calls"]], style, m.get("thought", ""))
-            for m in messages
-        ]
+        texts = [message([Call(*call_of(call)) for call in m["calls"]], style, m.get("thought", "")) for m in messages]
+        if not "".join(texts).encode():
+            raise ValueError("it has no message")
+        return texts
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(
             f"the chain of row {example.id} is no conversation ({type(e).__name__}: {e}); write a JSON list of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,14 +139,15 @@ def token_ends(row: EncodedExample, fmt: ChainFormat) -> frozenset[int]:
 
 
 def conversation_metrics(o: Outcomes, cut: np.ndarray) -> dict[str, float]:
-    """Metrics of a step's conversations, without those that failed. `cut`: conversations that ran out of turns."""
+    """Metrics of a step's conversations, without those that failed; NaN if all did. `cut`: conversations that ran out
+    of turns."""
     ran = ~o.failed
-    mean = lambda x: float(x[ran].mean()) if ran.any() else 0.0
+    mean = lambda x: float(x[ran].mean()) if ran.any() else math.nan
     share = lambda end: mean(o.end == ENDS.index(end))
     return {
         "env/reward": mean(o.reward),
         "env/success": mean(o.reward >= 1),
-        **({} if np.isnan(o.calls_f1).all() else {"env/calls_f1": mean(o.calls_f1)}),
+        "env/calls_f1": mean(o.calls_f1),  # NaN if the environment has none
         "env/turns": mean(o.turns),
         "env/calls": mean(o.calls),
         "env/bad_calls": mean(o.bad_calls),

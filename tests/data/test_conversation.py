@@ -1,5 +1,7 @@
 """What stands between two messages of a conversation, in ids."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -95,6 +97,19 @@ def test_a_long_reply_is_cut_in_the_middle(most):
     tail = text_of(tokenizer, between.after)
     text = text_of(tokenizer, ids)
     assert text.endswith(tail) and (most == 30 or ("[...]" in text and "start" in text and "stop" in text))
+
+
+def test_of_a_huge_reply_only_the_ends_are_encoded():
+    tokenizer, fmt = tokenizer_with(CHATML)
+    between, encoded = markup(tokenizer, fmt, 60), []
+
+    def counted(text, **how):
+        encoded.append(len(text))
+        return tokenizer(text, **how)
+
+    huge = dataclasses.replace(between, tokenizer=counted).reply("start" + "x" * 10**7 + "stop", [1], 60)
+    np.testing.assert_array_equal(huge, between.reply("start" + "x" * 1000 + "stop", [1], 60))
+    assert max(encoded) < 20_000
 
 
 def test_what_cannot_be_shown_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -108,6 +109,28 @@ def test_kinds_of_parameters_are_checked_and_arrays_are_one():
         table([Tool(pick, "Pick.", (Parameter("numbers", "list", "Numbers."),))])
 
 
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ([Parameter("to", "string", ""), Parameter("mode", "string", "")], "change .*'mode'"),
+        ([Parameter("state", "string", "")], "change .*'state'"),
+        ([], "change .*'to'"),
+        ([Parameter("to", "string", "", required=False)], "change .*'to'"),
+    ],
+)
+def test_tools_that_cannot_be_called_are_refused_at_once(parameters, words):
+    def change(state, to):
+        state["to"] = to
+
+    with pytest.raises(UserError, match=words):
+        table([Tool(change, "Change.", tuple(parameters))])
+    good = Tool(change, "Change.", (Parameter("to", "string", ""),))
+    with pytest.raises(UserError, match="two tools have the name change"):
+        table([good, dataclasses.replace(good, about="Again.")])
+    with pytest.raises(TypeError, match="the tool change returned NoneType"):
+        answer(hermes('{"name": "change", "arguments": {"to": "x"}}'), "hermes", table([good]), {})
+
+
 def test_a_message_without_a_call_is_replied_to_even_without_tools():
     assert answer("x", "hermes", {}, None) == ("Error: your message has no tool call.", [], ["no_call"])
 
@@ -151,6 +174,13 @@ def test_text_without_a_call_is_none():
 def test_malformed_calls_are_named_by_kind(kind, inside):
     assert parse(hermes(inside), "hermes") == [BadCall(kind)]
     assert parse(hermes(inside, text_of(REBOOT)), "hermes") == [BadCall(kind), REBOOT]
+
+
+@pytest.mark.parametrize("style", ["hermes", "llama3", "json"])
+def test_a_message_of_very_many_thoughts_has_no_call(style):
+    reboot = message([REBOOT], style)
+    assert parse("a</think>" * MOST + reboot, style) == [REBOOT]
+    assert parse("a</think>" * (MOST + 1) + reboot, style) == parse("{</think>" * 10**5 + reboot, style) == []
 
 
 def test_truncated_calls_and_too_many():

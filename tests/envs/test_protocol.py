@@ -80,6 +80,7 @@ SAID = [("user", "Speak.")]
         (Reply("x", calls=10**20), f"calls={10**20}"),
         (Reply("x", "finished"), "end='finished'"),
         (Reply("x", bad="no_call"), "bad='no_call'"),
+        (Reply("x", bad=[{}]), "bad=[{}]"),
         (Reply(None), "NoneType"),
     ],
 )
@@ -108,11 +109,12 @@ class Unpaid:
         ("ENVIRONMENTS = {'own': lambda cfg: None}", ["'own'", "None", "return an object"]),
         ("ENVIRONMENTS = ['own']", ["env.file", "['own']", "lambda cfg"]),
         ("raise SystemExit(3)", ["env.file", "SystemExit: 3"]),
+        ("ENVIRONMENTS = {'own': lambda cfg: Mute() if cfg.max_turns == 7 else None}", ["row r1", "hello"]),
     ],
 )
 def test_an_environment_that_cannot_be_used_is_refused_in_words(line, words, tmp_path):
     (tmp_path / "own.py").write_text(OWN + line)
-    cfg = EnvConfig("own", str(tmp_path / "own.py"))
+    cfg = EnvConfig("own", str(tmp_path / "own.py"), max_turns=7)
     with pytest.raises(UserError) as e:
         begun(cfg, Example("r1", "?", "!", check=json.dumps({"environment": {"messages": "hello"}})))
     assert all(word in str(e.value) for word in words), e.value
@@ -139,6 +141,22 @@ COUNTDOWN = {"nums": [2, 3, 4], "target": 14}
 def test_the_calculator_pays_for_the_submitted_expression(texts, reward, end):
     played = play(Calculator(), COUNTDOWN, script(*texts), max_turns=len(texts))
     assert (played.reward, played.end, played.calls, played.bad) == (reward, end, len(texts), {})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nums": ["2", 3, 4]}, "whole numbers"),
+        ({"nums": "234"}, "whole numbers"),
+        ({"target": 14.0}, "14.0"),
+        ({"solution": "2+3+4"}, "2[+]3[+]4' is wrong"),
+        ({"solution": "14"}, "'14' is wrong"),
+    ],
+)
+def test_a_task_that_the_calculator_cannot_pose_is_refused(change, words):
+    assert Calculator().start(COUNTDOWN | {"solution": "2+3*4"}).reference
+    with pytest.raises(UserError, match=words):
+        Calculator().start(COUNTDOWN | change)
 
 
 def test_the_calculator_calculates_exactly_and_refuses_in_words():
@@ -223,6 +241,8 @@ def test_prompts_name_every_tool_and_how_to_call_it(tmp_path):
         for style, field in (("hermes", "<tool_call>"), ("llama3", '"parameters"'), ("json", '"arguments"')):
             text = system_prompt(prompt, style, tmp_path)
             assert all(tool in text for tool in telecom_rollouts.TOOLS) and field in text.rsplit("Write", 1)[1]
+            at_once = system_prompt(prompt, style, tmp_path, at_once=True)
+            assert text.replace("one call at a time", "all calls in one message") == at_once != text
     text = system_prompt("full", "hermes", tmp_path)
     assert "Be {kind}." in text and "Step 1." in text
     schemas = [json.loads(line) for line in text.splitlines() if line.startswith('{"type"')]

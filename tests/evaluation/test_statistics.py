@@ -309,10 +309,11 @@ def test_conversations_pass_k_times_and_failed_ones_do_not_count():
     }
     right, wrong, failed = ran | {"right": True}, ran | {"right": False, "reward": 0.0}, dict.fromkeys([*ran, "right"])
     question = {"conversation": True, "kind": "a", "greedy": right, "samples": [right, right, right, wrong]}
-    out = summary([question, question])
+    out = summary([question, question | {"kind": ""}])
     assert [out["sampled_success"], out["pass^2"], out["pass^3"], out["pass^4"]] == [0.75, 0.5, 0.25, 0]
     assert [out["pass@2"], out["pass@3"], out["pass@4"]] == [1, 1, 1]
     assert out["env_reward"] == pytest.approx(0.8) and out["greedy_success/a"] == 1
+    assert "greedy_success/a" not in summary([question, question]), "one kind is all"
     ends = [right | {"end": "done"}, right | {"end": "transfer"}]
     ends += [wrong | {"end": "out_of_turns", "truncated": True, "calls": calls} for calls in (0, 2)]
     out = summary([question | {"greedy": ends[0], "samples": ends[1:]}])

@@ -1,5 +1,7 @@
 """Batches of a process: which rows are trained on, what several processes log, what a resumed queue samples."""
 
+import math
+
 import numpy as np
 
 from rl_likelihood.config import build
@@ -52,6 +54,8 @@ def test_the_chains_of_training_have_the_keys_of_training(tmp_path):
 def test_numbers_of_processes_are_averaged_and_counts_are_summed():
     parts = [{"reward/exact_match": 0.5, "grader/failures": 3.0}, {"reward/exact_match": 0.0, "grader/failures": 1.0}]
     assert combined(parts) == {"reward/exact_match": 0.25, "grader/failures": 4.0}
+    parts = [{"env/turns": math.nan, "env/calls_f1": math.nan}, {"env/turns": 2.0, "env/calls_f1": math.nan}]
+    assert combined(parts) == {"env/turns": 2.0}, "what no process has is left out"
 
 
 def test_a_resumed_queue_samples_no_waiting_rollout_again(tmp_path):

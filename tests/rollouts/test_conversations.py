@@ -1,8 +1,13 @@
 """Conversations from sampler and environment: what a row holds, how it ends, what it is paid, whatever goes wrong."""
 
 import dataclasses
+import functools
 import json
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +15,8 @@ import pytest
 from configs.calculator import get_config
 from rl_likelihood.config import build
 from rl_likelihood.datasets import DATASETS, files, prepare
-from rl_likelihood.envs.deadline import in_time
-from rl_likelihood.envs.protocol import Reply, Start
+from rl_likelihood.envs.deadline import Failed, in_time
+from rl_likelihood.envs.protocol import Reply, Start, problem_of
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rollouts.conversations import Conversations, Paid, messages_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
@@ -99,7 +104,7 @@ def test_each_end_of_conversations_is_counted_and_f1_is_absent_without_reference
         rollout = sampled(*loaded, Words(last=1, end=end), loaded[0].train[:1])
         logged = conversation_metrics(rollout.outcomes, rollout.truncated)
         assert [logged[name] for name in shares] == share and not unknown(logged)
-    assert "env/calls_f1" not in logged and np.isnan(rollout.outcomes.calls_f1).all()
+    assert np.isnan(logged["env/calls_f1"]) and np.isnan(rollout.outcomes.calls_f1).all()
     outcomes = rollout.outcomes.replace(
         end=np.asarray([[3, 3, 1]]), calls=np.asarray([[0, 2, 0]]), calls_f1=np.asarray([[0.0, 0.5, 1.0]])
     )
@@ -149,9 +154,10 @@ def test_whatever_fails_costs_its_own_row_and_is_said_once(loaded, capsys):
     assert (rollout.outcomes.turns.reshape(-1)[~failed] == 3).all()
     np.testing.assert_allclose(rollout.outcomes.reward.reshape(-1), np.where(failed, 0, 1.3), rtol=1e-6)
     out = capsys.readouterr().out
-    for word in ("ValueError: no such word", "SystemExit: bye", "env.seconds = 1", "str and not Reply", "surrogate"):
+    for word in ("start (ValueError: no such word", "SystemExit: bye", "env.seconds = 1", "str and not Reply"):
         assert out.count(word) == 1
-    assert "ZeroDivisionError: nobody counted" in out and "its reward is nan" in out
+    assert out.count("surrogate") == 1 and out.count("in its method step") == 4
+    assert "reward (ZeroDivisionError: nobody counted" in out and "its reward is nan" in out
     logged = conversation_metrics(rollout.outcomes, rollout.truncated)
     assert logged["env/failures"] == 7 and logged["env/turns"] == 3 and logged["env/reward"] == pytest.approx(1.3)
 
@@ -163,6 +169,8 @@ def test_failures_of_one_kind_are_said_once_whatever_their_words(loaded, capsys)
 
     rollout = sampled(*loaded, Unlike())
     assert rollout.outcomes.failed.all() and capsys.readouterr().out.count("ValueError") == 1
+    logged = conversation_metrics(rollout.outcomes, rollout.truncated)
+    assert logged.pop("env/failures") == 6 and np.isnan(list(logged.values())).all(), "no mean is 0"
 
 
 def test_a_reward_beyond_float32_is_a_failure():
@@ -186,6 +194,44 @@ def test_hanging_calls_wait_together():
     results = in_time([lambda: time.sleep(30)] * 20 + [lambda: "there"], 0.3)
     assert results[-1] == "there" and all("env.seconds = 0.3" in r.why for r in results[:-1])
     assert time.monotonic() - start < 10, "not 20 times as long"
+
+
+def test_a_call_that_is_late_is_ended():
+    ended = threading.Event()
+
+    def endless():
+        try:
+            while True:
+                pass
+        finally:
+            ended.set()
+
+    assert isinstance(in_time([endless], 0.2)[0], Failed) and ended.wait(30)
+
+
+def test_what_holds_the_interpreter_s_lock_ends_the_process_and_is_named():
+    program = (
+        "import re\n"
+        "from rl_likelihood.envs import deadline\n"
+        "deadline.LOCKED = 0.5\n"
+        "def backtracks(): return re.match('(a+)+b', 'a' * 60)\n"
+        "deadline.in_time([backtracks], 0.1)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    assert done.returncode == 1 and "in backtracks" in done.stderr
+
+
+class Hard:
+    """Text that cannot be compared."""
+
+    def __eq__(self, other):
+        raise ValueError("neither equal nor not")
+
+
+def test_what_cannot_even_be_checked_is_a_failure():
+    (failed,) = in_time([lambda: Reply("x", Hard())], 5, functools.partial(problem_of, kind=Reply))
+    assert failed == Failed("ValueError: neither equal nor not", "ValueError")
 
 
 @pytest.mark.parametrize("slots", [1, 3, 4])
@@ -213,9 +259,11 @@ def test_given_conversations_have_the_environment_s_real_replies(loaded):
     replied = task.tokenizer.decode(ids[kinds == ENV], skip_special_tokens=True)
     assert replied == str(told["target"])
     assert set(kinds) == {CHAIN, ENV} and kinds[-1] == CHAIN and ids[-1] in task.fmt.eos_ids
-    bad = dataclasses.replace(task.train[0], example=dataclasses.replace(task.train[0].example, chain="I add."))
-    with pytest.raises(UserError, match="chain of row .* JSON list"):
-        targets_of(task, [bad], Conversations(task))
+    surrogate, named = '[{"calls": [], "thought": "\\ud800"}]', '[{"calls": [{"name": 5}]}]'
+    for chain in ("I add.", "[]", "{}", "5", surrogate, named):
+        bad = dataclasses.replace(task.train[0], example=dataclasses.replace(task.train[0].example, chain=chain))
+        with pytest.raises(UserError, match="chain of row .* JSON list"):
+            targets_of(task, [bad], Conversations(task))
 
 
 def test_given_conversations_that_are_cut_are_named(loaded, capsys):
@@ -327,6 +375,14 @@ def test_a_reward_that_the_environment_cannot_give_is_refused(tmp_path, changes,
 def test_an_environment_that_hangs_at_the_start_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"row .*cannot begin with .*99.*env.seconds = 0.3"):
         load(mute(tmp_path, first=97, env__seconds=0.3, eval__prompts=0, data__heldout_size=0))
+
+
+def test_a_beginning_that_is_new_each_time_is_refused(tmp_path, loaded):
+    c = mute(tmp_path)
+    (tmp_path / "mute.py").write_text(OWN.replace('"Speak."', "str(time.perf_counter_ns())"))
+    row = dataclasses.replace(loaded[0].train[0].example, id="r7", check=json.dumps({"environment": {"n": 1}}))
+    with pytest.raises(UserError, match="row r7: the environment mute begins differently .* method start"):
+        _encode_conversations([row], c, loaded[0].tokenizer, loaded[0].fmt)
 
 
 def test_long_rows_are_left_out_where_that_is_asked_for():
