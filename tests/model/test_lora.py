@@ -150,6 +150,20 @@ def test_a_target_that_is_no_matrix_is_refused():
             build(small_config(lora__rank=2, lora__targets=targets))
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"lora__base_dtype": "int8"}, "lora.base_dtype is 'int8', but lora.rank is 0"),
+        ({"lora__targets": ("q",)}, "lora.targets is"),
+        ({"lora__alpha": 8.0}, "lora.alpha is 8.0, but lora.rank is 0"),
+        ({"lora__rank": 4, "optim__name": "muon"}, "optim.name is 'muon'.*lora.rank is 4"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        build(small_config(**changes))
+
+
 def test_the_folder_for_peft_has_its_names_and_layout(tmp_path):
     files.save_adapters(tmp_path, ADAPTERS, LORA, "base", "llama")
     arrays = load_file(tmp_path / "adapter_model.safetensors")
