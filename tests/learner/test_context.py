@@ -17,8 +17,6 @@ SPLIT = {
     "experts": (TWO, rewarded("jepo", loss=KL, **BOTH), MOE),
     "other answers": (*CASES["other answers"], MODEL),
     "environment": (*CASES["environment"], MODEL),
-    "second prompt": (*CASES["second prompt"], MODEL),
-    "groups left out": (*CASES["groups left out"], MODEL),
 }
 
 
