@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rl_likelihood.cli.command import refuse_address
 from rl_likelihood.config import apply_preset, build, flatten, tree
 from rl_likelihood.data.prompts import EncodedExample, collate, completion_ids, encode_all
 from rl_likelihood.fields import did_you_mean
@@ -67,7 +68,8 @@ def config(file: str = "", fields: dict[str, Any] | None = None) -> ConfigDict:
         if name not in known_fields:
             hint = did_you_mean(name, known_fields)
             raise UserError(f"the config has no field {name}; {hint}docs/config.md lists all")
-    c.update_from_flattened_dict(fields)
+    with c.ignore_type():  # `build` checks types, in the words of the command line
+        c.update_from_flattened_dict(fields)
     apply_preset(c, list(fields))
     return c
 
@@ -111,16 +113,26 @@ class Run:
         """The parameters in the sampler's layout."""
         return decode.prepare(self.params, self.task.model)
 
-    def encoded(self, prompts: Sequence[str], answers: Sequence[str]) -> list[EncodedExample]:
-        """Questions with their answers in ids, in the run's prompt format."""
-        c, task = self.task.config.prompt, self.task
-        examples = [Example(f"prompt {i}", p, a) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))]
-        wide = dataclasses.replace(c, max_prompt=task.model.max_position, max_answer=task.model.max_position)
-        return encode_all(examples, task.tokenizer, wide, task.fmt)
+    def encoded(self, examples: Sequence[Example], more: int = 0) -> list[EncodedExample]:
+        """Questions with their answers in ids, in the run's prompt format. UserError if a question, its answer and
+        `more` tokens have more positions than the model."""
+        c, task, limit = self.task.config, self.task, self.task.model.max_position
+        if c.converses:
+            raise UserError(f"env.name of this run is {c.env.name!r}; its conversations are for the command evaluate")
+        wide = dataclasses.replace(c.prompt, max_prompt=limit, max_answer=limit)
+        rows = encode_all(examples, task.tokenizer, wide, task.fmt)
+        longest = max(len(row.prompt_ids) + len(row.answer_ids) for row in rows) + more
+        if longest > limit:
+            raise UserError(f"prompt and reply may have {longest} tokens, more than the model's {limit}; shorten them")
+        return rows
 
 
 def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> Run:
     """Trains as `python -m rl_likelihood.train` does. The same workdir resumes."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config is {config!r}; give what api.config returns")
+    if not bucket.is_address(workdir):
+        refuse_address("workdir", str(workdir))
     c = build(config)
     with bucket.opened(workdir) as (folder, copy):
         run_training(c, folder, force, copy)
@@ -129,6 +141,8 @@ def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> Run:
 
 def load_run(workdir: str | Path, step: int | None = None) -> Run:
     """The run in a workdir, with the model of one checkpoint (by default the newest)."""
+    if bucket.is_address(workdir):
+        raise UserError(f"workdir is {workdir}; copy it to a folder (gcloud storage cp -r {workdir} .) and load that")
     workdir = Path(workdir)
     c = tree()
     if not (workdir / CONFIG).exists():
@@ -158,11 +172,17 @@ def generate(
     run: Run, prompts: Sequence[str], samples: int = 0, seed: int = 0, max_chain: int = 0
 ) -> list[list[Generated]]:
     """For each prompt one greedy reply, then `samples` sampled replies with the run's settings in `eval`."""
-    if not prompts:
+    if isinstance(prompts, str):
+        raise UserError(f"prompts is {prompts!r}; give a list of texts")
+    for name, value in (("samples", samples), ("max_chain", max_chain)):
+        if value < 0:
+            raise UserError(f"{name} is {value}; it must be at least 0")
+    if not len(prompts):
         return []
     task, c = run.task, run.task.config
-    rows = run.encoded(prompts, ["0"] * len(prompts))
     longest = max_chain or c.sampler.max_chain
+    examples = [Example(f"prompt {i}", prompt, "0") for i, prompt in enumerate(prompts)]
+    rows = run.encoded(examples, longest + c.eval_answer)
     cfg = task.eval_sampler(samples, width_multiple=0, max_chain=longest, max_sampled_answer=c.eval_answer)
     collated = task.collate(rows, np.arange(len(rows)), max(len(row.prompt_ids) for row in rows))
     key = jax.random.fold_in(task.key(EVALUATE), seed)
@@ -205,7 +225,7 @@ class Score:
 def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
     """Scores a chain and a reference answer after it: their log-probs, and the likelihood rewards."""
     task = run.task
-    (row,) = run.encoded([prompt], [answer])
+    (row,) = run.encoded([Example("prompt", prompt, answer, chain)], len(task.tokenizer(chain).input_ids))
     targets = [completion_ids(row, text, task.tokenizer, task.fmt) for text in (chain, "")]
     width = max(len(ids) for ids, _ in targets)
     collated = collate([row, row], np.arange(2), len(row.prompt_ids), len(row.answer_ids), task.fmt.pad_id)

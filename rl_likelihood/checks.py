@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rl_likelihood.fields import one_of
-from rl_likelihood.model.lora import MATRICES
+from rl_likelihood.model.lora import check_lora
 from rl_likelihood.settings import SIZES, Config, largest_divisor
 from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import environment_table, grader_table
@@ -22,8 +22,9 @@ def validate(c: Config) -> None:
         )
     if c.model.preset:
         one_of("model.preset", c.model.preset, SIZES)
-    for target in c.lora.targets or ("",):
-        one_of("lora.targets", target, MATRICES)
+    check_lora(c.lora)
+    if c.lora.rank and c.optim.name == "muon":
+        raise UserError(f"optim.name is 'muon', for whole matrices, but lora.rank is {c.lora.rank}; set it to adamw")
     one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
     g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
     if g < 2 and not c.reward.supervised:
@@ -88,11 +89,9 @@ def validate_loop(c: Config) -> None:
             f"{name} is {value!r}, which needs train.best (a metric of eval.jsonl), train.eval_every and eval.prompts; "
             "set them"
         )
-    first, last = c.report.profile or (1, 1) if len(c.report.profile) in (0, 2) else (0, 0)
-    if not 1 <= first <= last:
-        raise UserError(
-            f"report.profile is {c.report.profile}; it must be () or a first and last step, such as (10, 13)"
-        )
+    profile, steps = c.report.profile, c.train.steps
+    if profile and not (len(profile) == 2 and 1 <= profile[0] <= profile[1] <= steps):
+        raise UserError(f"report.profile is {profile}; give a first and a last step up to train.steps = {steps}")
 
 
 # Likelihood rewards of a conversation: means over the tokens of all its references. A sum would pay longer

@@ -132,10 +132,10 @@ def write(workdir: Path, out: Path) -> None:
             export(cfg, tree, tokenizer_path(workdir, model_path), out, flag.dtype)
             if scoring is not None:
                 save_head(out, *scoring)  # with the spread of its scores, for this package's judges
-            run = flag.workdir if bucket.is_address(flag.workdir) else str(workdir.resolve())
-            origin = {"workdir": run, "run": run_id(workdir), "step": step, "dtype": flag.dtype}
-            (out / ORIGIN).write_text(json.dumps(origin) + "\n")
             what = f"{count(params):,} parameters, {flag.dtype}"
+        run = flag.workdir if bucket.is_address(flag.workdir) else str(workdir.resolve())
+        origin = {"workdir": run, "run": run_id(workdir), "step": step, "dtype": flag.dtype}
+        (out / ORIGIN).write_text(json.dumps(origin) + "\n")
     except (OSError, SafetensorError) as e:
         raise UserError(f"--out={out}: cannot be written ({getattr(e, 'strerror', None) or e})") from e
     print(f"{out}: step {step}, {what}", flush=True)
@@ -193,7 +193,7 @@ def refuse_another(out: Path, workdir: Path) -> None:
         origin, origin_workdir = {}, ""
     same_folder = origin_workdir == str(workdir.resolve())
     same_run = same_folder or (bool(origin.get("run")) and origin["run"] == run_id(workdir))
-    if not same_run and any((out / name).exists() for name in (ORIGIN, CONFIG, WEIGHTS, INDEX)):
+    if not same_run and any((out / name).exists() for name in (ORIGIN, CONFIG, WEIGHTS, INDEX, files.ADAPTERS)):
         description = f"the model of {origin_workdir}" if origin_workdir else "another model"
         raise UserError(f"--out={out} holds {description}; choose another folder, or write over it with --force")
 

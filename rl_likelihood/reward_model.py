@@ -118,6 +118,8 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: b
     workdir with another config or other comparisons."""
     if jax.process_count() > 1:
         raise UserError("reward_model runs in one process; give it one host's devices")
+    if c.lora.rank:
+        raise UserError(f"lora.rank is {c.lora.rank}, but reward_model trains all parameters; set it to 0")
     train, heldout = load_comparisons(c.data)
     if only_evaluate and checkpoint.latest_step(workdir) is None:
         raise UserError(f"{workdir} holds no reward model to evaluate; leave --evaluate out to train one")

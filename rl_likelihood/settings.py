@@ -371,7 +371,7 @@ class Config:
         return StepConfig(
             reward=RewardConfig(terms=(Term("avg_log_prob", REWARDS["avg_log_prob"]),)),
             loss=LossConfig(policy_term=0.0),
-            lora=self.lora,
+            lora=dataclasses.replace(self.lora, base_dtype="float32"),  # adapters are added to the whole model
             supervise_chain=True,
             micro_batch_prompts=largest_divisor(rows, 8) if self.train.micro_batch_prompts else 0,
             head_chunk=self.train.head_chunk,

@@ -59,6 +59,29 @@ def test_generated_texts_are_those_of_the_sampler_and_follow_the_seed(run):
     assert one != other and api.generate(run, []) == []
 
 
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda run: api.generate(run, "3 + 4"), "prompts is '3 \\+ 4'; give a list"),
+        (lambda run: api.generate(run, ["3 + 4"], samples=-1), "samples is -1"),
+        (lambda run: api.generate(run, ["3 + 4"], max_chain=-1), "max_chain is -1"),
+        (lambda run: api.generate(run, ["3 + 4"], max_chain=5000), "more than the model's 2048"),
+        (lambda run: api.generate(run, ["3" * 3000]), "max_prompt"),
+        (lambda run: api.score(run, "3 + 4", "is 7 </think>", "7"), "chain of row prompt contains '</think>'"),
+        (lambda run: api.score(run, "3 + 4", "7" * 2048, "7"), "more than the model's 2048"),
+        (lambda run: api.score(run, "3 + 4", "", ""), "empty answer"),
+        (lambda run: api.load_run(run.workdir, 9), "no checkpoint of step 9"),
+        (lambda run: api.load_run("gs://bucket/run"), "gs://bucket/run; copy it to a folder"),
+        (lambda run: api.train("configs/tiny.py", run.workdir), "api.config"),
+        (lambda run: api.train(api.config(), "gs:/bucket/run"), "workdir is gs:/bucket/run"),
+        (lambda run: api.train(api.config(fields={"optim.lr": "high"}), run.workdir), "optim.lr is 'high'"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_sentence(run, call, words):
+    with pytest.raises(UserError, match=words):
+        call(run)
+
+
 def test_a_run_is_loaded_from_its_workdir_alone(run):
     loaded = api.load_run(run.workdir)
     assert loaded.step == 2 and loaded.task.config == run.task.config

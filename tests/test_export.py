@@ -79,7 +79,8 @@ def test_another_model_is_written_over_only_when_told_to(tmp_path):
     refuse_another(out, Path(run_a))
     out.mkdir()
     refuse_another(out, Path(run_a))
-    for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):  # of nobody knows what
+    names = ("config.json", "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+    for name in names:  # of nobody knows what
         (out / name).write_text("{}")
         with pytest.raises(UserError, match="holds another model.*--force"):
             refuse_another(out, Path(run_a))

@@ -100,6 +100,7 @@ def test_it_trains_resumes_and_judges(tmp_path):
         ({"data__source": "reasoning_gym"}, "data.source is 'reasoning_gym'"),
         ({"judge__max_prompt": 10}, "judge.max_prompt is 10"),
         ({"judge__max_row": 3000}, "2048 positions"),
+        ({"lora__rank": 2}, "lora.rank is 2"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(changes, words, tmp_path):

@@ -184,7 +184,7 @@ def refuse_address(name: str, value: str) -> None:
     """Refuses gs://bucket and the like: a run appends to files, renames and links them, which needs a folder."""
     if not value:
         raise UserError(f"{name} is empty; give a folder, as {name}=runs/first")
-    if "://" in value:
+    if re.match(r"\w{2,}:/", value):
         raise UserError(f"{name} is {value}, which is no folder; mount it (a bucket with gcsfuse) and give that path")
     try:
         Path(value).exists()

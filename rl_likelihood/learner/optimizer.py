@@ -84,13 +84,11 @@ def _adamw(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransforma
 
 
 def _adafactor(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:
-    """The learning rate has AdamW's meaning: updates are not scaled by the parameter's norm."""
-    return optax.adafactor(
-        lr,
-        multiply_by_parameter_scale=False,
-        weight_decay_rate=cfg.weight_decay or None,
-        weight_decay_mask=decays,
-    )
+    """Learning rate and weight decay have AdamW's meaning: the parameter's norm does not scale the update, and the
+    learning rate scales the decay (not so in optax)."""
+    scaled = optax.adafactor(multiply_by_parameter_scale=False)
+    decay = optax.add_decayed_weights(-cfg.weight_decay, decays) if cfg.weight_decay else optax.identity()
+    return optax.chain(scaled, decay, optax.scale_by_schedule(lr))
 
 
 def _lion(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:

@@ -89,7 +89,7 @@ class Spec(NamedTuple):
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
-    init: str  # normal | ones | zeros
+    init: str  # normal | ones | zeros; uniform for adapters
 
 
 def param_specs(cfg: ModelConfig) -> dict[str, Any]:
@@ -132,6 +132,19 @@ def param_specs(cfg: ModelConfig) -> dict[str, Any]:
     if not cfg.tied:
         specs["head"] = Spec((cfg.vocab_size, d), ("vocab", "width"), "normal")
     return specs
+
+
+def part_of_matrix(layers: dict[str, Spec], name: str, rank: int = 0) -> Spec:
+    """The Spec of a part that goes with a layer's matrix, such as q: q_a or q_b of its adapter (model/lora.py), or the
+    scales of its int8 outputs, q_scale."""
+    matrix, _, part = name.rpartition("_")
+    (n, *shape), (_, *axes), _ = layers[matrix]
+    inputs = 2 if matrix == "o" else 1
+    if part == "a":
+        return Spec((n, *shape[:inputs], rank), (None, *axes[:inputs], None), "uniform")
+    if part == "b":
+        return Spec((n, rank, *shape[inputs:]), (None, None, *axes[inputs:]), "zeros")
+    return Spec((n, *shape[inputs:]), (None, *axes[inputs:]), "ones")
 
 
 def is_spec(x: Any) -> bool:

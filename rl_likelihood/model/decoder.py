@@ -35,6 +35,7 @@ from rl_likelihood.model.architecture import (
     init,
     is_spec,
     param_specs,
+    part_of_matrix,
     shardings,
 )
 from rl_likelihood.model.attention import QUERIES, Kernel, attention, branch_mask, branch_positions
@@ -272,12 +273,13 @@ def forward(
 
 
 def gathered(w: Params, cfg: ModelConfig) -> Params:
-    """The weights of one layer, gathered over fsdp and context if tokens are split over context. Left to itself, the
-    compiler would rather move the tokens, which are split over both axes."""
+    """The weights of one layer, with adapters and scales, gathered over fsdp and context if tokens are split over
+    context. Left to itself, the compiler would rather move the tokens, which are split over both axes."""
     if context_shards() == 1:
         return w
     specs = param_specs(cfg)["layers"]
-    return {name: gather_fsdp(x, specs[name].axes[1:]) if name in specs else x for name, x in w.items()}
+    specs |= {name: part_of_matrix(specs, name) for name in w.keys() - specs.keys()}
+    return {name: gather_fsdp(x, specs[name].axes[1:]) for name, x in w.items()}
 
 
 class AttentionMode(NamedTuple):

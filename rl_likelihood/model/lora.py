@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
-from rl_likelihood.fields import field
+from rl_likelihood.fields import field, one_of
+from rl_likelihood.model.architecture import part_of_matrix
 from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs
-from rl_likelihood.shapes import AnyArray
+from rl_likelihood.shapes import AnyArray, UserError
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+SCALES = tuple(f"{name}_scale" for name in MATRICES)  # of an int8 base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +44,21 @@ class LoraConfig:
         return "bfloat16" if self.base_dtype == "int8" else self.base_dtype
 
 
+def check_lora(cfg: LoraConfig) -> None:
+    """Refuses targets that are no matrices, and settings of adapters where there are none."""
+    for target in cfg.targets or ("",):
+        one_of("lora.targets", target, MATRICES)
+    for name in ("alpha", "targets", "base_dtype"):
+        value = getattr(cfg, name)
+        if not cfg.rank and value != getattr(LoraConfig, name):
+            raise UserError(f"lora.{name} is {value!r}, but lora.rank is 0: all parameters are trained; set lora.rank")
+
+
 def adapter_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
     """`param_specs` of the adapters: A and B of each target, named q_a and q_b."""
-    layers, out = param_specs(model)["layers"], {}
-    for name in cfg.targets:
-        (n, *shape), (_, *axes), _ = layers[name]
-        inputs = 2 if name == "o" else 1
-        out[f"{name}_a"] = Spec((n, *shape[:inputs], cfg.rank), (None, *axes[:inputs], None), "uniform")
-        out[f"{name}_b"] = Spec((n, cfg.rank, *shape[inputs:]), (None, None, *axes[inputs:]), "zeros")
-    return {"layers": out}
+    layers = param_specs(model)["layers"]
+    names = [f"{target}_{part}" for target in cfg.targets for part in "ab"]
+    return {"layers": {name: part_of_matrix(layers, name, cfg.rank) for name in names}}
 
 
 def trained_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
@@ -82,12 +90,8 @@ def base_specs(model: ModelConfig, cfg: LoraConfig) -> dict[str, Any]:
     specs = param_specs(model)
     if cfg.base_dtype != "int8":
         return specs
-    layers = dict(specs["layers"])
-    for name in MATRICES:
-        (n, *shape), (_, *axes), _ = layers[name]
-        outputs = 2 if name == "o" else 1
-        layers[f"{name}_scale"] = Spec((n, *shape[outputs:]), (None, *axes[outputs:]), "ones")
-    return specs | {"layers": layers}
+    layers = specs["layers"]
+    return specs | {"layers": layers | {name: part_of_matrix(layers, name) for name in SCALES}}
 
 
 def init_adapters(key: Array, model: ModelConfig, cfg: LoraConfig) -> Params:

@@ -21,6 +21,7 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.rewards import shaping
 from rl_likelihood.rollouts.batches import combined, widened
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
+from rl_likelihood.runtime import distributed
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Batch, Rollout
 
@@ -54,11 +55,14 @@ def by_host(c: Config) -> bool:
 
 
 def host_groups(drawn: Drawn, c: Config) -> Groups:
-    """The groups that the filter accepts, judged by the reward terms that the host computes."""
+    """The groups that the filter accepts, judged by the reward terms that the host computes. A collective: processes
+    with the same prompts must agree, though a grader's time limit may have passed in one of them only."""
     n = c.rows_per_prompt
     total = sum(t.weight * drawn.graded.values[t.on_host[0]][:, :n] for t in c.reward.terms if t.on_host)
     std = shaping.group_std(np.asarray(total, np.float32), drawn.graded.keep[:, :n])
-    return Groups(np.asarray(shaping.filter_groups(std, c.filter, shaping.init_filter(), 0)))
+    uid, own = drawn.rollout.prompts.uid, np.asarray(shaping.filter_groups(std, c.filter, shaping.init_filter(), 0))
+    everywhere = distributed.gather({"uid": uid, "accepted": own})
+    return Groups(np.array([everywhere["accepted"][everywhere["uid"] == i].all() for i in uid]))
 
 
 def chosen(accepts: list[np.ndarray]) -> list[int]:

@@ -15,24 +15,25 @@ FOLDER = "profile"  # in a workdir
 
 
 class Profile:
-    """Traces steps into the workdir. `steps`: (first, last), or () for no trace."""
+    """Traces steps into the workdir. `steps`: (first, last), or () for no trace. A run that resumes between them traces
+    what is left of them."""
 
     def __init__(self, workdir: Path, steps: tuple[int, ...]) -> None:
-        self.folder, self.steps, self.running, self.began = workdir / FOLDER, steps, False, 0.0
+        self.folder, self.steps, self.running, self.began = workdir / FOLDER, steps or (0, 0), False, (0, 0.0)
 
     def before(self, step: int) -> None:
         """To be called before step number `step`."""
-        if self.steps and step == self.steps[0]:
+        if not self.running and self.steps[0] <= step <= self.steps[1]:
             jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
-            self.running, self.began = True, time.perf_counter()
+            self.running, self.began = True, (step, time.perf_counter())
 
     def after(self, step: int) -> None:
         """To be called after step number `step`."""
         if self.running and step >= self.steps[1]:
-            wall = time.perf_counter() - self.began
+            first, wall = self.began[0], time.perf_counter() - self.began[1]
             self.close()
-            say(f"profile  steps {self.steps[0]} to {step} in {self.folder}: tensorboard, xprof or ui.perfetto.dev")
-            say(f"profile  {summary(self.folder, wall, step - self.steps[0] + 1)}")
+            say(f"profile  steps {first} to {step} in {self.folder}: tensorboard, xprof or ui.perfetto.dev")
+            say(f"profile  {summary(self.folder, wall, step - first + 1)}")
 
     def close(self) -> None:
         """Stops a running trace."""

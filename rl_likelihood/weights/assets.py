@@ -37,8 +37,10 @@ ASSETS = {
 }
 
 
-# What is read of a repository of the Hub: weights as safetensors, configuration and tokenizer.
+# What is read of a repository of the Hub: weights as safetensors, configuration and tokenizer. Not its folders, nor the
+# second copy of all weights that Mistral's repositories have.
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+NOT_FROM_HUB = ["*/*", "consolidated*"]
 
 
 def cache_dir() -> Path:
@@ -85,7 +87,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download  # slow to import
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=NOT_FROM_HUB))
     except Exception as e:  # of several libraries, down to the connection's
         why = " ".join(str(e).split())[:200] or type(e).__name__
         raise UserError(

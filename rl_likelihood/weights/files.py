@@ -23,6 +23,8 @@ from rl_likelihood.weights import gguf_file, hugging_face
 from rl_likelihood.weights.families import FAMILIES, NAMES, named
 from rl_likelihood.weights.hugging_face import CONFIG, INDEX, SCORE, WEIGHTS, Source
 
+ADAPTERS = "adapter_model.safetensors"  # of a folder for peft
+
 
 class Tensor(NamedTuple):
     """One tensor of a file, its key in our tree, where it is in that array, and both its shapes."""
@@ -258,7 +260,7 @@ def save_adapters(path: str | os.PathLike, adapters: Params, lora: LoraConfig, b
             arrays[f"{of}.lora_A.weight"] = np.ascontiguousarray(a[i].reshape(-1, lora.rank).T)
             arrays[f"{of}.lora_B.weight"] = np.ascontiguousarray(b[i].reshape(lora.rank, -1).T)
     path.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(arrays, path / ADAPTERS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

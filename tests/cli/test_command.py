@@ -108,3 +108,6 @@ def test_a_folder_that_cannot_be_opened_is_refused(tmp_path):
     with pytest.raises(UserError, match="--workdir is .*too long"):
         refuse_address("--workdir", str(tmp_path / ("a" * 300)))
     refuse_address("--workdir", str(tmp_path / "new"))
+    for address in ("gs:/bucket/run", "s3://bucket/run", "GS://bucket/run", "file:///run"):
+        with pytest.raises(UserError, match=f"--workdir is {address}, which is no folder"):
+            refuse_address("--workdir", address)

@@ -19,14 +19,17 @@ from rl_likelihood.learner.step import filtered, gradients, init_state
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import by_prompt, make_mesh, put
 from rl_likelihood.model import splash
+from rl_likelihood.model.decoder import shardings
+from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, trained_specs
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.runtime.devices import using
 from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, NoChainRows, Prompts, ShownPrompts
+from tests.model.test_lora import random_adapters
 from tests.small import random_batch, random_params, reference_log_probs, rewarded, tiny
 
 MODEL = tiny(layers=2)
-PARAMS, REF = (random_params(MODEL, seed) for seed in (0, 1))
+PARAMS = random_params(MODEL)
 P, G, T = 4, 5, 24
 ONE, TWO = (random_batch(8, P, G, t=T, sampled=sampled) for sampled in (False, True))
 
@@ -77,17 +80,27 @@ CASES = {
     "other answers": (with_others(), rewarded("log_prob_any", two_branches=True)),
     "second prompt": (SHOWN, rewarded("log_prob", posterior=PosteriorConfig(distill=1.0))),
     "micro-batches": (TWO, rewarded("jepo", loss=KL, micro_batch_prompts=2, **BOTH)),
+    "groups left out": (TWO.replace(counted=np.arange(P) != 1), rewarded("jepo", micro_batch_prompts=2, **BOTH)),
+    "adapters": (TWO, rewarded("jepo", loss=KL, lora=LoraConfig(rank=3, alpha=6.0), **BOTH)),
 }
 
 
-def results(batch, cfg, model=MODEL):
-    """Gradients, metrics and values of rows; what padding has is 0."""
+def results(batch, cfg, model=MODEL, mesh=None):
+    """Gradients, metrics and values of rows; what padding has is 0. On one device, or over a mesh that is in use."""
+    params, initial = random_params(model), random_params(model, 1)
+    if cfg.lora.rank:
+        params, initial = random_adapters(cfg.lora, model), as_base(initial, cfg.lora)
+    models = (initial if cfg.with_reference else None, None, *[initial] * (cfg.lora.rank > 0))
 
-    def run(params, ref, batch):
-        grads, sums, per_row = gradients(params, (ref, None), batch, model, cfg)
+    def run(params, models, batch):
+        grads, sums, per_row = gradients(params, models, batch, model, cfg)
         return grads, metrics(sums, per_row, batch), per_row
 
-    grads, out, per_row = jax.device_get(jax.jit(run)(PARAMS, REF if cfg.with_reference else None, batch))
+    if mesh is not None:
+        params = put(params, shardings(trained_specs(model, cfg.lora), mesh))
+        at = shardings(base_specs(model, cfg.lora), mesh)
+        models, batch = tuple(x and put(x, at) for x in models), put(batch, by_prompt(mesh, batch))
+    grads, out, per_row = jax.device_get(jax.jit(run)(params, models, batch))
     real = np.asarray(batch.segment) != PAD
     return grads, out, {k: v[real] if v.shape == real.shape else v for k, v in per_row.items()}
 
@@ -140,7 +153,7 @@ def test_eight_devices_are_one(shape):
         assert packed.packing.order is not None
         blocks = packed.packing.order.reshape(shape[0] * shape[1], -1)
         assert (np.sort(blocks, -1).ravel() == np.arange(16)).all(), "no prompt changes its device"
-        eight = results(put(packed, by_prompt(mesh, packed)), cfg)
+        eight = results(packed, cfg, mesh=mesh)
     assert_close(results(batch, cfg), eight)
 
 

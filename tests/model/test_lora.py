@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from rl_likelihood.config import build
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.step import gradients, init_reference, init_state, make_step
+from rl_likelihood.learner.step import gradients, init_reference, init_state, make_step, reference_shardings
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.decoder import forward, is_spec
@@ -148,6 +148,26 @@ def test_a_target_that_is_no_matrix_is_refused():
     for targets in (("q", "query"), ()):
         with pytest.raises(UserError, match="lora.targets"):
             build(small_config(lora__rank=2, lora__targets=targets))
+
+
+def test_a_warm_start_reads_the_whole_model_as_its_base():
+    c = build(small_config(lora__rank=2, lora__base_dtype="int8"))
+    specs = reference_shardings(make_mesh((1, 1, 1), jax.devices()[:1]), MODEL, c.warm_step.lora)
+    assert jax.tree.structure(specs) == jax.tree.structure(BASE) and c.step.lora.base_dtype == "int8"
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"lora__base_dtype": "int8"}, "lora.base_dtype is 'int8', but lora.rank is 0"),
+        ({"lora__targets": ("q",)}, "lora.targets is"),
+        ({"lora__alpha": 8.0}, "lora.alpha is 8.0, but lora.rank is 0"),
+        ({"lora__rank": 4, "optim__name": "muon"}, "optim.name is 'muon'.*lora.rank is 4"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        build(small_config(**changes))
 
 
 def test_the_folder_for_peft_has_its_names_and_layout(tmp_path):

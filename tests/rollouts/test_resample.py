@@ -1,6 +1,7 @@
 """Groups that teach nothing are replaced by fresh prompts: bounded, counted, in the order of the stream, resumable."""
 
 import shutil
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from rl_likelihood.learner.step import filtered
 from rl_likelihood.rewards import shaping
 from rl_likelihood.rollouts.resample import Groups, by_host, chosen, host_groups
 from rl_likelihood.rollouts.source import make_source
-from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime import distributed, run_files
 from rl_likelihood.shapes import TrainState
 from rl_likelihood.training.programs import StepPrograms
 from tests.rollouts.test_batches import loaded
@@ -118,6 +119,16 @@ def test_the_host_judges_by_its_own_terms(tmp_path):
     finally:
         source.close()
     assert given.batch.counted.tolist() == [False, False] and given.spread is None
+
+
+def test_processes_with_the_same_prompts_agree(monkeypatch):
+    """In another process, which has prompts 4 and 7 too, a grader ran out of time for prompt 7."""
+    theirs = {"uid": np.array([4, 7, 9]), "accepted": np.array([True, False, False])}
+    monkeypatch.setattr(distributed, "gather", lambda own: {k: np.concatenate([own[k], theirs[k]]) for k in own})
+    prompts = SimpleNamespace(uid=np.array([7, 4, 5]))
+    graded = SimpleNamespace(values={"random": np.eye(3)}, keep=np.ones((3, 3), bool))
+    drawn = SimpleNamespace(rollout=SimpleNamespace(prompts=prompts), graded=graded)
+    assert host_groups(drawn, build(small_config(**COIN))).accepted.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -28,6 +29,18 @@ def test_a_trace_of_the_steps_asked_for_and_of_no_others(tmp_path, capsys):
     assert len(list((tmp_path / "run").rglob("*.xplane.pb"))) == 1
     assert len(list((tmp_path / "run").rglob("perfetto_trace.json.gz"))) == 1
     assert "steps 2 to 3" in capsys.readouterr().out and not (tmp_path / "off").exists()
+
+
+def test_a_run_that_resumes_between_the_steps_traces_the_rest(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    monkeypatch.setattr("rl_likelihood.runtime.profile.summary", lambda folder, wall, steps: f"{steps} steps")
+    profile = Profile(tmp_path, (2, 4))
+    for step in range(3, 7):
+        profile.before(step)
+        profile.after(step)
+    out = capsys.readouterr().out
+    assert "steps 3 to 4 in" in out and "2 steps" in out and out.count("profile ") == 2
 
 
 def test_a_line_says_what_the_devices_of_a_run_did(tmp_path, capsys):
@@ -68,7 +81,7 @@ def test_a_tpu_s_operations_belong_to_the_program_that_runs():
     assert device_ops(data) == wanted
 
 
-@pytest.mark.parametrize("steps", [(3,), (3, 2), (0, 1), (1, 2, 3)])
+@pytest.mark.parametrize("steps", [(3,), (3, 2), (0, 1), (1, 2, 3), (2, 5), (5, 6)])
 def test_steps_that_are_no_range_are_refused(steps):
     with pytest.raises(UserError, match="report.profile"):
-        build(small_config(report__profile=steps))
+        build(small_config(report__profile=steps, train__steps=4))

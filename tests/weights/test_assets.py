@@ -7,6 +7,7 @@ import sys
 import zipfile
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import assets
@@ -90,6 +91,13 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert assets.cache_dir() == tmp_path / "rl_likelihood"
     monkeypatch.setenv("RL_LIKELIHOOD_CACHE", str(tmp_path / "own"))
     assert assets.cache_dir() == tmp_path / "own"
+
+
+def test_of_a_repository_one_copy_of_the_weights_is_read():
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model", "chat_template.jinja"]
+    others = ["consolidated.safetensors", "original/params.json", "onnx/a.json", "pytorch_model.bin", "README.md"]
+    chosen = filter_repo_objects(wanted + others, allow_patterns=assets.HUB_FILES, ignore_patterns=assets.NOT_FROM_HUB)
+    assert list(chosen) == wanted
 
 
 def test_a_name_of_the_hub_is_its_folder_in_the_hub_s_cache_or_refused(tmp_path):
