@@ -9,7 +9,7 @@ from configs.base import get_config
 SMALL = {
     "model.preset": "nano",
     "model.layers": "scan",
-    "data.tasks": ("faulty_sums",),
+    "data.tasks": ("faulty_losses",),
     "data.train_size": 40,
     "data.heldout_size": 6,
     "prompt.instruction": "Add.",

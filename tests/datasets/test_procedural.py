@@ -87,7 +87,7 @@ def test_rows_with_an_empty_answer_are_counted_and_named(monkeypatch):
         ("leg_countin", "did you mean 'leg_counting'? It must be basic_arithmetic, "),
         (
             "zzzzzz",
-            "data.tasks has 'zzzzzz'; it must be basic_arithmetic, one_operation, chain_sum, faulty_sums, calculator,",
+            "data.tasks has 'zzzzzz'; it must be basic_arithmetic, one_operation, chain_sum, faulty_losses, calculator,",
         ),
         ("leg_counting(max_animals)", "cannot be read; write NAME or NAME(parameter=value, ...)"),
         ("leg_counting(max_animals=", "cannot be read"),
