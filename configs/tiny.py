@@ -34,13 +34,13 @@ def get_config(arg: str = "") -> ConfigDict:
     # A chain that does not open the answer tag is worth less than most that do.
     c.reward.truncated = "floor"
     c.reward.floor = -5.0
-    c.loss.answer_term = 0.0  # the policy term alone: answers go on to follow from chains
-    c.optim.lr = 4e-3
+    c.loss.answer_term = 0.3  # enough to keep answers true to chains; at 1 they would soon do without
+    c.optim.lr = 2e-3
     c.optim.warmup_steps = 5
     c.train.steps = a.steps
     c.train.prompts_per_step = 16
     c.train.eval_every = 20
-    c.warm_start.steps = 250
+    c.warm_start.steps = 400
     c.warm_start.chains = "given"
     c.warm_start.prompts_per_step = 32
     c.warm_start.lr = 1e-2

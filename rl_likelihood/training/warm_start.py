@@ -101,8 +101,8 @@ def chains_to_learn(
 
 
 def _taught(task: Task, row: EncodedExample) -> EncodedExample:
-    """The row, with the answer that its chain leads to if its `check` names one: after a wrong chain the reference would
-    teach the model to answer without reading chains."""
+    """The row with the answer that its chain leads to, if its `check` names one. After a wrong chain, the reference
+    would teach the model not to read chains."""
     answer = json.loads(row.example.check or "{}").get("taught")
     if answer is None:
         return row
