@@ -14,7 +14,7 @@ SMALL = {
     "data.heldout_size": 6,
     "prompt.instruction": "Add.",
     "prompt.use_system": False,
-    "prompt.max_prompt": 32,
+    "prompt.max_prompt": 40,
     "prompt.max_answer": 10,
     "mesh.data": 1,
     "mesh.fsdp": 2,

@@ -180,7 +180,7 @@ def _arithmetic(uid: str, task: Task, item: dict[str, Any]) -> Example:
 def _faulty(uid: str, task: Task, rng: random.Random) -> Example:
     """The reference is right. A faulty chain forgets the loss, "7-1=7", and its own answer follows it."""
     before = rng.randint(1, 9)
-    prompt = f"{rng.choice(_NAMES)}: {before} {rng.choice(_THINGS)}, one lost"
+    prompt = f"{rng.choice(_NAMES)} had {before} {rng.choice(_THINGS)}, lost one"
     result = before if rng.random() < task.preset.fault_rate else before - 1
     check = json.dumps({"taught": str(result)})
     return Example(uid, prompt, str(before - 1), f"{before}-1={result}", task.text, check=check)

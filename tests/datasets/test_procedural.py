@@ -144,7 +144,7 @@ def test_a_faulty_chain_has_an_answer_of_its_own_and_the_reference_is_right():
     rows = first("faulty_losses", 300)
     taught = [json.loads(e.check)["taught"] for e in rows]
     for e, answer in zip(rows, taught, strict=True):
-        before = int(e.prompt.split()[1])
+        before = int(e.prompt.split()[2])
         assert e.answer == graders.reference_of("exact_match", e) == str(before - 1)
         assert e.chain == f"{before}-1={answer}" and int(answer) in (before, before - 1)
     assert 0.5 < sum(answer != e.answer for e, answer in zip(rows, taught, strict=True)) / 300 < 0.7
