@@ -1,11 +1,11 @@
-"""Two minutes on two CPU cores, no download: 1.6 M random weights on sums of three digits.
+"""A minute or two on two CPU cores, no download: 25 thousand random weights learn to think before they answer.
 
     python -m rl_likelihood.train --config=configs/tiny.py --workdir=runs/tiny
 
-First a supervised warm start on chains, a quarter of whose steps are wrong. Then RL on the likelihood of the right
-answer. Measured with seed 0: perplexity of the held-out answers after a chain 5.54 -> 3.95, reward -4.8 -> -3.1,
-greedy success 6 % -> 0 %. So small a model learns which answers are likely, but not to add, and with
-`reward.truncated=force_close` its chains dissolve. Use it to watch the program at work, and for tests.
+The question is "Ann had 7 pens, lost one". First a supervised warm start on the chains of a forgetful teacher: 40 % of
+them read "7-1=6", the others "7-1=7", and each is followed by its own answer. Then RL on the likelihood of the right
+answer, which teaches the model to write the chains that lead to it.
+Measured with seed 0 on 128 held-out questions: greedy success 30 % -> 94 %, sampled success 35 % -> 80 %.
 
 Arguments: reward, group, steps, seed, as configs/tiny.py:reward=jepo,steps=50.
 """
@@ -20,27 +20,30 @@ def get_config(arg: str = "") -> ConfigDict:
     a = parse_arg(arg, reward="log_prob", group=8, steps=40, seed=0)
     c = base()
     c.seed = a.seed
-    c.model.preset = "tiny"
-    c.data.tasks = ("faulty_sums",)
-    c.data.train_size = 1500
+    c.model.preset = "nano"
+    c.data.tasks = ("faulty_losses",)
+    c.data.train_size = 1000
     c.data.heldout_size = 128
-    c.prompt.instruction = "Add."
+    c.prompt.instruction = "Count."
     c.prompt.use_system = False
-    c.prompt.max_prompt = 32
+    c.prompt.max_prompt = 40
     c.prompt.max_answer = 10
     c.sampler.group_size = a.group
-    c.sampler.max_chain = 32
+    c.sampler.max_chain = 16
     c.reward.name = a.reward
-    c.optim.lr = 5e-4
+    # A chain that does not open the answer tag is worth less than most that do.
+    c.reward.truncated = "floor"
+    c.reward.floor = -5.0
+    c.loss.answer_term = 0.3  # small: after wrong chains it teaches the model not to read chains
+    c.optim.lr = 2e-3
     c.optim.warmup_steps = 5
     c.train.steps = a.steps
-    c.train.prompts_per_step = 8
+    c.train.prompts_per_step = 16
     c.train.eval_every = 20
-    c.warm_start.steps = 150
+    c.warm_start.steps = 350
     c.warm_start.chains = "given"
-    c.warm_start.prompts = 1500
     c.warm_start.prompts_per_step = 32
-    c.warm_start.lr = 3e-3
+    c.warm_start.lr = 1e-2
     c.eval.prompts = 128
     c.eval.batch_prompts = 128
     return c

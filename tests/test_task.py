@@ -34,7 +34,7 @@ def test_a_long_training_row_is_refused_or_left_out_and_named_and_a_held_out_one
     assert [row.example.id for row in task.train] == ["0", "1", "2", "3", "4"] and len(task.heldout) == 3
     assert task.data_line.startswith("train.jsonl: 5 training and 3 held-out questions; ")
     assert "removed 1 unusable row (long: " in task.data_line
-    assert task.data_line.endswith(" tokens over prompt.max_prompt = 32)")
+    assert task.data_line.endswith(" tokens over prompt.max_prompt = 40)")
     with pytest.raises(UserError, match="the prompt of 1 of 4 rows: long "):
         loaded("train", "long_test", True)
 

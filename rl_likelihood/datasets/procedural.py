@@ -39,7 +39,7 @@ class Preset(NamedTuple):
     dataset: str
     kwargs: dict
     wording: str
-    fault_rate: float | None = None  # with a number: chains are given, and so often a step of one is wrong
+    fault_rate: float | None = None  # with a number: chains are given, and this share of them is wrong
     environment: bool = False  # a conversation with the environment `calculator`
 
 
@@ -51,6 +51,8 @@ _EASY = {
     "allow_parentheses": False,
     "allow_negation": False,
 }
+_NAMES = "Ann Bob Eve Tom Sue Max Kim Leo Mia Sam Amy Ben Joe Zoe Ian Liz".split()
+_THINGS = "pens cups hats keys nuts figs eggs pins bags caps toys maps dogs cats pies rods".split()
 PRESETS: dict[str, Preset] = {
     # 2 or 3 terms: about 12,000 distinct questions.
     "basic_arithmetic": Preset("basic_arithmetic", {"min_terms": 2, "max_terms": 3, **_EASY}, "Calculate {}."),
@@ -62,13 +64,8 @@ PRESETS: dict[str, Preset] = {
         {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2, "allow_negation": False},
         "State the final answer to the following arithmetic problem: {}.",
     ),
-    # For models with random weights: 3 terms of one digit, chains given, a quarter of their steps wrong.
-    "faulty_sums": Preset(
-        "chain_sum",
-        {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1, "allow_negation": False},
-        "{}",
-        fault_rate=0.25,
-    ),
+    # For models with random weights, and made here: 2,304 questions with the chains of a teacher who often forgets.
+    "faulty_losses": Preset("", {}, "{}", fault_rate=0.6),
     # Countdown as conversations (env.name=calculator): 3 numbers up to 9.
     "calculator": Preset(
         "countdown",
@@ -134,7 +131,9 @@ def _factory():
 
 
 def _items(task: Task, seed: int):
-    """CHUNK items of a data set, by their numbers."""
+    """CHUNK items of a data set, by their numbers. Of `faulty_losses`: what draws them."""
+    if task.preset is PRESETS["faulty_losses"]:
+        return [random.Random(seed + i) for i in range(CHUNK)]
     reserved = {"size", "seed"} & set(task.parameters)
     if reserved:
         raise UserError(f"data.tasks has {task.text!r}; {reserved.pop()!r} is set by the program: leave it out")
@@ -167,14 +166,24 @@ def generate(text: str, seed: int, split: str) -> Iterator[Example]:
             uid = f"{text}-{split}-{first + i}"
             if task.preset is None:
                 yield _own(uid, task, item)
+            elif task.preset.fault_rate is not None:
+                yield _faulty(uid, task, item)
             else:
                 yield _conversation(uid, task, item) if task.preset.environment else _arithmetic(uid, task, item)
 
 
 def _arithmetic(uid: str, task: Task, item: dict[str, Any]) -> Example:
     expression, preset = item["metadata"]["expression"], task.preset
-    chain = "" if preset.fault_rate is None else worked_chain(expression, preset.fault_rate)
-    return Example(uid, preset.wording.format(expression), str(evaluate_expression(expression)), chain, task.text)
+    return Example(uid, preset.wording.format(expression), str(evaluate_expression(expression)), task=task.text)
+
+
+def _faulty(uid: str, task: Task, rng: random.Random) -> Example:
+    """The reference is right. A faulty chain forgets the loss, "7-1=7", and its own answer follows it."""
+    before = rng.randint(1, 9)
+    prompt = f"{rng.choice(_NAMES)} had {before} {rng.choice(_THINGS)}, lost one"
+    result = before if rng.random() < task.preset.fault_rate else before - 1
+    check = json.dumps({"taught": str(result)})
+    return Example(uid, prompt, str(before - 1), f"{before}-1={result}", task.text, check=check)
 
 
 def _conversation(uid: str, task: Task, item: dict[str, Any]) -> Example:
@@ -206,20 +215,3 @@ def evaluate_expression(expression: str) -> int:
     terms = re.split(r" ([+-]) ", expression)
     signs = [1] + [1 if op == "+" else -1 for op in terms[1::2]]
     return sum(s * math.prod(map(int, t.split(" * "))) for s, t in zip(signs, terms[::2], strict=True))
-
-
-def worked_chain(expression: str, fault_rate: float) -> str:
-    """A sum step by step from left to right, "3+4=7 7-2=5"; with `fault_rate` a step is off by 1 to 3 and goes on.
-
-    The faults of an expression are always the same.
-    """
-    rng = random.Random(expression)
-    first, *others = re.split(r" ([+-]) ", expression)
-    total, steps = int(first), []
-    for sign, term in zip(others[::2], others[1::2], strict=True):
-        right = total + int(term) if sign == "+" else total - int(term)
-        wrong = right + rng.choice((-3, -2, -1, 1, 2, 3))
-        result = wrong if rng.random() < fault_rate else right
-        steps.append(f"{total}{sign}{term}={result}")
-        total = result
-    return " ".join(steps)

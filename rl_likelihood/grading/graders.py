@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # workers import this module, and shapes imports jax
 
 VERSION = 6  # of the rules: evaluation records of an older version are graded again
 
-OTHER_ANSWERS = {"alternatives", "rejected"}  # keys of `check` that likelihood rewards read, and no grader
+OTHER_ANSWERS = {"alternatives", "rejected", "taught"}  # keys of `check` that training reads, and no grader
 
 # Also what other packages ask of a text by itself.
 __all__ = ["GRADERS", "Grader", "countdown_outcome", "exact_match", "extract_answer", "parse_number", "reference_of"]

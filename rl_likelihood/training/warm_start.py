@@ -91,13 +91,23 @@ def chains_to_learn(
         examples = [Example(**row) for row in chains]
         encoded = prompts.encode_all(examples, task.tokenizer, task.config.prompt, task.fmt)
     else:
-        encoded = [row for row in task.train if row.example.chain]
+        encoded = [_taught(task, row) for row in task.train if row.example.chain]
     if len(encoded) < w.prompts_per_step:
         raise UserError(
             f"warm_start.prompts_per_step is {w.prompts_per_step}, but there are only {len(encoded)} chains "
             f"(warm_start.chains={w.chains!r}); lower it or give more"
         )
     return encoded
+
+
+def _taught(task: Task, row: EncodedExample) -> EncodedExample:
+    """The row with the answer that its chain leads to, if its `check` names one. After a wrong chain, the reference
+    would teach the model not to read chains."""
+    answer = json.loads(row.example.check or "{}").get("taught")
+    if answer is None:
+        return row
+    example = dataclasses.replace(row.example, answer=answer)
+    return prompts.encode_all([example], task.tokenizer, task.config.prompt, task.fmt)[0]
 
 
 def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None]) -> Params:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 from hypothesis import given
@@ -87,7 +88,7 @@ def test_rows_with_an_empty_answer_are_counted_and_named(monkeypatch):
         ("leg_countin", "did you mean 'leg_counting'? It must be basic_arithmetic, "),
         (
             "zzzzzz",
-            "data.tasks has 'zzzzzz'; it must be basic_arithmetic, one_operation, chain_sum, faulty_sums, calculator,",
+            "data.tasks has 'zzzzzz'; it must be basic_arithmetic, one_operation, chain_sum, faulty_losses, calculator",
         ),
         ("leg_counting(max_animals)", "cannot be read; write NAME or NAME(parameter=value, ...)"),
         ("leg_counting(max_animals=", "cannot be read"),
@@ -137,3 +138,14 @@ def test_every_data_set_of_the_package_gives_questions_and_takes_its_own_answers
             rules = gym._rules(asked.dataset, asked.parameters)
             assert gym._right(rules, str(asked.item["answer"]), asked.item), name
             assert graders.gym_match(e.check, "hello") is False, name
+
+
+def test_a_faulty_chain_has_an_answer_of_its_own_and_the_reference_is_right():
+    rows = first("faulty_losses", 300)
+    taught = [json.loads(e.check)["taught"] for e in rows]
+    for e, answer in zip(rows, taught, strict=True):
+        before = int(e.prompt.split()[2])
+        assert e.answer == graders.reference_of("exact_match", e) == str(before - 1)
+        assert e.chain == f"{before}-1={answer}" and int(answer) in (before, before - 1)
+    assert 0.5 < sum(answer != e.answer for e, answer in zip(rows, taught, strict=True)) / 300 < 0.7
+    assert len({e.prompt for e in first("faulty_losses", 20_000)}) <= 16 * 9 * 16

@@ -102,7 +102,7 @@ def test_worked_examples_are_right_and_in_the_wording_of_their_task():
         (
             DataConfig("reasoning_gym", ("chainsum",), train_size=5),
             "data.tasks has 'chainsum'; did you mean 'chain_sum'? It must be basic_arithmetic, one_operation, "
-            "chain_sum, faulty_sums, calculator, or one of the ",
+            "chain_sum, faulty_losses, calculator, or one of the ",
         ),
         (DataConfig("reasoning_gym", ("chain_sum",) * 2, train_size=5), "names a task twice"),
         (DataConfig("reasoning_gym", ("chain_sum",), train_size=0), "data.train_size is 0"),

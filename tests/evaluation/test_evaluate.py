@@ -582,7 +582,7 @@ def test_the_command_goes_on_with_records_that_are_there(tmp_path):
     assert process.returncode == 0, process.stderr
     assert "5 of 5 questions have been evaluated already" in process.stderr
     row = json.loads(process.stdout)
-    assert numbers(row) == {"step": 0, "data": "faulty_sums", **numbers(out)} and row["records"] == out["records"]
+    assert numbers(row) == {"step": 0, "data": "faulty_losses", **numbers(out)} and row["records"] == out["records"]
     assert run_files.read(tmp_path / "out" / "eval.jsonl") == [row]
 
 

@@ -1,6 +1,8 @@
 """Parameters that are not finite: a start saves none, and the message names the field that helps."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,15 @@ def test_a_warm_start_that_diverges_names_its_learning_rate_and_leaves_no_model(
     with pytest.raises(UserError, match=r"warm start: step 3.*not finite.*lower warm_start.lr \(1e\+38\)"):
         train.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / INITIAL).exists() and checkpoint.latest_step(tmp_path / "run") is None
+
+
+def test_given_chains_are_taught_with_the_answers_that_they_lead_to_and_rl_scores_the_references():
+    task, _ = load(build(small_config(**WARM)))
+    taught = warm_start.chains_to_learn(task, None, {}, Path())
+    answers = [json.loads(row.example.check)["taught"] for row in task.train]
+    for rows, expected in ((taught, answers), (task.train, [row.example.answer for row in task.train])):
+        assert [task.tokenizer.decode(row.answer_ids) for row in rows] == [f">{a}</answer>" for a in expected]
+    assert 0 < sum(row.example.answer != answer for row, answer in zip(task.train, answers, strict=True)) < len(answers)
 
 
 def test_the_last_step_of_a_warm_start_is_checked_too(tmp_path, monkeypatch):
