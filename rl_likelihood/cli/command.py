@@ -18,7 +18,7 @@ from rl_likelihood.config import apply_preset, flatten, tree
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import outlive_the_terminal
 from rl_likelihood.runtime.watch import LOST, REFUSED, Unreachable
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import UserError, located
 from rl_likelihood.weights.assets import cache_dir
 
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
@@ -229,12 +229,7 @@ def _first_sentence(error: BaseException) -> str:
             flag, value, why = unread.groups()
             return f"--{flag} is {value!r}; it must be {_KINDS[why]}"
     message = " ".join(str(origin.args[0] if origin.args else origin).split())
-    if by_config and not isinstance(origin, UserError):
-        frames = traceback.extract_tb(origin.__traceback__)
-        own = [frame for frame in frames if "/ml_collections/" not in frame.filename]
-        frame = (own or frames)[-1]  # the user's line, not the library's
-        message = f"{frame.filename}:{frame.lineno}: {type(origin).__name__}: {message}"
-    return message
+    return located(origin) if by_config and not isinstance(origin, UserError) else message
 
 
 def refuse(message: str) -> None:
