@@ -29,7 +29,7 @@ from rl_likelihood.cli.command import refuse_address
 from rl_likelihood.config import apply_preset, binding_differences, build, flatten
 from rl_likelihood.grading.worker import run_file
 from rl_likelihood.report import figures, page, plots, table, table_text
-from rl_likelihood.runtime import disk
+from rl_likelihood.runtime import disk, run_files
 from rl_likelihood.runtime.console import outlive_the_terminal
 from rl_likelihood.shapes import UserError, user_code
 from rl_likelihood.sweeps import grid, ray_runner, runners
@@ -268,10 +268,9 @@ def resources(text: str) -> dict[str, float]:
 def report(experiment: Experiment, runs: list[table.Run], out: Path, paper: Sequence[dict]) -> int:
     """table.md, table.tex, table.csv, the figures and report.html, and where they are."""
     blocks = table.blocks(runs, experiment.rows)
-    out.mkdir(parents=True, exist_ok=True)
     for kind, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):
         path = out / f"table.{suffix}"
-        path.write_text(table_text.FORMATS[kind](blocks, paper) + "\n")
+        run_files.replace(path, table_text.FORMATS[kind](blocks, paper) + "\n")
         say(str(path))
     drawn = figures.grid_figures(runs, experiment.rows)
     for path in plots.save(drawn, out):

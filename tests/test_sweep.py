@@ -133,6 +133,7 @@ def test_a_point_that_is_not_there_is_refused_before_files_are_made(tmp_path, ca
         ([], "is required"),
         (["--run", "--jobs=0"], "--jobs is 0"),
         (["--report", "--out=gs://bucket"], "--out is gs://bucket, which is no folder"),
+        (["--report", f"--out={__file__}"], "table.md: cannot be written"),
         (["--run", "--runner=ray", "--resources=TPU"], "write NAME=NUMBER"),
     ],
 )

@@ -109,11 +109,15 @@ def test_status_is_replaced_whole(tmp_path):
     assert run_files.read_status(tmp_path) == expected
     assert len(lines(tmp_path / "STATUS")) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["STATUS"]
+    for text in ("", "[]", "{"):
+        (tmp_path / "STATUS").write_text(text)
+        with pytest.raises(UserError, match="STATUS: not JSON, or not an object; delete it"):
+            run_files.read_status(tmp_path)
 
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written .* choose another --workdir"):
+    with pytest.raises(UserError, match="cannot be written .* choose another folder"):
         metrics.MetricsWriter(tmp_path / "file", steps=1)
     writer = metrics.MetricsWriter(tmp_path / "run", steps=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
