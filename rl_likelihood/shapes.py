@@ -41,14 +41,19 @@ _LIBRARIES = ("<frozen ", *(sysconfig.get_path(p) for p in ("stdlib", "purelib")
 
 
 def located(error: BaseException) -> str:
-    """An error of a user's Python file with the line of theirs that led to it: FILE:LINE: NameError: ..."""
-    frames = traceback.extract_tb(error.__traceback__)
-    frame = ([f for f in frames if not f.filename.startswith(_LIBRARIES)] or frames)[-1]
-    file, line = frame.filename, frame.lineno
-    message = error.args[0] if error.args else error
+    """An error of a user's Python file with the line of theirs that led to it: FILE:LINE: NameError: ...
+
+    Of errors that followed from one another, it is the last that was raised below a line of theirs.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARIES)]
+    before = error.__cause__ or error.__context__
+    if not isinstance(error, SyntaxError) and not frames and before is not None:
+        return located(before)
+    where = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
     if isinstance(error, SyntaxError) and error.filename:
-        file, line = error.filename, error.lineno
-    return f"{file}:{line}: {type(error).__name__}: {' '.join(str(message).split())}"
+        where = f"{error.filename}:{error.lineno}: "
+    message = error.args[0] if error.args else error
+    return f"{where}{type(error).__name__}: {' '.join(str(message).split())}"
 
 
 @contextlib.contextmanager
