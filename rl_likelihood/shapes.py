@@ -50,7 +50,7 @@ def located(error: BaseException) -> str:
     if not isinstance(error, SyntaxError) and not frames and before is not None:
         return located(before)
     where = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
-    if isinstance(error, SyntaxError) and error.filename:
+    if isinstance(error, SyntaxError) and Path(error.filename or "").is_file():
         where = f"{error.filename}:{error.lineno}: "
     message = error.args[0] if error.args else error
     return f"{where}{type(error).__name__}: {' '.join(str(message).split())}"

@@ -66,12 +66,14 @@ def parse_flags(argv: list[str], config_file: bool) -> list[str]:
         flag = flags.FLAGS["config"]
         if not flag.present:
             refuse("--config is missing; for example --config=configs/quickstart.py")
-        if not isinstance(flag.value, ConfigDict):
-            refuse(f"--config: get_config() gives {flag.value!r}; it must return the config that configs/base.py gives")
         try:
             flag.value["seed"]  # a config that could not be loaded says so when it is read
         except OSError as error:
             refuse(" ".join(str(error).split()))
+        except TypeError:
+            pass  # it is None
+        if not isinstance(flag.value, ConfigDict):
+            refuse(f"--config: get_config() gives {flag.value!r}; it must return the config that configs/base.py gives")
     return remaining
 
 
