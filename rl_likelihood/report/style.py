@@ -143,7 +143,7 @@ class Decades(LogLocator):
 def plain_log(axis: Axis) -> None:
     """Ticks of a logarithmic axis, as people write them: up to 500,000 in full."""
 
-    def text(x: float, _: int) -> str:
+    def text(x: float, _: float) -> str:
         digit, power = f"{x:.0e}".split("e")
         factor = "" if digit == "1" else rf"{digit} \cdot "
         return f"{x:g}" if x < 1e6 else f"${factor}10^{{{int(power)}}}$"

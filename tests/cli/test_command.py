@@ -75,7 +75,7 @@ WRONG = [
     (["--config=configs/tiny.py:steps=3,,seed=1"], ["'steps=3,,seed=1'", "a comma too many"]),
     (["--config=configs/tiny.py", "--workdir="], ["--workdir is empty"]),
     (["--config=configs/tiny.py", "--workdir", "--dry_run"], ["--workdir is --dry_run", "give a folder"]),
-    (["--config={none}"], ["get_config() gives None", "configs/base.py"]),
+    (["--config={other}"], ["get_config() gives {'seed': 1}", "configs/base.py"]),
     (["--config={unknown}"], ["unknown.py:4: ", "lrr"]),
     (["--config={syntax}"], ["syntax.py:1: SyntaxError"]),
     (["--config={ends}"], ["ends.py:2: SystemExit: 3"]),
@@ -86,7 +86,7 @@ WRONG = [
 
 
 FILES = {
-    "none": "def get_config(arg=''):\n    pass\n",
+    "other": "def get_config(arg=''):\n    return {'seed': 1}\n",
     "unknown": "from configs.base import get_config as base\ndef get_config(arg=''):\n    c = base()\n    c.lrr = 1\n",
     "syntax": "def get_config()\n",
     "ends": "import sys\nsys.exit(3)\ndef get_config(): pass\n",
