@@ -26,6 +26,7 @@ from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices, sampler_weights
+from rl_likelihood.runtime.run_files import replace
 from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.search.controls import controls, text_of
 from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
@@ -79,7 +80,7 @@ def search(f: Finder, workdir: Path) -> None:
         )
     f.say(f"{len(good)} chains in {workdir / REER}; dropped {len(dropped)}{reasons}")
     table = controls(f, chains, ended)
-    distributed.by_first(lambda: (workdir / TABLE).write_text(json.dumps(table, indent=1) + "\n"))
+    distributed.by_first(lambda: replace(workdir / TABLE, json.dumps(table, indent=1) + "\n"))
     f.say("\n" + text_of(table, len(chains)))
 
 

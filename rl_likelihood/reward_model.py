@@ -124,7 +124,6 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: b
     if only_evaluate and checkpoint.latest_step(workdir) is None:
         raise UserError(f"{workdir} holds no reward model to evaluate; leave --evaluate out to train one")
     with contextlib.ExitStack() as stack:
-        workdir.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock(workdir))
         claim(workdir, c, force)
         keep_inputs(workdir, "", {"questions": digest(train, heldout)}, force)

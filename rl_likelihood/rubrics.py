@@ -24,6 +24,7 @@ from rl_likelihood.data import rubrics
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.rubrics import Rubric
 from rl_likelihood.datasets import sources
+from rl_likelihood.evaluation.records import make_folder
 from rl_likelihood.rollouts import asked_judge
 from rl_likelihood.rollouts.policy_answers import policy_answers
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, judge_prompts_of, rubrics_of
@@ -108,7 +109,7 @@ def main() -> None:
     if not values.workdir:
         raise UserError("--workdir is missing; give a folder for the replies and for what --filter leaves")
     workdir = Path(values.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     print(json.dumps((make if values.make else filter_rubrics)(c, workdir)))
 
 

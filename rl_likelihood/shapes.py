@@ -11,7 +11,12 @@ Rollouts are numpy arrays on the host; a `Batch` is the input of one optimizer s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +35,36 @@ PAD, CHAIN, TAG, REFERENCE, SAMPLED, ENV = 0, 1, 2, 3, 4, 5
 
 class UserError(ValueError):
     """Bad input, explained in the user's words. The mains print it on one line and exit with code 2."""
+
+
+_LIBRARIES = ("<frozen ", *(sysconfig.get_path(p) for p in ("stdlib", "purelib")), str(Path(__file__).parent))
+
+
+def located(error: BaseException) -> str:
+    """An error of a user's Python file with the line of theirs that led to it: FILE:LINE: NameError: ...
+
+    Of errors that followed from one another, it is the last that was raised below a line of theirs.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARIES)]
+    before = error.__cause__ or error.__context__
+    if not isinstance(error, SyntaxError) and not frames and before is not None:
+        return located(before)
+    where = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+    if isinstance(error, SyntaxError) and Path(error.filename or "").is_file():
+        where = f"{error.filename}:{error.lineno}: "
+    message = error.args[0] if error.args else error
+    return f"{where}{type(error).__name__}: {' '.join(str(message).split())}"
+
+
+@contextlib.contextmanager
+def user_code() -> Iterator[None]:
+    """Whatever goes wrong in a user's Python file is a UserError that says where."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(located(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
 import logging
 import os
@@ -28,10 +27,11 @@ from ml_collections import ConfigDict
 
 from rl_likelihood.cli.command import refuse_address
 from rl_likelihood.config import apply_preset, binding_differences, build, flatten
+from rl_likelihood.grading.worker import run_file
 from rl_likelihood.report import figures, page, plots, table, table_text
-from rl_likelihood.runtime import disk
+from rl_likelihood.runtime import disk, run_files
 from rl_likelihood.runtime.console import outlive_the_terminal
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import UserError, user_code
 from rl_likelihood.sweeps import grid, ray_runner, runners
 from rl_likelihood.sweeps.grid import Experiment, Point
 
@@ -88,6 +88,8 @@ def act(a: argparse.Namespace) -> int:
     points = {i: p for i, p in enumerate(experiment.points)}
     selected = grid.only(experiment.points, a.only)
     points = {i: p for i, p in points.items() if p in selected}
+    if a.run:
+        points = chosen(points, a.run)
     if a.prepare or (a.run and a.runner != "print"):
         prepare(experiment)
     if a.prepare:
@@ -99,7 +101,6 @@ def act(a: argparse.Namespace) -> int:
     if a.drop_optimizer:
         return drop_optimizers(points, root)
     if a.run:
-        points = chosen(points, a.run)
         return run(experiment, points, root, a)
     runs = [table.Run(p.labels, root / p.name) for p in current(points, root).values()]
     paper = experiment.paper if a.paper else ()
@@ -118,16 +119,14 @@ def _config_module(file: str):
     if not path.is_file():
         raise UserError(f"config file {file} does not exist; run from the folder that it is named from")
     sys.path.insert(0, str(path.resolve().parent.parent))
-    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return run_file(str(path))
 
 
 def resolve(p: Point) -> ConfigDict:
     """The whole config of a point, as its run will read it. Refuses what the run would refuse before it loads data."""
     file, _, argument = p.config.partition(":")
-    c = _config_module(file).get_config(argument)
+    with user_code():
+        c = _config_module(file).get_config(argument)
     for name, value in p.overrides.items():
         try:
             c.update_from_flattened_dict({name: tuple(value) if isinstance(value, list) else value})
@@ -187,7 +186,8 @@ def chosen(points: dict[int, Point], which: str) -> dict[int, Point]:
 
 def prepare(experiment: Experiment) -> None:
     if experiment.prepare is not None:
-        experiment.prepare()
+        with user_code():
+            experiment.prepare()
 
 
 def show_list(experiment: Experiment, points: dict[int, Point], root: Path) -> int:
@@ -268,10 +268,9 @@ def resources(text: str) -> dict[str, float]:
 def report(experiment: Experiment, runs: list[table.Run], out: Path, paper: Sequence[dict]) -> int:
     """table.md, table.tex, table.csv, the figures and report.html, and where they are."""
     blocks = table.blocks(runs, experiment.rows)
-    out.mkdir(parents=True, exist_ok=True)
     for kind, suffix in (("markdown", "md"), ("latex", "tex"), ("csv", "csv")):
         path = out / f"table.{suffix}"
-        path.write_text(table_text.FORMATS[kind](blocks, paper) + "\n")
+        run_files.replace(path, table_text.FORMATS[kind](blocks, paper) + "\n")
         say(str(path))
     drawn = figures.grid_figures(runs, experiment.rows)
     for path in plots.save(drawn, out):

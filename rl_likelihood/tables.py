@@ -16,7 +16,7 @@ from rl_likelihood.grading.worker import run_file
 from rl_likelihood.rewards import mixture
 from rl_likelihood.rewards.reward import Reward, Term
 from rl_likelihood.rewards.table import REWARDS, grader_reward
-from rl_likelihood.shapes import ENVIRONMENT, Example, UserError
+from rl_likelihood.shapes import ENVIRONMENT, Example, UserError, located
 
 
 def reward_table(file: str = "") -> dict[str, Reward]:
@@ -115,7 +115,7 @@ def user_file(file: str, field: str = "reward.file", tables: tuple[str, ...] = (
     try:
         module = run_file(str(path), path.stat().st_mtime_ns)
     except (Exception, SystemExit) as e:
-        raise UserError(f"{field} is {file!r}, which cannot be run ({type(e).__name__}: {e})") from e
+        raise UserError(f"{field} is {file!r}, which cannot be run ({located(e)})") from e
     if not any(hasattr(module, name) for name in tables):
         raise UserError(f"{field} is {file!r}, which has none of {', '.join(tables)}; CONTRIBUTING.md shows them")
     return module

@@ -129,9 +129,9 @@ def main() -> None:
         local = local_judge(values.judge, form, values.max_prompt, values.max_row, values.template, "--")
         out = measured(functools.partial(compare_locally, local), a, b)
     row = {"step": 0, "a": values.a, "b": values.b, "by": values.judge, **out}
+    print(json.dumps(row))  # first: --out may not be writable
     if values.out:
         run_files.append(values.out, row)
-    print(json.dumps(row))
     if "refused" in out:
         raise UserError(out["refused"])
 

@@ -112,6 +112,17 @@ def test_printed_commands_are_the_training_commands(tmp_path, capsys):
     assert "32 points" not in out and "16 points" in out
 
 
+def test_a_point_that_is_not_there_is_refused_before_files_are_made(tmp_path, capsys):
+    path = experiment(tmp_path)
+    with open(path, "a") as file:
+        file.write(f"\n\ndef prepare():\n    open({str(tmp_path / 'made')!r}, 'w').close()\n    1 / 0\n")
+    code, _, err = call(capsys, path, "--run=999", f"--root={tmp_path / 'runs'}")
+    assert code == 2 and "there is no point 999" in err and not (tmp_path / "made").exists()
+    code, _, err = call(capsys, path, "--prepare")
+    assert code == 2 and (tmp_path / "made").exists() and err.count("\n") == 1
+    assert f"{path}:13: ZeroDivisionError" in err
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -122,6 +133,7 @@ def test_printed_commands_are_the_training_commands(tmp_path, capsys):
         ([], "is required"),
         (["--run", "--jobs=0"], "--jobs is 0"),
         (["--report", "--out=gs://bucket"], "--out is gs://bucket, which is no folder"),
+        (["--report", f"--out={__file__}"], "table.md: cannot be written"),
         (["--run", "--runner=ray", "--resources=TPU"], "write NAME=NUMBER"),
     ],
 )

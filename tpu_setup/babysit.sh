@@ -29,6 +29,8 @@ BACKOFF_MAX="${BACKOFF_MAX:-300}"
 HEALTHY="${HEALTHY:-600}"         # a run this long, in seconds, begins the counting anew
 
 (($# > 0)) || refuse "no command; for example tpu_setup/babysit.sh python -m rl_likelihood.train --config=... --workdir=..."
+need_numbers 1 PROCESSES MAX_FAILURES
+need_numbers 0 GRACE BACKOFF BACKOFF_MAX HEALTHY
 need_folders "$@"
 refuse_secrets "$@"
 [[ "$LOCAL" == 1 ]] || need PROJECT ZONE

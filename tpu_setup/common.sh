@@ -31,13 +31,39 @@ refuse() {
   exit 2
 }
 
+# The named variables must be whole numbers of at least $1.
+need_numbers() {
+  local least="$1" name
+  shift
+  for name in "$@"; do
+    if [[ ! "${!name}" =~ ^(0|[1-9][0-9]{0,8})$ ]] || ((${!name} < least)); then
+      refuse "$name is '${!name}'; it must be a whole number from $least"
+    fi
+  done
+}
+
+case "${1:-}" in
+  -h | --help) # the comment at the head of the script
+    sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+    exit 0
+    ;;
+esac
+case "${0##*/}" in
+  create.sh | delete.sh | setup.sh | logs.sh) # without this, delete.sh NAME would delete another slice
+    (($# == 0)) || refuse "unknown argument '$1'; ${0##*/} reads environment variables alone (tpu_setup/common.sh lists them)"
+    ;;
+esac
+need_numbers 0 POLL
 for name in DRY_RUN QUEUED LOCAL RESTART; do # DRY_RUN=true must not run the commands
   [[ "${!name:-0}" =~ ^[01]$ ]] || refuse "$name is '${!name}'; it must be 0 or 1"
 done
-[[ "$TPU_NAME" =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
-  refuse "TPU_NAME is '$TPU_NAME'; it must be lower-case letters, digits and -, and begin with a letter"
+[[ "$TPU_NAME" =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
+  refuse "TPU_NAME is '$TPU_NAME'; it must be at most 40 lower-case letters, digits and -, and begin with a letter"
 [[ "$RUN_NAME" =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] ||
   refuse "RUN_NAME is '$RUN_NAME'; it must be letters, digits, _, - and ."
+
+[[ "$REMOTE_DIR" =~ ^[A-Za-z0-9_./-]+$ ]] ||
+  refuse "REMOTE_DIR is '$REMOTE_DIR'; it must be letters, digits, _, -, . and /"
 
 # The named variables must have values; the missing ones are named together.
 need() {

@@ -23,9 +23,7 @@ need_folders "$@"
 refuse_secrets "$@"
 hardware
 [[ "$PRICING" != reserved ]] || need RESERVATION
-for name in SLICES RESTARTS; do
-  [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || refuse "$name is '${!name}'; it must be a number from 1"
-done
+need_numbers 1 SLICES RESTARTS
 flag="$(pricing_flag)"
 
 quoted() { # a JSON string is a YAML string
@@ -97,7 +95,8 @@ YAML
 fi
 printf '              command:\n'
 
-for argument in bash tpu_setup/worker.sh once "$@"; do printf '              - %s\n' "$(quoted "$argument")"; done
+# Kubernetes reads $(NAME) and $$ in a command; each $ twice is that $.
+for argument in bash tpu_setup/worker.sh once "${@//\$/\$\$}"; do printf '              - %s\n' "$(quoted "$argument")"; done
 cat <<YAML
             volumes:
             - name: share

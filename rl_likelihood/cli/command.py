@@ -1,5 +1,6 @@
 """The command line of the mains: config file, overrides, preset; every refusal in one line."""
 
+import contextlib
 import difflib
 import logging
 import os
@@ -18,7 +19,7 @@ from rl_likelihood.config import apply_preset, flatten, tree
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import outlive_the_terminal
 from rl_likelihood.runtime.watch import LOST, REFUSED, Unreachable
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import UserError, located
 from rl_likelihood.weights.assets import cache_dir
 
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
@@ -57,17 +58,22 @@ def parse_flags(argv: list[str], config_file: bool) -> list[str]:
         find_config(argv)
     try:
         remaining = flags.FLAGS(argv)
-    except Exception as error:  # a config file is a program: anything may go wrong in it
+    except (Exception, SystemExit) as error:  # a config file is a program: anything may go wrong in it
         refuse(explained(error, argv))
     if len(remaining) > 1:
         refuse(f"unknown argument {remaining[1]!r}; flags start with --")
     if config_file:
-        if flags.FLAGS["config"].value is None:
+        flag = flags.FLAGS["config"]
+        if not flag.present:
             refuse("--config is missing; for example --config=configs/quickstart.py")
         try:
-            flags.FLAGS["config"].value["seed"]  # a config that could not be loaded says so when it is read
+            flag.value["seed"]  # a config that could not be loaded says so when it is read
         except OSError as error:
             refuse(" ".join(str(error).split()))
+        except TypeError:
+            pass  # it is None
+        if not isinstance(flag.value, ConfigDict):
+            refuse(f"--config: get_config() gives {flag.value!r}; it must return the config that configs/base.py gives")
     return remaining
 
 
@@ -85,6 +91,9 @@ def find_config(argv: list[str]) -> None:
             if not file.is_file():
                 near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
                 refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+            with contextlib.suppress(OSError):  # it is said when the file is run
+                if "get_config" not in file.read_text(errors="replace"):
+                    refuse(f"config file {file} has no function get_config()")
             sys.path.insert(0, str(file.parent.parent))
 
 
@@ -182,8 +191,8 @@ def join(values: flags.FlagValues) -> None:
 
 def refuse_address(name: str, value: str) -> None:
     """Refuses gs://bucket and the like: a run appends to files, renames and links them, which needs a folder."""
-    if not value:
-        raise UserError(f"{name} is empty; give a folder, as {name}=runs/first")
+    if not value or value.startswith("--"):  # --workdir --dry_run would train in a folder of that name
+        raise UserError(f"{name} is {value or 'empty'}; give a folder, as {name}=runs/first")
     if re.match(r"\w{2,}:/", value):
         raise UserError(f"{name} is {value}, which is no folder; mount it (a bucket with gcsfuse) and give that path")
     try:
@@ -229,12 +238,7 @@ def _first_sentence(error: BaseException) -> str:
             flag, value, why = unread.groups()
             return f"--{flag} is {value!r}; it must be {_KINDS[why]}"
     message = " ".join(str(origin.args[0] if origin.args else origin).split())
-    if by_config and not isinstance(origin, UserError):
-        frames = traceback.extract_tb(origin.__traceback__)
-        own = [frame for frame in frames if "/ml_collections/" not in frame.filename]
-        frame = (own or frames)[-1]  # the user's line, not the library's
-        message = f"{frame.filename}:{frame.lineno}: {type(origin).__name__}: {message}"
-    return message
+    return located(error) if by_config and not isinstance(origin, UserError) else message
 
 
 def refuse(message: str) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from rl_likelihood.shapes import UserError
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -213,6 +211,15 @@ def _whole(name: str, data: bytes, as_written: bool) -> Any:
         raise UserError(f"{name} is not JSON (nested too deeply or a number too long); fetch it again") from e
 
 
+def _short(value: Any, of: Any) -> Any:
+    """A value of parquet with its single floats, in lists and structs too, as people write them: 0.1 stays 0.1."""
+    if isinstance(value, list) and hasattr(of, "value_type"):
+        return [_short(v, of.value_type) for v in value]
+    if isinstance(value, dict):
+        return {name: _short(v, of.field(name).type) for name, v in value.items()}
+    return float(str(of.to_pandas_dtype()(value))) if str(of) in ("float", "halffloat") and value is not None else value
+
+
 def _parquet(name: str, data: bytes) -> Iterator[dict]:
     try:
         import pyarrow
@@ -221,10 +228,8 @@ def _parquet(name: str, data: bytes) -> Iterator[dict]:
         raise UserError(f"reading {name} needs the package pyarrow; run pip install pyarrow") from e
     try:
         for batch in pyarrow.parquet.ParquetFile(io.BytesIO(data)).iter_batches(batch_size=1024):
-            single = [field.name for field in batch.schema if field.type in (pyarrow.float16(), pyarrow.float32())]
+            short = [field for field in batch.schema if "float" in str(field.type)]
             for row in batch.to_pylist():
-                for column in single:  # 0.1 stays 0.1, not 0.10000000149011612
-                    row[column] = row[column] if row[column] is None else float(str(np.float32(row[column])))
-                yield row
+                yield row | {field.name: _short(row[field.name], field.type) for field in short}
     except pyarrow.ArrowException as e:
         raise UserError(f"{name} is not a readable parquet file ({reason(e)}); fetch it again") from e

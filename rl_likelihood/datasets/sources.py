@@ -262,10 +262,9 @@ def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Loca
     heldout = cfg.heldout_split or next((s for s in prepared.HELDOUT if s in by_split and s != train), "")
     for name, split in (("train_split", train), ("heldout_split", heldout)):
         if split not in by_split and (split or name == "train_split"):
-            raise UserError(
-                f"data.{name} is {split!r}, but the files of {cfg.train_path} are named for "
-                f"{', '.join(filter(None, by_split)) or 'no split'}; set it to one of those"
-            )
+            named_for = ", ".join(filter(None, by_split))
+            files_are = f"named for {named_for}; set it to one of those" if named_for else "named for no split; drop it"
+            raise UserError(f"data.{name} is {split!r}, but the files of {cfg.train_path} are {files_are}")
     if heldout == train:
         raise UserError(f"data.train_split and data.heldout_split are both {train!r}; name two splits")
     return by_split[train], by_split[heldout] if heldout and not cfg.heldout_path else None
@@ -286,9 +285,11 @@ def _load_files(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
     worked = questions.worked_groups(shown, (row.task for row in (*rows, *held)))
     rows, removed = without(rows, worked, "a worked example")
     held, removed_held = without(held, worked, "a worked example")
-    if not rows:
-        why = f" ({bad[0]})" if bad else ""
-        raise UserError(f"{cfg.train_path} has no usable row{why}; give it rows with a question and an answer")
+    sides = [(rows, bad, cfg.train_path), (held, bad_held, held_path)][: 1 if located_held is None else 2]
+    for side, unread, path in sides:
+        if not side:
+            why = f" ({unread[0]})" if unread else ""
+            raise UserError(f"{path} has no usable row{why}; give it rows with a question and an answer")
 
     if located_held is not None:
         held = _first(held, max(cfg.heldout_size, 0), "heldout", held_path)

@@ -23,7 +23,19 @@ _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 def same(reference: Node, answer: Node) -> bool:
     """Does `answer` say what `reference` says? Raises Unreadable where one has parts that cannot be compared."""
+    if answer.kind == "relation" and set(answer.parts[0]) == {"="} and reference.kind != "relation":
+        answer = _linked(reference, answer)
     return _same(*without_names(reference, answer))
+
+
+def _linked(reference: Node, answer: Node) -> Node:
+    """2 + 3 = 5 as 5, x = 10/2 = 5 as x = 5: only the last of the sides that say what the reference says.
+
+    5 = 5 stays an equation, and so does 5 cm = 5 kg.
+    """
+    said = [side for side in answer.parts[1:] if _same_or_not(reference, side)]
+    sides = [s for s in answer.parts[1:] if s not in said or s == said[-1] or not _same_or_not(s, said[-1])]
+    return Node("relation", (("=",) * (len(sides) - 1), *sides)) if len(sides) > 1 else sides[0]
 
 
 def _same(reference: Node, answer: Node) -> bool:

@@ -27,13 +27,17 @@ _WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it
 _WORDS_ONLY = re.compile(r"[A-Za-z\s.,;:'-]*[A-Za-z][A-Za-z\s.,;:'-]*")
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore|we|get|have|obtain|find|that|the|final|correct|required|desired|total|answer|value|"
-    r"result|solutions?|is|are|equals|equal|to)\b[\s,]*|[:=][\s]*)+",
+    r"result|solutions?|is|are|equals|equal|to|then|exactly)\b[\s,]*|[:=][\s]*)+",
     re.IGNORECASE,
 )
 _LEADS_ON = re.compile(
-    r"(?:\b(?:is|are|get|have|equals|equal to|obtain|find|answer|solutions?)|[:=])[\s,]*$", re.IGNORECASE
+    r"(?:\b(?:is|are|get|have|equals|equal to|obtain|find|answer|solutions?|so|thus|hence|therefore|then|exactly)|[:=])"
+    r"[\s,]*$",
+    re.IGNORECASE,
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*)\}(?=\s*\S)")
+_STOP = re.compile(r"\\text\s*\{\s*\.?\s*\}\Z")
+_REALS = re.compile(r"(?:all|any) real(?:s| numbers?)", re.IGNORECASE)
 _TEN_TO = re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*(?:\^|\*\*))")  # 1.2 x 10^5: an x for the sign of a product
 _OTHER = r"\b(?!(?:and|or)\b)[A-Za-z]"
 _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
@@ -55,7 +59,7 @@ def _core(text: str) -> str:
         text = whole[1].strip() if whole is not None and not _WORD.fullmatch(text) else text
         if text == before:
             break
-    return text
+    return r"\mathbb{R}" if _REALS.fullmatch(text) else text
 
 
 def _without_lead(text: str) -> str:
@@ -69,6 +73,7 @@ def _without_lead(text: str) -> str:
 
 def _without_end(text: str) -> str:
     """Without the full stop of a sentence."""
+    text = _STOP.sub("", text).rstrip()
     return text if text.endswith("...") or not text.endswith(".") else text[:-1].rstrip()
 
 

@@ -49,7 +49,8 @@ def schedule(cfg: OptimizerConfig) -> optax.Schedule:
     if cfg.schedule == "cosine":
         parts.append(optax.cosine_decay_schedule(cfg.lr, steps_after_warmup, end))
     if cfg.schedule in ("linear", "wsd"):
-        steps = max(1, round(cfg.decay_fraction * cfg.total_steps)) if cfg.schedule == "wsd" else steps_after_warmup
+        falling = round(cfg.decay_fraction * cfg.total_steps) if cfg.schedule == "wsd" else steps_after_warmup
+        steps = max(1, min(falling, steps_after_warmup))
         parts.append(optax.linear_schedule(cfg.lr, end * cfg.lr, steps))
         bounds += [max(warmup, cfg.total_steps - steps)] * (cfg.schedule == "wsd")
     return optax.join_schedules(parts, bounds)
@@ -84,11 +85,12 @@ def _adamw(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransforma
 
 
 def _adafactor(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:
-    """Learning rate and weight decay have AdamW's meaning: the parameter's norm does not scale the update, and the
-    learning rate scales the decay (not so in optax)."""
-    scaled = optax.adafactor(multiply_by_parameter_scale=False)
-    decay = optax.add_decayed_weights(-cfg.weight_decay, decays) if cfg.weight_decay else optax.identity()
-    return optax.chain(scaled, decay, optax.scale_by_schedule(lr))
+    """The learning rate has AdamW's meaning: it scales the weight decay too, and no parameter's norm scales updates."""
+    if not cfg.weight_decay:
+        return optax.adafactor(lr, multiply_by_parameter_scale=False)
+    minus_update = optax.adafactor(None, multiply_by_parameter_scale=False)
+    decay = optax.add_decayed_weights(-cfg.weight_decay, decays)
+    return optax.chain(minus_update, decay, optax.scale_by_learning_rate(lr, flip_sign=False))
 
 
 def _lion(cfg: OptimizerConfig, lr: optax.Schedule) -> optax.GradientTransformation:

@@ -23,7 +23,7 @@ def _head(plan: dict[str, Any]) -> list[str]:
     alone = ", each device with rows of its own" if plan["sampler_streams"] else ""
     held = ", ".join(f"{name} {gib(n)}" for name, n in plan["held"].items())
     return [
-        f"model    {plan['model']}: {plan['parameters'] / 1e6:.1f} M parameters, compute {plan['compute_dtype']}, "
+        f"model    {plan['model']}: {plan['parameters']:,} parameters, compute {plan['compute_dtype']}, "
         f"remat {plan['remat']}, attention {plan['attention']}",
         f"devices  {plan['topology']}{slices}: {plan['devices']}{limit}, mesh {mesh}, sampler {sampler} on each "
         f"host{alone}",

@@ -95,7 +95,7 @@ def _metric(ax: Axes, of: Metric, rows: Sequence[table.Line], untouched: table.L
     for y, line in enumerate(rows):
         c = line.cell(of.name)
         ax.axhline(y, color=GRID, linewidth=0.8, zorder=0)
-        text = table.MISSING if c is None else f"{c.mean:.{of.digits}f}".replace("-", "\N{MINUS SIGN}")
+        text = table.MISSING if c is None else f"{c.mean:z.{of.digits}f}".replace("-", "\N{MINUS SIGN}")
         ax.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=INK)
         if c is None:
             continue

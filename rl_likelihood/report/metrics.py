@@ -90,7 +90,7 @@ _LINE = (
     ("reward/exact_match", "{label} {number}", 4, "{:.0%}".format),
     ("answer/perplexity", "{label} {number}", 6, _short),
     ("chain/length", "{label} {number}", 6, "{:.1f}".format),
-    ("tokens_per_second", "{number} {label}", 5, lambda x: f"{x:.0f}" if x < 1e4 else _short(x)),
+    ("tokens_per_second", "{number} {label}", 5, lambda x: f"{x:.0f}" if 1 <= x < 1e4 else _short(x)),
     ("queue/lag", "{label} {number}", 1, "{:.0f}".format),
 )
 

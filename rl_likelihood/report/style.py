@@ -141,9 +141,15 @@ class Decades(LogLocator):
 
 
 def plain_log(axis: Axis) -> None:
-    """Ticks of a logarithmic axis, as people write them: up to 100,000 in full."""
+    """Ticks of a logarithmic axis, as people write them: up to 500,000 in full."""
+
+    def text(x: float, _: float) -> str:
+        digit, power = f"{x:.0e}".split("e")
+        factor = "" if digit == "1" else rf"{digit} \cdot "
+        return f"{x:g}" if x < 1e6 else f"${factor}10^{{{int(power)}}}$"
+
     axis.set_major_locator(Decades())
-    axis.set_major_formatter(lambda x, _: f"{x:g}" if x < 1e6 else f"$10^{{{np.log10(x):.0f}}}$")
+    axis.set_major_formatter(text)
     axis.set_minor_locator(NullLocator())
 
 

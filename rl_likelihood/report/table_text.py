@@ -27,7 +27,7 @@ def number(value: float | None, of: Metric) -> str:
     if not math.isfinite(value):
         return str(value)
     digits = of.digits if of.unit in ("%", "tokens") else max(of.digits, 3)
-    return f"{of.scale * value:.{digits}f}" + ("%" if of.unit == "%" else "")
+    return f"{of.scale * value:z.{digits}f}" + ("%" if of.unit == "%" else "")
 
 
 def side_by_side(columns: Mapping[str, Mapping[str, float]]) -> str:
@@ -87,7 +87,7 @@ def cell_text(cell: Cell | None, column: Metric) -> str:
     """ "34.9 ± 2.4 (4.2)": mean, standard error over seeds, standard error over questions."""
     if cell is None:
         return MISSING
-    mean, se, of_questions = (None if x is None else f"{x:.{column.digits}f}" for x in cell[:1] + cell[2:4])
+    mean, se, of_questions = (None if x is None else f"{x:z.{column.digits}f}" for x in cell[:1] + cell[2:4])
     return mean + (f" ± {se}" if se else "") + (f" ({of_questions})" if of_questions else "")
 
 

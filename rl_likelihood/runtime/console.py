@@ -50,10 +50,14 @@ def outlive_the_terminal() -> None:
     sys.stdout, sys.stderr = Console(sys.stdout or nowhere), Console(sys.stderr or nowhere)
 
 
+# Characters of a sampled chain that would command the terminal, such as the escape that clears it.
+_CONTROL = dict.fromkeys([c for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"], "\ufffd")
+
+
 def say(text: str) -> None:
     """Print one line, unbuffered, in the first of several processes."""
     if distributed.first():
-        print(text, flush=True)
+        print(text.translate(_CONTROL), flush=True)
 
 
 def say_at_once(text: str) -> None:

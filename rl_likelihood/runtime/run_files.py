@@ -93,7 +93,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def cannot_write(path: str | Path, e: OSError) -> UserError:
-    return UserError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another --workdir")
+    return UserError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another folder")
 
 
 def replace(path: Path, text: str) -> None:
@@ -225,8 +225,5 @@ def read_status(workdir: str | Path) -> dict[str, Any] | None:
     path = Path(workdir) / STATUS
     if not path.exists():
         return None
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path}: not JSON; delete it, the next run of this workdir writes it anew") from e
+    row = read_object(path, "delete it, and the next run of this workdir writes it anew")
     return row | {"state": "interrupted"} if row.get("state") == "running" and not in_use(path.parent) else row

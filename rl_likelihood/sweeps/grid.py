@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
-import importlib.util
 import itertools
 import json
 import re
@@ -27,9 +26,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.grading.worker import run_file
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.lock import InUse, in_use, lock
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import UserError, user_code
 
 Overrides = dict[str, Any]  # what get_sweep gives for one point
 
@@ -216,12 +216,14 @@ def load(path: str) -> Experiment:
     root = str(file.parents[1])
     if root not in sys.path:  # sweeps import one another as experiments.NAME, configs as configs.NAME
         sys.path.insert(0, root)
-    spec = importlib.util.spec_from_file_location(f"experiments.{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_sweep"):
-        raise UserError(f"{path} has no get_sweep(); it must return the list of points")
-    points = of_what_varies([point(overrides) for overrides in module.get_sweep()])
+    with user_code():
+        module = run_file(str(file), file.stat().st_mtime_ns)
+        if not callable(getattr(module, "get_sweep", None)):
+            raise UserError(f"{path} has no function get_sweep(); it must return the list of points")
+        given = module.get_sweep()
+        if not isinstance(given, Iterable):
+            raise UserError(f"{path}: get_sweep() gives {given!r}; it must return the list of points")
+        points = of_what_varies([point(overrides) for overrides in given])
     if not points:
         raise UserError(f"{path}: get_sweep() gives no point; it must return at least one")
     numbers: dict[str, int] = {}

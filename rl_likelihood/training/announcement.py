@@ -39,7 +39,7 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     say(f"rl_likelihood {__version__}, jax {jax.__version__}, {device_words(devices)}")
     layers = "scanned" if m.scan_layers else "unrolled"
     computed = f"compute {m.compute_dtype}, attention {m.attention}, layers {layers}"
-    say(f"model    {c.model.path or c.model.preset}: {m.family}, {parameters / 1e6:.1f} M parameters, {computed}")
+    say(f"model    {c.model.path or c.model.preset}: {m.family}, {parameters:,} parameters, {computed}")
     if c.lora.rank:
         targets = " ".join(c.lora.targets)
         say(f"lora     rank {c.lora.rank}, alpha {c.lora.alpha:g}, of {targets}; base {c.lora.base_dtype}")

@@ -74,14 +74,34 @@ WRONG = [
     (["--config=configs/tiny.py:reward="], ["reward.name is ''; write a name"]),
     (["--config=configs/tiny.py:steps=3,,seed=1"], ["'steps=3,,seed=1'", "a comma too many"]),
     (["--config=configs/tiny.py", "--workdir="], ["--workdir is empty"]),
+    (["--config=configs/tiny.py", "--workdir", "--dry_run"], ["--workdir is --dry_run", "give a folder"]),
+    (["--config={other}"], ["get_config() gives {'seed': 1}", "configs/base.py"]),
+    (["--config={unknown}"], ["unknown.py:4: ", "lrr"]),
+    (["--config={syntax}"], ["syntax.py:1: SyntaxError"]),
+    (["--config={ends}"], ["ends.py:2: SystemExit: 3"]),
+    (["--config={nothing}"], ["nothing.py has no function get_config()"]),
     (["--config=configs/tiny.py", "--config.seed=-1"], ["seed is -1", "at least 0"]),
     (["--config=configs/tiny.py:seed=4294967296"], ["seed is 4294967296", "at most 4294967295"]),
 ]
 
 
+FILES = {
+    "other": "def get_config(arg=''):\n    return {'seed': 1}\n",
+    "unknown": "from configs.base import get_config as base\ndef get_config(arg=''):\n    c = base()\n    c.lrr = 1\n",
+    "syntax": "def get_config()\n",
+    "ends": "import sys\nsys.exit(3)\ndef get_config(): pass\n",
+    "nothing": "x = 1\n",
+}
+
+
 def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(tmp_path):
+    paths = {name: tmp_path / "configs" / f"{name}.py" for name in FILES}
+    (tmp_path / "configs").mkdir()
+    for name, text in FILES.items():
+        paths[name].write_text(text)
     workdir = f"--workdir={tmp_path / 'run'}"
-    lines = [[workdir, *arguments] for arguments, _ in WRONG]  # if a flag is given twice, the last one counts
+    # If a flag is given twice, the last one counts.
+    lines = [[workdir, *(word.format(**paths) for word in arguments)] for arguments, _ in WRONG]
     for done, (_, words) in zip(run_each("train", lines), WRONG, strict=True):
         assert done.returncode == 2, (done.args, done.stderr)
         (line,) = done.stderr.strip().splitlines()

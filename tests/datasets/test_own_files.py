@@ -147,6 +147,8 @@ def test_sizes_take_the_first_rows_or_all(tmp_path):
         ({"heldout_path": other, "heldout_size": 6}, ("data.heldout_size is 6", "--config.data.heldout_size=5")),
         ({"heldout_size": 9}, ("data.heldout_size = 9", "at most 8")),
         ({"heldout_path": path}, ("all 9 questions",)),
+        ({"heldout_path": write(tmp_path / "empty.jsonl", [])}, ("empty.jsonl has no usable row",)),
+        ({"train_split": "dev"}, ("data.train_split is 'dev'", "named for no split; drop it")),
     ):
         with pytest.raises(UserError) as e:
             load(own(path, **fields))

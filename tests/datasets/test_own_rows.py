@@ -292,9 +292,19 @@ def test_single_floats_of_parquet_stay_as_people_write_them(tmp_path):
     import pyarrow.parquet
 
     answers = pyarrow.array([0.1, 2.7, 3.0], pyarrow.float32())
-    table = pyarrow.table({"prompt": ["a?", "b?", "c?"], "answer": answers})
+    others = pyarrow.array([[0.1, 0.7], None, [2.7]], pyarrow.list_(pyarrow.float32()))
+    tasks = pyarrow.array(
+        [{"load": [{"mean": 0.1}]}] * 3,
+        pyarrow.struct({"load": pyarrow.list_(pyarrow.struct({"mean": pyarrow.float16()}))}),
+    )
+    table = pyarrow.table(
+        {"prompt": ["a?", "b?", "c?"], "answer": answers, "alternatives": others, "environment": tasks}
+    )
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
-    assert [e.answer for e in load(own(tmp_path / "rows.parquet"))[0]] == ["0.1", "2.7", "3"]
+    rows = load(own(tmp_path / "rows.parquet"))[0]
+    assert [e.answer for e in rows] == ["0.1", "2.7", "3"]
+    assert [json.loads(e.check).get("alternatives") for e in rows] == [["0.1", "0.7"], None, ["2.7"]]
+    assert json.loads(rows[0].check)["environment"] == {"load": [{"mean": 0.1}]}
 
 
 @pytest.mark.parametrize(

@@ -439,3 +439,14 @@ def test_a_run_that_ended_before_its_last_step_is_finished(tmp_path):
             writer.eval(3, {"stage": stage})
         writer.status("done", 3)
     assert table.final(tmp_path)["stage"] == "after 3 steps"
+
+
+def test_ticks_of_a_logarithmic_axis_say_their_values():
+    ax = Figure().subplots()
+    ax.set_yscale("log")
+    style.plain_log(ax.yaxis)
+    text = ax.yaxis.get_major_formatter()
+    values = (0.5, 1, 20, 5e5, 1e6, 2e6, 5e7, 1e12)
+    assert [text(x, 0) for x in values] == [
+        *("0.5", "1", "20", "500000", "$10^{6}$", r"$2 \cdot 10^{6}$", r"$5 \cdot 10^{7}$", "$10^{12}$"),
+    ]

@@ -109,11 +109,15 @@ def test_status_is_replaced_whole(tmp_path):
     assert run_files.read_status(tmp_path) == expected
     assert len(lines(tmp_path / "STATUS")) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["STATUS"]
+    for text in ("", "[]", "{"):
+        (tmp_path / "STATUS").write_text(text)
+        with pytest.raises(UserError, match="STATUS: not JSON, or not an object; delete it"):
+            run_files.read_status(tmp_path)
 
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written .* choose another --workdir"):
+    with pytest.raises(UserError, match="cannot be written .* choose another folder"):
         metrics.MetricsWriter(tmp_path / "file", steps=1)
     writer = metrics.MetricsWriter(tmp_path / "run", steps=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -194,6 +198,7 @@ def test_console_lines_are_aligned_and_in_order():
         b == "step 250/500  reward   -0.031  success  41%  ppl   1.03  length  148.2  1.23M tok/s  lag 2   1m00s left"
     )
     assert "success" not in metrics.line(1, 500, first | {"greedy_success": 0.5}, 1), "an evaluation is not the step's"
+    assert "0.04 tok/s" in metrics.line(1, 500, {"tokens_per_second": 0.04}, 1)
     assert "left" not in metrics.line(1, 500, first, None), "not known before the second step"
     assert "left" not in metrics.line(500, 500, first, 0.0), "an evaluation follows"
     for value, words in ((9994, "9994"), (999_600, "1M"), (1e9, "1G"), (9.996e11, "1e+12"), (1e30, "1e+30")):

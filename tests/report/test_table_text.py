@@ -4,8 +4,9 @@ import csv
 import math
 from pathlib import Path
 
+from rl_likelihood.report.metric_table import metric
 from rl_likelihood.report.table import Block, Cell, Line
-from rl_likelihood.report.table_text import FORMATS, aligned, evaluation, evaluation_line, side_by_side
+from rl_likelihood.report.table_text import FORMATS, aligned, cell_text, evaluation, evaluation_line, side_by_side
 
 GRID = Path(__file__).parents[2] / "experiments" / "results" / "cpu_grid"
 
@@ -27,6 +28,11 @@ def test_plain_table_is_aligned_and_shows_what_is_missing():
 
 def test_a_null_number_is_missing():
     assert side_by_side({"a": {"perplexity": None}}).splitlines()[-1].endswith("-")
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    assert side_by_side({"a": {"perplexity": -1e-6, "greedy_success": -1e-6}}).split()[-1] == "0.000"
+    assert cell_text(Cell(-0.004, None, None, None, None, None, 1), metric("greedy_success")) == "0.0"
 
 
 def test_long_headings_are_broken_over_the_numbers():

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rl_likelihood.runtime import checkpoint, run_files
+from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.lock import lock
 from tests.runs import config_file
 from tests.runtime.processes import free_port
@@ -188,3 +189,8 @@ def test_a_status_that_a_killed_run_left_is_read_as_interrupted(tmp_path):
     assert run_files.read_status(tmp_path)["state"] == "interrupted"
     run_files.fail_running("process 1 is gone")
     assert status(tmp_path) == {"state": "failed", "step": 2, "steps": 9, "error": "process 1 is gone"}
+
+
+def test_a_sampled_chain_does_not_command_the_terminal(capsys):
+    say("a\x1b[2J\tb\x07\x9b1m\r\nc é")
+    assert capsys.readouterr().out == "a\ufffd[2J\tb\ufffd\ufffd1m\ufffd\nc é\n"

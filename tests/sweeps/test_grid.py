@@ -133,7 +133,17 @@ def test_an_experiments_file_is_loaded(tmp_path):
 @pytest.mark.parametrize(
     "body, words",
     [
-        ("x = 1\n", "has no get_sweep"),
+        ("x = 1\n", "has no function get_sweep"),
+        ("get_sweep = []\n", "has no function get_sweep"),
+        ("def get_sweep():\n    pass\n", r"get_sweep\(\) gives None; it must return the list"),
+        ("import os\nimport nothing_like_it\n", "bad.py:2: ModuleNotFoundError: .*nothing_like_it"),
+        ("def get_sweep()\n    return []\n", "bad.py:1: SyntaxError: "),
+        ("import json\n\ndef get_sweep():\n    return json.loads('{')\n", "bad.py:4: JSONDecodeError: "),
+        (
+            "from rl_likelihood.sweeps.grid import named\nget_sweep = lambda: named('a', 3)\n",
+            "bad.py:2: AttributeError",
+        ),
+        ("exit('no data')\n", "bad.py:1: SystemExit: no data"),
         ("def get_sweep():\n    return []\n", "gives no point"),
         ('def get_sweep():\n    return [{"config": "c.py", "seed": 0}] * 2\n', "points 0 and 1 are the same"),
     ],

@@ -23,7 +23,7 @@ def test_keys_come_from_a_secret_of_the_cluster():
 
 def test_jobset_speaks_of_the_same_slice():
     values = {"IMAGE": "r/i:t", "CLAIM": "disk", "SLICES": "2", "TOPOLOGY": "v5e:4x8", "TPU_NAME": "mine"}
-    text = script("jobset.sh", "python", "-c", 'print("a\\b")\nx', **values).stdout
+    text = script("jobset.sh", "python", "-c", 'print("a\\b")\nx', "$$1$ and $(HOME)", **values).stdout
     for line in (
         "name: mine",
         "replicas: 2",
@@ -53,6 +53,7 @@ def test_jobset_speaks_of_the_same_slice():
         "python",
         "-c",
         'print("a\\b")\nx',
+        "$$$$1$$ and $$(HOME)",  # Kubernetes makes $ of $$, and reads $(NAME)
     ]
 
 

@@ -164,6 +164,15 @@ def test_a_sweep_goes_on_after_a_point_that_fails_and_names_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name", [path.name for path in SCRIPTS.glob("*.sh") if path.name not in ("common.sh", "worker.sh")]
+)
+def test_help_is_the_comment_at_the_head_and_nothing_is_done(name):
+    said = script(name, "--help", **CLOUD, IMAGE="i", CLAIM="c", ROOT="r").stdout
+    head = (SCRIPTS / name).read_text().partition("\nset -e")[0].splitlines()[1:]
+    assert said.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in head]
+
+
+@pytest.mark.parametrize(
     "name, arguments, values, words",
     [
         ("create.sh", [], {}, ["PROJECT", "ZONE"]),
@@ -197,6 +206,12 @@ def test_a_sweep_goes_on_after_a_point_that_fails_and_names_it(tmp_path):
         ("babysit.sh", ["x", "--workdir", "gs://b/run"], {"LOCAL": "1"}, ["gs://b/run is no folder"]),
         ("jobset.sh", ["x", "--workdir=gs://b"], {"IMAGE": "i", "CLAIM": "c"}, ["gs://b is no folder"]),
         ("jobset.sh", ["x"], {}, ["IMAGE", "CLAIM"]),
+        ("jobset.sh", ["x"], {"TPU_NAME": "a" * 41, "IMAGE": "i", "CLAIM": "c"}, ["at most 40"]),
+        ("babysit.sh", ["x"], {"LOCAL": "1", "PROCESSES": "0"}, ["PROCESSES is '0'"]),
+        ("babysit.sh", ["x"], {"LOCAL": "1", "HEALTHY": "10m"}, ["HEALTHY is '10m'"]),
+        ("create.sh", [], {**CLOUD, "POLL": "abc"}, ["POLL is 'abc'"]),
+        ("run.sh", ["x"], {**CLOUD, "REMOTE_DIR": "a b"}, ["REMOTE_DIR is 'a b'"]),
+        ("delete.sh", ["mine"], CLOUD, ["unknown argument 'mine'"]),
     ],
 )
 def test_refusals_are_one_line_that_names_what_is_missing(name, arguments, values, words):
