@@ -141,17 +141,6 @@ def test_every_optimizer_goes_downhill_and_its_moments_lie_as_its_parameters(nam
     assert norms[-1] < 0.9 * norms[0]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_weight_decay_is_scaled_by_the_learning_rate_and_spares_norms(name):
-    params = {"embed": jnp.ones((2, 2)), "layers": {"q": jnp.ones((2, 2, 2, 1)), "attn_norm": jnp.ones((2, 2))}}
-    grads = jax.tree.map(jnp.zeros_like, params)
-    cfg = OptimizerConfig(name, lr=0.1, schedule="constant", warmup_steps=0, weight_decay=0.5)
-    optimizer = make_optimizer(cfg)
-    updates = optimizer.update(grads, optimizer.init(params), params)[0]
-    np.testing.assert_allclose(updates["layers"]["q"], -0.05, atol=1e-6)
-    np.testing.assert_allclose(updates["layers"]["attn_norm"], 0, atol=1e-6)
-
-
 def test_muon_makes_each_matrix_of_each_layer_orthogonal():
     model = tiny(layers=2)
     params, grads = random_params(model), random_params(model, 1)
