@@ -5,7 +5,12 @@
 The question is "Ann had 7 pens, lost one". First a supervised warm start on the chains of a forgetful teacher: 40 % of
 them read "7-1=6", the others "7-1=7", and each is followed by its own answer. Then RL on the likelihood of the right
 answer, which teaches the model to write the chains that lead to it.
-Measured with seed 0 on 128 held-out questions: greedy success 30 % -> 94 %, sampled success 35 % -> 80 %.
+
+On 128 held-out questions, after the warm start and after RL, in percent:
+
+    seed                 0          1          2          3          4
+    greedy success   30 -> 94  39 -> 100  17 -> 100   50 -> 82  34 -> 100
+    sampled success  35 -> 80   41 -> 67   35 -> 75   45 -> 74   42 -> 84
 
 Arguments: reward, group, steps, seed, as configs/tiny.py:reward=jepo,steps=50.
 """
