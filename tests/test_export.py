@@ -38,6 +38,7 @@ def save_run(tmp_path):
     state = TrainState(step=jnp.int32(3), params=jax.tree.map(jnp.asarray, params), opt_state={})
     meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(tmp_path / "base")}
     checkpoint.save_initial(tmp_path / "run", state, meta)
+    (tmp_path / "run" / "config.json").write_text('{"seed": 0}\n')  # as every run has one, which is no model's
     return cfg, params
 
 
