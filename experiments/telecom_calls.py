@@ -8,10 +8,11 @@ A row shows the policy, the ticket and the calls so far with the environment's r
 is the next reference call. `avg_log_prob` is how likely the model finds it after its chain; the rule `tool_call` is 1
 for the same call and 0 otherwise.
 
-Hardware: two x86-64 CPU cores and 8 GB of memory. Time (estimate): 20 minutes for a run. Not run yet.
+Hardware: two x86-64 CPU cores and 12 GB of memory. Time: an hour for a run. Run with seed 0:
+docs/results.md has the numbers.
 
 What to expect: without a worked example this model does not open the answer tag, so the rule pays nothing and its runs
-stay where they are. The likelihood reward has a signal in every chain.
+stay where they are. The likelihood reward has a signal in every chain. It learns the calls, and its chains vanish.
 """
 
 from __future__ import annotations
