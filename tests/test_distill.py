@@ -71,7 +71,7 @@ def test_right_answers_are_taken_and_the_others_named(tmp_path):
 def test_chains_that_make_the_reference_likelier_are_taken(tmp_path):
     def behave(handler, n, body):
         chain = "ab" * (1 + body["seed"] % 2)
-        handler.reply(200, said(f"<think>{chain}</think><answer>1</answer>"))
+        handler.reply(200, said(f"<think>{chain}</think><answer>77</answer>"))
 
     with serving(behave) as (url, _):
         f = taught(tmp_path, url, distill__accept="likelihood", eval__grader="none", reer__clip=20.0)
@@ -79,7 +79,7 @@ def test_chains_that_make_the_reference_likelier_are_taken(tmp_path):
     good, dropped = rows_in(tmp_path / DISTILL), rows_in(tmp_path / DROPPED)
     assert len(good) + len(dropped) == 6 and {row["chain"] for row in good} <= {"ab", "abab"}
     assert all(row["dropped"] == "the reference is not likelier" for row in dropped)
-    assert all(row["teacher_answer"] == "1" != row["answer"] for row in good)
+    assert all(row["teacher_answer"] == "77" != row["answer"] for row in good)
 
 
 def test_a_reply_and_its_reasoning(tmp_path):
