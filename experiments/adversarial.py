@@ -32,6 +32,7 @@ CONFIG = {
     "sampler.max_chain": 12,
     "eval.grader": "countdown",
     "train.eval_every": 0,
+    # The settings of an earlier configs/tiny.py.
     "model.preset": "tiny",
     "reward.truncated": "force_close",
     "loss.answer_term": 1.0,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ class UserError(ValueError):
     """Bad input, explained in the user's words. The mains print it on one line and exit with code 2."""
 
 
-_LIBRARIES = ("<frozen ", *(sysconfig.get_path(p) for p in ("stdlib", "purelib")), str(Path(__file__).parent))
+_FOLDERS = (*(sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib")), str(Path(__file__).parent))
+_LIBRARIES = ("<frozen ", *(f"{folder}{os.sep}" for folder in _FOLDERS))
 
 
 def located(error: BaseException) -> str:
@@ -52,8 +54,8 @@ def located(error: BaseException) -> str:
     where = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
     if isinstance(error, SyntaxError) and Path(error.filename or "").is_file():
         where = f"{error.filename}:{error.lineno}: "
-    message = error.args[0] if error.args else error
-    return f"{where}{type(error).__name__}: {' '.join(str(message).split())}"
+    message = error.args[0] if isinstance(error, (KeyError, SyntaxError)) and error.args else error
+    return f"{where}{type(error).__name__}: {' '.join(str(message).split())}".removesuffix(": ")
 
 
 @contextlib.contextmanager

@@ -314,10 +314,12 @@ def _encode_conversations(
 ) -> Encoded:
     """Encodes the first messages of conversations as prompts, with the reference for the model's first message as the
     answer."""
-    rows, refused = [], []
+    rows: list[EncodedExample] = []
+    refused, first = [], None
     for example in examples:
         try:
             start = begun(c.env, example)
+            first = first or (example, start)
         except UserError as e:
             if not skip:
                 raise
@@ -328,9 +330,9 @@ def _encode_conversations(
         rows.append(EncodedExample(example, prompt, answer, np.ones(len(answer), bool)))
     if refused and not rows:
         raise UserError(f"none of the {len(examples)} rows can be used; {refused[0]}")
-    if rows and begun(c.env, rows[0].example)[1:] != begun(c.env, rows[0].example)[1:]:
+    if first and begun(c.env, first[0])[1:] != first[1][1:]:
         raise UserError(
-            f"row {rows[0].example.id}: the environment {c.env.name} begins differently each time; the messages and "
+            f"row {first[0].id}: the environment {c.env.name} begins differently each time; the messages and "
             "the reference of its method start must depend on the row's field 'environment' alone"
         )
     if skip:

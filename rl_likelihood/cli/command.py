@@ -1,6 +1,5 @@
 """The command line of the mains: config file, overrides, preset; every refusal in one line."""
 
-import contextlib
 import difflib
 import logging
 import os
@@ -54,12 +53,12 @@ def quiet_start() -> None:
 
 def parse_flags(argv: list[str], config_file: bool) -> list[str]:
     """The flags, or a refusal of what is wrong with them."""
-    if config_file:
-        find_config(argv)
+    file = find_config(argv) if config_file else None
     try:
         remaining = flags.FLAGS(argv)
     except (Exception, SystemExit) as error:  # a config file is a program: anything may go wrong in it
-        refuse(explained(error, argv))
+        why = explained(error, argv)
+        refuse(f"config file {file} has no function get_config()" if "no attribute 'get_config'" in why else why)
     if len(remaining) > 1:
         refuse(f"unknown argument {remaining[1]!r}; flags start with --")
     if config_file:
@@ -69,7 +68,7 @@ def parse_flags(argv: list[str], config_file: bool) -> list[str]:
         try:
             flag.value["seed"]  # a config that could not be loaded says so when it is read
         except OSError as error:
-            refuse(" ".join(str(error).split()))
+            refuse(located(error.__cause__ or error.__context__ or error))
         except TypeError:
             pass  # it is None
         if not isinstance(flag.value, ConfigDict):
@@ -77,9 +76,9 @@ def parse_flags(argv: list[str], config_file: bool) -> list[str]:
     return remaining
 
 
-def find_config(argv: list[str]) -> None:
-    """Refuses a config file that is not there. Config files import one another as configs.NAME, from wherever the
-    command is run."""
+def find_config(argv: list[str]) -> Path | None:
+    """The config file. Refuses one that is not there. Config files import one another as configs.NAME, wherever the
+    command runs."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         if argument == "--config" or argument.startswith("--config="):
             given = following if argument == "--config" else argument.removeprefix("--config=")
@@ -91,10 +90,9 @@ def find_config(argv: list[str]) -> None:
             if not file.is_file():
                 near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], 1)
                 refuse(f"config file {file} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
-            with contextlib.suppress(OSError):  # it is said when the file is run
-                if "get_config" not in file.read_text(errors="replace"):
-                    refuse(f"config file {file} has no function get_config()")
             sys.path.insert(0, str(file.parent.parent))
+            return file
+    return None
 
 
 def usage() -> str:

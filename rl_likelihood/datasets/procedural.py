@@ -132,7 +132,7 @@ def _factory():
 
 def _items(task: Task, seed: int):
     """CHUNK items of a data set, by their numbers. Of `faulty_losses`: what draws them."""
-    if task.preset is PRESETS["faulty_losses"]:
+    if task.preset and task.preset.fault_rate is not None:
         return [random.Random(seed + i) for i in range(CHUNK)]
     reserved = {"size", "seed"} & set(task.parameters)
     if reserved:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 # Code that holds the interpreter's lock (a regular expression that backtracks) stops every thread. If the deadline has
 # passed by so many seconds, the process prints where that code is, and ends.
 LOCKED = 300.0
+_GUARD = threading.Lock()  # a process has one timer for this; sampling and an evaluation may call at the same time
 
 
 class Failed(NamedTuple):
@@ -42,13 +43,14 @@ def in_time(
             results[k] = Failed(f"{type(e).__name__}: {e}"[:500], type(e).__name__)
 
     threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(len(calls))]
-    faulthandler.dump_traceback_later(seconds + LOCKED, exit=True, file=2)
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-    faulthandler.cancel_dump_traceback_later()
+    with _GUARD:
+        faulthandler.dump_traceback_later(seconds + LOCKED, exit=True, file=2)
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + seconds
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        faulthandler.cancel_dump_traceback_later()
     done = list(results)
     for thread in threads:
         if thread.is_alive():

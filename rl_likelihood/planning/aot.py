@@ -248,10 +248,11 @@ def count_flops(jaxpr, trips: int = 1, only_kernels: bool = False) -> float:
 def bound(condition, unknown: int) -> int:
     """The most iterations of a while loop: the bound of its counter, which starts at 0, or `unknown` if it has none."""
     limits = [
-        int(x.val)
+        int(eqn.invars[1].val)
         for eqn in condition.eqns
-        for x in eqn.invars
-        if eqn.primitive.name == "lt" and hasattr(x, "val") and np.issubdtype(x.aval.dtype, np.integer)
+        if eqn.primitive.name == "lt"
+        and hasattr(eqn.invars[1], "val")
+        and np.issubdtype(eqn.invars[1].aval.dtype, np.integer)
     ]
     return max(limits, default=unknown)
 

@@ -222,16 +222,17 @@ COUNTS = (
 
 
 def combined(parts: list[dict[str, float]]) -> dict[str, float]:
-    """Combines the metrics of several processes. NaN, of a process with nothing to measure, is left out."""
+    """Combines the metrics of several processes. NaN means that a process, or none of them, has anything to measure."""
     known = {k: [part[k] for part in parts if not math.isnan(part[k])] for k in parts[0]}
-    return {k: sum(values) if k in COUNTS else sum(values) / len(values) for k, values in known.items() if values}
+    return {k: sum(v) if k in COUNTS else sum(v) / len(v) if v else math.nan for k, v in known.items()}
 
 
 def means(logged: dict[str, float]) -> dict[str, float]:
-    """The metrics of all processes, `combined`. A collective of all processes."""
+    """The metrics of all processes, `combined`, without those that nobody measured. A collective of all processes."""
     names = sorted(logged)
     rows = distributed.gather(np.asarray([[logged[k] for k in names]], np.float32))
-    return combined([logged] if len(rows) == 1 else [dict(zip(names, map(float, row), strict=True)) for row in rows])
+    parts = [logged] if len(rows) == 1 else [dict(zip(names, map(float, row), strict=True)) for row in rows]
+    return {k: v for k, v in combined(parts).items() if not math.isnan(v)}
 
 
 def widened(rollout: Rollout, width: int, prompt_width: int, pad_id: int) -> Rollout:

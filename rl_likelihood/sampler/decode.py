@@ -29,7 +29,8 @@ from rl_likelihood.sampler.draw import Cut, Ends, Request, choose, request_specs
 from rl_likelihood.sampler.stop import first_match, stop_table
 from rl_likelihood.shapes import CHAIN, REFERENCE, SAMPLED, TAG, ChainFormat, Prompts, Rollout
 
-# Initial length of the rows' caches in `generate`. It doubles, so that a step reads at most twice what is filled.
+# Initial length of the rows' caches in `generate`. It doubles, so that a step then reads at most twice
+# what is filled.
 FIRST_LENGTH = 256
 
 

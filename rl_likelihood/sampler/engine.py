@@ -348,7 +348,7 @@ def grow(slots: Slots, length: int) -> Slots:
 
 @functools.partial(jax.jit, static_argnums=2)
 def longer(k: Float[AnyArray, "N K Dh C"], v: Float[AnyArray, "N K C Dh"], extra: int):
-    """One layer's ring with `more` positions at its end."""
+    """One layer's ring with `extra` positions at its end."""
     rows, extra = (0, 0), (0, extra)
     return jnp.pad(k, (rows, rows, rows, extra)), jnp.pad(v, (rows, rows, extra, rows))
 

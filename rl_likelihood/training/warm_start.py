@@ -91,7 +91,7 @@ def chains_to_learn(
         examples = [Example(**row) for row in chains]
         encoded = prompts.encode_all(examples, task.tokenizer, task.config.prompt, task.fmt)
     else:
-        encoded = [_taught(task, row) for row in task.train if row.example.chain]
+        encoded = _taught(task, [row for row in task.train if row.example.chain])
     if len(encoded) < w.prompts_per_step:
         raise UserError(
             f"warm_start.prompts_per_step is {w.prompts_per_step}, but there are only {len(encoded)} chains "
@@ -100,14 +100,14 @@ def chains_to_learn(
     return encoded
 
 
-def _taught(task: Task, row: EncodedExample) -> EncodedExample:
-    """The row with the answer that its chain leads to, if its `check` names one. After a wrong chain, the reference
-    would teach the model not to read chains."""
-    answer = json.loads(row.example.check or "{}").get("taught")
-    if answer is None:
-        return row
-    example = dataclasses.replace(row.example, answer=answer)
-    return prompts.encode_all([example], task.tokenizer, task.config.prompt, task.fmt)[0]
+def _taught(task: Task, rows: list[EncodedExample]) -> list[EncodedExample]:
+    """The rows with the answers that their chains lead to, if the data set names these in `check`. After a wrong chain,
+    the reference would teach the model not to read chains."""
+    answers = [json.loads(row.example.check or "{}").get("taught") for row in rows]
+    if None in answers:
+        return rows
+    examples = [dataclasses.replace(row.example, answer=answer) for row, answer in zip(rows, answers, strict=True)]
+    return prompts.encode_all(examples, task.tokenizer, task.config.prompt, task.fmt)
 
 
 def warm_start(task: Task, devices: Devices, params: Params, workdir: Path, between: Callable[[], None]) -> Params:

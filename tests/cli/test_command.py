@@ -79,6 +79,8 @@ WRONG = [
     (["--config={unknown}"], ["unknown.py:4: ", "lrr"]),
     (["--config={syntax}"], ["syntax.py:1: SyntaxError"]),
     (["--config={ends}"], ["ends.py:2: SystemExit: 3"]),
+    (["--config={missing}"], ["missing.py:3: FileNotFoundError", "none.txt"]),
+    (["--config={imported}", "--config.seed=-1"], ["seed is -1"]),
     (["--config={nothing}"], ["nothing.py has no function get_config()"]),
     (["--config=configs/tiny.py", "--config.seed=-1"], ["seed is -1", "at least 0"]),
     (["--config=configs/tiny.py:seed=4294967296"], ["seed is 4294967296", "at most 4294967295"]),
@@ -90,6 +92,8 @@ FILES = {
     "unknown": "from configs.base import get_config as base\ndef get_config(arg=''):\n    c = base()\n    c.lrr = 1\n",
     "syntax": "def get_config()\n",
     "ends": "import sys\nsys.exit(3)\ndef get_config(): pass\n",
+    "missing": "from configs.base import get_config as base\ndef get_config(arg=''):\n    open('none.txt')\n",
+    "imported": "from configs.tiny import *\n",
     "nothing": "x = 1\n",
 }
 

@@ -3,9 +3,10 @@
 import math
 
 import numpy as np
+import pytest
 
 from rl_likelihood.config import build
-from rl_likelihood.rollouts.batches import Batches, combined
+from rl_likelihood.rollouts.batches import Batches, combined, means
 from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
@@ -55,7 +56,8 @@ def test_numbers_of_processes_are_averaged_and_counts_are_summed():
     parts = [{"reward/exact_match": 0.5, "grader/failures": 3.0}, {"reward/exact_match": 0.0, "grader/failures": 1.0}]
     assert combined(parts) == {"reward/exact_match": 0.25, "grader/failures": 4.0}
     parts = [{"env/turns": math.nan, "env/calls_f1": math.nan}, {"env/turns": 2.0, "env/calls_f1": math.nan}]
-    assert combined(parts) == {"env/turns": 2.0}, "what no process has is left out"
+    assert combined(parts) == pytest.approx({"env/turns": 2.0, "env/calls_f1": math.nan}, nan_ok=True)
+    assert means({"env/turns": math.nan, "grader/failures": 0.0}) == {"grader/failures": 0.0}
 
 
 def test_a_resumed_queue_samples_no_waiting_rollout_again(tmp_path):

@@ -84,6 +84,15 @@ def cache_lengths_read(jaxpr):
     return [shapes[0][-1] for shapes in caches]
 
 
+def test_the_ring_grows_on_an_accelerator_too(weights, wanted, monkeypatch):
+    monkeypatch.setattr(engine, "on_cpu", lambda weights: False)
+    monkeypatch.setattr(engine, "FIRST_ON_ACCELERATOR", 4)
+    lengths, grow = [], engine.grow
+    monkeypatch.setattr(engine, "grow", lambda slots, length: lengths.append(length) or grow(slots, length))
+    same(by_engine(weights), wanted)
+    assert lengths == [8, 16, TOKENS]
+
+
 def test_a_ring_that_goes_round_many_times(weights, wanted, short_ring):
     p = prompts(7, seed=3)
     same(by_engine(weights, p=p, slots=2, streams=1), plain(weights, p=p))
