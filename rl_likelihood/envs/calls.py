@@ -136,7 +136,7 @@ def _alone(text: str) -> list[Call | BadCall]:
 def _first(text: str, at: int, tagged: bool = False) -> tuple[list[Call | BadCall], int]:
     """The calls of the JSON value that begins at `at`, and its length, with a closing tag if it is `tagged`.
 
-    If the text there is no JSON value, the result is a BadCall and the number of characters to skip.
+    If no JSON value begins there, the result is a BadCall and the number of characters to skip.
     """
     part = text[at : at + LONGEST + 1]
     try:

@@ -45,12 +45,14 @@ def in_time(
     threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(len(calls))]
     with _GUARD:
         faulthandler.dump_traceback_later(seconds + LOCKED, exit=True, file=2)
-        for thread in threads:
-            thread.start()
-        end = time.monotonic() + seconds
-        for thread in threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        faulthandler.cancel_dump_traceback_later()
+        try:
+            for thread in threads:
+                thread.start()
+            end = time.monotonic() + seconds
+            for thread in threads:
+                thread.join(max(0.0, end - time.monotonic()))
+        finally:  # an interrupted call must not end the process later
+            faulthandler.cancel_dump_traceback_later()
     done = list(results)
     for thread in threads:
         if thread.is_alive():

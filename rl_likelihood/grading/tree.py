@@ -71,7 +71,7 @@ def over(above: Node, below: Node) -> Node:
 
 
 def in_degrees(node: Node, mixed: bool) -> Node | None:
-    """The number of degrees of an angle, such as 180/3 for a third of 180 degrees. None if the node is no angle.
+    """The number of degrees of an angle, such as 180/3 for a third of 180 degrees. None if the node is not an angle.
 
     `mixed`: terms of a sum that have no unit are degrees too, such as x in 180 degrees - x.
     """

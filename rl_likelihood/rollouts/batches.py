@@ -222,7 +222,8 @@ COUNTS = (
 
 
 def combined(parts: list[dict[str, float]]) -> dict[str, float]:
-    """Combines the metrics of several processes. NaN means that a process, or none of them, has anything to measure."""
+    """Combines the metrics of several processes. NaN means that a process had nothing to measure, and is left out. The
+    result is NaN if all values are."""
     known = {k: [part[k] for part in parts if not math.isnan(part[k])] for k in parts[0]}
     return {k: sum(v) if k in COUNTS else sum(v) / len(v) if v else math.nan for k, v in known.items()}
 

@@ -84,7 +84,7 @@ def load_head(path: str | Path) -> tuple[ValueHead, float] | None:
     is taken as 1); None for any other model."""
     file = Path(path) / HEAD
     if not file.is_file():
-        if checkpoint.latest_step(path) is not None:  # another run, whose config.json is no model's
+        if checkpoint.latest_step(path) is not None:  # another run: its config.json does not describe a model
             return None
         score = files.score_of(path if Path(path).exists() else assets.resolve(path))
         return None if score is None else (ValueHead(score, np.float32(0)), 1.0)

@@ -200,23 +200,23 @@ def generate(weights: Params, cfg: ModelConfig, request: Request, max_tokens: in
     hidden = jnp.broadcast_to(hidden[:, None], (p, g, hidden.shape[-1]))
     first = draw_token(0, hidden, (zero.astype(table.dtype), zero.astype(bool), ids, logps, zero))
 
-    def running(length, carry):
-        count, _, _, (_, (_, done, *_)) = carry
-        return (count < length) & ~done.all()
+    def running(carry, steps):
+        count, _, (_, (_, done, *_)) = carry
+        return (count < steps) & ~done.all()
 
-    def body(carry):
-        count, i, row_cache, (token, rows) = carry
-        cache = Cache(shared, row_cache)
-        positions = aligned_positions(token, i - 1, request.prompt_length, cache)
+    def body(carry, before):
+        count, row_cache, (token, rows) = carry
+        i, cache = before + count, Cache(shared, row_cache)  # i: of the token that is computed; the next is drawn
+        positions = aligned_positions(token, i, request.prompt_length, cache)
         hidden, cache = decode_step(weights, cfg, token, positions, cache)
-        return count + 1, i + 1, cache.own, draw_token(i, hidden, rows)
+        return count + 1, cache.own, draw_token(i + 1, hidden, rows)
 
-    i, row_cache, rows = jnp.int32(1), empty_cache(cfg, p * g, 0), first
+    row_cache, rows = empty_cache(cfg, p * g, 0), first
     for before, size in itertools.pairwise([0, *engine.cache_lengths(max_tokens, FIRST_LENGTH)]):
         row_cache = tuple(engine.longer(*pair, size - before) for pair in row_cache)
         steps = min(size, max_tokens - 1) - before  # the last token is not computed
-        loop = functools.partial(running, steps)
-        _, i, row_cache, rows = jax.lax.while_loop(loop, body, (jnp.int32(0), i, row_cache, rows))
+        loop = functools.partial(running, steps=steps), functools.partial(body, before=before)
+        _, row_cache, rows = jax.lax.while_loop(*loop, (jnp.int32(0), row_cache, rows))
     _, (_, _, ids, logps, length) = rows
     return ids, logps, length
 
