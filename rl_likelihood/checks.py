@@ -126,7 +126,6 @@ def validate_conversation(c: Config) -> None:
         ("filter.resample", c.filter.resample, (0,)),
         ("prompt.examples", c.prompt.examples, (0,)),
         ("eval.trace", c.eval.trace, (False,)),
-        ("model.attention", c.model.attention, ("auto", "dense")),
     ):
         if value not in only:
             allowed = " or ".join(map(str, only))
@@ -256,11 +255,6 @@ def validate_reward(c: Config) -> None:
         )
     if {t.reward.alternatives for t in r.terms} - {"", c.reads_alternatives}:
         raise UserError(f"reward.name is {name!r}; use log_prob_any or option_prob, not both")
-    if c.reads_alternatives and c.model.attention == "splash":
-        raise UserError(
-            f"model.attention is 'splash', which supports one reference answer, but reward.name is {name!r}; "
-            "set it to dense"
-        )
     validate_token_weights(c)
     if r.baseline != "none" and not r.has("rlpr") and not r.reads_no_chain:
         raise UserError(

@@ -30,8 +30,6 @@ def run_on(model: ModelConfig, c: Config, platform: str) -> ModelConfig:
     if model.experts:
         _check_experts(c)
     dtype, attention = c.model.compute_dtype, c.model.attention
-    if c.converses or c.reads_alternatives:  # the kernel supports only one branch of each kind
-        attention = "dense"
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
     reason = splash.refused(model.head_dim, model.local.window if model.local else 0)

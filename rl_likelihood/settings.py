@@ -361,6 +361,7 @@ class Config:
             temperature=self.sampler.temperature,
             micro_batch_prompts=max(0, self.train.micro_batch_prompts),  # a run that measures sets its own
             sampled_answer=self.sampled_answer,
+            reference_tokens=self.prompt.max_answer,
             head_chunk=self.train.head_chunk,
         )
 

@@ -54,7 +54,7 @@ def last_state(params: Params, model: ModelConfig, judged: Judged) -> Float[Arra
     """The hidden state at the last token of each row. For an empty row: at the last token of its prompt."""
     judged = jax.tree.map(jnp.asarray, judged)
     real = jnp.arange(judged.rows.shape[-1]) < judged.row_length[..., None]
-    rows = Completions(judged.rows, jnp.where(real, CHAIN, PAD), two_branches=False)
+    rows = Completions(judged.rows, jnp.where(real, CHAIN, PAD), references=0)
     hidden = forward(params, model, judged.prompt, judged.prompt_length, rows)
     last = jnp.maximum(judged.row_length - 1, 0)[..., None, None]
     of_row = jnp.take_along_axis(hidden.completion, last, 2)[:, :, 0]

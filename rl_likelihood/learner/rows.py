@@ -76,6 +76,7 @@ class StepConfig:
     temperature: float = 1.0  # the sampler's; log-probs of sampled tokens are taken at it
     micro_batch_prompts: int = 0  # prompts per forward; 0: `step.prompts_per_forward` decides
     sampled_answer: int = 0  # maximum tokens of a sampled answer; 0: those of a row
+    reference_tokens: int = 0  # the same of a reference answer
     head_chunk: int = 0  # tokens whose logits exist at the same time; 0: `head.token_stats` decides
 
     @property
@@ -162,7 +163,8 @@ def row_stats(
     pool_ids = ids if packed is None else packed.completions.pool(ids)
     if packed is None and jnp.ndim(probe):
         probe = padded(probe, width)
-    completions = Completions(pool_ids, segment, extra, cfg.two_branches, packed)
+    references = (cfg.turns if alternatives is None else 1 + alternatives.present.shape[-1]) * cfg.two_branches
+    completions = Completions(pool_ids, segment, extra, references, cfg.reference_tokens, packed)
     hidden = forward(params, model, batch.prompt, batch.prompt_length, completions, common=batch.common)
     last = jnp.take_along_axis(hidden.prompt, (batch.prompt_length - 1)[:, None, None], 1)[:, None]  # [P, 1, 1, D]
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rl_likelihood.mesh import context_shards, row_shards
 from rl_likelihood.model import splash
-from rl_likelihood.shapes import CHAIN, ENV, PAD, TAG, AnyArray
+from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, TAG, AnyArray
 
 # The logit of a masked key. Finite, so that a fully masked set of keys gives weight 0 instead of NaN.
 MASKED = -1e30
@@ -30,10 +30,9 @@ PromptKeys = tuple[
 
 
 class Kernel(NamedTuple):
-    """The splash kernel's input instead of a mask: segments, and whether a row may have a sampled answer."""
+    """The splash kernel's input instead of a mask."""
 
-    segment: Int[AnyArray, "P G T"]
-    two_branches: bool
+    branches: splash.Branches | None = None
 
 
 def attention(
@@ -49,10 +48,10 @@ def attention(
     Query head h uses key head h // (H/K). Logits and softmax are in float32. Each query needs at least one key in one
     of the two sets. `queries`: if above 0, the own keys must be causal; a longer row is then computed in blocks of at
     least so many tokens, each with only the keys up to its end (unless tokens are split over devices). `kernel`: if
-    given, the TPU's splash kernel computes the result; `own_mask` must agree with its segments.
+    given, the TPU's splash kernel computes the result; `own_mask` must agree with its branches.
     """
     if kernel is not None:
-        return splash.attention(q, own, kernel.segment, prompt, kernel.two_branches)
+        return splash.attention(q, own, prompt, kernel.branches)
     p, g, t, h, d = q.shape
     k = own[0].shape[2]
     r = h // k
@@ -177,6 +176,12 @@ def branch_mask(segment: Int[AnyArray, "P G T"]) -> Bool[Array, "P G T T"]:
 def branches(segment: Int[AnyArray, "P G T"], shared: Bool[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
     """The number of each token's branch in its row; -1 on the trunk. `shared`: the mask of the trunk."""
     return jnp.where(shared, -1, jnp.cumsum(_starts(segment), -1))
+
+
+def references(segment: Int[AnyArray, "P G T"]) -> Int[Array, "P G T"]:
+    """The number of each token's reference answer in its row, from 1; 0 for other tokens."""
+    is_reference = segment == REFERENCE
+    return jnp.where(is_reference, jnp.cumsum(_starts(segment) & is_reference, -1), 0)
 
 
 def branch_positions(segment: Int[AnyArray, "P G T"], prompt_length: Int[AnyArray, "P"]) -> Int[Array, "P G T"]:

@@ -38,11 +38,11 @@ from rl_likelihood.model.architecture import (
     part_of_matrix,
     shardings,
 )
-from rl_likelihood.model.attention import QUERIES, Kernel, attention, branch_mask, branch_positions
+from rl_likelihood.model.attention import QUERIES, Kernel, attention, branch_mask, branch_positions, references
 from rl_likelihood.model.experts import activated, experts_mlp
 from rl_likelihood.model.pool import Layout, Places
 from rl_likelihood.model.views import View, layer_views, of_layer, prompt_parts, prompt_views, whole_prompts
-from rl_likelihood.shapes import CHAIN, AnyArray
+from rl_likelihood.shapes import AnyArray
 
 __all__ = [
     "Completions",
@@ -185,8 +185,9 @@ def prompt_block(states: Sequence[Array], w: Params, cfg: ModelConfig, views: Se
 class Completions(NamedTuple):
     """The G completions of each prompt. `segment`: whether a token is chain, tag or answer (shapes.py).
 
-    `no_chain`: (ids, segment) of one more row per prompt, of another width. `two_branches` False: no row has a sampled
-    answer, which saves the splash kernel a pass. `layout`: if given, ids and states have the shape [U, N] of its pool
+    `no_chain`: (ids, segment) of one more row per prompt, of another width. `references`: 0 if a row has at most one
+    answer, at its end; else the maximum number of its reference answers. `reference_tokens`: their maximum length (0:
+    any). The splash kernel reads both. `layout`: if given, ids and states have the shape [U, N] of its pool
     (model/pool.py); segments keep theirs. `pooled`: on one device, each weight is multiplied with the tokens of prompts
     and completions at once; the larger products are 10 % faster on a CPU.
     """
@@ -194,7 +195,8 @@ class Completions(NamedTuple):
     ids: Int[AnyArray, "*N"]
     segment: Int[AnyArray, "P G T"]
     no_chain: tuple[Int[AnyArray, "P 1 W"], Int[AnyArray, "P 1 W"]] | None = None
-    two_branches: bool = True
+    references: int = 1
+    reference_tokens: int = 0
     layout: Layout | None = None
     pooled: bool = True
 
@@ -235,7 +237,7 @@ def forward(
     """
     no_chain, layout = rows and rows.no_chain, rows and rows.layout
     in_prompt = jnp.arange(prompt.shape[1]) < prompt_length[:, None]
-    modes = _modes(cfg, prompt, rows)
+    modes = _modes(cfg, rows)
     common = 0 if cfg.attention == "splash" else common
     views = functools.partial(_row_views, cfg, prompt_length, in_prompt)
     tables = [*prompt_views(cfg, in_prompt, common), rows and views(rows.segment, layout)]
@@ -290,15 +292,20 @@ class AttentionMode(NamedTuple):
     places: Places | None = None
 
 
-def _modes(cfg: ModelConfig, prompt, rows: Completions | None) -> tuple[AttentionMode, AttentionMode]:
+def _modes(cfg: ModelConfig, rows: Completions | None) -> tuple[AttentionMode, AttentionMode]:
     """How attention is computed for prompts, and for completions."""
     layout = rows and rows.layout
     places = layout and layout.rows
     if cfg.attention != "splash":
         return AttentionMode(), AttentionMode(places=places)
-    first = Kernel(jnp.full((len(prompt), 1, prompt.shape[1]), CHAIN), False)  # causality hides what follows a prompt
-    segment = rows and (rows.segment if layout is None else layout.in_rows(rows.segment))
-    return AttentionMode(first), AttentionMode(rows and Kernel(segment, rows.two_branches), places)
+    if rows is None or not rows.references:  # causality hides what follows a prompt, or an answer
+        return AttentionMode(Kernel()), AttentionMode(Kernel(), places)
+    arrays = rows.segment, references(jnp.asarray(rows.segment))
+    if layout is not None:
+        arrays = tuple(map(layout.in_rows, arrays))
+    return AttentionMode(Kernel()), AttentionMode(
+        Kernel(splash.Branches(*arrays, rows.references, rows.reference_tokens)), places
+    )
 
 
 def _row_views(cfg: ModelConfig, prompt_length, in_prompt, segment, layout: Layout | None = None) -> tuple[View, ...]:

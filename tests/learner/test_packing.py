@@ -157,20 +157,29 @@ def test_eight_devices_are_one(shape):
     assert_close(results(batch, cfg), eight)
 
 
-def test_attention_by_the_kernel_has_a_row_for_each_chain(monkeypatch):
-    """The splash kernel, interpreted, as a TPU has it: two answers, and chains that begin at the rows' beginnings."""
+KERNEL = {
+    "two branches": (TWO, rewarded("log_prob", **BOTH)),
+    "other answers": (with_others(), rewarded("log_prob_any", two_branches=True)),
+    "environment": (conversations(), rewarded("avg_log_prob", two_branches=True, turns=3)),
+}
+
+
+@pytest.mark.parametrize("kind", KERNEL)
+def test_attention_by_the_kernel_has_a_row_for_each_chain(monkeypatch, kind):
+    """The splash kernel, interpreted, as a TPU has it: several answers, and chains that begin at rows' beginnings."""
+    batch, cfg = KERNEL[kind]
     attend = splash.attention
     monkeypatch.setattr(splash, "attention", lambda *a, **k: attend(*a, **k, interpret=True))
     model = tiny(layers=1, head_dim=64, attention="splash")
-    params, cfg = random_params(model), rewarded("log_prob", **BOTH)
-    packed = pack(TWO, cfg, shared=False)
+    params = random_params(model)
+    packed = pack(batch, cfg, shared=False)
     assert packed.packing.start.tolist() == [[packed.packing.width * j for j in range(G)]] * P
 
     def grads(batch, model):
         return jax.jit(lambda p, b: gradients(p, (None, None), b, model, cfg)[0])(params, batch)
 
     dense = dataclasses.replace(model, attention="dense")
-    assert_close(jax.device_get(grads(TWO, dense)), jax.device_get(grads(packed, model)))
+    assert_close(jax.device_get(grads(batch, dense)), jax.device_get(grads(packed, model)))
 
 
 def test_padding_costs_nothing():

@@ -7,13 +7,21 @@ import pytest
 
 from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model import splash
-from rl_likelihood.model.attention import attention, branch_mask
-from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
+from rl_likelihood.model.attention import attention, branch_mask, references
+from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, SAMPLED, TAG
 
 P, G, S, T, H, K, D = 2, 2, 5, 9, 4, 2, 64
 LENGTHS = np.array([5, 3])
 CHAINS = [[CHAIN] * 5 + [TAG] + [REFERENCE] * 3, [CHAIN] * 2 + [REFERENCE] * 4 + [PAD] * 3]
 BRANCHES = [[CHAIN] * 3 + [SAMPLED] * 2 + [REFERENCE] * 4, [CHAIN] * 2 + [SAMPLED] * 4 + [REFERENCE] * 2 + [PAD]]
+TURNS = [
+    [REFERENCE] + [CHAIN] * 2 + [ENV] + [REFERENCE] * 2 + [CHAIN] * 2 + [PAD],
+    [REFERENCE] * 2 + [CHAIN, ENV, REFERENCE, CHAIN, ENV] + [REFERENCE] * 2,
+]
+OTHERS = [
+    [CHAIN] * 2 + [SAMPLED] + [REFERENCE] * 2 + [PAD] + [REFERENCE] * 3,
+    [CHAIN] + [REFERENCE, PAD, REFERENCE, PAD, PAD, REFERENCE, REFERENCE, PAD],
+]
 
 
 def arrays():
@@ -24,19 +32,27 @@ def arrays():
 
 def both(segment):
     """The two ways, as functions of the arrays; queries of padding mean nothing and are left out."""
-    segment = jnp.asarray([segment, segment[::-1]])
+    one_answer, segment = segment is CHAINS, jnp.asarray([segment, segment[::-1]])
+    branches = None if one_answer else of(segment)
     in_prompt = jnp.arange(S) < LENGTHS[:, None]
     real = (segment != PAD)[..., None, None]
     own_mask = branch_mask(segment)
     one = lambda q, k, v, pk, pv: real * attention(q, (k, v), own_mask, (pk, pv, in_prompt))
-    branches = bool((segment == SAMPLED).any())
-    two = lambda q, k, v, pk, pv: (
-        real * splash.attention(q, (k, v), segment, (pk, pv, in_prompt), branches, interpret=True)
-    )
+    two = lambda q, k, v, pk, pv: real * splash.attention(q, (k, v), (pk, pv, in_prompt), branches, interpret=True)
     return one, two
 
 
-@pytest.mark.parametrize("segment", [CHAINS, BRANCHES], ids=["chain", "branches"])
+def of(segment):
+    """The branches of these rows, with their true numbers and lengths."""
+    number = references(segment)
+    longest = max(int((number == n).sum(-1).max()) for n in range(1, 4))
+    return splash.Branches(segment, number, int(number.max()), longest)
+
+
+ROWS = {"chain": CHAINS, "branches": BRANCHES, "conversation": TURNS, "several references": OTHERS}
+
+
+@pytest.mark.parametrize("segment", ROWS.values(), ids=ROWS)
 def test_the_kernel_is_the_dense_attention_with_its_gradients(segment):
     one, two = both(segment)
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(P, G, T, H, D)), jnp.float32)
@@ -49,11 +65,11 @@ def test_the_kernel_is_the_dense_attention_with_its_gradients(segment):
 
 def test_a_prompt_has_nothing_before_it():
     q, k, v, *_ = arrays()
-    segment, lengths = jnp.full((P, 1, T), CHAIN), np.array([T, 4])
+    lengths = np.array([T, 4])
     real = (jnp.arange(T) < lengths[:, None])[:, None]
     causal = jnp.tril(jnp.ones((T, T), bool)) & real[..., None, :]
     one = lambda q, k, v: real[..., None, None] * attention(q, (k, v), causal)
-    two = lambda q, k, v: real[..., None, None] * splash.attention(q, (k, v), segment, interpret=True)
+    two = lambda q, k, v: real[..., None, None] * splash.attention(q, (k, v), interpret=True)
     x = q[:, :1], k[:, :1], v[:, :1]
     np.testing.assert_allclose(one(*x), two(*x), atol=2e-5)
     grads = [jax.grad(lambda *x, f=f: (f(*x) ** 2).sum(), argnums=range(3))(*x) for f in (one, two)]
@@ -67,8 +83,7 @@ def test_a_prompt_that_too_few_share_is_split_by_tokens():
     """Three tokens on each of three devices: values and gradients as on one."""
     q, k, v, *_ = arrays()
     x = q[:, :1], k[:, :1], v[:, :1]
-    segment = jnp.full((P, 1, T), CHAIN)
-    run = lambda *x: splash.attention(x[0], x[1:], segment, interpret=True)
+    run = lambda *x: splash.attention(x[0], x[1:], interpret=True)
     both = jax.value_and_grad(lambda *x: (run(*x) ** 2).sum(), argnums=range(3))
     value, grads = both(*x)
     with jax.set_mesh(make_mesh((2, 3, 1), jax.devices()[:6])):
@@ -85,11 +100,13 @@ def test_rows_are_split_by_tokens_over_context():
     rng, t = np.random.default_rng(3), 2 * splash.LANES
     shapes = ((1, 1, t, 2, D), (1, 1, 1, t, D), (1, 1, 1, t, D), (1, 1, S, D), (1, 1, S, D))
     x = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    segment = jnp.asarray([[[CHAIN] * 110 + [SAMPLED] * 50 + [REFERENCE] * 60 + [PAD] * 36]])
+    rows = [CHAIN] * 110 + [SAMPLED] * 10 + [REFERENCE] * 60 + [CHAIN] * 10 + [REFERENCE] * 30 + [PAD] * 36
+    segment = jnp.asarray([[rows]])  # the first reference is on both devices
     real, in_prompt = (segment != PAD)[..., None, None], jnp.arange(S) < np.array([[3]])
+    branches = of(segment)
 
     def run(q, k, v, pk, pv):
-        return real * splash.attention(q, (k, v), segment, (pk, pv, in_prompt), interpret=True)
+        return real * splash.attention(q, (k, v), (pk, pv, in_prompt), branches, interpret=True)
 
     both = jax.value_and_grad(lambda *x: (run(*x) ** 2).sum(), argnums=range(5))
     value, grads = jax.jit(both)(*x)
@@ -104,11 +121,12 @@ def test_rows_are_split_by_tokens_over_context():
 
 def test_on_a_mesh_every_device_runs_it_on_its_part():
     one, two = both(BRANCHES)
-    # Without a sampled answer the second pass, which then changes nothing, may be there or not.
+    # A single answer may have a pass of its own or not.
     q, k, v, pk, pv = arrays()
     segment, in_prompt = jnp.asarray([CHAINS, CHAINS]), jnp.arange(S) < LENGTHS[:, None]
-    passes = [splash.attention(q, (k, v), segment, (pk, pv, in_prompt), b, interpret=True) for b in (True, False)]
-    np.testing.assert_array_equal(*passes)
+    real = (segment != PAD)[..., None, None]
+    passes = [real * splash.attention(q, (k, v), (pk, pv, in_prompt), b, interpret=True) for b in (None, of(segment))]
+    np.testing.assert_allclose(*passes, atol=2e-5)
     with jax.set_mesh(make_mesh((2, 2, 2))):  # prompts over data, rows over fsdp, heads over tensor
         np.testing.assert_allclose(one(*arrays()), jax.jit(two)(*arrays()), atol=2e-5)
 

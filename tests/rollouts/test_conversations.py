@@ -283,7 +283,6 @@ REFUSED = (
     ({"reward__name": "environment + 0.1*format"}, ["format"]),
     ({"env__name": "none"}, ["environment", "env.name is none"]),
     ({"loss__span": "response"}, ["loss.span", "auto"]),
-    ({"model__attention": "splash"}, ["model.attention", "auto"]),
     ({"env__credit": "turn", "loss__advantage": "std"}, ["env.credit", "loss.advantage"]),
     ({"env__name": "telecom"}, ["env.path"]),
     ({"reward__name": "log_prob"}, ["log_prob", "avg_log_prob"]),
