@@ -130,28 +130,33 @@ def _only_values(text: str) -> bool:
 
 def _compared(text: str) -> tuple[Any] | None:
     """The value of f(1, 2) == [3], with or without assert: one call of f with literals, and one literal."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            (statement,) = ast.parse(text).body
-        asserted = isinstance(statement, ast.Assert) and statement.msg is None
-        test = statement.test if asserted else statement.value if isinstance(statement, ast.Expr) else None
-        call, (equals,), (value,) = test.left, test.ops, test.comparators
-        if not isinstance(equals, ast.Eq) or call.func.id != "f":
+    match _statements(text):
+        case [ast.Assert(ast.Compare(ast.Call(ast.Name("f")) as call, [ast.Eq()], [value]), None)]:
+            pass
+        case [ast.Expr(ast.Compare(ast.Call(ast.Name("f")) as call, [ast.Eq()], [value]))]:
+            pass
+        case _:
             return None
-        for argument in (*call.args, *(k.value for k in call.keywords)):
-            ast.literal_eval(argument)
-        return (ast.literal_eval(value),)
-    except (AttributeError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return None
+    arguments = (*call.args, *(keyword.value for keyword in call.keywords))
+    return _literal(value) if all(map(_literal, arguments)) else None
 
 
-def _literal(text: str) -> tuple[Any] | None:
-    """A 1-tuple with the value, which may itself be None."""
+def _statements(program: str) -> list[ast.stmt]:
+    """A program's statements; none of what Python cannot read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes are the model's, not ours
-            return (ast.literal_eval(text.strip()),)
+            return ast.parse(program).body
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return []
+
+
+def _literal(text: str | ast.expr) -> tuple[Any] | None:
+    """A 1-tuple with the value, which may itself be None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return (ast.literal_eval(text.strip() if isinstance(text, str) else text),)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
 
@@ -238,19 +243,16 @@ def script_program(prompt: str, entry_point: str, answer: str) -> str:
 
 
 def _defines(code: str, name: str) -> bool:
-    """Does a program define this name at its top level? What Python cannot read defines nothing."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            body = ast.parse(code).body
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return False
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
-            return True
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+    """Does a program define this name at its top level?"""
+    for node in _statements(code):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names: list = [node.name]
+            case ast.Assign() | ast.AnnAssign():
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+            case _:
+                continue
+        if name in names:
             return True
     return False
