@@ -131,14 +131,13 @@ def _only_values(text: str) -> bool:
 def _compared(text: str) -> tuple[Any] | None:
     """The value of f(1, 2) == [3], with or without assert: one call of f with literals, and one literal."""
     match _statements(text):
-        case [ast.Assert(ast.Compare(ast.Call(ast.Name("f")) as call, [ast.Eq()], [value]), None)]:
-            pass
-        case [ast.Expr(ast.Compare(ast.Call(ast.Name("f")) as call, [ast.Eq()], [value]))]:
-            pass
-        case _:
-            return None
-    arguments = (*call.args, *(keyword.value for keyword in call.keywords))
-    return _literal(value) if all(map(_literal, arguments)) else None
+        case [
+            ast.Assert(ast.Compare(call, [ast.Eq()], [value]), None) | ast.Expr(ast.Compare(call, [ast.Eq()], [value]))
+        ]:
+            match call:
+                case ast.Call(ast.Name("f"), args, named) if all(map(_literal, (*args, *(k.value for k in named)))):
+                    return _literal(value)
+    return None
 
 
 def _statements(program: str) -> list[ast.stmt]:
@@ -246,13 +245,10 @@ def _defines(code: str, name: str) -> bool:
     """Does a program define this name at its top level?"""
     for node in _statements(code):
         match node:
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                names: list = [node.name]
-            case ast.Assign() | ast.AnnAssign():
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                names = [target.id for target in targets if isinstance(target, ast.Name)]
-            case _:
-                continue
-        if name in names:
-            return True
+            case ast.FunctionDef(defined) | ast.AsyncFunctionDef(defined) | ast.ClassDef(defined) if defined == name:
+                return True
+            case ast.Assign(targets) if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+                return True
+            case ast.AnnAssign(ast.Name(defined)) if defined == name:
+                return True
     return False
