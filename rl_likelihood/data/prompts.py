@@ -213,17 +213,6 @@ def _template_at(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
     return template
 
 
-def encode(
-    example: Example,
-    tokenizer: PreTrainedTokenizerBase,
-    cfg: PromptConfig,
-    fmt: ChainFormat,
-    shots: Shots | None = None,
-) -> EncodedExample:
-    """`encode_all` for one example."""
-    return encode_all([example], tokenizer, cfg, fmt, shots)[0]
-
-
 def encode_all(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
