@@ -17,7 +17,7 @@ import tokenize
 import warnings
 from typing import Any
 
-from rl_likelihood.grading.calls import Named, calls_in, finite
+from rl_likelihood.grading.calls import FENCE, Named, calls_in, finite
 from rl_likelihood.grading.run_code import Check, Limits, Outcome, run_program
 from rl_likelihood.grading.text import exact_match
 
@@ -25,7 +25,6 @@ _LONGEST_LITERAL = 10_000  # characters
 _LONGEST_PROGRAM = 100_000
 
 COMPARED = "compare_args"  # in the example's `check`: a list for each reference call
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -103,9 +102,8 @@ def code_output(reference: str, answer: str | None) -> bool | None:
     goal = _literal(reference)
     if goal is None:
         return False  # text, and not the same
-    text = answer.strip()
-    fenced = _FENCE.fullmatch(text)
-    text = (fenced[1] if fenced else text.strip("`")).strip()
+    fenced = FENCE.fullmatch(answer.strip())
+    text = (fenced[1] if fenced else answer.strip().strip("`")).strip()
     if not _only_values(text):
         return False
     given = _literal(text) or _compared(text)
@@ -204,7 +202,7 @@ def assembled_program(prompt: str, entry_point: str, answer: str) -> str:
     The answer goes on after the prompt, as a body or as a whole new definition. Of an answer with code fences, the
     first one counts whose code defines the entry point, or else the first.
     """
-    fences = [m[1] for m in _FENCE.finditer(answer)]
+    fences = [m[1] for m in FENCE.finditer(answer)]
     if fences:
         answer = next((code for code in fences if _defines(code, entry_point)), fences[0])
     return f"{prompt}{answer}\n"
@@ -237,7 +235,7 @@ def {entry_point}(text):
 
 def script_program(prompt: str, entry_point: str, answer: str) -> str:
     """A program whose function runs the answer, or its last code fence, as a script."""
-    fences = [m[1] for m in _FENCE.finditer(answer)]
+    fences = [m[1] for m in FENCE.finditer(answer)]
     return prompt + _SCRIPT.format(entry_point=entry_point, source=fences[-1] if fences else answer)
 
 

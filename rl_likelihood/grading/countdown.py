@@ -3,6 +3,7 @@
 import ast
 import operator
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 # Numbers have at most 30 digits. Python's grammar does not allow zeros before them.
@@ -49,6 +50,12 @@ def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
         return None
 
 
+def solves(expression: str, numbers: Sequence[int], target: int | Fraction) -> bool:
+    """Whether the expression has the target's value and uses each of the numbers exactly once."""
+    given = evaluate(expression)
+    return given is not None and given[0] == target and sorted(given[1]) == sorted(numbers)
+
+
 def countdown_outcome(reference: str, answer: str | None) -> bool | None:
     """True: right. False: an equation, but wrong. None: no equation at all. (TinyZero's 1, 0.1 and 0.)
 
@@ -61,8 +68,8 @@ def countdown_outcome(reference: str, answer: str | None) -> bool | None:
     goal = evaluate(reference)
     if goal is None:  # not a solved expression: compared as text
         return answer.strip() == reference.strip()
-    given = evaluate(answer)
-    return given is not None and given[0] == goal[0] and sorted(given[1]) == sorted(goal[1])
+    target, numbers = goal
+    return solves(answer, numbers, target)
 
 
 def countdown(reference: str, answer: str | None) -> bool:

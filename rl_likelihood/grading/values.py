@@ -16,7 +16,7 @@ from fractions import Fraction
 
 import mpmath
 
-from rl_likelihood.grading.evaluation import KINK_POINTS, WHOLE_POINTS, Irrational, Undefined, evaluate
+from rl_likelihood.grading.numeric import KINK_POINTS, WHOLE_POINTS, Irrational, Undefined, evaluate
 from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import Node, parts_of, symbols
 
@@ -142,13 +142,18 @@ def _defined(node: Node, k: int) -> Fraction | None:
         return None
 
 
+def _pairs(a: Node, b: Node, points: Sequence[int], digits: int) -> list[tuple]:
+    """(point, value of one, value of the other) wherever both have one."""
+    pairs = [(k, _value(a, k, digits), _value(b, k, digits)) for k in points]
+    return [pair for pair in pairs if None not in pair[1:]]
+
+
 def _same_digits(a: Node, b: Node, points: Sequence[int]) -> bool:
     """At the points where both are real; where they nowhere are, at all."""
     size = max(_size(node, k) for node in (a, b) for k in points)
     for quick in (True, False):
         digits = _QUICK if quick else _enough(size, (a, b), points)
-        pairs = [(k, _value(a, k, digits), _value(b, k, digits)) for k in points]
-        pairs = [(k, x, y) for k, x, y in pairs if x is not None and y is not None]
+        pairs = _pairs(a, b, points, digits)
         real = [(k, x, y) for k, x, y in pairs if _real(x) and _real(y)]
         if not pairs or not all(_zero(x - y, digits, size) for _, x, y in real or pairs):
             return False
@@ -167,8 +172,7 @@ def proportional(a: Node, b: Node) -> bool:
     points = _points(a, b)
     sizes = [max(_size(node, k) for k in points) for node in (a, b)]
     digits = _enough(sum(sizes), (a, b), points)
-    pairs = [(_value(a, k, digits), _value(b, k, digits)) for k in points]
-    pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
+    pairs = [(x, y) for _, x, y in _pairs(a, b, points, digits)]
     zeros = [(_zero(x, digits, sizes[0]), _zero(y, digits, sizes[1])) for x, y in pairs]
     ratios = [pair for pair, zero in zip(pairs, zeros, strict=True) if not any(zero)]
     if len(ratios) < 2 or any(x != y for x, y in zeros):
