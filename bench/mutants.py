@@ -276,7 +276,7 @@ MUTANTS = [
     Mutant("grading/values.py", "return KINK_POINTS", "return range(POINTS)", ANSWERS),
     Mutant("grading/values.py", "len(ratios) < 2 or any(x != y for x, y in zeros)", "len(ratios) < 2", ANSWERS),
     Mutant("grading/values.py", "_zero(first * y - x * other,", "_zero(0 * first * y,", ANSWERS),
-    Mutant("grading/rationals.py", "return [Fraction(n, 2) for n in order]", "return [Fraction(1)] * 17", ANSWERS),
+    Mutant("grading/numeric.py", "return [Fraction(n, 2) for n in order]", "return [Fraction(1)] * 17", ANSWERS),
     Mutant("grading/statements.py", 'math.gcd(*map(int, text.split(":"))) > 1', "True", ANSWERS),
     Mutant("grading/compare.py", "letter = is_reference and", "letter = False and", ANSWERS),
     Mutant("grading/compare.py", "if len(references) != len(answer):", "if False:", ANSWERS),
@@ -288,8 +288,8 @@ MUTANTS = [
     Mutant("grading/text.py", "goal / 100 == given if goal_percent else", "goal / 100 == given or", CHOICES),
     Mutant(
         "grading/countdown.py",
-        "given[0] == goal[0] and sorted(given[1]) == sorted(goal[1])",
-        "given[0] == goal[0]",
+        "given[0] == target and sorted(given[1]) == sorted(numbers)",
+        "given[0] == target",
         "grading/test_countdown.py",
     ),
     # meshes

@@ -13,11 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rl_likelihood.data import conversation, prompts, tokenizer
-from rl_likelihood.data.alternatives import with_alternatives
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.common import all_begin_with, common_ids
+from rl_likelihood.data.extra_ids import with_alternatives, with_shown
 from rl_likelihood.data.prompts import EncodedExample
-from rl_likelihood.data.shown import with_shown
 from rl_likelihood.datasets import sources
 from rl_likelihood.learner.packing import abstract_packing
 from rl_likelihood.learner.step import prompts_per_forward

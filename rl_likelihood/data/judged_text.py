@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jinja2 import TemplateError
 
-from rl_likelihood.data.token_ids import ids_after_text, ids_of, name_of
+from rl_likelihood.data.token_ids import ids_after_text, ids_of, name_of, padded
 from rl_likelihood.shapes import Example, Judged, UserError
 
 if TYPE_CHECKING:  # over a second to import
@@ -35,6 +35,10 @@ class Form(NamedTuple):
     ask: str
     pieces: tuple[str, ...]
     words: tuple[str, ...] = ()
+
+    def asking(self, question: str) -> str:
+        """The user's message, with a mark where the answers stand."""
+        return self.ask.replace("{answers}", _ANSWERS).replace("{question}", question)
 
     def after(self, task: str) -> Form:
         """The form with `task` before it: a text that explains the task of all questions."""
@@ -101,6 +105,15 @@ def as_question(messages: Sequence[tuple[str, str]]) -> str:
     return messages[0][1] if len(messages) == 1 else "\n\n".join(f"{role}: {text}" for role, text in messages)
 
 
+def text_of(value: Any) -> str:
+    """A text, or the text of a conversation, a list of messages; "" for what is neither."""
+    if not isinstance(value, list):
+        return value if isinstance(value, str) else ""
+    messages = [(m.get("role"), m.get("content")) for m in value if isinstance(m, dict)]
+    complete = len(messages) == len(value) > 0 and all(isinstance(content, str) for _, content in messages)
+    return as_question(messages) if complete else ""
+
+
 def question_of(example: Example) -> str:
     """An example's question, as second models read it."""
     return as_question(example.messages) if example.messages else example.prompt
@@ -120,7 +133,7 @@ def filled(form: Form, question: str, answers: Sequence[str | None]) -> str:
     parts = [form.pieces[0]]
     for answer, piece in zip(answers, form.pieces[1:], strict=True):
         parts += [cleaned(answer).replace("<|", "< |").replace("|>", "| >"), piece]
-    return form.ask.replace("{answers}", _ANSWERS).replace("{question}", question).replace(_ANSWERS, "".join(parts))
+    return form.asking(question).replace(_ANSWERS, "".join(parts))
 
 
 def word_ids(tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], word: str) -> tuple[int, ...]:
@@ -159,9 +172,9 @@ def encode(reader: Reader, questions: Sequence[str], answers: Sequence[Sequence[
         rows.append([ids for ids, _ in encoded])
         cut += sum(was_cut for _, was_cut in encoded)
     judged = Judged(
-        prompt=_padded(prompts, reader.max_prompt),
+        prompt=padded(prompts, reader.max_prompt),
         prompt_length=np.asarray([len(ids) for ids in prompts], np.int32),
-        rows=np.stack([_padded(group, reader.max_row) for group in rows]),
+        rows=np.stack([padded(group, reader.max_row) for group in rows]),
         row_length=np.asarray([[len(ids) for ids in group] for group in rows], np.int32),
     )
     return Encoded(judged, cut)
@@ -213,15 +226,9 @@ class _Rendered(NamedTuple):
 
 def _rendered(reader: Reader, question: str) -> _Rendered:
     tokenizer, form = reader.tokenizer, reader.form
-    if form.ask:
-        messages = [
-            {
-                "role": "user",
-                "content": form.ask.replace("{answers}", _ANSWERS).replace("{question}", question),
-            }
-        ]
-    else:
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": _ANSWERS}]
+    messages = [{"role": "user", "content": form.asking(question) or question}]
+    if not form.ask:
+        messages.append({"role": "assistant", "content": _ANSWERS})
     if not tokenizer.chat_template:
         raise UserError(f"judge.model: {name_of(tokenizer)} has no chat template; set judge.template=plain")
     try:
@@ -254,10 +261,3 @@ def _row(reader: Reader, answers: Sequence[str | None], rendered: _Rendered) -> 
     for answer, after in zip(inner, pieces[1:], strict=True):
         ids += [*answer[:limit], *after]
     return ids, any(len(answer) > limit for answer in inner)
-
-
-def _padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
-    out = np.zeros((len(rows), width), np.int32)
-    for i, ids in enumerate(rows):
-        out[i, : len(ids)] = ids
-    return out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
-from rl_likelihood.data.records import Location, Written, encodable, is_number, kind, written_number
+from rl_likelihood.data.records import BadRow, Location, Written, encodable, is_number, kind, written_number
 from rl_likelihood.shapes import ALTERNATIVES, ENVIRONMENT, REJECTED, Example, UserError
 
 ROLES = ("system", "user", "assistant")
@@ -34,20 +35,23 @@ def read_rows(
     examples, bad = [], []
     first: dict[str, Location] = {}
     for location, record in located:
-        row = record if isinstance(record, str) else to_example(record, location.id, columns)
-        if isinstance(row, Example):
-            if first.setdefault(row.id, location) is location:
-                examples.append(row)
-                continue
-            row = f"id {row.id!r} is also that of {first[row.id]}"
-        bad.append(f"{folder}{location}: {row}")
-        if not skip_bad_rows:
-            raise UserError(f"{bad[0]}; mend the row, or leave such rows out with --config.data.skip_bad_rows=True")
+        try:
+            if isinstance(record, str):
+                raise BadRow(record)
+            row = to_example(record, location.id, columns)
+            if first.setdefault(row.id, location) is not location:
+                raise BadRow(f"id {row.id!r} is also that of {first[row.id]}")
+            examples.append(row)
+        except BadRow as e:
+            bad.append(f"{folder}{location}: {e}")
+            if not skip_bad_rows:
+                cure = "mend the row, or leave such rows out with --config.data.skip_bad_rows=True"
+                raise UserError(f"{bad[0]}; {cure}") from None
     return examples, bad
 
 
-def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Example | str:
-    """The record's Example, or a text that says what is wrong with it. `default_id`: for a record without an id.
+def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Example:
+    """The record's Example; BadRow says what is wrong with it. `default_id`: for a record without an id.
 
     The question is a text, or a conversation (a list of messages with role and content) that ends with the user's
     message. A conversation may also be in the field "messages". Without an answer, its last message is the answer, if
@@ -55,61 +59,61 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
     """
     row = {field: value for field, value in record.items() if value is not None}
     if "messages" in row and columns.prompt in row and columns.prompt != "messages":
-        return f"both {columns.prompt!r} and 'messages' are given; keep one"
+        raise BadRow(f"both {columns.prompt!r} and 'messages' are given; keep one")
     field = columns.prompt if columns.prompt in row else "messages"
     if field not in row:
-        return _missing(record, columns, "prompt")
+        raise BadRow(_missing(record, columns, "prompt"))
     messages: tuple[tuple[str, str], ...] = ()
     if field == "messages" or isinstance(row[field], list):
-        turns = _parse_messages(row[field], field, columns.answer in row)
-        if isinstance(turns, str):
-            return turns
-        if columns.answer not in row and turns[-1][0] == "assistant":
-            row[columns.answer], turns = turns[-1][1], turns[:-1]
-        messages, row[field] = turns, turns[-1][1]
+        messages = _parse_messages(row[field], field, columns.answer in row)
+        if columns.answer not in row and messages[-1][0] == "assistant":
+            row[columns.answer], messages = messages[-1][1], messages[:-1]
+        row[field] = messages[-1][1]
     if columns.answer not in row:
-        return _missing(record, columns, "answer")
-    texts = []
-    for name, needed in ((field, True), (columns.answer, True), (columns.chain, False), ("task", False)):
-        value = row.get(name, "")
-        if name == columns.answer:
-            value = _number_as_text(value)
-            if isinstance(value, float | Decimal):
-                return f"field {name!r} must be text or a finite number"
-        problem = _problem(value, needed)
-        if problem:
-            return f"field {name!r} {problem}"
-        texts.append(value)
-    prompt, answer, chain, task = texts
+        raise BadRow(_missing(record, columns, "answer"))
+    prompt = _text(row[field], field)
+    row[columns.answer] = answer = _answer(row[columns.answer], columns.answer)  # it may be the chain's column too
+    chain, task = (_text(row.get(name, ""), name, needed=False) for name in (columns.chain, "task"))
     uid = row.get("id", default_id)
     whole = isinstance(uid, int) or (isinstance(uid, Written) and uid.lstrip("-").isdigit())
     text = _is_text(uid) and encodable(uid)
     if isinstance(uid, bool) or not (whole or text):
-        return f"field 'id' must be text or an integer, not {kind(uid)}"
+        raise BadRow(f"field 'id' must be text or an integer, not {kind(uid)}")
     check = {}
     if ENVIRONMENT in row:
         if not isinstance(row[ENVIRONMENT], dict):
-            return f"field {ENVIRONMENT!r} must be an object, not {kind(row[ENVIRONMENT])}"
+            raise BadRow(f"field {ENVIRONMENT!r} must be an object, not {kind(row[ENVIRONMENT])}")
         check[ENVIRONMENT] = _numbers(row[ENVIRONMENT])
     if ALTERNATIVES in row:
         if not isinstance(row[ALTERNATIVES], list):
-            return f"field {ALTERNATIVES!r} must be a list of answers, not {kind(row[ALTERNATIVES])}"
-        check[ALTERNATIVES] = [_number_as_text(value) for value in row[ALTERNATIVES]]
-        problem = next(filter(None, (_problem(value, True) for value in check[ALTERNATIVES])), "")
-        if problem:
-            return f"an answer of field {ALTERNATIVES!r} {problem}"
-    rejected = row.get(REJECTED)
-    if isinstance(rejected, list) and not any(_problem(value, True) for value in rejected):
-        check[REJECTED] = rejected  # for option_prob; other values of this field have other uses
+            raise BadRow(f"field {ALTERNATIVES!r} must be a list of answers, not {kind(row[ALTERNATIVES])}")
+        check[ALTERNATIVES] = [_answer(value, ALTERNATIVES) for value in row[ALTERNATIVES]]
+    if isinstance(row.get(REJECTED), list):
+        with contextlib.suppress(BadRow):  # for option_prob; other values of this field have other uses
+            check[REJECTED] = [_text(value, REJECTED) for value in row[REJECTED]]
     messages = messages if len(messages) > 1 else ()
     return Example(str(uid), prompt, answer.strip(), chain.strip(), task, messages, json.dumps(check) if check else "")
 
 
-def _number_as_text(value: Any) -> Any:
-    """A number as text: as its file writes it, or for binary files as people write it. Other values are unchanged."""
+def _text(value: Any, field: str, needed: bool = True) -> str:
+    if not _is_text(value):
+        raise BadRow(f"field {field!r} must be a string, not {kind(value)}")
+    if not encodable(value):
+        raise BadRow(f"field {field!r} holds half of a surrogate pair, which is not text")
+    if needed and not value.strip():
+        raise BadRow(f"field {field!r} is empty")
+    return value
+
+
+def _answer(value: Any, field: str) -> str:
+    """A text, or a number as its file writes it, or for binary files as people write it."""
     if isinstance(value, Written):
         return str(value)
-    return written_number(value) if is_number(value) else value
+    if is_number(value):
+        return written_number(value)
+    if isinstance(value, float | Decimal):
+        raise BadRow(f"field {field!r} must be text or a finite number")
+    return _text(value, field)
 
 
 def _numbers(value: Any) -> Any:
@@ -119,15 +123,6 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _numbers(v) for k, v in value.items()}
     return [_numbers(v) for v in value] if isinstance(value, list) else value
-
-
-def _problem(value: Any, needed: bool) -> str:
-    """What is wrong with a text, or ""."""
-    if not _is_text(value):
-        return f"must be a string, not {kind(value)}"
-    if not encodable(value):
-        return "holds half of a surrogate pair, which is not text"
-    return "is empty" if needed and not value.strip() else ""
 
 
 def _missing(record: dict[str, Any], columns: Columns, column: str) -> str:
@@ -147,27 +142,24 @@ def _missing(record: dict[str, Any], columns: Columns, column: str) -> str:
     )
 
 
-def _parse_messages(value: Any, field: str, answered: bool) -> tuple[tuple[str, str], ...] | str:
-    """(role, content) of every message, or what is wrong with them. The last must be the user's, or without an answer
-    field the assistant's."""
+def _parse_messages(value: Any, field: str, answered: bool) -> tuple[tuple[str, str], ...]:
+    """(role, content) of every message. The last must be the user's, or without an answer field the assistant's."""
     if not isinstance(value, list) or not value:
-        return f"field {field!r} must be a list with at least one message"
+        raise BadRow(f"field {field!r} must be a list with at least one message")
     turns = []
     for i, message in enumerate(value):
         if not isinstance(message, dict) or not _is_text(message.get("content")):
-            return f"field '{field}[{i}]' must be an object with string fields 'role' and 'content'"
+            raise BadRow(f"field '{field}[{i}]' must be an object with string fields 'role' and 'content'")
         if message.get("role") not in ROLES:
-            return f"field '{field}[{i}].role' is {message.get('role')!r}; use one of {', '.join(ROLES)}"
-        if not encodable(message["content"]):
-            return f"field '{field}[{i}].content' holds half of a surrogate pair, which is not text"
-        turns.append((message["role"], message["content"]))
+            raise BadRow(f"field '{field}[{i}].role' is {message.get('role')!r}; use one of {', '.join(ROLES)}")
+        turns.append((message["role"], _text(message["content"], f"{field}[{i}].content", needed=False)))
     last = turns[-1][0]
     if last == "assistant" and not answered:
         if [role for role, _ in turns[-2:-1]] != ["user"]:
-            return f"the last of {field!r} is taken for the answer, and the one before it must be from the user"
+            raise BadRow(f"the last of {field!r} is taken for the answer, and the one before it must be from the user")
     elif last != "user":
         also = ", as there is an answer beside it" if answered else ""
-        return f"the last of {field!r} must be from the user, not the {last}{also}"
+        raise BadRow(f"the last of {field!r} must be from the user, not the {last}{also}")
     return tuple(turns)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from rl_likelihood.data.judged_text import as_question
+from rl_likelihood.data.judged_text import text_of
 from rl_likelihood.data.records import is_number, refuse_no_text
 from rl_likelihood.shapes import Example, UserError
 
@@ -77,13 +77,10 @@ def _implicit(chosen: Any, where: str) -> str:
 
 def _question(value: Any, where: str) -> str:
     """The text itself, or the text of a conversation."""
-    if isinstance(value, list):
-        turns = [(m.get("role"), m.get("content")) for m in value if isinstance(m, dict)]
-        complete = len(turns) == len(value) > 0 and all(isinstance(content, str) for _, content in turns)
-        value = as_question(turns) if complete else None
-    if not isinstance(value, str) or not value.strip():
+    text = text_of(value).strip()
+    if not text:
         raise UserError(f"{where} holds no text of the user")
-    return value.strip()
+    return text
 
 
 def _answer(value: Any, where: str) -> str:

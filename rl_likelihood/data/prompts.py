@@ -20,7 +20,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from rl_likelihood.data.prompt_checks import longer, problems, refuse_longer, refuse_token_across_seam
-from rl_likelihood.data.token_ids import bytes_of, ids_after_text, ids_of, name_of
+from rl_likelihood.data.token_ids import bytes_of, ids_after_text, ids_of, name_of, padded
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.fields import field
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, ChainFormat, Example, Prompts, UserError
@@ -80,7 +80,7 @@ class PromptConfig:
 @dataclasses.dataclass(frozen=True)
 class EncodedExample:
     """One example in ids (int32). `answer_ids`: the ids after `<answer`, which are `>`, the reference, `</answer>`.
-    `shown_ids`: the posterior prompt, which shows the answer (data/shown.py), if the run has one."""
+    `shown_ids`: the posterior prompt, which shows the answer (data/extra_ids.py), if the run has one."""
 
     example: Example
     prompt_ids: np.ndarray  # [s]
@@ -213,17 +213,6 @@ def _template_at(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
     return template
 
 
-def encode(
-    example: Example,
-    tokenizer: PreTrainedTokenizerBase,
-    cfg: PromptConfig,
-    fmt: ChainFormat,
-    shots: Shots | None = None,
-) -> EncodedExample:
-    """`encode_all` for one example."""
-    return encode_all([example], tokenizer, cfg, fmt, shots)[0]
-
-
 def encode_all(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -320,19 +309,12 @@ def collate(
 
     `uid` [P]: each row's position in the data stream.
     """
-    tokens = np.full((len(rows), max_prompt), pad_id, np.int32)
-    answer = np.full((len(rows), max_answer), pad_id, np.int32)
-    scored = np.zeros((len(rows), max_answer), bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row.prompt_ids)] = row.prompt_ids
-        answer[i, : len(row.answer_ids)] = row.answer_ids
-        scored[i, : len(row.answer_ids)] = row.answer_scored
     return Prompts(
-        tokens=tokens,
+        tokens=padded([r.prompt_ids for r in rows], max_prompt, pad_id),
         length=np.asarray([len(r.prompt_ids) for r in rows], np.int32),
-        answer=answer,
+        answer=padded([r.answer_ids for r in rows], max_answer, pad_id),
         answer_length=np.asarray([len(r.answer_ids) for r in rows], np.int32),
-        answer_scored=scored,
+        answer_scored=padded([r.answer_scored for r in rows], max_answer).astype(bool),
         uid=np.asarray(uid, np.int32),
     )
 

@@ -39,6 +39,10 @@ class Location(NamedTuple):
         return self.key or f"{self.file}:{self.number}"
 
 
+class BadRow(ValueError):
+    """A record that does not fit its format; the message follows "file:line: "."""
+
+
 class Written(str):
     """A JSON number as its file writes it: 1.50 stays 1.50, and 0.0000001 does not become 1e-07."""
 
@@ -221,11 +225,8 @@ def _short(value: Any, of: Any) -> Any:
 
 
 def _parquet(name: str, data: bytes) -> Iterator[dict]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as e:
-        raise UserError(f"reading {name} needs the package pyarrow; run pip install pyarrow") from e
+    import pyarrow.parquet
+
     try:
         for batch in pyarrow.parquet.ParquetFile(io.BytesIO(data)).iter_batches(batch_size=1024):
             short = [field for field in batch.schema if "float" in str(field.type)]

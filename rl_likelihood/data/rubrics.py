@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rl_likelihood.data.judged_text import as_question
+from rl_likelihood.data.judged_text import text_of
 from rl_likelihood.data.records import is_number, records, refuse_no_text
 from rl_likelihood.shapes import UserError
 
@@ -75,7 +75,7 @@ def of_record(record: object, where: str) -> Rubric:
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record if isinstance(record, str) else 'a rubric must be an object'}")
     refuse_no_text(record, where)
-    prompt = _prompt(record.get("prompt"))
+    prompt = text_of(record.get("prompt"))
     if not prompt:
         raise UserError(f"{where}: field 'prompt' must be text or messages with text")
     rows = record.get("rubrics")
@@ -107,16 +107,6 @@ def criterion_of(row: object) -> Criterion | None:
     if not is_number(points) or not 0 < abs(points) <= MOST_POINTS:
         return None
     return Criterion(row["criterion"].strip(), float(points), tuple(map(str, tags)) if isinstance(tags, list) else ())
-
-
-def _prompt(prompt: object) -> str:
-    """A question as text. If it has several messages, each is preceded by its role."""
-    if isinstance(prompt, str):
-        return prompt
-    if not isinstance(prompt, list) or not prompt:
-        return ""
-    texts = [(m.get("role"), m.get("content")) if isinstance(m, dict) else ("", None) for m in prompt]
-    return as_question(texts) if all(isinstance(content, str) for _, content in texts) else ""
 
 
 def refuse(rubrics: Sequence[Rubric], kind: str, name: str = "rubric.path") -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rl_likelihood.shapes import UserError
 
 if TYPE_CHECKING:  # over a second to import
@@ -19,6 +21,14 @@ def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
 def bytes_of(vocab_bytes: tuple[bytes, ...], ids: Sequence[int]) -> bytes:
     """The bytes of a sequence of ids."""
     return b"".join(vocab_bytes[i] for i in ids)
+
+
+def padded(rows: Sequence[Sequence[int] | np.ndarray], width: int, fill: int = 0) -> np.ndarray:
+    """Rows of ids (or of flags) as one int32 array [n, width], filled up on the right."""
+    out = np.full((len(rows), width), fill, np.int32)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
 
 
 def ids_of(

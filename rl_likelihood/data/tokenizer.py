@@ -11,6 +11,7 @@ from typing import Any
 from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rl_likelihood.shapes import UserError
 
@@ -237,7 +238,7 @@ def _inverse(tokenizer: PreTrainedTokenizerFast):
     steps = kinds.get("decoders", [kinds])
     names = {step.get("type") for step in steps}
     if "ByteLevel" in names:
-        alphabet = _byte_alphabet()
+        alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
         # An entry outside the alphabet decodes to its own text.
         return lambda text: bytes(alphabet[c] for c in text) if alphabet.keys() >= set(text) else text.encode()
     spaces = "Metaspace" in names or any(s.get("pattern") == {"String": "\u2581"} for s in steps)
@@ -253,10 +254,3 @@ def _inverse(tokenizer: PreTrainedTokenizerFast):
         f"tokenizer {tokenizer.name_or_path}: decoder {sorted(map(str, names))} is neither byte-level nor "
         "sentencepiece with byte fallback, so the bytes of its ids are not known; take a model of another family"
     )
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """{character: byte} of byte-level BPE. Printable Latin-1 bytes stand for themselves, others are U+0100 and up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from rl_likelihood.data.records import Location, is_number, written_number
+from rl_likelihood.data.records import BadRow, Location, is_number, written_number
 from rl_likelihood.shapes import Example
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -35,10 +35,6 @@ class Skipped(NamedTuple):
     """A well-formed record that is no row of the prepared set, and why; counted by reason."""
 
     reason: str
-
-
-class BadRow(ValueError):
-    """A record that does not fit the data set's format; the message follows "file:line: "."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from rl_likelihood.datasets.common import BadRow, DataSet, Location, Row, Skipped, field
-from rl_likelihood.grading.countdown import evaluate
+from rl_likelihood.grading.countdown import solves
 from rl_likelihood.shapes import Example
 
 WORDING = (
@@ -44,12 +44,6 @@ def parse(record: dict, location: Location) -> Row | Skipped:
 
 def _whole(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def solves(expression: str, numbers: list[int], target: int) -> bool:
-    """Whether the expression has the target's value and uses each of the numbers exactly once."""
-    result = evaluate(expression)
-    return result is not None and result[0] == target and sorted(result[1]) == sorted(numbers)
 
 
 def solve(numbers: list[int], target: int) -> str | None:

@@ -136,10 +136,8 @@ def _zip_members(file: Path, name: str, dataset: Files) -> Iterator[tuple[str, b
     with zipfile.ZipFile(file) as archive:
         fitting = sorted(n for n in archive.namelist() if _belongs(f"{name}/{n}", dataset))
         _refuse_empty(fitting, name, dataset)
-        locked = any(archive.getinfo(n).flag_bits & 1 for n in fitting)
-        if not locked:
-            for n in fitting:
-                yield n, archive.read(n)
+        if not any(archive.getinfo(n).flag_bits & 1 for n in fitting):
+            yield from ((n, archive.read(n)) for n in fitting)
             return
     try:
         import pyzipper  # zipfile cannot decrypt AES

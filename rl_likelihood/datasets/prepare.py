@@ -17,7 +17,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from rl_likelihood.data.prepared import FIELDS, REPORT
@@ -250,24 +250,14 @@ def write(name: str, splits: dict[str, list[Row]], out: str) -> None:
     PreparedDataset.name = name
     try:
         builder = PreparedDataset(data_dir=str(Path(out).expanduser()), file_format="array_record")
-        _quietly(builder.download_and_prepare)
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
     except OSError as e:
         raise UserError(f"{out} cannot be written ({e.strerror or e}); choose another --out") from e
     shutil.rmtree(Path(out).expanduser() / "downloads" / "extracted", ignore_errors=True)  # its empty folder
     with contextlib.suppress(OSError):
         (Path(out).expanduser() / "downloads").rmdir()  # holds something where files were fetched
-
-
-def _quietly(work: Callable[[], None]) -> None:
-    """Runs `work` without the library's progress bars and messages."""
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            work()
-    finally:
-        tfds.enable_progress_bar()
 
 
 # ---------------------------------------------------------------------------------------- command

@@ -13,15 +13,14 @@ Questions and answers are reasoning_gym's own words. What else its graders need 
 
 import ast
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
 import random
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from rl_likelihood.fields import did_you_mean
+from rl_likelihood.grading.countdown import evaluate
 from rl_likelihood.grading.gym import pack
 from rl_likelihood.shapes import Example, UserError
 
@@ -100,11 +99,10 @@ def parse(text: str) -> Task:
     name, parameters = _call(text)
     known = _factory().DATASETS
     if name not in known:
-        near = difflib.get_close_matches(name, [*PRESETS, *known], n=1)
-        hint = f"did you mean {near[0]!r}? It" if near else "it"
+        near = did_you_mean(name, [*PRESETS, *known])
         raise UserError(
-            f"data.tasks has {text!r}; {hint} must be {', '.join(PRESETS)}, or one of the {len(known)} data sets of "
-            "reasoning_gym (rl_likelihood/datasets/procedural.py says how they are written)"
+            f"data.tasks has {text!r}; {near + 'It' if near else 'it'} must be {', '.join(PRESETS)}, or one of the "
+            f"{len(known)} data sets of reasoning_gym (rl_likelihood/datasets/procedural.py says how they are written)"
         )
     return Task(text, name, parameters)
 
@@ -123,10 +121,8 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _factory():
-    try:
-        from reasoning_gym import factory  # here because it takes seconds to import, and only this source needs it
-    except ImportError as e:
-        raise UserError("data.source = 'reasoning_gym' needs that package; run pip install reasoning-gym") from e
+    from reasoning_gym import factory  # here because it takes seconds to import, and only this source needs it
+
     return factory
 
 
@@ -212,6 +208,4 @@ def _own(uid: str, task: Task, item: dict[str, Any]) -> Example:
 
 def evaluate_expression(expression: str) -> int:
     """Value of integers joined by " + ", " - ", " * " (products first)."""
-    terms = re.split(r" ([+-]) ", expression)
-    signs = [1] + [1 if op == "+" else -1 for op in terms[1::2]]
-    return sum(s * math.prod(map(int, t.split(" * "))) for s, t in zip(signs, terms[::2], strict=True))
+    return int(evaluate(expression)[0])

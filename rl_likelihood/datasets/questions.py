@@ -9,8 +9,9 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets.procedural import PRESETS
@@ -59,21 +60,19 @@ def worked_groups(shown: Shots, tasks: Iterable[str]) -> set[str]:
     return {variant_key(question) for question, _, _ in (*built_in, *shown)}
 
 
-def distinct(rows: Sequence[Example]) -> tuple[list[Example], list[str]]:
-    """The first row of every question, and the others in words."""
-    first: dict[str, Example] = {}
-    merged = []
+def distinct(
+    rows: Sequence[Any], key: Callable = example_key, example: Callable = lambda row: row
+) -> tuple[list[Any], list[str]]:
+    """The first row of every question, and the others in words. `key`, `example`: those of a row."""
+    first: dict[str, Any] = {}
+    repeats = []
     for row in rows:
-        same = first.setdefault(example_key(row), row)
+        same = first.setdefault(key(row), row)
         if same is not row:
-            merged.append(again(row, same))
-    return list(first.values()), merged
-
-
-def again(row: Example, first: Example) -> str:
-    """A sentence that says which earlier question a row repeats."""
-    other = "" if first.answer == row.answer else f" with another answer ({_short(row.answer)}, not used)"
-    return f"{row.id} asks the question of {first.id} again{other}"
+            new, old = example(row), example(same)
+            other = "" if old.answer == new.answer else f" with another answer ({_short(new.answer)}, not used)"
+            repeats.append(f"{new.id} asks the question of {old.id} again{other}")
+    return list(first.values()), repeats
 
 
 def without(rows: Sequence[Example], groups: Collection[str], what: str) -> tuple[list[Example], list[str]]:

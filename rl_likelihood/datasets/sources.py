@@ -292,7 +292,7 @@ def _load_files(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
             raise UserError(f"{path} has no usable row{why}; give it rows with a question and an answer")
 
     if located_held is not None:
-        held = _first(held, max(cfg.heldout_size, 0), "heldout", held_path)
+        held = _first(held, cfg, "heldout", held_path)
         train, variants = without(rows, {group_key(row) for row in held}, "a held-out question")
     else:
         groups = by_group(rows)
@@ -301,14 +301,12 @@ def _load_files(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
         held = [row for row in rows if row.id in held_ids]  # in the order of the file
         train = [row for row in rows if row.id not in held_ids and row.id not in spare_ids]
         variants = [f"{row.id} asks a variant of a held-out question" for row in spare]
-    if not training:
-        train = []
-    elif not train:
+    if training and not train:
         raise UserError(
             f"all {len(rows)} questions of {cfg.train_path} are held out, or variants of held-out ones "
             f"({held_path}); give training questions of their own"
         )
-    train = _first(train, max(cfg.train_size, 0) if training else 0, "train", cfg.train_path)
+    train = _first(train, cfg, "train", cfg.train_path) if training else []
     merged, overlap = again + again_held, removed + removed_held + variants
     return train, held, LoadReport(read, len(merged), len(overlap), (*bad, *bad_held), (*merged, *overlap))
 
@@ -341,9 +339,7 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
     if cfg.heldout_path:
         held_documents, bad_held = read(cfg.heldout_path, "data.heldout_path")
         train = [row for rows in documents for row in rows]
-        held = _first(
-            [row for rows in held_documents for row in rows], max(cfg.heldout_size, 0), "heldout", cfg.heldout_path
-        )
+        held = _first([row for rows in held_documents for row in rows], cfg, "heldout", cfg.heldout_path)
     else:
         total, bad_held = sum(map(len, documents)), []
         if training and len(documents) == 1 and cfg.heldout_size:
@@ -358,7 +354,7 @@ def _load_documents(cfg: DataConfig, training: bool) -> Loaded:
             f"data.heldout_size = {len(held)} leaves no document of {cfg.train_path} to train on; add documents, give "
             "data.heldout_path, or lower it"
         )
-    train = _first(train, max(cfg.train_size, 0), "train", cfg.train_path) if training else []
+    train = _first(train, cfg, "train", cfg.train_path) if training else []
     return train, held, LoadReport(len(train) + len(held), 0, 0, (*bad, *bad_held))
 
 
@@ -380,14 +376,15 @@ def _load_prepared(cfg: DataConfig, training: bool, shown: Shots) -> Loaded:
     worked = questions.worked_groups(shown, ())
     rows, removed = without(rows, worked, "a worked example")
     held, removed_held = without(held, worked, "a worked example")
-    train = _first(rows, max(cfg.train_size, 0) if training else 0, "train", cfg.train_path)
-    heldout = _first(held, max(cfg.heldout_size, 0), "heldout", cfg.train_path)
+    train = _first(rows, cfg, "train", cfg.train_path) if training else []
+    heldout = _first(held, cfg, "heldout", cfg.train_path)
     removed += removed_held
     return train, heldout, LoadReport(read, 0, len(removed), removed=tuple(removed))
 
 
-def _first(rows: list[Example], size: int, side: str, path: str) -> list[Example]:
-    """The first `size` rows, all for 0."""
+def _first(rows: list[Example], cfg: DataConfig, side: str, path: str) -> list[Example]:
+    """As many rows as data.train_size or data.heldout_size says, all for 0 or less."""
+    size = max(getattr(cfg, f"{side}_size"), 0)
     if size > len(rows):
         raise UserError(
             f"data.{side}_size is {size}, but {path} has {len(rows)} distinct {side.replace('held', 'held-')} "

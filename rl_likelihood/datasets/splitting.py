@@ -3,10 +3,12 @@
 import collections
 import json
 from collections.abc import Sequence
+from functools import partial
+from operator import attrgetter
 from typing import NamedTuple
 
 from rl_likelihood.datasets.common import DataSet, Row
-from rl_likelihood.datasets.questions import again, hash_of
+from rl_likelihood.datasets.questions import distinct, hash_of
 from rl_likelihood.shapes import UserError
 
 
@@ -27,11 +29,12 @@ def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[d
     for row in rows:
         given[row.split].append(row)
     train = given.pop("train", [])
-    distinct, duplicates = _distinct(train)
+    of_question = partial(distinct, key=attrgetter("key"), example=attrgetter("example"))
+    once, duplicates = of_question(train)
     asked = {row.group: row.example.id for split in given.values() for row in split}
-    free = [row for row in distinct if row.group not in asked]
-    overlap = [f"{row.example.id} asks what {asked[row.group]} does" for row in distinct if row.group in asked]
-    repeats = [sentence for split in given.values() for sentence in _distinct(split)[1]]
+    free = [row for row in once if row.group not in asked]
+    overlap = [f"{row.example.id} asks what {asked[row.group]} does" for row in once if row.group in asked]
+    repeats = [sentence for split in given.values() for sentence in of_question(split)[1]]
     held: list[Row] = []
     if heldout and free and dataset.heldout_split not in given:
         chosen = _held_out(free, heldout, dataset)
@@ -43,15 +46,6 @@ def split_rows(dataset: DataSet, rows: Sequence[Row], heldout: float) -> tuple[d
     splits |= {name: given[name] for name in sorted(given)}
     removed = Removed(tuple(duplicates), tuple(overlap), tuple(repeats))
     return {name: split for name, split in splits.items() if split}, removed
-
-
-def _distinct(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """The first row of every question, and the others in words."""
-    first: dict[str, Row] = {}
-    for row in rows:
-        first.setdefault(row.key, row)
-    others = [row for row in rows if first[row.key] is not row]
-    return list(first.values()), [again(row.example, first[row.key].example) for row in others]
 
 
 def _held_out(rows: list[Row], heldout: float, dataset: DataSet) -> set[str]:

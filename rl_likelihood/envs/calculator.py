@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from rl_likelihood.envs.calls import Style, answer, message
 from rl_likelihood.envs.protocol import End, Reply, Start
 from rl_likelihood.envs.tools import Call, Parameter, Tool, ToolError, signature, table
-from rl_likelihood.grading.countdown import evaluate
+from rl_likelihood.grading.countdown import evaluate, solves
 from rl_likelihood.shapes import UserError
 
 _LARGEST = 10**12  # of a numerator or denominator that is written out
@@ -75,7 +75,6 @@ class Calculator:
 
     def reward(self, state: Sum, end: End) -> float:
         """1 for a right expression, 0.1 for a wrong one, 0 for none."""
-        evaluated = evaluate(state.submitted or "")
-        if end != "done" or evaluated is None:
+        if end != "done" or evaluate(state.submitted or "") is None:
             return 0.0
-        return 1.0 if evaluated[0] == state.target and sorted(evaluated[1]) == sorted(state.numbers) else 0.1
+        return 1.0 if solves(state.submitted or "", state.numbers, state.target) else 0.1

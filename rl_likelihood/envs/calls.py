@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from rl_likelihood.envs.tools import KINDS, Call, Tool, ToolError, wrong_arguments
-from rl_likelihood.grading.calls import CLOSE, OPEN, NoCall, call_of, first_value, tagged_value
+from rl_likelihood.grading.calls import CLOSE, OPEN, NoCall, call_of, first_value, tagged_value, unfenced
 
 Style = Literal["hermes", "llama3", "json"]
 LONGEST = 20_000  # characters of one call
@@ -24,7 +24,6 @@ _PYTHON_TAG = "<|python_tag|>"
 _LLAMA_ENDS = ("<|eom_id|>", "<|eot_id|>")
 _BETWEEN = tuple(" \t\r\n;")
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _TAG = re.compile(f"{OPEN}|{_THINK_OPEN}|{_THINK_CLOSE}")
 _LLAMA_TAG = re.compile("|".join(map(re.escape, (_PYTHON_TAG, *_LLAMA_ENDS, _THINK_OPEN, _THINK_CLOSE))))
@@ -127,8 +126,7 @@ def _whole(text: str) -> list[Call | BadCall]:
 def _alone(text: str) -> list[Call | BadCall]:
     if len(text) > LONGEST:
         return [BadCall("too_long")]
-    fenced = _FENCE.fullmatch(text.strip())
-    text = (fenced[1] if fenced else text).strip()
+    text = unfenced(text).strip()
     calls, length = _first(text, 0) if text else ([], 0)
     return [BadCall("not_json")] if 0 < length < len(text) or BadCall("truncated") in calls else calls
 

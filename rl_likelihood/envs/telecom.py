@@ -8,7 +8,7 @@ import dataclasses
 import gzip
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,44 +120,29 @@ def reward(task: Task, state: State, calls: Sequence[Call], ended: bool) -> floa
     return float(right)
 
 
-def assert_service_status(state: State, expected_status: str) -> bool:
-    return state.phone.network_connection_status == expected_status
-
-
-def assert_mobile_data_status(state: State, expected_status: bool) -> bool:
-    return data_works(state) == expected_status
-
-
-def assert_internet_speed(state: State, expected_speed: float, expected_desc: str | None = None) -> bool:
+def _internet_speed(state: State, expected_speed: float, expected_desc: str | None = None) -> bool:
     mbps = speed(state)
     name = "No Connection" if mbps is None else band(mbps)[0]
     named = expected_desc is None or name.lower() == expected_desc.lower()
     return (mbps or 0.0) >= expected_speed and named
 
 
-def assert_can_send_mms(state: State, expected_status: bool) -> bool:
-    return mms_works(state) == expected_status
-
-
-def assert_data_refueling_amount(state: State, customer_id: str, line_id: str, expected_amount: float) -> bool:
+def _data_refueling_amount(state: State, customer_id: str, line_id: str, expected_amount: float) -> bool:
     return abs(telecom_agent.own_line(state, customer_id, line_id)["data_refueling_gb"] - expected_amount) < 1e-6
 
 
-def assert_no_overdue_bill(state: State, overdue_bill_id: str) -> bool:
+def _no_overdue_bill(state: State, overdue_bill_id: str) -> bool:
     bill = state.bills.get(overdue_bill_id)
     return bill is None or bill["status"] == "Paid"
 
 
-ASSERTIONS = {
-    assertion.__name__: assertion
-    for assertion in (
-        assert_service_status,
-        assert_mobile_data_status,
-        assert_internet_speed,
-        assert_can_send_mms,
-        assert_data_refueling_amount,
-        assert_no_overdue_bill,
-    )
+ASSERTIONS: dict[str, Callable[..., bool]] = {
+    "assert_service_status": lambda state, expected_status: state.phone.network_connection_status == expected_status,
+    "assert_mobile_data_status": lambda state, expected_status: data_works(state) == expected_status,
+    "assert_internet_speed": _internet_speed,
+    "assert_can_send_mms": lambda state, expected_status: mms_works(state) == expected_status,
+    "assert_data_refueling_amount": _data_refueling_amount,
+    "assert_no_overdue_bill": _no_overdue_bill,
 }
 
 # ---------------------------------------------------------------------------------------- files

@@ -1,5 +1,7 @@
 """What a task does to the world before it begins: the functions of tau2's initialization_actions."""
 
+from collections.abc import Callable
+
 from rl_likelihood.envs.telecom_agent import Month, disable_roaming, enable_roaming, look_up, new_bill, own_line
 from rl_likelihood.envs.telecom_device import permit, set_airplane_mode, set_apn, set_network_mode_preference
 from rl_likelihood.envs.telecom_phone import search
@@ -7,8 +9,6 @@ from rl_likelihood.envs.telecom_state import PERMISSIONS, TODAY, State
 from rl_likelihood.envs.tools import ToolError
 
 _LAST_MONTH = Month("2025-01-01", "2025-01-31", "2025-01-01", "2025-01-15")
-
-# ---------------------------------------------------------------------------------------- the user
 
 
 def set_user_info(state: State, name: str, phone_number: str) -> None:
@@ -21,39 +21,16 @@ def set_user_location(state: State, abroad: bool) -> None:
     state.abroad = abroad
 
 
-# ---------------------------------------------------------------------------------------- the phone
+def _phone(searches: bool = True, **fields) -> Callable[[State], None]:
+    """A fault that sets fields of the phone, which then searches for its network or not."""
 
+    def happens(state: State) -> None:
+        for name, value in fields.items():
+            setattr(state.phone, name, value)
+        if searches:
+            search(state)
 
-def simulate_network_search(state: State) -> None:
-    search(state)
-
-
-def turn_airplane_mode_on(state: State) -> None:
-    set_airplane_mode(state, True)
-
-
-def turn_data_off(state: State) -> None:
-    state.phone.data_enabled = False
-    search(state)
-
-
-def turn_roaming_on(state: State) -> None:
-    state.phone.roaming_enabled = True
-    search(state)
-
-
-def turn_roaming_off(state: State) -> None:
-    state.phone.roaming_enabled = False
-    search(state)
-
-
-def turn_data_saver_mode_on(state: State) -> None:
-    state.phone.data_saver_mode = True
-
-
-def unseat_sim_card(state: State) -> None:
-    state.phone.sim_card_missing = True
-    search(state)
+    return happens
 
 
 def lock_sim_card(state: State, mode: str) -> None:
@@ -68,14 +45,6 @@ def break_apn_settings(state: State) -> None:
     search(state)
 
 
-def break_apn_mms_setting(state: State) -> None:
-    set_apn(state, mmsc_url=None)
-
-
-def break_vpn(state: State) -> None:
-    state.phone.vpn_connected, state.phone.vpn_server_performance = True, "poor"
-
-
 def set_wifi_calling(state: State, enabled: bool, mms_over_wifi: bool | None = None) -> None:
     state.phone.wifi_calling_enabled = enabled
     if mms_over_wifi is not None:
@@ -86,9 +55,6 @@ def remove_app_permission(state: State, app_name: str, permission: str) -> None:
     if app_name not in state.phone.apps or permission not in PERMISSIONS:
         raise ToolError(f"the phone has no app {app_name!r} with a permission {permission!r}")
     permit(state, app_name, permission, False)
-
-
-# ---------------------------------------------------------------------------------------- the carrier
 
 
 def set_data_usage(state: State, customer_id: str, line_id: str, data_used_gb: float) -> None:
@@ -115,12 +81,25 @@ def suspend_line_for_overdue_bill(
         state.change("lines", line_id, contract_end_date=_LAST_MONTH.period_end)
 
 
-FAULTS = {
-    fault.__name__: fault
-    for fault in (
-        set_user_info, set_user_location, simulate_network_search, turn_airplane_mode_on, turn_data_off,
-        turn_roaming_on, turn_roaming_off, turn_data_saver_mode_on, unseat_sim_card, lock_sim_card, break_apn_settings,
-        break_apn_mms_setting, break_vpn, set_wifi_calling, remove_app_permission, set_data_usage,
-        suspend_line_for_overdue_bill, set_network_mode_preference, enable_roaming, disable_roaming,
-    )
-}  # fmt: skip
+FAULTS: dict[str, Callable] = {
+    "set_user_info": set_user_info,
+    "set_user_location": set_user_location,
+    "simulate_network_search": search,
+    "turn_airplane_mode_on": lambda state: set_airplane_mode(state, True),
+    "turn_data_off": _phone(data_enabled=False),
+    "turn_roaming_on": _phone(roaming_enabled=True),
+    "turn_roaming_off": _phone(roaming_enabled=False),
+    "turn_data_saver_mode_on": _phone(searches=False, data_saver_mode=True),
+    "unseat_sim_card": _phone(sim_card_missing=True),
+    "lock_sim_card": lock_sim_card,
+    "break_apn_settings": break_apn_settings,
+    "break_apn_mms_setting": lambda state: set_apn(state, mmsc_url=None),
+    "break_vpn": _phone(searches=False, vpn_connected=True, vpn_server_performance="poor"),
+    "set_wifi_calling": set_wifi_calling,
+    "remove_app_permission": remove_app_permission,
+    "set_data_usage": set_data_usage,
+    "suspend_line_for_overdue_bill": suspend_line_for_overdue_bill,
+    "set_network_mode_preference": set_network_mode_preference,
+    "enable_roaming": enable_roaming,
+    "disable_roaming": disable_roaming,
+}

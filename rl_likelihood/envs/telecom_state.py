@@ -69,21 +69,9 @@ class Phone:
     apps: dict[str, dict[str, bool]] = dataclasses.field(default_factory=dict)  # app -> permission -> granted
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class World:
     """What every conversation starts from. Tables are id -> record."""
-
-    plans: Mapping[str, dict]
-    devices: Mapping[str, dict]
-    lines: Mapping[str, dict]
-    bills: Mapping[str, dict]
-    customers: Mapping[str, dict]
-    phone: Phone
-
-
-@dataclasses.dataclass
-class State:
-    """One conversation's world. Its user has no line until `phone_number` is set."""
 
     plans: Mapping[str, dict]
     devices: Mapping[str, dict]
@@ -91,6 +79,12 @@ class State:
     bills: dict[str, dict]
     customers: dict[str, dict]
     phone: Phone
+
+
+@dataclasses.dataclass
+class State(World):
+    """One conversation's world. Its user has no line until `phone_number` is set."""
+
     phone_number: str = ""
     abroad: bool = False
 

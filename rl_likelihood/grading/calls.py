@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _LONGEST = 100_000  # characters that `calls_in` reads
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 _SPACE = re.compile(r"\s*")
 _ARGUMENTS = ("arguments", "parameters", "input", "args", "kwargs", "params")
 _IGNORED = ("id", "type", "index", "call_id", "tool_call_id")
@@ -70,8 +70,13 @@ def tagged_value(text: str) -> tuple[Any, int]:
 
 
 def _space(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at
+    return _SPACE.match(text, at).end()
+
+
+def unfenced(text: str) -> str:
+    """What is in the code fence that a text is; any other text as it stands."""
+    fenced = FENCE.fullmatch(text.strip())
+    return fenced[1] if fenced else text
 
 
 def call_of(value: Any) -> Named:
@@ -114,8 +119,7 @@ def calls_in(text: str) -> list[Named] | None:
                 values.append(value)
                 text = text[end:]
         else:
-            fenced = _FENCE.fullmatch(text.strip())
-            values.append(_DECODER.decode(fenced[1] if fenced else text))
+            values.append(_DECODER.decode(unfenced(text)))
         return [call_of(part) for value in values for part in (value if isinstance(value, list) else [value])]
     except (ValueError, RecursionError):
         return None

@@ -17,7 +17,7 @@ import tokenize
 import warnings
 from typing import Any
 
-from rl_likelihood.grading.calls import Named, calls_in, finite
+from rl_likelihood.grading.calls import FENCE, Named, calls_in, finite
 from rl_likelihood.grading.run_code import Check, Limits, Outcome, run_program
 from rl_likelihood.grading.text import exact_match
 
@@ -25,7 +25,6 @@ _LONGEST_LITERAL = 10_000  # characters
 _LONGEST_PROGRAM = 100_000
 
 COMPARED = "compare_args"  # in the example's `check`: a list for each reference call
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -103,9 +102,8 @@ def code_output(reference: str, answer: str | None) -> bool | None:
     goal = _literal(reference)
     if goal is None:
         return False  # text, and not the same
-    text = answer.strip()
-    fenced = _FENCE.fullmatch(text)
-    text = (fenced[1] if fenced else text.strip("`")).strip()
+    fenced = FENCE.fullmatch(answer.strip())
+    text = (fenced[1] if fenced else answer.strip().strip("`")).strip()
     if not _only_values(text):
         return False
     given = _literal(text) or _compared(text)
@@ -130,28 +128,32 @@ def _only_values(text: str) -> bool:
 
 def _compared(text: str) -> tuple[Any] | None:
     """The value of f(1, 2) == [3], with or without assert: one call of f with literals, and one literal."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            (statement,) = ast.parse(text).body
-        asserted = isinstance(statement, ast.Assert) and statement.msg is None
-        test = statement.test if asserted else statement.value if isinstance(statement, ast.Expr) else None
-        call, (equals,), (value,) = test.left, test.ops, test.comparators
-        if not isinstance(equals, ast.Eq) or call.func.id != "f":
-            return None
-        for argument in (*call.args, *(k.value for k in call.keywords)):
-            ast.literal_eval(argument)
-        return (ast.literal_eval(value),)
-    except (AttributeError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return None
+    match _statements(text):
+        case [
+            ast.Assert(ast.Compare(call, [ast.Eq()], [value]), None) | ast.Expr(ast.Compare(call, [ast.Eq()], [value]))
+        ]:
+            match call:
+                case ast.Call(ast.Name("f"), args, named) if all(map(_literal, (*args, *(k.value for k in named)))):
+                    return _literal(value)
+    return None
 
 
-def _literal(text: str) -> tuple[Any] | None:
-    """A 1-tuple with the value, which may itself be None."""
+def _statements(program: str) -> list[ast.stmt]:
+    """A program's statements; none of what Python cannot read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes are the model's, not ours
-            return (ast.literal_eval(text.strip()),)
+            return ast.parse(program).body
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return []
+
+
+def _literal(text: str | ast.expr) -> tuple[Any] | None:
+    """A 1-tuple with the value, which may itself be None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return (ast.literal_eval(text.strip() if isinstance(text, str) else text),)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
 
@@ -200,7 +202,7 @@ def assembled_program(prompt: str, entry_point: str, answer: str) -> str:
     The answer goes on after the prompt, as a body or as a whole new definition. Of an answer with code fences, the
     first one counts whose code defines the entry point, or else the first.
     """
-    fences = [m[1] for m in _FENCE.finditer(answer)]
+    fences = [m[1] for m in FENCE.finditer(answer)]
     if fences:
         answer = next((code for code in fences if _defines(code, entry_point)), fences[0])
     return f"{prompt}{answer}\n"
@@ -233,24 +235,18 @@ def {entry_point}(text):
 
 def script_program(prompt: str, entry_point: str, answer: str) -> str:
     """A program whose function runs the answer, or its last code fence, as a script."""
-    fences = [m[1] for m in _FENCE.finditer(answer)]
+    fences = [m[1] for m in FENCE.finditer(answer)]
     return prompt + _SCRIPT.format(entry_point=entry_point, source=fences[-1] if fences else answer)
 
 
 def _defines(code: str, name: str) -> bool:
-    """Does a program define this name at its top level? What Python cannot read defines nothing."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            body = ast.parse(code).body
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return False
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
-            return True
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            return True
+    """Does a program define this name at its top level?"""
+    for node in _statements(code):
+        match node:
+            case ast.FunctionDef(defined) | ast.AsyncFunctionDef(defined) | ast.ClassDef(defined) if defined == name:
+                return True
+            case ast.Assign(targets) if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+                return True
+            case ast.AnnAssign(ast.Name(defined)) if defined == name:
+                return True
     return False

@@ -1,77 +1,59 @@
 """Countdown: an arithmetic expression over given numbers, each used once, worth the target. Exact, and never `eval`."""
 
+import ast
 import operator
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
-_TOKEN = re.compile(r"\s*(?:([0-9]+)|([-+*/()]))", re.ASCII)
+# Numbers have at most 30 digits. Python's grammar does not allow zeros before them.
+_CHARACTERS = re.compile(r"(?:[-+*/()\s]|[0-9]{1,30}(?![0-9]))*", re.ASCII)
+_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])", re.ASCII)
 _LONGEST = 500  # characters of an expression
-_LONGEST_NUMBER = 30  # digits
-_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "negate": 3}
 _SIGNS = str.maketrans("\u00d7\u00b7\u00f7\u2212", "**/-")
-_FUNCTIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
 
 
 def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
     """(exact value, the integers written, in order) of an expression; None if it is not one or divides by zero.
 
     An expression is made of non-negative integers, + - * / (or their typographic signs) with the usual precedence,
-    signs, ( ) and white space. Not known, so None: decimals, powers, //, an equals sign, a product without its *.
+    signs, up to 200 brackets within brackets, and white space. Not known, so None: decimals, powers, //, an equals
+    sign, a product without its *.
     """
     text = text.strip().translate(_SIGNS)
-    if len(text) > _LONGEST:
+    if len(text) > _LONGEST or not _CHARACTERS.fullmatch(text):
         return None
-    try:
-        return _evaluate(text)
-    except ZeroDivisionError:
-        return None
-
-
-def _evaluate(text: str) -> tuple[Fraction, list[int]] | None:
-    """`evaluate`, which raises ZeroDivisionError. It does not recurse, so brackets may nest deeply."""
-    values: list[Fraction] = []
     numbers: list[int] = []
-    pending: list[str] = []  # operators and open brackets
-    at, want_operand = 0, True
-    while at < len(text):
-        token = _TOKEN.match(text, at)
-        if token is None:
-            return None
-        at = token.end()
-        number, symbol = token.groups()
-        if want_operand:
-            if number is not None:
-                if len(number) > _LONGEST_NUMBER:
-                    return None
-                numbers.append(int(number))
-                values.append(Fraction(numbers[-1]))
-                want_operand = False
-            elif symbol in ("(", "-"):
-                pending.append("(" if symbol == "(" else "negate")
-            elif symbol != "+":
-                return None
-        elif number is not None or symbol == "(":
-            return None
-        elif symbol == ")":
-            _apply(values, pending, 1)
-            if not pending:
-                return None
-            pending.pop()  # the bracket
-        else:
-            _apply(values, pending, _PRECEDENCE[symbol])
-            pending.append(symbol)
-            want_operand = True
-    if want_operand:
+
+    def value(node: ast.expr) -> Fraction:
+        match node:
+            case ast.Constant(value=int(number)):
+                numbers.append(number)
+                return Fraction(number)
+            case ast.UnaryOp(op, operand):
+                return _OPERATORS[type(op)](value(operand))
+            case ast.BinOp(left, op, right):
+                return _OPERATORS[type(op)](value(left), value(right))
+        raise SyntaxError
+
+    try:
+        return value(ast.parse(" ".join(_ZEROS.sub("", text).split()), mode="eval").body), numbers
+    except (SyntaxError, KeyError, ZeroDivisionError, RecursionError, MemoryError):
         return None
-    _apply(values, pending, 1)
-    return None if pending else (values[0], numbers)
 
 
-def _apply(values: list[Fraction], pending: list[str], least: int) -> None:
-    """Apply the pending operators of at least this precedence to the last values, down to an open bracket."""
-    while pending and _PRECEDENCE.get(pending[-1], 0) >= least:
-        name, right = pending.pop(), values.pop()
-        values.append(-right if name == "negate" else _FUNCTIONS[name](values.pop(), right))
+def solves(expression: str, numbers: Sequence[int], target: int | Fraction) -> bool:
+    """Whether the expression has the target's value and uses each of the numbers exactly once."""
+    given = evaluate(expression)
+    return given is not None and given[0] == target and sorted(given[1]) == sorted(numbers)
 
 
 def countdown_outcome(reference: str, answer: str | None) -> bool | None:
@@ -86,8 +68,8 @@ def countdown_outcome(reference: str, answer: str | None) -> bool | None:
     goal = evaluate(reference)
     if goal is None:  # not a solved expression: compared as text
         return answer.strip() == reference.strip()
-    given = evaluate(answer)
-    return given is not None and given[0] == goal[0] and sorted(given[1]) == sorted(goal[1])
+    target, numbers = goal
+    return solves(answer, numbers, target)
 
 
 def countdown(reference: str, answer: str | None) -> bool:

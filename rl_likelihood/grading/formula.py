@@ -335,9 +335,7 @@ class Formulas(Cursor):
             if not self.accept(","):
                 break
         self.expect("]")
-        if len({len(row) for row in rows}) > 1:
-            raise Unreadable("a matrix")
-        return Node("matrix", ("matrix", *rows))
+        return _matrix("matrix", rows)
 
     def matrix(self) -> Node:
         self.at += 1
@@ -353,7 +351,13 @@ class Formulas(Cursor):
                 break
             if ended:
                 raise Unreadable("a matrix")
-        if self.token().text != kind or len({len(row) for row in rows}) > 1:
+        if self.token().text != kind:
             raise Unreadable("a matrix")
         self.at += 1
-        return Node("matrix", (kind, *rows))
+        return _matrix(kind, rows)
+
+
+def _matrix(kind: str, rows: list[tuple[Node, ...]]) -> Node:
+    if len({len(row) for row in rows}) > 1:
+        raise Unreadable("a matrix")
+    return Node("matrix", (kind, *rows))

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rl_likelihood.grading.countdown import evaluate
+from rl_likelihood.grading.countdown import countdown
 from rl_likelihood.grading.text import exact_match, parse_number
 
 RIGHT = 1 - 1e-9
@@ -51,8 +51,8 @@ def pack(dataset: str, parameters: Mapping[str, Any], item: Mapping[str, Any]) -
 def unpack(check: str) -> Asked | None:
     """What `pack` was given; None for any other text."""
     try:
-        value = json.loads(check)
-        asked = Asked(value["reasoning_gym"], json.dumps(value["parameters"]), _untagged(value["item"]))
+        value = json.loads(check, object_hook=_untagged)
+        asked = Asked(value["reasoning_gym"], json.dumps(_tagged(value["parameters"])), value["item"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return asked if isinstance(asked.dataset, str) and isinstance(asked.item, dict) else None
@@ -60,20 +60,15 @@ def unpack(check: str) -> Asked | None:
 
 def _tagged(value: Any) -> Any:
     """JSON has no tuples, and some rules compare with them."""
+    if isinstance(value, tuple):
+        return {"tuple": _tagged(list(value))}
     if isinstance(value, dict):
         return {k: _tagged(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        inside = [_tagged(v) for v in value]
-        return {"tuple": inside} if isinstance(value, tuple) else inside
-    return value
+    return [_tagged(v) for v in value] if isinstance(value, list) else value
 
 
-def _untagged(value: Any) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {"tuple"}:
-            return tuple(_untagged(v) for v in value["tuple"])
-        return {k: _untagged(v) for k, v in value.items()}
-    return [_untagged(v) for v in value] if isinstance(value, list) else value
+def _untagged(value: dict[str, Any]) -> Any:
+    return tuple(value["tuple"]) if value.keys() == {"tuple"} else value
 
 
 def gym_quick(reference: str, answer: str | None) -> bool | None:
@@ -87,15 +82,9 @@ def gym_quick(reference: str, answer: str | None) -> bool | None:
         return True
     if len(answer) > _LONGEST:
         return False
-    if asked.dataset in ("countdown", "puzzle24"):
-        return _same_numbers_and_value(str(asked.item.get("answer")), answer)
+    if asked.dataset in ("countdown", "puzzle24"):  # puzzle24's own rule takes any four numbers
+        return countdown(str(asked.item.get("answer")), answer)
     return None if _understood(asked, answer.strip()) else False
-
-
-def _same_numbers_and_value(solution: str, answer: str) -> bool:
-    """Each number of the question once, and the value asked. (puzzle24's own rule takes any four numbers.)"""
-    goal, given = evaluate(solution), evaluate(answer)
-    return None not in (goal, given) and given[0] == goal[0] and sorted(given[1]) == sorted(goal[1])
 
 
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
@@ -192,7 +181,7 @@ def _rules(dataset: str, parameters: str):
     """A data set; what it asks itself does not matter, its rule reads the item."""
     import reasoning_gym
 
-    return reasoning_gym.create_dataset(dataset, size=1, seed=0, **_untagged(json.loads(parameters)))
+    return reasoning_gym.create_dataset(dataset, size=1, seed=0, **json.loads(parameters, object_hook=_untagged))
 
 
 @functools.lru_cache(maxsize=64)

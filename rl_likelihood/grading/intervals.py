@@ -67,11 +67,8 @@ def _relation(node: Node) -> tuple[str, Node]:
         return "", node
     if signs == ("!=",):
         return variable, _except(others[0])
-    shut = [sign == "<=" for sign in signs]
-    if len(sides) == 2 and at == 0:
-        return variable, _interval("(", _MINUS_INFINITY, others[0], "]" if shut[0] else ")")
-    if len(sides) == 2:
-        return variable, _interval("[" if shut[0] else "(", others[0], _INFINITY, ")")
-    if len(sides) == 3 and at == 1:
-        return variable, _interval("[" if shut[0] else "(", *others, "]" if shut[1] else ")")
-    return "", node
+    if len(sides) > 3 or (len(sides) == 3 and at != 1):
+        return "", node
+    opening, low = ("[" if signs[0] == "<=" else "(", others[0]) if at else ("(", _MINUS_INFINITY)
+    high, closing = (others[-1], "]" if signs[-1] == "<=" else ")") if at < len(signs) else (_INFINITY, ")")
+    return variable, _interval(opening, low, high, closing)

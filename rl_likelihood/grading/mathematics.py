@@ -14,7 +14,7 @@ from rl_likelihood.grading.compare import plain, same
 from rl_likelihood.grading.names import without_names
 from rl_likelihood.grading.notation import latex, without_markdown
 from rl_likelihood.grading.statements import read
-from rl_likelihood.grading.text import exact_match, last_boxed
+from rl_likelihood.grading.text import exact_match, in_box
 from rl_likelihood.grading.tokens import Unreadable, tokens
 from rl_likelihood.grading.tree import Node
 
@@ -45,8 +45,7 @@ _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
 
 def _core(text: str) -> str:
     """The answer itself: what is in the last box, or everything; without marks, dollars and words that lead to it."""
-    boxed = last_boxed(text)
-    text = text if boxed is None else boxed
+    text = in_box(text)
     if len(text.strip()) > _LONGEST:
         return text.strip()
     text = _TEN_TO.sub(r"\\times ", latex(_SPACE_AT_END.sub("", text).strip()))
@@ -159,8 +158,7 @@ def telemath(reference: str, answer: str | None) -> bool:
 
 
 def _tidy(text: str) -> str:
-    boxed = last_boxed(text)
-    return (text if boxed is None else boxed).strip().rstrip("./ ").lstrip(": ")
+    return in_box(text).strip().rstrip("./ ").lstrip(": ")
 
 
 _ABOUT = re.compile(r"\\approx(?![A-Za-z])|~(?=\s*[0-9])")

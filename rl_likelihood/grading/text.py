@@ -45,8 +45,7 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def _unwrapped(text: str) -> str:
-    boxed = last_boxed(text)
-    text = (text if boxed is None else boxed).strip()
+    text = in_box(text).strip()
     if len(text) > _LONGEST_NUMBER:
         return text
     text = without_markdown(latex(text)).strip()
@@ -58,9 +57,8 @@ def _unwrapped(text: str) -> str:
 
 
 def has_percent(text: str) -> bool:
-    """Is there a per cent sign in the answer itself (the last box, or everything)?"""
-    boxed = last_boxed(text)
-    return "%" in (text if boxed is None else boxed)
+    """Is there a per cent sign in the answer itself?"""
+    return "%" in in_box(text)
 
 
 def same_value(goal: Fraction, given: Fraction, goal_percent: bool, given_percent: bool) -> bool:
@@ -113,6 +111,12 @@ def last_boxed(text: str) -> str | None:
         if depth == 0:
             return text[start + 1 : brace.start()]
     return ""
+
+
+def in_box(text: str) -> str:
+    """The content of the last box; all of a text without one."""
+    boxed = last_boxed(text)
+    return text if boxed is None else boxed
 
 
 # A statement: words that lead to it, the option's name, its own text, that it is right. All of these are closed.
@@ -189,8 +193,7 @@ def _after_own_text(head: str, at: int, own: str) -> int:
 
 def _head(text: str) -> str:
     """The answer in small letters without fonts and marks; nothing of one that is too long."""
-    boxed = last_boxed(text)
-    text = (text if boxed is None else boxed).strip()
+    text = in_box(text).strip()
     if len(text) > _LONGEST_CHOICE:
         return ""
     head = latex(text.replace("\u3002", ".")).replace(r"\left", "").replace(r"\right", "")

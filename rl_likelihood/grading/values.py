@@ -16,13 +16,12 @@ from fractions import Fraction
 
 import mpmath
 
-from rl_likelihood.grading.rationals import KINK_POINTS, WHOLE_POINTS, Irrational, Undefined, rational
+from rl_likelihood.grading.numeric import KINK_POINTS, WHOLE_POINTS, Irrational, Undefined, evaluate
 from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import Node, parts_of, symbols
 
 POINTS = 4
 _KINKS = ("floor", "ceil", "abs", "max", "min", "root")
-_MAGNITUDE = 200_000  # the largest binary exponent
 _QUICK, _EXACT = 50, (600, 1200, 2400, 4800)  # decimal digits
 _MOST_CALLS = 600  # of functions at 600 digits: twice the digits take four times as long
 
@@ -37,93 +36,12 @@ def _context(digits: int):
 _LOCK = threading.Lock()  # mpmath's contexts change their precision while they work
 
 
-def _digits(node: Node, k: int, mp):
-    """The value at point k as a number of mpmath."""
-    try:
-        exact = rational(node, k)
-        return mp.mpf(exact.numerator) / exact.denominator
-    except Irrational:
-        pass
-    if node.kind == "name":
-        name = node.parts[0]
-        return mp.pi if name == "pi" else mp.e if name == "e" else mp.mpc(0, 1)
-    if node.kind == "call":
-        name, *arguments = node.parts
-        values = [_digits(a, k, mp) for a in arguments]
-        return _bounded(_function(name, values, mp), mp)
-    values = [_digits(part, k, mp) for part in node.parts]
-    match node.kind:
-        case "add":
-            return mp.fsum(values)
-        case "mul":
-            return _bounded(mp.fprod(values), mp)
-        case "neg":
-            return -values[0]
-        case "div":
-            if values[1] == 0:
-                raise Undefined
-            return _bounded(values[0] / values[1], mp)
-    return _bounded(_raised(*values, mp), mp)
-
-
-def _raised(base, exponent, mp):
-    if base == 0:
-        if mp.re(exponent) <= 0:
-            raise Undefined
-        return mp.mpf(0)
-    if abs(exponent) * max(abs(mp.mag(base)), 1) > _MAGNITUDE:
-        raise Unreadable("a large power")
-    return mp.power(base, exponent)
-
-
-def _bounded(value, mp):
-    if not mp.isfinite(value):
-        raise Undefined
-    if value != 0 and abs(mp.mag(value)) > _MAGNITUDE:
-        raise Unreadable("a large number")
-    return value
-
-
-def _root(value, index, mp):
-    """The real one of a negative number where the index is odd."""
-    if index == 0:
-        raise Undefined
-    if mp.im(value) == 0 and mp.re(value) < 0 and index == int(mp.re(index)) and int(mp.re(index)) % 2:
-        return -_raised(-value, 1 / index, mp)
-    return mp.sqrt(value) if index == 2 else _raised(value, 1 / index, mp)
-
-
-def _function(name: str, values: list, mp):
-    if name == "root":
-        return _root(*values, mp)
-    if name in ("log", "ln", "lg"):
-        base, value = values if len(values) == 2 else (mp.e if name == "ln" else mp.mpf(10), values[0])
-        if value == 0 or base == 0 or base == 1:
-            raise Undefined
-        return mp.log(value) / mp.log(base) if base != mp.e else mp.log(value)
-    if name in ("max", "min"):
-        if any(mp.im(v) != 0 for v in values):
-            raise Undefined
-        return (max if name == "max" else min)(values)
-    if name in ("factorial", "binomial", "gcd", "lcm"):  # of whole numbers only: the gamma function takes too long
-        raise Unreadable(f"{name} of this")
-    (value,) = values
-    if name in ("floor", "ceil"):
-        if mp.im(value) != 0 or abs(value) > mp.mpf(10) ** 15:
-            raise Unreadable(f"{name} of this")
-        nearest = mp.nint(value)  # sqrt(2)^2 is 2, not 1.999...
-        return nearest if abs(value - nearest) < mp.mpf(10) ** (-0.75 * mp.dps) else getattr(mp, name)(value)
-    if name in ("exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh") and abs(value) > _MAGNITUDE:
-        raise Unreadable("a large argument")
-    return abs(value) if name == "abs" else getattr(mp, name.replace("arc", "a"))(value)
-
-
 def _value(node: Node, k: int, digits: int):
     """The value at point k; None where there is none."""
     mp = _context(digits)
     try:
         with _LOCK:
-            return _digits(node, k, mp)
+            return mp.convert(evaluate(node, k, mp))
     except (Undefined, ZeroDivisionError):
         return None
     except (ValueError, OverflowError, TypeError, mpmath.libmp.ComplexResult, mpmath.libmp.NoConvergence) as error:
@@ -134,7 +52,7 @@ def _size(node: Node, k: int) -> float:
     """How many digits, before or after the point, the numbers have that are met on the way to the value at point k."""
     if not symbols(node) or node.parts[0] in ("factorial", "binomial"):
         try:
-            value = rational(node, k)
+            value = evaluate(node, k)
             return 0.302 * (value.numerator.bit_length() + value.denominator.bit_length())
         except (Irrational, Undefined):
             pass
@@ -211,7 +129,7 @@ def _has(node: Node, *calls: str) -> bool:
 def exact(node: Node) -> Fraction | None:
     """The value of a formula without symbols as a rational; None where it has none, or none that is surely one."""
     try:
-        return None if symbols(node) else rational(node)
+        return None if symbols(node) else evaluate(node)
     except (Irrational, Undefined, Unreadable):
         return None
 
@@ -219,9 +137,15 @@ def exact(node: Node) -> Fraction | None:
 def _defined(node: Node, k: int) -> Fraction | None:
     """The exact value at a point; None where there is none."""
     try:
-        return rational(node, k)
+        return evaluate(node, k)
     except Undefined:
         return None
+
+
+def _pairs(a: Node, b: Node, points: Sequence[int], digits: int) -> list[tuple]:
+    """(point, value of one, value of the other) wherever both have one."""
+    pairs = [(k, _value(a, k, digits), _value(b, k, digits)) for k in points]
+    return [pair for pair in pairs if None not in pair[1:]]
 
 
 def _same_digits(a: Node, b: Node, points: Sequence[int]) -> bool:
@@ -229,8 +153,7 @@ def _same_digits(a: Node, b: Node, points: Sequence[int]) -> bool:
     size = max(_size(node, k) for node in (a, b) for k in points)
     for quick in (True, False):
         digits = _QUICK if quick else _enough(size, (a, b), points)
-        pairs = [(k, _value(a, k, digits), _value(b, k, digits)) for k in points]
-        pairs = [(k, x, y) for k, x, y in pairs if x is not None and y is not None]
+        pairs = _pairs(a, b, points, digits)
         real = [(k, x, y) for k, x, y in pairs if _real(x) and _real(y)]
         if not pairs or not all(_zero(x - y, digits, size) for _, x, y in real or pairs):
             return False
@@ -249,8 +172,7 @@ def proportional(a: Node, b: Node) -> bool:
     points = _points(a, b)
     sizes = [max(_size(node, k) for k in points) for node in (a, b)]
     digits = _enough(sum(sizes), (a, b), points)
-    pairs = [(_value(a, k, digits), _value(b, k, digits)) for k in points]
-    pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
+    pairs = [(x, y) for _, x, y in _pairs(a, b, points, digits)]
     zeros = [(_zero(x, digits, sizes[0]), _zero(y, digits, sizes[1])) for x, y in pairs]
     ratios = [pair for pair, zero in zip(pairs, zeros, strict=True) if not any(zero)]
     if len(ratios) < 2 or any(x != y for x, y in zeros):

@@ -16,7 +16,6 @@ from rl_likelihood.data.prompts import (
     chat,
     collate,
     completion_ids,
-    encode,
     encode_all,
     prints_date,
     render,
@@ -25,6 +24,7 @@ from rl_likelihood.data.tokenizer import set_template
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES
 from rl_likelihood.grading.graders import extract_answer
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Example, UserError
+from tests.data.rows import encode
 
 CFG = PromptConfig(max_prompt=1024, max_answer=64)
 EOS = (258,)

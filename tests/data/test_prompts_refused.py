@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
-from rl_likelihood.data.prompts import PromptConfig, chain_format, encode, encode_all, encode_fitting, render
+from rl_likelihood.data.prompts import PromptConfig, chain_format, encode_all, encode_fitting, render
 from rl_likelihood.shapes import Example, UserError
+from tests.data.rows import encode
 
 CFG = PromptConfig(max_prompt=1024, max_answer=64)
 EOS = (256,)
