@@ -8,7 +8,7 @@ A row shows the policy, the ticket and the calls so far with the environment's r
 is the next reference call. `avg_log_prob` is how likely the model finds it after its chain; the rule `tool_call` is 1
 for the same call and 0 otherwise.
 
-Hardware: two x86-64 CPU cores and 12 GB of memory. Time: an hour for a run. Run with seed 0:
+Hardware: two x86-64 CPU cores and 12 GB of memory. Time: 35 minutes for a run.
 docs/results.md has the numbers.
 
 What to expect: without a worked example this model does not open the answer tag, so the rule pays nothing and its runs
