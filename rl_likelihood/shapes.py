@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import sysconfig
 import traceback
@@ -32,6 +33,18 @@ ENVIRONMENT, ALTERNATIVES, REJECTED = "environment", "alternatives", "rejected"
 
 # Segment of a completion token (docs/architecture.md, "Shapes").
 PAD, CHAIN, TAG, REFERENCE, SAMPLED, ENV = 0, 1, 2, 3, 4, 5
+
+# Sizes of arrays that are cut to what a batch needs are rounded up, so that few programs are compiled: EVEN divides
+# those above it, and a row's width has WIDTHS sizes between a number and its double.
+EVEN, WIDTHS = 8, 2
+
+
+def rounded(size: int, per_octave: int, limit: int) -> int:
+    """`size` rounded up to a 2^(i / per_octave), and to a multiple of EVEN if that is above EVEN; at most `limit`."""
+    size = max(1, size)
+    step = math.ceil(per_octave * math.log2(size) - 1e-9)
+    target = max(size, math.ceil(2 ** (step / per_octave) - 1e-9))
+    return min(limit, target if target <= EVEN else -(-target // EVEN) * EVEN)
 
 
 class UserError(ValueError):
@@ -180,6 +193,15 @@ class Judged(struct.PyTreeNode):
     prompt_length: Int[Array, "P"]
     rows: Int[Array, "P Q U"]
     row_length: Int[Array, "P Q"]
+
+    @property
+    def narrow(self) -> Judged:
+        """The same arrays, on the host, without most of the padding that all questions or all rows have."""
+        s, u = (
+            rounded(int(length.max()), WIDTHS, ids.shape[-1])
+            for ids, length in ((self.prompt, self.prompt_length), (self.rows, self.row_length))
+        )
+        return self.replace(prompt=self.prompt[:, :s], rows=self.rows[..., :u])
 
 
 class Compared(struct.PyTreeNode):

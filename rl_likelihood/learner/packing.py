@@ -23,20 +23,11 @@ from jaxtyping import Int
 from rl_likelihood.learner.rows import StepConfig
 from rl_likelihood.learner.step import ENOUGH, prompts_per_forward
 from rl_likelihood.mesh import on_cpu, row_shards
-from rl_likelihood.shapes import PAD, Batch, Packing
+from rl_likelihood.shapes import PAD, WIDTHS, Batch, Packing, rounded
 
-# How many sizes there are between a number and its double. Pools have more, because the pool's size is the work of all
-# matrix products; the number of rows only adds padding in attention.
-POOLS, WIDTHS, ROWS = 8, 2, 2
-EVEN = 8  # sizes above this are multiples of it
-
-
-def rounded(size: int, per_octave: int, limit: int) -> int:
-    """`size` rounded up to a 2^(i / per_octave), and to a multiple of EVEN if that is above EVEN; at most `limit`."""
-    size = max(1, size)
-    step = math.ceil(per_octave * math.log2(size) - 1e-9)
-    target = max(size, math.ceil(2 ** (step / per_octave) - 1e-9))
-    return min(limit, target if target <= EVEN else -(-target // EVEN) * EVEN)
+# How many sizes there are between a number and its double (shapes.rounded). Pools have more, because the pool's size is
+# the work of all matrix products; the number of rows only adds padding in attention.
+POOLS, ROWS = 8, 2
 
 
 def real_tokens(batch: Batch) -> Int[np.ndarray, "P G"]:

@@ -55,7 +55,7 @@ class LocalJudge:
             part = slice(start, start + self.at_once)
             encoded = judged_text.encode(self.reader, questions[part], answers[part])
             missing = self.at_once - len(encoded.judged.prompt) if start else 0
-            judged = jax.tree.map(lambda x, n=missing: np.concatenate([x, x[:1].repeat(n, 0)]), encoded.judged)
+            judged = jax.tree.map(lambda x, n=missing: np.concatenate([x, x[:1].repeat(n, 0)]), encoded.judged.narrow)
             values.append(np.asarray(self.run(self.params, judged))[: len(encoded.judged.prompt)])
             cut += encoded.cut
         numbers = np.concatenate(values)

@@ -88,7 +88,7 @@ def encode(reader: Reader, rows: Sequence[Comparison], options: int) -> tuple[Co
     margins = np.zeros((len(rows), options), np.float32)
     for i, r in enumerate(rows):
         margins[i, : len(answers[i])] = r.margins[:options]
-    return Compared(encoded.judged, present, margins), encoded.cut
+    return Compared(encoded.judged.narrow, present, margins), encoded.cut
 
 
 def scores_of(

@@ -71,6 +71,15 @@ def test_padding_and_the_other_rows_change_nothing():
     np.testing.assert_allclose(judge(params, other)[:, :2], judge(params, JUDGED)[:, :2], atol=1e-5)
 
 
+def test_padding_that_all_share_is_cut():
+    wide = {"prompt": [(0, 0), (0, 500)], "rows": [(0, 0), (0, 0), (0, 300)]}
+    padded = JUDGED.replace(**{name: np.pad(getattr(JUDGED, name), more) for name, more in wide.items()})
+    narrow = padded.narrow
+    assert S <= narrow.prompt.shape[1] < 2 * S + 8 and U <= narrow.rows.shape[2] < 2 * U + 8
+    judge, params = make_judge(VALUE), JudgeParams(PARAMS, HEAD)
+    np.testing.assert_allclose(judge(params, narrow), judge(params, JUDGED), atol=1e-5)
+
+
 def stepped(judge, params, batch, mesh, **changes):
     """One step of the policy on the judge's numbers: the new parameters, and the rows' rewards."""
     cfg = rewarded("math", **changes)  # a reward that comes with the batch, under the judge's name

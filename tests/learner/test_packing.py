@@ -13,7 +13,7 @@ from rl_likelihood.learner import packing
 from rl_likelihood.learner.batching import alternatives_of, answers_after, scored_mask
 from rl_likelihood.learner.measures import metrics
 from rl_likelihood.learner.optimizer import OptimizerConfig, make_optimizer
-from rl_likelihood.learner.packing import balanced, first_fit, pack, rounded
+from rl_likelihood.learner.packing import balanced, first_fit, pack
 from rl_likelihood.learner.posterior import PosteriorConfig
 from rl_likelihood.learner.step import filtered, gradients, init_state
 from rl_likelihood.learner.surrogate import LossConfig
@@ -24,7 +24,7 @@ from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, trained_sp
 from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards.shaping import FilterConfig
 from rl_likelihood.runtime.devices import using
-from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, NoChainRows, Prompts, ShownPrompts
+from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, NoChainRows, Prompts, ShownPrompts, rounded
 from tests.model.test_lora import random_adapters
 from tests.small import random_batch, random_params, reference_log_probs, rewarded, tiny
 
