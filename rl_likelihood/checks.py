@@ -26,7 +26,7 @@ def validate(c: Config) -> None:
     if c.lora.rank and c.optim.name == "muon":
         raise UserError(f"optim.name is 'muon', for whole matrices, but lora.rank is {c.lora.rank}; set it to adamw")
     one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
-    g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
+    g, p, m = c.sampler.group_size, c.batch_prompts, c.train.micro_batch_prompts
     if g < 2 and not c.reward.supervised:
         raise UserError(
             f"sampler.group_size is {g}, but reward {c.reward.name!r} compares a chain with the others of its group "
@@ -35,7 +35,8 @@ def validate(c: Config) -> None:
     if m > 0 and p % m:
         near = largest_divisor(p, m)
         raise UserError(
-            f"train.micro_batch_prompts is {m}, which does not divide train.prompts_per_step = {p}; "
+            f"train.micro_batch_prompts is {m}, which does not divide the batch of "
+            f"{'train.prompts_per_step = ' * (not c.raro)}{p}{' prompts (docs/judges.md)' * c.raro}; "
             f"the largest smaller value that does is {near}"
         )
     validate_loop(c)
@@ -384,15 +385,27 @@ def validate_judge(c: Config) -> None:
 
 
 def validate_adversarial(c: Config) -> None:
-    """Refuse what does not go with a critic that is updated in the step."""
+    """Refuse what does not go with a critic that learns beside the policy."""
+    others = [t.name for t in c.reward.terms if t.name != "adversarial" and set(t.reward.reads) - {"chain"}]
+    if c.raro and others:
+        raise UserError(
+            f"reward.name has {others[0]!r}, but with adversarial.form=raro the critic's chains get the same reward; "
+            "only terms that read the chain alone, such as format, go with adversarial"
+        )
+    of_raro = [
+        ("posterior.distill", c.posterior.distill, 0),
+        ("reward.baseline", c.reward.baseline, "none"),
+        ("judge.where", c.judge.where, "outside"),
+        ("adversarial.steps", c.adversarial.steps, 1),
+    ]
     for name, value, only in (
         ("judge.model", c.judge.model, ""),
         ("sampler.max_staleness", c.sampler.max_staleness, 0),
         ("filter.resample", c.filter.resample, 0),
         ("filter.mode", c.filter.mode, "none"),
         ("reward.vote_train", c.reward.vote_train, 0),
-        ("lora.rank", c.lora.rank, 0),
         ("posterior.share", c.posterior.share, 0),
+        *(of_raro if c.raro else [("lora.rank", c.lora.rank, 0)]),
     ):
         if value != only:
             raise UserError(f"{name} is {value!r}, but with reward.name=adversarial it must be {only!r}")

@@ -10,6 +10,8 @@ import dataclasses
 import functools
 from typing import Literal
 
+import numpy as np
+
 from rl_likelihood.data.prompts import PromptConfig
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.envs.table import EnvConfig
@@ -303,11 +305,36 @@ class Config:
 
     @property
     def critic(self) -> CriticConfig | None:
-        """The critic of adversarial training; None without one."""
-        if self.reward.judged != "adversarial":
+        """The critic of adversarial training that is another model; None without one."""
+        if self.reward.judged != "adversarial" or self.raro:
             return None
         a = self.adversarial
         return dataclasses.replace(a, optimizer=dataclasses.replace(self.optimizer, lr=a.lr))
+
+    @property
+    def raro(self) -> bool:
+        """Whether the policy is its own critic (rollouts/raro.py)."""
+        return self.reward.judged == "adversarial" and self.adversarial.form == "raro"
+
+    @property
+    def prompts_per_question(self) -> int:
+        """Prompts of a batch that come from one question: the question, and those of a critic that is the policy."""
+        return 1 + self.sampler.group_size * (1 + bool(self.adversarial.replay)) if self.raro else 1
+
+    @property
+    def batch_prompts(self) -> int:
+        """Prompts of the learner's batch."""
+        return self.train.prompts_per_step * self.prompts_per_question
+
+    def own_prompts(self, questions: np.ndarray) -> np.ndarray:
+        """The indices in the learner's batch of all prompts of these questions."""
+        n = self.prompts_per_question
+        return (questions[:, None] * n + np.arange(n)).ravel()
+
+    @property
+    def widest_prompt(self) -> int:
+        """Tokens that a prompt of the learner's batch may have."""
+        return max(self.prompt.max_prompt, self.judge.max_prompt + self.judge.max_row if self.raro else 0)
 
     @property
     def reads_alternatives(self) -> str:

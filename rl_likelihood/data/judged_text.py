@@ -8,7 +8,7 @@ encoded as plain text, so chat markup in them has no effect.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -62,6 +62,10 @@ EXPERT = Form(
     BETTER.pieces,
     ("1", "2", "0"),
 )
+# The same for a critic that first writes a chain; the run's own instruction names the tags.
+CRITIQUE = EXPERT._replace(
+    ask=EXPERT.ask.replace("Reply with one number, 1 or 2, or 0 if it cannot be told.", "Answer 1, 2 or tie."), words=()
+)
 # For rubrics. The question is followed by one criterion (MEETS) or by all criteria (MARK).
 MEETS = Form(
     "{question}\n\nAnswer, between the marks:\n{answers}\n\n"
@@ -79,7 +83,8 @@ MARK = Form(
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Converts questions and answers to ids. `max_prompt`, `max_row`: maximum tokens; longer answers are cut."""
+    """Converts questions and answers to ids. `max_prompt`, `max_row`: maximum tokens; longer answers are cut. `render`:
+    from the user's message to the prompt's text; None: by the chat template."""
 
     tokenizer: PreTrainedTokenizerBase = dataclasses.field(repr=False)
     vocab_bytes: tuple[bytes, ...] = dataclasses.field(repr=False)
@@ -87,6 +92,7 @@ class Reader:
     max_prompt: int
     max_row: int
     setting: str = "judge."  # prefix of the user's settings max_prompt and max_row, for messages
+    render: Callable[[str], str] | None = dataclasses.field(default=None, repr=False)
 
 
 class Encoded(NamedTuple):
@@ -213,13 +219,11 @@ class _Rendered(NamedTuple):
 
 def _rendered(reader: Reader, question: str) -> _Rendered:
     tokenizer, form = reader.tokenizer, reader.form
+    content = form.ask.replace("{answers}", _ANSWERS).replace("{question}", question)
+    if reader.render:
+        return _parted(reader, reader.render(content))
     if form.ask:
-        messages = [
-            {
-                "role": "user",
-                "content": form.ask.replace("{answers}", _ANSWERS).replace("{question}", question),
-            }
-        ]
+        messages = [{"role": "user", "content": content}]
     else:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": _ANSWERS}]
     if not tokenizer.chat_template:
@@ -228,11 +232,15 @@ def _rendered(reader: Reader, question: str) -> _Rendered:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=bool(form.ask))
     except TemplateError as e:
         raise UserError(f"judge.model: the chat template of {name_of(tokenizer)} refuses a question ({e})") from e
+    return _parted(reader, text)
+
+
+def _parted(reader: Reader, text: str) -> _Rendered:
     before, marker, after = text.rpartition(_ANSWERS)
     if not marker:
-        raise UserError(f"judge.model: the chat template of {name_of(tokenizer)} does not show an answer")
+        raise UserError(f"judge.model: the chat template of {name_of(reader.tokenizer)} does not show an answer")
     trimmed = before.rstrip(" ")  # a space is one token with the word after it
-    return _Rendered(trimmed, before[len(trimmed) :], after.rstrip(" ") if form.ask else after)
+    return _Rendered(trimmed, before[len(trimmed) :], after.rstrip(" ") if reader.form.ask else after)
 
 
 def _around(reader: Reader, rendered: _Rendered) -> list[list[int]]:
