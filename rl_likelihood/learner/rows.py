@@ -210,11 +210,6 @@ def policy_masks(batch: Batch, cfg: StepConfig) -> tuple[Bool[AnyArray, "P G T"]
     return tokens, keep
 
 
-def weighted(values: Shaped[AnyArray, "P *N"], batch: Batch) -> Shaped[AnyArray, "P *N"]:
-    """The values of each prompt, times the prompt's weight."""
-    return values if batch.weight is None else values * batch.weight.reshape(-1, *[1] * (values.ndim - 1))
-
-
 def floored(logp: Float[Array, "P G T"], batch: Batch, cfg: StepConfig) -> Float[Array, "P G T"]:
     """Log-probs (nats) for the reward: the model's, but reward.floor after a truncated chain.
 
