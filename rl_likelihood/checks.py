@@ -35,9 +35,8 @@ def validate(c: Config) -> None:
     if m > 0 and p % m:
         near = largest_divisor(p, m)
         raise UserError(
-            f"train.micro_batch_prompts is {m}, which does not divide the batch of "
-            f"{'train.prompts_per_step = ' * (not c.raro)}{p}{' prompts (docs/judges.md)' * c.raro}; "
-            f"the largest smaller value that does is {near}"
+            f"train.micro_batch_prompts is {m}, which does not divide the {p} prompts of a step "
+            f"(train.prompts_per_step); the largest smaller value that does is {near}"
         )
     validate_loop(c)
     validate_reward(c)
@@ -394,7 +393,6 @@ def validate_adversarial(c: Config) -> None:
         )
     of_raro = [
         ("posterior.distill", c.posterior.distill, 0),
-        ("reward.baseline", c.reward.baseline, "none"),
         ("judge.where", c.judge.where, "outside"),
         ("adversarial.steps", c.adversarial.steps, 1),
     ]

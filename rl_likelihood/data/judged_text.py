@@ -63,8 +63,10 @@ EXPERT = Form(
     ("1", "2", "0"),
 )
 # The same for a critic that first writes a chain; the run's own instruction names the tags.
-CRITIQUE = EXPERT._replace(
-    ask=EXPERT.ask.replace("Reply with one number, 1 or 2, or 0 if it cannot be told.", "Answer 1, 2 or tie."), words=()
+CRITIQUE = Form(
+    "Question:\n{question}\n\nTwo answers, between the marks:\n{answers}\n\n"
+    "Which one did an expert write? Answer 1, 2 or tie.",
+    BETTER.pieces,
 )
 # For rubrics. The question is followed by one criterion (MEETS) or by all criteria (MARK).
 MEETS = Form(
@@ -220,27 +222,22 @@ class _Rendered(NamedTuple):
 def _rendered(reader: Reader, question: str) -> _Rendered:
     tokenizer, form = reader.tokenizer, reader.form
     content = form.ask.replace("{answers}", _ANSWERS).replace("{question}", question)
-    if reader.render:
-        return _parted(reader, reader.render(content))
     if form.ask:
         messages = [{"role": "user", "content": content}]
     else:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": _ANSWERS}]
-    if not tokenizer.chat_template:
+    if not (tokenizer.chat_template or reader.render):
         raise UserError(f"judge.model: {name_of(tokenizer)} has no chat template; set judge.template=plain")
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=bool(form.ask))
+        text = reader.render(content) if reader.render else None
+        text = text or tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=bool(form.ask))
     except TemplateError as e:
         raise UserError(f"judge.model: the chat template of {name_of(tokenizer)} refuses a question ({e})") from e
-    return _parted(reader, text)
-
-
-def _parted(reader: Reader, text: str) -> _Rendered:
     before, marker, after = text.rpartition(_ANSWERS)
     if not marker:
-        raise UserError(f"judge.model: the chat template of {name_of(reader.tokenizer)} does not show an answer")
+        raise UserError(f"judge.model: the chat template of {name_of(tokenizer)} does not show an answer")
     trimmed = before.rstrip(" ")  # a space is one token with the word after it
-    return _Rendered(trimmed, before[len(trimmed) :], after.rstrip(" ") if reader.form.ask else after)
+    return _Rendered(trimmed, before[len(trimmed) :], after.rstrip(" ") if form.ask else after)
 
 
 def _around(reader: Reader, rendered: _Rendered) -> list[list[int]]:

@@ -110,7 +110,8 @@ def test_what_it_reads_has_the_shapes_of_the_plan(form):
         {"sampler__max_staleness": 1},
         {"filter__mode": "std_zero"},
         {"adversarial__steps": 2, "adversarial__form": "raro"},
-        {"reward__baseline": "live", "reward__name": "adversarial + rlpr", "adversarial__form": "raro"},
+        {"reward__baseline": "live", "adversarial__form": "raro"},
+        {"judge__where": "step", "adversarial__form": "raro"},
         {"reward__name": "adversarial + exact_match", "adversarial__form": "raro"},
     ],
 )
