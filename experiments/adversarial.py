@@ -54,6 +54,7 @@ READS = {"head": (40, 40), "label": (300, 200), "raro": (140, 220)}  # judge.max
 FORMAT = {  # the supervised run before form raro, and what its reinforcement learning changes
     "model.preset": "nano",
     "prompt.max_prompt": 360,
+    "prompt.score_delims": "both",  # it has to write them
     "reward.name": "sft",
     "eval.prompts": 0,
     "reward.sft_chain": "both",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from rl_likelihood.fields import one_of
 from rl_likelihood.model.lora import check_lora
 from rl_likelihood.settings import SIZES, Config, largest_divisor
@@ -385,25 +387,14 @@ def validate_judge(c: Config) -> None:
 
 def validate_adversarial(c: Config) -> None:
     """Refuse what does not go with a critic that learns beside the policy."""
-    others = [t.name for t in c.reward.terms if t.name != "adversarial" and set(t.reward.reads) - {"chain"}]
-    if c.raro and others:
-        raise UserError(
-            f"reward.name has {others[0]!r}, but with adversarial.form=raro the critic's chains get the same reward; "
-            "only terms that read the chain alone, such as format, go with adversarial"
-        )
-    of_raro = [
-        ("posterior.distill", c.posterior.distill, 0),
-        ("judge.where", c.judge.where, "outside"),
-        ("adversarial.steps", c.adversarial.steps, 1),
-    ]
-    for name, value, only in (
-        ("judge.model", c.judge.model, ""),
-        ("sampler.max_staleness", c.sampler.max_staleness, 0),
-        ("filter.resample", c.filter.resample, 0),
-        ("filter.mode", c.filter.mode, "none"),
-        ("reward.vote_train", c.reward.vote_train, 0),
-        ("posterior.share", c.posterior.share, 0),
-        *(of_raro if c.raro else [("lora.rank", c.lora.rank, 0)]),
-    ):
-        if value != only:
-            raise UserError(f"{name} is {value!r}, but with reward.name=adversarial it must be {only!r}")
+    only = {"judge.model": "", "sampler.max_staleness": 0, "filter.resample": 0, "filter.mode": "none"}
+    only |= {"reward.vote_train": 0, "posterior.share": 0}
+    if c.raro:
+        only |= {"posterior.distill": 0, "judge.where": "outside", "adversarial.steps": 1}
+        if any(set(t.reward.reads) - {"chain"} for t in c.reward.terms if t.name != "adversarial"):
+            only["reward.name"] = "adversarial"
+    else:
+        only["lora.rank"] = 0
+    for name, value in only.items():
+        if (given := attrgetter(name)(c)) != value:
+            raise UserError(f"{name} is {given!r}, but with adversarial.form={c.adversarial.form} it must be {value!r}")

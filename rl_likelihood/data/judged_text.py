@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from jinja2 import TemplateError
 
 from rl_likelihood.data.token_ids import ids_after_text, ids_of, name_of
+from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, Judged, UserError
 
 if TYPE_CHECKING:  # over a second to import
@@ -22,6 +23,43 @@ if TYPE_CHECKING:  # over a second to import
 
 OPEN, CLOSE = "<<<", ">>>"  # marks around an answer; they are removed from its text
 _ANSWERS = "@@answers@@"
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    """The second model of the rewards `judge`, `pairwise`, `rubric`, `reward_model` and `similar_share`."""
+
+    model: str = field(
+        "",
+        "a model as in model.path, the workdir of a reward model, initial (the run's own model of step 0), "
+        "or a server that speaks OpenAI's chat protocol, such as http://HOST:PORT/v1",
+    )
+    where: Literal["outside", "step"] = field(
+        "outside",
+        "outside: before the step, on the sampler's first device or on the server; step: in the learner's step, "
+        "split over its mesh, for a judge that one device cannot hold",
+    )
+    name: str = field("", "the model's name on that server")
+    task: str = field("", "explains the task to the judge, or to a rubric's writer; it reads this before each question")
+    template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
+    max_prompt: int = field(512, "maximum tokens of a question in the judge's template", least=1)
+    max_row: int = field(256, "maximum tokens of an answer in the template; longer answers are cut", least=8)
+    normalise: Literal["none", "whiten"] = field(
+        "none", "whiten: divide a reward model's scores by their spread on its held-out questions"
+    )
+    cosine: float = field(0.9, "similar_share: the smallest cosine of two similar answers' vectors", least=-1, most=1)
+    key_variable: str = field("JUDGE_API_KEY", "environment variable with the server's key")
+    concurrency: int = field(16, "requests to a server at the same time", least=1, most=1024)
+    timeout: float = field(60.0, "time limit in seconds for one reply of a server", above=0)
+    attempts: int = field(6, "attempts for one row on a server, including the first", least=1)
+    max_calls: int = field(0, "limit on calls of a server over the whole run; 0: none", least=0)
+    max_tokens: int = field(0, "limit on tokens of a server over the whole run; 0: none", least=0)
+    cache: str = field("", "file that stores a server's verdicts; empty: judge.sqlite in the workdir")
+
+    @property
+    def remote(self) -> bool:
+        """Whether the judge is an address."""
+        return "://" in self.model
 
 
 class Form(NamedTuple):

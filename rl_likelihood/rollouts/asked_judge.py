@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rl_likelihood.data import judged_text, prompts, rubrics
-from rl_likelihood.data.judged_text import Form, Reader
+from rl_likelihood.data.judged_text import Form, JudgeSettings, Reader
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading import graders
 from rl_likelihood.learner.judge import Judge, JudgeParams
@@ -37,7 +37,7 @@ from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, judge_prom
 from rl_likelihood.rollouts.similar_answers import SimilarAnswers, similar_answers
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.devices import Devices
-from rl_likelihood.settings import Config, JudgeSettings
+from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example, UserError
 from rl_likelihood.task import Task
 
