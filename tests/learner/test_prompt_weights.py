@@ -40,5 +40,7 @@ def test_weight_0_is_absence_and_gradients_add(aggregation):
     close(gradient(0, 2), alone[1])
     if aggregation == "seq_sum":  # here a prompt has the same size with and without the others
         close(gradient(0.5, 1.5), jax.tree.map(lambda x, y: 0.25 * x + 0.75 * y, *alone))
-        other = jax.tree.map(lambda x: x[::-1], BATCH.replace(weight=np.float32([0.5, 0.5, 1.5, 1.5])))
+        other = jax.tree.map(
+            lambda x: x[::-1], BATCH.replace(weight=np.float32([0.5, 0.5, 1.5, 1.5]), critic=~QUESTIONS)
+        )
         close(computed(other, cfg)[0], gradient(0.5, 1.5))
