@@ -1,10 +1,13 @@
 """Does a policy rise above its start on experts' answers alone? A tiny model makes targets from three numbers.
 
-    python -m experiments.adversarial [--seed=0] [--form=head|label] [--steps=60] [--only_table]
+    python -m experiments.adversarial [--seed=0] [--form=head|label|raro] [--steps=60] [--only_table]
 
 The start is a supervised warm start on chains that repeat the numbers of the question: 1.6 M parameters know the format
 and little else. Then the reward is a critic's, which reads the data's answers and the policy's. No grader is in the
 training; the evaluations are graded. Writes experiments/results/adversarial.json. The same command resumes.
+
+With --form=raro the policy is also the critic. So a first run, in runs/raro_format_SEED, also teaches the format of a
+verdict, on pairs of answers to random questions with random verdicts.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rl_likelihood.data.judged_text import CRITIQUE, filled
 from rl_likelihood.datasets.countdown import solve
+from rl_likelihood.rewards.adversarial import VERDICTS
 
 ROOT = Path(__file__).parents[1]
 HELDOUT = 256
@@ -45,7 +50,25 @@ CONFIG = {
     "adversarial.replay": 512,
     "model.layers": "scan",
 }
-READS = {"head": (40, 40), "label": (300, 200)}  # judge.max_prompt, judge.max_row
+READS = {"head": (40, 40), "label": (300, 200), "raro": (140, 220)}  # judge.max_prompt, judge.max_row
+FORMAT = {  # the supervised run before form raro, and what its reinforcement learning changes
+    "model.preset": "nano",
+    "prompt.max_prompt": 360,
+    "prompt.score_delims": "both",  # it has to write them
+    "reward.name": "sft",
+    "eval.prompts": 0,
+    "reward.sft_chain": "both",
+    "train.prompts_per_step": 16,
+    "warm_start.steps": 0,
+    "optim.lr": 1e-2,
+}
+RARO = {
+    "model.preset": "",
+    "warm_start.steps": 0,
+    "optim.lr": 1e-3,
+    "sampler.group_size": 4,
+    "report.sample_prompts": 5,
+}
 
 
 def rows() -> list[dict[str, str]]:
@@ -68,11 +91,29 @@ def prepare(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
 
 
+def verdict_rows(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Two rows for each pair of rows: the first question, and both answers to it with a random verdict."""
+    rng, out = random.Random(0), []
+    for one, other in itertools.pairwise(rows):
+        pair = rng.sample([one["answer"], other["answer"]], 2)
+        verdict = {"id": f"pair{one['id']}", "prompt": filled(CRITIQUE, one["prompt"], pair)}
+        out += [one, verdict | {"answer": rng.choice(VERDICTS), "chain": one["prompt"].partition("= ")[2]}]
+    return out
+
+
+def train(config: str, workdir: Path, values: dict[str, object]) -> None:
+    """Runs the training command."""
+    fields = [f"--config.{name}={value}" for name, value in values.items()]
+    command = [sys.executable, "-m", "rl_likelihood.train", config, f"--workdir={workdir}", *fields]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--form", choices=sorted(READS), default="head")
     arguments.add_argument("--steps", type=int, default=60)
+    arguments.add_argument("--format_steps", type=int, default=400, help="of the supervised run before form raro")
     arguments.add_argument("--only_table", action="store_true", help="of a run that is there")
     a = arguments.parse_args()
     data, workdir = ROOT / "runs" / "countdown3_answers", ROOT / "runs" / f"adversarial_{a.form}_{a.seed}"
@@ -81,10 +122,13 @@ def main() -> None:
         files = {f"data.{name}_path": str(data / f"{name}.jsonl") for name in ("train", "heldout")}
         reads = dict(zip(("judge.max_prompt", "judge.max_row"), READS[a.form], strict=True))
         values = {**CONFIG, **files, **reads, "adversarial.form": a.form}
-        config = f"--config=configs/tiny.py:reward=adversarial,steps={a.steps},seed={a.seed}"
-        fields = [f"--config.{name}={value}" for name, value in values.items()]
-        command = [sys.executable, "-m", "rl_likelihood.train", config, f"--workdir={workdir}", *fields]
-        subprocess.run(command, check=True, cwd=ROOT)
+        if a.form == "raro":
+            start, mixed = ROOT / "runs" / f"raro_format_{a.seed}", data / "with_verdicts.jsonl"
+            mixed.write_text("".join(json.dumps(row) + "\n" for row in verdict_rows(rows()[HELDOUT:])))
+            config = f"--config=configs/tiny.py:reward=log_prob,steps={a.format_steps},seed={a.seed}"
+            train(config, start, {**CONFIG, **files, "data.train_path": str(mixed), **FORMAT})
+            values |= {**RARO, "model.path": str(start)}
+        train(f"--config=configs/tiny.py:reward=adversarial,steps={a.steps},seed={a.seed}", workdir, values)
     out = ROOT / "experiments" / "results" / "adversarial.json"
     results = json.loads(out.read_text()) if out.exists() else {}
     lines = [json.loads(line) for line in (workdir / "eval.jsonl").read_text().splitlines()]

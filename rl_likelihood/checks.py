@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from rl_likelihood.fields import one_of
 from rl_likelihood.model.lora import check_lora
 from rl_likelihood.settings import SIZES, Config, largest_divisor
@@ -26,7 +28,7 @@ def validate(c: Config) -> None:
     if c.lora.rank and c.optim.name == "muon":
         raise UserError(f"optim.name is 'muon', for whole matrices, but lora.rank is {c.lora.rank}; set it to adamw")
     one_of("eval.grader", c.eval.grader, ("none", *grader_table(c.reward.file)))
-    g, p, m = c.sampler.group_size, c.train.prompts_per_step, c.train.micro_batch_prompts
+    g, p, m = c.sampler.group_size, c.batch_prompts, c.train.micro_batch_prompts
     if g < 2 and not c.reward.supervised:
         raise UserError(
             f"sampler.group_size is {g}, but reward {c.reward.name!r} compares a chain with the others of its group "
@@ -35,8 +37,8 @@ def validate(c: Config) -> None:
     if m > 0 and p % m:
         near = largest_divisor(p, m)
         raise UserError(
-            f"train.micro_batch_prompts is {m}, which does not divide train.prompts_per_step = {p}; "
-            f"the largest smaller value that does is {near}"
+            f"train.micro_batch_prompts is {m}, which does not divide the {p} prompts of a step "
+            f"(train.prompts_per_step); the largest smaller value that does is {near}"
         )
     validate_loop(c)
     validate_reward(c)
@@ -378,15 +380,15 @@ def validate_judge(c: Config) -> None:
 
 
 def validate_adversarial(c: Config) -> None:
-    """Refuse what does not go with a critic that is updated in the step."""
-    for name, value, only in (
-        ("judge.model", c.judge.model, ""),
-        ("sampler.max_staleness", c.sampler.max_staleness, 0),
-        ("filter.resample", c.filter.resample, 0),
-        ("filter.mode", c.filter.mode, "none"),
-        ("reward.vote_train", c.reward.vote_train, 0),
-        ("lora.rank", c.lora.rank, 0),
-        ("posterior.share", c.posterior.share, 0),
-    ):
-        if value != only:
-            raise UserError(f"{name} is {value!r}, but with reward.name=adversarial it must be {only!r}")
+    """Refuse what does not go with a critic that learns beside the policy."""
+    only = {"judge.model": "", "sampler.max_staleness": 0, "filter.resample": 0, "filter.mode": "none"}
+    only |= {"reward.vote_train": 0, "posterior.share": 0}
+    if c.raro:
+        only |= {"posterior.distill": 0, "judge.where": "outside", "adversarial.steps": 1}
+        if any(set(t.reward.reads) - {"chain"} for t in c.reward.terms if t.name != "adversarial"):
+            only["reward.name"] = "adversarial"
+    else:
+        only["lora.rank"] = 0
+    for name, value in only.items():
+        if (given := attrgetter(name)(c)) != value:
+            raise UserError(f"{name} is {given!r}, but with adversarial.form={c.adversarial.form} it must be {value!r}")

@@ -10,6 +10,9 @@ import dataclasses
 import functools
 from typing import Literal
 
+import numpy as np
+
+from rl_likelihood.data.judged_text import JudgeSettings
 from rl_likelihood.data.prompts import PromptConfig
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.envs.table import EnvConfig
@@ -153,43 +156,6 @@ class EvalSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeSettings:
-    """The second model of the rewards `judge`, `pairwise`, `rubric`, `reward_model` and `similar_share`."""
-
-    model: str = field(
-        "",
-        "a model as in model.path, the workdir of a reward model, initial (the run's own model of step 0), "
-        "or a server that speaks OpenAI's chat protocol, such as http://HOST:PORT/v1",
-    )
-    where: Literal["outside", "step"] = field(
-        "outside",
-        "outside: before the step, on the sampler's first device or on the server; step: in the learner's step, "
-        "split over its mesh, for a judge that one device cannot hold",
-    )
-    name: str = field("", "the model's name on that server")
-    task: str = field("", "explains the task to the judge, or to a rubric's writer; it reads this before each question")
-    template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
-    max_prompt: int = field(512, "maximum tokens of a question in the judge's template", least=1)
-    max_row: int = field(256, "maximum tokens of an answer in the template; longer answers are cut", least=8)
-    normalise: Literal["none", "whiten"] = field(
-        "none", "whiten: divide a reward model's scores by their spread on its held-out questions"
-    )
-    cosine: float = field(0.9, "similar_share: the smallest cosine of two similar answers' vectors", least=-1, most=1)
-    key_variable: str = field("JUDGE_API_KEY", "environment variable with the server's key")
-    concurrency: int = field(16, "requests to a server at the same time", least=1, most=1024)
-    timeout: float = field(60.0, "time limit in seconds for one reply of a server", above=0)
-    attempts: int = field(6, "attempts for one row on a server, including the first", least=1)
-    max_calls: int = field(0, "limit on calls of a server over the whole run; 0: none", least=0)
-    max_tokens: int = field(0, "limit on tokens of a server over the whole run; 0: none", least=0)
-    cache: str = field("", "file that stores a server's verdicts; empty: judge.sqlite in the workdir")
-
-    @property
-    def remote(self) -> bool:
-        """Whether the judge is an address."""
-        return "://" in self.model
-
-
-@dataclasses.dataclass(frozen=True)
 class ReportSettings:
     """What is logged and shown."""
 
@@ -303,11 +269,36 @@ class Config:
 
     @property
     def critic(self) -> CriticConfig | None:
-        """The critic of adversarial training; None without one."""
-        if self.reward.judged != "adversarial":
+        """The critic of adversarial training that is another model; None without one."""
+        if self.reward.judged != "adversarial" or self.raro:
             return None
         a = self.adversarial
         return dataclasses.replace(a, optimizer=dataclasses.replace(self.optimizer, lr=a.lr))
+
+    @property
+    def raro(self) -> bool:
+        """Whether the policy is its own critic (rollouts/raro.py)."""
+        return self.reward.judged == "adversarial" and self.adversarial.form == "raro"
+
+    @property
+    def prompts_per_question(self) -> int:
+        """Prompts of a batch that come from one question: the question, and those of a critic that is the policy."""
+        return 1 + self.sampler.group_size * (1 + bool(self.adversarial.replay)) if self.raro else 1
+
+    @property
+    def batch_prompts(self) -> int:
+        """Prompts of the learner's batch."""
+        return self.train.prompts_per_step * self.prompts_per_question
+
+    def own_prompts(self, questions: np.ndarray) -> np.ndarray:
+        """The indices in the learner's batch of all prompts of these questions."""
+        n = self.prompts_per_question
+        return (questions[:, None] * n + np.arange(n)).ravel()
+
+    @property
+    def widest_prompt(self) -> int:
+        """Tokens that a prompt of the learner's batch may have."""
+        return max(self.prompt.max_prompt, self.judge.max_prompt + self.judge.max_row if self.raro else 0)
 
     @property
     def reads_alternatives(self) -> str:

@@ -247,6 +247,8 @@ class Batch(struct.PyTreeNode):
     votes) by name. `keep`: the one mask for baseline, scale and loss. `baseline`: each prompt's score without a chain
     under the initial model, for RLPR. `baseline_logp`: the log-probs of the scored answer tokens without a chain under
     the initial model, in order, then zeros. `counted`: the groups that a filter accepts; None without a filter.
+    `weight`: how often each prompt counts in the loss, 1 on average; None: once. `critic`: the prompts of a critic that
+    is the policy itself, which metrics leave out.
 
     Inputs that only some runs have: `no_chain`: the answers without a chain. `alternatives`: alternative answers.
     `shown`: posterior prompts. `judged`: the inputs of a judge in the step. `compared`, `replayed`: new and earlier
@@ -265,6 +267,8 @@ class Batch(struct.PyTreeNode):
     baseline: Float[Array, "P"] | None = None
     baseline_logp: Float[Array, "P A"] | None = None
     counted: Bool[Array, "P"] | None = None
+    weight: Float[Array, "P"] | None = None
+    critic: Bool[Array, "P"] | None = None
     no_chain: NoChainRows | None = None
     shown: ShownPrompts | None = None
     alternatives: Alternatives | None = None

@@ -48,7 +48,7 @@ if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come befo
     from transformers import PreTrainedTokenizerBase
 
 # Purposes of random keys: key = fold_in(fold_in(key(seed), purpose), step).
-INIT, SAMPLE, EVALUATE, WARM_START, SEARCH, ADAPTERS = range(6)
+INIT, SAMPLE, EVALUATE, WARM_START, SEARCH, ADAPTERS, CRITIC = range(7)
 
 # (a model's architecture, its parameters or their shapes, the path of its tokenizer).
 Model = tuple[ModelConfig, Params, str]
@@ -115,7 +115,7 @@ def sampler_config(c: Config, model: ModelConfig, fmt: ChainFormat) -> SamplerCo
 
 def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
     """The largest batch of the config, as shapes."""
-    p, g = c.train.prompts_per_step, c.rows_per_prompt
+    p, g = c.batch_prompts, c.rows_per_prompt
     tags = max(len(fmt.close_think_ids), len(fmt.open_answer_ids))
     t = c.sampler.max_chain + c.sampled_answer + tags + c.prompt.max_answer
     if c.converses:
@@ -129,7 +129,7 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
     i, f, b = jnp.int32, jnp.float32, jnp.bool_
     judged = c.reward.judged if c.judge_in_step or c.critic else None  # computed in the step, so not an input
     return Batch(
-        prompt=shape(i, p, c.prompt.max_prompt),
+        prompt=shape(i, p, c.widest_prompt),
         prompt_length=shape(i, p),
         completion=shape(i, p, g, t),
         segment=shape(i, p, g, t),
@@ -140,6 +140,8 @@ def abstract_batch(c: Config, fmt: ChainFormat) -> Batch:
         keep=shape(b, p, g),
         baseline=shape(f, p) if c.reward.frozen_score else None,
         baseline_logp=shape(f, p, c.prompt.max_answer) if c.reward.frozen_tokens else None,
+        weight=shape(f, p) if c.raro else None,
+        critic=shape(b, p) if c.raro else None,
         no_chain=NoChainRows(shape(i, p, 1, w), shape(i, p, 1, w), shape(b, p, 1, w)) if c.scores_no_chain else None,
         shown=ShownPrompts(shape(i, p, c.max_shown), shape(i, p)) if c.max_shown else None,
         judged=abstract_judged(c, g) if c.judge_in_step else None,
@@ -269,7 +271,8 @@ def load(
         heldout=heldout_rows,
         data_line=sources.describe(c.data, rows, heldout, report, left_out),
         fast=fast_rows,
-        common=common_ids([row.prompt_ids for row in (*rows, *heldout_rows, *fast_rows)]),
+        # A batch with critic's prompts has no common beginning.
+        common=common_ids([row.prompt_ids for row in (*rows, *heldout_rows, *fast_rows) if not c.raro]),
     )
     return task, params
 
@@ -277,6 +280,8 @@ def load(
 def _refuse_positions(c: Config, model: ModelConfig, fmt: ChainFormat) -> None:
     """UserError if a row may have more tokens than the model has positions."""
     parts = {"prompt.max_prompt": c.prompt.max_prompt}
+    if c.widest_prompt > c.prompt.max_prompt:
+        parts = {"judge.max_prompt + judge.max_row": c.widest_prompt}
     if c.max_shown > c.prompt.max_prompt:
         parts = {"posterior.max_prompt": c.max_shown}
     if c.converses:

@@ -41,7 +41,10 @@ REFUSED = [
     ({"loss__kl": "k3", "loss__kl_coef": 1e30}, ["loss.kl_coef is 1e+30", "at most 1000000"]),
     ({"reward__name": "0*prob"}, ["reward.name is '0*prob'", "weights are 0"]),
     *(({"reward__name": f"{w}*prob"}, [f"'{w}*prob'", "at most 1000000"]) for w in ("1e-50", "1e-400", "1e7")),
-    ({"train__prompts_per_step": 6, "train__micro_batch_prompts": 4}, ["micro_batch_prompts is 4", "= 6", "is 3"]),
+    (
+        {"train__prompts_per_step": 6, "train__micro_batch_prompts": 4},
+        ["micro_batch_prompts is 4", "the 6 prompts", "is 3"],
+    ),
     ({"reward__name": "base_rl", "sampler__max_sampled_answer": 0}, ["'base_rl'", "sampler.max_sampled_answer is 0"]),
     ({"model__path": "x"}, ["model.path", "model.preset", "exactly one"]),
     ({"model__preset": ""}, ["model.path", "model.preset", "exactly one"]),

@@ -8,13 +8,14 @@ encoded as plain text, so chat markup in them has no effect.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jinja2 import TemplateError
 
 from rl_likelihood.data.token_ids import ids_after_text, ids_of, name_of, padded
+from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, Judged, UserError
 
 if TYPE_CHECKING:  # over a second to import
@@ -22,6 +23,43 @@ if TYPE_CHECKING:  # over a second to import
 
 OPEN, CLOSE = "<<<", ">>>"  # marks around an answer; they are removed from its text
 _ANSWERS = "@@answers@@"
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeSettings:
+    """The second model of the rewards `judge`, `pairwise`, `rubric`, `reward_model` and `similar_share`."""
+
+    model: str = field(
+        "",
+        "a model as in model.path, the workdir of a reward model, initial (the run's own model of step 0), "
+        "or a server that speaks OpenAI's chat protocol, such as http://HOST:PORT/v1",
+    )
+    where: Literal["outside", "step"] = field(
+        "outside",
+        "outside: before the step, on the sampler's first device or on the server; step: in the learner's step, "
+        "split over its mesh, for a judge that one device cannot hold",
+    )
+    name: str = field("", "the model's name on that server")
+    task: str = field("", "explains the task to the judge, or to a rubric's writer; it reads this before each question")
+    template: Literal["model", "plain"] = field("model", "the judge's chat template: its own, or plain lines")
+    max_prompt: int = field(512, "maximum tokens of a question in the judge's template", least=1)
+    max_row: int = field(256, "maximum tokens of an answer in the template; longer answers are cut", least=8)
+    normalise: Literal["none", "whiten"] = field(
+        "none", "whiten: divide a reward model's scores by their spread on its held-out questions"
+    )
+    cosine: float = field(0.9, "similar_share: the smallest cosine of two similar answers' vectors", least=-1, most=1)
+    key_variable: str = field("JUDGE_API_KEY", "environment variable with the server's key")
+    concurrency: int = field(16, "requests to a server at the same time", least=1, most=1024)
+    timeout: float = field(60.0, "time limit in seconds for one reply of a server", above=0)
+    attempts: int = field(6, "attempts for one row on a server, including the first", least=1)
+    max_calls: int = field(0, "limit on calls of a server over the whole run; 0: none", least=0)
+    max_tokens: int = field(0, "limit on tokens of a server over the whole run; 0: none", least=0)
+    cache: str = field("", "file that stores a server's verdicts; empty: judge.sqlite in the workdir")
+
+    @property
+    def remote(self) -> bool:
+        """Whether the judge is an address."""
+        return "://" in self.model
 
 
 class Form(NamedTuple):
@@ -66,6 +104,12 @@ EXPERT = Form(
     BETTER.pieces,
     ("1", "2", "0"),
 )
+# The same for a critic that first writes a chain; the run's own instruction names the tags.
+CRITIQUE = Form(
+    "Question:\n{question}\n\nTwo answers, between the marks:\n{answers}\n\n"
+    "Which one did an expert write? Answer 1, 2 or tie.",
+    BETTER.pieces,
+)
 # For rubrics. The question is followed by one criterion (MEETS) or by all criteria (MARK).
 MEETS = Form(
     "{question}\n\nAnswer, between the marks:\n{answers}\n\n"
@@ -83,7 +127,8 @@ MARK = Form(
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Converts questions and answers to ids. `max_prompt`, `max_row`: maximum tokens; longer answers are cut."""
+    """Converts questions and answers to ids. `max_prompt`, `max_row`: maximum tokens; longer answers are cut. `render`:
+    from the user's message to the prompt's text; None: by the chat template."""
 
     tokenizer: PreTrainedTokenizerBase = dataclasses.field(repr=False)
     vocab_bytes: tuple[bytes, ...] = dataclasses.field(repr=False)
@@ -91,6 +136,7 @@ class Reader:
     max_prompt: int
     max_row: int
     setting: str = "judge."  # prefix of the user's settings max_prompt and max_row, for messages
+    render: Callable[[str], str] | None = dataclasses.field(default=None, repr=False)
 
 
 class Encoded(NamedTuple):
@@ -229,10 +275,11 @@ def _rendered(reader: Reader, question: str) -> _Rendered:
     messages = [{"role": "user", "content": form.asking(question) or question}]
     if not form.ask:
         messages.append({"role": "assistant", "content": _ANSWERS})
-    if not tokenizer.chat_template:
+    if not (tokenizer.chat_template or reader.render):
         raise UserError(f"judge.model: {name_of(tokenizer)} has no chat template; set judge.template=plain")
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=bool(form.ask))
+        text = reader.render(form.asking(question)) if reader.render else None
+        text = text or tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=bool(form.ask))
     except TemplateError as e:
         raise UserError(f"judge.model: the chat template of {name_of(tokenizer)} refuses a question ({e})") from e
     before, marker, after = text.rpartition(_ANSWERS)

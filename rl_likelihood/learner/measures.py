@@ -24,6 +24,7 @@ def of_rows(forward: Forward, batch: Batch, cfg: StepConfig) -> tuple[Values, Va
     rows, observation = jax.lax.stop_gradient((forward.rows, forward.observation))
     stats, mask = rows.stats, observation.sampled.mask
     _, keep = policy_masks(batch.replace(counted=None), cfg)  # logs show filtered groups too
+    keep = keep if batch.critic is None else keep & ~batch.critic[:, None]
     ratio = surrogate.importance(stats.log_prob, batch.sampler_logp, mask, "token")
     per_row = {
         "keep": observation.keep,
@@ -77,6 +78,10 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
     def mean(x):
         return jnp.where(keep, x, 0).sum() / jnp.maximum(keep.sum(), 1)
 
+    def mean_of_all(x):
+        """Over dropped rows too."""
+        return x.mean() if batch.critic is None else x.mean(where=~batch.critic.reshape(-1, *[1] * (x.ndim - 1)))
+
     reward = per_row["reward"]
     rewards = {k: v for k, v in per_row.items() if k.startswith("reward/")}
     std = shaping.group_std(reward, keep)
@@ -93,8 +98,8 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
         # Rows whose exp(log-prob) is 0 in float32: the reward `prob` cannot tell them apart.
         "reward/underflow": mean((rewards["reward/prob"] == 0) & batch.scored.any(-1)),
         "advantage/abs_mean": mean(jnp.abs(per_row["advantage"])),
-        "chain/length": per_row["chain_tokens"].mean(),
-        "chain/truncated": batch.truncated.mean(),
+        "chain/length": mean_of_all(per_row["chain_tokens"]),
+        "chain/truncated": mean_of_all(batch.truncated),
         "answer/log_prob": mean(rewards["reward/log_prob"]),
         "answer/perplexity": jnp.exp(-mean(rewards["reward/avg_log_prob"])),
         "loss/policy": sums["loss/policy"],
@@ -109,13 +114,13 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
         "ratio/kl": sums["sum/sampler_kl"] / policy_tokens,
         # Effective sample size of the importance weights, as a share of the tokens.
         "ratio/ess": sums["sum/ratio"] ** 2 / jnp.maximum(policy_tokens * sums["sum/ratio_squared"], 1e-30),
-        "keep/fraction": per_row["keep"].mean(),
+        "keep/fraction": mean_of_all(per_row["keep"]),
         **{f"corr/{k.removeprefix('reward/')}": within_groups(reward, v, keep) for k, v in rewards.items()},
         "corr/chain_length": within_groups(reward, per_row["chain_tokens"], keep),
     }
     if "no_chain_log_prob" in per_row:
         gain = rewards["reward/log_prob"] - per_row["no_chain_log_prob"][:, None]
-        out |= {"answer/no_chain_log_prob": per_row["no_chain_log_prob"].mean(), "answer/chain_gain": mean(gain)}
+        out |= {"answer/no_chain_log_prob": mean_of_all(per_row["no_chain_log_prob"]), "answer/chain_gain": mean(gain)}
     return out
 
 

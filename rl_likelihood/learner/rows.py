@@ -41,18 +41,22 @@ class ProxyConfig:
 class CriticConfig:
     """The critic of the reward `adversarial`, which starts as the run's own model."""
 
-    form: Literal["head", "label"] = field(
+    form: Literal["head", "label", "raro"] = field(
         "head",
-        "head: the critic scores an answer with a value head; label: it says which of two answers is the expert's",
+        "head: the critic scores an answer with a value head; label: it says which of two answers is the expert's; "
+        "raro: the policy itself is the critic, and says so after a chain",
     )
     reward: Kind = field("gan", "form head: the policy's reward from the critic's score (docs/judges.md)")
-    tau_critic: float = field(0.55, "form label: what the critic gets for a tie", least=0, most=1)
-    tau_policy: float = field(0.6, "form label: what the policy gets for a tie", least=0, most=1)
+    tau_critic: float = field(0.55, "forms label and raro: what the critic gets for a tie", least=0, most=1)
+    tau_policy: float = field(0.6, "forms label and raro: what the policy gets for a tie", least=0, most=1)
     lr: float = field(1e-5, "learning rate of the critic's decoder, with the policy's schedule", least=0, most=100)
     head_lr: float = field(1e-3, "learning rate of the critic's value head", above=0, most=100)
     steps: int = field(1, "updates of the critic per update of the policy", least=1)
     replay: int = field(0, "number of earlier answers of the policy that stay in the critic's loss; 0: none", least=0)
     replay_share: float = field(0.5, "weight of these earlier answers in the critic's loss", least=0, most=1)
+    critic_share: float = field(
+        8 / 9, "form raro: the critic's part of the loss; the policy has 1 - this", least=0, most=1
+    )
     optimizer: OptimizerConfig | None = None  # `optim` with this lr
 
 

@@ -19,7 +19,7 @@ from rl_likelihood.learner.cross import cross_log_probs
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, judge_batch
 from rl_likelihood.learner.micro_batches import as_given, ordered, split, unstacked, whole
 from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, floored, observe, policy_masks, row_stats
-from rl_likelihood.learner.surrogate import Counts
+from rl_likelihood.learner.surrogate import Counts, by_weight
 from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
 from rl_likelihood.model.decoder import (
     ModelConfig,
@@ -85,7 +85,7 @@ def _loss(differentiated, models: Models, batch: Batch, model: ModelConfig, cfg:
     if ref is not None and loss.kl != "none":
         kind = loss.kl if loss.kl in ("k1", "k2", "k3") else "k3"
         per_token = surrogate.kl_estimate(kind, rows.stats.log_prob, ref)
-        kl = surrogate.aggregate(per_token, mask, keep, loss, counts)
+        kl = surrogate.aggregate(by_weight(per_token, batch.weight), mask, keep, loss, counts)
     kl_weight = 0.0 if loss.kl == "reward_k1" else loss.kl_coef
     total = loss.policy_term * policy + loss.answer_term * answer + kl_weight * kl
     extra_sums = {}
@@ -123,10 +123,11 @@ def _terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: C
     if forward.chains is not None:
         distillation = posterior.distilled(forward.chains, cfg.posterior.distill_clip)
         token_advantage = advantage[..., None] + cfg.posterior.distill * distillation
-    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, token_advantage, mask, keep, loss, counts)
+    paid = by_weight(token_advantage, batch.weight)  # policy_loss is linear in it
+    policy = surrogate.policy_loss(rows.stats.log_prob, batch.sampler_logp, paid, mask, keep, loss, counts)
     # Supervision of a given chain is the same objective with the chain among the scored tokens.
     answer_mask = batch.scored | rows.chain if cfg.supervise_chain else batch.scored
-    return advantage, policy, -f(logp, answer_mask, keep).sum() / counts.prompts
+    return advantage, policy, -by_weight(f(logp, answer_mask, keep), batch.weight).sum() / counts.prompts
 
 
 def _mixture_terms(forward: Forward, f, reward, batch: Batch, cfg: StepConfig, counts: Counts):
@@ -151,7 +152,7 @@ def _format_loss(logp: Float[Array, "P G T"], batch: Batch, keep: Bool[Array, "P
     """Minus the mean log-prob of a row's forced tags, averaged over a group's kept rows and summed over prompts."""
     tags = batch.segment == TAG
     rows = -jnp.where(tags, logp, 0.0).sum(-1) / jnp.maximum(tags.sum(-1), 1)
-    return likelihood.kept_mean(rows, keep).sum()
+    return by_weight(likelihood.kept_mean(rows, keep), batch.weight).sum()
 
 
 def group_spreads(params: Params, models: Models, batch: Batch, model: ModelConfig, cfg: StepConfig):
@@ -201,11 +202,12 @@ def gradients(params, models: Models, batch: Batch, model: ModelConfig, cfg: Ste
     p, size = batch.prompt.shape[0], prompts_per_forward(batch, cfg)
     policy_mask, keep = policy_masks(batch, cfg)
     counts = Counts(
-        prompts=jnp.maximum(keep.any(-1).sum(), 1).astype(jnp.float32),
-        policy_tokens=(policy_mask & keep[..., None]).sum().astype(jnp.float32),
+        prompts=jnp.maximum(by_weight(keep.any(-1), batch.weight).sum(), 1).astype(jnp.float32),
+        policy_tokens=by_weight(policy_mask & keep[..., None], batch.weight).sum().astype(jnp.float32),
     )
     if cfg.loss.aggregation == "delta_l_batch":
-        counts = counts._replace(row_weights=surrogate.length_weights(policy_mask, keep, cfg.loss).sum())
+        row_weights = by_weight(surrogate.length_weights(policy_mask, keep, cfg.loss), batch.weight)
+        counts = counts._replace(row_weights=row_weights.sum())
 
     def micro_batch(batch):  # reads params and models when called, after `unstacked`
         tokens = batch.completion.shape if batch.packing is None else (row_shards(), batch.packing.tokens)

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from rl_likelihood.fields import field
 from rl_likelihood.rewards.likelihood import GroupValue, Objective, difference
@@ -189,6 +189,11 @@ def aggregate(
         return ((weights * rows).sum(-1) / jnp.maximum(weights.sum(-1), 1e-30)).sum() / counts.prompts
     group_means = rows.sum(-1) / jnp.maximum(keep.sum(-1), 1)
     return group_means.sum() / counts.prompts
+
+
+def by_weight(values: Shaped[AnyArray, "P *N"], weight: Float[AnyArray, "P"] | None) -> Shaped[AnyArray, "P *N"]:
+    """The values of each prompt, times its weight. Without weights, the values."""
+    return values if weight is None else values * weight.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def length_weights(mask: Bool[AnyArray, "P G T"], keep: Bool[AnyArray, "P G"], cfg: LossConfig) -> Float[Array, "P G"]:

@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     def prompt_tokens(self) -> int:
         """Tokens of the longest prompt that chains are sampled after."""
         c = self.config
-        return max(c.prompt.max_prompt, c.max_shown if c.posterior.share else 0)
+        return max(c.widest_prompt, c.max_shown if c.posterior.share else 0)
 
     @property
     def batch(self) -> Batch:

@@ -180,8 +180,8 @@ def _critic(run: Alarms, values: Values) -> str | None:
         return None
     return (
         f"{CRITIC} was over {TOLD:.0%} for {WINDOW} steps: the critic recognises nearly every sampled answer, so its "
-        "score hardly shows how to improve; lower adversarial.lr and adversarial.head_lr, or teach the format first "
-        "(warm_start.steps)"
+        "score hardly shows how to improve; lower adversarial.lr and adversarial.head_lr (form raro: critic_share), or "
+        "teach the format first (warm_start.steps)"
     )
 
 
@@ -226,6 +226,12 @@ ALARMS: dict[str, Alarm] = {
     ),
     "over-optimisation": _over_optimised,
     "critic": _critic,
+    "unparsable verdicts": _above(
+        "critic/unparsable",
+        OPEN_SHARE,
+        "most of the critic's chains end in no verdict, so they and their answers are left out; raise "
+        "sampler.max_chain, or start from a model that keeps the format",
+    ),
     "cut conversations": _above(
         "env/out_of_turns",
         OPEN_SHARE,

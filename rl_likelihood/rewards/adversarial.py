@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from rl_likelihood.shapes import AnyArray
 
@@ -42,3 +43,27 @@ def policy_reward(kind: Kind, expert: Float[AnyArray, "P"], policy: Float[AnyArr
     if kind == "gail":
         return jax.nn.softplus(policy)
     return jnp.asarray(jax.nn.log_sigmoid(policy - expert[:, None]))
+
+
+VERDICTS = ("1", "2", "tie")  # what a critic that writes a chain may answer
+
+
+def verdict_of(answer: str | None) -> int:
+    """1 or 2 for the first or second answer, 3 for a tie, 0 for an answer that is no verdict."""
+    said = (answer or "").strip().lower()
+    return VERDICTS.index(said) + 1 if said in VERDICTS else 0
+
+
+def verdict_rewards(
+    verdict: Int[np.ndarray, "P Q G"], expert: Int[np.ndarray, "P Q"], tau_critic: float, tau_policy: float
+) -> tuple[Float[np.ndarray, "P Q G"], Float[np.ndarray, "P Q"]]:
+    """(the critic's reward for each verdict, the policy's mean reward for each pair). NaN where there is no verdict.
+
+    `verdict`: as `verdict_of`. `expert`: the number of the expert's answer. The critic earns 1 for the expert's answer
+    and the policy 1 for its own. A tie pays tau_critic and tau_policy.
+    """
+    right, tie, read = verdict == expert[..., None], verdict == 3, verdict > 0
+    critic = np.where(read, right + tau_critic * tie, np.nan)
+    policy = np.where(read, ~right & ~tie, 0) + tau_policy * tie
+    count = read.sum(-1)
+    return critic, np.where(count > 0, policy.sum(-1) / np.maximum(count, 1), np.nan)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from rl_likelihood.data import judged_text, rubrics
-from rl_likelihood.data.judged_text import Form, Reader
+from rl_likelihood.data import judged_text, prompts, rubrics
+from rl_likelihood.data.judged_text import Form, JudgeSettings, Reader
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading import graders
 from rl_likelihood.learner.judge import Judge, JudgeParams
@@ -19,6 +19,7 @@ from rl_likelihood.learner.micro_batches import unstacked
 from rl_likelihood.learner.step import judge_shardings
 from rl_likelihood.mesh import put
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.rewards.adversarial import VERDICTS
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
@@ -36,8 +37,8 @@ from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, judge_prom
 from rl_likelihood.rollouts.similar_answers import SimilarAnswers, similar_answers
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.devices import Devices
-from rl_likelihood.settings import Config, JudgeSettings
-from rl_likelihood.shapes import UserError
+from rl_likelihood.settings import Config
+from rl_likelihood.shapes import Example, UserError
 from rl_likelihood.task import Task
 
 CACHE = "judge.sqlite"  # in a workdir: verdicts of an HTTP judge; with several processes, each has its own file
@@ -83,8 +84,12 @@ def refuse_judge(c: Config, workdir: Path) -> None:
 
 def form_for(c: Config) -> Form:
     """The form of the judge's prompt for the config's reward, after judge.task."""
-    critic = judged_text.EXPERT if c.adversarial.form == "label" else judged_text.SCORE
-    others = {"adversarial": critic, "pairwise": judged_text.BETTER, "rubric": form_of(c.rubric.aggregate)}
+    critics = {"head": judged_text.SCORE, "label": judged_text.EXPERT, "raro": judged_text.CRITIQUE}
+    others = {
+        "adversarial": critics[c.adversarial.form],
+        "pairwise": judged_text.BETTER,
+        "rubric": form_of(c.rubric.aggregate),
+    }
     return others.get(c.reward.judged, judged_text.CORRECT).after(c.judge.task)
 
 
@@ -106,10 +111,10 @@ def judge_of(task: Task, devices: Devices, workdir: Path) -> AnyJudge:
         return RubricJudge(outside_judge(c, devices, workdir, judge_prompts), rubrics_by_question, kind)
     if c.reward.judged == "pairwise":
         return PairwiseJudge(outside_judge(c, devices, workdir, questions), c.seed)
-    if c.critic is not None:
+    if c.reward.judged == "adversarial":
         if jax.process_count() > 1:
             raise UserError("reward.name is 'adversarial', which runs in one process; give it one host's devices")
-        return Experts(_own_reader(task, form), c.seed, c.critic.replay)
+        return Experts(_own_reader(task, form), c.seed, c.adversarial.replay)
     if j.model == "initial":
         if c.reward.judged != "judge":
             raise UserError("judge.model is 'initial', which is no reward model; set reward.name to judge")
@@ -170,10 +175,25 @@ def _own_reader(task: Task, form: Form) -> Reader:
             f"judge.max_prompt + judge.max_row = {j.max_prompt + j.max_row}, more than the {task.model.max_position} "
             "positions of the model; lower one"
         )
-    reader = Reader(task.tokenizer, vocab, form, j.max_prompt, j.max_row)
+    render = _refuse_verdicts(task) if task.config.raro else None
+    reader = Reader(task.tokenizer, vocab, form, j.max_prompt, j.max_row, render=render)
     judged_text.refuse_template(reader)
     judged_text.refuse_long(reader, [judged_text.question_of(row.example) for row in task.train])
     return reader
+
+
+def _refuse_verdicts(task: Task) -> Callable[[str], str]:
+    """How a critic that is the policy reads a message: as the run's own prompt. UserError if prompt.max_answer is too
+    short for a verdict."""
+    c = task.config.prompt
+    examples = [Example("critic", "", verdict) for verdict in VERDICTS]
+    longest = max(len(ids) for ids, _ in prompts.answer_ids(examples, task.tokenizer, c, task.fmt))
+    if longest > c.max_answer:
+        raise UserError(
+            f"prompt.max_answer is {c.max_answer}, but the critic's verdicts ({', '.join(VERDICTS)}) have up to "
+            f"{longest} tokens; set it to at least that"
+        )
+    return lambda text: prompts.render(Example("critic", text, ""), task.tokenizer, c, ())
 
 
 def http_settings(

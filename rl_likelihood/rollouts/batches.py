@@ -169,7 +169,7 @@ class Batches:
         needed = c.reward.host_terms or c.sampled_answer or self.judge
         texts = sampled_texts(self.task, rollout) if needed else None
         graded = host_rewards(self.task, self.pool, rollout, rows, texts)
-        if self.judge is not None and texts is not None:
+        if self.judge is not None and texts is not None and not c.raro:
             graded = asked_judge.judged(self.judge, self.task, graded, rows, texts)
         return graded, texts
 

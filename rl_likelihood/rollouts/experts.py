@@ -22,6 +22,14 @@ class Read(NamedTuple):
     cut: int
 
 
+class Pairs(NamedTuple):
+    """Q pairs of an expert's and a policy's answer for each of P questions. `shown` [P * Q]: (question, answers).
+    `expert` [P, Q]: the number of the expert's answer, 1 or 2."""
+
+    shown: list[tuple[str, tuple[str, str]]]
+    expert: np.ndarray
+
+
 @dataclasses.dataclass
 class Experts:
     """Makes the critic's inputs and remembers earlier answers.
@@ -40,8 +48,7 @@ class Experts:
     def read(self, rows: list[EncodedExample], answers: list[list[str | None]]) -> Read:
         """The inputs of one step: the reference and the policy's answers to each question, and one replayed earlier
         answer per question with its reference."""
-        rng = np.random.default_rng([self.seed, self.steps])
-        asked = [(judged_text.question_of(row.example), row.example.answer) for row in rows]
+        rng, asked = self._begin(rows)
         questions = [(q, e, group) for (q, e), group in zip(asked, answers, strict=True)]
         fresh, cut = self._compared(questions, rng.random((len(rows), len(answers[0]))) < 0.5)
         replayed = None
@@ -53,11 +60,34 @@ class Experts:
             replay = [(q, e, [a, a] if self.reader.form.words else [a]) for q, e, a in old]
             replayed, _ = self._compared(replay, np.tile([True, False], (len(rows), 1)))
             replayed = replayed.replace(present=np.full((len(rows), 2), bool(self.seen)))
-            remembered = [group[rng.integers(len(group))] or "" for group in answers]
-            new_entries = [(q, e, a) for (q, e), a in zip(asked, remembered, strict=True)]
-            self.seen = [*self.seen, *new_entries][-self.keep :]
-        self.steps += 1
+            self._remember(asked, answers, rng)
         return Read(fresh, replayed, cut)
+
+    def pairs(self, rows: list[EncodedExample], answers: list[list[str | None]]) -> Pairs:
+        """The pairs of each question: with the policy's answers, then as many with earlier answers to any question.
+        Before there are earlier answers, these are the step's own."""
+        rng, asked = self._begin(rows)
+        fresh = [[(q, e, a or "") for a in group] for (q, e), group in zip(asked, answers, strict=True)]
+        old, count = self.seen or [pair for group in fresh for pair in group], len(answers[0]) if self.keep else 0
+        entries = [[*group, *(old[i] for i in rng.integers(0, len(old), count))] for group in fresh]
+        expert = rng.integers(1, 3, (len(rows), len(entries[0])))
+        flat = zip([pair for group in entries for pair in group], expert.ravel(), strict=True)
+        if self.keep:
+            self._remember(asked, answers, rng)
+        return Pairs([(q, (e, a) if first == 1 else (a, e)) for (q, e, a), first in flat], expert)
+
+    def _begin(self, rows: list[EncodedExample]) -> tuple[np.random.Generator, list[tuple[str, str]]]:
+        """(the step's random numbers, questions and references)."""
+        self.steps += 1
+        asked = [(judged_text.question_of(row.example), row.example.answer) for row in rows]
+        return np.random.default_rng([self.seed, self.steps - 1]), asked
+
+    def _remember(
+        self, asked: list[tuple[str, str]], answers: list[list[str | None]], rng: np.random.Generator
+    ) -> None:
+        """Adds one answer of each group to `seen`."""
+        chosen = [group[rng.integers(len(group))] or "" for group in answers]
+        self.seen = [*self.seen, *((q, e, a) for (q, e), a in zip(asked, chosen, strict=True))][-self.keep :]
 
     def _compared(
         self, entries: Sequence[tuple[str, str, Sequence[str | None]]], expert_first: np.ndarray

@@ -25,7 +25,7 @@ def write_samples(task: Task, devices: Devices, writer, step: int, step_input: S
     if not to_file and not to_console or not distributed.first():
         return
     n = min(len(step_input.rows), max(c.sample_prompts if to_file else 0, int(to_console)))
-    values = {k: v[devices.prompts[:n]] for k, v in per_row.items()}
+    values = {k: v[task.config.own_prompts(devices.prompts)[:n]] for k, v in per_row.items()}
     for i in range(n):
         for j in range(step_input.rollout.segment.shape[1]):
             row = sample_of(task, step_input, values, i, j)

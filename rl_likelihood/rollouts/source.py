@@ -21,6 +21,7 @@ from rl_likelihood.rollouts.batches import Batches, SamplerFailed, StepInput
 from rl_likelihood.rollouts.conversations import say_longer, targets_of
 from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards
+from rl_likelihood.rollouts.raro import roles, with_critic
 from rl_likelihood.rollouts.resample import Drawn, Groups, LearnerFilter, by_host, host_groups, merge_drawn
 from rl_likelihood.run_model import rollout_model
 from rl_likelihood.runtime import distributed
@@ -79,7 +80,9 @@ class Synchronous:
         del weights  # frees memory for the learner's step
         batch, rollout = b.batch(drawn.rollout, drawn.rows, drawn.graded)
         counted, spread = drawn.groups or (None, None)
-        batch = batch.replace(counted=counted)
+        batch = batch.replace(
+            counted=counted, **(roles(c, len(drawn.rows) // c.prompts_per_question) if c.raro else {})
+        )
 
         def measured() -> dict[str, float]:
             return drawn.graded.logged | b.text_metrics(drawn.rollout, drawn.texts)
@@ -118,7 +121,8 @@ class Synchronous:
             raise SamplerFailed from failure
         rollout, rows = b.align(rollout), b.rows(self.drawn)
         self.drawn += 1
-        return Drawn(rollout, rows, *b.grade(rollout, rows))
+        drawn = Drawn(rollout, rows, *b.grade(rollout, rows))
+        return with_critic(b, drawn, weights) if b.task.config.raro else drawn
 
     def state(self) -> dict[str, Any]:
         if isinstance(self.batches.judge, Experts):

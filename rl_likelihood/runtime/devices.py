@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,8 @@ def make_devices(c: Config, devices: Sequence[Any] | None = None, process: int |
     learning = [d for d in devices if d not in sampling]
     slices = len({getattr(d, "slice_index", 0) for d in learning})
     candidates = shapes(len(learning), c.mesh.data, c.mesh.fsdp, _inner(c, c.mesh.tensor), slices)
-    micro = max(0, c.train.micro_batch_prompts) or c.train.prompts_per_step
+    # What divides this divides both the sampler's prompts and a micro-batch.
+    micro = math.gcd(max(0, c.train.micro_batch_prompts) or c.batch_prompts, c.train.prompts_per_step)
     refusals = []
     for shape in candidates:
         try:

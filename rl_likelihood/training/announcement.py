@@ -49,7 +49,7 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     if c.loss.kl == "k1":
         say("warning: loss.kl=k1 has no gradient in expectation; use k2, k3 or reward_k1")
     say(scored_line(c))
-    p, g = c.train.prompts_per_step, 1 if c.reward.supervised else c.sampler.group_size
+    p, g = c.batch_prompts, 1 if c.reward.supervised else c.sampler.group_size
     micro_size = largest_forward(c, task.fmt, devices.learner)
     measured = c.train.micro_batch_prompts < 0  # the size is then printed after its measurement
     micro = "" if measured else f", micro-batches of {micro_size} prompt{'s' * (micro_size > 1)}"

@@ -63,7 +63,7 @@ def conditions(task: Task, devices: Devices) -> str:
     mesh, m, c = devices.learner, task.model, task.config
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     model_words = f"{m.compute_dtype}, layers {'scanned' if m.scan_layers else 'unrolled'}, remat {m.remat}"
-    work = f"{c.train.prompts_per_step} prompts x {c.sampler.group_size} chains, head_chunk {c.train.head_chunk}"
+    work = f"{c.batch_prompts} prompts x {c.sampler.group_size} chains, head_chunk {c.train.head_chunk}"
     scratch = "" if m.scratch_kib < 0 else f", scratch_kib {m.scratch_kib}"
     kind = mesh.devices.flat[0].device_kind
     kind += f" of {cores()} cores" if kind == "cpu" else ""

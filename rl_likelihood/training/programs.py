@@ -26,17 +26,17 @@ from rl_likelihood.task import Task, abstract_batch
 def on_devices(task: Task, devices: Devices, batch: Batch) -> Batch:
     """Moves this process's batch to the devices, as the step takes it; with train.packing, adds its packing. A
     collective of all processes."""
-    c = task.config.train
+    c, own = task.config, task.config.own_prompts(devices.prompts)
 
     def largest(numbers: list[int]) -> list[int]:
         return distributed.gather(np.asarray([numbers])).max(0).tolist()
 
-    if c.packing:
+    if c.train.packing:
         widest = abstract_batch(task.config, task.fmt).completion.shape[-1]
-        whole = Whole(devices.prompts, c.prompts_per_step, widest, largest)
+        whole = Whole(own, c.batch_prompts, widest, largest)
         with using(devices.learner):
             batch = pack(batch, task.config.step, task.model.attention != "splash", whole)
-    return global_batch(devices.learner, batch, devices.prompts, c.prompts_per_step)
+    return global_batch(devices.learner, batch, own, c.batch_prompts)
 
 
 # The step's (state, metrics, values of each row), which may still be being computed.

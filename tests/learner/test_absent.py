@@ -82,3 +82,12 @@ def test_a_second_prompt_is_a_forward_of_those_who_ask():
     own = {"loss": LossConfig(answer_term=0.0)}
     distilled = text("log_prob", shown=True, posterior=PosteriorConfig(distill=1.0), **own)
     assert dots(distilled) == dots(text("log_prob", **own)) + forward
+
+
+def test_prompt_weights_are_there_only_for_those_who_give_them():
+    cfg = rewarded("math", two_branches=True, policy_span="response")
+    state = jax.eval_shape(lambda p: init_state(p, OPTIMIZER, cfg), PARAMS)
+    roles = {"weight": np.ones(4, np.float32), "critic": np.arange(4) > 0}
+    batch = BATCH.replace(**roles)
+    lowered = make_step(MODEL, cfg, OPTIMIZER, one_device(), batch).lower(state, None, batch).as_text()
+    assert dots(lowered) == dots(text("math")) and len(lowered) > len(text("math"))

@@ -57,6 +57,7 @@ WRONG = [
     ({"reward/underflow": 0.11}, "prob", ["reward/underflow is 11%", "reward.name=avg_log_prob"]),
     ({"grader/failures": 3}, "base_rl", ["grader/failures is 3:", "report.sample_prompts"]),
     ({"judge/failures": 3}, "judge", ["judge/failures is 3:", "judge.timeout"]),
+    ({"critic/unparsable": 0.6}, "adversarial", ["critic/unparsable is 60%", "sampler.max_chain"]),
     ({"env/out_of_turns": 0.6}, "log_prob", ["env/out_of_turns is 60%", "sampler.max_turns"]),
     ({"env/failures": 2}, "log_prob", ["env/failures is 2:"]),
 ]
@@ -128,7 +129,7 @@ def test_numpy_numbers_are_numbers():
 def test_several_alarms_at_once_each_in_its_sentence():
     everything = {k: v for wrong, _, _ in WRONG for k, v in wrong.items()}
     sentences = started("prob").check(9, HEALTHY | everything)
-    assert len(sentences) == len(set(sentences)) == len(ALARMS.keys() - OF_THEIR_OWN) == 10
+    assert len(sentences) == len(set(sentences)) == len(ALARMS.keys() - OF_THEIR_OWN) == 11
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.learner.preference import bradley_terry
-from rl_likelihood.rewards.adversarial import policy_reward, verdicts_of
+from rl_likelihood.rewards.adversarial import policy_reward, verdict_of, verdict_rewards, verdicts_of
 
 EXPERT, POLICY = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
 SCORE = np.log(EXPERT / POLICY)[None]  # the best critic's, of the three answers
@@ -97,3 +97,25 @@ def test_without_earlier_answers_the_critic_forgets_a_mode_that_the_policy_left(
     remembers = trained(of_first, expert, (first + then) / 2, 10_000, 20.0)
     assert forgets[3] - forgets[1] == pytest.approx(0, abs=0.01), "as good as an answer that nobody gives"
     assert remembers[3] - remembers[1] == pytest.approx(np.log(24), abs=0.01)
+
+
+def test_sampled_verdicts_pay_by_the_table_and_swapped_answers_swap_labels():
+    verdict = np.array([[[1, 2, 3, 0], [1, 2, 3, 0], [0, 0, 0, 0]]])
+    critic, policy = verdict_rewards(verdict, np.array([[1, 2, 1]]), 0.55, 0.6)
+    np.testing.assert_allclose(critic, [[[1, 0, 0.55, np.nan], [0, 1, 0.55, np.nan], [np.nan] * 4]])
+    np.testing.assert_allclose(policy, [[1.6 / 3, 1.6 / 3, np.nan]])
+    swapped = verdict_rewards(np.array([[[2, 1, 3, 0]]]), np.array([[2]]), 0.55, 0.6)
+    for ours, theirs in zip(swapped, (critic, policy), strict=True):
+        np.testing.assert_allclose(ours[0, 0], theirs[0, 0])
+
+
+@pytest.mark.parametrize("probability, best", [(0.5, 3), (0.54, 3), (0.56, 1)])
+def test_the_best_critic_says_tie_if_it_is_less_sure_than_what_a_tie_pays(probability, best):
+    expert = np.array([[1, 2]])
+    pay = [verdict_rewards(np.full((1, 2, 1), said), expert, 0.55, 0.6)[0][0, :, 0] for said in (1, 2, 3)]
+    assert 1 + np.argmax([probability * x[0] + (1 - probability) * x[1] for x in pay]) == best
+
+
+@pytest.mark.parametrize("said, verdict", [(" Tie\n", 3), ("2", 2), ("1", 1), ("12", 0), ("", 0), (None, 0), ("0", 0)])
+def test_a_verdict_is_one_of_three_words(said, verdict):
+    assert verdict_of(said) == verdict

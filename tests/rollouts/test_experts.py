@@ -104,7 +104,16 @@ def test_what_it_reads_has_the_shapes_of_the_plan(form):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"judge__model": "x"}, {"sampler__max_staleness": 1}, {"filter__mode": "std_zero"}]
+    "changes",
+    [
+        {"judge__model": "x"},
+        {"sampler__max_staleness": 1},
+        {"filter__mode": "std_zero"},
+        {"adversarial__steps": 2, "adversarial__form": "raro"},
+        {"reward__baseline": "live", "adversarial__form": "raro"},
+        {"judge__where": "step", "adversarial__form": "raro"},
+        {"reward__name": "adversarial + exact_match", "adversarial__form": "raro"},
+    ],
 )
 def test_what_does_not_go_with_a_critic_is_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes)).replace("__", ".")):
