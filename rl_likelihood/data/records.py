@@ -212,7 +212,7 @@ def _whole(name: str, data: bytes, as_written: bool) -> Any:
 
 
 def _short(value: Any, of: Any) -> Any:
-    """A value of parquet with its single floats, in lists, structs and maps too, as people write them: 0.1 stays 0.1."""
+    """A value of parquet with its single floats as people write them, also in lists, structs and maps: 0.1 is 0.1."""
     if isinstance(value, list) and hasattr(of, "value_type"):
         return [_short(v, of.value_type) for v in value]
     if isinstance(value, list) and hasattr(of, "item_type"):  # a map is a list of pairs
