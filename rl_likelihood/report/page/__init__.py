@@ -152,7 +152,7 @@ def run_data(
     status = run_files.read_status(workdir) or {"state": "new", "step": 0, "steps": 0}
     curves = figures.loaded(run, first)
     step = max([int(status["step"]), *(row["step"] for row in curves["train"][-1:])])
-    reward = reward_of(workdir)
+    reward = table.reward_of(workdir)
     groups = chains.read(workdir, chains.steps_shown(written, share), reward)
     labels = dict(run.labels)
     name = ", ".join(f"{k} {v}" for k, v in labels.items()) or workdir.name
@@ -170,14 +170,6 @@ def run_data(
         "chains": sum(len(g["chains"]) for g in groups),
         "written": sum(written.values()),
     }
-
-
-def reward_of(workdir: Path) -> str:
-    """The reward that a run was trained on, as its config.json says; nothing for a run that has not begun."""
-    try:
-        return json.loads((workdir / "config.json").read_text(encoding="utf-8"))["reward.name"]
-    except (OSError, ValueError, KeyError):
-        return ""
 
 
 def curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[list]:
