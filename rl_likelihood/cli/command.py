@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -39,7 +40,13 @@ def run_main(main: Callable[[], None], config_file: bool = True, in_bucket: bool
             sys.exit(0)
         return parse_flags(argv, config_file)
 
-    app.run(lambda _: guarded(main, in_bucket), flags_parser=parse)
+    def command(_: list[str]) -> None:
+        try:
+            guarded(main, in_bucket)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # during Python's own end it would print a traceback
+
+    app.run(command, flags_parser=parse)
 
 
 def quiet_start() -> None:
