@@ -113,18 +113,21 @@ class Run:
         """The parameters in the sampler's layout."""
         return decode.prepare(self.params, self.task.model)
 
-    def encoded(self, examples: Sequence[Example], more: int = 0) -> list[EncodedExample]:
-        """Questions with their answers in ids, in the run's prompt format. UserError if a question, its answer and
-        `more` tokens have more positions than the model."""
+    def encoded(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """Questions with their answers in ids, in the run's prompt format."""
         c, task, limit = self.task.config, self.task, self.task.model.max_position
         if c.converses:
             raise UserError(f"env.name of this run is {c.env.name!r}; its conversations are for the command evaluate")
         wide = dataclasses.replace(c.prompt, max_prompt=limit, max_answer=limit)
-        rows = encode_all(examples, task.tokenizer, wide, task.fmt)
-        longest = max(len(row.prompt_ids) + len(row.answer_ids) for row in rows) + more
-        if longest > limit:
-            raise UserError(f"prompt and reply may have {longest} tokens, more than the model's {limit}; shorten them")
-        return rows
+        return encode_all(examples, task.tokenizer, wide, task.fmt)
+
+    def refuse_longer(self, prompt: int, reply: int) -> None:
+        """UserError if a prompt and a reply of so many tokens have more positions than the model."""
+        limit = self.task.model.max_position
+        if prompt + reply > limit:
+            raise UserError(
+                f"prompt and reply may have {prompt} + {reply} tokens, more than the model's {limit}; shorten them"
+            )
 
 
 def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> Run:
@@ -182,9 +185,11 @@ def generate(
     task, c = run.task, run.task.config
     longest = max_chain or c.sampler.max_chain
     examples = [Example(f"prompt {i}", prompt, "0") for i, prompt in enumerate(prompts)]
-    rows = run.encoded(examples, longest + c.eval_answer)
+    rows = run.encoded(examples)
+    width = max(len(row.prompt_ids) for row in rows)
     cfg = task.eval_sampler(samples, width_multiple=0, max_chain=longest, max_sampled_answer=c.eval_answer)
-    collated = task.collate(rows, np.arange(len(rows)), max(len(row.prompt_ids) for row in rows))
+    run.refuse_longer(width, cfg.max_sampled)
+    collated = task.collate(rows, np.arange(len(rows)), width)
     key = jax.random.fold_in(task.key(EVALUATE), seed)
     rollout = decode.sample(run.weights, collated, key, cfg)
 
@@ -225,9 +230,10 @@ class Score:
 def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
     """Scores a chain and a reference answer after it: their log-probs, and the likelihood rewards."""
     task = run.task
-    (row,) = run.encoded([Example("prompt", prompt, answer, chain)], len(task.tokenizer(chain).input_ids))
+    (row,) = run.encoded([Example("prompt", prompt, answer, chain)])
     targets = [completion_ids(row, text, task.tokenizer, task.fmt) for text in (chain, "")]
     width = max(len(ids) for ids, _ in targets)
+    run.refuse_longer(len(row.prompt_ids), width)
     collated = collate([row, row], np.arange(2), len(row.prompt_ids), len(row.answer_ids), task.fmt.pad_id)
     batch = to_batch(given_rollout(collated, targets, task.fmt.pad_id, width))
     step = dataclasses.replace(task.config.step, two_branches=False, temperature=1.0, micro_batch_prompts=0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,11 @@ def main() -> None:
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder for the chains, for example --workdir=runs/teacher")
     c, workdir = build(values), Path(flags.FLAGS.workdir)
-    try:
-        with claimed(c, workdir) as dated:
-            f = finder(dated, workdir)
-            questions = digest([row.example for row in f.task.train], [])
-            distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, {"questions": questions}))
-            distill(f, workdir)
-    except KeyboardInterrupt:
-        say("stopped; run the same command to resume")
-        sys.exit(130)
+    with claimed(c, workdir) as dated:
+        f = finder(dated, workdir)
+        questions = digest([row.example for row in f.task.train], [])
+        distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, {"questions": questions}))
+        distill(f, workdir)
 
 
 def finder(c: Config, workdir: Path) -> Finder:

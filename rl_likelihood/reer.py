@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,7 @@ def main() -> None:
     values, _ = from_flags()
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder for the chains, for example --workdir=runs/reer")
-    try:
-        run(build(values), Path(flags.FLAGS.workdir))
-    except KeyboardInterrupt:
-        say("stopped; run the same command to resume")
-        sys.exit(130)
+    run(build(values), Path(flags.FLAGS.workdir))
 
 
 def run(c: Config, workdir: Path) -> None:

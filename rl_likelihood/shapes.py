@@ -72,14 +72,17 @@ def located(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def user_code() -> Iterator[None]:
-    """Whatever goes wrong in a user's Python file is a UserError that says where."""
+def user_code(file: str = "") -> Iterator[None]:
+    """Whatever goes wrong in a user's Python file is a UserError that says where, at least in which `file`."""
     try:
         yield
-    except UserError:
-        raise
     except (Exception, SystemExit) as error:
-        raise UserError(located(error)) from error
+        why = str(error) if isinstance(error, UserError) else located(error)
+        if Path(file).name not in why:
+            raise UserError(f"{file}: {why}") from error
+        if isinstance(error, UserError):
+            raise
+        raise UserError(why) from error
 
 
 @dataclasses.dataclass(frozen=True)

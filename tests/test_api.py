@@ -1,5 +1,6 @@
 """The package from Python: what training, generation and scoring give equals what the commands and files say."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from rl_likelihood import api
 from rl_likelihood.config import flatten
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import Example, UserError
 from tests.runs import small_config
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +58,20 @@ def test_generated_texts_are_those_of_the_sampler_and_follow_the_seed(run):
     assert [len(group) for group in one] == [3, 3] and one == again
     assert [group[0] for group in one] == [group[0] for group in other], "the greedy ones"
     assert one != other and api.generate(run, []) == []
+
+
+def test_a_prompt_that_just_fits_is_not_refused(run, monkeypatch):
+    def sample(*_):
+        raise InterruptedError("reached")
+
+    monkeypatch.setattr(api.decode, "sample", sample)
+    (row,) = run.encoded([Example("prompt", "3 + 4", "0")])
+    most = len(row.prompt_ids) + 6 + run.task.config.eval_answer
+    for limit, error in ((most, InterruptedError), (most - 1, UserError)):
+        model = dataclasses.replace(run.task.model, max_position=limit)
+        with pytest.raises(error):
+            short = dataclasses.replace(run, task=dataclasses.replace(run.task, model=model))
+            api.generate(short, ["3 + 4"], max_chain=6)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -21,12 +22,13 @@ from rl_likelihood.runtime.watch import LOST, REFUSED, Unreachable
 from rl_likelihood.shapes import UserError, located
 from rl_likelihood.weights.assets import cache_dir
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as a shell has it
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 
 
 def run_main(main: Callable[[], None], config_file: bool = True, in_bucket: bool = False) -> None:
     """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2 (1 where
-    the processes did not find each other: another start may succeed). `in_bucket`: --workdir may be gs://BUCKET/RUN."""
+    the processes did not find each other: another start may succeed; 130 after Ctrl-C). `in_bucket`: --workdir may be gs://BUCKET/RUN."""
     outlive_the_terminal()
     if config_file:
         config_flags.DEFINE_config_file("config", None, "path of a config, as configs/NAME.py[:key=value,...]")
@@ -38,7 +40,13 @@ def run_main(main: Callable[[], None], config_file: bool = True, in_bucket: bool
             sys.exit(0)
         return parse_flags(argv, config_file)
 
-    app.run(lambda _: guarded(main, in_bucket), flags_parser=parse)
+    def command(_: list[str]) -> None:
+        try:
+            guarded(main, in_bucket)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # during Python's own end it would print a traceback
+
+    app.run(command, flags_parser=parse)
 
 
 def quiet_start() -> None:
@@ -135,11 +143,14 @@ def guarded(main: Callable[[], None], in_bucket: bool = False) -> None:
     except BaseException as error:
         if distributed.several():  # no waiting for the others on the way out
             time.sleep(2)  # if another process has died, the watch says so and ends this one
-            if not isinstance(error, SystemExit):
+            if not isinstance(error, SystemExit | KeyboardInterrupt):
                 traceback.print_exc()
             code = getattr(error, "code", 1)
             why = distributed.named(error)
             distributed.finish(code if isinstance(code, int) else 1, together=False, why=why)
+        if isinstance(error, KeyboardInterrupt):  # of a run the second Ctrl-C, which saves nothing more
+            print("stopped; run the same command to resume", file=sys.stderr)
+            sys.exit(INTERRUPTED)
         raise
     distributed.finish()
 

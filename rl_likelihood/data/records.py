@@ -216,9 +216,11 @@ def _whole(name: str, data: bytes, as_written: bool) -> Any:
 
 
 def _short(value: Any, of: Any) -> Any:
-    """A value of parquet with its single floats, in lists and structs too, as people write them: 0.1 stays 0.1."""
+    """A value of parquet with its single floats as people write them, also in lists, structs and maps: 0.1 is 0.1."""
     if isinstance(value, list) and hasattr(of, "value_type"):
         return [_short(v, of.value_type) for v in value]
+    if isinstance(value, list) and hasattr(of, "item_type"):  # a map is a list of pairs
+        return [(_short(k, of.key_type), _short(v, of.item_type)) for k, v in value]
     if isinstance(value, dict):
         return {name: _short(v, of.field(name).type) for name, v in value.items()}
     return float(str(of.to_pandas_dtype()(value))) if str(of) in ("float", "halffloat") and value is not None else value

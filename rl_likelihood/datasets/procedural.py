@@ -35,10 +35,10 @@ class Preset(NamedTuple):
     generator's bracket-free mode works from left to right and says 0 for 6 + 10 * 0.
     """
 
-    dataset: str
-    kwargs: dict
-    wording: str
-    fault_rate: float | None = None  # with a number: chains are given, and this share of them is wrong
+    dataset: str = ""
+    kwargs: dict = {}
+    wording: str = ""
+    fault_rate: float | None = None  # with a number: made here, with given chains, of which this share is wrong
     environment: bool = False  # a conversation with the environment `calculator`
 
 
@@ -64,7 +64,7 @@ PRESETS: dict[str, Preset] = {
         "State the final answer to the following arithmetic problem: {}.",
     ),
     # For models with random weights, and made here: 2,304 questions with the chains of a teacher who often forgets.
-    "faulty_losses": Preset("", {}, "{}", fault_rate=0.6),
+    "faulty_losses": Preset(fault_rate=0.6),
     # Countdown as conversations (env.name=calculator): 3 numbers up to 9.
     "calculator": Preset(
         "countdown",

@@ -17,7 +17,7 @@ from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets.procedural import PRESETS
 from rl_likelihood.shapes import Example
 
-_WORDINGS = [preset.wording.split("{}") for preset in PRESETS.values()]
+_WORDINGS = [preset.wording.split("{}") for preset in PRESETS.values() if preset.wording]
 _ARITHMETIC = re.compile(r"\d[-+* \d]*")
 
 

@@ -53,7 +53,7 @@ class Evaluation:
               settings; those that are there already are not made again
     initial:  parameters that score the same rows too, where the model of the run's begin is asked (eval.by_initial)
     between:  called between batches; it may raise to break off
-    say:      progress, at the start and every 15 s; a bar instead on `stream`, or on stdout, where it is a terminal
+    say:      progress, at the start and from time to time; on a terminal a bar (on `stream`, or stdout)
     """
 
     task: Task
@@ -110,7 +110,7 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
         progress = stack.enter_context(bar)
         c, table = e.task.config.eval, grader_table(e.task.config.reward.file)
         pool = stack.enter_context(Pool(c.grader_workers, c.grader_seconds, unsafe_code=c.unsafe_code, table=table))
-        made_of = _records(e, n, samples, records, pool)
+        made_of = _records(e, n, samples, records, pool, progress)
         if e.task.config.converses:
             made_of = conversations.records(e, range(done, n), samples)
         for made in made_of:
@@ -159,7 +159,9 @@ class Batch(NamedTuple):
     swapped: list[Chain | None] | None = None
 
 
-def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Pool) -> Iterator[list[Record]]:
+def _records(
+    e: Evaluation, n: int, samples: int, before: list[Record], pool: Pool, progress: Progress
+) -> Iterator[list[Record]]:
     """The records of the first `n` rows that come after those in `before`, a batch at a time."""
     first, task = len(before), e.task
     if first >= n:
@@ -176,21 +178,25 @@ def _records(e: Evaluation, n: int, samples: int, before: list[Record], pool: Po
     weights = sampler_weights(e.params, task.model, e.devices)
     # The chain that is scored with the next question's answer; a key of the files.
     previous = Chain(**before[-1]["first_sampled"]) if before and samples else None
+    progress.note = sampling = "sampling"
     for batch in _sampled(e, weights, range(first, n), size, width, sampler):
         if answered:
             no_chain: list[list[Any]] = [[]] * len(batch.rows)
             if samples:
+                progress.note = "sampling without a chain"
                 no_chain = _answers_without_chain(task, weights, batch, width, samples)
             by_chain = [[_answer_in(text, task) for text in group] for group in batch.texts]
             answers = [[*group, *without] for group, without in zip(by_chain, no_chain, strict=True)]
             batch = batch._replace(answers=answers, marks=_marks(task, pool, batch.rows, answers) if graded else None)
         if samples:
+            progress.note = "scoring"
             own = [first_sampled_chain(batch.rollout, i) for i in range(len(batch.rows))]
             swapped, previous = [previous, *own[:-1]], own[-1]
             models = [p for p in (e.params, e.initial) if p is not None]
             logp = [_scores(e, p, batch.rows, batch.rollout, swapped) for p in models]
             batch = batch._replace(swapped=swapped, logp=logp[0], initial=logp[1] if len(logp) > 1 else None)
         yield [_record(task, batch, i, samples, trained) for i in range(min(len(batch.rows), n - batch.first))]
+        progress.note = sampling
 
 
 def _record(task: Task, batch: Batch, i: int, samples: int, trained: texts.Runs) -> Record:

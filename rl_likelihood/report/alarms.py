@@ -13,6 +13,8 @@ import numbers
 import statistics
 from collections.abc import Callable
 
+from rl_likelihood.grading.graders import GRADERS
+
 # Two alarms compare with the start of the run, the mean of its first values, and are not raised before it is known.
 FIRST_STEPS = 5
 FIRST = ("policy/entropy", "chain/length")
@@ -25,6 +27,7 @@ ENTROPY_SHARE, ENTROPY_NATS = 0.1, 0.05
 LENGTH_SHARE = 1 / 3
 # Above these shares of chains, groups and rows, a step loses most of its data, or a part whose loss biases it.
 OPEN_SHARE, SAME_REWARD_SHARE, UNDERFLOW_SHARE = 0.5, 0.5, 0.1
+SOLVED = 0.5  # of a 0/1 reward, or of the answer's probability
 # On-policy ratios are 1; an effective sample size of 0.5 means that half the tokens' weight is gone.
 RATIO_MAX, RATIO_ESS = 10.0, 0.5
 
@@ -185,6 +188,19 @@ def _critic(run: Alarms, values: Values) -> str | None:
     )
 
 
+def _same_reward(run: Alarms, values: Values) -> str | None:
+    """Not where answers are mostly right: then the groups without spread are those that are solved."""
+    names = (*GRADERS, *["prob"] * run.trains_on(FLOORED))
+    share = values.get("reward/zero_std_groups", 0.0)
+    if share <= SAME_REWARD_SHARE or any(values.get(f"reward/{name}", 0.0) > SOLVED for name in names):
+        return None
+    return (
+        f"reward/zero_std_groups is {share:.0%}: in most groups every chain has the same reward, so none is preferred; "
+        "raise sampler.group_size or sampler.temperature, or ask questions that are neither too easy nor too hard "
+        "(data.tasks, data.train_path)"
+    )
+
+
 Alarm = Callable[[Alarms, Values], str | None]
 
 
@@ -209,12 +225,7 @@ ALARMS: dict[str, Alarm] = {
     "entropy collapse": _entropy_collapse,
     "chain collapse": _chain_collapse,
     "open chains": _open_chains,
-    "same reward": _above(
-        "reward/zero_std_groups",
-        SAME_REWARD_SHARE,
-        "in most groups every chain has the same reward, so none is preferred; raise sampler.group_size or "
-        "sampler.temperature, or ask questions that are neither too easy nor too hard (data.tasks, data.train_path)",
-    ),
+    "same reward": _same_reward,
     "ratio tails": _ratio_tails,
     "underflow": _underflow,
     "grader failures": GRADER_FAILURES,

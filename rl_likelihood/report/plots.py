@@ -4,6 +4,7 @@ python -m rl_likelihood.report.plots RUN_DIR... --out=DIR
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,30 +57,46 @@ def load(workdir: str | Path) -> dict[str, list[dict]]:
     return {"train": rows, "heldout": heldout}
 
 
+def panels_of(runs: Mapping[str, str | Path]) -> list[tuple[str, panels.Panel, list[str]]]:
+    """(title, panel, names of its runs) of each panel: each reward has its own, because rewards differ in scale."""
+    of_reward: dict[str, list[str]] = {}
+    for name, workdir in runs.items():
+        of_reward.setdefault(table.reward_of(workdir), []).append(name)
+    several, title = len(of_reward) > 1, panels.REWARD.metric.title
+    rewards = [(f"{title}: {r}" if several else title, panels.REWARD, names) for r, names in of_reward.items()]
+    return rewards + [(p.metric.title, p, list(runs)) for p in panels.RUNS if p != panels.REWARD]
+
+
 def figure(runs: dict[str, str | Path]) -> Figure:
-    """The figure of `curves`: four panels against step, one colour a run (name -> workdir)."""
+    """The figure of `curves`: panels against step, one colour a run (name -> workdir)."""
     rows = {name: load(workdir) for name, workdir in runs.items()}
     looks = {name: style.look_of(i) for i, name in enumerate(rows)}
     width = window(max(len(series(r["train"], panels.REWARD.train)[0]) for r in rows.values()))
     faint = width > 1 and len(rows) <= FAINT_UP_TO
-    fig = Figure(figsize=(10.5, 7.2), layout="constrained")
-    grid = fig.subplots(2, 2, sharex=True)
-    for ax, panel in zip(grid.flat, panels.RUNS, strict=True):
-        style.panel_style(ax, panel.metric.title)
-        for i, (name, look) in enumerate(looks.items()):
+    shown = panels_of(runs)
+    height = math.ceil(len(shown) / 2)
+    fig = Figure(figsize=(10.5, 3.6 * height), layout="constrained")
+    axes = fig.subplots(height, 2, sharex=True).ravel()
+    for ax, (title, panel, names) in zip(axes, shown, strict=False):
+        style.panel_style(ax, title)
+        for i, name in enumerate(names):
+            look = looks[name]
             steps, values = series(rows[name]["train"], panel.train)
             if len(steps) and faint:
                 style.draw_line(ax, steps, values, color=look["color"], linewidth=0.8, alpha=0.3, gid="each step")
             if len(steps):
-                bold = look | {"marker": "", "linewidth": style.line_width(i, len(looks))}
+                bold = look | {"marker": "", "linewidth": style.line_width(i, len(names))}
                 style.draw_line(ax, steps, smooth(values, width), **bold, gid="mean")
-        for i, (name, look) in enumerate(looks.items()):
+        for i, name in enumerate(names):
             points = series(rows[name]["heldout"], panel.heldout)
             unjoined = {"linestyle": ""} if panel.train else {}  # a line of training leads past the points
             if len(points[0]):
-                style.draw_points(ax, (*points, None), look | unjoined, i, len(looks))
+                style.draw_points(ax, (*points, None), looks[name] | unjoined, i, len(names))
         style.fit_scale(ax, panel.metric)
-    for ax in grid[-1]:
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    for ax in axes[len(shown) - 2 : len(shown)]:
+        ax.tick_params(labelbottom=True)
         ax.set_xlabel("step (updates)", fontsize=11, color=style.INK)
     if len(rows) == 1:
         fig.suptitle(next(iter(rows)), fontsize=13, color=style.INK, x=0.01, ha="left")

@@ -115,15 +115,21 @@ def title_of(labels: Mapping[str, str]) -> str:
 # ------------------------------------------------------------------------------------------- one run
 
 
-def without_chain(run: Run) -> bool:
-    """Whether the run fine-tunes on answers alone (reward.name sft). Its model is then asked without a chain."""
-    path = Path(run.workdir) / "config.json"
-    if not path.exists():  # not begun
-        return "sft" in (run.labels.get("reward"), run.labels.get("reward.name"))
+def reward_of(workdir: str | Path) -> str:
+    """The reward that a run is trained on, as its config.json says; "" for a run that has not begun."""
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        return ""
     try:
-        return json.loads(path.read_text()).get("reward.name") == "sft"
+        return json.loads(path.read_text(encoding="utf-8")).get("reward.name", "")
     except ValueError:
         raise UserError(f"{path}: not JSON; delete the folder and run the point again") from None
+
+
+def without_chain(run: Run) -> bool:
+    """Whether the run fine-tunes on answers alone (reward.name sft). Its model is then asked without a chain."""
+    reward = reward_of(run.workdir)
+    return "sft" in ((reward,) if reward else (run.labels.get("reward"), run.labels.get("reward.name")))
 
 
 def asked(row: Mapping[str, Any]) -> dict[str, Any]:

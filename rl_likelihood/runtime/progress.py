@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Self, TextIO
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.progress import Progress as Bar
@@ -20,8 +21,22 @@ from rich.text import Text
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import duration
 
-EVERY = 15.0  # seconds between two lines of a log
+EVERY, EVERY_AT_FIRST = 15.0, 5.0  # seconds between two lines of a log, and in its first minute
 RECENT = 50  # reports that the estimate uses, because the speed may change
+
+# jax reports the end of a program's lowering, which its compilation follows, and then the end of that.
+_LOWERED, _COMPILED = (f"/jax/core/compile/{name}_duration" for name in ("jaxpr_to_mlir_module", "backend_compile"))
+_compiling = threading.Event()
+
+
+def _of_jax(event: str, *_, **__) -> None:
+    if event == _LOWERED:
+        _compiling.set()
+    elif event == _COMPILED:
+        _compiling.clear()
+
+
+jax.monitoring.register_event_duration_secs_listener(_of_jax)
 
 
 def time_left(reports: Sequence[tuple[float, int]], total: int, now: float) -> float | None:
@@ -61,7 +76,8 @@ class Progress:
     say:    prints a line of a log; None for work whose log has its own lines
     stream: where the bar is shown if it is a terminal, stdout by default; other output appears above the bar
 
-    The bar is redrawn twice a second. With several processes, only process 0 shows it.
+    The bar is redrawn twice a second; it swings until the first report. The line says when jax compiles. With several
+    processes, only process 0 shows it.
     """
 
     def __init__(
@@ -84,14 +100,14 @@ class Progress:
         if not distributed.first():
             self._say = None
         elif console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Left(self._words))
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(16), _Left(self._words))
             to_stdout = console.file is sys.stdout
             self._bar = Bar(*columns, console=console, transient=True, redirect_stdout=to_stdout, refresh_per_second=2)
 
     def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done)
+            self._task = self._bar.add_task(self.what, total=self.total if self.done else None, completed=self.done)
         elif self._say is not None:
             self._thread = threading.Thread(target=self._lines, args=(self._say,), name="progress", daemon=True)
             self._thread.start()
@@ -109,7 +125,7 @@ class Progress:
         self.done += n
         self._reports.append((time.monotonic(), self.done))
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
+            self._bar.update(self._task, completed=self.done, total=self.total)
 
     def left(self) -> float | None:
         """An estimate of the seconds until all is done; None if it is unknown."""
@@ -117,12 +133,14 @@ class Progress:
 
     def _words(self) -> str:
         left = self.left()
-        note = f", {self.note}" if self.note else ""
-        return f"{self.done} of {self.total} {self.unit}{note}" + ("" if left is None else f", {duration(left)} left")
+        spent = duration(time.monotonic() - self._reports[0][0])
+        times = f"{spent} so far" if left is None else f"{duration(left)} left"
+        parts = (f"{self.done} of {self.total} {self.unit}", self.note, "compiling" * _compiling.is_set(), times)
+        return ", ".join(filter(None, parts))
 
     def _lines(self, say: Callable[[str], None]) -> None:
-        last_line = ""
-        while not self._over.wait(EVERY):
+        last_line, begin = "", time.monotonic()
+        while not self._over.wait(EVERY if time.monotonic() - begin > 60 else min(EVERY, EVERY_AT_FIRST)):
             if (words := f"{self.what} {self._words()}") != last_line:
                 last_line = words
                 say(words)

@@ -216,7 +216,7 @@ def load(path: str) -> Experiment:
     root = str(file.parents[1])
     if root not in sys.path:  # sweeps import one another as experiments.NAME, configs as configs.NAME
         sys.path.insert(0, root)
-    with user_code():
+    with user_code(path):
         module = run_file(str(file), file.stat().st_mtime_ns)
         if not callable(getattr(module, "get_sweep", None)):
             raise UserError(f"{path} has no function get_sweep(); it must return the list of points")

@@ -30,6 +30,13 @@ TRUNCATED = {
     "drop": "a chain that never opens the answer is dropped",
 }
 
+ADVANTAGE = {
+    "loo": "leave-one-out",
+    "mean": "reward minus the group's mean",
+    "std": "reward minus the group's mean, over its standard deviation",
+    "std_clip": "leave-one-out over its standard deviation, clipped",
+}
+
 
 def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | None) -> None:
     """Print the model, devices, data, reward, sizes and workdir. `resume`: the checkpoint's step."""
@@ -53,8 +60,9 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     micro_size = largest_forward(c, task.fmt, devices.learner)
     measured = c.train.micro_batch_prompts < 0  # the size is then printed after its measurement
     micro = "" if measured else f", micro-batches of {micro_size} prompt{'s' * (micro_size > 1)}"
-    schedule = f"{c.train.steps} steps, {c.optim.name}, lr {c.optim.lr:g} {c.optim.schedule}"
+    schedule = f"{c.optim.name}, lr {c.optim.lr:g} {c.optim.schedule}"
     say(f"batch    {p} prompts x {g} chains = {p * g} rows a step{micro}, {schedule}")
+    say(steps_line(c, len(task.train)))
     copies = memory_copies(task, parameters, loops=micro_size < p or (measured and p > 1))
     copy_words = f"{', '.join(copies)}, on {counted(devices.learner.size, 'device')}"
     say(f"memory   at least {size(sum(copies.values()) * 4 * parameters)} for {copy_words}, plus activations")
@@ -62,6 +70,14 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
     if workdir is not None:
         start_words = f"resumes after step {resume}" if resume is not None else "new run"
         say(f"workdir  {workdir} ({start_words}): metrics.jsonl, samples.jsonl, eval.jsonl, checkpoints/")
+
+
+def steps_line(c: Config, questions: int) -> str:
+    """The length of the run. Its time is unknown until two steps are done: the first one also compiles."""
+    steps, least = c.train.steps, "at least " * (c.filter.mode != "none")
+    passes = steps * c.train.prompts_per_step / questions
+    words = f"{least}{passes:{'.2g' if passes < 10 else ',.0f'}} passes over {questions:,} questions"
+    return f"steps    {steps}, {words}; the time left is printed from the second on"
 
 
 def disk_words(c: Config, model: ModelConfig) -> str:
@@ -84,7 +100,7 @@ def device_words(devices: Devices) -> str:
 
 def reward_words(c: Config) -> str:
     """The reward and the settings of the loss."""
-    terms = [f"advantage {c.loss.advantage}", f"policy term on the {c.step.policy_span}"]
+    terms = [f"advantage: {ADVANTAGE[c.loss.advantage]}", f"policy term on the {c.step.policy_span}"]
     name = c.reward.name
     if c.reward.supervised:
         chain = {"none": "without a chain", "answer": "after the data's chain", "both": "and on the data's chain"}

@@ -78,11 +78,9 @@ class StepPrograms:
         if packing is not None:
             shape += (packing.prompts, packing.tokens, packing.rows, packing.width)
         if shape not in self._compiled:
-            if self._compiled:  # the first compilation is part of the first step's time
-                number = len(self._compiled) + 1
-                size = f"prompts of {shape[0]} and rows of {shape[1]} tokens"
-                size += f", packed into {packing.tokens} for {packing.prompts} prompts" if packing else ""
-                say(f"compiles the step for {size}, shape {number}")
+            size = f"prompts of {shape[0]} and rows of {shape[1]} tokens"
+            size += f", packed into {packing.tokens} for {packing.prompts} prompts" if packing else ""
+            say(f"compiles the step for {size}, shape {len(self._compiled) + 1}")
             step = self.task.config.step
             judge = None if self.judge is None else self.judge.judge
             self._compiled[shape] = make_run_step(self.task.model, step, self.optimizer, self.mesh, batch, judge)

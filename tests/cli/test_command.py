@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from rl_likelihood.cli.command import explained, in_order, refuse_address
+from rl_likelihood.cli.command import INTERRUPTED, explained, guarded, in_order, refuse_address
 from rl_likelihood.shapes import UserError
 from tests.commands import run_each
 
@@ -21,6 +21,16 @@ def test_only_several_cpu_devices_are_put_in_order_and_a_user_s_word_stands():
     assert in_order("") == "" and in_order("--xla_cpu_max_isa=AVX2") == "--xla_cpu_max_isa=AVX2"
     assert in_order(SEVERAL).split() == [SEVERAL, f"{ORDER}=false"]
     assert in_order(f"{SEVERAL} {ORDER}=true").split() == [SEVERAL, f"{ORDER}=true"]
+
+
+def test_ctrl_c_is_one_sentence_and_exit_130(capfd):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        guarded(main)
+    assert end.value.code == INTERRUPTED == 130
+    assert capfd.readouterr().err == "stopped; run the same command to resume\n"
 
 
 def kept_in(folder: Path, **environment: str) -> str:

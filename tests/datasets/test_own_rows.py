@@ -294,8 +294,13 @@ def test_single_floats_of_parquet_stay_as_people_write_them(tmp_path):
     answers = pyarrow.array([0.1, 2.7, 3.0], pyarrow.float32())
     others = pyarrow.array([[0.1, 0.7], None, [2.7]], pyarrow.list_(pyarrow.float32()))
     tasks = pyarrow.array(
-        [{"load": [{"mean": 0.1}]}] * 3,
-        pyarrow.struct({"load": pyarrow.list_(pyarrow.struct({"mean": pyarrow.float16()}))}),
+        [{"load": [{"mean": 0.1}], "price": {"pen": 0.1}}] * 3,
+        pyarrow.struct(
+            {
+                "load": pyarrow.list_(pyarrow.struct({"mean": pyarrow.float16()})),
+                "price": pyarrow.map_(pyarrow.string(), pyarrow.float32()),
+            }
+        ),
     )
     table = pyarrow.table(
         {"prompt": ["a?", "b?", "c?"], "answer": answers, "alternatives": others, "environment": tasks}
@@ -304,7 +309,7 @@ def test_single_floats_of_parquet_stay_as_people_write_them(tmp_path):
     rows = load(own(tmp_path / "rows.parquet"))[0]
     assert [e.answer for e in rows] == ["0.1", "2.7", "3"]
     assert [json.loads(e.check).get("alternatives") for e in rows] == [["0.1", "0.7"], None, ["2.7"]]
-    assert json.loads(rows[0].check)["environment"] == {"load": [{"mean": 0.1}]}
+    assert json.loads(rows[0].check)["environment"] == {"load": [{"mean": 0.1}], "price": [["pen", 0.1]]}
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,14 @@ def test_nothing_is_said_at_the_threshold(edge):
     assert started("prob").check(6, HEALTHY | edge) == []
 
 
+@pytest.mark.parametrize("reward, success", [("math", "reward/math"), ("log_prob", "reward/prob")])
+def test_groups_that_are_all_right_raise_no_alarm(reward, success):
+    same = HEALTHY | {"reward/zero_std_groups": 0.9}
+    assert started(reward).check(6, same | {success: 0.95}) == []
+    (sentence,) = started(reward).check(6, same | {success: 0.05})
+    assert "reward/zero_std_groups is 90%" in sentence
+
+
 def test_a_policy_of_low_entropy_from_the_start_has_not_collapsed():
     alarms = Alarms(("log_prob",), "floor")
     for step in range(1, 50):

@@ -191,11 +191,11 @@ def test_console_lines_are_aligned_and_in_order():
     later["queue/lag"] = 2
     a = metrics.line(1, 500, first | {"reward/exact_match": 0.07}, 4000)
     b = metrics.line(250, 500, later | {"reward/exact_match": 0.07, "reward/math": 0.412}, 59.6)
-    assert (
-        a == "step   1/500  reward   -12.50  success   7%  ppl  31.50  length    9.0     85 tok/s  lag 0   1h06m left"
+    assert a == (
+        "step   1/500  reward   -12.50  success   7%  ppl  31.50  length    9.0     85 tok/s  staleness 0   1h06m left"
     )
-    assert (
-        b == "step 250/500  reward   -0.031  success  41%  ppl   1.03  length  148.2  1.23M tok/s  lag 2   1m00s left"
+    assert b == (
+        "step 250/500  reward   -0.031  success  41%  ppl   1.03  length  148.2  1.23M tok/s  staleness 2   1m00s left"
     )
     assert "success" not in metrics.line(1, 500, first | {"greedy_success": 0.5}, 1), "an evaluation is not the step's"
     assert "0.04 tok/s" in metrics.line(1, 500, {"tokens_per_second": 0.04}, 1)

@@ -1,4 +1,5 @@
 import io
+import json
 import struct
 import subprocess
 import sys
@@ -41,6 +42,20 @@ def test_the_numbers_drawn_are_those_of_the_files(tmp_path):
     np.testing.assert_array_equal(drawn(perplexity, "held-out")[0], [[0, 4.0], [5, 4.0], [10, 4.0]])
     np.testing.assert_array_equal(drawn(length, "mean")[0], np.stack([steps, 2 * steps], 1))
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_rewards_of_different_scales_have_panels_of_their_own(tmp_path):
+    runs = {name: write_run(tmp_path / name, 3, offset=len(name)) for name in ("prob", "log_prob", "b")}
+    for name, reward in (("prob", "prob"), ("log_prob", "log_prob"), ("b", "prob")):
+        (runs[name] / "config.json").write_text(json.dumps({"reward.name": reward}))
+    one, other, success, perplexity, length, unused = plots.figure(runs).axes
+    assert [ax.get_title(loc="left") for ax in (one, other)] == [
+        "Reward in training: prob",
+        "Reward in training: log_prob",
+    ]
+    assert [[line[0, 1] for line in drawn(ax, "mean")] for ax in (one, other)] == [[5.0, 2.0], [9.0]]
+    assert [len(drawn(ax, "mean")) for ax in (success, perplexity, length)] == [0, 3, 3]
+    assert not unused.get_visible() and perplexity.get_xlabel() == length.get_xlabel() == "step (updates)"
 
 
 def test_long_runs_show_each_step_faintly_and_the_mean_of_a_window(tmp_path):

@@ -5,6 +5,8 @@ import re
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from rl_likelihood.runtime import progress
@@ -63,12 +65,26 @@ def test_in_a_log_a_new_state_is_a_line_and_the_same_is_not_said_twice(monkeypat
     with Progress("evaluated", 3, "questions", said.append, stream=io.StringIO()) as lines:
         while len(said) < 1:
             time.sleep(0.01)
-        time.sleep(0.1)
-        assert said == ["evaluated 0 of 3 questions"]
-        lines.advance(3)
+        lines.note = "sampling"
+        progress._of_jax(progress._LOWERED)
         while len(said) < 2:
             time.sleep(0.01)
-    assert said[1:] == ["evaluated 3 of 3 questions, 0s left"]
+        progress._of_jax(progress._COMPILED)
+        lines.advance(3)
+        while "0s left" not in said[-1]:
+            time.sleep(0.01)
+        time.sleep(0.1)
+    assert said[0] == "evaluated 0 of 3 questions, 0s so far" and said.count(said[-1]) == 1
+    assert "evaluated 0 of 3 questions, sampling, compiling, 0s so far" in said
+    assert said[-1] == "evaluated 3 of 3 questions, sampling, 0s left"
+
+
+def test_what_jax_reports_while_it_compiles_are_the_two_events(monkeypatch):
+    seen = []
+    monkeypatch.setattr(progress._compiling, "set", lambda: seen.append("begin"))
+    monkeypatch.setattr(progress._compiling, "clear", lambda: seen.append("end"))
+    jax.jit(lambda x: x * 3 + 1)(np.float32(2))
+    assert seen == ["begin", "end"]
 
 
 def test_work_with_lines_of_its_own_says_nothing_in_a_log():

@@ -143,6 +143,8 @@ def test_an_experiments_file_is_loaded(tmp_path):
             "from rl_likelihood.sweeps.grid import named\nget_sweep = lambda: named('a', 3)\n",
             "bad.py:2: AttributeError",
         ),
+        ("def get_sweep(x):\n    return []\n", r"bad.py: TypeError: get_sweep\(\) .*'x'"),
+        ("def get_sweep():\n    return [{'seed': 0}]\n", "bad.py: .*'seed': 0.* is no point"),
         ("exit('no data')\n", "bad.py:1: SystemExit: no data"),
         ("def get_sweep():\n    return []\n", "gives no point"),
         ('def get_sweep():\n    return [{"config": "c.py", "seed": 0}] * 2\n', "points 0 and 1 are the same"),

@@ -1,8 +1,11 @@
 """The lines before a run say what the run does."""
 
+from typing import get_args, get_type_hints
+
 from configs.calculator import get_config
 from rl_likelihood.config import build
-from rl_likelihood.training.announcement import scored_line
+from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.training.announcement import ADVANTAGE, scored_line, steps_line
 
 
 def test_a_conversation_s_sizes_stand_in_place_of_the_scored_answer():
@@ -14,3 +17,14 @@ def test_a_conversation_s_sizes_stand_in_place_of_the_scored_answer():
     c = get_config()
     c.env.name, c.reward.name, c.sampler.max_turns = "none", "log_prob", 1
     assert "reference answer" in scored_line(build(c))
+
+
+def test_the_length_of_a_run_is_in_steps_and_passes_over_the_data():
+    c = get_config()
+    c.train.steps, c.train.prompts_per_step = 200, 4
+    for questions, words in ((400, "200, 2 passes over 400"), (3000, "200, 0.27 passes over 3,000")):
+        assert words in steps_line(build(c), questions)
+
+
+def test_every_advantage_has_words():
+    assert tuple(ADVANTAGE) == get_args(get_type_hints(LossConfig)["advantage"])

@@ -1,5 +1,7 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent), runs = data.runs;
+// The data are JSON, in gzip, in base64.
+const packed = Uint8Array.from(atob(document.getElementById("data").textContent), c => c.charCodeAt(0));
+const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+const data = await new Response(stream).json(), runs = data.runs;
 const $ = id => document.getElementById(id);
 function make(tag, attributes, ...inside) {
   const e = document.createElement(tag);

@@ -98,6 +98,8 @@ class Browser:
         self._until(lambda m: m.get("method") == "Page.loadEventFired")
         self("Page.navigate", url=address)
         self._until(lambda m: m.get("method") == "Page.loadEventFired")
+        self.js("window.$ = id => document.getElementById(id)")  # the page's script is a module and shares nothing
+        assert self.waits("document.documentElement.className"), "it unpacks the data first"
 
     def js(self, expression):
         """The value of an expression in the page; an exception in it is raised."""

@@ -247,10 +247,11 @@ def test_ten_thousand_chains_open_and_nothing_that_a_model_wrote_runs(browser, t
     for text in NASTY:
         text = text.encode("utf-8", "replace").decode()
         query = f"document.querySelector('.view').textContent.includes({json.dumps(text.split(chr(0))[0])})"
-        browser.js(f"choose({{prompt: {json.dumps('id ' + text)}}})")
+        prompt = json.dumps(f"id {text}")
+        browser.js(f"$('prompt').value = {prompt}; $('prompt').dispatchEvent(new Event('change'))")
         assert browser.js(query), text
         assert browser.js("$('prompt').value") == f"id {text}", "an address names any prompt"
-        browser.js("follow()")
+        browser.js("dispatchEvent(new HashChangeEvent('hashchange'))")
         assert browser.js("$('prompt').value") == f"id {text}"
     assert browser.js("document.title") == "the title", "nothing changed it"
     assert browser.js("document.querySelectorAll('script, img, iframe').length") == 2

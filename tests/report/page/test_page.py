@@ -1,6 +1,7 @@
 """The page: one file that asks for nothing, shows whatever models wrote, and runs none of it."""
 
 import base64
+import gzip
 import hashlib
 import json
 import math
@@ -69,7 +70,7 @@ def nasty_run(workdir):
 
 
 def data_of(text):
-    return json.loads(Parsed(text).scripts[0])
+    return json.loads(gzip.decompress(base64.b64decode(Parsed(text).scripts[0])))
 
 
 def write(tmp_path, runs, **kwargs):
