@@ -83,7 +83,7 @@ MUTANTS = [
     # learner: rows, the step and what it measures
     Mutant(
         "learner/step.py",
-        "prompts=jnp.maximum(keep.any(-1).sum(), 1).astype(jnp.float32)",
+        "prompts=jnp.maximum(by_weight(keep.any(-1), batch.weight).sum(), 1).astype(jnp.float32)",
         "prompts=jnp.float32(p)",
         f"{STEP} -k as_if_it_were_not",
     ),

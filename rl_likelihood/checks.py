@@ -38,7 +38,8 @@ def validate(c: Config) -> None:
         near = largest_divisor(p, m)
         raise UserError(
             f"train.micro_batch_prompts is {m}, which does not divide the {p} prompts of a step "
-            f"(train.prompts_per_step); the largest smaller value that does is {near}"
+            f"(train.prompts_per_step{f' x {c.prompts_per_question}' * c.raro}); the largest smaller value that "
+            f"does is {near}"
         )
     validate_loop(c)
     validate_reward(c)
@@ -385,8 +386,12 @@ def validate_adversarial(c: Config) -> None:
     only |= {"reward.vote_train": 0, "posterior.share": 0}
     if c.raro:
         only |= {"posterior.distill": 0, "judge.where": "outside", "adversarial.steps": 1}
-        if any(set(t.reward.reads) - {"chain"} for t in c.reward.terms if t.name != "adversarial"):
-            only["reward.name"] = "adversarial"
+        others = [t.name for t in c.reward.terms if t.name != "adversarial" and set(t.reward.reads) - {"chain"}]
+        if others:
+            raise UserError(
+                f"reward.name has {others[0]!r}, which reads more than the chain; with adversarial.form=raro add only "
+                "terms such as format"
+            )
     else:
         only["lora.rank"] = 0
     for name, value in only.items():

@@ -32,6 +32,7 @@ from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.run_model import param_shardings, run_on
 from rl_likelihood.runtime import bucket, checkpoint, distributed, run_files
 from rl_likelihood.runtime.devices import make_devices
+from rl_likelihood.runtime.watch import INTERRUPTED
 from rl_likelihood.runtime.workdir import CONFIG, has_examples, pinned_date, read_config
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
@@ -96,7 +97,7 @@ def run(c: Config, workdir: Path | None, step: int | None, folder: Path | None) 
         except KeyboardInterrupt:
             further = "run the same command to resume" if folder else "nothing is kept without --out=DIR"
             tell(f"stopped; {further}")
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
     if not distributed.first():
         return
     row: dict[str, Any] = {"step": step or 0, "data": data_name(c.data), **numbers}

@@ -18,17 +18,17 @@ from ml_collections import ConfigDict, config_flags
 from rl_likelihood.config import apply_preset, flatten, tree
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import outlive_the_terminal
-from rl_likelihood.runtime.watch import LOST, REFUSED, Unreachable
+from rl_likelihood.runtime.watch import INTERRUPTED, LOST, REFUSED, Unreachable
 from rl_likelihood.shapes import UserError, located
 from rl_likelihood.weights.assets import cache_dir
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as a shell has it
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
 
 
 def run_main(main: Callable[[], None], config_file: bool = True, in_bucket: bool = False) -> None:
-    """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2 (1 where
-    the processes did not find each other: another start may succeed; 130 after Ctrl-C). `in_bucket`: --workdir may be gs://BUCKET/RUN."""
+    """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2 (1 where processes
+    did not find each other: another start may succeed). Ctrl-C is one line and 130. `in_bucket`: --workdir may be
+    gs://BUCKET/RUN."""
     outlive_the_terminal()
     if config_file:
         config_flags.DEFINE_config_file("config", None, "path of a config, as configs/NAME.py[:key=value,...]")
@@ -44,7 +44,7 @@ def run_main(main: Callable[[], None], config_file: bool = True, in_bucket: bool
         try:
             guarded(main, in_bucket)
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # during Python's own end it would print a traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # during Python's own end it would print a traceback
 
     app.run(command, flags_parser=parse)
 
@@ -140,17 +140,18 @@ def guarded(main: Callable[[], None], in_bucket: bool = False) -> None:
         sys.exit(code)
     except distributed.SharedFailure:
         distributed.finish(1)
+    except KeyboardInterrupt:  # of a run the second one, which saves nothing more
+        print("stopped; the same command goes on from what was saved, if anything was", file=sys.stderr)
+        distributed.finish(INTERRUPTED, together=False, why="stopped by Ctrl-C")
+        sys.exit(INTERRUPTED)
     except BaseException as error:
         if distributed.several():  # no waiting for the others on the way out
             time.sleep(2)  # if another process has died, the watch says so and ends this one
-            if not isinstance(error, SystemExit | KeyboardInterrupt):
+            if not isinstance(error, SystemExit):
                 traceback.print_exc()
             code = getattr(error, "code", 1)
             why = distributed.named(error)
             distributed.finish(code if isinstance(code, int) else 1, together=False, why=why)
-        if isinstance(error, KeyboardInterrupt):  # of a run the second Ctrl-C, which saves nothing more
-            print("stopped; run the same command to resume", file=sys.stderr)
-            sys.exit(INTERRUPTED)
         raise
     distributed.finish()
 

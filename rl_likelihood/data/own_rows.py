@@ -87,7 +87,7 @@ def to_example(record: dict[str, Any], default_id: str, columns: Columns) -> Exa
     if ALTERNATIVES in row:
         if not isinstance(row[ALTERNATIVES], list):
             raise BadRow(f"field {ALTERNATIVES!r} must be a list of answers, not {kind(row[ALTERNATIVES])}")
-        check[ALTERNATIVES] = [_answer(value, ALTERNATIVES) for value in row[ALTERNATIVES]]
+        check[ALTERNATIVES] = [_answer(value, f"{ALTERNATIVES}[{i}]") for i, value in enumerate(row[ALTERNATIVES])]
     if isinstance(row.get(REJECTED), list):
         with contextlib.suppress(BadRow):  # for option_prob; other values of this field have other uses
             check[REJECTED] = [_text(value, REJECTED) for value in row[REJECTED]]

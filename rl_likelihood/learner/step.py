@@ -21,15 +21,7 @@ from rl_likelihood.learner.micro_batches import as_given, ordered, split, unstac
 from rl_likelihood.learner.rows import Forward, RowStats, StepConfig, floored, observe, policy_masks, row_stats
 from rl_likelihood.learner.surrogate import Counts, by_weight
 from rl_likelihood.mesh import by_prompt, compiler_options, on_cpu, replicated, row_shards
-from rl_likelihood.model.decoder import (
-    ModelConfig,
-    Params,
-    Spec,
-    is_spec,
-    param_specs,
-    shardings,
-    stack_layers,
-)
+from rl_likelihood.model.decoder import ModelConfig, Params, Spec, is_spec, param_specs, shardings, stack_layers
 from rl_likelihood.model.lora import LoraConfig, as_base, base_specs, effective, trained_specs
 from rl_likelihood.rewards import likelihood, mixture, shaping, weighted
 from rl_likelihood.shapes import SAMPLED, TAG, Batch, TrainState

@@ -185,11 +185,10 @@ def prompt_block(states: Sequence[Array], w: Params, cfg: ModelConfig, views: Se
 class Completions(NamedTuple):
     """The G completions of each prompt. `segment`: whether a token is chain, tag or answer (shapes.py).
 
-    `no_chain`: (ids, segment) of one more row per prompt, of another width. `references`: 0 if a row has at most one
-    answer, at its end; else the maximum number of its reference answers. `reference_tokens`: their maximum length (0:
-    any). The splash kernel reads both. `layout`: if given, ids and states have the shape [U, N] of its pool
-    (model/pool.py); segments keep theirs. `pooled`: on one device, each weight is multiplied with the tokens of prompts
-    and completions at once; the larger products are 10 % faster on a CPU.
+    `no_chain`: (ids, segment) of one more row per prompt, of another width. `references`, for the splash kernel: 0 if
+    rows have at most one answer, at their end; else the most reference answers of a row, of up to `reference_tokens`
+    tokens (0: any). `layout`: if given, ids and states have the shape [U, N] of its pool (model/pool.py). `pooled`: on
+    one device, a weight is multiplied with all tokens at once; the larger products are 10 % faster on a CPU.
     """
 
     ids: Int[AnyArray, "*N"]
@@ -285,8 +284,7 @@ def gathered(w: Params, cfg: ModelConfig) -> Params:
 
 
 class AttentionMode(NamedTuple):
-    """How attention is computed. `kernel`: by the splash kernel (None: densely). `places`: the attention rows of a
-    pool's tokens (None: tokens are not pooled)."""
+    """`kernel`: by the splash kernel (None: densely). `places`: attention rows of a pool's tokens (None: no pool)."""
 
     kernel: Kernel | None = None
     places: Places | None = None
@@ -294,18 +292,15 @@ class AttentionMode(NamedTuple):
 
 def _modes(cfg: ModelConfig, rows: Completions | None) -> tuple[AttentionMode, AttentionMode]:
     """How attention is computed for prompts, and for completions."""
-    layout = rows and rows.layout
-    places = layout and layout.rows
+    places = (layout := rows and rows.layout) and layout.rows
     if cfg.attention != "splash":
         return AttentionMode(), AttentionMode(places=places)
-    if rows is None or not rows.references:  # causality hides what follows a prompt, or an answer
-        return AttentionMode(Kernel()), AttentionMode(Kernel(), places)
-    arrays = rows.segment, references(jnp.asarray(rows.segment))
-    if layout is not None:
-        arrays = tuple(map(layout.in_rows, arrays))
-    return AttentionMode(Kernel()), AttentionMode(
-        Kernel(splash.Branches(*arrays, rows.references, rows.reference_tokens)), places
-    )
+    branches = None  # causality hides what follows a prompt, or an answer
+    if rows is not None and rows.references:
+        kinds = rows.segment, references(jnp.asarray(rows.segment))
+        kinds = kinds if layout is None else map(layout.in_rows, kinds)
+        branches = splash.Branches(*kinds, rows.references, rows.reference_tokens)
+    return AttentionMode(Kernel()), AttentionMode(Kernel(branches), places)
 
 
 def _row_views(cfg: ModelConfig, prompt_length, in_prompt, segment, layout: Layout | None = None) -> tuple[View, ...]:

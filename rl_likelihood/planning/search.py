@@ -24,7 +24,7 @@ def changes(c: Config, where: Target) -> list[dict[str, Any]]:
 
     Smaller micro-batches gather the weights more often, remat computes layers twice, a wider mesh sends more.
     """
-    p = c.train.prompts_per_step
+    p = c.batch_prompts
     size = max(0, c.train.micro_batch_prompts) or p
     micro: list[dict[str, Any]] = [{"train.micro_batch_prompts": k} for k in range(size - 1, 0, -1) if p % k == 0]
     micro = [change for change in micro if _divides(changed(c, change), where)]
@@ -74,7 +74,7 @@ def advice(plan: Plan, report: dict[str, Any], where: Target, search: bool) -> s
     `report` is what --json prints. `search`: compile changes, for the learner's step first, then for the sampler.
     """
     c = plan.config
-    if c.train.micro_batch_prompts == 0 and report["batch"]["micro_batch_prompts"] < c.train.prompts_per_step:
+    if c.train.micro_batch_prompts == 0 and report["batch"]["micro_batch_prompts"] < c.batch_prompts:
         c = changed(c, {"train.micro_batch_prompts": report["batch"]["micro_batch_prompts"]})  # the step's own choice
     bad = [row["name"] for row in report["programs"] if not row["fits"]]
     of_sampler = [name for name in bad if name != "learner step"]

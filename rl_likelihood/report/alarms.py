@@ -183,8 +183,8 @@ def _critic(run: Alarms, values: Values) -> str | None:
         return None
     return (
         f"{CRITIC} was over {TOLD:.0%} for {WINDOW} steps: the critic recognises nearly every sampled answer, so its "
-        "score hardly shows how to improve; lower adversarial.lr and adversarial.head_lr (form raro: critic_share), or "
-        "teach the format first (warm_start.steps)"
+        "score hardly shows how to improve; teach the format first (warm_start.steps), or lower adversarial.lr and "
+        "adversarial.head_lr, in the form raro adversarial.critic_share"
     )
 
 
@@ -218,7 +218,7 @@ GRADER_FAILURES = _above(
     "grader/failures",
     0,
     "answers that could not be graded; they do not count as wrong; to read them in samples.jsonl set "
-    "report.samples_every=1 and report.sample_prompts to train.prompts_per_step",
+    "report.samples_every=1 and report.sample_prompts to the number of prompts of a step",
 )
 # A new alarm is a row of this table, and a function where `_above` is not enough.
 ALARMS: dict[str, Alarm] = {

@@ -63,7 +63,9 @@ def panels_of(runs: Mapping[str, str | Path]) -> list[tuple[str, panels.Panel, l
     for name, workdir in runs.items():
         of_reward.setdefault(table.reward_of(workdir), []).append(name)
     several, title = len(of_reward) > 1, panels.REWARD.metric.title
-    rewards = [(f"{title}: {r}" if several else title, panels.REWARD, names) for r, names in of_reward.items()]
+    rewards = [
+        (f"{title}: {r or 'not known'}" if several else title, panels.REWARD, names) for r, names in of_reward.items()
+    ]
     return rewards + [(p.metric.title, p, list(runs)) for p in panels.RUNS if p != panels.REWARD]
 
 

@@ -122,8 +122,8 @@ def reward_of(workdir: str | Path) -> str:
         return ""
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("reward.name", "")
-    except ValueError:
-        raise UserError(f"{path}: not JSON; delete the folder and run the point again") from None
+    except (ValueError, OSError):
+        raise UserError(f"{path} cannot be read as JSON, so the run's reward is unknown; leave the run out") from None
 
 
 def without_chain(run: Run) -> bool:

@@ -175,16 +175,16 @@ def _own_reader(task: Task, form: Form) -> Reader:
             f"judge.max_prompt + judge.max_row = {j.max_prompt + j.max_row}, more than the {task.model.max_position} "
             "positions of the model; lower one"
         )
-    render = _refuse_verdicts(task) if task.config.raro else None
+    render = _verdict_prompt(task) if task.config.raro else None
     reader = Reader(task.tokenizer, vocab, form, j.max_prompt, j.max_row, render=render)
     judged_text.refuse_template(reader)
     judged_text.refuse_long(reader, [judged_text.question_of(row.example) for row in task.train])
     return reader
 
 
-def _refuse_verdicts(task: Task) -> Callable[[str], str]:
-    """How a critic that is the policy reads a message: as the run's own prompt. UserError if prompt.max_answer is too
-    short for a verdict."""
+def _verdict_prompt(task: Task) -> Callable[[str], str]:
+    """How a critic that is the policy reads a message: as a question of the run, without worked examples. UserError
+    if prompt.max_answer is too short for a verdict."""
     c = task.config.prompt
     examples = [Example("critic", "", verdict) for verdict in VERDICTS]
     longest = max(len(ids) for ids, _ in prompts.answer_ids(examples, task.tokenizer, c, task.fmt))

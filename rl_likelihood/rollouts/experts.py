@@ -68,7 +68,8 @@ class Experts:
         Before there are earlier answers, these are the step's own."""
         rng, asked = self._begin(rows)
         fresh = [[(q, e, a or "") for a in group] for (q, e), group in zip(asked, answers, strict=True)]
-        old, count = self.seen or [pair for group in fresh for pair in group], len(answers[0]) if self.keep else 0
+        old = self.seen or [pair for group in fresh for pair in group]
+        count = len(answers[0]) if self.keep else 0
         entries = [[*group, *(old[i] for i in rng.integers(0, len(old), count))] for group in fresh]
         expert = rng.integers(1, 3, (len(rows), len(entries[0])))
         flat = zip([pair for group in entries for pair in group], expert.ravel(), strict=True)

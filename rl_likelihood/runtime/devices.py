@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -103,8 +104,8 @@ def _suggest(c: Config, micro: int, learning: list, slices: int, sampler_only: l
         else:
             continue
         raise UserError(
-            f"train.micro_batch_prompts is {micro}: so many prompts of {c.rows_per_prompt} chains do not divide over "
-            f"{len(learning)} devices; {fits}"
+            f"train.micro_batch_prompts is {c.train.micro_batch_prompts or micro}: so many prompts of "
+            f"{c.rows_per_prompt} chains do not divide over {len(learning)} devices; {fits}"
         )
 
 
@@ -115,8 +116,9 @@ def _with_mesh(c: Config, learner: Mesh, micro: int, sampler_only: list, process
     if not divides(learner.shape, micro, rows):
         name = "train.micro_batch_prompts" if c.train.micro_batch_prompts > 0 else "train.prompts_per_step"
         raise UserError(
-            f"{name} is {micro}, which mesh.data x mesh.fsdp = {parts} does not divide; the nearest that it does "
-            f"is {max(1, round(micro / parts)) * parts} (or mesh.data divides it, and mesh.fsdp its {rows} rows)"
+            f"{name} is {attrgetter(name)(c)}, which mesh.data x mesh.fsdp = {parts} does not divide; the nearest "
+            f"that it does is {max(1, round(micro / parts)) * parts} (or mesh.data divides it, and mesh.fsdp its "
+            f"{rows} rows)"
         )
     if c.train.packing and micro % parts:
         raise UserError(

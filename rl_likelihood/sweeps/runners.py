@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.console import duration
+from rl_likelihood.runtime.watch import INTERRUPTED
 from rl_likelihood.shapes import UserError
 from rl_likelihood.sweeps import grid
 
@@ -29,7 +30,6 @@ CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.
 # Seconds before a preempted run that made no step is started again; doubled each time, up to the second number.
 PAUSE = (1.0, 60.0)
 AGAIN = 1.0  # seconds until the next look at a run that another process holds
-INTERRUPTED = 130  # exit code, as a shell has it
 # Linux: sends the program SIGTERM, on which it saves, when its parent process dies.
 _DIES_WITH_PARENT = (
     sys.executable,

@@ -34,7 +34,7 @@ ADVANTAGE = {
     "loo": "leave-one-out",
     "mean": "reward minus the group's mean",
     "std": "reward minus the group's mean, over its standard deviation",
-    "std_clip": "leave-one-out over its standard deviation, clipped",
+    "std_clip": "leave-one-out over the group's standard deviation, clipped",
 }
 
 
@@ -74,10 +74,14 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
 
 def steps_line(c: Config, questions: int) -> str:
     """The length of the run. Its time is unknown until two steps are done: the first one also compiles."""
-    steps, least = c.train.steps, "at least " * (c.filter.mode != "none")
-    passes = steps * c.train.prompts_per_step / questions
-    words = f"{least}{passes:{'.2g' if passes < 10 else ',.0f'}} passes over {questions:,} questions"
-    return f"steps    {steps}, {words}; the time left is printed from the second on"
+    least, asked = "at least " * (c.filter.mode != "none"), c.train.steps * c.train.prompts_per_step
+    words = (
+        f"{least}{asked:,} of {questions:,} questions"
+        if asked <= questions
+        else (f"{least}{asked / questions:,.1f} times the {questions:,} questions")
+    )
+    later = "; the time left is printed from the second on" * (c.train.steps > 1)
+    return f"steps    {c.train.steps}, {words}{later}"
 
 
 def disk_words(c: Config, model: ModelConfig) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from rl_likelihood.cli.command import INTERRUPTED, explained, guarded, in_order, refuse_address
+from rl_likelihood.cli.command import explained, guarded, in_order, refuse_address
 from rl_likelihood.shapes import UserError
 from tests.commands import run_each
 
@@ -29,8 +29,8 @@ def test_ctrl_c_is_one_sentence_and_exit_130(capfd):
 
     with pytest.raises(SystemExit) as end:
         guarded(main)
-    assert end.value.code == INTERRUPTED == 130
-    assert capfd.readouterr().err == "stopped; run the same command to resume\n"
+    assert end.value.code == 130
+    assert capfd.readouterr().err == "stopped; the same command goes on from what was saved, if anything was\n"
 
 
 def kept_in(folder: Path, **environment: str) -> str:

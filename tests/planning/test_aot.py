@@ -325,7 +325,7 @@ def test_the_kernel_runs_once_unless_its_results_are_computed_again():
         shapes = jax.eval_shape(lambda: random_params(cfg))
         ids = jnp.ones((p, g, t), jnp.int32)
         length = jnp.full((p,), s)
-        prompt, rows = jnp.zeros((p, s), jnp.int32), Completions(ids, ids, two_branches=False)
+        prompt, rows = jnp.zeros((p, s), jnp.int32), Completions(ids, ids, references=0)
 
         def loss(params):
             return forward(params, cfg, prompt, length, rows).completion.sum()

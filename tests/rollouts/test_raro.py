@@ -100,7 +100,7 @@ def test_a_resumed_run_is_the_unbroken_one(talkative, tmp_path):
     assert json.dumps(known[4:]) == json.dumps(known[:4])
 
 
-def test_no_verdict_no_gradient():
+def test_verdicts_that_are_missing_equal_or_ties_are_measured():
     verdict, expert = np.zeros((1, Q, G), int), np.ones((1, Q), int)
     told = raro.measured(verdict, expert, G)
     assert told["critic/unparsable"] == 1 and np.isnan(told["critic/accuracy"]) and np.isnan(told["critic/tie"])

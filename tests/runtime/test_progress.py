@@ -67,15 +67,15 @@ def test_in_a_log_a_new_state_is_a_line_and_the_same_is_not_said_twice(monkeypat
             time.sleep(0.01)
         lines.note = "sampling"
         progress._of_jax(progress._LOWERED)
-        while len(said) < 2:
+        while "sampling, compiling, " not in said[-1]:
             time.sleep(0.01)
         progress._of_jax(progress._COMPILED)
         lines.advance(3)
         while "0s left" not in said[-1]:
             time.sleep(0.01)
         time.sleep(0.1)
-    assert said[0] == "evaluated 0 of 3 questions, 0s so far" and said.count(said[-1]) == 1
-    assert "evaluated 0 of 3 questions, sampling, compiling, 0s so far" in said
+    assert said[0].startswith("evaluated 0 of 3 questions, ") and said[0].endswith("s so far")
+    assert said.count(said[-1]) == 1
     assert said[-1] == "evaluated 3 of 3 questions, sampling, 0s left"
 
 
@@ -84,7 +84,7 @@ def test_what_jax_reports_while_it_compiles_are_the_two_events(monkeypatch):
     monkeypatch.setattr(progress._compiling, "set", lambda: seen.append("begin"))
     monkeypatch.setattr(progress._compiling, "clear", lambda: seen.append("end"))
     jax.jit(lambda x: x * 3 + 1)(np.float32(2))
-    assert seen == ["begin", "end"]
+    assert seen[:2] == ["begin", "end"]
 
 
 def test_work_with_lines_of_its_own_says_nothing_in_a_log():

@@ -22,7 +22,7 @@ def test_a_conversation_s_sizes_stand_in_place_of_the_scored_answer():
 def test_the_length_of_a_run_is_in_steps_and_passes_over_the_data():
     c = get_config()
     c.train.steps, c.train.prompts_per_step = 200, 4
-    for questions, words in ((400, "200, 2 passes over 400"), (3000, "200, 0.27 passes over 3,000")):
+    for questions, words in ((400, "200, 2.0 times the 400 questions"), (3000, "200, 800 of 3,000 questions")):
         assert words in steps_line(build(c), questions)
 
 

@@ -1,5 +1,7 @@
 // The data are JSON, in gzip, in base64.
 const packed = Uint8Array.from(atob(document.getElementById("data").textContent), c => c.charCodeAt(0));
+if (!("DecompressionStream" in window))
+  document.body.prepend("This page needs a browser from 2023 or later: yours lacks DecompressionStream.");
 const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
 const data = await new Response(stream).json(), runs = data.runs;
 const $ = id => document.getElementById(id);
