@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def grader_table(file: str = "") -> dict[str, Grader]:
 def environment_table(file: str = "") -> Mapping[str, Callable[[EnvConfig], Environment]]:
     """The environments by name: those of `envs.table`, and the user's own from `file`."""
     own = getattr(user_file(file, "env.file", ("ENVIRONMENTS",)), "ENVIRONMENTS", {})
-    if not isinstance(own, dict):
+    if not isinstance(own, dict) or not all(isinstance(name, str) and name != "none" for name in own):
         raise UserError(f"env.file is {file!r}, whose ENVIRONMENTS is {own!r}; write {{'name': lambda cfg: Yours()}}")
     return {**ENVIRONMENTS, **own}
 
@@ -52,13 +53,22 @@ def environment_of(cfg: EnvConfig) -> Environment:
     except UserError:
         raise
     except Exception as e:
-        raise UserError(f"env.name is {cfg.name!r}, which cannot be made ({type(e).__name__}: {e})") from e
+        raise UserError(
+            f"env.name is {cfg.name!r}, which cannot be made ({type(e).__name__}: {e}); in env.file an environment is "
+            "written {'name': lambda cfg: Yours()}"
+        ) from e
     missing = [name for name in METHODS if isinstance(made, type) or not callable(getattr(made, name, None))]
     if missing:
         raise UserError(
             f"env.name is {cfg.name!r}, which makes {made!r:.100} without the method {missing[0]}; return an object "
             f"with the methods {', '.join(METHODS)}"
         )
+    for name in METHODS:
+        takes = list(inspect.signature(getattr(Environment, name)).parameters)[1:]
+        try:
+            inspect.signature(getattr(made, name)).bind(*takes)
+        except TypeError as e:
+            raise UserError(f"env.name is {cfg.name!r}, whose method {name} must take ({', '.join(takes)}): {e}") from e
     return made
 
 

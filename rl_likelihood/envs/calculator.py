@@ -23,7 +23,7 @@ class Sum:
 def calculate(state: Sum, expression: str) -> str:
     evaluated = evaluate(expression)
     if evaluated is None:
-        raise ToolError("not an expression of whole numbers, + - * / and brackets")
+        raise ToolError("too long, a division by zero, or no expression of whole numbers, + - * / and brackets")
     value = evaluated[0]
     if max(abs(value.numerator), value.denominator) > _LARGEST:
         raise ToolError("the value is too large to write out")

@@ -1,9 +1,9 @@
 """The rule of the Berkeley Function Calling Leaderboard for one turn of Python calls.
 
-A reference is JSON: {"functions": [...], "possible": [{name: {parameter: [values]}}, ...], "in_order": bool}. Functions
-are described as the benchmark does, with their parameters' types. Each call must be one of the possible ones: every
-argument has one of its values, and a parameter may be left out only where "" is among them. Text is compared without
-case, spaces and the marks ,./-_*^; an integer will do for a float, and nothing else for an integer.
+A reference is JSON: {"functions": [...], "possible": [{name: {parameter: [values]}}, ...]}. Functions are described as
+the benchmark does, with their parameters' types. Each call must be one of the possible ones: every argument has one of
+its values, and a parameter may be left out only where "" is among them. Text is compared without case, spaces and the
+marks ,./-_*^; an integer will do for a float, and nothing else for an integer.
 """
 
 import json
@@ -76,7 +76,7 @@ def _fits(arguments: dict[str, Any], allowed: dict[str, list], parameters: dict[
 def _is_one_of(value: Any, options: list, described: dict[str, Any]) -> bool:
     kind = _TYPES[described["type"]]
     inner = _TYPES[described["items"]["type"]] if described["type"] in ("array", "tuple") else None
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1e300:
         value = float(value)
     written = next((type(option) for option in options if option != ""), None)
     if type(value) is kind and inner and not _has_inner(value, options, inner):

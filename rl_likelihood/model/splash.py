@@ -5,7 +5,8 @@ with an offset. Segment ids, which are data, mask the prompt's padding.
 
 Segment ids cannot say that a branch attends to the trunk and to itself. So if a row has branches, all queries first
 attend to all but the reference answers. Then the queries of each reference answer attend to the trunk before it and to
-itself, in a narrow pass of their own.
+itself, in a narrow pass of their own, which replaces their results of the first. A sampled answer has no such pass: no
+trunk may follow it.
 """
 
 from __future__ import annotations
@@ -160,12 +161,16 @@ def _references(queries, own, trunk, reference, sizes: tuple[int, int], interpre
 
     @jax.checkpoint  # the keys are copied, and nothing is stored for each pass
     def one_pass(n):
-        start = (reference == n).argmax(-1)[..., None]
-        index = start + jnp.arange(width)
-        keys, values = (jnp.concatenate([x, at(x, s + index)], 3) for x in own)
-        before = trunk & (jnp.arange(s + u) < s + start)
-        attended = jnp.pad(before, ((0, 0), (0, 0), (0, width)), constant_values=True)
-        return _run(kernel, at(queries, index - first), keys, values, attended)
+        def attend():
+            start = (reference == n).argmax(-1)[..., None]
+            index = start + jnp.arange(width)
+            keys, values = (jnp.concatenate([x, at(x, s + index)], 3) for x in own)
+            before = trunk & (jnp.arange(s + u) < s + start)
+            attended = jnp.pad(before, ((0, 0), (0, 0), (0, width)), constant_values=True)
+            return _run(kernel, at(queries, index - first), keys, values, attended)
+
+        nothing = jnp.zeros((*queries.shape[:3], width, queries.shape[4]), queries.dtype)
+        return jax.lax.cond((reference == n).any(), attend, lambda: nothing)  # rows may have fewer answers
 
     out = jax.lax.map(one_pass, jnp.arange(1, answers + 1))  # [N, P, G, H, W, Dh]
     out = jnp.moveaxis(out, 0, 3).reshape(*queries.shape[:3], answers * width, -1)

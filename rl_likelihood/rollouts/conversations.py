@@ -115,8 +115,8 @@ class Conversations:
         return out
 
     def _asked(self, method: str, calls: Sequence[Callable[[], Any]], problem: Callable[[Any], str]) -> list[Any]:
-        """The result of each call to a method of the environment, or None if it failed or has a `problem`. Each kind of
-        failure of a method is reported once per run."""
+        """The result of each call to a method of the environment, or None if it failed or has a `problem`. An object
+        reports each kind of failure of a method once."""
         results = in_time(calls, self.seconds, problem)
         for failed in (result for result in results if isinstance(result, Failed)):
             kind = f"{method} {failed.kind}"  # its words may differ in every conversation
@@ -158,13 +158,13 @@ class Conversations:
         (conversation,) = self.begin([row])
         conversation = dataclasses.replace(conversation, ids=[], kinds=[], logp=[])  # drops the reference ids
         texts = texts_of(row.example, self.task.config.env.style)[: self.task.config.sampler.max_turns]
-        for text in texts:
+        for i, text in enumerate(texts):
             if not conversation.going:
                 break
             (spoken,) = ids_after_text(self.task.tokenizer, self.task.fmt.vocab_bytes, [text])
             ids = np.asarray([*spoken, self.task.fmt.eos_ids[0]], np.int32)
             conversation.add(ids, CHAIN)
-            self.reply([(conversation, ids)], last=text is texts[-1], refer=False)
+            self.reply([(conversation, ids)], last=i + 1 == len(texts), refer=False)
         if conversation.failed:
             raise UserError(f"the environment fails in the conversation of row {row.example.id}; mend its chain")
         return conversation
@@ -207,7 +207,8 @@ class Conversations:
         maximum."""
         width = self.task.config.conversation_tokens
         if multiple:
-            width = -(-max(len(row.ids) for group in played for row in group) // multiple) * multiple
+            longest = max(len(row.ids) for group in played for row in group)
+            width = -(-max(1, longest) // multiple) * multiple
 
         def array(values: Callable[[Conversation], Sequence], fill: float, kind: type) -> np.ndarray:
             out: np.ndarray = np.full((len(played), len(played[0]), width), fill, kind)
@@ -261,8 +262,7 @@ def messages_of(task: Task, rollout: Rollout, i: int, j: int) -> list[dict[str, 
             "role": "assistant" if kinds[start] == CHAIN else "environment",
             "text": (text_of if kinds[start] == CHAIN else shown)(ids[start:end]).strip(),
         }
-        for start, end in zip([0, *ends[:-1]], ends, strict=True)
-        if end > start
+        for start, end in zip([0, *ends[:-1]], ends, strict=False)  # no message: the environment could not start
     ]
 
 
@@ -275,6 +275,8 @@ def texts_of(example: Example, style: Style) -> list[str]:
     """The messages of an example's chain: JSON, a list of {"calls": [{"name", "arguments"}], "thought": text}."""
     try:
         messages = json.loads(example.chain)
+        if not all(m.keys() <= {"calls", "thought"} and isinstance(m.get("thought", ""), str) for m in messages):
+            raise ValueError("a message has calls and a thought, which is text")
         texts = [message([Call(*call_of(call)) for call in m["calls"]], style, m.get("thought", "")) for m in messages]
         if not "".join(texts).encode():
             raise ValueError("it has no message")

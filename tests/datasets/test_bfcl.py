@@ -49,6 +49,7 @@ def call(**arguments):
         ({"base": "10"}, False),
         ({"base": True}, False),
         ({"height": 5.5}, False),
+        ({"height": 10**400}, False),
         ({"tags": ["red-one", "BLUE"]}, True),
         ({"tags": ["blue", "Red one"]}, False),
         ({"tags": ["Red one", 2]}, False),

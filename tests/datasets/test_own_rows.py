@@ -199,8 +199,11 @@ BAD_LINES = [
     ({"prompt": None, "answer": "b"}, "field 'prompt' is null; write the prompt"),
     ({"prompt": "a", "answer": "b", "chain": {}}, "field 'chain' must be a string, not an object"),
     ({"prompt": "a", "answer": "b", "alternatives": "c"}, "field 'alternatives' must be a list of answers, not a str"),
-    ({"prompt": "a", "answer": "b", "alternatives": ["c", {}]}, "field 'alternatives' must be a string, not an object"),
-    ({"prompt": "a", "answer": "b", "alternatives": [" "]}, "field 'alternatives' is empty"),
+    (
+        {"prompt": "a", "answer": "b", "alternatives": ["c", {}]},
+        "field 'alternatives[1]' must be a string, not",
+    ),
+    ({"prompt": "a", "answer": "b", "alternatives": [" "]}, "field 'alternatives[0]' is empty"),
     ({"prompt": "a", "answer": "b", "task": False}, "field 'task' must be a string, not true/false"),
     ({"prompt": "a", "answer": "b", "id": 1.5}, "field 'id' must be text or an integer"),
     ({"prompt": "a", "answer": "b", "id": True}, "field 'id' must be text or an integer"),

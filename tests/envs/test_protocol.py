@@ -107,6 +107,12 @@ class Unpaid:
         ("ENVIRONMENTS = {'own': lambda cfg: Unpaid()}", ["'own'", "method reward", "start, step, reward"]),
         ("ENVIRONMENTS = {'own': lambda cfg: Mute}", ["'own'", "Mute", "return an object"]),
         ("ENVIRONMENTS = {'own': lambda cfg: None}", ["'own'", "None", "return an object"]),
+        (
+            "Mute.step = lambda self, text: 0\nENVIRONMENTS = {'own': lambda cfg: Mute()}",
+            ["method step", "(state, text)"],
+        ),
+        ("ENVIRONMENTS = {'own': Mute}", ["'own'", "cannot be made", "lambda cfg: Yours()"]),
+        ("ENVIRONMENTS = {'none': lambda cfg: Mute()}", ["env.file", "lambda cfg"]),
         ("ENVIRONMENTS = ['own']", ["env.file", "['own']", "lambda cfg"]),
         ("raise SystemExit(3)", ["env.file", "SystemExit: 3"]),
         ("ENVIRONMENTS = {'own': lambda cfg: Mute() if cfg.max_turns == 7 else None}", ["row r1", "hello"]),

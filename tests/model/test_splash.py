@@ -43,13 +43,14 @@ def both(segment):
 
 
 def of(segment):
-    """The branches of these rows, with their true numbers and lengths."""
+    """The branches of these rows, with their true lengths."""
     number = references(segment)
     longest = max(int((number == n).sum(-1).max()) for n in range(1, 4))
-    return splash.Branches(segment, number, int(number.max()), longest)
+    return splash.Branches(segment, number, int(number.max()) + 1, longest)  # one more than there are
 
 
-ROWS = {"chain": CHAINS, "branches": BRANCHES, "conversation": TURNS, "several references": OTHERS}
+SOME = [[CHAIN] * 5 + [PAD] * 4, TURNS[1]]
+ROWS = {"chain": CHAINS, "branches": BRANCHES, "conversation": TURNS, "several references": OTHERS, "some": SOME}
 
 
 @pytest.mark.parametrize("segment", ROWS.values(), ids=ROWS)
@@ -100,7 +101,7 @@ def test_rows_are_split_by_tokens_over_context():
     rng, t = np.random.default_rng(3), 2 * splash.LANES
     shapes = ((1, 1, t, 2, D), (1, 1, 1, t, D), (1, 1, 1, t, D), (1, 1, S, D), (1, 1, S, D))
     x = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    rows = [CHAIN] * 110 + [SAMPLED] * 10 + [REFERENCE] * 60 + [CHAIN] * 10 + [REFERENCE] * 30 + [PAD] * 36
+    rows = [CHAIN] * 110 + [ENV] * 10 + [REFERENCE] * 60 + [CHAIN] * 10 + [REFERENCE] * 30 + [PAD] * 36
     segment = jnp.asarray([[rows]])  # the first reference is on both devices
     real, in_prompt = (segment != PAD)[..., None, None], jnp.arange(S) < np.array([[3]])
     branches = of(segment)

@@ -438,3 +438,13 @@ def test_the_expert_s_conversations_of_the_real_telecom_are_paid(loaded):
         conversations._pay([played])
         assert played.end in ("done", "transfer") and played.paid.reward == 1 and played.bad == 0
         assert played.paid.calls_f1 > 0
+
+
+def test_where_no_conversation_can_begin_the_step_has_rows_without_tokens_and_no_messages(loaded):
+    class Late(Words):
+        def start(self, task):
+            raise RuntimeError("late")
+
+    rollout = sampled(*loaded, Late(), width_multiple=16)
+    assert rollout.outcomes.failed.all() and rollout.completion.shape[-1] == 16 and not rollout.segment.any()
+    assert messages_of(loaded[0], rollout, 0, 0) == []
