@@ -516,9 +516,9 @@ def test_prompts_as_wide_as_their_batch_needs_give_the_same_run(tmp_path, capsys
         "eval__prompts": 0,
     }
     whole, cut = (run(tmp_path / str(n), prompt__width_multiple=n, **data) for n in (0, 1))
-    assert {width for width, _ in widths[:4]} == {32}
+    assert {width for width, _ in widths[:4]} == {40}
     # Up to what fsdp = 2 divides.
-    assert all(width == longest + longest % 2 < 32 for width, longest in widths[4:]) and len(set(widths[4:])) > 1
+    assert all(width == longest + longest % 2 < 40 for width, longest in widths[4:]) and len(set(widths[4:])) > 1
     said = capsys.readouterr().out
     assert all(f"compiles the {what} for prompts of " in said for what in ("step", "sampler"))
     for a, b in zip(rows(whole, "metrics.jsonl"), rows(cut, "metrics.jsonl"), strict=True):
@@ -629,7 +629,7 @@ def test_print_config_shows_who_set_what():
         "* filter.beta = 0.9   (preset: 0.5)",
         'p reward.baseline = "frozen"',
         "p loss.clip_high = 0.27",
-        "+ optim.lr = 0.0005",
+        "+ optim.lr = 0.002",
         "  optim.b1 = 0.9",
     ):
         assert line in out.splitlines(), line

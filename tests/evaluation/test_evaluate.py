@@ -105,7 +105,7 @@ def task_of(**overrides):
 
 def sharp(params):
     """Random weights large enough that the answer depends on the chain."""
-    return jax.tree.map(lambda x: np.asarray(x) * 12, params)
+    return jax.tree.map(lambda x: np.asarray(x) * 8, params)
 
 
 def records_of(folder: Path, out: dict) -> list[dict]:
@@ -306,7 +306,7 @@ def test_the_keys_of_evaluation_are_never_those_of_training(tmp_path):
     sampler = task.sampler(group_size=3, temperature=(0.0, 1.0, 1.0))
 
     def answers(key):
-        weights, prompts = sampler_weights(params, task.model, None), task.collate(rows, uid, 40)
+        weights, prompts = sampler_weights(params, task.model, None), task.collate(rows, uid, 48)
         ids, _, length = decode.sample_ids(weights, prompts, key, sampler, task.fmt.answer_close, 10)
         texts = [
             task.tokenizer.decode(ids[i, j, : length[i, j]], skip_special_tokens=True) for i in uid for j in (1, 2)
@@ -600,7 +600,7 @@ assert jax.device_count() == 1
 c = small_config(eval__samples=0, eval__batch_prompts=1, mesh__fsdp=1, mesh__tensor=1, data__heldout_size=9)
 c.eval.prompts = 9
 task, params = load(build(c), training=False)
-params = jax.tree.map(lambda x: np.asarray(x) * 12, params)
+params = jax.tree.map(lambda x: np.asarray(x) * 8, params)
 texts = []
 for ahead in (1, 2, 4, 100):
     evaluate.AHEAD, calls, batches = ahead, [], []
