@@ -90,7 +90,7 @@ def batches(reader: Reader, questions: Sequence[str], texts: Sequence) -> list[J
 def row_log_prob(params: Params, model: ModelConfig, judged: Judged) -> jax.Array:
     """The log-prob of each row after its prompt, [P, Q]."""
     there = jnp.arange(judged.rows.shape[-1]) < judged.row_length[..., None]
-    rows = Completions(judged.rows, jnp.where(there, CHAIN, PAD), two_branches=False)
+    rows = Completions(judged.rows, jnp.where(there, CHAIN, PAD), references=0)
     hidden = forward(params, model, judged.prompt, judged.prompt_length, rows)
     last = jnp.take_along_axis(hidden.prompt, (judged.prompt_length - 1)[:, None, None], 1)
     first = jnp.broadcast_to(last[:, None], (*judged.rows.shape[:2], 1, last.shape[-1]))
