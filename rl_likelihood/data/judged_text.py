@@ -278,8 +278,10 @@ def _rendered(reader: Reader, question: str) -> _Rendered:
     if not (tokenizer.chat_template or reader.render):
         raise UserError(f"judge.model: {name_of(tokenizer)} has no chat template; set judge.template=plain")
     try:
-        text = reader.render(form.asking(question)) if reader.render else None
-        text = text or tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=bool(form.ask))
+        if reader.render:
+            text = reader.render(form.asking(question))
+        else:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=bool(form.ask))
     except TemplateError as e:
         raise UserError(f"judge.model: the chat template of {name_of(tokenizer)} refuses a question ({e})") from e
     before, marker, after = text.rpartition(_ANSWERS)

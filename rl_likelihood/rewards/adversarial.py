@@ -49,7 +49,7 @@ VERDICTS = ("1", "2", "tie")  # what a critic that writes a chain may answer
 
 
 def verdict_of(answer: str | None) -> int:
-    """1 or 2 for the first or second answer, 3 for a tie, 0 for an answer that is no verdict."""
+    """The verdict as a number: 1 (the first answer), 2 (the second), 3 (a tie), or 0 for any other text."""
     said = (answer or "").strip().lower()
     return VERDICTS.index(said) + 1 if said in VERDICTS else 0
 
@@ -57,10 +57,11 @@ def verdict_of(answer: str | None) -> int:
 def verdict_rewards(
     verdict: Int[np.ndarray, "P Q G"], expert: Int[np.ndarray, "P Q"], tau_critic: float, tau_policy: float
 ) -> tuple[Float[np.ndarray, "P Q G"], Float[np.ndarray, "P Q"]]:
-    """(the critic's reward for each verdict, the policy's mean reward for each pair). NaN where there is no verdict.
+    """Returns (the critic's reward for each verdict, the policy's mean reward for each pair).
 
-    `verdict`: as `verdict_of`. `expert`: the number of the expert's answer. The critic earns 1 for the expert's answer
-    and the policy 1 for its own. A tie pays tau_critic and tau_policy.
+    `verdict` has the numbers of `verdict_of`, and `expert` says which answer is the expert's, 1 or 2. A verdict for the
+    expert's answer pays the critic 1. A verdict for the policy's answer pays the policy 1. A tie pays tau_critic and
+    tau_policy. A reward is NaN if there is no verdict to take it from.
     """
     right, tie, read = verdict == expert[..., None], verdict == 3, verdict > 0
     critic = np.where(read, right + tau_critic * tie, np.nan)

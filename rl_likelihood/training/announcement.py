@@ -75,13 +75,9 @@ def announce(task: Task, devices: Devices, workdir: Path | None, resume: int | N
 def steps_line(c: Config, questions: int) -> str:
     """The length of the run. Its time is unknown until two steps are done: the first one also compiles."""
     least, asked = "at least " * (c.filter.mode != "none"), c.train.steps * c.train.prompts_per_step
-    words = (
-        f"{least}{asked:,} of {questions:,} questions"
-        if asked <= questions
-        else (f"{least}{asked / questions:,.1f} times the {questions:,} questions")
-    )
+    many = f"{asked:,} of" if asked <= questions else f"{asked / questions:,.1f} times the"
     later = "; the time left is printed from the second on" * (c.train.steps > 1)
-    return f"steps    {c.train.steps}, {words}{later}"
+    return f"steps    {c.train.steps}, {least}{many} {questions:,} questions{later}"
 
 
 def disk_words(c: Config, model: ModelConfig) -> str:
