@@ -29,7 +29,7 @@ import numpy as np
 
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.report.table import UNTOUCHED, WITHOUT_CHAIN, Run, final, starts, without_chain
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import UserError, exits
 from rl_likelihood.sweeps import grid
 
 LOG, EXACT, BETWEEN = ("log_prob", "avg_log_prob"), ("base_rl", "prob"), ("avg_prob", "jepo")
@@ -154,17 +154,14 @@ def table(rows: Sequence[tuple[Claim, dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@exits
 def main() -> int:
     parser = argparse.ArgumentParser(description="Which published claims a grid's runs show.")
     parser.add_argument("--file", default="experiments/cpu_grid.py")
     parser.add_argument("--root", default="runs/cpu_grid", help="folder of its runs")
     parser.add_argument("--out", default="", help="folder for claims.md and claims.json; none by default")
     a = parser.parse_args()
-    try:
-        runs = read_runs(Path(a.root), a.file)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    runs = read_runs(Path(a.root), a.file)
     rows = [(claim, judged(claim, runs.get((claim.task, claim.metric), {}))) for claim in claims()]
     print(table(rows), end="")
     if a.out:

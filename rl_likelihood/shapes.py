@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
+import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,23 @@ def rounded(size: int, per_octave: int, limit: int) -> int:
 
 class UserError(ValueError):
     """Bad input, explained in the user's words. The mains print it on one line and exit with code 2."""
+
+
+def exits(main: Callable[..., int]) -> Callable[..., int]:
+    """Decorates the main of a short command: after bad input it returns 2, after Ctrl-C 130; one line says why."""
+
+    @functools.wraps(main)
+    def guarded(*args: Any) -> int:
+        try:
+            return main(*args)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
+
+    return guarded
 
 
 _FOLDERS = (*(sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib")), str(Path(__file__).parent))

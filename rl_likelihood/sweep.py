@@ -31,20 +31,17 @@ from rl_likelihood.grading.worker import run_file
 from rl_likelihood.report import figures, page, plots, table, table_text
 from rl_likelihood.runtime import disk, run_files
 from rl_likelihood.runtime.console import outlive_the_terminal
-from rl_likelihood.shapes import UserError, user_code
+from rl_likelihood.shapes import UserError, exits, user_code
 from rl_likelihood.sweeps import grid, ray_runner, runners
 from rl_likelihood.sweeps.grid import Experiment, Point
 
 
+@exits
 def main(argv: Sequence[str] | None = None) -> int:
     # Hide jax's warnings about backends that it does not find.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-    try:
-        return act(parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return act(parser().parse_args(argv))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -26,7 +26,7 @@ from rl_likelihood.datasets.common import BadRow, DataSet, Row, Skipped
 from rl_likelihood.datasets.questions import example_key, group_key, named
 from rl_likelihood.datasets.splitting import leave_out_long, split_rows
 from rl_likelihood.fields import one_of
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import UserError, exits
 
 VERSION = "1.0.0"  # of the stored form: raise it when FIELDS change
 
@@ -268,8 +268,9 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+@exits
 def main(argv: Sequence[str]) -> int:
-    """Run the command; 0, or 2 after one line on stderr that says what to do."""
+    """Prepares what the flags say and prints the report; 0."""
     parser = _Parser(prog="python -m rl_likelihood.datasets.prepare", allow_abbrev=False, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--dataset", default="", help=", ".join(DATASETS))
@@ -278,14 +279,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--max_chars", type=int, default=0, help="leave out rows with more characters; 0 for no limit")
     parser.add_argument("--heldout", type=float, default=None, help="number or share of questions to hold out")
     parser.add_argument("--skip_bad_rows", action="store_true", help="leave out and count rows that cannot be read")
-    try:
-        flags = parser.parse_args(argv)
-        if not flags.out:
-            raise UserError("--out is missing; write --dataset=NAME --source=PATH --out=DIR")
-        report = prepare(flags.dataset, flags.source, flags.out, flags.max_chars, flags.heldout, flags.skip_bad_rows)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    flags = parser.parse_args(argv)
+    if not flags.out:
+        raise UserError("--out is missing; write --dataset=NAME --source=PATH --out=DIR")
+    report = prepare(flags.dataset, flags.source, flags.out, flags.max_chars, flags.heldout, flags.skip_bad_rows)
     print(report.paragraph())
     return 0
 

@@ -56,6 +56,8 @@ def problem_of(value: Any, kind: type) -> str:
         if not some or not all(map(is_message, some)):
             return f"Start.messages is {value.messages!r:.200}; give a list of (role, text); a role is {_OF_ROLES}"
         texts += [text for _, text in some]
+        if not any(texts[1:]):
+            return "all texts of Start.messages are empty, so the model has nothing to read"
     else:
         listed = isinstance(value.bad, list | tuple) and all(isinstance(kind, str) for kind in value.bad)
         if value.end not in ENDS or not listed:

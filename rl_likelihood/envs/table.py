@@ -41,7 +41,13 @@ def _telecom(cfg: EnvConfig) -> Environment:
     return telecom_rollouts.read(cfg.path, cfg.prompt, cfg.style, at_once=cfg.max_turns == 1)
 
 
+def _calculator(cfg: EnvConfig) -> Environment:
+    if cfg.path:
+        raise UserError(f"env.path is {cfg.path!r}, but env.name is 'calculator', which reads no files; leave it empty")
+    return Calculator(cfg.style)
+
+
 ENVIRONMENTS: Mapping[str, Callable[[EnvConfig], Any]] = {
-    "calculator": lambda cfg: Calculator(cfg.style),
+    "calculator": _calculator,
     "telecom": _telecom,
 }

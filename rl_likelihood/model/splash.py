@@ -25,6 +25,7 @@ from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED, AnyArray
 
 LANES = 128  # of the hardware: sequence lengths are padded to a multiple; head widths are a multiple of half of it
 BLOCK = 512  # maximum rows of a tile
+MANY = 8 * BLOCK  # so many keys are padded to whole tiles rather than cut into narrow ones
 RESULTS = "splash"  # name of the kernel's results, for `jax.checkpoint`
 
 
@@ -115,6 +116,9 @@ def _local(q, own, prompt, kinds, sizes: tuple[int, int], interpret: bool):
         prompt = nothing, nothing, jnp.zeros((p, 0), bool)
     s = prompt[0].shape[2]
     s_pad, t_pad = -s % LANES, -t % LANES
+    n = s + s_pad + own[0].shape[3] + t_pad
+    if n >= MANY and _tile(n) < BLOCK // 2:
+        s_pad += -n % BLOCK
 
     def joined(before, own):
         before = jnp.broadcast_to(_padded(before, s_pad, 2)[:, None], (p, g, own.shape[2], s + s_pad, d))
@@ -187,10 +191,15 @@ def _of_shard(x: Array, axis: int, shards: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("context") * size, size, axis)
 
 
+def _tile(n: int) -> int:
+    """Rows of a tile of n, which LANES divides: the most that divide it."""
+    return max(b for b in range(LANES, BLOCK + 1, LANES) if n % b == 0)
+
+
 def _kernel(heads: int, t: int, s: int, interpret: bool, shards: int = 1):
     """kernel(q [H, T, Dh], k, v [K, S + U, Dh], segment ids), where a row has U = T x shards tokens."""
     u = t * shards
-    bq, bk = (max(b for b in range(LANES, BLOCK + 1, LANES) if n % b == 0) for n in (t, s + u))
+    bq, bk = _tile(t), _tile(s + u)
     sizes = splash_attention_kernel.BlockSizes(
         block_q=bq,
         block_kv=bk,

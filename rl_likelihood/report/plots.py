@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rl_likelihood.report import panels, style, table
 from rl_likelihood.report.metric_table import without_samples
 from rl_likelihood.runtime import run_files
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import UserError, exits
 
 FAINT_UP_TO = 3  # runs; the single steps of more than that hide the means
 
@@ -140,17 +140,14 @@ def names_of(workdirs: list[str]) -> dict[str, Path]:
     return dict(zip(names, paths, strict=True)) if paths else {}
 
 
+@exits
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rl_likelihood.report.plots", description="Curves of one or several runs.")
     parser.add_argument("run_dir", nargs="+", help="the --workdir of a run")
     parser.add_argument("--out", required=True, help="folder for curves.png and curves.svg")
     args = parser.parse_args(argv)
-    try:
-        for path in curves(names_of(args.run_dir), args.out):
-            print(path)
-    except UserError as e:
-        print(e, file=sys.stderr)
-        return 2
+    for path in curves(names_of(args.run_dir), args.out):
+        print(path)
     return 0
 
 

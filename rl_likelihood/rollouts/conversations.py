@@ -48,6 +48,13 @@ class Paid(NamedTuple):
         return f"its {wrong[0]} is {numbers[wrong[0]]}" if wrong else ""
 
 
+def number_of(reward: Any) -> float:
+    """An environment's reward as a float. Text is refused, which `float` would read."""
+    if isinstance(reward, str):
+        raise TypeError(f"its reward is the text {reward!r:.100}; return a number")
+    return float(reward)
+
+
 @dataclasses.dataclass
 class Conversation:
     """One row in progress: its ids so far, and the environment's state."""
@@ -243,7 +250,7 @@ class Conversations:
         reward, f1 = self.environment.reward, getattr(self.environment, "calls_f1", None)
         ran = [row for row in played if not row.failed]
         f1_of = lambda row: None if f1 is None else float(f1(row.state))
-        calls = [lambda row=row: Paid(float(reward(row.state, row.end)), f1_of(row)) for row in ran]
+        calls = [lambda row=row: Paid(number_of(reward(row.state, row.end)), f1_of(row)) for row in ran]
         for row, paid in zip(ran, self._asked("reward", calls, Paid.problem), strict=True):
             row.failed = paid is None
             row.paid = paid or Paid()

@@ -72,6 +72,7 @@ SAID = [("user", "Speak.")]
         (Start({}, [("robot", "x")]), "assistant or tool"),
         (Start({}, [("user", 5)]), "int"),
         (Start({}, [("user", "\ud800")]), "surrogate"),
+        (Start({}, [("system", ""), ("user", "")]), "all texts of Start.messages are empty"),
         (Start({}, SAID, None), "NoneType"),
         (({}, SAID), "tuple and not Start"),
         (Reply("x", "transfer", 2**31 - 1, ["no_call"]), ""),

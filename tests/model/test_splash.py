@@ -64,6 +64,24 @@ def test_the_kernel_is_the_dense_attention_with_its_gradients(segment):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_many_keys_are_padded_to_whole_tiles(monkeypatch):
+    """640 keys are 5 tiles of 128; padded, they are 2 of 512."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 1, n, T, D)), jnp.float32) for n in (H, K, K))
+    q = q.swapaxes(2, 3)
+    pk, pv = (jnp.asarray(rng.normal(size=(1, K, 400, D)), jnp.float32) for _ in range(2))
+    in_prompt = jnp.arange(400)[None] < 390
+    segment = jnp.asarray([[TURNS[1]]])
+    tiles = []
+    tile = splash._tile
+    monkeypatch.setattr(splash, "MANY", 0)
+    monkeypatch.setattr(splash, "_tile", lambda n: tiles.append((n, tile(n))) or tile(n))
+    one = attention(q, (k, v), branch_mask(segment), (pk, pv, in_prompt))
+    two = splash.attention(q, (k, v), (pk, pv, in_prompt), of(segment), interpret=True)
+    np.testing.assert_allclose(one, two, atol=2e-5)
+    assert tiles[0] == (640, 128) and (1024, 512) in tiles
+
+
 def test_a_prompt_has_nothing_before_it():
     q, k, v, *_ = arrays()
     lengths = np.array([T, 4])

@@ -18,7 +18,7 @@ from rl_likelihood.datasets import DATASETS, files, prepare
 from rl_likelihood.envs.deadline import Failed, in_time
 from rl_likelihood.envs.protocol import Reply, Start, problem_of
 from rl_likelihood.report.metric_table import unknown
-from rl_likelihood.rollouts.conversations import Conversations, Paid, messages_of, say_longer, targets_of
+from rl_likelihood.rollouts.conversations import Conversations, Paid, messages_of, number_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
@@ -177,6 +177,12 @@ def test_a_reward_beyond_float32_is_a_failure():
     assert Paid(-3e38).problem() == "" and "its reward is 1e+300" in Paid(1e300).problem()
 
 
+def test_a_reward_of_text_is_a_failure():
+    assert number_of(np.float32(0.5)) == 0.5
+    with pytest.raises(TypeError, match="'0.5'"):
+        number_of("0.5")
+
+
 def test_rows_that_the_environment_refuses_are_left_out_where_that_is_asked_for(loaded):
     task = loaded[0]
     good = [row.example for row in task.train[:2]]
@@ -285,6 +291,7 @@ REFUSED = (
     ({"loss__span": "response"}, ["loss.span", "auto"]),
     ({"env__credit": "turn", "loss__advantage": "std"}, ["env.credit", "loss.advantage"]),
     ({"env__name": "telecom"}, ["env.path"]),
+    ({"env__name": "calculator", "env__path": "tau2"}, ["env.path", "tau2"]),
     ({"reward__name": "log_prob"}, ["log_prob", "avg_log_prob"]),
     ({"reward__name": "max_rl(exact_match)"}, ["max_rl"]),
     ({"reward__name": "r3"}, ["r3"]),
