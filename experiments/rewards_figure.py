@@ -1,6 +1,6 @@
 """Every likelihood reward along one run: the figure docs/rewards.png.
 
-    make quickstart
+    python -m rl_likelihood.train --config=configs/quickstart.py:steps=12 --workdir=runs/quickstart
     python -m experiments.rewards_figure [--workdir=runs/quickstart] [--out=docs/rewards.png]
 
 Each step logs every likelihood reward, whichever one trains. A panel shows one of them: its mean over the step's
