@@ -4,7 +4,7 @@
 
 Sums, differences and products of two numbers up to 10. Two worked examples stand before each question, and the second
 takes two steps. The untouched model copies that second step where one step is the answer. So it is right on about one
-question in ten, greedily or when it samples. docs/results.md has three seeds, and the untouched model with better examples.
+question in ten, greedily or when it samples. docs/results.md has three seeds, and the model with better examples.
 
 Arguments: reward, group, steps, seed, as configs/quickstart.py:reward=jepo,seed=1.
 """

@@ -3,7 +3,7 @@
     python -m experiments.quickstart_seeds [--seeds=0,1,2] [--only_table]
 
 All seeds have the same held-out questions; sampling and the order of the training questions differ. Writes
-experiments/results/quickstart_seeds.json and prints the table of docs/results.md. About four minutes a seed on two cores.
+experiments/results/quickstart_seeds.json and prints the table of docs/results.md. Four minutes a seed on two cores.
 """
 
 from __future__ import annotations
