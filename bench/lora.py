@@ -1,6 +1,6 @@
 """A learner's step that trains all parameters, and steps that train adapters: time and memory, by the base's type.
 
-    python -m bench.lora [--model=W135] [--shape=8,4,128,128] [--rounds=5] [--rank=16] [--micro=2] [--kl]
+    python -m bench.lora [--model=W135] [--shape=8,4,128,128] [--rounds=5] [--rank=16] [--micro=2] [--kl] [--kinds=full,lora]
     python -m bench.lora --memory ...       each kind once, in a process of its own: the most that it held
 
 Random weights; no sampling. The kinds alternate, and times are given as ratios to the full step of the same round.
@@ -68,7 +68,7 @@ def memory(kind: str, case: work.Case, rank: int, kl: bool) -> None:
 
 def times(case: work.Case, args: argparse.Namespace) -> None:
     """All kinds in turn; a line for each."""
-    seconds = work.rounds({kind: call(kind, case, args.rank, args.kl) for kind in KINDS}, args.rounds)
+    seconds = work.rounds({kind: call(kind, case, args.rank, args.kl) for kind in args.kinds}, args.rounds)
     for kind, of in seconds.items():
         ratio = statistics.median(x / full for x, full in zip(of, seconds["full"], strict=True))
         row = {"kind": kind, "of_full": round(ratio, 3), **{k: round(v, 3) for k, v in work.summary(of).items()}}
@@ -84,6 +84,7 @@ def main() -> None:
     arguments.add_argument("--micro", type=int, default=2, help="prompts in a micro-batch")
     arguments.add_argument("--kl", action="store_true")
     arguments.add_argument("--memory", action="store_true")
+    arguments.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help="full is one of them")
     arguments.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     args = arguments.parse_args()
     shape = Shape(*map(int, args.shape.split(",")))
@@ -91,7 +92,7 @@ def main() -> None:
     if args.kind:
         memory(args.kind, case, args.rank, args.kl)
     elif args.memory:
-        for kind in KINDS:
+        for kind in args.kinds:
             subprocess.run([sys.executable, "-m", "bench.lora", *sys.argv[1:], f"--kind={kind}"], check=True)
     else:
         times(case, args)
