@@ -43,9 +43,10 @@ from rl_likelihood.rollouts.local_judge import load_head, local_judge, save_head
 from rl_likelihood.rollouts.policy_answers import policy_answers
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.checkpoint import CheckpointConfig
-from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.console import duration, say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.runtime.lock import lock
+from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.signals import StopRequest
 from rl_likelihood.runtime.workdir import TOKENIZER, checkpoint_meta, claim, keep_inputs, write_config
 from rl_likelihood.settings import Config
@@ -174,6 +175,7 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
         _evaluate(s, state)
     rows_of, program, stop = order(len(s.train), c.train.prompts_per_step, c.seed), None, StopRequest()
     stack.callback(stop.restore)
+    progress = stack.enter_context(Progress("trained", steps, "steps", done=step))
     meta = checkpoint_meta(s.workdir, c, s.model, s.model_path)
     while step < steps:
         if stop.requested:
@@ -194,7 +196,9 @@ def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_
         if not np.isfinite(out["loss/preference"]) or not np.isfinite(out["grad/norm"]):
             raise UserError(f"step {step}: the loss is not finite; lower optim.lr in a new workdir")
         writer.metrics(step, out | {"judge/cut": cut, "time/learn": time.perf_counter() - begin})
-        say(f"step {step}/{steps}  loss {out['loss/preference']:.4f}  pairs right {out['preference/accuracy']:.1%}")
+        progress.advance()
+        words = f"step {step}/{steps}  loss {out['loss/preference']:.4f}  pairs right {out['preference/accuracy']:.1%}"
+        say(words + (f"  {duration(left)} left" if (left := progress.left()) else ""))
         if checkpoint.due(checkpoint_config, step, steps):
             checkpoint.save(manager, state, meta)
     checkpoint.finish(manager)

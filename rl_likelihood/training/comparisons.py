@@ -18,6 +18,7 @@ from rl_likelihood.datasets.questions import hash_of, variant_key
 from rl_likelihood.datasets.sources import DataConfig
 from rl_likelihood.learner.judge import JudgeParams
 from rl_likelihood.runtime.console import say
+from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.shapes import Compared, Judged, UserError
 
 MOST_HELDOUT = 100  # default limit of held-out questions of a file, with at most a tenth of its rows
@@ -102,9 +103,11 @@ def scores_of(
     `make_judge`."""
     options = max(len(r.answers) for r in rows)
     out: list[np.ndarray] = []
-    for start in range(0, len(rows), size):
-        part = list(rows[start : start + size])
-        batch, _ = encode(reader, part + part[-1:] * (size - len(part)), options)
-        values = np.asarray(run(params, batch.judged))
-        out += [values[i, : len(r.answers)] for i, r in enumerate(part)]
+    with Progress("scored", len(rows), "comparisons", say) as progress:
+        for start in range(0, len(rows), size):
+            part = list(rows[start : start + size])
+            batch, _ = encode(reader, part + part[-1:] * (size - len(part)), options)
+            values = np.asarray(run(params, batch.judged))
+            out += [values[i, : len(r.answers)] for i, r in enumerate(part)]
+            progress.advance(len(part))
     return out
