@@ -35,6 +35,7 @@ class Mutant(NamedTuple):
 
 
 SURROGATE, STEP, REWARDED = "learner/test_surrogate.py", "learner/test_step.py", "learner/test_rewards_in_step.py"
+POLICY_LOSS = "learner/test_policy_loss.py"
 EVALUATE, STATISTICS = "evaluation/test_evaluate.py", "evaluation/test_statistics.py"
 BATCHES, POSTERIOR = "rollouts/test_batches.py", "learner/test_posterior.py"
 OWN_FILES = "datasets/test_own_files.py"
@@ -51,21 +52,23 @@ MUTANTS = [
         "learner/surrogate.py",
         "rows = rows / jnp.maximum(mask.sum(-1), 1)",
         "rows = rows / mask.shape[-1]",
-        f"{SURROGATE} -k length_aggregation",
+        f"{POLICY_LOSS} -k length_aggregation",
     ),
     Mutant(
         "learner/surrogate.py",
         "jnp.minimum(ratio * a, jnp.clip",
         "jnp.maximum(ratio * a, jnp.clip",
-        f"{SURROGATE} -k clip_acts",
+        f"{POLICY_LOSS} -k clip_acts",
     ),
     Mutant(
         "learner/surrogate.py",
         "jax.lax.stop_gradient(weight) * a * logp",
         "weight * a * logp",
-        f"{SURROGATE} -k truncated_and_constant",
+        f"{POLICY_LOSS} -k truncated_and_constant",
     ),
-    Mutant("learner/surrogate.py", "return 0.5 * d * d", "return d * d", f"{SURROGATE} -k 'kl_edges or kl_estimates'"),
+    Mutant(
+        "learner/surrogate.py", "return 0.5 * d * d", "return d * d", f"{POLICY_LOSS} -k 'kl_edges or kl_estimates'"
+    ),
     # learner: chains from a second prompt
     Mutant(
         "learner/posterior.py",

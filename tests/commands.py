@@ -1,4 +1,4 @@
-"""Runs several command lines of one main, each in its own process, after one import."""
+"""Runs command lines of the mains: one in a process of its own, or several of one main after one import."""
 
 import json
 import os
@@ -35,3 +35,15 @@ def run_each(main: str, commands: list[list[str]], **environment: str) -> list[s
     parent = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env, timeout=300)
     assert parent.returncode == 0, parent.stderr
     return [subprocess.CompletedProcess(c, *rest) for c, rest in zip(commands, json.loads(parent.stdout), strict=True)]
+
+
+def command(module: str, *arguments: str, **kwargs) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"rl_likelihood.{module}", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        **kwargs,
+    )

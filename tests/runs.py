@@ -5,6 +5,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.base import get_config
+from rl_likelihood import train
+from rl_likelihood.config import build
+from rl_likelihood.runtime import run_files
 
 SMALL = {
     "model.preset": "nano",
@@ -71,3 +74,17 @@ def experiment(folder: Path, **overrides) -> str:
         f'    return product([{{"config": {str(config)!r}}}], named("reward", rewards), sweep("seed", (0,)))\n'
     )
     return str(path)
+
+
+def run(workdir: Path, **overrides) -> Path:
+    train.run(build(small_config(**overrides)), workdir)
+    return workdir
+
+
+def rows(workdir: Path, name: str) -> list[dict]:
+    """Rows without what a clock decides."""
+    timed = ("seconds", "tokens_per_second")
+    return [
+        {k: v for k, v in row.items() if not k.startswith("time/") and k not in timed and k != "queue/depth"}
+        for row in run_files.read(workdir / name)
+    ]

@@ -10,7 +10,7 @@ from rl_likelihood.export import export_adapters
 from rl_likelihood.model.lora import LoraConfig, as_base, merged
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.shapes import UserError
-from tests.test_train import rows, run
+from tests.runs import rows, run
 
 LORA = {"lora__rank": 2, "lora__targets": ("q", "v", "up"), "optim__lr": 1e-2, "train__steps": 3}
 KL = {"loss__kl": "k3", "loss__kl_coef": 0.01}

@@ -32,12 +32,14 @@ def tree(tmp_path):
     (tmp_path / "rl_likelihood").mkdir()
     (tmp_path / "rl_likelihood" / "other.py").write_text("x = 1\n" * 401)
     (tmp_path / "rl_likelihood" / "mixed.py").write_text(SOURCE)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_other.py").write_text("x = 1\n" * 401)
     return tmp_path
 
 
 def test_each_offender_is_named_by_file_and_line(tree):
     assert size.long_functions(tree) == ["rl_likelihood/mixed.py:14 long (61 lines)"]
     assert size.wide_functions(tree) == ["rl_likelihood/mixed.py:10 wide (7 parameters)"]
-    assert size.long_files(tree) == ["rl_likelihood/other.py:1 (401 lines)"]
+    assert size.long_files(tree) == ["rl_likelihood/other.py:1 (401 lines)", "tests/test_other.py:1 (401 lines)"]
     assert size.module_aliases(tree) == ["rl_likelihood/mixed.py:2 rl_likelihood.other as another"]
     assert size.comments("noqa", tree) == ["rl_likelihood/mixed.py:8"]

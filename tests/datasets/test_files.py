@@ -16,7 +16,7 @@ from rl_likelihood.datasets import DATASETS
 from rl_likelihood.datasets.common import DataSet, split_in
 from rl_likelihood.grading.graders import GRADERS
 from rl_likelihood.shapes import UserError
-from tests.datasets.test_datasets import lines, rows
+from tests.datasets.reading import lines, rows
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from rl_likelihood.datasets import livecodebench
 from rl_likelihood.grading import graders
-from tests.datasets.test_datasets import parsed
+from tests.datasets.reading import parsed
 from tests.programs import isolated
 
 CASES = [{"input": "3\n1 2 3\n", "output": "6\n0.50\n", "testtype": "stdin"}]

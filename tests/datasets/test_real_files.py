@@ -19,7 +19,7 @@ from rl_likelihood.datasets.common import Row
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.mathematics import math_match
 from rl_likelihood.grading.pool import Pool
-from tests.datasets.test_datasets import rows
+from tests.datasets.reading import rows
 from tests.programs import isolated
 
 REPOSITORY = Path(__file__).parents[2]

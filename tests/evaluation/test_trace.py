@@ -6,7 +6,7 @@ import pytest
 from rl_likelihood.evaluation import statistics, trace
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate, tokens_before_tags
 from rl_likelihood.report.metric_table import unknown
-from tests.evaluation.test_evaluate import numbers, records_of, sharp, task_of
+from tests.evaluation.bigrams import numbers, records_of, sharp, task_of
 from tests.evaluation.test_statistics import record
 from tests.small import log_softmax, reference_logits
 

@@ -3,7 +3,7 @@
 Those that other tests prove already: an answer term without a gradient (test_surrogate.py: the known mistakes;
 test_exact_gradient.py), self-certainty read one position late (test_rewards_in_step.py: the distribution that gave
 the token), chains tokenised again (test_prompts.py, test_decode.py, test_batching.py), filter and sampler state
-lost on resume (test_train.py), padding attended to (test_decoder.py, test_proofs_properties.py), an end of text as
+lost on resume (test_resume.py), padding attended to (test_decoder.py, test_proofs_properties.py), an end of text as
 the first id that is missed (test_decode.py: the loop ends when all rows have).
 """
 

@@ -26,16 +26,26 @@ from rl_likelihood.learner.step import (
 )
 from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.mesh import make_mesh
-from rl_likelihood.model import head
-from rl_likelihood.model.decoder import forward, init
-from rl_likelihood.planning import hlo
-from rl_likelihood.planning.aot import count_flops
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
 from rl_likelihood.task import using
+from tests.learner.modes import (
+    BATCH,
+    HOST_REWARDS,
+    KEEP,
+    MODEL,
+    MODES,
+    PARAMS,
+    REF,
+    STALE,
+    S,
+    T,
+    cfg_of,
+    expected,
+    step_gradients,
+)
 from tests.small import (
     TINY,
-    branches,
     one_device,
     random_batch,
     random_params,
@@ -44,145 +54,6 @@ from tests.small import (
     rewarded,
     tiny,
 )
-
-P, G, S, T = 4, 3, 5, 10
-MODEL = tiny(layers=1)
-PARAMS, REF = (random_params(MODEL, seed) for seed in (0, 1))
-BATCH = random_batch(8, P, G, S, T, sampled=True)
-HOST_REWARDS = BATCH.host_rewards["math"]
-# Rows behind mask: a group whole, one row out, one left, none.
-KEEP = np.array([[True, True, True], [True, False, True], [False, True, False], [False, False, False]])
-OLDER = reference_log_probs(PARAMS, MODEL, BATCH, 0.7) + np.random.default_rng(0).normal(size=BATCH.segment.shape)
-STALE = BATCH.replace(keep=KEEP, sampler_logp=OLDER.astype(np.float32))
-
-
-# ------------------------------------------------------------------ every mode against plain sequences
-
-
-def plain_log_probs(params, batch, temperature=1.0):
-    """Log-probs [P, G, T] for autodiff: every branch of every row as a right-padded sequence of its own."""
-    ids, length = np.zeros((P * G * 2, S + T), np.int32), []
-    row, column = np.zeros((2, P, G, T), int)
-    for i, j in np.ndindex(P, G):
-        for branch, (plain, at) in enumerate(branches(batch, i, j)):
-            own = batch.segment[i, j, at] == SAMPLED if branch else np.full(len(at), True)
-            row[i, j, at[own]] = len(length)
-            column[i, j, at[own]] = (np.arange(len(at)) + batch.prompt_length[i] - 1)[own]
-            ids[len(length), : len(plain)] = plain
-            length.append(len(plain))
-    hidden = forward(params, MODEL, ids, np.array(length)).prompt[row, column]
-    scale = np.where(np.isin(batch.segment, (CHAIN, SAMPLED)), temperature, 1.0)[..., None]
-    table = jax.nn.log_softmax(hidden @ params["embed"].T / scale)
-    logp = jnp.take_along_axis(table, batch.completion[..., None], -1)[..., 0]
-    return jnp.where(batch.segment == PAD, 0, logp)
-
-
-def of(batch, logp, kind):
-    """Sum over the row's tokens of one segment."""
-    return jnp.where(batch.segment == kind, logp, 0).sum(-1)
-
-
-def rloo(reward, chain, answer, keep=BATCH.keep):
-    """Loss of the textbook estimator: rows against the mean of the others, and the mean reward, over prompts."""
-    total = 0.0
-    for i in range(P):
-        rows = np.flatnonzero(keep[i])
-        for r in rows:
-            others = rows[rows != r]
-            a = reward[i, r] - reward[i, others].mean() if len(others) else 0.0
-            total += (jax.lax.stop_gradient(a) * chain[i, r] + answer[i, r]) / len(rows)
-    return -total / P
-
-
-def expect_log_prob(params):
-    logp = plain_log_probs(params, BATCH)
-    reward = jnp.where(BATCH.scored, logp, 0).sum(-1)
-    return rloo(reward, of(BATCH, logp, CHAIN), reward)
-
-
-def expect_base_rl(params):
-    logp = plain_log_probs(params, BATCH)
-    # f(group) is the mean reward here too: a constant, without gradient.
-    return rloo(HOST_REWARDS, of(BATCH, logp, CHAIN) + of(BATCH, logp, SAMPLED), HOST_REWARDS)
-
-
-def expect_drop(params):
-    logp = plain_log_probs(params, BATCH)
-    reward = jnp.exp(jnp.where(BATCH.scored, logp, 0).sum(-1))
-    return rloo(reward, of(BATCH, logp, CHAIN), reward, keep=~BATCH.truncated)
-
-
-def expect_floor(params):
-    logp = plain_log_probs(params, BATCH)
-    n = BATCH.scored.sum(-1)
-    reward = jnp.where(BATCH.truncated, -7.0, jnp.where(BATCH.scored, logp, 0).sum(-1) / n)
-    return rloo(reward, of(BATCH, logp, CHAIN), reward)
-
-
-def expect_kl(params):
-    """jepo, rows divided by their length, 0.3 k3 against another model."""
-    logp, ref = plain_log_probs(params, BATCH), plain_log_probs(REF, BATCH)
-    total = jnp.where(BATCH.scored, logp, 0).sum(-1)
-    chain, length = BATCH.segment == CHAIN, (BATCH.segment == CHAIN).sum(-1)
-    bound = jax.nn.logsumexp(total, -1) - np.log(G)
-    policy = 0
-    for i in range(G):
-        without = jax.nn.logsumexp(jnp.delete(total, i, axis=1), -1) - np.log(G - 1)
-        policy += jax.lax.stop_gradient(bound - without) * jnp.where(chain, logp, 0).sum(-1)[:, i] / length[:, i]
-    k3 = jnp.where(chain, jnp.exp(ref - logp) - 1 - (ref - logp), 0).sum(-1) / length
-    return -(policy + bound).mean() + 0.3 * k3.mean()
-
-
-def expect_stale(params):
-    """avg_prob, sampled at 0.7 by older weights, ratios cut at 2, one mean over all tokens, no answer term."""
-    logp = plain_log_probs(params, STALE, 0.7)
-    reward = jnp.where(STALE.scored, jnp.exp(logp), 0).sum(-1) / STALE.scored.sum(-1)
-    chain = STALE.segment == CHAIN
-    weight = jax.lax.stop_gradient(jnp.minimum(jnp.exp(logp - STALE.sampler_logp), 2.0))
-    rows = jnp.where(chain, weight * logp, 0).sum(-1)
-    total = 0
-    for i, j in zip(*np.nonzero(KEEP & (KEEP.sum(-1, keepdims=True) > 1)), strict=True):
-        others = KEEP[i] & (np.arange(G) != j)
-        total += jax.lax.stop_gradient(reward[i, j] - reward[i, others].mean()) * rows[i, j]
-    return -total / (chain & KEEP[..., None]).sum()
-
-
-def expect_sft(params):
-    """The first row of each group as given: log-prob of chain and answer together, per token."""
-    logp = plain_log_probs(params, BATCH)[:, 0]
-    given = BATCH.scored[:, 0] | (BATCH.segment[:, 0] == CHAIN)
-    return -(jnp.where(given, logp, 0).sum(-1) / given.sum(-1)).mean()
-
-
-FIRST = jax.tree.map(lambda x: x[:, :1] if x.ndim > 1 and x.shape[1] == G else x, BATCH)
-MODES = {
-    "log_prob": (expect_log_prob, BATCH, rewarded("log_prob")),
-    "base_rl": (expect_base_rl, BATCH, rewarded("math", policy_span="response")),
-    "drop": (expect_drop, BATCH, rewarded("prob", truncated="drop")),
-    "floor": (expect_floor, BATCH, rewarded("avg_log_prob", truncated="floor", floor=-7.0)),
-    "kl": (expect_kl, BATCH, rewarded("jepo", loss=LossConfig(aggregation="seq_mean", kl="k3", kl_coef=0.3))),
-    "stale": (
-        expect_stale,
-        STALE,
-        rewarded("avg_prob", loss=LossConfig(0.0, aggregation="token_mean", ratio="token"), temperature=0.7),
-    ),
-    "sft": (expect_sft, FIRST, rewarded("avg_log_prob", loss=LossConfig(policy_term=0.0), supervise_chain=True)),
-}
-
-
-@functools.cache
-def expected():
-    """Loss and gradient of each mode, in one program."""
-    losses = lambda params: jnp.stack([f(params) for f, *_ in MODES.values()])
-    value, grads = jax.jit(lambda params: (losses(params), jax.jacrev(losses)(params)))(PARAMS)
-    return {name: (float(value[i]), jax.tree.map(lambda x, i=i: x[i], grads)) for i, name in enumerate(MODES)}
-
-
-step_gradients = jax.jit(gradients, static_argnums=(3, 4))
-
-
-def cfg_of(name, **changes):
-    return dataclasses.replace(MODES[name][2], **{"two_branches": True, "head_chunk": 20, **changes})
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -303,23 +174,6 @@ def test_every_process_gets_all_scores_of_a_mesh():
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(spread))
     own = STALE.segment != PAD
     np.testing.assert_allclose(np.asarray(spread.stats.log_prob)[own], np.asarray(one.stats.log_prob)[own], atol=2e-5)
-
-
-def test_the_vocabulary_s_matrix_moves_between_devices_as_often_in_many_blocks_as_in_one():
-    mesh, optimizer = make_mesh((1, 4, 2)), make_optimizer(OptimizerConfig())
-    model = tiny(layers=1, vocab_size=1024)
-    sent = []
-    for chunk, blocks in ((1000, 1), (8, 4)):
-        cfg = dataclasses.replace(cfg_of("kl"), head_chunk=chunk)
-        state = jax.eval_shape(lambda p, cfg=cfg: init_state(p, optimizer, cfg), random_params(model))
-        with using(mesh):
-            assert -(-512 // head._block(512, P * G * T, chunk)) == blocks
-            text = make_step(model, cfg, optimizer, mesh, BATCH).lower(state, state.params, BATCH).compile().as_text()
-        sent.append({(c.kind, c.axes): c.sent for c in hlo.collectives(text, mesh)})
-    of_kind = [sum(n for (kind, axes), n in x.items() if kind == "all-gather" and "fsdp" in axes) for x in sent]
-    assert of_kind[0] == of_kind[1] > 0
-    # Sums over the vocabulary's parts are made block by block, of a number a token; never a block of the matrix.
-    assert sum(sent[1].values()) < 1.5 * sum(sent[0].values()), sent
 
 
 # ------------------------------------------------------------------ the whole step: devices, metrics, golden numbers
@@ -516,47 +370,3 @@ def test_unstacked_layers_have_the_gradients_of_layers_in_a_stack():
     params = random_params(looped, 4)
     both = [gradients(params, (None, None), BATCH, tiny(layers=3, scan_layers=scan), cfg)[0] for scan in (True, False)]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *both)
-
-
-# ------------------------------------------------------------------ what the programs cost
-
-
-def test_the_state_is_given_away_and_not_held_twice():
-    cfg, optimizer, mesh = rewarded("log_prob"), make_optimizer(OptimizerConfig()), one_device()
-    big = tiny(layers=2, width=64, mlp=256)
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), random_params(big))
-    compiled = make_step(big, cfg, optimizer, mesh, BATCH).lower(state, None, BATCH).compile()
-    memory = compiled.memory_analysis()
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    assert memory.alias_size_in_bytes >= 0.99 * held
-    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 0.1 * held
-
-
-@pytest.mark.parametrize("kl", [0.0, 0.1])
-@pytest.mark.parametrize("scan, micro, most", [(True, 0, 1.75), (False, 0, 1.75), (True, 1, 2.6), (False, 1, 2.6)])
-def test_beside_the_state_a_step_holds_one_gradient_and_in_micro_batches_one_tree_more(scan, micro, most, kl):
-    """Of a model so large that a batch's own values count for little: in copies of its parameters. A reference model
-    is beside them as it is given, and not copied."""
-    model = tiny(layers=8, width=256, mlp=1024, scan_layers=scan)
-    loss = LossConfig(kl="k3", kl_coef=kl) if kl else LossConfig()
-    cfg, batch = rewarded("log_prob", loss=loss, micro_batch_prompts=micro), random_batch(0, 2, 2, 4, 10)
-    optimizer = make_optimizer(OptimizerConfig())
-    params = jax.eval_shape(lambda key: init(key, model), jax.random.key(0))
-    state = jax.eval_shape(lambda p: init_state(p, optimizer, cfg), params)
-    ref = jax.eval_shape(lambda p: init_reference(p, one_device(), model, cfg), params)
-    memory = make_step(model, cfg, optimizer, one_device(), batch).lower(state, ref, batch).compile().memory_analysis()
-    one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-    assert memory.temp_size_in_bytes < most * one, memory.temp_size_in_bytes / one
-
-
-def test_no_prompt_token_meets_the_vocabulary():
-    def operations(vocab, s):
-        cfg, batch = tiny(vocab_size=vocab), random_batch(1, P, G, s, T)
-        traced = make_score(cfg, StepConfig(head_chunk=P * G * T)).trace(random_params(cfg), batch)
-        return count_flops(traced.jaxpr.jaxpr)
-
-    width = tiny().width
-    scored = 2 * width * P * G * T
-    for s in (5, 40):
-        # The mean row of the head is one more row a token, whatever the vocabulary.
-        assert operations(48, s) - operations(24, s) == 24 * scored

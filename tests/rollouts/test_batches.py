@@ -1,18 +1,20 @@
-"""Batches of a process: which rows are trained on, what several processes log, what a resumed queue samples."""
+"""Batches of a process: which rows are trained on, how wide, what processes log, what a resumed queue samples."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from rl_likelihood.config import build
-from rl_likelihood.rollouts.batches import Batches, combined, means
+from rl_likelihood.rollouts.batches import Batches, combined, means, widened
 from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.source import make_source
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.sampler import decode
+from rl_likelihood.shapes import CHAIN, PAD, Prompts, Rollout
 from rl_likelihood.task import EVALUATE, SAMPLE, load
-from tests.runs import small_config
+from tests.runs import rows, run, small_config
 
 
 def loaded(**overrides):
@@ -76,3 +78,46 @@ def test_a_resumed_queue_samples_no_waiting_rollout_again(tmp_path):
         assert [resumed.next(step, params).rollout.number for step in range(1, 6)] == [1, 2, 3, 4, 5]
     finally:
         resumed.close()
+
+
+def test_a_rollout_is_widened_by_padding_that_no_row_sees():
+    ids = np.arange(1, 7).reshape(1, 2, 3)
+    two, one = np.array([2]), np.array([1])
+    asked = Prompts(np.array([[5, 6]]), two, np.array([[7]]), one, np.array([[True]]), np.array([0]))
+    rollout = Rollout(asked, ids, np.full(ids.shape, CHAIN), -1.0 * ids, np.zeros((1, 2), bool))
+    wide = widened(rollout, 5, 4, pad_id=9)
+    assert wide.prompts.tokens.tolist() == [[5, 6, 9, 9]] and wide.prompts.length.tolist() == [2]
+    assert wide.completion.tolist() == [[[1, 2, 3, 9, 9], [4, 5, 6, 9, 9]]]
+    assert (wide.segment[..., 3:] == PAD).all() and (wide.sampler_logp[..., 3:] == 0).all()
+    assert widened(wide, 5, 4, pad_id=9).completion.shape == wide.completion.shape
+
+
+def test_prompts_as_wide_as_their_batch_needs_give_the_same_run(tmp_path, capsys, monkeypatch):
+    lines = [{"prompt": "1" * (1 + i % 7) + "+1", "answer": str(i), "id": i} for i in range(40)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    widths = []
+
+    class Recording(Batches):
+        def collate(self, number):
+            prompts = super().collate(number)
+            widths.append((prompts.tokens.shape[1], int(prompts.length.max())))
+            return prompts
+
+    monkeypatch.setattr("rl_likelihood.rollouts.source.Batches", Recording)
+    data = {
+        "data__source": "jsonl",
+        "data__train_path": str(tmp_path / "train.jsonl"),
+        "data__tasks": (),
+        "data__train_size": 0,
+        "data__heldout_size": 4,
+        "eval__prompts": 0,
+    }
+    whole, cut = (run(tmp_path / str(n), prompt__width_multiple=n, **data) for n in (0, 1))
+    assert {width for width, _ in widths[:4]} == {40}
+    # Up to what fsdp = 2 divides.
+    assert all(width == longest + longest % 2 < 40 for width, longest in widths[4:]) and len(set(widths[4:])) > 1
+    said = capsys.readouterr().out
+    assert all(f"compiles the {what} for prompts of " in said for what in ("step", "sampler"))
+    for a, b in zip(rows(whole, "metrics.jsonl"), rows(cut, "metrics.jsonl"), strict=True):
+        for name in ("reward/mean", "loss/answer", "grad/norm", "chain/length"):
+            assert a[name] == pytest.approx(b[name], rel=2e-3), (a["step"], name)

@@ -1,22 +1,14 @@
 """Conversations from sampler and environment: what a row holds, how it ends, what it is paid, whatever goes wrong."""
 
 import dataclasses
-import functools
 import json
-import subprocess
-import sys
-import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from configs.calculator import get_config
-from rl_likelihood.config import build
 from rl_likelihood.datasets import DATASETS, files, prepare
-from rl_likelihood.envs.deadline import Failed, in_time
-from rl_likelihood.envs.protocol import Reply, Start, problem_of
+from rl_likelihood.envs.protocol import Reply, Start
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rollouts.conversations import Conversations, Paid, messages_of, number_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
@@ -25,18 +17,7 @@ from rl_likelihood.sampler.queue import from_bytes, to_bytes
 from rl_likelihood.shapes import CHAIN, ENV, PAD, REFERENCE, UserError
 from rl_likelihood.task import SAMPLE, _encode_conversations, load
 from tests.envs.small_world import REAL, needs_tau2
-
-
-def config(**changes):
-    c = get_config()
-    c.model.path, c.model.preset, c.warm_start.steps = "", "nano", 0
-    c.prompt.max_prompt, c.prompt.max_answer = 352, 64  # of bytes
-    c.data.train_size, c.data.heldout_size, c.eval.prompts = 8, 4, 4
-    c.sampler.group_size, c.sampler.max_chain, c.sampler.max_turns, c.sampler.max_env_tokens = 3, 8, 3, 40
-    for name, value in changes.items():
-        section, _, field = name.partition("__")
-        c[section][field] = value
-    return build(c)
+from tests.rollouts.calculator import config
 
 
 @pytest.fixture(scope="module")
@@ -195,51 +176,6 @@ def test_rows_that_the_environment_refuses_are_left_out_where_that_is_asked_for(
             _encode_conversations(examples, *arguments, skip=skip)
 
 
-def test_hanging_calls_wait_together():
-    start = time.monotonic()
-    results = in_time([lambda: time.sleep(30)] * 20 + [lambda: "there"], 0.3)
-    assert results[-1] == "there" and all("env.seconds = 0.3" in r.why for r in results[:-1])
-    assert time.monotonic() - start < 10, "not 20 times as long"
-
-
-def test_a_call_that_is_late_is_ended():
-    ended = threading.Event()
-
-    def endless():
-        try:
-            while True:
-                pass
-        finally:
-            ended.set()
-
-    assert isinstance(in_time([endless], 0.2)[0], Failed) and ended.wait(30)
-
-
-def test_what_holds_the_interpreter_s_lock_ends_the_process_and_is_named():
-    program = (
-        "import re\n"
-        "from rl_likelihood.envs import deadline\n"
-        "deadline.LOCKED = 0.5\n"
-        "def backtracks(): return re.match('(a+)+b', 'a' * 60)\n"
-        "deadline.in_time([backtracks], 0.1)\n"
-    )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
-    assert done.returncode == 1 and "in backtracks" in done.stderr
-
-
-class Hard:
-    """Text that cannot be compared."""
-
-    def __eq__(self, other):
-        raise ValueError("neither equal nor not")
-
-
-def test_what_cannot_even_be_checked_is_a_failure():
-    (failed,) = in_time([lambda: Reply("x", Hard())], 5, functools.partial(problem_of, kind=Reply))
-    assert failed == Failed("ValueError: neither equal nor not", "ValueError")
-
-
 @pytest.mark.parametrize("slots", [1, 3, 4])
 def test_rows_do_not_depend_on_how_many_are_played_at_one_time(loaded, slots):
     rows = loaded[0].train[:3]
@@ -281,63 +217,6 @@ def test_given_conversations_that_are_cut_are_named(loaded, capsys):
     say_longer(task, [*task.train[1:], long])
     out = capsys.readouterr().out
     assert "1 of 8" in out and "sampler.max_turns = 3" in out and str(long.example.id) in out
-
-
-REFUSED = (
-    ({"env__name": "calculater"}, ["env.name", "did you mean 'calculator'?"]),
-    ({"reward__name": "exact_match"}, ["reward.name", "exact_match", "environment"]),
-    ({"reward__name": "environment + 0.1*format"}, ["format"]),
-    ({"env__name": "none"}, ["environment", "env.name is none"]),
-    ({"loss__span": "response"}, ["loss.span", "auto"]),
-    ({"env__credit": "turn", "loss__advantage": "std"}, ["env.credit", "loss.advantage"]),
-    ({"env__name": "telecom"}, ["env.path"]),
-    ({"env__name": "calculator", "env__path": "tau2"}, ["env.path", "tau2"]),
-    ({"reward__name": "log_prob"}, ["log_prob", "avg_log_prob"]),
-    ({"reward__name": "max_rl(exact_match)"}, ["max_rl"]),
-    ({"reward__name": "r3"}, ["r3"]),
-    ({"filter__mode": "token_spread", "filter__threshold": 0.1}, ["filter.mode", "std_zero"]),
-    ({"reward__truncated": "floor"}, ["reward.truncated", "force_close"]),
-    ({"env__name": "none", "reward__name": "log_prob", "env__credit": "turn"}, ["env.credit", "outcome"]),
-    ({"env__credit": "turn", "sampler__max_turns": 1}, ["env.credit", "sampler.max_turns = 1"]),
-    ({"prompt__examples": 1}, ["prompt.examples"]),
-    ({"env__file": "nowhere.py"}, ["env.file", "nowhere.py"]),
-    ({"reward__name": "sft"}, ["reward.sft_chain", "both"]),
-    ({"reward__name": "calls_f1"}, ["reward.name", "calls_f1(state)", "calculator"]),
-    ({"sampler__max_turns": 200}, ["sampler.max_turns", "positions"]),
-    ({"prompt__max_prompt": 20}, ["prompt.max_prompt", "20"]),
-)
-
-
-@pytest.mark.parametrize(("changes", "words"), REFUSED)
-def test_what_does_not_go_together_is_refused_in_words(changes, words):
-    with pytest.raises(UserError) as e:
-        load(config(**changes))
-    assert "\n" not in str(e.value)
-    for word in words:
-        assert word in str(e.value)
-
-
-def test_a_row_without_a_task_is_named(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"q{i}", "answer": "a"}) + "\n" for i in range(4)))
-    changes = {
-        "data__train_size": 0,
-        "eval__prompts": 1,
-        "data__source": "files",
-        "data__train_path": str(path),
-        "data__heldout_size": 1,
-    }
-    with pytest.raises(UserError, match="has no field 'environment'"):
-        load(config(**changes))
-
-
-def test_a_task_that_the_environment_refuses_is_named(tmp_path):
-    rows = [{"prompt": f"q{i}", "answer": "a", "environment": {"numbers": [i]}} for i in range(4)]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = {"data__source": "files", "data__train_path": str(path), "data__train_size": 0, "data__heldout_size": 1}
-    with pytest.raises(UserError, match="row .* cannot begin with .*numbers.*KeyError"):
-        load(config(**changes, eval__prompts=1))
 
 
 OWN = """
@@ -389,13 +268,6 @@ def test_a_beginning_that_is_new_each_time_is_refused(tmp_path, loaded):
     row = dataclasses.replace(loaded[0].train[0].example, id="r7", check=json.dumps({"environment": {"n": 1}}))
     with pytest.raises(UserError, match="row r7: the environment mute begins differently .* method start"):
         _encode_conversations([row], c, loaded[0].tokenizer, loaded[0].fmt)
-
-
-def test_long_rows_are_left_out_where_that_is_asked_for():
-    c = config(data__skip_bad_rows=True)
-    longest = max(len(row.prompt_ids) for row in load(c)[0].train)
-    shorter = config(data__skip_bad_rows=True, prompt__max_prompt=longest - 1, eval__prompts=0, data__heldout_size=0)
-    assert 0 < len(load(shorter)[0].train) < 8
 
 
 def test_own_rows_and_an_environment_of_one_s_own(tmp_path):

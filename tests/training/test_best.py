@@ -9,8 +9,7 @@ from rl_likelihood.report.metric_table import higher_is_better
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.shapes import UserError
 from rl_likelihood.training.best import best_of
-from tests.runs import small_config
-from tests.test_train import rows, run
+from tests.runs import rows, run, small_config
 
 
 def evaluations(*values, questions=4, samples=1):

@@ -1,4 +1,4 @@
-"""Parameters that are not finite: a start saves none, and the message names the field that helps."""
+"""Warm starts: what they teach. Of parameters that are not finite none are saved, and the message names the field."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from rl_likelihood.runtime.workdir import INITIAL
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
 from rl_likelihood.training import warm_start
-from tests.runs import small_config
+from tests.runs import run, small_config
 
 ONE = {"eval__prompts": 0, "train__steps": 1}
 WARM = {"warm_start__steps": 3, "warm_start__chains": "given", "warm_start__prompts": 8}
@@ -55,3 +55,14 @@ def test_a_model_that_is_not_finite_is_refused_before_anything_is_saved(tmp_path
     with pytest.raises(UserError, match="model.path is .*not finite"):
         train.run(build(small_config(**ONE, loss__kl="k3", loss__kl_coef=0.1)), tmp_path / "run")
     assert not (tmp_path / "run" / INITIAL).exists()
+
+
+def test_a_warm_start_on_own_chains_says_when_there_are_none(tmp_path):
+    with pytest.raises(UserError, match="there are only 0 chains .warm_start.chains='own'."):
+        run(
+            tmp_path / "run",
+            warm_start__steps=2,
+            warm_start__prompts=8,
+            warm_start__prompts_per_step=4,
+            warm_start__examples=0,
+        )

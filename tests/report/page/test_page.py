@@ -18,7 +18,7 @@ from rl_likelihood.report.page import chains
 from rl_likelihood.report.page.__main__ import main
 from rl_likelihood.report.table import Run
 from rl_likelihood.runtime import run_files
-from tests.report.test_figures import evaluation, sample, write_run
+from tests.report.grids import evaluation, sample, write_run
 
 NASTY = (
     "</script><script>document.title='owned'</script>",

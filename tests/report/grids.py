@@ -1,0 +1,67 @@
+"""Runs whose numbers are known, for tables, figures and the page."""
+
+import numpy as np
+
+from rl_likelihood.report import metrics
+from rl_likelihood.report.table import Run
+
+
+def write_run(workdir, final, first=None, steps=4, done=True, samples=0, lag=0, seed=0):
+    """A run whose numbers are known: `final` and `first` are evaluations, curves are straight lines."""
+    rng = np.random.default_rng(seed)
+    with metrics.MetricsWriter(workdir, steps) as writer:
+        writer.eval(0, {"stage": "untouched", **(first or {"greedy_success": 0.25, "greedy_success_se": 0.04})})
+        for step in range(1, steps + 1):
+            row = {"reward/mean": step + seed, "answer/perplexity": 4.0, "chain/length": step + seed, "queue/lag": lag}
+            writer.metrics(step, row | {"ratio/max": 1.5, "ratio/ess": 0.9})
+            for i in range(samples):
+                n = 1 + i % 3
+                writer.sample(step, sample(f"q{step}", rng.normal(), n, f"{'word ' * (i + 1)}"))
+        if done:
+            writer.eval(steps, {"stage": f"after {steps} steps", **final})
+            writer.status("done", steps)
+        else:
+            writer.status("running", steps)
+    return workdir
+
+
+def sample(name, log_prob, answer_tokens, chain):
+    """A line of samples.jsonl."""
+    return {
+        "id": name,
+        "prompt": "2+2?",
+        "chain": chain,
+        "forced": "",
+        "sampled_answer": "",
+        "reference_answer": "4",
+        "answer_tokens": ["4"] * answer_tokens,
+        "answer_logp": [log_prob] * answer_tokens,
+        "scored": [1] * answer_tokens,
+        "reward": log_prob,
+        "reward/log_prob": log_prob,
+        "reward/prob": float(np.exp(log_prob)),
+        "advantage": 0.0,
+        "truncated": False,
+        "version": 0,
+    }
+
+
+def evaluation(greedy, perplexity):
+    return {
+        "greedy_success": greedy,
+        "greedy_success_se": 0.02,
+        "perplexity": perplexity,
+        "chain_length": 10.0,
+        "greedy_success_no_chain": 0.9,
+        "perplexity_no_chain": 1.5,
+        "ci95": {
+            "perplexity": [perplexity - 1, perplexity + 1],
+            "greedy_success": [greedy - 0.0392, greedy + 0.0392],
+        },
+        "questions": 96,
+    }
+
+
+def sft_run(folder):
+    """A run of sft without a label that the others have; asked after a chain it would be wrong."""
+    return Run({"data": "math", "reward": "sft", "seed": "0"}, write_run(folder, evaluation(0.1, 9.0)))

@@ -1,0 +1,57 @@
+"""Where a run's batches come from: sampled in turn, sampled ahead, or given."""
+
+import time
+
+import pytest
+
+from rl_likelihood.config import build
+from rl_likelihood.data.order import order
+from rl_likelihood.rollouts.asynchronous import Asynchronous
+from rl_likelihood.rollouts.source import Given, Synchronous, make_source
+from rl_likelihood.runtime import run_files
+from rl_likelihood.runtime.devices import make_devices, sampler_weights
+from rl_likelihood.task import load
+from tests.runs import run, small_config
+
+
+def test_a_sampler_that_runs_ahead_stays_within_its_bound(tmp_path):
+    run(tmp_path / "run", sampler__max_staleness=2, train__steps=6, eval__prompts=0)
+    lags = [row["queue/lag"] for row in run_files.read(tmp_path / "run" / "metrics.jsonl")]
+    assert len(lags) == 6 and min(lags) >= 0 and 1 <= max(lags) <= 2
+
+
+def test_the_sampler_of_a_shared_device_computes_only_while_the_learner_waits(tmp_path):
+    """Two programs with collectives, started by two threads on the same devices, would wait for each other."""
+    config = build(small_config(sampler__max_staleness=2))
+    devices = make_devices(config)
+    task, params = load(config, mesh=devices.learner)
+    source = make_source(task, devices, tmp_path, 0, None)
+    try:
+        source.box.publish(0, sampler_weights(params, task.model, devices))
+        time.sleep(0.5)
+        assert len(source.queue) == 0, "the learner's thread owns the devices"
+        with source.devices_free():
+            assert source.queue.get(0)[0].version == 0
+    finally:
+        source.close()
+    assert not source.thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "overrides, kind",
+    [({}, Synchronous), ({"sampler__max_staleness": 1}, Asynchronous), ({"reward__name": "sft"}, Given)],
+)
+def test_every_source_gives_the_batch_of_its_step(overrides, kind, tmp_path):
+    config = build(small_config(**overrides))
+    devices = make_devices(config)
+    task, params = load(config, mesh=devices.learner)
+    source = make_source(task, devices, tmp_path, 0, None)
+    try:
+        assert isinstance(source, kind)
+        for step in range(2):
+            given = source.next(step, params)
+            index = order(len(task.train), 2, 0)(step)
+            assert [row.example.id for row in given.rows] == [task.train[i].example.id for i in index]
+            assert given.batch.completion.shape[:2] == (2, config.rows_per_prompt)
+    finally:
+        source.close()
