@@ -1,10 +1,11 @@
-"""Conversations on the console and in the tables of a grid."""
+"""Conversations on the console, in the tables of a grid, and in alarms."""
 
 import csv
 
 import pytest
 
 from rl_likelihood.evaluation.evaluate import _example
+from rl_likelihood.report.alarms import Alarms
 from rl_likelihood.report.table import OF_CONVERSATIONS, Block, Cell, Line
 from rl_likelihood.report.table_text import evaluation_line, grid_csv, matrix, side_by_side
 
@@ -32,3 +33,9 @@ def test_a_grid_has_columns_of_conversations_only_if_it_has_conversations():
 def test_an_example_says_who_wrote_each_message(messages):
     record = {"prompt": "?", "reference": "!", "greedy": {"messages": messages, "right": None}}
     assert _example(record)["text"] == ("model: Hm.\nreply: No." if messages else "")
+
+
+def test_conversations_that_all_failed_have_no_open_answer_tag():
+    alarms = Alarms(("environment",), "force_close")
+    (sentence,) = alarms.check(1, {"chain/truncated": 1.0, "env/failures": 8.0})
+    assert "env/failures is 8" in sentence
