@@ -77,6 +77,16 @@ def problem_of(value: Any, kind: type) -> str:
     return ""
 
 
+def number_of(reward: Any) -> float:
+    """An environment's reward as a float. TypeError for what is no number, and for text, which `float` would read."""
+    try:
+        if not isinstance(reward, str):
+            return float(reward)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"its reward is {reward!r:.100}; return a number")
+
+
 @dataclasses.dataclass(frozen=True)
 class Played:
     """A conversation that is over."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rl_likelihood.envs.protocol import ENDS, Reply, play, problem_of
+from rl_likelihood.envs.protocol import ENDS, Reply, number_of, play, problem_of
 from rl_likelihood.envs.table import EnvConfig
-from rl_likelihood.shapes import Example
-from rl_likelihood.tables import begun, environment_of
+from rl_likelihood.shapes import Example, UserError
+from rl_likelihood.tables import begun, environment_of, try_out
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tools.md").read_text("utf-8")
 
@@ -44,3 +44,34 @@ def test_what_an_end_may_be_is_said_where_it_is_wrong():
     problem = problem_of(Reply("x", "finished"), Reply)
     assert "end='finished'" in problem and all(repr(end) in problem for end in ENDS)
     assert "bad" not in problem and "list of texts" in problem_of(Reply("x", bad="no_call"), Reply)
+
+
+ROW = Example("r1", "?", "!", check='{"environment": {"code": 7}}')
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("return float(state", "float(state", ["row r1", "safe", "method reward", "its reward is None"]),
+        ("return float(state", "return 1 / len([]) + float(state", ["method reward", "ZeroDivisionError"]),
+        ("return Reply(reply,", "return (reply,", ["method step", "tuple and not Reply"]),
+        ("left = any(", "left = broken(", ["method step", "NameError: name 'broken'"]),
+    ],
+)
+def test_an_environment_that_fails_in_every_conversation_is_refused_at_the_start(old, new, words, safe):
+    path = Path(safe.file)
+    try_out(safe, ROW, begun(safe, ROW).state)
+    assert path.read_text().count(old) == 1
+    own = path.with_name("broken.py")
+    own.write_text(path.read_text().replace(old, new))
+    cfg = EnvConfig("safe", str(own), style="json")
+    with pytest.raises(UserError) as e:
+        try_out(cfg, ROW, begun(cfg, ROW).state)
+    assert all(word in str(e.value) for word in words), e.value
+
+
+@pytest.mark.parametrize("reward", [None, "0.5", [1, 2], {}])
+def test_a_reward_that_is_no_number_is_named(reward):
+    with pytest.raises(TypeError) as e:
+        number_of(reward)
+    assert str(e.value) == f"its reward is {reward!r}; return a number"
