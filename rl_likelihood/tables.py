@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_likelihood.envs.deadline import Failed, in_time
-from rl_likelihood.envs.protocol import METHODS, Environment, Start, problem_of
+from rl_likelihood.envs.protocol import METHODS, Environment, Reply, Start, number_of, problem_of
 from rl_likelihood.envs.table import ENVIRONMENTS, EnvConfig
 from rl_likelihood.grading.graders import GRADERS, Grader
 from rl_likelihood.grading.worker import run_file
@@ -89,6 +89,23 @@ def begun(cfg: EnvConfig, example: Example) -> Start:
         f"({value.why.removeprefix('UserError: ')}); "
         "mend its method start or the row's field 'environment'"
     )
+
+
+def try_out(cfg: EnvConfig, example: Example, state: Any) -> None:
+    """Sends an empty message to a conversation that has begun, and asks for its reward. UserError if either fails,
+    because then all conversations may."""
+    environment = environment_of(cfg)
+    step, reward = functools.partial(environment.step, state, ""), environment.reward
+    (reply,) = in_time([step], cfg.seconds, functools.partial(problem_of, kind=Reply))
+    method, failed = "step", reply
+    if not isinstance(reply, Failed):
+        (failed,) = in_time([lambda: number_of(reward(state, reply.end or "out_of_turns"))], cfg.seconds)
+        method = "reward"
+    if isinstance(failed, Failed):
+        raise UserError(
+            f"row {example.id}: the environment {cfg.name} fails in its method {method} after an empty message of the "
+            f"model ({failed.why}); mend the method"
+        )
 
 
 def refuse_unscored(cfg: EnvConfig, terms: Sequence[Term], referenced: bool) -> None:

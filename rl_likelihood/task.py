@@ -41,7 +41,7 @@ from rl_likelihood.shapes import (
     ShownPrompts,
     UserError,
 )
-from rl_likelihood.tables import begun, refuse_unscored
+from rl_likelihood.tables import begun, refuse_unscored, try_out
 from rl_likelihood.weights import assets, files
 
 if TYPE_CHECKING:  # data.tokenizer imports it quietly, and this would come before
@@ -334,11 +334,15 @@ def _encode_conversations(
         rows.append(EncodedExample(example, prompt, answer, np.ones(len(answer), bool)))
     if refused and not rows:
         raise UserError(f"none of the {len(examples)} rows can be used; {refused[0]}")
-    if first and begun(c.env, first[0])[1:] != first[1][1:]:
-        raise UserError(
-            f"row {first[0].id}: the environment {c.env.name} begins differently each time; the messages and "
-            "the reference of its method start must depend on the row's field 'environment' alone"
-        )
+    if first:
+        example, start = first
+        again = begun(c.env, example)
+        if again[1:] != start[1:]:
+            raise UserError(
+                f"row {example.id}: the environment {c.env.name} begins differently each time; the messages and "
+                "the reference of its method start must depend on the row's field 'environment' alone"
+            )
+        try_out(c.env, example, again.state)
     if skip:
         fitting, too_long = prompts.fitting(rows, c.prompt)
         return fitting, refused + too_long

@@ -15,7 +15,7 @@ from typing import Any
 
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.datasets.procedural import PRESETS
-from rl_likelihood.shapes import Example
+from rl_likelihood.shapes import ENVIRONMENT, Example
 
 _WORDINGS = [preset.wording.split("{}") for preset in PRESETS.values() if preset.wording]
 _ARITHMETIC = re.compile(r"\d[-+* \d]*")
@@ -50,7 +50,10 @@ def example_key(example: Example) -> str:
 
 
 def group_key(example: Example) -> str:
-    """`variant_key` of the question, or of every turn of a conversation."""
+    """`variant_key` of the question, or of every turn of a conversation; or else the environment's task, which alone
+    decides what the model reads."""
+    if '"environment"' in example.check and (task := json.loads(example.check).get(ENVIRONMENT)) is not None:
+        return json.dumps(task, sort_keys=True)
     return "\n".join(variant_key(content) for _, content in example.messages) or variant_key(example.prompt)
 
 

@@ -60,8 +60,10 @@ def problem_of(value: Any, kind: type) -> str:
             return "all texts of Start.messages are empty, so the model has nothing to read"
     else:
         listed = isinstance(value.bad, list | tuple) and all(isinstance(kind, str) for kind in value.bad)
-        if value.end not in ENDS or not listed:
-            return f"Reply has end={value.end!r:.100} and bad={value.bad!r:.100}; docs/tools.md lists what they may be"
+        if value.end not in ENDS:
+            return f"Reply has end={value.end!r:.100}; it may be {', '.join(map(repr, ENDS))}"
+        if not listed:
+            return f"Reply has bad={value.bad!r:.100}; give a list of texts, one for each bad call"
         if not isinstance(value.calls, Integral) or not 0 <= value.calls < 2**31:
             return f"Reply has calls={value.calls!r:.100}; give the number of calls"
         texts.append(value.text)
@@ -73,6 +75,16 @@ def problem_of(value: Any, kind: type) -> str:
         except UnicodeEncodeError:
             return f"its {name} has half of a surrogate pair, which is not text"
     return ""
+
+
+def number_of(reward: Any) -> float:
+    """An environment's reward as a float. TypeError for what is no number, and for text, which `float` would read."""
+    try:
+        if not isinstance(reward, str):
+            return float(reward)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"its reward is {reward!r:.100}; return a number")
 
 
 @dataclasses.dataclass(frozen=True)

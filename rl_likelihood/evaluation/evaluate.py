@@ -127,8 +127,8 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
 
 def _example(record: Record) -> dict[str, Any]:
     greedy = record["greedy"]
-    text = "\n".join(m["text"] for m in greedy["messages"]) if "messages" in greedy else greedy["text"]
-    shown = {"text": text, "right": greedy["right"] is True}
+    said = [f"{'model' if m['role'] == 'assistant' else 'reply'}: {m['text']}" for m in greedy.get("messages", ())]
+    shown = {"text": "\n".join(said) if "messages" in greedy else greedy["text"], "right": greedy["right"] is True}
     return {"prompt": record["prompt"], "reference": record["reference"], **shown}
 
 

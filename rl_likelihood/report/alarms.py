@@ -125,7 +125,7 @@ def _chain_collapse(run: Alarms, values: Values) -> str | None:
 
 def _open_chains(run: Alarms, values: Values) -> str | None:
     share = values.get("chain/truncated", 0.0)
-    if share <= OPEN_SHARE or "env/turns" in values:  # a conversation has no answer tag
+    if share <= OPEN_SHARE or "env/failures" in values:  # a conversation has no answer tag
         return None
     remedy = "raise sampler.max_chain, show worked examples (prompt.examples) or teach the format (warm_start.steps)"
     if run.truncated == "force_close" and run.trains_on(FLOORED):

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rl_likelihood.report.metric_table import NOT_METRICS, Metric, metric
-from rl_likelihood.report.table import GRID_COLUMNS, MISSING, ON_REQUEST, UNTOUCHED, Block, Cell, Line
+from rl_likelihood.report.table import GRID_COLUMNS, MISSING, OF_CONVERSATIONS, ON_REQUEST, UNTOUCHED, Block, Cell, Line
 
 # What a person looks at after a run.
 EVAL_ROWS = """greedy_success sampled_success greedy_success_no_chain perplexity perplexity_no_chain chain_length
-    truncated""".split()
-EVAL_LINE = ("greedy_success", "sampled_success", "perplexity", "perplexity_no_chain", "chain_length")
+    truncated env_reward calls bad_calls out_of_turns""".split()
+EVAL_LINE = ("greedy_success", "sampled_success", "perplexity", "perplexity_no_chain", "chain_length", "env_reward")
 # Numbers that describe an evaluation, not the model.
 OF_THE_EVALUATION = "questions samples mc_samples seconds grader_failures mc_grader_failures".split()
 Paper = Sequence[Mapping[str, Any]]  # published numbers: labels, and metrics under their names
@@ -97,7 +97,7 @@ def columns_of(block: Block, paper: Paper = ()) -> list[Metric]:
     for line in _lines(block, paper):
         beside = published(block, line.name, paper)
         measured |= {c.name for c in GRID_COLUMNS if line.key(c.name) in beside}
-    return [c for c in GRID_COLUMNS if c.name in measured - {*ON_REQUEST[1:]}]
+    return [c for c in (*GRID_COLUMNS, *OF_CONVERSATIONS) if c.name in measured - {*ON_REQUEST[1:]}]
 
 
 def matrix(block: Block, paper: Paper = ()) -> list[list[str]]:
@@ -202,11 +202,13 @@ def grid_csv(blocks: Sequence[Block], paper: Paper = ()) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     rows = blocks[0].rows if blocks else "row"
+    measured_names = {name for b in blocks for line in b.lines for name in line.cells}
+    columns = [*GRID_COLUMNS, *(c for c in OF_CONVERSATIONS if c.name in measured_names)]
     writer.writerow([*names, rows, "metric", "measured", *Cell._fields[:-1], "questions", "done", "runs", "published"])
     for block in blocks:
         for line in block.lines:
             theirs = published(block, line.name, paper)
-            for column in GRID_COLUMNS:
+            for column in columns:
                 c, measured = line.cell(column.name), line.key(column.name)
                 values = ["" if x is None else repr(round(x, 6)) for x in (c[:-1] if c else (None,) * 6)]
                 beside = re.sub(r"[()]", "", str(theirs.get(measured, "")))

@@ -19,7 +19,7 @@ from rl_likelihood.data.prompts import EncodedExample, completion_ids
 from rl_likelihood.data.token_ids import ids_after_text
 from rl_likelihood.envs.calls import Style, message
 from rl_likelihood.envs.deadline import Failed, in_time
-from rl_likelihood.envs.protocol import ENDS, End, Environment, Reply, Start, problem_of
+from rl_likelihood.envs.protocol import ENDS, End, Environment, Reply, Start, number_of, problem_of
 from rl_likelihood.envs.tools import Call
 from rl_likelihood.grading.calls import call_of
 from rl_likelihood.model.decoder import Params
@@ -46,13 +46,6 @@ class Paid(NamedTuple):
         numbers = {"reward": self.reward, "calls_f1": self.calls_f1 or 0.0}
         wrong = [name for name, number in numbers.items() if not abs(number) <= float(np.finfo(np.float32).max)]
         return f"its {wrong[0]} is {numbers[wrong[0]]}" if wrong else ""
-
-
-def number_of(reward: Any) -> float:
-    """An environment's reward as a float. Text is refused, which `float` would read."""
-    if isinstance(reward, str):
-        raise TypeError(f"its reward is the text {reward!r:.100}; return a number")
-    return float(reward)
 
 
 @dataclasses.dataclass
