@@ -26,7 +26,7 @@ def summary(workdir: Path) -> None:
     for shown in zip(*columns, strict=False):
         say(f"  {excerpt(shown[0]['prompt'])}  [{excerpt(shown[0]['reference'])}]")
         for stage, example in zip(rows, shown, strict=True):
-            mark = "right" if example["right"] else "wrong"
+            mark = {True: "right", False: "wrong"}.get(example["right"], "ungraded")
             say(f"    {stage:<{max(map(len, rows))}}  {mark}  {excerpt(example['text'])}")
     if (workdir / run_files.METRICS).exists():
         say(f"\nfigure   {curves({workdir.name: workdir}, workdir)[0]}")

@@ -128,7 +128,7 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
 def _example(record: Record) -> dict[str, Any]:
     greedy = record["greedy"]
     said = [f"{'model' if m['role'] == 'assistant' else 'reply'}: {m['text']}" for m in greedy.get("messages", ())]
-    shown = {"text": "\n".join(said) if "messages" in greedy else greedy["text"], "right": greedy["right"] is True}
+    shown = {"text": "\n".join(said) if "messages" in greedy else greedy["text"], "right": greedy["right"]}
     return {"prompt": record["prompt"], "reference": record["reference"], **shown}
 
 

@@ -31,3 +31,12 @@ def test_long_prompts_and_chains_are_cut_in_the_middle(tmp_path, capsys):
     (asked,), (answered,) = ([x for x in lines if end in x] for end in ("[done()]", "the end"))
     assert asked.split()[:2] == ["Rules:", "one"] and "[...]" in asked and "call comes next?" in asked
     assert "[...]" in answered and max(len(asked), len(answered)) < 320
+
+
+def test_an_answer_without_a_mark_is_not_called_wrong(tmp_path, capsys):
+    examples = [{"prompt": "1 + 1", "reference": "2", "right": mark, "text": "2"} for mark in (True, False, None)]
+    row = {"stage": "untouched", "step": 0, "questions": 3, "greedy_success": 0.5, "examples": examples}
+    (tmp_path / "eval.jsonl").write_text(json.dumps(row) + "\n")
+    summary(tmp_path)
+    marks = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("    untouched")]
+    assert marks == ["right", "wrong", "ungraded"]
