@@ -61,7 +61,8 @@ def test_a_run_of_conversations_resumes_bit_for_bit(how, tmp_path):
     for row in metrics:
         assert not unknown(row) and np.isfinite(row["grad/norm"]) and row["grad/norm"] > 0
         assert row["env/turns"] == 2 and row["env/failures"] == 0 and row["env/bad_calls"] > 0
-    sample = run_files.read(unbroken / "samples.jsonl")[0]
+    sample, second = run_files.read(unbroken / "samples.jsonl")[:2]
+    assert "calculate" in sample["start"] and "start" not in second
     assert [m["role"] for m in sample["messages"]] == ["assistant", "environment", "assistant"]
     assert sample["reward/environment"] == 0 and sample["turns"] == 2
     resumed = cut_back(unbroken, tmp_path / "resumed", 1)
@@ -78,4 +79,4 @@ def test_an_evaluation_of_conversations_has_its_numbers_and_its_records(tmp_path
     assert row["turns"] == 2 and row["out_of_turns"] == 1 and row["ci95"]["pass^2"][0] == 0 < row["ci95"]["pass^2"][1]
     _, *records = [json.loads(line) for line in (workdir / row["records"]).read_text().splitlines()]
     assert len(records) == 3 and [m["role"] for m in records[0]["greedy"]["messages"]][1] == "environment"
-    assert all(len(r["samples"]) == 2 for r in records)
+    assert all(len(r["samples"]) == 2 and "calculate" in r["start"] for r in records)

@@ -49,6 +49,7 @@ def _record(task: Task, row: EncodedExample, rollout: Rollout, i: int, index: in
         "index": index,
         "id": row.example.id,
         "prompt": row.example.prompt,
+        "start": task.tokenizer.decode(row.prompt_ids),
         "reference": row.example.answer,
         "kind": row.example.task,
         "conversation": True,

@@ -50,6 +50,8 @@ def sample_of(task: Task, step_input: StepInput, values: dict[str, np.ndarray], 
         no_chain["answer_logp_no_chain"] = rounded(logp)
     extra: dict[str, Any] = {}
     if rollout.outcomes is not None:
+        if j == 0:
+            extra["start"] = text(step_input.rows[i].prompt_ids)  # once a group: it may be long
         extra["messages"] = messages_of(task, rollout, i, j)
         extra |= {k: digits(v[i, j]) for k, v in vars(rollout.outcomes).items() if not np.isnan(v[i, j])}
         extra["end"] = ENDS[int(rollout.outcomes.end[i, j])]

@@ -107,6 +107,8 @@ function view(r, step, prompt) {
   out.append(
     make("div", {class: "card question"},
       make("b", {}, `question ${group.id}, step ${group.step}${other}`), group.prompt,
+      group.start ? make("details", {class: "reply"}, make("summary", {}, "what the model reads first"),
+        make("p", {class: "text"}, group.start)) : null,
       group.no_chain ? answer(group, group.no_chain, "without a chain") : null),
     make("div", {class: "chains"}, ...best.map(c => chainCard(group, c))));
   return out;

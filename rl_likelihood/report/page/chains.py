@@ -63,6 +63,7 @@ def groups_of(samples: Iterable[Mapping[str, Any]], reward: str = "") -> list[di
                 "step": row["step"],
                 "id": row["id"],
                 "prompt": row["prompt"],
+                "start": row.get("start", ""),
                 "tokens": row["answer_tokens"],
                 "scored": row["scored"],
                 "no_chain": _rounded(row.get("answer_logp_no_chain")),

@@ -62,7 +62,7 @@ def nasty_run(workdir):
             for i, text in enumerate(NASTY):
                 text = text.encode("utf-8", "replace").decode()  # what reaches a file is UTF-8
                 row = sample(f"id {text}", -1.0 - i, 1, text)
-                row |= {"prompt": text, "answer_tokens": [text], "sampled_answer": text, "forced": text}
+                row |= {"prompt": text, "answer_tokens": [text], "sampled_answer": text, "forced": text, "start": text}
                 writer.sample(step, row)
         writer.eval(2, {"stage": NASTY[0], **evaluation(0.5, 2.0)})
         writer.status("done", 2)
@@ -88,7 +88,7 @@ def test_what_models_write_is_data_and_nothing_else(tmp_path):
     groups = data_of(text)["runs"][0]["groups"]
     assert len(groups) == 2 * len(NASTY)
     expected = [t.encode("utf-8", "replace").decode() for t in NASTY]
-    assert [g["prompt"] for g in groups[: len(NASTY)]] == expected
+    assert [g["prompt"] for g in groups[: len(NASTY)]] == [g["start"] for g in groups[: len(NASTY)]] == expected
     assert [g["chains"][0]["chain"] for g in groups[: len(NASTY)]] == expected
     assert "owned" not in parsed.scripts[1]
 
