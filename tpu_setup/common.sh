@@ -64,6 +64,8 @@ done
 
 [[ "$REMOTE_DIR" =~ ^[A-Za-z0-9_./-]+$ ]] ||
   refuse "REMOTE_DIR is '$REMOTE_DIR'; it must be letters, digits, _, -, . and /"
+[[ -z "$NFS" || "$NFS" =~ ^[A-Za-z0-9_.-]+:/[A-Za-z0-9_.-][A-Za-z0-9_./-]*$ ]] ||
+  refuse "NFS is '$NFS'; it must be HOST:/SHARE of a file server, of letters, digits, _, -, . and /"
 
 # The named variables must have values; the missing ones are named together.
 need() {
@@ -82,7 +84,7 @@ need_folders() {
       folder="${BASH_REMATCH[2]}"
       [[ ! "$folder" =~ ^[a-z0-9]+:// ]] ||
         refuse "$word is no folder; mount it (a bucket with gcsfuse) on all workers and give that path"
-      [[ "$folder" == "${SHARE:+$SHARE/}"* ]] || refuse "$word would be lost with its pod; give a folder below $SHARE"
+      [[ "$folder" == "${SHARE:+$SHARE/}"* && ! (-n "$SHARE" && "/$folder/" == */../*) ]] || refuse "$word would be lost with its pod; give a folder below $SHARE"
     fi
     before=""
     [[ ! "$word" =~ ^--(workdir|root|out)$ ]] || before="$word"

@@ -8,7 +8,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 need PROJECT ZONE
 (($# > 0)) || refuse "nothing to copy; for example tpu_setup/copy.sh models/llama data/math"
-for path in "$@"; do [[ -e "$path" ]] || refuse "$path does not exist"; done
+for path in "$@"; do
+  [[ -e "$path" ]] || refuse "$path does not exist"
+  # gcloud would take it for a flag, or for a path of another machine
+  [[ "$path" != -* && "$path" != *:* ]] || refuse "$path begins with - or has a colon; rename it, or give ./ before a -"
+done
 target="$TPU_NAME:" worker=all
 [[ -z "$NFS" ]] || target="$TPU_NAME:share/" worker=0
 run gcloud compute tpus tpu-vm scp --recurse "$@" "$target" --project="$PROJECT" --zone="$ZONE" --worker="$worker"

@@ -6,4 +6,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 need PROJECT ZONE
+TAIL="${TAIL:-}"
+[[ -z "$TAIL" ]] || need_numbers 1 TAIL
 on_workers "tail -n ${TAIL:-+1} runs/$RUN_NAME/log | sed \"s/^/[\$(hostname)] /\""

@@ -6,7 +6,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 need PROJECT ZONE
-[[ -z "$NFS" || "$NFS" =~ ^[^/]+:/[^/] ]] || refuse "NFS is '$NFS'; it must be HOST:/SHARE of a file server"
 [[ -z "$EXTRAS" || "$EXTRAS" =~ ^[a-z]+(,[a-z]+)*$ ]] || refuse "EXTRAS is '$EXTRAS'; it must be names with commas, such as hub,ray"
 extras="$(grep -oE '^ *"[a-z]+": \[' "$HERE/../setup.py" | tr -d ' ":[' | paste -sd ' ')"
 for extra in ${EXTRAS//,/ }; do

@@ -115,6 +115,20 @@ follow() {
 
 verb="${1:-}"
 name="${2:-}"
+case "$verb" in
+  once) words=2 ;;
+  run | restart) words=3 ;;
+  setup | stop) words=1 ;;
+  -h | --help) # the comment at the head of the script
+    sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+    exit 0
+    ;;
+  *) words=1000000 ;;
+esac
+if (($# < words)); then
+  echo "error: worker.sh setup | run NAME COMMAND | restart NAME COMMAND | stop [NAME] | once COMMAND" >&2
+  exit 2
+fi
 if [[ "$verb" == once ]]; then
   shift
   code=0
@@ -141,9 +155,5 @@ case "$verb" in
       start "$RUNS/$name" "$@"
     fi
     follow "$RUNS/$name"
-    ;;
-  *)
-    echo "error: worker.sh setup | run NAME COMMAND | restart NAME COMMAND | stop [NAME] | once COMMAND" >&2
-    exit 2
     ;;
 esac

@@ -60,6 +60,13 @@ def problems(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cf
     return [problem(e) for e in examples]
 
 
+def refuse_worked(tokenizer: PreTrainedTokenizerBase, cfg: PromptConfig) -> None:
+    """UserError if a worked example would end early in a prompt, or holds a control token: see `problems`."""
+    shown = [Example(str(i), question, answer, chain) for i, (question, chain, answer) in enumerate(cfg.shots, start=1)]
+    for words in filter(None, problems(shown, tokenizer, cfg)):
+        raise UserError(f"worked examples ({cfg.examples_path or 'the first training rows with a chain'}): {words}")
+
+
 def longer(row: EncodedExample, cfg: PromptConfig) -> dict[str, int]:
     """{setting: the row's number of tokens} for each of max_prompt and max_answer that the row exceeds."""
     sizes = {"max_prompt": len(row.prompt_ids), "max_answer": len(row.answer_ids)}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jinja2 import TemplateError
 
-from rl_likelihood.data.prompt_checks import longer, problems, refuse_longer, refuse_token_across_seam
+from rl_likelihood.data.prompt_checks import longer, problems, refuse_longer, refuse_token_across_seam, refuse_worked
 from rl_likelihood.data.token_ids import bytes_of, ids_after_text, ids_of, name_of, padded
 from rl_likelihood.data.worked_examples import WORKED_EXAMPLES, Shots
 from rl_likelihood.fields import field
@@ -110,6 +110,7 @@ def chain_format(
     UserError for a tokenizer without an end-of-text id, or one that does not preserve the tags or the seam.
     """
     _validate(cfg)
+    refuse_worked(tokenizer, cfg)
     name = name_of(tokenizer)
     if not eos_ids:
         raise UserError(f"{name} has no end-of-text id; add eos_token to its tokenizer_config.json")
@@ -200,10 +201,7 @@ def _template_at(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
     """The chat template with `day` in place of its calls for today's date. None (its own template) without calls."""
     if not day or not prints_date(tokenizer):
         return None
-    try:
-        date = datetime.date.fromisoformat(day)
-    except ValueError:
-        raise UserError(f"prompt.date is {day!r}; write it as 2026-11-28") from None
+    date = _date(day)
     template = _TODAY.sub(lambda call: json.dumps(date.strftime(call[2])), tokenizer.get_chat_template())
     if _CALL.search(template):
         raise UserError(
@@ -211,6 +209,13 @@ def _template_at(tokenizer: PreTrainedTokenizerBase, day: str) -> str | None:
             "kept; write the format in its call of strftime_now as text"
         )
     return template
+
+
+def _date(day: str) -> datetime.date:
+    try:
+        return datetime.date.fromisoformat(day)
+    except ValueError:
+        raise UserError(f"prompt.date is {day!r}; write it as 2026-11-28") from None
 
 
 def encode_all(
@@ -343,6 +348,8 @@ def completion_ids(
 
 
 def _validate(cfg: PromptConfig) -> None:
+    if cfg.date:
+        _date(cfg.date)
     for name in ("think_open", "think_close", "answer_open", "answer_close"):
         if not getattr(cfg, name):
             raise UserError(f"prompt.{name} is empty; give the tag, for example {getattr(PromptConfig, name)!r}")

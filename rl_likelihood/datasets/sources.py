@@ -129,7 +129,7 @@ def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptCo
         if instruction:
             raise UserError("prompt.instruction and prompt.instruction_path are both set; set exactly one of them")
         try:
-            instruction = Path(prompt.instruction_path).expanduser().read_text(encoding="utf-8").strip()
+            instruction = Path(prompt.instruction_path).expanduser().read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(
                 f"prompt.instruction_path = {prompt.instruction_path} cannot be read as text ({e}); check the path"

@@ -26,20 +26,21 @@ _TYPES = {
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
-def bfcl(reference: str, answer: str | None) -> bool:
+def bfcl(reference: str, answer: str | None) -> bool | None:
     """The possible calls, each once, in any order (in the benchmark's `multiple` and `simple` there is one).
 
-    Compared as text where the reference is no such rule.
+    Compared as text where the reference is no such rule. None where it is one, but cannot be followed: it does not
+    describe a function that it allows, or names a type that is not the benchmark's.
     """
     if answer is None:
         return False
     goal, calls = _rule(reference), calls_in(answer)
     if goal is None:
         return exact_match(reference, answer)
-    if calls is None or len(calls) != len(goal["possible"]):
-        return False
-    functions = {function["name"]: function["parameters"] for function in goal["functions"]}
     try:
+        if calls is None or len(calls) != len(goal["possible"]):
+            return False
+        functions = {function["name"]: function["parameters"] for function in goal["functions"]}
         for possible in goal["possible"]:
             ((name, allowed),) = possible.items()
             fitting = (i for i, c in enumerate(calls) if c[0] == name and _fits(c[1], allowed, functions[name]))
@@ -49,6 +50,8 @@ def bfcl(reference: str, answer: str | None) -> bool:
             del calls[i]
     except RecursionError:
         return False
+    except (KeyError, TypeError, ValueError, AttributeError):  # of the rule: the calls have been checked
+        return None
     return True
 
 

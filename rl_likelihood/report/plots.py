@@ -140,11 +140,18 @@ def names_of(workdirs: list[str]) -> dict[str, Path]:
     return dict(zip(names, paths, strict=True)) if paths else {}
 
 
+def named_path(text: str) -> str:
+    """The value of --out, which must not be empty: that would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a path")
+    return text
+
+
 @exits
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rl_likelihood.report.plots", description="Curves of one or several runs.")
     parser.add_argument("run_dir", nargs="+", help="the --workdir of a run")
-    parser.add_argument("--out", required=True, help="folder for curves.png and curves.svg")
+    parser.add_argument("--out", type=named_path, required=True, help="folder for curves.png and curves.svg")
     args = parser.parse_args(argv)
     for path in curves(names_of(args.run_dir), args.out):
         print(path)

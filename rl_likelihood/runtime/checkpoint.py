@@ -86,7 +86,11 @@ def open_manager(
 
 def latest_step(workdir: str | Path) -> int | None:
     """The step of the newest finished checkpoint; None without one."""
-    return max(ocp.path.step.checkpoint_steps(epath.Path(workdir).absolute() / FOLDER), default=None)
+    folder = epath.Path(workdir).absolute() / FOLDER
+    try:
+        return max(ocp.path.step.checkpoint_steps(folder), default=None)
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be read ({e.strerror}); move it away, or choose another --workdir") from e
 
 
 def agreed_step(workdir: str | Path) -> int | None:

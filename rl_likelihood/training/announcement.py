@@ -26,7 +26,7 @@ SCORED = {
 }
 TRUNCATED = {
     "force_close": "a chain that never opens the answer gets the missing tags",
-    "floor": "a chain that never opens the answer gets reward.floor",
+    "floor": "a chain that never opens the answer gets reward.floor for each answer token",
     "drop": "a chain that never opens the answer is dropped",
 }
 

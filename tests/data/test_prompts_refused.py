@@ -105,6 +105,24 @@ def test_bad_rows_are_refused(tok, fmt, changes, words):
     assert words in refusal(lambda: encode(dataclasses.replace(SUM, **changes), tok[0], CFG, fmt))
 
 
+@pytest.mark.parametrize(
+    "shot, words",
+    [
+        (("q", "so</think>", "2"), "own.jsonl): the chain of row 2 contains '</think>'"),
+        (("q", "so", "2</answer>"), "own.jsonl): the answer of row 2 contains '</answer'"),
+        (("q<|im_end|>", "so", "2"), "own.jsonl): row 2 contains '<|im_end|>', a control token"),
+    ],
+)
+def test_worked_examples_that_would_end_early_are_refused_as_rows_are(tok, shot, words):
+    cfg = replace(examples=1, examples_path="own.jsonl", shots=(("a", "b", "c"), shot))
+    assert words in refusal(lambda: chain_format(*tok, (2,), cfg))
+
+
+def test_a_date_that_is_none_is_refused_for_every_template(tok):
+    for day in ("yesterday", "2026-02-30"):
+        assert f"prompt.date is {day!r}" in refusal(lambda day=day: chain_format(*tok, (2,), replace(date=day)))
+
+
 def test_missing_worked_examples_are_refused_with_the_field_and_the_command_that_helps(tok, fmt):
     said = refusal(lambda: encode(SUM, tok[0], replace(examples=5), fmt))
     for words in ("prompt.examples is 5", "4 worked examples", "a-1", "--config.prompt.examples=4"):

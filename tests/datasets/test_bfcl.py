@@ -85,6 +85,25 @@ def test_objects_beside_the_name_of_a_variable_are_only_compared(rows, right):
     assert bfcl(json.dumps(rule), json.dumps({"name": "f", "arguments": {"rows": rows}})) is right
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"functions": [], "possible": [{"area": POSSIBLE}]},
+        {"functions": [{"name": "area"}], "possible": [{"area": POSSIBLE}]},
+        {"functions": 5, "possible": [{"area": POSSIBLE}]},
+        {"functions": [AREA], "possible": [{}]},
+        {"functions": [AREA], "possible": 5},
+        {"functions": [AREA], "possible": [{"area": {"base": 5}}]},
+        {
+            "functions": [{"name": "area", "parameters": {"properties": {"base": {"type": "String"}}, "required": []}}],
+            "possible": [{"area": {"base": ["10"]}}],
+        },
+    ],
+)
+def test_a_rule_that_cannot_be_followed_is_nobodys_wrong_answer(rule):
+    assert bfcl(json.dumps(rule), json.dumps(call())) is None
+
+
 def test_several_calls_have_no_order_and_each_counts_once():
     two = [{"area": POSSIBLE}, {"area": POSSIBLE | {"base": [20]}}]
     rule = json.dumps({"functions": [AREA], "possible": two})

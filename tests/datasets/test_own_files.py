@@ -271,6 +271,8 @@ def test_the_instruction_comes_from_a_file(tmp_path, tokenizer):
     cfg = DataConfig()
     prompt = resolve_prompt(PromptConfig(instruction_path=str(path)), cfg, most=0)
     assert prompt.instruction == "Antworte kurz." in render(Example("a", "b?", "c"), tokenizer, prompt)
+    path.write_text("Antworte kurz.", encoding="utf-8-sig")  # as Windows saves it
+    assert resolve_prompt(PromptConfig(instruction_path=str(path)), cfg, most=0) == prompt
     for fields, words in (
         ({"instruction": "x", "instruction_path": str(path)}, "both set"),
         ({"instruction_path": str(tmp_path / "no.txt")}, "prompt.instruction_path = .*no.txt cannot be read"),

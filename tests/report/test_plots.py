@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rl_likelihood.report import metrics, panels, plots
+from rl_likelihood.report.page.__main__ import main as page_main
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
@@ -118,6 +119,16 @@ def test_bad_folders_are_one_sentence(tmp_path, capsys, prepare, message):
     assert plots.main([str(tmp_path / "run"), f"--out={tmp_path}"]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("main", [plots.main, page_main])
+def test_an_empty_out_is_refused(tmp_path, capsys, monkeypatch, main):
+    write_run(tmp_path / "run", 2, evals=())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["run", "--out="])
+    assert end.value.code == 2 and "argument --out: it is empty; name a path" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_an_out_that_is_a_file_is_one_sentence(tmp_path):

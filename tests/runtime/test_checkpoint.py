@@ -276,6 +276,13 @@ def test_another_models_checkpoint_is_refused_by_name_not_passed_over(tmp_path):
         restored(tmp_path, sgd)
 
 
+def test_a_file_in_place_of_the_checkpoints_is_one_sentence(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    for look in (checkpoint.latest_step, checkpoint.restore_params):
+        with pytest.raises(UserError, match="checkpoints: cannot be read .Not a directory.; move it away"):
+            look(tmp_path)
+
+
 def test_no_checkpoint_is_one_sentence(tmp_path):
     target = abstract(make_state(make_mesh(), 0))
     assert checkpoint.latest_step(tmp_path) is None

@@ -102,6 +102,11 @@ def test_keys_whose_marks_would_become_part_of_them_are_refused(line, tmp_path):
     assert "keys:2 has quotes or a carriage return" in done.stderr and "0123" not in done.stderr
 
 
+def test_copy_refuses_names_that_gcloud_would_not_take_for_files(tmp_path):
+    (tmp_path / "a:b").touch()
+    assert "a colon; rename it" in script("copy.sh", str(tmp_path / "a:b"), check=2, **CLOUD).stderr
+
+
 @pytest.mark.parametrize("nfs, target, worker", [("10.0.0.2:/share", "share/", "0"), ("", "", "all")])
 def test_copy_sends_weights_and_data_once_to_the_share_or_to_every_worker(tmp_path, nfs, target, worker):
     (out,) = commands(script("copy.sh", str(tmp_path), **CLOUD, NFS=nfs))
@@ -187,7 +192,16 @@ def test_help_is_the_comment_at_the_head_and_nothing_is_done(name):
         ("setup.sh", [], {**CLOUD, "EXTRAS": "math; rm"}, ["EXTRAS", "hub,ray"]),
         ("setup.sh", [], {**CLOUD, "EXTRAS": "hub,mth"}, ["EXTRAS has 'mth'", "setup.py", "hub", "ray", "tpu"]),
         ("setup.sh", [], {**CLOUD, "SECRETS": "/nowhere"}, ["SECRETS is '/nowhere'"]),
+        ("setup.sh", [], {**CLOUD, "NFS": "h:/it's"}, ["NFS is 'h:/it's'", "HOST:/SHARE"]),
+        ("copy.sh", ["/tmp"], {**CLOUD, "NFS": "share"}, ["NFS is 'share'"]),
         ("copy.sh", ["/nowhere"], CLOUD, ["/nowhere does not exist"]),
+        ("logs.sh", [], {**CLOUD, "TAIL": "5; rm -r x"}, ["TAIL is '5; rm -r x'", "whole number from 1"]),
+        ("worker.sh", [], {}, ["run NAME COMMAND"]),
+        ("worker.sh", ["begin"], {}, ["run NAME COMMAND"]),
+        ("worker.sh", ["once"], {}, ["once COMMAND"]),
+        ("worker.sh", ["run"], {}, ["run NAME COMMAND"]),
+        ("worker.sh", ["restart", "one"], {}, ["restart NAME COMMAND"]),
+        ("jobset.sh", ["x", "--workdir=/share/../x"], {"IMAGE": "i", "CLAIM": "c"}, ["/share/../x", "below /share"]),
         ("run.sh", ["env", "WANDB_API_KEY=0123", "x"], CLOUD, ["WANDB_API_KEY", "SECRETS=FILE"]),
         ("run.sh", ["bash", "-c", "export HF_TOKEN=0123; x"], CLOUD, ["HF_TOKEN", "SECRETS=FILE"]),
         ("run.sh", ["x", "--config.judge.api_key=0123"], CLOUD, ["API_KEY", "SECRETS=FILE"]),

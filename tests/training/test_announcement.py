@@ -17,6 +17,8 @@ def test_a_conversation_s_sizes_stand_in_place_of_the_scored_answer():
     c = get_config()
     c.env.name, c.reward.name, c.sampler.max_turns = "none", "log_prob", 1
     assert "reference answer" in scored_line(build(c))
+    c.reward.truncated = "floor"
+    assert "gets reward.floor for each answer token" in scored_line(build(c))
 
 
 def test_the_length_of_a_run_is_in_steps_and_passes_over_the_data():

@@ -11,7 +11,7 @@ from rl_likelihood.shapes import exits
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="rl_likelihood.report.page", description="A page of one or several runs.")
     parser.add_argument("run_dir", nargs="+", help="the --workdir of a run")
-    parser.add_argument("--out", required=True, help="the page, as report.html")
+    parser.add_argument("--out", type=plots.named_path, required=True, help="the page, as report.html")
     args = parser.parse_args(argv)
     runs = [table.Run({"run": name}, workdir) for name, workdir in plots.names_of(args.run_dir).items()]
     for run in runs:
