@@ -19,8 +19,9 @@ def summary(workdir: Path) -> None:
     if not rows:
         return
     say("\n" + table_text.side_by_side(rows))
-    n = next(iter(rows.values()))["questions"]
-    say(f"\nOn {n:.0f} held-out questions, the standard error of a success rate is up to {50 / n**0.5:.1f} points")
+    n = int(next(iter(rows.values()))["questions"])
+    error = f"the standard error of a success rate is up to {50 / n**0.5:.1f} points"
+    say(f"\nOn {counted(n, 'held-out question')}, {error}")
     say("\nGreedy answers to the first of them")
     columns = [row.get("examples", []) for row in rows.values()]
     for shown in zip(*columns, strict=False):

@@ -273,7 +273,7 @@ def test_formats_that_are_not_read_are_named(tmp_path):
             ("rows.jsonl", '{"prompt": "a"}\n'.encode(name), f"rows.jsonl is {name[:6].upper()} text; save it as UTF-8")
             for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
         ),
-        ("rows.jsonl", gzip.compress(b'{"prompt": "a"}\n'), "compressed by gzip; give it a name that ends in .gz"),
+        ("rows.jsonl", gzip.compress(b"", mtime=0), "compressed by gzip; give it a name that ends in .gz"),
         ("rows.jsonl", b"PK\x03\x04\x14", "a zip archive; give it a name that ends in .zip"),
         ("rows", b"PAR1\x15\x04", "a parquet file; give it a name that ends in .parquet"),
     ],
