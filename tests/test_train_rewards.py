@@ -95,7 +95,6 @@ def test_policies_and_precisions_train(extra, tmp_path):
     assert last["chain/truncated"] == 1
     if extra.get("reward__truncated") == "drop":
         assert last["keep/fraction"] == 0 and last["grad/norm"] == 0
-        assert last["reward/mean"] is last["reward/std"] is last["answer/perplexity"] is None, "no mean is 0"
     if extra.get("reward__truncated") == "floor":
         assert last["reward/std"] == 0 and last["reward/mean"] < -3
     assert ("answer/chain_gain" in last) == extra.get("report__no_chain", True)

@@ -74,10 +74,9 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
     because group-relative advantages depend on these differences only. corr/chain_length is the same for the length.
     """
     keep = per_row["logged"]
-    kept = keep.sum()  # with none of them, a mean is NaN, which is logged as null
 
     def mean(x):
-        return jnp.where(keep, x, 0).sum() / jnp.where(kept > 0, kept, jnp.nan)
+        return jnp.where(keep, x, 0).sum() / jnp.maximum(keep.sum(), 1)
 
     def mean_of_all(x):
         """Over dropped rows too."""
@@ -86,8 +85,7 @@ def metrics(sums: Values, per_row: Values, batch: Batch) -> Values:
     reward = per_row["reward"]
     rewards = {k: v for k, v in per_row.items() if k.startswith("reward/")}
     std = shaping.group_std(reward, keep)
-    groups = keep.any(-1).sum()
-    groups = jnp.where(groups > 0, groups, jnp.nan)
+    groups = jnp.maximum(keep.any(-1).sum(), 1)
     sampled = jnp.maximum(sums["sum/sampled_tokens"], 1)
     policy_tokens = jnp.maximum(sums["sum/policy_tokens"], 1)
     policy_grad, answer_grad = (jnp.sqrt(sums[f"sum/{term}_grad_squared"]) for term in ("policy", "answer"))
