@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import reward_model
 from rl_likelihood.config import all_fields
 from rl_likelihood.presets import PRESETS
 from rl_likelihood.report import table_text
@@ -102,6 +103,14 @@ def test_claims_and_the_grid_are_those_of_the_result_files():
         measured = [one[0], one[1], one[4], one[6], other[0], other[2]]
         for cell, value in zip(shown, measured, strict=True):
             assert cell in (value.split(" (")[0], "-"), (name, cell, value)
+
+
+def test_the_tables_of_the_reward_model_are_those_of_its_results():
+    results = json.loads((RUNS / "reward_model.json").read_text())
+    judges = (ROOT / "docs" / "judges.md").read_text()
+    assert set(results["done"]) == {"likelihoods", "letters", "yes", "pairs", "reward model"}
+    for line in reward_model.table(results).splitlines():
+        assert line in judges
 
 
 def test_the_readme_shows_what_the_quickstart_prints():
