@@ -11,7 +11,7 @@ need PROJECT ZONE
 for path in "$@"; do
   [[ -e "$path" ]] || refuse "$path does not exist"
   # gcloud would take it for a flag, or for a path of another machine
-  [[ "$path" != -* && "$path" != *:* ]] || refuse "$path begins with - or has a colon; rename it, or give ./ before a -"
+  [[ "$path" != -* && "$path" != *:* ]] || refuse "$path begins with - or has a colon; write ./ before a -, or rename a path with a colon"
 done
 target="$TPU_NAME:" worker=all
 [[ -z "$NFS" ]] || target="$TPU_NAME:share/" worker=0

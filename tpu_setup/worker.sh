@@ -113,22 +113,25 @@ follow() {
   return "$code"
 }
 
+usage() {
+  echo "error: worker.sh setup | run NAME COMMAND | restart NAME COMMAND | stop [NAME] | once COMMAND" >&2
+  exit 2
+}
+
 verb="${1:-}"
 name="${2:-}"
+words=1 # of the command
 case "$verb" in
+  setup | stop) ;;
   once) words=2 ;;
   run | restart) words=3 ;;
-  setup | stop) words=1 ;;
   -h | --help) # the comment at the head of the script
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
     exit 0
     ;;
-  *) words=1000000 ;;
+  *) usage ;;
 esac
-if (($# < words)); then
-  echo "error: worker.sh setup | run NAME COMMAND | restart NAME COMMAND | stop [NAME] | once COMMAND" >&2
-  exit 2
-fi
+(($# >= words)) || usage
 if [[ "$verb" == once ]]; then
   shift
   code=0

@@ -50,8 +50,8 @@ def example_key(example: Example) -> str:
 
 
 def group_key(example: Example) -> str:
-    """`variant_key` of the question, or of every turn of a conversation; or else the environment's task, which alone
-    decides what the model reads."""
+    """The environment's task, if the row has one: it decides what the model reads. Else the `variant_key` of the
+    question, or of every turn of a conversation."""
     if '"environment"' in example.check and (task := json.loads(example.check).get(ENVIRONMENT)) is not None:
         return json.dumps(task, sort_keys=True)
     return "\n".join(variant_key(content) for _, content in example.messages) or variant_key(example.prompt)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+import numpy as np
+
 Messages = Sequence[tuple[str, str]]  # (role of ROLES, content)
 End = Literal["", "done", "transfer", "out_of_turns"]
 ENDS: tuple[End, ...] = get_args(End)
@@ -78,13 +80,14 @@ def problem_of(value: Any, kind: type) -> str:
 
 
 def number_of(reward: Any) -> float:
-    """An environment's reward as a float. TypeError for what is no number, and for text, which `float` would read."""
+    """An environment's reward as a float. TypeError for what is no finite float32, and for text, which `float` would
+    read."""
     try:
-        if not isinstance(reward, str):
+        if not isinstance(reward, str) and abs(float(reward)) <= float(np.finfo(np.float32).max):
             return float(reward)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise TypeError(f"its reward is {reward!r:.100}; return a number")
+    raise TypeError(f"its reward is {reward!r:.100}; return a finite number")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from rl_likelihood.shapes import PAD, REFERENCE, SAMPLED, AnyArray
 
 LANES = 128  # of the hardware: sequence lengths are padded to a multiple; head widths are a multiple of half of it
 BLOCK = 512  # maximum rows of a tile
-MANY = 8 * BLOCK  # so many keys are padded to whole tiles rather than cut into narrow ones
+MANY = 8 * BLOCK  # so many keys of the main pass are padded to whole tiles rather than cut into narrow ones
 RESULTS = "splash"  # name of the kernel's results, for `jax.checkpoint`
 
 

@@ -74,4 +74,4 @@ def test_an_environment_that_fails_in_every_conversation_is_refused_at_the_start
 def test_a_reward_that_is_no_number_is_named(reward):
     with pytest.raises(TypeError) as e:
         number_of(reward)
-    assert str(e.value) == f"its reward is {reward!r}; return a number"
+    assert str(e.value) == f"its reward is {reward!r}; return a finite number"

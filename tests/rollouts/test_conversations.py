@@ -155,7 +155,10 @@ def test_failures_of_one_kind_are_said_once_whatever_their_words(loaded, capsys)
 
 
 def test_a_reward_beyond_float32_is_a_failure():
-    assert Paid(-3e38).problem() == "" and "its reward is 1e+300" in Paid(1e300).problem()
+    assert number_of(-3e38) == -3e38 and not Paid(calls_f1=0.5).problem()
+    with pytest.raises(TypeError, match="its reward is 1e\\+300; return a finite number"):
+        number_of(1e300)
+    assert "its calls_f1 is nan" in Paid(calls_f1=np.nan).problem()
 
 
 def test_a_reward_of_text_is_a_failure():

@@ -104,7 +104,7 @@ def test_keys_whose_marks_would_become_part_of_them_are_refused(line, tmp_path):
 
 def test_copy_refuses_names_that_gcloud_would_not_take_for_files(tmp_path):
     (tmp_path / "a:b").touch()
-    assert "a colon; rename it" in script("copy.sh", str(tmp_path / "a:b"), check=2, **CLOUD).stderr
+    assert "rename a path with a colon" in script("copy.sh", str(tmp_path / "a:b"), check=2, **CLOUD).stderr
 
 
 @pytest.mark.parametrize("nfs, target, worker", [("10.0.0.2:/share", "share/", "0"), ("", "", "all")])
