@@ -4,7 +4,7 @@
 
 Evaluates the untouched model on the quickstart's held-out questions with its two worked examples (one step, then
 two), with the two in the other order, and with the first alone. Writes experiments/results/worked_examples.json.
-About four minutes on two cores.
+About two minutes on two cores.
 """
 
 from __future__ import annotations
