@@ -59,8 +59,7 @@ def environment_of(cfg: EnvConfig) -> Environment:
         ) from e
     missing = [name for name in METHODS if isinstance(made, type) or not callable(getattr(made, name, None))]
     if missing:
-        is_class = isinstance(made, type)
-        what = f"the class {made.__name__} itself" if is_class else f"an object of {type(made).__name__}"
+        what = f"the class {made.__name__} itself" if isinstance(made, type) else f"a {type(made).__name__}"
         raise UserError(
             f"env.name is {cfg.name!r}, which makes {what} without the method {missing[0]}; return an object "
             f"with the methods {', '.join(METHODS)}"
