@@ -5,7 +5,7 @@
 Countdown as a conversation: the model tries an expression with the tool `calculate`, reads its value, and gives one
 with `submit`, which ends the game. A short supervised warm start on conversations teaches the calls; then RL on the
 environment's reward. Of 64 games (seed 0) the untouched model wins none. After the warm start it wins 9 greedily and 6
-when it samples; after 20 steps of RL, 13 and 13. The greedy gain is within the noise; docs/results.md has the limits of this result.
+when it samples; after 20 steps of RL, 13 and 13. The greedy gain is within the noise: docs/results.md has the limits.
 
 Arguments: model, reward (environment, avg_log_prob, ...), credit (outcome, turn), group, steps, seed.
 """
