@@ -1,6 +1,6 @@
 """A learner's step that trains all parameters, and steps that train adapters: time and memory, by the base's type.
 
-    python -m bench.lora [--model=W135] [--shape=8,4,128,128] [--rounds=5] [--micro=2] [--kl] [--kinds=full,lora]
+    python -m bench.lora [--model=W135] [--shape=8,4,128,128] [--rounds=5] [--micro=2] [--kl] [--kinds full lora]
     python -m bench.lora --memory ...       each kind once, in a process of its own: the most that it held
 
 Random weights; no sampling. The kinds alternate, and times are given as ratios to the full step of the same round.
@@ -84,7 +84,7 @@ def main() -> None:
     arguments.add_argument("--micro", type=int, default=2, help="prompts in a micro-batch")
     arguments.add_argument("--kl", action="store_true")
     arguments.add_argument("--memory", action="store_true")
-    arguments.add_argument("--kinds", type=lambda x: x.split(","), default=list(KINDS), help="full is one of them")
+    arguments.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="begin with full")
     arguments.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     args = arguments.parse_args()
     shape = Shape(*map(int, args.shape.split(",")))

@@ -32,10 +32,9 @@ from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.run_model import param_shardings, run_on
 from rl_likelihood.runtime import bucket, checkpoint, distributed, run_files
 from rl_likelihood.runtime.devices import make_devices
-from rl_likelihood.runtime.watch import INTERRUPTED
 from rl_likelihood.runtime.workdir import CONFIG, has_examples, pinned_date, read_config
 from rl_likelihood.settings import Config
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import INTERRUPTED, UserError
 from rl_likelihood.task import checkpoint_model, load, load_model
 
 # Fields that must be equal in training and evaluation: the format of answers, and the scored tokens. The questions,

@@ -49,12 +49,15 @@ def rounded(size: int, per_octave: int, limit: int) -> int:
     return min(limit, target if target <= EVEN else -(-target // EVEN) * EVEN)
 
 
+REFUSED, INTERRUPTED = 2, 130  # exit codes after bad input, where a restart would fail too, and after Ctrl-C
+
+
 class UserError(ValueError):
     """Bad input, explained in the user's words. The mains print it on one line and exit with code 2."""
 
 
 def exits(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorates the main of a short command: after bad input it returns 2, after Ctrl-C 130; one line says why."""
+    """Decorates the main of a short command: after bad input or Ctrl-C it returns that exit code; one line says why."""
 
     @functools.wraps(main)
     def guarded(*args: Any) -> int:
@@ -62,10 +65,10 @@ def exits(main: Callable[..., int]) -> Callable[..., int]:
             return main(*args)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 2
+            return REFUSED
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
-            return 130
+            return INTERRUPTED
 
     return guarded
 

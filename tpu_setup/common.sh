@@ -84,7 +84,8 @@ need_folders() {
       folder="${BASH_REMATCH[2]}"
       [[ ! "$folder" =~ ^[a-z0-9]+:// ]] ||
         refuse "$word is no folder; mount it (a bucket with gcsfuse) on all workers and give that path"
-      [[ "$folder" == "${SHARE:+$SHARE/}"* && ! (-n "$SHARE" && "/$folder/" == */../*) ]] || refuse "$word would be lost with its pod; give a folder below $SHARE"
+      [[ -z "$SHARE" || ("$folder" == "$SHARE/"* && "$folder/" != */../*) ]] ||
+        refuse "$word would be lost with its pod; give a folder below $SHARE"
     fi
     before=""
     [[ ! "$word" =~ ^--(workdir|root|out)$ ]] || before="$word"

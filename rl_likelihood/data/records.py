@@ -20,7 +20,7 @@ UNREAD = {".arrow": "write parquet with ds.to_parquet(...)"}
 UNREAD |= dict.fromkeys(
     (".csv", ".tsv", ".xlsx"), "write JSON lines with df.to_json(..., orient='records', lines=True)"
 )
-# How files begin whose name does not say that they are packed.
+# The first bytes of packed files, and what is said of one whose name does not tell.
 PACKED = {
     b"\x1f\x8b": "is compressed by gzip; give it a name that ends in .gz",
     b"PK\x03\x04": "is a zip archive; give it a name that ends in .zip",
@@ -101,8 +101,8 @@ def _refuse_other_formats(name: str, data: bytes, plain: str) -> None:
     problem, suffix = "", plain[plain.rfind(".") :]
     if suffix in UNREAD and first[:1] not in (b"{", b"["):  # JSON is JSON, whatever its file is called
         problem = f"is not read: rows of {suffix} files are not supported; {UNREAD[suffix]}"
-    elif packed := [words for begin, words in PACKED.items() if data.startswith(begin)]:
-        problem = packed[0]
+    elif packed := next((words for begin, words in PACKED.items() if data.startswith(begin)), ""):
+        problem = packed
     elif (encoding := json.detect_encoding(data)[:6]) != "utf-8" and data.strip(b"\0"):
         problem = f"is {encoding.upper()} text; save it as UTF-8"
     elif first.startswith(b"version https://git-lfs"):

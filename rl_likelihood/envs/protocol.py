@@ -79,15 +79,15 @@ def problem_of(value: Any, kind: type) -> str:
     return ""
 
 
-def number_of(reward: Any) -> float:
-    """An environment's reward as a float. TypeError for what is no finite float32, and for text, which `float` would
-    read."""
+def number_of(score: Any, name: str = "reward") -> float:
+    """A score that an environment returned, as a float. TypeError if it is no number, or too large for float32. Text
+    is refused too, although `float` would read "0.5"."""
     try:
-        if not isinstance(reward, str) and abs(float(reward)) <= float(np.finfo(np.float32).max):
-            return float(reward)
+        if not isinstance(score, str) and abs(float(score)) <= float(np.finfo(np.float32).max):
+            return float(score)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise TypeError(f"its reward is {reward!r:.100}; return a finite number")
+    raise TypeError(f"its {name} is {score!r:.100}; return a finite number")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,9 +127,10 @@ def _evaluated(e: Evaluation, n: int, samples: int) -> dict[str, Any]:
 
 def _example(record: Record) -> dict[str, Any]:
     greedy = record["greedy"]
-    said = [f"{'model' if m['role'] == 'assistant' else 'reply'}: {m['text']}" for m in greedy.get("messages", ())]
-    shown = {"text": "\n".join(said) if "messages" in greedy else greedy["text"], "right": greedy["right"]}
-    return {"prompt": record["prompt"], "reference": record["reference"], **shown}
+    who = {"assistant": "model", "environment": "reply"}
+    conversation = "\n".join(f"{who[m['role']]}: {m['text']}" for m in greedy.get("messages", ()))
+    text = greedy.get("text", conversation)
+    return {"prompt": record["prompt"], "reference": record["reference"], "text": text, "right": greedy["right"]}
 
 
 # ------------------------------------------------------------------------------------------- records

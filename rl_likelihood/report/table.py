@@ -27,6 +27,7 @@ GRID_COLUMNS = [
 GRID_COLUMNS += [metric(f"trace@{percent}") for percent in PERCENT]
 # Only in tables of conversations with an environment.
 OF_CONVERSATIONS = [metric(name) for name in ("env_reward", "calls_f1", "calls", "bad_calls", "out_of_turns")]
+COLUMNS = [*GRID_COLUMNS, *OF_CONVERSATIONS]
 # Always in the CSV. The first stands in other tables where a published one stands beside it: perplexity says the same.
 # The others are in no other table.
 ON_REQUEST = ("log_prob_mc1", "log_prob_no_chain", "chain_length_no_chain", "chain_gain")
@@ -216,7 +217,7 @@ def cell(rows: Sequence[Mapping[str, Any]], column: Metric) -> Cell | None:
 
 
 def _line(name: str, rows: list[dict[str, Any]], runs: int, no_chain: bool = False) -> Line:
-    cells = {c.name: made for c in (*GRID_COLUMNS, *OF_CONVERSATIONS) if (made := cell(rows, c)) is not None}
+    cells = {c.name: made for c in COLUMNS if (made := cell(rows, c)) is not None}
     questions = min((row["questions"] for row in rows if "questions" in row), default=None)
     return Line(name, cells, len(rows), runs, no_chain, questions)
 

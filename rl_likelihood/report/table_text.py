@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rl_likelihood.report.metric_table import NOT_METRICS, Metric, metric
-from rl_likelihood.report.table import GRID_COLUMNS, MISSING, OF_CONVERSATIONS, ON_REQUEST, UNTOUCHED, Block, Cell, Line
+from rl_likelihood.report.table import (
+    COLUMNS,
+    GRID_COLUMNS,
+    MISSING,
+    ON_REQUEST,
+    UNTOUCHED,
+    Block,
+    Cell,
+    Line,
+)
 
 # What a person looks at after a run.
 EVAL_ROWS = """greedy_success sampled_success greedy_success_no_chain perplexity perplexity_no_chain chain_length
@@ -97,7 +106,7 @@ def columns_of(block: Block, paper: Paper = ()) -> list[Metric]:
     for line in _lines(block, paper):
         beside = published(block, line.name, paper)
         measured |= {c.name for c in GRID_COLUMNS if line.key(c.name) in beside}
-    return [c for c in (*GRID_COLUMNS, *OF_CONVERSATIONS) if c.name in measured - {*ON_REQUEST[1:]}]
+    return [c for c in COLUMNS if c.name in measured - {*ON_REQUEST[1:]}]
 
 
 def matrix(block: Block, paper: Paper = ()) -> list[list[str]]:
@@ -202,8 +211,8 @@ def grid_csv(blocks: Sequence[Block], paper: Paper = ()) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     rows = blocks[0].rows if blocks else "row"
-    measured_names = {name for b in blocks for line in b.lines for name in line.cells}
-    columns = [*GRID_COLUMNS, *(c for c in OF_CONVERSATIONS if c.name in measured_names)]
+    found = {name for b in blocks for line in b.lines for name in line.cells}
+    columns = [c for c in COLUMNS if c in GRID_COLUMNS or c.name in found]
     writer.writerow([*names, rows, "metric", "measured", *Cell._fields[:-1], "questions", "done", "runs", "published"])
     for block in blocks:
         for line in block.lines:

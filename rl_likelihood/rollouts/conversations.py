@@ -41,10 +41,6 @@ class Paid(NamedTuple):
     reward: float = 0.0
     calls_f1: float | None = None
 
-    def problem(self) -> str:
-        """What is wrong with the F1, or "". The reward has been checked (`number_of`)."""
-        return "" if np.isfinite(self.calls_f1 or 0.0) else f"its calls_f1 is {self.calls_f1}"
-
 
 @dataclasses.dataclass
 class Conversation:
@@ -112,7 +108,9 @@ class Conversations:
             out.append(conversation)
         return out
 
-    def _asked(self, method: str, calls: Sequence[Callable[[], Any]], problem: Callable[[Any], str]) -> list[Any]:
+    def _asked(
+        self, method: str, calls: Sequence[Callable[[], Any]], problem: Callable[[Any], str] = lambda result: ""
+    ) -> list[Any]:
         """The result of each call to a method of the environment, or None if it failed or has a `problem`. An object
         reports each kind of failure of a method once."""
         results = in_time(calls, self.seconds, problem)
@@ -240,9 +238,9 @@ class Conversations:
         """Gets the rewards of finished conversations from the environment."""
         reward, f1 = self.environment.reward, getattr(self.environment, "calls_f1", None)
         ran = [row for row in played if not row.failed]
-        f1_of = lambda row: None if f1 is None else float(f1(row.state))
+        f1_of = lambda row: None if f1 is None else number_of(f1(row.state), "calls_f1")
         calls = [lambda row=row: Paid(number_of(reward(row.state, row.end)), f1_of(row)) for row in ran]
-        for row, paid in zip(ran, self._asked("reward", calls, Paid.problem), strict=True):
+        for row, paid in zip(ran, self._asked("reward", calls), strict=True):
             row.failed = paid is None
             row.paid = paid or Paid()
 

@@ -10,11 +10,9 @@ import threading
 import time
 
 from rl_likelihood.runtime.run_files import fail_running
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import REFUSED, UserError
 
 LOST = 1  # exit code of a process that has lost another one
-INTERRUPTED = 130  # exit code after Ctrl-C, as a shell has it
-REFUSED = 2  # exit code of a process that refused its input, so that a restart would fail too
 ADVICE = "hosts must be able to reach each other on any port: open the firewall between the workers"
 TOKEN = 16  # bytes
 READY = b"go\n"  # what process 0 tells the others when all are connected

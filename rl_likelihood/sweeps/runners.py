@@ -21,8 +21,7 @@ from pathlib import Path
 
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.console import duration
-from rl_likelihood.runtime.watch import INTERRUPTED
-from rl_likelihood.shapes import UserError
+from rl_likelihood.shapes import INTERRUPTED, UserError
 from rl_likelihood.sweeps import grid
 
 # Signals of a crash. Any other signal that kills a process counts as preemption.

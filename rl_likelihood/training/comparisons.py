@@ -12,6 +12,7 @@ import numpy as np
 
 from rl_likelihood.data import judged_text, prepared
 from rl_likelihood.data.judged_text import Reader
+from rl_likelihood.data.order import in_batches
 from rl_likelihood.data.pairs import Comparison, of_example, of_record
 from rl_likelihood.data.records import records
 from rl_likelihood.datasets.questions import hash_of, variant_key
@@ -104,10 +105,10 @@ def scores_of(
     options = max(len(r.answers) for r in rows)
     out: list[np.ndarray] = []
     with Progress("scored", len(rows), "comparisons", say) as progress:
-        for start in range(0, len(rows), size):
-            part = list(rows[start : start + size])
-            batch, _ = encode(reader, part + part[-1:] * (size - len(part)), options)
+        for start, part in in_batches(list(rows), size):
+            batch, _ = encode(reader, part, options)
             values = np.asarray(run(params, batch.judged))
-            out += [values[i, : len(r.answers)] for i, r in enumerate(part)]
-            progress.advance(len(part))
+            own = rows[start : start + size]
+            out += [values[i, : len(r.answers)] for i, r in enumerate(own)]
+            progress.advance(len(own))
     return out

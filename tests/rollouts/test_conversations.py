@@ -10,7 +10,7 @@ import pytest
 from rl_likelihood.datasets import DATASETS, files, prepare
 from rl_likelihood.envs.protocol import Reply, Start
 from rl_likelihood.report.metric_table import unknown
-from rl_likelihood.rollouts.conversations import Conversations, Paid, messages_of, number_of, say_longer, targets_of
+from rl_likelihood.rollouts.conversations import Conversations, messages_of, number_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
 from rl_likelihood.sampler import decode
 from rl_likelihood.sampler.queue import from_bytes, to_bytes
@@ -155,10 +155,11 @@ def test_failures_of_one_kind_are_said_once_whatever_their_words(loaded, capsys)
 
 
 def test_a_reward_beyond_float32_is_a_failure():
-    assert number_of(-3e38) == -3e38 and not Paid(calls_f1=0.5).problem()
+    assert number_of(-3e38) == -3e38
     with pytest.raises(TypeError, match="its reward is 1e\\+300; return a finite number"):
         number_of(1e300)
-    assert "its calls_f1 is nan" in Paid(calls_f1=np.nan).problem()
+    with pytest.raises(TypeError, match="its calls_f1 is nan"):
+        number_of(np.nan, "calls_f1")
 
 
 def test_a_reward_of_text_is_a_failure():
