@@ -1,17 +1,20 @@
-"""Does a policy rise above its start on experts' answers alone? Tiny models, on two tasks.
+"""Does a policy rise above its start on experts' answers alone? Models of 25 thousand weights, on two tasks.
 
-    python -m experiments.adversarial [--task=losses|countdown3] [--seed=0] [--steps=40] [--only_table]
-    python -m experiments.adversarial --task=countdown3 --form=head|label|raro [--steps=60]
+    python -m experiments.adversarial [--task=losses] [--seed=0] [--steps=40]
+    python -m experiments.adversarial --task=countdown3 --steps=150 [--seed=0] [--form=head]
+    python -m experiments.adversarial --task=countdown3 --steps=20 --form=raro
+    any of them with --only_table, of runs that are there
 
 The reward is a critic's, which reads the data's answers and the policy's. No grader is in the training; the evaluations
-are graded. Writes experiments/results/adversarial.json. The same command resumes.
+are graded. Writes experiments/results/adversarial.json. The same command resumes. Two to six minutes a run.
 
-losses: the task of configs/tiny.py, 25 thousand parameters that a teacher has made forgetful. Form head.
+losses: the task of configs/tiny.py, with its forgetful teacher. Form head.
 
-countdown3: targets from three numbers. The start is a supervised warm start on chains that repeat the numbers of the
-question: 1.6 M parameters know the format and little else. With --form=raro the policy is also the critic. So a first
-run, of 27 thousand parameters, in runs/raro_format_SEED, also teaches the format of a verdict, on pairs of answers to
-random questions with random verdicts.
+countdown3: targets from three numbers. A first run, in runs/countdown3_start_SEED, teaches the start: formulas of the
+question's numbers with random operators, whatever the target. The chain repeats the numbers. Beside the adversarial run
+stands a supervised one, runs/countdown3_sft_SEED, from the same start on the same experts' answers.
+With --form=raro the policy is also the critic. Its first run, in runs/raro_format_SEED, teaches the format of answers
+and of verdicts, on pairs of answers to random questions with random verdicts.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from rl_likelihood.datasets.countdown import solve
 from rl_likelihood.rewards.adversarial import VERDICTS
 
 ROOT = Path(__file__).parents[1]
-HELDOUT = 256
+HELDOUT, FORMULAS = 256, 20000
 NUMBERS = ("step", "stage", "greedy_success", "sampled_success", "perplexity", "questions")
 CONFIG = {
     "data.source": "files",
@@ -39,20 +42,14 @@ CONFIG = {
     "prompt.max_prompt": 40,
     "prompt.max_answer": 16,
     "sampler.max_chain": 12,
-    "eval.grader": "countdown",
-    "train.eval_every": 0,
-    # The settings of an earlier configs/tiny.py.
-    "model.preset": "tiny",
     "reward.truncated": "force_close",
     "loss.answer_term": 1.0,
-    "train.prompts_per_step": 8,
-    "warm_start.steps": 240,
-    "warm_start.lr": 3e-3,
-    "optim.lr": 1e-4,
     "optim.clip_norm": 1.0,
-    "adversarial.lr": 1e-4,
+    "eval.grader": "countdown",
+    "eval.prompts": HELDOUT,
+    "train.eval_every": 0,
+    "warm_start.steps": 0,
     "adversarial.replay": 512,
-    "model.layers": "scan",
 }
 # A critic that is slower than the policy is exploited: configs/tiny.py's rate and the critic's defaults took greedy
 # success from 11 to 0 %.
@@ -66,23 +63,37 @@ LOSSES = {
     "judge.max_prompt": 48,
     "judge.max_row": 24,
 }
-READS = {"head": (40, 40), "label": (300, 200), "raro": (140, 220)}  # judge.max_prompt, judge.max_row
+SUPERVISED = {"warm_start.steps": 5000, "warm_start.lr": 5e-3, "eval.samples": 8}
+HEAD = {
+    "loss.answer_term": 0.0,  # the critic alone, not the likelihood of the experts' answers
+    "loss.kl": "k3",
+    "loss.kl_coef": 0.02,
+    "optim.lr": 1e-4,
+    "adversarial.reward": "relative",
+    "adversarial.lr": 2e-3,
+    "adversarial.head_lr": 1e-2,
+    "adversarial.steps": 16,
+    "judge.max_prompt": 40,
+    "judge.max_row": 40,
+    "train.eval_every": 50,
+    "eval.samples": 8,
+}
 FORMAT = {  # the supervised run before form raro, and what its reinforcement learning changes
-    "model.preset": "nano",
     "prompt.max_prompt": 360,
     "prompt.score_delims": "both",  # it has to write them
     "reward.name": "sft",
-    "eval.prompts": 0,
     "reward.sft_chain": "both",
-    "train.prompts_per_step": 16,
-    "warm_start.steps": 0,
+    "eval.prompts": 0,
     "optim.lr": 1e-2,
 }
 RARO = {
-    "model.preset": "",
-    "warm_start.steps": 0,
+    "adversarial.form": "raro",
+    "judge.max_prompt": 140,
+    "judge.max_row": 220,
+    "train.prompts_per_step": 8,
     "optim.lr": 1e-3,
     "sampler.group_size": 4,
+    "eval.prompts": 128,
     "report.sample_prompts": 5,
 }
 
@@ -99,12 +110,17 @@ def rows() -> list[dict[str, str]]:
     return out
 
 
-def prepare(folder: Path) -> None:
-    """The two files of questions."""
-    folder.mkdir(parents=True, exist_ok=True)
-    every = rows()
-    for name, part in (("train", every[HELDOUT:]), ("heldout", every[:HELDOUT])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+def formulas() -> list[dict[str, str]]:
+    """Questions with any target, each with a formula of its numbers and random operators."""
+    heldout, rng, out = {row["prompt"] for row in rows()[:HELDOUT]}, random.Random(1), []
+    while len(out) < FORMULAS:
+        numbers, target = sorted(rng.sample(range(1, 10), 3)), rng.randint(1, 99)
+        shown = " ".join(map(str, numbers))
+        (x, y, z), (f, g) = rng.sample(numbers, 3), rng.choices("+-*", k=2)
+        answer = rng.choice([f"{x}{f}{y}{g}{z}", f"({x}{f}{y}){g}{z}"])
+        if f"{shown} = {target}" not in heldout:
+            out.append({"id": f"{len(out)}", "prompt": f"{shown} = {target}", "answer": answer, "chain": shown})
+    return out
 
 
 def verdict_rows(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -124,39 +140,58 @@ def train(config: str, workdir: Path, values: dict[str, object]) -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
+def countdown3(workdir: Path, sft: Path, a: argparse.Namespace) -> None:
+    """Trains the start and what follows from it."""
+    data, every = ROOT / "runs" / "countdown3_answers", rows()
+    data.mkdir(parents=True, exist_ok=True)
+    files = {"train": every[HELDOUT:], "heldout": every[:HELDOUT]}
+    files |= {"formulas": formulas(), "with_verdicts": verdict_rows(every[HELDOUT:])}
+    paths = {name: data / f"{name}.jsonl" for name in files}
+    for name, part in files.items():
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in part))
+    fields = {**CONFIG, "data.train_path": paths["train"], "data.heldout_path": paths["heldout"]}
+
+    def run(reward: str, workdir: Path, steps: int, values: dict[str, object]) -> None:
+        train(f"--config=configs/tiny.py:reward={reward},steps={steps},seed={a.seed}", workdir, {**fields, **values})
+
+    start = ROOT / "runs" / f"{'raro_format' if a.form == 'raro' else 'countdown3_start'}_{a.seed}"
+    begin = {"model.preset": "", "model.path": start}
+    if a.form == "raro":
+        run("log_prob", start, a.format_steps, {"data.train_path": paths["with_verdicts"], **FORMAT})
+        run("adversarial", workdir, a.steps, {**begin, **RARO})
+    else:
+        run("log_prob", start, 0, {"data.train_path": paths["formulas"], **SUPERVISED})
+        run("adversarial", workdir, a.steps, {**begin, **HEAD})
+        run("log_prob", sft, 0, {**begin, **SUPERVISED, "warm_start.steps": 1000})
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--task", choices=("losses", "countdown3"), default="losses")
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--form", choices=sorted(READS), default="head")
+    arguments.add_argument("--form", choices=("head", "raro"), default="head")
     arguments.add_argument("--steps", type=int, default=40)
     arguments.add_argument("--format_steps", type=int, default=400, help="of the supervised run before form raro")
-    arguments.add_argument("--only_table", action="store_true", help="of a run that is there")
+    arguments.add_argument("--only_table", action="store_true", help="of runs that are there")
     a = arguments.parse_args()
-    name = f"{a.task}, {a.form}, seed {a.seed}"
-    data, workdir = ROOT / "runs" / "countdown3_answers", ROOT / "runs" / f"adversarial_{a.task}_{a.form}_{a.seed}"
-    config = f"--config=configs/tiny.py:reward=adversarial,steps={a.steps},seed={a.seed}"
-    if a.task == "losses" and not a.only_table:
-        train(config, workdir, LOSSES)
-    elif not a.only_table:
-        prepare(data)
-        files = {f"data.{name}_path": str(data / f"{name}.jsonl") for name in ("train", "heldout")}
-        reads = dict(zip(("judge.max_prompt", "judge.max_row"), READS[a.form], strict=True))
-        values = {**CONFIG, **files, **reads, "adversarial.form": a.form}
-        if a.form == "raro":
-            start, mixed = ROOT / "runs" / f"raro_format_{a.seed}", data / "with_verdicts.jsonl"
-            mixed.write_text("".join(json.dumps(row) + "\n" for row in verdict_rows(rows()[HELDOUT:])))
-            taught = f"--config=configs/tiny.py:reward=log_prob,steps={a.format_steps},seed={a.seed}"
-            train(taught, start, {**CONFIG, **files, "data.train_path": str(mixed), **FORMAT})
-            values |= {**RARO, "model.path": str(start)}
-        train(config, workdir, values)
-    out = ROOT / "experiments" / "results" / "adversarial.json"
+    runs, out = ROOT / "runs", ROOT / "experiments" / "results" / "adversarial.json"
+    workdirs = {f"{a.task}, {a.form}, seed {a.seed}": runs / f"adversarial_{a.task}_{a.form}_{a.seed}"}
+    if a.task == "countdown3" and a.form == "head":
+        workdirs[f"{a.task}, sft, seed {a.seed}"] = runs / f"countdown3_sft_{a.seed}"
+    if a.only_table:
+        pass
+    elif a.task == "losses":
+        train(f"--config=configs/tiny.py:reward=adversarial,steps={a.steps},seed={a.seed}", *workdirs.values(), LOSSES)
+    else:
+        countdown3(next(iter(workdirs.values())), runs / f"countdown3_sft_{a.seed}", a)
     results = json.loads(out.read_text()) if out.exists() else {}
-    lines = [json.loads(line) for line in (workdir / "eval.jsonl").read_text().splitlines()]
-    results[name] = [{k: row[k] for k in NUMBERS if k in row} for row in lines]
+    for name, workdir in workdirs.items():
+        lines = [json.loads(line) for line in (workdir / "eval.jsonl").read_text().splitlines()]
+        results[name] = [{k: row[k] for k in NUMBERS if k in row} for row in lines]
+        for row in lines:
+            shares = f"greedy success {row['greedy_success']:.1%}, sampled success {row['sampled_success']:.1%}"
+            print(f"{name}, {row['stage']}: {shares} of {row['questions']} questions")
     out.write_text(json.dumps(results, indent=1) + "\n")
-    for row in lines:
-        print(f"step {row['step']}: greedy success {row['greedy_success']:.1%} of {row['questions']} questions")
 
 
 if __name__ == "__main__":

@@ -183,13 +183,20 @@ def _faulty(uid: str, task: Task, rng: random.Random) -> Example:
 
 
 def _conversation(uid: str, task: Task, item: dict[str, Any]) -> Example:
-    """Numbers and a target for the environment `calculator`; the chain tries the solution out, then submits it."""
-    metadata = item["metadata"]
-    solution = metadata["expression"].replace(" ", "")
-    told = {"nums": metadata["numbers"], "target": metadata["target"], "solution": solution}
-    calls = [{"name": name, "arguments": {"expression": solution}} for name in ("calculate", "submit")]
-    chain = json.dumps([{"calls": [call]} for call in calls])
-    prompt = f"Make {metadata['target']} of {', '.join(map(str, metadata['numbers']))}."
+    """Numbers and a target for the environment `calculator`. The chain tries up to two random expressions that are
+    wrong, then the solution, and submits it."""
+    metadata, rng = item["metadata"], random.Random(uid)
+    numbers, target, solution = metadata["numbers"], metadata["target"], metadata["expression"].replace(" ", "")
+    tries: list[str] = []
+    for _ in range(rng.randrange(3)):
+        order, operators = rng.sample(numbers, len(numbers)), rng.choices("+-*", k=len(numbers))
+        tried = "".join(f"{n}{f}" for n, f in zip(order, operators, strict=True))[:-1]
+        if evaluate(tried)[0] != target:
+            tries.append(tried)
+    calls = [("calculate", tried) for tried in (*tries, solution)] + [("submit", solution)]
+    chain = json.dumps([{"calls": [{"name": n, "arguments": {"expression": e}}]} for n, e in calls])
+    told = {"nums": numbers, "target": target, "solution": solution}
+    prompt = f"Make {target} of {', '.join(map(str, numbers))}."
     return Example(uid, prompt, solution, chain, task.text, check=json.dumps({"environment": told}))
 
 

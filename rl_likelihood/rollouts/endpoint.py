@@ -92,6 +92,7 @@ class Endpoint:
         limits = httpx.Limits(max_connections=s.concurrency)
         self._client = httpx.Client(headers=headers, timeout=s.timeout, limits=limits)
         self._cache, self._lock, self._stop = _Cache(s.cache), threading.Lock(), threading.Event()
+        self._refusal: UserError | None = None
 
     def ask(self, bodies: Sequence[dict[str, Any]], read: Read, path: str = CHAT) -> list[Any]:
         """The value of each reply, None for a failed call. Equal bodies are sent once. `read` gets a reply's value."""
@@ -126,6 +127,7 @@ class Endpoint:
     def _ask(self, bodies: dict[str, dict[str, Any]], cached: dict[str, Any], read: Read, path: str) -> None:
         """Sends these requests and adds their values to `cached` and the cache. UserError if all calls would fail."""
         self._stop.clear()
+        self._refusal = None
         with concurrent.futures.ThreadPoolExecutor(self.settings.concurrency) as pool:
             jobs = {pool.submit(self._one, body, read, path): key for key, body in bodies.items()}
             try:
@@ -154,6 +156,8 @@ class Endpoint:
         """The value of one call, with retries."""
         s, failure, text = self.settings, "no attempt", ""
         for attempt in range(s.attempts):
+            if self._refusal:  # another thread's, which would come here too
+                raise self._refusal
             self._reserve(body)
             wait = s.first_wait * 2**attempt * random.uniform(0.5, 1)
             try:
@@ -204,12 +208,16 @@ class Endpoint:
         """UserError for a status that every other call would get too. `text`: what the server said."""
         s, address = self.settings, self.settings.url
         if 300 <= status < 400:
-            raise UserError(f"{s.field}: {address} redirects to another address (status {status}); give that address")
-        if status in FATAL:
-            raise UserError(
+            self._refusal = UserError(
+                f"{s.field}: {address} redirects to another address (status {status}); give that address"
+            )
+        elif status in FATAL:
+            self._refusal = UserError(
                 f"{s.field}: {address} {FATAL[status]} (status {status}: {text}); check the address, the model's name "
                 f"and the environment variable {s.key_variable}"
             )
+        if self._refusal:
+            raise self._refusal
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
