@@ -70,12 +70,14 @@ setup(
             "nbclient>=0.10,<0.12",  # executes examples/notebook.ipynb
             "ipykernel>=6.29,<8",
             "pandas>=2.2,<4",
+            "tensorboardX>=2.6.2,<3",
         ],
         # Golden outputs are compared with this version of torch; peft loads our adapters.
         "parity": ["torch==2.13.0", "peft>=0.18,<0.22"],
         "notebook": ["pandas>=2.2,<4", "ipykernel>=6.29,<8"],
         "tensorboard": ["tensorboardX>=2.6.2,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "gpu": ["jax[cuda12]>=0.10,<0.11"],
         "data": ["pyzipper>=0.3.6,<0.5"],  # TeleQnA's encrypted zip
         "writing": ["pronouncing>=0.3,<0.4"],  # rhymes and syllables of verse, by the CMU dictionary
         "hub": ["huggingface_hub>=1.31,<3"],  # data.prepare --source=hf:owner/name

@@ -45,7 +45,9 @@ LONG: Overrides = {
 
 
 def _weighted(weights: str) -> Overrides:
+    # Clipped, a chain that is worse than none would train nothing, and most chains of this model are.
     fields = {"reward.name": "nrt", "reward.baseline": "frozen", "reward.token_weights": weights}
+    fields |= {"reward.clip_gain": False}
     return {"preset": "kw_avg_prob", **fields, **NOT_FIRST}
 
 
