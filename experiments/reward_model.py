@@ -24,6 +24,7 @@ import numpy as np
 
 from rl_likelihood.data import judged_text, prepared
 from rl_likelihood.data.judged_text import BETTER, CORRECT, SCORE, Form, Reader
+from rl_likelihood.data.order import in_batches
 from rl_likelihood.data.pairs import Comparison, of_example
 from rl_likelihood.evaluation.preference import Scored, best_of_curve, summary
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge, word_logits
@@ -80,11 +81,8 @@ def padded(rows: Sequence[Comparison]) -> list[list[tuple[str, ...]]]:
 
 def batches(reader: Reader, questions: Sequence[str], texts: Sequence) -> list[Judged]:
     """AT_ONCE questions each, the last one filled up."""
-    full = -(-len(questions) // AT_ONCE) * AT_ONCE
-    more = full - len(questions)
-    questions, texts = [*questions, *questions[-1:] * more], [*texts, *texts[-1:] * more]
-    parts = range(0, full, AT_ONCE)
-    return [judged_text.encode(reader, questions[i : i + AT_ONCE], texts[i : i + AT_ONCE]).judged for i in parts]
+    parts = (zip(*part, strict=True) for _, part in in_batches(list(zip(questions, texts, strict=True)), AT_ONCE))
+    return [judged_text.encode(reader, *map(list, part)).judged for part in parts]
 
 
 def row_log_prob(params: Params, model: ModelConfig, judged: Judged) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl_likelihood.data.order import in_batches
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.envs.protocol import ENDS
 from rl_likelihood.rollouts.conversations import Conversations, messages_of
@@ -30,15 +31,14 @@ def records(e: Evaluation, wanted: range, samples: int) -> Iterator[list[Record]
     width = max(task.config.prompt.max_prompt, *(len(row.prompt_ids) for row in rows))
     sampler = task.eval_sampler(samples, width_multiple=0)
     weights, conversations = sampler_weights(e.params, task.model, devices), Conversations(task)
-    for start in range(wanted.start, wanted.stop, size):
+    for done, batch in in_batches(rows[wanted.start :], size):
         e.between()
-        part = rows[start : min(start + size, wanted.stop)]
-        padded = part + part[-1:] * (size - len(part))
-        prompts = share_of(task.collate(padded, np.arange(start, start + size), width))
-        own = [padded[i - start] for i in prompts.uid]
+        start = wanted.start + done
+        prompts = share_of(task.collate(batch, np.arange(start, start + size), width))
+        own = [batch[i - start] for i in prompts.uid]
         rollout = conversations.sample(weights, prompts, own, task.key(EVALUATE), sampler)
         rollout = distributed.gather(rollout)
-        yield [_record(task, row, rollout, i, start + i) for i, row in enumerate(part)]
+        yield [_record(task, row, rollout, i, start + i) for i, row in enumerate(batch[: wanted.stop - start])]
 
 
 def _record(task: Task, row: EncodedExample, rollout: Rollout, i: int, index: int) -> Record:
