@@ -29,6 +29,12 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
     return code, out, err
 
 
+def test_the_folder_of_the_runs_may_be_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = sweep.parser().parse_args(["e.py", "--report", "--root=~/runs", "--out=~/out"])
+    assert (asked.root, asked.out) == (f"{tmp_path}/runs", f"{tmp_path}/out")
+
+
 # ------------------------------------------------------------------------------------------- the experiments
 
 

@@ -5,6 +5,7 @@ python -m rl_likelihood.report.plots RUN_DIR... --out=DIR
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,7 +145,7 @@ def named_path(text: str) -> str:
     """The value of --out, which must not be empty: that would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty; name a path")
-    return text
+    return os.path.expanduser(text)
 
 
 @exits

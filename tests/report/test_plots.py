@@ -131,6 +131,12 @@ def test_an_empty_out_is_refused(tmp_path, capsys, monkeypatch, main):
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
+def test_an_out_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert plots.main([str(write_run(tmp_path / "a", 2)), "--out=~/out"]) == 0
+    assert (tmp_path / "out" / "curves.png").exists()
+
+
 def test_an_out_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(UserError, match="choose another --out"):
