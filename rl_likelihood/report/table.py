@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rl_likelihood.evaluation.statistics import NORMAL
 from rl_likelihood.evaluation.trace import PERCENT
+from rl_likelihood.report import metric_table
 from rl_likelihood.report.metric_table import Metric, metric
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
@@ -144,7 +145,7 @@ def asked(row: Mapping[str, Any]) -> dict[str, Any]:
 def evaluations(workdir: str | Path) -> list[dict[str, Any]]:
     """The rows of eval.jsonl that the run itself wrote, in order; none without the file."""
     path = Path(workdir) / run_files.EVAL
-    return [row for row in run_files.read(path) if "stage" in row] if path.exists() else []
+    return [row for row in metric_table.read(path) if "stage" in row] if path.exists() else []
 
 
 def final(workdir: str | Path) -> dict[str, Any] | None:

@@ -122,6 +122,22 @@ def test_bad_folders_are_one_sentence(tmp_path, capsys, prepare, message):
 
 
 @pytest.mark.parametrize("main", [plots.main, page_main])
+@pytest.mark.parametrize(
+    "file, name, value",
+    [("metrics.jsonl", "reward/mean", "high"), ("eval.jsonl", "greedy_success", "0.5"), ("eval.jsonl", "pass@8", [1])],
+)
+def test_a_text_in_place_of_a_number_is_one_sentence_with_file_and_line(tmp_path, capsys, main, file, name, value):
+    write_run(tmp_path / "run", 2)
+    with (tmp_path / "run" / file).open("a") as f:
+        f.write(json.dumps({"step": 9, "stage": "step 9", "note": "of mine", name: value}) + "\n")
+    lines = len((tmp_path / "run" / file).read_text().splitlines())
+    assert main([str(tmp_path / "run"), f"--out={tmp_path / 'out'}"]) == 2
+    err = capsys.readouterr().err
+    words = f"error: {tmp_path}/run/{file}:{lines}: {name} is {value!r}; it must be a number"
+    assert err.startswith(words) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("main", [plots.main, page_main])
 def test_an_empty_out_is_refused(tmp_path, capsys, monkeypatch, main):
     write_run(tmp_path / "run", 2, evals=())
     monkeypatch.chdir(tmp_path)
