@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import os
 import sys
@@ -143,10 +142,7 @@ def differing(p: Point, workdir: Path) -> list[str]:
     if not path.exists():
         return []
     new = flatten(resolve(p))
-    try:
-        old = new | json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f"{path}: not JSON; delete the folder, or choose another --root") from None
+    old = new | run_files.read_object(path, "delete the folder, or choose another --root")
     return binding_differences(old, new)
 
 

@@ -178,6 +178,9 @@ def test_folders_of_another_config_are_not_taken_for_these_points(tmp_path, caps
     assert code == 2 and "another optim.lr" in err
     code, out, err = call(capsys, path, "--table", f"--root={root}")
     assert code == 0 and "another optim.lr" in err and "log_prob" not in out
+    (folder / "config.json").write_text("[1]")
+    err = call(capsys, path, "--table", f"--root={root}")[2]
+    assert f"{folder}/config.json: not JSON, or not an object; delete the folder" in err
     (folder / "config.json").write_text(json.dumps(flat | {"report.console_samples": 3}))
     assert "log_prob" in call(capsys, path, "--table", f"--root={root}")[1], "what is shown may differ"
 

@@ -1,6 +1,5 @@
 """The runs of a grid as tables: for each name and metric the mean over seeds, with its errors."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -122,12 +121,7 @@ def title_of(labels: Mapping[str, str]) -> str:
 def reward_of(workdir: str | Path) -> str:
     """The reward that a run is trained on, as its config.json says; "" for a run that has not begun."""
     path = Path(workdir) / "config.json"
-    if not path.exists():
-        return ""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("reward.name", "")
-    except (ValueError, OSError):
-        raise UserError(f"{path} cannot be read as JSON, so the run's reward is unknown; leave the run out") from None
+    return run_files.read_object(path, "leave the run out").get("reward.name", "") if path.exists() else ""
 
 
 def without_chain(run: Run) -> bool:

@@ -112,6 +112,7 @@ def test_names_tell_folders_apart(tmp_path):
     [
         (lambda d: d.mkdir(), "has no metrics.jsonl"),
         (lambda d: (d.mkdir(), (d / "metrics.jsonl").write_text('{"step": 1}\nx\n')), "metrics.jsonl:2: not a JSON"),
+        (lambda d: (write_run(d, 2), (d / "config.json").write_text("[]")), "config.json: not JSON, or not an object"),
     ],
 )
 def test_bad_folders_are_one_sentence(tmp_path, capsys, prepare, message):
