@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import html
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -137,7 +138,7 @@ def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> Run:
     if not bucket.is_address(workdir):
         refuse_address("workdir", str(workdir))
     c = build(config)
-    with bucket.opened(workdir) as (folder, copy):
+    with bucket.opened(os.path.expanduser(workdir)) as (folder, copy):
         run_training(c, folder, force, copy)
     return load_run(folder)
 
@@ -146,7 +147,7 @@ def load_run(workdir: str | Path, step: int | None = None) -> Run:
     """The run in a workdir, with the model of one checkpoint (by default the newest)."""
     if bucket.is_address(workdir):
         raise UserError(f"workdir is {workdir}; copy it to a folder (gcloud storage cp -r {workdir} .) and load that")
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     c = tree()
     if not (workdir / CONFIG).exists():
         raise UserError(f"{workdir} holds no {CONFIG}; give the workdir of a run")

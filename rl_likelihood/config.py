@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,10 @@ def describe(c: ConfigDict, overridden: Sequence[str]) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Names of flattened fields that differ; lists and tuples are alike. A field that one of them lacks, as workdirs
-    of other versions do, has its default."""
+    """Names of flattened fields that differ; lists and tuples are alike, and so are ~ and the home folder. A field
+    that one of them lacks, as workdirs of other versions do, has its default."""
     defaults = flatten(tree())
-    plain = lambda v: list(v) if isinstance(v, tuple) else v
+    plain = lambda v: list(v) if isinstance(v, tuple) else os.path.expanduser(v) if isinstance(v, str) else v
     return [k for k in {**old, **new} if plain(old.get(k, defaults.get(k))) != plain(new.get(k, defaults.get(k)))]
 
 

@@ -30,6 +30,7 @@ from rl_likelihood.model.decoder import ModelConfig, Params, count
 from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.rollouts.local_judge import load_head, save_head
 from rl_likelihood.runtime import bucket, checkpoint
+from rl_likelihood.runtime.run_files import read_object
 from rl_likelihood.runtime.workdir import CONFIG as RUN_CONFIG
 from rl_likelihood.runtime.workdir import INPUTS, tokenizer_path
 from rl_likelihood.shapes import UserError
@@ -117,7 +118,7 @@ def main() -> None:
 
 def write(workdir: Path, out: Path) -> None:
     """Exports the run in `workdir` to `out`, as the flags say."""
-    flag = flags.FLAGS
+    flag, run = flags.FLAGS, run_id(workdir)
     refuse_workdir(out, workdir, checkpoint.describe(workdir)[2])
     if not flag.force:
         refuse_another(out, workdir)
@@ -133,8 +134,8 @@ def write(workdir: Path, out: Path) -> None:
             if scoring is not None:
                 save_head(out, *scoring)  # with the spread of its scores, for this package's judges
             what = f"{count(params):,} parameters, {flag.dtype}"
-        run = flag.workdir if bucket.is_address(flag.workdir) else str(workdir.resolve())
-        origin = {"workdir": run, "run": run_id(workdir), "step": step, "dtype": flag.dtype}
+        address = flag.workdir if bucket.is_address(flag.workdir) else str(workdir.resolve())
+        origin = {"workdir": address, "run": run, "step": step, "dtype": flag.dtype}
         (out / ORIGIN).write_text(json.dumps(origin) + "\n")
     except (OSError, SafetensorError) as e:
         raise UserError(f"--out={out}: cannot be written ({getattr(e, 'strerror', None) or e})") from e
@@ -165,13 +166,14 @@ def push(folder: Path, repository: str, message: str, public: bool = False) -> s
 
 def run_id(workdir: Path) -> str:
     """An id of a run that does not depend on the workdir's path: a hash of its config (without train.steps) and its
-    inputs. "" if they cannot be read."""
-    try:
-        config = json.loads((workdir / RUN_CONFIG).read_text()) | {"train.steps": 0}
-        inputs = (workdir / INPUTS).read_text()
-    except (OSError, ValueError):
+    inputs. "" if one of them is missing. UserError for a damaged config."""
+    if not (workdir / RUN_CONFIG).exists():
         return ""
-    return hashlib.sha256((json.dumps(config, sort_keys=True) + inputs).encode()).hexdigest()[:16]
+    config = read_object(workdir / RUN_CONFIG, "delete it: an export needs only the checkpoint") | {"train.steps": 0}
+    if not (workdir / INPUTS).exists():
+        return ""
+    inputs = (workdir / INPUTS).read_bytes()
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode() + inputs).hexdigest()[:16]
 
 
 def refuse_workdir(out: Path, workdir: Path, model_path: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -80,11 +81,13 @@ def checked(name: str, value: Any, kind: Any, item: dataclasses.Field) -> Any:
 
 
 def _scalar(name: str, value: Any, kind: type, bounds: Mapping[str, float]) -> Any:
-    """A str, bool, int or float within its bounds."""
+    """A str, bool, int or float within its bounds. A path below "~" becomes one below the home folder."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not (whole if kind is int else isinstance(value, kind) or (kind is float and whole)):
         raise UserError(f"{name} is {_short(value)}; it must be of type {kind.__name__}")
-    if kind not in (int, float):
+    if kind is str:
+        return os.path.expanduser(value)
+    if kind is bool:
         return value
     if whole and "most" not in bounds and abs(value) >= 2**31:
         raise UserError(f"{name} is {_short(value)}; no number of 32 bits is so large")

@@ -41,7 +41,7 @@ SHOWN = 3  # questions of --show
 
 def make(c: Config, workdir: Path) -> dict[str, Any]:
     """Adds the missing rubrics to rubric.path. Returns counts."""
-    path = Path(c.rubric.path).expanduser()
+    path = Path(c.rubric.path)
     rubrics_so_far = rubrics.read_rubrics(c.rubric.path) if path.is_file() and path.stat().st_size else []
     seeds = rubrics.read_rubrics(c.rubric.seeds, "rubric.seeds") if c.rubric.seeds else []
     done_prompts = {rubric.prompt for rubric in rubrics_so_far}

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import os
 import sys
@@ -63,14 +62,14 @@ def parser() -> argparse.ArgumentParser:
     actions.add_argument("--drop_optimizer", action="store_true", help=free)
     only = "only points that have it; KEY!=VALUE: that do not"
     p.add_argument("--only", action="append", default=[], metavar="KEY=VALUE", help=only)
-    p.add_argument("--root", help="folder of the runs; runs/NAME by default")
+    p.add_argument("--root", type=os.path.expanduser, help="folder of the runs; runs/NAME by default")
     p.add_argument("--runner", default="local", choices=("local", "ray", "print"))
     p.add_argument("--jobs", type=int, default=1, help="local: runs at a time, each on its share of the cores")
     p.add_argument("--resources", default="", metavar="CPU=2,TPU=4", help="ray: what each point needs")
     p.add_argument("--retry", action="store_true", help="run points that were stopped once more")
     p.add_argument("--format", default="text", choices=table_text.FORMATS, help="of --table")
     p.add_argument("--paper", action="store_true", help="published numbers beside those of the table")
-    p.add_argument("--out", help="folder of --report; that of the runs by default")
+    p.add_argument("--out", type=os.path.expanduser, help="folder of --report; that of the runs by default")
     return p
 
 
@@ -143,10 +142,7 @@ def differing(p: Point, workdir: Path) -> list[str]:
     if not path.exists():
         return []
     new = flatten(resolve(p))
-    try:
-        old = new | json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f"{path}: not JSON; delete the folder, or choose another --root") from None
+    old = new | run_files.read_object(path, "delete the folder, or choose another --root")
     return binding_differences(old, new)
 
 

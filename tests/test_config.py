@@ -316,6 +316,16 @@ def test_differences_see_through_lists_and_tuples():
     assert differences({"a": [1, 2], "b": 1}, {"a": (1, 2), "b": 2, "c": 3}) == ["b", "c"]
 
 
+def test_a_path_below_the_home_folder_is_made_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(RULE)
+    fields = {"reward__file": "~/mine.py", "data__train_path": "~/rows.jsonl", "judge__cache": "~/cache"}
+    c = build(small_config(reward__name="log_prob + 0.1*brevity", prompt__instruction="Say ~ or ~/.", **fields))
+    assert (c.reward.file, c.data.train_path) == (str(tmp_path / "mine.py"), str(tmp_path / "rows.jsonl"))
+    assert c.judge.cache == str(tmp_path / "cache") and c.prompt.instruction == "Say ~ or ~/."
+    assert differences({"model.path": "~/m"}, {"model.path": f"{tmp_path}/m"}) == [], "a workdir of before"
+
+
 RULE = """
 from rl_likelihood.rewards.reward import Reward
 

@@ -114,6 +114,20 @@ def test_a_folder_that_cannot_be_made_is_refused_in_words(tmp_path):
     assert failed.stderr.count("\n") == 1 and "--out=/proc/nowhere/out: cannot be written" in failed.stderr
 
 
+def test_a_damaged_config_is_refused_before_anything_is_written(tmp_path):
+    save_run(tmp_path)
+    for torn in ('{"seed": ', "", "null", "[]"):
+        (tmp_path / "run" / "config.json").write_text(torn)
+        with pytest.raises(UserError, match="run/config.json: not JSON, or not an object"):
+            run_id(tmp_path / "run")
+    done = run(f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"{tmp_path}/run/config.json: not JSON, or not an object; delete it" in done.stderr
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "run" / "config.json").unlink()
+    assert run_id(tmp_path / "run") == ""
+
+
 def test_refusal_is_one_line_and_exit_code_2(tmp_path):
     failed = run(f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}")
     assert failed.returncode == 2

@@ -27,6 +27,21 @@ def test_other_questions_are_noticed_on_resume(tmp_path, capsys):
     assert "other questions (--force)" in capsys.readouterr().out
 
 
+def test_a_run_that_lost_its_config_is_resumed_only_when_told_to(tmp_path):
+    small = {"eval__prompts": 0, "train__steps": 1}
+    config = run(tmp_path / "run", **small) / "config.json"
+    kept = config.read_bytes()
+    config.unlink()
+    with pytest.raises(UserError, match=r"run holds a run but no config.json.*put the file back.*--workdir.*--force"):
+        run(tmp_path / "run", **small | {"model__preset": "tiny", "train__steps": 2})
+    assert not config.exists()
+    train.run(build(small_config(**small)), tmp_path / "run", force=True)
+    assert config.read_bytes() == kept
+    (tmp_path / "new").mkdir()
+    run_files.append(tmp_path / "new" / run_files.EVAL, {"step": 0})  # as evaluate --out=new does
+    run(tmp_path / "new", **small)
+
+
 def test_data_that_moved_are_the_same_data(tmp_path):
     lines = [json.dumps({"prompt": f"{i}+1", "answer": str(i + 1)}) + "\n" for i in range(8)]
     (tmp_path / "train.jsonl").write_text("".join(lines))

@@ -15,7 +15,7 @@ from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.reward_model import reward_model
 from rl_likelihood.rollouts.local_judge import HEAD, load_head, local_judge, save_head
 from rl_likelihood.runtime import run_files
-from rl_likelihood.runtime.workdir import keep_inputs
+from rl_likelihood.runtime.workdir import keep_inputs, write_config
 from rl_likelihood.shapes import UserError
 from rl_likelihood.training.comparisons import digest, load_comparisons
 from rl_likelihood.weights import files
@@ -143,5 +143,6 @@ def test_other_comparisons_are_noticed_on_resume(tmp_path):
     moved = (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
     assert digest(*load_comparisons(config(str(moved)).data)) == digest(*sides)
     other = config(write(tmp_path / "rows.jsonl", n=11), model__preset="", model__path="nowhere")
+    write_config(run, other)
     with pytest.raises(UserError, match="other questions"):
         reward_model(other, run)

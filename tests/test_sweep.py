@@ -29,6 +29,12 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
     return code, out, err
 
 
+def test_the_folder_of_the_runs_may_be_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = sweep.parser().parse_args(["e.py", "--report", "--root=~/runs", "--out=~/out"])
+    assert (asked.root, asked.out) == (f"{tmp_path}/runs", f"{tmp_path}/out")
+
+
 # ------------------------------------------------------------------------------------------- the experiments
 
 
@@ -172,6 +178,9 @@ def test_folders_of_another_config_are_not_taken_for_these_points(tmp_path, caps
     assert code == 2 and "another optim.lr" in err
     code, out, err = call(capsys, path, "--table", f"--root={root}")
     assert code == 0 and "another optim.lr" in err and "log_prob" not in out
+    (folder / "config.json").write_text("[1]")
+    err = call(capsys, path, "--table", f"--root={root}")[2]
+    assert f"{folder}/config.json: not JSON, or not an object; delete the folder" in err
     (folder / "config.json").write_text(json.dumps(flat | {"report.console_samples": 3}))
     assert "log_prob" in call(capsys, path, "--table", f"--root={root}")[1], "what is shown may differ"
 

@@ -25,6 +25,13 @@ hardware
 [[ "$PRICING" != reserved ]] || need RESERVATION
 need_numbers 1 SLICES RESTARTS
 flag="$(pricing_flag)"
+for name in IMAGE CLAIM SECRET RESERVATION; do # YAML has no control characters
+  [[ ! "${!name}" =~ [[:cntrl:]] ]] || refuse "$name is $(printf %q "${!name}"), with a control character; leave it out"
+done
+for word in "$@"; do # a command may have several lines, and tabs
+  [[ ! "${word//[$'\n\t']/}" =~ [[:cntrl:]] ]] ||
+    refuse "the command has $(printf %q "$word"), with a control character; put it into a file of the image or of $SHARE"
+done
 
 quoted() { # a JSON string is a YAML string
   local text="${1//\\/\\\\}"

@@ -69,6 +69,9 @@ def parse_flags(argv: list[str], config_file: bool) -> list[str]:
         refuse(f"config file {file} has no function get_config()" if "no attribute 'get_config'" in why else why)
     if len(remaining) > 1:
         refuse(f"unknown argument {remaining[1]!r}; flags start with --")
+    for name in flags.FLAGS:
+        if isinstance(flags.FLAGS[name].value, str) and not name.startswith("config."):  # those: fields.checked
+            flags.FLAGS[name].value = os.path.expanduser(flags.FLAGS[name].value)  # shells leave --workdir=~/run
     if config_file:
         flag = flags.FLAGS["config"]
         if not flag.present:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_likelihood.report import table_text
+from rl_likelihood.report import metric_table, table_text
 from rl_likelihood.report.plots import curves
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.console import chains_words, counted, excerpt, say
@@ -14,7 +14,7 @@ def summary(workdir: Path) -> None:
     """Before and after side by side, the same questions answered by each, and the figure."""
     if not (workdir / run_files.EVAL).exists():
         return
-    rows = {row["stage"]: row for row in run_files.read(workdir / run_files.EVAL) if "stage" in row}
+    rows = {row["stage"]: row for row in metric_table.read(workdir / run_files.EVAL) if "stage" in row}
     rows = {stage: row for stage, row in rows.items() if not stage.startswith("step ")}
     if not rows:
         return

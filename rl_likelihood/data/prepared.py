@@ -21,7 +21,7 @@ HELDOUT = ("validation", "test")  # the default held-out split is the first of t
 
 def folder(path: str) -> Path:
     """The folder of the only prepared data set in `path`: `path` itself, or a folder below it."""
-    root = Path(path).expanduser()
+    root = Path(path)
     if not root.is_dir():
         raise UserError(f"{path} is no folder; name one that python -m rl_likelihood.datasets.prepare wrote")
     if (root / "dataset_info.json").is_file():

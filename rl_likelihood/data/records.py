@@ -109,15 +109,24 @@ def _refuse_other_formats(name: str, data: bytes, plain: str) -> None:
         problem = "is a pointer of git-lfs, not the file itself; fetch it with git lfs pull"
     elif first[:1] == b"<" and not plain.endswith(".txt"):
         problem = "is a web page (HTML) or XML; download the file itself"
-    elif (
-        first
-        and plain.endswith(".jsonl")
-        and not re.search(rb"(?m)^\s*[\[{]", data)
-        and str(_line(first, False)).startswith("not JSON (")
-    ):
-        problem = f"is no JSON (it begins {first.decode()[:40]!r}); write one JSON object a line, an array, or parquet"
+    elif first and plain.endswith(".jsonl") and str(_line(first, False)).startswith("not JSON ("):
+        if not re.search(rb"(?m)^\s*[\[{]", data):
+            problem = (
+                f"is no JSON (it begins {first.decode()[:40]!r}); write one JSON object a line, an array, or parquet"
+            )
+        elif first[:1] == b"{" and (lines := _lines_of_first(data)) > 1:
+            problem = f"has one object on {lines} lines; write each row on one line, or all rows as one list [...]"
     if problem:
         raise UserError(f"{name} {problem}")
+
+
+def _lines_of_first(data: bytes) -> int:
+    """How many lines the JSON value has that a file begins with; 0 if there is none."""
+    text = data.decode(errors="replace").lstrip()
+    try:
+        return text.count("\n", 0, json.JSONDecoder().raw_decode(text)[1]) + 1
+    except (ValueError, RecursionError):
+        return 0
 
 
 def written_number(value: float | int | Decimal) -> str:

@@ -48,7 +48,7 @@ UNIVERSAL = Criterion("The answer does all that the question asks, without anyth
 
 def read_rubrics(path: str, name: str = "rubric.path") -> list[Rubric]:
     """The rubrics of a file. UserError for an invalid row."""
-    file = Path(path).expanduser()
+    file = Path(path)
     if not file.is_file():
         raise UserError(f"{name} is {path!r}, which is no file; make one with python -m rl_likelihood.rubrics --make")
     rows = [of_record(record, str(at)) for at, record in records(path, file.read_bytes())]
@@ -59,7 +59,7 @@ def read_rubrics(path: str, name: str = "rubric.path") -> list[Rubric]:
 
 def write_rubrics(path: str | Path, rubrics: Sequence[Rubric]) -> None:
     """Writes the file that `read_rubrics` reads. It is replaced atomically."""
-    path = Path(path).expanduser()
+    path = Path(path)
     new = path.with_name(path.name + ".new")
     lines = [json.dumps(to_record(rubric), ensure_ascii=False) + "\n" for rubric in rubrics]
     try:

@@ -120,7 +120,7 @@ def digest(train: Sequence[Example], heldout: Sequence[Example]) -> str:
 
 def digest_of_files(*paths: str) -> str:
     """Identifies the contents of the files that are named; "" is no file."""
-    parts = (hashlib.sha256(Path(path).expanduser().read_bytes()).digest() for path in paths if path)
+    parts = (hashlib.sha256(Path(path).read_bytes()).digest() for path in paths if path)
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

@@ -129,7 +129,7 @@ def resolve_prompt(prompt: PromptConfig, cfg: DataConfig, most: int) -> PromptCo
         if instruction:
             raise UserError("prompt.instruction and prompt.instruction_path are both set; set exactly one of them")
         try:
-            instruction = Path(prompt.instruction_path).expanduser().read_text(encoding="utf-8-sig").strip()
+            instruction = Path(prompt.instruction_path).read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(
                 f"prompt.instruction_path = {prompt.instruction_path} cannot be read as text ({e}); check the path"
@@ -246,7 +246,7 @@ def _located(path: str, field_name: str, of: Files = OWN) -> files.Records:
 
 def _folder(path: str) -> str:
     """What stands before a record's file in messages."""
-    return path[: len(path) - len(Path(path).name)] if Path(path).expanduser().is_file() else path.rstrip("/") + "/"
+    return path[: len(path) - len(Path(path).name)] if Path(path).is_file() else path.rstrip("/") + "/"
 
 
 def _sides(cfg: DataConfig) -> tuple[list[tuple[Location, Any]], list[tuple[Location, Any]] | None]:

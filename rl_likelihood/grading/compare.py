@@ -1,23 +1,26 @@
 """Do two answers say the same? What is compared with what, and when order, brackets and units count.
 
+1 or 2          the set {1, 2}, in brackets too
 a list 1, 2     as many entries, in any order; equal to a set or, in the same order, to a tuple of the same entries
 a set {1, 2}    in any order, each entry once; never equal to a tuple
 a tuple (1, 2)  in this order, with these brackets: (1, 2), [1, 2) and [1, 2] differ; equal to the column matrix
 x = 5           its value, where the other side names none (`names`); else the same equation up to a factor
 2 < x <= 3      the interval (2, 3] (`intervals`)
 5 cm            5, where the other side says no unit or the same one; a reference's own words are a unit too
+3 cm, 4 cm      3, 4, and so is 3, 4 cm; but 3 cm, 4 is not; a part such as 50% is 0.5
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rl_likelihood.grading.intervals import FLIPPED, region
+from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, region
 from rl_likelihood.grading.names import without_names
 from rl_likelihood.grading.tokens import Unreadable
 from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, symbols
 from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
+_COLLECTIONS = ("list", "either", "set", "sequence", "matrix", "union", "or", "and")
 _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 
@@ -25,7 +28,8 @@ def same(reference: Node, answer: Node) -> bool:
     """Does `answer` say what `reference` says? Raises Unreadable where one has parts that cannot be compared."""
     if answer.kind == "relation" and set(answer.parts[0]) == {"="} and reference.kind != "relation":
         answer = _linked(reference, answer)
-    return _same(*without_names(reference, answer))
+    reference, answer = without_names(reference, answer)
+    return _same(reference, answer) or _same_without_units(reference, answer)
 
 
 def _linked(reference: Node, answer: Node) -> Node:
@@ -69,7 +73,7 @@ def _same_sequences(reference: Node, answer: Node) -> bool:
 
 
 def _in_order(references: Sequence[Node], answer: Sequence[Node]) -> bool:
-    return len(references) == len(answer) and all(map(_same, references, answer))
+    return len(references) == len(answer) and all(map(_same_part, references, answer))
 
 
 def _in_any_order(references: Sequence[Node], answer: Sequence[Node]) -> bool:
@@ -86,7 +90,7 @@ def _in_any_order(references: Sequence[Node], answer: Sequence[Node]) -> bool:
     if _entries(wanted) * _entries(left) > _MOST_PAIRS:
         raise Unreadable("too many entries")
     for _, reference in wanted:
-        match = next((i for i, (_, node) in enumerate(left) if _same_or_not(reference, node)), None)
+        match = next((i for i, (_, node) in enumerate(left) if _same_or_not(reference, node, _same_part)), None)
         if match is None:
             return False
         del left[match]
@@ -100,16 +104,15 @@ def _keys(nodes: Sequence[Node]) -> list[tuple[Any, Node]]:
 
 def _entries(pairs: Sequence[tuple[Any, Node]]) -> int:
     def entries(node: Node) -> int:
-        inner = ("list", "set", "sequence", "matrix", "union", "or", "and", "relation")
-        return sum(map(entries, parts_of(node))) if node.kind in inner else 1
+        return sum(map(entries, parts_of(node))) if node.kind in (*_COLLECTIONS, "relation") else 1
 
     return sum(entries(node) for _, node in pairs)
 
 
-def _same_or_not(reference: Node, answer: Node) -> bool:
-    """As `_same`, in a search: entries that cannot be compared with this one may be with the next."""
+def _same_or_not(reference: Node, answer: Node, compare: Callable[[Node, Node], bool] = _same) -> bool:
+    """As `compare`, in a search: entries that cannot be compared with this one may be with the next."""
     try:
-        return _same(reference, answer)
+        return compare(reference, answer)
     except Unreadable:
         return False
 
@@ -189,36 +192,34 @@ def _distinct(nodes: Sequence[Node]) -> list[Node]:
         return list(dict(keys).values())
     out: list[Node] = []
     for node in nodes:
-        if not any(_same_or_not(node, other) for other in out):
+        if not any(_same_or_not(node, other, _same_part) for other in out):
             out.append(node)
     return out
 
 
 def _both_signs(node: Node) -> Node:
-    r"""1 \pm 2 as the list 3, -1; in a list or set, both as entries of it."""
-    if node.kind in ("list", "set"):
+    r"""1 \pm 2 as the list 3, -1; in a list or set, both as entries of it. 1 or 2 as a set."""
+    if node.kind in ("list", "set", "either"):
         entries = [_both_signs(part) for part in node.parts]
         flat = [n for entry in entries for n in (entry.parts if entry.kind == "list" else (entry,))]
-        return Node(node.kind, tuple(flat))
+        return Node("list" if node.kind == "list" else "set", tuple(flat))
     if not _has_sign(node):
         return node
-    return Node("list", (_signed(node, False), _signed(node, True)))
+    return Node("list", (_replaced(node, ("pm",), lambda n: n), _replaced(node, ("pm",), lambda n: Node("neg", (n,)))))
 
 
 def _has_sign(node: Node) -> bool:
     return node.kind == "pm" or any(map(_has_sign, parts_of(node)))
 
 
-def _signed(part: Any, negative: bool) -> Any:
-    """A node, or a part of one, with each plus-minus read as this sign."""
-    if isinstance(part, tuple) and not isinstance(part, Node):
-        return tuple(_signed(p, negative) for p in part)
-    if not isinstance(part, Node):
+def _replaced(part: Any, kinds: Sequence[str], change: Callable[[Node], Node]) -> Any:
+    """A node, or a part of one, with what `change` makes of the first part of each node of these kinds in its place."""
+    if not isinstance(part, tuple):
         return part
-    if part.kind == "pm":
-        inner = _signed(part.parts[0], negative)
-        return Node("neg", (inner,)) if negative else inner
-    return Node(part.kind, _signed(part.parts, negative))
+    if not isinstance(part, Node):
+        return tuple(_replaced(p, kinds, change) for p in part)
+    inner = _replaced(part.parts, kinds, change)
+    return change(inner[0]) if part.kind in kinds else Node(part.kind, inner)
 
 
 def _same_matrices(reference: Node, answer: Node) -> bool:
@@ -309,6 +310,62 @@ def _same_with_units(reference: Node, answer: Node) -> bool:
     if len(unit) == 1 and given.kind == "mul" and given.parts[-1] == letters:  # 5 m for 5\text{ m}
         given = Node("mul", given.parts[:-1])
     return _same(value, given)
+
+
+def _same_part(reference: Node, answer: Node) -> bool:
+    """As `_same`, of parts of a list or tuple: no unit is only the answer's; 50% and angles are numbers."""
+    reference, answer = _measured(reference, answer, True), _measured(answer, reference)
+    unit, other = _unit(reference), _unit(answer)
+    if (unit and other) or (unit != "percent" and not other):
+        return _same(reference, answer)
+    as_number = _AS_NUMBER.get(unit or other)
+    if as_number is None:
+        return False
+    return _same(*(_replaced(node, ("unit",), as_number) for node in (reference, answer)))
+
+
+def _unit(part: Node) -> str:
+    """The unit of a part such as 5 cm or x = 5 cm."""
+    value = part.parts[-1] if part.kind == "relation" else part
+    return value.parts[1] if value.kind == "unit" else ""
+
+
+_AS_NUMBER: dict[str, Callable[[Node], Node]] = {
+    "percent": lambda value: Node("div", (value, number(100))),
+    "degree": lambda value: in_radians(Node("deg", (value,))),
+    "radian": lambda value: value,
+}
+
+
+def _same_without_units(reference: Node, answer: Node) -> bool:
+    """Lists, tuples and intervals with one unit, which one side may leave out, or write only once."""
+    goal, unit = _one_unit(_both_signs(reference), ("unit",))
+    given, other = _one_unit(_both_signs(answer), ("unit", "measure"))
+    units = {unit, other} - {""}
+    return len(units) == 1 and None not in units and _same(goal, given)
+
+
+def _one_unit(node: Node, kinds: Sequence[str]) -> tuple[Node, str | None]:
+    """A list, tuple or interval without its unit, and the unit: of all its numbers, or written once: 3, 4 cm.
+
+    "" where none has any, None where they differ.
+    """
+    numbers = _numbers(node) if node.kind in (*_COLLECTIONS, "relation") else []
+    units = [part.parts[1] if part.kind in kinds and part.parts[2] else "" for part in numbers]
+    if not any(units):
+        return node, ""
+    brackets = node.kind not in ("list", "either", "or", "and", "relation")
+    of_last = not brackets and node.parts[-1].kind in (*kinds, "relation") and units[-1] != "percent"
+    shared = len(set(units)) == 1 or (of_last and not any(units[:-1]))
+    return (_replaced(node, kinds, lambda value: value), units[-1]) if shared else (node, None)
+
+
+def _numbers(node: Node) -> list[Node]:
+    """What may have a unit in a list or tuple: its entries, the values of equations, the finite ends of intervals."""
+    if node.kind in (*_COLLECTIONS, "relation"):
+        parts = node.parts[-1:] if node.kind == "relation" and node.parts[0] == ("=",) else parts_of(node)
+        return [n for part in parts if node.kind != "relation" or part.kind != "name" for n in _numbers(part)]
+    return [] if node in (INFINITY, MINUS_INFINITY) else [node]
 
 
 def _split(node: Node) -> tuple[Node, str, bool]:

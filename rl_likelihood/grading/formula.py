@@ -42,6 +42,8 @@ class Formulas(Cursor):
         nodes = [signed(sign, self.product())]
         while sign := self.accept("+", "-", "pm", "mp"):
             nodes.append(signed(sign, self.negated(self.product)))
+        if len(nodes) > 1 and self.peek() in ("%", "mod"):
+            raise Unreadable("of the last term only, or of the sum")
         return nodes[0] if len(nodes) == 1 else Node("add", tuple(nodes))
 
     def negated(self, rule: Callable[[], Node]) -> Node:
@@ -294,7 +296,7 @@ class Formulas(Cursor):
                 return Node("name", ("emptyset",))
             node = self.items()
             self.expect(closing)
-            if node.kind == "list":
+            if node.kind in ("list", "either"):
                 return Node("set", node.parts)
             return Node("set", (node,)) if opening == "\\{" else node
         node = self.items()

@@ -3,15 +3,15 @@
 from rl_likelihood.grading.tree import Node, symbols
 
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
-_INFINITY = Node("name", ("infty",))
-_MINUS_INFINITY = Node("neg", (_INFINITY,))
+INFINITY = Node("name", ("infty",))
+MINUS_INFINITY = Node("neg", (INFINITY,))
 _REALS = (Node("name", ("reals",)), Node("name", ("mathbb R",)))
 
 
 def region(node: Node) -> tuple[str, Node]:
     """(variable, interval or union of intervals) of a statement about one variable; ("", node) of all else."""
     if node in _REALS:
-        return "", _interval("(", _MINUS_INFINITY, _INFINITY, ")")
+        return "", _interval("(", MINUS_INFINITY, INFINITY, ")")
     if node.kind == "without" and node.parts[0] in _REALS and node.parts[1].kind == "set":
         return "", _except(node.parts[1].parts[0]) if len(node.parts[1].parts) == 1 else node
     found = ("", node)
@@ -34,7 +34,7 @@ def _interval(opening: str, low: Node, high: Node, closing: str) -> Node:
 
 
 def _except(value: Node) -> Node:
-    parts = _interval("(", _MINUS_INFINITY, value, ")"), _interval("(", value, _INFINITY, ")")
+    parts = _interval("(", MINUS_INFINITY, value, ")"), _interval("(", value, INFINITY, ")")
     return Node("union", parts)
 
 
@@ -46,8 +46,8 @@ def _both(parts: list[Node]) -> Node | None:
     """x > 0 and x < 1: of one lower and one upper bound the interval between them."""
     if len(parts) != 2 or any(part.kind != "sequence" for part in parts):
         return None
-    low, high = parts if parts[0].parts[3] == _INFINITY else parts[::-1]
-    if low.parts[3] != _INFINITY or high.parts[2] != _MINUS_INFINITY:
+    low, high = parts if parts[0].parts[3] == INFINITY else parts[::-1]
+    if low.parts[3] != INFINITY or high.parts[2] != MINUS_INFINITY:
         return None
     return _interval(low.parts[0], low.parts[2], high.parts[3], high.parts[1])
 
@@ -69,6 +69,6 @@ def _relation(node: Node) -> tuple[str, Node]:
         return variable, _except(others[0])
     if len(sides) > 3 or (len(sides) == 3 and at != 1):
         return "", node
-    opening, low = ("[" if signs[0] == "<=" else "(", others[0]) if at else ("(", _MINUS_INFINITY)
-    high, closing = (others[-1], "]" if signs[-1] == "<=" else ")") if at < len(signs) else (_INFINITY, ")")
+    opening, low = ("[" if signs[0] == "<=" else "(", others[0]) if at else ("(", MINUS_INFINITY)
+    high, closing = (others[-1], "]" if signs[-1] == "<=" else ")") if at < len(signs) else (INFINITY, ")")
     return variable, _interval(opening, low, high, closing)

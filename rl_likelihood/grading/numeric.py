@@ -144,6 +144,12 @@ def _binomial(above: Fraction, below: Fraction) -> int:
     return math.comb(above.numerator, below.numerator)
 
 
+def _remainder(value: int, divisor: int) -> int:
+    if divisor < 1:
+        raise Undefined
+    return value % divisor
+
+
 def _of_whole(function: Callable[..., int]) -> Callable[..., int]:
     def of(*values: Fraction) -> int:
         if any(v.denominator != 1 for v in values):
@@ -168,6 +174,7 @@ _EXACT: dict[str, Callable[..., Fraction | int]] = {
     "min": min,
     "gcd": _of_whole(math.gcd),
     "lcm": _of_whole(math.lcm),
+    "mod": _of_whole(_remainder),
 }
 
 
@@ -195,7 +202,7 @@ def _digits(name: str, values: list, mp) -> Any:
             return mp.log(value, base) if value != 0 and base not in (0, 1) else _undefined()
         case "max" | "min":
             return (max if name == "max" else min)(values) if all(mp.im(v) == 0 for v in values) else _undefined()
-        case "factorial" | "binomial" | "gcd" | "lcm":  # of whole numbers only: the gamma function takes too long
+        case "factorial" | "binomial" | "gcd" | "lcm" | "mod":  # of whole numbers only: gamma takes too long
             raise Unreadable(f"{name} of this")
         case "floor" | "ceil":
             if mp.im(first) != 0 or abs(first) > mp.mpf(10) ** 15:

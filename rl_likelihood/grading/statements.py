@@ -12,7 +12,7 @@ from itertools import pairwise
 from rl_likelihood.grading import units
 from rl_likelihood.grading.formula import Formulas
 from rl_likelihood.grading.tokens import Token, Unreadable, tokens
-from rl_likelihood.grading.tree import Node, in_degrees, number
+from rl_likelihood.grading.tree import Node, call, in_degrees, number
 
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
 _CLOCK = re.compile("(?:[01]?[0-9]|2[0-4])(?::[0-5][0-9]){1,2}(?![0-9.:/])")
@@ -44,7 +44,7 @@ def _is_clock(text: str) -> bool:
 
 class _Statements(Formulas):
     def items(self) -> Node:
-        """A list; of relations between which "and" or "or" stands, these words count: x < 2 or x > 3."""
+        """A list, or either of some numbers: 1 or 2. Of relations the words "and" and "or" count: x < 2 or x > 3."""
         out, joints = [self.item()], set()
         while joint := self.accept(",", ";", "and", "or"):
             joints.add(self.accept("and", "or") or joint if joint in ",;" else joint)  # "2, and 3": one separator
@@ -52,8 +52,9 @@ class _Statements(Formulas):
         if len(out) == 1:
             return out[0]
         joints -= {",", ";"}
-        if not joints or any(node.kind != "relation" for node in out):
-            return Node("list", tuple(out))
+        relations = [node.kind == "relation" for node in out]
+        if not joints or not all(relations):
+            return Node("either" if "or" in joints and not any(relations) else "list", tuple(out))
         if all(map(_equation, out)) and (joints == {"and"} or len({node.parts[1] for node in out}) == 1):
             return Node("list", tuple(out))  # x = 1 and y = 2; x = 1 or x = 2
         if len(joints) > 1:
@@ -89,6 +90,8 @@ class _Statements(Formulas):
         money = self.accept(*_CURRENCIES)
         start = self.at
         node = self.union()
+        if not money and self.accept("mod"):
+            return call("mod", node, self.factor())
         measure = None if money or negative else self.measure(start, node)
         if measure is not None:
             return measure

@@ -46,7 +46,7 @@ _SAME = {
     "lt": "<", "gt": ">", "vert": "|", "lvert": "|", "rvert": "|", "mid": "|", "Vert": "||",
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
     "ast": "*", "cdot": "*", "times": "*", "div": "/", "colon": ":", "textdollar": "$", "degrees": "degree",
-    "textdegree": "degree", "varnothing": "emptyset", "backslash": "setminus",
+    "textdegree": "degree", "varnothing": "emptyset", "backslash": "setminus", "bmod": "mod",
 }  # fmt: skip
 _IGNORED = {
     "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
@@ -221,6 +221,8 @@ def words(text: str) -> list[Token]:
         return [Token("op", text.strip(" .,"))]
     if text == ",":
         return [Token("op", ",")]
+    if text == "mod":
+        return [Token("command", text)]
     return [Token("word", text)] if text else []
 
 
@@ -246,6 +248,8 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
         return [Token("command", "cup")]
     if run == "in" and before and before[-1].kind == "name" and spaced:  # x in [0, 1]
         return [Token("command", "in")]
+    if run == "mod" and before:
+        return [Token("command", run)]
     if run in _PLAIN:
         return [Token("command", _PLAIN[run])]
     if len(run) == 1:

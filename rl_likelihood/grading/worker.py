@@ -74,7 +74,8 @@ def serve(connection: Connection, patience: float) -> None:
 def main() -> None:
     fd, memory, patience = sys.argv[1:]
     os.dup2(2, 1)  # standard output belongs to the parent's command
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    for stop in (signal.SIGINT, signal.SIGUSR1):  # Ctrl-C and a scheduler's signal are for the parent, which ends us
+        signal.signal(stop, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with contextlib.suppress(ImportError, ValueError, OSError):  # not every system can
         import resource

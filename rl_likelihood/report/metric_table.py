@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
 
@@ -110,6 +111,16 @@ def unknown(row: Mapping[str, Any]) -> list[str]:
         except KeyError:
             missing.append(name)
     return sorted(missing)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl or eval.jsonl. UserError, with file and line, where a metric is no number."""
+    rows = run_files.read(path)
+    for number, row in enumerate(rows, 1):
+        for name, value in row.items():
+            if not isinstance(value, int | float | None) and name not in NOT_METRICS and name not in unknown(row):
+                raise UserError(f"{path}:{number}: {name} is {value!r}; it must be a number; mend or delete this line")
+    return rows
 
 
 def without_samples(row: Mapping[str, Any]) -> dict[str, Any]:

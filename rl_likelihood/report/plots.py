@@ -5,6 +5,7 @@ python -m rl_likelihood.report.plots RUN_DIR... --out=DIR
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from rl_likelihood.report import panels, style, table
-from rl_likelihood.report.metric_table import without_samples
+from rl_likelihood.report import metric_table, panels, style, table
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError, exits
 
@@ -51,9 +51,9 @@ def load(workdir: str | Path) -> dict[str, list[dict]]:
     workdir = Path(workdir)
     if not (workdir / run_files.METRICS).exists():
         raise UserError(f"{workdir} has no {run_files.METRICS}; give the --workdir of a run")
-    rows, heldout = run_files.read(workdir / run_files.METRICS), table.evaluations(workdir)
+    rows, heldout = metric_table.read(workdir / run_files.METRICS), table.evaluations(workdir)
     if table.without_chain(table.Run({}, workdir)):
-        rows, heldout = [without_samples(row) for row in rows], [table.asked(row) for row in heldout]
+        rows, heldout = [metric_table.without_samples(row) for row in rows], [table.asked(row) for row in heldout]
     return {"train": rows, "heldout": heldout}
 
 
@@ -144,7 +144,7 @@ def named_path(text: str) -> str:
     """The value of --out, which must not be empty: that would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty; name a path")
-    return text
+    return os.path.expanduser(text)
 
 
 @exits

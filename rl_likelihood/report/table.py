@@ -1,6 +1,5 @@
 """The runs of a grid as tables: for each name and metric the mean over seeds, with its errors."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rl_likelihood.evaluation.statistics import NORMAL
 from rl_likelihood.evaluation.trace import PERCENT
+from rl_likelihood.report import metric_table
 from rl_likelihood.report.metric_table import Metric, metric
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
@@ -121,12 +121,7 @@ def title_of(labels: Mapping[str, str]) -> str:
 def reward_of(workdir: str | Path) -> str:
     """The reward that a run is trained on, as its config.json says; "" for a run that has not begun."""
     path = Path(workdir) / "config.json"
-    if not path.exists():
-        return ""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("reward.name", "")
-    except (ValueError, OSError):
-        raise UserError(f"{path} cannot be read as JSON, so the run's reward is unknown; leave the run out") from None
+    return run_files.read_object(path, "leave the run out").get("reward.name", "") if path.exists() else ""
 
 
 def without_chain(run: Run) -> bool:
@@ -144,7 +139,7 @@ def asked(row: Mapping[str, Any]) -> dict[str, Any]:
 def evaluations(workdir: str | Path) -> list[dict[str, Any]]:
     """The rows of eval.jsonl that the run itself wrote, in order; none without the file."""
     path = Path(workdir) / run_files.EVAL
-    return [row for row in run_files.read(path) if "stage" in row] if path.exists() else []
+    return [row for row in metric_table.read(path) if "stage" in row] if path.exists() else []
 
 
 def final(workdir: str | Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from rl_likelihood.report.table import (
     Cell,
     Line,
 )
+from rl_likelihood.runtime.console import counted
 
 # What a person looks at after a run.
 EVAL_ROWS = """greedy_success sampled_success greedy_success_no_chain perplexity perplexity_no_chain chain_length
@@ -70,7 +71,7 @@ def evaluation_line(stage: str, row: Mapping[str, Any]) -> str:
             m = metric(name)
             unit = f" {m.unit}" if m.unit not in ("", "%") else ""
             parts.append(f"{m.label} {number(row[name], m)}{unit}")
-    return f"{stage}: {', '.join(parts)}; {row['questions']} questions in {row['seconds']:.0f} s"
+    return f"{stage}: {', '.join(parts)}; {counted(row['questions'], 'question')} in {row['seconds']:.0f} s"
 
 
 def aligned(cells: list[list[str]]) -> str:

@@ -34,12 +34,18 @@ class OtherInputs(UserError):
 
 
 def claim(workdir: Path, c: Config, force: bool | None = None) -> None:
-    """Writes the config into a new workdir. UserError for a workdir with another config, unless `force`; a higher
-    train.steps is allowed. A workdir with results keeps its old config until `write_config`.
+    """Writes the config into a new workdir. UserError for a workdir with another config, or of a run whose config is
+    lost, unless `force`; a higher train.steps is allowed. A workdir with results keeps its old config until
+    `write_config`.
 
     `force`: None for a command without --force.
     """
     path, new = workdir / CONFIG, flatten(c)
+    if not path.exists() and has_run(workdir) and not force:
+        raise UserError(
+            f"{workdir} holds a run but no {CONFIG}, so it is unknown whether this is its config; put the file back, "
+            f"or choose another --workdir{_or_force(force)}"
+        )
     if not path.exists() or not has_results(workdir):
         write_config(workdir, c)
         return
@@ -71,7 +77,7 @@ def write_config(workdir: Path, c: Config) -> None:
 
 def read_config(workdir: Path) -> dict[str, Any]:
     """The flattened config that the workdir's run had."""
-    return read_object(workdir / CONFIG, "delete it, or choose another --workdir")
+    return read_object(workdir / CONFIG, "put a whole copy back, or choose another --workdir")
 
 
 def pinned_date(workdir: Path, date: str) -> str:
@@ -121,12 +127,21 @@ def tokenizer_path(workdir: Path, path: str) -> str:
 
 def has_results(workdir: Path) -> bool:
     """Whether the workdir holds results. A run that was refused at the start left none."""
-    written = (METRICS, EVAL, "baseline.jsonl", "rounds.jsonl")
+    return has_run(workdir) or _is_written(workdir / EVAL)  # `evaluate --out` writes EVAL too
+
+
+def has_run(workdir: Path) -> bool:
+    """Whether the workdir holds what a run would resume from or add to, and not only evaluations."""
+    written = (METRICS, "baseline.jsonl", "rounds.jsonl")
     return (
         checkpoint.latest_step(workdir) is not None
         or (workdir / INITIAL).exists()
-        or any((workdir / name).exists() and (workdir / name).stat().st_size for name in written)
+        or any(_is_written(workdir / name) for name in written)
     )
+
+
+def _is_written(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def restore_tracking_id(workdir: Path, tracking_id: str | None) -> None:

@@ -95,7 +95,7 @@ class Asks:
 def asks_of(task: Task) -> Asks:
     """The requests from the prompt files in `reer.prompts`, by default those of this package."""
     cfg = task.config.reer
-    folder = Path(cfg.prompts).expanduser() if cfg.prompts else PROMPTS
+    folder = Path(cfg.prompts) if cfg.prompts else PROMPTS
     first, edit = _template(folder / "first.txt"), _template(folder / "edit.txt")
     return Asks(cfg, task.fmt, task.config.sampler.max_chain, first, edit)
 

@@ -185,13 +185,14 @@ def shares(at_once: int) -> list[set[int] | None]:
 
 
 class Asked:
-    """Ctrl-C, SIGTERM and SIGHUP, counted: the first lets runs save, the second ends them, the third kills them."""
+    """Ctrl-C, SIGTERM, SIGHUP and SIGUSR1, counted: the first lets runs save, the second ends, the third kills them."""
 
     def __init__(self) -> None:
         self.times = 0
         self._old = {}
         if threading.current_thread() is threading.main_thread():
-            self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+            signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
+            self._old = {s: signal.signal(s, self._ask) for s in signals}
 
     def _ask(self, *_) -> None:
         self.times += 1

@@ -52,7 +52,7 @@ def digest(*sides: Sequence[Comparison]) -> str:
 
 
 def _of_file(path: str, name: str, skip_bad_rows: bool) -> list[Comparison]:
-    file, rows, bad = Path(path).expanduser(), list[Comparison](), list[str]()
+    file, rows, bad = Path(path), list[Comparison](), list[str]()
     if not file.is_file():
         raise UserError(f"{name} is {path!r}, which is no file; give lines with prompt, chosen, rejected")
     for location, record in records(str(file), file.read_bytes()):

@@ -102,9 +102,14 @@ def evaluate_if_due(r: Run, params: Params, step: int) -> None:
         if c.warm_start.steps:
             stage = "after format SFT" if c.warm_start.chains == "own" else "after warm start"
     elif step == t.steps:
-        stage = f"after {step} steps of {c.reward.name}"
+        stage = last_stage(step, c.reward.name)
     fast = 0 < step < t.steps
     evaluate_once(r, params, step, stage, r.task.fast if fast and r.task.fast else r.task.heldout, fast)
+
+
+def last_stage(step: int, reward: str) -> str:
+    """The stage of a finished run's evaluation: after 8 steps of log_prob. It is an id, so thousands have no commas."""
+    return f"after {step} step{'s' * (step != 1)} of {reward}"
 
 
 def evaluate_once(
@@ -128,7 +133,7 @@ def without_progress(r: Run, state: TrainState, source: Source, policy: Params) 
     if not t.patience or r.best.since < t.patience:
         return False
     say(f"ends after step {step}: {r.best.since} evaluations without a better {t.best} than that of step {r.best.step}")
-    evaluate_once(r, policy, step, f"after {step} steps of {r.config.reward.name}", r.task.heldout)
+    evaluate_once(r, policy, step, last_stage(step, r.config.reward.name), r.task.heldout)
     r.save(state, source.state())
     return True
 

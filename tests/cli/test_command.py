@@ -123,6 +123,14 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_folders_below_the_home_folder(tmp_path):
+    words = f"error: {tmp_path}/run/checkpoints: no checkpoint here"
+    (done,) = run_each("export", [["--workdir=~/run", "--out=~/out"]], HOME=str(tmp_path))
+    assert done.stderr.startswith(words), done.stderr
+    (done,) = run_each("evaluate", [["--config=configs/tiny.py", "--workdir=~/run"]], HOME=str(tmp_path))
+    assert f"{tmp_path}/run" in done.stderr and "~" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(
     "value, words",
     [("lr=", "--lr is ''; it must be a number"), ("n=1.5", "--n is '1.5'; it must be a whole number")]

@@ -71,6 +71,13 @@ def test_a_file_that_is_missing_is_hinted_at(tmp_path):
         ("train.jsonl", b'{"question": "q"}', "train.jsonl:1: field 'answer' is missing (it has question)"),
         ("train.jsonl", b'{"question": 3, "answer": "#### 1"}', "1: field 'question' must be text, not int"),
         ("train.jsonl", b"3", "train.jsonl:1: not a JSON object but a number"),
+        (
+            "train.jsonl",
+            b'{\n "question": "q",\n "answer": "#### 1"\n}\n{\n}',
+            "one object on 4 lines; write each row on one",
+        ),
+        ("train.jsonl", b'{"question": "q",\r\n "answer": "#### 1"}', "one object on 2 lines; write each row on one"),
+        ("train.jsonl", b'{"question": "q",\n{"question": "q", "answer": "#### 1"}', "train.jsonl:1: not JSON"),
         ("train.jsonl", b"[1]", "train.jsonl row 1: not a JSON object but a number"),
         ("train.jsonl", b"\xff", "train.jsonl:1: not UTF-8"),
         ("train.jsonl", b'{"question": "\\ud800", "answer": "#### 1"}', "train.jsonl:1: a text holds half"),

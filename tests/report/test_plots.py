@@ -112,6 +112,7 @@ def test_names_tell_folders_apart(tmp_path):
     [
         (lambda d: d.mkdir(), "has no metrics.jsonl"),
         (lambda d: (d.mkdir(), (d / "metrics.jsonl").write_text('{"step": 1}\nx\n')), "metrics.jsonl:2: not a JSON"),
+        (lambda d: (write_run(d, 2), (d / "config.json").write_text("[]")), "config.json: not JSON, or not an object"),
     ],
 )
 def test_bad_folders_are_one_sentence(tmp_path, capsys, prepare, message):
@@ -122,6 +123,22 @@ def test_bad_folders_are_one_sentence(tmp_path, capsys, prepare, message):
 
 
 @pytest.mark.parametrize("main", [plots.main, page_main])
+@pytest.mark.parametrize(
+    "file, name, value",
+    [("metrics.jsonl", "reward/mean", "high"), ("eval.jsonl", "greedy_success", "0.5"), ("eval.jsonl", "pass@8", [1])],
+)
+def test_a_text_in_place_of_a_number_is_one_sentence_with_file_and_line(tmp_path, capsys, main, file, name, value):
+    write_run(tmp_path / "run", 2)
+    with (tmp_path / "run" / file).open("a") as f:
+        f.write(json.dumps({"step": 9, "stage": "step 9", "note": "of mine", name: value}) + "\n")
+    lines = len((tmp_path / "run" / file).read_text().splitlines())
+    assert main([str(tmp_path / "run"), f"--out={tmp_path / 'out'}"]) == 2
+    err = capsys.readouterr().err
+    words = f"error: {tmp_path}/run/{file}:{lines}: {name} is {value!r}; it must be a number"
+    assert err.startswith(words) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("main", [plots.main, page_main])
 def test_an_empty_out_is_refused(tmp_path, capsys, monkeypatch, main):
     write_run(tmp_path / "run", 2, evals=())
     monkeypatch.chdir(tmp_path)
@@ -129,6 +146,12 @@ def test_an_empty_out_is_refused(tmp_path, capsys, monkeypatch, main):
         main(["run", "--out="])
     assert end.value.code == 2 and "argument --out: it is empty; name a path" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_out_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert plots.main([str(write_run(tmp_path / "a", 2)), "--out=~/out"]) == 0
+    assert (tmp_path / "out" / "curves.png").exists()
 
 
 def test_an_out_that_is_a_file_is_one_sentence(tmp_path):

@@ -23,6 +23,13 @@ def test_a_cell_is_mean_deviation_and_error(runs):
     assert math.lines[0].cells["greedy_success"].mean == 25.0 and math.lines[0].cells["greedy_success"].runs == 2
 
 
+def test_a_text_in_place_of_a_number_is_refused_with_file_and_line(runs):
+    path = runs[0].workdir / "eval.jsonl"
+    path.write_text(path.read_text().replace('"greedy_success": 0.4', '"greedy_success": "0.4"'))
+    with pytest.raises(UserError, match=rf"{path}:2: greedy_success is '0\.4"):
+        table.blocks(runs)
+
+
 def test_the_text_says_what_is_missing(runs, tmp_path):
     new = Run({"data": "math", "reward": "jepo", "seed": "0"}, tmp_path / "never started")
     text = table_text.grid_text(table.blocks([*runs, new]))

@@ -1,6 +1,7 @@
 """Ctrl-C at the worst moment: in the middle of a line that is being printed."""
 
 import io
+import os
 import signal
 import sys
 
@@ -37,6 +38,20 @@ def test_a_second_hangup_does_not_end_a_run_that_is_about_to_save():
     assert stop.requested
     with pytest.raises(KeyboardInterrupt):
         stop._ask(signal.SIGTERM)
+
+
+def test_usr1_asks_to_stop_and_only_the_second_term_after_it_ends_the_run_at_once():
+    stop = StopRequest()
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        stop.restore()
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 def test_nohup_stays_nohup():

@@ -153,11 +153,12 @@ def when_up(path, act):
     threading.Thread(target=wait, daemon=True).start()
 
 
-def test_ctrl_c_lets_the_runs_save_and_starts_no_more(tmp_path):
-    when_up(tmp_path / "run" / "up", lambda: os.kill(os.getpid(), signal.SIGINT))
-    handler = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_lets_the_runs_save_and_starts_no_more(number, tmp_path):
+    when_up(tmp_path / "run" / "up", lambda: os.kill(os.getpid(), number))
+    handler = signal.getsignal(number)
     code, said = run(job(tmp_path, SAVES), job(tmp_path, DONE, "other"))
-    assert code == runners.INTERRUPTED and signal.getsignal(signal.SIGINT) is handler
+    assert code == runners.INTERRUPTED and signal.getsignal(number) is handler
     assert grid.state(tmp_path / "run").kind == "preempted" and not (tmp_path / "other" / "n").exists()
     assert run_files.read_status(tmp_path / "run")["state"] == "interrupted"
     assert "run the same command" in said[-1]

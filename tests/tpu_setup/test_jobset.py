@@ -57,6 +57,18 @@ def test_jobset_speaks_of_the_same_slice():
     ]
 
 
+def test_control_characters_are_refused():
+    values = {"IMAGE": "i", "CLAIM": "c", "SECRET": "s", "RESERVATION": "r"}
+    for name in values:
+        for mark in ("\x01", "\x7f", "\n", "\t"):
+            (line,) = script("jobset.sh", "x", **{**values, name: f"a{mark}b"}, check=2).stderr.splitlines()
+            assert line.startswith(f"error: {name} is $'a\\") and "control character" in line
+    for mark in ("\x1b", "\r"):
+        done = script("jobset.sh", "python", f"a{mark}b", **values, check=2)
+        assert done.stdout == "" and "the command has $'a\\" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert pod_of(script("jobset.sh", "a\tb\nc", **values).stdout)["containers"][0]["command"][-1] == "a\tb\nc"
+
+
 def test_jobset_does_not_try_a_refused_command_again():
     spec = yaml.safe_load(script("jobset.sh", "x", IMAGE="i", CLAIM="c", RESTARTS="7").stdout)["spec"]
     job = spec["replicatedJobs"][0]["template"]["spec"]

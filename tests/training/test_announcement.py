@@ -5,7 +5,9 @@ from typing import get_args, get_type_hints
 from configs.calculator import get_config
 from rl_likelihood.config import build
 from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.report import table_text
 from rl_likelihood.training.announcement import ADVANTAGE, scored_line, steps_line
+from rl_likelihood.training.session import last_stage
 
 
 def test_a_conversation_s_sizes_stand_in_place_of_the_scored_answer():
@@ -30,3 +32,10 @@ def test_the_length_of_a_run_is_in_steps_and_passes_over_the_data():
 
 def test_every_advantage_has_words():
     assert tuple(ADVANTAGE) == get_args(get_type_hints(LossConfig)["advantage"])
+
+
+def test_one_step_is_no_steps():
+    stages = [last_stage(step, "prob") for step in (1, 2, 5000)]
+    assert stages == ["after 1 step of prob", "after 2 steps of prob", "after 5000 steps of prob"]
+    line = table_text.evaluation_line(stages[0], {"questions": 1, "seconds": 2.0, "greedy_success": 1.0})
+    assert line == "after 1 step of prob: greedy success 100.0%; 1 question in 2 s"
