@@ -2,6 +2,7 @@
 
     python -m rl_likelihood.sweep experiments/long_answers.py --run
     python -m rl_likelihood.sweep experiments/long_answers.py --table --only task=long
+    python -m experiments.claims --file=experiments/long_answers.py
 
 Hardware: as experiments/cpu_grid.py. Time (estimate, not measured): 8 hours for all 45 runs; --run resumes.
 
@@ -10,7 +11,7 @@ the evaluations. To save time it trains LoRA adapters, with two prompts a step. 
 Kwiatkowski et al. without KL: leave-one-out, sums over tokens, the exact answer term. So the reward alone differs. Of
 the rest, vr_cli is a constant and has no answer term, sft samples nothing, and covrl is its preset. The claims: NRT
 (2602.11549) says that weighting hard tokens keeps chains long where plain likelihoods let them collapse; DRO
-(2506.13351) says it of r3.
+(2506.13351) says it of r3. experiments/claims.py has them as data.
 
 short, countdown3: max_rl beside grpo and base_rl, with a grader and groups of 8. countdown3 is configs/countdown3.py.
 """

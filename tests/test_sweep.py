@@ -70,6 +70,25 @@ def test_the_cpu_grid_is_eight_rewards_on_two_tasks_with_two_seeds(monkeypatch):
     assert configs["short", "log_prob"].loss.answer_term == 1.0 and configs["short", "sft"].reward.name == "sft"
 
 
+def test_long_answers_differ_in_the_reward_alone(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    points = grid.load("experiments/long_answers.py").points
+    assert len(points) == 3 * (9 + 3 + 3)
+    configs = {(p.labels["task"], p.labels["reward"]): sweep.resolve(p) for p in points}
+    long = {reward: c for (task, reward), c in configs.items() if task == "long"}
+    assert {(c.sampler.max_chain, c.eval.trace, c.lora.rank) for c in long.values()} == {(160, True, 16)}
+    assert [r for r, c in long.items() if c.train.eval_first] == ["avg_log_prob"], "the others begin at the same model"
+    assert {c.loss.kl for c in long.values()} == {"none"}
+    names = {r: (c.reward.name, c.reward.token_weights, c.reward.baseline) for r, c in long.items()}
+    assert names["nrt_neg_log"] == ("nrt", "neg_log", "frozen") and names["nrt_inverse"] == ("nrt", "inverse", "frozen")
+    exact = ("log_prob", "avg_log_prob", "avg_prob", "nrt_neg_log", "nrt_inverse", "r3")
+    losses = {(long[r].loss.answer_term, long[r].loss.advantage, long[r].loss.aggregation) for r in exact}
+    assert losses == {(1.0, "loo", "seq_sum")}
+    for task, grader in (("short", "exact_match"), ("countdown3", "countdown")):
+        graded = [configs[task, reward].reward.name for reward in ("max_rl", "grpo")]
+        assert graded == [f"max_rl({grader})", grader]
+
+
 def test_the_verifiable_grid_is_that_of_the_paper(monkeypatch):
     monkeypatch.chdir(ROOT)
     blocks = 2 * 2 * 2  # models, data sets, seeds

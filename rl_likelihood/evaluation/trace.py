@@ -18,8 +18,8 @@ def cuts(chain: Sequence[int], own: int) -> list[list[int]]:
 
 
 def curves(records: Sequence[Mapping], tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of an evaluation: log-prob per token after each part, and what the parts add to none on the mean, the
-    area between the curve and its start. Empty where no record has a curve."""
+    """Columns of an evaluation: the log-prob per token after each part, and the area between this curve and the
+    constant at its start. The area is what a part adds on average. Without a curve in any record there is no column."""
     if not any(r.get("trace") for r in records):
         return {}
     missing = [np.nan] * len(PERCENT)

@@ -26,6 +26,7 @@ LENGTH = Panel("chain/length", "chain_length")
 TRUNCATED = Panel("chain/truncated", "truncated")
 GAIN = Panel("answer/chain_gain", "chain_gain")
 TRACE = Panel("", "trace_area")
+TRACE_CURVE = Panel("", "trace@{k}")  # of the last evaluation: parts of the chain instead of steps
 WORDS = Panel("chain/transition_words", "transition_words")
 ENTROPY = Panel("policy/entropy", "")
 ANSWER_SHARE = Panel("grad/answer_share", "")
@@ -43,6 +44,7 @@ PAGE = (
     TRUNCATED,
     GAIN,
     TRACE,
+    TRACE_CURVE,
     WORDS,
     ENTROPY,
     ANSWER_SHARE,

@@ -22,14 +22,14 @@ GRID_COLUMNS = [
     metric(name)
     for name in """greedy_success sampled_success greedy_success_no_chain sampled_success_no_chain perplexity
         perplexity_no_chain perplexity_swapped log_prob_mc1 log_prob_mc32 log_prob_no_chain chain_length
-        chain_length_no_chain chain_gain trace_area distinct_2 self_bleu copied verse_rhymes""".split()
+        chain_length_no_chain truncated chain_gain trace_area distinct_2 self_bleu copied verse_rhymes""".split()
 ]
 GRID_COLUMNS += [metric(f"trace@{percent}") for percent in PERCENT]
 # Only in tables of conversations with an environment.
 OF_CONVERSATIONS = [metric(name) for name in ("env_reward", "calls_f1", "calls", "bad_calls", "out_of_turns")]
 COLUMNS = [*GRID_COLUMNS, *OF_CONVERSATIONS]
-# Always in the CSV. The first stands in other tables where a published one stands beside it: perplexity says the same.
-# The others are in no other table.
+# The CSV has these. Other tables show log_prob_mc1 only beside a published value, as perplexity says the same, and
+# never show the others.
 ON_REQUEST = ("log_prob_mc1", "log_prob_no_chain", "chain_length_no_chain", "chain_gain")
 # What replaces a metric where a model was fine-tuned on answers alone, and so is asked without a chain. The empty chain
 # is the only one, so its log-mean-exp over 32 chains is the log-prob itself.
@@ -42,7 +42,14 @@ WITHOUT_CHAIN = {
     "chain_length": "chain_length_no_chain",
 }
 # Asked without a chain, a model has none of these.
-OF_CHAINS = ("perplexity_swapped", "chain_gain", "chain_helps", "truncated", "trace_area")
+OF_CHAINS = (
+    "perplexity_swapped",
+    "chain_gain",
+    "chain_helps",
+    "truncated",
+    "trace_area",
+    *(f"trace@{percent}" for percent in PERCENT),
+)
 
 
 class Run(NamedTuple):

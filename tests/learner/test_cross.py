@@ -7,11 +7,12 @@ import pytest
 from rl_likelihood.config import build
 from rl_likelihood.learner.cross import cross_log_probs
 from rl_likelihood.learner.step import gradients
+from rl_likelihood.learner.surrogate import LossConfig
 from rl_likelihood.rewards.cross import cer
 from rl_likelihood.shapes import CHAIN, SAMPLED, TAG
 from tests.runs import small_config
 from tests.small import log_softmax, random_batch, random_params, reference_log_probs, reference_logits, rewarded, tiny
-from tests.tabular import THREE, in_numpy
+from tests.tabular import PAIRS, THREE, all_groups, expected, in_numpy
 
 MODEL = tiny(layers=1)
 PARAMS = random_params(MODEL)
@@ -58,6 +59,11 @@ def test_the_published_toy_of_cer():
     np.testing.assert_allclose(rho, [0.472434, 0.374940, 0.472434], atol=1e-6)
     chance = np.exp(np.stack(tables) + chains).sum(-1)
     assert chance @ rho[:2] == pytest.approx(0.415443, abs=1e-6) == chance[0]
+    # rho is constant for the gradient: the expected update pays each chain and answer the rho of the answer.
+    reward = np.tile(rho[:2], 3)[all_groups(PAIRS, 2)]
+    grads, value = expected("pairs", 2, LossConfig(), "exact_match", reward=reward)
+    assert value == pytest.approx(0.415443, abs=1e-6)
+    np.testing.assert_allclose(grads[:3], [0.006813, -0.000924, -0.005889], atol=1e-6)
 
 
 def test_a_group_with_nothing_kept_and_a_row_without_an_answer_give_zero():

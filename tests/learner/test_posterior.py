@@ -10,12 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_likelihood.learner import posterior
+from rl_likelihood.config import apply_preset, build
+from rl_likelihood.learner import posterior, step
 from rl_likelihood.learner.posterior import Chains, PosteriorConfig
+from rl_likelihood.learner.rows import Forward
 from rl_likelihood.learner.step import gradients
-from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.learner.surrogate import Counts, LossConfig
 from rl_likelihood.model.decoder import forward
+from rl_likelihood.rewards import mixture
+from rl_likelihood.rewards.reward import Observation
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Batch, ShownPrompts
+from tests.runs import small_config
 from tests.small import random_params, rewarded, tiny
 
 V, G = 2, 4
@@ -47,7 +52,7 @@ def batch_of(chains, keep=None):
 
 
 def log_probs(params, prompt, tail=()):
-    """Of every chain after the prompt, and of `tail` after that: [9, 2 + tail], token by token."""
+    """Of every chain after the prompt, and of `tail` after that: [4, 2 + tail], token by token."""
     n = len(CHAINS)
     ids = np.concatenate([np.tile(prompt, (n, 1)), CHAINS, np.tile(tail, (n, 1)).reshape(n, -1)], 1).astype(np.int32)
     hidden = forward(params, MODEL, ids, np.full(n, ids.shape[1])).prompt
@@ -168,6 +173,53 @@ def test_a_row_alone_after_its_prompt_has_no_baseline_and_earns_nothing():
         assert not posterior.advantages(reward, w, BOTH._replace(keep=np.array([keep]))).any()
     one_prompt = BOTH._replace(keep=np.array([[True, True, False, False]]))
     assert posterior.advantages(reward, w, one_prompt).tolist() == [[-1.0, 1.0, 0.0, 0.0]]
+
+
+def test_one_group_of_covrl_by_hand():
+    """Two chains after each prompt. p, q and t of their tokens, w = t / ((p + q) / 2) of the chain, and log t/p:
+
+        1  p .9 .1  q .1 .9  t .5 .5   w .25 / .09 = 2.78, capped at 2   log 25/9
+        2  p .5 .5  q .5 .5  t .5 .5   w 1                               0
+        3  p .2 .4  q .6 .4  t .4 .4   w 1                               log 2
+        4  p .4 .2  q .2 .6  t .3 .4   w .12 / .1 = 1.2                  log 3/2
+
+    Answers have the log-probs that make R, less the KL, -1, -4, -2, -3. So w R is -2, -4, -2, -3.6, the baselines are
+    -3.4, -2.4, -3.3, -2.5, and the advantages 4.8, -1.6, 1.3, -0.6. The answer is trained after chain 1 alone: chain 3
+    did well too, but saw the answer.
+    """
+    c = small_config(sampler__group_size=4)
+    c.preset = "covrl"
+    apply_preset(c, ["sampler.group_size"])
+    cfg = build(c).step
+    p = np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.4], [0.4, 0.2]])
+    q = np.array([[0.1, 0.9], [0.5, 0.5], [0.6, 0.4], [0.2, 0.6]])
+    t, kl = (p + q) / 2, np.log([25 / 9, 1, 2, 1.5])
+    advantage, w = np.array([4.8, -1.6, 1.3, -0.6]), np.array([2, 1, 1, 1.2])
+    batch, wide = batch_of(CHAINS), lambda x: np.pad(np.log(x), ((0, 0), (0, 3)))[None].astype(np.float32)
+    answers = np.zeros((1, G, 5), np.float32)
+    answers[0, :, 3] = np.array([-1, -4, -2, -3]) + kl
+    from_shown = np.array([False, False, True, True])
+
+    def terms(plain, shown, answers):
+        chains = Chains(plain, shown, batch.segment == CHAIN, batch.keep, from_shown)
+        bonus = -cfg.posterior.kl * jax.lax.stop_gradient(posterior.kl_rows(chains, cfg.posterior.target))
+        seen = Observation(answers, batch.scored, batch.keep, batch.truncated, None, np.zeros((1, G)), {})
+        f, reward, _ = mixture.objective(seen, cfg.reward, bonus)
+        forward = Forward(None, seen, None, chains)
+        got, policy, answer = step._mixture_terms(forward, f, reward, batch, cfg, Counts(1.0, 8.0))
+        return policy + cfg.loss.answer_term * answer, (got, policy, reward)
+
+    slopes, (got, policy, reward) = jax.grad(terms, (0, 1, 2), has_aux=True)(wide(p), wide(q), answers)
+    np.testing.assert_allclose(reward[0], [-1, -4, -2, -3], rtol=1e-5)
+    np.testing.assert_allclose(got[0], advantage, rtol=1e-5)
+    assert float(policy) == pytest.approx((-(advantage * np.log(t).sum(-1)) + w * kl).mean(), rel=1e-5)
+    # Of log t, a share p / (p + q) moves with log p and the rest with log q.
+    of_t = (w - advantage)[:, None] / 4
+    np.testing.assert_allclose(slopes[0][0, :, :2], of_t * p / (p + q) - w[:, None] / 4, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(slopes[1][0, :, :2], of_t * q / (p + q), rtol=1e-4)
+    want = np.zeros((G, 5))
+    want[0, 3:] = -1 / 4
+    np.testing.assert_allclose(slopes[2][0], want, atol=1e-7)
 
 
 def test_measured_numbers_are_of_the_chains_of_each_prompt():

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_likelihood.config import all_fields
+from rl_likelihood.config import all_fields, apply_preset, build
 from rl_likelihood.fields import choices
 from rl_likelihood.learner import measures
 from rl_likelihood.learner.step import gradients
@@ -21,6 +21,7 @@ from rl_likelihood.report.alarms import Alarms
 from rl_likelihood.rewards.likelihood import OBJECTIVES
 from rl_likelihood.shapes import CHAIN, PAD, REFERENCE, SAMPLED, TAG
 from rl_likelihood.tables import parse_reward
+from tests.runs import small_config
 from tests.small import random_batch, random_params, rewarded, tiny
 
 P, G, S, T, V = 4, 3, 5, 10, 24
@@ -192,6 +193,28 @@ def test_rloo_is_blind_to_shifts_linear_in_scale_and_sums_to_zero(seed, keep, sh
     close(got["scaled"][0], jax.tree.map(lambda x: scale * x, grads))
     np.testing.assert_allclose(rows["advantage"].sum(-1), 0, atol=1e-5)
     assert (rows["advantage"][keep.sum(-1) < 2] == 0).all()
+
+
+def test_the_ema_term_of_rlp_cancels_in_a_group():
+    """Preset rlp with its clip, with and without a number that all chains of the prompt share subtracted."""
+
+    def rlp(text, **loss):
+        c = small_config(sampler__group_size=4)
+        c.preset = "rlp"
+        apply_preset(c, ["sampler.group_size"])
+        c.reward.name = text
+        c.loss.update(loss)
+        return build(c).step
+
+    batch = random_batch(5, p=1, g=4).replace(host_rewards={"math": np.full((1, 4), -7.25, np.float32)})
+    grads, _, rows = run(batch, rlp("log_prob"))
+    shifted, _, shifted_rows = run(batch, rlp("log_prob + -1*math"))
+    np.testing.assert_allclose(shifted_rows["reward"], rows["reward"] + 7.25, rtol=1e-5)
+    close(shifted, grads)
+    size = lambda tree: max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
+    whole = run(batch, rlp("log_prob", clip_low=0.0, clip_high=0.0))[0]
+    difference = jax.tree.map(np.subtract, whole, grads)
+    assert size(grads) > 1e-3 and size(difference) > 0.1 * size(grads), "the clip acts on some tokens, not on all"
 
 
 def test_log_prob_sums_to_zero_and_jepo_does_not():

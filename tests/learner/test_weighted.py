@@ -40,7 +40,7 @@ def observation(answer, base=BASE):
 
 
 def objective(answer, text, **changes):
-    seen = observation(answer)
+    seen = observation(answer, BASE[:, : answer.shape[-1]])
     f, rows, _ = mixture.objective(seen, RewardConfig(terms=parse_reward(text), **changes))
     return seen, f, rows
 
@@ -184,6 +184,23 @@ RIGHT = np.array([1.0, 0.0] * 3)  # of PAIRS: the first answer after each chain
 # N = 4: J, dJ/d(chain logits), dJ/d(logit of the reference answer), and what dropping groups with none right gives.
 J4, D_CHAIN, D_ANSWER = -0.851184, (0.148577, -0.020152, -0.128425), (0.168664, 0.124949, 0.172352)
 DROPPED = (0.134618, -0.018259, -0.116359)
+
+
+def test_a_chain_worse_than_none_earns_nothing_and_its_answer_is_not_trained():
+    """NRT's clip. The answer has one token, of probability 0.3 without a chain."""
+
+    def differentiated(*p, **clip):
+        seen, f, rows = objective(jnp.log(jnp.array(p))[None, :, None], "nrt", token_weights="neg_log", **clip)
+        d = leave_one_out(f, seen.logp, seen.scored, seen.keep)
+        slope = jax.grad(lambda logp: f(logp, seen.scored, seen.keep).sum())(seen.logp)
+        return [np.asarray(x)[0].tolist() for x in (rows, d, slope[..., 1])]
+
+    rows, d, slope = differentiated(0.5, 0.2, 0.1)
+    assert rows == pytest.approx([0.2, 0, 0], abs=1e-6) and slope == pytest.approx([0.5 / 3, 0, 0], abs=1e-6)
+    assert d == pytest.approx([0.2 / 3, -0.1 / 3, -0.1 / 3], abs=1e-6), "they differ from the one that helps alone"
+    assert differentiated(0.25, 0.2, 0.1) == [[0, 0, 0]] * 3, "a group of such chains trains nothing"
+    rows, d, slope = differentiated(0.25, 0.2, 0.1, clip_gain=False)
+    assert rows == pytest.approx([-0.05, -0.1, -0.2], abs=1e-6) and min(slope) > 0.03 and d[0] > 0.02
 
 
 def test_max_rl_has_the_gradient_of_its_objective():

@@ -1,13 +1,16 @@
 """The programs that `plan` compiles: their batch, parameters and caches have the shapes of a run."""
 
 import dataclasses
+import math
 
 import jax
 import pytest
 
 from rl_likelihood import plan
 from rl_likelihood.config import build
+from rl_likelihood.model.decoder import is_spec
 from rl_likelihood.model.decoding import empty_cache
+from rl_likelihood.model.lora import LoraConfig, trained_specs
 from rl_likelihood.planning import aot, programs
 from rl_likelihood.planning.programs import Plan, byte_format
 from rl_likelihood.planning.search import devices_of
@@ -104,3 +107,37 @@ def test_a_judge_is_counted_in_the_step_or_as_a_program_of_its_own(tmp_path):
     assert 1 < own.program.flops / (2 * tokens * matrices) < 3
     flops = [plan.model_flops(x) for x in (alone, outside, step)]
     assert flops[0] == flops[1] == flops[2] - own.program.flops
+
+
+def report_on(devices, **overrides):
+    settings = build(small_config(mesh__tensor=1, **overrides))
+    return plan.make_plan(settings, plan.model_shapes(settings), aot.target(f"cpu:{devices}"), None, search=False)
+
+
+def test_a_plan_with_adapters_holds_one_base_and_moments_of_adapters_alone():
+    full, lora = report_on(2), report_on(2, lora__rank=2)
+    model, held = random_model("nano"), lora["held"]
+    specs = trained_specs(model, LoraConfig(2))
+    size = 4 * sum(math.prod(s.shape) for s in jax.tree.leaves(specs, is_leaf=is_spec))
+    assert size / 2 < held["parameters"] < size < full["held"]["parameters"] / 6, (
+        "not all can be split over two devices"
+    )
+    assert 2 * held["parameters"] < held["optimizer"] < 2 * held["parameters"] + 100
+    assert held["reference"] == full["held"]["parameters"], "the base"
+    steps = [{row["name"]: row for row in report["programs"]}["learner step"] for report in (full, lora)]
+    saved = sum(full["held"].values()) - sum(held.values())
+    assert steps[0]["arguments"] - steps[1]["arguments"] == pytest.approx(saved, abs=100)
+    # The gradients of the base's matrices, a third of the work at most, are not computed.
+    assert 2 / 3 < lora["model_flops"] / full["model_flops"] < 1
+    assert lora["cache"] == full["cache"] and lora["programs"][-1]["flops"] == full["programs"][-1]["flops"]
+    assert lora["disk"]["training"] < full["disk"]["training"] / 5
+
+
+def test_a_plan_with_context_splits_rows_by_tokens():
+    one, two = report_on(2), report_on(4, mesh__context=2)
+    assert two["mesh"] == {"data": 1, "fsdp": 2, "context": 2, "tensor": 1}
+    assert two["model_flops"] == one["model_flops"] and two["batch"] == one["batch"]
+    step, of_one = two["programs"][0], one["programs"][0]
+    assert any("context" in c["axes"] for c in step["collectives"])
+    assert step["temporaries"] < 0.6 * of_one["temporaries"], "each device holds half of the tokens"
+    assert two["held"]["parameters"] == pytest.approx(one["held"]["parameters"] / 2, rel=0.05)

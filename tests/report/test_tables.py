@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report import figures, metrics, table, table_text
 from rl_likelihood.report.table import Run
 from rl_likelihood.shapes import UserError
@@ -101,6 +102,26 @@ def test_a_model_tuned_on_answers_alone_is_asked_without_a_chain(runs, tmp_path)
     assert (greedy["mean"], greedy["measured"]) == ("90.0", "greedy_success_no_chain"), "what the other tables show"
     (sft.workdir / "config.json").write_text('{"reward.name": "log_prob"}')
     assert not table.without_chain(sft), "the run's config decides"
+
+
+def test_a_table_says_what_chains_are_worth(tmp_path):
+    """What the report on long answers asks for; sft is asked without a chain and has none of what is of chains."""
+    of_chains = {"perplexity_swapped": 2.5, "truncated": 0.25, "trace_area": 0.125}
+    of_chains |= {f"trace@{k}": -1.0 + k / 100 for k in PERCENT}
+    runs = [
+        Run({"reward": name, "seed": "0"}, write_run(tmp_path / name, evaluation(0.5, 2.0) | of_chains))
+        for name in ("r3", "sft")
+    ]
+    head, _, r3, sft = table_text.matrix(table.blocks(runs)[0])
+    shown = {k: [a, b] for k, a, b in zip(head, r3, sft, strict=True)}
+    assert shown["chain length with tags, tokens"] == ["10.0", "-"]
+    assert shown["perplexity of the answer"] == ["2.00 (0.51)", "1.50†"]
+    assert shown["perplexity of the answer without a chain"] == ["1.50", "1.50"]
+    assert shown["perplexity of the answer after another question's chain"] == ["2.50", "-"]
+    assert shown["chains that never open the answer, %"] == ["25.0", "-"]
+    assert shown["what parts of the chain add, nats"] == ["0.125", "-"]
+    curve = [shown[f"log-prob per token after {k} % of the chain, nats"] for k in PERCENT]
+    assert curve == [["-1.000", "-"], ["-0.750", "-"], ["-0.500", "-"], ["-0.250", "-"], ["0.000", "-"]]
 
 
 def test_csv_has_every_number(runs):

@@ -127,6 +127,8 @@ AS_PUBLISHED = {
 EXACT = ("kw_log_prob", "kw_jepo", "verifree", "jepo_tang", "latro", "nrt", "covrl", "ravr")
 # What else a method is known by.
 OWN = {
+    "rlpr": {"filter.mode": "ema", "filter.beta": 0.5, "filter.resample": 9, "reward.baseline": "frozen"},
+    "dapo": {"filter.mode": "std_zero", "filter.resample": 9},
     "vr_cli": {"reward.name": "vr_cli", "reward.baseline": "frozen"},
     "nrt": {"reward.name": "nrt/std", "reward.token_weights": "neg_log", "loss.format_term": 0.3},
     "dro": {"reward.name": "r3"},
@@ -140,7 +142,13 @@ OWN = {
     "gdpo": {"reward.name": "exact_match/std + format/std"},
     "rlp": {"reward.name": "log_prob"},
     "rpt": {"reward.name": "prefix_token"},
-    "covrl": {"posterior.share": 0.5, "posterior.target": 0.5, "posterior.answer_rows": "positive"},
+    "covrl": {
+        "posterior.share": 0.5,
+        "posterior.target": 0.5,
+        "posterior.kl": 1.0,
+        "posterior.weight_cap": 2.0,
+        "posterior.answer_rows": "positive",
+    },
     "ravr": {"posterior.share": 0.5, "posterior.target": 1.0, "posterior.kl": 1.0},
     "opsd": {"reward.name": "0*log_prob", "posterior.distill": 1.0, "sampler.temperature": 1.1},
     "max_rl": {"reward.name": "max_rl(exact_match)"},
@@ -149,12 +157,13 @@ OWN = {
 
 @pytest.mark.parametrize("name", AS_PUBLISHED)
 def test_a_preset_is_the_published_method_whatever_the_config_had(name):
-    c = small_config(loss__clip_low=0.5, filter__mode="std_zero", loss__kl="k2", loss__kl_coef=9.0)
+    c = small_config(loss__clip_low=0.5, filter__mode="std_zero", filter__resample=2, loss__kl="k2", loss__kl_coef=9.0)
     c.preset = name
     apply_preset(c)
     got = (c.loss.advantage, c.loss.aggregation, (c.loss.clip_low, c.loss.clip_high), (c.loss.kl, c.loss.kl_coef))
     assert (*got, c.sampler.group_size, c.sampler.temperature) == AS_PUBLISHED[name]
-    assert c.filter.mode == {"rlpr": "ema", "dapo": "std_zero"}.get(name, "none")
+    if name not in ("rlpr", "dapo"):
+        assert (c.filter.mode, c.filter.resample) == ("none", 0)
     assert c.loss.answer_term == (1.0 if name in EXACT else 0.0)
     for field, value in OWN.get(name, {}).items():
         assert get(c, field) == value, field

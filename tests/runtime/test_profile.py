@@ -1,6 +1,8 @@
 """A trace of some steps, and the refusal of steps that are none."""
 
+import ast
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +11,8 @@ import pytest
 
 from rl_likelihood import train
 from rl_likelihood.config import build
-from rl_likelihood.runtime.profile import PARTS, Op, Profile, device_ops, seconds
+from rl_likelihood.runtime.profile import PARTS, SAMPLING, Op, Profile, device_ops, seconds
+from rl_likelihood.sampler import decode, engine
 from rl_likelihood.shapes import UserError
 from tests.runs import small_config
 
@@ -79,6 +82,20 @@ def test_a_tpu_s_operations_belong_to_the_program_that_runs():
     data = SimpleNamespace(planes=[host, SimpleNamespace(name="/device:TPU:0", lines=lines)])
     wanted = [Op(1, 4, "jit_prefill", "fusion.1"), Op(12, 20, "jit_step", "fusion.1")]
     assert device_ops(data) == wanted
+
+
+def test_the_names_of_sampling_are_those_of_the_sampler_s_jitted_functions():
+    """A function under another name would count as "other"."""
+    functions = [
+        f
+        for path in Path(decode.__file__).parent.glob("*.py")
+        for f in ast.walk(ast.parse(path.read_text()))
+        if isinstance(f, ast.FunctionDef)
+    ]
+    jitted = {f.name for f in functions if any("jax.jit" in ast.unparse(d) for d in f.decorator_list)}
+    by_hand = {engine.prefill_jit.__name__, "outer", "layer"}  # the handover jits the last two where it is called
+    assert {"generate", "prepare", "decode_until"} <= jitted
+    assert jitted | by_hand == set(SAMPLING) <= {f.name for f in functions} | {"prefill"}
 
 
 @pytest.mark.parametrize("steps", [(3,), (3, 2), (0, 1), (1, 2, 3), (2, 5), (5, 6)])

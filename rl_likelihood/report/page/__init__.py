@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report import figures, panels, plots, style, table, table_text
 from rl_likelihood.report.page import chains
 from rl_likelihood.report.panels import Panel
@@ -106,9 +107,11 @@ def _render(contents: Contents, runs: Sequence[table.Run], data: list[dict[str, 
 
 
 def _panel_data(panel: Panel) -> dict[str, Any]:
-    """A panel as the script reads it; `one`: only where the shown runs have one reward."""
+    """A panel as the script reads it; `one`: only where the shown runs have one reward; `trace`: parts, not steps."""
     m = panel.metric
     about = {"title": m.title, "definition": m.definition, "percent": m.unit == "%", "log": m.logarithmic}
+    if panel == panels.TRACE_CURVE:
+        about |= {"title": m.title.replace("{k} %", "parts"), "trace": True}
     return about | {"train": panel.train, "heldout": panel.heldout, "one": panel == panels.REWARD}
 
 
@@ -167,7 +170,8 @@ def run_data(
         "state": status["state"],
         "step": f"{step}/{status['steps']}" if status["steps"] else "-",
         "train": {p.train: curve(curves["train"], p.train) for p in panels.PAGE if p.train},
-        "heldout": {p.heldout: curve(curves["heldout"], p.heldout) for p in panels.PAGE if p.heldout},
+        "heldout": {p.heldout: curve(curves["heldout"], p.heldout) for p in panels.PAGE if p.heldout}
+        | {panels.TRACE_CURVE.heldout: trace_curve(curves["heldout"])},
         "groups": groups,
         "chains": sum(len(g["chains"]) for g in groups),
         "written": sum(written.values()),
@@ -184,3 +188,9 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str) -> list[list]:
         out[0].append(int(steps[min(at + size // 2, len(steps) - 1)]))
         out[1].append(float(f"{sum(part) / len(part):.6g}") if part else None)
     return out
+
+
+def trace_curve(evaluations: Sequence[Mapping[str, Any]]) -> list[list]:
+    """[percent of the chain, log-prob per token] of the last evaluation that has TRACE; both empty without one."""
+    last = next((row for row in reversed(evaluations) if "trace@0" in row), None)
+    return [list(PERCENT), [last[f"trace@{percent}"] for percent in PERCENT]] if last else [[], []]

@@ -31,7 +31,7 @@ function range(values, text) {  // the seeds' numbers side by side; of many, mea
   const mean = known.reduce((sum, v) => sum + v, 0) / known.length;
   return `${text(mean)} (${text(Math.min(...known))} to ${text(Math.max(...known))})`;
 }
-function reading(panel, lines, step) {  // what all lines say at a step: a row a name, a column training and held-out
+function reading(panel, lines, step) {  // what all lines say at a step, or after a part of the chain: a row a name
   const seeds = [...new Set(lines.map(l => l.r.seed))], byName = new Map();
   for (const l of lines) {
     const i = l.steps.indexOf(step);
@@ -45,7 +45,7 @@ function reading(panel, lines, step) {  // what all lines say at a step: a row a
   const key = o => [...kinds].reverse().flatMap(k => o[k]).find(v => v !== undefined && v !== null) ?? -Infinity;
   rows.sort((a, b) => key(b) - key(a));
   return make("table", {},
-    make("thead", {}, make("tr", {}, make("th", {}, make("b", {}, `step ${step}`)),
+    make("thead", {}, make("tr", {}, make("th", {}, make("b", {}, panel.trace ? `after ${step} %` : `step ${step}`)),
       ...kinds.map(k => make("th", {}, k === "train" ? "training" : "held-out")))),
     make("tbody", {}, ...rows.map(o => {
       const dot = make("span", {}, "\u25cf ");
@@ -96,7 +96,8 @@ function chart(card, panel, shown) {
     el.append(svg("text", {x: L - 6, y: y(v) + 4, "text-anchor": "end"}, text));
   }
   for (const s of ticks(0, last, false).filter(Number.isInteger))
-    el.append(svg("text", {x: x(s), y: H - 8, "text-anchor": "middle"}, s));
+    el.append(svg("text", {x: x(s), y: H - 8, "text-anchor": panel.trace && s === last ? "end" : "middle"},
+      panel.trace ? `${s}%` : s));
   const both = lines.some(l => l.kind === "heldout"), names = [...new Set(lines.map(l => l.r.row))];
   for (const l of lines) {
     const wider = 1 - names.indexOf(l.r.row) / Math.max(1, names.length - 1);

@@ -9,6 +9,7 @@ import pytest
 from rl_likelihood.report import metrics, page, plots, table
 from rl_likelihood.report.table import Run
 from rl_likelihood.runtime import run_files
+from tests.report.grids import evaluation, sample, write_run
 from tests.report.page import chromium
 from tests.report.page.test_page import NASTY, nasty_run, write
 
@@ -217,6 +218,36 @@ def test_a_phone_reads_charts_at_their_size_and_scrolls_no_page_sideways(browser
     assert browser.js(scale) == pytest.approx(1, abs=0.01), "text of 12 px is 12 px"
     browser.screen(844, 390)
     assert browser.waits(f"Math.abs({scale} - 1) < 0.01 && innerWidth === 844"), "drawn anew when the phone is turned"
+
+
+def test_tokens_of_an_answer_are_coloured_by_their_weights_if_the_reader_wants(browser, tmp_path):
+    folder = write_run(tmp_path / "r3", evaluation(0.5, 2.0), steps=1)
+    rows = [sample("q", -5.0, 2, "a") | {"answer_weights": [0.25, 1.0]}, sample("q", -1.0, 2, "b")]
+    (folder / run_files.SAMPLES).write_text("".join(json.dumps({"step": 1} | row) + "\n" for row in rows))
+    write(tmp_path, [Run({"reward": "r3", "seed": "0"}, folder)])
+    opened(browser, f"file://{tmp_path / 'report.html'}")
+    tokens = "[...document.querySelectorAll('.chain .tok')]"
+    opacity = f"{tokens}.map(t => +getComputedStyle(t).backgroundColor.match(/[\\d.]+(?=\\))/)[0])"
+    # By log-prob: -5 has the full colour, 0.75, and -1 a fifth of it. The likelier answer stands first.
+    assert browser.js(opacity) == pytest.approx([0.15, 0.15, 0.75, 0.75], abs=0.005)
+    browser.js("$('colour').focus()")
+    browser.text("weight")
+    assert browser.js("$('colour').value") == "weight"
+    assert browser.js(opacity) == pytest.approx([0.15, 0.15, 0.1875, 0.75], abs=0.005), "an answer without weights"
+
+
+def test_the_curve_of_trace_is_drawn_over_parts_of_the_chain(browser, tmp_path):
+    curve = {f"trace@{k}": -2.0 + k / 100 for k in (0, 25, 50, 75, 100)}
+    runs = [Run({"reward": "r3", "seed": "0"}, write_run(tmp_path / "r3", evaluation(0.5, 2.0) | curve))]
+    write(tmp_path, runs)
+    opened(browser, f"file://{tmp_path / 'report.html'}")
+    chart = "#charts .chart[aria-label='Log-prob per token after parts of the chain, nats']"
+    assert browser.js(f'document.querySelectorAll("{chart} circle").length') == 5
+    browser.js(f'document.querySelector("{chart}").focus()')
+    browser.key("Tab")
+    browser.key("Tab", shift=True)
+    browser.key("ArrowLeft")
+    assert browser.js(f'document.querySelector("{chart} .tip th").textContent') == "after 75 %"
 
 
 @pytest.mark.slow

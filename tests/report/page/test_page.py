@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report import metrics, page, panels, table
 from rl_likelihood.report.page import chains
 from rl_likelihood.report.page.__main__ import main
@@ -233,6 +234,45 @@ def test_a_model_that_was_trained_without_chains_is_asked_without_them_and_the_p
     text = write(tmp_path, [run])
     assert "asked without a chain, as it was trained, of: answers alone." in " ".join(text.split())
     assert data_of(text)["runs"][0]["heldout"]["perplexity"] == [[4], [1.5]]
+
+
+def test_the_curve_of_trace_is_that_of_the_last_evaluation(tmp_path):
+    """Beside the panel of its area by step, and only for runs whose chains were scored in parts."""
+    of = lambda *curve: {f"trace@{k}": v for k, v in zip(PERCENT, curve, strict=True)} | {"trace_area": curve[-1] / 10}
+    last = evaluation(0.5, 2.0) | of(-2.0, -1.5, -1.25, -1.0, -0.5)
+    runs = [
+        Run({"reward": name, "seed": "0"}, write_run(tmp_path / name, last, of(-3.0, -3.0, -3.0, -3.0, -3.0)))
+        for name in ("r3", "sft")
+    ]
+    runs += [Run({"reward": "prob", "seed": "0"}, write_run(tmp_path / "prob", evaluation(0.5, 2.0)))]
+    data = data_of(write(tmp_path, runs, one_start=False))
+    r3, sft, prob = (r["heldout"] for r in data["runs"])
+    assert r3["trace@{k}"] == [[0, 25, 50, 75, 100], [-2.0, -1.5, -1.25, -1.0, -0.5]]
+    assert r3["trace_area"] == [[0, 4], [-0.3, -0.05]]
+    assert sft["trace@{k}"] == prob["trace@{k}"] == [[], []], "sft is asked without a chain"
+    panel = {p["title"]: p for p in data["panels"]}["Log-prob per token after parts of the chain, nats"]
+    assert panel["trace"] and panel["heldout"] == "trace@{k}" and "empty chain" in panel["definition"]
+    titles = [p["title"] for p in data["panels"]]
+    assert titles.index(panel["title"]) == titles.index("What parts of the chain add, nats") + 1
+    alone = data_of(write(tmp_path, runs[2:], one_start=False))
+    assert all("trace" not in p for p in alone["panels"])
+
+
+@pytest.mark.parametrize("panel, words", [({}, "step 25"), ({"trace": True}, "after 25 %")])
+def test_a_chart_says_what_its_numbers_are_after(panel, words):
+    """The script's function `reading`, in node, with stand-ins for the page's elements."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    source = (page.FILES / "curves.js").read_text(encoding="utf-8")
+    reading = source[source.index("function range(") : source.index("function scaleOf(")]
+    stand_ins = (
+        "const make = (tag, of, ...inside) => ({style: {}, toString: () => inside.flat().join(' ')});\n"
+        "const short = x => x.toFixed(2), colour = r => '';\n"
+    )
+    lines = [{"r": {"row": "r3", "seed": "0"}, "kind": "heldout", "steps": [0, 25], "values": [-2.0, -1.5]}]
+    program = f"{stand_ins}{reading}\nconsole.log(String(reading({json.dumps(panel)}, {json.dumps(lines)}, 25)));"
+    done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(words) and "-1.50" in done.stdout
 
 
 def test_weights_of_answer_tokens_reach_the_page(tmp_path):
