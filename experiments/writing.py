@@ -12,8 +12,11 @@ Put the texts there first: runs/writing_data/sonnets.txt, poems of 8 + 6 lines w
 runs/writing_data/novels, a .txt file for each novel, two at least. --prepare writes the held-out questions as rows, for
 the runs that learn chains of the search. All runs of a task have the same held-out works.
 
-Hardware: two x86-64 CPU cores, 10 GB of memory, 70 GB of disk. Time: not measured for the whole; docs/writing.md says
-what was run.
+Hardware: two x86-64 CPU cores, 10 GB of memory, 70 GB of disk. Time: not measured. Not run.
+
+All likelihood rewards have one loss, that of Kwiatkowski et al. without KL: leave-one-out, sums over tokens, the exact
+answer term, groups of 4. So the reward alone differs. Of the rest, vr_cli is a constant and has no answer term; sft and
+reer_sft sample nothing.
 
 The result is three numbers: the length of the chain, what the chain adds (perplexity against perplexity_no_chain), and
 the control (perplexity_swapped, after another prompt's chain). A model of 135 M hardly ever closes its chain by itself
@@ -27,6 +30,7 @@ import json
 from pathlib import Path
 
 from configs.writing import get_config
+from experiments.cpu_grid import NO_KL
 from rl_likelihood.config import build
 from rl_likelihood.datasets import sources
 from rl_likelihood.shapes import UserError
@@ -49,11 +53,12 @@ SMALL: Overrides = {
     "eval.samples": 2,
     "eval.max_sampled_answer": 240,
 }
+FROZEN = {"reward.baseline": "frozen"}
 REWARDS: dict[str, Overrides] = {
-    "avg_log_prob": {"preset": "kw_avg_log_prob"},
-    "vr_cli": {"preset": "vr_cli"},
-    "r3": {"preset": "dro"},
-    "nrt": {"preset": "nrt"},
+    "avg_log_prob": {"preset": "kw_avg_log_prob", **NO_KL},
+    "vr_cli": {"preset": "kw_avg_log_prob", "reward.name": "vr_cli", **FROZEN, **NO_KL},
+    "r3": {"preset": "kw_avg_log_prob", "reward.name": "r3", **NO_KL},
+    "nrt": {"preset": "kw_avg_prob", "reward.name": "nrt", "reward.token_weights": "neg_log", **FROZEN, **NO_KL},
     "sft": {"reward.name": "sft"},
 }
 
@@ -68,7 +73,7 @@ def of_task(task: str) -> list[Overrides]:
         "data.heldout_path": f"{DATA}/{task}_heldout.jsonl",
     }
     points = chain(named("reward", REWARDS), named("reward", {"reer_sft": learned}))
-    group = {"sampler.group_size": 4}  # the presets have their papers'
+    group = {"sampler.group_size": 4}  # the presets have 32
     return product(named("task", {task: {"config": f"configs/writing.py:{TASKS[task]}"}}), [SMALL], points, [group])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
-from rl_likelihood.search.proposer import Ask, Length, asks_of, model_proposer, with_model
+from rl_likelihood.search.proposer import Ask, Drawing, Length, asked_ids, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import Finder, Journal
 from rl_likelihood.search.teacher import chosen, http_proposer, parsed
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import UserError
 from rl_likelihood.tables import grader_table
-from rl_likelihood.task import load
+from rl_likelihood.task import Task, load
 
 DISTILL = "distill.jsonl"
 
@@ -65,11 +66,31 @@ def finder(c: Config, workdir: Path) -> Finder:
     if "://" in d.teacher:
         endpoint = Endpoint(http_settings(c.judge, workdir, d.teacher, d.name, "distill.teacher"))
         endpoint.refuse_unreachable()
-        propose = http_proposer(endpoint, d.temperature, task.fmt)
+        propose = http_proposer(endpoint, Drawing(d.temperature), task.fmt)
     else:
         teacher_task, weights = with_model(task, d.teacher, devices.learner)
-        propose = model_proposer(teacher_task, sampler_weights(weights, teacher_task.model, devices), d.temperature)
+        refuse_too_long(teacher_task)
+        weights = sampler_weights(weights, teacher_task.model, devices)
+        propose = model_proposer(teacher_task, weights, Drawing(d.temperature))
     return Finder(task, params, asks_of(task), propose, Journal(workdir), devices, say=say)
+
+
+def asks_teacher(task: Task, questions: Sequence[int]) -> list[Ask]:
+    """The requests for chains and answers to these questions."""
+    instruction = task.config.prompt.instruction or INSTRUCTION
+    return [Ask(i, f"{instruction}\n\n{question_of(task.train[i].example)}", "") for i in questions]
+
+
+def refuse_too_long(teacher: Task) -> None:
+    """UserError if a question and a reply to it have more tokens than a local teacher has positions."""
+    d, positions = teacher.config.distill, teacher.model.max_position
+    longest = max(len(asked_ids(teacher, ask)) for ask in asks_teacher(teacher, range(len(teacher.train))))
+    if longest + d.max_new > positions:
+        raise UserError(
+            f"distill.max_new is {d.max_new} and the longest question has {longest} tokens, but the teacher "
+            f"(distill.teacher={d.teacher}) has {positions} positions; set distill.max_new to "
+            f"{max(1, positions - longest)} or less, or name a teacher with more positions"
+        )
 
 
 def distill(f: Finder, workdir: Path) -> None:
@@ -81,10 +102,8 @@ def distill(f: Finder, workdir: Path) -> None:
         del answered[i]  # repeats a failed call
 
     def make(part: list[int]) -> list[dict[str, Any]]:
-        instruction = c.prompt.instruction or INSTRUCTION
-        asks = [Ask(i, f"{instruction}\n\n{question_of(f.task.train[i].example)}", "") for i in part]
         progress.advance(len(part))
-        return [{"replies": group} for group in f.replies(asks, 0, length)]
+        return [{"replies": group} for group in f.replies(asks_teacher(f.task, part), 0, length)]
 
     with Progress("asked the teacher", n, "questions", f.say, done=len(answered)) as progress:
         lines = f.each("teacher", 0, range(n), make)

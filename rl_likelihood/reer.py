@@ -29,7 +29,7 @@ from rl_likelihood.runtime.run_files import replace
 from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.search.controls import controls, text_of
 from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
-from rl_likelihood.search.proposer import Propose, asks_of, model_proposer, with_model
+from rl_likelihood.search.proposer import Drawing, Propose, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import Ended, Finder, Journal, Variant, find, first_chains, unfit
 from rl_likelihood.search.segments import complaint, copied
 from rl_likelihood.search.teacher import http_proposer
@@ -94,14 +94,15 @@ def finder(c: Config, workdir: Path) -> Finder:
 def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> Propose:
     """The proposer that reer.proposer names, by default the model that scores."""
     c, name = task.config, task.config.reer.proposer
+    drawing = Drawing(c.reer.temperature, c.reer.top_p)
     if "://" in name:
         if c.reer.ask == "resample":
             raise UserError(f"reer.ask is 'resample', which continues a reply, but {name} only chats; set it to edit")
         endpoint = Endpoint(http_settings(c.judge, workdir, name, c.reer.proposer_name, "reer.proposer"))
         endpoint.refuse_unreachable()
-        return http_proposer(endpoint, c.reer.temperature, task.fmt)
+        return http_proposer(endpoint, drawing, task.fmt)
     proposer_task, weights = with_model(task, name, devices.learner) if name else (task, params)
-    return model_proposer(proposer_task, sampler_weights(weights, proposer_task.model, devices), c.reer.temperature)
+    return model_proposer(proposer_task, sampler_weights(weights, proposer_task.model, devices), drawing)
 
 
 def rows_of(
@@ -112,9 +113,9 @@ def rows_of(
     for i, e in enumerate(examples):
         row, reason = row_of(e), why[i]
         if i in ended:
-            s, nll_start, nll_none = ended[i]
-            row |= {"chain": s.chain, "start_chain": firsts[i], "nll_start": nll_start, "nll": s.nll}
-            row |= {"nll_none": nll_none, "steps": s.taken, "copied": copied(s.chain, e.answer)}
+            end, s = ended[i], ended[i].search
+            row |= {"chain": s.chain, "start_chain": firsts[i], "nll_start": end.nll_start, "nll": s.nll}
+            row |= {"nll_none": end.nll_none, "steps": s.taken, "copied": copied(s.chain, e.answer)}
             reason = complaint(s.chain)
         if reason:
             dropped.append(row | {"start_chain": firsts[i], "dropped": reason})

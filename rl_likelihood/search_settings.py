@@ -20,8 +20,15 @@ class ReerSettings:
         "second_segment", "which part of an answer is scored; all of it if it has one line"
     )
     min_chain: int = field(100, "minimum tokens of the first chain", least=0)
-    max_copied: float = field(0.2, "maximum share of a chain's words in one run copied from the answer", least=0)
+    max_copied: float = field(
+        0.2,
+        "maximum of the longest run of words that chain and answer share, divided by the answer's number of words",
+        least=0,
+    )
     temperature: float = field(0.8, "sampling temperature of first chains and candidates", zero_or=1e-3, most=1e3)
+    top_p: float = field(
+        0.85, "first chains and candidates: sample from the smallest set of ids with this probability", above=0, most=1
+    )
     max_segment: int = field(256, "maximum sampled tokens of a candidate", least=1)
     ask: Literal["edit", "resample"] = field(
         "edit",

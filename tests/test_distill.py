@@ -3,20 +3,38 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from rl_likelihood.config import build
+from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.distill import DISTILL, distill, finder
 from rl_likelihood.reer import proposer_of
 from rl_likelihood.rollouts.endpoint import Endpoint, HttpSettings
 from rl_likelihood.search.folder import DROPPED
-from rl_likelihood.search.proposer import Ask, Length, asks_of
+from rl_likelihood.search.proposer import Ask, Drawing, Length, asks_of
 from rl_likelihood.search.rounds import Finder, Journal
-from rl_likelihood.search.teacher import http_proposer, parsed, text_of
+from rl_likelihood.search.teacher import chosen, http_proposer, parsed, text_of
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import load
+from tests.evaluation.bigrams import saved, sharp
 from tests.runs import small_config
+from tests.search.test_rounds import stubbed
 from tests.servers import serving
+from tests.small import log_softmax, reference_logits
+
+# What follows what in the replies of a local teacher.
+TEACHER = {
+    "<|assistant|>": {"b": 1.0},
+    "b": {"b": 0.5, "c": 0.3, "<": 0.2},
+    "c": {"b": 1.0},
+    "<": {"/": 0.5, "answer": 0.5},
+    "/": {"think": 0.5, "answer": 0.5},
+    "think": {">": 1.0},
+    "answer": {">": 1.0},
+    ">": {"<": 0.4, "5": 0.6},
+    "5": {"<": 1.0},
+}
 
 
 def said(text, **more):
@@ -30,7 +48,9 @@ def config(**changes):
 def taught(folder, url, **changes) -> Finder:
     task, params = load(config(**changes))
     settings = HttpSettings(url, "teacher", cache=str(folder / "cache.sqlite"), first_wait=0.01, attempts=1)
-    return Finder(task, params, asks_of(task), http_proposer(Endpoint(settings), 0.7, task.fmt), Journal(folder))
+    return Finder(
+        task, params, asks_of(task), http_proposer(Endpoint(settings), Drawing(0.7), task.fmt), Journal(folder)
+    )
 
 
 def rows_in(path):
@@ -74,12 +94,65 @@ def test_chains_that_make_the_reference_likelier_are_taken(tmp_path):
         handler.reply(200, said(f"<think>{chain}</think><answer>77</answer>"))
 
     with serving(behave) as (url, _):
-        f = taught(tmp_path, url, distill__accept="likelihood", eval__grader="none", reer__clip=20.0)
+        f = taught(tmp_path, url, distill__accept="likelihood", eval__grader="none")
         distill(f, tmp_path)
     good, dropped = rows_in(tmp_path / DISTILL), rows_in(tmp_path / DROPPED)
     assert len(good) + len(dropped) == 6 and {row["chain"] for row in good} <= {"ab", "abab"}
     assert all(row["dropped"] == "the reference is not likelier" for row in dropped)
     assert all(row["teacher_answer"] == "77" != row["answer"] for row in good)
+
+
+def test_the_likelihood_is_that_of_the_whole_reference(tmp_path):
+    """Answers of two segments and a model of random weights: each token has about 5.5 nats, far above reer.clip."""
+    f = stubbed(tmp_path, reer__clip=2.0)
+    f = dataclasses.replace(f, params=sharp(f.params))
+    chains = ["ab", "two words", "zzz", "9", "Hm."]
+
+    def likelihoods(i):
+        """(of the whole reference, of its second segment) after no chain and after each chain."""
+        row, out = f.task.train[i], []
+        for chain in ("", *chains):
+            ids, _ = completion_ids(row, chain, f.task.tokenizer, f.task.fmt)
+            whole = np.concatenate([row.prompt_ids, ids])
+            logp = log_softmax(reference_logits(f.params, f.task.model, whole))[np.arange(len(whole) - 1), whole[1:]]
+            answer, later = logp[-len(row.answer_ids) :], f.row(i).answer_scored
+            assert answer[later].min() < -2 and later.sum() < row.answer_scored.sum()
+            out.append((answer[row.answer_scored].sum(), answer[later].sum()))
+        return np.array(out).T
+
+    part, others = [0, 1], 0
+    replies = [[(chain, "x") for chain in chains]] * 2
+    for i, (reply, why) in zip(part, chosen(f, part, replies, None), strict=True):
+        whole, second = likelihoods(i)
+        best = int(whole.argmax())
+        assert reply == (None if best == 0 else (chains[best - 1], "x")) and bool(why) == (best == 0)
+        others += best != int(second.argmax())
+    assert others  # else the second segment alone would say the same
+
+
+def test_a_local_teacher(tmp_path):
+    teacher = saved(tmp_path / "teacher", TEACHER)
+    changes = {"distill__accept": "likelihood", "eval__grader": "none", "distill__replies": 6, "distill__max_new": 40}
+    c = config(distill__teacher=str(teacher), **changes)
+    (tmp_path / "w").mkdir()
+    f = finder(c, tmp_path / "w")
+    examples, tags = [row.example for row in f.task.train], f.task.fmt
+    distill(f, tmp_path / "w")
+    good, dropped = rows_in(tmp_path / "w" / DISTILL), rows_in(tmp_path / "w" / DROPPED)
+    assert len(good) + len(dropped) == 6 and good
+    for row in good:
+        (line,) = (x for x in rows_in(tmp_path / "w" / "rounds.jsonl") if examples[x["index"]].id == row["id"])
+        assert (row["chain"], row["teacher_answer"]) in [parsed(text, tags) for text in line["replies"]]
+        assert set(row["chain"]) <= set("bc")
+    assert all(row["dropped"] == "the reference is not likelier" for row in dropped)
+    first = (tmp_path / "w" / DISTILL).read_bytes()
+    asked = (tmp_path / "w" / "rounds.jsonl").read_bytes()
+    distill(finder(c, tmp_path / "w"), tmp_path / "w")
+    assert (tmp_path / "w" / DISTILL).read_bytes() == first
+    assert (tmp_path / "w" / "rounds.jsonl").read_bytes() == asked
+    too_many = config(distill__teacher=str(teacher), **{**changes, "distill__max_new": 2040})
+    with pytest.raises(UserError, match=r"distill.max_new is 2040.*distill.teacher=.*2048 positions.*to \d+ or less"):
+        finder(too_many, tmp_path / "w")
 
 
 def test_a_reply_and_its_reasoning(tmp_path):
@@ -94,10 +167,11 @@ def test_a_reply_and_its_reasoning(tmp_path):
 
 
 def test_replies_to_one_message_differ_and_a_proposer_can_be_an_address(tmp_path):
-    seeds = []
+    seeds, cuts = [], set()
 
     def behave(handler, n, body):
         seeds.append(body["seed"])
+        cuts.add(body.get("top_p"))
         handler.reply(200, said(f"reply {body['seed']}"))
 
     with serving(behave) as (url, _):
@@ -105,7 +179,9 @@ def test_replies_to_one_message_differ_and_a_proposer_can_be_an_address(tmp_path
         f = taught(tmp_path, url)
         asked = [Ask(0, "a message", "<analysis>"), Ask(1, "a message", "")]
         groups = f.propose(asked, 3, Length(2, "</part>", 9))
-        assert groups == [["reply 6", "reply 7"]] * 2 and sorted(seeds) == [6, 7]
+        assert groups == [["reply 6", "reply 7"]] * 2 and sorted(seeds) == [6, 7] and cuts == {None}
+        http_proposer(Endpoint(HttpSettings(url, "m")), Drawing(0.7, 0.85), f.task.fmt)(asked, 0, Length(1, "", 9))
+        assert cuts == {None, 0.85}
         with pytest.raises(UserError, match="reer.ask is 'resample'"):
             task = dataclasses.replace(f.task, config=config(reer__proposer=url, reer__ask="resample"))
             proposer_of(task, f.params, None, tmp_path)

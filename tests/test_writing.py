@@ -2,18 +2,20 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from configs.writing import get_config
 from experiments import writing
-from rl_likelihood import train
+from rl_likelihood import sweep, train
 from rl_likelihood.config import apply_preset, build
 from rl_likelihood.datasets import sources
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rollouts.asked_judge import form_for
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
+from rl_likelihood.sweeps import grid
 
 
 def poems(n: int) -> str:
@@ -82,6 +84,25 @@ def test_a_run_with_all_its_rewards(tmp_path):
     (after,) = run_files.read(tmp_path / "run" / run_files.EVAL)
     assert "answered" in after and "no_chain/answered" in after and "perplexity_swapped" in after
     assert unknown(step) == unknown(after) == []
+
+
+def test_one_loss_for_all_rewards_on_cpus_and_each_papers_on_pods(monkeypatch):
+    monkeypatch.chdir(Path(writing.__file__).parents[1])
+    settings = lambda name: {
+        p.labels["reward"]: sweep.resolve(p)
+        for p in grid.load(f"experiments/{name}.py").points
+        if p.labels["seed"] == "0"
+    }
+    small = settings("writing")
+    rewards = ("avg_log_prob", "vr_cli", "r3", "nrt")
+    same = lambda c: (c.loss, c.optim, c.sampler, c.filter, c.train, c.reward.truncated, c.prompt.score_delims)
+    assert len({repr(same(small[name])) for name in rewards}) == 1
+    assert small["r3"].loss.kl == "none" and small["r3"].loss.answer_term == 1 and small["r3"].sampler.group_size == 4
+    assert [small[name].reward.name for name in rewards] == list(rewards) and small["sft"].reward.name == "sft"
+    large = settings("writing_3b")
+    of = lambda c: (c.sampler.group_size, c.train.prompts_per_step, c.optim.lr, c.loss.kl_coef)
+    assert of(large["avg_log_prob"]) == (4, 8, 1e-5, 0) and of(large["vr_cli"]) == (8, 64, 5e-7, 1e-6)
+    assert of(large["r3"]) == (16, 64, 1e-6, 0.001) and of(large["nrt"]) == (16, 64, 1e-6, 0)
 
 
 def test_the_held_out_rows_of_the_experiment(tmp_path, monkeypatch):

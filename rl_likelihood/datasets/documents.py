@@ -21,7 +21,6 @@ from rl_likelihood.fields import field
 from rl_likelihood.shapes import Example, UserError
 
 _WORD = re.compile(r"\S+")
-_BLANK = re.compile(r"\n\s*\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +37,15 @@ class DocumentConfig:
     cuts: int = field(1, "questions per document; fewer if the document is too short", least=1)
     shown: int = field(8, "verse: lines of the poem in the prompt", least=1)
     asked: int = field(6, "verse: lines of the reference answer, the last of the poem; 0: all that follow", least=0)
+    blank_lines: int = field(
+        1, "verse: blank lines that separate two poems; 2: single ones separate the stanzas of a poem", least=1
+    )
     work: Literal["poem", "file"] = field("poem", "verse: what is held out as a whole")
 
 
 def questions_of(id: str, text: str, cfg: DocumentConfig, seed: int) -> list[Example]:
-    """A document's cuts, in the order of the text; none where it is shorter than a cut."""
+    """Questions from `cfg.cuts` random cuts of a document, in the order of the text. A document that is too short for a
+    cut has none."""
     words = list(_WORD.finditer(text))
     last = len(words) - cfg.continuation  # of the words that an answer may begin with
     if last < 1:
@@ -128,9 +131,10 @@ def sides(documents: list[list[Example]], heldout: int, seed: int) -> tuple[list
 # ---------------------------------------------------------------------------------------- prose and verse
 
 
-def blocks(text: str) -> list[str]:
-    """What stands between blank lines."""
-    return [block.strip("\n") for block in _BLANK.split(text.replace("\r\n", "\n")) if block.strip()]
+def blocks(text: str, blank_lines: int = 1) -> list[str]:
+    """The parts of a text that are separated by so many blank lines, or by more."""
+    separator = re.compile(rf"\n(?:[^\S\n]*\n){{{blank_lines},}}")
+    return [block.strip("\n") for block in separator.split(text.replace("\r\n", "\n")) if block.strip()]
 
 
 def next_passages(id: str, text: str, cfg: DocumentConfig, rng: np.random.Generator) -> list[Example]:
@@ -157,15 +161,20 @@ def _last_words(paragraphs: list[str], count: int) -> str:
 
 
 def poems(id: str, text: str, cfg: DocumentConfig) -> tuple[list[Example], list[str]]:
-    """The poems between blank lines, each its first `shown` lines and the `asked` after them, and what is wrong with
-    the others. `asked` 0: all that follow."""
+    """Each poem as a question: its first `shown` lines are the prompt, and the `asked` lines after them the answer
+    (0: all that follow). And what is wrong with the other poems. Blank lines within a poem are kept, but not counted.
+    """
     out, bad = [], []
-    for number, block in enumerate(blocks(text), start=1):
-        lines = [line.strip() for line in block.splitlines()]
-        n = len(lines)
+    for number, block in enumerate(blocks(text, cfg.blank_lines), start=1):
+        lines = [line.strip() for line in block.strip().splitlines()]
+        full = [i for i, line in enumerate(lines) if line]
+        n = len(full)
         if (n != cfg.shown + cfg.asked) if cfg.asked else (n <= cfg.shown):
             form = f"data.documents.shown + asked = {cfg.shown} + {cfg.asked}"
-            bad.append(f"poem {number} ({lines[0][:40]!r}) has {n} lines, but {form}")
+            stanza = " (for poems of stanzas set data.documents.blank_lines=2)"
+            hint = stanza * (cfg.blank_lines == 1 and n < cfg.shown + cfg.asked)
+            bad.append(f"poem {number} ({lines[0][:40]!r}) has {n} lines, but {form}{hint}")
             continue
-        out.append(Example(f"{id}@{number}", "\n".join(lines[: cfg.shown]), "\n".join(lines[cfg.shown :])))
+        first, then = lines[: full[cfg.shown - 1] + 1], lines[full[cfg.shown] :]
+        out.append(Example(f"{id}@{number}", "\n".join(first), "\n".join(then)))
     return out, bad

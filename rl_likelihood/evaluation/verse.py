@@ -1,8 +1,8 @@
 """The form of verse: lines, syllables and rhymes of an answer, measured by those of the reference answer.
 
-Words are looked up in the CMU pronouncing dictionary, where the package `pronouncing` is installed (pip install
-rl_likelihood[writing]). Of others, and of those that it lacks, syllables are groups of vowels, and two words rhyme that
-end in the same letters from the last group on.
+Words are looked up in the CMU pronouncing dictionary if the package `pronouncing` is installed (pip install
+rl_likelihood[writing]). A word that is not found is read by its spelling: each group of vowels is a syllable, and two
+words rhyme if they have the same letters from their last group of vowels to the end.
 """
 
 import functools
@@ -33,7 +33,8 @@ def with_dictionary() -> bool:
 
 
 def syllables(word: str) -> int:
-    """Of a word's first pronunciation; else its groups of vowels, a silent e at its end left out."""
+    """The number of syllables in a word's first pronunciation. If it has none, the number of its groups of vowels; a
+    silent e at the end does not count."""
     phones = _phones(word)
     if phones:
         return sum(sound[-1].isdigit() for sound in phones[0].split())
@@ -67,9 +68,14 @@ def lines_of(text: str) -> list[list[str]]:
 
 
 def form(answer: str, reference: str) -> dict[str, Any]:
-    """lines: 1 where the answer has as many as the reference; syllables: how far its lines are on the mean from the
-    reference's mean; rhymes: share of the reference's pairs of rhyming lines that rhyme in the answer, null where the
-    reference has none."""
+    """How close an answer's form is to that of the reference.
+
+    lines: 1 if both have equally many lines, else 0.
+    syllables: the difference between the syllables of a line of the answer and the mean of the reference's lines; mean
+        over the answer's lines.
+    rhymes: the pairs of lines that rhyme in the reference; the share of them that rhyme in the answer. None if no lines
+        of the reference rhyme.
+    """
     own, model = lines_of(answer), lines_of(reference)
     if not own or not model:
         return {"lines": 0.0, "syllables": None, "rhymes": None}

@@ -19,9 +19,10 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
     """The figures of a grid, by file name: those for which its runs have the numbers.
 
     summary: the last evaluations, with their errors; curves: panels against step, mean over seeds, for each table;
-    trade_off: success against perplexity; group_size: metrics against the label "group"; tails: lag and ratios of
-    runs that were off-policy; correlations: of the rewards of sampled chains; answer_length: rewards against the
-    answer's length. A row has one colour in all of them.
+    trade_off: success against perplexity; references: for texts, the reference's perplexity after its own chain, none,
+    another; group_size: metrics against the label "group"; tails: lag and ratios of runs that were off-policy;
+    correlations: of the rewards of sampled chains; answer_length: rewards against the answer's length. A row has one
+    colour in all of them.
     """
     rows = table.row_label(runs, rows)
     groups, blocks, figures = table.grouped(runs, rows), table.blocks(runs, rows), {}
@@ -32,6 +33,8 @@ def grid_figures(runs: Sequence[table.Run], rows: str = "reward") -> dict[str, F
         figures |= _curves(shared, lines, looks)
     if any(final_figures.has_trade_off(block) for block in blocks):
         figures["trade_off"] = final_figures.trade_off(blocks, looks)
+    if any(final_figures.has_texts(block) for block in blocks):
+        figures["references"] = final_figures.references(blocks)
     if any(final_figures.group_of(block) for block in blocks):
         figures["group_size"] = final_figures.group_size(blocks, looks)
     for shared, lines in groups.items():

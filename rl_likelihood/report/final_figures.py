@@ -11,6 +11,7 @@ from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullLocator
 from rl_likelihood.report import table
 from rl_likelihood.report.metric_table import Metric, metric
 from rl_likelihood.report.style import (
+    COLOURS,
     GREY,
     GRID,
     INK,
@@ -156,6 +157,44 @@ def trade_off(blocks: Sequence[table.Block], looks: Looks) -> Figure:
         ax.set_ylabel("success, %", fontsize=11, color=INK)
     legend(fig, {name: {**looks[name], "linestyle": ""} for name in names})
     words = "Full: greedy.  Hollow: sampled at T = 1.  Bars: ± standard error over seeds."
+    footnote(fig, words + asked_without_chain(_without_chain(blocks)))
+    return fig
+
+
+def has_texts(block: table.Block) -> bool:
+    """Whether the table is of sampled texts, with the perplexities of their references."""
+    return any(line.cell("answered") and line.cell("perplexity_no_chain") for line in block.lines)
+
+
+CHAINS = {  # the look of each way to ask, and its metric
+    "own chain": ("perplexity", {"marker": "o", "color": COLOURS[0]}),
+    "no chain": ("perplexity_no_chain", {"marker": "s", "color": COLOURS[1]}),
+    "another prompt's chain": ("perplexity_swapped", {"marker": "D", "color": COLOURS[2]}),
+}
+
+
+def references(blocks: Sequence[table.Block]) -> Figure:
+    """The perplexity of the reference after its own chain, no chain and another prompt's chain, by the trained and, if
+    measured, by the initial model. A row of panels for each table, a line for each of its rows."""
+    blocks = [block for block in blocks if has_texts(block)]
+    models = {"": "by the trained model", "_by_initial": "by the initial model"}
+    if not any(line.cell("perplexity_by_initial") for block in blocks for line in block.lines):
+        del models["_by_initial"]
+    heights = [1.0 + 0.3 * len(block.lines) for block in blocks]
+    fig = Figure(figsize=(1.8 + 3.8 * len(models), sum(heights) + 1), layout="constrained")
+    grid = fig.subplots(len(blocks), len(models), squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})
+    for axes, block in zip(grid, blocks, strict=True):
+        for ax, (ending, words) in zip(axes, models.items(), strict=True):
+            panel_style(ax, f"{block.title}, {words}" if block.title else words)
+            for name, look in CHAINS.values():
+                points = [(c, y) for y, line in enumerate(block.lines) if (c := line.cell(name + ending))]
+                bars = {"xerr": [c.se or 0 for c, _ in points], "linestyle": "", "capsize": 2, "elinewidth": 1.2}
+                ax.errorbar([c.mean for c, _ in points], [y for _, y in points], **bars, **look, **size_of(look, 7))
+            ax.set_yticks(range(len(block.lines)), [b.name if ax is axes[0] else "" for b in block.lines])
+            ax.set_ylim(len(block.lines) - 0.5, -0.5)
+            ax.xaxis.set_major_locator(MaxNLocator(5))
+    legend(fig, {name: {**look, "linestyle": ""} for name, (_, look) in CHAINS.items()})
+    words = "Perplexity of the reference answer; lower is better.  Bars: ± standard error over seeds."
     footnote(fig, words + asked_without_chain(_without_chain(blocks)))
     return fig
 

@@ -1,5 +1,6 @@
 """The runs of a grid as tables: for each name and metric the mean over seeds, with its errors."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +23,17 @@ GRID_COLUMNS = [
     metric(name)
     for name in """greedy_success sampled_success greedy_success_no_chain sampled_success_no_chain perplexity
         perplexity_no_chain perplexity_swapped log_prob_mc1 log_prob_mc32 log_prob_no_chain chain_length
-        chain_length_no_chain truncated chain_gain trace_area distinct_2 self_bleu copied verse_rhymes""".split()
+        chain_length_no_chain truncated chain_gain trace_area""".split()
 ]
 GRID_COLUMNS += [metric(f"trace@{percent}") for percent in PERCENT]
 # Only in tables of conversations with an environment.
 OF_CONVERSATIONS = [metric(name) for name in ("env_reward", "calls_f1", "calls", "bad_calls", "out_of_turns")]
-COLUMNS = [*GRID_COLUMNS, *OF_CONVERSATIONS]
+# Only in tables of texts (eval.texts); the last three need eval.by_initial.
+ANSWERS = """answered distinct_1 distinct_2 self_bleu compression copied verse_lines verse_syllables
+    verse_rhymes""".split()
+BY_INITIAL = [f"{name}_by_initial" for name in ("perplexity", "perplexity_no_chain", "perplexity_swapped")]
+OF_TEXTS = [metric(name) for name in (*ANSWERS, *BY_INITIAL)]
+COLUMNS = [*GRID_COLUMNS, *OF_TEXTS, *OF_CONVERSATIONS]
 # The CSV has these. Other tables show log_prob_mc1 only beside a published value, as perplexity says the same, and
 # never show the others.
 ON_REQUEST = ("log_prob_mc1", "log_prob_no_chain", "chain_length_no_chain", "chain_gain")
@@ -40,10 +46,13 @@ WITHOUT_CHAIN = {
     "log_prob_mc1": "log_prob_no_chain",
     "log_prob_mc32": "log_prob_no_chain",
     "chain_length": "chain_length_no_chain",
+    "perplexity_by_initial": "perplexity_no_chain_by_initial",
+    **{name: f"no_chain/{name}" for name in ANSWERS},
 }
 # Asked without a chain, a model has none of these.
 OF_CHAINS = (
     "perplexity_swapped",
+    "perplexity_swapped_by_initial",
     "chain_gain",
     "chain_helps",
     "truncated",
@@ -219,7 +228,8 @@ def cell(rows: Sequence[Mapping[str, Any]], column: Metric) -> Cell | None:
 
 
 def _line(name: str, rows: list[dict[str, Any]], runs: int, no_chain: bool = False) -> Line:
-    cells = {c.name: made for c in COLUMNS if (made := cell(rows, c)) is not None}
+    instead = [dataclasses.replace(metric(name), name=other) for name, other in WITHOUT_CHAIN.items()]
+    cells = {c.name: made for c in (*COLUMNS, *instead) if (made := cell(rows, c)) is not None}
     questions = min((row["questions"] for row in rows if "questions" in row), default=None)
     return Line(name, cells, len(rows), runs, no_chain, questions)
 

@@ -2,7 +2,7 @@
 
 another answer     the same search, scored on another question's answer: the gain from selection alone
 copying allowed    the same search without reer.max_copied: the gain if a chain may give the answer away
-whole chains       the best of the first chain and K other whole chains: about the sampled tokens of a search
+whole chains       the best of the first chain and other whole chains, which have as many sampled tokens as the search
 another model      the NLL of first and last chains under a model that took no part in the search (reer.other)
 """
 
@@ -26,6 +26,7 @@ COLUMNS = {
     "nll": "after the last",
     "fall": "fall of the NLL",
     "fall_se": "its standard error",
+    "tokens": "sampled tokens",
     "taken": "segments replaced",
     "copied": "share copied",
     "other_start": "another model: after the first",
@@ -43,8 +44,9 @@ def controls(f: Finder, chains: dict[int, str], ended: dict[int, Ended]) -> dict
         searches["copying allowed"] = find(f, chains, Variant("copying allowed", math.inf))
     table = {name: row(f, ended_searches) for name, ended_searches in searches.items()}
     if f.task.config.reer.controls and f.task.config.reer.candidates:
-        best = best_whole(f, chains, limit)
-        table["whole chains"] = numbers({i: (*ended[i][1:], nll) for i, nll in best.items()})
+        best = best_whole(f, chains, ended, limit)
+        nll = {i: (ended[i].nll_start, ended[i].nll_none, last) for i, (last, _) in best.items()}
+        table["whole chains"] = numbers(nll) | {"tokens": float(np.mean([n for _, n in best.values()]))}
     if f.task.config.reer.other:
         for name, scores in under_other(f, chains, searches).items():
             table[name] |= scores
@@ -65,6 +67,7 @@ def row(f: Finder, ended: dict[int, Ended]) -> dict[str, float]:
     """The table's line of one search."""
     answers = {i: f.task.train[i].example.answer for i in ended}
     other_means: dict[str, list[float]] = {
+        "tokens": [s.tokens for s in ended.values()],
         "taken": [s.search.taken for s in ended.values()],
         "copied": [copied(s.search.chain, answers[i]) for i, s in ended.items()],
     }
@@ -94,5 +97,6 @@ def text_of(table: Mapping[str, Mapping[str, float]], questions: int) -> str:
     """The table for the console."""
     columns = [k for k in COLUMNS if any(k in line for line in table.values())]
     body = [[name, *(f"{line[k]:.3f}" if k in line else "-" for k in columns)] for name, line in table.items()]
-    legend = f"means over {questions} questions; NLL in nats per token, each cut at reer.clip; lower is better"
+    legend = f"means over {questions} questions; NLL in nats per token, each cut at reer.clip; lower is better; "
+    legend += "sampled tokens: without the first chain"
     return aligned([["", *(COLUMNS[k] for k in columns)], *body]) + "\n\n" + legend

@@ -43,6 +43,13 @@ class Length(NamedTuple):
     tokens: int
 
 
+class Drawing(NamedTuple):
+    """How replies are sampled."""
+
+    temperature: float
+    top_p: float = 1.0
+
+
 # (requests, number of the call, Length) -> the replies to each request; [] for a request that is too long.
 Propose = Callable[[Sequence[Ask], int, Length], list[list[str]]]
 
@@ -122,19 +129,21 @@ def padded_width(tokens: int) -> int:
     return -(-tokens // WIDTHS) * WIDTHS
 
 
-def model_proposer(task: Task, weights: Params, temperature: float) -> Propose:
+def asked_ids(task: Task, ask: Ask) -> np.ndarray:
+    """The ids that a local model reads: the message in its chat template, and the beginning of the reply."""
+    message = [{"role": "user", "content": ask.message}]
+    text = prompts.rendered(task.tokenizer, message, task.config.prompt.date)
+    text = re.sub(rf"{re.escape(task.fmt.think_open)}\s*\Z", "", text)
+    return np.asarray(ids_of(task.tokenizer, task.fmt.vocab_bytes, [text + ask.reply])[0], np.int32)
+
+
+def model_proposer(task: Task, weights: Params, drawing: Drawing) -> Propose:
     """A proposer with a local model. A reply depends only on the weights, the request (with its uid) and the number of
     the call."""
-    think = re.compile(rf"{re.escape(task.fmt.think_open)}\s*\Z")
-
-    def ids(ask: Ask) -> np.ndarray:
-        message = [{"role": "user", "content": ask.message}]
-        text = think.sub("", prompts.rendered(task.tokenizer, message, task.config.prompt.date))
-        return np.asarray(ids_of(task.tokenizer, task.fmt.vocab_bytes, [text + ask.reply])[0], np.int32)
 
     def propose(asks: Sequence[Ask], call: int, length: Length) -> list[list[str]]:
         out: list[list[str]] = [[] for _ in asks]
-        prompt_ids = [ids(a) for a in asks]
+        prompt_ids = [asked_ids(task, a) for a in asks]
         fitting = [i for i, x in enumerate(prompt_ids) if len(x) + length.tokens <= task.model.max_position]
         if not fitting or not length.replies:
             return out
@@ -142,7 +151,7 @@ def model_proposer(task: Task, weights: Params, temperature: float) -> Propose:
         rows = [dataclasses.replace(task.train[asks[i].uid], prompt_ids=prompt_ids[i]) for i in filled]
         width = min(padded_width(max(len(r.prompt_ids) for r in rows)), task.model.max_position - length.tokens)
         collated = task.collate(rows, np.asarray([asks[i].uid for i in filled]), width)
-        sampler = task.sampler(group_size=length.replies, temperature=temperature)
+        sampler = task.sampler(group_size=length.replies, **drawing._asdict())
         ids_of_all = sample_ids_all(weights, collated, task.key(SEARCH, call), sampler, length.until, length.tokens)
         for i, group, sizes in zip(fitting, ids_of_all[0], ids_of_all[2], strict=False):
             out[i] = [task.tokenizer.decode(x[:n], skip_special_tokens=True) for x, n in zip(group, sizes, strict=True)]

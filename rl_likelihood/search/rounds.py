@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +29,10 @@ from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.search import reer
 from rl_likelihood.search.proposer import Ask, Asks, Length, Propose, padded_width
 from rl_likelihood.search.reer import Offer, Search
-from rl_likelihood.shapes import Example
 from rl_likelihood.task import Task
 
 FILE = "rounds.jsonl"
+MOST_WHOLE = 64  # the most whole chains of a question in the control "whole chains"
 Lines = dict[int, dict[str, Any]]  # question -> its line
 
 
@@ -91,6 +91,12 @@ class Finder:
         (_, filled) = next(in_batches(asks, self.size))
         return self.propose(filled, call, length)[: len(asks)]
 
+    def tokens(self, replies: list[str]) -> int:
+        """The number of tokens of these replies, by the tokenizer of the model that scores."""
+        if not replies:
+            return 0
+        return sum(map(len, ids_after_text(self.task.tokenizer, self.task.fmt.vocab_bytes, replies)))
+
     def row(self, i: int, shift: int = 0) -> EncodedExample:
         """Question i with the answer of question i + `shift`, and its scored tokens."""
         other = self.task.train[(i + shift) % len(self.task.train)]
@@ -134,11 +140,13 @@ class Variant(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A finished search. `nll_start`: the answer's NLL after the first chain; `nll_none`: without a chain."""
+    """A finished search. `nll_start`: the answer's NLL after the first chain; `nll_none`: without a chain; `tokens`:
+    the number of sampled tokens, without the first chain."""
 
     search: Search
     nll_start: float
     nll_none: float
+    tokens: int
 
 
 def find(f: Finder, chains: dict[int, str], variant: Variant) -> dict[int, Ended]:
@@ -150,47 +158,78 @@ def find(f: Finder, chains: dict[int, str], variant: Variant) -> dict[int, Ended
 
     baselines = {i: (line["nll"], line["nll_none"]) for i, line in f.each(variant.name, 0, chains, start).items()}
     searches = {i: reer.new_search(chains[i], baselines[i][0]) for i in chains}
-    cfg = f.task.config.reer
+    cfg, tokens = f.task.config.reer, dict.fromkeys(chains, 0)
     total = sum(reer.left(s, cfg) for s in searches.values())
     with Progress(f"{variant.name}: searched", total, "segments", f.say) as progress:
         for step in range(1, cfg.max_segments + 1):
             active = {i: s for i, s in searches.items() if reer.left(s, cfg)}
             lines = f.each(variant.name, step, active, functools.partial(_candidates, f, searches, variant, step))
             searches |= {i: reer.advanced(s, _offers(lines[i]), variant.max_copied) for i, s in active.items()}
+            tokens |= {i: tokens[i] + lines[i]["tokens"] for i in active}
             progress.advance(sum(reer.left(s, cfg) - reer.left(searches[i], cfg) for i, s in active.items()))
             progress.note = f"mean NLL {np.mean([s.nll for s in searches.values()]):.3f}"
-    return {i: Ended(s, *baselines[i]) for i, s in searches.items()}
+    return {i: Ended(s, *baselines[i], tokens[i]) for i, s in searches.items()}
 
 
 def _candidates(f: Finder, searches: dict[int, Search], variant: Variant, step: int, part: list[int]) -> list[dict]:
     """The candidates for the current segment of each of these questions."""
-    examples = [f.task.train[i].example for i in part]
-    asked = [f.asks.segment(i, e, searches[i]) for i, e in zip(part, examples, strict=True)]
-    groups = [[f.asks.part_in(reply) for reply in group] for group in f.replies(asked, step, f.asks.part)]
+    asked = [f.asks.segment(i, f.task.train[i].example, searches[i]) for i in part]
+    replies = f.replies(asked, step, f.asks.part)
+    groups = [[f.asks.part_in(reply) for reply in group] for group in replies]
     chains = [
         [reer.chain_with(searches[i], text) if text else None for text in group]
         for i, group in zip(part, groups, strict=True)
     ]
-    scores = score(f, [f.row(i, variant.shift) for i in part], chains)
-    return [_offered(*values) for values in zip(groups, chains, scores, examples, strict=True)]
+    return _scored(f, part, variant.shift, replies, groups, chains)
 
 
-def best_whole(f: Finder, chains: dict[int, str], max_copied: float) -> dict[int, float]:
-    """The lowest NLL after each question's first chain or K other whole chains: as many tokens as a search samples."""
+def best_whole(
+    f: Finder, chains: dict[int, str], ended: dict[int, Ended], max_copied: float
+) -> dict[int, tuple[float, int]]:
+    """For each question the lowest NLL after its first chain and other whole chains, and their sampled tokens.
+
+    Other chains are sampled until they have as many tokens as the question's search, or until there are MOST_WHOLE.
+    """
 
     def make(part: list[int]) -> list[dict]:
-        examples = [f.task.train[i].example for i in part]
-        asked = [f.asks.chain(i, e) for i, e in zip(part, examples, strict=True)]
-        replies = f.replies(asked, cfg.max_segments + 1, f.asks.whole(cfg.candidates))
-        groups: list[list[str | None]] = [
-            [chains[i], *map(f.asks.chain_in, group)] for i, group in zip(part, replies, strict=True)
-        ]
-        scores = score(f, [f.row(i) for i in part], groups)
-        return [_offered(*values) for values in zip(groups, groups, scores, examples, strict=True)]
+        asked = [f.asks.chain(i, f.task.train[i].example) for i in part]
+        replies = f.replies(asked, f.task.config.reer.max_segments + step, f.asks.whole(1))
+        whole = [[f.asks.chain_in(reply) for reply in group] for group in replies]
+        return _scored(f, part, 0, replies, whole, [[text or None for text in group] for group in whole])
 
-    cfg = f.task.config.reer
-    lines = f.each("whole", 1, chains, make)
-    return {i: min(o.nll for o in _offers(lines[i]) if o.copied <= max_copied) for i in chains}
+    best, tokens = {i: ended[i].nll_start for i in chains}, dict.fromkeys(chains, 0)
+    total = sum(ended[i].tokens > 0 for i in chains)
+    with Progress("whole chains: sampled for", total, "questions", f.say) as progress:
+        for step in range(1, MOST_WHOLE + 1):
+            active = [i for i in chains if tokens[i] < ended[i].tokens]
+            lines = f.each("whole", step, active, make)
+            for i in active:
+                tokens[i] += lines[i]["tokens"]
+                best[i] = min([best[i], *(o.nll for o in _offers(lines[i]) if o.copied <= max_copied)])
+            progress.advance(sum(tokens[i] >= ended[i].tokens for i in active))
+    return {i: (best[i], tokens[i]) for i in chains}
+
+
+def _scored(
+    f: Finder,
+    part: list[int],
+    shift: int,
+    replies: list[list[str]],
+    texts: list[list[str]],
+    chains: list[list[str | None]],
+) -> list[dict[str, Any]]:
+    """For each question a line of the journal: the sampled tokens, and its candidates as (text, NLL or null, share of
+    the answer that the chain copies)."""
+    scores, lines = score(f, [f.row(i, shift) for i in part], chains), []
+    for i, group, of_texts, of_chains, of_scores in zip(part, replies, texts, chains, scores, strict=True):
+        answer = f.task.train[i].example.answer
+        offers = [
+            (text, float(nll) if np.isfinite(nll) else None, reer.copied(chain, answer))
+            for text, chain, nll in zip(of_texts, of_chains, of_scores, strict=False)
+            if chain
+        ]
+        lines.append({"tokens": f.tokens(group), "offers": offers})
+    return lines
 
 
 def _offers(line: dict[str, Any]) -> list[Offer]:
@@ -198,23 +237,15 @@ def _offers(line: dict[str, Any]) -> list[Offer]:
     return [Offer(text, math.inf if nll is None else nll, share) for text, nll, share in line["offers"]]
 
 
-def _offered(
-    texts: Sequence[str | None], chains: Sequence[str | None], scores: list[float], example: Example
-) -> dict[str, Any]:
-    """The candidates as a line of the journal: (text, NLL or null, share of the answer that the chain copies)."""
-    return {
-        "offers": [
-            (text, float(nll) if np.isfinite(nll) else None, reer.copied(chain, example.answer))
-            for text, chain, nll in zip(texts, chains, scores, strict=False)
-            if chain
-        ]
-    }
+def score(
+    f: Finder, rows: list[EncodedExample], chains: list[list[str | None]], clip: float | None = None
+) -> list[list[float]]:
+    """The mean NLL of each row's scored tokens after each of its chains, inf if it cannot be scored.
 
-
-def score(f: Finder, rows: list[EncodedExample], chains: list[list[str | None]]) -> list[list[float]]:
-    """The clipped NLL of each row's answer after each of its chains. A chain "" means no chain. The NLL is inf if it
-    cannot be scored."""
+    A chain "" means no chain. `clip`: of each token's NLL; None: reer.clip.
+    """
     task, k = f.task, max(map(len, chains))
+    clip = task.config.reer.clip if clip is None else clip
     if not k:
         return [[] for _ in rows]
     groups = [group + [None] * (k - len(group)) for group in chains]
@@ -230,7 +261,7 @@ def score(f: Finder, rows: list[EncodedExample], chains: list[list[str | None]])
     batch, mesh = to_batch(concat_rows(*rollouts)), f.devices and f.devices.learner
     with using(mesh):
         logp = make_score(task.model, StepConfig(head_chunk=task.config.train.head_chunk), mesh)(f.params, batch)
-    nll = reer.clipped_nll(np.asarray(logp.stats.log_prob), batch.scored, task.config.reer.clip)
+    nll = reer.clipped_nll(np.asarray(logp.stats.log_prob), batch.scored, clip)
     return [
         [x if one else math.inf for x, one in zip(values, group, strict=True)]
         for values, group in zip(nll.tolist(), pairs, strict=False)

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from rl_likelihood.grading import graders
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rollouts.endpoint import Endpoint, message_of
-from rl_likelihood.search.proposer import Ask, Length, Propose
+from rl_likelihood.search.proposer import Ask, Drawing, Length, Propose
 from rl_likelihood.search.rounds import Finder, score
 from rl_likelihood.shapes import Tags
 
 Reply = tuple[str, str]  # chain and answer
 
 
-def http_proposer(endpoint: Endpoint, temperature: float, tags: Tags) -> Propose:
+def http_proposer(endpoint: Endpoint, drawing: Drawing, tags: Tags) -> Propose:
     """A proposer with a chat model at an HTTP address. It ignores the given beginning of a reply. A failed call has no
     reply."""
+
+    cut = {"temperature": drawing.temperature} | ({"top_p": drawing.top_p} if drawing.top_p < 1 else {})
 
     def propose(asked: Sequence[Ask], call: int, length: Length) -> list[list[str]]:
         def body(ask: Ask, j: int) -> dict[str, Any]:
             said = [{"role": "user", "content": ask.message}]
             # Equal bodies are sent once, so the seed makes the replies to one message differ.
             seed = call * length.replies + j
-            return {"messages": said, "temperature": temperature, "max_tokens": length.tokens, "seed": seed}
+            return {"messages": said, "max_tokens": length.tokens, "seed": seed} | cut
 
         bodies = [body(a, j) for a in asked for j in range(length.replies)]
         said = endpoint.ask(bodies, lambda reply: text_of(reply, tags))
@@ -54,12 +57,12 @@ def parsed(reply: str, tags: Tags) -> Reply | None:
 def chosen(f: Finder, part: list[int], replies: list[list[Reply]], pool: Pool | None) -> list[tuple[Reply | None, str]]:
     """For each question (the chosen reply, ""), or (None, the reason).
 
-    With a grader, it is the first reply that is right. Without one, it is the reply after whose chain the reference is
-    likeliest, if that is likelier than without a chain.
+    With a grader, it is the first reply that is right. Without one, it is the reply after whose chain the whole
+    reference has the highest likelihood, if that is higher than without a chain.
     """
     if pool is None:
         chains: list[list[str | None]] = [["", *(chain for chain, _ in group)] for group in replies]
-        scores = score(f, [f.row(i) for i in part], chains)
+        scores = score(f, [f.task.train[i] for i in part], chains, clip=math.inf)
         return [_likeliest(group, values) for group, values in zip(replies, scores, strict=True)]
     grader = f.task.config.eval.grader
     pairs = [(i, reply) for i, group in zip(part, replies, strict=True) for reply in group]

@@ -32,9 +32,22 @@ def test_a_paragraph_follows_the_words_before_it():
 def test_poems_of_the_form_and_the_others():
     rows, bad = poems("p", "a\n b\nc\n\nd\ne\n\nf\ng\n  h\n", VERSE)
     assert [(r.id, r.prompt, r.answer) for r in rows] == [("p@1", "a\nb", "c"), ("p@3", "f\ng", "h")]
-    assert bad == ["poem 2 ('d') has 2 lines, but data.documents.shown + asked = 2 + 1"]
+    hint = "(for poems of stanzas set data.documents.blank_lines=2)"
+    assert bad == [f"poem 2 ('d') has 2 lines, but data.documents.shown + asked = 2 + 1 {hint}"]
     rows, bad = poems("p", "a\nb\nc\nd\n\ne\nf", DocumentConfig(form="verse", shown=2, asked=0))
     assert [r.answer for r in rows] == ["c\nd"] and len(bad) == 1
+
+
+def test_a_poem_of_stanzas():
+    """Two blank lines separate poems, one the stanzas of a poem: it is kept, and is no line."""
+    sonnet = "a\nb\n\nc\nd\n \ne\n\nf"
+    stanzas = DocumentConfig(form="verse", shown=4, asked=2, blank_lines=2)
+    rows, bad = poems("p", f"\n\n\n{sonnet}\n\n \nshort\n\n\n\n\r\n{sonnet}\n", stanzas)
+    want = ("a\nb\n\nc\nd", "e\n\nf")
+    assert [(r.id, r.prompt, r.answer) for r in rows] == [("p@1", *want), ("p@3", *want)]
+    assert bad == ["poem 2 ('short') has 1 lines, but data.documents.shown + asked = 4 + 2"]
+    rows, bad = poems("p", sonnet, DocumentConfig(form="verse", shown=3, asked=0, blank_lines=2))
+    assert [(r.prompt, r.answer) for r in rows] == [("a\nb\n\nc", "d\n\ne\n\nf")] and not bad
 
 
 def test_a_folder_of_texts_is_split_by_work(tmp_path):

@@ -11,10 +11,12 @@ import jax
 import numpy as np
 
 from rl_likelihood.config import build
+from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.evaluation import statistics
 from rl_likelihood.evaluation.evaluate import Evaluation, evaluate
 from rl_likelihood.model.decoder import param_specs
 from rl_likelihood.task import load
+from rl_likelihood.weights import files
 from tests.runs import small_config
 
 TIMED = ("seconds", "records")
@@ -41,21 +43,29 @@ def evaluated(task, params, rows, fast=False, **where):
     return evaluate(Evaluation(task, params, rows, **where), fast=fast)
 
 
-def letters(task):
+def letters(task, bigrams=BIGRAMS):
     """(task, params) of the bigram model."""
     model = dataclasses.replace(task.model, tied=False)
     specs = param_specs(model)
     zeros = lambda s: (np.ones if s.init == "ones" else np.zeros)(s.shape, np.float32)
     params = jax.tree.map(zeros, specs, is_leaf=lambda s: hasattr(s, "axes"))
-    number = {text: task.tokenizer(text, add_special_tokens=False)["input_ids"] for text in BIGRAMS}
+    number = {text: task.tokenizer(text, add_special_tokens=False)["input_ids"] for text in bigrams}
     assert all(len(ids) == 1 for ids in number.values())
     scale = np.sqrt(1 / model.width + model.norm_eps)  # the final norm divides by it
     params["head"][:] = -60.0 * scale
-    for i, (text, after) in enumerate(BIGRAMS.items()):
+    for i, (text, after) in enumerate(bigrams.items()):
         params["embed"][number[text][0], i] = 1.0
         for follower, p in after.items():
             params["head"][number[follower][0], i] = np.log(p) * scale
     return dataclasses.replace(task, model=model), params
+
+
+def saved(folder: Path, bigrams) -> Path:
+    """The folder with the weights of a bigram model and its tokenizer."""
+    task, params = letters(task_of()[0], bigrams)
+    files.save(folder, task.model, params)
+    save_tokenizer(task.tokenizer, folder, task.fmt.eos_ids)
+    return folder
 
 
 def task_of(**overrides):

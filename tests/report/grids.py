@@ -62,6 +62,28 @@ def evaluation(greedy, perplexity):
     }
 
 
+def text_evaluation(level, by_initial=True):
+    """An evaluation with eval.texts."""
+    of = {"perplexity": level, "perplexity_no_chain": level + 1, "perplexity_swapped": level + 2}
+    of |= {f"{name}_by_initial": value + 10 for name, value in of.items()} if by_initial else {}
+    answers = {"answered": 0.5, "distinct_1": 0.4, "distinct_2": 0.6, "self_bleu": 0.1, "compression": 0.7}
+    answers |= {"copied": 0.02, "verse_lines": 0.25, "verse_syllables": 1.5, "verse_rhymes": 0.125}
+    direct = {f"no_chain/{name}": value / 2 for name, value in answers.items()}
+    return {**of, "chain_length": 9.0, "chain_length_no_chain": 3.0, **answers, **direct, "questions": 8}
+
+
+def text_runs(folder):
+    """A grid of texts: a reward with two seeds, and sft, whose evaluations have no initial model."""
+    rewards = [("r3", "0", 4.0, True), ("r3", "1", 6.0, True), ("sft", "0", 7.0, False)]
+    return [
+        Run(
+            {"reward": name, "seed": seed},
+            write_run(folder / f"{name}{seed}", text_evaluation(level, by), {"perplexity": 9.0}),
+        )
+        for name, seed, level, by in rewards
+    ]
+
+
 def sft_run(folder):
     """A run of sft without a label that the others have; asked after a chain it would be wrong."""
     return Run({"data": "math", "reward": "sft", "seed": "0"}, write_run(folder, evaluation(0.1, 9.0)))

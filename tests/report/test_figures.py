@@ -10,7 +10,7 @@ from rl_likelihood.report import chain_figures, curve_figures, figures, panels, 
 from rl_likelihood.report.metric_table import metric
 from rl_likelihood.report.table import Run
 from rl_likelihood.runtime import run_files
-from tests.report.grids import sample, sft_run, write_run
+from tests.report.grids import sample, sft_run, text_runs, write_run
 
 
 @pytest.mark.parametrize("largest", [12.0, 900.0, 1e7, 1e12, 1e40])
@@ -64,6 +64,20 @@ def test_a_grid_has_the_figures_that_its_runs_can_give(runs, tmp_path):
     assert "group_size" in more and any(name.startswith("tails") for name in more)
     paths = plots.save({"trade_off": drawn["trade_off"]}, tmp_path / "out")
     assert [p.name for p in paths] == ["trade_off.png", "trade_off.svg"] and all(p.stat().st_size > 5000 for p in paths)
+
+
+def test_perplexities_of_a_reference_after_each_kind_of_chain(tmp_path):
+    fig = figures.grid_figures(text_runs(tmp_path))["references"]
+    assert [ax.get_title("left") for ax in fig.axes] == ["by the trained model", "by the initial model"]
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["untouched", "r3", "sft"]
+    points = lambda ax: [bars.lines[0].get_xydata().tolist() for bars in ax.containers]
+    # own chain, no chain, another prompt's; sft is asked without a chain.
+    assert points(fig.axes[0]) == [[[9, 0], [5, 1], [8, 2]], [[6, 1], [8, 2]], [[7, 1]]]
+    assert points(fig.axes[1]) == [[[15, 1]], [[16, 1]], [[17, 1]]]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["own chain", "no chain", "another prompt's chain"]
+    assert "sft: asked without a chain" in fig._supxlabel.get_text()
+    one = figures.grid_figures(text_runs(tmp_path / "b")[2:])["references"]
+    assert [ax.get_title("left") for ax in one.axes] == ["by the trained model"]
 
 
 def test_a_grid_that_has_not_begun_has_no_figures(tmp_path):

@@ -9,7 +9,7 @@ from rl_likelihood.evaluation.trace import PERCENT
 from rl_likelihood.report import figures, metrics, table, table_text
 from rl_likelihood.report.table import Run
 from rl_likelihood.shapes import UserError
-from tests.report.grids import evaluation, sft_run, write_run
+from tests.report.grids import evaluation, sft_run, text_runs, write_run
 
 
 def test_a_cell_is_mean_deviation_and_error(runs):
@@ -122,6 +122,22 @@ def test_a_table_says_what_chains_are_worth(tmp_path):
     assert shown["what parts of the chain add, nats"] == ["0.125", "-"]
     curve = [shown[f"log-prob per token after {k} % of the chain, nats"] for k in PERCENT]
     assert curve == [["-1.000", "-"], ["-0.750", "-"], ["-0.500", "-"], ["-0.250", "-"], ["0.000", "-"]]
+
+
+def test_texts_have_their_columns_as_one_block(tmp_path):
+    (block,) = table.blocks(text_runs(tmp_path))
+    head, untouched, r3, sft = table_text.matrix(block)
+    columns = [c.name for c in table_text.columns_of(block)]
+    at = columns.index("answered")
+    assert columns[at : at + 12] == [*table.ANSWERS, *table.BY_INITIAL]
+    cells = {name: [row[1 + i] for row in (r3, sft)] for i, name in enumerate(columns)}
+    assert cells["answered"] == ["50.0 ± 0.0", "25.0†"], "sft is asked without a chain"
+    assert cells["verse_syllables"] == ["1.50 ± 0.00", "0.75†"]
+    assert cells["perplexity_swapped_by_initial"] == ["17.00 ± 1.00", "-"]
+    assert cells["perplexity_by_initial"] == ["15.00 ± 1.00", "-"]
+    assert set(untouched[1 + at : 13 + at]) == {"-"}
+    assert figures.loaded(text_runs(tmp_path)[2], {})["heldout"][-1]["distinct_1"] == 0.2
+    assert "answered" not in [c.name for c in table_text.columns_of(table.blocks([sft_run(tmp_path / "x")])[0])]
 
 
 def test_csv_has_every_number(runs):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.data.prompts import completion_ids
 from rl_likelihood.data.tokenizer import save_tokenizer
@@ -16,12 +17,24 @@ from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.search import reer
 from rl_likelihood.search.folder import DROPPED
-from rl_likelihood.search.proposer import Length, asks_of, model_proposer
-from rl_likelihood.search.rounds import FILE, Finder, Journal, Variant, find, first_chains, score
-from rl_likelihood.shapes import UserError
+from rl_likelihood.search.proposer import Drawing, Length, asks_of, model_proposer
+from rl_likelihood.search.rounds import (
+    FILE,
+    MOST_WHOLE,
+    Ended,
+    Finder,
+    Journal,
+    Variant,
+    best_whole,
+    find,
+    first_chains,
+    score,
+)
+from rl_likelihood.shapes import CHAIN, TAG, UserError
 from rl_likelihood.task import load
 from rl_likelihood.training.warm_start import chains_to_learn
 from rl_likelihood.weights import files
+from tests.evaluation.bigrams import saved
 from tests.runs import small_config
 from tests.small import log_softmax, reference_logits
 
@@ -178,15 +191,50 @@ def test_the_chains_are_read_by_warm_start_and_fine_tuning(tmp_path):
     assert len(learned) == 4 and all(row.example.chain == rows[row.example.prompt] for row in learned)
 
 
+def test_a_run_learns_the_chains(tmp_path):
+    """One step of fine-tuning on chains and answers of reer.jsonl: its loss is the NLL of both."""
+    search(stubbed(tmp_path), tmp_path)
+    (tmp_path / "next").mkdir()
+    c = config(
+        tmp_path / "next",
+        data__train_path=str(tmp_path / REER),
+        reward__name="sft",
+        reward__sft_chain="both",
+        train__steps=1,
+        train__prompts_per_step=4,
+        eval__prompts=0,
+    )
+    train.run(c, tmp_path / "run")
+    (step,) = run_files.read(tmp_path / "run" / run_files.METRICS)
+    task, params = load(c)
+    assert len(task.train) == 4
+    learned = []
+    for row in task.train:
+        ids, kinds = completion_ids(row, row.example.chain, task.tokenizer, task.fmt)
+        whole = np.concatenate([row.prompt_ids, ids])
+        logp = log_softmax(reference_logits(params, task.model, whole))[np.arange(len(whole) - 1), whole[1:]]
+        of = logp[-len(ids) :]
+        answer = of[-len(row.answer_ids) :][row.answer_scored].sum()
+        chain = (kinds == CHAIN) | (kinds == TAG)
+        learned.append((of[chain].sum() + answer, answer, chain.sum()))
+    both, answer, length = np.mean(learned, 0)
+    assert step["chain/length"] == length > 300
+    assert step["answer/log_prob"] == pytest.approx(answer, rel=1e-5)
+    assert step["loss/answer"] == pytest.approx(-both, rel=1e-5)
+
+
 def test_a_models_replies_depend_on_no_other_question(tmp_path):
     f = stubbed(tmp_path)
-    propose = model_proposer(f.task, sampler_weights(f.params, f.task.model, None), 0.8)
+    propose = model_proposer(f.task, sampler_weights(f.params, f.task.model, None), Drawing(0.8))
     asked = [f.asks.chain(i, f.task.train[i].example) for i in range(3)]
     all_three = propose(asked, 1, Length(2, "</think", 8))
     assert all_three == propose(asked, 1, Length(2, "</think", 8))
     assert propose([asked[2]], 1, Length(2, "</think", 8)) == [all_three[2]]
     assert propose(asked, 2, Length(2, "</think", 8)) != all_three
     assert len({text for group in all_three for text in group}) == 6
+    likeliest = model_proposer(f.task, sampler_weights(f.params, f.task.model, None), Drawing(0.8, top_p=1e-6))
+    greedy = model_proposer(f.task, sampler_weights(f.params, f.task.model, None), Drawing(0.0))
+    assert likeliest(asked, 1, Length(2, "</think", 8)) == greedy(asked, 1, Length(2, "</think", 8))
     assert propose(asked, 1, Length(2, "</think", 5000)) == [[], [], []]  # more than the model has positions
 
 
@@ -222,3 +270,94 @@ def test_the_command_refuses_and_keeps_what_it_wrote(tmp_path):
     with pytest.raises(UserError, match="none is of use"):
         run(config(tmp_path, sampler__max_chain=12), tmp_path / "w")
     assert len(run_files.read(tmp_path / "w" / FILE)) == QUESTIONS
+
+
+# What follows what in the replies of a model that writes paragraphs of letters, and sometimes a marked part.
+WRITER = {
+    ">": {"b": 1.0},
+    "b": {"c": 0.46, "d": 0.4, "<": 0.07, "\n": 0.07},
+    "c": {"b": 0.5, "d": 0.3, " ": 0.2},
+    "d": {"b": 0.6, "c": 0.2, " ": 0.2},
+    " ": {"c": 0.5, "d": 0.5},
+    "\n": {"\n": 0.5, "b": 0.5},
+    "<": {"p": 0.6, "/": 0.4},
+    "/": {"p": 0.7, "think": 0.3},
+    "think": {">": 1.0},
+    "p": {"a": 1.0},
+    "a": {"r": 1.0},
+    "r": {"t": 1.0},
+    "t": {">": 1.0},
+}
+
+
+@pytest.mark.parametrize("ask", ["resample", "edit"])
+def test_the_command_with_models_and_its_resume(tmp_path, ask):
+    """One model writes, the small one scores. A search whose journal was cut ends with the same files."""
+    writer = saved(tmp_path / "writer", WRITER)
+    c = config(
+        tmp_path,
+        reer__ask=ask,
+        reer__proposer=str(writer),
+        reer__clip=20.0,
+        reer__max_segments=2,
+        reer__max_segment=300,
+        reer__max_copied=1.0,
+        reer__top_p=1.0,
+    )
+    run(c, tmp_path / "w")
+    folder = tmp_path / "w"
+    lines = run_files.read(folder / FILE)
+    searched = [line for line in lines if line["search"] == "search" and line["step"]]
+    offers = [offer for line in searched for offer in line["offers"]]
+    assert offers and {line["step"] for line in searched} == {1, 2}
+    # Edits think first, and that is sampled too. Of a segment, only the blank lines at its end are left out.
+    extra = sum(line["tokens"] for line in searched) - sum(len(text) for text, *_ in offers)
+    assert extra > len("<part></part>") * len(offers) if ask == "edit" else extra >= 0
+    rows = [json.loads(line) for name in (REER, DROPPED) for line in (folder / name).read_text().splitlines()]
+    rows = [row for row in rows if "nll" in row]
+    assert sum(row["steps"] for row in rows) > 0 and all(row["nll"] <= row["nll_start"] for row in rows)
+    files_of = lambda: {name: (folder / name).read_bytes() for name in (FILE, REER, DROPPED, TABLE)}
+    unbroken = files_of()
+    for part in (0.2, 0.7):
+        (folder / FILE).write_bytes(unbroken[FILE][: int(part * len(unbroken[FILE]))])
+        for name in (REER, DROPPED, TABLE):
+            (folder / name).unlink()
+        run(c, folder)
+        assert {k: v for k, v in files_of().items() if k != FILE} == {k: v for k, v in unbroken.items() if k != FILE}
+
+
+def test_whole_chains_have_as_many_tokens_as_the_search(tmp_path):
+    def uneven(asked, call, length):
+        """Question i has i + 1 times as long candidates."""
+        groups = stub(asked, call, length)
+        if length.until != "\n\n":
+            return groups
+        return [[" ".join([text] * (a.uid + 1)) for text in group] for a, group in zip(asked, groups, strict=True)]
+
+    f = stubbed(tmp_path, uneven, reer__clip=20.0)
+    search(f, tmp_path)
+    table = json.loads((tmp_path / TABLE).read_text())
+    spent = {i: 0 for i in range(QUESTIONS)}
+    for step in range(1, 11):
+        for i, line in f.journal.of("search", step).items():
+            assert line["tokens"] == sum(len(text) for text, *_ in line["offers"])  # a byte is a token
+            spent[i] += line["tokens"]
+    assert table["search"]["tokens"] == np.mean(list(spent.values()))
+    whole = {i: [] for i in spent}
+    for step in range(1, MOST_WHOLE + 1):
+        for i, line in f.journal.of("whole", step).items():
+            whole[i].append(line["tokens"])
+    for i, tokens in whole.items():
+        assert sum(tokens[:-1]) < spent[i] <= sum(tokens), i
+    assert len({len(tokens) for tokens in whole.values()}) > 2
+    assert table["whole chains"]["tokens"] == np.mean([sum(tokens) for tokens in whole.values()])
+    best = [min([f.journal.of("whole", n)[i]["offers"][0][1] for n in range(1, len(t) + 1)]) for i, t in whole.items()]
+    starts = [f.journal.of("search", 0)[i]["nll"] for i in whole]
+    assert table["whole chains"]["nll"] == pytest.approx(np.minimum(best, starts).mean())
+
+
+def test_whole_chains_end_at_their_maximum(tmp_path):
+    f = stubbed(tmp_path, lambda asked, call, length: [["x"] for _ in asked])
+    ended = {0: Ended(reer.new_search("x", 1.0), 1.0, 2.0, tokens=10**6)}
+    assert best_whole(f, {0: "x"}, ended, 0.2) == {0: (1.0, MOST_WHOLE)}
+    assert f.journal.of("whole", MOST_WHOLE) and not f.journal.of("whole", MOST_WHOLE + 1)

@@ -29,7 +29,7 @@ from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
 FILES = Path(__file__).parent
-SCRIPTS = ("page.js", "curves.js", "chains.js")
+SCRIPTS = ("page.js", "curves.js", "texts.js", "chains.js")
 POINTS = 240  # of a curve at most; a longer one is shown as means over equal stretches
 
 
@@ -93,6 +93,7 @@ def _render(contents: Contents, runs: Sequence[table.Run], data: list[dict[str, 
         chains=sum(r["chains"] for r in data),
         written=sum(r["written"] for r in data),
         file=run_files.SAMPLES,
+        texts=any(r["texts"] for r in data),
         no_chain=list(dict.fromkeys(no_chain)),
         blocks=[block_data(block, data, contents.paper) for block in contents.blocks],
         caption=table_text.caption(contents.blocks, contents.paper),
@@ -173,6 +174,7 @@ def run_data(
         "heldout": {p.heldout: curve(curves["heldout"], p.heldout) for p in panels.PAGE if p.heldout}
         | {panels.TRACE_CURVE.heldout: trace_curve(curves["heldout"])},
         "groups": groups,
+        "texts": chains.heldout(workdir),
         "chains": sum(len(g["chains"]) for g in groups),
         "written": sum(written.values()),
     }

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from rl_likelihood.evaluation import statistics
+from rl_likelihood.report import table
 from rl_likelihood.runtime import run_files
 
 CHAINS = 20_000  # in a page, about; 10,000 with 64 tokens each are 13 MB and open in two seconds
+HELDOUT = 20  # questions of an evaluation of texts
 BYTES = 30_000_000  # of the files that they are read from: long chains are fewer
 
 
@@ -108,6 +111,22 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             turn += 1
     return messages
+
+
+def heldout(workdir: str | Path) -> list[dict[str, str]]:
+    """The first held-out questions of a run's last evaluation with eval.texts: prompt, reference, a sampled chain and
+    the answer after it."""
+    paths = [Path(workdir) / row["records"] for row in table.evaluations(workdir) if "records" in row][-1:]
+    if not paths or not paths[0].exists():
+        return []
+    first, records = statistics.read_records(str(paths[0]))
+    out = []
+    for record in records[:HELDOUT] if "texts" in first["identity"] else []:
+        shown = record["samples"][0] if record["samples"] else record["greedy"]
+        chain = shown["text"].split(first["identity"]["tags"][0])[0].strip()
+        row = {"prompt": record["prompt"], "reference": record["reference"], "chain": chain}
+        out.append(row | {"answer": shown["answer"] or ""})
+    return out
 
 
 def _rounded(values: Sequence[float] | None) -> list[float] | None:

@@ -291,3 +291,33 @@ def test_ten_thousand_chains_open_and_nothing_that_a_model_wrote_runs(browser, t
     browser.key("ArrowRight")
     assert browser.js("$('step').value") == "301"
     print(f"opened in {seconds:.1f} s")
+
+
+def test_held_out_texts_stand_side_by_side(browser, tmp_path):
+    """Runs 0 and 2 have texts of two questions; run 1 has none."""
+    runs = [Run({"reward": f"r{i}", "seed": "0"}, tmp_path / f"r{i}") for i in range(3)]
+    for i, run in enumerate(runs):
+        named = {} if i == 1 else {"records": "evaluations/last.jsonl"}
+        write_run(run.workdir, {**evaluation(0.5, 2.0), **named})
+        (run.workdir / "evaluations").mkdir()
+        lines = [{"step": 4, "identity": {"tags": ["</think>"], "texts": ["prose"]}}]
+        for q in range(2):
+            sampled = {"text": f"chain {i} {q}</think>\n<answer>answer {i} {q}", "answer": f"answer {i} {q}"}
+            texts = {"prompt": f"prompt {i} {q}", "reference": f"reference {i} {q}", "samples": [sampled]}
+            lines.append({"step": 4, "index": q, **texts})
+        path = run.workdir / "evaluations" / "last.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(tmp_path, runs)
+    opened(browser, f"file://{tmp_path / 'report.html'}")
+    said = lambda: browser.js("[...document.querySelectorAll('#text-rows .text')].map(e => e.textContent)")
+    assert said() == ["reference 0 0", "chain 0 0", "answer 0 0"]
+    places = browser.js("[...document.querySelectorAll('#text-rows .three>*')].map(e => e.getBoundingClientRect().x)")
+    assert places[0] + 200 < places[1] < places[2] - 200, "side by side on a desk"
+    assert browser.js("[...$('text-run').options].map(o => o.value)") == ["0", "2"]
+    browser.js("$('text-question').focus()")
+    browser.text("2")
+    assert said() == ["reference 0 1", "chain 0 1", "answer 0 1"]
+    browser.js("$('text-run').focus()")
+    browser.text("reward r2")
+    assert said() == ["reference 2 0", "chain 2 0", "answer 2 0"]
+    assert browser.js("document.querySelector('#text-rows .question').textContent") == "prompt 2 0"

@@ -157,6 +157,34 @@ def test_a_grid_that_has_not_begun_is_a_page_too(tmp_path):
     assert data_of(text)["runs"][0]["state"] == "new" and data_of(text)["panels"] == []
 
 
+def test_held_out_texts_of_the_last_evaluation_reach_the_page(tmp_path):
+    """Reference, chain and sampled answer; of an evaluation that is not of texts there are none."""
+    folder = write_run(tmp_path / "a", {"records": "evaluations/last.jsonl", **evaluation(0.5, 2.0)})
+    (folder / "evaluations").mkdir()
+
+    def records(**identity):
+        of = {"prompt": NASTY[0], "reference": NASTY[1], "greedy": {"text": "greedy", "answer": None}, "samples": []}
+        sampled = {"text": f" a plan </think>\n<answer>{NASTY[2]}", "answer": NASTY[2]}
+        rows = [of | {"index": 0, "samples": [sampled, {"answer": "x"}]}, of | {"index": 1}]
+        rows += [of | {"index": i} for i in range(2, 30)]
+        first = {"step": 4, "identity": {"tags": ["</think>", "<answer", "</answer"], **identity}}
+        lines = [first, *({"step": 4, **row} for row in rows)]
+        (folder / "evaluations" / "last.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    runs = [Run({"reward": "r3", "seed": "0"}, folder)]
+    records(texts=["prose"])
+    text = write(tmp_path, runs)
+    shown = data_of(text)["runs"][0]["texts"]
+    asked = {"prompt": NASTY[0], "reference": NASTY[1]}
+    assert shown[:2] == [asked | {"chain": "a plan", "answer": NASTY[2]}, asked | {"chain": "greedy", "answer": ""}]
+    assert len(shown) == chains.HELDOUT and '<section id="texts">' in text and 'href="#texts"' in text
+    records()
+    text = write(tmp_path, runs)
+    assert data_of(text)["runs"][0]["texts"] == [] and '<section id="texts" hidden>' in text
+    (folder / "evaluations" / "last.jsonl").unlink()
+    assert data_of(write(tmp_path, runs))["runs"][0]["texts"] == []
+
+
 def test_the_command(tmp_path, capsys):
     write_run(tmp_path / "a", evaluation(0.5, 2.0), samples=2)
     out = tmp_path / "page.html"
