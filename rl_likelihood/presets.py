@@ -243,8 +243,8 @@ _METHODS: dict[str, dict[str, Any]] = {
     },
     # 2602.11549: probabilities weighted by -log p without a chain, gain clipped at 0 and over the group's standard
     # deviation, exact answer term, format loss 0.3. Inferred: the base is the initial model's, RLOO, sums over tokens,
-    # no KL. A chain worse than none earns 0 and its answer is not trained. A group of such chains trains the format
-    # alone.
+    # no KL, and a deviation that divides the answer term too, which makes it large where chains nearly agree. A chain
+    # worse than none earns 0 and its answer is not trained. A group of such chains trains the format alone.
     "nrt": {
         "reward.name": "nrt/std",
         "reward.baseline": "frozen",
