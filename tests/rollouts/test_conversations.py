@@ -128,14 +128,14 @@ FAILS = {"start": 0, "step": 1, "hang": 2, "text": 3, "surrogate": 4, "reward": 
 
 
 def test_whatever_fails_costs_its_own_row_and_is_said_once(loaded, capsys):
-    task = dataclasses.replace(loaded[0], config=config(env__seconds=1.0))
+    task = dataclasses.replace(loaded[0], config=config(env__seconds=2.0))
     rollout = sampled(task, loaded[1], Some(**FAILS), task.train[:3])
     failed = rollout.outcomes.failed.reshape(-1)
     assert np.flatnonzero(failed).tolist() == sorted(FAILS.values()) and not rollout.truncated.any()
     assert (rollout.outcomes.turns.reshape(-1)[~failed] == 3).all()
     np.testing.assert_allclose(rollout.outcomes.reward.reshape(-1), np.where(failed, 0, 1.3), rtol=1e-6)
     out = capsys.readouterr().out
-    for word in ("start (ValueError: no such word", "SystemExit: bye", "env.seconds = 1", "str and not Reply"):
+    for word in ("start (ValueError: no such word", "SystemExit: bye", "env.seconds = 2", "str and not Reply"):
         assert out.count(word) == 1
     assert out.count("surrogate") == 1 and out.count("in its method step") == 4
     assert "reward (ZeroDivisionError: nobody counted" in out and "its reward is nan" in out
@@ -214,13 +214,14 @@ def test_given_conversations_have_the_environment_s_real_replies(loaded):
 
 def test_given_conversations_that_are_cut_are_named(loaded, capsys):
     task = loaded[0]
-    say_longer(task, task.train)
+    short = [row for row in task.train if len(json.loads(row.example.chain)) <= 3]
+    say_longer(task, short)
     assert not capsys.readouterr().out
     chain = json.dumps(json.loads(task.train[0].example.chain) * 4)
     long = dataclasses.replace(task.train[0], example=dataclasses.replace(task.train[0].example, chain=chain))
-    say_longer(task, [*task.train[1:], long])
+    say_longer(task, [*short, long])
     out = capsys.readouterr().out
-    assert "1 of 8" in out and "sampler.max_turns = 3" in out and str(long.example.id) in out
+    assert f"1 of {len(short) + 1}" in out and "sampler.max_turns = 3" in out and str(long.example.id) in out
 
 
 OWN = """

@@ -78,7 +78,7 @@ def failing(at, words="PERMISSION_DENIED", code=1, times=10**9, also="true"):
     "gcloud",
     [
         failing("queued-resources create"),
-        failing("queued-resources create", also="sleep 1.2"),  # longer than HEALTHY
+        failing("queued-resources create", also="sleep 3.2"),  # longer than HEALTHY
         failing("queued-resources describe"),  # no login: the cloud never says anything
         GCLOUD.replace("echo ACTIVE >", "echo FAILED >"),  # asked for, and then found not to be had
         failing("tpu-vm scp", code=2),  # the other program's 2 is no refusal
@@ -86,7 +86,7 @@ def failing(at, words="PERMISSION_DENIED", code=1, times=10**9, also="true"):
     ],
 )
 def test_a_slice_that_cannot_be_made_or_set_up_is_a_failure_which_has_a_limit(tmp_path, gcloud):
-    said, cloud = babysit_slice(tmp_path, gcloud, "train", check=1, HEALTHY="1")
+    said, cloud = babysit_slice(tmp_path, gcloud, "train", check=1, HEALTHY="3")
     assert said[-1].endswith("2 in a row: giving up; 0 preemptions, 2 failures")
     assert not (cloud / "runs").exists()
 

@@ -13,7 +13,7 @@ from rl_likelihood.training.session import last_stage
 def test_a_conversation_s_sizes_stand_in_place_of_the_scored_answer():
     c = get_config("credit=turn")
     line = scored_line(build(c))
-    for word in ("calculator", "json", "credit turn", "3 messages of 32 tokens", "replies of 48"):
+    for word in ("calculator", "json", "credit turn", "4 messages of 32 tokens", "replies of 48"):
         assert word in line
     assert "</" not in line and "chain" not in line
     c = get_config()
