@@ -111,7 +111,7 @@ def test_what_cannot_be_trained_on_is_refused(changes, words, tmp_path):
 
 @pytest.mark.parametrize(
     "bad, words",
-    [({"rejected": "b"}, "rows.jsonl:3: chosen and rejected are equal"), ({"rejected": []}, "rejected")],
+    [({"rejected": "b"}, "rows.jsonl:3: chosen and rejected are equal"), ({"rejected": 5}, "rejected")],
 )
 def test_a_bad_row_is_named_before_weights_are_read(bad, words, tmp_path):
     data = write(tmp_path / "rows.jsonl", n=2)
