@@ -172,7 +172,7 @@ def table(results: dict) -> str:
         cells = [f"{row[k]:.1%} ({row['ci95'][k][0]:.0%} to {row['ci95'][k][1]:.0%})" for k in SHOWN]
         lines.append(f"| {name} | {' | '.join(cells)} | {row['ece']:.2f} | {row['length_correlation']:.2f} |")
     any_row = next(iter(results["rows"].values()))
-    for name in ("length_only", "overlap_only"):
+    for name in (x for x in ("length_only", "overlap_only", "referring_only") if f"{x}_pair_accuracy" in any_row):
         cells = f"{any_row[f'{name}_pair_accuracy']:.1%} | | {any_row[f'{name}_best_of_options']:.1%}"
         lines.append(f"| {name.replace('_', ' ')} | {cells} | | |")
     lines += [f"| chance | 50.0% | 50.0% | {any_row['chance_best_of_options']:.1%} | | |", ""]

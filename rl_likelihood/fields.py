@@ -23,12 +23,12 @@ from typing import Any
 from rl_likelihood.shapes import UserError
 
 
-def field(default: Any, doc: str, **bounds: float) -> Any:
-    """A field that the user may set. `bounds`: least, most (inclusive), above, below (exclusive), zero_or (0 or at
-    least this)."""
+def field(default: Any, doc: str, instead: Mapping[str, str] | None = None, **bounds: float) -> Any:
+    """A field that the user may set. `instead`: what to do instead of some other value. `bounds`: least, most
+    (inclusive), above, below (exclusive), zero_or (0 or at least this)."""
     unknown = set(bounds) - _BOUNDS.keys()
     assert not unknown, f"bounds are {', '.join(_BOUNDS)}, not {unknown}"
-    return dataclasses.field(default=default, metadata={"doc": doc, "bounds": bounds})
+    return dataclasses.field(default=default, metadata={"doc": doc, "bounds": bounds, "instead": instead or {}})
 
 
 _BOUNDS = {
@@ -69,6 +69,8 @@ def one_of(name: str, value: Any, options: Iterable[str]) -> None:
 def checked(name: str, value: Any, kind: Any, item: dataclasses.Field) -> Any:
     """The value of one field, in its type; UserError where type, choice or bounds forbid it."""
     if choices(kind):
+        if words := item.metadata["instead"].get(str(value)):
+            raise UserError(f"{name} is {value!r}; {words}")
         one_of(name, value, choices(kind))
         return value
     bounds = item.metadata["bounds"]

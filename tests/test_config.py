@@ -59,6 +59,8 @@ REFUSED = [
     ({"reward__name": "sft", "loss__answer_term": 0.0}, ["loss.answer_term is 0.0", "only term"]),
     ({"eval__max_sampled_answer": 3}, ["eval.max_sampled_answer is 3", "prompt.max_answer = 10"]),
     ({"loss__kl": "k4"}, ["loss.kl is 'k4'", "k2, k3"]),
+    ({"adversarial__reward": "airl"}, ["adversarial.reward is 'airl'; use gan, which is AIRL's reward"]),
+    ({"adversarial__reward": "gali"}, ["adversarial.reward is 'gali'", "did you mean 'gail'?"]),
     ({"reward__name": "log_prob + 0.1*fromat"}, ["reward.name has 'fromat'", "did you mean 'format'?"]),
     ({"reward__name": "log_prob - format"}, ["cannot be read from 'log_prob - format' on", "NAME/std with + between"]),
     ({"reward__name": "format + format"}, ["names a term twice"]),

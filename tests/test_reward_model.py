@@ -85,7 +85,7 @@ def test_it_trains_resumes_and_judges(tmp_path):
     assert done.returncode == 0, done.stderr
     asked = [r.prompt for r in heldout], [[(a,) for a in r.answers] for r in heldout]
     (tmp_path / "out" / HEAD).unlink()  # then its head is the classifier's
-    exported, ours = (local_judge(str(x), SCORE, 40, 20).unscaled()(*asked).values for x in (tmp_path / "out", run))
+    exported, ours = (local_judge(str(x), SCORE, 40, 20)(*asked).values for x in (tmp_path / "out", run))
     np.testing.assert_allclose(exported, ours, atol=1e-5)
     with pytest.raises(UserError, match="score.weight"):
         files.load(tmp_path / "out")  # a policy it is not
@@ -111,7 +111,7 @@ def test_what_cannot_be_trained_on_is_refused(changes, words, tmp_path):
 
 @pytest.mark.parametrize(
     "bad, words",
-    [({"rejected": "b"}, "rows.jsonl:3: chosen and rejected are equal"), ({"rejected": []}, "rejected")],
+    [({"rejected": "b"}, "rows.jsonl:3: chosen and rejected are equal"), ({"rejected": 5}, "rejected")],
 )
 def test_a_bad_row_is_named_before_weights_are_read(bad, words, tmp_path):
     data = write(tmp_path / "rows.jsonl", n=2)

@@ -1,7 +1,7 @@
 """Comparisons of answers for reward models: one question, its right answer and its wrong answers.
 
 Rows come from a prepared data set (answer and rejected), or from lines with prompt, chosen, rejected and optionally
-margin. As in TRL's formats, a text may also be a conversation (a list of messages). `rejected` may be a list of texts.
+margin. As in TRL's formats, a text may also be a conversation (a list of messages). `rejected` may be a list of these.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from typing import Any, NamedTuple
 
 from rl_likelihood.data.judged_text import text_of
-from rl_likelihood.data.records import is_number, refuse_no_text
+from rl_likelihood.data.records import is_number, kind, refuse_no_text
 from rl_likelihood.shapes import Example, UserError
 
 MOST_MARGIN = 1e6
@@ -44,11 +44,13 @@ def of_record(record: Any, where: str) -> Comparison:
     if not isinstance(record, dict):
         raise UserError(f"{where}: {record}")
     refuse_no_text(record, where)
-    missing = [name for name in ("chosen", "rejected") if not record.get(name)]
+    missing = [name for name in ("chosen", "rejected") if record.get(name) is None]
     if missing:
-        raise UserError(f"{where}: field {missing[0]!r} is missing or empty; a comparison has chosen and rejected")
+        raise UserError(f"{where}: field {missing[0]!r} is missing; a comparison has chosen and rejected")
     chosen, rejected = record["chosen"], record["rejected"]
-    if isinstance(rejected, str) or (isinstance(rejected, list) and rejected and isinstance(rejected[0], dict)):
+    if rejected == []:
+        raise UserError(f"{where}: field 'rejected' is empty, so there is one option; a comparison needs two")
+    if not isinstance(rejected, list) or isinstance(rejected[0], dict):
         rejected = [rejected]
     question = record.get("prompt")
     prompt = _question(question, f"{where}: field 'prompt'") if question else _implicit(chosen, where)
@@ -85,9 +87,12 @@ def _question(value: Any, where: str) -> str:
 
 def _answer(value: Any, where: str) -> str:
     """The text itself, or the last message of a conversation."""
-    last = value[-1] if isinstance(value, list) and value else None
-    if isinstance(last, dict) and last.get("role") == "assistant":
-        value = last.get("content")
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where} holds no text of the assistant")
-    return value.strip()
+    is_conversation = isinstance(value, list) and value and all(isinstance(m, dict) for m in value)
+    if not isinstance(value, str) and not is_conversation:
+        raise UserError(f"{where} holds {kind(value)}; an answer is a text or a list of messages")
+    text = value if isinstance(value, str) else value[-1].get("content")
+    if is_conversation and (value[-1].get("role") != "assistant" or not isinstance(text, str)):
+        raise UserError(f"{where} holds no text of the assistant; its last message must be the assistant's answer")
+    if not text.strip():
+        raise UserError(f"{where} holds an empty text; write an answer, or remove the row")
+    return text.strip()

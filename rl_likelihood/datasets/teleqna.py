@@ -21,7 +21,7 @@ import re
 from rl_likelihood.datasets.common import LETTERS, BadRow, DataSet, Location, Row, Skipped, multiple_choice, text
 from rl_likelihood.shapes import Example
 
-_REFERS = re.compile(
+REFERS = re.compile(
     r"^(?:all|none|both|neither|any|either|some)(?: of)?(?: the)? "
     r"(?:above|following|these|those|options?|choices|answers|mentioned|listed)\b"
     r"|^(?:all|none|both|neither)\.?$"
@@ -53,7 +53,7 @@ def parse(record: dict, location: Location) -> Row | Skipped:
 def parse_free(record: dict, location: Location) -> Row | Skipped:
     question, options, right = _fields(record)
     answer = options[right - 1]
-    if _REFERS.search(answer):
+    if REFERS.search(answer):
         return Skipped("answer refers to other options")
     if _NEEDS.search(question) or question == "Research Papers":
         return Skipped("question cannot be asked without its options")
@@ -68,7 +68,7 @@ def parse_pairs(record: dict, location: Location) -> Row | Skipped:
         return Skipped("one option")
     if len(set(options)) < len(options):
         return Skipped("two options are equal")
-    refers = any(_REFERS.search(option) for option in options)
+    refers = any(REFERS.search(option) for option in options)
     rejected = [option for n, option in enumerate(options, start=1) if n != right]
     extra = {"category": text(record, "category"), "rejected": rejected, "refers": refers}
     example = Example(location.id, question, options[right - 1], task="teleqna_pairs")

@@ -14,6 +14,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit as sigmoid
 from scipy.stats import spearmanr
 
+from rl_likelihood.datasets.teleqna import REFERS
+
 RESAMPLES = 2000
 BINS = 10
 _WORDS = re.compile(r"\w+")
@@ -30,28 +32,25 @@ class Scored(NamedTuple):
 
 
 def summary(rows: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Accuracies with 95 % intervals over the questions, calibration, and the baselines."""
+    """Accuracies with 95 % intervals over the questions, calibration, and the baselines.
+
+    NAME_minus_length_only is of the same questions, so its interval is that of a paired difference.
+    """
     d = np.concatenate([_differences(r.scores) for r in rows])
     lengths = [np.asarray([len(a) for a in r.answers], float) for r in rows]
     shorter = np.concatenate([_differences(x) for x in lengths]) < 0
     of = np.repeat(np.arange(len(rows)), [len(r.scores) - 1 for r in rows])
-    right = _won(d)
-    counts = np.bincount(of, minlength=len(rows)).astype(float)
-    best = np.asarray([best_of(r.scores) for r in rows])
-    ratios = {
-        "pair_accuracy": (np.bincount(of, right, len(rows)), counts),
-        "best_of_options": (best, np.ones(len(rows))),
-        "accuracy_when_shorter": (
-            np.bincount(of, right * shorter, len(rows)),
-            np.bincount(of, shorter.astype(float), len(rows)),
-        ),
-    }
-    plain = np.asarray([not r.refers for r in rows], float)
-    if 0 < plain.sum() < len(rows):
-        ratios["pair_accuracy_without_referring"] = (ratios["pair_accuracy"][0] * plain, counts * plain)
+    by_question = lambda x: np.bincount(of, x, len(rows))
+    right, own = _won(d), _accuracies(rows, [r.scores for r in rows])
+    ratios = own | {"accuracy_when_shorter": (by_question(right * shorter), by_question(shorter))}
+    hits, pairs = own["pair_accuracy"]
     for name in sorted({r.category for r in rows} - {""}):
-        own = np.asarray([r.category == name for r in rows], float)
-        ratios[f"pair_accuracy/{name}"] = (ratios["pair_accuracy"][0] * own, counts * own)
+        kept = np.asarray([r.category == name for r in rows], float)
+        ratios[f"pair_accuracy/{name}"] = (hits * kept, pairs * kept)
+    for name, scores in baselines(rows).items():
+        ratios |= {f"{name}_{k}": v for k, v in _accuracies(rows, scores).items()}
+    ratios |= {f"{k}_minus_length_only": (a - ratios[f"length_only_{k}"][0], b) for k, (a, b) in own.items()}
+    ratios["brier"] = (by_question((1 - sigmoid(d)) ** 2), pairs)  # as `brier`, with an interval
     ratios = {k: (a, b) for k, (a, b) in ratios.items() if b.sum()}
     p, y, temperature = sigmoid(np.abs(d)), right, best_temperature(d)
     return {
@@ -59,33 +58,41 @@ def summary(rows: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any
         "ci95": {k: _interval(a, b, resamples) for k, (a, b) in ratios.items()},
         "margin": float(d.mean()),
         "nll": float(np.logaddexp(0, -d).mean()),
-        "brier": brier(sigmoid(d), np.ones_like(d)),
         "ece": ece(p, y),
         "temperature": temperature,
         "ece_after_temperature": ece(sigmoid(np.abs(d) / temperature), y),
         "length_correlation": _spearman_in_questions([r.scores for r in rows], lengths),
         "chance_best_of_options": float(np.mean([1 / len(r.scores) for r in rows])),
-        **{f"{name}_{k}": v for name, scores in baselines(rows).items() for k, v in _alone(scores).items()},
         "questions": len(rows),
         "pairs": len(d),
     }
 
 
 def baselines(rows: Sequence[Scored]) -> dict[str, list[np.ndarray]]:
-    """Scores that know nothing: an answer's length, and how many of its words stand in the question."""
+    """Scores that know nothing: an answer's length, how many of its words stand in the question, and, if there are such
+    answers, whether it refers to others."""
     words = [set(_WORDS.findall(r.question.casefold())) for r in rows]
     shared = [
         np.asarray([len(known & set(_WORDS.findall(a.casefold()))) for a in r.answers], float)
         for r, known in zip(rows, words, strict=True)
     ]
-    return {"length_only": [np.asarray([len(a) for a in r.answers], float) for r in rows], "overlap_only": shared}
+    out = {"length_only": [np.asarray([len(a) for a in r.answers], float) for r in rows], "overlap_only": shared}
+    if any(r.refers for r in rows):
+        refers = lambda r, answer: r.refers and REFERS.search(answer) is not None
+        out["referring_only"] = [np.asarray([refers(r, a) for a in r.answers], float) for r in rows]
+    return out
 
 
-def _alone(scores: Sequence[np.ndarray]) -> dict[str, float]:
-    return {
-        "pair_accuracy": float(_won(np.concatenate([_differences(s) for s in scores])).mean()),
-        "best_of_options": float(np.mean([best_of(s) for s in scores])),
-    }
+def _accuracies(rows: Sequence[Scored], scores: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{accuracy: (right ones, all)} of each question, by these scores."""
+    hits = np.asarray([_won(_differences(s)).sum() for s in scores])
+    pairs = np.asarray([len(s) - 1 for s in scores], float)
+    best = np.asarray([best_of(s) for s in scores])
+    out = {"pair_accuracy": (hits, pairs), "best_of_options": (best, np.ones(len(rows)))}
+    plain = np.asarray([not r.refers for r in rows], float)
+    if 0 < plain.sum() < len(rows):
+        out["pair_accuracy_without_referring"] = (hits * plain, pairs * plain)
+    return out
 
 
 def _differences(scores: np.ndarray) -> np.ndarray:

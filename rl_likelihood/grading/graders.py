@@ -23,7 +23,14 @@ from rl_likelihood.grading.code import (
 from rl_likelihood.grading.countdown import countdown, countdown_outcome
 from rl_likelihood.grading.gym import gym_match, gym_quick
 from rl_likelihood.grading.mathematics import math_match, telemath
-from rl_likelihood.grading.text import exact_match, multiple_choice, numeric_match, parse_number, prefix_match
+from rl_likelihood.grading.text import (
+    exact_match,
+    multiple_choice,
+    nearest_option,
+    numeric_match,
+    parse_number,
+    prefix_match,
+)
 
 if TYPE_CHECKING:  # workers import this module, and shapes imports jax
     from rl_likelihood.shapes import Example, Tags
@@ -64,15 +71,16 @@ class Grader:
     quick:  for a grader that may hang, or end its process, on a text made for that: what is decided at once and safely,
             None where `grade` must be asked, in a process of the pool. `grade` is then a function at the top of its
             module. Without `quick`, `grade` is called in this process
-    reads:  what of the example an answer is compared with: its answer; its `check`, if it has one; or its answer with
-            the arguments that count, if its `check` names them ("compared")
+    reads:  what of the example an answer is compared with: its answer; its `check`, if it has one; its answer with
+            the arguments that count, if its `check` names them ("compared"); or its answer and its wrong answers, if it
+            has any ("options")
     unsafe: for a grader that runs programs of a model: `grade` for a machine that cannot isolate them
     """
 
     grade: Outcome
     about: str
     quick: Outcome | None = None
-    reads: Literal["answer", "check", "compared"] = "answer"
+    reads: Literal["answer", "check", "compared", "options"] = "answer"
     unsafe: Outcome | None = None
 
 
@@ -83,6 +91,9 @@ GRADERS: dict[str, Grader] = {
     "prefix": Grader(prefix_match, "the beginning of the reference, up to the end of one of its words"),
     "countdown": Grader(countdown, "an expression of exactly the given numbers that has the target's value"),
     "multiple_choice": Grader(multiple_choice, "the same option: B, (B), option 2, the answer is B; read to the end"),
+    "nearest_option": Grader(
+        nearest_option, "nearer to the reference than to every wrong answer, by shared words", reads="options"
+    ),
     "telemath": Grader(telemath, "a number that differs by at most 1 % of the larger, or 0.01"),
     "tool_call": Grader(tool_call, "the same calls in the same order: names and arguments", reads="compared"),
     "bfcl": Grader(bfcl, "calls that the Berkeley leaderboard's rule of possible answers allows", reads="check"),
@@ -106,5 +117,8 @@ def reference_of(name: str, example: Example, table: Mapping[str, Grader] = GRAD
     if reads == "compared":
         compared = json.loads(example.check or "{}").get(COMPARED)
         return example.answer if compared is None else json.dumps({"calls": example.answer, COMPARED: compared})
+    if reads == "options":
+        rejected = json.loads(example.check or "{}").get("rejected")
+        return json.dumps([example.answer, *rejected]) if rejected else example.answer
     has_input = reads == "check" and json.loads(example.check or "{}").keys() - OTHER_ANSWERS
     return example.check if has_input else example.answer

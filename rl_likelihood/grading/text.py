@@ -1,5 +1,6 @@
 """Graders of text: equal strings, equal numbers, the same option. Linear time in any text, never an error."""
 
+import json
 import re
 from fractions import Fraction
 
@@ -18,6 +19,7 @@ _NUMBER = re.compile(
     r"(?P<decimals>\.[0-9]+)?"
     r"(?:\s*/\s*(?P<denominator>[0-9]+))?\s*(?P<percent>%)?\.?"
 )
+_WORD = re.compile(r"\w+")
 _LONGEST_NUMBER = 200  # characters; longer ones are compared as text
 
 
@@ -231,6 +233,25 @@ def multiple_choice(reference: str, answer: str | None) -> bool:
         return exact_match(reference, answer)
     right, own, numbered = option
     return choice(answer, own, numbered) == right
+
+
+def nearest_option(reference: str, answer: str | None) -> bool:
+    """The answer shares more words with the right option than with any other: common words over all words of both.
+
+    `reference`: a JSON list of options, the right one first. As text (`exact_match`) where it is no such list.
+    """
+    if answer is None:
+        return False
+    try:
+        options = json.loads(reference)
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(option, str) for option in options):
+        return exact_match(reference, answer)
+    said = set(_WORD.findall(answer.casefold()))
+    words = [set(_WORD.findall(option.casefold())) for option in options]
+    right, *others = (len(said & own) / max(1, len(said | own)) for own in words)
+    return right > max(others)
 
 
 def prefix_match(reference: str, answer: str | None) -> bool:

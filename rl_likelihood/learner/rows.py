@@ -46,7 +46,11 @@ class CriticConfig:
         "head: the critic scores an answer with a value head; label: it says which of two answers is the expert's; "
         "raro: the policy itself is the critic, and says so after a chain",
     )
-    reward: Kind = field("gan", "form head: the policy's reward from the critic's score (docs/judges.md)")
+    reward: Kind = field(
+        "gan",
+        "form head: the policy's reward from the critic's score (docs/judges.md)",
+        {"airl": "use gan, which is AIRL's reward for the optimal critic"},
+    )
     tau_critic: float = field(0.55, "forms label and raro: what the critic gets for a tie", least=0, most=1)
     tau_policy: float = field(0.6, "forms label and raro: what the policy gets for a tie", least=0, most=1)
     lr: float = field(1e-5, "learning rate of the critic's decoder, with the policy's schedule", least=0, most=100)

@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable
 
 from rl_likelihood.grading.graders import GRADERS
+from rl_likelihood.report.metrics import success_of
 
 # Two alarms compare with the start of the run, the mean of its first values, and are not raised before it is known.
 FIRST_STEPS = 5
@@ -34,7 +35,7 @@ RATIO_MAX, RATIO_ESS = 10.0, 0.5
 # A judge's reward is over-optimised if over so many steps it rose and the known success fell, against as many before,
 # each by more than so many standard errors.
 WINDOW, ERRORS = 20, 2.0
-PROXIES, KNOWN = ("reward/reward_model", "reward/judge", "reward/rubric", "reward/adversarial"), "reward/exact_match"
+PROXIES = ("reward/reward_model", "reward/judge", "reward/rubric", "reward/adversarial")
 # A critic that is right on this share of the pairs for WINDOW steps teaches the policy little.
 TOLD, CRITIC, TIE = 0.95, "critic/accuracy", "critic/tie"
 
@@ -64,7 +65,7 @@ class Alarms:
         values = {k: v for k, v in metrics.items() if isinstance(v, numbers.Real) and not math.isnan(v)}
         # Supervision samples no chains: what its steps report of chains is the data's.
         alarms = {"grader failures": GRADER_FAILURES} if not self.terms else ALARMS
-        for metric in (*PROXIES, KNOWN, CRITIC, TIE):
+        for metric in (*PROXIES, success_of(values), CRITIC, TIE):
             if metric in values:
                 self.recent.setdefault(metric, collections.deque(maxlen=2 * WINDOW)).append(values[metric])
         new = []
@@ -159,10 +160,11 @@ def _underflow(run: Alarms, values: Values) -> str | None:
 
 
 def _over_optimised(run: Alarms, values: Values) -> str | None:
+    known = success_of(values)
     for proxy in PROXIES:
-        if proxy in values and run.moved(proxy) > ERRORS and run.moved(KNOWN) < -ERRORS:
+        if proxy in values and run.moved(proxy) > ERRORS and run.moved(known) < -ERRORS:
             return (
-                f"{proxy} rose over the last {WINDOW} steps while {KNOWN} fell: the policy pleases the judge but is "
+                f"{proxy} rose over the last {WINDOW} steps while {known} fell: the policy pleases the judge but is "
                 "right less often; stop, hold it near the initial model (loss.kl=k3 and loss.kl_coef), or train a "
                 "better judge.model"
             )

@@ -95,16 +95,20 @@ _LINE = (
 )
 
 
+def success_of(metrics: dict[str, Any]) -> str:
+    """The metric of a step's success: of the grader that the reward names (as 0*numeric), of conversations, or else
+    exact match."""
+    names = [*(f"reward/{name}" for name in GRADERS if name != "exact_match"), "env/success"]
+    return next((name for name in names if name in metrics), "reward/exact_match")
+
+
 def line(step: int, steps: int, metrics: dict[str, Any], seconds_left: float | None) -> str:
     """One console line. Columns are aligned from step to step. A missing metric is left out, and so is an unknown time.
 
-    Success is that of the batch's own sampled answers, by the grader that trains, or else by exact match; or that of
-    its conversations.
+    Success is that of the batch's own sampled answers or conversations (`success_of`).
     """
-    graded = [metrics[f"reward/{name}"] for name in GRADERS if name != "exact_match" and f"reward/{name}" in metrics]
-    graded += [metrics["env/success"]] if "env/success" in metrics else []
-    if graded:
-        metrics = metrics | {"reward/exact_match": graded[0]}
+    if (success := success_of(metrics)) in metrics:
+        metrics = metrics | {"reward/exact_match": metrics[success]}
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
     for name, words, width, text in _LINE:
         if name in metrics:

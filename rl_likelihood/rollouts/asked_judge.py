@@ -138,14 +138,15 @@ def outside_judge(c: Config, devices: Devices, workdir: Path, questions: Sequenc
 def _local(c: Config, questions: Sequence[str]) -> LocalJudge:
     """The judge's model, loaded on the host. UserError if a question is too long for it."""
     j, name = c.judge, c.reward.judged or "rubric"
-    model_kind = "no reward model" if load_head(j.model) is None else "a reward model"
+    head = load_head(j.model)
+    model_kind = "no reward model" if head is None else "a reward model"
     if (model_kind == "a reward model") != (name == "reward_model"):
         raise UserError(
             f"judge.model is {j.model!r}, which is {model_kind}, but the reward is {name}; name another model"
         )
     judge = local_judge(j.model, form_for(c), j.max_prompt, j.max_row, j.template)
-    if j.normalise == "none":
-        judge = judge.unscaled()
+    if j.normalise == "whiten" and head is not None:
+        judge = judge.whitened(head[1])
     judged_text.refuse_long(judge.reader, questions)
     return judge
 

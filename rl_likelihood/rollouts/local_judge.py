@@ -43,9 +43,9 @@ class LocalJudge:
     run: Callable[[JudgeParams, Judged], jax.Array] = dataclasses.field(repr=False)
     at_once: int = AT_ONCE
 
-    def unscaled(self) -> LocalJudge:
-        """The judge without division by the spread of its scores."""
-        judge = dataclasses.replace(self.judge, spread=1.0)
+    def whitened(self, spread: float) -> LocalJudge:
+        """The judge with its scores divided by `spread`, which `load_head` returns."""
+        judge = dataclasses.replace(self.judge, spread=spread)
         return dataclasses.replace(self, judge=judge, run=make_judge(judge))
 
     def __call__(self, questions: Sequence[str], answers: Answers) -> Verdicts:
@@ -146,10 +146,11 @@ def reader_of(
 def local_judge(
     path: str, form: Form, max_prompt: int, max_row: int, template: str = "model", setting: str = "judge."
 ) -> LocalJudge:
-    """The judge of the model at `path` (`reader_of`), with its weights."""
+    """The judge of the model at `path` (`reader_of`), with its weights. A reward model's scores are as its head says
+    them."""
     reader, _ = reader_of(path, form, max_prompt, max_row, template, setting)
     head, words = load_head(path), judged_text.words_of(reader)
     model, params = load_decoder(path)
     model = as_judge(model, jax.default_backend())
-    judge = Judge("judge", model, words) if head is None else Judge("reward_model", model, spread=head[1])
+    judge = Judge("judge", model, words) if head is None else Judge("reward_model", model)
     return LocalJudge(reader, judge, JudgeParams(params, None if head is None else head[0]), make_judge(judge))

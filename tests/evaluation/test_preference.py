@@ -34,6 +34,9 @@ def rows(n=200, seed=0, flip=False):
 
 def test_known_numbers():
     assert brier(P, Y) == pytest.approx(0.1675)
+    d = np.log(P / (1 - P)) * np.where(Y > 0, 1, -1)  # right minus wrong, for pairs that were predicted with P
+    out = summary([Scored("q", ["a", "b"], np.array([x, 0.0])) for x in d], 20)
+    assert out["nll"] == pytest.approx(0.482184, abs=1e-6) and out["brier"] == pytest.approx(0.1675)
     assert [best_of_n_kl(n) for n in (1, 2, 4, 16)] == pytest.approx([0, 0.193147, 0.636294, 1.835089], abs=1e-6)
     assert (
         best_of([1, 0, 1]) == 0.5 and best_of([0, 1, 1]) == 0 and best_of([2, 1]) == 1 and best_of([1, 1, 1]) == 1 / 3
@@ -64,6 +67,32 @@ def test_the_baselines_see_length_and_words():
     out = summary([Scored("a red car", ["a red car here", "blue"], np.array([0.0, 1.0]))] * 3, 20)
     assert out["length_only_pair_accuracy"] == out["overlap_only_pair_accuracy"] == 1 and out["pair_accuracy"] == 0
     assert "accuracy_when_shorter" not in out, "no right answer is shorter"
+
+
+def test_the_referring_option_and_length_are_judged_on_the_same_questions():
+    """Of 8 questions 4 have an option that refers to others, right in 3. Elsewhere the longer option is right in 3."""
+    refer = [Scored("q", ["All of the above", "xx"], np.array([1.0, 0]), refers=True)] * 3
+    refer += [Scored("q", ["xx", "All of the above"], np.array([1.0, 0]), refers=True)]
+    plain = [Scored("q", ["longer", "x"], np.array([0.0, 1]))] * 3 + [Scored("q", ["x", "longer"], np.array([1.0, 0]))]
+    out = summary(refer + plain, 500)
+    assert out["referring_only_pair_accuracy"] == (3 + 4 * 0.5) / 8
+    assert out["length_only_pair_accuracy"] == 6 / 8 and out["pair_accuracy"] == 5 / 8
+    assert out["length_only_pair_accuracy_without_referring"] == 3 / 4
+    assert out["pair_accuracy_without_referring"] == 1 / 4
+    assert out["pair_accuracy_without_referring_minus_length_only"] == pytest.approx(-0.5)
+    assert "referring_only_pair_accuracy" not in summary(plain, 20)
+
+
+def test_the_interval_of_a_difference_is_paired():
+    """Scores that differ from length on few questions: the difference is known better than either accuracy."""
+    some = [r._replace(scores=np.array([float(len(a)) for a in r.answers])) for r in rows()]
+    other = [r._replace(scores=-r.scores) if i % 20 == 0 else r for i, r in enumerate(some)]
+    out = summary(other, 500)
+    width = lambda name: np.subtract(*out["ci95"][name][::-1])
+    assert width("pair_accuracy_minus_length_only") < 0.6 * width("length_only_pair_accuracy")
+    low, high = out["ci95"]["pair_accuracy_minus_length_only"]
+    assert low <= out["pair_accuracy"] - out["length_only_pair_accuracy"] <= high
+    assert summary(some, 50)["ci95"]["pair_accuracy_minus_length_only"] == [0, 0]
 
 
 def test_a_temperature_calibrates():

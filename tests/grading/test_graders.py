@@ -173,6 +173,7 @@ def test_graders_are_total(reference, answer):
 REFERENCES = {
     "exact_match": "5", "numeric": "5", "math": "5", "countdown": "(1+2)*3", "multiple_choice": "option 2: five",
     "telemath": "5.0", "tool_call": '{"name": "f", "arguments": {"x": 5}}', "code_output": "[5]", "prefix": "5 of them",
+    "nearest_option": '["five cells", "six cells"]',
     "bfcl": '{"functions": [{"name": "f", "parameters": {"properties": {}, "required": []}}], "possible": [{"f": {}}]}',
     "code_tests": '{"prompt": "def f():\\n", "test": "def check(f):\\n    assert f() == 5", "entry_point": "f"}',
     "reasoning_gym": pack("countdown", {}, {"answer": "19 + 3 - 9", "metadata": {"numbers": [19, 9, 3], "target": 13}}),

@@ -26,7 +26,7 @@ TABLE = {"bad": isolated_by(test_worker.misbehave)}
 
 def test_cheap_graders_start_no_process():
     cheap = [name for name, row in GRADERS.items() if row.quick is None]
-    plain = {"exact_match", "numeric", "multiple_choice", "prefix"}
+    plain = {"exact_match", "numeric", "multiple_choice", "nearest_option", "prefix"}
     assert plain | {"countdown", "telemath", "tool_call", "bfcl", "math"} == set(cheap)
     with Pool() as pool:
         for name in cheap:

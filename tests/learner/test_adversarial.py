@@ -7,6 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_likelihood.data import judged_text
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.judged_text import SCORE, Reader
+from rl_likelihood.data.prompts import EncodedExample
+from rl_likelihood.data.tokenizer import vocab_bytes
 from rl_likelihood.learner import adversarial, reward_step
 from rl_likelihood.learner.adversarial import init_run_state, make_run_step, optimizers_of
 from rl_likelihood.learner.judge import Judge, JudgeParams, make_judge, word_logits
@@ -15,8 +20,9 @@ from rl_likelihood.learner.reward_step import PreferenceConfig, make_reward_step
 from rl_likelihood.learner.rows import CriticConfig
 from rl_likelihood.learner.step import init_state, make_step
 from rl_likelihood.mesh import make_mesh
+from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.runtime.devices import using
-from rl_likelihood.shapes import Compared, Judged
+from rl_likelihood.shapes import Compared, Example, Judged
 from tests.small import one_device, random_batch, random_params, rewarded, tiny
 
 P, G = 4, 3
@@ -120,6 +126,38 @@ def test_a_critic_of_labels_learns_by_its_expected_reward_and_pays_for_its_mista
     close(rows["reward"], policy + 0.6 * tie_after)
     assert out["critic/tie"] == pytest.approx(tie_after.mean(), abs=1e-5)
     assert out["critic/first_bias"] == pytest.approx((signs * (after - policy)).mean(), abs=1e-5)
+
+
+def told(keep):
+    """How much higher the critic scores the experts' usual answer than one that the policy gave in its first 30 steps
+    and not in the next 50: after 30 and after 80 steps. One expert in four gives that answer."""
+    text = byte_tokenizer()
+    model = tiny(layers=1, vocab_size=len(text))
+    reader = Reader(text, vocab_bytes(text, len(text)), SCORE, 40, 24)
+    none = np.zeros(0, np.int32)
+    rows = [EncodedExample(Example(str(i), "Q?", "aa" if i == 0 else "ee"), none, none, none) for i in range(P)]
+    critic = dataclasses.replace(CRITIC, replay=keep, replay_share=0.5, head_lr=0.05, lr=1e-2)
+    critic = dataclasses.replace(critic, optimizer=dataclasses.replace(OF_POLICY, total_steps=1000))
+    cfg, experts, mesh = config(critic), Experts(reader, 0, keep), one_device()
+    state = init_run_state(random_params(model), OPTIMIZER, cfg, model.width)
+    judge, step, out = make_judge(Judge("critic", model)), None, []
+    asked = judged_text.encode(reader, ["Q?"], [[("ee",), ("aa",)]]).judged
+    for said, steps in (("aa", 30), ("bb", 50)):
+        for _ in range(steps):
+            compared, replayed, _ = experts.read(rows, [[said] * G] * P)
+            batch = random_batch(8, P, G).replace(host_rewards={}, compared=compared, replayed=replayed)
+            step = step or make_run_step(model, cfg, OPTIMIZER, mesh, batch)
+            with using(mesh):
+                state, _, _ = step(state, None, batch)
+        usual, left = np.asarray(judge(JudgeParams(state.critic.params, state.critic.opt_state.head), asked))[0]
+        out.append(usual - left)
+    return out
+
+
+def test_with_replay_the_critic_remembers_a_mode_that_the_policy_left():
+    (knew, forgot), (knew_too, remembered) = told(0), told(64 * P)
+    assert min(knew, knew_too) > 5
+    assert forgot < 0.25 * knew and remembered > 0.5 * knew_too
 
 
 def test_without_a_critic_the_state_has_none():

@@ -98,6 +98,10 @@ def test_a_judge_is_counted_in_the_step_or_as_a_program_of_its_own(tmp_path):
     )
     assert "judge" not in programs.held_bytes(alone) and programs.compile_judge(alone, 0, None) == []
     assert programs.held_bytes(outside)["judge"] == programs.held_bytes(step)["judge"] == size
+    penalty = {"loss__kl": "k3", "loss__kl_coef": 0.1}
+    initial = planned(**judged | penalty | {"judge__model": "initial", "judge__where": "step"})
+    without = programs.held_bytes(planned(reward__name="exact_match", **penalty))
+    assert without["reference"] == size and programs.held_bytes(initial) == without | {"judge": 0}
     assert programs.compile_judge(step, 0, None) == []
     (own,) = programs.compile_judge(outside, 5, None)
     assert own.program.name == "judge" and own.program.arguments > size and own.others == 5

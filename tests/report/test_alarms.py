@@ -175,12 +175,12 @@ def test_supervision_samples_no_chains():
     assert "grader/failures" in sentence
 
 
-def judged(steps, proxy, known, noise=0.02):
+def judged(steps, proxy, known, noise=0.02, success="reward/exact_match", **other):
     """The sentences of so many steps in which proxy and known success move by so much a step."""
     alarms, said, rng = Alarms(("reward_model",), "force_close"), [], np.random.default_rng(0)
     for step in range(1, steps + 1):
-        values = {"reward/reward_model": proxy * step, "reward/exact_match": 0.5 + known * step}
-        said += alarms.check(step, {k: v + noise * rng.normal() for k, v in values.items()})
+        values = {"reward/reward_model": proxy * step, success: 0.5 + known * step}
+        said += alarms.check(step, other | {k: v + noise * rng.normal() for k, v in values.items()})
     return said
 
 
@@ -190,6 +190,13 @@ def test_a_judge_that_is_pleased_while_success_falls_is_over_optimised():
     assert sentence.startswith("step 40: ")
     for steps, proxy, known in ((39, 0.01, -0.005), (60, 0.01, 0.005), (60, -0.01, -0.005), (60, 0, 0)):
         assert judged(steps, proxy, known) == [], (steps, proxy, known)
+
+
+@pytest.mark.parametrize("success", ["reward/numeric", "reward/nearest_option", "env/success"])
+def test_success_is_by_the_grader_that_the_reward_names(success):
+    """exact_match is logged beside it, and is 0 where no answer is the reference word for word."""
+    (sentence,) = judged(45, 0.01, -0.005, success=success, **{"reward/exact_match": 0.0})
+    assert f"while {success} fell" in sentence
 
 
 def test_a_critic_that_is_never_wrong_is_named():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from rl_likelihood.learner.preference import bradley_terry
+from rl_likelihood.learner.surrogate import advantages, leave_one_out
 from rl_likelihood.rewards.adversarial import policy_reward, verdict_of, verdict_rewards, verdicts_of
+from rl_likelihood.rewards.likelihood import OBJECTIVES
 
 EXPERT, POLICY = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
 SCORE = np.log(EXPERT / POLICY)[None]  # the best critic's, of the three answers
@@ -35,7 +37,9 @@ def test_the_critic_of_labels_is_paid_by_whose_answer_it_picks():
     np.testing.assert_allclose(says.tie, [[0.1, 0.1]])
 
 
-@pytest.mark.parametrize("chance, tau, best", [(0.5, 0.55, 2), (0.54, 0.55, 2), (0.56, 0.55, 0), (0.44, 0.55, 1)])
+@pytest.mark.parametrize(
+    "chance, tau, best", [(0.5, 0.55, 2), (0.54, 0.55, 2), (0.56, 0.55, 0), (0.44, 0.55, 1), (0.52, 0.5, 0)]
+)
 def test_the_best_critic_ties_where_it_is_not_sure_enough(chance, tau, best):
     """`chance`: that the first of two answers, which look alike, is the expert's. Labels: first, second, tie."""
     logits = jnp.zeros(3)
@@ -86,9 +90,9 @@ def test_alternating_updates_end_at_the_experts_distribution(kind):
     assert (policy * np.log(policy / EXPERT)).sum() < 1e-2
 
 
-def test_without_earlier_answers_the_critic_forgets_a_mode_that_the_policy_left():
-    """The policy leaves one wrong answer for another; a third one it never gives. The critic is trained to the end on
-    what it is shown."""
+def test_the_best_critic_of_new_answers_alone_forgets_a_mode_that_the_policy_left():
+    """Why there is replay, by enumeration (tests/learner/test_adversarial.py trains with it). The policy leaves one
+    wrong answer for another; a third one it never gives. The critic is trained to the end on what it is shown."""
     expert = np.array([0.94, 0.02, 0.02, 0.02])
     first, then = np.array([0.02, 0.94, 0.02, 0.02]), np.array([0.02, 0.02, 0.94, 0.02])
     of_first = trained(jnp.zeros(4), expert, first, 10_000, 20.0)
@@ -109,11 +113,33 @@ def test_sampled_verdicts_pay_by_the_table_and_swapped_answers_swap_labels():
         np.testing.assert_allclose(ours[0, 0], theirs[0, 0])
 
 
-@pytest.mark.parametrize("probability, best", [(0.5, 3), (0.54, 3), (0.56, 1)])
-def test_the_best_critic_says_tie_if_it_is_less_sure_than_what_a_tie_pays(probability, best):
-    expert = np.array([[1, 2]])
-    pay = [verdict_rewards(np.full((1, 2, 1), said), expert, 0.55, 0.6)[0][0, :, 0] for said in (1, 2, 3)]
-    assert 1 + np.argmax([probability * x[0] + (1 - probability) * x[1] for x in pay]) == best
+def critic_pay(said, chance, tau):
+    """The critic's expected reward for a verdict, where the first answer is the expert's with this chance."""
+    pay, _ = verdict_rewards(np.full((1, 2, 1), said), np.array([[1, 2]]), tau, 0.6)
+    return chance * pay[0, 0, 0] + (1 - chance) * pay[0, 1, 0]
+
+
+@pytest.mark.parametrize("chance, best", [(0.5, 3), (0.54, 3), (0.56, 1)])
+def test_the_best_critic_says_tie_if_it_is_less_sure_than_what_a_tie_pays(chance, best):
+    assert 1 + np.argmax([critic_pay(said, chance, 0.55) for said in (1, 2, 3)]) == best
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.3, 0.5])
+def test_no_tie_pays_if_it_pays_half_or_less(tau):
+    for chance in np.linspace(0, 1, 41):
+        best = max(critic_pay(1, chance, tau), critic_pay(2, chance, tau))
+        assert best >= critic_pay(3, chance, tau) and (best > tau or chance == tau == 0.5)
+
+
+@pytest.mark.parametrize("said", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["loo", "mean", "std", "std_clip"])
+def test_verdicts_that_are_all_alike_give_no_advantage(said, kind):
+    """To the critic, whose verdicts on a pair are a group, and to the policy, whose answers are one."""
+    critic, policy = verdict_rewards(np.full((2, 3, 4), said), np.full((2, 3), 1), 0.55, 0.6)
+    for rewards in (critic.reshape(6, 4), policy):
+        values, keep = jnp.asarray(rewards, jnp.float32)[..., None], jnp.ones(rewards.shape, bool)
+        difference = leave_one_out(OBJECTIVES["log_prob"], values, jnp.ones(values.shape, bool), keep)
+        np.testing.assert_allclose(advantages(difference, keep, kind), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("said, verdict", [(" Tie\n", 3), ("2", 2), ("1", 1), ("12", 0), ("", 0), (None, 0), ("0", 0)])

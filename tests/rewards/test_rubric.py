@@ -11,7 +11,7 @@ KNOWN = [  # points, how far each criterion is met, the sum
     ("rar", (1, 0.7, 0.3, 0.8), (1, 0, 1, 1), 0.75),
     ("rar", (1, 0.7, 0.3, 0.8), (0.8, 0.3, 0.9, 0.6), 0.6285714),
     ("checklist", (100, 70, 30, 80), (1, 0, 1, 1), 0.75),
-    ("implicit", (5,), (1.0,), 1.0),
+    ("implicit", (5, 3), (0.7, 0.2), 0.7),  # the first is the mark for all criteria
     ("signed", (1,), (1,), 1.0),  # one criterion of one point is a 0/1 reward
     ("healthbench", (1,), (0,), 0.0),
 ]

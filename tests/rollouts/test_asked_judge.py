@@ -14,6 +14,7 @@ import pytest
 from rl_likelihood import train
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
+from rl_likelihood.data.judged_text import SCORE
 from rl_likelihood.data.rubrics import Criterion, Rubric, write_rubrics
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
@@ -23,7 +24,7 @@ from rl_likelihood.reward_model import best_of
 from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.endpoint import HttpSettings
 from rl_likelihood.rollouts.http_judge import HttpJudge
-from rl_likelihood.rollouts.local_judge import HEAD, load_decoder, save_head
+from rl_likelihood.rollouts.local_judge import HEAD, load_decoder, local_judge, save_head
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, rubrics_of
 from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import run_files
@@ -75,6 +76,8 @@ def test_a_reward_model_scores_question_and_answer(scorer):
             assert out.values[i, j] == pytest.approx(float(state @ head["weight"] + head["bias"]), abs=1e-4)
     whitened = judged_by(scorer, judge__normalise="whiten")(questions, answers)
     np.testing.assert_allclose(whitened.values, out.values / 2.5, rtol=1e-5)
+    plain = local_judge(str(scorer), SCORE, 60, 40)
+    np.testing.assert_allclose(plain(questions, answers).values, out.values, rtol=1e-5)
     assert judge(questions[:1], [[("x" * 90,), ("y",)]]).cut == 1
 
 
