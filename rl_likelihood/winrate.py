@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from rl_likelihood.cli.command import run_main
-from rl_likelihood.data.judged_text import BETTER
+from rl_likelihood.data.judged_text import BETTER, Names
 from rl_likelihood.evaluation import winrate
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled, truncated
 from rl_likelihood.rollouts.endpoint import HttpSettings
@@ -29,6 +29,7 @@ from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts, local_judge
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
+NAMES = Names("--judge", "--template", "--")
 # (P questions, P pairs of answers) -> Verdicts: the preference for the first answer [P], and which pairs were judged.
 Compare = Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]
 
@@ -126,7 +127,7 @@ def main() -> None:
         out |= {"calls": remote.endpoint.spent[0], "tokens": remote.endpoint.spent[1], "failed": dict(remote.failures)}
         remote.close()
     else:
-        local = local_judge(values.judge, form, values.max_prompt, values.max_row, values.template, "--")
+        local = local_judge(values.judge, form, values.max_prompt, values.max_row, values.template, NAMES)
         out = measured(functools.partial(compare_locally, local), a, b)
     row = {"step": 0, "a": values.a, "b": values.b, "by": values.judge, **out}
     print(json.dumps(row))  # first: --out may not be writable

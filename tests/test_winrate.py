@@ -106,5 +106,11 @@ def test_the_command_refuses_a_judge_of_random_weights(tmp_path):
     row = json.loads(done.stdout)
     assert row["judge"]["shuffled"]["pairs"] == 30 and 0 <= row["judge"]["shuffled"]["accuracy"] <= 1
     assert json.loads((tmp_path / "out.jsonl").read_text()) == row
+    bare = byte_tokenizer()
+    bare.chat_template = None
+    files.save(tmp_path / "bare", model, init(random_key(0, 0), model))
+    save_tokenizer(bare, tmp_path / "bare")
+    refused = subprocess.run([*command[:-1], f"--judge={tmp_path / 'bare'}"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "no chat template; for a base model set --template=plain" in refused.stderr
     missing = subprocess.run(command[:-1], capture_output=True, text=True)
     assert missing.returncode == 2 and "--judge is missing" in missing.stderr

@@ -132,7 +132,7 @@ def vector_of(reply: object) -> list[float] | None:
 
 def _local(c: Config, path: str) -> tuple[Write, Embed | None]:
     _, tokenizer_at = describe_decoder(path)
-    text, eos_ids = load_tokenizer(tokenizer_at, c.judge.template)
+    text, eos_ids = load_tokenizer(tokenizer_at, c.judge.template, "judge.template")
     model, params = load_decoder(path)
     model = as_judge(model, jax.default_backend())
     params = jax.device_put(params, jax.local_devices()[0])
