@@ -54,11 +54,11 @@ def make(c: Config, workdir: Path) -> dict[str, Any]:
     for start in range(0, len(missing), AT_ONCE):
         part = missing[start : start + AT_ONCE]
         replies = write(prompts.messages([question for question, _ in part]))
-        new_rubrics = [written(q, e.id, reply, c.rubric.items) for (q, e), reply in zip(part, replies, strict=True)]
+        new_rubrics = [written(q, e.id, reply, c.rubric) for (q, e), reply in zip(part, replies, strict=True)]
         rubrics_so_far += [rubric for rubric in new_rubrics if rubric]
         rubrics.write_rubrics(path, rubrics_so_far)
         failed += sum(rubric is None for rubric in new_rubrics)
-        say(f"{start + len(part)}/{len(missing)}  {failed} without a rubric in the reply")
+        say(f"{start + len(part)}/{len(missing)}  {failed} replies without a rubric for {c.rubric.aggregate}")
     return {"rubrics": len(done_prompts) + len(missing) - failed, "made": len(missing) - failed, "failed": failed}
 
 

@@ -222,10 +222,13 @@ def checkpoint_model(c: Config, workdir: Path, model: ModelConfig, params: Param
     return run_on(model, c, jax.default_backend()), params, path
 
 
-def load_tokenizer(path: str, template: str = "model") -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
-    """(the tokenizer at the path that `load_model` returns, with its chat template set; the ids that end a text)."""
+def load_tokenizer(
+    path: str, template: str = "model", setting: str = "--config.prompt.template"
+) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+    """(the tokenizer at the path that `load_model` returns, with its chat template set; the ids that end a text).
+    `setting`: the setting that gives `template`, for the message."""
     loaded = byte_tokenizer() if path == BYTES else tokenizer.load_tokenizer(path)
-    tokenizer.set_template(loaded, template, path)
+    tokenizer.set_template(loaded, template, path, setting)
     return loaded, (loaded.eos_token_id,) if path == BYTES else tokenizer.eos_ids(loaded, path)
 
 

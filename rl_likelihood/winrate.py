@@ -4,9 +4,9 @@ A and B are workdirs with an evaluation, or JSON-lines files with prompt, answer
 name, folder or .gguf file, a reward model's workdir, or an address that speaks OpenAI's chat protocol, with
 --judge_name (the API key is in the environment variable JUDGE_API_KEY). It sees each pair of answers in both orders.
 
-First the judge is calibrated: it compares reference answers with reference answers to other questions. If its accuracy
-is not above chance, no win rate is printed. The output also has its accuracy on reference answers cut in half, and the
-accuracy of a judge that always prefers the longer answer. Prints one JSON object and appends it to --out.
+First the judge is calibrated: it compares reference answers with reference answers to other questions, and with their
+own first halves. If either accuracy is not above chance, no win rate is printed. The output also has the accuracy of a
+judge that always prefers the longer answer. Prints one JSON object and appends it to --out.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ import numpy as np
 from absl import flags
 
 from rl_likelihood.cli.command import run_main
-from rl_likelihood.data.judged_text import BETTER
+from rl_likelihood.data.judged_text import BETTER, Names, refuse_long
 from rl_likelihood.evaluation import winrate
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled, truncated
 from rl_likelihood.rollouts.endpoint import HttpSettings
 from rl_likelihood.rollouts.http_judge import HttpJudge
-from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts, local_judge
+from rl_likelihood.rollouts.local_judge import LocalJudge, Verdicts, local_judge, reader_of
 from rl_likelihood.runtime import run_files
 from rl_likelihood.shapes import UserError
 
+LOSERS = {"shuffled": "another question's", "truncated": "its own first half"}  # what calibration compares with
+NAMES = Names("--judge", "--template", "--")
 # (P questions, P pairs of answers) -> Verdicts: the preference for the first answer [P], and which pairs were judged.
 Compare = Callable[[Sequence[str], Sequence[tuple[str, str]]], Verdicts]
 
@@ -92,14 +94,15 @@ def measured(compare: Compare, a: dict[str, Answered], b: dict[str, Answered]) -
     """The judge's accuracies, and the win rate if the judge is above chance."""
     pairs = common(a, b)
     judge = calibrate(compare, [x._replace(reference=x.reference or y.reference) for x, y in pairs])
-    low, high = judge["shuffled"]["ci95"]
-    if not winrate.above_chance(judge["shuffled"]):
-        refusal = (
-            f"no win rate: the judge prefers a reference answer to another question's in "
-            f"{100 * judge['shuffled']['accuracy']:.1f} % of {judge['shuffled']['pairs']} pairs (95 % interval "
-            f"{100 * low:.1f} to {100 * high:.1f}), which is not above chance; take another judge"
-        )
-        return {"judge": judge, "refused": refusal}
+    for name, loser in LOSERS.items():
+        found, (low, high) = judge[name], judge[name]["ci95"]
+        if not winrate.above_chance(found):
+            refusal = (
+                f"no win rate: the judge prefers a reference answer to {loser} in {100 * found['accuracy']:.1f} % "
+                f"of {found['pairs']} pairs (95 % interval {100 * low:.1f} to {100 * high:.1f}), which is not "
+                "above chance; take another judge"
+            )
+            return {"judge": judge, "refused": refusal}
     answers_a, answers_b = [x.answer for x, _ in pairs], [y.answer for _, y in pairs]
     first, second, lost = both_orders(compare, [x.prompt for x, _ in pairs], answers_a, answers_b)
     judged = np.isfinite(first)
@@ -119,14 +122,18 @@ def main() -> None:
     form = BETTER.after(values.task)
     if "://" in values.judge:
         cache = values.cache or ":memory:"
-        settings = HttpSettings(values.judge, values.judge_name, "--judge", max_calls=values.max_calls, cache=cache)
+        settings = HttpSettings(
+            values.judge, values.judge_name, "--judge", "--", max_calls=values.max_calls, cache=cache
+        )
         remote = HttpJudge(settings, form)
         remote.endpoint.refuse_unreachable()
         out = measured(functools.partial(compare_by_http, remote), a, b)
         out |= {"calls": remote.endpoint.spent[0], "tokens": remote.endpoint.spent[1], "failed": dict(remote.failures)}
         remote.close()
     else:
-        local = local_judge(values.judge, form, values.max_prompt, values.max_row, values.template, "--")
+        described = (values.judge, form, values.max_prompt, values.max_row, values.template, NAMES)
+        refuse_long(reader_of(*described)[0], [x.prompt for x, _ in common(a, b)])
+        local = local_judge(*described)
         out = measured(functools.partial(compare_locally, local), a, b)
     row = {"step": 0, "a": values.a, "b": values.b, "by": values.judge, **out}
     print(json.dumps(row))  # first: --out may not be writable

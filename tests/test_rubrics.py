@@ -1,12 +1,13 @@
 """The rubrics command: writes rubrics with near ones in view, goes on where it stopped, drops what tells nothing."""
 
 import json
+import math
 
 import pytest
 
 from rl_likelihood.config import build
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
-from rl_likelihood.data.rubrics import Criterion, Rubric, read_rubrics, write_rubrics
+from rl_likelihood.data.rubrics import Criterion, Rubric, read_rubrics, refuse, write_rubrics
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.datasets import sources
 from rl_likelihood.rollouts.rubric_writer import WriterPrompts, writer_of
@@ -14,7 +15,7 @@ from rl_likelihood.rubrics import filter_rubrics, make, show
 from rl_likelihood.run_model import random_model
 from rl_likelihood.shapes import UserError
 from rl_likelihood.weights import files
-from tests.rollouts.test_asked_judge import by_keyword, rubric_file
+from tests.rollouts.test_asked_judge import rubric_file
 from tests.runs import small_config
 from tests.servers import serving
 from tests.small import random_params
@@ -64,8 +65,41 @@ def test_what_is_shown_is_near_and_said_once():
     shown = WriterPrompts(config("http://h/v1", "x", rubric__cases=1, rubric__pool=2), SEEDS, None)
     assert len(shown.criteria) == 3, "two criteria with the same words are one"
     (message,) = shown.messages(["What sum is 2 plus 2, as one number?"])
+    near = json.loads(message.partition("Criteria of questions that are near:\n")[2].partition("\n")[0])
+    assert near[0] == {"criterion": "The sum is given as one number", "points": 5.0}
+    assert "The bird exists" not in [x["criterion"] for x in near]
     assert "What is 1 plus 1?" in message and "Name a bird" not in message
     assert "What sum is 2 plus 2" in message.rpartition("Question:")[2]
+
+
+def test_the_writer_is_asked_for_points_that_the_run_allows():
+    pytest.importorskip("bm25s")
+    for kind, negative in (("signed", True), ("healthbench", True), ("rar", False), ("checklist", False)):
+        shown = WriterPrompts(config("http://h/v1", "x", rubric__aggregate=kind), SEEDS[1:], None)
+        (message,) = shown.messages(["Why?"])
+        assert ("-10" in message) == negative and "from 1 to 10" in message
+
+
+@pytest.mark.parametrize("kind, points", [("rar", -2), ("healthbench", -2), ("signed", "\\ud800")])
+def test_a_written_rubric_that_training_refuses_is_dropped_and_counted(tmp_path, kind, points):
+    """The first question gets it. It is not stored as the server's reply, so the next call asks again."""
+    pytest.importorskip("bm25s")
+
+    def write(handler, number, body):
+        good = '[{"criterion": "It is right", "points": 3}]'
+        bad = f'[{{"criterion": "It is wrong", "points": {points}}}]'
+        if kind == "rar":
+            bad = good[:-1] + ", " + bad[1:]
+        if kind == "signed":
+            bad = f'[{{"criterion": "Half a pair {points}", "points": 3}}]'
+        handler.reply(200, {"choices": [{"message": {"content": bad if number == 1 else good}}]})
+
+    with serving(write) as (url, _):
+        about = {"rubric__aggregate": kind, "judge__concurrency": 1, "data__train_size": 3}
+        c = config(url, tmp_path / "rubrics.jsonl", **about)
+        assert make(c, tmp_path) == {"rubrics": 2, "made": 2, "failed": 1}
+        refuse(read_rubrics(c.rubric.path), kind)
+        assert make(c, tmp_path) == {"rubrics": 3, "made": 1, "failed": 0}
 
 
 def test_vectors_come_from_the_writers_address(tmp_path):
@@ -98,12 +132,24 @@ def test_a_local_model_writes_and_makes_vectors(tmp_path):
     assert vectors(["one", "two"]).shape[0] == 2
 
 
-def test_criteria_that_all_or_no_answers_meet_are_left_out(tmp_path):
-    """With a judge of keywords: every answer contains the empty text, and none contains a zebra. The criterion that a
-    checklist adds to all questions is not in the file."""
-    limits = {"rubric__low": 0.3, "rubric__high": 0.8, "rubric__aggregate": "checklist"}
-    with serving(by_keyword) as (url, _):
+@pytest.mark.parametrize("low, high, kept", [(0.0, 0.8, "it has 'zebra'"), (0.3, 1.0, "it has ''"), (0.3, 0.8, None)])
+def test_criteria_that_all_or_no_answers_meet_are_left_out(tmp_path, low, high, kept):
+    """With a judge of keywords: every answer contains the empty text, and none contains a zebra. It never says less
+    than 0.45. The criterion that a checklist adds to all questions is not in the file."""
+    limits = {"rubric__low": low, "rubric__high": high, "rubric__aggregate": "checklist"}
+
+    def unsure(handler, number, body):
+        p = 0.45 if "has 'zebra'" in body["messages"][0]["content"] else 0.9
+        pairs = [{"token": "yes", "logprob": math.log(p)}, {"token": "no", "logprob": math.log(1 - p)}]
+        handler.reply(200, {"choices": [{"logprobs": {"content": [{"top_logprobs": pairs}]}}]})
+
+    with serving(unsure) as (url, _):
         c = config(url, tmp_path / "r.jsonl", data__train_size=5, rubric__rollouts=3, **limits)
         rubric_file(tmp_path / "r.jsonl", c, ("it has ''", 5.0), ("it has 'zebra'", 3.0))
         out = filter_rubrics(c, tmp_path)
-    assert out["criteria"] == 10 and out["criteria_kept"] == 0 and out["questions_kept"] == 0 and out["questions"] == 5
+    count = 5 if kept else 0
+    assert out["criteria"] == 10 and out["criteria_kept"] == out["questions_kept"] == count and out["questions"] == 5
+    if kept:
+        written = read_rubrics(out["file"])
+        assert [r.prompt for r in written] == [e.prompt for e in sources.load(c.data)[0]]
+        assert all([x.text for x in r.criteria] == [kept] for r in written)

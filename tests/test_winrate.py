@@ -1,6 +1,7 @@
 """The winrate command: runs and files, a judge that can tell and one that cannot, both orders."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from rl_likelihood.shapes import UserError
 from rl_likelihood.task import random_key
 from rl_likelihood.weights import files
 from rl_likelihood.winrate import measured
+from tests.servers import serving
 
 QUESTIONS = [f"What is {n} + {n}?" for n in range(30)]
 A = {q: Answered(q, f"it is {2 * n}", f"it is {2 * n}") for n, q in enumerate(QUESTIONS)}
@@ -50,6 +52,18 @@ def test_a_judge_that_cannot_tell_gives_none():
     assert "win_rate" not in out and "not above chance" in out["refused"]
     assert out["judge"]["shuffled"]["accuracy"] == 0.5
     assert out["judge"]["shuffled"]["first_bias"] == pytest.approx(0.4)
+
+
+def test_a_judge_that_cannot_tell_a_reference_from_its_half_gives_none():
+    def first_words(questions, pairs):
+        """Prefers what the right answer begins with, however little."""
+        right = [f"it is {2 * int(q.split()[2])}" for q in questions]
+        marks = [[0.3 * goal.startswith(x) for x in pair] for goal, pair in zip(right, pairs, strict=True)]
+        return Verdicts(np.array([0.5 + x - y for x, y in marks]), np.ones(len(pairs), bool), 0)
+
+    out = measured(first_words, A, B)
+    assert out["judge"]["shuffled"]["accuracy"] == 1 and out["judge"]["truncated"]["accuracy"] == 0.5
+    assert "win_rate" not in out and "to its own first half in 50.0 % of 30 pairs" in out["refused"]
 
 
 def test_what_the_judge_failed_on_is_left_out_and_counted():
@@ -106,5 +120,30 @@ def test_the_command_refuses_a_judge_of_random_weights(tmp_path):
     row = json.loads(done.stdout)
     assert row["judge"]["shuffled"]["pairs"] == 30 and 0 <= row["judge"]["shuffled"]["accuracy"] <= 1
     assert json.loads((tmp_path / "out.jsonl").read_text()) == row
+    bare = byte_tokenizer()
+    bare.chat_template = None
+    files.save(tmp_path / "bare", model, init(random_key(0, 0), model))
+    save_tokenizer(bare, tmp_path / "bare")
+    refused = subprocess.run([*command[:-1], f"--judge={tmp_path / 'bare'}"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "no chat template; for a base model set --template=plain" in refused.stderr
+    long = subprocess.run([*command, "--max_prompt=20"], capture_output=True, text=True)
+    assert long.returncode == 2 and "--max_prompt is 20, but the question 'What is 0 + 0?'" in long.stderr
     missing = subprocess.run(command[:-1], capture_output=True, text=True)
     assert missing.returncode == 2 and "--judge is missing" in missing.stderr
+
+
+def test_limits_of_a_server_are_named_as_the_flags_are(tmp_path):
+    a, b = write(tmp_path / "a.jsonl", A), write(tmp_path / "b.jsonl", B)
+    environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
+
+    def refusal(url, *flags):
+        command = [sys.executable, "-m", "rl_likelihood.winrate", f"--a={a}", f"--b={b}", f"--judge={url}"]
+        command += ["--judge_name=m", f"--out={tmp_path / 'out.jsonl'}", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 2, done.stderr
+        return done.stderr
+
+    with serving(lambda handler, number, body: handler.reply(200, {})) as (url, _):
+        assert "--max_calls is 3, and" in refusal(url, "--max_calls=3", f"--cache={tmp_path / 'new'}")
+        (tmp_path / "broken").write_bytes(b"not a database, but long enough to be read as one" * 30)
+        assert f"--cache is {tmp_path / 'broken'}" in refusal(url, f"--cache={tmp_path / 'broken'}")

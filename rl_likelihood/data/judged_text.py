@@ -83,6 +83,15 @@ class Form(NamedTuple):
         return self._replace(ask=f"{task}\n\n{self.ask}") if task and self.ask else self
 
 
+class Names(NamedTuple):
+    """The user's names of a judge's settings, for messages. `limits`: the prefix of max_prompt and max_row."""
+
+    model: str = "judge.model"
+    template: str = "judge.template"
+    limits: str = "judge."
+
+
+JUDGE = Names()
 ONE_ANSWER, YES_NO = (f"{OPEN}\n", f"\n{CLOSE}"), ("yes", "no")
 SCORE = Form("", ("", ""))
 CORRECT = Form(
@@ -135,7 +144,7 @@ class Reader:
     form: Form
     max_prompt: int
     max_row: int
-    setting: str = "judge."  # prefix of the user's settings max_prompt and max_row, for messages
+    names: Names = JUDGE
     render: Callable[[str], str] | None = dataclasses.field(default=None, repr=False)
 
 
@@ -182,8 +191,9 @@ def filled(form: Form, question: str, answers: Sequence[str | None]) -> str:
     return form.asking(question).replace(_ANSWERS, "".join(parts))
 
 
-def word_ids(tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...], word: str) -> tuple[int, ...]:
+def word_ids(reader: Reader, word: str) -> tuple[int, ...]:
     """The ids of the word's single-token spellings: capitalised or not, with or without a space before it."""
+    tokenizer, vocab_bytes = reader.tokenizer, reader.vocab_bytes
     spellings = [space + text for text in dict.fromkeys((word.capitalize(), word)) for space in ("", " ")]
     rows = ids_of(tokenizer, vocab_bytes, spellings)
     ids = tuple(
@@ -195,14 +205,14 @@ def word_ids(tokenizer: PreTrainedTokenizerBase, vocab_bytes: tuple[bytes, ...],
     )
     if not ids:
         raise UserError(
-            f"judge.model: {name_of(tokenizer)} has no single token for the reply {word!r}; take another judge"
+            f"{reader.names.model}: {name_of(tokenizer)} has no single token for the reply {word!r}; take another judge"
         )
     return ids
 
 
 def words_of(reader: Reader) -> tuple[tuple[int, ...], ...]:
     """`word_ids` of each word of the form."""
-    return tuple(word_ids(reader.tokenizer, reader.vocab_bytes, word) for word in reader.form.words)
+    return tuple(word_ids(reader, word) for word in reader.form.words)
 
 
 def encode(reader: Reader, questions: Sequence[str], answers: Sequence[Sequence[Sequence[str | None]]]) -> Encoded:
@@ -236,8 +246,8 @@ def _prompts(reader: Reader, questions: Sequence[str], rendered: list[_Rendered]
     for question, ids in zip(questions, prompts, strict=True):
         if len(ids) > reader.max_prompt:
             raise UserError(
-                f"{reader.setting}max_prompt is {reader.max_prompt}, but the question {question[:60]!r} has {len(ids)} "
-                "tokens in the judge's template; set it to at least that"
+                f"{reader.names.limits}max_prompt is {reader.max_prompt}, but the question {question[:60]!r} has "
+                f"{len(ids)} tokens in the judge's template; set it to at least that"
             )
     return prompts
 
@@ -249,7 +259,7 @@ def refuse_template(reader: Reader) -> None:
     around = _around(reader, rendered)
     if sum(map(len, around)) >= reader.max_row:
         raise UserError(
-            f"{reader.setting}max_row is {reader.max_row}, but what stands around an answer has "
+            f"{reader.names.limits}max_row is {reader.max_row}, but what stands around an answer has "
             f"{sum(map(len, around))} tokens; set it to some hundreds more"
         )
     text, first = rendered.before, rendered.space + (reader.form.pieces[0] or "answer")
@@ -257,8 +267,8 @@ def refuse_template(reader: Reader) -> None:
     (row,) = ids_after_text(reader.tokenizer, reader.vocab_bytes, [first])
     if prompt + row != ids_of(reader.tokenizer, reader.vocab_bytes, [text + first])[0]:
         raise UserError(
-            f"judge.model: {name_of(reader.tokenizer)} does not cut between {text[-20:]!r} and an answer; take another "
-            "judge or judge.template=plain"
+            f"{reader.names.model}: {name_of(reader.tokenizer)} does not cut between {text[-20:]!r} and an answer; "
+            f"take another judge or {reader.names.template}=plain"
         )
 
 
@@ -271,22 +281,22 @@ class _Rendered(NamedTuple):
 
 
 def _rendered(reader: Reader, question: str) -> _Rendered:
-    tokenizer, form = reader.tokenizer, reader.form
+    tokenizer, form, names = reader.tokenizer, reader.form, reader.names
     messages = [{"role": "user", "content": form.asking(question) or question}]
     if not form.ask:
         messages.append({"role": "assistant", "content": _ANSWERS})
     if not (tokenizer.chat_template or reader.render):
-        raise UserError(f"judge.model: {name_of(tokenizer)} has no chat template; set judge.template=plain")
+        raise UserError(f"{names.model}: {name_of(tokenizer)} has no chat template; set {names.template}=plain")
     try:
         if reader.render:
             text = reader.render(form.asking(question))
         else:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=bool(form.ask))
     except TemplateError as e:
-        raise UserError(f"judge.model: the chat template of {name_of(tokenizer)} refuses a question ({e})") from e
+        raise UserError(f"{names.model}: the chat template of {name_of(tokenizer)} refuses a question ({e})") from e
     before, marker, after = text.rpartition(_ANSWERS)
     if not marker:
-        raise UserError(f"judge.model: the chat template of {name_of(tokenizer)} does not show an answer")
+        raise UserError(f"{names.model}: the chat template of {name_of(tokenizer)} does not show an answer")
     trimmed = before.rstrip(" ")  # a space is one token with the word after it
     return _Rendered(trimmed, before[len(trimmed) :], after.rstrip(" ") if form.ask else after)
 

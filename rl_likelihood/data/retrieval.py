@@ -29,6 +29,7 @@ class Store:
         self._words, self._embed, self._where = "bm25" in by, embed if by != "bm25" else None, where
         self._vectors: list[np.ndarray] = []
         self._index: Index | None = None
+        self._mean = np.zeros(0, np.float32)  # of all vectors
         self._lexical: Any = None  # the index of bm25s
 
     def add(self, texts: Sequence[str]) -> None:
@@ -65,19 +66,24 @@ class Store:
 
     def _by_vectors(self, queries: Sequence[str], k: int) -> Ranked:
         assert self._embed is not None
-        corpus = np.concatenate(self._vectors)
-        mean = corpus.mean(0)  # subtracted, because what all texts have in common does not tell them apart
         if self._index is None:
+            corpus = np.concatenate(self._vectors)
+            self._vectors = [corpus]
+            self._mean = corpus.mean(0)  # subtracted, because what all texts have in common does not tell them apart
             name, _, uri = self._where.partition(":")
-            self._index = STORES[name](unit(corpus - mean), uri)
-        return self._index(unit(np.asarray(self._embed(queries), np.float32) - mean), min(k, len(corpus)))
+            self._index = STORES[name](unit(corpus - self._mean), uri)
+        return self._index(unit(np.asarray(self._embed(queries), np.float32) - self._mean), min(k, len(self.texts)))
 
 
 def by_numpy(corpus: np.ndarray, _: str) -> Index:
     """Compares every text with every query, in numpy."""
 
     def nearest(queries: np.ndarray, k: int) -> Ranked:
-        return [np.argsort(-row, kind="stable")[:k].tolist() for row in queries @ corpus.T]
+        ranked = []
+        for row in queries @ corpus.T:
+            most = np.sort(np.argpartition(-row, k - 1)[:k])
+            ranked.append(most[np.argsort(-row[most], kind="stable")].tolist())
+        return ranked
 
     return nearest
 

@@ -22,6 +22,7 @@ from rl_likelihood.shapes import UserError
 # Points for words (Rubrics as Rewards, 2507.17746). The text of a pitfall says that the fault is absent.
 POINTS = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.8}
 MOST_POINTS = 1e6
+ALL_POSITIVE = ("rar", "checklist")  # values of rubric.aggregate without negative points
 ALIKE = 0.85  # two criteria with more than this share of common words count as one
 MOST_PROSE, MOST_STARTS = 20_000, 2000  # maximum characters of a reply to search, and maximum starts of JSON to try
 
@@ -113,7 +114,7 @@ def refuse(rubrics: Sequence[Rubric], kind: str, name: str = "rubric.path") -> N
     """UserError if a rubric's points do not suit `kind`, the setting rubric.aggregate."""
     for rubric in rubrics:
         points = [c.points for c in rubric.criteria]
-        if kind in ("rar", "checklist") and min(points) < 0:
+        if kind in ALL_POSITIVE and min(points) < 0:
             raise UserError(
                 f"{name}: a criterion of {rubric.prompt[:60]!r} has {min(points):g} points, but with rubric.aggregate="
                 f"{kind} all are good; word it as what a good answer does, or set rubric.aggregate=healthbench"
@@ -164,8 +165,9 @@ def distinct(criteria: Iterable[Criterion], limit: float = ALIKE) -> list[Criter
 
 def telling(rubric: Rubric, met: np.ndarray, low: float, high: float) -> Rubric:
     """The rubric without criteria that fewer than a share `low` or more than a share `high` of the answers meet. `met`
-    [G, C]: NaN without a verdict. A criterion without any verdict is kept."""
+    [G, C]: P(yes), above 0.5 if the answer meets the criterion; NaN without a verdict. A criterion without any verdict
+    is kept."""
     judged = np.isfinite(met)
-    share = np.where(judged, met, 0).sum(0) / np.maximum(judged.sum(0), 1)
+    share = (met > 0.5).sum(0) / np.maximum(judged.sum(0), 1)
     kept = ((share >= low) & (share <= high)) | ~judged.any(0)
     return rubric._replace(criteria=tuple(c for c, is_in in zip(rubric.criteria, kept, strict=True) if is_in))

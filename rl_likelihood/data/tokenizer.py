@@ -64,17 +64,19 @@ def load_tokenizer(path: str | os.PathLike, require_template: bool = False) -> P
     return tokenizer
 
 
-def set_template(tokenizer: PreTrainedTokenizerFast, template: str, path: str = "") -> None:
-    """Sets the chat template by `prompt.template`: the tokenizer's own ("model"), or the plain one ("plain"). Raw
-    prompts ("raw") need none.
+def set_template(
+    tokenizer: PreTrainedTokenizerFast, template: str, path: str = "", setting: str = "--config.prompt.template"
+) -> None:
+    """Sets the chat template: the tokenizer's own ("model"), or the plain one ("plain"). Raw prompts ("raw") need none.
 
-    UserError for "model" if the tokenizer has no template. `path`: the tokenizer's location, for the message.
+    UserError for "model" if the tokenizer has no template. For the message, `path`: the tokenizer's location,
+    `setting`: the setting that gives `template`.
     """
     if template == "plain":
         tokenizer.chat_template = PLAIN_TEMPLATE
     elif template != "raw" and not tokenizer.chat_template:
         raise UserError(
-            f"{path}: its tokenizer has no chat template; for a base model set --config.prompt.template=plain, else "
+            f"{path}: its tokenizer has no chat template; for a base model set {setting}=plain, else "
             "add chat_template to tokenizer_config.json or take the instruct version of the model"
         )
 

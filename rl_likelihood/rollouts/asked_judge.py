@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rl_likelihood.data import judged_text, prompts, rubrics
-from rl_likelihood.data.judged_text import Form, JudgeSettings, Reader
+from rl_likelihood.data.judged_text import Form, JudgeSettings, Names, Reader
 from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.grading import graders
 from rl_likelihood.learner.judge import Judge, JudgeParams
@@ -41,6 +41,7 @@ from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example, UserError
 from rl_likelihood.task import Task
 
+OWN = Names("model.path", "prompt.template")  # of a judge that is the run's own model
 CACHE = "judge.sqlite"  # in a workdir: verdicts of an HTTP judge; with several processes, each has its own file
 
 
@@ -79,7 +80,7 @@ def refuse_judge(c: Config, workdir: Path) -> None:
         reader_of(j.model, form_for(c), j.max_prompt, j.max_row, j.template)
     elif c.model.path and checkpoint.latest_step(workdir) is None:
         # Judged by the run's own model, or by the critic of adversarial training. A resumed run has a copy of it.
-        reader_of(c.model.path, form_for(c), j.max_prompt, j.max_row, c.prompt.template)
+        reader_of(c.model.path, form_for(c), j.max_prompt, j.max_row, c.prompt.template, OWN)
 
 
 def form_for(c: Config) -> Form:
@@ -177,7 +178,7 @@ def _own_reader(task: Task, form: Form) -> Reader:
             "positions of the model; lower one"
         )
     render = _verdict_prompt(task) if task.config.raro else None
-    reader = Reader(task.tokenizer, vocab, form, j.max_prompt, j.max_row, render=render)
+    reader = Reader(task.tokenizer, vocab, form, j.max_prompt, j.max_row, OWN, render)
     judged_text.refuse_template(reader)
     judged_text.refuse_long(reader, [judged_text.question_of(row.example) for row in task.train])
     return reader

@@ -29,7 +29,9 @@ from rl_likelihood.runtime.console import say
 from rl_likelihood.shapes import UserError
 
 RETRIED = {408, 409, 429}  # statuses that are retried, in addition to every 5xx
-FATAL = {401: "refuses the key", 403: "refuses the key", 404: "knows no such address or model"}
+KEY_REFUSED = (401, 403)
+FATAL = dict.fromkeys(KEY_REFUSED, "refuses the key") | {404: "knows no such address or model"}
+SAVE_EVERY = 1.0  # seconds between two writes of the cache
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, then doubled; and the maximum
 MOST_BYTES = 8 << 20  # maximum size of a reply
 BYTES_PER_TOKEN = 3  # to estimate a call's tokens before it is made
@@ -42,13 +44,15 @@ Read = Callable[[Any], Any]  # a reply's JSON -> the value in it (itself JSON), 
 class HttpSettings:
     """The server's address, the model's name on it, and how to call it.
 
-    `field`: the config field that gives the address. `key_variable`: the environment variable with the API key.
+    `field`: the setting that gives the address. `limits`: the prefix of the settings max_calls, max_tokens and cache.
+    `key_variable`: the environment variable with the API key.
     `max_calls`, `max_tokens`: limits over the lifetime of the cache file (0: no limit).
     """
 
     url: str
     model: str
     field: str = "judge.model"
+    limits: str = "judge."
     key_variable: str = "JUDGE_API_KEY"
     concurrency: int = 16
     timeout: float = 60.0
@@ -91,7 +95,7 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=s.concurrency)
         self._client = httpx.Client(headers=headers, timeout=s.timeout, limits=limits)
-        self._cache, self._lock, self._stop = _Cache(s.cache), threading.Lock(), threading.Event()
+        self._cache, self._lock, self._stop = _Cache(s.cache, f"{s.limits}cache"), threading.Lock(), threading.Event()
         self._refusal: UserError | None = None
 
     def ask(self, bodies: Sequence[dict[str, Any]], read: Read, path: str = CHAT) -> list[Any]:
@@ -104,10 +108,12 @@ class Endpoint:
         return [cached.get(key) for key in keys]
 
     def refuse_unreachable(self) -> None:
-        """UserError if nobody answers at the address. Any reply is accepted, and its content is not read."""
+        """UserError if nobody answers at the address, or if the key is refused. Any other reply is accepted, and its
+        content is not read."""
         try:
-            with self._client.stream("GET", self.settings.url.rstrip("/") + MODELS):
-                pass
+            with self._client.stream("GET", self.settings.url.rstrip("/") + MODELS) as reply:
+                if reply.status_code in KEY_REFUSED:
+                    self._refuse(reply.status_code, self._shown(next(reply.iter_bytes(), b"")))
         except self.httpx.TransportError as error:
             raise UserError(
                 f"{self.settings.field} is {self.settings.url}, where nobody answers ({type(error).__name__}); start "
@@ -128,23 +134,37 @@ class Endpoint:
         """Sends these requests and adds their values to `cached` and the cache. UserError if all calls would fail."""
         self._stop.clear()
         self._refusal = None
-        with concurrent.futures.ThreadPoolExecutor(self.settings.concurrency) as pool:
-            jobs = {pool.submit(self._one, body, read, path): key for key, body in bodies.items()}
-            try:
-                for job in concurrent.futures.as_completed(jobs):
-                    try:
-                        value = job.result()
-                    except NoReply as failure:
-                        self._count(*failure.args)
-                        continue
-                    cached[jobs[job]] = value
-                    self._cache.put(jobs[job], value)
-            except BaseException:
-                self._stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            finally:
-                self._cache.keep_counts()
+        try:
+            with concurrent.futures.ThreadPoolExecutor(self.settings.concurrency) as pool:
+                jobs = {pool.submit(self._one, body, read, path): key for key, body in bodies.items()}
+                pending = set(jobs)
+                try:
+                    while pending:
+                        done, pending = concurrent.futures.wait(pending, SAVE_EVERY)
+                        self._keep({jobs[job]: job for job in done}, cached)
+                except BaseException:
+                    self._stop.set()
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        finally:
+            self._cache.save({})
+
+    def _keep(self, done: dict[str, concurrent.futures.Future], cached: dict[str, Any]) -> None:
+        """Adds the values of completed calls to `cached` and the cache, and counts failures. UserError if a call
+        raised one."""
+        values, refusals = dict[str, Any](), []
+        for key, job in done.items():
+            error = job.exception()
+            if error is None:
+                values[key] = job.result()
+            elif isinstance(error, NoReply):
+                self._count(*error.args)
+            else:
+                refusals.append(error)
+        cached.update(values)
+        self._cache.save(values)
+        if refusals:
+            raise refusals[0]
 
     def _count(self, kind: str, text: str = "") -> None:
         """Counts a failed call. The first one of its kind is reported, with what the server said."""
@@ -169,7 +189,7 @@ class Endpoint:
             else:
                 if status == 200:
                     return self._value(content, body, read)
-                text = " ".join(self._without_key(content.decode(errors="replace")).split())[:200]
+                text = self._shown(content)
                 self._refuse(status, text)
                 failure = f"status {status}"
                 if status not in RETRIED and status < 500:
@@ -219,8 +239,10 @@ class Endpoint:
         if self._refusal:
             raise self._refusal
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+    def _shown(self, content: bytes) -> str:
+        """The beginning of what the server said, without the key."""
+        text = content.decode(errors="replace")
+        return " ".join((text.replace(self._key, "[key]") if self._key else text).split())[:200]
 
     def _reserve(self, body: dict[str, Any]) -> None:
         """Counts a call before it is made. UserError if it would exceed a limit."""
@@ -228,10 +250,10 @@ class Endpoint:
         with self._lock:
             calls, tokens = self._cache.calls + 1, self._cache.tokens + estimate(body)
             if s.max_calls and calls > s.max_calls:
-                raise UserError(f"judge.max_calls is {s.max_calls}, and that many were made; raise it to continue")
+                raise UserError(f"{s.limits}max_calls is {s.max_calls}, and that many were made; raise it to continue")
             if s.max_tokens and tokens > s.max_tokens:
                 raise UserError(
-                    f"judge.max_tokens is {s.max_tokens}, and {self._cache.tokens} were used; raise it to continue"
+                    f"{s.limits}max_tokens is {s.max_tokens}, and {self._cache.tokens} were used; raise it to continue"
                 )
             self._cache.calls, self._cache.tokens = calls, tokens
 
@@ -248,7 +270,8 @@ class _Cache:
     """Values of replies by the hash of the request, and the calls and tokens spent. Only the two counts are used from
     several threads."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, setting: str) -> None:
+        self._setting = setting
         try:
             if path != ":memory:":
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +283,7 @@ class _Cache:
             ((self.calls, self.tokens),) = self._db.execute("select calls, tokens from spent")
         except (sqlite3.Error, OSError) as error:
             raise UserError(
-                f"judge.cache is {path}, which cannot be used ({error}); delete it or choose another"
+                f"{setting} is {path}, which cannot be used ({error}); delete it or choose another"
             ) from None
 
     def get(self, keys: list[str]) -> dict[str, Any]:
@@ -271,19 +294,17 @@ class _Cache:
                 cached[key] = json.loads(row[0])
         return cached
 
-    def put(self, key: str, value: Any) -> None:
-        self._write("insert or replace into replies values (?, ?)", (key, json.dumps(value)))
-
-    def keep_counts(self) -> None:
-        """Stores the numbers of calls and tokens."""
-        self._write("update spent set calls = ?, tokens = ?", (self.calls, self.tokens))
-
-    def _write(self, statement: str, values: tuple) -> None:
+    def save(self, values: dict[str, Any]) -> None:
+        """Stores these values, and the numbers of calls and tokens."""
+        rows = [(key, json.dumps(value)) for key, value in values.items()]
         try:
-            self._db.execute(statement, values)
-            self._db.commit()
+            with self._db:  # one transaction
+                self._db.executemany("insert or replace into replies values (?, ?)", rows)
+                self._db.execute("update spent set calls = ?, tokens = ?", (self.calls, self.tokens))
         except sqlite3.Error as error:
-            raise UserError(f"judge.cache: cannot be written ({error}); free some space or choose another") from None
+            raise UserError(
+                f"{self._setting}: cannot be written ({error}); free some space or choose another"
+            ) from None
 
     def close(self) -> None:
         self._db.close()

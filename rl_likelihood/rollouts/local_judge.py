@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rl_likelihood.data import judged_text, tokenizer
-from rl_likelihood.data.judged_text import Form, Reader
+from rl_likelihood.data.judged_text import JUDGE, Form, Names, Reader
 from rl_likelihood.learner.judge import Judge, JudgeParams, ValueHead, make_judge
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.runtime import checkpoint
@@ -121,34 +121,33 @@ def as_judge(model: ModelConfig, platform: str) -> ModelConfig:
 
 
 def reader_of(
-    path: str, form: Form, max_prompt: int, max_row: int, template: str = "model", setting: str = "judge."
+    path: str, form: Form, max_prompt: int, max_row: int, template: str = "model", names: Names = JUDGE
 ) -> tuple[Reader, ModelConfig]:
     """(the reader, the architecture) of the model at `path`. It refuses everything that can be refused without weights.
 
-    A reward model (a folder with a value head) always scores one answer, whatever `form` is. `setting`: the prefix of
-    the user's settings max_prompt and max_row, for messages.
+    A reward model (a folder with a value head) always scores one answer, whatever `form` is.
     """
     model, tokenizer_at = describe_decoder(path)
     if load_head(path) is not None:
         form = judged_text.SCORE
     if max_prompt + max_row > model.max_position:
         raise UserError(
-            f"{setting}max_prompt + {setting}max_row = {max_prompt + max_row}, more than the {model.max_position} "
-            "positions of the judge; lower one"
+            f"{names.limits}max_prompt + {names.limits}max_row = {max_prompt + max_row}, more than the "
+            f"{model.max_position} positions of the judge; lower one"
         )
-    text, _ = load_tokenizer(tokenizer_at, template)
-    reader = Reader(text, tokenizer.vocab_bytes(text, model.vocab_size), form, max_prompt, max_row, setting)
+    text, _ = load_tokenizer(tokenizer_at, template, names.template)
+    reader = Reader(text, tokenizer.vocab_bytes(text, model.vocab_size), form, max_prompt, max_row, names)
     judged_text.refuse_template(reader)
     judged_text.words_of(reader)
     return reader, model
 
 
 def local_judge(
-    path: str, form: Form, max_prompt: int, max_row: int, template: str = "model", setting: str = "judge."
+    path: str, form: Form, max_prompt: int, max_row: int, template: str = "model", names: Names = JUDGE
 ) -> LocalJudge:
     """The judge of the model at `path` (`reader_of`), with its weights. A reward model's scores are as its head says
     them."""
-    reader, _ = reader_of(path, form, max_prompt, max_row, template, setting)
+    reader, _ = reader_of(path, form, max_prompt, max_row, template, names)
     head, words = load_head(path), judged_text.words_of(reader)
     model, params = load_decoder(path)
     model = as_judge(model, jax.default_backend())

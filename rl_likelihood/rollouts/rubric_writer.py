@@ -16,6 +16,7 @@ from rl_likelihood.data.prompts import EncodedExample
 from rl_likelihood.data.retrieval import Embed, Store, refuse_store
 from rl_likelihood.data.rubrics import Criterion, Rubric
 from rl_likelihood.data.token_ids import ids_of
+from rl_likelihood.rewards.rubric import RubricSettings
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import CHAT, EMBEDDINGS, Endpoint
 from rl_likelihood.rollouts.http_judge import text_of
@@ -33,14 +34,19 @@ END = "\n\n\n"  # stops a reply that continues after its list
 ASK = """Write a grading rubric for answers to the question below.
 
 A rubric is a JSON list. Each entry has "criterion", one demand that can be checked by reading the answer alone, and \
-"points": a whole number from 1 to 10 for what a good answer does, or from -10 to -1 for a fault that it may have. \
-Write at most {items} entries of different content, faults among them. Do not copy the examples: they are for other \
+"points": {points} Write at most {items} entries of different content. Do not copy the examples: they are for other \
 questions.
 {cases}{pool}
 Question:
 {question}
 
 Reply with the JSON list alone."""
+
+POINTS = (
+    "a whole number from 1 to 10 for what a good answer does, or from -10 to -1 for a fault that it may have. "
+    "Some entries are faults."
+)
+POSITIVE = "a whole number from 1 to 10. Word each entry as what a good answer does; of a fault say that it is absent."
 
 Write = Callable[[Sequence[str]], list[str | None]]  # messages -> replies, None for a missing reply
 
@@ -68,17 +74,23 @@ class WriterPrompts:
         similar = _json([self.criteria[i] for i in pool])
         similar = f"\nCriteria of questions that are near:\n{similar}\n" if pool else ""
         asked = f"{self.task}\n\n{question}" if self.task else question
-        return ASK.format(items=self.c.items, cases=examples, pool=similar, question=asked)
+        points = POSITIVE if self.c.aggregate in rubrics.ALL_POSITIVE else POINTS
+        return ASK.format(points=points, items=self.c.items, cases=examples, pool=similar, question=asked)
 
 
 def _json(criteria: Sequence[Criterion]) -> str:
     return json.dumps([{"criterion": c.text, "points": c.points} for c in criteria], ensure_ascii=False)
 
 
-def written(question: str, id: str, reply: str | None, items: int) -> Rubric | None:
-    """The rubric in a reply, or None."""
-    criteria = rubrics.distinct(rubrics.criteria_in(reply or ""))[:items]
-    return Rubric(question, id, tuple(criteria)) if criteria else None
+def written(question: str, id: str, reply: str | None, r: RubricSettings) -> Rubric | None:
+    """The rubric in a reply; None if it has none, or one that a run with these settings refuses."""
+    criteria = rubrics.distinct(rubrics.criteria_in(reply or ""))[: r.items]
+    rubric = Rubric(question, id, tuple(criteria))
+    try:
+        rubrics.refuse([rubrics.of_record(rubrics.to_record(rubric), id)], r.aggregate)
+    except UserError:
+        return None
+    return rubric
 
 
 def writer_of(c: Config, workdir: Path) -> tuple[Write, Embed | None]:
@@ -103,7 +115,8 @@ def _remote(c: Config, workdir: Path, url: str) -> tuple[Write, Embed | None]:
     def write(messages: Sequence[str]) -> list[str | None]:
         messages_sent = [{"role": "user", "content": m} for m in messages]
         limits = {"temperature": TEMPERATURE, "max_tokens": c.rubric.max_new}
-        return endpoint.ask([{"messages": [m], **limits} for m in messages_sent], rubric_text, CHAT)
+        read = functools.partial(rubric_text, r=c.rubric)
+        return endpoint.ask([{"messages": [m], **limits} for m in messages_sent], read, CHAT)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         vectors = endpoint.ask([{"input": text} for text in texts], vector_of, EMBEDDINGS)
@@ -115,10 +128,10 @@ def _remote(c: Config, workdir: Path, url: str) -> tuple[Write, Embed | None]:
     return write, embed if "http" in c.rubric.retriever else None
 
 
-def rubric_text(reply: object) -> str | None:
-    """The text of a reply that has criteria, else None; a later call then repeats the request."""
+def rubric_text(reply: object, r: RubricSettings) -> str | None:
+    """The text of a reply that has a usable rubric, else None; a later call then repeats the request."""
     text = text_of(reply)
-    return text if text and rubrics.criteria_in(text) else None
+    return text if written("?", "", text, r) else None
 
 
 def vector_of(reply: object) -> list[float] | None:
@@ -132,7 +145,7 @@ def vector_of(reply: object) -> list[float] | None:
 
 def _local(c: Config, path: str) -> tuple[Write, Embed | None]:
     _, tokenizer_at = describe_decoder(path)
-    text, eos_ids = load_tokenizer(tokenizer_at, c.judge.template)
+    text, eos_ids = load_tokenizer(tokenizer_at, c.judge.template, "judge.template")
     model, params = load_decoder(path)
     model = as_judge(model, jax.default_backend())
     params = jax.device_put(params, jax.local_devices()[0])

@@ -1,6 +1,7 @@
 """What is near a query: planted neighbours are found, by words, by vectors and by both."""
 
 import importlib.util
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -64,6 +65,25 @@ def test_vectors_are_exact_without_what_all_share(where, tmp_path):
     again.add(store.texts)
     for each in (store, again):
         assert each.search(["q"], 5)[0] == np.argsort(-cosine)[:5].tolist()
+
+
+def test_a_search_does_not_copy_the_corpus():
+    corpus = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
+    store = Store("decoder", lambda texts: corpus[[int(t) for t in texts]])
+    store.add([str(i) for i in range(len(corpus))])
+    store.search(["0"], 1)
+    tracemalloc.start()
+    assert store.search(["7"], 3)[0][0] == 7
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < corpus.nbytes / 4
+
+
+def test_equal_texts_are_found_in_their_order():
+    store = Store("decoder", vectors)
+    store.add([*TEXTS, TEXTS[2], TEXTS[2]])
+    assert store.search([TEXTS[2]], 3) == [[2, 4, 5]]
+    assert store.search([TEXTS[1]], 6)[0][0] == 1 and len(store.search([TEXTS[1]], 6)[0]) == 6
 
 
 @pytest.mark.parametrize("where", ["chroma", "milvus", "numpy:x"])

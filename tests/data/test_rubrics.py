@@ -128,3 +128,8 @@ def test_near_duplicates_are_one():
 def test_criteria_that_tell_nothing_are_dropped():
     met = np.array([[1, 0, 1, np.nan, np.nan], [1, 0, 0, 1, np.nan], [0.99, 0.02, 1, 0, np.nan]])
     assert [c.text for c in telling(rubric(1, 2, 3, 4, 5), met, 0.05, 0.95).criteria] == ["c2", "c3", "c4"]
+
+
+def test_a_filter_counts_verdicts_and_not_how_sure_they_are():
+    met = np.array([[0.45, 0.55, 0.45], [0.45, 0.55, 0.55], [0.45, 0.55, 0.45]])
+    assert [c.text for c in telling(rubric(1, 2, 3), met, 0.3, 0.8).criteria] == ["c2"]

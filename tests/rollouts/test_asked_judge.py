@@ -263,6 +263,25 @@ def test_what_cannot_be_judged_is_refused_before_weights_are_read(tmp_path, scor
         rubrics_of(build(few(**about, rubric__path=rubric_at(tmp_path / "a.jsonl", "A", "B", "A"))).rubric, ["A", "B"])
 
 
+def test_a_judge_without_a_template_is_told_the_field_that_gives_one(tmp_path):
+    model, text = random_model("nano"), byte_tokenizer()
+    text.chat_template = None
+    files.save(tmp_path, model, random_params(model))
+    save_tokenizer(text, tmp_path)
+
+    def refused(words, **changes):
+        with pytest.raises(UserError, match=words) as refusal:
+            refuse_judge(build(few(**changes)), tmp_path / "run")
+        return str(refusal.value)
+
+    named = {"reward__name": "judge", "judge__model": str(tmp_path)}
+    assert "prompt.template" not in refused("no chat template.* set judge.template=plain", **named)
+    own = {"reward__name": "adversarial", "model__preset": "", "model__path": str(tmp_path)}
+    for template in ("model", "raw"):
+        message = refused("no chat template.* set prompt.template=plain", **own, prompt__template=template)
+        assert "judge." not in message
+
+
 def rubric_at(path, *questions):
     write_rubrics(path, [Rubric(q, "", (Criterion("x", 1.0),)) for q in questions])
     return str(path)

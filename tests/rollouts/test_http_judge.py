@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import math
+import sqlite3
 import threading
 import time
 
@@ -241,6 +242,40 @@ def test_limits_end_the_run_before_they_are_passed(tmp_path):
             assert used == 50 * calls <= 200 < used + estimate(body_of("0"))
 
 
+def test_a_killed_run_has_stored_its_replies_and_what_they_cost(tmp_path):
+    """Read from the file while the last call of the batch hangs."""
+    path, release = tmp_path / "cache.sqlite", threading.Event()
+
+    def behave(handler, number, body):
+        if "slow" in body["messages"][0]["content"]:
+            release.wait(60)
+        handler.reply(200, verdict(body))
+
+    def stored():
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            return db.execute("select count(*), calls, tokens from spent left join replies").fetchone()
+
+    with serving(behave) as (url, _), judging(url, cache=str(path), timeout=60) as judge:
+        thread = threading.Thread(target=ask, args=(judge, "slow", "1", "2"))
+        thread.start()
+        due = time.monotonic() + 30
+        while stored()[0] < 2 and time.monotonic() < due:
+            time.sleep(0.1)
+        assert stored() == (2, 3, 100 + estimate(body_of("slow")))
+        release.set()
+        thread.join()
+        assert stored() == (3, 3, 150)
+
+
+def test_replies_are_stored_together():
+    statements = []
+    with serving(good) as (url, _), judging(url) as judge:
+        judge.endpoint._cache._db.set_trace_callback(statements.append)
+        assert ask(judge, *map(str, range(50))).keep.all()
+    commits, replies = (sum(text.startswith(word) for text in statements) for word in ("COMMIT", "insert"))
+    assert replies == 50 and commits <= 10
+
+
 def test_a_lying_count_of_tokens_changes_nothing():
     def behave(handler, number, body):
         usage = [{"total_tokens": -5}, {"total_tokens": "many"}, {"total_tokens": True}, {"total_tokens": 10**12}, None]
@@ -287,6 +322,19 @@ def test_whether_an_address_answers_is_known_without_its_content():
     with serving(good, get=drip) as (url, _), judging(url) as judge:
         judge.endpoint.refuse_unreachable()
     assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_known_before_anything_is_asked(status):
+    def refuse(handler):
+        handler.reply(status, f"{handler.headers['Authorization']} may not".encode())
+
+    with serving(good, get=refuse) as (url, requests), judging(url) as judge:
+        with pytest.raises(UserError, match=f"judge.model.*refuses the key .status {status}: .*may not") as refusal:
+            judge.endpoint.refuse_unreachable()
+        assert KEY not in str(refusal.value) and not requests
+    with serving(good, get=lambda handler: handler.reply(404, b"")) as (url, _), judging(url) as judge:
+        judge.endpoint.refuse_unreachable()  # servers need not list their models
 
 
 @pytest.mark.parametrize("key", ["sk-ключ", "sk-one\nsk-two"])
