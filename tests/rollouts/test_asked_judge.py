@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from rl_likelihood import train
 from rl_likelihood.config import build
@@ -44,12 +46,29 @@ def few(**changes):
     return small_config(**{**FEW, **changes})
 
 
+def other_tokenizer():
+    """A byte tokenizer that gives every token another id than the policy's."""
+    text = byte_tokenizer()
+    state = json.loads(text.backend_tokenizer.to_str())
+    vocab = state["model"]["vocab"]
+    state["model"]["vocab"] = {token: (i + 7) % len(vocab) for token, i in vocab.items()}
+    for added in state["added_tokens"]:
+        added["id"] = state["model"]["vocab"][added["content"]]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        pad_token=text.pad_token,
+        eos_token=text.eos_token,
+        chat_template=text.chat_template,
+        clean_up_tokenization_spaces=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory):
-    """The folder of a reward model of random weights, over bytes."""
+    """The folder of a reward model of random weights, with another tokenizer than the policy's."""
     folder, model = tmp_path_factory.mktemp("scorer"), random_model("nano")
     files.save(folder, model, random_params(model, seed=4, scale=0.1))
-    save_tokenizer(byte_tokenizer(), folder)
+    save_tokenizer(other_tokenizer(), folder)
     head = ValueHead(np.random.default_rng(0).normal(size=model.width).astype(np.float32), np.float32(0.5))
     save_head(folder, head, 2.5)
     return folder
@@ -68,7 +87,8 @@ def test_a_reward_model_scores_question_and_answer(scorer):
     out = judge(questions, answers)
     assert out.keep.all() and out.cut == 0 and out.values.shape == (9, 2)
     model, params = load_decoder(str(scorer))
-    text = byte_tokenizer()
+    text = other_tokenizer()
+    assert set(text("7+1?")["input_ids"]).isdisjoint(byte_tokenizer()("7+1?")["input_ids"])
     with np.load(scorer / HEAD) as head:
         for i, j in ((0, 0), (8, 1)):
             ids = np.array(text(f"<|user|>{questions[i]}<|assistant|>{answers[i][j][0]}<|end|>")["input_ids"], np.int32)
