@@ -131,7 +131,7 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: b
         write_config(workdir, c)
         devices = make_devices(c)
         model, params, path = load_model(c, devices.learner)
-        text, eos_ids = load_tokenizer(path, c.judge.template)
+        text, eos_ids = load_tokenizer(path, c.judge.template, "judge.template")
         vocab = tokenizer.vocab_bytes(text, model.vocab_size)
         if c.judge.max_prompt + c.judge.max_row > model.max_position:
             raise UserError(
