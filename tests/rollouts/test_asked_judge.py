@@ -1,5 +1,6 @@
 """A run whose reward a second model says: a reward model on this machine, a judge behind an address, refusals."""
 
+import dataclasses
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rl_likelihood import train
 from rl_likelihood.config import build
+from rl_likelihood.data import byte_tokenizer as byte_tokenizer_module
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.judged_text import SCORE
 from rl_likelihood.data.rubrics import Criterion, Rubric, write_rubrics
@@ -158,6 +160,23 @@ def test_a_run_with_the_judge_in_the_step_is_that_with_it_outside(scorer, outsid
     for a, b in zip(metrics(outside), metrics(tmp_path), strict=True):
         for name in ("reward/reward_model", "reward/mean", "judge/cut", "loss/policy", "grad/norm"):
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
+
+
+def test_the_initial_model_judges_as_a_named_judge_of_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(byte_tokenizer_module, "WORDS", ("think", "answer", "yes", "no"))  # a judge's replies
+    model = dataclasses.replace(random_model("nano"), vocab_size=len(byte_tokenizer()))
+    files.save(tmp_path / "model", model, random_params(model, seed=4, scale=0.1))
+    save_tokenizer(byte_tokenizer(), tmp_path / "model")
+    about = {"reward__name": "judge", "judge__where": "step", "loss__kl": "k3", "loss__kl_coef": 0.1}
+    about |= {"model__preset": "", "model__path": str(tmp_path / "model")}
+    about |= {"judge__max_prompt": 100, "judge__max_row": 120}
+    for name, judge in (("initial", "initial"), ("named", str(tmp_path / "model"))):
+        train.run(build(few(**about, judge__model=judge)), tmp_path / name)
+    initial, named = metrics(tmp_path / "initial"), metrics(tmp_path / "named")
+    assert len(initial) == 2 and all(0 < row["reward/judge"] < 1 for row in initial)
+    for a, b in zip(initial, named, strict=True):
+        for name in ("reward/judge", "reward/mean", "judge/cut", "loss/policy", "loss/kl", "grad/norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name
 
 
 def test_a_run_asks_an_address_and_a_resumed_one_asks_nothing_again(tmp_path, monkeypatch):
