@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 
 from rl_likelihood import train
 from rl_likelihood.config import build
-from rl_likelihood.data import byte_tokenizer as byte_tokenizer_module
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.judged_text import SCORE
 from rl_likelihood.data.rubrics import Criterion, Rubric, write_rubrics
@@ -163,7 +162,9 @@ def test_a_run_with_the_judge_in_the_step_is_that_with_it_outside(scorer, outsid
 
 
 def test_the_initial_model_judges_as_a_named_judge_of_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(byte_tokenizer_module, "WORDS", ("think", "answer", "yes", "no"))  # a judge's replies
+    monkeypatch.setattr(
+        "rl_likelihood.data.byte_tokenizer.WORDS", ("think", "answer", "yes", "no")
+    )  # a judge's replies
     model = dataclasses.replace(random_model("nano"), vocab_size=len(byte_tokenizer()))
     files.save(tmp_path / "model", model, random_params(model, seed=4, scale=0.1))
     save_tokenizer(byte_tokenizer(), tmp_path / "model")
