@@ -114,8 +114,9 @@ def test_the_command_refuses_a_judge_of_random_weights(tmp_path):
     files.save(tmp_path / "judge", model, init(random_key(0, 0), model))
     save_tokenizer(byte_tokenizer(), tmp_path / "judge")
     a, b = write(tmp_path / "a.jsonl", A), write(tmp_path / "b.jsonl", B)
-    command = [sys.executable, "-m", "rl_likelihood.winrate", f"--a={a}", f"--b={b}", f"--judge={tmp_path / 'judge'}"]
-    done = subprocess.run([*command, f"--out={tmp_path / 'out.jsonl'}"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "rl_likelihood.winrate", f"--a={a}", f"--b={b}", f"--out={tmp_path / 'out.jsonl'}"]
+    command += [f"--judge={tmp_path / 'judge'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "not above chance" in done.stderr, done.stderr
     row = json.loads(done.stdout)
     assert row["judge"]["shuffled"]["pairs"] == 30 and 0 <= row["judge"]["shuffled"]["accuracy"] <= 1

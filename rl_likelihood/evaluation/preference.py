@@ -50,7 +50,7 @@ def summary(rows: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any
     for name, scores in baselines(rows).items():
         ratios |= {f"{name}_{k}": v for k, v in _accuracies(rows, scores).items()}
     ratios |= {f"{k}_minus_length_only": (a - ratios[f"length_only_{k}"][0], b) for k, (a, b) in own.items()}
-    ratios["brier"] = (by_question((1 - sigmoid(d)) ** 2), pairs)  # as `brier`, with an interval
+    ratios["brier"] = (by_question(brier(sigmoid(d), np.ones_like(d))), pairs)
     ratios = {k: (a, b) for k, (a, b) in ratios.items() if b.sum()}
     p, y, temperature = sigmoid(np.abs(d)), right, best_temperature(d)
     return {
@@ -136,9 +136,9 @@ def best_of(scores: np.ndarray) -> float:
     return float(top[0] / top.sum())
 
 
-def brier(p: np.ndarray, y: np.ndarray) -> float:
-    """Mean squared error of probabilities."""
-    return float(((np.asarray(p) - y) ** 2).mean())
+def brier(p: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Squared error of each probability; the mean is the Brier score."""
+    return (np.asarray(p) - y) ** 2
 
 
 def ece(p: np.ndarray, y: np.ndarray, bins: int = BINS) -> float:

@@ -286,21 +286,28 @@ def test_the_curve_of_trace_is_that_of_the_last_evaluation(tmp_path):
     assert all("trace" not in p for p in alone["panels"])
 
 
+def in_node(name, first, last, stand_ins, call):
+    """What `call` prints with the part of a script of the page from `first` to before `last`, and stand-ins for the
+    rest."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    source = (page.FILES / name).read_text(encoding="utf-8")
+    part = source[source.index(first) : source.index(last)]
+    program = f"{stand_ins}{part}\nconsole.log({call});"
+    return subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("panel, words", [({}, "step 25"), ({"trace": True}, "after 25 %")])
 def test_a_chart_says_what_its_numbers_are_after(panel, words):
     """The script's function `reading`, in node, with stand-ins for the page's elements."""
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    source = (page.FILES / "curves.js").read_text(encoding="utf-8")
-    reading = source[source.index("function range(") : source.index("function scaleOf(")]
     stand_ins = (
         "const make = (tag, of, ...inside) => ({style: {}, toString: () => inside.flat().join(' ')});\n"
         "const short = x => x.toFixed(2), colour = r => '';\n"
     )
     lines = [{"r": {"row": "r3", "seed": "0"}, "kind": "heldout", "steps": [0, 25], "values": [-2.0, -1.5]}]
-    program = f"{stand_ins}{reading}\nconsole.log(String(reading({json.dumps(panel)}, {json.dumps(lines)}, 25)));"
-    done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(words) and "-1.50" in done.stdout
+    call = f"String(reading({json.dumps(panel)}, {json.dumps(lines)}, 25))"
+    said = in_node("curves.js", "function range(", "function scaleOf(", stand_ins, call)
+    assert said.startswith(words) and "-1.50" in said
 
 
 def test_weights_of_answer_tokens_reach_the_page(tmp_path):
@@ -319,10 +326,6 @@ def test_verdicts_of_a_rubric_reach_the_page():
 
 def test_a_conversation_s_messages_are_labelled_and_their_gain_is_named():
     """The script's function `talk`, in node, with stand-ins for the page's elements."""
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    source = (page.FILES / "chains.js").read_text(encoding="utf-8")
-    talk = source[source.index("function talk(") : source.index("function verdicts(")]
     stand_ins = (
         "const make = (tag, of, ...inside) => inside.flat().join(' ');\n"
         "const short = x => x.toFixed(2);\n"
@@ -334,9 +337,8 @@ def test_a_conversation_s_messages_are_labelled_and_their_gain_is_named():
         {"role": "environment", "text": "reply"},
         {"role": "assistant", "text": "second", **of, "logp": [math.log(0.75)]},
     ]
-    program = f"{stand_ins}{talk}\nconsole.log(talk({json.dumps(messages)}).join('\\n'));"
-    done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+    call = f"talk({json.dumps(messages)}).join('\\n')"
+    lines = in_node("chains.js", "function talk(", "function verdicts(", stand_ins, call).splitlines()
     assert "message 1" in lines[0] and "first" in lines[0] and "message 2" in lines[3] and "second" in lines[3]
     assert "0.25" in lines[1] and "gain" not in lines[1]
     assert "0.75" in lines[4] and "gain of the message before +0.50" in lines[4]
