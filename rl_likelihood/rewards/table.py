@@ -38,7 +38,8 @@ def _without_chain(observation: Observation) -> tuple[Array, Array]:
     n = jnp.where(observation.keep, observation.scored.sum(-1), 0).max(-1, keepdims=True)
     if observation.no_chain_logp is None:
         return jnp.zeros((n.shape[0], observation.logp.shape[-1])), jnp.arange(observation.logp.shape[-1]) < n
-    return observation.no_chain_logp, jnp.arange(observation.no_chain_logp.shape[-1]) < n
+    base = observation.no_chain_logp[:, : observation.logp.shape[-1]]  # rows may be narrower than prompt.max_answer
+    return base, jnp.arange(base.shape[-1]) < n
 
 
 def _token_weights(observation: Observation, kind: str) -> Array:

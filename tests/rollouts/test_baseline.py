@@ -9,9 +9,16 @@ from rl_likelihood.runtime import run_files
 from tests.runs import small_config
 
 
-@pytest.mark.parametrize("kind", ["inverse", "neg_log"])
-def test_weights_of_tokens_are_those_of_the_frozen_file(kind, tmp_path):
-    extra = {"reward__name": "nrt", "reward__baseline": "frozen", "reward__token_weights": kind, "train__steps": 3}
+# Rows may be narrower than prompt.max_answer, which is the width of the kept log-probs.
+NARROW = {"prompt__max_answer": 200, "sampler__width_multiple": 8}
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [("inverse", {}), ("neg_log", {}), ("neg_log", NARROW), ("neg_log", {**NARROW, "train__packing": True})],
+)
+def test_weights_of_tokens_are_those_of_the_frozen_file(kind, changes, tmp_path):
+    extra = changes | {"reward__name": "nrt", "reward__baseline": "frozen", "reward__token_weights": kind, "train__steps": 3}
     train.run(build(small_config(**extra, eval__prompts=0, optim__lr=0.03)), tmp_path / "run")
     kept = {row["id"]: row for row in run_files.read(tmp_path / "run" / "baseline.jsonl")}
     assert len(kept) == 6 and all("avg_prob" not in row for row in kept.values()), "only what the reward reads"
