@@ -12,7 +12,7 @@ WORKDIR /app
 # First what seldom changes: the packages that the pinned versions name.
 COPY setup.py constraints.txt pyproject.toml README.md LICENSE ./
 COPY rl_likelihood/__init__.py rl_likelihood/
-RUN pip install -c constraints.txt -e ".[${EXTRAS}]"
+RUN pip install -c constraints.txt -e ".${EXTRAS:+[$EXTRAS]}"
 COPY rl_likelihood rl_likelihood
 COPY configs configs
 COPY experiments experiments

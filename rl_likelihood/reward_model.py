@@ -72,15 +72,17 @@ class Setup:
     run: Any  # the jitted judge of evaluations
 
 
-def main() -> None:
+def main() -> bool:
     c = build(from_flags()[0])
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/rm")
     workdir = Path(flags.FLAGS.workdir)
     if flags.FLAGS.best_of:
         print(json.dumps(best_of(c, workdir, flags.FLAGS.best_of)))
-        return
-    print(json.dumps(reward_model(c, workdir, flags.FLAGS.evaluate, flags.FLAGS.force)))
+        return False
+    numbers = reward_model(c, workdir, flags.FLAGS.evaluate, flags.FLAGS.force)
+    print(json.dumps(numbers))
+    return "stopped" in numbers
 
 
 def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:

@@ -84,24 +84,25 @@ from rl_likelihood.training.session import (
 from rl_likelihood.training.warm_start import warm_start, with_worked_examples
 
 
-def main() -> None:
+def main() -> bool:
     c, overridden = from_flags()
     if flags.FLAGS.print_config:
         print(describe(c, overridden))
     config = build(c)
     if flags.FLAGS.print_config:
-        return
+        return False
     if flags.FLAGS.dry_run:
         dry_run(config)
-        return
+        return False
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder for this run's files, for example --workdir=runs/first")
     with bucket.opened(flags.FLAGS.workdir) as (workdir, copy):
-        run(config, workdir, flags.FLAGS.force, copy)
+        return not run(config, workdir, flags.FLAGS.force, copy)
 
 
-def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None = None) -> None:
-    """Trains from the workdir's last checkpoint, or from the start, to the last step. STATUS holds the outcome.
+def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None = None) -> bool:
+    """Trains from the workdir's last checkpoint, or from the start, to the last step. STATUS holds the outcome. Returns
+    whether the run is finished.
 
     `force`: resume the workdir with another config. `copy`: the workdir is the copy of a run in a bucket.
     """
@@ -149,6 +150,7 @@ def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None 
             say("stopped before the first checkpoint; run the same command to start again")
         else:
             say(f"stopped after step {step}, saved; run the same command to resume")
+    return finished
 
 
 def has_ended(workdir: Path, resume: int | None, steps: int, status: dict[str, Any] | None) -> bool:

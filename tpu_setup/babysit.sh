@@ -9,9 +9,8 @@
 #       here, as so many processes; {i} in an argument, and PROCESS_ID, is the number of each
 #
 # How it ended    exit 0: done.  2: refused (a bad config), so again would change nothing: ends with 2.
-#                 preemption: the slice is gone, or the process ended by KILL, TERM, INT or HUP, or it is a training
-#                 run that was asked to stop, saved and ended with 0, the STATUS of whose --workdir does not say done:
-#                 again, without limit.
+#                 preemption: the slice is gone, or the process ended by KILL, TERM, INT or HUP, or it is a run that was
+#                 asked to stop, and saved (143, by worker.sh once): again, without limit.
 #                 failure: anything else, a crash (ABRT, SEGV) too, a slice that cannot be made or set up (nor one that
 #                 the cloud gave up to look for, however long it did), a cloud that has not answered once: again,
 #                 MAX_FAILURES in a row end with 1.

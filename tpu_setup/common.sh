@@ -76,11 +76,14 @@ need() {
 
 SHARE="" # jobset.sh sets it
 
+# The words of a command, one a line, also those within the text of bash -c 'TEXT'.
+words_of() { tr -s ' \t\n;&|()' '\n' <<< "$*" | tr -d "\"'"; }
+
 # A workdir must be a folder, so a bucket must be mounted. If SHARE is set, the workdir must be below it.
 need_folders() {
   local word before="" folder
-  for word in "$@"; do
-    if [[ "${before:+$before=}$word" =~ ^--(workdir|root|out)=(.*) ]]; then
+  while IFS= read -r word; do
+    if [[ "${before:+$before=}$word" =~ ^--?(workdir|root|out)=(.*) ]]; then
       folder="${BASH_REMATCH[2]}"
       [[ ! "$folder" =~ ^[a-z0-9]+:// ]] ||
         refuse "$word is no folder; mount it (a bucket with gcsfuse) on all workers and give that path"
@@ -88,18 +91,23 @@ need_folders() {
         refuse "$word would be lost with its pod; give a folder below $SHARE"
     fi
     before=""
-    [[ ! "$word" =~ ^--(workdir|root|out)$ ]] || before="$word"
-  done
+    [[ ! "$word" =~ ^--?(workdir|root|out)$ ]] || before="$word"
+  done < <(words_of "$@")
 }
 
-# A key on a command line would enter logs. Its value is not printed here either.
+# A key on a command line would enter logs. It is known by its look (32 letters and digits or more, as Weights & Biases
+# and Hugging Face make them) or by the name of its variable or flag. Its value is not printed here either.
 refuse_secrets() {
-  local word
-  for word in "$@"; do
+  local word what=""
+  while IFS= read -r word; do
     [[ "$word" != -* || "$word" == *=* ]] || word+="=" # its value is the next word
-    [[ ! "${word^^}" =~ (^|[^A-Z0-9_])([A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD))= ]] ||
-      refuse "${BASH_REMATCH[2]} is on the command line, which is logged; write it into a file and set SECRETS=FILE"
-  done
+    if [[ "$word" =~ ^(-[A-Za-z0-9_.-]*(key|token|secret|password)|[A-Za-z0-9_]*_(key|token|secret|password)|[A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|_PAT)[0-9]*)= ]]; then
+      what="${BASH_REMATCH[0]%=}"
+    elif [[ "$word" =~ (^|[=:])([A-Za-z0-9_]{32,})$ && "${BASH_REMATCH[2]}" == *[0-9]* && "${BASH_REMATCH[2]}" == *[A-Za-z]* ]]; then
+      what="a word that looks like a key (${BASH_REMATCH[2]:0:3}...)"
+    fi
+    [[ -z "$what" ]] || refuse "$what is on the command line, which is logged; ${KEYS_GO:-write it into a file and set SECRETS=FILE}"
+  done < <(words_of "$@")
 }
 
 # A command, run; or under DRY_RUN=1 printed so that a shell would read it back.

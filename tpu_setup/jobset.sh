@@ -19,6 +19,8 @@ RESTARTS="${RESTARTS:-100}" # of all pods together, preemptions included: the ru
 need IMAGE CLAIM
 (($# > 0)) || refuse "no command; for example tpu_setup/jobset.sh python -m rl_likelihood.train --config=... --workdir=/share/..."
 SHARE=/share
+# shellcheck disable=SC2034 # refuse_secrets reads it
+KEYS_GO="put it into a Kubernetes Secret (kubectl create secret generic NAME --from-env-file=FILE) and set SECRET=NAME"
 need_folders "$@"
 refuse_secrets "$@"
 hardware

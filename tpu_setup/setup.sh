@@ -12,6 +12,8 @@ for extra in ${EXTRAS//,/ }; do
   [[ " $extras " == *" $extra "* ]] || refuse "EXTRAS has '$extra'; setup.py has these extras: $extras"
 done
 if [[ -n "$SECRETS" ]]; then
+  # gcloud would take it for a flag, or for a path of another machine
+  [[ "$SECRETS" != -* && "$SECRETS" != *:* ]] || refuse "SECRETS is '$SECRETS'; write ./ before a -, or rename a path with a colon"
   [[ -f "$SECRETS" ]] || refuse "SECRETS is '$SECRETS', which is no file"
   bad="$(grep -nvE '^([A-Za-z_][A-Za-z0-9_]*=.*|#.*|)$' "$SECRETS" | cut -d: -f1 | head -n 1)" || true
   [[ -z "$bad" ]] || refuse "$SECRETS:$bad is not of the form NAME=VALUE"

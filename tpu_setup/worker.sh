@@ -4,9 +4,8 @@
 #   worker.sh run NAME COMMAND   start COMMAND under NAME, or follow it if it runs already; its exit code at the end
 #   worker.sh restart NAME COMMAND   the same, but end first what runs under NAME
 #   worker.sh stop [NAME]        ask it, or all that run, to stop (they save), then make them
-#   worker.sh once COMMAND       COMMAND, in the folder we are in; its exit code, but 143 if it is a training run (also a
-#                                reward model's) that ended with 0 before it was done. A run that is asked to stop saves
-#                                and ends with 0; only its STATUS says that it is not done.
+#   worker.sh once COMMAND       COMMAND, in the folder we are in; its exit code. A run that is asked to stop saves, and
+#                                ends with 143 here, because STOPPED_EXIT says so; without it it would end with 0.
 # A command outlives the connection that started it.
 set -euo pipefail
 
@@ -55,7 +54,8 @@ stop() {
 }
 
 once() {
-  local child ended="" code=0 word before="" workdir="" training=0
+  local child ended="" code=0
+  export STOPPED_EXIT=143
   # A group is told as a whole, but of a pod only its first process. Elsewhere the command is not in the background:
   # bash may lose the exit code of one for which it waits while a signal comes.
   if (($$ != 1)); then
@@ -72,16 +72,7 @@ once() {
       ended="${ended:-}"
     done
   fi
-  ((code == 0)) || return "$code"
-  for word in "$@"; do
-    [[ ! "$word" =~ ^rl_likelihood\.(train|reward_model)$ ]] || training=1
-    [[ ! "$word" =~ ^--(evaluate|best_of) ]] || training=0
-    [[ "$before" != --workdir ]] || workdir="$word"
-    [[ "$word" != --workdir=* ]] || workdir="${word#*=}"
-    before="$word"
-  done
-  ((training)) && [[ -f "$workdir/STATUS" ]] || return 0
-  grep -q '"state": "done"' "$workdir/STATUS" || return 143
+  return "$code"
 }
 
 # A session of its own, so that neither a hang-up nor our end reaches it, and one signal reaches all of it.

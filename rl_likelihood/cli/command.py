@@ -23,9 +23,10 @@ from rl_likelihood.shapes import INTERRUPTED, REFUSED, UserError, located
 from rl_likelihood.weights.assets import cache_dir
 
 HELP = {"--help", "-help", "-h", "-?", "--helpshort", "--helpfull"}
+STOPPED_EXIT = "STOPPED_EXIT"  # environment: the exit code of a run that was asked to stop, and saved
 
 
-def run_main(main: Callable[[], None], config_file: bool = True, in_bucket: bool = False) -> None:
+def run_main(main: Callable[[], bool | None], config_file: bool = True, in_bucket: bool = False) -> None:
     """Run a main: flags first, then `main()`. Every refusal is one line on stderr and exit code 2 (1 where processes
     did not find each other: another start may succeed). Ctrl-C is one line and 130. `in_bucket`: --workdir may be
     gs://BUCKET/RUN."""
@@ -123,8 +124,11 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def guarded(main: Callable[[], None], in_bucket: bool = False) -> None:
-    """`main()` after the other processes are found; how it ends decides the exit code and the one line."""
+def guarded(main: Callable[[], bool | None], in_bucket: bool = False) -> None:
+    """`main()` after the other processes are found; how it ends decides the exit code and the one line.
+
+    `main` returns True if it was asked to stop before it was done. Then the exit code is that of STOPPED_EXIT, or 0.
+    """
     try:
         for name in ("workdir", "out"):
             if name in flags.FLAGS and flags.FLAGS[name].present:
@@ -133,7 +137,7 @@ def guarded(main: Callable[[], None], in_bucket: bool = False) -> None:
                     refuse_address(f"--{name}", value)
         if "coordinator" in flags.FLAGS:
             join(flags.FLAGS)
-        main()
+        stopped = main()
     except UserError as error:
         shared = isinstance(error, distributed.SharedRefusal)
         if distributed.first() or not shared:
@@ -156,7 +160,10 @@ def guarded(main: Callable[[], None], in_bucket: bool = False) -> None:
             why = distributed.named(error)
             distributed.finish(code if isinstance(code, int) else 1, together=False, why=why)
         raise
-    distributed.finish()
+    code = int(os.environ.get(STOPPED_EXIT, 0)) if stopped else 0
+    distributed.finish(code)
+    if code:
+        sys.exit(code)
 
 
 def in_order(xla_flags: str) -> str:

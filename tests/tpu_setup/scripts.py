@@ -48,11 +48,7 @@ def wait_for(path, seconds=60):
 COUNTED = 'echo run >> "$FILE"; n=$(wc -l < "$FILE"); '
 
 
-# A training run as babysit sees it: the first is asked to stop, saves and ends with 0; the second is done.
-TRAINING = (
-    COUNTED
-    + """
-state() { echo '{"state": "'$1'", "step": 3, "steps": 9, "error": ""}' > "$DIR/STATUS"; }
-if ((n > 1)); then state done; exit 0; fi
-state running; trap 'state interrupted; exit 0' TERM; kill -TERM $$; exit 9"""
-)
+# A training run as babysit sees it: the first is asked to stop, and saves; the second is done.
+TRAINING = COUNTED + """
+if ((n > 1)); then exit 0; fi
+trap 'exit "${STOPPED_EXIT:-0}"' TERM; kill -TERM $$; exit 9"""

@@ -57,16 +57,8 @@ def test_a_refusal_is_not_tried_again(tmp_path):
 
 
 def test_a_run_that_saved_and_stopped_goes_on_and_a_done_one_does_not(tmp_path):
-    values = {"LOCAL": "1", "BACKOFF": "0", "FILE": str(tmp_path / "runs"), "DIR": str(tmp_path)}
-    for workdir in ([f"--workdir={tmp_path}"], ["--workdir", str(tmp_path)]):
-        (tmp_path / "runs").unlink(missing_ok=True)
-        words = ["bash", "-c", TRAINING, "rl_likelihood.train", *workdir]
-        said = script("babysit.sh", *words, **values).stderr
-        assert said.splitlines()[-1] == "babysit: done after 2 runs, 1 preemptions, 0 failures"
-    # An evaluation of a run that is not done is done itself; and so is a dry run, which leaves no STATUS.
-    (tmp_path / "STATUS").write_text('{"state": "interrupted", "step": 3}\n')
-    for words in (["rl_likelihood.evaluate", *workdir], ["rl_likelihood.train", f"--workdir={tmp_path}/none"]):
-        assert "done after 1 runs" in script("babysit.sh", "bash", "-c", "exit 0", *words, **values).stderr
+    said = babysit(TRAINING, FILE=str(tmp_path / "runs"))
+    assert said.splitlines()[-1] == "babysit: done after 2 runs, 1 preemptions, 0 failures"
 
 
 def test_one_process_killed_ends_the_others_and_all_start_again(tmp_path):

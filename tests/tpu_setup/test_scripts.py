@@ -115,7 +115,7 @@ def test_copy_sends_weights_and_data_once_to_the_share_or_to_every_worker(tmp_pa
 
 
 def test_run_sends_one_command_to_all_workers_word_for_word():
-    words = ["python", "-m", "x", "--config=configs/tiny.py:reward=jepo", "--name=two words"]
+    words = ["python", "-m", "x", "--config=configs/tiny.py:reward=jepo", "--name=two words", "--a=with key=value"]
     (out,) = commands(script("run.sh", *words, **CLOUD, RUN_NAME="first"))
     assert out[:-1] == [*gcloud("tpu-vm ssh rl-likelihood"), *WHERE, "--worker=all"]
     remote = shlex.split(out[-1].removeprefix("--command="))
@@ -204,8 +204,8 @@ def test_help_is_the_comment_at_the_head_and_nothing_is_done(name):
         ("jobset.sh", ["x", "--workdir=/share/../x"], {"IMAGE": "i", "CLAIM": "c"}, ["/share/../x", "below /share"]),
         ("run.sh", ["env", "WANDB_API_KEY=0123", "x"], CLOUD, ["WANDB_API_KEY", "SECRETS=FILE"]),
         ("run.sh", ["bash", "-c", "export HF_TOKEN=0123; x"], CLOUD, ["HF_TOKEN", "SECRETS=FILE"]),
-        ("run.sh", ["x", "--config.judge.api_key=0123"], CLOUD, ["API_KEY", "SECRETS=FILE"]),
-        ("run.sh", ["env", "wandb_api_key=0123", "x"], CLOUD, ["WANDB_API_KEY"]),
+        ("run.sh", ["x", "--config.judge.api_key=0123"], CLOUD, ["api_key", "SECRETS=FILE"]),
+        ("run.sh", ["env", "wandb_api_key=0123", "x"], CLOUD, ["wandb_api_key"]),
         ("babysit.sh", ["env", "HF_TOKEN=0123", "x"], {"LOCAL": "1"}, ["HF_TOKEN", "SECRETS=FILE"]),
         ("jobset.sh", ["env", "HF_TOKEN=0123", "x"], {"IMAGE": "i", "CLAIM": "c"}, ["HF_TOKEN"]),
         ("jobset.sh", ["x"], {"IMAGE": "i", "CLAIM": "c", "PRICING": "reserved"}, ["RESERVATION"]),
@@ -213,7 +213,14 @@ def test_help_is_the_comment_at_the_head_and_nothing_is_done(name):
         ("babysit.sh", ["x"], {"LOCAL": "yes"}, ["LOCAL is 'yes'"]),
         ("run.sh", ["x"], {**CLOUD, "RUN_NAME": "my run"}, ["RUN_NAME is 'my run'"]),
         ("create.sh", [], {**CLOUD, "TPU_NAME": "Mine"}, ["TPU_NAME is 'Mine'"]),
-        ("run.sh", ["x", "--token", "0123"], CLOUD, ["TOKEN is on the command line"]),
+        ("run.sh", ["x", "--token", "0123"], CLOUD, ["--token is on the command line", "SECRETS=FILE"]),
+        ("run.sh", ["bash", "-c", "WANDB_API_KEY2=abc python x"], CLOUD, ["WANDB_API_KEY2 is on the command line"]),
+        ("run.sh", ["env", "HF_PAT=abc", "x"], CLOUD, ["HF_PAT is on the command line"]),
+        ("run.sh", ["bash", "-c", f"wandb login {'01234abcde' * 4}; x"], CLOUD, ["looks like a key (012...)"]),
+        ("jobset.sh", ["x", "MY_TOKEN=1"], {"IMAGE": "i", "CLAIM": "c"}, ["MY_TOKEN is", "set SECRET=NAME"]),
+        ("jobset.sh", ["bash", "-c", "x; y --workdir='runs/0'"], {"IMAGE": "i", "CLAIM": "c"}, ["runs/0", "/share"]),
+        ("jobset.sh", ["x", "-workdir=runs/0"], {"IMAGE": "i", "CLAIM": "c"}, ["runs/0", "below /share"]),
+        ("setup.sh", [], {**CLOUD, "SECRETS": "a:b"}, ["SECRETS is 'a:b'", "colon"]),
         ("jobset.sh", ["x", "--workdir", "runs/0"], {"IMAGE": "i", "CLAIM": "c"}, ["runs/0", "below /share"]),
         ("jobset.sh", ["x"], {"IMAGE": "i", "CLAIM": "c", "RESTARTS": "many"}, ["RESTARTS is 'many'"]),
         ("run.sh", ["x", "--workdir=gs://b/run"], CLOUD, ["--workdir=gs://b/run is no folder", "gcsfuse"]),

@@ -60,9 +60,9 @@ def test_babysit_goes_on_with_a_run_on_the_slice_that_was_told_to_stop_and_saved
     here = 'bash -c "${command#--command=}"; exit'
     asked = 'command="${*: -1}"; [[ "$command" != *"worker.sh r"* ]] || {'
     gcloud = GCLOUD.replace('"tpu-vm ssh")', f'"tpu-vm ssh") {asked} {here}; }}')
-    words = ["bash", "-c", TRAINING, "rl_likelihood.train", f"--workdir={tmp_path}"]
+    words = ["bash", "-c", TRAINING]
     values = {"REMOTE_DIR": str(ROOT), "RUNS": str(tmp_path / "runs")}
-    said, _ = babysit_slice(tmp_path, gcloud, *words, FILE=str(tmp_path / "times"), DIR=str(tmp_path), **values)
+    said, _ = babysit_slice(tmp_path, gcloud, *words, FILE=str(tmp_path / "times"), **values)
     assert "preempted (exit 143)" in said[1]
     assert said[-1] == "babysit: done after 2 runs, 1 preemptions, 0 failures"
 

@@ -116,9 +116,6 @@ def test_keys_reach_the_command_and_no_log(tmp_path):
     assert "last" not in log + done.stdout and "$c" not in log + done.stdout
 
 
-@pytest.mark.parametrize(
-    "words, code", [("train", 143), ("reward_model", 143), ("reward_model --evaluate", 0), ("evaluate", 0)]
-)
-def test_training_that_ended_well_before_it_was_done_was_asked_to_stop(tmp_path, words, code):
-    (tmp_path / "STATUS").write_text('{"state": "interrupted"}')
-    script("worker.sh", "once", "true", *f"rl_likelihood.{words} --workdir={tmp_path}".split(), check=code)
+@pytest.mark.parametrize("command, code", [('exit "$STOPPED_EXIT"', 143), ("exit 0", 0), ("exit 7", 7)])
+def test_a_run_that_is_asked_to_stop_is_told_its_exit_code(command, code):
+    script("worker.sh", "once", "bash", "-c", command, check=code)
