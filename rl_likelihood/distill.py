@@ -68,7 +68,7 @@ def finder(c: Config, workdir: Path) -> Finder:
         endpoint.refuse_unreachable()
         propose = http_proposer(endpoint, Drawing(d.temperature), task.fmt)
     else:
-        teacher_task, weights = with_model(task, d.teacher, devices.learner)
+        teacher_task, weights = with_model(task, "distill.teacher", devices.learner)
         refuse_too_long(teacher_task)
         weights = sampler_weights(weights, teacher_task.model, devices)
         propose = model_proposer(teacher_task, weights, Drawing(d.temperature))
@@ -98,8 +98,8 @@ def distill(f: Finder, workdir: Path) -> None:
     c, n = f.task.config, len(f.task.train)
     length = Length(c.distill.replies, f.task.fmt.answer_close + ">", c.distill.max_new)
     answered = f.journal.of("teacher", 0)
-    for i in [i for i, line in answered.items() if not line["replies"]]:
-        del answered[i]  # repeats a failed call
+    for i in [i for i, line in answered.items() if len(line["replies"]) < c.distill.replies]:
+        del answered[i]  # repeats failed calls; those that did not fail are in the cache
 
     def make(part: list[int]) -> list[dict[str, Any]]:
         progress.advance(len(part))

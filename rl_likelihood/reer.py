@@ -61,7 +61,7 @@ def search(f: Finder, workdir: Path) -> None:
     cfg, examples = f.task.config.reer, [row.example for row in f.task.train]
     firsts = first_chains(f)
     why = unfit(f, firsts)
-    chains = {i: text for i, text in enumerate(firsts) if not why[i]}
+    chains = {i: text for i, text in enumerate(firsts) if text is not None and not why[i]}
     ended = find(f, chains, Variant("search", cfg.max_copied)) if chains else {}
     good, dropped = rows_of(examples, firsts, why, ended)
     write_rows(workdir / REER, good)
@@ -87,8 +87,15 @@ def finder(c: Config, workdir: Path) -> Finder:
         raise UserError(f"env.name is {c.env.name!r}, but a search is for one answer; set it to none")
     devices = make_devices(c)
     task, params = load(c, mesh=devices.learner)
+    asks, shortest = asks_of(task), c.reer.min_chain
+    if (longest := asks.whole(1).tokens) < shortest and not c.reer.proposer:
+        raise UserError(
+            f"reer.min_chain is {shortest}, but a first chain has at most {longest} tokens, 3/4 of sampler.max_chain = "
+            f"{c.sampler.max_chain}; lower reer.min_chain or raise sampler.max_chain"
+        )
     propose = proposer_of(task, params, devices, workdir)
-    return Finder(task, params, asks_of(task), propose, Journal(workdir), devices, say=say)
+    other = with_model(task, "reer.other", devices.learner) if c.reer.other else None
+    return Finder(task, params, asks, propose, Journal(workdir), devices, other, say=say)
 
 
 def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> Propose:
@@ -100,13 +107,13 @@ def proposer_of(task: Task, params: Params, devices: Devices, workdir: Path) -> 
             raise UserError(f"reer.ask is 'resample', which continues a reply, but {name} only chats; set it to edit")
         endpoint = Endpoint(http_settings(c.judge, workdir, name, c.reer.proposer_name, "reer.proposer"))
         endpoint.refuse_unreachable()
-        return http_proposer(endpoint, drawing, task.fmt)
-    proposer_task, weights = with_model(task, name, devices.learner) if name else (task, params)
+        return http_proposer(endpoint, drawing)
+    proposer_task, weights = with_model(task, "reer.proposer", devices.learner) if name else (task, params)
     return model_proposer(proposer_task, sampler_weights(weights, proposer_task.model, devices), drawing)
 
 
 def rows_of(
-    examples: Sequence[Example], firsts: list[str], why: list[str], ended: dict[int, Ended]
+    examples: Sequence[Example], firsts: list[str | None], why: list[str], ended: dict[int, Ended]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(rows with chains to learn from, dropped rows with the reason)."""
     good, dropped = [], []

@@ -17,7 +17,7 @@ class ReerSettings:
     clip: float = field(2.0, "clip of each token's NLL", above=0)
     stop: float = field(0.25, "a mean NLL below this ends a question's search", least=0)
     score_from: Literal["second_segment", "start"] = field(
-        "second_segment", "which part of an answer is scored; all of it if it has one line"
+        "second_segment", "which part of an answer is scored; all of it if it has one segment"
     )
     min_chain: int = field(100, "minimum tokens of the first chain", least=0)
     max_copied: float = field(
@@ -29,7 +29,9 @@ class ReerSettings:
     top_p: float = field(
         0.85, "first chains and candidates: sample from the smallest set of ids with this probability", above=0, most=1
     )
-    max_segment: int = field(256, "maximum sampled tokens of a candidate", least=1)
+    max_segment: int = field(
+        256, "maximum sampled tokens of a candidate, with ask=edit also of the analysis before it", least=1
+    )
     ask: Literal["edit", "resample"] = field(
         "edit",
         "edit: the model reads the chain and rewrites a marked part; resample: it continues from before the part, for "

@@ -58,7 +58,7 @@ def rows_in(path):
 
 
 def test_right_answers_are_taken_and_the_others_named(tmp_path):
-    """Six questions: right at the second reply, wrong, without a chain, no text, an error, right."""
+    """Six questions: right at the second reply, wrong, without a chain, no text, two errors, an error and right."""
     examples = [row.example for row in load(config())[0].train]
     number = {e.prompt: i for i, e in enumerate(examples)}
 
@@ -68,7 +68,7 @@ def test_right_answers_are_taken_and_the_others_named(tmp_path):
         second = body["seed"] % 2 == 1
         replies = [right if second else "<think>so</think><answer>-1</answer>", "<think>so</think><answer>-1</answer>"]
         replies += [f"<answer>{examples[i].answer}</answer>", "I do not know", None, right]
-        if i == 4 and down:
+        if down and (i == 4 or (i == 5 and not second)):
             handler.reply(500, b"{}")
             return
         handler.reply(200, said(replies[i] if i != 4 else right))
@@ -85,7 +85,7 @@ def test_right_answers_are_taken_and_the_others_named(tmp_path):
         asked, down = len(requests), False
         assert asked == 12
         distill(taught(tmp_path, url), tmp_path)  # only what failed is asked again
-        assert len(requests) == asked + 2 and len(rows_in(tmp_path / DISTILL)) == 3
+        assert len(requests) == asked + 3 and len(rows_in(tmp_path / DISTILL)) == 3
 
 
 def test_chains_that_make_the_reference_likelier_are_taken(tmp_path):
@@ -163,6 +163,7 @@ def test_a_reply_and_its_reasoning(tmp_path):
     assert beside == "<think>why</think>\n<answer>4</answer>"
     for bad in ("", "<think>a</think>4", "<think></think><answer>4</answer>", "<think>a</think><answer></answer>"):
         assert parsed(bad, tags) is None, bad
+    assert text_of(said("a chain", reasoning_content="why"), None) == "a chain"  # reer asks for the text alone
     assert text_of({"choices": []}, tags) is text_of(said(None), tags) is text_of(3, tags) is None
 
 

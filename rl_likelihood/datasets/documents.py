@@ -116,8 +116,12 @@ def _problem(record: Any, cfg: DocumentConfig) -> str:
 
 
 def sides(documents: list[list[Example]], heldout: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """(train, held out): whole documents on either side, held-out ones drawn until they have so many questions."""
-    order = np.random.default_rng(seed).permutation(len(documents))
+    """(train, held out): whole documents on either side, held-out ones drawn until they have so many questions.
+
+    Both are shuffled, so that the next question, which controls compare with, is seldom of the same scene.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(documents))
     held: list[Example] = []
     chosen: set[int] = set()
     for i in order:
@@ -125,7 +129,8 @@ def sides(documents: list[list[Example]], heldout: int, seed: int) -> tuple[list
             break
         chosen.add(int(i))
         held += documents[i]
-    return [row for i, rows in enumerate(documents) if i not in chosen for row in rows], held[:heldout]
+    train = [row for i, rows in enumerate(documents) if i not in chosen for row in rows]
+    return [train[i] for i in rng.permutation(len(train))], [held[i] for i in rng.permutation(len(held))[:heldout]]
 
 
 # ---------------------------------------------------------------------------------------- prose and verse

@@ -58,13 +58,13 @@ class Objective:
 
 
 # Far beyond any real log-prob. Sums and exponentials of values clipped to these stay finite in float32.
-_LOWEST, _HIGHEST_EXP = -1e30, 80.0
+LOWEST, _HIGHEST_EXP = -1e30, 80.0
 _NO_PROBABILITY = -200.0  # its exponential is 0 in float32
 
 
 def sequence_log_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
     """l_i = sum_t logp[i, t] over the answer's tokens, nats."""
-    return jnp.where(mask, jnp.clip(logp, _LOWEST, -_LOWEST), 0.0).sum(-1)
+    return jnp.where(mask, jnp.clip(logp, LOWEST, -LOWEST), 0.0).sum(-1)
 
 
 def answer_tokens(mask: TokenMask) -> Float[Array, "P G"]:
@@ -72,8 +72,9 @@ def answer_tokens(mask: TokenMask) -> Float[Array, "P G"]:
     return jnp.maximum(mask.sum(-1), 1).astype(jnp.float32)
 
 
-def _exp(x):
-    return jnp.exp(jnp.minimum(x, _HIGHEST_EXP))
+def probability(logp: Float[AnyArray, "..."]) -> Float[Array, "..."]:
+    """exp(logp), bounded so that it cannot overflow."""
+    return jnp.exp(jnp.minimum(logp, _HIGHEST_EXP))
 
 
 def log_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
@@ -88,17 +89,17 @@ def avg_log_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
 
 def prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
     """exp(l_i); exactly 0 in float32 below about -87 nats."""
-    return _exp(sequence_log_prob(logp, mask))
+    return probability(sequence_log_prob(logp, mask))
 
 
 def avg_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
     """mean_t exp(logp_it). An empty answer scores 0."""
-    return jnp.where(mask, _exp(jnp.where(mask, logp, 0.0)), 0.0).sum(-1) / answer_tokens(mask)
+    return jnp.where(mask, probability(jnp.where(mask, logp, 0.0)), 0.0).sum(-1) / answer_tokens(mask)
 
 
 def geo_mean_prob(logp: LogProbs, mask: TokenMask) -> Float[Array, "P G"]:
     """exp(l_i / n): one over the answer's perplexity."""
-    return _exp(avg_log_prob(logp, mask))
+    return probability(avg_log_prob(logp, mask))
 
 
 def kept_mean(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P"]:
@@ -163,12 +164,12 @@ def relative(score: Score, logp: LogProbs, mask: TokenMask, keep: Keep) -> Float
     """
     if score not in SCORES.values():
         return above_best(score(logp, mask), keep)
-    tokens = jnp.where(mask, jnp.clip(logp, _LOWEST, -_LOWEST), 0.0)
+    tokens = jnp.where(mask, jnp.clip(logp, LOWEST, -LOWEST), 0.0)
     if score is avg_prob:
         return _mean_probs_above_best(tokens, mask, answer_tokens(mask), keep)
     n = jnp.ones(keep.shape, jnp.float32) if score in (log_prob, prob) else answer_tokens(mask)
     best, above = _quotients_above_best(tokens, n, keep)
-    return _exp(best) * jnp.expm1(above) if score in (prob, geo_mean_prob) else above
+    return probability(best) * jnp.expm1(above) if score in (prob, geo_mean_prob) else above
 
 
 def mean_difference(values: Float[AnyArray, "P G"], keep: Keep) -> Float[Array, "P G"]:

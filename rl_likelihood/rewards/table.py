@@ -66,14 +66,14 @@ def weighted_log_prob(observation: Observation, cfg: RewardConfig) -> Objective:
 def weighted_avg_prob(observation: Observation, cfg: RewardConfig) -> Objective:
     """sum_t w_t p_t, with the weights of reward.token_weights, scaled to sum 1."""
     weights = _token_weights(observation, cfg.token_weights)
-    return weighted.weighted(weighted.probability, weights, jnp.zeros_like(weights[:, 0]))
+    return weighted.weighted(likelihood.probability, weights, jnp.zeros_like(weights[:, 0]))
 
 
 def nrt(observation: Observation, cfg: RewardConfig) -> Objective:
     """max(0, sum_t w_t (p_t - its value without a chain)). Weights have sum 1 and come from these values."""
     base, answer_mask = _without_chain(observation)
     weights = weighted.base_weights(cfg.token_weights, base, answer_mask)
-    return weighted.gain(weights, jnp.where(answer_mask, weighted.probability(base), 0.0), cfg.clip_gain)
+    return weighted.gain(weights, jnp.where(answer_mask, likelihood.probability(base), 0.0), cfg.clip_gain)
 
 
 def r3(observation: Observation, cfg: RewardConfig) -> Objective:

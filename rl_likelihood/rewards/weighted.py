@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rl_likelihood.rewards.likelihood import (
+    LOWEST,
     Keep,
     LogProbs,
     Objective,
@@ -32,11 +33,9 @@ from rl_likelihood.rewards.likelihood import (
     above_best,
     kept_mean,
     mean_difference,
+    probability,
 )
 from rl_likelihood.shapes import AnyArray
-
-# Far beyond any real log-prob. Sums and exponentials of values clipped to these stay finite in float32.
-_LOWEST, _HIGHEST_EXP = -1e30, 80.0
 
 Tokens = Float[Array, "P G A"]
 OfTokens = Callable[[Float[AnyArray, "..."]], Float[Array, "..."]]
@@ -53,7 +52,7 @@ def answers_first(
     order = jnp.argsort(~jnp.asarray(mask), -1, stable=True)[..., : width or None]
     first = jnp.take_along_axis(jnp.asarray(mask), order, -1)
     values = jnp.take_along_axis(jnp.asarray(logp), order, -1)
-    return jnp.where(first, jnp.clip(values, _LOWEST, -_LOWEST), 0.0), first
+    return jnp.where(first, jnp.clip(values, LOWEST, -LOWEST), 0.0), first
 
 
 def shares(values: Float[AnyArray, "*N A"], mask: Bool[AnyArray, "*N A"]) -> Float[Array, "*N A"]:
@@ -66,7 +65,7 @@ def shares(values: Float[AnyArray, "*N A"], mask: Bool[AnyArray, "*N A"]) -> Flo
 
 def base_weights(kind: str, base: Float[AnyArray, "P A"], mask: Bool[AnyArray, "P A"]) -> Float[Array, "P A"]:
     """Weights of sum 1 from the log-probs `base` (nats) without a chain. If every token is certain, all are equal."""
-    base = jnp.where(mask, jnp.clip(base, _LOWEST, 0.0), 0.0)
+    base = jnp.where(mask, jnp.clip(base, LOWEST, 0.0), 0.0)
     if kind == "inverse":
         lowest = base.min(-1, keepdims=True, initial=0.0)
         return shares(jnp.exp(lowest - base), mask)
@@ -78,7 +77,7 @@ def _spread(values: Tokens, mask: Bool[Array, "P G A"], keep: Keep) -> Float[Arr
     """Standard deviation (ddof 1) of each token over the kept rows. It is 0 with fewer than two rows, and exactly 0 for
     equal values."""
     counts = mask & keep[..., None]
-    highest = jnp.where(counts, values, _LOWEST).max(1, keepdims=True)
+    highest = jnp.where(counts, values, LOWEST).max(1, keepdims=True)
     below = jnp.where(counts, values - highest, 0.0)
     n = jnp.maximum(counts.sum(1), 1)
     centred = jnp.where(counts, below - (below.sum(1) / n)[:, None], 0.0)
@@ -140,11 +139,6 @@ def gain(weights: Float[AnyArray, "P A"], base: Float[AnyArray, "P A"], clip: bo
         return mean_difference(above_best(score(logp, mask), keep), keep)
 
     return Objective(value, difference, score, plain.weights)
-
-
-def probability(logp: Float[AnyArray, "..."]) -> Float[Array, "..."]:
-    """exp(logp), bounded so that it cannot overflow."""
-    return jnp.exp(jnp.minimum(logp, _HIGHEST_EXP))
 
 
 def log_probability(logp: Float[AnyArray, "..."]) -> Float[Array, "..."]:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from rl_likelihood.report.table_text import aligned
-from rl_likelihood.search.proposer import with_model
 from rl_likelihood.search.rounds import Ended, Finder, Variant, best_whole, find, score
 from rl_likelihood.search.segments import copied
 
@@ -31,6 +30,7 @@ COLUMNS = {
     "copied": "share copied",
     "other_start": "another model: after the first",
     "other": "after the last",
+    "other_questions": "questions",
 }
 
 
@@ -47,8 +47,8 @@ def controls(f: Finder, chains: dict[int, str], ended: dict[int, Ended]) -> dict
         best = best_whole(f, chains, ended, limit)
         nll = {i: (ended[i].nll_start, ended[i].nll_none, last) for i, (last, _) in best.items()}
         table["whole chains"] = numbers(nll) | {"tokens": float(np.mean([n for _, n in best.values()]))}
-    if f.task.config.reer.other:
-        for name, scores in under_other(f, chains, searches).items():
+    if f.other:
+        for name, scores in under_other(dataclasses.replace(f, task=f.other[0], params=f.other[1]), chains, searches):
             table[name] |= scores
     return table
 
@@ -77,20 +77,25 @@ def row(f: Finder, ended: dict[int, Ended]) -> dict[str, float]:
 
 def under_other(
     f: Finder, chains: dict[int, str], searches: dict[str, dict[int, Ended]]
-) -> dict[str, dict[str, float]]:
-    """The NLL under another model after the first and the last chain of each search, for the answer that it used."""
-    task, params = with_model(f.task, f.task.config.reer.other, f.devices and f.devices.learner)
-    g, out = dataclasses.replace(f, task=task, params=params), {}
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """(name, the NLL under the model of `f` after the first and the last chain, for the answer that the search used).
+
+    Means over the questions whose chains both fit this model, and the number of these questions.
+    """
     for name, ended in searches.items():
 
         def make(part: list[int], ended=ended, shift=int(name == "another answer")) -> list[dict[str, Any]]:
             pairs = [[chains[i], ended[i].search.chain] for i in part]
-            scores = score(g, [g.row(i, shift) for i in part], pairs)
-            return [{"other_start": float(start), "other": float(last)} for start, last in scores]
+            scores = np.asarray(score(f, [f.row(i, shift) for i in part], pairs))
+            fits = np.isfinite(scores).all(-1)
+            return [
+                {"other_start": start, "other": last} if fit else {"other_start": None, "other": None}
+                for fit, (start, last) in zip(fits, scores.tolist(), strict=True)
+            ]
 
-        lines = g.each(f"{name}, another model", 0, ended, make).values()
-        out[name] = {k: float(np.mean([line[k] for line in lines])) for k in ("other_start", "other")}
-    return out
+        lines = [x for x in f.each(f"{name}, another model", 0, ended, make).values() if x["other"] is not None]
+        means = {k: float(np.mean([x[k] for x in lines])) for k in ("other_start", "other") if lines}
+        yield name, means | {"other_questions": len(lines)}
 
 
 def text_of(table: Mapping[str, Mapping[str, float]], questions: int) -> str:

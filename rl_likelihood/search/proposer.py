@@ -93,10 +93,11 @@ class Asks:
         return reply.strip()
 
     def part_in(self, reply: str) -> str:
-        """The candidate in a reply, or ""."""
-        if self.cfg.ask == "edit":
-            reply = reply.partition(PART[0])[2].partition(PART[1])[0]
-        return self.chain_in(reply if self.cfg.ask == "edit" else reply.split(BLANK)[0])
+        """The candidate in a reply, or "". With reer.ask=edit the last marked part; one that was cut off is none."""
+        if self.cfg.ask == "resample":
+            return self.chain_in(reply.split(BLANK)[0])
+        part, end, _ = reply.rpartition(PART[0])[2].partition(PART[1])
+        return self.chain_in(part) if PART[0] in reply and end else ""
 
 
 def asks_of(task: Task) -> Asks:
@@ -160,11 +161,29 @@ def model_proposer(task: Task, weights: Params, drawing: Drawing) -> Propose:
     return propose
 
 
-def with_model(task: Task, path: str, mesh) -> tuple[Task, Params]:
-    """(the task with another model, encoded for its tokenizer; that model's parameters)."""
-    c = dataclasses.replace(task.config, model=dataclasses.replace(task.config.model, path=path, preset=""))
+def with_model(task: Task, field: str, mesh) -> tuple[Task, Params]:
+    """(the task with the model that `field` names, encoded for its tokenizer; that model's parameters).
+
+    Its limits of prompts, answers and chains are the model's positions: the config's count another tokenizer's tokens.
+    """
+    group, _, name = field.partition(".")
+    path, c = getattr(getattr(task.config, group), name), task.config
+    c = dataclasses.replace(c, model=dataclasses.replace(c.model, path=path, preset=""))
     model, params, tokenizer_at = load_model(c, mesh)
     tokenizer, eos_ids = load_tokenizer(tokenizer_at, c.prompt.template)
     fmt = prompts.chain_format(tokenizer, vocab_bytes(tokenizer, model.vocab_size), eos_ids, c.prompt)
-    rows = prompts.encode_all([row.example for row in task.train], tokenizer, c.prompt, fmt)
+    wide = dataclasses.replace(c.prompt, max_prompt=model.max_position, max_answer=model.max_position)
+    rows = prompts.encode_all([row.example for row in task.train], tokenizer, wide, fmt)
+    prompt, answer = (max(map(len, ids)) for ids in zip(*((r.prompt_ids, r.answer_ids) for r in rows), strict=True))
+    room = model.max_position - prompt - len(fmt.close_think_ids) - answer
+    if room < 1:
+        raise UserError(
+            f"{field} is {path!r}, which has {model.max_position} positions, but a prompt has {prompt} of its tokens "
+            f"and an answer {answer}; name a model with more positions"
+        )
+    c = dataclasses.replace(
+        c,
+        prompt=dataclasses.replace(c.prompt, max_prompt=prompt, max_answer=answer),
+        sampler=dataclasses.replace(c.sampler, max_chain=room),
+    )
     return dataclasses.replace(task, config=c, model=model, tokenizer=tokenizer, fmt=fmt, train=rows), params

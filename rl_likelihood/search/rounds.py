@@ -60,6 +60,7 @@ class Journal:
 class Finder:
     """The parts of a search: the model that scores the answers of `task.train`, the proposer, and the journal.
 
+    other: the task and parameters of the model that only scores the final chains (reer.other)
     between: called between batches; it may raise to stop
     """
 
@@ -69,6 +70,7 @@ class Finder:
     propose: Propose
     journal: Journal
     devices: Devices | None = None
+    other: tuple[Task, Params] | None = None
     between: Callable[[], None] = lambda: None
     say: Callable[[str], None] = lambda _: None
 
@@ -104,31 +106,38 @@ class Finder:
         return dataclasses.replace(row, prompt_ids=self.task.train[i].prompt_ids)
 
 
-def first_chains(f: Finder) -> list[str]:
-    """The first chain of every question; "" if its prompt is too long for the proposer."""
+def first_chains(f: Finder) -> list[str | None]:
+    """The first chain of every question. None if its prompt is too long for a local proposer, or if a server's call
+    failed, which is repeated by the next run."""
 
     def make(part: list[int]) -> list[dict]:
         asked = [f.asks.chain(i, f.task.train[i].example) for i in part]
         groups = f.replies(asked, 0, f.asks.whole(1))
         progress.advance(len(part))
-        return [{"chain": f.asks.chain_in(group[0]) if group else ""} for group in groups]
+        return [{"chain": f.asks.chain_in(group[0]) if group else None} for group in groups]
 
-    n, done = len(f.task.train), len(f.journal.of("first", 0))
-    with Progress("wrote first chains of", n, "questions", f.say, done=done) as progress:
+    n, done = len(f.task.train), f.journal.of("first", 0)
+    if "://" in f.task.config.reer.proposer:
+        for i in [i for i, line in done.items() if line["chain"] is None]:
+            del done[i]
+    with Progress("wrote first chains of", n, "questions", f.say, done=len(done)) as progress:
         lines = f.each("first", 0, range(n), make)
     return [lines[i]["chain"] for i in range(n)]
 
 
-def unfit(f: Finder, chains: list[str]) -> list[str]:
+def unfit(f: Finder, chains: list[str | None]) -> list[str]:
     """For each first chain why it cannot be searched from, or ""."""
     cfg, limit = f.task.config.reer, f.task.config.sampler.max_chain
-    tokens = [ids_after_text(f.task.tokenizer, f.task.fmt.vocab_bytes, [c])[0] for c in chains]
-    legal = [len(ids) <= limit and all(f.task.fmt.vocab_bytes[i] for i in ids) for ids in tokens]
-    answers = [row.example.answer for row in f.task.train]
-    return [
-        reer.unfit(chain, len(ids), answer, cfg) if fine else "first chain too long or with markup"
-        for chain, ids, answer, fine in zip(chains, tokens, answers, legal, strict=True)
-    ]
+
+    def why(chain: str | None, answer: str) -> str:
+        if chain is None:
+            return "no reply" if "://" in cfg.proposer else "question too long for the proposer"
+        (ids,) = ids_after_text(f.task.tokenizer, f.task.fmt.vocab_bytes, [chain])
+        if len(ids) > limit or not all(f.task.fmt.vocab_bytes[i] for i in ids):
+            return "first chain too long or with markup"
+        return reer.unfit(chain, len(ids), answer, cfg)
+
+    return [why(chain, row.example.answer) for chain, row in zip(chains, f.task.train, strict=True)]
 
 
 class Variant(NamedTuple):

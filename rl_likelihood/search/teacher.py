@@ -16,9 +16,9 @@ from rl_likelihood.shapes import Tags
 Reply = tuple[str, str]  # chain and answer
 
 
-def http_proposer(endpoint: Endpoint, drawing: Drawing, tags: Tags) -> Propose:
+def http_proposer(endpoint: Endpoint, drawing: Drawing, tags: Tags | None = None) -> Propose:
     """A proposer with a chat model at an HTTP address. It ignores the given beginning of a reply. A failed call has no
-    reply."""
+    reply. `tags`: as in `text_of`."""
 
     cut = {"temperature": drawing.temperature} | ({"top_p": drawing.top_p} if drawing.top_p < 1 else {})
 
@@ -37,13 +37,16 @@ def http_proposer(endpoint: Endpoint, drawing: Drawing, tags: Tags) -> Propose:
     return propose
 
 
-def text_of(reply: Any, tags: Tags) -> str | None:
-    """The text of a chat reply. If the server returns the reasoning separately, it is put before it in our tags."""
+def text_of(reply: Any, tags: Tags | None) -> str | None:
+    """The text of a chat reply. If the server returns the reasoning separately, it is put before it in `tags`; without
+    tags it is left out."""
     message = message_of(reply)
     text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(text, str):
         return None
-    return f"{tags.think_open}{reasoning}{tags.think_close}\n{text}" if isinstance(reasoning, str) else text
+    if tags is None or not isinstance(reasoning, str):
+        return text
+    return f"{tags.think_open}{reasoning}{tags.think_close}\n{text}"
 
 
 def parsed(reply: str, tags: Tags) -> Reply | None:

@@ -8,7 +8,6 @@ from rl_likelihood.config import build
 from rl_likelihood.runtime import run_files
 from tests.runs import small_config
 
-
 # Rows may be narrower than prompt.max_answer, which is the width of the kept log-probs.
 NARROW = {"prompt__max_answer": 200, "sampler__width_multiple": 8}
 
@@ -18,7 +17,12 @@ NARROW = {"prompt__max_answer": 200, "sampler__width_multiple": 8}
     [("inverse", {}), ("neg_log", {}), ("neg_log", NARROW), ("neg_log", {**NARROW, "train__packing": True})],
 )
 def test_weights_of_tokens_are_those_of_the_frozen_file(kind, changes, tmp_path):
-    extra = changes | {"reward__name": "nrt", "reward__baseline": "frozen", "reward__token_weights": kind, "train__steps": 3}
+    extra = changes | {
+        "reward__name": "nrt",
+        "reward__baseline": "frozen",
+        "reward__token_weights": kind,
+        "train__steps": 3,
+    }
     train.run(build(small_config(**extra, eval__prompts=0, optim__lr=0.03)), tmp_path / "run")
     kept = {row["id"]: row for row in run_files.read(tmp_path / "run" / "baseline.jsonl")}
     assert len(kept) == 6 and all("avg_prob" not in row for row in kept.values()), "only what the reward reads"

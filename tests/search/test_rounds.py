@@ -16,8 +16,9 @@ from rl_likelihood.reer import REER, TABLE, finder, run, search
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.devices import sampler_weights
 from rl_likelihood.search import reer
+from rl_likelihood.search.controls import under_other
 from rl_likelihood.search.folder import DROPPED
-from rl_likelihood.search.proposer import Drawing, Length, asks_of, model_proposer
+from rl_likelihood.search.proposer import Drawing, Length, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import (
     FILE,
     MOST_WHOLE,
@@ -169,14 +170,50 @@ def test_a_model_that_took_no_part_scores_the_chains(tmp_path):
     other = jax.tree.map(lambda x: np.asarray(x) * 3, f.params)
     files.save(tmp_path / "other", f.task.model, other)
     save_tokenizer(f.task.tokenizer, tmp_path / "other", f.task.fmt.eos_ids)
-    f = stubbed(tmp_path, reer__controls=False, reer__other=str(tmp_path / "other"))
+    # The limits count the tokens of the model that searches; the other model is limited by its positions alone.
+    f = stubbed(tmp_path, reer__controls=False, reer__other=str(tmp_path / "other"), prompt__max_answer=260)
+    f = dataclasses.replace(f, other=with_model(f.task, "reer.other", None))
     search(f, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / REER).read_text().splitlines()]
     numbers = json.loads((tmp_path / TABLE).read_text())["search"]
     g = dataclasses.replace(f, params=other)
     pairs = [score(g, [g.row(i)], [[row["start_chain"], row["chain"]]])[0] for i, row in enumerate(rows)]
     assert [numbers["other_start"], numbers["other"]] == pytest.approx(np.mean(pairs, 0), abs=1e-5)
-    assert numbers["other"] != pytest.approx(numbers["nll"], abs=1e-3)
+    assert numbers["other"] != pytest.approx(numbers["nll"], abs=1e-3) and numbers["other_questions"] == QUESTIONS
+
+
+@pytest.mark.parametrize("server, why", [("http://h/v1", "no reply"), ("", "question too long for the proposer")])
+def test_a_question_without_a_first_chain_says_why_and_is_asked_again_of_a_server(tmp_path, server, why):
+    def failing(asks, call, length):
+        return [group if a.uid != 2 else [] for a, group in zip(asks, stub(asks, call, length), strict=True)]
+
+    changes = {"reer__proposer": server, "reer__controls": False, "reer__max_segments": 1}
+    search(stubbed(tmp_path, failing, **changes), tmp_path)
+    (dropped,) = [json.loads(line) for line in (tmp_path / DROPPED).read_text().splitlines()]
+    assert (dropped["prompt"], dropped["dropped"]) == ("Write 2.", why)
+    search(stubbed(tmp_path, **changes), tmp_path)
+    assert len((tmp_path / DROPPED).read_text().splitlines()) == (0 if server else 1)
+    rows = [json.loads(line) for line in (tmp_path / REER).read_text().splitlines()]
+    assert len(rows) == QUESTIONS - (0 if server else 1)
+
+
+def test_chains_that_the_other_model_cannot_read_are_counted(tmp_path):
+    """The other model has so few positions that only short chains fit."""
+    f = stubbed(tmp_path)
+    answers = max(len(r.prompt_ids) + len(r.answer_ids) for r in f.task.train) + len(f.task.fmt.close_think_ids)
+    for positions, questions in ((answers + 200, 0), (answers + 400, QUESTIONS)):
+        folder = tmp_path / str(positions)
+        files.save(
+            folder, dataclasses.replace(f.task.model, max_position=positions), jax.tree.map(np.asarray, f.params)
+        )
+        save_tokenizer(f.task.tokenizer, folder, f.task.fmt.eos_ids)
+        g = stubbed(tmp_path, reer__other=str(folder))
+        chains = {i: f"{long('x')}\n\n{long('y')}" for i in range(QUESTIONS)}
+        g = dataclasses.replace(g, journal=Journal(folder), other=with_model(g.task, "reer.other", None))
+        ended = {i: Ended(reer.new_search(chains[i], 1.0), 1.0, 1.0, 0) for i in chains}
+        asked = dataclasses.replace(g, task=g.other[0], params=g.other[1])
+        ((_, numbers),) = under_other(asked, chains, {"search": ended})
+        assert numbers["other_questions"] == questions
 
 
 def test_the_chains_are_read_by_warm_start_and_fine_tuning(tmp_path):
@@ -247,7 +284,8 @@ def test_what_is_asked(tmp_path):
     edit = dataclasses.replace(f.asks, cfg=dataclasses.replace(f.asks.cfg, ask="edit"))
     asked = edit.segment(0, example, s)
     assert "one\n\n[MARKED]\ntwo\n[/MARKED]\nthree" in asked.message and asked.reply == "<analysis>"
-    assert edit.part_in("It lacks.</analysis> <part> more </part>") == "more" and edit.part_in("no part") == ""
+    assert edit.part_in("It lacks a <part>.</analysis> <part> more </part>") == "more" and edit.part_in("no part") == ""
+    assert edit.part_in("It lacks.</analysis> <part> cut off") == ""
     assert f.asks.chain_in(" a chain </think> <answer>x") == "a chain"
 
 
@@ -267,9 +305,11 @@ def test_refusals(tmp_path):
 
 def test_the_command_refuses_and_keeps_what_it_wrote(tmp_path):
     """Random bytes are no chains: the nano model's are all of no use."""
+    with pytest.raises(UserError, match="reer.min_chain is 10, .* at most 9 tokens"):
+        run(config(tmp_path, sampler__max_chain=12, reer__min_chain=10), tmp_path / "w")
     with pytest.raises(UserError, match="none is of use"):
-        run(config(tmp_path, sampler__max_chain=12), tmp_path / "w")
-    assert len(run_files.read(tmp_path / "w" / FILE)) == QUESTIONS
+        run(config(tmp_path, sampler__max_chain=12, reer__min_chain=9), tmp_path / "w2")
+    assert len(run_files.read(tmp_path / "w2" / FILE)) == QUESTIONS
 
 
 # What follows what in the replies of a model that writes paragraphs of letters, and sometimes a marked part.

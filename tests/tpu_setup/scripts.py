@@ -49,6 +49,9 @@ COUNTED = 'echo run >> "$FILE"; n=$(wc -l < "$FILE"); '
 
 
 # A training run as babysit sees it: the first is asked to stop, and saves; the second is done.
-TRAINING = COUNTED + """
+TRAINING = (
+    COUNTED
+    + """
 if ((n > 1)); then exit 0; fi
 trap 'exit "${STOPPED_EXIT:-0}"' TERM; kill -TERM $$; exit 9"""
+)
