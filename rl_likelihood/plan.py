@@ -60,7 +60,7 @@ def model_shapes(c: Config, platform: str = "cpu") -> ModelConfig:
 
 def judge_shapes(c: Config, model: ModelConfig, platform: str = "cpu") -> ModelConfig | None:
     """The architecture of the judge's model; None if the run computes no judge."""
-    if not c.reward.judged or c.judge.remote:
+    if not c.judge.model or c.judge.remote:
         return None
     if c.judge.model == "initial":
         return model
