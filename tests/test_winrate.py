@@ -17,7 +17,7 @@ from rl_likelihood.run_model import random_model
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import random_key
 from rl_likelihood.weights import files
-from rl_likelihood.winrate import measured
+from rl_likelihood.winrate import calibrate, measured
 from tests.servers import serving
 
 QUESTIONS = [f"What is {n} + {n}?" for n in range(30)]
@@ -74,6 +74,35 @@ def test_what_the_judge_failed_on_is_left_out_and_counted():
     out = measured(fails_on_some, A, B)
     assert out["prompts"] == 29 and out["failures"] == 2 and out["judge"]["shuffled"]["pairs"] == 29
     assert out["win_rate"] == pytest.approx(100 * (10 * 0.5 + 19 * 0.8) / 29)
+
+
+def test_a_refusal_names_max_row_if_answers_were_cut():
+    """Cut after two words, a reference and its half are the same for the judge."""
+    references = {q: f"it is {2 * n} and no more" for n, q in enumerate(QUESTIONS)}
+
+    def short_sighted(questions, pairs):
+        seen = [[" ".join(x.split()[:3]) for x in pair] for pair in pairs]
+        marks = [[0.3 * (x in references[q]) for x in pair] for q, pair in zip(questions, seen, strict=True)]
+        cut = sum(any(len(x.split()) > 3 for x in pair) for pair in pairs)
+        return Verdicts(np.array([0.5 + x - y for x, y in marks]), np.ones(len(pairs), bool), cut)
+
+    out = measured(short_sighted, {q: Answered(q, r, r) for q, r in references.items()}, B)
+    assert out["judge"]["shuffled"]["accuracy"] == 1 and out["judge"]["truncated"]["cut"] == 60
+    assert out["judge"]["truncated"]["failures"] == 0
+    assert "60 comparisons had a cut answer, so raise --max_row, or take another judge" in out["refused"]
+    assert "--max_row" not in measured(lambda q, p: knows(q, p[::-1]), A, B)["refused"]
+
+
+def test_a_reference_of_one_word_has_no_half():
+    rows = {q: a._replace(reference=a.reference if n % 3 else str(2 * n)) for n, (q, a) in enumerate(A.items())}
+
+    def longer(questions, pairs):
+        return Verdicts(np.array([float(len(x) > len(y)) for x, y in pairs]), np.ones(len(pairs), bool), 0)
+
+    judge = calibrate(longer, list(rows.values()))
+    assert judge["truncated"]["pairs"] == 20 and judge["shuffled"]["pairs"] == 30
+    with pytest.raises(UserError, match="of one word each"):
+        calibrate(longer, [a._replace(reference=a.reference.split()[2]) for a in A.values()])
 
 
 def test_a_shuffled_reference_is_another_one():
