@@ -138,7 +138,10 @@ def main() -> None:
         remote.close()
     else:
         described = (values.judge, form, values.max_prompt, values.max_row, values.template, NAMES)
-        refuse_long(reader_of(*described)[0], [x.prompt for x, _ in common(a, b)])
+        reader = reader_of(*described)[0]
+        if values.task and not reader.form.ask:
+            raise UserError(f"--task is {values.task!r}, but --judge is a reward model, which reads none; leave it out")
+        refuse_long(reader, [x.prompt for x, _ in common(a, b)])
         local = local_judge(*described)
         out = measured(functools.partial(compare_locally, local), a, b)
     row = {"step": 0, "a": values.a, "b": values.b, "by": values.judge, **out}

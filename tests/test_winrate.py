@@ -11,8 +11,9 @@ import pytest
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled
+from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import init
-from rl_likelihood.rollouts.local_judge import Verdicts
+from rl_likelihood.rollouts.local_judge import Verdicts, save_head
 from rl_likelihood.run_model import random_model
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import random_key
@@ -158,6 +159,9 @@ def test_the_command_refuses_a_judge_of_random_weights(tmp_path):
     assert refused.returncode == 2 and "no chat template; for a base model set --template=plain" in refused.stderr
     long = subprocess.run([*command, "--max_prompt=20"], capture_output=True, text=True)
     assert long.returncode == 2 and "--max_prompt is 20, but the question 'What is 0 + 0?'" in long.stderr
+    save_head(tmp_path / "judge", ValueHead(np.ones(model.width, np.float32), np.float32(0)), 1.0)
+    told = subprocess.run([*command, "--task=A story."], capture_output=True, text=True)
+    assert told.returncode == 2 and "--task is 'A story.', but --judge is a reward model" in told.stderr
     missing = subprocess.run(command[:-1], capture_output=True, text=True)
     assert missing.returncode == 2 and "--judge is missing" in missing.stderr
 
