@@ -12,6 +12,7 @@ from rl_likelihood.model.decoder import is_spec
 from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.model.lora import LoraConfig, trained_specs
 from rl_likelihood.planning import aot, programs
+from rl_likelihood.planning.judges import texts_of_step
 from rl_likelihood.planning.programs import Plan, byte_format
 from rl_likelihood.planning.search import devices_of
 from rl_likelihood.run_model import random_model
@@ -124,6 +125,19 @@ def test_an_adversarial_run_is_planned(form):
     report = report_on(2, reward__name="adversarial", adversarial__form=form, judge__max_prompt=60, judge__max_row=40)
     assert report["programs"][0]["name"] == "learner step" and "judge" not in report["held"]
     assert {row["refused"] for row in report["programs"]} == {""}
+
+
+def test_a_rubric_s_judge_reads_a_text_for_each_criterion(tmp_path):
+    model = random_model("nano")
+    files.save(tmp_path, model, random_params(model))
+    rubric = {"reward__name": "rubric", "judge__model": str(tmp_path), "rubric__path": "r", "rubric__items": 12}
+    report = report_on(2, **rubric, judge__max_prompt=60, judge__max_row=40)
+    assert report["judge_calls"] == 3, "2 questions of 12 criteria, 8 at once"
+    tokens = 8 * (60 + 3 * 40)
+    matrices = sum(x.size for x in jax.tree.leaves(random_params(model)["layers"]) if x.ndim == 3)
+    assert 1 < report["programs"][-1]["flops"] / (2 * tokens * matrices) < 3
+    for changes, texts in (({"rubric__aggregate": "implicit"}, 2), ({"rubric__items": 1}, 2), ({}, 24)):
+        assert texts_of_step(build(small_config(**{**rubric, **changes})), 2) == texts
 
 
 def test_a_plan_with_adapters_holds_one_base_and_moments_of_adapters_alone():
