@@ -26,10 +26,11 @@ from rl_likelihood.model.decoder import ModelConfig
 from rl_likelihood.planning import aot, programs
 from rl_likelihood.planning.aot import GIB, Target
 from rl_likelihood.planning.estimates import estimates, floors
+from rl_likelihood.planning.judges import texts_of_step
 from rl_likelihood.planning.programs import Plan
 from rl_likelihood.planning.search import advice, devices_of
 from rl_likelihood.planning.text import table
-from rl_likelihood.rollouts.local_judge import as_judge
+from rl_likelihood.rollouts.local_judge import AT_ONCE, as_judge
 from rl_likelihood.run_model import random_model, run_on
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.runtime.console import say
@@ -60,7 +61,7 @@ def model_shapes(c: Config, platform: str = "cpu") -> ModelConfig:
 
 def judge_shapes(c: Config, model: ModelConfig, platform: str = "cpu") -> ModelConfig | None:
     """The architecture of the judge's model; None if the run computes no judge."""
-    if not c.reward.judged or c.judge.remote:
+    if not c.judge.model or c.judge.remote:
         return None
     if c.judge.model == "initial":
         return model
@@ -94,6 +95,7 @@ def make_plan(c: Config, model: ModelConfig, target: Target, memory: float | Non
         "held": programs.held_bytes(plan),
         "activations": rows[0]["temporaries"],
         "cache": {} if c.reward.supervised else programs.cache_bytes(plan),
+        "judge_calls": math.ceil(texts_of_step(c, len(devices.prompts)) / AT_ONCE),
         "sampler_streams": programs.in_streams(plan),
         "programs": rows,
         "model_flops": model_flops(plan),

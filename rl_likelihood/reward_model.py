@@ -39,8 +39,9 @@ from rl_likelihood.learner.reward_step import init_state, make_optimizers, make_
 from rl_likelihood.mesh import put, ready
 from rl_likelihood.model.decoder import ModelConfig, Params
 from rl_likelihood.report.metrics import MetricsWriter
-from rl_likelihood.rollouts.local_judge import load_head, local_judge, save_head
+from rl_likelihood.rollouts.local_judge import describe_decoder, load_head, local_judge, save_head
 from rl_likelihood.rollouts.policy_answers import policy_answers
+from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import checkpoint, run_files
 from rl_likelihood.runtime.checkpoint import CheckpointConfig
 from rl_likelihood.runtime.console import duration, say
@@ -99,11 +100,13 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     task, params = load(c, training=False, mesh=devices.learner)
     judge = local_judge(str(workdir), SCORE, c.judge.max_prompt, c.judge.max_row, c.judge.template)
     judged_text.refuse_long(judge.reader, [question_of(row.example) for row in task.heldout])
-    proxy, gold = [], []
+    proxy, gold, cut = [], [], 0
     with Pool(c.eval.grader_workers, c.eval.grader_seconds, unsafe_code=c.eval.unsafe_code) as pool:
         for rows, answers in policy_answers(task, params, devices, task.heldout[: c.eval.prompts], count):
             questions = [question_of(r.example) for r in rows]
-            proxy.append(judge(questions, [[(a,) for a in group] for group in answers]).values)
+            scored = judge(questions, [[(a,) for a in group] for group in answers])
+            proxy.append(scored.values)
+            cut += scored.cut
             references = [reference_of(c.eval.grader, r.example, pool.table) for r in rows for _ in range(count)]
             marks = pool.grade(c.eval.grader, references, [a for group in answers for a in group])
             gold.append(np.asarray([math.nan if m is None else m for m in marks], float).reshape(len(rows), count))
@@ -111,7 +114,7 @@ def best_of(c: Config, workdir: Path, count: int) -> dict[str, Any]:
     if not graded.any():
         raise UserError(f"eval.grader is {c.eval.grader!r}, which failed on every question; choose another")
     curve = preference.best_of_curve(np.concatenate(proxy)[graded], np.concatenate(gold)[graded])
-    out = {"best_of": curve, "questions": int(graded.sum()), "grader": c.eval.grader}
+    out = {"best_of": curve, "questions": int(graded.sum()), "grader": c.eval.grader, "cut": cut}
     step = checkpoint.latest_step(workdir) or 0
     return run_files.append(workdir / EVAL, {"step": step, **out})
 
@@ -124,6 +127,11 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: b
     if c.lora.rank:
         raise UserError(f"lora.rank is {c.lora.rank}, but reward_model trains all parameters; set it to 0")
     train, heldout = load_comparisons(c.data)
+    if c.preference.loss == "listwise" and (row := next((r for r in train if any(r.margins)), None)):
+        raise UserError(
+            f"preference.loss is 'listwise', which has no margins, but {row.id} has the margin "
+            f"{next(m for m in row.margins if m):g}; remove it or set preference.loss=bradley_terry"
+        )
     if only_evaluate and checkpoint.latest_step(workdir) is None:
         raise UserError(f"{workdir} holds no reward model to evaluate; leave --evaluate out to train one")
     with contextlib.ExitStack() as stack:
@@ -132,22 +140,30 @@ def reward_model(c: Config, workdir: Path, only_evaluate: bool = False, force: b
         keep_inputs(workdir, "", {"questions": digest(train, heldout)}, force)
         write_config(workdir, c)
         devices = make_devices(c)
+        reader, eos_ids = reader_for(c, [r.prompt for r in (*train, *heldout)])
         model, params, path = load_model(c, devices.learner)
-        text, eos_ids = load_tokenizer(path, c.judge.template, "judge.template")
-        vocab = tokenizer.vocab_bytes(text, model.vocab_size)
-        if c.judge.max_prompt + c.judge.max_row > model.max_position:
-            raise UserError(
-                f"judge.max_prompt + judge.max_row = {c.judge.max_prompt + c.judge.max_row}, more than the "
-                f"{model.max_position} positions of the model; lower one"
-            )
-        reader = Reader(text, vocab, SCORE, c.judge.max_prompt, c.judge.max_row)
-        judged_text.refuse_template(reader)
-        judged_text.refuse_long(reader, [r.prompt for r in (*train, *heldout)])
         if path != BYTES and not (workdir / TOKENIZER).exists():
-            tokenizer.save_tokenizer(text, workdir / TOKENIZER, eos_ids)
+            tokenizer.save_tokenizer(reader.tokenizer, workdir / TOKENIZER, eos_ids)
         setup = Setup(c, workdir, reader, model, path, train, heldout, make_judge(Judge("reward_model", model)))
         say(f"{len(train)} comparisons to train on, {len(heldout)} held out")
         return _learn(setup, devices, params, stack, only_evaluate)
+
+
+def reader_for(c: Config, questions: list[str]) -> tuple[Reader, tuple[int, ...]]:
+    """(the reader of the config's model, the ids that end a text). UserError, before weights are read, for a template,
+    too few positions, or a question that is too long."""
+    model, path = (random_model(c.model.preset), BYTES) if c.model.preset else describe_decoder(c.model.path)
+    text, eos_ids = load_tokenizer(path, c.judge.template, "judge.template")
+    if c.judge.max_prompt + c.judge.max_row > model.max_position:
+        raise UserError(
+            f"judge.max_prompt + judge.max_row = {c.judge.max_prompt + c.judge.max_row}, more than the "
+            f"{model.max_position} positions of the model; lower one"
+        )
+    vocab = tokenizer.vocab_bytes(text, model.vocab_size)
+    reader = Reader(text, vocab, SCORE, c.judge.max_prompt, c.judge.max_row)
+    judged_text.refuse_template(reader)
+    judged_text.refuse_long(reader, questions)
+    return reader, eos_ids
 
 
 def _learn(s: Setup, devices, params: Params, stack: contextlib.ExitStack, only_evaluate: bool) -> dict[str, Any]:
@@ -214,12 +230,12 @@ def _evaluate(s: Setup, state: TrainState) -> dict[str, Any]:
     of its scores, as judges read it."""
     head = state.opt_state.head
     size = min(len(s.heldout), s.config.eval.batch_prompts)
-    scores = scores_of(s.run, JudgeParams(state.params, head), s.reader, s.heldout, size)
+    scores, cut = scores_of(s.run, JudgeParams(state.params, head), s.reader, s.heldout, size)
     rows = [Scored(r.prompt, r.answers, x, r.category, r.refers) for r, x in zip(s.heldout, scores, strict=True)]
     out = preference.summary(rows)
     spread = float(np.concatenate(scores).std())
     save_head(s.workdir, head, spread or 1.0, int(state.step))
-    line = {"step": int(state.step), **out, "score_spread": spread}
+    line = {"step": int(state.step), **out, "score_spread": spread, "cut": cut}
     run_files.append(s.workdir / EVAL, line)
     say(
         f"held out: {out['pair_accuracy']:.1%} of {out['pairs']} pairs right; the longer answer alone gets "

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from rl_likelihood.cli.command import from_flags, run_main
@@ -40,11 +41,14 @@ SHOWN = 3  # questions of --show
 
 
 def make(c: Config, workdir: Path) -> dict[str, Any]:
-    """Adds the missing rubrics to rubric.path. Returns counts."""
+    """Adds the missing rubrics to rubric.path, whose lines stay as they are. Returns counts."""
     path = Path(c.rubric.path)
-    rubrics_so_far = rubrics.read_rubrics(c.rubric.path) if path.is_file() and path.stat().st_size else []
+    before = path.read_bytes() if path.is_file() else b""
+    if path.suffix != ".jsonl" or before.lstrip()[:1] == b"[":
+        raise UserError(f"rubric.path is {c.rubric.path!r}; --make adds lines, so give a .jsonl file of lines")
+    rubrics_so_far = rubrics.read_rubrics(c.rubric.path) if before else []
     seeds = rubrics.read_rubrics(c.rubric.seeds, "rubric.seeds") if c.rubric.seeds else []
-    done_prompts = {rubric.prompt for rubric in rubrics_so_far}
+    done_prompts, made = {rubric.prompt for rubric in rubrics_so_far}, list[Rubric]()
     examples = {question_of(e): e for e in sources.load(c.data)[0]}
     missing, failed = [(q, e) for q, e in examples.items() if q not in done_prompts], 0
     say(f"{len(done_prompts)} questions have a rubric, {len(missing)} have none")
@@ -55,8 +59,8 @@ def make(c: Config, workdir: Path) -> dict[str, Any]:
         part = missing[start : start + AT_ONCE]
         replies = write(prompts.messages([question for question, _ in part]))
         new_rubrics = [written(q, e.id, reply, c.rubric) for (q, e), reply in zip(part, replies, strict=True)]
-        rubrics_so_far += [rubric for rubric in new_rubrics if rubric]
-        rubrics.write_rubrics(path, rubrics_so_far)
+        made += [rubric for rubric in new_rubrics if rubric]
+        rubrics.write_rubrics(path, made, before)
         failed += sum(rubric is None for rubric in new_rubrics)
         say(f"{start + len(part)}/{len(missing)}  {failed} replies without a rubric for {c.rubric.aggregate}")
     return {"rubrics": len(done_prompts) + len(missing) - failed, "made": len(missing) - failed, "failed": failed}
@@ -73,20 +77,25 @@ def filter_rubrics(c: Config, workdir: Path) -> dict[str, Any]:
     by_question = rubrics_of(c.rubric, questions)
     judge_prompts = [text for question in questions for text in judge_prompts_of(by_question[question], "signed")]
     judge = RubricJudge(asked_judge.outside_judge(c, devices, workdir, judge_prompts), by_question, "signed")
-    filtered, criteria_before, cut = [], 0, 0
+    filtered, criteria_before, verdicts, failures, cut = [], 0, 0, 0, 0
     for part, answers in policy_answers(task, params, devices, rows, c.rubric.rollouts):
         questions = [question_of(row.example) for row in part]
         out, met = judge(questions, answers)
         for question, question_met in zip(questions, met, strict=True):
             filtered.append(rubrics.telling(by_question[question], question_met, c.rubric.low, c.rubric.high))
             criteria_before += len(by_question[question].criteria)
+            verdicts += question_met.size
+            failures += int(np.isnan(question_met).sum())
         cut += out.cut
     asked_judge.close(judge)
+    if failures == verdicts:
+        raise UserError(f"judge.model {c.judge.model!r} failed on all {failures} verdicts; see its messages above")
     useful = [rubric for rubric in filtered if rubric.criteria]
     path = workdir / FILE
     rubrics.write_rubrics(path, useful)
     counts = {"criteria": criteria_before, "criteria_kept": sum(len(r.criteria) for r in useful)}
-    return {"questions": len(filtered), "questions_kept": len(useful), **counts, "cut": cut, "file": str(path)}
+    counts |= {"failures": failures, "cut": cut}
+    return {"questions": len(filtered), "questions_kept": len(useful), **counts, "file": str(path)}
 
 
 def show(shown: Sequence[Rubric]) -> str:

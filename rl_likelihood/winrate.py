@@ -78,15 +78,20 @@ def calibrate(compare: Compare, rows: Sequence[Answered]) -> dict[str, Any]:
         pairs = [
             i
             for i, (reference, other) in enumerate(zip(references, losers, strict=True))
-            if reference.strip() != other.strip()
+            if other.strip() and reference.strip() != other.strip()
         ]
+        if not pairs:
+            raise UserError(
+                "the reference answers of --a and --b are of one word each, so they have no first half to measure the "
+                "judge with; give longer ones"
+            )
         chosen, rejected = [references[i] for i in pairs], [losers[i] for i in pairs]
-        first, second, _ = both_orders(compare, [questions[i] for i in pairs], chosen, rejected)
+        first, second, lost = both_orders(compare, [questions[i] for i in pairs], chosen, rejected)
         judged = np.isfinite(first)
         if not judged.any():
             raise UserError("--judge failed on every pair that it is measured with; see its messages above")
         longer = [0.5 if len(x) == len(y) else float(len(x) > len(y)) for x, y in zip(chosen, rejected, strict=True)]
-        out[name] = winrate.accuracy(first[judged], second[judged]) | {"length_only": float(np.mean(longer))}
+        out[name] = winrate.accuracy(first[judged], second[judged]) | {"length_only": float(np.mean(longer))} | lost
     return out
 
 
@@ -97,10 +102,11 @@ def measured(compare: Compare, a: dict[str, Answered], b: dict[str, Answered]) -
     for name, loser in LOSERS.items():
         found, (low, high) = judge[name], judge[name]["ci95"]
         if not winrate.above_chance(found):
+            cut = f"{found['cut']} comparisons had a cut answer, so raise --max_row, or " if found["cut"] else ""
             refusal = (
                 f"no win rate: the judge prefers a reference answer to {loser} in {100 * found['accuracy']:.1f} % "
                 f"of {found['pairs']} pairs (95 % interval {100 * low:.1f} to {100 * high:.1f}), which is not "
-                "above chance; take another judge"
+                f"above chance; {cut}take another judge"
             )
             return {"judge": judge, "refused": refusal}
     answers_a, answers_b = [x.answer for x, _ in pairs], [y.answer for _, y in pairs]
@@ -132,7 +138,10 @@ def main() -> None:
         remote.close()
     else:
         described = (values.judge, form, values.max_prompt, values.max_row, values.template, NAMES)
-        refuse_long(reader_of(*described)[0], [x.prompt for x, _ in common(a, b)])
+        reader = reader_of(*described)[0]
+        if values.task and not reader.form.ask:
+            raise UserError(f"--task is {values.task!r}, but --judge is a reward model, which reads none; leave it out")
+        refuse_long(reader, [x.prompt for x, _ in common(a, b)])
         local = local_judge(*described)
         out = measured(functools.partial(compare_locally, local), a, b)
     row = {"step": 0, "a": values.a, "b": values.b, "by": values.judge, **out}

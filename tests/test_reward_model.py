@@ -8,18 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from rl_likelihood.config import build
+from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.judged_text import SCORE
+from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.reward_model import reward_model
 from rl_likelihood.rollouts.local_judge import HEAD, load_head, local_judge, save_head
+from rl_likelihood.run_model import random_model
 from rl_likelihood.runtime import run_files
 from rl_likelihood.runtime.workdir import keep_inputs, write_config
 from rl_likelihood.shapes import UserError
 from rl_likelihood.training.comparisons import digest, load_comparisons
 from rl_likelihood.weights import files
 from tests.runs import small_config
+from tests.small import random_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,6 +115,29 @@ def test_what_cannot_be_trained_on_is_refused(changes, words, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "changes, words", [({"judge__max_prompt": 10}, "judge.max_prompt is 10"), ({"judge__max_row": 3000}, "positions")]
+)
+def test_what_the_model_cannot_read_is_refused_without_its_weights(changes, words, tmp_path):
+    """The weights are read last: without one of them the message is about the reading all the same."""
+    folder, model = tmp_path / "model", random_model("nano")
+    files.save(folder, model, random_params(model))
+    save_tokenizer(byte_tokenizer(), folder)
+    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if "layers.1" not in k}
+    save_file(weights, folder / "model.safetensors")
+    data = write(tmp_path / "rows.jsonl", n=12)
+    with pytest.raises(UserError, match=words):
+        reward_model(config(data, model__preset="", model__path=str(folder), **changes), tmp_path / "run")
+
+
+def test_cut_answers_are_counted_once(tmp_path):
+    """8 questions in batches of 5. The right answers alone are too long; copies fill the second batch."""
+    rows = [{"prompt": f"Which of {i}?", "chosen": "a long answer", "rejected": "no"} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    c = config(str(tmp_path / "rows.jsonl"), judge__max_row=8, train__steps=1)
+    assert reward_model(c, tmp_path / "run")["cut"] == 8
+
+
+@pytest.mark.parametrize(
     "bad, words",
     [({"rejected": "b"}, "rows.jsonl:3: chosen and rejected are equal"), ({"rejected": 5}, "rejected")],
 )
@@ -146,3 +174,14 @@ def test_other_comparisons_are_noticed_on_resume(tmp_path):
     write_config(run, other)
     with pytest.raises(UserError, match="other questions"):
         reward_model(other, run)
+
+
+def test_margins_are_refused_where_the_loss_has_none(tmp_path):
+    data = write(tmp_path / "rows.jsonl", n=20)
+    listwise = config(data, preference__loss="listwise", model__preset="", model__path="nowhere")
+    with pytest.raises(UserError, match="nowhere"):
+        reward_model(listwise, tmp_path / "without")
+    rows = [{"prompt": f"Which {i}?", "chosen": "a", "rejected": "b", "margin": 0.5 * (i > 2)} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="preference.loss is 'listwise'.*rows.jsonl:.*margin 0.5"):
+        reward_model(listwise, tmp_path / "run")

@@ -60,6 +60,28 @@ def test_rubrics_are_written_and_the_rest_in_a_second_call(tmp_path):
         assert "demand number 3" in show(made)
 
 
+def test_lines_that_a_user_wrote_stay_byte_for_byte(tmp_path):
+    pytest.importorskip("bm25s")
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    criteria = [{"criterion": "It is right", "points": 3}]
+    own = json.dumps({"prompt": messages, "rubrics": criteria, "source": "mine"}, indent=None, separators=(", ", " : "))
+
+    def write(handler, number, body):
+        handler.reply(200, {"choices": [{"message": {"content": json.dumps(criteria)}}]})
+
+    with serving(write) as (url, _):
+        c = config(url, tmp_path / "r.jsonl", data__train_size=3)
+        (tmp_path / "r.jsonl").write_text(own)
+        assert make(c, tmp_path) == {"rubrics": 4, "made": 3, "failed": 0}
+        assert (tmp_path / "r.jsonl").read_text().startswith(own + "\n")
+        assert len(read_rubrics(c.rubric.path)) == 4
+        for name in ("r.json", "list.jsonl"):
+            (tmp_path / name).write_text(f"[{own}]")
+            with pytest.raises(UserError, match=f"rubric.path.*{name}.*a .jsonl file"):
+                make(config(url, tmp_path / name), tmp_path)
+            assert (tmp_path / name).read_text() == f"[{own}]"
+
+
 def test_what_is_shown_is_near_and_said_once():
     pytest.importorskip("bm25s")
     shown = WriterPrompts(config("http://h/v1", "x", rubric__cases=1, rubric__pool=2), SEEDS, None)
@@ -153,3 +175,20 @@ def test_criteria_that_all_or_no_answers_meet_are_left_out(tmp_path, low, high, 
         written = read_rubrics(out["file"])
         assert [r.prompt for r in written] == [e.prompt for e in sources.load(c.data)[0]]
         assert all([x.text for x in r.criteria] == [kept] for r in written)
+
+
+@pytest.mark.parametrize("working", [True, False])
+def test_a_filter_counts_failed_verdicts_and_needs_some(tmp_path, working):
+    def often_fails(handler, number, body):
+        if working and "has 'zebra'" in body["messages"][0]["content"]:
+            return handler.reply(200, {"choices": [{"message": {"content": "yes"}}]})
+        return handler.reply(400, {})
+
+    with serving(often_fails) as (url, _):
+        c = config(url, tmp_path / "r.jsonl", data__train_size=2, rubric__rollouts=3)
+        rubric_file(tmp_path / "r.jsonl", c, ("it has ''", 5.0), ("it has 'zebra'", 3.0))
+        if working:
+            assert filter_rubrics(c, tmp_path)["failures"] == 2 * 3
+        else:
+            with pytest.raises(UserError, match="judge.model.*failed on all 12 verdicts"):
+                filter_rubrics(c, tmp_path)

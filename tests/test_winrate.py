@@ -11,13 +11,14 @@ import pytest
 from rl_likelihood.data.byte_tokenizer import byte_tokenizer
 from rl_likelihood.data.tokenizer import save_tokenizer
 from rl_likelihood.evaluation.answers import Answered, common, read_answers, shuffled
+from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import init
-from rl_likelihood.rollouts.local_judge import Verdicts
+from rl_likelihood.rollouts.local_judge import Verdicts, save_head
 from rl_likelihood.run_model import random_model
 from rl_likelihood.shapes import UserError
 from rl_likelihood.task import random_key
 from rl_likelihood.weights import files
-from rl_likelihood.winrate import measured
+from rl_likelihood.winrate import calibrate, measured
 from tests.servers import serving
 
 QUESTIONS = [f"What is {n} + {n}?" for n in range(30)]
@@ -76,6 +77,35 @@ def test_what_the_judge_failed_on_is_left_out_and_counted():
     assert out["win_rate"] == pytest.approx(100 * (10 * 0.5 + 19 * 0.8) / 29)
 
 
+def test_a_refusal_names_max_row_if_answers_were_cut():
+    """Cut after two words, a reference and its half are the same for the judge."""
+    references = {q: f"it is {2 * n} and no more" for n, q in enumerate(QUESTIONS)}
+
+    def short_sighted(questions, pairs):
+        seen = [[" ".join(x.split()[:3]) for x in pair] for pair in pairs]
+        marks = [[0.3 * (x in references[q]) for x in pair] for q, pair in zip(questions, seen, strict=True)]
+        cut = sum(any(len(x.split()) > 3 for x in pair) for pair in pairs)
+        return Verdicts(np.array([0.5 + x - y for x, y in marks]), np.ones(len(pairs), bool), cut)
+
+    out = measured(short_sighted, {q: Answered(q, r, r) for q, r in references.items()}, B)
+    assert out["judge"]["shuffled"]["accuracy"] == 1 and out["judge"]["truncated"]["cut"] == 60
+    assert out["judge"]["truncated"]["failures"] == 0
+    assert "60 comparisons had a cut answer, so raise --max_row, or take another judge" in out["refused"]
+    assert "--max_row" not in measured(lambda q, p: knows(q, p[::-1]), A, B)["refused"]
+
+
+def test_a_reference_of_one_word_has_no_half():
+    rows = {q: a._replace(reference=a.reference if n % 3 else str(2 * n)) for n, (q, a) in enumerate(A.items())}
+
+    def longer(questions, pairs):
+        return Verdicts(np.array([float(len(x) > len(y)) for x, y in pairs]), np.ones(len(pairs), bool), 0)
+
+    judge = calibrate(longer, list(rows.values()))
+    assert judge["truncated"]["pairs"] == 20 and judge["shuffled"]["pairs"] == 30
+    with pytest.raises(UserError, match="of one word each"):
+        calibrate(longer, [a._replace(reference=a.reference.split()[2]) for a in A.values()])
+
+
 def test_a_shuffled_reference_is_another_one():
     references = ["a", "a", "a", "b", "c", "d"]
     for seed in range(20):
@@ -129,6 +159,9 @@ def test_the_command_refuses_a_judge_of_random_weights(tmp_path):
     assert refused.returncode == 2 and "no chat template; for a base model set --template=plain" in refused.stderr
     long = subprocess.run([*command, "--max_prompt=20"], capture_output=True, text=True)
     assert long.returncode == 2 and "--max_prompt is 20, but the question 'What is 0 + 0?'" in long.stderr
+    save_head(tmp_path / "judge", ValueHead(np.ones(model.width, np.float32), np.float32(0)), 1.0)
+    told = subprocess.run([*command, "--task=A story."], capture_output=True, text=True)
+    assert told.returncode == 2 and "--task is 'A story.', but --judge is a reward model" in told.stderr
     missing = subprocess.run(command[:-1], capture_output=True, text=True)
     assert missing.returncode == 2 and "--judge is missing" in missing.stderr
 

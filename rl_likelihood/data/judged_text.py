@@ -52,8 +52,8 @@ class JudgeSettings:
     concurrency: int = field(16, "requests to a server at the same time", least=1, most=1024)
     timeout: float = field(60.0, "time limit in seconds for one reply of a server", above=0)
     attempts: int = field(6, "attempts for one row on a server, including the first", least=1)
-    max_calls: int = field(0, "limit on calls of a server over the whole run; 0: none", least=0)
-    max_tokens: int = field(0, "limit on tokens of a server over the whole run; 0: none", least=0)
+    max_calls: int = field(0, "limit on calls of a server over the whole run, for each process; 0: none", least=0)
+    max_tokens: int = field(0, "limit on tokens of a server over the whole run, for each process; 0: none", least=0)
     cache: str = field("", "file that stores a server's verdicts; empty: judge.sqlite in the workdir")
 
     @property

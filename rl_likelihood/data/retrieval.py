@@ -104,6 +104,10 @@ def by_milvus(corpus: np.ndarray, uri: str) -> Index:
     name = "rl_likelihood_" + hashlib.sha256(corpus.tobytes()).hexdigest()[:16]
     try:
         client = MilvusClient(uri)
+        if client.has_collection(name):
+            ((count,),) = (row.values() for row in client.query(name, filter="", output_fields=["count(*)"]))
+            if count != len(corpus):  # a process ended while it filled the collection
+                client.drop_collection(name)
         if not client.has_collection(name):
             client.create_collection(name, corpus.shape[1], metric_type="IP", consistency_level="Strong")
             client.insert(name, [{"id": i, "vector": row.tolist()} for i, row in enumerate(corpus)])

@@ -58,14 +58,14 @@ def read_rubrics(path: str, name: str = "rubric.path") -> list[Rubric]:
     return rows
 
 
-def write_rubrics(path: str | Path, rubrics: Sequence[Rubric]) -> None:
-    """Writes the file that `read_rubrics` reads. It is replaced atomically."""
+def write_rubrics(path: str | Path, rubrics: Sequence[Rubric], before: bytes = b"") -> None:
+    """Writes the file that `read_rubrics` reads, which begins with the lines `before`. It is replaced atomically."""
     path = Path(path)
     new = path.with_name(path.name + ".new")
-    lines = [json.dumps(to_record(rubric), ensure_ascii=False) + "\n" for rubric in rubrics]
+    lines = "".join(json.dumps(to_record(rubric), ensure_ascii=False) + "\n" for rubric in rubrics)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text("".join(lines), encoding="utf-8")
+        new.write_bytes(before + b"\n" * (before[-1:] not in (b"", b"\n")) + lines.encode())
         new.replace(path)
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another") from e

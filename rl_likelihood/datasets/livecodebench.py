@@ -3,7 +3,7 @@
 Its files lie on the hub alone. Problems of Codeforces and AtCoder are scripts that read an input and print; those of
 LeetCode are functions. There are no reference programs: the answer is the starter code or `pass`, so likelihoods of
 it say nothing. `extra` has what runs the tests, all in one call: a program has 5 s for all of them, where the
-benchmark gives 6 s for each.
+benchmark gives 6 s for each. Before an answer stand the benchmark's own imports and its recursion limit.
 """
 
 import base64
@@ -45,19 +45,21 @@ def check(candidate):
         value = candidate(*given)
         assert (list(value) if isinstance(value, tuple) else value) == wanted
 """
-# A method of Solution, or a function by itself; the usual imports of the platform are there.
-FUNCTION = """
-import collections, heapq, itertools, functools, math, bisect, random, re, string
-from collections import *
-from functools import *
-from itertools import *
-from math import *
-from typing import *
-
+# What the benchmark imports before an answer, in its order: after `builtins`, pow takes three arguments again.
+_MODULES = (
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
+)
+_STARS = "".join(f"from {name} import *\n" for name in [*_MODULES.split(), "builtins", "typing"])
+PRELUDE = f"{_STARS}import {_MODULES.replace(' ', ', ')}\nsys.setrecursionlimit(50000)\n"
+# A method of Solution, or a function by itself.
+FUNCTION = (
+    PRELUDE
+    + """
 def run_solution(*given):
     return getattr(Solution(), {name!r})(*given) if "Solution" in globals() else globals()[{name!r}](*given)
 
 """
+)
 
 
 # The operations that pickle.dumps writes for one text. Nothing is unpickled: the text is read from the operations.
@@ -108,12 +110,14 @@ def parse(record: dict, location: Location) -> Row | Skipped:
         pairs = [[case["input"], case["output"]] for case in cases]
         prompt = f"{asked}\n\nAnswer with a Python program that reads the input and prints the output."
         tests = SCRIPT_TESTS.format(cases=json.dumps(pairs))
-        extra = {"prompt": "", "test": tests, "entry_point": "run_script", "script": True}
+        extra = {"prompt": PRELUDE, "test": tests, "entry_point": "run_script", "script": True}
     else:
         pairs = [_arguments(case) for case in cases]
         prompt = f"{asked}\n\nAnswer with the whole code, which begins:\n\n```python\n{starter}\n```"
         tests = FUNCTION_TESTS.format(cases=json.dumps(pairs))
-        extra = {"prompt": FUNCTION.format(name=_function(record)), "test": tests, "entry_point": "run_solution"}
+        name = _function(record)
+        extra = {"prompt": FUNCTION.format(name=name), "test": tests, "entry_point": "run_solution"}
+        extra["defines"] = ["Solution", name]
     about = {name: str(record.get(name) or "") for name in ("platform", "difficulty", "contest_date")}
     example = Example(text(record, "question_id"), prompt, starter or "pass", task="livecodebench")
     return Row(example, extra={**extra, **about})

@@ -50,14 +50,13 @@ def summary(rows: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any
     for name, scores in baselines(rows).items():
         ratios |= {f"{name}_{k}": v for k, v in _accuracies(rows, scores).items()}
     ratios |= {f"{k}_minus_length_only": (a - ratios[f"length_only_{k}"][0], b) for k, (a, b) in own.items()}
-    ratios["brier"] = (by_question(brier(sigmoid(d), np.ones_like(d))), pairs)
+    means = {"brier": brier(sigmoid(d), np.ones_like(d)), "margin": d, "nll": np.logaddexp(0, -d)}
+    ratios |= {k: (by_question(x), pairs) for k, x in means.items()}
     ratios = {k: (a, b) for k, (a, b) in ratios.items() if b.sum()}
     p, y, temperature = sigmoid(np.abs(d)), right, best_temperature(d)
     return {
         **{k: float(a.sum() / b.sum()) for k, (a, b) in ratios.items()},
         "ci95": {k: _interval(a, b, resamples) for k, (a, b) in ratios.items()},
-        "margin": float(d.mean()),
-        "nll": float(np.logaddexp(0, -d).mean()),
         "ece": ece(p, y),
         "temperature": temperature,
         "ece_after_temperature": ece(sigmoid(np.abs(d) / temperature), y),

@@ -6,7 +6,9 @@ How references are written:
                  each call's arguments that count, null for all: {"calls": the calls as text, "compare_args": [["id"]]}
     code_output  the output as a Python literal: [(4, 1), (2, 3)]
     code_tests   {"prompt": "def f(x):\\n", "test": "def check(candidate):\\n    ...", "entry_point": "f"}
-                 with "script": true the answer is a whole script, and candidate(text) is what it prints for an input
+                 with "script": true the answer is a whole script, which runs after the prompt, and candidate(text)
+                 is what it prints for an input
+                 with "defines": ["A", "g"] the last code fence that defines one of these names counts, else the last
 """
 
 import ast
@@ -184,8 +186,10 @@ def code_tests(reference: str, answer: str | None, limits: Limits | None = None)
         return None
     try:
         check = Check(*parts)
-        assemble = script_program if script else assembled_program
-        program = assemble(check.setup, check.entry_point, answer)
+        if script:
+            program = script_program(check.setup, check.entry_point, answer)
+        else:
+            program = assembled_program(check.setup, check.entry_point, answer, task.get("defines", []))
         return run_program(program, limits, check).outcome is Outcome.PASSED
     except OSError:  # no process, no file: nobody's wrong answer
         return None
@@ -196,15 +200,16 @@ def code_tests_unsafe(reference: str, answer: str | None) -> bool | None:
     return code_tests(reference, answer, Limits(namespaces=None))
 
 
-def assembled_program(prompt: str, entry_point: str, answer: str) -> str:
+def assembled_program(prompt: str, entry_point: str, answer: str, defines: list[str]) -> str:
     """The program whose function is called: the prompt and the answer.
 
     The answer goes on after the prompt, as a body or as a whole new definition. Of an answer with code fences, the
-    first one counts whose code defines the entry point, or else the first.
+    first one counts whose code defines the entry point, or else the first; with `defines`, see the module.
     """
     fences = [m[1] for m in FENCE.finditer(answer)]
     if fences:
-        answer = next((code for code in fences if _defines(code, entry_point)), fences[0])
+        names, at = (defines, -1) if defines else ([entry_point], 0)
+        answer = ([code for code in fences if any(_defines(code, name) for name in names)] or fences)[at]
     return f"{prompt}{answer}\n"
 
 
@@ -223,6 +228,7 @@ def {entry_point}(text):
     sys.stdin, sys.stdout = open(0, closefd=False), out
     try:
         names = {{"__name__": "__main__", "exit": sys.exit, "quit": sys.exit}}
+        exec({prompt!r}, names)
         exec(compile({source!r}, "script", "exec", dont_inherit=True), names)
     except SystemExit as end:
         if end.code not in (None, 0):
@@ -234,9 +240,9 @@ def {entry_point}(text):
 
 
 def script_program(prompt: str, entry_point: str, answer: str) -> str:
-    """A program whose function runs the answer, or its last code fence, as a script."""
+    """A program whose function runs the prompt, then the answer or its last code fence, as a script."""
     fences = [m[1] for m in FENCE.finditer(answer)]
-    return prompt + _SCRIPT.format(entry_point=entry_point, source=fences[-1] if fences else answer)
+    return _SCRIPT.format(prompt=prompt, entry_point=entry_point, source=fences[-1] if fences else answer)
 
 
 def _defines(code: str, name: str) -> bool:

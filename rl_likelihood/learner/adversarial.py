@@ -126,7 +126,8 @@ def make_run_step(
             critic_state, outs = reward_step.update(critic_state, model, loss, optimizers, parts, size)
         critic_metrics = {"critic/loss": outs[0]["loss/preference"], "critic/accuracy": outs[0]["preference/accuracy"]}
         if len(outs) > 1:
-            critic_metrics["critic/accuracy_replay"] = outs[1]["preference/accuracy"]
+            seen = batch.replayed.present.any()  # nothing before the first step
+            critic_metrics["critic/accuracy_replay"] = jnp.where(seen, outs[1]["preference/accuracy"], jnp.nan)
         params = JudgeParams(critic_state.params, critic_state.opt_state.head)
         if labels:
             verdict = in_parts(functools.partial(verdicts, model), model, params.model, batch.compared, size)

@@ -97,7 +97,7 @@ def scores(params: JudgeParams, judge: Judge, judged: Judged) -> Float[Array, "P
     first."""
     if params.head is None:
         worth = jnp.linspace(1.0, 0.0, len(judge.words))
-        return jax.nn.softmax(word_logits(params.model, judge.model, judge.words, judged)) @ worth
+        return (jax.nn.softmax(word_logits(params.model, judge.model, judge.words, judged)) * worth).sum(-1)
     return value(params.model, judge.model, params.head, judged) / judge.spread
 
 

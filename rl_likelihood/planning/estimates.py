@@ -1,10 +1,8 @@
 """Seconds of a plan: floors that no run can beat, and estimates from the compiler's cycles."""
 
-import math
 from typing import Any
 
 from rl_likelihood.planning.aot import Target
-from rl_likelihood.rollouts.local_judge import AT_ONCE
 from rl_likelihood.runtime.devices import Devices
 
 
@@ -39,13 +37,8 @@ def floors(plan: dict[str, Any], where: Target, devices: Devices, steps: int) ->
             out["sampling_reads"] = read * steps / chip.bandwidth
             out["sampling_traffic"] = sent(sampling, False) / chip.links
     if "judge" in by_name:  # on one device
-        out["judge_arithmetic"] = judge_calls(devices) * by_name["judge"]["flops"] / chip.flops
+        out["judge_arithmetic"] = plan["judge_calls"] * by_name["judge"]["flops"] / chip.flops
     return out
-
-
-def judge_calls(devices: Devices) -> int:
-    """How often a step runs the judge's program."""
-    return math.ceil(len(devices.prompts) / AT_ONCE)
 
 
 def estimates(plan: dict[str, Any], where: Target, devices: Devices) -> dict[str, float] | None:
@@ -61,7 +54,7 @@ def estimates(plan: dict[str, Any], where: Target, devices: Devices) -> dict[str
         if name in ("step", "sampling", "judge") and not row["refused"]:
             on = devices.learner.size if name == "step" else 1  # sampling has no kernels
             in_kernels = row["kernel_flops"] / (where.chip.flops * on)
-            times = judge_calls(devices) if name == "judge" else 1
+            times = plan["judge_calls"] if name == "judge" else 1
             out[name] = out.get(name, 0) + times * row["cycles"] / where.chip.clock + in_kernels
     for name, floor in (("step", "step_arithmetic"), ("sampling", "sampling_reads"), ("judge", "judge_arithmetic")):
         if name in out and floor in plan["floors"]:

@@ -48,9 +48,16 @@ def held_by_judge(c: Config, judge: PlannedJudge | None, mesh: Mesh) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(judge.params))
 
 
+def texts_of_step(c: Config, questions: int) -> int:
+    """How many texts the judge reads in a step, each with all answers to its question: a rubric's has a text for each
+    criterion, at most rubric.items."""
+    by_criterion = c.reward.judged == "rubric" and c.rubric.aggregate != "implicit"
+    return questions * (c.rubric.items if by_criterion else 1)
+
+
 def trace_judge(c: Config, judge: PlannedJudge, device: Any, prompts: int, rows: int) -> Any:
     """The judge's program, on one device, traced."""
-    p, at, j = min(prompts, AT_ONCE), SingleDeviceSharding(device), c.judge
+    p, at, j = min(texts_of_step(c, prompts), AT_ONCE), SingleDeviceSharding(device), c.judge
     rows = 2 * (rows - 1) if c.reward.judged == "pairwise" else rows  # both orders
     array = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32, sharding=at)
     judged = Judged(array(p, j.max_prompt), array(p), array(p, rows, j.max_row), array(p, rows))

@@ -25,6 +25,7 @@ from rl_likelihood.rollouts.experts import Experts
 from rl_likelihood.rollouts.host_rewards import HostRewards, Texts
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import (
+    HEAD,
     LocalJudge,
     describe_decoder,
     load_head,
@@ -77,6 +78,10 @@ def refuse_judge(c: Config, workdir: Path) -> None:
         with contextlib.closing(Endpoint(dataclasses.replace(http_settings(j, workdir), cache=":memory:"))) as endpoint:
             endpoint.refuse_unreachable()
     elif j.model not in ("initial", ""):
+        if j.normalise == "whiten" and not (Path(j.model) / HEAD).is_file():
+            raise UserError(
+                f"judge.normalise is 'whiten', but {j.model} has no {HEAD} with its scores' spread; set it to none"
+            )
         reader_of(j.model, form_for(c), j.max_prompt, j.max_row, j.template)
     elif c.model.path and checkpoint.latest_step(workdir) is None:
         # Judged by the run's own model, or by the critic of adversarial training. A resumed run has a copy of it.

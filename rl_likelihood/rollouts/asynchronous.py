@@ -82,9 +82,14 @@ class Asynchronous:
         rollout = b.align(rollout)
         rows = b.rows(rollout.number)
         # The lock stays held for a judge on these devices: its programs must not overlap with the sampler's.
+        sampled = rollout
         with contextlib.nullcontext() if computes_on_sampler(b.judge) else self.devices_free():
-            sampled, (graded, texts) = rollout, b.grade(rollout, rows)
-            batch, rollout = b.batch(rollout, rows, graded)
+            try:
+                graded, texts = b.grade(rollout, rows)
+                batch, rollout = b.batch(rollout, rows, graded)
+            except Exception as error:  # a judge's, which the other processes may not have
+                failure = error
+        distributed.raise_failure_of_any(failure)
 
         def measured() -> dict[str, float]:
             return graded.logged | b.text_metrics(sampled, texts)

@@ -46,7 +46,7 @@ class HttpSettings:
 
     `field`: the setting that gives the address. `limits`: the prefix of the settings max_calls, max_tokens and cache.
     `key_variable`: the environment variable with the API key.
-    `max_calls`, `max_tokens`: limits over the lifetime of the cache file (0: no limit).
+    `max_calls`, `max_tokens`: limits of this process, over the lifetime of the cache file (0: no limit).
     """
 
     url: str
@@ -74,6 +74,8 @@ class Endpoint:
         s = settings
         try:
             import httpx
+
+            from rl_likelihood.rollouts.deadline import Deadline
         except ImportError:
             raise UserError(f"{s.field} is an address, which needs httpx; install rl_likelihood[judge]") from None
         try:
@@ -94,7 +96,8 @@ class Endpoint:
             raise UserError(f"{s.key_variable} holds characters that no key has; set it to the key alone")
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=s.concurrency)
-        self._client = httpx.Client(headers=headers, timeout=s.timeout, limits=limits)
+        self._client, self._deadline = httpx.Client(headers=headers, timeout=s.timeout, limits=limits), Deadline()
+        self._deadline.apply(self._client)
         self._cache, self._lock, self._stop = _Cache(s.cache, f"{s.limits}cache"), threading.Lock(), threading.Event()
         self._refusal: UserError | None = None
 
@@ -110,6 +113,7 @@ class Endpoint:
     def refuse_unreachable(self) -> None:
         """UserError if nobody answers at the address, or if the key is refused. Any other reply is accepted, and its
         content is not read."""
+        self._deadline.begin(self.settings.timeout)
         try:
             with self._client.stream("GET", self.settings.url.rstrip("/") + MODELS) as reply:
                 if reply.status_code in KEY_REFUSED:
@@ -122,7 +126,7 @@ class Endpoint:
 
     @property
     def spent(self) -> tuple[int, int]:
-        """(calls, tokens) of all runs with this cache file."""
+        """(calls, tokens) of this process, and of all that were written to this cache file before it began."""
         return self._cache.calls, self._cache.tokens
 
     def close(self) -> None:
@@ -200,15 +204,13 @@ class Endpoint:
         raise NoReply(failure, text)
 
     def _post(self, body: dict[str, Any], path: str) -> tuple[int, Any, bytes]:
-        """(status, headers, content). The deadline covers the whole reply: a server may send it byte by byte."""
-        due = time.monotonic() + self.settings.timeout
+        """(status, headers, content). The deadline covers the whole call: a server may send byte by byte."""
+        self._deadline.begin(self.settings.timeout)
         address = self.settings.url.rstrip("/") + path
         with self._client.stream("POST", address, json=body) as reply:
             content = bytearray()
             for part in reply.iter_bytes():
                 content += part
-                if time.monotonic() > due:
-                    raise self.httpx.ReadTimeout("the reply takes too long")
                 if len(content) > MOST_BYTES:
                     break
             return reply.status_code, reply.headers, bytes(content)
@@ -268,7 +270,7 @@ class Endpoint:
 
 class _Cache:
     """Values of replies by the hash of the request, and the calls and tokens spent. Only the two counts are used from
-    several threads."""
+    several threads. Several processes may share the file: each adds what it spent itself."""
 
     def __init__(self, path: str, setting: str) -> None:
         self._setting = setting
@@ -281,6 +283,7 @@ class _Cache:
             self._db.execute("insert or ignore into spent values (0, 0, 0)")
             self._db.commit()
             ((self.calls, self.tokens),) = self._db.execute("select calls, tokens from spent")
+            self._stored = self.calls, self.tokens  # what of these the file has
         except (sqlite3.Error, OSError) as error:
             raise UserError(
                 f"{setting} is {path}, which cannot be used ({error}); delete it or choose another"
@@ -296,11 +299,13 @@ class _Cache:
 
     def save(self, values: dict[str, Any]) -> None:
         """Stores these values, and the numbers of calls and tokens."""
-        rows = [(key, json.dumps(value)) for key, value in values.items()]
+        rows, spent = [(key, json.dumps(value)) for key, value in values.items()], (self.calls, self.tokens)
+        new = [now - stored for now, stored in zip(spent, self._stored, strict=True)]
         try:
             with self._db:  # one transaction
                 self._db.executemany("insert or replace into replies values (?, ?)", rows)
-                self._db.execute("update spent set calls = ?, tokens = ?", (self.calls, self.tokens))
+                self._db.execute("update spent set calls = calls + ?, tokens = tokens + ?", new)
+            self._stored = spent
         except sqlite3.Error as error:
             raise UserError(
                 f"{self._setting}: cannot be written ({error}); free some space or choose another"

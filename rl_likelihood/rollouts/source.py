@@ -121,7 +121,11 @@ class Synchronous:
             raise SamplerFailed from failure
         rollout, rows = b.align(rollout), b.rows(self.drawn)
         self.drawn += 1
-        drawn = Drawn(rollout, rows, *b.grade(rollout, rows))
+        try:
+            drawn = Drawn(rollout, rows, *b.grade(rollout, rows))
+        except Exception as error:  # a judge's, which the other processes may not have
+            failure = error
+        distributed.raise_failure_of_any(failure)
         return with_critic(b, drawn, weights) if b.task.config.raro else drawn
 
     def state(self) -> dict[str, Any]:

@@ -250,6 +250,13 @@ def failure_of_any(error: Exception | None) -> Exception | None:
     return SharedFailure("; ".join(f"process {i}: {text.decode()}" for i, text in enumerate(texts) if text))
 
 
+def raise_failure_of_any(error: Exception | None) -> None:
+    """Raises if any process has an error: `failure_of_any`, or in a single process the error itself."""
+    failure = failure_of_any(error) if several() else error
+    if failure is not None:
+        raise failure
+
+
 def by_first(act: Callable[[], Any]) -> Any:
     """Runs `act()` in process 0 and returns its value (JSON) in every process. If it raises UserError, all raise it."""
     if jax.process_count() == 1:

@@ -12,7 +12,6 @@ import numpy as np
 
 from rl_likelihood.data import judged_text, prepared
 from rl_likelihood.data.judged_text import Reader
-from rl_likelihood.data.order import in_batches
 from rl_likelihood.data.pairs import Comparison, of_example, of_record
 from rl_likelihood.data.records import records
 from rl_likelihood.datasets.questions import hash_of, variant_key
@@ -99,16 +98,19 @@ def scores_of(
     reader: Reader,
     rows: Sequence[Comparison],
     size: int,
-) -> list[np.ndarray]:
-    """The scores of each question's answers, the right answer first. `size`: questions per batch; `run`: from
-    `make_judge`."""
+) -> tuple[list[np.ndarray], int]:
+    """(the scores of each question's answers, the right answer first; the number of cut answers). `size`: questions per
+    batch; `run`: from `make_judge`."""
     options = max(len(r.answers) for r in rows)
-    out: list[np.ndarray] = []
+    out, cut = list[np.ndarray](), 0
     with Progress("scored", len(rows), "comparisons", say) as progress:
-        for start, part in in_batches(list(rows), size):
-            batch, _ = encode(reader, part, options)
-            values = np.asarray(run(params, batch.judged))
+        for start in range(0, len(rows), size):
             own = rows[start : start + size]
+            batch, was_cut = encode(reader, own, options)
+            missing = size - len(own)
+            judged = jax.tree.map(lambda x, n=missing: np.concatenate([x, x[-1:].repeat(n, 0)]), batch.judged)
+            values = np.asarray(run(params, judged))
             out += [values[i, : len(r.answers)] for i, r in enumerate(own)]
+            cut += was_cut
             progress.advance(len(own))
-    return out
+    return out, cut

@@ -10,7 +10,7 @@ import jax
 from rl_likelihood.learner.adversarial import init_run_state, make_run_step
 from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import init_reference
-from rl_likelihood.rollouts.asked_judge import StepJudge, judge_of
+from rl_likelihood.rollouts.asked_judge import StepJudge, judge_of, refuse_judge
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, using
 from rl_likelihood.settings import Config
@@ -20,6 +20,8 @@ from rl_likelihood.training.announcement import announce
 
 def dry_run(c: Config) -> None:
     """Prints the summary of the run, and the memory that its compiled step needs on each device."""
+    if c.reward.judged:
+        refuse_judge(c, Path())
     devices = make_devices(c)
     mesh = devices.learner
     task, params = load(c, mesh=mesh)

@@ -109,3 +109,19 @@ def test_a_word_that_nobody_has_finds_nothing_and_an_empty_store_neither():
 
 def test_two_rankings_become_one():
     assert fused([[3, 1, 2], [1, 3, 0]]) == [1, 3, 0, 2]
+
+
+def test_a_collection_that_was_not_filled_to_its_end_is_filled_again(tmp_path):
+    pymilvus = pytest.importorskip("pymilvus")
+    uri = str(tmp_path / "near.db")
+
+    def nearest():
+        store = Store("decoder", vectors, f"milvus:{uri}")
+        store.add(TEXTS)
+        return store.search([TEXTS[2]], 1)
+
+    assert nearest() == [[2]]
+    client = pymilvus.MilvusClient(uri)
+    (name,) = client.list_collections()
+    client.delete(name, ids=[2])
+    assert nearest() == [[2]]

@@ -40,6 +40,9 @@ def test_livecodebench_scripts_read_an_input_and_print():
     assert graders.code_tests(reference, f"Like this:\n```python\n{script}exit()\n```")
     whole = "n, *x = open(0).read().split()\nprint(sum(map(int, x)), '.5', sep=chr(10))"
     assert graders.code_tests(reference, whole)
+    deep = "def f(n):\n    return 0 if n == 0 else f(n - 1)\nf(5000)\n"
+    bare = deep + "stdin.readline()\nprint(reduce(add, map(int, stdin.readline().split())))\nprint(fsum([0.5]))"
+    assert graders.code_tests(reference, bare), "with the benchmark's imports and recursion limit"
     for wrong in (
         script.replace("1 / 2", "1 / 3"),
         script + "print()\nprint(1)",
@@ -65,6 +68,23 @@ def test_livecodebench_functions_are_methods_or_functions():
     for change, words in (({"metadata": "{}"}, "func_name"), ({"private_test_cases": json.dumps(CASES)}, "types")):
         with pytest.raises(ValueError, match=words):
             parsed("livecodebench", {**record, **change})
+
+
+@isolated
+def test_livecodebench_functions_have_the_benchmark_s_imports():
+    case = {"input": "[3, 1, 2]", "output": "[1, 1, 5000]", "testtype": "functional"}
+    record = {**CONTEST, "public_test_cases": json.dumps([case]), "private_test_cases": "[]"}
+    row = parsed("livecodebench", record | {"metadata": '{"func_name": "f"}'})
+    answer = (
+        "def depth(n):\n    return n and 1 + depth(n - 1)\n\n"
+        "def f(x):\n    heap = []\n    for a in x:\n        heappush(heap, a)\n"
+        "    return [heappop(heap), bisect_left([0, pow(2, 10, 1000)], 24), depth(5000)]\n"
+    )
+    reference = json.dumps(row.extra)
+    assert graders.code_tests(reference, answer)
+    draft, use = "```python\ndef f(x):\n    return x\n```", "```python\nf([3, 1, 2])\n```"
+    assert graders.code_tests(reference, f"{draft}\nBetter:\n```python\n{answer}```\nUse:\n{use}")
+    assert not graders.code_tests(reference, f"```python\n{answer}```\nor\n{draft}"), "the last that defines it"
 
 
 class Evil:

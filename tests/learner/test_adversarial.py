@@ -102,6 +102,8 @@ def test_earlier_answers_have_their_share_and_eight_devices_change_nothing():
     )
     close(state.critic.opt_state.head.weight, updates.weight)
     assert 0 <= out["critic/accuracy_replay"] <= 1
+    nothing = batch.replace(replayed=OLD.replace(present=np.zeros_like(OLD.present)))
+    assert np.isnan(stepped(CRITIC, nothing, one_device())[1]["critic/accuracy_replay"])
     again, _, _ = stepped(CRITIC, batch, make_mesh((2, 2, 2)))
     close(again.params, state.params)
     close(again.critic.opt_state.head, state.critic.opt_state.head)

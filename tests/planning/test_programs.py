@@ -12,6 +12,7 @@ from rl_likelihood.model.decoder import is_spec
 from rl_likelihood.model.decoding import empty_cache
 from rl_likelihood.model.lora import LoraConfig, trained_specs
 from rl_likelihood.planning import aot, programs
+from rl_likelihood.planning.judges import texts_of_step
 from rl_likelihood.planning.programs import Plan, byte_format
 from rl_likelihood.planning.search import devices_of
 from rl_likelihood.run_model import random_model
@@ -75,6 +76,7 @@ def test_with_slots_each_device_holds_its_rows_and_their_prompts():
 def test_a_critic_is_counted_and_its_step_is_traced(form):
     of_critic = {"reward__name": "adversarial", "adversarial__form": form, "adversarial__replay": 4}
     p = plan_on(1, **of_critic, judge__max_prompt=60, judge__max_row=40)
+    assert plan.judge_shapes(p.config, p.model) is None, "the critic is no judge"
     size = sum(x.nbytes for x in jax.tree.leaves(random_params(p.model)))
     assert 3 * size <= programs.held_bytes(p)["critic"] < 3.1 * size, "parameters and Adam's two averages"
     assert programs.trace_step(p).jaxpr
@@ -116,6 +118,26 @@ def test_a_judge_is_counted_in_the_step_or_as_a_program_of_its_own(tmp_path):
 def report_on(devices, **overrides):
     settings = build(small_config(mesh__tensor=1, **overrides))
     return plan.make_plan(settings, plan.model_shapes(settings), aot.target(f"cpu:{devices}"), None, search=False)
+
+
+@pytest.mark.parametrize("form", ["head", "raro"])
+def test_an_adversarial_run_is_planned(form):
+    report = report_on(2, reward__name="adversarial", adversarial__form=form, judge__max_prompt=60, judge__max_row=40)
+    assert report["programs"][0]["name"] == "learner step" and "judge" not in report["held"]
+    assert {row["refused"] for row in report["programs"]} == {""}
+
+
+def test_a_rubric_s_judge_reads_a_text_for_each_criterion(tmp_path):
+    model = random_model("nano")
+    files.save(tmp_path, model, random_params(model))
+    rubric = {"reward__name": "rubric", "judge__model": str(tmp_path), "rubric__path": "r", "rubric__items": 12}
+    report = report_on(2, **rubric, judge__max_prompt=60, judge__max_row=40)
+    assert report["judge_calls"] == 3, "2 questions of 12 criteria, 8 at once"
+    tokens = 8 * (60 + 3 * 40)
+    matrices = sum(x.size for x in jax.tree.leaves(random_params(model)["layers"]) if x.ndim == 3)
+    assert 1 < report["programs"][-1]["flops"] / (2 * tokens * matrices) < 3
+    for changes, texts in (({"rubric__aggregate": "implicit"}, 2), ({"rubric__items": 1}, 2), ({}, 24)):
+        assert texts_of_step(build(small_config(**{**rubric, **changes})), 2) == texts
 
 
 def test_a_plan_with_adapters_holds_one_base_and_moments_of_adapters_alone():

@@ -24,8 +24,9 @@ from rl_likelihood.datasets import sources
 from rl_likelihood.learner.judge import ValueHead
 from rl_likelihood.model.decoder import forward
 from rl_likelihood.reward_model import best_of
-from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
+from rl_likelihood.rollouts.asked_judge import judge_of, judged, refuse_judge
 from rl_likelihood.rollouts.endpoint import HttpSettings
+from rl_likelihood.rollouts.host_rewards import HostRewards
 from rl_likelihood.rollouts.http_judge import HttpJudge
 from rl_likelihood.rollouts.local_judge import HEAD, load_decoder, local_judge, save_head
 from rl_likelihood.rollouts.rubric_judge import RubricJudge, form_of, rubrics_of
@@ -109,9 +110,15 @@ def test_the_best_of_n_is_judged_by_the_model_and_by_the_grader(scorer, tmp_path
     assert [row["n"] for row in out["best_of"]] == [1, 2, 4] and out["questions"] == 3
     proxies = [row["proxy"] for row in out["best_of"]]
     assert proxies == sorted(proxies) and all(0 <= row["gold"] <= 1 for row in out["best_of"])
-    assert run_files.read(tmp_path / "rm" / "rm_eval.jsonl") == [out]
+    assert run_files.read(tmp_path / "rm" / "rm_eval.jsonl") == [out] and out["cut"] == 0
     with pytest.raises(UserError, match="no reward model"):
         best_of(c, tmp_path, 4)
+
+
+def answer_in(sample):
+    """The answer in a row of samples.jsonl; "" without one, as a judge reads it."""
+    text = sample["sampled_answer"]
+    return text[1:].partition("</answer")[0] if text.startswith(">") and "</answer" in text else ""
 
 
 def metrics(workdir):
@@ -149,9 +156,21 @@ def test_a_run_on_a_reward_model(scorer, outside):
         assert "reward/exact_match" in row, "what is known to be right stands beside it"
     judge = judged_by(scorer)
     for s in samples[:3]:
-        answer = s["sampled_answer"].removeprefix(">").partition("</answer")[0]
-        if s["sampled_answer"].startswith(">") and "</answer" in s["sampled_answer"]:
-            assert judge([s["prompt"]], [[(answer,)]]).values[0, 0] == pytest.approx(s["reward/reward_model"], abs=1e-3)
+        value = judge([s["prompt"]], [[(answer_in(s),)]]).values[0, 0]
+        assert value == pytest.approx(s["reward/reward_model"], abs=1e-3)
+    assert len(samples) >= 3
+
+
+def test_the_judge_reads_the_answer_alone_of_each_sampled_text(scorer):
+    c = build(few(reward__name="reward_model", judge__model=str(scorer)))
+    devices = make_devices(c)
+    task = load(c, mesh=devices.learner)[0]
+    judge, rows = judge_of(task, devices, scorer), task.train[:2]
+    texts = [["so 12</think><answer>12</answer", "12"], ["</think><answer>it is 3</answer", "</think><answer>4"]]
+    out = judged(judge, task, HostRewards({}, np.ones((2, 2), bool), {}), rows, texts).values["reward_model"]
+    want = judge([r.example.prompt for r in rows], [[("12",), ("",)], [("it is 3",), ("",)]]).values
+    np.testing.assert_allclose(out, want, rtol=1e-5)
+    assert abs(out[0, 0] - out[0, 1]) > 1e-3
 
 
 def test_a_run_with_the_judge_in_the_step_is_that_with_it_outside(scorer, outside, tmp_path):
@@ -229,12 +248,11 @@ def test_a_run_on_rubrics_writes_every_verdict_down(tmp_path, monkeypatch):
         train.run(build(few(**about, rubric__path=path)), tmp_path / "run")
     samples = run_files.read(tmp_path / "run" / "samples.jsonl")
     assert all("judge/failures" in row and math.isfinite(row["reward/rubric"]) for row in metrics(tmp_path / "run"))
+    assert samples
     for s in samples:
-        answer = s["sampled_answer"].removeprefix(">").partition("</answer")[0] if "</" in s["sampled_answer"] else ""
         met = [v["met"] for v in s["verdicts"]]
         assert [(v["criterion"], v["points"]) for v in s["verdicts"]] == list(criteria) and met[1] == 0.2
-        if s["sampled_answer"].startswith(">"):
-            assert met == [0.9 if x in answer else 0.2 for x in ("1", "zebra", "2")]
+        assert met == [0.9 if x in answer_in(s) else 0.2 for x in ("1", "zebra", "2")]
         assert s["reward/rubric"] == pytest.approx(np.dot(met, [5, 3, -4]) / 8, abs=1e-3)
 
 
@@ -327,31 +345,13 @@ def rubric_at(path, *questions):
     return str(path)
 
 
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"reward__name": "rubric", "judge__model": "x"}, "rubric.path"),
-        ({"rubric__path": "x"}, "rubric.path is 'x'"),
-        ({"reward__name": "rubric", "judge__model": "initial", "rubric__path": "x"}, "judge.model is 'initial'"),
-        ({"reward__name": "pairwise", "judge__model": "x", "judge__where": "step"}, "judge.where 'step'"),
-        ({"rubric__low": 0.9, "rubric__high": 0.1}, "rubric.low is 0.9"),
-        ({"reward__name": "judge"}, "judge.model is empty"),
-        ({"judge__model": "x"}, "no term of reward.name"),
-        ({"reward__name": "judge + reward_model", "judge__model": "x"}, "one judge"),
-        ({"reward__name": "reward_model", "judge__model": "http://h/v1", "judge__name": "m"}, "reward.name=judge"),
-        ({"reward__name": "judge", "judge__model": "http://h/v1"}, "judge.name is empty"),
-        ({"reward__name": "judge", "judge__model": "x", "judge__normalise": "whiten"}, "judge.normalise"),
-        ({"reward__name": "judge", "judge__model": "initial"}, "set judge.where=step"),
-        ({"reward__name": "judge", "judge__model": "initial", "judge__where": "step"}, "reference model; set loss.kl"),
-        (
-            {"reward__name": "judge", "judge__model": "http://h/v1", "judge__name": "m", "judge__where": "step"},
-            "judge.where is 'step'",
-        ),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(changes, words):
-    with pytest.raises(UserError, match=words):
-        build(small_config(**changes))
+def test_scores_without_a_known_spread_are_not_divided_by_it(scorer, tmp_path):
+    about = {"reward__name": "reward_model", "judge__normalise": "whiten"}
+    refuse_judge(build(few(**about, judge__model=str(scorer))), tmp_path)
+    shutil.copytree(scorer, tmp_path / "foreign")
+    (tmp_path / "foreign" / HEAD).unlink()
+    with pytest.raises(UserError, match="judge.normalise is 'whiten', but .*foreign has no reward_head.npz"):
+        refuse_judge(build(few(**about, judge__model=str(tmp_path / "foreign"))), tmp_path)
 
 
 def test_a_judge_that_does_not_fit_is_refused(scorer, tmp_path):

@@ -164,15 +164,26 @@ def test_a_server_that_hangs_or_drips_is_given_up_at_the_deadline():
             handler.wfile.flush()
             time.sleep(0.1)
 
+    def drip_headers(handler, number, body):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        try:
+            for _ in range(50):
+                handler.wfile.write(b"x")
+                time.sleep(0.1)
+        except (BrokenPipeError, ConnectionResetError):
+            closed.append(handler)
+
     def hang(handler, number, body):
         time.sleep(3)
 
-    for behave in (drip, hang):
+    closed = []
+    for behave in (drip, drip_headers, hang):
         start = time.monotonic()
         with serving(behave) as (url, requests), judging(url, timeout=0.4, attempts=2) as judge:
             assert not ask(judge, "right").keep.any()
             assert judge.failures == {"timeout": 1} and len(requests) == 2
         assert time.monotonic() - start < 3
+    assert len(closed) == 2, "the connections of both attempts"
 
 
 def test_a_broken_or_absent_server_is_a_failure():
@@ -240,6 +251,17 @@ def test_limits_end_the_run_before_they_are_passed(tmp_path):
             calls, used = judge.endpoint.spent
             # Each took 50 by the server's count, and the next was estimated at more than what was left.
             assert used == 50 * calls <= 200 < used + estimate(body_of("0"))
+
+
+def test_processes_with_one_cache_add_up_what_they_spend(tmp_path):
+    path = str(tmp_path / "cache.sqlite")
+    with serving(good) as (url, _), judging(url, cache=path) as one, judging(url, cache=path) as other:
+        ask(one, "1", "2")
+        ask(other, "3")
+        ask(one, "4")
+        assert one.endpoint.spent == (3, 150) and other.endpoint.spent == (1, 50)
+        with judging(url, cache=path) as later:
+            assert later.endpoint.spent == (4, 200)
 
 
 def test_a_killed_run_has_stored_its_replies_and_what_they_cost(tmp_path):

@@ -111,6 +111,33 @@ def test_a_sampler_that_raises_in_one_process_ends_all_with_its_words_and_a_chec
         alike(tmp_path / "whole" / name, tmp_path / "run" / name)
 
 
+JUDGE_FAILS = """
+import runpy, sys
+from rl_likelihood.rollouts.batches import Batches
+from rl_likelihood.shapes import UserError
+grade = Batches.grade
+
+def spent(self, rollout, rows):
+    if rollout.version == 1 and "--process_id=1" in sys.argv:
+        raise UserError("judge.max_calls is 3, and that many were made; raise it to continue")
+    return grade(self, rollout, rows)
+
+Batches.grade = spent
+runpy.run_module("rl_likelihood.train", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_judge_that_fails_in_one_process_ends_all(staleness, tmp_path):
+    overrides = {"train.steps": 4, "eval.prompts": 0, "report.sample_prompts": 1, "sampler.max_staleness": staleness}
+    both = start(config_file(tmp_path, **overrides), tmp_path / "run", program=["-c", JUDGE_FAILS])
+    lines = [said(p) for p in both]
+    assert all(p.returncode for p in both), lines
+    status = run_files.read_status(tmp_path / "run")
+    assert status["state"] == "failed" and "process 1: " in status["error"] and "judge.max_calls" in status["error"]
+
+
 @pytest.mark.slow
 def test_babysit_starts_both_again_after_a_death_and_the_run_is_bit_for_bit_the_unbroken_one(tmp_path):
     overrides = {"train.steps": 12, "eval.prompts": 0, "train.checkpoint_every": 2}

@@ -1,0 +1,51 @@
+"""Settings of judges, rubrics and critics that do not fit together are refused, before anything is loaded."""
+
+import pytest
+
+from rl_likelihood.config import build
+from rl_likelihood.rollouts.asked_judge import form_for
+from rl_likelihood.shapes import UserError
+from rl_likelihood.training.dry_run import dry_run
+from tests.runs import small_config
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"reward__name": "rubric", "judge__model": "x"}, "rubric.path"),
+        ({"rubric__path": "x"}, "rubric.path is 'x'"),
+        ({"reward__name": "rubric", "judge__model": "initial", "rubric__path": "x"}, "judge.model is 'initial'"),
+        ({"reward__name": "pairwise", "judge__model": "x", "judge__where": "step"}, "judge.where 'step'"),
+        ({"rubric__low": 0.9, "rubric__high": 0.1}, "rubric.low is 0.9"),
+        ({"rubric__store": "faiss"}, "rubric.store is 'faiss'"),
+        ({"reward__name": "reward_model", "judge__model": "x", "judge__task": "A story."}, "judge.task is 'A story.'"),
+        ({"reward__name": "adversarial", "judge__task": "A story."}, "judge.task .* adversarial"),
+        ({"reward__name": "judge"}, "judge.model is empty"),
+        ({"judge__model": "x"}, "no term of reward.name"),
+        ({"reward__name": "judge + reward_model", "judge__model": "x"}, "one judge"),
+        ({"reward__name": "reward_model", "judge__model": "http://h/v1", "judge__name": "m"}, "reward.name=judge"),
+        ({"reward__name": "judge", "judge__model": "http://h/v1"}, "judge.name is empty"),
+        ({"reward__name": "judge", "judge__model": "x", "judge__normalise": "whiten"}, "judge.normalise"),
+        ({"reward__name": "judge", "judge__model": "initial"}, "set judge.where=step"),
+        ({"reward__name": "judge", "judge__model": "initial", "judge__where": "step"}, "reference model; set loss.kl"),
+        (
+            {"reward__name": "judge", "judge__model": "http://h/v1", "judge__name": "m", "judge__where": "step"},
+            "judge.where is 'step'",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        build(small_config(**changes))
+
+
+def test_judges_with_words_to_reply_read_the_task():
+    for changes in ({"judge__model": "x"}, {"reward__name": "adversarial", "adversarial__form": "label"}):
+        c = build(small_config(**{"reward__name": "judge", "judge__task": "A story.", **changes}))
+        assert form_for(c).ask.startswith("A story.\n\n")
+
+
+def test_a_dry_run_refuses_the_judge_first(tmp_path):
+    about = {"reward__name": "judge", "judge__model": str(tmp_path / "gone"), "judge__where": "step"}
+    with pytest.raises(UserError, match="gone"):
+        dry_run(build(small_config(**about, model__preset="", model__path="nowhere")))
