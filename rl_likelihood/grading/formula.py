@@ -3,6 +3,7 @@
 Nothing is guessed and nothing is dropped: what no rule reads is Unreadable.
 """
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -14,6 +15,9 @@ _DEEPEST = 30  # formulas inside formulas
 _TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "langle": ("rangle",)}
 _FUNCTION_LETTERS = ("f", "g", "h", "F", "G", "H")  # before a bracket; x(x+1) is a product
+# A fraction of whole numbers above 0: \frac34, \frac{3}{4}, {\frac{3}{4}}.
+_WHOLE = r"(?:\{ 0*[1-9][0-9]* \}|[1-9])"
+_OF_WHOLE_NUMBERS = re.compile(rf"(?P<braces>\{{ )?frac {_WHOLE} ?{_WHOLE}(?(braces) \}})")
 _PAIRS = {"lfloor": ("floor", "rfloor"), "lceil": ("ceil", "rceil")}
 
 
@@ -118,20 +122,23 @@ class Formulas(Cursor):
         node = self.number()
         if first.value.denominator != 1 or not first.text.isdigit():
             return node
-        start, above, below = self.at, None, None
-        if self.accept("frac"):
+        texts = [t.text if t.kind in ("op", "command", "number") else "" for t in self.tokens[self.at : self.at + 9]]
+        if m := _OF_WHOLE_NUMBERS.match(" ".join(texts)):
+            self.at += 2 if m["braces"] else 1
             above, below = self.argument(), self.argument()
+            self.at += bool(m["braces"])
         elif self.token().kind == "number" and self.token().spaced and self.token(1).text == "/":
             above = self.number()
             self.at += 1
             if self.token().kind != "number":
                 raise Unreadable("a mixed number")
             below = self.number()
-        parts = [p.parts[0] for p in (above, below) if p is not None and p.kind == "number"]
-        if len(parts) == 2 and all(p.denominator == 1 for p in parts) and parts[0] > 0 and parts[1] > 0:
-            return number(first.value + parts[0] / parts[1])
-        self.at = start  # a product, or (two numbers) nothing
-        return node
+        else:
+            return node
+        values = above.parts[0], below.parts[0]
+        if any(value.denominator != 1 or value <= 0 for value in values):
+            raise Unreadable("two numbers")
+        return number(first.value + values[0] / values[1])
 
     # ---------------------------------------------------------------- atoms
 

@@ -120,7 +120,18 @@ def tokens(text: str) -> list[Token]:
             spaced = False
             if m["run"] in UNITS and new[0].kind == "word" and re.match(r"\.(?:\s*[A-Za-z]|$)", text[at:]):
                 at += 1  # sq. in.
-    return out
+    return [_measured(token, i, out) for i, token in enumerate(out)]
+
+
+def _measured(token: Token, at: int, given: list[Token]) -> Token:
+    """12 min, 3 m/sec^2: after a number, a function without an argument that is also a unit is the unit."""
+    if token.text not in UNITS.intersection(FUNCTIONS) or token.kind != "command" or not at:
+        return token
+    before, after = given[at - 1], [t.text if t.kind in ("op", "number") else t.kind for t in given[at + 1 : at + 6]]
+    if before.kind not in ("number", "word") and before.text not in (")", "}", "/"):
+        return token
+    ends = _NO_ARGUMENT.match(" ".join(after))
+    return token._replace(kind="word") if ends else token
 
 
 def is_variable(name: str) -> bool:
@@ -271,6 +282,10 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
 
 def _piece(piece: str) -> Token:
     return Token("command", _PLAIN[piece]) if piece in _PLAIN else Token("name", piece)
+
+
+# After a unit: a power or none, then the end, a word, or a sign that begins no argument.
+_NO_ARGUMENT = re.compile(r"(?:\^ (?:\{ )?-? ?[0-9]+(?: \})? ?)?(?:$|word|[]),;}/*%]|and|or)")
 
 
 class Cursor:
