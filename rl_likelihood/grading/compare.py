@@ -46,10 +46,13 @@ def _same(reference: Node, answer: Node) -> bool:
     reference, answer = _measured(reference, answer, True), _measured(answer, reference)
     if reference == answer:
         return True
-    if reference.kind != answer.kind or _is_membership(reference) != _is_membership(answer):
+    differ = reference.kind != answer.kind or _is_membership(reference) != _is_membership(answer)
+    if differ or reference.kind == "list":
         (variable, reference), (other, answer) = region(reference), region(answer)
         if variable and other and variable != other:
             return False
+    if {reference.kind, answer.kind} == {"union", "either"}:  # (0, 1) or (2, 3), beside intervals
+        reference, answer = Node("union", reference.parts), Node("union", answer.parts)
     reference, answer = _both_signs(reference), _both_signs(answer)
     if reference.kind == "unit" or answer.kind == "unit":
         return _same_with_units(reference, answer)

@@ -38,6 +38,9 @@ _LEADS_ON = re.compile(
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*)\}(?=\s*\S)")
 _STOP = re.compile(r"\\text\s*\{\s*\.?\s*\}\Z")
 _REALS = re.compile(r"(?:all|any) real(?:s| numbers?)", re.IGNORECASE)
+_EXCEPT = re.compile(
+    rf"{_REALS.pattern}(?: x)?,? (?:except|other than)(?: for)? (?:x = )?(?P<points>.+)", re.IGNORECASE
+)
 _TEN_TO = re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*(?:\^|\*\*))")  # 1.2 x 10^5: an x for the sign of a product
 _OTHER = r"\b(?!(?:and|or)\b)[A-Za-z]"
 _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
@@ -58,7 +61,15 @@ def _core(text: str) -> str:
         text = whole[1].strip() if whole is not None and not _WORD.fullmatch(text) else text
         if text == before:
             break
-    return r"\mathbb{R}" if _REALS.fullmatch(text) else text
+    return _reals(text)
+
+
+def _reals(text: str) -> str:
+    """All real numbers, or all but some, as a set."""
+    words = " ".join(_TEXT.sub(r"\1", text).replace(r"\quad", " ").split())
+    if (but := _EXCEPT.fullmatch(words)) is not None:
+        return rf"\mathbb{{R}} \setminus \{{ {but['points']} \}}"
+    return r"\mathbb{R}" if _REALS.fullmatch(words) else text
 
 
 def _without_lead(text: str) -> str:
