@@ -16,7 +16,7 @@ from typing import Any
 from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, region
 from rl_likelihood.grading.names import without_names
 from rl_likelihood.grading.tokens import Unreadable
-from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, symbols
+from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, plain_names, symbols, with_factors
 from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
@@ -26,6 +26,8 @@ _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 def same(reference: Node, answer: Node) -> bool:
     """Does `answer` say what `reference` says? Raises Unreadable where one has parts that cannot be compared."""
+    goal, given = plain_names(reference), plain_names(answer)
+    reference, answer = with_factors(reference, given), with_factors(answer, goal)
     if answer.kind == "relation" and set(answer.parts[0]) == {"="} and reference.kind != "relation":
         answer = _linked(reference, answer)
     reference, answer = without_names(reference, answer)
