@@ -101,7 +101,7 @@ def _with_equals_sign(text: str) -> str:
 def _without_end(text: str) -> str:
     """Without the full stop of a sentence."""
     text = _STOP.sub("", text).rstrip()
-    return text if text.endswith("...") or not text.endswith(".") else text[:-1].rstrip()
+    return text if text.endswith("..") or not text.endswith(".") else text[:-1].rstrip()
 
 
 def _formulas(text: str) -> str:

@@ -47,6 +47,7 @@ _SAME = {
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
     "ast": "*", "cdot": "*", "times": "*", "div": "/", "colon": ":", "textdollar": "$", "degrees": "degree",
     "textdegree": "degree", "varnothing": "emptyset", "backslash": "setminus", "bmod": "mod",
+    "varphi": "phi", "varepsilon": "epsilon",
 }  # fmt: skip
 _IGNORED = {
     "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
