@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from rl_likelihood.grading.intervals import region
-from rl_likelihood.grading.tokens import FUNCTIONS, SYMBOLS, Cursor, Token, Unreadable
+from rl_likelihood.grading.tokens import FUNCTIONS, MATRICES, SYMBOLS, Cursor, Token, Unreadable
 from rl_likelihood.grading.tree import Node, call, in_radians, number, over, signed, times
 
 _DEEPEST = 30  # formulas inside formulas
@@ -75,7 +75,19 @@ class Formulas(Cursor):
         if text == "|":
             return not self.bars
         if token.kind == "command":
-            known = SYMBOLS | {"frac", "binom", "sqrt", "surd", "cbrt", "lfloor", "lceil", "langle", *FUNCTIONS}
+            known = SYMBOLS | {
+                "frac",
+                "binom",
+                "sqrt",
+                "surd",
+                "cbrt",
+                "lfloor",
+                "lceil",
+                "langle",
+                "det",
+                *FUNCTIONS,
+                *MATRICES,
+            }
             return text in known
         if token.text in ("C", "F") and self.tokens[self.at - 1].text == "degree":
             return False
@@ -151,8 +163,10 @@ class Formulas(Cursor):
             return self.subscripted(token)
         if token.kind == "number":
             return self.number()
-        if token.kind == "begin":
+        if token.kind == "begin" or text in MATRICES:
             return self.inside(self.matrix)
+        if self.accept("det"):
+            return Node("apply", ("det", self.inside(self.atom)))
         if text in SYMBOLS:
             self.at += 1
             return self.subscripted(token)
@@ -347,8 +361,13 @@ class Formulas(Cursor):
         return _matrix("matrix", rows)
 
     def matrix(self) -> Node:
-        self.at += 1
-        kind = self.tokens[self.at - 1].text
+        r"""\begin{pmatrix} ... \end{pmatrix}, or \pmatrix{ ... }."""
+        of_tex = self.accept(*MATRICES)
+        if of_tex:
+            self.expect("{")
+        else:
+            self.at += 1
+        kind = "}" if of_tex else self.tokens[self.at - 1].text
         rows: list[tuple[Node, ...]] = []
         while True:
             row = [self.item()]
@@ -356,14 +375,14 @@ class Formulas(Cursor):
                 row.append(self.item())
             rows.append(tuple(row))
             ended = not self.accept("row")
-            if self.token().kind == "end":
+            if self.token().kind == "end" or (of_tex and self.peek() == kind):
                 break
             if ended:
                 raise Unreadable("a matrix")
         if self.token().text != kind:
             raise Unreadable("a matrix")
         self.at += 1
-        return _matrix(kind, rows)
+        return _matrix("matrix" if of_tex else kind, rows)
 
 
 def _matrix(kind: str, rows: list[tuple[Node, ...]]) -> Node:

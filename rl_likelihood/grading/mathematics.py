@@ -22,7 +22,9 @@ _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
 _DOLLARS = re.compile(r"(?<!\\)(?:\$\$?|\\[()\[\]])")
 _SPACE_AT_END = re.compile(r"(?<!\\)(?:\\\s+)+$")  # "\ ", of which a strip would leave the backslash
-_WHOLE = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox|mathrm|mathbf|boldsymbol|bm)\s*\{([^{}]*)\}")
+_WHOLE = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|sc|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm)\s*\{([^{}]*)\}"
+)
 _WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
 _WORDS_ONLY = re.compile(r"[A-Za-z\s.,;:'-]*[A-Za-z][A-Za-z\s.,;:'-]*")
 _LEAD = re.compile(

@@ -120,7 +120,8 @@ def _plain(name: str) -> bool:
 def _is_figure(factors: tuple[Node, ...]) -> bool:
     """Two points, or an angle or a triangle and its points. NO, with an N, is a word."""
     letters = [part.parts[0] if part.kind == "name" else "" for part in factors]
-    if letters[0] in ("angle", "triangle"):
+    if letters[0] in ("angle", "triangle") or letters[:2] == ["m", "angle"]:
+        letters = letters[letters[0] == "m" :]
         return len(letters) in (2, 4) and all(len(c) == 1 and c.isupper() for c in letters[1:])
     points = [c.rstrip("'") for c in letters]
     return len(points) == 2 and "N" not in points and all(len(c) == 1 and c.isupper() for c in points)

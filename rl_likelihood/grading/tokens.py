@@ -47,20 +47,21 @@ _SAME = {
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
     "ast": "*", "cdot": "*", "times": "*", "div": "/", "colon": ":", "textdollar": "$", "degrees": "degree",
     "textdegree": "degree", "varnothing": "emptyset", "backslash": "setminus", "bmod": "mod",
-    "varphi": "phi", "varepsilon": "epsilon",
+    "lor": "or", "land": "and", "varphi": "phi", "varepsilon": "epsilon",
 }  # fmt: skip
 _IGNORED = {
     "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
     "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "enspace",
     "thickspace", "negthinspace", "middle", "underline", "bf", "rm", "it", "tiny", "scriptsize", "footnotesize",
-    "small", "normalsize", "large", "Large", "LARGE", "huge", "Huge",
+    "small", "normalsize", "hline", "large", "Large", "LARGE", "huge", "Huge",
 }  # fmt: skip
+MATRICES = ("pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "matrix")
 _TEXTS = ("text", "textbf", "textit", "textrm", "textnormal", "textsf", "mbox", "hbox")
 # Where letters of another shape are the same letters; \mathbf{i} stays, a vector's name.
 _FONTS = ("mathrm", "mathit", "mathnormal", "operatorname", "mathsf")
 
 # One separator for all groups of a number: {,}  ,\!  \,  a space; a bare comma outside of brackets.
-_GROUPS = r"(?!0)[0-9]{1,3}(?P<sep>\{,\}|\s*,\s*\\!\s*|\\[,;: ]\s*|~|[ ]%s)[0-9]{3}(?:(?P=sep)[0-9]{3})*(?![0-9])"
+_GROUPS = r"(?!0)[0-9]{1,3}(?P<sep>\{\\?,\}|\s*,\s*\\!\s*|\\[,;: ]\s*|~|[ ]%s)[0-9]{3}(?:(?P=sep)[0-9]{3})*(?![0-9])"
 _THOUSANDS = {
     bare: re.compile(_GROUPS % ("|," if bare else "") + (r"(?!,[0-9])" if bare else "")) for bare in (True, False)
 }
@@ -78,7 +79,7 @@ _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?
 _COLOURS = "black|blue|brown|cyan|gray|green|lime|magenta|olive|orange|pink|purple|red|teal|violet|yellow"
 
 _SCANNER = re.compile(
-    r"(?P<row>\\\\(?:\[[0-9.]+(?:pt|em|ex|mm|cm)\])?|\\cr(?![A-Za-z])|\\tabularnewline)"
+    r"(?P<row>\\\\\*?(?:\s*\[\s*[0-9.]+\s*(?:pt|em|ex|mm|cm)\s*\])?|\\(?:cr|newline|tabularnewline)(?![A-Za-z]))"
     r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\left\s*\.|\\right\s*\."
     rf"|\\hspace\*?\s*\{{\s*-?[0-9.]+\s*[a-z]{{2}}\s*\}}|\\(?:text)?color\s*\{{\s*(?:{_COLOURS})\s*\}})"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
@@ -200,7 +201,7 @@ def _token(m: re.Match[str]) -> list[Token]:
     if m["row"]:
         return [Token("op", "row")]
     if m["edge"]:
-        return [Token(m["edge"], "matrix" if m["env"] in ("array", "pmatrix", "bmatrix", "Bmatrix") else m["env"])]
+        return [Token(m["edge"], "matrix" if m["env"] in ("array", *MATRICES) else m["env"])]
     if m["text"] is not None:
         return words(m["text"])
     if m["letters"] is not None:
