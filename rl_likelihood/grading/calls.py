@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _LONGEST = 100_000  # characters that `calls_in` reads
-FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
+# Marks count at the start of a line, or at the end of one to close. A fence that never closes goes on to the end.
+FENCE = re.compile(
+    r"^[ \t]*(?:```|~~~)[^\n`]*\n(.*?)(?:^[ \t]*(?:```|~~~)|(?:```|~~~)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
 _SPACE = re.compile(r"\s*")
 _ARGUMENTS = ("arguments", "parameters", "input", "args", "kwargs", "params")
 _IGNORED = ("id", "type", "index", "call_id", "tool_call_id")
@@ -77,6 +80,16 @@ def unfenced(text: str) -> str:
     """What is in the code fence that a text is; any other text as it stands."""
     fenced = FENCE.fullmatch(text.strip())
     return fenced[1] if fenced else text
+
+
+def outdented(text: str) -> str:
+    """A text whose code fences are not indented, as they are in a list, and neither is the code in them."""
+    return FENCE.sub(_outdent, text)
+
+
+def _outdent(fence: re.Match[str]) -> str:
+    indent = len(fence[0]) - len(fence[0].lstrip(" \t"))
+    return re.sub(rf"^[ \t]{{0,{indent}}}", "", fence[0], flags=re.MULTILINE)
 
 
 def call_of(value: Any) -> Named:

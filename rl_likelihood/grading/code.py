@@ -17,9 +17,10 @@ import json
 import re
 import tokenize
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
-from rl_likelihood.grading.calls import FENCE, Named, calls_in, finite
+from rl_likelihood.grading.calls import FENCE, Named, calls_in, finite, outdented
 from rl_likelihood.grading.run_code import Check, Limits, Outcome, run_program
 from rl_likelihood.grading.text import exact_match
 
@@ -150,6 +151,17 @@ def _statements(program: str) -> list[ast.stmt]:
         return []
 
 
+def _with_branches(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements, and those in their branches: if, try, with, loops. Not those of functions and classes."""
+    for node in statements:
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            for field in ("body", "orelse", "finalbody"):
+                yield from _with_branches(getattr(node, field, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _with_branches(handler.body)
+
+
 def _literal(text: str | ast.expr) -> tuple[Any] | None:
     """A 1-tuple with the value, which may itself be None."""
     try:
@@ -184,6 +196,8 @@ def code_tests(reference: str, answer: str | None, limits: Limits | None = None)
         return None
     if not all(isinstance(part, str) for part in parts):
         return None
+    answer = outdented(answer)
+    parts[0] = _completed(parts[0], parts[2], answer)
     try:
         check = Check(*parts)
         if script:
@@ -193,6 +207,12 @@ def code_tests(reference: str, answer: str | None, limits: Limits | None = None)
         return run_program(program, limits, check).outcome is Outcome.PASSED
     except OSError:  # no process, no file: nobody's wrong answer
         return None
+
+
+def _completed(prompt: str, entry_point: str, answer: str) -> str:
+    """The prompt; with a body if it is no more than a function's head and the answer is a whole definition."""
+    whole = any(_defines(code, entry_point) for code in (answer, *(m[1] for m in FENCE.finditer(answer))))
+    return f"{prompt.rstrip()}\n    pass\n" if whole and prompt.strip() and not _statements(prompt) else prompt
 
 
 def code_tests_unsafe(reference: str, answer: str | None) -> bool | None:
@@ -246,8 +266,8 @@ def script_program(prompt: str, entry_point: str, answer: str) -> str:
 
 
 def _defines(code: str, name: str) -> bool:
-    """Does a program define this name at its top level?"""
-    for node in _statements(code):
+    """Does a program define this name at its top level, in a branch or not?"""
+    for node in _with_branches(_statements(code)):
         match node:
             case ast.FunctionDef(defined) | ast.AsyncFunctionDef(defined) | ast.ClassDef(defined) if defined == name:
                 return True

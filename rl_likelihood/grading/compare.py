@@ -16,7 +16,7 @@ from typing import Any
 from rl_likelihood.grading.intervals import FLIPPED, INFINITY, MINUS_INFINITY, region
 from rl_likelihood.grading.names import without_names
 from rl_likelihood.grading.tokens import Unreadable
-from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, symbols
+from rl_likelihood.grading.tree import Node, in_radians, number, parts_of, plain_names, symbols, with_factors
 from rl_likelihood.grading.values import exact, proportional, same_value
 
 _EMPTY = Node("name", ("emptyset",))
@@ -26,6 +26,8 @@ _MOST_PAIRS = 1_000  # of entries that are compared one by one
 
 def same(reference: Node, answer: Node) -> bool:
     """Does `answer` say what `reference` says? Raises Unreadable where one has parts that cannot be compared."""
+    goal, given = plain_names(reference), plain_names(answer)
+    reference, answer = with_factors(reference, given), with_factors(answer, goal)
     if answer.kind == "relation" and set(answer.parts[0]) == {"="} and reference.kind != "relation":
         answer = _linked(reference, answer)
     reference, answer = without_names(reference, answer)
@@ -46,10 +48,13 @@ def _same(reference: Node, answer: Node) -> bool:
     reference, answer = _measured(reference, answer, True), _measured(answer, reference)
     if reference == answer:
         return True
-    if reference.kind != answer.kind or _is_membership(reference) != _is_membership(answer):
+    differ = reference.kind != answer.kind or _is_membership(reference) != _is_membership(answer)
+    if differ or reference.kind == "list":
         (variable, reference), (other, answer) = region(reference), region(answer)
         if variable and other and variable != other:
             return False
+    if {reference.kind, answer.kind} == {"union", "either"}:  # (0, 1) or (2, 3), beside intervals
+        reference, answer = Node("union", reference.parts), Node("union", answer.parts)
     reference, answer = _both_signs(reference), _both_signs(answer)
     if reference.kind == "unit" or answer.kind == "unit":
         return _same_with_units(reference, answer)

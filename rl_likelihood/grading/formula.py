@@ -3,17 +3,21 @@
 Nothing is guessed and nothing is dropped: what no rule reads is Unreadable.
 """
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 
 from rl_likelihood.grading.intervals import region
-from rl_likelihood.grading.tokens import FUNCTIONS, SYMBOLS, Cursor, Token, Unreadable
+from rl_likelihood.grading.tokens import FUNCTIONS, MATRICES, SYMBOLS, Cursor, Token, Unreadable
 from rl_likelihood.grading.tree import Node, call, in_radians, number, over, signed, times
 
 _DEEPEST = 30  # formulas inside formulas
 _TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "langle": ("rangle",)}
 _FUNCTION_LETTERS = ("f", "g", "h", "F", "G", "H")  # before a bracket; x(x+1) is a product
+# A fraction of whole numbers above 0: \frac34, \frac{3}{4}, {\frac{3}{4}}.
+_WHOLE = r"(?:\{ 0*[1-9][0-9]* \}|[1-9])"
+_OF_WHOLE_NUMBERS = re.compile(rf"(?P<braces>\{{ )?frac {_WHOLE} ?{_WHOLE}(?(braces) \}})")
 _PAIRS = {"lfloor": ("floor", "rfloor"), "lceil": ("ceil", "rceil")}
 
 
@@ -71,7 +75,19 @@ class Formulas(Cursor):
         if text == "|":
             return not self.bars
         if token.kind == "command":
-            known = SYMBOLS | {"frac", "binom", "sqrt", "surd", "cbrt", "lfloor", "lceil", "langle", *FUNCTIONS}
+            known = SYMBOLS | {
+                "frac",
+                "binom",
+                "sqrt",
+                "surd",
+                "cbrt",
+                "lfloor",
+                "lceil",
+                "langle",
+                "det",
+                *FUNCTIONS,
+                *MATRICES,
+            }
             return text in known
         if token.text in ("C", "F") and self.tokens[self.at - 1].text == "degree":
             return False
@@ -118,20 +134,23 @@ class Formulas(Cursor):
         node = self.number()
         if first.value.denominator != 1 or not first.text.isdigit():
             return node
-        start, above, below = self.at, None, None
-        if self.accept("frac"):
+        texts = [t.text if t.kind in ("op", "command", "number") else "" for t in self.tokens[self.at : self.at + 9]]
+        if m := _OF_WHOLE_NUMBERS.match(" ".join(texts)):
+            self.at += 2 if m["braces"] else 1
             above, below = self.argument(), self.argument()
+            self.at += bool(m["braces"])
         elif self.token().kind == "number" and self.token().spaced and self.token(1).text == "/":
             above = self.number()
             self.at += 1
             if self.token().kind != "number":
                 raise Unreadable("a mixed number")
             below = self.number()
-        parts = [p.parts[0] for p in (above, below) if p is not None and p.kind == "number"]
-        if len(parts) == 2 and all(p.denominator == 1 for p in parts) and parts[0] > 0 and parts[1] > 0:
-            return number(first.value + parts[0] / parts[1])
-        self.at = start  # a product, or (two numbers) nothing
-        return node
+        else:
+            return node
+        values = above.parts[0], below.parts[0]
+        if any(value.denominator != 1 or value <= 0 for value in values):
+            raise Unreadable("two numbers")
+        return number(first.value + values[0] / values[1])
 
     # ---------------------------------------------------------------- atoms
 
@@ -144,8 +163,10 @@ class Formulas(Cursor):
             return self.subscripted(token)
         if token.kind == "number":
             return self.number()
-        if token.kind == "begin":
+        if token.kind == "begin" or text in MATRICES:
             return self.inside(self.matrix)
+        if self.accept("det"):
+            return Node("apply", ("det", self.inside(self.atom)))
         if text in SYMBOLS:
             self.at += 1
             return self.subscripted(token)
@@ -340,8 +361,13 @@ class Formulas(Cursor):
         return _matrix("matrix", rows)
 
     def matrix(self) -> Node:
-        self.at += 1
-        kind = self.tokens[self.at - 1].text
+        r"""\begin{pmatrix} ... \end{pmatrix}, or \pmatrix{ ... }."""
+        of_tex = self.accept(*MATRICES)
+        if of_tex:
+            self.expect("{")
+        else:
+            self.at += 1
+        kind = "}" if of_tex else self.tokens[self.at - 1].text
         rows: list[tuple[Node, ...]] = []
         while True:
             row = [self.item()]
@@ -349,14 +375,14 @@ class Formulas(Cursor):
                 row.append(self.item())
             rows.append(tuple(row))
             ended = not self.accept("row")
-            if self.token().kind == "end":
+            if self.token().kind == "end" or (of_tex and self.peek() == kind):
                 break
             if ended:
                 raise Unreadable("a matrix")
         if self.token().text != kind:
             raise Unreadable("a matrix")
         self.at += 1
-        return _matrix(kind, rows)
+        return _matrix("matrix" if of_tex else kind, rows)
 
 
 def _matrix(kind: str, rows: list[tuple[Node, ...]]) -> Node:

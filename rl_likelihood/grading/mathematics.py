@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from rl_likelihood.grading import values
 from rl_likelihood.grading.compare import plain, same
-from rl_likelihood.grading.names import without_names
+from rl_likelihood.grading.names import KNOWN, without_names
 from rl_likelihood.grading.notation import latex, without_markdown
 from rl_likelihood.grading.statements import read
 from rl_likelihood.grading.text import exact_match, in_box
@@ -22,11 +22,13 @@ _LONGEST = 2_000  # characters of an answer; longer ones are compared as text
 
 _DOLLARS = re.compile(r"(?<!\\)(?:\$\$?|\\[()\[\]])")
 _SPACE_AT_END = re.compile(r"(?<!\\)(?:\\\s+)+$")  # "\ ", of which a strip would leave the backslash
-_WHOLE = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox|mathrm|mathbf|boldsymbol|bm)\s*\{([^{}]*)\}")
+_WHOLE = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|sc|normal)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm)\s*\{([^{}]*)\}"
+)
 _WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
 _WORDS_ONLY = re.compile(r"[A-Za-z\s.,;:'-]*[A-Za-z][A-Za-z\s.,;:'-]*")
 _LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore|we|get|have|obtain|find|that|the|final|correct|required|desired|total|answer|value|"
+    r"(?:(?:so|thus|hence|therefore|it|ans|we|get|have|obtain|find|that|the|final|correct|required|desired|total|answer|value|"
     r"result|solutions?|is|are|equals|equal|to|then|exactly)\b[\s,]*|[:=][\s]*)+",
     re.IGNORECASE,
 )
@@ -35,9 +37,22 @@ _LEADS_ON = re.compile(
     r"[\s,]*$",
     re.IGNORECASE,
 )
+_IS = r"(?:=|(?:is|equals|is equal to)(?=\s+[-+$\\(\[{.0-9]))\s*"
+_WORDS_OF_NAMES = "|".join(sorted(word for word in KNOWN - {"is", "are"} if len(word) > 1))
+# The total cost = 12, the area is 12; the value of $x$ is 12, x equals 12.
+_NAMED = re.compile(rf"(?P<before>^|[,;]\s*)(?P<name>(?:(?:{_WORDS_OF_NAMES})\s+)+){_IS}", re.IGNORECASE)
+_SYMBOL = re.compile(
+    r"(?:(?:so|thus|hence|therefore|then),?\s+)?(?:the value of\s+)?"
+    rf"(?P<dollar>\$?)(?P<name>[A-Za-z](?:_[0-9A-Za-z]|\([0-9]\))?)(?P=dollar)\s+(?!=){_IS}",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(r"\A\s*>[ \t]+")  # a quotation in Markdown
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|hbox)\s*\{([^{}]*)\}(?=\s*\S)")
 _STOP = re.compile(r"\\text\s*\{\s*\.?\s*\}\Z")
 _REALS = re.compile(r"(?:all|any) real(?:s| numbers?)", re.IGNORECASE)
+_EXCEPT = re.compile(
+    rf"{_REALS.pattern}(?: x)?,? (?:except|other than)(?: for)? (?:x = )?(?P<points>.+)", re.IGNORECASE
+)
 _TEN_TO = re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*(?:\^|\*\*))")  # 1.2 x 10^5: an x for the sign of a product
 _OTHER = r"\b(?!(?:and|or)\b)[A-Za-z]"
 _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
@@ -45,20 +60,28 @@ _PROSE = re.compile(rf"{_OTHER}{{2,}}\s+{_OTHER}|{_OTHER}\s+{_OTHER}{{2,}}")
 
 def _core(text: str) -> str:
     """The answer itself: what is in the last box, or everything; without marks, dollars and words that lead to it."""
-    text = in_box(text)
+    text = in_box(_QUOTED.sub("", text))
     if len(text.strip()) > _LONGEST:
         return text.strip()
     text = _TEN_TO.sub(r"\\times ", latex(_SPACE_AT_END.sub("", text).strip()))
     for _ in range(4):  # **$\text{5}$.**
         before = text
         text = _without_end(without_markdown(text).strip())
-        text = _without_lead(text)
+        text = _with_equals_sign(_without_lead(text))
         text = _without_end(_SPACE_AT_END.sub("", _formulas(text)).strip())
         whole = _WHOLE.fullmatch(text)
         text = whole[1].strip() if whole is not None and not _WORD.fullmatch(text) else text
         if text == before:
             break
-    return r"\mathbb{R}" if _REALS.fullmatch(text) else text
+    return _reals(text)
+
+
+def _reals(text: str) -> str:
+    """All real numbers, or all but some, as a set."""
+    words = " ".join(_TEXT.sub(r"\1", text).replace(r"\quad", " ").split())
+    if (but := _EXCEPT.fullmatch(words)) is not None:
+        return rf"\mathbb{{R}} \setminus \{{ {but['points']} \}}"
+    return r"\mathbb{R}" if _REALS.fullmatch(words) else text
 
 
 def _without_lead(text: str) -> str:
@@ -70,10 +93,17 @@ def _without_lead(text: str) -> str:
     return text[lead.end() :] if lead is not None and _LEADS_ON.search(lead[0]) else text
 
 
+def _with_equals_sign(text: str) -> str:
+    r"""A name in plain words as a formula has it: \text{the area} = 12, x = 12."""
+    text = _NAMED.sub(lambda m: rf"{m['before']}\text{{{m['name'].strip()}}} = ", text)
+    symbol = _SYMBOL.match(text)
+    return text if symbol is None else f"{symbol['name']} = {text[symbol.end() :]}"
+
+
 def _without_end(text: str) -> str:
     """Without the full stop of a sentence."""
     text = _STOP.sub("", text).rstrip()
-    return text if text.endswith("...") or not text.endswith(".") else text[:-1].rstrip()
+    return text if text.endswith("..") or not text.endswith(".") else text[:-1].rstrip()
 
 
 def _formulas(text: str) -> str:

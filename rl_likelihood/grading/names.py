@@ -14,9 +14,9 @@ _WORDS = """
 a an the of is are final correct required desired total answer value result solution solutions expression area perimeter
 volume surface length width height depth base side radius diameter circumference angle degree measure slope distance
 speed time rate cost price amount number count probability sum product difference quotient remainder ratio fraction
-median mean average mode range minimum maximum variance domain age weight mass
+median mean average mode range minimum maximum min max variance domain age weight mass
 """
-_KNOWN = frozenset(_WORDS.split())
+KNOWN = frozenset(_WORDS.split())
 _SUBSCRIPTS = frozenset({"max", "min", "total", "avg", "net", "in", "out", "eff", "rms", "tot", "opt", "new", "old"})
 _POINTS = "[A-MO-Z]{1,4}"  # NO and NOT, with an N, are words
 _PLAIN_SUBSCRIPT = re.compile(
@@ -89,7 +89,7 @@ def _is_name(node: Node, answers: bool) -> bool:
                 return False
             return not answers or (node.parts[0] not in CONSTANTS and all(map(_plain, (node.parts[0], *arguments))))
         case "word":
-            return set(node.parts[0].lower().split()) <= _KNOWN
+            return set(node.parts[0].lower().split()) <= KNOWN
         case "sequence":
             names = [
                 part.parts[0] for part in node.parts[2:] if part.kind == "name" and _is_letter(part.parts[0], answers)
@@ -120,7 +120,8 @@ def _plain(name: str) -> bool:
 def _is_figure(factors: tuple[Node, ...]) -> bool:
     """Two points, or an angle or a triangle and its points. NO, with an N, is a word."""
     letters = [part.parts[0] if part.kind == "name" else "" for part in factors]
-    if letters[0] in ("angle", "triangle"):
+    if letters[0] in ("angle", "triangle") or letters[:2] == ["m", "angle"]:
+        letters = letters[letters[0] == "m" :]
         return len(letters) in (2, 4) and all(len(c) == 1 and c.isupper() for c in letters[1:])
     points = [c.rstrip("'") for c in letters]
     return len(points) == 2 and "N" not in points and all(len(c) == 1 and c.isupper() for c in points)

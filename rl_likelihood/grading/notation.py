@@ -14,13 +14,14 @@ _COMMANDS = {
     "⌉": r"\rceil", "∅": r"\emptyset", "∠": r"\angle", "…": r"\ldots", "⋯": r"\ldots", "ℝ": r"\mathbb{R}",
     "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∖": r"\setminus", "′": "'",
     "≈": r"\approx", "≡": r"\equiv", "¬": r"\neg", "→": r"\to", "⇒": r"\implies", "△": r"\triangle", "€": r"\euro",
-    "£": r"\pounds", "ϕ": r"\varphi", "ϵ": r"\varepsilon", "ϑ": r"\vartheta",
+    "£": r"\pounds", "≦": r"\le", "≧": r"\ge", "ℓ": r"\ell", "‖": r"\|",
+    "ϕ": r"\varphi", "ϵ": r"\varepsilon", "ϑ": r"\vartheta",
 }  # fmt: skip
 _GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau upsilon phi chi psi
     omega""".split()
 _PLAIN = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "∣": "|", "∶": ":", "⁄": "/", "∕": "/", "’": "'",
-    "‘": "'", "“": '"', "”": '"',
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-", "﹣": "-", "∣": "|", "∶": ":", "⁄": "/", "∕": "/",
+    "’": "'", "‘": "'", "“": '"', "”": '"',
     "\u00a0": r"\,", "\u2009": r"\,", "\u202f": r"\,", "\u2007": r"\,", "\u2008": r"\,", "\u200a": r"\,",
     "\u2002": " ", "\u2003": " ", "\u3000": " ",
     "\u2062": " ", "\u2061": "", "\u2063": ",", "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "",
@@ -38,19 +39,31 @@ def _table() -> dict[int, str]:
 
 
 _TABLE = _table()
-_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ"
-_SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎"
-_RAISED = str.maketrans(_SUPERSCRIPTS, "0123456789+-=()ni")
-_LOWERED = str.maketrans(_SUBSCRIPTS, "0123456789+-=()")
+
+
+def _shifted(mark: str) -> dict[int, str]:
+    """What Unicode calls a "<super>" or "<sub>" of one character, and that character."""
+    found = (c for c in map(chr, range(0x80, 0x2D00)) if unicodedata.decomposition(c).startswith(mark))
+    plain = {ord(c): unicodedata.normalize("NFKC", c) for c in found if c not in _COMMANDS}
+    return {code: c for code, c in plain.items() if len(c) == 1}
+
+
+_RAISED, _LOWERED = _shifted("<super>"), _shifted("<sub>")
+_UP, _DOWN = ("".join(map(re.escape, map(chr, table))) for table in (_RAISED, _LOWERED))
+_ALONE = r"(?<![\w)\]}])"  # no power of what stands before it
 _RUNS = re.compile(
-    f"(?P<above>[⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/](?P<below>[₀₁₂₃₄₅₆₇₈₉]+)"
-    f"|(?P<up>[{_SUPERSCRIPTS}]+)|(?P<down>[{_SUBSCRIPTS}]+)|(?P<over>(?:[0-9]\u0305)+)"
+    rf"(?P<above>[⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/](?P<below>[₀₁₂₃₄₅₆₇₈₉]+)|{_ALONE}(?P<index>[²³⁴⁵⁶⁷⁸⁹ⁿ])√|{_ALONE}(?P<minus>⁻)(?=[0-9])"
+    f"|(?P<up>[{_UP}]+)|(?P<down>[{_DOWN}]+)|(?P<over>(?:[0-9]\u0305)+)"
 )
 
 
 def _run(m: re.Match[str]) -> str:
     if m["above"]:
         return rf"\frac{{{m['above'].translate(_RAISED)}}}{{{m['below'].translate(_LOWERED)}}}"
+    if m["index"]:
+        return rf"\surd[{m['index'].translate(_RAISED)}] "
+    if m["minus"]:
+        return "-"
     if m["up"]:
         return "^{" + m["up"].translate(_RAISED) + "}"
     if m["down"]:

@@ -112,10 +112,13 @@ class _Statements(Formulas):
         if not (spaced or letter == "frac") or _LETTERS_AS_UNIT.fullmatch(text) is None:
             return None
         text = re.sub(rf"frac ({_ONE}) ({_ONE})", r"\1 / \2", text)
-        unit = units.canonical(text.replace(" ^ ", " ^"))
-        return (
-            Node("measure", (number(-first.value if minus else first.value), unit.unit, node)) if unit.known else None
-        )
+        after = self.at
+        unit = units.canonical(self.unit_words(text.replace(" ^ ", " ^")))
+        value = number(-first.value if minus else first.value)
+        if not unit.known:
+            self.at = after
+            return None
+        return Node("measure", (value, unit.unit, node)) if self.at == after else Node("unit", (value, unit.unit, True))
 
     def with_unit(self, node: Node, unit: str) -> Node:
         sign = node.kind == "neg"
@@ -145,9 +148,12 @@ class _Statements(Formulas):
         unit = more.unit or unit
         return Node("unit", (inner, unit, more.known or not words)) if unit else inner
 
-    def unit_words(self) -> str:
-        """Words, their powers and slashes after a formula: "cm ^2", "miles / hour", "km / h"; after degrees C and F."""
-        out: list[str] = []
+    def unit_words(self, begun: str = "") -> str:
+        """Words, their powers and slashes after a formula: "cm ^2", "miles / hour", "km / h"; after degrees C and F.
+
+        `begun`: the beginning of the unit, where that was read as letters: the g of g/cm^3.
+        """
+        out = [begun] if begun else []
         while True:
             token = self.token()
             letter = token.kind == "name" and token.text in units.LETTERS

@@ -125,11 +125,13 @@ def in_box(text: str) -> str:
 _KIND = r"(?:answer|ans\.?|option|choice|selection|letter)"
 _SURELY = r"(?:clearly|definitely|certainly|obviously|surely|therefore|thus|hence|so)"
 _IS = r"(?:is|would\s+be|should\s+be|must\s+be|has\s+to\s+be)"
+_BEST = r"(?:correct|final|best|right|(?:most\s+)?appropriate|only|most\s+likely)"
 _LEAD = (
     rf"(?:(?:{_SURELY}|i\s+(?:think|believe)\s+(?:that\s+)?(?=it|the)|,)\s*)*"
-    r"(?:(?:(?:the|my)\s+)?(?:(?:correct|final|best|right|appropriate|only|most\s+likely)\s+)*"
-    rf"{_KIND}\s*{_IS}?(?![0-9a-z])\s*{_SURELY}?\s*(?:[:=-]\s*)?(?:the\s+)?"
-    rf"|it(?:'s|\s+{_IS})\s+|(?:i(?:\s+would|\s+will|'d|'ll)?\s+)?(?:choose|select|pick|go\s+with)\s+(?:the\s+)?)?"
+    rf"(?:(?:(?:the|my)\s+)?(?:{_BEST}\s+)*{_KIND}(?:\s+(?:option|choice))?(?:\s+to\s+(?:the|this)\s+question)?"
+    rf"\s*{_IS}?(?![0-9a-z])\s*{_SURELY}?\s*(?:[:=-]\s*)?(?:the\s+)?"
+    rf"|(?:the\s+)?(?:{_BEST}\s+)+one\s+{_IS}\s+|only\s+(?=\S+\s+is\s+(?:right|correct|true)(?![a-z]))"
+    rf"|(?:it|that)(?:'s|\s+{_IS})\s+|(?:(?:i|we)(?:\s+would|\s+will|'d|'ll)?\s+)?(?:choose|select|pick|go\s+with)\s+(?:the\s+)?)?"
 )
 _NAME = re.compile(
     _LEAD + r"""(?P<quote>["']?)[(\[<]{0,2}(?:(?:option|choice|answer|letter)\s*)?[(\[<]{0,2}"""
@@ -139,8 +141,8 @@ _NAME = re.compile(
 _BETWEEN = re.compile(r"[\s.:,)\]>(\u2013\u2014-]+")  # a name and the option's own text
 _OF_REFERENCE = re.compile(r"(?:[.:)\]]+ | [-\u2013\u2014] |(?<=[)\]>]) )(?P<own>.+)")
 _RIGHT = re.compile(
-    rf"\s+is\s+(?:{_SURELY}\s+)?(?:the\s+)?(?:right|correct|true|best|answer)(?:\s+(?:answer|option|choice|one))?"
-    r"(?![0-9a-z])",
+    rf"(?:\s+is\s+(?:{_SURELY}\s+)?(?:the\s+)?(?:right|correct|true|best|answer)(?:\s+(?:answer|option|choice|one))?"
+    r"|\s*\((?:right|correct)(?=\))|,\s+the\s+(?:right|correct|best)\s+(?:answer|option|choice|one))(?![0-9a-z])",
     re.ASCII,
 )
 # What may follow "the answer is B": one sentence, without words that could name or deny an option.
@@ -201,7 +203,9 @@ def _head(text: str) -> str:
     head = latex(text.replace("\u3002", ".")).replace(r"\left", "").replace(r"\right", "")
     for _ in range(2):
         head = _FONTS.sub(r"\1", head)
-    return " ".join(_EMPHASIS.sub("", _SPACES.sub(" ", head)).replace("$", "").strip("#{} \n").casefold().split())
+    return " ".join(
+        _EMPHASIS.sub("", _SPACES.sub(" ", head)).replace("$", "").strip("{} \n").lstrip("#{} \n").casefold().split()
+    )
 
 
 def _place(name: str) -> int:

@@ -47,19 +47,21 @@ _SAME = {
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
     "ast": "*", "cdot": "*", "times": "*", "div": "/", "colon": ":", "textdollar": "$", "degrees": "degree",
     "textdegree": "degree", "varnothing": "emptyset", "backslash": "setminus", "bmod": "mod",
+    "lor": "or", "land": "and", "varphi": "phi", "varepsilon": "epsilon",
 }  # fmt: skip
 _IGNORED = {
     "left", "right", "displaystyle", "textstyle", "limits", "nolimits", "quad", "qquad", "thinspace", "medspace",
     "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "enspace",
     "thickspace", "negthinspace", "middle", "underline", "bf", "rm", "it", "tiny", "scriptsize", "footnotesize",
-    "small", "normalsize", "large", "Large", "LARGE", "huge", "Huge",
+    "small", "normalsize", "hline", "large", "Large", "LARGE", "huge", "Huge",
 }  # fmt: skip
+MATRICES = ("pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "matrix")
 _TEXTS = ("text", "textbf", "textit", "textrm", "textnormal", "textsf", "mbox", "hbox")
 # Where letters of another shape are the same letters; \mathbf{i} stays, a vector's name.
 _FONTS = ("mathrm", "mathit", "mathnormal", "operatorname", "mathsf")
 
 # One separator for all groups of a number: {,}  ,\!  \,  a space; a bare comma outside of brackets.
-_GROUPS = r"(?!0)[0-9]{1,3}(?P<sep>\{,\}|\s*,\s*\\!\s*|\\[,;: ]\s*|~|[ ]%s)[0-9]{3}(?:(?P=sep)[0-9]{3})*(?![0-9])"
+_GROUPS = r"(?!0)[0-9]{1,3}(?P<sep>\{\\?,\}|\s*,\s*\\!\s*|\\[,;: ]\s*|~|[ ]%s)[0-9]{3}(?:(?P=sep)[0-9]{3})*(?![0-9])"
 _THOUSANDS = {
     bare: re.compile(_GROUPS % ("|," if bare else "") + (r"(?!,[0-9])" if bare else "")) for bare in (True, False)
 }
@@ -77,7 +79,7 @@ _BASE = re.compile(r"(?:\s*_\s*|\s+base\s+)(?:\{\s*(?P<group>[0-9]{1,3})\s*\}|(?
 _COLOURS = "black|blue|brown|cyan|gray|green|lime|magenta|olive|orange|pink|purple|red|teal|violet|yellow"
 
 _SCANNER = re.compile(
-    r"(?P<row>\\\\(?:\[[0-9.]+(?:pt|em|ex|mm|cm)\])?|\\cr(?![A-Za-z])|\\tabularnewline)"
+    r"(?P<row>\\\\\*?(?:\s*\[\s*[0-9.]+\s*(?:pt|em|ex|mm|cm)\s*\])?|\\(?:cr|newline|tabularnewline)(?![A-Za-z]))"
     r"|(?P<space>\s+|\\[!,;:> ]|(?<=[^~])~(?!~)|\\left\s*\.|\\right\s*\."
     rf"|\\hspace\*?\s*\{{\s*-?[0-9.]+\s*[a-z]{{2}}\s*\}}|\\(?:text)?color\s*\{{\s*(?:{_COLOURS})\s*\}})"
     r"|\\(?P<edge>begin|end)\s*\{\s*(?P<env>[A-Za-z]*matrix|array)\*?\s*\}(?:\s*\{[lcr| ]+\})?"
@@ -120,7 +122,18 @@ def tokens(text: str) -> list[Token]:
             spaced = False
             if m["run"] in UNITS and new[0].kind == "word" and re.match(r"\.(?:\s*[A-Za-z]|$)", text[at:]):
                 at += 1  # sq. in.
-    return out
+    return [_measured(token, i, out) for i, token in enumerate(out)]
+
+
+def _measured(token: Token, at: int, given: list[Token]) -> Token:
+    """12 min, 3 m/sec^2: after a number, a function without an argument that is also a unit is the unit."""
+    if token.text not in UNITS.intersection(FUNCTIONS) or token.kind != "command" or not at:
+        return token
+    before, after = given[at - 1], [t.text if t.kind in ("op", "number") else t.kind for t in given[at + 1 : at + 6]]
+    if before.kind not in ("number", "word") and before.text not in (")", "}", "/"):
+        return token
+    ends = _NO_ARGUMENT.match(" ".join(after))
+    return token._replace(kind="word") if ends else token
 
 
 def is_variable(name: str) -> bool:
@@ -188,7 +201,7 @@ def _token(m: re.Match[str]) -> list[Token]:
     if m["row"]:
         return [Token("op", "row")]
     if m["edge"]:
-        return [Token(m["edge"], "matrix" if m["env"] in ("array", "pmatrix", "bmatrix", "Bmatrix") else m["env"])]
+        return [Token(m["edge"], "matrix" if m["env"] in ("array", *MATRICES) else m["env"])]
     if m["text"] is not None:
         return words(m["text"])
     if m["letters"] is not None:
@@ -271,6 +284,10 @@ def _word(m: re.Match[str], before: list[Token], spaced: bool) -> list[Token]:
 
 def _piece(piece: str) -> Token:
     return Token("command", _PLAIN[piece]) if piece in _PLAIN else Token("name", piece)
+
+
+# After a unit: a power or none, then the end, a word, or a sign that begins no argument.
+_NO_ARGUMENT = re.compile(r"(?:\^ (?:\{ )?-? ?[0-9]+(?: \})? ?)?(?:$|word|[]),;}/*%]|and|or)")
 
 
 class Cursor:

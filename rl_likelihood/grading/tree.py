@@ -1,8 +1,8 @@
 """What a formula is once it is read: a tree of nodes, and the few ways in which trees are made."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rl_likelihood.grading.tokens import Unreadable, is_variable
 
@@ -45,6 +45,27 @@ def symbols(node: Node) -> frozenset[str]:
         name = node.parts[0]
         return frozenset({name} if is_variable(name) and name not in CONSTANTS else ())
     return inside | {node.parts[0]} if node.kind == "apply" else inside
+
+
+def plain_names(node: Node) -> frozenset[str]:
+    """The symbols in a formula, without the functions that are not known."""
+    return frozenset({node.parts[0]} if node.kind == "name" else ()).union(*map(plain_names, parts_of(node)))
+
+
+def with_factors(part: Any, letters: Set[str]) -> Any:
+    """A node, or a part of one, with h(a + b) as a product, and h(a + b)^2 as h times the square, for these letters h.
+
+    Only before a sum: f(x) and f(2) stay functions.
+    """
+    if not isinstance(part, Node):
+        return tuple(with_factors(p, letters) for p in part) if isinstance(part, tuple) else part
+    base = part.parts[0] if part.kind == "pow" else part
+    if base.kind == "apply" and base.parts[0] in letters and [argument.kind for argument in base.parts[1:]] == ["add"]:
+        factor = with_factors(base.parts[1], letters)
+        if part.kind == "pow":
+            factor = Node("pow", (factor, with_factors(part.parts[1], letters)))
+        return Node("mul", (Node("name", (base.parts[0],)), factor))
+    return Node(part.kind, with_factors(part.parts, letters))
 
 
 def signed(sign: str, node: Node) -> Node:

@@ -207,6 +207,16 @@ WHOLE = "def total(numbers):\n    return sum(numbers)\n"
             f"```python\ndef total(numbers):\n    return 3\n```\n```python\n{WHOLE}```",
             False,
         ),  # the first that defines it
+        ("First, in a list:\n  ```python\n  def total(numbers):\n      return sum(numbers)\n  ```\n", True),
+        (f"It never closes:\n```python\n{WHOLE}", True),
+        (f"~~~python\n{WHOLE}~~~", True),
+        (f"```python\n{WHOLE.rstrip()}```", True),
+        (
+            f"```python\ntry:\n    import a\nexcept ImportError:\n    total = sum\n```\n```\n{WHOLE}n=1/0\n```",
+            True,
+        ),
+        (f"```python\nif True:\n    def total(x): return 3\n```\n```python\n{WHOLE}```", False),
+        ("```python\ndef total(numbers):\n    mark = '```'; return sum(numbers)\n```", True),
         ("    return len(numbers)\n", False),
         ("    pass", False),
         ("    return sum(numbers", False),
@@ -222,6 +232,15 @@ WHOLE = "def total(numbers):\n    return sum(numbers)\n"
 )
 def test_code_tests(answer, right):
     assert code_tests(TASK, answer, Limits(seconds=20.0, namespaces=None)) is right
+
+
+@pytest.mark.parametrize(
+    "answer, right",
+    [(WHOLE, True), (f"```python\n{WHOLE}```", True), ("    return sum(numbers)\n", True), ("    return 3\n", False)],
+)
+def test_the_prompt_may_be_the_head_of_the_function_alone(answer, right):
+    task = json.dumps({"prompt": "import math\ndef total(numbers):\n", "test": TESTS, "entry_point": "total"})
+    assert code_tests(task, answer, Limits(seconds=20.0, namespaces=None)) is right
 
 
 def test_time_over_is_a_wrong_answer():

@@ -8,6 +8,7 @@ from fractions import Fraction
 import pytest
 
 from rl_likelihood.grading import units
+from rl_likelihood.grading.formula import Formulas
 from rl_likelihood.grading.notation import latex, without_markdown
 from rl_likelihood.grading.statements import read
 from rl_likelihood.grading.tokens import Unreadable, tokens
@@ -42,6 +43,9 @@ X, Y = Node("name", ("x",)), Node("name", ("y",))
         (r"\frac12", Node("div", (number(1), number(2)))),
         (r"\begin{pmatrix}x&y\end{pmatrix}", Node("matrix", ("matrix", (X, Y)))),
         ("2 1/2", number(Fraction(5, 2))),
+        (r"3{\frac{1}{2}}", number(Fraction(7, 2))),
+        (r"3\frac{x}{2}", Node("mul", (number(3), Node("div", (X, number(2)))))),
+        (r"3\frac{0}{2}", Node("mul", (number(3), Node("div", (number(0), number(2)))))),
     ],
 )
 def test_read(text, node):
@@ -59,6 +63,18 @@ def test_read(text, node):
 def test_what_is_not_read_whole_is_refused(text):
     with pytest.raises(Unreadable):
         read(text)
+
+
+def test_a_number_before_nested_fractions_is_read_once(monkeypatch):
+    """Each fraction was read twice, and so were the fractions in it: 2 to the power of the levels."""
+    read_factors, factor = [], Formulas.factor
+    monkeypatch.setattr(Formulas, "factor", lambda self: read_factors.append(1) or factor(self))
+    with pytest.raises(Unreadable):
+        read(r"2\frac{" * 16 + "x" + "}{3}" * 16)  # too deep
+    assert len(read_factors) <= 2 * 16
+    read_factors.clear()
+    read(r"2\frac{" * 9 + "x" + "}{3}" * 9)
+    assert len(read_factors) == 9 * 3 + 1  # 2, the fraction and the 3 of each level; x
 
 
 def test_tokens_are_numbers_names_words_and_signs():

@@ -279,7 +279,10 @@ B, as c is right|B because (c) is right|B as the answer is c|B is right. Answer:
 Is it B|B is the best answer of the worst|Anything but B|I would not choose B|B isn't right|B is right, C is right
 The answer is B because C is right|The answer is B since it is not A|The answer is B because it is small. Actually C
 The answer is B because option C is small|The answer is B because|The answer is B because of x: C|It is B because of C
-\\cancel{B}|B is true is false|The answer is B is wrong|2|C|the second option|B and C|\\boxed{B} is wrong, \\boxed{C}
+B (incorrect)|B (wrong)|B, the wrong answer|Only B is wrong|Not only B is right|The least appropriate answer is B
+The answer to the question is not B|The incorrect one is B|We do not choose B|B (correct) C|that would not be B
+\\cancel{B}|B is true is false|The answer is B is wrong|2|C|B#|B++|the second option|B and C
+\\boxed{B} is wrong, \\boxed{C}
 """.replace("\n", "|")
     .strip("|")
     .split("|")
@@ -290,6 +293,8 @@ I'd choose B|I'll go with B|Definitely B|It must be B|(B|B)|Ans: B|Answer - B|An
 The answer is (B).|Option B|choice B|**B** is right|B is the correct option.|So the answer is B|B is right, so (B)
 The answer is B because A and C are too small.|The correct answer is (B), since 5G has it|The option is B because of x
 It has to be B|ANSWER: B|Option B is correct. Answer: B|The right answer is definitely B|The correct choice must be B
+The most appropriate answer is B|The correct answer choice is B|The correct one is B|We choose B|that would be B
+B (correct)|B, the correct answer|The answer to the question is B|Only B is correct|### B
 B is clearly right|option 2|\\boxed{\\text{(B)}}|the letter B|$\\mathbf{B}$|Final answer - (b)
 """.replace("\n", "|")
     .strip("|")

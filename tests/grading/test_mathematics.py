@@ -37,7 +37,7 @@ def test_what_says_the_same_is_right_and_nothing_else(kind):
 
 
 def test_the_cases_are_many_of_each_kind():
-    assert len(CASES) == 28 and all(len(rows) >= 10 for rows in CASES.values())
+    assert len(CASES) == 34 and all(len(rows) >= 10 for rows in CASES.values())
 
 
 def test_fences_and_the_end_of_an_answer():
@@ -90,6 +90,7 @@ PLAIN = [
         "5; 5", "$6$ and $5$", r"$x=4=5$", r"6 \implies 5", r"6 \Rightarrow 5", "5 & 6", "5|6", "x=6, x=5",
         "x=5 or x=6", "$4=5$", r"\boxed{4=5}", r"\boxed{5,5}", "6, or $5$",
     )],
+    ("12", "> 12", True), ("12", "> $12$", True), ("12", ">= 12", False), ("12", r"\boxed{> 12}", False),
     ("5", None, False),
     ("5", "", False),
     ("", "", False),
@@ -233,6 +234,9 @@ def test_long_answers_are_compared_as_text():
 @pytest.mark.parametrize(
     "reference, answer, right",
     [
+        ("12", "12 min", True),
+        ("12", "12 sec", True),
+        ("12", "12 min(2, 3)", False),
         ("5.0", "5.04", True),
         ("5.0", "5.05", True),  # 1 % of the larger
         ("5.0", "5.06", False),
