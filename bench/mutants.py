@@ -142,8 +142,8 @@ MUTANTS = [
     Mutant("rewards/likelihood.py", "-1, where=keep)", "-1)", "rewards/test_likelihood.py"),
     Mutant(
         "rewards/likelihood.py",
-        "return _exp(avg_log_prob(logp, mask))",
-        "return _exp(log_prob(logp, mask))",
+        "return probability(avg_log_prob(logp, mask))",
+        "return probability(log_prob(logp, mask))",
         "rewards/test_likelihood.py",
     ),
     Mutant(

@@ -94,7 +94,8 @@ def get_config(arg: str = "") -> ConfigDict:
         long_chains(c)
     c.rubric.path = a.rubrics
     if a.judge:
-        c.judge.model, c.judge.task = a.judge, TASKS[a.form]
+        c.judge.model = a.judge
+        c.judge.task = "" if a.reward in ("reward_model", "similar_share") else TASKS[a.form]  # these read no task
         c.judge.max_prompt, c.judge.max_row = c.prompt.max_prompt + 256, 2 * c.prompt.max_answer + 64  # two answers
     return c
 

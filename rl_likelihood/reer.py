@@ -95,6 +95,11 @@ def finder(c: Config, workdir: Path) -> Finder:
         )
     propose = proposer_of(task, params, devices, workdir)
     other = with_model(task, "reer.other", devices.learner) if c.reer.other else None
+    if other and other[0].config.sampler.max_chain < 1:
+        raise UserError(
+            f"reer.other is {c.reer.other!r}, whose {other[0].model.max_position} positions do not hold the longest "
+            "prompt and answer; name a model with more positions"
+        )
     return Finder(task, params, asks, propose, Journal(workdir), devices, other, say=say)
 
 

@@ -95,15 +95,15 @@ need_folders() {
   done < <(words_of "$@")
 }
 
-# A key on a command line would enter logs. It is known by its look (32 letters and digits or more, as Weights & Biases
-# and Hugging Face make them) or by the name of its variable or flag. Its value is not printed here either.
+# A key on a command line would enter logs. It is known by its look (hf_..., or 40 hexadecimal digits as Weights & Biases
+# makes them) or by the name of its variable or flag. Its value is not printed here either.
 refuse_secrets() {
   local word what=""
   while IFS= read -r word; do
     [[ "$word" != -* || "$word" == *=* ]] || word+="=" # its value is the next word
-    if [[ "$word" =~ ^(-[A-Za-z0-9_.-]*(key|token|secret|password)|[A-Za-z0-9_]*_(key|token|secret|password)|[A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|_PAT)[0-9]*)= ]]; then
-      what="${BASH_REMATCH[0]%=}"
-    elif [[ "$word" =~ (^|[=:])([A-Za-z0-9_]{32,})$ && "${BASH_REMATCH[2]}" == *[0-9]* && "${BASH_REMATCH[2]}" == *[A-Za-z]* ]]; then
+    if [[ "${word^^}" =~ (^|[^A-Z0-9_])([A-Z0-9_]*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|_PAT)[0-9]*)= && "${word,,}" != key=* ]]; then
+      what="${BASH_REMATCH[2]}"
+    elif [[ "$word" =~ (^|[=:])(hf_[A-Za-z0-9]{20,}|[0-9a-f]{40})$ ]]; then
       what="a word that looks like a key (${BASH_REMATCH[2]:0:3}...)"
     fi
     [[ -z "$what" ]] || refuse "$what is on the command line, which is logged; ${KEYS_GO:-write it into a file and set SECRETS=FILE}"

@@ -4,8 +4,8 @@
 #   worker.sh run NAME COMMAND   start COMMAND under NAME, or follow it if it runs already; its exit code at the end
 #   worker.sh restart NAME COMMAND   the same, but end first what runs under NAME
 #   worker.sh stop [NAME]        ask it, or all that run, to stop (they save), then make them
-#   worker.sh once COMMAND       COMMAND, in the folder we are in; its exit code. A run that is asked to stop saves, and
-#                                ends with 143 here, because STOPPED_EXIT says so; without it it would end with 0.
+#   worker.sh once COMMAND       COMMAND, in the folder we are in; its exit code. It has STOPPED_EXIT=143, so that a run
+#                                that is asked to stop, and saves, ends with 143. Otherwise it would end with 0.
 # A command outlives the connection that started it.
 set -euo pipefail
 

@@ -137,6 +137,9 @@ def guarded(main: Callable[[], bool | None], in_bucket: bool = False) -> None:
                     refuse_address(f"--{name}", value)
         if "coordinator" in flags.FLAGS:
             join(flags.FLAGS)
+        stopped_exit = os.environ.get(STOPPED_EXIT, "0")
+        if not stopped_exit.isdigit() or int(stopped_exit) > 255:
+            raise UserError(f"{STOPPED_EXIT} is {stopped_exit!r}; set it to an exit code from 0 to 255")
         stopped = main()
     except UserError as error:
         shared = isinstance(error, distributed.SharedRefusal)
@@ -160,7 +163,7 @@ def guarded(main: Callable[[], bool | None], in_bucket: bool = False) -> None:
             why = distributed.named(error)
             distributed.finish(code if isinstance(code, int) else 1, together=False, why=why)
         raise
-    code = int(os.environ.get(STOPPED_EXIT, 0)) if stopped else 0
+    code = int(stopped_exit) if stopped else 0
     distributed.finish(code)
     if code:
         sys.exit(code)

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _LONGEST = 100_000  # characters that `calls_in` reads
-# Marks count at the start of a line, or at the end of one to close. A fence that never closes goes on to the end.
+# A mark opens a fence at the start of a line, or after words or a list's mark if only a language follows. It closes one
+# at the start or end of a line. A fence that never closes goes on to the end.
 FENCE = re.compile(
-    r"^[ \t]*(?:```|~~~)[^\n`]*\n(.*?)(?:^[ \t]*(?:```|~~~)|(?:```|~~~)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+    r"(?:^[ \t]*(?:```|~~~)[^\n`]*|(?<=[^`~\n])(?:```|~~~)[\w+-]*[ \t]*)\n"
+    r"(.*?)(?:^[ \t]*(?:```|~~~)|(?:```|~~~)[ \t]*$|\Z)",
+    re.DOTALL | re.MULTILINE,
 )
 _SPACE = re.compile(r"\s*")
 _ARGUMENTS = ("arguments", "parameters", "input", "args", "kwargs", "params")

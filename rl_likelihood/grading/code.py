@@ -212,7 +212,11 @@ def code_tests(reference: str, answer: str | None, limits: Limits | None = None)
 def _completed(prompt: str, entry_point: str, answer: str) -> str:
     """The prompt; with a body if it is no more than a function's head and the answer is a whole definition."""
     whole = any(_defines(code, entry_point) for code in (answer, *(m[1] for m in FENCE.finditer(answer))))
-    return f"{prompt.rstrip()}\n    pass\n" if whole and prompt.strip() and not _statements(prompt) else prompt
+    if not whole or not prompt.strip() or _statements(prompt):
+        return prompt
+    head = prompt.rstrip()
+    last = head.rpartition("\n")[2]
+    return f"{head}\n{last[: len(last) - len(last.lstrip())]}    pass\n"
 
 
 def code_tests_unsafe(reference: str, answer: str | None) -> bool | None:

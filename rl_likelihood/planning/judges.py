@@ -49,10 +49,11 @@ def held_by_judge(c: Config, judge: PlannedJudge | None, mesh: Mesh) -> int:
 
 
 def texts_of_step(c: Config, questions: int) -> int:
-    """How many texts the judge reads in a step, each with all answers to its question: a rubric's has a text for each
-    criterion, at most rubric.items."""
+    """How many texts the judge reads in a step, each with all answers to its question. A rubric's has a text for each
+    criterion: rubric.items, as --make writes them. A file with more takes longer."""
     by_criterion = c.reward.judged == "rubric" and c.rubric.aggregate != "implicit"
-    return questions * (c.rubric.items if by_criterion else 1)
+    criteria = c.rubric.items + (c.rubric.aggregate == "checklist")  # which adds one
+    return questions * (criteria if by_criterion else 1)
 
 
 def trace_judge(c: Config, judge: PlannedJudge, device: Any, prompts: int, rows: int) -> Any:

@@ -270,7 +270,8 @@ class Endpoint:
 
 class _Cache:
     """Values of replies by the hash of the request, and the calls and tokens spent. Only the two counts are used from
-    several threads. Several processes may share the file: each adds what it spent itself."""
+    several threads. Several processes may share the file: each adds what it spent itself, and one that starts later
+    counts the calls of all before it."""
 
     def __init__(self, path: str, setting: str) -> None:
         self._setting = setting

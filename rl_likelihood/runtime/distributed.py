@@ -236,18 +236,21 @@ def any_of(flag: bool) -> bool:
 
 
 def failure_of_any(error: Exception | None) -> Exception | None:
-    """None if no process has an error. Else, in every process, a SharedFailure that names the processes and errors.
+    """None if no process has an error. Else, in every process, one error that names the processes and their errors: a
+    SharedRefusal if all are UserErrors, else a SharedFailure.
 
-    A process with an error prints it at once, because the others may reach this point much later.
+    A process with another error prints it at once, because the others may reach this point much later.
     """
-    if error is not None:
+    unexpected = error is not None and not isinstance(error, UserError)
+    if error is not None and unexpected:
         traceback.print_exception(error)
         line = f"error: process {jax.process_index()} has failed ({named(error)}); all end when they come to this point"
         print(line, file=sys.stderr, flush=True)
     if not any_of(error is not None):
         return None
-    texts = gather_bytes(b"" if error is None else named(error).encode())
-    return SharedFailure("; ".join(f"process {i}: {text.decode()}" for i, text in enumerate(texts) if text))
+    texts = gather_bytes(b"" if error is None else (named(error) if unexpected else str(error)).encode())
+    words = "; ".join(f"process {i}: {text.decode()}" for i, text in enumerate(texts) if text)
+    return SharedFailure(words) if any_of(unexpected) else SharedRefusal(words)
 
 
 def raise_failure_of_any(error: Exception | None) -> None:

@@ -176,11 +176,6 @@ def with_model(task: Task, field: str, mesh) -> tuple[Task, Params]:
     rows = prompts.encode_all([row.example for row in task.train], tokenizer, wide, fmt)
     prompt, answer = (max(map(len, ids)) for ids in zip(*((r.prompt_ids, r.answer_ids) for r in rows), strict=True))
     room = model.max_position - prompt - len(fmt.close_think_ids) - answer
-    if room < 1:
-        raise UserError(
-            f"{field} is {path!r}, which has {model.max_position} positions, but a prompt has {prompt} of its tokens "
-            f"and an answer {answer}; name a model with more positions"
-        )
     c = dataclasses.replace(
         c,
         prompt=dataclasses.replace(c.prompt, max_prompt=prompt, max_answer=answer),

@@ -84,9 +84,10 @@ class Finder:
         lines, questions = self.journal.of(search, step), list(questions)
         for start in range(0, len(questions), self.size):
             part = questions[start : start + self.size]
-            if not all(i in lines for i in part):  # recomputes an incomplete batch as a whole: the same rounding
+            if not all(i in lines for i in part):  # computes an incomplete batch as a whole: the same rounding
                 self.between()
-                self.journal.add(search, step, zip(part, make(part), strict=True))
+                made = zip(part, make(part), strict=True)
+                self.journal.add(search, step, [(i, line) for i, line in made if i not in lines])
         return lines
 
     def replies(self, asks: list[Ask], call: int, length: Length) -> list[list[str]]:

@@ -33,6 +33,18 @@ def test_ctrl_c_is_one_sentence_and_exit_130(capfd):
     assert capfd.readouterr().err == "stopped; the same command goes on from what was saved, if anything was\n"
 
 
+def test_a_run_that_was_stopped_ends_with_the_code_that_was_asked_for(monkeypatch, capfd):
+    guarded(lambda: True)  # 0, without the variable
+    for value, stopped, code in (("143", True, 143), ("x", False, 2), ("256", False, 2)):
+        monkeypatch.setenv("STOPPED_EXIT", value)
+        with pytest.raises(SystemExit) as end:
+            guarded(lambda stopped=stopped: stopped)
+        assert end.value.code == code
+    assert capfd.readouterr().err.count("STOPPED_EXIT is") == 2
+    monkeypatch.setenv("STOPPED_EXIT", "143")
+    guarded(lambda: False)
+
+
 def kept_in(folder: Path, **environment: str) -> str:
     """The folder of compiled programs of a process with this environment."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "RL_LIKELIHOOD"))}

@@ -210,6 +210,9 @@ WHOLE = "def total(numbers):\n    return sum(numbers)\n"
         ("First, in a list:\n  ```python\n  def total(numbers):\n      return sum(numbers)\n  ```\n", True),
         (f"It never closes:\n```python\n{WHOLE}", True),
         (f"~~~python\n{WHOLE}~~~", True),
+        (f"Here is the code: ```python\n{WHOLE}```\nDone.", True),
+        (f"1. ```python\n{WHOLE}```", True),
+        (f"Use ``` for code.\n```python\n{WHOLE}```", True),
         (f"```python\n{WHOLE.rstrip()}```", True),
         (
             f"```python\ntry:\n    import a\nexcept ImportError:\n    total = sum\n```\n```\n{WHOLE}n=1/0\n```",
