@@ -42,6 +42,7 @@ class Preset(NamedTuple):
     environment: bool = False  # a conversation with the environment `calculator`
 
 
+_GIVES_UP = 0.6  # chance of the calculator's teacher to give up after a wrong try
 # Numbers from 0 to 10: the generator counts 10 as one digit.
 _EASY = {
     "min_digits": 1,
@@ -65,18 +66,17 @@ PRESETS: dict[str, Preset] = {
     ),
     # For models with random weights, and made here: 2,304 questions with the chains of a teacher who often forgets.
     "faulty_losses": Preset(fault_rate=0.6),
-    # Countdown as conversations (env.name=calculator): 3 numbers up to 9.
+    # Countdown as conversations (env.name=calculator): two numbers up to 50, with their sum, difference or product.
     "calculator": Preset(
         "countdown",
         {
-            "min_numbers": 3,
-            "max_numbers": 3,
-            "max_value": 9,
+            "min_numbers": 2,
+            "max_numbers": 2,
+            "max_value": 50,
             "min_target": 1,
-            "max_target": 99,
+            "max_target": 2500,
             "operators": ("+", "-", "*"),
         },
-        "Make {}.",
         environment=True,
     ),
 }
@@ -183,18 +183,19 @@ def _faulty(uid: str, task: Task, rng: random.Random) -> Example:
 
 
 def _conversation(uid: str, task: Task, item: dict[str, Any]) -> Example:
-    """Numbers and a target for the environment `calculator`. The chain tries up to two random expressions that are
-    wrong, then the solution, and submits it."""
+    """Numbers and a target for the environment `calculator`. The chain's teacher tries sum, difference and product in a
+    random order, and submits the first that is right. After a wrong try he gives up with probability 0.6, and submits
+    that try."""
     metadata, rng = item["metadata"], random.Random(uid)
-    numbers, target, solution = metadata["numbers"], metadata["target"], metadata["expression"].replace(" ", "")
-    tries: list[str] = []
-    for _ in range(rng.randrange(3)):
-        order, operators = rng.sample(numbers, len(numbers)), rng.choices("+-*", k=len(numbers))
-        tried = "".join(f"{n}{f}" for n, f in zip(order, operators, strict=True))[:-1]
-        if evaluate(tried)[0] != target:
-            tries.append(tried)
-    calls = [("calculate", tried) for tried in (*tries, solution)] + [("submit", solution)]
+    numbers, target = metadata["numbers"], metadata["target"]
+    low, high = sorted(numbers)
+    tries = rng.sample([f"{high}+{low}", f"{high}-{low}", f"{high}*{low}"], 3)
+    last = 0
+    while evaluate(tries[last])[0] != target and rng.random() > _GIVES_UP:
+        last += 1
+    calls = [*(("calculate", tried) for tried in tries[: last + 1]), ("submit", tries[last])]
     chain = json.dumps([{"calls": [{"name": n, "arguments": {"expression": e}}]} for n, e in calls])
+    solution = metadata["expression"].replace(" ", "")
     told = {"nums": numbers, "target": target, "solution": solution}
     prompt = f"Make {target} of {', '.join(map(str, numbers))}."
     return Example(uid, prompt, solution, chain, task.text, check=json.dumps({"environment": told}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 
@@ -13,6 +14,7 @@ from rl_likelihood.datasets import procedural
 from rl_likelihood.datasets.procedural import CHUNK, evaluate_expression, generate, parse
 from rl_likelihood.datasets.sources import DataConfig, load
 from rl_likelihood.grading import graders, gym
+from rl_likelihood.grading.countdown import evaluate
 from rl_likelihood.shapes import UserError
 
 # Their items have None for an answer: what is right is found by trying it out.
@@ -21,6 +23,20 @@ WITHOUT_ANSWER = ("boxnet", "graph_color", "propositional_logic", "rubiks_cube",
 
 def first(text: str, n: int, seed: int = 0, split: str = "train"):
     return list(itertools.islice(generate(text, seed, split), n))
+
+
+def test_the_calculator_s_teacher_often_gives_up():
+    wins, messages = 0, collections.Counter()
+    for example in first("calculator", 400):
+        task = json.loads(example.check)["environment"]
+        (*tries, last) = [call["calls"][0] for call in json.loads(example.chain)]
+        values = [evaluate(call["arguments"]["expression"])[0] for call in tries]
+        low, high = sorted(task["nums"])
+        assert len(set(values)) == len(values) <= 3 and set(values) <= {high + low, high - low, high * low}
+        assert last == {**tries[-1], "name": "submit"} and task["target"] not in values[:-1]
+        wins += values[-1] == task["target"]
+        messages[len(tries) + 1] += 1
+    assert 0.45 < wins / 400 < 0.57 and set(messages) == {2, 3, 4}
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ COUNTDOWN = {"nums": [2, 3, 4], "target": 14}
     "texts, reward, end",
     [
         ([call("calculate", expression="2+3*4"), call("submit", expression="2+3*4")], 1.0, "done"),
-        ([call("submit", expression="7+7")], 0.1, "done"),
+        ([call("submit", expression="7+7")], 0.0, "done"),
         ([call("submit", expression="2*7 = 14")], 0.0, "done"),
         ([call("calculate", expression="2+3*4")], 0.0, "out_of_turns"),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from rl_likelihood.datasets import DATASETS, files, prepare
 from rl_likelihood.envs.protocol import Reply, Start
+from rl_likelihood.grading.countdown import evaluate
 from rl_likelihood.report.metric_table import unknown
 from rl_likelihood.rollouts.conversations import Conversations, messages_of, number_of, say_longer, targets_of
 from rl_likelihood.rollouts.host_rewards import conversation_metrics
@@ -200,10 +201,11 @@ def test_a_rollout_with_outcomes_is_stored_whole(loaded):
 
 def test_given_conversations_have_the_environment_s_real_replies(loaded):
     task = dataclasses.replace(loaded[0], config=config(sampler__max_chain=80, sampler__max_env_tokens=80))
-    ((ids, kinds),) = targets_of(task, task.train[:1], Conversations(task))
-    told = json.loads(task.train[0].example.check)["environment"]
+    row = next(row for row in task.train if len(json.loads(row.example.chain)) == 2)
+    ((ids, kinds),) = targets_of(task, [row], Conversations(task))
+    tried = json.loads(row.example.chain)[0]["calls"][0]["arguments"]["expression"]
     replied = task.tokenizer.decode(ids[kinds == ENV], skip_special_tokens=True)
-    assert replied == str(told["target"])
+    assert replied == str(evaluate(tried)[0])
     assert set(kinds) == {CHAIN, ENV} and kinds[-1] == CHAIN and ids[-1] in task.fmt.eos_ids
     surrogate, named = '[{"calls": [], "thought": "\\ud800"}]', '[{"calls": [{"name": 5}]}]'
     for chain in ("I add.", "[]", "{}", "5", surrogate, named):
