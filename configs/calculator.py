@@ -5,7 +5,8 @@
 Countdown as a conversation: the model makes a target of two numbers up to 50. It tries an expression with the tool
 `calculate`, reads its value, and gives one with `submit`, which ends the game. A supervised warm start teaches the
 calls, from games of a teacher who tries sum, difference and product in random order and often gives up after a wrong
-try, with a wrong submission. Then RL on the environment's reward.
+try, with a wrong submission. Then RL on the environment's reward. After the warm start the model wins 16 of 64 games
+greedily and 20 when it samples. RL has not raised this yet, and was not run with these settings: docs/results.md.
 
 Arguments: model, reward (environment, avg_log_prob, ...), credit (outcome, turn), group, steps, seed.
 """
@@ -37,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler.max_env_tokens = 48
     c.sampler.width_multiple = 64
     c.reward.name = a.reward
-    c.optim.lr = 5e-4
+    c.optim.lr = 1e-4  # a guess: with 5e-4 the policy collapses to one expression
     c.optim.schedule = "constant"
     c.optim.warmup_steps = 2
     c.train.steps = a.steps
