@@ -21,12 +21,10 @@ from rl_likelihood.search.folder import DROPPED
 from rl_likelihood.search.proposer import Drawing, Length, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import (
     FILE,
-    MOST_WHOLE,
     Ended,
     Finder,
     Journal,
     Variant,
-    best_whole,
     find,
     first_chains,
     score,
@@ -364,40 +362,3 @@ def test_the_command_with_models_and_its_resume(tmp_path, ask):
             (folder / name).unlink()
         run(c, folder)
         assert {k: v for k, v in files_of().items() if k != FILE} == {k: v for k, v in unbroken.items() if k != FILE}
-
-
-def test_whole_chains_have_as_many_tokens_as_the_search(tmp_path):
-    def uneven(asked, call, length):
-        """Question i has i + 1 times as long candidates."""
-        groups = stub(asked, call, length)
-        if length.until != "\n\n":
-            return groups
-        return [[" ".join([text] * (a.uid + 1)) for text in group] for a, group in zip(asked, groups, strict=True)]
-
-    f = stubbed(tmp_path, uneven, reer__clip=20.0)
-    search(f, tmp_path)
-    table = json.loads((tmp_path / TABLE).read_text())
-    spent = {i: 0 for i in range(QUESTIONS)}
-    for step in range(1, 11):
-        for i, line in f.journal.of("search", step).items():
-            assert line["tokens"] == sum(len(text) for text, *_ in line["offers"])  # a byte is a token
-            spent[i] += line["tokens"]
-    assert table["search"]["tokens"] == np.mean(list(spent.values()))
-    whole = {i: [] for i in spent}
-    for step in range(1, MOST_WHOLE + 1):
-        for i, line in f.journal.of("whole", step).items():
-            whole[i].append(line["tokens"])
-    for i, tokens in whole.items():
-        assert sum(tokens[:-1]) < spent[i] <= sum(tokens), i
-    assert len({len(tokens) for tokens in whole.values()}) > 2
-    assert table["whole chains"]["tokens"] == np.mean([sum(tokens) for tokens in whole.values()])
-    best = [min([f.journal.of("whole", n)[i]["offers"][0][1] for n in range(1, len(t) + 1)]) for i, t in whole.items()]
-    starts = [f.journal.of("search", 0)[i]["nll"] for i in whole]
-    assert table["whole chains"]["nll"] == pytest.approx(np.minimum(best, starts).mean())
-
-
-def test_whole_chains_end_at_their_maximum(tmp_path):
-    f = stubbed(tmp_path, lambda asked, call, length: [["x"] for _ in asked])
-    ended = {0: Ended(reer.new_search("x", 1.0), 1.0, 2.0, tokens=10**6)}
-    assert best_whole(f, {0: "x"}, ended, 0.2) == {0: (1.0, MOST_WHOLE)}
-    assert f.journal.of("whole", MOST_WHOLE) and not f.journal.of("whole", MOST_WHOLE + 1)
