@@ -6,7 +6,7 @@ Countdown as a conversation: the model makes a target of two numbers up to 50. I
 `calculate`, reads its value, and gives one with `submit`, which ends the game. A supervised warm start teaches the
 calls, from games of a teacher who tries sum, difference and product in random order and often gives up after a wrong
 try, with a wrong submission. Then RL on the environment's reward. After the warm start the model wins 16 of 64 games
-greedily and 20 when it samples. RL has not raised this yet, and was not run with these settings: docs/results.md.
+greedily and 20 when it samples. RL has not raised this yet: docs/results.md.
 
 Arguments: model, reward (environment, avg_log_prob, ...), credit (outcome, turn), group, steps, seed.
 """
@@ -18,7 +18,7 @@ from rl_likelihood.config import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    a = parse_arg(arg, model="smollm2-135m-instruct", reward="environment", credit="outcome", group=8, steps=24, seed=0)
+    a = parse_arg(arg, model="smollm2-135m-instruct", reward="environment", credit="outcome", group=4, steps=20, seed=0)
     c = base()
     c.seed = a.seed
     c.model.path = a.model
@@ -38,11 +38,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.sampler.max_env_tokens = 48
     c.sampler.width_multiple = 64
     c.reward.name = a.reward
-    c.optim.lr = 1e-4  # a guess: with 5e-4 the policy collapses to one expression
+    c.optim.lr = 2e-4  # with 5e-4 the policy collapses to one expression
     c.optim.schedule = "constant"
     c.optim.warmup_steps = 2
     c.train.steps = a.steps
-    c.train.prompts_per_step = 4
+    c.train.prompts_per_step = 8
     c.train.checkpoint_every = 5
     c.train.keep_checkpoints = 1
     c.warm_start.steps = 48
