@@ -85,6 +85,11 @@ def unfenced(text: str) -> str:
     return fenced[1] if fenced else text
 
 
+def fenced_in(text: str) -> list[str]:
+    """What is in each code fence of a text."""
+    return [fence[1] for fence in FENCE.finditer(text)]
+
+
 def outdented(text: str) -> str:
     """A text whose code fences are not indented, as they are in a list, and neither is the code in them."""
     return FENCE.sub(_outdent, text)

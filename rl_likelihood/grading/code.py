@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from rl_likelihood.grading.calls import FENCE, Named, calls_in, finite, outdented
+from rl_likelihood.grading.calls import FENCE, Named, calls_in, fenced_in, finite, outdented
 from rl_likelihood.grading.run_code import Check, Limits, Outcome, run_program
 from rl_likelihood.grading.text import exact_match
 
@@ -211,7 +211,7 @@ def code_tests(reference: str, answer: str | None, limits: Limits | None = None)
 
 def _completed(prompt: str, entry_point: str, answer: str) -> str:
     """The prompt; with a body if it is no more than a function's head and the answer is a whole definition."""
-    whole = any(_defines(code, entry_point) for code in (answer, *(m[1] for m in FENCE.finditer(answer))))
+    whole = any(_defines(code, entry_point) for code in (answer, *fenced_in(answer)))
     if not whole or not prompt.strip() or _statements(prompt):
         return prompt
     head = prompt.rstrip()
@@ -230,7 +230,7 @@ def assembled_program(prompt: str, entry_point: str, answer: str, defines: list[
     The answer goes on after the prompt, as a body or as a whole new definition. Of an answer with code fences, the
     first one counts whose code defines the entry point, or else the first; with `defines`, see the module.
     """
-    fences = [m[1] for m in FENCE.finditer(answer)]
+    fences = fenced_in(answer)
     if fences:
         names, at = (defines, -1) if defines else ([entry_point], 0)
         answer = ([code for code in fences if any(_defines(code, name) for name in names)] or fences)[at]
@@ -265,7 +265,7 @@ def {entry_point}(text):
 
 def script_program(prompt: str, entry_point: str, answer: str) -> str:
     """A program whose function runs the prompt, then the answer or its last code fence, as a script."""
-    fences = [m[1] for m in FENCE.finditer(answer)]
+    fences = fenced_in(answer)
     return _SCRIPT.format(prompt=prompt, entry_point=entry_point, source=fences[-1] if fences else answer)
 
 

@@ -84,9 +84,10 @@ def _without_all(parts: list[Node]) -> Node | None:
     points = []
     for part in parts:
         pieces = part.parts if part.kind == "union" else (part,)
-        points += [piece.parts[3] for piece in pieces[:-1]]
-        if part not in (_LINE, _except(*(piece.parts[3] for piece in pieces[:-1]))):
+        left_out = [piece.parts[3] for piece in pieces[:-1]]
+        if part not in (_LINE, _except(*left_out)):
             return None
+        points += left_out
     return _except(*points)
 
 
