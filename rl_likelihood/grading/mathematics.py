@@ -28,13 +28,13 @@ _WHOLE = re.compile(
 _WORD = re.compile(r"\\(?:text|mbox|hbox)[a-z]*\s*\{\s*[A-Za-z]{2,}\s*\}")  # it stays a word, no product of letters
 _WORDS_ONLY = re.compile(r"[A-Za-z\s.,;:'-]*[A-Za-z][A-Za-z\s.,;:'-]*")
 _LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore|it|ans|we|get|have|obtain|find|that|the|final|correct|required|desired|total|answer|value|"
-    r"result|solutions?|is|are|equals|equal|to|then|exactly)\b[\s,]*|[:=][\s]*)+",
+    r"(?:ans\.\s*|(?:so|thus|hence|therefore|it|ans|we|get|have|obtain|find|that|the|final|correct|required|desired|"
+    r"total|answer|value|result|solutions?|is|are|equals|equal|to|then|exactly)\b[\s,]*|[:=][\s]*)+",
     re.IGNORECASE,
 )
 _LEADS_ON = re.compile(
-    r"(?:\b(?:is|are|get|have|equals|equal to|obtain|find|answer|solutions?|so|thus|hence|therefore|then|exactly)|[:=])"
-    r"[\s,]*$",
+    r"(?:\b(?:is|are|get|have|equals|equal to|obtain|find|answer|solutions?|so|thus|hence|therefore|then|exactly)|"
+    r"[:=]|\bans\.)[\s,]*$",
     re.IGNORECASE,
 )
 _IS = r"(?:=|(?:is|equals|is equal to)(?=\s+[-+$\\(\[{.0-9]))\s*"
@@ -192,14 +192,20 @@ def _tidy(text: str) -> str:
 
 
 _ABOUT = re.compile(r"\\approx(?![A-Za-z])|~(?=\s*[0-9])")
-_LETTER_AS_UNIT = re.compile(r"(?<=[0-9])\s+([AFJKNVWms])$")
+_A_UNIT = r"[A-Za-z]+(?:\^\{?-?[1-3]\}?)?"
+_UNIT_AT_END = re.compile(rf"(?<=[0-9}}])\s+({_A_UNIT}(?:(?:\s*/\s*|\s+){_A_UNIT})*)$")
 _SOME = Node("number", (Fraction(0),))
+
+
+def _as_words(unit: re.Match[str]) -> str:
+    r"""m/s^2 as a text and its powers: \text{ m/s}^2."""
+    return re.sub(r"[A-Za-z]+", lambda word: rf"\text{{ {word[0]}}}", unit[1])
 
 
 def _float(text: str) -> tuple[float | None, str]:
     """The value of a text, None where it has none, and its unit."""
     text = latex(text)
-    text = _LETTER_AS_UNIT.sub(r"\\text{ \1}", _ABOUT.sub("=", text))  # no products here: 5 W is no unknown W
+    text = _UNIT_AT_END.sub(_as_words, _ABOUT.sub("=", text))  # no products here: 5 W is no unknown W
     node = _read(_core(text)) if len(text) <= 100 else None
     if node is None:
         return None, ""

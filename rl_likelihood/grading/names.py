@@ -15,6 +15,7 @@ a an the of is are final correct required desired total answer value result solu
 volume surface length width height depth base side radius diameter circumference angle degree measure slope distance
 speed time rate cost price amount number count probability sum product difference quotient remainder ratio fraction
 median mean average mode range minimum maximum min max variance domain age weight mass
+triangle rectangle square circle cube sphere cylinder cone region polygon
 """
 KNOWN = frozenset(_WORDS.split())
 _SUBSCRIPTS = frozenset({"max", "min", "total", "avg", "net", "in", "out", "eff", "rms", "tot", "opt", "new", "old"})

@@ -14,7 +14,7 @@ _COMMANDS = {
     "⌉": r"\rceil", "∅": r"\emptyset", "∠": r"\angle", "…": r"\ldots", "⋯": r"\ldots", "ℝ": r"\mathbb{R}",
     "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∖": r"\setminus", "′": "'",
     "≈": r"\approx", "≡": r"\equiv", "¬": r"\neg", "→": r"\to", "⇒": r"\implies", "△": r"\triangle", "€": r"\euro",
-    "£": r"\pounds", "≦": r"\le", "≧": r"\ge", "ℓ": r"\ell", "‖": r"\|",
+    "£": r"\pounds", "¥": r"\yen", "₹": r"\rupee", "¢": r"\cent", "≦": r"\le", "≧": r"\ge", "ℓ": r"\ell", "‖": r"\|",
     "ϕ": r"\varphi", "ϵ": r"\varepsilon", "ϑ": r"\vartheta",
 }  # fmt: skip
 _GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau upsilon phi chi psi

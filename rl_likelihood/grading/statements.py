@@ -16,8 +16,9 @@ from rl_likelihood.grading.tree import Node, call, in_degrees, number
 
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", ":")
 _CLOCK = re.compile("(?:[01]?[0-9]|2[0-4])(?::[0-5][0-9]){1,2}(?![0-9.:/])")
-_CURRENCIES = {"$": "dollar", "euro": "euro", "pounds": "pound-sterling"}
-_ONE = r"[A-Za-z]+(?: \^ [23])?"
+_AFTER_A_NUMBER = {"euro": "euro", "pounds": "pound-sterling", "yen": "yen", "rupee": "rupee", "cent": "cent"}  # 5€
+_CURRENCIES = {"$": "dollar"} | _AFTER_A_NUMBER
+_ONE = r"[A-Za-z]+(?: \^ (?:[23]|- [123]))?"
 _LETTERS_AS_UNIT = re.compile(rf"(?:frac {_ONE} {_ONE}|{_ONE}(?: (?:[/*] )?{_ONE})*)")  # N m / s ^ 2
 
 
@@ -113,7 +114,7 @@ class _Statements(Formulas):
             return None
         text = re.sub(rf"frac ({_ONE}) ({_ONE})", r"\1 / \2", text)
         after = self.at
-        unit = units.canonical(self.unit_words(text.replace(" ^ ", " ^")))
+        unit = units.canonical(self.unit_words(text.replace(" ^ ", " ^").replace("^- ", "^-")))
         value = number(-first.value if minus else first.value)
         if not unit.known:
             self.at = after
@@ -129,8 +130,8 @@ class _Statements(Formulas):
             raise Unreadable("two units")
         if self.accept("%"):
             unit = "percent"
-        elif not unit and inner.kind == "number" and self.peek() in ("euro", "pounds"):  # 5€
-            unit = _CURRENCIES[self.accept("euro", "pounds")]
+        elif not unit and inner.kind == "number" and self.peek() in _AFTER_A_NUMBER:
+            unit = _CURRENCIES[self.accept(*_AFTER_A_NUMBER)]
         words = self.unit_words()
         if not words and not unit:
             return node
@@ -165,13 +166,14 @@ class _Statements(Formulas):
             elif out and self.peek() == "^":
                 self.at += 1
                 braced = self.accept("{")
+                minus = self.accept("-") or ""
                 power = self.token()
                 if power.kind != "number":
                     raise Unreadable("a unit's power")
                 self.at += 1
                 if braced:
                     self.expect("}")
-                out[-1] += f"^{power.value}"
+                out[-1] += f"^{minus}{power.value}"
             else:
                 return " ".join(out)
 

@@ -1,6 +1,6 @@
 """Units after a number, and words that change its value (million): a small grammar, read whole or unknown.
 
-[scale ...] [square | cubic] unit [^2 | squared] [(per | /) unit [^2]] ...     million square cm per second
+[scale ...] [square | cubic] unit [^2 | squared] [(per | /) unit [^2]] ...     million square cm per second, m s^-1
 """
 
 import dataclasses
@@ -13,16 +13,19 @@ inch in; foot feet ft; yard yd yds; mile mi; acre; hectare ha; g gram gm gms; kg
 ton tonne; lb pound lbs; oz ounce; L liter litre; mL milliliter millilitre ml; gallon gal; quart qt; pint pt;
 cup; s second sec secs; ms millisecond; minute min mins; h hour hr hrs; day; week; month; year yr yrs; decade;
 century; mph; kph kmh; rpm; degree deg degs; radian rad rads; percent pct; dollar USD buck;
-cent penny pennies pence; euro EUR; pound-sterling GBP; N newton; J joule; kJ kilojoule; W watt; kW kilowatt; kWh; Wh;
+cent penny pennies pence; euro EUR; pound-sterling GBP; yen JPY; rupee INR; N newton; kN kilonewton; J joule;
+kJ kilojoule; MJ megajoule; eV; keV; MeV; cal calorie; kcal kilocalorie; W watt; kW kilowatt; kWh; Wh; tesla; henry;
 MW megawatt; mW milliwatt; V volt; A ampere amp; ohm Omega; F farad; Hz hertz; kHz kilohertz; MHz megahertz;
 GHz gigahertz; dB decibel; dBm; dBi; bps; kbps Kbps; Mbps; Gbps; bit; kbit; Mbit; Gbit; byte; kB KB; MB; GB;
-Erlang erlang; packet; symbol; sample; K kelvin; Pa pascal; kPa; mol mole; unit; C Celsius; Fahrenheit;
+Erlang erlang; packet; symbol; sample; K kelvin; Pa pascal; kPa kilopascal; MPa megapascal; GPa gigapascal;
+atm atmosphere; mol mole; unit; C Celsius; Fahrenheit;
 am a.m. AM A.M. a.m; pm p.m. PM P.M. p.m
 """
 _COMPOUND = {"mph": "mile / h", "kph": "km / h"}
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _BEFORE = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 _AFTER = {"squared": "^2", "cubed": "^3", "^2": "^2", "^3": "^3"}
+_BELOW = {"^-1": "", "^-2": "^2", "^-3": "^3"}  # s^-1: per second
 _JOINTS = ("per", "/", "an", "a", "*")
 _OF_TEMPERATURE = {"C": "C", "F": "F", "Fahrenheit": "F"}
 
@@ -68,14 +71,19 @@ def canonical(words: str) -> Measure:
     while left and left[0] in SCALES:
         factor *= SCALES[left.pop(0)]
     unit, left = _unit(left)
-    out = [unit]
+    out = ["1", "/", unit + _BELOW[left.pop(0)]] if unit and left and left[0] in _BELOW else [unit]
     while unit and left:
         joint = len(left) > 1 and left[0] in _JOINTS
         if not joint and not (_is_short(unit) and _is_short(left[0]) and left[0] != unit):
             break
-        out.append("/" if joint and left[0] != "*" else "*")  # kg m
+        below = joint and left[0] != "*"
         unit, left = _unit(left[joint:])
-        out.append(unit)
+        if unit and left and left[0] in _BELOW:
+            if below:  # m / s^-1
+                break
+            out += ["/", unit + _BELOW[left.pop(0)]]
+        else:
+            out += ["/" if below else "*", unit]  # kg m
     if left:  # unknown words, as they stand
         return Measure(factor, " ".join(words.split()), known=False)
     return Measure(factor, " ".join(_COMPOUND.get(u, u) for u in out), known=out == [""] or all(out))

@@ -37,7 +37,7 @@ def test_what_says_the_same_is_right_and_nothing_else(kind):
 
 
 def test_the_cases_are_many_of_each_kind():
-    assert len(CASES) == 34 and all(len(rows) >= 10 for rows in CASES.values())
+    assert len(CASES) == 35 and all(len(rows) >= 10 for rows in CASES.values())
 
 
 def test_fences_and_the_end_of_an_answer():
@@ -301,6 +301,10 @@ def test_long_answers_are_compared_as_text():
         ("100 W", "100 kW", False),
         ("100", "100 W", True),
         ("100", "100 x", False),
+        ("3e8", "3 x 10^8 m/s", True),
+        ("3e8", r"3\times 10^{8} m s^{-1}", True),
+        ("3e8 m/s", "3 x 10^8 km/s", False),
+        ("5", "5 x y", False),
         ("5 ms", "5 s", False),
         ("5.0", "nan", False),
         ("5.0", "inf", False),
