@@ -54,7 +54,7 @@ class Store:
         try:
             import bm25s
         except ImportError:
-            raise UserError("rubric.retriever needs bm25s; install rl_likelihood[rubrics]") from None
+            raise UserError("rubric.retriever needs bm25s; run pip install -e '.[rubrics]'") from None
         if self._lexical is None:
             self._lexical = bm25s.BM25()
             self._lexical.index(bm25s.tokenize(self.texts, show_progress=False), show_progress=False)
@@ -133,7 +133,7 @@ def refuse_store(where: str) -> None:
         )
     package = PACKAGES.get(name)
     if package and not importlib.util.find_spec(package):
-        raise UserError(f"rubric.store is {where!r}, which needs {package}; install rl_likelihood[{name}]")
+        raise UserError(f"rubric.store is {where!r}, which needs {package}; run pip install -e '.[{name}]'")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The form of verse: lines, syllables and rhymes of an answer, measured by those of the reference answer.
 
 Words are looked up in the CMU pronouncing dictionary if the package `pronouncing` is installed (pip install
-rl_likelihood[writing]). A word that is not found is read by its spelling: each group of vowels is a syllable, and two
+-e '.[writing]'). A word that is not found is read by its spelling: each group of vowels is a syllable, and two
 words rhyme if they have the same letters from their last group of vowels to the end.
 """
 
