@@ -218,7 +218,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     # at most ten batches (its released code's max_num_gen_batches).
     "dapo": {
         **_GRPO,
-        "reward.name": "exact_match + overlong",
+        "reward.name": "2*exact_match + overlong",
         "sampler.group_size": 16,
         "filter.mode": "std_zero",
         "filter.resample": 9,
@@ -326,6 +326,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     # lr 1e-6, thoughts of 2048 tokens. Its EMA term is a constant of the group and cancels.
     "rlp": {
         "reward.name": "log_prob",
+        "prompt.score_delims": "none",  # the document's words alone; the answer ends at a random place
         "sampler.group_size": 16,
         "sampler.temperature": 0.7,
         "loss.answer_term": 0.0,

@@ -328,7 +328,7 @@ class Config:
             self.reward,
             terms=(Term("log_prob", REWARDS["log_prob"]),) if supervised else self.reward.terms,
             overlong_max=overlong_max,
-            overlong_cache=self.reward.overlong_cache or overlong_max / 4,
+            overlong_cache=self.reward.overlong_cache or overlong_max / 5,
         )
         off_policy = self.sampler.max_staleness > 0 or self.sampler.weights == "int8"
         loss = dataclasses.replace(

@@ -14,8 +14,9 @@ from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.workdir import claim, pinned_date, write_config
 from rl_likelihood.settings import Config
 from rl_likelihood.shapes import Example
+from rl_likelihood.task import Task
 
-DROPPED = "dropped.jsonl"
+DROPPED, HELDOUT = "dropped.jsonl", "heldout.jsonl"
 
 
 @contextlib.contextmanager
@@ -29,13 +30,20 @@ def claimed(c: Config, workdir: Path) -> Iterator[Config]:
         yield dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
 
 
-def row_of(e: Example) -> dict[str, Any]:
+Row = dict[str, Any]
+
+
+def row_of(e: Example) -> Row:
     """A question as a row that data.source=files reads."""
     turns = [{"role": role, "content": content} for role, content in e.messages]
     return {"id": e.id, "prompt": turns or e.prompt, "answer": e.answer, "task": e.task}
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the file atomically, in process 0."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    distributed.by_first(lambda: run_files.replace(path, text))
+def write_results(workdir: Path, name: str, good: list[Row], dropped: list[Row], task: Task) -> None:
+    """Writes the rows with chains, the dropped rows, and the held-out questions, which a run on these chains needs.
+
+    Process 0 replaces each file atomically.
+    """
+    for file, rows in ((name, good), (DROPPED, dropped), (HELDOUT, [row_of(row.example) for row in task.heldout])):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        distributed.by_first(lambda file=file, text=text: run_files.replace(workdir / file, text))
