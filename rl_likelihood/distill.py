@@ -22,15 +22,12 @@ from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.config import build
 from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import INSTRUCTION
-from rl_likelihood.datasets.questions import digest
 from rl_likelihood.grading.pool import Pool
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
-from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
 from rl_likelihood.runtime.progress import Progress
-from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.search.folder import claimed, row_of, write_results
 from rl_likelihood.search.proposer import Ask, Drawing, Length, asked_ids, asks_of, model_proposer, with_model
 from rl_likelihood.search.rounds import Finder, Journal
@@ -47,11 +44,8 @@ def main() -> None:
     values, _ = from_flags()
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing; give the folder for the chains, for example --workdir=runs/teacher")
-    c, workdir = build(values), Path(flags.FLAGS.workdir)
-    with claimed(c, workdir) as dated:
-        f = finder(dated, workdir)
-        questions = digest([row.example for row in f.task.train], [])
-        distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, {"questions": questions}))
+    workdir = Path(flags.FLAGS.workdir)
+    with claimed(build(values), workdir, finder) as f:
         distill(f, workdir)
 
 

@@ -18,7 +18,6 @@ from absl import flags
 
 from rl_likelihood.cli.command import define_processes, from_flags, run_main
 from rl_likelihood.config import build
-from rl_likelihood.datasets.questions import digest
 from rl_likelihood.model.decoder import Params
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
@@ -26,7 +25,6 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, make_devices, sampler_weights
 from rl_likelihood.runtime.run_files import replace
-from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.search.controls import controls, text_of
 from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_results
 from rl_likelihood.search.proposer import Drawing, Propose, asks_of, model_proposer, with_model
@@ -49,10 +47,7 @@ def main() -> None:
 
 def run(c: Config, workdir: Path) -> None:
     """Runs the search for every training question, and its controls."""
-    with claimed(c, workdir) as dated:
-        f = finder(dated, workdir)
-        questions = digest([row.example for row in f.task.train], [])
-        distributed.by_first(lambda: keep_inputs(workdir, dated.prompt.date, {"questions": questions}))
+    with claimed(c, workdir, finder) as f:
         search(f, workdir)
 
 
