@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # over a second to import
     from transformers import PreTrainedTokenizerBase
 
 ORIGIN = "export.json"  # in an exported folder: the run that it came from
+# The weights of an earlier upload, perhaps in another number of files. They are not deleted if they are uploaded again.
+OLD_WEIGHTS = [WEIGHTS, "model-?????-of-?????.safetensors", INDEX]
 
 
 def export(
@@ -153,7 +155,11 @@ def push(folder: Path, repository: str, message: str, public: bool = False) -> s
         api = HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=message, ignore_patterns=[ORIGIN]
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=message,
+            ignore_patterns=[ORIGIN],
+            delete_patterns=OLD_WEIGHTS,
         )
     except Exception as e:  # raised by one of several libraries
         reason = " ".join(str(e).split())[:200] or type(e).__name__

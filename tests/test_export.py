@@ -157,7 +157,10 @@ def test_tokenizer_of_another_model(tmp_path):
 def test_a_folder_is_pushed_to_the_hub_with_the_token_and_without_what_names_this_machine(tmp_path):
     save_run(tmp_path)
     to = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--push=me/model"]
-    with hub() as (address, requests):
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    others = ["README.md", "adapter/model.safetensors"]
+    there = [first, second, "model.safetensors.index.json", "model.safetensors", *others]
+    with hub(there) as (address, requests):
         done = run(*to, HF_ENDPOINT=address, HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr
     assert f"{address}/me/model/commit/1" in done.stdout
@@ -166,7 +169,9 @@ def test_a_folder_is_pushed_to_the_hub_with_the_token_and_without_what_names_thi
     assert created["organization"] == "me" and created["name"] == "model" and created["visibility"] == "private"
     (commit,) = [body.decode() for path, _, body in requests if "/commit/" in path]
     lines = [json.loads(line)["value"] for line in commit.splitlines()]
-    sent = {value["path"]: value["content"] for value in lines[1:]}
+    sent = {value["path"]: value["content"] for value in lines[1:] if "content" in value}
+    deleted = {value["path"] for value in lines[1:] if "content" not in value}
+    assert deleted == {first, second, "model.safetensors.index.json"}, "old weights, unless uploaded again"
     assert set(sent) == {path.name for path in (tmp_path / "out").iterdir()} - {"export.json"}
     assert base64.b64decode(sent["config.json"]) == (tmp_path / "out" / "config.json").read_bytes()
     assert lines[0]["summary"].startswith("Step 3")
