@@ -221,6 +221,11 @@ def validate_loss(c: Config) -> None:
     if c.loss.reference_every and (c.loss.kl == "none" or c.step.scored_by_initial):
         why = "loss.kl is 'none'" if c.loss.kl == "none" else f"{c.reward.name} scores by the initial model"
         raise UserError(f"loss.reference_every is {c.loss.reference_every}, but {why}; set it to 0")
+    if c.loss.reference_decay and not c.loss.reference_every:
+        raise UserError(
+            f"loss.reference_decay is {c.loss.reference_decay}, but loss.reference_every is 0: the reference stays the "
+            "initial model; set loss.reference_every=1, or the decay to 0"
+        )
     if c.loss.span == "response" and not c.reward.supervised and c.sampled_answer == 0:
         raise UserError(
             "loss.span is 'response', chain and sampled answer, but sampler.max_sampled_answer is 0; set it to -1"

@@ -51,6 +51,10 @@ REFUSED = [
     ({"model__preset": "huge"}, ["model.preset is 'huge'", "tiny"]),
     ({"eval__prompts": 7}, ["eval.prompts is 7", "data.heldout_size is 6"]),
     ({"loss__kl_coef": 0.1}, ["loss.kl_coef is 0.1", "k2, k3 or reward_k1"]),
+    (
+        {"loss__kl": "k3", "loss__kl_coef": 0.1, "loss__reference_decay": 0.99},
+        ["loss.reference_decay is 0.99", "loss.reference_every is 0"],
+    ),
     ({"reward__base_rl": (1.0, 0.0)}, ["reward.base_rl", "three numbers"]),
     ({"warm_start__steps": 1, "warm_start__prompts": 8}, ["warm_start.prompts is 8", "prompts_per_step"]),
     ({"optim__lr": -1.0}, ["optim.lr is -1.0", "at least 0"]),
