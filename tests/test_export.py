@@ -12,16 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from rl_likelihood.data.byte_tokenizer import BYTES, byte_tokenizer
 from rl_likelihood.data.tokenizer import load_tokenizer
-from rl_likelihood.export import export, refuse_another, refuse_workdir, run_id
+from rl_likelihood.export import export, export_adapters, refuse_another, refuse_workdir, run_id
 from rl_likelihood.model.decoder import ModelConfig
+from rl_likelihood.model.lora import LoraConfig
 from rl_likelihood.runtime import checkpoint
 from rl_likelihood.shapes import TrainState, UserError
 from rl_likelihood.weights import files
+from tests.model.test_lora import random_adapters
 from tests.servers import hub
-from tests.weights.make_checkpoints import BASE, random_params, write
+from tests.weights.make_checkpoints import BASE, CONFIGS, random_params, write
 
 
 def run(*args, **env):
@@ -61,6 +64,35 @@ def test_command(tmp_path):
         "dtype": "float32",
     }
     assert stop == {"bos_token_id": None, "eos_token_id": base.eos_token_id, "pad_token_id": base.pad_token_id}
+
+
+def lora_run(folder, cfg):
+    """(its architecture, its adapters) of a run of adapters in `folder`, whose base is in no Hugging Face folder."""
+    write("qwen3", folder / "model")  # for the tokenizer
+    params = random_params(cfg, 1)
+    lora = LoraConfig(rank=2, targets=("q", "up"))
+    adapters = random_adapters(lora, cfg)
+    meta = {"model_config": dataclasses.asdict(cfg), "model_path": str(folder / "model")}
+    of_adapters = {"lora": dataclasses.asdict(lora), "config": {"warm_start.steps": 1}}
+    for path, tree, more in ((folder / checkpoint.INITIAL, params, {}), (folder, adapters, of_adapters)):
+        state = TrainState(step=jnp.int32(0), params=jax.tree.map(jnp.asarray, tree), opt_state={})
+        checkpoint.save_initial(path, state, meta | more)
+    return cfg, adapters
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_and_their_base_are_written_in_the_type_asked_for(dtype, tmp_path):
+    export_adapters(tmp_path / "run", *lora_run(tmp_path / "run", CONFIGS["qwen3"]), tmp_path / "out", dtype)
+    for file in ("adapter_model.safetensors", "base/model.safetensors"):
+        assert {str(x.dtype) for x in load_file(tmp_path / "out" / file).values()} == {dtype}
+
+
+def test_adapters_that_peft_cannot_load_are_refused_before_their_base_is_written(tmp_path):
+    phi = ModelConfig("phi3", kv_heads=2, **BASE)
+    cfg, adapters = lora_run(tmp_path / "run", phi)
+    with pytest.raises(UserError, match="phi3 files hold several matrices"):
+        export_adapters(tmp_path / "run", cfg, adapters, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_workdir_is_no_folder_to_export_to(tmp_path):

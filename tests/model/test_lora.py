@@ -185,7 +185,7 @@ def test_settings_that_would_do_nothing_are_refused(changes, words):
 
 
 def test_the_folder_for_peft_has_its_names_and_layout(tmp_path):
-    files.save_adapters(tmp_path, ADAPTERS, LORA, "base", "llama")
+    files.save_adapters(tmp_path, ADAPTERS, LORA, "base")
     arrays = load_file(tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]
