@@ -206,7 +206,7 @@ def generate(
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The likelihood of an answer after a chain: the log-prob (nats) of each token, and every likelihood reward.
+    """The likelihood of an answer after a chain: the log-prob (nats) of each token, and the rewards in OBJECTIVES.
 
     `chain`, `answer`: (token, log-prob) pairs. `rewards`: over the scored tokens of the answer (prompt.score_delims).
     `without_chain`: the same rewards after an empty chain. A notebook shows it in colours.
@@ -232,7 +232,7 @@ class Score:
 
 
 def score(run: Run, prompt: str, chain: str, answer: str) -> Score:
-    """Scores a chain and a reference answer after it: their log-probs, and the likelihood rewards."""
+    """Scores a chain and a reference answer after it: their log-probs, and the rewards in OBJECTIVES."""
     task = run.task
     (row,) = run.encoded([Example("prompt", prompt, answer, chain)])
     targets = [completion_ids(row, text, task.tokenizer, task.fmt) for text in (chain, "")]

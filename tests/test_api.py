@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import nbclient
@@ -70,7 +71,10 @@ def test_questions_are_asked_with_the_run_s_worked_examples(heldout, tmp_path):
     (got,) = run.encoded([Example("prompt", question, answer)])
     assert got.prompt_ids.tolist() == row.prompt_ids.tolist()
     assert "7 + 4 = 11. Then 11 - 5 = 6." in task.tokenizer.decode(got.prompt_ids)
-    assert len(api.score(run, question, "", answer).answer) == len(row.answer_ids)
+    score = api.score(run, question, "", answer)
+    assert len(score.answer) == len(row.answer_ids)
+    (line,) = [line for line in (ROOT / "docs/python.md").read_text().splitlines() if "api.score(" in line]
+    assert set(re.findall(r"`(\w+)`", line)) == set(score.rewards)
 
 
 def test_a_prompt_that_just_fits_is_not_refused(run, monkeypatch):
