@@ -244,7 +244,7 @@ def record(r: Run, step: int, out: dict[str, float], step_input: StepInput, per_
 def open_run(session: Session, task: Task, devices: Devices) -> Run:
     """The run, with its checkpoint manager. The best checkpoint is kept if train.best names a metric."""
     c = task.config.train
-    best = Best(session.workdir, c.best, bool(c.best) and higher_is_better(c.best))
+    best = Best(session.workdir, c.best, bool(c.best) and higher_is_better(c.best), bool(task.fast))
     manager = checkpoint.open_manager(session.workdir, checkpoint_config(c), best.is_best if c.best else None)
     return Run(**vars(session), task=task, devices=devices, checkpoints=manager, best=best)
 
