@@ -184,8 +184,8 @@ def _faulty(uid: str, task: Task, rng: random.Random) -> Example:
 
 def _conversation(uid: str, task: Task, item: dict[str, Any]) -> Example:
     """Numbers and a target for the environment `calculator`. The chain's teacher tries sum, difference and product in
-    this order, and submits the first that is right. After a wrong try it gives up with probability 0.6, and submits that
-    try. So what a policy has to learn by RL is not to give up."""
+    this order, and submits the first that is right. After a wrong try it gives up with probability 0.6, and submits
+    that try. So what a policy has to learn by RL is not to give up."""
     metadata, rng = item["metadata"], random.Random(uid)
     numbers, target = metadata["numbers"], metadata["target"]
     low, high = sorted(numbers)
