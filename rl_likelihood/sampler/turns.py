@@ -170,7 +170,7 @@ def _turn(
 
 
 def _packed(rows: Rows, width: int, extra: int) -> tuple[tuple, Bool[Array, "P G C"]]:
-    """(the rows' own caches [P x G, ...], positions in use). Their tokens move to the first `width` positions; `more`
+    """(the rows' own caches [P x G, ...], positions in use). Their tokens move to the first `width` positions; `extra`
     free positions follow."""
     p, g, c = rows.used.shape
     kept_width = min(width, c)
@@ -191,6 +191,18 @@ def _split_rows(own: tuple, p: int) -> tuple:
 
 
 # ------------------------------------------------------------------------------------------- several devices
+
+
+def at_once(p: int, g: int, slots: int, mesh: Mesh | None) -> tuple[int, int]:
+    """(prompts, rows of each) that are sampled at the same time: at most `slots` rows (0: all) of P prompts of G rows.
+
+    They divide over the mesh as P and G do. So every device has at least one row, even if `slots` is less.
+    """
+    data, fsdp = (1, 1) if mesh is None else (mesh.shape["data"], mesh.shape["fsdp"])
+    limit = min(slots or p * g, p * g)
+    prompts = min(p, -(-max(1, limit // g) // data) * data)
+    rows = max(1, limit // prompts)
+    return prompts, min(g, -(-rows // fsdp) * fsdp)
 
 
 def _shards(mesh: Mesh | None) -> bool:
