@@ -282,7 +282,8 @@ def keep_inputs_of_run(task: Task, session: Session) -> None:
 def first_alarms(r: Run, step: int) -> Alarms:
     """The alarms of a run that starts or resumes at `step`. They compare with the first steps of the run, so a resumed
     run reads those from metrics.jsonl."""
-    alarms = Alarms(tuple(t.name for t in r.config.reward.terms), r.config.reward.truncated)
+    c = r.config
+    alarms = Alarms(tuple(t.name for t in c.reward.terms), c.reward.truncated, c.step.turn_credit)
     path = r.workdir / run_files.METRICS
     if step and distributed.first() and path.exists():
         for row in run_files.read(path)[:FIRST_STEPS]:
