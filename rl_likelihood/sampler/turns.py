@@ -196,13 +196,15 @@ def _split_rows(own: tuple, p: int) -> tuple:
 def at_once(p: int, g: int, slots: int, mesh: Mesh | None) -> tuple[int, int]:
     """(prompts, rows of each) that are sampled at the same time: at most `slots` rows (0: all) of P prompts of G rows.
 
-    They divide over the mesh as P and G do. So every device has at least one row, even if `slots` is less.
+    They divide over the mesh as P and G do, and groups are whole if `slots` allows that. Every device has at least one
+    row, even if `slots` is less.
     """
+    if not slots or slots >= p * g:
+        return p, g
     data, fsdp = (1, 1) if mesh is None else (mesh.shape["data"], mesh.shape["fsdp"])
-    limit = min(slots or p * g, p * g)
-    prompts = min(p, -(-max(1, limit // g) // data) * data)
-    rows = max(1, limit // prompts)
-    return prompts, min(g, -(-rows // fsdp) * fsdp)
+    prompts = min(p, max(data, slots // g // data * data))
+    rows = slots // prompts
+    return prompts, g if rows >= g else min(g, max(fsdp, rows // fsdp * fsdp))
 
 
 def _shards(mesh: Mesh | None) -> bool:
