@@ -155,6 +155,11 @@ def validate_conversation(c: Config) -> None:
             f"env.credit is 'turn', which needs loss.advantage loo or mean and at least 2 messages, not "
             f"{c.loss.advantage!r} and sampler.max_turns = {c.sampler.max_turns}"
         )
+    if c.env.credit == "turn" and c.filter.mode != "none":
+        raise UserError(
+            f"filter.mode is {c.filter.mode!r}, but with env.credit = 'turn' groups with equal rewards teach too; set "
+            "filter.mode=none"
+        )
 
 
 def validate_posterior(c: Config) -> None:

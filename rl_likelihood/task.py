@@ -160,7 +160,7 @@ def abstract_judged(c: Config, rows: int) -> Judged:
     return Judged(*(jax.ShapeDtypeStruct(x, jnp.int32) for x in dims))
 
 
-def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh) -> Batch:
+def step_batch(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> Batch:
     """`abstract_batch` as the step takes it on this mesh: with a packing if train.packing is set."""
     batch = abstract_batch(c, fmt)
     if not c.train.packing:
@@ -180,7 +180,7 @@ def abstract_compared(c: Config, rows: int) -> Compared:
 def largest_forward(c: Config, fmt: ChainFormat, mesh: Mesh | None) -> int:
     """Prompts per forward of the learner's step, for a batch of the maximum widths."""
     with using(mesh):
-        return prompts_per_forward(abstract_batch(c, fmt), c.step)
+        return prompts_per_forward(step_batch(c, fmt, mesh), c.step)
 
 
 def trained(task: Task, params: Params) -> Params:

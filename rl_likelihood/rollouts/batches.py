@@ -39,8 +39,8 @@ class StepInput(NamedTuple):
 
     `rollout` and `rows`: the rollout and the questions from which `batch` was made. `logged`: metrics in addition to
     the step's own. `verdicts`: a rubric's. `measured`: computes more metrics of this process's rows while the step
-    runs; their `means` over processes are logged. `waited`: seconds of sampling, or of waiting for a rollout. `spread`:
-    the mean spread of all groups drawn, if the learner filtered them.
+    runs; their `means` over processes are logged. `waited`: seconds of sampling, or of waiting for a rollout and for
+    the sampler to release shared devices. `spread`: the mean spread of all groups drawn, if the learner filtered them.
     """
 
     batch: Batch

@@ -16,8 +16,10 @@ from rl_likelihood.planning.judges import texts_of_step
 from rl_likelihood.planning.programs import Plan, byte_format
 from rl_likelihood.planning.search import devices_of
 from rl_likelihood.run_model import random_model
+from rl_likelihood.sampler import decode
 from rl_likelihood.task import abstract_batch, load
 from rl_likelihood.weights import files
+from tests.rollouts import calculator
 from tests.runs import small_config
 from tests.small import random_params
 
@@ -70,6 +72,21 @@ def test_with_slots_each_device_holds_its_rows_and_their_prompts():
     }
     assert programs.cache_bytes(p) == expected
     assert programs.sampling_steps(p) == 2 * p.sampler.max_sampled  # eight rows, four at once
+
+
+def test_conversations_hold_only_the_rows_that_run_at_the_same_time():
+    def planned(**changes):
+        sizes = {"mesh__tensor": 1, "train__prompts_per_step": 4, "sampler__group_size": 4}
+        settings = calculator.config(**sizes, **changes)
+        return Plan(settings, plan.model_shapes(settings), devices_of(settings, aot.target("cpu:2")), 2)
+
+    whole, few = planned(), planned(sampler__slots=4)  # of 16 rows on two devices
+    assert [programs.at_once(p) for p in (whole, few)] == [(4, 4), (2, 2)]
+    assert programs.cache_bytes(whole)["rows"] == 4 * programs.cache_bytes(few)["rows"]
+    assert programs.cache_bytes(whole)["prompts"] == 2 * programs.cache_bytes(few)["prompts"]
+    assert programs.sampling_steps(few) == 4 * programs.sampling_steps(whole)
+    weights = jax.eval_shape(lambda p: decode.decoding_layout(p, few.model), programs.abstract_params(few.model))
+    assert programs.trace_turn(few, weights).out_info[1].length.shape == (2, 2)
 
 
 @pytest.mark.parametrize("form", ["head", "label"])

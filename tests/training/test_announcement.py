@@ -8,9 +8,11 @@ import pytest
 from configs.calculator import get_config
 from rl_likelihood.config import build
 from rl_likelihood.learner.surrogate import LossConfig
+from rl_likelihood.mesh import make_mesh
 from rl_likelihood.model.lora import MATRICES
+from rl_likelihood.planning.programs import byte_format
 from rl_likelihood.report import table_text
-from rl_likelihood.task import load
+from rl_likelihood.task import abstract_batch, largest_forward, load
 from rl_likelihood.training.announcement import ADVANTAGE, memory_copies, scored_line, steps_line
 from rl_likelihood.training.session import last_stage
 from tests.runs import small_config
@@ -54,6 +56,18 @@ def test_the_sampler_s_copy_is_as_large_as_it_is_stored(sampled, scales):
     assert stored == pytest.approx(size * matrices + max(size, 2) * rest + 4 * scales, abs=0.1)
     assert (copies["parameters"], copies["gradient"]) == (1, 1)
     assert copies["the optimizer's state"] == pytest.approx(2, rel=1e-3)
+
+
+def test_the_announced_micro_batch_is_the_packed_step_s():
+    def small(**changes):
+        return build(small_config(sampler__group_size=2, train__prompts_per_step=4, **changes))
+
+    c = small()
+    others = abstract_batch(c, byte_format(c)).completion.shape[-1] - c.sampler.max_chain
+    alone = make_mesh((1, 1, 1), jax.devices()[:1])
+    for packing, prompts in ((False, 2), (True, 4)):  # 4 prompts of 256 tokens: packing counts the real ones
+        c = small(sampler__max_chain=128 - others, train__packing=packing)
+        assert largest_forward(c, byte_format(c), alone) == prompts
 
 
 def test_every_advantage_has_words():
