@@ -113,6 +113,9 @@ def test_what_it_reads_has_the_shapes_of_the_plan(form):
         {"adversarial__steps": 2, "adversarial__form": "raro"},
         {"reward__baseline": "live", "adversarial__form": "raro"},
         {"judge__where": "step", "adversarial__form": "raro"},
+        {"judge__where": "step"},
+        {"judge__normalise": "whiten", "adversarial__form": "label"},
+        {"rubric__path": "x"},
         {"reward__name": "adversarial + exact_match", "adversarial__form": "raro"},
     ],
 )
