@@ -107,6 +107,15 @@ def test_a_word_that_nobody_has_finds_nothing_and_an_empty_store_neither():
     assert store.search(["zebra"], 3) == [[]] and store.search(["bread"], 0) == [[]]
 
 
+def test_texts_without_a_word_are_found_by_nobody():
+    pytest.importorskip("bm25s")
+    store = Store("bm25")
+    store.add(["2+2?", "3*4"])
+    assert store.search(["2+2?", "bread"], 1) == [[], []]
+    store.add(TEXTS)
+    assert store.search(["price of bread"], 1) == [[4]]
+
+
 def test_two_rankings_become_one():
     assert fused([[3, 1, 2], [1, 3, 0]]) == [1, 3, 0, 2]
 
