@@ -95,7 +95,7 @@ def test_an_unknown_store_is_refused(where):
 @pytest.mark.parametrize("where", ["faiss", "milvus:near.db"])
 def test_a_store_that_is_not_installed_is_named(where, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=rf"rubric.store is '{where}'.*rl_likelihood\[{where.partition(':')[0]}\]"):
+    with pytest.raises(UserError, match=rf"rubric.store is '{where}'.*'\.\[{where.partition(':')[0]}\]"):
         refuse_store(where)
 
 
