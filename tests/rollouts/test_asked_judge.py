@@ -115,6 +115,15 @@ def test_the_best_of_n_is_judged_by_the_model_and_by_the_grader(scorer, tmp_path
         best_of(c, tmp_path, 4)
 
 
+@pytest.mark.parametrize(
+    "changes, words", [({"eval__grader": "none"}, "eval.grader is 'none'"), ({"judge__max_row": 3000}, "judge.max_row")]
+)
+def test_what_best_of_cannot_use_is_refused_before_the_policy_is_read(scorer, changes, words):
+    c = build(few(model__preset="", model__path="nowhere", **changes))
+    with pytest.raises(UserError, match=words):
+        best_of(c, scorer, 4)
+
+
 def answer_in(sample):
     """The answer in a row of samples.jsonl; "" without one, as a judge reads it."""
     text = sample["sampled_answer"]
