@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from rl_likelihood.learner.adversarial import make_run_step
+from rl_likelihood.learner.adversarial import REPLAYED, make_run_step
 from rl_likelihood.learner.packing import Whole, pack
 from rl_likelihood.learner.step import group_spreads, models_of
 from rl_likelihood.mesh import global_batch, ready, replicated
@@ -92,4 +93,7 @@ class StepPrograms:
         """Waits for a started step: (state, metrics as floats, values of each row as numpy). No other program may be
         launched between `start` and this (`mesh.ready`)."""
         state, out, per_row = ready(started)
-        return state, {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)
+        numbers = {k: float(v) for k, v in out.items()}
+        if math.isnan(numbers.get(REPLAYED, 0.0)):
+            del numbers[REPLAYED]  # there are no earlier answers yet
+        return state, numbers, jax.tree.map(np.asarray, per_row)
