@@ -91,8 +91,9 @@ def calibrate(compare: Compare, rows: Sequence[Answered]) -> dict[str, Any]:
         judged = np.isfinite(first)
         if not judged.any():
             raise UserError("--judge failed on every pair that it is measured with; see its messages above")
-        longer = [0.5 if len(x) == len(y) else float(len(x) > len(y)) for x, y in zip(chosen, rejected, strict=True)]
-        out[name] = winrate.accuracy(first[judged], second[judged]) | {"length_only": float(np.mean(longer))} | lost
+        longer = np.sign([len(x) - len(y) for x, y in zip(chosen, rejected, strict=True)])[judged]  # 1, -1; 0: a tie
+        length_only = {"length_only": float((longer + 1).mean() / 2)}
+        out[name] = winrate.accuracy(first[judged], second[judged]) | length_only | lost
     return out
 
 

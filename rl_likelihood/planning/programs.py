@@ -341,7 +341,9 @@ def compile_judge(plan: Plan, others: float, memory: float | None) -> list[Compi
     if judge is None or plan.config.judge_in_step or plan.config.reward.judged == "similar_share":
         return []
     device = plan.devices.sampler.devices.flat[0]
-    traced = trace_judge(plan.config, judge, device, len(plan.devices.prompts), plan.chains)
+    # All chains of a prompt, also those that another process samples.
+    rows = plan.config.sampler.group_size
+    traced = trace_judge(plan.config, judge, device, len(plan.devices.prompts), rows)
     return [Compiled(compiling("judge", traced, Mesh([device], ("one",)), limit)[0], others, limit)]
 
 

@@ -117,7 +117,10 @@ class Endpoint:
         try:
             with self._client.stream("GET", self.settings.url.rstrip("/") + MODELS) as reply:
                 if reply.status_code in KEY_REFUSED:
-                    self._refuse(reply.status_code, self._shown(next(reply.iter_bytes(), b"")))
+                    text = b""
+                    with contextlib.suppress(self.httpx.DecodingError):  # its Content-Encoding is wrong
+                        text = next(reply.iter_bytes(), b"")
+                    self._refuse(reply.status_code, self._shown(text))
         except self.httpx.TransportError as error:
             raise UserError(
                 f"{self.settings.field} is {self.settings.url}, where nobody answers ({type(error).__name__}); start "

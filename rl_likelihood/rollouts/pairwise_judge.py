@@ -7,6 +7,7 @@ Judges compare better than they rate. The opponent is sampled from the policy, s
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Sequence
 
@@ -43,5 +44,5 @@ class PairwiseJudge:
         bias = ((first + second) / 2 - 0.5)[np.isfinite(first + second)]
         wins = [np.insert(row, other, 0.5) for row, other in zip((first + 1 - second) / 2, others, strict=True)]
         values = np.asarray(wins, np.float32)
-        logged = {"judge/first_bias": float(bias.mean()) if bias.size else 0.0}
+        logged = {"judge/first_bias": float(bias.mean()) if bias.size else math.nan}
         return Verdicts(values, np.isfinite(values), out.cut), logged

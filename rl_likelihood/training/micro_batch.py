@@ -148,7 +148,13 @@ def longest_batch(task: Task) -> Batch:
         return out
 
     ones = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
+    # The numbers of a judge or a critic in the step: `gradients` takes them like those of one outside.
+    judged = {name: np.zeros(shapes.keep.shape, np.float32) for name in task.config.step.reward.host_terms}
     return ones.replace(
+        host_rewards=judged | ones.host_rewards,
+        judged=None,
+        compared=None,
+        replayed=None,
         prompt=ids(shapes.prompt),
         prompt_length=np.full(shapes.prompt_length.shape, shapes.prompt.shape[1], np.int32),
         completion=ids(shapes.completion),

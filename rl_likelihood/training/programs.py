@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from rl_likelihood.learner.adversarial import make_run_step
+from rl_likelihood.learner.adversarial import REPLAYED, make_run_step
 from rl_likelihood.learner.packing import Whole, pack
 from rl_likelihood.learner.step import group_spreads, models_of
 from rl_likelihood.mesh import global_batch, ready, replicated
@@ -99,6 +100,9 @@ class StepPrograms:
         with ThreadPoolExecutor(1) as thread:
             computing = thread.submit(beside)
             state, out, per_row = ready(started)
-            finished = state, {k: float(v) for k, v in out.items()}, jax.tree.map(np.asarray, per_row)
+            numbers = {k: float(v) for k, v in out.items()}
+            if math.isnan(numbers.get(REPLAYED, 0.0)):
+                del numbers[REPLAYED]  # there are no earlier answers yet
+            finished = state, numbers, jax.tree.map(np.asarray, per_row)
             end = time.perf_counter()
             return finished, computing.result(), end

@@ -128,6 +128,9 @@ def test_a_judge_is_counted_in_the_step_or_as_a_program_of_its_own(tmp_path):
     tokens = 2 * (60 + 3 * 40)
     matrices = sum(x.size for x in jax.tree.leaves(random_params(model)["layers"]) if x.ndim == 3)
     assert 1 < own.program.flops / (2 * tokens * matrices) < 3
+    chains = dataclasses.replace(outside.devices, chains=slice(0, 1))  # the others are another process's
+    (same,) = programs.compile_judge(outside._replace(devices=chains), 5, None)
+    assert same.program.flops == own.program.flops, "it judges all chains of its prompts"
     flops = [plan.model_flops(x) for x in (alone, outside, step)]
     assert flops[0] == flops[1] == flops[2] - own.program.flops
 

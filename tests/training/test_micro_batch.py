@@ -45,6 +45,22 @@ def test_the_measured_batch_is_the_longest_that_the_run_may_meet(loaded):
     assert batch.host_rewards.keys() == shapes.host_rewards.keys()
 
 
+JUDGE = {"reward__name": "judge", "judge__model": "initial", "judge__where": "step", "loss__kl": "k3"}
+CRITIC = {"reward__name": "adversarial", "adversarial__form": "head", "adversarial__replay": 4}
+
+
+@pytest.mark.parametrize("changes", [{**JUDGE, "loss__kl_coef": 0.1}, CRITIC])
+def test_a_judge_or_a_critic_in_the_step_is_not_measured_but_its_numbers_are_there(changes):
+    c = build(small_config(train__micro_batch_prompts=-1, **changes))
+    devices = make_devices(c)
+    task, params = load(c, mesh=devices.learner)
+    reference = init_reference(params, devices.learner, task.model, c.step) if c.step.with_reference else None
+    batch = micro_batch.longest_batch(task)
+    assert batch.host_rewards[c.reward.judged].shape == batch.keep.shape
+    assert batch.judged is batch.compared is batch.replayed is None
+    assert list(micro_batch.measured(task, devices, params, (reference, None))) == [2]
+
+
 def test_it_is_measured_once_and_kept(loaded, tmp_path, capsys):
     task, devices, params, models = loaded
     assert task.config.step.micro_batch_prompts == 0
