@@ -264,18 +264,23 @@ def keep_inputs_of_run(task: Task, session: Session) -> None:
     """Saves the tokenizer and digests of the inputs in the workdir. So the workdir does not need the model's folder,
     and a resumed run notices changed data, prompts or code. A run that is accepted takes its bucket over."""
 
-    def keep() -> None:
+    def keep() -> str:
         c, sides = task.config, [[row.example for row in rows] for rows in (task.train, task.heldout)]
         digests = {"questions": digest(*sides), "prompts": digest_of_ids([*task.train, *task.heldout, *task.fast])}
         digests |= {"code": digest_of_files(c.reward.file, c.env.file, c.rubric.path), EXAMPLES: digest_of_examples(c)}
-        keep_inputs(session.workdir, c.prompt.date, digests, session.force)
+        try:
+            keep_inputs(session.workdir, c.prompt.date, digests, session.force)
+        except OtherInputs as error:
+            return str(error)
         write_config(session.workdir, session.given)
         if task.model_path != BYTES and not (session.workdir / TOKENIZER).exists():
             part = session.workdir / f"{TOKENIZER}.part"
             save_tokenizer(task.tokenizer, part, task.fmt.eos_ids)
             part.rename(session.workdir / TOKENIZER)
+        return ""
 
-    distributed.by_first(keep)
+    if refused := distributed.by_first(keep):
+        raise OtherInputs(refused)  # in every process
     if session.copy:
         session.copy.own()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rl_likelihood.config import binding_differences, flatten
 from rl_likelihood.model.decoder import ModelConfig
-from rl_likelihood.runtime import checkpoint
+from rl_likelihood.runtime import checkpoint, distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.run_files import EVAL, METRICS, SAMPLES, read_object, replace
 from rl_likelihood.settings import Config
@@ -29,7 +29,7 @@ EXAMPLES = "examples"  # the digest of the worked examples in every prompt, for 
 TOKENIZER = "tokenizer"  # folder with a copy of the tokenizer, because the model's files may move
 
 
-class OtherInputs(UserError):
+class OtherInputs(distributed.SharedRefusal):
     """An input of the run has changed since it began. The workdir is not modified."""
 
 
