@@ -34,7 +34,7 @@ from rl_likelihood.model.decoder import Params
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metric_table import higher_is_better, without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
-from rl_likelihood.report.tracking import Tracker, board
+from rl_likelihood.report.tracking import Board, Tracker
 from rl_likelihood.rollouts.asked_judge import judge_of, refuse_judge
 from rl_likelihood.rollouts.baseline import write_baseline
 from rl_likelihood.rollouts.batches import SamplerFailed, StepInput, means
@@ -120,7 +120,7 @@ def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None 
         original, c = c, dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
         tracking = c.report.wandb if folder == workdir else "off"
         start_step = -1 if resume is None else resume
-        tensorboard = board(folder, start_step) if c.report.tensorboard and distributed.first() else None
+        tensorboard = Board(folder, start_step) if c.report.tensorboard and distributed.first() else None
         tracker = Tracker(folder, tracking, c.report.wandb_project, flatten(c), tensorboard)
         writer = stack.enter_context(MetricsWriter(folder, c.train.steps, None, tracker))
         writer.status("running", resume or 0)

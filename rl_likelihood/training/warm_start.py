@@ -32,6 +32,7 @@ from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import Devices, batch_size, sample_all, sampler_weights, using
 from rl_likelihood.runtime.progress import Progress
+from rl_likelihood.runtime.run_files import replace
 from rl_likelihood.shapes import CHAIN, REFERENCE, TAG, Batch, Example, UserError
 from rl_likelihood.task import WARM_START, Task, trained
 
@@ -86,8 +87,7 @@ def chains_to_learn(
     w = task.config.warm_start
     if w.chains == "own":
         chains = own_chains(task, devices, params, between)
-        if distributed.first():
-            (workdir / FILE).write_text("".join(json.dumps(row) + "\n" for row in chains))
+        distributed.by_first(lambda: replace(workdir / FILE, "".join(json.dumps(row) + "\n" for row in chains)))
         examples = [Example(**row) for row in chains]
         encoded = prompts.encode_all(examples, task.tokenizer, task.config.prompt, task.fmt)
     else:

@@ -7,6 +7,7 @@ import functools
 import http.server
 import json
 import random
+import resource
 import subprocess
 import sys
 import threading
@@ -310,6 +311,21 @@ def test_a_prepared_folder_is_never_overwritten(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file cannot be written"):
         prepare.prepare("gsm8k", source, str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("rows, size", [(400, 10_000), (20, 100_000)], ids=["the rows", "the report"])
+def test_a_full_disk_is_one_sentence_and_leaves_no_folder(rows, size, tmp_path):
+    source, out = str(gsm8k(tmp_path / "source", rows)), tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (tmp_path / "source" / "train.jsonl").open("a") as f:  # duplicates, which the report names
+        f.writelines(json.dumps({"question": "train 1é?", "answer": "#### 1"}) + "\n" for _ in range(400_000 // rows))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"out cannot be written .File too large.; .*--out"):
+            prepare.prepare("gsm8k", source, str(out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(out.rglob("*.*"))
 
 
 def test_several_sources_have_commas_between_them(tmp_path):

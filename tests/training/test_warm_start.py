@@ -57,6 +57,13 @@ def test_a_model_that_is_not_finite_is_refused_before_anything_is_saved(tmp_path
     assert not (tmp_path / "run" / INITIAL).exists()
 
 
+def test_own_chains_that_cannot_be_written_are_one_sentence(tmp_path):
+    (tmp_path / "run" / "warm_start.jsonl.part").mkdir(parents=True)  # in the way, as a full disk is
+    own = {"warm_start__steps": 2, "warm_start__prompts": 4, "warm_start__prompts_per_step": 4}
+    with pytest.raises(UserError, match="warm_start.jsonl: cannot be written"):
+        run(tmp_path / "run", warm_start__examples=0, **ONE, **own)
+
+
 def test_a_warm_start_on_own_chains_says_when_there_are_none(tmp_path):
     with pytest.raises(UserError, match="there are only 0 chains .warm_start.chains='own'."):
         run(
