@@ -178,6 +178,9 @@ IMPOSSIBLE = [
     (["--coordinator=a:b", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:b'"),
     (["--coordinator=a:99999", "--num_processes=2", "--process_id=0"], "--coordinator is 'a:99999'"),
     (["--coordinator=a:0", "--num_processes=2", "--process_id=1"], "--coordinator is 'a:0'"),
+    (["--coordinator=:1", "--num_processes=2", "--process_id=1"], "--coordinator is ':1'"),
+    (["--coordinator=10.0.0..2:1", "--num_processes=2", "--process_id=1"], "--coordinator is '10.0.0..2:1'"),
+    ([f"--coordinator={'a' * 64}:1", "--num_processes=2", "--process_id=0"], f"--coordinator is '{'a' * 64}:1'"),
     (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "--process_id is 2, but --num_processes is 2"),
 ]
 
