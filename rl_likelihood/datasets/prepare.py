@@ -87,7 +87,7 @@ def prepare(
     one_of("--dataset", name, DATASETS)
     if max_chars < 0:
         raise UserError(f"--max_chars is {max_chars}; it must be 0 (no limit) or more")
-    if heldout is not None and (heldout < 0 or (heldout > 1 and heldout != int(heldout))):
+    if heldout is not None and not (0 <= heldout <= 1 or (heldout > 0 and float(heldout).is_integer())):
         raise UserError(f"--heldout is {heldout}; give a number of questions, or a share below 1")
     dataset = DATASETS[name]
     folder = Path(out).expanduser() / name / VERSION

@@ -283,6 +283,8 @@ def test_the_report_accounts_for_every_row(tmp_path, capsys):
         (["--dataset=reasoning_gym"], "no files to prepare; train with data.source=reasoning_gym"),
         (["--dataset=gsm8k", "--source=SOURCE", "--max_chars=-1"], "--max_chars is -1"),
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=1.5"], "--heldout is 1.5"),
+        (["--dataset=gsm8k", "--source=SOURCE", "--heldout=nan"], "--heldout is nan"),
+        (["--dataset=gsm8k", "--source=SOURCE", "--heldout=inf"], "--heldout is inf"),
         (["--dataset=gsm8k", "--source=SOURCE", "--heldout=many"], "argument --heldout: invalid float value: 'many'"),
         (["--dataset=gsm8k", "--source=SOURCE", "--max_char=5"], "unrecognized arguments: --max_char=5"),
         (
