@@ -116,7 +116,7 @@ def run(c: Config, workdir: Path, force: bool = False, copy: bucket.Copy | None 
         saved = None if resume is None else checkpoint.describe(workdir)
         if saved is not None:
             distributed.by_first(lambda: restore_tracking_id(workdir, saved[-1].get("tracking_id")))
-        date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date))
+        date = distributed.by_first(lambda: pinned_date(workdir, c.prompt.date, saved and saved[-1]))
         original, c = c, dataclasses.replace(c, prompt=dataclasses.replace(c.prompt, date=date))
         tracking = c.report.wandb if folder == workdir else "off"
         start_step = -1 if resume is None else resume

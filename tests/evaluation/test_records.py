@@ -148,7 +148,7 @@ def test_the_command_goes_on_with_records_that_are_there(tmp_path):
     c = small_config()
     task, params = load(build(c))
     out = evaluated(task, params, task.heldout, folder=tmp_path / "out")
-    arguments = f"--config={config_file(tmp_path)}", f"--out={tmp_path / 'out'}"
+    arguments = f"--config={config_file(tmp_path)}", f"--out={tmp_path / 'out'}", "--config.prompt.date=2026-01-02"
     process = subprocess.run(
         [sys.executable, "-m", "rl_likelihood.evaluate", *arguments],
         cwd=ROOT,
@@ -162,3 +162,4 @@ def test_the_command_goes_on_with_records_that_are_there(tmp_path):
     row = json.loads(process.stdout)
     assert numbers(row) == {"step": 0, "data": "faulty_losses", **numbers(out)} and row["records"] == out["records"]
     assert run_files.read(tmp_path / "out" / "eval.jsonl") == [row]
+    assert json.loads((tmp_path / "out" / "inputs.json").read_text()) == {"date": "2026-01-02"}
