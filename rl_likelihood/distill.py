@@ -23,12 +23,12 @@ from rl_likelihood.data.judged_text import question_of
 from rl_likelihood.data.prompts import INSTRUCTION
 from rl_likelihood.datasets.questions import digest
 from rl_likelihood.grading.pool import Pool
+from rl_likelihood.progress import Progress
 from rl_likelihood.rollouts.asked_judge import http_settings
 from rl_likelihood.rollouts.endpoint import Endpoint
 from rl_likelihood.runtime import distributed
 from rl_likelihood.runtime.console import say
 from rl_likelihood.runtime.devices import make_devices, sampler_weights
-from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.workdir import keep_inputs
 from rl_likelihood.search.folder import DROPPED, claimed, row_of, write_rows
 from rl_likelihood.search.proposer import Ask, Drawing, Length, asked_ids, asks_of, model_proposer, with_model

@@ -31,6 +31,7 @@ from rl_likelihood.learner.optimizer import make_optimizer
 from rl_likelihood.learner.step import all_finite, init_reference, models_of
 from rl_likelihood.mesh import put
 from rl_likelihood.model.decoder import Params
+from rl_likelihood.progress import Progress
 from rl_likelihood.report.alarms import FIRST_STEPS, Alarms
 from rl_likelihood.report.metric_table import higher_is_better, without_samples
 from rl_likelihood.report.metrics import MetricsWriter, line
@@ -49,7 +50,6 @@ from rl_likelihood.runtime.disk import checkpoint_config, drop_optimizer, lost_o
 from rl_likelihood.runtime.lock import FILE as LOCK
 from rl_likelihood.runtime.lock import lock
 from rl_likelihood.runtime.profile import Profile
-from rl_likelihood.runtime.progress import Progress
 from rl_likelihood.runtime.signals import Stopped, StopRequest
 from rl_likelihood.runtime.workdir import (
     EXAMPLES,

@@ -25,6 +25,7 @@ import numpy as np
 from jax._src.distributed import global_state  # the coordinator's address on a TPU, and whether that is this process
 from jax.experimental import multihost_utils
 
+from rl_likelihood import progress
 from rl_likelihood.runtime import watch
 from rl_likelihood.runtime.watch import TOKEN, Unreachable, Watch, processes, write_error
 from rl_likelihood.shapes import UserError
@@ -81,6 +82,7 @@ def start(
     if jax.process_count() == 1:
         return
     _number = jax.process_index()  # a TPU numbers its hosts itself
+    progress.shown = first()
     numbers = gather(np.asarray([arguments.get("process_id", _number)])).tolist()
     if numbers != sorted(numbers):
         raise SharedRefusal(

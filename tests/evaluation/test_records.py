@@ -118,7 +118,7 @@ def test_marks_of_older_rules_are_not_kept(tmp_path, monkeypatch):
 
 def test_one_evaluation_at_a_time_writes_a_file_and_says_how_far_it_is(tmp_path, monkeypatch):
     task, params = task_of(eval__prompts=2)
-    monkeypatch.setattr("rl_likelihood.runtime.progress.EVERY", 0.01)
+    monkeypatch.setattr("rl_likelihood.progress.EVERY", 0.01)
     said = []
     out = evaluated(task, params, task.heldout, between=lambda: time.sleep(0.1), folder=tmp_path, say=said.append)
     assert said[0] == "evaluating 2 questions, 1 greedy and 2 sampled chains each"
